@@ -1,0 +1,1 @@
+"""Object-centric learning for videos: image slots, video slots, masks."""
