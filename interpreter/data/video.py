@@ -1,0 +1,204 @@
+"""One video: a file or a folder of frames, decoded as a stream or at chosen frames."""
+
+import abc
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from interpreter.data.images import list_images, probe_size, read_rgb, resize
+
+Size = tuple[int, int]
+
+
+class VideoError(ValueError):
+    """A video that cannot be decoded in full: what is wrong, where, and what to do, in one line."""
+
+
+class Video(abc.ABC):
+    """A video that is decoded on demand. Holds no open file and can be pickled.
+
+    Attributes:
+        path: the video file or the folder of frames.
+        name: file name without suffix, folder name, or what a data set calls it (may contain ``/``).
+        height, width: native size in pixels, after rotation metadata; sample aspect ratios are ignored, so that
+            pixels and masks correspond.
+        fps: average frames per second (24 for folders and for files that do not say).
+    """
+
+    path: Path
+    name: str
+    height: int
+    width: int
+    fps: Fraction
+
+    @property
+    @abc.abstractmethod
+    def num_frames(self) -> int:
+        """Exact number of decodable frames, whatever the container claims. For a file the first access decodes it.
+
+        Raises:
+            VideoError: if the video is damaged or truncated.
+        """
+
+    @abc.abstractmethod
+    def check(self) -> None:
+        """Make sure that every frame can be decoded.
+
+        Files are decoded once, which also settles ``num_frames``. Frames of a folder are checked for their size and
+        their end marker, without decoding them.
+
+        Raises:
+            VideoError: if the video is damaged or truncated.
+        """
+
+    def frames(self, size: Size | None = None) -> Iterator[np.ndarray]:
+        """Decode the whole video in presentation order, one frame in memory at a time.
+
+        Args:
+            size: (height, width) to resize to (`interpreter.data.images.resize`: antialiased bilinear); None keeps
+                the native size.
+
+        Yields:
+            uint8 [H, W, 3] RGB, each a new array.
+
+        Raises:
+            VideoError: at the frame where decoding fails, or at the end if the file stops far too early.
+        """
+        _check_size(size)
+        return self._stream(size)
+
+    def read(self, indices: Sequence[int] | np.ndarray, size: Size | None = None) -> np.ndarray:
+        """Decode chosen frames; the same pixels as `frames` gives, bit for bit.
+
+        Args:
+            indices: n frame numbers in 0..num_frames-1, in any order, repeats allowed.
+            size: as for `frames`.
+
+        Returns:
+            uint8 [n, H, W, 3] RGB.
+
+        Raises:
+            IndexError: if an index is out of range.
+            VideoError: if the video is damaged or truncated.
+        """
+        _check_size(size)
+        wanted = [int(i) for i in indices]
+        for index in wanted:
+            if not 0 <= index < self.num_frames:
+                raise IndexError(f"frame {index} of {self.path}: it has frames 0 to {self.num_frames - 1}")
+        height, width = size or (self.height, self.width)
+        out = np.empty((len(wanted), height, width, 3), np.uint8)
+        places: dict[int, list[int]] = {}
+        for place, index in enumerate(wanted):
+            places.setdefault(index, []).append(place)
+        for index, frame in self._pick(sorted(places)):
+            out[places[index]] = resize(frame, size)
+        return out
+
+    def _stream(self, size: Size | None) -> Iterator[np.ndarray]:
+        raise NotImplementedError
+
+    def _pick(self, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (index, native frame) for sorted, distinct, valid indices."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}, {self.height}x{self.width})"
+
+
+class FrameFolder(Video):
+    """A folder of frames (jpg, jpeg, png, bmp, webp) in natural order of their names, all of one size.
+
+    Args:
+        path: the folder.
+        name: what to call the video; None takes the folder's name.
+
+    Raises:
+        VideoError: if it holds no image or its first image cannot be read.
+    """
+
+    def __init__(self, path: Path, name: str | None = None):
+        self.path = path
+        self.name = name or path.resolve().name
+        self.fps = Fraction(24)
+        self.files = list_images(path)
+        if not self.files:
+            raise VideoError(f"{path}: no jpg, png, bmp or webp images in this folder; give a video file or its frames")
+        self.height, self.width = self._probe(self.files[0])
+
+    @property
+    def num_frames(self) -> int:
+        """Number of images; `check` makes sure that all of them are complete."""
+        return len(self.files)
+
+    def check(self) -> None:
+        """Look at every image: size and end marker (see `Video.check`)."""
+        for file in self.files:
+            self._require_size(file, self._probe(file))
+
+    def _stream(self, size: Size | None) -> Iterator[np.ndarray]:
+        for file in self.files:
+            yield resize(self._decode(file), size)
+
+    def _pick(self, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        for index in indices:
+            yield index, self._decode(self.files[index])
+
+    def _decode(self, file: Path) -> np.ndarray:
+        try:
+            frame = read_rgb(file)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise _unreadable(file, error) from error
+        self._require_size(file, frame.shape[:2])
+        return frame
+
+    def _probe(self, file: Path) -> Size:
+        try:
+            return probe_size(file)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise _unreadable(file, error) from error
+
+    def _require_size(self, file: Path, size: Sequence[int]) -> None:
+        if tuple(size) != (self.height, self.width):
+            raise VideoError(
+                f"{file}: {size[0]}x{size[1]} (height x width), but {self.files[0].name} is {self.height}x{self.width}; "
+                "make all frames of the folder one size"
+            )
+
+
+def open_video(path: str | Path, name: str | None = None) -> Video:
+    """Open a video file (any container and codec that FFmpeg decodes) or a folder of frames.
+
+    Opening decodes the first frame only; `Video.check` looks at all of them.
+
+    Args:
+        path: a file or a folder.
+        name: what to call the video; None takes the file name without suffix, or the folder name.
+
+    Raises:
+        FileNotFoundError: if there is nothing at ``path``.
+        VideoError: if it is no video, is empty, or its first frame cannot be decoded.
+    """
+    from interpreter.data.video_file import VideoFile  # here, because it builds on this file
+
+    path = Path(path)
+    if path.is_dir():
+        return FrameFolder(path, name)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such video file or folder of frames")
+    return VideoFile(path, name)
+
+
+def _check_size(size: Size | None) -> None:
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise ValueError(f"size must be (height, width), both at least 1, not {size!r}")
+
+
+def _unreadable(file: Path, error: Exception) -> VideoError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return VideoError(f"{file}: damaged or no image ({reason}); restore the file or remove the video")
