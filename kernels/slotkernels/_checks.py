@@ -1,0 +1,52 @@
+"""Checks of what callers pass in; every complaint names the argument, its shape and what was expected."""
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def describe(tensor: Tensor) -> str:
+    """Dtype and shape, as they appear in error messages."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def check_tensor(op: str, name: str, tensor: Tensor, shape: str, sizes: dict[str, int], dtypes=FLOATS) -> None:
+    """Check rank and dtype, and that every letter of ``shape`` (such as "B N D") keeps one size through ``sizes``.
+
+    The first tensor that uses a letter fixes it. Only the batch letters B and T may be zero.
+    """
+    letters = shape.split()
+    expected = f"[{', '.join(letters)}]"
+    if tensor.dim() != len(letters):
+        raise ValueError(f"{op}: {name} is {describe(tensor)}, expected {expected}")
+    if tensor.dtype not in dtypes:
+        allowed = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise ValueError(f"{op}: {name} is {describe(tensor)}, expected dtype {allowed}")
+    for letter, size in zip(letters, tensor.shape, strict=True):
+        if sizes.setdefault(letter, size) != size:
+            raise ValueError(f"{op}: {name} is {describe(tensor)}, expected {expected} with {letter} = {sizes[letter]}")
+        if size == 0 and letter not in ("B", "T"):
+            raise ValueError(f"{op}: {name} is {describe(tensor)}, expected {expected} with {letter} > 0")
+
+
+def check_same(op: str, **tensors: Tensor | None) -> None:
+    """Check that the tensors share dtype and device."""
+    (first_name, first), *others = [(name, t) for name, t in tensors.items() if t is not None]
+    for name, tensor in others:
+        if tensor.dtype != first.dtype or tensor.device != first.device:
+            raise ValueError(
+                f"{op}: {name} is {describe(tensor)} on {tensor.device}, "
+                f"expected the dtype and device of {first_name}: {describe(first)} on {first.device}"
+            )
+
+
+def check_that(condition: bool, message: str) -> None:
+    """Raise ValueError unless ``condition``."""
+    if not condition:
+        raise ValueError(message)
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Precision of softmax, normalisers and losses: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

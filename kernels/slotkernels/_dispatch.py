@@ -1,0 +1,138 @@
+"""Picks the backend that serves a call: by name, or the fastest that can.
+
+An op is registered with PyTorch once (``torch.library.custom_op``); its body asks an :class:`Op` table for the module
+that does the arithmetic. Adding a backend is one line beside the op::
+
+    INVERTED_ATTENTION.add("triton", "slotkernels.slot_attention.triton", supports=why_not_triton)
+
+The module is imported at the first call that needs it, so ``import slotkernels`` needs no compiler and no GPU. It defines a
+function named like the op, and ``<op>_backward`` if the op is differentiable, with the arguments of ``reference.py``.
+"""
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("cuda", "triton", "cpp", "keops", "reference")  # "auto" takes the first of these that supports the call
+ENVIRONMENT_VARIABLE = "SLOTKERNELS_BACKEND"
+
+_override: ContextVar[str | None] = ContextVar("slotkernels_backend", default=None)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a backend may look at when it says whether it can serve a call."""
+
+    tensors: tuple[Tensor | None, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first tensor (all tensors of a call share it)."""
+        return next(t for t in self.tensors if t is not None).device
+
+
+Supports = Callable[[Call], str | None]
+
+
+def _always(call: Call) -> str | None:
+    return None
+
+
+class Op:
+    """The table of one op's backends."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._backends: dict[str, tuple[str, Supports]] = {}
+
+    def add(self, backend: str, module: str, supports: Supports = _always) -> None:
+        """Serve this op by the functions of ``module`` (dotted path) whenever ``supports(call)`` returns None.
+
+        Otherwise ``supports`` returns the reason, which the user reads when asking for this backend by name.
+        """
+        self._backends[check_name(backend)] = (module, supports)
+
+    def available(self, call: Call) -> tuple[str, ...]:
+        """Names of the backends that can serve the call, fastest first."""
+        return tuple(name for name in BACKENDS if self._refusal(name, call) is None)
+
+    def select(self, requested: str, call: Call) -> str:
+        """Name of the backend for this call.
+
+        Raises:
+            ValueError: if no backend has that name.
+            RuntimeError: if the backend asked for by name cannot serve the call; the message says why.
+        """
+        if check_name(requested, allow_auto=True) == "auto":
+            return next(name for name in BACKENDS if self._refusal(name, call) is None)
+        reason = self._refusal(requested, call)
+        if reason is not None:
+            others = ", ".join(self.available(call)) or "none"
+            raise RuntimeError(
+                f"slotkernels.{self.name}: backend {requested!r} cannot serve this call: {reason}. Available: {others}."
+            )
+        return requested
+
+    def run(self, requested: str, call: Call, function: str, *args: Any) -> Any:
+        """Call ``function`` of the selected backend's module, with autocast off: ops choose their precision themselves."""
+        module = importlib.import_module(self._backends[self.select(requested, call)][0])
+        device = call.device.type
+        if not torch.is_autocast_enabled(device):
+            return getattr(module, function)(*args)
+        with torch.autocast(device, enabled=False):
+            return getattr(module, function)(*args)
+
+    def _refusal(self, name: str, call: Call) -> str | None:
+        if name not in self._backends:
+            return f"it is not implemented for {self.name} or was not built"
+        return self._backends[name][1](call)
+
+
+def check_name(name: str, allow_auto: bool = False) -> str:
+    """Return ``name`` if it is a backend's, else raise ValueError."""
+    known = ("auto", *BACKENDS) if allow_auto else BACKENDS
+    if name not in known:
+        raise ValueError(f"backend={name!r} is unknown; expected one of {', '.join(known)}")
+    return name
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Use one backend for every call in the ``with`` block that does not name its own.
+
+    Nests, and is private to the thread or async task. It wins over the environment variable ``SLOTKERNELS_BACKEND``, and
+    ``"auto"`` undoes both. A compiled function keeps the backend that was in force when it was traced, so put the block
+    around the first call of the compiled function, not inside it.
+
+    Args:
+        name: "auto", "reference", "triton", "cpp", "cuda" or "keops".
+
+    Raises:
+        ValueError: if no backend has that name.
+    """
+    token = _override.set(check_name(name, allow_auto=True))
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+@torch.compiler.assume_constant_result  # Dynamo cannot trace a ContextVar
+def _default_backend() -> str:
+    name = _override.get()
+    if name is not None:
+        return name
+    return check_name(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", allow_auto=True)
+
+
+def requested_backend(backend: str) -> str:
+    """The backend an op is asked for: the argument, else ``use_backend``, else the environment variable, else "auto"."""
+    return _default_backend() if check_name(backend, allow_auto=True) == "auto" else backend

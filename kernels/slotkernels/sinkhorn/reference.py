@@ -1,0 +1,212 @@
+"""Sinkhorn divergence in plain PyTorch: the oracle of every other backend.
+
+The four transport problems x→y, y→x, x→x and y→y are one tensor of costs. Columns come first, [L, 4, B, L]: a log-sum-exp
+over columns then reduces the leading dimension, which vectorises whatever the size of the sets. The smaller set is
+padded to L points of weight zero (log-weight -inf), which changes nothing.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._checks import accumulate_dtype
+
+# Position of each problem's partner: x→y and y→x read each other's potential, x→x and y→y their own.
+SWAP = (1, 0, 2, 3)
+# A diameter beyond this many times the blur is cut to it where the schedule's length must not depend on the data.
+LONGEST_RATIO = 1e8
+# Below this many times the blur two sets are one point (GeomLoss divides by zero there).
+SHORTEST_RATIO = 1e-3
+
+
+def bounding_diameter(x: Tensor, y: Tensor, per_problem: bool) -> Tensor:
+    """Diagonal of the bounding box of both sets: a scalar for the whole batch, or [B]; an upper bound on all distances."""
+    dims = (1,) if per_problem else (0, 1)
+    low = torch.minimum(x.amin(dims), y.amin(dims))
+    high = torch.maximum(x.amax(dims), y.amax(dims))
+    return torch.linalg.vector_norm((high - low).to(accumulate_dtype(x.dtype)), dim=-1)
+
+
+def epsilon_schedule(
+    diameter: float | Tensor, p: int, blur: float, scaling: float
+) -> Iterator[tuple[float | Tensor, Tensor | None]]:
+    """Temperatures ``[d^p, (d s)^p, (d s²)^p, …, blur^p]``, each with the mask [B, 1] of problems that still take that step.
+
+    A float diameter, or a tensor with one element on the CPU, gives floats. Problems with their own diameters take different
+    numbers of steps; on an accelerator the loop has the longest schedule's length, so that nothing waits for the data.
+    """
+    stop, step = p * math.log(blur), p * math.log(scaling)
+    if isinstance(diameter, Tensor) and diameter.device.type == "cpu" and diameter.dim() == 0:
+        diameter = diameter.item()
+    if not isinstance(diameter, Tensor):
+        start = p * math.log(max(diameter, SHORTEST_RATIO * blur))
+        for i in range(max(0, math.ceil((stop - start) / step))):
+            yield math.exp(start + i * step), None
+        yield blur**p, None
+        return
+
+    diameter = diameter.double().clamp(SHORTEST_RATIO * blur, LONGEST_RATIO * blur).reshape(-1, 1)
+    start = p * diameter.log()
+    lengths = ((stop - start) / step).ceil().clamp_min(0)
+    if diameter.device.type == "cpu":
+        longest = int(lengths.max()) if lengths.numel() else 0
+    else:
+        longest = math.ceil(p * math.log(LONGEST_RATIO) / -step)
+    for i in range(longest + 1):
+        eps = torch.where(lengths > i, (start + i * step).exp(), blur**p)
+        yield eps, lengths >= i
+
+
+def first_epsilon(diameter: float | Tensor, p: int, blur: float) -> float | Tensor:
+    """``d^p``, in the form that :func:`epsilon_schedule` gives its values."""
+    if isinstance(diameter, Tensor) and diameter.device.type == "cpu" and diameter.dim() == 0:
+        diameter = diameter.item()
+    if not isinstance(diameter, Tensor):
+        return max(diameter, SHORTEST_RATIO * blur) ** p
+    return diameter.double().clamp(SHORTEST_RATIO * blur, LONGEST_RATIO * blur).reshape(-1, 1) ** p
+
+
+def _pad(points: Tensor, length: int) -> Tensor:
+    points = points.to(accumulate_dtype(points.dtype))
+    missing = length - points.shape[1]
+    return F.pad(points, (0, 0, 0, missing)) if missing else points
+
+
+def _log_weights(weights: Tensor | None, points: Tensor, length: int) -> Tensor:
+    """[L, B] log-weights; zero weights become -100000 as in GeomLoss, padding -inf."""
+    batch, count = points.shape[:2]
+    dtype = accumulate_dtype(points.dtype)
+    if weights is None:
+        logs = torch.full((count, batch), -math.log(count), dtype=dtype, device=points.device)
+    else:
+        weights = weights.to(dtype).t()
+        logs = torch.where(weights > 0, weights.log(), -100000.0)
+    return F.pad(logs, (0, 0, 0, length - count), value=-math.inf) if length > count else logs
+
+
+def _squared_distances(x: Tensor, y: Tensor, debias: bool) -> Tensor:
+    """[L, 4, B, L] (2 problems without debiasing) squared distances, columns first, of equally long sets."""
+    xx, yy = (x * x).sum(-1), (y * y).sum(-1)
+    length, batch = x.shape[1], x.shape[0]
+    out = x.new_empty(4 if debias else 2, batch, length, length)  # [problem, B, column, row]
+    cross = torch.baddbmm(xx.unsqueeze(2) + yy.unsqueeze(1), x, y.transpose(1, 2), alpha=-2)
+    out[0], out[1] = cross.transpose(1, 2), cross
+    if debias:
+        for problem, z, zz in ((2, x, xx), (3, y, yy)):
+            same = torch.baddbmm(zz.unsqueeze(2) + zz.unsqueeze(1), z, z.transpose(1, 2), alpha=-2)
+            same.diagonal(dim1=1, dim2=2).zero_()  # rounding of |x|² - 2x·x + |x|² is not small beside blur²
+            out[problem] = same
+    return out.clamp_min_(0).permute(2, 0, 1, 3).contiguous()
+
+
+def _costs(x: Tensor, y: Tensor, p: int, debias: bool) -> Tensor:
+    squared = _squared_distances(x, y, debias)
+    return squared.mul_(0.5) if p == 2 else squared.clamp_min_(1e-8).sqrt_()
+
+
+def _softmin(eps: float | Tensor, costs: Tensor, h: Tensor) -> Tensor:
+    """``-eps log sum_j exp(h_j - C_ij / eps)``: costs [L, 4, B, L], h [L, 4, B] over columns -> [4, B, L] over rows."""
+    if isinstance(eps, Tensor):
+        logits = torch.addcmul(h.unsqueeze(-1), costs, (-1 / eps).to(costs.dtype))
+        eps = eps.to(costs.dtype)
+    else:
+        logits = torch.add(h.unsqueeze(-1), costs, alpha=-1 / eps)
+    highest = logits.amax(0)
+    return logits.sub_(highest).exp_().sum(0).log_().add_(highest).mul_(-eps)
+
+
+def _columns(logs: Tensor, potentials: Tensor, eps: float | Tensor) -> Tensor:
+    """Log-weights plus partner potentials over eps: [L, 4, B]."""
+    scaled = potentials[list(SWAP[: potentials.shape[0]])] / (eps.to(potentials.dtype) if isinstance(eps, Tensor) else eps)
+    return logs + scaled.permute(2, 0, 1)
+
+
+def _stack_logs(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, length: int, debias: bool) -> Tensor:
+    a_log, b_log = _log_weights(a, x, length), _log_weights(b, y, length)
+    return torch.stack((b_log, a_log, a_log, b_log) if debias else (b_log, a_log), 1)
+
+
+def sinkhorn(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    diameter: float | Tensor,
+    p: int,
+    blur: float,
+    scaling: float,
+    debias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Potentials on x [B, N] and on y [B, M], and the potentials [4 or 2, B, L] that entered the last update."""
+    length = max(x.shape[1], y.shape[1])
+    logs = _stack_logs(x, y, a, b, length, debias)
+    costs = _costs(_pad(x, length), _pad(y, length), p, debias)
+
+    eps = first_epsilon(diameter, p, blur)
+    potentials = _softmin(eps, costs, logs)
+    # GeomLoss takes d^p twice: once alone, once as the head of its list.
+    updates = _softmin(eps, costs, _columns(logs, potentials, eps))
+    potentials = (potentials + updates).mul_(0.5)
+    for eps, active in epsilon_schedule(diameter, p, blur, scaling):
+        updates = _softmin(eps, costs, _columns(logs, potentials, eps))
+        updates = updates.add_(potentials).mul_(0.5)
+        potentials = updates if active is None else torch.where(active, updates, potentials)
+    final = _softmin(blur**p, costs, _columns(logs, potentials, blur**p))
+    f, g = (final[0] - final[2], final[1] - final[3]) if debias else (final[0], final[1])
+    return f[:, : x.shape[1]].clone(), g[:, : y.shape[1]].clone(), potentials
+
+
+def sinkhorn_backward(
+    grad_f: Tensor | None,
+    grad_g: Tensor | None,
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    potentials: Tensor,
+    p: int,
+    blur: float,
+    debias: bool,
+    needs: tuple[bool, bool],
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and y through the last update, everything that entered it being constant (as in GeomLoss).
+
+    A row's potential is ``-eps log sum_j exp(h_j - C_ij/eps)``, so its gradient is ``sum_j P_ij dC_ij/dx_i`` with P the
+    softmax over j; the second argument of each cost is a constant.
+    """
+    length = potentials.shape[2]
+    x_, y_ = _pad(x, length), _pad(y, length)
+    eps = blur**p
+    squared = _squared_distances(x_, y_, debias)
+    costs = squared * 0.5 if p == 2 else squared.clamp_min(1e-8).sqrt_()
+    columns = _columns(_stack_logs(x, y, a, b, length, debias), potentials, eps)
+    plan = torch.add(columns.unsqueeze(-1), costs, alpha=-1 / eps).softmax(0)
+    if p == 1:
+        plan = torch.where(squared >= 1e-8, plan / costs, 0.0)
+
+    def pull(rows: Tensor, partner: Tensor, own: int, cross: int, grad: Tensor | None) -> Tensor:
+        count, dtype = rows.shape[1], rows.dtype
+        if grad is None:
+            return torch.zeros_like(rows)
+        points = x_ if rows is x else y_
+        weights = plan[:, cross, :, :count].permute(1, 2, 0)  # [B, rows, columns]
+        moved = -torch.bmm(weights, partner)
+        total = weights.sum(-1) if p == 1 else None
+        if debias:
+            weights = plan[:, own, :, :count].permute(1, 2, 0)
+            moved = moved.baddbmm_(weights, points)
+            if total is not None:
+                total = total - weights.sum(-1)
+        elif p == 2:
+            moved = moved.add_(points[:, :count])
+        if total is not None:  # p = 1: the columns' weights do not sum to 1
+            moved = moved.addcmul_(total.unsqueeze(-1), points[:, :count])
+        return moved.mul_(grad.to(moved.dtype).unsqueeze(-1)).to(dtype)
+
+    need_x, need_y = needs
+    grad_x = pull(x, y_, 2, 0, grad_f) if need_x else x.new_empty(0)
+    grad_y = pull(y, x_, 3, 1, grad_g) if need_y else y.new_empty(0)
+    return grad_x, grad_y
