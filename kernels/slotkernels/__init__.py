@@ -5,6 +5,21 @@ support. See :func:`use_backend`.
 """
 
 from ._dispatch import use_backend
+from .merging import cluster_slots, merge_slots
+from .propagation import propagate_attention, propagate_labels
+from .sinkhorn import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
 from .slot_attention import SlotAttention, SlotAttentionOutput, inverted_attention
 
-__all__ = ["SlotAttention", "SlotAttentionOutput", "inverted_attention", "use_backend"]
+__all__ = [
+    "SamplesLoss",
+    "SlotAttention",
+    "SlotAttentionOutput",
+    "cluster_slots",
+    "inverted_attention",
+    "merge_slots",
+    "propagate_attention",
+    "propagate_labels",
+    "sinkhorn_divergence",
+    "sinkhorn_potentials",
+    "use_backend",
+]

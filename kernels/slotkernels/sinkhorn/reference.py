@@ -33,40 +33,32 @@ def bounding_diameter(x: Tensor, y: Tensor, per_problem: bool) -> Tensor:
 def epsilon_schedule(
     diameter: float | Tensor, p: int, blur: float, scaling: float
 ) -> Iterator[tuple[float | Tensor, Tensor | None]]:
-    """Temperatures ``[d^p, (d s)^p, (d s²)^p, …, blur^p]``, each with the mask [B, 1] of problems that still take that step.
+    """Temperatures ``[d^p, d^p, (d s)^p, (d s²)^p, …, blur^p]``, each with the mask [B, 1] of the problems that take the step.
 
-    A float diameter, or a tensor with one element on the CPU, gives floats. Problems with their own diameters take different
-    numbers of steps; on an accelerator the loop has the longest schedule's length, so that nothing waits for the data.
+    A number, or a 0-dimensional tensor on the CPU, gives floats and no masks. Problems with their own diameters [B] take
+    different numbers of steps. On an accelerator the loop has the longest schedule's length, so that the host never waits.
     """
     stop, step = p * math.log(blur), p * math.log(scaling)
-    if isinstance(diameter, Tensor) and diameter.device.type == "cpu" and diameter.dim() == 0:
+    if isinstance(diameter, Tensor) and diameter.dim() == 0 and diameter.device.type == "cpu":
         diameter = diameter.item()
     if not isinstance(diameter, Tensor):
-        start = p * math.log(max(diameter, SHORTEST_RATIO * blur))
-        for i in range(max(0, math.ceil((stop - start) / step))):
+        start = p * math.log(max(diameter, SHORTEST_RATIO * blur) if math.isfinite(diameter) else blur)
+        yield math.exp(start), None
+        for i in range(math.ceil((stop - start) / step)):
             yield math.exp(start + i * step), None
         yield blur**p, None
         return
 
-    diameter = diameter.double().clamp(SHORTEST_RATIO * blur, LONGEST_RATIO * blur).reshape(-1, 1)
-    start = p * diameter.log()
+    diameter = diameter.double().nan_to_num(blur).clamp(SHORTEST_RATIO * blur, LONGEST_RATIO * blur)
+    start = p * diameter.log().reshape(-1, 1)
     lengths = ((stop - start) / step).ceil().clamp_min(0)
+    yield start.exp(), torch.ones_like(lengths, dtype=torch.bool)
     if diameter.device.type == "cpu":
         longest = int(lengths.max()) if lengths.numel() else 0
     else:
         longest = math.ceil(p * math.log(LONGEST_RATIO) / -step)
     for i in range(longest + 1):
-        eps = torch.where(lengths > i, (start + i * step).exp(), blur**p)
-        yield eps, lengths >= i
-
-
-def first_epsilon(diameter: float | Tensor, p: int, blur: float) -> float | Tensor:
-    """``d^p``, in the form that :func:`epsilon_schedule` gives its values."""
-    if isinstance(diameter, Tensor) and diameter.device.type == "cpu" and diameter.dim() == 0:
-        diameter = diameter.item()
-    if not isinstance(diameter, Tensor):
-        return max(diameter, SHORTEST_RATIO * blur) ** p
-    return diameter.double().clamp(SHORTEST_RATIO * blur, LONGEST_RATIO * blur).reshape(-1, 1) ** p
+        yield torch.where(lengths > i, (start + i * step).exp(), blur**p), lengths >= i
 
 
 def _pad(points: Tensor, length: int) -> Tensor:
@@ -134,7 +126,8 @@ def sinkhorn(
     y: Tensor,
     a: Tensor | None,
     b: Tensor | None,
-    diameter: float | Tensor,
+    diameter: float | None,
+    per_problem: bool,
     p: int,
     blur: float,
     scaling: float,
@@ -145,15 +138,14 @@ def sinkhorn(
     logs = _stack_logs(x, y, a, b, length, debias)
     costs = _costs(_pad(x, length), _pad(y, length), p, debias)
 
-    eps = first_epsilon(diameter, p, blur)
-    potentials = _softmin(eps, costs, logs)
-    # GeomLoss takes d^p twice: once alone, once as the head of its list.
-    updates = _softmin(eps, costs, _columns(logs, potentials, eps))
-    potentials = (potentials + updates).mul_(0.5)
-    for eps, active in epsilon_schedule(diameter, p, blur, scaling):
-        updates = _softmin(eps, costs, _columns(logs, potentials, eps))
-        updates = updates.add_(potentials).mul_(0.5)
+    potentials: Tensor | None = None
+    start = bounding_diameter(x, y, per_problem) if diameter is None else diameter
+    for eps, active in epsilon_schedule(start, p, blur, scaling):
+        if potentials is None:
+            potentials = _softmin(eps, costs, logs)
+        updates = _softmin(eps, costs, _columns(logs, potentials, eps)).add_(potentials).mul_(0.5)
         potentials = updates if active is None else torch.where(active, updates, potentials)
+    assert potentials is not None
     final = _softmin(blur**p, costs, _columns(logs, potentials, blur**p))
     f, g = (final[0] - final[2], final[1] - final[3]) if debias else (final[0], final[1])
     return f[:, : x.shape[1]].clone(), g[:, : y.shape[1]].clone(), potentials
@@ -187,26 +179,24 @@ def sinkhorn_backward(
     if p == 1:
         plan = torch.where(squared >= 1e-8, plan / costs, 0.0)
 
-    def pull(rows: Tensor, partner: Tensor, own: int, cross: int, grad: Tensor | None) -> Tensor:
-        count, dtype = rows.shape[1], rows.dtype
+    def pull(problem: int, own: int, points: Tensor, partner: Tensor, like: Tensor, grad: Tensor | None) -> Tensor:
         if grad is None:
-            return torch.zeros_like(rows)
-        points = x_ if rows is x else y_
-        weights = plan[:, cross, :, :count].permute(1, 2, 0)  # [B, rows, columns]
-        moved = -torch.bmm(weights, partner)
-        total = weights.sum(-1) if p == 1 else None
+            return torch.zeros_like(like)
+        count = like.shape[1]
+        points_of_rows = points[:, :count]
+        rows = plan[:, problem, :, :count].permute(1, 2, 0)  # [B, rows, columns]
+        pulled = torch.bmm(rows, partner).neg_()
         if debias:
-            weights = plan[:, own, :, :count].permute(1, 2, 0)
-            moved = moved.baddbmm_(weights, points)
-            if total is not None:
-                total = total - weights.sum(-1)
+            own_rows = plan[:, own, :, :count].permute(1, 2, 0)
+            pulled = pulled.baddbmm_(own_rows, points)
         elif p == 2:
-            moved = moved.add_(points[:, :count])
-        if total is not None:  # p = 1: the columns' weights do not sum to 1
-            moved = moved.addcmul_(total.unsqueeze(-1), points[:, :count])
-        return moved.mul_(grad.to(moved.dtype).unsqueeze(-1)).to(dtype)
+            pulled = pulled.add_(points_of_rows)
+        if p == 1:  # divided by the distances, rows no longer sum to 1
+            total = rows.sum(-1) - own_rows.sum(-1) if debias else rows.sum(-1)
+            pulled = pulled.addcmul_(total.unsqueeze(-1), points_of_rows)
+        return pulled.mul_(grad.to(pulled.dtype).unsqueeze(-1)).to(like.dtype)
 
     need_x, need_y = needs
-    grad_x = pull(x, y_, 2, 0, grad_f) if need_x else x.new_empty(0)
-    grad_y = pull(y, x_, 3, 1, grad_g) if need_y else y.new_empty(0)
+    grad_x = pull(0, 2, x_, y_, x, grad_f) if need_x else x.new_empty(0)
+    grad_y = pull(1, 3, y_, x_, y, grad_g) if need_y else y.new_empty(0)
     return grad_x, grad_y

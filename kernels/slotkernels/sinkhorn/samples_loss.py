@@ -1,0 +1,99 @@
+"""A drop-in for ``geomloss.SamplesLoss`` with ``loss="sinkhorn"``."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_that, describe
+from . import sinkhorn_potentials
+
+
+class SamplesLoss(nn.Module):
+    """Sinkhorn divergence between weighted point sets, with the signature of ``geomloss.SamplesLoss``.
+
+    Called as ``loss(x, y)`` or ``loss(a, x, b, y)`` with points [N, D] and [M, D], or [B, N, D] and [B, M, D], and weights
+    [N] and [M] (or [N, 1] …), batched likewise. Returns a scalar, or [B] for batches; with ``potentials=True`` the pair of
+    dual potentials, shaped like the weights. Gradients reach points and weights.
+
+    Args:
+        loss: only "sinkhorn".
+        p: cost ``|x - y|^p / p``, 1 or 2.
+        blur: finest scale; the final temperature is ``blur^p``.
+        reach: only None (balanced transport: both sets have the same total weight).
+        diameter: start of the annealing; None takes one bounding box around the whole batch.
+        scaling: ratio of successive scales, in (0, 1).
+        truncate: accepted and unused, as by GeomLoss's tensorized backend; so are ``kernel``, ``cluster_scale``, ``verbose``.
+        cost: only None.
+        debias: the divergence (True) or the entropic transport cost (False).
+        potentials: return dual potentials instead of the value.
+        backend: "auto" or a slotkernels backend; "tensorized" means "auto".
+
+    Raises:
+        ValueError: for what is not supported, or shapes that do not fit.
+    """
+
+    def __init__(
+        self,
+        loss: str = "sinkhorn",
+        p: int = 2,
+        blur: float = 0.05,
+        reach: float | None = None,
+        diameter: float | None = None,
+        scaling: float = 0.5,
+        truncate: float | None = 5,
+        cost: Callable | str | None = None,
+        kernel: Callable | None = None,
+        cluster_scale: float | None = None,
+        debias: bool = True,
+        potentials: bool = False,
+        verbose: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_that(loss == "sinkhorn", f"SamplesLoss: loss={loss!r}, expected 'sinkhorn'; use geomloss for other losses")
+        check_that(reach is None, f"SamplesLoss: reach={reach}, expected None (balanced transport only)")
+        check_that(cost is None, f"SamplesLoss: cost={cost!r}, expected None (|x - y|^p / p)")
+        self.loss, self.p, self.blur, self.reach, self.diameter, self.scaling = loss, p, blur, reach, diameter, scaling
+        self.truncate, self.cost, self.kernel, self.cluster_scale = truncate, cost, kernel, cluster_scale
+        self.debias, self.potentials, self.verbose, self.backend = debias, potentials, verbose, backend
+
+    def forward(self, *args: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Loss of ``(x, y)`` or ``(a, x, b, y)``; see the class."""
+        check_that(len(args) in (2, 4), f"SamplesLoss: {len(args)} arguments, expected (x, y) or (a, x, b, y)")
+        a, x, b, y = (None, args[0], None, args[1]) if len(args) == 2 else args
+        shapes = f"x {describe(x)} and y {describe(y)}"
+        check_that(x.dim() == y.dim() and x.dim() in (2, 3), f"SamplesLoss: {shapes}, expected both [N, D] or [B, N, D]")
+        single = x.dim() == 2
+        weights = [self._weights(name, w, points) for name, w, points in (("a", a, x), ("b", b, y))]
+        if single:
+            x, y = x.unsqueeze(0), y.unsqueeze(0)
+        f, g = sinkhorn_potentials(
+            x,
+            y,
+            *(None if w is None else w.detach() for w in weights),
+            p=self.p,
+            blur=self.blur,
+            scaling=self.scaling,
+            diameter="batch" if self.diameter is None else self.diameter,
+            debias=self.debias,
+            backend="auto" if self.backend == "tensorized" else self.backend,
+        )
+        if self.potentials:
+            f, g = (t[0] if single else t for t in (f, g))
+            return (f if a is None else f.view_as(a)), (g if b is None else g.view_as(b))
+        values = [t.mean(1) if w is None else (w * t).sum(1) for w, t in zip(weights, (f, g), strict=True)]
+        loss = values[0] + values[1]
+        return loss[0] if single else loss
+
+    @staticmethod
+    def _weights(name: str, weights: Tensor | None, points: Tensor) -> Tensor | None:
+        """Weights as [B, N]."""
+        if weights is None:
+            return None
+        expected = points.shape[:-1]
+        fits = weights.shape in (expected, torch.Size((*expected, 1)))
+        check_that(
+            fits, f"SamplesLoss: {name} is {describe(weights)}, expected {list(expected)} beside points {describe(points)}"
+        )
+        return weights.reshape(-1, expected[-1])
