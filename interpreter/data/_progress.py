@@ -1,5 +1,6 @@
-"""A progress bar for work on many videos."""
+"""A progress bar for work on many videos, and how many processes or threads to give it."""
 
+import os
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -7,6 +8,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 T = TypeVar("T")
+
+
+def cpu_count() -> int:
+    """Cores that this process may use, which in a container or under Slurm are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def progress(items: Iterable[T], total: int, description: str) -> Iterator[T]:

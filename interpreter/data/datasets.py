@@ -1,6 +1,5 @@
 """Data sets of videos, with or without masks, that survive damaged files and say which they were."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from interpreter.data._progress import progress
+from interpreter.data._progress import cpu_count, progress
 from interpreter.data.davis import VOID, check_mask, find_sequences, listing, match_masks, read_mask
 from interpreter.data.images import list_images, natural_key
 from interpreter.data.video import FrameFolder, Video, VideoError, open_video
@@ -191,7 +190,7 @@ def _load_all(paths: Sequence[Path], load: Callable[[int], tuple[Video, Annotati
         except (VideoError, OSError) as error:
             return str(error)
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
+    with ThreadPoolExecutor(cpu_count()) as pool:
         results = list(progress(pool.map(attempt, range(len(paths))), len(paths), "checking videos"))
     good = [result for result in results if not isinstance(result, str)]
     skipped = [(path, result) for path, result in zip(paths, results, strict=True) if isinstance(result, str)]

@@ -114,12 +114,10 @@ def read_mask(path: Path, size: tuple[int, int], binary: bool) -> np.ndarray:
     check_mask(path, size)
     try:
         with Image.open(path) as image:
-            if image.mode not in ("P", "L", "1") and not binary:
+            if image.mode not in ("P", "L") and not binary:
                 raise VideoError(f"{path}: colours ({image.mode}) instead of object ids; save it as a palette PNG")
-            if image.mode in ("P", "L"):
-                mask = np.array(image)
-            else:
-                mask = np.array(image.convert("RGB")).max(axis=-1)
+            indexed = image.mode in ("P", "L")
+            mask = np.array(image) if indexed else np.array(image.convert("RGB")).max(axis=-1)
     except OSError as error:
         raise VideoError(f"{path}: damaged mask ({error}); restore the file") from error
     return (mask > 0).astype(np.uint8) if binary else mask

@@ -25,7 +25,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to 8-bit RGB. EXIF orientation is applied, an alpha channel is dropped, 16 bits are scaled to 8."""
+    """Any Pillow mode to 8-bit RGB: EXIF orientation is applied, alpha is dropped, 16 bits are scaled to 8."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grayscale, which Pillow would clip to 255 instead of scaling
         wide = np.asarray(image).astype(np.float64)

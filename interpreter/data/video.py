@@ -166,8 +166,8 @@ class FrameFolder(Video):
     def _require_size(self, file: Path, size: Sequence[int]) -> None:
         if tuple(size) != (self.height, self.width):
             raise VideoError(
-                f"{file}: {size[0]}x{size[1]} (height x width), but {self.files[0].name} is {self.height}x{self.width}; "
-                "make all frames of the folder one size"
+                f"{file}: {size[0]}x{size[1]} (height x width), but {self.files[0].name} is "
+                f"{self.height}x{self.width}; make all frames of the folder one size"
             )
 
 

@@ -1,6 +1,6 @@
 """Videos in files, decoded with PyAV so that every run and every machine sees the same pixels."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,7 +16,24 @@ from interpreter.data.images import resize
 from interpreter.data.video import Size, Video, VideoError
 
 VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .avi .mkv .webm .gif .mpg .mpeg .ts .mts .wmv .flv .ogv .3gp .y4m".split()  # fmt: skip
+    f".{suffix}"
+    for suffix in (
+        "mp4",
+        "m4v",
+        "mov",
+        "avi",
+        "mkv",
+        "webm",
+        "gif",
+        "mpg",
+        "mpeg",
+        "ts",
+        "mts",
+        "wmv",
+        "flv",
+        "ogv",
+        "3gp",
+    )
 )
 
 # Exact YUV to RGB arithmetic: FFmpeg's default takes CPU-dependent short cuts that also darken by one level.
@@ -106,7 +123,7 @@ class VideoFile(Video):
                 for offset, frame in enumerate(decoded):
                     if times is not None and start:
                         if offset == 0:  # the seek may have landed on an earlier key frame
-                            position = int(np.searchsorted(times, frame.pts))
+                            position = int(np.searchsorted(times, frame.pts or 0))
                         if position > wanted[0] or frame.pts != times[position]:
                             break
                     if position == wanted[0]:
@@ -148,7 +165,7 @@ class VideoFile(Video):
                 "download or copy it again"
             ) from error
 
-    def _decode(self, seek: int | None = None) -> Iterator[av.VideoFrame]:
+    def _decode(self, seek: int | None = None) -> Generator[av.VideoFrame, None, None]:
         """Decode to the end, from the start or from the key frame at or before presentation time ``seek``."""
         number = 0
         last: av.VideoFrame | None = None
