@@ -1,0 +1,69 @@
+"""Adjusted Rand index on foreground pixels (FG-ARI), per frame and per video."""
+
+import numpy as np
+
+from interpreter.metrics.contingency import Contingency, contingency
+
+
+def adjusted_rand_index(table: np.ndarray) -> float:
+    """Adjusted Rand index of two clusterings from their contingency table (Hubert and Arabie 1985).
+
+    Args:
+        table: [P, G] integer counts; rows and columns of zeros change nothing.
+
+    Returns:
+        A number of at most 1; 0 is expected from chance, and it can be negative. Degenerate cases are those of
+        ``sklearn.metrics.adjusted_rand_score``: identical partitions give 1, also where both are a single cluster
+        or there is no pixel; a single true object that the prediction splits gives 0.
+    """
+    # Python integers: the products below pass 2**63 for a few million pixels.
+    pixels = int(table.sum())
+    together = int((table**2).sum()) - pixels
+    in_pred = int((table.sum(axis=1) ** 2).sum()) - pixels
+    in_true = int((table.sum(axis=0) ** 2).sum()) - pixels
+    if in_pred == together == in_true:
+        return 1.0
+    all_pairs = pixels * (pixels - 1)
+    numerator = 2 * (all_pairs * together - in_pred * in_true)
+    return numerator / (all_pairs * (in_pred + in_true) - 2 * in_pred * in_true)
+
+
+def fg_ari_frame(pred: np.ndarray, true: np.ndarray, *, void: int = 255) -> float:
+    """FG-ARI per frame: every frame clustered on its own foreground pixels, then the mean over frames.
+
+    Frames without foreground are skipped. A frame with a single object scores 1 if one segment covers the object
+    and 0 otherwise (the degenerate cases of :func:`adjusted_rand_index`): on single-object data this measures
+    nothing but over-segmentation.
+
+    Args:
+        pred: [T, H, W] predicted segment ids.
+        true: [T, H, W] true object ids, 0 = background.
+        void: id in ``true`` of pixels to leave out.
+
+    Returns:
+        The mean over frames; NaN if no frame has foreground.
+
+    Raises:
+        ValueError: if the two are not integer arrays [T, H, W] of the same size.
+    """
+    return ari_per_frame(contingency(pred, true, void=void))
+
+
+def fg_ari_video(pred: np.ndarray, true: np.ndarray, *, void: int = 255) -> float:
+    """FG-ARI per video: the foreground pixels of all frames are one clustering, so identities must persist.
+
+    Arguments, errors and degenerate cases as in :func:`fg_ari_frame`; NaN if no frame has foreground.
+    """
+    return ari_per_video(contingency(pred, true, void=void))
+
+
+def ari_per_frame(table: Contingency) -> float:
+    """:func:`fg_ari_frame` from a contingency table."""
+    scores = [adjusted_rand_index(frame) for frame in table.foreground if frame.any()]
+    return float(np.mean(scores)) if scores else float("nan")
+
+
+def ari_per_video(table: Contingency) -> float:
+    """:func:`fg_ari_video` from a contingency table."""
+    counts = table.foreground.sum(axis=0)
+    return adjusted_rand_index(counts) if counts.any() else float("nan")

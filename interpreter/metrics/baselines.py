@@ -1,0 +1,96 @@
+"""Segmentations without learning that a trained model has to beat."""
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+
+POSITION_WEIGHT = 0.5
+"""RMS length of the position vectors as a fraction of that of the centred features."""
+
+RESTARTS = 4
+RESTART_POINTS = 16384
+ITERATIONS = 100
+
+
+def one_segment(frames: int, height: int, width: int) -> np.ndarray:
+    """The whole video as one segment: uint8 zeros [frames, height, width], a floor for every metric."""
+    return np.zeros((frames, height, width), np.uint8)
+
+
+def kmeans_segments(
+    features: np.ndarray, *, grid: tuple[int, int], k: int, positions: bool = False, seed: int = 0
+) -> np.ndarray:
+    """Cluster the patch features of all frames of a video at once, so that a cluster keeps its id over time.
+
+    Lloyd's algorithm from k-means++ starts. The best of 4 restarts is found on at most 16,384 random points of
+    the video and then iterated on *all* points, so a long video costs the baseline nothing but time.
+
+    Args:
+        features: [T, M, D] finite features, taken as they are: their scale is part of what the backbone learnt.
+        grid: (h, w) with h·w = M.
+        k: number of clusters, 1..T·M.
+        positions: append the patch position (y, x) in [-1, 1], scaled so that its RMS length is
+            :data:`POSITION_WEIGHT` times that of the centred features: segments become compact, whatever D is.
+        seed: of the random starts.
+
+    Returns:
+        uint8 [T, M] labels 0..k-1. The same input gives the same labels (up to ties within rounding, as threads add
+        in varying order).
+
+    Raises:
+        ValueError: if the shapes do not fit together, or a feature is not finite.
+    """
+    height, width = grid
+    if features.ndim != 3 or features.shape[1] != height * width:
+        raise ValueError(f"features {features.shape} must be [T, M, D] with M = {height}·{width} for grid {grid}")
+    frames, patches, dim = features.shape
+    if not 1 <= k <= min(frames * patches, 256):
+        raise ValueError(f"k must be in 1..{min(frames * patches, 256)}, got {k}")
+    points = np.asarray(features, np.float32).reshape(-1, dim)
+    if positions:
+        points = np.concatenate([points, np.tile(_position_features(points, grid), (frames, 1))], axis=1)
+
+    # A random subset: an even stride could fall in step with the grid and see only some of its columns.
+    chosen = np.random.default_rng(seed).permutation(len(points))[:RESTART_POINTS]
+    sample = points if len(points) <= RESTART_POINTS else points[np.sort(chosen)]
+    start = KMeans(k, n_init=RESTARTS, max_iter=ITERATIONS, random_state=seed).fit(sample)
+    labels = start.labels_
+    if len(sample) < len(points):
+        labels = KMeans(k, init=start.cluster_centers_, n_init=1, max_iter=ITERATIONS).fit(points).labels_
+    return labels.reshape(frames, patches).astype(np.uint8)
+
+
+def _position_features(points: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Scaled (y, x) of every patch of a frame, [M, 2] float32."""
+    y, x = (np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in grid)
+    positions = np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2)
+    spread = np.sqrt(points.var(axis=0, dtype=np.float64).sum())
+    length = np.sqrt((positions**2).sum(axis=1).mean())
+    return (positions * POSITION_WEIGHT * spread / max(length, 1e-12)).astype(np.float32)
+
+
+def upsample_labels(labels: np.ndarray, *, grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """Bring patch labels to pixels as soft masks are: one-hot, bilinear (align_corners=False), argmax.
+
+    One frame at a time, so memory does not grow with the video.
+
+    Args:
+        labels: uint8 [T, M].
+        grid: (h, w) with h·w = M.
+        size: (H, W) of the output in pixels.
+
+    Returns:
+        uint8 [T, H, W]; between labels of equal weight the smaller one wins.
+
+    Raises:
+        ValueError: if ``labels`` is not [T, h·w].
+    """
+    if labels.ndim != 2 or labels.shape[1] != grid[0] * grid[1]:
+        raise ValueError(f"labels {labels.shape} must be [T, M] with M = {grid[0]}·{grid[1]} for grid {grid}")
+    classes = int(labels.max(initial=0)) + 1
+    out = np.empty((len(labels), *size), np.uint8)
+    for t, frame in enumerate(labels):
+        onehot = torch.nn.functional.one_hot(torch.from_numpy(frame.astype(np.int64)), classes).T.float()
+        scores = torch.nn.functional.interpolate(onehot.reshape(1, classes, *grid), size=size, mode="bilinear")
+        out[t] = scores[0].argmax(dim=0).numpy()
+    return out

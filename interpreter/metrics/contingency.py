@@ -1,0 +1,98 @@
+"""The contingency table of a video, the one pass over the pixels that every metric starts from."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+LARGEST_ID = 65535
+
+
+@dataclass(frozen=True)
+class Contingency:
+    """Exact pixel counts of a predicted against a true segmentation, void pixels left out.
+
+    Attributes:
+        counts: int64 [T, P, 1 + G]. ``counts[t, p, g]`` pixels of frame t are in predicted segment p and have the
+            true label g; column 0 is the background, columns 1..G are the foreground objects.
+        segments: [P] ids of the predicted segments in ascending order. Every id that occurs anywhere in ``pred``
+            counts, 0 included: a slot that covers the background is a segment like any other.
+        objects: [G] ids of the foreground objects in ascending order.
+    """
+
+    counts: np.ndarray
+    segments: np.ndarray
+    objects: np.ndarray
+
+    @property
+    def foreground(self) -> np.ndarray:
+        """[T, P, G] counts on the foreground alone."""
+        return self.counts[:, :, 1:]
+
+    def intersection_and_union(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels in both, and in either, of every pair of segment and object: two int64 arrays [T, P, G]."""
+        intersection = self.foreground
+        of_segment = self.counts.sum(axis=2, keepdims=True)
+        of_object = intersection.sum(axis=1, keepdims=True)
+        return intersection, of_segment + of_object - intersection
+
+    def iou(self) -> np.ndarray:
+        """IoU of every pair in every frame, float64 [T, P, G]; NaN where both are empty."""
+        return ratio(*self.intersection_and_union())
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Divide in float64; NaN, without a warning, where the denominator is 0."""
+    out = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), np.nan)
+    return np.divide(numerator, denominator, out=out, where=denominator != 0)
+
+
+def contingency(pred: np.ndarray, true: np.ndarray, *, void: int = 255) -> Contingency:
+    """Count the pixels of every pair of predicted segment and true label, frame by frame.
+
+    Args:
+        pred: [T, H, W] integer ids of the predicted segments, 0..65535; gaps between ids are fine.
+        true: [T, H, W] integer ids of the true objects, 0 = background; the same size as ``pred``.
+        void: id in ``true`` of the pixels that were not annotated. They belong to nothing and are not counted.
+
+    Returns:
+        The table; its last axis has length 1 (background only) for a video without foreground.
+
+    Raises:
+        ValueError: for arrays that are not [T, H, W] integers of one size with T > 0, or for ids outside 0..65535.
+    """
+    pred, true = _as_labels(pred, "pred"), _as_labels(true, "true")
+    if pred.shape != true.shape:
+        raise ValueError(f"pred {pred.shape} and true {true.shape} must have the same size: upsample pred first")
+    segments, labels = _ids(pred), _ids(true)
+    objects = labels[(labels != 0) & (labels != void)]
+
+    # Columns: background, the objects, and a last one that collects void and is cut off again.
+    width = len(objects) + 2
+    row, column = np.zeros((2, LARGEST_ID + 1), np.int64)
+    row[segments] = np.arange(len(segments)) * width
+    column[objects] = np.arange(1, len(objects) + 1)
+    column[void] = len(objects) + 1
+    counts = np.empty((len(pred), len(segments), width - 1), np.int64)
+    for t in range(len(pred)):  # one frame at a time: the index arrays stay small enough for the cache
+        pairs = row[pred[t]] + column[true[t]]
+        counts[t] = np.bincount(pairs.ravel(), minlength=len(segments) * width).reshape(-1, width)[:, :-1]
+    return Contingency(counts, segments, objects)
+
+
+def _as_labels(labels: np.ndarray, name: str) -> np.ndarray:
+    labels = np.asarray(labels)
+    if labels.dtype == bool:
+        labels = labels.astype(np.uint8)
+    if labels.ndim != 3 or labels.size == 0 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{name} must be a non-empty integer array [T, H, W], got {labels.dtype} {labels.shape}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high > LARGEST_ID:
+        raise ValueError(f"{name} must hold ids in 0..{LARGEST_ID}, got {low}..{high}")
+    return labels
+
+
+def _ids(labels: np.ndarray) -> np.ndarray:
+    """The ids that occur, ascending; unlike ``np.unique``, without sorting millions of pixels."""
+    present = np.zeros(LARGEST_ID + 1, bool)
+    present[labels] = True
+    return np.flatnonzero(present)

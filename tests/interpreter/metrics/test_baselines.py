@@ -1,0 +1,96 @@
+"""Baselines: k-means finds what is there, and masks reach pixels as soft masks do."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
+
+from interpreter.metrics import baselines, fg_ari_video, kmeans_segments, one_segment, upsample_labels
+
+
+def clusters(frames, grid, k, dim, spread, seed=0):
+    """Well-separated clusters that are scattered over patches and frames: features [T, M, D], labels [T, M]."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, k, (frames, grid[0] * grid[1]))
+    centres = rng.normal(size=(k, dim)) * 10
+    return (centres[labels] + rng.normal(size=(*labels.shape, dim)) * spread).astype(np.float32), labels
+
+
+def test_kmeans_recovers_separated_clusters_with_one_id_over_time():
+    features, true = clusters(6, (8, 10), 5, 16, 0.5)
+    found = kmeans_segments(features, grid=(8, 10), k=5)
+    assert found.shape == true.shape
+    assert found.dtype == np.uint8
+    assert adjusted_rand_score(true.ravel(), found.ravel()) == 1
+
+
+def test_kmeans_on_a_part_then_on_all_is_no_weaker_than_on_all(monkeypatch):
+    features, _ = clusters(10, (8, 10), 6, 8, 4.0)
+    monkeypatch.setattr(baselines, "RESTART_POINTS", 300)
+    found = kmeans_segments(features, grid=(8, 10), k=6)
+    points = features.reshape(-1, 8)
+
+    def inertia(labels):
+        return sum(((points[labels == c] - points[labels == c].mean(0)) ** 2).sum() for c in range(6))
+
+    assert inertia(found.ravel()) <= 1.02 * KMeans(6, n_init=4, random_state=0).fit(points).inertia_
+
+
+def test_kmeans_is_deterministic_and_seeded():
+    features = np.random.default_rng(0).normal(size=(3, 48, 6)).astype(np.float32)
+    first, again, other = (kmeans_segments(features, grid=(6, 8), k=7, seed=s) for s in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize("dim", [4, 384])
+def test_positions_part_equal_objects_in_different_places(dim):
+    grid, rng = (8, 12), np.random.default_rng(0)
+    true = np.repeat([[1] * 4 + [0] * 4 + [2] * 4], 8, axis=0)[None].repeat(4, axis=0)
+    centres = rng.normal(size=(2, dim))  # objects 1 and 2 look the same
+    features = (centres[(true > 0).astype(int)] + 0.05 * rng.normal(size=(*true.shape, dim))).astype(np.float32)
+    with_positions, without = (
+        kmeans_segments(features.reshape(4, -1, dim), grid=grid, k=3, positions=positions).reshape(true.shape)
+        for positions in (True, False)
+    )
+    assert fg_ari_video(with_positions, true) > 0.95
+    assert fg_ari_video(without, true) < 0.2
+
+
+def test_positions_do_not_drown_the_features():
+    features, true = clusters(6, (8, 10), 3, 16, 0.5)
+    found = kmeans_segments(features, grid=(8, 10), k=3, positions=True)
+    assert adjusted_rand_score(true.ravel(), found.ravel()) > 0.95
+
+
+def test_upsampling_is_that_of_soft_masks():
+    grid, size = (5, 7), (33, 50)
+    labels = np.random.default_rng(0).integers(0, 6, (3, 35)).astype(np.uint8)
+    masks = torch.nn.functional.one_hot(torch.from_numpy(labels).long(), 6).permute(0, 2, 1).reshape(3, 6, *grid)
+    expected = torch.nn.functional.interpolate(masks.float(), size=size, mode="bilinear", align_corners=False).argmax(1)
+    np.testing.assert_array_equal(upsample_labels(labels, grid=grid, size=size), expected.numpy())
+
+
+def test_upsampling_keeps_a_straight_edge_in_its_place():
+    labels = np.repeat(np.array([[0, 0, 3, 3]], np.uint8), 2, axis=0).reshape(1, 8)
+    pixels = upsample_labels(labels, grid=(2, 4), size=(6, 16))
+    assert (pixels[:, :, :8] == 0).all()
+    assert (pixels[:, :, 8:] == 3).all()
+
+
+def test_one_segment_is_one_segment():
+    assert one_segment(2, 3, 4).shape == (2, 3, 4)
+    assert not one_segment(2, 3, 4).any()
+
+
+def test_bad_input_is_refused():
+    features = np.zeros((2, 12, 3), np.float32)
+    with pytest.raises(ValueError, match="grid"):
+        kmeans_segments(features, grid=(3, 5), k=2)
+    with pytest.raises(ValueError, match="k must be"):
+        kmeans_segments(features, grid=(3, 4), k=25)
+    with pytest.raises(ValueError, match="NaN"):
+        kmeans_segments(np.full_like(features, np.nan), grid=(3, 4), k=2)
+    with pytest.raises(ValueError, match="labels"):
+        upsample_labels(np.zeros((2, 11), np.uint8), grid=(3, 4), size=(6, 8))
