@@ -77,10 +77,14 @@ class Scene:
         return frames, masks
 
     def _background(self, t: int) -> np.ndarray:
-        y0, x0, zoom = self.camera[t]
-        y = y0 + zoom * np.arange(self.size[0])
-        x = x0 + zoom * np.arange(self.size[1])
-        return _bilinear(self.background, y[:, None], x[None])
+        corner, zoom = self.camera[t, :2], self.camera[t, 2]
+        view = self.background
+        for axis in (0, 1):  # bilinear sampling of an axis-aligned view is one interpolation per axis
+            at = corner[axis] + zoom * np.arange(self.size[axis])
+            first = np.floor(at).astype(int)
+            weight = (at - first).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+            view = view.take(first, axis) * (1 - weight) + view.take(first + 1, axis) * weight
+        return view
 
 
 def make_scene(rng: Generator, size: tuple[int, int], num_frames: int) -> Scene:
@@ -175,30 +179,37 @@ def _camera(rng: Generator, size: tuple[int, int], canvas: tuple[int, ...], num_
 
 def _draw(thing: SceneObject, t: int, light: np.ndarray, identity: int, colour: np.ndarray, mask: np.ndarray) -> None:
     """Draw one object with its shadow onto a frame [H, W, 3] and its mask [H, W], in place."""
-    radius = thing.radius[t]
-    shadow_offset = -0.3 * radius * light[:2]
-    reach = radius * (thing.outline.max() + 0.5) + 2  # the shadow reaches half a radius beyond the outline
-    (top, left), (bottom, right) = (
-        np.clip(np.floor(thing.centre[t] + sign * reach), 0, mask.shape).astype(int) for sign in (-1, 1)
-    )
-    if top >= bottom or left >= right:
-        return
-    y = np.arange(top, bottom)[:, None] - thing.centre[t, 0]
-    x = np.arange(left, right)[None] - thing.centre[t, 1]
-    window = colour[top:bottom, left:right]
+    radius, centre = thing.radius[t], thing.centre[t]
+    reach = radius * thing.outline.max() + 1
 
-    distance, _, _ = _polar(thing, t, y - shadow_offset[0], x - shadow_offset[1])
-    shadow = 0.42 * _smooth(0.5 - distance / (0.5 * radius))
-    window *= (1 - shadow)[..., None]
+    shadow_centre = centre - 0.3 * radius * light[:2]
+    rows, columns, y, x = _window(shadow_centre, reach + radius / 4, mask.shape)
+    distance, _, _ = _polar(thing, t, y, x)
+    colour[rows, columns] *= (1 - 0.42 * _smooth(0.5 - distance / (0.5 * radius)))[..., None]
 
-    distance, depth, direction = _polar(thing, t, y, x)
-    coverage = np.clip(0.5 - distance, 0, 1)[..., None]
-    window += coverage * (_shade(thing, t, light, y, x, depth, direction) - window)
-    mask[top:bottom, left:right][coverage[..., 0] >= 0.5] = identity
+    rows, columns, y, x = _window(centre, reach, mask.shape)
+    distance, depth, slope = _polar(thing, t, y, x)
+    coverage = np.clip(0.5 - distance, 0, 1)
+    inside = coverage > 0
+    y, x = (np.broadcast_to(axis, inside.shape)[inside] for axis in (y, x))
+    surface = _shade(thing, t, light, y, x, depth[inside], slope[inside])
+    below = colour[rows, columns]
+    below[inside] += coverage[inside][:, None] * (surface - below[inside])
+    mask[rows, columns][coverage >= 0.5] = identity
+
+
+def _window(centre: np.ndarray, reach: float, shape: tuple[int, ...]) -> tuple[slice, slice, np.ndarray, np.ndarray]:
+    """The part of a frame within ``reach`` of ``centre`` (perhaps empty), and its y [h, 1] and x [1, w] from there."""
+    top, left = np.clip(np.floor(centre - reach), 0, shape).astype(int)
+    bottom, right = np.clip(np.ceil(centre + reach) + 1, 0, shape).astype(int)
+    y, x = np.arange(top, bottom)[:, None] - centre[0], np.arange(left, right)[None] - centre[1]
+    return slice(top, bottom), slice(left, right), y, x
 
 
 def _polar(thing: SceneObject, t: int, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Signed distance to the outline in pixels (first order), radius over outline radius, and its table position."""
+    """Signed distance to the outline in pixels (first order), distance from the centre in outline radii, and the
+    outline's slope (d radius / d angle / radius); each [h, w].
+    """
     turn = (np.arctan2(y, x) - thing.rotation[t]) * (_ANGLES / (2 * np.pi))
     index = np.floor(turn).astype(int)
     outline = thing.radius[t] * thing.outline
@@ -211,7 +222,7 @@ def _polar(thing: SceneObject, t: int, y: np.ndarray, x: np.ndarray) -> tuple[np
 def _shade(
     thing: SceneObject, t: int, light: np.ndarray, y: np.ndarray, x: np.ndarray, depth: np.ndarray, slope: np.ndarray
 ) -> np.ndarray:
-    """Colour [h, w, 3] of the object's surface: its texture, turned and scaled with it, lit as a shallow dome."""
+    """Colour [n, 3] of n pixels of the object: its texture, turned and scaled with it, lit as a shallow dome."""
     cos, sin = np.cos(thing.rotation[t]), np.sin(thing.rotation[t])
     per_pixel = (len(thing.texture) - 1) / (2 * _TEXTURE_REACH * thing.radius[t])
     middle = (len(thing.texture) - 1) / 2
@@ -231,7 +242,7 @@ def _shade(
 
 
 def _bilinear(image: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Sample [h, w, 3] at positions that broadcast against each other; beyond the border the border repeats."""
+    """Sample an image [h, w, 3] at n positions, giving [n, 3]; beyond the border the border repeats."""
     y = np.clip(y, 0, image.shape[0] - 1.000001)
     x = np.clip(x, 0, image.shape[1] - 1.000001)
     top, left = y.astype(int), x.astype(int)

@@ -179,6 +179,11 @@ _PALETTE = _palette()
 
 
 if __name__ == "__main__":
+    import sys
+
     import tyro
 
-    tyro.cli(generate_scenes, description=generate_scenes.__doc__)
+    try:
+        tyro.cli(generate_scenes, prog="python -m interpreter.data.synthetic")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
