@@ -20,6 +20,8 @@ SWAP = (1, 0, 2, 3)
 LONGEST_RATIO = 1e8
 # Below this many times the blur two sets are one point (GeomLoss divides by zero there).
 SHORTEST_RATIO = 1e-3
+# Squared distance below which the cost |x - y| is flat (p = 1), as in GeomLoss.
+NEAREST = 1e-8
 
 
 def bounding_diameter(x: Tensor, y: Tensor, per_problem: bool) -> Tensor:
@@ -79,24 +81,27 @@ def _log_weights(weights: Tensor | None, points: Tensor, length: int) -> Tensor:
     return F.pad(logs, (0, 0, 0, length - count), value=-math.inf) if length > count else logs
 
 
-def _squared_distances(x: Tensor, y: Tensor, debias: bool) -> Tensor:
-    """[L, 4, B, L] (2 problems without debiasing) squared distances, columns first, of equally long sets."""
-    xx, yy = (x * x).sum(-1), (y * y).sum(-1)
-    length, batch = x.shape[1], x.shape[0]
-    out = x.new_empty(4 if debias else 2, batch, length, length)  # [problem, B, column, row]
-    cross = torch.baddbmm(xx.unsqueeze(2) + yy.unsqueeze(1), x, y.transpose(1, 2), alpha=-2)
-    out[0], out[1] = cross.transpose(1, 2), cross
+def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """[B, N, M], by the expansion |x|² - 2 x·y + |y|²; exactly zero between a set and itself, where rounding would show."""
+    xx = torch.linalg.vector_norm(x, dim=-1).square_()
+    yy = xx if y is x else torch.linalg.vector_norm(y, dim=-1).square_()
+    squared = torch.baddbmm(xx.unsqueeze(2) + yy.unsqueeze(1), x, y.transpose(1, 2), alpha=-2).clamp_min_(0)
+    if y is x:
+        squared.diagonal(dim1=1, dim2=2).zero_()
+    return squared
+
+
+def _to_costs(squared: Tensor, p: int) -> Tensor:
+    return squared.mul_(0.5) if p == 2 else squared.clamp_min_(NEAREST).sqrt_()
+
+
+def _all_costs(x: Tensor, y: Tensor, p: int, debias: bool) -> Tensor:
+    """[L, 4, B, L] costs of all problems, columns first (2 problems without debiasing), of equally long sets."""
+    cross = _squared_distances(x, y)
+    blocks = [cross.transpose(1, 2), cross]  # [B, column, row]
     if debias:
-        for problem, z, zz in ((2, x, xx), (3, y, yy)):
-            same = torch.baddbmm(zz.unsqueeze(2) + zz.unsqueeze(1), z, z.transpose(1, 2), alpha=-2)
-            same.diagonal(dim1=1, dim2=2).zero_()  # rounding of |x|² - 2x·x + |x|² is not small beside blur²
-            out[problem] = same
-    return out.clamp_min_(0).permute(2, 0, 1, 3).contiguous()
-
-
-def _costs(x: Tensor, y: Tensor, p: int, debias: bool) -> Tensor:
-    squared = _squared_distances(x, y, debias)
-    return squared.mul_(0.5) if p == 2 else squared.clamp_min_(1e-8).sqrt_()
+        blocks += [_squared_distances(x, x), _squared_distances(y, y)]
+    return _to_costs(torch.stack([block.transpose(0, 1) for block in blocks], 1), p)
 
 
 def _softmin(eps: float | Tensor, costs: Tensor, h: Tensor) -> Tensor:
@@ -107,7 +112,8 @@ def _softmin(eps: float | Tensor, costs: Tensor, h: Tensor) -> Tensor:
     else:
         logits = torch.add(h.unsqueeze(-1), costs, alpha=-1 / eps)
     highest = logits.amax(0)
-    return logits.sub_(highest).exp_().sum(0).log_().add_(highest).mul_(-eps)
+    # exp(-80) is nothing beside the 1 of the highest, and exp is 10x slower on a CPU where it underflows.
+    return logits.sub_(highest).clamp_min_(-80).exp_().sum(0).log_().add_(highest).mul_(-eps)
 
 
 def _columns(logs: Tensor, potentials: Tensor, eps: float | Tensor) -> Tensor:
@@ -136,7 +142,7 @@ def sinkhorn(
     """Potentials on x [B, N] and on y [B, M], and the potentials [4 or 2, B, L] that entered the last update."""
     length = max(x.shape[1], y.shape[1])
     logs = _stack_logs(x, y, a, b, length, debias)
-    costs = _costs(_pad(x, length), _pad(y, length), p, debias)
+    costs = _all_costs(_pad(x, length), _pad(y, length), p, debias)
 
     potentials: Tensor | None = None
     start = bounding_diameter(x, y, per_problem) if diameter is None else diameter
@@ -169,34 +175,40 @@ def sinkhorn_backward(
     A row's potential is ``-eps log sum_j exp(h_j - C_ij/eps)``, so its gradient is ``sum_j P_ij dC_ij/dx_i`` with P the
     softmax over j; the second argument of each cost is a constant.
     """
-    length = potentials.shape[2]
-    x_, y_ = _pad(x, length), _pad(y, length)
-    eps = blur**p
-    squared = _squared_distances(x_, y_, debias)
-    costs = squared * 0.5 if p == 2 else squared.clamp_min(1e-8).sqrt_()
-    columns = _columns(_stack_logs(x, y, a, b, length, debias), potentials, eps)
-    plan = torch.add(columns.unsqueeze(-1), costs, alpha=-1 / eps).softmax(0)
-    if p == 1:
-        plan = torch.where(squared >= 1e-8, plan / costs, 0.0)
+    x_, y_ = (t.to(potentials.dtype) for t in (x, y))
+    n, m, eps = x.shape[1], y.shape[1], blur**p
+    a_log, b_log = _log_weights(a, x, n).t(), _log_weights(b, y, m).t()
+    f_cross, g_cross = potentials[0, :, :n], potentials[1, :, :m]
+    own = (potentials[2, :, :n], potentials[3, :, :m]) if debias else (None, None)
 
-    def pull(problem: int, own: int, points: Tensor, partner: Tensor, like: Tensor, grad: Tensor | None) -> Tensor:
-        if grad is None:
-            return torch.zeros_like(like)
-        count = like.shape[1]
-        points_of_rows = points[:, :count]
-        rows = plan[:, problem, :, :count].permute(1, 2, 0)  # [B, rows, columns]
-        pulled = torch.bmm(rows, partner).neg_()
-        if debias:
-            own_rows = plan[:, own, :, :count].permute(1, 2, 0)
-            pulled = pulled.baddbmm_(own_rows, points)
-        elif p == 2:
-            pulled = pulled.add_(points_of_rows)
-        if p == 1:  # divided by the distances, rows no longer sum to 1
-            total = rows.sum(-1) - own_rows.sum(-1) if debias else rows.sum(-1)
-            pulled = pulled.addcmul_(total.unsqueeze(-1), points_of_rows)
-        return pulled.mul_(grad.to(pulled.dtype).unsqueeze(-1)).to(like.dtype)
+    def pull(rows: Tensor, partner: Tensor, logs: Tensor, h: Tensor, own_logs: Tensor, own_h: Tensor | None) -> Tensor:
+        moved, total = _pull(rows, partner, logs + h / eps, p, eps)
+        if own_h is not None:
+            own_moved, own_total = _pull(rows, rows, own_logs + own_h / eps, p, eps)
+            moved, total = moved.sub_(own_moved), total - own_total
+        if p == 2 and debias:  # both totals are 1
+            return moved.neg_()
+        return torch.addcmul(moved.neg_(), total.unsqueeze(-1), rows)
 
     need_x, need_y = needs
-    grad_x = pull(0, 2, x_, y_, x, grad_f) if need_x else x.new_empty(0)
-    grad_y = pull(1, 3, y_, x_, y, grad_g) if need_y else y.new_empty(0)
+    grad_x, grad_y = x.new_empty(0), y.new_empty(0)
+    if need_x:
+        grad_x = torch.zeros_like(x)
+        if grad_f is not None:
+            grad_x = pull(x_, y_, b_log, g_cross, a_log, own[0]).mul_(grad_f.unsqueeze(-1)).to(x.dtype)
+    if need_y:
+        grad_y = torch.zeros_like(y)
+        if grad_g is not None:
+            grad_y = pull(y_, x_, a_log, f_cross, b_log, own[1]).mul_(grad_g.unsqueeze(-1)).to(y.dtype)
     return grad_x, grad_y
+
+
+def _pull(rows: Tensor, partner: Tensor, h: Tensor, p: int, eps: float) -> tuple[Tensor, Tensor]:
+    """``sum_j W_ij partner_j`` and ``sum_j W_ij``: the cost's gradient at row i is ``sum_j W_ij (rows_i - partner_j)``."""
+    squared = _squared_distances(partner, rows)  # [B, column, row]: the softmax over columns then vectorises
+    near = squared < NEAREST if p == 1 else None
+    costs = _to_costs(squared, p)
+    weights = torch.add(h.unsqueeze(2), costs, alpha=-1 / eps).softmax(1)
+    if near is not None:
+        weights = weights.div_(costs).masked_fill_(near, 0.0)
+    return torch.bmm(weights.transpose(1, 2), partner), weights.sum(1)
