@@ -1,16 +1,19 @@
 """slotkernels: the building blocks of object-centric learning, fast and checked against an oracle.
 
-Every function runs on any device through the ``reference`` backend (plain PyTorch); faster backends serve the calls they
-support. See :func:`use_backend`.
+Every function runs on any device through the ``reference`` backend (plain PyTorch); faster backends serve the calls
+they support. See :func:`use_backend`.
 """
 
 from ._dispatch import use_backend
+from .invariant_slot_attention import InvariantSlotAttention, InvariantSlotAttentionOutput
 from .merging import cluster_slots, merge_slots
 from .propagation import propagate_attention, propagate_labels
 from .sinkhorn import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
 from .slot_attention import SlotAttention, SlotAttentionOutput, inverted_attention
 
 __all__ = [
+    "InvariantSlotAttention",
+    "InvariantSlotAttentionOutput",
     "SamplesLoss",
     "SlotAttention",
     "SlotAttentionOutput",

@@ -47,6 +47,12 @@ def check_that(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def check_positive(op: str, **sizes: int) -> None:
+    """Check that every size is at least 1."""
+    for name, size in sizes.items():
+        check_that(size >= 1, f"{op}: {name}={size}, expected at least 1")
+
+
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """Precision of softmax, normalisers and losses: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -5,8 +5,9 @@ that does the arithmetic. Adding a backend is one line beside the op::
 
     INVERTED_ATTENTION.add("triton", "slotkernels.slot_attention.triton", supports=why_not_triton)
 
-The module is imported at the first call that needs it, so ``import slotkernels`` needs no compiler and no GPU. It defines a
-function named like the op, and ``<op>_backward`` if the op is differentiable, with the arguments of ``reference.py``.
+The module is imported at the first call that needs it, so ``import slotkernels`` needs no compiler and no GPU. It
+defines a function named like the op, and ``<op>_backward`` if the op is differentiable, with the arguments of
+``reference.py``.
 """
 
 import importlib
@@ -82,7 +83,7 @@ class Op:
         return requested
 
     def run(self, requested: str, call: Call, function: str, *args: Any) -> Any:
-        """Call ``function`` of the selected backend's module, with autocast off: ops choose their precision themselves."""
+        """Call ``function`` of the selected backend's module, with autocast off: ops choose their precision."""
         module = importlib.import_module(self._backends[self.select(requested, call)][0])
         device = call.device.type
         if not torch.is_autocast_enabled(device):
@@ -108,9 +109,9 @@ def check_name(name: str, allow_auto: bool = False) -> str:
 def use_backend(name: str) -> Iterator[None]:
     """Use one backend for every call in the ``with`` block that does not name its own.
 
-    Nests, and is private to the thread or async task. It wins over the environment variable ``SLOTKERNELS_BACKEND``, and
-    ``"auto"`` undoes both. A compiled function keeps the backend that was in force when it was traced, so put the block
-    around the first call of the compiled function, not inside it.
+    Nests, and is private to the thread or async task. It wins over the environment variable ``SLOTKERNELS_BACKEND``,
+    and ``"auto"`` undoes both. A compiled function keeps the backend that was in force when it was traced, so put the
+    block around the first call of the compiled function, not inside it.
 
     Args:
         name: "auto", "reference", "triton", "cpp", "cuda" or "keops".
@@ -134,5 +135,5 @@ def _default_backend() -> str:
 
 
 def requested_backend(backend: str) -> str:
-    """The backend an op is asked for: the argument, else ``use_backend``, else the environment variable, else "auto"."""
+    """The backend an op is asked for: the argument, else ``use_backend``, else the environment, else "auto"."""
     return _default_backend() if check_name(backend, allow_auto=True) == "auto" else backend

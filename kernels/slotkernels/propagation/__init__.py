@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._checks import FLOATS, check_same, check_tensor, check_that, describe
+from .._checks import check_tensor, check_that, describe
 from .._dispatch import Call, Op, requested_backend
 
 __all__ = ["bytes_moved", "flops", "propagate_attention", "propagate_labels"]
@@ -23,10 +23,10 @@ def propagate_attention(image_attention: Tensor, video_attention: Tensor) -> Ten
         [B, T, M, K] in the dtype of ``image_attention``; each row over K sums to 1.
 
     Raises:
-        ValueError: if the two disagree in B, T, N or dtype.
+        ValueError: if the two disagree in B, T or N.
     """
     _check("propagate_attention", image_attention, video_attention)
-    return image_attention @ video_attention
+    return image_attention @ video_attention.to(image_attention.dtype)
 
 
 def propagate_labels(
@@ -52,7 +52,7 @@ def propagate_labels(
         uint8 [B, T, H, W], the index of the winning video slot; ties go to the lowest index.
 
     Raises:
-        ValueError: if the two disagree in B, T, N or dtype, K > 255, or the grid does not hold M patches.
+        ValueError: if the two disagree in B, T or N, K > 255, or the grid does not hold M patches.
         RuntimeError: if the backend asked for by name cannot serve the call.
     """
     _check("propagate_labels", image_attention, video_attention)
@@ -60,7 +60,7 @@ def propagate_labels(
     tokens, slots = image_attention.shape[2], video_attention.shape[3]
     check_that(
         height > 0 and width > 0 and height * width == tokens,
-        f"propagate_labels: grid={tuple(grid)}, expected h * w = M = {tokens} of image_attention {describe(image_attention)}",
+        f"propagate_labels: grid={tuple(grid)}, expected h * w = {tokens} tokens of {describe(image_attention)}",
     )
     check_that(slots <= 255, f"propagate_labels: video_attention is {describe(video_attention)}, expected K <= 255")
     out_height, out_width = grid if size is None else size
@@ -69,7 +69,9 @@ def propagate_labels(
     return _labels(*arguments, requested_backend(backend))
 
 
-def bytes_moved(batch: int, frames: int, tokens: int, slots: int, video_slots: int, pixels: int, itemsize: int = 4) -> int:
+def bytes_moved(
+    batch: int, frames: int, tokens: int, slots: int, video_slots: int, pixels: int, itemsize: int = 4
+) -> int:
     """Least traffic of ``propagate_labels``: both attention maps read once, one byte written per pixel."""
     return batch * frames * (itemsize * slots * (tokens + video_slots) + pixels)
 
@@ -81,9 +83,10 @@ def flops(batch: int, frames: int, tokens: int, slots: int, video_slots: int, pi
 
 def _check(op: str, image_attention: Tensor, video_attention: Tensor) -> None:
     sizes: dict[str, int] = {}
-    check_tensor(op, "image_attention", image_attention, "B T M N", sizes, FLOATS)
-    check_tensor(op, "video_attention", video_attention, "B T N K", sizes, FLOATS)
-    check_same(op, image_attention=image_attention, video_attention=video_attention)
+    check_tensor(op, "image_attention", image_attention, "B T M N", sizes)
+    check_tensor(op, "video_attention", video_attention, "B T N K", sizes)
+    same_device = image_attention.device == video_attention.device
+    check_that(same_device, f"{op}: video_attention is on {video_attention.device}, expected {image_attention.device}")
 
 
 @torch.library.custom_op("slotkernels::propagate_labels", mutates_args=())

@@ -24,10 +24,10 @@ def sinkhorn_divergence(
     diameter: float | str = "batch",
     backend: str = "auto",
 ) -> Tensor:
-    """Debiased Sinkhorn divergence of uniform point sets (Feydy et al. 2019, eq. 3), equal to GeomLoss's tensorized one.
+    """Debiased Sinkhorn divergence of uniform point sets (Feydy et al. 2019, eq. 3), equal to GeomLoss's.
 
-    Cost ``|x - y|^p / p``, temperature annealed from ``diameter^p`` to ``blur^p`` by ``scaling^p`` a step, symmetric averaged
-    log-domain updates; the last update carries the gradient.
+    Cost ``|x - y|^p / p``, temperature annealed from ``diameter^p`` to ``blur^p`` by ``scaling^p`` a step, symmetric
+    averaged log-domain updates; the last update carries the gradient.
 
     Args:
         x: [B, N, D] points; float32, float64, bfloat16 or float16.
@@ -86,7 +86,9 @@ def sinkhorn_potentials(
     check_that(0 < blur < math.inf, f"sinkhorn: blur={blur}, expected a finite number > 0")
     check_that(0 < scaling < 1, f"sinkhorn: scaling={scaling}, expected a number in (0, 1)")
     if isinstance(diameter, str):
-        check_that(diameter in ("batch", "problem"), f"sinkhorn: diameter={diameter!r}, expected batch, problem or a number")
+        check_that(
+            diameter in ("batch", "problem"), f"sinkhorn: diameter={diameter!r}, expected batch, problem or a number"
+        )
         start = None if x.shape[0] else 1.0
     else:
         check_that(0 < diameter < math.inf, f"sinkhorn: diameter={diameter}, expected a finite number > 0")
@@ -97,13 +99,13 @@ def sinkhorn_potentials(
 
 
 def bytes_moved(batch: int, n: int, m: int, dim: int, itemsize: int = 4, backward: bool = False) -> int:
-    """Least memory traffic: points read once and [B] values written; backward reads points again and writes gradients."""
+    """Least memory traffic: points read once, [B] values written; backward reads points and writes gradients."""
     points = batch * (n + m) * dim * itemsize
     return 2 * points + 4 * batch if backward else points + 4 * batch
 
 
 def flops(batch: int, n: int, m: int, dim: int, steps: int = 15, backward: bool = False) -> int:
-    """Operations: the three cost matrices and ``steps`` log-sum-exps (5 an entry, exp counted as one); or the gradient's."""
+    """Operations: three cost matrices and ``steps`` log-sum-exps (5 an entry, exp counted as one)."""
     costs = 2 * batch * (n * m + n * n + m * m) * dim
     entries = batch * (n + m) ** 2
     return costs + 2 * entries * dim + 5 * entries if backward else costs + 5 * entries * steps

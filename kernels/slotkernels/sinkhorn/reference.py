@@ -1,8 +1,8 @@
 """Sinkhorn divergence in plain PyTorch: the oracle of every other backend.
 
-The four transport problems x→y, y→x, x→x and y→y are one tensor of costs. Columns come first, [L, 4, B, L]: a log-sum-exp
-over columns then reduces the leading dimension, which vectorises whatever the size of the sets. The smaller set is
-padded to L points of weight zero (log-weight -inf), which changes nothing.
+The four transport problems x→y, y→x, x→x and y→y are one tensor of costs. Columns come first, [L, 4, B, L]: a
+log-sum-exp over columns then reduces the leading dimension, which vectorises whatever the size of the sets. The
+smaller set is padded to L points of weight zero (log-weight -inf), which changes nothing.
 """
 
 import math
@@ -25,7 +25,7 @@ NEAREST = 1e-8
 
 
 def bounding_diameter(x: Tensor, y: Tensor, per_problem: bool) -> Tensor:
-    """Diagonal of the bounding box of both sets: a scalar for the whole batch, or [B]; an upper bound on all distances."""
+    """Diagonal of the bounding box of both sets: a scalar for the batch, or [B]; an upper bound on all distances."""
     dims = (1,) if per_problem else (0, 1)
     low = torch.minimum(x.amin(dims), y.amin(dims))
     high = torch.maximum(x.amax(dims), y.amax(dims))
@@ -35,15 +35,16 @@ def bounding_diameter(x: Tensor, y: Tensor, per_problem: bool) -> Tensor:
 def epsilon_schedule(
     diameter: float | Tensor, p: int, blur: float, scaling: float
 ) -> Iterator[tuple[float | Tensor, Tensor | None]]:
-    """Temperatures ``[d^p, d^p, (d s)^p, (d s²)^p, …, blur^p]``, each with the mask [B, 1] of the problems that take the step.
+    """Temperatures ``[d^p, d^p, (d s)^p, …, blur^p]``, each with the mask [B, 1] of the problems that take the step.
 
-    A number, or a 0-dimensional tensor on the CPU, gives floats and no masks. Problems with their own diameters [B] take
-    different numbers of steps. On an accelerator the loop has the longest schedule's length, so that the host never waits.
+    A number, or a 0-dimensional tensor on the CPU, gives floats and no masks. Problems with their own diameters [B]
+    take different numbers of steps. On an accelerator the loop has the longest schedule's length, so that the host
+    never waits.
     """
     stop, step = p * math.log(blur), p * math.log(scaling)
     if isinstance(diameter, Tensor) and diameter.dim() == 0 and diameter.device.type == "cpu":
         diameter = diameter.item()
-    if not isinstance(diameter, Tensor):
+    if not isinstance(diameter, Tensor):  # one schedule for all
         start = p * math.log(max(diameter, SHORTEST_RATIO * blur) if math.isfinite(diameter) else blur)
         yield math.exp(start), None
         for i in range(math.ceil((stop - start) / step)):
@@ -51,16 +52,16 @@ def epsilon_schedule(
         yield blur**p, None
         return
 
-    diameter = diameter.double().nan_to_num(blur).clamp(SHORTEST_RATIO * blur, LONGEST_RATIO * blur)
-    start = p * diameter.log().reshape(-1, 1)
-    lengths = ((stop - start) / step).ceil().clamp_min(0)
-    yield start.exp(), torch.ones_like(lengths, dtype=torch.bool)
+    clamped = diameter.double().nan_to_num(blur).clamp(SHORTEST_RATIO * blur, LONGEST_RATIO * blur)
+    starts = p * clamped.log().reshape(-1, 1)
+    lengths = ((stop - starts) / step).ceil().clamp_min(0)
+    yield starts.exp(), torch.ones_like(lengths, dtype=torch.bool)
     if diameter.device.type == "cpu":
         longest = int(lengths.max()) if lengths.numel() else 0
     else:
         longest = math.ceil(p * math.log(LONGEST_RATIO) / -step)
     for i in range(longest + 1):
-        yield torch.where(lengths > i, (start + i * step).exp(), blur**p), lengths >= i
+        yield torch.where(lengths > i, (starts + i * step).exp(), blur**p), lengths >= i
 
 
 def _pad(points: Tensor, length: int) -> Tensor:
@@ -82,7 +83,7 @@ def _log_weights(weights: Tensor | None, points: Tensor, length: int) -> Tensor:
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """[B, N, M], by the expansion |x|² - 2 x·y + |y|²; exactly zero between a set and itself, where rounding would show."""
+    """[B, N, M], as |x|² - 2 x·y + |y|²; exactly zero between a point and itself, where rounding would show."""
     xx = torch.linalg.vector_norm(x, dim=-1).square_()
     yy = xx if y is x else torch.linalg.vector_norm(y, dim=-1).square_()
     squared = torch.baddbmm(xx.unsqueeze(2) + yy.unsqueeze(1), x, y.transpose(1, 2), alpha=-2).clamp_min_(0)
@@ -118,7 +119,8 @@ def _softmin(eps: float | Tensor, costs: Tensor, h: Tensor) -> Tensor:
 
 def _columns(logs: Tensor, potentials: Tensor, eps: float | Tensor) -> Tensor:
     """Log-weights plus partner potentials over eps: [L, 4, B]."""
-    scaled = potentials[list(SWAP[: potentials.shape[0]])] / (eps.to(potentials.dtype) if isinstance(eps, Tensor) else eps)
+    eps = eps.to(potentials.dtype) if isinstance(eps, Tensor) else eps
+    scaled = potentials[list(SWAP[: potentials.shape[0]])] / eps
     return logs + scaled.permute(2, 0, 1)
 
 
@@ -204,7 +206,7 @@ def sinkhorn_backward(
 
 
 def _pull(rows: Tensor, partner: Tensor, h: Tensor, p: int, eps: float) -> tuple[Tensor, Tensor]:
-    """``sum_j W_ij partner_j`` and ``sum_j W_ij``: the cost's gradient at row i is ``sum_j W_ij (rows_i - partner_j)``."""
+    """``sum_j W_ij partner_j`` and ``sum_j W_ij``: the gradient at row i is ``sum_j W_ij (rows_i - partner_j)``."""
     squared = _squared_distances(partner, rows)  # [B, column, row]: the softmax over columns then vectorises
     near = squared < NEAREST if p == 1 else None
     costs = _to_costs(squared, p)

@@ -12,9 +12,9 @@ from . import sinkhorn_potentials
 class SamplesLoss(nn.Module):
     """Sinkhorn divergence between weighted point sets, with the signature of ``geomloss.SamplesLoss``.
 
-    Called as ``loss(x, y)`` or ``loss(a, x, b, y)`` with points [N, D] and [M, D], or [B, N, D] and [B, M, D], and weights
-    [N] and [M] (or [N, 1] …), batched likewise. Returns a scalar, or [B] for batches; with ``potentials=True`` the pair of
-    dual potentials, shaped like the weights. Gradients reach points and weights.
+    Called as ``loss(x, y)`` or ``loss(a, x, b, y)`` with points [N, D] and [M, D], or [B, N, D] and [B, M, D], and
+    weights [N] and [M] (or [N, 1] …), batched likewise. Returns a scalar, or [B] for batches; with
+    ``potentials=True`` the pair of dual potentials, shaped like the weights. Gradients reach points and weights.
 
     Args:
         loss: only "sinkhorn".
@@ -23,7 +23,8 @@ class SamplesLoss(nn.Module):
         reach: only None (balanced transport: both sets have the same total weight).
         diameter: start of the annealing; None takes one bounding box around the whole batch.
         scaling: ratio of successive scales, in (0, 1).
-        truncate: accepted and unused, as by GeomLoss's tensorized backend; so are ``kernel``, ``cluster_scale``, ``verbose``.
+        truncate: accepted and unused, as by GeomLoss's tensorized backend; so are ``kernel``, ``cluster_scale``,
+            ``verbose``.
         cost: only None.
         debias: the divergence (True) or the entropic transport cost (False).
         potentials: return dual potentials instead of the value.
@@ -51,7 +52,9 @@ class SamplesLoss(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        check_that(loss == "sinkhorn", f"SamplesLoss: loss={loss!r}, expected 'sinkhorn'; use geomloss for other losses")
+        check_that(
+            loss == "sinkhorn", f"SamplesLoss: loss={loss!r}, expected 'sinkhorn'; use geomloss for other losses"
+        )
         check_that(reach is None, f"SamplesLoss: reach={reach}, expected None (balanced transport only)")
         check_that(cost is None, f"SamplesLoss: cost={cost!r}, expected None (|x - y|^p / p)")
         self.loss, self.p, self.blur, self.reach, self.diameter, self.scaling = loss, p, blur, reach, diameter, scaling
@@ -63,7 +66,9 @@ class SamplesLoss(nn.Module):
         check_that(len(args) in (2, 4), f"SamplesLoss: {len(args)} arguments, expected (x, y) or (a, x, b, y)")
         a, x, b, y = (None, args[0], None, args[1]) if len(args) == 2 else args
         shapes = f"x {describe(x)} and y {describe(y)}"
-        check_that(x.dim() == y.dim() and x.dim() in (2, 3), f"SamplesLoss: {shapes}, expected both [N, D] or [B, N, D]")
+        check_that(
+            x.dim() == y.dim() and x.dim() in (2, 3), f"SamplesLoss: {shapes}, expected both [N, D] or [B, N, D]"
+        )
         single = x.dim() == 2
         weights = [self._weights(name, w, points) for name, w, points in (("a", a, x), ("b", b, y))]
         if single:
@@ -94,6 +99,7 @@ class SamplesLoss(nn.Module):
         expected = points.shape[:-1]
         fits = weights.shape in (expected, torch.Size((*expected, 1)))
         check_that(
-            fits, f"SamplesLoss: {name} is {describe(weights)}, expected {list(expected)} beside points {describe(points)}"
+            fits,
+            f"SamplesLoss: {name} is {describe(weights)}, expected {list(expected)} beside points {describe(points)}",
         )
         return weights.reshape(-1, expected[-1])

@@ -24,7 +24,7 @@ def inverted_attention(
     return_attention: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention whose softmax runs over the queries, then a weighted mean over the tokens (Locatello et al. 2020, eq. 1-2).
+    """Attention whose softmax runs over the queries, then a mean over the tokens (Locatello et al. 2020, eq. 1-2).
 
     ``attention[m] = softmax_n(scale * k[m]·q[n])`` and
     ``updates[n] = sum_m w[m, n] v[m]`` with ``w = (attention + eps) / sum_m (attention + eps)``.
@@ -33,16 +33,17 @@ def inverted_attention(
         q: [B, N, D], one query per slot; float32, float64, bfloat16 or float16.
         k: [B, M, D], one key per token, dtype of ``q``.
         v: [B, M, Dv], or None to take ``k``, which is then read only once.
-        mask: [B, M] bool; a token where it is False weighs nothing, not even ``eps``. With no token left the update is 0.
+        mask: [B, M] bool; a token where it is False weighs nothing, not even ``eps``. With no token left the update
+            is 0.
         scale: factor of the logits; ``D ** -0.5`` if None.
         eps: added to the attention before it is normalised over tokens; >= 0.
         return_attention: whether to return the attention.
         backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
 
     Returns:
-        updates [B, N, Dv] in the dtype of ``q``, and attention [B, M, N] in float32 (float64 for float64 inputs) or None.
-        The attention is the softmax over slots, before ``mask`` and ``eps``: each row over N sums to 1. Softmax and
-        normalisers are float32 at least. Differentiable once in q, k and v.
+        updates [B, N, Dv] in the dtype of ``q``, and attention [B, M, N] in float32 (float64 for float64 inputs) or
+        None. The attention is the softmax over slots, before ``mask`` and ``eps``: each row over N sums to 1. Softmax
+        and normalisers are float32 at least. Differentiable once in q, k and v.
 
     Raises:
         ValueError: if a shape, dtype or device disagrees, or N, M or D is zero.
@@ -64,7 +65,7 @@ def inverted_attention(
 
 
 def bytes_moved(batch: int, slots: int, tokens: int, dim: int, itemsize: int = 4, backward: bool = False) -> int:
-    """Least memory traffic of one ``inverted_attention`` with v = k: tokens, queries, updates and fp32 attention, once each."""
+    """Least traffic of one ``inverted_attention`` with v = k: tokens, queries, updates, fp32 attention, once each."""
     rows, attention = batch * dim * itemsize, 4 * batch * slots * tokens
     if not backward:
         return rows * (tokens + 2 * slots) + attention

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._checks import check_tensor, check_that
+from .._checks import check_positive, check_tensor, check_that
 
 IMPLICIT = ("bilevel", "detach", "none")
 
@@ -21,11 +21,11 @@ class SlotAttentionOutput(NamedTuple):
 class SlotAttention(nn.Module):
     """Slot attention (Locatello et al. 2020, algorithm 1) with implicit differentiation (Chang et al. 2022).
 
-    Keys and values are linear in the normalised tokens x̂ = LN(x), so ``k·q = x̂·(Wkᵀ q)`` and ``Σ w v = Wv Σ w x̂``: each
-    iteration reads x̂ once, and neither k nor v exists. Function and parameters are those of the textbook form.
+    Keys and values are linear in the normalised tokens x̂ = LN(x), so ``k·q = x̂·(Wkᵀ q)`` and ``Σ w v = Wv Σ w x̂``:
+    each iteration reads x̂ once, and neither k nor v exists. Function and parameters are those of the textbook form.
 
-    Under ``torch.autocast`` the matrix products run in the low precision; softmax, normalisers, layer norms, gates and the
-    slots themselves stay float32.
+    Under ``torch.autocast`` the matrix products run in the low precision; softmax, normalisers, layer norms, gates
+    and the slots themselves stay float32.
 
     Args:
         num_slots: N, how many slots :meth:`sample_slots` draws.
@@ -34,8 +34,9 @@ class SlotAttention(nn.Module):
         iterations: >= 1.
         hidden_dim: width of the MLP's hidden layer; ``4 * dim`` if None.
         eps: added to the attention before it is normalised over tokens.
-        implicit: "bilevel": only the last iteration carries gradients, and the prior gets the gradient of the slots that
-            enter it; "detach": the same, but nothing reaches the prior; "none": backpropagation through all iterations.
+        implicit: "bilevel": only the last iteration carries gradients, and the prior gets the gradient of the slots
+            that enter it; "detach": the same, but nothing reaches the prior; "none": backpropagation through all
+            iterations.
 
     Raises:
         ValueError: if a size is not positive or ``implicit`` is unknown.
@@ -53,8 +54,7 @@ class SlotAttention(nn.Module):
     ) -> None:
         super().__init__()
         input_dim, hidden_dim = input_dim or dim, hidden_dim or 4 * dim
-        for name, size in (("num_slots", num_slots), ("dim", dim), ("input_dim", input_dim), ("iterations", iterations)):
-            check_that(size >= 1, f"SlotAttention: {name}={size}, expected at least 1")
+        check_positive("SlotAttention", num_slots=num_slots, dim=dim, input_dim=input_dim, iterations=iterations)
         check_that(implicit in IMPLICIT, f"SlotAttention: implicit={implicit!r}, expected one of {', '.join(IMPLICIT)}")
         self.num_slots, self.dim, self.input_dim = num_slots, dim, input_dim
         self.iterations, self.eps, self.implicit = iterations, eps, implicit
@@ -101,6 +101,8 @@ class SlotAttention(nn.Module):
         if slots is None:
             slots = self.sample_slots(inputs.shape[0])
         check_tensor("SlotAttention", "slots", slots, "B N D", sizes)
+        if mask is not None:
+            check_tensor("SlotAttention", "mask", mask, "B M", sizes, dtypes=(torch.bool,))
         tokens = self.norm_inputs(inputs).to(self._product_dtype(inputs))
 
         initial = slots
@@ -108,7 +110,8 @@ class SlotAttention(nn.Module):
             with torch.no_grad():
                 for _ in range(self.iterations - 1):
                     slots, _ = self.step(tokens, slots, mask)
-            if self.implicit == "bilevel":  # a zero whose gradient is one: the prior learns as if it were the fixed point
+            if self.implicit == "bilevel":
+                # A zero whose gradient is one: the prior learns as if it were the fixed point.
                 slots = slots + (initial - initial.detach())
             return SlotAttentionOutput(*self.step(tokens, slots, mask))
         for _ in range(self.iterations):

@@ -1,7 +1,7 @@
 """Inverted attention and slot attention in plain PyTorch: the oracle of every other backend.
 
-Attention is kept slot-major, [B, N, M], inside the op: the softmax over slots then runs along contiguous tokens (20x faster
-than a softmax over 8 adjacent numbers on a CPU) and the updates are one plain batched product.
+Attention is kept slot-major, [B, N, M], inside the op: the softmax over slots then runs along contiguous tokens (20x
+faster than a softmax over 8 adjacent numbers on a CPU) and the updates are one plain batched product.
 """
 
 from typing import TYPE_CHECKING
@@ -79,8 +79,8 @@ def textbook_slot_attention(
 ) -> tuple[Tensor, Tensor]:
     """Slot attention as printed (Locatello et al. 2020, algorithm 1), on the parameters of ``module``.
 
-    Keys and values are computed, the softmax is written out, autograd does the rest; the slots of the iterations before the
-    last are cut from it as ``module.implicit`` says.
+    Keys and values are computed, the softmax is written out, autograd does the rest; the slots of the iterations
+    before the last are cut from it as ``module.implicit`` says.
     """
     x = module.norm_inputs(inputs)
     k, v = module.to_k(x), module.to_v(x)
