@@ -1,0 +1,99 @@
+"""Masks in the results format of YouTube-VIS: one entry for each object, one RLE (or null) for each frame."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as coco
+
+from interpreter.render.files import written_whole
+
+Entry = dict[str, object]
+
+
+class RleWriter:
+    """Collect label maps frame by frame and write all of them as one JSON file.
+
+    Memory grows only by the run-length codes, about 100 bytes for each object and frame; no pixels are kept.
+    Use it as a context manager: the file appears, complete, when the block ends well, and not at all if it fails.
+
+    Args:
+        path: of the JSON file; missing folders are made.
+        background: id that is not an object; none by default, as a slot that covers the background is a segment too.
+    """
+
+    def __init__(self, path: str | Path, *, background: int | None = None) -> None:
+        self.path, self.background = Path(path), background
+        self._videos: dict[int | str, _Video] = {}
+
+    def write(self, video_id: int | str, labels: np.ndarray) -> None:
+        """Append a frame to a video: integer [H, W] ids, the same in all of its frames.
+
+        Raises:
+            ValueError: if the frame is not [H, W] integers, or of another size than the video's frames before it.
+        """
+        self._videos.setdefault(video_id, _Video()).add(labels, self.background)
+
+    def __enter__(self) -> "RleWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            entries = [entry for video_id, video in self._videos.items() for entry in video.entries(video_id)]
+            with written_whole(self.path) as temporary:
+                temporary.write_text(json.dumps(entries))
+
+
+def rle_json(video_id: int | str, frames: Iterable[np.ndarray], *, background: int | None = None) -> list[Entry]:
+    """Entries of one video in the YouTube-VIS results format, ready for ``json.dump``.
+
+    Args:
+        video_id: number or name of the video in its data set.
+        frames: label maps, integer [H, W] each; an id means the same object in all of them.
+        background: id that is not an object; none by default.
+
+    Returns:
+        For each id that occurs, in ascending order, ``{"video_id", "category_id": 1, "score": 1.0,
+        "segmentations": [...]}`` with a compressed COCO RLE ``{"size": [H, W], "counts": str}`` for each frame and
+        None for the frames without the object. Without labels there are neither categories nor confidences: the
+        format wants both, so all are the same.
+    """
+    video = _Video()
+    for labels in frames:
+        video.add(labels, background)
+    return video.entries(video_id)
+
+
+class _Video:
+    """The codes of one video: id -> {frame: RLE}."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.size: tuple[int, ...] | None = None
+        self.objects: dict[int, dict[int, Entry]] = {}
+
+    def add(self, labels: np.ndarray, background: int | None) -> None:
+        if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"labels must be integers [H, W], got {labels.dtype} {labels.shape}")
+        if self.size not in (None, labels.shape):
+            raise ValueError(f"labels {labels.shape} differ in size from the frames before, {self.size}")
+        self.size = labels.shape
+        columns_first = np.asfortranarray(labels)  # the order of COCO's runs
+        for label in np.unique(labels).tolist():
+            if label != background:
+                rle = coco.encode((columns_first == label).view(np.uint8))
+                code: Entry = {"size": list(labels.shape), "counts": rle["counts"].decode("ascii")}
+                self.objects.setdefault(label, {})[self.length] = code
+        self.length += 1
+
+    def entries(self, video_id: int | str) -> list[Entry]:
+        return [
+            {
+                "video_id": video_id,
+                "category_id": 1,
+                "score": 1.0,
+                "segmentations": [codes.get(frame) for frame in range(self.length)],
+            }
+            for _, codes in sorted(self.objects.items())
+        ]

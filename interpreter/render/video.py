@@ -1,0 +1,86 @@
+"""H.264 video, written frame by frame."""
+
+from contextlib import ExitStack
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
+
+from interpreter.render.files import written_whole
+
+BT709 = 1
+"""Number of ITU-R BT.709 in the H.264 tables of colour primaries, transfer functions and matrices."""
+
+
+class VideoWriter:
+    """Write RGB frames to an MP4 that browsers play: H.264, 4:2:0, index at the front.
+
+    Use it as a context manager. Frames are encoded as they come, so memory does not grow with the video. The file
+    appears under its name when the block ends well; if it fails, nothing is left behind::
+
+        with VideoWriter("out.mp4", fps=Fraction(30000, 1001), size=(336, 504)) as video:
+            for frame in frames:
+                video.write(frame)
+
+    H.264 in 4:2:0 has even sides only: an odd last row or column is repeated once, so no pixel is lost.
+
+    Args:
+        path: of the file; missing folders are made.
+        fps: frames per second, kept exactly as a fraction; > 0.
+        size: (H, W) of the frames in pixels.
+
+    Raises:
+        ValueError: if ``fps`` or ``size`` is not positive, or the block ends without a frame.
+        OSError: if the file cannot be written, such as on a full disk.
+    """
+
+    def __init__(self, path: str | Path, fps: Fraction | float, size: tuple[int, int]) -> None:
+        # A float stands for the simple fraction next to it: 29.97 is 2997/100, not the binary number's 52-bit ratio.
+        self.fps = Fraction(fps) if isinstance(fps, Fraction) else Fraction(fps).limit_denominator(1001)
+        if self.fps <= 0 or min(size) < 1:
+            raise ValueError(f"fps and size must be positive, got {fps} and {size}")
+        self.path, self.size, self.frames = Path(path), size, 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "VideoWriter":
+        with ExitStack() as stack:
+            temporary = stack.enter_context(written_whole(self.path))
+            self._container = stack.enter_context(
+                av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"})
+            )
+            self._stream = self._container.add_stream("libx264", rate=self.fps)
+            self._stream.height, self._stream.width = (side + side % 2 for side in self.size)
+            self._stream.pix_fmt = "yuv420p"
+            self._stream.options = {"crf": "18", "preset": "veryfast"}
+            # Untagged colours are guessed from the size of the picture, differently by every player.
+            context = self._stream.codec_context
+            context.color_range, context.colorspace = ColorRange.MPEG, BT709
+            context.color_primaries = context.color_trc = BT709
+            self._stack = stack.pop_all()
+        return self
+
+    def write(self, frame: np.ndarray) -> None:
+        """Append a frame, uint8 [H, W, 3] RGB of the size given before; ValueError for any other."""
+        if frame.dtype != np.uint8 or frame.shape != (*self.size, 3):
+            raise ValueError(f"frame must be uint8 {(*self.size, 3)}, got {frame.dtype} {frame.shape}")
+        if self.size[0] % 2 or self.size[1] % 2:
+            frame = np.pad(frame, ((0, self.size[0] % 2), (0, self.size[1] % 2), (0, 0)), mode="edge")
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+        picture.pts, picture.time_base = self.frames, 1 / self.fps
+        self._container.mux(self._stream.encode(picture))
+        self.frames += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._stack.__exit__(kind, error, traceback)
+            return
+        with self._stack:
+            if not self.frames:
+                raise ValueError(f"no frame was written to {self.path}")
+            self._container.mux(self._stream.encode(None))
