@@ -97,12 +97,13 @@ class Video(abc.ABC):
             out[places[index]] = resize(frame, size)
         return out
 
+    @abc.abstractmethod
     def _stream(self, size: Size | None) -> Iterator[np.ndarray]:
-        raise NotImplementedError
+        """What `frames` yields."""
 
+    @abc.abstractmethod
     def _pick(self, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (index, native frame) for sorted, distinct, valid indices."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return self.num_frames

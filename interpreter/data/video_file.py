@@ -1,5 +1,6 @@
 """Videos in files, decoded with PyAV so that every run and every machine sees the same pixels."""
 
+import re
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -189,28 +190,32 @@ class VideoFile(Video):
                 self._require_end(container, stream, last, number)
 
     def _require_end(self, container: InputContainer, stream: VideoStream, last: av.VideoFrame, number: int) -> None:
-        declared = _declared_seconds(container, stream)
+        declared = _declared_end(container, stream)
         if declared is None or last.pts is None or last.time_base is None:
             return
-        start = stream.start_time or 0
-        end = (last.pts - start) * last.time_base + 1 / self.fps
-        if end < Fraction(9, 10) * declared - 1 / self.fps:
-            raise self._damaged(f"it ends after {number} frames, {float(end):.2f} s of {float(declared):.2f} s")
+        end = last.pts * last.time_base + 1 / self.fps
+        start = Fraction(stream.start_time or 0) * last.time_base
+        if end - start < Fraction(9, 10) * (declared - start) - 1 / self.fps:
+            raise self._damaged(
+                f"it ends after {number} frames, {float(end - start):.2f} s of {float(declared - start):.2f} s"
+            )
 
     def _damaged(self, what: str) -> VideoError:
         return VideoError(f"{self.path}: {what}; the file is damaged or truncated, download or copy it again")
 
 
-def _declared_seconds(container: InputContainer, stream: VideoStream) -> Fraction | None:
-    """How long the container says the stream is: the shortest of its statements, None if there is none."""
+def _declared_end(container: InputContainer, stream: VideoStream) -> Fraction | None:
+    """When the stream ends according to its container, in seconds: the earliest statement; None if there is none."""
+    start = Fraction(0)
+    if stream.start_time and stream.time_base and not container.format.name.startswith("matroska"):
+        start = stream.start_time * stream.time_base  # only Matroska counts durations from zero
     found = []
     if stream.duration and stream.time_base:
-        found.append(stream.duration * stream.time_base)
+        found.append(start + stream.duration * stream.time_base)
     if container.duration and len(container.streams) == 1:  # with sound, the longest stream counts
-        found.append(Fraction(container.duration, av.time_base))
-    if tag := stream.metadata.get("DURATION"):  # Matroska: 00:00:02.500000000
-        hours, minutes, seconds = tag.split(":")
-        found.append(int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds))
+        found.append(start + Fraction(container.duration, av.time_base))
+    if tag := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):  # Matroska, per stream
+        found.append(int(tag[1]) * 3600 + int(tag[2]) * 60 + Fraction(tag[3]))
     return min(found, default=None)
 
 
