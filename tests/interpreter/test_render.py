@@ -52,6 +52,8 @@ def test_overlay_mixes_colours_and_draws_contours_inside_segments():
     np.testing.assert_allclose(out[14, 10].astype(int), (100 + colour.astype(int)) // 2, atol=1)
     np.testing.assert_array_equal(out[8, 4:16], np.broadcast_to(colour, (12, 3)))  # top row of the square
     np.testing.assert_array_equal(out[7, 4:16], np.broadcast_to(render.DISPLAY_PALETTE[0], (12, 3)))  # just outside
+    upside_down = render.overlay(frame, labels[::-1, ::-1], 0.5)
+    np.testing.assert_array_equal(upside_down[::-1, ::-1], out)  # edges count from both sides
     assert (frame == 100).all()
 
 
