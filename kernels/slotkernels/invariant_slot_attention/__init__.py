@@ -21,7 +21,7 @@ def bytes_moved(batch: int, slots: int, tokens: int, dim: int, itemsize: int = 4
 def flops(batch: int, slots: int, tokens: int, dim: int) -> int:
     """Operations of one step with f's linear layers moved out of the slots.
 
-    The first layer is applied to the tokens, the second to queries and updates; for each pair of slot and token there remain
+    The first layer is applied to the tokens, the second to queries and updates; each pair of slot and token keeps
     the rank-2 frame, the ReLU and the product, for k and for v.
     """
     return batch * (8 * slots * tokens * dim * 2 + 4 * tokens * dim * dim + 4 * slots * dim * dim)

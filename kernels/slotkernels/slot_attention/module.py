@@ -105,16 +105,16 @@ class SlotAttention(nn.Module):
             check_tensor("SlotAttention", "mask", mask, "B M", sizes, dtypes=(torch.bool,))
         tokens = self.norm_inputs(inputs).to(self._product_dtype(inputs))
 
-        initial = slots
-        if self.implicit != "none" and self.iterations > 1:
-            with torch.no_grad():
-                for _ in range(self.iterations - 1):
-                    slots, _ = self.step(tokens, slots, mask)
-            if self.implicit == "bilevel":
-                # A zero whose gradient is one: the prior learns as if it were the fixed point.
-                slots = slots + (initial - initial.detach())
-            return SlotAttentionOutput(*self.step(tokens, slots, mask))
-        for _ in range(self.iterations):
+        initial, blind = slots, 0 if self.implicit == "none" else self.iterations - 1
+        with torch.no_grad():
+            for _ in range(blind):
+                slots, _ = self.step(tokens, slots, mask)
+        if self.implicit != "none":
+            slots = slots.detach()
+        if self.implicit == "bilevel":
+            # A zero whose gradient is one: the prior learns as if it were the fixed point.
+            slots = slots + (initial - initial.detach())
+        for _ in range(self.iterations - blind):
             slots, attention = self.step(tokens, slots, mask)
         return SlotAttentionOutput(slots, attention)
 

@@ -1,0 +1,17 @@
+"""Every test here runs on one thread, from one seed, with uninitialised memory full of NaN: an unwritten output fails."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory_and_fixed_seed():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)  # with fill_uninitialized_memory, on by default, torch.empty is NaN
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+    torch.compiler.reset()

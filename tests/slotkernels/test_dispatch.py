@@ -1,0 +1,144 @@
+import asyncio
+import threading
+
+import pytest
+import torch
+
+import slotkernels
+from slotkernels import _dispatch
+from slotkernels._dispatch import Call, Op, requested_backend
+
+CALL = Call((torch.zeros(2),))
+
+
+def make_op(**refusals):
+    op = Op("toy")
+    for name, refusal in refusals.items():
+        op.add(name, "slotkernels.slot_attention.reference", lambda call, refusal=refusal: refusal)
+    return op
+
+
+def test_auto_takes_the_fastest_that_supports_the_call():
+    assert make_op(reference=None, triton=None, cpp=None).select("auto", CALL) == "triton"
+    assert make_op(reference=None, triton="needs CUDA", cpp=None).select("auto", CALL) == "cpp"
+    assert make_op(reference=None).select("auto", CALL) == "reference"
+
+
+def test_support_is_decided_by_the_call():
+    op = make_op(reference=None)
+    op.add("cpp", "nowhere", lambda call: None if call.tensors[0].dtype == torch.float32 else "float32 only")
+    assert op.select("auto", CALL) == "cpp"
+    assert op.select("auto", Call((torch.zeros(2).double(),))) == "reference"
+
+
+def test_naming_a_backend_that_cannot_serve_says_why_and_what_can():
+    op = make_op(reference=None, cuda="needs a CUDA tensor")
+    with pytest.raises(RuntimeError, match=r"'cuda' cannot serve.*needs a CUDA tensor.*Available: reference"):
+        op.select("cuda", CALL)
+    with pytest.raises(RuntimeError, match=r"not implemented for toy or was not built.*Available: reference"):
+        op.select("keops", CALL)
+
+
+def test_public_function_refuses_a_missing_backend_with_the_reason():
+    q = torch.randn(1, 2, 3)
+    with pytest.raises(RuntimeError, match=r"slotkernels.inverted_attention: backend 'keops' cannot serve this call"):
+        slotkernels.inverted_attention(q, q, backend="keops")
+
+
+@pytest.mark.parametrize("where", ["argument", "use_backend", "environment", "add"])
+def test_unknown_backend_is_a_value_error(where, monkeypatch):
+    with pytest.raises(ValueError, match="backend='fast' is unknown; expected one of"):
+        if where == "argument":
+            slotkernels.inverted_attention(torch.randn(1, 2, 3), torch.randn(1, 2, 3), backend="fast")
+        elif where == "use_backend":
+            with slotkernels.use_backend("fast"):
+                pass
+        elif where == "environment":
+            monkeypatch.setenv("SLOTKERNELS_BACKEND", "fast")
+            requested_backend("auto")
+        else:
+            Op("toy").add("fast", "nowhere")
+
+
+def test_argument_wins_over_context_over_environment(monkeypatch):
+    assert requested_backend("auto") == "auto"
+    monkeypatch.setenv("SLOTKERNELS_BACKEND", "cpp")
+    assert requested_backend("auto") == "cpp"
+    with slotkernels.use_backend("triton"):
+        assert requested_backend("auto") == "triton"
+        assert requested_backend("reference") == "reference"
+        with slotkernels.use_backend("auto"):
+            assert requested_backend("auto") == "auto"
+        assert requested_backend("auto") == "triton"
+    assert requested_backend("auto") == "cpp"
+
+
+def test_context_is_left_when_an_exception_passes():
+    with pytest.raises(KeyError), slotkernels.use_backend("triton"):
+        raise KeyError
+    assert requested_backend("auto") == "auto"
+
+
+def test_context_reaches_the_op():
+    q = torch.randn(1, 2, 3)
+    with slotkernels.use_backend("cuda"), pytest.raises(RuntimeError, match="'cuda' cannot serve"):
+        slotkernels.inverted_attention(q, q)
+    with slotkernels.use_backend("reference"):
+        slotkernels.inverted_attention(q, q)
+
+
+def test_context_is_private_to_the_thread_and_to_the_task():
+    seen = []
+    with slotkernels.use_backend("triton"):
+        thread = threading.Thread(target=lambda: seen.append(requested_backend("auto")))
+        thread.start()
+        thread.join()
+    assert seen == ["auto"]
+
+    async def task(name, ready, other):
+        with slotkernels.use_backend(name):
+            ready.set()
+            await other.wait()
+            return requested_backend("auto")
+
+    async def both():
+        first, second = asyncio.Event(), asyncio.Event()
+        return await asyncio.gather(task("cpp", first, second), task("cuda", second, first))
+
+    assert asyncio.run(both()) == ["cpp", "cuda"]
+
+
+def test_a_backend_module_is_imported_only_when_it_runs():
+    op = make_op(reference=None)
+    op.add("cuda", "slotkernels.does_not_exist", lambda call: None)
+    assert op.available(CALL) == ("cuda", "reference")
+    with pytest.raises(ModuleNotFoundError):
+        op.run("cuda", CALL, "anything")
+
+
+def test_backward_runs_on_the_backend_of_its_forward(monkeypatch):
+    calls = []
+    run = Op.run
+    monkeypatch.setattr(
+        Op, "run", lambda self, requested, *rest: calls.append(requested) or run(self, requested, *rest)
+    )
+    q = torch.randn(1, 2, 3, requires_grad=True)
+    with slotkernels.use_backend("reference"):
+        updates, _ = slotkernels.inverted_attention(q, q)
+    updates.sum().backward()  # outside the block
+    assert calls == ["reference", "reference"]
+
+
+def test_ops_are_not_touched_by_autocast():
+    q = torch.randn(2, 3, 5)
+    expected, _ = slotkernels.inverted_attention(q, q)
+    with torch.autocast("cpu", torch.bfloat16):
+        updates, _ = slotkernels.inverted_attention(q, q)
+    assert updates.dtype == torch.float32
+    assert torch.equal(updates, expected)
+
+
+def test_every_backend_name_can_be_chosen():
+    for name in _dispatch.BACKENDS:
+        with slotkernels.use_backend(name):
+            assert requested_backend("auto") == name

@@ -1,0 +1,157 @@
+import pytest
+import torch
+
+from slotkernels import SlotAttention
+from slotkernels.slot_attention.reference import textbook_slot_attention
+
+IMPLICIT = ["bilevel", "detach", "none"]
+
+
+def make(implicit="bilevel", batch=2, tokens=7, dim=6, input_dim=5, num_slots=3, **options):
+    torch.manual_seed(1)
+    module = SlotAttention(num_slots, dim, input_dim, implicit=implicit, **options).double()
+    for parameter in module.parameters():  # biases and norms away from their special initial values
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    inputs = torch.randn(batch, tokens, input_dim, dtype=torch.float64, requires_grad=True)
+    return module, inputs
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize("implicit", IMPLICIT)
+def test_absorbed_form_equals_the_textbook_in_value_and_every_gradient(implicit, with_mask, iterations):
+    module, inputs = make(implicit, iterations=iterations)
+    mask = torch.rand(2, 7) > 0.3 if with_mask else None
+    noise = torch.randn(2, 3, 6, dtype=torch.float64)
+    cotangents = torch.randn(2, 3, 6, dtype=torch.float64), torch.randn(2, 7, 3, dtype=torch.float64)
+    results = []
+    for function in (module, lambda *args: textbook_slot_attention(module, *args)):
+        slots, attention = function(inputs, module.mu + module.log_sigma.exp() * noise, mask)
+        loss = (slots * cotangents[0]).sum() + (attention * cotangents[1]).sum()
+        parameters = dict(module.named_parameters())
+        grads = torch.autograd.grad(loss, [inputs, *parameters.values()], allow_unused=True)
+        results.append((slots, attention, dict(zip(["inputs", *parameters], grads, strict=True))))
+    (slots, attention, grads), (expected_slots, expected_attention, expected_grads) = results
+    torch.testing.assert_close(slots, expected_slots, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(attention, expected_attention, rtol=1e-10, atol=1e-12)
+    for name, grad in grads.items():
+        expected = expected_grads[name]
+        assert (grad is None) == (expected is None), name
+        if grad is not None:
+            torch.testing.assert_close(grad, expected, rtol=1e-9, atol=1e-11, msg=name)
+
+
+@pytest.mark.parametrize(("implicit", "learns"), [("bilevel", True), ("detach", False), ("none", True)])
+def test_prior_learns_under_bilevel_gradient_and_not_under_detach(implicit, learns):
+    module, inputs = make(implicit)
+    module(inputs).slots.square().sum().backward()
+    for parameter in (module.mu, module.log_sigma):
+        assert (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)) == learns
+
+
+def test_bilevel_gradient_of_the_prior_is_that_of_the_slots_entering_the_last_iteration():
+    module, inputs = make()
+    initial = module.sample_slots(2).detach().requires_grad_()
+    (grad,) = torch.autograd.grad(module(inputs, initial).slots.square().sum(), initial)
+    tokens = module.norm_inputs(inputs)
+    entering = initial.detach()
+    with torch.no_grad():
+        for _ in range(2):
+            entering, _ = module.step(tokens, entering)
+    entering.requires_grad_()
+    (expected,) = torch.autograd.grad(module.step(tokens, entering)[0].square().sum(), entering)
+    torch.testing.assert_close(grad, expected)
+
+
+def test_modes_differ_only_in_gradient():
+    outputs = []
+    for implicit in IMPLICIT:
+        module, inputs = make(implicit)
+        outputs.append(module(inputs, torch.ones(2, 3, 6).double() * torch.arange(3).view(1, 3, 1)).slots)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+
+
+def test_samples_follow_the_prior_and_the_generator():
+    module = SlotAttention(50, 4)
+    with torch.no_grad():
+        module.mu.copy_(torch.tensor([-3.0, 0.0, 1.0, 5.0]))
+        module.log_sigma.copy_(torch.tensor([0.0, -2.0, 1.0, 0.5]))
+    slots = module.sample_slots(400, generator=torch.Generator().manual_seed(3))
+    again = module.sample_slots(400, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(slots, again)
+    flat = slots.detach().flatten(0, 1)
+    # 20,000 draws: the mean is known to sigma / 141, the deviation to 0.5 %; five of those are allowed.
+    assert ((flat.mean(0) - module.mu).abs() < 5 * module.log_sigma.exp() / 141).all()
+    torch.testing.assert_close(flat.std(0), module.log_sigma.exp(), rtol=0.025, atol=0)
+
+
+def test_any_number_of_slots_may_be_given():
+    module, inputs = make()
+    initial = torch.randn(2, 11, 6, dtype=torch.float64)
+    slots, attention = module(inputs, initial)
+    expected, expected_attention = textbook_slot_attention(module, inputs, initial)
+    torch.testing.assert_close(slots, expected)
+    torch.testing.assert_close(attention, expected_attention)
+
+
+def test_attention_rows_sum_to_one_and_empty_batches_pass():
+    module, inputs = make()
+    attention = module(inputs).attention
+    torch.testing.assert_close(attention.sum(-1), torch.ones(2, 7).double())
+    empty = module(inputs[:0])
+    empty.slots.sum().backward()
+    assert empty.slots.shape == (0, 3, 6)
+    assert (module.to_q.weight.grad == 0).all()
+
+
+def test_autocast_keeps_slots_float32_and_stays_near_float32():
+    torch.manual_seed(0)
+    module = SlotAttention(4, 32, 24)
+    inputs, initial = torch.randn(2, 50, 24), module.sample_slots(2).detach()
+    expected = module(inputs, initial)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = module(inputs, initial)
+    assert actual.slots.dtype == actual.attention.dtype == torch.float32
+    # bf16 keeps 8 bits; three iterations of about ten products in a row leave some 2^-5 of slots of size 1.
+    assert (actual.slots - expected.slots).abs().max() < 0.06
+    assert (actual.attention - expected.attention).abs().max() < 0.03
+    actual.slots.sum().backward()
+    assert all(
+        p.grad is None or (p.grad.isfinite().all() and p.grad.dtype == torch.float32) for p in module.parameters()
+    )
+
+
+@pytest.mark.parametrize("implicit", IMPLICIT)
+def test_compiles_fullgraph(implicit):
+    module, inputs = make(implicit)
+    initial = torch.randn(2, 3, 6, dtype=torch.float64)
+    parameters = [p for n, p in module.named_parameters() if n not in ("mu", "log_sigma")]
+    expected = torch.autograd.grad(module(inputs, initial).slots.square().sum(), parameters)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(
+        torch.autograd.grad(compiled(inputs, initial).slots.square().sum(), parameters), expected
+    )
+
+
+def test_prior_is_sampled_inside_a_compiled_graph():
+    module, inputs = make()
+    torch.compile(module, fullgraph=True, backend="aot_eager")(inputs).slots.sum().backward()
+    assert module.log_sigma.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SlotAttention(0, 4), "num_slots=0, expected at least 1"),
+        (lambda: SlotAttention(2, 4, iterations=0), "iterations=0"),
+        (lambda: SlotAttention(2, 4, implicit="deq"), "implicit='deq', expected one of bilevel, detach, none"),
+        (lambda: SlotAttention(2, 4)(torch.zeros(1, 3, 5)), r"inputs is float32 \[1, 3, 5\].* with Din = 4"),
+        (lambda: SlotAttention(2, 4)(torch.zeros(3, 4)), r"inputs is float32 \[3, 4\], expected \[B, M, Din\]"),
+        (lambda: SlotAttention(2, 4)(torch.zeros(1, 3, 4), torch.zeros(2, 2, 4)), "slots is .* with B = 1"),
+        (lambda: SlotAttention(2, 4)(torch.zeros(1, 3, 4), mask=torch.ones(1, 3)), "mask is .*expected dtype bool"),
+    ],
+)
+def test_bad_input_is_a_value_error_that_names_it(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
