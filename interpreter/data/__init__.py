@@ -3,12 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 from interpreter.data.datasets import VideoDataset, open_dataset
+from interpreter.data.davis import VOID
 from interpreter.data.video import FrameFolder, Video, VideoError, open_video
 
 if TYPE_CHECKING:
     from interpreter.data.synthetic import generate_scenes
 
-__all__ = ["FrameFolder", "Video", "VideoDataset", "VideoError", "generate_scenes", "open_dataset", "open_video"]
+__all__ = ["VOID", "FrameFolder", "Video", "VideoDataset", "VideoError", "generate_scenes", "open_dataset", "open_video"]
 
 
 def __getattr__(name: str) -> Any:

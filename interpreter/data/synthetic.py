@@ -187,3 +187,5 @@ if __name__ == "__main__":
         tyro.cli(generate_scenes, prog="python -m interpreter.data.synthetic")
     except ValueError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on from here")

@@ -1,0 +1,228 @@
+"""Every default and every number of the paper: dataclasses, and the presets made of them."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+Stage = Literal["image", "video"]
+Preset = Literal["demo", "davis", "ytvis19", "movi-e"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the videos come from."""
+
+    data: Literal["synthetic", "folder", "davis"] = "synthetic"
+    """synthetic: generated scenes (made on first use). folder: a directory of video files and/or folders of frames.
+    davis: the DAVIS layout."""
+    root: Path | None = None
+    """Directory of the data. The synthetic default is RUN/scenes."""
+    split: str | None = "train"
+    """Split of the data set; ignored for a folder, which has none."""
+    year: Literal["2016", "2017"] = "2016"
+    """Edition of DAVIS."""
+    num_videos: int = 200
+    """Number of scenes to generate for synthetic data."""
+    frame_size: tuple[int, int] = (128, 192)
+    """Height and width that frames are resized to; multiples of the backbone's patch."""
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The frozen feature extractor."""
+
+    backbone: str = "efficientnet-lite0"
+    """efficientnet-lite0 (weights come with the installation), a Hugging Face hub id or local folder of a ViT, or an
+    official DINOv2 checkpoint (.pth, .safetensors)."""
+    feature_layer: int | None = None
+    """Block of the ViT whose output is used, counted from 0; negative counts from the end. Default: the last."""
+    feature_norm: bool = True
+    """Apply the ViT's final norm to the features."""
+
+
+@dataclass(frozen=True)
+class ImageModelConfig:
+    """The image stage."""
+
+    num_slots: int = 8
+    """Image slots N."""
+    dim: int = 128
+    """Width of the slots and of the decoder; a multiple of 4."""
+    iterations: int = 3
+    """Slot-attention iterations."""
+    implicit: Literal["bilevel", "detach", "none"] = "bilevel"
+    """Which iterations carry gradients: bilevel and detach the last only, none all of them."""
+    decoder_layers: int = 2
+    """Layers of the transformer decoder."""
+    heads: int = 4
+    """Attention heads of the decoder."""
+    input_positions: bool = True
+    """Add sine-cosine positions to the features before slot attention (a ViT's features hold them already)."""
+
+
+@dataclass(frozen=True)
+class VideoModelConfig:
+    """The video stage."""
+
+    num_slots: int = 8
+    """Video slots K, before merging."""
+    dim: int = 128
+    """Width of the video slots, the encoder and the decoder; a multiple of 4."""
+    iterations: int = 3
+    """Slot-attention iterations."""
+    implicit: Literal["bilevel", "detach", "none"] = "bilevel"
+    """Which iterations carry gradients: bilevel and detach the last only, none all of them."""
+    encoder_layers: int = 2
+    """Layers of the transformer encoder over all image slots of a video."""
+    decoder_layers: int = 2
+    """Layers of the transformer decoder."""
+    heads: int = 4
+    """Attention heads."""
+    merge_threshold: float = 0.15
+    """Video slots closer than this cosine distance are merged (complete linkage)."""
+    blur: float = 0.05
+    """Sinkhorn divergence: final temperature, in units of the slots."""
+    scaling: float = 0.5
+    """Sinkhorn divergence: ratio between successive temperatures."""
+    diameter: float | None = None
+    """Sinkhorn divergence: first temperature. Default: the bounding box of each batch, as GeomLoss does."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """One run of the optimiser."""
+
+    steps: int = 1800
+    """Optimiser steps."""
+    batch_size: int = 32
+    """Frames per step in the image stage, videos per step in the video stage."""
+    peak_lr: float = 4e-4
+    """Learning rate after warm-up."""
+    start_lr: float = 1e-5
+    """Learning rate of the first step."""
+    final_lr: float = 2e-6
+    """Learning rate that the cosine ends at."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.005
+    """AdamW weight decay."""
+    clip_norm: float | None = None
+    """Clip the gradient to this norm. Default: no clipping."""
+    flip: bool = True
+    """Horizontal flip, the only augmentation."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto takes bf16 autocast where the hardware multiplies it faster."""
+    seed: int = 0
+    """Seed of everything random."""
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """What a run leaves behind while it trains."""
+
+    log_every: int = 20
+    """Steps between two records in metrics.jsonl and TensorBoard."""
+    sample_every: int = 500
+    """Steps between two picture grids in samples/ and TensorBoard."""
+    checkpoint_every: int = 200
+    """Steps between two checkpoints."""
+
+
+@dataclass(frozen=True)
+class ImageTraining:
+    """Train the image stage: frozen features of single frames become image slots.
+
+    Defaults below are those of the chosen preset.
+    """
+
+    run: Path
+    """Run directory; training goes on where its newest checkpoint ends."""
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    model: ImageModelConfig = field(default_factory=ImageModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    features: Literal["auto", "stored", "streamed"] = "auto"
+    """stored: encode every frame once, with both flips, into RUN/features. streamed: decode and encode each batch anew.
+    auto: stored if it fits into half of the free disk."""
+    compile: bool = False
+    """Run the training step through torch.compile."""
+
+
+@dataclass(frozen=True)
+class VideoTraining:
+    """Train the video stage: image slots of all frames become video slots.
+
+    The image stage of the same run directory supplies backbone, data and frame size. Defaults below are those of the
+    chosen preset.
+    """
+
+    run: Path
+    """Run directory that holds a trained image stage."""
+    num_frames: int = 24
+    """Frames per clip T; shorter videos repeat, longer ones are cropped at random."""
+    model: VideoModelConfig = field(default_factory=VideoModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    compile: bool = False
+    """Run the training step through torch.compile."""
+
+
+# Published settings (DESIGN section 3): warm-ups and steps follow from epochs and batch size.
+_PAPER_IMAGE = ImageModelConfig(num_slots=32, dim=768, decoder_layers=4, heads=12, input_positions=False)
+_PAPER_IMAGE_OPTIM = OptimConfig(steps=110_000, batch_size=128, start_lr=1e-4, warmup_steps=3_055)
+_PAPER_VIDEO = VideoModelConfig(dim=768, encoder_layers=4, decoder_layers=4, heads=12)
+_PAPER_VIDEO_OPTIM = OptimConfig(steps=21_000, batch_size=96, peak_lr=2e-4, warmup_steps=1_312)
+_LONG = LoggingConfig(log_every=50, sample_every=5_000, checkpoint_every=1_000)
+_DINOV2 = BackboneConfig(backbone="facebook/dinov2-base")
+
+_IMAGE_PRESETS: dict[str, ImageTraining] = {
+    "demo": ImageTraining(run=Path("runs/demo")),
+    "davis": ImageTraining(
+        run=Path("runs/davis"),
+        data=DataConfig(data="davis", root=Path("DAVIS"), frame_size=(224, 336)),
+        model=ImageModelConfig(dim=192, num_slots=8, heads=6),
+        optim=OptimConfig(steps=3_000),
+    ),
+    "ytvis19": ImageTraining(
+        run=Path("runs/ytvis19"),
+        data=DataConfig(data="folder", root=Path("YTVIS19/train/JPEGImages"), split=None, frame_size=(336, 504)),
+        backbone=_DINOV2,
+        model=_PAPER_IMAGE,
+        optim=_PAPER_IMAGE_OPTIM,
+        logging=_LONG,
+    ),
+    "movi-e": ImageTraining(
+        run=Path("runs/movi-e"),
+        data=DataConfig(data="folder", root=Path("MOVi-E/train"), split=None, frame_size=(336, 336)),
+        backbone=_DINOV2,
+        model=_PAPER_IMAGE,
+        optim=replace(_PAPER_IMAGE_OPTIM, warmup_steps=5_500),
+        logging=_LONG,
+    ),
+}
+
+_VIDEO_PRESETS: dict[str, VideoTraining] = {
+    "demo": VideoTraining(run=Path("runs/demo"), optim=OptimConfig(steps=800, batch_size=16)),
+    "davis": VideoTraining(
+        run=Path("runs/davis"),
+        num_frames=32,
+        model=VideoModelConfig(dim=192, num_slots=5, heads=6),
+        optim=OptimConfig(steps=1_000, batch_size=8),
+    ),
+    "ytvis19": VideoTraining(
+        run=Path("runs/ytvis19"), num_frames=36, model=_PAPER_VIDEO, optim=_PAPER_VIDEO_OPTIM, logging=_LONG
+    ),
+    "movi-e": VideoTraining(
+        run=Path("runs/movi-e"),
+        num_frames=24,
+        model=replace(_PAPER_VIDEO, num_slots=20),
+        optim=replace(_PAPER_VIDEO_OPTIM, steps=47_000, warmup_steps=3_917),
+        logging=_LONG,
+    ),
+}
+
+
+def training_defaults(stage: Stage, preset: Preset) -> ImageTraining | VideoTraining:
+    """The defaults of a stage's command line under a preset."""
+    return _IMAGE_PRESETS[preset] if stage == "image" else _VIDEO_PRESETS[preset]

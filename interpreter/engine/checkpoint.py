@@ -1,0 +1,107 @@
+"""Checkpoints: weights, optimiser and counters of one stage in one safetensors file.
+
+One file holds everything, so a kill between two writes cannot leave halves that do not belong together.
+The two newest are kept.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from interpreter.engine.files import atomic_path
+
+KEEP = 2
+
+
+@dataclass
+class TrainingState:
+    """Everything that training needs to go on as if it had never stopped."""
+
+    step: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    progress: dict[str, float] = field(default_factory=dict)  # sums of the current logging window
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """Checkpoints of a stage, oldest first."""
+    return sorted(directory.glob("checkpoint-*.safetensors"))
+
+
+def save_checkpoint(directory: Path, state: TrainingState) -> Path:
+    """Write ``checkpoint-STEP.safetensors`` and drop all but the newest ones."""
+    path = _write(directory / f"checkpoint-{state.step:08d}.safetensors", state)
+    for old in checkpoints(directory)[:-KEEP]:
+        old.unlink()
+    return path
+
+
+def save_diverged(directory: Path, state: TrainingState) -> Path:
+    """Write ``diverged-STEP.safetensors``, for looking at; training never goes on from it."""
+    return _write(directory / f"diverged-{state.step:08d}.safetensors", state)
+
+
+def _write(path: Path, state: TrainingState) -> Path:
+    tensors = {f"weights.{k}": v.detach().cpu().contiguous() for k, v in state.weights.items()}
+    tensors |= {f"optimizer.{k}": v.detach().cpu().contiguous() for k, v in state.optimizer.items()}
+    metadata = {"step": str(state.step), "progress": json.dumps(state.progress)}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata)
+    return path
+
+
+def load_checkpoint(directory: Path) -> TrainingState | None:
+    """The newest checkpoint of a stage, or None if there is none.
+
+    Raises:
+        ValueError: if it is damaged; says what to do.
+    """
+    found = checkpoints(directory)
+    if not found:
+        return None
+    state = TrainingState()
+    try:
+        with safe_open(found[-1], framework="pt") as file:
+            metadata = file.metadata()
+            state.step, state.progress = int(metadata["step"]), json.loads(metadata["progress"])
+            for key in file.keys():
+                group, name = key.split(".", 1)
+                getattr(state, group)[name] = file.get_tensor(key)
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        advice = f"delete it to go on from {found[-2].name}" if len(found) > 1 else "delete it to train this stage anew"
+        raise ValueError(f"{found[-1]} is damaged ({error}); {advice}") from error
+    return state
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """State of the optimiser as ``{"PARAMETER/KEY": tensor}``."""
+    return {
+        f"{name}/{key}": torch.as_tensor(value)
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Undo :func:`optimizer_tensors`."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        parameter, key = name.rsplit("/", 1)
+        target = parameters[parameter]
+        # The step counter stays where the optimiser wants it: on the CPU.
+        value = tensor if key == "step" else tensor.to(target.device)
+        optimizer.state[target][key] = value
+
+
+def restore_weights(model: nn.Module, weights: dict[str, Tensor], where: Path) -> None:
+    """Load weights; a mismatch names the run and what differs."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the checkpoint in {where} belongs to another configuration: {reason}") from error

@@ -1,0 +1,31 @@
+"""Numbers that tell early whether slots bind to objects."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def slot_diagnostics(attention: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:
+    """Slot usage of a batch.
+
+    Args:
+        attention: [B, M, N], each row over N sums to 1.
+        valid: [B, N] bool, slots that exist (after merging). Default: all.
+
+    Returns:
+        Scalars. ``effective_slots``: exponential of the entropy of the slots' shares of the tokens, 1 to N.
+        ``dead_slots``: share of the existing slots that win no token, 0 to 1. ``attention_entropy``: mean entropy of a
+        token's attention over the slots, relative to uniform, 0 (hard) to 1.
+    """
+    attention = attention.float()
+    slots = attention.shape[-1]
+    usage = attention.mean(1)
+    effective = torch.special.entr(usage).sum(-1).exp().mean()
+    wins = torch.zeros_like(usage).scatter_add_(1, attention.argmax(-1), torch.ones_like(attention[..., 0]))
+    alive = wins > 0
+    existing = torch.full_like(usage, True, dtype=torch.bool) if valid is None else valid
+    dead = (existing & ~alive).sum() / existing.sum()
+    entropy = torch.special.entr(attention).sum(-1).mean() / math.log(max(slots, 2))
+    return {"effective_slots": effective, "dead_slots": dead, "attention_entropy": entropy}

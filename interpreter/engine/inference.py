@@ -1,0 +1,154 @@
+"""Segment whole videos with a trained run: features stream through, slots and patch attention stay."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from slotkernels import propagate_attention, propagate_labels
+from torch import Tensor
+
+from interpreter.configs import Stage
+from interpreter.data import Video
+from interpreter.engine.features import encode
+from interpreter.engine.precision import resolve_precision
+from interpreter.engine.run import load_image_stage, load_video_stage
+from interpreter.engine.sampling import torch_generator
+from interpreter.models.backbone import Backbone
+from interpreter.models.image_stage import ImageStage
+from interpreter.models.prior import initial_slots, prior_noise
+from interpreter.models.transformer import autocast
+from interpreter.models.video_stage import VideoStage
+
+
+@dataclass
+class Segmentation:
+    """What a run says of one video of T frames.
+
+    With the video stage segments are the C video slots that are left after merging, the same over all frames. With the
+    image stage alone they are the N image slots of each frame, and nothing ties them together over time.
+    """
+
+    grid: tuple[int, int]
+    image_slots: Tensor  # [T, N, D]
+    image_attention: Tensor  # [T, M, N] fp16, each row over N sums to 1
+    video_slots: Tensor | None  # [C, D]
+    video_attention: Tensor | None  # [T, N, C], each row over C sums to 1
+
+    def __len__(self) -> int:
+        return len(self.image_attention)
+
+    @property
+    def num_segments(self) -> int:
+        """Number of segments."""
+        chosen = self.image_attention if self.video_attention is None else self.video_attention
+        return chosen.shape[-1]
+
+    def masks(self, frames: slice = slice(None)) -> Tensor:
+        """Soft masks at patch resolution, [t, M, segments] fp32; each row sums to 1."""
+        attention = self.image_attention[frames].float()
+        if self.video_attention is None:
+            return attention
+        return propagate_attention(attention[None], self.video_attention[frames][None])[0]
+
+    def labels(self, frames: slice = slice(None), size: tuple[int, int] | None = None) -> np.ndarray:
+        """Segment of each pixel, uint8 [t, H, W]; ``size`` (H, W), by default the patch grid."""
+        attention = self.image_attention[frames].float()
+        across = self.video_attention
+        if across is None:
+            count = attention.shape[-1]
+            across = torch.eye(count, device=attention.device).expand(len(self), -1, -1)
+        return propagate_labels(attention[None], across[frames][None], grid=self.grid, size=size)[0].cpu().numpy()
+
+
+class Segmenter:
+    """A trained run, ready to segment.
+
+    Args:
+        backbone: frozen feature extractor.
+        image_stage: trained image stage.
+        video_stage: trained video stage; None segments each frame by itself.
+        frame_size: size (H, W) that frames are resized to before the backbone.
+        precision: "auto", "bf16" or "fp32".
+        seed: seed of the slot prior.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        image_stage: ImageStage,
+        video_stage: VideoStage | None,
+        frame_size: tuple[int, int],
+        precision: str = "auto",
+        seed: int = 0,
+    ) -> None:
+        self.backbone, self.image_stage, self.video_stage = backbone, image_stage, video_stage
+        self.frame_size, self.grid, self.seed = frame_size, backbone.grid(frame_size), seed
+        self.device = backbone.mean.device
+        self.precision = resolve_precision(precision, self.device)
+
+    @classmethod
+    def from_run(
+        cls,
+        run: Path,
+        stage: Stage = "video",
+        frame_size: tuple[int, int] | None = None,
+        seed: int = 0,
+        device: torch.device | None = None,
+    ) -> "Segmenter":
+        """Open a run directory; ``frame_size`` overrides the one it was trained at."""
+        device = device or default_device()
+        config, backbone, image_stage, weights = load_image_stage(run, device)
+        video_stage = load_video_stage(run, image_stage, weights, device) if stage == "video" else None
+        size = frame_size or config.data.frame_size
+        return cls(backbone, image_stage, video_stage, size, config.optim.precision, seed)
+
+    @torch.no_grad()
+    def segment(
+        self,
+        video: Video,
+        advance: Callable[[int], None] = lambda frames: None,
+        keep: Callable[[Tensor], None] = lambda features: None,
+    ) -> Segmentation:
+        """Segment a video.
+
+        Args:
+            video: the video; it is decoded as a stream.
+            advance: called with the number of frames that were encoded.
+            keep: called with the features [t, M, D] of each piece, for who needs them (the baselines).
+        """
+        slots, attention = [], []
+        generator = torch_generator(self.device, self.seed, 0)
+        for features in encode(self.backbone, video.frames(self.frame_size), self.precision):
+            keep(features)
+            found = self._image_slots(features, generator)
+            slots.append(found[0])
+            attention.append(found[1].half())
+            advance(len(features))
+        image_slots, image_attention = torch.cat(slots), torch.cat(attention)
+        if self.video_stage is None:
+            return Segmentation(self.grid, image_slots, image_attention, None, None)
+        return Segmentation(self.grid, image_slots, image_attention, *self._video_slots(image_slots))
+
+    def _image_slots(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        attention = self.image_stage.slot_attention
+        initial = initial_slots(attention, prior_noise(attention, len(features), generator))
+        with autocast(self.device, self.precision):
+            found = self.image_stage.encode(features, self.grid, initial)
+        return found.slots.float(), found.attention.float()
+
+    def _video_slots(self, image_slots: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.video_stage is not None
+        attention = self.video_stage.slot_attention
+        noise = prior_noise(attention, 1, torch_generator(self.device, self.seed, 1))
+        with autocast(self.device, self.precision):
+            video = self.video_stage.encode(image_slots[None], initial_slots(attention, noise))
+        # Merged slots stand first: labels count in the order of their first members.
+        count = int(video.valid[0].sum())
+        return video.slots[0, :count].float(), video.attention[0, :, :, :count].float()
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,106 @@
+"""What a run tells: progress bar, metrics.jsonl, TensorBoard, samples."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from interpreter.engine.files import atomic_path, write_text
+
+console = Console(stderr=True)
+
+
+def progress_bar(unit: str) -> Progress:
+    """A progress bar with time left; fields ``unit`` and ``status`` of a task are shown."""
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+    )
+
+
+def truncate_records(path: Path, step: int) -> None:
+    """Drop records after ``step``: they were written by a process that died before its next checkpoint."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the process died while writing this line
+        if record["step"] <= step:
+            kept.append(line + "\n")
+    write_text(path, "".join(kept))
+
+
+class RunLog:
+    """Log of one stage; a context manager.
+
+    Args:
+        directory: RUN/image or RUN/video; metrics.jsonl and samples go here, TensorBoard events to RUN/tensorboard.
+        step: step that training goes on from; later records of an earlier process are dropped.
+        steps: last step.
+        frames_per_step: for the frames per second in the progress bar.
+    """
+
+    def __init__(self, directory: Path, step: int, steps: int, frames_per_step: int) -> None:
+        self.stage, self.directory = directory.name, directory
+        self.frames_per_step, self.first = frames_per_step, step
+        directory.mkdir(parents=True, exist_ok=True)
+        truncate_records(directory / "metrics.jsonl", step)
+        self.file = (directory / "metrics.jsonl").open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(directory.parent / "tensorboard" / self.stage), purge_step=step + 1)
+        self.progress = progress_bar("steps")
+        self.bar = self.progress.add_task(f"{self.stage} stage", total=steps, completed=step, status="")
+        self.loss = float("nan")
+        self.started = time.perf_counter()
+
+    def __enter__(self) -> "RunLog":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+        self.file.close()
+        self.board.close()
+
+    def advance(self, step: int) -> None:
+        """Move the progress bar."""
+        rate = (step - self.first) / (time.perf_counter() - self.started)
+        status = f"loss {self.loss:.4f}  {rate:.1f} steps/s  {rate * self.frames_per_step:.0f} frames/s  {memory()}"
+        self.progress.update(self.bar, completed=step, status=status)
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Write one record; without a terminal also a line of text."""
+        self.loss = values["loss"]
+        record = {"stage": self.stage, "step": step, **values}
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        if not console.is_terminal:
+            console.print(f"{self.stage} step {step} " + " ".join(f"{k} {v:.4g}" for k, v in values.items()))
+
+    def picture(self, step: int, image: np.ndarray) -> None:
+        """Save a picture grid uint8 [H, W, 3]."""
+        with atomic_path(self.directory.parent / "samples" / f"{self.stage}-{step:06d}.png") as temporary:
+            Image.fromarray(image).save(temporary, format="png")
+        self.board.add_image("masks", image, step, dataformats="HWC")
+
+
+def memory() -> str:
+    """Memory in use: of the GPU if there is one, else resident."""
+    used = torch.cuda.memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
+    return f"{used / 2**30:.1f} GB"

@@ -1,0 +1,54 @@
+"""What each step trains on, as a function of the step alone: resuming needs no sampler state."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def random_state(*key: int) -> np.random.Generator:
+    """A generator that depends on the key only (seed, stage, step, …)."""
+    return np.random.default_rng(np.random.SeedSequence(key))
+
+
+def torch_generator(device: torch.device, *key: int) -> torch.Generator:
+    """The same for tensors on a device."""
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator(device).manual_seed(seed)
+
+
+def shuffled_items(count: int, batch: int, seed: int, step: int) -> np.ndarray:
+    """Items [batch] of step ``step`` when ``count`` items are dealt out epoch by epoch in random order."""
+    positions = np.arange(step * batch, (step + 1) * batch)
+    epochs = positions // count
+    items = np.empty(batch, np.int64)
+    for epoch in np.unique(epochs):
+        order = random_state(seed, 0, int(epoch)).permutation(count)
+        chosen = epochs == epoch
+        items[chosen] = order[positions[chosen] % count]
+    return items
+
+
+def frame_batch(count: int, batch: int, flip: bool, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """Frame numbers [batch] and flips [batch] of a step of the image stage."""
+    items = shuffled_items(count, batch, seed, step)
+    flips = random_state(seed, 1, step).random(batch) < (0.5 if flip else 0.0)
+    return torch.from_numpy(items), torch.from_numpy(flips)
+
+
+def clip_batch(
+    lengths: Sequence[int], batch: int, num_frames: int, flip: bool, seed: int, step: int
+) -> tuple[Tensor, Tensor]:
+    """Frame numbers [batch, T] and flips [batch, T] of a step of the video stage.
+
+    A longer video gives a random window of T frames, a shorter one repeats from its start.
+    """
+    starts = np.cumsum([0, *lengths])
+    random = random_state(seed, 1, step)
+    frames = np.empty((batch, num_frames), np.int64)
+    for row, video in enumerate(shuffled_items(len(lengths), batch, seed, step)):
+        first = random.integers(0, max(0, lengths[video] - num_frames) + 1)
+        frames[row] = starts[video] + (first + np.arange(num_frames)) % lengths[video]
+    flips = random.random((batch, 1)) < (0.5 if flip else 0.0)
+    return torch.from_numpy(frames), torch.from_numpy(np.repeat(flips, num_frames, axis=1))

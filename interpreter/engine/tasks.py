@@ -1,0 +1,103 @@
+"""What one step of each stage computes; the trainer knows nothing else of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from interpreter.configs import OptimConfig
+from interpreter.engine.diagnostics import slot_diagnostics
+from interpreter.engine.features import FeatureSource
+from interpreter.engine.sampling import clip_batch, frame_batch, torch_generator
+from interpreter.models.image_stage import ImageStage
+from interpreter.models.prior import initial_slots, prior_noise
+from interpreter.models.video_stage import VideoStage
+
+
+# Streams of random numbers of a step, beside those in sampling.py.
+IMAGE_NOISE, VIDEO_NOISE = 2, 3
+# Frames whose image slots are computed at once: bounds the memory, whatever the length of the clips.
+ROWS = 512
+
+
+class Task(Protocol):
+    """A stage as the trainer sees it."""
+
+    model: nn.Module
+    frames_per_step: int
+
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """Inputs of a step, a function of the step alone."""
+
+    def forward(self, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and diagnostics."""
+
+
+@dataclass
+class ImageTask:
+    """Image stage: reconstruct the features of single frames."""
+
+    model: ImageStage
+    features: FeatureSource
+    lengths: Sequence[int]  # frames of each video
+    optim: OptimConfig
+    device: torch.device
+
+    @property
+    def frames_per_step(self) -> int:
+        """Frames that a step looks at."""
+        return self.optim.batch_size
+
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """Features [B, M, D_features] and noise of the slot prior [B, N, D]."""
+        optim = self.optim
+        frames, flips = frame_batch(sum(self.lengths), optim.batch_size, optim.flip, optim.seed, step)
+        generator = torch_generator(self.device, optim.seed, IMAGE_NOISE, step)
+        return self.features.batch(frames, flips), prior_noise(self.model.slot_attention, optim.batch_size, generator)
+
+    def forward(self, features: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and diagnostics."""
+        loss, encoded = self.model(features, initial_slots(self.model.slot_attention, noise))
+        return loss, slot_diagnostics(encoded.attention)
+
+
+@dataclass
+class VideoTask:
+    """Video stage: reconstruct the sets of image slots that a frozen image stage finds in a clip."""
+
+    model: VideoStage
+    image_stage: ImageStage  # frozen
+    features: FeatureSource
+    lengths: Sequence[int]  # frames of each video
+    optim: OptimConfig
+    device: torch.device
+
+    @property
+    def frames_per_step(self) -> int:
+        """Frames that a step looks at."""
+        return self.optim.batch_size * self.model.num_frames
+
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """Image slots [B, T, N, D_image] and noise of the slot prior [B, K, D]."""
+        optim = self.optim
+        frames, flips = clip_batch(
+            self.lengths, optim.batch_size, self.model.num_frames, optim.flip, optim.seed, step
+        )
+        generator = torch_generator(self.device, optim.seed, IMAGE_NOISE, step)
+        attention = self.image_stage.slot_attention
+        image_slots = []
+        with torch.no_grad():
+            for rows, mirrored in zip(frames.flatten().split(ROWS), flips.flatten().split(ROWS), strict=True):
+                initial = initial_slots(attention, prior_noise(attention, len(rows), generator))
+                image_slots.append(self.image_stage.encode(self.features.batch(rows, mirrored), slots=initial).slots)
+        generator = torch_generator(self.device, optim.seed, VIDEO_NOISE, step)
+        noise = prior_noise(self.model.slot_attention, optim.batch_size, generator)
+        return torch.cat(image_slots).unflatten(0, frames.shape), noise
+
+    def forward(self, image_slots: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and diagnostics, those of the merged slots."""
+        loss, video = self.model(image_slots, initial_slots(self.model.slot_attention, noise))
+        diagnostics = slot_diagnostics(video.attention.flatten(1, 2), video.valid)
+        return loss, diagnostics | {"merged_slots": video.valid.sum(1).float().mean()}

@@ -1,0 +1,95 @@
+"""Official DINOv2 checkpoints (facebookresearch key names) on the Hugging Face model."""
+
+import pickle
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+# Official name -> Hugging Face name, for everything but the fused qkv and SwiGLU weights.
+_RENAMES = (
+    (r"^cls_token$", "embeddings.cls_token"),
+    (r"^mask_token$", "embeddings.mask_token"),
+    (r"^register_tokens$", "embeddings.register_tokens"),
+    (r"^pos_embed$", "embeddings.position_embeddings"),
+    (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
+    (r"^norm\.", "layernorm."),
+    (r"^blocks\.(?:\d+\.)?(\d+)\.", r"encoder.layer.\1."),  # giant models nest blocks in chunks
+    (r"\.attn\.proj\.", ".attention.o_proj."),
+    (r"\.ls(\d)\.gamma$", r".layer_scale\1.lambda1"),
+    (r"\.mlp\.w3\.", ".mlp.down_proj."),
+)
+
+
+def load_official_dinov2(path: Path) -> nn.Module:
+    """Load an official DINOv2 checkpoint; sizes are read off its tensors.
+
+    Args:
+        path: ``.pth``/``.pt`` (read without unpickling code) or ``.safetensors``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged or holds something else.
+    """
+    from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    official = {k: v.float() for k, v in _read(path).items()}
+    missing = {"cls_token", "pos_embed", "patch_embed.proj.weight", "norm.weight"} - official.keys()
+    if missing:
+        raise ValueError(f"{path} is not an official DINOv2 checkpoint: it has no {', '.join(sorted(missing))}")
+    state = _rename(official)
+    dim, _, patch, _ = state["embeddings.patch_embeddings.projection.weight"].shape
+    depth = 1 + max(int(k.split(".")[2]) for k in state if k.startswith("encoder.layer."))
+    side = round((state["embeddings.position_embeddings"].shape[1] - 1) ** 0.5)
+    sizes = {
+        "hidden_size": dim,
+        "num_hidden_layers": depth,
+        "num_attention_heads": dim // 64,
+        "patch_size": patch,
+        "image_size": side * patch,
+        "use_swiglu_ffn": "encoder.layer.0.mlp.down_proj.weight" in state,
+        "use_mask_token": "embeddings.mask_token" in state,
+    }
+    model: nn.Module
+    if "embeddings.register_tokens" in state:
+        registers = state["embeddings.register_tokens"].shape[1]
+        model = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(num_register_tokens=registers, **sizes))
+    else:
+        model = Dinov2Model(Dinov2Config(**sizes))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit a DINOv2 of width {dim} and {depth} blocks: {error}") from error
+    return model
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        from interpreter.models.backbone import OFFLINE_OPTIONS
+
+        raise FileNotFoundError(f"no backbone weights at {path}. {OFFLINE_OPTIONS}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+
+
+def _rename(official: dict[str, Tensor]) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for key, value in official.items():
+        for pattern, replacement in _RENAMES:
+            key = re.sub(pattern, replacement, key)
+        if ".attn.qkv." in key:
+            for part, tensor in zip("qkv", value.chunk(3), strict=True):
+                state[key.replace(".attn.qkv.", f".attention.{part}_proj.")] = tensor
+        elif ".mlp.w12." in key:
+            for part, tensor in zip(("gate", "up"), value.chunk(2), strict=True):
+                state[key.replace(".mlp.w12.", f".mlp.{part}_proj.")] = tensor
+        else:
+            state[key] = value
+    return state

@@ -1,0 +1,57 @@
+"""Sine-cosine position encodings (Vaswani et al. 2017; two axes as in MAE, He et al. 2022)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def sincos_1d(positions: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Encode real-valued positions.
+
+    Args:
+        positions: [...], any real numbers (frame index, patch row, …).
+        dim: width of the encoding, even.
+
+    Returns:
+        [..., dim] float32: sines of ``dim / 2`` frequencies, then their cosines.
+
+    Raises:
+        ValueError: if ``dim`` is odd.
+    """
+    if dim % 2:
+        raise ValueError(f"dim must be even for a sine-cosine encoding, got {dim}")
+    exponent = torch.arange(dim // 2, device=positions.device, dtype=torch.float32) / (dim // 2)
+    angles = positions.float().unsqueeze(-1) * torch.exp(-math.log(max_period) * exponent)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def sincos_2d(first: Tensor, second: Tensor, dim: int) -> Tensor:
+    """Encode two axes, half of the width each.
+
+    Args:
+        first: [P], positions along the first axis (patch rows, or frames).
+        second: [Q], positions along the second axis (patch columns, or slots).
+        dim: width of the encoding, a multiple of 4.
+
+    Returns:
+        [P·Q, dim] float32, the second axis running fastest.
+    """
+    if dim % 4:
+        raise ValueError(f"dim must be a multiple of 4 for a two-axis sine-cosine encoding, got {dim}")
+    rows = sincos_1d(first, dim // 2)[:, None].expand(-1, len(second), -1)
+    columns = sincos_1d(second, dim // 2)[None].expand(len(first), -1, -1)
+    return torch.cat([rows, columns], dim=-1).flatten(0, 1)
+
+
+def patch_positions(grid: tuple[int, int], dim: int, trained_grid: tuple[int, int], device: torch.device) -> Tensor:
+    """Encode the patches of a frame, [h·w, dim].
+
+    Positions are counted in patches of the grid that the model was trained on, so a model that is applied at
+    another resolution sees the same coordinates for the same place of the picture.
+    """
+    rows, columns = (
+        (torch.arange(n, device=device) + 0.5) * (trained / n) - 0.5
+        for n, trained in zip(grid, trained_grid, strict=True)
+    )
+    return sincos_2d(rows, columns, dim)

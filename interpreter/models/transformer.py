@@ -1,0 +1,109 @@
+"""Pre-norm transformer encoder and decoder on ``scaled_dot_product_attention``."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries [B, L, D] over a memory [B, S, D]."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim {dim} is not divisible by the number of heads {heads}")
+        self.heads = heads
+        self.to_q = nn.Linear(dim, dim)
+        self.to_kv = nn.Linear(dim, 2 * dim)
+        self.to_out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend; ``mask`` [B, S] is True where the memory may be looked at."""
+        q = self.to_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = self.to_kv(memory).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attn_mask = None if mask is None else mask[:, None, None, :]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+        return self.to_out(out.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Self-attention, optionally cross-attention, and an MLP, each pre-norm and residual."""
+
+    def __init__(self, dim: int, heads: int, cross: bool) -> None:
+        super().__init__()
+        self.norm_self = nn.LayerNorm(dim)
+        self.attend_self = Attention(dim, heads)
+        self.norm_cross = nn.LayerNorm(dim) if cross else None
+        self.attend_cross = Attention(dim, heads) if cross else None
+        self.norm_mlp = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, memory: Tensor | None = None, memory_mask: Tensor | None = None
+    ) -> Tensor:
+        """Update x [B, L, D]; masks are True where there is something to look at."""
+        h = self.norm_self(x)
+        x = x + self.attend_self(h, h, mask)
+        if self.norm_cross is not None and self.attend_cross is not None:
+            assert memory is not None
+            x = x + self.attend_cross(self.norm_cross(x), memory, memory_mask)
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class TransformerEncoder(nn.Module):
+    """[B, L, D] -> [B, L, D]; ``mask`` [B, L] is True where there is a token."""
+
+    def __init__(self, dim: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(dim, heads, cross=False) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Encode x."""
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.norm(x)
+
+
+class TransformerDecoder(nn.Module):
+    """Reconstruct a sequence [B, L, out_dim] from slots [B, S, D], given position queries [L, D].
+
+    No causal mask: every query sees every other query and, through cross-attention, the slots.
+    """
+
+    def __init__(self, dim: int, out_dim: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.norm_slots = nn.LayerNorm(dim)
+        self.blocks = nn.ModuleList(Block(dim, heads, cross=True) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, out_dim)
+
+    def forward(self, queries: Tensor, slots: Tensor, slot_mask: Tensor | None = None) -> Tensor:
+        """Decode; ``slot_mask`` [B, S] is False for slots that were merged away."""
+        x = queries.expand(slots.shape[0], -1, -1)
+        memory = self.norm_slots(slots)
+        for block in self.blocks:
+            x = block(x, memory=memory, memory_mask=slot_mask)
+        return self.head(self.norm(x))
+
+
+def init_transformer(module: nn.Module) -> None:
+    """Initialise linear layers as is usual for transformers: normal of std 0.02, zero bias."""
+    for child in module.modules():
+        if isinstance(child, nn.Linear):
+            nn.init.trunc_normal_(child.weight, std=0.02)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+        elif isinstance(child, nn.LayerNorm):
+            nn.init.ones_(child.weight)
+            nn.init.zeros_(child.bias)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters that training changes."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The autocast region of a training or inference step: ``precision`` is ``"bf16"`` or ``"fp32"``."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

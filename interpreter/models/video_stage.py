@@ -1,0 +1,80 @@
+"""Video stage: the image slots of all frames become K video slots (DESIGN section 3)."""
+
+from typing import NamedTuple
+
+import torch
+from slotkernels import SlotAttention, cluster_slots, merge_slots, sinkhorn_divergence
+from torch import Tensor, nn
+
+from interpreter.configs import VideoModelConfig
+from interpreter.models.positions import sincos_1d, sincos_2d
+from interpreter.models.transformer import TransformerDecoder, TransformerEncoder, init_transformer
+
+
+class VideoSlots(NamedTuple):
+    """What the video stage says of a batch of videos, after merging."""
+
+    slots: Tensor  # [B, K, D], rows that are not valid are zero
+    attention: Tensor  # [B, T, N, K], each row over K sums to 1
+    valid: Tensor  # [B, K] bool: slots that are left after merging
+    unmerged: Tensor  # [B, K, D], the slots before merging
+
+
+class VideoStage(nn.Module):
+    """Transformer encoder, slot attention, merging and a decoder whose loss compares unordered sets.
+
+    Args:
+        config: widths, depths and the number of video slots.
+        slot_dim: width of the image slots.
+        num_frames: length of the clips it is trained on. A longer video is squeezed into the same range of
+            time encodings, so that positions never leave what training has seen.
+    """
+
+    def __init__(self, config: VideoModelConfig, slot_dim: int, num_frames: int) -> None:
+        super().__init__()
+        self.config, self.num_frames = config, num_frames
+        self.embed = nn.Linear(slot_dim, config.dim) if slot_dim != config.dim else nn.Identity()
+        self.encoder = TransformerEncoder(config.dim, config.encoder_layers, config.heads)
+        self.slot_attention = SlotAttention(
+            config.num_slots, config.dim, iterations=config.iterations, implicit=config.implicit
+        )
+        self.decoder = TransformerDecoder(config.dim, slot_dim, config.decoder_layers, config.heads)
+        init_transformer(self.encoder)
+        init_transformer(self.decoder)
+
+    def times(self, frames: int, device: torch.device) -> Tensor:
+        """Positions in time [T] of a video of ``frames`` frames."""
+        step = min(1.0, (self.num_frames - 1) / max(frames - 1, 1))
+        return torch.arange(frames, device=device) * step
+
+    def encode(self, image_slots: Tensor, slots: Tensor | None = None) -> VideoSlots:
+        """Video slots of image slots [B, T, N, D]; ``slots`` [B, K, D] is a draw of the prior."""
+        _, frames, count, _ = image_slots.shape
+        time = sincos_1d(self.times(frames, image_slots.device), self.config.dim)
+        x = self.embed(image_slots) + time[:, None]
+        x = self.encoder(x.flatten(1, 2))
+        found, attention = self.slot_attention(x, slots)
+        labels, _ = cluster_slots(found.detach(), self.config.merge_threshold)
+        merged, attention, valid = merge_slots(found, attention, labels)
+        return VideoSlots(merged, attention.unflatten(1, (frames, count)), valid, found)
+
+    def decode(self, video: VideoSlots, frames: int, count: int) -> Tensor:
+        """Reconstruct the image slots [B, T, N, D] from the merged video slots."""
+        device = video.slots.device
+        queries = sincos_2d(self.times(frames, device), torch.arange(count, device=device), self.config.dim)
+        return self.decoder(queries, video.slots, video.valid).unflatten(1, (frames, count))
+
+    def forward(self, image_slots: Tensor, slots: Tensor | None = None) -> tuple[Tensor, VideoSlots]:
+        """Mean over frames of the Sinkhorn divergence between reconstructed and given slots, and the video slots."""
+        _, frames, count, _ = image_slots.shape
+        target = image_slots.detach().float()
+        video = self.encode(target, slots)
+        reconstructed = self.decode(video, frames, count).float()
+        divergence = sinkhorn_divergence(
+            reconstructed.flatten(0, 1),
+            target.flatten(0, 1),
+            blur=self.config.blur,
+            scaling=self.config.scaling,
+            diameter=self.config.diameter,
+        )
+        return divergence.mean(), video

@@ -1,0 +1,174 @@
+"""Train a stage: ``python -m interpreter.train --stage image|video --help``."""
+
+import dataclasses
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from interpreter.cli import parse, run_command
+from interpreter.configs import ImageTraining, OptimConfig, VideoTraining
+from interpreter.data import VideoDataset
+from interpreter.engine.datasets import open_videos
+from interpreter.engine.features import (
+    FeatureSource,
+    StreamedFeatures,
+    features_key,
+    store_features,
+    stored_bytes,
+)
+from interpreter.engine.inference import Segmenter, default_device
+from interpreter.engine.logging import console, progress_bar
+from interpreter.engine.precision import resolve_precision
+from interpreter.engine.run import load_image_stage, read_config, require_same, write_config
+from interpreter.engine.samples import sample_grid
+from interpreter.engine.stopping import StopRequest
+from interpreter.engine.tasks import ImageTask, VideoTask
+from interpreter.engine.trainer import DivergedError, Trainer
+from interpreter.models.backbone import Backbone, load_backbone
+from interpreter.models.image_stage import ImageStage
+from interpreter.models.transformer import count_parameters
+from interpreter.models.video_stage import VideoStage
+
+
+def train(config: ImageTraining | VideoTraining) -> bool:
+    """Train a stage of a run, from its newest checkpoint on.
+
+    Returns:
+        True when the last step is done, False when a signal stopped it before; everything is saved either way.
+
+    Raises:
+        ValueError, FileNotFoundError: if something in the configuration, the data or the run directory is wrong.
+        DivergedError: if the loss stops being finite.
+        OSError: if the disk is full.
+    """
+    config.run.mkdir(parents=True, exist_ok=True)
+    with StopRequest() as stop:
+        try:
+            return train_image(config, stop) if isinstance(config, ImageTraining) else train_video(config, stop)
+        except Stopped:
+            return False
+
+
+class Stopped(Exception):
+    """A signal asked to stop before the first step."""
+
+
+def train_image(config: ImageTraining, stop: StopRequest) -> bool:
+    """Train the image stage; see :func:`train`."""
+    device = default_device()
+    root = config.data.root and config.data.root.resolve()
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=root))
+    stored = read_config(config.run)
+    require_same(stored.image, config)
+    backbone = load_backbone(config.backbone).to(device)
+    grid = backbone.grid(config.data.frame_size)
+    dataset = open_videos(config.data, config.run)
+    write_config(config.run, dataclasses.replace(stored, image=config))
+
+    optim = _resolved(config.optim, device)
+    features = open_features(config, backbone, dataset, optim, stop)
+    torch.manual_seed(optim.seed)
+    model = ImageStage(config.model, backbone.dim, grid).to(device)
+    console.print(
+        f"image stage: {count_parameters(model) / 1e6:.1f} M parameters, {grid[0]}x{grid[1]} tokens of width "
+        f"{backbone.dim}, {len(dataset)} videos, {device}, {optim.precision}"
+    )
+    task = ImageTask(model, features, [v.num_frames for v in dataset.videos], optim, device)
+
+    def samples() -> np.ndarray:
+        segmenter = Segmenter(backbone, model, None, config.data.frame_size, optim.precision)
+        return sample_grid(segmenter, dataset)
+
+    trainer = Trainer(task, optim, config.logging, config.run / "image", device, config.compile, samples)
+    return trainer.run(stop)
+
+
+def train_video(config: VideoTraining, stop: StopRequest) -> bool:
+    """Train the video stage on the image stage of the same run; see :func:`train`."""
+    device = default_device()
+    image_config, backbone, image_stage, weights = load_image_stage(config.run, device)
+    stored = read_config(config.run)
+    require_same(stored.video, config)
+    if stored.image_weights not in (None, weights) and (config.run / "video").exists():
+        raise ValueError(
+            f"the video stage in {config.run} was trained on another image stage than the one there now; "
+            f"delete {config.run / 'video'} to train it anew"
+        )
+    dataset = open_videos(image_config.data, config.run)
+    write_config(config.run, dataclasses.replace(stored, video=config, image_weights=weights))
+
+    optim = _resolved(config.optim, device)
+    features = open_features(image_config, backbone, dataset, optim, stop)
+    torch.manual_seed(optim.seed)
+    model = VideoStage(config.model, image_stage.config.dim, config.num_frames).to(device)
+    console.print(
+        f"video stage: {count_parameters(model) / 1e6:.1f} M parameters, {config.num_frames} frames of "
+        f"{image_stage.config.num_slots} slots, {len(dataset)} videos, {device}, {optim.precision}"
+    )
+    task = VideoTask(model, image_stage, features, [v.num_frames for v in dataset.videos], optim, device)
+
+    def samples() -> np.ndarray:
+        segmenter = Segmenter(backbone, image_stage, model, image_config.data.frame_size, optim.precision)
+        return sample_grid(segmenter, dataset)
+
+    trainer = Trainer(task, optim, config.logging, config.run / "video", device, config.compile, samples)
+    return trainer.run(stop)
+
+
+def _resolved(optim: OptimConfig, device: torch.device) -> OptimConfig:
+    return dataclasses.replace(optim, precision=resolve_precision(optim.precision, device))
+
+
+def open_features(
+    config: ImageTraining, backbone: Backbone, dataset: VideoDataset, optim: OptimConfig, stop: StopRequest
+) -> FeatureSource:
+    """Features of all frames, stored or streamed as the configuration says."""
+    size, videos = config.data.frame_size, dataset.videos
+    precision = _resolved(config.optim, backbone.mean.device).precision
+    home = config.run / "features"
+    needed = stored_bytes(backbone, videos, size, config.optim.flip)
+    present = sum(f.stat().st_size for f in home.glob("*/*")) if home.exists() else 0
+    free = shutil.disk_usage(config.run).free + present
+    if config.features == "streamed" or (config.features == "auto" and needed > free / 2):
+        return StreamedFeatures(backbone, videos, size, precision)
+    if needed > free:
+        raise OSError(
+            f"the features need {needed / 1e9:.1f} GB, but {config.run} has {free / 1e9:.1f} GB free; "
+            "use --features streamed, or a --run on a larger disk"
+        )
+    key = features_key(backbone, config.backbone, videos, size, precision)
+    total = sum(v.num_frames for v in videos)
+    with progress_bar("frames") as progress:
+        bar = progress.add_task("features", total=total, status=f"{needed / 1e9:.1f} GB")
+
+        def advance(frames: int) -> None:
+            progress.advance(bar, frames)
+            if stop.requested:
+                raise Stopped
+
+        return store_features(home, backbone, key, videos, size, precision, config.optim.flip, advance)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    config = parse(sys.argv[1:] if arguments is None else arguments)
+    done = train(config)
+    where = Path(config.run)
+    if not done:
+        console.print(f"stopped; everything is saved in {where}. The same command goes on from there.")
+    elif isinstance(config, ImageTraining):
+        console.print(f"image stage done. Next: python -m interpreter.train --stage video --run {where}")
+    else:
+        console.print(
+            f"video stage done. Next: python -m interpreter.evaluate --run {where}, or "
+            f"python -m interpreter.segment CLIP.mp4 --run {where} --out DIR"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main, (DivergedError,))
