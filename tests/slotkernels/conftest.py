@@ -1,4 +1,4 @@
-"""Every test here runs on one thread, from one seed, with uninitialised memory full of NaN: an unwritten output fails."""
+"""Each test runs on one thread, from one seed, with uninitialised memory full of NaN: an unwritten output fails."""
 
 import pytest
 import torch

@@ -2,9 +2,8 @@ import asyncio
 import threading
 
 import pytest
-import torch
-
 import slotkernels
+import torch
 from slotkernels import _dispatch
 from slotkernels._dispatch import Call, Op, requested_backend
 
@@ -47,17 +46,17 @@ def test_public_function_refuses_a_missing_backend_with_the_reason():
 
 @pytest.mark.parametrize("where", ["argument", "use_backend", "environment", "add"])
 def test_unknown_backend_is_a_value_error(where, monkeypatch):
+    q = torch.randn(1, 2, 3)
+    if where == "environment":
+        monkeypatch.setenv("SLOTKERNELS_BACKEND", "fast")
+    call = {
+        "argument": lambda: slotkernels.inverted_attention(q, q, backend="fast"),
+        "use_backend": lambda: slotkernels.use_backend("fast").__enter__(),
+        "environment": lambda: slotkernels.inverted_attention(q, q),
+        "add": lambda: Op("toy").add("fast", "nowhere"),
+    }[where]
     with pytest.raises(ValueError, match="backend='fast' is unknown; expected one of"):
-        if where == "argument":
-            slotkernels.inverted_attention(torch.randn(1, 2, 3), torch.randn(1, 2, 3), backend="fast")
-        elif where == "use_backend":
-            with slotkernels.use_backend("fast"):
-                pass
-        elif where == "environment":
-            monkeypatch.setenv("SLOTKERNELS_BACKEND", "fast")
-            requested_backend("auto")
-        else:
-            Op("toy").add("fast", "nowhere")
+        call()
 
 
 def test_argument_wins_over_context_over_environment(monkeypatch):

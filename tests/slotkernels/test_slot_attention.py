@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from slotkernels import SlotAttention
 from slotkernels.slot_attention.reference import textbook_slot_attention
 

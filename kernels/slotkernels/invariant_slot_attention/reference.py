@@ -54,9 +54,12 @@ def invariant_attention(
     updates = torch.einsum("bnm,bnmd->bnd", weights.to(q.dtype), f(v))
     new_positions = torch.einsum("bnm,bmc->bnc", weights, grid)
     spread = (grid.unsqueeze(1) - new_positions.unsqueeze(2)).square()
-    spread_weights = weights + scale_eps if mask is None else weights + scale_eps * mask.unsqueeze(1)
+    spread_weights = weights + scale_eps
+    if mask is not None:
+        spread_weights = spread_weights * mask.unsqueeze(1)
     variance = torch.einsum("bnm,bnmc->bnc", spread_weights, spread)
-    return updates, attention, new_positions, variance.clamp_min(SMALLEST_VARIANCE).sqrt()
+    new_scales = variance.clamp_min(SMALLEST_VARIANCE).sqrt()
+    return updates.contiguous(), attention.contiguous(), new_positions.contiguous(), new_scales.contiguous()
 
 
 def invariant_attention_backward(

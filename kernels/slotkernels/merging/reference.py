@@ -74,10 +74,10 @@ def merge_slots_backward(
     """Gradients of slots and attention (of the inputs only shape and dtype matter)."""
     member, sizes = _membership(labels, accumulate_dtype(slots.dtype))
     if grad_slots is None:
-        slots_out = torch.zeros_like(slots)
+        slots_out = slots.new_zeros(slots.shape)
     else:
         shares = grad_slots.to(member.dtype) / sizes.clamp_min(1).unsqueeze(2)
         slots_out = torch.bmm(member, shares).to(slots.dtype)
     if grad_attention is None:
-        return slots_out, torch.zeros_like(attention)
+        return slots_out, attention.new_zeros(attention.shape)
     return slots_out, torch.bmm(grad_attention, member.transpose(1, 2).to(grad_attention.dtype))

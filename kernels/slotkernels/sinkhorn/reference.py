@@ -195,11 +195,11 @@ def sinkhorn_backward(
     need_x, need_y = needs
     grad_x, grad_y = x.new_empty(0), y.new_empty(0)
     if need_x:
-        grad_x = torch.zeros_like(x)
+        grad_x = x.new_zeros(x.shape)
         if grad_f is not None:
             grad_x = pull(x_, y_, b_log, g_cross, a_log, own[0]).mul_(grad_f.unsqueeze(-1)).to(x.dtype)
     if need_y:
-        grad_y = torch.zeros_like(y)
+        grad_y = y.new_zeros(y.shape)
         if grad_g is not None:
             grad_y = pull(y_, x_, a_log, f_cross, b_log, own[1]).mul_(grad_g.unsqueeze(-1)).to(y.dtype)
     return grad_x, grad_y

@@ -1,0 +1,251 @@
+import geomloss
+import pytest
+import torch
+from slotkernels import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
+from slotkernels.sinkhorn import bytes_moved, flops
+from slotkernels.sinkhorn.reference import LONGEST_RATIO, epsilon_schedule
+
+SHAPES = [(3, 8, 8, 16), (2, 5, 9, 4), (2, 9, 5, 127), (1, 1, 1, 3), (2, 1, 4, 1), (2, 33, 20, 6)]  # B, N, M, D
+
+
+def points(shape, dtype=torch.float64, grad=True):
+    batch, n, m, dim = shape
+    x, y = torch.randn(batch, n, dim, dtype=torch.float64), 2 * torch.randn(batch, m, dim, dtype=torch.float64) + 0.5
+    return [t.to(dtype).requires_grad_(grad) for t in (x, y)]
+
+
+def weights(batch, count):
+    w = torch.rand(batch, count, dtype=torch.float64) + 0.1
+    return (w / w.sum(1, keepdim=True)).requires_grad_()
+
+
+def oracle(**options):
+    return geomloss.SamplesLoss("sinkhorn", backend="tensorized", **{"p": 2, "blur": 0.05, "scaling": 0.5, **options})
+
+
+def compare(actual, expected, inputs, rtol=1e-9, atol=1e-10):
+    """Values, then gradients for one random cotangent."""
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
+    cotangent = torch.randn(actual.shape, dtype=actual.dtype)
+    grads, expected_grads = (torch.autograd.grad(out, inputs, cotangent) for out in (actual, expected))
+    torch.testing.assert_close(grads, expected_grads, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_divergence_equals_geomloss_in_value_and_gradient(shape, p):
+    x, y = points(shape)
+    compare(sinkhorn_divergence(x, y, p=p), oracle(p=p)(x, y), (x, y))
+
+
+@pytest.mark.parametrize("options", [{"blur": 0.3}, {"blur": 100.0}, {"scaling": 0.9}, {"diameter": 7.0}], ids=str)
+def test_options_mean_what_they_mean_in_geomloss(options):
+    x, y = points((3, 6, 6, 4))
+    compare(sinkhorn_divergence(x, y, **options), oracle(**options)(x, y), (x, y))
+
+
+def test_a_diameter_per_problem_equals_one_call_per_problem():
+    scales = torch.tensor([1e-3, 0.02, 1.0, 30.0, 1e4], dtype=torch.float64).view(5, 1, 1)
+    x, y = (t.detach().mul(scales).requires_grad_() for t in points((5, 6, 7, 4)))
+    actual = sinkhorn_divergence(x, y, diameter="problem")
+    expected = torch.cat([oracle()(x[i : i + 1], y[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+    grads = torch.autograd.grad((actual / scales.flatten()).sum(), (x, y))
+    expected_grads = torch.autograd.grad((expected / scales.flatten()).sum(), (x, y))
+    torch.testing.assert_close(grads, expected_grads, rtol=1e-8, atol=1e-9)
+
+
+def test_schedule_of_tensors_without_reading_them_equals_the_schedule_of_floats(monkeypatch):
+    """What an accelerator runs: a fixed number of steps, the ones past the end masked."""
+    diameters = torch.tensor([0.01, 0.05, 0.3, 60.0], dtype=torch.float64)
+    steps = list(epsilon_schedule(diameters.to("meta"), 2, 0.05, 0.5))
+    assert len(steps) > 25  # covers diameter / blur up to LONGEST_RATIO
+    assert 0.5 ** (len(steps) - 2) < 1 / LONGEST_RATIO * 2
+    steps = list(epsilon_schedule(diameters, 2, 0.05, 0.5))
+    for row, diameter in enumerate(diameters.tolist()):
+        taken = [eps[row].item() for eps, active in steps if active[row]]
+        expected = [eps for eps, _ in epsilon_schedule(diameter, 2, 0.05, 0.5)]
+        assert taken == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_lower_precision_stays_near_the_float64_oracle(dtype):
+    x, y = points((4, 8, 8, 32), dtype)
+    x64, y64 = (t.detach().double().requires_grad_() for t in (x, y))
+    actual, expected = sinkhorn_divergence(x, y), oracle()(x64, y64)
+    assert actual.dtype == torch.float32
+    # All arithmetic is fp32: costs near 100 carry errors of 1e-5, divided by eps = 0.0025 they move a plan by 4e-3.
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-4)
+    cotangent = torch.randn(4)
+    grads = torch.autograd.grad(actual, (x, y), cotangent)
+    expected_grads = torch.autograd.grad(expected, (x64, y64), cotangent.double())
+    half = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps  # gradients are rounded to the input's dtype
+    for grad, reference in zip(grads, expected_grads, strict=True):
+        assert grad.dtype == dtype
+        torch.testing.assert_close(grad.double(), reference, rtol=half, atol=1e-2 * reference.abs().max().item())
+
+
+@pytest.mark.parametrize("diameter", ["batch", "problem", 5.0])
+@pytest.mark.parametrize("p", [1, 2])
+def test_identical_and_duplicate_points_have_zero_divergence_and_finite_gradients(p, diameter):
+    cloud = torch.randn(3, 4, 5)
+    cloud[1] = cloud[1, :1]  # one point, four times
+    cloud[2] = 0
+    x, y = cloud.clone().requires_grad_(), cloud.clone().requires_grad_()
+    value = sinkhorn_divergence(x, y, p=p, diameter=diameter)
+    # |x|² - 2x·y + |y|² leaves 1e-7 between equal points: nothing for p = 2, a distance of 4e-4 for p = 1.
+    tolerance = 1e-5 if p == 2 else 2e-3
+    assert value.abs().max() < tolerance
+    for grad in torch.autograd.grad(value.sum(), (x, y)):
+        assert grad.abs().max() < 10 * tolerance
+
+
+def test_single_identical_point_alone():
+    x = torch.ones(1, 1, 3, requires_grad=True)
+    value = sinkhorn_divergence(x, torch.ones(1, 1, 3))
+    value.sum().backward()
+    assert value.item() == 0
+    assert (x.grad == 0).all()
+
+
+def test_nan_points_give_nan_and_not_an_error():
+    x, y = points((2, 4, 4, 3), torch.float32, grad=False)
+    x[0, 0, 0] = float("nan")
+    for diameter in ("batch", "problem", 3.0):
+        assert sinkhorn_divergence(x, y, diameter=diameter)[0].isnan()
+
+
+def test_order_of_points_does_not_matter_and_problems_are_independent():
+    x, y = points((3, 6, 6, 4), grad=False)
+    expected = sinkhorn_divergence(x, y, diameter=20.0)
+    torch.testing.assert_close(sinkhorn_divergence(x.flip(1), y[:, torch.randperm(6)], diameter=20.0), expected)
+    torch.testing.assert_close(sinkhorn_divergence(x[1:2], y[1:2], diameter=20.0), expected[1:2])
+
+
+def test_non_contiguous_and_empty_batches():
+    x, y = points((3, 6, 6, 4), grad=False)
+    strided = x.transpose(0, 2).contiguous().transpose(0, 2)
+    torch.testing.assert_close(sinkhorn_divergence(strided, y[:, ::2]), sinkhorn_divergence(x, y[:, ::2].contiguous()))
+    for diameter in ("batch", "problem", 1.0):
+        empty = x[:0].clone().requires_grad_()
+        value = sinkhorn_divergence(empty, y[:0], diameter=diameter)
+        value.sum().backward()
+        assert value.shape == (0,)
+        assert empty.grad.shape == (0, 6, 4)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_gradient_of_one_side_alone(side):
+    x, y = points((2, 5, 7, 3))
+    expected = torch.autograd.grad(sinkhorn_divergence(x, y).sum(), (x, y))[side]
+    pair = [x.detach(), y.detach()]
+    pair[side].requires_grad_()
+    (grad,) = torch.autograd.grad(sinkhorn_divergence(*pair).sum(), pair[side])
+    torch.testing.assert_close(grad, expected)
+
+
+@pytest.mark.parametrize("debias", [True, False])
+@pytest.mark.parametrize("p", [1, 2])
+def test_samples_loss_equals_geomloss_with_weights(p, debias):
+    x, y = points((3, 5, 7, 4))
+    a, b = weights(3, 5), weights(3, 7)
+    options = {"p": p, "debias": debias}
+    compare(SamplesLoss(**options)(a, x, b, y), oracle(**options)(a, x, b, y), (a, x, b, y))
+    single = (a[0], x[0], b[0], y[0])
+    compare(SamplesLoss(**options)(*single), oracle(**options)(*single), (a, x, b, y))
+    columns = (a.unsqueeze(-1), x, b.unsqueeze(-1), y)
+    compare(SamplesLoss(**options)(*columns), oracle(**options)(*columns), (a, x, b, y))
+
+
+def test_zero_weights_are_ignored_points():
+    x, y = points((2, 5, 4, 3))
+    a = torch.tensor([0.5, 0.0, 0.25, 0.25, 0.0], dtype=torch.float64).repeat(2, 1)
+    b = torch.full((2, 4), 0.25, dtype=torch.float64)
+    compare(SamplesLoss()(a, x, b, y), oracle()(a, x, b, y), (x, y))
+    kept = a[0] > 0
+    fewer = SamplesLoss(diameter=9.0)(a[:, kept], x[:, kept], b, y)
+    torch.testing.assert_close(SamplesLoss(diameter=9.0)(a, x, b, y), fewer)
+
+
+@pytest.mark.parametrize("debias", [True, False])
+def test_potentials_equal_geomloss_in_value_and_gradient(debias):
+    x, y = points((2, 5, 7, 4))
+    actual = SamplesLoss(potentials=True, debias=debias)(x, y)
+    expected = oracle(potentials=True, debias=debias)(x, y)
+    compare(torch.cat(actual, 1), torch.cat(expected, 1), (x, y))
+    f, g = sinkhorn_potentials(x, y)
+    torch.testing.assert_close(f.mean(1) + g.mean(1), sinkhorn_divergence(x, y))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SamplesLoss("energy"), "loss='energy', expected 'sinkhorn'; use geomloss"),
+        (lambda: SamplesLoss(reach=0.3), "reach=0.3, expected None"),
+        (lambda: SamplesLoss(cost="X"), "cost='X', expected None"),
+        (lambda: SamplesLoss()(torch.zeros(2, 3)), r"1 arguments, expected \(x, y\)"),
+        (lambda: SamplesLoss()(torch.zeros(2, 3), torch.zeros(1, 2, 3)), r"both \[N, D\] or \[B, N, D\]"),
+        (
+            lambda: SamplesLoss()(torch.ones(3), torch.zeros(2, 3), torch.ones(2), torch.zeros(2, 3)),
+            r"a is float32 \[3\], expected \[2\]",
+        ),
+        (
+            lambda: sinkhorn_divergence(torch.zeros(2, 3), torch.zeros(2, 3)),
+            r"x is float32 \[2, 3\], expected \[B, N, D\]",
+        ),
+        (lambda: sinkhorn_divergence(torch.zeros(2, 3, 4), torch.zeros(2, 3, 5)), r"y is .* with D = 4"),
+        (lambda: sinkhorn_divergence(torch.zeros(2, 0, 4), torch.zeros(2, 3, 4)), "x is .* with N > 0"),
+        (lambda: sinkhorn_divergence(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4).double()), "y is float64"),
+        (lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, p=3), "p=3, expected 1 or 2"),
+        (lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, blur=0.0), "blur=0.0"),
+        (lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, scaling=1.0), "scaling=1.0"),
+        (lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, diameter="all"), "diameter='all'"),
+        (lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, diameter=float("inf")), "diameter=inf"),
+    ],
+)
+def test_bad_input_is_a_value_error_that_names_it(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("debias", [True, False])
+def test_opcheck(debias):
+    x, y = points((2, 4, 5, 3), torch.float32)
+    for diameter, per_problem in ((None, False), (None, True), (4.0, False)):
+        options = (diameter, per_problem, 2, 0.05, 0.5, debias, "auto")
+        torch.library.opcheck(torch.ops.slotkernels.sinkhorn, (x, y, None, None, *options), atol=1e-4, rtol=1e-4)
+    potentials = torch.randn(4 if debias else 2, 2, 5)
+    strided = [t.detach().transpose(0, 2).contiguous().transpose(0, 2) for t in (x, y)]
+    arguments = (torch.randn(2, 4), None, *strided, None, None, potentials, 2, 0.05, debias, True, True)
+    torch.library.opcheck(torch.ops.slotkernels.sinkhorn_backward, (*arguments, "auto"))
+
+
+@pytest.mark.parametrize("diameter", ["batch", "problem", 12.0])
+def test_compiles_fullgraph_with_equal_values_and_gradients(diameter):
+    x, y = points((3, 4, 5, 6))
+
+    def loss(x, y):
+        return sinkhorn_divergence(x, y, diameter=diameter).square().sum()
+
+    expected = torch.autograd.grad(loss(x, y), (x, y))
+    actual = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(x, y), (x, y))
+    torch.testing.assert_close(actual, expected)
+
+
+def test_a_training_step_compiles_with_inductor():
+    """One smoke test through code generation: the op beside ordinary layers, forward and backward."""
+    x, y = points((2, 4, 4, 3), torch.float32)
+    layer = torch.nn.Linear(3, 3)
+
+    def loss(x):
+        return sinkhorn_divergence(layer(x), y, diameter=12.0).mean()
+
+    expected = torch.autograd.grad(loss(x), layer.weight)
+    actual = torch.autograd.grad(torch.compile(loss, fullgraph=True)(x), layer.weight)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_cost_formulas():
+    assert bytes_moved(2, 3, 5, 7) == 2 * 8 * 7 * 4 + 8
+    assert bytes_moved(2, 3, 5, 7, backward=True) == 2 * 2 * 8 * 7 * 4 + 8
+    assert flops(1, 1, 1, 1, steps=2) == 2 * 3 + 5 * 4 * 2
