@@ -17,7 +17,7 @@ from interpreter.cli import cli, run_command
 from interpreter.configs import DataConfig, Stage
 from interpreter.data import VOID, VideoDataset
 from interpreter.engine.datasets import open_videos
-from interpreter.engine.files import atomic_path, write_text
+from interpreter.files import written_whole, write_text
 from interpreter.engine.inference import Segmentation, Segmenter
 from interpreter.engine.logging import progress_bar
 from interpreter.engine.samples import nearest
@@ -144,7 +144,7 @@ def _draw(
     size = (240, round(240 * video.width / video.height))
     rows = {method: nearest(maps[chosen], size) for method, maps in labels.items() if method != "one segment"}
     image = mask_grid(video.read(chosen, size), rows, truth=nearest(truth[chosen], size), void=VOID)
-    with atomic_path(path) as temporary:
+    with written_whole(path) as temporary:
         Image.fromarray(image).save(temporary, format="png")
 
 

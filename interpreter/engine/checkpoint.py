@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from interpreter.engine.files import atomic_path
+from interpreter.files import written_whole
 
 KEEP = 2
 
@@ -50,7 +50,7 @@ def _write(path: Path, state: TrainingState) -> Path:
     tensors = {f"weights.{k}": v.detach().cpu().contiguous() for k, v in state.weights.items()}
     tensors |= {f"optimizer.{k}": v.detach().cpu().contiguous() for k, v in state.optimizer.items()}
     metadata = {"step": str(state.step), "progress": json.dumps(state.progress)}
-    with atomic_path(path) as temporary:
+    with written_whole(path) as temporary:
         save_file(tensors, temporary, metadata)
     return path
 

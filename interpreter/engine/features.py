@@ -15,7 +15,7 @@ from torch import Tensor
 
 from interpreter.configs import BackboneConfig
 from interpreter.data import Video
-from interpreter.engine.files import write_text
+from interpreter.files import write_text
 from interpreter.models.backbone import Backbone
 from interpreter.models.transformer import autocast
 

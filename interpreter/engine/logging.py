@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from interpreter.engine.files import atomic_path, write_text
+from interpreter.files import written_whole, write_text
 
 console = Console(stderr=True)
 
@@ -95,7 +95,7 @@ class RunLog:
 
     def picture(self, step: int, image: np.ndarray) -> None:
         """Save a picture grid uint8 [H, W, 3]."""
-        with atomic_path(self.directory.parent / "samples" / f"{self.stage}-{step:06d}.png") as temporary:
+        with written_whole(self.directory.parent / "samples" / f"{self.stage}-{step:06d}.png") as temporary:
             Image.fromarray(image).save(temporary, format="png")
         self.board.add_image("masks", image, step, dataformats="HWC")
 

@@ -13,7 +13,7 @@ import torch
 
 from interpreter.configs import ImageTraining, Stage, VideoTraining
 from interpreter.engine.checkpoint import TrainingState, load_checkpoint, restore_weights
-from interpreter.engine.files import write_text
+from interpreter.files import write_text
 from interpreter.models.backbone import Backbone, load_backbone
 from interpreter.models.image_stage import ImageStage
 from interpreter.models.video_stage import VideoStage

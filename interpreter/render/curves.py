@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from interpreter.render.files import written_whole
+from interpreter.files import written_whole
 
 COLOURS = {"image": "#0072b2", "video": "#d55e00"}
 COLUMNS = 3

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from interpreter.render.files import written_whole
+from interpreter.files import written_whole
 
 
 def _davis_palette() -> np.ndarray:

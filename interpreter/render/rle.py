@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco
 
-from interpreter.render.files import written_whole
+from interpreter.files import written_whole
 
 Entry = dict[str, object]
 

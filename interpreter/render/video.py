@@ -9,7 +9,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
-from interpreter.render.files import written_whole
+from interpreter.files import written_whole
 
 BT709 = 1
 """Number of ITU-R BT.709 in the H.264 tables of colour primaries, transfer functions and matrices."""

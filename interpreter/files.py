@@ -8,39 +8,33 @@ from pathlib import Path
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it there when the block ends well, remove it when not.
 
     Raises:
-        OSError: if the disk is full, saying so and for which file; what stood at ``path`` before is untouched.
+        OSError: if the disk is full, in one clear line; what stood at ``path`` before is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
     except Exception as error:
-        temporary.unlink(missing_ok=True)
-        # safetensors reports a failed write in its own exception type, with the cause in the text only.
+        # Some libraries report a failed write in an exception type of their own, with the cause in the text only. An
+        # error that names another file came from the caller's block and already says what it has to say.
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        if full:
+        if full and getattr(error, "filename", None) in (None, str(temporary)):
             raise OSError(
                 errno.ENOSPC, f"the disk is full: {path} was not written, what was there before is untouched"
             ) from error
         raise
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    with atomic_path(path) as temporary:
+    """Write a text file whole."""
+    with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
