@@ -47,16 +47,17 @@ def test_equals_the_equations_slot_by_slot_in_value_and_every_gradient(options, 
     module, inputs, grid = make(**options)
     if own_grid:
         grid = torch.rand(2, 7, 2, dtype=torch.float64) * 2 - 1
+    grid.requires_grad_()
     mask = torch.rand(2, 7) > 0.3
     parameters = dict(module.named_parameters())
     actual = module(inputs, grid, mask=mask)
     expected = slot_by_slot(module, inputs, grid, mask)
     torch.testing.assert_close(list(actual), expected, rtol=1e-9, atol=1e-11)
     cotangents = [torch.randn(t.shape, dtype=torch.float64) for t in actual]
-    leaves = [inputs, *parameters.values()]
+    leaves = [inputs, grid, *parameters.values()]
     grads = torch.autograd.grad(list(actual), leaves, cotangents)
     expected_grads = torch.autograd.grad(expected, leaves, cotangents)
-    for name, grad, reference in zip(["inputs", *parameters], grads, expected_grads, strict=True):
+    for name, grad, reference in zip(["inputs", "grid", *parameters], grads, expected_grads, strict=True):
         torch.testing.assert_close(grad, reference, rtol=1e-8, atol=1e-10, msg=name)
 
 
@@ -101,6 +102,8 @@ def test_autocast_stays_near_float32():
     for one, other in zip(actual, expected, strict=True):
         assert one.dtype == torch.float32
         assert (one - other).abs().max() < 0.1  # bf16 keeps 8 bits; relative positions reach 5, slots 2
+    sum(part.sum() for part in actual).backward()
+    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in module.parameters())
 
 
 def test_compiles_fullgraph_and_passes_opcheck():

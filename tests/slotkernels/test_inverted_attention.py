@@ -4,8 +4,8 @@ import torch
 from slotkernels import inverted_attention
 from slotkernels.slot_attention import bytes_moved, flops
 
-# Half types: logits, weights and updates are each rounded once to 8 (bf16) or 11 (fp16) bits; logits here are
-# below 4, so one rounding moves the softmax by at most 4 * 2^-9 = 8e-3 (bf16) or 1e-3 (fp16). fp32: sums of at most 1024 terms.
+# Half types: logits, weights and updates are each rounded once to 8 (bf16) or 11 (fp16) bits; logits here are below
+# 4, so one rounding moves the softmax by at most 4 * 2^-9 = 8e-3 (bf16) or 1e-3 (fp16). fp32: sums of <= 1024 terms.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 SHAPES = [(2, 7, 3, 5), (1, 1, 1, 1), (3, 33, 20, 127), (2, 863, 8, 64), (1, 7, 33, 1024), (0, 7, 3, 5)]  # B, M, N, D
 

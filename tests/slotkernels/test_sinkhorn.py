@@ -1,3 +1,5 @@
+import shutil
+
 import geomloss
 import pytest
 import torch
@@ -232,6 +234,8 @@ def test_compiles_fullgraph_with_equal_values_and_gradients(diameter):
     torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler: no g++ found")
 def test_a_training_step_compiles_with_inductor():
     """One smoke test through code generation: the op beside ordinary layers, forward and backward."""
     x, y = points((2, 4, 4, 3), torch.float32)

@@ -47,9 +47,9 @@ def _forward(
     scale_eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    tensors = (q, k, v, grid, positions, scales, g_weight, g_bias, f_weight1, f_bias1, f_weight2, f_bias2)
+    tensors = [q, k, v, grid, positions, scales, g_weight, g_bias, f_weight1, f_bias1, f_weight2, f_bias2]
     options = (mask, scale_factor, eps, scale_eps)
-    return INVARIANT_ATTENTION.run(backend, Call((*tensors, mask)), "invariant_attention", *tensors, *options)
+    return INVARIANT_ATTENTION.run(backend, Call((*tensors, mask)), "invariant_attention", tensors, *options)
 
 
 @_forward.register_fake
