@@ -75,6 +75,6 @@ class VideoStage(nn.Module):
             target.flatten(0, 1),
             blur=self.config.blur,
             scaling=self.config.scaling,
-            diameter=self.config.diameter,
+            diameter="batch" if self.config.diameter is None else self.config.diameter,
         )
         return divergence.mean(), video
