@@ -130,7 +130,9 @@ def open_features(
     size, videos = config.data.frame_size, dataset.videos
     precision = _resolved(config.optim, backbone.mean.device).precision
     home = config.run / "features"
-    needed = stored_bytes(backbone, videos, size, config.optim.flip)
+    # The video stage may flip where the image stage did not: one store has to serve both.
+    flip = config.optim.flip or optim.flip
+    needed = stored_bytes(backbone, videos, size, flip)
     present = sum(f.stat().st_size for f in home.glob("*/*")) if home.exists() else 0
     free = shutil.disk_usage(config.run).free + present
     if config.features == "streamed" or (config.features == "auto" and needed > free / 2):
@@ -150,7 +152,7 @@ def open_features(
             if stop.requested:
                 raise Stopped
 
-        return store_features(home, backbone, key, videos, size, precision, config.optim.flip, advance)
+        return store_features(home, backbone, key, videos, size, precision, flip, advance)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
