@@ -5,6 +5,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention [B, heads, L, d] of queries over keys and values [B, heads, S, d]; ``mask`` is True where allowed."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
+        # The CPU's fused kernel is several times slower than two matrix products here, forward and backward
+        # (docs/decisions.md). Without gradients videos may be long, and the fused kernel's linear memory counts.
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        if mask is not None:
+            logits = logits.masked_fill(~mask, -torch.inf)
+        return logits.float().softmax(-1).to(q.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
 class Attention(nn.Module):
     """Multi-head attention of queries [B, L, D] over a memory [B, S, D]."""
 
@@ -21,8 +33,7 @@ class Attention(nn.Module):
         """Attend; ``mask`` [B, S] is True where the memory may be looked at."""
         q = self.to_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.to_kv(memory).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attn_mask = None if mask is None else mask[:, None, None, :]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+        out = attend(q, k, v, None if mask is None else mask[:, None, None, :])
         return self.to_out(out.transpose(1, 2).flatten(2))
 
 
