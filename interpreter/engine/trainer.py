@@ -99,16 +99,14 @@ class Trainer:
             loss, diagnostics = forward(*batch)
         value = loss.item()
         if not math.isfinite(value):
-            path = save_diverged(self.directory, TrainingState(step, self.task.model.state_dict()))
-            raise DivergedError(
-                f"the loss of step {step + 1} is {value}; the weights that led to it are in {path}, the newest "
-                "checkpoint is from before. Try a lower --peak-lr, --clip-norm 1 or --precision fp32"
-            )
+            raise self._diverged(step, f"the loss of step {step + 1} is {value}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = self.task.model.parameters()
         limit = self.optim.clip_norm if self.optim.clip_norm is not None else math.inf
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        if not math.isfinite(norm.item()):
+            raise self._diverged(step, f"the gradient of step {step + 1} is {norm.item()}")
         optimizer.step()
         values = {name: tensor.item() for name, tensor in diagnostics.items()}
         seconds = time.perf_counter() - started
@@ -116,5 +114,15 @@ class Trainer:
 
     def _save(self, step: int, optimizer: torch.optim.Optimizer, window: dict[str, float]) -> None:
         model = self.task.model
+        # A checkpoint must never hold what training cannot go on from: the loss would tell one step too late.
+        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+            raise self._diverged(step, f"step {step} left weights that are not finite")
         state = TrainingState(step, model.state_dict(), optimizer_tensors(optimizer, model), window)
         save_checkpoint(self.directory, state)
+
+    def _diverged(self, step: int, what: str) -> DivergedError:
+        path = save_diverged(self.directory, TrainingState(step, self.task.model.state_dict()))
+        return DivergedError(
+            f"{what}; the weights at that point are in {path}, checkpoints are from before. Start anew, with another "
+            f"--run or after deleting {self.directory}, with a lower --peak-lr, --clip-norm 1 or --precision fp32"
+        )
