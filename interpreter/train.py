@@ -12,6 +12,7 @@ import torch
 from interpreter.cli import parse, run_command
 from interpreter.configs import ImageTraining, OptimConfig, VideoTraining
 from interpreter.data import VideoDataset
+from interpreter.engine.checkpoint import checkpoints
 from interpreter.engine.datasets import open_videos
 from interpreter.engine.features import (
     FeatureSource,
@@ -23,7 +24,7 @@ from interpreter.engine.features import (
 from interpreter.engine.inference import Segmenter, default_device
 from interpreter.engine.logging import console, progress_bar
 from interpreter.engine.precision import resolve_precision
-from interpreter.engine.run import load_image_stage, read_config, require_same, write_config
+from interpreter.engine.run import load_image_stage, read_config, require_positive, require_same, write_config
 from interpreter.engine.samples import sample_grid
 from interpreter.engine.stopping import StopRequest
 from interpreter.engine.tasks import ImageTask, VideoTask
@@ -45,7 +46,7 @@ def train(config: ImageTraining | VideoTraining) -> bool:
         DivergedError: if the loss stops being finite.
         OSError: if the disk is full.
     """
-    config.run.mkdir(parents=True, exist_ok=True)
+    require_positive(config)
     with StopRequest() as stop:
         try:
             return train_image(config, stop) if isinstance(config, ImageTraining) else train_video(config, stop)
@@ -63,16 +64,19 @@ def train_image(config: ImageTraining, stop: StopRequest) -> bool:
     root = config.data.root and config.data.root.resolve()
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=root))
     stored = read_config(config.run)
-    require_same(stored.image, config)
+    if checkpoints(config.run / "image"):
+        require_same(stored.image, config)
     backbone = load_backbone(config.backbone).to(device)
     grid = backbone.grid(config.data.frame_size)
+    optim = _resolved(config.optim, device)
+    # Before the long part begins, so that sizes which do not fit are told at once.
+    torch.manual_seed(optim.seed)
+    model = ImageStage(config.model, backbone.dim, grid).to(device)
+    config.run.mkdir(parents=True, exist_ok=True)
     dataset = open_videos(config.data, config.run)
     write_config(config.run, dataclasses.replace(stored, image=config))
 
-    optim = _resolved(config.optim, device)
     features = open_features(config, backbone, dataset, optim, stop)
-    torch.manual_seed(optim.seed)
-    model = ImageStage(config.model, backbone.dim, grid).to(device)
     console.print(
         f"image stage: {count_parameters(model) / 1e6:.1f} M parameters, {grid[0]}x{grid[1]} tokens of width "
         f"{backbone.dim}, {len(dataset)} videos, {device}, {optim.precision}"
@@ -92,19 +96,21 @@ def train_video(config: VideoTraining, stop: StopRequest) -> bool:
     device = default_device()
     image_config, backbone, image_stage, weights = load_image_stage(config.run, device)
     stored = read_config(config.run)
-    require_same(stored.video, config)
-    if stored.image_weights not in (None, weights) and (config.run / "video").exists():
+    started = bool(checkpoints(config.run / "video"))
+    if started and stored.image_weights != weights:
         raise ValueError(
             f"the video stage in {config.run} was trained on another image stage than the one there now; "
             f"delete {config.run / 'video'} to train it anew"
         )
+    if started:
+        require_same(stored.video, config)
+    optim = _resolved(config.optim, device)
+    torch.manual_seed(optim.seed)
+    model = VideoStage(config.model, image_stage.config.dim, config.num_frames).to(device)
     dataset = open_videos(image_config.data, config.run)
     write_config(config.run, dataclasses.replace(stored, video=config, image_weights=weights))
 
-    optim = _resolved(config.optim, device)
     features = open_features(image_config, backbone, dataset, optim, stop)
-    torch.manual_seed(optim.seed)
-    model = VideoStage(config.model, image_stage.config.dim, config.num_frames).to(device)
     console.print(
         f"video stage: {count_parameters(model) / 1e6:.1f} M parameters, {config.num_frames} frames of "
         f"{image_stage.config.num_slots} slots, {len(dataset)} videos, {device}, {optim.precision}"
@@ -163,7 +169,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not done:
         console.print(f"stopped; everything is saved in {where}. The same command goes on from there.")
     elif isinstance(config, ImageTraining):
-        console.print(f"image stage done. Next: python -m interpreter.train --stage video --run {where}")
+        console.print(
+            f"image stage done. Next: python -m interpreter.train --stage video --run {where} "
+            "(with the same --preset, if you gave one)"
+        )
     else:
         console.print(
             f"video stage done. Next: python -m interpreter.evaluate --run {where}, or "

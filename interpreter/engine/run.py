@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 # Settings that may change between two calls on the same run directory.
 FREE = {"run", "logging", "compile", "features", "steps"}
+# Whole numbers that are no counts.
+MAY_BE_ZERO = {"seed", "warmup_steps", "feature_layer"}
 
 
 @dataclass
@@ -88,6 +90,20 @@ def require_same(old: ImageTraining | VideoTraining | None, new: ImageTraining |
             f"{new.run} was started with other settings: {'; '.join(changed)}. "
             "Use the same settings to go on, or another --run to start anew"
         )
+
+
+def require_positive(config: ImageTraining | VideoTraining) -> None:
+    """Refuse counts and sizes below 1, before anything is computed.
+
+    Raises:
+        ValueError: names the option.
+    """
+    for part in (config, *(getattr(config, f.name) for f in dataclasses.fields(config))):
+        for option in dataclasses.fields(part) if dataclasses.is_dataclass(part) else ():
+            values = getattr(part, option.name)
+            for value in values if isinstance(values, tuple) else (values,):
+                if type(value) is int and value < 1 and option.name not in MAY_BE_ZERO:
+                    raise ValueError(f"--{option.name.replace('_', '-')} must be at least 1, got {value}")
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
