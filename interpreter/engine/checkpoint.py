@@ -35,6 +35,8 @@ def checkpoints(directory: Path) -> list[Path]:
 
 def save_checkpoint(directory: Path, state: TrainingState) -> Path:
     """Write ``checkpoint-STEP.safetensors`` and drop all but the newest ones."""
+    for stale in directory.glob(".checkpoint-*.tmp"):  # a process was killed while it wrote this one
+        stale.unlink()
     path = _write(directory / f"checkpoint-{state.step:08d}.safetensors", state)
     for old in checkpoints(directory)[:-KEEP]:
         old.unlink()
