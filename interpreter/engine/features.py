@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from interpreter.configs import BackboneConfig
-from interpreter.data import Video
+from interpreter.data import FrameFolder, Video
 from interpreter.files import write_text
 from interpreter.models.backbone import Backbone
 from interpreter.models.transformer import autocast
@@ -94,8 +94,11 @@ def features_key(
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     digest.update(json.dumps([config.feature_layer, config.feature_norm, size, precision]).encode())
     for video in videos:
-        status = video.path.stat()
-        digest.update(f"{video.path.resolve()}|{video.num_frames}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+        digest.update(f"{video.path.resolve()}|{video.num_frames}\n".encode())
+        # A frame that is replaced in place leaves its folder's time as it was.
+        for file in video.files if isinstance(video, FrameFolder) else [video.path]:
+            status = file.stat()
+            digest.update(f"{file.name}|{status.st_size}|{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -139,11 +142,22 @@ def store_features(
     grid = backbone.grid(size)
     tokens, total = grid[0] * grid[1], sum(v.num_frames for v in videos)
     row = tokens * backbone.dim * 2
-    done = json.loads(journal.read_text()) if journal.exists() else 0
+    whole = (1 + flip) * total * row
+    # Without the file, or with a part of it, the journal says nothing.
+    intact = journal.exists() and path.exists() and path.stat().st_size == whole
+    done = json.loads(journal.read_text()) if intact else 0
     starts = np.cumsum([0] + [v.num_frames for v in videos])
     with path.open("r+b" if path.exists() else "w+b") as file:
         # Claim the space first: a full disk is found before an hour of encoding, not after.
-        os.posix_fallocate(file.fileno(), 0, (1 + flip) * total * row)
+        try:
+            os.posix_fallocate(file.fileno(), 0, whole)
+        except OSError as error:
+            path.unlink()
+            raise OSError(
+                error.errno,
+                f"the features need {whole / 1e9:.1f} GB, which {directory} has no room for ({error.strerror}); "
+                "use --features streamed, or a --run on a larger disk",
+            ) from error
         advance(int(starts[done]))
         for index in range(done, len(videos)):
             _store_video(file, backbone, videos[index], int(starts[index]), total, size, precision, flip, row)
