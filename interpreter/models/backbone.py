@@ -175,6 +175,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
 
 
 def _load_hugging_face(config: BackboneConfig) -> VisionTransformer:
+    from safetensors import SafetensorError
     from transformers import AutoImageProcessor, AutoModel
     from transformers.utils import logging
 
@@ -183,10 +184,13 @@ def _load_hugging_face(config: BackboneConfig) -> VisionTransformer:
     if Path(name).is_absolute() and not Path(name).is_dir():
         raise FileNotFoundError(f"no backbone at {name}. {OFFLINE_OPTIONS}")
     try:
-        model = AutoModel.from_pretrained(name)
+        # Half-precision checkpoints are computed in fp32 too; autocast decides about the products.
+        model = AutoModel.from_pretrained(name, dtype=torch.float32)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(f"backbone {name!r} could not be loaded ({reason}). {OFFLINE_OPTIONS}") from error
+    except SafetensorError as error:
+        raise ValueError(f"the weights of backbone {name!r} cannot be read: {error}") from error
     try:
         processor = AutoImageProcessor.from_pretrained(name)
         mean, std = tuple(processor.image_mean), tuple(processor.image_std)

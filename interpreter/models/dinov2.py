@@ -36,8 +36,13 @@ def load_official_dinov2(path: Path) -> nn.Module:
     """
     from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-    official = {k: v.float() for k, v in _read(path).items()}
-    missing = {"cls_token", "pos_embed", "patch_embed.proj.weight", "norm.weight"} - official.keys()
+    held = _read(path)
+    if not isinstance(held, dict) or not all(isinstance(v, Tensor) for v in held.values()):
+        raise ValueError(f"{path} is not an official DINOv2 checkpoint: it holds more than named tensors")
+    official = {k: v.float() for k, v in held.items()}
+    first = official.keys() & {"blocks.0.norm1.weight", "blocks.0.0.norm1.weight"}
+    expected = {"cls_token", "pos_embed", "patch_embed.proj.weight", "norm.weight", *(first or {"blocks.0.norm1.weight"})}
+    missing = expected - official.keys()
     if missing:
         raise ValueError(f"{path} is not an official DINOv2 checkpoint: it has no {', '.join(sorted(missing))}")
     state = _rename(official)
@@ -66,7 +71,7 @@ def load_official_dinov2(path: Path) -> nn.Module:
     return model
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path) -> object:
     if not path.is_file():
         from interpreter.models.backbone import OFFLINE_OPTIONS
 
