@@ -9,7 +9,16 @@ from interpreter.data.video import FrameFolder, Video, VideoError, open_video
 if TYPE_CHECKING:
     from interpreter.data.synthetic import generate_scenes
 
-__all__ = ["VOID", "FrameFolder", "Video", "VideoDataset", "VideoError", "generate_scenes", "open_dataset", "open_video"]
+__all__ = [
+    "VOID",
+    "FrameFolder",
+    "Video",
+    "VideoDataset",
+    "VideoError",
+    "generate_scenes",
+    "open_dataset",
+    "open_video",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -120,18 +120,13 @@ class VideoFile(Video):
         reformatter = VideoReformatter()
         for start in (key, 0):
             with closing(self._decode(int(times[start]) if times is not None and start else None)) as decoded:
-                position = start
-                for offset, frame in enumerate(decoded):
-                    if times is not None and start:
-                        if offset == 0:  # the seek may have landed on an earlier key frame
-                            position = int(np.searchsorted(times, frame.pts or 0))
-                        if position > wanted[0] or frame.pts != times[position]:
-                            break
+                for position, frame in enumerate(decoded, start):
+                    if times is not None and start and (frame.is_corrupt or frame.pts != times[position]):
+                        break  # not where the first pass found this key frame
                     if position == wanted[0]:
                         yield wanted.pop(0), _to_rgb(frame, reformatter)
                         if not wanted:
                             return
-                    position += 1
         raise VideoError(f"{self.path}: frame {wanted[0]} could not be decoded again; did the file change?")
 
     def _scan(self) -> _Scan:
@@ -177,9 +172,7 @@ class VideoFile(Video):
                 if packet.is_corrupt:
                     raise self._damaged(f"a damaged or cut packet after frame {number}")
                 for frame in packet.decode():
-                    if seek is not None and last is None and not frame.key_frame:
-                        continue  # depends on frames before the seek point
-                    if frame.is_corrupt:
+                    if frame.is_corrupt and seek is None:
                         raise self._damaged(f"frame {number} is damaged")
                     if last is not None and (frame.height, frame.width) != (last.height, last.width):
                         raise self._damaged(f"the size changes at frame {number}")

@@ -73,6 +73,14 @@ def test_truncated_file_is_found_by_every_way_of_reading(tmp_path, moving, encod
         assert_one_clear_line(error, path)
 
 
+def test_cut_shortly_before_the_end_is_found(tmp_path, moving, encode, cut):
+    # VP9 decodes half a frame without complaint and hardly a frame is missing: the packet alone tells.
+    clip = {"codec": "libvpx-vp9", "g": 60, "lag-in-frames": 0, "container": {"movflags": "faststart"}}
+    path = cut(encode(tmp_path / "a.mp4", moving(60), **clip), 0.995)
+    with pytest.raises(VideoError, match="cut packet after frame 5"):
+        open_video(path).check()
+
+
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
 def test_overwritten_bytes_are_found(tmp_path, moving, encode, name):
     path = encode(tmp_path / name, moving(60), codec="mpeg4" if name == "a.avi" else "libx264", g=12)

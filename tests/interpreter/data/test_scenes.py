@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -107,6 +109,17 @@ def test_borders_are_antialiased(scenes, rendered):
     at = np.abs(np.diff(frames[0].astype(int), axis=1)).sum(-1)[border].mean()
     across = np.abs(frames[0][:, 3:].astype(int) - frames[0][:, :-3]).sum(-1)[border[:, 1:-1]].mean()
     assert at < 0.8 * across
+
+
+def test_shadow_falls_away_from_the_light(scenes):
+    for scene in scenes[:4]:
+        alone = replace(scene, objects=scene.objects[:1], ids=scene.ids[:1])
+        frames, masks = alone.render()
+        empty, _ = replace(scene, objects=[], ids=scene.ids[:0]).render()
+        darker = (empty[0].astype(int) - frames[0]).sum(-1) * (masks[0] == 0)
+        y, x = (np.average(axis, weights=darker.clip(0)) for axis in np.mgrid[: scene.size[0], : scene.size[1]])
+        own = np.argwhere(masks[0] > 0).mean(0)
+        assert (np.array([y, x]) - own) @ scene.light[:2] < 0
 
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 160), (160, 48), (101, 77)])

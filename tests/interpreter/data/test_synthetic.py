@@ -1,7 +1,8 @@
 import hashlib
-import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -140,9 +141,17 @@ def test_bad_arguments_write_nothing(tmp_path, wrong):
     assert not (tmp_path / "root").exists()
 
 
-def test_two_runs_at_once_share_the_work(scenes, tmp_path):
-    options = ["--num-videos", "5", "--size", "48", "64", "--num-frames", "3", "--workers", "1"]
-    command = [sys.executable, "-m", "interpreter.data.synthetic", "--root", str(tmp_path), *options]
-    runs = [subprocess.Popen(command, env=os.environ) for _ in range(2)]
-    assert [run.wait(60) for run in runs] == [0, 0]
+def test_two_runs_at_once_share_the_work(scenes, tmp_path, monkeypatch):
+    written = []
+    write = synthetic._write_video
+    monkeypatch.setattr(synthetic, "_write_video", lambda *a: (written.append(a[2]), write(*a)))
+    start = threading.Barrier(2)
+
+    def run(_):
+        start.wait()
+        generate_scenes(tmp_path, 5, workers=1, **SMALL)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, range(2)))
+    assert written == [0, 1, 2, 3, 4]
     assert digest(tmp_path) == digest(scenes)
