@@ -106,7 +106,7 @@ def evaluate(config: Evaluation) -> dict[str, dict[str, float]]:
                 _draw(home / f"{video.name.replace('/', '_')}.png", dataset, index, labels, truth, config.stage)
     summary = {method: summarise(list(scores.values())) for method, scores in per_method.items()}
     report = {"config": asdict(config), "protocols": dict(PROTOCOLS), "summary": summary, "videos": per_method}
-    write_text(home / "scores.json", json.dumps(report, indent=1, default=str) + "\n")
+    write_text(home / "scores.json", json.dumps(_null_for_nan(report), indent=1, default=str, allow_nan=False) + "\n")
     print_table(summary, f"{name}, {len(dataset)} videos, {config.run}")
     Console().print(f"scores: {home / 'scores.json'}\npictures: {home}", soft_wrap=True)
     return summary
@@ -148,13 +148,22 @@ def _draw(
         Image.fromarray(image).save(temporary, format="png")
 
 
+def _null_for_nan(value: object) -> object:
+    """A number that is undefined (no foreground) as null: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _null_for_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_null_for_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def print_table(summary: dict[str, dict[str, float]], title: str) -> None:
     """Print the numbers of each method; a column without any is left out."""
     names = [name for name in PROTOCOLS if not all(math.isnan(row[name]) for row in summary.values())]
     table = Table(title=title)
     table.add_column("")
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for method, row in summary.items():
         table.add_row(method, *(f"{row[name]:.3f}" for name in names))
     console = Console()
