@@ -29,6 +29,8 @@ class ImageStage(nn.Module):
 
     def __init__(self, config: ImageModelConfig, feature_dim: int, grid: tuple[int, int]) -> None:
         super().__init__()
+        if config.dim % 4:
+            raise ValueError(f"--dim must be a multiple of 4 for its position encodings, got {config.dim}")
         self.config, self.feature_dim, self.grid = config, feature_dim, grid
         self.slot_attention = SlotAttention(
             config.num_slots,

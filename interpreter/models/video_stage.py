@@ -32,6 +32,8 @@ class VideoStage(nn.Module):
 
     def __init__(self, config: VideoModelConfig, slot_dim: int, num_frames: int) -> None:
         super().__init__()
+        if config.dim % 4:
+            raise ValueError(f"--dim must be a multiple of 4 for its position encodings, got {config.dim}")
         self.config, self.num_frames = config, num_frames
         self.embed = nn.Linear(slot_dim, config.dim) if slot_dim != config.dim else nn.Identity()
         self.encoder = TransformerEncoder(config.dim, config.encoder_layers, config.heads)
