@@ -102,6 +102,14 @@ def test_identical_and_duplicate_points_have_zero_divergence_and_finite_gradient
         assert grad.abs().max() < 10 * tolerance
 
 
+def test_distance_is_flat_between_points_nearer_than_1e_minus_4():
+    """As in GeomLoss, p = 1: neither the |x - y| cost nor its gradient goes through the kink at zero."""
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    y = (x + 2e-5 * torch.randn(2, 3, 4, dtype=torch.float64)).requires_grad_()
+    x.requires_grad_()
+    compare(sinkhorn_divergence(x, y, p=1, diameter=6.0), oracle(p=1, diameter=6.0)(x, y), (x, y))
+
+
 def test_single_identical_point_alone():
     x = torch.ones(1, 1, 3, requires_grad=True)
     value = sinkhorn_divergence(x, torch.ones(1, 1, 3))
