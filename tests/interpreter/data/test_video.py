@@ -169,6 +169,12 @@ def test_longer_sound_is_not_taken_for_missing_frames(tmp_path, moving, name):
     assert open_video(path).num_frames == 12
 
 
+def test_late_start_is_not_taken_for_missing_frames(tmp_path, moving, encode):
+    path = encode(tmp_path / "late.mkv", moving(12), start=240)
+    path.write_bytes(path.read_bytes().replace(b"DURATION", b"NOTATION"))  # leaves the duration of the whole file
+    assert open_video(path).num_frames == 12
+
+
 def test_folder_is_read_in_natural_order(tmp_path, moving):
     source = moving(12)
     for t, frame in enumerate(source):
