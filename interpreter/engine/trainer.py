@@ -94,8 +94,8 @@ class Trainer:
 
     def _step(self, forward: Callable, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
         started = time.perf_counter()
-        batch = self.task.batch(step)
         with autocast(self.device, self.optim.precision):
+            batch = self.task.batch(step)
             loss, diagnostics = forward(*batch)
         value = loss.item()
         if not math.isfinite(value):
