@@ -61,7 +61,8 @@ class VideoFile(Video):
     """A video file. Every decode opens the file anew and closes it, also when a generator is abandoned.
 
     Decoding is strict: a decoder error, a frame or packet that FFmpeg marks corrupt, a change of size, or an end that
-    comes more than a tenth before the declared one is a `VideoError`.
+    comes more than a tenth before the declared one is a `VideoError`. Overwritten bytes that a codec without checksums
+    (MPEG-4, VP9) decodes without complaint cannot be noticed.
 
     Args:
         path: an existing file.

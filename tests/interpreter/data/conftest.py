@@ -32,10 +32,13 @@ def encode():
             stream = file.add_stream(codec, rate=fps, options={k: str(v) for k, v in options.items()})
             stream.height, stream.width = frames.shape[1:3]
             stream.pix_fmt = pixels
+            stream.codec_context.thread_count = 1  # several threads write other bytes in every run
             if rotation is not None:
                 stream.set_display_rotation(rotation)
             for t, frame in enumerate(frames):
-                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(
+                    format=pixels
+                )
                 picture.pts, picture.time_base = t + start, 1 / Fraction(fps)
                 file.mux(stream.encode(picture))
             file.mux(stream.encode())

@@ -81,9 +81,9 @@ def test_cut_shortly_before_the_end_is_found(tmp_path, moving, encode, cut):
         open_video(path).check()
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
 def test_overwritten_bytes_are_found(tmp_path, moving, encode, name):
-    path = encode(tmp_path / name, moving(60), codec="mpeg4" if name == "a.avi" else "libx264", g=12)
+    path = encode(tmp_path / name, moving(60), g=12)
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
     content[middle : middle + 400] = np.random.default_rng(0).bytes(400)
