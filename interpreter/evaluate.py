@@ -1,5 +1,6 @@
 """Score a run against ground truth: ``python -m interpreter.evaluate --help``."""
 
+import io
 import json
 import math
 import sys
@@ -107,8 +108,11 @@ def evaluate(config: Evaluation) -> dict[str, dict[str, float]]:
     summary = {method: summarise(list(scores.values())) for method, scores in per_method.items()}
     report = {"config": asdict(config), "protocols": dict(PROTOCOLS), "summary": summary, "videos": per_method}
     write_text(home / "scores.json", json.dumps(_null_for_nan(report), indent=1, default=str, allow_nan=False) + "\n")
-    print_table(summary, f"{name}, {len(dataset)} videos, {config.run}")
-    Console().print(f"scores: {home / 'scores.json'}\npictures: {home}", soft_wrap=True)
+    title = f"{name}, {len(dataset)} videos, {config.run}"
+    table = format_table(summary, title, shown_columns(config.data, config.year))
+    write_text(home / "table.txt", table)
+    print(table)
+    print(f"scores: {home / 'scores.json'}\ntable: {home / 'table.txt'}\npictures: {home}")
     return summary
 
 
@@ -157,19 +161,23 @@ def _null_for_nan(value: object) -> object:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def print_table(summary: dict[str, dict[str, float]], title: str) -> None:
-    """Print the numbers of each method; a column without any is left out."""
-    names = [name for name in PROTOCOLS if not all(math.isnan(row[name]) for row in summary.values())]
+def format_table(summary: dict[str, dict[str, float]], title: str, columns: Sequence[str]) -> str:
+    """The numbers of each method as text, with the protocol of each column below."""
     table = Table(title=title)
-    table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("", no_wrap=True)
+    for name in columns:
+        table.add_column(name.replace("_", " "), justify="right")
     for method, row in summary.items():
-        table.add_row(method, *(f"{row[name]:.3f}" for name in names))
-    console = Console()
+        table.add_row(method, *(f"{row[name]:.3f}" for name in columns))
+    console = Console(file=io.StringIO(), width=100)
     console.print(table)
-    for name in names:
-        console.print(f"[dim]{name}: {PROTOCOLS[name]}", soft_wrap=True)
+    return console.file.getvalue() + "".join(f"{name.replace('_', ' ')}: {PROTOCOLS[name]}\n" for name in columns)
+
+
+def shown_columns(data: str, year: str) -> list[str]:
+    """J belongs to DAVIS: to the whole foreground in 2016, to each object in 2017."""
+    wanted = {"davis-2016": "j_mean", "davis-2017": "j_mean_multi"}.get(f"{data}-{year}")
+    return [name for name in PROTOCOLS if not name.startswith("j_") or name == wanted]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from interpreter.files import written_whole, write_text
+from interpreter.files import write_text, written_whole
+from interpreter.render import plot_curves
 
 console = Console(stderr=True)
 
@@ -45,6 +46,12 @@ def truncate_records(path: Path, step: int) -> None:
     write_text(path, "".join(kept))
 
 
+def read_records(run: Path) -> list[dict[str, object]]:
+    """Records of both stages of a run."""
+    files = (run / stage / "metrics.jsonl" for stage in ("image", "video"))
+    return [json.loads(line) for file in files if file.exists() for line in file.read_text("utf-8").splitlines()]
+
+
 class RunLog:
     """Log of one stage; a context manager.
 
@@ -75,6 +82,9 @@ class RunLog:
         self.progress.stop()
         self.file.close()
         self.board.close()
+        records = read_records(self.directory.parent)
+        if records:
+            plot_curves(records, self.directory.parent / "curves.png")
 
     def advance(self, step: int) -> None:
         """Move the progress bar."""
