@@ -1,0 +1,206 @@
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from interpreter.configs import BackboneConfig
+from interpreter.models.backbone import IMAGENET_MEAN, IMAGENET_STD, load_backbone
+
+DIM, PATCH, SIDE, DEPTH = 64, 14, 3, 2
+
+
+def official_weights(registers=0, swiglu=False, chunked=False, seed=0):
+    """Random weights under the official key names (facebookresearch/dinov2)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape, scale=0.2, offset=0.0):
+        return offset + scale * torch.randn(*shape, generator=generator)
+
+    hidden = 176 if swiglu else 4 * DIM  # SwiGLU: two thirds of 4·DIM, rounded up to a multiple of 8
+    weights = {
+        "cls_token": random(1, 1, DIM),
+        "pos_embed": random(1, 1 + SIDE * SIDE, DIM),
+        "mask_token": random(1, DIM),
+        "patch_embed.proj.weight": random(DIM, 3, PATCH, PATCH, scale=0.05),
+        "patch_embed.proj.bias": random(DIM),
+        "norm.weight": random(DIM, offset=1),
+        "norm.bias": random(DIM),
+    }
+    if registers:
+        weights["register_tokens"] = random(1, registers, DIM)
+    for i in range(DEPTH):
+        block = f"blocks.0.{i}." if chunked else f"blocks.{i}."
+        for norm in ("norm1", "norm2"):
+            weights |= {f"{block}{norm}.weight": random(DIM, offset=1), f"{block}{norm}.bias": random(DIM)}
+        weights |= {f"{block}ls{n}.gamma": random(DIM, offset=0.5) for n in (1, 2)}
+        shapes = {"attn.qkv": (3 * DIM, DIM), "attn.proj": (DIM, DIM)}
+        shapes |= (
+            {"mlp.w12": (2 * hidden, DIM), "mlp.w3": (DIM, hidden)}
+            if swiglu
+            else {"mlp.fc1": (hidden, DIM), "mlp.fc2": (DIM, hidden)}
+        )
+        for name, shape in shapes.items():
+            weights |= {f"{block}{name}.weight": random(*shape, scale=0.1), f"{block}{name}.bias": random(shape[0])}
+    return {name: tensor.contiguous() for name, tensor in weights.items()}
+
+
+def official_forward(w, pixels, blocks=None, norm=True, heads=DIM // 64, dim=DIM, patch=PATCH):
+    """Patch tokens as the official model computes them, written down from its description."""
+    mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    x = (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
+    x = F.conv2d(x, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=patch)
+    grid = x.shape[-2:]
+    x = torch.cat([w["cls_token"].expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], 1)
+    side = round((w["pos_embed"].shape[1] - 1) ** 0.5)
+    places = w["pos_embed"][:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    if grid != (side, side):
+        places = F.interpolate(places, grid, mode="bicubic", antialias="register_tokens" in w)
+    x = x + torch.cat([w["pos_embed"][:, :1], places.flatten(2).transpose(1, 2)], 1)
+    if "register_tokens" in w:
+        x = torch.cat([x[:, :1], w["register_tokens"].expand(len(x), -1, -1), x[:, 1:]], 1)
+    names = sorted(
+        {k.rsplit(".norm1", 1)[0] for k in w if k.endswith("norm1.weight")}, key=lambda n: int(n.split(".")[-1])
+    )
+    for block in names[:blocks]:
+
+        def layer(name, h, block=block):
+            return F.linear(h, w[f"{block}.{name}.weight"], w[f"{block}.{name}.bias"])
+
+        def normalise(name, h, block=block):
+            return F.layer_norm(h, (dim,), w[f"{block}.{name}.weight"], w[f"{block}.{name}.bias"], eps=1e-6)
+
+        q, k, v = layer("attn.qkv", normalise("norm1", x)).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = ((q @ k.transpose(-1, -2)) * (dim // heads) ** -0.5).softmax(-1) @ v
+        x = x + w[f"{block}.ls1.gamma"] * layer("attn.proj", mixed.transpose(1, 2).flatten(2))
+        h = normalise("norm2", x)
+        if f"{block}.mlp.w12.weight" in w:
+            gate, value = layer("mlp.w12", h).chunk(2, -1)
+            h = layer("mlp.w3", F.silu(gate) * value)
+        else:
+            h = layer("mlp.fc2", F.gelu(layer("mlp.fc1", h)))
+        x = x + w[f"{block}.ls2.gamma"] * h
+    x = F.layer_norm(x, (dim,), w["norm.weight"], w["norm.bias"], eps=1e-6) if norm else x
+    return x[:, -grid[0] * grid[1] :]
+
+
+def frames(rows, columns, count=2, patch=PATCH):
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(0, 256, (count, rows * patch, columns * patch, 3), generator=generator).byte()
+
+
+def save(weights, path):
+    torch.save(weights, path) if path.suffix == ".pth" else save_file(weights, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    "variant", [{}, {"registers": 4}, {"swiglu": True}, {"registers": 2, "swiglu": True, "chunked": True}],
+    ids=["plain", "registers", "swiglu", "registers-swiglu-chunked"],
+)  # fmt: skip
+def test_official_checkpoint_gives_official_features(variant, suffix, tmp_path):
+    weights = official_weights(**variant)
+    path = save(weights, tmp_path / f"vit{suffix}")
+    pixels = frames(SIDE, SIDE)
+    for layer, norm in [(None, True), (0, False)]:
+        expected = official_forward(weights, pixels, DEPTH if layer is None else layer + 1, norm)
+        features = load_backbone(BackboneConfig(path, layer, norm)).features(pixels)
+        # Relative to features of order 1, after a few dozen fp32 sums.
+        torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_positions_are_interpolated_on_another_grid(registers, tmp_path):
+    weights = official_weights(registers)
+    pixels = frames(2, 5)
+    features = load_backbone(BackboneConfig(save(weights, tmp_path / "vit.pth"))).features(pixels)
+    torch.testing.assert_close(features, official_forward(weights, pixels), atol=1e-5, rtol=1e-5)
+
+
+def test_half_precision_file_is_computed_in_fp32(tmp_path):
+    weights = {name: tensor.half() for name, tensor in official_weights().items()}
+    features = load_backbone(BackboneConfig(save(weights, tmp_path / "vit.safetensors"))).features(frames(SIDE, SIDE))
+    expected = official_forward({name: tensor.float() for name, tensor in weights.items()}, frames(SIDE, SIDE))
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
+
+
+class Malicious:
+    """Unpickling it runs a command."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("legacy", [False, True])
+def test_code_in_a_checkpoint_is_refused_unexecuted(legacy, tmp_path):
+    marker, path = tmp_path / "executed", tmp_path / "evil.pth"
+    contents = {**official_weights(), "extra": Malicious(marker)}
+    if legacy:
+        path.write_bytes(pickle.dumps(contents))
+    else:
+        torch.save(contents, path)
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        load_backbone(BackboneConfig(str(path)))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_cut_file_is_a_value_error(suffix, share, tmp_path):
+    path = Path(save(official_weights(), tmp_path / f"vit{suffix}"))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=f"vit{suffix} cannot be read as weights"):
+        load_backbone(BackboneConfig(str(path)))
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [{"model": {"cls_token": torch.zeros(1)}, "epoch": 3}, [torch.zeros(1)], {"fc.weight": torch.zeros(2, 2)}, {}],
+    ids=["nested", "list", "other-model", "empty"],
+)
+def test_other_contents_are_a_value_error(contents, tmp_path):
+    torch.save(contents, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="not an official DINOv2 checkpoint"):
+        load_backbone(BackboneConfig(str(tmp_path / "other.pth")))
+
+
+@pytest.mark.parametrize("lost", ["blocks.1.attn.proj.bias", "blocks.0.norm1.weight", "norm.weight", "norm.bias"])
+def test_missing_weights_are_a_value_error(lost, tmp_path):
+    weights = official_weights()
+    del weights[lost]
+    with pytest.raises(ValueError, match=r"vit\.pth (does not fit|is not an official)"):
+        load_backbone(BackboneConfig(save(weights, tmp_path / "vit.pth")))
+
+
+def test_real_checkpoint_gives_official_features():
+    default = Path(__file__).resolve().parents[3].parent / "shared" / "data"
+    folder = Path(os.environ.get("INTERPRETER_DATA", default)) / "weights"
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pytest.skip(f"no real ViT in {folder}; set INTERPRETER_DATA to the folder that holds weights/")
+    weights = {name: tensor.float() for name, tensor in load_file(files[0]).items()}
+    dim = weights["cls_token"].shape[-1]
+    pixels = frames(8, 12, count=1)
+    expected = official_forward(weights, pixels, blocks=9, norm=True, heads=dim // 64, dim=dim)
+    backbone = load_backbone(BackboneConfig(str(files[0]), 8))
+    assert backbone.grid((112, 168)) == (8, 12)
+    # Twelve trained layers amplify rounding; features are of order 1.
+    torch.testing.assert_close(backbone.features(pixels), expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello\n", b"PK\x03\x04 no zip", b"<html>404</html>", bytes(range(256))])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_arbitrary_bytes_are_a_value_error(suffix, content, tmp_path):
+    path = tmp_path / f"vit{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"vit{suffix} cannot be read as weights: ."):
+        load_backbone(BackboneConfig(str(path)))
