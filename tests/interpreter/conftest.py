@@ -14,11 +14,11 @@ import torch
 IMAGE_OPTIONS = (
     "--num-videos 3 --frame-size 64 96 --dim 16 --num-slots 4 --heads 2 --decoder-layers 1 --batch-size 4 "
     "--steps 3 --warmup-steps 2 --log-every 1 --precision fp32"
-).split()
+)
 VIDEO_OPTIONS = (
     "--stage video --dim 16 --num-slots 3 --heads 2 --encoder-layers 1 --decoder-layers 1 --batch-size 2 "
     "--num-frames 5 --steps 3 --warmup-steps 2 --log-every 1 --precision fp32"
-).split()
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,13 +41,13 @@ def scenes(tmp_path_factory):
 @pytest.fixture(scope="session")
 def image_options(scenes):
     """Options of a tiny image stage, all but --run."""
-    return [*IMAGE_OPTIONS, "--root", str(scenes)]
+    return [*IMAGE_OPTIONS.split(), "--root", str(scenes)]
 
 
 @pytest.fixture(scope="session")
 def video_options():
     """Options of a tiny video stage, all but --run."""
-    return [*VIDEO_OPTIONS]
+    return VIDEO_OPTIONS.split()
 
 
 @pytest.fixture(scope="session")
