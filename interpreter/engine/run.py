@@ -66,7 +66,7 @@ def read_config(run: Path) -> RunConfig:
         return RunConfig()
     try:
         return from_dict(RunConfig, json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is not the configuration of a run ({error})") from error
 
 
