@@ -94,7 +94,7 @@ class SegmentedVideo:
         if self.segmentation.num_segments > MAX_SEGMENTS:
             raise ValueError(f"{self.segmentation.num_segments} segments, but a palette PNG holds {MAX_SEGMENTS}")
         with _all_or_nothing(out, self.video.name) as folder, progress_bar("frames") as progress:
-            bar = progress.add_task("write", total=len(self.segmentation), status=str(out))
+            bar = progress.add_task("write", total=len(self.segmentation), status=self.video.name)
             _write_slots(folder / "slots.safetensors", self)
             self.shares = _write_pictures(folder, self, alpha, lambda: progress.advance(bar))
 
@@ -130,7 +130,7 @@ def segment_video(
         _check_output(Path(out), video, alpha)
     with progress_bar("frames") as progress:
         # Counting decodes a file once. That is cheap beside encoding, and finds damage at the end before it, not after.
-        bar = progress.add_task("encode", total=video.num_frames, status=str(video.path))
+        bar = progress.add_task("encode", total=video.num_frames, status=video.name)
         found = SegmentedVideo(video, segmenter.segment(video, lambda frames: progress.advance(bar, frames)))
     if out is not None:
         found.write(out, alpha)
@@ -176,21 +176,22 @@ def _all_or_nothing(out: Path, name: str) -> Iterator[Path]:
 
 
 def _write_slots(path: Path, found: SegmentedVideo) -> None:
-    """Slots and attention, named like the fields of Segmentation; the metadata's values are JSON."""
+    """Slots and attention, named like the fields of Segmentation; the metadata is JSON under "video"."""
     video, segmentation = found.video, found.segmentation
     fields = ("image_slots", "image_attention", "video_slots", "video_attention")
     tensors = {name: getattr(segmentation, name) for name in fields}
-    metadata = {
+    about = {
         "grid": segmentation.grid,
         "source": video.path.name,
         "fps": str(video.fps),
         "size": (video.height, video.width),
     }
     with written_whole(path) as temporary:
+        # One entry of metadata, because safetensors writes several in random order: same video, same bytes.
         save_file(
             {name: tensor.cpu().contiguous() for name, tensor in tensors.items() if tensor is not None},
             temporary,
-            {name: json.dumps(value) for name, value in metadata.items()},
+            {"video": json.dumps(about)},
         )
 
 
@@ -232,19 +233,21 @@ def _frames(found: SegmentedVideo) -> Iterator[np.ndarray]:
 def _print_report(found: SegmentedVideo, out: Path, stage: Stage) -> None:
     assert found.shares is not None
     video = found.video
-    table = Table(title=f"{video.name}: {len(found.segmentation)} frames of {video.width}x{video.height}")
+    table = Table()
     table.add_column("segment", justify="right")
     table.add_column("colour")
     table.add_column("area", justify="right")
     for index, share in enumerate(found.shares):
         colour = "#" + bytes(DISPLAY_PALETTE[index]).hex()
         table.add_row(str(index + 1), f"[{colour}]████[/]", f"{share:.1%}")
-    console = Console()
+    console = Console(soft_wrap=True, highlight=False)
+    frames = f"{len(found.segmentation)} frames of {video.height}x{video.width} (height x width)"
+    console.print(f"{video.name}: {frames}, {len(found.shares)} segments", markup=False)
     console.print(table)
     if stage == "image":
         console.print("image stage: each frame by itself, a number means another object in every frame")
     for name in (f"Annotations/{video.name}", *FILES):
-        console.print(str(out / name), soft_wrap=True, markup=False, highlight=False)
+        console.print(str(out / name), markup=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
