@@ -76,9 +76,9 @@ def evaluate(config: Evaluation) -> dict[str, dict[str, float]]:
         ValueError, FileNotFoundError: if the run or the data is missing, damaged or without masks.
     """
     segmenter = Segmenter.from_run(config.run, config.stage, config.frame_size, config.seed)
-    data = DataConfig(
-        config.data, config.root, config.split, config.year, config.num_videos, segmenter.frame_size
-    )
+    # Scenes are those of the size that the run was trained at, whatever size they are resized to.
+    scene_size = tuple(side * segmenter.backbone.patch for side in segmenter.image_stage.grid)
+    data = DataConfig(config.data, config.root, config.split, config.year, config.num_videos, scene_size)
     dataset = open_videos(data, config.run)
     name = f"{config.data}{'-' + config.year if config.data == 'davis' else ''}-{config.split}"
     home = config.run / "evaluation" / f"{name}-{config.stage}-seed{config.seed}"
