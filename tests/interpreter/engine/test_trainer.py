@@ -163,11 +163,14 @@ def test_divergence_says_so_and_leaves_checkpoints_alone(spoil, what, tmp_path):
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
-    def ruin(step):
-        if step == 5:  # after the checkpoint of step 3, in the step before that of step 6
-            task.model.bias.register_post_accumulate_grad_hook(lambda bias: bias.data.fill_(float("inf")))
+    def ruin(bias):
+        bias.data.fill_(float("inf"))
 
-    task = Regression(at_step=ruin)
+    def arm(step):
+        if step == 5:  # after the checkpoint of step 3, in the step before that of step 6
+            task.model.bias.register_post_accumulate_grad_hook(ruin)
+
+    task = Regression(at_step=arm)
     with pytest.raises(DivergedError, match="step 6 left weights that are not finite"):
         trainer(tmp_path, task).run(StopRequest())
     assert [path.name for path in checkpoints(tmp_path / "image")] == ["checkpoint-00000003.safetensors"]

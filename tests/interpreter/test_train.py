@@ -1,0 +1,357 @@
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from interpreter.engine.checkpoint import checkpoints, load_checkpoint
+from interpreter.engine.run import read_config
+from interpreter.train import main
+
+STEPS = 60
+LONG = ["--steps", str(STEPS), "--checkpoint-every", "7", "--log-every", "1", "--warmup-steps", "10"]
+
+
+def start(arguments):
+    """The command as a process of its own, its messages readable as they come."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "interpreter.train", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "400"},
+    )
+
+
+def wait_for_step(process, stage, step):
+    """Read messages until the process has logged a step; returns them."""
+    text = ""
+    for line in process.stderr:
+        text += line
+        if (found := re.match(rf"{stage} step (\d+) ", line)) and int(found[1]) >= step:
+            return text
+    raise AssertionError(f"ended before {stage} step {step}: {text}")
+
+
+def curve(run, stage):
+    lines = (run / stage / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds_per_step"} for line in lines]
+
+
+def assert_same_run(one, other, stage):
+    """The same curve and the same last checkpoint, bit for bit."""
+    assert curve(one, stage) == curve(other, stage)
+    assert [record["step"] for record in curve(one, stage)] == list(range(1, STEPS + 1))
+    name = f"checkpoint-{STEPS:08d}.safetensors"
+    first, second = load_file(one / stage / name), load_file(other / stage / name)
+    assert first.keys() == second.keys()
+    assert any(key.startswith("optimizer.") for key in first)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.fixture
+def command(image_run, image_options, video_options):
+    """command(stage, run) -> a new run's folder and the command line of a stage that trains for many steps."""
+
+    def make(stage, name):
+        run = image_run(name)
+        if stage == "image":  # the stored features stay: encoding is tested by itself
+            shutil.rmtree(run / "image")
+        return run, ["--run", str(run), *(image_options if stage == "image" else video_options), *LONG]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, tiny_run, image_options, video_options):
+    """straight(stage) -> a run whose stage was trained to the end without interruption."""
+    done = {}
+
+    def make(stage):
+        if stage not in done:
+            run = shutil.copytree(tiny_run, tmp_path_factory.mktemp("straight") / "run")
+            shutil.rmtree(run / stage)
+            main(["--run", str(run), *(image_options if stage == "image" else video_options), *LONG])
+            done[stage] = run
+        return done[stage]
+
+    return make
+
+
+@pytest.mark.parametrize("stage", ["image", "video"])
+def test_killed_run_goes_on_bit_for_bit(stage, command, straight):
+    run, arguments = command(stage, "killed")
+    moments = sorted(random.sample(range(3, STEPS - 15), 2))  # anew each time: no moment may matter
+    print("killed after steps", moments)
+    for moment in moments:
+        process = start(arguments)
+        wait_for_step(process, stage, moment)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        process.stderr.close()
+        newest = load_checkpoint(run / stage)
+        assert newest is None or newest.step < STEPS
+    main(arguments)
+    assert_same_run(run, straight(stage), stage)
+    assert not list(run.glob("*/.*.tmp"))
+
+
+@pytest.mark.parametrize(("stage", "number"), [("image", signal.SIGTERM), ("video", signal.SIGINT)])
+def test_signal_saves_that_step_and_exits_well(stage, number, command, straight):
+    run, arguments = command(stage, "stopped")
+    process = start(arguments)
+    wait_for_step(process, stage, random.randrange(2, STEPS // 2))
+    process.send_signal(number)
+    rest = process.stderr.read()
+    assert process.wait() == 0
+    process.stderr.close()
+    last = max(record["step"] for record in curve(run, stage))
+    assert load_checkpoint(run / stage).step == last < STEPS
+    assert "The same command goes on from there." in rest
+    main(arguments)
+    assert_same_run(run, straight(stage), stage)
+
+
+def test_signal_while_features_are_encoded_stops_between_videos(tmp_path, image_options, monkeypatch):
+    from interpreter.engine import features
+
+    store_video, seen = features._store_video, []
+
+    def interrupt(file, backbone, video, *rest):
+        seen.append(video.name)
+        if len(seen) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        store_video(file, backbone, video, *rest)
+
+    monkeypatch.setattr(features, "_store_video", interrupt)
+    arguments = ["--run", str(tmp_path / "run"), *image_options]
+    assert main(arguments) == 0
+    assert seen == ["train-00000"]
+    assert checkpoints(tmp_path / "run" / "image") == []
+    assert main(arguments) == 0
+    assert seen == ["train-00000", "train-00001", "train-00002"]
+    assert load_checkpoint(tmp_path / "run" / "image").step == 3
+
+
+def test_run_holds_what_it_promises(tiny_run):
+    for stage in ("image", "video"):
+        assert [path.name for path in checkpoints(tiny_run / stage)] == ["checkpoint-00000003.safetensors"]
+        assert [record["step"] for record in curve(tiny_run, stage)] == [1, 2, 3]
+        assert {"loss", "grad_norm", "lr", "effective_slots", "dead_slots", "attention_entropy"} <= curve(
+            tiny_run, stage
+        )[0].keys()
+        assert (tiny_run / "samples" / f"{stage}-000003.png").exists()
+        assert list((tiny_run / "tensorboard" / stage).glob("events*"))
+    assert "merged_slots" in curve(tiny_run, "video")[0]
+    config = read_config(tiny_run)
+    assert config.image.data.frame_size == (64, 96)
+    assert config.video.num_frames == 5
+    assert json.loads((tiny_run / "config.json").read_text())["image"]["model"]["num_slots"] == 4
+
+
+def test_streamed_features_train_the_same_way(image_run, image_options):
+    run = image_run()
+    stored = curve(run, "image")
+    shutil.rmtree(run / "image")
+    shutil.rmtree(run / "features")
+    main(["--run", str(run), *image_options, "--features", "streamed"])
+    assert not (run / "features").exists()
+    for one, other in zip(stored, curve(run, "image"), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-3)  # stored in fp16
+
+
+def test_video_stage_flips_on_an_image_stage_that_does_not(tmp_path, image_options, video_options):
+    run = tmp_path / "run"
+    main(["--run", str(run), *image_options, "--no-flip"])
+    main(["--run", str(run), *video_options, "--flip", "--steps", "8", "--batch-size", "4"])
+    assert load_checkpoint(run / "video").step == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--dim", "32"], "--dim was 16, now 32"),
+        (["--peak-lr", "1e-3"], "--peak-lr was 0.0004, now 0.001"),
+        (["--seed", "1"], "--seed was 0, now 1"),
+        (["--frame-size", "64", "64"], r"--frame-size was \(64, 96\), now \(64, 64\)"),
+        (["--dim", "32", "--no-flip"], "--dim was 16, now 32; --flip was True, now False"),
+        (["--features", "streamed", "--num-slots", "5", "--log-every", "2"], "settings: --num-slots was 4, now 5. Use"),
+    ],
+)
+def test_other_settings_on_a_started_run_are_refused_by_name(change, message, tiny_run, image_options):
+    before = (tiny_run / "config.json").read_bytes()
+    with pytest.raises(ValueError, match=message):
+        main(["--run", str(tiny_run), *image_options, *change])
+    assert (tiny_run / "config.json").read_bytes() == before
+
+
+def test_other_settings_of_the_video_stage_are_refused_by_name(tiny_run, video_options):
+    with pytest.raises(ValueError, match=r"--num-frames was 5, now 6; --merge-threshold was 0\.15, now 0\.2"):
+        main(["--run", str(tiny_run), *video_options, "--num-frames", "6", "--merge-threshold", "0.2"])
+
+
+@pytest.mark.parametrize("stage", ["image", "video"])
+def test_steps_may_be_extended_and_logging_changed(stage, tiny_run, tmp_path, image_options, video_options):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    options = image_options if stage == "image" else video_options
+    main(["--run", str(run), *options, "--steps", "5", "--checkpoint-every", "1"])
+    assert [record["step"] for record in curve(run, stage)] == [1, 2, 3, 4, 5]
+    assert curve(run, stage)[:3] == curve(tiny_run, stage)
+    assert load_checkpoint(run / stage).step == 5
+
+
+def test_stage_whose_folder_was_deleted_starts_anew_with_other_settings(image_run, image_options, video_options):
+    run = image_run()
+    shutil.rmtree(run / "image")
+    main(["--run", str(run), *image_options, "--dim", "8"])
+    assert read_config(run).image.model.dim == 8
+    main(["--run", str(run), *video_options, "--num-frames", "7"])
+    assert read_config(run).video.num_frames == 7
+
+
+def test_video_stage_without_image_stage_names_the_command(tmp_path, video_options):
+    run = tmp_path / "empty"
+    with pytest.raises(FileNotFoundError, match=f"interpreter.train .*--run {run}"):
+        main(["--run", str(run), *video_options])
+    assert not run.exists()  # a mistyped name leaves nothing behind
+    run.mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=f"no trained image stage; .*interpreter.train --stage image --run {run}"
+    ):
+        main(["--run", str(run), *video_options])
+
+
+def test_video_stage_of_another_image_stage_is_refused(tiny_run, tmp_path, image_options, video_options):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    main(["--run", str(run), *image_options, "--steps", "4"])
+    with pytest.raises(ValueError, match=f"another image stage than the one there now; delete {run}/video"):
+        main(["--run", str(run), *video_options])
+    from interpreter.engine.inference import Segmenter
+
+    with pytest.raises(ValueError, match=f"another image stage .* --stage video --run {run}"):
+        Segmenter.from_run(run)
+    shutil.rmtree(run / "video")
+    main(["--run", str(run), *video_options])
+    Segmenter.from_run(run)
+
+
+@pytest.mark.parametrize("stage", ["image", "video"])
+def test_damaged_checkpoint_names_the_previous_one_and_training_goes_on_without_it(
+    stage, tiny_run, tmp_path, image_options, video_options
+):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    arguments = ["--run", str(run), *(image_options if stage == "image" else video_options), "--steps", "5"]
+    main(arguments)
+    expected, newest = curve(run, stage), run / stage / "checkpoint-00000005.safetensors"
+    os.truncate(newest, newest.stat().st_size // 2)
+    with pytest.raises(ValueError, match=r"checkpoint-00000005.* delete it to go on from checkpoint-00000003"):
+        main(arguments)
+    newest.unlink()
+    main(arguments)
+    assert curve(run, stage) == expected
+
+
+@pytest.mark.parametrize("text", ["{", '{"image": 3}', '{"unknown": null}', "[]", '{"image": {"run": "r", "gone": 1}}'])
+def test_damaged_config_is_a_value_error(text, image_run, image_options):
+    run = image_run()
+    (run / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json is not the configuration of a run"):
+        main(["--run", str(run), *image_options])
+
+
+def test_diverged_run_exits_with_one_line_and_keeps_its_checkpoint(image_run, image_options):
+    run = image_run()
+    newest = run / "image" / "checkpoint-00000003.safetensors"
+    kept = newest.read_bytes()
+    config = json.loads((run / "config.json").read_text())
+    config["image"]["optim"]["peak_lr"] = 1e30
+    (run / "config.json").write_text(json.dumps(config))
+    process = start(["--run", str(run), *image_options, "--peak-lr", "1e30", "--steps", "20"])
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    (message,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert "--peak-lr" in message
+    (diverged,) = (run / "image").glob("diverged-*.safetensors")
+    assert str(diverged) in message
+    assert checkpoints(run / "image") == [newest]
+    assert newest.read_bytes() == kept
+
+
+def test_full_disk_is_one_line_and_the_earlier_checkpoint_still_loads(small_disk, tiny_run, image_options):
+    disk = small_disk("4m")
+    run = shutil.copytree(
+        tiny_run, disk / "run", ignore=shutil.ignore_patterns("features", "tensorboard", "samples", "video")
+    )
+    options = [*image_options, "--features", "streamed", "--checkpoint-every", "1", "--sample-every", "100"]
+    free = shutil.disk_usage(disk).free
+    (disk / "filler").write_bytes(bytes(free - 40_000))
+    with pytest.raises(OSError, match=r"disk is full|No space left"):
+        main(["--run", str(run), *options, "--steps", "6"])
+    assert load_checkpoint(run / "image").step == 3
+    (disk / "filler").unlink()
+    main(["--run", str(run), *options, "--steps", "6"])
+    assert load_checkpoint(run / "image").step == 6
+    assert [record["step"] for record in curve(run, "image")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_features_without_room_name_the_options(image_run, image_options, monkeypatch):
+    run = image_run()
+    shutil.rmtree(run / "image")
+    shutil.rmtree(run / "features")
+    usage = shutil.disk_usage(run)._replace(free=100_000)
+    monkeypatch.setattr("interpreter.train.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match=r"features need 0\.0 GB.*--features streamed"):
+        main(["--run", str(run), *image_options, "--features", "stored"])
+    main(["--run", str(run), *image_options])  # auto streams them
+    assert not (run / "features").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--log-every", "0"], "--log-every must be at least 1"),
+        (["--checkpoint-every", "-1"], "--checkpoint-every must be at least 1, got -1"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--num-slots", "0"], "--num-slots must be at least 1"),
+        (["--frame-size", "64", "90"], "--frame-size 64 96"),
+        (["--frame-size", "0", "96"], "--frame-size must be at least 1"),
+        (["--dim", "18"], "--dim must be a multiple of 4"),
+        (["--heads", "3"], "heads 3"),
+        (["--data", "davis", "--root", "/nowhere"], "/nowhere"),
+        (["--backbone", "/nowhere"], "--backbone DIR"),
+    ],
+)
+def test_wrong_settings_are_told_before_anything_is_computed(change, message, tmp_path, image_options, monkeypatch):
+    monkeypatch.setattr("interpreter.train.store_features", lambda *_: pytest.fail("features were encoded"))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        main(["--run", str(tmp_path / "run"), *image_options, *change])
+
+
+def test_data_without_root_names_the_option(tmp_path):
+    with pytest.raises(ValueError, match="--data folder needs --root DIR"):
+        main(["--run", str(tmp_path / "run"), "--data", "folder"])
+
+
+def test_scenes_are_made_when_there_are_none(tmp_path, image_options):
+    options = image_options[: image_options.index("--root")]
+    main(["--run", str(tmp_path / "run"), *options, "--num-videos", "1", "--steps", "1"])
+    assert len(list((tmp_path / "run" / "scenes" / "JPEGImages" / "480p").iterdir())) == 1
+
+
+def test_same_command_gives_the_same_run(tiny_run, image_run, image_options):
+    run = image_run()
+    shutil.rmtree(run / "image")
+    main(["--run", str(run), *image_options])
+    name = "image/checkpoint-00000003.safetensors"
+    first, second = load_file(run / name), load_file(tiny_run / name)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert curve(run, "image") == curve(tiny_run, "image")
