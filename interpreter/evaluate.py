@@ -18,10 +18,10 @@ from interpreter.cli import cli, run_command
 from interpreter.configs import DataConfig, Stage
 from interpreter.data import VOID, VideoDataset
 from interpreter.engine.datasets import open_videos
-from interpreter.files import written_whole, write_text
 from interpreter.engine.inference import Segmentation, Segmenter
 from interpreter.engine.logging import progress_bar
 from interpreter.engine.samples import nearest
+from interpreter.files import write_text, written_whole
 from interpreter.metrics import (
     PROTOCOLS,
     evaluate_video,

@@ -71,7 +71,7 @@ def load_checkpoint(directory: Path) -> TrainingState | None:
         with safe_open(found[-1], framework="pt") as file:
             metadata = file.metadata()
             state.step, state.progress = int(metadata["step"]), json.loads(metadata["progress"])
-            for key in file.keys():
+            for key in file.keys():  # noqa: SIM118 (no mapping)
                 group, name = key.split(".", 1)
                 getattr(state, group)[name] = file.get_tensor(key)
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:

@@ -7,6 +7,7 @@ from interpreter.data import VideoDataset, open_dataset
 from interpreter.data.synthetic import generate_scenes
 from interpreter.engine.logging import console
 
+
 def open_videos(config: DataConfig, run: Path) -> VideoDataset:
     """Open the data set; scenes that do not exist yet are generated. Skipped videos are named on screen."""
     root = config.root

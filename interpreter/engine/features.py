@@ -169,8 +169,15 @@ def store_features(
 
 
 def _store_video(
-    file: BinaryIO, backbone: Backbone, video: Video, start: int, total: int, size: tuple[int, int], precision: str,
-    flip: bool, row: int,
+    file: BinaryIO,
+    backbone: Backbone,
+    video: Video,
+    start: int,
+    total: int,
+    size: tuple[int, int],
+    precision: str,
+    flip: bool,
+    row: int,
 ) -> None:
     position = start
     for chunk in _chunks(video.frames(size)):

@@ -125,7 +125,8 @@ def load_stage_state(run: Path, stage: Stage) -> TrainingState:
     state = load_checkpoint(run / stage)
     if state is None:
         raise FileNotFoundError(
-            f"{run} holds no trained {stage} stage; train it with: python -m interpreter.train --stage {stage} --run {run}"
+            f"{run} holds no trained {stage} stage; "
+            f"train it with: python -m interpreter.train --stage {stage} --run {run}"
         )
     return state
 
@@ -144,6 +145,7 @@ def load_image_stage(run: Path, device: torch.device) -> tuple[ImageTraining, Ba
     backbone = load_backbone(config.backbone).to(device)
     stage = ImageStage(config.model, backbone.dim, backbone.grid(config.data.frame_size)).to(device)
     restore_weights(stage, state.weights, run / "image")
+    stage.slot_attention.iterations = config.model.inference_iterations
     return config, backbone, stage.requires_grad_(False).eval(), weights_hash(state)
 
 

@@ -29,7 +29,5 @@ def sample_grid(segmenter: Segmenter, dataset: VideoDataset) -> np.ndarray:
 
 def nearest(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize label maps [n, H, W] to ``size`` by nearest neighbour."""
-    rows, columns = (
-        ((np.arange(n) + 0.5) * old / n).astype(int) for n, old in zip(size, masks.shape[1:], strict=True)
-    )
+    rows, columns = (((np.arange(n) + 0.5) * old / n).astype(int) for n, old in zip(size, masks.shape[1:], strict=True))
     return masks[:, rows[:, None], columns]

@@ -15,7 +15,6 @@ from interpreter.models.image_stage import ImageStage
 from interpreter.models.prior import initial_slots, prior_noise
 from interpreter.models.video_stage import VideoStage
 
-
 # Streams of random numbers of a step, beside those in sampling.py.
 IMAGE_NOISE, VIDEO_NOISE = 2, 3
 # Frames whose image slots are computed at once: bounds the memory, whatever the length of the clips.
@@ -82,9 +81,7 @@ class VideoTask:
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """Image slots [B, T, N, D_image] and noise of the slot prior [B, K, D]."""
         optim = self.optim
-        frames, flips = clip_batch(
-            self.lengths, optim.batch_size, self.model.num_frames, optim.flip, optim.seed, step
-        )
+        frames, flips = clip_batch(self.lengths, optim.batch_size, self.model.num_frames, optim.flip, optim.seed, step)
         generator = torch_generator(self.device, optim.seed, IMAGE_NOISE, step)
         attention = self.image_stage.slot_attention
         image_slots = []

@@ -11,8 +11,8 @@ from interpreter.configs import BackboneConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OFFLINE_OPTIONS = (
-    "Without access to the Hugging Face hub use --backbone efficientnet-lite0 (its weights come with the installation), "
-    "--backbone DIR (a folder that holds a Hugging Face model) or "
+    "Without access to the Hugging Face hub use "
+    "--backbone efficientnet-lite0 (its weights come with the installation), --backbone DIR (a folder that holds a Hugging Face model) or "
     "--backbone FILE (an official DINOv2 checkpoint, .pth or .safetensors)."
 )
 
@@ -109,8 +109,14 @@ class VisionTransformer(Backbone):
         norm: apply the model's final norm to it.
     """
 
-    def __init__(self, model: nn.Module, layer: int | None, norm: bool, mean: tuple[float, ...] = IMAGENET_MEAN,
-                 std: tuple[float, ...] = IMAGENET_STD) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: int | None,
+        norm: bool,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+    ) -> None:
         config = model.config
         patch = getattr(config, "patch_size", None)
         if not isinstance(patch, int) or not hasattr(config, "num_hidden_layers"):
@@ -163,7 +169,9 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     backbone: Backbone
     if name == "efficientnet-lite0":
         if config.feature_layer is not None:
-            raise ValueError("--feature-layer selects a block of a ViT; efficientnet-lite0 joins its two stages of stride 16")
+            raise ValueError(
+                "--feature-layer selects a block of a ViT; efficientnet-lite0 joins its two stages of stride 16"
+            )
         backbone = EfficientNetLite0()
     elif path.suffix in (".pth", ".pt", ".safetensors"):
         from interpreter.models.dinov2 import load_official_dinov2
