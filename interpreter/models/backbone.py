@@ -12,7 +12,8 @@ from interpreter.configs import BackboneConfig
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OFFLINE_OPTIONS = (
     "Without access to the Hugging Face hub use "
-    "--backbone efficientnet-lite0 (its weights come with the installation), --backbone DIR (a folder that holds a Hugging Face model) or "
+    "--backbone efficientnet-lite0 (its weights come with the installation), "
+    "--backbone DIR (a folder that holds a Hugging Face model) or "
     "--backbone FILE (an official DINOv2 checkpoint, .pth or .safetensors)."
 )
 
