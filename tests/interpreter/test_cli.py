@@ -57,7 +57,7 @@ def test_paper_numbers_of_the_image_stage():
         config = training_defaults("image", preset)
         model, optim = config.model, config.optim
         assert (model.num_slots, model.dim, model.iterations, model.decoder_layers) == (32, 768, 3, 4)
-        assert model.implicit == "bilevel"
+        assert (model.implicit, model.inference_iterations, model.input_positions) == ("bilevel", 3, False)
         assert config.backbone.backbone == "facebook/dinov2-base"
         assert config.data.frame_size == size
         assert (optim.batch_size, optim.weight_decay, optim.flip) == (128, 0.005, True)
@@ -73,6 +73,7 @@ def test_paper_numbers_of_the_video_stage():
         model, optim = config.model, config.optim
         assert (model.num_slots, model.dim, model.encoder_layers, model.decoder_layers) == (slots, 768, 4, 4)
         assert (model.merge_threshold, model.blur, model.scaling, model.diameter) == (0.15, 0.05, 0.5, None)
+        assert model.time_scale == 1
         assert config.num_frames == frames
         assert (optim.batch_size, optim.weight_decay, optim.flip) == (96, 0.005, True)
         assert (optim.start_lr, optim.peak_lr, optim.final_lr) == (1e-5, 2e-4, 2e-6)

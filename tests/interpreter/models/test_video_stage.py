@@ -138,11 +138,12 @@ def test_longer_videos_are_squeezed_into_the_trained_range_of_time():
     assert stage.decode(video, 9, SLOTS).shape == (1, 9, SLOTS, WIDTH)
 
 
-def test_time_tells_equal_frames_apart():
-    stage = build()
+@pytest.mark.parametrize("time_scale", [0.0, 1.0])
+def test_time_tells_equal_frames_apart_where_it_is_added(time_scale):
+    stage = build(time_scale=time_scale)
     _, slots = inputs(stage, batch=1)
     attention = stage.encode(torch.randn(1, 1, SLOTS, WIDTH).expand(-1, FRAMES, -1, -1), slots).attention
-    assert attention.std(1).max() > 1e-4
+    assert (attention.std(1).max() > 1e-4) == (time_scale > 0)
 
 
 def test_half_precision_keeps_loss_and_normalisers_in_fp32():
