@@ -49,7 +49,9 @@ class ImageModelConfig:
     dim: int = 128
     """Width of the slots and of the decoder; a multiple of 4."""
     iterations: int = 3
-    """Slot-attention iterations."""
+    """Slot-attention iterations in training."""
+    inference_iterations: int = 6
+    """Slot-attention iterations of the trained stage: a few more let the masks settle."""
     implicit: Literal["bilevel", "detach", "none"] = "bilevel"
     """Which iterations carry gradients: bilevel and detach the last only, none all of them."""
     decoder_layers: int = 2
@@ -78,6 +80,9 @@ class VideoModelConfig:
     """Layers of the transformer decoder."""
     heads: int = 4
     """Attention heads."""
+    time_scale: float = 0.0
+    """Factor of the time encoding that is added to the image slots; 1 is the paper's. It competes with their content:
+    early in training, slots then take to pieces of time instead of objects."""
     merge_threshold: float = 0.15
     """Video slots closer than this cosine distance are merged (complete linkage)."""
     blur: float = 0.05
@@ -137,6 +142,8 @@ class ImageTraining:
 
     run: Path
     """Run directory; training goes on where its newest checkpoint ends."""
+    init: Path | None = None
+    """Another run whose image stage the weights start from. Default: random."""
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     model: ImageModelConfig = field(default_factory=ImageModelConfig)
@@ -159,6 +166,8 @@ class VideoTraining:
 
     run: Path
     """Run directory that holds a trained image stage."""
+    init: Path | None = None
+    """Another run whose video stage the weights start from. Default: random."""
     num_frames: int = 24
     """Frames per clip T; shorter videos repeat, longer ones are cropped at random."""
     model: VideoModelConfig = field(default_factory=VideoModelConfig)
@@ -169,9 +178,11 @@ class VideoTraining:
 
 
 # Published settings (DESIGN section 3): warm-ups and steps follow from epochs and batch size.
-_PAPER_IMAGE = ImageModelConfig(num_slots=32, dim=768, decoder_layers=4, heads=12, input_positions=False)
+_PAPER_IMAGE = ImageModelConfig(
+    inference_iterations=3, num_slots=32, dim=768, decoder_layers=4, heads=12, input_positions=False
+)
 _PAPER_IMAGE_OPTIM = OptimConfig(steps=110_000, batch_size=128, start_lr=1e-4, warmup_steps=3_055)
-_PAPER_VIDEO = VideoModelConfig(dim=768, encoder_layers=4, decoder_layers=4, heads=12)
+_PAPER_VIDEO = VideoModelConfig(time_scale=1.0, dim=768, encoder_layers=4, decoder_layers=4, heads=12)
 _PAPER_VIDEO_OPTIM = OptimConfig(steps=21_000, batch_size=96, peak_lr=2e-4, warmup_steps=1_312)
 _LONG = LoggingConfig(log_every=50, sample_every=5_000, checkpoint_every=1_000)
 _DINOV2 = BackboneConfig(backbone="facebook/dinov2-base")

@@ -12,7 +12,7 @@ import torch
 from interpreter.cli import parse, run_command
 from interpreter.configs import ImageTraining, OptimConfig, VideoTraining
 from interpreter.data import VideoDataset
-from interpreter.engine.checkpoint import checkpoints
+from interpreter.engine.checkpoint import checkpoints, restore_weights
 from interpreter.engine.datasets import open_videos
 from interpreter.engine.features import (
     FeatureSource,
@@ -24,7 +24,14 @@ from interpreter.engine.features import (
 from interpreter.engine.inference import Segmenter, default_device
 from interpreter.engine.logging import console, progress_bar
 from interpreter.engine.precision import resolve_precision
-from interpreter.engine.run import load_image_stage, read_config, require_positive, require_same, write_config
+from interpreter.engine.run import (
+    load_image_stage,
+    load_stage_state,
+    read_config,
+    require_positive,
+    require_same,
+    write_config,
+)
 from interpreter.engine.samples import sample_grid
 from interpreter.engine.stopping import StopRequest
 from interpreter.engine.tasks import ImageTask, VideoTask
@@ -72,6 +79,8 @@ def train_image(config: ImageTraining, stop: StopRequest) -> bool:
     # Before the long part begins, so that sizes which do not fit are told at once.
     torch.manual_seed(optim.seed)
     model = ImageStage(config.model, backbone.dim, grid).to(device)
+    if config.init:
+        restore_weights(model, load_stage_state(config.init, "image").weights, config.init / "image")
     config.run.mkdir(parents=True, exist_ok=True)
     dataset = open_videos(config.data, config.run)
     write_config(config.run, dataclasses.replace(stored, image=config))
@@ -107,6 +116,8 @@ def train_video(config: VideoTraining, stop: StopRequest) -> bool:
     optim = _resolved(config.optim, device)
     torch.manual_seed(optim.seed)
     model = VideoStage(config.model, image_stage.config.dim, config.num_frames).to(device)
+    if config.init:
+        restore_weights(model, load_stage_state(config.init, "video").weights, config.init / "video")
     dataset = open_videos(image_config.data, config.run)
     write_config(config.run, dataclasses.replace(stored, video=config, image_weights=weights))
 

@@ -53,7 +53,7 @@ class VideoStage(nn.Module):
         """Video slots of image slots [B, T, N, D]; ``slots`` [B, K, D] is a draw of the prior."""
         _, frames, count, _ = image_slots.shape
         time = sincos_1d(self.times(frames, image_slots.device), self.config.dim)
-        x = self.embed(image_slots) + time[:, None]
+        x = self.embed(image_slots) + self.config.time_scale * time[:, None]
         x = self.encoder(x.flatten(1, 2))
         found, attention = self.slot_attention(x, slots)
         labels, _ = cluster_slots(found.detach(), self.config.merge_threshold)
