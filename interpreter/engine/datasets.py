@@ -13,7 +13,7 @@ def open_videos(config: DataConfig, run: Path) -> VideoDataset:
     root = config.root
     if config.data == "synthetic":
         split, root = config.split or "train", root or run / "scenes"
-        generate_scenes(root, config.num_videos, size=config.frame_size, split=split)
+        generate_scenes(root, config.num_videos, split=split)
         dataset = open_dataset("synthetic", root, split)
     elif root is None:
         raise ValueError(f"--data {config.data} needs --root DIR")
