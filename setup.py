@@ -15,7 +15,9 @@ if sources and os.environ.get("SLOTKERNELS_BUILD", "1") != "0":
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
     options = {
-        "ext_modules": [CppExtension("slotkernels._C", sources, extra_compile_args=["-O3", "-fopenmp"], py_limited_api=True)],
+        "ext_modules": [
+            CppExtension("slotkernels._C", sources, extra_compile_args=["-O3", "-fopenmp"], py_limited_api=True)
+        ],
         "cmdclass": {"build_ext": BuildExtension},
         "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
     }

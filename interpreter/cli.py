@@ -30,14 +30,17 @@ def parse(arguments: Sequence[str]) -> ImageTraining | VideoTraining:
         f"{(type(defaults).__doc__ or '').strip()}\n\nBefore all others: --stage {{{','.join(get_args(Stage))}}} "
         f"(here: {chosen.stage}) and --preset {{{','.join(get_args(Preset))}}} (here: {chosen.preset})."
     )
-    return cli(type(defaults), rest, default=defaults, prog="python -m interpreter.train", description=description)
+    options = {"prog": "python -m interpreter.train", "description": description}
+    if isinstance(defaults, ImageTraining):
+        return cli(ImageTraining, rest, default=defaults, **options)
+    return cli(VideoTraining, rest, default=defaults, **options)
 
 
 def run_command(main: Callable[[], int], known: tuple[type[Exception], ...] = ()) -> None:
     """Run a command and exit; what a user can cause is one clear line and exit status 1, not a traceback."""
     try:
         sys.exit(main())
-    except (ValueError, OSError, *known) as error:
+    except (ValueError, OSError) + known as error:  # noqa: RUF005
         text = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else str(error)
         Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(f"error: {text}", style="red")
         sys.exit(1)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 Stage = Literal["image", "video"]
+Precision = Literal["auto", "fp32", "bf16"]
 Preset = Literal["demo", "davis", "ytvis19", "movi-e"]
 
 
@@ -115,7 +116,7 @@ class OptimConfig:
     """Clip the gradient to this norm. Default: no clipping."""
     flip: bool = True
     """Horizontal flip, the only augmentation."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """auto takes bf16 autocast where the hardware multiplies it faster."""
     seed: int = 0
     """Seed of everything random."""

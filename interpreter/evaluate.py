@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from interpreter.cli import cli, run_command
 from interpreter.configs import DataConfig, Stage
@@ -76,9 +78,7 @@ def evaluate(config: Evaluation) -> dict[str, dict[str, float]]:
         ValueError, FileNotFoundError: if the run or the data is missing, damaged or without masks.
     """
     segmenter = Segmenter.from_run(config.run, config.stage, config.frame_size, config.seed)
-    # Scenes are those of the size that the run was trained at, whatever size they are resized to.
-    scene_size = tuple(side * segmenter.backbone.patch for side in segmenter.image_stage.grid)
-    data = DataConfig(config.data, config.root, config.split, config.year, config.num_videos, scene_size)
+    data = DataConfig(config.data, config.root, config.split, config.year, config.num_videos)
     dataset = open_videos(data, config.run)
     name = f"{config.data}{'-' + config.year if config.data == 'davis' else ''}-{config.split}"
     home = config.run / "evaluation" / f"{name}-{config.stage}-seed{config.seed}"
@@ -91,13 +91,11 @@ def evaluate(config: Evaluation) -> dict[str, dict[str, float]]:
         bar = progress.add_task("evaluate", total=total, status="")
         for index, video in enumerate(dataset.videos):
             progress.update(bar, status=video.name)
-            features: list[np.ndarray] = []
-            found = segmenter.segment(
-                video, lambda n: progress.advance(bar, n), lambda f: features.append(f.cpu().numpy())
-            )
+            kept: list[Tensor] = []
+            found = segmenter.segment(video, lambda n: progress.advance(bar, n), kept.append)
             truth = _truth(dataset, index)
             size = truth.shape[1:]
-            patches = baselines(np.concatenate(features), found.grid, clusters, config.positions, config.seed)
+            patches = baselines(torch.cat(kept).cpu().numpy(), found.grid, clusters, config.positions, config.seed)
             labels = {f"{config.stage} stage": _full_size(found, size)}
             labels |= {m: upsample_labels(maps, grid=found.grid, size=size) for m, maps in patches.items()}
             for method, maps in labels.items():
@@ -169,9 +167,9 @@ def format_table(summary: dict[str, dict[str, float]], title: str, columns: Sequ
         table.add_column(name.replace("_", " "), justify="right")
     for method, row in summary.items():
         table.add_row(method, *(f"{row[name]:.3f}" for name in columns))
-    console = Console(file=io.StringIO(), width=100)
-    console.print(table)
-    return console.file.getvalue() + "".join(f"{name.replace('_', ' ')}: {PROTOCOLS[name]}\n" for name in columns)
+    text = io.StringIO()
+    Console(file=text, width=100).print(table)
+    return text.getvalue() + "".join(f"{name.replace('_', ' ')}: {PROTOCOLS[name]}\n" for name in columns)
 
 
 def shown_columns(data: str, year: str) -> list[str]:

@@ -20,6 +20,10 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        # Some libraries make their files readable for the owner alone; a shared run directory is shared whole.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
     except Exception as error:
         # Some libraries report a failed write in an exception type of their own, with the cause in the text only. An

@@ -54,6 +54,7 @@ def train(config: ImageTraining | VideoTraining) -> bool:
         OSError: if the disk is full.
     """
     require_positive(config)
+    config = dataclasses.replace(config, init=config.init and config.init.resolve())
     with StopRequest() as stop:
         try:
             return train_image(config, stop) if isinstance(config, ImageTraining) else train_video(config, stop)

@@ -9,7 +9,7 @@ import torch
 from slotkernels import propagate_attention, propagate_labels
 from torch import Tensor
 
-from interpreter.configs import Stage
+from interpreter.configs import Precision, Stage
 from interpreter.data import Video
 from interpreter.engine.features import encode
 from interpreter.engine.precision import resolve_precision
@@ -80,7 +80,7 @@ class Segmenter:
         image_stage: ImageStage,
         video_stage: VideoStage | None,
         frame_size: tuple[int, int],
-        precision: str = "auto",
+        precision: Precision = "auto",
         seed: int = 0,
     ) -> None:
         self.backbone, self.image_stage, self.video_stage = backbone, image_stage, video_stage

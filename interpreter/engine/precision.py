@@ -2,8 +2,10 @@
 
 import torch
 
+from interpreter.configs import Precision
 
-def resolve_precision(precision: str, device: torch.device) -> str:
+
+def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     """``"auto"`` becomes ``"bf16"`` where the hardware multiplies it faster than fp32, else ``"fp32"``."""
     if precision != "auto":
         return precision

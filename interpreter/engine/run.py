@@ -119,7 +119,10 @@ def load_stage_state(run: Path, stage: Stage) -> TrainingState:
 
     Raises:
         FileNotFoundError: if the stage was not trained; says which command trains it.
+        NotADirectoryError: if ``run`` is a file.
     """
+    if run.is_file():
+        raise NotADirectoryError(f"{run} is a file; --run takes the directory that interpreter.train made")
     if not run.is_dir():
         raise FileNotFoundError(f"no run directory at {run}; make one with: python -m interpreter.train --run {run}")
     state = load_checkpoint(run / stage)

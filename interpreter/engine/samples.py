@@ -15,6 +15,7 @@ def sample_grid(segmenter: Segmenter, dataset: VideoDataset) -> np.ndarray:
     The first videos of the data set are shown, a few frames of each, evenly spread.
     """
     frames, labels, truth = [], [], []
+    has_truth = True
     for index, video in enumerate(dataset.videos[:VIDEOS]):
         chosen = np.linspace(0, video.num_frames - 1, FRAMES_EACH).round().astype(int)
         pixels = video.read(chosen, segmenter.frame_size)
@@ -22,8 +23,11 @@ def sample_grid(segmenter: Segmenter, dataset: VideoDataset) -> np.ndarray:
         frames.append(pixels)
         labels.append(np.concatenate([found.labels(slice(t, t + 1), segmenter.frame_size) for t in chosen]))
         masks = dataset.masks(index)
-        truth.append(None if masks is None else nearest(masks[chosen], segmenter.frame_size))
-    shown = None if any(t is None for t in truth) else np.concatenate(truth)  # type: ignore[arg-type]
+        if masks is None:
+            has_truth = False
+        else:
+            truth.append(nearest(masks[chosen], segmenter.frame_size))
+    shown = np.concatenate(truth) if has_truth else None
     return mask_grid(np.concatenate(frames), {"segments": np.concatenate(labels)}, truth=shown, void=VOID)
 
 

@@ -1,6 +1,6 @@
 """What one step of each stage computes; the trainer knows nothing else of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,14 +24,20 @@ ROWS = 512
 class Task(Protocol):
     """A stage as the trainer sees it."""
 
-    model: nn.Module
-    frames_per_step: int
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+
+    @property
+    def frames_per_step(self) -> int:
+        """Frames that a step looks at."""
+
+    @property
+    def forward(self) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
+        """Loss and diagnostics of a batch."""
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """Inputs of a step, a function of the step alone."""
-
-    def forward(self, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and diagnostics."""
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Frozen feature extractors behind one interface: frames in, patch tokens out."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from interpreter.configs import BackboneConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OFFLINE_OPTIONS = (
@@ -28,6 +32,9 @@ class Backbone(nn.Module):
         patch: pixels per patch side.
         mean, std: per-channel normalisation of RGB in [0, 1].
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, dim: int, patch: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -112,7 +119,7 @@ class VisionTransformer(Backbone):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: "PreTrainedModel",
         layer: int | None,
         norm: bool,
         mean: tuple[float, ...] = IMAGENET_MEAN,
@@ -151,7 +158,7 @@ class VisionTransformer(Backbone):
         return self.model(pixel_values=x, **kwargs).last_hidden_state[:, -count:]
 
 
-def _blocks(model: nn.Module, depth: int) -> tuple[nn.Module, str, nn.ModuleList]:
+def _blocks(model: "PreTrainedModel", depth: int) -> tuple[nn.Module, str, nn.ModuleList]:
     for parent in model.modules():
         for name, child in parent.named_children():
             if isinstance(child, nn.ModuleList) and len(child) == depth:

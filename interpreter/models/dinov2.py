@@ -2,10 +2,14 @@
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Official name -> Hugging Face name, for everything but the fused qkv and SwiGLU weights.
 _RENAMES = (
@@ -22,7 +26,7 @@ _RENAMES = (
 )
 
 
-def load_official_dinov2(path: Path) -> nn.Module:
+def load_official_dinov2(path: Path) -> "PreTrainedModel":
     """Load an official DINOv2 checkpoint; sizes are read off its tensors.
 
     Args:
@@ -56,7 +60,7 @@ def load_official_dinov2(path: Path) -> nn.Module:
         "use_swiglu_ffn": "encoder.layer.0.mlp.down_proj.weight" in state,
         "use_mask_token": "embeddings.mask_token" in state,
     }
-    model: nn.Module
+    model: PreTrainedModel
     if "embeddings.register_tokens" in state:
         registers = state["embeddings.register_tokens"].shape[1]
         model = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(num_register_tokens=registers, **sizes))
