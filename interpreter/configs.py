@@ -45,8 +45,8 @@ class BackboneConfig:
 class ImageModelConfig:
     """The image stage."""
 
-    num_slots: int = 8
-    """Image slots N."""
+    num_slots: int = 11
+    """Image slots N: more than the objects of a frame, since the background takes several."""
     dim: int = 128
     """Width of the slots and of the decoder; a multiple of 4."""
     iterations: int = 3
@@ -67,12 +67,14 @@ class ImageModelConfig:
 class VideoModelConfig:
     """The video stage."""
 
-    num_slots: int = 8
+    num_slots: int = 9
     """Video slots K, before merging."""
     dim: int = 128
     """Width of the video slots, the encoder and the decoder; a multiple of 4."""
     iterations: int = 3
-    """Slot-attention iterations."""
+    """Slot-attention iterations in training."""
+    inference_iterations: int = 6
+    """Slot-attention iterations of the trained stage."""
     implicit: Literal["bilevel", "detach", "none"] = "bilevel"
     """Which iterations carry gradients: bilevel and detach the last only, none all of them."""
     encoder_layers: int = 2
@@ -84,7 +86,7 @@ class VideoModelConfig:
     time_scale: float = 0.0
     """Factor of the time encoding that is added to the image slots; 1 is the paper's. It competes with their content:
     early in training, slots then take to pieces of time instead of objects."""
-    merge_threshold: float = 0.15
+    merge_threshold: float = 0.05
     """Video slots closer than this cosine distance are merged (complete linkage)."""
     blur: float = 0.05
     """Sinkhorn divergence: final temperature, in units of the slots."""
@@ -183,7 +185,16 @@ _PAPER_IMAGE = ImageModelConfig(
     inference_iterations=3, num_slots=32, dim=768, decoder_layers=4, heads=12, input_positions=False
 )
 _PAPER_IMAGE_OPTIM = OptimConfig(steps=110_000, batch_size=128, start_lr=1e-4, warmup_steps=3_055)
-_PAPER_VIDEO = VideoModelConfig(time_scale=1.0, dim=768, encoder_layers=4, decoder_layers=4, heads=12)
+_PAPER_VIDEO = VideoModelConfig(
+    num_slots=8,
+    dim=768,
+    inference_iterations=3,
+    encoder_layers=4,
+    decoder_layers=4,
+    heads=12,
+    time_scale=1.0,
+    merge_threshold=0.15,
+)
 _PAPER_VIDEO_OPTIM = OptimConfig(steps=21_000, batch_size=96, peak_lr=2e-4, warmup_steps=1_312)
 _LONG = LoggingConfig(log_every=50, sample_every=5_000, checkpoint_every=1_000)
 _DINOV2 = BackboneConfig(backbone="facebook/dinov2-base")

@@ -170,6 +170,7 @@ def load_video_stage(run: Path, image_stage: ImageStage, image_weights: str, dev
         )
     stage = VideoStage(config.video.model, image_stage.config.dim, config.video.num_frames).to(device)
     restore_weights(stage, state.weights, run / "video")
+    stage.slot_attention.iterations = config.video.model.inference_iterations
     return stage.requires_grad_(False).eval()
 
 

@@ -29,12 +29,12 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
-    """Root of generated scenes, 64x96 pixels and 24 frames: 3 in train, 2 in val."""
+    """Root of generated scenes, 128x192 pixels and 24 frames: 3 in train, 2 in val."""
     from interpreter.data.synthetic import generate_scenes
 
     root = tmp_path_factory.mktemp("scenes")
-    generate_scenes(root, 3, size=(64, 96), workers=1, split="train")
-    generate_scenes(root, 2, size=(64, 96), workers=1, split="val")
+    generate_scenes(root, 3, workers=1, split="train")
+    generate_scenes(root, 2, workers=1, split="val")
     return root
 
 

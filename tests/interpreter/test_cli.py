@@ -73,6 +73,7 @@ def test_paper_numbers_of_the_video_stage():
         model, optim = config.model, config.optim
         assert (model.num_slots, model.dim, model.encoder_layers, model.decoder_layers) == (slots, 768, 4, 4)
         assert (model.merge_threshold, model.blur, model.scaling, model.diameter) == (0.15, 0.05, 0.5, None)
+        assert (model.iterations, model.inference_iterations, model.time_scale) == (3, 3, 1.0)
         assert model.time_scale == 1
         assert config.num_frames == frames
         assert (optim.batch_size, optim.weight_decay, optim.flip) == (96, 0.005, True)

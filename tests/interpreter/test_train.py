@@ -192,7 +192,7 @@ def test_other_settings_on_a_started_run_are_refused_by_name(change, message, ti
 
 
 def test_other_settings_of_the_video_stage_are_refused_by_name(tiny_run, video_options):
-    with pytest.raises(ValueError, match=r"--num-frames was 5, now 6; --merge-threshold was 0\.15, now 0\.2"):
+    with pytest.raises(ValueError, match=r"--num-frames was 5, now 6; --merge-threshold was 0\.05, now 0\.2"):
         main(["--run", str(tiny_run), *video_options, "--num-frames", "6", "--merge-threshold", "0.2"])
 
 
@@ -204,6 +204,39 @@ def test_steps_may_be_extended_and_logging_changed(stage, tiny_run, tmp_path, im
     assert [record["step"] for record in curve(run, stage)] == [1, 2, 3, 4, 5]
     assert curve(run, stage)[:3] == curve(tiny_run, stage)
     assert load_checkpoint(run / stage).step == 5
+
+
+@pytest.mark.parametrize("stage", ["image", "video"])
+def test_init_starts_from_the_weights_of_another_run(
+    stage, tiny_run, image_run, image_options, video_options, monkeypatch
+):
+    run = image_run()
+    if stage == "image":
+        shutil.rmtree(run / "image")
+    options = image_options if stage == "image" else video_options
+    monkeypatch.chdir(tiny_run.parent)
+    # A rate of nothing leaves the weights as they were loaded; the path may be relative, and holds from anywhere.
+    still = ["--peak-lr", "0", "--start-lr", "0", "--final-lr", "0", "--steps", "1"]
+    main(["--run", str(run), *options, *still, "--init", tiny_run.name])
+    monkeypatch.chdir("/")
+    main(["--run", str(run), *options, *still, "--init", str(tiny_run)])
+    started, given = load_checkpoint(run / stage), load_checkpoint(tiny_run / stage)
+    assert started.step == 1
+    assert started.weights.keys() == given.weights.keys()
+    assert all(torch.equal(started.weights[key], given.weights[key]) for key in given.weights)
+
+
+def test_init_that_does_not_fit_is_refused(tiny_run, tmp_path, image_options):
+    with pytest.raises(ValueError, match=re.escape(str(tiny_run / "image"))):
+        main(["--run", str(tmp_path / "run"), *image_options, "--dim", "8", "--init", str(tiny_run)])
+    with pytest.raises(FileNotFoundError, match="no run directory at"):
+        main(["--run", str(tmp_path / "run"), *image_options, "--init", str(tmp_path / "absent")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_file_given_as_run_is_told_apart(tiny_run, video_options):
+    with pytest.raises(NotADirectoryError, match="is a file; --run takes the directory"):
+        main(["--run", str(tiny_run / "config.json"), *video_options])
 
 
 def test_stage_whose_folder_was_deleted_starts_anew_with_other_settings(image_run, image_options, video_options):
