@@ -53,6 +53,8 @@ class ImageModelConfig:
     """Slot-attention iterations in training."""
     inference_iterations: int = 6
     """Slot-attention iterations of the trained stage: a few more let the masks settle."""
+    restarts: int = 4
+    """Draws of the slot prior for each frame of the trained stage; the one that reconstructs best is kept."""
     implicit: Literal["bilevel", "detach", "none"] = "bilevel"
     """Which iterations carry gradients: bilevel and detach the last only, none all of them."""
     decoder_layers: int = 2
@@ -75,6 +77,8 @@ class VideoModelConfig:
     """Slot-attention iterations in training."""
     inference_iterations: int = 6
     """Slot-attention iterations of the trained stage."""
+    restarts: int = 8
+    """Draws of the slot prior of the trained stage; the one of least Sinkhorn divergence is kept."""
     implicit: Literal["bilevel", "detach", "none"] = "bilevel"
     """Which iterations carry gradients: bilevel and detach the last only, none all of them."""
     encoder_layers: int = 2
@@ -182,13 +186,14 @@ class VideoTraining:
 
 # Published settings (DESIGN section 3): warm-ups and steps follow from epochs and batch size.
 _PAPER_IMAGE = ImageModelConfig(
-    inference_iterations=3, num_slots=32, dim=768, decoder_layers=4, heads=12, input_positions=False
+    num_slots=32, dim=768, inference_iterations=3, restarts=1, decoder_layers=4, heads=12, input_positions=False
 )
 _PAPER_IMAGE_OPTIM = OptimConfig(steps=110_000, batch_size=128, start_lr=1e-4, warmup_steps=3_055)
 _PAPER_VIDEO = VideoModelConfig(
     num_slots=8,
     dim=768,
     inference_iterations=3,
+    restarts=1,
     encoder_layers=4,
     decoder_layers=4,
     heads=12,

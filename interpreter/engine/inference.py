@@ -132,18 +132,30 @@ class Segmenter:
         return Segmentation(self.grid, image_slots, image_attention, *self._video_slots(image_slots))
 
     def _image_slots(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        attention = self.image_stage.slot_attention
-        initial = initial_slots(attention, prior_noise(attention, len(features), generator))
-        with autocast(self.device, self.precision):
-            found = self.image_stage.encode(features, self.grid, initial)
-        return found.slots.float(), found.attention.float()
+        stage, frames = self.image_stage, torch.arange(len(features), device=self.device)
+        draws, errors = [], []
+        for _ in range(stage.config.restarts):
+            noise = prior_noise(stage.slot_attention, len(features), generator)
+            with autocast(self.device, self.precision):
+                draws.append(stage.encode(features, self.grid, initial_slots(stage.slot_attention, noise)))
+                errors.append(stage.error(draws[-1], features, self.grid))
+        best = torch.stack(errors).argmin(0)
+        slots = torch.stack([draw.slots for draw in draws])[best, frames]
+        attention = torch.stack([draw.attention for draw in draws])[best, frames]
+        return slots.float(), attention.float()
 
     def _video_slots(self, image_slots: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.video_stage is not None
-        attention = self.video_stage.slot_attention
-        noise = prior_noise(attention, 1, torch_generator(self.device, self.seed, 1))
+        stage, image_slots = self.video_stage, image_slots[None]
+        assert stage is not None
+        generator = torch_generator(self.device, self.seed, 1)
+        draws = []
         with autocast(self.device, self.precision):
-            video = self.video_stage.encode(image_slots[None], initial_slots(attention, noise))
+            context = stage.contextualise(image_slots)
+            for _ in range(stage.config.restarts):
+                initial = initial_slots(stage.slot_attention, prior_noise(stage.slot_attention, 1, generator))
+                found = stage.gather(context, initial)
+                draws.append((stage.divergence(found, image_slots).item(), found))
+        video = min(draws, key=lambda draw: draw[0])[1]
         # Merged slots stand first: labels count in the order of their first members.
         count = int(video.valid[0].sum())
         return video.slots[0, :count].float(), video.attention[0, :, :, :count].float()

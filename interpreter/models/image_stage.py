@@ -52,13 +52,17 @@ class ImageStage(nn.Module):
             inputs = inputs + patch_positions(grid, self.feature_dim, self.grid, features.device)
         return ImageSlots(*self.slot_attention(inputs, slots))
 
-    def decode(self, slots: Tensor) -> Tensor:
+    def decode(self, slots: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Reconstruct the features [B, M, D_features] from slots [B, N, D]."""
-        queries = patch_positions(self.grid, self.config.dim, self.grid, slots.device)
+        queries = patch_positions(grid or self.grid, self.config.dim, self.grid, slots.device)
         return self.decoder(queries, slots)
 
+    def error(self, encoded: ImageSlots, features: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Mean squared error [B] of the features that the slots reconstruct."""
+        reconstructed = self.decode(encoded.slots, grid).float()
+        return F.mse_loss(reconstructed, features.float(), reduction="none").mean((1, 2))
+
     def forward(self, features: Tensor, slots: Tensor | None = None) -> tuple[Tensor, ImageSlots]:
-        """Mean squared error of the reconstruction, and the slots."""
+        """Mean over frames of :meth:`error`, and the slots."""
         encoded = self.encode(features, slots=slots)
-        loss = F.mse_loss(self.decode(encoded.slots).float(), features.float())
-        return loss, encoded
+        return self.error(encoded, features).mean(), encoded

@@ -49,34 +49,43 @@ class VideoStage(nn.Module):
         step = min(1.0, (self.num_frames - 1) / max(frames - 1, 1))
         return torch.arange(frames, device=device) * step
 
-    def encode(self, image_slots: Tensor, slots: Tensor | None = None) -> VideoSlots:
-        """Video slots of image slots [B, T, N, D]; ``slots`` [B, K, D] is a draw of the prior."""
-        _, frames, count, _ = image_slots.shape
-        time = sincos_1d(self.times(frames, image_slots.device), self.config.dim)
+    def contextualise(self, image_slots: Tensor) -> Tensor:
+        """Let the image slots [B, T, N, D_image] of a video see each other: [B, T, N, D]."""
+        time = sincos_1d(self.times(image_slots.shape[1], image_slots.device), self.config.dim)
         x = self.embed(image_slots) + self.config.time_scale * time[:, None]
-        x = self.encoder(x.flatten(1, 2))
-        found, attention = self.slot_attention(x, slots)
+        return self.encoder(x.flatten(1, 2)).unflatten(1, image_slots.shape[1:3])
+
+    def gather(self, context: Tensor, slots: Tensor | None = None) -> VideoSlots:
+        """Video slots of what :meth:`contextualise` gives; ``slots`` [B, K, D] is a draw of the prior."""
+        found, attention = self.slot_attention(context.flatten(1, 2), slots)
         labels, _ = cluster_slots(found.detach(), self.config.merge_threshold)
         merged, attention, valid = merge_slots(found, attention, labels)
-        return VideoSlots(merged, attention.unflatten(1, (frames, count)), valid, found)
+        return VideoSlots(merged, attention.unflatten(1, context.shape[1:3]), valid, found)
+
+    def encode(self, image_slots: Tensor, slots: Tensor | None = None) -> VideoSlots:
+        """Video slots of image slots [B, T, N, D_image]; ``slots`` [B, K, D] is a draw of the prior."""
+        return self.gather(self.contextualise(image_slots), slots)
 
     def decode(self, video: VideoSlots, frames: int, count: int) -> Tensor:
-        """Reconstruct the image slots [B, T, N, D] from the merged video slots."""
+        """Reconstruct the image slots [B, T, N, D_image] from the merged video slots."""
         device = video.slots.device
         queries = sincos_2d(self.times(frames, device), torch.arange(count, device=device), self.config.dim)
         return self.decoder(queries, video.slots, video.valid).unflatten(1, (frames, count))
 
     def forward(self, image_slots: Tensor, slots: Tensor | None = None) -> tuple[Tensor, VideoSlots]:
-        """Mean over frames of the Sinkhorn divergence between reconstructed and given slots, and the video slots."""
-        _, frames, count, _ = image_slots.shape
+        """Mean over videos of :meth:`divergence`, and the video slots."""
         target = image_slots.detach().float()
         video = self.encode(target, slots)
-        reconstructed = self.decode(video, frames, count).float()
+        return self.divergence(video, target).mean(), video
+
+    def divergence(self, video: VideoSlots, image_slots: Tensor) -> Tensor:
+        """Sinkhorn divergence [B] between reconstructed and given image slots [B, T, N, D_image], mean over frames."""
+        reconstructed = self.decode(video, *image_slots.shape[1:3]).float()
         divergence = sinkhorn_divergence(
             reconstructed.flatten(0, 1),
-            target.flatten(0, 1),
+            image_slots.flatten(0, 1),
             blur=self.config.blur,
             scaling=self.config.scaling,
             diameter="batch" if self.config.diameter is None else self.config.diameter,
         )
-        return divergence.mean(), video
+        return divergence.unflatten(0, image_slots.shape[:2]).mean(1)
