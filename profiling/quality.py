@@ -69,7 +69,8 @@ def main() -> None:
     report = {"name": options.name, **environment(), "values": values, "table": table, "runs": runs}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{options.name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    shown = [c for c in COLUMNS if all(c in row for row in table.values())]
+    davis = runs[0]["evaluation"]["data"] == "davis"
+    shown = [c for c in COLUMNS if (davis or c != "j_mean") and all(c in row for row in table.values())]
     print("| |" + "|".join(c.replace("_", " ") for c in shown) + "|")
     print("|---" * (len(shown) + 1) + "|")
     for method, row in table.items():
