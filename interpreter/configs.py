@@ -206,11 +206,13 @@ _DINOV2 = BackboneConfig(backbone="facebook/dinov2-base")
 
 _IMAGE_PRESETS: dict[str, ImageTraining] = {
     "demo": ImageTraining(run=Path("runs/demo")),
+    # A few hundred frames teach a picture's layout, not its objects: give it --init with a run on generated scenes.
     "davis": ImageTraining(
         run=Path("runs/davis"),
-        data=DataConfig(data="davis", root=Path("DAVIS"), frame_size=(224, 336)),
-        model=ImageModelConfig(dim=192, num_slots=8, heads=6),
-        optim=OptimConfig(steps=3_000),
+        data=DataConfig(data="davis", root=Path("DAVIS"), frame_size=(168, 252)),
+        backbone=BackboneConfig(backbone="facebook/dinov2-small", feature_layer=8, feature_norm=False),
+        model=ImageModelConfig(num_slots=8, dim=192, heads=6, input_positions=False),
+        optim=OptimConfig(steps=400),
     ),
     "ytvis19": ImageTraining(
         run=Path("runs/ytvis19"),
@@ -235,8 +237,8 @@ _VIDEO_PRESETS: dict[str, VideoTraining] = {
     "davis": VideoTraining(
         run=Path("runs/davis"),
         num_frames=32,
-        model=VideoModelConfig(dim=192, num_slots=5, heads=6),
-        optim=OptimConfig(steps=1_000, batch_size=8),
+        model=VideoModelConfig(num_slots=6, dim=192, heads=6),
+        optim=OptimConfig(steps=250, batch_size=8),
     ),
     "ytvis19": VideoTraining(
         run=Path("runs/ytvis19"), num_frames=36, model=_PAPER_VIDEO, optim=_PAPER_VIDEO_OPTIM, logging=_LONG

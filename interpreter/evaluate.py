@@ -61,6 +61,8 @@ class Evaluation:
     """Number of scenes to generate for synthetic data."""
     frame_size: tuple[int, int] | None = None
     """Height and width that frames are resized to. Default: as in training."""
+    merge_threshold: float | None = None
+    """Cosine distance below which video slots are merged: higher gives fewer segments. Default: as in training."""
     clusters: tuple[int, ...] = ()
     """Numbers of clusters for k-means. Default: as many as the run has slots."""
     positions: bool = False
@@ -77,7 +79,9 @@ def evaluate(config: Evaluation) -> dict[str, dict[str, float]]:
     Raises:
         ValueError, FileNotFoundError: if the run or the data is missing, damaged or without masks.
     """
-    segmenter = Segmenter.from_run(config.run, config.stage, config.frame_size, config.seed)
+    segmenter = Segmenter.from_run(
+        config.run, config.stage, config.frame_size, config.seed, merge_threshold=config.merge_threshold
+    )
     data = DataConfig(config.data, config.root, config.split, config.year, config.num_videos)
     dataset = open_videos(data, config.run)
     name = f"{config.data}{'-' + config.year if config.data == 'davis' else ''}-{config.split}"

@@ -51,6 +51,8 @@ class SegmentOptions:
     """video: segments keep their identity. image: each frame by itself; a run without a video stage can do that."""
     frame_size: tuple[int, int] | None = None
     """Height and width that frames are resized to before the backbone. Default: as in training."""
+    merge_threshold: float | None = None
+    """Cosine distance below which video slots are merged: higher gives fewer segments. Default: as in training."""
     alpha: float = 0.5
     """Opacity of the overlay's tint, 0 to 1; 0 leaves the contours alone."""
     seed: int = 0
@@ -105,6 +107,7 @@ def segment_video(
     out: str | Path | None = None,
     stage: Stage = "video",
     frame_size: tuple[int, int] | None = None,
+    merge_threshold: float | None = None,
     alpha: float = 0.5,
     seed: int = 0,
 ) -> SegmentedVideo:
@@ -116,6 +119,7 @@ def segment_video(
         out: directory for all that :meth:`SegmentedVideo.write` writes; None writes nothing.
         stage: "video", or "image" to segment each frame by itself.
         frame_size: (H, W) that frames are resized to before the backbone; by default as in training.
+        merge_threshold: cosine distance below which video slots are merged; by default as in training.
         alpha: opacity of the overlay's tint, 0..1.
         seed: of the slot prior.
 
@@ -125,7 +129,7 @@ def segment_video(
         OSError: if video or run do not exist, the run lacks the stage, or ``out`` cannot be written.
     """
     video = open_video(path)
-    segmenter = Segmenter.from_run(Path(run), stage, frame_size, seed)
+    segmenter = Segmenter.from_run(Path(run), stage, frame_size, seed, merge_threshold=merge_threshold)
     if out is not None:
         _check_output(Path(out), video, alpha)
     with progress_bar("frames") as progress:
@@ -255,7 +259,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     options = cli(SegmentOptions, given, prog="python -m interpreter.segment")
     found = segment_video(
-        options.clip, options.run, options.out, options.stage, options.frame_size, options.alpha, options.seed
+        options.clip,
+        options.run,
+        options.out,
+        options.stage,
+        options.frame_size,
+        options.merge_threshold,
+        options.alpha,
+        options.seed,
     )
     _print_report(found, options.out, options.stage)
     return 0

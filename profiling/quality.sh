@@ -18,4 +18,15 @@ scenes() {
     python profiling/quality.py scenes "${runs[@]}"
 }
 
+davis() {
+    local scenes=runs/davis-scenes run=runs/davis
+    local vit="--backbone $2 --feature-layer 8 --no-feature-norm --no-input-positions --frame-size 168 252 --dim 192 --heads 6"
+    train --stage image --run "$scenes" --root runs/scenes $vit --no-flip --num-slots 11 --steps 1500 --peak-lr 5e-4
+    train --stage image --preset davis --run "$run" --root "$1" --init "$scenes" $vit
+    train --stage video --preset davis --run "$run"
+    python -m interpreter.evaluate --run "$run" --data davis --root "$1" --frame-size 336 504 --merge-threshold 0.15 \
+        --clusters 6 8 --pictures 8
+    python profiling/quality.py davis "$run/evaluation/davis-2016-val-video-seed0/scores.json"
+}
+
 "$@"

@@ -1,7 +1,7 @@
 """Segment whole videos with a trained run: features stream through, slots and patch attention stay."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -96,11 +96,14 @@ class Segmenter:
         frame_size: tuple[int, int] | None = None,
         seed: int = 0,
         device: torch.device | None = None,
+        merge_threshold: float | None = None,
     ) -> "Segmenter":
-        """Open a run directory; ``frame_size`` overrides the one it was trained at."""
+        """Open a run directory; ``frame_size`` and ``merge_threshold`` override those that it was trained with."""
         device = device or default_device()
         config, backbone, image_stage, weights = load_image_stage(run, device)
         video_stage = load_video_stage(run, image_stage, weights, device) if stage == "video" else None
+        if video_stage and merge_threshold is not None:
+            video_stage.config = replace(video_stage.config, merge_threshold=merge_threshold)
         size = frame_size or config.data.frame_size
         return cls(backbone, image_stage, video_stage, size, config.optim.precision, seed)
 

@@ -49,7 +49,7 @@ def with_oracle(monkeypatch, scenes, tmp_path):
 
     def run(root=scenes, **options):
         oracle = Oracle(open_dataset("synthetic", root, "val"), **options)
-        monkeypatch.setattr(module.Segmenter, "from_run", lambda *_: oracle)
+        monkeypatch.setattr(module.Segmenter, "from_run", lambda *_, **__: oracle)
         summary = evaluate(Evaluation(run=tmp_path, root=root, num_videos=2, pictures=0))
         (scores,) = tmp_path.glob("evaluation/*/scores.json")
         return summary, json.loads(scores.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))

@@ -39,6 +39,16 @@ def test_each_frame_keeps_the_draw_that_reconstructs_it_best(segmenter):
         torch.testing.assert_close(attention[frame], draws[draw].attention[frame])
 
 
+def test_merge_threshold_of_the_run_can_be_overridden(tiny_run):
+    image_slots = torch.randn(7, 4, 16, generator=torch.Generator().manual_seed(0))
+    counts = []
+    for threshold in (0.0, 2.0):  # the cosine distance is at most 2
+        segmenter = Segmenter.from_run(tiny_run, merge_threshold=threshold)
+        with torch.no_grad():
+            counts.append(len(segmenter._video_slots(image_slots)[0]))
+    assert counts == [3, 1]
+
+
 @torch.no_grad()
 def test_a_video_keeps_the_draw_of_least_divergence(segmenter):
     stage = segmenter.video_stage
