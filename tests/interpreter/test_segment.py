@@ -246,9 +246,10 @@ def test_memory_does_not_grow_with_the_video(tmp_path, tiny_run):
         segment_video(clip, tiny_run, tmp_path / "out", stage="image")
         return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
 
-    peak(100)  # buffers of the encoder and of the first batches
-    short, long = peak(33), peak(100)
-    assert long - short < 10  # MB; 67 frames are 48 MB of pixels and 16 MB of labels, but 0.1 MB of slots
+    # Both are longer than the queue of the encoder, whose length follows the machine.
+    peak(100)
+    short, long = peak(100), peak(200)
+    assert long - short < 30  # MB; 100 frames are 72 MB of pixels and 24 MB of labels, but 0.2 MB of slots
 
 
 def mistakes():
