@@ -22,14 +22,14 @@ $(READY): pyproject.toml constraints.txt setup.py
 # on where an earlier call of it stopped.
 demo: $(READY)
 	@echo "== 1/3 generated scenes: image stage, video stage"
-	$(PY) -m interpreter.train --stage image --run demo/scenes --num-videos 120 --steps 1400
-	$(PY) -m interpreter.train --stage video --run demo/scenes --steps 250 --batch-size 8
+	$(PY) -m interpreter.train --stage image --run demo/scenes --num-videos 120 --steps 2000
+	$(PY) -m interpreter.train --stage video --run demo/scenes --steps 500 --batch-size 8
 	@echo "== 2/3 evaluation on held-out scenes"
 	$(PY) -m interpreter.evaluate --run demo/scenes --num-videos 12
 	@echo "== 3/3 a real clip: both stages trained on it, then segmented"
 	$(PY) -m interpreter.train --stage image --run demo/clip --init demo/scenes --data folder --root "$(CLIP)" \
 		--frame-size 128 160 --num-slots 8 --steps 200
-	$(PY) -m interpreter.train --stage video --run demo/clip --init demo/scenes --num-slots 6 --steps 60 --batch-size 8
+	$(PY) -m interpreter.train --stage video --run demo/clip --init demo/scenes --num-slots 6 --steps 100 --batch-size 8
 	$(PY) -m interpreter.segment "$(CLIP)" --run demo/clip --out demo/clip/carphone --frame-size 224 272
 	@echo
 	@echo "Look at:"
