@@ -122,7 +122,7 @@ def test_failed_video_leaves_nothing_behind(tmp_path):
 @pytest.mark.parametrize("count", [1, 40], ids=["at the end", "while writing"])
 def test_full_disk_is_one_clear_line(tmp_path, count):
     path = tmp_path / "clip.mp4"
-    (tmp_path / ".clip.mp4.partial").symlink_to("/dev/full")
+    (tmp_path / f".clip.mp4.{os.getpid()}.tmp").symlink_to("/dev/full")
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
 
     def write():
@@ -133,7 +133,7 @@ def test_full_disk_is_one_clear_line(tmp_path, count):
     with pytest.raises(OSError, match="the disk is full") as caught:
         write()
     assert caught.value.errno == errno.ENOSPC
-    assert caught.value.filename == str(path)
+    assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
