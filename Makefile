@@ -11,11 +11,13 @@ CLIP = $$($(PY) -c "import importlib.util as u, pathlib as p; print(p.Path(u.fin
 help:
 	@sed -n '1s/# //p' Makefile
 
-$(READY): pyproject.toml constraints.txt setup.py
+$(READY): pyproject.toml constraints.txt setup.py $(wildcard csrc/*.cpp csrc/*/*)
 	@echo "== environment in $(VENV)"
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==2.13.0" numpy
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		"torch==2.13.0" numpy "setuptools>=77" wheel ninja
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation \
+		--editable ".[dev]"
 	@touch $(READY)
 
 # Two runs: scenes with ground truth, then one real clip, whose weights start from those of the scenes. Each command goes

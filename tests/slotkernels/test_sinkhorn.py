@@ -221,13 +221,15 @@ def test_bad_input_is_a_value_error_that_names_it(call, message):
 @pytest.mark.parametrize("debias", [True, False])
 def test_opcheck(debias):
     x, y = points((2, 4, 5, 3), torch.float32)
-    for diameter, per_problem in ((None, False), (None, True), (4.0, False)):
-        options = (diameter, per_problem, 2, 0.05, 0.5, debias, "auto")
-        torch.library.opcheck(torch.ops.slotkernels.sinkhorn, (x, y, None, None, *options), atol=1e-4, rtol=1e-4)
-    potentials = torch.randn(4 if debias else 2, 2, 5)
+    a, b = (w.float().detach().requires_grad_() for w in (weights(2, 4), weights(2, 5)))
+    for diameter, per_problem, w in ((None, False, (a, b)), (None, True, (None, None)), (4.0, False, (a, None))):
+        options = (diameter, per_problem, 2, 0.05, 0.5, debias, True, True, "tf32x3", "auto")
+        torch.library.opcheck(torch.ops.slotkernels.sinkhorn, (x, y, *w, *options), atol=1e-4, rtol=1e-4)
     strided = [t.detach().transpose(0, 2).contiguous().transpose(0, 2) for t in (x, y)]
-    arguments = (torch.randn(2, 4), None, *strided, None, None, potentials, 2, 0.05, debias, True, True)
-    torch.library.opcheck(torch.ops.slotkernels.sinkhorn_backward, (*arguments, "auto"))
+    grads = (torch.randn(2), torch.randn(2, 4), None)
+    for pulls in ((torch.randn(2, 4, 9), torch.randn(2, 5, 9)), (torch.randn(2, 4, 9), None)):
+        arguments = (*grads, *strided, None, b.detach(), *pulls, "tf32x3", "auto")
+        torch.library.opcheck(torch.ops.slotkernels.sinkhorn_backward, arguments)
 
 
 @pytest.mark.parametrize("diameter", ["batch", "problem", 12.0])
@@ -259,5 +261,7 @@ def test_a_training_step_compiles_with_inductor():
 
 def test_cost_formulas():
     assert bytes_moved(2, 3, 5, 7) == 2 * 8 * 7 * 4 + 8
-    assert bytes_moved(2, 3, 5, 7, backward=True) == 2 * 2 * 8 * 7 * 4 + 8
+    assert bytes_moved(2, 3, 5, 7, kept=(True, False)) == 2 * 8 * 7 * 4 + 8 + 2 * 3 * 8 * 4
+    assert bytes_moved(2, 3, 5, 7, kept=(True, False), backward=True) == 2 * (8 * 7 + 3 * 8 + 3 * 7) * 4
     assert flops(1, 1, 1, 1, steps=2) == 2 * 3 + 5 * 4 * 2
+    assert flops(2, 3, 5, 7, kept=(False, True), backward=True) == 2 * 2 * 5 * 8 * 7

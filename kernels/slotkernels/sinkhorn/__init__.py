@@ -1,4 +1,4 @@
-"""Sinkhorn divergence between many small point sets (Feydy et al. 2019)."""
+"""Sinkhorn divergence between point sets (Feydy et al. 2019): thousands of small ones, or large ones in a stream."""
 
 import math
 
@@ -13,6 +13,8 @@ __all__ = ["SamplesLoss", "bytes_moved", "flops", "sinkhorn_divergence", "sinkho
 SINKHORN = Op("sinkhorn")
 SINKHORN.add("reference", "slotkernels.sinkhorn.reference")
 
+PRECISIONS = ("ieee", "tf32x3", "tf32")
+
 
 def sinkhorn_divergence(
     x: Tensor,
@@ -22,12 +24,14 @@ def sinkhorn_divergence(
     blur: float = 0.05,
     scaling: float = 0.5,
     diameter: float | str = "batch",
+    precision: str = "tf32x3",
+    check_finite: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """Debiased Sinkhorn divergence of uniform point sets (Feydy et al. 2019, eq. 3), equal to GeomLoss's.
 
     Cost ``|x - y|^p / p``, temperature annealed from ``diameter^p`` to ``blur^p`` by ``scaling^p`` a step, symmetric
-    averaged log-domain updates; the last update carries the gradient.
+    averaged log-domain updates; the last update carries the gradient. See ``docs/sinkhorn.md``.
 
     Args:
         x: [B, N, D] points; float32, float64, bfloat16 or float16.
@@ -37,17 +41,21 @@ def sinkhorn_divergence(
         scaling: ratio in (0, 1) of successive scales.
         diameter: where the annealing starts: "batch", the diagonal of one bounding box around all points (GeomLoss);
             "problem", one box for each of the B problems; or a number > 0.
+        precision: of float32 products on tensor cores: "ieee", "tf32x3" (three products, float32 accuracy) or "tf32".
+        check_finite: raise if a point is not finite. It makes the host wait for the device. Otherwise such points make
+            the values NaN: of all problems with ``diameter="batch"``, else of their own.
         backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
 
     Returns:
-        [B] float32 (float64 for float64 inputs). Differentiable once in x and y.
+        [B] float32 (float64 for float64 inputs), not below 0. Differentiable once in x and y.
 
     Raises:
-        ValueError: if shapes or dtypes disagree, a set is empty, or a parameter is out of its range.
+        ValueError: if shapes or dtypes disagree, a set is empty, a parameter is out of its range, or a point is not
+            finite and ``check_finite`` is set.
         RuntimeError: if the backend asked for by name cannot serve the call.
     """
-    f, g = sinkhorn_potentials(x, y, p=p, blur=blur, scaling=scaling, diameter=diameter, backend=backend)
-    return f.mean(1) + g.mean(1)
+    options = (p, blur, scaling, diameter, True, precision, check_finite, backend)
+    return _solve("sinkhorn_divergence", x, y, None, None, *options)[0]
 
 
 def sinkhorn_potentials(
@@ -61,6 +69,8 @@ def sinkhorn_potentials(
     scaling: float = 0.5,
     diameter: float | str = "batch",
     debias: bool = True,
+    precision: str = "tf32x3",
+    check_finite: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Dual potentials of the (debiased) transport problem; ``<a, f> + <b, g>`` is its value.
@@ -73,42 +83,95 @@ def sinkhorn_potentials(
         debias: subtract the potentials of x→x and y→y.
 
     Returns:
-        f [B, N] and g [B, M], float32 (float64 for float64 inputs).
+        f [B, N] and g [B, M], float32 (float64 for float64 inputs). Differentiable once in x and y.
     """
+    options = (p, blur, scaling, diameter, debias, precision, check_finite, backend)
+    a, b = (None if w is None else w.detach() for w in (a, b))
+    return _solve("sinkhorn_potentials", x, y, a, b, *options)[1:]
+
+
+def _solve(
+    op: str,
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    p: int,
+    blur: float,
+    scaling: float,
+    diameter: float | str,
+    debias: bool,
+    precision: str,
+    check_finite: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Value [B] and potentials [B, N], [B, M], of arguments that are checked here; the value also pulls on weights."""
     sizes: dict[str, int] = {}
-    check_tensor("sinkhorn", "x", x, "B N D", sizes)
-    check_tensor("sinkhorn", "y", y, "B M D", sizes)
-    check_same("sinkhorn", x=x, y=y)
+    check_tensor(op, "x", x, "B N D", sizes)
+    check_tensor(op, "y", y, "B M D", sizes)
+    check_same(op, x=x, y=y)
     for name, weights, shape in (("a", a, "B N"), ("b", b, "B M")):
         if weights is not None:
-            check_tensor("sinkhorn", name, weights, shape, sizes)
-    check_that(p in (1, 2), f"sinkhorn: p={p}, expected 1 or 2")
-    check_that(0 < blur < math.inf, f"sinkhorn: blur={blur}, expected a finite number > 0")
-    check_that(0 < scaling < 1, f"sinkhorn: scaling={scaling}, expected a number in (0, 1)")
+            check_tensor(op, name, weights, shape, sizes)
+    check_that(p in (1, 2), f"{op}: p={p}, expected 1 or 2")
+    check_that(0 < blur < math.inf, f"{op}: blur={blur}, expected a finite number > 0")
+    check_that(0 < scaling < 1, f"{op}: scaling={scaling}, expected a number in (0, 1)")
+    check_that(precision in PRECISIONS, f"{op}: precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
     if isinstance(diameter, str):
         check_that(
-            diameter in ("batch", "problem"), f"sinkhorn: diameter={diameter!r}, expected batch, problem or a number"
+            diameter in ("batch", "problem"), f"{op}: diameter={diameter!r}, expected batch, problem or a number"
         )
         start = None if x.shape[0] else 1.0
     else:
-        check_that(0 < diameter < math.inf, f"sinkhorn: diameter={diameter}, expected a finite number > 0")
+        check_that(0 < diameter < math.inf, f"{op}: diameter={diameter}, expected a finite number > 0")
         start = float(diameter)
-    options = (start, diameter == "problem", p, float(blur), float(scaling), debias)
-    f, g, _ = _forward(x, y, a, b, *options, requested_backend(backend))
-    return f, g
+    if check_finite:
+        for name, points in (("x", x), ("y", y)):
+            bad = int(points.numel() - points.isfinite().sum())
+            check_that(
+                bad == 0, f"{op}: {name} has {bad} numbers that are not finite, expected none (check_finite=True)"
+            )
+    keep = (torch.is_grad_enabled() and x.requires_grad, torch.is_grad_enabled() and y.requires_grad)
+    options = (start, diameter == "problem", p, float(blur), float(scaling), debias, *keep)
+    return _forward(x, y, a, b, *options, precision, requested_backend(backend))[:3]
 
 
-def bytes_moved(batch: int, n: int, m: int, dim: int, itemsize: int = 4, backward: bool = False) -> int:
-    """Least memory traffic: points read once, [B] values written; backward reads points and writes gradients."""
+def bytes_moved(
+    batch: int,
+    n: int,
+    m: int,
+    dim: int,
+    itemsize: int = 4,
+    kept: tuple[bool, bool] = (False, False),
+    backward: bool = False,
+) -> int:
+    """Least memory traffic: forward reads the points and writes [B] values, and the pulls of the sets in ``kept``.
+
+    Backward reads points and pulls and writes the gradients of the sets in ``kept``.
+    """
     points = batch * (n + m) * dim * itemsize
-    return 2 * points + 4 * batch if backward else points + 4 * batch
+    rows = batch * ((n if kept[0] else 0) + (m if kept[1] else 0))
+    pulls = 4 * rows * (n + m)
+    return points + pulls + (rows * dim * itemsize if backward else 4 * batch)
 
 
-def flops(batch: int, n: int, m: int, dim: int, steps: int = 15, backward: bool = False) -> int:
-    """Operations: three cost matrices and ``steps`` log-sum-exps (5 an entry, exp counted as one)."""
-    costs = 2 * batch * (n * m + n * n + m * m) * dim
-    entries = batch * (n + m) ** 2
-    return costs + 2 * entries * dim + 5 * entries if backward else costs + 5 * entries * steps
+def flops(
+    batch: int,
+    n: int,
+    m: int,
+    dim: int,
+    steps: int = 15,
+    kept: tuple[bool, bool] = (False, False),
+    backward: bool = False,
+) -> int:
+    """Operations: three cost matrices (two of them symmetric: half) and ``steps`` log-sum-exps (5 an entry, exp as one).
+
+    Backward: one product of each kept pull with all points.
+    """
+    if backward:
+        return 2 * batch * ((n if kept[0] else 0) + (m if kept[1] else 0)) * (n + m) * dim
+    costs = batch * (2 * n * m + n * (n + 1) + m * (m + 1)) * dim
+    return costs + 5 * batch * (n + m) ** 2 * steps
 
 
 @torch.library.custom_op("slotkernels::sinkhorn", mutates_args=())
@@ -123,57 +186,70 @@ def _forward(
     blur: float,
     scaling: float,
     debias: bool,
+    keep_x: bool,
+    keep_y: bool,
+    precision: str,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    options = (diameter, per_problem, p, blur, scaling, debias)
-    return SINKHORN.run(backend, Call((x, y, a, b), {"p": p, "debias": debias}), "sinkhorn", x, y, a, b, *options)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    options = (diameter, per_problem, p, blur, scaling, debias, keep_x, keep_y, precision)
+    return SINKHORN.run(backend, Call((x, y, a, b)), "sinkhorn", x, y, a, b, *options)
 
 
 @_forward.register_fake
-def _(x, y, a, b, diameter, per_problem, p, blur, scaling, debias, backend):
+def _(x, y, a, b, diameter, per_problem, p, blur, scaling, debias, keep_x, keep_y, precision, backend):
     (batch, n), m = x.shape[:2], y.shape[1]
-    dtype = accumulate_dtype(x.dtype)
-    shapes = (batch, n), (batch, m), (4 if debias else 2, batch, max(n, m))
-    return tuple(x.new_empty(shape, dtype=dtype) for shape in shapes)
+    shapes = (
+        (batch,),
+        (batch, n),
+        (batch, m),
+        (batch, n, n + m) if keep_x else (0,),
+        (batch, m, n + m) if keep_y else (0,),
+    )
+    return tuple(x.new_empty(shape, dtype=accumulate_dtype(x.dtype)) for shape in shapes)
 
 
 @torch.library.custom_op("slotkernels::sinkhorn_backward", mutates_args=())
 def _backward(
+    grad_value: Tensor | None,
     grad_f: Tensor | None,
     grad_g: Tensor | None,
     x: Tensor,
     y: Tensor,
     a: Tensor | None,
     b: Tensor | None,
-    potentials: Tensor,
-    p: int,
-    blur: float,
-    debias: bool,
-    need_x: bool,
-    need_y: bool,
+    pull_x: Tensor | None,
+    pull_y: Tensor | None,
+    precision: str,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    call = Call((x, y, a, b), {"p": p, "debias": debias})
-    rest = (potentials, p, blur, debias, (need_x, need_y))
-    return SINKHORN.run(backend, call, "sinkhorn_backward", grad_f, grad_g, x, y, a, b, *rest)
+    arguments = (grad_value, grad_f, grad_g, x, y, a, b, pull_x, pull_y, precision)
+    return SINKHORN.run(backend, Call((x, y, a, b)), "sinkhorn_backward", *arguments)
 
 
 @_backward.register_fake
-def _(grad_f, grad_g, x, y, a, b, potentials, p, blur, debias, need_x, need_y, backend):
-    return tuple(t.new_empty(t.shape) if need else t.new_empty(0) for t, need in ((x, need_x), (y, need_y)))
+def _(grad_value, grad_f, grad_g, x, y, a, b, pull_x, pull_y, precision, backend):
+    return tuple(t.new_empty(0 if pull is None else t.shape) for t, pull in ((x, pull_x), (y, pull_y)))
 
 
 def _setup_context(ctx, inputs, output):
-    x, y, a, b, _, _, ctx.p, ctx.blur, _, ctx.debias, ctx.backend = inputs
-    ctx.save_for_backward(x, y, a, b, output[2])
-    ctx.mark_non_differentiable(output[2])
+    x, y, a, b = inputs[:4]
+    ctx.precision, ctx.backend = inputs[-2:]
+    f, g, pull_x, pull_y = output[1:]
+    ctx.kept = inputs[10:12]
+    ctx.save_for_backward(x, y, a, b, f, g, pull_x, pull_y)
+    ctx.mark_non_differentiable(pull_x, pull_y)
     ctx.set_materialize_grads(False)
 
 
-def _autograd(ctx, grad_f, grad_g, _):
-    needs = ctx.needs_input_grad[:2]
-    grads = _backward(grad_f, grad_g, *ctx.saved_tensors, ctx.p, ctx.blur, ctx.debias, *needs, backend=ctx.backend)
-    return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), *(None,) * 9
+def _autograd(ctx, grad_value, grad_f, grad_g, *_):
+    x, y, a, b, f, g, *pulls = ctx.saved_tensors
+    kept = [pull if keep else None for pull, keep in zip(pulls, ctx.kept, strict=True)]
+    grads = _backward(grad_value, grad_f, grad_g, x, y, a, b, *kept, ctx.precision, ctx.backend)
+    grads = [grad if keep else None for grad, keep in zip(grads, ctx.kept, strict=True)]
+    for weights, potential, needed in ((a, f, ctx.needs_input_grad[2]), (b, g, ctx.needs_input_grad[3])):
+        wanted = needed and grad_value is not None
+        grads.append((grad_value.unsqueeze(1) * potential).to(weights.dtype) if wanted else None)
+    return *grads, *(None,) * 10
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

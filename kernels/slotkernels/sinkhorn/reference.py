@@ -39,23 +39,26 @@ def epsilon_schedule(
 
     A number, or a 0-dimensional tensor on the CPU, gives floats and no masks. Problems with their own diameters [B]
     take different numbers of steps. On an accelerator the loop has the longest schedule's length, so that the host
-    never waits.
+    never waits. A diameter that is not finite starts with NaN, which no later step mends: the result is NaN.
     """
     stop, step = p * math.log(blur), p * math.log(scaling)
     if isinstance(diameter, Tensor) and diameter.dim() == 0 and diameter.device.type == "cpu":
         diameter = diameter.item()
     if not isinstance(diameter, Tensor):  # one schedule for all
-        start = p * math.log(max(diameter, SHORTEST_RATIO * blur) if math.isfinite(diameter) else blur)
+        if not math.isfinite(diameter):
+            yield math.nan, None
+            return
+        start = p * math.log(max(diameter, SHORTEST_RATIO * blur))
         yield math.exp(start), None
         for i in range(math.ceil((stop - start) / step)):
             yield math.exp(start + i * step), None
         yield blur**p, None
         return
 
-    clamped = diameter.double().nan_to_num(blur).clamp(SHORTEST_RATIO * blur, LONGEST_RATIO * blur)
-    starts = p * clamped.log().reshape(-1, 1)
+    diameter = diameter.double().reshape(-1, 1)
+    starts = p * diameter.nan_to_num(blur).clamp(SHORTEST_RATIO * blur, LONGEST_RATIO * blur).log()
     lengths = ((stop - starts) / step).ceil().clamp_min(0)
-    yield starts.exp(), torch.ones_like(lengths, dtype=torch.bool)
+    yield starts.exp().where(diameter.isfinite(), math.nan), torch.ones_like(lengths, dtype=torch.bool)
     if diameter.device.type == "cpu":
         longest = int(lengths.max()) if lengths.numel() else 0
     else:
@@ -140,9 +143,17 @@ def sinkhorn(
     blur: float,
     scaling: float,
     debias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Potentials on x [B, N] and on y [B, M], and the potentials [4 or 2, B, L] that entered the last update."""
-    length = max(x.shape[1], y.shape[1])
+    keep_x: bool,
+    keep_y: bool,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Value [B], potentials on x [B, N] and on y [B, M], and the rows that pull on x [B, N, N + M] and y [B, M, N + M].
+
+    Row i of ``pull_x`` holds the factors with which all points, those of x first, add up to the gradient of the i-th
+    potential: everything that the backward pass needs (empty where ``keep_x`` is False).
+    """
+    n, m = x.shape[1], y.shape[1]
+    length = max(n, m)
     logs = _stack_logs(x, y, a, b, length, debias)
     costs = _all_costs(_pad(x, length), _pad(y, length), p, debias)
 
@@ -154,63 +165,97 @@ def sinkhorn(
         updates = _softmin(eps, costs, _columns(logs, potentials, eps)).add_(potentials).mul_(0.5)
         potentials = updates if active is None else torch.where(active, updates, potentials)
     assert potentials is not None
-    final = _softmin(blur**p, costs, _columns(logs, potentials, blur**p))
+    last = _columns(logs, potentials, blur**p)
+    final = _softmin(blur**p, costs, last)
     f, g = (final[0] - final[2], final[1] - final[3]) if debias else (final[0], final[1])
-    return f[:, : x.shape[1]].clone(), g[:, : y.shape[1]].clone(), potentials
+    f, g = f[:, :n].clone(), g[:, :m].clone()
+    value = _mean(f, a).add_(_mean(g, b))
+    if debias:
+        value.clamp_min_(0)
+    pull_x, pull_y = f.new_empty(0), g.new_empty(0)
+    if keep_x:
+        toward, itself = _pull(costs, last, p, blur**p, 0, 2 if debias else None, (n, m))
+        pull_x = torch.cat((itself, toward), 2)
+    if keep_y:
+        toward, itself = _pull(costs, last, p, blur**p, 1, 3 if debias else None, (m, n))
+        pull_y = torch.cat((toward, itself), 2)
+    return value, f, g, pull_x, pull_y
+
+
+def _mean(potential: Tensor, weights: Tensor | None) -> Tensor:
+    return potential.mean(1) if weights is None else (potential * weights.to(potential.dtype)).sum(1)
+
+
+def _pull(
+    costs: Tensor, h: Tensor, p: int, eps: float, cross: int, own: int | None, sizes: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Factors of the other set's points [B, R, C] and of the own points [B, R, R] in the gradients of R potentials.
+
+    A potential is ``-eps log sum_j exp(h_j - C_ij / eps)``; its gradient is ``sum_j P_ij dC_ij/dx_i`` with P the softmax
+    over j, and ``dC_ij/dx_i = x_i - y_j`` (p = 2) or that over the distance. Everything else counts as a constant.
+    """
+    rows, columns = sizes
+
+    def weights(problem: int, count: int) -> Tensor:
+        cost = costs[:count, problem, :, :rows]  # [columns, B, rows]
+        softmax = torch.add(h[:count, problem].unsqueeze(-1), cost, alpha=-1 / eps).softmax(0)
+        if p == 1:
+            softmax = softmax.div_(cost).masked_fill_(cost < NEAREST**0.5 * (1 + 1e-6), 0.0)
+        return softmax.permute(1, 2, 0)
+
+    toward = weights(cross, columns)
+    away = torch.zeros_like(toward[:, :, :1]).expand(-1, -1, rows) if own is None else weights(own, rows)
+    totals = toward.sum(2) - away.sum(2)
+    if p == 2:
+        totals = torch.full_like(totals, 1.0 if own is None else 0.0)  # exactly: every softmax sums to 1
+    return toward.neg(), away + torch.diag_embed(totals)
 
 
 def sinkhorn_backward(
+    grad_value: Tensor | None,
     grad_f: Tensor | None,
     grad_g: Tensor | None,
     x: Tensor,
     y: Tensor,
     a: Tensor | None,
     b: Tensor | None,
-    potentials: Tensor,
-    p: int,
-    blur: float,
-    debias: bool,
-    needs: tuple[bool, bool],
+    pull_x: Tensor | None,
+    pull_y: Tensor | None,
+    precision: str,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x and y through the last update, everything that entered it being constant (as in GeomLoss).
-
-    A row's potential is ``-eps log sum_j exp(h_j - C_ij/eps)``, so its gradient is ``sum_j P_ij dC_ij/dx_i`` with P the
-    softmax over j; the second argument of each cost is a constant.
-    """
-    x_, y_ = (t.to(potentials.dtype) for t in (x, y))
-    n, m, eps = x.shape[1], y.shape[1], blur**p
-    a_log, b_log = _log_weights(a, x, n).t(), _log_weights(b, y, m).t()
-    f_cross, g_cross = potentials[0, :, :n], potentials[1, :, :m]
-    own = (potentials[2, :, :n], potentials[3, :, :m]) if debias else (None, None)
-
-    def pull(rows: Tensor, partner: Tensor, logs: Tensor, h: Tensor, own_logs: Tensor, own_h: Tensor | None) -> Tensor:
-        moved, total = _pull(rows, partner, logs + h / eps, p, eps)
-        if own_h is not None:
-            own_moved, own_total = _pull(rows, rows, own_logs + own_h / eps, p, eps)
-            moved, total = moved.sub_(own_moved), total - own_total
-        if p == 2 and debias:  # both totals are 1
-            return moved.neg_()
-        return torch.addcmul(moved.neg_(), total.unsqueeze(-1), rows)
-
-    need_x, need_y = needs
-    grad_x, grad_y = x.new_empty(0), y.new_empty(0)
-    if need_x:
-        grad_x = x.new_zeros(x.shape)
-        if grad_f is not None:
-            grad_x = pull(x_, y_, b_log, g_cross, a_log, own[0]).mul_(grad_f.unsqueeze(-1)).to(x.dtype)
-    if need_y:
-        grad_y = y.new_zeros(y.shape)
-        if grad_g is not None:
-            grad_y = pull(y_, x_, a_log, f_cross, b_log, own[1]).mul_(grad_g.unsqueeze(-1)).to(y.dtype)
-    return grad_x, grad_y
+    """Gradients of x and of y, each empty if its pull is None."""
+    return (
+        _gradient(grad_value, grad_f, a, pull_x, x, y, x),
+        _gradient(grad_value, grad_g, b, pull_y, x, y, y),
+    )
 
 
-def _pull(rows: Tensor, partner: Tensor, h: Tensor, p: int, eps: float) -> tuple[Tensor, Tensor]:
-    """``sum_j W_ij partner_j`` and ``sum_j W_ij``: the gradient at row i is ``sum_j W_ij (rows_i - partner_j)``."""
-    squared = _squared_distances(partner, rows)  # [B, column, row]: the softmax over columns then vectorises
-    near = squared < NEAREST if p == 1 else None
-    costs = _to_costs(squared, p)
-    weights = torch.add(h.unsqueeze(2), costs, alpha=-1 / eps).softmax(1)
-    if near is not None:
-        weights = weights.div_(costs).masked_fill_(near, 0.0)
-    return torch.bmm(weights.transpose(1, 2), partner), weights.sum(1)
+def _gradient(
+    grad_value: Tensor | None,
+    grad_potential: Tensor | None,
+    weights: Tensor | None,
+    pull: Tensor | None,
+    x: Tensor,
+    y: Tensor,
+    like: Tensor,
+) -> Tensor:
+    if pull is None:
+        return like.new_empty(0)
+    if grad_value is None and grad_potential is None:
+        return like.new_zeros(like.shape)
+    scale = row_gradients(grad_value, grad_potential, weights, like.shape[1]).unsqueeze(-1)
+    n = x.shape[1]
+    moved = torch.bmm(pull[:, :, :n], x.to(pull.dtype)).baddbmm_(pull[:, :, n:], y.to(pull.dtype))
+    return moved.mul_(scale).to(like.dtype)
+
+
+def row_gradients(
+    grad_value: Tensor | None, grad_potential: Tensor | None, weights: Tensor | None, count: int
+) -> Tensor:
+    """Gradient [B, count] of each potential, from those of the value [B] and of the potentials (not both None)."""
+    if grad_value is None:
+        assert grad_potential is not None
+        return grad_potential
+    scale = grad_value.unsqueeze(1) * (1 / count if weights is None else weights.to(grad_value.dtype))
+    scale = scale.expand(-1, count)
+    return scale if grad_potential is None else scale + grad_potential

@@ -6,7 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_that, describe
-from . import sinkhorn_potentials
+from . import _solve
+
+# What GeomLoss calls its backends; the first holds whole cost matrices, the others stream them.
+_GEOMLOSS = {"tensorized": "auto", "online": "keops", "multiscale": "keops"}
 
 
 class SamplesLoss(nn.Module):
@@ -21,14 +24,16 @@ class SamplesLoss(nn.Module):
         p: cost ``|x - y|^p / p``, 1 or 2.
         blur: finest scale; the final temperature is ``blur^p``.
         reach: only None (balanced transport: both sets have the same total weight).
-        diameter: start of the annealing; None takes one bounding box around the whole batch.
+        diameter: start of the annealing; None takes one bounding box around the whole batch ("batch"), "problem" one
+            around each of its problems.
         scaling: ratio of successive scales, in (0, 1).
         truncate: accepted and unused, as by GeomLoss's tensorized backend; so are ``kernel``, ``cluster_scale``,
             ``verbose``.
         cost: only None.
         debias: the divergence (True) or the entropic transport cost (False).
         potentials: return dual potentials instead of the value.
-        backend: "auto" or a slotkernels backend; "tensorized" means "auto".
+        backend: "auto", a slotkernels backend, or GeomLoss's "tensorized" (here "auto"), "online" or "multiscale" (here
+            "keops": exact, in a stream).
 
     Raises:
         ValueError: for what is not supported, or shapes that do not fit.
@@ -40,7 +45,7 @@ class SamplesLoss(nn.Module):
         p: int = 2,
         blur: float = 0.05,
         reach: float | None = None,
-        diameter: float | None = None,
+        diameter: float | str | None = None,
         scaling: float = 0.5,
         truncate: float | None = 5,
         cost: Callable | str | None = None,
@@ -73,23 +78,24 @@ class SamplesLoss(nn.Module):
         weights = [self._weights(name, w, points) for name, w, points in (("a", a, x), ("b", b, y))]
         if single:
             x, y = x.unsqueeze(0), y.unsqueeze(0)
-        f, g = sinkhorn_potentials(
-            x,
-            y,
-            *(None if w is None else w.detach() for w in weights),
-            p=self.p,
-            blur=self.blur,
-            scaling=self.scaling,
-            diameter="batch" if self.diameter is None else self.diameter,
-            debias=self.debias,
-            backend="auto" if self.backend == "tensorized" else self.backend,
+        diameter = "batch" if self.diameter is None else self.diameter
+        options = (
+            self.p,
+            self.blur,
+            self.scaling,
+            diameter,
+            self.debias,
+            "tf32x3",
+            False,
+            _GEOMLOSS.get(self.backend, self.backend),
         )
+        if self.potentials:
+            weights = [None if w is None else w.detach() for w in weights]
+        value, f, g = _solve("SamplesLoss", x, y, *weights, *options)
         if self.potentials:
             f, g = (t[0] if single else t for t in (f, g))
             return (f if a is None else f.view_as(a)), (g if b is None else g.view_as(b))
-        values = [t.mean(1) if w is None else (w * t).sum(1) for w, t in zip(weights, (f, g), strict=True)]
-        loss = values[0] + values[1]
-        return loss[0] if single else loss
+        return value[0] if single else value
 
     @staticmethod
     def _weights(name: str, weights: Tensor | None, points: Tensor) -> Tensor | None:
