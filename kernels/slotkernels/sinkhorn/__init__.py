@@ -164,7 +164,7 @@ def flops(
     kept: tuple[bool, bool] = (False, False),
     backward: bool = False,
 ) -> int:
-    """Operations: three cost matrices (two of them symmetric: half) and ``steps`` log-sum-exps (5 an entry, exp as one).
+    """Operations: three cost matrices (half of the symmetric two), ``steps`` log-sum-exps (5 an entry, exp as one).
 
     Backward: one product of each kept pull with all points.
     """
