@@ -13,7 +13,6 @@ from slotkernels.sinkhorn import SINKHORN
 from slotkernels.sinkhorn.reference import sinkhorn as oracle
 from slotkernels.sinkhorn.streaming import STREAMING
 
-
 SAMPLE = Call((torch.zeros(1, 1, 1),))
 BACKENDS = [*SINKHORN.available(SAMPLE), *STREAMING.available(SAMPLE)]
 DIAMETERS = ("batch", "problem", 9.0)
@@ -164,7 +163,7 @@ def test_agrees_with_the_float64_oracle(backend, problem, p, blur, scaling, debi
         lambda: (cloud(2, 7, 40, scale=300.0).bfloat16(), cloud(2, 5, 40, scale=300.0).bfloat16()),
         lambda: (cloud(2, 7, 40, scale=30.0).half(), cloud(2, 5, 40, scale=30.0).half()),
     ],
-    ids="zero|one point|almost one point|far apart|duplicates|tiny|large bf16|large fp16".split("|"),
+    ids=["zero", "one point", "almost one point", "far apart", "duplicates", "tiny", "large bf16", "large fp16"],
 )
 def test_finite_and_not_negative(backend, make, p, diameter):
     x, y = make()

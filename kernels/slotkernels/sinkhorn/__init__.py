@@ -128,9 +128,7 @@ def _solve(
     if check_finite:
         for name, points in (("x", x), ("y", y)):
             bad = int(points.numel() - points.isfinite().sum())
-            check_that(
-                bad == 0, f"{op}: {bad} numbers of {name} are not finite, expected none (check_finite=True)"
-            )
+            check_that(bad == 0, f"{op}: {bad} numbers of {name} are not finite, expected none (check_finite=True)")
     keep = (torch.is_grad_enabled() and x.requires_grad, torch.is_grad_enabled() and y.requires_grad)
     options = (start, diameter == "problem", p, float(blur), float(scaling), debias, *keep)
     return _forward(x, y, a, b, *options, precision, requested_backend(backend))[:3]
