@@ -7,10 +7,12 @@ from torch import Tensor
 
 from .._checks import accumulate_dtype, check_same, check_tensor, check_that
 from .._dispatch import Call, Op, requested_backend
+from .._native import why_not_cpp
 
 __all__ = ["SamplesLoss", "bytes_moved", "flops", "sinkhorn_divergence", "sinkhorn_potentials"]
 
 SINKHORN = Op("sinkhorn")
+SINKHORN.add("cpp", "slotkernels.sinkhorn.cpp", supports=why_not_cpp)
 SINKHORN.add("reference", "slotkernels.sinkhorn.reference")
 
 PRECISIONS = ("ieee", "tf32x3", "tf32")

@@ -1,0 +1,65 @@
+// Includes the header named by KERNELS once for each level of x86-64, in the namespaces v4 (AVX-512), v3 (AVX2) and v1
+// of slotkernels, and defines BEST_LEVEL(name): the function of that name for this CPU. As in PyTorch, the environment
+// variable ATEN_CPU_CAPABILITY (avx2 or default) asks for less. Other architectures have v1 only.
+//
+// Inside, REGISTER is the number of floats in a register (GCC 12 does not update its own macros). Standard headers come
+// before: what they define must not depend on the level.
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <string_view>
+#include <type_traits>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define LEVELS 1
+
+#define LEVEL v4
+#define REGISTER 16
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4")
+#include KERNELS
+#pragma GCC pop_options
+#undef LEVEL
+#undef REGISTER
+
+#define LEVEL v3
+#define REGISTER 8
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v3")
+#include KERNELS
+#pragma GCC pop_options
+#undef LEVEL
+#undef REGISTER
+#endif
+
+#define LEVEL v1
+#define REGISTER 4
+#include KERNELS
+#undef LEVEL
+#undef REGISTER
+
+namespace slotkernels {
+
+#ifdef LEVELS
+inline int supported_level() {
+  const char* asked = std::getenv("ATEN_CPU_CAPABILITY");
+  const std::string_view capability = asked ? asked : "";
+  if (capability == "default") return 1;
+  if (capability != "avx2" && __builtin_cpu_supports("x86-64-v4")) return 4;
+  return __builtin_cpu_supports("x86-64-v3") ? 3 : 1;
+}
+
+#define BEST_LEVEL(name) (level == 4 ? &v4::name : level == 3 ? &v3::name : &v1::name)
+#else
+inline int supported_level() { return 1; }
+
+#define BEST_LEVEL(name) (&v1::name)
+#endif
+
+inline const int level = supported_level();
+
+}  // namespace slotkernels
