@@ -2,8 +2,7 @@
 // of slotkernels, and defines BEST_LEVEL(name): the function of that name for this CPU. As in PyTorch, the environment
 // variable ATEN_CPU_CAPABILITY (avx2 or default) asks for less. Other architectures have v1 only.
 //
-// Inside, REGISTER is the number of floats in a register (GCC 12 does not update its own macros). Standard headers come
-// before: what they define must not depend on the level.
+// Inside, FLOATS_IN_REGISTER is 16, 8 and 4 (GCC 12 does not update its own macros). Standard headers come before: what they define must not depend on the level.
 #pragma once
 
 #include <array>
@@ -13,34 +12,35 @@
 #include <cstring>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define LEVELS 1
 
 #define LEVEL v4
-#define REGISTER 16
+#define FLOATS_IN_REGISTER 16
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4")
 #include KERNELS
 #pragma GCC pop_options
 #undef LEVEL
-#undef REGISTER
+#undef FLOATS_IN_REGISTER
 
 #define LEVEL v3
-#define REGISTER 8
+#define FLOATS_IN_REGISTER 8
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v3")
 #include KERNELS
 #pragma GCC pop_options
 #undef LEVEL
-#undef REGISTER
+#undef FLOATS_IN_REGISTER
 #endif
 
 #define LEVEL v1
-#define REGISTER 4
+#define FLOATS_IN_REGISTER 4
 #include KERNELS
 #undef LEVEL
-#undef REGISTER
+#undef FLOATS_IN_REGISTER
 
 namespace slotkernels {
 

@@ -1,11 +1,11 @@
-// Vectors of 16 floats in GCC's and Clang's portable extension, and code compiled for every level of x86-64.
+// Vectors of floats in GCC's and Clang's portable extension, and code compiled for every level of x86-64.
 //
 // Simple functions are marked EVERY_CPU: they exist once for AVX-512, once for AVX2 and once for the baseline, and the
 // loader picks. What they call must be inlined into them (ALWAYS_INLINE), so that the call is compiled for the same
-// level. Without AVX-512 the compiler splits a vector into two or four.
+// level. A vector has 16 floats; without AVX-512 the compiler splits it, and compares it lane by lane.
 //
-// Where tiles must fit the registers, a kernel header is included once for each level instead; see levels.h. This file
-// is then included in each, in the namespace of the level.
+// Where more depends on the level (vectors as long as a register, tiles that fill the registers), a header of kernels is
+// included once for each level instead, by levels.h. This file is then included in each, in the namespace of the level.
 #ifndef LEVEL
 #pragma once
 #endif
@@ -28,7 +28,11 @@ namespace slotkernels {
 namespace LEVEL {
 #endif
 
+#ifdef LEVEL
+constexpr int64_t LANES = FLOATS_IN_REGISTER;
+#else
 constexpr int64_t LANES = 16;
+#endif
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Shorts __attribute__((vector_size(2 * LANES)));
@@ -43,8 +47,6 @@ ALWAYS_INLINE Floats load(const float* from) {
 
 ALWAYS_INLINE void store(float* to, Floats value) { std::memcpy(to, &value, sizeof(value)); }
 
-// Comparisons and choices. Where a vector fills several registers, GCC would compare lane by lane.
-#if !defined(LEVEL) || REGISTER == 16
 template <class V>
 ALWAYS_INLINE Ints less(V a, V b) {
   return a < b;
@@ -54,29 +56,6 @@ template <class V>
 ALWAYS_INLINE V where(Ints mask, V yes, V no) {
   return mask ? yes : no;
 }
-#else
-template <class V>
-ALWAYS_INLINE Ints less(V a, V b) {
-  typedef std::remove_reference_t<decltype(a[0])> Lane;
-  typedef Lane Part __attribute__((vector_size(4 * REGISTER)));
-  typedef int32_t Mask __attribute__((vector_size(4 * REGISTER)));
-  union Parts {
-    V whole;
-    Part part[LANES / REGISTER];
-  } left{a}, right{b};
-  union {
-    Ints whole;
-    Mask part[LANES / REGISTER];
-  } result;
-  for (int64_t i = 0; i < LANES / REGISTER; ++i) result.part[i] = left.part[i] < right.part[i];
-  return result.whole;
-}
-
-template <class V>
-ALWAYS_INLINE V where(Ints mask, V yes, V no) {
-  return (V)(((Ints)yes & mask) | ((Ints)no & ~mask));
-}
-#endif
 
 ALWAYS_INLINE Floats maximum(Floats a, Floats b) { return where(less(b, a), a, b); }  // b where either is NaN
 
@@ -152,9 +131,10 @@ ALWAYS_INLINE void store(Half* to, Floats value) {
   store_shorts(to, half | ((bits >> 16) & 0x8000));
 }
 
-// The first `count` < 16 numbers; zeros beside them.
+// The first `count` <= LANES numbers of a vector; zeros beside them.
 template <class T>
 ALWAYS_INLINE Floats load_part(const T* from, int64_t count) {
+  if (count == LANES) return load(from);
   T part[LANES] = {};
   std::memcpy(part, from, count * sizeof(T));
   return load(part);
@@ -162,12 +142,13 @@ ALWAYS_INLINE Floats load_part(const T* from, int64_t count) {
 
 template <class T>
 ALWAYS_INLINE void store_part(T* to, Floats value, int64_t count) {
+  if (count == LANES) return store(to, value);
   T part[LANES];
   store(part, value);
   std::memcpy(to, part, count * sizeof(T));
 }
 
-// For i = 0, 16, … below count: use(i, how many of the 16 there are).
+// For i = 0, LANES, … below count: use(i, how many of the LANES numbers there are).
 template <class Use>
 ALWAYS_INLINE void for_vectors(int64_t count, Use use) {
   int64_t i = 0;

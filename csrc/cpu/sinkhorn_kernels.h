@@ -15,6 +15,7 @@ constexpr float NEAREST = 1e-8f;        // squared distance below which the cost
 constexpr float NEAREST_DISTANCE = 1.000001e-4f;
 constexpr double SHORTEST_RATIO = 1e-3;  // of the diameter to the blur, as in reference.py
 constexpr double LONGEST_RATIO = 1e8;
+constexpr float NO_WEIGHT = -100000;      // the logarithm of zero, as in GeomLoss
 constexpr float LOG2E = 1.44269504088896340736f;
 
 template <class Use>
@@ -31,7 +32,10 @@ template <int64_t R, class T>
 ALWAYS_INLINE void scan_rows(const T* rows, int64_t dim, float* sum, const Box* box) {
   for_vectors(dim, [&](int64_t d, int64_t count) {
     Floats row[R];
-    for (int64_t r = 0; r < R; ++r) row[r] = load_part(rows + r * dim + d, count);
+    for (int64_t r = 0; r < R; ++r) {
+      row[r] = load_part(rows + r * dim + d, count);
+      __builtin_prefetch(rows + r * dim + d + 4096, 0, 2);
+    }
     Floats total = load(sum + d);
     for (int64_t r = 0; r < R; ++r) total += row[r];
     store(sum + d, total);
@@ -84,6 +88,7 @@ inline void pack(const Points& points, const void* set, int64_t first_row, int64
     from += first_row * points.dim;
     for (int64_t row = 0; row < count; ++row) {
       for_vectors(points.dim, [&](int64_t d, int64_t width) {
+        __builtin_prefetch(from + row * points.dim + d + 4096, 0, 2);
         store(rows + row * stride + d, load_part(from + row * points.dim + d, width) - load(centre + d));
       });
     }
@@ -197,9 +202,11 @@ class Problem {
 
   void load_weights(int64_t problem) {
     const auto fill = [&](Set set, const float* weights) {
-      for (int64_t i = 0; i < set.count; ++i) {
-        const float weight = weights ? weights[problem * set.count + i] : 1.0f / set.count;
-        logs[set.first + i] = weight > 0 ? std::log(weight) : weight <= 0 ? -100000.0f : weight;
+      float* log = logs + set.first;
+      if (!weights) std::fill_n(log, set.count, -std::log(static_cast<float>(set.count)));
+      for (int64_t i = 0; weights && i < set.count; ++i) {
+        const float weight = weights[problem * set.count + i];
+        log[i] = weight > 0 ? std::log(weight) : NO_WEIGHT;
       }
     };
     fill(x, call.a);
@@ -341,17 +348,14 @@ class PullBack {
       : call(call),
         count(call.points.n + call.points.m),
         stride(padded(call.points.dim) | LANES),
-        direct(call.points.format == Format::FLOAT && call.points.dim % LANES == 0),
-        memory(scratch(direct ? 0 : (count + 1) * stride)),
+        memory(scratch((count + 1) * stride)),
         terms(new Term<ROWS>[count]) {}
 
   void solve(int64_t problem) {
     const Points& points = call.points;
-    if (!direct) {
-      const float* zero = memory.get() + count * stride;
-      pack(points, points.x, problem * points.n, points.n, zero, memory.get(), stride);
-      pack(points, points.y, problem * points.m, points.m, zero, memory.get() + points.n * stride, stride);
-    }
+    const float* zero = memory.get() + count * stride;
+    pack(points, points.x, problem * points.n, points.n, zero, memory.get(), stride);
+    pack(points, points.y, problem * points.m, points.m, zero, memory.get() + points.n * stride, stride);
     if (call.pull_x) gradient(problem, points.n, call.pull_x, call.grad_f, call.a, call.grad_x);
     if (call.pull_y) gradient(problem, points.m, call.pull_y, call.grad_g, call.b, call.grad_y);
   }
@@ -359,16 +363,8 @@ class PullBack {
  private:
   const Backward& call;
   int64_t count, stride;
-  bool direct;  // the points can be read where they are
   Scratch memory;
   std::unique_ptr<Term<ROWS>[]> terms;
-
-  const float* point(int64_t problem, int64_t i) const {
-    const Points& p = call.points;
-    if (!direct) return memory.get() + i * stride;
-    if (i < p.n) return static_cast<const float*>(p.x) + (problem * p.n + i) * p.dim;
-    return static_cast<const float*>(p.y) + (problem * p.m + i - p.n) * p.dim;
-  }
 
   void gradient(int64_t problem, int64_t rows, const float* pull, const float* grad_potential, const float* weights,
                 void* grad) {
@@ -381,6 +377,9 @@ class PullBack {
         int64_t d = 0;
         for (; d + VECTORS * LANES <= dim; d += VECTORS * LANES) {
           Floats sum[ROWS][VECTORS];
+          for (int64_t i = 0; i < used_rows; ++i) {  // the stores find their lines in the cache
+            for (int64_t v = 0; v < VECTORS; ++v) __builtin_prefetch(to + i * dim + d + v * LANES, 1);
+          }
           combine(terms.get(), used, d, sum);
           for (int64_t i = 0; i < used_rows; ++i) {
             for (int64_t v = 0; v < VECTORS; ++v) store(to + i * dim + d + v * LANES, sum[i][v]);
@@ -412,7 +411,7 @@ class PullBack {
         term.coefficients[i] = i < used_rows ? scale[i] * pull[(first + i) * count + j] : 0.0f;
         pulls |= term.coefficients[i] != 0;
       }
-      term.point = point(problem, j);
+      term.point = memory.get() + j * stride;
       used += pulls;
     }
     return used;
