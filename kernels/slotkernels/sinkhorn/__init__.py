@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._checks import accumulate_dtype, check_same, check_tensor, check_that
 from .._dispatch import Call, Op, requested_backend
-from .._native import why_not_cpp
+from .cpp import why_not as why_not_cpp
 
 __all__ = ["SamplesLoss", "bytes_moved", "flops", "sinkhorn_divergence", "sinkhorn_potentials"]
 
