@@ -15,10 +15,8 @@ THREADS_PER_PROBLEM, LARGE = 8, 1024
 
 def why_not(call: Call) -> str | None:
     """Why these kernels do not serve the call, or None."""
-    x, y = call.tensors[:2]
-    assert x is not None
-    assert y is not None
-    batch, points, threads = x.shape[0], x.shape[1] + y.shape[1], torch.get_num_threads()
+    sets = [t for t in call.tensors[:2] if t is not None]
+    batch, points, threads = sets[0].shape[0], sum(t.shape[1] for t in sets), torch.get_num_threads()
     if points > MOST_POINTS:
         return f"N + M = {points} points; up to {MOST_POINTS} are served"
     if points > LARGE and threads > THREADS_PER_PROBLEM * batch > 0:
