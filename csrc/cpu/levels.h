@@ -53,13 +53,16 @@ inline int supported_level() {
   return __builtin_cpu_supports("x86-64-v3") ? 3 : 1;
 }
 
-#define BEST_LEVEL(name) (level == 4 ? &v4::name : level == 3 ? &v3::name : &v1::name)
+#define BEST_LEVEL(name)                            \
+  (slotkernels::level == 4   ? &slotkernels::v4::name \
+   : slotkernels::level == 3 ? &slotkernels::v3::name \
+                             : &slotkernels::v1::name)
 #else
 inline int supported_level() { return 1; }
 
-#define BEST_LEVEL(name) (&v1::name)
+#define BEST_LEVEL(name) (&slotkernels::v1::name)
 #endif
 
-inline const int level = supported_level();
+static const int level = supported_level();
 
 }  // namespace slotkernels
