@@ -77,20 +77,36 @@ def _multiply(x, y, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _as_rows(piece, GROUPS: tl.constexpr):
+    """Points [R, BLOCK_D] as the left operand of every group's product: [GROUPS, R, BLOCK_D]."""
+    return tl.broadcast_to(piece[None, :, :], [GROUPS, piece.shape[0], piece.shape[1]])
+
+
+@triton.jit
+def _as_columns(piece, GROUPS: tl.constexpr):
+    """Points [GROUPS · C, BLOCK_D] as the right operands of the groups' products: [GROUPS, BLOCK_D, C]."""
+    return tl.permute(tl.reshape(piece, [GROUPS, piece.shape[0] // GROUPS, piece.shape[1]]), [0, 2, 1])
+
+
+@triton.jit
 def _multiply_own(x, acc, PRECISION: tl.constexpr):
     """Half of this plus its transpose is ``x @ x^T``: two products suffice where :func:`_multiply` has three."""
+    rows, columns = _as_rows(x, acc.shape[0]), _as_columns(x, acc.shape[0])
     if PRECISION == "tf32x3":
-        high = _nearest(x)
-        acc = _dot(high + high, tl.trans(x - high), acc, PRECISION)
-        return _dot(high, tl.trans(high), acc, PRECISION)
+        high, columns_high = _nearest(rows), _nearest(columns)
+        acc = _dot(high + high, columns - columns_high, acc, PRECISION)
+        return _dot(high, columns_high, acc, PRECISION)
     else:
-        return _dot(x, tl.trans(x), acc, PRECISION)
+        return _dot(rows, columns, acc, PRECISION)
 
 
 @triton.jit
 def _symmetric(acc, PRECISION: tl.constexpr):
+    """What :func:`_multiply_own` left to do."""
     if PRECISION == "tf32x3":
-        return 0.5 * (acc + tl.trans(acc))
+        side: tl.constexpr = acc.shape[1]
+        turned = tl.trans(tl.reshape(tl.permute(acc, [1, 0, 2]), [side, side]))
+        return 0.5 * (acc + tl.permute(tl.reshape(turned, [side, acc.shape[0], acc.shape[2]]), [1, 0, 2]))
     else:
         return acc
 
@@ -133,13 +149,14 @@ def _box(x, y, n_inside, m_inside):
 @triton.jit
 def _grams(
     x_rows, y_rows, n_inside, m_inside, centre, dim,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr,
     WITH_BOX: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Products of all pairs, x and y being read once."""
-    cross = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    own_x = tl.zeros([BLOCK_N, BLOCK_N], tl.float32)
-    own_y = tl.zeros([BLOCK_M, BLOCK_M], tl.float32)
+    GROUPS: tl.constexpr = BLOCK_M // COLUMNS
+    cross = tl.zeros([GROUPS, BLOCK_N, COLUMNS], tl.float32)
+    own_x = tl.zeros([BLOCK_N // COLUMNS, BLOCK_N, COLUMNS], tl.float32)
+    own_y = tl.zeros([GROUPS, BLOCK_M, COLUMNS], tl.float32)
     box = tl.zeros([BLOCK_D], tl.float32)
     for offset in range(0, dim, BLOCK_D):
         d = offset + tl.arange(0, BLOCK_D)
@@ -147,7 +164,7 @@ def _grams(
         if WITH_BOX:
             box += _box(x, y, n_inside, m_inside)
         x, y = _centred(x, centre, d, dim, PRECISION), _centred(y, centre, d, dim, PRECISION)
-        cross = _multiply(x, tl.trans(y), cross, PRECISION)
+        cross = _multiply(_as_rows(x, GROUPS), _as_columns(y, GROUPS), cross, PRECISION)
         own_x = _multiply_own(x, own_x, PRECISION)
         own_y = _multiply_own(y, own_y, PRECISION)
     return cross, _symmetric(own_x, PRECISION), _symmetric(own_y, PRECISION), tl.sqrt(tl.sum(box, 0))
@@ -156,12 +173,13 @@ def _grams(
 @triton.jit
 def _cross_gram(
     x_rows, y_rows, n_inside, m_inside, centre, dim,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr,
     WITH_BOX: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Products of x with y, and the squared norms of both."""
-    cross = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    x_norms, y_norms = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_M], tl.float32)
+    GROUPS: tl.constexpr = BLOCK_M // COLUMNS
+    cross = tl.zeros([GROUPS, BLOCK_N, COLUMNS], tl.float32)
+    x_norms, y_norms = tl.zeros([BLOCK_N], tl.float32), tl.zeros([GROUPS, COLUMNS], tl.float32)
     box = tl.zeros([BLOCK_D], tl.float32)
     for offset in range(0, dim, BLOCK_D):
         d = offset + tl.arange(0, BLOCK_D)
@@ -169,19 +187,20 @@ def _cross_gram(
         if WITH_BOX:
             box += _box(x, y, n_inside, m_inside)
         x, y = _centred(x, centre, d, dim, PRECISION), _centred(y, centre, d, dim, PRECISION)
-        cross = _multiply(x, tl.trans(y), cross, PRECISION)
+        columns = _as_columns(y, GROUPS)
+        cross = _multiply(_as_rows(x, GROUPS), columns, cross, PRECISION)
         x_norms += tl.sum(x.to(tl.float32) * x.to(tl.float32), 1)
-        y_norms += tl.sum(y.to(tl.float32) * y.to(tl.float32), 1)
+        y_norms += tl.sum(columns.to(tl.float32) * columns.to(tl.float32), 1)
     return cross, x_norms, y_norms, tl.sqrt(tl.sum(box, 0))
 
 
 @triton.jit
 def _own_gram(
-    rows, inside, centre, dim,
-    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
+    rows, inside, centre, dim, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_D: tl.constexpr,
+    EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Products of the points of one set."""
-    own = tl.zeros([BLOCK, BLOCK], tl.float32)
+    own = tl.zeros([BLOCK // COLUMNS, BLOCK, COLUMNS], tl.float32)
     for offset in range(0, dim, BLOCK_D):
         d = offset + tl.arange(0, BLOCK_D)
         piece = _centred(_piece(rows, inside, d, dim, EVEN_D), centre, d, dim, PRECISION)
@@ -190,14 +209,27 @@ def _own_gram(
 
 
 @triton.jit
-def _diagonal(BLOCK: tl.constexpr):
-    return tl.arange(0, BLOCK)[:, None] == tl.arange(0, BLOCK)[None, :]
+def _columns(GROUPS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Numbers of the columns: [GROUPS, COLUMNS]."""
+    return tl.arange(0, GROUPS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+
+
+@triton.jit
+def _diagonal(matrix):
+    """Where a matrix [GROUPS, R, COLUMNS] has its diagonal."""
+    return _columns(matrix.shape[0], matrix.shape[2])[:, None, :] == tl.arange(0, matrix.shape[1])[None, :, None]
+
+
+@triton.jit
+def _sum_rows(matrix):
+    """Sum over the columns [GROUPS, COLUMNS], for each row."""
+    return tl.sum(tl.sum(matrix, 2), 0)
 
 
 @triton.jit
 def _costs(gram, row_norms, column_norms, P: tl.constexpr):
     """Costs from products and squared norms. Comparisons keep NaN, which tl.maximum would drop."""
-    squared = (row_norms[:, None] + column_norms[None, :]) - 2.0 * gram
+    squared = (row_norms[None, :, None] + column_norms[:, None, :]) - 2.0 * gram
     if P == 2:
         return 0.5 * tl.where(squared < 0.0, 0.0, squared)
     else:
@@ -207,9 +239,9 @@ def _costs(gram, row_norms, column_norms, P: tl.constexpr):
 @triton.jit
 def _own_costs(gram, P: tl.constexpr):
     """Costs within a set: norms are the diagonal of the products, and a point is at no distance from itself."""
-    diagonal = _diagonal(gram.shape[0])
+    diagonal = _diagonal(gram)
     norms = tl.where(diagonal, gram, 0.0)
-    costs = _costs(gram, tl.sum(norms, 1), tl.sum(norms, 0), P)
+    costs = _costs(gram, _sum_rows(norms), tl.sum(norms, 1), P)
     return tl.where(diagonal & (costs == costs), 0.0 if P == 2 else NEAREST**0.5, costs)
 
 
@@ -224,9 +256,8 @@ def _schedule(diameter, blur, scaling, P: tl.constexpr):
 
 
 @triton.jit
-def _weights(pointer, stride, count, BLOCK: tl.constexpr, GIVEN: tl.constexpr):
-    """Weights and their logarithms; 0 and -inf outside."""
-    i = tl.arange(0, BLOCK)
+def _weights(pointer, stride, i, count, GIVEN: tl.constexpr):
+    """Weights of the points i and their logarithms; 0 and -inf outside."""
     weights = tl.where(i < count, 1.0 / count, 0.0)
     if GIVEN:
         weights = tl.load(pointer + i * stride, mask=i < count, other=0.0).to(tl.float32)
@@ -235,26 +266,37 @@ def _weights(pointer, stride, count, BLOCK: tl.constexpr, GIVEN: tl.constexpr):
 
 
 @triton.jit
-def _softmin(costs, logs, potentials, eps, AXIS: tl.constexpr):
-    """Potentials of one set from those of the other, which AXIS runs along, and the softmax that is their gradient."""
+def _row_softmin(costs, logs, potentials, eps):
+    """Potentials of the rows from those of the columns, and the softmax over columns that is their gradient."""
     scale = LOG2E / eps
-    logits = tl.expand_dims(logs + potentials * scale, 1 - AXIS) - costs * scale
-    top = tl.max(logits, AXIS)
-    powers = tl.exp2(logits - tl.expand_dims(top, AXIS))
-    total = tl.sum(powers, AXIS)
-    return (top + _log2(total)) * (eps * -LN2), powers / tl.expand_dims(total, AXIS)
+    logits = (logs + potentials * scale)[:, None, :] - costs * scale
+    top = tl.max(tl.max(logits, 2), 0)
+    powers = tl.exp2(logits - top[None, :, None])
+    total = _sum_rows(powers)
+    return (top + _log2(total)) * (eps * -LN2), powers / total[None, :, None]
+
+
+@triton.jit
+def _column_softmin(costs, logs, potentials, eps):
+    """Potentials of the columns from those of the rows, and the softmax over rows that is their gradient."""
+    scale = LOG2E / eps
+    logits = (logs + potentials * scale)[None, :, None] - costs * scale
+    top = tl.max(logits, 1)
+    powers = tl.exp2(logits - top[:, None, :])
+    total = tl.sum(powers, 1)
+    return (top + _log2(total)) * (eps * -LN2), powers / total[:, None, :]
 
 
 @triton.jit
 def _solve_cross(costs, a_logs, b_logs, start, ratio, final, steps):
-    """Potentials of x [rows] and y [columns] before the last extrapolation."""
-    f, _ = _softmin(costs, b_logs, tl.zeros_like(b_logs), start, 1)
-    g, _ = _softmin(costs, a_logs, tl.zeros_like(a_logs), start, 0)
+    """Potentials of x [rows] and of y [columns] before the last extrapolation."""
+    f, _ = _row_softmin(costs, b_logs, tl.zeros_like(b_logs), start)
+    g, _ = _column_softmin(costs, a_logs, tl.zeros_like(a_logs), start)
     eps = start
     for step in range(steps + 2):
         now = tl.where(step > steps, final, eps)
-        toward_f, _ = _softmin(costs, b_logs, g, now, 1)
-        toward_g, _ = _softmin(costs, a_logs, f, now, 0)
+        toward_f, _ = _row_softmin(costs, b_logs, g, now)
+        toward_g, _ = _column_softmin(costs, a_logs, f, now)
         f, g = 0.5 * (f + toward_f), 0.5 * (g + toward_g)
         eps = tl.where(step > 0, eps * ratio, eps)
     return f, g
@@ -262,12 +304,13 @@ def _solve_cross(costs, a_logs, b_logs, start, ratio, final, steps):
 
 @triton.jit
 def _solve_own(costs, logs, start, ratio, final, steps):
-    """Potentials of a set transported to itself."""
-    f, _ = _softmin(costs, logs, tl.zeros_like(logs), start, 1)
+    """Potentials [rows] of a set transported to itself, before the last extrapolation."""
+    f, _ = _column_softmin(costs, logs, tl.zeros_like(logs), start)
+    f = tl.reshape(f, logs.shape)
     eps = start
     for step in range(steps + 2):
-        toward, _ = _softmin(costs, logs, f, tl.where(step > steps, final, eps), 1)
-        f = 0.5 * (f + toward)
+        toward, _ = _column_softmin(costs, logs, f, tl.where(step > steps, final, eps))
+        f = 0.5 * (f + tl.reshape(toward, logs.shape))
         eps = tl.where(step > 0, eps * ratio, eps)
     return f
 
@@ -282,11 +325,29 @@ def _factors(softmax, costs, P: tl.constexpr):
 
 
 @triton.jit
-def _store_own(pull, factors, totals, count, width):
-    """Write the factors of the own points; ``totals`` are those of the point itself."""
-    i = tl.arange(0, factors.shape[0])
-    factors += tl.where(_diagonal(factors.shape[0]), totals[:, None], 0.0)
-    tl.store(pull + i[:, None] * width + i[None, :], factors, mask=(i < count)[:, None] & (i < count)[None, :])
+def _store_own(pull, factors, diagonal, count, width):
+    """Write factors [GROUPS, R, COLUMNS] of a set's points in the gradients of their potentials, which columns are.
+
+    ``diagonal`` [GROUPS, COLUMNS] is what the point itself has in addition.
+    """
+    GROUPS: tl.constexpr = factors.shape[0]
+    j, i = tl.arange(0, factors.shape[1])[None, :, None], _columns(GROUPS, factors.shape[2])[:, None, :]
+    factors += tl.where(i == j, diagonal[:, None, :], 0.0)
+    tl.store(pull + i * width + j, factors, mask=(i < count) & (j < count))
+
+
+@triton.jit
+def _own(
+    gram, logs, start, ratio, final, steps, totals, pull, count, width, P: tl.constexpr, KEEP: tl.constexpr
+):  # fmt: skip
+    """Potentials [GROUPS, COLUMNS] of a set transported to itself; writes its part of the pull."""
+    costs = _own_costs(gram, P)
+    f = _solve_own(costs, logs, start, ratio, final, steps)
+    f, softmax = _column_softmin(costs, logs, f, final)
+    if KEEP:
+        factors = _factors(softmax, costs, P)
+        _store_own(pull, factors, totals - (tl.sum(factors, 1) if P == 1 else 1.0), count, width)
+    return f
 
 
 @triton.jit
@@ -307,7 +368,7 @@ def sinkhorn_kernel(
     blur, scaling, final,
     P: tl.constexpr, DEBIAS: tl.constexpr, KEEP_X: tl.constexpr, KEEP_Y: tl.constexpr, DIAMETER: tl.constexpr,
     HAS_A: tl.constexpr, HAS_B: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr,
     TOGETHER: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Reads one x and one y (twice unless TOGETHER), writes value, potentials and pulls of one problem.
@@ -315,20 +376,21 @@ def sinkhorn_kernel(
     Floor: (N + M) · D · itemsize bytes read, 4 · (N + M)² bytes of pulls written.
     """
     problem = tl.program_id(0).to(tl.int64)
+    N_GROUPS: tl.constexpr = BLOCK_N // COLUMNS
+    M_GROUPS: tl.constexpr = BLOCK_M // COLUMNS
     i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
-    n_inside, m_inside = i < n, j < m
-    x_rows, y_rows = x + problem * x_batch + i * x_row, y + problem * y_batch + j * y_row
-    centre = y + problem * y_batch
+    x, y = x + problem * x_batch, y + problem * y_batch
+    x_rows, y_rows = x + i * x_row, y + j * y_row
     WITH_BOX: tl.constexpr = DIAMETER == "problem"
     if TOGETHER:
         cross, own_x, own_y, edge = _grams(
-            x_rows, y_rows, n_inside, m_inside, centre, dim, BLOCK_N, BLOCK_M, BLOCK_D, EVEN_D, WITH_BOX, PRECISION
+            x_rows, y_rows, i < n, j < m, y, dim, BLOCK_N, BLOCK_M, COLUMNS, BLOCK_D, EVEN_D, WITH_BOX, PRECISION
         )
-        x_norms = tl.sum(tl.where(_diagonal(BLOCK_N), own_x, 0.0), 1)
-        y_norms = tl.sum(tl.where(_diagonal(BLOCK_M), own_y, 0.0), 0)
+        x_norms = _sum_rows(tl.where(_diagonal(own_x), own_x, 0.0))
+        y_norms = tl.sum(tl.where(_diagonal(own_y), own_y, 0.0), 1)
     else:
         cross, x_norms, y_norms, edge = _cross_gram(
-            x_rows, y_rows, n_inside, m_inside, centre, dim, BLOCK_N, BLOCK_M, BLOCK_D, EVEN_D, WITH_BOX, PRECISION
+            x_rows, y_rows, i < n, j < m, y, dim, BLOCK_N, BLOCK_M, COLUMNS, BLOCK_D, EVEN_D, WITH_BOX, PRECISION
         )
 
     final, blur, scaling = _scalar(final), _scalar(blur), _scalar(scaling)
@@ -339,57 +401,51 @@ def sinkhorn_kernel(
         first, count = _schedule(tl.load(diameter), blur, scaling, P)
     else:
         first, count = _schedule(edge, blur, scaling, P)
-    a_weights, a_logs = _weights(a + problem * a_batch, a_row, n, BLOCK_N, HAS_A)
-    b_weights, b_logs = _weights(b + problem * b_batch, b_row, m, BLOCK_M, HAS_B)
+    column = _columns(M_GROUPS, COLUMNS)
+    a, b = a + problem * a_batch, b + problem * b_batch
+    a_weights, a_logs = _weights(a, a_row, i, n, HAS_A)
+    b_weights, b_logs = _weights(b, b_row, column, m, HAS_B)
 
     width = n + m
     pull_x, pull_y = pull_x + problem * n * width, pull_y + problem * m * width
-    pairs = n_inside[:, None] & m_inside[None, :]
+    row3, column3 = i[None, :, None], column[:, None, :]
+    pairs = (row3 < n) & (column3 < m)
     costs = _costs(cross, x_norms, y_norms, P)
     before_f, before_g = _solve_cross(costs, a_logs, b_logs, first, ratio, final, count)
-    end_f, softmax = _softmin(costs, b_logs, before_g, final, 1)
-    x_total, y_total = tl.full([BLOCK_N], 1.0, tl.float32), tl.full([BLOCK_M], 1.0, tl.float32)
+    end_f, softmax = _row_softmin(costs, b_logs, before_g, final)
+    x_totals, y_totals = tl.full([BLOCK_N], 1.0, tl.float32), tl.full([M_GROUPS, COLUMNS], 1.0, tl.float32)
     if KEEP_X:
         factors = _factors(softmax, costs, P)
-        tl.store(pull_x + i[:, None] * width + n + j[None, :], -factors, mask=pairs)
+        tl.store(pull_x + row3 * width + n + column3, -factors, mask=pairs)
         if P == 1:
-            x_total = tl.sum(factors, 1)
-    end_g, softmax = _softmin(costs, a_logs, before_f, final, 0)
+            x_totals = _sum_rows(factors)
+    end_g, softmax = _column_softmin(costs, a_logs, before_f, final)
     if KEEP_Y:
         factors = _factors(softmax, costs, P)
-        tl.store(pull_y + j[None, :] * width + i[:, None], -factors, mask=pairs)
+        tl.store(pull_y + column3 * width + row3, -factors, mask=pairs)
         if P == 1:
-            y_total = tl.sum(factors, 0)
+            y_totals = tl.sum(factors, 1)
 
+    x_totals = tl.reshape(x_totals, [N_GROUPS, COLUMNS])
     if DEBIAS:
         if not TOGETHER:
-            own_x = _own_gram(x_rows, n_inside, centre, dim, BLOCK_N, BLOCK_D, EVEN_D, PRECISION)
-        costs = _own_costs(own_x, P)
-        before = _solve_own(costs, a_logs, first, ratio, final, count)
-        end, softmax = _softmin(costs, a_logs, before, final, 1)
-        end_f -= end
-        if KEEP_X:
-            factors = _factors(softmax, costs, P)
-            _store_own(pull_x, factors, x_total - (tl.sum(factors, 1) if P == 1 else 1.0), n, width)
+            own_x = _own_gram(x_rows, i < n, x, dim, BLOCK_N, COLUMNS, BLOCK_D, EVEN_D, PRECISION)
+        own = _own(own_x, a_logs, first, ratio, final, count, x_totals, pull_x, n, width, P, KEEP_X)
+        end_f -= tl.reshape(own, [BLOCK_N])
         if not TOGETHER:
-            own_y = _own_gram(y_rows, m_inside, centre, dim, BLOCK_M, BLOCK_D, EVEN_D, PRECISION)
-        costs = _own_costs(own_y, P)
-        before = _solve_own(costs, b_logs, first, ratio, final, count)
-        end, softmax = _softmin(costs, b_logs, before, final, 1)
-        end_g -= end
-        if KEEP_Y:
-            factors = _factors(softmax, costs, P)
-            _store_own(pull_y + n, factors, y_total - (tl.sum(factors, 1) if P == 1 else 1.0), m, width)
+            own_y = _own_gram(y_rows, j < m, y, dim, BLOCK_M, COLUMNS, BLOCK_D, EVEN_D, PRECISION)
+        _, b_logs = _weights(b, b_row, j, m, HAS_B)
+        end_g -= _own(own_y, b_logs, first, ratio, final, count, y_totals, pull_y + n, m, width, P, KEEP_Y)
     else:
         if KEEP_X:
-            _store_own(pull_x, tl.zeros([BLOCK_N, BLOCK_N], tl.float32), x_total, n, width)
+            _store_own(pull_x, tl.zeros([N_GROUPS, BLOCK_N, COLUMNS], tl.float32), x_totals, n, width)
         if KEEP_Y:
-            _store_own(pull_y + n, tl.zeros([BLOCK_M, BLOCK_M], tl.float32), y_total, m, width)
+            _store_own(pull_y + n, tl.zeros([M_GROUPS, BLOCK_M, COLUMNS], tl.float32), y_totals, m, width)
 
-    tl.store(f + problem * n + i, end_f, mask=n_inside)
-    tl.store(g + problem * m + j, end_g, mask=m_inside)
-    mean_f = tl.sum(tl.where(n_inside, end_f * a_weights, 0.0), 0)
-    total = mean_f + tl.sum(tl.where(m_inside, end_g * b_weights, 0.0), 0)
+    tl.store(f + problem * n + i, end_f, mask=i < n)
+    tl.store(g + problem * m + column, end_g, mask=column < m)
+    total = tl.sum(tl.where(i < n, end_f * a_weights, 0.0), 0)
+    total += tl.sum(tl.sum(tl.where(column < m, end_g * b_weights, 0.0), 1), 0)
     if DEBIAS:
         total = tl.where(total < 0.0, 0.0, total)
     tl.store(value + problem, total)
@@ -434,7 +490,7 @@ def _gradient(
             grad_potential + problem * grad_potential_batch + r * grad_potential_row, mask=inside, other=0.0
         )
     if HAS_VALUE:
-        share, _ = _weights(weights + problem * weights_batch, weights_row, rows, BLOCK_R, HAS_WEIGHTS)
+        share, _ = _weights(weights + problem * weights_batch, weights_row, r, rows, HAS_WEIGHTS)
         scale += tl.load(grad_value + problem * grad_value_batch) * share
     keep = inside[:, None]
     if not EVEN_D:

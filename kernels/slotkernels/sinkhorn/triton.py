@@ -19,6 +19,7 @@ class Tile(NamedTuple):
 
     block_n: int
     block_m: int
+    columns: int  # of a cost matrix that one warp holds, with all rows
     block_d: int
     together: bool  # all three cost matrices are held at once
     warps: int
@@ -33,8 +34,8 @@ def block(count: int) -> int:
 def tile(n: int, m: int, itemsize: int) -> Tile:
     """Block sizes for sets of n and m points."""
     side = max(block(n), block(m))
-    warps = {16: 1, 32: 1, 64: 4, 128: 8}[side]
-    return Tile(block(n), block(m), 128 // itemsize, side <= 64, warps, 3)
+    columns = min(16, block(n), block(m))
+    return Tile(block(n), block(m), columns, 64 // itemsize, side <= 64, side // columns, 3)
 
 
 def _rows(points: Tensor) -> Tensor:
@@ -112,7 +113,7 @@ def sinkhorn(
         x, y, x if a is None else a, y if b is None else b, edge, value, f, g, pull_x, pull_y,
         *_strides(x, y, a, b), n, m, dim, start, steps, blur, scaling, blur**p,
         P=p, DEBIAS=debias, KEEP_X=keep_x, KEEP_Y=keep_y, DIAMETER=kind, HAS_A=a is not None, HAS_B=b is not None,
-        BLOCK_N=size.block_n, BLOCK_M=size.block_m, BLOCK_D=size.block_d, EVEN_D=dim % size.block_d == 0,
+        BLOCK_N=size.block_n, BLOCK_M=size.block_m, COLUMNS=size.columns, BLOCK_D=size.block_d, EVEN_D=dim % size.block_d == 0,
         TOGETHER=size.together, PRECISION=_precision(x, precision), num_warps=size.warps, num_stages=size.stages,
     )  # fmt: skip
     return value, f, g, pull_x, pull_y
