@@ -41,16 +41,16 @@ def _log2(x):
 
 
 @triton.jit
-def _nearest(points):
-    """Float32 rounded to the nearest TF32 number; NaN may turn into a number. The hardware would cut the bits off."""
-    return ((points.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+def _cut(points, bits):
+    """Float32 without the 13 bits that TF32 lacks, after adding ``bits`` to it as an integer."""
+    return ((points.to(tl.int32, bitcast=True) + bits) & -0x2000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _rounded(points, PRECISION: tl.constexpr):
-    """Operands of a product in TF32: cutting bits off would shrink every point."""
+    """Operands of a product in TF32, to the nearest: the hardware would cut bits off, which shrinks every point."""
     if PRECISION == "tf32":
-        return tl.where(points == points, _nearest(points), points)
+        return tl.where(points == points, _cut(points, 0x1000), points)
     else:
         return points
 
@@ -66,9 +66,9 @@ def _dot(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def _multiply(x, y, acc, PRECISION: tl.constexpr):
-    """``x @ y + acc``; "tf32x3" adds the products of high and low halves, without that of both low ones (2^-24)."""
+    """``x @ y + acc``; "tf32x3" adds the products of high and low halves, without that of both low ones (2^-22)."""
     if PRECISION == "tf32x3":
-        x_high, y_high = _nearest(x), _nearest(y)  # where this loses a NaN, the low half keeps it
+        x_high, y_high = _cut(x, 0), _cut(y, 0)
         acc = _dot(x - x_high, y_high, acc, PRECISION)
         acc = _dot(x_high, y - y_high, acc, PRECISION)
         return _dot(x_high, y_high, acc, PRECISION)
@@ -93,7 +93,7 @@ def _multiply_own(x, acc, PRECISION: tl.constexpr):
     """Half of this plus its transpose is ``x @ x^T``: two products suffice where :func:`_multiply` has three."""
     rows, columns = _as_rows(x, acc.shape[0]), _as_columns(x, acc.shape[0])
     if PRECISION == "tf32x3":
-        high, columns_high = _nearest(rows), _nearest(columns)
+        high, columns_high = _cut(rows, 0), _cut(columns, 0)
         acc = _dot(high + high, columns - columns_high, acc, PRECISION)
         return _dot(high, columns_high, acc, PRECISION)
     else:
@@ -303,14 +303,22 @@ def _solve_cross(costs, a_logs, b_logs, start, ratio, final, steps):
 
 
 @triton.jit
+def _own_softmin(costs, logs, potentials, eps):
+    """Potentials [rows] of a set from its own, by the reduction that takes fewer exchanges between threads."""
+    if costs.shape[0] == 1:
+        shape: tl.constexpr = (1, costs.shape[2])
+        return _row_softmin(costs, tl.reshape(logs, shape), tl.reshape(potentials, shape), eps)[0]
+    else:
+        return tl.reshape(_column_softmin(costs, logs, potentials, eps)[0], logs.shape)
+
+
+@triton.jit
 def _solve_own(costs, logs, start, ratio, final, steps):
     """Potentials [rows] of a set transported to itself, before the last extrapolation."""
-    f, _ = _column_softmin(costs, logs, tl.zeros_like(logs), start)
-    f = tl.reshape(f, logs.shape)
+    f = _own_softmin(costs, logs, tl.zeros_like(logs), start)
     eps = start
     for step in range(steps + 2):
-        toward, _ = _column_softmin(costs, logs, f, tl.where(step > steps, final, eps))
-        f = 0.5 * (f + tl.reshape(toward, logs.shape))
+        f = 0.5 * (f + _own_softmin(costs, logs, f, tl.where(step > steps, final, eps)))
         eps = tl.where(step > 0, eps * ratio, eps)
     return f
 
@@ -325,29 +333,58 @@ def _factors(softmax, costs, P: tl.constexpr):
 
 
 @triton.jit
-def _store_own(pull, factors, diagonal, count, width):
-    """Write factors [GROUPS, R, COLUMNS] of a set's points in the gradients of their potentials, which columns are.
-
-    ``diagonal`` [GROUPS, COLUMNS] is what the point itself has in addition.
-    """
-    GROUPS: tl.constexpr = factors.shape[0]
-    j, i = tl.arange(0, factors.shape[1])[None, :, None], _columns(GROUPS, factors.shape[2])[:, None, :]
-    factors += tl.where(i == j, diagonal[:, None, :], 0.0)
-    tl.store(pull + i * width + j, factors, mask=(i < count) & (j < count))
+def _cross(
+    costs, a_logs, b_logs, start, ratio, final, steps, pull_x, pull_y, n, m,
+    P: tl.constexpr, KEEP_X: tl.constexpr, KEEP_Y: tl.constexpr,
+):  # fmt: skip
+    """Potentials of x [rows] and y [columns] and the sums of their factors, which go to the pulls with a minus."""
+    f, g = _solve_cross(costs, a_logs, b_logs, start, ratio, final, steps)
+    i, j = tl.arange(0, costs.shape[1])[None, :, None], _columns(costs.shape[0], costs.shape[2])[:, None, :]
+    pairs = (i < n) & (j < m)
+    end_f, softmax = _row_softmin(costs, b_logs, g, final)
+    x_total, y_total = tl.full(f.shape, 1.0, tl.float32), tl.full(g.shape, 1.0, tl.float32)
+    if KEEP_X:
+        factors = _factors(softmax, costs, P)
+        tl.store(pull_x + i * (n + m) + n + j, -factors, mask=pairs)
+        if P == 1:
+            x_total = _sum_rows(factors)
+    end_g, softmax = _column_softmin(costs, a_logs, f, final)
+    if KEEP_Y:
+        factors = _factors(softmax, costs, P)
+        tl.store(pull_y + j * (n + m) + i, -factors, mask=pairs)
+        if P == 1:
+            y_total = tl.sum(factors, 1)
+    return end_f, end_g, x_total, y_total
 
 
 @triton.jit
 def _own(
-    gram, logs, start, ratio, final, steps, totals, pull, count, width, P: tl.constexpr, KEEP: tl.constexpr
+    gram, logs, start, ratio, final, steps, pull, count, width, P: tl.constexpr, KEEP: tl.constexpr
 ):  # fmt: skip
-    """Potentials [GROUPS, COLUMNS] of a set transported to itself; writes its part of the pull."""
+    """Potentials [GROUPS, COLUMNS] of a set transported to itself and the sums of their factors, which it writes.
+
+    For p = 1 it leaves out the diagonal of the pull: :func:`_store_diagonal` writes it.
+    """
     costs = _own_costs(gram, P)
     f = _solve_own(costs, logs, start, ratio, final, steps)
     f, softmax = _column_softmin(costs, logs, f, final)
+    total = tl.full(f.shape, 1.0, tl.float32)
     if KEEP:
         factors = _factors(softmax, costs, P)
-        _store_own(pull, factors, totals - (tl.sum(factors, 1) if P == 1 else 1.0), count, width)
-    return f
+        j, i = tl.arange(0, gram.shape[1])[None, :, None], _columns(gram.shape[0], gram.shape[2])[:, None, :]
+        inside = (i < count) & (j < count)
+        if P == 1:
+            total = tl.sum(factors, 1)
+            inside = inside & (i != j)
+        tl.store(pull + i * width + j, factors, mask=inside)
+    return f, total
+
+
+@triton.jit
+def _store_identity(pull, count, width, BLOCK: tl.constexpr):
+    """Write a set's part of the pull without debiasing, all but the diagonal for p = 1."""
+    i, j = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
+    tl.store(pull + i * width + j, tl.where(i == j, 1.0, 0.0), mask=(i < count) & (j < count))
 
 
 @triton.jit
@@ -376,20 +413,18 @@ def sinkhorn_kernel(
     Floor: (N + M) · D · itemsize bytes read, 4 · (N + M)² bytes of pulls written.
     """
     problem = tl.program_id(0).to(tl.int64)
-    N_GROUPS: tl.constexpr = BLOCK_N // COLUMNS
-    M_GROUPS: tl.constexpr = BLOCK_M // COLUMNS
     i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
     x, y = x + problem * x_batch, y + problem * y_batch
     x_rows, y_rows = x + i * x_row, y + j * y_row
     WITH_BOX: tl.constexpr = DIAMETER == "problem"
     if TOGETHER:
-        cross, own_x, own_y, edge = _grams(
+        gram, own_x, own_y, edge = _grams(
             x_rows, y_rows, i < n, j < m, y, dim, BLOCK_N, BLOCK_M, COLUMNS, BLOCK_D, EVEN_D, WITH_BOX, PRECISION
         )
         x_norms = _sum_rows(tl.where(_diagonal(own_x), own_x, 0.0))
         y_norms = tl.sum(tl.where(_diagonal(own_y), own_y, 0.0), 1)
     else:
-        cross, x_norms, y_norms, edge = _cross_gram(
+        gram, x_norms, y_norms, edge = _cross_gram(
             x_rows, y_rows, i < n, j < m, y, dim, BLOCK_N, BLOCK_M, COLUMNS, BLOCK_D, EVEN_D, WITH_BOX, PRECISION
         )
 
@@ -401,46 +436,44 @@ def sinkhorn_kernel(
         first, count = _schedule(tl.load(diameter), blur, scaling, P)
     else:
         first, count = _schedule(edge, blur, scaling, P)
-    column = _columns(M_GROUPS, COLUMNS)
+    column = _columns(BLOCK_M // COLUMNS, COLUMNS)
     a, b = a + problem * a_batch, b + problem * b_batch
     a_weights, a_logs = _weights(a, a_row, i, n, HAS_A)
     b_weights, b_logs = _weights(b, b_row, column, m, HAS_B)
-
+    _, b_row_logs = _weights(b, b_row, j, m, HAS_B)
     width = n + m
     pull_x, pull_y = pull_x + problem * n * width, pull_y + problem * m * width
-    row3, column3 = i[None, :, None], column[:, None, :]
-    pairs = (row3 < n) & (column3 < m)
-    costs = _costs(cross, x_norms, y_norms, P)
-    before_f, before_g = _solve_cross(costs, a_logs, b_logs, first, ratio, final, count)
-    end_f, softmax = _row_softmin(costs, b_logs, before_g, final)
-    x_totals, y_totals = tl.full([BLOCK_N], 1.0, tl.float32), tl.full([M_GROUPS, COLUMNS], 1.0, tl.float32)
-    if KEEP_X:
-        factors = _factors(softmax, costs, P)
-        tl.store(pull_x + row3 * width + n + column3, -factors, mask=pairs)
-        if P == 1:
-            x_totals = _sum_rows(factors)
-    end_g, softmax = _column_softmin(costs, a_logs, before_f, final)
-    if KEEP_Y:
-        factors = _factors(softmax, costs, P)
-        tl.store(pull_y + column3 * width + row3, -factors, mask=pairs)
-        if P == 1:
-            y_totals = tl.sum(factors, 1)
 
-    x_totals = tl.reshape(x_totals, [N_GROUPS, COLUMNS])
+    # Together, what is solved first frees its registers for the largest problem, x to y.
+    if DEBIAS and TOGETHER:
+        own_f, x_own = _own(own_x, a_logs, first, ratio, final, count, pull_x, n, width, P, KEEP_X)
+        own_g, y_own = _own(own_y, b_row_logs, first, ratio, final, count, pull_y + n, m, width, P, KEEP_Y)
+    costs = _costs(gram, x_norms, y_norms, P)
+    end_f, end_g, x_total, y_total = _cross(
+        costs, a_logs, b_logs, first, ratio, final, count, pull_x, pull_y, n, m, P, KEEP_X, KEEP_Y
+    )
+    if DEBIAS and not TOGETHER:
+        gram = _own_gram(x_rows, i < n, x, dim, BLOCK_N, COLUMNS, BLOCK_D, EVEN_D, PRECISION)
+        own_f, x_own = _own(gram, a_logs, first, ratio, final, count, pull_x, n, width, P, KEEP_X)
+        gram = _own_gram(y_rows, j < m, y, dim, BLOCK_M, COLUMNS, BLOCK_D, EVEN_D, PRECISION)
+        own_g, y_own = _own(gram, b_row_logs, first, ratio, final, count, pull_y + n, m, width, P, KEEP_Y)
     if DEBIAS:
-        if not TOGETHER:
-            own_x = _own_gram(x_rows, i < n, x, dim, BLOCK_N, COLUMNS, BLOCK_D, EVEN_D, PRECISION)
-        own = _own(own_x, a_logs, first, ratio, final, count, x_totals, pull_x, n, width, P, KEEP_X)
-        end_f -= tl.reshape(own, [BLOCK_N])
-        if not TOGETHER:
-            own_y = _own_gram(y_rows, j < m, y, dim, BLOCK_M, COLUMNS, BLOCK_D, EVEN_D, PRECISION)
-        _, b_logs = _weights(b, b_row, j, m, HAS_B)
-        end_g -= _own(own_y, b_logs, first, ratio, final, count, y_totals, pull_y + n, m, width, P, KEEP_Y)
+        end_f -= tl.reshape(own_f, [BLOCK_N])
+        end_g -= own_g
+        x_total -= tl.reshape(x_own, [BLOCK_N])
+        y_total -= y_own
     else:
         if KEEP_X:
-            _store_own(pull_x, tl.zeros([N_GROUPS, BLOCK_N, COLUMNS], tl.float32), x_totals, n, width)
+            _store_identity(pull_x, n, width, BLOCK_N)
         if KEEP_Y:
-            _store_own(pull_y + n, tl.zeros([M_GROUPS, BLOCK_M, COLUMNS], tl.float32), y_totals, m, width)
+            _store_identity(pull_y + n, m, width, BLOCK_M)
+    if P == 1:  # a point's own factor makes those of its row of the pull add up to zero; for p = 2 they do
+        if not DEBIAS:
+            tl.debug_barrier()  # other threads wrote ones there
+        if KEEP_X:
+            tl.store(pull_x + i * (width + 1), x_total, mask=i < n)
+        if KEEP_Y:
+            tl.store(pull_y + n + column * (width + 1), y_total, mask=column < m)
 
     tl.store(f + problem * n + i, end_f, mask=i < n)
     tl.store(g + problem * m + column, end_g, mask=column < m)
