@@ -8,7 +8,9 @@ import triton
 from torch import Tensor
 
 from .._triton import device_of, launch
-from .kernels import box_kernel, diameter_kernel, gradient_kernel, sinkhorn_kernel
+from .backward import gradient_kernel
+from .diameter import box_kernel, diameter_kernel
+from .kernels import sinkhorn_kernel
 from .reference import SHORTEST_RATIO
 
 LARGEST_START = 69.0  # logarithm of the first temperature, which float32 has to hold
@@ -19,7 +21,8 @@ class Tile(NamedTuple):
 
     block_n: int
     block_m: int
-    columns: int  # of a cost matrix that one warp holds, with all rows
+    rows: int  # of the tiles that cost matrices are cut into, one a warp
+    columns: int
     block_d: int
     together: bool  # all three cost matrices are held at once
     warps: int
@@ -34,8 +37,9 @@ def block(count: int) -> int:
 def tile(n: int, m: int, itemsize: int) -> Tile:
     """Block sizes for sets of n and m points."""
     side = max(block(n), block(m))
-    columns = min(16, block(n), block(m))
-    return Tile(block(n), block(m), columns, 64 // itemsize, side <= 64, side // columns, 3)
+    rows, columns = (64, 32) if side == 128 else (32, 32)
+    warps = triton.cdiv(side, rows) * triton.cdiv(side, columns)
+    return Tile(block(n), block(m), rows, columns, 64 // itemsize, side <= 64, warps, 3)
 
 
 def _rows(points: Tensor) -> Tensor:
@@ -113,7 +117,7 @@ def sinkhorn(
         x, y, x if a is None else a, y if b is None else b, edge, value, f, g, pull_x, pull_y,
         *_strides(x, y, a, b), n, m, dim, start, steps, blur, scaling, blur**p,
         P=p, DEBIAS=debias, KEEP_X=keep_x, KEEP_Y=keep_y, DIAMETER=kind, HAS_A=a is not None, HAS_B=b is not None,
-        BLOCK_N=size.block_n, BLOCK_M=size.block_m, COLUMNS=size.columns, BLOCK_D=size.block_d, EVEN_D=dim % size.block_d == 0,
+        BLOCK_N=size.block_n, BLOCK_M=size.block_m, ROWS=size.rows, COLUMNS=size.columns, BLOCK_D=size.block_d, EVEN_D=dim % size.block_d == 0,
         TOGETHER=size.together, PRECISION=_precision(x, precision), num_warps=size.warps, num_stages=size.stages,
     )  # fmt: skip
     return value, f, g, pull_x, pull_y
