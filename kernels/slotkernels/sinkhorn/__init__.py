@@ -6,14 +6,25 @@ import torch
 from torch import Tensor
 
 from .._checks import accumulate_dtype, check_same, check_tensor, check_that
-from .._dispatch import Call, Op, requested_backend
+from .._dispatch import Call, Op, requested_backend, why_not_triton
 from .cpp import why_not as why_not_cpp
 
 __all__ = ["SamplesLoss", "bytes_moved", "flops", "sinkhorn_divergence", "sinkhorn_potentials"]
 
+MOST_POINTS = 128  # of a set: its cost matrix is held on chip
+
+
+def _why_not_triton(call: Call) -> str | None:
+    largest = max(points.shape[1] for points in call.tensors[:2] if points is not None)
+    if largest > MOST_POINTS:
+        return f"a set of {largest} points (at most {MOST_POINTS})"
+    return why_not_triton(call)
+
+
 SINKHORN = Op("sinkhorn")
 SINKHORN.add("cpp", "slotkernels.sinkhorn.cpp", supports=why_not_cpp)
 SINKHORN.add("reference", "slotkernels.sinkhorn.reference")
+SINKHORN.add("triton", "slotkernels.sinkhorn.triton", supports=_why_not_triton)
 
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 

@@ -1,0 +1,318 @@
+"""Triton kernel of the Sinkhorn divergence of small sets. ``triton.py`` launches it and chooses block sizes.
+
+A program solves one problem: rows of a cost matrix are points of x, columns points of y, and the potentials of either
+set are log-sum-exps over columns or rows of the same matrix. Logarithms are to base 2, which is what the hardware
+computes; potentials are in the unit of the costs. Matrices are cut into tiles as ``products.py`` says.
+"""
+
+import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+from .products import INTERPRETED, all_products, cross_products, own_products
+from .reference import LONGEST_RATIO as _LONGEST_RATIO
+from .reference import NEAREST as _NEAREST
+from .reference import SHORTEST_RATIO as _SHORTEST_RATIO
+
+LN2 = tl.constexpr(0.6931471805599453)
+LOG2E = tl.constexpr(1.4426950408889634)
+NO_WEIGHT = tl.constexpr(-100000.0 * 1.4426950408889634)  # base-2 logarithm of a weight of zero, as in reference.py
+NEAREST = tl.constexpr(_NEAREST)
+FLAT = tl.constexpr(_NEAREST**0.5 * (1 + 1e-6))  # a distance up to here had its square raised to NEAREST
+SHORTEST_RATIO = tl.constexpr(_SHORTEST_RATIO)
+LONGEST_RATIO = tl.constexpr(_LONGEST_RATIO)
+
+
+@triton.jit
+def _scalar(value):
+    """A number as float32, which the interpreter hands over as Python's, and Inductor as float64."""
+    return tl.full([], value, tl.float32)
+
+
+@triton.jit
+def _log2(x):
+    """The hardware's logarithm, to 2^-22, in place of 20 instructions; the interpreter has none."""
+    if INTERPRETED:
+        return tl.log2(x)
+    else:
+        return libdevice.fast_log2f(x)
+
+
+@triton.jit
+def _numbers(TILES: tl.constexpr, WIDTH: tl.constexpr):
+    """Numbers [TILES, WIDTH] of the points along one side of a matrix."""
+    return tl.arange(0, TILES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+
+
+@triton.jit
+def _rows(matrix):
+    """Numbers of a matrix's rows, to be broadcast with it."""
+    return _numbers(matrix.shape[0], matrix.shape[2])[:, None, :, None]
+
+
+@triton.jit
+def _columns(matrix):
+    return _numbers(matrix.shape[1], matrix.shape[3])[None, :, None, :]
+
+
+@triton.jit
+def _sum_of_rows(matrix):
+    """Sums over columns: a number for each row [ROW_TILES, R]."""
+    return tl.sum(tl.sum(matrix, 3), 1)
+
+
+@triton.jit
+def _sum_of_columns(matrix):
+    return tl.sum(tl.sum(matrix, 2), 0)
+
+
+@triton.jit
+def _diagonal(products):
+    return tl.where(_rows(products) == _columns(products), products, 0.0)
+
+
+@triton.jit
+def _costs(products, row_norms, column_norms, P: tl.constexpr):
+    """Costs from products and squared norms. Comparisons keep NaN, which tl.maximum would drop."""
+    squared = (row_norms[:, None, :, None] + column_norms[None, :, None, :]) - 2.0 * products
+    if P == 2:
+        return 0.5 * tl.where(squared < 0.0, 0.0, squared)
+    else:
+        return tl.sqrt(tl.where(squared < NEAREST, NEAREST, squared))
+
+
+@triton.jit
+def _own_costs(products, P: tl.constexpr):
+    """Costs within a set: norms are the diagonal of the products, and a point is at no distance from itself."""
+    norms = _diagonal(products)
+    costs = _costs(products, _sum_of_rows(norms), _sum_of_columns(norms), P)
+    itself = (_rows(products) == _columns(products)) & (costs == costs)
+    return tl.where(itself, 0.0 if P == 2 else NEAREST**0.5, costs)
+
+
+@triton.jit
+def _schedule(diameter, blur, scaling, P: tl.constexpr):
+    """First temperature and the number of steps down from it; NaN if the diameter is not finite."""
+    finite = diameter < float("inf")
+    scale = tl.where(finite, diameter, blur)
+    scale = tl.minimum(tl.maximum(scale, SHORTEST_RATIO * blur), LONGEST_RATIO * blur)
+    steps = tl.maximum(tl.ceil(tl.log2(blur / scale) / tl.log2(scaling)), 0.0).to(tl.int32)
+    return tl.where(finite, scale * scale if P == 2 else scale, float("nan")), steps
+
+
+@triton.jit
+def load_weights(pointer, stride, i, count, GIVEN: tl.constexpr):
+    """Weights of the points i; zero outside."""
+    if GIVEN:
+        return tl.load(pointer + i * stride, mask=i < count, other=0.0).to(tl.float32)
+    else:
+        return tl.where(i < count, 1.0 / count, 0.0)
+
+
+@triton.jit
+def _log_weights(pointer, stride, i, count, GIVEN: tl.constexpr):
+    """Logarithms of the weights of the points i; -inf outside."""
+    weights = load_weights(pointer, stride, i, count, GIVEN)
+    return tl.where(i < count, tl.where(weights > 0.0, tl.log2(weights), NO_WEIGHT), float("-inf"))
+
+
+@triton.jit
+def _row_softmin(costs, logs, potentials, eps):
+    """Potentials of the rows from those of the columns, and the softmax over columns that is their gradient."""
+    scale = LOG2E / eps
+    logits = (logs + potentials * scale)[None, :, None, :] - costs * scale
+    top = tl.max(tl.max(logits, 3), 1)
+    powers = tl.exp2(logits - top[:, None, :, None])
+    total = _sum_of_rows(powers)
+    return (top + _log2(total)) * (eps * -LN2), powers / total[:, None, :, None]
+
+
+@triton.jit
+def _column_softmin(costs, logs, potentials, eps):
+    """Potentials of the columns from those of the rows, and the softmax over rows that is their gradient."""
+    scale = LOG2E / eps
+    logits = (logs + potentials * scale)[:, None, :, None] - costs * scale
+    top = tl.max(tl.max(logits, 2), 0)
+    powers = tl.exp2(logits - top[None, :, None, :])
+    total = _sum_of_columns(powers)
+    return (top + _log2(total)) * (eps * -LN2), powers / total[None, :, None, :]
+
+
+@triton.jit
+def _factors(softmax, costs, P: tl.constexpr):
+    """What each point of the other set weighs in the gradient of a potential."""
+    if P == 2:
+        return softmax
+    else:
+        return tl.where(costs < FLAT, 0.0, softmax / costs)
+
+
+@triton.jit
+def _cross(
+    costs, a_logs, b_logs, start, ratio, final, steps, pull_x, pull_y, n, m,
+    P: tl.constexpr, KEEP_X: tl.constexpr, KEEP_Y: tl.constexpr,
+):  # fmt: skip
+    """Potentials of x [rows] and y [columns] and the sums of their factors, which go to the pulls with a minus."""
+    f, _ = _row_softmin(costs, b_logs, tl.zeros_like(b_logs), start)
+    g, _ = _column_softmin(costs, a_logs, tl.zeros_like(a_logs), start)
+    eps = start
+    for step in range(steps + 2):
+        now = tl.where(step > steps, final, eps)
+        toward_f, _ = _row_softmin(costs, b_logs, g, now)
+        toward_g, _ = _column_softmin(costs, a_logs, f, now)
+        f, g = 0.5 * (f + toward_f), 0.5 * (g + toward_g)
+        eps = tl.where(step > 0, eps * ratio, eps)
+    i, j = _rows(costs), _columns(costs)
+    pairs = (i < n) & (j < m)
+    x_total, y_total = tl.full(f.shape, 1.0, tl.float32), tl.full(g.shape, 1.0, tl.float32)
+    end_f, softmax = _row_softmin(costs, b_logs, g, final)
+    if KEEP_X:
+        factors = _factors(softmax, costs, P)
+        tl.store(pull_x + i * (n + m) + n + j, -factors, mask=pairs)
+        if P == 1:
+            x_total = _sum_of_rows(factors)
+    end_g, softmax = _column_softmin(costs, a_logs, f, final)
+    if KEEP_Y:
+        factors = _factors(softmax, costs, P)
+        tl.store(pull_y + j * (n + m) + i, -factors, mask=pairs)
+        if P == 1:
+            y_total = _sum_of_columns(factors)
+    return end_f, end_g, x_total, y_total
+
+
+@triton.jit
+def _own(
+    products, logs, start, ratio, final, steps, pull, count, width, P: tl.constexpr, KEEP: tl.constexpr
+):  # fmt: skip
+    """Potentials [rows] of a set transported to itself and the sums of their factors, which go to the pull.
+
+    ``logs`` and the potentials between steps run along columns. For p = 1 the diagonal of the pull is left out.
+    """
+    costs = _own_costs(products, P)
+    f, _ = _row_softmin(costs, logs, tl.zeros_like(logs), start)
+    f = tl.reshape(f, logs.shape)
+    eps = start
+    for step in range(steps + 2):
+        toward, _ = _row_softmin(costs, logs, f, tl.where(step > steps, final, eps))
+        f = 0.5 * (f + tl.reshape(toward, logs.shape))
+        eps = tl.where(step > 0, eps * ratio, eps)
+    end, softmax = _row_softmin(costs, logs, f, final)
+    total = tl.full(end.shape, 1.0, tl.float32)
+    if KEEP:
+        factors = _factors(softmax, costs, P)
+        i, j = _rows(costs), _columns(costs)
+        inside = (i < count) & (j < count)
+        if P == 1:
+            total = _sum_of_rows(factors)
+            inside = inside & (i != j)
+        tl.store(pull + i * width + j, factors, mask=inside)
+    return end, total
+
+
+@triton.jit
+def _store_identity(pull, count, width, BLOCK: tl.constexpr, P: tl.constexpr):
+    """Write a set's part of its pull without debiasing: all but the diagonal for p = 1."""
+    i, j = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
+    inside = (i < count) & (j < count)
+    if P == 1:
+        inside = inside & (i != j)
+    tl.store(pull + i * width + j, tl.where(i == j, 1.0, 0.0), mask=inside)
+
+
+@triton.jit
+def sinkhorn_kernel(
+    x,  # [B, N, D]
+    y,  # [B, M, D]
+    a,  # [B, N] weights, read if HAS_A
+    b,  # [B, M] weights, read if HAS_B
+    diameter,  # one float, read if DIAMETER is "batch"
+    value,  # [B]
+    f,  # [B, N]
+    g,  # [B, M]
+    pull_x,  # [B, N, N + M], written if KEEP_X
+    pull_y,  # [B, M, N + M], written if KEEP_Y
+    x_batch, x_row, y_batch, y_row, a_batch, a_row, b_batch, b_row,  # strides
+    n, m, dim,
+    start, steps,  # first temperature and number of steps down from it, used if DIAMETER is "number"
+    blur, scaling, final,
+    P: tl.constexpr, DEBIAS: tl.constexpr, KEEP_X: tl.constexpr, KEEP_Y: tl.constexpr, DIAMETER: tl.constexpr,
+    HAS_A: tl.constexpr, HAS_B: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, TOGETHER: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Reads one x and one y (twice unless TOGETHER), writes value, potentials and pulls of one problem.
+    Registers: the cost matrices, all three if TOGETHER, else one at a time. Shared memory: pieces of x and y on the way.
+    Floor: (N + M) · D · itemsize bytes read, 4 · (N + M)² bytes of pulls written.
+    """
+    NR: tl.constexpr = tl.cdiv(BLOCK_N, ROWS)
+    NC: tl.constexpr = tl.cdiv(BLOCK_N, COLUMNS)
+    MR: tl.constexpr = tl.cdiv(BLOCK_M, ROWS)
+    MC: tl.constexpr = tl.cdiv(BLOCK_M, COLUMNS)
+    WITH_BOX: tl.constexpr = DIAMETER == "problem"
+    problem = tl.program_id(0).to(tl.int64)
+    i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
+    x, y = x + problem * x_batch, y + problem * y_batch
+    x_rows, y_rows, x_inside, y_inside = x + i * x_row, y + j * y_row, i < n, j < m
+    if TOGETHER:
+        products, x_products, y_products, edge = all_products(
+            x_rows, y_rows, x_inside, y_inside, y, dim, NR, NC, MR, MC,
+            BLOCK_N, BLOCK_M, BLOCK_D, EVEN_D, WITH_BOX, PRECISION,
+        )  # fmt: skip
+        x_norms, y_norms = _sum_of_rows(_diagonal(x_products)), _sum_of_columns(_diagonal(y_products))
+    else:
+        products, x_norms, y_norms, edge = cross_products(
+            x_rows, y_rows, x_inside, y_inside, y, dim, NR, MC, BLOCK_N, BLOCK_M, BLOCK_D, EVEN_D, WITH_BOX, PRECISION
+        )
+        x_norms, y_norms = tl.reshape(x_norms, [NR, BLOCK_N // NR]), tl.reshape(y_norms, [MC, BLOCK_M // MC])
+
+    final, blur, scaling = _scalar(final), _scalar(blur), _scalar(scaling)
+    ratio = scaling * scaling if P == 2 else scaling
+    if DIAMETER == "number":
+        first, count = _scalar(start), _scalar(steps).to(tl.int32)
+    elif DIAMETER == "batch":
+        first, count = _schedule(tl.load(diameter), blur, scaling, P)
+    else:
+        first, count = _schedule(edge, blur, scaling, P)
+    a, b = a + problem * a_batch, b + problem * b_batch
+    i, j = _numbers(NR, BLOCK_N // NR), _numbers(MC, BLOCK_M // MC)
+    a_logs = _log_weights(a, a_row, i, n, HAS_A)
+    b_logs = _log_weights(b, b_row, j, m, HAS_B)
+    a_column_logs = _log_weights(a, a_row, _numbers(NC, BLOCK_N // NC), n, HAS_A)
+    width = n + m
+    pull_x, pull_y = pull_x + problem * n * width, pull_y + problem * m * width
+
+    # If all matrices are there, those of the smaller problems free their registers first.
+    if DEBIAS and TOGETHER:
+        own_f, x_own = _own(x_products, a_column_logs, first, ratio, final, count, pull_x, n, width, P, KEEP_X)
+        own_g, y_own = _own(y_products, b_logs, first, ratio, final, count, pull_y + n, m, width, P, KEEP_Y)
+    costs = _costs(products, x_norms, y_norms, P)
+    end_f, end_g, x_total, y_total = _cross(
+        costs, a_logs, b_logs, first, ratio, final, count, pull_x, pull_y, n, m, P, KEEP_X, KEEP_Y
+    )
+    if DEBIAS and not TOGETHER:
+        products = own_products(x_rows, x_inside, x, dim, NR, NC, BLOCK_N, BLOCK_D, EVEN_D, PRECISION)
+        own_f, x_own = _own(products, a_column_logs, first, ratio, final, count, pull_x, n, width, P, KEEP_X)
+        products = own_products(y_rows, y_inside, y, dim, MR, MC, BLOCK_M, BLOCK_D, EVEN_D, PRECISION)
+        own_g, y_own = _own(products, b_logs, first, ratio, final, count, pull_y + n, m, width, P, KEEP_Y)
+    if DEBIAS:
+        end_f, x_total = end_f - own_f, x_total - x_own
+        end_g, y_total = end_g - tl.reshape(own_g, end_g.shape), y_total - tl.reshape(y_own, end_g.shape)
+    else:
+        if KEEP_X:
+            _store_identity(pull_x, n, width, BLOCK_N, P)
+        if KEEP_Y:
+            _store_identity(pull_y + n, m, width, BLOCK_M, P)
+    if P == 1:  # a point's own factor makes those of its row of the pull add up to zero; for p = 2 they do
+        if KEEP_X:
+            tl.store(pull_x + i * (width + 1), x_total, mask=i < n)
+        if KEEP_Y:
+            tl.store(pull_y + n + j * (width + 1), y_total, mask=j < m)
+
+    tl.store(f + problem * n + i, end_f, mask=i < n)
+    tl.store(g + problem * m + j, end_g, mask=j < m)
+    end_f = tl.where(i < n, end_f * load_weights(a, a_row, i, n, HAS_A), 0.0)
+    end_g = tl.where(j < m, end_g * load_weights(b, b_row, j, m, HAS_B), 0.0)
+    total = tl.sum(tl.sum(end_f, 1), 0) + tl.sum(tl.sum(end_g, 1), 0)
+    if DEBIAS:
+        total = tl.where(total < 0.0, 0.0, total)
+    tl.store(value + problem, total)
