@@ -11,4 +11,9 @@ STABLE_TORCH_LIBRARY(slotkernels_native, m) {
   m.def(
       "sinkhorn_backward(Tensor? grad_value, Tensor? grad_f, Tensor? grad_g, Tensor x, Tensor y, Tensor? a, Tensor? b, "
       "Tensor? pull_x, Tensor? pull_y) -> (Tensor, Tensor)");
+
+  // As in kernels/slotkernels/propagation/reference.py; any 16- or 32-bit float in.
+  m.def(
+      "propagate_labels(Tensor image_attention, Tensor video_attention, Tensor? labels, int height, int width, "
+      "int out_height, int out_width, bool confidence, bool statistics) -> (Tensor, Tensor, Tensor, Tensor)");
 }

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from slotkernels.invariant_slot_attention import triton as invariant_slot_attention
+from slotkernels.propagation import triton as propagation
 from slotkernels.slot_attention import Settings
 from slotkernels.slot_attention import triton as slot_attention
 from slotkernels.slot_update import triton as slot_update
@@ -16,6 +17,7 @@ def shipped() -> Iterator[tuple[str, Callable[[], object]]]:
     yield from _inverted_attention()
     yield from _slot_update()
     yield from _invariant_attention()
+    yield from _propagate_labels()
 
 
 def _inverted_attention() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -99,3 +101,26 @@ def _invariant_attention() -> Iterator[tuple[str, Callable[[], object]]]:
                     f"invariant_attention backward {name}",
                     lambda a=arguments: invariant_slot_attention.invariant_attention_backward(*a),
                 )
+
+
+def _propagate_labels() -> Iterator[tuple[str, Callable[[], object]]]:
+    # (grid, N, K, size): YTVIS-19 with 8 and 20 objects, MOVi-E, HD, most objects, the demo, the patch grid, fewer pixels.
+    for grid, slots, objects, size in (
+        ((24, 36), 32, 8, (336, 504)),
+        ((24, 36), 32, 20, (336, 504)),
+        ((24, 24), 32, 20, (336, 336)),
+        ((24, 36), 32, 8, (720, 1280)),
+        ((24, 36), 33, 255, (336, 504)),
+        ((12, 18), 11, 8, (128, 192)),
+        ((24, 36), 32, 8, (24, 36)),
+        ((24, 36), 32, 8, (10, 15)),
+    ):
+        for dtype in (torch.float32, torch.bfloat16) if size == (336, 504) else (torch.float32,):
+            image = torch.empty(4, 36, grid[0] * grid[1], slots, dtype=dtype, device="meta")
+            video = torch.empty(4, 36, slots, objects, dtype=dtype, device="meta")
+            clusters = torch.empty(4, objects, dtype=torch.int64, device="meta")
+            name = f"{grid[0]}x{grid[1]} N{slots} K{objects} {size[0]}x{size[1]} {str(dtype).removeprefix('torch.')}"
+            for extras, labels in ((False, None), (True, None), (True, clusters)):
+                label = f"propagate_labels {name}" + " with extras" * extras + " merged" * (labels is not None)
+                arguments = (image, video, labels, *grid, *size, extras, extras)
+                yield label, lambda a=arguments: propagation.propagate_labels(*a)
