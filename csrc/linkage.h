@@ -1,9 +1,10 @@
 // Agglomerative clustering of one set of slots, written once for CPUs and GPUs.
 //
 // The same functions run on one thread or on a group of them that work in step: `Lanes` says which of the lanes this is,
-// how many there are, how they wait for each other and how they find their nearest candidate. Every lane takes every
-// branch; loops over slots are shared out. Arithmetic and ties are those of SciPy's `linkage`, which scikit-learn calls:
-// nearest-neighbour chains for complete and average linkage, Prim's algorithm for single linkage (Muellner 2011).
+// how many there are, how they wait for each other and how they agree on the nearest of their candidates, for which all
+// have to meet, too. Every lane takes every branch; loops over slots are shared out. Arithmetic and ties are those of
+// SciPy's `linkage`, which scikit-learn calls: nearest-neighbour chains for complete and average linkage, Prim's
+// algorithm for single linkage (Muellner 2011).
 //
 // Work: 3 K searches of a row of K distances and K - 1 merges of two rows, after K (K + 1) / 2 products of D numbers.
 #pragma once
@@ -106,7 +107,7 @@ ON_LANES double joined(int linkage, double one, double other, double one_size, d
   return sum / (one_size + other_size);
 }
 
-// Makes cluster `from` part of `into` and records the merge. Needs a sync before and after.
+// Makes cluster `from` part of `into` and records the merge. Needs a sync after.
 template <class Lanes>
 ON_LANES void merge(const Lanes& lanes, const Problem& problem, int linkage, int from, int into, double height, int at) {
   const double from_size = problem.sizes[from], into_size = problem.sizes[into];
@@ -139,7 +140,6 @@ ON_LANES int merge_along_chains(const Lanes& lanes, const Problem& problem, int 
     if (length == 0) {
       while (start < problem.count && problem.sizes[start] == 0) ++start;
       if (start == problem.count) return merges;
-      lanes.sync();
       if (lanes.lane == 0) problem.chain[0] = start;
       length = 1;
       lanes.sync();
@@ -150,7 +150,6 @@ ON_LANES int merge_along_chains(const Lanes& lanes, const Problem& problem, int 
     const Nearest found = nearest_to(lanes, problem, last);
     if (found.distance < limit) {
       if (length == problem.count) length = 0;  // only if rounding of averages put a cluster into it twice
-      lanes.sync();
       if (lanes.lane == 0) problem.chain[length] = found.index;
       ++length;
     } else if (limit < NEVER) {
@@ -158,7 +157,6 @@ ON_LANES int merge_along_chains(const Lanes& lanes, const Problem& problem, int 
       merge(lanes, problem, linkage, from, into, limit, merges++);
       length -= 2;
     } else {  // nothing is left that it may merge with
-      lanes.sync();
       if (lanes.lane == 0) problem.sizes[last] = 0;
       --length;
     }
@@ -178,7 +176,6 @@ ON_LANES int merge_along_tree(const Lanes& lanes, const Problem& problem) {
       last = start;
     }
     const Nearest found = nearest_to(lanes, problem, last);
-    lanes.sync();
     if (found.distance < NEVER) {
       merge(lanes, problem, SINGLE, last, found.index, found.distance, merges++);
       last = found.index;
@@ -197,9 +194,11 @@ ON_LANES int choose_merges(const Lanes& lanes, const Problem& problem, const Rul
   for (int i = 0; i < problem.count; ++i) valid += problem.is_valid(i);
   for (int i = lanes.lane; i < merges; i += Lanes::WIDTH) {
     const double height = problem.heights[i];
+    const bool below = height < rule.threshold;
     int rank = 0;
-    for (int j = 0; j < merges; ++j) rank += problem.heights[j] < height || (problem.heights[j] == height && j < i);
-    problem.chain[i] = height < rule.threshold && rank < valid - rule.n_clusters;
+    for (int j = 0; below && j < merges; ++j)
+      rank += problem.heights[j] < height || (problem.heights[j] == height && j < i);
+    problem.chain[i] = below && rank < valid - rule.n_clusters;
   }
   lanes.sync();
   for (int i = 0; i < merges; ++i) chosen += problem.chain[i];
@@ -212,7 +211,6 @@ template <class Lanes>
 ON_LANES void cluster(const Lanes& lanes, const Problem& problem, const Rule& rule, int64_t* labels, int64_t* clusters) {
   const int merges = rule.linkage == SINGLE ? merge_along_tree(lanes, problem)
                                             : merge_along_chains(lanes, problem, rule.linkage);
-  lanes.sync();
   const int chosen = choose_merges(lanes, problem, rule, merges);
   int* first = problem.sizes;
   for (int i = lanes.lane; i < problem.count; i += Lanes::WIDTH) first[i] = i;

@@ -16,8 +16,9 @@ MOST_SLOTS_ON_CUDA = 256  # one block a problem
 
 
 def _why_not_cuda(call: Call) -> str | None:
-    count = call.options["slots"]
-    return why_not_cuda(call) or (f"{count} slots, at most {MOST_SLOTS_ON_CUDA}" if count > MOST_SLOTS_ON_CUDA else None)
+    if call.options["slots"] > MOST_SLOTS_ON_CUDA:
+        return f"{call.options['slots']} slots, at most {MOST_SLOTS_ON_CUDA}"
+    return why_not_cuda(call)
 
 
 CLUSTER_SLOTS = Op("cluster_slots")
@@ -48,7 +49,7 @@ def cluster_slots(
     nearest neighbours from the slot of the lowest index, prefer the previous cluster of the chain, then the lowest
     index; single linkage grows a tree from the first slot; merges of equal height count in the order they are found.
     Distances are computed in float64. Where the products of two slots are exact (small integers, one-hot slots) they
-    are SciPy's to the last bit; else they differ from SciPy's by at most (2 D + 8) 2^-53, and the partition can differ
+    are SciPy's to the last bit; else they differ from SciPy's by at most (4 D + 16) 2^-53, and the partition can differ
     only where a distance is that near to the threshold or to another distance. Equal slots on no such grid are of this
     kind: their distances are 0 or rounding, so which of several equal pairs ``n_clusters`` merges first is chance.
 
@@ -86,7 +87,7 @@ def cluster_slots(
     check_that(linkage in LINKAGES, f"cluster_slots: linkage={linkage!r}, expected one of {', '.join(LINKAGES)}")
     most = "" if n_clusters is None else f" and at most n_clusters={n_clusters}"
     check_that(
-        1 <= min_clusters and (n_clusters is None or min_clusters <= n_clusters),
+        min_clusters >= 1 and (n_clusters is None or min_clusters <= n_clusters),
         f"cluster_slots: min_clusters={min_clusters}, expected at least 1{most}",
     )
     limit = math.inf if threshold is None else float(threshold)
@@ -101,7 +102,7 @@ def merge_slots(
     Args:
         slots: [B, K, D].
         attention: [B, M, K], any float dtype.
-        labels: int64 [B, K] from :func:`cluster_slots`; slots labelled -1 are dropped.
+        labels: int64 [B, K] from :func:`cluster_slots`; slots labelled -1 are dropped, whatever they hold.
         backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
 
     Returns:

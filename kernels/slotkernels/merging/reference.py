@@ -21,7 +21,7 @@ def _cosine_distances(slots: Tensor, mask: Tensor | None) -> Tensor:
     """[B, K, K] in float64, by SciPy's formula; infinite between slots that may not merge."""
     slots = slots.double()
     products = torch.bmm(slots, slots.transpose(1, 2)).triu()
-    products = products + products.triu(1).transpose(1, 2)  # a product of matrices need not be symmetric to the last bit
+    products = products + products.triu(1).transpose(1, 2)  # symmetric to the last bit
     norms = products.diagonal(dim1=1, dim2=2).sqrt()
     scales = norms.unsqueeze(2) * norms.unsqueeze(1)
     distances = 1 - (products / scales.masked_fill(scales == 0, 1.0)).clamp(-1, 1)
@@ -144,6 +144,7 @@ def _membership(labels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def merge_slots(slots: Tensor, attention: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean slot, summed attention and validity of each cluster."""
     member, sizes = _membership(labels, accumulate_dtype(slots.dtype))
+    slots = slots.masked_fill((labels < 0).unsqueeze(2), 0.0)  # a slot that is dropped may hold a NaN
     merged = torch.bmm(member.transpose(1, 2), slots.to(member.dtype)) / sizes.clamp_min(1).unsqueeze(2)
     return merged.to(slots.dtype), torch.bmm(attention, member.to(attention.dtype)), sizes > 0
 
