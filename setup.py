@@ -4,8 +4,8 @@
 with every later one (2.11 and up). Environment variables:
 
 - SLOTKERNELS_BUILD=0 leaves them out, and the package is pure Python;
-- FORCE_CUDA=1 or 0 builds the ops for GPUs or leaves them out, whatever torch and whatever GPU there is; by default they
-  are built if torch is a build with CUDA and nvcc is found;
+- FORCE_CUDA=1 builds the ops for GPUs and FORCE_CUDA=0 leaves them out, whatever torch and whatever GPU there is; by
+  default they are built if torch is a build with CUDA and nvcc is found;
 - CUDA_HOME is the CUDA toolkit, TORCH_CUDA_ARCH_LIST the GPUs to compile for, MAX_JOBS how many compilers may work;
 - CXXFLAGS, LDFLAGS and NVCC_APPEND_FLAGS are added to the compilers' flags.
 """

@@ -16,9 +16,8 @@ MOST_SLOTS_ON_CUDA = 256  # one block a problem
 
 
 def _why_not_cuda(call: Call) -> str | None:
-    if call.options["slots"] > MOST_SLOTS_ON_CUDA:
-        return f"{call.options['slots']} slots, at most {MOST_SLOTS_ON_CUDA}"
-    return why_not_cuda(call)
+    reason, count = why_not_cuda(call), call.options["slots"]
+    return reason or (f"{count} slots, at most {MOST_SLOTS_ON_CUDA}" if count > MOST_SLOTS_ON_CUDA else None)
 
 
 CLUSTER_SLOTS = Op("cluster_slots")
