@@ -40,7 +40,7 @@ std::tuple<Tensor, Tensor> cluster_slots(Tensor slots, std::optional<Tensor> mas
   const auto device = slots.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   const auto blocks = static_cast<unsigned int>(batch);
   if (one_warp)
     cluster_kernel<WARP><<<blocks, WARP, 0, static_cast<cudaStream_t>(stream)>>>(arguments);

@@ -16,7 +16,13 @@ from slotkernels.merging import bytes_moved, flops
 from slotkernels.merging.reference import _cosine_distances
 
 needs_cpp = pytest.mark.skipif(why_not_loaded("_C") is not None, reason=str(why_not_loaded("_C")))
-BACKENDS = ["reference", pytest.param("cpp", marks=needs_cpp), pytest.param("cuda", marks=pytest.mark.gpu)]
+_why_not_cuda = torch.cuda.is_available() and (why_not_loaded("_C") or why_not_loaded("_C_cuda"))
+needs_cuda = pytest.mark.skipif(bool(_why_not_cuda), reason=str(_why_not_cuda))
+BACKENDS = [
+    "reference",
+    pytest.param("cpp", marks=needs_cpp),
+    pytest.param("cuda", marks=[pytest.mark.gpu, needs_cuda]),
+]
 LINKAGES = ["complete", "average", "single"]
 on_every_backend = pytest.mark.parametrize("backend", BACKENDS)
 with_every_linkage = pytest.mark.parametrize("linkage", LINKAGES)
@@ -260,6 +266,7 @@ def test_compiles_fullgraph_and_takes_no_part_in_gradients():
         assert not one.requires_grad
 
 
+@needs_cuda
 @pytest.mark.gpu
 @pytest.mark.parametrize("count", [1, 2, 8, 20, 32, 33, 100, 256])
 def test_a_captured_graph_clusters_what_it_is_given(count):
@@ -276,6 +283,7 @@ def test_a_captured_graph_clusters_what_it_is_given(count):
         assert torch.equal(counts, expected[1])
 
 
+@needs_cuda
 @pytest.mark.gpu
 def test_no_host_sync_on_a_gpu():
     slots = torch.randn(4, 40, 96, device="cuda")
@@ -289,6 +297,7 @@ def test_no_host_sync_on_a_gpu():
         torch.cuda.set_sync_debug_mode("default")
 
 
+@needs_cuda
 @pytest.mark.gpu
 def test_a_gpu_takes_at_most_256_slots():
     with pytest.raises(RuntimeError, match="257 slots, at most 256"):
