@@ -8,9 +8,10 @@ from torch import Tensor
 from .._checks import accumulate_dtype, check_same, check_tensor, check_that
 from .._dispatch import Call, Op, requested_backend, why_not_triton
 from .cpp import why_not as why_not_cpp
+from .plan import sinkhorn_plan
 from .streaming import prefers_streaming, streaming
 
-__all__ = ["SamplesLoss", "bytes_moved", "flops", "sinkhorn_divergence", "sinkhorn_potentials"]
+__all__ = ["SamplesLoss", "bytes_moved", "flops", "sinkhorn_divergence", "sinkhorn_plan", "sinkhorn_potentials"]
 
 MOST_POINTS = 128  # of a set: its cost matrix is held on chip
 

@@ -1,7 +1,7 @@
 """Launches the Triton kernels of the Sinkhorn divergence: sets of at most 128 points, one program a problem."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
