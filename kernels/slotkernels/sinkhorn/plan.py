@@ -26,8 +26,8 @@ def sinkhorn_plan(
     """Plan that minimises ``<plan, cost> - eps * entropy(plan)`` among those with marginals a and b (Cuturi 2013).
 
     Sinkhorn's iteration in the log domain: no eps is too small for it, though a smaller one needs more iterations. The
-    columns of the result sum to b to rounding, the rows to a as far as the iteration has converged. The gradient is that
-    of the iterations as they were made, exact however few they are; it needs no more memory than the plan itself.
+    columns of the result sum to b to rounding, the rows to a as far as the iteration has converged. The gradient is
+    that of the iterations as they were made, exact however few they are; it needs no more memory than the plan itself.
 
     Args:
         cost: [B, N, M]; float32, float64, bfloat16 or float16. An infinite cost forbids a pair.
@@ -39,8 +39,8 @@ def sinkhorn_plan(
         eps: > 0, in the unit of the costs; with 1/50 of their spread or more a hundred iterations are plenty.
         iterations: number of iterations, each an update of all rows and all columns.
         tolerance: stop as soon as the rows of every problem miss a by less than this in sum (looked at every few
-            iterations, for which the host waits for the device); warn if ``iterations`` do not suffice. None: never look,
-            so that the call can be captured in a CUDA graph.
+            iterations, for which the host waits for the device); warn if ``iterations`` do not suffice. None: never
+            look, so that the call can be captured in a CUDA graph.
 
     Returns:
         [B, N, M] float32 (float64 for float64 inputs), differentiable once in cost, or x and y. Where a problem has no
@@ -93,7 +93,7 @@ def _logs(weights: Tensor | None, cost: Tensor, dim: int) -> Tensor:
 
 
 def _update(logits: Tensor, partner: Tensor, logs: Tensor, dim: int, buffer: Tensor) -> Tensor:
-    """``logs - log sum_dim exp(logits + partner)``: the scaling that gives rows (dim 2) or columns (1) their weights."""
+    """``logs - log sum_dim exp(logits + partner)``: the scaling that gives rows (dim 2) or columns (1) their sums."""
     torch.add(logits, partner.unsqueeze(3 - dim), out=buffer)
     highest = buffer.amax(dim, keepdim=True)  # -inf, and then NaN, where nothing is allowed
     sums = buffer.sub_(highest).clamp_min_(-80).exp_().sum(dim)  # exp(-80) is nothing; exp is slow where it underflows
@@ -110,7 +110,7 @@ def _plan(
     tolerance: float | None,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Plan, logarithms of the scalings of rows [I, B, N] and columns [I + 1, B, M], and how many iterations were made."""
+    """Plan, logarithms of the scalings of rows [I, B, N] and columns [I + 1, B, M], and the iterations made."""
     logits = cost.to(accumulate_dtype(cost.dtype)) / -eps
     a_log, b_log = _logs(a, cost, 1), _logs(b, cost, 2)
     buffer = torch.empty_like(logits)
