@@ -5,14 +5,14 @@ namespace slotkernels::LEVEL {
 
 constexpr int64_t TILE = 4;
 
-// What fills the registers: with AVX-512 32 of 16 floats, else 16. A tile of dot products is computed in parts.
+// What fills the registers, 32 of 16 floats with AVX-512 and else 16: sums of PART x TILE dot products (a tile is computed
+// in parts), and of ROWS x VECTORS in a product with points.
 #if FLOATS_IN_REGISTER == 16
-constexpr int64_t PART = 4;
-constexpr int64_t ROWS = 8, VECTORS = 3;
+constexpr int64_t PART = 4, VECTORS = 4;
 #else
-constexpr int64_t PART = 2;
-constexpr int64_t ROWS = 4, VECTORS = 2;
+constexpr int64_t PART = 2, VECTORS = 2;
 #endif
+constexpr int64_t ROWS = 4;
 
 // Lanes in blocks of 2 H: the first H of a block are sums of two halves of a's block, the others of b's.
 template <int64_t H, size_t... Lane>
