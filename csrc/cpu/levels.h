@@ -2,7 +2,8 @@
 // of slotkernels, and defines BEST_LEVEL(name): the function of that name for this CPU. As in PyTorch, the environment
 // variable ATEN_CPU_CAPABILITY (avx2 or default) asks for less. Other architectures have v1 only.
 //
-// Inside, FLOATS_IN_REGISTER is 16, 8 and 4 (GCC 12 does not update its own macros). Standard headers come before: what they define must not depend on the level.
+// Inside, LEVEL is the namespace and FLOATS_IN_REGISTER is 16, 8 or 4 (GCC 12 does not update its own macros). Standard
+// headers come before: what they define must not depend on the level.
 #pragma once
 
 #include <array>

@@ -1,20 +1,18 @@
 // Products of small matrices, for one level of x86-64 (see levels.h): 4 x 4 tiles of dot products, and rows of
 // coefficients times rows of points. Both keep their sums in registers for the whole length of the product.
 
-#include "simd.h"
-
 namespace slotkernels::LEVEL {
 
 constexpr int64_t TILE = 4;
 
-// What fills the registers: with AVX-512 32 of 16 floats, else 16. A tile of dot products is computed in parts.
+// What fills the registers, 32 of 16 floats with AVX-512 and else 16: sums of PART x TILE dot products (a tile is computed
+// in parts), and of ROWS x VECTORS in a product with points.
 #if FLOATS_IN_REGISTER == 16
-constexpr int64_t PART = 4;
-constexpr int64_t ROWS = 8, VECTORS = 3;
+constexpr int64_t PART = 4, VECTORS = 4;
 #else
-constexpr int64_t PART = 2;
-constexpr int64_t ROWS = 4, VECTORS = 2;
+constexpr int64_t PART = 2, VECTORS = 2;
 #endif
+constexpr int64_t ROWS = 4;
 
 // Lanes in blocks of 2 H: the first H of a block are sums of two halves of a's block, the others of b's.
 template <int64_t H, size_t... Lane>
@@ -71,13 +69,18 @@ ALWAYS_INLINE void store_tile(float* to, int64_t stride, const Tile& tile) {
   for (int64_t i = 0; i < TILE; ++i) std::memcpy(to + i * stride, tile.products + i * TILE, TILE * sizeof(float));
 }
 
-// Dot products of rows [first, first + rows) with rows [second, second + columns) of the same points into both triangles
-// of `gram`. With first == second only the upper tiles are computed, of which `diagonal_only` keeps those on the diagonal.
-inline void gram_block(const float* points, int64_t stride, int64_t length, int64_t first, int64_t rows, int64_t second,
-                       int64_t columns, bool diagonal_only, float* gram, int64_t gram_stride) {
-  for (int64_t i = first; i < first + rows; i += TILE) {
-    const int64_t start = first == second ? i : second;
-    const int64_t end = diagonal_only ? i + 1 : second + columns;
+// Consecutive rows of a matrix.
+struct Set {
+  int64_t first, count;
+};
+
+// Dot products of two sets among `points`, into both triangles of `gram`. Of a set with itself only the upper tiles are
+// computed, or just those on the diagonal.
+inline void multiply(const float* points, int64_t stride, int64_t length, Set rows, Set columns, bool diagonal_only,
+                     float* gram, int64_t gram_stride) {
+  for (int64_t i = rows.first; i < rows.first + rows.count; i += TILE) {
+    const int64_t start = rows.first == columns.first ? i : columns.first;
+    const int64_t end = diagonal_only ? i + 1 : columns.first + columns.count;
     for (int64_t j = start; j < end; j += TILE) {
       const Tile tile = dots(points + i * stride, points + j * stride, stride, length);
       store_tile(gram + i * gram_stride + j, gram_stride, tile);

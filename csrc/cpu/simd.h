@@ -4,8 +4,8 @@
 // loader picks. What they call must be inlined into them (ALWAYS_INLINE), so that the call is compiled for the same
 // level. A vector has 16 floats; without AVX-512 the compiler splits it, and compares it lane by lane.
 //
-// Where more depends on the level (vectors as long as a register, tiles that fill the registers), a header of kernels is
-// included once for each level instead, by levels.h. This file is then included in each, in the namespace of the level.
+// Where more depends on the level (vectors as long as a register, tiles that fill the registers), levels.h includes a
+// header of kernels once for each level instead, and that includes this file, in the namespace of the level.
 #ifndef LEVEL
 #pragma once
 #endif

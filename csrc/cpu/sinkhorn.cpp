@@ -44,7 +44,7 @@ Points view(const Tensor& x, const Tensor& y) {
   return {x.const_data_ptr(), y.const_data_ptr(), format(x), x.size(1), y.size(1), x.size(2)};
 }
 
-// Problems worth a thread of their own: about 20 µs of work.
+// How many problems are worth a thread: some 20 µs of work.
 int64_t grain(const Points& points) {
   const double rows = points.n + points.m;
   return std::max<int64_t>(1, 1e6 / (rows * rows * (points.dim + 200)));
