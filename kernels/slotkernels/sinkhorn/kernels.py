@@ -194,7 +194,7 @@ def _cross(
 @triton.jit
 def _own(
     products, logs, start, ratio, final, steps, f_out, pull, count, width,
-    P: tl.constexpr, KEEP: tl.constexpr, FIRST: tl.constexpr,
+    keep, P: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
     """Transport a set to itself: takes from its potentials, and writes the factors of its points to its pull.
 
@@ -211,7 +211,7 @@ def _own(
     row = _numbers(costs.shape[0], costs.shape[2])
     end, softmax = _row_softmin(costs, logs, f, final)
     _add(f_out + row, -end, row < count, FIRST)
-    if KEEP:
+    if keep:
         factors = _factors(softmax, costs, P)
         i, j = row[:, None, :, None], _columns(costs)
         inside = (i < count) & (j < count)
@@ -235,8 +235,8 @@ def _store_identity(pull, count, width, BLOCK: tl.constexpr, P: tl.constexpr):
 def sinkhorn_kernel(
     x,  # [B, N, D]
     y,  # [B, M, D]
-    a,  # [B, N] weights, read if HAS_A
-    b,  # [B, M] weights, read if HAS_B
+    a,  # [B, N] weights, read if WEIGHTED
+    b,  # [B, M] weights, read if WEIGHTED
     diameter,  # one float, read if DIAMETER is "batch"
     value,  # [B]
     f,  # [B, N]
@@ -248,7 +248,7 @@ def sinkhorn_kernel(
     start, steps,  # first temperature and number of steps down from it, used if DIAMETER is "number"
     blur, scaling, final,
     P: tl.constexpr, DEBIAS: tl.constexpr, KEEP_X: tl.constexpr, KEEP_Y: tl.constexpr, DIAMETER: tl.constexpr,
-    HAS_A: tl.constexpr, HAS_B: tl.constexpr,
+    WEIGHTED: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, TOGETHER: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -288,16 +288,17 @@ def sinkhorn_kernel(
     a, b = a + problem * a_batch, b + problem * b_batch
     f, g = f + problem * n, g + problem * m
     pull_x, pull_y = pull_x + problem * n * (n + m), pull_y + problem * m * (n + m)
-    a_logs = _log_weights(a, a_row, _numbers(NR, BLOCK_N // NR), n, HAS_A)
-    a_column_logs = _log_weights(a, a_row, _numbers(NC, BLOCK_N // NC), n, HAS_A)
-    b_logs = _log_weights(b, b_row, _numbers(MC, BLOCK_M // MC), m, HAS_B)
+    a_logs = _log_weights(a, a_row, _numbers(NR, BLOCK_N // NR), n, WEIGHTED)
+    column = _numbers(NC, BLOCK_N // NC)
+    a_column_logs = _log_weights(a, a_row, column, n, WEIGHTED)
+    b_logs = _log_weights(b, b_row, _numbers(MC, BLOCK_M // MC), m, WEIGHTED)
 
     # The three problems add up in memory: no register is held from one to the next. If all matrices are there, those
     # of the smaller problems go first.
     OWN_FIRST: tl.constexpr = DEBIAS and TOGETHER
     if OWN_FIRST:
-        _own(x_products, a_column_logs, first, ratio, final, count, f, pull_x, n, n + m, P, KEEP_X, True)
-        _own(y_products, b_logs, first, ratio, final, count, g, pull_y + n, m, n + m, P, KEEP_Y, True)
+        _own(x_products, a_column_logs, first, ratio, final, count, f, pull_x, n, n + m, KEEP_X, P, True)
+        _own(y_products, b_logs, first, ratio, final, count, g, pull_y + n, m, n + m, KEEP_Y, P, True)
         tl.debug_barrier()
     costs = _costs(products, x_norms, y_norms, P)
     _cross(
@@ -305,18 +306,24 @@ def sinkhorn_kernel(
     )
     tl.debug_barrier()
     if DEBIAS and not TOGETHER:
-        products = own_products(x_rows, x_inside, x, dim, NR, NC, BLOCK_N, BLOCK_D, EVEN_D, PRECISION)
-        _own(products, a_column_logs, first, ratio, final, count, f, pull_x, n, n + m, P, KEEP_X, False)
-        products = own_products(y_rows, y_inside, y, dim, MR, MC, BLOCK_M, BLOCK_D, EVEN_D, PRECISION)
-        _own(products, b_logs, first, ratio, final, count, g, pull_y + n, m, n + m, P, KEEP_Y, False)
+        for side in range(2):  # equal blocks, one code for both
+            of_x = tl.full([], side, tl.int32) == 0
+            points, row, size = tl.where(of_x, x, y), tl.where(of_x, x_row, y_row), tl.where(of_x, n, m)
+            products = own_products(
+                points + i * row, i < size, points, dim, NR, NC, BLOCK_N, BLOCK_D, EVEN_D, PRECISION
+            )
+            logs = _log_weights(tl.where(of_x, a, b), tl.where(of_x, a_row, b_row), column, size, WEIGHTED)
+            pull, keep = tl.where(of_x, pull_x, pull_y + n), tl.where(of_x, KEEP_X, KEEP_Y)
+            potentials = tl.where(of_x, f, g)
+            _own(products, logs, first, ratio, final, count, potentials, pull, size, n + m, keep, P, False)
         tl.debug_barrier()
     if not DEBIAS and KEEP_X:
         _store_identity(pull_x, n, n + m, BLOCK_N, P)
     if not DEBIAS and KEEP_Y:
         _store_identity(pull_y + n, m, n + m, BLOCK_M, P)
 
-    mean_f = tl.sum(tl.load(f + i, mask=x_inside, other=0.0) * load_weights(a, a_row, i, n, HAS_A), 0)
-    total = mean_f + tl.sum(tl.load(g + j, mask=y_inside, other=0.0) * load_weights(b, b_row, j, m, HAS_B), 0)
+    mean_f = tl.sum(tl.load(f + i, mask=x_inside, other=0.0) * load_weights(a, a_row, i, n, WEIGHTED), 0)
+    total = mean_f + tl.sum(tl.load(g + j, mask=y_inside, other=0.0) * load_weights(b, b_row, j, m, WEIGHTED), 0)
     if DEBIAS:
         total = tl.where(total < 0.0, 0.0, total)
     tl.store(value + problem, total)
