@@ -144,11 +144,22 @@ def _factors(softmax, costs, P: tl.constexpr):
 
 
 @triton.jit
+def _add(pointer, part, inside, FIRST: tl.constexpr):
+    """Add to what an earlier stage of the program wrote, if this is not the FIRST."""
+    if not FIRST:
+        part += tl.load(pointer, mask=inside, other=0.0)
+    tl.store(pointer, part, mask=inside)
+
+
+@triton.jit
 def _cross(
-    costs, a_logs, b_logs, start, ratio, final, steps, pull_x, pull_y, n, m,
-    P: tl.constexpr, KEEP_X: tl.constexpr, KEEP_Y: tl.constexpr,
+    costs, a_logs, b_logs, start, ratio, final, steps, f_out, g_out, pull_x, pull_y, n, m,
+    P: tl.constexpr, KEEP_X: tl.constexpr, KEEP_Y: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
-    """Potentials of x [rows] and y [columns] and the sums of their factors, which go to the pulls with a minus."""
+    """Transport x to y: adds to both potentials, and writes the factors of the other set, with a minus, to the pulls.
+
+    For p = 1 their sum goes to the diagonal, which makes a row of the pull add up to zero; for p = 2 it does.
+    """
     f, _ = _row_softmin(costs, b_logs, tl.zeros_like(b_logs), start)
     g, _ = _column_softmin(costs, a_logs, tl.zeros_like(a_logs), start)
     eps = start
@@ -158,31 +169,32 @@ def _cross(
         toward_g, _ = _column_softmin(costs, a_logs, f, now)
         f, g = 0.5 * (f + toward_f), 0.5 * (g + toward_g)
         eps = tl.where(step > 0, eps * ratio, eps)
-    i, j = _rows(costs), _columns(costs)
-    pairs = (i < n) & (j < m)
-    x_total, y_total = tl.full(f.shape, 1.0, tl.float32), tl.full(g.shape, 1.0, tl.float32)
-    end_f, softmax = _row_softmin(costs, b_logs, g, final)
-    if KEEP_X:
-        factors = _factors(softmax, costs, P)
-        tl.store(pull_x + i * (n + m) + n + j, -factors, mask=pairs)
-        if P == 1:
-            x_total = _sum_of_rows(factors)
-    end_g, softmax = _column_softmin(costs, a_logs, f, final)
+    row, column = _numbers(costs.shape[0], costs.shape[2]), _numbers(costs.shape[1], costs.shape[3])
+    i, j = row[:, None, :, None], column[None, :, None, :]
+    end, softmax = _column_softmin(costs, a_logs, f, final)
+    _add(g_out + column, end, column < m, FIRST)
     if KEEP_Y:
         factors = _factors(softmax, costs, P)
-        tl.store(pull_y + j * (n + m) + i, -factors, mask=pairs)
+        tl.store(pull_y + j * (n + m) + i, -factors, mask=(i < n) & (j < m))
         if P == 1:
-            y_total = _sum_of_columns(factors)
-    return end_f, end_g, x_total, y_total
+            _add(pull_y + n + column * (n + m + 1), _sum_of_columns(factors), column < m, FIRST)
+    end, softmax = _row_softmin(costs, b_logs, g, final)
+    _add(f_out + row, end, row < n, FIRST)
+    if KEEP_X:
+        factors = _factors(softmax, costs, P)
+        tl.store(pull_x + i * (n + m) + n + j, -factors, mask=(i < n) & (j < m))
+        if P == 1:
+            _add(pull_x + row * (n + m + 1), _sum_of_rows(factors), row < n, FIRST)
 
 
 @triton.jit
 def _own(
-    products, logs, start, ratio, final, steps, pull, count, width, P: tl.constexpr, KEEP: tl.constexpr
+    products, logs, start, ratio, final, steps, f_out, pull, count, width,
+    keep, P: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
-    """Potentials [rows] of a set transported to itself and the sums of their factors, which go to the pull.
+    """Transport a set to itself: takes from its potentials, and writes the factors of its points to its pull.
 
-    ``logs`` and the potentials between steps run along columns. For p = 1 the diagonal of the pull is left out.
+    ``logs`` and the potentials between steps run along columns.
     """
     costs = _own_costs(products, P)
     f, _ = _row_softmin(costs, logs, tl.zeros_like(logs), start)
@@ -192,17 +204,17 @@ def _own(
         toward, _ = _row_softmin(costs, logs, f, tl.where(step > steps, final, eps))
         f = 0.5 * (f + tl.reshape(toward, logs.shape))
         eps = tl.where(step > 0, eps * ratio, eps)
+    row = _numbers(costs.shape[0], costs.shape[2])
     end, softmax = _row_softmin(costs, logs, f, final)
-    total = tl.full(end.shape, 1.0, tl.float32)
-    if KEEP:
+    _add(f_out + row, -end, row < count, FIRST)
+    if keep:
         factors = _factors(softmax, costs, P)
-        i, j = _rows(costs), _columns(costs)
+        i, j = row[:, None, :, None], _columns(costs)
         inside = (i < count) & (j < count)
         if P == 1:
-            total = _sum_of_rows(factors)
             inside = inside & (i != j)
+            _add(pull + row * (width + 1), -_sum_of_rows(factors), row < count, FIRST)
         tl.store(pull + i * width + j, factors, mask=inside)
-    return end, total
 
 
 @triton.jit
@@ -219,8 +231,8 @@ def _store_identity(pull, count, width, BLOCK: tl.constexpr, P: tl.constexpr):
 def sinkhorn_kernel(
     x,  # [B, N, D]
     y,  # [B, M, D]
-    a,  # [B, N] weights, read if HAS_A
-    b,  # [B, M] weights, read if HAS_B
+    a,  # [B, N] weights, read if WEIGHTED
+    b,  # [B, M] weights, read if WEIGHTED
     diameter,  # one float, read if DIAMETER is "batch"
     value,  # [B]
     f,  # [B, N]
@@ -232,7 +244,7 @@ def sinkhorn_kernel(
     start, steps,  # first temperature and number of steps down from it, used if DIAMETER is "number"
     blur, scaling, final,
     P: tl.constexpr, DEBIAS: tl.constexpr, KEEP_X: tl.constexpr, KEEP_Y: tl.constexpr, DIAMETER: tl.constexpr,
-    HAS_A: tl.constexpr, HAS_B: tl.constexpr,
+    WEIGHTED: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, TOGETHER: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -270,45 +282,44 @@ def sinkhorn_kernel(
     else:
         first, count = _schedule(edge, blur, scaling, P)
     a, b = a + problem * a_batch, b + problem * b_batch
-    i, j = _numbers(NR, BLOCK_N // NR), _numbers(MC, BLOCK_M // MC)
-    a_logs = _log_weights(a, a_row, i, n, HAS_A)
-    b_logs = _log_weights(b, b_row, j, m, HAS_B)
-    a_column_logs = _log_weights(a, a_row, _numbers(NC, BLOCK_N // NC), n, HAS_A)
-    width = n + m
-    pull_x, pull_y = pull_x + problem * n * width, pull_y + problem * m * width
+    f, g = f + problem * n, g + problem * m
+    pull_x, pull_y = pull_x + problem * n * (n + m), pull_y + problem * m * (n + m)
+    a_logs = _log_weights(a, a_row, _numbers(NR, BLOCK_N // NR), n, WEIGHTED)
+    column = _numbers(NC, BLOCK_N // NC)
+    a_column_logs = _log_weights(a, a_row, column, n, WEIGHTED)
+    b_logs = _log_weights(b, b_row, _numbers(MC, BLOCK_M // MC), m, WEIGHTED)
 
-    # If all matrices are there, those of the smaller problems free their registers first.
-    if DEBIAS and TOGETHER:
-        own_f, x_own = _own(x_products, a_column_logs, first, ratio, final, count, pull_x, n, width, P, KEEP_X)
-        own_g, y_own = _own(y_products, b_logs, first, ratio, final, count, pull_y + n, m, width, P, KEEP_Y)
+    # The three problems add up in memory: no register is held from one to the next. If all matrices are there, those
+    # of the smaller problems go first.
+    OWN_FIRST: tl.constexpr = DEBIAS and TOGETHER
+    if OWN_FIRST:
+        _own(x_products, a_column_logs, first, ratio, final, count, f, pull_x, n, n + m, KEEP_X, P, True)
+        _own(y_products, b_logs, first, ratio, final, count, g, pull_y + n, m, n + m, KEEP_Y, P, True)
+        tl.debug_barrier()
     costs = _costs(products, x_norms, y_norms, P)
-    end_f, end_g, x_total, y_total = _cross(
-        costs, a_logs, b_logs, first, ratio, final, count, pull_x, pull_y, n, m, P, KEEP_X, KEEP_Y
+    _cross(
+        costs, a_logs, b_logs, first, ratio, final, count, f, g, pull_x, pull_y, n, m, P, KEEP_X, KEEP_Y, not OWN_FIRST
     )
+    tl.debug_barrier()
     if DEBIAS and not TOGETHER:
-        products = own_products(x_rows, x_inside, x, dim, NR, NC, BLOCK_N, BLOCK_D, EVEN_D, PRECISION)
-        own_f, x_own = _own(products, a_column_logs, first, ratio, final, count, pull_x, n, width, P, KEEP_X)
-        products = own_products(y_rows, y_inside, y, dim, MR, MC, BLOCK_M, BLOCK_D, EVEN_D, PRECISION)
-        own_g, y_own = _own(products, b_logs, first, ratio, final, count, pull_y + n, m, width, P, KEEP_Y)
-    if DEBIAS:
-        end_f, x_total = end_f - own_f, x_total - x_own
-        end_g, y_total = end_g - tl.reshape(own_g, end_g.shape), y_total - tl.reshape(y_own, end_g.shape)
-    else:
-        if KEEP_X:
-            _store_identity(pull_x, n, width, BLOCK_N, P)
-        if KEEP_Y:
-            _store_identity(pull_y + n, m, width, BLOCK_M, P)
-    if P == 1:  # a point's own factor makes those of its row of the pull add up to zero; for p = 2 they do
-        if KEEP_X:
-            tl.store(pull_x + i * (width + 1), x_total, mask=i < n)
-        if KEEP_Y:
-            tl.store(pull_y + n + j * (width + 1), y_total, mask=j < m)
+        for side in range(2):  # equal blocks, one code for both
+            of_x = tl.full([], side, tl.int32) == 0
+            points, row, size = tl.where(of_x, x, y), tl.where(of_x, x_row, y_row), tl.where(of_x, n, m)
+            products = own_products(
+                points + i * row, i < size, points, dim, NR, NC, BLOCK_N, BLOCK_D, EVEN_D, PRECISION
+            )
+            logs = _log_weights(tl.where(of_x, a, b), tl.where(of_x, a_row, b_row), column, size, WEIGHTED)
+            pull, keep = tl.where(of_x, pull_x, pull_y + n), tl.where(of_x, KEEP_X, KEEP_Y)
+            potentials = tl.where(of_x, f, g)
+            _own(products, logs, first, ratio, final, count, potentials, pull, size, n + m, keep, P, False)
+        tl.debug_barrier()
+    if not DEBIAS and KEEP_X:
+        _store_identity(pull_x, n, n + m, BLOCK_N, P)
+    if not DEBIAS and KEEP_Y:
+        _store_identity(pull_y + n, m, n + m, BLOCK_M, P)
 
-    tl.store(f + problem * n + i, end_f, mask=i < n)
-    tl.store(g + problem * m + j, end_g, mask=j < m)
-    end_f = tl.where(i < n, end_f * load_weights(a, a_row, i, n, HAS_A), 0.0)
-    end_g = tl.where(j < m, end_g * load_weights(b, b_row, j, m, HAS_B), 0.0)
-    total = tl.sum(tl.sum(end_f, 1), 0) + tl.sum(tl.sum(end_g, 1), 0)
+    mean_f = tl.sum(tl.load(f + i, mask=x_inside, other=0.0) * load_weights(a, a_row, i, n, WEIGHTED), 0)
+    total = mean_f + tl.sum(tl.load(g + j, mask=y_inside, other=0.0) * load_weights(b, b_row, j, m, WEIGHTED), 0)
     if DEBIAS:
         total = tl.where(total < 0.0, 0.0, total)
     tl.store(value + problem, total)

@@ -37,14 +37,19 @@ def block(count: int) -> int:
 def tile(n: int, m: int, itemsize: int) -> Tile:
     """Block sizes for sets of n and m points."""
     side = max(block(n), block(m))
-    rows, columns = (64, 32) if side == 128 else (32, 32)
-    warps = triton.cdiv(side, rows) * triton.cdiv(side, columns)
-    return Tile(block(n), block(m), rows, columns, 64 // itemsize, side <= 64, warps, 3)
+    if side == 128:
+        return Tile(side, side, 64, 32, 64 // itemsize, together=False, warps=8, stages=3)
+    warps = triton.cdiv(side, 32) ** 2
+    return Tile(block(n), block(m), 32, 32, 64 // itemsize, together=True, warps=warps, stages=3)
 
 
 def _rows(points: Tensor) -> Tensor:
     """The tensor itself if its rows are contiguous, else a copy."""
     return points if points.stride(-1) == 1 else points.contiguous()
+
+
+def _uniform(points: Tensor) -> Tensor:
+    return points.new_full((1, 1), 1 / points.shape[1], dtype=torch.float32).expand(points.shape[:2])
 
 
 def _strides(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[int, ...]:
@@ -112,11 +117,13 @@ def sinkhorn(
     else:
         kind, edge = "batch", batch_diameter(x, y)
     size = tile(n, m, x.element_size())
+    if (a is None) != (b is None):
+        a, b = (_uniform(points) if w is None else w for w, points in ((a, x), (b, y)))
     launch(
         sinkhorn_kernel, (batch,),
         x, y, x if a is None else a, y if b is None else b, edge, value, f, g, pull_x, pull_y,
         *_strides(x, y, a, b), n, m, dim, start, steps, blur, scaling, blur**p,
-        P=p, DEBIAS=debias, KEEP_X=keep_x, KEEP_Y=keep_y, DIAMETER=kind, HAS_A=a is not None, HAS_B=b is not None,
+        P=p, DEBIAS=debias, KEEP_X=keep_x, KEEP_Y=keep_y, DIAMETER=kind, WEIGHTED=a is not None,
         BLOCK_N=size.block_n, BLOCK_M=size.block_m, ROWS=size.rows, COLUMNS=size.columns, BLOCK_D=size.block_d, EVEN_D=dim % size.block_d == 0,
         TOGETHER=size.together, PRECISION=_precision(x, precision), num_warps=size.warps, num_stages=size.stages,
     )  # fmt: skip
