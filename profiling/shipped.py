@@ -104,7 +104,7 @@ def _invariant_attention() -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def _propagate_labels() -> Iterator[tuple[str, Callable[[], object]]]:
-    # (grid, N, K, size): YTVIS-19 with 8 and 20 objects, MOVi-E, HD, most objects, the demo, the patch grid, fewer pixels.
+    # (grid, N, K, size): YTVIS-19 with 8 and 20 objects, MOVi-E, HD, most objects, the demo, the grid, fewer pixels.
     for grid, slots, objects, size in (
         ((24, 36), 32, 8, (336, 504)),
         ((24, 36), 32, 20, (336, 504)),

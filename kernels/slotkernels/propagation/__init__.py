@@ -119,8 +119,8 @@ def propagate_labels(
     attention as below, labels are those of exact arithmetic wherever the two best scores differ by more than
     (N + 2 (h + w) + 16)·1.2e-7. Not differentiable.
 
-    A score that is NaN counts as the largest, as in ``argmax``: it decides all pixels that its patch has a share in, and
-    their confidence is NaN.
+    A score that is NaN counts as the largest, as in ``argmax``: it decides all pixels that its patch has a share in,
+    and their confidence is NaN.
 
     Args:
         image_attention: [B, T, M, N], each row over N sums to 1.
