@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .._checks import accumulate_dtype, check_same, check_tensor, check_that
 from .._dispatch import Call, Op, requested_backend
+from .streaming import prefers_streaming, streaming
 
 __all__ = ["SamplesLoss", "bytes_moved", "flops", "sinkhorn_divergence", "sinkhorn_potentials"]
 
@@ -130,8 +131,11 @@ def _solve(
             bad = int(points.numel() - points.isfinite().sum())
             check_that(bad == 0, f"{op}: {bad} numbers of {name} are not finite, expected none (check_finite=True)")
     keep = (torch.is_grad_enabled() and x.requires_grad, torch.is_grad_enabled() and y.requires_grad)
-    options = (start, diameter == "problem", p, float(blur), float(scaling), debias, *keep)
-    return _forward(x, y, a, b, *options, precision, requested_backend(backend))[:3]
+    backend = requested_backend(backend)
+    options = (start, diameter == "problem", p, float(blur), float(scaling), debias)
+    if prefers_streaming(backend, x, y):
+        return streaming(x, y, a, b, *options, backend)[:3]
+    return _forward(x, y, a, b, *options, *keep, precision, backend)[:3]
 
 
 def bytes_moved(
