@@ -8,7 +8,7 @@ from ._dispatch import use_backend
 from .invariant_slot_attention import InvariantSlotAttention, InvariantSlotAttentionOutput
 from .merging import cluster_slots, merge_slots
 from .propagation import propagate_attention, propagate_labels
-from .sinkhorn import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
+from .sinkhorn import SamplesLoss, sinkhorn_divergence, sinkhorn_plan, sinkhorn_potentials
 from .slot_attention import SlotAttention, SlotAttentionOutput, inverted_attention
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "propagate_attention",
     "propagate_labels",
     "sinkhorn_divergence",
+    "sinkhorn_plan",
     "sinkhorn_potentials",
     "use_backend",
 ]

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from .._checks import accumulate_dtype, check_same, check_tensor, check_that
 from .._dispatch import Call, Op, requested_backend
+from .plan import sinkhorn_plan
 from .streaming import prefers_streaming, streaming
 
-__all__ = ["SamplesLoss", "bytes_moved", "flops", "sinkhorn_divergence", "sinkhorn_potentials"]
+__all__ = ["SamplesLoss", "bytes_moved", "flops", "sinkhorn_divergence", "sinkhorn_plan", "sinkhorn_potentials"]
 
 SINKHORN = Op("sinkhorn")
 SINKHORN.add("reference", "slotkernels.sinkhorn.reference")
