@@ -100,7 +100,7 @@ class Op:
 
 
 def _only_by_name(name: str, call: Call) -> bool:
-    """What is right but slow: on a CPU Triton's interpreter (a thousand times), and KeOps with its scalar loops (ten)."""
+    """What is right but slow: on a CPU Triton's interpreter (a thousand times), and KeOps' scalar loops (ten times)."""
     return name in ("triton", "keops") and call.device.type == "cpu"
 
 

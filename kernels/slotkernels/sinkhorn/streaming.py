@@ -25,23 +25,24 @@ STREAMING = Op("sinkhorn_streaming")
 STREAMING.add("keops", "slotkernels.sinkhorn.keops", supports=_why_not_keops)
 STREAMING.add("reference", "slotkernels.sinkhorn.blocks")
 
-# Bytes of the four cost matrices beyond which they are not kept; the dense forward holds about four times as many.
-LARGEST_COSTS = {"cpu": 2**24, "accelerator": 2**30}
-
 
 def prefers_streaming(backend: str, x: Tensor, y: Tensor) -> bool:
     """Whether a call runs on ``slotkernels::sinkhorn_streaming``: by sizes alone, so that tracing can decide it.
 
-    ``"keops"`` always streams and the names of other backends never do. ``"auto"`` streams where the cost matrices,
-    ``4 max(N, M)² B`` numbers, exceed ``LARGEST_COSTS``. On a CPU that is where they leave the cache (measured: equal
-    speed near 1,000 points, ``docs/sinkhorn.md``); on an accelerator, where streaming makes the host wait and cannot be
-    captured in a CUDA graph, it is the memory that they may take.
+    ``"keops"`` always streams, the names of other backends never do, ``"auto"`` where the four cost matrices of all
+    problems exceed
+
+    - on a CPU ``16 MiB * max(1, D / 32)``, at most 1 GiB: where they leave the cache streaming is faster, the later the
+      more dimensions there are, as it computes costs in every step (measured, see ``docs/sinkhorn.md``);
+    - on an accelerator 1 GiB: streaming makes the host wait and cannot be captured in a CUDA graph.
+
+    The dense forward holds about four times as much as its cost matrices.
     """
     if backend != "auto":
         return backend == "keops"
-    entries = 4 * max(x.shape[1], y.shape[1]) ** 2 * x.shape[0]
-    itemsize = 8 if x.dtype == torch.float64 else 4
-    return entries * itemsize > LARGEST_COSTS["cpu" if x.device.type == "cpu" else "accelerator"]
+    (batch, n, dim), m = x.shape, y.shape[1]
+    costs = 4 * batch * max(n, m) ** 2 * (8 if x.dtype == torch.float64 else 4)
+    return costs > (min(2**24 * max(1, dim // 32), 2**30) if x.device.type == "cpu" else 2**30)
 
 
 class Pair(Protocol):
@@ -142,20 +143,20 @@ def pull_back(
     """Gradients of x and of y through the last update, each empty if it is not needed."""
     entering, final = ([side.split((x.shape[1], y.shape[1]), -1) for side in half.unbind(0)] for half in state)
 
-    def gradient(side: int, grad: Tensor | None, sets: tuple[Tensor, Tensor], weights: list[Tensor | None]) -> Tensor:
-        points = sets[0]
+    def gradient(
+        side: int, grad: Tensor | None, points: Tensor, others: Tensor, a: Tensor | None, b: Tensor | None
+    ) -> Tensor:
         if grad is None and grad_value is None:
             return torch.zeros_like(points)
-        moved = pair(*sets, *weights, p).pull(blur**p, final[0][side], entering[0][1 - side])
+        moved = pair(points, others, a, b, p).pull(blur**p, final[0][side], entering[0][1 - side])
         if len(final) == 2:
-            itself = pair(points, None, weights[0], None, p)
-            moved -= itself.pull(blur**p, final[1][side], entering[1][side])
-        scale = row_gradients(grad_value, grad, weights[0], points.shape[1])
+            moved -= pair(points, None, a, None, p).pull(blur**p, final[1][side], entering[1][side])
+        scale = row_gradients(grad_value, grad, a, points.shape[1])
         return moved.mul_(scale.unsqueeze(-1)).to(points.dtype)
 
     return (
-        gradient(0, grad_f, (x, y), [a, b]) if need_x else x.new_empty(0),
-        gradient(1, grad_g, (y, x), [b, a]) if need_y else y.new_empty(0),
+        gradient(0, grad_f, x, y, a, b) if need_x else x.new_empty(0),
+        gradient(1, grad_g, y, x, b, a) if need_y else y.new_empty(0),
     )
 
 
