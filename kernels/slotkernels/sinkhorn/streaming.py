@@ -25,24 +25,24 @@ STREAMING = Op("sinkhorn_streaming")
 STREAMING.add("keops", "slotkernels.sinkhorn.keops", supports=_why_not_keops)
 STREAMING.add("reference", "slotkernels.sinkhorn.blocks")
 
+LARGEST_COSTS = {"cpu": 2**26, "accelerator": 2**30}  # bytes
+
 
 def prefers_streaming(backend: str, x: Tensor, y: Tensor) -> bool:
     """Whether a call runs on ``slotkernels::sinkhorn_streaming``: by sizes alone, so that tracing can decide it.
 
-    ``"keops"`` always streams, the names of other backends never do, ``"auto"`` where the four cost matrices of all
-    problems exceed
+    ``"keops"`` always streams, the names of other backends never do, ``"auto"``
 
-    - on a CPU ``16 MiB * max(1, D / 32)``, at most 1 GiB: where they leave the cache streaming is faster, the later the
-      more dimensions there are, as it computes costs in every step (measured, see ``docs/sinkhorn.md``);
-    - on an accelerator 1 GiB: streaming makes the host wait and cannot be captured in a CUDA graph.
-
-    The dense forward holds about four times as much as its cost matrices.
+    - on a CPU where the costs of one problem, ``(N + M)²`` numbers, exceed ``LARGEST_COSTS`` and leave the cache of the
+      thread that solves it (measured, see ``docs/sinkhorn.md``);
+    - on an accelerator where those of all problems exceed it, as streaming makes the host wait and cannot be captured
+      in a CUDA graph.
     """
     if backend != "auto":
         return backend == "keops"
-    (batch, n, dim), m = x.shape, y.shape[1]
-    costs = 4 * batch * max(n, m) ** 2 * (8 if x.dtype == torch.float64 else 4)
-    return costs > (min(2**24 * max(1, dim // 32), 2**30) if x.device.type == "cpu" else 2**30)
+    problems, device = (1, "cpu") if x.device.type == "cpu" else (x.shape[0], "accelerator")
+    itemsize = 8 if x.dtype == torch.float64 else 4
+    return problems * (x.shape[1] + y.shape[1]) ** 2 * itemsize > LARGEST_COSTS[device]
 
 
 class Pair(Protocol):

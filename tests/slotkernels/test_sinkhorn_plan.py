@@ -20,8 +20,8 @@ def numpy_plan(cost, a, b, eps, iterations):
     for c, weights_a, weights_b in zip(cost.numpy(), a.numpy(), b.numpy(), strict=True):
         f, g = np.zeros(len(weights_a)), np.zeros(len(weights_b))
         for _ in range(iterations):
-            f = -eps * logsumexp((g - c) / eps, axis=1, b=weights_b)
             g = -eps * logsumexp((f[:, None] - c) / eps, axis=0, b=weights_a[:, None])
+            f = -eps * logsumexp((g - c) / eps, axis=1, b=weights_b)
         plans.append(weights_a[:, None] * weights_b * np.exp((f[:, None] + g - c) / eps))
     return torch.from_numpy(np.stack(plans))
 
@@ -30,8 +30,8 @@ def unrolled(cost, a, b, eps, iterations):
     """Left to autograd."""
     u, v = a.log(), b.log()
     for _ in range(iterations):
-        u = a.log() - torch.logsumexp(v.unsqueeze(1) - cost / eps, 2)
         v = b.log() - torch.logsumexp(u.unsqueeze(2) - cost / eps, 1)
+        u = a.log() - torch.logsumexp(v.unsqueeze(1) - cost / eps, 2)
     return (u.unsqueeze(2) + v.unsqueeze(1) - cost / eps).exp()
 
 
@@ -48,14 +48,14 @@ def test_equals_a_plain_loop_in_numpy(shape, eps):
 @pytest.mark.parametrize("iterations", [1, 2, 9])
 def test_gradient_is_that_of_the_unrolled_iteration(iterations):
     cost = torch.rand(2, 5, 4, dtype=torch.float64, requires_grad=True)
-    a, b = weights(2, 5), weights(2, 4)
+    a, b = weights(2, 5).requires_grad_(), weights(2, 4).requires_grad_()
     options = {"eps": 0.1, "iterations": iterations}
     plan, expected = sinkhorn_plan(cost, a, b, **options), unrolled(cost, a, b, **options)
     torch.testing.assert_close(plan, expected)
     cotangent = torch.randn_like(plan)
-    grads = [torch.autograd.grad(out, cost, cotangent)[0] for out in (plan, expected)]
+    grads = [torch.autograd.grad(out, (cost, a, b), cotangent) for out in (plan, expected)]
     torch.testing.assert_close(*grads)
-    assert torch.autograd.gradcheck(lambda c: sinkhorn_plan(c, a, b, **options), cost)
+    assert torch.autograd.gradcheck(lambda *inputs: sinkhorn_plan(*inputs, **options), (cost, a, b))
 
 
 @pytest.mark.parametrize("p", [1, 2])
@@ -78,8 +78,8 @@ def test_marginals_and_closed_form_of_two_points():
     torch.testing.assert_close(plan, torch.tensor([[[stay, 0.5 - stay], [0.5 - stay, stay]]], dtype=torch.float64))
     cost, a, b = torch.rand(3, 8, 6, dtype=torch.float64), weights(3, 8), weights(3, 6)
     plan = sinkhorn_plan(cost, a, b, eps=0.05, iterations=500)
-    torch.testing.assert_close(plan.sum(1), b, rtol=1e-12, atol=0)
-    torch.testing.assert_close(plan.sum(2), a, rtol=1e-6, atol=0)
+    torch.testing.assert_close(plan.sum(2), a, rtol=1e-12, atol=0)
+    torch.testing.assert_close(plan.sum(1), b, rtol=1e-6, atol=0)
 
 
 def test_small_eps_gives_the_assignment_and_the_linear_program():
@@ -101,14 +101,14 @@ def test_tolerance_stops_early_and_warns_when_it_is_not_met():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plan = sinkhorn_plan(cost, eps=0.2, iterations=10_000, tolerance=1e-3)
-    missed = (plan.sum(2) - 1 / 9).abs().sum(1).max()
+    missed = (plan.sum(1) - 1 / 9).abs().sum(1).max()
     assert 1e-12 < missed < 1e-3  # met, and not run until nothing moves any more
     plan.square().sum().backward()
     steps = next(n for n in range(1, 100) if torch.equal(sinkhorn_plan(cost, eps=0.2, iterations=n), plan))
     repeated = cost.detach().requires_grad_()
     sinkhorn_plan(repeated, eps=0.2, iterations=steps).square().sum().backward()
     torch.testing.assert_close(cost.grad, repeated.grad)
-    with pytest.warns(RuntimeWarning, match=r"rows miss their weights by .* after 2 iterations"):
+    with pytest.warns(RuntimeWarning, match=r"2 iterations"):
         sinkhorn_plan(cost, eps=0.01, iterations=2, tolerance=1e-6)
 
 
@@ -122,9 +122,9 @@ def test_forbidden_pairs_zero_weights_and_numbers_that_are_not_finite():
     a[3], b[3] = torch.tensor([0.5, 0.0, 0.5]), torch.tensor([0.0, 0.3, 0.3, 0.4])
     plan = sinkhorn_plan(cost, a, b, eps=0.1, iterations=300)
     assert plan[0, 1, 2] == 0
-    torch.testing.assert_close(plan[[0, 3]].sum(2), a[[0, 3]], rtol=1e-4, atol=1e-9)
-    assert plan[1].isnan().any()
-    assert plan[2].isnan().any()
+    torch.testing.assert_close(plan[[0, 3]].sum(1), b[[0, 3]], rtol=1e-4, atol=1e-9)
+    assert (plan[1, 1] == 0).all()
+    assert plan[2].isnan().all()
     assert (plan[3, 1] == 0).all()
     assert (plan[3, :, 0] == 0).all()
     (grad,) = torch.autograd.grad((plan[[0, 3]] * torch.randn(2, 3, 4)).sum(), cost)
@@ -136,8 +136,7 @@ def test_no_eps_is_too_small_and_offsets_do_not_matter():
     cost = 1e4 + 100 * torch.rand(2, 20, 20)
     plan = sinkhorn_plan(cost, eps=1e-3, iterations=50)
     assert plan.isfinite().all()
-    # Exponents near 1e5 are known to 4e-3.
-    torch.testing.assert_close(plan.sum(1), torch.full((2, 20), 1 / 20), rtol=1e-2, atol=0)
+    torch.testing.assert_close(plan.sum(2), torch.full((2, 20), 1 / 20), rtol=1e-5, atol=0)
     x, y = torch.randn(2, 6, 3), torch.randn(2, 5, 3)
     near, far = (sinkhorn_plan(x=x + shift, y=y + shift, eps=0.5) for shift in (0.0, 1000.0))
     # Points near 1000 are known to 6e-5, of which costs carry a few times as much, over eps = 0.5.
@@ -164,7 +163,7 @@ def test_opcheck_and_compile():
     cost = torch.rand(2, 4, 5, requires_grad=True)
     a = weights(2, 4).float()
     for w, tolerance in ((a, None), (None, 0.5)):
-        torch.library.opcheck(torch.ops.slotkernels.sinkhorn_plan, (cost, w, None, 0.2, 8, tolerance, True))
+        torch.library.opcheck(torch.ops.slotkernels.sinkhorn_plan, (cost, w, None, 0.2, 8, tolerance, True, "auto"))
 
     def loss(c):
         return sinkhorn_plan(c, a, eps=0.2, iterations=8).square().sum()
@@ -177,9 +176,9 @@ def test_opcheck_and_compile():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "either cost, or both x and y"),
-        ({"x": torch.zeros(1, 2, 3)}, "either cost, or both x and y"),
-        ({"cost": torch.zeros(1, 2, 3), "x": torch.zeros(1, 2, 3), "y": torch.zeros(1, 2, 3)}, "either cost, or both"),
+        ({}, "expected cost, or both x and y"),
+        ({"x": torch.zeros(1, 2, 3)}, "expected cost, or both x and y"),
+        ({"cost": torch.zeros(1, 2, 3), "x": torch.zeros(1, 2, 3), "y": torch.zeros(1, 2, 3)}, "x and y, not both"),
         ({"cost": torch.zeros(2, 3)}, r"cost is float32 \[2, 3\], expected \[B, N, M\]"),
         ({"cost": torch.zeros(1, 2, 3), "a": torch.ones(1, 3)}, r"a is float32 \[1, 3\]"),
         ({"cost": torch.zeros(1, 2, 0)}, "M > 0"),
