@@ -78,9 +78,10 @@ ON_LANES void distances_of_products(const Lanes& lanes, const Problem& problem) 
   lanes.sync();
   for (int i = 0; i < problem.count; ++i) {
     double* row = problem.row(i);
-    for (int j = lanes.lane; j < problem.count; j += Lanes::WIDTH) {
+    for (int j = i + lanes.lane; j < problem.count; j += Lanes::WIDTH) {
       const bool may_merge = i != j && problem.sizes[i] && problem.sizes[j];
-      row[j] = may_merge ? cosine_distance(row[j], problem.heights[i], problem.heights[j]) : NEVER;
+      const double distance = may_merge ? cosine_distance(row[j], problem.heights[i], problem.heights[j]) : NEVER;
+      row[j] = problem.row(j)[i] = distance;
     }
   }
 }

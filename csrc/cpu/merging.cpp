@@ -31,13 +31,23 @@ ALWAYS_INLINE Doubles4 load_doubles(const double* from) {
   return value;
 }
 
+// What comes after a problem is brought into the second-level cache while the problem is computed.
+struct Ahead {
+  const float *from, *end;
+  ALWAYS_INLINE void fetch() {
+    if (from < end) __builtin_prefetch(from, 0, 2);
+    from += 16;  // a cache line
+  }
+};
+
 // Products of four rows with four rows. On the diagonal only those above it.
 template <bool DIAGONAL>
 ALWAYS_INLINE void multiply_tile(const double* const* left, const double* const* right, int64_t width,
-                                 Doubles4 (&sums)[SIDE][SIDE]) {
+                                 Doubles4 (&sums)[SIDE][SIDE], Ahead& ahead) {
   for (auto& row : sums)
     for (auto& sum : row) sum = Doubles4{};
   for (int64_t d = 0; d < width; d += LANES_64) {
+    if (d % (2 * LANES_64) == 0) ahead.fetch();
     Doubles4 columns[SIDE];
     for (int64_t c = 0; c < SIDE; ++c) columns[c] = load_doubles(right[c] + d);
     for (int64_t r = 0; r < SIDE; ++r) {
@@ -50,7 +60,10 @@ ALWAYS_INLINE void multiply_tile(const double* const* left, const double* const*
 }  // namespace
 
 // Products of all pairs of `count` rows, [count, count]; `wide` takes the rows as doubles, `width` rounded up to fours.
-EVERY_CPU void multiply_pairs(const float* slots, int64_t count, int64_t width, double* wide, double* products) {
+// The next call will read what follows them, up to `end`.
+EVERY_CPU void multiply_pairs(const float* slots, int64_t count, int64_t width, const float* end, double* wide,
+                              double* products) {
+  Ahead ahead{slots + count * width, std::min(slots + 2 * count * width, end)};
   const int64_t padded = (width + LANES_64 - 1) / LANES_64 * LANES_64;
   for (int64_t i = 0; i < count; ++i) {
     int64_t d = 0;
@@ -71,9 +84,9 @@ EVERY_CPU void multiply_pairs(const float* slots, int64_t count, int64_t width, 
       }
       Doubles4 sums[SIDE][SIDE];
       if (i == j)
-        multiply_tile<true>(left, right, padded, sums);
+        multiply_tile<true>(left, right, padded, sums, ahead);
       else
-        multiply_tile<false>(left, right, padded, sums);
+        multiply_tile<false>(left, right, padded, sums, ahead);
       for (int64_t r = i; r < std::min(i + SIDE, count); ++r)
         for (int64_t c = std::max(r, j); c < std::min(j + SIDE, count); ++c) {
           const Doubles4 sum = sums[r - i][c - j];
@@ -89,7 +102,7 @@ using torch::stable::Tensor;
 
 std::tuple<Tensor, Tensor> cluster_slots(Tensor slots, std::optional<Tensor> mask, double threshold, int64_t n_clusters,
                                          int64_t linkage, int64_t min_clusters) {
-  const int64_t batch = slots.size(0), count = slots.size(1), width = slots.size(2);
+  const int64_t batch = slots.size(0), count = slots.size(1), width = slots.size(2), size = count * width;
   const auto integers = torch::headeronly::ScalarType::Long;
   const Tensor labels = torch::stable::new_empty(slots, {batch, count}, integers);
   const Tensor counts = torch::stable::new_empty(slots, {batch}, integers);
@@ -98,7 +111,7 @@ std::tuple<Tensor, Tensor> cluster_slots(Tensor slots, std::optional<Tensor> mas
   int64_t *to_labels = labels.mutable_data_ptr<int64_t>(), *to_counts = counts.mutable_data_ptr<int64_t>();
   const Rule rule{static_cast<int>(linkage), threshold, static_cast<int>(n_clusters), static_cast<int>(min_clusters)};
 
-  const int64_t grain = 1 + WORTH_A_THREAD / (count * count * width);
+  const int64_t grain = 1 + WORTH_A_THREAD / (count * size);
   torch::stable::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
     std::vector<double> wide(count * (width + LANES_64)), doubles(count * (count + 1));
     std::vector<int> integers(4 * count);
@@ -112,7 +125,7 @@ std::tuple<Tensor, Tensor> cluster_slots(Tensor slots, std::optional<Tensor> mas
     problem.upper = problem.lower + count;
     for (int64_t b = begin; b < end; ++b) {
       problem.valid = valid == nullptr ? nullptr : valid + b * count;
-      multiply_pairs(from + b * count * width, count, width, wide.data(), problem.distances);
+      multiply_pairs(from + b * size, count, width, from + end * size, wide.data(), problem.distances);
       distances_of_products(OneLane{}, problem);
       cluster(OneLane{}, problem, rule, to_labels + b * count, to_counts + b);
     }
