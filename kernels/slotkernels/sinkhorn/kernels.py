@@ -121,7 +121,7 @@ def _row_softmin(costs, logs, potentials, eps):
     top = tl.max(tl.max(logits, 3), 1)
     powers = tl.exp2(logits - top[:, None, :, None])
     total = _sum_of_rows(powers)
-    return (top + _log2(total)) * (eps * -LN2), powers / total[:, None, :, None]
+    return (top + _log2(total)) * (eps * -LN2), powers * (1.0 / total)[:, None, :, None]
 
 
 @triton.jit
@@ -132,7 +132,7 @@ def _column_softmin(costs, logs, potentials, eps):
     top = tl.max(tl.max(logits, 2), 0)
     powers = tl.exp2(logits - top[None, :, None, :])
     total = _sum_of_columns(powers)
-    return (top + _log2(total)) * (eps * -LN2), powers / total[None, :, None, :]
+    return (top + _log2(total)) * (eps * -LN2), powers * (1.0 / total)[None, :, None, :]
 
 
 @triton.jit
@@ -318,8 +318,13 @@ def sinkhorn_kernel(
     if not DEBIAS and KEEP_Y:
         _store_identity(pull_y + n, m, n + m, BLOCK_M, P)
 
-    mean_f = tl.sum(tl.load(f + i, mask=x_inside, other=0.0) * load_weights(a, a_row, i, n, WEIGHTED), 0)
-    total = mean_f + tl.sum(tl.load(g + j, mask=y_inside, other=0.0) * load_weights(b, b_row, j, m, WEIGHTED), 0)
+    total = tl.zeros([], tl.float32)
+    k = tl.arange(0, BLOCK_N if BLOCK_N > BLOCK_M else BLOCK_M)
+    for side in range(2):
+        of_x = tl.full([], side, tl.int32) == 0
+        size, row = tl.where(of_x, n, m), tl.where(of_x, a_row, b_row)
+        potentials = tl.load(tl.where(of_x, f, g) + k, mask=k < size, other=0.0)
+        total += tl.sum(potentials * load_weights(tl.where(of_x, a, b), row, k, size, WEIGHTED), 0)
     if DEBIAS:
         total = tl.where(total < 0.0, 0.0, total)
     tl.store(value + problem, total)
