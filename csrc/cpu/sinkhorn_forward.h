@@ -71,7 +71,7 @@ class Problem {
     diameter = call.diameter;
     if (call.per_problem) {
       diameter = box.diagonal(from.dim);
-      if (diameter > LONGEST_RATIO * call.blur && std::isfinite(diameter)) diameter = LONGEST_RATIO * call.blur;
+      if (diameter > LONGEST_RATIO * call.blur) diameter = LONGEST_RATIO * call.blur;
     }
     if (diameter < SHORTEST_RATIO * call.blur) diameter = SHORTEST_RATIO * call.blur;
     // Distances do not change when all points move. Around zero, |x|² - 2 x·y + |y|² cancels least.
