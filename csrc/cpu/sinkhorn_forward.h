@@ -126,7 +126,7 @@ class Problem {
     fill(y, call.b);
   }
 
-  // Highest and sum of V * 16 columns over some rows: the softmin is -(highest + eps log sum).
+  // Highest and sum of V vectors of columns over some rows: the softmin is -(highest + eps log sum).
   template <int64_t V>
   ALWAYS_INLINE void reduce(Set rows, int64_t column, const float* shifted, float scale, Floats (&highest)[V],
                             Floats (&sum)[V]) const {
