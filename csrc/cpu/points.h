@@ -5,12 +5,14 @@ namespace slotkernels::LEVEL {
 // Elements between a load and what it fetches ahead: rows are short, and the processor sees no stream.
 constexpr int64_t AHEAD = 4096;
 
-template <class Use>
-ALWAYS_INLINE void with_format(Format format, const void* points, Use use) {
+// use(the pointer with its type); Void is const void or void.
+template <class Void, class Use>
+ALWAYS_INLINE void with_format(Format format, Void* points, Use use) {
+  constexpr bool CONST = std::is_const_v<Void>;
   switch (format) {
-    case Format::FLOAT: return use(static_cast<const float*>(points));
-    case Format::BFLOAT: return use(static_cast<const Bfloat*>(points));
-    case Format::HALF: return use(static_cast<const Half*>(points));
+    case Format::FLOAT: return use(static_cast<std::conditional_t<CONST, const float, float>*>(points));
+    case Format::BFLOAT: return use(static_cast<std::conditional_t<CONST, const Bfloat, Bfloat>*>(points));
+    case Format::HALF: return use(static_cast<std::conditional_t<CONST, const Half, Half>*>(points));
   }
 }
 

@@ -21,11 +21,15 @@ struct Points {
 // Temperatures d^p, d^p, (d s)^p, …, blur^p of a diameter d and a scaling s: epsilon_schedule in reference.py.
 struct Schedule {
   double start, step, last;
-  int64_t length;  // a diameter that is not finite begins with NaN, which no later step mends
+  int64_t length = 2;
 
   Schedule(double diameter, int p, double blur, double scaling)
-      : start(p * std::log(diameter)), step(p * std::log(scaling)), last(std::pow(blur, p)), length(2) {
-    if (std::isfinite(diameter)) length += std::max(0.0, std::ceil((p * std::log(blur) - start) / step));
+      : start(p * std::log(diameter)), step(p * std::log(scaling)), last(std::pow(blur, p)) {
+    if (std::isfinite(diameter)) {
+      length += std::max(0.0, std::ceil((p * std::log(blur) - start) / step));
+    } else {
+      start = std::numeric_limits<double>::quiet_NaN();  // no later step mends it
+    }
   }
 
   double at(int64_t i) const {

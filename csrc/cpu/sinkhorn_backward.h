@@ -36,8 +36,8 @@ class PullBack {
     for (int64_t first = problem * rows; first < (problem + 1) * rows; first += ROWS) {
       const int64_t used_rows = std::min<int64_t>(ROWS, (problem + 1) * rows - first);
       const int64_t used = collect(problem, first, used_rows, rows, pull, grad_potential, weights);
-      with_format(call.points.format, grad, [&](auto* from) {
-        auto* to = const_cast<std::remove_const_t<std::remove_pointer_t<decltype(from)>>*>(from) + first * dim;
+      with_format(call.points.format, grad, [&](auto* to) {
+        to += first * dim;
         int64_t d = 0;
         for (; d + VECTORS * LANES <= dim; d += VECTORS * LANES) {
           Floats sum[ROWS][VECTORS];

@@ -71,7 +71,7 @@ class Problem {
     diameter = call.diameter;
     if (call.per_problem) {
       diameter = box.diagonal(from.dim);
-      if (diameter > LONGEST_RATIO * call.blur && std::isfinite(diameter)) diameter = LONGEST_RATIO * call.blur;
+      if (diameter > LONGEST_RATIO * call.blur) diameter = LONGEST_RATIO * call.blur;
     }
     if (diameter < SHORTEST_RATIO * call.blur) diameter = SHORTEST_RATIO * call.blur;
     // Distances do not change when all points move. Around zero, |x|² - 2 x·y + |y|² cancels least.
@@ -126,7 +126,7 @@ class Problem {
     fill(y, call.b);
   }
 
-  // Highest and sum of V * 16 columns over some rows: the softmin is -(highest + eps log sum).
+  // Highest and sum of V vectors of columns over some rows: the softmin is -(highest + eps log sum).
   template <int64_t V>
   ALWAYS_INLINE void reduce(Set rows, int64_t column, const float* shifted, float scale, Floats (&highest)[V],
                             Floats (&sum)[V]) const {
