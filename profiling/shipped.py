@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from slotkernels.invariant_slot_attention import triton as invariant_slot_attention
 from slotkernels.propagation import triton as propagation
+from slotkernels.sinkhorn import triton as sinkhorn
 from slotkernels.slot_attention import Settings
 from slotkernels.slot_attention import triton as slot_attention
 from slotkernels.slot_update import triton as slot_update
@@ -18,6 +19,7 @@ def shipped() -> Iterator[tuple[str, Callable[[], object]]]:
     yield from _slot_update()
     yield from _invariant_attention()
     yield from _propagate_labels()
+    yield from _sinkhorn()
 
 
 def _inverted_attention() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -124,3 +126,37 @@ def _propagate_labels() -> Iterator[tuple[str, Callable[[], object]]]:
                 label = f"propagate_labels {name}" + " with extras" * extras + " merged" * (labels is not None)
                 arguments = (image, video, labels, *grid, *size, extras, extras)
                 yield label, lambda a=arguments: propagation.propagate_labels(*a)
+
+
+def _sinkhorn() -> Iterator[tuple[str, Callable[[], object]]]:
+    float32, bfloat16 = torch.float32, torch.bfloat16
+    video = (3456, 32, 32, 768)  # the frames of 96 videos, 32 image slots each
+    # (B, N, M, D), dtype, precision, p, diameter (None: of the batch), gradients of both sets, weights
+    for shape, dtype, precision, p, diameter, both, weighted in (
+        (video, float32, "tf32x3", 2, None, False, False),
+        (video, float32, "tf32x3", 2, "problem", False, False),
+        (video, float32, "tf32x3", 2, 100.0, True, True),
+        (video, float32, "tf32", 2, 100.0, False, False),
+        (video, float32, "ieee", 2, 100.0, False, False),
+        (video, float32, "tf32x3", 1, 100.0, True, False),
+        (video, bfloat16, "tf32x3", 2, None, False, False),
+        ((3456, 11, 11, 128), float32, "tf32x3", 2, None, False, False),
+        ((64, 8, 20, 63), float32, "tf32x3", 2, "problem", True, True),
+        ((8, 64, 64, 256), float32, "tf32x3", 2, None, True, False),
+        ((8, 128, 128, 256), float32, "tf32x3", 2, None, True, False),
+        ((8, 128, 128, 256), float32, "ieee", 2, "problem", True, True),
+        ((8, 128, 128, 256), bfloat16, "tf32x3", 1, 100.0, True, False),
+        ((8, 100, 50, 300), float32, "tf32x3", 2, 100.0, True, False),
+    ):
+        (batch, n, m, dim), kind = shape, str(dtype).removeprefix("torch.")
+        x, y = (torch.empty(batch, count, dim, dtype=dtype, device="meta") for count in (n, m))
+        a, b = (torch.empty(batch, count, device="meta") if weighted else None for count in (n, m))
+        name = f"B{batch} N{n} M{m} D{dim} {kind} {precision} p{p} {'batch' if diameter is None else diameter}"
+        name += " both" * both + " weights" * weighted
+        start = diameter if isinstance(diameter, float) else None
+        arguments = (x, y, a, b, start, diameter == "problem", p, 0.05, 0.5, True, True, both, precision)
+        yield f"sinkhorn forward {name}", lambda a=arguments: sinkhorn.sinkhorn(*a)
+        pulls = [torch.empty(batch, count, n + m, device="meta") for count in (n, m)]
+        grads = (torch.empty(batch, device="meta"), None, None)
+        arguments = (*grads, x, y, a, b, pulls[0], pulls[1] if both else None, precision)
+        yield f"sinkhorn backward {name}", lambda a=arguments: sinkhorn.sinkhorn_backward(*a)
