@@ -73,29 +73,21 @@ def why_not(call: Call) -> str | None:
 
 
 @cache
-def _reduction(name: str, p: int, dim: int) -> Any:
-    """The reduction over the points of Y; compiled when it is first called, for each dtype, device and rank."""
+def _reduction(name: str, p: int, dim: int, dtype: torch.dtype, device: torch.device) -> Any:
+    """The reduction over the points of Y, compiled and loaded by a call on single points."""
+    import pykeops
     from pykeops.torch import Genred
 
     variables = [f"X = Vi({dim})", f"Y = Vj({dim})", "R = Vi(1)", "S = Vj(1)", *(["C = Vi(1)"] if p == 1 else [])]
     exponent = _EXPONENT[p]
     formula = {"sum": f"Exp({exponent})", "log_sum": exponent, "pull": _PULL[p].format(exponent)}[name]
-    return Genred(formula, variables, reduction_op="LogSumExp" if name == "log_sum" else "Sum", axis=1)
-
-
-@cache
-def _compile(name: str, p: int, dim: int, dtype: torch.dtype, device: torch.device, batched: bool) -> Any:
-    """The reduction, compiled and loaded by a call on single points."""
-    import pykeops
-
-    reduction = _reduction(name, p, dim)
-    shape = (1,) * (1 + batched)
-    points, number = (torch.zeros(*shape, width, dtype=dtype, device=device) for width in (dim, 1))
+    reduction = Genred(formula, variables, reduction_op="LogSumExp" if name == "log_sum" else "Sum", axis=1)
+    point, number = (torch.zeros(1, 1, width, dtype=dtype, device=device) for width in (dim, 1))
     verbose = pykeops.verbose
     pykeops.set_verbose(False)
     try:
         with _alone():
-            reduction(points, points, *[number] * (4 - p), backend="CPU" if device.type == "cpu" else "GPU")
+            reduction(point, point, *[number] * (len(variables) - 2), backend=_backend(device))
     except Exception as error:
         raise RuntimeError(
             "slotkernels.sinkhorn: KeOps cannot compile its kernels; pykeops.check_health() says what is missing and "
@@ -106,18 +98,19 @@ def _compile(name: str, p: int, dim: int, dtype: torch.dtype, device: torch.devi
     return reduction
 
 
+def _backend(device: torch.device) -> str:
+    return "CPU" if device.type == "cpu" else "GPU"
+
+
 def _reduce(name: str, p: int, *arrays: Tensor) -> Tensor:
     """One reduction over the points of Y; arrays are [B, N or M, D or 1]."""
     points = arrays[0]
     if not len(points):
         return points if name == "pull" else arrays[2]
-    batched = len(points) > 1
-    reduction = _compile(name, p, points.shape[2], points.dtype, points.device, batched)
+    reduction = _reduction(name, p, points.shape[2], points.dtype, points.device)
     if points.is_cuda and torch.cuda.current_stream() != torch.cuda.default_stream():
         torch.cuda.current_stream().synchronize()  # the NULL stream does not wait for it
-    arrays = tuple(t.contiguous() if batched else t[0].contiguous() for t in arrays)
-    out = reduction(*arrays, backend="GPU" if points.is_cuda else "CPU")
-    return out if batched else out.unsqueeze(0)
+    return reduction(*(t.contiguous() for t in arrays), backend=_backend(points.device))
 
 
 class Pair:

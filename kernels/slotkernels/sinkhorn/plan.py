@@ -121,9 +121,9 @@ def _plan(
 @_plan.register_fake
 def _(cost, a, b, eps, iterations, tolerance, keep, backend):
     batch, n, m = cost.shape
-    dtype = accumulate_dtype(cost.dtype)
-    history = cost.new_empty((iterations if keep else 0, batch, n + m), dtype=dtype)
-    return cost.new_empty(cost.shape, dtype=dtype), history, cost.new_empty(1, dtype=torch.int64)
+    history = cost.new_empty((iterations if keep else 0, batch, n + m), dtype=torch.float64)
+    plan = cost.new_empty(cost.shape, dtype=accumulate_dtype(cost.dtype))
+    return plan, history, cost.new_empty(1, dtype=torch.int64)
 
 
 @torch.library.custom_op("slotkernels::sinkhorn_plan_backward", mutates_args=())

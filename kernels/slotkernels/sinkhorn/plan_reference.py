@@ -273,12 +273,14 @@ def sinkhorn_plan_backward(
         pulled = kernel.over_rows(grad_f)
         grad_b -= pulled
         grad_g -= b * pulled
-        kernel.add(grad_f, b)
+        if need_cost:
+            kernel.add(grad_f, b)
         kernel.move(potentials(k - 1)[0] if k else zeros, g)
         pulled = kernel.over_columns(grad_g)
         grad_a -= pulled
         grad_f = -a * pulled
-        kernel.add(a, grad_g)
+        if need_cost:
+            kernel.add(a, grad_g)
         grad_g = torch.zeros_like(b)
     total = kernel.finish().mul_(1 / eps).to(dtype)
     return (

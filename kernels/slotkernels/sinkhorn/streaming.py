@@ -5,6 +5,7 @@ brings a :class:`Pair`, which visits all pairs of two sets.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -78,51 +79,54 @@ def anneal(
     The state holds the potentials that entered the last update and those that left it, of x→y and y→x, then of each
     set with itself (absent without debiasing). Potentials are float64 whatever the points are.
     """
-    (batch, n, _), m = x.shape, y.shape[1]
+    sizes = (x.shape[1], y.shape[1])
+    start = bounding_diameter(x, y, per_problem).cpu() if diameter is None else diameter
+    if isinstance(start, Tensor) and not per_problem and not start.isfinite():  # nothing to compute
+        state = x.new_full((2, 1 + debias, len(x), sum(sizes)), math.nan, dtype=torch.float64)
+    else:
+        state = _anneal(pair, x, y, a, b, epsilon_schedule(start, p, blur, scaling), p, blur, debias)
+    total = state[1, 0] - state[1, 1] if debias else state[1, 0]
+    dtype = accumulate_dtype(x.dtype)
+    weights = torch.cat([log_weights(w, points).exp() for w, points in ((a, x), (b, y))], 1)
+    value = (total * weights).sum(1).to(dtype)
+    if debias:
+        value.clamp_min_(0)
+    f, g = (half.to(dtype, memory_format=torch.contiguous_format, copy=True) for half in total.split(sizes, 1))
+    return value, f, g, state
+
+
+def _anneal(
+    pair: type[Pair],
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    schedule: Iterator[tuple[float | Tensor, Tensor | None]],
+    p: int,
+    blur: float,
+    debias: bool,
+) -> Tensor:
+    sizes = (x.shape[1], y.shape[1])
     cross = pair(x, y, a, b, p)
     own = (pair(x, None, a, None, p), pair(y, None, b, None, p)) if debias else ()
 
     def transform(eps: float | Tensor, potentials: Tensor) -> Tensor:
-        f, g = potentials[0].split((n, m), 1)
-        updated = [cross.soften(eps, f, g)]
+        updated = [cross.soften(eps, *potentials[0].split(sizes, 1))]
         if debias:
-            halves = zip(own, potentials[1].split((n, m), 1), strict=True)
+            halves = zip(own, potentials[1].split(sizes, 1), strict=True)
             updated.append(torch.cat([one.soften(eps, potential) for one, potential in halves], 1))
         return torch.stack(updated)
 
-    start = bounding_diameter(x, y, per_problem).cpu() if diameter is None else diameter
-    zeros = torch.zeros(1 + len(own) // 2, batch, n + m, dtype=torch.float64, device=x.device)
     potentials: Tensor | None = None
-    for eps, active in epsilon_schedule(start, p, blur, scaling):
-        if isinstance(eps, Tensor):
-            eps = eps.to(x.device)
-        elif math.isnan(eps):  # a point of the batch is not finite: nothing to compute
-            potentials = zeros.fill_(eps)
-            break
+    for eps, active in schedule:
+        eps = eps.to(x.device) if isinstance(eps, Tensor) else eps
         if potentials is None:
+            zeros = x.new_zeros(1 + debias, len(x), sum(sizes), dtype=torch.float64)
             potentials = transform(eps, zeros)
         updates = transform(eps, potentials).add_(potentials).mul_(0.5)
         potentials = updates if active is None else torch.where(active.to(x.device), updates, potentials)
     assert potentials is not None
-    state = torch.stack((potentials, transform(blur**p, potentials)))
-    total = state[1, 0] - state[1, 1] if debias else state[1, 0]
-    dtype = accumulate_dtype(x.dtype)
-    value = (total * _weights(x, y, a, b)).sum(1).to(dtype)
-    if debias:
-        value.clamp_min_(0)
-    f, g = (half.to(dtype, memory_format=torch.contiguous_format, copy=True) for half in total.split((n, m), 1))
-    return value, f, g, state
-
-
-def _weights(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
-    """[B, N + M] float64 weights of both sets."""
-    halves = [
-        torch.full(points.shape[:2], 1 / points.shape[1], dtype=torch.float64, device=points.device)
-        if weights is None
-        else weights.double()
-        for points, weights in ((x, a), (y, b))
-    ]
-    return torch.cat(halves, 1)
+    return torch.stack((potentials, transform(blur**p, potentials)))
 
 
 def pull_back(
