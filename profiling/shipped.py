@@ -143,6 +143,7 @@ def _sinkhorn() -> Iterator[tuple[str, Callable[[], object]]]:
         ((3456, 11, 11, 128), float32, "tf32x3", 2, None, False, False),
         ((64, 8, 20, 63), float32, "tf32x3", 2, "problem", True, True),
         ((8, 64, 64, 256), float32, "tf32x3", 2, None, True, False),
+        ((8, 64, 64, 256), float32, "ieee", 2, None, True, False),
         ((8, 128, 128, 256), float32, "tf32x3", 2, None, True, False),
         ((8, 128, 128, 256), float32, "ieee", 2, "problem", True, True),
         ((8, 128, 128, 256), bfloat16, "tf32x3", 1, 100.0, True, False),

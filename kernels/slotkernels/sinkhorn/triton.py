@@ -34,12 +34,14 @@ def block(count: int) -> int:
     return max(16, triton.next_power_of_2(count))
 
 
-def tile(n: int, m: int, itemsize: int) -> Tile:
-    """Block sizes for sets of n and m points."""
-    side = max(block(n), block(m))
+def tile(n: int, m: int, itemsize: int, precision: str) -> Tile:
+    """Block sizes for sets of n and m points. Products without tensor cores take more registers: more warps share them."""
+    side, plain = max(block(n), block(m)), precision == "ieee" and itemsize == 4
     if side == 128:
-        return Tile(side, side, 64, 32, 64 // itemsize, together=False, warps=8, stages=3)
+        depth = (32 if plain else 64) // itemsize
+        return Tile(side, side, 64, 32, depth, together=False, warps=8, stages=1 if plain else 2)
     warps = triton.cdiv(side, 32) ** 2
+    warps = max(4, 2 * warps) if plain else warps
     return Tile(block(n), block(m), 32, 32, 64 // itemsize, together=True, warps=warps, stages=3)
 
 
@@ -116,7 +118,7 @@ def sinkhorn(
         kind = "problem"
     else:
         kind, edge = "batch", batch_diameter(x, y)
-    size = tile(n, m, x.element_size())
+    size = tile(n, m, x.element_size(), precision)
     if (a is None) != (b is None):
         a, b = (_uniform(points) if w is None else w for w, points in ((a, x), (b, y)))
     launch(
@@ -124,8 +126,8 @@ def sinkhorn(
         x, y, x if a is None else a, y if b is None else b, edge, value, f, g, pull_x, pull_y,
         *_strides(x, y, a, b), n, m, dim, start, steps, blur, scaling, blur**p,
         P=p, DEBIAS=debias, KEEP_X=keep_x, KEEP_Y=keep_y, DIAMETER=kind, WEIGHTED=a is not None,
-        BLOCK_N=size.block_n, BLOCK_M=size.block_m, ROWS=size.rows, COLUMNS=size.columns, BLOCK_D=size.block_d, EVEN_D=dim % size.block_d == 0,
-        TOGETHER=size.together, PRECISION=_precision(x, precision), num_warps=size.warps, num_stages=size.stages,
+        BLOCK_N=size.block_n, BLOCK_M=size.block_m, ROWS=size.rows, COLUMNS=size.columns, BLOCK_D=size.block_d,
+        EVEN_D=dim % size.block_d == 0, TOGETHER=size.together, PRECISION=_precision(x, precision), num_warps=size.warps, num_stages=size.stages,
     )  # fmt: skip
     return value, f, g, pull_x, pull_y
 
@@ -152,6 +154,7 @@ def sinkhorn_backward(
     x, y = _rows(x), _rows(y)
     side = max(block(n) if need_x else 0, block(m) if need_y else 0)
     block_d = min(max(16, triton.next_power_of_2(dim)), max(32, 4096 // side))
+    plain = precision == "ieee" and x.dtype == torch.float32
     programs = batch * (need_x + need_y) * triton.cdiv(dim, block_d)
 
     def strided(grad: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
@@ -165,8 +168,9 @@ def sinkhorn_backward(
         cotangents[0][1][0], *cotangents[1][1], *cotangents[2][1], *_strides(x, y, a, b), n, m, dim,
         NEED_X=need_x, NEED_Y=need_y, HAS_VALUE=grad_value is not None, HAS_F=grad_f is not None,
         HAS_G=grad_g is not None, HAS_A=a is not None, HAS_B=b is not None,
-        BLOCK_N=block(n), BLOCK_M=block(m), BLOCK_K=min(32, block(max(n, m))), BLOCK_D=block_d,
-        EVEN_D=dim % block_d == 0, PRECISION=_precision(x, precision), num_warps=4, num_stages=2,
+        BLOCK_N=block(n), BLOCK_M=block(m), BLOCK_D=block_d,
+        BLOCK_K=16 if plain else min(32, block(max(n, m))), EVEN_D=dim % block_d == 0,
+        PRECISION=_precision(x, precision), num_warps=8 if plain else 4, num_stages=2,
     )  # fmt: skip
     if pull_x is not None and not need_x:
         grad_x.zero_()
