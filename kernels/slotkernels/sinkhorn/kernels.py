@@ -259,17 +259,17 @@ def sinkhorn_kernel(
     WITH_BOX: tl.constexpr = DIAMETER == "problem"
     problem = tl.program_id(0).to(tl.int64)
     i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
-    x, y = x + problem * x_batch, y + problem * y_batch
-    x_rows, y_rows, x_inside, y_inside = x + i * x_row, y + j * y_row, i < n, j < m
+    x_points, y_points = x + problem * x_batch, y + problem * y_batch
+    x_rows, y_rows, x_inside, y_inside = x_points + i * x_row, y_points + j * y_row, i < n, j < m
     if TOGETHER:
         products, x_products, y_products, edge = all_products(
-            x_rows, y_rows, x_inside, y_inside, y, dim, NR, NC, MR, MC,
+            x_rows, y_rows, x_inside, y_inside, y_points, dim, NR, NC, MR, MC,
             BLOCK_N, BLOCK_M, BLOCK_D, EVEN_D, WITH_BOX, PRECISION,
         )  # fmt: skip
         x_norms, y_norms = _sum_of_rows(_diagonal(x_products)), _sum_of_columns(_diagonal(y_products))
     else:
         products, x_norms, y_norms, edge = cross_products(
-            x_rows, y_rows, x_inside, y_inside, y, dim, NR, MC, BLOCK_N, BLOCK_M, BLOCK_D, EVEN_D, WITH_BOX, PRECISION
+            x_rows, y_rows, x_inside, y_inside, y_points, dim, NR, MC, BLOCK_N, BLOCK_M, BLOCK_D, EVEN_D, WITH_BOX, PRECISION
         )
         x_norms, y_norms = tl.reshape(x_norms, [NR, BLOCK_N // NR]), tl.reshape(y_norms, [MC, BLOCK_M // MC])
 
@@ -281,50 +281,54 @@ def sinkhorn_kernel(
         first, count = _schedule(tl.load(diameter), blur, scaling, P)
     else:
         first, count = _schedule(edge, blur, scaling, P)
-    a, b = a + problem * a_batch, b + problem * b_batch
-    f, g = f + problem * n, g + problem * m
-    pull_x, pull_y = pull_x + problem * n * (n + m), pull_y + problem * m * (n + m)
-    a_logs = _log_weights(a, a_row, _numbers(NR, BLOCK_N // NR), n, WEIGHTED)
+    x_weights, y_weights = a + problem * a_batch, b + problem * b_batch
     column = _numbers(NC, BLOCK_N // NC)
-    a_column_logs = _log_weights(a, a_row, column, n, WEIGHTED)
-    b_logs = _log_weights(b, b_row, _numbers(MC, BLOCK_M // MC), m, WEIGHTED)
+    a_logs = _log_weights(x_weights, a_row, _numbers(NR, BLOCK_N // NR), n, WEIGHTED)
+    a_column_logs = _log_weights(x_weights, a_row, column, n, WEIGHTED)
+    b_logs = _log_weights(y_weights, b_row, _numbers(MC, BLOCK_M // MC), m, WEIGHTED)
+    x_potentials, y_potentials = f + problem * n, g + problem * m
+    width = n + m
+    x_pull, y_pull = pull_x + problem * n * width, pull_y + problem * m * width
 
     # The three problems add up in memory: no register is held from one to the next. If all matrices are there, those
     # of the smaller problems go first.
     OWN_FIRST: tl.constexpr = DEBIAS and TOGETHER
     if OWN_FIRST:
-        _own(x_products, a_column_logs, first, ratio, final, count, f, pull_x, n, n + m, KEEP_X, P, True)
-        _own(y_products, b_logs, first, ratio, final, count, g, pull_y + n, m, n + m, KEEP_Y, P, True)
+        _own(x_products, a_column_logs, first, ratio, final, count, x_potentials, x_pull, n, width, KEEP_X, P, True)
+        _own(y_products, b_logs, first, ratio, final, count, y_potentials, y_pull + n, m, width, KEEP_Y, P, True)
         tl.debug_barrier()
-    costs = _costs(products, x_norms, y_norms, P)
     _cross(
-        costs, a_logs, b_logs, first, ratio, final, count, f, g, pull_x, pull_y, n, m, P, KEEP_X, KEEP_Y, not OWN_FIRST
-    )
+        _costs(products, x_norms, y_norms, P), a_logs, b_logs, first, ratio, final, count,
+        x_potentials, y_potentials, x_pull, y_pull, n, m, P, KEEP_X, KEEP_Y, not OWN_FIRST,
+    )  # fmt: skip
     tl.debug_barrier()
     if DEBIAS and not TOGETHER:
-        for side in range(2):  # equal blocks, one code for both
+        for side in tl.range(2, disable_licm=True):  # blocks are equal; addresses found again take no registers till now
             of_x = tl.full([], side, tl.int32) == 0
-            points, row, size = tl.where(of_x, x, y), tl.where(of_x, x_row, y_row), tl.where(of_x, n, m)
-            products = own_products(
-                points + i * row, i < size, points, dim, NR, NC, BLOCK_N, BLOCK_D, EVEN_D, PRECISION
-            )
-            logs = _log_weights(tl.where(of_x, a, b), tl.where(of_x, a_row, b_row), column, size, WEIGHTED)
-            pull, keep = tl.where(of_x, pull_x, pull_y + n), tl.where(of_x, KEEP_X, KEEP_Y)
-            potentials = tl.where(of_x, f, g)
-            _own(products, logs, first, ratio, final, count, potentials, pull, size, n + m, keep, P, False)
+            size = tl.where(of_x, n, m)
+            points = tl.where(of_x, x, y) + problem * tl.where(of_x, x_batch, y_batch)
+            rows = points + i * tl.where(of_x, x_row, y_row)
+            products = own_products(rows, i < size, points, dim, NR, NC, BLOCK_N, BLOCK_D, EVEN_D, PRECISION)
+            weights = tl.where(of_x, a, b) + problem * tl.where(of_x, a_batch, b_batch)
+            logs = _log_weights(weights, tl.where(of_x, a_row, b_row), column, size, WEIGHTED)
+            potentials = tl.where(of_x, f, g) + problem * size
+            pull = tl.where(of_x, pull_x, pull_y + n) + problem * size * width
+            keep = tl.where(of_x, KEEP_X, KEEP_Y)
+            _own(products, logs, first, ratio, final, count, potentials, pull, size, width, keep, P, False)
         tl.debug_barrier()
     if not DEBIAS and KEEP_X:
-        _store_identity(pull_x, n, n + m, BLOCK_N, P)
+        _store_identity(x_pull, n, width, BLOCK_N, P)
     if not DEBIAS and KEEP_Y:
-        _store_identity(pull_y + n, m, n + m, BLOCK_M, P)
+        _store_identity(y_pull + n, m, width, BLOCK_M, P)
 
     total = tl.zeros([], tl.float32)
     k = tl.arange(0, BLOCK_N if BLOCK_N > BLOCK_M else BLOCK_M)
-    for side in range(2):
+    for side in tl.range(2, disable_licm=True):
         of_x = tl.full([], side, tl.int32) == 0
-        size, row = tl.where(of_x, n, m), tl.where(of_x, a_row, b_row)
-        potentials = tl.load(tl.where(of_x, f, g) + k, mask=k < size, other=0.0)
-        total += tl.sum(potentials * load_weights(tl.where(of_x, a, b), row, k, size, WEIGHTED), 0)
+        size = tl.where(of_x, n, m)
+        potentials = tl.load(tl.where(of_x, f, g) + problem * size + k, mask=k < size, other=0.0)
+        weights = tl.where(of_x, a, b) + problem * tl.where(of_x, a_batch, b_batch)
+        total += tl.sum(potentials * load_weights(weights, tl.where(of_x, a_row, b_row), k, size, WEIGHTED), 0)
     if DEBIAS:
         total = tl.where(total < 0.0, 0.0, total)
     tl.store(value + problem, total)
