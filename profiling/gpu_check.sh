@@ -42,6 +42,8 @@ if [ "$DEVICE" = cuda ]; then
     part "kernel tests" 240 "$PYTHON" -m pytest -q -p no:cacheprovider tests/slotkernels -m gpu
     part "benchmark of slot attention" 240 "$PYTHON" -m profiling.slot_attention --device cuda --seconds 4 \
         --out "$OUT/slot-attention-cuda.json"
+    part "benchmark of the Sinkhorn divergence" 180 "$PYTHON" -m profiling.sinkhorn --device cuda --seconds 4 --large 0 \
+        --out "$OUT/sinkhorn-cuda.json"
     if command -v compute-sanitizer >/dev/null; then
         part "compute-sanitizer" 90 compute-sanitizer --tool memcheck --error-exitcode 9 "$PYTHON" -m pytest -q \
             -p no:cacheprovider tests/slotkernels/test_inverted_attention.py -m gpu -k "float32-triton-cuda and 863"
@@ -50,6 +52,8 @@ else
     part "kernel tests, interpreted" 240 "$PYTHON" -m pytest -q -p no:cacheprovider tests/slotkernels -k "triton and not opcheck"
     part "benchmark of slot attention" 200 "$PYTHON" -m profiling.slot_attention --shapes 2,96,8,64 --seconds 1 --dtypes float32 \
         --out "$OUT/slot-attention-trial.json"
+    part "benchmark of the Sinkhorn divergence" 120 "$PYTHON" -m profiling.sinkhorn --shapes 4,8,8,16 --seconds 1 --large 0 \
+        --out "$OUT/sinkhorn-trial.json"
 fi
 
 echo

@@ -7,10 +7,12 @@ from torch import Tensor
 
 from .._checks import accumulate_dtype, check_same, check_tensor, check_that
 from .._dispatch import Call, Op, requested_backend
+from .cpp import why_not as why_not_cpp
 
 __all__ = ["SamplesLoss", "bytes_moved", "flops", "sinkhorn_divergence", "sinkhorn_potentials"]
 
 SINKHORN = Op("sinkhorn")
+SINKHORN.add("cpp", "slotkernels.sinkhorn.cpp", supports=why_not_cpp)
 SINKHORN.add("reference", "slotkernels.sinkhorn.reference")
 
 PRECISIONS = ("ieee", "tf32x3", "tf32")
@@ -128,9 +130,7 @@ def _solve(
     if check_finite:
         for name, points in (("x", x), ("y", y)):
             bad = int(points.numel() - points.isfinite().sum())
-            check_that(
-                bad == 0, f"{op}: {name} has {bad} numbers that are not finite, expected none (check_finite=True)"
-            )
+            check_that(bad == 0, f"{op}: {bad} numbers of {name} are not finite, expected none (check_finite=True)")
     keep = (torch.is_grad_enabled() and x.requires_grad, torch.is_grad_enabled() and y.requires_grad)
     options = (start, diameter == "problem", p, float(blur), float(scaling), debias, *keep)
     return _forward(x, y, a, b, *options, precision, requested_backend(backend))[:3]

@@ -191,8 +191,8 @@ def _pull(
 ) -> tuple[Tensor, Tensor]:
     """Factors of the other set's points [B, R, C] and of the own points [B, R, R] in the gradients of R potentials.
 
-    A potential is ``-eps log sum_j exp(h_j - C_ij / eps)``; its gradient is ``sum_j P_ij dC_ij/dx_i`` with P the
-    softmax over j, and ``dC_ij/dx_i = x_i - y_j`` (p = 2) or that over the distance. Everything else counts as a constant.
+    A potential is ``-eps log sum_j exp(h_j - C_ij / eps)``; its gradient is ``sum_j P_ij dC_ij/dx_i``, where P is the
+    softmax over j and ``dC_ij/dx_i = x_i - y_j`` (p = 2), or that over the distance (p = 1). All else is constant.
     """
     rows, columns = sizes
 

@@ -74,24 +74,14 @@ class SamplesLoss(nn.Module):
         check_that(
             x.dim() == y.dim() and x.dim() in (2, 3), f"SamplesLoss: {shapes}, expected both [N, D] or [B, N, D]"
         )
+        rows_a, rows_b = self._weights("a", a, x), self._weights("b", b, y)
         single = x.dim() == 2
-        weights = [self._weights(name, w, points) for name, w, points in (("a", a, x), ("b", b, y))]
         if single:
             x, y = x.unsqueeze(0), y.unsqueeze(0)
         diameter = "batch" if self.diameter is None else self.diameter
-        options = (
-            self.p,
-            self.blur,
-            self.scaling,
-            diameter,
-            self.debias,
-            "tf32x3",
-            False,
-            _GEOMLOSS.get(self.backend, self.backend),
-        )
-        if self.potentials:
-            weights = [None if w is None else w.detach() for w in weights]
-        value, f, g = _solve("SamplesLoss", x, y, *weights, *options)
+        backend = _GEOMLOSS.get(self.backend, self.backend)
+        options = (self.p, self.blur, self.scaling, diameter, self.debias, "tf32x3", False, backend)
+        value, f, g = _solve("SamplesLoss", x, y, rows_a, rows_b, *options)
         if self.potentials:
             f, g = (t[0] if single else t for t in (f, g))
             return (f if a is None else f.view_as(a)), (g if b is None else g.view_as(b))
