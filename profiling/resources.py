@@ -121,7 +121,9 @@ def sources_hash() -> str:
     digest = hashlib.sha256(Path(__file__).with_name("shipped.py").read_bytes())
     for path in [root / "_triton.py", *sorted(root.rglob("*/*.py"))]:
         text = path.read_bytes()
-        if path.name not in ("reference.py", "module.py", "__init__.py") and (b"import triton" in text or path.name == "tiles.py"):
+        if path.name not in ("reference.py", "module.py", "__init__.py") and (
+            b"import triton" in text or path.name == "tiles.py"
+        ):
             digest.update(text)
     return f"triton {triton.__version__} sources {digest.hexdigest()[:16]}"
 

@@ -9,7 +9,7 @@ from .products import centred, dot, load_piece, multiply, rounded
 
 @triton.jit
 def _weighted(pull, points, acc, PRECISION: tl.constexpr):
-    """``pull @ points + acc``. Half-precision points meet the pull in two halves, which keeps 16 of its bits or more."""
+    """``pull @ points + acc``. Half-precision points meet the pull in two halves, which keeps 16 of its bits."""
     if points.dtype == tl.float32:
         return multiply(rounded(pull, PRECISION), points, acc, PRECISION)
     high = pull.to(points.dtype)

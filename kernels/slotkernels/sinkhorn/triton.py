@@ -35,7 +35,7 @@ def block(count: int) -> int:
 
 
 def tile(n: int, m: int, itemsize: int, precision: str) -> Tile:
-    """Block sizes for sets of n and m points. Products without tensor cores take more registers: more warps share them."""
+    """Block sizes for sets of n and m points. Products without tensor cores take more registers, and so more warps."""
     side, plain = max(block(n), block(m)), precision == "ieee" and itemsize == 4
     if side == 128:
         depth = (32 if plain else 64) // itemsize
@@ -127,7 +127,8 @@ def sinkhorn(
         *_strides(x, y, a, b), n, m, dim, start, steps, blur, scaling, blur**p,
         P=p, DEBIAS=debias, KEEP_X=keep_x, KEEP_Y=keep_y, DIAMETER=kind, WEIGHTED=a is not None,
         BLOCK_N=size.block_n, BLOCK_M=size.block_m, ROWS=size.rows, COLUMNS=size.columns, BLOCK_D=size.block_d,
-        EVEN_D=dim % size.block_d == 0, TOGETHER=size.together, PRECISION=_precision(x, precision), num_warps=size.warps, num_stages=size.stages,
+        EVEN_D=dim % size.block_d == 0, TOGETHER=size.together, PRECISION=_precision(x, precision),
+        num_warps=size.warps, num_stages=size.stages,
     )  # fmt: skip
     return value, f, g, pull_x, pull_y
 
