@@ -11,13 +11,13 @@ from slotkernels import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
 from slotkernels._dispatch import Call
 from slotkernels.sinkhorn import SINKHORN
 from slotkernels.sinkhorn.reference import sinkhorn as oracle
-from slotkernels.sinkhorn.streaming import STREAMING
 
-SAMPLE = Call((torch.zeros(1, 1, 1),))
-BACKENDS = [*SINKHORN.available(SAMPLE), *STREAMING.available(SAMPLE)]
+BACKENDS = SINKHORN.available(Call((torch.zeros(1, 1, 1),) * 2))
 DIAMETERS = ("batch", "problem", 9.0)
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
+# Triton's interpreter takes seconds for what these ask.
+quick_backends = pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "triton"])
 
 
 def cloud(*shape, scale=1.0):
@@ -65,7 +65,7 @@ def test_a_permutation_costs_nothing_and_pulls_nowhere(backend, p):
     assert gradient(value, x).abs().max() < (1e-5 if p == 2 else 2e-2)
 
 
-@every_backend
+@quick_backends
 def test_small_blur_finds_the_optimal_assignment(backend):
     x, y = cloud(4, 8, 3), cloud(4, 8, 3)
     value = sinkhorn_divergence(x, y, blur=0.01, scaling=0.95, backend=backend)
@@ -111,17 +111,32 @@ def problems(draw):
     return x, y, *weights
 
 
-@every_backend
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
-@given(
-    problem=problems(),
-    p=st.sampled_from([1, 2]),
-    blur=st.floats(-1.5, 1).map(lambda e: 10**e),
-    scaling=st.floats(0.2, 0.8),
-    debias=st.booleans(),
-    diameter=st.sampled_from(DIAMETERS),
-)
+CALLS = {
+    "problem": problems(),
+    "p": st.sampled_from([1, 2]),
+    "blur": st.floats(-1.5, 1).map(lambda e: 10**e),
+    "scaling": st.floats(0.2, 0.8),
+    "debias": st.booleans(),
+    "diameter": st.sampled_from(DIAMETERS),
+}
+LIMITS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "derandomize": True}
+
+
+@quick_backends
+@settings(max_examples=40, **LIMITS)
+@given(**CALLS)
 def test_agrees_with_the_float64_oracle(backend, problem, p, blur, scaling, debias, diameter):
+    compare_with_oracle(backend, problem, p, blur, scaling, debias, diameter)
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="Triton is not installed")
+@settings(max_examples=4, **LIMITS)
+@given(**CALLS)
+def test_triton_agrees_with_the_float64_oracle(problem, p, blur, scaling, debias, diameter):
+    compare_with_oracle("triton", problem, p, blur, scaling, debias, diameter)
+
+
+def compare_with_oracle(backend, problem, p, blur, scaling, debias, diameter):
     x, y, a, b = problem
     start = diameter if isinstance(diameter, float) else None
     options = (start, diameter == "problem", p, blur, scaling, debias, True, True, "ieee")
@@ -175,7 +190,7 @@ def test_finite_and_not_negative(backend, make, p, diameter):
         assert grad.isfinite().all()
 
 
-@every_backend
+@quick_backends
 def test_never_negative_where_annealing_is_too_fast(backend):
     """GeomLoss's iterates go below zero there, with scaling 0.01 by several blur^2."""
     x = cloud(64, 11, 2)
