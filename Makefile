@@ -11,7 +11,7 @@ CLIP = $$($(PY) -c "import importlib.util as u, pathlib as p; print(p.Path(u.fin
 help:
 	@sed -n '1s/# //p' Makefile
 
-$(READY): pyproject.toml constraints.txt setup.py $(wildcard csrc/*.cpp csrc/*/*)
+$(READY): pyproject.toml constraints.txt setup.py $(wildcard csrc/* csrc/*/*)
 	@echo "== environment in $(VENV)"
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
