@@ -15,7 +15,7 @@ import torch
 from slotkernels import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
 from slotkernels.sinkhorn import blocks, keops
 from slotkernels.sinkhorn.reference import sinkhorn as dense
-from slotkernels.sinkhorn.streaming import prefers_streaming, streaming
+from slotkernels.sinkhorn.streaming import LARGEST_COSTS, prefers_streaming, streaming
 
 HAS_KEOPS = importlib.util.find_spec("pykeops") is not None
 needs_keops = pytest.mark.skipif(
@@ -275,15 +275,12 @@ def test_size_alone_chooses_the_op():
         x = torch.empty(batch, n, dim, device="meta" if device == "meta" else device, dtype=dtype)
         return x, torch.empty(batch, m, dim, device=x.device, dtype=dtype)
 
-    assert not prefers_streaming("auto", *sizes(96, 32, 32, 768))
-    assert not prefers_streaming("auto", *sizes(1, 1000, 1000, 3))
-    assert prefers_streaming("auto", *sizes(1, 1100, 10, 3))  # padded to 1100 x 1100 four times
-    assert prefers_streaming("auto", *sizes(8, 400, 400, 3))
-    assert not prefers_streaming("auto", *sizes(1, 1100, 1100, 64))
-    assert prefers_streaming("auto", *sizes(1, 1100, 1100, 64, dtype=torch.float64))
-    assert prefers_streaming("auto", *sizes(1, 8200, 8200, 2000))  # 1 GiB is too much whatever the dimension
+    assert not prefers_streaming("auto", *sizes(3456, 32, 32, 768))
+    assert not prefers_streaming("auto", *sizes(8, 2048, 2048, 3))  # 64 MiB of costs in each problem
+    assert prefers_streaming("auto", *sizes(1, 2048, 2049, 3))
+    assert prefers_streaming("auto", *sizes(1, 1500, 1500, 3, dtype=torch.float64))
     assert not prefers_streaming("auto", *sizes(1, 8000, 8000, 3, "meta"))
-    assert prefers_streaming("auto", *sizes(1, 8200, 8200, 3, "meta"))
+    assert prefers_streaming("auto", *sizes(2, 8200, 8200, 3, "meta"))  # 1 GiB in all of them
     assert prefers_streaming("keops", *sizes(1, 2, 2, 3))
     for name in ("reference", "triton", "cpp", "cuda"):
         assert not prefers_streaming(name, *sizes(1, 8000, 8000, 3))
@@ -291,6 +288,7 @@ def test_size_alone_chooses_the_op():
 
 def test_auto_streams_large_sets_and_equals_the_dense_op(monkeypatch):
     monkeypatch.setitem(blocks.BLOCK, "cpu", 2**18)
+    monkeypatch.setitem(LARGEST_COSTS, "cpu", 2**20)
     x, y = points(1, 800, 750)
     options = {"diameter": 1.0, "blur": 0.5}
     called = []
@@ -321,6 +319,7 @@ def test_opcheck(debias):
 @pytest.mark.parametrize("backend", ["auto", pytest.param("keops", marks=needs_keops)])
 def test_compiles_fullgraph_with_equal_values_and_gradients(backend, monkeypatch):
     monkeypatch.setitem(blocks.BLOCK, "cpu", 2**18)
+    monkeypatch.setitem(LARGEST_COSTS, "cpu", 2**20)
     x, y = points(1, 740, 740) if backend == "auto" else points(2, 12, 20)
     loss = SamplesLoss(blur=0.5, diameter=1.0, backend=backend)
     assert prefers_streaming(backend, *(t.view(-1, *t.shape[-2:]) for t in (x, y)))
