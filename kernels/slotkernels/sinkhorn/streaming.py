@@ -24,7 +24,7 @@ def _why_not_keops(call: Call) -> str | None:
 
 STREAMING = Op("sinkhorn_streaming")
 STREAMING.add("keops", "slotkernels.sinkhorn.keops", supports=_why_not_keops)
-STREAMING.add("reference", "slotkernels.sinkhorn.blocks")
+STREAMING.add("blocks", "slotkernels.sinkhorn.blocks")
 
 LARGEST_COSTS = {"cpu": 2**26, "accelerator": 2**30}  # bytes
 
@@ -32,7 +32,7 @@ LARGEST_COSTS = {"cpu": 2**26, "accelerator": 2**30}  # bytes
 def prefers_streaming(backend: str, x: Tensor, y: Tensor) -> bool:
     """Whether a call runs on ``slotkernels::sinkhorn_streaming``: by sizes alone, so that tracing can decide it.
 
-    ``"keops"`` always streams, the names of other backends never do, ``"auto"``
+    ``"keops"`` and ``"blocks"`` always do, other backends never, ``"auto"``
 
     - on a CPU where the costs of one problem, ``(N + M)²`` numbers, exceed ``LARGEST_COSTS`` and leave the cache of the
       thread that solves it (measured, see ``docs/sinkhorn.md``);
@@ -40,7 +40,7 @@ def prefers_streaming(backend: str, x: Tensor, y: Tensor) -> bool:
       in a CUDA graph.
     """
     if backend != "auto":
-        return backend == "keops"
+        return backend in ("keops", "blocks")
     problems, device = (1, "cpu") if x.device.type == "cpu" else (x.shape[0], "accelerator")
     itemsize = 8 if x.dtype == torch.float64 else 4
     return problems * (x.shape[1] + y.shape[1]) ** 2 * itemsize > LARGEST_COSTS[device]
