@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BACKENDS = ("cuda", "triton", "cpp", "keops", "reference")  # "auto" takes the first of these that supports the call
+# "auto" takes the first of these that supports the call.
+BACKENDS = ("cuda", "triton", "cpp", "keops", "blocks", "reference")
 ENVIRONMENT_VARIABLE = "SLOTKERNELS_BACKEND"
 
 _override: ContextVar[str | None] = ContextVar("slotkernels_backend", default=None)
@@ -121,7 +122,8 @@ def use_backend(name: str) -> Iterator[None]:
     block around the first call of the compiled function, not inside it.
 
     Args:
-        name: "auto", "reference", "triton", "cpp", "cuda" or "keops".
+        name: "auto", "reference", "triton", "cpp", "cuda", or for the Sinkhorn divergence in linear memory "keops" or
+            "blocks" (plain PyTorch).
 
     Raises:
         ValueError: if no backend has that name.

@@ -4,9 +4,10 @@ They are registered with PyTorch as ``torch.ops.slotkernels_native.<name>``. Loa
 so ``import slotkernels`` works without them.
 """
 
-import importlib.util
+import sys
 import warnings
 from functools import cache
+from importlib.machinery import PathFinder
 
 import torch
 
@@ -18,7 +19,8 @@ _BUILD = "`pip install --no-build-isolation .` in the project's folder builds it
 @cache
 def why_not_loaded(library: str) -> str | None:
     """Load ``slotkernels.<library>``; the reason if that is impossible, else None."""
-    found = importlib.util.find_spec(f"slotkernels.{library}")
+    # in this package's folder only: an editable installation of another copy would lend its library to this one
+    found = PathFinder.find_spec(f"slotkernels.{library}", sys.modules["slotkernels"].__path__)
     if found is None or found.origin is None:
         return f"slotkernels.{library} is not built ({_BUILD})"
     try:

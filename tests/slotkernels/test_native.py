@@ -1,4 +1,6 @@
+import sys
 import warnings
+from importlib.machinery import ModuleSpec
 
 import pytest
 import torch
@@ -46,3 +48,12 @@ def test_a_library_that_is_missing_or_does_not_load_is_named_with_the_remedy(mon
     assert "slotkernels._C_garbage does not load" in reason
     assert torch.__version__ in reason
     assert "pip install" in reason
+
+
+def test_the_library_of_another_copy_is_not_taken(monkeypatch):
+    class EditableInstallation:
+        def find_spec(self, name, path=None, target=None):
+            return ModuleSpec(name, None, origin="/another/copy/_C_lent.abi3.so")
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, EditableInstallation()])
+    assert "slotkernels._C_lent is not built" in _native.why_not_loaded("_C_lent")

@@ -9,7 +9,7 @@ from .._checks import accumulate_dtype, check_same, check_tensor, check_that
 from .._dispatch import Call, Op, requested_backend, why_not_triton
 from .cpp import why_not as why_not_cpp
 from .plan import sinkhorn_plan
-from .streaming import prefers_streaming, streaming
+from .streaming import prefers_streaming, stream
 
 __all__ = ["SamplesLoss", "bytes_moved", "flops", "sinkhorn_divergence", "sinkhorn_plan", "sinkhorn_potentials"]
 
@@ -148,7 +148,7 @@ def _solve(
     backend = requested_backend(backend)
     options = (start, diameter == "problem", p, float(blur), float(scaling), debias)
     if prefers_streaming(backend, x, y):
-        return streaming(x, y, a, b, *options, backend)[:3]
+        return stream(x, y, a, b, *options, backend)[:3]
     return _forward(x, y, a, b, *options, *keep, precision, backend)[:3]
 
 

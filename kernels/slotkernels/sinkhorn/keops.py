@@ -26,8 +26,8 @@ from .streaming import anneal, log_weights, out_of_range, pull_back
 _HOW = "pip install 'interpreter-slots[keops]' installs it"
 
 # Points are in units of sqrt(2 eps) for p = 2 and of eps for p = 1; below the squared distance C costs are flat.
-_EXPONENT = {2: "(R + S - SqDist(X, Y))", 1: "(R + S - Sqrt(ReLU(SqDist(X, Y) - C) + C))"}
-_PULL = {2: "Exp({0}) * (X - Y)", 1: "IfElse(SqDist(X, Y) - C, Exp({0}) * Rsqrt(SqDist(X, Y)), Zero(1)) * (X - Y)"}
+_EXPONENT = {2: "R + S - SqDist(X, Y)", 1: "R + S - Sqrt(ReLU(SqDist(X, Y) - C) + C)"}
+_SLOPE = {2: "X - Y", 1: "IfElse(SqDist(X, Y) - C, Rsqrt(SqDist(X, Y)), Zero(1)) * (X - Y)"}
 
 
 @contextlib.contextmanager
@@ -79,9 +79,8 @@ def _reduction(name: str, p: int, dim: int, dtype: torch.dtype, device: torch.de
     from pykeops.torch import Genred
 
     variables = [f"X = Vi({dim})", f"Y = Vj({dim})", "R = Vi(1)", "S = Vj(1)", *(["C = Vi(1)"] if p == 1 else [])]
-    exponent = _EXPONENT[p]
-    formula = {"sum": f"Exp({exponent})", "log_sum": exponent, "pull": _PULL[p].format(exponent)}[name]
-    reduction = Genred(formula, variables, reduction_op="LogSumExp" if name == "log_sum" else "Sum", axis=1)
+    formula = f"Exp({_EXPONENT[p]})" if name == "Sum" else _EXPONENT[p]
+    reduction = Genred(formula, variables, name, axis=1, formula2=_SLOPE[p] if name == "SumSoftMaxWeight" else None)
     point, number = (torch.zeros(1, 1, width, dtype=dtype, device=device) for width in (dim, 1))
     verbose = pykeops.verbose
     pykeops.set_verbose(False)
@@ -106,7 +105,7 @@ def _reduce(name: str, p: int, *arrays: Tensor) -> Tensor:
     """One reduction over the points of Y; arrays are [B, N or M, D or 1]."""
     points = arrays[0]
     if not len(points):
-        return points if name == "pull" else arrays[2]
+        return points if name == "SumSoftMaxWeight" else arrays[2]
     reduction = _reduction(name, p, points.shape[2], points.dtype, points.device)
     if points.is_cuda and torch.cuda.current_stream() != torch.cuda.default_stream():
         torch.cuda.current_stream().synchronize()  # the NULL stream does not wait for it
@@ -131,15 +130,17 @@ class Pair:
 
     def _soften(self, x: Tensor, y: Tensor, logs: Tensor, eps: float | Tensor, f: Tensor, g: Tensor) -> Tensor:
         arrays, _ = self._arrays(x, y, logs, eps, f, g)
-        sums = _reduce("sum", self.p, *arrays)
-        log_sums = _reduce("log_sum", self.p, *arrays) if out_of_range(sums).any() else sums.log()
-        return (arrays[2].double() - log_sums).squeeze(2) * eps
+        sums = _reduce("Sum", self.p, *arrays)
+        logs, bad = sums.log(), out_of_range(sums)
+        if bad.any():
+            logs = torch.where(bad, _reduce("LogSumExp", self.p, *arrays), logs)
+        return (arrays[2].double() - logs).squeeze(2) * eps
 
     def pull(self, eps: float, f: Tensor, g: Tensor) -> Tensor:
         """See :class:`slotkernels.sinkhorn.streaming.Pair`."""
         y, logs = self.other or (self.x, self.logs)
         arrays, unit = self._arrays(self.x, y, logs, eps, f, g)
-        moved = _reduce("pull", self.p, *arrays).double()
+        moved = _reduce("SumSoftMaxWeight", self.p, *arrays).double()
         return moved.mul_(unit) if self.p == 2 else moved
 
     def _arrays(

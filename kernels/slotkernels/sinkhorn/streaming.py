@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._checks import accumulate_dtype
 from .._dispatch import Call, Op
+from .._native import why_not_loaded
 from .reference import bounding_diameter, epsilon_schedule, row_gradients
 
 
@@ -24,26 +25,33 @@ def _why_not_keops(call: Call) -> str | None:
 
 STREAMING = Op("sinkhorn_streaming")
 STREAMING.add("keops", "slotkernels.sinkhorn.keops", supports=_why_not_keops)
-STREAMING.add("reference", "slotkernels.sinkhorn.blocks")
+STREAMING.add("blocks", "slotkernels.sinkhorn.blocks")
 
-LARGEST_COSTS = {"cpu": 2**26, "accelerator": 2**30}  # bytes
+# Bytes of costs beyond which "auto" streams: of one problem where C++ solves each on its own, else of all together.
+LARGEST_COSTS = {"cpp": 2**26, "reference": 2**24, "accelerator": 2**30}
+
+
+@torch.compiler.assume_constant_result  # Dynamo cannot trace the search for a library
+def _has_cpp() -> bool:
+    return why_not_loaded("_C") is None
 
 
 def prefers_streaming(backend: str, x: Tensor, y: Tensor) -> bool:
-    """Whether a call runs on ``slotkernels::sinkhorn_streaming``: by sizes alone, so that tracing can decide it.
+    """Whether a call runs on ``slotkernels::sinkhorn_streaming``: never by the data, so that tracing can decide it.
 
-    ``"keops"`` always streams, the names of other backends never do, ``"auto"``
-
-    - on a CPU where the costs of one problem, ``(N + M)²`` numbers, exceed ``LARGEST_COSTS`` and leave the cache of the
-      thread that solves it (measured, see ``docs/sinkhorn.md``);
-    - on an accelerator where those of all problems exceed it, as streaming makes the host wait and cannot be captured
-      in a CUDA graph.
+    ``"keops"`` and ``"blocks"`` always do, other backends never, ``"auto"`` where the costs, ``(N + M)²`` numbers a
+    problem, exceed ``LARGEST_COSTS``: on a CPU where they leave its cache, on an accelerator for want of memory, as
+    streaming makes the host wait and cannot be captured in a CUDA graph.
     """
     if backend != "auto":
-        return backend == "keops"
-    problems, device = (1, "cpu") if x.device.type == "cpu" else (x.shape[0], "accelerator")
+        return backend in ("keops", "blocks")
+    if x.device.type != "cpu":
+        kind = "accelerator"
+    else:
+        kind = "cpp" if x.dtype != torch.float64 and _has_cpp() else "reference"
+    problems = 1 if kind == "cpp" else x.shape[0]
     itemsize = 8 if x.dtype == torch.float64 else 4
-    return problems * (x.shape[1] + y.shape[1]) ** 2 * itemsize > LARGEST_COSTS[device]
+    return problems * (x.shape[1] + y.shape[1]) ** 2 * itemsize > LARGEST_COSTS[kind]
 
 
 class Pair(Protocol):
@@ -178,7 +186,7 @@ def out_of_range(sums: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("slotkernels::sinkhorn_streaming", mutates_args=())
-def streaming(
+def stream(
     x: Tensor,
     y: Tensor,
     a: Tensor | None,
@@ -196,7 +204,7 @@ def streaming(
     return STREAMING.run(backend, Call((x, y, a, b)), "sinkhorn_streaming", *arguments)
 
 
-@streaming.register_fake
+@stream.register_fake
 def _(x, y, a, b, diameter, per_problem, p, blur, scaling, debias, backend):
     (batch, n), m = x.shape[:2], y.shape[1]
     dtype = accumulate_dtype(x.dtype)
@@ -252,4 +260,4 @@ def _autograd(ctx, grad_value, grad_f, grad_g, _):
     return *grads, *(None,) * 7
 
 
-streaming.register_autograd(_autograd, setup_context=_setup_context)
+stream.register_autograd(_autograd, setup_context=_setup_context)
