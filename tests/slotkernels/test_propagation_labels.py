@@ -1,5 +1,8 @@
 """Label maps, their confidence and their statistics on every backend."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -269,6 +272,34 @@ def test_threads_and_calls_give_the_same_bits():
         runs.append(propagate_labels(image, video, (24, 36), (336, 504), confidence=True, statistics=True))
     for run in runs[1:]:
         assert all(torch.equal(one, other) for one, other in zip(run, runs[0], strict=True))
+
+
+LEVEL = """
+import sys
+import torch
+from slotkernels import propagate_labels
+torch.set_num_threads(1)
+found = [propagate_labels(*call, confidence=True, statistics=True, backend="cpp") for call in torch.load(sys.argv[1])]
+torch.save([tuple(maps) for maps in found], sys.argv[2])
+"""
+
+
+@needs_cpp
+@pytest.mark.parametrize("level", ["avx2", "default"])
+def test_every_level_of_the_cpu(level, tmp_path):
+    """The best level that this CPU has is what all other tests run."""
+    calls = []
+    for case, dtype in [
+        *zip(CASES, 3 * DTYPES, strict=False),
+        (FULL_SIZE[1], torch.float16),
+        (FULL_SIZE[6], DTYPES[1]),
+    ]:
+        calls.append((*make(case, dtype), case[2], case[5]))
+    torch.save(calls, tmp_path / "calls.pt")
+    command = [sys.executable, "-c", LEVEL, str(tmp_path / "calls.pt"), str(tmp_path / "found.pt")]
+    subprocess.run(command, env={**os.environ, "ATEN_CPU_CAPABILITY": level}, check=True)
+    for call, found in zip(calls, torch.load(tmp_path / "found.pt"), strict=True):
+        check(LabelMaps(*found), *call)
 
 
 def test_grouping_of_frames_does_not_change_the_reference(monkeypatch):
