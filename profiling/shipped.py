@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from slotkernels.invariant_slot_attention import triton as invariant_slot_attention
+from slotkernels.sinkhorn import triton as sinkhorn
 from slotkernels.slot_attention import Settings
 from slotkernels.slot_attention import triton as slot_attention
 from slotkernels.slot_update import triton as slot_update
@@ -16,6 +17,7 @@ def shipped() -> Iterator[tuple[str, Callable[[], object]]]:
     yield from _inverted_attention()
     yield from _slot_update()
     yield from _invariant_attention()
+    yield from _sinkhorn()
 
 
 def _inverted_attention() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -99,3 +101,66 @@ def _invariant_attention() -> Iterator[tuple[str, Callable[[], object]]]:
                     f"invariant_attention backward {name}",
                     lambda a=arguments: invariant_slot_attention.invariant_attention_backward(*a),
                 )
+
+
+def _sinkhorn() -> Iterator[tuple[str, Callable[[], object]]]:
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    # (B, N, M, D): the video stage's sets, other numbers of slots, the limits of what is held at once.
+    most, few, tiny, odd = (3456, 32, 32, 768), (4096, 11, 11, 128), (8192, 8, 8, 64), (2304, 20, 20, 768)
+    wide, limit, uneven = (1024, 64, 64, 256), (512, 128, 128, 256), (512, 100, 50, 300)
+    single, half = torch.float32, torch.bfloat16
+    number, batch, problem = (4.0, False), (None, False), (None, True)
+    one, both = (True, False), (True, True)
+    # shape, dtype, precision, diameter, kept pulls, p, weights, debias
+    forward = [
+        (most, single, "tf32x3", number, one, 2, False, True),
+        (most, single, "tf32x3", batch, one, 2, False, True),
+        (most, single, "tf32x3", problem, both, 1, True, True),
+        (most, single, "ieee", number, both, 2, False, True),
+        (most, single, "tf32", number, one, 2, False, True),
+        (most, half, "", number, one, 2, False, True),
+        (most, half, "", batch, both, 1, True, True),
+        (few, single, "tf32x3", number, both, 2, False, True),
+        (tiny, single, "tf32x3", problem, one, 2, True, False),
+        (odd, single, "tf32x3", number, one, 2, False, True),
+        (wide, single, "tf32x3", number, one, 2, False, True),
+        (wide, single, "tf32x3", problem, both, 1, True, True),
+        (wide, single, "ieee", number, one, 2, False, True),
+        (wide, half, "", number, both, 2, False, True),
+        (limit, single, "tf32x3", number, one, 2, False, True),
+        (limit, single, "tf32x3", problem, both, 1, True, True),
+        (limit, single, "ieee", number, one, 2, False, True),
+        (limit, single, "tf32", batch, one, 2, False, True),
+        (limit, half, "", number, both, 2, False, True),
+        (uneven, single, "tf32x3", number, both, 2, True, False),
+    ]
+    for (b, n, m, d), dtype, precision, diameter, kept, p, weighted, debias in forward:
+        kind = {number: "number", batch: "batch", problem: "problem"}[diameter]
+        name = f"B{b} N{n} M{m} D{d} {str(dtype).removeprefix('torch.')} {precision} p{p} {kind}".replace("  ", " ")
+        name += " both" * kept[1] + " weighted" * weighted + " biased" * (not debias)
+        points = empty(b, n, d, dtype=dtype), empty(b, m, d, dtype=dtype)
+        weights = (empty(b, n), empty(b, m)) if weighted else (None, None)
+        arguments = (*points, *weights, *diameter, p, 0.05, 0.5, debias, *kept, precision)
+        yield f"sinkhorn forward {name}", lambda a=arguments: sinkhorn.sinkhorn(*a)
+    backward = [
+        (most, single, "tf32x3", one, False),
+        (most, single, "ieee", both, True),
+        (most, single, "tf32", one, False),
+        (most, half, "", one, False),
+        (few, single, "tf32x3", one, False),
+        (wide, single, "tf32x3", both, True),
+        (limit, single, "tf32x3", both, False),
+        (limit, single, "ieee", one, False),
+        (limit, half, "", both, True),
+        (uneven, single, "tf32x3", both, True),
+    ]
+    for (b, n, m, d), dtype, precision, kept, weighted in backward:
+        name = f"B{b} N{n} M{m} D{d} {str(dtype).removeprefix('torch.')} {precision}".strip()
+        name += " both" * kept[1] + " weighted" * weighted
+        points = empty(b, n, d, dtype=dtype), empty(b, m, d, dtype=dtype)
+        weights = (empty(b, n), empty(b, m)) if weighted else (None, None)
+        pulls = empty(b, n, n + m), empty(b, m, n + m) if kept[1] else None
+        arguments = (empty(1).expand(b), None, None, *points, *weights, *pulls, precision)
+        yield f"sinkhorn backward {name}", lambda a=arguments: sinkhorn.sinkhorn_backward(*a)
