@@ -1,10 +1,18 @@
 """Builds the compiled ops of csrc/ against the installed torch; everything else stands in pyproject.toml.
 
-``pip install --no-build-isolation .`` compiles them; SLOTKERNELS_BUILD=0 leaves them out, and the package is pure
-Python. They use torch's stable ABI: a wheel built against one torch runs with every later one (2.11 and up).
+``pip install --no-build-isolation .`` compiles them. They use torch's stable ABI: a wheel built against one torch runs
+with every later one (2.11 and up). Environment variables:
+
+- SLOTKERNELS_BUILD=0 leaves them out, and the package is pure Python;
+- FORCE_CUDA=1 builds the ops for GPUs and FORCE_CUDA=0 leaves them out, whatever torch and whatever GPU there is; by
+  default they are built if torch is a build with CUDA and nvcc is found;
+- CUDA_HOME is the CUDA toolkit, TORCH_CUDA_ARCH_LIST the GPUs to compile for, MAX_JOBS how many compilers may work;
+- CXXFLAGS, LDFLAGS and NVCC_APPEND_FLAGS are added to the compilers' flags.
 """
 
 import os
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,23 +28,74 @@ CXX_FLAGS = [
     "-Wall",
     "-Wno-psabi",  # vectors wider than the baseline's registers are never passed between functions
     "-DTORCH_TARGET_VERSION=0x020b000000000000",  # the stable ABI of torch 2.11
+    *shlex.split(os.environ.get("CXXFLAGS", "")),
 ]
+NVCC_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-DUSE_CUDA",  # declares the CUDA part of the stable ABI
+    "-DTORCH_TARGET_VERSION=0x020b000000000000",
+    "-Xcompiler=-fvisibility=hidden",
+    "-Xptxas=--warn-on-spills",
+]
+GPUS = "8.0;9.0;10.0+PTX"  # A100, H100, B200, and what comes after
+
+
+def cuda_home() -> Path | None:
+    """The CUDA toolkit: what CUDA_HOME names, else the one of the nvcc on the path, else the usual place."""
+    found = shutil.which("nvcc")
+    places = [os.environ.get("CUDA_HOME"), Path(found).resolve().parents[1] if found else None, "/usr/local/cuda"]
+    needed = ("bin/nvcc", "include/cuda_runtime.h")
+    homes = (Path(place) for place in places if place and all((Path(place) / name).exists() for name in needed))
+    return next(homes, None)
+
+
+def cuda_wanted(torch_has_cuda: bool) -> bool:
+    """FORCE_CUDA decides, else whether torch has CUDA. Whether a GPU is there does not matter."""
+    forced = os.environ.get("FORCE_CUDA") or None
+    if forced not in (None, "0", "1"):
+        sys.exit(f"setup.py: FORCE_CUDA={forced}, expected 0 or 1")
+    wanted = forced == "1" or (forced is None and torch_has_cuda)
+    if wanted and cuda_home() is None:
+        message = "setup.py: no nvcc on the path, in CUDA_HOME or in /usr/local/cuda"
+        if forced == "1":
+            sys.exit(message)
+        print(f"{message}: the ops for GPUs are left out", file=sys.stderr)
+    return wanted and cuda_home() is not None
 
 
 def extensions() -> dict:
     """What setuptools has to build."""
     try:
-        from torch.utils.cpp_extension import BuildExtension, CppExtension
+        import torch
+        from torch.utils import cpp_extension
     except ImportError:
         sys.exit(
             "setup.py: the compiled ops are built against the installed torch, which this build cannot see.\n"
             "  pip install torch 'setuptools>=77' wheel && pip install --no-build-isolation .\n"
-            "  SLOTKERNELS_BUILD=0 pip install .      # pure Python, slower on CPUs"
+            "  SLOTKERNELS_BUILD=0 pip install .      # pure Python, slower"
         )
     sources = sorted(str(path) for path in [*Path("csrc").glob("*.cpp"), *Path("csrc/cpu").glob("*.cpp")])
+    modules = [cpp_extension.CppExtension("slotkernels._C", sources, extra_compile_args=CXX_FLAGS, py_limited_api=True)]
+    if cuda_wanted(torch.version.cuda is not None):
+        home = cuda_home()
+        cpp_extension.CUDA_HOME = str(home)  # a torch without CUDA has not looked for it
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", GPUS)
+        # Not CUDAExtension, which links torch's CUDA libraries: the symbols are in the process by the time of loading.
+        modules.append(
+            cpp_extension.CppExtension(
+                "slotkernels._C_cuda",
+                sorted(str(path) for path in Path("csrc/cuda").glob("*.cu")),
+                include_dirs=[str(home / "include")],
+                library_dirs=[str(home / "lib64"), str(home / "lib")],
+                libraries=["cudart_static", "dl", "rt", "pthread"],
+                extra_compile_args={"cxx": [], "nvcc": NVCC_FLAGS},
+                py_limited_api=True,
+            )
+        )
     return {
-        "ext_modules": [CppExtension("slotkernels._C", sources, extra_compile_args=CXX_FLAGS, py_limited_api=True)],
-        "cmdclass": {"build_ext": BuildExtension},
+        "ext_modules": modules,
+        "cmdclass": {"build_ext": cpp_extension.BuildExtension},
         "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
     }
 

@@ -4,6 +4,10 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(slotkernels_native, m) {
+  // float32 slots and a mask, both contiguous; linkage 0, 1, 2 is complete, average, single. Labels and counts.
+  m.def(
+      "cluster_slots(Tensor slots, Tensor? mask, float threshold, int n_clusters, int linkage, int min_clusters) -> "
+      "(Tensor, Tensor)");
   // Arguments and results as in kernels/slotkernels/sinkhorn/reference.py; float32 results, any 16- or 32-bit float in.
   m.def(
       "sinkhorn(Tensor x, Tensor y, Tensor? a, Tensor? b, float? diameter, bool per_problem, int p, float blur, "
@@ -11,4 +15,9 @@ STABLE_TORCH_LIBRARY(slotkernels_native, m) {
   m.def(
       "sinkhorn_backward(Tensor? grad_value, Tensor? grad_f, Tensor? grad_g, Tensor x, Tensor y, Tensor? a, Tensor? b, "
       "Tensor? pull_x, Tensor? pull_y) -> (Tensor, Tensor)");
+
+  // As in kernels/slotkernels/propagation/reference.py; any 16- or 32-bit float in.
+  m.def(
+      "propagate_labels(Tensor image_attention, Tensor video_attention, Tensor? labels, int height, int width, "
+      "int out_height, int out_width, bool confidence, bool statistics) -> (Tensor, Tensor, Tensor, Tensor)");
 }

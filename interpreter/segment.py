@@ -73,9 +73,13 @@ class SegmentedVideo:
         Args:
             size: (H, W) in pixels, by default the video's own.
         """
-        size = size or (self.video.height, self.video.width)
+        return (labels for labels, _ in self.labels_and_areas(size or (self.video.height, self.video.width)))
+
+    def labels_and_areas(self, size: tuple[int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield :meth:`labels` and how many of the pixels are of each segment, int32 [segments]."""
         for start in range(0, len(self.segmentation), LABELS_AT_ONCE):
-            yield from self.segmentation.labels(slice(start, start + LABELS_AT_ONCE), size)
+            labels, areas = self.segmentation.labels_and_areas(slice(start, start + LABELS_AT_ONCE), size)
+            yield from zip(labels, areas, strict=True)
 
     def write(self, out: str | Path, alpha: float = 0.5) -> None:
         """Write label maps, overlay, RLE, slots and preview (docs/segment.md); decodes the video once more.
@@ -210,11 +214,12 @@ def _write_pictures(folder: Path, found: SegmentedVideo, alpha: float, advance: 
         VideoWriter(folder / "overlay.mp4", video.fps, (video.height, video.width)) as painted,
         RleWriter(folder / "segments.json") as codes,
     ):
-        for number, (frame, labels) in enumerate(zip(_frames(found), found.labels(), strict=True)):
+        segments = found.labels_and_areas((video.height, video.width))
+        for number, (frame, (labels, areas)) in enumerate(zip(_frames(found), segments, strict=True)):
             write_palette_png(labels + 1, folder / "Annotations" / video.name / f"{number:05d}.png")
             painted.write(overlay(frame, labels, alpha))
             codes.write(video.name, labels)
-            pixels += np.bincount(labels.ravel(), minlength=len(pixels))
+            pixels += areas
             if number in chosen:
                 shown.append((resize(frame, size), nearest(labels[None], size)[0]))
             advance()

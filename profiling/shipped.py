@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from slotkernels.invariant_slot_attention import triton as invariant_slot_attention
+from slotkernels.propagation import triton as propagation
 from slotkernels.sinkhorn import triton as sinkhorn
 from slotkernels.slot_attention import Settings
 from slotkernels.slot_attention import triton as slot_attention
@@ -17,6 +18,7 @@ def shipped() -> Iterator[tuple[str, Callable[[], object]]]:
     yield from _inverted_attention()
     yield from _slot_update()
     yield from _invariant_attention()
+    yield from _propagate_labels()
     yield from _sinkhorn()
 
 
@@ -103,64 +105,63 @@ def _invariant_attention() -> Iterator[tuple[str, Callable[[], object]]]:
                 )
 
 
-def _sinkhorn() -> Iterator[tuple[str, Callable[[], object]]]:
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.empty(*shape, dtype=dtype, device="meta")
+def _propagate_labels() -> Iterator[tuple[str, Callable[[], object]]]:
+    # (grid, N, K, size): YTVIS-19 with 8 and 20 objects, MOVi-E, HD, most objects, the demo, the grid, fewer pixels.
+    for grid, slots, objects, size in (
+        ((24, 36), 32, 8, (336, 504)),
+        ((24, 36), 32, 20, (336, 504)),
+        ((24, 24), 32, 20, (336, 336)),
+        ((24, 36), 32, 8, (720, 1280)),
+        ((24, 36), 33, 255, (336, 504)),
+        ((12, 18), 11, 8, (128, 192)),
+        ((24, 36), 32, 8, (24, 36)),
+        ((24, 36), 32, 8, (10, 15)),
+    ):
+        for dtype in (torch.float32, torch.bfloat16) if size == (336, 504) else (torch.float32,):
+            image = torch.empty(4, 36, grid[0] * grid[1], slots, dtype=dtype, device="meta")
+            video = torch.empty(4, 36, slots, objects, dtype=dtype, device="meta")
+            clusters = torch.empty(4, objects, dtype=torch.int64, device="meta")
+            name = f"{grid[0]}x{grid[1]} N{slots} K{objects} {size[0]}x{size[1]} {str(dtype).removeprefix('torch.')}"
+            for extras, labels in ((False, None), (True, None), (True, clusters)):
+                label = f"propagate_labels {name}" + " with extras" * extras + " merged" * (labels is not None)
+                arguments = (image, video, labels, *grid, *size, extras, extras)
+                yield label, lambda a=arguments: propagation.propagate_labels(*a)
 
-    # (B, N, M, D): the video stage's sets, other numbers of slots, the limits of what is held at once.
-    most, few, tiny, odd = (3456, 32, 32, 768), (4096, 11, 11, 128), (8192, 8, 8, 64), (2304, 20, 20, 768)
-    wide, limit, uneven = (1024, 64, 64, 256), (512, 128, 128, 256), (512, 100, 50, 300)
+
+def _sinkhorn() -> Iterator[tuple[str, Callable[[], object]]]:
     single, half = torch.float32, torch.bfloat16
-    number, batch, problem = (4.0, False), (None, False), (None, True)
-    one, both = (True, False), (True, True)
-    # shape, dtype, precision, diameter, kept pulls, p, weights, debias
-    forward = [
-        (most, single, "tf32x3", number, one, 2, False, True),
-        (most, single, "tf32x3", batch, one, 2, False, True),
-        (most, single, "tf32x3", problem, both, 1, True, True),
-        (most, single, "ieee", number, both, 2, False, True),
-        (most, single, "tf32", number, one, 2, False, True),
-        (most, half, "", number, one, 2, False, True),
-        (most, half, "", batch, both, 1, True, True),
-        (few, single, "tf32x3", number, both, 2, False, True),
-        (tiny, single, "tf32x3", problem, one, 2, True, False),
-        (odd, single, "tf32x3", number, one, 2, False, True),
-        (wide, single, "tf32x3", number, one, 2, False, True),
-        (wide, single, "tf32x3", problem, both, 1, True, True),
-        (wide, single, "ieee", number, one, 2, False, True),
-        (wide, half, "", number, both, 2, False, True),
-        (limit, single, "tf32x3", number, one, 2, False, True),
-        (limit, single, "tf32x3", problem, both, 1, True, True),
-        (limit, single, "ieee", number, one, 2, False, True),
-        (limit, single, "tf32", batch, one, 2, False, True),
-        (limit, half, "", number, both, 2, False, True),
-        (uneven, single, "tf32x3", number, both, 2, True, False),
-    ]
-    for (b, n, m, d), dtype, precision, diameter, kept, p, weighted, debias in forward:
-        kind = {number: "number", batch: "batch", problem: "problem"}[diameter]
-        name = f"B{b} N{n} M{m} D{d} {str(dtype).removeprefix('torch.')} {precision} p{p} {kind}".replace("  ", " ")
-        name += " both" * kept[1] + " weighted" * weighted + " biased" * (not debias)
-        points = empty(b, n, d, dtype=dtype), empty(b, m, d, dtype=dtype)
-        weights = (empty(b, n), empty(b, m)) if weighted else (None, None)
-        arguments = (*points, *weights, *diameter, p, 0.05, 0.5, debias, *kept, precision)
+    video = (3456, 32, 32, 768)  # the frames of 96 videos, 32 image slots each
+    wide, limit = (1024, 64, 64, 256), (512, 128, 128, 256)  # all matrices at once, one at a time
+    # (B, N, M, D), dtype, precision, p, diameter (None: of the batch), gradients of both sets, weights
+    for shape, dtype, precision, p, diameter, both, weighted in (
+        (video, single, "tf32x3", 2, 100.0, False, False),
+        (video, single, "tf32x3", 2, None, False, False),
+        (video, single, "tf32x3", 2, "problem", False, False),
+        (video, single, "tf32x3", 1, 100.0, True, True),
+        (video, single, "tf32", 2, 100.0, False, False),
+        (video, single, "ieee", 2, 100.0, False, False),
+        (video, half, "", 2, None, False, False),
+        ((4096, 11, 11, 128), single, "tf32x3", 2, 100.0, True, False),
+        ((64, 8, 20, 63), single, "tf32x3", 2, "problem", True, True),
+        ((2304, 20, 20, 768), single, "tf32x3", 2, 100.0, False, False),
+        (wide, single, "tf32x3", 2, 100.0, False, False),
+        (wide, single, "tf32x3", 1, "problem", True, True),
+        (wide, single, "ieee", 2, None, True, False),
+        (limit, single, "tf32x3", 2, 100.0, False, False),
+        (limit, single, "tf32x3", 1, "problem", True, True),
+        (limit, single, "ieee", 2, "problem", True, True),
+        (limit, half, "", 1, 100.0, True, False),
+        ((512, 100, 50, 300), single, "tf32x3", 2, 100.0, True, False),
+    ):
+        (batch, n, m, dim), kind = shape, str(dtype).removeprefix("torch.")
+        x, y = (torch.empty(batch, count, dim, dtype=dtype, device="meta") for count in (n, m))
+        a, b = (torch.empty(batch, count, device="meta") if weighted else None for count in (n, m))
+        name = f"B{batch} N{n} M{m} D{dim} {kind} {precision} p{p} {'batch' if diameter is None else diameter}"
+        name = " ".join(name.split()) + " both" * both + " weights" * weighted
+        start = diameter if isinstance(diameter, float) else None
+        arguments = (x, y, a, b, start, diameter == "problem", p, 0.05, 0.5, True, True, both, precision)
         yield f"sinkhorn forward {name}", lambda a=arguments: sinkhorn.sinkhorn(*a)
-    backward = [
-        (most, single, "tf32x3", one, False),
-        (most, single, "ieee", both, True),
-        (most, single, "tf32", one, False),
-        (most, half, "", one, False),
-        (few, single, "tf32x3", one, False),
-        (wide, single, "tf32x3", both, True),
-        (limit, single, "tf32x3", both, False),
-        (limit, single, "ieee", one, False),
-        (limit, half, "", both, True),
-        (uneven, single, "tf32x3", both, True),
-    ]
-    for (b, n, m, d), dtype, precision, kept, weighted in backward:
-        name = f"B{b} N{n} M{m} D{d} {str(dtype).removeprefix('torch.')} {precision}".strip()
-        name += " both" * kept[1] + " weighted" * weighted
-        points = empty(b, n, d, dtype=dtype), empty(b, m, d, dtype=dtype)
-        weights = (empty(b, n), empty(b, m)) if weighted else (None, None)
-        pulls = empty(b, n, n + m), empty(b, m, n + m) if kept[1] else None
-        arguments = (empty(1).expand(b), None, None, *points, *weights, *pulls, precision)
+        pulls = [torch.empty(batch, count, n + m, device="meta") for count in (n, m)]
+        grads = (torch.empty(1, device="meta").expand(batch), None, None)
+        arguments = (*grads, x, y, a, b, pulls[0], pulls[1] if both else None, precision)
         yield f"sinkhorn backward {name}", lambda a=arguments: sinkhorn.sinkhorn_backward(*a)

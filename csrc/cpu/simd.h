@@ -1,13 +1,21 @@
-// Vectors of 16 floats in GCC's and Clang's portable extension, and functions compiled for every level of x86-64.
+// Vectors of floats in GCC's and Clang's portable extension, and code compiled for every level of x86-64.
 //
-// A function marked EVERY_CPU exists once for AVX-512, once for AVX2 and once for the baseline; the loader picks. What it
-// calls must be inlined into it (ALWAYS_INLINE), so that the call is compiled for the same level. Without AVX-512 the
-// compiler splits a vector into two or four.
+// Simple functions are marked EVERY_CPU: they exist once for AVX-512, once for AVX2 and once for the baseline, and the
+// loader picks. What they call must be inlined into them (ALWAYS_INLINE), so that the call is compiled for the same
+// level. A vector has 16 floats; without AVX-512 the compiler splits it, and compares it lane by lane.
+//
+// Where more depends on the level (vectors as long as a register, tiles that fill the registers), levels.h includes a
+// header of kernels once for each level instead, and that includes this file, in the namespace of the level.
+#ifndef LEVEL
 #pragma once
+#endif
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
+#undef EVERY_CPU
+#undef ALWAYS_INLINE
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define EVERY_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
@@ -16,10 +24,20 @@
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 
 namespace slotkernels {
+#ifdef LEVEL
+namespace LEVEL {
+#endif
 
+#ifdef LEVEL
+constexpr int64_t LANES = FLOATS_IN_REGISTER;
+#else
 constexpr int64_t LANES = 16;
+#endif
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Shorts __attribute__((vector_size(2 * LANES)));
+
+ALWAYS_INLINE int64_t padded(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
 
 ALWAYS_INLINE Floats load(const float* from) {
   Floats value;
@@ -29,4 +47,116 @@ ALWAYS_INLINE Floats load(const float* from) {
 
 ALWAYS_INLINE void store(float* to, Floats value) { std::memcpy(to, &value, sizeof(value)); }
 
+template <class V>
+ALWAYS_INLINE Ints less(V a, V b) {
+  return a < b;
+}
+
+template <class V>
+ALWAYS_INLINE V where(Ints mask, V yes, V no) {
+  return mask ? yes : no;
+}
+
+ALWAYS_INLINE Floats maximum(Floats a, Floats b) { return where(less(b, a), a, b); }  // b where either is NaN
+
+// 2^t for t <= 0: relative error below 2e-7, 1 at 0, 0 below -126, NaN for NaN.
+ALWAYS_INLINE Floats exp2_nonpositive(Floats t) {
+  constexpr float ROUND = 0x1.8p23f + 127;  // adding it rounds to an integer, which the lowest bits then hold plus 127
+  const Floats shifted = t + ROUND;
+  const Floats f = t - (shifted - ROUND);
+  Floats q = 0.001326472731307149f * f + 0.009671512991189957f;  // minimax of (2^f - 1) / f on [-1/2, 1/2]
+  q = q * f + 0.05550733581185341f;
+  q = q * f + 0.24022242426872253f;
+  q = q * f + 0.6931470036506653f;
+  const Floats scale = (Floats)((Ints)shifted << 23);
+  return where(less(t, Floats{} - 126.0f), Floats{}, (q * f + 1.0f) * scale);
+}
+
+// log(s) of positive normal numbers: relative error below 2e-7, 0 at 1, NaN for NaN and infinity.
+ALWAYS_INLINE Floats log_positive(Floats s) {
+  const Ints exponent = ((Ints)s - 0x3f3504f3) >> 23;  // of s = m 2^e with m in [sqrt(1/2), sqrt(2))
+  const Floats r = (Floats)((Ints)s - (exponent << 23)) - 1.0f;
+  Floats q = 0.08700438588857651f * r - 0.14267492294311523f;  // minimax of (log(1 + r) - r + r^2/2) / r^3
+  q = q * r + 0.14914768934249878f;
+  q = q * r - 0.1657758355140686f;
+  q = q * r + 0.19963063299655914f;
+  q = q * r - 0.2500133812427521f;
+  q = q * r + 0.3333390951156616f;
+  const Floats log1p = r + r * r * (q * r - 0.5f);
+  return __builtin_convertvector(exponent, Floats) * 0.693147182464599609375f + log1p + (s - s);
+}
+
+// Storage of 16 bits. Loads and stores take float, Bfloat and Half alike.
+struct Bfloat {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+ALWAYS_INLINE Ints load_shorts(const void* from) {
+  Shorts value;
+  std::memcpy(&value, from, sizeof(value));
+  return __builtin_convertvector(value, Ints);
+}
+
+ALWAYS_INLINE void store_shorts(void* to, Ints value) {
+  const Shorts narrow = __builtin_convertvector(value, Shorts);
+  std::memcpy(to, &narrow, sizeof(narrow));
+}
+
+ALWAYS_INLINE Floats load(const Bfloat* from) { return (Floats)(load_shorts(from) << 16); }
+
+ALWAYS_INLINE Floats load(const Half* from) {
+  const Ints bits = load_shorts(from);
+  const Ints sign = (bits & 0x8000) << 16, magnitude = (bits & 0x7fff) << 13;
+  const Floats finite = (Floats)magnitude * 0x1p112f;  // exact, for subnormal numbers too
+  const Ints special = magnitude | 0x7f800000;         // infinity and NaN
+  return (Floats)(sign | where(less(finite, Floats{} + 65536.0f), (Ints)finite, special));
+}
+
+ALWAYS_INLINE void store(Bfloat* to, Floats value) {
+  const Ints bits = (Ints)value, rounded = bits + 0x7fff + ((bits >> 16) & 1);  // to nearest, ties to even
+  const Ints nan = less(Ints{} + 0x7f800000, bits & 0x7fffffff);
+  store_shorts(to, (where(nan, bits | 0x400000, rounded) >> 16) & 0xffff);
+}
+
+ALWAYS_INLINE void store(Half* to, Floats value) {
+  const Ints bits = (Ints)value, magnitude = bits & 0x7fffffff;
+  const Ints normal = (magnitude - (112 << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;  // ties to even
+  const Ints subnormal = (Ints)((Floats)magnitude + 0.5f) - 0x3f000000;                   // one ulp of 0.5 is 2^-24
+  const Ints special = where(less(Ints{} + 0x7f800000, magnitude), Ints{} + 0x7e00, Ints{} + 0x7c00);
+  Ints half = where(less(magnitude, Ints{} + (143 << 23)), normal, special);  // below 2^16
+  half = where(less(magnitude, Ints{} + (113 << 23)), subnormal, half);       // below 2^-14
+  store_shorts(to, half | ((bits >> 16) & 0x8000));
+}
+
+// The first `count` <= LANES numbers of a vector; zeros beside them.
+template <class T>
+ALWAYS_INLINE Floats load_part(const T* from, int64_t count) {
+  if (count == LANES) return load(from);
+  T part[LANES] = {};
+  std::memcpy(part, from, count * sizeof(T));
+  return load(part);
+}
+
+template <class T>
+ALWAYS_INLINE void store_part(T* to, Floats value, int64_t count) {
+  if (count == LANES) return store(to, value);
+  T part[LANES];
+  store(part, value);
+  std::memcpy(to, part, count * sizeof(T));
+}
+
+// For i = 0, LANES, … below count: use(i, how many of the LANES numbers there are).
+template <class Use>
+ALWAYS_INLINE void for_vectors(int64_t count, Use use) {
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) use(i, LANES);
+  if (i < count) use(i, count - i);
+}
+
+#ifdef LEVEL
+}  // namespace LEVEL
+#endif
 }  // namespace slotkernels

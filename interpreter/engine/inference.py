@@ -54,12 +54,24 @@ class Segmentation:
 
     def labels(self, frames: slice = slice(None), size: tuple[int, int] | None = None) -> np.ndarray:
         """Segment of each pixel, uint8 [t, H, W]; ``size`` (H, W), by default the patch grid."""
-        attention = self.image_attention[frames].float()
-        across = self.video_attention
-        if across is None:
-            count = attention.shape[-1]
-            across = torch.eye(count, device=attention.device).expand(len(self), -1, -1)
-        return propagate_labels(attention[None], across[frames][None], grid=self.grid, size=size)[0].cpu().numpy()
+        attention, across = self._maps(frames)
+        return propagate_labels(attention, across, self.grid, size)[0].cpu().numpy()
+
+    def labels_and_areas(
+        self, frames: slice = slice(None), size: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """:meth:`labels`, and the number of pixels of each segment, int32 [t, segments]."""
+        attention, across = self._maps(frames)
+        maps = propagate_labels(attention, across, self.grid, size, statistics=True)
+        assert maps.areas is not None
+        return maps.labels[0].cpu().numpy(), maps.areas[0].cpu().numpy()
+
+    def _maps(self, frames: slice) -> tuple[Tensor, Tensor]:
+        """Attention of patches over image slots and of those over segments, as a batch of one video."""
+        attention, across = self.image_attention[frames], self.video_attention
+        if across is None:  # each image slot is a segment
+            across = torch.eye(self.num_segments, device=attention.device).expand(len(self), -1, -1)
+        return attention[None], across[frames][None]
 
 
 class Segmenter:
@@ -120,16 +132,24 @@ class Segmenter:
             video: the video; it is decoded as a stream.
             advance: called with the number of frames that were encoded.
             keep: called with the features [t, M, D] of each piece, for who needs them (the baselines).
+
+        Raises:
+            ValueError: if the video is damaged, or changes meanwhile.
         """
-        slots, attention = [], []
-        generator = torch_generator(self.device, self.seed, 0)
+        generator, frames, count = torch_generator(self.device, self.seed, 0), video.num_frames, 0
         for features in encode(self.backbone, video.frames(self.frame_size), self.precision):
             keep(features)
-            found = self._image_slots(features, generator)
-            slots.append(found[0])
-            attention.append(found[1].half())
+            slots, attention = self._image_slots(features, generator)
+            if count == 0:  # one allocation for all frames: joining pieces at the end would need twice the memory
+                image_slots = slots.new_empty(frames, *slots.shape[1:])
+                image_attention = attention.new_empty(frames, *attention.shape[1:], dtype=torch.float16)
+            part = slice(count, count + len(features))
+            count += len(features)
+            if count <= frames:
+                image_slots[part], image_attention[part] = slots, attention
             advance(len(features))
-        image_slots, image_attention = torch.cat(slots), torch.cat(attention)
+        if count != frames:
+            raise ValueError(f"{video.path} changed while it was segmented; leave it alone until it is done")
         if self.video_stage is None:
             return Segmentation(self.grid, image_slots, image_attention, None, None)
         return Segmentation(self.grid, image_slots, image_attention, *self._video_slots(image_slots))

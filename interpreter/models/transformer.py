@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+MLP_TOKENS = 4096
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention [B, heads, L, d] of queries over keys and values [B, heads, S, d]; ``mask`` is True where allowed."""
@@ -58,7 +60,13 @@ class Block(nn.Module):
         if self.norm_cross is not None and self.attend_cross is not None:
             assert memory is not None
             x = x + self.attend_cross(self.norm_cross(x), memory, memory_mask)
-        return x + self.mlp(self.norm_mlp(x))
+        return x + self._mlp(x)
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        """The MLP; without gradients in pieces, as its hidden layer is 4 times as wide and a video may be long."""
+        if torch.is_grad_enabled():
+            return self.mlp(self.norm_mlp(x))
+        return torch.cat([self.mlp(self.norm_mlp(piece)) for piece in x.split(MLP_TOKENS, 1)], 1)
 
 
 class TransformerEncoder(nn.Module):

@@ -7,13 +7,14 @@ they support. See :func:`use_backend`.
 from ._dispatch import use_backend
 from .invariant_slot_attention import InvariantSlotAttention, InvariantSlotAttentionOutput
 from .merging import cluster_slots, merge_slots
-from .propagation import propagate_attention, propagate_labels
-from .sinkhorn import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
+from .propagation import LabelMaps, propagate_attention, propagate_labels, propagate_masks
+from .sinkhorn import SamplesLoss, sinkhorn_divergence, sinkhorn_plan, sinkhorn_potentials
 from .slot_attention import SlotAttention, SlotAttentionOutput, inverted_attention
 
 __all__ = [
     "InvariantSlotAttention",
     "InvariantSlotAttentionOutput",
+    "LabelMaps",
     "SamplesLoss",
     "SlotAttention",
     "SlotAttentionOutput",
@@ -22,7 +23,9 @@ __all__ = [
     "merge_slots",
     "propagate_attention",
     "propagate_labels",
+    "propagate_masks",
     "sinkhorn_divergence",
+    "sinkhorn_plan",
     "sinkhorn_potentials",
     "use_backend",
 ]

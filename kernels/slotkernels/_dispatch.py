@@ -75,7 +75,7 @@ class Op:
             RuntimeError: if the backend asked for by name cannot serve the call; the message says why.
         """
         if check_name(requested, allow_auto=True) == "auto":
-            return next(name for name in self.available(call) if not _only_by_name(name, call))
+            return next(name for name in BACKENDS if not (_only_by_name(name, call) or self._refusal(name, call)))
         reason = self._refusal(requested, call)
         if reason is not None:
             others = ", ".join(self.available(call)) or "none"
@@ -100,8 +100,8 @@ class Op:
 
 
 def _only_by_name(name: str, call: Call) -> bool:
-    """Triton on a CPU is its interpreter: right, and a thousand times slower than the reference."""
-    return name == "triton" and call.device.type == "cpu"
+    """What is right but slow: on a CPU Triton's interpreter (a thousand times), and KeOps' scalar loops (ten times)."""
+    return name in ("triton", "keops") and call.device.type == "cpu"
 
 
 def check_name(name: str, allow_auto: bool = False) -> str:

@@ -5,7 +5,6 @@ so ``import slotkernels`` works without them.
 """
 
 import importlib.util
-import os
 import warnings
 from functools import cache
 
@@ -13,7 +12,7 @@ import torch
 
 from ._dispatch import Call
 
-_BUILD = "pip install --no-build-isolation . in the project's folder builds it"
+_BUILD = "`pip install --no-build-isolation .` in the project's folder builds it"
 
 
 @cache
@@ -29,18 +28,32 @@ def why_not_loaded(library: str) -> str | None:
     return None
 
 
-@cache
+_reasons_given: list[str] = []
+
+
 def _warn_once(reason: str) -> None:
-    warnings.warn(f"slotkernels runs slower than it could on this CPU: {reason}", RuntimeWarning, stacklevel=2)
+    """Say in the first call that misses a compiled op, and never again in this process, that it is slower."""
+    if not _reasons_given:
+        _reasons_given.append(reason)
+        warnings.warn(f"slotkernels runs slower than it could: {reason}", RuntimeWarning, stacklevel=2)
+
+
+def _why_not(device: str, libraries: tuple[str, ...], call: Call) -> str | None:
+    if call.device.type != device:
+        return f"tensors on {call.device.type}"
+    if any(t is not None and t.dtype == torch.float64 for t in call.tensors):
+        return "float64 tensors"
+    reason = next((reason for reason in map(why_not_loaded, libraries) if reason is not None), None)
+    if reason is not None:
+        _warn_once(reason)
+    return reason
 
 
 def why_not_cpp(call: Call) -> str | None:
     """Why no C++ kernel can serve the call, or None: what every op with such kernels asks first."""
-    if call.device.type != "cpu":
-        return f"tensors on {call.device.type}"
-    if any(t is not None and t.dtype == torch.float64 for t in call.tensors):
-        return "float64 tensors"
-    reason = why_not_loaded("_C")
-    if reason is not None and os.environ.get("SLOTKERNELS_BUILD") != "0":
-        _warn_once(reason)
-    return reason
+    return _why_not("cpu", ("_C",), call)
+
+
+def why_not_cuda(call: Call) -> str | None:
+    """Why no CUDA C++ kernel can serve the call, or None: what every op with such kernels asks first."""
+    return _why_not("cuda", ("_C", "_C_cuda"), call)  # the schemas are in _C

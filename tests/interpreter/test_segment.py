@@ -21,8 +21,9 @@ from safetensors import safe_open
 from interpreter import SegmentedVideo, segment, segment_video
 from interpreter.cli import run_command
 from interpreter.data import open_video
-from interpreter.engine.inference import Segmentation
+from interpreter.engine.inference import Segmentation, Segmenter
 from interpreter.render import overlay
+from profiling.timing import peak_bytes
 
 OUTPUTS = ["Annotations", "overlay.mp4", "preview.png", "segments.json", "slots.safetensors"]
 
@@ -255,6 +256,35 @@ def test_memory_does_not_grow_with_the_video(tmp_path, tiny_run):
     peak(100)
     short, long = peak(100), peak(200)
     assert long - short < 30  # MB; 100 frames are 72 MB of pixels and 24 MB of labels, but 0.2 MB of slots
+
+
+def test_attention_is_held_once(tmp_path, tiny_run, monkeypatch):
+    """Memory beyond slots and attention is that of a short video. 24x36 patches, 32 slots: 55 kB a frame."""
+
+    def encode(backbone, frames, precision):  # what the backbone takes for a batch would hide the rest
+        return (torch.zeros(1) for _ in frames)
+
+    monkeypatch.setattr("interpreter.engine.inference.encode", encode)
+    segmenter = Segmenter.from_run(tiny_run, "image")
+    segmenter.grid = (24, 36)
+    segmenter._image_slots = lambda features, _: (torch.rand(len(features), 32, 16), torch.rand(len(features), 864, 32))
+
+    def beyond(frames):
+        video = open_video(make_clip(tmp_path / f"{frames}.mp4", frames))
+        peak = peak_bytes(lambda: sum(1 for _ in SegmentedVideo(video, segmenter.segment(video)).labels()), "cpu")
+        return peak - (2 * 864 * 32 + 4 * 32 * 16) * frames
+
+    assert beyond(256) < 1.1 * beyond(64)  # held twice, the attention alone would double it
+
+
+def test_a_video_that_changes_while_it_is_encoded_is_an_error(tmp_path, tiny_run):
+    segmenter = Segmenter.from_run(tiny_run, "image")
+    for frames in (4, 6):
+        video = open_video(make_clip(tmp_path / "clip.mp4", frames=5))
+        assert video.num_frames == 5
+        make_clip(tmp_path / "clip.mp4", frames)
+        with pytest.raises(ValueError, match=r"clip.mp4 changed while it was segmented"):
+            segmenter.segment(video)
 
 
 def mistakes():

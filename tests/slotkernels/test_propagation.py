@@ -1,137 +1,233 @@
+"""Propagated attention, soft masks and what the three functions share; label maps have a file of their own."""
+
 import pytest
 import torch
 import torch.nn.functional as F
-from slotkernels import propagate_attention, propagate_labels
-from slotkernels.propagation import bytes_moved, flops, reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from slotkernels import cluster_slots, merge_slots, propagate_attention, propagate_labels, propagate_masks
+from slotkernels.propagation import bytes_moved, flops
 
-# B, T, (h, w), N, K, (H, W)
-CASES = [
-    (2, 3, (4, 6), 5, 3, (17, 23)),
-    (1, 1, (1, 1), 1, 1, (3, 5)),
-    (1, 2, (1, 7), 33, 20, (6, 30)),
-    (2, 1, (5, 4), 3, 255, (5, 4)),
-    (1, 2, (6, 6), 4, 8, (3, 2)),
+CASES = [(2, 3, 24, 5, 3), (1, 1, 1, 1, 1), (1, 2, 7, 33, 20), (2, 1, 863, 3, 255), (0, 3, 4, 2, 2), (2, 0, 4, 2, 2)]
+# Sums of up to 863 terms in fp32; half types are rounded once more, to 8 or 11 bits.
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+
+
+def make(case, dtype=torch.float64, grad=False):
+    batch, frames, tokens, slots, video_slots = case
+    image = (2 * torch.randn(batch, frames, tokens, slots, dtype=torch.float64)).softmax(-1)
+    video = (2 * torch.randn(batch, frames, slots, video_slots, dtype=torch.float64)).softmax(-1)
+    return image.to(dtype).requires_grad_(grad), video.to(dtype).requires_grad_(grad)
+
+
+def clusters(case):
+    """Labels with merged, single, dropped and missing clusters."""
+    return torch.randint(-1, max(1, case[4] // 2), (case[0], case[4]))
+
+
+def oracle(image, video, labels):
+    """The product, then for each cluster the sum of its columns, one by one, in float64."""
+    product = image.double() @ video.double()
+    if labels is None:
+        return product
+    columns = []
+    for c in range(labels.shape[1]):
+        members = (labels == c).double()[:, None, None, :]
+        columns.append((product * members).sum(-1))
+    return torch.stack(columns, -1)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_attention_and_gradients_equal_the_product_summed_afterwards(case, dtype, merged):
+    image, video = make(case, dtype, grad=True)
+    labels = clusters(case) if merged else None
+    actual = propagate_attention(image, video, labels)
+    assert actual.dtype == dtype
+    leaves = [t.detach().double().requires_grad_() for t in (image, video)]
+    expected = oracle(*leaves, labels)
+    cotangent = torch.randn(actual.shape).to(dtype)
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(actual.double(), expected, rtol=2 * tolerance, atol=1e-7)
+    grads = torch.autograd.grad(actual, (image, video), cotangent)
+    expected_grads = torch.autograd.grad(expected, leaves, cotangent.double())
+    for grad, wanted in zip(grads, expected_grads, strict=True):
+        assert grad.dtype == dtype
+        # Signed terms may cancel: errors are relative to the largest.
+        scale = wanted.abs().max().item() if wanted.numel() else 0.0
+        torch.testing.assert_close(grad.double(), wanted, rtol=2 * tolerance, atol=2 * tolerance * scale)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_gradcheck(merged):
+    case = (2, 2, 6, 4, 5)
+    labels = torch.tensor([[0, 1, 0, -1, 2], [0, 0, 1, 1, 1]]) if merged else None
+    assert torch.autograd.gradcheck(lambda a, b: propagate_attention(a, b, labels), make(case, grad=True))
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_gradient_of_one_side_alone(side):
+    image, video = make((2, 3, 24, 5, 3))
+    leaves = [image, video]
+    leaves[side].requires_grad_()
+    propagate_attention(*leaves).square().sum().backward()
+    assert leaves[side].grad.shape == leaves[side].shape
+    assert leaves[1 - side].grad is None
+
+
+def test_labels_fold_in_what_merging_slots_does():
+    """The attention of merged video slots, as the video stage merges it, and then propagated."""
+    case = (3, 2, 10, 6, 5)
+    image, video = make(case)
+    slots = torch.randn(3, 5, 4, dtype=torch.float64)
+    labels, counts = cluster_slots(slots, 0.9)
+    assert counts.min() < 5
+    _, merged, valid = merge_slots(slots, video.flatten(1, 2), labels)
+    folded = propagate_attention(image, video, labels)
+    torch.testing.assert_close(folded, propagate_attention(image, merged.unflatten(1, (2, 6))))
+    torch.testing.assert_close(folded.sum(-1), torch.ones(3, 2, 10).double())
+    assert (folded.amax((1, 2)) > 0).equal(valid)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_shape_layout_and_labels(data):
+    case = tuple(data.draw(st.integers(low, high)) for low, high in ((0, 3), (0, 3), (1, 9), (1, 9), (1, 9)))
+    image, video = make(case)
+    if data.draw(st.booleans()):
+        image, video = image.mT.contiguous().mT, video.transpose(0, 1).contiguous().transpose(0, 1)
+    labels = torch.randint(-2, case[4] + 2, (case[0], case[4])) if data.draw(st.booleans()) else None
+    torch.testing.assert_close(propagate_attention(image, video, labels), oracle(image, video, labels))
+
+
+def test_mixed_precision():
+    image, video = make((2, 3, 24, 5, 3), torch.float32, grad=True)
+    actual = propagate_attention(image.bfloat16(), video)
+    assert actual.dtype == torch.bfloat16
+    torch.testing.assert_close(actual.float(), image @ video, rtol=2**-7, atol=0)  # both operands rounded to 8 bits
+    grad = torch.autograd.grad(actual.sum(), video)[0]
+    assert grad.dtype == torch.float32
+
+
+# ------------------------------------------------------------------------------------------------------- soft masks
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("size", [(17, 23), (4, 6), (3, 2), None], ids=str)
+@pytest.mark.parametrize("merged", [False, True])
+def test_masks_equal_product_and_interpolation_of_the_chosen_objects(size, merged, dtype):
+    case = (2, 3, 24, 5, 7)
+    image, video = make(case, dtype)
+    labels = clusters(case) if merged else None
+    objects = [5, 0, 5]
+    masks = propagate_masks(image, video, (4, 6), size, objects=objects, labels=labels)
+    expected = oracle(image, video, labels)[..., objects].mT.flatten(0, 1).unflatten(2, (4, 6))
+    expected = F.interpolate(expected, size or (4, 6), mode="bilinear", align_corners=False).unflatten(0, (2, 3))
+    assert masks.dtype == dtype
+    # Half types are rounded after the product and after the interpolation.
+    absolute = 0 if dtype == torch.float64 else 1e-6
+    torch.testing.assert_close(masks.double(), expected, rtol=2 * TOLERANCE[dtype], atol=absolute)
+
+
+def test_the_largest_mask_gives_the_label():
+    image, video = make((2, 3, 24, 5, 7), torch.float32)
+    masks = propagate_masks(image, video, (4, 6), (17, 23), objects=range(7))
+    labels = propagate_labels(image, video, (4, 6), (17, 23))
+    chosen = masks.gather(2, labels.long().unsqueeze(2)).squeeze(2)
+    assert (masks.amax(2) - chosen).max() < 1e-6
+
+
+def test_masks_of_empty_batches_and_strided_input():
+    image, video = make((2, 3, 24, 5, 7), torch.float32)
+    expected = propagate_masks(image, video, (4, 6), (9, 9), objects=[1])
+    strided = image.transpose(2, 3).contiguous().transpose(2, 3)
+    torch.testing.assert_close(propagate_masks(strided, video, (4, 6), (9, 9), objects=[1]), expected)
+    assert propagate_masks(image[:0], video[:0], (4, 6), (9, 9), objects=[1]).shape == (0, 3, 1, 9, 9)
+    assert propagate_masks(image[:, :0], video[:, :0], (4, 6), (9, 9), objects=[1]).shape == (2, 0, 1, 9, 9)
+
+
+# -------------------------------------------------------------------------------------------- registration and errors
+
+
+@pytest.mark.parametrize("labels", [None, torch.tensor([[0, 1, 0], [0, -1, 1]])], ids=["", "merged"])
+def test_opcheck(labels):
+    image, video = make((2, 3, 24, 5, 3), grad=True)
+    ops, maps = torch.ops.slotkernels, (4, 6, 17, 23)
+    torch.library.opcheck(ops.propagate_attention, (image, video, labels, "auto"))
+    image, video = image.detach(), video.detach()
+    grad = torch.randn(2, 3, 24, 3, dtype=torch.float64)
+    for needs in ([True, True], [False, True], [True, False]):
+        torch.library.opcheck(ops.propagate_attention_backward, (grad, image, video, labels, needs, "auto"))
+    torch.library.opcheck(ops.propagate_masks, (image, video, labels, [2, 0], *maps, "auto"))
+    for extras in ((False, False), (True, False), (False, True)):
+        for maps_of in (image, image.float()):  # the reference, and C++ where it is built
+            torch.library.opcheck(ops.propagate_labels, (maps_of, video.to(maps_of), labels, *maps, *extras, "auto"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_compiles_fullgraph(dtype):
+    image, video = make((2, 3, 24, 5, 3), dtype, grad=True)
+    labels = torch.tensor([[0, 1, 0], [0, -1, 1]])
+
+    def everything(image, video):
+        attention = propagate_attention(image, video, labels)
+        maps = propagate_labels(image, video, (4, 6), (17, 23), labels=labels, confidence=True, statistics=True)
+        masks = propagate_masks(image, video, (4, 6), (17, 23), objects=[1, 0])
+        return attention, masks, *maps, propagate_labels(image, video, (4, 6))
+
+    compiled = torch.compile(everything, fullgraph=True, backend="aot_eager")
+    actual, expected = compiled(image, video), everything(image, video)
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    grads = [torch.autograd.grad(out[0].square().sum(), (image, video)) for out in (actual, expected)]
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
+GOOD = {"image_attention": torch.zeros(1, 2, 6, 3), "video_attention": torch.zeros(1, 2, 3, 5)}
+ON_MAPS = [
+    ({"grid": (2, 4)}, r"grid=\(2, 4\), expected h \* w = 6"),
+    ({"grid": (-2, -3)}, r"grid=\(-2, -3\)"),
+    ({"size": (0, 4)}, r"size=\(0, 4\), expected \(H, W\) > 0"),
+    ({"size": (1 << 16, 1 << 15)}, r"less than 2\^31 pixels"),
 ]
 
 
-def make(case, dtype=torch.float64):
-    batch, frames, (h, w), slots, video_slots, _ = case
-    image = (2 * torch.randn(batch, frames, h * w, slots, dtype=torch.float64)).softmax(-1)
-    video = (2 * torch.randn(batch, frames, slots, video_slots, dtype=torch.float64)).softmax(-1)
-    return image.to(dtype), video.to(dtype)
-
-
-def oracle(image, video, grid, size):
-    """Float64 soft masks [B, T, K, H, W], all at once."""
-    masks = (image.double() @ video.double()).transpose(-1, -2).flatten(0, 1).unflatten(-1, grid)
-    masks = F.interpolate(masks, size, mode="bilinear", align_corners=False)
-    return masks.unflatten(0, image.shape[:2])
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"),
-    # The product and the interpolation are fp32 whatever the input: scores in [0, 1] carry a few times 6e-8.
-    [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 1e-6), (torch.float16, 1e-6)],
-)
-def test_labels_equal_product_interpolation_argmax(case, dtype, tolerance):
-    *_, grid, _, _, size = case
-    image, video = make(case, dtype)
-    labels = propagate_labels(image, video, grid, size)
-    masks = oracle(image, video, grid, size)
-    assert labels.dtype == torch.uint8
-    assert labels.shape == (*image.shape[:2], *size)
-    chosen = masks.gather(2, labels.long().unsqueeze(2)).squeeze(2)
-    # Another label than the oracle's is allowed only where the two scores are within the tolerance.
-    assert (masks.amax(2) - chosen).max() <= tolerance
-    assert (labels != masks.argmax(2)).double().mean() < 1e-3
-
-
-def test_patch_resolution_is_the_argmax_of_propagated_attention():
-    image, video = make(CASES[0])
-    labels = propagate_labels(image, video, (4, 6))
-    assert torch.equal(labels.flatten(2).long(), propagate_attention(image, video).argmax(-1))
-
-
-def test_ties_go_to_the_lowest_index():
-    image, video = torch.ones(1, 1, 6, 1), torch.full((1, 1, 1, 7), 1 / 7)
-    assert (propagate_labels(image, video, (2, 3), (9, 8)) == 0).all()
-    video[..., 0] = 0
-    assert (propagate_labels(image, video, (2, 3), (9, 8)) == 1).all()
-
-
-def test_grouping_of_frames_does_not_change_labels(monkeypatch):
-    case = (2, 5, (4, 6), 5, 3, (17, 23))
-    image, video = make(case, torch.float32)
-    expected = propagate_labels(image, video, (4, 6), (17, 23))
-    one_frame = 3 * 17 * 23 * 4
-    for limit in (1, 3 * one_frame):
-        monkeypatch.setattr(reference, "CHUNK_BYTES", limit)
-        assert torch.equal(propagate_labels(image, video, (4, 6), (17, 23)), expected)
-
-
-def test_soft_masks_never_exist_together(monkeypatch):
-    image, video = make((1, 6, (4, 4), 5, 3, (8, 8)), torch.float32)
-    monkeypatch.setattr(reference, "CHUNK_BYTES", 2 * 3 * 8 * 8 * 4)
-    frames = []
-    interpolate = F.interpolate
-    monkeypatch.setattr(
-        F, "interpolate", lambda masks, *a, **k: frames.append(len(masks)) or interpolate(masks, *a, **k)
-    )
-    propagate_labels(image, video, (4, 4), (8, 8))
-    assert frames == [2, 2, 2]
-
-
-def test_attention_is_the_product_and_keeps_rows_normalised():
-    image, video = make(CASES[0])
-    image.requires_grad_()
-    video.requires_grad_()
-    attention = propagate_attention(image, video)
-    torch.testing.assert_close(attention, torch.einsum("btmn,btnk->btmk", image, video))
-    torch.testing.assert_close(attention.sum(-1), torch.ones(2, 3, 24).double())
-    cotangent = torch.randn(attention.shape, dtype=torch.float64)
-    grads = torch.autograd.grad(attention, (image, video), cotangent)
-    torch.testing.assert_close(grads[0], cotangent @ video.transpose(-1, -2))
-    torch.testing.assert_close(grads[1], image.transpose(-1, -2) @ cotangent)
-
-
-def test_mixed_precision_strided_and_empty_input():
-    image, video = make(CASES[0])
-    strided = image.transpose(2, 3).contiguous().transpose(2, 3)
-    expected = propagate_labels(image, video, (4, 6), (9, 9))
-    assert torch.equal(propagate_labels(strided, video, (4, 6), (9, 9)), expected)
-    assert propagate_attention(image.bfloat16(), video).dtype == torch.bfloat16
-    assert propagate_labels(image[:0], video[:0], (4, 6), (9, 9)).shape == (0, 3, 9, 9)
-    assert propagate_labels(image[:, :0], video[:, :0], (4, 6), (9, 9)).shape == (2, 0, 9, 9)
-
-
-def test_opcheck():
-    torch.library.opcheck(torch.ops.slotkernels.propagate_labels, (*make(CASES[0]), 4, 6, 17, 23, "auto"))
-
-
-def test_compiles_fullgraph():
-    image, video = make(CASES[0])
-    compiled = torch.compile(propagate_labels, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(image, video, (4, 6), (17, 23)), propagate_labels(image, video, (4, 6), (17, 23)))
+ON_ALL = [
+    ({"image_attention": torch.zeros(2, 6, 3)}, r"image_attention is float32 \[2, 6, 3\], expected \[B, T, M, N\]"),
+    ({"image_attention": torch.zeros(1, 2, 6, 3).int()}, "image_attention is int32"),
+    ({"video_attention": torch.zeros(1, 2, 4, 5)}, r"video_attention is .* with N = 3"),
+    ({"labels": torch.zeros(1, 4).long()}, r"labels is int64 \[1, 4\], expected \[B, K\] with K = 5"),
+    ({"labels": torch.zeros(1, 5)}, r"labels is float32 \[1, 5\], expected dtype int64"),
+    ({"labels": torch.zeros(1, 5, dtype=torch.int64, device="meta")}, "labels is on meta, expected cpu"),
+    ({"backend": "cuda"}, "backend 'cuda' cannot serve this call"),
+]
+FUNCTIONS = [
+    (propagate_attention, {}, ON_ALL),
+    (propagate_labels, {"grid": (2, 3)}, ON_ALL + ON_MAPS),
+    (propagate_masks, {"grid": (2, 3), "objects": [0]}, ON_ALL + ON_MAPS),
+]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"image_attention": torch.zeros(2, 6, 3)}, r"image_attention is float32 \[2, 6, 3\], expected \[B, T, M, N\]"),
-        ({"video_attention": torch.zeros(1, 2, 4, 5)}, r"video_attention is .* with N = 3"),
-        ({"video_attention": torch.zeros(1, 2, 3, 256)}, r"video_attention is .*\[1, 2, 3, 256\], expected K <= 255"),
-        ({"grid": (2, 4)}, r"grid=\(2, 4\), expected h \* w = 6"),
-        ({"grid": (-2, -3)}, r"grid=\(-2, -3\)"),
-        ({"size": (0, 4)}, r"size=\(0, 4\), expected \(H, W\) > 0"),
-    ],
+    ("function", "arguments", "message"),
+    [(function, GOOD | own | bad, message) for function, own, cases in FUNCTIONS for bad, message in cases],
 )
-def test_bad_input_is_a_value_error_that_names_it(arguments, message):
-    good = {"image_attention": torch.zeros(1, 2, 6, 3), "video_attention": torch.zeros(1, 2, 3, 5), "grid": (2, 3)}
-    with pytest.raises(ValueError, match=message):
-        propagate_labels(**(good | arguments))
+def test_bad_input_is_an_error_that_names_it(function, arguments, message):
+    with pytest.raises(RuntimeError if "backend" in arguments else ValueError, match=message):
+        function(**arguments)
+
+
+def test_errors_of_labels_and_masks_alone():
+    many = {"video_attention": torch.zeros(1, 2, 3, 256), "grid": (2, 3)}
+    with pytest.raises(ValueError, match=r"video_attention is .*\[1, 2, 3, 256\], expected K <= 255"):
+        propagate_labels(**(GOOD | many))
+    for objects in ([], [5], [-1]):
+        with pytest.raises(ValueError, match=r"objects=\[.*\], expected some of 0\.\.4"):
+            propagate_masks(**GOOD, grid=(2, 3), objects=objects)
 
 
 def test_cost_formulas():
     assert bytes_moved(1, 2, 3, 4, 5, 6) == 2 * (4 * 4 * 8 + 6)
-    assert flops(1, 2, 3, 4, 5, 6) == 2 * 5 * (24 + 48)
+    assert bytes_moved(1, 2, 3, 4, 5, 6, itemsize=2, confidence=True, statistics=True) == 2 * (2 * 4 * 8 + 18 + 100)
+    assert flops(1, 2, 3, 4, 5, 6) == 2 * 5 * (24 + 18)

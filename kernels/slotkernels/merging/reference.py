@@ -1,6 +1,7 @@
-"""Complete-linkage clustering and merging of slots in plain PyTorch: the oracle of every other backend."""
+"""Clustering and merging of slots in plain PyTorch: the oracle of every other backend."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,50 +9,129 @@ from torch import Tensor
 from .._checks import accumulate_dtype
 
 
-def _cosine_distances(slots: Tensor) -> Tensor:
-    """[B, K, K]; a zero vector is at distance 1 from everything, as in scikit-learn."""
-    slots = slots.to(accumulate_dtype(slots.dtype))
-    norms = torch.linalg.vector_norm(slots, dim=-1, keepdim=True)
-    unit = slots / norms.masked_fill(norms == 0, 1.0)
-    return (1 - torch.bmm(unit, unit.transpose(1, 2))).clamp_min_(0)
+class _Merge(NamedTuple):
+    """One step of every problem: the two clusters it merged and their distance, infinite where it merged none."""
+
+    lower: Tensor  # [B, 1]
+    upper: Tensor  # [B, 1]
+    height: Tensor  # [B, 1]
 
 
-def cluster_slots(slots: Tensor, threshold: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Labels [B, K] and counts [B].
+def _cosine_distances(slots: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, K, K] in float64, by SciPy's formula; infinite between slots that may not merge."""
+    slots = slots.double()
+    products = torch.bmm(slots, slots.transpose(1, 2)).triu()
+    products = products + products.triu(1).transpose(1, 2)  # symmetric to the last bit
+    norms = products.diagonal(dim1=1, dim2=2).sqrt()
+    scales = norms.unsqueeze(2) * norms.unsqueeze(1)
+    distances = 1 - (products / scales.masked_fill(scales == 0, 1.0)).clamp(-1, 1)
+    apart = torch.eye(slots.shape[1], dtype=torch.bool, device=slots.device) | distances.isnan()
+    if mask is not None:
+        apart = apart | ~(mask.unsqueeze(1) & mask.unsqueeze(2))
+    return distances.masked_fill(apart, math.inf)
 
-    All problems take K - 1 steps; one that has nothing left below the threshold stands still. A cluster is known by its
-    first member i: merging (i, j), i < j, makes row i the larger of both rows (complete linkage) and row j infinite.
+
+def _pick(rows: Tensor, index: Tensor) -> Tensor:
+    """Entry ``index`` [B, 1] of each problem: [B, 1] of [B, K], [B, K] of [B, K, K]."""
+    if rows.dim() == 2:
+        return rows.gather(1, index)
+    return rows.gather(1, index.unsqueeze(2).expand(-1, -1, rows.shape[2])).squeeze(1)
+
+
+def _fold(distances: Tensor, lower: Tensor, upper: Tensor, joined: Tensor, merges: Tensor) -> Tensor:
+    """Distances after cluster ``lower`` has become part of ``upper``, whose distances are ``joined`` [B, K]."""
+    index = torch.arange(distances.shape[1], device=distances.device)
+    is_lower, is_upper = (index == lower) & merges, (index == upper) & merges
+    joined = joined.masked_fill(is_lower | is_upper, math.inf)
+    distances = torch.where(is_upper.unsqueeze(2), joined.unsqueeze(1), distances)
+    distances = torch.where(is_upper.unsqueeze(1), joined.unsqueeze(2), distances)
+    return distances.masked_fill(is_lower.unsqueeze(2) | is_lower.unsqueeze(1), math.inf)
+
+
+def _along_chains(distances: Tensor, average: bool) -> list[_Merge]:
+    """Complete and average linkage by chains of nearest neighbours, as in SciPy (Muellner 2011, section 3.2).
+
+    All problems take the 3 K steps of the worst case; each either lengthens the chain of a problem, or merges its last
+    two clusters because they are each other's nearest, or gives up a cluster that has no neighbour.
     """
-    batch, count = slots.shape[:2]
-    index = torch.arange(count, device=slots.device)
-    alone = index.unsqueeze(1) == index
-    if mask is not None:
-        alone = alone | ~(mask.unsqueeze(1) & mask.unsqueeze(2))
-    distances = _cosine_distances(slots).masked_fill_(alone, math.inf)
-    labels = index.expand(batch, count)
-    for _ in range(count - 1):
-        nearest, flat = distances.flatten(1).min(1)
-        merges = nearest < threshold
-        if slots.device.type == "cpu" and not merges.any():  # reading it costs nothing on a CPU, a wait elsewhere
+    batch, count, _ = distances.shape
+    index = torch.arange(count, device=distances.device)
+    sizes = distances.new_ones(batch, count)
+    left = torch.ones(batch, count, dtype=torch.bool, device=distances.device)
+    chain = index.new_zeros(batch, count)
+    length = index.new_zeros(batch, 1)
+    merges = []
+    for _ in range(3 * count):
+        if distances.device.type == "cpu" and not left.any():  # reading it costs nothing on a CPU, a wait elsewhere
             break
-        pair = torch.stack((flat // count, flat % count), 1)
-        first, second = (pair.amin(1, keepdim=True), pair.amax(1, keepdim=True))
-        rows = distances.gather(1, torch.cat((first, second), 1).unsqueeze(2).expand(-1, -1, count)).amax(1)
-        merges = merges.unsqueeze(1)
-        is_first, is_second = (index == first) & merges, (index == second) & merges
-        rows = rows.masked_fill(is_first | is_second, math.inf)
-        distances = torch.where(is_first.unsqueeze(2), rows.unsqueeze(1), distances)
-        distances = torch.where(is_first.unsqueeze(1), rows.unsqueeze(2), distances)
-        distances = distances.masked_fill(is_second.unsqueeze(2) | is_second.unsqueeze(1), math.inf)
-        labels = torch.where((labels == second) & merges, first, labels)
+        starts = (length == 0) & left.any(1, keepdim=True)
+        chain = torch.where(starts & (index == 0), left.int().argmax(1, keepdim=True), chain)
+        length = length + starts
+        last = _pick(chain, (length - 1).clamp_min(0))
+        previous = _pick(chain, (length - 2).clamp_min(0))  # itself, in a chain of one, at an infinite distance
+        row = _pick(distances, last)
+        limit, nearest = _pick(row, previous), row.argmin(1, keepdim=True)
+        grows = _pick(row, nearest) < limit
+        joins = ~grows & (limit < math.inf)
+        lower, upper = torch.minimum(last, previous), torch.maximum(last, previous)
+        one, other = _pick(distances, lower), _pick(distances, upper)
+        if average:
+            weights = _pick(sizes, lower), _pick(sizes, upper)
+            joined = (weights[0] * one + weights[1] * other) / (weights[0] + weights[1])
+        else:
+            joined = torch.maximum(one, other)
+        merges.append(_Merge(lower, upper, limit.masked_fill(~joins, math.inf)))
+        distances = _fold(distances, lower, upper, joined, joins)
+        sizes = torch.where((index == upper) & joins, sizes + _pick(sizes, lower), sizes)
+        left = left & ~((index == torch.where(joins, lower, last)) & ~grows)
+        position = length.remainder(count)  # a chain is never longer, but for the rounding of averages
+        chain = torch.where(grows & (index == position), nearest, chain)
+        length = (torch.where(grows, position + 1, length - 1) - joins.long()).clamp_min(0)
+    return merges
 
-    heads = labels == index
-    if mask is not None:
-        heads = heads & mask
-    ranks = heads.cumsum(1) - 1
-    labels = ranks.gather(1, labels)
-    if mask is not None:
-        labels = labels.masked_fill(~mask, -1)
+
+def _along_tree(distances: Tensor) -> list[_Merge]:
+    """Single linkage by Prim's algorithm, as in SciPy: the tree so far is one cluster, at the slot that came last."""
+    batch, count, _ = distances.shape
+    index = torch.arange(count, device=distances.device)
+    left = torch.ones(batch, count, dtype=torch.bool, device=distances.device)
+    last = index.new_zeros(batch, 1)
+    merges = []
+    for _ in range(count - 1):
+        row = _pick(distances, last)
+        nearest = row.argmin(1, keepdim=True)
+        height = _pick(row, nearest)
+        joins = height < math.inf
+        merges.append(_Merge(last, nearest, height))
+        distances = _fold(distances, last, nearest, torch.minimum(row, _pick(distances, nearest)), joins)
+        left = left & (index != last)
+        last = torch.where(joins, nearest, left.int().argmax(1, keepdim=True))
+    return merges
+
+
+def cluster_slots(
+    slots: Tensor, threshold: float, mask: Tensor | None, n_clusters: int, linkage: str, min_clusters: int
+) -> tuple[Tensor, Tensor]:
+    """Labels [B, K] and counts [B]. The whole tree is built, then the lowest merges that the rule asks for are kept."""
+    batch, count, _ = slots.shape
+    index = torch.arange(count, device=slots.device)
+    valid = mask if mask is not None else torch.ones(batch, count, dtype=torch.bool, device=slots.device)
+    distances = _cosine_distances(slots, mask)
+    merges = _along_tree(distances) if linkage == "single" else _along_chains(distances, linkage == "average")
+    linked = torch.eye(count, device=slots.device).expand(batch, count, count)
+    if merges:
+        lower, upper, heights = (torch.cat(parts, 1) for parts in zip(*merges, strict=True))
+        ranks = heights.argsort(dim=1, stable=True).argsort(dim=1)
+        kept = (heights < threshold) & (ranks < valid.sum(1, keepdim=True) - n_clusters)
+        kept = kept & (valid.sum(1) - kept.sum(1) >= min_clusters).unsqueeze(1)
+        ends = [(end.unsqueeze(2) == index).float() for end in (lower, upper)]
+        edges = torch.bmm((ends[0] * kept.unsqueeze(2)).transpose(1, 2), ends[1])
+        linked = linked + edges + edges.transpose(1, 2)
+        for _ in range((count - 1).bit_length()):  # paths twice as long each time
+            linked = (torch.bmm(linked, linked) > 0).float()
+    first = (linked > 0).int().argmax(2)
+    heads = (first == index) & valid
+    labels = (heads.cumsum(1) - 1).gather(1, first).masked_fill(~valid, -1)
     return labels, heads.sum(1)
 
 
@@ -64,6 +144,7 @@ def _membership(labels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def merge_slots(slots: Tensor, attention: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean slot, summed attention and validity of each cluster."""
     member, sizes = _membership(labels, accumulate_dtype(slots.dtype))
+    slots = slots.masked_fill((labels < 0).unsqueeze(2), 0.0)  # a slot that is dropped may hold a NaN
     merged = torch.bmm(member.transpose(1, 2), slots.to(member.dtype)) / sizes.clamp_min(1).unsqueeze(2)
     return merged.to(slots.dtype), torch.bmm(attention, member.to(attention.dtype)), sizes > 0
 

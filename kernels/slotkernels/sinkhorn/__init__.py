@@ -7,8 +7,11 @@ from torch import Tensor
 
 from .._checks import accumulate_dtype, check_same, check_tensor, check_that
 from .._dispatch import Call, Op, requested_backend, why_not_triton
+from .cpp import why_not as why_not_cpp
+from .plan import sinkhorn_plan
+from .streaming import prefers_streaming, streaming
 
-__all__ = ["SamplesLoss", "bytes_moved", "flops", "sinkhorn_divergence", "sinkhorn_potentials"]
+__all__ = ["SamplesLoss", "bytes_moved", "flops", "sinkhorn_divergence", "sinkhorn_plan", "sinkhorn_potentials"]
 
 MOST_POINTS = 128  # of a set: its cost matrix is held on chip
 
@@ -21,6 +24,7 @@ def _why_not_triton(call: Call) -> str | None:
 
 
 SINKHORN = Op("sinkhorn")
+SINKHORN.add("cpp", "slotkernels.sinkhorn.cpp", supports=why_not_cpp)
 SINKHORN.add("reference", "slotkernels.sinkhorn.reference")
 SINKHORN.add("triton", "slotkernels.sinkhorn.triton", supports=_why_not_triton)
 
@@ -141,8 +145,11 @@ def _solve(
             bad = int(points.numel() - points.isfinite().sum())
             check_that(bad == 0, f"{op}: {bad} numbers of {name} are not finite, expected none (check_finite=True)")
     keep = (torch.is_grad_enabled() and x.requires_grad, torch.is_grad_enabled() and y.requires_grad)
-    options = (start, diameter == "problem", p, float(blur), float(scaling), debias, *keep)
-    return _forward(x, y, a, b, *options, precision, requested_backend(backend))[:3]
+    backend = requested_backend(backend)
+    options = (start, diameter == "problem", p, float(blur), float(scaling), debias)
+    if prefers_streaming(backend, x, y):
+        return streaming(x, y, a, b, *options, backend)[:3]
+    return _forward(x, y, a, b, *options, *keep, precision, backend)[:3]
 
 
 def bytes_moved(

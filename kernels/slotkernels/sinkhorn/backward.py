@@ -16,10 +16,9 @@ def _weighted(pull, points, acc, PRECISION: tl.constexpr):
     """
     if points.dtype == tl.float32:
         return multiply(rounded(pull, PRECISION), points, acc, PRECISION)
-    else:
-        high = pull.to(points.dtype)
-        acc = dot((pull - high.to(tl.float32)).to(points.dtype), points, acc, PRECISION)
-        return dot(high, points, acc, PRECISION)
+    high = pull.to(points.dtype)
+    acc = dot((pull - high.to(tl.float32)).to(points.dtype), points, acc, PRECISION)
+    return dot(high, points, acc, PRECISION)
 
 
 @triton.jit

@@ -34,8 +34,7 @@ def _log2(x):
     """The hardware's logarithm, to 2^-22, in place of 20 instructions; the interpreter has none."""
     if INTERPRETED:
         return tl.log2(x)
-    else:
-        return libdevice.fast_log2f(x)
+    return libdevice.fast_log2f(x)
 
 
 @triton.jit
@@ -77,8 +76,7 @@ def _costs(products, row_norms, column_norms, P: tl.constexpr):
     squared = (row_norms[:, None, :, None] + column_norms[None, :, None, :]) - 2.0 * products
     if P == 2:
         return 0.5 * tl.where(squared < 0.0, 0.0, squared)
-    else:
-        return tl.sqrt(tl.where(squared < NEAREST, NEAREST, squared))
+    return tl.sqrt(tl.where(squared < NEAREST, NEAREST, squared))
 
 
 @triton.jit
@@ -105,8 +103,7 @@ def load_weights(pointer, stride, i, count, GIVEN: tl.constexpr):
     """Weights of the points i; zero outside."""
     if GIVEN:
         return tl.load(pointer + i * stride, mask=i < count, other=0.0).to(tl.float32)
-    else:
-        return tl.where(i < count, 1.0 / count, 0.0)
+    return tl.where(i < count, 1.0 / count, 0.0)
 
 
 @triton.jit
@@ -145,8 +142,7 @@ def _factors(softmax, costs, P: tl.constexpr):
     """What each point of the other set weighs in the gradient of a potential."""
     if P == 2:
         return softmax
-    else:
-        return tl.where(costs < FLAT, 0.0, softmax / costs)
+    return tl.where(costs < FLAT, 0.0, softmax / costs)
 
 
 @triton.jit

@@ -24,8 +24,7 @@ def rounded(points, PRECISION: tl.constexpr):
     """Operands of a product in TF32, to the nearest: the hardware would cut bits off, which shrinks every point."""
     if PRECISION == "tf32":
         return tl.where(points == points, cut(points, 0x1000), points)
-    else:
-        return points
+    return points
 
 
 @triton.jit
@@ -33,8 +32,7 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
     """``a @ b + acc`` in fp32. Triton's interpreter multiplies 16-bit operands wrongly, hence the upcast there."""
     if INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
-    else:
-        return tl.dot(a, b, acc, input_precision="ieee" if PRECISION == "ieee" else "tf32")
+    return tl.dot(a, b, acc, input_precision="ieee" if PRECISION == "ieee" else "tf32")
 
 
 @triton.jit
@@ -45,8 +43,7 @@ def multiply(x, y, acc, PRECISION: tl.constexpr):
         acc = dot(x - x_high, y_high, acc, PRECISION)
         acc = dot(x_high, y - y_high, acc, PRECISION)
         return dot(x_high, y_high, acc, PRECISION)
-    else:
-        return dot(x, y, acc, PRECISION)
+    return dot(x, y, acc, PRECISION)
 
 
 @triton.jit
@@ -81,8 +78,7 @@ def _multiply_own(x, acc, ROW_TILES: tl.constexpr, COLUMN_TILES: tl.constexpr, P
         left_high, right_high = cut(left, 0), cut(right, 0)
         acc = dot(left_high + left_high, right - right_high, acc, PRECISION)
         return dot(left_high, right_high, acc, PRECISION)
-    else:
-        return dot(left, right, acc, PRECISION)
+    return dot(left, right, acc, PRECISION)
 
 
 @triton.jit
@@ -100,8 +96,7 @@ def _finish_own(acc, ROW_TILES: tl.constexpr, PRECISION: tl.constexpr):
         turned = tl.trans(tl.reshape(tl.permute(own, [0, 2, 1, 3]), [SIDE, SIDE]))
         turned = tl.reshape(turned, [own.shape[0], own.shape[2], own.shape[1], own.shape[3]])
         return 0.5 * (own + tl.permute(turned, [0, 2, 1, 3]))
-    else:
-        return own
+    return own
 
 
 @triton.jit
@@ -121,8 +116,7 @@ def centred(piece, centre, d, dim, PRECISION: tl.constexpr):
     """
     if piece.dtype == tl.float32:
         return rounded(piece - tl.load(centre + d, mask=d < dim, other=0.0)[None, :], PRECISION)
-    else:
-        return piece
+    return piece
 
 
 @triton.jit

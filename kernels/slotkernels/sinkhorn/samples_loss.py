@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from .._checks import check_that, describe
 from . import _solve
 
-# What GeomLoss calls its backends; the first holds whole cost matrices, the others stream them.
-_GEOMLOSS = {"tensorized": "auto", "online": "keops", "multiscale": "keops"}
+# What GeomLoss calls its backends: ways to the same numbers, which "auto" chooses by the size of the sets.
+_GEOMLOSS = dict.fromkeys(("tensorized", "online", "multiscale"), "auto")
 
 
 class SamplesLoss(nn.Module):
@@ -32,8 +32,8 @@ class SamplesLoss(nn.Module):
         cost: only None.
         debias: the divergence (True) or the entropic transport cost (False).
         potentials: return dual potentials instead of the value.
-        backend: "auto", a slotkernels backend, or GeomLoss's "tensorized" (here "auto"), "online" or "multiscale" (here
-            "keops": exact, in a stream).
+        backend: "auto", a slotkernels backend, or GeomLoss's "tensorized", "online" or "multiscale", all of which mean
+            "auto" here: exact for all sizes, in linear memory for large sets.
 
     Raises:
         ValueError: for what is not supported, or shapes that do not fit.

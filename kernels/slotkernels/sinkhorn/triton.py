@@ -45,12 +45,13 @@ def tile(n: int, m: int, itemsize: int, precision: str, kind: str) -> Tile:
     such programs reside on a multiprocessor, whose 36 to 72 KiB on the way keep the memory busy, and whose 9 warps hide
     each other's exponentials. Two warps a tile would double the splitting of operands: a quarter more instructions.
     Beyond 64 points one matrix at a time fits: 8 warps with 64 x 32 each. Pieces of 16 coordinates of float32 (32 of
-    half precision) are the least that a product takes, and leave most registers to the accumulators.
+    half precision) leave most registers to the accumulators. Products without tensor cores take more of them: more
+    warps share them, or pieces are thinner.
     """
     side, block_d = max(block(n), block(m)), 64 // itemsize
-    exact = precision == "ieee" and itemsize == 4  # without tensor cores, operands take more registers
+    exact = precision == "ieee" and itemsize == 4
     if side == 128:
-        return Tile(side, side, 64, 32, block_d, False, 8, 1 if exact else 3, None)
+        return Tile(side, side, 64, 32, block_d // 2 if exact else block_d, False, 8, 1 if exact else 3, None)
     warps = triton.cdiv(side, 32) ** 2
     if exact:
         return Tile(block(n), block(m), 32, 32, block_d, True, min(8, 4 * warps), 3, None)

@@ -39,3 +39,16 @@ def test_encoder_ignores_masked_tokens():
     torch.testing.assert_close(base, encoder(x[:, :4]))
     x[:, 4:] = 100 * torch.randn(1, 2, 16)
     torch.testing.assert_close(encoder(x, mask)[:, :4], base)
+
+
+def test_a_long_sequence_goes_through_the_mlp_in_pieces_unless_it_needs_gradients(monkeypatch):
+    torch.manual_seed(0)
+    encoder, x = TransformerEncoder(16, 2, 2), torch.randn(2, 11, 16)
+    lengths = []
+    encoder.blocks[0].mlp.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    whole = encoder(x)
+    monkeypatch.setattr("interpreter.models.transformer.MLP_TOKENS", 4)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(x), whole)
+    torch.testing.assert_close(encoder(x), whole)
+    assert lengths == [11, 4, 4, 3, 11]

@@ -1,0 +1,87 @@
+// Reading the points of problems, in float32, bfloat16 or float16: for one level of x86-64 (see levels.h).
+
+namespace slotkernels::LEVEL {
+
+// Elements between a load and what it fetches ahead: rows are short, and the processor sees no stream.
+constexpr int64_t AHEAD = 4096;
+
+// use(the pointer with its type); Void is const void or void.
+template <class Void, class Use>
+ALWAYS_INLINE void with_format(Format format, Void* points, Use use) {
+  constexpr bool CONST = std::is_const_v<Void>;
+  switch (format) {
+    case Format::FLOAT: return use(static_cast<std::conditional_t<CONST, const float, float>*>(points));
+    case Format::BFLOAT: return use(static_cast<std::conditional_t<CONST, const Bfloat, Bfloat>*>(points));
+    case Format::HALF: return use(static_cast<std::conditional_t<CONST, const Half, Half>*>(points));
+  }
+}
+
+// Adds R rows to the sum, and to the box if there is one.
+template <int64_t R, class T>
+ALWAYS_INLINE void scan_rows(const T* rows, int64_t dim, float* sum, const Box* box) {
+  for_vectors(dim, [&](int64_t d, int64_t count) {
+    Floats row[R];
+    for (int64_t r = 0; r < R; ++r) {
+      row[r] = load_part(rows + r * dim + d, count);
+      __builtin_prefetch(rows + r * dim + d + AHEAD, 0, 2);
+    }
+    Floats total = load(sum + d);
+    for (int64_t r = 0; r < R; ++r) total += row[r];
+    store(sum + d, total);
+    if (!box) return;
+    Floats low = load(box->low + d), high = load(box->high + d);
+    for (int64_t r = 0; r < R; ++r) {
+      low = where(less(row[r], low), row[r], low);
+      high = maximum(row[r], high);
+    }
+    store(box->low + d, low);
+    store(box->high + d, high);
+  });
+}
+
+// Sum of all points of a problem, and their bounding box.
+inline void scan(const Points& points, int64_t problem, float* sum, Box* box) {
+  const int64_t dim = points.dim;
+  std::fill_n(sum, padded(dim), 0.0f);
+  const auto add = [&](const void* set, int64_t count) {
+    with_format(points.format, set, [&](auto* from) {
+      from += problem * count * dim;
+      int64_t row = 0;
+      for (; row + 4 <= count; row += 4) scan_rows<4>(from + row * dim, dim, sum, box);
+      for (; row < count; ++row) scan_rows<1>(from + row * dim, dim, sum, box);
+    });
+  };
+  add(points.x, points.n);
+  add(points.y, points.m);
+  // A comparison drops a NaN, a sum does not.
+  for (int64_t d = 0; box && d < dim; ++d) box->finite &= std::isfinite(sum[d]);
+}
+
+inline void clear(Box& box, int64_t dim) {
+  std::fill_n(box.low, padded(dim), std::numeric_limits<float>::infinity());
+  std::fill_n(box.high, padded(dim), -std::numeric_limits<float>::infinity());
+  box.finite = true;
+}
+
+// Grows the box by the problems [begin, end).
+inline void bound(const Points& points, int64_t begin, int64_t end, Box& box) {
+  const Scratch sum = scratch(padded(points.dim));
+  clear(box, points.dim);
+  for (int64_t problem = begin; problem < end; ++problem) scan(points, problem, sum.get(), &box);
+}
+
+// Copies a set's points to float32 rows, less `centre`.
+inline void pack(const Points& points, const void* set, int64_t first_row, int64_t count, const float* centre,
+                 float* rows, int64_t stride) {
+  with_format(points.format, set, [&](auto* from) {
+    from += first_row * points.dim;
+    for (int64_t row = 0; row < count; ++row) {
+      for_vectors(points.dim, [&](int64_t d, int64_t width) {
+        __builtin_prefetch(from + row * points.dim + d + AHEAD, 0, 2);
+        store(rows + row * stride + d, load_part(from + row * points.dim + d, width) - load(centre + d));
+      });
+    }
+  });
+}
+
+}  // namespace slotkernels::LEVEL

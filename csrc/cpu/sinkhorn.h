@@ -1,0 +1,85 @@
+// What the Sinkhorn op hands to its kernels: all problems of a batch, on plain pointers.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <new>
+
+namespace slotkernels {
+
+enum class Format { FLOAT, BFLOAT, HALF };
+
+struct Points {
+  const void *x, *y;  // [B, n, dim] and [B, m, dim]
+  Format format;
+  int64_t n, m, dim;
+};
+
+// Temperatures d^p, d^p, (d s)^p, …, blur^p of a diameter d and a scaling s: epsilon_schedule in reference.py.
+struct Schedule {
+  double start, step, last;
+  int64_t length = 2;
+
+  Schedule(double diameter, int p, double blur, double scaling)
+      : start(p * std::log(diameter)), step(p * std::log(scaling)), last(std::pow(blur, p)) {
+    if (std::isfinite(diameter)) {
+      length += std::max(0.0, std::ceil((p * std::log(blur) - start) / step));
+    } else {
+      start = std::numeric_limits<double>::quiet_NaN();  // no later step mends it
+    }
+  }
+
+  double at(int64_t i) const {
+    return i == 0 ? std::exp(start) : i + 1 < length ? std::exp(start + (i - 1) * step) : last;
+  }
+};
+
+struct Forward {
+  Points points;
+  const float *a, *b;  // [B, n] and [B, m], or null: uniform
+  int p;
+  double blur, scaling, diameter;  // the diameter is computed from each problem's points if `per_problem`
+  bool per_problem, debias;
+  float *value, *f, *g;
+  float *pull_x, *pull_y;  // null where the gradient is not wanted
+};
+
+struct Backward {
+  Points points;
+  const float *grad_value, *grad_f, *grad_g;  // each may be null
+  const float *a, *b;
+  const float *pull_x, *pull_y;
+  void *grad_x, *grad_y;  // in the points' format; null where the pull is
+};
+
+// Bounding box of points: dim floats each. `finite` is false once any of them is not.
+struct Box {
+  float *low, *high;
+  bool finite;
+
+  double diagonal(int64_t dim) const {
+    double squared = 0;
+    for (int64_t d = 0; d < dim; ++d) {
+      const double side = static_cast<double>(high[d]) - low[d];
+      squared += side * side;
+    }
+    return finite ? std::sqrt(squared) : std::numeric_limits<double>::quiet_NaN();
+  }
+};
+
+struct Release {
+  void operator()(float* memory) const { ::operator delete[](memory, std::align_val_t(64)); }
+};
+typedef std::unique_ptr<float[], Release> Scratch;
+
+// Zeros, aligned to a cache line.
+inline Scratch scratch(int64_t floats) {
+  void* memory = ::operator new[](floats * sizeof(float), std::align_val_t(64));
+  std::fill_n(static_cast<float*>(memory), floats, 0.0f);
+  return Scratch(static_cast<float*>(memory));
+}
+
+}  // namespace slotkernels

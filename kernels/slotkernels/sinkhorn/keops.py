@@ -1,0 +1,188 @@
+"""Streaming Sinkhorn on KeOps: one compiled loop over all pairs per reduction, and nothing kept but the points.
+
+KeOps compiles each reduction when it first meets it (about 6 s, kept in its cache folder), and launches on CUDA's NULL
+stream, where it waits: never inside a captured graph. Its loops suit points of up to about 100 dimensions. A sum of
+exponentials that the present potentials keep in range is cheaper than a log-sum-exp, which stands in where they do not.
+"""
+
+import atexit
+import contextlib
+import importlib.util
+import io
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._checks import accumulate_dtype
+from .._dispatch import Call
+from .reference import NEAREST
+from .streaming import anneal, log_weights, out_of_range, pull_back
+
+_HOW = "pip install 'interpreter-slots[keops]' installs it"
+
+# Points are in units of sqrt(2 eps) for p = 2 and of eps for p = 1; below the squared distance C costs are flat.
+_EXPONENT = {2: "(R + S - SqDist(X, Y))", 1: "(R + S - Sqrt(ReLU(SqDist(X, Y) - C) + C))"}
+_PULL = {2: "Exp({0}) * (X - Y)", 1: "IfElse(SqDist(X, Y) - C, Exp({0}) * Rsqrt(SqDist(X, Y)), Zero(1)) * (X - Y)"}
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """One process at a time: KeOps writes its cache in place, where another process could read half a file."""
+    import fcntl  # here, as it is missing on Windows (and so is KeOps)
+
+    folder = Path(os.environ.get("KEOPS_CACHE_FOLDER") or Path.home() / ".cache")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "slotkernels_keops.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@cache
+def _why_not_imported() -> str | None:
+    if importlib.util.find_spec("pykeops") is None:
+        return f"pykeops is not installed ({_HOW})"
+    try:
+        with _alone(), contextlib.redirect_stdout(io.StringIO()):  # it reports on the machine as it is imported
+            import pykeops.torch  # noqa: F401
+    except Exception as error:  # a broken installation raises whatever it meets first
+        return f"pykeops cannot be imported ({type(error).__name__}: {error}; {_HOW})"
+    # It saves its cache at exit; registered later than its own handler, this one runs earlier. The lock ends with us.
+    atexit.register(contextlib.ExitStack().enter_context, _alone())
+    return None
+
+
+def why_not(call: Call) -> str | None:
+    """Why KeOps cannot serve the call, or None."""
+    reason = _why_not_imported()
+    if reason is not None:
+        return reason
+    from pykeops import config
+
+    if call.device.type == "cpu":
+        return None if config.pykeops_base.get_cxx_compiler() else "pykeops finds no C++ compiler (g++ or CXX)"
+    if call.device.type != "cuda":
+        return f"tensors on {call.device.type}"
+    if torch.cuda.is_current_stream_capturing():
+        return "KeOps launches on the NULL stream, which a CUDA graph cannot capture"
+    return None if config.gpu_available else "pykeops finds no CUDA libraries (see pykeops.check_health())"
+
+
+@cache
+def _reduction(name: str, p: int, dim: int, dtype: torch.dtype, device: torch.device) -> Any:
+    """The reduction over the points of Y, compiled and loaded by a call on single points."""
+    import pykeops
+    from pykeops.torch import Genred
+
+    variables = [f"X = Vi({dim})", f"Y = Vj({dim})", "R = Vi(1)", "S = Vj(1)", *(["C = Vi(1)"] if p == 1 else [])]
+    exponent = _EXPONENT[p]
+    formula = {"sum": f"Exp({exponent})", "log_sum": exponent, "pull": _PULL[p].format(exponent)}[name]
+    reduction = Genred(formula, variables, reduction_op="LogSumExp" if name == "log_sum" else "Sum", axis=1)
+    point, number = (torch.zeros(1, 1, width, dtype=dtype, device=device) for width in (dim, 1))
+    verbose = pykeops.verbose
+    pykeops.set_verbose(False)
+    try:
+        with _alone():
+            reduction(point, point, *[number] * (len(variables) - 2), backend=_backend(device))
+    except Exception as error:
+        raise RuntimeError(
+            "slotkernels.sinkhorn: KeOps cannot compile its kernels; pykeops.check_health() says what is missing and "
+            f"pykeops.clean_pykeops() empties a cache that was cut off ({type(error).__name__}: {error})"
+        ) from error
+    finally:
+        pykeops.set_verbose(verbose)
+    return reduction
+
+
+def _backend(device: torch.device) -> str:
+    return "CPU" if device.type == "cpu" else "GPU"
+
+
+def _reduce(name: str, p: int, *arrays: Tensor) -> Tensor:
+    """One reduction over the points of Y; arrays are [B, N or M, D or 1]."""
+    points = arrays[0]
+    if not len(points):
+        return points if name == "pull" else arrays[2]
+    reduction = _reduction(name, p, points.shape[2], points.dtype, points.device)
+    if points.is_cuda and torch.cuda.current_stream() != torch.cuda.default_stream():
+        torch.cuda.current_stream().synchronize()  # the NULL stream does not wait for it
+    return reduction(*(t.contiguous() for t in arrays), backend=_backend(points.device))
+
+
+class Pair:
+    """See :class:`slotkernels.sinkhorn.streaming.Pair`."""
+
+    def __init__(self, x: Tensor, y: Tensor | None, a: Tensor | None, b: Tensor | None, p: int) -> None:
+        self.p, self.dtype = p, accumulate_dtype(x.dtype)
+        center = x.double().mean(1, keepdim=True)  # far from the origin float32 has no digits left for distances
+        self.x, self.logs = x.double() - center, log_weights(a, x)
+        self.other = None if y is None else (y.double() - center, log_weights(b, y))
+
+    def soften(self, eps: float | Tensor, f: Tensor, g: Tensor | None = None) -> Tensor:
+        """See :class:`slotkernels.sinkhorn.streaming.Pair`."""
+        if self.other is None or g is None:
+            return self._soften(self.x, self.x, self.logs, eps, f, f)
+        y, logs = self.other
+        return torch.cat((self._soften(self.x, y, logs, eps, f, g), self._soften(y, self.x, self.logs, eps, g, f)), 1)
+
+    def _soften(self, x: Tensor, y: Tensor, logs: Tensor, eps: float | Tensor, f: Tensor, g: Tensor) -> Tensor:
+        arrays, _ = self._arrays(x, y, logs, eps, f, g)
+        sums = _reduce("sum", self.p, *arrays)
+        log_sums = _reduce("log_sum", self.p, *arrays) if out_of_range(sums).any() else sums.log()
+        return (arrays[2].double() - log_sums).squeeze(2) * eps
+
+    def pull(self, eps: float, f: Tensor, g: Tensor) -> Tensor:
+        """See :class:`slotkernels.sinkhorn.streaming.Pair`."""
+        y, logs = self.other or (self.x, self.logs)
+        arrays, unit = self._arrays(self.x, y, logs, eps, f, g)
+        moved = _reduce("pull", self.p, *arrays).double()
+        return moved.mul_(unit) if self.p == 2 else moved
+
+    def _arrays(
+        self, x: Tensor, y: Tensor, logs: Tensor, eps: float | Tensor, f: Tensor, g: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """X, Y, R, S (and C) of the formulas, and the unit of length [B, 1, 1]."""
+        temperature = eps if isinstance(eps, Tensor) else x.new_full((len(x), 1), eps)
+        unit = ((2 * temperature).sqrt() if self.p == 2 else temperature).unsqueeze(2)
+        arrays = [x / unit, y / unit, (f / eps).unsqueeze(2), (g / eps + logs).unsqueeze(2)]
+        if self.p == 1:
+            arrays.append((NEAREST / unit.square()).expand(-1, x.shape[1], -1))
+        return [t.to(self.dtype) for t in arrays], unit
+
+
+def sinkhorn_streaming(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    diameter: float | None,
+    per_problem: bool,
+    p: int,
+    blur: float,
+    scaling: float,
+    debias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See :func:`slotkernels.sinkhorn.streaming.anneal`."""
+    return anneal(Pair, x, y, a, b, diameter, per_problem, p, blur, scaling, debias)
+
+
+def sinkhorn_streaming_backward(
+    grad_value: Tensor | None,
+    grad_f: Tensor | None,
+    grad_g: Tensor | None,
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    state: Tensor,
+    p: int,
+    blur: float,
+    need_x: bool,
+    need_y: bool,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`slotkernels.sinkhorn.streaming.pull_back`."""
+    return pull_back(Pair, grad_value, grad_f, grad_g, x, y, a, b, state, p, blur, need_x, need_y)

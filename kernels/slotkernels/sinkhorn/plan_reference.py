@@ -1,0 +1,290 @@
+"""Transport plans in plain PyTorch: the oracle of every other backend.
+
+Potentials are in units of ``eps / log2(e)``, exponentials to the base 2 (a third of the cost of exp on a CPU):
+``P_ij = a_i b_j 2^(f_i + g_j - C_ij / unit)``, and an update is ``f_i = -log2 sum_j b_j 2^(g_j - C_ij / unit)``.
+
+There are two ways to take the updates. In the log domain each is a log-sum-exp over the whole matrix. The absorbed form
+(Schmitzer 2019) exponentiates the matrix at present potentials ``(f0, g0)`` once, and then an update is a product of it
+and a vector of ``2^(f - f0)``; when a factor leaves ``2^±40``, one iteration is taken in the log domain and the matrix
+is built again. What float32 drops (entries below ``2^-126``) adds less than ``2^-86`` to a sum of at least ``2^-40``:
+nothing, as in a log-sum-exp. The absorbed form looks at its numbers, which costs nothing on a CPU and stalls an
+accelerator, so accelerators stay in the log domain.
+"""
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from .._checks import accumulate_dtype
+
+LOG2E = math.log2(math.e)
+REACH = 40.0
+CHECK_EVERY = 10  # iterations between looks at the tolerance
+PENDING = 256  # outer products that are gathered into one matrix product
+
+
+class LogDomain:
+    """Updates of potentials by log-sum-exps. Rows are [B, N, 1], columns [B, 1, M], all vectors float64."""
+
+    def __init__(self, cost: Tensor, a: Tensor, b: Tensor, eps: float) -> None:
+        self.cost, self.a, self.b, self.scale = cost, a, b, LOG2E / eps
+        self.log_a, self.log_b = a.log2(), b.log2()
+        self.matrix = torch.empty_like(cost, memory_format=torch.contiguous_format)
+        self.lone: Tensor  # points that no pair reaches, of the last update
+
+    def exponents(self, potential: Tensor) -> Tensor:
+        """The matrix ``potential - C / unit``."""
+        return torch.sub(potential.to(self.cost.dtype), self.cost, alpha=self.scale, out=self.matrix)
+
+    def columns(self, f: Tensor) -> Tensor:
+        """Potentials of the columns from those of the rows."""
+        return self._log_sum(self.log_a + f, 1)
+
+    def rows(self, g: Tensor) -> Tensor:
+        """Potentials of the rows from those of the columns."""
+        return self._log_sum(self.log_b + g, 2)
+
+    def plan(self, g: Tensor) -> Tensor:
+        """The plan after an update of the rows, normalised by its own sums; it takes the matrix away."""
+        exponents = self.exponents(self.log_b + g)
+        highest = exponents.amax(2, keepdim=True)
+        return self._normalised(exponents.sub_(torch.where(highest == -math.inf, 0.0, highest)).exp2_())
+
+    def _log_sum(self, logs: Tensor, dim: int) -> Tensor:
+        """``-log2 sum 2^(logs - C / unit)``; 0 for points that no pair reaches."""
+        exponents = self.exponents(logs)
+        highest = exponents.amax(dim, keepdim=True)
+        self.lone = highest == -math.inf
+        highest.masked_fill_(self.lone, 0)
+        sums = exponents.sub_(highest).exp2_().sum(dim, keepdim=True)
+        return (highest.double() + sums.double().log2()).neg_().masked_fill_(self.lone, 0)
+
+    def _normalised(self, weights: Tensor) -> Tensor:
+        sums = weights.sum(2, keepdim=True)
+        return weights.mul_((self.a / sums).masked_fill_(sums == 0, 0).to(weights.dtype))
+
+
+class Absorbed(LogDomain):
+    """The same updates by products with one matrix ``2^(f0 + g0 - C / unit)``, as long as they stay in range."""
+
+    fresh = False  # whether the matrix belongs to f0 and g0
+    f0: Tensor
+    g0: Tensor
+    lone_rows: Tensor
+    lone_columns: Tensor
+
+    def columns(self, f: Tensor) -> Tensor:
+        """Potentials of the columns from those of the rows."""
+        if self.fresh and _near(f - self.f0):
+            factors = (self.a * (f - self.f0).exp2()).to(self.matrix.dtype)
+            change = (factors.mT @ self.matrix).double().log2_().neg_().masked_fill_(self.lone_columns, 0)
+            if _near(change):
+                return self.g0 + change
+        self.fresh = False
+        g = super().columns(f)
+        self.lone_columns = self.lone
+        return g
+
+    def rows(self, g: Tensor) -> Tensor:
+        """Potentials of the rows from those of the columns."""
+        if self.fresh and _near(g - self.g0):
+            factors = (self.b * (g - self.g0).exp2()).to(self.matrix.dtype)
+            change = (factors @ self.matrix.mT).mT.double().log2_().neg_().masked_fill_(self.lone_rows, 0)
+            if _near(change):
+                return self.f0 + change
+        f = super().rows(g)
+        self.lone_rows, self.fresh = self.lone, True
+        self.f0, self.g0 = (t.to(self.cost.dtype).double() for t in (f, g))
+        self.exponents(self.g0).add_(self.f0).exp2_()
+        return f
+
+    def plan(self, g: Tensor) -> Tensor:
+        """The plan after an update of the rows, normalised by its own sums; it takes the matrix away."""
+        if not self.fresh:
+            return super().plan(g)
+        return self._normalised(self.matrix.mul_((self.b * (g - self.g0).exp2()).to(self.matrix.dtype)))
+
+
+def _near(change: Tensor) -> bool:
+    return bool((change.abs() <= REACH).all())
+
+
+def _prepare(cost: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Costs in working precision, weights [B, N, 1] and [B, 1, M] in float64."""
+    batch, n, m = cost.shape
+    a = cost.new_full((batch, n), 1 / n, dtype=torch.float64) if a is None else a.double()
+    b = cost.new_full((batch, m), 1 / m, dtype=torch.float64) if b is None else b.double()
+    return cost.to(accumulate_dtype(cost.dtype)), a.unsqueeze(2), b.unsqueeze(1)
+
+
+def sinkhorn_plan(
+    cost: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    eps: float,
+    iterations: int,
+    tolerance: float | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Plan, potentials after each iteration [iterations or 0, B, N + M] and how many iterations were made [1]."""
+    cost, a, b = _prepare(cost, a, b)
+    batch, n, m = cost.shape
+    updates = (Absorbed if cost.device.type == "cpu" else LogDomain)(cost, a, b, eps)
+    f, g = torch.zeros_like(a), torch.zeros_like(b)
+    history = f.new_zeros(iterations if keep else 0, batch, n + m)
+    made = 0
+    while made < iterations or tolerance is not None:
+        following = updates.columns(f)
+        if tolerance is not None and made and (made % CHECK_EVERY == 0 or made == iterations):
+            # The columns of the plan sum to b times the ratio of what these potentials were and should be.
+            errors = (b * (g - following).exp2_().sub_(1).abs_()).sum(2)
+            error = float(errors.max()) if batch else 0.0
+            if error <= tolerance:
+                break
+            if made == iterations:
+                _warn(error, iterations, tolerance)
+                break
+        g = following
+        f = updates.rows(g)
+        if keep:
+            history[made] = torch.cat((f.squeeze(2), g.squeeze(1)), 1)
+        made += 1
+    return updates.plan(g), history, torch.full((1,), made, device=cost.device)
+
+
+def _warn(error: float, iterations: int, tolerance: float) -> None:
+    warnings.warn(
+        f"slotkernels.sinkhorn_plan: the columns are {error:.3g} away from b after {iterations} iterations, expected "
+        f"tolerance={tolerance:.3g}; take more iterations or a larger eps",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+class Kernel:
+    """``K_ij = 2^(f_i + g_j - C_ij / unit)`` at the potentials it is moved to, and a sum of ``K_ij x_i y_j``."""
+
+    def __init__(self, cost: Tensor, eps: float) -> None:
+        self.cost, self.scale = cost, LOG2E / eps
+        self.matrix = torch.empty_like(cost, memory_format=torch.contiguous_format)
+        self.total = torch.zeros_like(self.matrix)
+
+    def move(self, f: Tensor, g: Tensor) -> None:
+        """Go to potentials f [B, N, 1] and g [B, 1, M]."""
+        f, g = f.to(self.cost.dtype), g.to(self.cost.dtype)
+        torch.sub(g, self.cost, alpha=self.scale, out=self.matrix).add_(f).exp2_()
+
+    def over_rows(self, x: Tensor) -> Tensor:
+        """``sum_i x_i K_ij`` [B, 1, M]."""
+        return (x.mT.to(self.matrix.dtype) @ self.matrix).double()
+
+    def over_columns(self, y: Tensor) -> Tensor:
+        """``sum_j K_ij y_j`` [B, N, 1]."""
+        return (y.to(self.matrix.dtype) @ self.matrix.mT).mT.double()
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add ``K_ij x_i y_j`` to the sum."""
+        self.total.addcmul_(self.matrix * x.to(self.matrix.dtype), y.to(self.matrix.dtype))
+
+    def finish(self) -> Tensor:
+        """The sum."""
+        return self.total
+
+
+class AbsorbedKernel(Kernel):
+    """The same from one matrix at ``(f0, g0)`` and factors for its rows and columns, as long as they stay in range."""
+
+    f0: Tensor | None = None
+    g0: Tensor
+
+    def __init__(self, cost: Tensor, eps: float) -> None:
+        super().__init__(cost, eps)
+        self.pending: list[tuple[Tensor, Tensor]] = []
+
+    def move(self, f: Tensor, g: Tensor) -> None:
+        """Go to potentials f [B, N, 1] and g [B, 1, M]."""
+        if self.f0 is None or not (_near(f - self.f0) and _near(g - self.g0)):
+            self.finish()
+            self.f0, self.g0 = (t.to(self.cost.dtype).double() for t in (f, g))
+            super().move(f, g)
+        self.left, self.right = (f - self.f0).exp2(), (g - self.g0).exp2()
+
+    def over_rows(self, x: Tensor) -> Tensor:
+        """``sum_i x_i K_ij`` [B, 1, M]."""
+        return super().over_rows(self.left * x) * self.right
+
+    def over_columns(self, y: Tensor) -> Tensor:
+        """``sum_j K_ij y_j`` [B, N, 1]."""
+        return super().over_columns(self.right * y) * self.left
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add ``K_ij x_i y_j`` to the sum: later, many of them in one product of matrices."""
+        self.pending.append(((self.left * x).to(self.matrix.dtype), (self.right * y).to(self.matrix.dtype)))
+        if len(self.pending) == PENDING:
+            self.finish()
+
+    def finish(self) -> Tensor:
+        """The sum."""
+        if self.pending:
+            rows, columns = zip(*self.pending, strict=True)
+            self.total.addcmul_(self.matrix, torch.cat(rows, 2) @ torch.cat(columns, 1))
+            self.pending.clear()
+        return self.total
+
+
+def sinkhorn_plan_backward(
+    grad: Tensor,
+    cost: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    history: Tensor,
+    made: Tensor | None,
+    eps: float,
+    need_cost: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the costs (empty if not needed) and of the weights, by going back through the iterations made.
+
+    With ``dP_ij = K_ij (da_i b_j + a_i db_j) + P_ij (df_i + dg_j - dC_ij)`` (natural units) and, as K's rows sum to 1
+    under b after an update of f, ``df_i = sum_j K_ij (b_j (dC_ij - dg_j) - db_j)``; dg likewise.
+    """
+    dtype = cost.dtype
+    cost, a, b = _prepare(cost, a, b)
+    n, m = cost.shape[1:]
+    kernel = (AbsorbedKernel if cost.device.type == "cpu" else Kernel)(cost, eps)
+    zeros = torch.zeros_like(a)
+
+    def potentials(k: int) -> tuple[Tensor, Tensor]:
+        f, g = history[k].split((n, m), 1)
+        return f.unsqueeze(2), g.unsqueeze(1)
+
+    steps = len(history) if made is None else int(made)
+    f, g = potentials(steps - 1)
+    kernel.move(f, g)
+    weighted = grad * kernel.matrix
+    grad_a = (b.to(weighted.dtype) @ weighted.mT).mT.double()
+    grad_b = (a.mT.to(weighted.dtype) @ weighted).double()
+    kernel.total = weighted.mul_(-a.to(weighted.dtype)).mul_(b.to(weighted.dtype))
+    grad_f, grad_g = a * grad_a, b * grad_b
+    for k in reversed(range(steps)):
+        f, g = potentials(k)
+        kernel.move(f, g)
+        pulled = kernel.over_rows(grad_f)
+        grad_b -= pulled
+        grad_g -= b * pulled
+        if need_cost:
+            kernel.add(grad_f, b)
+        kernel.move(potentials(k - 1)[0] if k else zeros, g)
+        pulled = kernel.over_columns(grad_g)
+        grad_a -= pulled
+        grad_f = -a * pulled
+        if need_cost:
+            kernel.add(a, grad_g)
+        grad_g = torch.zeros_like(b)
+    total = kernel.finish().mul_(1 / eps).to(dtype)
+    return (
+        total if need_cost else total.new_empty(0),
+        grad_a.squeeze(2).to(cost.dtype),
+        grad_b.squeeze(1).to(cost.dtype),
+    )

@@ -1,0 +1,72 @@
+"""Calls every compiled CPU op on awkward shapes; test_sanitizers.py runs this with a library that checks itself.
+
+A new op of csrc/schemas.cpp is missing below until some call here reaches it. Values are checked elsewhere.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from slotkernels import cluster_slots, inverted_attention, propagate_labels, sinkhorn_divergence, sinkhorn_potentials
+from slotkernels._native import why_not_loaded
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def merging() -> None:
+    for batch, count, dim in ((0, 4, 3), (1, 1, 1), (3, 8, 5), (2, 33, 17), (5, 20, 128)):
+        for linkage in ("complete", "average", "single"):
+            for dtype in DTYPES:
+                slots, mask = torch.randn(batch, count, dim).to(dtype), torch.rand(batch, count) > 0.2
+                cluster_slots(slots, 0.5, mask, linkage=linkage)
+                cluster_slots(slots.transpose(0, 1).contiguous().transpose(0, 1), n_clusters=3, linkage=linkage)
+
+
+def sinkhorn() -> None:
+    for batch, rows, columns, dim in ((0, 4, 4, 3), (1, 1, 1, 1), (3, 7, 5, 3), (2, 33, 17, 37), (2, 32, 32, 64)):
+        for dtype in DTYPES:
+            x, y = (torch.randn(batch, n, dim).to(dtype).requires_grad_() for n in (rows, columns))
+            for p in (1, 2):
+                for diameter in ("batch", "problem", 8.0):
+                    sinkhorn_divergence(x, y, p=p, diameter=diameter).float().sum().backward()
+                a, b = torch.rand(batch, rows), torch.rand(batch, columns)
+                a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
+                for debias in (True, False):
+                    f, g = sinkhorn_potentials(x, y, a, b, p=p, diameter=8.0, debias=debias)
+                    (f.float().sum() + g.float().sum()).backward()
+
+
+def propagation() -> None:
+    for dtype in DTYPES:
+        for (height, width), slots, video_slots, size in (((3, 5), 7, 3, (17, 23)), ((1, 1), 1, 1, (3, 2))):
+            image = torch.rand(2, 3, height * width, slots).softmax(-1).to(dtype)
+            video = torch.rand(2, 3, slots, video_slots).softmax(-1).to(dtype)
+            propagate_labels(image, video, (height, width), size)
+
+
+def attention() -> None:
+    for dtype in DTYPES:
+        for batch, tokens, slots, dim in ((0, 4, 3, 5), (1, 1, 1, 1), (2, 67, 5, 37), (2, 40, 33, 64)):
+            q, k = (torch.randn(batch, n, dim).to(dtype).requires_grad_() for n in (slots, tokens))
+            updates, _ = inverted_attention(q, k, mask=torch.rand(batch, tokens) > 0.2)
+            updates.float().sum().backward()
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    assert why_not_loaded("_C") is None, why_not_loaded("_C")
+    for exercise in (merging, sinkhorn, propagation, attention):
+        exercise()
+    schemas = Path("csrc/schemas.cpp").read_text()
+    defined = set(re.findall(r'm\.def\(\s*"(\w+)\(', schemas))
+    compiled = {
+        name for path in Path("csrc/cpu").glob("*.cpp") for name in re.findall(r'm\.impl\("(\w+)"', path.read_text())
+    }
+    called = set(vars(torch.ops.slotkernels_native))  # an op is looked up there once, when it is first called
+    assert compiled <= defined, f"kernels without a schema: {compiled - defined}"
+    assert compiled <= called, f"not called here: {compiled - called}"
+    print("called:", *sorted(compiled))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The CUDA sources compile for the GPUs that they are meant for, without spilling a register, on any machine with nvcc.
+
+`FORCE_CUDA=1` builds them with a torch without CUDA, too. What that leaves open is shown by a stand-in for the few
+functions that only a torch with CUDA has.
+"""
+
+import re
+import runpy
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROCESSORS = {"80", "90", "100"}  # A100, H100, B200
+
+STAND_INS = """
+extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }
+extern "C" int torch_c10_cuda_check_msg(int, const char*, const char*, unsigned, bool, char**) { return 1; }
+extern "C" void torch_c10_cuda_free_error_msg(char*) {}
+"""
+LOAD = """
+import torch
+from slotkernels._native import why_not_loaded
+assert why_not_loaded("_C") is None and why_not_loaded("_C_cuda") is None, why_not_loaded("_C_cuda")
+names = torch._C._dispatch_get_registrations_for_dispatch_key("CUDA")
+print("registered:", *sorted(name.split("::")[1] for name in names if name.startswith("slotkernels_native::")))
+"""
+
+
+@pytest.fixture(scope="module")
+def setup_script():
+    """The functions of setup.py, without running it."""
+    import setuptools
+
+    original, setuptools.setup = setuptools.setup, lambda **kwargs: None
+    try:
+        return runpy.run_path(str(ROOT / "setup.py"))
+    finally:
+        setuptools.setup = original
+
+
+@pytest.fixture
+def nvcc(setup_script):
+    home = setup_script["cuda_home"]()
+    if home is None:
+        pytest.skip("no nvcc: set CUDA_HOME or install the CUDA toolkit to compile csrc/cuda")
+    return home / "bin/nvcc"
+
+
+def only_cuda(sources):
+    """Leave out the C++ kernels, which other tests build."""
+    for source in (sources / "csrc/cpu").glob("*.cpp"):
+        source.unlink()
+
+
+@pytest.mark.slow
+def test_compiles_for_every_gpu_without_spills_and_registers_its_ops(sources, python, nvcc, tmp_path):
+    only_cuda(sources)
+    printed = python(
+        sources,
+        "setup.py",
+        "build_ext",
+        "--inplace",
+        FORCE_CUDA="1",
+        NVCC_APPEND_FLAGS="-Xptxas=-v,-Werror --Werror=all-warnings",
+    ).stdout
+    compiled = re.findall(r"Compiling entry function '(\S+)' for 'sm_(\d+)'", printed)
+    assert {processor for _, processor in compiled} >= PROCESSORS
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", printed)
+    assert len(spills) >= len(compiled) > 0
+    assert set(spills) == {("0", "0")}
+    print(re.sub(r"(?m)^(?!ptxas info    : (Used|Compiling)).*\n", "", printed))
+
+    (sources / "stand_ins.cpp").write_text(STAND_INS)
+    subprocess.run(["g++", "-shared", "-fPIC", "-o", "stand_ins.so", "stand_ins.cpp"], cwd=sources, check=True)
+    run = {"PYTHONPATH": str(sources / "kernels")}
+    registered = python(tmp_path, "-c", LOAD, LD_PRELOAD=str(sources / "stand_ins.so"), **run).stdout
+    implemented = set()
+    for source in (sources / "csrc/cuda").glob("*.cu"):
+        implemented |= set(re.findall(r'm\.impl\("(\w+)"', source.read_text()))
+    assert registered.split("registered:")[1].split() == sorted(implemented)
+
+
+def test_a_compiler_error_in_a_cuda_source_stops_the_build_with_its_message(sources, python, nvcc):
+    only_cuda(sources)
+    for source in (sources / "csrc/cuda").glob("*.cu"):
+        source.write_text("int broken = no_such_name;\n")
+    done = python(
+        sources, "setup.py", "build_ext", "--inplace", check=False, FORCE_CUDA="1", TORCH_CUDA_ARCH_LIST="8.0"
+    )
+    assert done.returncode != 0
+    assert "no_such_name" in done.stdout
+    assert not list((sources / "kernels").rglob("_C_cuda*"))
+
+
+def test_whether_cuda_is_built_depends_on_torch_and_nvcc_and_not_on_a_gpu(setup_script, monkeypatch, tmp_path, capsys):
+    wanted = setup_script["cuda_wanted"]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "include").mkdir()
+    (tmp_path / "bin/nvcc").touch()
+    (tmp_path / "include/cuda_runtime.h").touch()
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    for forced, torch_has_cuda, expected in (
+        ("1", False, True),
+        ("1", True, True),
+        ("0", True, False),
+        ("", True, True),
+        ("", False, False),
+    ):
+        monkeypatch.setenv("FORCE_CUDA", forced)
+        assert wanted(torch_has_cuda) == expected
+
+    monkeypatch.setitem(wanted.__globals__, "cuda_home", lambda: None)
+    assert not wanted(True)
+    assert "no nvcc" in capsys.readouterr().err
+    monkeypatch.setenv("FORCE_CUDA", "1")
+    with pytest.raises(SystemExit, match="no nvcc"):
+        wanted(False)
+    monkeypatch.setenv("FORCE_CUDA", "yes")
+    with pytest.raises(SystemExit, match="FORCE_CUDA=yes"):
+        wanted(False)
+    assert "torch.cuda.is_available" not in (ROOT / "setup.py").read_text()

@@ -1,0 +1,80 @@
+"""What `pip install --no-build-isolation .` gives, with compiled ops and without."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+pytest.importorskip("setuptools", reason="setuptools is not installed")
+pytest.importorskip("wheel", reason="wheel is not installed")
+
+USE = """
+import warnings
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    import torch
+    import slotkernels
+    assert not [w for w in seen if "slotkernels" in str(w.message)], "a warning at import"
+    slots = torch.randn(4, 9, 33)
+    for _ in range(3):
+        labels, counts = slotkernels.cluster_slots(slots, 0.95)
+    mine = [w for w in seen if "slotkernels" in str(w.message)]
+assert all(w.category is RuntimeWarning for w in mine)
+assert labels.equal(slotkernels.cluster_slots(slots, 0.95, backend="reference")[0])
+try:
+    assert labels.equal(slotkernels.cluster_slots(slots, 0.95, backend="cpp")[0])
+    served = "cpp"
+except RuntimeError as error:
+    assert "slotkernels._C is not built" in str(error), error
+    served = "reference"
+print(slotkernels.__file__, served, len(mine))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("build", "tag", "served"), [("1", "cp310-abi3-linux_x86_64", "cpp 0"), ("0", "py3-none-any", "reference 1")]
+)
+def test_wheel_installs_and_runs(sources, python, tmp_path, build, tag, served):
+    if build == "1" and shutil.which("c++") is None:
+        pytest.skip("no C++ compiler")
+    pip = ("-m", "pip", "--disable-pip-version-check", "--no-input")
+    offline = ("--no-index", "--no-deps", "--no-build-isolation")
+    python(sources, *pip, "wheel", *offline, "-w", tmp_path, ".", SLOTKERNELS_BUILD=build, FORCE_CUDA="0")
+    (wheel,) = tmp_path.glob("*.whl")
+    if os.uname().machine == "x86_64" or build == "0":
+        assert wheel.name.endswith(f"-{tag}.whl")
+
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {str(path.relative_to(sources / "kernels")) for path in (sources / "kernels").rglob("*.py")}
+    modules |= {str(path.relative_to(sources)) for path in (sources / "interpreter").rglob("*.py")}
+    assert modules | {"slotkernels/py.typed"} <= names
+    assert {name for name in names if name.endswith(".so")} == ({"slotkernels/_C.abi3.so"} if build == "1" else set())
+    assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"interpreter", "slotkernels"}
+
+    place = tmp_path / "installed"
+    python(tmp_path, *pip, "install", *offline, "--quiet", "--target", place, wheel)
+    printed = python(tmp_path, "-c", USE, PYTHONPATH=str(place)).stdout
+    assert printed.split("\n")[-2] == f"{place}/slotkernels/__init__.py {served}"
+
+
+def test_a_compiler_error_stops_the_build_with_its_message(sources, python):
+    for source in (sources / "csrc/cpu").glob("*.cpp"):
+        source.unlink()
+    schemas = sources / "csrc/schemas.cpp"
+    schemas.write_text(schemas.read_text() + "\nint broken = no_such_name;\n")
+    done = python(sources, "setup.py", "build_ext", "--inplace", check=False, FORCE_CUDA="0")
+    assert done.returncode != 0
+    assert "no_such_name" in done.stdout
+    assert not list(sources.rglob("*.so"))
+
+
+def test_a_build_that_cannot_see_torch_says_what_to_do(sources):
+    command = [sys.executable, "-c", "import sys; sys.modules['torch'] = None; sys.argv = ['setup.py', '--version']; "]
+    command[2] += "exec(open('setup.py').read())"
+    done = subprocess.run(command, cwd=sources, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "--no-build-isolation" in done.stderr

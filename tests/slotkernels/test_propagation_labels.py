@@ -1,0 +1,361 @@
+"""Label maps, their confidence and their statistics on every backend."""
+
+from pathlib import Path
+
+import pytest
+import slotkernels._native
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from slotkernels import LabelMaps, propagate_attention, propagate_labels
+from slotkernels.propagation import reference
+
+# B, T, (h, w), N, K, (H, W): odd sizes; one patch; more objects than a vector has lanes; most objects; fewer pixels
+# than patches; cells of more than 16 rows and columns; one row of pixels.
+CASES = [
+    (2, 2, (4, 6), 5, 3, (17, 23)),
+    (1, 1, (1, 1), 1, 1, (3, 5)),
+    (1, 2, (1, 7), 33, 20, (6, 30)),
+    (2, 1, (3, 2), 3, 255, (3, 2)),
+    (1, 2, (6, 6), 4, 8, (3, 2)),
+    (1, 1, (3, 2), 17, 9, (50, 70)),
+    (1, 1, (2, 19), 4, 4, (1, 41)),
+]
+FULL_SIZE = [
+    (2, 5, (24, 36), 32, 8, (336, 504)),
+    (1, 2, (24, 24), 32, 20, (336, 336)),
+    (1, 1, (24, 36), 33, 255, (217, 305)),
+    (1, 2, (24, 36), 32, 8, (720, 1280)),
+    (2, 1, (37, 53), 11, 17, (30, 40)),
+    (1, 1, (5, 300), 7, 3, (211, 301)),
+    (1, 1, (60, 80), 16, 33, (61, 79)),
+]
+needs_cpp = pytest.mark.skipif(
+    slotkernels._native.why_not_loaded("_C") is not None, reason="slotkernels._C is not built"
+)
+CPP = pytest.param("cpp", "cpu", marks=needs_cpp, id="cpp")
+BACKENDS = [pytest.param("reference", "cpu", id="reference"), CPP, pytest.param("triton", "cpu", id="triton")]
+ON_GPU = [pytest.param(name, "cuda", marks=pytest.mark.gpu, id=f"{name}-cuda") for name in ("reference", "triton")]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def make(case, dtype=torch.float32, device="cpu", contrast=2.0):
+    batch, frames, (h, w), slots, objects, _ = case
+    image = (contrast * torch.randn(batch, frames, h * w, slots, dtype=torch.float64)).softmax(-1)
+    video = (contrast * torch.randn(batch, frames, slots, objects, dtype=torch.float64)).softmax(-1)
+    return image.to(device, dtype), video.to(device, dtype)
+
+
+def oracle(image, video, grid, size, labels=None):
+    """Float64 soft masks [B, T, K, H, W], all at once."""
+    product = image.double() @ video.double()
+    if labels is not None:
+        product = product @ F.one_hot(labels + 1, labels.shape[1] + 1)[:, None, :, 1:].double()
+    masks = F.interpolate(product.mT.flatten(0, 1).unflatten(2, grid), size, mode="bilinear", align_corners=False)
+    return masks.unflatten(0, image.shape[:2])
+
+
+def check(found, image, video, grid, size, labels=None):
+    """Labels, confidence, areas and boxes against the oracle."""
+    masks = oracle(image, video, grid, size, labels)
+    slots, objects = image.shape[3], video.shape[3]
+    assert found.labels.dtype == torch.uint8
+    assert found.labels.shape == (*image.shape[:2], *size)
+    winner = found.labels.long().unsqueeze(2)
+    best = masks.amax(2)
+    # As the docstring says: N products in fp32 that sum to 1 at most, positions in fp32 (the reference's), 8 roundings.
+    bound = (slots + 2 * sum(grid) + 16) * 1.2e-7
+    assert (best - masks.gather(2, winner).squeeze(2)).max() <= bound
+    rest = masks.scatter(2, winner, -1).amax(2) if objects > 1 else torch.zeros_like(best)
+    assert (found.labels != masks.argmax(2))[best - rest > bound].sum() == 0
+    if found.confidence is not None:
+        assert found.confidence.dtype == torch.float16
+        # Half a unit in the last place of fp16; subnormal below 6e-5.
+        torch.testing.assert_close(found.confidence.double(), best - rest, rtol=2**-11, atol=bound + 2**-25)
+    if found.areas is not None:
+        check_statistics(found)
+
+
+def check_statistics(found):
+    labels, areas, boxes = found.labels, found.areas, found.boxes
+    objects = areas.shape[2]
+    assert areas.dtype == boxes.dtype == torch.int32
+    assert boxes.shape == (*labels.shape[:2], objects, 4)
+    for b, t in torch.cartesian_prod(*(torch.arange(n) for n in labels.shape[:2])).tolist():
+        for k in range(objects):
+            rows, columns = torch.nonzero(labels[b, t] == k, as_tuple=True)
+            assert areas[b, t, k] == len(rows)
+            x0y0x1y1 = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else [0] * 4
+            assert boxes[b, t, k].tolist() == [int(side) for side in x0y0x1y1]
+
+
+def small(backend):
+    """All cases; in Triton's interpreter, which is slow, fewer: half types differ in how they are loaded alone."""
+    every = [(case, dtype) for case in CASES for dtype in DTYPES]
+    if backend != "triton":
+        return every
+    return [(case, dtype) for case, dtype in every if case[4] < 255 and (dtype == torch.float32 or case == CASES[1])]
+
+
+@pytest.mark.parametrize(
+    ("backend", "case", "dtype"),
+    [
+        pytest.param(backend.values[0], case, dtype, marks=backend.marks, id=f"{backend.id}-{case}-{dtype}")
+        for backend in BACKENDS
+        for case, dtype in small(backend.id)
+    ],
+)
+def test_equals_product_interpolation_argmax(backend, case, dtype):
+    *_, grid, _, _, size = case
+    image, video = make(case, dtype)
+    found = propagate_labels(image, video, grid, size, confidence=True, statistics=True, backend=backend)
+    check(found, image, video, grid, size)
+    alone = propagate_labels(image, video, grid, size, backend=backend)
+    assert isinstance(alone, torch.Tensor)
+    assert torch.equal(alone, found.labels)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", FULL_SIZE, ids=str)
+@pytest.mark.parametrize(("backend", "device"), [CPP, *ON_GPU])
+def test_full_size(backend, device, case, dtype):
+    *_, grid, _, objects, size = case
+    image, video = make(case, dtype, device)
+    found = propagate_labels(image, video, grid, size, confidence=True, statistics=objects < 50, backend=backend)
+    check(found, image, video, grid, size)
+    assert torch.equal(propagate_labels(image, video, grid, size, backend=backend), found.labels)
+
+
+@pytest.mark.parametrize(("backend", "device"), [*BACKENDS, *ON_GPU])
+def test_clusters(backend, device):
+    case = (2, 2, (3, 4), 5, 20, (7, 9)) if backend != "triton" else (2, 1, (2, 3), 5, 9, (7, 9))
+    grid, size = case[2], case[5]
+    image, video = make(case, device=device)
+    labels = torch.randint(-1, 6, (2, case[4]), device=device)
+    found = propagate_labels(image, video, grid, size, labels=labels, confidence=True, statistics=True, backend=backend)
+    check(found, image, video, grid, size, labels)
+    assert found.labels.max() <= 5
+    # Labels that are out of range drop a slot like -1.
+    outside = torch.where(labels < 0, labels + case[4] + 1, labels)
+    assert torch.equal(propagate_labels(image, video, grid, size, labels=outside, backend=backend), found.labels)
+
+
+@pytest.mark.parametrize(("backend", "device"), [*BACKENDS, *ON_GPU])
+def test_ties_go_to_the_lowest_index(backend, device):
+    # Powers of two throughout: F.interpolate may round equal scores of two objects differently.
+    image, video = torch.ones(1, 1, 6, 1, device=device), torch.full((1, 1, 1, 18), 1 / 16, device=device)
+    for lowest in (0, 1, 17):
+        video[..., :lowest] = 0
+        found = propagate_labels(image, video, (2, 3), (8, 12), confidence=True, backend=backend)
+        assert (found.labels == lowest).all()
+        assert (found.confidence == (0 if lowest < 17 else 1 / 16)).all()
+
+
+@pytest.mark.parametrize(("backend", "device"), [*BACKENDS, *ON_GPU])
+def test_nan_counts_as_the_largest_score(backend, device):
+    image, video = make((1, 2, (3, 4), 5, 9, (10, 13)), device=device)
+    image[0, 0, 6, 2] = float("nan")  # every object at one patch
+    video[0, 1, 3, 8] = video[0, 1, 0, 5] = float("nan")  # two objects everywhere
+    found = propagate_labels(image, video, (3, 4), (10, 13), confidence=True, statistics=True, backend=backend)
+    masks = oracle(image, video, (3, 4), (10, 13))
+    lost = (image.double() @ video.double()).isnan().double()
+    share = oracle(lost, torch.eye(9, device=device).expand(1, 2, 9, 9), (3, 4), (10, 13)).amax(2)
+    # Where a NaN patch has a share of exactly 0, at a patch centre or beyond the outermost, it may count or not.
+    for certain, where in ((True, share > 0), (False, ~masks.isnan().any(2))):
+        assert where.any()
+        assert (found.confidence[where].isnan() == certain).all()
+        assert torch.equal(found.labels[where].long(), masks.argmax(2)[where])
+    assert (found.labels[0, 1] == 5).all()
+    check_statistics(found)
+
+
+@pytest.mark.parametrize(("backend", "device"), [*BACKENDS, *ON_GPU])
+def test_infinite_scores_give_labels_in_range(backend, device):
+    image, video = make((1, 1, (3, 4), 5, 3, (10, 13)), device=device)
+    image[0, 0, 6, 2] = float("inf")
+    video[0, 0, 3, 1] = float("-inf")
+    found = propagate_labels(image, video, (3, 4), (10, 13), statistics=True, backend=backend)
+    assert found.labels.max() < 3
+    check_statistics(found)
+    again = propagate_labels(image, video, (3, 4), (10, 13), backend=backend)
+    assert torch.equal(again, found.labels)
+
+
+@pytest.mark.parametrize(("backend", "device"), [*BACKENDS, *ON_GPU])
+def test_scores_need_not_be_probabilities(backend, device):
+    image = torch.randn(1, 2, 12, 5, device=device)
+    video = torch.randn(1, 2, 5, 4, device=device) - 3  # negative scores too, and nothing sums to 1
+    masks = oracle(image, video, (3, 4), (10, 13))
+    labels = propagate_labels(image, video, (3, 4), (10, 13), backend=backend)
+    best = masks.topk(2, 2).values
+    clear = best[:, :, 0] - best[:, :, 1] > 1e-5
+    assert clear.float().mean() > 0.9
+    assert torch.equal(labels[clear].long(), masks.argmax(2)[clear])
+
+
+@pytest.mark.parametrize(("backend", "device"), [*BACKENDS, *ON_GPU])
+def test_strided_mixed_and_empty_input(backend, device):
+    case = (2, 2, (3, 4), 5, 3, (7, 9))
+    image, video = make(case, device=device)
+    image, video = image.bfloat16(), video.half()
+    expected = propagate_labels(image, video, (3, 4), (7, 9), confidence=True, backend=backend)
+    check(expected, image.double(), video.double(), (3, 4), (7, 9))
+    layouts = [
+        (image.transpose(2, 3).contiguous().transpose(2, 3), video.mT.contiguous().mT),
+        (image.transpose(0, 2).contiguous().transpose(0, 2), video.transpose(0, 3).contiguous().transpose(0, 3)),
+        (torch.stack((image, image + 1), -1)[..., 0], torch.cat((video, video), 3)[..., :3]),
+        (image.float(), video.double() if backend == "reference" else video.float()),
+    ]
+    for one, other in layouts:
+        assert torch.equal(one.double(), image.double())
+        again = propagate_labels(one, other, (3, 4), (7, 9), confidence=True, backend=backend)
+        assert torch.equal(again.labels, expected.labels)
+        torch.testing.assert_close(again.confidence, expected.confidence, rtol=2**-10, atol=1e-6)
+    for batch, frames in ((0, 2), (2, 0)):
+        empty = propagate_labels(
+            image[:batch, :frames], video[:batch, :frames], (3, 4), (7, 9),
+            confidence=True, statistics=True, backend=backend,
+        )  # fmt: skip
+        assert [t.shape[:2] for t in empty] == [(batch, frames)] * 4
+
+
+@pytest.mark.parametrize(("backend", "device"), [CPP, pytest.param("reference", "cpu", id="reference")])
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_shape(backend, device, data):
+    any_shape(backend, data, 20, 70)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.data())
+def test_any_small_shape_in_triton(data):
+    any_shape("triton", data, 4, 12)
+
+
+def any_shape(backend, data, patches, pixels):
+    def draw(low, high):
+        return data.draw(st.integers(low, high))
+
+    grid, size = (draw(1, patches), draw(1, patches)), (draw(1, pixels), draw(1, pixels))
+    case = (draw(1, 2), draw(1, 2), grid, draw(1, patches), draw(1, 2 * patches), size)
+    image, video = make(case, data.draw(st.sampled_from(DTYPES)), contrast=data.draw(st.sampled_from([0.1, 2.0, 20.0])))
+    labels = torch.randint(-1, case[4], (case[0], case[4])) if data.draw(st.booleans()) else None
+    confidence, statistics = data.draw(st.booleans()), data.draw(st.booleans())
+    found = propagate_labels(
+        image, video, grid, size, labels=labels, confidence=confidence, statistics=statistics, backend=backend
+    )
+    if not confidence and not statistics:
+        found = LabelMaps(found, None, None, None)
+    assert (found.confidence is None, found.areas is None, found.boxes is None) == (
+        not confidence, not statistics, not statistics,
+    )  # fmt: skip
+    check(found, image, video, grid, size, labels)
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_patch_resolution_is_the_argmax_of_propagated_attention(backend, device):
+    image, video = make(CASES[0], device=device)
+    labels = propagate_labels(image, video, (4, 6), backend=backend)
+    assert torch.equal(labels.flatten(2).long(), propagate_attention(image, video).argmax(-1))
+
+
+@needs_cpp
+def test_threads_and_calls_give_the_same_bits():
+    image, video = make((1, 7, (24, 36), 32, 8, (336, 504)))
+    runs = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        runs.append(propagate_labels(image, video, (24, 36), (336, 504), confidence=True, statistics=True))
+    for run in runs[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(run, runs[0], strict=True))
+
+
+def test_grouping_of_frames_does_not_change_the_reference(monkeypatch):
+    case = (2, 5, (4, 6), 5, 3, (17, 23))
+    image, video = make(case)
+    options = {"confidence": True, "statistics": True, "backend": "reference"}
+    expected = propagate_labels(image, video, (4, 6), (17, 23), **options)
+    one_frame = 3 * 17 * 23 * 4
+    for limit in (1, 3 * one_frame):
+        monkeypatch.setattr(reference, "CHUNK_BYTES", limit)
+        found = propagate_labels(image, video, (4, 6), (17, 23), **options)
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_soft_masks_never_exist_together(monkeypatch):
+    image, video = make((1, 6, (4, 4), 5, 3, (8, 8)))
+    monkeypatch.setattr(reference, "CHUNK_BYTES", 2 * 3 * 8 * 8 * 4)
+    frames = []
+    interpolate = F.interpolate
+    monkeypatch.setattr(
+        F, "interpolate", lambda masks, *a, **k: frames.append(len(masks)) or interpolate(masks, *a, **k)
+    )
+    propagate_labels(image, video, (4, 4), (8, 8), backend="reference")
+    assert frames == [2, 2, 2]
+
+
+@needs_cpp
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+def test_memory_beyond_the_result_does_not_grow_with_the_video(layout):
+    status, refs = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not refs.exists():
+        pytest.skip("peak memory can be reset and read on Linux only")
+
+    def peak(frames):
+        """MB beyond the result; both maps are fp16, so that a copy of them in fp32 would show."""
+        image, video = torch.rand(1, frames, 96, 32).half(), torch.rand(1, frames, 32, 8).half()
+        if layout == "transposed":
+            image = image.mT.contiguous().mT
+        before = int(status.read_text().split("VmRSS:")[1].split()[0])
+        refs.write_text("5")  # resets the peak
+        found = propagate_labels(image, video, (8, 12), (80, 120), statistics=True)
+        after = int(status.read_text().split("VmHWM:")[1].split()[0])
+        return (after - before) / 1024 - sum(t.nbytes for t in found if t is not None) / 2**20
+
+    peak(100)
+    assert peak(4000) < 3  # a copy of the image attention would be 23 MB in fp16, soft masks 1.2 GB
+
+
+@pytest.mark.gpu
+def test_memory_on_a_gpu_does_not_grow_with_the_video():
+    extra = []
+    for frames in (30, 3000):
+        image, video = torch.rand(1, frames, 864, 32).cuda().half(), torch.rand(1, frames, 32, 8).cuda().half()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        labels = propagate_labels(image, video, (24, 36), (336, 504), backend="triton")
+        extra.append(torch.cuda.max_memory_allocated() - before - labels.nbytes)
+    assert max(extra) < 1 << 20
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("extras", [False, True])
+def test_a_captured_graph_replays_on_new_inputs(extras):
+    image, video = make(FULL_SIZE[0], torch.float16, "cuda")
+    labels = torch.randint(-1, 5, (2, 8), device="cuda")
+
+    def step():
+        found = propagate_labels(
+            image, video, (24, 36), (336, 504), labels=labels, confidence=extras, statistics=extras, backend="triton"
+        )
+        return found if extras else (found,)
+
+    step()  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    image.copy_(make(FULL_SIZE[0], torch.float16, "cuda")[0])
+    graph.replay()
+    assert all(torch.equal(one, other) for one, other in zip(captured, step(), strict=True))
+
+
+def test_what_a_backend_cannot_serve_is_said():
+    image, video = torch.zeros(1, 1, 2, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    for backend in ("cpp", "triton"):
+        with pytest.raises(RuntimeError, match=f"backend '{backend}' cannot serve this call: float64"):
+            propagate_labels(image, video, (1, 2), backend=backend)
+    with pytest.raises(RuntimeError, match="more than 16384 patches or pixels a side"):
+        propagate_labels(image.float(), video.float(), (1, 2), (1, 20000), backend="triton")
+    assert (propagate_labels(image, video, (1, 2), (1, 20000)) == 0).all()

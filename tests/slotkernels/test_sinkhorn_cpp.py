@@ -1,0 +1,327 @@
+"""The C++ kernels of the Sinkhorn op, held against the float64 oracle and against the oracle's own error in float32."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from slotkernels import SamplesLoss, sinkhorn_divergence
+from slotkernels._dispatch import Call
+from slotkernels._native import why_not_loaded
+from slotkernels.sinkhorn import SINKHORN, cpp
+
+pytestmark = pytest.mark.skipif(why_not_loaded("_C") is not None, reason=str(why_not_loaded("_C")))
+
+ROUNDING = 2**-24
+
+
+def clouds(batch, n, m, dim, seed, spread=2.0, offset=0.5):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, n, dim, generator=generator)
+    return x, spread * torch.randn(batch, m, dim, generator=generator) + offset
+
+
+def random_weights(batch, count, generator):
+    """[batch, count], rows sum to 1; every third weight of the first problem is zero."""
+    w = torch.rand(batch, count, generator=generator) + 0.05
+    w[0, 1::3] = 0
+    return w / w.sum(1, keepdim=True)
+
+
+def solve(x, y, a, b, options, backend, keep=(True, True)):
+    """Value, both potentials, and the gradients of x and y for cotangents of all three."""
+    x, y = (t.detach().clone().requires_grad_(k) for t, k in zip((x, y), keep, strict=True))
+    outputs = torch.ops.slotkernels.sinkhorn(x, y, a, b, *options, *keep, "ieee", backend)[:3]
+    generator = torch.Generator().manual_seed(1)
+    cotangents = [torch.randn(t.shape, generator=generator).to(t.dtype) for t in outputs]
+    kept = [t for t, k in zip((x, y), keep, strict=True) if k]
+    return [*(t.detach() for t in outputs), *torch.autograd.grad(outputs, kept, cotangents)]
+
+
+def compare(x, y, a, b, options):
+    """C++ against float64: at most 4 times the error of the float32 reference, above a floor.
+
+    The floor: |x|² - 2 x·y + |y|² leaves an error of a rounding of the squared diameter in a squared distance, half of
+    which is one in the cost (p = 2); in a distance d it is divided by 2 d (p = 1). Potentials inherit it. Divided by
+    the temperature it changes the plan, and with it the gradient; for p = 1 directions from point to point err as well.
+    """
+    diameter, _, p, blur = options[:4]
+    double = [None if t is None else t.double() for t in (x, y, a, b)]
+    expected = solve(*double, options, "reference")
+    single = [None if t is None else t.float() for t in (x, y, a, b)]
+    reference = solve(*single, options, "reference")
+    actual = solve(x, y, a, b, options, "cpp")
+
+    both = torch.cat((double[0], double[1]), 1).flatten(0, 1)
+    scale = max((both.amax(0) - both.amin(0)).norm().item(), diameter or 0)
+    nearest = torch.pdist(both).min().clamp_min(1e-4).item() if len(both) > 1 else 1.0
+    cost = ROUNDING * (scale**2 / nearest if p == 1 else scale**2)
+    # A temperature of d^p multiplies a rounded logarithm: the sum of both potentials does not keep that error.
+    potential = cost + ROUNDING * scale**p
+    slope = ROUNDING + cost / blur**p + (cost / nearest if p == 1 else 0)
+    stored = (
+        0 if x.dtype == torch.float32 else torch.finfo(x.dtype).eps / 2
+    )  # gradients are rounded to the inputs' type
+    for name, result, single, exact in zip(("value", "f", "g", "x", "y"), actual, reference, expected, strict=True):
+        assert result.dtype == (x.dtype if name in "xy" else torch.float32)
+        floor = slope * exact.abs().max().item() if name in "xy" else potential
+        allowed = 4 * (single.double() - exact).abs().max().item() + 4 * floor
+        error = (result.double() - exact).abs() - (stored * exact.abs() if name in "xy" else 0)
+        assert error.max().item() <= allowed, f"{name}: error {error.max().item():.2e}, allowed {allowed:.2e}"
+
+
+@settings(max_examples=150, derandomize=True, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.integers(1, 130)),
+    seed=st.integers(0, 10_000),
+    weighted=st.sampled_from([(False, False), (True, True), (True, False), (False, True)]),
+    diameter=st.sampled_from([(None, False), (None, True), (0.7, False), (40.0, False)]),
+    p=st.sampled_from([1, 2]),
+    log_blur=st.floats(-2, 1),
+    scaling=st.sampled_from([0.3, 0.5, 0.8]),
+    debias=st.booleans(),
+    spread=st.sampled_from([0.3, 1.0, 3.0]),
+)
+@example((2, 128, 100, 33), 0, (True, True), (None, False), 2, -1.3, 0.5, True, 1.0)
+@example((1, 100, 128, 7), 0, (False, False), (None, True), 1, -1.0, 0.5, False, 1.0)
+@example((2, 16, 32, 48), 0, (False, False), (None, False), 2, 0.0, 0.5, True, 1.0)
+@example((1, 1, 1, 1), 0, (False, False), (None, True), 1, 0.0, 0.5, True, 1.0)
+def test_error_is_of_the_size_of_the_float32_reference(
+    shape, seed, weighted, diameter, p, log_blur, scaling, debias, spread
+):
+    batch, n, m, dim = shape
+    x, y = clouds(batch, n, m, dim, seed, spread)
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (random_weights(batch, count, generator) if w else None for w, count in zip(weighted, (n, m), strict=True))
+    compare(x, y, a, b, (*diameter, p, 10**log_blur, scaling, debias))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 9, 14, 40), (1, 33, 16, 127)], ids=str)
+def test_half_precision_inputs_are_computed_in_float32(shape, dtype):
+    x, y = (t.to(dtype) for t in clouds(*shape, seed=0))
+    for p in (1, 2):
+        compare(x, y, None, None, (None, False, p, 0.5, 0.5, True))
+    generator = torch.Generator().manual_seed(0)
+    a, b = (random_weights(shape[0], count, generator).to(dtype) for count in shape[1:3])
+    compare(x, y, a, b, (None, True, 2, 0.5, 0.5, False))
+
+
+def test_strided_inputs_and_one_gradient_alone():
+    x, y = clouds(3, 6, 10, 20, seed=0)
+    options = (None, True, 2, 0.1, 0.5, True)
+    expected = solve(x, y, None, None, options, "cpp")
+    strided = [t.transpose(0, 2).contiguous().transpose(0, 2) for t in (x, y)]
+    wide = torch.stack((y, y + 1), 2).flatten(1, 2)
+    for inputs in (strided, (x, wide[:, ::2])):
+        assert all(map(torch.equal, solve(*inputs, None, None, options, "cpp"), expected))
+    assert torch.equal(solve(x, y, None, None, options, "cpp", keep=(True, False))[3], expected[3])
+    assert torch.equal(solve(x, y, None, None, options, "cpp", keep=(False, True))[3], expected[4])
+
+
+def test_gradients_of_one_output_alone():
+    """Backward is called without the cotangents that nobody asked for."""
+    x, y = (t.requires_grad_() for t in clouds(2, 5, 7, 3, seed=0))
+    x64, y64 = (t.detach().double().requires_grad_() for t in (x, y))
+    for output in range(3):
+        results = [
+            torch.ops.slotkernels.sinkhorn(
+                *points, None, None, 8.0, False, 2, 0.5, 0.5, True, True, True, "ieee", backend
+            )
+            for points, backend in (((x, y), "cpp"), ((x64, y64), "reference"))
+        ]
+        grads, expected = (
+            torch.autograd.grad(r[output].square().sum(), points, allow_unused=True, materialize_grads=True)
+            for r, points in zip(results, ((x, y), (x64, y64)), strict=True)
+        )
+        # Costs of up to 60 err by 4e-6, at eps = 0.25 gradients by 1.5e-5 of themselves and a few times that.
+        for grad, exact in zip(grads, expected, strict=True):
+            torch.testing.assert_close(grad.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def test_results_do_not_depend_on_threads_or_on_the_run():
+    x, y = clouds(37, 20, 13, 50, seed=0)
+    for diameter, per_problem in ((None, False), (None, True), (9.0, False)):
+        options = (diameter, per_problem, 2, 0.05, 0.5, True)
+        runs = []
+        for threads in (1, 1, 2):
+            torch.set_num_threads(threads)
+            runs.append(solve(x, y, None, None, options, "cpp"))
+        assert all(torch.equal(t, s) for run in runs[1:] for t, s in zip(run, runs[0], strict=True))
+
+
+def test_problems_do_not_see_their_neighbours():
+    x, y = clouds(5, 7, 21, 10, seed=0)
+    for diameter, per_problem in ((None, True), (30.0, False)):
+        options = (diameter, per_problem, 1, 0.05, 0.5, True)
+        together = solve(x, y, None, None, options, "cpp")[:3]
+        alone = [solve(x[i : i + 1], y[i : i + 1], None, None, options, "cpp")[:3] for i in range(5)]
+        assert all(
+            torch.equal(t, torch.cat(parts)) for t, parts in zip(together, zip(*alone, strict=True), strict=True)
+        )
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_a_common_offset_changes_nothing(p):
+    """Points are centred: without that an offset of 1000 leaves errors of 0.1 in the squared distances."""
+    x, y = (t.mul(64).round() / 64 for t in clouds(2, 9, 12, 16, seed=0))  # exact when 1000 is added
+    expected = solve(x, y, None, None, (None, False, p, 0.1, 0.5, True), "cpp")[:3]
+    moved = solve(x + 1000, y + 1000, None, None, (None, False, p, 0.1, 0.5, True), "cpp")[:3]
+    # Squared diameters of 900 times 6e-8: what potentials err by, and what is left of it in values.
+    torch.testing.assert_close(moved, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_makes_its_problem_nan(bad):
+    for side in (0, 1):
+        for dtype in (torch.float32, torch.float16):
+            pair = [t.to(dtype) for t in clouds(4, 6, 20, 18, seed=0)]
+            pair[side][1, 3, 17] = bad
+            points = [t.requires_grad_() for t in pair]
+            for diameter in ("problem", 9.0, "batch"):
+                value = sinkhorn_divergence(*points, diameter=diameter, backend="cpp")
+                hit = torch.tensor([True] * 4 if diameter == "batch" else [False, True, False, False])
+                assert torch.equal(value.isnan(), hit)
+                grads = torch.autograd.grad(value.sum(), points)
+                assert all(torch.equal(grad.isnan().all((1, 2)), hit) for grad in grads)
+                assert all(torch.equal(grad.isnan().any((1, 2)), hit) for grad in grads)
+
+
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("diameter", ["batch", "problem", 5.0])
+def test_degenerate_sets_have_finite_values_not_below_zero(p, diameter):
+    x, y = clouds(6, 6, 6, 5, seed=0)
+    x[0] = y[0] = 3.0  # one point
+    y[1] = x[1]  # equal sets
+    x[2] = x[2, :1]  # one point, six times
+    y[3] = x[3] + 1e4  # far apart
+    x[4] *= 1e-3
+    y[4] *= 1e-3  # smaller than the blur
+    y[5] = x[5, torch.randperm(6)]
+    points = [t.requires_grad_() for t in (x, y)]
+    value = sinkhorn_divergence(*points, p=p, diameter=diameter, backend="cpp")
+    assert (value >= 0).all()
+    assert value.isfinite().all()
+    assert (value[:2] == 0).all()  # equal points are at distance 0 exactly, and sums are in the same order
+    assert value[5] < 1e-6
+    for grad in torch.autograd.grad(value.sum(), points):
+        assert grad.isfinite().all()
+        assert grad[:2].abs().max() < 1e-6
+    assert value[3].item() == pytest.approx(5**0.5 * 1e4 if p == 1 else 2.5e8, rel=1e-3)
+    one = sinkhorn_divergence(x[:, :1], y[:, :1], p=p, diameter=diameter, backend="cpp")
+    assert one.isfinite().all()
+
+
+def test_a_diameter_below_the_blur_and_one_beyond_all_costs():
+    x, y = clouds(2, 5, 6, 3, seed=0)
+    for diameter, blur in ((1e-6, 2.0), (1e9, 0.3)):
+        compare(x, y, None, None, (diameter, False, 2, blur, 0.5, True))
+
+
+def test_empty_batch():
+    x, y = torch.empty(0, 5, 3, requires_grad=True), torch.empty(0, 7, 3)
+    for diameter in ("batch", "problem", 2.0):
+        value = sinkhorn_divergence(x, y, diameter=diameter, backend="cpp")
+        (grad,) = torch.autograd.grad(value.sum(), x)
+        assert value.shape == (0,)
+        assert grad.shape == x.shape
+
+
+@pytest.mark.parametrize("debias", [True, False])
+def test_opcheck(debias):
+    x, y = (t.requires_grad_() for t in clouds(2, 4, 5, 3, seed=0))
+    a, b = (random_weights(2, count, torch.Generator().manual_seed(0)).requires_grad_() for count in (4, 5))
+    for diameter, per_problem, weights in ((None, False, (a, b)), (None, True, (None, None)), (4.0, False, (a, None))):
+        options = (diameter, per_problem, 2, 0.05, 0.5, debias, True, True, "ieee", "cpp")
+        torch.library.opcheck(torch.ops.slotkernels.sinkhorn, (x, y, *weights, *options), atol=1e-4, rtol=1e-4)
+    strided = [t.detach().transpose(0, 2).contiguous().transpose(0, 2) for t in (x, y)]
+    grads = (torch.randn(2), torch.randn(2, 4), None)
+    for pulls in ((torch.randn(2, 4, 9), torch.randn(2, 5, 9)), (torch.randn(2, 4, 9), None)):
+        arguments = (*grads, *strided, None, b.detach(), *pulls, "ieee", "cpp")
+        torch.library.opcheck(torch.ops.slotkernels.sinkhorn_backward, arguments)
+
+
+def test_backward_is_the_product_for_any_rows():
+    """Not only for rows of a plan, which sum to zero or one."""
+    x, y = clouds(3, 10, 7, 37, seed=0)
+    pull_x, pull_y, grad = torch.randn(3, 10, 17), torch.randn(3, 7, 17), torch.randn(3)
+    pull_x[pull_x.abs() < 1] = 0  # columns that no row of a tile uses are left out
+    arguments = (grad, None, torch.randn(3, 7), x, y, None, None, pull_x, pull_y, "ieee")
+    actual = torch.ops.slotkernels.sinkhorn_backward(*arguments, "cpp")
+    double = (t.double() if isinstance(t, torch.Tensor) else t for t in arguments)
+    expected = torch.ops.slotkernels.sinkhorn_backward(*double, "reference")
+    for result, exact in zip(actual, expected, strict=True):
+        torch.testing.assert_close(result.double(), exact, rtol=0, atol=1e-6 * exact.abs().max().item())  # sums of 17
+
+
+@pytest.mark.parametrize("diameter", ["batch", "problem", 12.0])
+def test_compiles_fullgraph_with_equal_values_and_gradients(diameter):
+    x, y = (t.requires_grad_() for t in clouds(3, 4, 5, 6, seed=0))
+
+    def loss(x, y):
+        return sinkhorn_divergence(x, y, diameter=diameter, backend="cpp").square().sum()
+
+    expected = torch.autograd.grad(loss(x, y), (x, y))
+    actual = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(x, y), (x, y))
+    assert all(map(torch.equal, actual, expected))
+
+
+def test_auto_takes_it_on_a_cpu_and_refusals_say_why(monkeypatch):
+    x, y = clouds(2, 4, 5, 3, seed=0)
+    assert SINKHORN.select("auto", Call((x, y, None, None))) == "cpp"
+    assert SINKHORN.select("auto", Call((x.double(), y.double(), None, None))) == "reference"
+    with pytest.raises(RuntimeError, match=r"'cpp' cannot serve this call: float64 tensors\. Available: reference"):
+        sinkhorn_divergence(x.double(), y.double(), backend="cpp")
+    with pytest.raises(RuntimeError, match="float64 tensors"):  # weights are checked too
+        SamplesLoss(backend="cpp")(torch.full((2, 4), 0.25).double(), x, torch.full((2, 5), 0.2).double(), y)
+    with pytest.raises(RuntimeError, match="tensors on meta"):
+        SINKHORN.select("cpp", Call((x.to("meta"), y.to("meta"), None, None)))
+    large = torch.empty(1, 1, 1).expand(1, 10_000, 1)
+    assert SINKHORN.select("auto", Call((large, large))) == "reference"
+    with pytest.raises(RuntimeError, match=r"N \+ M = 20000 points; up to 16384"):
+        SINKHORN.select("cpp", Call((large, large)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 32)
+    large = large[:, :600]
+    with pytest.raises(RuntimeError, match="1 problems of 1200 points on 32 threads"):
+        SINKHORN.select("cpp", Call((large, large)))
+    assert cpp.why_not(Call((large.expand(4, 600, 1), large.expand(4, 600, 1)))) is None
+    assert cpp.why_not(Call((large[:, :500], large[:, :500]))) is None
+
+
+LEVEL = """
+import sys, torch
+from slotkernels import sinkhorn_divergence
+results = []
+for p, (batch, n, m, dim), dtype in (
+    (2, (3, 9, 20, 37), torch.float32), (1, (2, 33, 4, 16), torch.float16), (2, (2, 5, 5, 9), torch.bfloat16)
+):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(batch, count, dim, generator=generator).to(dtype).requires_grad_() for count in (n, m))
+    value = sinkhorn_divergence(x, y, p=p, blur=0.5, backend="cpp")
+    results += [value.detach(), *torch.autograd.grad(value.sum(), (x, y))]
+torch.save(results, sys.argv[1])
+"""
+
+
+def test_levels_of_x86_agree(tmp_path):
+    """Kernels for AVX-512, AVX2 and the baseline: each is chosen in a process of its own."""
+    results = {}
+    for level in ("best", "avx2", "default"):
+        environment = {key: value for key, value in os.environ.items() if key != "ATEN_CPU_CAPABILITY"}
+        if level != "best":
+            environment["ATEN_CPU_CAPABILITY"] = level
+        path = tmp_path / f"{level}.pt"
+        subprocess.run([sys.executable, "-c", LEVEL, path], env=environment, check=True)
+        results[level] = torch.load(path)
+    for level in ("avx2", "default"):
+        for result, expected in zip(results[level], results["best"], strict=True):
+            # Costs of 50 err by 3e-6 at eps = 0.25; a gradient that is rounded to 16 bits may fall on either side.
+            rounded = torch.finfo(result.dtype).eps if result.dtype != torch.float32 else 0
+            torch.testing.assert_close(result, expected, rtol=1e-4 + rounded, atol=1e-4)
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        # Each level adds in another order, which shows in the last bits: three levels have run.
+        for one, other in (("best", "avx2"), ("avx2", "default"), ("best", "default")):
+            assert not all(map(torch.equal, results[one], results[other]))

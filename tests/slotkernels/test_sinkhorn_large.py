@@ -1,0 +1,386 @@
+"""Streaming Sinkhorn: blocks of pairs (backend "reference" of the op) and KeOps, against GeomLoss and the dense oracle.
+
+KeOps compiles five formulas (some 6 s each) when its cache in ~/.cache is cold, and GeomLoss online some of its own.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import geomloss
+import pytest
+import torch
+from slotkernels import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
+from slotkernels.sinkhorn import blocks, keops
+from slotkernels.sinkhorn.reference import sinkhorn as dense
+from slotkernels.sinkhorn.streaming import prefers_streaming, streaming
+
+HAS_KEOPS = importlib.util.find_spec("pykeops") is not None
+needs_keops = pytest.mark.skipif(
+    not HAS_KEOPS, reason="pykeops is not installed: pip install 'interpreter-slots[keops]'"
+)
+BACKENDS = ["reference", pytest.param("keops", marks=needs_keops)]
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch):
+    """Blocks of 8 x 8 pairs: sets of some tens of points then have whole, cut and diagonal blocks."""
+    monkeypatch.setitem(blocks.BLOCK, "cpu", 64)
+
+
+def points(batch, n, m, dim=3, dtype=torch.float64, grad=True):
+    x = torch.randn(batch, n, dim, dtype=torch.float64)
+    y = 1.5 * torch.randn(batch, m, dim, dtype=torch.float64) + 0.5
+    return [t.to(dtype).requires_grad_(grad) for t in (x, y)]
+
+
+def weights(batch, count, grad=True):
+    w = torch.rand(batch, count, dtype=torch.float64) + 0.1
+    return (w / w.sum(1, keepdim=True)).requires_grad_(grad)
+
+
+def stream(x, y, a=None, b=None, *, diameter=None, p=2, blur=0.05, scaling=0.5, debias=True, backend="reference"):
+    """Value and potentials."""
+    number = None if diameter in (None, "problem") else diameter
+    return streaming(x, y, a, b, number, diameter == "problem", p, blur, scaling, debias, backend)[:3]
+
+
+def oracle(x, y, a=None, b=None, *, diameter=None, p=2, blur=0.05, scaling=0.5, debias=True):
+    """The same from whole cost matrices, in float64, without gradients."""
+    x, y, a, b = (None if t is None else t.detach().double() for t in (x, y, a, b))
+    number = None if diameter in (None, "problem") else diameter
+    return dense(x, y, a, b, number, diameter == "problem", p, blur, scaling, debias, False, False, "ieee")[:3]
+
+
+def compare(actual, expected, inputs, rtol=1e-9, atol=1e-10):
+    """Values, then gradients for one random cotangent."""
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
+    cotangent = torch.randn(actual.shape, dtype=actual.dtype)
+    grads, expected_grads = (torch.autograd.grad(out, inputs, cotangent) for out in (actual, expected))
+    torch.testing.assert_close(grads, expected_grads, rtol=rtol, atol=atol)
+
+
+def tensorized(**options):
+    return geomloss.SamplesLoss("sinkhorn", backend="tensorized", **{"blur": 0.05, "scaling": 0.5, **options})
+
+
+@pytest.mark.parametrize("debias", [True, False])
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("shape", [(2, 33, 20, 5), (1, 7, 40, 127), (3, 1, 9, 1), (5, 3, 3, 2)], ids=str)
+def test_blocks_equal_geomloss_in_value_and_gradient(shape, p, debias):
+    x, y = points(*shape)
+    a, b = weights(shape[0], shape[1]), weights(shape[0], shape[2])
+    options = {"p": p, "debias": debias}
+    compare(stream(x, y, a, b, **options)[0], tensorized(**options)(a, x, b, y), (a, x, b, y))
+    expected = tensorized(**options, potentials=True)(a, x, b, y)
+    compare(torch.cat(stream(x, y, a, b, **options)[1:], 1), torch.cat(expected, 1), (x, y))
+
+
+@needs_keops
+@pytest.mark.parametrize("debias", [True, False])
+@pytest.mark.parametrize("p", [1, 2])
+def test_keops_equals_geomloss_in_value_and_gradient(p, debias):
+    x, y = points(2, 33, 20)
+    a, b = weights(2, 33), weights(2, 20)
+    loss = SamplesLoss(p=p, debias=debias, backend="keops")
+    compare(loss(a, x, b, y), tensorized(p=p, debias=debias)(a, x, b, y), (a, x, b, y))
+    f, g = stream(x, y, a, b, p=p, debias=debias, backend="keops")[1:]
+    expected = tensorized(p=p, debias=debias, potentials=True)(a, x, b, y)
+    compare(torch.cat((f, g), 1), torch.cat(expected, 1), (x, y))
+
+
+@needs_keops
+@pytest.mark.parametrize("name", ["online", "keops"])
+def test_both_equal_geomloss_online(name):
+    """GeomLoss's own streaming backend, batched and not; its name is understood, and chooses by size here."""
+    x, y = points(2, 33, 20)
+    a, b = weights(2, 33), weights(2, 20)
+    ours, online = SamplesLoss(backend=name), geomloss.SamplesLoss("sinkhorn", backend="online")
+    rounded = {"rtol": 1e-6, "atol": 1e-6}  # GeomLoss rounds 1 / eps to float32
+    compare(ours(x, y), online(x, y), (x, y), **rounded)
+    single = (a[0], x[0], b[0], y[0])
+    compare(ours(*single), online(*single), (a, x, b, y), **rounded)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("diameter", [None, "problem", 7.0])
+def test_all_starts_of_the_annealing_equal_the_dense_op(diameter, backend):
+    x, y = points(3, 20, 33)
+    scale = torch.tensor([0.1, 1, 10], dtype=torch.float64).view(3, 1, 1)
+    pair = [(scale * t).detach().requires_grad_() for t in (x, y)]
+    expected = sinkhorn_divergence(*pair, diameter="batch" if diameter is None else diameter, backend="reference")
+    compare(stream(*pair, diameter=diameter, backend=backend)[0], expected, pair)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_lower_precision_stays_near_the_float64_oracle(dtype):
+    x, y = points(2, 33, 20, 16, dtype)
+    x64, y64 = (t.detach().double().requires_grad_() for t in (x, y))
+    actual, f, g = stream(x, y)
+    assert actual.dtype == f.dtype == g.dtype == torch.float32
+    expected = tensorized()(x64, y64)
+    # Exponents come from float64 products; float32 rounds exponentials and their sums: 1e-6 of eps.
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-6, atol=1e-6)
+    cotangent = torch.randn(2)
+    grads = torch.autograd.grad(actual, (x, y), cotangent)
+    expected_grads = torch.autograd.grad(expected, (x64, y64), cotangent.double())
+    half = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps  # gradients are rounded to the input's dtype
+    for grad, reference in zip(grads, expected_grads, strict=True):
+        assert grad.dtype == dtype
+        # Errors in potentials grow with the annealing, 1e-5 of the plan at a cost of 30 and eps = 0.0025.
+        torch.testing.assert_close(grad.double(), reference, rtol=half, atol=1e-4 * reference.abs().max().item())
+
+
+@needs_keops
+def test_keops_in_lower_precision_stays_near_the_float64_oracle():
+    x, y = points(2, 33, 20, dtype=torch.bfloat16)
+    x64, y64 = (t.detach().double().requires_grad_() for t in (x, y))
+    actual, expected = stream(x, y, backend="keops")[0], tensorized()(x64, y64)
+    # Distances are float32 here: 1e-6 at costs of 10, which eps = 0.0025 makes 4e-4 of a plan.
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
+    grads = torch.autograd.grad(actual.sum(), (x, y))
+    for grad, reference in zip(grads, torch.autograd.grad(expected.sum(), (x64, y64)), strict=True):
+        assert grad.dtype == torch.bfloat16
+        torch.testing.assert_close(grad.double(), reference, rtol=2**-7, atol=1e-3 * reference.abs().max().item())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", [{"scaling": 0.02}, {"diameter": 0.3}], ids=str)
+def test_sums_out_of_range_are_taken_in_the_log_domain(options, backend, monkeypatch):
+    """Steps that are too long, or a start that is too late, leave sums of exponentials that float32 cannot hold."""
+    x, y = points(2, 33, 20, dtype=torch.float32, grad=False)
+    y[0] += 30
+    module = {"reference": blocks, "keops": keops}[backend]
+    found = []
+    check = module.out_of_range
+    monkeypatch.setattr(module, "out_of_range", lambda sums: found.append(check(sums)) or found[-1])
+    actual, expected = stream(x, y, backend=backend, **options), oracle(x, y, **options)
+    assert any(each.any() for each in found)
+    assert not all(each.all() for each in found)
+    for ours, theirs in zip(actual, expected, strict=True):
+        # The cost of 1000 keeps 6 decimals of itself in float32 potentials, and steps that leap leave their errors.
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_distance_is_flat_between_points_nearer_than_1e_minus_4(backend):
+    x = torch.randn(2, 12, 3, dtype=torch.float64)
+    y = (x + 2e-5 * torch.randn(2, 12, 3, dtype=torch.float64)).requires_grad_()
+    x.requires_grad_()
+    actual = stream(x, y, p=1, diameter=6.0, backend=backend)[0]
+    compare(actual, tensorized(p=1, diameter=6.0)(x, y), (x, y))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("p", [1, 2])
+def test_identical_sets_have_zero_divergence_and_gradient(p, backend):
+    cloud = torch.randn(2, 20, 3)
+    cloud[1] = cloud[1, :1]  # one point, many times
+    x, y = cloud.clone().requires_grad_(), cloud.clone().requires_grad_()
+    value = stream(x, y, p=p, backend=backend)[0]
+    assert (value >= 0).all()
+    # No cancellation: x→y and x→x differ in nothing but the order of their sums, 1e-7 of potentials near 1.
+    assert value.max() < 1e-6
+    for grad in torch.autograd.grad(value.sum(), (x, y)):
+        assert grad.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_distance_from_the_origin_does_not_matter(backend):
+    x, y = points(2, 33, 20, dtype=torch.float32, grad=False)
+    x, y = (t.mul(1024).round().div(1024) for t in (x, y))  # so that x + 4096 is a float32
+    near, far = ([(t + offset).requires_grad_() for t in (x, y)] for offset in (0, 4096))
+    values = [stream(*pair, backend=backend)[0] for pair in (near, far)]
+    torch.testing.assert_close(values[1], values[0], rtol=1e-5, atol=1e-6)
+    grads = [torch.autograd.grad(value.sum(), pair[0])[0] for value, pair in zip(values, (near, far), strict=True)]
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_points_that_are_not_finite_give_nan_to_their_problem(backend):
+    x, y = points(3, 12, 20, grad=False)
+    expected = stream(x, y, diameter=9.0, backend=backend)[0]
+    x[0, 3, 0], y[2, 1, 1] = float("nan"), float("inf")
+    for diameter in ("problem", 9.0):
+        value = stream(x, y, diameter=diameter, backend=backend)[0]
+        assert value[0].isnan()
+        assert value[2].isnan()
+        assert value[1].isfinite()
+    torch.testing.assert_close(value[1], expected[1])
+    assert all(t.isnan().all() for t in stream(x, y, backend=backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_zero_weights_are_ignored_points(backend):
+    x, y = points(2, 12, 20)
+    a = torch.where(torch.arange(12) % 3 == 0, 0.0, 0.125).to(torch.float64).repeat(2, 1)
+    b = weights(2, 20, grad=False)
+    kept = a[0] > 0
+    actual = stream(x, y, a, b, diameter=9.0, backend=backend)[0]
+    compare(actual, stream(x[:, kept], y, a[:, kept], b, diameter=9.0, backend=backend)[0], (x, y))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_non_contiguous_empty_and_repeated_calls(backend):
+    x, y = points(3, 12, 20, grad=False)
+    expected = stream(x, y, backend=backend)
+    strided = [t.transpose(0, 2).contiguous().transpose(0, 2) for t in (x, y)]
+    torch.testing.assert_close(stream(*strided, backend=backend), expected)
+    again = stream(x, y, backend=backend)
+    assert all(torch.equal(one, other) for one, other in zip(again, expected, strict=True))
+    empty = x[:0].clone().requires_grad_()
+    value = stream(empty, y[:0], diameter=1.0, backend=backend)[0]
+    value.sum().backward()
+    assert value.shape == (0,)
+    assert empty.grad.shape == (0, 12, 3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_the_gradients_that_are_needed_are_computed(backend, monkeypatch):
+    x, y = points(2, 12, 20)
+    a, b = weights(2, 12), weights(2, 20)
+    expected = torch.autograd.grad(stream(x, y, a, b, backend=backend)[0].sum(), (x, y, a, b))
+    module = {"reference": blocks, "keops": keops}[backend]
+    pulls = []
+    pull = module.Pair.pull
+    monkeypatch.setattr(module.Pair, "pull", lambda self, *args: pulls.append(self) or pull(self, *args))
+    for k, count in enumerate((2, 2, 0, 0)):  # a set's gradient takes x→y and x→x, that of its weights neither
+        inputs = [t.detach() for t in (x, y, a, b)]
+        inputs[k].requires_grad_()
+        pulls.clear()
+        (grad,) = torch.autograd.grad(stream(*inputs, backend=backend)[0].sum(), inputs[k])
+        torch.testing.assert_close(grad, expected[k])
+        assert len(pulls) == count
+
+
+def test_memory_is_linear_in_the_points(monkeypatch):
+    monkeypatch.setitem(blocks.BLOCK, "cpu", 2**14)
+    count = 2500
+    x, y = points(1, count, count, dtype=torch.float32)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        value = stream(x, y, diameter=0.2)[0]
+        torch.autograd.grad(value.sum(), (x, y))
+    level = peak = 0
+    for event in sorted(profile.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            level += event.nbytes()
+            peak = max(peak, level)
+    assert 0 < peak < 5 * 2**20  # one cost matrix has 24 MiB
+
+
+def test_size_alone_chooses_the_op():
+    def sizes(batch, n, m, dim, device="cpu", dtype=torch.float32):
+        x = torch.empty(batch, n, dim, device="meta" if device == "meta" else device, dtype=dtype)
+        return x, torch.empty(batch, m, dim, device=x.device, dtype=dtype)
+
+    assert not prefers_streaming("auto", *sizes(96, 32, 32, 768))
+    assert not prefers_streaming("auto", *sizes(1, 1000, 1000, 3))
+    assert prefers_streaming("auto", *sizes(1, 1100, 10, 3))  # padded to 1100 x 1100 four times
+    assert prefers_streaming("auto", *sizes(8, 400, 400, 3))
+    assert not prefers_streaming("auto", *sizes(1, 1100, 1100, 64))
+    assert prefers_streaming("auto", *sizes(1, 1100, 1100, 64, dtype=torch.float64))
+    assert prefers_streaming("auto", *sizes(1, 8200, 8200, 2000))  # 1 GiB is too much whatever the dimension
+    assert not prefers_streaming("auto", *sizes(1, 8000, 8000, 3, "meta"))
+    assert prefers_streaming("auto", *sizes(1, 8200, 8200, 3, "meta"))
+    assert prefers_streaming("keops", *sizes(1, 2, 2, 3))
+    for name in ("reference", "triton", "cpp", "cuda"):
+        assert not prefers_streaming(name, *sizes(1, 8000, 8000, 3))
+
+
+def test_auto_streams_large_sets_and_equals_the_dense_op(monkeypatch):
+    monkeypatch.setitem(blocks.BLOCK, "cpu", 2**18)
+    x, y = points(1, 800, 750)
+    options = {"diameter": 1.0, "blur": 0.5}
+    called = []
+    run = blocks.sinkhorn_streaming
+    monkeypatch.setattr(blocks, "sinkhorn_streaming", lambda *args: called.append(args) or run(*args))
+    compare(sinkhorn_divergence(x, y, **options), sinkhorn_divergence(x, y, **options, backend="reference"), (x, y))
+    f, g = sinkhorn_potentials(x, y, **options)
+    torch.testing.assert_close(f.mean(1) + g.mean(1), SamplesLoss(**options, backend="online")(x, y))
+    assert len(called) == 3
+    sinkhorn_divergence(x[:, :100], y[:, :100], **options)
+    assert len(called) == 3
+
+
+@pytest.mark.parametrize("debias", [True, False])
+def test_opcheck(debias):
+    x, y = points(2, 4, 5, dtype=torch.float32)
+    a, b = (w.float().detach().requires_grad_() for w in (weights(2, 4), weights(2, 5)))
+    for diameter, per_problem, w in ((None, False, (a, b)), (None, True, (None, None)), (4.0, False, (a, None))):
+        options = (diameter, per_problem, 2, 0.05, 0.5, debias, "auto")
+        torch.library.opcheck(torch.ops.slotkernels.sinkhorn_streaming, (x, y, *w, *options), atol=1e-4, rtol=1e-4)
+    x, y, b = (t.detach() for t in (x, y, b))
+    state = 1e-3 * torch.randn(2, 2 if debias else 1, 2, 9, dtype=torch.float64)
+    for needed in ((True, True), (False, True)):
+        arguments = (torch.randn(2), torch.randn(2, 4), None, x, y, None, b, state, 2, 0.05, *needed, "auto")
+        torch.library.opcheck(torch.ops.slotkernels.sinkhorn_streaming_backward, arguments)
+
+
+@pytest.mark.parametrize("backend", ["auto", pytest.param("keops", marks=needs_keops)])
+def test_compiles_fullgraph_with_equal_values_and_gradients(backend, monkeypatch):
+    monkeypatch.setitem(blocks.BLOCK, "cpu", 2**18)
+    x, y = points(1, 740, 740) if backend == "auto" else points(2, 12, 20)
+    loss = SamplesLoss(blur=0.5, diameter=1.0, backend=backend)
+    assert prefers_streaming(backend, *(t.view(-1, *t.shape[-2:]) for t in (x, y)))
+
+    def squared(x, y):
+        return loss(x, y).square().sum()
+
+    expected = torch.autograd.grad(squared(x, y), (x, y))
+    actual = torch.autograd.grad(torch.compile(squared, fullgraph=True, backend="aot_eager")(x, y), (x, y))
+    torch.testing.assert_close(actual, expected)
+
+
+def test_without_pykeops_its_name_is_an_error_and_auto_works(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pykeops" else find(name))
+    keops._why_not_imported.cache_clear()
+    x, y = points(1, 4, 5)
+    try:
+        with pytest.raises(RuntimeError, match=r"pykeops is not installed \(pip install 'interpreter-slots\[keops\]'"):
+            sinkhorn_divergence(x, y, backend="keops")
+        assert stream(x, y, backend="auto")[0].isfinite().all()
+    finally:
+        keops._why_not_imported.cache_clear()
+
+
+def python(code, **environment):
+    command = [sys.executable, "-c", code]
+    roots = [str(Path(__file__).parents[2] / "kernels")]
+    path = os.pathsep.join([*roots, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_nothing_imports_pykeops_unasked():
+    code = (
+        "import sys, torch, slotkernels\n"
+        "slotkernels.sinkhorn_divergence(torch.rand(1, 1100, 2), torch.rand(1, 9, 2), diameter=1.0, blur=0.9)\n"
+        "print('pykeops' in sys.modules)"
+    )
+    out, errors = python(code).communicate()
+    assert out == "False\n", errors
+
+
+@needs_keops
+@pytest.mark.slow
+def test_processes_compile_side_by_side_in_silence(tmp_path):
+    """A cold cache and two processes at once: neither reads half a file, and nothing but the result is printed."""
+    code = (
+        "import torch, slotkernels\n"
+        "x = torch.arange(12.).view(1, 4, 3).requires_grad_()\n"
+        "value = slotkernels.sinkhorn_divergence(x, x.detach() ** 2 / 9, backend='keops')\n"
+        "value.sum().backward()\n"
+        "print(round(value.item(), 3), round(x.grad.sum().item(), 3))"
+    )
+    processes = [python(code, KEOPS_CACHE_FOLDER=str(tmp_path)) for _ in range(2)]
+    results = [process.communicate() for process in processes]
+    assert results[0][0] == results[1][0], results
+    assert len(results[0][0].split()) == 2, results
