@@ -142,7 +142,7 @@ def one_large(name: str, count: int, dim: int, device: str) -> None:
     if name == "GeomLoss online":
         loss: Any = geomloss.SamplesLoss("sinkhorn", backend="online", **options)
     else:
-        loss = SamplesLoss("sinkhorn", backend="keops", **options)
+        loss = SamplesLoss("sinkhorn", backend=name.split()[-1], **options)
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.rand(count, dim, generator=generator).to(device) for _ in range(2))
     x.requires_grad_()

@@ -31,9 +31,10 @@ def test_no_shipped_launch_spills_or_outgrows_shared_memory(table):
     assert not {name: found for name, found in faults.items() if found}
 
 
-def test_every_product_in_bfloat16_runs_on_tensor_cores(table):
-    rows = [row for row in table[1] if row.kernel in ("forward_kernel", "backward_kernel")]
-    assert {row.sm for row in rows} == {80, 90, 100}
+@pytest.mark.parametrize("kernels", [("forward_kernel", "backward_kernel"), ("sinkhorn_kernel", "gradient_kernel")])
+def test_products_run_on_tensor_cores(table, kernels):
+    rows = [row for row in table[1] if row.kernel in kernels]
+    assert {(row.kernel, row.sm) for row in rows} == {(kernel, sm) for kernel in kernels for sm in (80, 90, 100)}
     for row in rows:
         if "ieee" not in row.launch:  # which asks for products without them
             assert row.tensor_core_instructions > 0, row.launch

@@ -5,7 +5,7 @@ import pytest
 import torch
 from slotkernels import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
 from slotkernels.sinkhorn import bytes_moved, flops
-from slotkernels.sinkhorn.reference import LONGEST_RATIO, epsilon_schedule
+from slotkernels.sinkhorn.reference import LONGEST_RATIO, bounding_diameter, epsilon_schedule
 
 SHAPES = [(3, 8, 8, 16), (2, 5, 9, 4), (2, 9, 5, 127), (1, 1, 1, 3), (2, 1, 4, 1), (2, 33, 20, 6)]  # B, N, M, D
 
@@ -44,6 +44,11 @@ def test_divergence_equals_geomloss_in_value_and_gradient(shape, p):
 def test_options_mean_what_they_mean_in_geomloss(options):
     x, y = points((3, 6, 6, 4))
     compare(sinkhorn_divergence(x, y, **options), oracle(**options)(x, y), (x, y))
+
+
+def test_the_diameter_of_half_precision_points_is_not_rounded():
+    x, y = (t.bfloat16() for t in points((2, 5, 4, 3)))
+    torch.testing.assert_close(bounding_diameter(x, y, True), bounding_diameter(x.double(), y.double(), True).float())
 
 
 def test_a_diameter_per_problem_equals_one_call_per_problem():

@@ -294,13 +294,13 @@ def test_size_and_what_is_built_choose_the_op(monkeypatch):
 
     monkeypatch.setattr(streaming, "_has_cpp", lambda: True)
     assert not prefers_streaming("auto", *sizes(3456, 32, 32, 768))
-    assert not prefers_streaming("auto", *sizes(8, 2048, 2048, 3))  # 64 MiB of costs in each problem
-    assert prefers_streaming("auto", *sizes(1, 2048, 2049, 3))
+    assert not prefers_streaming("auto", *sizes(8, 2896, 2896, 3))  # 128 MiB of costs in each problem
+    assert prefers_streaming("auto", *sizes(1, 2896, 2897, 3))
     assert not prefers_streaming("auto", *sizes(96, 32, 32, 768, dtype=torch.float64))
-    assert prefers_streaming("auto", *sizes(1000, 100, 100, 3, dtype=torch.float64))  # dense, it would hold 16 copies
+    assert prefers_streaming("auto", *sizes(1000, 100, 100, 3, dtype=torch.float64))  # dense, they would hold 16 copies
     monkeypatch.setattr(streaming, "_has_cpp", lambda: False)
-    assert not prefers_streaming("auto", *sizes(1, 1024, 1024, 3))
-    assert prefers_streaming("auto", *sizes(2, 1024, 1024, 3))  # 16 MiB in all of them
+    assert not prefers_streaming("auto", *sizes(4, 1024, 1024, 3))
+    assert prefers_streaming("auto", *sizes(5, 1024, 1024, 3))  # 64 MiB in four of them
     assert not prefers_streaming("auto", *sizes(1, 8000, 8000, 3, "meta"))
     assert prefers_streaming("auto", *sizes(2, 8200, 8200, 3, "meta"))  # 1 GiB in all of them
     assert prefers_streaming("keops", *sizes(1, 2, 2, 3))
@@ -315,12 +315,12 @@ def test_auto_streams_large_sets_and_equals_the_dense_op(monkeypatch):
     x, y = points(1, 800, 750)
     options = {"diameter": 1.0, "blur": 0.5}
     called = []
-    run = blocks.sinkhorn_streaming
-    monkeypatch.setattr(blocks, "sinkhorn_streaming", lambda *args: called.append(args) or run(*args))
+    run = streaming.anneal
+    monkeypatch.setattr(streaming, "anneal", lambda pair, *args: called.append(pair) or run(pair, *args))
     compare(sinkhorn_divergence(x, y, **options), sinkhorn_divergence(x, y, **options, backend="reference"), (x, y))
     f, g = sinkhorn_potentials(x, y, **options)
     torch.testing.assert_close(f.mean(1) + g.mean(1), SamplesLoss(**options, backend="online")(x, y))
-    assert len(called) == 3
+    assert called == 3 * [blocks.Pair]
     sinkhorn_divergence(x[:, :100], y[:, :100], **options)
     assert len(called) == 3
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .._checks import accumulate_dtype
 from .reference import NEAREST
-from .streaming import anneal, log_weights, out_of_range, pull_back
+from .streaming import log_weights, out_of_range
 
 LOG2E = math.log2(math.e)
 # Pairs of a block for each CPU thread (3 MB with float64 products), and on an accelerator.
@@ -135,37 +135,3 @@ def _tiles(
         for i in parts(1):
             for j in parts(2, i.start if half else 0):
                 yield k, i, j
-
-
-def sinkhorn_streaming(
-    x: Tensor,
-    y: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    diameter: float | None,
-    per_problem: bool,
-    p: int,
-    blur: float,
-    scaling: float,
-    debias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`slotkernels.sinkhorn.streaming.anneal`."""
-    return anneal(Pair, x, y, a, b, diameter, per_problem, p, blur, scaling, debias)
-
-
-def sinkhorn_streaming_backward(
-    grad_value: Tensor | None,
-    grad_f: Tensor | None,
-    grad_g: Tensor | None,
-    x: Tensor,
-    y: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    state: Tensor,
-    p: int,
-    blur: float,
-    need_x: bool,
-    need_y: bool,
-) -> tuple[Tensor, Tensor]:
-    """See :func:`slotkernels.sinkhorn.streaming.pull_back`."""
-    return pull_back(Pair, grad_value, grad_f, grad_g, x, y, a, b, state, p, blur, need_x, need_y)

@@ -15,6 +15,13 @@ def _higher(one, other):
 
 
 @triton.jit
+def _lowest(low):
+    """Least of each column; tl.min alone would drop NaN."""
+    spoilt = tl.max((low != low).to(tl.int32), 0) > 0
+    return tl.where(spoilt, float("nan"), tl.min(low, 0))
+
+
+@triton.jit
 def _extend(low, high, rows, d, inside, keep):
     points = tl.load(rows[:, None] + d[None, :], mask=inside[:, None] & keep[None, :], other=0.0).to(tl.float32)
     low = tl.where(inside[:, None], _lower(low, points), low)
@@ -46,8 +53,8 @@ def box_kernel(
         low, high = _extend(low, high, x_rows, d, i < n, keep)
         low, high = _extend(low, high, y_rows, d, i < m, keep)
         x_rows, y_rows = x_rows + x_batch, y_rows + y_batch
-    tl.store(boxes + split * dim + d, tl.reduce(low, 0, _lower), mask=keep)
-    tl.store(boxes + (splits + split) * dim + d, tl.reduce(high, 0, _higher), mask=keep)
+    tl.store(boxes + split * dim + d, _lowest(low), mask=keep)
+    tl.store(boxes + (splits + split) * dim + d, -_lowest(-high), mask=keep)
 
 
 @triton.jit
@@ -66,6 +73,6 @@ def diameter_kernel(boxes, diameter, splits, dim, BLOCK_S: tl.constexpr, BLOCK_D
             where = boxes + split[:, None] * dim + d[None, :]
             low = _lower(low, tl.load(where, mask=keep, other=float("inf")))
             high = _higher(high, tl.load(where + splits * dim, mask=keep, other=float("-inf")))
-        edge = tl.reduce(high, 0, _higher) - tl.reduce(low, 0, _lower)
+        edge = -_lowest(-high) - _lowest(low)
         total += tl.where(d < dim, edge * edge, 0.0)
     tl.store(diameter, tl.sqrt(tl.sum(total, 0)))

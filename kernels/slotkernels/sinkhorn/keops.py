@@ -21,7 +21,7 @@ from torch import Tensor
 from .._checks import accumulate_dtype
 from .._dispatch import Call
 from .reference import NEAREST
-from .streaming import anneal, log_weights, out_of_range, pull_back
+from .streaming import log_weights, out_of_range
 
 _HOW = "pip install 'interpreter-slots[keops]' installs it"
 
@@ -153,37 +153,3 @@ class Pair:
         if self.p == 1:
             arrays.append((NEAREST / unit.square()).expand(-1, x.shape[1], -1))
         return [t.to(self.dtype) for t in arrays], unit
-
-
-def sinkhorn_streaming(
-    x: Tensor,
-    y: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    diameter: float | None,
-    per_problem: bool,
-    p: int,
-    blur: float,
-    scaling: float,
-    debias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`slotkernels.sinkhorn.streaming.anneal`."""
-    return anneal(Pair, x, y, a, b, diameter, per_problem, p, blur, scaling, debias)
-
-
-def sinkhorn_streaming_backward(
-    grad_value: Tensor | None,
-    grad_f: Tensor | None,
-    grad_g: Tensor | None,
-    x: Tensor,
-    y: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    state: Tensor,
-    p: int,
-    blur: float,
-    need_x: bool,
-    need_y: bool,
-) -> tuple[Tensor, Tensor]:
-    """See :func:`slotkernels.sinkhorn.streaming.pull_back`."""
-    return pull_back(Pair, grad_value, grad_f, grad_g, x, y, a, b, state, p, blur, need_x, need_y)

@@ -110,7 +110,9 @@ def load_weights(pointer, stride, i, count, GIVEN: tl.constexpr):
 def _log_weights(pointer, stride, i, count, GIVEN: tl.constexpr):
     """Logarithms of the weights of the points i; -inf outside."""
     weights = load_weights(pointer, stride, i, count, GIVEN)
-    return tl.where(i < count, tl.where(weights > 0.0, tl.log2(weights), NO_WEIGHT), float("-inf"))
+    some = weights > 0.0
+    logs = tl.where(some, tl.log2(tl.where(some, weights, 1.0)), NO_WEIGHT)
+    return tl.where(i < count, logs, float("-inf"))
 
 
 @triton.jit
@@ -249,7 +251,7 @@ def sinkhorn_kernel(
     BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, TOGETHER: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Reads one x and one y (twice unless TOGETHER), writes value, potentials and pulls of one problem.
-    Registers: the cost matrices, all three if TOGETHER, else one at a time. Shared memory: pieces of x and y.
+    Registers: the cost matrices, all three if TOGETHER, else one at a time. Shared memory: pieces on the way.
     Floor: (N + M) · D · itemsize bytes read, 4 · (N + M)² bytes of pulls written.
     """
     NR: tl.constexpr = tl.cdiv(BLOCK_N, ROWS)
@@ -269,21 +271,9 @@ def sinkhorn_kernel(
         x_norms, y_norms = _sum_of_rows(_diagonal(x_products)), _sum_of_columns(_diagonal(y_products))
     else:
         products, x_norms, y_norms, edge = cross_products(
-            x_rows,
-            y_rows,
-            x_inside,
-            y_inside,
-            y_points,
-            dim,
-            NR,
-            MC,
-            BLOCK_N,
-            BLOCK_M,
-            BLOCK_D,
-            EVEN_D,
-            WITH_BOX,
+            x_rows, y_rows, x_inside, y_inside, y_points, dim, NR, MC, BLOCK_N, BLOCK_M, BLOCK_D, EVEN_D, WITH_BOX,
             PRECISION,
-        )
+        )  # fmt: skip
         x_norms, y_norms = tl.reshape(x_norms, [NR, BLOCK_N // NR]), tl.reshape(y_norms, [MC, BLOCK_M // MC])
 
     final, blur, scaling = _scalar(final), _scalar(blur), _scalar(scaling)
@@ -316,9 +306,8 @@ def sinkhorn_kernel(
     )  # fmt: skip
     tl.debug_barrier()
     if DEBIAS and not TOGETHER:
-        for side in tl.range(
-            2, disable_licm=True
-        ):  # blocks are equal; addresses found again take no registers till now
+        # blocks are equal; addresses found again take no registers till now
+        for side in tl.range(2, disable_licm=True):
             of_x = tl.full([], side, tl.int32) == 0
             size = tl.where(of_x, n, m)
             points = tl.where(of_x, x, y) + problem * tl.where(of_x, x_batch, y_batch)

@@ -29,7 +29,8 @@ def bounding_diameter(x: Tensor, y: Tensor, per_problem: bool) -> Tensor:
     dims = (1,) if per_problem else (0, 1)
     low = torch.minimum(x.amin(dims), y.amin(dims))
     high = torch.maximum(x.amax(dims), y.amax(dims))
-    return torch.linalg.vector_norm((high - low).to(accumulate_dtype(x.dtype)), dim=-1)
+    edges = high.to(accumulate_dtype(x.dtype)) - low.to(accumulate_dtype(x.dtype))  # half types would round them
+    return torch.linalg.vector_norm(edges, dim=-1)
 
 
 def epsilon_schedule(

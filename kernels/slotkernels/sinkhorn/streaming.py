@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._checks import accumulate_dtype
-from .._dispatch import Call, Op
+from .._dispatch import Call, Op, without_autocast
 from .._native import why_not_loaded
 from .reference import bounding_diameter, epsilon_schedule, row_gradients
 
@@ -27,8 +27,9 @@ STREAMING = Op("sinkhorn_streaming")
 STREAMING.add("keops", "slotkernels.sinkhorn.keops", supports=_why_not_keops)
 STREAMING.add("blocks", "slotkernels.sinkhorn.blocks")
 
-# Bytes of costs beyond which "auto" streams: of one problem where C++ solves each on its own, else of all together.
-LARGEST_COSTS = {"cpp": 2**26, "reference": 2**24, "accelerator": 2**30}
+# Bytes of costs beyond which "auto" streams: of one problem where C++ solves each on its own, else of all together (of
+# which the reference holds some 16 copies).
+LARGEST_COSTS = {"cpp": 2**27, "reference": 2**26, "accelerator": 2**30}
 
 
 @torch.compiler.assume_constant_result  # Dynamo cannot trace the search for a library
@@ -40,8 +41,8 @@ def prefers_streaming(backend: str, x: Tensor, y: Tensor) -> bool:
     """Whether a call runs on ``slotkernels::sinkhorn_streaming``: never by the data, so that tracing can decide it.
 
     ``"keops"`` and ``"blocks"`` always do, other backends never, ``"auto"`` where the costs, ``(N + M)²`` numbers a
-    problem, exceed ``LARGEST_COSTS``: on a CPU where they leave its cache, on an accelerator for want of memory, as
-    streaming makes the host wait and cannot be captured in a CUDA graph.
+    problem, exceed ``LARGEST_COSTS``. What they cost is memory: the dense kernels are the faster ones up to there and
+    beyond, and on an accelerator streaming makes the host wait and cannot be captured in a CUDA graph.
     """
     if backend != "auto":
         return backend in ("keops", "blocks")
@@ -200,8 +201,9 @@ def stream(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What :func:`anneal` returns."""
-    arguments = (x, y, a, b, diameter, per_problem, p, blur, scaling, debias)
-    return STREAMING.run(backend, Call((x, y, a, b)), "sinkhorn_streaming", *arguments)
+    call = Call((x, y, a, b))
+    with without_autocast(call.device):
+        return anneal(STREAMING.load(backend, call).Pair, x, y, a, b, diameter, per_problem, p, blur, scaling, debias)
 
 
 @stream.register_fake
@@ -228,8 +230,10 @@ def _backward(
     need_y: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    arguments = (grad_value, grad_f, grad_g, x, y, a, b, state, p, blur, need_x, need_y)
-    return STREAMING.run(backend, Call((x, y, a, b)), "sinkhorn_streaming_backward", *arguments)
+    call = Call((x, y, a, b))
+    with without_autocast(call.device):
+        pair = STREAMING.load(backend, call).Pair
+        return pull_back(pair, grad_value, grad_f, grad_g, x, y, a, b, state, p, blur, need_x, need_y)
 
 
 @_backward.register_fake
