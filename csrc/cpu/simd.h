@@ -1,38 +1,16 @@
-// Vectors of floats in GCC's and Clang's portable extension, and code compiled for every level of x86-64.
-//
-// Simple functions are marked EVERY_CPU: they exist once for AVX-512, once for AVX2 and once for the baseline, and the
-// loader picks. What they call must be inlined into them (ALWAYS_INLINE), so that the call is compiled for the same
-// level. A vector has 16 floats; without AVX-512 the compiler splits it, and compares it lane by lane.
-//
-// Where more depends on the level (vectors as long as a register, tiles that fill the registers), levels.h includes a
-// header of kernels once for each level instead, and that includes this file, in the namespace of the level.
-#ifndef LEVEL
-#pragma once
-#endif
+// Vectors of floats in GCC's and Clang's portable extension, as long as a register: for one level of x86-64 (see
+// levels.h). What the kernels of a level call in their loops is inlined into them (ALWAYS_INLINE).
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-#undef EVERY_CPU
 #undef ALWAYS_INLINE
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define EVERY_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define EVERY_CPU
-#endif
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 
-namespace slotkernels {
-#ifdef LEVEL
-namespace LEVEL {
-#endif
+namespace slotkernels::LEVEL {
 
-#ifdef LEVEL
 constexpr int64_t LANES = FLOATS_IN_REGISTER;
-#else
-constexpr int64_t LANES = 16;
-#endif
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Shorts __attribute__((vector_size(2 * LANES)));
@@ -156,7 +134,4 @@ ALWAYS_INLINE void for_vectors(int64_t count, Use use) {
   if (i < count) use(i, count - i);
 }
 
-#ifdef LEVEL
-}  // namespace LEVEL
-#endif
-}  // namespace slotkernels
+}  // namespace slotkernels::LEVEL
