@@ -6,4 +6,5 @@
 set -euo pipefail
 python3 -m pip download --quiet --no-deps --only-binary=:all: --python-version "${PYTHON_VERSION:-3.12}" \
     --dest "${1:?the folder that the wheels go to}" \
-    pytest iniconfig pluggy packaging pygments rich markdown-it-py mdurl geomloss flash-sinkhorn hypothesis sortedcontainers
+    pytest iniconfig pluggy packaging pygments rich markdown-it-py mdurl geomloss flash-sinkhorn hypothesis sortedcontainers \
+    scikit-learn scipy joblib threadpoolctl setuptools wheel ninja

@@ -4,7 +4,7 @@
 #   profiling/gpu_check.sh                 # results in profiling/results
 #   OUT=/elsewhere profiling/gpu_check.sh
 #
-# Needs PyTorch with CUDA, Triton, pytest and rich; no network. On a machine without them and without a network, put the
+# Needs PyTorch with CUDA, Triton, pytest and rich; for csrc setuptools and nvcc; no network. On a machine without them and without a network, put the
 # wheels of profiling/fetch_wheels.sh beside it and install those first. Each part has its own time limit, and one that
 # fails does not stop the others. Without a GPU it runs its parts on the CPU at small sizes, to try the script itself.
 set -uo pipefail
@@ -39,11 +39,21 @@ from profiling.timing import machine
 import json; print(json.dumps(machine('$DEVICE'), indent=1))"
 
 if [ "$DEVICE" = cuda ]; then
+    NVCC=$(command -v nvcc || echo "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc")
+    if [ -x "$NVCC" ]; then
+        part "build of csrc" 200 env FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$("$PYTHON" -c \
+            "import torch; print('%d.%d' % torch.cuda.get_device_capability())")" MAX_JOBS=8 \
+            "$PYTHON" setup.py build_ext --inplace
+    fi
     part "kernel tests" 240 "$PYTHON" -m pytest -q -p no:cacheprovider tests/slotkernels -m gpu
     part "benchmark of slot attention" 240 "$PYTHON" -m profiling.slot_attention --device cuda --seconds 4 \
         --out "$OUT/slot-attention-cuda.json"
     part "benchmark of the Sinkhorn divergence" 180 "$PYTHON" -m profiling.sinkhorn --device cuda --seconds 4 --large 0 \
         --out "$OUT/sinkhorn-cuda.json"
+    part "benchmark of label maps" 60 "$PYTHON" -m profiling.propagation --device cuda --seconds 3 \
+        --out "$OUT/propagation-cuda.json"
+    part "benchmark of clustering" 60 "$PYTHON" -m profiling.merging --device cuda --seconds 3 \
+        --out "$OUT/merging-cuda.json"
     if command -v compute-sanitizer >/dev/null; then
         part "compute-sanitizer" 90 compute-sanitizer --tool memcheck --error-exitcode 9 "$PYTHON" -m pytest -q \
             -p no:cacheprovider tests/slotkernels/test_inverted_attention.py -m gpu -k "float32-triton-cuda and 863"
@@ -54,6 +64,8 @@ else
         --out "$OUT/slot-attention-trial.json"
     part "benchmark of the Sinkhorn divergence" 120 "$PYTHON" -m profiling.sinkhorn --shapes 4,8,8,16 --seconds 1 --large 0 \
         --out "$OUT/sinkhorn-trial.json"
+    part "benchmark of label maps" 60 "$PYTHON" -m profiling.propagation --seconds 0 --out "$OUT/propagation-trial.json"
+    part "benchmark of clustering" 60 "$PYTHON" -m profiling.merging --seconds 0 --out "$OUT/merging-trial.json"
 fi
 
 echo

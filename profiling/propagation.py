@@ -18,7 +18,7 @@ from slotkernels import propagate_labels
 from slotkernels.propagation import bytes_moved, flops
 from torch import Tensor
 
-from profiling.timing import Run, interleaved, machine, peak_bytes, save
+from profiling.timing import Run, captured, interleaved, machine, peak_bytes, save
 
 SHAPES = (  # frames, patch grid, image slots, video slots, pixels: YTVIS-19, MOVi-E, HD
     (36, (24, 36), 32, 8, (336, 504)),
@@ -101,6 +101,8 @@ def benchmark(shape: tuple[Any, ...], kind: str, device: str, seconds: float) ->
         f"{fast}, confidence": ours(confidence=True),
         f"{fast}, areas and boxes": ours(statistics=True),
     }
+    if device == "cuda":
+        runs[f"{fast}, captured"] = captured(runs[fast])
     labels = propagate_labels(image, video, grid, size, backend=fast)[0]
     assert wrong(labels, image, video, grid) == 0, "labels differ: speed is not reported"
     times = interleaved(runs, device, seconds)

@@ -11,16 +11,21 @@ that of x; y is a target. The limits beside the times are measured in the same r
 import argparse
 import importlib.util
 import math
+import os
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import geomloss
 import torch
+
+os.environ.setdefault("TRITON_INTERPRET", str(int(not torch.cuda.is_available())))  # before Triton is imported
+
+import geomloss
 from rich.console import Console
 from rich.table import Table
 from slotkernels import SamplesLoss, sinkhorn_divergence
@@ -35,7 +40,13 @@ SHAPES = {  # (B, N, M, D): a video stage's step (96 videos, on a CPU one frame 
     "cuda": [(3456, 32, 32, 768), (96, 32, 32, 768), (3456, 11, 11, 128), (8, 128, 128, 256)],
     "cpu": [(96, 32, 32, 768), (96, 11, 11, 128), (8, 128, 128, 256)],
 }
-LARGE = [(5_000, 3), (20_000, 3), (100_000, 3), (20_000, 64)]  # (N = M, D), one problem
+ONLINE, KEOPS, BLOCKS = "GeomLoss online", "slotkernels keops", "slotkernels blocks"
+LARGE = [  # (N = M, D) of one problem, variants: KeOps takes ten minutes for D = 64, half an hour for 100,000
+    (5_000, 3, (ONLINE, KEOPS, BLOCKS)),
+    (20_000, 3, (ONLINE, KEOPS, BLOCKS)),
+    (20_000, 64, (ONLINE, BLOCKS)),
+    (100_000, 3, (BLOCKS,)),
+]
 Function = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -136,10 +147,26 @@ def diameters(device: str) -> list[dict[str, Any]]:
     return found
 
 
+def precisions(device: str) -> list[dict[str, Any]]:
+    """Errors of the ways to multiply float32 points on a GPU; without one Triton's interpreter rounds as a GPU does."""
+    torch.manual_seed(0)
+    x, y = (torch.randn(2, 32, 768, device=device) for _ in range(2))
+    x.requires_grad_()
+    x64 = x.detach().double().requires_grad_()
+    value = sinkhorn_divergence(x64, y.double(), diameter=100.0)
+    oracle = (value.detach(), torch.autograd.grad(value.sum(), x64)[0])
+
+    def function(x: Tensor, y: Tensor, precision: str) -> Tensor:
+        return sinkhorn_divergence(x, y, diameter=100.0, precision=precision, backend="triton")
+
+    names = ("ieee", "tf32x3", "tf32")
+    return [{"precision": name, **errors(partial(function, precision=name), x, y, oracle)} for name in names]
+
+
 def one_large(name: str, count: int, dim: int, device: str) -> None:
     """Forward and backward of one problem of two large sets; prints seconds and MiB. Runs in a process of its own."""
     options: dict[str, Any] = {"p": 2, "blur": BLUR, "scaling": SCALING}
-    if name == "GeomLoss online":
+    if name == ONLINE:
         loss: Any = geomloss.SamplesLoss("sinkhorn", backend="online", **options)
     else:
         loss = SamplesLoss("sinkhorn", backend=name.split()[-1], **options)
@@ -158,20 +185,12 @@ def one_large(name: str, count: int, dim: int, device: str) -> None:
 def large_sets(device: str, repeats: int) -> list[dict[str, Any]]:
     """Times of streaming, and how much the process grew; each run in a process of its own, by turns."""
     found = []
-    for count, dim in LARGE:
+    for count, dim, names in LARGE:
         entry: dict[str, Any] = {"points": count, "dim": dim}
         for _ in range(repeats):
-            for name in ("GeomLoss online", "slotkernels keops"):
-                command = [
-                    sys.executable,
-                    "-m",
-                    "profiling.sinkhorn",
-                    "--one-large",
-                    name,
-                    str(count),
-                    str(dim),
-                    device,
-                ]
+            for name in names:
+                arguments = ("--one-large", name, str(count), str(dim), device)
+                command = [sys.executable, "-m", "profiling.sinkhorn", *arguments]
                 result = subprocess.run(command, capture_output=True, text=True, check=True)
                 seconds, mib = map(float, result.stdout.split()[-2:])
                 entry.setdefault(name, {"seconds": [], "mib": []})
@@ -208,7 +227,9 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default=device, help=f"default {device}")
     parser.add_argument("--shapes", nargs="+", help="B,N,M,D …; default: those of the video stage and wide sets")
     parser.add_argument("--seconds", type=float, default=20, help="for each shape (default 20)")
-    parser.add_argument("--large", type=int, default=3, help="runs of each streaming variant (default 3; 0: none)")
+    parser.add_argument(
+        "--large", type=int, default=1, help="runs of each streaming variant (default 1: 20 minutes; 0: none)"
+    )
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     parser.add_argument("--one-large", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -220,12 +241,14 @@ def main() -> None:
     results: dict[str, Any] = machine(options.device)
     results["limits"] = limits(options.device, torch.float32)
     results["diameters"] = diameters(options.device)
+    if "triton" in SINKHORN.available(Call((torch.empty(1, 1, 1, device=options.device),) * 2)):
+        results["precisions"] = precisions(options.device)
     results["entries"] = []
     for shape in shapes:
         torch.compiler.reset()
         results["entries"].append(small_sets(shape, options.device, options.seconds))
         show({**results, "entries": results["entries"][-1:]})
-    for entry in results["diameters"]:
+    for entry in results["diameters"] + results.get("precisions", []):
         print(entry)
     results["large"] = large_sets(options.device, options.large) if options.large else []
     if options.out:

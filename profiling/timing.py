@@ -53,6 +53,15 @@ def interleaved(runs: dict[str, Run], device: str, seconds: float) -> dict[str, 
     return {name: {"median": statistics.median(t), "least": min(t), "greatest": max(t)} for name, t in times.items()}
 
 
+def captured(run: Run) -> Run:
+    """Replays a call's kernels: what a captured training step pays for them, without the host's work."""
+    run()  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
 def peak_bytes(run: Run, device: str) -> int:
     """Most bytes of tensors alive at once beyond those alive before the call."""
     run()
