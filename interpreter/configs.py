@@ -107,7 +107,10 @@ class OptimConfig:
     steps: int = 1800
     """Optimiser steps."""
     batch_size: int = 32
-    """Frames per step in the image stage, videos per step in the video stage."""
+    """Frames per step in the image stage, videos per step in the video stage; torchrun's processes share them."""
+    micro_batch: int | None = None
+    """Frames or videos that a process computes at once, for less memory: gradients add up to those of the batch.
+    Default: all of its share."""
     peak_lr: float = 4e-4
     """Learning rate after warm-up."""
     start_lr: float = 1e-5
@@ -160,7 +163,9 @@ class ImageTraining:
     """stored: encode every frame once, with both flips, into RUN/features. streamed: decode and encode each batch anew.
     auto: stored if it fits into half of the free disk."""
     compile: bool = False
-    """Run the training step through torch.compile."""
+    """Run the training step through torch.compile, and on a GPU replay it as one CUDA graph."""
+    cuda_graph: bool = True
+    """With --compile on a GPU: capture the step in a CUDA graph."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +186,9 @@ class VideoTraining:
     optim: OptimConfig = field(default_factory=OptimConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     compile: bool = False
-    """Run the training step through torch.compile."""
+    """Run the training step through torch.compile, and on a GPU replay it as one CUDA graph."""
+    cuda_graph: bool = True
+    """With --compile on a GPU: capture the step in a CUDA graph."""
 
 
 # Published settings (DESIGN section 3): warm-ups and steps follow from epochs and batch size.

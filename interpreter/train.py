@@ -14,6 +14,7 @@ from interpreter.configs import ImageTraining, OptimConfig, VideoTraining
 from interpreter.data import VideoDataset
 from interpreter.engine.checkpoint import checkpoints, restore_weights
 from interpreter.engine.datasets import open_videos
+from interpreter.engine.distributed import ProcessLostError, Ranks, device_of_rank, job_size, joined
 from interpreter.engine.features import (
     FeatureSource,
     StreamedFeatures,
@@ -21,7 +22,7 @@ from interpreter.engine.features import (
     store_features,
     stored_bytes,
 )
-from interpreter.engine.inference import Segmenter, default_device
+from interpreter.engine.inference import Segmenter
 from interpreter.engine.logging import console, progress_bar
 from interpreter.engine.precision import resolve_precision
 from interpreter.engine.run import (
@@ -55,9 +56,17 @@ def train(config: ImageTraining | VideoTraining) -> bool:
     """
     require_positive(config)
     config = dataclasses.replace(config, init=config.init and config.init.resolve())
-    with StopRequest() as stop:
+    if config.optim.batch_size % job_size():
+        raise ValueError(
+            f"--batch-size {config.optim.batch_size} cannot be shared by {job_size()} processes; "
+            f"give a multiple of {job_size()}"
+        )
+    with StopRequest() as stop, joined() as ranks:
+        console.quiet = not ranks.first
         try:
-            return train_image(config, stop) if isinstance(config, ImageTraining) else train_video(config, stop)
+            if isinstance(config, ImageTraining):
+                return train_image(config, stop, ranks)
+            return train_video(config, stop, ranks)
         except Stopped:
             return False
 
@@ -66,9 +75,9 @@ class Stopped(Exception):
     """A signal asked to stop before the first step."""
 
 
-def train_image(config: ImageTraining, stop: StopRequest) -> bool:
+def train_image(config: ImageTraining, stop: StopRequest, ranks: Ranks) -> bool:
     """Train the image stage; see :func:`train`."""
-    device = default_device()
+    device = device_of_rank()
     root = config.data.root and config.data.root.resolve()
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=root))
     stored = read_config(config.run)
@@ -82,28 +91,32 @@ def train_image(config: ImageTraining, stop: StopRequest) -> bool:
     model = ImageStage(config.model, backbone.dim, grid).to(device)
     if config.init:
         restore_weights(model, load_stage_state(config.init, "image").weights, config.init / "image")
-    config.run.mkdir(parents=True, exist_ok=True)
-    dataset = open_videos(config.data, config.run)
-    write_config(config.run, dataclasses.replace(stored, image=config))
-
-    features = open_features(config, backbone, dataset, optim, stop)
+    with ranks.first_goes_ahead():
+        config.run.mkdir(parents=True, exist_ok=True)
+        dataset = open_videos(config.data, config.run)
+        if ranks.first:
+            write_config(config.run, dataclasses.replace(stored, image=config))
+        features = open_features(config, backbone, dataset, optim, stop)
     console.print(
         f"image stage: {count_parameters(model) / 1e6:.1f} M parameters, {grid[0]}x{grid[1]} tokens of width "
         f"{backbone.dim}, {len(dataset)} videos, {device}, {optim.precision}"
     )
-    task = ImageTask(model, features, [v.num_frames for v in dataset.videos], optim, device)
+    task = ImageTask(model, features, [v.num_frames for v in dataset.videos], optim, device, ranks)
 
     def samples() -> np.ndarray:
         segmenter = Segmenter(backbone, model, None, config.data.frame_size, optim.precision)
         return sample_grid(segmenter, dataset)
 
-    trainer = Trainer(task, optim, config.logging, config.run / "image", device, config.compile, samples)
+    captured = config.compile and config.cuda_graph and device.type == "cuda"
+    trainer = Trainer(
+        task, optim, config.logging, config.run / "image", device, config.compile, samples, captured, ranks
+    )
     return trainer.run(stop)
 
 
-def train_video(config: VideoTraining, stop: StopRequest) -> bool:
+def train_video(config: VideoTraining, stop: StopRequest, ranks: Ranks) -> bool:
     """Train the video stage on the image stage of the same run; see :func:`train`."""
-    device = default_device()
+    device = device_of_rank()
     image_config, backbone, image_stage, weights = load_image_stage(config.run, device)
     stored = read_config(config.run)
     started = bool(checkpoints(config.run / "video"))
@@ -119,21 +132,25 @@ def train_video(config: VideoTraining, stop: StopRequest) -> bool:
     model = VideoStage(config.model, image_stage.config.dim, config.num_frames).to(device)
     if config.init:
         restore_weights(model, load_stage_state(config.init, "video").weights, config.init / "video")
-    dataset = open_videos(image_config.data, config.run)
-    write_config(config.run, dataclasses.replace(stored, video=config, image_weights=weights))
-
-    features = open_features(image_config, backbone, dataset, optim, stop)
+    with ranks.first_goes_ahead():
+        dataset = open_videos(image_config.data, config.run)
+        if ranks.first:
+            write_config(config.run, dataclasses.replace(stored, video=config, image_weights=weights))
+        features = open_features(image_config, backbone, dataset, optim, stop)
     console.print(
         f"video stage: {count_parameters(model) / 1e6:.1f} M parameters, {config.num_frames} frames of "
         f"{image_stage.config.num_slots} slots, {len(dataset)} videos, {device}, {optim.precision}"
     )
-    task = VideoTask(model, image_stage, features, [v.num_frames for v in dataset.videos], optim, device)
+    task = VideoTask(model, image_stage, features, [v.num_frames for v in dataset.videos], optim, device, ranks)
 
     def samples() -> np.ndarray:
         segmenter = Segmenter(backbone, image_stage, model, image_config.data.frame_size, optim.precision)
         return sample_grid(segmenter, dataset)
 
-    trainer = Trainer(task, optim, config.logging, config.run / "video", device, config.compile, samples)
+    captured = config.compile and config.cuda_graph and device.type == "cuda"
+    trainer = Trainer(
+        task, optim, config.logging, config.run / "video", device, config.compile, samples, captured, ranks
+    )
     return trainer.run(stop)
 
 
@@ -194,4 +211,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main, (DivergedError,))
+    run_command(main, (DivergedError, ProcessLostError))

@@ -110,6 +110,22 @@ class RunLog:
         self.board.add_image("masks", image, step, dataformats="HWC")
 
 
+class NoLog:
+    """The log of a process that leaves logging to another one."""
+
+    def __enter__(self) -> "NoLog":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def advance(self, step: int) -> None:
+        """See :meth:`RunLog.advance`."""
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """See :meth:`RunLog.record`."""
+
+
 def memory() -> str:
     """Memory in use: of the GPU if there is one, else resident."""
     used = torch.cuda.memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss

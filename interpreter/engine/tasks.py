@@ -1,7 +1,7 @@
 """What one step of each stage computes; the trainer knows nothing else of them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from interpreter.configs import OptimConfig
 from interpreter.engine.diagnostics import slot_diagnostics
+from interpreter.engine.distributed import Ranks
 from interpreter.engine.features import FeatureSource
 from interpreter.engine.sampling import clip_batch, frame_batch, torch_generator
 from interpreter.models.image_stage import ImageStage
@@ -49,6 +50,7 @@ class ImageTask:
     lengths: Sequence[int]  # frames of each video
     optim: OptimConfig
     device: torch.device
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def frames_per_step(self) -> int:
@@ -56,11 +58,12 @@ class ImageTask:
         return self.optim.batch_size
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
-        """Features [B, M, D_features] and noise of the slot prior [B, N, D]."""
-        optim = self.optim
+        """Features [B, M, D_features] and noise of the slot prior [B, N, D] of this process's rows of the batch."""
+        optim, rows = self.optim, self.ranks.rows(self.optim.batch_size)
         frames, flips = frame_batch(sum(self.lengths), optim.batch_size, optim.flip, optim.seed, step)
         generator = torch_generator(self.device, optim.seed, IMAGE_NOISE, step)
-        return self.features.batch(frames, flips), prior_noise(self.model.slot_attention, optim.batch_size, generator)
+        noise = prior_noise(self.model.slot_attention, optim.batch_size, generator)
+        return self.features.batch(frames[rows], flips[rows]), noise[rows]
 
     def forward(self, features: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and diagnostics."""
@@ -78,6 +81,7 @@ class VideoTask:
     lengths: Sequence[int]  # frames of each video
     optim: OptimConfig
     device: torch.device
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def frames_per_step(self) -> int:
@@ -85,18 +89,23 @@ class VideoTask:
         return self.optim.batch_size * self.model.num_frames
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
-        """Image slots [B, T, N, D_image] and noise of the slot prior [B, K, D]."""
-        optim = self.optim
+        """Image slots [B, T, N, D_image] and noise of the slot prior [B, K, D] of this process's rows of the batch."""
+        optim, attention = self.optim, self.image_stage.slot_attention
+        rows = range(optim.batch_size)[self.ranks.rows(optim.batch_size)]
         frames, flips = clip_batch(self.lengths, optim.batch_size, self.model.num_frames, optim.flip, optim.seed, step)
-        generator = torch_generator(self.device, optim.seed, IMAGE_NOISE, step)
-        attention = self.image_stage.slot_attention
+        frames, flips = frames[rows.start : rows.stop], flips[rows.start : rows.stop]
+        # A stream of random numbers for each clip, whichever process it falls to.
+        keys = [(optim.seed, IMAGE_NOISE, step, row) for row in rows]
+        draws = [prior_noise(attention, frames.shape[1], torch_generator(self.device, *key)) for key in keys]
         image_slots = []
         with torch.no_grad():
-            for rows, mirrored in zip(frames.flatten().split(ROWS), flips.flatten().split(ROWS), strict=True):
-                initial = initial_slots(attention, prior_noise(attention, len(rows), generator))
-                image_slots.append(self.image_stage.encode(self.features.batch(rows, mirrored), slots=initial).slots)
+            for noise, numbers, mirrored in zip(
+                torch.cat(draws).split(ROWS), frames.flatten().split(ROWS), flips.flatten().split(ROWS), strict=True
+            ):
+                initial = initial_slots(attention, noise)
+                image_slots.append(self.image_stage.encode(self.features.batch(numbers, mirrored), slots=initial).slots)
         generator = torch_generator(self.device, optim.seed, VIDEO_NOISE, step)
-        noise = prior_noise(self.model.slot_attention, optim.batch_size, generator)
+        noise = prior_noise(self.model.slot_attention, optim.batch_size, generator)[rows.start : rows.stop]
         return torch.cat(image_slots).unflatten(0, frames.shape), noise
 
     def forward(self, image_slots: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,9 +1,8 @@
 """The training loop of either stage: steps, logs, checkpoints, a clean stop."""
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,14 @@ from interpreter.engine.checkpoint import (
     save_checkpoint,
     save_diverged,
 )
-from interpreter.engine.logging import RunLog
+from interpreter.engine.distributed import Ranks
+from interpreter.engine.logging import NoLog, RunLog
 from interpreter.engine.schedule import learning_rate
+from interpreter.engine.step import Prefetched, TrainingStep
 from interpreter.engine.stopping import StopRequest
 from interpreter.engine.tasks import Task
-from interpreter.models.transformer import autocast
+
+AGREE_EVERY = 10  # steps between two questions whether any process was asked to stop
 
 
 class DivergedError(RuntimeError):
@@ -41,7 +43,9 @@ class Trainer:
         directory: RUN/image or RUN/video.
         device: where to train.
         compiled: run the step through torch.compile.
+        captured: replay the step as one CUDA graph.
         samples: draws a picture grid of the current masks, uint8 [H, W, 3].
+        ranks: the processes that train together; the first one writes.
     """
 
     task: Task
@@ -51,6 +55,8 @@ class Trainer:
     device: torch.device
     compiled: bool
     samples: Callable[[], np.ndarray]
+    captured: bool = False
+    ranks: Ranks = field(default_factory=Ranks)
 
     def run(self, stop: StopRequest) -> bool:
         """Train to the last step; False if a signal stopped it before (everything is saved either way).
@@ -59,69 +65,86 @@ class Trainer:
             DivergedError: if the loss is not finite; names the saved state.
             ValueError: if the newest checkpoint is damaged or belongs to another configuration.
         """
-        model, optim = self.task.model, self.optim
-        optimizer = torch.optim.AdamW(model.parameters(), lr=optim.start_lr, weight_decay=optim.weight_decay)
-        state = load_checkpoint(self.directory)
+        optim, state = self.optim, load_checkpoint(self.directory)
         if state:
-            restore_weights(model, state.weights, self.directory)
-            restore_optimizer(optimizer, model, state.optimizer)
-        step, window = (state.step, state.progress) if state else (0, {})
-        forward = torch.compile(self.task.forward, fullgraph=True) if self.compiled else self.task.forward
+            restore_weights(self.task.model, state.weights, self.directory)
+        step = TrainingStep(self.task, optim, self.device, self.compiled, self.captured, self.ranks)
+        if state:
+            restore_optimizer(step.optimizer, self.task.model, state.optimizer)
+        done, window = (state.step, state.progress) if state else (0, {})
+        host = {name: window.pop(name, 0.0) for name in ("count", "seconds")}
+        step.start(done, window)
+        batches = Prefetched(self.task, self.device, optim.steps)
 
-        with RunLog(self.directory, step, optim.steps, self.task.frames_per_step) as log:
-            if step == 0:
-                log.picture(0, self.samples())
-            while step < optim.steps and not stop.requested:
-                lr = learning_rate(step, optim)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                values = self._step(forward, optimizer, step)
-                step += 1
-                for name, value in values.items():
-                    window[name] = window.get(name, 0.0) + value
-                if step % self.logging.log_every == 0 or step == optim.steps:
-                    count = window.pop("count")
-                    log.record(step, {name: total / count for name, total in window.items()} | {"lr": lr})
-                    window = {}
-                if step % self.logging.sample_every == 0 or step == optim.steps:
-                    log.picture(step, self.samples())
-                if step % self.logging.checkpoint_every == 0 or step == optim.steps:
-                    self._save(step, optimizer, window)
-                log.advance(step)
-            if step < optim.steps:
-                self._save(step, optimizer, window)
-        return step >= optim.steps
+        with self._log(done) as log:
+            if done == 0:
+                self._picture(log, 0)
+            while done < optim.steps and not self._stopped(stop, done):
+                started = time.perf_counter()
+                step.run(batches.batch(done))
+                done += 1
+                batches.prepare(done)
+                due = [
+                    done % every == 0 or done == optim.steps
+                    for every in (self.logging.log_every, self.logging.sample_every, self.logging.checkpoint_every)
+                ]
+                if any(due) or self.device.type == "cpu":  # a GPU is not made to wait in between
+                    self._check(step)
+                host["count"] += 1
+                host["seconds"] += time.perf_counter() - started
+                if due[0]:
+                    values = {name: total / host["count"] for name, total in step.read_sums().items()}
+                    values |= {
+                        "seconds_per_step": host["seconds"] / host["count"],
+                        "lr": learning_rate(done - 1, optim),
+                    }
+                    log.record(done, values)
+                    step.clear_sums()
+                    host = dict.fromkeys(host, 0.0)
+                if due[1]:
+                    self._picture(log, done)
+                if due[2]:
+                    self._save(done, step, host)
+                log.advance(done)
+            if done < optim.steps:
+                self._check(step)
+                self._save(done, step, host)
+        return done >= optim.steps
 
-    def _step(self, forward: Callable, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
-        started = time.perf_counter()
-        with autocast(self.device, self.optim.precision):
-            batch = self.task.batch(step)
-            loss, diagnostics = forward(*batch)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise self._diverged(step, f"the loss of step {step + 1} is {value}")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = self.task.model.parameters()
-        limit = self.optim.clip_norm if self.optim.clip_norm is not None else math.inf
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        if not math.isfinite(norm.item()):
-            raise self._diverged(step, f"the gradient of step {step + 1} is {norm.item()}")
-        optimizer.step()
-        values = {name: tensor.item() for name, tensor in diagnostics.items()}
-        seconds = time.perf_counter() - started
-        return {"loss": value, "grad_norm": norm.item(), **values, "seconds_per_step": seconds, "count": 1.0}
+    def _log(self, done: int) -> RunLog | NoLog:
+        if not self.ranks.first:
+            return NoLog()
+        return RunLog(self.directory, done, self.optim.steps, self.task.frames_per_step)
 
-    def _save(self, step: int, optimizer: torch.optim.Optimizer, window: dict[str, float]) -> None:
-        model = self.task.model
+    def _picture(self, log: RunLog | NoLog, done: int) -> None:
+        if isinstance(log, RunLog):
+            log.picture(done, self.samples())
+
+    def _stopped(self, stop: StopRequest, done: int) -> bool:
+        """Whether to leave; all processes leave after the same step."""
+        if self.ranks.world == 1:
+            return stop.requested
+        return done % AGREE_EVERY == 0 and self.ranks.any(stop.requested)
+
+    def _check(self, step: TrainingStep) -> None:
+        failure = step.failure()
+        if failure is not None:
+            number = int(step.bad_loss.item() or step.bad_gradient.item())
+            raise self._diverged(number - 1, failure)
+
+    def _save(self, done: int, step: TrainingStep, host: dict[str, float]) -> None:
+        model, progress = self.task.model, step.read_sums() | host
         # A checkpoint must never hold what training cannot go on from: the loss would tell one step too late.
         if not all(parameter.isfinite().all() for parameter in model.parameters()):
-            raise self._diverged(step, f"step {step} left weights that are not finite")
-        state = TrainingState(step, model.state_dict(), optimizer_tensors(optimizer, model), window)
-        save_checkpoint(self.directory, state)
+            raise self._diverged(done, f"step {done} left weights that are not finite")
+        if self.ranks.first:
+            state = TrainingState(done, model.state_dict(), optimizer_tensors(step.optimizer, model), progress)
+            save_checkpoint(self.directory, state)
 
     def _diverged(self, step: int, what: str) -> DivergedError:
-        path = save_diverged(self.directory, TrainingState(step, self.task.model.state_dict()))
+        path = self.directory / f"diverged-{step:08d}.safetensors"
+        if self.ranks.first:
+            save_diverged(self.directory, TrainingState(step, self.task.model.state_dict()))
         return DivergedError(
             f"{what}; the weights at that point are in {path}, checkpoints are from before. Start anew, with another "
             f"--run or after deleting {self.directory}, with a lower --peak-lr, --clip-norm 1 or --precision fp32"

@@ -1,0 +1,108 @@
+"""The processes of a `torchrun` job: who they are, and what they tell each other."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+PATIENCE = timedelta(minutes=30)  # rank 0 may encode a data set while the others wait
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process among ``world``; alone by default."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and messages."""
+        return self.rank == 0
+
+    def rows(self, batch: int) -> slice:
+        """The rows of a global batch that are this process's."""
+        size = batch // self.world
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+    def average(self, value: Tensor) -> Tensor:
+        """Mean of a tensor over all processes."""
+        if self.world > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+            value /= self.world
+        return value
+
+    def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Means of numbers over all processes, read from the device at once."""
+        if not values:
+            return {}
+        return dict(zip(values, self.average(torch.stack(list(values.values()))).tolist(), strict=True))
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        if self.world == 1:
+            return flag
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        told = torch.tensor([float(flag)], device=device)
+        dist.all_reduce(told)
+        return bool(told.item())
+
+    @contextmanager
+    def first_goes_ahead(self) -> Iterator[None]:
+        """A block that the first process leaves before the others enter it: what it made is there for them."""
+        if not self.first:
+            dist.barrier()
+        yield
+        if self.first and self.world > 1:
+            dist.barrier()
+
+
+def device_of_rank() -> torch.device:
+    """The GPU of this process if there is one."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+class ProcessLostError(RuntimeError):
+    """Another process of the job is gone."""
+
+
+def job_size() -> int:
+    """Number of processes that `torchrun` started, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """Join the job that `torchrun` started, if it did.
+
+    Raises:
+        ProcessLostError: if another process died or left while this one waited for it.
+    """
+    world = job_size()
+    if world == 1:
+        yield Ranks()
+        return
+    device = device_of_rank()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    ranks = Ranks(dist.get_rank(), world)
+    try:
+        yield ranks
+    except (dist.DistError, RuntimeError) as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise ProcessLostError(
+            f"process {ranks.rank} of {world} lost another one, whose own message says why; the newest checkpoint is "
+            f"whole, and the same command goes on from it ({str(error).splitlines()[0][:200]})"
+        ) from error
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,115 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from interpreter.configs import OptimConfig
+from interpreter.engine.step import StepGraph, TrainingStep, check_same_inputs
+
+from .test_trainer import CPU, Regression, image_task, video_task
+
+OPTIM = OptimConfig(steps=20, batch_size=4, warmup_steps=3, precision="fp32")
+
+
+def train(task, steps=4, optim=OPTIM, device=CPU, **modes):
+    """Losses, gradient norms and weights after some steps."""
+    step = TrainingStep(task, replace(optim, batch_size=task.optim.batch_size), device, **modes)
+    step.start(0, {})
+    sums = []
+    for number in range(steps):
+        step.run(task.batch(number))
+        sums.append(step.read_sums())
+        step.clear_sums()
+    assert step.failure() is None
+    return sums, {name: p.detach().clone() for name, p in task.model.named_parameters()}
+
+
+def assert_close(one, other, **tolerance):
+    for first, second in zip(one[0], other[0], strict=True):
+        assert first.keys() == second.keys()
+        for name in ("loss", "grad_norm"):
+            assert first[name] == pytest.approx(second[name], rel=tolerance["rtol"]), name
+    for name, weight in one[1].items():
+        torch.testing.assert_close(weight, other[1][name], msg=name, **tolerance)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_micro_batches_add_up_to_the_batch(size):
+    """Sums of parts differ in the last bits; AdamW's first steps are signs of gradients, which rounding may turn."""
+    whole = train(image_task(), optim=replace(OPTIM, start_lr=1e-4))
+    parts = train(image_task(), optim=replace(OPTIM, start_lr=1e-4, micro_batch=size))
+    assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [image_task, video_task])
+def test_compiled_steps_are_one_graph_compiled_once_and_equal_eager_ones(make):
+    eager = train(make(iterations=1))
+    torch.compiler.reset()
+    counters.clear()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        compiled = train(make(iterations=1), compiled=True)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    assert_close(compiled, eager, rtol=1e-3, atol=1e-5)  # fused kernels sum in another order
+
+
+def test_weights_rest_from_the_first_step_that_is_not_finite():
+    def spoil(step, loss):
+        return loss * float("nan") if step == 3 else loss
+
+    task = Regression(spoil)
+    step = TrainingStep(task, OPTIM, CPU)
+    step.start(0, {})
+    for number in range(3):
+        step.run(task.batch(number))
+    before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
+    moments = [tensor.clone() for state in step.optimizer.state.values() for tensor in state.values()]
+    for number in range(3, 6):  # nobody looked in between, as on a GPU
+        step.run(task.batch(number))
+    assert step.failure() == "the loss of step 4 is not finite"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in task.model.state_dict().items())
+    after = [tensor for state in step.optimizer.state.values() for tensor in state.values()]
+    assert all(torch.equal(one, other) for one, other in zip(moments, after, strict=True))
+
+
+def test_inputs_of_another_size_are_refused_by_name():
+    old = (torch.zeros(4, 3), torch.zeros(4, dtype=torch.bfloat16))
+    check_same_inputs(old, old)
+    with pytest.raises(ValueError, match=r"input 0 of the step is \[2, 3\] torch.float32, but .* \[4, 3\].*cuda-graph"):
+        check_same_inputs(old, (torch.zeros(2, 3), old[1]))
+    with pytest.raises(ValueError, match=r"input 1 of the step is \[4\] torch.float32, but .* \[4\] torch.bfloat16"):
+        check_same_inputs(old, (old[0], torch.zeros(4)))
+
+
+def on_cuda(task):
+    """The task with everything of it on the GPU."""
+    task.device = torch.device("cuda")
+    task.model.cuda()
+    batch = task.features.batch
+    task.features.batch = lambda frames, flips: batch(frames, flips).cuda()
+    if hasattr(task, "image_stage"):
+        task.image_stage.cuda()
+    return task
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("make", [image_task, video_task])
+def test_captured_steps_equal_eager_ones(make, compiled):
+    device, steps = torch.device("cuda"), 16  # 11 before the capture
+    eager = train(on_cuda(make()), steps, device=device, compiled=compiled)
+    captured = train(on_cuda(make()), steps, device=device, compiled=compiled, captured=True)
+    assert_close(captured, eager, rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+def test_a_captured_function_sees_new_inputs_and_refuses_other_shapes():
+    total = torch.zeros(3, device="cuda")
+    graph = StepGraph(lambda x: total.add_(x))
+    for number in range(20):
+        graph.run((torch.full((3,), float(number), device="cuda"),))
+    assert total.tolist() == 3 * [190.0]
+    with pytest.raises(ValueError, match="--no-cuda-graph"):
+        graph.run((torch.zeros(4, device="cuda"),))
