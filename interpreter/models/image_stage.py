@@ -39,7 +39,9 @@ class ImageStage(nn.Module):
             iterations=config.iterations,
             implicit=config.implicit,
         )
-        self.decoder = TransformerDecoder(config.dim, feature_dim, config.decoder_layers, config.heads)
+        self.decoder = TransformerDecoder(
+            config.dim, feature_dim, config.decoder_layers, config.heads, config.recompute
+        )
         init_transformer(self.decoder)
 
     def encode(self, features: Tensor, grid: tuple[int, int] | None = None, slots: Tensor | None = None) -> ImageSlots:

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 MLP_TOKENS = 4096
 
@@ -69,29 +70,41 @@ class Block(nn.Module):
         return torch.cat([self.mlp(self.norm_mlp(piece)) for piece in x.split(MLP_TOKENS, 1)], 1)
 
 
-class TransformerEncoder(nn.Module):
-    """[B, L, D] -> [B, L, D]; ``mask`` [B, L] is True where there is a token."""
+def _run(block: nn.Module, recompute: bool, *arguments: Tensor | None) -> Tensor:
+    """A block; with ``recompute`` only its input is kept for the backward pass, which computes the rest again."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)  # nothing in it is random
+    return block(*arguments)
 
-    def __init__(self, dim: int, depth: int, heads: int) -> None:
+
+class TransformerEncoder(nn.Module):
+    """[B, L, D] -> [B, L, D]; ``mask`` [B, L] is True where there is a token.
+
+    With ``recompute`` training keeps the input of each block alone, for a third more time.
+    """
+
+    def __init__(self, dim: int, depth: int, heads: int, recompute: bool = False) -> None:
         super().__init__()
+        self.recompute = recompute
         self.blocks = nn.ModuleList(Block(dim, heads, cross=False) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode x."""
         for block in self.blocks:
-            x = block(x, mask)
+            x = _run(block, self.recompute, x, mask)
         return self.norm(x)
 
 
 class TransformerDecoder(nn.Module):
     """Reconstruct a sequence [B, L, out_dim] from slots [B, S, D], given position queries [L, D].
 
-    No causal mask: every query sees every other query and, through cross-attention, the slots.
+    No causal mask: every query sees every other query and, through cross-attention, the slots. ``recompute`` as above.
     """
 
-    def __init__(self, dim: int, out_dim: int, depth: int, heads: int) -> None:
+    def __init__(self, dim: int, out_dim: int, depth: int, heads: int, recompute: bool = False) -> None:
         super().__init__()
+        self.recompute = recompute
         self.norm_slots = nn.LayerNorm(dim)
         self.blocks = nn.ModuleList(Block(dim, heads, cross=True) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
@@ -102,7 +115,7 @@ class TransformerDecoder(nn.Module):
         x = queries.expand(slots.shape[0], -1, -1)
         memory = self.norm_slots(slots)
         for block in self.blocks:
-            x = block(x, memory=memory, memory_mask=slot_mask)
+            x = _run(block, self.recompute, x, None, memory, slot_mask)
         return self.head(self.norm(x))
 
 

@@ -36,11 +36,11 @@ class VideoStage(nn.Module):
             raise ValueError(f"--dim must be a multiple of 4 for its position encodings, got {config.dim}")
         self.config, self.num_frames = config, num_frames
         self.embed = nn.Linear(slot_dim, config.dim) if slot_dim != config.dim else nn.Identity()
-        self.encoder = TransformerEncoder(config.dim, config.encoder_layers, config.heads)
+        self.encoder = TransformerEncoder(config.dim, config.encoder_layers, config.heads, config.recompute)
         self.slot_attention = SlotAttention(
             config.num_slots, config.dim, iterations=config.iterations, implicit=config.implicit
         )
-        self.decoder = TransformerDecoder(config.dim, slot_dim, config.decoder_layers, config.heads)
+        self.decoder = TransformerDecoder(config.dim, slot_dim, config.decoder_layers, config.heads, config.recompute)
         init_transformer(self.encoder)
         init_transformer(self.decoder)
 

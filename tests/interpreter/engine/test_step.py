@@ -42,6 +42,23 @@ def test_micro_batches_add_up_to_the_batch(size):
     assert_close(parts, whole, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("make", [image_task, video_task])
+def test_recomputed_blocks_change_nothing_but_what_is_kept(make):
+    kept = []
+    plain = train(make())
+    task = make()
+    for part in (getattr(task.model, name, None) for name in ("encoder", "decoder")):
+        if part is not None:
+            part.recompute = True
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        recomputed = train(task)
+    assert_close(recomputed, plain, rtol=0, atol=0)
+    few, kept[:] = sum(kept), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        train(make())
+    assert few < sum(kept) / 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [image_task, video_task])
 def test_compiled_steps_are_one_graph_compiled_once_and_equal_eager_ones(make):
