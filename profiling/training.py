@@ -178,7 +178,7 @@ def benchmark(
             mode: {
                 **t,
                 "utilisation": flops / 1e6 / t["median"] / rate,
-                "peak_mib": peak_bytes(runs[mode], device.type) / 2**20,
+                "peak_mib": peaks[mode],
             }
             for mode, t in times.items()
         },
