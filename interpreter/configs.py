@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 Stage = Literal["image", "video"]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp8-backbone"]
 Preset = Literal["demo", "davis", "ytvis19", "movi-e"]
 
 
@@ -132,7 +132,8 @@ class OptimConfig:
     flip: bool = True
     """Horizontal flip, the only augmentation."""
     precision: Precision = "auto"
-    """auto takes bf16 autocast where the hardware multiplies it faster."""
+    """auto takes bf16 autocast where the hardware multiplies it faster. fp8-backbone: the frozen ViT in float8 as well
+    (its features move by some percent, docs/training.md)."""
     seed: int = 0
     """Seed of everything random."""
 

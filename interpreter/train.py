@@ -24,7 +24,7 @@ from interpreter.engine.features import (
 )
 from interpreter.engine.inference import Segmenter
 from interpreter.engine.logging import console, progress_bar
-from interpreter.engine.precision import resolve_precision
+from interpreter.engine.precision import in_precision, resolve_precision
 from interpreter.engine.run import (
     load_image_stage,
     load_stage_state,
@@ -83,9 +83,9 @@ def train_image(config: ImageTraining, stop: StopRequest, ranks: Ranks) -> bool:
     stored = read_config(config.run)
     if checkpoints(config.run / "image"):
         require_same(stored.image, config)
-    backbone = load_backbone(config.backbone).to(device)
-    grid = backbone.grid(config.data.frame_size)
     optim = _resolved(config.optim, device)
+    backbone = in_precision(load_backbone(config.backbone), optim.precision).to(device)
+    grid = backbone.grid(config.data.frame_size)
     # Before the long part begins, so that sizes which do not fit are told at once.
     torch.manual_seed(optim.seed)
     model = ImageStage(config.model, backbone.dim, grid).to(device)

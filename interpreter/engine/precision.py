@@ -3,13 +3,32 @@
 import torch
 
 from interpreter.configs import Precision
+from interpreter.models.backbone import Backbone
+from interpreter.models.float8 import to_float8
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     """``"auto"`` becomes ``"bf16"`` where the hardware multiplies it faster than fp32, else ``"fp32"``."""
+    if precision == "fp8-backbone" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        raise ValueError(
+            f"--precision fp8-backbone: {torch.cuda.get_device_name(device)} does not multiply float8 (compute "
+            "capability 8.9 and up do); use --precision bf16"
+        )
     if precision != "auto":
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16" if fast else "fp32"
+
+
+def in_precision(backbone: Backbone, precision: Precision) -> Backbone:
+    """The backbone, its linear layers in float8 if ``precision`` says so.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if precision == "fp8-backbone" and to_float8(backbone) == 0:
+        name = type(backbone).__name__
+        raise ValueError(f"--precision fp8-backbone: the backbone {name} has no linear layers; use --precision bf16")
+    return backbone

@@ -13,6 +13,7 @@ import torch
 
 from interpreter.configs import ImageTraining, Stage, VideoTraining
 from interpreter.engine.checkpoint import TrainingState, load_checkpoint, restore_weights
+from interpreter.engine.precision import in_precision, resolve_precision
 from interpreter.files import write_text
 from interpreter.models.backbone import Backbone, load_backbone
 from interpreter.models.image_stage import ImageStage
@@ -145,7 +146,8 @@ def load_image_stage(run: Path, device: torch.device) -> tuple[ImageTraining, Ba
     config = read_config(run).image
     if config is None:
         raise ValueError(f"{run}/config.json does not describe the image stage that lies beside it")
-    backbone = load_backbone(config.backbone).to(device)
+    precision = resolve_precision(config.optim.precision, device)
+    backbone = in_precision(load_backbone(config.backbone), precision).to(device)
     stage = ImageStage(config.model, backbone.dim, backbone.grid(config.data.frame_size)).to(device)
     restore_weights(stage, state.weights, run / "image")
     stage.slot_attention.iterations = config.model.inference_iterations

@@ -137,5 +137,5 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The autocast region of a training or inference step: ``precision`` is ``"bf16"`` or ``"fp32"``."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    """The autocast region of a training or inference step: all but ``"fp32"`` multiply in bfloat16."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision != "fp32")
