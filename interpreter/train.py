@@ -24,6 +24,7 @@ from interpreter.engine.features import (
 )
 from interpreter.engine.inference import Segmenter
 from interpreter.engine.logging import console, progress_bar
+from interpreter.engine.memory import memory_notice
 from interpreter.engine.precision import in_precision, resolve_precision
 from interpreter.engine.run import (
     load_image_stage,
@@ -102,6 +103,8 @@ def train_image(config: ImageTraining, stop: StopRequest, ranks: Ranks) -> bool:
         f"{backbone.dim}, {len(dataset)} videos, {device}, {optim.precision}"
     )
     task = ImageTask(model, features, [v.num_frames for v in dataset.videos], optim, device, ranks)
+    rows, slots = optim.batch_size // ranks.world, (config.model.num_slots, config.model.dim)
+    console.print(memory_notice(task, optim, [(rows, grid[0] * grid[1], backbone.dim), (rows, *slots)]))
 
     def samples() -> np.ndarray:
         segmenter = Segmenter(backbone, model, None, config.data.frame_size, optim.precision)
@@ -142,6 +145,9 @@ def train_video(config: VideoTraining, stop: StopRequest, ranks: Ranks) -> bool:
         f"{image_stage.config.num_slots} slots, {len(dataset)} videos, {device}, {optim.precision}"
     )
     task = VideoTask(model, image_stage, features, [v.num_frames for v in dataset.videos], optim, device, ranks)
+    rows, slots = optim.batch_size // ranks.world, (config.model.num_slots, config.model.dim)
+    given = (image_stage.config.num_slots, image_stage.config.dim)
+    console.print(memory_notice(task, optim, [(rows, config.num_frames, *given), (rows, *slots)]))
 
     def samples() -> np.ndarray:
         segmenter = Segmenter(backbone, image_stage, model, image_config.data.frame_size, optim.precision)

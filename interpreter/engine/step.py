@@ -50,11 +50,11 @@ class TrainingStep:
         self.rate = torch.zeros((), device=device)
         self.optimizer = torch.optim.AdamW(
             self.parameters,
-            lr=self.rate,
             weight_decay=optim.weight_decay,
             fused=True,
             capturable=device.type == "cuda",
         )
+        self.optimizer.param_groups[0]["lr"] = self.rate
         self.number = torch.zeros((), dtype=torch.int64, device=device)  # steps done
         # The first step whose loss, or else whose gradient, was not finite, counted from 1. From then on weights rest.
         self.bad_loss, self.bad_gradient = (torch.zeros_like(self.number) for _ in range(2))

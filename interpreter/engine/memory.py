@@ -1,0 +1,83 @@
+"""How much memory a training step takes, found without taking it."""
+
+import copy
+import dataclasses
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from interpreter.configs import OptimConfig
+from interpreter.engine.step import TrainingStep
+from interpreter.engine.tasks import ImageTask, VideoTask
+
+
+class LivingStorages(TorchDispatchMode):
+    """Counts the bytes of all tensors that operators make, and of those given to :meth:`note`, until they die."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.peak = 0
+        self.known = WeakIdKeyDictionary()
+
+    def note(self, tensor: Tensor) -> None:
+        """Count a tensor's storage, once."""
+        storage = tensor.untyped_storage()
+        if storage in self.known:
+            return
+        self.known[storage] = True
+        self.bytes += storage.nbytes()
+        self.peak = max(self.peak, self.bytes)
+        weakref.finalize(storage, self._died, storage.nbytes())
+
+    def _died(self, size: int) -> None:
+        self.bytes -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.note(leaf)
+        return out
+
+
+def predicted_peak(task: ImageTask | VideoTask, optim: OptimConfig, shapes: Sequence[tuple[int, ...]]) -> int:
+    """Most bytes that are alive at once in an eager step: weights, optimiser, gradients, activations and the batch.
+
+    The step runs on tensors without data, whose storages are counted. Left out are what libraries allocate for
+    themselves, buffers inside the project's own ops, and the backbone.
+
+    Args:
+        task: what a step computes.
+        optim: optimiser settings; ``precision`` resolved.
+        shapes: of the inputs of a step.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True), LivingStorages() as living:
+        fake = dataclasses.replace(task, model=copy.deepcopy(task.model))  # type: ignore[arg-type]
+        inputs = tuple(torch.empty(shape, device=task.device) for shape in shapes)
+        step = TrainingStep(fake, optim, task.device)
+        step.start(0, {})
+        for _ in range(2):  # the second has the optimiser's state from the beginning
+            step.run(inputs)
+    return living.peak
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that nobody uses: of the GPU, or of the machine."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def memory_notice(task: ImageTask | VideoTask, optim: OptimConfig, shapes: Sequence[tuple[int, ...]]) -> str:
+    """What a step will take, and what to do if that is more than there is."""
+    needed, free = predicted_peak(task, optim, shapes), free_bytes(task.device)
+    notice = f"a step takes {needed / 2**30:.2f} GB of memory at its peak"
+    if needed > free:
+        notice += f", but {free / 2**30:.2f} GB are free: use --micro-batch, --recompute or a smaller --batch-size"
+    return notice
