@@ -1,5 +1,6 @@
 """What one step of each stage computes; the trainer knows nothing else of them."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from interpreter.configs import OptimConfig
 from interpreter.engine.diagnostics import slot_diagnostics
+from interpreter.data.loaders import Request
 from interpreter.engine.features import FeatureSource
 from interpreter.engine.sampling import clip_batch, frame_batch, torch_generator
 from interpreter.models.image_stage import ImageStage
@@ -55,10 +57,16 @@ class ImageTask:
         """Frames that a step looks at."""
         return self.optim.batch_size
 
+    def frames(self, step: int) -> Request:
+        """Frame numbers [B] and flips [B] of a step."""
+        optim = self.optim
+        return frame_batch(sum(self.lengths), optim.batch_size, optim.flip, optim.seed, step)
+
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """Features [B, M, D_features] and noise of the slot prior [B, N, D]."""
         optim = self.optim
-        frames, flips = frame_batch(sum(self.lengths), optim.batch_size, optim.flip, optim.seed, step)
+        self.features.expect(self.frames(s) for s in range(step, optim.steps))
+        frames, flips = self.frames(step)
         generator = torch_generator(self.device, optim.seed, IMAGE_NOISE, step)
         return self.features.batch(frames, flips), prior_noise(self.model.slot_attention, optim.batch_size, generator)
 
@@ -84,20 +92,26 @@ class VideoTask:
         """Frames that a step looks at."""
         return self.optim.batch_size * self.model.num_frames
 
+    def frames(self, step: int) -> list[Request]:
+        """Frame numbers and flips of a step, those of all clips one after the other, in parts of at most ROWS frames."""
+        optim = self.optim
+        frames, flips = clip_batch(self.lengths, optim.batch_size, self.model.num_frames, optim.flip, optim.seed, step)
+        return list(zip(frames.flatten().split(ROWS), flips.flatten().split(ROWS), strict=True))
+
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """Image slots [B, T, N, D_image] and noise of the slot prior [B, K, D]."""
         optim = self.optim
-        frames, flips = clip_batch(self.lengths, optim.batch_size, self.model.num_frames, optim.flip, optim.seed, step)
+        self.features.expect(itertools.chain.from_iterable(self.frames(s) for s in range(step, optim.steps)))
         generator = torch_generator(self.device, optim.seed, IMAGE_NOISE, step)
         attention = self.image_stage.slot_attention
         image_slots = []
         with torch.no_grad():
-            for rows, mirrored in zip(frames.flatten().split(ROWS), flips.flatten().split(ROWS), strict=True):
+            for rows, mirrored in self.frames(step):
                 initial = initial_slots(attention, prior_noise(attention, len(rows), generator))
                 image_slots.append(self.image_stage.encode(self.features.batch(rows, mirrored), slots=initial).slots)
         generator = torch_generator(self.device, optim.seed, VIDEO_NOISE, step)
         noise = prior_noise(self.model.slot_attention, optim.batch_size, generator)
-        return torch.cat(image_slots).unflatten(0, frames.shape), noise
+        return torch.cat(image_slots).unflatten(0, (optim.batch_size, self.model.num_frames)), noise
 
     def forward(self, image_slots: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and diagnostics, those of the merged slots."""

@@ -87,7 +87,7 @@ class Trainer:
                     log.picture(step, self.samples())
                 if step % self.logging.checkpoint_every == 0 or step == optim.steps:
                     self._save(step, optimizer, window)
-                log.advance(step)
+                log.advance(step, values["seconds_for_batch"])
             if step < optim.steps:
                 self._save(step, optimizer, window)
         return step >= optim.steps
@@ -96,6 +96,7 @@ class Trainer:
         started = time.perf_counter()
         with autocast(self.device, self.optim.precision):
             batch = self.task.batch(step)
+            loaded = time.perf_counter() - started
             loss, diagnostics = forward(*batch)
         value = loss.item()
         if not math.isfinite(value):
@@ -110,7 +111,8 @@ class Trainer:
         optimizer.step()
         values = {name: tensor.item() for name, tensor in diagnostics.items()}
         seconds = time.perf_counter() - started
-        return {"loss": value, "grad_norm": norm.item(), **values, "seconds_per_step": seconds, "count": 1.0}
+        times = {"seconds_per_step": seconds, "seconds_for_batch": loaded}
+        return {"loss": value, "grad_norm": norm.item(), **values, **times, "count": 1.0}
 
     def _save(self, step: int, optimizer: torch.optim.Optimizer, window: dict[str, float]) -> None:
         model = self.task.model

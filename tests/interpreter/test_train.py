@@ -41,7 +41,7 @@ def wait_for_step(process, stage, step):
 
 def curve(run, stage):
     lines = (run / stage / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds_per_step"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith("seconds_")} for line in lines]
 
 
 def assert_same_run(one, other, stage):
