@@ -1,4 +1,4 @@
-"""A process that decodes for the ``pyav`` loader: ``python -m interpreter.data.decode_worker DESCRIPTOR``.
+"""What runs in the processes that decode for the ``pyav`` loader.
 
 Jobs come as pickles on standard input, pixels go into the shared memory behind the file descriptor, replies as pickles
 to standard output. The process ends with its input, so it cannot outlive the one that started it. A program of its own
@@ -32,12 +32,11 @@ class Failure(NamedTuple):
     damaged: bool  # whether it was a `VideoError`
 
 
-def main() -> None:
-    """Work until the input ends."""
+def main(memory: int) -> None:
+    """Work until the input ends; ``memory`` is the file descriptor of the shared memory."""
     # Ctrl-C and Slurm's SIGTERM reach every process; the trainer decides when this one ends.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    memory = int(sys.argv[1])
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not get among the replies
     videos, size = pickle.load(requests)
@@ -53,12 +52,8 @@ def main() -> None:
                 os.pwrite(memory, np.ascontiguousarray(frame[:, ::-1] if job.flip else frame).data, place)
         except Exception as error:
             reply = Failure(str(error) or type(error).__name__, isinstance(error, VideoError))
-        pickle.dump(reply, replies)
-        replies.flush()
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except BrokenPipeError:  # nobody waits for the reply any more
-        os._exit(0)
+        try:
+            pickle.dump(reply, replies)
+            replies.flush()
+        except BrokenPipeError:  # nobody is left who waits for it
+            os._exit(0)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from interpreter.configs import OptimConfig
-from interpreter.engine.diagnostics import slot_diagnostics
 from interpreter.data.loaders import Request
+from interpreter.engine.diagnostics import slot_diagnostics
 from interpreter.engine.features import FeatureSource
 from interpreter.engine.sampling import clip_batch, frame_batch, torch_generator
 from interpreter.models.image_stage import ImageStage
@@ -93,7 +93,7 @@ class VideoTask:
         return self.optim.batch_size * self.model.num_frames
 
     def frames(self, step: int) -> list[Request]:
-        """Frame numbers and flips of a step, those of all clips one after the other, in parts of at most ROWS frames."""
+        """Frame numbers and flips of a step, clip after clip, in parts of at most ROWS frames."""
         optim = self.optim
         frames, flips = clip_batch(self.lengths, optim.batch_size, self.model.num_frames, optim.flip, optim.seed, step)
         return list(zip(frames.flatten().split(ROWS), flips.flatten().split(ROWS), strict=True))

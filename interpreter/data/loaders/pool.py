@@ -90,7 +90,7 @@ class _Process:
         self._setup: bytes | None = setup
         # Its own session, so that a terminal's Ctrl-C does not reach it while it starts.
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "interpreter.data.decode_worker", str(descriptor)],
+            [sys.executable, "-c", f"from interpreter.data.decode_worker import main; main({descriptor})"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=(descriptor,),
