@@ -82,6 +82,8 @@ class Loader(abc.ABC):
     name: str
 
     def __init__(self, videos: Sequence[Video], size: Size, device: torch.device, ahead: int) -> None:
+        if device.type == "cuda" and device.index is None:  # the current device is another one in other threads
+            device = torch.device("cuda", torch.cuda.current_device())
         self.videos, self.size, self.device, self.ahead = videos, size, device, ahead
         self.starts = np.cumsum([0] + [video.num_frames for video in videos])
         self.waited = 0.0  # seconds that `batch` waited so far
@@ -153,9 +155,18 @@ class ThreadedLoader(Loader):
     def __init__(self, videos: Sequence[Video], size: Size, device: torch.device, ahead: int) -> None:
         super().__init__(videos, size, device, ahead)
         self._thread = ThreadPoolExecutor(1, f"{self.name} loader")
+        # Of its own, so that copies do not queue behind the step's kernels.
+        self._stream = torch.cuda.Stream(self.device) if device.type == "cuda" else None
 
     def _start(self, request: Request) -> Future[Tensor]:
-        return self._thread.submit(self._load, request)
+        return self._thread.submit(self._load_in_stream, request)
+
+    def _load_in_stream(self, request: Request) -> Tensor:
+        with torch.cuda.stream(self._stream):  # without a GPU it does nothing
+            pixels = self._load(request)
+            if self._stream is not None:
+                self._stream.synchronize()
+        return pixels
 
     @abc.abstractmethod
     def _load(self, request: Request) -> Tensor:

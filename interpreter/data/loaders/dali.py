@@ -39,8 +39,8 @@ class DaliLoader(ThreadedLoader):
     """Decode with DALI: nvJPEG and NVDEC on a GPU, libjpeg-turbo and FFmpeg on the CPU.
 
     Frames are resized with the same antialiased triangle filter as elsewhere, but rounded otherwise, and at the borders
-    it repeats pixels where Pillow leaves them out. On the CPU, JPEG frames differ from `Video.read` by one level at most,
-    more in the outermost pixels; videos differ by another interpolation of chroma, under one level in the mean on real
+    it repeats pixels where Pillow leaves them out. On the CPU, JPEG frames differ from `Video.read` by at most one level
+    (more in the outermost pixels), videos by another interpolation of chroma, under one level in the mean on real
     pictures. One frame of each kind of video is compared at the start.
 
     Args:
@@ -57,9 +57,8 @@ class DaliLoader(ThreadedLoader):
     def __init__(self, videos: Sequence[Video], size: Size, device: torch.device, ahead: int, workers: int) -> None:
         super().__init__(videos, size, device, ahead)
         self.workers = workers
-        self._gpu = (device.index or 0) if device.type == "cuda" else None
+        self._gpu = self.device.index if device.type == "cuda" else None
         self._pipelines: dict[bool, Pipeline] = {}  # by whether they decode videos
-        self._stream = torch.cuda.Stream(device) if self._gpu is not None else None
         try:
             self._compare()
         except BaseException:
@@ -85,20 +84,16 @@ class DaliLoader(ThreadedLoader):
 
     def _load(self, request: Request) -> Tensor:
         pieces = split(request, self.starts, LONGEST_PIECE)
-        # Pages of the CPU and memory of the GPU alike; the caller's stream is told in `Loader.batch`.
-        with torch.cuda.stream(self._stream):
-            pixels = torch.empty(len(request[0]), *self.size, 3, dtype=torch.uint8, device=self.device)
-            for is_video in (False, True):
-                samples = [
-                    sample
-                    for piece in pieces
-                    if isinstance(self.videos[piece.video], FrameFolder) != is_video
-                    for sample in self._samples(piece)
-                ]
-                for first in range(0, len(samples), SAMPLES):
-                    self._decode(samples[first : first + SAMPLES], is_video, pixels)
-            if self._stream is not None:
-                self._stream.synchronize()
+        pixels = torch.empty(len(request[0]), *self.size, 3, dtype=torch.uint8, device=self.device)
+        for is_video in (False, True):
+            samples = [
+                sample
+                for piece in pieces
+                if isinstance(self.videos[piece.video], FrameFolder) != is_video
+                for sample in self._samples(piece)
+            ]
+            for first in range(0, len(samples), SAMPLES):
+                self._decode(samples[first : first + SAMPLES], is_video, pixels)
         return pixels
 
     def _samples(self, piece: Piece) -> list[_Sample]:

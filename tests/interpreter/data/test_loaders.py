@@ -380,3 +380,20 @@ def test_the_worker_imports_no_torch():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ENGINES)
+def test_pixels_arrive_on_the_gpu(engine, videos, h264):
+    """Announced or not, and while the memory of earlier batches is used again."""
+    clips = [*videos, h264]
+    asked = requests(clips, 8)
+    expected = [truth(clips, request).astype(float) for request in asked]
+    with open_loader(engine, clips, SIZE, torch.device("cuda"), workers=2) as loader:
+        loader.expect(iter(asked[:4]))
+        for request, pixels in zip(asked, expected, strict=True):
+            found = loader.batch(*request)
+            assert found.is_cuda
+            difference = np.abs(found.cpu().numpy() - pixels)
+            assert difference.mean() < 2 if engine == "dali" else difference.max() == 0
+            del found
