@@ -60,8 +60,9 @@ def train(config: ImageTraining | VideoTraining) -> bool:
     config = dataclasses.replace(config, init=config.init and config.init.resolve())
     with StopRequest() as stop, contextlib.ExitStack() as opened:
         try:
-            stage = train_image if isinstance(config, ImageTraining) else train_video
-            return stage(config, stop, opened)  # type: ignore[operator]
+            if isinstance(config, ImageTraining):
+                return train_image(config, stop, opened)
+            return train_video(config, stop, opened)
         except Stopped:
             return False
 

