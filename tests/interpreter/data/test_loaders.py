@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from interpreter.data import VideoError, open_video
 from interpreter.data import loaders as loaders_module
 from interpreter.data.loaders import LoaderError, choose_loader, dali_obstacle, open_loader
 from interpreter.data.loaders.base import split
+from interpreter.data.loaders.pool import _Memory
 from interpreter.data.video_file import VideoFile
 
 SIZE = (48, 80)
@@ -261,6 +263,26 @@ def test_closing_in_the_middle_leaves_no_process_and_no_memory(videos):
     assert not children()
     gc.collect()
     assert not maps.exists() or "memfd:interpreter-loader" not in maps.read_text()
+
+
+def test_shared_memory_is_used_again_but_never_while_a_process_may_write_to_it(videos):
+    memory = _Memory(CPU)
+    first = memory.take(5000)
+    job = Future()
+    first.users = [job]
+    memory.give_back(first)  # as a request that nobody wants any more, in the middle of a job
+    second = memory.take(5000)
+    assert second.offset >= first.offset + 5000
+    job.set_result(None)
+    assert memory.take(4000) is first
+    del first, second
+    memory.close()
+    with open_loader("pyav", videos, SIZE, CPU, workers=2, ahead=2) as loader:
+        asked = requests(videos, 12)
+        for step, request in enumerate(asked):
+            loader.expect(asked[step:])
+            loader.batch(*request)
+        assert loader._memory.bytes <= 4 * (20 * SIZE[0] * SIZE[1] * 3 + 4096)
 
 
 def test_decoding_processes_end_with_a_killed_parent(paths):
