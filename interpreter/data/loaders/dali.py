@@ -39,9 +39,9 @@ class DaliLoader(ThreadedLoader):
     """Decode with DALI: nvJPEG and NVDEC on a GPU, libjpeg-turbo and FFmpeg on the CPU.
 
     Frames are resized with the same antialiased triangle filter as elsewhere, but rounded otherwise, and at the borders
-    it repeats pixels where Pillow leaves them out. On the CPU, JPEG frames differ from `Video.read` by one level, in the
-    outermost pixels by more; videos by another interpolation of chroma, under one level in the mean on real pictures.
-    One frame of each kind of video is compared at the start.
+    it repeats pixels where Pillow leaves them out. On the CPU, JPEG frames differ from `Video.read` by one level, in
+    the outermost pixels by more; videos by another interpolation of chroma, under one level in the mean on real
+    pictures. One frame of each kind of video is compared at the start.
 
     Args:
         videos, size, device, ahead: see `Loader`; `interpreter.data.loaders.dali_obstacle` says which videos will do.
