@@ -44,7 +44,7 @@ def open_loader(
         advance: called with numbers of frames while the ``torch`` loader decodes all of them at the start.
 
     Raises:
-        ValueError: if there is no such loader, or DALI is asked for where it cannot serve; says why and what to use.
+        ValueError: if there is no such loader, or it is asked for where it cannot serve; says why and what to use.
         VideoError: if a video is damaged.
         LoaderError: if the loader cannot start.
     """
@@ -53,6 +53,11 @@ def open_loader(
     workers = workers or max(1, cpu_count() // _local_ranks())
     chosen = choose_loader(videos, size, device) if name == "auto" else name
     if chosen == "torch":
+        if (needed := frame_bytes(videos, size)) > free_memory():
+            raise ValueError(
+                f"--loader torch: all frames together are {needed / 1e9:.1f} GB, but {free_memory() / 1e9:.1f} GB of "
+                "memory are free; use --loader pyav, or auto"
+            )
         from interpreter.data.loaders.cached import CachedLoader
 
         return CachedLoader(videos, size, device, ahead, workers, advance)
@@ -73,12 +78,16 @@ def choose_loader(videos: Sequence[Video], size: Size, device: torch.device) -> 
     ``torch`` if all frames fit into a quarter of this process' share of the free memory; else, on a GPU, ``dali`` if it
     is installed and decodes all of the videos; else ``pyav``.
     """
-    needed = sum(video.num_frames for video in videos) * size[0] * size[1] * 3
-    if needed <= free_memory() / 4 / _local_ranks():
+    if frame_bytes(videos, size) <= free_memory() / 4 / _local_ranks():
         return "torch"
     if device.type == "cuda" and dali_obstacle(videos, device) is None:
         return "dali"
     return "pyav"
+
+
+def frame_bytes(videos: Sequence[Video], size: Size) -> int:
+    """Bytes of all frames at a size."""
+    return sum(video.num_frames for video in videos) * size[0] * size[1] * 3
 
 
 def dali_obstacle(videos: Sequence[Video], device: torch.device) -> str | None:

@@ -2,7 +2,6 @@
 
 import abc
 import itertools
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
@@ -86,7 +85,6 @@ class Loader(abc.ABC):
             device = torch.device("cuda", torch.cuda.current_device())
         self.videos, self.size, self.device, self.ahead = videos, size, device, ahead
         self.starts = np.cumsum([0] + [video.num_frames for video in videos])
-        self.waited = 0.0  # seconds that `batch` waited so far
         self._loading: dict[bytes, Loading] = {}
         self._upcoming: Iterator[Request] = iter(())
 
@@ -118,7 +116,6 @@ class Loader(abc.ABC):
             VideoError: if a video is damaged.
             LoaderError: if the loader itself fails.
         """
-        began = time.perf_counter()
         request = frames, flips
         loading = self._loading.pop(_key(request), None) or self._start(request)
         # Before waiting: what comes next can already be queued behind this one.
@@ -128,7 +125,6 @@ class Loader(abc.ABC):
         pixels = loading.result()
         if pixels.is_cuda:  # made on another stream: its memory must not be reused before this stream is done with it
             pixels.record_stream(torch.cuda.current_stream(pixels.device))
-        self.waited += time.perf_counter() - began
         return pixels
 
     @abc.abstractmethod

@@ -3,6 +3,7 @@
 The only file that imports DALI, so that everything else works without it.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -130,7 +131,7 @@ class DaliLoader(ThreadedLoader):
         if is_video not in self._pipelines:
             self._pipelines[is_video] = self._build(is_video)
         pipeline = self._pipelines[is_video]
-        pipeline.feed_input("paths", [np.frombuffer(sample.path.encode(), np.uint8) for sample in samples])
+        pipeline.feed_input("paths", [np.frombuffer(os.fsencode(sample.path), np.uint8) for sample in samples])
         pipeline.feed_input("flips", [np.array(sample.flip, np.int32) for sample in samples])
         if is_video:
             pipeline.feed_input("frames", [sample.frames for sample in samples])

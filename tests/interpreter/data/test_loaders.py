@@ -381,6 +381,24 @@ def test_auto_takes_memory_then_dali_on_a_gpu_then_processes(videos, h264, turne
         assert loader.name == "pyav"
 
 
+def test_frames_that_do_not_fit_are_refused_before_they_are_decoded(videos, monkeypatch):
+    monkeypatch.setattr(loaders_module, "free_memory", lambda: 10)
+    with pytest.raises(ValueError, match=r"--loader torch: all frames together are 0\.0 GB, but .*--loader pyav"):
+        open_loader("torch", videos, SIZE, CPU)
+
+
+def test_names_of_files_need_not_be_utf8(tmp_path, moving):
+    folder = tmp_path / os.fsdecode(b"\xe9t\xe9 \xff")
+    try:
+        write_folder(folder, moving(2, *SIZE), ".png")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    video = open_video(folder)
+    for engine in ("pyav", "torch", "dali") if HAS_DALI else ("pyav", "torch"):
+        with open_loader(engine, [video], SIZE, CPU, workers=1) as loader:
+            assert np.array_equal(loader.batch(*whole([video])), truth([video], whole([video])))
+
+
 def test_free_memory_is_positive_and_at_most_the_machines():
     assert 0 < loaders_module.free_memory() <= psutil.virtual_memory().total
 
