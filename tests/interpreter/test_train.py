@@ -222,6 +222,16 @@ def test_a_killed_decoding_process_is_one_line_and_training_goes_on(command):
     assert load_checkpoint(run / "image").step == STEPS
 
 
+def test_the_video_stage_streams_through_a_loader(tmp_path, tiny_run, image_options, video_options):
+    run = tmp_path / "run"
+    main(["--run", str(run), *image_options, *STREAMED])
+    main(["--run", str(run), *video_options, "--loader", "pyav", "--workers", "1"])
+    assert not (run / "features").exists()
+    assert [record["step"] for record in curve(run, "video")] == [1, 2, 3]
+    for one, other in zip(curve(tiny_run, "video"), curve(run, "video"), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=2e-2)  # on features that fp16 has not rounded
+
+
 def test_a_loader_may_change_between_two_calls_and_a_wrong_one_is_told(image_run, image_options, tmp_path):
     run = image_run()
     longer = ["--run", str(run), *image_options, "--features", "streamed", "--steps", "4"]

@@ -363,6 +363,12 @@ def test_dali_that_is_not_installed_is_one_line(videos, monkeypatch):
     assert choose_loader(videos, SIZE, torch.device("cuda")) != "dali"
 
 
+def test_dali_counts_as_missing_where_not_even_its_parent_package_is(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia", None)
+    monkeypatch.delitem(sys.modules, "nvidia.dali", raising=False)
+    assert not loaders_module._dali_installed()
+
+
 def test_auto_takes_memory_then_dali_on_a_gpu_then_processes(videos, h264, turned, monkeypatch):
     cuda = torch.device("cuda")
     monkeypatch.setattr(loaders_module, "_dali_installed", lambda: True)
