@@ -6,6 +6,7 @@ from typing import Literal
 
 Stage = Literal["image", "video"]
 Precision = Literal["auto", "fp32", "bf16", "fp8-backbone"]
+LoaderName = Literal["auto", "dali", "pyav", "torch"]
 Preset = Literal["demo", "davis", "ytvis19", "movi-e"]
 
 
@@ -107,6 +108,20 @@ class VideoModelConfig:
 
 
 @dataclass(frozen=True)
+class LoaderConfig:
+    """How frames are decoded, where features are streamed."""
+
+    loader: LoaderName = "auto"
+    """dali: NVIDIA DALI, on a GPU with hardware decoders. pyav: a pool of processes. torch: all frames decoded once and
+    kept in memory. auto: torch if they fit into a quarter of the free memory, else dali on a GPU if it is installed and
+    knows the videos' codecs, else pyav."""
+    workers: int | None = None
+    """Processes or threads that decode. Default: as many as there are cores."""
+    prefetch: int = 2
+    """Batches to decode ahead."""
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """One run of the optimiser."""
 
@@ -169,6 +184,7 @@ class ImageTraining:
     features: Literal["auto", "stored", "streamed"] = "auto"
     """stored: encode every frame once, with both flips, into RUN/features. streamed: decode and encode each batch anew.
     auto: stored if it fits into half of the free disk."""
+    decoding: LoaderConfig = field(default_factory=LoaderConfig)
     compile: bool = False
     """Run the training step through torch.compile, and on a GPU replay it as one CUDA graph."""
     cuda_graph: bool = True
@@ -192,6 +208,7 @@ class VideoTraining:
     model: VideoModelConfig = field(default_factory=VideoModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    decoding: LoaderConfig = field(default_factory=LoaderConfig)
     compile: bool = False
     """Run the training step through torch.compile, and on a GPU replay it as one CUDA graph."""
     cuda_graph: bool = True

@@ -1,5 +1,6 @@
 """Train a stage: ``python -m interpreter.train --stage image|video --help``."""
 
+import contextlib
 import dataclasses
 import shutil
 import sys
@@ -10,8 +11,9 @@ import numpy as np
 import torch
 
 from interpreter.cli import parse, run_command
-from interpreter.configs import ImageTraining, OptimConfig, VideoTraining
+from interpreter.configs import ImageTraining, LoaderConfig, OptimConfig, VideoTraining
 from interpreter.data import VideoDataset
+from interpreter.data.loaders import Loader, LoaderError, open_loader
 from interpreter.engine.checkpoint import checkpoints, restore_weights
 from interpreter.engine.datasets import open_videos
 from interpreter.engine.distributed import ProcessLostError, Ranks, device_of_rank, job_size, joined
@@ -53,6 +55,7 @@ def train(config: ImageTraining | VideoTraining) -> bool:
     Raises:
         ValueError, FileNotFoundError: if something in the configuration, the data or the run directory is wrong.
         DivergedError: if the loss stops being finite.
+        LoaderError: if a loader fails though no video is damaged, such as when one of its processes is killed.
         OSError: if the disk is full.
     """
     require_positive(config)
@@ -62,12 +65,12 @@ def train(config: ImageTraining | VideoTraining) -> bool:
             f"--batch-size {config.optim.batch_size} cannot be shared by {job_size()} processes; "
             f"give a multiple of {job_size()}"
         )
-    with StopRequest() as stop, joined() as ranks:
+    with StopRequest() as stop, joined() as ranks, contextlib.ExitStack() as opened:
         console.quiet = not ranks.first
         try:
             if isinstance(config, ImageTraining):
-                return train_image(config, stop, ranks)
-            return train_video(config, stop, ranks)
+                return train_image(config, stop, ranks, opened)
+            return train_video(config, stop, ranks, opened)
         except Stopped:
             return False
 
@@ -76,8 +79,8 @@ class Stopped(Exception):
     """A signal asked to stop before the first step."""
 
 
-def train_image(config: ImageTraining, stop: StopRequest, ranks: Ranks) -> bool:
-    """Train the image stage; see :func:`train`."""
+def train_image(config: ImageTraining, stop: StopRequest, ranks: Ranks, opened: contextlib.ExitStack) -> bool:
+    """Train the image stage; see :func:`train`. What has to be closed is left in ``opened``."""
     device = device_of_rank()
     root = config.data.root and config.data.root.resolve()
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=root))
@@ -97,7 +100,7 @@ def train_image(config: ImageTraining, stop: StopRequest, ranks: Ranks) -> bool:
         dataset = open_videos(config.data, config.run)
         if ranks.first:
             write_config(config.run, dataclasses.replace(stored, image=config))
-        features = open_features(config, backbone, dataset, optim, stop)
+        features = open_features(config, backbone, dataset, optim, stop, config.decoding, opened)
     console.print(
         f"image stage: {count_parameters(model) / 1e6:.1f} M parameters, {grid[0]}x{grid[1]} tokens of width "
         f"{backbone.dim}, {len(dataset)} videos, {device}, {optim.precision}"
@@ -117,8 +120,8 @@ def train_image(config: ImageTraining, stop: StopRequest, ranks: Ranks) -> bool:
     return trainer.run(stop)
 
 
-def train_video(config: VideoTraining, stop: StopRequest, ranks: Ranks) -> bool:
-    """Train the video stage on the image stage of the same run; see :func:`train`."""
+def train_video(config: VideoTraining, stop: StopRequest, ranks: Ranks, opened: contextlib.ExitStack) -> bool:
+    """Train the video stage on the image stage of the same run; see :func:`train_image`."""
     device = device_of_rank()
     image_config, backbone, image_stage, weights = load_image_stage(config.run, device)
     stored = read_config(config.run)
@@ -139,7 +142,7 @@ def train_video(config: VideoTraining, stop: StopRequest, ranks: Ranks) -> bool:
         dataset = open_videos(image_config.data, config.run)
         if ranks.first:
             write_config(config.run, dataclasses.replace(stored, video=config, image_weights=weights))
-        features = open_features(image_config, backbone, dataset, optim, stop)
+        features = open_features(image_config, backbone, dataset, optim, stop, config.decoding, opened)
     console.print(
         f"video stage: {count_parameters(model) / 1e6:.1f} M parameters, {config.num_frames} frames of "
         f"{image_stage.config.num_slots} slots, {len(dataset)} videos, {device}, {optim.precision}"
@@ -165,9 +168,15 @@ def _resolved(optim: OptimConfig, device: torch.device) -> OptimConfig:
 
 
 def open_features(
-    config: ImageTraining, backbone: Backbone, dataset: VideoDataset, optim: OptimConfig, stop: StopRequest
+    config: ImageTraining,
+    backbone: Backbone,
+    dataset: VideoDataset,
+    optim: OptimConfig,
+    stop: StopRequest,
+    decoding: LoaderConfig,
+    opened: contextlib.ExitStack,
 ) -> FeatureSource:
-    """Features of all frames, stored or streamed as the configuration says."""
+    """Features of all frames, stored or streamed as the configuration says; a loader is left in ``opened``."""
     size, videos = config.data.frame_size, dataset.videos
     precision = _resolved(config.optim, backbone.mean.device).precision
     home = config.run / "features"
@@ -177,7 +186,8 @@ def open_features(
     present = sum(f.stat().st_size for f in home.glob("*/*")) if home.exists() else 0
     free = shutil.disk_usage(config.run).free + present
     if config.features == "streamed" or (config.features == "auto" and needed > free / 2):
-        return StreamedFeatures(backbone, videos, size, precision)
+        loader = opened.enter_context(start_loader(decoding, dataset, size, backbone.mean.device, stop))
+        return StreamedFeatures(backbone, loader, precision)
     if needed > free:
         raise OSError(
             f"the features need {needed / 1e9:.1f} GB, but {config.run} has {free / 1e9:.1f} GB free; "
@@ -194,6 +204,23 @@ def open_features(
                 raise Stopped
 
         return store_features(home, backbone, key, videos, size, precision, flip, advance)
+
+
+def start_loader(
+    config: LoaderConfig, dataset: VideoDataset, size: tuple[int, int], device: torch.device, stop: StopRequest
+) -> Loader:
+    """Open the loader that the configuration says; one that decodes everything first shows a progress bar."""
+    with progress_bar("frames") as progress:
+        bar = progress.add_task("decoding", total=sum(v.num_frames for v in dataset.videos), status="", visible=False)
+
+        def advance(frames: int) -> None:
+            progress.update(bar, advance=frames, visible=True)
+            if stop.requested:
+                raise Stopped
+
+        loader = open_loader(config.loader, dataset.videos, size, device, config.workers, config.prefetch, advance)
+    console.print(f"frames are decoded by the {loader.name} loader")
+    return loader
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -217,4 +244,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main, (DivergedError, ProcessLostError))
+    run_command(main, (DivergedError, LoaderError, ProcessLostError))

@@ -64,6 +64,10 @@ class VideoFile(Video):
     comes more than a tenth before the declared one is a `VideoError`. Overwritten bytes that a codec without checksums
     (MPEG-4, VP9) decodes without complaint cannot be noticed.
 
+    Attributes:
+        codec: FFmpeg's name of the codec, such as ``h264``, ``vp9`` or ``mjpeg``.
+        rotation: degrees that the display matrix asks for; frames are turned already.
+
     Args:
         path: an existing file.
         name: what to call the video; None takes the file name without suffix.
@@ -81,10 +85,12 @@ class VideoFile(Video):
         with self._open() as (container, stream):
             self.fps = stream.average_rate or stream.guessed_rate or Fraction(24)
             self._seekable = container.format.name.startswith(_SEEKABLE)
+            self.codec = stream.codec_context.codec.canonical_name
         with closing(self._decode()) as decoded:
             first = next(decoded, None)
         if first is None:
             raise VideoError(f"{path}: no frame could be decoded; the file is truncated, download or copy it again")
+        self.rotation = first.rotation % 360
         self.height, self.width = _to_rgb(first, VideoReformatter()).shape[:2]
 
     @property

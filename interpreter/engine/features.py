@@ -15,6 +15,7 @@ from torch import Tensor
 
 from interpreter.configs import BackboneConfig
 from interpreter.data import FrameFolder, Video
+from interpreter.data.loaders import Loader, Request
 from interpreter.files import write_text
 from interpreter.models.backbone import Backbone
 from interpreter.models.transformer import autocast
@@ -27,6 +28,9 @@ class FeatureSource(Protocol):
 
     def batch(self, frames: Tensor, flips: Tensor) -> Tensor:
         """Features [n, M, D] fp32 of frames [n] int64; flips [n] bool asks for the mirrored frame."""
+
+    def expect(self, requests: Iterable[Request]) -> None:
+        """Announce what `batch` will be asked for next, soonest first; a source takes as many as it can use."""
 
 
 def encode(backbone: Backbone, frames: Iterable[np.ndarray], precision: str) -> Iterator[Tensor]:
@@ -48,23 +52,20 @@ def _encode(backbone: Backbone, frames: np.ndarray, precision: str) -> Tensor:
 
 
 class StreamedFeatures:
-    """Decode and encode the asked-for frames at every call."""
+    """Encode the asked-for frames at every call; a loader decodes them ahead."""
 
-    def __init__(self, backbone: Backbone, videos: Sequence[Video], size: tuple[int, int], precision: str) -> None:
-        self.backbone, self.videos, self.size, self.precision = backbone, videos, size, precision
-        self.starts = np.cumsum([0] + [video.num_frames for video in videos])
+    def __init__(self, backbone: Backbone, loader: Loader, precision: str) -> None:
+        self.backbone, self.loader, self.precision = backbone, loader, precision
 
     def batch(self, frames: Tensor, flips: Tensor) -> Tensor:
         """See :class:`FeatureSource`."""
-        numbers = frames.numpy()
-        owners = np.searchsorted(self.starts, numbers, side="right") - 1
-        pixels = np.empty((len(numbers), *self.size, 3), np.uint8)
-        for owner in np.unique(owners):
-            rows = np.flatnonzero(owners == owner)
-            pixels[rows] = self.videos[owner].read(numbers[rows] - self.starts[owner], self.size)
-        mirrored = flips.numpy()
-        pixels[mirrored] = pixels[mirrored, :, ::-1]
-        return torch.cat(list(encode(self.backbone, iter(pixels), self.precision)))
+        pixels = self.loader.batch(frames, flips)
+        with autocast(self.backbone.mean.device, self.precision):
+            return torch.cat([self.backbone.features(part) for part in pixels.split(ENCODE_BATCH)])
+
+    def expect(self, requests: Iterable[Request]) -> None:
+        """See :class:`FeatureSource`."""
+        self.loader.expect(requests)
 
 
 class StoredFeatures:
@@ -82,6 +83,9 @@ class StoredFeatures:
     def batch(self, frames: Tensor, flips: Tensor) -> Tensor:
         """See :class:`FeatureSource`."""
         return self.table[frames + self.count * flips].to(self.device).float()
+
+    def expect(self, requests: Iterable[Request]) -> None:
+        """See :class:`FeatureSource`; nothing is prepared here."""
 
 
 def features_key(

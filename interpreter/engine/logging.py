@@ -72,7 +72,7 @@ class RunLog:
         self.progress = progress_bar("steps")
         self.bar = self.progress.add_task(f"{self.stage} stage", total=steps, completed=step, status="")
         self.loss = float("nan")
-        self.started = time.perf_counter()
+        self.started, self.waited = time.perf_counter(), 0.0
 
     def __enter__(self) -> "RunLog":
         self.progress.start()
@@ -86,10 +86,15 @@ class RunLog:
         if records:
             plot_curves(records, self.directory.parent / "curves.png")
 
-    def advance(self, step: int) -> None:
-        """Move the progress bar."""
-        rate = (step - self.first) / (time.perf_counter() - self.started)
-        status = f"loss {self.loss:.4f}  {rate:.1f} steps/s  {rate * self.frames_per_step:.0f} frames/s  {memory()}"
+    def advance(self, step: int, waited: float) -> None:
+        """Move the progress bar; ``waited`` is the seconds that the step waited for its batch."""
+        elapsed = time.perf_counter() - self.started
+        self.waited += waited
+        rate = (step - self.first) / elapsed
+        status = (
+            f"loss {self.loss:.4f}  {rate:.1f} steps/s  {rate * self.frames_per_step:.0f} frames/s  "
+            f"batch {self.waited / elapsed:.0%}  {memory()}"
+        )
         self.progress.update(self.bar, completed=step, status=status)
 
     def record(self, step: int, values: dict[str, float]) -> None:
@@ -119,7 +124,7 @@ class NoLog:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def advance(self, step: int) -> None:
+    def advance(self, step: int, waited: float) -> None:
         """See :meth:`RunLog.advance`."""
 
     def record(self, step: int, values: dict[str, float]) -> None:

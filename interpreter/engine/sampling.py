@@ -1,5 +1,6 @@
 """What each step trains on, as a function of the step alone: resuming needs no sampler state."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,10 +25,16 @@ def shuffled_items(count: int, batch: int, seed: int, step: int) -> np.ndarray:
     epochs = positions // count
     items = np.empty(batch, np.int64)
     for epoch in np.unique(epochs):
-        order = random_state(seed, 0, int(epoch)).permutation(count)
+        order = _order(count, seed, int(epoch))
         chosen = epochs == epoch
         items[chosen] = order[positions[chosen] % count]
     return items
+
+
+@functools.lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Order of an epoch; kept, because loaders ask for several steps ahead at every step. Not to be written to."""
+    return random_state(seed, 0, epoch).permutation(count)
 
 
 def frame_batch(count: int, batch: int, flip: bool, seed: int, step: int) -> tuple[Tensor, Tensor]:

@@ -184,7 +184,8 @@ class StepGraph:
         if self.graph is None:
             self.inputs = tuple(t.clone() for t in batch)
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            # Threads of a loader may allocate and copy meanwhile.
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.function(*self.inputs)
         check_same_inputs(self.inputs, batch)
         for own, given in zip(self.inputs, batch, strict=True):

@@ -1,5 +1,6 @@
 """What one step of each stage computes; the trainer knows nothing else of them."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from interpreter.configs import OptimConfig
+from interpreter.data.loaders import Request
 from interpreter.engine.diagnostics import slot_diagnostics
 from interpreter.engine.distributed import Ranks
 from interpreter.engine.features import FeatureSource
@@ -57,13 +59,19 @@ class ImageTask:
         """Frames that a step looks at."""
         return self.optim.batch_size
 
+    def frames(self, step: int) -> Request:
+        """Frame numbers [B] and flips [B] of this process's rows of a step."""
+        optim, rows = self.optim, self.ranks.rows(self.optim.batch_size)
+        frames, flips = frame_batch(sum(self.lengths), optim.batch_size, optim.flip, optim.seed, step)
+        return frames[rows], flips[rows]
+
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """Features [B, M, D_features] and noise of the slot prior [B, N, D] of this process's rows of the batch."""
         optim, rows = self.optim, self.ranks.rows(self.optim.batch_size)
-        frames, flips = frame_batch(sum(self.lengths), optim.batch_size, optim.flip, optim.seed, step)
+        self.features.expect(self.frames(s) for s in range(step, optim.steps))
         generator = torch_generator(self.device, optim.seed, IMAGE_NOISE, step)
         noise = prior_noise(self.model.slot_attention, optim.batch_size, generator)
-        return self.features.batch(frames[rows], flips[rows]), noise[rows]
+        return self.features.batch(*self.frames(step)), noise[rows]
 
     def forward(self, features: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and diagnostics."""
@@ -88,25 +96,28 @@ class VideoTask:
         """Frames that a step looks at."""
         return self.optim.batch_size * self.model.num_frames
 
+    def frames(self, step: int) -> list[Request]:
+        """Frame numbers and flips of this process's rows of a step, clip after clip, in parts of up to ROWS frames."""
+        optim, rows = self.optim, self.ranks.rows(self.optim.batch_size)
+        frames, flips = clip_batch(self.lengths, optim.batch_size, self.model.num_frames, optim.flip, optim.seed, step)
+        return list(zip(frames[rows].flatten().split(ROWS), flips[rows].flatten().split(ROWS), strict=True))
+
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """Image slots [B, T, N, D_image] and noise of the slot prior [B, K, D] of this process's rows of the batch."""
         optim, attention = self.optim, self.image_stage.slot_attention
+        self.features.expect(itertools.chain.from_iterable(self.frames(s) for s in range(step, optim.steps)))
         rows = range(optim.batch_size)[self.ranks.rows(optim.batch_size)]
-        frames, flips = clip_batch(self.lengths, optim.batch_size, self.model.num_frames, optim.flip, optim.seed, step)
-        frames, flips = frames[rows.start : rows.stop], flips[rows.start : rows.stop]
         # A stream of random numbers for each clip, whichever process it falls to.
         keys = [(optim.seed, IMAGE_NOISE, step, row) for row in rows]
-        draws = [prior_noise(attention, frames.shape[1], torch_generator(self.device, *key)) for key in keys]
+        draws = [prior_noise(attention, self.model.num_frames, torch_generator(self.device, *key)) for key in keys]
         image_slots = []
         with torch.no_grad():
-            for noise, numbers, mirrored in zip(
-                torch.cat(draws).split(ROWS), frames.flatten().split(ROWS), flips.flatten().split(ROWS), strict=True
-            ):
+            for noise, (numbers, mirrored) in zip(torch.cat(draws).split(ROWS), self.frames(step), strict=True):
                 initial = initial_slots(attention, noise)
                 image_slots.append(self.image_stage.encode(self.features.batch(numbers, mirrored), slots=initial).slots)
         generator = torch_generator(self.device, optim.seed, VIDEO_NOISE, step)
         noise = prior_noise(self.model.slot_attention, optim.batch_size, generator)[rows.start : rows.stop]
-        return torch.cat(image_slots).unflatten(0, frames.shape), noise
+        return torch.cat(image_slots).unflatten(0, (len(rows), self.model.num_frames)), noise
 
     def forward(self, image_slots: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and diagnostics, those of the merged slots."""

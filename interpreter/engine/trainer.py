@@ -72,7 +72,7 @@ class Trainer:
         if state:
             restore_optimizer(step.optimizer, self.task.model, state.optimizer)
         done, window = (state.step, state.progress) if state else (0, {})
-        host = {name: window.pop(name, 0.0) for name in ("count", "seconds")}
+        host = {name: window.pop(name, 0.0) for name in ("count", "seconds", "waited")}
         step.start(done, window)
         batches = Prefetched(self.task, self.device, optim.steps)
 
@@ -81,7 +81,9 @@ class Trainer:
                 self._picture(log, 0)
             while done < optim.steps and not self._stopped(stop, done):
                 started = time.perf_counter()
-                step.run(batches.batch(done))
+                batch = batches.batch(done)
+                waited = time.perf_counter() - started
+                step.run(batch)
                 done += 1
                 batches.prepare(done)
                 due = [
@@ -92,10 +94,12 @@ class Trainer:
                     self._check(step)
                 host["count"] += 1
                 host["seconds"] += time.perf_counter() - started
+                host["waited"] += waited
                 if due[0]:
                     values = {name: total / host["count"] for name, total in step.read_sums().items()}
                     values |= {
                         "seconds_per_step": host["seconds"] / host["count"],
+                        "seconds_for_batch": host["waited"] / host["count"],
                         "lr": learning_rate(done - 1, optim),
                     }
                     log.record(done, values)
@@ -105,7 +109,7 @@ class Trainer:
                     self._picture(log, done)
                 if due[2]:
                     self._save(done, step, host)
-                log.advance(done)
+                log.advance(done, waited)
             if done < optim.steps:
                 self._check(step)
                 self._save(done, step, host)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -41,7 +42,7 @@ def wait_for_step(process, stage, step):
 
 def curve(run, stage):
     lines = (run / stage / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds_per_step"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith("seconds_")} for line in lines]
 
 
 def assert_same_run(one, other, stage):
@@ -164,6 +165,80 @@ def test_streamed_features_train_the_same_way(image_run, image_options):
     assert not (run / "features").exists()
     for one, other in zip(stored, curve(run, "image"), strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-3)  # stored in fp16
+
+
+@pytest.mark.parametrize("loader", ["pyav", "torch", "dali"])
+def test_loaders_train_the_same_way(loader, image_run, image_options):
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali", reason="needs nvidia-dali-cuda120 or -cuda130")
+    run = image_run()
+    stored = curve(run, "image")
+    shutil.rmtree(run / "image")
+    main(["--run", str(run), *image_options, "--features", "streamed", "--loader", loader, "--workers", "1"])
+    for one, other in zip(stored, curve(run, "image"), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-2 if loader == "dali" else 1e-3)
+    assert not psutil.Process().children()
+
+
+STREAMED = ["--features", "streamed", "--loader", "pyav", "--workers", "2"]
+
+
+def test_ctrl_c_in_a_terminal_ends_the_loader_and_training_goes_on_bit_for_bit(command):
+    """A terminal's Ctrl-C reaches every process of the group, the decoding ones too."""
+    whole, arguments = command("image", "whole")
+    main([*arguments, "--features", "streamed", "--loader", "torch"])
+    run, arguments = command("image", "stopped")
+    process = start([*arguments, *STREAMED])
+    wait_for_step(process, "image", 5)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) == 2
+    for each in (*workers, process):
+        each.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait() == 0
+    process.stderr.close()
+    assert "Traceback" not in rest
+    assert not any(worker.is_running() for worker in workers)
+    assert 5 <= load_checkpoint(run / "image").step < STEPS
+    main([*arguments, *STREAMED])
+    assert_same_run(run, whole, "image")
+
+
+def test_a_killed_decoding_process_is_one_line_and_training_goes_on(command):
+    run, arguments = command("image", "killed")
+    process = start([*arguments, *STREAMED])
+    wait_for_step(process, "image", 8)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    workers[0].kill()
+    rest = process.stderr.read()
+    assert process.wait() == 1
+    process.stderr.close()
+    assert "Traceback" not in rest
+    (message,) = [line for line in rest.splitlines() if line.startswith("error: ")]
+    assert "was killed by signal 9 while it read" in message
+    assert not any(worker.is_running() for worker in workers)
+    assert load_checkpoint(run / "image").step >= 7
+    main([*arguments, *STREAMED])
+    assert load_checkpoint(run / "image").step == STEPS
+
+
+def test_the_video_stage_streams_through_a_loader(tmp_path, tiny_run, image_options, video_options):
+    run = tmp_path / "run"
+    main(["--run", str(run), *image_options, *STREAMED])
+    main(["--run", str(run), *video_options, "--loader", "pyav", "--workers", "1"])
+    assert not (run / "features").exists()
+    assert [record["step"] for record in curve(run, "video")] == [1, 2, 3]
+    for one, other in zip(curve(tiny_run, "video"), curve(run, "video"), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=2e-2)  # on features that fp16 has not rounded
+
+
+def test_a_loader_may_change_between_two_calls_and_a_wrong_one_is_told(image_run, image_options, tmp_path):
+    run = image_run()
+    longer = ["--run", str(run), *image_options, "--features", "streamed", "--steps", "4"]
+    main([*longer, "--loader", "torch", "--prefetch", "1"])
+    assert load_checkpoint(run / "image").step == 4
+    with pytest.raises(ValueError, match="--prefetch must be at least 1"):
+        main([*longer, "--prefetch", "0"])
 
 
 def test_video_stage_flips_on_an_image_stage_that_does_not(tmp_path, image_options, video_options):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from interpreter.configs import BackboneConfig
 from interpreter.data import open_video
+from interpreter.data.loaders import open_loader
 from interpreter.engine.features import (
     StreamedFeatures,
     encode,
@@ -55,6 +56,10 @@ def store(home, videos, backbone, flip=True, advance=lambda frames: None, key="k
     return store_features(home, backbone, key, videos, SIZE, "fp32", flip, advance)
 
 
+def streamed_features(backbone, videos):
+    return StreamedFeatures(backbone, open_loader("torch", videos, SIZE, torch.device("cpu")), "fp32")
+
+
 def table(home):
     (path,) = home.glob("*/features.f16")
     return path.read_bytes()
@@ -69,7 +74,7 @@ def all_frames(flip):
 def test_stored_features_equal_streamed_ones(flip, videos, tmp_path):
     backbone = load_backbone(BackboneConfig())
     stored = store(tmp_path / "store", videos, backbone).batch(*all_frames(flip))
-    streamed = StreamedFeatures(backbone, videos, SIZE, "fp32").batch(*all_frames(flip))
+    streamed = streamed_features(backbone, videos).batch(*all_frames(flip))
     assert stored.shape == (48, 6, 192)
     assert stored.dtype == torch.float32
     # fp16 keeps 11 bits; other batch sizes round differently.
@@ -80,14 +85,14 @@ def test_flips_are_the_features_of_mirrored_frames(videos, tmp_path):
     backbone = Patches()
     mirrored = torch.from_numpy(np.concatenate([video.read(range(len(video)), SIZE) for video in videos])).flip(2)
     expected = backbone.features(mirrored)
-    for source in (store(tmp_path / "store", videos, backbone), StreamedFeatures(backbone, videos, SIZE, "fp32")):
+    for source in (store(tmp_path / "store", videos, backbone), streamed_features(backbone, videos)):
         torch.testing.assert_close(source.batch(*all_frames(True)), expected, atol=2e-3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("stored", [False, True])
 def test_batches_follow_the_asked_order(stored, videos, tmp_path):
     backbone = Patches()
-    source = store(tmp_path / "store", videos, backbone) if stored else StreamedFeatures(backbone, videos, SIZE, "fp32")
+    source = store(tmp_path / "store", videos, backbone) if stored else streamed_features(backbone, videos)
     frames = torch.tensor([47, 0, 3, 2, 42, 43, 0])
     flips = torch.tensor([True, False, True, False, False, True, True])
     found = source.batch(frames, flips)

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from interpreter.configs import ImageModelConfig, LoggingConfig, OptimConfig, VideoModelConfig
+from interpreter.engine import tasks
 from interpreter.engine.checkpoint import checkpoints, load_checkpoint
+from interpreter.engine.logging import RunLog
 from interpreter.engine.schedule import learning_rate
 from interpreter.engine.stopping import StopRequest
 from interpreter.engine.tasks import ImageTask, VideoTask
@@ -61,7 +63,7 @@ def test_records_are_means_over_their_window(tmp_path):
     for record, first, second in zip(found, seen[::2], seen[1::2], strict=True):
         assert record["loss"] == (first + second) / 2
         assert record["lr"] == learning_rate(record["step"] - 1, OPTIM)
-        assert {"stage", "grad_norm", "mean_input", "seconds_per_step"} <= record.keys()
+        assert {"stage", "grad_norm", "mean_input", "seconds_per_step", "seconds_for_batch"} <= record.keys()
         assert "count" not in record
     pictures = sorted(path.name for path in (tmp_path / "samples").iterdir())
     assert pictures == ["image-000000.png", "image-000005.png", "image-000010.png"]
@@ -102,8 +104,8 @@ def test_stopped_run_goes_on_bit_for_bit(stop_at, tmp_path):
     assert load_checkpoint(parts / "image").step == stop_at + 1  # the step under way is finished
     assert trainer(parts, Regression()).run(StopRequest())
 
-    strip = [{k: v for k, v in r.items() if k != "seconds_per_step"} for r in records(parts)]
-    assert strip == [{k: v for k, v in r.items() if k != "seconds_per_step"} for r in records(whole)]
+    strip = [{k: v for k, v in r.items() if not k.startswith("seconds_")} for r in records(parts)]
+    assert strip == [{k: v for k, v in r.items() if not k.startswith("seconds_")} for r in records(whole)]
     one, other = load_checkpoint(whole / "image"), load_checkpoint(parts / "image")
     assert one.step == other.step == 10
     for group in ("weights", "optimizer"):
@@ -180,7 +182,10 @@ class RandomFeatures:
     """Features that depend on the frame and its flip alone."""
 
     def __init__(self, tokens, dim):
-        self.tokens, self.dim, self.asked = tokens, dim, []
+        self.tokens, self.dim, self.asked, self.expected = tokens, dim, [], []
+
+    def expect(self, requests):
+        self.expected.append(list(requests))
 
     def batch(self, frames, flips):
         self.asked.append((frames, flips))
@@ -215,6 +220,34 @@ def test_batch_is_a_function_of_the_step_alone(make):
     assert all(torch.equal(a, b) for a, b in zip(first, task.batch(3), strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, task.batch(4), strict=True))
     assert not torch.equal(first[1], make(seed=1).batch(3)[1])
+
+
+@pytest.mark.parametrize("make", [image_task, video_task])
+def test_what_is_announced_is_what_is_asked_for_to_the_last_step(make, monkeypatch):
+    monkeypatch.setattr(tasks, "ROWS", 3)
+    task = make(steps=5)
+    for step in range(2, 5):  # as after resuming
+        task.batch(step)
+    for step, announced in enumerate(task.features.expected):
+        parts = len(task.features.asked) // 3
+        asked = task.features.asked[step * parts :]
+        assert len(announced) == len(asked)
+        for one, other in zip(announced, asked, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_the_progress_bar_tells_how_long_steps_wait_for_their_batch(tmp_path, monkeypatch):
+    with RunLog(tmp_path / "image", 0, 10, 4) as log:
+        monkeypatch.setattr(log, "started", log.started - 100)
+        log.advance(1, waited=10.0)
+        log.advance(2, waited=15.0)
+        assert "  batch 25%  " in log.progress.tasks[0].fields["status"]
+
+
+def test_the_time_for_a_batch_is_a_part_of_the_step(tmp_path):
+    trainer(tmp_path, Regression()).run(StopRequest())
+    for record in records(tmp_path):
+        assert 0 < record["seconds_for_batch"] < record["seconds_per_step"]
 
 
 def test_batches_have_their_shapes_and_count_their_frames():
