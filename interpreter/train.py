@@ -1,28 +1,22 @@
 """Train a stage: ``python -m interpreter.train --stage image|video --help``."""
 
 import dataclasses
-import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from interpreter.cli import parse, run_command
-from interpreter.configs import ImageTraining, OptimConfig, VideoTraining
+from interpreter.configs import Dtype, Features, ImageTraining, OptimConfig, VideoTraining
 from interpreter.data import VideoDataset
+from interpreter.engine.cache import Cache, Shard, Stopped, default_workers, read_contents
 from interpreter.engine.checkpoint import checkpoints, restore_weights
 from interpreter.engine.datasets import open_videos
-from interpreter.engine.features import (
-    FeatureSource,
-    StreamedFeatures,
-    features_key,
-    store_features,
-    stored_bytes,
-)
+from interpreter.engine.features import FeatureMaker, FeatureSource, StoredFeatures, StreamedFeatures
 from interpreter.engine.inference import Segmenter, default_device
-from interpreter.engine.logging import console, progress_bar
+from interpreter.engine.logging import console
 from interpreter.engine.precision import resolve_precision
 from interpreter.engine.run import (
     load_image_stage,
@@ -33,6 +27,7 @@ from interpreter.engine.run import (
     write_config,
 )
 from interpreter.engine.samples import sample_grid
+from interpreter.engine.slots import SlotMaker, SlotSource, StoredSlots, StreamedSlots
 from interpreter.engine.stopping import StopRequest
 from interpreter.engine.tasks import ImageTask, VideoTask
 from interpreter.engine.trainer import DivergedError, Trainer
@@ -54,16 +49,14 @@ def train(config: ImageTraining | VideoTraining) -> bool:
         OSError: if the disk is full.
     """
     require_positive(config)
-    config = dataclasses.replace(config, init=config.init and config.init.resolve())
+    config = dataclasses.replace(
+        config, init=config.init and config.init.resolve(), cache=config.cache and config.cache.resolve()
+    )
     with StopRequest() as stop:
         try:
             return train_image(config, stop) if isinstance(config, ImageTraining) else train_video(config, stop)
         except Stopped:
             return False
-
-
-class Stopped(Exception):
-    """A signal asked to stop before the first step."""
 
 
 def train_image(config: ImageTraining, stop: StopRequest) -> bool:
@@ -122,12 +115,13 @@ def train_video(config: VideoTraining, stop: StopRequest) -> bool:
     dataset = open_videos(image_config.data, config.run)
     write_config(config.run, dataclasses.replace(stored, video=config, image_weights=weights))
 
-    features = open_features(image_config, backbone, dataset, optim, stop)
+    slots = open_slots(config, image_config, backbone, image_stage, weights, dataset, stop)
     console.print(
         f"video stage: {count_parameters(model) / 1e6:.1f} M parameters, {config.num_frames} frames of "
         f"{image_stage.config.num_slots} slots, {len(dataset)} videos, {device}, {optim.precision}"
     )
-    task = VideoTask(model, image_stage, features, [v.num_frames for v in dataset.videos], optim, device)
+    lengths = [v.num_frames for v in dataset.videos]
+    task = VideoTask(model, slots, config.samples, lengths, optim, device)
 
     def samples() -> np.ndarray:
         segmenter = Segmenter(backbone, image_stage, model, image_config.data.frame_size, optim.precision)
@@ -145,32 +139,61 @@ def open_features(
     config: ImageTraining, backbone: Backbone, dataset: VideoDataset, optim: OptimConfig, stop: StopRequest
 ) -> FeatureSource:
     """Features of all frames, stored or streamed as the configuration says."""
-    size, videos = config.data.frame_size, dataset.videos
-    precision = _resolved(config.optim, backbone.mean.device).precision
-    home = config.run / "features"
-    # The video stage may flip where the image stage did not: one store has to serve both.
-    flip = config.optim.flip or optim.flip
-    needed = stored_bytes(backbone, videos, size, flip)
-    present = sum(f.stat().st_size for f in home.glob("*/*")) if home.exists() else 0
-    free = shutil.disk_usage(config.run).free + present
-    if config.features == "streamed" or (config.features == "auto" and needed > free / 2):
-        return StreamedFeatures(backbone, videos, size, precision)
-    if needed > free:
-        raise OSError(
-            f"the features need {needed / 1e9:.1f} GB, but {config.run} has {free / 1e9:.1f} GB free; "
-            "use --features streamed, or a --run on a larger disk"
-        )
-    key = features_key(backbone, config.backbone, videos, size, precision)
-    total = sum(v.num_frames for v in videos)
-    with progress_bar("frames") as progress:
-        bar = progress.add_task("features", total=total, status=f"{needed / 1e9:.1f} GB")
+    videos, size = dataset.videos, config.data.frame_size
+    if config.features != "streamed":
+        contents = read_contents(videos, default_workers())
+        root = config.cache or config.run / "cache"
 
-        def advance(frames: int) -> None:
-            progress.advance(bar, frames)
-            if stop.requested:
-                raise Stopped
+        def cache(dtype: Dtype) -> Cache:
+            maker = FeatureMaker(root, backbone, config.backbone, size, optim.precision, dtype, optim.flip)
+            return Cache(maker, videos, contents)
 
-        return store_features(home, backbone, key, videos, size, precision, flip, advance)
+        if stored := _stored(config.features, cache, stop):
+            return StoredFeatures(stored.table(), backbone.mean.device)
+    console.print("features are streamed: each batch is decoded and encoded anew")
+    return StreamedFeatures(backbone, videos, size, optim.precision)
+
+
+def open_slots(
+    config: VideoTraining,
+    image_config: ImageTraining,
+    backbone: Backbone,
+    image_stage: ImageStage,
+    weights: str,
+    dataset: VideoDataset,
+    stop: StopRequest,
+) -> SlotSource:
+    """Image slots of all frames, stored or streamed as the configuration says."""
+    videos, size, device = dataset.videos, image_config.data.frame_size, backbone.mean.device
+    precision = _resolved(image_config.optim, device).precision
+    contents = read_contents(videos, default_workers())
+    if config.features != "streamed":
+        root = config.cache or image_config.cache or config.run / "cache"
+
+        def cache(dtype: Dtype) -> Cache:
+            features = FeatureMaker(root, backbone, image_config.backbone, size, precision, dtype, config.optim.flip)
+            return Cache(SlotMaker(root, features, image_stage, weights, config.samples), videos, contents)
+
+        if stored := _stored(config.features, cache, stop):
+            return StoredSlots(stored.table(), device)
+    console.print("image slots are streamed: each batch is decoded, encoded and passed through the image stage anew")
+    features = StreamedFeatures(backbone, videos, size, precision)
+    digests, lengths = [content.digest for content in contents], [v.num_frames for v in videos]
+    return StreamedSlots(image_stage, features, digests, lengths, precision)
+
+
+def _stored(choice: Features, cache: Callable[[Dtype], Cache], stop: StopRequest) -> Cache | None:
+    """The cache, complete: of either type if it is there, else fp16 is made. None if it is to be done without."""
+    caches = [cache("fp16"), cache("bf16")]
+    chosen = next((one for one in caches if not one.missing()), caches[0])
+    missing = chosen.num_bytes(chosen.missing())
+    # What is there already counts as free: a call that goes on decides as the first one did.
+    if choice == "auto" and missing and chosen.num_bytes() > (chosen.free_bytes() + chosen.num_bytes() - missing) / 2:
+        return None
+    advice = "use --features streamed, or --cache DIR on a larger disk"
+    chosen.fill(Shard.from_environment(), default_workers(), lambda: stop.requested, advice)
+    chosen.wait_for_others(lambda: stop.requested)
+    return chosen
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

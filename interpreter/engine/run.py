@@ -21,7 +21,7 @@ from interpreter.models.video_stage import VideoStage
 T = TypeVar("T")
 
 # Settings that may change between two calls on the same run directory.
-FREE = {"run", "logging", "compile", "features", "steps"}
+FREE = {"run", "logging", "compile", "features", "cache", "steps"}
 # Whole numbers that are no counts.
 MAY_BE_ZERO = {"seed", "warmup_steps", "feature_layer"}
 

@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from interpreter.configs import OptimConfig
 from interpreter.engine.diagnostics import slot_diagnostics
 from interpreter.engine.features import FeatureSource
-from interpreter.engine.sampling import clip_batch, frame_batch, torch_generator
+from interpreter.engine.sampling import clip_batch, frame_batch, random_state, torch_generator
+from interpreter.engine.slots import SlotSource
 from interpreter.models.image_stage import ImageStage
 from interpreter.models.prior import initial_slots, prior_noise
 from interpreter.models.video_stage import VideoStage
 
 # Streams of random numbers of a step, beside those in sampling.py.
-IMAGE_NOISE, VIDEO_NOISE = 2, 3
-# Frames whose image slots are computed at once: bounds the memory, whatever the length of the clips.
-ROWS = 512
+IMAGE_NOISE, VIDEO_NOISE, DRAWS = 2, 3, 4
 
 
 class Task(Protocol):
@@ -73,8 +72,8 @@ class VideoTask:
     """Video stage: reconstruct the sets of image slots that a frozen image stage finds in a clip."""
 
     model: VideoStage
-    image_stage: ImageStage  # frozen
-    features: FeatureSource
+    slots: SlotSource
+    samples: int  # draws of the image stage's slot prior
     lengths: Sequence[int]  # frames of each video
     optim: OptimConfig
     device: torch.device
@@ -88,16 +87,11 @@ class VideoTask:
         """Image slots [B, T, N, D_image] and noise of the slot prior [B, K, D]."""
         optim = self.optim
         frames, flips = clip_batch(self.lengths, optim.batch_size, self.model.num_frames, optim.flip, optim.seed, step)
-        generator = torch_generator(self.device, optim.seed, IMAGE_NOISE, step)
-        attention = self.image_stage.slot_attention
-        image_slots = []
-        with torch.no_grad():
-            for rows, mirrored in zip(frames.flatten().split(ROWS), flips.flatten().split(ROWS), strict=True):
-                initial = initial_slots(attention, prior_noise(attention, len(rows), generator))
-                image_slots.append(self.image_stage.encode(self.features.batch(rows, mirrored), slots=initial).slots)
+        draws = torch.from_numpy(random_state(optim.seed, DRAWS, step).integers(self.samples, size=frames.shape))
+        image_slots = self.slots.batch(frames.flatten(), flips.flatten(), draws.flatten())
         generator = torch_generator(self.device, optim.seed, VIDEO_NOISE, step)
         noise = prior_noise(self.model.slot_attention, optim.batch_size, generator)
-        return torch.cat(image_slots).unflatten(0, frames.shape), noise
+        return image_slots.unflatten(0, frames.shape), noise
 
     def forward(self, image_slots: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and diagnostics, those of the merged slots."""
