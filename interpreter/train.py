@@ -26,7 +26,7 @@ from interpreter.engine.run import (
     require_same,
     write_config,
 )
-from interpreter.engine.samples import sample_grid
+from interpreter.engine.samples import StoredSamples, sample_grid, stored_pictures
 from interpreter.engine.slots import SlotMaker, SlotSource, StoredSlots, StreamedSlots
 from interpreter.engine.stopping import StopRequest
 from interpreter.engine.tasks import ImageTask, VideoTask
@@ -115,7 +115,7 @@ def train_video(config: VideoTraining, stop: StopRequest) -> bool:
     dataset = open_videos(image_config.data, config.run)
     write_config(config.run, dataclasses.replace(stored, video=config, image_weights=weights))
 
-    slots = open_slots(config, image_config, backbone, image_stage, weights, dataset, stop)
+    slots, stored_samples = open_slots(config, image_config, backbone, image_stage, weights, dataset, stop)
     console.print(
         f"video stage: {count_parameters(model) / 1e6:.1f} M parameters, {config.num_frames} frames of "
         f"{image_stage.config.num_slots} slots, {len(dataset)} videos, {device}, {optim.precision}"
@@ -125,7 +125,7 @@ def train_video(config: VideoTraining, stop: StopRequest) -> bool:
 
     def samples() -> np.ndarray:
         segmenter = Segmenter(backbone, image_stage, model, image_config.data.frame_size, optim.precision)
-        return sample_grid(segmenter, dataset)
+        return sample_grid(segmenter, dataset, stored_samples)
 
     trainer = Trainer(task, optim, config.logging, config.run / "video", device, config.compile, samples)
     return trainer.run(stop)
@@ -162,8 +162,8 @@ def open_slots(
     weights: str,
     dataset: VideoDataset,
     stop: StopRequest,
-) -> SlotSource:
-    """Image slots of all frames, stored or streamed as the configuration says."""
+) -> tuple[SlotSource, StoredSamples | None]:
+    """Image slots of all frames, stored or streamed as the configuration says; what the pictures need if stored."""
     videos, size, device = dataset.videos, image_config.data.frame_size, backbone.mean.device
     precision = _resolved(image_config.optim, device).precision
     contents = read_contents(videos, default_workers())
@@ -175,11 +175,12 @@ def open_slots(
             return Cache(SlotMaker(root, features, image_stage, weights, config.samples), videos, contents)
 
         if stored := _stored(config.features, cache, stop):
-            return StoredSlots(stored.table(), device)
+            slots = StoredSlots(stored.table(), device)
+            return slots, StoredSamples(slots, stored_pictures(root, videos, contents, size))
     console.print("image slots are streamed: each batch is decoded, encoded and passed through the image stage anew")
     features = StreamedFeatures(backbone, videos, size, precision)
     digests, lengths = [content.digest for content in contents], [v.num_frames for v in videos]
-    return StreamedSlots(image_stage, features, digests, lengths, precision)
+    return StreamedSlots(image_stage, features, digests, lengths, precision), None
 
 
 def _stored(choice: Features, cache: Callable[[Dtype], Cache], stop: StopRequest) -> Cache | None:

@@ -7,13 +7,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from interpreter.data import Video
+from interpreter.data._progress import cpu_count
 from interpreter.engine.logging import console, progress_bar
 from interpreter.engine.store import Content, FrameTable, Store, read_content
 
 POLL_SECONDS = 0.5
+BLOCK = 4096
 
 
 class Stopped(Exception):
@@ -67,7 +73,7 @@ def read_contents(videos: Sequence[Video], workers: int) -> list[Content]:
 
 def default_workers() -> int:
     """Videos at a time: enough to decode one while another is encoded, few enough for the memory."""
-    return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(4, cpu_count())
 
 
 class Cache:
@@ -109,6 +115,20 @@ class Cache:
             for flip in flips
         )
 
+    def other_stores(self) -> list[Path]:
+        """Directories of stores of the same kind that were made by another recipe."""
+        own = {store.directory for store in self.maker.stores.values()}
+        kind = self.maker.stores[False].recipe["kind"]
+        return sorted(path for path in self.root.glob(f"{kind}-*") if path not in own)
+
+    @staticmethod
+    def delete(directories: Sequence[Path]) -> int:
+        """Delete stores; returns their number of bytes."""
+        freed = sum(file.stat().st_size for directory in directories for file in directory.iterdir())
+        for directory in directories:
+            shutil.rmtree(directory)
+        return freed
+
     def free_bytes(self) -> int:
         """Room on the disk."""
         place = self.root
@@ -140,7 +160,8 @@ class Cache:
             highlight=False,
             soft_wrap=True,
         )
-        if needed > free:
+        # A file takes whole blocks of the disk.
+        if needed + BLOCK * sum(map(len, missing.values())) > free:
             raise OSError(
                 errno.ENOSPC,
                 f"the {self.name} need {gigabytes(needed)}, but {self.root} has {gigabytes(free)} free; {advice}",
@@ -157,7 +178,9 @@ class Cache:
             store.remove_leftovers({self.contents[number].digest for number in wanted})
         waiting = iter(wanted)
         running: dict[Future[None], int] = {}
-        with progress_bar("frames") as progress, ThreadPoolExecutor(workers) as pool:
+        # Kernels run on the device that is current for their thread.
+        begin = partial(torch.cuda.set_device, torch.cuda.current_device()) if torch.cuda.is_available() else None
+        with progress_bar("frames") as progress, ThreadPoolExecutor(workers, initializer=begin) as pool:
             total = sum(self.lengths[number] for number in wanted)
             bar = progress.add_task(self.name, total=total, status="")
             while True:

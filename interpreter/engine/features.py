@@ -144,7 +144,7 @@ class FeatureMaker:
     def make(self, video: Video, content: Content, flips: Sequence[bool]) -> None:
         """See :class:`interpreter.engine.cache.Maker`."""
         with ExitStack() as files:
-            write = {f: files.enter_context(self.stores[f].writing(content.digest, video.num_frames)) for f in flips}
+            write = {f: files.enter_context(self.stores[f].writing(video, content.digest)) for f in flips}
             for flip, start, features in self.pieces(video, content.digest, flips):
                 write[flip]("features", start, features)
             require_unchanged(video, content)

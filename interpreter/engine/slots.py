@@ -98,6 +98,12 @@ class StoredSlots:
         """See :class:`SlotSource`."""
         return self.table.rows("slots", frames, flips, draws).to(self.device).float()
 
+    def video(self, number: int) -> tuple[Tensor, Tensor]:
+        """Slots [T, N, D] fp32 and attention [T, M, N] fp16 of a whole video, by the first draw."""
+        digest, store = self.table.digests[number], self.table.stores[False]
+        slots, attention = (store.tensor(digest, name)[:, 0].to(self.device) for name in ("slots", "attention"))
+        return slots.float(), attention.half()
+
 
 class SlotMaker:
     """What makes the files of the slot cache: slots [T, R, N, D] and patch attention [T, R, M, N] of each video.
@@ -136,7 +142,7 @@ class SlotMaker:
         """See :class:`interpreter.engine.cache.Maker`."""
         digest = content.digest
         with ExitStack() as files:
-            write = {f: files.enter_context(self.stores[f].writing(digest, video.num_frames)) for f in flips}
+            write = {f: files.enter_context(self.stores[f].writing(video, digest)) for f in flips}
             for flip, start, features in self.features.pieces(video, digest, flips):
                 found = []
                 for draw in range(self.samples):

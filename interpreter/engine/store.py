@@ -113,13 +113,14 @@ class Store:
             return {name: file.get_tensor(name) for name in self.rows}
 
     @contextmanager
-    def writing(self, digest: str, frames: int) -> Iterator[Write]:
+    def writing(self, video: Video, digest: str) -> Iterator[Write]:
         """Yield ``write(name, start, rows)``; the file appears whole when the block ends well, else not at all.
 
         Raises:
             ValueError: if a value does not fit its type, or rows are missing.
             OSError: if the disk is full.
         """
+        frames = video.num_frames
         header, data = self._header(digest, frames)
         filled = dict.fromkeys(self.rows, 0)
         with written_whole(self.path(digest)) as temporary, temporary.open("wb") as file:
@@ -130,14 +131,15 @@ class Store:
                 dtype, shape = self.rows[name]
                 values = rows.detach().to(dtype).cpu().contiguous()
                 if dtype.is_floating_point and not values.isfinite().all():
-                    raise ValueError(f"{name} of video {digest} do not fit {NAMES[dtype]}; use --dtype bf16")
+                    raise ValueError(f"{name} of {video.path} hold values that {NAMES[dtype]} cannot; use --dtype bf16")
                 file.seek(len(header) + self._offset(name, frames) + start * math.prod(shape) * dtype.itemsize)
                 file.write(values.view(torch.uint8).numpy().data)
                 filled[name] += len(values)
 
             yield write
-            if any(count != frames for count in filled.values()):
-                raise ValueError(f"video {digest} gave {min(filled.values())} frames, but {frames} were counted before")
+            given = next((count for count in filled.values() if count != frames), frames)
+            if given != frames:
+                raise ValueError(f"{video.path} gave {given} frames, but {frames} were counted before")
 
     def describe(self) -> None:
         """Write ``recipe.json``, for people: the files do without it."""
@@ -197,14 +199,16 @@ class FrameTable:
         """Rows [n, …] of frames [n] int64 and flips [n] bool; ``index`` [n] each picks along further axes."""
         owners, places = locate(self.starts, frames)
         groups, members = np.unique(owners * 2 + flips.numpy(), return_inverse=True)
-        parts, order = [], []
+        gathered = None
         for number, group in enumerate(groups):
             chosen = torch.from_numpy(np.flatnonzero(members == number))
             tensor = self.stores[bool(group % 2)].tensor(self.digests[group // 2], name)
-            parts.append(tensor[(torch.from_numpy(places)[chosen], *(i[chosen] for i in index))])
-            order.append(chosen)
-        gathered = torch.cat(parts)
-        return torch.empty_like(gathered).index_copy_(0, torch.cat(order), gathered)
+            found = tensor[(torch.from_numpy(places)[chosen], *(i[chosen] for i in index))]
+            if gathered is None:
+                gathered = found.new_empty(len(frames), *found.shape[1:])
+            gathered[chosen] = found
+        assert gathered is not None, "a batch has at least one frame"
+        return gathered
 
 
 def locate(starts: np.ndarray, frames: Tensor) -> tuple[np.ndarray, np.ndarray]:
