@@ -160,8 +160,8 @@ def test_prune_deletes_other_recipes_alone(cached, tmp_path):
 
 
 def test_features_are_cached_before_the_first_training(tmp_path, scenes, image_options, monkeypatch):
-    run, size = tmp_path / "run", ["--frame-size", "64", "96"]
-    main(["--run", str(run), "--stage", "image", *size, "--root", str(scenes), "--precision", "fp32"])
+    run, same = tmp_path / "run", ["--frame-size", "64", "96", "--num-videos", "3", "--precision", "fp32"]
+    main(["--run", str(run), "--stage", "image", "--root", str(scenes), *same])
     monkeypatch.setattr(FeatureMaker, "make", lambda *_: pytest.fail("features were made again"))
     train(["--run", str(run), *image_options])
 
@@ -180,9 +180,9 @@ def test_killed_command_goes_on_with_the_same_files(cached, tmp_path):
     for _ in range(2):
         process = start(run, "--workers", "1")
         moment = time.monotonic() + 60
-        known = len(files(run / "cache"))
-        while len(files(run / "cache")) == known and process.poll() is None and time.monotonic() < moment:
-            pass
+        known = len(list(run.glob("cache/slots-*/*")))
+        while len(list(run.glob("cache/slots-*/*"))) <= known and process.poll() is None and time.monotonic() < moment:
+            time.sleep(0.001)
         time.sleep(random.random() / 20)  # anew each time: no moment may matter
         process.kill()
         process.wait()
@@ -207,8 +207,10 @@ def test_signal_stops_between_videos_and_says_so(cached, tmp_path):
     run = shutil.copytree(cached, tmp_path / "run", ignore=shutil.ignore_patterns("cache"))
     process = start(run, "--workers", "1")
     text = ""
-    while "to make" not in text:
-        text += process.stderr.readline()
+    for line in process.stderr:
+        text += line
+        if "to make" in line:
+            break
     process.send_signal(signal.SIGINT)
     text += process.communicate()[1]
     assert process.returncode == 0
@@ -235,7 +237,7 @@ def test_disk_too_small_is_one_line_and_loses_nothing(cached, small_disk):
         (["--workers", "0"], "--workers must be at least 1, got 0"),
         (["--frame-size", "32", "32"], r"was trained on .* at frame size \(64, 96\); leave .* --frame-size out"),
         (["--stage", "image", "--frame-size", "64", "90"], "--frame-size 64 96"),
-        (["--root", "/nowhere"], "/nowhere"),
+        (["--data", "folder", "--root", "/nowhere"], "/nowhere"),
     ],
 )
 def test_wrong_options_are_told(options, message, cached):
