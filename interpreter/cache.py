@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 
@@ -28,7 +28,7 @@ from interpreter.engine.features import FeatureMaker
 from interpreter.engine.inference import default_device
 from interpreter.engine.logging import console
 from interpreter.engine.precision import resolve_precision
-from interpreter.engine.run import load_image_stage, read_config
+from interpreter.engine.run import load_image_stage, load_stage_state, read_config
 from interpreter.engine.samples import stored_pictures
 from interpreter.engine.slots import SlotMaker
 from interpreter.engine.stopping import StopRequest
@@ -67,6 +67,15 @@ class Caching:
     prune: bool = False
     """When done, delete the stores of the same kind in the directory that were made by another recipe, such as those of
     an image stage that was trained on. Not for a directory that runs share."""
+    engine: Literal["local", "ray"] = "local"
+    """local: this process, or those of torchrun. ray: Ray Data on the cluster that RAY_ADDRESS names, or on this
+    machine, for corpora beyond one machine; reads --source, writes --out (pip install 'interpreter-slots[ray]')."""
+    source: str | None = None
+    """Any fsspec URL of a folder of video files and folders of frames (--engine ray)."""
+    out: str | None = None
+    """Any fsspec URL for the files (--engine ray); copied or mounted, it is a --cache for training."""
+    ray_workers: int = 2
+    """Most processes of Ray at a time, of one core and, where there are any, one GPU each (--engine ray)."""
     precision: Precision = "auto"
     """Precision of the products; as in training."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -106,7 +115,7 @@ def fill(config: Caching, shard: Shard) -> bool:
         ValueError, FileNotFoundError: if the run, the data or an option is wrong.
         OSError: if the disk cannot hold it; nothing was written then.
     """
-    for name in ("samples", "workers"):
+    for name in ("samples", "workers", "ray_workers"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(config, name)}")
     root = config.cache or config.run / "cache"
@@ -153,7 +162,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     config = parse(sys.argv[1:] if arguments is None else arguments)
-    if fill(config, shard):
+    if config.engine == "ray":
+        from interpreter import cache_ray
+
+        if config.stage == "video":
+            load_stage_state(config.run, "image")  # told here rather than by a process far away
+        cache_ray.fill(config)
+    elif fill(config, shard):
         share = f"share {shard.rank + 1} of {shard.world} is done" if shard.world > 1 else "done"
         console.print(f"{share}. Next: python -m interpreter.train --stage {config.stage} --run {config.run}")
     else:

@@ -267,3 +267,26 @@ def test_other_tools_can_read_the_files(cached):
     recipe = json.loads((path.parent / "recipe.json").read_text())
     assert recipe["samples"] == 4
     assert recipe["frame_size"] == [64, 96]
+
+
+@pytest.mark.slow
+def test_ray_makes_the_same_files_with_two_workers_and_names_damaged_videos(cached, scenes, tmp_path):
+    pytest.importorskip("ray", reason="needs Ray: pip install 'interpreter-slots[ray]'")
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    for number in range(3):
+        shutil.copytree(scenes / "JPEGImages" / "480p" / f"train-0000{number}", videos / str(number))
+    (videos / "broken.mp4").write_bytes(b"nothing")
+    urls = ["--source", f"file://{videos}", "--out", f"file://{out}"]
+    for made in (6, 0):
+        process = start(cached, "--engine", "ray", *urls)
+        text = process.communicate()[1]
+        assert process.returncode == 1
+        assert f"{made} files made, 4 videos looked at" in text
+        assert re.search(r"error: 1 of 4 videos were left out: broken\.mp4", text)
+        assert files(out) == files(cached / "cache")
+        assert not list(out.glob("*/*.tmp"))
+
+
+def test_ray_without_urls_names_the_options(cached):
+    with pytest.raises(ValueError, match=r"--engine ray needs --source URL .* and --out URL"):
+        main(["--run", str(cached), "--engine", "ray"])
