@@ -75,7 +75,7 @@ class Caching:
     out: str | None = None
     """Any fsspec URL for the files (--engine ray); copied or mounted, it is a --cache for training."""
     ray_workers: int = 2
-    """Most processes of Ray at a time, of one core and, where there are any, one GPU each (--engine ray)."""
+    """Processes of Ray, of one core and, where there are any, one GPU each (--engine ray)."""
     precision: Precision = "auto"
     """Precision of the products; as in training."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -108,7 +108,7 @@ def fill(config: "Caching") -> None:
         .map(
             Worker,  # type: ignore[arg-type]
             fn_constructor_args=(json.dumps(dataclasses.asdict(config), default=str), files),
-            concurrency=(1, config.ray_workers),
+            compute=ray.data.ActorPoolStrategy(size=config.ray_workers),
             num_cpus=1,
             num_gpus=1 if torch.cuda.is_available() else 0,
         )
