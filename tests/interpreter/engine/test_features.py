@@ -2,6 +2,7 @@ import errno
 import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +258,19 @@ def test_ranks_make_together_what_one_makes(videos, tmp_path):
         seen.append(backbone.seen)
     assert seen == [2 * LENGTHS[1], 2 * (LENGTHS[0] + LENGTHS[2])]
     assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def test_rank_waits_until_the_others_are_done(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr("interpreter.engine.cache.POLL_SECONDS", 0.01)
+    mine, others = (make_cache(tmp_path / "store", videos, Patches()) for _ in range(2))
+    mine.fill(Shard(0, 2), 1, lambda: False, "")
+    with pytest.raises(Stopped):
+        mine.wait_for_others(lambda: True)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(others.fill, Shard(1, 2), 1, lambda: False, "")
+        mine.wait_for_others(lambda: False)
+    assert mine.missing() == {}
+    assert len(files(tmp_path / "store")) == 6
 
 
 def test_disk_without_room_is_found_before_encoding(videos, small_disk):
