@@ -269,6 +269,17 @@ def test_other_tools_can_read_the_files(cached):
     assert recipe["frame_size"] == [64, 96]
 
 
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit):
+        main(["--preset", "ytvis19", "--help"])
+    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    assert "(here: ytvis19)" in text
+    assert "torchrun --nproc-per-node 8 -m -- interpreter.cache" in text
+    assert "--frame-size INT INT Height and width" in text
+    assert "(default: 336 504)" in text
+    assert re.findall(r"--[\w-]+(?: [A-Z{|]\S*)* \(default: ", text) == []  # a default without a word before it
+
+
 @pytest.mark.slow
 def test_ray_makes_the_same_files_with_two_workers_and_names_damaged_videos(cached, scenes, tmp_path):
     pytest.importorskip("ray", reason="needs Ray: pip install 'interpreter-slots[ray]'")
