@@ -45,8 +45,8 @@ class Caching:
 
     A file's address is a hash of the video's bytes and of everything else that its values depend on (backbone, its
     weights, block, norm, frame size, precision, type, flip, checkpoint of the image stage): what changed is made anew.
-    The size is told before anything is written. Stopped or killed, the same command goes on where it was. Under torchrun
-    each process takes its share of the videos; machines that share --cache may work together:
+    The size is told before anything is written. Stopped or killed, the same command goes on where it was. Under
+    torchrun each process takes its share of the videos; machines that share --cache may work together:
     torchrun --nproc-per-node 8 -m -- interpreter.cache --run DIR (without the -- torchrun takes --run for its own).
     """
 
