@@ -6,6 +6,8 @@ from typing import Literal
 
 Stage = Literal["image", "video"]
 Precision = Literal["auto", "fp32", "bf16", "fp8-backbone"]
+Features = Literal["auto", "stored", "streamed"]
+Dtype = Literal["fp16", "bf16"]
 LoaderName = Literal["auto", "dali", "pyav", "torch"]
 Preset = Literal["demo", "davis", "ytvis19", "movi-e"]
 
@@ -181,10 +183,12 @@ class ImageTraining:
     model: ImageModelConfig = field(default_factory=ImageModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
-    features: Literal["auto", "stored", "streamed"] = "auto"
-    """stored: encode every frame once, with both flips, into RUN/features. streamed: decode and encode each batch anew.
+    features: Features = "auto"
+    """stored: encode every frame once, with both flips, into the cache. streamed: decode and encode each batch anew.
     auto: stored if it fits into half of the free disk."""
     decoding: LoaderConfig = field(default_factory=LoaderConfig)
+    cache: Path | None = None
+    """Directory of cached features and slots; runs may share one. Default: RUN/cache."""
     compile: bool = False
     """Run the training step through torch.compile, and on a GPU replay it as one CUDA graph."""
     cuda_graph: bool = True
@@ -209,6 +213,13 @@ class VideoTraining:
     optim: OptimConfig = field(default_factory=OptimConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     decoding: LoaderConfig = field(default_factory=LoaderConfig)
+    features: Features = "auto"
+    """stored: image slots of every frame are computed once, into the cache; no step decodes a pixel. streamed: decode,
+    encode and find the slots of each batch anew. auto: stored if it fits into half of the free disk."""
+    samples: int = 4
+    """Draws of the image stage's slot prior R that a frame is known by; each step picks one of them at random."""
+    cache: Path | None = None
+    """Directory of cached features and slots. Default: that of the image stage."""
     compile: bool = False
     """Run the training step through torch.compile, and on a GPU replay it as one CUDA graph."""
     cuda_graph: bool = True

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,21 +10,14 @@ import numpy as np
 import torch
 
 from interpreter.cli import parse, run_command
-from interpreter.configs import ImageTraining, LoaderConfig, OptimConfig, VideoTraining
-from interpreter.data import VideoDataset
-from interpreter.data.loaders import Loader, LoaderError, open_loader
+from interpreter.configs import ImageTraining, OptimConfig, VideoTraining
+from interpreter.data.loaders import LoaderError
+from interpreter.engine.cache import Stopped
 from interpreter.engine.checkpoint import checkpoints, restore_weights
 from interpreter.engine.datasets import open_videos
 from interpreter.engine.distributed import ProcessLostError, Ranks, device_of_rank, job_size, joined
-from interpreter.engine.features import (
-    FeatureSource,
-    StreamedFeatures,
-    features_key,
-    store_features,
-    stored_bytes,
-)
 from interpreter.engine.inference import Segmenter
-from interpreter.engine.logging import console, progress_bar
+from interpreter.engine.logging import console
 from interpreter.engine.memory import memory_notice
 from interpreter.engine.precision import in_precision, resolve_precision
 from interpreter.engine.run import (
@@ -37,10 +29,11 @@ from interpreter.engine.run import (
     write_config,
 )
 from interpreter.engine.samples import sample_grid
+from interpreter.engine.sources import open_features, open_slots
 from interpreter.engine.stopping import StopRequest
 from interpreter.engine.tasks import ImageTask, VideoTask
 from interpreter.engine.trainer import DivergedError, Trainer
-from interpreter.models.backbone import Backbone, load_backbone
+from interpreter.models.backbone import load_backbone
 from interpreter.models.image_stage import ImageStage
 from interpreter.models.transformer import count_parameters
 from interpreter.models.video_stage import VideoStage
@@ -59,7 +52,9 @@ def train(config: ImageTraining | VideoTraining) -> bool:
         OSError: if the disk is full.
     """
     require_positive(config)
-    config = dataclasses.replace(config, init=config.init and config.init.resolve())
+    config = dataclasses.replace(
+        config, init=config.init and config.init.resolve(), cache=config.cache and config.cache.resolve()
+    )
     if config.optim.batch_size % job_size():
         raise ValueError(
             f"--batch-size {config.optim.batch_size} cannot be shared by {job_size()} processes; "
@@ -73,10 +68,6 @@ def train(config: ImageTraining | VideoTraining) -> bool:
             return train_video(config, stop, ranks, opened)
         except Stopped:
             return False
-
-
-class Stopped(Exception):
-    """A signal asked to stop before the first step."""
 
 
 def train_image(config: ImageTraining, stop: StopRequest, ranks: Ranks, opened: contextlib.ExitStack) -> bool:
@@ -100,7 +91,7 @@ def train_image(config: ImageTraining, stop: StopRequest, ranks: Ranks, opened: 
         dataset = open_videos(config.data, config.run)
         if ranks.first:
             write_config(config.run, dataclasses.replace(stored, image=config))
-        features = open_features(config, backbone, dataset, optim, stop, config.decoding, opened)
+    features = open_features(config, backbone, dataset, optim, stop, opened)
     console.print(
         f"image stage: {count_parameters(model) / 1e6:.1f} M parameters, {grid[0]}x{grid[1]} tokens of width "
         f"{backbone.dim}, {len(dataset)} videos, {device}, {optim.precision}"
@@ -142,19 +133,20 @@ def train_video(config: VideoTraining, stop: StopRequest, ranks: Ranks, opened: 
         dataset = open_videos(image_config.data, config.run)
         if ranks.first:
             write_config(config.run, dataclasses.replace(stored, video=config, image_weights=weights))
-        features = open_features(image_config, backbone, dataset, optim, stop, config.decoding, opened)
+    slots, stored_samples = open_slots(config, image_config, backbone, image_stage, weights, dataset, stop, opened)
     console.print(
         f"video stage: {count_parameters(model) / 1e6:.1f} M parameters, {config.num_frames} frames of "
         f"{image_stage.config.num_slots} slots, {len(dataset)} videos, {device}, {optim.precision}"
     )
-    task = VideoTask(model, image_stage, features, [v.num_frames for v in dataset.videos], optim, device, ranks)
-    rows, slots = optim.batch_size // ranks.world, (config.model.num_slots, config.model.dim)
+    lengths = [v.num_frames for v in dataset.videos]
+    task = VideoTask(model, slots, config.samples, lengths, optim, device, ranks)
+    rows, noise = optim.batch_size // ranks.world, (config.model.num_slots, config.model.dim)
     given = (image_stage.config.num_slots, image_stage.config.dim)
-    console.print(memory_notice(task, optim, [(rows, config.num_frames, *given), (rows, *slots)]))
+    console.print(memory_notice(task, optim, [(rows, config.num_frames, *given), (rows, *noise)]))
 
     def samples() -> np.ndarray:
         segmenter = Segmenter(backbone, image_stage, model, image_config.data.frame_size, optim.precision)
-        return sample_grid(segmenter, dataset)
+        return sample_grid(segmenter, dataset, stored_samples)
 
     captured = config.compile and config.cuda_graph and device.type == "cuda"
     trainer = Trainer(
@@ -165,62 +157,6 @@ def train_video(config: VideoTraining, stop: StopRequest, ranks: Ranks, opened: 
 
 def _resolved(optim: OptimConfig, device: torch.device) -> OptimConfig:
     return dataclasses.replace(optim, precision=resolve_precision(optim.precision, device))
-
-
-def open_features(
-    config: ImageTraining,
-    backbone: Backbone,
-    dataset: VideoDataset,
-    optim: OptimConfig,
-    stop: StopRequest,
-    decoding: LoaderConfig,
-    opened: contextlib.ExitStack,
-) -> FeatureSource:
-    """Features of all frames, stored or streamed as the configuration says; a loader is left in ``opened``."""
-    size, videos = config.data.frame_size, dataset.videos
-    precision = _resolved(config.optim, backbone.mean.device).precision
-    home = config.run / "features"
-    # The video stage may flip where the image stage did not: one store has to serve both.
-    flip = config.optim.flip or optim.flip
-    needed = stored_bytes(backbone, videos, size, flip)
-    present = sum(f.stat().st_size for f in home.glob("*/*")) if home.exists() else 0
-    free = shutil.disk_usage(config.run).free + present
-    if config.features == "streamed" or (config.features == "auto" and needed > free / 2):
-        loader = opened.enter_context(start_loader(decoding, dataset, size, backbone.mean.device, stop))
-        return StreamedFeatures(backbone, loader, precision)
-    if needed > free:
-        raise OSError(
-            f"the features need {needed / 1e9:.1f} GB, but {config.run} has {free / 1e9:.1f} GB free; "
-            "use --features streamed, or a --run on a larger disk"
-        )
-    key = features_key(backbone, config.backbone, videos, size, precision)
-    total = sum(v.num_frames for v in videos)
-    with progress_bar("frames") as progress:
-        bar = progress.add_task("features", total=total, status=f"{needed / 1e9:.1f} GB")
-
-        def advance(frames: int) -> None:
-            progress.advance(bar, frames)
-            if stop.requested:
-                raise Stopped
-
-        return store_features(home, backbone, key, videos, size, precision, flip, advance)
-
-
-def start_loader(
-    config: LoaderConfig, dataset: VideoDataset, size: tuple[int, int], device: torch.device, stop: StopRequest
-) -> Loader:
-    """Open the loader that the configuration says; one that decodes everything first shows a progress bar."""
-    with progress_bar("frames") as progress:
-        bar = progress.add_task("decoding", total=sum(v.num_frames for v in dataset.videos), status="", visible=False)
-
-        def advance(frames: int) -> None:
-            progress.update(bar, advance=frames, visible=True)
-            if stop.requested:
-                raise Stopped
-
-        loader = open_loader(config.loader, dataset.videos, size, device, config.workers, config.prefetch, advance)
-    console.print(f"frames are decoded by the {loader.name} loader")
-    return loader
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

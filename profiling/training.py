@@ -101,7 +101,7 @@ def video_setup(config: VideoTraining, image: ImageTraining, device: torch.devic
     model = VideoStage(config.model, dim, frames).to(device)
     image_slots = torch.randn(optim.batch_size, frames, count, dim, device=device)
     noise = torch.randn(optim.batch_size, config.model.num_slots, config.model.dim, device=device)
-    task = VideoTask(model, None, None, [frames], optim, device)  # type: ignore[arg-type]
+    task = VideoTask(model, None, 1, [frames], optim, device)  # type: ignore[arg-type]
     start = initial_slots(model.slot_attention, noise).detach()
     context = torch.randn(*image_slots.shape[:3], config.model.dim, device=device, requires_grad=True)
     slots = torch.randn_like(noise, requires_grad=True)

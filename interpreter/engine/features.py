@@ -2,25 +2,24 @@
 
 import hashlib
 import itertools
-import json
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from interpreter.configs import BackboneConfig
-from interpreter.data import FrameFolder, Video
+from interpreter.configs import BackboneConfig, Dtype
+from interpreter.data import Video
 from interpreter.data.loaders import Loader, Request
-from interpreter.files import write_text
+from interpreter.engine.store import Content, FrameTable, Store, require_unchanged
 from interpreter.models.backbone import Backbone
 from interpreter.models.transformer import autocast
 
 ENCODE_BATCH = 32
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class FeatureSource(Protocol):
@@ -69,126 +68,98 @@ class StreamedFeatures:
 
 
 class StoredFeatures:
-    """Features of all frames, with both flips if asked for, in one fp16 file under ``directory``.
+    """Features from the cache, memory-mapped: a batch reads the frames that it asks for, and nothing else.
 
-    The folder's name is a hash of backbone, weights, frame size, precision and the videos' paths, sizes and times:
-    a stale file is never used. Encoding goes on video by video where it was interrupted.
+    Args:
+        table: rows named "features".
+        device: where batches go.
     """
 
-    def __init__(self, path: Path, count: int, tokens: int, dim: int, device: torch.device) -> None:
-        self.count, self.device = count, device
-        total = path.stat().st_size // 2
-        self.table = torch.from_file(str(path), shared=False, size=total, dtype=torch.float16).view(-1, tokens, dim)
+    def __init__(self, table: FrameTable, device: torch.device) -> None:
+        self.table, self.device = table, device
 
     def batch(self, frames: Tensor, flips: Tensor) -> Tensor:
         """See :class:`FeatureSource`."""
-        return self.table[frames + self.count * flips].to(self.device).float()
+        return self.table.rows("features", frames, flips).to(self.device).float()
 
     def expect(self, requests: Iterable[Request]) -> None:
         """See :class:`FeatureSource`; nothing is prepared here."""
 
 
-def features_key(
-    backbone: Backbone, config: BackboneConfig, videos: Sequence[Video], size: tuple[int, int], precision: str
-) -> str:
-    """Hash of everything that the features depend on."""
-    digest = hashlib.sha256()
-    for name, tensor in backbone.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    digest.update(json.dumps([config.feature_layer, config.feature_norm, size, precision]).encode())
-    for video in videos:
-        digest.update(f"{video.path.resolve()}|{video.num_frames}\n".encode())
-        # A frame that is replaced in place leaves its folder's time as it was.
-        for file in video.files if isinstance(video, FrameFolder) else [video.path]:
-            status = file.stat()
-            digest.update(f"{file.name}|{status.st_size}|{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def stored_bytes(backbone: Backbone, videos: Sequence[Video], size: tuple[int, int], flip: bool) -> int:
-    """Size of the file that :func:`store_features` writes."""
-    rows, columns = backbone.grid(size)
-    return (1 + flip) * sum(v.num_frames for v in videos) * rows * columns * backbone.dim * 2
-
-
-def store_features(
-    directory: Path,
-    backbone: Backbone,
-    key: str,
-    videos: Sequence[Video],
-    size: tuple[int, int],
-    precision: str,
-    flip: bool,
-    advance: Callable[[int], None],
-) -> StoredFeatures:
-    """Encode what is not yet stored and open the store.
+class FeatureMaker:
+    """What makes the files of the feature cache.
 
     Args:
-        directory: home of the store; stores with another key are removed, since nothing can use them any more.
+        root: directory of all stores.
         backbone: frozen feature extractor.
-        key: what :func:`features_key` says.
-        videos: the videos, in the order that numbers their frames.
+        config: what the backbone was loaded by.
         size: frame size (H, W).
-        precision: "bf16" or "fp32".
-        flip: store the mirrored frames too.
-        advance: called with the number of frames that became available.
-
-    Raises:
-        OSError: if the disk cannot hold the store.
+        precision: "bf16" or "fp32", of the products.
+        dtype: "fp16" or "bf16", of the files.
+        flip: mirrored frames too.
     """
-    home = directory / f"{key}{'-flip' if flip else ''}"
-    for other in directory.glob("*"):
-        if other != home:
-            shutil.rmtree(other)
-    home.mkdir(parents=True, exist_ok=True)
-    path, journal = home / "features.f16", home / "done.json"
-    grid = backbone.grid(size)
-    tokens, total = grid[0] * grid[1], sum(v.num_frames for v in videos)
-    row = tokens * backbone.dim * 2
-    whole = (1 + flip) * total * row
-    # Without the file, or with a part of it, the journal says nothing.
-    intact = journal.exists() and path.exists() and path.stat().st_size == whole
-    done = json.loads(journal.read_text()) if intact else 0
-    starts = np.cumsum([0] + [v.num_frames for v in videos])
-    with path.open("r+b" if path.exists() else "w+b") as file:
-        # Claim the space first: a full disk is found before an hour of encoding, not after.
-        try:
-            os.posix_fallocate(file.fileno(), 0, whole)
-        except OSError as error:
-            path.unlink()
-            raise OSError(
-                error.errno,
-                f"the features need {whole / 1e9:.1f} GB, which {directory} has no room for ({error.strerror}); "
-                "use --features streamed, or a --run on a larger disk",
-            ) from error
-        advance(int(starts[done]))
-        for index in range(done, len(videos)):
-            _store_video(file, backbone, videos[index], int(starts[index]), total, size, precision, flip, row)
-            file.flush()
-            os.fsync(file.fileno())
-            write_text(journal, str(index + 1))
-            advance(videos[index].num_frames)
-    return StoredFeatures(path, total, tokens, backbone.dim, backbone.mean.device)
+
+    name = "features"
+
+    def __init__(
+        self,
+        root: Path,
+        backbone: Backbone,
+        config: BackboneConfig,
+        size: tuple[int, int],
+        precision: str,
+        dtype: Dtype,
+        flip: bool,
+    ) -> None:
+        self.backbone, self.size, self.precision, self.dtype = backbone, size, precision, dtype
+        grid = backbone.grid(size)
+        self.recipe: dict[str, object] = {
+            "format": 1,
+            "backbone": backbone.settings(),
+            "weights": tensors_hash({**backbone.state_dict(), "mean": backbone.mean, "std": backbone.std}),
+            "layer": config.feature_layer,
+            "norm": config.feature_norm,
+            "frame_size": list(size),
+            "precision": precision,
+            "dtype": dtype,
+        }
+        rows = {"features": (DTYPES[dtype], (grid[0] * grid[1], backbone.dim))}
+        self.stores: Mapping[bool, Store] = {
+            mirrored: Store(root, {"kind": "features", **self.recipe, "flip": mirrored}, rows)
+            for mirrored in ((False, True) if flip else (False,))
+        }
+
+    def pieces(self, video: Video, digest: str, flips: Sequence[bool]) -> Iterator[tuple[bool, int, Tensor]]:
+        """Yield (flip, first frame, features [≤32, M, D] in the type of the files): stored ones, or encoded now.
+
+        Either way they are the same values.
+        """
+        length = video.num_frames
+        stored = [flip for flip in flips if flip in self.stores and self.stores[flip].holds(digest, length)]
+        for flip in stored:
+            for start, piece in enumerate(self.stores[flip].tensor(digest, "features").split(ENCODE_BATCH)):
+                yield flip, start * ENCODE_BATCH, piece.to(self.backbone.mean.device)
+        wanted = [flip for flip in flips if flip not in stored]
+        for number, chunk in enumerate(_chunks(video.frames(self.size)) if wanted else ()):
+            for flip in wanted:
+                pixels = np.ascontiguousarray(chunk[:, :, ::-1]) if flip else chunk
+                encoded = _encode(self.backbone, pixels, self.precision)
+                yield flip, number * ENCODE_BATCH, encoded.to(DTYPES[self.dtype])
+
+    def make(self, video: Video, content: Content, flips: Sequence[bool]) -> None:
+        """See :class:`interpreter.engine.cache.Maker`."""
+        with ExitStack() as files:
+            write = {f: files.enter_context(self.stores[f].writing(video, content.digest)) for f in flips}
+            for flip, start, features in self.pieces(video, content.digest, flips):
+                write[flip]("features", start, features)
+            require_unchanged(video, content)
 
 
-def _store_video(
-    file: BinaryIO,
-    backbone: Backbone,
-    video: Video,
-    start: int,
-    total: int,
-    size: tuple[int, int],
-    precision: str,
-    flip: bool,
-    row: int,
-) -> None:
-    position = start
-    for chunk in _chunks(video.frames(size)):
-        for mirrored in (False, True) if flip else (False,):
-            pixels = np.ascontiguousarray(chunk[:, :, ::-1]) if mirrored else chunk
-            file.seek((position + total * mirrored) * row)
-            file.write(_encode(backbone, pixels, precision).half().cpu().numpy().tobytes())
-        position += len(chunk)
-    if position != start + video.num_frames:
-        raise ValueError(f"{video.path} gave {position - start} frames, but {video.num_frames} were counted before")
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of names and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}\n".encode())
+        # 0-dimensional tensors have no bytes to view: flattened first.
+        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]

@@ -150,6 +150,11 @@ class Segmenter:
             advance(len(features))
         if count != frames:
             raise ValueError(f"{video.path} changed while it was segmented; leave it alone until it is done")
+        return self.segment_slots(image_slots, image_attention)
+
+    @torch.no_grad()
+    def segment_slots(self, image_slots: Tensor, image_attention: Tensor) -> Segmentation:
+        """Segment a video whose image slots [T, N, D] and patch attention [T, M, N] (fp16) are known."""
         if self.video_stage is None:
             return Segmentation(self.grid, image_slots, image_attention, None, None)
         return Segmentation(self.grid, image_slots, image_attention, *self._video_slots(image_slots))

@@ -22,7 +22,7 @@ from interpreter.models.video_stage import VideoStage
 T = TypeVar("T")
 
 # Settings that may change between two calls on the same run directory.
-FREE = {"run", "logging", "decoding", "compile", "cuda_graph", "recompute", "features", "steps"}
+FREE = {"run", "logging", "decoding", "compile", "cuda_graph", "recompute", "features", "cache", "steps"}
 # Whole numbers that are no counts.
 MAY_BE_ZERO = {"seed", "warmup_steps", "feature_layer"}
 

@@ -1,6 +1,5 @@
 """What one step of each stage computes; the trainer knows nothing else of them."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -13,15 +12,14 @@ from interpreter.data.loaders import Request
 from interpreter.engine.diagnostics import slot_diagnostics
 from interpreter.engine.distributed import Ranks
 from interpreter.engine.features import FeatureSource
-from interpreter.engine.sampling import clip_batch, frame_batch, torch_generator
+from interpreter.engine.sampling import clip_batch, frame_batch, random_state, torch_generator
+from interpreter.engine.slots import SlotSource
 from interpreter.models.image_stage import ImageStage
 from interpreter.models.prior import initial_slots, prior_noise
 from interpreter.models.video_stage import VideoStage
 
 # Streams of random numbers of a step, beside those in sampling.py.
-IMAGE_NOISE, VIDEO_NOISE = 2, 3
-# Frames whose image slots are computed at once: bounds the memory, whatever the length of the clips.
-ROWS = 512
+IMAGE_NOISE, VIDEO_NOISE, DRAWS = 2, 3, 4
 
 
 class Task(Protocol):
@@ -84,8 +82,8 @@ class VideoTask:
     """Video stage: reconstruct the sets of image slots that a frozen image stage finds in a clip."""
 
     model: VideoStage
-    image_stage: ImageStage  # frozen
-    features: FeatureSource
+    slots: SlotSource
+    samples: int  # draws of the image stage's slot prior
     lengths: Sequence[int]  # frames of each video
     optim: OptimConfig
     device: torch.device
@@ -96,28 +94,26 @@ class VideoTask:
         """Frames that a step looks at."""
         return self.optim.batch_size * self.model.num_frames
 
-    def frames(self, step: int) -> list[Request]:
-        """Frame numbers and flips of this process's rows of a step, clip after clip, in parts of up to ROWS frames."""
+    def frames(self, step: int) -> Request:
+        """Frame numbers [B, T] and flips [B, T] of this process's rows of a step."""
         optim, rows = self.optim, self.ranks.rows(self.optim.batch_size)
         frames, flips = clip_batch(self.lengths, optim.batch_size, self.model.num_frames, optim.flip, optim.seed, step)
-        return list(zip(frames[rows].flatten().split(ROWS), flips[rows].flatten().split(ROWS), strict=True))
+        return frames[rows], flips[rows]
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """Image slots [B, T, N, D_image] and noise of the slot prior [B, K, D] of this process's rows of the batch."""
-        optim, attention = self.optim, self.image_stage.slot_attention
-        self.features.expect(itertools.chain.from_iterable(self.frames(s) for s in range(step, optim.steps)))
-        rows = range(optim.batch_size)[self.ranks.rows(optim.batch_size)]
-        # A stream of random numbers for each clip, whichever process it falls to.
-        keys = [(optim.seed, IMAGE_NOISE, step, row) for row in rows]
-        draws = [prior_noise(attention, self.model.num_frames, torch_generator(self.device, *key)) for key in keys]
-        image_slots = []
-        with torch.no_grad():
-            for noise, (numbers, mirrored) in zip(torch.cat(draws).split(ROWS), self.frames(step), strict=True):
-                initial = initial_slots(attention, noise)
-                image_slots.append(self.image_stage.encode(self.features.batch(numbers, mirrored), slots=initial).slots)
+        optim, rows = self.optim, self.ranks.rows(self.optim.batch_size)
+        self.slots.expect(self._flat(s) for s in range(step, optim.steps))
+        shape = (optim.batch_size, self.model.num_frames)
+        draws = torch.from_numpy(random_state(optim.seed, DRAWS, step).integers(self.samples, size=shape))[rows]
+        image_slots = self.slots.batch(*self._flat(step), draws.flatten())
         generator = torch_generator(self.device, optim.seed, VIDEO_NOISE, step)
-        noise = prior_noise(self.model.slot_attention, optim.batch_size, generator)[rows.start : rows.stop]
-        return torch.cat(image_slots).unflatten(0, (len(rows), self.model.num_frames)), noise
+        noise = prior_noise(self.model.slot_attention, optim.batch_size, generator)[rows]
+        return image_slots.unflatten(0, draws.shape), noise
+
+    def _flat(self, step: int) -> Request:
+        frames, flips = self.frames(step)
+        return frames.flatten(), flips.flatten()
 
     def forward(self, image_slots: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and diagnostics, those of the merged slots."""

@@ -46,6 +46,10 @@ class Backbone(nn.Module):
         """Stay in evaluation mode whatever is asked."""
         return super().train(False)
 
+    def settings(self) -> dict[str, object]:
+        """What the features depend on besides weights and buffers, in JSON's types."""
+        return {"type": type(self).__name__, "patch": self.patch}
+
     def grid(self, frame_size: tuple[int, int]) -> tuple[int, int]:
         """Patch grid (h, w) of frames of ``frame_size`` (H, W).
 
@@ -147,6 +151,12 @@ class VisionTransformer(Backbone):
         self.masked = config.model_type == "vit_mae"
         if self.masked:
             config.mask_ratio = 0.0
+
+    def settings(self) -> dict[str, object]:
+        """See :meth:`Backbone.settings`; where the model was loaded from does not matter."""
+        config = self.model.config.to_dict()
+        volatile = ("_name_or_path", "transformers_version")
+        return super().settings() | {"model": {k: v for k, v in config.items() if k not in volatile}}
 
     def tokens(self, x: Tensor) -> Tensor:
         """Patch tokens [B, M, D] without class and register tokens."""

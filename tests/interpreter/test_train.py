@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from interpreter.engine.checkpoint import checkpoints, load_checkpoint
+from interpreter.engine.features import FeatureMaker
 from interpreter.engine.run import read_config
 from interpreter.train import main
 
@@ -120,17 +121,16 @@ def test_signal_saves_that_step_and_exits_well(stage, number, command, straight)
 
 
 def test_signal_while_features_are_encoded_stops_between_videos(tmp_path, image_options, monkeypatch):
-    from interpreter.engine import features
+    make, seen = FeatureMaker.make, []
 
-    store_video, seen = features._store_video, []
-
-    def interrupt(file, backbone, video, *rest):
+    def interrupt(self, video, *rest):
         seen.append(video.name)
         if len(seen) == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        store_video(file, backbone, video, *rest)
+        make(self, video, *rest)
 
-    monkeypatch.setattr(features, "_store_video", interrupt)
+    monkeypatch.setattr(FeatureMaker, "make", interrupt)
+    monkeypatch.setattr("interpreter.train.default_workers", lambda: 1)
     arguments = ["--run", str(tmp_path / "run"), *image_options]
     assert main(arguments) == 0
     assert seen == ["train-00000"]
@@ -160,9 +160,9 @@ def test_streamed_features_train_the_same_way(image_run, image_options):
     run = image_run()
     stored = curve(run, "image")
     shutil.rmtree(run / "image")
-    shutil.rmtree(run / "features")
+    shutil.rmtree(run / "cache")
     main(["--run", str(run), *image_options, "--features", "streamed"])
-    assert not (run / "features").exists()
+    assert not (run / "cache").exists()
     for one, other in zip(stored, curve(run, "image"), strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-3)  # stored in fp16
 
@@ -395,7 +395,7 @@ def test_diverged_run_exits_with_one_line_and_keeps_its_checkpoint(image_run, im
 def test_full_disk_is_one_line_and_the_earlier_checkpoint_still_loads(small_disk, tiny_run, image_options):
     disk = small_disk("4m")
     run = shutil.copytree(
-        tiny_run, disk / "run", ignore=shutil.ignore_patterns("features", "tensorboard", "samples", "video")
+        tiny_run, disk / "run", ignore=shutil.ignore_patterns("cache", "tensorboard", "samples", "video")
     )
     options = [*image_options, "--features", "streamed", "--checkpoint-every", "1", "--sample-every", "100"]
     free = shutil.disk_usage(disk).free
@@ -409,16 +409,18 @@ def test_full_disk_is_one_line_and_the_earlier_checkpoint_still_loads(small_disk
     assert [record["step"] for record in curve(run, "image")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_features_without_room_name_the_options(image_run, image_options, monkeypatch):
+@pytest.mark.parametrize(("stage", "name"), [("image", "features"), ("video", "image slots")])
+def test_cache_without_room_names_the_options(stage, name, image_run, image_options, video_options, monkeypatch):
     run = image_run()
-    shutil.rmtree(run / "image")
-    shutil.rmtree(run / "features")
-    usage = shutil.disk_usage(run)._replace(free=100_000)
-    monkeypatch.setattr("interpreter.train.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match=r"features need 0\.0 GB.*--features streamed"):
-        main(["--run", str(run), *image_options, "--features", "stored"])
-    main(["--run", str(run), *image_options])  # auto streams them
-    assert not (run / "features").exists()
+    options = image_options if stage == "image" else video_options
+    shutil.rmtree(run / "cache")
+    shutil.rmtree(run / stage, ignore_errors=True)
+    monkeypatch.setattr("interpreter.engine.cache.Cache.free_bytes", lambda self: 10_000)
+    message = rf"the {name} need .* MB, but {run}/cache has 0\.01 MB free; use --features streamed, or --cache DIR"
+    with pytest.raises(OSError, match=message):
+        main(["--run", str(run), *options, "--features", "stored"])
+    main(["--run", str(run), *options])  # auto streams them
+    assert not (run / "cache").exists()
 
 
 @pytest.mark.parametrize(
@@ -438,7 +440,7 @@ def test_features_without_room_name_the_options(image_run, image_options, monkey
     ],
 )
 def test_wrong_settings_are_told_before_anything_is_computed(change, message, tmp_path, image_options, monkeypatch):
-    monkeypatch.setattr("interpreter.train.store_features", lambda *_: pytest.fail("features were encoded"))
+    monkeypatch.setattr("interpreter.engine.cache.Cache.fill", lambda *_: pytest.fail("features were encoded"))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         main(["--run", str(tmp_path / "run"), *image_options, *change])
 

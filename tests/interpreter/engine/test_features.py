@@ -1,22 +1,23 @@
 import errno
 import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from interpreter.configs import BackboneConfig
 from interpreter.data import open_video
 from interpreter.data.loaders import open_loader
-from interpreter.engine.features import (
-    StreamedFeatures,
-    encode,
-    features_key,
-    store_features,
-    stored_bytes,
-)
-from interpreter.models.backbone import Backbone, load_backbone
+from interpreter.engine.cache import Cache, Shard, Stopped
+from interpreter.engine.features import FeatureMaker, StoredFeatures, StreamedFeatures, encode
+from interpreter.engine.store import read_content
+from interpreter.models.backbone import Backbone, VisionTransformer, load_backbone
 
 SIZE = (32, 48)
 LENGTHS = (3, 40, 5)  # the second is longer than one encoding batch
@@ -52,17 +53,24 @@ def videos(tmp_path):
     return [open_video(tmp_path / "videos" / str(number)) for number in range(len(LENGTHS))]
 
 
-def store(home, videos, backbone, flip=True, advance=lambda frames: None, key="key"):
-    return store_features(home, backbone, key, videos, SIZE, "fp32", flip, advance)
+def make_cache(root, videos, backbone, flip=True, dtype="fp16", size=SIZE, precision="fp32", config=None):
+    maker = FeatureMaker(root, backbone, config or BackboneConfig(), size, precision, dtype, flip)
+    return Cache(maker, videos, [read_content(video) for video in videos])
 
 
 def streamed_features(backbone, videos):
     return StreamedFeatures(backbone, open_loader("torch", videos, SIZE, torch.device("cpu")), "fp32")
 
 
-def table(home):
-    (path,) = home.glob("*/features.f16")
-    return path.read_bytes()
+def store(root, videos, backbone, flip=True, stopped=lambda: False, shard=None):
+    """Fill the cache, one video at a time and in order, and open it."""
+    cache = make_cache(root, videos, backbone, flip)
+    cache.fill(shard or Shard(), 1, stopped, "ADVICE")
+    return StoredFeatures(cache.table(), backbone.mean.device)
+
+
+def files(root):
+    return {path.relative_to(root): path.read_bytes() for path in root.glob("*/*") if path.suffix == ".safetensors"}
 
 
 def all_frames(flip):
@@ -108,94 +116,186 @@ def test_encoding_is_in_order_and_in_pieces(videos):
     torch.testing.assert_close(torch.cat(pieces), backbone.features(torch.from_numpy(videos[1].read(range(40), SIZE))))
 
 
-def test_store_is_as_large_as_announced(videos, tmp_path):
-    for flip in (False, True):
-        store(tmp_path / "store", videos, Patches(), flip)
-        assert len(table(tmp_path / "store")) == stored_bytes(Patches(), videos, SIZE, flip)
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_cache_is_as_large_as_announced_and_other_readers_can_read_it(dtype, flip, videos, tmp_path):
+    cache = make_cache(tmp_path / "store", videos, Patches(), flip, dtype)
+    cache.fill(Shard(), 2, lambda: False, "")
+    assert sum(len(data) for data in files(tmp_path / "store").values()) == cache.num_bytes()
+    assert len(files(tmp_path / "store")) == (1 + flip) * len(LENGTHS)
+    found = load_file(cache.maker.stores[False].path(cache.contents[1].digest))
+    expected = Patches().features(torch.from_numpy(videos[1].read(range(40), SIZE)))
+    # bf16 keeps 8 bits.
+    torch.testing.assert_close(found["features"].float(), expected, atol=1e-2, rtol=1e-2 if dtype == "bf16" else 1e-3)
+
+
+def test_stored_tensors_are_mapped_and_not_read(videos, tmp_path):
+    source = store(tmp_path / "store", videos, Patches())
+    source.batch(torch.tensor([5]), torch.tensor([False]))
+    assert str(tmp_path / "store") in Path("/proc/self/maps").read_text()
 
 
 @pytest.mark.parametrize("seen", [7, 70], ids=["at the start of the second video", "inside of it"])
 def test_interrupted_encoding_goes_on_at_its_video_with_the_same_bytes(seen, videos, tmp_path):
     store(tmp_path / "whole", videos, Patches())
-    backbone, advanced = Patches(), []
+    backbone = Patches()
     backbone.fail_at = seen
     with pytest.raises(RuntimeError, match="power cut"):
         store(tmp_path / "store", videos, backbone)
+    assert len(files(tmp_path / "store")) == 2  # the first video's, and nothing half
+    assert not list((tmp_path / "store").glob("*/.*"))
     backbone = Patches()
-    store(tmp_path / "store", videos, backbone, advance=advanced.append)
+    store(tmp_path / "store", videos, backbone)
     assert backbone.seen == 2 * (LENGTHS[1] + LENGTHS[2])  # the first video is not encoded again
-    assert advanced == list(LENGTHS)
-    assert table(tmp_path / "store") == table(tmp_path / "whole")
+    assert files(tmp_path / "store") == files(tmp_path / "whole")
     backbone = Patches()
     store(tmp_path / "store", videos, backbone)
     assert backbone.seen == 0
 
 
 def test_stop_between_videos_keeps_what_is_done(videos, tmp_path):
-    def stop(frames):
-        if frames:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        store(tmp_path / "store", videos, Patches(), advance=stop)
+    with pytest.raises(Stopped):
+        store(tmp_path / "store", videos, Patches(), stopped=lambda: bool(files(tmp_path / "store")))
+    assert len(files(tmp_path / "store")) == 2
     backbone = Patches()
     store(tmp_path / "store", videos, backbone)
     assert backbone.seen == 2 * (LENGTHS[1] + LENGTHS[2])
 
 
-@pytest.mark.parametrize("damage", ["lost", "cut"])
-def test_damaged_store_is_encoded_anew(damage, videos, tmp_path):
+def test_leftovers_of_a_killed_process_are_removed_and_those_of_a_live_one_kept(videos, tmp_path):
+    cache = make_cache(tmp_path / "store", videos, Patches(), flip=False)
+    path = cache.maker.stores[False].path(cache.contents[0].digest)
+    path.parent.mkdir(parents=True)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for process in (dead.pid, os.getppid()):
+        path.with_name(f".{path.name}.{process}.tmp").write_bytes(b"half")
+    cache.fill(Shard(), 1, lambda: False, "")
+    assert [left.name for left in path.parent.glob(".*")] == [f".{path.name}.{os.getppid()}.tmp"]
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut", "header", "longer"])
+def test_damaged_file_is_made_anew_and_the_others_stay(damage, videos, tmp_path):
     store(tmp_path / "store", videos, Patches())
-    whole = table(tmp_path / "store")
-    (path,) = (tmp_path / "store").glob("*/features.f16")
-    path.unlink() if damage == "lost" else os.truncate(path, 1000)
-    store(tmp_path / "store", videos, Patches())
-    assert table(tmp_path / "store") == whole
+    whole = files(tmp_path / "store")
+    path = make_cache(tmp_path / "store", videos, Patches()).maker.stores[True].path(read_content(videos[1]).digest)
+    if damage == "lost":
+        path.unlink()
+    elif damage == "cut":
+        os.truncate(path, path.stat().st_size // 2)
+    elif damage == "header":
+        path.write_bytes(path.read_bytes().replace(b'"patch', b'"match'))
+    else:
+        path.write_bytes(path.read_bytes() + b"x")
+    backbone = Patches()
+    store(tmp_path / "store", videos, backbone)
+    assert backbone.seen == LENGTHS[1]  # that flip of that video
+    assert files(tmp_path / "store") == whole
 
 
-def test_key_changes_with_all_that_features_depend_on(videos, tmp_path):
-    def key(backbone=None, config=None, chosen=None, size=SIZE, precision="fp32"):
-        return features_key(backbone or Patches(), config or BackboneConfig(), chosen or videos, size, precision)
+def test_address_changes_with_all_that_features_depend_on(videos, tmp_path):
+    def address(backbone=None, **changes):
+        (store,) = make_cache(tmp_path, videos, backbone or Patches(), flip=False, **changes).maker.stores.values()
+        return store.directory
 
-    first = key()
-    assert key() == first
-    other = Patches()
+    first = address()
+    assert address() == first
+    other, mean = Patches(), Patches()
     other.weight.data[3, 2, 1, 0] += 1e-7
-    keys = [first, key(Patches(1)), key(other), key(config=BackboneConfig(feature_layer=2)), key(size=(64, 96))]
-    keys += [key(config=BackboneConfig(feature_norm=False)), key(precision="bf16"), key(chosen=videos[::-1])]
-    keys += [key(chosen=videos[:2])]
-    write_frames(tmp_path / "elsewhere" / "0", LENGTHS[0], 0)
-    keys += [key(chosen=[open_video(tmp_path / "elsewhere" / "0"), *videos[1:]])]
-    assert len(set(keys)) == len(keys)
+    mean.mean += 1
+    found = [first, address(Patches(1)), address(other), address(mean), address(size=(64, 96))]
+    found += [address(config=BackboneConfig(feature_layer=2)), address(config=BackboneConfig(feature_norm=False))]
+    found += [address(precision="bf16"), address(dtype="bf16")]
+    found += [make_cache(tmp_path, videos, Patches()).maker.stores[True].directory]
+    assert len(set(found)) == len(found)
 
 
-def test_key_changes_when_a_frame_is_replaced(videos):
-    def key(video):
-        return features_key(Patches(), BackboneConfig(), [video], SIZE, "fp32")
+def test_transformer_with_other_heads_and_the_same_weights_has_another_address(tmp_path):
+    from transformers import Dinov2Config, Dinov2Model
 
-    before = key(videos[0])
-    frame = videos[0].files[1]
-    folder_time = frame.parent.stat().st_mtime_ns
-    os.utime(frame, ns=(1, 1))  # replaced in place: the folder's own time stays
-    assert frame.parent.stat().st_mtime_ns == folder_time
-    assert key(videos[0]) != before
+    addresses = set()
+    for heads in (1, 2, 2):
+        config = Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=heads, patch_size=4, image_size=8)
+        model = Dinov2Model(config)
+        for parameter in model.parameters():
+            torch.nn.init.zeros_(parameter)
+        backbone = VisionTransformer(model, None, True)
+        addresses.add(
+            FeatureMaker(tmp_path, backbone, BackboneConfig(), (8, 8), "fp32", "fp16", False).stores[False].directory
+        )
+    assert len(addresses) == 2
 
 
-def test_stores_that_nothing_can_use_any_more_are_removed(videos, tmp_path):
-    store(tmp_path / "store", videos, Patches(), key="old")
-    store(tmp_path / "store", videos, Patches(), key="new")
-    assert [path.name for path in (tmp_path / "store").iterdir()] == ["new-flip"]
+def test_video_has_the_same_content_wherever_it_is_and_another_when_a_pixel_changes(videos, tmp_path):
+    before = read_content(videos[0])
+    moved = shutil.copytree(videos[0].path, tmp_path / "elsewhere")
+    assert read_content(open_video(moved)).digest == before.digest
+    frame = np.array(Image.open(moved / "001.png"))
+    frame[0, 0, 0] ^= 1
+    Image.fromarray(frame).save(moved / "001.png")
+    os.utime(moved / "001.png", ns=(1, 1))
+    assert read_content(open_video(moved)).digest != before.digest
+    shutil.copy(videos[0].path / "001.png", moved / "001.png")
+    assert read_content(open_video(moved)).digest == before.digest
+    (moved / "001.png").rename(moved / "003.png")  # the same frames in another order
+    assert read_content(open_video(moved)).digest != before.digest
+
+
+def test_cache_serves_videos_in_any_order_and_equal_ones_once(videos, tmp_path):
+    first = store(tmp_path / "store", videos, Patches())
+    backbone = Patches()
+    turned = store(tmp_path / "store", [videos[2], videos[0], videos[2]], backbone)
+    assert backbone.seen == 0
+    assert torch.equal(
+        turned.batch(torch.tensor([0, 5, 8]), torch.tensor([True, False, True])),
+        first.batch(torch.tensor([43, 0, 43]), torch.tensor([True, False, True])),
+    )
+    store(tmp_path / "other", [videos[0], videos[0]], backbone)
+    assert backbone.seen == 2 * LENGTHS[0]
+
+
+def test_ranks_make_together_what_one_makes(videos, tmp_path):
+    store(tmp_path / "one", videos, Patches())
+    seen = []
+    for rank in (1, 0):
+        backbone = Patches()
+        make_cache(tmp_path / "two", videos, backbone).fill(Shard(rank, 2), 2, lambda: False, "")
+        seen.append(backbone.seen)
+    assert seen == [2 * LENGTHS[1], 2 * (LENGTHS[0] + LENGTHS[2])]
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def test_rank_waits_until_the_others_are_done(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr("interpreter.engine.cache.POLL_SECONDS", 0.01)
+    mine, others = (make_cache(tmp_path / "store", videos, Patches()) for _ in range(2))
+    mine.fill(Shard(0, 2), 1, lambda: False, "")
+    with pytest.raises(Stopped):
+        mine.wait_for_others(lambda: True)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(others.fill, Shard(1, 2), 1, lambda: False, "")
+        mine.wait_for_others(lambda: False)
+    assert mine.missing() == {}
+    assert len(files(tmp_path / "store")) == 6
 
 
 def test_disk_without_room_is_found_before_encoding(videos, small_disk):
-    disk, backbone = small_disk(8192), Patches()
+    disk, backbone = small_disk(16384), Patches()
     (disk / "video").write_bytes(b"kept")
-    with pytest.raises(OSError, match=r"the features need .* GB.*--features streamed") as caught:
+    with pytest.raises(OSError, match=r"the features need .* but .*/features has .* free; ADVICE") as caught:
         store(disk / "features", videos, backbone)
     assert caught.value.errno == errno.ENOSPC
     assert backbone.seen == 0
-    assert not list(disk.glob("features/*/features.f16"))  # what little it could claim is given back
+    assert [path.name for path in disk.iterdir()] == ["video"]
     assert (disk / "video").read_bytes() == b"kept"
+
+
+def test_disk_that_fills_up_meanwhile_keeps_what_is_done(videos, small_disk, monkeypatch):
+    disk = small_disk(24576)
+    monkeypatch.setattr(Cache, "free_bytes", lambda self: 1 << 30)
+    with pytest.raises(OSError, match="the disk is full"):
+        store(disk / "features", videos, Patches())
+    assert len(files(disk / "features")) == 2  # both flips of the first video
+    assert not list(disk.glob("*/.*.tmp"))
 
 
 def test_video_that_lost_frames_is_named(videos, tmp_path):
@@ -209,3 +309,28 @@ def test_video_that_lost_frames_is_named(videos, tmp_path):
     shorter.__class__ = Counted
     with pytest.raises(ValueError, match=r"2 gave 3 frames, but 5 were counted"):
         store(tmp_path / "store", [videos[0], shorter], Patches())
+    assert len(files(tmp_path / "store")) == 2
+
+
+def test_video_that_changes_while_it_is_encoded_leaves_no_file(videos, tmp_path):
+    cache = make_cache(tmp_path / "store", videos, Patches())
+    os.utime(videos[1].files[39], ns=(1, 1))
+    with pytest.raises(ValueError, match=r"videos/1 changed while it was read"):
+        cache.fill(Shard(), 1, lambda: False, "")
+    assert len(files(tmp_path / "store")) == 2
+
+
+def test_value_that_does_not_fit_names_the_other_type(videos, tmp_path):
+    backbone = Patches()
+    backbone.weight.data *= 1e6
+    with pytest.raises(ValueError, match="use --dtype bf16"):
+        store(tmp_path / "store", videos, backbone)
+    make_cache(tmp_path / "store", videos, backbone, dtype="bf16").fill(Shard(), 1, lambda: False, "")
+
+
+@pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("x", "2"), ("-1", "2"), ("0", "")])
+def test_senseless_rank_is_refused(rank, world, monkeypatch):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(ValueError, match=f"RANK={rank} and WORLD_SIZE={world}"):
+        Shard.from_environment()

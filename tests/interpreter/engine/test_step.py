@@ -104,10 +104,11 @@ def on_cuda(task):
     """The task with everything of it on the GPU."""
     task.device = torch.device("cuda")
     task.model.cuda()
-    batch = task.features.batch
-    task.features.batch = lambda frames, flips: batch(frames, flips).cuda()
-    if hasattr(task, "image_stage"):
-        task.image_stage.cuda()
+    if hasattr(task, "slots"):
+        task.slots.image_stage.cuda()
+    features = task.slots.features if hasattr(task, "slots") else task.features
+    batch = features.batch
+    features.batch = lambda frames, flips: batch(frames, flips).cuda()
     return task
 
 

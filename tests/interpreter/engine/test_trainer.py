@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from interpreter.configs import ImageModelConfig, LoggingConfig, OptimConfig, VideoModelConfig
-from interpreter.engine import tasks
+from interpreter.engine import slots
 from interpreter.engine.checkpoint import checkpoints, load_checkpoint
 from interpreter.engine.logging import RunLog
 from interpreter.engine.schedule import learning_rate
+from interpreter.engine.slots import StreamedSlots
 from interpreter.engine.stopping import StopRequest
 from interpreter.engine.tasks import ImageTask, VideoTask
 from interpreter.engine.trainer import DivergedError, Trainer
@@ -208,7 +209,8 @@ def video_task(iterations=3, **changes):
     torch.manual_seed(1)
     config = VideoModelConfig(num_slots=4, dim=16, iterations=iterations, encoder_layers=1, decoder_layers=1, heads=2)
     stage = VideoStage(config, 16, 5)
-    return VideoTask(stage, frozen, RandomFeatures(6, 12), [4, 9], OptimConfig(batch_size=2, **changes), CPU)
+    source = StreamedSlots(frozen, RandomFeatures(6, 12), ["0a", "0b"], [4, 9], "fp32")
+    return VideoTask(stage, source, 3, [4, 9], OptimConfig(batch_size=2, **changes), CPU)
 
 
 @pytest.mark.parametrize("make", [image_task, video_task])
@@ -224,13 +226,14 @@ def test_batch_is_a_function_of_the_step_alone(make):
 
 @pytest.mark.parametrize("make", [image_task, video_task])
 def test_what_is_announced_is_what_is_asked_for_to_the_last_step(make, monkeypatch):
-    monkeypatch.setattr(tasks, "ROWS", 3)
+    monkeypatch.setattr(slots, "ROWS", 3)
     task = make(steps=5)
+    features = task.features if make is image_task else task.slots.features
     for step in range(2, 5):  # as after resuming
         task.batch(step)
-    for step, announced in enumerate(task.features.expected):
-        parts = len(task.features.asked) // 3
-        asked = task.features.asked[step * parts :]
+    for step, announced in enumerate(features.expected):
+        parts = len(features.asked) // 3
+        asked = features.asked[step * parts :]
         assert len(announced) == len(asked)
         for one, other in zip(announced, asked, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
@@ -262,16 +265,17 @@ def test_batches_have_their_shapes_and_count_their_frames():
 
 def test_image_slots_do_not_depend_on_how_many_are_computed_at_once(monkeypatch):
     whole = video_task().batch(2)[0]
-    monkeypatch.setattr("interpreter.engine.tasks.ROWS", 4)
+    monkeypatch.setattr("interpreter.engine.slots.ROWS", 4)
     torch.testing.assert_close(video_task().batch(2)[0], whole, atol=1e-6, rtol=1e-5)
 
 
 def test_video_stage_leaves_the_image_stage_alone():
     task = video_task()
-    before = {name: tensor.clone() for name, tensor in task.image_stage.state_dict().items()}
+    image_stage = task.slots.image_stage
+    before = {name: tensor.clone() for name, tensor in image_stage.state_dict().items()}
     task.forward(*task.batch(0))[0].backward()
-    assert all(parameter.grad is None for parameter in task.image_stage.parameters())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in task.image_stage.state_dict().items())
+    assert all(parameter.grad is None for parameter in image_stage.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in image_stage.state_dict().items())
 
 
 @pytest.mark.slow
