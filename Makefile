@@ -40,8 +40,9 @@ demo: $(READY)
 	@echo "  held-out scenes          demo/scenes/evaluation/synthetic-val-video-seed0/"
 	@echo "  plots of the training    demo/scenes/curves.png"
 
+# Two processes of one thread each; a file's tests stay together, since they share what its fixtures make.
 test: $(READY)
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
