@@ -54,6 +54,10 @@ if [ "$DEVICE" = cuda ]; then
         --out "$OUT/propagation-cuda.json"
     part "benchmark of clustering" 60 "$PYTHON" -m profiling.merging --device cuda --seconds 3 \
         --out "$OUT/merging-cuda.json"
+    part "training step and loaders" 150 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests/interpreter/engine \
+        tests/interpreter/data/test_loaders.py
+    part "benchmark of training steps" 150 "$PYTHON" -m profiling.training --preset ytvis19 --device cuda --seconds 5 \
+        --out "$OUT/training-cuda.json"
     if command -v compute-sanitizer >/dev/null; then
         part "compute-sanitizer" 90 compute-sanitizer --tool memcheck --error-exitcode 9 "$PYTHON" -m pytest -q \
             -p no:cacheprovider tests/slotkernels/test_inverted_attention.py -m gpu -k "float32-triton-cuda and 863"
@@ -64,6 +68,8 @@ else
         --out "$OUT/slot-attention-trial.json"
     part "benchmark of the Sinkhorn divergence" 120 "$PYTHON" -m profiling.sinkhorn --shapes 4,8,8,16 --seconds 1 --large 0 \
         --out "$OUT/sinkhorn-trial.json"
+    part "benchmark of training steps" 120 "$PYTHON" -m profiling.training --batch-size 4 2 --seconds 0 \
+        --out "$OUT/training-trial.json"
     part "benchmark of label maps" 60 "$PYTHON" -m profiling.propagation --seconds 0 --out "$OUT/propagation-trial.json"
     part "benchmark of clustering" 60 "$PYTHON" -m profiling.merging --seconds 0 --out "$OUT/merging-trial.json"
 fi
