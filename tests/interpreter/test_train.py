@@ -130,7 +130,7 @@ def test_signal_while_features_are_encoded_stops_between_videos(tmp_path, image_
         make(self, video, *rest)
 
     monkeypatch.setattr(FeatureMaker, "make", interrupt)
-    monkeypatch.setattr("interpreter.train.default_workers", lambda: 1)
+    monkeypatch.setattr("interpreter.engine.sources.default_workers", lambda: 1)
     arguments = ["--run", str(tmp_path / "run"), *image_options]
     assert main(arguments) == 0
     assert seen == ["train-00000"]
