@@ -27,7 +27,7 @@ from interpreter.engine.datasets import open_videos
 from interpreter.engine.features import FeatureMaker
 from interpreter.engine.inference import default_device
 from interpreter.engine.logging import console
-from interpreter.engine.precision import resolve_precision
+from interpreter.engine.precision import in_precision, resolve_precision
 from interpreter.engine.run import load_image_stage, load_stage_state, read_config
 from interpreter.engine.samples import stored_pictures
 from interpreter.engine.slots import SlotMaker
@@ -144,13 +144,17 @@ def make_maker(config: Caching, root: Path) -> Maker:
     device, size = default_device(), config.data.frame_size
     precision = resolve_precision(config.precision, device)
     if config.stage == "image":
-        backbone = load_backbone(config.backbone).to(device)
+        backbone = in_precision(load_backbone(config.backbone), precision).to(device)
         return FeatureMaker(root, backbone, config.backbone, size, precision, config.dtype, config.flip)
     image, backbone, image_stage, weights = load_image_stage(config.run, device)
     if (config.backbone, size) != (image.backbone, image.data.frame_size):
         raise ValueError(
             f"the image stage of {config.run} was trained on {image.backbone} at frame size {image.data.frame_size}; "
             "leave the options of the backbone and --frame-size out"
+        )
+    if "fp8-backbone" in {precision, image.optim.precision} and precision != image.optim.precision:
+        raise ValueError(
+            f"the image stage of {config.run} was trained with --precision {image.optim.precision}; leave it out"
         )
     features = FeatureMaker(root, backbone, image.backbone, size, precision, config.dtype, config.flip)
     return SlotMaker(root, features, image_stage, weights, config.samples)
