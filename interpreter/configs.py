@@ -67,8 +67,8 @@ class ImageModelConfig:
     input_positions: bool = True
     """Add sine-cosine positions to the features before slot attention (a ViT's features hold them already)."""
     recompute: bool = False
-    """Keep only the input of each transformer block for the backward pass, and compute the rest again: less memory, a
-    quarter more time."""
+    """Keep only the input of each transformer block for the backward pass, and compute the rest again: less memory
+    for one more forward pass of the blocks."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class VideoModelConfig:
     diameter: float | None = None
     """Sinkhorn divergence: first temperature. Default: the bounding box of each batch, as GeomLoss does."""
     recompute: bool = False
-    """Keep only the input of each transformer block for the backward pass, and compute the rest again: less memory, a
-    quarter more time."""
+    """Keep only the input of each transformer block for the backward pass, and compute the rest again: less memory
+    for one more forward pass of the blocks."""
 
 
 @dataclass(frozen=True)

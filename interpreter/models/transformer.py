@@ -80,7 +80,7 @@ def _run(block: nn.Module, recompute: bool, *arguments: Tensor | None) -> Tensor
 class TransformerEncoder(nn.Module):
     """[B, L, D] -> [B, L, D]; ``mask`` [B, L] is True where there is a token.
 
-    With ``recompute`` training keeps the input of each block alone, for a third more time.
+    With ``recompute`` training keeps the input of each block alone, for one more forward pass of the blocks.
     """
 
     def __init__(self, dim: int, depth: int, heads: int, recompute: bool = False) -> None:
