@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from interpreter.cli import parse, run_command
-from interpreter.configs import ImageTraining, OptimConfig, VideoTraining
+from interpreter.configs import ImageModelConfig, ImageTraining, OptimConfig, VideoModelConfig, VideoTraining
 from interpreter.data.loaders import LoaderError
 from interpreter.engine.cache import Stopped
 from interpreter.engine.checkpoint import checkpoints, restore_weights
@@ -18,7 +19,7 @@ from interpreter.engine.datasets import open_videos
 from interpreter.engine.distributed import ProcessLostError, Ranks, device_of_rank, job_size, joined
 from interpreter.engine.inference import Segmenter
 from interpreter.engine.logging import console
-from interpreter.engine.memory import memory_notice
+from interpreter.engine.memory import memory_notice, memory_report
 from interpreter.engine.precision import in_precision, resolve_precision
 from interpreter.engine.run import (
     load_image_stage,
@@ -33,6 +34,7 @@ from interpreter.engine.sources import open_features, open_slots
 from interpreter.engine.stopping import StopRequest
 from interpreter.engine.tasks import ImageTask, VideoTask
 from interpreter.engine.trainer import DivergedError, Trainer
+from interpreter.models.attention import choose_attention
 from interpreter.models.backbone import load_backbone
 from interpreter.models.image_stage import ImageStage
 from interpreter.models.transformer import count_parameters
@@ -62,12 +64,15 @@ def train(config: ImageTraining | VideoTraining) -> bool:
         )
     with StopRequest() as stop, joined() as ranks, contextlib.ExitStack() as opened:
         console.quiet = not ranks.first
+        device = device_of_rank()
+        _repeatable(device)
         try:
-            if isinstance(config, ImageTraining):
-                return train_image(config, stop, ranks, opened)
-            return train_video(config, stop, ranks, opened)
+            stage = train_image if isinstance(config, ImageTraining) else train_video
+            done = stage(config, stop, ranks, opened)  # type: ignore[arg-type]
         except Stopped:
             return False
+        console.print(memory_report(device))
+        return done
 
 
 def train_image(config: ImageTraining, stop: StopRequest, ranks: Ranks, opened: contextlib.ExitStack) -> bool:
@@ -98,7 +103,9 @@ def train_image(config: ImageTraining, stop: StopRequest, ranks: Ranks, opened: 
     )
     task = ImageTask(model, features, [v.num_frames for v in dataset.videos], optim, device, ranks)
     rows, slots = optim.batch_size // ranks.world, (config.model.num_slots, config.model.dim)
-    console.print(memory_notice(task, optim, [(rows, grid[0] * grid[1], backbone.dim), (rows, *slots)]))
+    tokens = grid[0] * grid[1]
+    console.print(memory_notice(task, optim, [(rows, tokens, backbone.dim), (rows, *slots)]))
+    console.print(_attention(device, optim, rows, config.model, tokens))
 
     def samples() -> np.ndarray:
         segmenter = Segmenter(backbone, model, None, config.data.frame_size, optim.precision)
@@ -143,6 +150,7 @@ def train_video(config: VideoTraining, stop: StopRequest, ranks: Ranks, opened: 
     rows, noise = optim.batch_size // ranks.world, (config.model.num_slots, config.model.dim)
     given = (image_stage.config.num_slots, image_stage.config.dim)
     console.print(memory_notice(task, optim, [(rows, config.num_frames, *given), (rows, *noise)]))
+    console.print(_attention(device, optim, rows, config.model, config.num_frames * given[0]))
 
     def samples() -> np.ndarray:
         segmenter = Segmenter(backbone, image_stage, model, image_config.data.frame_size, optim.precision)
@@ -153,6 +161,22 @@ def train_video(config: VideoTraining, stop: StopRequest, ranks: Ranks, opened: 
         task, optim, config.logging, config.run / "video", device, config.compile, samples, captured, ranks
     )
     return trainer.run(stop)
+
+
+def _attention(
+    device: torch.device, optim: OptimConfig, rows: int, model: ImageModelConfig | VideoModelConfig, tokens: int
+) -> str:
+    """Choose the attention kernel by the largest self-attention of a step."""
+    shape = (min(rows, optim.micro_batch or rows), model.heads, tokens, model.dim // model.heads)
+    return choose_attention(device, optim.precision, shape)
+
+
+def _repeatable(device: torch.device) -> None:
+    """Let a GPU give the same numbers each time: a run that goes on must end as if it had never stopped."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _resolved(optim: OptimConfig, device: torch.device) -> OptimConfig:

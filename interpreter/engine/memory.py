@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import resource
+import sys
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from interpreter.configs import OptimConfig
+from interpreter.engine.cache import gigabytes
 from interpreter.engine.step import TrainingStep
 from interpreter.engine.tasks import ImageTask, VideoTask
 
@@ -77,7 +80,20 @@ def free_bytes(device: torch.device) -> int:
 def memory_notice(task: ImageTask | VideoTask, optim: OptimConfig, shapes: Sequence[tuple[int, ...]]) -> str:
     """What a step will take, and what to do if that is more than there is."""
     needed, free = predicted_peak(task, optim, shapes), free_bytes(task.device)
-    notice = f"a step takes {needed / 2**30:.2f} GB of memory at its peak"
+    notice = f"a step takes {gigabytes(needed)} of memory at its peak"
+    if task.device.type == "cuda":
+        weights = sum(p.numel() * p.element_size() for p in task.model.parameters())
+        others = torch.cuda.memory_allocated(task.device) - weights
+        notice += f", besides {gigabytes(others)} of backbone and data"
     if needed > free:
-        notice += f", but {free / 2**30:.2f} GB are free: use --micro-batch, --recompute or a smaller --batch-size"
+        notice += f", but {gigabytes(free)} are free: use --micro-batch, --recompute or a smaller --batch-size"
     return notice
+
+
+def memory_report(device: torch.device) -> str:
+    """The most memory that tensors took on a GPU so far, or that the process took on a CPU."""
+    if device.type == "cuda":
+        return f"peak memory of tensors: {gigabytes(torch.cuda.max_memory_allocated(device))}"
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    scale = 1 if sys.platform == "darwin" else 1024
+    return f"peak memory of the process, libraries and data included: {gigabytes(kilobytes * scale)}"

@@ -1,23 +1,12 @@
-"""Pre-norm transformer encoder and decoder on ``scaled_dot_product_attention``."""
+"""Pre-norm transformer encoder and decoder."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from interpreter.models.attention import attend
+
 MLP_TOKENS = 4096
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention [B, heads, L, d] of queries over keys and values [B, heads, S, d]; ``mask`` is True where allowed."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
-        # The CPU's fused kernel is several times slower than two matrix products here, forward and backward
-        # (docs/decisions.md). Without gradients videos may be long, and the fused kernel's linear memory counts.
-        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        if mask is not None:
-            logits = logits.masked_fill(~mask, -torch.inf)
-        return logits.float().softmax(-1).to(q.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 class Attention(nn.Module):

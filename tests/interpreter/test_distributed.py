@@ -1,10 +1,7 @@
 """Several processes started by torchrun train as one."""
 
-import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -14,30 +11,13 @@ import pytest
 from interpreter.engine.checkpoint import load_checkpoint
 from interpreter.train import main
 
+from .runs import TWO_RANKS, curve, finish, start
+
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo between processes needs Linux or macOS")
 
 
-def torchrun(arguments, processes=2):
-    """A job of several processes; "--" keeps torchrun from reading --run as its own."""
-    command = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "--"]
-    return subprocess.Popen(
-        [sys.executable, "-m", *command, "interpreter.train", *arguments],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "400"},
-    )
-
-
-def finish(process):
-    out, text = process.communicate(timeout=300)
-    assert process.returncode == 0, text + out
-    return text
-
-
 def losses(run, stage):
-    lines = (run / stage / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+    return [record["loss"] for record in curve(run, stage)]
 
 
 @pytest.mark.slow
@@ -49,7 +29,7 @@ def test_two_processes_train_as_one_and_one_goes_on_alone(stage, image_run, imag
     for run in runs:
         shutil.rmtree(run / stage, ignore_errors=True)
     main(["--run", str(runs[0]), *options, "--steps", "8"])
-    text = finish(torchrun(["--run", str(runs[1]), *options, "--steps", "6"]))
+    text = finish(start(["--run", str(runs[1]), *options, "--steps", "6"], TWO_RANKS))
     assert text.count(f"{stage} step 3 ") == 1  # one of them speaks
     assert load_checkpoint(runs[1] / stage).step == 6
     # The cosine ends at the last step: only what is learned up to there can agree.
@@ -70,7 +50,7 @@ def test_a_process_that_dies_ends_the_job_and_leaves_a_checkpoint(image_run, ima
     run = image_run()
     shutil.rmtree(run / "image")
     arguments = ["--run", str(run), *image_options, "--steps", "100000", "--checkpoint-every", "5"]
-    job = torchrun(arguments)
+    job = start(arguments, TWO_RANKS)
     try:
         deadline = time.monotonic() + 120
         while load_checkpoint(run / "image") is None:

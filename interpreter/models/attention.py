@@ -1,0 +1,145 @@
+"""Scaled dot-product attention of the transformers, and the choice of the kernel that computes it on a GPU."""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import attention as torch_attention
+
+REPLACE_AT = 0.9  # of the time of PyTorch's own kernel: a clear win, so that a resumed run chooses as the first did
+# Packages that take the place of PyTorch's flash kernel below scaled_dot_product_attention, by their name there.
+REPLACEMENTS = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute.interface"}
+NAMES = {"FA3": "flash-attn-3", "FA4": "flash-attn-4"}
+
+_flash: Callable[..., Tensor] | None = None  # flash_attn_func, while the package flash-attn is the choice
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention [B, heads, L, d] of queries over keys and values [B, heads, S, d]; ``mask`` is True where allowed."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
+        # The CPU's fused kernel is several times slower than two matrix products here, forward and backward
+        # (docs/decisions.md). Without gradients videos may be long, and the fused kernel's linear memory counts.
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        if mask is not None:
+            logits = logits.masked_fill(~mask, -torch.inf)
+        return logits.float().softmax(-1).to(q.dtype) @ v
+    if _flash is not None and mask is None and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        out = _flash(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), deterministic=deterministic)
+        return out.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def choose_attention(device: torch.device, precision: str, shape: tuple[int, int, int, int]) -> str:
+    """Let :func:`attend` use the fastest kernel for the shape, and say which that is.
+
+    On a GPU in half precision PyTorch's own kernel is timed against those of the packages flash-attn, flash-attn-3 and
+    flash-attn-4 that are installed: forward and backward, ended by comparing results. The choice holds for the process.
+
+    Args:
+        device: where attention runs.
+        precision: "fp32", or half types are multiplied.
+        shape: [B, heads, L, d] of the largest self-attention of a step.
+
+    Returns:
+        One line on the choice; installed kernels that cannot serve are named with their reason.
+    """
+    use("sdpa")
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    if device.type == "cpu":
+        return "attention: " + ("two matrix products" if dtype == torch.bfloat16 else "scaled_dot_product_attention")
+    q, k, v = (torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+    fused = torch_attention.SDPBackend(torch._fused_sdp_choice(q, k, v)).name.lower()
+    own = f"scaled_dot_product_attention ({fused})"
+    names = ["sdpa", *(installed() if dtype == torch.bfloat16 else ())]
+    if len(names) == 1:
+        return f"attention: {own}"
+    seconds, refused = compare(names, (q, k, v), _gpu_seconds)
+    name = fastest(seconds)
+    use(name)
+    shown = {"sdpa": own} | NAMES
+    times = ", ".join(f"{shown.get(n, n)} {t * 1e3:.3g} ms" for n, t in seconds.items())
+    reasons = "".join(f"; {shown.get(n, n)} cannot serve: {reason}" for n, reason in refused.items())
+    return f"attention: {shown.get(name, name)} ({times}{reasons})"
+
+
+def installed() -> list[str]:
+    """Kernels beside PyTorch's own whose packages are there."""
+    # In PyTorch 2.11 a replacement cannot be taken back, so it cannot be tried.
+    can_restore = hasattr(torch_attention, "restore_flash_attention_impl")
+    known = torch_attention.list_flash_attention_impls() if can_restore else []
+    found = [name for name, module in REPLACEMENTS.items() if name in known and _is_there(module)]
+    return [*(["flash-attn"] if _is_there("flash_attn.flash_attn_interface") else []), *found]
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # a parent package is missing
+        return False
+
+
+def use(name: str) -> None:
+    """Let :func:`attend` use a kernel: "sdpa" (PyTorch's choice), "flash-attn", "FA3" or "FA4"."""
+    global _flash
+    _flash = None
+    if hasattr(torch_attention, "restore_flash_attention_impl") and torch_attention.current_flash_attention_impl():
+        torch_attention.restore_flash_attention_impl()
+    if name == "flash-attn":
+        from flash_attn import flash_attn_func
+
+        _flash = flash_attn_func
+    elif name != "sdpa":
+        torch_attention.activate_flash_attention_impl(name)
+
+
+def compare(
+    names: list[str], inputs: tuple[Tensor, Tensor, Tensor], seconds: Callable[[Callable[[], object]], float]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Time forward and backward of each kernel; the first is the one that the others have to agree with.
+
+    Returns:
+        Seconds of each that serves, and the reason of each that does not.
+    """
+    times: dict[str, float] = {}
+    refused: dict[str, str] = {}
+    cotangent = torch.randn_like(inputs[0])
+    expected: list[Tensor] | None = None
+
+    def run() -> list[Tensor]:
+        out = attend(*inputs, None)
+        return [out, *torch.autograd.grad(out, inputs, cotangent)]
+
+    for name in names:
+        try:
+            use(name)
+            results = run()
+            if expected is None:
+                expected = results
+            # Half types: kernels round the weights and the sums differently.
+            torch.testing.assert_close(results, expected, rtol=0.05, atol=0.02 * expected[0].abs().max().item())
+            times[name] = seconds(run)
+        except (RuntimeError, ImportError, AssertionError, TypeError, ValueError) as error:
+            if name == names[0]:
+                raise
+            refused[name] = " ".join(str(error).split())[:200]
+    return times, refused
+
+
+def fastest(seconds: Mapping[str, float]) -> str:
+    """The kernel to use: PyTorch's own, "sdpa", unless another is clearly faster."""
+    best = min(seconds, key=lambda name: seconds[name])
+    return best if seconds[best] < REPLACE_AT * seconds["sdpa"] else "sdpa"
+
+
+def _gpu_seconds(run: Callable[[], object], repeats: int = 10) -> float:
+    """Seconds of a call on the GPU, the median of ``repeats``."""
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats + 2)]
+    for start, end in events:
+        start.record()
+        run()
+        end.record()
+    torch.cuda.synchronize()
+    return sorted(start.elapsed_time(end) for start, end in events[2:])[repeats // 2] / 1e3
