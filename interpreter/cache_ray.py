@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import platform
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,7 @@ class Worker:
 
         from interpreter.cache import Caching, make_maker
 
+        self.name = f"{platform.node()} {os.getpid()}"
         self.home = tempfile.TemporaryDirectory()
         home = Path(self.home.name)
         for name, data in files.items():
@@ -41,7 +44,7 @@ class Worker:
         self.maker = make_maker(dataclasses.replace(options, run=home / "run"), home / "cache")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Make the files of video ``row["name"]``; returns how many were missing, or what is wrong with the video."""
+        """Make the files of video ``row["name"]``; returns how many were missing, or what is wrong."""
         name = row["name"]
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / name
@@ -58,7 +61,7 @@ class Worker:
                         missing.append(flip)
                 self.maker.make(video, content, missing)
             except ValueError as error:
-                return {"name": name, "made": 0, "error": str(error).replace(f"{folder}/", "")}
+                return {"name": name, "made": 0, "worker": self.name, "error": str(error).replace(f"{folder}/", "")}
             for flip in missing:
                 path = self.maker.stores[flip].path(content.digest)
                 target = self._target(path)
@@ -66,7 +69,7 @@ class Worker:
                 self.out.put(str(path), f"{target}.{name}.tmp")
                 self.out.mv(f"{target}.{name}.tmp", target)
                 path.unlink()
-        return {"name": name, "made": len(missing), "error": ""}
+        return {"name": name, "made": len(missing), "worker": self.name, "error": ""}
 
     def _target(self, path: Path) -> str:
         return f"{self.out_root}/{path.parent.name}/{path.name}"
@@ -108,14 +111,16 @@ def fill(config: "Caching") -> None:
         .map(
             Worker,  # type: ignore[arg-type]
             fn_constructor_args=(json.dumps(dataclasses.asdict(config), default=str), files),
-            compute=ray.data.ActorPoolStrategy(size=config.ray_workers),
+            # One video at a time: the next goes to whoever is free.
+            compute=ray.data.ActorPoolStrategy(size=config.ray_workers, max_tasks_in_flight_per_actor=1),
             num_cpus=1,
             num_gpus=1 if torch.cuda.is_available() else 0,
         )
         .take_all()
     )
     made = sum(result["made"] for result in results)
-    console.print(f"{made} files made, {len(results)} videos looked at")
+    workers = len({result["worker"] for result in results})
+    console.print(f"{made} files made, {len(results)} videos looked at, workers: {workers}")
     damaged = [result["error"] for result in results if result["error"]]
     if damaged:
         raise ValueError(f"{len(damaged)} of {len(results)} videos were left out: {'; '.join(sorted(damaged))}")

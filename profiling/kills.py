@@ -2,8 +2,8 @@
 
     python -m profiling.kills --out profiling/results/kills-cpu.json
 
-Both stages of a tiny run on generated scenes, features and slots cached; kills fall into start, encoding, steps, pictures
-and checkpoints alike.
+Both stages of a tiny run on generated scenes, features and slots cached; kills fall into start, encoding, steps,
+pictures and checkpoints alike.
 """
 
 import argparse
