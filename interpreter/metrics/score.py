@@ -167,7 +167,9 @@ def _score(protocol: Protocol, table: Contingency, mean_f: BoundaryF) -> VideoSc
     scores: VideoScores = {"objects": float(len(table.objects)), "frames": float(len(table.counts))}
     if not {"j", "f", "jf"}.isdisjoint(protocol.metrics):
         boundary = None if {"f", "jf"}.isdisjoint(protocol.metrics) else mean_f
-        if protocol.match == "best":
+        if not len(table.objects):
+            j, f = [], []
+        elif protocol.match == "best":
             j, f = best_segment(table, boundary)
         else:
             j, f = one_to_one(table, boundary, protocol.max_proposals)
