@@ -101,7 +101,7 @@ def contingency(pred: np.ndarray, true: np.ndarray, *, void: int = 255, backgrou
     Raises:
         ValueError: for arrays that are not [T, H, W] integers of one size with T > 0, or for ids outside 0..65535.
     """
-    pred, true = _as_labels(pred, "pred"), _as_labels(true, "true")
+    pred, true = as_labels(pred, "pred"), as_labels(true, "true")
     if pred.shape != true.shape:
         raise ValueError(f"pred {pred.shape} and true {true.shape} must have the same size: upsample pred first")
     (rows, segments), (columns, labels) = _dense(pred), _dense(true)
@@ -121,7 +121,8 @@ def contingency(pred: np.ndarray, true: np.ndarray, *, void: int = 255, backgrou
     return Contingency(counts, segments[used], labels[foreground], background)
 
 
-def _as_labels(labels: np.ndarray, name: str) -> np.ndarray:
+def as_labels(labels: np.ndarray, name: str) -> np.ndarray:
+    """An array of ids that can be counted, bool as 0 and 1; a ValueError that calls it ``name`` for any other."""
     labels = np.asarray(labels)
     if labels.dtype == bool:
         labels = labels.astype(np.uint8)

@@ -9,7 +9,7 @@ from interpreter.metrics import tracks
 from interpreter.metrics.ari import ari_per_frame, ari_per_video
 from interpreter.metrics.best_overlap import best_overlap_of_video, best_overlap_per_frame
 from interpreter.metrics.boundary import boundary_f
-from interpreter.metrics.contingency import Contingency, contingency
+from interpreter.metrics.contingency import Contingency, as_labels, contingency
 from interpreter.metrics.davis import BoundaryF, best_segment, one_to_one
 from interpreter.metrics.miou import iou_per_object, miou_per_frame, relabelled
 from interpreter.metrics.protocols import Protocol
@@ -63,7 +63,7 @@ def score_video(
     Raises:
         ValueError: if the two are not integer arrays [T, H, W] of the same size, or ``frames`` does not fit them.
     """
-    pred, true = np.asarray(pred), np.asarray(true)
+    pred, true = as_labels(pred, "pred"), as_labels(true, "true")
     numbers = np.arange(len(true)) if frames is None else np.asarray(frames, np.int64)
     length = len(pred)
     if frames is not None:
