@@ -167,11 +167,11 @@ def _score(protocol: Protocol, table: Contingency, mean_f: BoundaryF) -> VideoSc
     scores: VideoScores = {"objects": float(len(table.objects)), "frames": float(len(table.counts))}
     if not {"j", "f", "jf"}.isdisjoint(protocol.metrics):
         boundary = None if {"f", "jf"}.isdisjoint(protocol.metrics) else mean_f
-        if not len(table.objects):
-            j, f = [], []
-        elif protocol.match == "best":
+        j: list[float] = []
+        f: list[float] = []
+        if len(table.objects) and protocol.match == "best":
             j, f = best_segment(table, boundary)
-        else:
+        elif len(table.objects):
             j, f = one_to_one(table, boundary, protocol.max_proposals)
         scores |= {"j": j, "f": f, "jf": [(a + b) / 2 for a, b in zip(j, f, strict=True)]}
     if protocol.relabel != "no":
