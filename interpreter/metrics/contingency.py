@@ -110,10 +110,10 @@ def contingency(pred: np.ndarray, true: np.ndarray, *, void: int = 255, backgrou
     pairs = np.empty(pred.shape[1:], np.intp)
     for t in range(len(pred)):  # one frame at a time: the indices stay small enough for the cache
         np.multiply(rows[t], width, out=pairs, dtype=np.intp)
-        pairs += columns[t]
+        np.add(pairs, columns[t], out=pairs, dtype=np.intp)
         counts[t] = np.bincount(pairs.ravel(), minlength=len(segments) * width).reshape(-1, width)
 
-    present = counts.any(axis=0)
+    present: np.ndarray = (counts != 0).any(axis=0)
     foreground = (labels != 0) & (labels != void) & present.any(axis=0)
     behind = counts[:, :, (labels == 0) & (labels != void)].sum(axis=2, keepdims=True)
     used = present.any(axis=1)
