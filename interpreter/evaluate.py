@@ -24,14 +24,8 @@ from interpreter.engine.inference import Segmentation, Segmenter
 from interpreter.engine.logging import progress_bar
 from interpreter.engine.samples import nearest
 from interpreter.files import write_text, written_whole
-from interpreter.metrics import (
-    PROTOCOLS,
-    evaluate_video,
-    kmeans_segments,
-    one_segment,
-    summarise,
-    upsample_labels,
-)
+from interpreter.metrics import kmeans_segments, one_segment, upsample_labels
+from interpreter.metrics.summary import PROTOCOLS, evaluate_video, summarise
 from interpreter.render import mask_grid
 
 Scores = dict[str, float | list[float]]

@@ -2,22 +2,24 @@
 
 from interpreter.metrics.ari import adjusted_rand_index, fg_ari_frame, fg_ari_video
 from interpreter.metrics.baselines import kmeans_segments, one_segment, upsample_labels
-from interpreter.metrics.davis import region_similarity, region_similarity_multi
 from interpreter.metrics.miou import frame_miou, video_miou
-from interpreter.metrics.summary import PER_OBJECT, PROTOCOLS, evaluate_video, summarise
+from interpreter.metrics.protocols import METRICS, PROTOCOLS, Protocol, scoring_size
+from interpreter.metrics.score import VideoScores, resize_labels, score_video, summarise
 
 __all__ = [
-    "PER_OBJECT",
+    "METRICS",
     "PROTOCOLS",
+    "Protocol",
+    "VideoScores",
     "adjusted_rand_index",
-    "evaluate_video",
     "fg_ari_frame",
     "fg_ari_video",
     "frame_miou",
     "kmeans_segments",
     "one_segment",
-    "region_similarity",
-    "region_similarity_multi",
+    "resize_labels",
+    "score_video",
+    "scoring_size",
     "summarise",
     "upsample_labels",
     "video_miou",

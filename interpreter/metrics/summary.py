@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from interpreter.metrics.ari import ari_per_frame, ari_per_video
-from interpreter.metrics.contingency import contingency
-from interpreter.metrics.davis import j_per_object, j_single
+from interpreter.metrics.contingency import Contingency, contingency
+from interpreter.metrics.davis import best_segment, one_to_one
 from interpreter.metrics.miou import iou_per_object, miou_per_frame
 
 PROTOCOLS: dict[str, str] = {
@@ -56,9 +56,14 @@ def evaluate_video(
         "fg_ari_video": ari_per_video(table),
         "miou_frame": miou_per_frame(table),
         "miou_video": iou_per_object(table),
-        "j_mean": j_single(table),
-        "j_mean_multi": j_per_object(table),
+        "j_mean": _j_single(table),
+        "j_mean_multi": one_to_one(table, None, 20)[0],
     }
+
+
+def _j_single(table: Contingency) -> float:
+    inner = table.select(slice(1, -1)).merged()
+    return best_segment(inner, None)[0][0] if len(inner.objects) else math.nan
 
 
 def summarise(videos: Sequence[Mapping[str, float | list[float]]]) -> dict[str, float]:
