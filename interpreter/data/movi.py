@@ -92,15 +92,19 @@ def _convert_split(builder: Any, tfds: Any, release: Path, out: Path, split: str
         done = next((number for number, name in enumerate(names) if not has_video(out, name)), len(names))
         records = _records(builder, tfds, split, done)
         for number in progress(range(done, len(names)), len(names) - done, f"converting {split}"):
+            shard, place = _place(info, number)
             try:
-                record = next(records)
+                record = next(records, None)
+                problem = None
             except Exception as error:  # TensorFlow's, which say what is wrong but not always where
-                shard = _shard_of(info, number)
+                record, problem = None, error
+            # A shard that ends too early would otherwise let the next one's videos take the names of its own.
+            if record is None or record["tfds_id"] != f"{shard}__{place}".encode():
                 raise ValueError(
-                    f"{release / shard}: damaged ({_line(error)}); download this file again, then the same command "
-                    f"goes on from video {number} of {split}"
-                ) from error
-            where = f"{release / _shard_of(info, number)}: video {number} of {split}"
+                    f"{release / shard}: damaged ({_line(problem) if problem else 'it ends too early'}); download this "
+                    f"file again, then the same command goes on from video {number} of {split}"
+                ) from problem
+            where = f"{release / shard}: video {number} of {split}"
             masks, frames = _pictures(record, "segmentations", where), _pictures(record, "video", where)
             if len(masks) != len(frames):
                 raise ValueError(f"{where} has {len(frames)} frames and {len(masks)} masks")
@@ -114,7 +118,7 @@ def _records(builder: Any, tfds: Any, split: str, first: int) -> Iterator[dict[s
     decoders = tfds.decode.PartialDecoding(
         {"video": True, "segmentations": True}, decoders={"video": skip(), "segmentations": skip()}
     )
-    order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False, skip_prefetch=True)
+    order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False, skip_prefetch=True, add_tfds_id=True)
     examples = builder.as_dataset(split=f"{split}[{first}:]", decoders=decoders, read_config=order, shuffle_files=False)
     yield from tfds.as_numpy(examples)
 
@@ -127,11 +131,11 @@ def _pictures(record: dict[str, Any], key: str, where: str) -> list[Picture]:
     return pictures
 
 
-def _shard_of(info: Any, number: int) -> str:
-    """Name of the shard that holds a record."""
+def _place(info: Any, number: int) -> tuple[str, int]:
+    """Name of the shard that holds a record, and the record's number in it."""
     for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
         if number < length:
-            return Path(path).name
+            return Path(path).name, number
         number -= length
     raise IndexError(number)
 
