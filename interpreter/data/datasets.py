@@ -121,7 +121,7 @@ def open_dataset(
         ValueError: if an argument is none of the above.
         VideoError: if no video is left after skipping the damaged ones; names them.
     """
-    return load_all(find_sources(kind, root, split, year, resolution, annotations), crop_borders)
+    return load_all(find_sources(kind, root, split, year, annotations, resolution), crop_borders)
 
 
 def find_sources(
@@ -129,8 +129,8 @@ def find_sources(
     root: str | Path,
     split: str | None = None,
     year: int = 2017,
-    resolution: str = "480p",
     annotations: str = "unsupervised",
+    resolution: str = "480p",
 ) -> list[Source]:
     """What `open_dataset` opens: the videos of a split, found but not opened. Arguments and errors are the same."""
     root = Path(root)

@@ -4,7 +4,7 @@ pycocotools trusts what it is given: a count too many writes outside its buffer,
 says. Files from elsewhere are therefore read here, where every run is known to fit before a mask is made.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ def decode_rle(rle: Mapping[str, Any], size: tuple[int, int], where: str) -> np.
         raise ValueError(f"{where}: code of size {_shown(rle['size'])} for frames of {[height, width]}")
     counts = rle["counts"]
     if isinstance(counts, (str, bytes)):
-        runs = _decompress(counts, where)
+        runs: Sequence[Any] = _decompress(counts, where)
     elif isinstance(counts, (list, tuple)):
         runs = counts
     else:

@@ -4,12 +4,23 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from interpreter.configs import DataConfig, training_defaults
 from interpreter.engine.datasets import open_videos
 from interpreter.train import main
 
-from ..data.releases import compressed, write_fbms, write_segtrack, write_ytvis, ytvis_annotation, ytvis_video
+from ..data.releases import (
+    compressed,
+    picture,
+    png,
+    write_fbms,
+    write_frames,
+    write_segtrack,
+    write_ytvis,
+    ytvis_annotation,
+    ytvis_video,
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +65,21 @@ def test_every_kind_reaches_its_reader(tmp_path):
         open_videos(DataConfig("fbms", tmp_path / "FBMS", "train"), tmp_path)
 
 
+@pytest.mark.parametrize("annotations", ["unsupervised", "semi-supervised"])
+def test_masks_of_davis_2017_are_those_of_the_configuration(tmp_path, annotations):
+    write_frames(tmp_path / "JPEGImages/480p/a", 1, (8, 8))
+    for label, folder in enumerate(("Annotations_unsupervised", "Annotations"), 1):
+        (tmp_path / folder / "480p/a").mkdir(parents=True)
+        (tmp_path / folder / "480p/a/00000.png").write_bytes(png(np.full((8, 8), label, np.uint8)))
+    (tmp_path / "ImageSets/2017").mkdir(parents=True)
+    (tmp_path / "ImageSets/2017/train.txt").write_text("a\n")
+    config = DataConfig("davis", tmp_path, year="2017", annotations=annotations)
+    label = {"unsupervised": 1, "semi-supervised": 2}[annotations]
+    assert (open_videos(config, tmp_path).masks(0) == label).all()
+
+
 @pytest.mark.parametrize("features", ["stored", "streamed"])
 def test_image_stage_trains_on_cropped_youtube_vis(tmp_path, features):
-    from PIL import Image
-
-    from ..data.releases import picture
-
     root, size = tmp_path / "YT", (144, 96)
     videos = [ytvis_video(n, f"v{n}", 3, size) for n in range(2)]
     mask = np.zeros(size, bool)
