@@ -19,7 +19,7 @@ shift
 
 if ! present ncu "comes with the CUDA toolkit, or from developer.nvidia.com/nsight-compute" || ! has_gpu; then
     echo "dry run: one step on the CPU, without measuring $kernel"
-    exec "$PYTHON" -m profiling.step --steps 1 --device cpu --batch-size 2 "$@"
+    exec "$PYTHON" -m profiling.step "$@" --steps 1 --batch-size 2 --device cpu --mode eager
 fi
 ncu --set full --kernel-name "regex:$kernel" --launch-skip "${SKIP:-0}" --launch-count "${LAUNCHES:-1}" \
     --profile-from-start off --force-overwrite --export "$OUT/kernel" \

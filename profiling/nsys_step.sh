@@ -5,7 +5,7 @@
 #   profiling/nsys_step.sh --stage image --preset ytvis19 --mode captured  # options are those of profiling.step
 #   OUT=/elsewhere profiling/nsys_step.sh …                                # default profiling/results
 #
-# Summaries (CSV) go to $OUT/nsys-*.csv; the trace itself, step.nsys-rep for Nsight's window, is not for git.
+# Summaries (CSV) go to $OUT/nsys_*.csv; the trace itself, step.nsys-rep for Nsight's window, is not for git.
 # Without nsys or a GPU it says what is missing, and takes one step on the CPU to show that the rest works.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,7 +16,7 @@ mkdir -p "$OUT"
 
 if ! present nsys "comes with the CUDA toolkit, or from developer.nvidia.com/nsight-systems" || ! has_gpu; then
     echo "dry run: one step on the CPU, without a trace"
-    exec "$PYTHON" -m profiling.step --steps 1 --device cpu --batch-size 2 "$@"
+    exec "$PYTHON" -m profiling.step "$@" --steps 1 --batch-size 2 --device cpu --mode eager
 fi
 "$PYTHON" -c "import nvtx" 2>/dev/null || echo "missing: the Python package nvtx; the trace will have no ranges" >&2
 nsys profile --trace=cuda,nvtx,cudnn,cublas --cuda-graph-trace=node --capture-range=cudaProfilerApi \

@@ -23,13 +23,19 @@ begin_report() { # path without ending, title, device
 }
 
 part() { # name, seconds, command …: runs it in the time it has; its fate and the end of its output go to the report
-    local name=$1 seconds=$2 log code=0 begin=$SECONDS
+    local name=$1 seconds=$2 log code=0 begin=$SECONDS left=$((${BUDGET:-86400} - SECONDS))
     shift 2
+    if [ "$left" -lt 3 ]; then
+        FAILED=$((FAILED + 1))
+        skip "$name" "no time was left"
+        return
+    fi
+    [ "$seconds" -le "$left" ] || seconds=$left
     log=$(mktemp)
     "$PYTHON" profiling/parts.py start "$REPORT" "$name" "$seconds"
     echo "== $name (at most $seconds s)"
     # A part may hang with children that hold its output open: the group is killed, and nobody waits for a pipe.
-    timeout --kill-after=5 "$seconds" "$@" >"$log" 2>&1 || code=$?
+    timeout --kill-after=2 "$seconds" "$@" >"$log" 2>&1 || code=$?
     tail -n 12 "$log"
     [ "$code" = 0 ] || FAILED=$((FAILED + 1))
     "$PYTHON" profiling/parts.py end "$REPORT" "$name" "$code" $((SECONDS - begin)) "$log"
