@@ -157,7 +157,7 @@ def branches_of_a_gpu() -> Iterator[None]:
 
     with (
         mock.patch("interpreter.models.transformer.attend", attend),
-        mock.patch("torch.nn.utils.clip_grad._has_foreach_support", lambda *_: True),
+        mock.patch("torch.nn.utils.clip_grad._has_foreach_support", return_value=True),
     ):
         yield
 
