@@ -63,7 +63,7 @@ def test_a_part_that_fails_or_hangs_does_not_lose_the_others(script, tmp_path):
 
 
 def test_a_killed_check_leaves_a_whole_report_that_names_the_part_under_way(script, tmp_path):
-    process = script("part first 9 echo 1; part second 60 bash -c 'touch {}/begun; sleep 60'".format(tmp_path))
+    process = script(f"part first 9 echo 1; part second 60 bash -c 'touch {tmp_path}/begun; sleep 60'")
     deadline = time.monotonic() + 30
     while not (tmp_path / "begun").exists():
         assert time.monotonic() < deadline
