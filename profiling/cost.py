@@ -32,7 +32,7 @@ RESULTS = Path(__file__).parent / "results"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
 BLOCK = re.compile(r"(<!-- python -m profiling\.cost (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 # Videos and frames of the training sets, as the presets' schedules count them (short videos of YTVIS repeat to 36).
-CORPORA = {"ytvis19": (2238, 36), "movi-e": (9749, 24), "demo": (200, 24), "davis": (10, 70)}
+CORPORA = {"ytvis19": (2238, 36), "movi-e": (9749, 24), "demo": (200, 24), "davis": (30, 69)}
 
 
 class Device(NamedTuple):
@@ -49,10 +49,10 @@ class Device(NamedTuple):
 
 MACHINE = 8  # GPUs
 DEVICES = {
-    "a100": Device("A100 SXM 80 GB", 312, 19.5, 2039, 80, 300, "NVIDIA A100 datasheet"),
-    "h100": Device("H100 SXM 80 GB", 989, 67, 3350, 80, 450, "NVIDIA H100 datasheet, sparse rate halved"),
-    "h200": Device("H200 SXM 141 GB", 989, 67, 4800, 141, 450, "NVIDIA H200 datasheet, sparse rate halved"),
-    "b200": Device("B200 SXM 180 GB", 2250, 80, 8000, 180, 900, "NVIDIA Blackwell architecture brief, HGX B200, dense"),
+    "a100": Device("A100 SXM 80 GB", 312, 19.5, 2039, 80, 300, "nvidia.com/en-us/data-center/a100"),
+    "h100": Device("H100 SXM 80 GB", 989, 67, 3350, 80, 450, "nvidia.com/en-us/data-center/h100, sparse rate halved"),
+    "h200": Device("H200 SXM 141 GB", 989, 67, 4800, 141, 450, "nvidia.com/en-us/data-center/h200, sparse rate halved"),
+    "b200": Device("B200 SXM 180 GB", 2250, 80, 8000, 180, 900, "nvidia.com/en-us/data-center/hgx, sparse rate halved"),
 }
 
 
@@ -201,8 +201,9 @@ def steps_table(options: Options) -> str:
             if found:
                 error = f"{found[1] * 1e3:.1f} ms {found[0]}: prediction {step.seconds / found[1] - 1:+.0%}"
             rows.append(
-                (stage, str(gpus) + f" of {given}" * (gpus < given), str(step.rows), number(step.seconds * 1e3), number(step.exchange * 1e3),
-                 memory, f"{config.optim.steps:,}", number(hours), number(hours * gpus), error)
+                (stage, str(gpus) + f" of {given}" * (gpus < given), str(step.rows), number(step.seconds * 1e3),
+                 number(step.exchange * 1e3), memory, f"{config.optim.steps:,}", number(hours), number(hours * gpus),
+                 error)
             )  # fmt: skip
     head = ("stage", "GPUs", "batch each", "ms a step", "of it exchange", "GB each", "steps", "hours", "GPU-hours")
     return table((*head, "measured"), rows)
@@ -239,9 +240,9 @@ def report(options: Options) -> str:
     Raises:
         ValueError: if an option makes no sense.
     """
-    for name, least, most in (("mfu", 0, 1), ("bandwidth_use", 0, 1), ("network", 0, 1e6)):
-        if not least < getattr(options, name) <= most:
-            raise ValueError(f"--{name.replace('_', '-')} must lie in ({least}, {most:g}], got {getattr(options, name)}")
+    for name, most in (("mfu", 1), ("bandwidth_use", 1), ("network", 1e6), ("kernel_us", 1e6)):
+        if not 0 < getattr(options, name) <= most:
+            raise ValueError(f"--{name.replace('_', '-')} must lie in (0, {most:g}], got {getattr(options, name)}")
     if min(options.gpus, default=0) < 1:
         raise ValueError(f"--gpus takes numbers from 1 on, got {options.gpus}")
     for name in ("videos", "frames"):
@@ -253,8 +254,8 @@ def report(options: Options) -> str:
     memory = f", {device.memory:g} GB" if device.memory else ""
     head = (
         f"**Predicted, not measured**: preset {options.preset} on {device.name} ({number(device.tflops)} TFLOP/s in "
-        f"bfloat16, {number(device.gbytes)} GB/s{memory}; {device.source}). Assumed: products reach {options.mfu:.0%} of "
-        f"the rate, other kernels {options.bandwidth_use:.0%} of the bandwidth"
+        f"bfloat16, {number(device.gbytes)} GB/s{memory}; {device.source}). Assumed: products reach {options.mfu:.0%} "
+        f"of the rate, other kernels {options.bandwidth_use:.0%} of the bandwidth"
     )
     if options.gpu != "this-cpu":
         head += f", kernels start {options.kernel_us:g} µs apart"

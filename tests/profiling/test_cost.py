@@ -1,5 +1,6 @@
 """The cost model: its formulas against what PyTorch counts and the cache writes, its tables against the page."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -109,8 +110,8 @@ def test_a_measurement_stands_beside_its_prediction_with_the_error(tmp_path, mon
     assert f"{time * 1e3:.1f} ms {mode}: prediction {error:+.0%}" in found
     assert found.startswith("**Predicted, not measured**")
 
-    step = '{"device": "NVIDIA H100 80GB HBM3", "preset": "ytvis19", "mode": "captured", "milliseconds": {"median": 50}}'
-    (tmp_path / "step-image-cuda.json").write_text(step)
+    step = {"device": "NVIDIA H100 80GB HBM3", "preset": "ytvis19", "mode": "captured", "milliseconds": {"median": 50}}
+    (tmp_path / "step-image-cuda.json").write_text(json.dumps(step))
     monkeypatch.setattr(cost, "RESULTS", tmp_path)
     assert cost.measured("image", Options()) == ("captured", 0.05)
     assert cost.measured("image", Options(gpu="a100")) is None
