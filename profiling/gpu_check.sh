@@ -10,7 +10,7 @@
 # (default: wheels). Each part has its own time limit, and all together have $BUDGET seconds (default 580): a part that
 # fails or hangs does not lose the others, nor does a kill of the whole, since the report is whole after each part.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 # shellcheck source=profiling/parts.sh
 source profiling/parts.sh
 OUT=${OUT:-profiling/results}
@@ -55,7 +55,7 @@ benchmarks() { # seconds for each, ending of the file's name, more options of pr
             "cuda training") options=(--preset ytvis19) ;;
         esac
         case "$DEVICE $name" in
-            "cpu sinkhorn") options+=(--shapes 4,8,8,16) ;;
+            "cpu sinkhorn") options+=(--shapes "4,8,8,16") ;;
         esac
         part "benchmark of $name" 120 "$PYTHON" -m "profiling.$name" --device "$DEVICE" --seconds "$1" "${options[@]}" \
             --out "$OUT/${name//_/-}-$([ "$DEVICE" = cuda ] && echo cuda || echo trial).json"
@@ -92,7 +92,7 @@ if [ "$DEVICE" = cuda ]; then
         skip "compute-sanitizer" "it is not installed"
     fi
     benchmarks 3 ""
-    for one in "image forward_kernel|backward_kernel" "video sinkhorn_kernel"; do
+    for one in "image ^(forward|backward)_kernel" "video ^sinkhorn_kernel"; do
         if command -v ncu >/dev/null; then
             part "ncu, ${one#* }" 60 env OUT="$OUT/ncu-${one%% *}" LAUNCHES=2 profiling/ncu_kernel.sh "${one#* }" \
                 --stage "${one%% *}" --preset ytvis19

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Kernels of a training step under Nsight Compute: what limits each (docs/profiling.md).
 #
-#   profiling/ncu_kernel.sh forward_kernel --stage image --preset ytvis19     # a regular expression, then profiling.step's
-#   LAUNCHES=3 SKIP=2 profiling/ncu_kernel.sh 'sinkhorn_kernel' --stage video --preset ytvis19
+#   profiling/ncu_kernel.sh '^forward_kernel' --stage image --preset ytvis19     # a regular expression, then profiling.step's
+#   LAUNCHES=3 SKIP=2 profiling/ncu_kernel.sh '^sinkhorn_kernel' --stage video --preset ytvis19
 #
 # SKIP launches of the kernel are passed over (default 0), LAUNCHES are measured (default 1), each many times over with
 # caches flushed and clocks fixed. $OUT/ncu-details.csv holds the summary by section with ncu's advice, $OUT/ncu-raw.csv
