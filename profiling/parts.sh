@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What the scripts of this folder share; sourced in the root of the repository.
 export PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 PYTHON=${PYTHON:-python3}
