@@ -1,79 +1,112 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can show, in one command and under ten minutes: GPU tests, memory checks, benchmarks.
+# Everything that only a GPU can show, in one command and under ten minutes, without a network: the build of csrc, all
+# tests that need a GPU, memory checks, captured training steps, benchmarks, and what limits the kernels.
 #
-#   profiling/gpu_check.sh                 # results in profiling/results
+#   profiling/gpu_check.sh                      # report in profiling/results/gpu-check-cuda.{json,md}
 #   OUT=/elsewhere profiling/gpu_check.sh
+#   profiling/gpu_check.sh --device cpu         # dry run of the whole script at small sizes, on any machine
 #
-# Needs PyTorch with CUDA, Triton, pytest and rich; for csrc setuptools and nvcc; no network. On a machine without them and without a network, put the
-# wheels of profiling/fetch_wheels.sh beside it and install those first. Each part has its own time limit, and one that
-# fails does not stop the others. Without a GPU it runs its parts on the CPU at small sizes, to try the script itself.
+# Needs PyTorch and Triton, for csrc nvcc. What else is missing may lie as wheels (profiling/fetch_wheels.sh) in $WHEELS
+# (default: wheels). Each part has its own time limit, and all together have $BUDGET seconds (default 580): a part that
+# fails or hangs does not lose the others, nor does a kill of the whole, since the report is whole after each part.
 set -uo pipefail
-cd "$(dirname "$0")/.."
-export PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-PYTHON=${PYTHON:-python3}
+cd "$(dirname "$0")/.." || exit 1
+# shellcheck source=profiling/parts.sh
+source profiling/parts.sh
 OUT=${OUT:-profiling/results}
+WHEELS=${WHEELS:-wheels}
+BUDGET=${BUDGET:-580}
 mkdir -p "$OUT"
-DEVICE=$($PYTHON -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')") || exit 1
-REPORT="$OUT/gpu-check.md"
-echo "# GPU check, $(date -u +%F), $(git rev-parse --short HEAD 2>/dev/null || echo 'no git'), $DEVICE" >"$REPORT"
-FAILED=0
+case "${1:-} ${2:-}" in
+    " ") DEVICE=$("$PYTHON" -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')") || exit 1 ;;
+    "--device cpu" | "--device cuda") DEVICE=$2 ;;
+    *)
+        echo "usage: profiling/gpu_check.sh [--device cpu|cuda]" >&2
+        exit 2
+        ;;
+esac
+[ "$DEVICE" = cpu ] || has_gpu || exit 1
+begin_report "$OUT/gpu-check-$DEVICE" "GPU check" "$DEVICE"
 
-part() { # name, seconds, command: its output goes to the screen, its last lines and its fate to the report
-    local name=$1 seconds=$2 log
-    shift 2
-    log=$(mktemp)
-    echo "== $name (at most ${seconds} s)"
-    local begin=$SECONDS code=0
-    timeout "$seconds" "$@" 2>&1 | tee "$log" || code=$?
-    [ "$code" = 0 ] || FAILED=$((FAILED + 1))
-    {
-        printf '\n## %s: %s, %s s\n\n```\n' "$name" "$([ "$code" = 0 ] && echo passed || echo "failed ($code)")" $((SECONDS - begin))
-        tail -n 60 "$log"
-        printf '```\n'
-    } >>"$REPORT"
-    rm -f "$log"
-}
+if compgen -G "$WHEELS/*.whl" >/dev/null; then
+    SITE=$(mktemp -d)
+    trap 'rm -rf "$SITE"' EXIT
+    part "wheels" 60 "$PYTHON" -m pip install --quiet --no-index --no-deps --target "$SITE" "$WHEELS"/*.whl
+    export PYTHONPATH="$PYTHONPATH:$SITE"
+fi
+PYTEST=("$PYTHON" -m pytest -q -p no:cacheprovider --durations=5)
+"$PYTHON" -c "import xdist" 2>/dev/null && PYTEST+=(-n "$([ "$DEVICE" = cuda ] && echo 8 || echo 2)" --dist loadfile)
 
-part device 30 "$PYTHON" -c "
+part "device" 30 "$PYTHON" -c "
 from profiling.timing import machine
 import json; print(json.dumps(machine('$DEVICE'), indent=1))"
+
+benchmarks() { # seconds for each, ending of the file's name, more options of profiling.bench
+    if [ -d profiling/bench ]; then
+        part "benchmarks" 180 "$PYTHON" -m profiling.bench --device "$DEVICE" --out "$OUT/bench-$DEVICE$2.json" \
+            --seconds "$1" "${@:3}"
+        return
+    fi
+    local name options
+    for name in sinkhorn merging $([ "$DEVICE" = cpu ] || echo slot_attention propagation training); do
+        options=()
+        case "$DEVICE $name" in
+            *" sinkhorn") options=(--large 0) ;;
+            "cuda training") options=(--preset ytvis19) ;;
+        esac
+        case "$DEVICE $name" in
+            "cpu sinkhorn") options+=(--shapes "4,8,8,16") ;;
+        esac
+        part "benchmark of $name" 120 "$PYTHON" -m "profiling.$name" --device "$DEVICE" --seconds "$1" "${options[@]}" \
+            --out "$OUT/${name//_/-}-$([ "$DEVICE" = cuda ] && echo cuda || echo trial).json"
+    done
+}
+
+steps() { # mode, more options of profiling.step
+    local stage mode=$1
+    shift
+    for stage in image video; do
+        part "$mode step of the $stage stage" 90 "$PYTHON" -m profiling.step --stage "$stage" --mode "$mode" \
+            --device "$DEVICE" --breakdown --out "$OUT/step-$stage-$DEVICE.json" "$@"
+    done
+}
 
 if [ "$DEVICE" = cuda ]; then
     NVCC=$(command -v nvcc || echo "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc")
     if [ -x "$NVCC" ]; then
-        part "build of csrc" 200 env FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$("$PYTHON" -c \
+        part "build of csrc" 150 env FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$("$PYTHON" -c \
             "import torch; print('%d.%d' % torch.cuda.get_device_capability())")" MAX_JOBS=8 \
             "$PYTHON" setup.py build_ext --inplace
+    else
+        skip "build of csrc" "there is no nvcc"
     fi
-    part "kernel tests" 240 "$PYTHON" -m pytest -q -p no:cacheprovider tests/slotkernels -m gpu
-    part "benchmark of slot attention" 240 "$PYTHON" -m profiling.slot_attention --device cuda --seconds 4 \
-        --out "$OUT/slot-attention-cuda.json"
-    part "benchmark of the Sinkhorn divergence" 180 "$PYTHON" -m profiling.sinkhorn --device cuda --seconds 4 --large 0 \
-        --out "$OUT/sinkhorn-cuda.json"
-    part "benchmark of label maps" 60 "$PYTHON" -m profiling.propagation --device cuda --seconds 3 \
-        --out "$OUT/propagation-cuda.json"
-    part "benchmark of clustering" 60 "$PYTHON" -m profiling.merging --device cuda --seconds 3 \
-        --out "$OUT/merging-cuda.json"
-    part "training step and loaders" 150 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests/interpreter/engine \
-        tests/interpreter/data/test_loaders.py
-    part "benchmark of training steps" 150 "$PYTHON" -m profiling.training --preset ytvis19 --device cuda --seconds 5 \
-        --out "$OUT/training-cuda.json"
+    steps captured --preset ytvis19
+    part "kernels against their oracles, full size" 200 "${PYTEST[@]}" -m gpu tests/slotkernels
+    part "training step, memory and loaders" 120 "${PYTEST[@]}" -m gpu tests --ignore=tests/slotkernels
     if command -v compute-sanitizer >/dev/null; then
-        part "compute-sanitizer" 90 compute-sanitizer --tool memcheck --error-exitcode 9 "$PYTHON" -m pytest -q \
-            -p no:cacheprovider tests/slotkernels/test_inverted_attention.py -m gpu -k "float32-triton-cuda and 863"
+        for one in "test_merging.py cuda" "test_inverted_attention.py float32-triton-cuda and 863"; do
+            part "compute-sanitizer, ${one#* }" 90 compute-sanitizer --tool memcheck --error-exitcode 9 \
+                "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu -k "${one#* }" "tests/slotkernels/${one%% *}"
+        done
+    else
+        skip "compute-sanitizer" "it is not installed"
     fi
+    benchmarks 3 ""
+    for one in "image ^(forward|backward)_kernel" "video ^sinkhorn_kernel"; do
+        if command -v ncu >/dev/null; then
+            part "ncu, ${one#* }" 60 env OUT="$OUT/ncu-${one%% *}" LAUNCHES=2 profiling/ncu_kernel.sh "${one#* }" \
+                --stage "${one%% *}" --preset ytvis19
+        else
+            skip "ncu, ${one#* }" "ncu is not installed"
+        fi
+    done
 else
-    part "kernel tests, interpreted" 240 "$PYTHON" -m pytest -q -p no:cacheprovider tests/slotkernels -k "triton and not opcheck"
-    part "benchmark of slot attention" 200 "$PYTHON" -m profiling.slot_attention --shapes 2,96,8,64 --seconds 1 --dtypes float32 \
-        --out "$OUT/slot-attention-trial.json"
-    part "benchmark of the Sinkhorn divergence" 120 "$PYTHON" -m profiling.sinkhorn --shapes 4,8,8,16 --seconds 1 --large 0 \
-        --out "$OUT/sinkhorn-trial.json"
-    part "benchmark of training steps" 120 "$PYTHON" -m profiling.training --batch-size 4 2 --seconds 0 \
-        --out "$OUT/training-trial.json"
-    part "benchmark of label maps" 60 "$PYTHON" -m profiling.propagation --seconds 0 --out "$OUT/propagation-trial.json"
-    part "benchmark of clustering" 60 "$PYTHON" -m profiling.merging --seconds 0 --out "$OUT/merging-trial.json"
+    part "kernels against their oracles, interpreted" 200 "${PYTEST[@]}" \
+        -k "triton and not opcheck" tests/slotkernels/test_propagation_labels.py tests/slotkernels/test_slot_update.py
+    steps eager --batch-size 2 --steps 2
+    part "ncu, dry run" 60 env OUT="$OUT" profiling/ncu_kernel.sh forward_kernel --stage image
+    part "nsys, dry run" 60 env OUT="$OUT" profiling/nsys_step.sh --stage image
+    benchmarks 0 -trial --only slot_update cluster_slots
 fi
-
-echo
-echo "$REPORT: $FAILED parts failed"
-[ "$FAILED" = 0 ]
+part "resources of the kernels, as pinned" 30 "${PYTEST[@]}" tests/profiling/test_resources.py -m "not slow"
+end_report

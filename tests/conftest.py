@@ -17,3 +17,31 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def recorded_ranges(monkeypatch):
+    """What would be on the timeline: (depth, name) of each range of our domain in the order of their beginnings, and
+    the names of those that are still open."""
+    from slotkernels import ranges
+
+    nvtx = pytest.importorskip("nvtx", reason="nvtx is not installed")
+    found, stack = [], []
+
+    class Recording:
+        def __init__(self, name, domain):
+            assert domain == ranges.DOMAIN
+            self.name = name
+
+        def __enter__(self):
+            found.append((len(stack), self.name))
+            stack.append(self.name)
+
+        def __exit__(self, *error):
+            assert stack.pop() == self.name
+
+    monkeypatch.setattr(nvtx, "get_domain", lambda name: object())
+    monkeypatch.setattr(nvtx, "annotate", Recording)
+    ranges._range.cache_clear()
+    yield found, stack
+    ranges._range.cache_clear()

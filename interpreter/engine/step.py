@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from slotkernels.ranges import annotate
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -75,10 +76,11 @@ class TrainingStep:
 
     def run(self, batch: tuple[Tensor, ...]) -> None:
         """Take a step; on a GPU it is under way when this returns."""
-        if self.graph is None:
-            self._compute(*batch)
-        else:
-            self.graph.run(batch)
+        with annotate("step"):
+            if self.graph is None:
+                self._compute(*batch)
+            else:
+                self.graph.run(batch)
 
     def read_sums(self) -> dict[str, float]:
         """Sums over the steps since :meth:`clear_sums`, means over ranks; waits for the device."""
@@ -103,21 +105,23 @@ class TrainingStep:
         for part, share, last in self._micro_batches(batch):
             # Gradients of several parts add up here, and travel once.
             with nullcontext() if last else self.no_sync():
-                with autocast(self.device, self.optim.precision):
+                with annotate("forward"), autocast(self.device, self.optim.precision):
                     loss, diagnostics = self.forward(*part)
-                (loss * share).backward()
+                with annotate("backward"):
+                    (loss * share).backward()
             for name, value in {"loss": loss.detach(), **diagnostics}.items():
                 sums[name] = sums.get(name, 0.0) + value.double() * share
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if self.optim.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.optim.clip_norm, norm)
-        self.number += 1
-        loss = self.ranks.average(sums["loss"])
-        self._note(self.bad_loss, loss)
-        self._note(self.bad_gradient, norm)
-        # AdamW leaves everything as it is where this is 1, as for the gradient scaler that it was made for.
-        self.optimizer.found_inf = (self.bad_loss + self.bad_gradient > 0).float()  # type: ignore[attr-defined]
-        self.optimizer.step()
+        with annotate("optimizer"):
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+            if self.optim.clip_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(self.parameters, self.optim.clip_norm, norm)
+            self.number += 1
+            loss = self.ranks.average(sums["loss"])
+            self._note(self.bad_loss, loss)
+            self._note(self.bad_gradient, norm)
+            # AdamW leaves everything as it is where this is 1, as for the gradient scaler that it was made for.
+            self.optimizer.found_inf = (self.bad_loss + self.bad_gradient > 0).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
         for name, value in {**sums, "loss": loss, "grad_norm": norm}.items():
             total = self.sums.setdefault(name, torch.zeros((), dtype=torch.float64, device=self.device))
             total += value
@@ -185,12 +189,13 @@ class StepGraph:
             self.inputs = tuple(t.clone() for t in batch)
             self.graph = torch.cuda.CUDAGraph()
             # Threads of a loader may allocate and copy meanwhile.
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            with annotate("graph capture"), torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.function(*self.inputs)
         check_same_inputs(self.inputs, batch)
         for own, given in zip(self.inputs, batch, strict=True):
             own.copy_(given)
-        self.graph.replay()
+        with annotate("graph replay"):
+            self.graph.replay()
 
 
 def check_same_inputs(captured: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> None:
@@ -214,7 +219,8 @@ class Prefetched:
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """Inputs of a step."""
         if self.side is None:
-            return self.task.batch(step)
+            with annotate("loader"):
+                return self.task.batch(step)
         batch = self._make(step) if self.ahead is None or self.ahead[0] != step else self.ahead[1]
         current = torch.cuda.current_stream()
         current.wait_stream(self.side)
@@ -229,5 +235,5 @@ class Prefetched:
 
     def _make(self, step: int) -> tuple[Tensor, ...]:
         assert self.side is not None
-        with torch.cuda.stream(self.side):
+        with annotate("loader"), torch.cuda.stream(self.side):
             return self.task.batch(step)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from slotkernels.ranges import annotate
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -70,8 +71,9 @@ class Backbone(nn.Module):
         if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
             raise ValueError(f"frames must be uint8 [B, H, W, 3], got {frames.dtype} {tuple(frames.shape)}")
         self.grid((frames.shape[1], frames.shape[2]))
-        x = (frames.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        return self.tokens(x).float()
+        with annotate("backbone"):
+            x = (frames.permute(0, 3, 1, 2).float() - self.mean) / self.std
+            return self.tokens(x).float()
 
     def tokens(self, x: Tensor) -> Tensor:
         """Patch tokens [B, M, D] of normalised frames [B, 3, H, W]."""

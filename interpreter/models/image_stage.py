@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch.nn.functional as F
 from slotkernels import SlotAttention
+from slotkernels.ranges import annotate
 from torch import Tensor, nn
 
 from interpreter.configs import ImageModelConfig
@@ -56,13 +57,15 @@ class ImageStage(nn.Module):
 
     def decode(self, slots: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Reconstruct the features [B, M, D_features] from slots [B, N, D]."""
-        queries = patch_positions(grid or self.grid, self.config.dim, self.grid, slots.device)
-        return self.decoder(queries, slots)
+        with annotate("decoder"):
+            queries = patch_positions(grid or self.grid, self.config.dim, self.grid, slots.device)
+            return self.decoder(queries, slots)
 
     def error(self, encoded: ImageSlots, features: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Mean squared error [B] of the features that the slots reconstruct."""
         reconstructed = self.decode(encoded.slots, grid).float()
-        return F.mse_loss(reconstructed, features.float(), reduction="none").mean((1, 2))
+        with annotate("loss"):
+            return F.mse_loss(reconstructed, features.float(), reduction="none").mean((1, 2))
 
     def forward(self, features: Tensor, slots: Tensor | None = None) -> tuple[Tensor, ImageSlots]:
         """Mean over frames of :meth:`error`, and the slots."""

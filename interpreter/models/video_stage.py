@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from slotkernels import SlotAttention, cluster_slots, merge_slots, sinkhorn_divergence
+from slotkernels.ranges import annotate
 from torch import Tensor, nn
 
 from interpreter.configs import VideoModelConfig
@@ -51,15 +52,17 @@ class VideoStage(nn.Module):
 
     def contextualise(self, image_slots: Tensor) -> Tensor:
         """Let the image slots [B, T, N, D_image] of a video see each other: [B, T, N, D]."""
-        time = sincos_1d(self.times(image_slots.shape[1], image_slots.device), self.config.dim)
-        x = self.embed(image_slots) + self.config.time_scale * time[:, None]
-        return self.encoder(x.flatten(1, 2)).unflatten(1, image_slots.shape[1:3])
+        with annotate("encoder"):
+            time = sincos_1d(self.times(image_slots.shape[1], image_slots.device), self.config.dim)
+            x = self.embed(image_slots) + self.config.time_scale * time[:, None]
+            return self.encoder(x.flatten(1, 2)).unflatten(1, image_slots.shape[1:3])
 
     def gather(self, context: Tensor, slots: Tensor | None = None) -> VideoSlots:
         """Video slots of what :meth:`contextualise` gives; ``slots`` [B, K, D] is a draw of the prior."""
         found, attention = self.slot_attention(context.flatten(1, 2), slots)
-        labels, _ = cluster_slots(found.detach(), self.config.merge_threshold)
-        merged, attention, valid = merge_slots(found, attention, labels)
+        with annotate("merging"):
+            labels, _ = cluster_slots(found.detach(), self.config.merge_threshold)
+            merged, attention, valid = merge_slots(found, attention, labels)
         return VideoSlots(merged, attention.unflatten(1, context.shape[1:3]), valid, found)
 
     def encode(self, image_slots: Tensor, slots: Tensor | None = None) -> VideoSlots:
@@ -69,8 +72,9 @@ class VideoStage(nn.Module):
     def decode(self, video: VideoSlots, frames: int, count: int) -> Tensor:
         """Reconstruct the image slots [B, T, N, D_image] from the merged video slots."""
         device = video.slots.device
-        queries = sincos_2d(self.times(frames, device), torch.arange(count, device=device), self.config.dim)
-        return self.decoder(queries, video.slots, video.valid).unflatten(1, (frames, count))
+        with annotate("decoder"):
+            queries = sincos_2d(self.times(frames, device), torch.arange(count, device=device), self.config.dim)
+            return self.decoder(queries, video.slots, video.valid).unflatten(1, (frames, count))
 
     def forward(self, image_slots: Tensor, slots: Tensor | None = None) -> tuple[Tensor, VideoSlots]:
         """Mean over videos of :meth:`divergence`, and the video slots."""
@@ -81,11 +85,12 @@ class VideoStage(nn.Module):
     def divergence(self, video: VideoSlots, image_slots: Tensor) -> Tensor:
         """Sinkhorn divergence [B] between reconstructed and given image slots [B, T, N, D_image], mean over frames."""
         reconstructed = self.decode(video, *image_slots.shape[1:3]).float()
-        divergence = sinkhorn_divergence(
-            reconstructed.flatten(0, 1),
-            image_slots.flatten(0, 1),
-            blur=self.config.blur,
-            scaling=self.config.scaling,
-            diameter="batch" if self.config.diameter is None else self.config.diameter,
-        )
+        with annotate("loss"):
+            divergence = sinkhorn_divergence(
+                reconstructed.flatten(0, 1),
+                image_slots.flatten(0, 1),
+                blur=self.config.blur,
+                scaling=self.config.scaling,
+                diameter="batch" if self.config.diameter is None else self.config.diameter,
+            )
         return divergence.unflatten(0, image_slots.shape[:2]).mean(1)

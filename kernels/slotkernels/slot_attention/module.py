@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._checks import check_positive, check_tensor, check_that
+from ..ranges import annotate
 from ..slot_update import add_norm, gru_norm
 from . import EPS_PLACEMENTS, Settings, attend
 from .published import read_published
@@ -241,7 +242,8 @@ class SlotAttention(nn.Module):
         with torch.no_grad():
             normalised = self._norm(slots, tokens.dtype)
             for _ in range(blind):
-                slots, normalised, _ = self._step(k, v, weights, slots, normalised, mask, return_attention=False)
+                with annotate("slot attention iteration"):
+                    slots, normalised, _ = self._step(k, v, weights, slots, normalised, mask, return_attention=False)
         if self.implicit != "none":
             slots = slots.detach()
         if self.implicit == "bilevel":
@@ -250,7 +252,8 @@ class SlotAttention(nn.Module):
         normalised, attention = self._norm(slots, tokens.dtype), None
         for iteration in range(blind, self.iterations):
             last = iteration == self.iterations - 1
-            slots, normalised, attention = self._step(k, v, weights, slots, normalised, mask, return_attention=last)
+            with annotate("slot attention iteration"):
+                slots, normalised, attention = self._step(k, v, weights, slots, normalised, mask, return_attention=last)
         assert attention is not None
         return SlotAttentionOutput(slots, attention)
 

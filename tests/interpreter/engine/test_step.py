@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from interpreter.configs import OptimConfig
-from interpreter.engine.step import StepGraph, TrainingStep, check_same_inputs
+from interpreter.engine.step import Prefetched, StepGraph, TrainingStep, check_same_inputs
 
 from .test_trainer import CPU, Regression, image_task, video_task
 
@@ -131,3 +131,25 @@ def test_a_captured_function_sees_new_inputs_and_refuses_other_shapes():
     assert total.tolist() == 3 * [190.0]
     with pytest.raises(ValueError, match="--no-cuda-graph"):
         graph.run((torch.zeros(4, device="cuda"),))
+
+
+@pytest.mark.parametrize(
+    ("make", "parts"),
+    [
+        (image_task, [*3 * ["slot attention iteration"], "decoder", "loss"]),
+        (video_task, ["encoder", *3 * ["slot attention iteration"], "merging", "decoder", "loss"]),
+    ],
+)
+def test_an_eager_step_shows_its_parts_on_the_profilers_timeline(make, parts, recorded_ranges):
+    task = make()
+    step = TrainingStep(task, replace(OPTIM, batch_size=task.optim.batch_size), CPU)
+    batch = Prefetched(task, CPU, 2).batch(0)
+    recorded_ranges[0].clear()  # of the loader and, before the video stage, of the image stage
+    step.run(batch)
+    whole = [(0, "step"), (1, "forward"), *[(2, part) for part in parts], (1, "backward"), (1, "optimizer")]
+    assert recorded_ranges[0] == whole
+
+
+def test_the_loader_shows_on_the_profilers_timeline(recorded_ranges):
+    Prefetched(image_task(), CPU, 2).batch(0)
+    assert recorded_ranges[0][0] == (0, "loader")

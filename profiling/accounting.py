@@ -1,0 +1,284 @@
+"""What a training step asks of a GPU, counted without one: launches, bytes, and waits of the host for the device.
+
+    python -m profiling.accounting            # count and compare with profiling/results/accounting.json
+    python -m profiling.accounting --update   # write that file anew
+    python -m profiling.accounting --top 20   # also the operators that move the most bytes
+
+Both stages take a step at the sizes of --preset on tensors without data (nothing is computed), on the branches that a
+GPU takes: the launch code of the Triton kernels runs, and its launches are recorded. PyTorch's operators are counted
+unless they only make a view or allocate; most are one kernel on a GPU. Bytes are those of all tensors that an operator
+or launch is given or gives, in-place ones twice: what is moved if no cache helps. Without --no-compiled each stage is
+also compiled, at small sizes on the CPU: graphs, breaks, recompilations and the kernels that Inductor generates.
+"""
+
+import copy
+import dataclasses
+import importlib
+import json
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from slotkernels._dispatch import Op
+from slotkernels._triton import Device, recorded
+from torch import Tensor
+from torch._dynamo.utils import counters
+from torch._inductor import metrics
+from torch._library.custom_ops import OPDEFS
+from torch._subclasses import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from interpreter.cli import cli, run_command
+from interpreter.configs import Preset, Stage
+from interpreter.engine.step import TrainingStep
+from profiling.step import Setup, setup
+from profiling.timing import machine, save
+
+PINNED = Path(__file__).parent / "results" / "accounting.json"
+H100 = Device(90, 132)
+ROOT = Path(__file__).parents[1]
+ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+WAITS = {
+    getattr(Tensor, name): name
+    for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__")
+}
+
+
+class HostWaits(TorchFunctionMode):
+    """Notes each call by which Python waits for the device, and the line of this project that made it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in WAITS:
+            self.note(f"Tensor.{WAITS[func]}")
+        elif func is Tensor.to and "cpu" in (*args[1:], kwargs.get("device")):
+            self.note("Tensor.to('cpu')")
+        return func(*args, **kwargs)
+
+    def note(self, what: str) -> None:
+        """One wait."""
+        own = [frame for frame in traceback.extract_stack() if frame.filename.startswith(str(ROOT))]
+        own = [frame for frame in own if not frame.filename.startswith(str(ROOT / "profiling"))]
+        place = f" at {Path(own[-1].filename).relative_to(ROOT)}:{own[-1].lineno}" if own else ""
+        self.found.append(what + place)
+
+
+class Counts(TorchDispatchMode):
+    """Counts operators, launches and bytes of what runs inside.
+
+    Args:
+        waits: told of operators whose result, or the shape of it, the host has to wait for.
+    """
+
+    def __init__(self, waits: HostWaits) -> None:
+        super().__init__()
+        self.waits = waits
+        self.operators, self.launches, self.bytes = Counter[str](), Counter[str](), Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "slotkernels":
+            return self._own(func, args, kwargs)
+        name = f"{func.namespace}::{func._schema.name.split('::')[1]}"
+        if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
+            self.waits.note(name)
+            if func is torch.ops.aten._local_scalar_dense.default:
+                return 1.0 if args[0].is_floating_point() else args[0].dtype == torch.bool or 1  # to go on counting
+        given, out = _tensors((args, kwargs)), func(*args, **kwargs)
+        written = _tensors(
+            [
+                args[index] if index < len(args) else kwargs.get(argument.name)
+                for index, argument in enumerate(func._schema.arguments)
+                if argument.alias_info is not None and argument.alias_info.is_write
+            ]
+        )
+        storages = {tensor.untyped_storage()._cdata for tensor in given}
+        new = [tensor for tensor in _tensors(out) if tensor.untyped_storage()._cdata not in storages]
+        if name.split("::")[1] not in ALLOCATIONS and (new or written):
+            self.operators[name] += 1
+            self.bytes[name] += sum(map(_nbytes, (*given, *new, *written)))
+        return out
+
+    def _own(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """One of the project's ops: Triton kernels by their launch code, one kernel of csrc, or PyTorch's operators."""
+        name, served_by = func._schema.name, set()
+
+        def run(op: Op, requested: str, call: object, function: str, *rest: Any) -> Any:
+            backend = next(known for known in ("triton", "cuda", "reference") if known in op._backends)
+            served_by.add(backend)
+            if backend == "cuda":
+                return func(*args, **kwargs)  # on tensors without data: its shapes
+            module = importlib.import_module(op._backends[backend][0])
+            with self, recorded(H100) as launches:
+                out = getattr(module, function)(*rest)
+            for launch in launches:
+                self._launched(launch.kernel.fn.__name__, launch.arguments)
+            return out
+
+        with mock.patch.object(Op, "run", run):
+            out = OPDEFS[name]._init_fn(*args, **kwargs)
+        if "cuda" in served_by:
+            self._launched(f"{name} (csrc)", (args, kwargs, out))
+        return out
+
+    def _launched(self, kernel: str, tensors: Any) -> None:
+        self.launches[kernel] += 1
+        self.bytes[kernel] += sum(map(_nbytes, _tensors(tensors)))
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _nbytes(tensor: Tensor) -> int:
+    """Bytes of a tensor, or of what it repeats."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+
+
+@contextmanager
+def branches_of_a_gpu() -> Iterator[None]:
+    """Attention by the fused kernel and norms of all gradients at once, as on a GPU; the rest asks for no device."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    with (
+        mock.patch("interpreter.models.transformer.attend", attend),
+        mock.patch("torch.nn.utils.clip_grad._has_foreach_support", return_value=True),
+    ):
+        yield
+
+
+def count(given: Setup) -> dict[str, Any]:
+    """Launches, bytes and waits of one eager step, the optimiser's state being there."""
+    with ExitStack() as stack:
+        stack.enter_context(branches_of_a_gpu())
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        task = dataclasses.replace(given.task, model=copy.deepcopy(given.task.model))
+        inputs = tuple(torch.empty(shape) for shape in given.shapes)
+        step = TrainingStep(task, given.task.optim, torch.device("cpu"))
+        step.start(0, {})
+        for _ in range(2):
+            waits = HostWaits()
+            counts = Counts(waits)
+            with waits, counts:
+                step.run(inputs)
+    return {
+        "operators": counts.operators.total(),
+        "own launches": dict(sorted(counts.launches.items())),
+        "host waits": waits.found,
+        "bytes": counts.bytes.total(),
+        "bytes of": dict(sorted(counts.bytes.items(), key=lambda pair: (-pair[1], pair[0]))),
+        "calls of": dict(sorted(counts.operators.items(), key=lambda pair: (-pair[1], pair[0]))),
+    }
+
+
+def count_compiled(stage: Stage) -> dict[str, int]:
+    """Graphs, breaks, recompilations and generated kernels of compiled steps of the demo's model on the CPU, in fp32.
+
+    Two videos or frames a step; three steps, so that a recompilation would show.
+    """
+    given = setup(stage, "demo", torch.device("cpu"), batch_size=2)
+    optim = dataclasses.replace(given.task.optim, precision="fp32")
+    torch.compiler.reset()
+    counters.clear()
+    metrics.reset()
+    # A graph from a cache generates no kernels.
+    with torch._inductor.config.patch(fx_graph_cache=False), torch._functorch.config.patch(enable_autograd_cache=False):
+        step = TrainingStep(given.task, optim, torch.device("cpu"), compiled=True)
+        step.start(0, {})
+        for _ in range(3):
+            step.run(given.inputs())
+    return {
+        "graphs": counters["stats"]["unique_graphs"],
+        "graph breaks": sum(counters["graph_break"].values()),
+        "recompilations": sum(counters["recompiles"].values()),
+        "generated kernels": metrics.generated_kernel_count,
+    }
+
+
+@dataclass(frozen=True)
+class Options:
+    """Count what a training step of both stages launches, moves and waits for, and compare with what is pinned."""
+
+    preset: Preset = "ytvis19"
+    """Whose sizes; the pinned counts are those of ytvis19."""
+    update: bool = False
+    """Write the counts to profiling/results/accounting.json instead of comparing."""
+    compiled: bool = True
+    """Also compile each stage, on the CPU at small sizes: minutes."""
+    top: int = 0
+    """Show as many of the operators and kernels that move the most bytes."""
+
+
+def stages(options: Options) -> dict[str, Any]:
+    """The counts of both stages."""
+    found: dict[str, Any] = {}
+    for stage in ("image", "video"):
+        found[stage] = count(setup(stage, options.preset, torch.device("cpu")))
+        if options.compiled:
+            found[stage]["compiled on a CPU"] = count_compiled(stage)
+    return found
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """What differs between two countings, as lines for people."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [line for key in keys for line in differences(old.get(key), new.get(key), f"{where}{key}: ")]
+    return [] if old == new else [f"{where}was {old}, now {new}"]
+
+
+def show(stage: str, found: dict[str, Any], top: int) -> None:
+    """Print one stage."""
+    own, waits = found["own launches"], found["host waits"]
+    launches = ", ".join(f"{n} {kernel}" for kernel, n in own.items())
+    print(f"{stage} stage: {found['operators']} operators and {sum(own.values())} launches of its own ({launches})")
+    print(f"  {found['bytes'] / 1e9:.1f} GB; waits of the host: {', '.join(waits) or 'none'}")
+    if "compiled on a CPU" in found:
+        print("  compiled: " + ", ".join(f"{n} {name}" for name, n in found["compiled on a CPU"].items()))
+    for name, size in list(found["bytes of"].items())[:top]:
+        print(f"  {size / 1e9:8.2f} GB  {found['calls of'].get(name, own.get(name)):4} x {name}")
+
+
+def main() -> int:
+    """The command; its exit status is 1 if counts differ from the pinned ones."""
+    options = cli(Options, prog="python -m profiling.accounting", description=__doc__)
+    found = stages(options)
+    for stage in found:
+        show(stage, found[stage], options.top)
+    if options.update:
+        if options.preset != "ytvis19" or not options.compiled:
+            raise ValueError("--update writes all of the file: leave --preset and --no-compiled out")
+        results = {"torch": torch.__version__, "commit": machine("cpu")["commit"], "stages": found}
+        save(PINNED, {"command": "python -m profiling.accounting --update", **results})
+        return 0
+    if options.preset != "ytvis19":
+        return 0
+    pinned = json.loads(PINNED.read_text())
+    if pinned["torch"] != torch.__version__:
+        print(f"not compared: {PINNED.name} was made with torch {pinned['torch']}, this is {torch.__version__}")
+        return 0
+    if not options.compiled:
+        for counts in pinned["stages"].values():
+            del counts["compiled on a CPU"]
+    lines = differences(pinned["stages"], found)
+    print("\n".join(lines) or f"as in {PINNED.name}")
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,289 @@
+"""What training costs, predicted from formulas: time and memory of a step, size of the cache, hours of the schedule.
+
+    python -m profiling.cost --preset ytvis19 --gpu h100 --gpus 1 8 64
+    python -m profiling.cost --preset demo --gpu this-cpu         # beside what was measured, with the error
+    python -m profiling.cost --update-docs                        # the tables of docs/scaling.md
+
+A part of a step takes the longer of its operations at a share of the device's rate and its bytes at a share of its
+bandwidth, and a step the sum of its parts, but no less than its kernels take to start. Nothing here is a measurement
+but what stands under "measured", which comes from profiling/results.
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from interpreter.cli import cli, run_command
+from interpreter.configs import Preset, Stage
+from interpreter.engine.memory import predicted_peak
+from interpreter.models.transformer import count_parameters
+from profiling import formulas
+from profiling.formulas import Part
+from profiling.step import configs, setup
+
+RESULTS = Path(__file__).parent / "results"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
+BLOCK = re.compile(r"(<!-- python -m profiling\.cost (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+# Videos and frames of the training sets, as the presets' schedules count them (short videos of YTVIS repeat to 36).
+CORPORA = {"ytvis19": (2238, 36), "movi-e": (9749, 24), "demo": (200, 24), "davis": (30, 69)}
+
+
+class Device(NamedTuple):
+    """What a device can do, by its maker."""
+
+    name: str
+    tflops: float  # bfloat16 products, dense
+    tflops_single: float  # float32, without tensor cores
+    gbytes: float  # GB/s of memory
+    memory: float  # GB
+    link: float  # GB/s to the other GPUs of a machine, one way
+    source: str
+
+
+MACHINE = 8  # GPUs
+DEVICES = {
+    "a100": Device("A100 SXM 80 GB", 312, 19.5, 2039, 80, 300, "nvidia.com/en-us/data-center/a100"),
+    "h100": Device("H100 SXM 80 GB", 989, 67, 3350, 80, 450, "nvidia.com/en-us/data-center/h100, sparse rate halved"),
+    "h200": Device("H200 SXM 141 GB", 989, 67, 4800, 141, 450, "nvidia.com/en-us/data-center/h200, sparse rate halved"),
+    "b200": Device("B200 SXM 180 GB", 2250, 80, 8000, 180, 900, "nvidia.com/en-us/data-center/hgx, sparse rate halved"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Predict step time, memory, cache and GPU-hours of a preset on GPUs that need not be there."""
+
+    preset: Preset = "ytvis19"
+    """Whose sizes and schedule."""
+    gpu: Literal["a100", "h100", "h200", "b200", "this-cpu"] = "h100"
+    """this-cpu: the CPU of profiling/results/training-cpu.json, at the rates measured there."""
+    gpus: tuple[int, ...] = (1,)
+    """Numbers of GPUs that share a batch, one row each. Machines hold 8."""
+    videos: int | None = None
+    """Videos of the corpus. Default: the preset's training set."""
+    frames: int | None = None
+    """Frames of a video. Default: the preset's training set."""
+    mfu: float = 0.4
+    """Assumed: share of the device's rate that products reach."""
+    bandwidth_use: float = 0.7
+    """Assumed: share of the device's memory bandwidth that other kernels reach."""
+    kernel_us: float = 3.0
+    """Assumed: least microseconds from one kernel of a replayed CUDA graph to the next."""
+    network: float = 50.0
+    """Assumed: GB/s between machines for each GPU, one way (400 Gbit/s)."""
+    update_docs: bool = False
+    """Write the tables of docs/scaling.md anew, by the commands that stand above them."""
+
+
+def device_of(options: Options) -> Device:
+    """The device's figures."""
+    if options.gpu != "this-cpu":
+        return DEVICES[options.gpu]
+    found = json.loads((RESULTS / "training-cpu.json").read_text())
+    rate, copy = found["limits"]["gflops"] / 1e3, found["limits"]["gbytes"]
+    # Products in float32 take about four times as long there (bfloat16 has instructions of its own).
+    return Device(found["device"], rate, rate / 4, copy, 0.0, 0.0, "rates measured, training-cpu.json")
+
+
+def seconds(part: Part, device: Device, options: Options) -> float:
+    """Predicted time of a part."""
+    rate = 1e12 * (device.tflops_single if part.single else device.tflops) * options.mfu
+    return max(part.flops / rate, part.bytes / (1e9 * device.gbytes * options.bandwidth_use))
+
+
+class Step(NamedTuple):
+    """What is predicted of a stage's step on one of the GPUs that share a batch."""
+
+    rows: int
+    parts: list[Part]
+    seconds: float
+    exchange: float  # seconds of the gradients' exchange that nothing hides
+    memory: int  # bytes
+
+
+@cache
+def _model(stage: Stage, preset: Preset, rows: int) -> tuple[int, int]:
+    """Parameters, and bytes of a step at its peak."""
+    given = setup(stage, preset, torch.device("cpu"), rows)
+    return count_parameters(given.task.model), predicted_peak(given.task, given.task.optim, given.shapes)
+
+
+def _kernels(stage: Stage) -> int:
+    """Launches of an eager step: more than of a compiled one."""
+    counts = json.loads((RESULTS / "accounting.json").read_text())["stages"][stage]
+    return counts["operators"] + sum(counts["own launches"].values())
+
+
+def predict(stage: Stage, gpus: int, options: Options) -> Step:
+    """A stage's step on as many GPUs as share the preset's batch."""
+    (image, video), device = configs(options.preset), device_of(options)
+    rows = (image if stage == "image" else video).optim.batch_size // gpus
+    parameters, memory = _model(stage, options.preset, rows)
+    if stage == "image":
+        parts = formulas.image_step(image, rows, parameters)
+    else:
+        parts = formulas.video_step(video, image, rows, parameters)
+    busy = sum(seconds(part, device, options) for part in parts)
+    if options.gpu != "this-cpu":
+        busy = max(busy, _kernels(stage) * options.kernel_us * 1e-6)
+    exchange = 0.0
+    if gpus > 1:
+        # The adapters of a machine's GPUs work side by side.
+        speed = 1e9 * (device.link if gpus <= MACHINE else min(device.link, MACHINE * options.network))
+        # A ring moves each gradient (float32) twice; all but what outlasts the backward pass is hidden behind it.
+        exchange = max(0.0, 2 * (gpus - 1) / gpus * 4 * parameters / speed - busy * 2 / 3)
+    return Step(rows, parts, busy + exchange, exchange, memory)
+
+
+def measured(stage: Stage, options: Options) -> tuple[str, float] | None:
+    """Mode and median seconds of a measured step of this preset on one such device, if profiling/results holds one."""
+    if options.gpu == "this-cpu":
+        found = json.loads((RESULTS / "training-cpu.json").read_text())
+        preset = re.search(r"--preset (\S+)", found["command"])
+        if options.preset != (preset[1] if preset else "demo"):
+            return None
+        entry = next(entry for entry in found["entries"] if entry["stage"] == stage)
+        return "compiled", entry["modes"]["compiled"]["median"] / 1e3
+    path = RESULTS / f"step-{stage}-cuda.json"
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text())
+    same = found["preset"] == options.preset and options.gpu in found["device"].lower()
+    return (found["mode"], found["milliseconds"]["median"] / 1e3) if same else None
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def number(value: float) -> str:
+    """Three digits for people."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def parts_table(stage: Stage, options: Options) -> str:
+    """Where a step's time goes on one device."""
+    device, sums = device_of(options), dict[str, list[float]]()
+    for part in predict(stage, 1, options).parts:
+        total = sums.setdefault(part.name, [0.0, 0.0, 0.0])
+        for index, value in enumerate((part.flops / 1e9, part.bytes / 1e9, seconds(part, device, options) * 1e3)):
+            total[index] += value
+    return table(
+        (f"{stage} stage, part", "GFLOP", "GB", "predicted ms"),
+        [(name, *map(number, values)) for name, values in sums.items()],
+    )
+
+
+def steps_table(options: Options) -> str:
+    """Steps and schedules of both stages on numbers of GPUs."""
+    rows, device = [], device_of(options)
+    for stage in ("image", "video"):
+        config = configs(options.preset)[stage == "video"]
+        for given in options.gpus:
+            # All rows of the batch have to find a place: of 64 GPUs 48 share a batch of 96.
+            gpus = max(n for n in range(1, given + 1) if config.optim.batch_size % n == 0)
+            step = predict(stage, gpus, options)
+            hours = step.seconds * config.optim.steps / 3600
+            memory = number(step.memory / 1e9)
+            if 0 < device.memory < step.memory / 1e9:
+                memory += f", of {device.memory:g}: --micro-batch or --recompute"
+            found = measured(stage, options) if gpus == 1 else None
+            error = "not measured"
+            if found:
+                error = f"{found[1] * 1e3:.1f} ms {found[0]}: prediction {step.seconds / found[1] - 1:+.0%}"
+            rows.append(
+                (stage, str(gpus) + f" of {given}" * (gpus < given), str(step.rows), number(step.seconds * 1e3),
+                 number(step.exchange * 1e3), memory, f"{config.optim.steps:,}", number(hours), number(hours * gpus),
+                 error)
+            )  # fmt: skip
+    head = ("stage", "GPUs", "batch each", "ms a step", "of it exchange", "GB each", "steps", "hours", "GPU-hours")
+    return table((*head, "measured"), rows)
+
+
+def corpus_table(options: Options) -> str:
+    """What the corpus takes: on disk, to encode once, and for one pass of training."""
+    (image, video), device = configs(options.preset), device_of(options)
+    videos, frames = options.videos or CORPORA[options.preset][0], options.frames or CORPORA[options.preset][1]
+    total, flips = videos * frames, 1 + image.optim.flip
+
+    def hours(parts: Sequence[Part]) -> float:
+        return sum(seconds(part, device, options) for part in parts) / 3600
+
+    encode, find = hours(formulas.backbone(image, 1)), hours(formulas.image_encode(image, 1))
+    sizes = [total * size for size in formulas.cache_bytes(image, video)]
+    steps = total / image.optim.batch_size, videos / video.optim.batch_size
+    stages = [count * predict(s, 1, options).seconds / 3600 for s, count in zip(("image", "video"), steps, strict=True)]
+    stored = (total * flips * encode, total * flips * video.samples * find)
+    rows = [
+        ("features of all frames, both flips", f"{number(sizes[0] / 1e12)} TB", number(stored[0])),
+        (f"their image slots, {video.samples} draws, both flips", f"{number(sizes[1] / 1e12)} TB", number(stored[1])),
+        (f"one pass of the image stage ({number(steps[0])} steps), features stored", "", number(stages[0])),
+        ("the same, features streamed", "", number(stages[0] + total * encode)),
+        (f"one pass of the video stage ({number(steps[1])} steps), slots stored", "", number(stages[1])),
+        ("the same, slots streamed", "", number(stages[1] + total * (encode + find))),
+    ]
+    return table((f"{videos:,} videos of {frames} frames", "disk", "predicted GPU-hours"), rows)
+
+
+def report(options: Options) -> str:
+    """All tables, as Markdown.
+
+    Raises:
+        ValueError: if an option makes no sense.
+    """
+    for name, most in (("mfu", 1), ("bandwidth_use", 1), ("network", 1e6), ("kernel_us", 1e6)):
+        if not 0 < getattr(options, name) <= most:
+            raise ValueError(f"--{name.replace('_', '-')} must lie in (0, {most:g}], got {getattr(options, name)}")
+    if min(options.gpus, default=0) < 1:
+        raise ValueError(f"--gpus takes numbers from 1 on, got {options.gpus}")
+    for name in ("videos", "frames"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    device = device_of(options)
+    if options.gpu == "this-cpu" and options.gpus != (1,):
+        raise ValueError("--gpu this-cpu: leave --gpus out")
+    memory = f", {device.memory:g} GB" if device.memory else ""
+    head = (
+        f"**Predicted, not measured**: preset {options.preset} on {device.name} ({number(device.tflops)} TFLOP/s in "
+        f"bfloat16, {number(device.gbytes)} GB/s{memory}; {device.source}). Assumed: products reach {options.mfu:.0%} "
+        f"of the rate, other kernels {options.bandwidth_use:.0%} of the bandwidth"
+    )
+    if options.gpu != "this-cpu":
+        head += f", kernels start {options.kernel_us:g} µs apart"
+    if max(options.gpus) > MACHINE:
+        head += f", machines of {MACHINE} GPUs exchange {options.network:g} GB/s a GPU"
+    tables = [steps_table(options), parts_table("image", options), parts_table("video", options), corpus_table(options)]
+    return "\n\n".join([f"{head}.", *tables]) + "\n"
+
+
+def rewritten(text: str) -> str:
+    """A document whose tables are made anew, each by the command in the comment above it."""
+
+    def make(found: re.Match[str]) -> str:
+        return f"{found[1]}{report(cli(Options, shlex.split(found[2])))}{found[3]}"
+
+    return BLOCK.sub(make, text)
+
+
+def main() -> int:
+    """The command."""
+    options: Any = cli(Options, prog="python -m profiling.cost", description=__doc__)
+    if options.update_docs:
+        DOCUMENT.write_text(rewritten(DOCUMENT.read_text()))
+        print(DOCUMENT)
+    else:
+        print(report(options))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Kernels of a training step under Nsight Compute: what limits each (docs/profiling.md).
+#
+#   profiling/ncu_kernel.sh '^forward_kernel' --stage image --preset ytvis19     # a regular expression, then profiling.step's
+#   LAUNCHES=3 SKIP=2 profiling/ncu_kernel.sh '^sinkhorn_kernel' --stage video --preset ytvis19
+#
+# SKIP launches of the kernel are passed over (default 0), LAUNCHES are measured (default 1), each many times over with
+# caches flushed and clocks fixed. $OUT/ncu-details.csv holds the summary by section with ncu's advice, $OUT/ncu-raw.csv
+# every metric; the report itself, kernel.ncu-rep for Nsight's window, is not for git. Without ncu or a GPU it says what
+# is missing, and takes one step on the CPU to show that the rest works.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=profiling/parts.sh
+source profiling/parts.sh
+OUT=${OUT:-profiling/results}
+mkdir -p "$OUT"
+kernel=${1:?the name of a kernel, a regular expression; then options of profiling.step}
+shift
+
+if ! present ncu "comes with the CUDA toolkit, or from developer.nvidia.com/nsight-compute" || ! has_gpu; then
+    echo "dry run: one step on the CPU, without measuring $kernel"
+    exec "$PYTHON" -m profiling.step "$@" --steps 1 --batch-size 2 --device cpu --mode eager
+fi
+ncu --set full --kernel-name "regex:$kernel" --launch-skip "${SKIP:-0}" --launch-count "${LAUNCHES:-1}" \
+    --profile-from-start off --force-overwrite --export "$OUT/kernel" \
+    "$PYTHON" -m profiling.step --device cuda --steps 1 --cuda-profiler "$@"
+for page in details raw; do
+    ncu --import "$OUT/kernel.ncu-rep" --csv --page "$page" >"$OUT/ncu-$page.csv"
+done
+ls -l "$OUT"/ncu-*.csv

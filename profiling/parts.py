@@ -1,0 +1,98 @@
+"""The report that profiling/parts.sh keeps: REPORT.json, and REPORT.md made from it, whole after every call.
+
+Only the standard library, since it runs between parts that may break anything.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+LINES = 60  # of a part's output that are kept
+TIMED_OUT = (124, 137)  # exit statuses of timeout(1)
+PACKAGES = ("torch", "triton", "numpy", "transformers", "geomloss", "pykeops", "nvtx", "scikit-learn")
+
+
+def begin(title: str, device: str) -> dict[str, Any]:
+    """A report without parts."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return {
+        "title": title,
+        "device": device,
+        "versions": versions,
+        "commit": commit.stdout.strip() or "no git",
+        "begun": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "finished": False,
+        "parts": [],
+    }
+
+
+def change(report: dict[str, Any], action: str, rest: Sequence[str]) -> None:
+    """What a call does to the report."""
+    parts = report["parts"]
+    if action == "start":
+        parts.append({"name": rest[0], "limit": int(rest[1]), "fate": "under way"})
+    elif action == "end":
+        code, log = int(rest[1]), Path(rest[3]).read_text(errors="replace").splitlines()
+        fate = "passed" if code == 0 else "out of time" if code in TIMED_OUT else f"failed ({code})"
+        parts[-1] |= {"fate": fate, "seconds": int(rest[2]), "output": log[-LINES:]}
+    elif action == "skip":
+        parts.append({"name": rest[0], "fate": "left out", "output": [rest[1]]})
+    elif action == "finish":
+        report["finished"] = True
+    else:
+        raise ValueError(f"unknown action {action!r}")
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report for people."""
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    state = "" if report["finished"] else "\n**Not finished**: it is under way, or was killed.\n"
+    lines = [
+        f"# {report['title']}",
+        "",
+        f"{report['device']}; {versions}; commit {report['commit']}; begun {report['begun']}.",
+        state,
+        "| part | fate | seconds |",
+        "|---|---|---|",
+        *(f"| {part['name']} | {part['fate']} | {part.get('seconds', '')} |" for part in report["parts"]),
+    ]
+    for part in report["parts"]:
+        # Indented, so that nothing in the output can end the block.
+        lines += ["", f"## {part['name']}: {part['fate']}", "", *("    " + line for line in part.get("output", ()))]
+    return "\n".join(lines) + "\n"
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file: whole before, whole after."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    """``parts.py ACTION REPORT …``, as parts.sh calls it."""
+    action, path, *rest = sys.argv[1:]
+    file = Path(f"{path}.json")
+    if action == "begin":
+        report = begin(*rest)
+    else:
+        report = json.loads(file.read_text())
+        change(report, action, rest)
+    write(file, json.dumps(report, indent=1) + "\n")
+    write(Path(f"{path}.md"), markdown(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What a training step launches, moves and waits for is pinned in profiling/results/accounting.json."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from profiling import accounting
+from profiling.accounting import Counts, HostWaits, count, count_compiled, differences
+from profiling.step import setup
+
+UPDATE = "run `python -m profiling.accounting --update`, look at the difference and commit it"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def pinned():
+    found = json.loads(accounting.PINNED.read_text())
+    if found["torch"] != torch.__version__:
+        pytest.skip(f"{accounting.PINNED.name} was made with torch {found['torch']}")
+    return found["stages"]
+
+
+def counted(function, *tensors):
+    waits = HostWaits()
+    counts = Counts(waits)
+    with waits, counts:
+        function(*tensors)
+    return counts, waits.found
+
+
+@pytest.mark.parametrize("stage", ["image", "video"])
+def test_a_step_is_as_pinned_and_never_waits_for_the_device(stage, pinned):
+    expected = {name: value for name, value in pinned[stage].items() if name != "compiled on a CPU"}
+    assert expected["host waits"] == []
+    found = json.loads(json.dumps(count(setup(stage, "ytvis19", CPU))))
+    assert not differences(expected, found), UPDATE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["image", "video"])
+def test_a_compiled_step_is_as_pinned(stage, pinned):
+    expected = pinned[stage]["compiled on a CPU"]
+    assert (expected["graphs"], expected["graph breaks"], expected["recompilations"]) == (1, 0, 0)
+    assert not differences(expected, count_compiled(stage)), UPDATE
+
+
+def test_operators_are_counted_with_their_bytes_and_views_are_not():
+    x, y = torch.ones(10, 4), torch.ones(10, 4)
+    counts, waits = counted(lambda: (x.t()[1:].unsqueeze(0), torch.empty(7), x + y, x.add_(y), x.fill_(0)))
+    assert counts.operators == {"aten::add": 1, "aten::add_": 1, "aten::fill_": 1}
+    assert counts.bytes == {"aten::add": 3 * 160, "aten::add_": 3 * 160, "aten::fill_": 2 * 160}
+    assert waits == []
+
+
+def test_what_is_repeated_is_not_read_twice():
+    row = torch.ones(1, 4)
+    assert counted(lambda: row.expand(10, 4) * 2)[0].bytes == {"aten::mul": 16 + 160}
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (lambda x: x.sum().item(), "Tensor.item"),
+        (lambda x: float(x.sum()), "Tensor.__float__"),
+        (lambda x: bool(x.any()), "Tensor.__bool__"),
+        (lambda x: x.tolist(), "Tensor.tolist"),
+        (lambda x: x.cpu(), "Tensor.cpu"),
+        (lambda x: x.numpy(), "Tensor.numpy"),
+        (lambda x: x.to("cpu"), "Tensor.to('cpu')"),
+        (lambda x: x.nonzero(), "aten::nonzero"),
+        (lambda x: torch.equal(x, x), "aten::equal"),
+        (lambda x: x[x > 0], "aten::index"),
+        (lambda x: x.masked_select(x > 0), "aten::masked_select"),
+        (lambda x: x.unique(), "aten::_unique2"),
+    ],
+)
+def test_waits_of_the_host_are_found(call, what):
+    assert [line.split(" at ")[0] for line in counted(call, torch.ones(3))[1]][:1] == [what]
+
+
+def test_a_wait_in_a_step_is_told_with_its_line(monkeypatch):
+    given = setup("image", "davis", CPU, batch_size=2)
+    model = type(given.task.model)
+    error = model.error
+    monkeypatch.setattr(model, "error", lambda *a: (lambda e: e * float(e.sum() >= 0))(error(*a)))
+    waits = count(given)["host waits"]
+    assert len(waits) == 2  # float(), and what it asks for
+    assert waits[0].startswith("Tensor.__float__ at tests/profiling/test_accounting.py:")
+
+
+def test_own_ops_are_counted_by_what_they_launch():
+    found = count(setup("video", "davis", CPU, batch_size=2))
+    own = found["own launches"]
+    assert own["slotkernels::cluster_slots (csrc)"] == 1
+    assert own["sinkhorn_kernel"] == 1
+    assert own["forward_kernel"] == 3  # slot-attention iterations
+    assert own["backward_kernel"] == 1  # only the last one carries gradients
+    assert not any("slotkernels" in name for name in found["calls of"])
+
+
+def test_a_difference_is_told_by_place():
+    old = {"image": {"operators": 3, "own": {"a": 1}}}
+    assert differences(old, {"image": {"operators": 3, "own": {"a": 1}}}) == []
+    new = {"image": {"operators": 4, "own": {"a": 1, "b": 2}}}
+    assert differences(old, new) == ["image: operators: was 3, now 4", "image: own: b: was None, now 2"]

@@ -1,0 +1,141 @@
+"""The cost model: its formulas against what PyTorch counts and the cache writes, its tables against the page."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from interpreter.configs import ImageModelConfig
+from interpreter.engine.features import FeatureMaker
+from interpreter.engine.memory import predicted_peak
+from interpreter.engine.slots import SlotMaker
+from interpreter.engine.step import TrainingStep
+from interpreter.models.image_stage import ImageStage
+from profiling import cost, formulas
+from profiling.cost import Options, predict, report, rewritten, seconds
+from profiling.formulas import Part
+from profiling.step import configs, random_backbone, setup
+
+CPU = torch.device("cpu")
+OWN = ("slot attention", "loss")  # products inside the project's own ops, which PyTorch's counter does not see
+
+
+def counted(given):
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
+        step = TrainingStep(given.task, given.task.optim, CPU)
+        step.start(0, {})
+        step._compute(*(torch.empty(shape) for shape in given.shapes))
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("stage", ["image", "video"])
+@pytest.mark.parametrize("preset", ["demo", "ytvis19"])
+def test_operations_are_those_that_pytorch_counts(stage, preset):
+    given, (image, video) = setup(stage, preset, CPU, batch_size=2), configs(preset)
+    parts = formulas.image_step(image, 2, 0) if stage == "image" else formulas.video_step(video, image, 2, 0)
+    assert sum(part.flops for part in parts if part.name not in OWN) == pytest.approx(counted(given), rel=2e-3)
+
+
+def test_operations_of_a_vit_are_those_that_pytorch_counts():
+    image, _ = configs("davis")  # up to block 8 of a small one
+    image = replace(image, data=replace(image.data, frame_size=(56, 84)))
+    backbone = random_backbone(image.backbone, CPU)
+    # PyTorch's counter does not know the CPU's fused attention.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        backbone.features(torch.zeros(2, 56, 84, 3, dtype=torch.uint8))
+    found = sum(part.flops for part in formulas.backbone(image, 2))
+    assert found == pytest.approx(counter.get_total_flops(), rel=1e-3)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_cache_is_as_large_as_what_the_cache_writes(flip, tmp_path):
+    image, video = configs("demo")
+    image = replace(image, optim=replace(image.optim, flip=flip), model=replace(ImageModelConfig(), num_slots=5))
+    backbone = random_backbone(image.backbone, CPU)
+    maker = FeatureMaker(tmp_path, backbone, image.backbone, image.data.frame_size, "fp32", "fp16", flip)
+    stage = ImageStage(image.model, backbone.dim, backbone.grid(image.data.frame_size))
+    slots = SlotMaker(tmp_path, maker, stage, "w", video.samples)
+    frames = 1000
+    written = [sum(store.num_bytes("0" * 32, frames) for store in one.stores.values()) for one in (maker, slots)]
+    predicted = [frames * size for size in formulas.cache_bytes(image, video)]
+    assert predicted == pytest.approx(written, rel=1e-4)  # but for the headers
+    assert all(p < w for p, w in zip(predicted, written, strict=True))
+
+
+def test_a_part_takes_the_longer_of_operations_and_bytes():
+    options = Options(mfu=0.5, bandwidth_use=0.5)
+    device = SimpleNamespace(tflops=2.0, tflops_single=0.5, gbytes=100.0)
+    assert seconds(Part("a", 4e12, 1e9), device, options) == pytest.approx(4.0)
+    assert seconds(Part("a", 4e12, 1e12), device, options) == pytest.approx(20.0)
+    assert seconds(Part("a", 4e12, 0, single=True), device, options) == pytest.approx(16.0)
+
+
+def test_gpus_share_rows_and_pay_for_the_exchange(monkeypatch):
+    monkeypatch.setattr(cost, "_model", lambda stage, preset, rows: (10**10, rows))
+    options = Options()
+    one, eight = predict("image", 1, options), predict("image", 8, options)
+    assert (one.rows, eight.rows, one.exchange) == (128, 16, 0)
+    gradients = 2 * 7 / 8 * 4e10 / 450e9
+    assert eight.exchange == pytest.approx(gradients - (eight.seconds - eight.exchange) * 2 / 3)
+    assert "48 of 64" in report(replace(options, gpus=(64,)))
+
+
+def test_a_step_is_no_shorter_than_its_launches(monkeypatch):
+    monkeypatch.setattr(cost, "_model", lambda stage, preset, rows: (1, rows))
+    launches = cost._kernels("image")
+    assert launches > 100
+    assert predict("image", 1, Options(preset="demo", kernel_us=1000)).seconds == pytest.approx(launches * 1e-3)
+
+
+def test_memory_is_that_of_a_step_and_what_does_not_fit_is_told(monkeypatch):
+    given = setup("image", "demo", CPU)
+    assert predict("image", 1, Options(preset="demo")).memory == predicted_peak(
+        given.task, given.task.optim, given.shapes
+    )
+    monkeypatch.setattr(cost, "_model", lambda stage, preset, rows: (1, 81 * 10**9))
+    assert "81, of 80: --micro-batch or --recompute" in report(Options(preset="demo"))
+    assert "--micro-batch" not in report(Options(preset="demo", gpu="h200"))
+
+
+def test_a_measurement_stands_beside_its_prediction_with_the_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, "_model", lambda stage, preset, rows: (1, 1))
+    found = report(Options(preset="demo", gpu="this-cpu"))
+    mode, time = cost.measured("image", Options(preset="demo", gpu="this-cpu"))
+    error = predict("image", 1, Options(preset="demo", gpu="this-cpu")).seconds / time - 1
+    assert f"{time * 1e3:.1f} ms {mode}: prediction {error:+.0%}" in found
+    assert found.startswith("**Predicted, not measured**")
+
+    step = {"device": "NVIDIA H100 80GB HBM3", "preset": "ytvis19", "mode": "captured", "milliseconds": {"median": 50}}
+    (tmp_path / "step-image-cuda.json").write_text(json.dumps(step))
+    monkeypatch.setattr(cost, "RESULTS", tmp_path)
+    assert cost.measured("image", Options()) == ("captured", 0.05)
+    assert cost.measured("image", Options(gpu="a100")) is None
+    assert cost.measured("image", Options(preset="movi-e")) is None
+    assert cost.measured("video", Options()) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mfu": 0.0}, "--mfu must lie in"),
+        ({"bandwidth_use": 1.5}, "--bandwidth-use must lie in"),
+        ({"videos": 0}, "--videos must be at least 1"),
+        ({"gpus": (0,)}, "--gpus takes numbers from 1 on"),
+        ({"gpu": "this-cpu", "gpus": (2,)}, "leave --gpus out"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        report(Options(**options))
+
+
+@pytest.mark.slow
+def test_the_page_holds_what_the_command_says():
+    text = cost.DOCUMENT.read_text()
+    assert len(cost.BLOCK.findall(text)) == text.count("python -m profiling.cost --preset")
+    assert rewritten(text) == text, "run `python -m profiling.cost --update-docs`, look at the difference and commit it"

@@ -1,0 +1,94 @@
+"""The report of profiling/gpu_check.sh: parts that fail, hang or are killed do not lose the others."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAD = "set -uo pipefail; source profiling/parts.sh; begin_report {out}/report 'a check' cpu; "
+
+
+@pytest.fixture
+def script(tmp_path):
+    """script(text) -> a process of bash that runs the text after the report was begun; its report is under tmp_path."""
+    environment = {**os.environ, "PYTHON": sys.executable}
+
+    def start(text):
+        command = ["bash", "-c", HEAD.format(out=tmp_path) + text]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    return start
+
+
+def fates(folder):
+    report = json.loads((folder / "report.json").read_text())
+    text = (folder / "report.md").read_text()
+    for part in report["parts"]:
+        assert f"| {part['name']} | {part['fate']} |" in text
+        assert f"## {part['name']}: {part['fate']}" in text
+    assert ("Not finished" in text) == (not report["finished"])
+    return report, {part["name"]: part["fate"] for part in report["parts"]}
+
+
+def test_a_part_that_fails_or_hangs_does_not_lose_the_others(script, tmp_path):
+    process = script(
+        "part good 9 echo fine; part bad 9 bash -c 'exit 3'; part missing 9 /no/such/program;"
+        # Its child holds the output open, and it does not heed a polite signal.
+        "part hangs 1 bash -c 'trap \"\" TERM; sleep 60 & sleep 60; sleep 60';"
+        "skip tool 'it is not installed'; part last 9 echo end; end_report"
+    )
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    report, found = fates(tmp_path)
+    assert report["finished"]
+    assert found == {
+        "good": "passed",
+        "bad": "failed (3)",
+        "missing": "failed (127)",
+        "hangs": "out of time",
+        "tool": "left out",
+        "last": "passed",
+    }
+    assert report["parts"][0]["output"] == ["fine"]
+    assert "3 parts failed" in output
+    assert report["versions"]["python"]
+
+
+def test_a_killed_check_leaves_a_whole_report_that_names_the_part_under_way(script, tmp_path):
+    process = script(f"part first 9 echo 1; part second 60 bash -c 'touch {tmp_path}/begun; sleep 60'")
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "begun").exists():
+        assert time.monotonic() < deadline
+        os.sched_yield()
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    process.kill()
+    for child in children.split():
+        os.kill(int(child), signal.SIGTERM)  # timeout passes it on
+    process.communicate(timeout=30)
+    report, found = fates(tmp_path)
+    assert not report["finished"]
+    assert found == {"first": "passed", "second": "under way"}
+
+
+def test_parts_share_a_budget(script, tmp_path):
+    process = script("BUDGET=5; SECONDS=0; part cut 60 sleep 60; part late 5 echo no; end_report")
+    process.communicate(timeout=60)
+    report, found = fates(tmp_path)
+    assert report["parts"][0]["limit"] <= 5
+    assert found == {"cut": "out of time", "late": "left out"}
+    assert process.returncode == 1
+
+
+def test_all_well_is_exit_status_zero(script, tmp_path):
+    process = script("part one 9 true; end_report")
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert fates(tmp_path)[1] == {"one": "passed"}
