@@ -123,8 +123,9 @@ class TrainingStep:
             self.optimizer.found_inf = (self.bad_loss + self.bad_gradient > 0).float()  # type: ignore[attr-defined]
             self.optimizer.step()
         for name, value in {**sums, "loss": loss, "grad_norm": norm}.items():
-            total = self.sums.setdefault(name, torch.zeros((), dtype=torch.float64, device=self.device))
-            total += value
+            if name not in self.sums:
+                self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
+            self.sums[name] += value
 
     def _note(self, bad: Tensor, value: Tensor) -> None:
         bad.copy_(torch.where((bad == 0) & ~value.isfinite(), self.number, bad))
