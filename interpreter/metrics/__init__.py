@@ -25,6 +25,7 @@ __all__ = [
     "grid_segments",
     "kmeans_frame_segments",
     "kmeans_segments",
+    "kmeans_segments",
     "link_segments",
     "one_segment",
     "region_similarity",
