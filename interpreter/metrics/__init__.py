@@ -10,26 +10,27 @@ from interpreter.metrics.baselines import (
     spectral_segments,
     upsample_labels,
 )
-from interpreter.metrics.davis import region_similarity, region_similarity_multi
 from interpreter.metrics.miou import frame_miou, video_miou
-from interpreter.metrics.summary import PER_OBJECT, PROTOCOLS, evaluate_video, summarise
+from interpreter.metrics.protocols import METRICS, PROTOCOLS, Protocol, scoring_size
+from interpreter.metrics.score import VideoScores, resize_labels, score_video, summarise
 
 __all__ = [
-    "PER_OBJECT",
+    "METRICS",
     "PROTOCOLS",
+    "Protocol",
+    "VideoScores",
     "adjusted_rand_index",
-    "evaluate_video",
     "fg_ari_frame",
     "fg_ari_video",
     "frame_miou",
     "grid_segments",
     "kmeans_frame_segments",
     "kmeans_segments",
-    "kmeans_segments",
     "link_segments",
     "one_segment",
-    "region_similarity",
-    "region_similarity_multi",
+    "resize_labels",
+    "score_video",
+    "scoring_size",
     "spectral_segments",
     "summarise",
     "upsample_labels",

@@ -1,6 +1,6 @@
 """The contingency table of a video, the one pass over the pixels that every metric starts from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,26 +17,64 @@ class Contingency:
         segments: [P] ids of the predicted segments in ascending order. Every id that occurs anywhere in ``pred``
             counts, 0 included: a slot that covers the background is a segment like any other.
         objects: [G] ids of the foreground objects in ascending order.
+        background: id in ``pred`` of pixels that the prediction gives to no segment, if it has such an id. They are
+            counted like a segment's, so that partitions can be compared, but are no candidate for any object.
+        relabelled: whether a segment stands for the object of its own id, and no match is needed.
     """
 
     counts: np.ndarray
     segments: np.ndarray
     objects: np.ndarray
+    background: int | None = None
+    relabelled: bool = False
+
+    @property
+    def candidates(self) -> np.ndarray:
+        """bool [P]: the segments that may stand for an object."""
+        return self.segments != (-1 if self.background is None else self.background)
 
     @property
     def foreground(self) -> np.ndarray:
         """[T, P, G] counts on the foreground alone."""
         return self.counts[:, :, 1:]
 
+    @property
+    def present(self) -> np.ndarray:
+        """bool [T, G]: the frames that show each object."""
+        return np.asarray(self.foreground.any(axis=1))
+
+    @property
+    def annotated(self) -> np.ndarray:
+        """bool [T]: the frames that are not void in every pixel."""
+        return np.asarray(self.counts.any(axis=(1, 2)))
+
+    def select(self, frames: np.ndarray | slice) -> "Contingency":
+        """Some of the frames as a video of their own: objects that are absent from all of them are dropped."""
+        chosen = replace(self, counts=self.counts[frames])
+        return chosen.keep(np.asarray(chosen.present.any(axis=0)))
+
+    def keep(self, objects: np.ndarray) -> "Contingency":
+        """Let only some objects count (bool [G]); the pixels of the others become background."""
+        background = self.counts[:, :, :1] + self.foreground[:, :, ~objects].sum(axis=2, keepdims=True)
+        counts = np.concatenate([background, self.foreground[:, :, objects]], axis=2)
+        return replace(self, counts=counts, objects=self.objects[objects])
+
+    def merged(self) -> "Contingency":
+        """All objects as one, with the id of the first; unchanged if there is none."""
+        if not len(self.objects):
+            return self
+        one = np.stack([self.counts[:, :, 0], self.foreground.sum(axis=2)], axis=2)
+        return replace(self, counts=one, objects=self.objects[:1])
+
     def intersection_and_union(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels in both, and in either, of every pair of segment and object: two int64 arrays [T, P, G]."""
-        intersection = self.foreground
-        of_segment = self.counts.sum(axis=2, keepdims=True)
-        of_object = intersection.sum(axis=1, keepdims=True)
+        """Pixels in both, and in either, of every pair of candidate segment and object: two int64 [T, P, G]."""
+        intersection = self.foreground[:, self.candidates]
+        of_segment = self.counts[:, self.candidates].sum(axis=2, keepdims=True)
+        of_object = self.foreground.sum(axis=1, keepdims=True)
         return intersection, of_segment + of_object - intersection
 
     def iou(self) -> np.ndarray:
-        """IoU of every pair in every frame, float64 [T, P, G]; NaN where both are empty."""
+        """IoU of every pair of candidate and object in every frame, float64 [T, P, G]; NaN where both are empty."""
         return ratio(*self.intersection_and_union())
 
 
@@ -46,13 +84,14 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=out, where=denominator != 0)
 
 
-def contingency(pred: np.ndarray, true: np.ndarray, *, void: int = 255) -> Contingency:
+def contingency(pred: np.ndarray, true: np.ndarray, *, void: int = 255, background: int | None = None) -> Contingency:
     """Count the pixels of every pair of predicted segment and true label, frame by frame.
 
     Args:
         pred: [T, H, W] integer ids of the predicted segments, 0..65535; gaps between ids are fine.
         true: [T, H, W] integer ids of the true objects, 0 = background; the same size as ``pred``.
         void: id in ``true`` of the pixels that were not annotated. They belong to nothing and are not counted.
+        background: id in ``pred`` that is no segment; by default every id is one.
 
     Returns:
         The table; its last axis has length 1 (background only) for a video without foreground.
@@ -76,7 +115,7 @@ def contingency(pred: np.ndarray, true: np.ndarray, *, void: int = 255) -> Conti
     for t in range(len(pred)):  # one frame at a time: the index arrays stay small enough for the cache
         pairs = row[pred[t]] + column[true[t]]
         counts[t] = np.bincount(pairs.ravel(), minlength=len(segments) * width).reshape(-1, width)[:, :-1]
-    return Contingency(counts, segments, objects)
+    return Contingency(counts, segments, objects, background)
 
 
 def _as_labels(labels: np.ndarray, name: str) -> np.ndarray:

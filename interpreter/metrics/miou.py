@@ -45,13 +45,42 @@ def frame_miou(pred: np.ndarray, true: np.ndarray, *, void: int = 255) -> float:
 
 
 def iou_per_object(table: Contingency) -> list[float]:
-    """:func:`video_miou` from a contingency table."""
-    intersection, union = table.intersection_and_union()
-    volume_iou = ratio(intersection.sum(axis=0), union.sum(axis=0))  # an object's union is never empty
-    rows, columns = linear_sum_assignment(volume_iou, maximize=True)
+    """:func:`video_miou` from a contingency table; of a relabelled one, each object with the segment of its id."""
+    if table.relabelled:
+        rows = columns = np.arange(len(table.objects))
+    else:
+        rows, columns = volume_match(table)
     scores = np.zeros(len(table.objects))
     scores[columns] = np.nanmean(table.iou()[:, rows, columns], axis=0)
     return scores.tolist()
+
+
+def volume_match(table: Contingency) -> tuple[np.ndarray, np.ndarray]:
+    """Hungarian match of a video on spatio-temporal IoU: rows of candidates, and the columns of their objects."""
+    intersection, union = table.intersection_and_union()
+    return linear_sum_assignment(ratio(intersection.sum(axis=0), union.sum(axis=0)), maximize=True)
+
+
+def relabelled(table: Contingency, *, rows_as_ids: bool = False) -> Contingency:
+    """Give each matched segment the id of its object, and put all others together as background (id 0).
+
+    Args:
+        table: of a video.
+        rows_as_ids: take the row of a segment in the match, counted from 0 in ascending order of ids, for its id, as
+            SOLV's published code does. Right only where the ids of the video's segments are 0, 1, 2 …
+
+    Returns:
+        The table of the relabelled prediction, whose background is no candidate.
+    """
+    rows, columns = volume_match(table)
+    matched = rows if rows_as_ids else table.segments[table.candidates][rows]
+    target = np.zeros(len(table.segments), np.int64)
+    for segment, column in zip(matched, columns, strict=True):
+        target[table.segments == segment] = column + 1
+    counts = np.zeros((len(table.counts), len(table.objects) + 1, table.counts.shape[2]), np.int64)
+    for row, label in enumerate(target):
+        counts[:, label] += table.counts[:, row]
+    return Contingency(counts, np.concatenate([[0], table.objects]), table.objects, background=0, relabelled=True)
 
 
 def miou_per_frame(table: Contingency) -> float:

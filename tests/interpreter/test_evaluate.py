@@ -11,7 +11,7 @@ from PIL import Image
 from interpreter import evaluate as module
 from interpreter.data import VOID, open_dataset
 from interpreter.evaluate import Evaluation, evaluate, main
-from interpreter.metrics import PROTOCOLS
+from interpreter.metrics.summary import PROTOCOLS
 
 GRID = (4, 6)
 

@@ -1,0 +1,63 @@
+"""How steadily a segmentation follows an object: identity switches and fragmentations of its track."""
+
+import numpy as np
+
+from interpreter.metrics.contingency import Contingency
+
+TRACKED = 0.5
+"""IoU from which an object counts as tracked, as in MOTChallenge (Milan et al. 2016)."""
+
+
+def identity_switches(table: Contingency) -> list[int]:
+    """How often each object's best-overlapping segment changes from one frame that shows the object to the next.
+
+    Frames without the object are passed over: whether it comes back under its old segment counts as one step. Among
+    segments of equal IoU the one of the step before is kept, else the smallest id is taken.
+
+    Returns:
+        One count for each object, in ascending order of its id.
+    """
+    switches = []
+    for iou, present in _tracks(table):
+        seen = iou[present & (iou > 0).any(axis=1)]
+        count, current = 0, -1
+        for frame in seen:
+            if current < 0 or frame[current] < frame.max():
+                count += current >= 0
+                current = int(frame.argmax())
+        switches.append(count)
+    return switches
+
+
+def fragmentations(table: Contingency) -> list[int]:
+    """How often each object's track is lost and found again (the Fragmentations of MOTChallenge, Milan et al. 2016).
+
+    In a frame that shows the object it is tracked if some segment, whichever, has an IoU of at least
+    :data:`TRACKED` with it. A run of such frames that is not tracked counts if the object is tracked both before and
+    after it. Frames without the object are passed over.
+
+    Returns:
+        One count for each object, in ascending order of its id.
+    """
+    counts = []
+    for iou, present in _tracks(table):
+        tracked = (iou[present] >= TRACKED).any(axis=1).astype(np.int8)
+        begins = int((np.diff(tracked, prepend=0) == 1).sum())
+        counts.append(max(0, begins - 1))
+    return counts
+
+
+def per_hundred_frames(counts: list[int], table: Contingency) -> list[float]:
+    """Counts of events between frames as rates: events for each 100 steps from one frame with the object to the next.
+
+    Returns:
+        One number for each object; NaN for an object seen in a single frame, where no event can happen.
+    """
+    steps = table.present.sum(axis=0) - 1
+    return [100 * count / n if n else float("nan") for count, n in zip(counts, steps.tolist(), strict=True)]
+
+
+def _tracks(table: Contingency) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each object its IoU with every segment [T, P], 0 where both are absent, and the frames [T] that show it."""
+    iou, present = np.nan_to_num(table.iou()), table.present
+    return [(iou[:, :, g], present[:, g]) for g in range(len(table.objects))]
