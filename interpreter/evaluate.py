@@ -30,9 +30,9 @@ CLUSTERS_OF_MASKS = (8,)
 class Evaluation:
     """Score a run (--run) or saved masks (--masks) under named protocols, next to baselines.
 
-    Prints a table for each protocol. Writes below OUT: table.txt, scores.json (all numbers, of each video and seed too),
-    videos.csv, pictures of the best and worst videos, and report.html, one file with all of it and plots. Every number
-    carries its protocol, split and commit. docs/protocols.md says what each protocol is.
+    Prints a table for each protocol. Writes below OUT: table.txt, scores.json (all numbers, of each video and seed
+    too), videos.csv, pictures of the best and worst videos, and report.html, one file with all of it and plots. Every
+    number carries its protocol, split and commit. docs/protocols.md says what each protocol is.
     """
 
     run: Path | None = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 import numpy as np
@@ -33,8 +34,8 @@ class Method:
 
     Attributes:
         name: of the row.
-        kind: ``main``: what is evaluated. ``baseline``: what it is read against. ``sweep``: the main method under another
-            setting.
+        kind: ``main``: what is evaluated. ``baseline``: what it is read against. ``sweep``: the main method under
+            another setting.
         sweep: name and value of that setting.
     """
 
@@ -63,8 +64,6 @@ class Candidate:
 class Source(Protocol):
     """Where masks come from."""
 
-    seeds: tuple[int, ...]
-
     def candidates(self, video: Video, status: Callable[[str], None]) -> Iterator[Candidate]:
         """Masks of a video, the main method first, made when they are asked for.
 
@@ -75,12 +74,15 @@ class Source(Protocol):
 
 def simple_baselines(video: Video, names: Sequence[str], clusters: Sequence[int]) -> Iterator[Candidate]:
     """Baselines that see no features."""
+    frames = video.num_frames
     if "one-segment" in names:
-        yield Candidate(Method("one segment", "baseline"), None, lambda size: one_segment(video.num_frames, *size))
+        yield Candidate(Method("one segment", "baseline"), None, lambda size: one_segment(frames, *size))
     for k in clusters if "grid" in names else ():
-        yield Candidate(
-            Method(f"grid {k}", "baseline"), None, lambda size, k=k: grid_segments(video.num_frames, *size, k)
-        )
+        yield Candidate(Method(f"grid {k}", "baseline"), None, partial(_grid, frames, k))
+
+
+def _grid(frames: int, k: int, size: Size) -> np.ndarray:
+    return grid_segments(frames, *size, k)
 
 
 class RunSource:
@@ -133,7 +135,7 @@ class RunSource:
             for seed, image in zip(self.seeds, found, strict=True):
                 status(method.name)
                 segmentation = self.segmenter.segment_slots(*image, seed=seed, **options)  # type: ignore[arg-type]
-                yield Candidate(method, seed, lambda size, s=segmentation: full_size(s, size))
+                yield Candidate(method, seed, partial(full_size, segmentation))
         yield from simple_baselines(video, self.baselines, self.clusters)
         if kept:
             yield from self._on_features(torch.cat(kept).cpu().numpy(), status)
@@ -158,11 +160,15 @@ class RunSource:
                 for seed in self.seeds:
                     status(method.name)
                     patches = functions[baseline](k, seed)
-                    yield Candidate(method, seed, lambda size, p=patches: upsample_labels(p, grid=grid, size=size))
+                    yield Candidate(method, seed, partial(_upsampled, patches, grid))
+
+
+def _upsampled(patches: np.ndarray, grid: Size, size: Size) -> np.ndarray:
+    return upsample_labels(patches, grid=grid, size=size)
 
 
 class MasksSource:
-    """Masks from files; pixels of id 0 are in no segment.
+    """Masks from files.
 
     Args:
         predictions: the files.
@@ -170,8 +176,6 @@ class MasksSource:
         baselines: which to show beside them; only those that need no features.
         clusters: numbers of segments of the baselines.
     """
-
-    seeds = ()
 
     def __init__(
         self, predictions: Predictions, name: str, baselines: Sequence[Baseline], clusters: Sequence[int]
@@ -182,7 +186,7 @@ class MasksSource:
         """See :class:`Source`."""
         status("reading masks")
         maps = self.predictions.labels(video.name, video.num_frames, (video.height, video.width))
-        yield Candidate(Method(self.name, "main"), None, lambda size: resize_labels(maps, size), background=0)
+        yield Candidate(Method(self.name, "main"), None, partial(resize_labels, maps), self.predictions.background)
         yield from simple_baselines(video, self.baselines, self.clusters)
 
 

@@ -70,7 +70,7 @@ def scored(row: Row) -> str:
 def format_tables(scores: Scores, provenance: Provenance) -> str:
     """A table for each protocol as text, and below it what its columns are."""
     file = io.StringIO()
-    console = Console(file=file, width=160)
+    console = Console(file=file, width=200)
     rows = scores.rows()
     for protocol in scores.protocols:
         mine = [row for row in rows if row.protocol == protocol]

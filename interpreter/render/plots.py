@@ -7,12 +7,11 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 SIZE, DPI = (5.0, 3.1), 144
 # Okabe and Ito's colours without yellow, which is too pale for lines on white.
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-# Names of people's folders stand in legends: a dollar sign in them is no formula.
-PLAIN = {"text.parse_math": False}
 
 
 def plot_sweep(
@@ -29,7 +28,7 @@ def plot_sweep(
         A PNG.
     """
     setting, mean, std = np.array(sorted(points), float).T
-    with rc_context(PLAIN):
+    with rc_context({"text.parse_math": False}):  # a dollar sign in the name of a folder is no formula
         figure, axes = _figure(x, y)
         axes.fill_between(setting, mean - std, mean + std, color=LINES[0], alpha=0.18, linewidth=0)
         axes.plot(setting, mean, color=LINES[0], marker="o", markersize=4.5, linewidth=1.8)
@@ -52,13 +51,13 @@ def plot_histogram(values: Mapping[str, Sequence[float]], *, x: str) -> bytes:
     """
     series = {name: np.array(v, float)[~np.isnan(v)] for name, v in values.items()}
     lowest = min([0.0, *(v.min() for v in series.values() if len(v))])
-    edges = np.arange(np.floor(lowest * 20), 21) / 20
-    with rc_context(PLAIN):
+    edges = (np.arange(np.floor(lowest * 20), 21) / 20).tolist()
+    with rc_context({"text.parse_math": False}):
         figure, axes = _figure(x, "videos")
         for number, (colour, (name, v)) in enumerate(zip(LINES, series.items(), strict=False)):
             style = {"alpha": 0.85, "rwidth": 0.92} if number == 0 else {"histtype": "step", "linewidth": 1.6}
             axes.hist(v, edges, color=colour, label=_legend(name), **style)
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(edges[0], 1)
         axes.legend(frameon=False, fontsize=8)
         return _png(figure)
@@ -66,7 +65,7 @@ def plot_histogram(values: Mapping[str, Sequence[float]], *, x: str) -> bytes:
 
 def plot_points(points: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str) -> bytes:
     """Dots at (x, y), one colour for each series; NaN is left out."""
-    with rc_context(PLAIN):
+    with rc_context({"text.parse_math": False}):
         figure, axes = _figure(x, y)
         for colour, marker, (name, pairs) in zip(LINES, "os^Dv<", points.items(), strict=False):
             across, up = np.array(pairs, float).reshape(-1, 2).T
