@@ -1,0 +1,283 @@
+"""Saved segmentations of any method, read one video at a time: palette PNGs, YouTube-VIS results, .npz."""
+
+import abc
+import json
+import math
+import struct
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from interpreter.data.davis import read_mask
+from interpreter.data.images import natural_key
+from interpreter.data.rle import decode_rle
+from interpreter.data.video import VideoError
+
+Format = Literal["auto", "png", "youtube-vis", "npz"]
+
+LARGEST_ID = 65535
+KEYS = ("masks", "labels")
+"""Names of the label maps in an .npz file that holds a single video."""
+
+
+class PredictionError(ValueError):
+    """Saved masks that cannot be used: which file, what is wrong, what was expected, in one line."""
+
+
+class Predictions(abc.ABC):
+    """The saved segmentations of a data set.
+
+    Attributes:
+        path: the file or folder they are read from.
+        names: of the videos that are there, in natural order.
+        background: id in :meth:`labels` of pixels that are in no segment; None where every id is a segment.
+    """
+
+    path: Path
+    names: list[str]
+    background: int | None
+
+    def labels(self, name: str, num_frames: int, size: tuple[int, int]) -> np.ndarray:
+        """The label maps of one video, read now and not kept.
+
+        Args:
+            name: of the video.
+            num_frames: frames that it must have.
+            size: (H, W) that its maps must have.
+
+        Returns:
+            uint8 or uint16 [T, H, W]: the id of each pixel's segment, the same in all frames.
+
+        Raises:
+            PredictionError: if the video is not there, its file is damaged, or it has another number of frames or
+                another size; names the file.
+        """
+        if name not in self.names:
+            held = ", ".join(self.names[:5] + ["…"] * (len(self.names) > 5))
+            raise PredictionError(f"{self.path}: no masks of video {name!r}; it holds {len(self.names)} videos: {held}")
+        return self._read(name, num_frames, size)
+
+    @abc.abstractmethod
+    def _read(self, name: str, num_frames: int, size: tuple[int, int]) -> np.ndarray:
+        """:meth:`labels` of a video that is there."""
+
+
+def open_predictions(
+    path: str | Path, format: Format = "auto", *, video_ids: Mapping[str, int | str] | None = None
+) -> Predictions:
+    """Open saved masks.
+
+    - ``png``: DIR/VIDEO/00000.png …, one gray or palette image for each frame, in natural order; a pixel's value is its
+      segment, 0 is background, as in DAVIS. VIDEO may lie several folders deep: its name is its path below DIR.
+    - ``youtube-vis``: a results file, a list of ``{"video_id", "category_id", "score", "segmentations"}`` with an RLE
+      or null for each frame. The entries of a video become segments 1, 2 … in the order of the file, whatever their
+      category. Where entries overlap, that of the higher score has the pixel, of equal scores the earlier one. Pixels
+      in no entry are 0, which is background: no segment, hence no candidate for any object.
+    - ``npz``: DIR/VIDEO.npz with one array ``masks`` or ``labels``, or one file FILE.npz with an array for each video
+      under its name; integers [T, H, W]. Every id is a segment, 0 included.
+
+    Args:
+        path: folder or file.
+        format: ``auto`` tells by what is there.
+        video_ids: name of each video of the data set -> its ``video_id`` in a YouTube-VIS file. By default the id is
+            the name.
+
+    Raises:
+        FileNotFoundError: if there is nothing at ``path``, or nothing of the format.
+        PredictionError: if the file as a whole is damaged.
+        ValueError: for an unknown format.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or directory")
+    if format == "auto":
+        format = _format_of(path)
+    if format == "png":
+        return _PngFolders(path)
+    if format == "youtube-vis":
+        return _YouTubeVis(path, video_ids)
+    if format == "npz":
+        return _NpzFolder(path) if path.is_dir() else _NpzFile(path)
+    raise ValueError(f"unknown format of masks {format!r}; choose from auto, png, youtube-vis, npz")
+
+
+def _format_of(path: Path) -> Format:
+    suffixes: dict[str, Format] = {".png": "png", ".npz": "npz", ".json": "youtube-vis"}
+    if path.is_file():
+        if path.suffix.lower() in (".json", ".npz"):
+            return suffixes[path.suffix.lower()]
+        raise PredictionError(f"{path}: masks are read from .json (YouTube-VIS results), .npz or a folder")
+    for suffix in (".png", ".npz"):
+        if next(path.rglob(f"*{suffix}"), None):
+            return suffixes[suffix]
+    raise FileNotFoundError(f"{path}: no .png or .npz files below it; give a results .json as the file itself")
+
+
+class _PngFolders(Predictions):
+    background = 0
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_dir():
+            raise FileNotFoundError(f"{path}: PNG masks are a folder with a folder for each video")
+        self.path = path
+        folders = {file.parent for file in path.rglob("*.png") if file.parent != path}
+        self.names = sorted((folder.relative_to(path).as_posix() for folder in folders), key=natural_key)
+        if not self.names:
+            raise FileNotFoundError(f"{path}: no folders of PNG masks below it (VIDEO/00000.png …)")
+
+    def _read(self, name: str, num_frames: int, size: tuple[int, int]) -> np.ndarray:
+        folder = self.path / name
+        files = sorted(folder.glob("*.png"), key=lambda file: natural_key(file.name))
+        if len(files) != num_frames:
+            raise PredictionError(
+                f"{folder}: {len(files)} masks ({files[0].name} to {files[-1].name}) for {num_frames} frames; "
+                "there must be one for each frame"
+            )
+        maps = np.empty((num_frames, *size), np.uint8)
+        for t, file in enumerate(files):
+            try:
+                maps[t] = read_mask(file, size, binary=False)
+            except VideoError as error:  # names the file
+                raise PredictionError(str(error)) from error
+            except _DAMAGED_PNG as error:
+                raise PredictionError(f"{file}: damaged mask ({error})") from error
+        return maps
+
+
+class _YouTubeVis(Predictions):
+    background = 0
+
+    def __init__(self, path: Path, video_ids: Mapping[str, int | str] | None) -> None:
+        self.path = path
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise PredictionError(f"{path}: not a JSON file that can be read ({error})") from error
+        if not isinstance(entries, list):
+            raise PredictionError(
+                f"{path}: YouTube-VIS results are a list of entries, this is {type(entries).__name__}"
+            )
+        self._entries: dict[str, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+        for number, entry in enumerate(entries):
+            if not isinstance(entry, dict) or type(entry.get("video_id")) not in (int, str):
+                raise PredictionError(f"{path}: entry {number} is not an object with a video_id (number or string)")
+            self._entries[str(entry["video_id"])].append((number, entry))
+        by_name = {key: key for key in self._entries} if video_ids is None else video_ids
+        self._ids = {name: str(key) for name, key in by_name.items() if str(key) in self._entries}
+        self.names = sorted(self._ids, key=natural_key)
+
+    def _read(self, name: str, num_frames: int, size: tuple[int, int]) -> np.ndarray:
+        entries = self._entries[self._ids[name]]
+        if len(entries) > LARGEST_ID:
+            raise PredictionError(f"{self.path}: {len(entries)} entries for video {name!r}; at most {LARGEST_ID} work")
+        maps = np.zeros((num_frames, *size), np.uint8 if len(entries) < 256 else np.uint16)
+        scored = [(self._score(number, entry), -i, number, entry) for i, (number, entry) in enumerate(entries)]
+        for _, minus_i, number, entry in sorted(scored, key=lambda item: item[:2]):  # the best is painted last
+            masks = entry.get("segmentations")
+            where = f"{self.path}: entry {number}, video {name!r}"
+            if not isinstance(masks, list) or len(masks) != num_frames:
+                found = f"{len(masks)} segmentations" if isinstance(masks, list) else "no list of segmentations"
+                raise PredictionError(f"{where}: {found} for {num_frames} frames")
+            for t, rle in enumerate(masks):
+                if rle is not None:
+                    try:
+                        maps[t][decode_rle(rle, size, f"{where}, frame {t}")] = 1 - minus_i
+                    except ValueError as error:
+                        raise PredictionError(str(error)) from error
+        return maps
+
+    def _score(self, number: int, entry: Mapping[str, Any]) -> float:
+        score = entry.get("score")
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+            raise PredictionError(f"{self.path}: entry {number} has score {score!r}, which is no finite number")
+        return score
+
+
+class _NpzFolder(Predictions):
+    background = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        files = path.rglob("*.npz")
+        self.names = sorted((file.relative_to(path).with_suffix("").as_posix() for file in files), key=natural_key)
+        if not self.names:
+            raise FileNotFoundError(f"{path}: no .npz files below it (VIDEO.npz)")
+
+    def _read(self, name: str, num_frames: int, size: tuple[int, int]) -> np.ndarray:
+        file = self.path / f"{name}.npz"
+        held = _arrays(file)
+        keys = [key for key in KEYS if key in held]
+        if len(keys) != 1:
+            raise PredictionError(f"{file}: exactly one array named masks or labels is expected, it holds {held[:5]}")
+        return _read_array(file, keys[0], (num_frames, *size))
+
+
+class _NpzFile(Predictions):
+    background = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        held = _arrays(path)
+        if not held:
+            raise PredictionError(f"{path}: holds no arrays")
+        self._keys = {path.stem: held[0]} if len(held) == 1 and held[0] in KEYS else {key: key for key in held}
+        self.names = sorted(self._keys, key=natural_key)
+
+    def _read(self, name: str, num_frames: int, size: tuple[int, int]) -> np.ndarray:
+        return _read_array(self.path, self._keys[name], (num_frames, *size))
+
+
+_DAMAGED_PNG = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
+_DAMAGED_ZIP = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+    RuntimeError,
+)
+
+
+def _arrays(file: Path) -> list[str]:
+    """Names of the arrays in an .npz file."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return [entry[: -len(".npy")] for entry in archive.namelist() if entry.endswith(".npy")]
+    except _DAMAGED_ZIP as error:
+        raise PredictionError(f"{file}: not an .npz file that can be read ({error})") from error
+
+
+def _read_array(file: Path, key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """One array of label maps. Its header is checked first: what it declares is not memory that it may ask for."""
+    try:
+        with zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as data:
+            found, dtype = _header(data)
+        if found != shape or dtype.kind not in "bui":
+            raise ValueError(f"{dtype} {list(found)} where integers [T, H, W] = {list(shape)} are expected")
+        with zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as data:
+            maps = np.lib.format.read_array(data, allow_pickle=False)
+            if data.read(1):  # reading to the end also compares the checksum
+                raise ValueError("more bytes than its header declares")
+        if maps.min() < 0 or maps.max() > LARGEST_ID:
+            raise ValueError(f"ids {maps.min()}..{maps.max()} where 0..{LARGEST_ID} are expected")
+    except _DAMAGED_ZIP as error:
+        raise PredictionError(f"{file}: array {key!r} cannot be used: {error}") from error
+    return maps.astype(np.uint8 if maps.max() < 256 else np.uint16)
+
+
+def _header(data: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type that an .npy stream declares."""
+    version = np.lib.format.read_magic(data)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if read is None:
+        raise ValueError(f"version {version} of the .npy format is for structured arrays, not for label maps")
+    shape, _, dtype = read(data)
+    return shape, dtype
