@@ -10,23 +10,38 @@ Features = Literal["auto", "stored", "streamed"]
 Dtype = Literal["fp16", "bf16"]
 LoaderName = Literal["auto", "dali", "pyav", "torch"]
 Preset = Literal["demo", "davis", "ytvis19", "movi-e"]
+DatasetKind = Literal["synthetic", "folder", "davis", "ytvis", "movi", "segtrack", "fbms"]
+WITHOUT_SPLITS = ("folder", "segtrack")
+DavisAnnotations = Literal["unsupervised", "semi-supervised"]
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class VideosConfig:
     """Where the videos come from."""
 
-    data: Literal["synthetic", "folder", "davis"] = "synthetic"
+    data: DatasetKind = "synthetic"
     """synthetic: generated scenes (made on first use). folder: a directory of video files and/or folders of frames.
-    davis: the DAVIS layout."""
+    davis: the DAVIS layout. ytvis: YouTube-VIS 2019 or 2021. movi: MOVi after `interpreter.data convert`. segtrack:
+    SegTrack-v2. fbms: FBMS-59. `python -m interpreter.data verify NAME --root DIR` says where to get each."""
     root: Path | None = None
     """Directory of the data. The synthetic default is RUN/scenes."""
     split: str | None = "train"
-    """Split of the data set; ignored for a folder, which has none."""
+    """Split of the data set; ignored for folder and segtrack, which have none. ytvis: train leaves the hold-out out,
+    holdout is it (entries 600 to 899 of train.json), all is both; valid, test."""
     year: Literal["2016", "2017"] = "2016"
     """Edition of DAVIS."""
     num_videos: int = 200
     """Number of scenes to generate for synthetic data."""
+    annotations: DavisAnnotations = "unsupervised"
+    """Masks of DAVIS 2017."""
+    crop_borders: bool = False
+    """Crop black borders off frames and masks."""
+
+
+@dataclass(frozen=True)
+class DataConfig(VideosConfig):
+    """Where the videos come from, and at which size they are seen."""
+
     frame_size: tuple[int, int] = (128, 192)
     """Height and width that frames are resized to; multiples of the backbone's patch."""
 
@@ -258,7 +273,7 @@ _IMAGE_PRESETS: dict[str, ImageTraining] = {
     ),
     "ytvis19": ImageTraining(
         run=Path("runs/ytvis19"),
-        data=DataConfig(data="folder", root=Path("YTVIS19/train/JPEGImages"), split=None, frame_size=(336, 504)),
+        data=DataConfig(data="ytvis", root=Path("YTVIS19"), frame_size=(336, 504)),
         backbone=_DINOV2,
         model=_PAPER_IMAGE,
         optim=_PAPER_IMAGE_OPTIM,
@@ -266,7 +281,7 @@ _IMAGE_PRESETS: dict[str, ImageTraining] = {
     ),
     "movi-e": ImageTraining(
         run=Path("runs/movi-e"),
-        data=DataConfig(data="folder", root=Path("MOVi-E/train"), split=None, frame_size=(336, 336)),
+        data=DataConfig(data="movi", root=Path("MOVi-E"), frame_size=(336, 336)),
         backbone=_DINOV2,
         model=_PAPER_IMAGE,
         optim=replace(_PAPER_IMAGE_OPTIM, warmup_steps=5_500),

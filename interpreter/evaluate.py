@@ -2,15 +2,14 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from interpreter.cli import cli, run_command
-from interpreter.configs import DataConfig, Stage
-from interpreter.data import VideoDataset
+from interpreter.configs import WITHOUT_SPLITS, Stage, VideosConfig
 from interpreter.data.predictions import open_predictions
 from interpreter.engine.datasets import open_videos
 from interpreter.engine.inference import Segmenter
@@ -40,16 +39,7 @@ class Evaluation:
     masks: Path | None = None
     """Masks of any method instead of a run: DIR/VIDEO/00000.png … (palette or gray), a YouTube-VIS result JSON, or
     .npz. Pixels of id 0 are in no segment."""
-    data: Literal["synthetic", "davis"] = "synthetic"
-    """Data set with masks."""
-    root: Path | None = None
-    """Directory of the data. The synthetic default is RUN/scenes."""
-    split: str = "val"
-    """Split to score."""
-    year: Literal["2016", "2017"] = "2016"
-    """Edition of DAVIS."""
-    num_videos: int = 40
-    """Number of scenes to generate for synthetic data."""
+    data: VideosConfig = field(default_factory=lambda: VideosConfig(split="val", num_videos=40))
     protocol: Annotated[tuple[str, ...], tyro.conf.arg(metavar="{" + ",".join(PROTOCOLS) + "}")] = ()
     """Protocols, one or several. Default: davis-2016 or davis-2017-unsupervised for DAVIS, else interpreter."""
     out: Path | None = None
@@ -88,21 +78,15 @@ def evaluate(config: Evaluation) -> Scores:
     _check(config)
     protocols = choose_protocols(config)
     commit = code_version()  # before anything is written into the checkout
-    data = DataConfig(config.data, config.root, config.split, config.year, config.num_videos)
-    if config.run:
-        segmenter = Segmenter.from_run(
-            config.run, config.stage, config.frame_size, config.seeds[0], merge_threshold=config.merge_threshold
-        )
-        dataset = open_videos(data, config.run)
-        source = run_source(config, segmenter)
-    else:
-        if config.root is None:
-            raise ValueError("--masks needs --root DIR, the data set with the ground truth")
-        dataset = open_videos(data, config.root)
-        source = masks_source(config, dataset)
-    subject = (config.run or config.masks or Path()).resolve().name
-    name = f"{config.data}{'-' + config.year if config.data == 'davis' else ''}"
-    provenance = Provenance(name, config.split, subject, commit)
+    home = config.run or config.masks
+    assert home is not None
+    if config.masks and config.data.root is None:
+        raise ValueError("--masks needs --root DIR, the data set with the ground truth")
+    dataset = open_videos(config.data, home)
+    source = run_source(config) if config.run else masks_source(config)
+    name = f"{config.data.data}{'-' + config.data.year if config.data.data == 'davis' else ''}"
+    split = "all" if config.data.data in WITHOUT_SPLITS else config.data.split or "all"
+    provenance = Provenance(name, split, home.resolve().name, commit)
     gallery = Gallery(config.pictures)
     scores = score_dataset(dataset, source, protocols, gallery)
     _write(config, scores, provenance, gallery)
@@ -139,15 +123,19 @@ def choose_protocols(config: Evaluation) -> list[Protocol]:
     names = list(dict.fromkeys(config.protocol))
     if not names:
         years = {"2016": "davis-2016", "2017": "davis-2017-unsupervised"}
-        names = [years[config.year] if config.data == "davis" else "interpreter"]
+        names = [years[config.data.year] if config.data.data == "davis" else "interpreter"]
     unknown = [name for name in names if name not in PROTOCOLS]
     if unknown:
         raise ValueError(f"unknown --protocol {', '.join(unknown)}; choose from {', '.join(PROTOCOLS)}")
     return [PROTOCOLS[name] for name in names]
 
 
-def run_source(config: Evaluation, segmenter: Segmenter) -> Source:
+def run_source(config: Evaluation) -> Source:
     """Masks of a run, its sweeps and its baselines."""
+    assert config.run is not None
+    segmenter = Segmenter.from_run(
+        config.run, config.stage, config.frame_size, config.seeds[0], merge_threshold=config.merge_threshold
+    )
     stage = segmenter.video_stage or segmenter.image_stage
     return RunSource(
         segmenter,
@@ -160,12 +148,12 @@ def run_source(config: Evaluation, segmenter: Segmenter) -> Source:
     )
 
 
-def masks_source(config: Evaluation, dataset: VideoDataset) -> Source:
+def masks_source(config: Evaluation) -> Source:
     """Saved masks, and the baselines that need no features."""
     assert config.masks is not None
     baselines = ("one-segment", "grid") if config.baselines is None else config.baselines
     predictions = open_predictions(config.masks)
-    return MasksSource(predictions, config.masks.resolve().stem, baselines, config.clusters or CLUSTERS_OF_MASKS)
+    return MasksSource(predictions, config.masks.resolve().name, baselines, config.clusters or CLUSTERS_OF_MASKS)
 
 
 def _write(config: Evaluation, scores: Scores, provenance: Provenance, gallery: Gallery) -> None:

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from interpreter.data.annotations import VOID
 from interpreter.data.datasets import VideoDataset, open_dataset
-from interpreter.data.davis import VOID
 from interpreter.data.video import FrameFolder, Video, VideoError, open_video
 
 if TYPE_CHECKING:

@@ -1,6 +1,10 @@
 """Reading single images: any mode to RGB, antialiased resizing, a cheap look for truncated files."""
 
 import re
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,14 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 # The last bytes of a complete file. A cut file lacks them, so looking here spares decoding every frame of a data set.
 _TRAILERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+
+
+# What Pillow lets through besides OSError, SyntaxError and ValueError when bytes are wrong. The last is an image that
+# declares more than 179 million pixels: a few bytes that would fill the memory.
+_DAMAGE = (
+    *(EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error),
+    Image.DecompressionBombError,
+)
 
 
 def natural_key(path: Path | str) -> tuple[tuple[int, int | str], ...]:
@@ -33,13 +45,27 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image with Pillow; whatever is wrong with it is one of three exceptions.
+
+    Raises:
+        OSError, SyntaxError, ValueError: if the file is damaged, no image, or declares an absurd size.
+    """
+    try:
+        with Image.open(path) as image:
+            yield image
+    except _DAMAGE as error:
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
 def read_rgb(path: Path) -> np.ndarray:
     """Decode one image file to uint8 [H, W, 3] RGB.
 
     Raises:
         OSError, SyntaxError, ValueError: from Pillow, if the file is damaged or no image.
     """
-    with Image.open(path) as image:
+    with opened(path) as image:
         return np.array(to_rgb(image))
 
 
@@ -51,7 +77,7 @@ def probe_size(path: Path) -> tuple[int, int]:
     Raises:
         OSError, SyntaxError, ValueError: from Pillow, if the file is damaged or no image.
     """
-    with Image.open(path) as image:
+    with opened(path) as image:
         trailer = _TRAILERS.get(image.format or "")
         if trailer is None or not _ends_with(path, trailer):
             image.load()

@@ -1,12 +1,8 @@
 """Write generated scenes as a data set in the DAVIS 2017 layout: ``python -m interpreter.data.synthetic --help``."""
 
-import json
-import shutil
 import signal
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import repeat
 from multiprocessing import get_context
@@ -16,9 +12,18 @@ import numpy as np
 from PIL import Image
 
 from interpreter.data._progress import cpu_count, progress
+from interpreter.data.layout import (
+    Picture,
+    claim,
+    encoded,
+    encoded_mask,
+    has_video,
+    locked,
+    make_folders,
+    write_set,
+    write_video,
+)
 from interpreter.data.scenes import Scene, make_scene
-
-_FRAMES, _MASKS, _SETS = "JPEGImages/480p", "Annotations_unsupervised/480p", "ImageSets/2017"
 
 
 @dataclass(frozen=True)
@@ -80,32 +85,12 @@ def generate_scenes(
     if not split or not split.replace("-", "").replace("_", "").isalnum():
         raise ValueError(f"split must be made of letters, digits, - and _, not {split!r}")
     recipe = _Recipe(seed, size, num_frames, split)
-    for part in (_FRAMES, _MASKS, _SETS):
-        (root / part).mkdir(parents=True, exist_ok=True)
-    with _lock(root):
-        _claim(root, recipe, num_videos)
-        missing = [i for i in range(num_videos) if not (root / _FRAMES / recipe.name(i)).is_dir()]
+    make_folders(root)
+    with locked(root):
+        claim(root / f"scenes-{split}.json", {**asdict(recipe), "num_videos": num_videos})
+        missing = [i for i in range(num_videos) if not has_video(root, recipe.name(i))]
         _write_all(root, recipe, missing, workers or cpu_count())
-        _write_text(root / _SETS / f"{split}.txt", "".join(f"{recipe.name(i)}\n" for i in range(num_videos)))
-
-
-def _claim(root: Path, recipe: _Recipe, num_videos: int) -> None:
-    """Note the parameters in a manifest, or compare with those that are there."""
-    manifest = root / f"scenes-{recipe.split}.json"
-    wanted = json.loads(json.dumps({**asdict(recipe), "num_videos": num_videos}))
-    if manifest.exists():
-        found = json.loads(manifest.read_text(encoding="utf-8"))
-        different = [
-            f"{k}={found.get(k)} (now {v})" for k, v in wanted.items() if k != "num_videos" and found.get(k) != v
-        ]
-        if found["num_videos"] > num_videos:
-            different.append(f"num_videos={found['num_videos']} (now {num_videos})")
-        if different:
-            raise ValueError(
-                f"{manifest}: this split was generated with {', '.join(different)}; "
-                "choose another root or split, or delete this one"
-            )
-    _write_text(manifest, json.dumps(wanted, indent=2) + "\n")
+        write_set(root, split, (recipe.name(i) for i in range(num_videos)))
 
 
 def _write_all(root: Path, recipe: _Recipe, indices: list[int], workers: int) -> None:
@@ -127,55 +112,16 @@ def _leave_interrupts() -> None:
 
 
 def _write_video(root: Path, recipe: _Recipe, index: int) -> None:
-    """Render and write one video: masks first, so that a video whose frames are there is complete."""
+    """Render and write one video."""
     frames, masks = recipe.scene(index).render()
-    name = recipe.name(index)
-    for part, pictures in ((_MASKS, masks), (_FRAMES, frames)):
-        partial, final = root / part / f".{name}.partial", root / part / name
-        for leftover in (partial, final):  # of an interrupted run
-            shutil.rmtree(leftover, ignore_errors=True)
-        partial.mkdir()
-        for t, picture in enumerate(pictures):
-            image = Image.fromarray(picture)
-            if part == _MASKS:
-                image.putpalette(_PALETTE)
-                image.save(partial / f"{t:05d}.png")
-            else:
-                # Full chroma resolution: object borders are often borders of hue.
-                image.save(partial / f"{t:05d}.jpg", quality=95, subsampling=0)
-        partial.rename(final)
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-@contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    """Let one process at a time write to a root; the others wait, and then find the work done."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: no lock, so do not start two runs there
-        yield
-        return
-    with (root / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _palette() -> list[int]:
-    """The colour map of PASCAL VOC and DAVIS: the bits of an id, spread over the high bits of red, green and blue."""
-    ids = np.arange(256)
-    colours = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= (((ids >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    return colours.ravel().tolist()
-
-
-_PALETTE = _palette()
+    # Full chroma resolution: object borders are often borders of hue.
+    jpegs = (encoded(Image.fromarray(frame), "JPEG", quality=95, subsampling=0) for frame in frames)
+    write_video(
+        root,
+        recipe.name(index),
+        (Picture(t, ".png", encoded_mask(mask)) for t, mask in enumerate(masks)),
+        (Picture(t, ".jpg", jpeg) for t, jpeg in enumerate(jpegs)),
+    )
 
 
 if __name__ == "__main__":

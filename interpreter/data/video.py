@@ -118,16 +118,17 @@ class FrameFolder(Video):
     Args:
         path: the folder.
         name: what to call the video; None takes the folder's name.
+        files: its frames in their order, where an index says which of the images they are; None takes all.
 
     Raises:
         VideoError: if it holds no image or its first image cannot be read.
     """
 
-    def __init__(self, path: Path, name: str | None = None):
+    def __init__(self, path: Path, name: str | None = None, files: Sequence[Path] | None = None):
         self.path = path
         self.name = name or path.resolve().name
         self.fps = Fraction(24)
-        self.files = list_images(path)
+        self.files = list_images(path) if files is None else list(files)
         if not self.files:
             raise VideoError(f"{path}: no jpg, png, bmp or webp images in this folder; give a video file or its frames")
         self.height, self.width = self._probe(self.files[0])

@@ -23,6 +23,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from interpreter.data import FrameFolder, Video
+from interpreter.data.borders import CroppedVideo
 from interpreter.files import write_text, written_whole
 
 NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.uint8: "U8"}
@@ -44,6 +45,8 @@ class Content:
 def read_content(video: Video) -> Content:
     """Hash the bytes of a video file, or of all frames of a folder in their order."""
     stamp, digest = _stamp(video), hashlib.sha256()
+    if isinstance(video, CroppedVideo):
+        digest.update(f"{video.box}\n".encode())
     for file, (size, _) in zip(_files(video), stamp, strict=True):
         digest.update(f"{size}\n".encode())
         with file.open("rb") as stream:
@@ -63,7 +66,8 @@ def require_unchanged(video: Video, content: Content) -> None:
 
 
 def _files(video: Video) -> list[Path]:
-    return video.files if isinstance(video, FrameFolder) else [video.path]
+    whole = video.inner if isinstance(video, CroppedVideo) else video
+    return whole.files if isinstance(whole, FrameFolder) else [whole.path]
 
 
 def _stamp(video: Video) -> tuple[tuple[int, int], ...]:

@@ -62,7 +62,7 @@ class Gallery:
         self._current: Shown | None = None
 
     def see(self, video: Video, method: Method, maps: np.ndarray, truth: np.ndarray, frames: np.ndarray) -> None:
-        """Look at the masks [T, H, W] of a video: those of the first seed; of a sweep or one segment nothing is shown.
+        """Look at the masks of a video: those of the first seed are shown, those of sweeps and blind baselines not.
 
         Args:
             video: the video.
@@ -71,7 +71,7 @@ class Gallery:
             truth: [t, H, W] masks of the annotated frames.
             frames: [t] numbers of these.
         """
-        if not self.count or method.kind == "sweep" or method.name == "one segment":
+        if not self.count or method.kind in ("sweep", "blind"):
             return
         if self._current is None:
             places = np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)

@@ -34,13 +34,13 @@ class Method:
 
     Attributes:
         name: of the row.
-        kind: ``main``: what is evaluated. ``baseline``: what it is read against. ``sweep``: the main method under
-            another setting.
+        kind: ``main``: what is evaluated. ``baseline``: what it is read against. ``blind``: a baseline that does not
+            look at the video. ``sweep``: the main method under another setting.
         sweep: name and value of that setting.
     """
 
     name: str
-    kind: Literal["main", "baseline", "sweep"]
+    kind: Literal["main", "baseline", "blind", "sweep"]
     sweep: tuple[str, float] | None = None
 
 
@@ -72,13 +72,13 @@ class Source(Protocol):
         """
 
 
-def simple_baselines(video: Video, names: Sequence[str], clusters: Sequence[int]) -> Iterator[Candidate]:
-    """Baselines that see no features."""
+def blind_baselines(video: Video, names: Sequence[str], clusters: Sequence[int]) -> Iterator[Candidate]:
+    """Baselines that do not look at the video."""
     frames = video.num_frames
     if "one-segment" in names:
-        yield Candidate(Method("one segment", "baseline"), None, lambda size: one_segment(frames, *size))
+        yield Candidate(Method("one segment", "blind"), None, lambda size: one_segment(frames, *size))
     for k in clusters if "grid" in names else ():
-        yield Candidate(Method(f"grid {k}", "baseline"), None, partial(_grid, frames, k))
+        yield Candidate(Method(f"grid {k}", "blind"), None, partial(_grid, frames, k))
 
 
 def _grid(frames: int, k: int, size: Size) -> np.ndarray:
@@ -136,7 +136,7 @@ class RunSource:
                 status(method.name)
                 segmentation = self.segmenter.segment_slots(*image, seed=seed, **options)  # type: ignore[arg-type]
                 yield Candidate(method, seed, partial(full_size, segmentation))
-        yield from simple_baselines(video, self.baselines, self.clusters)
+        yield from blind_baselines(video, self.baselines, self.clusters)
         if kept:
             yield from self._on_features(torch.cat(kept).cpu().numpy(), status)
 
@@ -187,7 +187,7 @@ class MasksSource:
         status("reading masks")
         maps = self.predictions.labels(video.name, video.num_frames, (video.height, video.width))
         yield Candidate(Method(self.name, "main"), None, partial(resize_labels, maps), self.predictions.background)
-        yield from simple_baselines(video, self.baselines, self.clusters)
+        yield from blind_baselines(video, self.baselines, self.clusters)
 
 
 def full_size(found: Segmentation, size: Size) -> np.ndarray:

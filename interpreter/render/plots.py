@@ -31,6 +31,8 @@ def plot_sweep(
     with rc_context({"text.parse_math": False}):  # a dollar sign in the name of a folder is no formula
         figure, axes = _figure(x, y)
         axes.fill_between(setting, mean - std, mean + std, color=LINES[0], alpha=0.18, linewidth=0)
+        if (setting == setting.round()).all():
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.plot(setting, mean, color=LINES[0], marker="o", markersize=4.5, linewidth=1.8)
         for colour, (name, value) in zip(LINES[1:], (references or {}).items(), strict=False):
             axes.axhline(value, color=colour, linestyle=(0, (4, 3)), linewidth=1.3, label=_legend(name))
@@ -69,8 +71,19 @@ def plot_points(points: Mapping[str, Sequence[tuple[float, float]]], *, x: str, 
         figure, axes = _figure(x, y)
         for colour, marker, (name, pairs) in zip(LINES, "os^Dv<", points.items(), strict=False):
             across, up = np.array(pairs, float).reshape(-1, 2).T
-            axes.scatter(across, up, s=26, color=colour, marker=marker, alpha=0.75, linewidth=0, label=_legend(name))
+            axes.scatter(
+                across,
+                up,
+                s=26,
+                color=colour,
+                marker=marker,
+                alpha=0.75,
+                linewidth=0,
+                label=_legend(name),
+                clip_on=False,
+            )
         axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0.06)
         axes.legend(frameon=False, fontsize=8)
         return _png(figure)

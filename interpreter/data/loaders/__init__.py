@@ -12,6 +12,7 @@ import torch
 
 from interpreter.configs import LoaderName
 from interpreter.data._progress import cpu_count
+from interpreter.data.borders import CroppedVideo
 from interpreter.data.loaders.base import Loader, LoaderError, Request
 from interpreter.data.video import FrameFolder, Size, Video
 from interpreter.data.video_file import VideoFile
@@ -100,8 +101,11 @@ def dali_obstacle(videos: Sequence[Video], device: torch.device) -> str | None:
     for video in videos:
         if isinstance(video, FrameFolder):
             continue  # DALI reads every kind of image that FrameFolder does
-        assert isinstance(video, VideoFile)
-        if video.codec not in codecs:
+        if isinstance(video, CroppedVideo):
+            reason = "DALI does not crop borders"
+        elif not isinstance(video, VideoFile):
+            reason = f"DALI does not know {type(video).__name__}"
+        elif video.codec not in codecs:
             reason = f"DALI does not decode {video.codec} on {where}"
         elif video.rotation:
             reason = "DALI does not turn videos as their metadata asks"

@@ -82,8 +82,8 @@ def test_mistakes_are_explained(tmp_path):
         open_dataset("folder", tmp_path)
     with pytest.raises(FileNotFoundError, match="no such file"):
         open_dataset("folder", tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="choose from folder, davis, synthetic"):
-        open_dataset("movi", tmp_path)
+    with pytest.raises(ValueError, match="choose from folder, davis, synthetic, ytvis, movi, segtrack, fbms"):
+        open_dataset("imagenet", tmp_path)
     with pytest.raises(ValueError, match="no splits"):
         open_dataset("folder", tmp_path, "train")
 

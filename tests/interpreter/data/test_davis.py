@@ -74,10 +74,15 @@ def test_2017_keeps_ids_and_void_of_the_unsupervised_masks(davis):
     np.testing.assert_array_equal(dataset.mask_frames(0), range(4))
 
 
-def test_2017_falls_back_to_plain_annotations(davis):
+def test_2017_masks_are_chosen_not_guessed(davis):
     root, masks = davis
+    chosen = open_dataset("davis", root, "val", annotations="semi-supervised")
+    np.testing.assert_array_equal(chosen.masks(0), masks)
     (root / "Annotations_unsupervised").rename(root / "elsewhere")
-    np.testing.assert_array_equal(open_dataset("davis", root, "val").masks(0), masks)
+    with pytest.raises(FileNotFoundError, match="choose --annotations semi-supervised"):
+        open_dataset("davis", root, "val")
+    with pytest.raises(ValueError, match="unsupervised, semi-supervised, not 'first'"):
+        open_dataset("davis", root, "val", annotations="first")
 
 
 def test_2017_refuses_colours_as_ids(davis):
