@@ -11,7 +11,7 @@ import tyro
 from interpreter.cli import cli, run_command
 from interpreter.configs import WITHOUT_SPLITS, Stage, VideosConfig
 from interpreter.data.predictions import open_predictions
-from interpreter.engine.datasets import open_videos
+from interpreter.engine.datasets import open_videos, published_ids
 from interpreter.engine.inference import Segmenter
 from interpreter.evaluation.gallery import Gallery
 from interpreter.evaluation.methods import ON_FEATURES, Baseline, MasksSource, RunSource, Source
@@ -37,8 +37,8 @@ class Evaluation:
     run: Path | None = None
     """Run directory, as interpreter.train leaves it."""
     masks: Path | None = None
-    """Masks of any method instead of a run: DIR/VIDEO/00000.png … (palette or gray), a YouTube-VIS result JSON, or
-    .npz. Pixels of id 0 are in no segment."""
+    """Masks of any method instead of a run: DIR/VIDEO/00000.png … (palette or gray; id 0 is no segment), a YouTube-VIS
+    result JSON, or .npz: a file for each video, or one of all (every id is a segment)."""
     data: VideosConfig = field(default_factory=lambda: VideosConfig(split="val", num_videos=40))
     protocol: Annotated[tuple[str, ...], tyro.conf.arg(metavar="{" + ",".join(PROTOCOLS) + "}")] = ()
     """Protocols, one or several. Default: davis-2016 or davis-2017-unsupervised for DAVIS, else interpreter."""
@@ -152,7 +152,7 @@ def masks_source(config: Evaluation) -> Source:
     """Saved masks, and the baselines that need no features."""
     assert config.masks is not None
     baselines = ("one-segment", "grid") if config.baselines is None else config.baselines
-    predictions = open_predictions(config.masks)
+    predictions = open_predictions(config.masks, video_ids=published_ids(config.data) or None)
     return MasksSource(predictions, config.masks.resolve().name, baselines, config.clusters or CLUSTERS_OF_MASKS)
 
 

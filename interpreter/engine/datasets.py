@@ -4,6 +4,7 @@ from pathlib import Path
 
 from interpreter.configs import WITHOUT_SPLITS, VideosConfig
 from interpreter.data import VideoDataset, open_dataset
+from interpreter.data.datasets import find_sources
 from interpreter.data.synthetic import generate_scenes
 from interpreter.engine.logging import console
 
@@ -29,3 +30,12 @@ def open_videos(config: VideosConfig, run: Path) -> VideoDataset:
     if dataset.skipped:
         console.print(f"[yellow]{dataset.report()}")
     return dataset
+
+
+def published_ids(config: VideosConfig) -> dict[str, int | str]:
+    """What the release's own index calls each video (YouTube-VIS: its number), by name; empty where it has no index."""
+    if config.root is None:
+        raise ValueError(f"--data {config.data} needs --root DIR")
+    split = None if config.data in WITHOUT_SPLITS else config.split
+    sources = find_sources(config.data, config.root, split, int(config.year), annotations=config.annotations)
+    return {source.name: source.id for source in sources if source.id is not None}

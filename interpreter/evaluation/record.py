@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from interpreter.evaluation.scoring import Row, Scores, number
@@ -74,15 +75,17 @@ def format_tables(scores: Scores, provenance: Provenance) -> str:
     rows = scores.rows()
     for protocol in scores.protocols:
         mine = [row for row in rows if row.protocol == protocol]
-        table = Table(
-            title=f"{provenance.subject} on {provenance.data}, split {provenance.split}, protocol {protocol.name}, "
+        title = (
+            f"{provenance.subject} on {provenance.data}, split {provenance.split}, protocol {protocol.name}, "
             f"{scored(mine[0])}, commit {provenance.commit}"
         )
+        table = Table()
         table.add_column("", no_wrap=True)
         for name in protocol.metrics:
-            table.add_column(TITLES[name], justify="right")
+            table.add_column(TITLES[name], justify="right", no_wrap=True)
         for row in mine:
-            table.add_row(row.method.name, *(cell(row, name) for name in protocol.metrics))
+            table.add_row(escape(row.method.name), *(cell(row, name) for name in protocol.metrics))
+        console.print(title, markup=False, highlight=False, soft_wrap=True)
         console.print(table)
         console.print(_notes(protocol, mine), markup=False, highlight=False, soft_wrap=True)
     if scores.skipped:
