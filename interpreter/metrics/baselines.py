@@ -112,7 +112,7 @@ def spectral_segments(features: np.ndarray, *, grid: tuple[int, int], k: int, se
     features = np.asarray(features, np.float32)
     labels = np.zeros(features.shape[:2], np.uint8)
     for t, frame in enumerate(_normalised(features) if k > 1 else ()):
-        affinity = np.maximum(frame @ frame.T, 0).astype(np.float64)
+        affinity = np.maximum(frame @ frame.T, 1e-6).astype(np.float64)  # above 0: the graph has to be connected
         labels[t] = SpectralClustering(k, affinity="precomputed", random_state=seed).fit(affinity).labels_
     return link_segments(labels, features)
 

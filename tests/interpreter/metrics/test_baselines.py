@@ -111,8 +111,8 @@ def drifting(frames, grid, k, dim, seed=0):
     rng = np.random.default_rng(seed)
     _, labels = clusters(frames, grid, k, dim, 0.1, seed)
     centres = rng.normal(size=(k, dim)) * 10 + np.cumsum(rng.normal(size=(frames, k, dim)) * 0.5, axis=0)
-    features = np.stack([c[l] for c, l in zip(centres, labels, strict=True)])
-    numbered = np.stack([rng.permutation(k)[l] for l in labels])
+    features = np.stack([c[own] for c, own in zip(centres, labels, strict=True)])
+    numbered = np.stack([rng.permutation(k)[own] for own in labels])
     return (features + rng.normal(size=features.shape) * 0.1).astype(np.float32), labels, numbered
 
 
@@ -150,10 +150,10 @@ def test_one_spectral_cluster_is_the_whole_frame():
 
 
 def test_grid_has_equal_blocks_that_never_move():
-    found = grid_segments(3, 4, 12, 6)
-    blocks = np.arange(6).reshape(2, 3).repeat(2, axis=0).repeat(4, axis=1)
+    found = grid_segments(3, 6, 9, 6)
+    blocks = np.arange(6).reshape(2, 3).repeat(3, axis=0).repeat(3, axis=1)
     np.testing.assert_array_equal(found, np.stack([blocks] * 3))
-    assert np.bincount(grid_segments(1, 10, 17, 8).ravel()).tolist() == [20, 20, 20, 25] * 2
+    assert np.bincount(grid_segments(1, 10, 17, 8).ravel()).tolist() == [25, 20, 20, 20] * 2
     assert len(np.unique(grid_segments(1, 4, 12, 7))) == 7  # no two factors but 1 and 7: strips
     with pytest.raises(ValueError, match="13 blocks do not fit"):
         grid_segments(1, 4, 12, 13)
