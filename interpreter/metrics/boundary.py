@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from interpreter.metrics.contingency import LARGEST_ID, ratio
+from interpreter.metrics.contingency import NO_SEGMENT, ratio
 
 TOLERANCE = 0.008
 """Tolerance of the official evaluation, as a fraction of the frame's diagonal."""
@@ -31,7 +31,7 @@ def boundary_f(
     Args:
         pred: [T, H, W] integer ids of predicted segments, 0..65535.
         true: [T, H, W] integer ids of true objects, 0..65535.
-        segments: [P] ids to evaluate.
+        segments: [P] ids to evaluate; an id that does not occur is an empty segment.
         objects: [G] ids to evaluate.
         void: id in ``true`` of pixels that were not annotated.
 
@@ -62,9 +62,9 @@ def _f(hits_pred: np.ndarray, hits_true: np.ndarray, lengths_pred: np.ndarray, l
 def _bit_tables(ids: np.ndarray, void: int | None = None) -> list[np.ndarray]:
     """For each group of ids a table from id to a byte with the id's bit set; 0 for ids outside the group and void."""
     tables = []
-    for start in range(0, len(ids), GROUP):
+    for start in range(0, max(1, len(ids)), GROUP):
         group = ids[start : start + GROUP]
-        table = np.zeros(LARGEST_ID + 1, np.uint8)
+        table = np.zeros(NO_SEGMENT + 1, np.uint8)
         table[group] = 1 << np.arange(len(group))
         if void is not None:
             table[void] = 0
@@ -99,7 +99,7 @@ def _count(contours: list[np.ndarray], near: list[np.ndarray]) -> tuple[np.ndarr
     """Contour pixels near each contour of the other side, [8·groups, 8·groups of the other], and all of them."""
     hits, lengths = [], []
     for contour in contours:
-        at = np.flatnonzero(contour)
+        at = np.flatnonzero(contour != 0)  # bool: three times as fast as bytes
         of = _unpack(contour.ravel()[at])
         hits.append(np.concatenate([of.T @ _unpack(other.ravel()[at]) for other in near], axis=1))
         lengths.append(of.sum(axis=0))

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 LARGEST_ID = 65535
+NO_SEGMENT = LARGEST_ID + 1
+"""Id of a segment without pixels: no map can hold it."""
 
 
 @dataclass(frozen=True)
@@ -99,26 +101,28 @@ def contingency(pred: np.ndarray, true: np.ndarray, *, void: int = 255, backgrou
     Raises:
         ValueError: for arrays that are not [T, H, W] integers of one size with T > 0, or for ids outside 0..65535.
     """
-    pred, true = _as_labels(pred, "pred"), _as_labels(true, "true")
+    pred, true = as_labels(pred, "pred"), as_labels(true, "true")
     if pred.shape != true.shape:
         raise ValueError(f"pred {pred.shape} and true {true.shape} must have the same size: upsample pred first")
-    segments, labels = _ids(pred), _ids(true)
-    objects = labels[(labels != 0) & (labels != void)]
+    (rows, segments), (columns, labels) = _dense(pred), _dense(true)
+    width = len(labels)
+    counts = np.empty((len(pred), len(segments), width), np.int64)
+    pairs = np.empty(pred.shape[1:], np.intp)
+    for t in range(len(pred)):  # one frame at a time: the indices stay small enough for the cache
+        np.multiply(rows[t], width, out=pairs, dtype=np.intp)
+        pairs += columns[t]
+        counts[t] = np.bincount(pairs.ravel(), minlength=len(segments) * width).reshape(-1, width)
 
-    # Columns: background, the objects, and a last one that collects void and is cut off again.
-    width = len(objects) + 2
-    row, column = np.zeros((2, LARGEST_ID + 1), np.int64)
-    row[segments] = np.arange(len(segments)) * width
-    column[objects] = np.arange(1, len(objects) + 1)
-    column[void] = len(objects) + 1
-    counts = np.empty((len(pred), len(segments), width - 1), np.int64)
-    for t in range(len(pred)):  # one frame at a time: the index arrays stay small enough for the cache
-        pairs = row[pred[t]] + column[true[t]]
-        counts[t] = np.bincount(pairs.ravel(), minlength=len(segments) * width).reshape(-1, width)[:, :-1]
-    return Contingency(counts, segments, objects, background)
+    present = counts.any(axis=0)
+    foreground = (labels != 0) & (labels != void) & present.any(axis=0)
+    behind = counts[:, :, (labels == 0) & (labels != void)].sum(axis=2, keepdims=True)
+    used = present.any(axis=1)
+    counts = np.concatenate([behind, counts[:, :, foreground]], axis=2)[:, used]
+    return Contingency(counts, segments[used], labels[foreground], background)
 
 
-def _as_labels(labels: np.ndarray, name: str) -> np.ndarray:
+def as_labels(labels: np.ndarray, name: str) -> np.ndarray:
+    """An array of ids that can be counted, bool as 0 and 1; a ValueError that calls it ``name`` for any other."""
     labels = np.asarray(labels)
     if labels.dtype == bool:
         labels = labels.astype(np.uint8)
@@ -130,8 +134,17 @@ def _as_labels(labels: np.ndarray, name: str) -> np.ndarray:
     return labels
 
 
-def _ids(labels: np.ndarray) -> np.ndarray:
-    """The ids that occur, ascending; unlike ``np.unique``, without sorting millions of pixels."""
-    present = np.zeros(LARGEST_ID + 1, bool)
-    present[labels] = True
-    return np.flatnonzero(present)
+def _dense(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ids as indices into a short ascending table of ids, and the table; not every id in it need occur.
+
+    Small ids, the rule, are their own indices: looking them up would cost more than all the counting.
+    """
+    highest = int(labels.max())
+    if highest < 256:
+        return labels, np.arange(highest + 1)
+    present = np.zeros(highest + 1, bool)
+    present[labels] = True  # unlike np.unique, without sorting millions of pixels
+    ids = np.flatnonzero(present)
+    index = np.zeros(highest + 1, np.uint16)
+    index[ids] = np.arange(len(ids))
+    return index[labels], ids

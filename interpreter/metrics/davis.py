@@ -9,26 +9,10 @@ from collections.abc import Callable
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from interpreter.metrics.contingency import Contingency
+from interpreter.metrics.contingency import NO_SEGMENT, Contingency
 
 BoundaryF = Callable[[np.ndarray], np.ndarray]
 """F of some segments (ids [P]) with every object, averaged over frames: [P, G]. Called only where F is needed."""
-
-
-def mean_j(table: Contingency) -> np.ndarray:
-    """Mean over frames of J for every pair of candidate and object, [P, G]; J = 1 where both are empty."""
-    iou = table.iou()
-    return np.where(np.isnan(iou), 1.0, iou).mean(axis=0)
-
-
-def largest(table: Contingency, count: int | None) -> np.ndarray:
-    """Which candidates to propose if at most ``count`` may be (None: all): the largest, whatever the truth is.
-
-    Returns:
-        Indices into the candidates, ascending; of equal segments those with the smaller ids.
-    """
-    sizes = table.counts[:, table.candidates].sum(axis=(0, 2))
-    return np.sort(np.argsort(-sizes, kind="stable")[:count])
 
 
 def best_segment(table: Contingency, boundary: BoundaryF | None) -> tuple[list[float], list[float]]:
@@ -37,13 +21,9 @@ def best_segment(table: Contingency, boundary: BoundaryF | None) -> tuple[list[f
     Choosing by the truth is what makes an unnamed segmentation comparable at all; it favours the prediction. F is that
     of the segment chosen by J. Without any candidate the object is compared with an empty segment.
     """
-    j = mean_j(table)
-    if not len(j):
-        alone = _empty_segment(table).tolist()
-        return alone, alone
+    segments, j = _proposals(table, None, at_least=1)
     rows = j.argmax(axis=0)
-    segments = table.segments[table.candidates][rows]
-    f = boundary(segments).diagonal() if boundary else np.full(len(rows), np.nan)
+    f = boundary(segments[rows]).diagonal() if boundary else np.full(len(rows), np.nan)
     return j[rows, np.arange(len(rows))].tolist(), f.tolist()
 
 
@@ -54,16 +34,24 @@ def one_to_one(
 
     An object that gets no segment is compared with an empty one, so it still scores 1 where it is absent.
     """
-    kept = largest(table, max_proposals)
-    j = mean_j(table)[kept]
-    f = boundary(table.segments[table.candidates][kept]) if boundary else np.full_like(j, np.nan)
-    spare = np.repeat(_empty_segment(table)[None], max(0, len(table.objects) - len(kept)), axis=0)
-    j, f = np.concatenate([j, spare]), np.concatenate([f, spare])
+    segments, j = _proposals(table, max_proposals, at_least=len(table.objects))
+    f = boundary(segments) if boundary else np.full_like(j, np.nan)
     rows, columns = linear_sum_assignment((j + f) / 2 if boundary else j, maximize=True)
     order = np.argsort(columns)
     return j[rows, columns][order].tolist(), f[rows, columns][order].tolist()
 
 
-def _empty_segment(table: Contingency) -> np.ndarray:
-    """Mean J, and mean F, of a segment without pixels with every object, [G]: 1 in frames without the object."""
-    return (~table.present).mean(axis=0)
+def _proposals(table: Contingency, at_most: int | None, *, at_least: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [P] of the segments to pair with objects, and their J with every object, averaged over frames: [P, G].
+
+    Of more candidates than ``at_most`` those with the most pixels are proposed, whatever the truth is; of equal ones
+    those with the smaller ids. Fewer than ``at_least`` are filled up with empty segments, which have an id of no pixel.
+    """
+    sizes = table.counts[:, table.candidates].sum(axis=(0, 2))
+    kept = np.sort(np.argsort(-sizes, kind="stable")[:at_most])
+    j = table.iou()[:, kept]
+    missing = max(0, at_least - len(kept))
+    empty = np.where(table.present, 0.0, np.nan)[:, None].repeat(missing, axis=1)
+    j = np.concatenate([j, empty], axis=1)
+    segments = np.append(table.segments[table.candidates][kept], [NO_SEGMENT] * missing).astype(np.int64)
+    return segments, np.where(np.isnan(j), 1.0, j).mean(axis=0)

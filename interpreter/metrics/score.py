@@ -9,7 +9,7 @@ from interpreter.metrics import tracks
 from interpreter.metrics.ari import ari_per_frame, ari_per_video
 from interpreter.metrics.best_overlap import best_overlap_of_video, best_overlap_per_frame
 from interpreter.metrics.boundary import boundary_f
-from interpreter.metrics.contingency import Contingency, contingency
+from interpreter.metrics.contingency import Contingency, as_labels, contingency
 from interpreter.metrics.davis import BoundaryF, best_segment, one_to_one
 from interpreter.metrics.miou import iou_per_object, miou_per_frame, relabelled
 from interpreter.metrics.protocols import Protocol
@@ -63,7 +63,7 @@ def score_video(
     Raises:
         ValueError: if the two are not integer arrays [T, H, W] of the same size, or ``frames`` does not fit them.
     """
-    pred, true = np.asarray(pred), np.asarray(true)
+    pred, true = as_labels(pred, "pred"), as_labels(true, "true")
     numbers = np.arange(len(true)) if frames is None else np.asarray(frames, np.int64)
     length = len(pred)
     if frames is not None:
@@ -167,9 +167,11 @@ def _score(protocol: Protocol, table: Contingency, mean_f: BoundaryF) -> VideoSc
     scores: VideoScores = {"objects": float(len(table.objects)), "frames": float(len(table.counts))}
     if not {"j", "f", "jf"}.isdisjoint(protocol.metrics):
         boundary = None if {"f", "jf"}.isdisjoint(protocol.metrics) else mean_f
-        if protocol.match == "best":
+        j: list[float] = []
+        f: list[float] = []
+        if len(table.objects) and protocol.match == "best":
             j, f = best_segment(table, boundary)
-        else:
+        elif len(table.objects):
             j, f = one_to_one(table, boundary, protocol.max_proposals)
         scores |= {"j": j, "f": f, "jf": [(a + b) / 2 for a, b in zip(j, f, strict=True)]}
     if protocol.relabel != "no":
