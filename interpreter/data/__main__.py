@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -35,8 +35,8 @@ class Verify:
     """Directory that it is, or shall be, in."""
     split: str | None = None
     """Split to look at. Default: every split that is there."""
-    year: int = 2017
-    """Edition of DAVIS: 2016 or 2017."""
+    year: Literal[2016, 2017] = 2017
+    """Edition of DAVIS."""
     annotations: DavisAnnotations = "unsupervised"
     """Masks of DAVIS 2017."""
     manifest: Path | None = None
@@ -60,8 +60,8 @@ class Convert:
     """Directory to write to; splits can share it."""
     split: str | None = None
     """Split to convert. Default: all of them (movi: each as itself; others: together, as the split all)."""
-    year: int = 2017
-    """Edition of DAVIS: 2016 or 2017."""
+    year: Literal[2016, 2017] = 2017
+    """Edition of DAVIS."""
     annotations: DavisAnnotations = "unsupervised"
     """Masks of DAVIS 2017."""
     crop_borders: bool = False
@@ -76,7 +76,7 @@ def verify(config: Verify) -> int:
     missing = []
     for split in splits:
         try:
-            found[split] = find_sources(config.dataset, config.root, split, config.year, annotations=config.annotations)
+            found[split] = find_sources(config.dataset, config.root, split, config.year, config.annotations)
         except (FileNotFoundError, ValueError) as error:
             missing.append(f"{split or config.dataset}: {error}")
     failed = not found

@@ -121,7 +121,7 @@ def open_dataset(
         ValueError: if an argument is none of the above.
         VideoError: if no video is left after skipping the damaged ones; names them.
     """
-    return load_all(find_sources(kind, root, split, year, resolution, annotations), crop_borders)
+    return load_all(find_sources(kind, root, split, year, annotations, resolution), crop_borders)
 
 
 def find_sources(
@@ -129,8 +129,8 @@ def find_sources(
     root: str | Path,
     split: str | None = None,
     year: int = 2017,
-    resolution: str = "480p",
     annotations: str = "unsupervised",
+    resolution: str = "480p",
 ) -> list[Source]:
     """What `open_dataset` opens: the videos of a split, found but not opened. Arguments and errors are the same."""
     root = Path(root)
@@ -141,13 +141,17 @@ def find_sources(
     if kind == "folder":
         if split is not None:
             raise ValueError(f"a folder of videos has no splits, so split={split!r} cannot be chosen; leave it out")
-        return find_folder(root)
-    if kind == "davis":
-        return find_davis(root, split, year, resolution, annotations)
-    if kind in ("synthetic", "movi"):
-        return find_davis(root, split, 2017, "480p", "unsupervised")
-    readers = {"ytvis": find_ytvis, "segtrack": find_segtrack, "fbms": find_fbms}
-    return readers[kind](root, split)
+        sources = find_folder(root)
+    elif kind == "davis":
+        sources = find_davis(root, split, year, resolution, annotations)
+    elif kind in ("synthetic", "movi"):
+        sources = find_davis(root, split, 2017, "480p", "unsupervised")
+    else:
+        readers = {"ytvis": find_ytvis, "segtrack": find_segtrack, "fbms": find_fbms}
+        sources = readers[kind](root, split)
+    if not sources:
+        raise FileNotFoundError(f"{root}: the index of {split or 'all splits'} names no video; restore it")
+    return sources
 
 
 def load_all(sources: Sequence[Source], crop_borders: bool) -> VideoDataset:

@@ -85,6 +85,13 @@ def test_2017_masks_are_chosen_not_guessed(davis):
         open_dataset("davis", root, "val", annotations="first")
 
 
+def test_empty_image_set_is_named(davis):
+    root, _ = davis
+    (root / "ImageSets" / "2017" / "val.txt").write_text("\n")
+    with pytest.raises(FileNotFoundError, match="DAVIS: the index of val names no video"):
+        open_dataset("davis", root, "val")
+
+
 def test_2017_refuses_colours_as_ids(davis):
     root, _ = davis
     Image.new("RGB", SIZE[::-1]).save(root / "Annotations_unsupervised" / "480p" / "bear" / "00001.png")
