@@ -264,7 +264,7 @@ def _read_array(file: Path, key: str, shape: tuple[int, ...]) -> np.ndarray:
             raise ValueError(f"{dtype} {list(found)} where integers [T, H, W] = {list(shape)} are expected")
         with zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as data:
             maps = np.lib.format.read_array(data, allow_pickle=False)
-            if data.read(1):  # reading to the end also compares the checksum
+            if data.read(1):
                 raise ValueError("more bytes than its header declares")
         if maps.min() < 0 or maps.max() > LARGEST_ID:
             raise ValueError(f"ids {maps.min()}..{maps.max()} where 0..{LARGEST_ID} are expected")

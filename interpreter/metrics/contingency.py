@@ -113,7 +113,7 @@ def contingency(pred: np.ndarray, true: np.ndarray, *, void: int = 255, backgrou
         pairs += columns[t]
         counts[t] = np.bincount(pairs.ravel(), minlength=len(segments) * width).reshape(-1, width)
 
-    present = counts.any(axis=0)
+    present: np.ndarray = (counts != 0).any(axis=0)
     foreground = (labels != 0) & (labels != void) & present.any(axis=0)
     behind = counts[:, :, (labels == 0) & (labels != void)].sum(axis=2, keepdims=True)
     used = present.any(axis=1)
@@ -122,7 +122,7 @@ def contingency(pred: np.ndarray, true: np.ndarray, *, void: int = 255, backgrou
 
 
 def as_labels(labels: np.ndarray, name: str) -> np.ndarray:
-    """An array of ids that can be counted, bool as 0 and 1; a ValueError that calls it ``name`` for any other."""
+    """Ids that can be counted, as uint8 or uint16 (bool as 0 and 1); a ValueError that calls it ``name`` for others."""
     labels = np.asarray(labels)
     if labels.dtype == bool:
         labels = labels.astype(np.uint8)
@@ -131,7 +131,7 @@ def as_labels(labels: np.ndarray, name: str) -> np.ndarray:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high > LARGEST_ID:
         raise ValueError(f"{name} must hold ids in 0..{LARGEST_ID}, got {low}..{high}")
-    return labels
+    return labels.astype(np.uint8 if high < 256 else np.uint16, copy=False)
 
 
 def _dense(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

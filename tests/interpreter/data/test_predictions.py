@@ -204,6 +204,16 @@ def test_a_header_that_declares_terabytes_is_refused_before_memory_is_taken(tmp_
         open_predictions(tmp_path / "v.npz").labels("v", FRAMES, SIZE)
 
 
+def test_more_data_than_the_header_declares_is_refused(tmp_path):
+    np.savez(tmp_path / "v.npz", masks=maps_of(0))
+    with zipfile.ZipFile(tmp_path / "v.npz") as archive:
+        data = archive.read("masks.npy")
+    with zipfile.ZipFile(tmp_path / "v.npz", "w") as archive:
+        archive.writestr("masks.npy", data + b"\0")
+    with pytest.raises(PredictionError, match="more bytes than its header declares"):
+        open_predictions(tmp_path / "v.npz").labels("v", FRAMES, SIZE)
+
+
 def test_ids_beyond_a_byte_are_kept(tmp_path):
     maps = maps_of(0).astype(np.int64) * 300
     np.savez(tmp_path / "v.npz", labels=maps)

@@ -335,6 +335,14 @@ def test_bad_input_is_refused(pred, true):
         score("interpreter", pred, true)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.int64, np.uint64])
+def test_any_integers_count_alike(dtype):
+    true = two_squares()
+    pred = np.roll(true, 1, axis=2)
+    for name in PROTOCOLS:
+        assert score(name, pred.astype(dtype), true.astype(dtype)) == score(name, pred, true)
+
+
 def test_sizes_and_resizing():
     assert scoring_size(PROTOCOLS["interpreter"], (720, 1280)) == (336, 504)
     assert scoring_size(PROTOCOLS["interpreter"], (256, 256)) == (336, 336)
