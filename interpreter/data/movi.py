@@ -3,6 +3,7 @@
 The only file that imports TensorFlow, which is the extra ``movi``.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,12 +69,16 @@ def _find_release(root: Path) -> Path:
 
 
 def _tensorflow_datasets() -> Any:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what its libraries say of themselves
+    # Its libraries talk about themselves through three channels, into the progress bar.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # which is announced otherwise; pictures stay encoded here
     try:
         import tensorflow  # noqa: F401
         import tensorflow_datasets
     except ImportError as error:
         raise RuntimeError(f"reading MOVi needs TensorFlow Datasets ({error}): {INSTALL}") from error
+    for name in ("tensorflow", "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     return tensorflow_datasets
 
 
