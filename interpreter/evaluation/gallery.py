@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from interpreter.data import VOID, Video
-from interpreter.engine.samples import nearest
 from interpreter.evaluation.methods import Method, Size
 from interpreter.files import written_whole
+from interpreter.metrics import resize_labels
 from interpreter.render import mask_grid
 
 FRAMES, HEIGHT = 6, 240
@@ -76,10 +76,10 @@ class Gallery:
         if self._current is None:
             places = np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)
             size = (HEIGHT, round(HEIGHT * video.width / video.height))
-            self._current = Shown(video, frames[places], size, nearest(truth[places], size))
+            self._current = Shown(video, frames[places], size, resize_labels(truth[places], size))
         shown = self._current
         if method.name not in shown.rows:
-            labels = nearest(maps[shown.chosen], shown.size)
+            labels = resize_labels(maps[shown.chosen], shown.size)
             shown.rows[method.name] = np.unique(labels, return_inverse=True)[1].reshape(labels.shape) % 256
 
     def forget(self) -> None:
