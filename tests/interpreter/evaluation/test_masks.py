@@ -18,6 +18,7 @@ from interpreter.evaluation.provenance import code_version
 from interpreter.evaluation.scoring import score_dataset
 from interpreter.metrics import PROTOCOLS
 
+from ..data.releases import compressed, write_ytvis, ytvis_annotation, ytvis_video
 from .videos import FRAMES, SIZE, save_davis, save_json, save_npz, save_png, squares
 
 FORMATS = {"masks": save_png, "masks.npz": save_npz, "masks.json": save_json}
@@ -57,6 +58,25 @@ def test_every_format_gives_the_same_hand_computed_numbers(name, root, tmp_path,
     assert f"{(5 + 1 / 3) / 6:.3f}" in printed
     for stamp in ("protocol davis-2017-unsupervised", "split val", f"commit {code_version()}"):
         assert stamp in printed
+
+
+def test_results_for_youtube_vis_name_videos_by_their_numbers(tmp_path):
+    videos = [ytvis_video(7, "0043f083b5", FRAMES, SIZE), ytvis_video(3, "00ad5016a4", FRAMES, SIZE)]
+    tracks = {video["id"]: [[compressed(frame == i) for frame in squares()] for i in (1, 2)] for video in videos}
+    annotations = [
+        ytvis_annotation(10 * video["id"] + i, video, track)
+        for video in videos
+        for i, track in enumerate(tracks[video["id"]])
+    ]
+    write_ytvis(tmp_path / "release", videos, annotations)
+    masks = save_json(tmp_path / "masks.json", {7: squares(), 3: squares(shift=4)})
+    arguments = ["--masks", masks, "--data", "ytvis", "--split", "all", "--root", tmp_path / "release"]
+    arguments += ["--protocol", "solv", "--out", tmp_path / "out"]
+    assert command.main([str(argument) for argument in arguments]) == 0
+    report = json.loads((tmp_path / "out/scores.json").read_text())
+    assert result(report, "solv", "masks.json")["mean"]["miou_video"] == pytest.approx((3 + 1 / 3) / 4)
+    (main,) = (v["videos"] for v in report["videos"] if v["method"] == "masks.json")
+    assert main["00ad5016a4"]["miou_video"] == pytest.approx([1 / 3, 1])
 
 
 def test_several_protocols_each_with_its_own_numbers(root, tmp_path):
