@@ -5,6 +5,7 @@ The only file that imports TensorFlow, which is the extra ``movi``.
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,10 @@ def _find_release(root: Path) -> Path:
 
 
 def _tensorflow_datasets() -> Any:
+    if "triton" in sys.modules:  # each brings an LLVM, and the second one to be loaded aborts the process
+        raise RuntimeError(
+            "TensorFlow and Triton cannot share a process; convert with python -m interpreter.data convert movi"
+        )
     # Its libraries talk about themselves through three channels, into the progress bar.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # which is announced otherwise; pictures stay encoded here

@@ -1,8 +1,10 @@
 """What a run tells: progress bar, metrics.jsonl, TensorBoard, samples."""
 
 import json
+import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import psutil
@@ -10,10 +12,14 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
 
-from interpreter.files import write_text, written_whole
-from interpreter.render import plot_curves
+# Where TensorFlow is installed (extra movi), TensorBoard would import it, and its LLVM aborts a process that also loads
+# Triton's. A module of this name is how TensorBoard is told to do without.
+sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+from torch.utils.tensorboard import SummaryWriter  # noqa: E402
+
+from interpreter.files import write_text, written_whole  # noqa: E402
+from interpreter.render import plot_curves  # noqa: E402
 
 console = Console(stderr=True)
 

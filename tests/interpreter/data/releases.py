@@ -30,6 +30,23 @@ def png(pixels):
     return content.getvalue()
 
 
+def damage(content, rng):
+    """Cut, flip bits, overwrite a stretch, or insert: one of them, at random."""
+    content = bytearray(content)
+    place = int(rng.integers(0, max(1, len(content))))
+    match rng.integers(0, 4):
+        case 0:
+            del content[place:]
+        case 1:
+            for at in rng.integers(0, max(1, len(content)), 1 + int(rng.integers(0, 4))):
+                content[at] ^= 1 << int(rng.integers(0, 8))
+        case 2:
+            content[place : place + 8] = rng.bytes(8)
+        case 3:
+            content[place:place] = rng.bytes(int(rng.integers(1, 9)))
+    return bytes(content)
+
+
 # --- YouTube-VIS ---------------------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,6 @@
 """Every reader on cut and bit-flipped files: one clear error or a skip that names the file, never a crash or a hang."""
 
 import json
-import re
-import shutil
 from contextlib import suppress
 
 import numpy as np
@@ -13,16 +11,14 @@ from hypothesis import strategies as st
 from interpreter.data import open_dataset
 from interpreter.data.annotations import read_mask
 from interpreter.data.images import read_rgb
-from interpreter.data.movi import convert_movi
 
 from .releases import (
     compressed,
-    movi_video,
+    damage,
     png,
     uncompressed,
     write_fbms,
     write_frames,
-    write_movi,
     write_segtrack,
     write_ytvis,
     ytvis_annotation,
@@ -74,23 +70,6 @@ RELEASES = {
     "fbms-pgm": ("fbms", make_fbms(gray=True)),
     "davis": ("davis", make_davis),
 }
-
-
-def damage(content, rng):
-    """Cut, flip bits, overwrite a stretch, or insert: one of them, at random."""
-    content = bytearray(content)
-    place = int(rng.integers(0, max(1, len(content))))
-    match rng.integers(0, 4):
-        case 0:
-            del content[place:]
-        case 1:
-            for at in rng.integers(0, max(1, len(content)), 1 + int(rng.integers(0, 4))):
-                content[at] ^= 1 << int(rng.integers(0, 8))
-        case 2:
-            content[place : place + 8] = rng.bytes(8)
-        case 3:
-            content[place:place] = rng.bytes(int(rng.integers(1, 9)))
-    return bytes(content)
 
 
 @pytest.mark.parametrize("name", RELEASES)
@@ -182,26 +161,3 @@ def test_any_value_anywhere_in_the_index(index, path, value):
     finally:
         index.write_text(whole)
     assert str(index.parent) in message
-
-
-def test_damaged_movi_shards(tmp_path):
-    pytest.importorskip("tensorflow_datasets", reason="the extra movi is not installed: tensorflow-datasets")
-    pytest.importorskip("tensorflow", reason="the extra movi is not installed: tensorflow-cpu")
-    videos = [movi_video(seed) for seed in range(3)]
-    release = write_movi(tmp_path / "in", [[videos[0][2], videos[1][2]], [videos[2][2]]])
-    shard, rng = release / "movi_e-train.tfrecord-00000-of-00002", np.random.default_rng(0)
-    whole, refused = shard.read_bytes(), 0
-    for _ in range(6):
-        shard.write_bytes(damage(whole, rng))
-        message = ""
-        try:
-            convert_movi(release, tmp_path / "out")
-        except ValueError as error:
-            message = str(error)
-            refused += 1
-        assert re.search(r"^$|tfrecord-0000[01]-of-00002: damaged", message)
-        for index in range(3):  # what was written is right, however far it came
-            for number, file in enumerate(sorted((tmp_path / f"out/JPEGImages/480p/train-{index:05d}").glob("*.png"))):
-                np.testing.assert_array_equal(read_rgb(file), videos[index][0][number])
-        shutil.rmtree(tmp_path / "out", ignore_errors=True)
-    assert refused >= 5

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import sys
 
@@ -7,15 +8,18 @@ import pytest
 
 from interpreter.data import open_dataset
 from interpreter.data.__main__ import main
+from interpreter.data.images import read_rgb
 from interpreter.data.movi import convert_movi
 
-from .releases import movi_video, write_movi
+from .releases import damage, movi_video, write_movi
 
 needs_extra = pytest.mark.usefixtures("_tfds")
 
 
 @pytest.fixture(scope="module")
-def _tfds():
+def _tfds(request):
+    if any(item.path != request.path for item in request.session.items):
+        pytest.skip("TensorFlow and Triton cannot share a process; run this file alone")
     pytest.importorskip("tensorflow_datasets", reason="the extra movi is not installed: tensorflow-datasets")
     pytest.importorskip("tensorflow", reason="the extra movi is not installed: tensorflow-cpu")
 
@@ -125,8 +129,15 @@ def test_damaged_description_is_one_clear_error(release, tmp_path, name):
 
 
 def test_missing_extra_names_the_installation(release, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(RuntimeError, match=r"pip install 'interpreter-slots\[movi\]'"):
+        convert_movi(release, tmp_path / "out")
+
+
+def test_triton_in_the_process_is_an_error_before_tensorflow_aborts_it(release, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", object())
+    with pytest.raises(RuntimeError, match="TensorFlow and Triton cannot share a process"):
         convert_movi(release, tmp_path / "out")
 
 
@@ -137,3 +148,25 @@ def test_no_release_says_where_to_get_it(tmp_path):
     write_movi(tmp_path / "b", [[]])
     with pytest.raises(ValueError, match="several releases"):
         convert_movi(tmp_path, tmp_path / "out")
+
+
+@needs_extra
+def test_damaged_movi_shards(tmp_path):
+    videos = [movi_video(seed) for seed in range(3)]
+    release = write_movi(tmp_path / "in", [[videos[0][2], videos[1][2]], [videos[2][2]]])
+    shard, rng = release / "movi_e-train.tfrecord-00000-of-00002", np.random.default_rng(0)
+    whole, refused = shard.read_bytes(), 0
+    for _ in range(6):
+        shard.write_bytes(damage(whole, rng))
+        message = ""
+        try:
+            convert_movi(release, tmp_path / "out")
+        except ValueError as error:
+            message = str(error)
+            refused += 1
+        assert re.search(r"^$|tfrecord-0000[01]-of-00002: damaged", message)
+        for index in range(3):  # what was written is right, however far it came
+            for number, file in enumerate(sorted((tmp_path / f"out/JPEGImages/480p/train-{index:05d}").glob("*.png"))):
+                np.testing.assert_array_equal(read_rgb(file), videos[index][0][number])
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    assert refused >= 5
