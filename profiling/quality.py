@@ -36,6 +36,10 @@ def _portable(settings: object) -> object:
     return Path(settings).name if isinstance(settings, str) and settings.startswith("/") else settings
 
 
+def _run_and_below(path: Path) -> str:
+    return "/".join(path.parts[-4:])
+
+
 def joined(runs: list[dict]) -> list[dict]:
     """A row for each protocol and method: every seed of every run, in the order of the runs."""
     rows = []
@@ -73,7 +77,9 @@ def main() -> None:
         print("| |" + "|".join(names) + "|\n|" + "---|" * (len(names) + 1))
         for row in mine:
             print(f"| {row['method']} |" + "|".join(cell(row["values"][name]) for name in names) + "|")
-    save(RESULTS / f"{options.name}.json", {"name": options.name, **machine("cpu"), "table": rows, "runs": runs})
+    command = f"python -m profiling.quality {options.name} {' '.join(_run_and_below(path) for path in options.scores)}"
+    results = {"name": options.name, **machine("cpu"), "command": command, "table": rows, "runs": runs}
+    save(RESULTS / f"{options.name}.json", results)
 
 
 if __name__ == "__main__":
