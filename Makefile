@@ -37,8 +37,8 @@ demo: $(READY)
 	@echo
 	@echo "Look at:"
 	@echo "  overlay of the clip      demo/clip/carphone/overlay.mp4   (stills: demo/clip/carphone/preview.png)"
-	@echo "  table of the evaluation  demo/scenes/evaluation/synthetic-val-video-seed0/table.txt"
-	@echo "  held-out scenes          demo/scenes/evaluation/synthetic-val-video-seed0/"
+	@echo "  table of the evaluation  demo/scenes/evaluation/synthetic-val-video/table.txt"
+	@echo "  held-out scenes          demo/scenes/evaluation/synthetic-val-video/"
 	@echo "  plots of the training    demo/scenes/curves.png"
 
 # TensorFlow reads the release of MOVi. It stays out of the environment and has a process of its own, as it and Triton

@@ -11,11 +11,12 @@ Dtype = Literal["fp16", "bf16"]
 LoaderName = Literal["auto", "dali", "pyav", "torch"]
 Preset = Literal["demo", "davis", "ytvis19", "movi-e"]
 DatasetKind = Literal["synthetic", "folder", "davis", "ytvis", "movi", "segtrack", "fbms"]
+WITHOUT_SPLITS = ("folder", "segtrack")
 DavisAnnotations = Literal["unsupervised", "semi-supervised"]
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class VideosConfig:
     """Where the videos come from."""
 
     data: DatasetKind = "synthetic"
@@ -31,12 +32,18 @@ class DataConfig:
     """Edition of DAVIS."""
     num_videos: int = 200
     """Number of scenes to generate for synthetic data."""
-    frame_size: tuple[int, int] = (128, 192)
-    """Height and width that frames are resized to; multiples of the backbone's patch."""
     annotations: DavisAnnotations = "unsupervised"
     """Masks of DAVIS 2017."""
     crop_borders: bool = False
     """Crop black borders off frames and masks."""
+
+
+@dataclass(frozen=True)
+class DataConfig(VideosConfig):
+    """Where the videos come from, and at which size they are seen."""
+
+    frame_size: tuple[int, int] = (128, 192)
+    """Height and width that frames are resized to; multiples of the backbone's patch."""
 
 
 @dataclass(frozen=True)

@@ -1,185 +1,187 @@
-"""Score a run against ground truth: ``python -m interpreter.evaluate --help``."""
+"""Score a run, or anybody's saved masks, against ground truth: ``python -m interpreter.evaluate --help``."""
 
-import io
-import json
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
-import numpy as np
-import torch
-from PIL import Image
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
+import tyro
 
 from interpreter.cli import cli, run_command
-from interpreter.configs import DataConfig, Stage
-from interpreter.data import VOID, VideoDataset
-from interpreter.engine.datasets import open_videos
-from interpreter.engine.inference import Segmentation, Segmenter
-from interpreter.engine.logging import progress_bar
-from interpreter.engine.samples import nearest
-from interpreter.files import write_text, written_whole
-from interpreter.metrics import kmeans_segments, one_segment, upsample_labels
-from interpreter.metrics.summary import PROTOCOLS, evaluate_video, summarise
-from interpreter.render import mask_grid
+from interpreter.configs import WITHOUT_SPLITS, Stage, VideosConfig
+from interpreter.data.predictions import open_predictions
+from interpreter.engine.datasets import open_videos, published_ids
+from interpreter.engine.inference import Segmenter
+from interpreter.evaluation.gallery import Gallery
+from interpreter.evaluation.methods import ON_FEATURES, Baseline, MasksSource, RunSource, Source
+from interpreter.evaluation.provenance import code_version
+from interpreter.evaluation.record import Provenance, format_tables, write_scores, write_videos
+from interpreter.evaluation.report import write_report
+from interpreter.evaluation.scoring import Scores, score_dataset
+from interpreter.files import write_text
+from interpreter.metrics import PROTOCOLS, Protocol
 
-Scores = dict[str, float | list[float]]
+CLUSTERS_OF_MASKS = (8,)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Score a run, next to baselines on the same features: one segment for everything, and k-means per video.
+    """Score a run (--run) or saved masks (--masks) under named protocols, next to baselines.
 
-    Prints a table with the protocol of each column; writes all numbers, per video too, as JSON, and a picture grid of
-    some videos, below RUN/evaluation.
+    Prints a table for each protocol. Writes below OUT: table.txt, scores.json (all numbers, of each video and seed
+    too), videos.csv, pictures of the best and worst videos, and report.html, one file with all of it and plots. Every
+    number carries its protocol, split and commit. docs/protocols.md says what each protocol is.
     """
 
-    run: Path
-    """Run directory."""
+    run: Path | None = None
+    """Run directory, as interpreter.train leaves it."""
+    masks: Path | None = None
+    """Masks of any method instead of a run: DIR/VIDEO/00000.png … (palette or gray; id 0 is no segment), a YouTube-VIS
+    result JSON, or .npz: a file for each video, or one of all (every id is a segment)."""
+    data: VideosConfig = field(default_factory=lambda: VideosConfig(split="val", num_videos=40))
+    protocol: Annotated[tuple[str, ...], tyro.conf.arg(metavar="{" + ",".join(PROTOCOLS) + "}")] = ()
+    """Protocols, one or several. Default: davis-2016 or davis-2017-unsupervised for DAVIS, else interpreter."""
+    out: Path | None = None
+    """Directory to write to. Default: RUN/evaluation/DATA-SPLIT-STAGE, or evaluation/DATA-SPLIT-MASKS."""
+    strict: bool = False
+    """Exit with status 1 if any video could not be scored. They are left out of all numbers and named either way."""
     stage: Stage = "video"
     """video: segments keep their identity. image: each frame by itself (its per-video numbers mean little)."""
-    data: Literal["synthetic", "davis"] = "synthetic"
-    """Data set with masks."""
-    root: Path | None = None
-    """Directory of the data. The synthetic default is RUN/scenes."""
-    split: str = "val"
-    """Split to score."""
-    year: Literal["2016", "2017"] = "2016"
-    """Edition of DAVIS."""
-    num_videos: int = 40
-    """Number of scenes to generate for synthetic data."""
     frame_size: tuple[int, int] | None = None
-    """Height and width that frames are resized to. Default: as in training."""
+    """Height and width that frames are resized to before the backbone. Default: as in training."""
     merge_threshold: float | None = None
     """Cosine distance below which video slots are merged: higher gives fewer segments. Default: as in training."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the slot prior and of baselines that start at random; tables show mean and sample standard deviation."""
+    sweep_merge: tuple[float, ...] = ()
+    """Merge thresholds to try, on the same features and image slots."""
+    sweep_slots: tuple[int, ...] = ()
+    """Numbers of video slots to draw from the prior, to try on the same features and image slots."""
+    baselines: tuple[Baseline, ...] | None = None
+    """What to show beside the run, on its features: one-segment, grid (regular blocks), k-means of the whole video,
+    k-means-positions (patch positions appended), k-means-frame and spectral (each frame by itself, linked over time).
+    Default: the first three; with --masks, which have no features, the first two."""
     clusters: tuple[int, ...] = ()
-    """Numbers of clusters for k-means. Default: as many as the run has slots."""
-    positions: bool = False
-    """Add k-means with patch positions appended to the features."""
-    seed: int = 0
-    """Seed of the slot prior and of k-means."""
-    pictures: int = 5
-    """Videos to draw picture grids of."""
+    """Numbers of segments of the baselines. Default: as many as the run has slots; 8 with --masks."""
+    pictures: int = 3
+    """How many of the best and of the worst videos to draw."""
 
 
-def evaluate(config: Evaluation) -> dict[str, dict[str, float]]:
-    """Score a run and its baselines; returns the numbers of :data:`interpreter.metrics.PROTOCOLS` for each.
+def evaluate(config: Evaluation) -> Scores:
+    """Score a run or saved masks, and their baselines; writes the files that :class:`Evaluation` names.
 
     Raises:
-        ValueError, FileNotFoundError: if the run or the data is missing, damaged or without masks.
+        ValueError, FileNotFoundError: if options contradict each other, or the run, the masks or the data are missing,
+            damaged beyond single videos, or without ground truth.
     """
+    _check(config)
+    protocols = choose_protocols(config)
+    commit = code_version()  # before anything is written into the checkout
+    home = config.run or config.masks
+    assert home is not None
+    if config.masks and config.data.root is None:
+        raise ValueError("--masks needs --root DIR, the data set with the ground truth")
+    dataset = open_videos(config.data, home)
+    source = run_source(config) if config.run else masks_source(config)
+    name = f"{config.data.data}{'-' + config.data.year if config.data.data == 'davis' else ''}"
+    split = "all" if config.data.data in WITHOUT_SPLITS else config.data.split or "all"
+    provenance = Provenance(name, split, home.resolve().name, commit)
+    gallery = Gallery(config.pictures)
+    scores = score_dataset(dataset, source, protocols, gallery)
+    _write(config, scores, provenance, gallery)
+    return scores
+
+
+def _check(config: Evaluation) -> None:
+    """Refuse options that contradict each other before anything is computed."""
+    if (config.run is None) == (config.masks is None):
+        raise ValueError("give either --run DIR, a run to score, or --masks PATH, saved masks to score")
+    if not config.seeds or len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
+        raise ValueError(f"--seeds must be one or more different numbers from 0, got {list(config.seeds)}")
+    sweeps = {"--sweep-merge": config.sweep_merge, "--sweep-slots": config.sweep_slots}
+    for option, values in sweeps.items():
+        if values and (config.masks or config.stage == "image"):
+            raise ValueError(f"{option} needs a run's video stage: it has no meaning with --masks or --stage image")
+        if len(set(values)) < len(values):
+            raise ValueError(f"{option} names a value twice: {list(values)}")
+    if any(not 1 <= slots <= 255 for slots in config.sweep_slots):
+        raise ValueError(f"--sweep-slots must be in 1..255, got {list(config.sweep_slots)}")
+    on_features = sorted(set(config.baselines or ()) & set(ON_FEATURES))
+    if config.masks and on_features:
+        raise ValueError(f"--baselines {' '.join(on_features)} need a run's features; with --masks: one-segment, grid")
+    if config.pictures < 0:
+        raise ValueError(f"--pictures must be 0 or more, got {config.pictures}")
+
+
+def choose_protocols(config: Evaluation) -> list[Protocol]:
+    """The protocols that were asked for, or those of the data set.
+
+    Raises:
+        ValueError: if a name is not in :data:`interpreter.metrics.PROTOCOLS`.
+    """
+    names = list(dict.fromkeys(config.protocol))
+    if not names:
+        years = {"2016": "davis-2016", "2017": "davis-2017-unsupervised"}
+        names = [years[config.data.year] if config.data.data == "davis" else "interpreter"]
+    unknown = [name for name in names if name not in PROTOCOLS]
+    if unknown:
+        raise ValueError(f"unknown --protocol {', '.join(unknown)}; choose from {', '.join(PROTOCOLS)}")
+    return [PROTOCOLS[name] for name in names]
+
+
+def run_source(config: Evaluation) -> Source:
+    """Masks of a run, its sweeps and its baselines."""
+    assert config.run is not None
     segmenter = Segmenter.from_run(
-        config.run, config.stage, config.frame_size, config.seed, merge_threshold=config.merge_threshold
+        config.run, config.stage, config.frame_size, config.seeds[0], merge_threshold=config.merge_threshold
     )
-    data = DataConfig(config.data, config.root, config.split, config.year, config.num_videos)
-    dataset = open_videos(data, config.run)
-    name = f"{config.data}{'-' + config.year if config.data == 'davis' else ''}-{config.split}"
-    home = config.run / "evaluation" / f"{name}-{config.stage}-seed{config.seed}"
-
     stage = segmenter.video_stage or segmenter.image_stage
-    clusters = config.clusters or (stage.config.num_slots,)
-    per_method: dict[str, dict[str, Scores]] = {}
-    total = sum(v.num_frames for v in dataset.videos)
-    with progress_bar("frames") as progress:
-        bar = progress.add_task("evaluate", total=total, status="")
-        for index, video in enumerate(dataset.videos):
-            progress.update(bar, status=video.name)
-            kept: list[Tensor] = []
-            found = segmenter.segment(video, lambda n: progress.advance(bar, n), kept.append)
-            truth = _truth(dataset, index)
-            size = truth.shape[1:]
-            patches = baselines(torch.cat(kept).cpu().numpy(), found.grid, clusters, config.positions, config.seed)
-            labels = {f"{config.stage} stage": _full_size(found, size)}
-            labels |= {m: upsample_labels(maps, grid=found.grid, size=size) for m, maps in patches.items()}
-            for method, maps in labels.items():
-                scores = evaluate_video(maps, truth, frames=None, void=VOID)
-                per_method.setdefault(method, {})[video.name] = scores
-            if index < config.pictures:
-                _draw(home / f"{video.name.replace('/', '_')}.png", dataset, index, labels, truth, config.stage)
-    summary = {method: summarise(list(scores.values())) for method, scores in per_method.items()}
-    report = {"config": asdict(config), "protocols": dict(PROTOCOLS), "summary": summary, "videos": per_method}
-    write_text(home / "scores.json", json.dumps(_null_for_nan(report), indent=1, default=str, allow_nan=False) + "\n")
-    title = f"{name}, {len(dataset)} videos, {config.run}"
-    table = format_table(summary, title, shown_columns(config.data, config.year))
+    return RunSource(
+        segmenter,
+        f"{config.stage} stage",
+        config.seeds,
+        config.sweep_merge,
+        config.sweep_slots,
+        ("one-segment", "grid", "k-means") if config.baselines is None else config.baselines,
+        config.clusters or (stage.config.num_slots,),
+    )
+
+
+def masks_source(config: Evaluation) -> Source:
+    """Saved masks, and the baselines that need no features."""
+    assert config.masks is not None
+    baselines = ("one-segment", "grid") if config.baselines is None else config.baselines
+    predictions = open_predictions(config.masks, video_ids=published_ids(config.data) or None)
+    return MasksSource(predictions, config.masks.resolve().name, baselines, config.clusters or CLUSTERS_OF_MASKS)
+
+
+def _write(config: Evaluation, scores: Scores, provenance: Provenance, gallery: Gallery) -> None:
+    name = f"{provenance.data}-{provenance.split}"
+    if config.run:
+        home = config.out or config.run / "evaluation" / f"{name}-{config.stage}"
+    else:
+        home = config.out or Path("evaluation") / f"{name}-{provenance.subject}"
+    pictures = gallery.pictures()
+    for picture in pictures:
+        picture.save(home)
+    table = format_tables(scores, provenance)
     write_text(home / "table.txt", table)
+    write_scores(home / "scores.json", scores, provenance, asdict(config))
+    write_videos(home / "videos.csv", scores, provenance)
+    write_report(home / "report.html", scores, provenance, asdict(config), pictures)
     print(table)
-    print(f"scores: {home / 'scores.json'}\ntable: {home / 'table.txt'}\npictures: {home}")
-    return summary
-
-
-def baselines(
-    features: np.ndarray, grid: tuple[int, int], clusters: Sequence[int], positions: bool, seed: int
-) -> dict[str, np.ndarray]:
-    """Patch labels [T, M] of each baseline on features [T, M, D]."""
-    frames, tokens, _ = features.shape
-    maps = {"one segment": one_segment(frames, *grid).reshape(frames, tokens).astype(np.uint8)}
-    for k in clusters:
-        maps[f"k-means {k}"] = kmeans_segments(features, grid=grid, k=k, seed=seed)
-        if positions:
-            maps[f"k-means {k} + positions"] = kmeans_segments(features, grid=grid, k=k, positions=True, seed=seed)
-    return maps
-
-
-def _truth(dataset: VideoDataset, index: int) -> np.ndarray:
-    masks = dataset.masks(index)
-    if masks is None:
-        raise ValueError(f"{dataset.videos[index].path} has no masks to score against")
-    return masks
-
-
-def _full_size(found: Segmentation, size: tuple[int, int]) -> np.ndarray:
-    return np.concatenate([found.labels(slice(t, t + 16), size) for t in range(0, len(found), 16)])
-
-
-def _draw(
-    path: Path, dataset: VideoDataset, index: int, labels: dict[str, np.ndarray], truth: np.ndarray, stage: str
-) -> None:
-    video = dataset.videos[index]
-    chosen = np.linspace(0, video.num_frames - 1, 6).round().astype(int)
-    size = (240, round(240 * video.width / video.height))
-    rows = {method: nearest(maps[chosen], size) for method, maps in labels.items() if method != "one segment"}
-    image = mask_grid(video.read(chosen, size), rows, truth=nearest(truth[chosen], size), void=VOID)
-    with written_whole(path) as temporary:
-        Image.fromarray(image).save(temporary, format="png")
-
-
-def _null_for_nan(value: object) -> object:
-    """A number that is undefined (no foreground) as null: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _null_for_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_null_for_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def format_table(summary: dict[str, dict[str, float]], title: str, columns: Sequence[str]) -> str:
-    """The numbers of each method as text, with the protocol of each column below."""
-    table = Table(title=title)
-    table.add_column("", no_wrap=True)
-    for name in columns:
-        table.add_column(name.replace("_", " "), justify="right")
-    for method, row in summary.items():
-        table.add_row(method, *(f"{row[name]:.3f}" for name in columns))
-    text = io.StringIO()
-    Console(file=text, width=100).print(table)
-    return text.getvalue() + "".join(f"{name.replace('_', ' ')}: {PROTOCOLS[name]}\n" for name in columns)
-
-
-def shown_columns(data: str, year: str) -> list[str]:
-    """J belongs to DAVIS: to the whole foreground in 2016, to each object in 2017."""
-    wanted = {"davis-2016": "j_mean", "davis-2017": "j_mean_multi"}.get(f"{data}-{year}")
-    return [name for name in PROTOCOLS if not name.startswith("j_") or name == wanted]
+    for title, file in {"report": "report.html", "scores": "scores.json", "videos": "videos.csv"}.items():
+        print(f"{title}: {home / file}")
+    print(f"table: {home / 'table.txt'}\npictures: {home}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    evaluate(cli(Evaluation, sys.argv[1:] if arguments is None else arguments, prog="python -m interpreter.evaluate"))
-    return 0
+    given = sys.argv[1:] if arguments is None else arguments
+    config = cli(Evaluation, given, prog="python -m interpreter.evaluate")
+    scores = evaluate(config)
+    return 1 if config.strict and scores.skipped else 0
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from interpreter.data import Video, open_video
 from interpreter.data.images import resize
 from interpreter.engine.inference import Segmentation, Segmenter
 from interpreter.engine.logging import progress_bar
-from interpreter.engine.samples import nearest
 from interpreter.files import written_whole
+from interpreter.metrics import resize_labels
 from interpreter.render import DISPLAY_PALETTE, RleWriter, VideoWriter, mask_grid, overlay, write_palette_png
 
 LABELS_AT_ONCE = 8  # frames whose label maps exist together
@@ -221,7 +221,7 @@ def _write_pictures(folder: Path, found: SegmentedVideo, alpha: float, advance: 
             codes.write(video.name, labels)
             pixels += areas
             if number in chosen:
-                shown.append((resize(frame, size), nearest(labels[None], size)[0]))
+                shown.append((resize(frame, size), resize_labels(labels[None], size)[0]))
             advance()
     frames, maps = (np.stack(images) for images in zip(*shown, strict=True))
     Image.fromarray(mask_grid(frames, maps, width=PREVIEW_WIDTH * len(frames))).save(folder / "preview.png")

@@ -1,8 +1,8 @@
-"""Join the scores of runs that differ in their seed:
-``python -m profiling.quality NAME RUN/evaluation/…/scores.json …``.
+"""Join the scores of evaluations: ``python -m profiling.quality NAME RUN/evaluation/…/scores.json …``.
 
-Writes profiling/results/NAME.json (scores of every run, mean and spread, configurations, device, versions and commit)
-and prints the table as Markdown. profiling/quality.sh trains and evaluates the runs of docs/results.md.
+Writes profiling/results/NAME.json (numbers of every method under every protocol for each seed and each run, their mean
+and sample standard deviation, configurations, device, versions and commits) and prints the tables as Markdown.
+profiling/quality.sh trains and evaluates the runs of docs/results.md.
 """
 
 import argparse
@@ -10,18 +10,23 @@ import json
 import statistics
 from pathlib import Path
 
-from profiling.timing import machine
+from profiling.timing import machine, save
 
 RESULTS = Path(__file__).parent / "results"
-COLUMNS = ("fg_ari_frame", "fg_ari_video", "miou_frame", "miou_video", "j_mean")
 
 
 def read(path: Path) -> dict:
-    """Scores of one evaluation with the configuration of its run."""
+    """Scores of one evaluation with the configuration of its run, if a run lies around it."""
     report = json.loads(path.read_text())
-    run = path.parents[2]
-    training = json.loads((run / "config.json").read_text())
-    return {"summary": report["summary"], "evaluation": _portable(report["config"]), "training": _portable(training)}
+    configuration = path.parents[2] / "config.json"
+    training = json.loads(configuration.read_text()) if configuration.is_file() else None
+    return {
+        **{key: report[key] for key in ("data", "split", "commit", "date", "frames", "skipped")},
+        "evaluation": _portable(report["config"]),
+        "training": _portable(training),
+        "results": report["results"],
+        "videos": [entry for entry in report["videos"] if entry["method"] == report["results"][0]["method"]],
+    }
 
 
 def _portable(settings: object) -> object:
@@ -31,10 +36,30 @@ def _portable(settings: object) -> object:
     return Path(settings).name if isinstance(settings, str) and settings.startswith("/") else settings
 
 
-def cell(values: list[float], digits: int) -> str:
-    """Mean ± sample standard deviation."""
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}"
+def _run_and_below(path: Path) -> str:
+    return "/".join(path.parts[-4:])
+
+
+def joined(runs: list[dict]) -> list[dict]:
+    """A row for each protocol and method: every seed of every run, in the order of the runs."""
+    rows = []
+    for parts in zip(*(run["results"] for run in runs), strict=True):
+        first = parts[0]
+        if any((p["protocol"], p["method"]) != (first["protocol"], first["method"]) for p in parts):
+            raise SystemExit("the evaluations compare different methods")
+        seeds = [seed for part in parts for seed in part["per_seed"]]
+        values = {name: [seed[name] for seed in seeds] for name in first["mean"]}
+        rows.append({**{key: first[key] for key in ("protocol", "split", "commit", "method")}, "values": values})
+    return rows
+
+
+def cell(values: list[float | None]) -> str:
+    """Mean ± sample standard deviation; a dash where a number is undefined."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "–"
+    spread = f" ± {statistics.stdev(known):.3f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.3f}{spread}"
 
 
 def main() -> None:
@@ -44,20 +69,17 @@ def main() -> None:
     parser.add_argument("scores", nargs="+", type=Path, help="scores.json of each run")
     options = parser.parse_args()
     runs = [read(path) for path in options.scores]
-    methods = list(runs[0]["summary"])
-    if any(list(run["summary"]) != methods for run in runs):
-        parser.error("the evaluations compare different methods")
-    values = {m: {c: [run["summary"][m][c] for run in runs] for c in COLUMNS} for m in methods}
-    table = {m: {c: cell(v, 3) for c, v in row.items() if None not in v} for m, row in values.items()}
-    report = {"name": options.name, **machine("cpu"), "values": values, "table": table, "runs": runs}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{options.name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    davis = runs[0]["evaluation"]["data"] == "davis"
-    shown = [c for c in COLUMNS if (davis or c != "j_mean") and all(c in row for row in table.values())]
-    print("| |" + "|".join(c.replace("_", " ") for c in shown) + "|")
-    print("|---" * (len(shown) + 1) + "|")
-    for method, row in table.items():
-        print(f"| {method} |" + "|".join(row[c] for c in shown) + "|")
+    rows = joined(runs)
+    for protocol in dict.fromkeys(row["protocol"] for row in rows):
+        mine = [row for row in rows if row["protocol"] == protocol]
+        names = list(mine[0]["values"])
+        print(f"\n`{protocol}`, split {mine[0]['split']}, commit {mine[0]['commit']}\n")
+        print("| |" + "|".join(names) + "|\n|" + "---|" * (len(names) + 1))
+        for row in mine:
+            print(f"| {row['method']} |" + "|".join(cell(row["values"][name]) for name in names) + "|")
+    command = f"python -m profiling.quality {options.name} {' '.join(_run_and_below(path) for path in options.scores)}"
+    results = {"name": options.name, **machine("cpu"), "command": command, "table": rows, "runs": runs}
+    save(RESULTS / f"{options.name}.json", results)
 
 
 if __name__ == "__main__":

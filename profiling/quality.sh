@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The runs behind docs/results.md: trains, evaluates, and joins the seeds into profiling/results/scenes.json and davis.json.
-# Usage: profiling/quality.sh scenes | profiling/quality.sh davis DAVIS BACKBONE. Runs land in runs/; about an hour a seed on one core.
+# The runs behind docs/results.md: trains, evaluates, and joins the seeds into profiling/results/scenes.json and davis-2016.json.
+# Usage: profiling/quality.sh scenes | davis DAVIS BACKBONE | report RUN DAVIS. Runs land in runs/; about an hour a seed on one core.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 train() { python -m interpreter.train "$@"; }
@@ -12,8 +12,9 @@ scenes() {
         train --stage image --run "$coarse" $data --steps 2500 --peak-lr 5e-4 --seed "$seed"
         train --stage image --run "$run" $data --init "$coarse" --frame-size 192 288 --steps 1200 --seed "$seed"
         train --stage video --run "$run" --steps 800 --seed "$seed"
-        python -m interpreter.evaluate --run "$run" $data --seed "$seed" --frame-size 256 384 --clusters 6 8 11 --positions
-        runs+=("$run/evaluation/synthetic-val-video-seed$seed/scores.json")
+        python -m interpreter.evaluate --run "$run" $data --seeds "$seed" --frame-size 256 384 --protocol interpreter \
+            --baselines one-segment grid k-means k-means-positions --clusters 6 8 11
+        runs+=("$run/evaluation/synthetic-val-video/scores.json")
     done
     python -m profiling.quality scenes "${runs[@]}"
 }
@@ -24,9 +25,15 @@ davis() {
     train --stage image --run "$scenes" --root runs/scenes $vit --no-flip --num-slots 11 --steps 1500 --peak-lr 5e-4
     train --stage image --preset davis --run "$run" --root "$1" --init "$scenes" $vit
     train --stage video --preset davis --run "$run"
-    python -m interpreter.evaluate --run "$run" --data davis --root "$1" --frame-size 336 504 --merge-threshold 0.15 \
-        --clusters 6 8 --pictures 8
-    python -m profiling.quality davis "$run/evaluation/davis-2016-val-video-seed0/scores.json"
+    report "$run" "$1"
+}
+
+# The one command that makes the report of a run on DAVIS-2016.
+report() {
+    python -m interpreter.evaluate --run "$1" --data davis --root "$2" --frame-size 336 504 --merge-threshold 0.15 \
+        --protocol davis-2016 interpreter smtc --sweep-merge 0.05 0.1 0.2 0.3 --sweep-slots 4 8 12 \
+        --baselines one-segment grid k-means spectral --clusters 6 8
+    python -m profiling.quality davis-2016 "$1/evaluation/davis-2016-val-video/scores.json"
 }
 
 "$@"

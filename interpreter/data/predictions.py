@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from interpreter.data.davis import read_mask
+from interpreter.data.annotations import read_mask
 from interpreter.data.images import natural_key
 from interpreter.data.rle import decode_rle
 from interpreter.data.video import VideoError

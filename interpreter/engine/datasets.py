@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from interpreter.configs import DataConfig
+from interpreter.configs import WITHOUT_SPLITS, VideosConfig
 from interpreter.data import VideoDataset, open_dataset
+from interpreter.data.datasets import find_sources
 from interpreter.data.synthetic import generate_scenes
 from interpreter.engine.logging import console
 
 
-def open_videos(config: DataConfig, run: Path) -> VideoDataset:
+def open_videos(config: VideosConfig, run: Path) -> VideoDataset:
     """Open the data set; scenes that do not exist yet are generated. Skipped videos are named on screen."""
     root, split = config.root, config.split
     if config.data == "synthetic":
@@ -16,7 +17,7 @@ def open_videos(config: DataConfig, run: Path) -> VideoDataset:
         generate_scenes(root, config.num_videos, split=split)
     elif root is None:
         raise ValueError(f"--data {config.data} needs --root DIR")
-    elif config.data in ("folder", "segtrack"):
+    elif config.data in WITHOUT_SPLITS:
         split = None
     dataset = open_dataset(
         config.data,
@@ -29,3 +30,12 @@ def open_videos(config: DataConfig, run: Path) -> VideoDataset:
     if dataset.skipped:
         console.print(f"[yellow]{dataset.report()}")
     return dataset
+
+
+def published_ids(config: VideosConfig) -> dict[str, int | str]:
+    """What the release's own index calls each video (YouTube-VIS: its number), by name; empty where it has no index."""
+    if config.root is None:
+        raise ValueError(f"--data {config.data} needs --root DIR")
+    split = None if config.data in WITHOUT_SPLITS else config.split
+    sources = find_sources(config.data, config.root, split, int(config.year), annotations=config.annotations)
+    return {source.name: source.id for source in sources if source.id is not None}

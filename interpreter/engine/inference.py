@@ -1,6 +1,6 @@
 """Segment whole videos with a trained run: features stream through, slots and patch attention stay."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -128,38 +128,77 @@ class Segmenter:
     ) -> Segmentation:
         """Segment a video.
 
+        Args and errors as in :meth:`image_slots`.
+        """
+        return self.segment_slots(*self.image_slots(video, (self.seed,), advance, keep)[0])
+
+    @torch.no_grad()
+    def image_slots(
+        self,
+        video: Video,
+        seeds: Sequence[int],
+        advance: Callable[[int], None] = lambda frames: None,
+        keep: Callable[[Tensor], None] = lambda features: None,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Image slots of a video for several seeds of the slot prior; its frames are decoded and encoded once.
+
         Args:
             video: the video; it is decoded as a stream.
+            seeds: of the slot prior.
             advance: called with the number of frames that were encoded.
             keep: called with the features [t, M, D] of each piece, for who needs them (the baselines).
+
+        Returns:
+            For each seed what :meth:`segment_slots` takes: slots [T, N, D] and patch attention [T, M, N] (fp16).
 
         Raises:
             ValueError: if the video is damaged, or changes meanwhile.
         """
-        generator, frames, count = torch_generator(self.device, self.seed, 0), video.num_frames, 0
+        generators = [torch_generator(self.device, seed, 0) for seed in seeds]
+        found: list[tuple[Tensor, Tensor]] = []
+        frames, count = video.num_frames, 0
         for features in encode(self.backbone, video.frames(self.frame_size), self.precision):
             keep(features)
-            slots, attention = self._image_slots(features, generator)
-            if count == 0:  # one allocation for all frames: joining pieces at the end would need twice the memory
-                image_slots = slots.new_empty(frames, *slots.shape[1:])
-                image_attention = attention.new_empty(frames, *attention.shape[1:], dtype=torch.float16)
             part = slice(count, count + len(features))
             count += len(features)
-            if count <= frames:
-                image_slots[part], image_attention[part] = slots, attention
+            for number, generator in enumerate(generators):
+                slots, attention = self._draw_image_slots(features, generator)
+                if part.start == 0:  # one allocation for all frames: joining pieces would need twice the memory
+                    whole = attention.new_empty(frames, *attention.shape[1:], dtype=torch.float16)
+                    found.append((slots.new_empty(frames, *slots.shape[1:]), whole))
+                if count <= frames:
+                    found[number][0][part], found[number][1][part] = slots, attention
             advance(len(features))
         if count != frames:
             raise ValueError(f"{video.path} changed while it was segmented; leave it alone until it is done")
-        return self.segment_slots(image_slots, image_attention)
+        return found
 
     @torch.no_grad()
-    def segment_slots(self, image_slots: Tensor, image_attention: Tensor) -> Segmentation:
-        """Segment a video whose image slots [T, N, D] and patch attention [T, M, N] (fp16) are known."""
+    def segment_slots(
+        self,
+        image_slots: Tensor,
+        image_attention: Tensor,
+        *,
+        seed: int | None = None,
+        num_slots: int | None = None,
+        merge_threshold: float | None = None,
+    ) -> Segmentation:
+        """Segment a video whose image slots are known: nothing is decoded or encoded.
+
+        Args:
+            image_slots: [T, N, D].
+            image_attention: [T, M, N] fp16, attention of the patches over them.
+            seed: of the video slots' prior. Default: the segmenter's.
+            num_slots: video slots K to draw from the prior, which all slots share. Default: as in training.
+            merge_threshold: cosine distance below which video slots are merged. Default: the video stage's.
+        """
         if self.video_stage is None:
             return Segmentation(self.grid, image_slots, image_attention, None, None)
-        return Segmentation(self.grid, image_slots, image_attention, *self._video_slots(image_slots))
+        seed = self.seed if seed is None else seed
+        video = self._video_slots(image_slots, seed, num_slots, merge_threshold)
+        return Segmentation(self.grid, image_slots, image_attention, *video)
 
-    def _image_slots(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _draw_image_slots(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         stage, frames = self.image_stage, torch.arange(len(features), device=self.device)
         draws, errors = [], []
         for _ in range(stage.config.restarts):
@@ -172,16 +211,18 @@ class Segmenter:
         attention = torch.stack([draw.attention for draw in draws])[best, frames]
         return slots.float(), attention.float()
 
-    def _video_slots(self, image_slots: Tensor) -> tuple[Tensor, Tensor]:
+    def _video_slots(
+        self, image_slots: Tensor, seed: int, num_slots: int | None, merge_threshold: float | None
+    ) -> tuple[Tensor, Tensor]:
         stage, image_slots = self.video_stage, image_slots[None]
         assert stage is not None
-        generator = torch_generator(self.device, self.seed, 1)
+        generator = torch_generator(self.device, seed, 1)
         draws = []
         with autocast(self.device, self.precision):
             context = stage.contextualise(image_slots)
             for _ in range(stage.config.restarts):
-                initial = initial_slots(stage.slot_attention, prior_noise(stage.slot_attention, 1, generator))
-                found = stage.gather(context, initial)
+                noise = prior_noise(stage.slot_attention, 1, generator, num_slots)
+                found = stage.gather(context, initial_slots(stage.slot_attention, noise), merge_threshold)
                 draws.append((stage.divergence(found, image_slots).item(), found))
         video = min(draws, key=lambda draw: draw[0])[1]
         # Merged slots stand first: labels count in the order of their first members.

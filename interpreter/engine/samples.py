@@ -13,6 +13,7 @@ from interpreter.engine.inference import Segmenter
 from interpreter.engine.slots import StoredSlots
 from interpreter.engine.store import Content
 from interpreter.files import written_whole
+from interpreter.metrics import resize_labels
 from interpreter.render import mask_grid
 
 VIDEOS, FRAMES_EACH = 2, 4
@@ -50,7 +51,7 @@ def sample_grid(segmenter: Segmenter, dataset: VideoDataset, stored: StoredSampl
         if masks is None:
             has_truth = False
         else:
-            truth.append(nearest(masks[chosen], segmenter.frame_size))
+            truth.append(resize_labels(masks[chosen], segmenter.frame_size))
     shown = np.concatenate(truth) if has_truth else None
     return mask_grid(np.concatenate(frames), {"segments": np.concatenate(labels)}, truth=shown, void=VOID)
 
@@ -82,9 +83,3 @@ def stored_pictures(
                 save_file({"frames": frames}, temporary)
         pictures.append(frames)
     return pictures
-
-
-def nearest(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize label maps [n, H, W] to ``size`` by nearest neighbour."""
-    rows, columns = (((np.arange(n) + 0.5) * old / n).astype(int) for n, old in zip(size, masks.shape[1:], strict=True))
-    return masks[:, rows[:, None], columns]

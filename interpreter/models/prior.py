@@ -5,9 +5,12 @@ from slotkernels import SlotAttention
 from torch import Tensor
 
 
-def prior_noise(attention: SlotAttention, batch: int, generator: torch.Generator) -> Tensor:
-    """Standard normal noise [batch, N, D] on the generator's device."""
-    return torch.randn(batch, attention.num_slots, attention.dim, generator=generator, device=generator.device)
+def prior_noise(
+    attention: SlotAttention, batch: int, generator: torch.Generator, num_slots: int | None = None
+) -> Tensor:
+    """Standard normal noise [batch, N, D] on the generator's device; N is the module's unless it is given."""
+    shape = (batch, num_slots or attention.num_slots, attention.dim)
+    return torch.randn(shape, generator=generator, device=generator.device)
 
 
 def initial_slots(attention: SlotAttention, noise: Tensor) -> Tensor:

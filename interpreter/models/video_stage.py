@@ -57,11 +57,18 @@ class VideoStage(nn.Module):
             x = self.embed(image_slots) + self.config.time_scale * time[:, None]
             return self.encoder(x.flatten(1, 2)).unflatten(1, image_slots.shape[1:3])
 
-    def gather(self, context: Tensor, slots: Tensor | None = None) -> VideoSlots:
-        """Video slots of what :meth:`contextualise` gives; ``slots`` [B, K, D] is a draw of the prior."""
+    def gather(self, context: Tensor, slots: Tensor | None = None, merge_threshold: float | None = None) -> VideoSlots:
+        """Video slots of what :meth:`contextualise` gives.
+
+        Args:
+            context: [B, T, N, D].
+            slots: [B, K, D], a draw of the prior.
+            merge_threshold: cosine distance below which slots are merged. Default: the configuration's.
+        """
         found, attention = self.slot_attention(context.flatten(1, 2), slots)
+        threshold = self.config.merge_threshold if merge_threshold is None else merge_threshold
         with annotate("merging"):
-            labels, _ = cluster_slots(found.detach(), self.config.merge_threshold)
+            labels, _ = cluster_slots(found.detach(), threshold)
             merged, attention, valid = merge_slots(found, attention, labels)
         return VideoSlots(merged, attention.unflatten(1, context.shape[1:3]), valid, found)
 

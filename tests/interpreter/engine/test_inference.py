@@ -25,7 +25,7 @@ def test_each_frame_keeps_the_draw_that_reconstructs_it_best(segmenter):
     stage, generator = segmenter.image_stage, torch.Generator()
     features = torch.randn(6, 4 * 6, stage.feature_dim, generator=generator.manual_seed(0))
     with_restarts(stage, 5)
-    slots, attention = segmenter._image_slots(features, generator.manual_seed(1))
+    slots, attention = segmenter._draw_image_slots(features, generator.manual_seed(1))
 
     generator.manual_seed(1)
     noises = [prior_noise(stage.slot_attention, 6, generator) for _ in range(5)]
@@ -45,7 +45,7 @@ def test_merge_threshold_of_the_run_can_be_overridden(tiny_run):
     for threshold in (0.0, 2.0):  # the cosine distance is at most 2
         segmenter = Segmenter.from_run(tiny_run, merge_threshold=threshold)
         with torch.no_grad():
-            counts.append(len(segmenter._video_slots(image_slots)[0]))
+            counts.append(len(segmenter._video_slots(image_slots, 0, None, None)[0]))
     assert counts == [3, 1]
 
 
@@ -54,7 +54,7 @@ def test_a_video_keeps_the_draw_of_least_divergence(segmenter):
     stage = segmenter.video_stage
     image_slots = torch.randn(7, 4, 16, generator=torch.Generator().manual_seed(0))
     with_restarts(stage, 6)
-    slots, attention = segmenter._video_slots(image_slots)
+    slots, attention = segmenter._video_slots(image_slots, 3, None, None)
 
     generator = torch_generator(segmenter.device, 3, 1)
     noises = [prior_noise(stage.slot_attention, 1, generator) for _ in range(6)]

@@ -6,7 +6,17 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
-from interpreter.metrics import baselines, fg_ari_video, kmeans_segments, one_segment, upsample_labels
+from interpreter.metrics import (
+    baselines,
+    fg_ari_video,
+    grid_segments,
+    kmeans_frame_segments,
+    kmeans_segments,
+    link_segments,
+    one_segment,
+    spectral_segments,
+    upsample_labels,
+)
 
 
 def clusters(frames, grid, k, dim, spread, seed=0):
@@ -94,3 +104,56 @@ def test_bad_input_is_refused():
         kmeans_segments(np.full_like(features, np.nan), grid=(3, 4), k=2)
     with pytest.raises(ValueError, match="labels"):
         upsample_labels(np.zeros((2, 11), np.uint8), grid=(3, 4), size=(6, 8))
+
+
+def drifting(frames, grid, k, dim, seed=0):
+    """Clusters whose centres drift slowly, numbered anew in every frame: features, labels, labels as numbered."""
+    rng = np.random.default_rng(seed)
+    _, labels = clusters(frames, grid, k, dim, 0.1, seed)
+    centres = rng.normal(size=(k, dim)) * 10 + np.cumsum(rng.normal(size=(frames, k, dim)) * 0.5, axis=0)
+    features = np.stack([c[own] for c, own in zip(centres, labels, strict=True)])
+    numbered = np.stack([rng.permutation(k)[own] for own in labels])
+    return (features + rng.normal(size=features.shape) * 0.1).astype(np.float32), labels, numbered
+
+
+def test_linking_undoes_the_numbering_of_each_frame():
+    features, true, numbered = drifting(12, (6, 8), 5, 16)
+    linked = link_segments(numbered, features)
+    assert adjusted_rand_score(true.ravel(), numbered.ravel()) < 0.3
+    assert adjusted_rand_score(true.ravel(), linked.ravel()) == 1
+    np.testing.assert_array_equal(linked[0], numbered[0])
+
+
+def test_a_cluster_that_was_away_returns_under_its_id():
+    features, true, _ = drifting(6, (6, 8), 4, 16)
+    seen = true.copy()
+    features[2:4][true[2:4] == 3] = features[2:4][true[2:4] == 1][0]  # cluster 3 is away for two frames
+    seen[2:4][true[2:4] == 3] = 1
+    numbered = seen.copy()
+    numbered[2:] = np.array([1, 2, 0, 3])[seen[2:]]
+    linked = link_segments(numbered, features)
+    np.testing.assert_array_equal(linked, seen)
+
+
+@pytest.mark.parametrize("segments", [spectral_segments, kmeans_frame_segments])
+def test_clusters_of_single_frames_are_found_and_followed(segments):
+    features, true, _ = drifting(5, (8, 10), 4, 16)
+    found = segments(features, grid=(8, 10), k=4)
+    assert found.dtype == np.uint8
+    assert adjusted_rand_score(true.ravel(), found.ravel()) == 1
+    np.testing.assert_array_equal(found, segments(features, grid=(8, 10), k=4))
+
+
+def test_one_spectral_cluster_is_the_whole_frame():
+    features = np.random.default_rng(0).normal(size=(2, 12, 5)).astype(np.float32)
+    assert not spectral_segments(features, grid=(3, 4), k=1).any()
+
+
+def test_grid_has_equal_blocks_that_never_move():
+    found = grid_segments(3, 6, 9, 6)
+    blocks = np.arange(6).reshape(2, 3).repeat(3, axis=0).repeat(3, axis=1)
+    np.testing.assert_array_equal(found, np.stack([blocks] * 3))
+    assert np.bincount(grid_segments(1, 10, 17, 8).ravel()).tolist() == [25, 20, 20, 20] * 2
+    assert len(np.unique(grid_segments(1, 4, 12, 7))) == 7  # no two factors but 1 and 7: strips
+    with pytest.raises(ValueError, match="13 blocks do not fit"):
+        grid_segments(1, 4, 12, 13)

@@ -1,0 +1,107 @@
+"""Pictures of the best and the worst videos, chosen while the videos stream by."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from interpreter.data import VOID, Video
+from interpreter.evaluation.methods import Method, Size
+from interpreter.files import written_whole
+from interpreter.metrics import resize_labels
+from interpreter.render import mask_grid
+
+FRAMES, HEIGHT = 6, 240
+
+
+@dataclass
+class Shown:
+    """Small label maps of a few frames of a video: what its picture needs besides the frames themselves."""
+
+    video: Video
+    chosen: np.ndarray  # numbers of the frames
+    size: Size
+    truth: np.ndarray  # [n, h, w]
+    rows: dict[str, np.ndarray] = field(default_factory=dict)  # method -> [n, h, w]
+    score: float = float("nan")
+
+    def draw(self) -> np.ndarray:
+        """Frames, masks of each method and the truth: uint8 [H, W, 3]."""
+        frames = self.video.read(self.chosen, self.size)
+        return mask_grid(frames, self.rows, truth=self.truth, void=VOID)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Frames of a video with the masks of all methods: uint8 [H, W, 3]."""
+
+    rank: str
+    video: str
+    score: float
+    image: np.ndarray
+
+    def save(self, folder: Path) -> None:
+        """Write it as PNG; the file name holds no character that a file system could take for more."""
+        safe = re.sub(r"[^\w.-]+", "_", self.video)[:80]
+        with written_whole(folder / f"{self.rank.replace(' ', '-')}-{safe}.png") as temporary:
+            Image.fromarray(self.image).save(temporary, format="png")
+
+
+class Gallery:
+    """The best and the worst videos seen so far; memory holds small pictures of these alone.
+
+    Args:
+        count: how many of the best and how many of the worst.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._kept: list[Shown] = []  # best first
+        self._current: Shown | None = None
+
+    def see(self, video: Video, method: Method, maps: np.ndarray, truth: np.ndarray, frames: np.ndarray) -> None:
+        """Look at the masks of a video: those of the first seed are shown, those of sweeps and blind baselines not.
+
+        Args:
+            video: the video.
+            method: whose masks they are.
+            maps: the masks of all frames, at any size.
+            truth: [t, H, W] masks of the annotated frames.
+            frames: [t] numbers of these.
+        """
+        if not self.count or method.kind in ("sweep", "blind"):
+            return
+        if self._current is None:
+            places = np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)
+            size = (HEIGHT, round(HEIGHT * video.width / video.height))
+            self._current = Shown(video, frames[places], size, resize_labels(truth[places], size))
+        shown = self._current
+        if method.name not in shown.rows:
+            labels = resize_labels(maps[shown.chosen], shown.size)
+            shown.rows[method.name] = np.unique(labels, return_inverse=True)[1].reshape(labels.shape) % 256
+
+    def forget(self) -> None:
+        """Drop the video that is being seen."""
+        self._current = None
+
+    def keep(self, score: float) -> None:
+        """The video that is being seen is complete: keep it if it is among the best or the worst."""
+        shown, self._current = self._current, None
+        if shown is None or np.isnan(score):
+            return
+        shown.score = score
+        self._kept = sorted([*self._kept, shown], key=lambda s: -s.score)
+        if len(self._kept) > 2 * self.count:
+            del self._kept[self.count]
+
+    def pictures(self) -> list[Picture]:
+        """Best 1, best 2, … and worst 1, worst 2, …: a video is among the best or the worst, not among both."""
+        half = min(self.count, (len(self._kept) + 1) // 2)
+        groups = {"best": self._kept[:half], "worst": self._kept[half:][::-1]}
+        return [
+            Picture(f"{group} {number}", shown.video.name, shown.score, shown.draw())
+            for group, videos in groups.items()
+            for number, shown in enumerate(videos, 1)
+        ]

@@ -1,0 +1,32 @@
+"""Which code made a number."""
+
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import interpreter
+
+DISTRIBUTION = "interpreter-slots"
+
+
+def code_version() -> str:
+    """The commit (``git describe --always --dirty``) of a checkout, else the version of the installed package."""
+    root = Path(interpreter.__file__).resolve().parents[1]
+    # An installation inside somebody else's repository must not pass for a commit of that one.
+    if _git(root, "rev-parse", "--show-toplevel") == str(root):
+        described = _git(root, "describe", "--always", "--dirty", "--tags")
+        if described:
+            return described
+    try:
+        return f"{DISTRIBUTION} {version(DISTRIBUTION)}"
+    except PackageNotFoundError:
+        return "unknown (neither a git checkout nor an installed package)"
+
+
+def _git(root: Path, *arguments: str) -> str:
+    """What git says about a directory; empty where there is no git or no repository."""
+    try:
+        result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return result.stdout.strip() if result.returncode == 0 else ""

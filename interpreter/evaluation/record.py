@@ -1,0 +1,168 @@
+"""Numbers as JSON, CSV and text; each says under which protocol, on which split and by which code it was made."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from interpreter.evaluation.scoring import Row, Scores, number
+from interpreter.files import write_text, written_whole
+from interpreter.metrics import METRICS, Protocol
+
+TITLES = {
+    "fg_ari_frame": "FG-ARI frame",
+    "fg_ari_video": "FG-ARI video",
+    "miou_frame": "mIoU frame",
+    "miou_video": "mIoU video",
+    "mbo_frame": "mBO frame",
+    "mbo_video": "mBO video",
+    "jf": "J&F",
+    "j": "J",
+    "f": "F",
+    "identity_switches": "ID switches",
+    "identity_switches_per_100": "ID switches /100",
+    "fragmentations": "fragments",
+    "fragmentations_per_100": "fragments /100",
+}
+"""Short names of the metrics, for tables and plots."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What stands beside every number.
+
+    Attributes:
+        data: name of the data set.
+        split: of the data set.
+        subject: name of the run or of the masks.
+        commit: of the code.
+    """
+
+    data: str
+    split: str
+    subject: str
+    commit: str
+
+
+def cell(row: Row, name: str) -> str:
+    """Mean, and ± sample standard deviation over seeds; a dash where the number is undefined."""
+    mean, std = row.mean[name], row.std
+    if math.isnan(mean):
+        return "–"
+    digits = 2 if "switches" in name or "fragment" in name else 3
+    return f"{mean:.{digits}f}" + (f" ± {std[name]:.{digits}f}" if std else "")
+
+
+def scored(row: Row) -> str:
+    """How many videos and objects a row stands for."""
+    first = row.per_seed[0]
+    return f"{first['videos']:.0f} videos, {first['objects']:.0f} objects"
+
+
+def format_tables(scores: Scores, provenance: Provenance) -> str:
+    """A table for each protocol as text, and below it what its columns are."""
+    file = io.StringIO()
+    console = Console(file=file, width=200)
+    rows = scores.rows()
+    for protocol in scores.protocols:
+        mine = [row for row in rows if row.protocol == protocol]
+        title = (
+            f"{provenance.subject} on {provenance.data}, split {provenance.split}, protocol {protocol.name}, "
+            f"{scored(mine[0])}, commit {provenance.commit}"
+        )
+        table = Table()
+        table.add_column("", no_wrap=True)
+        for name in protocol.metrics:
+            table.add_column(TITLES[name], justify="right", no_wrap=True)
+        for row in mine:
+            table.add_row(escape(row.method.name), *(cell(row, name) for name in protocol.metrics))
+        console.print(title, markup=False, highlight=False, soft_wrap=True)
+        console.print(table)
+        console.print(_notes(protocol, mine), markup=False, highlight=False, soft_wrap=True)
+    if scores.skipped:
+        lines = [f"- {name}: {reason}" for name, reason in scores.skipped]
+        console.print(f"Not scored ({len(lines)}):", *lines, sep="\n", markup=False, highlight=False, soft_wrap=True)
+    return file.getvalue()
+
+
+def _notes(protocol: Protocol, rows: Sequence[Row]) -> str:
+    lines = [f"{TITLES[name]}: {METRICS[name]}" for name in protocol.metrics]
+    seeds = max(len(row.seeds) for row in rows)
+    if seeds > 1:
+        lines.append(f"±: sample standard deviation over {seeds} seeds")
+    return "\n".join([f"{protocol.name}: {protocol.summary}", *lines, ""])
+
+
+def write_scores(path: Path, scores: Scores, provenance: Provenance, config: dict[str, Any]) -> None:
+    """Write all numbers, per video too, as JSON."""
+    stamp = {"split": provenance.split, "commit": provenance.commit}
+    results = [
+        {
+            "protocol": row.protocol.name,
+            **stamp,
+            "method": row.method.name,
+            "kind": row.method.kind,
+            "sweep": row.method.sweep,
+            "seeds": row.seeds,
+            "mean": row.mean,
+            "std": row.std,
+            "per_seed": row.per_seed,
+        }
+        for row in scores.rows()
+    ]
+    videos = [
+        {"protocol": protocol, **stamp, "method": method.name, "seed": seed, "videos": numbers}
+        for (protocol, method), by_seed in scores.numbers.items()
+        if method.kind != "sweep"
+        for seed, numbers in by_seed.items()
+    ]
+    report = {
+        **asdict(provenance),
+        "date": date.today().isoformat(),
+        "config": config,
+        "protocols": {protocol.name: asdict(protocol) for protocol in scores.protocols},
+        "metrics": {name: METRICS[name] for protocol in scores.protocols for name in protocol.metrics},
+        "results": results,
+        "frames": scores.videos,
+        "videos": videos,
+        "skipped": [{"name": name, "reason": reason} for name, reason in scores.skipped],
+    }
+    write_text(path, json.dumps(_null_for_nan(report), indent=1, default=str, allow_nan=False) + "\n")
+
+
+def write_videos(path: Path, scores: Scores, provenance: Provenance) -> None:
+    """Write the table of videos as CSV: a line for each video, method, seed, protocol and metric, objects averaged."""
+    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["data", "split", "protocol", "commit", "method", "seed", "video", "frames", "metric", "value"])
+        for (name, method), by_seed in scores.numbers.items():
+            if method.kind == "sweep":
+                continue
+            protocol = next(p for p in scores.protocols if p.name == name)
+            stamp = [provenance.data, provenance.split, name, provenance.commit, method.name]
+            for seed, videos in by_seed.items():
+                for video, numbers in videos.items():
+                    for metric in protocol.metrics:
+                        value = number(numbers[metric])
+                        text = "" if math.isnan(value) else repr(value)
+                        writer.writerow(
+                            [*stamp, "" if seed is None else seed, video, scores.videos[video], metric, text]
+                        )
+
+
+def _null_for_nan(value: object) -> object:
+    """A number that is undefined (no foreground) as null: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _null_for_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_null_for_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

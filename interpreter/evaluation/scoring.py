@@ -1,0 +1,168 @@
+"""Score all videos of a data set, one in memory at a time, and bring seeds together."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from interpreter.data import VOID, Video, VideoDataset, VideoError
+from interpreter.data.predictions import PredictionError
+from interpreter.engine.logging import progress_bar
+from interpreter.evaluation.gallery import Gallery
+from interpreter.evaluation.methods import Method, Size, Source
+from interpreter.metrics import Protocol, VideoScores, resize_labels, score_video, scoring_size, summarise
+
+Found = dict[tuple[str, Method, int | None], VideoScores]
+BySeed = dict[int | None, dict[str, VideoScores]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Numbers of one method under one protocol.
+
+    Attributes:
+        protocol, method: whose numbers they are.
+        seeds: of the slot prior (None: nothing random).
+        per_seed: for each seed what :func:`interpreter.metrics.summarise` says of the data set.
+        mean: over seeds; NaN where a number is undefined under any of them.
+        std: sample standard deviation over seeds; None with a single one.
+    """
+
+    protocol: Protocol
+    method: Method
+    seeds: tuple[int | None, ...]
+    per_seed: tuple[dict[str, float], ...]
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """Mean over seeds of each metric."""
+        return {name: statistics.fmean(row[name] for row in self.per_seed) for name in self.protocol.metrics}
+
+    @property
+    def std(self) -> dict[str, float] | None:
+        """Sample standard deviation over seeds of each metric."""
+        if len(self.per_seed) < 2:
+            return None
+        values = {name: [row[name] for row in self.per_seed] for name in self.protocol.metrics}
+        return {name: math.nan if any(map(math.isnan, v)) else statistics.stdev(v) for name, v in values.items()}
+
+
+@dataclass
+class Scores:
+    """Numbers of every video, method and seed under every protocol; no pixels.
+
+    Attributes:
+        videos: number of frames of each scored video, by name.
+        skipped: (what, why) of every video that was not scored.
+        numbers: (protocol's name, method) -> seed -> video -> numbers.
+    """
+
+    protocols: Sequence[Protocol]
+    videos: dict[str, int] = field(default_factory=dict)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    numbers: dict[tuple[str, Method], BySeed] = field(default_factory=dict)
+
+    def add(self, video: Video, found: Found) -> None:
+        """Take in the numbers of a video."""
+        self.videos[video.name] = video.num_frames
+        for (protocol, method, seed), numbers in found.items():
+            self.numbers.setdefault((protocol, method), {}).setdefault(seed, {})[video.name] = numbers
+
+    @property
+    def methods(self) -> list[Method]:
+        """All methods, the main one first."""
+        return list(dict.fromkeys(method for _, method in self.numbers))
+
+    def rows(self) -> list[Row]:
+        """A row for each protocol and method."""
+        rows = []
+        for protocol in self.protocols:
+            for method in self.methods:
+                by_seed = self.numbers[protocol.name, method]
+                per_seed = tuple(summarise(protocol, videos.values()) for videos in by_seed.values())
+                rows.append(Row(protocol, method, tuple(by_seed), per_seed))
+        return rows
+
+    def per_video(self, protocol: Protocol, method: Method, name: str) -> dict[str, float]:
+        """A metric of each video, mean over its objects and over seeds; NaN where it is undefined."""
+        by_seed = self.numbers[protocol.name, method].values()
+        return {video: statistics.fmean(number(scores[video][name]) for scores in by_seed) for video in self.videos}
+
+
+def number(score: float | Sequence[float]) -> float:
+    """One number of what is defined in an entry of a video's scores: the mean over its objects or clips, or NaN."""
+    values = [value for value in (score if isinstance(score, Sequence) else [score]) if not math.isnan(value)]
+    return statistics.fmean(values) if values else math.nan
+
+
+def score_dataset(dataset: VideoDataset, source: Source, protocols: Sequence[Protocol], gallery: Gallery) -> Scores:
+    """Score every video of a data set; damaged ones are left out of all rows, and named.
+
+    One video's truth and one method's masks of it are in memory at a time.
+
+    Raises:
+        ValueError: if no video could be scored.
+    """
+    scores = Scores(protocols, skipped=[(str(path), reason) for path, reason in dataset.skipped])
+    total = sum(video.num_frames for video in dataset.videos)
+    with progress_bar("frames") as progress:
+        bar = progress.add_task("evaluate", total=total, status="")
+        for index, video in enumerate(dataset.videos):
+
+            def status(text: str, name: str = video.name) -> None:
+                progress.update(bar, status=f"{name}: {text}")
+
+            try:
+                found = _score_video(dataset, index, source, protocols, gallery, status)
+            except (VideoError, PredictionError) as error:
+                scores.skipped.append((video.name, str(error)))
+                gallery.forget()
+            else:
+                scores.add(video, found)
+                gallery.keep(_headline(found, protocols[0]))
+            progress.advance(bar, video.num_frames)
+    if not scores.videos:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in scores.skipped)
+        raise ValueError(f"no video could be scored: {reasons}")
+    return scores
+
+
+def _score_video(
+    dataset: VideoDataset,
+    index: int,
+    source: Source,
+    protocols: Sequence[Protocol],
+    gallery: Gallery,
+    status: Callable[[str], None],
+) -> Found:
+    """Numbers of a video for every protocol, method and seed."""
+    video, masks = dataset.videos[index], dataset.masks(index)
+    frames = dataset.mask_frames(index)
+    if masks is None or not len(frames):
+        raise VideoError(f"{video.path}: no masks to score against; give a data set with annotations")
+    truth = masks if len(frames) == len(masks) else masks[frames]
+    groups = [(size, group, resize_labels(truth, size)) for size, group in _by_size(protocols, truth.shape[1:]).items()]
+    found: Found = {}
+    for candidate in source.candidates(video, status):
+        for size, group, true in groups:
+            pred = candidate.labels(size)
+            gallery.see(video, candidate.method, pred, truth, frames)
+            for protocol in group:
+                found[protocol.name, candidate.method, candidate.seed] = score_video(
+                    protocol, pred, true, frames=frames, void=VOID, background=candidate.background
+                )
+    return found
+
+
+def _by_size(protocols: Sequence[Protocol], native: tuple[int, ...]) -> dict[Size, list[Protocol]]:
+    """Protocols by the size that they compare masks at, so that label maps are made once for each."""
+    groups: dict[Size, list[Protocol]] = {}
+    for protocol in protocols:
+        groups.setdefault(scoring_size(protocol, (native[0], native[1])), []).append(protocol)
+    return groups
+
+
+def _headline(found: Found, protocol: Protocol) -> float:
+    """The first metric of a video under the main method and its first seed."""
+    first = next(scores for (name, _, _), scores in found.items() if name == protocol.name)
+    return number(first[protocol.metrics[0]])

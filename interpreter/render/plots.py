@@ -1,0 +1,113 @@
+"""Plots of an evaluation, as PNG in memory."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+SIZE, DPI = (5.0, 3.1), 144
+# Okabe and Ito's colours without yellow, which is too pale for lines on white.
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+
+
+def plot_sweep(
+    points: Sequence[tuple[float, float, float]], *, x: str, y: str, references: Mapping[str, float] | None = None
+) -> bytes:
+    """A number against a setting, with a band of one standard deviation.
+
+    Args:
+        points: (setting, mean, standard deviation); NaN means leave a gap.
+        x, y: names of the axes.
+        references: numbers to draw as dashed lines, by name.
+
+    Returns:
+        A PNG.
+    """
+    setting, mean, std = np.array(sorted(points), float).T
+    with rc_context({"text.parse_math": False}):  # a dollar sign in the name of a folder is no formula
+        figure, axes = _figure(x, y)
+        axes.fill_between(setting, mean - std, mean + std, color=LINES[0], alpha=0.18, linewidth=0)
+        if (setting == setting.round()).all():
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.plot(setting, mean, color=LINES[0], marker="o", markersize=4.5, linewidth=1.8)
+        for colour, (name, value) in zip(LINES[1:], (references or {}).items(), strict=False):
+            axes.axhline(value, color=colour, linestyle=(0, (4, 3)), linewidth=1.3, label=_legend(name))
+        if references:
+            axes.legend(frameon=False, fontsize=8)
+        return _png(figure)
+
+
+def plot_histogram(values: Mapping[str, Sequence[float]], *, x: str) -> bytes:
+    """How often each value occurs: the first series as bars, the others as outlines, in bins of a twentieth.
+
+    Args:
+        values: of each series by name, at most 1; NaN is left out.
+        x: name of the axis.
+
+    Returns:
+        A PNG.
+    """
+    series = {name: np.array(v, float)[~np.isnan(v)] for name, v in values.items()}
+    lowest = min([0.0, *(v.min() for v in series.values() if len(v))])
+    edges = (np.arange(np.floor(lowest * 20), 21) / 20).tolist()
+    with rc_context({"text.parse_math": False}):
+        figure, axes = _figure(x, "videos")
+        for number, (colour, (name, v)) in enumerate(zip(LINES, series.items(), strict=False)):
+            style = {"alpha": 0.85, "rwidth": 0.92} if number == 0 else {"histtype": "step", "linewidth": 1.6}
+            axes.hist(v, edges, color=colour, label=_legend(name), **style)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlim(edges[0], 1)
+        axes.legend(frameon=False, fontsize=8)
+        return _png(figure)
+
+
+def plot_points(points: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str) -> bytes:
+    """Dots at (x, y), one colour for each series; NaN is left out."""
+    with rc_context({"text.parse_math": False}):
+        figure, axes = _figure(x, y)
+        for colour, marker, (name, pairs) in zip(LINES, "os^Dv<", points.items(), strict=False):
+            across, up = np.array(pairs, float).reshape(-1, 2).T
+            axes.scatter(
+                across,
+                up,
+                s=26,
+                color=colour,
+                marker=marker,
+                alpha=0.75,
+                linewidth=0,
+                label=_legend(name),
+                clip_on=False,
+            )
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.margins(x=0.06)
+        axes.legend(frameon=False, fontsize=8)
+        return _png(figure)
+
+
+def _figure(x: str, y: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(y, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _legend(name: str) -> str:
+    """A name as a legend shows it: matplotlib hides those that begin with an underscore."""
+    name = name if len(name) <= 40 else name[:39] + "…"
+    return f" {name}" if name.startswith("_") else name
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=DPI)
+    return file.getvalue()

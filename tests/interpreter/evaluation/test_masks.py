@@ -1,0 +1,203 @@
+"""Scoring masks that somebody saved, through the command."""
+
+import csv
+import json
+import os
+import shutil
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from interpreter import evaluate as command
+from interpreter.data import open_dataset
+from interpreter.data.predictions import open_predictions
+from interpreter.evaluation.gallery import Gallery
+from interpreter.evaluation.methods import MasksSource
+from interpreter.evaluation.provenance import code_version
+from interpreter.evaluation.scoring import score_dataset
+from interpreter.metrics import PROTOCOLS
+
+from ..data.releases import compressed, write_ytvis, ytvis_annotation, ytvis_video
+from .videos import FRAMES, SIZE, save_davis, save_json, save_npz, save_png, squares
+
+FORMATS = {"masks": save_png, "masks.npz": save_npz, "masks.json": save_json}
+GAPS = np.array([0, 7, 3], np.uint8)  # ids of the prediction: with gaps, and in another order
+
+
+@pytest.fixture
+def root(tmp_path):
+    return save_davis(tmp_path / "data", {"a": squares(), "b": squares(), "c": squares()})
+
+
+def score(masks, root, out, *options):
+    """Exit status, and what scores.json holds."""
+    arguments = ["--masks", masks, "--data", "davis", "--year", "2017", "--root", root, "--out", out, *options]
+    status = command.main([str(argument) for argument in arguments])
+    return status, json.loads((out / "scores.json").read_text(), parse_constant=pytest.fail)
+
+
+def result(report, protocol, method):
+    (found,) = (r for r in report["results"] if r["protocol"] == protocol and r["method"] == method)
+    return found
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_hand_computed_numbers(name, root, tmp_path, capsys):
+    # Half of the first object's square in video b is missed: IoU (4·8) / (12·8), one object of six.
+    maps = {"a": GAPS[squares()], "b": GAPS[squares(shift=4)], "c": GAPS[squares()]}
+    masks = FORMATS[name](tmp_path / name, maps)
+    status, report = score(masks, root, tmp_path / "out")
+    assert status == 0
+    found = result(report, "davis-2017-unsupervised", name)
+    assert found["mean"]["j"] == pytest.approx((5 + 1 / 3) / 6, abs=1e-12)
+    assert found["mean"]["identity_switches"] == 0
+    assert (found["split"], found["commit"], found["std"]) == ("val", code_version(), None)
+    assert report["skipped"] == []
+    printed = capsys.readouterr().out
+    assert f"{(5 + 1 / 3) / 6:.3f}" in printed
+    for stamp in ("protocol davis-2017-unsupervised", "split val", f"commit {code_version()}"):
+        assert stamp in printed
+
+
+def test_results_for_youtube_vis_name_videos_by_their_numbers(tmp_path):
+    videos = [ytvis_video(7, "0043f083b5", FRAMES, SIZE), ytvis_video(3, "00ad5016a4", FRAMES, SIZE)]
+    tracks = {video["id"]: [[compressed(frame == i) for frame in squares()] for i in (1, 2)] for video in videos}
+    annotations = [
+        ytvis_annotation(10 * video["id"] + i, video, track)
+        for video in videos
+        for i, track in enumerate(tracks[video["id"]])
+    ]
+    write_ytvis(tmp_path / "release", videos, annotations)
+    masks = save_json(tmp_path / "masks.json", {7: squares(), 3: squares(shift=4)})
+    arguments = ["--masks", masks, "--data", "ytvis", "--split", "all", "--root", tmp_path / "release"]
+    arguments += ["--protocol", "solv", "--out", tmp_path / "out"]
+    assert command.main([str(argument) for argument in arguments]) == 0
+    report = json.loads((tmp_path / "out/scores.json").read_text())
+    assert result(report, "solv", "masks.json")["mean"]["miou_video"] == pytest.approx((3 + 1 / 3) / 4)
+    (main,) = (v["videos"] for v in report["videos"] if v["method"] == "masks.json")
+    assert main["00ad5016a4"]["miou_video"] == pytest.approx([1 / 3, 1])
+
+
+def test_several_protocols_each_with_its_own_numbers(root, tmp_path):
+    maps = {"a": squares(), "b": squares(), "c": GAPS[squares(shift=4)]}
+    masks = save_png(tmp_path / "masks", maps)
+    _, report = score(masks, root, tmp_path / "out", "--protocol", "solv", "slot-contrast")
+    assert result(report, "solv", "masks")["mean"]["miou_video"] == pytest.approx((5 + 1 / 3) / 6)
+    mbo = result(report, "slot-contrast", "masks")["mean"]["mbo_video"]
+    assert mbo == pytest.approx((2 + (1 + 1 / 3) / 2) / 3)  # a mean over videos
+    assert {"one segment", "grid 8"} <= {r["method"] for r in report["results"]}
+    with (tmp_path / "out/videos.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == "masks" and row["metric"] == "mbo_video"]
+    assert [(row["video"], float(row["value"])) for row in rows] == [("a", 1), ("b", 1), ("c", pytest.approx(2 / 3))]
+    assert {(row["protocol"], row["split"], row["commit"]) for row in rows} == {
+        ("slot-contrast", "val", code_version())
+    }
+
+
+def test_one_corrupt_file_among_many_is_named_and_the_rest_scored(root, tmp_path, capsys):
+    masks = save_png(tmp_path / "masks", {name: squares() for name in "abc"})
+    bad = masks / "b/00003.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    status, report = score(masks, root, tmp_path / "out")
+    assert status == 0
+    assert result(report, "davis-2017-unsupervised", "masks")["mean"]["j"] == 1
+    assert result(report, "davis-2017-unsupervised", "masks")["per_seed"][0]["videos"] == 2
+    assert result(report, "davis-2017-unsupervised", "grid 8")["per_seed"][0]["videos"] == 2  # the same videos
+    (skipped,) = report["skipped"]
+    assert skipped["name"] == "b"
+    assert str(bad) in skipped["reason"]
+    assert str(bad) in capsys.readouterr().out
+    assert "b/00003.png" in (tmp_path / "out/report.html").read_text()
+    assert score(masks, root, tmp_path / "out", "--strict")[0] == 1
+
+
+def test_damaged_ground_truth_counts_as_not_scored_too(root, tmp_path):
+    masks = save_png(tmp_path / "masks", {name: squares() for name in "abc"})
+    bad = root / "Annotations_unsupervised/480p/a/00001.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    status, report = score(masks, root, tmp_path / "out", "--strict")
+    assert status == 1
+    assert [str(bad) in entry["reason"] for entry in report["skipped"]] == [True]
+    assert list(report["frames"]) == ["b", "c"]
+
+
+def test_strict_is_content_with_a_whole_folder(root, tmp_path):
+    masks = save_png(tmp_path / "masks", {name: squares() for name in "abc"})
+    assert score(masks, root, tmp_path / "out", "--strict")[0] == 0
+
+
+def test_nothing_to_score_is_an_error(root, tmp_path):
+    masks = save_png(tmp_path / "masks", {"elsewhere": squares()})
+    with pytest.raises(ValueError, match=r"no video could be scored: a: .*no masks of video 'a'"):
+        score(masks, root, tmp_path / "out")
+
+
+def test_undefined_numbers_are_null(tmp_path):
+    empty = np.zeros((FRAMES, *SIZE), np.uint8)
+    root = save_davis(tmp_path / "data", {"a": empty})
+    masks = save_png(tmp_path / "masks", {"a": squares()})
+    _, report = score(masks, root, tmp_path / "out")
+    assert result(report, "davis-2017-unsupervised", "masks")["mean"]["j"] is None
+
+
+def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
+    frames = 40
+    maps = squares(frames)[:, :, np.minimum(np.arange(400) // 2, 39)].repeat(8, axis=1)  # 40 x 192 x 400
+    source = save_png(tmp_path / "masks", {"v0": maps})
+    root = save_davis(tmp_path / "data", {"v0": maps})
+    for n in range(1, 9):  # eight more videos, of the same files
+        for folder in (source, root / "Annotations_unsupervised/480p", root / "JPEGImages/480p"):
+            shutil.copytree(folder / "v0", folder / f"v{n}", copy_function=os.link)
+
+    def peak(count):
+        (root / "ImageSets/2017/val.txt").write_text("".join(f"v{n}\n" for n in range(count)))
+        dataset = open_dataset("davis", root, "val", 2017)
+        masks = MasksSource(open_predictions(source), "masks", ("one-segment", "grid"), (8,))
+        tracemalloc.start()
+        scores = score_dataset(dataset, masks, [PROTOCOLS["interpreter"]], Gallery(1))
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(scores.videos) == count
+        return used
+
+    few, many = peak(3), peak(9)
+    assert many - few < maps.nbytes / 3  # keeping the masks of six more videos would take 6 to 12 times maps.nbytes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "either --run DIR"),
+        (["--run", "x", "--masks", "y"], "either --run DIR"),
+        (["--masks", "x", "--data", "davis"], "--masks needs --root"),
+        (["--masks", "x", "--sweep-merge", "0.1"], "--sweep-merge needs a run's video stage"),
+        (["--run", "x", "--stage", "image", "--sweep-slots", "4"], "--sweep-slots needs a run's video stage"),
+        (["--run", "x", "--sweep-slots", "0"], r"--sweep-slots must be in 1\.\.255"),
+        (["--run", "x", "--sweep-merge", "0.1", "0.1"], "--sweep-merge names a value twice"),
+        (["--masks", "x", "--baselines", "grid", "spectral"], "spectral need a run's features"),
+        (["--run", "x", "--seeds", "1", "1"], "--seeds must be"),
+        (["--run", "x", "--seeds"], "--seeds must be"),
+        (["--run", "x", "--pictures", "-1"], "--pictures must be 0 or more"),
+        (
+            ["--run", "x", "--protocol", "interpretter"],
+            "unknown --protocol interpretter; choose from interpreter, solv",
+        ),
+    ],
+)
+def test_contradicting_options_are_refused_before_anything_is_opened(options, message):
+    with pytest.raises(ValueError, match=message):
+        command.main(options)
+
+
+@pytest.mark.parametrize(
+    ("data", "year", "name"),
+    [
+        ("davis", "2016", "davis-2016"),
+        ("davis", "2017", "davis-2017-unsupervised"),
+        ("synthetic", "2016", "interpreter"),
+    ],
+)
+def test_each_data_set_has_its_protocol(data, year, name):
+    config = command.Evaluation(data=command.VideosConfig(data=data, year=year))
+    assert command.choose_protocols(config) == [PROTOCOLS[name]]

@@ -1,0 +1,172 @@
+"""Evaluating a run: seeds, sweeps, baselines, and features that are encoded once."""
+
+import json
+import math
+import shutil
+import statistics
+
+import pytest
+import torch
+
+from interpreter.configs import VideosConfig
+from interpreter.engine.inference import Segmenter
+from interpreter.evaluate import Evaluation, evaluate, main
+from interpreter.evaluation.methods import Method, RunSource
+from interpreter.evaluation.scoring import Row, Scores, number
+from interpreter.metrics import PROTOCOLS
+from interpreter.models.backbone import Backbone
+
+INTERPRETER = PROTOCOLS["interpreter"]
+NATIVE = ("slot-contrast",)  # at 128x192, in a fifth of the time
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    return shutil.copytree(tiny_run, tmp_path / "run")
+
+
+@pytest.fixture
+def data(scenes):
+    return VideosConfig(root=scenes, split="val", num_videos=2)
+
+
+def test_mean_and_spread_over_seeds_are_those_computed_by_hand():
+    per_seed = tuple(dict.fromkeys(INTERPRETER.metrics, value) for value in (0.2, 0.5, 0.8))
+    row = Row(INTERPRETER, Method("video stage", "main"), (0, 1, 2), per_seed)
+    assert row.mean["miou_video"] == pytest.approx(0.5)
+    assert row.std["miou_video"] == pytest.approx(0.3)  # sqrt((0.09 + 0 + 0.09) / 2), not of three
+    assert Row(INTERPRETER, row.method, (0,), per_seed[:1]).std is None
+
+
+def test_a_number_that_a_seed_leaves_undefined_has_no_mean():
+    per_seed = tuple(dict.fromkeys(INTERPRETER.metrics, value) for value in (0.2, math.nan))
+    row = Row(INTERPRETER, Method("video stage", "main"), (0, 1), per_seed)
+    assert math.isnan(row.mean["miou_video"])
+    assert math.isnan(row.std["miou_video"])
+
+
+def test_number_of_a_video_is_the_mean_of_what_is_defined():
+    assert number([1.0, math.nan, 0.0]) == 0.5
+    assert number(0.25) == 0.25
+    assert math.isnan(number([]))
+
+
+def test_seeds_sweeps_and_baselines_encode_each_frame_once(run, data, monkeypatch):
+    encoded = []
+    features = Backbone.features
+    monkeypatch.setattr(
+        Backbone, "features", lambda self, frames: encoded.append(len(frames)) or features(self, frames)
+    )
+    config = Evaluation(
+        run=run,
+        data=data,
+        protocol=NATIVE,
+        merge_threshold=0.0,
+        sweep_merge=(2.0,),
+        sweep_slots=(2, 5),
+        baselines=("k-means", "spectral"),
+        pictures=0,
+    )
+    scores = evaluate(config)
+    assert sum(encoded) == 2 * 24
+    names = ["video stage", *(f"video stage, {s}" for s in ("merge 2", "2 slots", "5 slots"))]
+    assert [m.name for m in scores.methods] == [*names, "k-means 3", "spectral 3 per frame, linked"]
+    for by_seed in scores.numbers.values():
+        assert list(by_seed) == [0, 1, 2]
+    means = [[by[seed]["val-00000"]["mbo_frame"] for seed in by] for by in scores.numbers.values()]
+    assert len({tuple(m) for m in means}) == len(means)  # no setting is the one before again
+    assert len(set(means[0])) > 1  # nor is any seed
+
+
+def test_sweep_at_the_setting_of_the_run_is_the_run_itself(run, data):
+    segmenter = Segmenter.from_run(run)
+    model = segmenter.video_stage.config
+    source = RunSource(segmenter, "run", (0, 4), (model.merge_threshold,), (model.num_slots,), (), ())
+    video = _videos(data)[0]
+    found = list(source.candidates(video, lambda text: None))
+    maps = {(c.method.name, c.seed): c.labels((32, 48)) for c in found}
+    for seed in (0, 4):
+        alone = Segmenter.from_run(run, seed=seed).segment(video).labels(size=(32, 48))
+        for name in ("run", f"run, merge {model.merge_threshold:g}", f"run, {model.num_slots} slots"):
+            assert (maps[name, seed] == alone).all()
+
+
+def test_settings_of_a_sweep_reach_the_video_stage(run, data):
+    segmenter = Segmenter.from_run(run)
+    ((slots, attention),) = segmenter.image_slots(_videos(data)[0], (0,))
+
+    def segments(**options):
+        return segmenter.segment_slots(slots, attention, **options).num_segments
+
+    assert segments(merge_threshold=0.0) == 3
+    assert segments(merge_threshold=2.0) == 1
+    assert [segments(merge_threshold=0.0, num_slots=k) for k in (1, 2, 7)] == [1, 2, 7]
+    assert segmenter.video_stage.config.merge_threshold == 0.05  # the run itself is as it was
+
+
+def test_several_seeds_at_once_are_the_seeds_one_by_one(run, data):
+    video = _videos(data)[0]
+    together = Segmenter.from_run(run).image_slots(video, (3, 1))
+    for seed, (slots, attention) in zip((3, 1), together, strict=True):
+        alone = Segmenter.from_run(run, seed=seed).segment(video)
+        torch.testing.assert_close(slots, alone.image_slots, rtol=0, atol=0)
+        torch.testing.assert_close(attention, alone.image_attention, rtol=0, atol=0)
+    assert not torch.equal(together[0][0], together[1][0])
+
+
+def test_summary_is_that_of_the_videos_in_the_file(run, data):
+    scores = evaluate(Evaluation(run=run, data=data, protocol=NATIVE, pictures=1))
+    home = run / "evaluation/synthetic-val-video"
+    report = json.loads((home / "scores.json").read_text(), parse_constant=pytest.fail)
+    for entry in report["results"]:
+        assert (entry["protocol"], entry["split"]) == ("slot-contrast", "val")
+        assert entry["commit"] == report["commit"]
+    (main_row,) = (entry for entry in report["results"] if entry["kind"] == "main")
+    by_seed = [v["videos"] for v in report["videos"] if v["method"] == "video stage"]
+    means = [statistics.fmean(video["fg_ari_frame"] for video in videos.values()) for videos in by_seed]
+    assert main_row["mean"]["fg_ari_frame"] == pytest.approx(statistics.fmean(means))
+    assert main_row["std"]["fg_ari_frame"] == pytest.approx(statistics.stdev(means))
+    switches = [n for video in by_seed[0].values() for n in video["identity_switches"]]
+    assert main_row["per_seed"][0]["identity_switches"] == pytest.approx(statistics.fmean(switches))  # of objects
+    assert sorted(path.suffix for path in home.iterdir()) == [".csv", ".html", ".json", ".png", ".png", ".txt"]
+    assert isinstance(scores, Scores)
+
+
+@pytest.mark.parametrize("stage", ["video", "image"])
+def test_the_same_command_gives_the_same_numbers(stage, run, scenes, tmp_path, capsys):
+    arguments = ["--run", str(run), "--root", str(scenes), "--num-videos", "2", "--stage", stage]
+    arguments += ["--protocol", *NATIVE, "--seeds", "5"]
+    results = []
+    for out in (tmp_path / "one", tmp_path / "two"):
+        assert main([*arguments, "--out", str(out), "--baselines", "k-means-positions", "k-means-frame"]) == 0
+        assert str(out / "report.html") in capsys.readouterr().out
+        results.append(json.loads((out / "scores.json").read_text())["results"])
+    assert results[0] == results[1]
+    slots = 3 if stage == "video" else 4
+    names = [f"{stage} stage", f"k-means {slots} + positions", f"k-means {slots} per frame, linked"]
+    assert [entry["method"] for entry in results[0]] == names
+
+
+def test_scenes_are_scored_at_the_size_of_the_protocol_whatever_the_size_of_the_frames(run, data):
+    scores = evaluate(Evaluation(run=run, data=data, frame_size=(128, 192), seeds=(0,), pictures=0))
+    row = next(row for row in scores.rows() if row.method.kind == "main")
+    assert 0 <= row.mean["miou_video"] <= 1
+    with pytest.raises(ValueError, match="--frame-size 64 96"):
+        evaluate(Evaluation(run=run, data=data, frame_size=(64, 100), pictures=0))
+
+
+def test_run_without_video_stage_names_the_command(image_run, data):
+    with pytest.raises(FileNotFoundError, match=r"no trained video stage; .*--stage video"):
+        evaluate(Evaluation(run=image_run(), data=data))
+
+
+def test_data_without_masks_is_refused_by_name(run, scenes, tmp_path):
+    root = shutil.copytree(scenes, tmp_path / "bare", ignore=shutil.ignore_patterns("Annotations*"))
+    with pytest.raises((ValueError, FileNotFoundError), match=r"(?i)masks|annotations"):
+        evaluate(Evaluation(run=run, data=VideosConfig("davis", root, "val", "2017")))
+
+
+def _videos(data):
+    from interpreter.data import open_dataset
+
+    return open_dataset("synthetic", data.root, "val").videos
