@@ -93,7 +93,8 @@ def show(name: str, case: dict[str, Any]) -> None:
             t = found[key]
             cells += [f"{t['median']:.3g}", f"{t['lower']:.3g}–{t['upper']:.3g}"]
         table.add_row(variant, *cells, f"{found['peak_mib']:.1f}", f"{max(found['errors'].values()):.1e}")
-    CONSOLE.print(table)
+    first = sum(found["first_call_s"] for found in case["variants"].values())
+    CONSOLE.print(table, f"{case['seconds']:.0f} s, of which {first:.0f} s were first calls: compilers, values checked")
 
 
 def run_all(names: tuple[str, ...], options: Options) -> dict[str, Any]:

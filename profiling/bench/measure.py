@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -88,6 +89,7 @@ def measure(case: Case, machine: Machine, seconds: float, only_ours: bool = Fals
     Raises:
         WrongResult: if a variant's values are wrong; nothing is timed then.
     """
+    begin = time.perf_counter()
     torch.manual_seed(0)
     device = machine.device
     copies = [case.inputs()]
@@ -98,12 +100,14 @@ def measure(case: Case, machine: Machine, seconds: float, only_ours: bool = Fals
     found: dict[str, dict[str, Any]] = {}
     for name, function in variants.items():
         try:
+            start = time.perf_counter()
             with backends_used() as backends:
                 found[name] = {"errors": judge(function(*copies[0]))}
         except WrongResult as error:
             raise WrongResult(f"{case.shape}, {name_of(case.dtype)}, {name}: {error}; nothing was timed") from None
         if name == OURS:
             used = backends
+        found[name]["first_call_s"] = time.perf_counter() - start
         found[name]["peak_mib"] = peak_bytes(partial(function, *copies[0]), device) / 2**20
     copies += [case.inputs() for _ in range(count - 1)]
     runs = {name: rotating(function, copies, device, name in case.waits) for name, function in variants.items()}
@@ -117,4 +121,4 @@ def measure(case: Case, machine: Machine, seconds: float, only_ours: bool = Fals
         flops = count_flops(partial(case.variants[OURS], *copies[0])) if case.flops is None else case.flops
         result |= floor(case, flops, machine, found[OURS]["ms"]["median"])
         result["left_out"] = dict(case.left_out)
-    return {**result, "variants": found}
+    return {**result, "seconds": time.perf_counter() - begin, "variants": found}
