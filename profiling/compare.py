@@ -101,7 +101,9 @@ def build(tree: Path) -> None:
         done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
-            raise RuntimeError(f"the compiled ops of the base do not build (SLOTKERNELS_BUILD=0 leaves them out):\n{lines}")
+            raise RuntimeError(
+                f"the compiled ops of the base do not build (SLOTKERNELS_BUILD=0 leaves them out):\n{lines}"
+            )
     code = "import slotkernels; print(slotkernels.__file__)"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tree, env=environment(tree), capture_output=True, text=True, check=False)
@@ -146,7 +148,9 @@ def ratios(bases: list[Results], heads: list[Results]) -> tuple[list[dict[str, A
 
 def show(rows: list[dict[str, Any]], missing: dict[str, str], options: Options) -> None:
     """Print the ratios, slower ones marked, and what was left out."""
-    table = Table(title=f"working tree against {options.base}, {options.device}, medians of {options.rounds} processes each")
+    table = Table(
+        title=f"working tree against {options.base}, {options.device}, medians of {options.rounds} processes each"
+    )
     for column in ("", "base, ms", "here, ms", "here / base", "least–greatest"):
         table.add_column(column, justify="right" if column else "left")
     for row in rows:

@@ -74,7 +74,9 @@ def assemble(ptx: str, capability: int, ptxas: Path) -> dict[str, Assembled]:
     bodies = re.split(r"(?m)^\s*\.section\s+\.text\.(\S+?),", sass)
     code = dict(zip(bodies[1::2], bodies[2::2], strict=True))
     found = {}
-    for name, lines in re.findall(r"Compiling entry function '(\S+)'(.*?)(?=Compiling entry function|\Z)", report, re.S):
+    for name, lines in re.findall(
+        r"Compiling entry function '(\S+)'(.*?)(?=Compiling entry function|\Z)", report, re.S
+    ):
         registers, shared = re.search(r"Used (\d+) registers", lines), re.search(r"(\d+) bytes smem", lines)
         assert registers is not None, report
         found[name] = Assembled(

@@ -103,6 +103,13 @@ def limits(device: str, dtype: torch.dtype, seconds: float = 2) -> dict[str, flo
     }
 
 
+def _module(script: Path) -> str:
+    """The name by which ``python -m`` finds a file of the folder profiling."""
+    parts = script.with_suffix("").parts
+    names = parts[max((place for place, name in enumerate(parts) if name == "profiling"), default=len(parts) - 1) :]
+    return ".".join(name for name in names if name != "__main__")
+
+
 def machine(device: str) -> dict[str, Any]:
     """What a figure needs beside it to be read later."""
 
@@ -127,7 +134,7 @@ def machine(device: str) -> dict[str, Any]:
         "device": name,
         "versions": versions,
         "commit": output("git", "describe", "--always", "--dirty"),
-        "command": " ".join(["python -m", Path(sys.argv[0]).parent.name + "." + Path(sys.argv[0]).stem, *sys.argv[1:]]),
+        "command": " ".join(["python -m", _module(Path(sys.argv[0])), *sys.argv[1:]]),
         "date": date.today().isoformat(),
     }
 

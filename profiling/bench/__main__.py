@@ -105,7 +105,6 @@ def run_all(names: tuple[str, ...], options: Options) -> dict[str, Any]:
     results |= {"load_average": os.getloadavg(), "benchmarks": {}, "failed": {}}
     with Progress(console=CONSOLE, transient=True) as progress:
         for name in progress.track(names, description="benchmarks"):
-            torch.compiler.reset()
             cases = []
             try:
                 benchmark = load(name)

@@ -91,6 +91,7 @@ def measure(case: Case, machine: Machine, seconds: float, only_ours: bool = Fals
     """
     begin = time.perf_counter()
     torch.manual_seed(0)
+    torch.compiler.reset()  # or a second size would be compiled for sizes of all kinds, which is slower
     device = machine.device
     copies = [case.inputs()]
     size = sum(t.numel() * t.element_size() for t in copies[0])

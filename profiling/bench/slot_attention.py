@@ -92,21 +92,19 @@ def module_step(
 
     ``gradients`` says whether they are checked: through all iterations they are others, and only their time counts.
     """
-    names, parameters = zip(*module.named_parameters(), strict=True)
 
     def step(inputs: Tensor, slots: Tensor) -> Outputs:
         start = slots.detach().requires_grad_()
         enabled = dtype != torch.float32 and inputs.dtype != torch.float64
+        for parameter in module.parameters():
+            parameter.grad = None
         with torch.autocast(inputs.device.type, dtype, enabled=enabled):
             found = forward(inputs, start)[0]
-        grads = torch.autograd.grad(found.float().square().mean(), [start, *parameters], allow_unused=True)
+        found.float().square().mean().backward()
         outputs = {"slots": found.detach()}
         if gradients:
-            outputs |= {
-                f"gradient of {name}": grad
-                for name, grad in zip(("slots", *names), grads, strict=True)
-                if name in ("slots", "to_k.weight", "to_v.weight")
-            }
+            learned = {"slots": start, **{name: module.get_parameter(f"{name}.weight") for name in ("to_k", "to_v")}}
+            outputs |= {f"gradient of {name}": t.grad for name, t in learned.items() if t.grad is not None}
         return outputs
 
     return step

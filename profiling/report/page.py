@@ -17,9 +17,9 @@ disagree. `python -m profiling.bench` measures: every op and the training step o
 - The floor is the least time for the work that none can avoid, `bytes_moved()` at the rate of a large copy or `flops()` at
   that of a large matrix product of the same type, whichever takes longer, both measured in the same run. Of a module or
   a training step it is the matrix products of its own form.
-- Inputs rotate, {rotation}. Memory is the most that tensors took beyond what was there, libraries' own not counted.
+- Inputs rotate, so that they come from memory and not from a cache. Memory is the most that tensors took beyond what was
+  there; what libraries take for themselves is not counted.
 """
-ROTATION = "so that they come from memory and not from a cache"
 NOT_RUN = """**Not run on a GPU.** There is no result file of one. The Triton kernels of `slot_attention`, `slot_update`,
 `invariant_slot_attention`, `sinkhorn` and `propagation` are tested in Triton's interpreter and compiled for sm_80, sm_90
 and sm_100, the CUDA kernel of `merging` is compiled for them and runs on CPU threads under a sanitizer. No speed of them is
@@ -40,7 +40,10 @@ def ms(value: float) -> str:
 
 def summary(rows: list[Row]) -> list[str]:
     """One line a case: against the usual and the strongest baseline, and the floor."""
-    lines = ["| | size | usual baseline | strongest baseline | ms | floor, ms | of the floor |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| | size | usual baseline | strongest baseline | ms | floor, ms | of the floor |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         cells = [f"[{row.name}](#{row.name})", f"{row.size}, {row.case['dtype']}"]
         cells += [f"{name} {times(ratio)}" for name, ratio in (row.usual, row.strongest)]
@@ -52,21 +55,26 @@ def summary(rows: list[Row]) -> list[str]:
 
 def losses(rows: list[Row]) -> str:
     """Every baseline that is faster."""
-    found = [f"{row.name} ({row.size}): {name} {times(r)}" for row in rows for name, r in row.baselines.items() if r < 1]
+    found = [
+        f"{row.name} ({row.size}): {name} {times(r)}" for row in rows for name, r in row.baselines.items() if r < 1
+    ]
     return f"**Slower than a baseline:** {'; '.join(found)}." if found else "No baseline is faster in any case."
 
 
 def case_table(row: Row) -> list[str]:
     """All variants of one case."""
     case = row.case
-    lines = [f"**{row.size}, {case['dtype']}**", "", f"| | ms | in times of {OURS}' | MiB | error |", "|---|---|---|---|---|"]
+    lines = [
+        f"**{row.size}, {case['dtype']}**",
+        "",
+        f"| | ms | in times of {OURS}' | MiB | error |",
+        "|---|---|---|---|---|",
+    ]
     for name, found in case["variants"].items():
         t, ratio = found["ms"], found["times_ours"]
         compared = "1" if name == OURS else f"{times(ratio['median'])} ({ratio['lower']:.3g}–{ratio['upper']:.3g})"
-        error = max(found["errors"].values())
-        cells = (name, f"{ms(t['median'])} ({ms(t['lower'])}–{ms(t['upper'])})", compared)
-        lines.append(f"| {' | '.join(cells)} | {found['peak_mib']:.1f} | {error:.0e} |" if error else
-                     f"| {' | '.join(cells)} | {found['peak_mib']:.1f} | 0 |")  # fmt: skip
+        cells = [name, f"{ms(t['median'])} ({ms(t['lower'])}–{ms(t['upper'])})", compared, f"{found['peak_mib']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} | {max(found['errors'].values()):.0e} |")
     backends = ", ".join(f"{op} by `{backend}`" for op, backend in case["backends"].items()) or "no op of slotkernels"
     reached = f"{case['gflops']:.3g} GFLOP/s ({100 * case['of_product']:.0f} % of a large product)"
     if case["bytes"]:
@@ -92,7 +100,9 @@ def sections(run: dict[str, Any]) -> list[str]:
 def about(run: dict[str, Any]) -> str:
     """Machine, versions, commit and command of a run."""
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    rates = "; ".join(f"{name} {t['gflops']:.0f} GFLOP/s, copy {t['gbytes']:.0f} GB/s" for name, t in run["limits"].items())
+    rates = "; ".join(
+        f"{name} {t['gflops']:.0f} GFLOP/s, copy {t['gbytes']:.0f} GB/s" for name, t in run["limits"].items()
+    )
     files = ", ".join(f"[{name}](../profiling/results/{name})" for name in run["files"])
     return (
         f"{run['device']}; {versions}; commit {run['commit']}; {run['date']}; `{run['command']}`, {run['seconds'] / 60:.0f} "
@@ -109,7 +119,11 @@ def run_section(run: dict[str, Any], title: str) -> list[str]:
 
 def resources(stamp: str, rows: list[dict[str, str]], title: str) -> list[str]:
     """Greatest resources of each kernel on each architecture."""
-    lines = [f"{title} ({stamp.split(' sources')[0]}):", "", "| kernel | launches | registers | spilled | shared, KiB | occupancy |"]
+    lines = [
+        f"{title} ({stamp.split(' sources')[0]}):",
+        "",
+        "| kernel | launches | registers | spilled | shared, KiB | occupancy |",
+    ]
     lines.append("|---|---|---|---|---|---|")
     kernels: dict[str, list[dict[str, str]]] = {}
     for row in rows:
@@ -128,24 +142,33 @@ def recorded(files: list[Recorded]) -> list[str]:
     lines = ["| file | what | made by | date |", "|---|---|---|---|"]
     for entry in files:
         content = entry.content
-        what, command = content.get("what", ""), content.get("command", "")
-        lines.append(f"| [{entry.file}](../profiling/results/{entry.file}) | {what} | {command and f'`{command}`'} | "
-                     f"{content.get('date', '')} |".replace("\n", " "))  # fmt: skip
+        told = [str(content.get(key, "")).replace("|", "\\|") for key in ("what", "command", "date")]
+        cells = [f"[{entry.file}](../profiling/results/{entry.file})", told[0], told[1] and f"`{told[1]}`", told[2]]
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
 
 def page(folder: Path = RESULTS) -> str:
     """docs/benchmarks.md."""
     runs = read_runs(folder)
-    lines = [HEAD.format(rotation=ROTATION)]
+    lines = [HEAD]
     lines += run_section(runs["cpu"], "On a CPU") if "cpu" in runs else ["## On a CPU", "", "Not run."]
     lines += run_section(runs["cuda"], "On a GPU") if "cuda" in runs else ["## On a GPU", "", NOT_RUN, ""]
     lines += ["## What compilers say", ""]
-    lines += ["Greatest values over all launches and architectures (sm_80, sm_90, sm_100), pinned; a test fails on growth.", ""]
+    lines += [
+        "Greatest values over all launches and architectures (sm_80, sm_90, sm_100), pinned; a test fails on growth.",
+        "",
+    ]
     for name, title in (("resources.csv", "Triton"), ("resources-cuda.csv", "CUDA C++")):
         link = f"{title}, [{name}](../profiling/results/{name})"
         lines += resources(*read_table(folder / name), link)
-    lines += ["## Other recordings", "", "Each is quoted on the page of its part.", "", *recorded(read_recorded(folder))]
+    lines += [
+        "## Other recordings",
+        "",
+        "Each is quoted on the page of its part.",
+        "",
+        *recorded(read_recorded(folder)),
+    ]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -160,7 +183,10 @@ def readme_block(folder: Path = RESULTS) -> str:
             ratios = [f"{times(ratio)} {other}" for other, ratio in (row.usual, row.strongest)]
             lines.append(f"| {' | '.join([f'`{name}`', row.size, *ratios, format(row.case['of_floor'], '.0%')])} |")
     missing = "" if "cuda" in runs else " **No GPU has run it so far.**"
-    lines += ["", f"How many times as long the baselines take; all cases, losses included: [docs/benchmarks.md](docs/benchmarks.md).{missing}"]
+    lines += [
+        "",
+        f"How many times as long the baselines take; all cases, losses included: [docs/benchmarks.md](docs/benchmarks.md).{missing}",
+    ]
     return "\n".join(lines)
 
 

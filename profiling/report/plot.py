@@ -46,7 +46,9 @@ def read_digest(path: Path) -> str | None:
 def draw(run: dict[str, Any], path: Path) -> None:
     """Draw the run; the file tells what data it was made of."""
     entries = points(run)[::-1]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 1.5 + 0.44 * len(entries)), width_ratios=(3, 1), sharey=True)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(12, 1.5 + 0.44 * len(entries)), width_ratios=(3, 1), sharey=True
+    )
     for y, entry in enumerate(entries):
         for offset, key, height in ((0.2, "usual", 0.32), (-0.2, "strongest", 0.32)):
             name, ratio = entry[key]
@@ -56,7 +58,9 @@ def draw(run: dict[str, Any], path: Path) -> None:
         share = 100 * entry["of_floor"]
         right.barh(y, share, 0.5, color=FLOOR)
         right.text(share + 1, y, f"{share:.0f} %", va="center", fontsize=7)
-    left.set(xscale="log", xlabel="time of the baseline, in times of slotkernels' (pale: usual, full: strongest baseline)")
+    left.set(
+        xscale="log", xlabel="time of the baseline, in times of slotkernels' (pale: usual, full: strongest baseline)"
+    )
     left.axvline(1, color="black", linewidth=0.8)
     greatest = max(max(entry["usual"][1], entry["strongest"][1]) for entry in entries)
     left.set_xlim(right=greatest * 4)

@@ -21,7 +21,9 @@ class Row:
     @property
     def size(self) -> str:
         """The shape, as text."""
-        sizes = (f"{key} {'×'.join(map(str, v)) if isinstance(v, list) else v}" for key, v in self.case["shape"].items())
+        sizes = (
+            f"{key} {'×'.join(map(str, v)) if isinstance(v, list) else v}" for key, v in self.case["shape"].items()
+        )
         return ", ".join(sizes)
 
     @property
