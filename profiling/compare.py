@@ -69,7 +69,7 @@ def git(*arguments: str) -> str:
 
 @contextlib.contextmanager
 def worktree(revision: str) -> Iterator[Path]:
-    """A checkout of another revision with the working tree's ``profiling``; it is gone afterwards, however that comes."""
+    """A checkout of another revision with the working tree's ``profiling``, which is gone afterwards in any case."""
     commit = git("rev-parse", "--verify", f"{revision}^{{commit}}")
     with tempfile.TemporaryDirectory(prefix="compare-") as folder:
         tree = Path(folder) / "base"
@@ -101,9 +101,7 @@ def build(tree: Path) -> None:
         done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
-            raise RuntimeError(
-                f"the compiled ops of the base do not build (SLOTKERNELS_BUILD=0 leaves them out):\n{lines}"
-            )
+            raise RuntimeError(f"the compiled ops of the base do not build (SLOTKERNELS_BUILD=0: without):\n{lines}")
     code = "import slotkernels; print(slotkernels.__file__)"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tree, env=environment(tree), capture_output=True, text=True, check=False)

@@ -55,7 +55,7 @@ class Options:
     """Say what there is, and stop."""
 
     compare: str | None = None
-    """Time only what this revision of the repository and the working tree both have, by turns; see profiling.compare."""
+    """Time this revision of the repository against the working tree, by turns; see profiling.compare."""
 
     only_ours: Annotated[bool, tyro.conf.arg(help="Leave out all baselines; what profiling.compare calls.")] = False
 

@@ -81,8 +81,8 @@ def cases(device: str) -> Iterator[Case]:
 
 INVARIANT_SLOT_ATTENTION = Benchmark(
     "invariant_slot_attention",
-    "the module `InvariantSlotAttention` as in SOLV, three iterations and a last attention, forward and backward to the "
-    "parameters of keys and values",
+    "the module `InvariantSlotAttention` as in SOLV, three iterations and a last attention, forward and backward to "
+    "the parameters of keys and values",
     {
         "textbook": "SOLV's equations 13-17 in PyTorch, with keys and values of each slot, as published code has them",
         "textbook compiled": "the same under `torch.compile`",

@@ -121,7 +121,7 @@ SINKHORN_DIVERGENCE = Benchmark(
     "divergences of many pairs of small sets, and the gradient of one set; blur 0.05, scaling 0.5",
     {
         "GeomLoss": "`geomloss.SamplesLoss`, tensorized, eager",
-        "GeomLoss compiled": "the same under `torch.compile`, with the diameter given, without which it does not compile whole",
+        "GeomLoss compiled": "the same under `torch.compile`, with the diameter given: else it does not compile whole",
         f"{OURS} reference": "the op in plain PyTorch",
         f"{OURS} fixed diameter": "the op with the diameter given",
     },

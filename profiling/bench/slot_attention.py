@@ -171,7 +171,7 @@ SLOT_ATTENTION = Benchmark(
     "slot_attention",
     "the module `SlotAttention`, three iterations, forward and backward to all parameters and the initial slots",
     {
-        "textbook": "algorithm 1 of Locatello et al. with backpropagation through all iterations, as published code has it",
+        "textbook": "algorithm 1 of Locatello et al., gradients through all iterations, as in published code",
         "textbook compiled": "the same under `torch.compile`",
         "absorbed": "this project's form, absorbed and implicit, in plain PyTorch",
         "absorbed compiled": "the same under `torch.compile`",

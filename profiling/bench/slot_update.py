@@ -17,6 +17,9 @@ from torch import Tensor
 
 from profiling.bench.case import OURS, Benchmark, Case, Outputs, close_to
 
+BYTES = (gru_norm_bytes_moved, add_norm_bytes_moved)
+FLOPS = (gru_norm_flops, add_norm_flops)
+
 
 def textbook(gates_input: Tensor, gates_hidden: Tensor, slots: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
     """The gates of ``torch.nn.GRUCell`` in the order r, z, n, written out."""
@@ -72,13 +75,13 @@ def cases(device: str) -> Iterator[Case]:
             bytes=sum(
                 f(*sizes, backward=b) for f in (gru_norm_bytes_moved, add_norm_bytes_moved) for b in (False, True)
             ),
-            flops=sum(f(*sizes, backward=b) for f in (gru_norm_flops, add_norm_flops) for b in (False, True)),
+            flops=sum(f(*sizes, backward=b) for f in FLOPS for b in (False, True)),
         )
 
 
 SLOT_UPDATE = Benchmark(
     "slot_update",
-    "`gru_norm` and `add_norm` one after the other, an addition between them standing for the MLP, forward and backward",
+    "`gru_norm` and `add_norm` one after the other, an addition standing for the MLP between them, both ways",
     {
         "textbook": "the gates of `GRUCell` and `F.layer_norm` in PyTorch",
         "textbook compiled": "the same under `torch.compile`",

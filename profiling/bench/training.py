@@ -162,6 +162,6 @@ TRAIN_IMAGE = _training(
 TRAIN_VIDEO = _training(
     "video",
     "image slots of clips are there",
-    "the same model with algorithm 1 of Locatello et al., gradients through all iterations, GeomLoss (tensorized) and a "
-    "loop over scikit-learn",
+    "the same model with algorithm 1 of Locatello et al., gradients through all iterations, GeomLoss (tensorized) and "
+    "a loop over scikit-learn",
 )

@@ -105,8 +105,9 @@ def about(run: dict[str, Any]) -> str:
     )
     files = ", ".join(f"[{name}](../profiling/results/{name})" for name in run["files"])
     return (
-        f"{run['device']}; {versions}; commit {run['commit']}; {run['date']}; `{run['command']}`, {run['seconds'] / 60:.0f} "
-        f"minutes, load {run['load_average'][0]:.1f} at the start. A large product and a copy reach: {rates}. Data: {files}."
+        f"{run['device']}; {versions}; commit {run['commit']}; {run['date']}; `{run['command']}`, "
+        f"{run['seconds'] / 60:.0f} minutes, load {run['load_average'][0]:.1f} at the start. "
+        f"A large product and a copy reach: {rates}. Data: {files}."
     )
 
 
@@ -185,7 +186,8 @@ def readme_block(folder: Path = RESULTS) -> str:
     missing = "" if "cuda" in runs else " **No GPU has run it so far.**"
     lines += [
         "",
-        f"How many times as long the baselines take; all cases, losses included: [docs/benchmarks.md](docs/benchmarks.md).{missing}",
+        "How many times as long the baselines take; all cases, losses included: "
+        f"[docs/benchmarks.md](docs/benchmarks.md).{missing}",
     ]
     return "\n".join(lines)
 

@@ -58,9 +58,7 @@ def draw(run: dict[str, Any], path: Path) -> None:
         share = 100 * entry["of_floor"]
         right.barh(y, share, 0.5, color=FLOOR)
         right.text(share + 1, y, f"{share:.0f} %", va="center", fontsize=7)
-    left.set(
-        xscale="log", xlabel="time of the baseline, in times of slotkernels' (pale: usual, full: strongest baseline)"
-    )
+    left.set(xscale="log", xlabel="time of the baseline over slotkernels' (pale: usual, full: strongest baseline)")
     left.axvline(1, color="black", linewidth=0.8)
     greatest = max(max(entry["usual"][1], entry["strongest"][1]) for entry in entries)
     left.set_xlim(right=greatest * 4)

@@ -124,9 +124,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default=device, help=f"default {device}")
-    parser.add_argument(
-        "--large", type=int, default=1, help="runs of each large size (default 1: ten minutes; 0: none)"
-    )
+    parser.add_argument("--large", type=int, default=1, help="runs of each large size (default 1: ten minutes)")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     parser.add_argument("--one-large", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()

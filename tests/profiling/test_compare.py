@@ -1,4 +1,4 @@
-"""Two real revisions of a small repository: what became slower is found, what is new is named, nothing is left behind."""
+"""Two real revisions: what became slower is found, what the base lacks is named, nothing is left behind."""
 
 import os
 import re
