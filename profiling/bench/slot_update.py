@@ -72,9 +72,7 @@ def cases(device: str) -> Iterator[Case]:
                 OURS: step(ours),
             },
             judge=close_to(step(textbook), 1e-4),
-            bytes=sum(
-                f(*sizes, backward=b) for f in (gru_norm_bytes_moved, add_norm_bytes_moved) for b in (False, True)
-            ),
+            bytes=sum(f(*sizes, backward=b) for f in BYTES for b in (False, True)),
             flops=sum(f(*sizes, backward=b) for f in FLOPS for b in (False, True)),
         )
 

@@ -8,22 +8,22 @@ from profiling.report.results import RESULTS, Recorded, Row, read_recorded, read
 
 HEAD = """# Benchmarks
 
-Made by `python -m profiling.report` of the files in [profiling/results](../profiling/results); a test fails when the two
-disagree. `python -m profiling.bench` measures: every op and the training step of each stage.
+Made by `python -m profiling.report` of the files in [profiling/results](../profiling/results); a test fails when the
+two disagree. `python -m profiling.bench` measures: every op and the training step of each stage.
 
 - Values of all variants are checked against float64 before any is timed; a wrong one has no time.
-- Variants take turns. A ratio is that of times in the same turn, its median over all turns; quartiles in brackets. **Above
-  1×, slotkernels is faster; below, the baseline is.**
-- The floor is the least time for the work that none can avoid, `bytes_moved()` at the rate of a large copy or `flops()` at
-  that of a large matrix product of the same type, whichever takes longer, both measured in the same run. Of a module or
-  a training step it is the matrix products of its own form.
-- Inputs rotate, so that they come from memory and not from a cache. Memory is the most that tensors took beyond what was
-  there; what libraries take for themselves is not counted.
+- Variants take turns. A ratio is that of times in the same turn, its median over all turns; quartiles in brackets.
+  **Above 1×, slotkernels is faster; below, the baseline is.**
+- The floor is the least time for the work that none can avoid, `bytes_moved()` at the rate of a large copy or `flops()`
+  at that of a large matrix product of the same type, whichever takes longer, both measured in the same run. Of a module
+  or a training step it is the matrix products of its own form.
+- Inputs rotate, so that they come from memory and not from a cache. Memory is the most that tensors took beyond what
+  was there; what libraries take for themselves is not counted.
 """
-NOT_RUN = """**Not run on a GPU.** There is no result file of one. The Triton kernels of `slot_attention`, `slot_update`,
-`invariant_slot_attention`, `sinkhorn` and `propagation` are tested in Triton's interpreter and compiled for sm_80, sm_90
-and sm_100, the CUDA kernel of `merging` is compiled for them and runs on CPU threads under a sanitizer. No speed of them is
-known. `profiling/gpu_check.sh` measures it on a machine with a GPU."""
+NOT_RUN = """**Not run on a GPU.** There is no result file of one. The Triton kernels of `slot_attention`,
+`slot_update`, `invariant_slot_attention`, `sinkhorn` and `propagation` are tested in Triton's interpreter and compiled
+for sm_80, sm_90 and sm_100, the CUDA kernel of `merging` is compiled for them and runs on CPU threads under a
+sanitizer. No speed of them is known. `profiling/gpu_check.sh` measures it on a machine with a GPU."""
 MARKERS = ("<!-- figures -->", "<!-- /figures -->")
 
 
