@@ -51,6 +51,9 @@ class Options:
     seconds: float = 1.0
     """Least time for each size in a process."""
 
+    threads: int = 2
+    """Threads on a CPU."""
+
     device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
     """Where to run."""
 
@@ -113,7 +116,13 @@ def build(tree: Path) -> None:
 def bench(tree: Path, options: Options, out: Path) -> Results:
     """Results of one process of a revision."""
     command = [sys.executable, "-m", "profiling.bench", "--only-ours", "--device", options.device, "--out", str(out)]
-    command += ["--seconds", str(options.seconds), *(["--only", *options.only] if options.only else [])]
+    command += [
+        "--seconds",
+        str(options.seconds),
+        "--threads",
+        str(options.threads),
+        *(["--only", *options.only] if options.only else []),
+    ]
     done = subprocess.run(command, cwd=tree, env=environment(tree), capture_output=True, text=True, check=False)
     if not out.exists():
         raise RuntimeError(f"the benchmarks of {tree} ended without results:\n{done.stderr.strip()}")

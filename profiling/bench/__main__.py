@@ -139,7 +139,13 @@ def main() -> None:
         from profiling.compare import Options as Comparison
         from profiling.compare import compare
 
-        sys.exit(compare(Comparison(base=options.compare, only=names, device=options.device, seconds=options.seconds)))
+        sys.exit(
+            compare(
+                Comparison(
+                    options.compare, names, seconds=options.seconds, threads=options.threads, device=options.device
+                )
+            )
+        )
     warnings.filterwarnings("ignore", module="torch")
     results = run_all(names, options)
     if options.out:
