@@ -1,22 +1,20 @@
-"""What the Triton kernels ask of a GPU, found without one: registers, spills, shared memory, tensor-core instructions.
+"""What the GPU kernels ask of a GPU, found without one: registers, spills, shared memory, occupancy, tensor cores.
 
-    python -m profiling.resources            # compile every shipped launch for sm_80, sm_90 and sm_100 and compare
-    python -m profiling.resources --update   # write profiling/results/resources.csv anew
-    python -m profiling.resources --only "inverted_attention forward"   # with --update: only these rows, others stay
+    python -m profiling.resources            # compile all for sm_80, sm_90 and sm_100 and compare; fails on growth
+    python -m profiling.resources --update   # write profiling/results/resources.csv and resources-cuda.csv anew
+    python -m profiling.resources --only "inverted_attention forward"   # only these rows; with --update, others stay
 
-The launches are recorded from the ops' own launch code on meta tensors, so what is compiled is what would run.
+Triton's launches are recorded from the ops' own launch code on meta tensors, so what is compiled is what would run. The
+CUDA sources of csrc/cuda are compiled with the flags of setup.py where nvcc is found.
 """
 
 import argparse
 import csv
 import hashlib
-import re
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -25,28 +23,16 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from profiling.cubin import SHARED_LIMIT, TOOLS, Resources, assemble, cuda_resources, cuda_stamp, nvcc, occupancy
 from profiling.shipped import shipped
 
 TABLE = Path(__file__).parent / "results" / "resources.csv"
+CUDA_TABLE = TABLE.with_name("resources-cuda.csv")
 DEVICES = {80: Device(80, 108), 90: Device(90, 132), 100: Device(100, 148)}  # A100, H100, B200
-SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}  # bytes a block may use: CUDA C programming guide, table 27
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64",
          torch.uint8: "u8", torch.bool: "i1"}  # fmt: skip
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-
-
-class Resources(NamedTuple):
-    """One row of the table."""
-
-    launch: str
-    kernel: str
-    sm: int
-    warps: int
-    registers: int
-    spill_bytes: int
-    shared_bytes: int
-    tensor_core_instructions: int
-    wide_loads: int  # 16 bytes a thread, to registers or straight to shared memory
+# What may not get worse, and which way is worse.
+WORSE = {"registers": 1, "spill_bytes": 1, "shared_bytes": 1, "occupancy": -1, "tensor_core_instructions": -1}
 
 
 def specialise(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list], dict[str, int]]:
@@ -78,29 +64,11 @@ def measure(label: str, launch: Launch, capability: int) -> Resources:
     signature, constants, hints, options = specialise(launch)
     source = ASTSource(launch.kernel, signature=signature, constexprs=constants, attrs=hints)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    with tempfile.TemporaryDirectory() as folder:
-        text, binary = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
-        text.write_text(compiled.asm["ptx"])
-        architecture = f"sm_{capability}" + ("a" if capability >= 90 else "")
-        command = [str(TOOLS / "ptxas-blackwell"), "-v", "--gpu-name", architecture, str(text), "-o", str(binary)]
-        report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-        sass = subprocess.run(
-            [str(TOOLS / "nvdisasm"), "-c", str(binary)], check=True, capture_output=True, text=True
-        ).stdout
-    spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", report))
-    registers = re.search(r"Used (\d+) registers", report)
-    assert registers is not None, report
-    return Resources(
-        label,
-        launch.kernel.fn.__name__,
-        capability,
-        options.get("num_warps", 4),
-        int(registers[1]),
-        spills,
-        compiled.metadata.shared,
-        len(re.findall(r"\b(?:HMMA|HGMMA|QGMMA|UTC\w*MMA)\b", sass)),
-        len(re.findall(r"\b(?:LDG\.E\S*\.128|LDGSTS\.E\S*\.128|UTMALDG)", sass)),
-    )
+    (found,) = assemble(compiled.asm["ptx"], capability, TOOLS / "ptxas-blackwell").values()
+    warps, shared = options.get("num_warps", 4), compiled.metadata.shared
+    share = occupancy(capability, warps, found.registers, shared)
+    used = (warps, found.registers, found.spill_bytes, shared, share)
+    return Resources(label, launch.kernel.fn.__name__, capability, *used, *found[3:])
 
 
 def launches(only: str = "") -> Iterator[tuple[str, Launch, int]]:
@@ -128,19 +96,19 @@ def sources_hash() -> str:
     return f"triton {triton.__version__} sources {digest.hexdigest()[:16]}"
 
 
-def read() -> tuple[str, list[Resources]]:
-    """The committed table: the hash of its sources, and its rows."""
-    with TABLE.open() as file:
+def read(table: Path = TABLE) -> tuple[str, list[Resources]]:
+    """A committed table: its compiler and the hash of its sources, and its rows."""
+    with table.open() as file:
         stamp = next(file).removeprefix("# ").strip()
         rows = list(csv.reader(file))[1:]
     kinds = Resources.__annotations__.values()
     return stamp, [Resources(*(kind(cell) for kind, cell in zip(kinds, row, strict=True))) for row in rows]
 
 
-def write(rows: list[Resources]) -> None:
-    """Write the table."""
-    with TABLE.open("w", newline="") as file:
-        file.write(f"# {sources_hash()}\n")
+def write(table: Path, stamp: str, rows: list[Resources]) -> None:
+    """Write a table."""
+    with table.open("w", newline="") as file:
+        file.write(f"# {stamp}\n")
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Resources._fields)
         writer.writerows(rows)
@@ -154,6 +122,28 @@ def faults(row: Resources) -> list[str]:
     return found
 
 
+def differences(pinned: list[Resources], rows: list[Resources]) -> tuple[list[str], list[str]]:
+    """What got worse against the pinned rows, and what else changed."""
+    before, now = ({(row.launch, row.kernel, row.sm): [] for row in side} for side in (pinned, rows))
+    for side, found in ((pinned, before), (rows, now)):
+        for row in side:  # one call may launch a kernel several times
+            found[row.launch, row.kernel, row.sm].append(row)
+    worse, other = [], []
+    for key, found in now.items():
+        name = "sm_{2} {0}, {1}".format(*key)
+        if len(before.get(key, [])) != len(found):
+            other.append(f"{name}: {len(before.get(key, []))} launches are pinned, {len(found)} there")
+            continue
+        for old, new in zip(before[key], found, strict=True):
+            changed = [field for field in Resources._fields if getattr(old, field) != getattr(new, field)]
+            for field in changed:
+                was, is_now = getattr(old, field), getattr(new, field)
+                grew = (is_now - was) * WORSE.get(field, 0) > 0
+                (worse if grew else other).append(f"{name}: {field} {was} -> {is_now}")
+    other += ["sm_{2} {0}, {1}: pinned, and gone".format(*key) for key in before if key not in now]
+    return worse, other
+
+
 def _measure(index: int, only: str) -> Resources:
     label, launch, capability = list(launches(only))[index]
     try:
@@ -162,29 +152,49 @@ def _measure(index: int, only: str) -> Resources:
         raise RuntimeError(f"sm_{capability} {label}: {error}") from error
 
 
+def _triton_rows(only: str, workers: int) -> Iterator[Resources]:
+    count = len(list(launches(only)))
+    with ProcessPoolExecutor(workers) as pool:
+        yield from pool.map(_measure, range(count), [only] * count)
+
+
+def _cuda_rows(only: str, compiler: Path) -> Iterator[Resources]:
+    yield from (row for sm in DEVICES for row in cuda_resources(compiler, sm) if only in row.launch)
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--update", action="store_true", help="write the table instead of comparing with it")
+    parser.add_argument("--update", action="store_true", help="write the tables instead of comparing with them")
     parser.add_argument("--only", default="", help="only launches whose label contains this text")
     parser.add_argument("--workers", type=int, default=2, help="compilers that run side by side (default 2)")
     arguments = parser.parse_args()
     if triton.knobs.runtime.interpret:
         parser.error("TRITON_INTERPRET is set: unset it, interpreted kernels cannot be compiled")
-    count = len(list(launches(arguments.only)))
-    with ProcessPoolExecutor(arguments.workers) as pool:
+    compiler = nvcc()
+    tables = [(TABLE, sources_hash(), _triton_rows(arguments.only, arguments.workers))]
+    if compiler is None:
+        print("no nvcc on the path, in CUDA_HOME or in /usr/local/cuda: csrc/cuda is left out")
+    else:
+        tables.append((CUDA_TABLE, cuda_stamp(compiler), _cuda_rows(arguments.only, compiler)))
+    bad, worse, other = [], [], []
+    for table, stamp, made in tables:
         rows = []
-        for row in pool.map(_measure, range(count), [arguments.only] * count):
+        for row in made:
             print(*row, *faults(row), sep="  ", flush=True)
             rows.append(row)
-    bad = [row for row in rows if faults(row)]
-    if arguments.update:
-        others = [row for row in read()[1] if arguments.only not in row.launch]
-        write(others + rows)
-    elif not arguments.only and read()[1] != rows:
-        raise SystemExit(f"the table differs from {TABLE}: look at the rows above, then --update")
+        bad += [row for row in rows if faults(row)]
+        pinned = read(table)[1] if table.exists() else []
+        chosen = [row for row in pinned if arguments.only in row.launch]
+        for found, new in zip((worse, other), differences(chosen, rows), strict=True):
+            found += new
+        if arguments.update and rows:
+            write(table, stamp, [row for row in pinned if row not in chosen] + rows)
+    print(*(f"worse: {line}" for line in worse), *(f"changed: {line}" for line in other), sep="\n")
     if bad:
         raise SystemExit(f"{len(bad)} launches spill or do not fit")
+    if (worse or other) and not arguments.update:
+        raise SystemExit(f"{len(worse)} worse, {len(other)} changed otherwise: look at the lines above, then --update")
 
 
 if __name__ == "__main__":

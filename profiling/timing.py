@@ -39,17 +39,23 @@ def milliseconds(run: Run, device: str) -> float:
     return (time.perf_counter() - begin) * 1e3
 
 
-def interleaved(runs: dict[str, Run], device: str, seconds: float) -> dict[str, dict[str, float]]:
-    """Median, least and greatest milliseconds of each variant; they take turns, so that drift hits all alike."""
+def rounds(runs: dict[str, Run], device: str, seconds: float, warm_up: int = 2) -> dict[str, list[float]]:
+    """Milliseconds of each variant, at least five times; they take turns, so that drift hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():  # compile, fill caches
-        for _ in range(2):
+        for _ in range(warm_up):
             run()
     synchronize(device)
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or min(map(len, times.values())) < 5:
         for name, run in runs.items():
             times[name].append(milliseconds(run, device))
+    return times
+
+
+def interleaved(runs: dict[str, Run], device: str, seconds: float) -> dict[str, dict[str, float]]:
+    """Median, least and greatest milliseconds of each variant of :func:`rounds`."""
+    times = rounds(runs, device, seconds)
     return {name: {"median": statistics.median(t), "least": min(t), "greatest": max(t)} for name, t in times.items()}
 
 
@@ -82,19 +88,26 @@ def peak_bytes(run: Run, device: str) -> int:
     return peak
 
 
-def limits(device: str, dtype: torch.dtype) -> dict[str, float]:
+def limits(device: str, dtype: torch.dtype, seconds: float = 2) -> dict[str, float]:
     """What this machine reaches: GB/s of a copy (read and written), GFLOP/s of a large matrix product."""
     size = 8192 if device == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     source = torch.randn(2**28 if device == "cuda" else 2**25, device=device)
     target = torch.empty_like(source)
     with torch.no_grad():
-        times = interleaved({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, device, 2)
+        times = interleaved({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, device, seconds)
     moved = 2 * source.numel() * source.element_size()
     return {
         "gflops": 2 * size**3 / times["product"]["least"] / 1e6,
         "gbytes": moved / times["copy"]["least"] / 1e6,
     }
+
+
+def _module(script: Path) -> str:
+    """The name by which ``python -m`` finds a file of the folder profiling."""
+    parts = script.with_suffix("").parts
+    names = parts[max((place for place, name in enumerate(parts) if name == "profiling"), default=len(parts) - 1) :]
+    return ".".join(name for name in names if name != "__main__")
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -121,7 +134,7 @@ def machine(device: str) -> dict[str, Any]:
         "device": name,
         "versions": versions,
         "commit": output("git", "describe", "--always", "--dirty"),
-        "command": " ".join(["python -m", Path(sys.argv[0]).parent.name + "." + Path(sys.argv[0]).stem, *sys.argv[1:]]),
+        "command": " ".join(["python -m", _module(Path(sys.argv[0])), *sys.argv[1:]]),
         "date": date.today().isoformat(),
     }
 

@@ -20,10 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from slotkernels import sinkhorn_divergence
-from slotkernels.sinkhorn import flops as sinkhorn_flops
-from slotkernels.slot_attention import flops as attention_flops
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from interpreter.configs import ImageTraining, OptimConfig, VideoTraining, training_defaults
 from interpreter.engine.precision import resolve_precision
@@ -34,20 +31,10 @@ from interpreter.models.image_stage import ImageStage
 from interpreter.models.prior import initial_slots
 from interpreter.models.transformer import autocast
 from interpreter.models.video_stage import VideoSlots, VideoStage
+from profiling.bench.flops import count_flops
 from profiling.timing import Run, interleaved, limits, machine, peak_bytes, save
 
 FRAMES_AT_ONCE = 32
-# Products inside the project's own ops, which a counter of torch's operators does not see.
-FLOPS = {
-    torch.ops.slotkernels.inverted_attention: lambda q, k, *_, **__: attention_flops(q[0], q[1], k[1], q[2]),
-    torch.ops.slotkernels.inverted_attention_backward: lambda grad, *shapes, **__: _attention_backward(shapes),
-    torch.ops.slotkernels.sinkhorn: lambda x, y, *_, **__: sinkhorn_flops(*x[:2], *y[1:], kept=(True, False)),
-}
-
-
-def _attention_backward(shapes: tuple[Any, ...]) -> int:
-    q, k = [shape for shape in shapes if isinstance(shape, torch.Size) and len(shape) == 3][:2]
-    return attention_flops(q[0], q[1], k[1], q[2], backward="queries")
 
 
 @dataclass
@@ -160,9 +147,7 @@ def benchmark(
             step.run(task.inputs)
         losses[mode] = step.read_sums()["loss"]
         runs[mode] = partial(step.run, task.inputs)
-    with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter:
-        TrainingStep(task, optim, device).run(task.inputs)  # type: ignore[arg-type]
-    flops = counter.get_total_flops()
+    flops = count_flops(lambda: TrainingStep(task, optim, device).run(task.inputs))  # type: ignore[arg-type]
     step = TrainingStep(task, optim, device)  # type: ignore[arg-type]
     step.start(0, {})
     step.run(task.inputs)

@@ -1,4 +1,4 @@
-"""What shipped kernels ask of a GPU is pinned in profiling/results/resources.csv."""
+"""What shipped kernels ask of a GPU is pinned in profiling/results/resources.csv and resources-cuda.csv."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from profiling import resources
+from profiling import cubin, resources
 
 ROOT = Path(__file__).parents[2]
 UPDATE = "run `python -m profiling.resources --update`, look at the difference and commit it"
@@ -31,6 +31,36 @@ def test_no_shipped_launch_spills_or_outgrows_shared_memory(table):
     assert not {name: found for name, found in faults.items() if found}
 
 
+def test_cuda_table_was_made_from_these_sources_and_has_no_faults():
+    stamp, rows = resources.read(resources.CUDA_TABLE)
+    assert stamp.split(" sources ")[1] == cubin.cuda_hash(), f"csrc/cuda changed: {UPDATE}"
+    assert {row.sm for row in rows} == {80, 90, 100}
+    assert not [row for row in rows if resources.faults(row)]
+
+
+@pytest.mark.parametrize(
+    ("sm", "warps", "registers", "shared", "expected"),
+    [  # from the occupancy calculator of Nsight Compute
+        (80, 8, 32, 0, 1.0),
+        (80, 8, 33, 0, 0.75),
+        (90, 8, 255, 0, 0.125),
+        (90, 1, 32, 0, 0.5),  # 32 blocks are the most
+        (80, 4, 32, 48 * 1024, 0.1875),  # three blocks of 49 KiB in 164
+        (90, 4, 32, 48 * 1024, 0.25),
+        (100, 32, 64, 0, 0.5),
+    ],
+)
+def test_occupancy_is_bound_by_registers_shared_memory_or_blocks(sm, warps, registers, shared, expected):
+    assert cubin.occupancy(sm, warps, registers, shared) == expected
+
+
+def test_every_row_has_the_occupancy_of_its_resources(table):
+    for row in [*table[1], *resources.read(resources.CUDA_TABLE)[1]]:
+        share = cubin.occupancy(row.sm, row.warps, row.registers, row.shared_bytes)
+        assert row.occupancy == share, row
+        assert share > 0, row
+
+
 @pytest.mark.parametrize("kernels", [("forward_kernel", "backward_kernel"), ("sinkhorn_kernel", "gradient_kernel")])
 def test_products_run_on_tensor_cores(table, kernels):
     rows = [row for row in table[1] if row.kernel in kernels]
@@ -40,14 +70,58 @@ def test_products_run_on_tensor_cores(table, kernels):
             assert row.tensor_core_instructions > 0, row.launch
 
 
+def test_growth_is_told_from_other_changes(table):
+    old = [table[1][0]._replace(launch=name) for name in ("same", "more", "fewer", "gone")]
+    fields = {"registers": old[1].registers + 1, "occupancy": old[1].occupancy / 2, "wide_loads": 0}
+    new = [old[0], old[1]._replace(**fields), old[2]._replace(registers=1), old[3]._replace(launch="new")]
+    worse, other = resources.differences(old, new)
+    before = f"sm_80 more, {old[1].kernel}: "
+    assert worse == [
+        f"{before}registers {old[1].registers} -> {old[1].registers + 1}",
+        f"{before}occupancy {old[1].occupancy} -> {old[1].occupancy / 2}",
+    ]
+    assert [line.split(",")[0] for line in other] == ["sm_80 more", "sm_80 fewer", "sm_80 new", "sm_80 gone"]
+    assert resources.differences(old, old) == ([], [])
+
+
+def run(*arguments, code="from profiling import resources; resources.main()"):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_a_kernel_that_takes_more_than_is_pinned_fails_the_command(tmp_path, table):
+    label = "gru_norm forward D256 bfloat16"
+    rows = [row._replace(registers=row.registers - (row.sm == 90)) for row in table[1] if row.launch == label]
+    assert len(rows) == 3
+    resources.write(tmp_path / "table.csv", table[0], rows)
+    code = (
+        "import pathlib; from profiling import resources; "
+        f"resources.TABLE = pathlib.Path({str(tmp_path / 'table.csv')!r}); resources.main()"
+    )
+    done = run("--only", label, "--workers", "1", code=code)
+    registers = rows[1].registers
+    assert f"worse: sm_90 {label}, gru_norm_forward_kernel: registers {registers} -> {registers + 1}" in done.stdout
+    assert "1 worse, 0 changed otherwise" in done.stderr
+    assert done.returncode == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cubin.nvcc() is None, reason="no nvcc: set CUDA_HOME or install the CUDA toolkit")
+def test_compiling_cuda_sources_again_gives_the_rows_of_the_table():
+    stamp, pinned = resources.read(resources.CUDA_TABLE)
+    if stamp.split(" sources")[0] != cubin.cuda_stamp(cubin.nvcc()).split(" sources")[0]:
+        pytest.skip(f"the table was made with {stamp.split(' sources')[0]}")
+    assert list(cubin.cuda_resources(cubin.nvcc(), 90)) == [row for row in pinned if row.sm == 90]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("label", ["inverted_attention forward B128 M864 N32 D768 bfloat16", "gru_norm forward D768"])
 def test_compiling_again_gives_the_rows_of_the_table(table, label):
     if table[0] != resources.sources_hash():
         pytest.skip("the table is of other kernels")
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "profiling.resources", "--only", label, "--workers", "1"]
-    printed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    printed = run("--only", label, "--workers", "1").stdout.strip()
     expected = [row for row in table[1] if label in row.launch]
     assert [line.split("  ") for line in printed.splitlines()] == [[str(cell) for cell in row] for row in expected]
     assert expected

@@ -1,0 +1,27 @@
+"""One benchmark per op and per training step; ``python -m profiling.bench --help``."""
+
+import importlib
+
+from profiling.bench.case import Benchmark
+
+# Name of each benchmark, and the file of this folder that holds it under that name in capitals. A file is imported when
+# its benchmark runs: another revision may lack what it needs.
+BENCHMARKS = {
+    "slot_attention": "slot_attention",
+    "inverted_attention": "slot_attention",
+    "invariant_slot_attention": "invariant_slot_attention",
+    "slot_update": "slot_update",
+    "sinkhorn_divergence": "sinkhorn",
+    "sinkhorn_streaming": "sinkhorn",
+    "propagate_labels": "propagation",
+    "propagate_attention": "propagation",
+    "cluster_slots": "merging",
+    "merge_slots": "merging",
+    "train_image": "training",
+    "train_video": "training",
+}
+
+
+def load(name: str) -> Benchmark:
+    """The benchmark of that name."""
+    return getattr(importlib.import_module(f"profiling.bench.{BENCHMARKS[name]}"), name.upper())

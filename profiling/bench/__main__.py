@@ -1,0 +1,159 @@
+"""The command ``python -m profiling.bench``."""
+
+import os
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from profiling.bench import BENCHMARKS, load
+from profiling.bench.case import OURS
+from profiling.bench.measure import Machine, measure
+from profiling.timing import machine, save
+
+FOUND = "cuda" if torch.cuda.is_available() else "cpu"
+CONSOLE = Console(width=118, stderr=True)
+
+
+@dataclass
+class Options:
+    """Time every op and training step against what one would use without this project.
+
+    Each benchmark checks the values of all variants before it times any: a wrong one is an error, and has no time.
+    Variants take turns, so that drift of the machine hits all alike; times are medians, with quartiles and extremes in
+    the file. Inputs rotate so that they come from memory, not from a cache. On a GPU, variants that do not make the
+    host wait are replayed from CUDA graphs. The rates of a large copy and of a large matrix product are measured in the
+    same run, and every op is told what share of them it reaches.
+
+    ``python -m profiling.report`` makes docs/benchmarks.md of profiling/results/bench-*.json.
+    """
+
+    only: tuple[str, ...] = ()
+    """Names of benchmarks, or beginnings of names; all if none is given."""
+
+    device: Literal["cpu", "cuda"] = FOUND  # type: ignore[assignment]
+    """Where to run."""
+
+    seconds: float = 6.0
+    """Least time for the turns of one size; five turns at least, so a slow variant takes longer."""
+
+    threads: int = 2
+    """Threads on a CPU. Two, so that figures of different machines can be compared."""
+
+    out: Path | None = None
+    """File for the results, as JSON."""
+
+    list: bool = False
+    """Say what there is, and stop."""
+
+    compare: str | None = None
+    """Time this revision of the repository against the working tree, by turns; see profiling.compare."""
+
+    only_ours: Annotated[bool, tyro.conf.arg(help="Leave out all baselines; what profiling.compare calls.")] = False
+
+
+def chosen(only: tuple[str, ...]) -> tuple[str, ...]:
+    """Names that begin with one of ``only``.
+
+    Raises:
+        ValueError: if one of them begins no name.
+    """
+    for start in only:
+        if not any(name.startswith(start) for name in BENCHMARKS):
+            raise ValueError(f"--only {start}: no benchmark begins so; there are {', '.join(BENCHMARKS)}")
+    return tuple(name for name in BENCHMARKS if not only or name.startswith(only))
+
+
+def describe(name: str) -> None:
+    """Print what a benchmark is."""
+    benchmark = load(name)
+    CONSOLE.print(f"[bold]{name}[/]: {benchmark.what}", highlight=False)
+    for variant, what in benchmark.against.items():
+        CONSOLE.print(f"    {variant}: {what}", highlight=False)
+
+
+def show(name: str, case: dict[str, Any]) -> None:
+    """Print one case."""
+    sizes = ", ".join(f"{key} {value}" for key, value in case["shape"].items())
+    title = f"{name}: {sizes}, {case['dtype']}; floor {case['floor_ms']:.3g} ms ({case['bound']})"
+    table = Table(title=title)
+    for column in ("", "ms", "quartiles", f"× {OURS}", "quartiles", "peak MiB", "greatest error"):
+        table.add_column(column, justify="right" if column else "left")
+    for variant, found in case["variants"].items():
+        cells = []
+        for key in ("ms", "times_ours"):
+            t = found[key]
+            cells += [f"{t['median']:.3g}", f"{t['lower']:.3g}–{t['upper']:.3g}"]
+        table.add_row(variant, *cells, f"{found['peak_mib']:.1f}", f"{max(found['errors'].values()):.1e}")
+    first = sum(found["first_call_s"] for found in case["variants"].values())
+    CONSOLE.print(table, f"{case['seconds']:.0f} s, of which {first:.0f} s were first calls: compilers, values checked")
+
+
+def run_all(names: tuple[str, ...], options: Options) -> dict[str, Any]:
+    """Results of these benchmarks; one that fails is named with its error and does not lose the others."""
+    begin, where = time.perf_counter(), Machine(options.device, options.seconds)
+    torch.set_num_threads(options.threads)
+    results: dict[str, Any] = {**machine(options.device), "kind": options.device, "threads": options.threads}
+    results |= {"load_average": os.getloadavg(), "benchmarks": {}, "failed": {}}
+    with Progress(console=CONSOLE, transient=True) as progress:
+        for name in progress.track(names, description="benchmarks"):
+            cases = []
+            try:
+                benchmark = load(name)
+                for case in benchmark.cases(options.device):
+                    cases.append(measure(case, where, options.seconds, options.only_ours))
+                    if not options.only_ours:
+                        show(name, cases[-1])
+            except Exception as error:  # named in the results and in the exit status
+                results["failed"][name] = f"{type(error).__name__}: {error}"
+                CONSOLE.print(f"{name} failed: {results['failed'][name]}", style="red", highlight=False, markup=False)
+            else:
+                results["benchmarks"][name] = {
+                    "what": benchmark.what,
+                    "against": benchmark.against,
+                    "cases": cases,
+                }
+    return {**results, "limits": where.limits, "seconds": time.perf_counter() - begin}
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    options = tyro.cli(Options, prog="python -m profiling.bench")
+    try:
+        names = chosen(options.only)
+    except ValueError as error:
+        sys.exit(str(error))
+    if options.list:
+        for name in names:
+            describe(name)
+        return
+    if options.compare:
+        from profiling.compare import Options as Comparison
+        from profiling.compare import compare
+
+        sys.exit(
+            compare(
+                Comparison(
+                    options.compare, names, seconds=options.seconds, threads=options.threads, device=options.device
+                )
+            )
+        )
+    warnings.filterwarnings("ignore", module="torch")
+    results = run_all(names, options)
+    if options.out:
+        save(options.out, results)
+    CONSOLE.print(f"{len(results['benchmarks'])} benchmarks in {results['seconds']:.0f} s")
+    if results["failed"]:
+        sys.exit(f"failed: {', '.join(results['failed'])}")
+
+
+if __name__ == "__main__":
+    main()

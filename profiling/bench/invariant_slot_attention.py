@@ -1,0 +1,91 @@
+"""Invariant slot attention: the whole module against keys and values of each slot."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from slotkernels.invariant_slot_attention import bytes_moved
+from slotkernels.invariant_slot_attention.module import InvariantSlotAttention
+from torch import Tensor
+
+from profiling.bench.case import OURS, Benchmark, Case, Outputs, close_to
+from profiling.bench.slot_attention import shape_of
+
+
+def textbook(module: InvariantSlotAttention, inputs: Tensor, grid: Tensor) -> Tensor:
+    """SOLV, eq. 13-17, as printed: keys and values [B, N, M, D] of each slot."""
+    x, batch = module.norm_inputs(inputs), inputs.shape[0]
+    k, v = module.to_k(x).unsqueeze(1), module.to_v(x).unsqueeze(1)
+    initial = (module.initial_slots, module.initial_positions, module.initial_scales)
+    slots, positions, scales = (t.expand(batch, -1, -1) for t in initial)
+    for iteration in range(module.iterations + 1):
+        relative = (grid - positions.unsqueeze(2)) / (module.scale_factor * scales.unsqueeze(2))
+        frame = module.g(relative)
+        keys, values = module.f(k + frame), module.f(v + frame)
+        q = module.to_q(module.norm_slots(slots))
+        attention = (torch.einsum("bnmd,bnd->bnm", keys, q) * module.dim**-0.5).softmax(1)
+        weights = attention + module.eps
+        weights = weights / weights.sum(-1, keepdim=True)
+        positions = weights @ grid
+        squares = (grid - positions.unsqueeze(2)).square()
+        scales = ((weights + module.scale_eps).unsqueeze(-1) * squares).sum(2).sqrt()
+        if iteration < module.iterations:
+            updates = torch.einsum("bnm,bnmd->bnd", weights, values)
+            slots = module.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
+            slots = slots + module.mlp(module.norm_mlp(slots))
+    return slots
+
+
+def cases(device: str) -> Iterator[Case]:
+    """SOLV's size on a GPU, smaller on a CPU, where the textbook form needs a second a sample."""
+    sizes = (32, 864, 8, 768) if device == "cuda" else (1, 576, 8, 256)
+    batch, tokens, slots, dim = sizes
+    torch.manual_seed(0)
+    module = InvariantSlotAttention(slots, dim).to(device)
+    torch.manual_seed(0)
+    exact = InvariantSlotAttention(slots, dim).to(device).double()
+    grid = torch.cartesian_prod(torch.linspace(-1, 1, tokens // 24), torch.linspace(-1, 1, 24)).to(device)
+
+    def step(owner: InvariantSlotAttention, forward: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Outputs]:
+        places = grid.to(owner.to_q.weight.dtype)
+
+        def run(inputs: Tensor) -> Outputs:
+            found = forward(inputs, places)
+            parameters = [owner.to_k.weight, owner.to_v.weight, owner.g.weight, *owner.f.parameters()]
+            grads = torch.autograd.grad(found.square().mean(), parameters)
+            return {"slots": found.detach(), "gradient of to_k": grads[0], "gradient of g": grads[2]}
+
+        return run
+
+    def printed(inputs: Tensor, places: Tensor, owner: InvariantSlotAttention = module) -> Tensor:
+        return textbook(owner, inputs, places)
+
+    def inputs() -> tuple[Any, ...]:
+        return (torch.randn(batch, tokens, dim, device=device),)
+
+    calls, counted = module.iterations + 1, (batch, slots, tokens, dim)
+    yield Case(
+        shape=shape_of(sizes),
+        dtype=torch.float32,
+        inputs=inputs,
+        variants={
+            "textbook": step(module, printed),
+            "textbook compiled": step(module, torch.compile(printed)),
+            OURS: step(module, lambda inputs, places: module(inputs, places).slots),
+        },
+        judge=close_to(step(exact, lambda inputs, places: textbook(exact, inputs, places)), 2e-3),
+        bytes=calls * sum(bytes_moved(*counted, backward=backward) for backward in (False, True)),
+        flops=None,
+    )
+
+
+INVARIANT_SLOT_ATTENTION = Benchmark(
+    "invariant_slot_attention",
+    "the module `InvariantSlotAttention` as in SOLV, three iterations and a last attention, forward and backward to "
+    "the parameters of keys and values",
+    {
+        "textbook": "SOLV's equations 13-17 in PyTorch, with keys and values of each slot, as published code has them",
+        "textbook compiled": "the same under `torch.compile`",
+    },
+    cases,
+)

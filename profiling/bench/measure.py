@@ -1,0 +1,125 @@
+"""Checks and times one case: variants take turns, inputs rotate, and what is reached is held against the machine."""
+
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import cycle
+from typing import Any
+from unittest import mock
+
+import torch
+from slotkernels._dispatch import Op
+from torch import Tensor
+
+from profiling.bench.case import OURS, Case, Function, WrongResult, name_of
+from profiling.bench.flops import count_flops
+from profiling.timing import Run, captured, limits, peak_bytes, rounds
+
+# Rotating inputs fill this many bytes, more than caches hold: L2 of an H100 or B200; what a CPU's core has to itself.
+ROTATED = {"cuda": 2**28, "cpu": 2**26}
+MOST_COPIES = 32
+
+
+@contextmanager
+def backends_used() -> Iterator[dict[str, str]]:
+    """Name of each op that runs in the block, and the backend that serves it."""
+    found: dict[str, str] = {}
+    select = Op.select
+
+    def recording(op: Op, requested: str, call: Any) -> str:
+        found[op.name] = select(op, requested, call)
+        return found[op.name]
+
+    with mock.patch.object(Op, "select", recording):
+        yield found
+
+
+def spread(times: list[float]) -> dict[str, float]:
+    """Median, quartiles and extremes."""
+    lower, median, upper = statistics.quantiles(times, n=4, method="inclusive")
+    return {"median": median, "lower": lower, "upper": upper, "least": min(times), "greatest": max(times)}
+
+
+def rotating(function: Function, copies: list[tuple[Tensor, ...]], device: str, waits: bool) -> Run:
+    """A call that takes the next inputs each time; on a GPU the replay of a graph, unless the host has to wait."""
+    runs: list[Run] = [partial(function, *inputs) for inputs in copies]
+    turns = cycle([captured(run) for run in runs] if device == "cuda" and not waits else runs)
+    return lambda: next(turns)()
+
+
+class Machine:
+    """The device, and the rates that it reaches in this run, measured when they are first asked for."""
+
+    def __init__(self, device: str, seconds: float) -> None:
+        self.device, self.seconds = device, seconds
+        self.limits: dict[str, dict[str, float]] = {}
+
+    def rates(self, dtype: torch.dtype) -> dict[str, float]:
+        """GB/s of a copy and GFLOP/s of a large product of this dtype."""
+        name = name_of(dtype)
+        if name not in self.limits:
+            self.limits[name] = limits(self.device, dtype, min(2.0, self.seconds))
+        return self.limits[name]
+
+
+def floor(case: Case, flops: int, machine: Machine, median: float) -> dict[str, Any]:
+    """What the work would take at this machine's rates, in ms, and what share of them ``median`` ms reaches."""
+    rates = machine.rates(case.rate or case.dtype)
+    least = {"memory": case.bytes / rates["gbytes"] / 1e6, "arithmetic": flops / rates["gflops"] / 1e6}
+    bound = max(least, key=lambda kind: least[kind])
+    return {
+        "bytes": case.bytes,
+        "flops": flops,
+        "floor_ms": least[bound],
+        "bound": bound,
+        "of_floor": least[bound] / median,
+        "gbytes": case.bytes / median / 1e6,
+        "gflops": flops / median / 1e6,
+        "of_copy": least["memory"] / median,
+        "of_product": least["arithmetic"] / median,
+    }
+
+
+def measure(case: Case, machine: Machine, seconds: float, only_ours: bool = False) -> dict[str, Any]:
+    """Errors, times, memory and rates of the variants of one case.
+
+    Raises:
+        WrongResult: if a variant's values are wrong; nothing is timed then.
+    """
+    begin = time.perf_counter()
+    torch.manual_seed(0)
+    torch.compiler.reset()  # or a second size would be compiled for sizes of all kinds, which is slower
+    device = machine.device
+    copies = [case.inputs()]
+    size = sum(t.numel() * t.element_size() for t in copies[0])
+    count = max(1, min(MOST_COPIES, math.ceil(ROTATED[device] / size)))
+    judge = case.judge(*copies[0])
+    variants = {name: function for name, function in case.variants.items() if name == OURS or not only_ours}
+    found: dict[str, dict[str, Any]] = {}
+    for name, function in variants.items():
+        try:
+            start = time.perf_counter()
+            with backends_used() as backends:
+                found[name] = {"errors": judge(function(*copies[0]))}
+        except WrongResult as error:
+            raise WrongResult(f"{case.shape}, {name_of(case.dtype)}, {name}: {error}; nothing was timed") from None
+        if name == OURS:
+            used = backends
+        found[name]["first_call_s"] = time.perf_counter() - start
+        found[name]["peak_mib"] = peak_bytes(partial(function, *copies[0]), device) / 2**20
+    copies += [case.inputs() for _ in range(count - 1)]
+    runs = {name: rotating(function, copies, device, name in case.waits) for name, function in variants.items()}
+    times = rounds(runs, device, seconds, warm_up=1)
+    for name in variants:
+        ratios = [theirs / ours for theirs, ours in zip(times[name], times[OURS], strict=True)]
+        found[name] |= {"ms": spread(times[name]), "times_ours": spread(ratios)}
+    result: dict[str, Any] = {"shape": case.shape, "dtype": name_of(case.dtype), "backends": used}
+    result |= {"rounds": len(times[OURS]), "copies": count, "input_mib": size / 2**20}
+    if not only_ours:
+        flops = count_flops(partial(case.variants[OURS], *copies[0])) if case.flops is None else case.flops
+        result |= floor(case, flops, machine, found[OURS]["ms"]["median"])
+        result["left_out"] = dict(case.left_out)
+    return {**result, "seconds": time.perf_counter() - begin, "variants": found}

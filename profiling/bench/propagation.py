@@ -1,0 +1,154 @@
+"""Attention propagation: the product, and label maps against product, interpolation and argmax in PyTorch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from slotkernels import propagate_attention, propagate_labels
+from slotkernels.propagation import bytes_moved, flops
+from torch import Tensor
+
+from profiling.bench.case import OURS, Benchmark, Case, Judge, Outputs, WrongResult, close_to
+
+VIDEO = (36, (24, 36), 32, 8, (336, 504))  # frames, patch grid, image slots, video slots, pixels: YTVIS-19
+SHAPES: tuple[tuple[Any, str], ...] = (
+    (VIDEO, "objects"),
+    (VIDEO, "noise"),
+    ((24, (24, 24), 32, 20, (336, 336)), "objects"),  # MOVi-E
+    ((8, (24, 36), 32, 8, (720, 1280)), "objects"),  # HD
+)
+
+
+def noise(frames: int, grid: tuple[int, int], slots: int, objects: int) -> tuple[Tensor, Tensor]:
+    """Attention in which neighbouring patches have nothing in common."""
+    image = torch.randn(1, frames, grid[0] * grid[1], slots)
+    return (2 * image).softmax(-1), (2 * torch.randn(1, frames, slots, objects)).softmax(-1)
+
+
+def blobs(frames: int, grid: tuple[int, int], slots: int, objects: int) -> tuple[Tensor, Tensor]:
+    """Each slot is a blob that moves, and belongs to one object for the most part."""
+    h, w = grid
+    places = torch.cartesian_prod(torch.arange(h), torch.arange(w)).float().unsqueeze(1)  # [M, 1, 2]
+    time = torch.arange(frames).view(frames, 1, 1, 1) / 36
+    start, speed = torch.rand(slots, 2), 0.3 * torch.randn(slots, 2)
+    centres = (start + speed * time) % 1 * torch.tensor([h, w])  # [T, 1, N, 2]
+    image = (-(places - centres).square().sum(-1) / 6).softmax(-1)
+    video = (6 * torch.randn(1, slots, objects) + torch.randn(frames, slots, objects)).softmax(-1)
+    return image.unsqueeze(0), video.unsqueeze(0)
+
+
+def exact_labels(image: Tensor, video: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Labels [T, H, W] in float64, and where the two best scores differ by more than rounding."""
+    labels, clear = [], []
+    for one, other in zip(image[0].double(), video[0].double(), strict=True):
+        masks = (one @ other).T.unflatten(1, grid).unsqueeze(0)
+        best = F.interpolate(masks, size, mode="bilinear", align_corners=False)[0].topk(2, 0)
+        labels.append(best.indices[0].to(torch.uint8))
+        clear.append(best.values[0] - best.values[1] > (image.shape[3] + 2 * sum(grid) + 16) * 1.2e-7)
+    return torch.stack(labels), torch.stack(clear)
+
+
+def label_cases(device: str) -> Iterator[Case]:
+    """Sizes of YTVIS-19, MOVi-E and HD; attention as in a segmentation, and noise, the worst case."""
+    for (frames, grid, slots, objects, size), kind in SHAPES:
+
+        def inputs(kind: str = kind, arguments: Any = (frames, grid, slots, objects)) -> tuple[Tensor, ...]:
+            return tuple(t.to(device) for t in {"noise": noise, "objects": blobs}[kind](*arguments))
+
+        def chain(image: Tensor, video: Tensor, grid: Any = grid, size: Any = size) -> Outputs:
+            masks = torch.bmm(image[0], video[0]).transpose(1, 2).unflatten(2, grid)
+            return {"labels": F.interpolate(masks, size, mode="bilinear", align_corners=False).argmax(1)}
+
+        def with_max(image: Tensor, video: Tensor, grid: Any = grid, size: Any = size) -> Outputs:
+            masks = torch.bmm(video[0].mT, image[0].mT).unflatten(2, grid)
+            return {"labels": F.interpolate(masks, size, mode="bilinear", align_corners=False).max(1).indices}
+
+        def ours(image: Tensor, video: Tensor, grid: Any = grid, size: Any = size, extras: bool = False) -> Outputs:
+            found = propagate_labels(image, video, grid, size, confidence=extras, statistics=extras)
+            return {"labels": (found if isinstance(found, Tensor) else found.labels)[0]}
+
+        def judge(image: Tensor, video: Tensor, grid: Any = grid, size: Any = size) -> Judge:
+            labels, clear = exact_labels(image, video, grid, size)
+
+            def check(outputs: Outputs) -> dict[str, float]:
+                pixels = int((outputs["labels"].to(torch.uint8) != labels)[clear].sum())
+                if pixels:
+                    raise WrongResult(f"{pixels} pixels have another label than in float64")
+                return {"labels": 0.0}
+
+            return check
+
+        counted = (1, frames, grid[0] * grid[1], slots, objects, size[0] * size[1])
+        yield Case(
+            shape={"T": frames, "grid": grid, "N": slots, "K": objects, "size": size, "attention": kind},
+            dtype=torch.float32,
+            inputs=inputs,
+            variants={
+                "argmax": chain,
+                "max": with_max,
+                "argmax compiled": torch.compile(chain),
+                OURS: ours,
+                f"{OURS} extras": lambda image, video, ours=ours: ours(image, video, extras=True),
+            },
+            judge=judge,
+            bytes=bytes_moved(*counted),
+            flops=flops(*counted),
+        )
+
+
+def attention_cases(device: str) -> Iterator[Case]:
+    """One YTVIS-19 video; on a GPU a batch of 16."""
+    batch = 16 if device == "cuda" else 1
+    frames, (h, w), slots, objects, _ = VIDEO
+    tokens = h * w
+
+    def inputs() -> tuple[Tensor, ...]:
+        image = torch.randn(batch, frames, tokens, slots, device=device).softmax(-1)
+        grad = torch.randn(batch, frames, tokens, objects, device=device)
+        return image, torch.randn(batch, frames, slots, objects, device=device).softmax(-1), grad
+
+    def step(function: Any) -> Any:
+        def run(image: Tensor, video: Tensor, grad: Tensor) -> Outputs:
+            leaves = [t.detach().requires_grad_() for t in (image, video)]
+            masks = function(*leaves)
+            grads = torch.autograd.grad(masks, leaves, grad)
+            return {"masks": masks.detach(), "gradient of image": grads[0], "gradient of video": grads[1]}
+
+        return run
+
+    product = 2 * batch * frames * tokens * slots * objects
+    # Forward reads both maps and writes a third; backward reads all three and writes gradients of the first two.
+    sizes = [batch * frames * n for n in (tokens * slots, slots * objects, tokens * objects)]
+    yield Case(
+        shape={"B": batch, "T": frames, "M": tokens, "N": slots, "K": objects},
+        dtype=torch.float32,
+        inputs=inputs,
+        variants={
+            "matmul": step(torch.matmul),
+            "matmul compiled": step(torch.compile(torch.matmul)),
+            OURS: step(propagate_attention),
+        },
+        judge=close_to(step(torch.matmul), 1e-5),
+        bytes=4 * (3 * sizes[0] + 3 * sizes[1] + 2 * sizes[2]),
+        flops=3 * product,
+    )
+
+
+PROPAGATE_LABELS = Benchmark(
+    "propagate_labels",
+    "label maps of a video at full resolution from the two attention maps",
+    {
+        "argmax": "`torch.bmm`, `F.interpolate` and `argmax`",
+        "max": "the same with the objects first and `max`, which is faster on some sizes",
+        "argmax compiled": "the first under `torch.compile`",
+        f"{OURS} extras": "the op with confidence, areas and boxes",
+    },
+    label_cases,
+)
+PROPAGATE_ATTENTION = Benchmark(
+    "propagate_attention",
+    "the product of the two attention maps, forward and backward to both: one matrix product, so nothing to gain",
+    {"matmul": "`torch.matmul` and autograd", "matmul compiled": "the same under `torch.compile`"},
+    attention_cases,
+)

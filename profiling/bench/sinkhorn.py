@@ -1,0 +1,138 @@
+"""Sinkhorn divergence: many small sets, and large ones in a stream. The gradient is that of x; y is a target."""
+
+import importlib.util
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from slotkernels import sinkhorn_divergence
+from slotkernels.sinkhorn import bytes_moved, flops
+from torch import Tensor
+
+from profiling.bench.case import OURS, Benchmark, Case, Function, Outputs, close_to
+
+BLUR, SCALING = 0.05, 0.5
+OPTIONS: dict[str, Any] = {"p": 2, "blur": BLUR, "scaling": SCALING}
+TOLERANCE = 3e-2  # float32 knows a logit of costs near 768 over eps = 0.0025 to 1e-2: see docs/sinkhorn.md
+
+
+def step(function: Any) -> Function:
+    """Divergences, and the gradient of their mean with respect to x."""
+
+    def run(x: Tensor, y: Tensor) -> Outputs:
+        leaf = x.detach().requires_grad_()
+        value = function(leaf, y).reshape(-1)
+        return {"value": value.detach(), "gradient": torch.autograd.grad(value.mean(), leaf)[0]}
+
+    return run
+
+
+def geomloss_variants(backend: str, **options: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """GeomLoss with these options, or why it cannot run."""
+    wanted = {"GeomLoss online": ("geomloss", "pykeops")} if backend == "online" else {"GeomLoss": ("geomloss",)}
+    ((name, packages),) = wanted.items()
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        return {}, {name: f"{' and '.join(missing)} not installed"}
+    import geomloss
+
+    return {name: geomloss.SamplesLoss("sinkhorn", backend=backend, **OPTIONS, **options)}, {}
+
+
+def diameter_of(inputs: Callable[[], tuple[Tensor, ...]]) -> float:
+    """Diagonal of the box around all points, where GeomLoss starts, of the inputs that are checked: the first ones."""
+    torch.manual_seed(0)
+    both = torch.cat(inputs(), 1).flatten(0, 1)
+    return (both.amax(0) - both.amin(0)).norm().item()
+
+
+def work(sizes: tuple[int, int, int, int], diameter: float) -> dict[str, int]:
+    """Bytes and operations that forward and backward take at least."""
+    steps = 3 + math.ceil(math.log(diameter / BLUR) / -math.log(SCALING))
+    options: dict[str, Any] = {"kept": (True, False)}
+    return {
+        "bytes": sum(bytes_moved(*sizes, **options, backward=b) for b in (False, True)),
+        "flops": sum(flops(*sizes, steps=steps, **options, backward=b) for b in (False, True)),
+    }
+
+
+def small_cases(device: str) -> Iterator[Case]:
+    """A video stage's step (96 videos of 36 frames, on a CPU one frame of each); SOLV's size; wide sets."""
+    found = [(3456, 32, 32, 768), (96, 32, 32, 768)] if device == "cuda" else [(96, 32, 32, 768)]
+    for sizes in (*found, (96, 11, 11, 128), (8, 128, 128, 256)):
+        batch, n, m, dim = sizes
+
+        def inputs(batch: int = batch, counts: Any = (n, m), dim: int = dim) -> tuple[Tensor, ...]:
+            return tuple(torch.randn(batch, count, dim, device=device) for count in counts)
+
+        diameter = diameter_of(inputs)
+        variants, left_out = geomloss_variants("tensorized")
+        fixed, _ = geomloss_variants("tensorized", diameter=diameter)
+        if fixed:
+            compiled = torch.compile(lambda x, y, loss=fixed["GeomLoss"]: loss(x, y), fullgraph=True)
+            variants["GeomLoss compiled"] = compiled
+        variants |= {
+            f"{OURS} reference": lambda x, y: sinkhorn_divergence(x, y, backend="reference"),
+            OURS: sinkhorn_divergence,
+            f"{OURS} fixed diameter": lambda x, y, d=diameter: sinkhorn_divergence(x, y, diameter=d),
+        }
+        yield Case(
+            shape=dict(zip("BNMD", sizes, strict=True)),
+            dtype=torch.float32,
+            inputs=inputs,
+            variants={name: step(function) for name, function in variants.items()},
+            judge=close_to(step(sinkhorn_divergence), TOLERANCE),
+            **work(sizes, diameter),
+            waits=("GeomLoss",),
+            left_out=tuple(left_out.items()),
+        )
+
+
+def large_cases(device: str) -> Iterator[Case]:
+    """One problem of large sets of few and of many dimensions."""
+    points = 20_000 if device == "cuda" else 2_000
+    for dim in (3, 64):
+
+        def inputs(dim: int = dim) -> tuple[Tensor, ...]:
+            return tuple(torch.rand(1, points, dim, device=device) for _ in range(2))
+
+        tensorized, left_out = geomloss_variants("tensorized") if device == "cpu" else ({}, {})
+        online, more = geomloss_variants("online")
+        backend = "keops" if device == "cuda" and not more else "blocks"
+        if device == "cpu" and dim > 3 and not more:
+            online, more = {}, {"GeomLoss online": "seconds a step: see sinkhorn-cpu.json"}
+        variants = {**tensorized, **online}
+        variants[OURS] = lambda x, y, backend=backend: sinkhorn_divergence(x, y, backend=backend)
+        yield Case(
+            shape={"N": points, "M": points, "D": dim},
+            dtype=torch.float32,
+            inputs=inputs,
+            variants={name: step(function) for name, function in variants.items()},
+            judge=close_to(step(lambda x, y: sinkhorn_divergence(x, y, backend="blocks")), TOLERANCE),
+            **work((1, points, points, dim), diameter_of(inputs)),
+            waits=tuple(variants),
+            left_out=tuple({**left_out, **more}.items()),
+        )
+
+
+SINKHORN_DIVERGENCE = Benchmark(
+    "sinkhorn_divergence",
+    "divergences of many pairs of small sets, and the gradient of one set; blur 0.05, scaling 0.5",
+    {
+        "GeomLoss": "`geomloss.SamplesLoss`, tensorized, eager",
+        "GeomLoss compiled": "the same under `torch.compile`, with the diameter given: else it does not compile whole",
+        f"{OURS} reference": "the op in plain PyTorch",
+        f"{OURS} fixed diameter": "the op with the diameter given",
+    },
+    small_cases,
+)
+SINKHORN_STREAMING = Benchmark(
+    "sinkhorn_streaming",
+    "the divergence of one pair of large sets in linear memory, and the gradient of one set",
+    {
+        "GeomLoss": "`geomloss.SamplesLoss`, tensorized: all costs in memory",
+        "GeomLoss online": "`geomloss.SamplesLoss`, online: pykeops, linear memory",
+    },
+    large_cases,
+)

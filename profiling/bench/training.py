@@ -1,0 +1,167 @@
+"""Training steps of both stages: forward, backward and optimiser on inputs that are there already."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
+from unittest import mock
+
+import torch
+from slotkernels import use_backend
+from slotkernels.slot_attention import SlotAttention, SlotAttentionOutput
+from slotkernels.slot_attention.reference import textbook_slot_attention
+from torch import Tensor
+
+from interpreter.configs import ImageTraining, VideoTraining, training_defaults
+from interpreter.engine.precision import resolve_precision
+from interpreter.engine.step import EAGER_STEPS, TrainingStep
+from interpreter.models import video_stage
+from profiling.bench.case import OURS, Benchmark, Case, Function, Outputs, close_to
+from profiling.bench.merging import one_by_one
+from profiling.bench.sinkhorn import geomloss_variants
+from profiling.training import Fixed, backbone_of, image_setup, video_setup
+
+Make = Callable[[str], Fixed]  # of a precision: a task with weights that are the same at each call
+
+MODES: dict[str, dict[str, Any]] = {OURS: {}, f"{OURS} compiled": {"compiled": True}}
+CAPTURED = {
+    f"{OURS} captured": {"captured": True},
+    f"{OURS} compiled and captured": {"compiled": True, "captured": True},
+}
+
+
+def printed(module: SlotAttention) -> None:
+    """Make a module compute algorithm 1 as printed, with gradients through all iterations."""
+
+    def forward(inputs: Tensor, slots: Tensor) -> SlotAttentionOutput:
+        return SlotAttentionOutput(*textbook_slot_attention(module, inputs, slots, implicit="none"))
+
+    module.forward = forward  # type: ignore[method-assign, assignment]
+
+
+def libraries(device: torch.device) -> AbstractContextManager[Any]:
+    """GeomLoss and scikit-learn in place of the project's ops."""
+
+    def divergence(x: Tensor, y: Tensor, blur: float, scaling: float, diameter: Any) -> Tensor:
+        import geomloss
+
+        start = None if diameter == "batch" else diameter
+        loss = geomloss.SamplesLoss("sinkhorn", blur=blur, scaling=scaling, diameter=start, backend="tensorized")
+        return loss(x.float(), y.float())
+
+    def cluster(slots: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+        labels = one_by_one(slots.float())["labels"].to(device)
+        return labels, labels.amax(1) + 1
+
+    return mock.patch.multiple(video_stage, sinkhorn_divergence=divergence, cluster_slots=cluster)
+
+
+def taken(make: Make, precision: str, device: torch.device, kind: str = OURS, **options: Any) -> Function:
+    """A function that takes one training step; what it needs is built at its first call."""
+
+    def around() -> AbstractContextManager[Any]:
+        if kind == "textbook":
+            return libraries(device)
+        return use_backend("reference") if kind.endswith("reference") else nullcontext()
+
+    @cache
+    def step() -> TrainingStep:
+        task = make(precision)
+        if kind == "textbook":
+            printed(task.model.slot_attention)
+        taker = TrainingStep(task, task.optim, device, **options)  # type: ignore[arg-type]
+        taker.start(0, {})
+        return taker
+
+    def run(*batch: Tensor) -> Outputs:
+        with around():
+            first = step.cache_info().currsize == 0
+            step().run(batch)
+            sums = step().sums  # of the first step, and then of several, which nobody reads
+            # Gradients through all iterations are others: the textbook's norm is not looked at.
+            checked = ("loss", "effective_slots", "attention_entropy", *(["grad_norm"] if kind != "textbook" else []))
+            outputs = {name: sums[name].clone() for name in checked}
+            if first:
+                for _ in range(EAGER_STEPS + 1 if options.get("captured") else 0):
+                    step().run(batch)
+        return outputs
+
+    return run
+
+
+def settings(device: torch.device) -> tuple[ImageTraining, VideoTraining, str]:
+    """Configurations of both stages, the demo's on a CPU and the paper's on a GPU, and the precision."""
+    preset = "ytvis19" if device.type == "cuda" else "demo"
+    image, video = (training_defaults(stage, preset) for stage in ("image", "video"))
+    assert isinstance(image, ImageTraining)
+    assert isinstance(video, VideoTraining)
+    return image, video, resolve_precision("auto", device)
+
+
+def cases(stage: str, device_name: str) -> Iterator[Case]:
+    """The step of one stage."""
+    device = torch.device(device_name)
+    image, video, precision = settings(device)
+
+    def make(wanted: str) -> Fixed:
+        torch.manual_seed(0)
+        if stage == "image":
+            backbone = backbone_of(image, torch.device("cpu"))
+            config = replace(image, optim=replace(image.optim, precision=wanted))
+            return image_setup(config, backbone.dim, backbone.grid(image.data.frame_size), device)[0]
+        return video_setup(replace(video, optim=replace(video.optim, precision=wanted)), image, device)[0]
+
+    task = make(precision)
+    variants: dict[str, Function] = {}
+    left_out = {} if stage == "image" else geomloss_variants("tensorized")[1]
+    if left_out:
+        left_out = {"textbook": left_out["GeomLoss"]}
+    else:
+        variants["textbook"] = taken(make, precision, device, "textbook")
+    variants[f"{OURS} reference"] = taken(make, precision, device, f"{OURS} reference")
+    modes = MODES | CAPTURED if device.type == "cuda" else MODES
+    variants |= {name: taken(make, precision, device, **options) for name, options in modes.items()}
+
+    def oracle(*batch: Tensor) -> Outputs:
+        return taken(make, "fp32", device, f"{OURS} reference")(*(t.float() for t in batch))
+
+    yield Case(
+        shape={name: list(t.shape) for name, t in zip(("inputs", "initial slots"), task.inputs, strict=True)},
+        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+        inputs=lambda: tuple(torch.randn_like(t) for t in task.inputs),
+        variants=variants,
+        judge=close_to(oracle, 0.03),
+        bytes=0,
+        flops=None,
+        waits=tuple(variants),  # captured ones hold a graph of their own
+        left_out=tuple(left_out.items()),
+    )
+
+
+def _training(stage: str, what: str, textbook: str) -> Benchmark:
+    return Benchmark(
+        f"train_{stage}",
+        f"one step of the {stage} stage, forward, backward and AdamW: {what}",
+        {
+            "textbook": textbook,
+            f"{OURS} reference": "the ops in plain PyTorch",
+            f"{OURS} compiled": "`--compile`: forward and backward under `torch.compile(fullgraph=True)`",
+            f"{OURS} captured": "the step as one CUDA graph",
+            f"{OURS} compiled and captured": "both",
+        },
+        partial(cases, stage),
+    )
+
+
+TRAIN_IMAGE = _training(
+    "image",
+    "features of single frames are there",
+    "the same model with algorithm 1 of Locatello et al. and gradients through all iterations",
+)
+TRAIN_VIDEO = _training(
+    "video",
+    "image slots of clips are there",
+    "the same model with algorithm 1 of Locatello et al., gradients through all iterations, GeomLoss (tensorized) and "
+    "a loop over scikit-learn",
+)

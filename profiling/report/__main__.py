@@ -1,0 +1,59 @@
+"""The command ``python -m profiling.report``."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from profiling.report.page import page, with_figures
+from profiling.report.plot import digest, draw, read_digest
+from profiling.report.results import RESULTS, read_runs
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Options:
+    """Make docs/benchmarks.md, its plots and the figures of README.md of the files in profiling/results.
+
+    README.md is touched between its markers only. Plots are drawn anew where their data changed.
+    """
+
+    check: bool = False
+    """Write nothing; fail if something would change."""
+
+
+def stale(root: Path = ROOT, folder: Path = RESULTS, write: bool = False) -> list[str]:
+    """Files that disagree with the results, after writing them anew if ``write``."""
+    found = []
+    readme = (root / "README.md").read_text()
+    for name, text in (("docs/benchmarks.md", page(folder)), ("README.md", with_figures(readme, folder))):
+        path = root / name
+        if not path.exists() or path.read_text() != text:
+            found.append(name)
+            if write:
+                path.write_text(text)
+    for kind, run in read_runs(folder).items():
+        path = root / "docs" / f"benchmarks-{kind}.png"
+        if read_digest(path) != digest(run):
+            found.append(f"docs/{path.name}")
+            if write:
+                draw(run, path)
+    return found
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    options = tyro.cli(Options, prog="python -m profiling.report")
+    try:
+        found = stale(write=not options.check)
+    except ValueError as error:
+        sys.exit(str(error))
+    if options.check and found:
+        sys.exit(f"{', '.join(found)} disagree with profiling/results: run `python -m profiling.report`")
+    print("\n".join(f"wrote {name}" for name in found) or "nothing to do")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""The text of docs/benchmarks.md and of README's figures."""
+
+from pathlib import Path
+from typing import Any
+
+from profiling.bench.case import OURS
+from profiling.report.results import RESULTS, Recorded, Row, read_recorded, read_runs, read_table, rows_of
+
+HEAD = """# Benchmarks
+
+Made by `python -m profiling.report` of the files in [profiling/results](../profiling/results); a test fails when the
+two disagree. `python -m profiling.bench` measures: every op and the training step of each stage.
+
+- Values of all variants are checked against float64 before any is timed; a wrong one has no time.
+- Variants take turns. A ratio is that of times in the same turn, its median over all turns; quartiles in brackets.
+  **Above 1×, slotkernels is faster; below, the baseline is.**
+- The floor is the least time for the work that none can avoid, `bytes_moved()` at the rate of a large copy or `flops()`
+  at that of a large matrix product of the same type, whichever takes longer, both measured in the same run. Of a module
+  or a training step it is the matrix products of its own form.
+- Inputs rotate, so that they come from memory and not from a cache. Memory is the most that tensors took beyond what
+  was there; what libraries take for themselves is not counted.
+"""
+NOT_RUN = """**Not run on a GPU.** There is no result file of one. The Triton kernels of `slot_attention`,
+`slot_update`, `invariant_slot_attention`, `sinkhorn` and `propagation` are tested in Triton's interpreter and compiled
+for sm_80, sm_90 and sm_100, the CUDA kernel of `merging` is compiled for them and runs on CPU threads under a
+sanitizer. No speed of them is known. `profiling/gpu_check.sh` measures it on a machine with a GPU."""
+MARKERS = ("<!-- figures -->", "<!-- /figures -->")
+
+
+def times(value: float) -> str:
+    """A ratio; one below 1 stands out."""
+    text = f"{value:.3g}×" if value < 100 else f"{value:.0f}×"
+    return text if value >= 1 else f"**{text}**"
+
+
+def ms(value: float) -> str:
+    """Milliseconds with three figures."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def summary(rows: list[Row]) -> list[str]:
+    """One line a case: against the usual and the strongest baseline, and the floor."""
+    lines = [
+        "| | size | usual baseline | strongest baseline | ms | floor, ms | of the floor |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [f"[{row.name}](#{row.name})", f"{row.size}, {row.case['dtype']}"]
+        cells += [f"{name} {times(ratio)}" for name, ratio in (row.usual, row.strongest)]
+        floor = f"{ms(row.case['floor_ms'])} ({row.case['bound']})"
+        cells += [ms(row.ours["ms"]["median"]), floor, f"{100 * row.case['of_floor']:.0f} %"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def losses(rows: list[Row]) -> str:
+    """Every baseline that is faster."""
+    found = [
+        f"{row.name} ({row.size}): {name} {times(r)}" for row in rows for name, r in row.baselines.items() if r < 1
+    ]
+    return f"**Slower than a baseline:** {'; '.join(found)}." if found else "No baseline is faster in any case."
+
+
+def case_table(row: Row) -> list[str]:
+    """All variants of one case."""
+    case = row.case
+    lines = [
+        f"**{row.size}, {case['dtype']}**",
+        "",
+        f"| | ms | in times of {OURS}' | MiB | error |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in case["variants"].items():
+        t, ratio = found["ms"], found["times_ours"]
+        compared = "1" if name == OURS else f"{times(ratio['median'])} ({ratio['lower']:.3g}–{ratio['upper']:.3g})"
+        cells = [name, f"{ms(t['median'])} ({ms(t['lower'])}–{ms(t['upper'])})", compared, f"{found['peak_mib']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} | {max(found['errors'].values()):.0e} |")
+    backends = ", ".join(f"{op} by `{backend}`" for op, backend in case["backends"].items()) or "no op of slotkernels"
+    reached = f"{case['gflops']:.3g} GFLOP/s ({100 * case['of_product']:.0f} % of a large product)"
+    if case["bytes"]:
+        reached += f", {case['gbytes']:.3g} GB/s ({100 * case['of_copy']:.0f} % of a copy)"
+    lines += ["", f"{backends}. {reached}; floor {ms(case['floor_ms'])} ms, {case['bound']}. {case['rounds']} turns."]
+    lines += [f"Left out: {name} ({reason})." for name, reason in case["left_out"].items()]
+    return [*lines, ""]
+
+
+def sections(run: dict[str, Any]) -> list[str]:
+    """One section an op."""
+    lines = []
+    for name, benchmark in run["benchmarks"].items():
+        measured = {variant for case in benchmark["cases"] for variant in case["variants"]}
+        lines += [f"### {name}", "", f"{benchmark['what'][0].upper()}{benchmark['what'][1:]}. Beside it:", ""]
+        lines += [f"- {variant}: {what}" for variant, what in benchmark["against"].items() if variant in measured]
+        lines.append("")
+        for case in benchmark["cases"]:
+            lines += case_table(Row(name, case))
+    return lines
+
+
+def about(run: dict[str, Any]) -> str:
+    """Machine, versions, commit and command of a run."""
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    rates = "; ".join(
+        f"{name} {t['gflops']:.0f} GFLOP/s, copy {t['gbytes']:.0f} GB/s" for name, t in run["limits"].items()
+    )
+    files = ", ".join(f"[{name}](../profiling/results/{name})" for name in run["files"])
+    return (
+        f"{run['device']}; {versions}; commit {run['commit']}; {run['date']}; `{run['command']}`, "
+        f"{run['seconds'] / 60:.0f} minutes, load {run['load_average'][0]:.1f} at the start. "
+        f"A large product and a copy reach: {rates}. Data: {files}."
+    )
+
+
+def run_section(run: dict[str, Any], title: str) -> list[str]:
+    """A device's part of the page."""
+    rows = rows_of(run)
+    lines = [f"## {title}", "", about(run), "", f"![Ratios and shares of the floor](benchmarks-{run['kind']}.png)", ""]
+    return [*lines, *summary(rows), "", losses(rows), "", *sections(run)]
+
+
+def resources(stamp: str, rows: list[dict[str, str]], title: str) -> list[str]:
+    """Greatest resources of each kernel on each architecture."""
+    lines = [
+        f"{title} ({stamp.split(' sources')[0]}):",
+        "",
+        "| kernel | launches | registers | spilled | shared, KiB | occupancy |",
+    ]
+    lines.append("|---|---|---|---|---|---|")
+    kernels: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        kernels.setdefault(row["kernel"], []).append(row)
+    for kernel, found in kernels.items():
+        shared = max(int(row["shared_bytes"]) for row in found) / 1024
+        numbers = [max(int(row[key]) for row in found) for key in ("registers", "spill_bytes")]
+        occupancy = [float(row["occupancy"]) for row in found]
+        cells = [f"`{kernel}`", len(found), *numbers, f"{shared:.0f}", f"{min(occupancy):.0%}–{max(occupancy):.0%}"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return [*lines, ""]
+
+
+def recorded(files: list[Recorded]) -> list[str]:
+    """The other result files."""
+    lines = ["| file | what | made by | date |", "|---|---|---|---|"]
+    for entry in files:
+        content = entry.content
+        told = [str(content.get(key, "")).replace("|", "\\|") for key in ("what", "command", "date")]
+        cells = [f"[{entry.file}](../profiling/results/{entry.file})", told[0], told[1] and f"`{told[1]}`", told[2]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def page(folder: Path = RESULTS) -> str:
+    """docs/benchmarks.md."""
+    runs = read_runs(folder)
+    lines = [HEAD]
+    lines += run_section(runs["cpu"], "On a CPU") if "cpu" in runs else ["## On a CPU", "", "Not run."]
+    lines += run_section(runs["cuda"], "On a GPU") if "cuda" in runs else ["## On a GPU", "", NOT_RUN, ""]
+    lines += ["## What compilers say", ""]
+    lines += [
+        "Greatest values over all launches and architectures (sm_80, sm_90, sm_100), pinned; a test fails on growth.",
+        "",
+    ]
+    for name, title in (("resources.csv", "Triton"), ("resources-cuda.csv", "CUDA C++")):
+        link = f"{title}, [{name}](../profiling/results/{name})"
+        lines += resources(*read_table(folder / name), link)
+    lines += [
+        "## Other recordings",
+        "",
+        "Each is quoted on the page of its part.",
+        "",
+        *recorded(read_recorded(folder)),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def readme_block(folder: Path = RESULTS) -> str:
+    """README's figures: the first case of each op and of each training step, on every device that was measured."""
+    runs = read_runs(folder)
+    lines = ["| | size | usual baseline | strongest baseline | of the floor |", "|---|---|---|---|---|"]
+    for run in runs.values():
+        lines.append(f"| *{run['device']}* | | | | |")
+        for name, benchmark in run["benchmarks"].items():
+            row = Row(name, benchmark["cases"][0])
+            ratios = [f"{times(ratio)} {other}" for other, ratio in (row.usual, row.strongest)]
+            lines.append(f"| {' | '.join([f'`{name}`', row.size, *ratios, format(row.case['of_floor'], '.0%')])} |")
+    missing = "" if "cuda" in runs else " **No GPU has run it so far.**"
+    lines += [
+        "",
+        "How many times as long the baselines take; all cases, losses included: "
+        f"[docs/benchmarks.md](docs/benchmarks.md).{missing}",
+    ]
+    return "\n".join(lines)
+
+
+def with_figures(text: str, folder: Path = RESULTS) -> str:
+    """README with its block made anew; as it is where it has no markers."""
+    begin, end = MARKERS
+    if begin not in text:
+        return text
+    before, rest = text.split(begin, 1)
+    if end not in rest:
+        raise ValueError(f"README.md: {begin} without {end}")
+    return f"{before}{begin}\n{readme_block(folder)}\n{end}{rest.split(end, 1)[1]}"

@@ -1,0 +1,99 @@
+"""Reads profiling/results and derives what pages, plots and README tell of it."""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from profiling.bench.case import OURS
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case of a benchmark, and the baselines that it is judged by: whatever is not a variant of this project."""
+
+    name: str
+    case: dict[str, Any]
+
+    @property
+    def size(self) -> str:
+        """The shape, as text."""
+        sizes = (
+            f"{key} {'×'.join(map(str, v)) if isinstance(v, list) else v}" for key, v in self.case["shape"].items()
+        )
+        return ", ".join(sizes)
+
+    @property
+    def ours(self) -> dict[str, Any]:
+        """What was measured of this project's variant."""
+        return self.case["variants"][OURS]
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        """How many times as long as ours each baseline takes, fastest first; below 1 it is faster."""
+        others = {name: found for name, found in self.case["variants"].items() if not name.startswith(OURS)}
+        ratios = {name: found["times_ours"]["median"] for name, found in others.items()}
+        return dict(sorted(ratios.items(), key=lambda item: item[1]))
+
+    @property
+    def strongest(self) -> tuple[str, float]:
+        """The fastest baseline and its ratio."""
+        return next(iter(self.baselines.items()))
+
+    @property
+    def usual(self) -> tuple[str, float]:
+        """The baseline that a user starts from, the first one, and its ratio."""
+        name = next(name for name in self.case["variants"] if not name.startswith(OURS))
+        return name, self.baselines[name]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A result file that is no run of ``profiling.bench``."""
+
+    file: str
+    content: dict[str, Any]
+
+
+def rows_of(run: dict[str, Any]) -> list[Row]:
+    """All cases of a run."""
+    return [Row(name, case) for name, benchmark in run["benchmarks"].items() for case in benchmark["cases"]]
+
+
+def read_runs(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """The runs of ``profiling.bench`` by kind of device; files of one kind are joined.
+
+    Raises:
+        ValueError: if two files of one kind hold the same benchmark, or one holds a failed benchmark.
+    """
+    runs: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("bench-*.json")):
+        run = json.loads(path.read_text())
+        if run["failed"]:
+            raise ValueError(f"{path.name}: {', '.join(run['failed'])} failed: run them again before the page is made")
+        first = runs.setdefault(run["kind"], {**run, "files": [], "benchmarks": {}})
+        both = set(first["benchmarks"]) & set(run["benchmarks"])
+        if both:
+            raise ValueError(f"{path.name}: {', '.join(sorted(both))} are in {', '.join(first['files'])} too")
+        for benchmark in run["benchmarks"].values():
+            for case in benchmark["cases"]:
+                case["limits"] = run["limits"]
+        first["files"].append(path.name)
+        first["benchmarks"] |= run["benchmarks"]
+    return runs
+
+
+def read_recorded(folder: Path = RESULTS) -> list[Recorded]:
+    """All other JSON files, in the order of their names."""
+    paths = sorted(path for path in folder.glob("*.json") if not path.name.startswith("bench-"))
+    return [Recorded(path.name, json.loads(path.read_text())) for path in paths]
+
+
+def read_table(path: Path) -> tuple[str, list[dict[str, str]]]:
+    """The first line of a pinned table, which names its compiler, and its rows."""
+    with path.open() as file:
+        stamp = next(file).removeprefix("# ").strip()
+        return stamp, list(csv.DictReader(file))

@@ -1,0 +1,148 @@
+"""Benchmarks time only what is right, against named baselines, and hold it against the machine's rates."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+
+from profiling import bench
+from profiling.bench.__main__ import Options, chosen, run_all
+from profiling.bench.case import OURS, Case, WrongResult, close_to
+from profiling.bench.measure import ROTATED, Machine, measure
+from profiling.timing import rounds
+
+
+def product(times):
+    def run(x):
+        for _ in range(times):
+            y = x @ x
+        return {"product": y}
+
+    return run
+
+
+def case(variants, **options):
+    return Case(
+        shape={"N": 256},
+        dtype=torch.float32,
+        inputs=lambda: (torch.randn(256, 256),),
+        variants=variants,
+        judge=close_to(product(1), 1e-4),
+        bytes=options.pop("bytes", 2 * 256**2 * 4),
+        flops=options.pop("flops", 2 * 256**3),
+        **options,
+    )
+
+
+@pytest.fixture
+def machine():
+    """A machine whose rates are given."""
+    found = Machine("cpu", 0.0)
+    found.limits["float32"] = {"gbytes": 2.0, "gflops": 100.0}
+    return found
+
+
+@pytest.mark.parametrize("name", bench.BENCHMARKS)
+def test_every_variant_is_described_and_one_is_ours(name):
+    benchmark = bench.load(name)
+    assert benchmark.name == name
+    first = next(benchmark.cases("cpu"))
+    others = set(first.variants) - {OURS}
+    assert others < set(first.variants)
+    assert others <= set(benchmark.against)
+    assert any(not other.startswith(OURS) for other in others)
+
+
+def test_a_wrong_variant_is_not_timed_and_neither_are_the_others(machine):
+    calls = []
+
+    def wrong(x):
+        calls.append("wrong")
+        return {"product": (x @ x) * 1.001}
+
+    def right(x):
+        calls.append("right")
+        return product(1)(x)
+
+    with pytest.raises(WrongResult, match=r"sloppy: product is off by 0\.001.*above 0\.0001; nothing was timed"):
+        measure(case({"sloppy": wrong, OURS: right}), machine, 0.0)
+    assert calls == ["wrong"]
+
+
+def test_a_variant_that_returns_nothing_or_nan_is_wrong(machine):
+    with pytest.raises(WrongResult, match="nothing that could be checked"):
+        measure(case({OURS: lambda x: {}}), machine, 0.0)
+    with pytest.raises(WrongResult, match="off by nan"):
+        measure(case({OURS: lambda x: {"product": x @ x * float("nan")}}), machine, 0.0)
+
+
+def test_ratio_is_that_of_the_same_turn_and_floor_that_of_the_slower_rate(machine, monkeypatch):
+    turns = {"eight": [8.0, 160.0, 8.0, 16.0, 24.0], OURS: [1.0, 20.0, 1.0, 2.0, 6.0]}  # the machine drifts
+    monkeypatch.setattr("profiling.bench.measure.rounds", lambda runs, *_, **__: {name: turns[name] for name in runs})
+    found = measure(case({"eight": product(8), OURS: product(1)}), machine, 0.0)
+    eight, ours = found["variants"]["eight"], found["variants"][OURS]
+    assert eight["times_ours"] == {"median": 8.0, "lower": 8.0, "upper": 8.0, "least": 4.0, "greatest": 8.0}
+    assert set(ours["times_ours"].values()) == {1.0}
+    assert ours["ms"] == {"median": 2.0, "lower": 1.0, "upper": 6.0, "least": 1.0, "greatest": 20.0}
+    arithmetic, memory = 2 * 256**3 / 100e9 * 1e3, 2 * 256**2 * 4 / 2e9 * 1e3
+    assert found["floor_ms"] == pytest.approx(max(arithmetic, memory))
+    assert found["bound"] == "arithmetic"
+    assert found["of_floor"] == pytest.approx(arithmetic / 2)
+    assert found["of_copy"] == pytest.approx(memory / 2)
+    assert found["gflops"] == pytest.approx(2 * 256**3 / 2 / 1e6)
+    assert ours["peak_mib"] == pytest.approx(0.25, rel=0.1)
+    more = measure(case({OURS: product(1)}, bytes=10**9), machine, 0.0)
+    assert (more["bound"], more["floor_ms"]) == ("memory", pytest.approx(500))
+
+
+def test_variants_take_turns_five_times_at_least():
+    order = []
+    times = rounds({name: partial(order.append, name) for name in "ab"}, "cpu", 0.0, warm_up=1)
+    assert order == ["a", "b"] + ["a", "b"] * 5
+    assert {name: len(t) for name, t in times.items()} == {"a": 5, "b": 5}
+
+
+def test_operations_are_counted_where_no_formula_is_given(machine):
+    assert measure(case({OURS: product(3)}, flops=None), machine, 0.0)["flops"] == 3 * 2 * 256**3
+
+
+def test_inputs_rotate_through_more_memory_than_a_cache_holds(machine, monkeypatch):
+    monkeypatch.setitem(ROTATED, "cpu", 6 * 256 * 256 * 4)
+    seen = []
+
+    def noting(x):
+        seen.append(x.data_ptr())
+        return product(1)(x)
+
+    assert measure(case({OURS: noting}), machine, 0.0)["copies"] == 6
+    timed = seen[-5:]
+    assert len(set(timed)) == 5
+    assert len(set(seen)) == 6
+
+
+def test_results_say_what_ran_where_and_a_failure_does_not_lose_the_others(monkeypatch):
+    monkeypatch.setitem(bench.BENCHMARKS, "gone", "no_such_file")
+    threads = torch.get_num_threads()
+    try:
+        results = run_all(("gone", "propagate_attention"), Options(device="cpu", seconds=0.0, threads=1))
+    finally:
+        torch.set_num_threads(threads)
+    assert results["failed"].keys() == {"gone"}
+    assert "no_such_file" in results["failed"]["gone"]
+    (found,) = results["benchmarks"]["propagate_attention"]["cases"]
+    assert found["backends"] == {"propagate_attention": "reference"}
+    assert found["variants"].keys() == {"matmul", "matmul compiled", OURS}
+    assert 0 < max(found["variants"]["matmul"]["errors"].values()) < 1e-5
+    assert results["threads"] == 1
+    assert {"torch", "python"} <= results["versions"].keys()
+    assert results["commit"]
+    assert results["limits"].keys() == {"float32"}
+    json.dumps(results)
+
+
+def test_names_are_chosen_by_their_beginnings():
+    assert chosen(("sinkhorn", "merge")) == ("sinkhorn_divergence", "sinkhorn_streaming", "merge_slots")
+    assert chosen(()) == tuple(bench.BENCHMARKS)
+    with pytest.raises(ValueError, match=r"--only nothing: no benchmark begins so; there are slot_attention,"):
+        chosen(("merge", "nothing"))

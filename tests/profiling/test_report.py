@@ -1,0 +1,120 @@
+"""docs/benchmarks.md, its plots and README's figures say what profiling/results says."""
+
+import json
+import shutil
+
+import pytest
+
+from profiling.report.__main__ import ROOT, stale
+from profiling.report.page import MARKERS, page, with_figures
+from profiling.report.plot import digest, draw, read_digest
+from profiling.report.results import RESULTS, read_runs
+
+REMEDY = "run `python -m profiling.report`, look at the difference and commit it"
+
+
+def variant(ratio, error=1e-6):
+    spread = {"median": ratio, "lower": ratio * 0.9, "upper": ratio * 1.1, "least": ratio, "greatest": ratio}
+    return {"ms": spread, "times_ours": spread, "peak_mib": 1.5, "errors": {"value": error}, "first_call_s": 0.1}
+
+
+def run_of(kind, name, **variants):
+    case = {"shape": {"B": 8, "grid": [24, 36]}, "dtype": "float32", "backends": {name: "cpp"}, "rounds": 5}
+    case |= {"floor_ms": 0.25, "bound": "memory", "of_floor": 0.25, "bytes": 10, "flops": 10}
+    case |= {"gbytes": 5.0, "gflops": 7.0, "of_copy": 0.25, "of_product": 0.05, "left_out": {"absent": "not installed"}}
+    case["variants"] = {**{key: variant(ratio) for key, ratio in variants.items()}, "slotkernels": variant(1.0, 0.0)}
+    benchmark = {"what": "an op", "against": {key: f"what {key} is" for key in variants}, "cases": [case]}
+    about = {"device": f"a {kind}", "versions": {"torch": "2"}, "commit": "abc", "command": "bench", "date": "today"}
+    about |= {"kind": kind, "load_average": [0.5, 0, 0], "seconds": 60.0, "failed": {}}
+    return {**about, "limits": {"float32": {"gbytes": 20.0, "gflops": 140.0}}, "benchmarks": {name: benchmark}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the tables and recordings, without runs."""
+    where = tmp_path / "results"
+    shutil.copytree(RESULTS, where, ignore=shutil.ignore_patterns("bench-*.json"))
+    return where
+
+
+def save(folder, name, run):
+    (folder / name).write_text(json.dumps(run))
+
+
+def test_page_plots_and_readme_agree_with_the_results():
+    assert stale() == [], REMEDY
+
+
+def test_a_changed_number_makes_page_readme_and_plot_stale_until_they_are_written(folder, tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text(f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n")
+    save(folder, "bench-cpu.json", run_of("cpu", "op", eager=7.5))
+    everything = ["docs/benchmarks.md", "README.md", "docs/benchmarks-cpu.png"]
+    assert stale(tmp_path, folder) == everything
+    assert stale(tmp_path, folder, write=True) == everything
+    assert stale(tmp_path, folder) == []
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith(f"before\n{MARKERS[0]}\n| | size")
+    assert readme.endswith(f"{MARKERS[1]}\nafter\n")
+    assert "`op` | B 8, grid 24×36 | 7.5× eager | 7.5× eager | 25% |" in readme
+
+    save(folder, "bench-cpu.json", run_of("cpu", "op", eager=7.6))
+    assert stale(tmp_path, folder) == everything
+    (folder / "resources-cuda.csv").write_text((folder / "resources-cuda.csv").read_text().replace(",127,", ",128,"))
+    save(folder, "bench-cpu.json", run_of("cpu", "op", eager=7.5))
+    assert stale(tmp_path, folder) == ["docs/benchmarks.md"]
+
+
+def test_losses_are_told_and_the_strongest_baseline_is_the_fastest(folder):
+    save(folder, "bench-cpu.json", run_of("cpu", "op", eager=3.0, compiled=0.5))
+    text = page(folder)
+    assert "**Slower than a baseline:** op (B 8, grid 24×36): compiled **0.5×**." in text
+    assert "| eager 3× | compiled **0.5×** | 1 | 0.25 (memory) | 25 % |" in text
+    assert "| compiled | 0.5 (0.45–0.55) | **0.5×** (0.45–0.55) | 1.5 | 1e-06 |" in text
+    assert "op by `cpp`. 7 GFLOP/s (5 % of a large product), 5 GB/s (25 % of a copy); floor 0.25 ms, memory." in text
+    assert "Left out: absent (not installed)." in text
+    save(folder, "bench-cpu.json", run_of("cpu", "op", eager=3.0))
+    assert "No baseline is faster in any case." in page(folder)
+
+
+def test_a_gpu_that_was_not_there_is_told_until_there_are_results_of_one(folder):
+    save(folder, "bench-cpu.json", run_of("cpu", "op", eager=3.0))
+    assert "**Not run on a GPU.**" in page(folder)
+    readme = f"{MARKERS[0]}{MARKERS[1]}"
+    assert "**No GPU has run it so far.**" in with_figures(readme, folder)
+    save(folder, "bench-cuda.json", run_of("cuda", "op", eager=9.0))
+    assert "**Not run on a GPU.**" not in page(folder)
+    assert "a cuda; torch 2; commit abc" in page(folder)
+    assert "No GPU" not in with_figures(readme, folder)
+
+
+def test_files_of_one_device_are_joined_and_contradictions_refused(folder):
+    save(folder, "bench-cpu-1.json", run_of("cpu", "op", eager=3.0))
+    save(folder, "bench-cpu-2.json", run_of("cpu", "other", eager=4.0))
+    assert list(read_runs(folder)["cpu"]["benchmarks"]) == ["op", "other"]
+    save(folder, "bench-cpu-2.json", run_of("cpu", "op", eager=4.0))
+    with pytest.raises(ValueError, match=r"bench-cpu-2\.json: op are in bench-cpu-1\.json too"):
+        page(folder)
+    save(folder, "bench-cpu-2.json", run_of("cpu", "other", eager=4.0) | {"failed": {"third": "wrong"}})
+    with pytest.raises(ValueError, match="third failed"):
+        page(folder)
+
+
+def test_plot_carries_the_hash_of_what_it_shows(tmp_path):
+    runs = {ratio: run_of("cpu", "op", eager=ratio) for ratio in (0.5, 2.0)}
+    draw(runs[2.0], tmp_path / "plot.png")
+    assert read_digest(tmp_path / "plot.png") == digest(runs[2.0]) != digest(runs[0.5])
+    assert read_digest(tmp_path / "nothing.png") is None
+
+
+def test_readme_without_markers_is_left_alone_and_half_a_pair_refused(folder):
+    assert with_figures("text", folder) == "text"
+    with pytest.raises(ValueError, match=r"README\.md: <!-- figures --> without"):
+        with_figures(MARKERS[0], folder)
+
+
+def test_every_recording_says_what_it_is():
+    for path in ROOT.glob("profiling/results/*.json"):
+        content = json.loads(path.read_text())
+        assert path.name.startswith("bench-") or content.get("what"), f"{path.name} has no 'what'"
+        assert content.get("command"), path.name
