@@ -17,7 +17,7 @@ from interpreter.evaluation.scoring import Row, Scores
 from interpreter.evaluation.style import CSS
 from interpreter.files import write_text
 from interpreter.metrics import METRICS, Protocol
-from interpreter.render.plots import plot_histogram, plot_points, plot_sweep
+from interpreter.render.plots import plot_points, plot_sorted, plot_sweep
 
 COMPARED = 3  # baselines that a plot shows beside the main method
 SHOWN_METRICS = 3  # of a protocol in the table of videos
@@ -136,7 +136,7 @@ def _distributions(protocol: Protocol, rows: Sequence[Row], scores: Scores) -> l
     headline = protocol.metrics[0]
     values = {m.name: list(scores.per_video(protocol, m, headline).values()) for m in methods}
     figures = [
-        _figure(f"{TITLES[headline]} of each video, {protocol.name}", plot_histogram(values, x=TITLES[headline]))
+        _figure(f"{TITLES[headline]} of each video, {protocol.name}", plot_sorted(values, y=TITLES[headline]))
     ]
     if "identity_switches" in protocol.metrics:
         points = {}

@@ -41,26 +41,24 @@ def plot_sweep(
         return _png(figure)
 
 
-def plot_histogram(values: Mapping[str, Sequence[float]], *, x: str) -> bytes:
-    """How often each value occurs: the first series as bars, the others as outlines, in bins of a twentieth.
+def plot_sorted(values: Mapping[str, Sequence[float]], *, y: str) -> bytes:
+    """The values of each series from the highest to the lowest, against their share of the series.
 
     Args:
         values: of each series by name, at most 1; NaN is left out.
-        x: name of the axis.
+        y: name of the axis.
 
     Returns:
         A PNG.
     """
-    series = {name: np.array(v, float)[~np.isnan(v)] for name, v in values.items()}
-    lowest = min([0.0, *(v.min() for v in series.values() if len(v))])
-    edges = (np.arange(np.floor(lowest * 20), 21) / 20).tolist()
+    series = {name: np.sort(np.array(v, float)[~np.isnan(v)])[::-1] for name, v in values.items()}
     with rc_context({"text.parse_math": False}):
-        figure, axes = _figure(x, "videos")
+        figure, axes = _figure("share of the videos that score at least so", y)
         for number, (colour, (name, v)) in enumerate(zip(LINES, series.items(), strict=False)):
-            style = {"alpha": 0.85, "rwidth": 0.92} if number == 0 else {"histtype": "step", "linewidth": 1.6}
-            axes.hist(v, edges, color=colour, label=_legend(name), **style)
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlim(edges[0], 1)
+            width = 2.4 if number == 0 else 1.4
+            axes.stairs(v, np.linspace(0, 1, len(v) + 1), baseline=None, color=colour, lw=width, label=_legend(name))
+        axes.set_xlim(0, 1)
+        axes.set_ylim(min([0.0, *(v[-1] for v in series.values() if len(v))]), 1)
         axes.legend(frameon=False, fontsize=8)
         return _png(figure)
 

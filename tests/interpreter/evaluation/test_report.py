@@ -85,7 +85,7 @@ def test_report_holds_the_numbers_with_protocol_split_and_commit(report):
     assert "0.500 ± 0.354" in text  # mean and sample standard deviation of 0.25 and 0.75
     assert "protocol slot-contrast · split val · commit abc1234-dirty" in text
     assert PROTOCOLS["slot-contrast"].not_comparable in text
-    assert report.count("data:image/png") == 4  # two metrics against the threshold, histogram, identity switches
+    assert report.count("data:image/png") == 4  # two metrics against the threshold, sorted scores, identity switches
 
 
 def seen(gallery, scores):
