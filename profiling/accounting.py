@@ -264,7 +264,8 @@ def main() -> int:
         if options.preset != "ytvis19" or not options.compiled:
             raise ValueError("--update writes all of the file: leave --preset and --no-compiled out")
         results = {"torch": torch.__version__, "commit": machine("cpu")["commit"], "stages": found}
-        save(PINNED, {"command": "python -m profiling.accounting --update", **results})
+        what = "operators, launches, bytes and waits of a training step of each stage"
+        save(PINNED, {"what": what, "command": "python -m profiling.accounting --update", **results})
         return 0
     if options.preset != "ytvis19":
         return 0

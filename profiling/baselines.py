@@ -54,7 +54,12 @@ def main() -> None:
     shape = {"grid": GRID, "width": WIDTH, "frames": FRAMES, "clusters": CLUSTERS}
     save(
         Path(__file__).parent / "results" / "baselines-cpu.json",
-        {**machine("cpu"), **shape, "processor_milliseconds_per_frame": results},
+        {
+            "what": "processor time of the baselines that cluster features",
+            **machine("cpu"),
+            **shape,
+            "processor_milliseconds_per_frame": results,
+        },
     )
     for name, row in results.items():
         print(f"{name}: {row['median']:.1f} ms of processor time a frame ({row['least']:.1f} to {row['greatest']:.1f})")

@@ -41,27 +41,6 @@ part "device" 30 "$PYTHON" -c "
 from profiling.timing import machine
 import json; print(json.dumps(machine('$DEVICE'), indent=1))"
 
-benchmarks() { # seconds for each, ending of the file's name, more options of profiling.bench
-    if [ -d profiling/bench ]; then
-        part "benchmarks" 180 "$PYTHON" -m profiling.bench --device "$DEVICE" --out "$OUT/bench-$DEVICE$2.json" \
-            --seconds "$1" "${@:3}"
-        return
-    fi
-    local name options
-    for name in sinkhorn merging $([ "$DEVICE" = cpu ] || echo slot_attention propagation training); do
-        options=()
-        case "$DEVICE $name" in
-            *" sinkhorn") options=(--large 0) ;;
-            "cuda training") options=(--preset ytvis19) ;;
-        esac
-        case "$DEVICE $name" in
-            "cpu sinkhorn") options+=(--shapes "4,8,8,16") ;;
-        esac
-        part "benchmark of $name" 120 "$PYTHON" -m "profiling.$name" --device "$DEVICE" --seconds "$1" "${options[@]}" \
-            --out "$OUT/${name//_/-}-$([ "$DEVICE" = cuda ] && echo cuda || echo trial).json"
-    done
-}
-
 steps() { # mode, more options of profiling.step
     local stage mode=$1
     shift
@@ -91,7 +70,7 @@ if [ "$DEVICE" = cuda ]; then
     else
         skip "compute-sanitizer" "it is not installed"
     fi
-    benchmarks 3 ""
+    part "benchmarks" 240 "$PYTHON" -m profiling.bench --device cuda --seconds 2 --out "$OUT/bench-cuda.json"
     for one in "image ^(forward|backward)_kernel" "video ^sinkhorn_kernel"; do
         if command -v ncu >/dev/null; then
             part "ncu, ${one#* }" 60 env OUT="$OUT/ncu-${one%% *}" LAUNCHES=2 profiling/ncu_kernel.sh "${one#* }" \
@@ -106,7 +85,8 @@ else
     steps eager --batch-size 2 --steps 2
     part "ncu, dry run" 60 env OUT="$OUT" profiling/ncu_kernel.sh forward_kernel --stage image
     part "nsys, dry run" 60 env OUT="$OUT" profiling/nsys_step.sh --stage image
-    benchmarks 0 -trial --only slot_update cluster_slots
+    part "benchmarks" 180 "$PYTHON" -m profiling.bench --device cpu --seconds 0 --only slot_update cluster_slots \
+        --out "$OUT/trial-bench.json"
 fi
 part "resources of the kernels, as pinned" 30 "${PYTEST[@]}" tests/profiling/test_resources.py -m "not slow"
 end_report

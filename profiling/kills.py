@@ -76,7 +76,8 @@ def main() -> None:
     parser.add_argument("--longest", type=float, default=12.0, help="seconds until the latest kill (default: 12)")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     options = parser.parse_args()
-    results: dict[str, object] = {"machine": machine("cpu"), "steps": options.steps}
+    what = "training killed at random moments, its end compared with an undisturbed run"
+    results: dict[str, object] = {"what": what, **machine("cpu"), "steps": options.steps}
     with tempfile.TemporaryDirectory() as folder, Progress() as progress:
         home = Path(folder)
         generate_scenes(home / "scenes", 12, workers=1)

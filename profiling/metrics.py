@@ -57,7 +57,9 @@ def main() -> None:
         print(f"{name}: {time['median']:.0f} ms a video, {VIDEOS} videos in {60 * minutes[name]:.0f} s on one core")
     shape = {"T": SHAPE[0], "H": SHAPE[1], "W": SHAPE[2], "segments": SEGMENTS, "objects": OBJECTS}
     results = {"shape": shape, "milliseconds a video": each, f"minutes for {VIDEOS} videos on one core": minutes}
-    save(args.out, {**machine("cpu"), "load average": os.getloadavg(), **results})
+    save(
+        args.out, {"what": "time of scoring saved masks", **machine("cpu"), "load average": os.getloadavg(), **results}
+    )
 
 
 if __name__ == "__main__":

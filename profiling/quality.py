@@ -78,7 +78,7 @@ def main() -> None:
         for row in mine:
             print(f"| {row['method']} |" + "|".join(cell(row["values"][name]) for name in names) + "|")
     command = f"python -m profiling.quality {options.name} {' '.join(_run_and_below(path) for path in options.scores)}"
-    results = {"name": options.name, **machine("cpu"), "command": command, "table": rows, "runs": runs}
+    results = {"what": f"scores: {options.name}", **machine("cpu"), "command": command, "table": rows, "runs": runs}
     save(RESULTS / f"{options.name}.json", results)
 
 

@@ -135,9 +135,7 @@ def _distributions(protocol: Protocol, rows: Sequence[Row], scores: Scores) -> l
     methods = _compared(rows)
     headline = protocol.metrics[0]
     values = {m.name: list(scores.per_video(protocol, m, headline).values()) for m in methods}
-    figures = [
-        _figure(f"{TITLES[headline]} of each video, {protocol.name}", plot_sorted(values, y=TITLES[headline]))
-    ]
+    figures = [_figure(f"{TITLES[headline]} of each video, {protocol.name}", plot_sorted(values, y=TITLES[headline]))]
     if "identity_switches" in protocol.metrics:
         points = {}
         for method in methods:

@@ -1,5 +1,6 @@
 """The command ``python -m profiling.bench``."""
 
+import json
 import os
 import sys
 import time
@@ -14,10 +15,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from interpreter.files import write_text
 from profiling.bench import BENCHMARKS, load
 from profiling.bench.case import OURS
 from profiling.bench.measure import Machine, measure
-from profiling.timing import machine, save
+from profiling.timing import machine
 
 FOUND = "cuda" if torch.cuda.is_available() else "cpu"
 CONSOLE = Console(width=118, stderr=True)
@@ -98,7 +100,10 @@ def show(name: str, case: dict[str, Any]) -> None:
 
 
 def run_all(names: tuple[str, ...], options: Options) -> dict[str, Any]:
-    """Results of these benchmarks; one that fails is named with its error and does not lose the others."""
+    """Results of these benchmarks; one that fails is named with its error and does not lose the others.
+
+    The file is written anew after each benchmark, so that a time limit does not lose those that are done.
+    """
     begin, where = time.perf_counter(), Machine(options.device, options.seconds)
     torch.set_num_threads(options.threads)
     results: dict[str, Any] = {**machine(options.device), "kind": options.device, "threads": options.threads}
@@ -121,7 +126,10 @@ def run_all(names: tuple[str, ...], options: Options) -> dict[str, Any]:
                     "against": benchmark.against,
                     "cases": cases,
                 }
-    return {**results, "limits": where.limits, "seconds": time.perf_counter() - begin}
+            results |= {"limits": where.limits, "seconds": time.perf_counter() - begin}
+            if options.out:
+                write_text(options.out, json.dumps(results, indent=1) + "\n")
+    return results
 
 
 def main() -> None:
@@ -148,9 +156,9 @@ def main() -> None:
         )
     warnings.filterwarnings("ignore", module="torch")
     results = run_all(names, options)
-    if options.out:
-        save(options.out, results)
     CONSOLE.print(f"{len(results['benchmarks'])} benchmarks in {results['seconds']:.0f} s")
+    if options.out:
+        print(options.out)
     if results["failed"]:
         sys.exit(f"failed: {', '.join(results['failed'])}")
 
