@@ -50,6 +50,9 @@ class Evaluation:
     """video: segments keep their identity. image: each frame by itself (its per-video numbers mean little)."""
     frame_size: tuple[int, int] | None = None
     """Height and width that frames are resized to before the backbone. Default: as in training."""
+    clip_frames: int | None = None
+    """Frames of a video that the run sees, where a published evaluation has a fixed clip length (36 on YouTube-VIS):
+    shorter videos repeat, and the repeats are cut off before scoring; longer ones are cut. Default: all frames."""
     merge_threshold: float | None = None
     """Cosine distance below which video slots are merged: higher gives fewer segments. Default: as in training."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -88,7 +91,7 @@ def evaluate(config: Evaluation) -> Scores:
     split = "all" if config.data.data in WITHOUT_SPLITS else config.data.split or "all"
     provenance = Provenance(name, split, home.resolve().name, commit)
     gallery = Gallery(config.pictures)
-    scores = score_dataset(dataset, source, protocols, gallery)
+    scores = score_dataset(dataset, source, protocols, gallery, config.clip_frames)
     _write(config, scores, provenance, gallery)
     return scores
 
@@ -110,6 +113,8 @@ def _check(config: Evaluation) -> None:
     on_features = sorted(set(config.baselines or ()) & set(ON_FEATURES))
     if config.masks and on_features:
         raise ValueError(f"--baselines {' '.join(on_features)} need a run's features; with --masks: one-segment, grid")
+    if config.clip_frames is not None and (config.masks or config.clip_frames < 1):
+        raise ValueError(f"--clip-frames needs --run and a number from 1, got {config.clip_frames}")
     if config.pictures < 0:
         raise ValueError(f"--pictures must be 0 or more, got {config.pictures}")
 
@@ -145,6 +150,7 @@ def run_source(config: Evaluation) -> Source:
         config.sweep_slots,
         ("one-segment", "grid", "k-means") if config.baselines is None else config.baselines,
         config.clusters or (stage.config.num_slots,),
+        config.clip_frames,
     )
 
 

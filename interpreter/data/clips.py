@@ -1,24 +1,42 @@
-"""Clips of one length out of videos of any length, for evaluation."""
+"""The beginning of a video as a video of its own."""
+
+from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 
+from interpreter.data.video import Size, Video
 
-def evaluation_clip(num_frames: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Frames of a clip of fixed length: a longer video is truncated, a shorter one repeats from its start.
+
+class FirstFrames(Video):
+    """A video without the frames after the first ``count``.
 
     Args:
-        num_frames: frames of the video, at least 1.
-        length: frames of the clip, at least 1.
-
-    Returns:
-        indices: int64 [length], the frame at each place of the clip.
-        valid: bool [length], false where a place repeats a frame that the clip has already: padding, to be cut off
-            before scoring.
+        inner: the whole video.
+        count: how many frames are kept, at least 1; a shorter video stays whole.
 
     Raises:
-        ValueError: if a number is below 1.
+        ValueError: if ``count`` is below 1.
     """
-    if min(num_frames, length) < 1:
-        raise ValueError(f"a clip needs at least one frame: num_frames={num_frames}, length={length}")
-    places = np.arange(length)
-    return places % num_frames, places < num_frames
+
+    def __init__(self, inner: Video, count: int) -> None:
+        if count < 1:
+            raise ValueError(f"a clip needs at least one frame, not {count}")
+        self.inner, self.count = inner, count
+        self.path, self.name, self.fps = inner.path, inner.name, inner.fps
+        self.height, self.width = inner.height, inner.width
+
+    @property
+    def num_frames(self) -> int:
+        """See `Video.num_frames`."""
+        return min(self.count, self.inner.num_frames)
+
+    def check(self) -> None:
+        """See `Video.check`."""
+        self.inner.check()
+
+    def _stream(self, size: Size | None) -> Iterator[np.ndarray]:
+        yield from islice(self.inner.frames(size), self.count)
+
+    def _pick(self, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        yield from self.inner._pick(indices)

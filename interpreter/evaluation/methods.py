@@ -1,9 +1,9 @@
 """What is scored: a run under several seeds and settings, its baselines, or masks that somebody saved."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -96,6 +96,8 @@ class RunSource:
         sweep_slots: numbers of video slots to try.
         baselines: which to run beside it.
         clusters: numbers of segments of the baselines.
+        clip_frames: frames that the video stage sees at once; shorter videos are repeated from their start, and what is
+            repeated is cut off again. None: as many as a video has.
     """
 
     def __init__(
@@ -107,7 +109,9 @@ class RunSource:
         sweep_slots: Sequence[int],
         baselines: Sequence[Baseline],
         clusters: Sequence[int],
+        clip_frames: int | None = None,
     ) -> None:
+        self.clip_frames = clip_frames
         self.segmenter, self.name, self.seeds = segmenter, name, tuple(seeds)
         self.sweep_merge, self.sweep_slots = sweep_merge, sweep_slots
         self.baselines, self.clusters = baselines, clusters
@@ -124,7 +128,7 @@ class RunSource:
             status(f"encoded {encoded} of {video.num_frames} frames")
 
         found = self.segmenter.image_slots(video, self.seeds, advance, keep)
-        settings: list[tuple[Method, dict[str, float]]] = [(Method(self.name, "main"), {})]
+        settings: list[tuple[Method, dict[str, Any]]] = [(Method(self.name, "main"), {})]
         for threshold in self.sweep_merge:
             method = Method(f"{self.name}, merge {threshold:g}", "sweep", ("merge threshold", threshold))
             settings.append((method, {"merge_threshold": threshold}))
@@ -134,11 +138,18 @@ class RunSource:
         for method, options in settings:
             for seed, image in zip(self.seeds, found, strict=True):
                 status(method.name)
-                segmentation = self.segmenter.segment_slots(*image, seed=seed, **options)  # type: ignore[arg-type]
-                yield Candidate(method, seed, partial(full_size, segmentation))
+                yield Candidate(method, seed, partial(full_size, self._segment(*image, seed=seed, **options)))
         yield from blind_baselines(video, self.baselines, self.clusters)
         if kept:
             yield from self._on_features(torch.cat(kept).cpu().numpy(), status)
+
+    def _segment(self, slots: Tensor, attention: Tensor, **options: Any) -> Segmentation:
+        count = len(slots)
+        places = torch.arange(max(count, self.clip_frames or 0), device=slots.device) % count
+        found = self.segmenter.segment_slots(slots[places], attention, **options)
+        if found.video_attention is None:
+            return replace(found, image_slots=slots)
+        return replace(found, image_slots=slots, video_attention=found.video_attention[:count])
 
     def _on_features(self, features: np.ndarray, status: Callable[[str], None]) -> Iterator[Candidate]:
         grid = self.segmenter.grid

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from interpreter.data import VOID, Video, VideoDataset, VideoError
+from interpreter.data.clips import FirstFrames
 from interpreter.data.predictions import PredictionError
 from interpreter.engine.logging import progress_bar
 from interpreter.evaluation.gallery import Gallery
@@ -95,25 +96,32 @@ def number(score: float | Sequence[float]) -> float:
     return statistics.fmean(values) if values else math.nan
 
 
-def score_dataset(dataset: VideoDataset, source: Source, protocols: Sequence[Protocol], gallery: Gallery) -> Scores:
+def score_dataset(
+    dataset: VideoDataset,
+    source: Source,
+    protocols: Sequence[Protocol],
+    gallery: Gallery,
+    clip_frames: int | None = None,
+) -> Scores:
     """Score every video of a data set; damaged ones are left out of all rows, and named.
 
-    One video's truth and one method's masks of it are in memory at a time.
+    One video's truth and one method's masks of it are in memory at a time. With ``clip_frames`` no more frames of a
+    video are seen or scored.
 
     Raises:
         ValueError: if no video could be scored.
     """
     scores = Scores(protocols, skipped=[(str(path), reason) for path, reason in dataset.skipped])
-    total = sum(video.num_frames for video in dataset.videos)
+    videos = [FirstFrames(video, clip_frames) if clip_frames else video for video in dataset.videos]
     with progress_bar("frames") as progress:
-        bar = progress.add_task("evaluate", total=total, status="")
-        for index, video in enumerate(dataset.videos):
+        bar = progress.add_task("evaluate", total=sum(video.num_frames for video in videos), status="")
+        for index, video in enumerate(videos):
 
             def status(text: str, name: str = video.name) -> None:
                 progress.update(bar, status=f"{name}: {text}")
 
             try:
-                found = _score_video(dataset, index, source, protocols, gallery, status)
+                found = _score_video(dataset, index, video, source, protocols, gallery, status)
             except (VideoError, PredictionError) as error:
                 scores.skipped.append((video.name, str(error)))
                 gallery.forget()
@@ -130,14 +138,15 @@ def score_dataset(dataset: VideoDataset, source: Source, protocols: Sequence[Pro
 def _score_video(
     dataset: VideoDataset,
     index: int,
+    video: Video,
     source: Source,
     protocols: Sequence[Protocol],
     gallery: Gallery,
     status: Callable[[str], None],
 ) -> Found:
-    """Numbers of a video for every protocol, method and seed."""
-    video, masks = dataset.videos[index], dataset.masks(index)
-    frames = dataset.mask_frames(index)
+    """Numbers of video ``index``, or of its beginning, for every protocol, method and seed."""
+    masks, frames = dataset.masks(index), dataset.mask_frames(index)
+    frames = frames[frames < video.num_frames]
     if masks is None or not len(frames):
         raise VideoError(f"{video.path}: no masks to score against; give a data set with annotations")
     truth = masks if len(frames) == len(masks) else masks[frames]

@@ -267,7 +267,10 @@ def test_attention_is_held_once(tmp_path, tiny_run, monkeypatch):
     monkeypatch.setattr("interpreter.engine.inference.encode", encode)
     segmenter = Segmenter.from_run(tiny_run, "image")
     segmenter.grid = (24, 36)
-    segmenter._draw_image_slots = lambda features, _: (torch.rand(len(features), 32, 16), torch.rand(len(features), 864, 32))
+    segmenter._draw_image_slots = lambda features, _: (
+        torch.rand(len(features), 32, 16),
+        torch.rand(len(features), 864, 32),
+    )
 
     def beyond(frames):
         video = open_video(make_clip(tmp_path / f"{frames}.mp4", frames))

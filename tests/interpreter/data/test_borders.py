@@ -7,7 +7,6 @@ from PIL import Image
 
 from interpreter.data import open_dataset, open_video
 from interpreter.data.borders import Box, CroppedVideo, find_borders
-from interpreter.data.clips import evaluation_clip
 from interpreter.data.loaders import dali_obstacle, open_loader
 from interpreter.engine.store import read_content, require_unchanged
 
@@ -145,25 +144,3 @@ def test_dali_refuses_to_crop(release, monkeypatch):
     assert "does not crop borders" in dali_obstacle([video], torch.device("cpu"))
     with pytest.raises(ValueError, match=r"--loader dali: DALI does not crop borders.*use --loader pyav"):
         open_loader("dali", [video], (48, 68), torch.device("cpu"))
-
-
-@pytest.mark.parametrize(
-    ("frames", "length", "indices", "valid"),
-    [
-        (3, 7, [0, 1, 2, 0, 1, 2, 0], [True] * 3 + [False] * 4),
-        (5, 3, [0, 1, 2], [True] * 3),
-        (4, 4, [0, 1, 2, 3], [True] * 4),
-        (1, 2, [0, 0], [True, False]),
-    ],
-)
-def test_evaluation_clips_repeat_or_truncate(frames, length, indices, valid):
-    found = evaluation_clip(frames, length)
-    assert found[0].dtype == np.int64
-    assert found[0].tolist() == indices
-    assert found[1].tolist() == valid
-
-
-def test_empty_clips_are_an_error():
-    for numbers in ((0, 3), (3, 0)):
-        with pytest.raises(ValueError, match="at least one frame"):
-            evaluation_clip(*numbers)

@@ -15,6 +15,7 @@ from interpreter.evaluation.methods import Method, RunSource
 from interpreter.evaluation.scoring import Row, Scores, number
 from interpreter.metrics import PROTOCOLS
 from interpreter.models.backbone import Backbone
+from interpreter.models.video_stage import VideoStage
 
 INTERPRETER = PROTOCOLS["interpreter"]
 NATIVE = ("slot-contrast",)  # at 128x192, in a fifth of the time
@@ -170,3 +171,27 @@ def _videos(data):
     from interpreter.data import open_dataset
 
     return open_dataset("synthetic", data.root, "val").videos
+
+
+@pytest.mark.parametrize(("clip_frames", "seen", "scored"), [(5, 5, 5), (30, 30, 24)])
+def test_a_clip_repeats_short_videos_cuts_long_ones_and_scores_no_frame_twice(
+    clip_frames, seen, scored, run, data, monkeypatch
+):
+    clips, encoded = [], []
+    contextualise, features = VideoStage.contextualise, Backbone.features
+    monkeypatch.setattr(VideoStage, "contextualise", lambda self, s: clips.append(s[0]) or contextualise(self, s))
+    monkeypatch.setattr(Backbone, "features", lambda self, f: encoded.append(len(f)) or features(self, f))
+    config = Evaluation(run=run, data=data, protocol=NATIVE, seeds=(0,), pictures=0, clip_frames=clip_frames)
+    scores = evaluate(config)
+    assert [len(clip) for clip in clips] == [seen, seen]
+    assert torch.equal(clips[0][scored:], clips[0][: seen - scored])
+    assert not torch.equal(clips[0][0], clips[0][1])
+    assert sum(encoded) == 2 * scored
+    assert scores.videos == {"val-00000": scored, "val-00001": scored}
+    for by_seed in scores.numbers.values():
+        assert all(found["frames"] == scored for videos in by_seed.values() for found in videos.values())
+
+
+def test_a_clip_of_saved_masks_is_refused(data, tmp_path):
+    with pytest.raises(ValueError, match=r"--clip-frames needs --run and a number from 1, got 5"):
+        evaluate(Evaluation(masks=tmp_path, data=data, clip_frames=5))
