@@ -90,11 +90,16 @@ def decoded_or_refused(path, name):
     return None
 
 
+def file_of_boat(path):
+    """A file that holds masks of the video boat, whatever the format."""
+    file = path if path.is_file() else sorted(path.rglob("boat*"))[0]
+    return file if file.is_file() else file / "00002.png"
+
+
 @every_format
 def test_cut_files_are_refused(write, tmp_path):
     path = write(tmp_path)
-    file = path if path.is_file() else sorted(path.rglob("boat*"))[0]
-    file = file if file.is_file() else file / "00002.png"
+    file = file_of_boat(path)
     whole, rng = file.read_bytes(), np.random.default_rng(0)
     for length in (0, 1, len(whole) // 2, len(whole) - 1, *rng.integers(0, len(whole), 60)):
         file.write_bytes(whole[:length])
@@ -110,8 +115,7 @@ def test_cut_files_are_refused(write, tmp_path):
 @every_format
 def test_flipped_bits_are_refused_or_harmless(write, tmp_path):
     path = write(tmp_path)
-    file = path if path.is_file() else sorted(path.rglob("boat*"))[0]
-    file = file if file.is_file() else file / "00002.png"
+    file = file_of_boat(path)
     whole, rng = file.read_bytes(), np.random.default_rng(1)
     refused = 0
     for _ in range(250):
