@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from interpreter.engine.run import (
     write_config,
 )
 from interpreter.engine.samples import sample_grid
+from interpreter.engine.sampling import repeatable
 from interpreter.engine.sources import open_features, open_slots
 from interpreter.engine.stopping import StopRequest
 from interpreter.engine.tasks import ImageTask, VideoTask
@@ -65,7 +65,7 @@ def train(config: ImageTraining | VideoTraining) -> bool:
     with StopRequest() as stop, joined() as ranks, contextlib.ExitStack() as opened:
         console.quiet = not ranks.first
         device = device_of_rank()
-        _repeatable(device)
+        repeatable(device)
         try:
             stage = train_image if isinstance(config, ImageTraining) else train_video
             done = stage(config, stop, ranks, opened)  # type: ignore[arg-type]
@@ -169,14 +169,6 @@ def _attention(
     """Choose the attention kernel by the largest self-attention of a step."""
     shape = (min(rows, optim.micro_batch or rows), model.heads, tokens, model.dim // model.heads)
     return choose_attention(device, optim.precision, shape)
-
-
-def _repeatable(device: torch.device) -> None:
-    """Let a GPU give the same numbers each time: a run that goes on must end as if it had never stopped."""
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _resolved(optim: OptimConfig, device: torch.device) -> OptimConfig:

@@ -196,8 +196,9 @@ def count_compiled(stage: Stage) -> dict[str, int]:
     torch.compiler.reset()
     counters.clear()
     metrics.reset()
-    # A graph from a cache generates no kernels.
-    with torch._inductor.config.patch(fx_graph_cache=False), torch._functorch.config.patch(enable_autograd_cache=False):
+    # A graph from a cache generates no kernels, and how loops are fused depends on the number of threads.
+    alike = torch._inductor.config.patch({"fx_graph_cache": False, "cpp.threads": 1})
+    with alike, torch._functorch.config.patch(enable_autograd_cache=False):
         step = TrainingStep(given.task, optim, torch.device("cpu"), compiled=True)
         step.start(0, {})
         for _ in range(3):

@@ -21,6 +21,7 @@ from torch import Tensor
 from interpreter.cli import cli, run_command
 from interpreter.configs import BackboneConfig, ImageTraining, Preset, Stage, VideoTraining, training_defaults
 from interpreter.engine.precision import resolve_precision
+from interpreter.engine.sampling import repeatable
 from interpreter.engine.step import EAGER_STEPS, Prefetched, TrainingStep
 from interpreter.engine.tasks import ImageTask, VideoTask
 from interpreter.models.backbone import Backbone, EfficientNetLite0, VisionTransformer
@@ -162,6 +163,7 @@ def run(options: Options) -> dict[str, Any]:
     if options.steps < 1:
         raise ValueError(f"--steps must be at least 1, got {options.steps}")
     device = torch.device(options.device)
+    repeatable(device)
     given = setup(options.stage, options.preset, device, options.batch_size)
     optim, captured = given.task.optim, "captured" in options.mode
     step = TrainingStep(given.task, optim, device, compiled="compiled" in options.mode, captured=captured)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from interpreter.configs import ImageTraining, OptimConfig, VideoTraining, training_defaults
 from interpreter.engine.precision import resolve_precision
+from interpreter.engine.sampling import repeatable
 from interpreter.engine.step import EAGER_STEPS, TrainingStep
 from interpreter.engine.tasks import ImageTask, VideoTask
 from interpreter.models.backbone import Backbone, EfficientNetLite0, VisionTransformer
@@ -199,6 +200,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     options = parser.parse_args()
     device = torch.device(options.device)
+    repeatable(device)
     image, video = (training_defaults(stage, options.preset) for stage in ("image", "video"))
     assert isinstance(image, ImageTraining)
     assert isinstance(video, VideoTraining)

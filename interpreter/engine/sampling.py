@@ -1,11 +1,23 @@
 """What each step trains on, as a function of the step alone: resuming needs no sampler state."""
 
 import functools
+import os
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+def repeatable(device: torch.device) -> None:
+    """Let a GPU give the same numbers each time: a run that goes on must end as if it had never stopped.
+
+    Holds for the process. Call it before anything is computed: cuBLAS reads its part when it is first used.
+    """
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def random_state(*key: int) -> np.random.Generator:

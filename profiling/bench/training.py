@@ -15,6 +15,7 @@ from torch import Tensor
 
 from interpreter.configs import ImageTraining, VideoTraining, training_defaults
 from interpreter.engine.precision import resolve_precision
+from interpreter.engine.sampling import repeatable
 from interpreter.engine.step import EAGER_STEPS, TrainingStep
 from interpreter.models import video_stage
 from profiling.bench.case import OURS, Benchmark, Case, Function, Outputs, close_to
@@ -102,6 +103,7 @@ def settings(device: torch.device) -> tuple[ImageTraining, VideoTraining, str]:
 def cases(stage: str, device_name: str) -> Iterator[Case]:
     """The step of one stage."""
     device = torch.device(device_name)
+    repeatable(device)
     image, video, precision = settings(device)
 
     def make(wanted: str) -> Fixed:

@@ -22,9 +22,12 @@ VIDEO_OPTIONS = (
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    """Two processes agree bit for bit only if they split their sums alike."""
+def _repeatable():
+    """Two processes agree bit for bit only if they split their sums alike; a GPU has to be asked for as much."""
+    from interpreter.engine.sampling import repeatable
+
     torch.set_num_threads(1)
+    repeatable(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 @pytest.fixture(scope="session")
