@@ -1,4 +1,5 @@
 import errno
+import os
 import re
 import subprocess
 import sys
@@ -41,6 +42,15 @@ def test_help_shows_the_defaults_of_the_preset(stage, preset, capsys):
     assert f"(here: {stage})" in text
     assert f"(here: {preset})" in text
     assert all(name in text for name in PRESETS)
+
+
+def test_training_does_not_load_tensorflow_where_it_is_installed(tmp_path):
+    """Its LLVM and Triton's abort in one process, and TensorBoard would import it."""
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('TensorFlow was imported')\n")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    code = "import interpreter.train; from tensorboard.compat import tf; tf.io"
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_every_option_is_explained(capsys):
