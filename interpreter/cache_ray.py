@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interpreter.data import open_video
-from interpreter.data.video_file import VIDEO_SUFFIXES
+from interpreter.data.video import VIDEO_SUFFIXES
 from interpreter.engine.checkpoint import checkpoints
 from interpreter.engine.logging import console
 from interpreter.engine.run import from_dict

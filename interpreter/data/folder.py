@@ -7,8 +7,7 @@ from pathlib import Path
 from interpreter.data.annotations import Annotation, MaskFiles, match_masks
 from interpreter.data.images import list_images, natural_key
 from interpreter.data.sources import Source, listing
-from interpreter.data.video import FrameFolder, Video, open_video
-from interpreter.data.video_file import VIDEO_SUFFIXES
+from interpreter.data.video import VIDEO_SUFFIXES, FrameFolder, Video, open_video
 
 
 def find_folder(root: Path) -> list[Source]:

@@ -16,27 +16,6 @@ from av.video.stream import VideoStream
 from interpreter.data.images import resize
 from interpreter.data.video import Size, Video, VideoError
 
-VIDEO_SUFFIXES = frozenset(
-    f".{suffix}"
-    for suffix in (
-        "mp4",
-        "m4v",
-        "mov",
-        "avi",
-        "mkv",
-        "webm",
-        "gif",
-        "mpg",
-        "mpeg",
-        "ts",
-        "mts",
-        "wmv",
-        "flv",
-        "ogv",
-        "3gp",
-    )
-)
-
 # Exact YUV to RGB arithmetic: FFmpeg's default takes CPU-dependent short cuts that also darken by one level.
 _EXACT = (
     int(Interpolation.BICUBIC)

@@ -15,7 +15,6 @@ from interpreter.data._progress import cpu_count
 from interpreter.data.borders import CroppedVideo
 from interpreter.data.loaders.base import Loader, LoaderError, Request
 from interpreter.data.video import FrameFolder, Size, Video
-from interpreter.data.video_file import VideoFile
 
 __all__ = ["Loader", "LoaderError", "LoaderName", "Request", "choose_loader", "dali_obstacle", "open_loader"]
 
@@ -93,6 +92,8 @@ def frame_bytes(videos: Sequence[Video], size: Size) -> int:
 
 def dali_obstacle(videos: Sequence[Video], device: torch.device) -> str | None:
     """Why DALI cannot serve these videos on this device; None if it can."""
+    from interpreter.data.video_file import VideoFile  # late: it loads FFmpeg, which a training step does not need
+
     if not _dali_installed():
         return "NVIDIA DALI is not installed (pip install 'interpreter-slots[dali]')"
     codecs, where = (DALI_GPU_CODECS, "a GPU") if device.type == "cuda" else (DALI_CPU_CODECS, "a CPU")
