@@ -115,8 +115,10 @@ def build(tree: Path) -> None:
 
 def bench(tree: Path, options: Options, out: Path) -> Results:
     """Results of one process of a revision."""
-    command = [sys.executable, "-m", "profiling.bench", "--only-ours", "--device", options.device, "--out", str(out)]
+    command = [sys.executable, "-m", "profiling.bench", "--variants", OURS, "--no-floor", "--out", str(out)]
     command += [
+        "--device",
+        options.device,
         "--seconds",
         str(options.seconds),
         "--threads",

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -15,9 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from profiling.revision import revision
+
 LINES = 60  # of a part's output that are kept
 TIMED_OUT = (124, 137)  # exit statuses of timeout(1)
-PACKAGES = ("torch", "triton", "numpy", "transformers", "geomloss", "pykeops", "nvtx", "scikit-learn")
+RUNNING = "under way"
+PACKAGES = ("torch", "triton", "numpy", "transformers", "geomloss", "pykeops", "nvtx", "scikit-learn", "av")
 
 
 def begin(title: str, device: str) -> dict[str, Any]:
@@ -26,12 +28,11 @@ def begin(title: str, device: str) -> dict[str, Any]:
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return {
         "title": title,
         "device": device,
         "versions": versions,
-        "commit": commit.stdout.strip() or "no git",
+        "commit": revision(),
         "begun": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "finished": False,
         "parts": [],
@@ -42,11 +43,12 @@ def change(report: dict[str, Any], action: str, rest: Sequence[str]) -> None:
     """What a call does to the report."""
     parts = report["parts"]
     if action == "start":
-        parts.append({"name": rest[0], "limit": int(rest[1]), "fate": "under way"})
+        parts.append({"name": rest[0], "limit": int(rest[1]), "fate": RUNNING})
     elif action == "end":
         code, log = int(rest[1]), Path(rest[3]).read_text(errors="replace").splitlines()
         fate = "passed" if code == 0 else "out of time" if code in TIMED_OUT else f"failed ({code})"
-        parts[-1] |= {"fate": fate, "seconds": int(rest[2]), "output": log[-LINES:]}
+        (part,) = (part for part in parts if part["name"] == rest[0] and part["fate"] == RUNNING)
+        part |= {"fate": fate, "seconds": int(rest[2]), "output": log[-LINES:]}
     elif action == "skip":
         parts.append({"name": rest[0], "fate": "left out", "output": [rest[1]]})
     elif action == "finish":
@@ -58,7 +60,7 @@ def change(report: dict[str, Any], action: str, rest: Sequence[str]) -> None:
 def markdown(report: dict[str, Any]) -> str:
     """The report for people."""
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    state = "" if report["finished"] else "\n**Not finished**: it is under way, or was killed.\n"
+    state = "" if report["finished"] else "\n**Not finished**: it is still running, or was killed.\n"
     lines = [
         f"# {report['title']}",
         "",
@@ -82,7 +84,7 @@ def write(path: Path, text: str) -> None:
 
 
 def main() -> None:
-    """``parts.py ACTION REPORT …``, as parts.sh calls it."""
+    """``python -m profiling.parts ACTION REPORT …``, as parts.sh calls it."""
     action, path, *rest = sys.argv[1:]
     file = Path(f"{path}.json")
     if action == "begin":

@@ -15,41 +15,90 @@ has_gpu() {
     return 1
 }
 
-# A report of parts: $REPORT.json and $REPORT.md are whole after each part, so that a kill loses no more than the part
-# under way, which they name.
+# A report of parts: $REPORT.json and $REPORT.md are complete after each part, and so is $REPORT-logs.tar.gz, which holds
+# the whole output of each. A kill loses no more than the part that is running, and the report names it.
+# $BUDGET is the number of seconds that all parts share. If $ONLY is set, only parts whose names begin with it run.
 begin_report() { # path without ending, title, device
     REPORT=$1
     FAILED=0
-    "$PYTHON" profiling/parts.py begin "$REPORT" "$2" "$3"
+    BACKGROUND=
+    LOGS=$(mktemp -d)
+    trap 'rm -rf "$LOGS"' EXIT
+    "$PYTHON" -m profiling.parts begin "$REPORT" "$2" "$3"
 }
 
-part() { # name, seconds, command …: runs it in the time it has; its fate and the end of its output go to the report
-    local name=$1 seconds=$2 log code=0 begin=$SECONDS left=$((${BUDGET:-86400} - SECONDS))
+wanted() { # name: whether --only asks for it
+    [[ -z ${ONLY:-} || $1 == "$ONLY"* ]]
+}
+
+log_of() { # name: the file that holds its output
+    echo "$LOGS/$(printf %02d "$(find "$LOGS" -type f | wc -l)")-${1//[^A-Za-z0-9]/-}.log"
+}
+
+time_for() { # seconds that a part may take, of those that are left; 0: there is no time
+    local left=$((${BUDGET:-86400} - SECONDS))
+    [ "$left" -ge 3 ] || left=0
+    echo $(($1 < left ? $1 : left))
+}
+
+record_end() { # name, exit status, seconds, log
+    [ "$2" = 0 ] || FAILED=$((FAILED + 1))
+    "$PYTHON" -m profiling.parts end "$REPORT" "$1" "$2" "$3" "$4"
+    tar -C "$LOGS" -czf "$REPORT-logs.tar.gz.tmp" . && mv "$REPORT-logs.tar.gz.tmp" "$REPORT-logs.tar.gz"
+}
+
+part() { # name, seconds, command …: runs the command for at most that time and records its end and its last lines
+    wanted "$1" || return 0
+    local name=$1 seconds log code=0 begin=$SECONDS
+    seconds=$(time_for "$2")
     shift 2
-    if [ "$left" -lt 3 ]; then
+    if [ "$seconds" = 0 ]; then
         FAILED=$((FAILED + 1))
         skip "$name" "no time was left"
         return
     fi
-    [ "$seconds" -le "$left" ] || seconds=$left
-    log=$(mktemp)
-    "$PYTHON" profiling/parts.py start "$REPORT" "$name" "$seconds"
+    log=$(log_of "$name")
+    "$PYTHON" -m profiling.parts start "$REPORT" "$name" "$seconds"
     echo "== $name (at most $seconds s)"
     # A part may hang with children that hold its output open: the group is killed, and nobody waits for a pipe.
     timeout --kill-after=2 "$seconds" "$@" >"$log" 2>&1 || code=$?
-    tail -n 12 "$log"
-    [ "$code" = 0 ] || FAILED=$((FAILED + 1))
-    "$PYTHON" profiling/parts.py end "$REPORT" "$name" "$code" $((SECONDS - begin)) "$log"
-    rm -f "$log"
+    tail -n "${TAIL:-12}" "$log"
+    record_end "$name" "$code" $((SECONDS - begin)) "$log"
+}
+
+background() { # name, seconds, command …: starts a part that runs beside those that follow, up to `await`
+    wanted "$1" || return 0
+    local seconds
+    seconds=$(time_for "$2")
+    BACKGROUND=$1
+    shift 2
+    BACKGROUND_BEGIN=$SECONDS
+    BACKGROUND_LOG=$(log_of "$BACKGROUND")
+    "$PYTHON" -m profiling.parts start "$REPORT" "$BACKGROUND" "$seconds"
+    echo "== $BACKGROUND (at most $seconds s, beside the next parts)"
+    timeout --kill-after=2 "$seconds" "$@" >"$BACKGROUND_LOG" 2>&1 &
+    BACKGROUND_JOB=$!
+}
+
+await() { # waits for the part in the background
+    local code=0
+    [ -n "$BACKGROUND" ] || return 0
+    wait "$BACKGROUND_JOB" || code=$?
+    echo "== $BACKGROUND has ended"
+    tail -n 3 "$BACKGROUND_LOG"
+    record_end "$BACKGROUND" "$code" $((SECONDS - BACKGROUND_BEGIN)) "$BACKGROUND_LOG"
+    BACKGROUND=
 }
 
 skip() { # name, why
+    wanted "$1" || return 0
     echo "== $1: left out, $2"
-    "$PYTHON" profiling/parts.py skip "$REPORT" "$1" "$2"
+    "$PYTHON" -m profiling.parts skip "$REPORT" "$1" "$2"
 }
 
 end_report() { # exits 1 if a part failed
-    "$PYTHON" profiling/parts.py finish "$REPORT"
+    await
+    "$PYTHON" -m profiling.parts finish "$REPORT"
     echo "$REPORT.md: $FAILED parts failed"
     [ "$FAILED" = 0 ]
 }

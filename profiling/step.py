@@ -10,6 +10,7 @@ cudaProfilerStart (--cuda-profiler) sees the steps after the first ones, which c
 import json
 import statistics
 import time
+from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,14 @@ Mode = Literal["eager", "compiled", "captured", "compiled-captured"]
 # Width of the features and pixels of a patch's side of the presets' backbones.
 FEATURES = {"efficientnet-lite0": (192, 16), "facebook/dinov2-small": (384, 14), "facebook/dinov2-base": (768, 14)}
 FRAMES_AT_ONCE = 32
+COMPARED_STEPS = 2  # the first ones, which all modes take alike: their loss shows that modes compute the same
+MOST_ROWS = 25  # of a breakdown
+OWN_KERNELS = (
+    "forward_kernel", "backward_kernel", "reduce_kernel", "gru_norm_forward_kernel", "gru_norm_backward_kernel",
+    "add_norm_forward_kernel", "add_norm_backward_kernel", "sinkhorn_kernel", "gradient_kernel", "box_kernel",
+    "diameter_kernel", "cluster_kernel", "slotkernels::cluster_kernel",
+)  # fmt: skip
+WHAT = "training steps at a preset's sizes on random data, each stage and mode in a process of its own"
 
 
 @dataclass(frozen=True)
@@ -145,9 +154,10 @@ class Options:
     cuda_profiler: bool = False
     """Call cudaProfilerStart before the timed steps and cudaProfilerStop after them."""
     breakdown: bool = False
-    """Then profile one step with torch.profiler: the kernels (on a CPU: operators) that take the most time."""
+    """Then profile one step with torch.profiler: the kernels (on a CPU: operators) that take the most time, and how
+    long the device waits between kernels."""
     out: Path | None = None
-    """Write times, peak memory and breakdown as JSON."""
+    """Add times, peak memory and breakdown to this JSON file, which holds one entry for each stage and mode."""
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -180,8 +190,13 @@ def run(options: Options) -> dict[str, Any]:
         synchronize(options.device)
         return (time.perf_counter() - begin) * 1e3
 
-    for _ in range(EAGER_STEPS + 2 if captured else 2):
+    begin = time.perf_counter()
+    for _ in range(COMPARED_STEPS):
         take()
+    loss = step.read_sums()["loss"] / COMPARED_STEPS
+    for _ in range(EAGER_STEPS if captured else 0):
+        take()
+    warm_up = time.perf_counter() - begin
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with torch.cuda.profiler.profile() if options.cuda_profiler else nullcontext():
@@ -192,30 +207,70 @@ def run(options: Options) -> dict[str, Any]:
         "mode": options.mode,
         "frames": given.task.frames_per_step,
         "precision": optim.precision,
+        "loss_of_first_steps": loss,
+        "warm_up_s": warm_up,
         "milliseconds": {"median": statistics.median(times), "least": min(times), "greatest": max(times)},
     }
     if device.type == "cuda":
         results["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        results["reserved_mib"] = torch.cuda.max_memory_reserved() / 2**20
     if options.breakdown:
-        results["breakdown"] = _breakdown(take, device)
+        results |= _breakdown(take, device)
     return results
 
 
-def _breakdown(take: Any, device: torch.device, most: int = 15) -> list[dict[str, Any]]:
-    """What takes the most time in one step: name, calls, milliseconds, share."""
+def _breakdown(take: Any, device: torch.device) -> dict[str, Any]:
+    """One step under torch.profiler: what takes the most time, and on a GPU how long it waits between kernels."""
     on_gpu = device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU] + on_gpu * [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         take()
-    rows = []
-    for event in profile.key_averages():
-        if on_gpu and event.device_type != torch.autograd.DeviceType.CUDA:
-            continue  # operators, whose kernels have rows of their own
-        spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        rows.append({"name": event.key, "calls": event.count, "milliseconds": spent / 1e3})
-    rows.sort(key=lambda row: -row["milliseconds"])
-    total = sum(row["milliseconds"] for row in rows)
-    return [{**row, "share": row["milliseconds"] / total} for row in rows[:most] if row["milliseconds"]]
+    if not on_gpu:
+        spent = [(e.key, e.count, e.self_cpu_time_total / 1e3) for e in profile.key_averages()]
+        return {"breakdown": _rows(spent)}
+    times: dict[str, list[float]] = defaultdict(list)
+    spans = []
+    for event in profile.profiler.kineto_results.events():
+        if event.device_type() == torch.autograd.DeviceType.CUDA and not event.is_user_annotation():
+            times[event.name()].append(event.duration_ns() / 1e6)
+            spans.append((event.start_ns(), event.start_ns() + event.duration_ns()))
+    return {"launches": len(spans), **idle(spans), "breakdown": _rows([(n, len(t), sum(t)) for n, t in times.items()])}
+
+
+def _rows(spent: list[tuple[str, int, float]]) -> list[dict[str, Any]]:
+    """Name, calls, milliseconds and share of the greatest, and of the project's own kernels."""
+    total = sum(milliseconds for *_, milliseconds in spent)
+    rows = [
+        {"name": name[:160], "calls": calls, "milliseconds": milliseconds, "share": milliseconds / total}
+        for name, calls, milliseconds in sorted(spent, key=lambda one: -one[2])
+        if milliseconds
+    ]
+    own = [row for row in rows[MOST_ROWS:] if row["name"].split("<")[0].removeprefix("void ") in OWN_KERNELS]
+    return rows[:MOST_ROWS] + own
+
+
+def idle(spans: list[tuple[int, int]]) -> dict[str, float]:
+    """Milliseconds from the first kernel's start to the last one's end, and those in which no kernel ran.
+
+    Args:
+        spans: start and end of each kernel, in ns.
+    """
+    if not spans:
+        return {"span_ms": 0.0, "idle_ms": 0.0}
+    spans = sorted(spans)
+    waited, reached = 0, spans[0][1]
+    for start, end in spans:
+        waited += max(0, start - reached)
+        reached = max(reached, end)
+    return {"span_ms": (reached - spans[0][0]) / 1e6, "idle_ms": waited / 1e6}
+
+
+def add(path: Path, results: dict[str, Any]) -> None:
+    """Put the results of one stage and mode into a file that holds several."""
+    content = json.loads(path.read_text()) if path.exists() else {"what": WHAT, "steps": {}}
+    content["steps"][f"{results['stage']} {results['mode']}"] = results
+    content |= {key: results[key] for key in ("device", "versions", "commit", "date")}
+    save(path, content)
 
 
 def main() -> int:
@@ -224,7 +279,7 @@ def main() -> int:
     results = run(options)
     print(json.dumps(results, indent=1))
     if options.out:
-        save(options.out, results)
+        add(options.out, results)
     return 0
 
 

@@ -16,6 +16,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: its profiler re
 
 import torch
 
+from profiling.revision import revision
+
 Run = Callable[[], object]
 
 
@@ -114,7 +116,10 @@ def machine(device: str) -> dict[str, Any]:
     """What a figure needs beside it to be read later."""
 
     def output(*command: str) -> str:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        except OSError:
+            return "unknown"
 
     versions: dict[str, Any] = {"torch": torch.__version__, "python": platform.python_version()}
     try:
@@ -133,7 +138,7 @@ def machine(device: str) -> dict[str, Any]:
     return {
         "device": name,
         "versions": versions,
-        "commit": output("git", "describe", "--always", "--dirty"),
+        "commit": revision(),
         "command": " ".join(["python -m", _module(Path(sys.argv[0])), *sys.argv[1:]]),
         "date": date.today().isoformat(),
     }

@@ -10,25 +10,8 @@ import numpy as np
 from interpreter.data.images import list_images, probe_size, read_rgb, resize
 
 Size = tuple[int, int]
-VIDEO_SUFFIXES = frozenset(
-    (
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".avi",
-        ".mkv",
-        ".webm",
-        ".gif",
-        ".mpg",
-        ".mpeg",
-        ".ts",
-        ".mts",
-        ".wmv",
-        ".flv",
-        ".ogv",
-        ".3gp",
-    )
-)
+VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif", ".mpg", ".mpeg", ".ts", ".mts"))
+VIDEO_SUFFIXES |= {".wmv", ".flv", ".ogv", ".3gp"}
 
 
 class VideoError(ValueError):

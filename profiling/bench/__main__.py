@@ -2,12 +2,14 @@
 
 import json
 import os
+import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -17,8 +19,8 @@ from rich.table import Table
 
 from interpreter.files import write_text
 from profiling.bench import BENCHMARKS, load
-from profiling.bench.case import OURS
-from profiling.bench.measure import Machine, measure
+from profiling.bench.case import OURS, Case
+from profiling.bench.measure import Machine, join, measure, select
 from profiling.timing import machine
 
 FOUND = "cuda" if torch.cuda.is_available() else "cpu"
@@ -39,7 +41,7 @@ class Options:
     """
 
     only: tuple[str, ...] = ()
-    """Names of benchmarks, or beginnings of names; all if none is given."""
+    """Names of benchmarks, or beginnings of names, in the order to run them in; all if none is given."""
 
     device: Literal["cpu", "cuda"] = FOUND  # type: ignore[assignment]
     """Where to run."""
@@ -59,11 +61,19 @@ class Options:
     compare: str | None = None
     """Time this revision of the repository against the working tree, by turns; see profiling.compare."""
 
-    only_ours: Annotated[bool, tyro.conf.arg(help="Leave out all baselines; what profiling.compare calls.")] = False
+    variants: tuple[str, ...] = ("all",)
+    """What to time: all, ours (this project's variants, without baselines), or names of variants."""
+
+    floor: bool = True
+    """Measure the machine's rates, and hold every time against them."""
+
+    apart: bool = True
+    """Time training steps on a GPU in one process a variant, since it cannot hold the memory of all. --no-apart is what
+    these processes are called with."""
 
 
 def chosen(only: tuple[str, ...]) -> tuple[str, ...]:
-    """Names that begin with one of ``only``.
+    """Names that begin with one of ``only``, in that order.
 
     Raises:
         ValueError: if one of them begins no name.
@@ -71,7 +81,7 @@ def chosen(only: tuple[str, ...]) -> tuple[str, ...]:
     for start in only:
         if not any(name.startswith(start) for name in BENCHMARKS):
             raise ValueError(f"--only {start}: no benchmark begins so; there are {', '.join(BENCHMARKS)}")
-    return tuple(name for name in BENCHMARKS if not only or name.startswith(only))
+    return tuple(dict.fromkeys(name for start in only or ("",) for name in BENCHMARKS if name.startswith(start)))
 
 
 def describe(name: str) -> None:
@@ -99,6 +109,27 @@ def show(name: str, case: dict[str, Any]) -> None:
     CONSOLE.print(table, f"{case['seconds']:.0f} s, of which {first:.0f} s were first calls: compilers, values checked")
 
 
+def measure_apart(name: str, index: int, case: Case, options: Options) -> dict[str, Any]:
+    """Results of a case, each of its variants measured by a process of its own.
+
+    Raises:
+        RuntimeError: with a variant's error, if one fails.
+    """
+    results = []
+    for variant in select(case, options.variants):
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "results.json"
+            command = [sys.executable, "-m", "profiling.bench", "--only", name, "--variants", variant, "--no-apart"]
+            command += ["--device", options.device, "--seconds", str(options.seconds / len(case.variants))]
+            command += ["--threads", str(options.threads), "--out", str(out), *(["--no-floor"] * (not options.floor))]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            content = json.loads(out.read_text()) if out.exists() else {"failed": {name: done.stderr[-500:]}}
+        if content["failed"]:
+            raise RuntimeError(f"{variant}: {content['failed'][name]}")
+        results.append(content["benchmarks"][name]["cases"][index])
+    return join(results)
+
+
 def run_all(names: tuple[str, ...], options: Options) -> dict[str, Any]:
     """Results of these benchmarks; one that fails is named with its error and does not lose the others.
 
@@ -113,9 +144,12 @@ def run_all(names: tuple[str, ...], options: Options) -> dict[str, Any]:
             cases = []
             try:
                 benchmark = load(name)
-                for case in benchmark.cases(options.device):
-                    cases.append(measure(case, where, options.seconds, options.only_ours))
-                    if not options.only_ours:
+                for index, case in enumerate(benchmark.cases(options.device)):
+                    if case.apart and options.apart:
+                        cases.append(measure_apart(name, index, case, options))
+                    else:
+                        cases.append(measure(case, where, options.seconds, options.variants, options.floor))
+                    if "of_floor" in cases[-1]:
                         show(name, cases[-1])
             except Exception as error:  # named in the results and in the exit status
                 results["failed"][name] = f"{type(error).__name__}: {error}"

@@ -34,6 +34,7 @@ class Case:
         rate: the dtype whose rate of matrix products the operations are held against; ``dtype`` if None.
         waits: variants that make the host wait, which no CUDA graph can hold.
         left_out: baselines that cannot run here, and why.
+        apart: each variant is timed in a process of its own, since the device cannot hold what all of them keep.
     """
 
     shape: dict[str, Any]
@@ -46,6 +47,7 @@ class Case:
     rate: torch.dtype | None = None
     waits: tuple[str, ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
+    apart: bool = False
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,26 @@ def floor(case: Case, flops: int, machine: Machine, median: float) -> dict[str, 
     }
 
 
-def measure(case: Case, machine: Machine, seconds: float, only_ours: bool = False) -> dict[str, Any]:
+def select(case: Case, wanted: tuple[str, ...]) -> dict[str, Function]:
+    """Variants of a case: all of them, "ours" (those of this project), or those that are named."""
+    if wanted == ("all",):
+        return case.variants
+    return {
+        name: f for name, f in case.variants.items() if name in wanted or ("ours" in wanted and name.startswith(OURS))
+    }
+
+
+def measure(
+    case: Case, machine: Machine, seconds: float, wanted: tuple[str, ...] = ("all",), with_floor: bool = True
+) -> dict[str, Any]:
     """Errors, times, memory and rates of the variants of one case.
+
+    Args:
+        case: what to measure.
+        machine: where, and what rates it reaches.
+        seconds: least time for the turns.
+        wanted: the variants, as in `select`.
+        with_floor: hold the time against the machine's rates, which are measured for it.
 
     Raises:
         WrongResult: if a variant's values are wrong; nothing is timed then.
@@ -97,7 +115,8 @@ def measure(case: Case, machine: Machine, seconds: float, only_ours: bool = Fals
     size = sum(t.numel() * t.element_size() for t in copies[0])
     count = max(1, min(MOST_COPIES, math.ceil(ROTATED[device] / size)))
     judge = case.judge(*copies[0])
-    variants = {name: function for name, function in case.variants.items() if name == OURS or not only_ours}
+    variants = select(case, wanted)
+    used: dict[str, str] = {}
     found: dict[str, dict[str, Any]] = {}
     for name, function in variants.items():
         try:
@@ -114,12 +133,28 @@ def measure(case: Case, machine: Machine, seconds: float, only_ours: bool = Fals
     runs = {name: rotating(function, copies, device, name in case.waits) for name, function in variants.items()}
     times = rounds(runs, device, seconds, warm_up=1)
     for name in variants:
-        ratios = [theirs / ours for theirs, ours in zip(times[name], times[OURS], strict=True)]
-        found[name] |= {"ms": spread(times[name]), "times_ours": spread(ratios)}
+        found[name] |= {"ms": spread(times[name])}
+        if OURS in times:
+            ratios = [theirs / ours for theirs, ours in zip(times[name], times[OURS], strict=True)]
+            found[name] |= {"times_ours": spread(ratios)}
     result: dict[str, Any] = {"shape": case.shape, "dtype": name_of(case.dtype), "backends": used}
-    result |= {"rounds": len(times[OURS]), "copies": count, "input_mib": size / 2**20}
-    if not only_ours:
+    result |= {"rounds": min(map(len, times.values())), "copies": count, "input_mib": size / 2**20}
+    if with_floor and OURS in found:
         flops = count_flops(partial(case.variants[OURS], *copies[0])) if case.flops is None else case.flops
         result |= floor(case, flops, machine, found[OURS]["ms"]["median"])
         result["left_out"] = dict(case.left_out)
     return {**result, "seconds": time.perf_counter() - begin, "variants": found}
+
+
+def join(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """One result of a case whose variants were measured in processes of their own.
+
+    They took no turns: ratios are those of each time to the median of ours.
+    """
+    variants = {name: found for result in results for name, found in result["variants"].items()}
+    (ours,) = (result for result in results if OURS in result["variants"])
+    median = variants[OURS]["ms"]["median"]
+    for found in variants.values():
+        found["times_ours"] = {name: value / median for name, value in found["ms"].items()}
+    seconds = sum(result["seconds"] for result in results)
+    return {**ours, "rounds": min(result["rounds"] for result in results), "seconds": seconds, "variants": variants}
