@@ -1,92 +1,166 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can show, in one command and under ten minutes, without a network: the build of csrc, all
-# tests that need a GPU, memory checks, captured training steps, benchmarks, and what limits the kernels.
+# What only a GPU can show, in two commands of 400 s each, without a network. The most valuable parts come first.
 #
-#   profiling/gpu_check.sh                      # report in profiling/results/gpu-check-cuda.{json,md}
-#   OUT=/elsewhere profiling/gpu_check.sh
-#   profiling/gpu_check.sh --device cpu         # dry run of the whole script at small sizes, on any machine
+#   profiling/gpu_check.sh figures              # device, csrc, a smoke test of each op, training steps, our benchmarks
+#   profiling/gpu_check.sh proof                # all GPU tests, exact resume, sanitizer, baselines of the benchmarks, ncu
+#   profiling/gpu_check.sh figures --list       # names of the parts
+#   profiling/gpu_check.sh figures --only step  # only the parts whose names begin so
+#   profiling/gpu_check.sh proof --device cpu   # dry run: the same parts at small sizes on any machine
 #
-# Needs PyTorch and Triton, for csrc nvcc. What else is missing may lie as wheels (profiling/fetch_wheels.sh) in $WHEELS
-# (default: wheels). Each part has its own time limit, and all together have $BUDGET seconds (default 580): a part that
-# fails or hangs does not lose the others, nor does a kill of the whole, since the report is whole after each part.
+# Results go to $OUT (default profiling/results): at most 8 files a command, complete after each part. Needs PyTorch and
+# Triton. What else is missing can be carried along: `make gpu-carry` fills .carry/figures and .carry/proof, which are
+# unpacked into .gpu-check and never take the place of an installed package ($CARRY and $SCRATCH name other folders).
+# Each part has a time limit, and all together have $BUDGET seconds (default 400): a part that fails or hangs costs only
+# itself. docs/profiling.md leads through it.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 # shellcheck source=profiling/parts.sh
 source profiling/parts.sh
-OUT=${OUT:-profiling/results}
-WHEELS=${WHEELS:-wheels}
-BUDGET=${BUDGET:-580}
-mkdir -p "$OUT"
-case "${1:-} ${2:-}" in
-    " ") DEVICE=$("$PYTHON" -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')") || exit 1 ;;
-    "--device cpu" | "--device cuda") DEVICE=$2 ;;
-    *)
-        echo "usage: profiling/gpu_check.sh [--device cpu|cuda]" >&2
-        exit 2
-        ;;
-esac
-[ "$DEVICE" = cpu ] || has_gpu || exit 1
-begin_report "$OUT/gpu-check-$DEVICE" "GPU check" "$DEVICE"
 
-if compgen -G "$WHEELS/*.whl" >/dev/null; then
-    SITE=$(mktemp -d)
-    trap 'rm -rf "$SITE"' EXIT
-    part "wheels" 60 "$PYTHON" -m pip install --quiet --no-index --no-deps --target "$SITE" "$WHEELS"/*.whl
-    export PYTHONPATH="$PYTHONPATH:$SITE"
-fi
-PYTEST=("$PYTHON" -m pytest -q -p no:cacheprovider --durations=5)
-"$PYTHON" -c "import xdist" 2>/dev/null && PYTEST+=(-n "$([ "$DEVICE" = cuda ] && echo 8 || echo 2)" --dist loadfile)
-
-part "device" 30 "$PYTHON" -c "
-from profiling.timing import machine
-import json; print(json.dumps(machine('$DEVICE'), indent=1))"
-
-steps() { # mode, more options of profiling.step
-    local stage mode=$1
+usage() {
+    echo "usage: profiling/gpu_check.sh figures|proof [--device cpu|cuda] [--only PART] [--list]" >&2
+    exit 2
+}
+[[ ${1:-} == figures || ${1:-} == proof ]] || usage
+HALF=$1 DEVICE='' ONLY='' LIST=''
+shift
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --device) [[ ${2:-} == cpu || ${2:-} == cuda ]] || usage; DEVICE=$2 && shift ;;
+        --only) [ -n "${2:-}" ] || usage; ONLY=$2 && shift ;;
+        --list) LIST=1 ;;
+        *) usage ;;
+    esac
     shift
+done
+[ -n "$DEVICE$LIST" ] || DEVICE=$("$PYTHON" -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')") || exit 1
+DEVICE=${DEVICE:-cuda}
+[[ $DEVICE == cpu || -n $LIST ]] || has_gpu || exit 1
+
+OUT=${OUT:-profiling/results}
+CARRY=${CARRY:-.carry/$HALF}
+SCRATCH=${SCRATCH:-$PWD/.gpu-check}
+BUDGET=${BUDGET:-400}
+# What is compiled stays in $SCRATCH, where the second command finds it.
+export TRITON_CACHE_DIR=$SCRATCH/triton TORCHINDUCTOR_CACHE_DIR=$SCRATCH/inductor PYTHONPATH=$PYTHONPATH:$SCRATCH/site
+export SLOTKERNELS_STRICT=1 # a kernel that does not compile is an error here, not a reason to take the next backend
+[ ! -f "$CARRY/revision" ] || INTERPRETER_REVISION=$(cat "$CARRY/revision")
+export INTERPRETER_REVISION=${INTERPRETER_REVISION:-}
+
+# The same parts on both kinds of device; a CPU gets small sizes, and modes that it has.
+if [ "$DEVICE" = cuda ]; then
+    STEP=(--device cuda --preset ytvis19 --steps 10 --breakdown)
+    BENCH=(--device cuda --seconds 1)
+    SMOKE=(--device cuda)
+    SUITE=(-m gpu tests/slotkernels tests/interpreter/engine tests/interpreter/models tests/interpreter/data)
+    RESUME=(-m gpu tests/interpreter/test_resume.py)
+    WORKERS=8
+else
+    STEP=(--device cpu --preset demo --batch-size 2 --steps 2 --breakdown)
+    BENCH=(--device cpu --seconds 0)
+    SMOKE=(--device cpu --workers 1 --only slot_update propagate_labels cluster_slots)
+    SUITE=(tests/slotkernels/test_dispatch.py tests/slotkernels/test_slot_update.py tests/interpreter/engine)
+    RESUME=(-k "killed_run_goes_on and image" tests/interpreter/test_resume.py)
+    WORKERS=2
+fi
+PYTEST=("$PYTHON" -m pytest -q -p no:cacheprovider)
+
+begin() { # title
+    [ -z "$LIST" ] || return 0
+    mkdir -p "$OUT" "$SCRATCH"
+    begin_report "$OUT/gpu-$HALF-$DEVICE" "$1" "$DEVICE"
+}
+
+prepare() { # what was carried, and the ops of csrc: those that were carried, or built here
+    part "unpack" 40 "$PYTHON" -m profiling.gpu.unpack "$CARRY" "$SCRATCH/site" "$TRITON_CACHE_DIR"
+    part "csrc" 120 bash -c '"$1" -m profiling.gpu.native --device "$2" || { FORCE_CUDA=$3 MAX_JOBS=8 "$1" setup.py -q \
+        build_ext --inplace && "$1" -m profiling.gpu.native --device "$2"; }' csrc "$PYTHON" "$DEVICE" \
+        "$([ "$DEVICE" = cuda ] && echo 1 || echo 0)"
+}
+
+step() { # mode: steps of both stages, each in a process of its own
     for stage in image video; do
-        part "$mode step of the $stage stage" 90 "$PYTHON" -m profiling.step --stage "$stage" --mode "$mode" \
-            --device "$DEVICE" --breakdown --out "$OUT/step-$stage-$DEVICE.json" "$@"
+        if [[ $DEVICE == cpu && $1 == *captured ]]; then
+            skip "step, $stage, $1" "a CPU has no CUDA graphs"
+        else
+            TAIL=3 part "step, $stage, $1" 80 "$PYTHON" -m profiling.step --stage "$stage" --mode "$1" "${STEP[@]}" \
+                --out "$OUT/steps-$DEVICE.json"
+        fi
     done
 }
 
-if [ "$DEVICE" = cuda ]; then
-    NVCC=$(command -v nvcc || echo "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc")
-    if [ -x "$NVCC" ]; then
-        part "build of csrc" 150 env FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$("$PYTHON" -c \
-            "import torch; print('%d.%d' % torch.cuda.get_device_capability())")" MAX_JOBS=8 \
-            "$PYTHON" setup.py build_ext --inplace
+bench() { # part, seconds, more options of profiling.bench
+    TAIL=40 part "$1" "$2" "$PYTHON" -m profiling.bench "${BENCH[@]}" --out "$OUT/bench-$DEVICE.json" "${@:3}"
+}
+
+figures() {
+    begin "GPU check: figures"
+    TAIL=25 part "device" 40 "$PYTHON" -m profiling.gpu.device --device "$DEVICE"
+    prepare
+    # torch.compile works for a minute on each stage; later processes find its results in its cache.
+    background "compile the steps" 160 bash -c 'for stage in image video; do "$@" --stage $stage --steps 1; done' compile \
+        "$PYTHON" -m profiling.step --mode compiled "${STEP[@]}"
+    TAIL=60 part "smoke test" 110 "$PYTHON" -m profiling.gpu.smoke "${SMOKE[@]}" --out "$OUT/smoke-$DEVICE.json"
+    await
+    step captured
+    step compiled-captured
+    bench "benchmarks of our variants" 130 --variants ours --only inverted sinkhorn_d propagate_l slot_u cluster merge \
+        propagate_a slot_a invariant sinkhorn_s
+    step eager
+    step compiled
+    TAIL=60 part "predictions" 20 "$PYTHON" -m profiling.gpu.predictions --folder "$OUT" --device "$DEVICE"
+    end_report
+}
+
+proof() {
+    begin "GPU check: proof"
+    prepare
+    local record=("${PYTEST[@]}" --durations=5) modules=" "
+    [ -n "$LIST" ] || modules=$("$PYTHON" -c "
+import importlib.util as u
+print(*(n for n in ('xdist', 'pytest_reportlog', 'pytest_timeout') if u.find_spec(n)))")
+    [[ $modules != *xdist* ]] || record+=(-n "$WORKERS" --dist worksteal)
+    [[ $modules != *reportlog* ]] || record+=(--report-log "$OUT/tests-$DEVICE.jsonl") # written after each test
+    [[ $modules != *timeout* ]] || record+=(--timeout 100)
+    TAIL=40 part "tests" 230 "${record[@]}" "${SUITE[@]}"
+    part "exact resume" 100 "${PYTEST[@]}" "${RESUME[@]}"
+    sanitize memcheck
+    sanitize racecheck --only inverted sinkhorn merging
+    bench "benchmarks with baselines" 200 --only sinkhorn_d inverted propagate_l slot_u cluster merge propagate_a \
+        invariant slot_a sinkhorn_s train
+    count image '^(forward|backward)_kernel'
+    count video '^sinkhorn_kernel'
+    decode
+    end_report
+}
+
+sanitize() { # tool of compute-sanitizer, options of profiling.gpu.exercise
+    if [ "$DEVICE" = cpu ]; then
+        part "sanitizer, $1" 60 "$PYTHON" -m profiling.gpu.exercise --device cpu "${@:2}"
+    elif command -v compute-sanitizer >/dev/null; then
+        # PyTorch's allocator hands out pieces of large blocks: the sanitizer would see no end of a tensor.
+        part "sanitizer, $1" 100 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 9 \
+            "$PYTHON" -m profiling.gpu.exercise "${@:2}"
     else
-        skip "build of csrc" "there is no nvcc"
+        skip "sanitizer, $1" "compute-sanitizer is not installed"
     fi
-    steps captured --preset ytvis19
-    part "kernels against their oracles, full size" 200 "${PYTEST[@]}" -m gpu tests/slotkernels
-    part "training step, memory and loaders" 120 "${PYTEST[@]}" -m gpu tests --ignore=tests/slotkernels
-    if command -v compute-sanitizer >/dev/null; then
-        for one in "test_merging.py cuda" "test_inverted_attention.py float32-triton-cuda and 863"; do
-            part "compute-sanitizer, ${one#* }" 90 compute-sanitizer --tool memcheck --error-exitcode 9 \
-                "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu -k "${one#* }" "tests/slotkernels/${one%% *}"
-        done
+}
+
+count() { # stage, kernels: hardware counters of the kernels of a step
+    if [ "$DEVICE" = cpu ] || command -v ncu >/dev/null; then
+        part "ncu, $1" 80 env OUT="$SCRATCH/ncu-$1" SUMMARY="$OUT/ncu-$1.csv" LAUNCHES=2 \
+            profiling/ncu_kernel.sh "$2" --stage "$1" "${STEP[@]:2:2}"
     else
-        skip "compute-sanitizer" "it is not installed"
+        skip "ncu, $1" "ncu is not installed"
     fi
-    part "benchmarks" 240 "$PYTHON" -m profiling.bench --device cuda --seconds 2 --out "$OUT/bench-cuda.json"
-    for one in "image ^(forward|backward)_kernel" "video ^sinkhorn_kernel"; do
-        if command -v ncu >/dev/null; then
-            part "ncu, ${one#* }" 60 env OUT="$OUT/ncu-${one%% *}" LAUNCHES=2 profiling/ncu_kernel.sh "${one#* }" \
-                --stage "${one%% *}" --preset ytvis19
-        else
-            skip "ncu, ${one#* }" "ncu is not installed"
-        fi
-    done
-else
-    part "kernels against their oracles, interpreted" 200 "${PYTEST[@]}" \
-        -k "triton and not opcheck" tests/slotkernels/test_propagation_labels.py tests/slotkernels/test_slot_update.py
-    steps eager --batch-size 2 --steps 2
-    part "ncu, dry run" 60 env OUT="$OUT" profiling/ncu_kernel.sh forward_kernel --stage image
-    part "nsys, dry run" 60 env OUT="$OUT" profiling/nsys_step.sh --stage image
-    part "benchmarks" 180 "$PYTHON" -m profiling.bench --device cpu --seconds 0 --only slot_update cluster_slots \
-        --out "$OUT/trial-bench.json"
-fi
-part "resources of the kernels, as pinned" 30 "${PYTEST[@]}" tests/profiling/test_resources.py -m "not slow"
-end_report
+}
+
+decode() { # DALI's decoders of a GPU, NVDEC and nvJPEG
+    if "$PYTHON" -c "import nvidia.dali" 2>/dev/null; then
+        part "decoding with DALI" 90 "${PYTEST[@]}" tests/interpreter/data/test_loaders.py -k dali
+    else
+        skip "decoding with DALI" "nvidia-dali is not installed, and too large to carry"
+    fi
+}
+
+"$HALF"

@@ -5,14 +5,16 @@
 #   LAUNCHES=3 SKIP=2 profiling/ncu_kernel.sh '^sinkhorn_kernel' --stage video --preset ytvis19
 #
 # SKIP launches of the kernel are passed over (default 0), LAUNCHES are measured (default 1), each many times over with
-# caches flushed and clocks fixed. $OUT/ncu-details.csv holds the summary by section with ncu's advice, $OUT/ncu-raw.csv
-# every metric; the report itself, kernel.ncu-rep for Nsight's window, is not for git. Without ncu or a GPU it says what
-# is missing, and takes one step on the CPU to show that the rest works.
+# caches flushed. Clocks stay as they are: other programs may share the card. $SUMMARY (default $OUT/ncu-details.csv)
+# holds the summary by section with ncu's advice, $OUT/ncu-raw.csv every metric; $OUT/kernel.ncu-rep, for Nsight's
+# window, is not for git. Without ncu or a GPU it says what is missing, and takes one step on the CPU to show that the
+# rest works.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=profiling/parts.sh
 source profiling/parts.sh
 OUT=${OUT:-profiling/results}
+SUMMARY=${SUMMARY:-$OUT/ncu-details.csv}
 mkdir -p "$OUT"
 kernel=${1:?the name of a kernel, a regular expression; then options of profiling.step}
 shift
@@ -21,10 +23,9 @@ if ! present ncu "comes with the CUDA toolkit, or from developer.nvidia.com/nsig
     echo "dry run: one step on the CPU, without measuring $kernel"
     exec "$PYTHON" -m profiling.step "$@" --steps 1 --batch-size 2 --device cpu --mode eager
 fi
-ncu --set full --kernel-name "regex:$kernel" --launch-skip "${SKIP:-0}" --launch-count "${LAUNCHES:-1}" \
-    --profile-from-start off --force-overwrite --export "$OUT/kernel" \
+ncu --set full --clock-control none --kernel-name "regex:$kernel" --launch-skip "${SKIP:-0}" \
+    --launch-count "${LAUNCHES:-1}" --profile-from-start off --force-overwrite --export "$OUT/kernel" \
     "$PYTHON" -m profiling.step --device cuda --steps 1 --cuda-profiler "$@"
-for page in details raw; do
-    ncu --import "$OUT/kernel.ncu-rep" --csv --page "$page" >"$OUT/ncu-$page.csv"
-done
-ls -l "$OUT"/ncu-*.csv
+ncu --import "$OUT/kernel.ncu-rep" --csv --page details >"$SUMMARY"
+ncu --import "$OUT/kernel.ncu-rep" --csv --page raw >"$OUT/ncu-raw.csv"
+ls -l "$SUMMARY" "$OUT/ncu-raw.csv"

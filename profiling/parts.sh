@@ -2,6 +2,7 @@
 # What the scripts of this folder share; sourced in the root of the repository.
 export PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 PYTHON=${PYTHON:-python3}
+BACKGROUND=
 
 present() { # tool, where it comes from: whether it is there; says so if not
     command -v "$1" >/dev/null && return
@@ -47,8 +48,13 @@ record_end() { # name, exit status, seconds, log
     tar -C "$LOGS" -czf "$REPORT-logs.tar.gz.tmp" . && mv "$REPORT-logs.tar.gz.tmp" "$REPORT-logs.tar.gz"
 }
 
+listed() { # name: with --list, prints it in place of running it
+    [ -n "${LIST:-}" ] && echo "$1"
+}
+
 part() { # name, seconds, command …: runs the command for at most that time and records its end and its last lines
     wanted "$1" || return 0
+    listed "$1" && return
     local name=$1 seconds log code=0 begin=$SECONDS
     seconds=$(time_for "$2")
     shift 2
@@ -68,6 +74,7 @@ part() { # name, seconds, command …: runs the command for at most that time an
 
 background() { # name, seconds, command …: starts a part that runs beside those that follow, up to `await`
     wanted "$1" || return 0
+    listed "$1" && return
     local seconds
     seconds=$(time_for "$2")
     BACKGROUND=$1
@@ -92,11 +99,13 @@ await() { # waits for the part in the background
 
 skip() { # name, why
     wanted "$1" || return 0
+    listed "$1" && return
     echo "== $1: left out, $2"
     "$PYTHON" -m profiling.parts skip "$REPORT" "$1" "$2"
 }
 
 end_report() { # exits 1 if a part failed
+    [ -z "${LIST:-}" ] || return 0
     await
     "$PYTHON" -m profiling.parts finish "$REPORT"
     echo "$REPORT.md: $FAILED parts failed"

@@ -20,7 +20,7 @@ from rich.table import Table
 from interpreter.files import write_text
 from profiling.bench import BENCHMARKS, load
 from profiling.bench.case import OURS, Case
-from profiling.bench.measure import Machine, join, measure, select
+from profiling.bench.measure import Machine, check, join, measure, select
 from profiling.timing import machine
 
 FOUND = "cuda" if torch.cuda.is_available() else "cpu"
@@ -66,6 +66,9 @@ class Options:
 
     floor: bool = True
     """Measure the machine's rates, and hold every time against them."""
+
+    check: bool = False
+    """Only compare values and gradients with the truth; time nothing."""
 
     apart: bool = True
     """Time training steps on a GPU in one process a variant, since it cannot hold the memory of all. --no-apart is what
@@ -145,7 +148,11 @@ def run_all(names: tuple[str, ...], options: Options) -> dict[str, Any]:
             try:
                 benchmark = load(name)
                 for index, case in enumerate(benchmark.cases(options.device)):
-                    if case.apart and options.apart:
+                    if options.check:
+                        torch.manual_seed(0)
+                        torch.compiler.reset()
+                        cases.append(check(case, case.inputs(), options.variants))
+                    elif case.apart and options.apart:
                         cases.append(measure_apart(name, index, case, options))
                     else:
                         cases.append(measure(case, where, options.seconds, options.variants, options.floor))

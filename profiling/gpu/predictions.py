@@ -1,0 +1,105 @@
+"""What was predicted for a GPU beside what was measured: a table of prediction, measurement and their ratio.
+
+    python -m profiling.gpu.predictions --folder profiling/results --device cuda
+
+predictions.json holds a range for each figure, written before it was measured, and where the measurement stands. A
+figure that was not measured says so. The ratio is that to the middle of the range.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from profiling.timing import save
+
+PREDICTIONS = Path(__file__).with_name("predictions.json")
+
+
+@dataclass
+class Options:
+    """Print what was predicted for a GPU beside what was measured."""
+
+    folder: Path = Path("profiling/results")
+    """Folder that holds the results of profiling/gpu_check.sh."""
+    device: str = "cuda"
+    """The kind of device in the names of the result files."""
+
+
+def read(path: Path) -> Any:
+    """A result file; an empty one if it is not there."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def device_of(report: dict[str, Any]) -> dict[str, Any]:
+    """What the part "device" of a report printed."""
+    for part in report.get("parts", ()):
+        if part["name"] == "device" and part["fate"] == "passed":
+            return json.loads("\n".join(part["output"]))
+    return {}
+
+
+def measured(source: list[Any], results: dict[str, Any]) -> float | None:
+    """The figure that a prediction is about; None if it was not measured."""
+    kind, name, key, factor = source
+    try:
+        if kind == "device":
+            return factor * results["device"]["limits"][name][key]
+        if kind == "step":
+            value = results["steps"]["steps"][name]
+            for part in key.split("."):
+                value = value[part]
+            return factor * value
+        if kind == "kernel":
+            rows = [row for row in results["steps"]["steps"][name]["breakdown"] if row["name"] == key]
+            return factor * rows[0]["milliseconds"] / rows[0]["calls"]
+        if kind == "bench":
+            for case in results["bench"]["benchmarks"][name]["cases"]:
+                if all(case["shape"].get(size) == value for size, value in key.items()):
+                    return factor * case["variants"]["slotkernels"]["ms"]["median"]
+            return None
+    except (KeyError, IndexError):
+        return None
+    raise ValueError(f"predictions.json: unknown kind {kind!r}")
+
+
+def rows_of(predictions: dict[str, Any], results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each prediction with its measurement and the ratio to the middle of the range."""
+    kind = "h200" if "H200" in results["device"].get("device", "") else "h100"
+    rows = []
+    for row in predictions["rows"]:
+        low, high = row[kind]
+        value = measured(row["from"], results)
+        found = {"figure": row["figure"], "unit": row["unit"], "predicted": [low, high], "reason": row["reason"]}
+        rows.append(found | {"measured": value, "ratio": None if value is None else value / ((low + high) / 2)})
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = ["| figure | predicted | measured | ratio |", "|---|---|---|---|"]
+    for row in rows:
+        low, high = row["predicted"]
+        value = "not measured" if row["measured"] is None else f"{row['measured']:.3g} {row['unit']}"
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        lines.append(f"| {row['figure']} | {low:g} to {high:g} {row['unit']} | {value} | {ratio} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command."""
+    options = tyro.cli(Options, prog="python -m profiling.gpu.predictions")
+    folder, device = options.folder, options.device
+    results = {name: read(folder / f"{name}-{device}.json") for name in ("steps", "bench")}
+    results["device"] = device_of(read(folder / f"gpu-figures-{device}.json"))
+    rows = rows_of(json.loads(PREDICTIONS.read_text()), results)
+    print(table(rows))
+    about = {key: results["device"].get(key, "unknown") for key in ("device", "versions", "commit", "date")}
+    what = "what was predicted for a GPU before the first run beside what was measured"
+    save(folder / f"predictions-{device}.json", {"what": what, **about, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

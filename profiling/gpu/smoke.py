@@ -1,0 +1,97 @@
+"""Values and gradients of every op against float64, at the benchmarks' sizes; one process for each, side by side.
+
+    python -m profiling.gpu.smoke --out smoke.json
+
+A kernel that reads where it must not ends its process, and only that. SLOTKERNELS_STRICT is set: a kernel that does not
+compile is an error here, while elsewhere `auto` takes the next backend.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from profiling.bench import BENCHMARKS
+from profiling.timing import machine, save
+
+OPS = tuple(name for name in BENCHMARKS if not name.startswith("train"))
+
+
+@dataclass
+class Options:
+    """Compare values and gradients of every op with float64, one process for each op."""
+
+    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where."""
+    seconds: float = 80
+    """Most seconds for an op."""
+    workers: int = 4
+    """Processes at a time."""
+    only: tuple[str, ...] = OPS
+    """Ops to look at."""
+    out: Path | None = None
+    """File for the results, as JSON."""
+
+
+def look_at(name: str, options: Options) -> dict[str, Any]:
+    """How one op fares: its cases, or the error that ended it."""
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "results.json"
+        command = [sys.executable, "-m", "profiling.bench", "--only", name, "--check", "--variants", "slotkernels"]
+        command += ["--device", options.device, "--out", str(out)]
+        environment = {**os.environ, "SLOTKERNELS_STRICT": "1"}
+        try:
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=False, timeout=options.seconds
+            )
+            lines, code = done.stderr.splitlines(), done.returncode
+        except subprocess.TimeoutExpired:
+            lines, code = [f"it took more than {options.seconds:g} s"], 124
+        results = json.loads(out.read_text()) if out.exists() else {"benchmarks": {}, "failed": {}}
+    found: dict[str, Any] = {"seconds": time.perf_counter() - begin}
+    if name in results["benchmarks"]:
+        return found | {"fate": "right", "cases": results["benchmarks"][name]["cases"]}
+    error = results["failed"].get(name) or f"exit status {code}: " + " | ".join(lines[-6:])
+    return found | {"fate": "failed", "error": error}
+
+
+def show(name: str, found: dict[str, Any]) -> None:
+    """Print one op."""
+    print(f"{name}: {found['fate']} in {found['seconds']:.0f} s", found.get("error", "")[:1500], flush=True)
+    for case in found.get("cases", ()):
+        ours = case["variants"]["slotkernels"]
+        sizes = ", ".join(f"{key} {value}" for key, value in case["shape"].items())
+        backends = ", ".join(sorted(set(case["backends"].values())))
+        errors = ", ".join(f"{key} {value:.1e}" for key, value in ours["errors"].items())
+        print(f"    {sizes}, {case['dtype']}, by {backends}: {errors}; first call {ours['first_call_s']:.1f} s")
+
+
+def main() -> None:
+    """The command."""
+    options = tyro.cli(Options, prog="python -m profiling.gpu.smoke")
+    with ThreadPoolExecutor(options.workers) as pool:
+        futures = {name: pool.submit(look_at, name, options) for name in options.only}
+        found = {}
+        for name, future in futures.items():
+            found[name] = future.result()
+            show(name, found[name])
+    if options.out:
+        what = "values and gradients of every op against float64, at the benchmarks' sizes"
+        save(options.out, {"what": what, **machine(options.device), "ops": found})
+    failed = [name for name, one in found.items() if one["fate"] != "right"]
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

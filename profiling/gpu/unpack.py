@@ -1,0 +1,59 @@
+"""Puts what was carried to a machine in place: packages that it lacks, compiled ops, compiled Triton kernels.
+
+    python -m profiling.gpu.unpack .carry/figures SITE TRITON_CACHE
+
+A package that the machine has already is not unpacked, so nothing carried takes the place of something installed.
+Needs the standard library alone.
+"""
+
+import shutil
+import sys
+import tarfile
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def installed(name: str) -> str | None:
+    """Version of a package that this Python has; None if it has none."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def unpack_wheels(folder: Path, site: Path) -> list[str]:
+    """Unpack the wheels of missing packages into ``site``; says what was done with each."""
+    told = []
+    for wheel in sorted(folder.glob("*.whl")):
+        name, version = wheel.name.split("-")[:2]
+        found = installed(name)
+        if found is None:
+            with zipfile.ZipFile(wheel) as archive:  # which writes nothing outside the folder
+                archive.extractall(site)
+        told.append(f"{name}: {f'the machine has {found}' if found else f'unpacked {version}'}")
+    return told
+
+
+def main() -> None:
+    """The command."""
+    carried, site, cache = map(Path, sys.argv[1:4])
+    if not carried.is_dir():
+        print(f"{carried} is not there: only what this machine has is used (make gpu-carry makes it)")
+        return
+    site.mkdir(parents=True, exist_ok=True)
+    for line in unpack_wheels(carried, site):
+        print(line)
+    for library in sorted(carried.glob("*.so")):
+        shutil.copy2(library, ROOT / "kernels" / "slotkernels" / library.name)
+        print(f"{library.name}: copied to kernels/slotkernels")
+    for archive in sorted(carried.glob("triton-cache.tar*")):
+        with tarfile.open(archive) as file:
+            file.extractall(cache, filter="data")
+        print(f"{archive.name}: unpacked, {sum(1 for _ in cache.iterdir())} entries")
+
+
+if __name__ == "__main__":
+    main()
