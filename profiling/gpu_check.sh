@@ -72,7 +72,10 @@ begin() { # title
 }
 
 prepare() { # what was carried, and the ops of csrc: those that were carried, or built here
-    part "unpack" 40 "$PYTHON" -m profiling.gpu.unpack "$CARRY" "$SCRATCH/site" "$TRITON_CACHE_DIR"
+    part "unpack" 40 "$PYTHON" -m profiling.gpu.unpack "$CARRY" "$SCRATCH/site"
+    if [[ -z $LIST && -f $CARRY/triton-cache.tar.xz ]]; then # prints the variables under which Triton finds its kernels
+        eval "$("$PYTHON" -m profiling.warm_cache --unpack "$CARRY/triton-cache.tar.xz" --out "$TRITON_CACHE_DIR")"
+    fi
     part "csrc" 120 bash -c '"$1" -m profiling.gpu.native --device "$2" || { FORCE_CUDA=$3 MAX_JOBS=8 "$1" setup.py -q \
         build_ext --inplace && "$1" -m profiling.gpu.native --device "$2"; }' csrc "$PYTHON" "$DEVICE" \
         "$([ "$DEVICE" = cuda ] && echo 1 || echo 0)"
@@ -101,7 +104,7 @@ figures() {
     background "compile the steps" 160 bash -c 'for stage in image video; do "$@" --stage $stage --steps 1; done' compile \
         "$PYTHON" -m profiling.step --mode compiled "${STEP[@]}"
     TAIL=60 part "smoke test" 110 "$PYTHON" -m profiling.gpu.smoke "${SMOKE[@]}" --out "$OUT/smoke-$DEVICE.json"
-    await
+    await || rm -rf "$TORCHINDUCTOR_CACHE_DIR" # it may hold half of a file
     step captured
     step compiled-captured
     bench "benchmarks of our variants" 130 --variants ours --only inverted sinkhorn_d propagate_l slot_u cluster merge \

@@ -87,7 +87,7 @@ background() { # name, seconds, command …: starts a part that runs beside thos
     BACKGROUND_JOB=$!
 }
 
-await() { # waits for the part in the background
+await() { # waits for the part in the background; its exit status
     local code=0
     [ -n "$BACKGROUND" ] || return 0
     wait "$BACKGROUND_JOB" || code=$?
@@ -95,6 +95,7 @@ await() { # waits for the part in the background
     tail -n 3 "$BACKGROUND_LOG"
     record_end "$BACKGROUND" "$code" $((SECONDS - BACKGROUND_BEGIN)) "$BACKGROUND_LOG"
     BACKGROUND=
+    return "$code"
 }
 
 skip() { # name, why
@@ -106,7 +107,7 @@ skip() { # name, why
 
 end_report() { # exits 1 if a part failed
     [ -z "${LIST:-}" ] || return 0
-    await
+    await || true
     "$PYTHON" -m profiling.parts finish "$REPORT"
     echo "$REPORT.md: $FAILED parts failed"
     [ "$FAILED" = 0 ]

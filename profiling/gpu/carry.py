@@ -3,7 +3,7 @@
     python -m profiling.gpu.carry                    # .carry/figures and .carry/proof, with their sizes
     python -m profiling.gpu.carry --only figures
 
-Each folder is what one half of profiling/gpu_check.sh needs beside the working tree:
+Each folder is what one command of profiling/gpu_check.sh needs beside the working tree:
 
 - figures: the packages that a training step imports, the compiled ops, and the Triton kernels compiled for sm_90;
 - proof: all packages that the tests import, and the compiled ops.
@@ -12,15 +12,15 @@ Run it with the Python and the PyTorch and Triton releases of the GPU machine (`
 wheels, compiled ops and the cache of Triton are made for the Python that runs this.
 """
 
+import argparse
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+import tempfile
 from pathlib import Path
 
-import tyro
-
+from profiling.gpu.unpack import unpack_wheels
 from profiling.revision import revision
 
 ROOT = Path(__file__).parents[2]
@@ -42,20 +42,6 @@ TESTS = (
 )
 SOURCES = ("pykeops", "keopscore")
 SETS = {"figures": (STEP, ()), "proof": (TESTS, SOURCES)}
-
-
-@dataclass
-class Options:
-    """Prepare what travels to a GPU machine without a network, and say how large it is."""
-
-    out: Path = ROOT / ".carry"
-    """Folder for one folder a script."""
-    only: tuple[str, ...] = tuple(SETS)
-    """Which scripts to prepare: figures, proof."""
-    arch: str = "9.0"
-    """Compute capability that the ops of csrc are compiled for."""
-    cache: bool = True
-    """Compile the Triton kernels for sm_90 and carry them with figures; it saves minutes there."""
 
 
 def run(*command: str | Path, **variables: str) -> None:
@@ -121,28 +107,52 @@ def too_large(tree: int, packages: int, cache: int, name: str) -> list[str]:
     return found
 
 
+def compile_kernels(folder: Path) -> None:
+    """The Triton kernels of steps and benchmarks, for sm_90, as an archive in ``folder``."""
+    with tempfile.TemporaryDirectory() as site:
+        unpack_wheels(folder, Path(site))  # this Python is meant to lack them
+        variables = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), site])}
+        run(sys.executable, "-m", "profiling.warm_cache", "--out", folder / "triton-cache.tar.xz", **variables)
+
+
+def prepare(name: str, folder: Path, arch: str, cache: bool) -> tuple[int, int]:
+    """Fill the folder of one command; bytes of packages and ops, and of Triton kernels."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    print(f"{name}: packages …", flush=True)
+    fetch(*SETS[name], folder)
+    print(f"{name}: ops of csrc …", flush=True)
+    build_ops(folder, arch)
+    (folder / "revision").write_text(revision() + "\n")
+    packages = size(folder)
+    if name == "figures" and cache:
+        print(f"{name}: Triton kernels, some minutes …", flush=True)
+        compile_kernels(folder)
+    return packages, size(folder) - packages
+
+
 def main() -> None:
     """The command."""
-    options = tyro.cli(Options, prog="python -m profiling.gpu.carry")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / ".carry", help="holds one folder a command (default .carry)")
+    parser.add_argument("--only", choices=list(SETS), help="prepare one of them")
+    parser.add_argument("--arch", default="9.0", help="compute capability that csrc is compiled for (default 9.0)")
+    parser.add_argument(
+        "--no-cache", action="store_true", help="leave out the Triton kernels, which save minutes there"
+    )
+    options = parser.parse_args()
     faults, tree = [], tree_size()
-    print(f"working tree: {tree / MIB:.1f} MiB (../shared and what git ignores do not travel)")
-    for name in options.only:
+    print(f"working tree: {tree / MIB:.1f} MiB; what git ignores and ../shared do not travel")
+    for name in [options.only] if options.only else SETS:
         folder = options.out / name
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        print(f"{name}: packages …", flush=True)
-        fetch(*SETS[name], folder)
-        print(f"{name}: compiled ops …", flush=True)
-        build_ops(folder, options.arch)
-        (folder / "revision").write_text(revision() + "\n")
-        packages = size(folder)
-        if name == "figures" and options.cache:
-            print(f"{name}: Triton kernels …", flush=True)
-            run(sys.executable, "-m", "profiling.gpu.triton_cache", "--out", folder / "triton-cache.tar.xz")
-        cache = size(folder) - packages
-        print(f"{name}: {packages / MIB:.1f} MiB of packages and ops, {cache / MIB:.1f} MiB of Triton kernels")
+        packages, cache = prepare(name, folder, options.arch, not options.no_cache)
         for file in sorted(folder.iterdir(), key=size, reverse=True)[:6]:
             print(f"    {size(file) / MIB:5.1f} MiB  {file.name}")
+        whole = tree + packages + cache
+        print(
+            f"{name}: {packages / MIB:.1f} MiB of packages and ops, {cache / MIB:.1f} MiB of Triton kernels, "
+            f"{whole / MIB:.1f} MiB with the tree. profiling/gpu_check.sh {name} needs {folder}"
+        )
         faults += [f"{name}: {fault}" for fault in too_large(tree, packages, cache, name)]
     if faults:
         sys.exit("too large: " + "; ".join(faults))

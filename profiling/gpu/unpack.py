@@ -1,6 +1,6 @@
-"""Puts what was carried to a machine in place: packages that it lacks, compiled ops, compiled Triton kernels.
+"""Puts what was carried to a machine in place: packages that it lacks, and the compiled ops.
 
-    python -m profiling.gpu.unpack .carry/figures SITE TRITON_CACHE
+    python -m profiling.gpu.unpack .carry/figures SITE
 
 A package that the machine has already is not unpacked, so nothing carried takes the place of something installed.
 Needs the standard library alone.
@@ -8,7 +8,6 @@ Needs the standard library alone.
 
 import shutil
 import sys
-import tarfile
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -39,7 +38,7 @@ def unpack_wheels(folder: Path, site: Path) -> list[str]:
 
 def main() -> None:
     """The command."""
-    carried, site, cache = map(Path, sys.argv[1:4])
+    carried, site = map(Path, sys.argv[1:3])
     if not carried.is_dir():
         print(f"{carried} is not there: only what this machine has is used (make gpu-carry makes it)")
         return
@@ -49,10 +48,6 @@ def main() -> None:
     for library in sorted(carried.glob("*.so")):
         shutil.copy2(library, ROOT / "kernels" / "slotkernels" / library.name)
         print(f"{library.name}: copied to kernels/slotkernels")
-    for archive in sorted(carried.glob("triton-cache.tar*")):
-        with tarfile.open(archive) as file:
-            file.extractall(cache, filter="data")
-        print(f"{archive.name}: unpacked, {sum(1 for _ in cache.iterdir())} entries")
 
 
 if __name__ == "__main__":
