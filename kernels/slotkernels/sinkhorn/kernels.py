@@ -254,10 +254,10 @@ def sinkhorn_kernel(
     Registers: the cost matrices, all three if TOGETHER, else one at a time. Shared memory: pieces on the way.
     Floor: (N + M) · D · itemsize bytes read, 4 · (N + M)² bytes of pulls written.
     """
-    NR: tl.constexpr = tl.cdiv(BLOCK_N, ROWS)
-    NC: tl.constexpr = tl.cdiv(BLOCK_N, COLUMNS)
-    MR: tl.constexpr = tl.cdiv(BLOCK_M, ROWS)
-    MC: tl.constexpr = tl.cdiv(BLOCK_M, COLUMNS)
+    NR: tl.constexpr = (BLOCK_N + ROWS - 1) // ROWS
+    NC: tl.constexpr = (BLOCK_N + COLUMNS - 1) // COLUMNS
+    MR: tl.constexpr = (BLOCK_M + ROWS - 1) // ROWS
+    MC: tl.constexpr = (BLOCK_M + COLUMNS - 1) // COLUMNS
     WITH_BOX: tl.constexpr = DIAMETER == "problem"
     problem = tl.program_id(0).to(tl.int64)
     i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
