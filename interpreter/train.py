@@ -29,7 +29,7 @@ from interpreter.engine.run import (
     write_config,
 )
 from interpreter.engine.samples import sample_grid
-from interpreter.engine.sampling import repeatable
+from interpreter.engine.sampling import NotRepeatableError, explained, repeatable
 from interpreter.engine.sources import open_features, open_slots
 from interpreter.engine.stopping import StopRequest
 from interpreter.engine.tasks import ImageTask, VideoTask
@@ -52,6 +52,7 @@ def train(config: ImageTraining | VideoTraining) -> bool:
         DivergedError: if the loss stops being finite.
         LoaderError: if a loader fails though no video is damaged, such as when one of its processes is killed.
         OSError: if the disk is full.
+        NotRepeatableError: if an operator has no deterministic kernel on this GPU.
     """
     require_positive(config)
     config = dataclasses.replace(
@@ -62,7 +63,7 @@ def train(config: ImageTraining | VideoTraining) -> bool:
             f"--batch-size {config.optim.batch_size} cannot be shared by {job_size()} processes; "
             f"give a multiple of {job_size()}"
         )
-    with StopRequest() as stop, joined() as ranks, contextlib.ExitStack() as opened:
+    with StopRequest() as stop, joined() as ranks, explained(), contextlib.ExitStack() as opened:
         console.quiet = not ranks.first
         device = device_of_rank()
         repeatable(device)
@@ -196,4 +197,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main, (DivergedError, LoaderError, ProcessLostError))
+    run_command(main, (DivergedError, LoaderError, NotRepeatableError, ProcessLostError))

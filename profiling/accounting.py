@@ -40,6 +40,7 @@ from torch.utils._pytree import tree_leaves
 from interpreter.cli import cli, run_command
 from interpreter.configs import Preset, Stage
 from interpreter.engine.step import TrainingStep
+from interpreter.models.attention import attend_by_products, prefers_products
 from profiling.step import Setup, setup
 from profiling.timing import machine, save
 
@@ -150,9 +151,11 @@ def _nbytes(tensor: Tensor) -> int:
 
 @contextmanager
 def branches_of_a_gpu() -> Iterator[None]:
-    """Attention by the fused kernel and norms of all gradients at once, as on a GPU; the rest asks for no device."""
+    """Attention and norms of all gradients at once as on a GPU; no other code asks for the device."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        if prefers_products("cuda", q, k, mask):
+            return attend_by_products(q, k, v, mask)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     with (

@@ -23,8 +23,8 @@ def slot_diagnostics(attention: Tensor, valid: Tensor | None = None) -> dict[str
     slots = attention.shape[-1]
     usage = attention.mean(1)
     effective = torch.special.entr(usage).sum(-1).exp().mean()
-    wins = torch.zeros_like(usage).scatter_add_(1, attention.argmax(-1), torch.ones_like(attention[..., 0]))
-    alive = wins > 0
+    # Not counted with scatter_add_, which a GPU can repeat exactly only by sorting.
+    alive = torch.zeros_like(usage, dtype=torch.bool).scatter_(1, attention.argmax(-1), True)
     existing = torch.full_like(usage, True, dtype=torch.bool) if valid is None else valid
     dead = (existing & ~alive).sum() / existing.sum()
     entropy = torch.special.entr(attention).sum(-1).mean() / math.log(max(slots, 2))

@@ -2,7 +2,8 @@
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -10,14 +11,39 @@ from torch import Tensor
 
 
 def repeatable(device: torch.device) -> None:
-    """Let a GPU give the same numbers each time: a run that goes on must end as if it had never stopped.
+    """Make a GPU compute the same numbers each time, so that a resumed run ends like one that was never stopped.
 
-    Holds for the process. Call it before anything is computed: cuBLAS reads its part when it is first used.
+    Holds for the process. Call it before anything is computed: cuBLAS reads its setting when it is first used. From
+    then on an operator that has no deterministic kernel raises RuntimeError, see :func:`explained`.
     """
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        # With warn_only=True the backward passes of all fused attention kernels would stay non-deterministic.
+        torch.use_deterministic_algorithms(True, warn_only=False)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+class NotRepeatableError(RuntimeError):
+    """An operator has no deterministic kernel on this device."""
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn PyTorch's error on an operator without a deterministic kernel into one that says what to do.
+
+    Raises:
+        NotRepeatableError: in its place.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        raise NotRepeatableError(
+            f"{str(error).split(' does not have')[0]} has no deterministic kernel in PyTorch {torch.__version__}, so a "
+            "resumed run would end with other weights. If the backbone uses it, compute its features beforehand with "
+            "`python -m interpreter.cache`; otherwise please report it"
+        ) from error
 
 
 def random_state(*key: int) -> np.random.Generator:

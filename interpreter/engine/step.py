@@ -162,12 +162,13 @@ def _distributed(model: nn.Module, forward: Callable, device: torch.device) -> D
 class StepGraph:
     """A function of tensors on a GPU, replayed as one CUDA graph.
 
-    The first calls run as they are. Then the function is captured with inputs of its own, into which each batch is
-    copied: inputs must keep their shapes and dtypes.
+    The first ``EAGER_STEPS`` calls run eagerly. The next one captures the function with its own input tensors, into
+    which each batch is copied: inputs must keep their shapes and dtypes.
     """
 
     def __init__(self, function: Callable[..., None]) -> None:
         self.function, self.calls = function, 0
+        self.side: torch.cuda.Stream | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: tuple[Tensor, ...] = ()
 
@@ -178,19 +179,22 @@ class StepGraph:
             ValueError: if shapes or dtypes differ from those captured; says which.
         """
         self.calls += 1
+        if self.side is None:
+            # A capture needs a side stream, and warm-up should use the one that is captured. It is always the same
+            # one: the caching allocator keeps free memory per stream, so a new stream would allocate everything anew.
+            self.side = torch.cuda.Stream()
         if self.calls <= EAGER_STEPS:
-            # On a side stream, as the graph's memory pool asks for: nothing of these calls is then freed into it.
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+            self.side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.side):
                 self.function(*batch)
-            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.current_stream().wait_stream(self.side)
             return
         if self.graph is None:
             self.inputs = tuple(t.clone() for t in batch)
             self.graph = torch.cuda.CUDAGraph()
-            # Threads of a loader may allocate and copy meanwhile.
-            with annotate("graph capture"), torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            # "thread_local": threads of a loader may allocate and copy meanwhile.
+            capture = torch.cuda.graph(self.graph, stream=self.side, capture_error_mode="thread_local")
+            with annotate("graph capture"), capture:
                 self.function(*self.inputs)
         check_same_inputs(self.inputs, batch)
         for own, given in zip(self.inputs, batch, strict=True):

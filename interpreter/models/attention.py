@@ -18,18 +18,31 @@ _flash: Callable[..., Tensor] | None = None  # flash_attn_func, while the packag
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention [B, heads, L, d] of queries over keys and values [B, heads, S, d]; ``mask`` is True where allowed."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
-        # The CPU's fused kernel is several times slower than two matrix products here, forward and backward
-        # (docs/decisions.md). Without gradients videos may be long, and the fused kernel's linear memory counts.
-        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        if mask is not None:
-            logits = logits.masked_fill(~mask, -torch.inf)
-        return logits.float().softmax(-1).to(q.dtype) @ v
+    if prefers_products(q.device.type, q, k, mask):
+        return attend_by_products(q, k, v, mask)
     if _flash is not None and mask is None and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
         deterministic = torch.are_deterministic_algorithms_enabled()
         out = _flash(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), deterministic=deterministic)
         return out.transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def prefers_products(device_type: str, q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
+    """Whether two matrix products serve better than a fused kernel on this type of device."""
+    if device_type == "cpu":
+        # The CPU's fused kernel is several times slower in bfloat16, forward and backward (docs/decisions.md).
+        # Without gradients videos may be long, and the fused kernel's linear memory counts.
+        return q.dtype == torch.bfloat16 and torch.is_grad_enabled()
+    # Flash attention takes no mask. With at most d keys the logits are no larger than the queries.
+    return mask is not None and k.shape[-2] <= q.shape[-1]
+
+
+def attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """:func:`attend` as two matrix products with the softmax in float32 between them."""
+    logits = q @ (k * k.shape[-1] ** -0.5).transpose(-1, -2)
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -torch.inf)
+    return logits.float().softmax(-1).to(q.dtype) @ v
 
 
 def choose_attention(device: torch.device, precision: str, shape: tuple[int, int, int, int]) -> str:

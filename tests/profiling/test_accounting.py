@@ -1,9 +1,11 @@
 """What a training step launches, moves and waits for is pinned in profiling/results/accounting.json."""
 
 import json
+import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -37,6 +39,32 @@ def test_a_step_is_as_pinned_and_never_waits_for_the_device(stage, pinned):
     assert expected["host waits"] == []
     found = json.loads(json.dumps(count(setup(stage, "ytvis19", CPU))))
     assert not differences(expected, found), UPDATE
+
+
+def test_no_fused_attention_of_a_video_step_has_a_mask(monkeypatch):
+    """Flash attention takes none, and with one PyTorch falls back to a slower kernel."""
+    masks, fused = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *qkv, attn_mask: masks.append(attn_mask) or fused(*qkv, attn_mask)
+    )
+    given = setup("video", "davis", CPU, batch_size=2)
+    count(given)
+    layers = given.task.model.encoder.blocks, given.task.model.decoder.blocks
+    assert masks == [None] * 2 * sum(map(len, layers))  # the self-attention of each layer, in two steps
+
+
+# Of the list in the documentation of torch.use_deterministic_algorithms, as operators.
+NEVER_DETERMINISTIC = re.compile(
+    r"aten::(.*pool.*|max_unpool.*|upsample_.*_backward|reflection_pad.*_backward|nll_loss.*|_?ctc_loss.*|"
+    r"_embedding_bag.*|put_|histc|bincount|(nan)?median|kthvalue|grid_sampler.*_backward|cumsum|scatter_reduce.*|resize_)"
+)
+
+
+@pytest.mark.parametrize("stage", ["image", "video"])
+def test_every_operator_of_a_step_has_a_deterministic_kernel(stage, pinned):
+    """Training asks for them, and PyTorch raises where there is none."""
+    assert NEVER_DETERMINISTIC.fullmatch("aten::cumsum")
+    assert [name for name in pinned[stage]["calls of"] if NEVER_DETERMINISTIC.fullmatch(name)] == []
 
 
 @pytest.mark.slow

@@ -171,6 +171,21 @@ def test_autocast_stays_near_float32(options):
     assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in module.parameters())
 
 
+@pytest.mark.parametrize("options", [{}, {"encoder_norm": True}], ids=str)
+def test_what_is_computed_of_weights_alone_keeps_their_precision_under_autocast(options):
+    module, inputs, _ = make(**options)
+    with torch.no_grad():
+        exact = module._tokens(inputs.double(), torch.float64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        tokens = module.float()._tokens(inputs.float(), torch.float32)
+    pairs = [(tokens.frame, exact.frame)]
+    if exact.spread is not None:
+        pairs += [(tokens.spread.shift, exact.spread.shift), (tokens.spread.axes, exact.spread.axes)]
+    for actual, expected in pairs:
+        assert actual.dtype == torch.float32
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("options", [{}, {"encoder_norm": True, "eps_placement": "denominator"}], ids=str)
 def test_compiles_fullgraph(options):
     module, inputs, grid = make(**options)

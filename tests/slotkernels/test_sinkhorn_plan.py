@@ -88,6 +88,13 @@ def test_gradcheck_of_points(p):
     assert torch.autograd.gradcheck(lambda x, y: sinkhorn_plan(x=x, y=y, p=p, eps=0.5, iterations=5), points)
 
 
+def test_costs_of_points_keep_their_precision_under_autocast():
+    x, y = torch.randn(1, 5, 8), torch.randn(1, 6, 8)
+    expected = sinkhorn_plan(x=x, y=y, eps=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(sinkhorn_plan(x=x, y=y, eps=0.1), expected)
+
+
 @pytest.mark.parametrize("p", [1, 2])
 def test_points_stand_for_their_costs(p):
     x, y = torch.randn(2, 6, 5) + 1000, torch.randn(2, 4, 5) + 1000

@@ -200,6 +200,18 @@ def test_autocast_keeps_slots_float32_and_stays_near_float32():
     )
 
 
+def test_folded_biases_keep_their_precision_under_autocast():
+    module, _ = make(dim=32, input_dim=24, qkv_bias=True)
+    module.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        weights = module._weights(torch.bfloat16)
+    for linear, folded in ((module.to_k, weights.k), (module.to_v, weights.v)):
+        exact = linear.weight.double() @ module.norm_inputs.bias.double() + linear.bias.double()
+        assert folded.weight.dtype == torch.bfloat16
+        assert folded.bias.dtype == torch.float32
+        torch.testing.assert_close(folded.bias.double(), exact, rtol=1e-6, atol=1e-6)
+
+
 def relative_errors(module, inputs, initial, form_dtype, cotangent):
     """Largest differences of slots, attention and each gradient from the textbook in float64, relative to its size."""
     exact = copy.deepcopy(module).double()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._checks import accumulate_dtype, check_positive, check_tensor, check_that
-from .._dispatch import requested_backend
+from .._dispatch import requested_backend, without_autocast
 from . import _forward
 
 EPS_PLACEMENTS = ("numerator", "denominator")
@@ -182,22 +182,29 @@ class InvariantSlotAttention(nn.Module):
     def _tokens(self, x: Tensor, wide: torch.dtype) -> _Tokens:
         """Everything that does not change between iterations."""
         first = cast(nn.Linear, self.f[0])
+        # What is computed from weights alone keeps their precision: widening a product that autocast has rounded
+        # does not undo the rounding.
         if self.norm_f is None:
             # Two linear layers in a row are one. Merging them costs as much as a layer on Din tokens, and there are
             # more; the biases of g and f belong to every pre-activation.
-            constant = F.linear(self.g.bias, first.weight, first.bias)
-            k, v = (F.linear(x, first.weight @ layer.weight, constant) for layer in (self.to_k, self.to_v))
-            return _Tokens(k, v, F.linear(self.g.weight.t(), first.weight).to(wide), None)
+            with without_autocast(x.device):
+                constant = F.linear(self.g.bias, first.weight, first.bias)
+                merged = [first.weight @ layer.weight for layer in (self.to_k, self.to_v)]
+                frame = F.linear(self.g.weight.t(), first.weight)
+            k, v = (F.linear(x, weight, constant) for weight in merged)
+            return _Tokens(k, v, frame.to(wide), None)
         # In front of the ReLU all but layer norm's division is linear, its centring too; and what it divides by is a
         # quadratic form of a token's place in the slot's frame.
         weight = first.weight * self.norm_f.weight
         k, v = (_centred(layer(x).to(wide) + self.g.bias) for layer in (self.to_k, self.to_v))
         axes = _centred(self.g.weight.t().to(wide))
-        shift = F.linear(self.norm_f.bias, first.weight, first.bias).to(wide)
+        with without_autocast(x.device):
+            shift = F.linear(self.norm_f.bias, first.weight, first.bias).to(wide)
+            frame = F.linear(axes.to(weight.dtype), weight).to(wide)
         products = [_mean_product(t, axes) for t in (k, v, axes)]
         spread = _Spread._make((k.square().mean(-1), v.square().mean(-1), *products, shift))
-        k, v, frame = (F.linear(t.to(weight.dtype), weight) for t in (k, v, axes))
-        return _Tokens(k, v, frame.to(wide), spread)
+        k, v = (F.linear(t.to(weight.dtype), weight) for t in (k, v))
+        return _Tokens(k, v, frame, spread)
 
     def _attend(
         self, q: Tensor, tokens: _Tokens, grid: Tensor, positions: Tensor, scales: Tensor, mask: Tensor | None

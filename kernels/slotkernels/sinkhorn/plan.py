@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._checks import accumulate_dtype, check_positive, check_same, check_tensor, check_that
-from .._dispatch import Call, Op, requested_backend
+from .._dispatch import Call, Op, requested_backend, without_autocast
 from .reference import NEAREST
 
 PLAN = Op("sinkhorn_plan")
@@ -88,7 +88,8 @@ def _ground_cost(x: Tensor, y: Tensor, p: int) -> Tensor:
     center = x.detach().mean(1, keepdim=True)  # far from the origin products have no digits left for distances
     x, y = x - center, y - center
     xx, yy = (t.square().sum(2) for t in (x, y))
-    squared = torch.baddbmm(xx.unsqueeze(2) + yy.unsqueeze(1), x, y.mT, alpha=-2)
+    with without_autocast(x.device):  # small distances are differences of large numbers
+        squared = torch.baddbmm(xx.unsqueeze(2) + yy.unsqueeze(1), x, y.mT, alpha=-2)
     return squared.clamp_min(0) * 0.5 if p == 2 else squared.clamp_min(NEAREST).sqrt()
 
 

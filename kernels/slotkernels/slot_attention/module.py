@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._checks import check_positive, check_tensor, check_that
+from .._dispatch import without_autocast
 from ..ranges import annotate
 from ..slot_update import add_norm, gru_norm
 from . import EPS_PLACEMENTS, Settings, attend
@@ -35,7 +36,7 @@ class _Weights(NamedTuple):
     """What an iteration multiplies with, cast to the dtype of the products once for all iterations."""
 
     q: _Linear
-    k: _Linear  # functions of the tokens normalised without scale and shift: that is folded in; biases stay wide
+    k: _Linear  # of the tokens normalised without scale and shift, which are folded in; biases are never cast
     v: _Linear
     gates_input: _Linear
     gates_hidden: _Linear
@@ -298,8 +299,9 @@ class SlotAttention(nn.Module):
             return _Linear(weight.to(dtype), None if bias is None else bias.to(dtype))
 
         def fold(linear: nn.Linear) -> _Linear:  # W (γ∘z + β) + b = (W∘γ) z + (W β + b)
-            bias = linear.weight @ self.norm_inputs.bias
-            bias = bias if linear.bias is None else bias + linear.bias
+            with without_autocast(linear.weight.device):  # which would round the product to the low precision
+                bias = linear.weight @ self.norm_inputs.bias
+                bias = bias if linear.bias is None else bias + linear.bias
             return _Linear((linear.weight * self.norm_inputs.weight).to(dtype), bias)
 
         gru, layers = self.gru, list(self.mlp) if self.use_mlp else []

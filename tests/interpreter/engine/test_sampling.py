@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from interpreter.engine.sampling import clip_batch, frame_batch, random_state, shuffled_items, torch_generator
+from interpreter.engine.sampling import (
+    NotRepeatableError,
+    clip_batch,
+    explained,
+    frame_batch,
+    random_state,
+    repeatable,
+    shuffled_items,
+    torch_generator,
+)
 
 
 @pytest.mark.parametrize(("count", "batch"), [(12, 4), (10, 4), (3, 8), (1, 5), (7, 7)])
@@ -77,3 +86,31 @@ def test_flips_are_the_same_within_a_clip_and_half_of_all_clips():
 def test_no_flips_unless_asked_for():
     assert not any(clip_batch([9], 4, 6, False, 0, step)[1].any() for step in range(20))
     assert not any(frame_batch(9, 4, False, 0, step)[1].any() for step in range(20))
+
+
+@pytest.fixture
+def _as_before():
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+@pytest.mark.usefixtures("_as_before")
+def test_training_on_a_gpu_allows_no_operator_that_differs_from_run_to_run():
+    """Warnings alone would not do: with them PyTorch's fused attention stays non-deterministic."""
+    repeatable(torch.device("cuda"))
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert not torch.utils.deterministic.fill_uninitialized_memory  # which would cost a kernel for each allocation
+
+
+@pytest.mark.usefixtures("_as_before")
+def test_an_operator_that_differs_from_run_to_run_is_named_with_a_remedy():
+    repeatable(torch.device("cuda"))
+    said = r"^put_ has no deterministic kernel in PyTorch .*interpreter.cache"
+    with pytest.raises(NotRepeatableError, match=said), explained():
+        torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+    with pytest.raises(RuntimeError, match="size") as other, explained():
+        torch.zeros(3) @ torch.zeros(2)
+    assert not isinstance(other.value, NotRepeatableError)

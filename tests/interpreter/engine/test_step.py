@@ -1,3 +1,4 @@
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from interpreter.configs import OptimConfig
-from interpreter.engine.step import Prefetched, StepGraph, TrainingStep, check_same_inputs
+from interpreter.engine.step import EAGER_STEPS, Prefetched, StepGraph, TrainingStep, check_same_inputs
 
 from .test_trainer import CPU, Regression, image_task, video_task
 
@@ -98,6 +99,46 @@ def test_inputs_of_another_size_are_refused_by_name():
         check_same_inputs(old, (torch.zeros(2, 3), old[1]))
     with pytest.raises(ValueError, match=r"input 1 of the step is \[4\] torch.float32, but .* \[4\] torch.bfloat16"):
         check_same_inputs(old, (old[0], torch.zeros(4)))
+
+
+def test_warm_up_and_capture_share_one_side_stream(monkeypatch):
+    """The allocator keeps free memory per stream: one stream for each call would allocate all memory anew."""
+    streams, used = [], []
+
+    class Stream:
+        def __init__(self):
+            streams.append(self)
+
+        def wait_stream(self, other):
+            pass
+
+    class Graph:
+        def replay(self):
+            used.append("replay")
+
+    current = [main := Stream()]
+    streams.clear()
+
+    @contextmanager
+    def on(stream):
+        current.append(stream)
+        yield
+        current.pop()
+
+    def graph(cuda_graph, stream=None, capture_error_mode=None):
+        return on(stream or Stream())  # without a stream, PyTorch captures on one of its own
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    step = StepGraph(lambda x: used.append(current[-1]))
+    for _ in range(EAGER_STEPS + 3):
+        step.run((torch.zeros(2),))
+    assert len(streams) == 1
+    assert streams[0] is not main
+    assert used == [*(EAGER_STEPS + 1) * streams, *3 * ["replay"]]
 
 
 def on_cuda(task):

@@ -2,13 +2,25 @@
 
 import sys
 import types
+from typing import get_args
 
 import pytest
 import torch
 from torch.nn import attention as torch_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from interpreter.configs import Preset, training_defaults
 from interpreter.models import attention
-from interpreter.models.attention import attend, choose_attention, compare, fastest, installed, use
+from interpreter.models.attention import (
+    attend,
+    attend_by_products,
+    choose_attention,
+    compare,
+    fastest,
+    installed,
+    prefers_products,
+    use,
+)
 
 CPU = torch.device("cpu")
 
@@ -34,6 +46,25 @@ def package(monkeypatch):
 def inputs(seed=0):
     torch.manual_seed(seed)
     return tuple(torch.randn(2, 3, 5, 8, requires_grad=True) for _ in range(3))
+
+
+def oracle(q, k, v, mask):
+    logits = torch.einsum("bhld,bhsd->bhls", q, k) / q.shape[-1] ** 0.5
+    return torch.einsum("bhls,bhsd->bhld", logits.masked_fill(~mask, -torch.inf).softmax(-1), v)
+
+
+class Softmaxes(TorchDispatchMode):
+    """Notes the dtype of each softmax."""
+
+    def __init__(self, found):
+        super().__init__()
+        self.found = found
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._softmax.default:
+            self.found.append(out.dtype)
+        return out
 
 
 def kernels(monkeypatch, functions):
@@ -102,6 +133,51 @@ def test_flash_attn_gets_half_types_on_a_gpu_alone(package):
     with torch.no_grad():
         torch.testing.assert_close(attend(q, k, v, None), (q @ k.mT * 8**-0.5).softmax(-1) @ v)
         attend(*(t.bfloat16() for t in (q, k, v)), None)
+
+
+def ragged_masks(keys):
+    """[4, 1, 1, keys] masks of 1 key (the last), 2 keys, all but one, and all."""
+    mask = torch.ones(4, keys, dtype=torch.bool)
+    mask[0, :-1] = mask[1, 2:] = mask[2, 0] = False
+    return mask[:, None, None]
+
+
+@pytest.mark.parametrize("form", ["float32", "bfloat16", "autocast"])
+def test_masked_attention_by_products_equals_float64_in_value_and_gradients(form):
+    """bfloat16 keeps 8 bits of logits, weights and values: a few times 2^-8 of the largest entry."""
+    torch.manual_seed(0)
+    mask, dtype = ragged_masks(8), torch.bfloat16 if form == "bfloat16" else torch.float32
+    shapes = (4, 3, 20, 16), (4, 3, 8, 16), (4, 3, 8, 16)
+    leaves = [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
+    cotangent = torch.randn(shapes[0])
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    softmaxes = []
+    with torch.autocast("cpu", torch.bfloat16, enabled=form == "autocast"), Softmaxes(softmaxes):
+        out = attend_by_products(*leaves, mask)
+    expected = oracle(*exact, mask)
+    grads = torch.autograd.grad(out, leaves, cotangent.to(out.dtype))
+    expected_grads = torch.autograd.grad(expected, exact, cotangent.double())
+    assert softmaxes == [torch.float32]
+    tolerance = 1e-5 if form == "float32" else 3e-2
+    for actual, wanted in zip((out, *grads), (expected, *expected_grads), strict=True):
+        assert (actual.double() - wanted).abs().max() < tolerance * wanted.abs().max()
+    for grad in grads[1:]:  # of keys and values that nobody may look at
+        assert not grad.masked_select(~mask.mT).any()
+
+
+def test_short_masked_memories_are_attended_by_products_on_a_gpu():
+    q, short, long = torch.empty(1, 2, 50, 16), torch.empty(1, 2, 16, 16), torch.empty(1, 2, 17, 16)
+    mask = torch.ones(1, 1, 1, 16, dtype=torch.bool)
+    assert prefers_products("cuda", q, short, mask)
+    assert not prefers_products("cuda", q, short, None)
+    assert not prefers_products("cuda", q, long, mask)
+
+
+@pytest.mark.parametrize("preset", get_args(Preset))
+def test_the_slots_of_every_preset_are_a_short_memory(preset):
+    """Or a mask would keep the video decoder from flash attention on a GPU."""
+    model = training_defaults("video", preset).model
+    assert model.num_slots <= model.dim // model.heads
 
 
 def test_the_choice_is_told_on_a_cpu():
