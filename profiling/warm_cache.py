@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-KEPT = (".json", ".cubin", ".so")  # all that a hit reads
+KEPT = (".json", ".cubin", ".so", ".ptx")  # what a hit reads, and PTX for who looks at a kernel (profiling.resources)
 GROUP = "__grp__"  # begins the name of the file that lists an entry's files
 _work: list[tuple[Any, Path]] = []  # launches, and the folder of libcuda, for the processes that are forked
 
@@ -283,7 +283,8 @@ def main() -> int:
     else:
         with tempfile.TemporaryDirectory() as scratch:
             faults = make(launches, options.out, options.triton_cache or Path(scratch), options.workers)
-    print("\n".join(faults))
+    for fault in faults:
+        print(fault)
     return 1 if faults else 0
 
 
