@@ -119,31 +119,46 @@ def _build_launcher(kernel: Any, libcuda: Path) -> None:
     from triton.runtime import build
 
     with (
-        mock.patch.object(driver, "library_dirs", lambda: [driver.libdevice_dir, str(libcuda)]),
+        mock.patch.object(driver, "library_dirs", return_value=[driver.libdevice_dir, str(libcuda)]),
         mock.patch.object(build, "_load_module_from_path", return_value=mock.MagicMock()),
     ):
         driver.CudaUtils()
         driver.CudaLauncher(kernel.src, kernel.metadata)
 
 
-def _compile(index: int) -> str | None:
-    """Compile a launch and its launcher; what went wrong."""
-    launch, libcuda = _work[index]
+def _compile(index: int) -> tuple[set[str], str | None]:
+    """Compile a launch and its launcher; the names of the entries that it uses, and what went wrong."""
+    from triton.runtime.cache import FileCacheManager
+
+    (launch, libcuda), used, begin = _work[index], set(), FileCacheManager.__init__
+
+    def noted(self: Any, key: str, *arguments: Any, **options: Any) -> None:
+        used.add(key)
+        begin(self, key, *arguments, **options)
+
     try:
-        _build_launcher(_warm_up(launch), libcuda)
+        with mock.patch.object(FileCacheManager, "__init__", noted):
+            _build_launcher(_warm_up(launch), libcuda)
     except Exception as error:  # one kernel that does not compile must not lose the others
-        return f"{launch.kernel.__name__}: {type(error).__name__}: {error}"
-    return None
+        while error.__cause__ is not None:  # type: ignore[unreachable]
+            error = error.__cause__  # type: ignore[assignment]
+        return used, f"{launch.kernel.__name__} {launch.constants}: {type(error).__name__}: {error}"
+    return used, None
 
 
-def compile_all(launches: Iterable[Any], folder: Path, workers: int) -> list[str]:
-    """Fill a cache folder with what the launches need; the errors of those that do not compile."""
+def compile_all(launches: Iterable[Any], folder: Path, workers: int) -> tuple[set[str], list[str]]:
+    """Fill a cache folder with what the launches need.
+
+    Returns:
+        The names of the entries, and an error for each launch that does not compile.
+    """
     os.environ["TRITON_CACHE_DIR"] = str(folder)
     with tempfile.TemporaryDirectory() as libcuda:
         _empty_libcuda(Path(libcuda))
         _work[:] = [(launch, Path(libcuda)) for launch in distinct(launches)]
         with ProcessPoolExecutor(workers, get_context("fork")) as pool:
-            return sorted({error for error in pool.map(_compile, range(len(_work))) if error})
+            done = list(pool.map(_compile, range(len(_work))))
+    return set().union(*(used for used, _ in done)), sorted({error for _, error in done if error})
 
 
 def check_all(launches: Iterable[Any], folder: Path) -> tuple[int, list[str]]:
@@ -172,10 +187,10 @@ def check_all(launches: Iterable[Any], folder: Path) -> tuple[int, list[str]]:
     return hits, misses
 
 
-def strip(full: Path, folder: Path) -> None:
-    """Copy what a hit reads of a cache folder."""
-    for entry in sorted(full.iterdir()):
-        names = [path.name for path in entry.iterdir() if path.suffix in KEPT] if entry.is_dir() else []
+def strip(full: Path, folder: Path, entries: Iterable[str]) -> None:
+    """Copy what a hit reads of some entries of a cache folder."""
+    for entry in (full / name for name in sorted(entries)):
+        names = [path.name for path in entry.iterdir() if path.suffix in KEPT]
         if any(name.endswith(".so") or name.startswith(GROUP) for name in names):  # else it was not finished
             (folder / entry.name).mkdir(parents=True)
             for name in names:
@@ -232,12 +247,13 @@ def collect(sources: Iterable[str], preset: str) -> list[Any]:
 def make(launches: list[Any], out: Path, full: Path, workers: int) -> list[str]:
     """Compile and write a folder or, if the name ends so, an archive (.tar.xz); the errors."""
     begin = time.perf_counter()
-    errors = compile_all(launches, full, workers)
+    entries, errors = compile_all(launches, full, workers)
     packed = out.name.endswith(".tar.xz")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "cache") if packed else out
-        strip(full, folder)
-        print(f"{len(_work)} distinct kernels in {time.perf_counter() - begin:.0f} s, {size(folder):.1f} MiB", flush=True)
+        strip(full, folder, entries)
+        seconds = time.perf_counter() - begin
+        print(f"{len(_work)} distinct kernels in {seconds:.0f} s, {size(folder):.1f} MiB", flush=True)
         if packed:
             pack(folder, out)
             print(f"{out}: {size(out):.1f} MiB")

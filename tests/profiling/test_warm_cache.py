@@ -35,7 +35,8 @@ from slotkernels._triton import Launch
 from tree import add_one
 
 arguments = (Pointer(torch.float32, 0), Pointer(torch.float32, 4), 48)
-errors = warm_cache.make([Launch(add_one, arguments, {"BLOCK": 64, "num_warps": 2})], Path("cache.tar.xz"), Path("full"), 1)
+launch = Launch(add_one, arguments, {"BLOCK": 64, "num_warps": 2})
+errors = warm_cache.make([launch], Path("cache.tar.xz"), Path("full"), 1)
 assert errors == [], errors
 """
 CHECK = """
