@@ -9,6 +9,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -30,6 +31,7 @@ from profiling.bench.case import OURS
 from profiling.shipped import shipped
 from profiling.step import setup
 
+ROOT = Path(__file__).parents[1]
 HOPPER = Device(90, 132)  # an H100 or H200
 STEPS = {"train_image": "image", "train_video": "video"}
 SHIPPED = "shipped"  # the launches of profiling/shipped.py
@@ -79,15 +81,19 @@ class _OtherBackend(Exception):
 
 
 class Launches(TorchDispatchMode):
-    """Records what the project's ops launch inside; values that the host reads are 1."""
+    """Records what the project's ops launch inside.
 
-    def __init__(self) -> None:
+    Args:
+        number: what the host reads where it waits for a floating-point number; other values are 1 or true.
+    """
+
+    def __init__(self, number: float = 1.0) -> None:
         super().__init__()
-        self.found: list[Launch] = []
+        self.number, self.found = number, list[Launch]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return 1.0 if args[0].is_floating_point() else 1
+            return self.number if args[0].is_floating_point() else 1
         if func.namespace != "slotkernels" or func._schema.name not in OPDEFS:
             return func(*args, **(kwargs or {}))
 
@@ -161,8 +167,8 @@ def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: boo
 
 
 @contextmanager
-def pretended() -> Iterator[Launches]:
-    """Run the block as if on a GPU, on tensors without data.
+def pretended(number: float = 1.0) -> Iterator[Launches]:
+    """Run the block as if on a GPU, on tensors without data; every ``number`` that it reads of them is the same.
 
     Raises:
         RuntimeError: if kernels are to run in Triton's interpreter.
@@ -174,7 +180,10 @@ def pretended() -> Iterator[Launches]:
             stack.enter_context(context)
         stack.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
         stack.enter_context(_OnCpu())
-        yield stack.enter_context(Launches())
+        launches = stack.enter_context(Launches(number))
+        called = stack.enter_context(recorded(HOPPER))  # by calls of a backend's functions, not through an op
+        stack.callback(lambda: launches.add(called))
+        yield launches
 
 
 def step(stage: Any, preset: Any) -> list[Launch]:

@@ -232,8 +232,8 @@ def size(path: Path) -> float:
     return sum(file.stat().st_size for file in files) / 2**20
 
 
-def collect(sources: Iterable[str], preset: str) -> list[Any]:
-    """The launches of these sources."""
+def collect(sources: Iterable[str], preset: str, tests: bool) -> list[Any]:
+    """The launches of these sources, and of tests marked gpu."""
     from profiling.launched import launched
 
     found = []
@@ -241,6 +241,10 @@ def collect(sources: Iterable[str], preset: str) -> list[Any]:
         launches = launched(source, preset)
         print(f"{source}: {len(launches)} launches", flush=True)
         found += launches
+    if tests:
+        from profiling.launched_by_tests import launched_by_tests
+
+        found += launched_by_tests()
     return found
 
 
@@ -276,7 +280,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="new folder, or archive with a name that ends in .tar.xz")
     parser.add_argument("--check", type=Path, help="say whether this folder or archive has everything")
     parser.add_argument("--unpack", type=Path, help="write this archive to the folder of --out; needs only Python")
-    parser.add_argument("--only", nargs="+", help="sources of launches; default: all of profiling.launched.SOURCES")
+    parser.add_argument("--tests", action="store_true", help="also what tests marked gpu launch: a thousand kernels")
+    parser.add_argument("--only", nargs="*", help="sources of launches; default: all of profiling.launched.SOURCES")
     parser.add_argument("--preset", default="ytvis19", help="whose sizes training steps have (default ytvis19)")
     parser.add_argument("--triton-cache", type=Path, help="keep all that Triton writes here, to continue from later")
     parser.add_argument("--workers", type=int, default=2, help="processes that compile (default 2)")
@@ -293,7 +298,7 @@ def main() -> int:
         sys.exit(f"a cache cannot be made: {reason}")
     from profiling.launched import SOURCES
 
-    launches = collect(options.only or SOURCES, options.preset)
+    launches = collect(SOURCES if options.only is None else options.only, options.preset, options.tests)
     if options.check:
         faults = check(launches, options.check)
     else:
