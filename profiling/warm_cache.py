@@ -23,6 +23,7 @@ it cannot be loaded, Triton builds it again (half a second for each signature).
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -104,10 +105,14 @@ def distinct(launches: Iterable[Any]) -> list[Any]:
     return list(found.values())
 
 
-def _empty_libcuda(folder: Path) -> None:
-    """What launchers are linked with, as there is no driver here."""
-    source = folder / "empty.c"
-    source.write_text("")
+def _stub_of_libcuda(folder: Path) -> None:
+    """Build what launchers are linked with in place of the driver's library: functions of the same names."""
+    from triton.backends.nvidia import driver
+
+    sources = [Path(driver.__file__), Path(driver.__file__).with_name("driver.c")]
+    names = {name for path in sources for name in re.findall(r"\bcu[A-Z]\w+", path.read_text())}
+    source = folder / "stub.c"
+    source.write_text("".join(f"void {name}(void) {{}}\n" for name in sorted(names)))
     compiler = os.environ.get("CC") or shutil.which("gcc") or "clang"
     command = [compiler, "-shared", "-Wl,-soname,libcuda.so.1", "-o", folder / "libcuda.so.1", source]
     subprocess.run(command, check=True)
@@ -154,7 +159,7 @@ def compile_all(launches: Iterable[Any], folder: Path, workers: int) -> tuple[se
     """
     os.environ["TRITON_CACHE_DIR"] = str(folder)
     with tempfile.TemporaryDirectory() as libcuda:
-        _empty_libcuda(Path(libcuda))
+        _stub_of_libcuda(Path(libcuda))
         _work[:] = [(launch, Path(libcuda)) for launch in distinct(launches)]
         with ProcessPoolExecutor(workers, get_context("fork")) as pool:
             done = list(pool.map(_compile, range(len(_work))))
