@@ -1,13 +1,15 @@
 """Makes a Triton cache for an H100 or H200 on a machine without a GPU, so that nothing is compiled there.
 
-    python -m profiling.warm_cache --out cache.tar.xz               # compile what steps and benchmarks launch: minutes
-    python -m profiling.warm_cache --check cache.tar.xz             # would all of it hit? exit status 1 if not
-    python -m profiling.warm_cache --unpack cache.tar.xz --out DIR  # there, then export TRITON_CACHE_DIR=DIR
+    python -m profiling.warm_cache --out cache.tar.xz    # compile what steps and benchmarks launch: minutes
+    python -m profiling.warm_cache --check cache.tar.xz  # would all of it hit? exit status 1 if not
+    eval "$(python -m profiling.warm_cache --unpack cache.tar.xz --out DIR)"  # there: sets two variables
 
 Only a cache made by the same version of Triton hits. Triton names an entry by the hash of
 
 - its own files: compiler, language, backends and libtriton.so, so version and build of the wheel;
-- the output of ``ptxas --version`` (the wheel's own, unless TRITON_PTXAS_PATH names another) and the architecture;
+- the architecture and the output of ``ptxas --version``. The wheel's own is taken unless TRITON_PTXAS_PATH names
+  another, and Inductor lets it name PyTorch's as soon as it compiles (13.0 beside 12.8 with torch 2.11 and triton 3.6),
+  so set it to Triton's, as the commands that --unpack prints do;
 - the kernel: its source text, its line number in the file, that of the functions it calls, and the constexpr globals
   they use;
 - the arguments: dtypes, constexpr values, which integers are 1, and which integers and addresses 16 divides;
@@ -21,9 +23,11 @@ it cannot be loaded, Triton builds it again (half a second for each signature).
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -145,8 +149,8 @@ def _compile(index: int) -> tuple[set[str], str | None]:
         with mock.patch.object(FileCacheManager, "__init__", noted):
             _build_launcher(_warm_up(launch), libcuda)
     except Exception as error:  # one kernel that does not compile must not lose the others
-        while error.__cause__ is not None:  # type: ignore[unreachable]
-            error = error.__cause__  # type: ignore[assignment]
+        while error.__cause__ is not None:
+            error = error.__cause__
         return used, f"{launch.kernel.__name__} {launch.constants}: {type(error).__name__}: {error}"
     return used, None
 
@@ -231,6 +235,15 @@ def unpack(archive: Path, folder: Path) -> None:
     relocate(folder)
 
 
+def exports(folder: Path) -> str:
+    """Commands of a shell that make Triton use a cache folder, and the assembler that filled it."""
+    variables = {"TRITON_CACHE_DIR": str(folder.resolve())}
+    found = importlib.util.find_spec("triton")  # which does not import it
+    if found is not None and found.origin is not None:
+        variables["TRITON_PTXAS_PATH"] = str(Path(found.origin).with_name("backends") / "nvidia" / "bin" / "ptxas")
+    return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items())
+
+
 def size(path: Path) -> float:
     """MiB of a file or of all files in a folder."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
@@ -284,7 +297,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="new folder, or archive with a name that ends in .tar.xz")
     parser.add_argument("--check", type=Path, help="say whether this folder or archive has everything")
-    parser.add_argument("--unpack", type=Path, help="write this archive to the folder of --out; needs only Python")
+    parser.add_argument("--unpack", type=Path, help="write this archive to the folder of --out; prints what to export")
     parser.add_argument("--tests", action="store_true", help="also what tests marked gpu launch: a thousand kernels")
     parser.add_argument("--only", nargs="*", help="sources of launches; default: all of profiling.launched.SOURCES")
     parser.add_argument("--preset", default="ytvis19", help="whose sizes training steps have (default ytvis19)")
@@ -293,6 +306,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.unpack and options.out:
         unpack(options.unpack, options.out)
+        print(exports(options.out))
         return 0
     if bool(options.check) == bool(options.out):
         parser.error("give --out, --check, or --unpack with --out")

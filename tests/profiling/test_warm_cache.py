@@ -93,7 +93,10 @@ def test_cache_hits_elsewhere_until_arguments_or_options_differ(tmp_path):
     shutil.copy(here / "tree.py", there)
     shutil.move(here / "cache.tar.xz", there)
     shutil.rmtree(here)
-    run("", there, "--unpack", "cache.tar.xz", "--out", "cache")
+    exports = run("", there, "--unpack", "cache.tar.xz", "--out", "cache").splitlines()
+    assert exports[0] == f"export TRITON_CACHE_DIR={there / 'cache'}"
+    assert exports[1].startswith("export TRITON_PTXAS_PATH=")
+    assert Path(exports[1].partition("=")[2]).is_file()
     run(CHECK, there)
 
 
