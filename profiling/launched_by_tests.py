@@ -1,0 +1,57 @@
+"""The kernels that tests marked gpu launch on an H100 or H200, recorded without one."""
+
+from typing import Any
+from unittest import mock
+
+import pytest
+from slotkernels._triton import Launch
+
+from profiling.launched import HOPPER, ROOT, pretended
+
+TESTS = ROOT / "tests" / "slotkernels"
+# They compile with Inductor or run an op many times on tensors of their own making.
+LEFT_OUT = "not opcheck and not compile"
+
+
+class _Recorder:
+    """A plugin of pytest that runs tests on tensors without data: what they compare is taken to be equal."""
+
+    def __init__(self) -> None:
+        self.run, self.stopped, self.launches = 0, 0, list[Launch]()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pyfunc_call(self, pyfuncitem: Any) -> bool:
+        """Run a test in place of pytest; most stop where they look at a value, after their launches."""
+        arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+        with pretended(number=0.0) as recorder:  # errors are small
+            try:
+                pyfuncitem.obj(**arguments)
+            except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:
+                why = str(error).partition("\n")[0]
+                print(f"{pyfuncitem.name}: {type(error).__name__}: {why}")
+                self.stopped += 1
+        self.run += 1
+        self.launches += recorder.found
+        return True
+
+
+def launched_by_tests(*arguments: str) -> list[Launch]:
+    """The launches of the tests in ``TESTS`` that are marked gpu, as far as they get without values.
+
+    Args:
+        arguments: more arguments of pytest.
+    """
+    recorder = _Recorder()
+    capability = divmod(HOPPER.capability, 10)
+    with (
+        mock.patch("torch.cuda.is_available", return_value=True),
+        mock.patch("torch.cuda.get_device_capability", return_value=capability),
+        mock.patch("torch.testing.assert_close"),
+        mock.patch("torch.equal", return_value=True),
+        mock.patch("torch.allclose", return_value=True),
+    ):
+        pytest.main(
+            ["-q", "-s", "-p", "no:cacheprovider", "-m", "gpu", "-k", LEFT_OUT, str(TESTS), *arguments], [recorder]
+        )
+    print(f"{recorder.run} tests, {recorder.stopped} of them stopped early")
+    return recorder.launches
