@@ -137,9 +137,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / ".carry", help="holds one folder a command (default .carry)")
     parser.add_argument("--only", choices=list(SETS), help="prepare one of them")
     parser.add_argument("--arch", default="9.0", help="compute capability that csrc is compiled for (default 9.0)")
-    parser.add_argument(
-        "--no-cache", action="store_true", help="leave out the Triton kernels, which save minutes there"
-    )
+    parser.add_argument("--no-cache", action="store_true", help="leave out the Triton kernels")
     options = parser.parse_args()
     faults, tree = [], tree_size()
     print(f"working tree: {tree / MIB:.1f} MiB; what git ignores and ../shared do not travel")
