@@ -81,12 +81,13 @@ prepare() { # what was carried, and the ops of csrc: those that were carried, or
         "$([ "$DEVICE" = cuda ] && echo 1 || echo 0)"
 }
 
-step() { # mode: steps of both stages, each in a process of its own
+step() { # mode, more options of profiling.step: steps of both stages, each in a process of its own
     for stage in image video; do
+        local name="step, $stage, $*"
         if [[ $DEVICE == cpu && $1 == *captured ]]; then
-            skip "step, $stage, $1" "a CPU has no CUDA graphs"
+            skip "$name" "a CPU has no CUDA graphs"
         else
-            TAIL=3 part "step, $stage, $1" 80 "$PYTHON" -m profiling.step --stage "$stage" --mode "$1" "${STEP[@]}" \
+            TAIL=3 part "$name" 80 "$PYTHON" -m profiling.step --stage "$stage" --mode "$@" "${STEP[@]}" \
                 --out "$OUT/steps-$DEVICE.json"
         fi
     done
@@ -110,6 +111,7 @@ figures() {
     bench "benchmarks of our variants" 130 --variants ours --only inverted sinkhorn_d propagate_l slot_u cluster merge \
         propagate_a slot_a invariant sinkhorn_s
     step eager
+    step captured --no-deterministic
     step compiled
     TAIL=60 part "predictions" 20 "$PYTHON" -m profiling.gpu.predictions --folder "$OUT" --device "$DEVICE"
     end_report

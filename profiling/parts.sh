@@ -42,6 +42,12 @@ time_for() { # seconds that a part may take, of those that are left; 0: there is
     echo $(($1 < left ? $1 : left))
 }
 
+late() { # name, seconds: whether there is no time for it, which counts as a failure
+    [ "$2" = 0 ] || return
+    FAILED=$((FAILED + 1))
+    skip "$1" "no time was left"
+}
+
 record_end() { # name, exit status, seconds, log
     [ "$2" = 0 ] || FAILED=$((FAILED + 1))
     "$PYTHON" -m profiling.parts end "$REPORT" "$1" "$2" "$3" "$4"
@@ -58,11 +64,7 @@ part() { # name, seconds, command …: runs the command for at most that time an
     local name=$1 seconds log code=0 begin=$SECONDS
     seconds=$(time_for "$2")
     shift 2
-    if [ "$seconds" = 0 ]; then
-        FAILED=$((FAILED + 1))
-        skip "$name" "no time was left"
-        return
-    fi
+    late "$name" "$seconds" && return
     log=$(log_of "$name")
     "$PYTHON" -m profiling.parts start "$REPORT" "$name" "$seconds"
     echo "== $name (at most $seconds s)"
@@ -77,6 +79,7 @@ background() { # name, seconds, command …: starts a part that runs beside thos
     listed "$1" && return
     local seconds
     seconds=$(time_for "$2")
+    late "$1" "$seconds" && return
     BACKGROUND=$1
     shift 2
     BACKGROUND_BEGIN=$SECONDS

@@ -151,6 +151,9 @@ class Options:
     """Steps that are timed, and that a profiler sees."""
     streamed: bool = False
     """Encode the frames of each step anew: backbone and, for the video stage, image stage."""
+    deterministic: bool = True
+    """As training does it. --no-deterministic allows kernels whose results differ from run to run: what the others
+    cost."""
     cuda_profiler: bool = False
     """Call cudaProfilerStart before the timed steps and cudaProfilerStop after them."""
     breakdown: bool = False
@@ -173,7 +176,8 @@ def run(options: Options) -> dict[str, Any]:
     if options.steps < 1:
         raise ValueError(f"--steps must be at least 1, got {options.steps}")
     device = torch.device(options.device)
-    repeatable(device)
+    if options.deterministic:
+        repeatable(device)
     given = setup(options.stage, options.preset, device, options.batch_size)
     optim, captured = given.task.optim, "captured" in options.mode
     step = TrainingStep(given.task, optim, device, compiled="compiled" in options.mode, captured=captured)
@@ -205,6 +209,7 @@ def run(options: Options) -> dict[str, Any]:
         "stage": options.stage,
         "preset": options.preset,
         "mode": options.mode,
+        "deterministic": options.deterministic,
         "frames": given.task.frames_per_step,
         "precision": optim.precision,
         "loss_of_first_steps": loss,
@@ -268,7 +273,8 @@ def idle(spans: list[tuple[int, int]]) -> dict[str, float]:
 def add(path: Path, results: dict[str, Any]) -> None:
     """Put the results of one stage and mode into a file that holds several."""
     content = json.loads(path.read_text()) if path.exists() else {"what": WHAT, "steps": {}}
-    content["steps"][f"{results['stage']} {results['mode']}"] = results
+    name = f"{results['stage']} {results['mode']}" + ("" if results["deterministic"] else ", not deterministic")
+    content["steps"][name] = results
     content |= {key: results[key] for key in ("device", "versions", "commit", "date")}
     save(path, content)
 
