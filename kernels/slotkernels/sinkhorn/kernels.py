@@ -149,12 +149,29 @@ def _column_softmin(costs, logs, potentials, eps):
 
 
 @triton.jit
+def _divide(a, b):
+    """``a / b`` to 2 units in the last place, for ``b`` below 2^126."""
+    if INTERPRETED:
+        return a / b
+    return libdevice.fast_dividef(a, b)
+
+
+@triton.jit
 def _factors(softmax, costs, P: tl.constexpr):
     """What each point of the other set weighs in the gradient of a potential."""
     if P == 2:
         return softmax
-    ratio = softmax / costs if INTERPRETED else libdevice.fast_dividef(softmax, costs)  # costs are far below 2^126
-    return tl.where(costs < FLAT, 0.0, ratio)
+    return tl.where(costs < FLAT, 0.0, _divide(softmax, costs))
+
+
+@triton.jit
+def _minus_factors(softmax, costs, P: tl.constexpr):
+    """Minus :func:`_factors`. Dividing by ``-costs`` stops the assembler from keeping ``1 / costs`` of an earlier call
+    in registers, for which there is no room.
+    """
+    if P == 2:
+        return -softmax
+    return tl.where(costs < FLAT, 0.0, _divide(softmax, -costs))
 
 
 @triton.jit
@@ -195,10 +212,10 @@ def _cross(
     end, softmax = _row_softmin(costs, b_logs, g, final)
     _add(f_out + row, end, row < n, FIRST)
     if KEEP_X:
-        factors = _factors(softmax, costs, P)
+        factors = _minus_factors(softmax, costs, P)
         if P == 1:
-            _add(pull_x + row * (n + m + 1), _sum_of_rows(factors), row < n, FIRST)
-        tl.store(pull_x + (i * (n + m) + n + j), -factors, mask=(i < n) & (j < m))
+            _add(pull_x + row * (n + m + 1), -_sum_of_rows(factors), row < n, FIRST)
+        tl.store(pull_x + (i * (n + m) + n + j), factors, mask=(i < n) & (j < m))
 
 
 @triton.jit
