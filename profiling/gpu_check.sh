@@ -27,6 +27,7 @@ case "${1:-} ${2:-}" in
 esac
 [ "$DEVICE" = cpu ] || has_gpu || exit 1
 begin_report "$OUT/gpu-check-$DEVICE" "GPU check" "$DEVICE"
+export SLOTKERNELS_STRICT=1  # a kernel that cannot be built is an error, not served by another backend
 
 if compgen -G "$WHEELS/*.whl" >/dev/null; then
     SITE=$(mktemp -d)
