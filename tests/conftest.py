@@ -2,6 +2,7 @@
 
 import os
 
+os.environ.setdefault("SLOTKERNELS_STRICT", "1")  # a kernel that cannot be built fails its tests
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic products on a GPU, before CUDA starts
 
 import pytest

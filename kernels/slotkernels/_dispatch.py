@@ -8,11 +8,15 @@ that does the arithmetic. Adding a backend is one line beside the op::
 The module is imported at the first call that needs it, so ``import slotkernels`` needs no compiler and no GPU. It
 defines a function named like the op, and ``<op>_backward`` if the op is differentiable, with the arguments of
 ``reference.py``.
+
+If a kernel cannot be built on this machine, ``auto`` warns once and takes the next backend; a backend asked for by name
+raises. ``SLOTKERNELS_STRICT=1`` makes ``auto`` raise too, as tests and benchmarks want it.
 """
 
 import importlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -27,6 +31,7 @@ from torch import Tensor
 # "auto" takes the first of these that supports the call.
 BACKENDS = ("cuda", "triton", "cpp", "keops", "blocks", "reference")
 ENVIRONMENT_VARIABLE = "SLOTKERNELS_BACKEND"
+STRICT_VARIABLE = "SLOTKERNELS_STRICT"
 
 _override: ContextVar[str | None] = ContextVar("slotkernels_backend", default=None)
 
@@ -44,6 +49,21 @@ class Call:
         return next(t for t in self.tensors if t is not None).device
 
 
+class KernelBuildError(RuntimeError):
+    """A kernel cannot be built or loaded on this machine; other backends may serve.
+
+    Args:
+        kernel: its name.
+        tensors: dtypes and shapes of what it was launched on.
+        reason: first line of the compiler's error.
+        remedy: what the user can do.
+    """
+
+    def __init__(self, kernel: str, tensors: str, reason: str, remedy: str) -> None:
+        super().__init__(f"kernel {kernel} cannot be built for {tensors}: {reason}. {remedy}")
+        self.kernel = kernel
+
+
 Supports = Callable[[Call], str | None]
 
 
@@ -57,6 +77,8 @@ class Op:
     def __init__(self, name: str) -> None:
         self.name = name
         self._backends: dict[str, tuple[str, Supports]] = {}
+        self._unbuilt: set[tuple[str, ...]] = set()  # calls whose kernels could not be built
+        self._warned: set[str] = set()  # kernels
 
     def add(self, backend: str, module: str, supports: Supports = _always) -> None:
         """Serve this op by the functions of ``module`` (dotted path) whenever ``supports(call)`` returns None.
@@ -69,21 +91,19 @@ class Op:
         """Names of the backends that can serve the call, fastest first."""
         return tuple(name for name in BACKENDS if self._refusal(name, call) is None)
 
-    def select(self, requested: str, call: Call) -> str:
-        """Name of the backend for this call.
+    def select(self, requested: str, call: Call, without: tuple[str, ...] = ()) -> str:
+        """Name of the backend for this call; "auto" passes over those in ``without``.
 
         Raises:
             ValueError: if no backend has that name.
             RuntimeError: if the backend asked for by name cannot serve the call; the message says why.
         """
         if check_name(requested, allow_auto=True) == "auto":
-            return next(name for name in BACKENDS if not (_only_by_name(name, call) or self._refusal(name, call)))
+            names = (name for name in BACKENDS if name not in without and not _only_by_name(name, call))
+            return next(name for name in names if self._refusal(name, call) is None)
         reason = self._refusal(requested, call)
         if reason is not None:
-            others = ", ".join(self.available(call)) or "none"
-            raise RuntimeError(
-                f"slotkernels.{self.name}: backend {requested!r} cannot serve this call: {reason}. Available: {others}."
-            )
+            raise RuntimeError(self._cannot_serve(requested, call, f"{reason}."))
         return requested
 
     def load(self, requested: str, call: Call) -> ModuleType:
@@ -91,14 +111,56 @@ class Op:
         return importlib.import_module(self._backends[self.select(requested, call)][0])
 
     def run(self, requested: str, call: Call, function: str, *args: Any) -> Any:
-        """Call ``function`` of the selected backend's module, with autocast off."""
+        """Call ``function`` of the selected backend's module, with autocast off.
+
+        Raises:
+            RuntimeError: if a kernel cannot be built and the backend was asked for by name, or the mode is strict.
+        """
         with without_autocast(call.device):
-            return getattr(self.load(requested, call), function)(*args)
+            backend = self.select(requested, call, self._without(requested, call, function))
+            try:
+                return getattr(importlib.import_module(self._backends[backend][0]), function)(*args)
+            except KernelBuildError as error:
+                self._note_unbuilt(requested, backend, call, function, error)
+        return self.run(requested, call, function, *args)
+
+    def _without(self, requested: str, call: Call, function: str) -> tuple[str, ...]:
+        """Backends that "auto" passes over because their kernels could not be built for an earlier call like this."""
+        if not self._unbuilt or requested != "auto":
+            return ()
+        key = _kind(call, function)
+        return tuple(name for name in self._backends if (name, *key) in self._unbuilt)
+
+    def _note_unbuilt(self, requested: str, backend: str, call: Call, function: str, error: KernelBuildError) -> None:
+        """Raise, or let later calls like this pass over the backend and warn once for each kernel."""
+        if requested != "auto":
+            raise RuntimeError(self._cannot_serve(backend, call, str(error))) from error
+        if os.environ.get(STRICT_VARIABLE, "0").lower() in ("1", "true", "yes", "on"):
+            raise RuntimeError(f"slotkernels.{self.name}: {error} ({STRICT_VARIABLE} forbids to fall back)") from error
+        self._unbuilt.add((backend, *_kind(call, function)))
+        if error.kernel not in self._warned:
+            self._warned.add(error.kernel)
+            other = self.select("auto", call, self._without(requested, call, function))
+            warnings.warn(
+                f"slotkernels.{self.name}: {error} Backend {other!r} serves this call and others like it, more slowly; "
+                f"{STRICT_VARIABLE}=1 raises instead, with the compiler's whole message.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def _cannot_serve(self, backend: str, call: Call, reason: str) -> str:
+        others = ", ".join(name for name in self.available(call) if name != backend) or "none"
+        return f"slotkernels.{self.name}: backend {backend!r} cannot serve this call: {reason} Available: {others}."
 
     def _refusal(self, name: str, call: Call) -> str | None:
         if name not in self._backends:
             return f"it is not implemented for {self.name} or was not built"
         return self._backends[name][1](call)
+
+
+def _kind(call: Call, function: str) -> tuple[str, ...]:
+    """What a kernel is compiled for, roughly: the function, dtypes, and sizes but for that of the batch."""
+    return (function, *("-" if t is None else f"{t.dtype} {list(t.shape[1:])}" for t in call.tensors))
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:

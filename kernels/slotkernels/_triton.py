@@ -4,6 +4,7 @@ Ahead-of-time compilation runs the launch code on meta tensors under :func:`reco
 for a GPU that is not there is what would be launched on it.
 """
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -13,6 +14,11 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
+from triton.errors import TritonError
+from triton.runtime.errors import InterpreterError
+
+from ._checks import describe
+from ._dispatch import KernelBuildError
 
 INTERPRETED = triton.knobs.runtime.interpret  # kernels run in Triton's interpreter, for tests
 
@@ -60,8 +66,32 @@ def _cuda_device(index: int) -> Device:
     return Device(properties.major * 10 + properties.minor, properties.multi_processor_count)
 
 
+REPORT = "Please report it with the versions of PyTorch, Triton and the GPU."
+COMPILER = (
+    "Triton needs a C compiler (CC) and Python's headers, such as gcc and python3-dev, and a folder that it may write "
+    "to (TRITON_CACHE_DIR)."
+)
+DRIVER = "Update the GPU's driver, or install a release of Triton for the driver that is there."
+# Parts of the messages of errors that Triton raises with Python's own classes when it cannot build or load a kernel.
+REMEDIES = {
+    "PassManager::run failed": REPORT,
+    "failed to translate module to LLVM IR": REPORT,
+    "Failed to find C compiler": COMPILER,
+    "libcuda.so cannot found": DRIVER,
+    "0 active drivers": DRIVER,
+    "Cannot find ptxas": "Reinstall Triton: a part of it is missing.",
+    "unsupported toolchain": DRIVER,
+    "no kernel image is available": DRIVER,
+    "kernel image is invalid": DRIVER,
+}
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """Launch a Triton kernel on the device of its tensors, or record it; multiplications and additions may be fused."""
+    """Launch a Triton kernel on the device of its tensors, or record it; multiplications and additions may be fused.
+
+    Raises:
+        KernelBuildError: if it cannot be compiled or loaded. What goes wrong when it runs is raised as it is.
+    """
     constants["enable_fp_fusion"] = True
     recorder = _recorder.get()
     if recorder is not None:
@@ -69,4 +99,29 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
         return
     first = next(a for a in arguments if isinstance(a, Tensor))
     with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
-        kernel[grid](*arguments, **constants)
+        try:
+            kernel[grid](*arguments, **constants)
+        except Exception as error:
+            remedy = build_remedy(error)
+            if remedy is None:
+                raise
+            tensors = ", ".join(describe(a) for a in arguments if isinstance(a, Tensor))
+            raise KernelBuildError(kernel.fn.__name__, tensors, _first_line(error), remedy) from error
+
+
+def build_remedy(error: Exception) -> str | None:
+    """What helps against an error of a launch if the kernel could not be built or loaded, else None."""
+    if isinstance(error, TritonError):
+        return None if isinstance(error, InterpreterError) else REPORT
+    if isinstance(error, subprocess.CalledProcessError | OSError | ImportError):  # while building the launcher
+        return COMPILER
+    return next((remedy for part, remedy in REMEDIES.items() if part in str(error)), None)
+
+
+def _first_line(error: BaseException) -> str:
+    """Class and first line of the innermost cause; Triton's own begin with the place and source of the kernel."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = getattr(error, "error_message", None) or str(error)
+    line = next(iter(text.strip().splitlines()), "")
+    return f"{type(error).__name__}: {line[:160].rstrip('.')}"
