@@ -69,6 +69,14 @@ def assemble(ptx: str, capability: int, ptxas: Path) -> dict[str, Assembled]:
         text.write_text(ptx)
         command = [str(ptxas), "-v", "--gpu-name", architecture(capability), str(text), "-o", str(binary)]
         report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+        return read_report(report, binary.read_bytes())
+
+
+def read_report(report: str, cubin: bytes) -> dict[str, Assembled]:
+    """Resources of each kernel, by its mangled name, from what ``ptxas -v`` printed and the code it wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        binary = Path(folder) / "kernel.cubin"
+        binary.write_bytes(cubin)
         command = [str(TOOLS / "nvdisasm"), "-c", str(binary)]
         sass = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     bodies = re.split(r"(?m)^\s*\.section\s+\.text\.(\S+?),", sass)

@@ -11,8 +11,10 @@ CUDA sources of csrc/cuda are compiled with the flags of setup.py where nvcc is 
 import argparse
 import csv
 import hashlib
+import io
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from profiling.cubin import SHARED_LIMIT, TOOLS, Resources, assemble, cuda_resources, cuda_stamp, nvcc, occupancy
+from profiling.cubin import SHARED_LIMIT, Resources, cuda_resources, cuda_stamp, nvcc, occupancy, read_report
 from profiling.shipped import shipped
 
 TABLE = Path(__file__).parent / "results" / "resources.csv"
@@ -63,8 +65,11 @@ def measure(label: str, launch: Launch, capability: int) -> Resources:
     """Compile one launch and read what the assembler says of it."""
     signature, constants, hints, options = specialise(launch)
     source = ASTSource(launch.kernel, signature=signature, constexprs=constants, attrs=hints)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    (found,) = assemble(compiled.asm["ptx"], capability, TOOLS / "ptxas-blackwell").values()
+    report = io.StringIO()
+    with triton.knobs.nvidia.scope(), triton.knobs.compilation.scope(), redirect_stdout(report):
+        triton.knobs.nvidia.dump_ptxas_log = triton.knobs.compilation.always_compile = True
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    (found,) = read_report(report.getvalue(), compiled.asm["cubin"]).values()
     warps, shared = options.get("num_warps", 4), compiled.metadata.shared
     share = occupancy(capability, warps, found.registers, shared)
     used = (warps, found.registers, found.spill_bytes, shared, share)

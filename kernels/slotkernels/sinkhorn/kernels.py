@@ -38,6 +38,17 @@ def _log2(x):
 
 
 @triton.jit
+def _recomputed(number):
+    """The same integer, but the compiler cannot know: addresses that depend on it are computed when they are needed.
+
+    Otherwise those of an earlier store are kept in registers for the next one.
+    """
+    if INTERPRETED:
+        return number
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [number], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
 def _numbers(TILES: tl.constexpr, WIDTH: tl.constexpr):
     """Numbers [TILES, WIDTH] of the points along one side of a matrix."""
     return tl.arange(0, TILES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
@@ -142,7 +153,8 @@ def _factors(softmax, costs, P: tl.constexpr):
     """What each point of the other set weighs in the gradient of a potential."""
     if P == 2:
         return softmax
-    return tl.where(costs < FLAT, 0.0, softmax / costs)
+    ratio = softmax / costs if INTERPRETED else libdevice.fast_dividef(softmax, costs)  # costs are far below 2^126
+    return tl.where(costs < FLAT, 0.0, ratio)
 
 
 @triton.jit
@@ -177,16 +189,16 @@ def _cross(
     _add(g_out + column, end, column < m, FIRST)
     if KEEP_Y:
         factors = _factors(softmax, costs, P)
-        tl.store(pull_y + j * (n + m) + i, -factors, mask=(i < n) & (j < m))
         if P == 1:
             _add(pull_y + n + column * (n + m + 1), _sum_of_columns(factors), column < m, FIRST)
+        tl.store(pull_y + (j * (n + m) + i), -factors, mask=(i < n) & (j < m))
     end, softmax = _row_softmin(costs, b_logs, g, final)
     _add(f_out + row, end, row < n, FIRST)
     if KEEP_X:
         factors = _factors(softmax, costs, P)
-        tl.store(pull_x + i * (n + m) + n + j, -factors, mask=(i < n) & (j < m))
         if P == 1:
             _add(pull_x + row * (n + m + 1), _sum_of_rows(factors), row < n, FIRST)
+        tl.store(pull_x + (i * (n + m) + n + j), -factors, mask=(i < n) & (j < m))
 
 
 @triton.jit
@@ -211,12 +223,13 @@ def _own(
     _add(f_out + row, -end, row < count, FIRST)
     if keep:
         factors = _factors(softmax, costs, P)
+        width = _recomputed(width)
         i, j = row[:, None, :, None], _columns(costs)
         inside = (i < count) & (j < count)
         if P == 1:
             inside = inside & (i != j)
             _add(pull + row * (width + 1), -_sum_of_rows(factors), row < count, FIRST)
-        tl.store(pull + i * width + j, factors, mask=inside)
+        tl.store(pull + (i * width + j), factors, mask=inside)
 
 
 @triton.jit
@@ -254,10 +267,10 @@ def sinkhorn_kernel(
     Registers: the cost matrices, all three if TOGETHER, else one at a time. Shared memory: pieces on the way.
     Floor: (N + M) · D · itemsize bytes read, 4 · (N + M)² bytes of pulls written.
     """
-    NR: tl.constexpr = tl.cdiv(BLOCK_N, ROWS)
-    NC: tl.constexpr = tl.cdiv(BLOCK_N, COLUMNS)
-    MR: tl.constexpr = tl.cdiv(BLOCK_M, ROWS)
-    MC: tl.constexpr = tl.cdiv(BLOCK_M, COLUMNS)
+    NR: tl.constexpr = (BLOCK_N + ROWS - 1) // ROWS
+    NC: tl.constexpr = (BLOCK_N + COLUMNS - 1) // COLUMNS
+    MR: tl.constexpr = (BLOCK_M + ROWS - 1) // ROWS
+    MC: tl.constexpr = (BLOCK_M + COLUMNS - 1) // COLUMNS
     WITH_BOX: tl.constexpr = DIAMETER == "problem"
     problem = tl.program_id(0).to(tl.int64)
     i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)

@@ -1,7 +1,7 @@
 """Launches the Triton kernels of the Sinkhorn divergence: sets of at most 128 points, one program a problem."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -30,7 +30,6 @@ class Tile(NamedTuple):
     together: bool  # all three cost matrices are held at once
     warps: int
     stages: int
-    registers: int | None  # upper limit, where the assembler would take more than it needs
 
 
 def block(count: int) -> int:
@@ -41,24 +40,24 @@ def block(count: int) -> int:
 def tile(n: int, m: int, itemsize: int, precision: str, kind: str) -> Tile:
     """Block sizes for sets of n and m points; ``kind`` is that of the diameter.
 
-    One warp holds three tiles of 32 x 32 costs in 96 registers a thread and needs no barrier; 224 registers let 9
-    such programs reside on a multiprocessor, whose 36 to 72 KiB on the way keep the memory busy, and whose 9 warps hide
-    each other's exponentials. Two warps a tile would double the splitting of operands: a quarter more instructions.
-    Beyond 64 points one matrix at a time fits: 8 warps with 64 x 32 each. Pieces of 16 coordinates of float32 (32 of
-    half precision) leave most registers to the accumulators. Products without tensor cores take more of them, and so
-    does the box of each problem at 64 points: more warps share them, or pieces are thinner.
+    One warp holds three tiles of 32 x 32 costs in 96 registers a thread and needs no barrier. With 169 to 255 registers
+    a thread, 8 such programs reside on a multiprocessor (2 in each quarter of its registers); their 32 to 64 KiB on the
+    way keep the memory busy, and their 8 warps hide each other's exponentials. Two warps a tile would double the
+    splitting of operands: a quarter more instructions. Beyond 64 points one matrix at a time fits: 8 warps with 64 x 32
+    each. Pieces of 16 coordinates of float32 (32 of half precision) leave most registers to the accumulators; Triton
+    3.6 has no product of fewer than 16. Products without tensor cores take more registers, and so does the box of each
+    problem at 64 points: more warps share them.
     """
     side, block_d = max(block(n), block(m)), 64 // itemsize
     exact = precision == "ieee" and itemsize == 4
     if side == 128:
-        return Tile(side, side, 64, 32, block_d // 2 if exact else block_d, False, 8, 1 if exact else 2, None)
+        return Tile(side, side, 64, 32, block_d, False, 8, 1 if exact else 2)
     warps = triton.cdiv(side, 32) ** 2
     if side == 64 and kind == "problem":
         warps *= 2
     if exact:
-        return Tile(block(n), block(m), 32, 32, block_d, True, min(8, 4 * warps), 3, None)
-    registers = 224 if side == 32 and kind != "problem" else None
-    return Tile(block(n), block(m), 32, 32, block_d, True, warps, 4, registers)
+        return Tile(block(n), block(m), 32, 32, block_d, True, min(8, 4 * warps), 3)
+    return Tile(block(n), block(m), 32, 32, block_d, True, warps, 4)
 
 
 def _rows(points: Tensor) -> Tensor:
@@ -137,9 +136,6 @@ def sinkhorn(
     else:
         kind, box = "batch", batch_diameter(x, y)
     size = tile(n, m, x.element_size(), precision, kind)
-    options: dict[str, Any] = {"num_warps": size.warps, "num_stages": size.stages}
-    if size.registers is not None:
-        options["maxnreg"] = size.registers
     launch(
         sinkhorn_kernel, (batch,),
         x, y, x if a is None else a, y if b is None else b, box, value, f, g, pull_x, pull_y,
@@ -147,7 +143,7 @@ def sinkhorn(
         P=p, DEBIAS=debias, KEEP_X=keep_x, KEEP_Y=keep_y, DIAMETER=kind, WEIGHTED=a is not None,
         BLOCK_N=size.block_n, BLOCK_M=size.block_m, ROWS=size.rows, COLUMNS=size.columns,
         BLOCK_D=size.block_d, EVEN_D=dim % size.block_d == 0, TOGETHER=size.together,
-        PRECISION=precision if x.dtype == torch.float32 else "half", **options,
+        PRECISION=precision if x.dtype == torch.float32 else "half", num_warps=size.warps, num_stages=size.stages,
     )  # fmt: skip
     return value, f, g, pull_x, pull_y
 

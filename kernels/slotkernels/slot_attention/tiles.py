@@ -95,7 +95,9 @@ def tile(
     # Operands of backward, and of products in three parts of tf32, take registers from the accumulators.
     backward, wide, many = kind != "forward", itemsize != 2, block_n > 64
     budget = STREAMED_BYTES // 2 if backward or wide else STREAMED_BYTES
-    widest = 128 >> wide + many
+    # With 64 columns, operands 128 wide leave the assembler a few registers short.
+    narrow = kind == "queries" and block_n == 64 and not wide
+    widest = 128 >> wide + many + narrow
     block_d, chunks = pieces(dim, widest)
     block_dv, value_chunks = pieces(value_dim, widest)
     width, count = (block_dv, value_chunks) if kind == "forward" else (block_d, chunks)
