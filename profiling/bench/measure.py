@@ -29,8 +29,8 @@ def backends_used() -> Iterator[dict[str, str]]:
     found: dict[str, str] = {}
     select = Op.select
 
-    def recording(op: Op, requested: str, call: Any) -> str:
-        found[op.name] = select(op, requested, call)
+    def recording(op: Op, *arguments: Any) -> str:
+        found[op.name] = select(op, *arguments)
         return found[op.name]
 
     with mock.patch.object(Op, "select", recording):
