@@ -80,10 +80,8 @@ def choose_attention(device: torch.device, precision: str, shape: tuple[int, int
 
 def installed() -> list[str]:
     """Kernels beside PyTorch's own whose packages are there."""
-    # In PyTorch 2.11 a replacement cannot be taken back, so it cannot be tried.
-    can_restore = hasattr(torch_attention, "restore_flash_attention_impl")
-    known = torch_attention.list_flash_attention_impls() if can_restore else []
-    found = [name for name, module in REPLACEMENTS.items() if name in known and _is_there(module)]
+    # Not PyTorch's cuDNN attention: its backward pass differs from run to run, so training on a GPU rules it out.
+    found = [name for name, module in REPLACEMENTS.items() if _is_there(module)]
     return [*(["flash-attn"] if _is_there("flash_attn.flash_attn_interface") else []), *found]
 
 
@@ -98,7 +96,7 @@ def use(name: str) -> None:
     """Let :func:`attend` use a kernel: "sdpa" (PyTorch's choice), "flash-attn", "FA3" or "FA4"."""
     global _flash
     _flash = None
-    if hasattr(torch_attention, "restore_flash_attention_impl") and torch_attention.current_flash_attention_impl():
+    if torch_attention.current_flash_attention_impl():
         torch_attention.restore_flash_attention_impl()
     if name == "flash-attn":
         from flash_attn import flash_attn_func
