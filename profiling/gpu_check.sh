@@ -72,7 +72,7 @@ begin() { # title
 }
 
 prepare() { # what was carried, and the ops of csrc: those that were carried, or built here
-    part "unpack" 40 "$PYTHON" -m profiling.gpu.unpack "$CARRY" "$SCRATCH/site"
+    ONLY="" part "unpack" 40 "$PYTHON" -m profiling.gpu.unpack "$CARRY" "$SCRATCH/site"
     if [[ -z $LIST && -f $CARRY/triton-cache.tar.xz ]]; then # prints the variables under which Triton finds its kernels
         eval "$("$PYTHON" -m profiling.warm_cache --unpack "$CARRY/triton-cache.tar.xz" --out "$TRITON_CACHE_DIR")"
     fi

@@ -72,18 +72,21 @@ def _slot_update() -> Iterator[tuple[str, Callable[[], object]]]:
 
 def _invariant_attention() -> Iterator[tuple[str, Callable[[], object]]]:
     # Shapes of SOLV (YTVIS-19), Biza et al. (CLEVRTex), this project's image stage and an odd one.
-    for tokens, slots, dim, dtypes in (
-        (864, 8, 768, (torch.bfloat16, torch.float32)),
-        (1152, 11, 64, (torch.bfloat16,)),
-        (864, 32, 768, (torch.bfloat16,)),
-        (576, 33, 1024, (torch.float32,)),
+    # The last with a batch of one: Triton hands a kernel an argument of 1 as a constant.
+    for batch, tokens, slots, dim, dtypes in (
+        (64, 864, 8, 768, (torch.bfloat16, torch.float32)),
+        (64, 1152, 11, 64, (torch.bfloat16,)),
+        (64, 864, 32, 768, (torch.bfloat16,)),
+        (64, 576, 33, 1024, (torch.float32,)),
+        (1, 864, 8, 768, (torch.bfloat16,)),
     ):
         for dtype in dtypes:
             for norm in (False, True):
                 name = f"M{tokens} N{slots} D{dim} {str(dtype).removeprefix('torch.')}" + " with norm" * norm
+                name = name if batch > 1 else f"B{batch} {name}"
 
-                def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-                    return torch.empty(64, *shape, dtype=dtype, device="meta")
+                def empty(*shape: int, dtype: torch.dtype = torch.float32, batch: int = batch) -> torch.Tensor:
+                    return torch.empty(batch, *shape, dtype=dtype, device="meta")
 
                 q, k = empty(slots, dim, dtype=dtype), empty(tokens, dim, dtype=dtype)
                 bias, pairs = empty(slots), empty(slots, tokens)

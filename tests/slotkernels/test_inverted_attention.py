@@ -49,7 +49,8 @@ def make(shape, dtype, with_v, with_mask, with_bias=False, groups=1, device="cpu
     batch, tokens, slots, dim = shape
     tensors = {name: torch.randn(batch, n, dim).to(dtype) for name, n in (("q", slots), ("k", tokens))}
     if with_v:
-        tensors["v"] = torch.randn(batch, tokens, dim + 2).to(dtype)
+        value_dim = dim + 2 if dim < 1024 else dim - 2  # another width, and 1024 is the largest
+        tensors["v"] = torch.randn(batch, tokens, value_dim).to(dtype)
     if with_bias:
         tensors["bias"] = torch.randn(batch, slots, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     mask = torch.rand((batch, tokens) if groups == 1 else (batch, groups, tokens)) > 0.3 if with_mask else None

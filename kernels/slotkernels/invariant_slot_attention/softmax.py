@@ -65,7 +65,7 @@ def softmax_over_slots(
     n = tl.arange(0, BLOCK_SLOTS)
     in_n = n < num_slots
     # Pointers move to the image first: offsets within it fit 32 bits.
-    pairs, stride = image * num_slots * num_tokens, batch.to(tl.int64) * num_slots * num_tokens
+    pairs, stride = image * num_slots * num_tokens, tl.cast(batch, tl.int64) * num_slots * num_tokens
     scores += pairs
     attention += pairs
     weights += pairs
@@ -171,7 +171,7 @@ def softmax_backward(
     n = tl.arange(0, BLOCK_SLOTS)
     in_n = n < num_slots
     # Pointers move to the image first: offsets within it fit 32 bits.
-    pairs, stride = image * num_slots * num_tokens, batch.to(tl.int64) * num_slots * num_tokens
+    pairs, stride = image * num_slots * num_tokens, tl.cast(batch, tl.int64) * num_slots * num_tokens
     attention += pairs
     weights += pairs
     grad_scores += pairs
