@@ -166,12 +166,12 @@ def _factors(softmax, costs, P: tl.constexpr):
 
 @triton.jit
 def _minus_factors(softmax, costs, P: tl.constexpr):
-    """Minus :func:`_factors`. Dividing by ``-costs`` stops the assembler from keeping ``1 / costs`` of an earlier call
-    in registers, for which there is no room.
+    """Minus :func:`_factors`, from ``-costs``: ``1 / costs`` and the comparisons of an earlier call would otherwise be
+    kept in registers, for which there is no room.
     """
     if P == 2:
         return -softmax
-    return tl.where(costs < FLAT, 0.0, _divide(softmax, -costs))
+    return tl.where(-costs > -FLAT, 0.0, _divide(softmax, -costs))
 
 
 @triton.jit
@@ -245,7 +245,7 @@ def _own(
         if P == 1:
             inside = inside & (i != j)
             _add(pull + row * (width + 1), -_sum_of_rows(factors), row < count, FIRST)
-        tl.store(pull + (_anew(i) * width + j), factors, mask=inside)
+        tl.store(pull + (_anew(i) * _anew(width) + j), factors, mask=inside)
 
 
 @triton.jit
@@ -343,7 +343,7 @@ def sinkhorn_kernel(
             rows = points + i * tl.where(of_x, x_row, y_row)
             products = own_products(rows, i < size, points, dim, NR, NC, BLOCK_N, BLOCK_D, EVEN_D, PRECISION)
             weights = tl.where(of_x, a, b) + problem * tl.where(of_x, a_batch, b_batch)
-            logs = _log_weights(weights, tl.where(of_x, a_row, b_row), _anew(column), size, WEIGHTED)
+            logs = _log_weights(weights, tl.where(of_x, a_row, b_row), column, size, WEIGHTED)
             potentials = tl.where(of_x, f, g) + problem * size
             pull = tl.where(of_x, pull_x, pull_y + n) + problem * size * width
             keep = tl.where(of_x, KEEP_X, KEEP_Y)
