@@ -38,14 +38,14 @@ def _log2(x):
 
 
 @triton.jit
-def _recomputed(number):
-    """The same integer, but the compiler cannot know: addresses that depend on it are computed when they are needed.
+def _anew(numbers):
+    """The same 32-bit integers, unknown to the compiler: addresses that depend on them are computed here.
 
-    Otherwise those of an earlier store are kept in registers for the next one.
+    Otherwise those of an earlier load or store at the same place would be kept in registers until here.
     """
     if INTERPRETED:
-        return number
-    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [number], dtype=tl.int32, is_pure=False, pack=1)
+        return numbers
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [numbers], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
@@ -166,12 +166,12 @@ def _factors(softmax, costs, P: tl.constexpr):
 
 @triton.jit
 def _minus_factors(softmax, costs, P: tl.constexpr):
-    """Minus :func:`_factors`. Dividing by ``-costs`` stops the assembler from keeping ``1 / costs`` of an earlier call
-    in registers, for which there is no room.
+    """Minus :func:`_factors`, from ``-costs``: ``1 / costs`` and the comparisons of an earlier call would otherwise be
+    kept in registers, for which there is no room.
     """
     if P == 2:
         return -softmax
-    return tl.where(costs < FLAT, 0.0, _divide(softmax, -costs))
+    return tl.where(-costs > -FLAT, 0.0, _divide(softmax, -costs))
 
 
 @triton.jit
@@ -240,13 +240,12 @@ def _own(
     _add(f_out + row, -end, row < count, FIRST)
     if keep:
         factors = _factors(softmax, costs, P)
-        width = _recomputed(width)
         i, j = row[:, None, :, None], _columns(costs)
         inside = (i < count) & (j < count)
         if P == 1:
             inside = inside & (i != j)
             _add(pull + row * (width + 1), -_sum_of_rows(factors), row < count, FIRST)
-        tl.store(pull + (i * width + j), factors, mask=inside)
+        tl.store(pull + (_anew(i) * _anew(width) + j), factors, mask=inside)
 
 
 @triton.jit
@@ -336,7 +335,7 @@ def sinkhorn_kernel(
     )  # fmt: skip
     tl.debug_barrier()
     if DEBIAS and not TOGETHER:
-        # blocks are equal; addresses found again take no registers till now
+        # Blocks are equal.
         for side in tl.range(2, disable_licm=True):
             of_x = tl.full([], side, tl.int32) == 0
             size = tl.where(of_x, n, m)
@@ -356,7 +355,7 @@ def sinkhorn_kernel(
         _store_identity(y_pull + n, m, width, BLOCK_M, P)
 
     total = tl.zeros([], tl.float32)
-    k = tl.arange(0, BLOCK_N if BLOCK_N > BLOCK_M else BLOCK_M)
+    k = _anew(tl.arange(0, BLOCK_N if BLOCK_N > BLOCK_M else BLOCK_M))
     for side in tl.range(2, disable_licm=True):
         of_x = tl.full([], side, tl.int32) == 0
         size = tl.where(of_x, n, m)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from . import Settings
 
 REDUCE_BLOCK = 256
+SMALL_TILE = 1024  # accumulators that take few registers
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -77,8 +78,12 @@ def _constants(plan: _Plan, precision: str, kind: str) -> dict[str, Any]:
         precision = "ieee"  # of no meaning for 16-bit operands
     # The last slice may reach past the width: then the width is not "even".
     share, value_share = (1, tile.slice_chunks) if kind == "forward" else (tile.slice_chunks, 1)
-    # Left to itself the assembler spills here to fit two programs on a processor.
-    registers = {"maxnreg": 208} if kind == "tokens" and plan.q.dtype == torch.float32 else {}
+    # Left to itself the assembler spills here to fit two programs on a processor, or three.
+    registers = {}
+    if kind == "tokens" and plan.q.dtype == torch.float32:
+        registers = {"maxnreg": 208}
+    elif kind == "queries" and tile.keep and tile.block_g * tile.block_p * dim <= SMALL_TILE:
+        registers = {"maxnreg": 128}
     return registers | {
         "BLOCK_M": tile.block_m, "BLOCK_G": tile.block_g, "BLOCK_P": tile.block_p,
         "BLOCK_D": tile.block_d, "CHUNKS": tile.chunks, "BLOCK_DV": tile.block_dv,
