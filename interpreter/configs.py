@@ -257,8 +257,7 @@ _PAPER_VIDEO = VideoModelConfig(
     time_scale=1.0,
     merge_threshold=0.15,
 )
-# Half a batch at once fits a card of 80 GB; a whole one is predicted to take 111 GB (docs/scaling.md).
-_PAPER_VIDEO_OPTIM = OptimConfig(steps=21_000, batch_size=96, micro_batch=48, peak_lr=2e-4, warmup_steps=1_312)
+_PAPER_VIDEO_OPTIM = OptimConfig(steps=21_000, batch_size=96, peak_lr=2e-4, warmup_steps=1_312)
 _LONG = LoggingConfig(log_every=50, sample_every=5_000, checkpoint_every=1_000)
 _DINOV2 = BackboneConfig(backbone="facebook/dinov2-base")
 
@@ -305,7 +304,7 @@ _VIDEO_PRESETS: dict[str, VideoTraining] = {
         run=Path("runs/movi-e"),
         num_frames=24,
         model=replace(_PAPER_VIDEO, num_slots=20),
-        optim=replace(_PAPER_VIDEO_OPTIM, micro_batch=None, steps=47_000, warmup_steps=3_917),
+        optim=replace(_PAPER_VIDEO_OPTIM, steps=47_000, warmup_steps=3_917),
         logging=_LONG,
     ),
 }

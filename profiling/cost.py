@@ -13,6 +13,7 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from interpreter.configs import Preset, Stage
 from interpreter.engine.memory import predicted_peak
 from interpreter.models.transformer import count_parameters
 from profiling import formulas
+from profiling.accounting import branches_of_a_gpu
 from profiling.formulas import Part
 from profiling.step import configs, setup
 
@@ -109,10 +111,11 @@ class Step(NamedTuple):
 
 
 @cache
-def _model(stage: Stage, preset: Preset, rows: int) -> tuple[int, int]:
+def _model(stage: Stage, preset: Preset, rows: int, on_gpu: bool) -> tuple[int, int]:
     """Parameters, and bytes of a step at its peak."""
     given = setup(stage, preset, torch.device("cpu"), rows)
-    return count_parameters(given.task.model), predicted_peak(given.task, given.task.optim, given.shapes)
+    with branches_of_a_gpu() if on_gpu else nullcontext():
+        return count_parameters(given.task.model), predicted_peak(given.task, given.task.optim, given.shapes)
 
 
 def _kernels(stage: Stage) -> int:
@@ -125,7 +128,7 @@ def predict(stage: Stage, gpus: int, options: Options) -> Step:
     """A stage's step on as many GPUs as share the preset's batch."""
     (image, video), device = configs(options.preset), device_of(options)
     rows = (image if stage == "image" else video).optim.batch_size // gpus
-    parameters, memory = _model(stage, options.preset, rows)
+    parameters, memory = _model(stage, options.preset, rows, options.gpu != "this-cpu")
     if stage == "image":
         parts = formulas.image_step(image, rows, parameters)
     else:

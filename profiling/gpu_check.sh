@@ -4,7 +4,7 @@
 #   profiling/gpu_check.sh figures              # device, csrc, a smoke test of each op, training steps, our benchmarks
 #   profiling/gpu_check.sh proof                # all GPU tests, exact resume, sanitizer, baselines of the benchmarks, ncu
 #   profiling/gpu_check.sh figures --list       # names of the parts
-#   profiling/gpu_check.sh figures --only step  # only the parts whose names begin so
+#   profiling/gpu_check.sh figures --only 'step|bench'  # only the parts whose names begin so
 #   profiling/gpu_check.sh proof --device cpu   # dry run: the same parts at small sizes on any machine
 #
 # Results go to $OUT (default profiling/results): at most 8 files a command, complete after each part. Needs PyTorch and
@@ -51,7 +51,7 @@ export INTERPRETER_REVISION=${INTERPRETER_REVISION:-}
 if [ "$DEVICE" = cuda ]; then
     STEP=(--device cuda --preset ytvis19 --steps 10 --breakdown)
     BENCH=(--device cuda --seconds 1)
-    SMOKE=(--device cuda)
+    SMOKE=(--device cuda --workers 6)
     SUITE=(-m gpu tests/slotkernels tests/interpreter/engine tests/interpreter/models tests/interpreter/data)
     RESUME=(-m gpu tests/interpreter/test_resume.py)
     WORKERS=8
@@ -124,11 +124,15 @@ proof() {
     [ -n "$LIST" ] || modules=$("$PYTHON" -c "
 import importlib.util as u
 print(*(n for n in ('xdist', 'pytest_reportlog', 'pytest_timeout') if u.find_spec(n)))")
-    [[ $modules != *xdist* ]] || record+=(-n "$WORKERS" --dist worksteal)
+    local resume=("${PYTEST[@]}")
+    [[ $modules != *xdist* ]] || record+=(-n "$WORKERS" --dist worksteal) resume+=(-n 2)
     [[ $modules != *reportlog* ]] || record+=(--report-log "$OUT/tests-$DEVICE.jsonl") # written after each test
     [[ $modules != *timeout* ]] || record+=(--timeout 100)
-    TAIL=40 part "tests" 230 "${record[@]}" "${SUITE[@]}"
-    part "exact resume" 100 "${PYTEST[@]}" "${RESUME[@]}"
+    # Neither of these is timed; both wait for processors more than for the GPU.
+    background "exact resume" 200 "${resume[@]}" "${RESUME[@]}"
+    TAIL=40 part "tests" 200 "${record[@]}" "${SUITE[@]}"
+    TAIL=60 part "values of the baselines" 120 "$PYTHON" -m profiling.gpu.smoke "${SMOKE[@]}" --variants all
+    await
     sanitize memcheck
     sanitize racecheck --only inverted sinkhorn merging
     bench "benchmarks with baselines" 200 --only sinkhorn_d inverted propagate_l slot_u cluster merge propagate_a \

@@ -18,7 +18,8 @@ has_gpu() {
 
 # A report of parts: $REPORT.json and $REPORT.md are complete after each part, and so is $REPORT-logs.tar.gz, which holds
 # the whole output of each. A kill loses no more than the part that is running, and the report names it.
-# $BUDGET is the number of seconds that all parts share. If $ONLY is set, only parts whose names begin with it run.
+# $BUDGET is the number of seconds that all parts share. If $ONLY is set, a regular expression, only
+# parts whose names begin with it run.
 begin_report() { # path without ending, title, device
     REPORT=$1
     FAILED=0
@@ -29,7 +30,7 @@ begin_report() { # path without ending, title, device
 }
 
 wanted() { # name: whether --only asks for it
-    [[ -z ${ONLY:-} || $1 == "$ONLY"* ]]
+    [[ -z ${ONLY:-} || $1 =~ ^($ONLY) ]]
 }
 
 log_of() { # name: the file that holds its output

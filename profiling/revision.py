@@ -7,10 +7,15 @@ VARIABLE = "INTERPRETER_REVISION"
 
 
 def revision() -> str:
-    """What ``git describe`` says; without git or a repository the variable INTERPRETER_REVISION, else "unknown"."""
+    """The variable INTERPRETER_REVISION if it is set, else what ``git describe`` says, else "unknown".
+
+    The variable comes first: a copy of the tree on another machine may lie in a repository of another state.
+    """
+    if os.environ.get(VARIABLE):
+        return os.environ[VARIABLE]
     try:
         command = ["git", "describe", "--always", "--dirty"]
         found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
         found = ""
-    return found or os.environ.get(VARIABLE) or "unknown"
+    return found or "unknown"

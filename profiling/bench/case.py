@@ -67,10 +67,12 @@ class Benchmark:
     cases: Callable[[str], Iterator[Case]]
 
 
-def close_to(oracle: Function, tolerance: float) -> Callable[..., Judge]:
+def close_to(oracle: Function, tolerance: float, norm: tuple[str, ...] = ()) -> Callable[..., Judge]:
     """A judge that allows errors up to ``tolerance`` of the largest value of each output.
 
-    A variant may return fewer outputs than the oracle (another gradient is not an error), but none that it lacks.
+    Outputs whose names begin with one of ``norm`` are judged by the norm of the error over that of the output: single
+    elements may be far off for a reason that the caller names. A variant may return fewer outputs than the oracle
+    (another gradient is not an error), but none that it lacks.
     """
 
     def judge_of(*inputs: Tensor) -> Judge:
@@ -81,10 +83,13 @@ def close_to(oracle: Function, tolerance: float) -> Callable[..., Judge]:
                 raise WrongResult("it returns nothing that could be checked")
             errors = {}
             for name, value in outputs.items():
-                truth = expected[name].double()
-                errors[name] = ((value.double() - truth).abs().max() / truth.abs().max()).item()
+                truth, value = expected[name].double(), value.double()
+                in_norm = bool(norm) and name.startswith(norm)
+                sizes = [t.norm() if in_norm else t.abs().max() for t in (value - truth, truth)]
+                errors[name] = (sizes[0] / sizes[1]).item()
                 if not errors[name] <= tolerance or math.isnan(errors[name]):
-                    raise WrongResult(f"{name} is off by {errors[name]:.2g} of its largest value, above {tolerance:g}")
+                    what = "its norm" if in_norm else "its largest value"
+                    raise WrongResult(f"{name} is off by {errors[name]:.2g} of {what}, above {tolerance:g}")
             return errors
 
         return judge

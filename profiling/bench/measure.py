@@ -154,7 +154,8 @@ def measure(
     if with_floor and OURS in found:
         flops = count_flops(partial(case.variants[OURS], *copies[0])) if case.flops is None else case.flops
         result |= floor(case, flops, machine, found[OURS]["ms"]["median"])
-        result["left_out"] = dict(case.left_out)
+        others = {name: "not asked for with --variants" for name in case.variants if name not in variants}
+        result["left_out"] = dict(case.left_out) | others
     return {**result, "seconds": time.perf_counter() - begin, "variants": found}
 
 

@@ -14,7 +14,10 @@ from profiling.bench.case import OURS, Benchmark, Case, Function, Outputs, close
 
 BLUR, SCALING = 0.05, 0.5
 OPTIONS: dict[str, Any] = {"p": 2, "blur": BLUR, "scaling": SCALING}
-TOLERANCE = 3e-2  # float32 knows a logit of costs near 768 over eps = 0.0025 to 1e-2: see docs/sinkhorn.md
+# float32 knows a logit of costs near 768 over eps = 0.0025 to 1e-2: see docs/sinkhorn.md. Few points of few problems
+# are that far off, so gradients are judged in norm: the worst element of 3456 problems is off by 0.01 to 0.04.
+TOLERANCE = 3e-2
+GRADIENTS = ("gradient",)
 
 
 def step(function: Any) -> Function:
@@ -82,7 +85,7 @@ def small_cases(device: str) -> Iterator[Case]:
             dtype=torch.float32,
             inputs=inputs,
             variants={name: step(function) for name, function in variants.items()},
-            judge=close_to(step(sinkhorn_divergence), TOLERANCE),
+            judge=close_to(step(sinkhorn_divergence), TOLERANCE / 10, norm=GRADIENTS),
             **work(sizes, diameter),
             waits=("GeomLoss",),
             left_out=tuple(left_out.items()),

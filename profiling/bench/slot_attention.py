@@ -156,7 +156,9 @@ def module_cases(device: str) -> Iterator[Case]:
             dtype=dtype,
             inputs=inputs,
             variants={name: module_step(module, form, dtype, checked) for name, (form, checked) in forms.items()},
-            judge=close_to(module_step(exact, oracle, torch.float32), TOLERANCE[dtype]),
+            # In norm: a hidden unit that rounding moves across the kink of its ReLU changes a gradient by a hundredth
+            # of its largest value, and a batch of 128 has 12 million of them.
+            judge=close_to(module_step(exact, oracle, torch.float32), TOLERANCE[dtype], norm=("gradient",)),
             bytes=module.iterations * once + bytes_moved(*counted, itemsize=dtype.itemsize, backward="queries"),
             flops=None,
         )

@@ -38,6 +38,9 @@ class Options:
     """Processes at a time."""
     only: tuple[str, ...] = OPS
     """Ops to look at."""
+    variants: tuple[str, ...] = ("slotkernels",)
+    """What to compare: as for profiling.bench. With "all" the baselines are compiled too, and found in the caches when
+    they are timed."""
     out: Path | None = None
     """File for the results, as JSON."""
 
@@ -47,8 +50,8 @@ def look_at(name: str, options: Options) -> dict[str, Any]:
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "results.json"
-        command = [sys.executable, "-m", "profiling.bench", "--only", name, "--check", "--variants", "slotkernels"]
-        command += ["--device", options.device, "--out", str(out)]
+        command = [sys.executable, "-m", "profiling.bench", "--only", name, "--check"]
+        command += ["--variants", *options.variants, "--device", options.device, "--out", str(out)]
         environment = {**os.environ, "SLOTKERNELS_STRICT": "1"}
         try:
             done = subprocess.run(
@@ -69,11 +72,12 @@ def show(name: str, found: dict[str, Any]) -> None:
     """Print one op."""
     print(f"{name}: {found['fate']} in {found['seconds']:.0f} s", found.get("error", "")[:1500], flush=True)
     for case in found.get("cases", ()):
-        ours = case["variants"]["slotkernels"]
         sizes = ", ".join(f"{key} {value}" for key, value in case["shape"].items())
         backends = ", ".join(sorted(set(case["backends"].values())))
-        errors = ", ".join(f"{key} {value:.1e}" for key, value in ours["errors"].items())
-        print(f"    {sizes}, {case['dtype']}, by {backends}: {errors}; first call {ours['first_call_s']:.1f} s")
+        print(f"    {sizes}, {case['dtype']}, by {backends}")
+        for variant, one in case["variants"].items():
+            errors = ", ".join(f"{key} {value:.1e}" for key, value in one["errors"].items())
+            print(f"        {variant}: {errors}; first call {one['first_call_s']:.1f} s")
 
 
 def main() -> None:

@@ -226,7 +226,9 @@ def test_problems_of_different_scales_take_different_numbers_of_steps(scaling, d
     factors = scales.flatten().square()
     grads = torch.autograd.grad((value / factors.sqrt()).sum(), (x, y))
     wanted = torch.autograd.grad((expected / factors.sqrt()).sum(), exact)
-    assert max(error(grad, reference) for grad, reference in zip(grads, wanted, strict=True)) < 1e-4
+    # The hardware's logarithm is exact to 2^-22, twice as coarse as the interpreter's.
+    tolerance = 1e-4 if device == "cpu" else 2e-4
+    assert max(error(grad, reference) for grad, reference in zip(grads, wanted, strict=True)) < tolerance
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

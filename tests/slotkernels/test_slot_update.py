@@ -314,7 +314,9 @@ def test_under_autocast_the_state_stays_float32():
 @both_ops
 def test_forward_and_backward_replay_in_a_cuda_graph(op):
     inputs, cotangents = make(op, 96, 768, torch.bfloat16, "cuda")
-    expected = run(OPS[op][0], inputs, cotangents)  # compiles the kernels, which a capture must not
+    # Compiles the kernels, which a capture must not. Detached: a graph of autograd that is alive has the default
+    # stream in its leaves, and the capture's backward pass would wait for it.
+    expected = [t.detach() for t in run(OPS[op][0], inputs, cotangents)]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         actual = run(OPS[op][0], inputs, cotangents)
