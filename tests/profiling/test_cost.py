@@ -17,6 +17,7 @@ from interpreter.engine.slots import SlotMaker
 from interpreter.engine.step import TrainingStep
 from interpreter.models.image_stage import ImageStage
 from profiling import cost, formulas
+from profiling.accounting import branches_of_a_gpu
 from profiling.cost import Options, predict, report, rewritten, seconds
 from profiling.formulas import Part
 from profiling.step import configs, random_backbone, setup
@@ -76,7 +77,7 @@ def test_a_part_takes_the_longer_of_operations_and_bytes():
 
 
 def test_gpus_share_rows_and_pay_for_the_exchange(monkeypatch):
-    monkeypatch.setattr(cost, "_model", lambda stage, preset, rows: (10**10, rows))
+    monkeypatch.setattr(cost, "_model", lambda stage, preset, rows, on_gpu: (10**10, rows))
     options = Options()
     one, eight = predict("image", 1, options), predict("image", 8, options)
     assert (one.rows, eight.rows, one.exchange) == (128, 16, 0)
@@ -86,7 +87,7 @@ def test_gpus_share_rows_and_pay_for_the_exchange(monkeypatch):
 
 
 def test_a_step_is_no_shorter_than_its_launches(monkeypatch):
-    monkeypatch.setattr(cost, "_model", lambda stage, preset, rows: (1, rows))
+    monkeypatch.setattr(cost, "_model", lambda stage, preset, rows, on_gpu: (1, rows))
     launches = cost._kernels("image")
     assert launches > 100
     assert predict("image", 1, Options(preset="demo", kernel_us=1000)).seconds == pytest.approx(launches * 1e-3)
@@ -94,16 +95,16 @@ def test_a_step_is_no_shorter_than_its_launches(monkeypatch):
 
 def test_memory_is_that_of_a_step_and_what_does_not_fit_is_told(monkeypatch):
     given = setup("image", "demo", CPU)
-    assert predict("image", 1, Options(preset="demo")).memory == predicted_peak(
-        given.task, given.task.optim, given.shapes
-    )
-    monkeypatch.setattr(cost, "_model", lambda stage, preset, rows: (1, 81 * 10**9))
+    with branches_of_a_gpu():
+        needed = predicted_peak(given.task, given.task.optim, given.shapes)
+    assert predict("image", 1, Options(preset="demo")).memory == needed
+    monkeypatch.setattr(cost, "_model", lambda stage, preset, rows, on_gpu: (1, 81 * 10**9))
     assert "81, of 80: --micro-batch or --recompute" in report(Options(preset="demo"))
     assert "--micro-batch" not in report(Options(preset="demo", gpu="h200"))
 
 
 def test_a_measurement_stands_beside_its_prediction_with_the_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(cost, "_model", lambda stage, preset, rows: (1, 1))
+    monkeypatch.setattr(cost, "_model", lambda stage, preset, rows, on_gpu: (1, 1))
     found = report(Options(preset="demo", gpu="this-cpu"))
     mode, time = cost.measured("image", Options(preset="demo", gpu="this-cpu"))
     error = predict("image", 1, Options(preset="demo", gpu="this-cpu")).seconds / time - 1
