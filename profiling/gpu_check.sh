@@ -50,7 +50,7 @@ export INTERPRETER_REVISION=${INTERPRETER_REVISION:-}
 # The same parts on both kinds of device; a CPU gets small sizes, and modes that it has.
 if [ "$DEVICE" = cuda ]; then
     STEP=(--device cuda --preset ytvis19 --steps 10 --breakdown)
-    BENCH=(--device cuda --seconds 1)
+    BENCH=(--device cuda --seconds 0.5)
     SMOKE=(--device cuda --workers 6)
     SUITE=(-m gpu tests/slotkernels tests/interpreter/engine tests/interpreter/models tests/interpreter/data)
     RESUME=(-m gpu tests/interpreter/test_resume.py)
@@ -65,10 +65,10 @@ else
 fi
 PYTEST=("$PYTHON" -m pytest -q -p no:cacheprovider)
 
-begin() { # title
+begin() {
     [ -z "$LIST" ] || return 0
     mkdir -p "$OUT" "$SCRATCH"
-    begin_report "$OUT/gpu-$HALF-$DEVICE" "$1" "$DEVICE"
+    begin_report "$OUT/gpu-$HALF-$DEVICE" "profiling/gpu_check.sh $HALF --device $DEVICE" "$DEVICE"
 }
 
 prepare() { # what was carried, and the ops of csrc: those that were carried, or built here
@@ -98,7 +98,7 @@ bench() { # part, seconds, more options of profiling.bench
 }
 
 figures() {
-    begin "GPU check: figures"
+    begin
     TAIL=25 part "device" 40 "$PYTHON" -m profiling.gpu.device --device "$DEVICE"
     prepare
     # torch.compile works for a minute on each stage; later processes find its results in its cache.
@@ -118,7 +118,7 @@ figures() {
 }
 
 proof() {
-    begin "GPU check: proof"
+    begin
     prepare
     local record=("${PYTEST[@]}" --durations=5) modules=" "
     [ -n "$LIST" ] || modules=$("$PYTHON" -c "
@@ -128,15 +128,15 @@ print(*(n for n in ('xdist', 'pytest_reportlog', 'pytest_timeout') if u.find_spe
     [[ $modules != *xdist* ]] || record+=(-n "$WORKERS" --dist worksteal) resume+=(-n 2)
     [[ $modules != *reportlog* ]] || record+=(--report-log "$OUT/tests-$DEVICE.jsonl") # written after each test
     [[ $modules != *timeout* ]] || record+=(--timeout 100)
-    # Neither of these is timed; both wait for processors more than for the GPU.
-    background "exact resume" 200 "${resume[@]}" "${RESUME[@]}"
+    # Not timed until the benchmarks; what is compiled for the values of the baselines is in the caches by then.
+    background "exact resume" 300 "${resume[@]}" "${RESUME[@]}"
     TAIL=40 part "tests" 200 "${record[@]}" "${SUITE[@]}"
-    TAIL=60 part "values of the baselines" 120 "$PYTHON" -m profiling.gpu.smoke "${SMOKE[@]}" --variants all
-    await
     sanitize memcheck
     sanitize racecheck --only inverted sinkhorn merging
-    bench "benchmarks with baselines" 200 --only sinkhorn_d inverted propagate_l slot_u cluster merge propagate_a \
-        invariant slot_a sinkhorn_s train
+    TAIL=60 part "values of the baselines" 150 "$PYTHON" -m profiling.gpu.smoke "${SMOKE[@]}" --variants all --seconds 140
+    await
+    bench "benchmarks with baselines" 200 --only inverted propagate_l slot_u cluster merge propagate_a invariant slot_a \
+        sinkhorn_d sinkhorn_s train
     count image '^(forward|backward)_kernel'
     count video '^sinkhorn_kernel'
     decode

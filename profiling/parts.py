@@ -28,12 +28,16 @@ def begin(title: str, device: str) -> dict[str, Any]:
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
+    now = datetime.now(timezone.utc)
     return {
+        "what": f"report of {title}: which parts passed, how long they took and what they printed last",
+        "command": title,
+        "date": now.date().isoformat(),
         "title": title,
         "device": device,
         "versions": versions,
         "commit": revision(),
-        "begun": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "begun": now.isoformat(timespec="seconds"),
         "finished": False,
         "parts": [],
     }

@@ -133,10 +133,29 @@ def measure_apart(name: str, index: int, case: Case, options: Options) -> dict[s
     return join(results)
 
 
+def one_case(name: str, index: int, case: Case, where: Machine, options: Options) -> dict[str, Any]:
+    """Results of one case, as the options ask for them."""
+    if options.check:
+        torch.manual_seed(0)
+        torch.compiler.reset()
+        return check(case, case.inputs(), options.variants)
+    if case.apart and options.apart:
+        return measure_apart(name, index, case, options)
+    return measure(case, where, options.seconds, options.variants, options.floor)
+
+
+def write(results: dict[str, Any], where: Machine, begin: float, out: Path | None) -> None:
+    """Write what has been measured so far, with the machine's rates."""
+    results |= {"limits": where.limits, "seconds": time.perf_counter() - begin}
+    if out:
+        write_text(out, json.dumps(results, indent=1) + "\n")
+
+
 def run_all(names: tuple[str, ...], options: Options) -> dict[str, Any]:
     """Results of these benchmarks; one that fails is named with its error and does not lose the others.
 
-    The file is written anew after each benchmark, so that a time limit does not lose those that are done.
+    The file is written anew after each case, so that a time limit does not lose those that are done; a benchmark that
+    has more cases is marked as not finished.
     """
     begin, where = time.perf_counter(), Machine(options.device, options.seconds)
     torch.set_num_threads(options.threads)
@@ -144,32 +163,25 @@ def run_all(names: tuple[str, ...], options: Options) -> dict[str, Any]:
     results |= {"load_average": os.getloadavg(), "benchmarks": {}, "failed": {}}
     with Progress(console=CONSOLE, transient=True) as progress:
         for name in progress.track(names, description="benchmarks"):
-            cases = []
+            cases: list[dict[str, Any]] = []
             try:
                 benchmark = load(name)
                 for index, case in enumerate(benchmark.cases(options.device)):
-                    if options.check:
-                        torch.manual_seed(0)
-                        torch.compiler.reset()
-                        cases.append(check(case, case.inputs(), options.variants))
-                    elif case.apart and options.apart:
-                        cases.append(measure_apart(name, index, case, options))
-                    else:
-                        cases.append(measure(case, where, options.seconds, options.variants, options.floor))
+                    cases.append(one_case(name, index, case, where, options))
                     if "of_floor" in cases[-1]:
                         show(name, cases[-1])
+                    results["benchmarks"][name] = {
+                        "what": benchmark.what,
+                        "against": benchmark.against,
+                        "finished": False,
+                        "cases": cases,
+                    }
+                    write(results, where, begin, options.out)
+                results["benchmarks"][name]["finished"] = True
             except Exception as error:  # named in the results and in the exit status
                 results["failed"][name] = f"{type(error).__name__}: {error}"
                 CONSOLE.print(f"{name} failed: {results['failed'][name]}", style="red", highlight=False, markup=False)
-            else:
-                results["benchmarks"][name] = {
-                    "what": benchmark.what,
-                    "against": benchmark.against,
-                    "cases": cases,
-                }
-            results |= {"limits": where.limits, "seconds": time.perf_counter() - begin}
-            if options.out:
-                write_text(options.out, json.dumps(results, indent=1) + "\n")
+            write(results, where, begin, options.out)
     return results
 
 

@@ -56,7 +56,8 @@ def test_a_step_that_does_not_fit_is_told_with_the_remedy(monkeypatch):
 @pytest.mark.gpu
 def test_prediction_on_a_gpu():
     image, device = training_defaults("image", "demo"), torch.device("cuda")
-    optim = replace(image.optim, precision="bf16", batch_size=256)
+    optim = replace(image.optim, precision="bf16", batch_size=2048)  # 3 GB, beside which libraries' buffers are small
+    others = torch.cuda.memory_allocated()  # of tests before this one
     setup, _ = image_setup(replace(image, optim=optim), 192, (8, 12), device)
     predicted = predicted_peak(setup.task, optim, [tuple(t.shape) for t in setup.inputs])
     step = TrainingStep(setup.task, optim, device)
@@ -64,4 +65,4 @@ def test_prediction_on_a_gpu():
     for _ in range(3):
         torch.cuda.reset_peak_memory_stats()
         step.run(setup.inputs)
-    assert predicted == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.15)
+    assert predicted == pytest.approx(torch.cuda.max_memory_allocated() - others, rel=0.06)
