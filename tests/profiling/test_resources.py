@@ -1,4 +1,4 @@
-"""What shipped kernels ask of a GPU is pinned in profiling/results/resources.csv and resources-cuda.csv."""
+"""What shipped kernels ask of a GPU is pinned in profiling/results/resources*.csv, a table for each Triton."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from profiling import cubin, resources
 
 ROOT = Path(__file__).parents[2]
-UPDATE = "run `python -m profiling.resources --update`, look at the difference and commit it"
+UPDATE = "run `python -m profiling.compilers --all --update`, look at the difference and commit it"
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +20,26 @@ def table():
     return resources.read()
 
 
-def test_table_was_made_from_these_kernels(table):
-    if f"triton {resources.triton.__version__} " not in table[0]:
-        pytest.skip(f"the table was made with {table[0].split(' sources')[0]}")
-    assert table[0] == resources.sources_hash(), f"kernels or launches changed: {UPDATE}"
+@pytest.mark.parametrize("version", resources.VERSIONS)
+def test_tables_were_made_from_these_kernels(version):
+    found, rows = resources.read(resources.table_of(version))
+    assert found == resources.stamp(version), f"kernels or launches changed: {UPDATE}"
+    assert {row.sm for row in rows} == ({80, 90, 100} if version == resources.VERSIONS[-1] else {90})
 
 
-def test_no_shipped_launch_spills_or_outgrows_shared_memory(table):
-    faults = {f"sm_{row.sm} {row.launch}": resources.faults(row) for row in table[1]}
+@pytest.mark.parametrize("version", resources.VERSIONS)
+def test_no_shipped_launch_spills_or_outgrows_shared_memory(version):
+    rows = resources.read(resources.table_of(version))[1]
+    faults = {f"sm_{row.sm} {row.launch}": resources.faults(row) for row in rows}
     assert not {name: found for name, found in faults.items() if found}
+
+
+def test_every_triton_compiles_the_same_launches(table):
+    """A launch whose compilation failed would be missing."""
+    pinned = sorted((row.launch, row.kernel) for row in table[1] if row.sm == 90)
+    for version in resources.VERSIONS[:-1]:
+        rows = resources.read(resources.table_of(version))[1]
+        assert sorted((row.launch, row.kernel) for row in rows) == pinned, version
 
 
 def test_cuda_table_was_made_from_these_sources_and_has_no_faults():
@@ -119,8 +130,8 @@ def test_compiling_cuda_sources_again_gives_the_rows_of_the_table():
 @pytest.mark.slow
 @pytest.mark.parametrize("label", ["inverted_attention forward B128 M864 N32 D768 bfloat16", "gru_norm forward D768"])
 def test_compiling_again_gives_the_rows_of_the_table(table, label):
-    if table[0] != resources.sources_hash():
-        pytest.skip("the table is of other kernels")
+    if table[0] != resources.stamp(resources.triton.__version__):
+        pytest.skip("the table is of other kernels, or of another Triton")
     printed = run("--only", label, "--workers", "1").stdout.strip()
     expected = [row for row in table[1] if label in row.launch]
     assert [line.split("  ") for line in printed.splitlines()] == [[str(cell) for cell in row] for row in expected]

@@ -215,6 +215,8 @@ def _cross(
         factors = _minus_factors(softmax, costs, P)
         if P == 1:
             _add(pull_x + row * (n + m + 1), -_sum_of_rows(factors), row < n, FIRST)
+        else:  # p = 1 has no registers for it
+            i, j = _anew(i), _anew(j)
         tl.store(pull_x + (i * (n + m) + n + j), factors, mask=(i < n) & (j < m))
 
 

@@ -100,7 +100,7 @@ def batch_diameter(x: Tensor, y: Tensor) -> Tensor:
     sizes = (batch, per_split, splits, n, m, dim)
     blocks = {"BLOCK": side, "BLOCK_D": block_d, "num_warps": 4}
     launch(box_kernel, (pieces, splits), x, y, boxes, *_strides(x, y), *sizes, **blocks)
-    launch(diameter_kernel, (1,), boxes, diameter, splits, dim, BLOCK_S=64, BLOCK_D=128, num_warps=16)
+    launch(diameter_kernel, (1,), boxes, diameter, splits, dim, BLOCK_S=64, BLOCK_D=128, num_warps=16, maxnreg=128)
     return diameter
 
 

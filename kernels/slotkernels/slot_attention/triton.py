@@ -69,6 +69,16 @@ class _Plan:
         launch(reduce_kernel, grid, *arguments, DIVIDE=divide, BLOCK=REDUCE_BLOCK, num_warps=4)
 
 
+def _register_limit(tile: tiles.Tile, kind: str, dim: int, single: bool) -> int | None:
+    """Registers of a thread where the assembler, left to itself, would spill to fit more programs on a processor."""
+    columns = tile.block_g * tile.block_p
+    if kind == "tokens" and single:
+        return 208
+    if kind == "queries" and tile.keep and columns * dim <= SMALL_TILE:
+        return 128
+    return 255 if kind == "forward" and not tile.keep and not single and columns == 64 else None
+
+
 def _constants(plan: _Plan, precision: str, kind: str) -> dict[str, Any]:
     """Compile-time arguments that both kernels take, with the launch options."""
     tile, dim, value_dim = plan.tile, plan.dim, plan.value_dim
@@ -78,13 +88,8 @@ def _constants(plan: _Plan, precision: str, kind: str) -> dict[str, Any]:
         precision = "ieee"  # of no meaning for 16-bit operands
     # The last slice may reach past the width: then the width is not "even".
     share, value_share = (1, tile.slice_chunks) if kind == "forward" else (tile.slice_chunks, 1)
-    # Left to itself the assembler spills here to fit two programs on a processor, or three.
-    registers = {}
-    if kind == "tokens" and plan.q.dtype == torch.float32:
-        registers = {"maxnreg": 208}
-    elif kind == "queries" and tile.keep and tile.block_g * tile.block_p * dim <= SMALL_TILE:
-        registers = {"maxnreg": 128}
-    return registers | {
+    limit = _register_limit(tile, kind, dim, plan.q.dtype == torch.float32)
+    return ({} if limit is None else {"maxnreg": limit}) | {
         "BLOCK_M": tile.block_m, "BLOCK_G": tile.block_g, "BLOCK_P": tile.block_p,
         "BLOCK_D": tile.block_d, "CHUNKS": tile.chunks, "BLOCK_DV": tile.block_dv,
         "EVEN_D": dim % (tile.block_d * share) == 0, "EVEN_DV": value_dim % (tile.block_dv * value_share) == 0,

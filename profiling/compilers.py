@@ -1,0 +1,95 @@
+"""Compiles the Triton kernels with each version of Triton that users have, without a GPU, to find errors and spills.
+
+    python -m profiling.compilers                    # one launch of each kernel and mode, for sm_90
+    python -m profiling.compilers --all              # all shipped launches, compared with the committed tables
+    python -m profiling.compilers --all --update     # all, and profiling/results/resources*.csv are written anew
+
+Each version in ``profiling.resources.VERSIONS`` is installed beside the others, in ``triton-X`` of the virtual
+environment, unless it is there. Exits with 1 if any launch does not compile, spills, or needs more shared memory than
+a block may have.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+from profiling.resources import VERSIONS
+
+ROOT = Path(__file__).resolve().parents[1]
+FAULTS = ("spilled", "shared memory, ", "error:", "worse:", "changed:")
+
+
+def folder_of(version: str) -> Path | None:
+    """Where a version of Triton is installed; None for that of the environment itself."""
+    return None if version == installed_version("triton") else Path(sys.prefix) / f"triton-{version}"
+
+
+def install(version: str) -> Path | None:
+    """Install a version of Triton beside the others if it is missing; returns its folder as :func:`folder_of` does."""
+    folder = folder_of(version)
+    if folder is None or folder.exists():
+        return folder
+    print(f"triton {version}: installing in {folder}", flush=True)
+    unfinished = folder.with_name(folder.name + ".part")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--upgrade",
+    ]
+    subprocess.run([*command, "--target", str(unfinished), f"triton=={version}"], check=True)
+    unfinished.rename(folder)
+    return folder
+
+
+def environment(folder: Path | None) -> dict[str, str]:
+    """Environment of a process that imports the Triton in ``folder``, and this checkout."""
+    paths = [*([] if folder is None else [folder]), ROOT, ROOT / "kernels", os.environ.get("PYTHONPATH")]
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return kept | {"PYTHONPATH": os.pathsep.join(str(path) for path in paths if path)}
+
+
+def compile_with(version: str, options: list[str]) -> list[str]:
+    """Run ``profiling.resources`` with a version of Triton and return the lines that name a fault."""
+    variables = environment(install(version))
+    print(f"triton {version}: compiling", flush=True)
+    begin = time.monotonic()
+    command = [sys.executable, "-m", "profiling.resources", *options]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    found = [line for line in lines if any(word in line for word in FAULTS)]
+    if done.returncode and not found:
+        found = [done.stderr.strip()]
+    rows = sum("  " in line for line in lines)
+    print(f"triton {version}: {rows} launches in {time.monotonic() - begin:.0f} s, {len(found)} faults", flush=True)
+    print(*(f"  {line}" for line in found), sep="\n", end="\n" if found else "", flush=True)
+    return found if done.returncode else []
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--versions", nargs="+", default=VERSIONS, metavar="X", help=f"default: {' '.join(VERSIONS)}")
+    parser.add_argument("--all", action="store_true", help="all shipped launches, compared with the committed tables")
+    parser.add_argument("--update", action="store_true", help="with --all: write the tables anew")
+    parser.add_argument("--workers", type=int, default=2, help="compilers that run side by side (default 2)")
+    arguments = parser.parse_args()
+    if arguments.update and not arguments.all:
+        parser.error("--update writes tables of all launches: add --all")
+    options = [] if arguments.all else ["--one-of-each", "--sm", "90"]
+    options += ["--update"] * arguments.update + ["--workers", str(arguments.workers)]
+    bad = {version: len(found) for version in arguments.versions if (found := compile_with(version, options))}
+    if bad:
+        raise SystemExit("faults with " + ", ".join(f"triton {version}: {count}" for version, count in bad.items()))
+
+
+if __name__ == "__main__":
+    main()
