@@ -154,12 +154,15 @@ def measured(stage: Stage, options: Options) -> tuple[str, float] | None:
             return None
         entry = next(entry for entry in found["entries"] if entry["stage"] == stage)
         return "compiled", entry["modes"]["compiled"]["median"] / 1e3
-    path = RESULTS / f"step-{stage}-cuda.json"
+    path = RESULTS / "steps-cuda.json"
     if not path.exists():
         return None
-    found = json.loads(path.read_text())
-    same = found["preset"] == options.preset and options.gpu in found["device"].lower()
-    return (found["mode"], found["milliseconds"]["median"] / 1e3) if same else None
+    steps = json.loads(path.read_text())["steps"]
+    for mode in ("captured", "compiled-captured"):
+        found = steps.get(f"{stage} {mode}")
+        if found and found["preset"] == options.preset and options.gpu in found["device"].lower():
+            return mode, found["milliseconds"]["median"] / 1e3
+    return None
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -275,7 +275,7 @@ def add(path: Path, results: dict[str, Any]) -> None:
     content = json.loads(path.read_text()) if path.exists() else {"what": WHAT, "steps": {}}
     name = f"{results['stage']} {results['mode']}" + ("" if results["deterministic"] else ", not deterministic")
     content["steps"][name] = results
-    content |= {key: results[key] for key in ("device", "versions", "commit", "date")}
+    content |= {key: results[key] for key in ("device", "versions", "commit", "date", "command")}
     save(path, content)
 
 

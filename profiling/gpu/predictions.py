@@ -100,6 +100,7 @@ def main() -> None:
     rows = rows_of(json.loads(PREDICTIONS.read_text()), results)
     print(table(rows))
     about = {key: results["device"].get(key, "unknown") for key in ("device", "versions", "commit", "date")}
+    about["command"] = f"python -m profiling.gpu.predictions --device {device}"
     what = "what was predicted for a GPU before the first run beside what was measured"
     save(folder / f"predictions-{device}.json", {"what": what, **about, "rows": rows})
 

@@ -112,7 +112,7 @@ def test_a_measurement_stands_beside_its_prediction_with_the_error(tmp_path, mon
     assert found.startswith("**Predicted, not measured**")
 
     step = {"device": "NVIDIA H100 80GB HBM3", "preset": "ytvis19", "mode": "captured", "milliseconds": {"median": 50}}
-    (tmp_path / "step-image-cuda.json").write_text(json.dumps(step))
+    (tmp_path / "steps-cuda.json").write_text(json.dumps({"steps": {"image captured": step}}))
     monkeypatch.setattr(cost, "RESULTS", tmp_path)
     assert cost.measured("image", Options()) == ("captured", 0.05)
     assert cost.measured("image", Options(gpu="a100")) is None

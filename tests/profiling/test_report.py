@@ -33,7 +33,7 @@ def run_of(kind, name, **variants):
 def folder(tmp_path):
     """A copy of the tables and recordings, without runs."""
     where = tmp_path / "results"
-    shutil.copytree(RESULTS, where, ignore=shutil.ignore_patterns("bench-*.json"))
+    shutil.copytree(RESULTS, where, ignore=shutil.ignore_patterns("bench-*.json", "steps-*", "predictions-*"))
     return where
 
 
@@ -79,11 +79,11 @@ def test_losses_are_told_and_the_strongest_baseline_is_the_fastest(folder):
 
 def test_a_gpu_that_was_not_there_is_told_until_there_are_results_of_one(folder):
     save(folder, "bench-cpu.json", run_of("cpu", "op", eager=3.0))
-    assert "**Not run on a GPU.**" in page(folder)
+    assert "## On a GPU\n\nNot run." in page(folder)
     readme = f"{MARKERS[0]}{MARKERS[1]}"
     assert "**No GPU has run it so far.**" in with_figures(readme, folder)
     save(folder, "bench-cuda.json", run_of("cuda", "op", eager=9.0))
-    assert "**Not run on a GPU.**" not in page(folder)
+    assert "Not run." not in page(folder)
     assert "a cuda; torch 2; commit abc" in page(folder)
     assert "No GPU" not in with_figures(readme, folder)
 
@@ -95,9 +95,26 @@ def test_files_of_one_device_are_joined_and_contradictions_refused(folder):
     save(folder, "bench-cpu-2.json", run_of("cpu", "op", eager=4.0))
     with pytest.raises(ValueError, match=r"bench-cpu-2\.json: op are in bench-cpu-1\.json too"):
         page(folder)
-    save(folder, "bench-cpu-2.json", run_of("cpu", "other", eager=4.0) | {"failed": {"third": "wrong"}})
-    with pytest.raises(ValueError, match="third failed"):
-        page(folder)
+
+
+def test_what_failed_or_was_cut_off_is_told(folder):
+    run = run_of("cpu", "op", eager=3.0) | {"failed": {"third": "its values are wrong"}}
+    run["benchmarks"]["op"]["finished"] = False
+    save(folder, "bench-cpu.json", run)
+    text = page(folder)
+    assert "**Not timed:** third (its values are wrong)." in text
+    assert "**Some cases only:** op." in text
+
+
+def test_a_run_without_baselines_claims_no_ratios(folder, tmp_path):
+    run = run_of("cuda", "op")
+    save(folder, "bench-cuda.json", run)
+    text = page(folder)
+    assert "| not timed | not timed | 1 | 0.25 (memory) | 25 % |" in text
+    assert "**No baseline was timed in this run.**" in text
+    assert "| `op` | B 8, grid 24×36 | not timed | not timed | 25% |" in with_figures("".join(MARKERS), folder)
+    draw(run, tmp_path / "plot.png")
+    assert read_digest(tmp_path / "plot.png") == digest(run)
 
 
 def test_plot_carries_the_hash_of_what_it_shows(tmp_path):
