@@ -30,14 +30,16 @@ NOT_YET = """### What no GPU has run so far
   for sets of 65 to 128 points. They are compiled without spills, and tested in Triton's interpreter.
 - A training run that is killed and resumed under a CUDA graph: its test ran out of time twice. Captured steps equal
   eager ones bit for bit.
-- KeOps: with pykeops 2.3 the process of `sinkhorn_streaming` ended by a segmentation fault, in KeOps' or GeomLoss' call.
+- KeOps: with pykeops 2.3 the process of `sinkhorn_streaming` ended by a segmentation fault, in a call of KeOps or of
+  GeomLoss.
 - DALI's decoders of a GPU, DDP over NCCL, and hardware counters of any kernel.
 
 Reports of the parts: [gpu-figures-cuda.md](../profiling/results/gpu-figures-cuda.md),
-[gpu-proof-cuda.md](../profiling/results/gpu-proof-cuda.md), [gpu-proof-2-cuda.md](../profiling/results/gpu-proof-2-cuda.md).
-Of 764 tests marked gpu six failed in the first report: two captured a graph that waited for another stream, one held
-float32 to a tolerance that the GPU's logarithm does not meet, two compared a gradient that is zero with its own size, and
-one counted the memory of other tests. All are mended; the two captures have passed since, the others were not run again.
+[gpu-proof-cuda.md](../profiling/results/gpu-proof-cuda.md) and
+[gpu-proof-2-cuda.md](../profiling/results/gpu-proof-2-cuda.md). Of 764 tests marked gpu six failed in the first one: two
+captured a graph that waited for another stream, one held float32 to a tolerance that the GPU's logarithm does not meet,
+two compared a gradient that is zero with its own size, and one counted the memory of other tests. All are mended; the
+two captures have passed since, the others were not run again.
 """
 MARKERS = ("<!-- figures -->", "<!-- /figures -->")
 
@@ -155,8 +157,8 @@ def steps(folder: Path, kind: str) -> list[str]:
         "### Training steps at the paper's sizes",
         "",
         f"{content['device']}; {versions}; commit {content['commit']}; {content['date']}; `{content['command']}`.",
-        "Median of ten steps on random data, with least and greatest; each step in a process of its own. The loss is that",
-        "of the first two batches, the same ones for all modes. Memory is what PyTorch's allocator reserves.",
+        "Median of ten steps on random data, with least and greatest; each step in a process of its own. The loss is",
+        "that of the first two batches, the same ones for all modes. Memory is what PyTorch's allocator reserves.",
         f"{link} has the kernels of each step.",
         "",
         "| step | ms | launches | no kernel runs, ms | memory, GiB | loss |",
