@@ -74,7 +74,7 @@ begin() {
 prepare() { # what was carried, and the ops of csrc: those that were carried, or built here
     ONLY="" part "unpack" 40 "$PYTHON" -m profiling.gpu.unpack "$CARRY" "$SCRATCH/site"
     if [[ -z $LIST && -f $CARRY/triton-cache.tar.xz ]]; then # prints the variables under which Triton finds its kernels
-        eval "$("$PYTHON" -m profiling.warm_cache --unpack "$CARRY/triton-cache.tar.xz" --out "$TRITON_CACHE_DIR")"
+        eval "$("$PYTHON" -m profiling.gpu.warm_cache --unpack "$CARRY/triton-cache.tar.xz" --out "$TRITON_CACHE_DIR")"
     fi
     part "csrc" 120 bash -c '"$1" -m profiling.gpu.native --device "$2" || { FORCE_CUDA=$3 MAX_JOBS=8 "$1" setup.py -q \
         build_ext --inplace && "$1" -m profiling.gpu.native --device "$2"; }' csrc "$PYTHON" "$DEVICE" \

@@ -112,7 +112,7 @@ def compile_kernels(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as site:
         unpack_wheels(folder, Path(site))  # this Python is meant to lack them
         variables = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), site])}
-        run(sys.executable, "-m", "profiling.warm_cache", "--out", folder / "triton-cache.tar.xz", **variables)
+        run(sys.executable, "-m", "profiling.gpu.warm_cache", "--out", folder / "triton-cache.tar.xz", **variables)
 
 
 def prepare(name: str, folder: Path, arch: str, cache: bool) -> tuple[int, int]:

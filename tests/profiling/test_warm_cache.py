@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from profiling import warm_cache
 from profiling.accounting import PINNED
+from profiling.gpu import warm_cache
 
 ROOT = Path(__file__).parents[2]
 KERNEL = """
@@ -29,8 +29,8 @@ def add_one(source, target, count, BLOCK: tl.constexpr):
 MAKE = """
 import torch
 from pathlib import Path
-from profiling import warm_cache
-from profiling.launched import Pointer
+from profiling.gpu import warm_cache
+from profiling.gpu.launched import Pointer
 from slotkernels._triton import Launch
 from tree import add_one
 
@@ -42,7 +42,7 @@ assert errors == [], errors
 CHECK = """
 import torch
 from pathlib import Path
-from profiling import warm_cache
+from profiling.gpu import warm_cache
 from slotkernels._triton import Launch
 from tree import add_one
 
@@ -65,7 +65,7 @@ assert misses(source.half(), target, 48, num_warps=2) == absent
 LAUNCHED = """
 import json
 from collections import Counter
-from profiling.launched import launched
+from profiling.gpu.launched import launched
 
 print(json.dumps([Counter(launch.kernel.fn.__name__ for launch in launched(f"train_{s}")) for s in ("image", "video")]))
 """
@@ -76,7 +76,7 @@ def run(code, folder, *arguments):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     paths = [str(folder), str(ROOT), str(ROOT / "kernels"), *filter(None, [environment.get("PYTHONPATH")])]
     environment |= {"HOME": str(folder), "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, *(["-c", code] if code else ["-m", "profiling.warm_cache"]), *map(str, arguments)]
+    command = [sys.executable, *(["-c", code] if code else ["-m", "profiling.gpu.warm_cache"]), *map(str, arguments)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -1,8 +1,8 @@
 """Makes a Triton cache for an H100 or H200 on a machine without a GPU, so that nothing is compiled there.
 
-    python -m profiling.warm_cache --out cache.tar.xz    # compile what steps and benchmarks launch: minutes
-    python -m profiling.warm_cache --check cache.tar.xz  # would all of it hit? exit status 1 if not
-    eval "$(python -m profiling.warm_cache --unpack cache.tar.xz --out DIR)"  # there: sets two variables
+    python -m profiling.gpu.warm_cache --out cache.tar.xz    # compile what steps and benchmarks launch: minutes
+    python -m profiling.gpu.warm_cache --check cache.tar.xz  # would all of it hit? exit status 1 if not
+    eval "$(python -m profiling.gpu.warm_cache --unpack cache.tar.xz --out DIR)"  # there: sets two variables
 
 Only a cache made by the same version of Triton hits. Triton names an entry by the hash of
 
@@ -252,7 +252,7 @@ def size(path: Path) -> float:
 
 def collect(sources: Iterable[str], preset: str, tests: bool) -> list[Any]:
     """The launches of these sources, and of tests marked gpu."""
-    from profiling.launched import launched
+    from profiling.gpu.launched import launched
 
     found = []
     for source in sources:
@@ -260,7 +260,7 @@ def collect(sources: Iterable[str], preset: str, tests: bool) -> list[Any]:
         print(f"{source}: {len(launches)} launches", flush=True)
         found += launches
     if tests:
-        from profiling.launched_by_tests import launched_by_tests
+        from profiling.gpu.launched_by_tests import launched_by_tests
 
         found += launched_by_tests()
     return found
@@ -299,7 +299,7 @@ def main() -> int:
     parser.add_argument("--check", type=Path, help="say whether this folder or archive has everything")
     parser.add_argument("--unpack", type=Path, help="write this archive to the folder of --out; prints what to export")
     parser.add_argument("--tests", action="store_true", help="also what tests marked gpu launch: a thousand kernels")
-    parser.add_argument("--only", nargs="*", help="sources of launches; default: all of profiling.launched.SOURCES")
+    parser.add_argument("--only", nargs="*", help="sources of launches; default: all of profiling.gpu.launched.SOURCES")
     parser.add_argument("--preset", default="ytvis19", help="whose sizes training steps have (default ytvis19)")
     parser.add_argument("--triton-cache", type=Path, help="keep all that Triton writes here, to continue from later")
     parser.add_argument("--workers", type=int, default=2, help="processes that compile (default 2)")
@@ -315,7 +315,7 @@ def main() -> int:
     reason = unsupported()
     if reason:
         sys.exit(f"a cache cannot be made: {reason}")
-    from profiling.launched import SOURCES
+    from profiling.gpu.launched import SOURCES
 
     launches = collect(SOURCES if options.only is None else options.only, options.preset, options.tests)
     if options.check:

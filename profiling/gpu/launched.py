@@ -31,7 +31,7 @@ from profiling.bench.case import OURS
 from profiling.shipped import shipped
 from profiling.step import setup
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HOPPER = Device(90, 132)  # an H100 or H200
 STEPS = {"train_image": "image", "train_video": "video"}
 SHIPPED = "shipped"  # the launches of profiling/shipped.py
