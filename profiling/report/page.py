@@ -31,7 +31,7 @@ NOT_YET = """### What no GPU has run so far
 - A training run that is killed and resumed under a CUDA graph: its test ran out of time twice. Captured steps equal
   eager ones bit for bit.
 - KeOps: with pykeops 2.3 the process of `sinkhorn_streaming` ended by a segmentation fault, in a call of KeOps or of
-  GeomLoss.
+  GeomLoss. A trial in a child process now comes first; that trial has not run on a GPU.
 - DALI's decoders of a GPU, DDP over NCCL, and hardware counters of any kernel.
 
 Reports of the parts: [gpu-figures-cuda.md](../profiling/results/gpu-figures-cuda.md),

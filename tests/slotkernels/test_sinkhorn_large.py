@@ -7,7 +7,9 @@ import importlib.util
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import geomloss
 import pytest
@@ -15,7 +17,7 @@ import torch
 from slotkernels import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
 from slotkernels.sinkhorn import blocks, keops, streaming
 from slotkernels.sinkhorn.reference import sinkhorn as dense
-from slotkernels.sinkhorn.streaming import LARGEST_COSTS, prefers_streaming
+from slotkernels.sinkhorn.streaming import LARGEST_COSTS, STREAMING, prefers_streaming
 
 HAS_KEOPS = importlib.util.find_spec("pykeops") is not None
 needs_keops = pytest.mark.skipif(
@@ -366,6 +368,98 @@ def test_without_pykeops_its_name_is_an_error_and_auto_works(monkeypatch):
         assert stream(x, y, backend="auto")[0].isfinite().all()
     finally:
         keops._why_not_imported.cache_clear()
+
+
+@pytest.fixture
+def on_gpu(monkeypatch, tmp_path):
+    """A call that pretends to be on a GPU, where ``on_gpu.trial(code)`` is what the child process runs."""
+    monkeypatch.setenv("KEOPS_CACHE_FOLDER", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Toy GPU/2")
+    monkeypatch.setattr(metadata, "version", lambda name: "2.3")
+    imports = []
+    monkeypatch.setattr(keops, "_why_not_imported", lambda: imports.append("pykeops"))
+    monkeypatch.setattr(keops, "_why_not_found", lambda device: None)
+
+    def trial(code):
+        keops._why_not_on_gpu.cache_clear()
+        monkeypatch.setattr(keops, "_TRIAL", code)
+
+    yield SimpleNamespace(device=torch.device("cuda:0"), tensors=(), trial=trial, imports=imports)
+    keops._why_not_on_gpu.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("code", "failure"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", r"died by signal 11 \(Segmentation fault\)"),
+        ("import sys; sys.exit('one line\\nno libcuda')", "failed: no libcuda"),
+        ("import sys; sys.exit(3)", "failed: exit status 3"),
+        ("import time; time.sleep(60)", "did not end within 1 s"),
+    ],
+    ids=["crash", "error", "silent", "hang"],
+)
+def test_where_keops_fails_on_the_gpu_auto_takes_blocks_and_its_name_is_an_error(
+    code, failure, on_gpu, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(keops, "_TRIAL_SECONDS", 1 if "sleep" in code else 60)
+    on_gpu.trial(code)
+    with pytest.warns(RuntimeWarning, match=failure):
+        assert STREAMING.select("auto", on_gpu) == "blocks"
+    versions = rf"pykeops 2.3, torch {torch.__version__}, CUDA {torch.version.cuda}".replace("+", r"\+")
+    reason = rf"KeOps cannot compute on Toy GPU/2: .*{failure} \({versions}\)\. backend='blocks' .*check_health"
+    with pytest.raises(RuntimeError, match=reason):
+        STREAMING.select("keops", on_gpu)
+    assert not on_gpu.imports  # which could crash too
+    assert not list(tmp_path.iterdir())  # failure is not remembered: the next process tries again
+    on_gpu.trial("")
+    assert STREAMING.select("auto", on_gpu) == "keops"
+
+
+def test_success_on_the_gpu_is_remembered_for_these_versions_and_this_device(on_gpu, monkeypatch):
+    lock = "os.environ['KEOPS_CACHE_FOLDER'] + '/slotkernels_keops.lock'"  # taken by the child, so free in the parent
+    monkeypatch.setattr(keops, "_TRIAL_SECONDS", 20)
+    on_gpu.trial(f"import fcntl, os; fcntl.flock(open({lock}, 'w'), fcntl.LOCK_EX)")
+    assert STREAMING.select("keops", on_gpu) == "keops"
+    on_gpu.trial("import sys; sys.exit('a second child')")
+    assert STREAMING.select("keops", on_gpu) == "keops"
+    changes = [(metadata, "version", lambda name: "2.4"), (torch, "__version__", "9.0")]
+    for owner, name, value in [*changes, (torch.cuda, "get_device_name", lambda device: "Other GPU")]:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, value)
+            keops._why_not_on_gpu.cache_clear()
+            with pytest.warns(RuntimeWarning, match="failed: a second child"):
+                assert STREAMING.select("auto", on_gpu) == "blocks"
+
+
+def test_a_cache_folder_that_cannot_be_written_is_a_reason(on_gpu, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("KEOPS_CACHE_FOLDER", str(tmp_path / "file"))
+    with pytest.warns(RuntimeWarning, match="was not started .*File exists"):
+        assert STREAMING.select("auto", on_gpu) == "blocks"
+
+
+@needs_keops
+@pytest.mark.parametrize("sums", ["8", "9"])
+def test_the_trial_computes_and_compares(sums, monkeypatch):
+    """The child's own program, on the CPU."""
+    monkeypatch.setattr(keops, "_TRIAL", keops._TRIAL.replace("zeros + 8", f"zeros + {sums}"))
+    failure = keops._trial(torch.device("cpu"))
+    assert failure == (None if sums == "8" else f"failed: sums of 8 came out as {[8.0] * 8}")
+
+
+@needs_keops
+@pytest.mark.gpu
+def test_on_a_gpu_keops_equals_blocks_or_says_why_not():
+    x, y = (t.detach().cuda() for t in points(2, 33, 20))
+    expected = stream(x, y, backend="blocks")
+    keops._why_not_on_gpu.cache_clear()
+    if keops.why_not(SimpleNamespace(device=x.device)) is None:
+        torch.testing.assert_close(stream(x, y, backend="keops"), expected, rtol=1e-9, atol=1e-10)
+        return
+    torch.testing.assert_close(stream(x, y, backend="auto"), expected)
+    with pytest.raises(RuntimeError, match="KeOps cannot compute on"):
+        stream(x, y, backend="keops")
 
 
 def python(code, **environment):

@@ -3,6 +3,8 @@
 KeOps compiles each reduction when it first meets it (about 6 s, kept in its cache folder), and launches on CUDA's NULL
 stream, where it waits: never inside a captured graph. Its loops suit points of up to about 100 dimensions. A sum of
 exponentials that the present potentials keep in range is cheaper than a log-sum-exp, which stands in where they do not.
+
+Some installations crash the process when KeOps first computes on a GPU, so a child process tries it there before.
 """
 
 import atexit
@@ -10,8 +12,15 @@ import contextlib
 import importlib.util
 import io
 import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import warnings
 from collections.abc import Iterator
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +39,33 @@ _EXPONENT = {2: "R + S - SqDist(X, Y)", 1: "R + S - Sqrt(ReLU(SqDist(X, Y) - C) 
 _SLOPE = {2: "X - Y", 1: "IfElse(SqDist(X, Y) - C, Rsqrt(SqDist(X, Y)), Zero(1)) * (X - Y)"}
 
 
+# What the child runs: eight equal points, so that each of the eight sums of exponentials is 8.
+_TRIAL = """
+import sys
+sys.path[:] = {path!r}
+import torch
+from slotkernels.sinkhorn import keops
+x, zeros = torch.zeros(1, 8, 3, device={device!r}), torch.zeros(1, 8, 1, device={device!r})
+reason = keops._why_not_imported() or keops._why_not_found(x.device)
+if not reason and not torch.allclose(sums := keops._reduce("Sum", 2, x, x, zeros, zeros), zeros + 8):
+    reason = f"sums of 8 came out as {{sums.flatten().tolist()}}"
+sys.exit(reason)
+"""
+_TRIAL_SECONDS = 180  # two compilations, and the wait for other processes that compile
+
+
+def _folder() -> Path:
+    folder = Path(os.environ.get("KEOPS_CACHE_FOLDER") or Path.home() / ".cache")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
     """One process at a time: KeOps writes its cache in place, where another process could read half a file."""
     import fcntl  # here, as it is missing on Windows (and so is KeOps)
 
-    folder = Path(os.environ.get("KEOPS_CACHE_FOLDER") or Path.home() / ".cache")
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "slotkernels_keops.lock", "w") as file:
+    with open(_folder() / "slotkernels_keops.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -56,20 +84,68 @@ def _why_not_imported() -> str | None:
     return None
 
 
-def why_not(call: Call) -> str | None:
-    """Why KeOps cannot serve the call, or None."""
-    reason = _why_not_imported()
-    if reason is not None:
-        return reason
+def _why_not_found(device: torch.device) -> str | None:
+    """Why KeOps, once imported, has no compiler or no GPU for the device, or None."""
     from pykeops import config
 
-    if call.device.type == "cpu":
+    if device.type == "cpu":
         return None if config.pykeops_base.get_cxx_compiler() else "pykeops finds no C++ compiler (g++ or CXX)"
-    if call.device.type != "cuda":
-        return f"tensors on {call.device.type}"
-    if torch.cuda.is_current_stream_capturing():
-        return "KeOps launches on the NULL stream, which a CUDA graph cannot capture"
     return None if config.gpu_available else "pykeops finds no CUDA libraries (see pykeops.check_health())"
+
+
+@cache
+def _why_not_on_gpu(device: torch.device) -> str | None:
+    """Why a child process could not compute with KeOps on the GPU, or None.
+
+    Success leaves a file in the cache folder, named after what it depends on; failure is tried again by each process.
+    """
+    try:
+        keops = metadata.version("pykeops")
+    except metadata.PackageNotFoundError:
+        return f"pykeops is not installed ({_HOW})"
+    gpu = torch.cuda.get_device_name(device)
+    key = (platform.node(), platform.python_version(), keops, torch.__version__, gpu)
+    try:
+        marker = _folder() / ("slotkernels_keops_works_" + re.sub(r"[^\w.+-]", "-", "_".join(key)))
+        failure = None if marker.exists() else _trial(device)
+        if failure is None:
+            marker.touch()
+            return None
+    except OSError as error:  # no folder that can be written, or no Python
+        failure = f"was not started ({error})"
+    reason = (
+        f"KeOps cannot compute on {gpu}: a trial in a child process {failure} (pykeops {keops}, torch "
+        f"{torch.__version__}, CUDA {torch.version.cuda}). backend='blocks' needs no KeOps; pykeops.check_health() "
+        "shows what KeOps finds on this machine; uninstalling pykeops skips the trial"
+    )
+    warnings.warn(f"slotkernels.sinkhorn: {reason}.", RuntimeWarning, stacklevel=2)  # each process waits for its trial
+    return reason
+
+
+def _trial(device: torch.device) -> str | None:
+    """How the child process failed, or None. The lock must be free, as the child takes it."""
+    command = [sys.executable or "", "-c", _TRIAL.format(path=sys.path, device=str(device))]
+    output: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "errors": "replace"}
+    try:
+        child = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=_TRIAL_SECONDS, **output)
+    except subprocess.TimeoutExpired:
+        return f"did not end within {_TRIAL_SECONDS} s"
+    if child.returncode < 0:
+        return f"died by signal {-child.returncode} ({signal.strsignal(-child.returncode)})"
+    last = (child.stderr.strip() or f"exit status {child.returncode}").splitlines()[-1]
+    return f"failed: {last}" if child.returncode else None
+
+
+def why_not(call: Call) -> str | None:
+    """Why KeOps cannot serve the call, or None."""
+    if call.device.type not in ("cpu", "cuda"):
+        return f"tensors on {call.device.type}"
+    reason = None
+    if call.device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            return "KeOps launches on the NULL stream, which a CUDA graph cannot capture"
+        reason = _why_not_on_gpu(call.device)  # before the import, which loads CUDA's libraries too
+    return reason or _why_not_imported() or _why_not_found(call.device)
 
 
 @cache
