@@ -65,13 +65,13 @@ def compile_with(version: str, options: list[str]) -> list[str]:
     command = [sys.executable, "-m", "profiling.resources", *options]
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
-    found = [line for line in lines if any(word in line for word in FAULTS)]
+    found = [line for line in lines if any(word in line for word in FAULTS)] if done.returncode else []
     if done.returncode and not found:
         found = [done.stderr.strip()]
     rows = sum("  " in line for line in lines)
     print(f"triton {version}: {rows} launches in {time.monotonic() - begin:.0f} s, {len(found)} faults", flush=True)
     print(*(f"  {line}" for line in found), sep="\n", end="\n" if found else "", flush=True)
-    return found if done.returncode else []
+    return found
 
 
 def main() -> None:
