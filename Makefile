@@ -96,8 +96,9 @@ gpu-carry: $(GPU)/.ready
 # Both commands of the check at small sizes on this machine's CPU, with what would travel and those releases.
 gpu-dry-run: gpu-carry
 	rm -rf .gpu-check
-	PYTHON=$(GPU)/bin/python OUT=profiling/results/gpu-dry-run profiling/gpu_check.sh figures --device cpu
-	PYTHON=$(GPU)/bin/python OUT=profiling/results/gpu-dry-run profiling/gpu_check.sh proof --device cpu
+	code=0; for half in figures proof; do \
+		PYTHON=$(GPU)/bin/python OUT=profiling/results/gpu-dry-run profiling/gpu_check.sh $$half --device cpu || code=$$?; \
+	done; exit $$code
 
 clean:
 	rm -rf $(VENV) $(GPU) .carry .gpu-check demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache

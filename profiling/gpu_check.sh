@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What only a GPU can show, in two commands of 400 s each, without a network. The most valuable parts come first.
+# Measures and tests everything that needs a GPU, in two commands of about 400 s each, without a network. The most
+# valuable parts run first.
 #
 #   profiling/gpu_check.sh figures              # device, csrc, a smoke test of each op, training steps, our benchmarks
 #   profiling/gpu_check.sh proof                # all GPU tests, exact resume, sanitizer, baselines of the benchmarks, ncu
@@ -7,11 +8,12 @@
 #   profiling/gpu_check.sh figures --only 'step|bench'  # only the parts whose names begin so
 #   profiling/gpu_check.sh proof --device cpu   # dry run: the same parts at small sizes on any machine
 #
-# Results go to $OUT (default profiling/results): at most 8 files a command, complete after each part. Needs PyTorch and
-# Triton. What else is missing can be carried along: `make gpu-carry` fills .carry/figures and .carry/proof, which are
-# unpacked into .gpu-check and never take the place of an installed package ($CARRY and $SCRATCH name other folders).
-# Each part has a time limit, and all together have $BUDGET seconds (default 400): a part that fails or hangs costs only
-# itself. docs/profiling.md leads through it.
+# Results go to $OUT (default profiling/results; for a dry run .gpu-check/dry-run): at most 8 files a command, complete
+# after each part. Needs PyTorch and Triton. What else is missing can be carried along: `make gpu-carry` fills
+# .carry/figures and .carry/proof. Their packages are unpacked into .gpu-check and used only where the machine has none
+# ($CARRY and $SCRATCH name other folders; relative paths begin at the repository). Each part has a time limit, and all
+# together have $BUDGET seconds (default 400). A part that fails or hangs does not affect the others.
+# See docs/profiling.md.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 # shellcheck source=profiling/parts.sh
@@ -33,18 +35,25 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-[ -n "$DEVICE$LIST" ] || DEVICE=$("$PYTHON" -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')") || exit 1
 DEVICE=${DEVICE:-cuda}
-[[ $DEVICE == cpu || -n $LIST ]] || has_gpu || exit 1
+if [[ $DEVICE == cuda && -z $LIST ]] && ! has_gpu; then
+    echo "--device cpu is a dry run at small sizes" >&2
+    exit 1
+fi
 
-OUT=${OUT:-profiling/results}
 CARRY=${CARRY:-.carry/$HALF}
-SCRATCH=${SCRATCH:-$PWD/.gpu-check}
+SCRATCH=${SCRATCH:-.gpu-check}
+[[ $SCRATCH == /* ]] || SCRATCH=$PWD/$SCRATCH
+[ "$DEVICE" = cuda ] || OUT=${OUT:-$SCRATCH/dry-run} # not among the results that are committed
+OUT=${OUT:-profiling/results}
 BUDGET=${BUDGET:-400}
 # What is compiled stays in $SCRATCH, where the second command finds it.
+INSTALLED=$PYTHONPATH
 export TRITON_CACHE_DIR=$SCRATCH/triton TORCHINDUCTOR_CACHE_DIR=$SCRATCH/inductor PYTHONPATH=$PYTHONPATH:$SCRATCH/site
 export SLOTKERNELS_STRICT=1 # a kernel that does not compile is an error here, not a reason to take the next backend
-[ ! -f "$CARRY/revision" ] || INTERPRETER_REVISION=$(cat "$CARRY/revision")
+for folder in "$CARRY" .carry/figures .carry/proof; do
+    [[ -n ${INTERPRETER_REVISION:-} || ! -f $folder/revision ]] || INTERPRETER_REVISION=$(cat "$folder/revision")
+done
 export INTERPRETER_REVISION=${INTERPRETER_REVISION:-}
 
 # The same parts on both kinds of device; a CPU gets small sizes, and modes that it has.
@@ -68,15 +77,23 @@ PYTEST=("$PYTHON" -m pytest -q -p no:cacheprovider)
 begin() {
     [ -z "$LIST" ] || return 0
     mkdir -p "$OUT" "$SCRATCH"
+    # Results of an earlier run must not stand beside those of this one.
+    local name stale=(steps bench smoke predictions)
+    [ "$HALF" = figures ] || stale=(tests bench-baselines)
+    for name in "${stale[@]}"; do [ -n "$ONLY" ] || rm -f "$OUT/$name-$DEVICE".json*; done
     begin_report "$OUT/gpu-$HALF-$DEVICE" "profiling/gpu_check.sh $HALF --device $DEVICE" "$DEVICE"
 }
 
 prepare() { # what was carried, and the ops of csrc: those that were carried, or built here
-    ONLY="" part "unpack" 40 "$PYTHON" -m profiling.gpu.unpack "$CARRY" "$SCRATCH/site"
-    if [[ -z $LIST && -f $CARRY/triton-cache.tar.xz ]]; then # prints the variables under which Triton finds its kernels
-        eval "$("$PYTHON" -m profiling.gpu.warm_cache --unpack "$CARRY/triton-cache.tar.xz" --out "$TRITON_CACHE_DIR")"
+    local archive=$CARRY/triton-cache.tar.xz exports=$SCRATCH/exports
+    ONLY='' part "unpack" 40 env PYTHONPATH="$INSTALLED" "$PYTHON" -m profiling.gpu.unpack "$CARRY" "$SCRATCH/site"
+    if [ -f "$archive" ]; then # writes the variables under which Triton finds its kernels
+        ONLY='' part "unpack the kernels" 60 bash -c '"$1" -m profiling.gpu.warm_cache --unpack "$2" --out "$3" >"$4"' \
+            unpack "$PYTHON" "$archive" "$TRITON_CACHE_DIR" "$exports"
     fi
-    part "csrc" 120 bash -c '"$1" -m profiling.gpu.native --device "$2" || { FORCE_CUDA=$3 MAX_JOBS=8 "$1" setup.py -q \
+    # shellcheck disable=SC1090
+    [[ -n $LIST || ! -f $exports ]] || source "$exports"
+    ONLY='' part "csrc" 120 bash -c '"$1" -m profiling.gpu.native --device "$2" || { FORCE_CUDA=$3 MAX_JOBS=8 "$1" setup.py -q \
         build_ext --inplace && "$1" -m profiling.gpu.native --device "$2"; }' csrc "$PYTHON" "$DEVICE" \
         "$([ "$DEVICE" = cuda ] && echo 1 || echo 0)"
 }
@@ -93,8 +110,8 @@ step() { # mode, more options of profiling.step: steps of both stages, each in a
     done
 }
 
-bench() { # part, seconds, more options of profiling.bench
-    TAIL=40 part "$1" "$2" "$PYTHON" -m profiling.bench "${BENCH[@]}" --out "$OUT/bench-$DEVICE.json" "${@:3}"
+bench() { # part, seconds, name of the file, more options of profiling.bench
+    TAIL=40 part "$1" "$2" "$PYTHON" -m profiling.bench "${BENCH[@]}" --out "$OUT/$3-$DEVICE.json" "${@:4}"
 }
 
 figures() {
@@ -102,13 +119,14 @@ figures() {
     TAIL=25 part "device" 40 "$PYTHON" -m profiling.gpu.device --device "$DEVICE"
     prepare
     # torch.compile works for a minute on each stage; later processes find its results in its cache.
-    background "compile the steps" 160 bash -c 'for stage in image video; do "$@" --stage $stage --steps 1; done' compile \
+    background "compile the steps" 160 bash -c 'code=0
+        for stage in image video; do "$@" --stage $stage --steps 1 || code=$?; done; exit $code' compile \
         "$PYTHON" -m profiling.step --mode compiled "${STEP[@]}"
     TAIL=60 part "smoke test" 110 "$PYTHON" -m profiling.gpu.smoke "${SMOKE[@]}" --out "$OUT/smoke-$DEVICE.json"
     await || rm -rf "$TORCHINDUCTOR_CACHE_DIR" # it may hold half of a file
     step captured
     step compiled-captured
-    bench "benchmarks of our variants" 130 --variants ours --only inverted sinkhorn_d propagate_l slot_u cluster merge \
+    bench "benchmarks of our variants" 130 bench --variants ours --only inverted sinkhorn_d propagate_l slot_u cluster merge \
         propagate_a slot_a invariant sinkhorn_s
     step eager
     step captured --no-deterministic
@@ -128,14 +146,15 @@ print(*(n for n in ('xdist', 'pytest_reportlog', 'pytest_timeout') if u.find_spe
     [[ $modules != *xdist* ]] || record+=(-n "$WORKERS" --dist worksteal) resume+=(-n 2)
     [[ $modules != *reportlog* ]] || record+=(--report-log "$OUT/tests-$DEVICE.jsonl") # written after each test
     [[ $modules != *timeout* ]] || record+=(--timeout 100)
-    # Not timed until the benchmarks; what is compiled for the values of the baselines is in the caches by then.
+    # Nothing before the benchmarks is timed, so it can run in parallel. Checking the baselines' values also compiles
+    # them; the benchmarks then find them in the caches.
     background "exact resume" 300 "${resume[@]}" "${RESUME[@]}"
     TAIL=40 part "tests" 200 "${record[@]}" "${SUITE[@]}"
     sanitize memcheck
     sanitize racecheck --only inverted sinkhorn merging
     TAIL=60 part "values of the baselines" 150 "$PYTHON" -m profiling.gpu.smoke "${SMOKE[@]}" --variants all --seconds 140
     await
-    bench "benchmarks with baselines" 200 --only inverted propagate_l slot_u cluster merge propagate_a invariant slot_a \
+    bench "benchmarks with baselines" 200 bench-baselines --only inverted propagate_l slot_u cluster merge propagate_a invariant slot_a \
         sinkhorn_d sinkhorn_s train
     count image '^(forward|backward)_kernel'
     count video '^sinkhorn_kernel'
@@ -147,7 +166,7 @@ sanitize() { # tool of compute-sanitizer, options of profiling.gpu.exercise
     if [ "$DEVICE" = cpu ]; then
         part "sanitizer, $1" 60 "$PYTHON" -m profiling.gpu.exercise --device cpu "${@:2}"
     elif command -v compute-sanitizer >/dev/null; then
-        # PyTorch's allocator hands out pieces of large blocks: the sanitizer would see no end of a tensor.
+        # PyTorch's allocator cuts tensors out of large blocks: the sanitizer would miss reads past a tensor's end.
         part "sanitizer, $1" 100 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 9 \
             "$PYTHON" -m profiling.gpu.exercise "${@:2}"
     else
@@ -165,7 +184,7 @@ count() { # stage, kernels: hardware counters of the kernels of a step
 }
 
 decode() { # DALI's decoders of a GPU, NVDEC and nvJPEG
-    if "$PYTHON" -c "import nvidia.dali" 2>/dev/null; then
+    if [ -z "$LIST" ] && "$PYTHON" -c "import nvidia.dali" 2>/dev/null; then
         part "decoding with DALI" 90 "${PYTEST[@]}" tests/interpreter/data/test_loaders.py -k dali
     else
         skip "decoding with DALI" "nvidia-dali is not installed, and too large to carry"

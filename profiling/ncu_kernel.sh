@@ -15,9 +15,9 @@ cd "$(dirname "$0")/.."
 source profiling/parts.sh
 OUT=${OUT:-profiling/results}
 SUMMARY=${SUMMARY:-$OUT/ncu-details.csv}
-mkdir -p "$OUT"
 kernel=${1:?the name of a kernel, a regular expression; then options of profiling.step}
 shift
+mkdir -p "$OUT" "$(dirname "$SUMMARY")"
 
 if ! present ncu "comes with the CUDA toolkit, or from developer.nvidia.com/nsight-compute" || ! has_gpu; then
     echo "dry run: one step on the CPU, without measuring $kernel"

@@ -18,6 +18,7 @@ from profiling.revision import revision
 
 LINES = 60  # of a part's output that are kept
 TIMED_OUT = (124, 137)  # exit statuses of timeout(1)
+KILLED = 137
 RUNNING = "under way"
 PACKAGES = ("torch", "triton", "numpy", "transformers", "geomloss", "pykeops", "nvtx", "scikit-learn", "av")
 
@@ -50,8 +51,11 @@ def change(report: dict[str, Any], action: str, rest: Sequence[str]) -> None:
         parts.append({"name": rest[0], "limit": int(rest[1]), "fate": RUNNING})
     elif action == "end":
         code, log = int(rest[1]), Path(rest[3]).read_text(errors="replace").splitlines()
-        fate = "passed" if code == 0 else "out of time" if code in TIMED_OUT else f"failed ({code})"
         (part,) = (part for part in parts if part["name"] == rest[0] and part["fate"] == RUNNING)
+        timed_out = code in TIMED_OUT and int(rest[2]) >= part["limit"]
+        fate = "passed" if code == 0 else "out of time" if timed_out else f"failed ({code})"
+        if code == KILLED and not timed_out:
+            fate = f"killed ({code}), perhaps for its memory"
         part |= {"fate": fate, "seconds": int(rest[2]), "output": log[-LINES:]}
     elif action == "skip":
         parts.append({"name": rest[0], "fate": "left out", "output": [rest[1]]})

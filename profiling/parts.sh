@@ -2,7 +2,8 @@
 # What the scripts of this folder share; sourced in the root of the repository.
 export PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 PYTHON=${PYTHON:-python3}
-BACKGROUND=
+BACKGROUND='' BACKGROUND_JOB='' JOB='' MATCHED=''
+SECONDS=0 # the budget's clock, whatever the caller's environment says
 
 present() { # tool, where it comes from: whether it is there; says so if not
     command -v "$1" >/dev/null && return
@@ -23,13 +24,21 @@ has_gpu() {
 begin_report() { # path without ending, title, device
     REPORT=$1
     FAILED=0
-    BACKGROUND=
+    ASKED_FOR=${ONLY:-} # some parts run in any case, without $ONLY
     LOGS=$(mktemp -d)
     trap 'rm -rf "$LOGS"' EXIT
+    trap interrupted INT TERM
     "$PYTHON" -m profiling.parts begin "$REPORT" "$2" "$3"
 }
 
+interrupted() { # ends what is running; the report names it
+    kill ${JOB:+"$JOB"} ${BACKGROUND_JOB:+"$BACKGROUND_JOB"} 2>/dev/null
+    echo "interrupted: $REPORT.md has the parts that were finished" >&2
+    exit 130
+}
+
 wanted() { # name: whether --only asks for it
+    [[ -z ${ASKED_FOR:-} || ! $1 =~ ^($ASKED_FOR) ]] || MATCHED=1
     [[ -z ${ONLY:-} || $1 =~ ^($ONLY) ]]
 }
 
@@ -46,13 +55,15 @@ time_for() { # seconds that a part may take, of those that are left; 0: there is
 late() { # name, seconds: whether there is no time for it, which counts as a failure
     [ "$2" = 0 ] || return
     FAILED=$((FAILED + 1))
-    skip "$1" "no time was left"
+    skip "$1" "no time was left" || true
 }
 
 record_end() { # name, exit status, seconds, log
     [ "$2" = 0 ] || FAILED=$((FAILED + 1))
     "$PYTHON" -m profiling.parts end "$REPORT" "$1" "$2" "$3" "$4"
-    tar -C "$LOGS" -czf "$REPORT-logs.tar.gz.tmp" . && mv "$REPORT-logs.tar.gz.tmp" "$REPORT-logs.tar.gz"
+    # tar's status is 1 if a background part wrote to its log meanwhile; the archive is good.
+    tar -C "$LOGS" -czf "$LOGS.tar.gz" . 2>/dev/null || [ $? = 1 ]
+    mv "$LOGS.tar.gz" "$REPORT-logs.tar.gz"
 }
 
 listed() { # name: with --list, prints it in place of running it
@@ -70,7 +81,10 @@ part() { # name, seconds, command …: runs the command for at most that time an
     "$PYTHON" -m profiling.parts start "$REPORT" "$name" "$seconds"
     echo "== $name (at most $seconds s)"
     # A part may hang with children that hold its output open: the group is killed, and nobody waits for a pipe.
-    timeout --kill-after=2 "$seconds" "$@" >"$log" 2>&1 || code=$?
+    timeout --kill-after=2 "$seconds" "$@" >"$log" 2>&1 &
+    JOB=$!
+    wait "$JOB" || code=$?
+    JOB=''
     tail -n "${TAIL:-12}" "$log"
     record_end "$name" "$code" $((SECONDS - begin)) "$log"
 }
@@ -98,7 +112,7 @@ await() { # waits for the part in the background; its exit status
     echo "== $BACKGROUND has ended"
     tail -n 3 "$BACKGROUND_LOG"
     record_end "$BACKGROUND" "$code" $((SECONDS - BACKGROUND_BEGIN)) "$BACKGROUND_LOG"
-    BACKGROUND=
+    BACKGROUND='' BACKGROUND_JOB=''
     return "$code"
 }
 
@@ -111,6 +125,10 @@ skip() { # name, why
 
 end_report() { # exits 1 if a part failed
     [ -z "${LIST:-}" ] || return 0
+    if [[ -n ${ASKED_FOR:-} && -z $MATCHED ]]; then
+        echo "no part's name begins with '$ASKED_FOR'; --list names them" >&2
+        exit 2
+    fi
     await || true
     "$PYTHON" -m profiling.parts finish "$REPORT"
     echo "$REPORT.md: $FAILED parts failed"

@@ -9,6 +9,7 @@ cudaProfilerStart (--cuda-profiler) sees the steps after the first ones, which c
 
 import json
 import statistics
+import sys
 import time
 from collections import defaultdict
 from contextlib import nullcontext
@@ -272,7 +273,9 @@ def idle(spans: list[tuple[int, int]]) -> dict[str, float]:
 
 def add(path: Path, results: dict[str, Any]) -> None:
     """Put the results of one stage and mode into a file that holds several."""
-    content = json.loads(path.read_text()) if path.exists() else {"what": WHAT, "steps": {}}
+    content = json.loads(path.read_text()) if path.exists() else {}
+    same = all(content.get(key) == results[key] for key in ("device", "commit"))
+    content = content if same else {"what": WHAT, "steps": {}}  # figures of two machines or commits are not mixed
     name = f"{results['stage']} {results['mode']}" + ("" if results["deterministic"] else ", not deterministic")
     content["steps"][name] = results
     content |= {key: results[key] for key in ("device", "versions", "commit", "date", "command")}
@@ -286,6 +289,12 @@ def main() -> int:
     print(json.dumps(results, indent=1))
     if options.out:
         add(options.out, results)
+    times, memory = results["milliseconds"], results.get("reserved_mib")
+    print(
+        f"{options.stage} {options.mode}: {times['median']:.1f} ms ({times['least']:.1f} to {times['greatest']:.1f})"
+        + (f", {memory / 1024:.1f} GiB" if memory else ""),
+        file=sys.stderr,
+    )
     return 0
 
 

@@ -1,10 +1,10 @@
-"""What was predicted for a GPU beside what was measured: a table of prediction, measurement and their ratio.
+"""Compares predictions for a GPU with what was measured: a table of prediction, measurement and their ratio.
 
     python -m profiling.gpu.predictions --folder profiling/results --device cuda
 
-predictions.json holds a range for each figure, written before it was measured, and where the measurement stands; under
-"found", why a run differs, written after it. A figure that was not measured says so. The ratio is that to the middle of
-the range.
+predictions.json holds, for each figure, the range that was predicted before the first run, where its measurement is
+found and, under "found", added afterwards, why a run differs. The ratio is that of the measurement to the middle of the
+range.
 """
 
 import json
@@ -38,7 +38,8 @@ def device_of(report: dict[str, Any]) -> dict[str, Any]:
     """What the part "device" of a report printed."""
     for part in report.get("parts", ()):
         if part["name"] == "device" and part["fate"] == "passed":
-            return json.loads("\n".join(part["output"]))
+            text = "\n".join(part["output"])
+            return json.loads(text[text.index("{") : text.rindex("}") + 1])  # without warnings around it
     return {}
 
 
@@ -68,13 +69,17 @@ def measured(source: list[Any], results: dict[str, Any]) -> float | None:
 
 def rows_of(predictions: dict[str, Any], results: dict[str, Any]) -> list[dict[str, Any]]:
     """Each prediction with its measurement and the ratio to the middle of the range."""
-    kind = "h200" if "H200" in results["device"].get("device", "") else "h100"
+    name = results["device"].get("device") or results["steps"].get("device", "unknown")
+    kind = next((kind for kind in ("h100", "h200") if kind in name.lower()), None)
     rows = []
+    if kind is None:
+        print(f"nothing was predicted for this device: {name}")
+        return rows
     for row in predictions["rows"]:
         low, high = row[kind]
         value = measured(row["from"], results)
         found = {"figure": row["figure"], "unit": row["unit"], "predicted": [low, high], "reason": row["reason"]}
-        run = f"{results['device'].get('device')}, {results['device'].get('date')}"
+        run = f"{name}, {results['device'].get('date')}"
         found["difference"] = row.get("found", {}).get(run, "")
         rows.append(found | {"measured": value, "ratio": None if value is None else value / ((low + high) / 2)})
     return rows
@@ -98,6 +103,8 @@ def main() -> None:
     results = {name: read(folder / f"{name}-{device}.json") for name in ("steps", "bench")}
     results["device"] = device_of(read(folder / f"gpu-figures-{device}.json"))
     rows = rows_of(json.loads(PREDICTIONS.read_text()), results)
+    if not rows:
+        return
     print(table(rows))
     about = {key: results["device"].get(key, "unknown") for key in ("device", "versions", "commit", "date")}
     about["command"] = f"python -m profiling.gpu.predictions --device {device}"

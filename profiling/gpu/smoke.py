@@ -2,8 +2,8 @@
 
     python -m profiling.gpu.smoke --out smoke.json
 
-A kernel that reads where it must not ends its process, and only that. SLOTKERNELS_STRICT is set: a kernel that does not
-compile is an error here, while elsewhere `auto` takes the next backend.
+An illegal memory access ends the process of one op, and not the others. SLOTKERNELS_STRICT is set: a kernel that does
+not compile is an error here, while elsewhere `auto` takes the next backend.
 """
 
 import json

@@ -2,7 +2,7 @@
 
     python -m profiling.gpu.unpack .carry/figures SITE
 
-A package that the machine has already is not unpacked, so nothing carried takes the place of something installed.
+A package that the machine has already is not unpacked, and compiled ops that are there already stay.
 Needs the standard library alone.
 """
 
@@ -42,12 +42,17 @@ def main() -> None:
     if not carried.is_dir():
         print(f"{carried} is not there: only what this machine has is used (make gpu-carry makes it)")
         return
-    site.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(site, ignore_errors=True)  # what an earlier call unpacked
+    site.mkdir(parents=True)
     for line in unpack_wheels(carried, site):
         print(line)
     for library in sorted(carried.glob("*.so")):
-        shutil.copy2(library, ROOT / "kernels" / "slotkernels" / library.name)
-        print(f"{library.name}: copied to kernels/slotkernels")
+        target = ROOT / "kernels" / "slotkernels" / library.name
+        if target.exists():
+            print(f"{library.name}: the one in kernels/slotkernels stays")
+        else:
+            shutil.copy2(library, target)
+            print(f"{library.name}: copied to kernels/slotkernels")
 
 
 if __name__ == "__main__":

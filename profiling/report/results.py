@@ -66,14 +66,20 @@ def rows_of(run: dict[str, Any]) -> list[Row]:
 def read_runs(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
     """The runs of ``profiling.bench`` by kind of device; files of one kind are joined.
 
+    Of a benchmark that was run with baselines and without them, the run with them counts.
+
     Raises:
-        ValueError: if two files of one kind hold the same benchmark.
+        ValueError: if two files of one kind hold the same benchmark, both with or both without baselines.
     """
     runs: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("bench-*.json")):
         run = json.loads(path.read_text())
         first = runs.setdefault(run["kind"], {**run, "files": [], "benchmarks": {}, "failed": {}})
-        both = set(first["benchmarks"]) & set(run["benchmarks"])
+        both = {
+            name
+            for name in set(first["benchmarks"]) & set(run["benchmarks"])
+            if _has_baselines(first["benchmarks"][name]) == _has_baselines(run["benchmarks"][name])
+        }
         if both:
             raise ValueError(f"{path.name}: {', '.join(sorted(both))} are in {', '.join(first['files'])} too")
         for benchmark in run["benchmarks"].values():
@@ -81,8 +87,13 @@ def read_runs(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
                 case["limits"] = run["limits"]
         first["files"].append(path.name)
         first["failed"] |= run["failed"]
-        first["benchmarks"] |= run["benchmarks"]
+        kept = {name: one for name, one in first["benchmarks"].items() if _has_baselines(one)}
+        first["benchmarks"] |= run["benchmarks"] | kept
     return runs
+
+
+def _has_baselines(benchmark: dict[str, Any]) -> bool:
+    return any(not name.startswith(OURS) for case in benchmark["cases"] for name in case["variants"])
 
 
 def read_recorded(folder: Path = RESULTS) -> list[Recorded]:

@@ -62,7 +62,8 @@ def check(tmp_path):
 
 def names(half):
     command = [ROOT / "profiling" / "gpu_check.sh", half, "--list"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    environment = {**os.environ, "CARRY": "/nowhere"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def test_the_most_valuable_parts_come_first():
@@ -131,6 +132,38 @@ def test_the_budget_is_kept_by_its_own_clock(check):
     done, report, _, _ = check("figures", BUDGET="2")
     assert done.returncode == 1
     assert {part["fate"] for part in report["parts"]} == {"left out"}
+
+
+def test_results_of_an_earlier_run_do_not_stand_beside_those_of_this_one(check, tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in ("steps-cuda.json", "bench-cuda.json", "tests-cuda.jsonl", "other.json"):
+        (tmp_path / "out" / name).write_text("{}")
+    assert {"bench-cuda.json", "steps-cuda.json"} <= set(check("figures", "--only", "device")[3])
+    files = check("figures")[3]
+    assert not {"bench-cuda.json", "steps-cuda.json"} & set(files)
+    assert {"other.json", "tests-cuda.jsonl"} <= set(files)
+    assert "tests-cuda.jsonl" not in check("proof")[3]
+
+
+def test_a_name_that_no_part_has_is_an_error(check):
+    assert check("figures", "--only", "unpack|nothing")[0].returncode == 0
+    done = check("figures", "--only", "nothing")[0]
+    assert done.returncode == 2
+    assert "no part's name begins with 'nothing'; --list names them" in done.stderr
+
+
+def test_a_dry_run_stays_away_from_the_committed_results(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/usr/bin/env bash\n[ "$1 $2" != "-m profiling.parts" ] || echo "$4" >>' + f"{tmp_path}/paths\n"
+    )
+    python.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(python), "SCRATCH": str(tmp_path / "scratch")}
+    environment.pop("OUT", None)
+    command = [ROOT / "profiling" / "gpu_check.sh", "figures", "--device", "cpu", "--only", "device"]
+    subprocess.run(command, env=environment, capture_output=True, check=True)
+    paths = set((tmp_path / "paths").read_text().split())
+    assert paths == {str(tmp_path / "scratch" / "dry-run" / "gpu-figures-cpu")}
 
 
 def test_csrc_is_built_where_none_was_carried(check):

@@ -78,6 +78,37 @@ def test_a_killed_check_leaves_a_whole_report_that_names_the_part_under_way(scri
     assert found == {"first": "passed", "second": "under way"}
 
 
+def test_ctrl_c_ends_the_part_and_the_check(script, tmp_path):
+    process = script(f"part long 60 bash -c 'touch {tmp_path}/begun; sleep 61.7'; part next 9 touch {tmp_path}/next")
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "begun").exists():
+        assert time.monotonic() < deadline
+        os.sched_yield()
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted" in output
+    assert not (tmp_path / "next").exists()
+    assert not subprocess.run(["pgrep", "-f", "sleep 61.7"], capture_output=True).stdout
+    assert fates(tmp_path)[1] == {"long": "under way"}
+
+
+def test_a_part_that_was_killed_early_is_not_out_of_time(script, tmp_path):
+    process = script("part killed 30 bash -c 'kill -9 $$'; end_report")
+    process.communicate(timeout=30)
+    assert fates(tmp_path)[1] == {"killed": "killed (137), perhaps for its memory"}
+
+
+def test_a_part_in_the_background_runs_beside_the_next_and_is_reported(script, tmp_path):
+    process = script(
+        f"background slow 20 bash -c 'until [ -e {tmp_path}/next ]; do sleep 0.1; done; exit 4';"
+        f"part next 9 touch {tmp_path}/next; await || echo it gave $?; end_report"
+    )
+    output, _ = process.communicate(timeout=30)
+    assert "it gave 4" in output
+    assert fates(tmp_path)[1] == {"slow": "failed (4)", "next": "passed"}
+
+
 def test_parts_share_a_budget(script, tmp_path):
     process = script("BUDGET=5; SECONDS=0; part cut 60 sleep 60; part late 5 echo no; end_report")
     process.communicate(timeout=60)

@@ -54,6 +54,11 @@ def test_ratio_is_that_to_the_middle_of_the_range_of_the_device_that_measured():
     assert "| a step | 80 to 100 ms | not measured |  |" in table(found)
 
 
+def test_another_device_is_not_judged_by_these_predictions(capsys):
+    assert rows_of({"rows": [{"from": []}]}, {**RESULTS, "device": {"device": "NVIDIA A100"}}) == []
+    assert "nothing was predicted for this device: NVIDIA A100" in capsys.readouterr().out
+
+
 def test_every_prediction_has_a_range_for_both_cards_and_a_place():
     for row in json.loads(PREDICTIONS.read_text())["rows"]:
         for card in ("h100", "h200"):
@@ -65,6 +70,8 @@ def test_every_prediction_has_a_range_for_both_cards_and_a_place():
 
 def test_device_is_read_from_the_report_of_the_part_that_printed_it():
     part = {"name": "device", "fate": "passed", "output": ["{", ' "device": "a GPU"', "}"]}
+    assert device_of({"parts": [part]}) == {"device": "a GPU"}
+    part["output"] = ["a warning", *part["output"], "another"]
     assert device_of({"parts": [part]}) == {"device": "a GPU"}
     assert device_of({"parts": [{**part, "fate": "failed (1)"}]}) == {}
 
@@ -81,5 +88,8 @@ def test_steps_of_several_processes_share_a_file(tmp_path):
         step = {**about, "stage": "image", "mode": mode, "deterministic": deterministic}
         add(tmp_path / "steps.json", step)
     content = json.loads((tmp_path / "steps.json").read_text())
+    add(tmp_path / "other.json", {**about, "stage": "image", "mode": "eager", "deterministic": True})
+    add(tmp_path / "other.json", {**step, "device": "another GPU"})
+    assert list(json.loads((tmp_path / "other.json").read_text())["steps"]) == ["image captured"]
     assert list(content["steps"]) == ["image eager", "image captured", "image captured, not deterministic"]
     assert content["commit"] == "abc"

@@ -92,6 +92,8 @@ def test_files_of_one_device_are_joined_and_contradictions_refused(folder):
     save(folder, "bench-cpu-1.json", run_of("cpu", "op", eager=3.0))
     save(folder, "bench-cpu-2.json", run_of("cpu", "other", eager=4.0))
     assert list(read_runs(folder)["cpu"]["benchmarks"]) == ["op", "other"]
+    save(folder, "bench-cpu-2.json", run_of("cpu", "op"))
+    assert "eager" in read_runs(folder)["cpu"]["benchmarks"]["op"]["cases"][0]["variants"]
     save(folder, "bench-cpu-2.json", run_of("cpu", "op", eager=4.0))
     with pytest.raises(ValueError, match=r"bench-cpu-2\.json: op are in bench-cpu-1\.json too"):
         page(folder)
