@@ -4,8 +4,9 @@
 #   profiling/ncu_kernel.sh '^forward_kernel' --stage image --preset ytvis19     # a regular expression, then profiling.step's
 #   LAUNCHES=3 SKIP=2 profiling/ncu_kernel.sh '^sinkhorn_kernel' --stage video --preset ytvis19
 #
-# SKIP launches of the kernel are passed over (default 0), LAUNCHES are measured (default 1), each many times over with
-# caches flushed. Clocks stay as they are: other programs may share the card. $SUMMARY (default $OUT/ncu-details.csv)
+# Skips the first SKIP launches of the kernel (default 0), then measures LAUNCHES of them (default 1); ncu replays each
+# one many times with caches flushed. Clocks stay as they are: other programs may share the card. If ncu reports
+# ERR_NVGPUCTRPERM, an administrator must allow performance counters. $SUMMARY (default $OUT/ncu-details.csv)
 # holds the summary by section with ncu's advice, $OUT/ncu-raw.csv every metric; $OUT/kernel.ncu-rep, for Nsight's
 # window, is not for git. Without ncu or a GPU it says what is missing, and takes one step on the CPU to show that the
 # rest works.

@@ -139,11 +139,11 @@ class Options:
     """Take training steps of one stage at a preset's sizes, on random data, and say how long they took."""
 
     stage: Stage = "image"
-    """Which stage."""
+    """Stage to run."""
     preset: Preset = "demo"
-    """Whose sizes."""
+    """Preset whose sizes are used, for example ytvis19."""
     device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where."""
+    """Device to run on."""
     mode: Mode = "eager"
     """eager shows all NVTX ranges. compiled: through torch.compile. captured: replays of one CUDA graph."""
     batch_size: int | None = None
@@ -153,8 +153,7 @@ class Options:
     streamed: bool = False
     """Encode the frames of each step anew: backbone and, for the video stage, image stage."""
     deterministic: bool = True
-    """As training does it. --no-deterministic allows kernels whose results differ from run to run: what the others
-    cost."""
+    """Use deterministic kernels, as training does. Time --no-deterministic too, to see what they cost."""
     cuda_profiler: bool = False
     """Call cudaProfilerStart before the timed steps and cudaProfilerStop after them."""
     breakdown: bool = False

@@ -35,7 +35,7 @@ class Options:
     Variants take turns, so that drift of the machine hits all alike; times are medians, with quartiles and extremes in
     the file. Inputs rotate so that they come from memory, not from a cache. On a GPU, variants that do not make the
     host wait are replayed from CUDA graphs. The rates of a large copy and of a large matrix product are measured in the
-    same run, and every op is told what share of them it reaches.
+    same run, and each op's share of them is reported.
 
     ``python -m profiling.report`` makes docs/benchmarks.md of profiling/results/bench-*.json.
     """
@@ -56,7 +56,7 @@ class Options:
     """File for the results, as JSON."""
 
     list: bool = False
-    """Say what there is, and stop."""
+    """List the benchmarks and exit."""
 
     compare: str | None = None
     """Time this revision of the repository against the working tree, by turns; see profiling.compare."""
@@ -71,8 +71,8 @@ class Options:
     """Only compare values and gradients with the truth; time nothing."""
 
     apart: bool = True
-    """Time training steps on a GPU in one process a variant, since it cannot hold the memory of all. --no-apart is what
-    these processes are called with."""
+    """Time training steps on a GPU in one process per variant, since it cannot hold the memory of all. --no-apart is
+    for internal use: it times all variants in this process."""
 
 
 def chosen(only: tuple[str, ...]) -> tuple[str, ...]:

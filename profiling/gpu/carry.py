@@ -3,13 +3,13 @@
     python -m profiling.gpu.carry                    # .carry/figures and .carry/proof, with their sizes
     python -m profiling.gpu.carry --only figures
 
-Each folder is what one command of profiling/gpu_check.sh needs beside the working tree:
+Each folder holds what one command of profiling/gpu_check.sh needs in addition to the working tree:
 
 - figures: the packages that a training step imports, the compiled ops, and the Triton kernels compiled for sm_90;
 - proof: all packages that the tests import, and the compiled ops.
 
-Run it with the Python and the PyTorch and Triton releases of the GPU machine (``make gpu-env`` installs them):
-wheels, compiled ops and the cache of Triton are made for the Python that runs this.
+Run it with the Python, PyTorch and Triton of the GPU machine (``make gpu-env`` installs them): wheels, compiled ops and
+the cache of Triton are made for the Python that runs this. Needs nvcc, a C++ compiler, git and network access here.
 """
 
 import argparse
