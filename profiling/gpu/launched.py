@@ -2,8 +2,8 @@
 
 Steps and benchmarks run on tensors without data (nothing is computed), with what PyTorch does on a GPU: backends are
 chosen as for tensors on a GPU, block sizes are those for 132 multiprocessors of compute capability 9.0, and autocast
-casts to float32 what it casts there (layer_norm, for example). The ops' own launch code then says which kernels it would
-launch with which arguments.
+casts to float32 what it casts there (layer_norm, for example). The ops' own launch code then says which kernels it
+would launch with which arguments.
 """
 
 import copy

@@ -214,8 +214,19 @@ def test_each_variant_has_a_process_of_its_own_where_a_case_asks_for_it():
         measure_apart("cluster_slots", 9, first, Options(device="cpu", seconds=0.0, threads=1, variants=(OURS,)))
 
 
-def test_training_steps_run_apart_on_a_gpu_alone():
-    assert not next(bench.load("train_image").cases("cpu")).apart
+def test_training_steps_run_apart_on_a_gpu_alone(monkeypatch):
+    from profiling.bench import training
+
+    assert not next(training.TRAIN_IMAGE.cases("cpu")).apart
+    settings, setup = training.settings(torch.device("cpu")), training.image_setup
+    monkeypatch.setattr(training, "repeatable", lambda device: None)
+    monkeypatch.setattr(training, "settings", lambda device: settings)
+    monkeypatch.setattr(
+        training, "image_setup", lambda config, dim, grid, _: setup(config, dim, grid, torch.device("cpu"))
+    )
+    on_gpu = next(training.TRAIN_IMAGE.cases("cuda"))
+    assert on_gpu.apart
+    assert f"{OURS} compiled and captured" in on_gpu.variants
 
 
 def test_cases_that_are_done_are_saved_before_one_that_hangs_or_dies(monkeypatch, tmp_path):

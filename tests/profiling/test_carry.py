@@ -102,3 +102,12 @@ def test_the_revision_that_was_carried_comes_first_and_git_need_not_be_there(mon
     monkeypatch.delenv(VARIABLE)
     monkeypatch.setenv("PATH", "/nowhere")
     assert revision() == "unknown"
+
+
+def test_what_is_carried_is_not_part_of_the_tree():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    paths = [".carry/proof/av.whl", ".gpu-check/site/av", ".venv-gpu/bin/python"]
+    command = ["git", "check-ignore", "--no-index", *paths]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert found == paths
