@@ -97,8 +97,8 @@ gpu-carry: $(GPU)/.ready
 gpu-dry-run: gpu-carry
 	rm -rf .gpu-check
 	code=0; for half in figures proof; do \
-		PYTHON=$(GPU)/bin/python OUT=profiling/results/gpu-dry-run profiling/gpu_check.sh $$half --device cpu || code=$$?; \
-	done; exit $$code
+		PYTHON=$(GPU)/bin/python profiling/gpu_check.sh $$half --device cpu || code=$$?; \
+	done; cp .gpu-check/dry-run/gpu-*-cpu.json .gpu-check/dry-run/gpu-*-cpu.md profiling/results/gpu-dry-run; exit $$code
 
 clean:
 	rm -rf $(VENV) $(GPU) .carry .gpu-check demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache

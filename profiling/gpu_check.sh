@@ -63,13 +63,16 @@ if [ "$DEVICE" = cuda ]; then
     SMOKE=(--device cuda --workers 6)
     SUITE=(-m gpu tests/slotkernels tests/interpreter/engine tests/interpreter/models tests/interpreter/data)
     RESUME=(-m gpu tests/interpreter/test_resume.py)
+    BASELINES=(inverted propagate_l slot_u cluster merge propagate_a invariant slot_a sinkhorn_d sinkhorn_s train)
     WORKERS=8
 else
     STEP=(--device cpu --preset demo --batch-size 2 --steps 2 --breakdown)
     BENCH=(--device cpu --seconds 0)
     SMOKE=(--device cpu --workers 1 --only slot_update propagate_labels cluster_slots)
-    SUITE=(tests/slotkernels/test_dispatch.py tests/slotkernels/test_slot_update.py tests/interpreter/engine)
+    # Triton 3.6's interpreter does not run with NumPy 2.5: tests that need it are left out.
+    SUITE=(-k "not triton" tests/slotkernels/test_dispatch.py tests/slotkernels/test_slot_attention.py tests/interpreter/engine)
     RESUME=(-k "killed_run_goes_on and image" tests/interpreter/test_resume.py)
+    BASELINES=(slot_u cluster merge propagate_a)
     WORKERS=2
 fi
 PYTEST=("$PYTHON" -m pytest -q -p no:cacheprovider)
@@ -154,8 +157,7 @@ print(*(n for n in ('xdist', 'pytest_reportlog', 'pytest_timeout') if u.find_spe
     sanitize racecheck --only inverted sinkhorn merging
     TAIL=60 part "values of the baselines" 150 "$PYTHON" -m profiling.gpu.smoke "${SMOKE[@]}" --variants all --seconds 140
     await
-    bench "benchmarks with baselines" 200 bench-baselines --only inverted propagate_l slot_u cluster merge propagate_a invariant slot_a \
-        sinkhorn_d sinkhorn_s train
+    bench "benchmarks with baselines" 200 bench-baselines --only "${BASELINES[@]}"
     count image '^(forward|backward)_kernel'
     count video '^sinkhorn_kernel'
     decode
