@@ -50,7 +50,9 @@ def change(report: dict[str, Any], action: str, rest: Sequence[str]) -> None:
     if action == "start":
         parts.append({"name": rest[0], "limit": int(rest[1]), "fate": RUNNING})
     elif action == "end":
-        code, log = int(rest[1]), Path(rest[3]).read_text(errors="replace").splitlines()
+        # Files are named by their place in the repository: not by that of the machine.
+        text = Path(rest[3]).read_text(errors="replace").replace(f"{Path.cwd()}/", "")
+        code, log = int(rest[1]), text.splitlines()
         (part,) = (part for part in parts if part["name"] == rest[0] and part["fate"] == RUNNING)
         timed_out = code in TIMED_OUT and int(rest[2]) >= part["limit"]
         fate = "passed" if code == 0 else "out of time" if timed_out else f"failed ({code})"

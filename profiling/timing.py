@@ -139,7 +139,7 @@ def machine(device: str) -> dict[str, Any]:
         "device": name,
         "versions": versions,
         "commit": revision(),
-        "command": " ".join(["python -m", _module(Path(sys.argv[0])), *sys.argv[1:]]),
+        "command": " ".join(["python -m", _module(Path(sys.argv[0])), *sys.argv[1:]]).replace(f"{Path.cwd()}/", ""),
         "date": date.today().isoformat(),
     }
 

@@ -118,6 +118,12 @@ def test_parts_share_a_budget(script, tmp_path):
     assert process.returncode == 1
 
 
+def test_a_report_names_files_by_their_place_in_the_repository(script, tmp_path):
+    process = script('part one 9 echo "$PWD/docs/index.md and /elsewhere"; end_report')
+    process.communicate(timeout=30)
+    assert fates(tmp_path)[0]["parts"][0]["output"] == ["docs/index.md and /elsewhere"]
+
+
 def test_all_well_is_exit_status_zero(script, tmp_path):
     process = script("part one 9 true; end_report")
     process.communicate(timeout=30)
