@@ -136,7 +136,9 @@ class Op:
         if requested != "auto":
             raise RuntimeError(self._cannot_serve(backend, call, str(error))) from error
         if os.environ.get(STRICT_VARIABLE, "0").lower() in ("1", "true", "yes", "on"):
-            raise RuntimeError(f"slotkernels.{self.name}: {error} ({STRICT_VARIABLE} forbids to fall back)") from error
+            raise RuntimeError(
+                f"slotkernels.{self.name}: {error} ({STRICT_VARIABLE} does not allow another backend)"
+            ) from error
         self._unbuilt.add((backend, *_kind(call, function)))
         if error.kernel not in self._warned:
             self._warned.add(error.kernel)

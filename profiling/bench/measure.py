@@ -162,10 +162,15 @@ def measure(
 def join(results: list[dict[str, Any]]) -> dict[str, Any]:
     """One result of a case whose variants were measured in processes of their own.
 
-    They took no turns: ratios are those of each time to the median of ours.
+    The variants did not alternate, so each ratio divides a time by our median time.
+
+    Raises:
+        ValueError: if our variant was not measured.
     """
     variants = {name: found for result in results for name, found in result["variants"].items()}
-    (ours,) = (result for result in results if OURS in result["variants"])
+    ours = next((result for result in results if OURS in result["variants"]), None)
+    if ours is None:
+        raise ValueError(f"--variants {' '.join(variants)}: add {OURS}, which the others are compared with")
     median = variants[OURS]["ms"]["median"]
     for found in variants.values():
         found["times_ours"] = {name: value / median for name, value in found["ms"].items()}

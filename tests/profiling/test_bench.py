@@ -203,6 +203,12 @@ def test_variants_of_processes_of_their_own_are_joined_by_the_median_of_ours():
     assert (found["of_floor"], found["seconds"]) == (0.5, 2.0)
 
 
+def test_variants_of_processes_of_their_own_need_ours_to_compare_with():
+    other = {"rounds": 5, "seconds": 1.0, "variants": {"other": {"ms": {"median": 1.0}}}}
+    with pytest.raises(ValueError, match=f"--variants other: add {OURS}"):
+        join([other])
+
+
 def test_each_variant_has_a_process_of_its_own_where_a_case_asks_for_it():
     options = Options(device="cpu", seconds=0.0, threads=1, variants=("ours",))
     first = next(bench.load("cluster_slots").cases("cpu"))

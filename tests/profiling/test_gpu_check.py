@@ -169,6 +169,7 @@ def test_a_dry_run_stays_away_from_the_committed_results(tmp_path):
 def test_csrc_is_built_where_none_was_carried(check):
     calls = check("figures", "--only", "csrc", failing="profiling.gpu.native")[2]
     assert [line for line in calls if "setup.py -q build_ext --inplace" in line]
+    assert [line for line in calls if "get_device_capability" in line]  # for this GPU alone
 
 
 @pytest.mark.parametrize("options", [[], ["everything"], ["proof", "--device", "tpu"], ["figures", "--quick"]])

@@ -1,4 +1,4 @@
-"""Predictions for a GPU stand beside what was measured, and say so where nothing was."""
+"""The table of predictions for a GPU: measured values, their ratios, and figures that were not measured."""
 
 import json
 

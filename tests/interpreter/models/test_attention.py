@@ -161,7 +161,7 @@ def test_masked_attention_by_products_equals_float64_in_value_and_gradients(form
     tolerance = 1e-5 if form == "float32" else 3e-2
     for actual, wanted in zip((out, *grads), (expected, *expected_grads), strict=True):
         assert (actual.double() - wanted).abs().max() < tolerance * wanted.abs().max()
-    for grad in grads[1:]:  # of keys and values that nobody may look at
+    for grad in grads[1:]:  # of masked keys and values, which must be zero
         assert not grad.masked_select(~mask.mT).any()
 
 
