@@ -95,9 +95,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
     for name, tensor in tensors.items():
         parameter, key = name.rsplit("/", 1)
         target = parameters[parameter]
-        # The step counter stays where the optimiser wants it: on the CPU.
-        value = tensor if key == "step" else tensor.to(target.device)
-        optimizer.state[target][key] = value
+        # A fused optimiser wants its step counter, too, where the parameter is.
+        optimizer.state[target][key] = tensor.to(target.device)
 
 
 def restore_weights(model: nn.Module, weights: dict[str, Tensor], where: Path) -> None:

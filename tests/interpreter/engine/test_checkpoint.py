@@ -28,18 +28,21 @@ def names(folder):
 
 
 def train(model, optimizer, steps):
+    device = next(model.parameters()).device
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)
-        loss = model(torch.randn(4, 3, generator=generator)).pow(2).mean()
+        loss = model(torch.randn(4, 3, generator=generator).to(device)).pow(2).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
 
-def build(seed=0):
+def build(device, seed=0):
+    """A model and an optimiser as training uses it."""
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
-    return model, torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.005)
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).to(device)
+    options = {"fused": True, "capturable": device == "cuda"}
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.005, **options)
 
 
 def test_state_survives_exactly(tmp_path):
@@ -55,13 +58,14 @@ def test_state_survives_exactly(tmp_path):
     assert loaded.optimizer == {"a.b/step": torch.tensor(7.0)}
 
 
-def test_optimizer_goes_on_bit_for_bit(tmp_path):
-    straight, optimizer = build()
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_optimizer_goes_on_bit_for_bit(device, tmp_path):
+    straight, optimizer = build(device)
     train(straight, optimizer, 5)
     path = save_checkpoint(tmp_path, TrainingState(5, straight.state_dict(), optimizer_tensors(optimizer, straight)))
     before = path.read_bytes()
 
-    resumed, again = build(seed=1)
+    resumed, again = build(device, seed=1)
     loaded = load_checkpoint(tmp_path)
     restore_weights(resumed, loaded.weights, tmp_path)
     restore_optimizer(again, resumed, loaded.optimizer)
@@ -69,10 +73,20 @@ def test_optimizer_goes_on_bit_for_bit(tmp_path):
         old, new = optimizer.state[one], again.state[other]
         assert old.keys() == new.keys() == {"step", "exp_avg", "exp_avg_sq"}
         assert all(torch.equal(old[k], new[k]) and old[k].dtype == new[k].dtype for k in old)
+        assert all(old[k].device == new[k].device for k in old)
     train(straight, optimizer, 5)
     train(resumed, again, 5)
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
     assert path.read_bytes() == before  # nothing trains inside the mapped file
+
+
+def test_all_state_is_restored_where_the_parameter_is(tmp_path):
+    """As a fused optimiser needs it. A device without memory stands for a GPU here."""
+    model, optimizer = build("cpu")
+    train(model, optimizer, 1)
+    tensors = optimizer_tensors(optimizer, model)
+    restore_optimizer(optimizer, model.to("meta"), tensors)
+    assert all(value.device.type == "meta" for p in model.parameters() for value in optimizer.state[p].values())
 
 
 def test_the_two_newest_are_kept(tmp_path):
@@ -159,6 +173,6 @@ def test_full_disk_is_one_line_and_the_earlier_checkpoint_still_loads(small_disk
 
 
 def test_other_weights_are_a_value_error_that_says_what_differs(tmp_path):
-    model, _ = build()
+    model, _ = build("cpu")
     with pytest.raises(ValueError, match=r"belongs to another configuration: .*0\.weight"):
         restore_weights(model, {**model.state_dict(), "0.weight": torch.zeros(7, 3)}, tmp_path)
