@@ -270,3 +270,21 @@ def test_cost_formulas():
     assert bytes_moved(2, 3, 5, 7, kept=(True, False), backward=True) == 2 * (8 * 7 + 3 * 8 + 3 * 7) * 4
     assert flops(1, 1, 1, 1, steps=2) == 2 * 3 + 5 * 4 * 2
     assert flops(2, 3, 5, 7, kept=(False, True), backward=True) == 2 * 2 * 5 * 8 * 7
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("diameter", ["batch", "problem"])
+def test_the_reference_can_be_captured_in_a_cuda_graph(diameter):
+    x, y = (t.cuda() for t in points((4, 8, 8, 16), grad=False))
+    weight = weights(4, 8).detach().cuda()
+
+    def step():
+        return sinkhorn_divergence(x, y, weight, weight, diameter=diameter, backend="reference")
+
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    x.add_(1)
+    graph.replay()
+    assert torch.equal(captured, step())

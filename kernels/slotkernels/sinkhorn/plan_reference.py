@@ -50,7 +50,7 @@ class LogDomain:
         """The plan after an update of the rows, normalised by its own sums; it takes the matrix away."""
         exponents = self.exponents(self.log_b + g)
         highest = exponents.amax(2, keepdim=True)
-        return self._normalised(exponents.sub_(torch.where(highest == -math.inf, 0.0, highest)).exp2_())
+        return self._normalised(exponents.sub_(highest.masked_fill(highest == -math.inf, 0.0)).exp2_())
 
     def _log_sum(self, logs: Tensor, dim: int) -> Tensor:
         """``-log2 sum 2^(logs - C / unit)``; 0 for points that no pair reaches."""

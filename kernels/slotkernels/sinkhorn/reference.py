@@ -59,13 +59,14 @@ def epsilon_schedule(
     diameter = diameter.double().reshape(-1, 1)
     starts = p * diameter.nan_to_num(blur).clamp(SHORTEST_RATIO * blur, LONGEST_RATIO * blur).log()
     lengths = ((stop - starts) / step).ceil().clamp_min(0)
-    yield starts.exp().where(diameter.isfinite(), math.nan), torch.ones_like(lengths, dtype=torch.bool)
+    # masked_fill here and below: torch.where would copy its number from the CPU, which no CUDA graph can hold.
+    yield starts.exp().masked_fill(~diameter.isfinite(), math.nan), torch.ones_like(lengths, dtype=torch.bool)
     if diameter.device.type == "cpu":
         longest = int(lengths.max()) if lengths.numel() else 0
     else:
         longest = math.ceil(p * math.log(LONGEST_RATIO) / -step)
     for i in range(longest + 1):
-        yield torch.where(lengths > i, (starts + i * step).exp(), blur**p), lengths >= i
+        yield (starts + i * step).exp().masked_fill(lengths <= i, blur**p), lengths >= i
 
 
 def _pad(points: Tensor, length: int) -> Tensor:
@@ -82,7 +83,7 @@ def _log_weights(weights: Tensor | None, points: Tensor, length: int) -> Tensor:
         logs = torch.full((count, batch), -math.log(count), dtype=dtype, device=points.device)
     else:
         weights = weights.to(dtype).t()
-        logs = torch.where(weights > 0, weights.log(), -100000.0)
+        logs = weights.log().masked_fill(~(weights > 0), -100000.0)
     return F.pad(logs, (0, 0, 0, length - count), value=-math.inf) if length > count else logs
 
 

@@ -177,7 +177,7 @@ def log_weights(weights: Tensor | None, points: Tensor) -> Tensor:
     """[B, N] float64 log-weights; zero weights become -100000 as in GeomLoss."""
     if weights is None:
         return torch.full(points.shape[:2], -math.log(points.shape[1]), dtype=torch.float64, device=points.device)
-    return torch.where(weights > 0, weights.double().log(), -100000.0)
+    return weights.double().log().masked_fill(~(weights > 0), -100000.0)
 
 
 def out_of_range(sums: Tensor) -> Tensor:
