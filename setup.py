@@ -3,7 +3,8 @@
 ``pip install --no-build-isolation .`` compiles them. They use torch's stable ABI: a wheel built against one torch runs
 with every later one (2.11 and up). Environment variables:
 
-- SLOTKERNELS_BUILD=0 leaves them out, and the package is pure Python;
+- SLOTKERNELS_BUILD=0 leaves them out, and the package is pure Python; SLOTKERNELS_BUILD=1 makes it an error if they
+  cannot be compiled; by default the package is pure Python then, and one line says why (pip shows it with -v);
 - FORCE_CUDA=1 builds the ops for GPUs and FORCE_CUDA=0 leaves them out, whatever torch and whatever GPU there is; by
   default they are built if torch is a build with CUDA and nvcc is found;
 - CUDA_HOME is the CUDA toolkit, TORCH_CUDA_ARCH_LIST the GPUs to compile for, MAX_JOBS how many compilers may work;
@@ -64,7 +65,31 @@ def cuda_wanted(torch_has_cuda: bool) -> bool:
     return wanted and cuda_home() is not None
 
 
-def extensions() -> dict:
+def builder(required: bool) -> type:
+    """The command that compiles the ops; unless they are required, it leaves them out if it fails."""
+    from torch.utils.cpp_extension import BuildExtension
+
+    class Build(BuildExtension):
+        def run(self) -> None:
+            while self.extensions:
+                try:
+                    return super().run()
+                except Exception as error:  # of the compiler, of ninja, of torch's own checks
+                    if required:
+                        raise
+                    reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+                    left_out = self.extensions.pop()  # the GPU's ops come last
+                    print(
+                        f"setup.py: {left_out.name} is not compiled, its ops run as slower Python: {reason}\n"
+                        "setup.py: SLOTKERNELS_BUILD=1 makes this an error and shows all of it",
+                        file=sys.stderr,
+                    )
+            return None
+
+    return Build
+
+
+def extensions(required: bool) -> dict:
     """What setuptools has to build."""
     try:
         import torch
@@ -76,7 +101,11 @@ def extensions() -> dict:
             "  SLOTKERNELS_BUILD=0 pip install .      # pure Python, slower"
         )
     sources = sorted(str(path) for path in [*Path("csrc").glob("*.cpp"), *Path("csrc/cpu").glob("*.cpp")])
-    modules = [cpp_extension.CppExtension("slotkernels._C", sources, extra_compile_args=CXX_FLAGS, py_limited_api=True)]
+    modules = [
+        cpp_extension.CppExtension(
+            "slotkernels._C", sources, extra_compile_args=CXX_FLAGS, py_limited_api=True, optional=not required
+        )
+    ]
     if cuda_wanted(torch.version.cuda is not None):
         home = cuda_home()
         cpp_extension.CUDA_HOME = str(home)  # a torch without CUDA has not looked for it
@@ -91,13 +120,17 @@ def extensions() -> dict:
                 libraries=["cudart_static", "dl", "rt", "pthread"],
                 extra_compile_args={"cxx": [], "nvcc": NVCC_FLAGS},
                 py_limited_api=True,
+                optional=not required,
             )
         )
     return {
         "ext_modules": modules,
-        "cmdclass": {"build_ext": cpp_extension.BuildExtension},
-        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
+        "cmdclass": {"build_ext": builder(required)},
+        "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
     }
 
 
-setup(**(extensions() if os.environ.get("SLOTKERNELS_BUILD", "1") != "0" else {}))
+choice = os.environ.get("SLOTKERNELS_BUILD") or None
+if choice not in (None, "0", "1"):
+    sys.exit(f"setup.py: SLOTKERNELS_BUILD={choice}, expected 0 or 1")
+setup(**({} if choice == "0" else extensions(required=choice == "1")))

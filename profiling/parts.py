@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def begin(title: str, device: str) -> dict[str, Any]:
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     return {
         "what": f"report of {title}: which parts passed, how long they took and what they printed last",
         "command": title,

@@ -6,9 +6,9 @@
     python -m profiling.resources --one-of-each --sm 90   # one launch of each kernel and mode; fails on errors, spills
 
 Triton's launches are recorded from the ops' own launch code on meta tensors, so what is compiled is what would run, and
-what Triton's own call of the assembler reports is what is read. The newest of VERSIONS has the table resources.csv, an
-older one resources-triton-X.csv, for sm_90; ``python -m profiling.compilers`` runs this command with each of them. The
-CUDA sources of csrc/cuda are compiled with the flags of setup.py where nvcc is found.
+what Triton's own call of the assembler reports is what is read. PINNED has the table resources.csv, each
+other version resources-triton-X.csv, for sm_90; ``python -m profiling.compilers`` runs this command with each of them.
+The CUDA sources of csrc/cuda are compiled with the flags of setup.py where nvcc is found.
 """
 
 import argparse
@@ -32,9 +32,10 @@ from triton.compiler import ASTSource
 from profiling.cubin import SHARED_LIMIT, Resources, cuda_resources, cuda_stamp, nvcc, occupancy, read_report
 from profiling.shipped import shipped
 
-# The compilers that users have, oldest first: that of torch 2.11 (our GPU machine), that of torch 2.13 as PyPI has it,
-# and the newest, which constraints.txt installs.
+# The compilers that users have, oldest first: that of torch 2.11 (our GPU machine), that of torch 2.13, which
+# constraints.txt installs, and the newest.
 VERSIONS = ("3.6.0", "3.7.1", "3.9.0")
+PINNED = "3.7.1"
 TABLE = Path(__file__).parent / "results" / "resources.csv"
 CUDA_TABLE = TABLE.with_name("resources-cuda.csv")
 DEVICES = {80: Device(80, 108), 90: Device(90, 132), 100: Device(100, 148)}  # A100, H100, B200
@@ -119,7 +120,7 @@ def launches(choice: Choice) -> list[tuple[str, Launch, int]]:
 
 def table_of(version: str) -> Path:
     """The table of a version of Triton."""
-    return TABLE if version == VERSIONS[-1] else TABLE.with_name(f"resources-triton-{version}.csv")
+    return TABLE if version == PINNED else TABLE.with_name(f"resources-triton-{version}.csv")
 
 
 def stamp(version: str) -> str:
@@ -211,7 +212,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="only launches whose label contains this text")
     parser.add_argument("--one-of-each", action="store_true", help="one launch of each kernel and mode, not compared")
     parser.add_argument(
-        "--sm", type=int, choices=DEVICES, help="one architecture (default: all; with an old Triton 90)"
+        "--sm", type=int, choices=DEVICES, help="one architecture (default: all; with another Triton than PINNED 90)"
     )
     parser.add_argument("--workers", type=int, default=2, help="compilers that run side by side (default 2)")
     arguments = parser.parse_args()
@@ -225,12 +226,12 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """The command."""
     arguments = _arguments()
-    newest = triton.__version__ == VERSIONS[-1]
-    architectures = (arguments.sm,) if arguments.sm else tuple(DEVICES) if newest else (90,)
+    is_pinned = triton.__version__ == PINNED
+    architectures = (arguments.sm,) if arguments.sm else tuple(DEVICES) if is_pinned else (90,)
     choice = Choice(arguments.only, architectures, arguments.one_of_each)
     tables = [(table_of(triton.__version__), stamp(triton.__version__), _triton_rows(choice, arguments.workers))]
     compiler = nvcc()
-    if newest and not arguments.one_of_each:
+    if is_pinned and not arguments.one_of_each:
         if compiler is None:
             print("no nvcc on the path, in CUDA_HOME or in /usr/local/cuda: csrc/cuda is left out")
         else:

@@ -1,5 +1,6 @@
 """Frozen feature extractors behind one interface: frames in, patch tokens out."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -183,7 +184,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
 
     Raises:
         FileNotFoundError: if there is no such hub entry, folder or file; says which options work offline.
-        ValueError: if the file or model is of a kind that cannot serve.
+        ValueError: if the file or model is of a kind that cannot serve, or the package transformers is missing.
     """
     name, path = config.backbone, Path(config.backbone)
     backbone: Backbone
@@ -193,6 +194,11 @@ def load_backbone(config: BackboneConfig) -> Backbone:
                 "--feature-layer selects a block of a ViT; efficientnet-lite0 joins its two stages of stride 16"
             )
         backbone = EfficientNetLite0()
+    elif find_spec("transformers") is None:
+        raise ValueError(
+            f"--backbone {name} needs the package transformers: pip install 'transformers>=5', or use "
+            "--backbone efficientnet-lite0, which needs nothing"
+        )
     elif path.suffix in (".pth", ".pt", ".safetensors"):
         from interpreter.models.dinov2 import load_official_dinov2
 

@@ -24,8 +24,8 @@ two disagree. `python -m profiling.bench` measures: every op and the training st
 NOT_RUN = "Not run. `profiling/gpu_check.sh` measures it on a machine with a GPU ([profiling.md](profiling.md))."
 NOT_YET = """### What no GPU has run so far
 
-- `sinkhorn_divergence` and the training steps as benchmarks with baselines. The first failed, since the reference copied
-  a number from the CPU while a CUDA graph was captured; that is fixed and has not run again.
+- `sinkhorn_divergence` and the training steps as benchmarks with baselines. The first failed, since the reference
+  copied a number from the CPU while a CUDA graph was captured; that is fixed and has not run again.
 - The video stage's step with all 96 videos at once, which the preset now does. It was measured in two halves of 48.
 - GeomLoss and KeOps on large sets: KeOps crashes on the H200 (pykeops 2.3 with CUDA 13.0). A trial in a child process
   finds that out, and `auto` uses `blocks`.
@@ -33,9 +33,9 @@ NOT_YET = """### What no GPU has run so far
   forward kernel are in [ncu-image-cuda.csv](../profiling/results/ncu-image-cuda.csv).
 
 Reports of the parts: [gpu-figures-cuda.md](../profiling/results/gpu-figures-cuda.md),
-[gpu-proof-cuda.md](../profiling/results/gpu-proof-cuda.md) and numbers 2, 3 and 4 of the latter. All GPU tests passed in
-number 3 (765, and 57 skipped), and a resumed run equalled one without interruption bit for bit in number 4. Number 3 had
-found that resuming failed on a GPU: the optimiser's step counter was restored on the CPU.
+[gpu-proof-cuda.md](../profiling/results/gpu-proof-cuda.md) and numbers 2, 3 and 4 of the latter. All GPU tests passed
+in number 3 (765, and 57 skipped), and a resumed run equalled one without interruption bit for bit in number 4. Number 3
+had found that resuming failed on a GPU: the optimiser's step counter was restored on the CPU.
 """
 MARKERS = ("<!-- figures -->", "<!-- /figures -->")
 

@@ -36,7 +36,7 @@ print(slotkernels.__file__, served, len(mine))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("build", "tag", "served"), [("1", "cp310-abi3-linux_x86_64", "cpp 0"), ("0", "py3-none-any", "reference 1")]
+    ("build", "tag", "served"), [("1", "cp311-abi3-linux_x86_64", "cpp 0"), ("0", "py3-none-any", "reference 1")]
 )
 def test_wheel_installs_and_runs(sources, python, tmp_path, build, tag, served):
     if build == "1" and shutil.which("c++") is None:
@@ -61,15 +61,41 @@ def test_wheel_installs_and_runs(sources, python, tmp_path, build, tag, served):
     assert printed.split("\n")[-2] == f"{place}/slotkernels/__init__.py {served}"
 
 
-def test_a_compiler_error_stops_the_build_with_its_message(sources, python):
+def break_sources(sources):
     for source in (sources / "csrc/cpu").glob("*.cpp"):
         source.unlink()
     schemas = sources / "csrc/schemas.cpp"
     schemas.write_text(schemas.read_text() + "\nint broken = no_such_name;\n")
-    done = python(sources, "setup.py", "build_ext", "--inplace", check=False, FORCE_CUDA="0")
+
+
+BUILD = ("setup.py", "build_ext", "--inplace")
+
+
+def test_a_compiler_error_stops_a_build_that_was_asked_for(sources, python):
+    break_sources(sources)
+    done = python(sources, *BUILD, check=False, FORCE_CUDA="0", SLOTKERNELS_BUILD="1")
     assert done.returncode != 0
     assert "no_such_name" in done.stdout
     assert not list(sources.rglob("*.so"))
+
+
+@pytest.mark.parametrize("fault", ["an error", "no compiler"])
+def test_without_compiled_ops_the_build_says_so_and_goes_on(fault, sources, python):
+    variables = {"FORCE_CUDA": "0"}
+    if fault == "an error":
+        break_sources(sources)
+    else:
+        variables |= {"CXX": "no-such-compiler", "CC": "no-such-compiler"}
+    done = python(sources, *BUILD, **variables)
+    assert "slotkernels._C is not compiled, its ops run as slower Python: " in done.stdout
+    assert "SLOTKERNELS_BUILD=1" in done.stdout
+    assert not list(sources.rglob("*.so"))
+
+
+def test_a_choice_that_is_none_is_an_error(sources, python):
+    done = python(sources, *BUILD, check=False, SLOTKERNELS_BUILD="yes")
+    assert done.returncode != 0
+    assert "SLOTKERNELS_BUILD=yes, expected 0 or 1" in done.stdout
 
 
 def test_a_build_that_cannot_see_torch_says_what_to_do(sources):

@@ -103,5 +103,7 @@ def tile(
     width, count = (block_dv, value_chunks) if kind == "forward" else (block_d, chunks)
     share = count if kind == "tokens" else min(count, max(1, budget // (4 * block_n * width)))
     sizes = (block_d, chunks, block_dv, value_chunks, share)
-    stages = 1 if backward and (wide or many) else 2
+    # Before sm_90, products read registers: 64 columns leave none for the addresses of a second tile.
+    full = capability < 90 and block_n == 64 and (kind == "queries" or (wide and not backward))
+    stages = 1 if full or (backward and (wide or many)) else 2
     return Tile(16 if wide else 32, block_g, block_p, *sizes, keep=False, warps=8, stages=stages)

@@ -208,3 +208,10 @@ def test_features_do_not_depend_on_the_rest_of_the_batch(lite0):
     together = lite0.features(pixels)
     torch.testing.assert_close(together[1:2], lite0.features(pixels[1:2]), atol=1e-4, rtol=1e-4)
     assert not F.cosine_similarity(together[0], together[1]).allclose(torch.ones(16), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["facebook/dinov2-base", "dinov2_vits14.pth"])
+def test_without_transformers_the_error_says_what_to_install(name, monkeypatch):
+    monkeypatch.setattr("interpreter.models.backbone.find_spec", lambda package: None)
+    with pytest.raises(ValueError, match=rf"--backbone {name} needs the package transformers: pip install"):
+        load_backbone(BackboneConfig(backbone=name))

@@ -1,0 +1,123 @@
+"""Makes a virtual environment with this project in it, after a look at what the machine has.
+
+    python3 install.py                       # what `make demo` needs, in .venv
+    python3 install.py --extra dev           # what `make test` needs
+    python3 install.py --torch-index https://download.pytorch.org/whl/cpu    # PyTorch without CUDA, a quarter as large
+
+Needs nothing but Python. It runs under an old Python, too, which gets one line and no traceback. pip's configuration,
+PIP_* variables and HTTPS_PROXY work as usual. If it is interrupted, the same command completes what is missing.
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+
+ROOT = os.path.dirname(os.path.abspath(__file__))
+OLDEST, NEWEST = (3, 11), (3, 13)  # the versions of Python that the tests run under
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+# GB to download and on disk, for the demo and for the tests; profiling/results/fresh.md has the measurement.
+WITH_CUDA = {"demo": (3.0, 6.0), "dev": (4.0, 9.0)}
+WITHOUT_CUDA = {"demo": (0.6, 1.6), "dev": (1.6, 4.5)}
+
+
+def fail(problem, advice):
+    """End with one clear error."""
+    sys.exit(f"error: {problem}\n  {advice}")
+
+
+def check_python():
+    """End if this Python cannot hold the project; warn if it is newer than those that are tested."""
+    version = ".".join(map(str, sys.version_info[:2]))
+    name = f"Python {version} ({sys.executable})"
+    if sys.version_info[:2] < OLDEST:
+        fail(f"{name} is too old: 3.11 to 3.13 are supported", "Name another one: make demo PYTHON=python3.12")
+    if sys.version_info[:2] > NEWEST:
+        print(f"{name} is newer than those that are tested, 3.11 to 3.13")
+    try:
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError:
+        fail(
+            f"{name} cannot make virtual environments: its module ensurepip is missing",
+            f"On Debian and Ubuntu: apt install python{version}-venv",
+        )
+
+
+def has_nvidia_gpu():
+    """Whether a driver of an NVIDIA GPU is there."""
+    return os.path.exists("/proc/driver/nvidia") or shutil.which("nvidia-smi") is not None
+
+
+def announce(extra, index, folder):
+    """Print how much will be downloaded and stored, and how that could be less; end if the disk is too small."""
+    brings_cuda = index is None and platform.system() == "Linux"
+    download, size = (WITH_CUDA if brings_cuda else WITHOUT_CUDA)[extra]
+    print(f"About {download:.1f} GB will be downloaded, and {folder} takes {size:.1f} GB.")
+    if brings_cuda:
+        seen = "" if has_nvidia_gpu() else ", and no NVIDIA GPU was found here"
+        less, smaller = WITHOUT_CUDA[extra]
+        print(f"Most of that is NVIDIA's libraries, which PyTorch from PyPI brings on Linux{seen}.")
+        print(f"Without a GPU, use PyTorch's CPU build ({less:.1f} GB, {smaller:.1f} GB on disk): make demo CPU=1")
+    sys.stdout.flush()
+    place = folder
+    while not os.path.exists(place):
+        place = os.path.dirname(place)
+    free = shutil.disk_usage(place).free / 1e9
+    is_started = os.path.exists(os.path.join(folder, "pyvenv.cfg"))  # then a part of it is there already
+    if free < size and not is_started:
+        fail(f"only {free:.1f} GB are free in {place}", "Free some space, or use another folder: make demo VENV=FOLDER")
+
+
+def compiler_is_missing():
+    """What the compiled ops lack, or None."""
+    compiler = (os.environ.get("CXX") or "c++").split()[0]
+    if shutil.which(compiler) is None:
+        return f"no C++ compiler ({compiler})"
+    if not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")):
+        return "no headers of Python (Python.h)"
+    return None
+
+
+def run(*command):
+    """Run a command; its own output is the explanation if it fails."""
+    code = subprocess.call(list(command), cwd=ROOT)
+    if code:
+        fail(
+            f"`{' '.join(command[:4])} …` ended with status {code}",
+            "Its output is above; docs/install.md lists usual causes. Run the same command again to go on from here.",
+        )
+
+
+def main():
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--venv", default=".venv", help="folder of the environment (default .venv)")
+    parser.add_argument("--extra", default="demo", choices=["demo", "dev"], help="what for: the demo or the tests")
+    parser.add_argument("--torch-index", help=f"package index that has another build of PyTorch, such as {CPU_INDEX}")
+    options = parser.parse_args()
+    check_python()
+    folder = os.path.abspath(options.venv)
+    python = os.path.join(folder, "Scripts" if os.name == "nt" else "bin", "python")
+    announce(options.extra, options.torch_index, folder)
+    if not os.path.exists(python):
+        run(sys.executable, "-m", "venv", folder)
+    pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", "constraints.txt")
+    index = ("--extra-index-url", options.torch_index) if options.torch_index else ()
+    # The compiled ops are built against the installed PyTorch, so that comes first.
+    run(*pip, *index, "torch", "numpy", "setuptools", "wheel", "ninja")
+    missing = compiler_is_missing()
+    if missing:
+        print(f"{missing}: the ops are installed as pure Python, which is slower.")
+        print("  Debian, Ubuntu: apt install g++ python3-dev. macOS: xcode-select --install. Then: make clean demo")
+        os.environ.setdefault("SLOTKERNELS_BUILD", "0")
+    run(*pip, "--no-build-isolation", "--editable", f".[{options.extra}]")
+    check = "from slotkernels._native import why_not_loaded; print(why_not_loaded('_C') or 'The ops are compiled.')"
+    run(python, "-c", check)
+
+
+if __name__ == "__main__":
+    main()

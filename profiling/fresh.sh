@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Installs, demonstrates and tests the committed state as somebody has it who has nothing yet: a new clone and environment
+# for each Python, packages from PyPI, nothing of this machine's pip configuration. Then the newest packages there are,
+# and the oldest that pyproject.toml allows. An hour on two cores, 15 GB; it needs python3.11 to python3.13 on the path.
+#
+#   profiling/fresh.sh                       # all; the report is profiling/results/fresh.md
+#   profiling/fresh.sh --only 'Python 3.12'  # parts whose names begin so
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+# shellcheck source=profiling/parts.sh
+source profiling/parts.sh
+ONLY='' LIST=''
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --only) ONLY=${2:?a regular expression} && shift ;;
+        --list) LIST=1 ;;
+        *) echo "usage: profiling/fresh.sh [--only PART] [--list]" >&2 && exit 2 ;;
+    esac
+    shift
+done
+unset PYTHONPATH "${!PIP_@}" "${!UV_@}" "${!SLOTKERNELS_@}"
+export PIP_CONFIG_FILE=/dev/null UV_NO_CONFIG=1 UV_LINK_MODE=copy TAIL=6
+SOURCE=$PWD WHERE=$PWD/.fresh
+UV=$WHERE/uv/bin/uv
+
+inside() { # name of a part, seconds, folder below $WHERE, shell commands
+    part "$1" "$2" bash -euo pipefail -c "cd '$WHERE/$3' && $4"
+}
+
+clone() { # folder
+    [ -n "$LIST" ] || { rm -rf "${WHERE:?}/$1" && git clone --quiet "$SOURCE" "$WHERE/$1"; }
+}
+
+drop() { # folder: an environment has gigabytes
+    [ -n "$LIST" ] || rm -rf "${WHERE:?}/$1"
+}
+
+# Decimal units, as install.py announces them. pip's cache holds what was downloaded.
+SIZES='printf "%.1f GB downloaded, %.1f GB on disk\n" "$(du -sB1000000 ../cache | awk "{print \$1 / 1000}")" \
+    "$(du -sB1000000 .venv | awk "{print \$1 / 1000}")"'
+
+user() { # version of Python: what README promises
+    wanted "Python $1" || [[ -n $ONLY && $ONLY == *"$1"* ]] || return 0
+    clone "$1"
+    drop cache
+    export PIP_CACHE_DIR=$WHERE/cache
+    inside "Python $1, environment of the demo" 1800 "$1" "make PYTHON=python$1 .venv/.demo && $SIZES"
+    inside "Python $1, demo, short" 900 "$1" "make PYTHON=python$1 demo SHORT=1"
+    inside "Python $1, environment of the tests" 1800 "$1" "make PYTHON=python$1 .venv/.ready .venv/movi && $SIZES"
+    inside "Python $1, tests" 3000 "$1" "make PYTHON=python$1 test"
+    drop "$1"
+}
+
+bounds() { # name, version of Python, resolution of uv
+    clone "$1"
+    local extras='--extra demo --extra keops --extra vit' build='printf "%s\n" setuptools\>=77 wheel ninja pytest geomloss'
+    inside "$1 packages, environment" 1200 "$1" "python$2 -m venv .venv && $build | '$UV' pip compile --quiet --no-header \
+        --no-annotate --python .venv/bin/python --resolution $3 $extras pyproject.toml - -o packages.txt && \
+        '$UV' pip install --quiet --python .venv/bin/python -r packages.txt && cat packages.txt && \
+        '$UV' pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e . && touch .venv/.demo"
+    inside "$1 packages, demo, short" 900 "$1" "make demo SHORT=1"
+    inside "$1 packages, tests of the ops and of every command" 1800 "$1" ".venv/bin/python -m pytest -q -m 'not slow' \
+        tests/slotkernels/test_sinkhorn.py tests/slotkernels/test_merging.py tests/slotkernels/test_propagation.py \
+        tests/slotkernels/test_slot_attention.py tests/interpreter/models tests/interpreter/test_segment.py"
+    drop "$1"
+}
+
+mkdir -p "$WHERE"
+[ -n "$LIST" ] || begin_report profiling/results/fresh "make fresh" cpu
+user 3.12
+user 3.13
+unset PIP_CACHE_DIR
+drop cache
+[ -n "$LIST" ] || [ -x "$UV" ] || { python3 -m venv "$WHERE/uv" && "$WHERE/uv/bin/pip" install --quiet uv; }
+bounds newest 3.13 highest
+bounds oldest 3.11 lowest-direct
+end_report

@@ -1,0 +1,85 @@
+"""install.py, which makes the environment of the README's two commands."""
+
+import ast
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+import install  # noqa: E402
+
+CPU = "https://example.org/cpu"
+
+
+@pytest.fixture
+def plenty(monkeypatch):
+    """A Linux machine without a GPU and with a large disk."""
+    monkeypatch.setattr(install.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(install, "has_nvidia_gpu", lambda: False)
+    usage = install.shutil._ntuple_diskusage(10**12, 0, 10**12)
+    monkeypatch.setattr(install.shutil, "disk_usage", lambda place: usage)
+
+
+def test_an_old_python_can_read_it():
+    ast.parse((ROOT / "install.py").read_text(), feature_version=(3, 7))
+
+
+@pytest.mark.parametrize("version", [(3, 8), (3, 10)])
+def test_an_old_python_is_one_error_that_names_a_remedy(version, monkeypatch):
+    monkeypatch.setattr(install.sys, "version_info", (*version, 0))
+    with pytest.raises(SystemExit, match=rf"error: Python 3\.{version[1]} .* is too old: 3\.11 to 3\.13(.|\n)*PYTHON="):
+        install.check_python()
+
+
+def test_a_python_without_venv_is_one_error_that_names_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ensurepip", None)
+    with pytest.raises(SystemExit, match=r"apt install python3\.\d+-venv"):
+        install.check_python()
+
+
+@pytest.mark.parametrize("extra", ["demo", "dev"])
+def test_the_size_is_announced_before_anything_is_downloaded(extra, plenty, tmp_path, capsys):
+    install.announce(extra, None, str(tmp_path / "new"))
+    printed = capsys.readouterr().out
+    assert f"{install.WITH_CUDA[extra][0]:.1f} GB will be downloaded" in printed
+    assert "no NVIDIA GPU was found" in printed
+    assert "make demo CPU=1" in printed
+    install.announce(extra, CPU, str(tmp_path / "new"))
+    printed = capsys.readouterr().out
+    assert f"{install.WITHOUT_CUDA[extra][0]:.1f} GB will be downloaded" in printed
+    assert "CPU=1" not in printed
+
+
+def test_a_full_disk_is_one_error(plenty, monkeypatch, tmp_path):
+    usage = install.shutil._ntuple_diskusage(10**10, 9 * 10**9, 10**9)
+    monkeypatch.setattr(install.shutil, "disk_usage", lambda place: usage)
+    with pytest.raises(SystemExit, match=r"error: only 1\.0 GB are free in"):
+        install.announce("demo", None, str(tmp_path / "new"))
+
+
+def test_a_missing_compiler_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert install.compiler_is_missing() == "no C++ compiler (c++)"
+    monkeypatch.setenv("CXX", f"{sys.executable} -flag")
+    monkeypatch.setattr(install.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    assert install.compiler_is_missing() == "no headers of Python (Python.h)"
+
+
+def test_announced_sizes_are_those_that_a_fresh_machine_saw():
+    """profiling/fresh.sh measures them; the demo's come first."""
+    report = ROOT / "profiling/results/fresh.json"
+    if not report.exists():
+        pytest.skip("`make fresh` has not run")
+    parts = json.loads(report.read_text())["parts"]
+    for extra, what in (("demo", "demo"), ("dev", "tests")):
+        found = [part for part in parts if part["name"].endswith(f"environment of the {what}")]
+        assert len(found) == 2, "Python 3.12 and 3.13"
+        for part in found:
+            (sizes,) = re.findall(r"([\d.]+) GB downloaded, ([\d.]+) GB on disk", "\n".join(part["output"]))
+            for announced, measured in zip(install.WITH_CUDA[extra], sizes, strict=True):
+                assert announced == pytest.approx(float(measured), rel=0.15)
