@@ -105,7 +105,7 @@ def main():
     announce(options.extra, options.torch_index, folder)
     if not os.path.exists(python):
         run(sys.executable, "-m", "venv", folder)
-    pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", "constraints.txt")
+    pip = (python, "-m", "pip", "install", "--disable-pip-version-check", "--constraint", "constraints.txt")
     index = ("--extra-index-url", options.torch_index) if options.torch_index else ()
     # The compiled ops are built against the installed PyTorch, so that comes first.
     run(*pip, *index, "torch", "numpy", "setuptools", "wheel", "ninja")

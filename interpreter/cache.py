@@ -70,7 +70,7 @@ class Caching:
     an image stage that was trained on. Not for a directory that runs share."""
     engine: Literal["local", "ray"] = "local"
     """local: this process, or those of torchrun. ray: Ray Data on the cluster that RAY_ADDRESS names, or on this
-    machine, for corpora beyond one machine; reads --source, writes --out (pip install 'interpreter-slots[ray]')."""
+    machine, for corpora beyond one machine; reads --source, writes --out (pip install 'ray[data]' fsspec)."""
     source: str | None = None
     """Any fsspec URL of a folder of video files and folders of frames (--engine ray)."""
     out: str | None = None

@@ -90,7 +90,7 @@ def fill(config: "Caching") -> None:
         import fsspec
         import ray
     except ImportError as error:
-        raise ValueError("--engine ray needs Ray: pip install 'interpreter-slots[ray]'") from error
+        raise ValueError("--engine ray needs Ray: pip install 'ray[data]' fsspec") from error
     system, root = fsspec.core.url_to_fs(config.source)
     entries = system.ls(root, detail=True) if system.exists(root) else []
     items = []

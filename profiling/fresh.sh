@@ -19,7 +19,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 unset PYTHONPATH "${!PIP_@}" "${!UV_@}" "${!SLOTKERNELS_@}"
-export PIP_CONFIG_FILE=/dev/null UV_NO_CONFIG=1 UV_LINK_MODE=copy TAIL=6
+export PIP_CONFIG_FILE=/dev/null PIP_NO_CACHE_DIR=1 UV_NO_CONFIG=1 UV_LINK_MODE=copy TAIL=6
 SOURCE=$PWD WHERE=$PWD/.fresh
 UV=$WHERE/uv/bin/uv
 
@@ -35,18 +35,17 @@ drop() { # folder: an environment has gigabytes
     [ -n "$LIST" ] || rm -rf "${WHERE:?}/$1"
 }
 
-# Decimal units, as install.py announces them. pip's cache holds what was downloaded.
-SIZES='printf "%.1f GB downloaded, %.1f GB on disk\n" "$(du -sB1000000 ../cache | awk "{print \$1 / 1000}")" \
-    "$(du -sB1000000 .venv | awk "{print \$1 / 1000}")"'
+# Decimal units, as install.py announces them. pip names the size of each file that it downloads.
+SIZES='sed -nE "s/^ *Downloading .* \(([0-9.]+) ([kMG]?)B\)$/\1 \2/p" downloads.log | awk -v disk="$(du -sB1000 .venv)" "
+    {size += \$1 * (\$2 == \"G\" ? 1 : \$2 == \"M\" ? 1e-3 : 1e-6)}
+    END {printf \"%.1f GB downloaded, %.1f GB on disk\n\", size, disk / 1e6}"'
 
 user() { # version of Python: what README promises
     wanted "Python $1" || [[ -n $ONLY && $ONLY == *"$1"* ]] || return 0
     clone "$1"
-    drop cache
-    export PIP_CACHE_DIR=$WHERE/cache
-    inside "Python $1, environment of the demo" 1800 "$1" "make PYTHON=python$1 .venv/.demo && $SIZES"
+    inside "Python $1, environment of the demo" 1800 "$1" "make PYTHON=python$1 .venv/.demo | tee downloads.log && $SIZES"
     inside "Python $1, demo, short" 900 "$1" "make PYTHON=python$1 demo SHORT=1"
-    inside "Python $1, environment of the tests" 1800 "$1" "make PYTHON=python$1 .venv/.ready .venv/movi && $SIZES"
+    inside "Python $1, environment of the tests" 1800 "$1" "make PYTHON=python$1 .venv/.ready .venv/movi | tee -a downloads.log && $SIZES"
     inside "Python $1, tests" 3000 "$1" "make PYTHON=python$1 test"
     drop "$1"
 }
@@ -69,8 +68,6 @@ mkdir -p "$WHERE"
 [ -n "$LIST" ] || begin_report profiling/results/fresh "make fresh" cpu
 user 3.12
 user 3.13
-unset PIP_CACHE_DIR
-drop cache
 [ -n "$LIST" ] || [ -x "$UV" ] || { python3 -m venv "$WHERE/uv" && "$WHERE/uv/bin/pip" install --quiet uv; }
 bounds newest 3.13 highest
 bounds oldest 3.11 lowest-direct

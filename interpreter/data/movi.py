@@ -13,7 +13,7 @@ from typing import Any
 from interpreter.data._progress import progress
 from interpreter.data.layout import Picture, claim, has_video, locked, make_folders, write_set, write_video
 
-INSTALL = "pip install 'interpreter-slots[movi]'"
+INSTALL = "pip install tensorflow-cpu tensorflow-datasets"
 
 
 def convert_movi(root: Path, out: Path, split: str | None = None) -> list[str]:

@@ -283,7 +283,7 @@ def test_help_teaches(capsys):
 
 @pytest.mark.slow
 def test_ray_makes_the_same_files_with_two_workers_and_names_damaged_videos(cached, scenes, tmp_path):
-    pytest.importorskip("ray", reason="needs Ray: pip install 'interpreter-slots[ray]'")
+    pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]' fsspec")
     videos, out = tmp_path / "videos", tmp_path / "out"
     for number in range(3):
         shutil.copytree(scenes / "JPEGImages" / "480p" / f"train-0000{number}", videos / str(number))

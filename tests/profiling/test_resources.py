@@ -34,6 +34,12 @@ def test_no_shipped_launch_spills_or_outgrows_shared_memory(version):
     assert not {name: found for name, found in faults.items() if found}
 
 
+def test_known_spills_are_still_there(table):
+    """One that is gone is taken off the list."""
+    found = {row.launch: row.spill_bytes for row in table[1] if row.sm == 100 and row.spill_bytes}
+    assert found == resources.KNOWN_SPILLS
+
+
 def test_every_triton_compiles_the_same_launches(table):
     """A launch whose compilation failed would be missing."""
     pinned = sorted((row.launch, row.kernel) for row in table[1] if row.sm == 90)

@@ -20,9 +20,7 @@ from slotkernels.sinkhorn.reference import sinkhorn as dense
 from slotkernels.sinkhorn.streaming import LARGEST_COSTS, STREAMING, prefers_streaming
 
 HAS_KEOPS = importlib.util.find_spec("pykeops") is not None
-needs_keops = pytest.mark.skipif(
-    not HAS_KEOPS, reason="pykeops is not installed: pip install 'interpreter-slots[keops]'"
-)
+needs_keops = pytest.mark.skipif(not HAS_KEOPS, reason="pykeops is not installed: pip install pykeops")
 BACKENDS = ["blocks", pytest.param("keops", marks=needs_keops)]
 
 # KeOps only with p = 2, for the time that its compiler takes.

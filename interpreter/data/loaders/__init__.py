@@ -95,7 +95,7 @@ def dali_obstacle(videos: Sequence[Video], device: torch.device) -> str | None:
     from interpreter.data.video_file import VideoFile  # late: it loads FFmpeg, which a training step does not need
 
     if not _dali_installed():
-        return "NVIDIA DALI is not installed (pip install 'interpreter-slots[dali]')"
+        return "NVIDIA DALI is not installed (pip install nvidia-dali-cuda130)"
     codecs, where = (DALI_GPU_CODECS, "a GPU") if device.type == "cuda" else (DALI_CPU_CODECS, "a CPU")
     obstacles: Counter[str] = Counter()
     first: dict[str, Path] = {}

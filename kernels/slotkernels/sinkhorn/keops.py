@@ -32,7 +32,7 @@ from .._dispatch import Call
 from .reference import NEAREST
 from .streaming import log_weights, out_of_range
 
-_HOW = "pip install 'interpreter-slots[keops]' installs it"
+_HOW = "pip install pykeops installs it"
 
 # Points are in units of sqrt(2 eps) for p = 2 and of eps for p = 1; below the squared distance C costs are flat.
 _EXPONENT = {2: "R + S - SqDist(X, Y)", 1: "R + S - Sqrt(ReLU(SqDist(X, Y) - C) + C)"}
