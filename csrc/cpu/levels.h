@@ -1,6 +1,6 @@
 // Includes the header named by KERNELS once for each level of x86-64, in the namespaces v4 (AVX-512), v3 (AVX2) and v1
 // of slotkernels, and defines BEST_LEVEL(name): the function of that name for this CPU. As in PyTorch, the environment
-// variable ATEN_CPU_CAPABILITY (avx2 or default) asks for less. Other architectures have v1 only.
+// variable ATEN_CPU_CAPABILITY (avx2 or default) asks for less. Other architectures, and Clang, have v1 only.
 //
 // Inside, LEVEL is the namespace and FLOATS_IN_REGISTER is 16, 8 or 4 (GCC 12 does not update its own macros). Standard
 // headers come before: what they define must not depend on the level.
@@ -46,12 +46,22 @@
 namespace slotkernels {
 
 #ifdef LEVELS
+#define HAS(feature) __builtin_cpu_supports(feature)
+inline bool supports_v3() {  // by its parts: GCC 11 does not know the levels by name
+  return HAS("avx2") && HAS("bmi") && HAS("bmi2") && HAS("f16c") && HAS("fma") && HAS("lzcnt") && HAS("movbe");
+}
+
+inline bool supports_v4() {
+  return supports_v3() && HAS("avx512f") && HAS("avx512bw") && HAS("avx512cd") && HAS("avx512dq") && HAS("avx512vl");
+}
+#undef HAS
+
 inline int supported_level() {
   const char* asked = std::getenv("ATEN_CPU_CAPABILITY");
   const std::string_view capability = asked ? asked : "";
   if (capability == "default") return 1;
-  if (capability != "avx2" && __builtin_cpu_supports("x86-64-v4")) return 4;
-  return __builtin_cpu_supports("x86-64-v3") ? 3 : 1;
+  if (capability != "avx2" && supports_v4()) return 4;
+  return supports_v3() ? 3 : 1;
 }
 
 #define BEST_LEVEL(name)                            \

@@ -18,7 +18,11 @@ constexpr int64_t ROWS = 4;
 template <int64_t H, size_t... Lane>
 ALWAYS_INLINE Floats fold(Floats a, Floats b, std::index_sequence<Lane...>) {
   constexpr auto from = [](size_t lane) { return lane / (2 * H) * (2 * H) + lane % H + (lane / H % 2) * LANES; };
+#if __has_builtin(__builtin_shufflevector)
   return __builtin_shufflevector(a, b, from(Lane)...) + __builtin_shufflevector(a, b, (from(Lane) + H)...);
+#else  // GCC 11
+  return __builtin_shuffle(a, b, Ints{from(Lane)...}) + __builtin_shuffle(a, b, Ints{(from(Lane) + H)...});
+#endif
 }
 
 // Lane i is the sum of all lanes of v[i], always added in the same order.

@@ -1,6 +1,7 @@
 """Builds from a copy of the sources, so that nothing in the working tree is touched."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CHOICES = ("SLOTKERNELS_BUILD", "FORCE_CUDA", "TORCH_CUDA_ARCH_LIST", "CXXFLAGS", "LDFLAGS", "NVCC_APPEND_FLAGS")
+
+
+@pytest.fixture(scope="session")
+def setup_script():
+    """The functions of setup.py, without running it."""
+    import setuptools
+
+    original, setuptools.setup = setuptools.setup, lambda **kwargs: None
+    try:
+        return runpy.run_path(str(ROOT / "setup.py"))
+    finally:
+        setuptools.setup = original
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ functions that only a torch with CUDA has.
 """
 
 import re
-import runpy
 import subprocess
 from pathlib import Path
 
@@ -26,18 +25,6 @@ assert why_not_loaded("_C") is None and why_not_loaded("_C_cuda") is None, why_n
 names = torch._C._dispatch_get_registrations_for_dispatch_key("CUDA")
 print("registered:", *sorted(name.split("::")[1] for name in names if name.startswith("slotkernels_native::")))
 """
-
-
-@pytest.fixture(scope="module")
-def setup_script():
-    """The functions of setup.py, without running it."""
-    import setuptools
-
-    original, setuptools.setup = setuptools.setup, lambda **kwargs: None
-    try:
-        return runpy.run_path(str(ROOT / "setup.py"))
-    finally:
-        setuptools.setup = original
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Label maps, their confidence and their statistics on every backend."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -38,7 +39,9 @@ needs_cpp = pytest.mark.skipif(
     slotkernels._native.why_not_loaded("_C") is not None, reason="slotkernels._C is not built"
 )
 CPP = pytest.param("cpp", "cpu", marks=needs_cpp, id="cpp")
-BACKENDS = [pytest.param("reference", "cpu", id="reference"), CPP, pytest.param("triton", "cpu", id="triton")]
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+TRITON = pytest.param("triton", "cpu", marks=needs_triton, id="triton")
+BACKENDS = [pytest.param("reference", "cpu", id="reference"), CPP, TRITON]
 ON_GPU = [pytest.param(name, "cuda", marks=pytest.mark.gpu, id=f"{name}-cuda") for name in ("reference", "triton")]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -230,6 +233,7 @@ def test_any_shape(backend, device, data):
     any_shape(backend, data, 20, 70)
 
 
+@needs_triton
 @settings(max_examples=8, deadline=None)
 @given(st.data())
 def test_any_small_shape_in_triton(data):
@@ -382,6 +386,7 @@ def test_a_captured_graph_replays_on_new_inputs(extras):
     assert all(torch.equal(one, other) for one, other in zip(captured, step(), strict=True))
 
 
+@needs_triton
 def test_what_a_backend_cannot_serve_is_said():
     image, video = torch.zeros(1, 1, 2, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     for backend in ("cpp", "triton"):

@@ -99,7 +99,8 @@ def test_conversions_equal_those_of_pytorch(apply, load, store, dtype):
     every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
     wide = apply(load, every, torch.float32)
     torch.testing.assert_close(wide, every.float(), rtol=0, atol=0, equal_nan=True)
-    assert torch.equal(wide.signbit(), every.float().signbit())
+    number = ~wide.isnan()  # PyTorch drops the sign of some NaN on arm64
+    assert torch.equal(wide[number].signbit(), every.float()[number].signbit())
     finite = every[every.isfinite()].float()
     halfway = (finite[:-1] + finite[1:]) / 2
     nearby = torch.cat((finite, halfway, *(torch.nextafter(halfway, torch.tensor(s * 1e39)) for s in (-1, 1))))

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -321,7 +322,9 @@ def test_levels_of_x86_agree(tmp_path):
             # Costs of 50 err by 3e-6 at eps = 0.25; a gradient that is rounded to 16 bits may fall on either side.
             rounded = torch.finfo(result.dtype).eps if result.dtype != torch.float32 else 0
             torch.testing.assert_close(result, expected, rtol=1e-4 + rounded, atol=1e-4)
-    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+    (library,) = (path for path in map(Path, torch.ops.loaded_libraries) if path.name.startswith("_C."))
+    by_clang = b"clang version" in library.read_bytes()  # compiles one level only
+    if torch.backends.cpu.get_cpu_capability() == "AVX512" and not by_clang:
         # Each level adds in another order, which shows in the last bits: three levels have run.
         for one, other in (("best", "avx2"), ("avx2", "default"), ("best", "default")):
             assert not all(map(torch.equal, results[one], results[other]))
