@@ -11,6 +11,7 @@ PIP_* variables and HTTPS_PROXY work as usual. If it is interrupted, the same co
 import argparse
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,12 @@ import sysconfig
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 OLDEST, NEWEST = (3, 11), (3, 13)  # the versions of Python that the tests run under
+CHECK = """
+import torch
+from slotkernels._native import why_not_loaded
+libraries = ["_C", "_C_cuda"] if torch.cuda.is_available() else ["_C"]
+print(next(filter(None, map(why_not_loaded, libraries)), "The ops are compiled."))
+"""
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # GB to download and on disk, for the demo and for the tests; profiling/results/fresh.md has the measurement.
 WITH_CUDA = {"demo": (3.0, 6.0), "dev": (4.0, 9.0)}
@@ -27,6 +34,11 @@ WITHOUT_CUDA = {"demo": (0.6, 1.6), "dev": (1.6, 4.5)}
 def fail(problem, advice):
     """End with one clear error."""
     sys.exit(f"error: {problem}\n  {advice}")
+
+
+def python_package(part):
+    """The Debian package with a part of this Python."""
+    return "python{}.{}-{}".format(*sys.version_info[:2], part)
 
 
 def check_python():
@@ -43,7 +55,7 @@ def check_python():
     except ImportError:
         fail(
             f"{name} cannot make virtual environments: its module ensurepip is missing",
-            f"On Debian and Ubuntu: apt install python{version}-venv",
+            f"On Debian and Ubuntu: apt install {python_package('venv')}",
         )
 
 
@@ -62,7 +74,6 @@ def announce(extra, index, folder):
         less, smaller = WITHOUT_CUDA[extra]
         print(f"Most of that is NVIDIA's libraries, which PyTorch from PyPI brings on Linux{seen}.")
         print(f"Without a GPU, use PyTorch's CPU build ({less:.1f} GB, {smaller:.1f} GB on disk): make demo CPU=1")
-    sys.stdout.flush()
     place = folder
     while not os.path.exists(place):
         place = os.path.dirname(place)
@@ -100,23 +111,28 @@ def main():
     parser.add_argument("--torch-index", help=f"package index that has another build of PyTorch, such as {CPU_INDEX}")
     options = parser.parse_args()
     check_python()
+    sys.stdout.reconfigure(line_buffering=True)  # else a log has these lines after those of pip
     folder = os.path.abspath(options.venv)
-    python = os.path.join(folder, "Scripts" if os.name == "nt" else "bin", "python")
+    scripts = os.path.join(folder, "Scripts" if os.name == "nt" else "bin")
+    python = os.path.join(scripts, "python")
     announce(options.extra, options.torch_index, folder)
-    if not os.path.exists(python):
+    if not os.path.exists(os.path.join(scripts, "pip.exe" if os.name == "nt" else "pip")):  # what venv makes last
         run(sys.executable, "-m", "venv", folder)
+    os.environ["PATH"] = scripts + os.pathsep + os.environ.get("PATH", "")  # for ninja, which runs several compilers
     pip = (python, "-m", "pip", "install", "--disable-pip-version-check", "--constraint", "constraints.txt")
     index = ("--extra-index-url", options.torch_index) if options.torch_index else ()
     # The compiled ops are built against the installed PyTorch, so that comes first.
     run(*pip, *index, "torch", "numpy", "setuptools", "wheel", "ninja")
     missing = compiler_is_missing()
     if missing:
-        print(f"{missing}: the ops are installed as pure Python, which is slower.")
-        print("  Debian, Ubuntu: apt install g++ python3-dev. macOS: xcode-select --install. Then: make clean demo")
+        again = " ".join(map(shlex.quote, [sys.executable, *sys.argv]))
+        print(f"{missing}: the ops are installed as pure Python, which is slower. To have them compiled:")
+        print(f"  Debian, Ubuntu: apt install g++ {python_package('dev')}. macOS: xcode-select --install.")
+        print(f"  Then: {again}")
         os.environ.setdefault("SLOTKERNELS_BUILD", "0")
     run(*pip, "--no-build-isolation", "--editable", f".[{options.extra}]")
-    check = "from slotkernels._native import why_not_loaded; print(why_not_loaded('_C') or 'The ops are compiled.')"
-    run(python, "-c", check)
+    if not missing:
+        run(python, "-c", CHECK)
 
 
 if __name__ == "__main__":

@@ -71,20 +71,23 @@ def builder(required: bool) -> type:
 
     class Build(BuildExtension):
         def run(self) -> None:
-            while self.extensions:
+            fresh, built = dict(vars(self)), []
+            for extension in self.extensions:  # the GPU's ops come last, and are of no use without the others
+                vars(self).update(fresh, extensions=[extension])  # a run leaves its compiler and more behind
                 try:
-                    return super().run()
+                    super().run()
+                    built.append(extension)
                 except Exception as error:  # of the compiler, of ninja, of torch's own checks
                     if required:
                         raise
                     reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-                    left_out = self.extensions.pop()  # the GPU's ops come last
                     print(
-                        f"setup.py: {left_out.name} is not compiled, its ops run as slower Python: {reason}\n"
+                        f"setup.py: {extension.name} is not compiled, its ops run as slower Python: {reason}\n"
                         "setup.py: SLOTKERNELS_BUILD=1 makes this an error and shows all of it",
                         file=sys.stderr,
                     )
-            return None
+                    break
+            self.extensions = built
 
     return Build
 
@@ -101,11 +104,7 @@ def extensions(required: bool) -> dict:
             "  SLOTKERNELS_BUILD=0 pip install .      # pure Python, slower"
         )
     sources = sorted(str(path) for path in [*Path("csrc").glob("*.cpp"), *Path("csrc/cpu").glob("*.cpp")])
-    modules = [
-        cpp_extension.CppExtension(
-            "slotkernels._C", sources, extra_compile_args=CXX_FLAGS, py_limited_api=True, optional=not required
-        )
-    ]
+    modules = [cpp_extension.CppExtension("slotkernels._C", sources, extra_compile_args=CXX_FLAGS, py_limited_api=True)]
     if cuda_wanted(torch.version.cuda is not None):
         home = cuda_home()
         cpp_extension.CUDA_HOME = str(home)  # a torch without CUDA has not looked for it
@@ -120,7 +119,6 @@ def extensions(required: bool) -> dict:
                 libraries=["cudart_static", "dl", "rt", "pthread"],
                 extra_compile_args={"cxx": [], "nvcc": NVCC_FLAGS},
                 py_limited_api=True,
-                optional=not required,
             )
         )
     return {

@@ -13,7 +13,7 @@ import torch
 
 from ._dispatch import Call
 
-_BUILD = "`pip install --no-build-isolation .` in the project's folder builds it"
+_BUILD = "`pip install --no-build-isolation -v .` in the project's folder builds it, or says why not"
 
 
 @cache

@@ -70,6 +70,40 @@ def test_a_missing_compiler_is_named(monkeypatch, tmp_path):
     assert install.compiler_is_missing() == "no headers of Python (Python.h)"
 
 
+@pytest.fixture
+def commands(monkeypatch, plenty, tmp_path):
+    """What install.main would run for the environment in `tmp_path`."""
+    ran = []
+    monkeypatch.setattr(install, "run", lambda *command: ran.append(command))
+    monkeypatch.setattr(install.sys, "argv", ["install.py", "--venv", str(tmp_path)])
+    for name in ("PATH", "SLOTKERNELS_BUILD"):
+        monkeypatch.setenv(name, "")
+    return ran
+
+
+def test_an_environment_whose_making_was_interrupted_is_completed(commands, tmp_path):
+    scripts = tmp_path / "bin"
+    scripts.mkdir()
+    (scripts / "python").touch()
+    install.main()
+    assert commands[0][1:] == ("-m", "venv", str(tmp_path))
+    commands.clear()
+    (scripts / "pip").touch()
+    install.main()
+    assert not any("venv" in command for command in commands)
+    assert install.os.environ["PATH"].split(":")[0] == str(scripts), "where ninja is"
+
+
+def test_without_a_compiler_the_command_for_later_is_named(commands, monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("SLOTKERNELS_BUILD")
+    install.main()
+    printed = capsys.readouterr().out
+    assert "no C++ compiler (c++): the ops are installed as pure Python" in printed
+    assert printed.endswith(f"Then: {sys.executable} install.py --venv {tmp_path}\n")
+    assert install.os.environ["SLOTKERNELS_BUILD"] == "0"
+    assert install.CHECK not in commands[-1]
+
+
 def test_announced_sizes_are_those_that_a_fresh_machine_saw():
     """profiling/fresh.sh measures them; the demo's come first."""
     report = ROOT / "profiling/results/fresh.json"

@@ -79,17 +79,35 @@ def test_a_compiler_error_stops_a_build_that_was_asked_for(sources, python):
     assert not list(sources.rglob("*.so"))
 
 
-@pytest.mark.parametrize("fault", ["an error", "no compiler"])
+@pytest.mark.parametrize("fault", ["an error", "no compiler", "no compiler and no ninja"])
 def test_without_compiled_ops_the_build_says_so_and_goes_on(fault, sources, python):
     variables = {"FORCE_CUDA": "0"}
     if fault == "an error":
         break_sources(sources)
     else:
         variables |= {"CXX": "no-such-compiler", "CC": "no-such-compiler"}
+    if "ninja" in fault:
+        variables["PATH"] = str(sources)
     done = python(sources, *BUILD, **variables)
     assert "slotkernels._C is not compiled, its ops run as slower Python: " in done.stdout
     assert "SLOTKERNELS_BUILD=1" in done.stdout
     assert not list(sources.rglob("*.so"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_an_nvcc_that_fails_leaves_out_the_ops_for_gpus_only(sources, python, tmp_path):
+    for source in (sources / "csrc/cpu").glob("*.cpp"):
+        source.unlink()
+    for name in ("bin/nvcc", "include/cuda_runtime.h"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "bin/nvcc").chmod(0o755)
+    done = python(sources, *BUILD, FORCE_CUDA="1", CUDA_HOME=str(tmp_path))
+    assert "slotkernels._C_cuda is not compiled, its ops run as slower Python: " in done.stdout
+    assert [str(path.relative_to(sources)) for path in sources.glob("kernels/**/*.so")] == [
+        "kernels/slotkernels/_C.abi3.so"
+    ]
 
 
 def test_a_choice_that_is_none_is_an_error(sources, python):
