@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,20 @@ def test_announced_sizes_are_those_that_a_fresh_machine_saw():
             (sizes,) = re.findall(r"([\d.]+) GB downloaded, ([\d.]+) GB on disk", "\n".join(part["output"]))
             for announced, measured in zip(install.WITH_CUDA[extra], sizes, strict=True):
                 assert announced == pytest.approx(float(measured), rel=0.15)
+
+
+MODULES = {"pillow": "PIL", "scikit-learn": "sklearn", "tensorboard": "torch.utils.tensorboard"}
+
+
+def test_the_demo_installs_nothing_that_the_programs_do_not_import():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[<>=;\[ ]", line)[0] for line in project["dependencies"]}
+    sources = [path.read_text() for folder in ("interpreter", "kernels") for path in (ROOT / folder).rglob("*.py")]
+    modules = {name: re.escape(MODULES.get(name, name.replace("-", "_"))) for name in names}
+    unused = {
+        name
+        for name, module in modules.items()
+        if not any(re.search(rf"^\s*(import|from) {module}\b", text, re.MULTILINE) for text in sources)
+    }
+    assert not unused
+    assert not names & {"transformers", "nvidia-dali-cuda130", "tensorflow-cpu", "triton"}
