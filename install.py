@@ -95,7 +95,10 @@ def compiler_is_missing():
 
 def run(*command):
     """Run a command; its own output is the explanation if it fails."""
-    code = subprocess.call(list(command), cwd=ROOT)
+    try:
+        code = subprocess.call(list(command), cwd=ROOT)
+    except KeyboardInterrupt:
+        fail("interrupted", "Run the same command again to go on from here.")
     if code:
         fail(
             f"`{' '.join(command[:4])} …` ended with status {code}",
@@ -120,9 +123,10 @@ def main():
         run(sys.executable, "-m", "venv", folder)
     os.environ["PATH"] = scripts + os.pathsep + os.environ.get("PATH", "")  # for ninja, which runs several compilers
     pip = (python, "-m", "pip", "install", "--disable-pip-version-check", "--constraint", "constraints.txt")
-    index = ("--extra-index-url", options.torch_index) if options.torch_index else ()
+    if options.torch_index:  # only there: if it cannot be reached, pip would take the large build from PyPI
+        run(*pip, "--no-deps", "--index-url", options.torch_index, "torch")
     # The compiled ops are built against the installed PyTorch, so that comes first.
-    run(*pip, *index, "torch", "numpy", "setuptools", "wheel", "ninja")
+    run(*pip, "torch", "numpy", "setuptools", "wheel", "ninja")
     missing = compiler_is_missing()
     if missing:
         again = " ".join(map(shlex.quote, [sys.executable, *sys.argv]))

@@ -71,6 +71,15 @@ def test_a_missing_compiler_is_named(monkeypatch, tmp_path):
     assert install.compiler_is_missing() == "no headers of Python (Python.h)"
 
 
+def test_an_interruption_is_one_error(monkeypatch):
+    def interrupted(*command, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(install.subprocess, "call", interrupted)
+    with pytest.raises(SystemExit, match=r"error: interrupted(.|\n)*same command again"):
+        install.run("pip")
+
+
 @pytest.fixture
 def commands(monkeypatch, plenty, tmp_path):
     """What install.main would run for the environment in `tmp_path`."""
@@ -103,6 +112,14 @@ def test_without_a_compiler_the_command_for_later_is_named(commands, monkeypatch
     assert printed.endswith(f"Then: {sys.executable} install.py --venv {tmp_path}\n")
     assert install.os.environ["SLOTKERNELS_BUILD"] == "0"
     assert install.CHECK not in commands[-1]
+
+
+def test_a_torch_index_is_the_only_place_that_torch_comes_from(commands, monkeypatch):
+    monkeypatch.setattr(install.sys, "argv", [*install.sys.argv, "--torch-index", CPU])
+    install.main()
+    first, second = (command for command in commands if "pip" in command and "--editable" not in command)
+    assert first[-4:] == ("--no-deps", "--index-url", CPU, "torch")
+    assert CPU not in second
 
 
 def test_announced_sizes_are_those_that_a_fresh_machine_saw():
