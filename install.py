@@ -69,8 +69,10 @@ def announce(extra, index, folder):
     """Print how much will be downloaded and stored, and how that could be less; end if the disk is too small."""
     brings_cuda = index is None and platform.system() == "Linux"
     download, size = (WITH_CUDA if brings_cuda else WITHOUT_CUDA)[extra]
-    print(f"About {download:.1f} GB will be downloaded, and {folder} takes {size:.1f} GB.")
-    if brings_cuda:
+    is_started = os.path.exists(os.path.join(folder, "pyvenv.cfg"))
+    part = " in the end; a part of that is there already" if is_started else ""
+    print(f"About {download:.1f} GB will be downloaded, and {folder} takes {size:.1f} GB{part}.")
+    if brings_cuda and not is_started:
         seen = "" if has_nvidia_gpu() else ", and no NVIDIA GPU was found here"
         less, smaller = WITHOUT_CUDA[extra]
         print(f"Most of that is NVIDIA's libraries, which PyTorch from PyPI brings on Linux{seen}.")
@@ -79,7 +81,6 @@ def announce(extra, index, folder):
     while not os.path.exists(place):
         place = os.path.dirname(place)
     free = shutil.disk_usage(place).free / 1e9
-    is_started = os.path.exists(os.path.join(folder, "pyvenv.cfg"))  # then a part of it is there already
     if free < size and not is_started:
         fail(f"only {free:.1f} GB are free in {place}", "Free some space, or use another folder: make demo VENV=FOLDER")
 

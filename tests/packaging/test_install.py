@@ -53,6 +53,11 @@ def test_the_size_is_announced_before_anything_is_downloaded(extra, plenty, tmp_
     printed = capsys.readouterr().out
     assert f"{install.WITHOUT_CUDA[extra][0]:.1f} GB will be downloaded" in printed
     assert "CPU=1" not in printed
+    (tmp_path / "pyvenv.cfg").touch()
+    install.announce(extra, None, str(tmp_path))
+    printed = capsys.readouterr().out
+    assert "a part of that is there already" in printed
+    assert "CPU=1" not in printed, "PyTorch may be there, and pip would keep it"
 
 
 def test_a_full_disk_is_one_error(plenty, monkeypatch, tmp_path):
