@@ -80,6 +80,7 @@ def unsupported() -> str | None:
         (triton.knobs.runtime, "jit_cache_hook"),
         (triton.knobs.runtime, "add_stages_inspection_hook"),
         (driver, "compile_module_from_src"),
+        (driver, "make_launcher"),  # a launcher of Triton 3.7 needs the driver's library
     )
     missing = [name for owner, name in hooks if not hasattr(owner, name)]
     return f"triton {triton.__version__} has no {', '.join(missing)}" if missing else None
