@@ -64,6 +64,9 @@ bounds() { # name, version of Python, resolution of uv
     drop "$1"
 }
 
+for python in python3.11 python3.12 python3.13; do
+    "$python" --version >/dev/null 2>&1 || { echo "missing: $python, from python.org, uv or pyenv" >&2 && exit 1; }
+done
 mkdir -p "$WHERE"
 [ -n "$LIST" ] || begin_report profiling/results/fresh "make fresh" cpu
 user 3.12
