@@ -1,23 +1,17 @@
 #!/usr/bin/env bash
 # Installs, demonstrates and tests the committed state as somebody has it who has nothing yet: a new clone and environment
-# for each Python, packages from PyPI, nothing of this machine's pip configuration. Then the newest packages there are,
-# and the oldest that pyproject.toml allows. An hour on two cores, 15 GB; it needs python3.11 to python3.13 on the path.
+# for each Python, packages from PyPI, nothing of this machine's pip configuration (report: fresh.md). Then the newest
+# packages there are, and the oldest that pyproject.toml allows (fresh-packages.md). An hour on two cores, 15 GB; it needs python3.11 to python3.13 on the path.
 #
-#   profiling/fresh.sh                       # all; the report is profiling/results/fresh.md
-#   profiling/fresh.sh --only 'Python 3.12'  # parts whose names begin so
+#   profiling/fresh.sh              # all
+#   profiling/fresh.sh users        # Python 3.12 and 3.13, as README says: fresh.md
+#   profiling/fresh.sh packages     # newest and oldest packages: fresh-packages.md
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 # shellcheck source=profiling/parts.sh
 source profiling/parts.sh
-ONLY='' LIST=''
-while [ $# -gt 0 ]; do
-    case "$1" in
-        --only) ONLY=${2:?a regular expression} && shift ;;
-        --list) LIST=1 ;;
-        *) echo "usage: profiling/fresh.sh [--only PART] [--list]" >&2 && exit 2 ;;
-    esac
-    shift
-done
+WHAT=${1:-all}
+[[ $# -le 1 && $WHAT =~ ^(all|users|packages)$ ]] || { echo "usage: profiling/fresh.sh [users|packages]" >&2 && exit 2; }
 unset PYTHONPATH "${!PIP_@}" "${!UV_@}" "${!SLOTKERNELS_@}"
 export PIP_CONFIG_FILE=/dev/null PIP_NO_CACHE_DIR=1 UV_NO_CONFIG=1 UV_LINK_MODE=copy TAIL=6
 SOURCE=$PWD WHERE=$PWD/.fresh
@@ -28,11 +22,7 @@ inside() { # name of a part, seconds, folder below $WHERE, shell commands
 }
 
 clone() { # folder
-    [ -n "$LIST" ] || { rm -rf "${WHERE:?}/$1" && git clone --quiet "$SOURCE" "$WHERE/$1"; }
-}
-
-drop() { # folder: an environment has gigabytes
-    [ -n "$LIST" ] || rm -rf "${WHERE:?}/$1"
+    rm -rf "${WHERE:?}/$1" && git clone --quiet "$SOURCE" "$WHERE/$1"
 }
 
 # Decimal units, as install.py announces them. pip names the size of each file that it downloads.
@@ -41,18 +31,18 @@ SIZES='sed -nE "s/^ *Downloading .* \(([0-9.]+) ([kMG]?)B\)$/\1 \2/p" downloads.
     END {printf \"%.1f GB downloaded, %.1f GB on disk\n\", size, disk / 1e6}"'
 
 user() { # version of Python: what README promises
-    wanted "Python $1" || [[ -n $ONLY && $ONLY == *"$1"* ]] || return 0
     clone "$1"
     inside "Python $1, environment of the demo" 1800 "$1" "make PYTHON=python$1 .venv/.demo | tee downloads.log && $SIZES"
     inside "Python $1, demo, short" 900 "$1" "make PYTHON=python$1 demo SHORT=1"
     inside "Python $1, environment of the tests" 1800 "$1" "make PYTHON=python$1 .venv/.ready .venv/movi | tee -a downloads.log && $SIZES"
     inside "Python $1, tests" 3000 "$1" "make PYTHON=python$1 test"
-    drop "$1"
+    rm -rf "${WHERE:?}/$1" # an environment has gigabytes
 }
 
 bounds() { # name, version of Python, resolution of uv
     clone "$1"
-    local extras='--extra demo --extra keops --extra vit' build='printf "%s\n" setuptools\>=77 wheel ninja pytest geomloss'
+    local extras='--extra demo --extra keops --extra vit'
+    local build='echo "setuptools>=77 wheel>=0.45 ninja>=1.11 pytest>=8 geomloss>=0.3.1 hypothesis>=6.100" | tr " " "\n"'
     inside "$1 packages, environment" 1200 "$1" "python$2 -m venv .venv && $build | '$UV' pip compile --quiet --no-header \
         --no-annotate --python .venv/bin/python --resolution $3 $extras pyproject.toml - -o packages.txt && \
         '$UV' pip install --quiet --python .venv/bin/python -r packages.txt && cat packages.txt && \
@@ -61,17 +51,29 @@ bounds() { # name, version of Python, resolution of uv
     inside "$1 packages, tests of the ops and of every command" 1800 "$1" ".venv/bin/python -m pytest -q -m 'not slow' \
         tests/slotkernels/test_sinkhorn.py tests/slotkernels/test_merging.py tests/slotkernels/test_propagation.py \
         tests/slotkernels/test_slot_attention.py tests/interpreter/models tests/interpreter/test_segment.py"
-    drop "$1"
+    rm -rf "${WHERE:?}/$1" # an environment has gigabytes
 }
 
 for python in python3.11 python3.12 python3.13; do
     "$python" --version >/dev/null 2>&1 || { echo "missing: $python, from python.org, uv or pyenv" >&2 && exit 1; }
 done
 mkdir -p "$WHERE"
-[ -n "$LIST" ] || begin_report profiling/results/fresh "make fresh" cpu
-user 3.12
-user 3.13
-[ -n "$LIST" ] || [ -x "$UV" ] || { python3 -m venv "$WHERE/uv" && "$WHERE/uv/bin/pip" install --quiet uv; }
-bounds newest 3.13 highest
-bounds oldest 3.11 lowest-direct
-end_report
+users() {
+    begin_report profiling/results/fresh "make fresh: as a user" cpu
+    user 3.12
+    user 3.13
+    end_report
+}
+
+packages() {
+    [ -x "$UV" ] || { python3 -m venv "$WHERE/uv" && "$WHERE/uv/bin/pip" install --quiet uv; }
+    begin_report profiling/results/fresh-packages "make fresh: newest and oldest packages" cpu
+    bounds newest 3.13 highest
+    bounds oldest 3.11 lowest-direct
+    end_report
+}
+
+CODE=0
+[ "$WHAT" = packages ] || (users) || CODE=1
+[ "$WHAT" = users ] || (packages) || CODE=1
+exit "$CODE"

@@ -6,6 +6,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -15,6 +16,9 @@ from av.video.stream import VideoStream
 
 from interpreter.data.images import resize
 from interpreter.data.video import Size, Video, VideoError
+
+# Old titles are often not UTF-8; PyAV 19 takes them as they are and has no such option.
+TITLES: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 
 # Exact YUV to RGB arithmetic: FFmpeg's default takes CPU-dependent short cuts that also darken by one level.
 _EXACT = (
@@ -132,8 +136,8 @@ class VideoFile(Video):
     @contextmanager
     def _open(self) -> Iterator[tuple[InputContainer, VideoStream]]:
         try:
-            # "file:" keeps a colon in a name from being read as a protocol; old titles are often not UTF-8.
-            with av.open(f"file:{self.path}", metadata_errors="replace") as container:
+            # "file:" keeps a colon in a name from being read as a protocol.
+            with av.open(f"file:{self.path}", **TITLES) as container:
                 if container.format.name == "tty" or not container.streams.video:
                     raise VideoError(f"{self.path}: holds no video stream; give a video file or a folder of frames")
                 stream = container.streams.video[0]
