@@ -50,8 +50,8 @@ demo: $(DEMO)
 	@echo "  held-out scenes          demo/scenes/evaluation/synthetic-val-video/"
 	@echo "  plots of the training    demo/scenes/curves.png"
 
-# TensorFlow reads the release of MOVi; tensorflow-cpu exists for Linux on x86-64. It stays out of the environment and has a process of its own, as it and Triton
-# abort in one.
+# TensorFlow reads the release of MOVi; tensorflow-cpu exists for Linux on x86-64. It stays out of the environment and has
+# a process of its own, as it and Triton abort in one.
 HAS_TENSORFLOW := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 $(MOVI): constraints.txt $(READY)
 	@echo "== TensorFlow in $(MOVI)"

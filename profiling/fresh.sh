@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs, demonstrates and tests the committed state as somebody has it who has nothing yet: a new clone and environment
 # for each Python, packages from PyPI, nothing of this machine's pip configuration (report: fresh.md). Then the newest
-# packages there are, and the oldest that pyproject.toml allows (fresh-packages.md). An hour on two cores, 15 GB; it needs python3.11 to python3.13 on the path.
+# packages there are, and the oldest that pyproject.toml allows (fresh-packages.md). An hour on two cores, 15 GB; it needs
+# python3.11 to python3.13 on the path.
 #
 #   profiling/fresh.sh              # all
 #   profiling/fresh.sh users        # Python 3.12 and 3.13, as README says: fresh.md
