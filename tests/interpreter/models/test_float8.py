@@ -14,6 +14,13 @@ from interpreter.models.transformer import autocast
 CPU = torch.device("cpu")
 
 
+rows_on_a_cpu = pytest.mark.skipif(
+    torch.__version__.startswith("2.11.") and not torch.cuda.is_available(),
+    reason="PyTorch 2.11 multiplies float8 with a scale for each row on GPUs only",
+)
+
+
+@rows_on_a_cpu
 @pytest.mark.parametrize("bias", [True, False])
 def test_products_are_those_of_rounded_operands(bias):
     """The oracle rounds operands to float8 by itself and multiplies them in float64; bfloat16 rounds the result."""
@@ -31,6 +38,7 @@ def test_products_are_those_of_rounded_operands(bias):
     assert (layer(x).float() - linear(x)).norm() / linear(x).norm() < 0.06  # 3 bits of mantissa
 
 
+@rows_on_a_cpu
 def test_zeros_stay_zeros_and_odd_widths_are_left_alone():
     model = nn.Sequential(nn.Linear(32, 16, bias=False), nn.Linear(16, 5), nn.Sequential(nn.Linear(16, 16)))
     assert to_float8(model) == 2
