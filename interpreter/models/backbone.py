@@ -196,7 +196,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         backbone = EfficientNetLite0()
     elif find_spec("transformers") is None:
         raise ValueError(
-            f"--backbone {name} needs the package transformers: pip install 'transformers>=5.17', or use "
+            f"--backbone {name} needs the package transformers: pip install 'transformers>=5.23', or use "
             "--backbone efficientnet-lite0, which needs nothing"
         )
     elif path.suffix in (".pth", ".pt", ".safetensors"):
