@@ -27,7 +27,7 @@ print(next(filter(None, map(why_not_loaded, libraries)), "The ops are compiled."
 """
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # GB to download and on disk, for the demo and for the tests, as profiling/results/fresh.md has them; those without CUDA
-# were seen on one machine.
+# are estimates.
 WITH_CUDA = {"demo": (2.9, 5.6), "dev": (3.3, 8.4)}
 WITHOUT_CUDA = {"demo": (0.5, 1.5), "dev": (1.3, 4.2)}
 
@@ -100,11 +100,11 @@ def run(*command):
     try:
         code = subprocess.call(list(command), cwd=ROOT)
     except KeyboardInterrupt:
-        fail("interrupted", "Run the same command again to go on from here.")
+        fail("interrupted", "Run the same command again to resume.")
     if code:
         fail(
             f"`{' '.join(command[:4])} …` ended with status {code}",
-            "Its output is above; docs/install.md lists usual causes. Run the same command again to go on from here.",
+            "Its output is above; docs/install.md lists usual causes. Run the same command again to resume.",
         )
 
 

@@ -129,10 +129,7 @@ def test_a_torch_index_is_the_only_place_that_torch_comes_from(commands, monkeyp
 
 def test_announced_sizes_are_those_that_a_fresh_machine_saw():
     """profiling/fresh.sh measures them; the demo's come first."""
-    report = ROOT / "profiling/results/fresh.json"
-    if not report.exists():
-        pytest.skip("`make fresh` has not run")
-    parts = json.loads(report.read_text())["parts"]
+    parts = json.loads((ROOT / "profiling/results/fresh.json").read_text())["parts"]
     for extra, what in (("demo", "demo"), ("dev", "tests")):
         found = [part for part in parts if part["name"].endswith(f"environment of the {what}")]
         assert len(found) == 2, "Python 3.12 and 3.13"
