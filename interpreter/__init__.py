@@ -1,6 +1,14 @@
 """Object-centric learning for videos: image slots, video slots, masks."""
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+from interpreter.openmp import short_waits
+
+# Python puts "-m" there while it looks for `python -m interpreter.…`: this is a command, and torch is not loaded yet.
+if sys.argv[:1] == ["-m"] and any(word.startswith(f"{__name__}.") for word in sys.orig_argv):
+    os.environ.update(short_waits(os.environ))
 
 if TYPE_CHECKING:
     from interpreter.segment import SegmentedVideo, segment_video

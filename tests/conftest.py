@@ -2,6 +2,9 @@
 
 import os
 
+from interpreter.openmp import short_waits
+
+os.environ.update(short_waits(os.environ))  # a suite takes no hours on a machine that does other things
 os.environ.setdefault("SLOTKERNELS_STRICT", "1")  # a kernel that cannot be built fails its tests
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic products on a GPU, before CUDA starts
 
