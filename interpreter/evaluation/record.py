@@ -123,16 +123,8 @@ def write_scores(path: Path, scores: Scores, provenance: Provenance, config: dic
         }
         for row in scores.rows()
     ]
-    versions = {protocol.name: protocol.version for protocol in scores.protocols}
     videos = [
-        {
-            "protocol": protocol,
-            "version": versions[protocol],
-            **stamp,
-            "method": method.name,
-            "seed": seed,
-            "videos": numbers,
-        }
+        {**named[protocol], "method": method.name, "seed": seed, "videos": numbers}
         for (protocol, method), by_seed in scores.numbers.items()
         if method.kind != "sweep"
         for seed, numbers in by_seed.items()

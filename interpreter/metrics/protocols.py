@@ -119,17 +119,6 @@ _ALL = (
         "mIoU of version 1, which is that of interpreter-spatio-temporal.",
     ),
     Protocol(
-        name="interpreter-spatio-temporal",
-        summary="The protocol interpreter, but mIoU is matched on spatio-temporal IoU: large frames of an object weigh "
-        "more.",
-        metrics=_INTERPRETER_METRICS,
-        size=(336, 504),
-        square_size=(336, 336),
-        matching="spatio-temporal",
-        comparable="Numbers that version 1 of the protocol interpreter made.",
-        not_comparable="mIoU of Interpreter, of SOLV and of the protocol interpreter (matched on mean per-frame IoU).",
-    ),
-    Protocol(
         name="solv",
         summary="SOLV's mIoU and FG-ARI (matched on mean per-frame IoU) at native size, for the objects of the first "
         "frame, ids read correctly.",
@@ -152,6 +141,17 @@ _ALL = (
         comparable="Numbers made by SOLV's published evaluation.",
         not_comparable="Anything else: a perfect prediction with ids 0, 3, 5 scores 0. Version 1 (matched on "
         "spatio-temporal IoU, no rows of zeros).",
+    ),
+    Protocol(
+        name="interpreter-spatio-temporal",
+        summary="The protocol interpreter, but mIoU is matched on spatio-temporal IoU: large frames of an object weigh "
+        "more.",
+        metrics=_INTERPRETER_METRICS,
+        size=(336, 504),
+        square_size=(336, 336),
+        matching="spatio-temporal",
+        comparable="Numbers that version 1 of the protocol interpreter made.",
+        not_comparable="mIoU of Interpreter, of SOLV and of the protocol interpreter (matched on mean per-frame IoU).",
     ),
     Protocol(
         name="videosaur",
