@@ -54,7 +54,7 @@ def per_hundred_frames(counts: list[float], table: Contingency) -> list[float]:
         One number for each object; NaN for an object seen in a single frame or in none, where no event can happen.
     """
     steps = table.present.sum(axis=0) - 1
-    return [100 * count / n if n > 0 else float("nan") for count, n in zip(counts, steps.tolist(), strict=True)]
+    return [100 * count / n if n else float("nan") for count, n in zip(counts, steps.tolist(), strict=True)]
 
 
 def _tracks(table: Contingency) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -38,13 +38,13 @@ def test_the_spatio_temporal_match_is_an_option_with_its_own_name():
 
 @pytest.mark.parametrize("name", MATCHED_ON_FRAMES)
 def test_frames_without_segment_and_object_are_in_no_mean(name):
-    # The object is in frames 0 and 1 of ten. Segment 1 has half of it there and nothing later; segment 2 has the other
-    # half and one pixel of every later frame: 0.5 against 1 / 10.
-    true = np.zeros((10, 2, 4), np.uint8)
+    # The object is in frames 0 and 1 of ten. Segment 1 has 3 of its 8 pixels there and is nowhere else; segment 2 has
+    # the other 5, and a pixel of every later frame: 3/8 against 2 * 5/8 / 10.
+    true = np.zeros((10, 2, 8), np.uint8)
     true[:2, 0] = 1
     pred = np.zeros_like(true)
-    pred[:2, 0], pred[2:, 1, 0] = [1, 1, 2, 2], 2
-    assert score_video(PROTOCOLS[name], pred, true)["miou_video"] == [0.5]
+    pred[:2, 0], pred[2:, 1, 0] = [1, 1, 1, 2, 2, 2, 2, 2], 2
+    assert score_video(PROTOCOLS[name], pred, true)["miou_video"] == [3 / 8]
 
 
 def test_a_row_of_zeros_relabels_the_segment_that_has_its_number():
