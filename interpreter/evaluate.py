@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +41,8 @@ class Evaluation:
     result JSON, or .npz: a file for each video, or one of all (every id is a segment)."""
     data: VideosConfig = field(default_factory=lambda: VideosConfig(split="val", num_videos=40))
     protocol: Annotated[tuple[str, ...], tyro.conf.arg(metavar="{" + ",".join(PROTOCOLS) + "}")] = ()
-    """Protocols, one or several. Default: davis-2016 or davis-2017-unsupervised for DAVIS, else interpreter."""
+    """Protocols, one or several. Default: davis-2016 or davis-2017-unsupervised for DAVIS, else interpreter. davis-2017
+    (semi-supervised) stands alone and takes --masks whose ids are those of the first frame's objects."""
     out: Path | None = None
     """Directory to write to. Default: RUN/evaluation/DATA-SPLIT-STAGE, or evaluation/DATA-SPLIT-MASKS."""
     strict: bool = False
@@ -64,7 +65,7 @@ class Evaluation:
     baselines: tuple[Baseline, ...] | None = None
     """What to show beside the run, on its features: one-segment, grid (regular blocks), k-means of the whole video,
     k-means-positions (patch positions appended), k-means-frame and spectral (each frame by itself, linked over time).
-    Default: the first three; with --masks, which have no features, the first two."""
+    Default: the first three; with --masks, which have no features, the first two; none under davis-2017."""
     clusters: tuple[int, ...] = ()
     """Numbers of segments of the baselines. Default: as many as the run has slots; 8 with --masks."""
     pictures: int = 3
@@ -80,6 +81,8 @@ def evaluate(config: Evaluation) -> Scores:
     """
     _check(config)
     protocols = choose_protocols(config)
+    if any(protocol.match == "same-id" for protocol in protocols):
+        config = _with_named_objects(config, protocols)
     commit = code_version()  # before anything is written into the checkout
     home = config.run or config.masks
     assert home is not None
@@ -117,6 +120,27 @@ def _check(config: Evaluation) -> None:
         raise ValueError(f"--clip-frames needs --run and a number from 1, got {config.clip_frames}")
     if config.pictures < 0:
         raise ValueError(f"--pictures must be 0 or more, got {config.pictures}")
+
+
+def _with_named_objects(config: Evaluation, protocols: Sequence[Protocol]) -> Evaluation:
+    """The evaluation under a protocol that gives every object its id: saved masks alone, DAVIS with that track's masks.
+
+    Raises:
+        ValueError: for a run, baselines or other protocols, which have no such ids.
+    """
+    name = next(protocol.name for protocol in protocols if protocol.match == "same-id")
+    rule = f"--protocol {name} scores masks whose ids are those of the first frame's objects"
+    if config.run:
+        raise ValueError(f"{rule}, and a run numbers its segments by itself; choose davis-2017-unsupervised for a run")
+    if config.baselines:
+        raise ValueError(f"{rule}, and baselines have no such ids; leave --baselines {' '.join(config.baselines)} out")
+    if len(protocols) > 1:
+        others = " ".join(protocol.name for protocol in protocols if protocol.name != name)
+        raise ValueError(f"{rule}, on other masks than the rest; evaluate {others} in a command of its own")
+    data = config.data
+    if data.data == "davis":
+        data = replace(data, year="2017", annotations="semi-supervised")
+    return replace(config, baselines=(), data=data)
 
 
 def choose_protocols(config: Evaluation) -> list[Protocol]:

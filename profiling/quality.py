@@ -47,9 +47,16 @@ def joined(runs: list[dict]) -> list[dict]:
         first = parts[0]
         if any((p["protocol"], p["method"]) != (first["protocol"], first["method"]) for p in parts):
             raise SystemExit("the evaluations compare different methods")
+        versions = {p.get("version", 1) for p in parts}
+        if len(versions) > 1:
+            raise SystemExit(
+                f"the evaluations follow versions {sorted(versions)} of protocol {first['protocol']}, which differ "
+                "(docs/protocols.md): evaluate the older ones again"
+            )
         seeds = [seed for part in parts for seed in part["per_seed"]]
         values = {name: [seed[name] for seed in seeds] for name in first["mean"]}
-        rows.append({**{key: first[key] for key in ("protocol", "split", "commit", "method")}, "values": values})
+        stamp = {key: first[key] for key in ("protocol", "split", "commit", "method")}
+        rows.append({**stamp, "version": versions.pop(), "values": values})
     return rows
 
 

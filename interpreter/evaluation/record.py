@@ -27,7 +27,11 @@ TITLES = {
     "mbo_video": "mBO video",
     "jf": "J&F",
     "j": "J",
+    "j_recall": "J recall",
+    "j_decay": "J decay",
     "f": "F",
+    "f_recall": "F recall",
+    "f_decay": "F decay",
     "identity_switches": "ID switches",
     "identity_switches_per_100": "ID switches /100",
     "fragmentations": "fragments",
@@ -76,7 +80,7 @@ def format_tables(scores: Scores, provenance: Provenance) -> str:
     for protocol in scores.protocols:
         mine = [row for row in rows if row.protocol == protocol]
         title = (
-            f"{provenance.subject} on {provenance.data}, split {provenance.split}, protocol {protocol.name}, "
+            f"{provenance.subject} on {provenance.data}, split {provenance.split}, protocol {protocol.label}, "
             f"{scored(mine[0])}, commit {provenance.commit}"
         )
         table = Table()
@@ -99,16 +103,16 @@ def _notes(protocol: Protocol, rows: Sequence[Row]) -> str:
     seeds = max(len(row.seeds) for row in rows)
     if seeds > 1:
         lines.append(f"±: sample standard deviation over {seeds} seeds")
-    return "\n".join([f"{protocol.name}: {protocol.summary}", *lines, ""])
+    return "\n".join([f"{protocol.label}: {protocol.summary}", *lines, ""])
 
 
 def write_scores(path: Path, scores: Scores, provenance: Provenance, config: dict[str, Any]) -> None:
     """Write all numbers, per video too, as JSON."""
     stamp = {"split": provenance.split, "commit": provenance.commit}
+    named = {p.name: {"protocol": p.name, "version": p.version, **stamp} for p in scores.protocols}
     results = [
         {
-            "protocol": row.protocol.name,
-            **stamp,
+            **named[row.protocol.name],
             "method": row.method.name,
             "kind": row.method.kind,
             "sweep": row.method.sweep,
@@ -120,7 +124,7 @@ def write_scores(path: Path, scores: Scores, provenance: Provenance, config: dic
         for row in scores.rows()
     ]
     videos = [
-        {"protocol": protocol, **stamp, "method": method.name, "seed": seed, "videos": numbers}
+        {**named[protocol], "method": method.name, "seed": seed, "videos": numbers}
         for (protocol, method), by_seed in scores.numbers.items()
         if method.kind != "sweep"
         for seed, numbers in by_seed.items()
@@ -143,12 +147,13 @@ def write_videos(path: Path, scores: Scores, provenance: Provenance) -> None:
     """Write the table of videos as CSV: a line for each video, method, seed, protocol and metric, objects averaged."""
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["data", "split", "protocol", "commit", "method", "seed", "video", "frames", "metric", "value"])
+        columns = ("data", "split", "protocol", "version", "commit", "method", "seed", "video", "frames", "metric")
+        writer.writerow([*columns, "value"])
         for (name, method), by_seed in scores.numbers.items():
             if method.kind == "sweep":
                 continue
             protocol = next(p for p in scores.protocols if p.name == name)
-            stamp = [provenance.data, provenance.split, name, provenance.commit, method.name]
+            stamp = [provenance.data, provenance.split, name, protocol.version, provenance.commit, method.name]
             for seed, videos in by_seed.items():
                 for video, numbers in videos.items():
                     for metric in protocol.metrics:

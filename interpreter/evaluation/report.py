@@ -102,8 +102,8 @@ def _protocol(protocol: Protocol, rows: Sequence[Row], scores: Scores, provenanc
     rest = scored(rows[0]) + (f" · mean ± sample standard deviation over {seeds} seeds" if seeds > 1 else "")
     plots = [*_sweeps(protocol, rows), *_distributions(protocol, table, scores)]
     return (
-        f"<section><h2>{_text(protocol.name)}</h2><p>{_text(protocol.summary)}</p>"
-        + _stamp(provenance, protocol.name, rest)
+        f"<section><h2>{_text(protocol.label)}</h2><p>{_text(protocol.summary)}</p>"
+        + _stamp(provenance, protocol.label, rest)
         + _table(["", *(TITLES[name] for name in protocol.metrics)], map(line, table))
         + f'<div class="plots">{"".join(plots)}</div></section>'
     )
@@ -163,7 +163,7 @@ def _pictures(pictures: Sequence[Picture], protocol: Protocol, provenance: Prove
         Image.fromarray(picture.image).save(file, "JPEG", quality=JPEG_QUALITY)
         caption = f"{picture.rank}: {picture.video}, {TITLES[protocol.metrics[0]]} {picture.score:.3f}"
         figures.append(_figure(caption, file.getvalue(), "jpeg"))
-    stamp = _stamp(provenance, protocol.name, f"by {TITLES[protocol.metrics[0]]} under the first seed")
+    stamp = _stamp(provenance, protocol.label, f"by {TITLES[protocol.metrics[0]]} under the first seed")
     return f'<section class="pictures"><h2>Best and worst videos</h2>{stamp}{"".join(figures)}</section>'
 
 
@@ -185,7 +185,7 @@ def _videos(scores: Scores, provenance: Provenance) -> str:
         numbers = (("–" if math.isnan(c[video]) else f"{c[video]:.3f}") for c in columns)
         cells = "".join(f"<td>{text}</td>" for text in numbers)
         lines.append(f"<tr><td>{_text(video)}</td><td>{scores.videos[video]}</td>{cells}</tr>")
-    protocols = ", ".join(protocol.name for protocol in scores.protocols)
+    protocols = ", ".join(protocol.label for protocol in scores.protocols)
     stamp = _stamp(provenance, protocols, "mean over objects and seeds, worst first")
     return f"<section><h2>Videos</h2>{stamp}{_table(head, lines)}</section>"
 
@@ -193,7 +193,7 @@ def _videos(scores: Scores, provenance: Provenance) -> str:
 def _definitions(protocols: Sequence[Protocol], config: Mapping[str, object]) -> str:
     parts = []
     for protocol in protocols:
-        parts.append(f"<h3>{_text(protocol.name)}</h3><p>{_text(protocol.summary)}</p><dl>")
+        parts.append(f"<h3>{_text(protocol.label)}</h3><p>{_text(protocol.summary)}</p><dl>")
         entries = {TITLES[name]: METRICS[name] for name in protocol.metrics}
         entries |= {"May stand beside": protocol.comparable, "Not beside": protocol.not_comparable}
         parts += [f"<dt>{_text(name)}</dt><dd>{_text(meaning)}</dd>" for name, meaning in entries.items()]

@@ -11,7 +11,15 @@ from interpreter.data.predictions import PredictionError
 from interpreter.engine.logging import progress_bar
 from interpreter.evaluation.gallery import Gallery
 from interpreter.evaluation.methods import Method, Size, Source
-from interpreter.metrics import Protocol, VideoScores, resize_labels, score_video, scoring_size, summarise
+from interpreter.metrics import (
+    Protocol,
+    UnknownIdError,
+    VideoScores,
+    resize_labels,
+    score_video,
+    scoring_size,
+    summarise,
+)
 
 Found = dict[tuple[str, Method, int | None], VideoScores]
 BySeed = dict[int | None, dict[str, VideoScores]]
@@ -122,7 +130,7 @@ def score_dataset(
 
             try:
                 found = _score_video(dataset, index, video, source, protocols, gallery, status)
-            except (VideoError, PredictionError) as error:
+            except (VideoError, PredictionError, UnknownIdError) as error:
                 scores.skipped.append((video.name, str(error)))
                 gallery.forget()
             else:

@@ -10,14 +10,16 @@ from interpreter.metrics.baselines import (
     spectral_segments,
     upsample_labels,
 )
-from interpreter.metrics.miou import frame_miou, video_miou
+from interpreter.metrics.miou import Matching, frame_miou, video_miou
 from interpreter.metrics.protocols import METRICS, PROTOCOLS, Protocol, scoring_size
-from interpreter.metrics.score import VideoScores, resize_labels, score_video, summarise
+from interpreter.metrics.score import UnknownIdError, VideoScores, resize_labels, score_video, summarise
 
 __all__ = [
     "METRICS",
     "PROTOCOLS",
+    "Matching",
     "Protocol",
+    "UnknownIdError",
     "VideoScores",
     "adjusted_rand_index",
     "fg_ari_frame",

@@ -9,7 +9,7 @@ POSITION_WEIGHT = 0.25
 """RMS length of the position vectors as a fraction of that of the centred features.
 
 The strongest of 0.25, 0.5, 0.75 and 1 for ViT-S/14 features on ten training sequences of DAVIS-2016 (k = 8, mIoU per
-video 0.487, 0.446, 0.439, 0.372; without positions 0.485).
+video, spatio-temporal match: 0.487, 0.446, 0.439, 0.372; without positions 0.485).
 """
 
 RESTARTS = 4

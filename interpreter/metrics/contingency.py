@@ -61,6 +61,13 @@ class Contingency:
         counts = np.concatenate([background, self.foreground[:, :, objects]], axis=2)
         return replace(self, counts=counts, objects=self.objects[objects])
 
+    def numbered(self, highest: int) -> "Contingency":
+        """The objects 1 to ``highest``, those without any pixel too; the pixels of all others become background."""
+        kept = self.keep(self.objects <= highest)
+        counts = np.zeros((*kept.counts.shape[:2], 1 + highest), np.int64)
+        counts[:, :, [0, *kept.objects]] = kept.counts
+        return replace(kept, counts=counts, objects=np.arange(1, highest + 1))
+
     def merged(self) -> "Contingency":
         """All objects as one, with the id of the first; unchanged if there is none."""
         if not len(self.objects):

@@ -1,7 +1,8 @@
-"""Region similarity J and boundary measure F of DAVIS, for segments without names.
+"""Region similarity J and boundary measure F of DAVIS, frame by frame, for segments with and without names.
 
 J of a frame is the IoU, F that of :func:`interpreter.metrics.boundary.boundary_f`; both are 1 where the segment and the
-object are both empty. A score is the mean over the evaluated frames; that of a data set is the mean over objects.
+object are both empty. Each pairing below returns J and F of every object with its segment as two float64 arrays [T, G]
+(F is NaN if ``boundary`` is None); their columns are what :func:`recall` and :func:`decay` and the mean are taken of.
 """
 
 from collections.abc import Callable
@@ -12,46 +13,109 @@ from scipy.optimize import linear_sum_assignment
 from interpreter.metrics.contingency import NO_SEGMENT, Contingency
 
 BoundaryF = Callable[[np.ndarray], np.ndarray]
-"""F of some segments (ids [P]) with every object, averaged over frames: [P, G]. Called only where F is needed."""
+"""F of some segments (ids [P]) with every object in every frame: [T, P, G]. Called only where F is needed."""
+
+Pairs = tuple[np.ndarray, np.ndarray]
+"""J and F, each [T, G]."""
+
+BINS = 4
 
 
-def best_segment(table: Contingency, boundary: BoundaryF | None) -> tuple[list[float], list[float]]:
-    """J and F of each object with the candidate of the highest mean J; of equal ones, that with the smallest id.
+def best_segment(table: Contingency, boundary: BoundaryF | None) -> Pairs:
+    """Each object with the candidate of the highest mean J; of equal ones, that with the smallest id.
 
     Choosing by the truth is what makes an unnamed segmentation comparable at all; it favours the prediction. F is that
     of the segment chosen by J. Without any candidate the object is compared with an empty segment.
     """
-    segments, j = _proposals(table, None, at_least=1)
-    rows = j.argmax(axis=0)
-    f = boundary(segments[rows]).diagonal() if boundary else np.full(len(rows), np.nan)
-    return j[rows, np.arange(len(rows))].tolist(), f.tolist()
+    segments, j = _segments_and_j(table)
+    candidates = max(1, len(segments) - 1)  # the empty segment alone if there is no other
+    return _taken(segments, j, j[:, :candidates].mean(axis=0).argmax(axis=0), boundary)
 
 
-def one_to_one(
-    table: Contingency, boundary: BoundaryF | None, max_proposals: int | None
-) -> tuple[list[float], list[float]]:
-    """J and F of each object under one Hungarian match for the sequence on the mean of J and F (J alone without F).
+def same_id(table: Contingency, boundary: BoundaryF | None) -> Pairs:
+    """Each object with the segment of its own id, which is empty where the prediction does not have the id."""
+    segments, j = _segments_and_j(table)
+    rows = np.searchsorted(segments, table.objects)  # ascending, the empty segment last
+    rows = np.where(segments[rows] == table.objects, rows, len(segments) - 1)
+    return _taken(segments, j, rows, boundary)
 
-    An object that gets no segment is compared with an empty one, so it still scores 1 where it is absent.
+
+def one_to_one(table: Contingency, boundary: BoundaryF | None, max_proposals: int | None, ids: int = 0) -> Pairs:
+    """One Hungarian match for the sequence on the mean of J and F over all frames (J alone without F).
+
+    Args:
+        table: of the sequence.
+        boundary: F, if it is needed.
+        max_proposals: of more segments than these, those with the most pixels are proposed, whatever the truth is; of
+            equal ones those with the smaller ids.
+        ids: how many ids the prediction may use. Those that have no pixel are empty proposals, as are those that fill
+            up what is missing to the number of objects: an object that is rarely seen may do better with one of them.
     """
-    segments, j = _proposals(table, max_proposals, at_least=len(table.objects))
-    f = boundary(segments) if boundary else np.full_like(j, np.nan)
-    rows, columns = linear_sum_assignment((j + f) / 2 if boundary else j, maximize=True)
-    order = np.argsort(columns)
-    return j[rows, columns][order].tolist(), f[rows, columns][order].tolist()
+    j, f = _all_pairs(table, boundary, max_proposals, ids)
+    rows, columns = linear_sum_assignment(_quality(j, f).mean(axis=0), maximize=True)
+    rows = rows[np.argsort(columns)]
+    return j[:, rows, np.arange(len(rows))], f[:, rows, np.arange(len(rows))]
 
 
-def _proposals(table: Contingency, at_most: int | None, *, at_least: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [P] of the segments to pair with objects, and their J with every object, averaged over frames: [P, G].
+def one_to_one_in_each_frame(
+    table: Contingency, boundary: BoundaryF | None, max_proposals: int | None, ids: int = 0
+) -> Pairs:
+    """A Hungarian match of its own for every frame, on the mean of J and F in that frame: blind to identities.
 
-    Of more candidates than ``at_most`` those with the most pixels are proposed, whatever the truth is; of equal ones
-    those with the smaller ids. Fewer than ``at_least`` are filled up with empty segments, which have an id of no pixel.
+    Arguments as in :func:`one_to_one`.
     """
+    j, f = _all_pairs(table, boundary, max_proposals, ids)
+    rows = np.empty((len(j), len(table.objects)), np.intp)
+    for t, quality in enumerate(_quality(j, f)):
+        matched, columns = linear_sum_assignment(quality, maximize=True)
+        rows[t, columns] = matched
+    at = np.arange(len(j))[:, None], rows, np.arange(len(table.objects))
+    return j[at], f[at]
+
+
+def recall(values: np.ndarray) -> np.ndarray:
+    """Share of the frames in which J or F is above 0.5: [T, G] to [G]."""
+    return np.asarray((values > 0.5).mean(axis=0))
+
+
+def decay(values: np.ndarray) -> np.ndarray:
+    """J or F in the first quarter of the frames less that in the last one: [T, G] to [G], lower is better.
+
+    Quarters are those of the official code: they share the frames where they meet, halves are rounded up.
+    """
+    edges = (np.round(np.linspace(1, len(values), BINS + 1) + 1e-10) - 1).astype(int)
+    first, last = values[: edges[1] + 1], values[edges[-2] :]
+    return np.asarray(first.mean(axis=0) - last.mean(axis=0))
+
+
+def _segments_and_j(table: Contingency) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [P + 1] of the candidates and, last, of an empty segment, and their J with every object [T, P + 1, G]."""
+    empty = np.where(table.present, 0.0, np.nan)[:, None]
+    j = np.concatenate([table.iou(), empty], axis=1)
+    segments = np.append(table.segments[table.candidates], NO_SEGMENT).astype(np.int64)
+    return segments, np.where(np.isnan(j), 1.0, j)
+
+
+def _taken(segments: np.ndarray, j: np.ndarray, rows: np.ndarray, boundary: BoundaryF | None) -> Pairs:
+    """J and F of each object with the segment in its row."""
+    own = np.arange(len(rows))
+    f = boundary(segments[rows])[:, own, own] if boundary else np.full((len(j), len(rows)), np.nan)
+    return j[:, rows, own], f
+
+
+def _all_pairs(table: Contingency, boundary: BoundaryF | None, max_proposals: int | None, ids: int) -> Pairs:
+    """J and F [T, P, G] of all proposals with all objects, in ascending order of ids, the empty ones last."""
+    segments, j = _segments_and_j(table)
     sizes = table.counts[:, table.candidates].sum(axis=(0, 2))
-    kept = np.sort(np.argsort(-sizes, kind="stable")[:at_most])
-    j = table.iou()[:, kept]
-    missing = max(0, at_least - len(kept))
-    empty = np.where(table.present, 0.0, np.nan)[:, None].repeat(missing, axis=1)
-    j = np.concatenate([j, empty], axis=1)
-    segments = np.append(table.segments[table.candidates][kept], [NO_SEGMENT] * missing).astype(np.int64)
-    return segments, np.where(np.isnan(j), 1.0, j).mean(axis=0)
+    rows = np.sort(np.argsort(-sizes, kind="stable")[:max_proposals])
+    objects = len(table.objects)
+    wanted = max(objects, ids if max_proposals is None else min(ids, max_proposals))
+    missing = min(objects, max(0, wanted - len(rows)))  # more empty ones than objects are never matched
+    rows = np.append(rows, np.full(missing, len(sizes))).astype(np.intp)
+    f = boundary(segments[rows]) if boundary else np.full((len(j), len(rows), objects), np.nan)
+    return j[:, rows], f
+
+
+def _quality(j: np.ndarray, f: np.ndarray) -> np.ndarray:
+    """What a match maximises."""
+    return j if np.isnan(f).any() else (j + f) / 2

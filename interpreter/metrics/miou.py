@@ -4,24 +4,33 @@ All predicted segments are candidates, those that cover the background included.
 (there are fewer segments than objects) scores 0.
 """
 
+from typing import Literal
+
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from interpreter.metrics.contingency import Contingency, contingency, ratio
 
+Matching = Literal["frame-mean", "spatio-temporal"]
+"""What the match of a video maximises the sum of. ``frame-mean``: the mean of the per-frame IoU over the frames where
+segment or object is present, which is the score of the object too (SOLV). ``spatio-temporal``: the IoU of the two with
+the video taken as one volume of pixels, so a frame weighs as much as it shows of them."""
 
-def video_miou(pred: np.ndarray, true: np.ndarray, *, void: int = 255) -> list[float]:
+
+def video_miou(
+    pred: np.ndarray, true: np.ndarray, *, void: int = 255, matching: Matching = "frame-mean"
+) -> list[float]:
     """IoU of every foreground object of a video under one match for the whole video.
 
-    The match maximises the summed *spatio-temporal* IoU (the video as one volume of pixels). The score of an object
-    is the mean of its *per-frame* IoU with its segment, over the frames where either of the two is present: a
-    segment that shows up where its object is absent costs a 0. The mIoU of a data set is the mean over all objects
-    of all its videos, so the scores are returned one by one.
+    The score of an object is the mean of its *per-frame* IoU with its segment, over the frames where either of the two
+    is present: a segment that shows up where its object is absent costs a 0. The mIoU of a data set is the mean over
+    all objects of all its videos, so the scores are returned one by one.
 
     Args:
         pred: [T, H, W] predicted segment ids.
         true: [T, H, W] true object ids, 0 = background.
         void: id in ``true`` of pixels to leave out.
+        matching: what the match maximises, see :data:`Matching`.
 
     Returns:
         One number in [0, 1] for each object, in ascending order of its id; empty for a video without foreground.
@@ -29,7 +38,7 @@ def video_miou(pred: np.ndarray, true: np.ndarray, *, void: int = 255) -> list[f
     Raises:
         ValueError: if the two are not integer arrays [T, H, W] of the same size.
     """
-    return iou_per_object(contingency(pred, true, void=void))
+    return iou_per_object(contingency(pred, true, void=void), matching)
 
 
 def frame_miou(pred: np.ndarray, true: np.ndarray, *, void: int = 255) -> float:
@@ -44,36 +53,39 @@ def frame_miou(pred: np.ndarray, true: np.ndarray, *, void: int = 255) -> float:
     return miou_per_frame(contingency(pred, true, void=void))
 
 
-def iou_per_object(table: Contingency) -> list[float]:
+def iou_per_object(table: Contingency, matching: Matching) -> list[float]:
     """:func:`video_miou` from a contingency table; of a relabelled one, each object with the segment of its id."""
     if table.relabelled:
         rows = columns = np.arange(len(table.objects))
     else:
-        rows, columns = volume_match(table)
+        rows, columns = linear_sum_assignment(_to_match(table, matching), maximize=True)
     scores = np.zeros(len(table.objects))
     scores[columns] = np.nanmean(table.iou()[:, rows, columns], axis=0)
     return scores.tolist()
 
 
-def volume_match(table: Contingency) -> tuple[np.ndarray, np.ndarray]:
-    """Hungarian match of a video on spatio-temporal IoU: rows of candidates, and the columns of their objects."""
-    intersection, union = table.intersection_and_union()
-    return linear_sum_assignment(ratio(intersection.sum(axis=0), union.sum(axis=0)), maximize=True)
-
-
-def relabelled(table: Contingency, *, rows_as_ids: bool = False) -> Contingency:
+def relabelled(table: Contingency, matching: Matching, *, rows_as_ids: bool = False) -> Contingency:
     """Give each matched segment the id of its object, and put all others together as background (id 0).
 
     Args:
         table: of a video.
-        rows_as_ids: take the row of a segment in the match, counted from 0 in ascending order of ids, for its id, as
-            SOLV's published code does. Right only where the ids of the video's segments are 0, 1, 2 …
+        matching: what the match maximises, see :data:`Matching`.
+        rows_as_ids: take the row of a segment in the matrix of the match, counted from 0 in ascending order of ids, for
+            its id, as SOLV's published code does. Right only where the ids of the video's segments are 0, 1, 2 … That
+            code fills up the matrix with rows of zeros where there are fewer segments than objects; the number of such
+            a row counts as an id too, so the segment that has it is relabelled although the row stands for none.
 
     Returns:
         The table of the relabelled prediction, whose background is no candidate.
     """
-    rows, columns = volume_match(table)
-    matched = rows if rows_as_ids else table.segments[table.candidates][rows]
+    scores = _to_match(table, matching)
+    if rows_as_ids:
+        missing = max(0, scores.shape[1] - scores.shape[0])
+        rows, columns = linear_sum_assignment(np.pad(scores, ((0, missing), (0, 0))), maximize=True)
+        matched = rows
+    else:
+        rows, columns = linear_sum_assignment(scores, maximize=True)
+        matched = table.segments[table.candidates][rows]
     target = np.zeros(len(table.segments), np.int64)
     for segment, column in zip(matched, columns, strict=True):
         target[table.segments == segment] = column + 1
@@ -93,3 +105,11 @@ def miou_per_frame(table: Contingency) -> float:
             rows, columns = linear_sum_assignment(matched, maximize=True)
             scores.append(matched[rows, columns].sum() / present.sum())
     return float(np.mean(scores)) if scores else float("nan")
+
+
+def _to_match(table: Contingency, matching: Matching) -> np.ndarray:
+    """What the match of a video maximises, for each candidate and object [P, G]; every object is in some frame."""
+    if matching == "frame-mean":
+        return np.asarray(np.nanmean(table.iou(), axis=0))
+    intersection, union = table.intersection_and_union()
+    return ratio(intersection.sum(axis=0), union.sum(axis=0))

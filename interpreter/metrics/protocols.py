@@ -6,16 +6,22 @@ A protocol is data. What its words mean is said once, at :class:`Protocol`; :mod
 from dataclasses import dataclass
 from typing import Literal
 
+from interpreter.metrics.miou import Matching
+
 METRICS: dict[str, str] = {
     "fg_ari_frame": "FG-ARI of each frame's foreground pixels; mean over frames with foreground, then videos; up to 1",
     "fg_ari_video": "FG-ARI of all foreground pixels of a video as one clustering; mean over videos; up to 1",
     "miou_frame": "IoU, Hungarian match in every frame; mean over a frame's objects, then frames, then videos; 0..1",
-    "miou_video": "per-frame IoU, one Hungarian match a video on spatio-temporal IoU; mean over all objects; 0..1",
+    "miou_video": "per-frame IoU, one Hungarian match a video (on what: see protocol); mean over all objects; 0..1",
     "mbo_frame": "best IoU of each object in each frame; mean over a frame's objects, then frames, then videos; 0..1",
     "mbo_video": "best spatio-temporal IoU of each object; mean over a video's objects, then videos; 0..1",
     "jf": "mean of J and F; mean over all objects of the set; 0..1",
     "j": "region similarity J (per-frame IoU) of DAVIS; mean over frames, then all objects of the set; 0..1",
+    "j_recall": "share of an object's frames with J above 0.5; mean over all objects of the set; 0..1",
+    "j_decay": "J in the first quarter of the frames less that in the last; mean over all objects; lower is better",
     "f": "boundary measure F of DAVIS, tolerance 0.008 of the diagonal; mean over frames, then objects; 0..1",
+    "f_recall": "share of an object's frames with F above 0.5; mean over all objects of the set; 0..1",
+    "f_decay": "F in the first quarter of the frames less that in the last; mean over all objects; lower is better",
     "identity_switches": "changes of an object's best-overlapping segment in a video; mean of objects; lower is better",
     "identity_switches_per_100": "identity switches for 100 steps between frames with the object; lower is better",
     "fragmentations": "times an object's track (IoU >= 0.5) is lost and found again; mean of objects; lower is better",
@@ -40,17 +46,28 @@ class Protocol:
         square_size: the same for truth whose frames are square (MOVi); None: as for others.
         chunk: frames of the clips that a video is cut into, each scored as a video of its own, an incomplete last clip
             left out; None: the whole video is one clip.
-        objects: which true objects count. ``all``; ``first-frame``: only those that are present in the first annotated
-            frame, the others become background; ``merged``: all together are one.
+        objects: which true objects count. ``all``: those that occur; ``first-frame``: only those that are present in
+            the first annotated frame, the others become background; ``numbered``: the ids from 1 to the highest of the
+            first annotated frame, as in the official code of DAVIS-2017: an id that no pixel has is an empty object,
+            and a gap in the ids of the prediction is an empty proposal; higher ids become background; ``merged``: all
+            together are one.
+        void: what the pixels with the id of void are. ``left-out``: they belong to nothing, and frames that are void in
+            every pixel are not annotated: they are left out before anything else. ``empty``: the same for pixels, but
+            in a frame that is void everywhere all masks are empty, so that J = F = 1. ``background``: background.
         skip_ends: whether the first and the last annotated frame are left out.
-        relabel: what ARI and mIoU see of the prediction. ``no``: the segments as they are. ``match``: one Hungarian
-            match for the video on spatio-temporal IoU; matched segments take their object's id, all others become one
-            background segment. ``row-numbers``: the same with the mistake of the published SOLV code, which takes the
-            row of a segment in the matrix of the match for its id: where the ids of the video's segments have gaps,
-            another segment, or none, is relabelled.
+        matching: what the one Hungarian match of a video maximises, for mIoU and for ``relabel``: the mean over frames
+            of the per-frame IoU, or the spatio-temporal IoU (:data:`interpreter.metrics.miou.Matching`).
+        relabel: what ARI and mIoU see of the prediction. ``no``: the segments as they are. ``match``: after the match,
+            matched segments take their object's id, all others become one background segment. ``row-numbers``: the same
+            with two mistakes of the published SOLV code. It takes the row of a segment in the matrix of the match for
+            its id: where the ids of the video's segments have gaps, another segment, or none, is relabelled. And the
+            rows of zeros that make up for missing segments have such numbers too.
         match: how J and F pair segments with objects. ``hungarian``: one to one for the sequence, on the mean of J and
-            F; ``best``: each object with the segment of the highest mean J.
-        max_proposals: of more segments than these, the largest are kept (J and F with ``hungarian``); None: no limit.
+            F; ``every-frame``: the same anew in every frame; ``best``: each object with the segment of the highest mean
+            J; ``same-id``: each object with the segment of its id, which the method was given in the first frame.
+        max_proposals: of more segments than these, the largest are kept (``hungarian``, ``every-frame``); None: no
+            limit.
+        version: counts how often the rules behind the name have changed; every number carries it.
     """
 
     name: str
@@ -61,11 +78,19 @@ class Protocol:
     size: tuple[int, int] | None = None
     square_size: tuple[int, int] | None = None
     chunk: int | None = None
-    objects: Literal["all", "first-frame", "merged"] = "all"
+    objects: Literal["all", "first-frame", "numbered", "merged"] = "all"
+    void: Literal["left-out", "empty", "background"] = "left-out"
     skip_ends: bool = False
+    matching: Matching = "frame-mean"
     relabel: Literal["no", "match", "row-numbers"] = "no"
-    match: Literal["hungarian", "best"] = "hungarian"
+    match: Literal["hungarian", "every-frame", "best", "same-id"] = "hungarian"
     max_proposals: int | None = None
+    version: int = 1
+
+    @property
+    def label(self) -> str:
+        """The name, with the version if there was another before it."""
+        return self.name if self.version == 1 else f"{self.name} (version {self.version})"
 
 
 def scoring_size(protocol: Protocol, native: tuple[int, int]) -> tuple[int, int]:
@@ -77,34 +102,56 @@ def scoring_size(protocol: Protocol, native: tuple[int, int]) -> tuple[int, int]
 
 _SOLV_METRICS = ("miou_video", "fg_ari_frame")
 _SLOT_METRICS = ("fg_ari_video", "mbo_video", "fg_ari_frame", "mbo_frame")
+_INTERPRETER_METRICS = ("fg_ari_frame", "miou_video", "fg_ari_video", "miou_frame", "mbo_frame", "mbo_video", *TRACKING)
+_SEMI_SUPERVISED_METRICS = ("jf", "j", "j_recall", "j_decay", "f", "f_recall", "f_decay")
 
 _ALL = (
     Protocol(
         name="interpreter",
-        summary="Per-frame FG-ARI and Hungarian video mIoU at 336x504 (square frames: 336x336), all objects.",
-        metrics=("fg_ari_frame", "miou_video", "fg_ari_video", "miou_frame", "mbo_frame", "mbo_video", *TRACKING),
+        summary="Per-frame FG-ARI and Hungarian video mIoU (matched on mean per-frame IoU) at 336x504 (square frames: "
+        "336x336), all objects.",
+        metrics=_INTERPRETER_METRICS,
         size=(336, 504),
         square_size=(336, 336),
+        version=2,
         comparable="Interpreter's own FG-ARI and mIoU on YTVIS-19 (entries 600:900 of train.json) and MOVi-E.",
-        not_comparable="SOLV's numbers (native size, objects of the first frame, FG-ARI relabelled); video-ARI; mBO.",
+        not_comparable="SOLV's numbers (native size, objects of the first frame, FG-ARI relabelled); video-ARI; mBO; "
+        "mIoU of version 1, which is that of interpreter-spatio-temporal.",
     ),
     Protocol(
         name="solv",
-        summary="SOLV's mIoU and FG-ARI at native size, for the objects of the first frame, ids read correctly.",
+        summary="SOLV's mIoU and FG-ARI (matched on mean per-frame IoU) at native size, for the objects of the first "
+        "frame, ids read correctly.",
         metrics=_SOLV_METRICS,
         objects="first-frame",
         relabel="match",
-        comparable="SOLV's mIoU and FG-ARI where the segments of a video are numbered without gaps.",
-        not_comparable="Interpreter's FG-ARI (not relabelled); SOLV's numbers where merging leaves gaps in the ids.",
+        version=2,
+        comparable="SOLV's mIoU and FG-ARI where the segments of a video are numbered without gaps and are no fewer "
+        "than its objects.",
+        not_comparable="Interpreter's FG-ARI (not relabelled); SOLV's numbers where merging leaves gaps in the ids; "
+        "version 1 (matched on spatio-temporal IoU).",
     ),
     Protocol(
         name="solv-published",
-        summary="SOLV's mIoU and FG-ARI as its published code computes them, with its mistake in the ids of segments.",
+        summary="SOLV's mIoU and FG-ARI as its published code computes them, with its mistakes in the ids of segments.",
         metrics=_SOLV_METRICS,
         objects="first-frame",
         relabel="row-numbers",
+        version=2,
         comparable="Numbers made by SOLV's published evaluation.",
-        not_comparable="Anything else: a perfect prediction with ids 0, 3, 5 scores 0.",
+        not_comparable="Anything else: a perfect prediction with ids 0, 3, 5 scores 0. Version 1 (matched on "
+        "spatio-temporal IoU, no rows of zeros).",
+    ),
+    Protocol(
+        name="interpreter-spatio-temporal",
+        summary="The protocol interpreter, but mIoU is matched on spatio-temporal IoU: large frames of an object weigh "
+        "more.",
+        metrics=_INTERPRETER_METRICS,
+        size=(336, 504),
+        square_size=(336, 336),
+        matching="spatio-temporal",
+        comparable="Numbers that version 1 of the protocol interpreter made.",
+        not_comparable="mIoU of Interpreter, of SOLV and of the protocol interpreter (matched on mean per-frame IoU).",
     ),
     Protocol(
         name="videosaur",
@@ -132,12 +179,38 @@ _ALL = (
         not_comparable="Methods that name the foreground themselves; numbers over all frames (see smtc).",
     ),
     Protocol(
+        name="davis-2017",
+        summary="J, F, recall and decay of objects whose first mask and id were given, first and last frame left out, "
+        "as the official code computes them for the semi-supervised track.",
+        metrics=_SEMI_SUPERVISED_METRICS,
+        objects="numbered",
+        void="background",
+        skip_ends=True,
+        match="same-id",
+        comparable="The semi-supervised track of DAVIS-2017: label propagation and video object segmentation.",
+        not_comparable="The unsupervised tracks: there no mask is given and all frames count.",
+    ),
+    Protocol(
         name="davis-2017-unsupervised",
-        summary="J&F of every object of DAVIS-2017, one Hungarian match a sequence, at most 20 proposals, all frames.",
+        summary="J&F of the objects of DAVIS-2017, one Hungarian match a sequence, at most 20 proposals, all frames, "
+        "as the official code computes them.",
+        metrics=("jf", "j", "f", *TRACKING),
+        objects="numbered",
+        void="empty",
+        max_proposals=20,
+        version=2,
+        comparable="The unsupervised track of DAVIS-2017.",
+        not_comparable="The semi-supervised track (davis-2017); SMTC's J&F (smtc-multi-object); version 1, which is "
+        "davis-2017-unsupervised-annotated.",
+    ),
+    Protocol(
+        name="davis-2017-unsupervised-annotated",
+        summary="The protocol davis-2017-unsupervised for all that is annotated and nothing else: every object that "
+        "occurs, no empty ones, no frames that are void everywhere.",
         metrics=("jf", "j", "f", *TRACKING),
         max_proposals=20,
-        comparable="The unsupervised track of DAVIS-2017; SMTC's and others' multi-object J&F on it.",
-        not_comparable="The semi-supervised track (first mask given, ends left out); J&F with a match in every frame.",
+        comparable="Numbers that version 1 of the protocol davis-2017-unsupervised made.",
+        not_comparable="Official numbers where objects enter later, ids have gaps or frames are void.",
     ),
     Protocol(
         name="smtc",
@@ -146,7 +219,20 @@ _ALL = (
         objects="merged",
         match="best",
         comparable="Single-object J of SMTC and its peers on DAVIS-2016, SegTrack-v2 and FBMS-59 (all objects as one).",
-        not_comparable="Official DAVIS-2016 J (ends left out); multi-object J&F (use davis-2017-unsupervised).",
+        not_comparable="Official DAVIS-2016 J (ends left out); multi-object J&F (smtc-multi-object).",
+    ),
+    Protocol(
+        name="smtc-multi-object",
+        summary="J&F of the objects of DAVIS-2017 with a Hungarian match of its own in every frame and at most 300 "
+        "proposals.",
+        metrics=("jf", "j", "f"),
+        objects="numbered",
+        void="empty",
+        match="every-frame",
+        max_proposals=300,
+        comparable="SMTC's multi-object J&F on DAVIS-2017.",
+        not_comparable="davis-2017-unsupervised (one match a sequence, 20 proposals): a match in every frame needs no "
+        "identities, so these numbers are higher.",
     ),
 )
 

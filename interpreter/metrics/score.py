@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from interpreter.metrics import tracks
+from interpreter.metrics import davis, tracks
 from interpreter.metrics.ari import ari_per_frame, ari_per_video
 from interpreter.metrics.best_overlap import best_overlap_of_video, best_overlap_per_frame
 from interpreter.metrics.boundary import boundary_f
 from interpreter.metrics.contingency import Contingency, as_labels, contingency
-from interpreter.metrics.davis import BoundaryF, best_segment, one_to_one
 from interpreter.metrics.miou import iou_per_object, miou_per_frame, relabelled
 from interpreter.metrics.protocols import Protocol
 
@@ -21,14 +20,20 @@ _FROM_TABLE: dict[str, Callable[[Contingency], float | list[float]]] = {
     "fg_ari_frame": ari_per_frame,
     "fg_ari_video": ari_per_video,
     "miou_frame": miou_per_frame,
-    "miou_video": iou_per_object,
     "mbo_frame": best_overlap_per_frame,
     "mbo_video": best_overlap_of_video,
-    "identity_switches": lambda table: [float(n) for n in tracks.identity_switches(table)],
+    "identity_switches": tracks.identity_switches,
     "identity_switches_per_100": lambda table: tracks.per_hundred_frames(tracks.identity_switches(table), table),
-    "fragmentations": lambda table: [float(n) for n in tracks.fragmentations(table)],
+    "fragmentations": tracks.fragmentations,
     "fragmentations_per_100": lambda table: tracks.per_hundred_frames(tracks.fragmentations(table), table),
 }
+
+_OF_REGION = {"j", "j_recall", "j_decay"}
+_OF_BOUNDARY = {"jf", "f", "f_recall", "f_decay"}
+
+
+class UnknownIdError(ValueError):
+    """A prediction that has to use the ids of the objects uses others: which, and which there are, in one line."""
 
 
 def score_video(
@@ -42,8 +47,6 @@ def score_video(
 ) -> VideoScores:
     """Compare a video's predicted segments with its true objects under a protocol.
 
-    Frames that are void in every pixel are not annotated: they are left out before anything else.
-
     Args:
         protocol: from :data:`interpreter.metrics.protocols.PROTOCOLS`.
         pred: [T, H, W] predicted segment ids, 0..65535, the same in all frames, at the protocol's
@@ -52,7 +55,8 @@ def score_video(
         frames: numbers of the annotated frames, ascending, where not all of ``pred`` are annotated.
         void: id in ``true`` of pixels to leave out.
         background: id in ``pred`` of pixels that the prediction gives to no segment. They can be matched with no object
-            but are a cluster of their own for ARI. By default every id is a segment, 0 included.
+            but are a cluster of their own for ARI. By default every id is a segment, 0 included, and always under
+            ``row-numbers``, whose code knows no such id.
 
     Returns:
         The protocol's metrics: a float for a number of the video (NaN where undefined, such as without foreground), a
@@ -62,17 +66,31 @@ def score_video(
 
     Raises:
         ValueError: if the two are not integer arrays [T, H, W] of the same size, or ``frames`` does not fit them.
+        UnknownIdError: under ``same-id``, if ``pred`` has an id above that of every object, in a frame that counts.
     """
     pred, true = as_labels(pred, "pred"), as_labels(true, "true")
     numbers = np.arange(len(true)) if frames is None else np.asarray(frames, np.int64)
     length = len(pred)
     if frames is not None:
         pred = pred[_checked(numbers, length, len(true))]
+    if protocol.relabel == "row-numbers":
+        background = None
+    if protocol.void == "background":
+        true = np.where(true == void, 0, true)
     whole = contingency(pred, true, void=void, background=background)
+    highest = int(whole.objects[whole.present[0]].max(initial=0))
     scores: list[VideoScores] = []
     for chosen in _clips(protocol, numbers, length, whole.annotated):
-        table = _counted_objects(protocol, whole.select(chosen))
-        scores.append(_score(protocol, table, _mean_f(table, protocol, pred, true, chosen, void)))
+        table = _counted_objects(protocol, whole.select(chosen), highest)
+        largest = int(pred[chosen].max(initial=0))
+        if protocol.match == "same-id" and largest > highest:
+            named = f"the objects 1 to {highest}" if highest else "no object"
+            raise UnknownIdError(
+                f"the prediction has id {largest}, but the first annotated frame names {named}; under "
+                f"{protocol.name} a segment must have the id of its object"
+            )
+        ids = largest + (background is None)  # that the prediction may use: from 0 on, or from 1 on
+        scores.append(_score(protocol, table, _boundary(table, protocol, pred, true, chosen, void), ids))
     total: VideoScores = {name: sum(float(np.sum(clip[name])) for clip in scores) for name in ("objects", "frames")}
     if protocol.chunk is None:
         return scores[0] | total
@@ -119,18 +137,18 @@ def resize_labels(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return maps[:, rows[:, None], columns]
 
 
-def _mean_f(
+def _boundary(
     table: Contingency, protocol: Protocol, pred: np.ndarray, true: np.ndarray, chosen: np.ndarray, void: int
-) -> BoundaryF:
-    """F averaged over the chosen frames, computed only when asked for: it is the one number that needs pixels again."""
+) -> davis.BoundaryF:
+    """F in the chosen frames, computed only when asked for: it is the one number that needs pixels again."""
 
-    def mean_f(segments: np.ndarray) -> np.ndarray:
+    def boundary(segments: np.ndarray) -> np.ndarray:
         truth = true[chosen]
         if protocol.objects == "merged":
             truth = np.where((truth != 0) & (truth != void), table.objects[0], truth)
-        return boundary_f(pred[chosen], truth, segments, table.objects, void=void).mean(axis=0)
+        return boundary_f(pred[chosen], truth, segments, table.objects, void=void)
 
-    return mean_f
+    return boundary
 
 
 def _checked(numbers: np.ndarray, length: int, annotated: int) -> np.ndarray:
@@ -144,7 +162,7 @@ def _checked(numbers: np.ndarray, length: int, annotated: int) -> np.ndarray:
 
 def _clips(protocol: Protocol, numbers: np.ndarray, length: int, annotated: np.ndarray) -> list[np.ndarray]:
     """Indices of the frames of each clip that has any."""
-    kept = np.flatnonzero(annotated)
+    kept = np.flatnonzero(annotated) if protocol.void == "left-out" else np.arange(len(annotated))
     if protocol.skip_ends:
         kept = kept[1:-1]
     if protocol.chunk is None:
@@ -153,33 +171,50 @@ def _clips(protocol: Protocol, numbers: np.ndarray, length: int, annotated: np.n
     return [kept[clip == c] for c in range(length // protocol.chunk) if (clip == c).any()]
 
 
-def _counted_objects(protocol: Protocol, table: Contingency) -> Contingency:
-    """The table with the objects that the protocol counts."""
+def _counted_objects(protocol: Protocol, table: Contingency, highest: int) -> Contingency:
+    """The table with the objects that the protocol counts; ``highest``: id of the first annotated frame."""
     if protocol.objects == "merged":
         return table.merged()
     if protocol.objects == "first-frame" and len(table.objects):
         return table.keep(table.foreground[0].any(axis=0))
+    if protocol.objects == "numbered" and len(table.counts):
+        return table.numbered(highest)
     return table
 
 
-def _score(protocol: Protocol, table: Contingency, mean_f: BoundaryF) -> VideoScores:
+def _score(protocol: Protocol, table: Contingency, boundary: davis.BoundaryF, ids: int) -> VideoScores:
     """The protocol's metrics of one clip."""
     scores: VideoScores = {"objects": float(len(table.objects)), "frames": float(len(table.counts))}
-    if not {"j", "f", "jf"}.isdisjoint(protocol.metrics):
-        boundary = None if {"f", "jf"}.isdisjoint(protocol.metrics) else mean_f
-        j: list[float] = []
-        f: list[float] = []
-        if len(table.objects) and protocol.match == "best":
-            j, f = best_segment(table, boundary)
-        elif len(table.objects):
-            j, f = one_to_one(table, boundary, protocol.max_proposals)
-        scores |= {"j": j, "f": f, "jf": [(a + b) / 2 for a, b in zip(j, f, strict=True)]}
+    scores |= _region_and_boundary(protocol, table, boundary, ids)
     if protocol.relabel != "no":
-        table = relabelled(table, rows_as_ids=protocol.relabel == "row-numbers")
+        table = relabelled(table, protocol.matching, rows_as_ids=protocol.relabel == "row-numbers")
     for name in protocol.metrics:
-        if name not in scores:
+        if name == "miou_video":
+            scores[name] = iou_per_object(table, protocol.matching)
+        elif name not in scores:
             scores[name] = _FROM_TABLE[name](table)
     return {name: scores[name] for name in (*protocol.metrics, "objects", "frames")}
+
+
+def _region_and_boundary(
+    protocol: Protocol, table: Contingency, boundary: davis.BoundaryF, ids: int
+) -> dict[str, list[float]]:
+    """Those of the protocol's metrics that are J, F or both, for each object."""
+    wanted = [name for name in protocol.metrics if name in _OF_REGION | _OF_BOUNDARY]
+    if not wanted or not len(table.objects):
+        return {name: [] for name in wanted}
+    f_or_none = boundary if _OF_BOUNDARY.intersection(wanted) else None
+    if protocol.match == "best":
+        j, f = davis.best_segment(table, f_or_none)
+    elif protocol.match == "same-id":
+        j, f = davis.same_id(table, f_or_none)
+    else:
+        pair = davis.one_to_one if protocol.match == "hungarian" else davis.one_to_one_in_each_frame
+        j, f = pair(table, f_or_none, protocol.max_proposals, ids if protocol.objects == "numbered" else 0)
+    found = {"j": j.mean(axis=0), "j_recall": davis.recall(j), "j_decay": davis.decay(j)}
+    found |= {"f": f.mean(axis=0), "f_recall": davis.recall(f), "f_decay": davis.decay(f)}
+    found["jf"] = (found["j"] + found["f"]) / 2
+    return {name: found[name].tolist() for name in wanted}
 
 
 def _as_list(score: float | list[float]) -> list[float]:

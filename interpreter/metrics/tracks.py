@@ -8,14 +8,14 @@ TRACKED = 0.5
 """IoU from which an object counts as tracked, as in MOTChallenge (Milan et al. 2016)."""
 
 
-def identity_switches(table: Contingency) -> list[int]:
+def identity_switches(table: Contingency) -> list[float]:
     """How often each object's best-overlapping segment changes from one frame that shows the object to the next.
 
     Frames without the object are passed over: whether it comes back under its old segment counts as one step. Among
     segments of equal IoU the one of the step before is kept, else the smallest id is taken.
 
     Returns:
-        One count for each object, in ascending order of its id.
+        One count for each object, in ascending order of its id; NaN for an object that no frame shows.
     """
     switches = []
     for iou, present in _tracks(table):
@@ -25,11 +25,11 @@ def identity_switches(table: Contingency) -> list[int]:
             if current < 0 or frame[current] < frame.max():
                 count += current >= 0
                 current = int(frame.argmax())
-        switches.append(count)
+        switches.append(float(count) if present.any() else float("nan"))
     return switches
 
 
-def fragmentations(table: Contingency) -> list[int]:
+def fragmentations(table: Contingency) -> list[float]:
     """How often each object's track is lost and found again (the Fragmentations of MOTChallenge, Milan et al. 2016).
 
     In a frame that shows the object it is tracked if some segment, whichever, has an IoU of at least
@@ -37,21 +37,21 @@ def fragmentations(table: Contingency) -> list[int]:
     after it. Frames without the object are passed over.
 
     Returns:
-        One count for each object, in ascending order of its id.
+        One count for each object, in ascending order of its id; NaN for an object that no frame shows.
     """
     counts = []
     for iou, present in _tracks(table):
         tracked = (iou[present] >= TRACKED).any(axis=1).astype(np.int8)
         begins = int((np.diff(tracked, prepend=0) == 1).sum())
-        counts.append(max(0, begins - 1))
+        counts.append(float(max(0, begins - 1)) if present.any() else float("nan"))
     return counts
 
 
-def per_hundred_frames(counts: list[int], table: Contingency) -> list[float]:
+def per_hundred_frames(counts: list[float], table: Contingency) -> list[float]:
     """Counts of events between frames as rates: events for each 100 steps from one frame with the object to the next.
 
     Returns:
-        One number for each object; NaN for an object seen in a single frame, where no event can happen.
+        One number for each object; NaN for an object seen in a single frame or in none, where no event can happen.
     """
     steps = table.present.sum(axis=0) - 1
     return [100 * count / n if n else float("nan") for count, n in zip(counts, steps.tolist(), strict=True)]

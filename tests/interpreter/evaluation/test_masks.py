@@ -95,6 +95,71 @@ def test_several_protocols_each_with_its_own_numbers(root, tmp_path):
     }
 
 
+def test_given_ids_are_scored_on_the_masks_of_the_semi_supervised_track(tmp_path, capsys):
+    truth = squares()
+    root = save_davis(tmp_path / "data", {"a": truth, "b": truth}, "Annotations")
+    save_png(root / "Annotations_unsupervised/480p", {"a": GAPS[truth], "b": GAPS[truth]})  # other ids, not looked at
+    late = truth.copy()
+    late[3:][late[3:] == 2] = 0  # object 2 of video b is lost in the second half: J = 1, 1, 0, 0 between the ends
+    late[[0, -1]] = 7  # and the ends are not looked at
+    masks = save_png(tmp_path / "masks", {"a": truth, "b": late})
+    arguments = ["--masks", masks, "--data", "davis", "--root", root, "--split", "val", "--protocol", "davis-2017"]
+    assert command.main([str(argument) for argument in (*arguments, "--out", tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out/scores.json").read_text())
+    (row,) = report["results"]  # no baselines: they have no such ids
+    expected = {
+        "j": 3.5 / 4,
+        "j_recall": 3.5 / 4,
+        "j_decay": 1 / 4,
+        "f": 3.5 / 4,
+        "f_recall": 3.5 / 4,
+        "f_decay": 1 / 4,
+    }
+    assert row["mean"] == pytest.approx({"jf": 3.5 / 4, **expected}, abs=1e-12)
+    printed = capsys.readouterr().out
+    for column in (
+        "J&F",
+        "J recall",
+        "J decay",
+        "F recall",
+        "F decay",
+        "on davis-2017, split val, protocol davis-2017,",
+    ):
+        assert column in printed
+
+
+def test_ids_that_no_first_frame_names_are_not_scored_and_named(tmp_path):
+    root = save_davis(tmp_path / "data", {"a": squares(), "b": squares()}, "Annotations")
+    masks = save_png(tmp_path / "masks", {"a": squares(), "b": GAPS[squares()]})
+    status, report = score(masks, root, tmp_path / "out", "--protocol", "davis-2017", "--strict")
+    assert status == 1
+    assert list(report["frames"]) == ["a"]
+    (skipped,) = report["skipped"]
+    assert skipped["name"] == "b"
+    assert "has id 7, but the first annotated frame names the objects 1 to 2" in skipped["reason"]
+
+
+def test_davis_2017_needs_the_masks_of_its_track(root, tmp_path):
+    masks = save_png(tmp_path / "masks", {name: squares() for name in "abc"})
+    with pytest.raises(FileNotFoundError, match="no Annotations/480p, so it has no semi-supervised masks"):
+        score(masks, root, tmp_path / "out", "--protocol", "davis-2017")
+
+
+def test_every_number_carries_the_version_of_its_protocol(root, tmp_path):
+    masks = save_png(tmp_path / "masks", {name: squares() for name in "abc"})
+    names = ("solv", "slot-contrast")
+    _, report = score(masks, root, tmp_path / "out", "--protocol", *names, "--baselines", "one-segment")
+    versions = {"solv": 2, "slot-contrast": 1}
+    assert {(r["protocol"], r["version"]) for r in report["results"] + report["videos"]} == set(versions.items())
+    assert report["protocols"]["solv"]["matching"] == "frame-mean"
+    with (tmp_path / "out/videos.csv").open() as file:
+        assert {(row["protocol"], int(row["version"])) for row in csv.DictReader(file)} == set(versions.items())
+    for file in ("table.txt", "report.html"):
+        text = (tmp_path / "out" / file).read_text()
+        assert "solv (version 2)" in text
+        assert "slot-contrast (version" not in text
+
+
 def test_one_corrupt_file_among_many_is_named_and_the_rest_scored(root, tmp_path, capsys):
     masks = save_png(tmp_path / "masks", {name: squares() for name in "abc"})
     bad = masks / "b/00003.png"
@@ -176,6 +241,9 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
         (["--run", "x", "--sweep-slots", "0"], r"--sweep-slots must be in 1\.\.255"),
         (["--run", "x", "--sweep-merge", "0.1", "0.1"], "--sweep-merge names a value twice"),
         (["--masks", "x", "--baselines", "grid", "spectral"], "spectral need a run's features"),
+        (["--run", "x", "--protocol", "davis-2017"], "a run numbers its segments by itself; choose davis-2017-unsup"),
+        (["--masks", "x", "--protocol", "davis-2017", "--baselines", "grid"], "leave --baselines grid out"),
+        (["--masks", "x", "--protocol", "solv", "davis-2017"], "evaluate solv in a command of its own"),
         (["--run", "x", "--seeds", "1", "1"], "--seeds must be"),
         (["--run", "x", "--seeds"], "--seeds must be"),
         (["--run", "x", "--pictures", "-1"], "--pictures must be 0 or more"),

@@ -24,9 +24,9 @@ def squares(frames=FRAMES, shift=0):
     return maps
 
 
-def save_davis(root, videos):
+def save_davis(root, videos, annotations="Annotations_unsupervised"):
     """A data set in the layout of DAVIS-2017, split val: name -> masks uint8 [T, H, W]."""
-    save_png(root / "Annotations_unsupervised/480p", videos)
+    save_png(root / annotations / "480p", videos)
     for video, masks in videos.items():
         for t, mask in enumerate(masks):
             frame = root / "JPEGImages/480p" / video / f"{t:05d}.png"
