@@ -2,10 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+from interpreter.versions import require_versions
+
 if TYPE_CHECKING:
     from interpreter.segment import SegmentedVideo, segment_video
 
 __all__ = ["SegmentedVideo", "segment_video"]
+
+require_versions()
 
 
 def __getattr__(name: str) -> Any:
