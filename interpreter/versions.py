@@ -49,7 +49,7 @@ def _is_command() -> bool:
 
 def _numbers(version: str) -> tuple[int, ...]:
     """2.11.0+cpu as (2, 11)."""
-    numbers = [int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part]
+    numbers = [int(part) for part in re.split(r"[^\d.]", version)[0].split(".") if part]
     while numbers and not numbers[-1]:
         numbers.pop()
     return tuple(numbers)

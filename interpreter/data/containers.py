@@ -126,7 +126,7 @@ def find_gaps(path: Path, pid: int) -> tuple[list[int], int | None]:
     damaged = packets[rows, 1] & 0x80 != 0
     jumps = np.diff(counters[rows], prepend=counters[rows[:1]] - 1) & 0xF != 1
     flags = np.where((packets[rows, 3] & 0x20 != 0) & (packets[rows, 4] > 0), packets[rows, 5], 0)
-    joints = []
+    joints: list[int] = []
     for place in np.flatnonzero(damaged | (jumps & (flags & 0x80 == 0))):  # 0x80: the jump is announced
         row, before = rows[place], rows[place - 1]
         first, behind = np.searchsorted(tables, (before, row))

@@ -1,7 +1,8 @@
 """How a frame is turned for display: the display matrix of FFmpeg, as one of eight orientations."""
 
 import struct
-from typing import NamedTuple
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -54,11 +55,13 @@ def orientation_of(frame: av.VideoFrame) -> Orientation | None:
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
     """The nine entries in FFmpeg's order, as 16.16 fixed point."""
     try:
-        data = frame.side_data
+        data: Any = frame.side_data
     except ValueError:  # PyAV 18 refuses to list side data of a kind that it has no name for, such as EXIF
         data = _without_unknown_side_data(frame).side_data
-    matrix = data.get(Type.DISPLAYMATRIX)
-    return None if matrix is None else struct.unpack("=9i", bytes(matrix))
+    try:
+        return struct.unpack("=9i", data[Type.DISPLAYMATRIX])
+    except KeyError:
+        return None
 
 
 def _without_unknown_side_data(frame: av.VideoFrame) -> av.VideoFrame:
@@ -66,11 +69,11 @@ def _without_unknown_side_data(frame: av.VideoFrame) -> av.VideoFrame:
     graph = Graph()
     steps = [
         graph.add_buffer(
-            width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base or 1
+            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1)
         ),
         *(graph.add("sidedata", f"mode=delete:type={number}") for number in range(64) if number not in known),
         graph.add("buffersink"),
     ]
     graph.link_nodes(*steps).configure()
-    graph.push(frame)
-    return graph.pull()
+    graph.vpush(frame)
+    return graph.vpull()

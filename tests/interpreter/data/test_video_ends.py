@@ -1,6 +1,7 @@
 """Where a video ends: held last pictures are sound, cut files are not, joined and changed streams are told apart."""
 
 from fractions import Fraction
+from itertools import pairwise
 
 import av
 import numpy as np
@@ -36,7 +37,7 @@ def write(path, frames, times, last, codec, pixels, options):
             picture.pts, picture.time_base = int(time * 1000), Fraction(1, 1000)
             packets += stream.encode(picture)
         packets += stream.encode()
-        for packet, following in zip(packets, packets[1:], strict=False):
+        for packet, following in pairwise(packets):
             packet.duration = following.pts - packet.pts
         packets[-1].duration = int(last / packets[-1].time_base)
         file.mux(packets)
