@@ -75,7 +75,7 @@ class VideoFile(Video):
         if path.stat().st_size == 0:
             raise VideoError(f"{path}: the file is empty; download or copy it again")
         with path.open("rb") as file:
-            if b"WEBP" in (head := file.read(64)) and b"ANIM" in head:
+            if (head := file.read(21))[8:16] == b"WEBPVP8X" and head[20] & 0x02:
                 raise VideoError(f"{path}: FFmpeg does not decode animated WebP; convert it to GIF, APNG or MP4")
         with self._open() as container:
             try:
@@ -87,7 +87,7 @@ class VideoFile(Video):
             self._seekable = container.format.name.startswith(_SEEKABLE)
             self.codec = stream.codec_context.codec.canonical_name
             aspect = stream.sample_aspect_ratio or Fraction(1)
-        with closing(self._decode()) as decoded:
+        with closing(self._decode(whole=False)) as decoded:
             first = next(decoded, None)
         if first is None:
             raise VideoError(f"{path}: no frame could be decoded; the file is truncated, download or copy it again")
@@ -166,8 +166,11 @@ class VideoFile(Video):
                 "download or copy it again"
             ) from error
 
-    def _decode(self, seek: int | None = None) -> Generator[av.VideoFrame, None, None]:
-        """Decode to the end, from the start or from the key frame at or before presentation time ``seek``."""
+    def _decode(self, seek: int | None = None, whole: bool = True) -> Generator[av.VideoFrame, None, None]:
+        """Decode to the end, from the start or from the key frame at or before presentation time ``seek``.
+
+        Unless the ``whole`` of it is wanted, an MPEG-TS file is not searched for gaps.
+        """
         number = 0
         first: av.VideoFrame | None = None
         with self._open() as container:
@@ -176,7 +179,7 @@ class VideoFile(Video):
             ending = Ending(container, stream, self.fps)
             if seek is not None:
                 container.seek(seek, stream=stream)
-            for packet in self._packets(container, stream):
+            for packet in self._packets(container, stream, whole):
                 ending.see_packet(packet)
                 for frame in packet.decode():
                     if frame.is_corrupt and seek is None:
@@ -192,11 +195,11 @@ class VideoFile(Video):
                 if container.format.name == "gif" and gif_is_cut(self.path):
                     raise self._damaged(f"it ends inside frame {number - 1}")
 
-    def _packets(self, container: InputContainer, stream: VideoStream) -> "Iterator[Packet[VideoStream]]":
+    def _packets(self, container: InputContainer, stream: VideoStream, whole: bool) -> "Iterator[Packet[VideoStream]]":
         """All packets of the stream; an error at the first that is damaged or cut."""
         joints: list[int] = []
         gap: int | None = None
-        if container.format.name == "mpegts":
+        if container.format.name == "mpegts" and whole:
             joints, gap = find_gaps(self.path, stream.id)
         for number, packet in enumerate(container.demux(stream)):
             position = packet.pos
@@ -209,17 +212,16 @@ class VideoFile(Video):
 
     def _require_same(self, first: av.VideoFrame, frame: av.VideoFrame, number: int) -> None:
         """Refuse a change of size or orientation; neither is damage."""
-        file = shlex.quote(str(self.path))
         if (frame.width, frame.height) != (first.width, first.height):
             raise VideoError(
                 f"{self.path}: the size changes from {first.width}x{first.height} to {frame.width}x{frame.height} "
-                f"(width x height) at frame {number}; re-encode it to one size with ffmpeg -i {file} -vf "
+                f"(width x height) at frame {number}; re-encode it to one size with ffmpeg -i {self._quoted} -vf "
                 f"scale={self.width}:{self.height},setsar=1 OUT.mp4"
             )
         if frame is not first and self._orientation_of(frame) not in (None, self.orientation):
             raise VideoError(
                 f"{self.path}: the orientation changes at frame {number}; re-encode it with ffmpeg -noautorotate -i "
-                f"{file} OUT.mp4, which leaves all frames as they are stored, or cut it there"
+                f"{self._quoted} OUT.mp4, which leaves all frames as they are stored, or cut it there"
             )
 
     def _orientation_of(self, frame: av.VideoFrame) -> Orientation | None:
@@ -228,12 +230,17 @@ class VideoFile(Video):
         except ValueError as error:
             raise VideoError(
                 f"{self.path}: {error} neither turns by a multiple of 90 degrees nor mirrors; re-encode it upright "
-                f"with ffmpeg -i {shlex.quote(str(self.path))} OUT.mp4"
+                f"with ffmpeg -i {self._quoted} OUT.mp4"
             ) from error
 
     def _to_rgb(self, frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
         """Convert to uint8 [H, W, 3], turned the way the file asks."""
         return self.orientation.turn(reformatter.reformat(frame, format="rgb24", interpolation=_EXACT).to_ndarray())
+
+    @property
+    def _quoted(self) -> str:
+        """The file as a shell takes it."""
+        return shlex.quote(str(self.path))
 
     def _damaged(self, what: str) -> VideoError:
         return VideoError(f"{self.path}: {what}; the file is damaged or truncated, download or copy it again")
