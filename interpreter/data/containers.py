@@ -11,7 +11,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 # Containers whose duration counts from time zero, not from the first frame.
-_FROM_ZERO = ("matroska", "flv", "asf")
+_FROM_ZERO = ("matroska", "asf")
 
 
 class Ending:

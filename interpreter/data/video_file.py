@@ -169,7 +169,7 @@ class VideoFile(Video):
     def _decode(self, seek: int | None = None, whole: bool = True) -> Generator[av.VideoFrame, None, None]:
         """Decode to the end, from the start or from the key frame at or before presentation time ``seek``.
 
-        Unless the ``whole`` of it is wanted, an MPEG-TS file is not searched for gaps.
+        Unless the ``whole`` of it is wanted, a sound MPEG-TS file is not searched for gaps.
         """
         number = 0
         first: av.VideoFrame | None = None
@@ -199,9 +199,10 @@ class VideoFile(Video):
         """All packets of the stream; an error at the first that is damaged or cut."""
         joints: list[int] = []
         gap: int | None = None
-        if container.format.name == "mpegts" and whole:
-            joints, gap = find_gaps(self.path, stream.id)
+        searched = container.format.name != "mpegts"
         for number, packet in enumerate(container.demux(stream)):
+            if not searched and (whole or packet.is_corrupt):
+                (joints, gap), searched = find_gaps(self.path, stream.id), True
             position = packet.pos
             if gap is not None and (position is None or position >= gap):
                 raise self._damaged(f"packets are missing after frame {number - 1}, before byte {gap}")

@@ -54,6 +54,11 @@ def test_video_whose_last_picture_is_held_is_whole(tmp_path, moving, name, times
     assert video.read([len(times) - 1, 0]).shape[0] == 2
 
 
+def test_wmv_that_starts_late_is_whole(tmp_path, moving):
+    path = write(tmp_path / "a.wmv", moving(3), LATE, Fraction(1, 10), "mpeg4", "yuv420p", {})
+    assert open_video(path).num_frames == 3
+
+
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
 @pytest.mark.parametrize("name", FORMATS)
 def test_same_videos_cut_are_damaged(tmp_path, moving, cut, name, share):
