@@ -5,15 +5,18 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from interpreter.openmp import short_waits
-
-# Python puts "-m" there while it looks for `python -m interpreter.…`: this is a command, and torch is not loaded yet.
-if sys.argv[:1] == ["-m"] and any(word.startswith(f"{__name__}.") for word in sys.orig_argv):
-    os.environ.update(short_waits(os.environ))
+from interpreter.versions import require_versions
 
 if TYPE_CHECKING:
     from interpreter.segment import SegmentedVideo, segment_video
 
 __all__ = ["SegmentedVideo", "segment_video"]
+
+# Python puts "-m" there while it looks for `python -m interpreter.…`: this is a command, and torch is not loaded yet.
+_is_command = sys.argv[:1] == ["-m"] and any(word.startswith(f"{__name__}.") for word in sys.orig_argv)
+if _is_command:
+    os.environ.update(short_waits(os.environ))
+require_versions(_is_command)
 
 
 def __getattr__(name: str) -> Any:

@@ -208,10 +208,11 @@ def _write_pictures(folder: Path, found: SegmentedVideo, alpha: float, advance: 
     video, count = found.video, len(found.segmentation)
     pixels = np.zeros(found.segmentation.num_segments, np.int64)
     chosen = set(np.linspace(0, count - 1, min(PREVIEW_FRAMES, count)).round().astype(int).tolist())
-    size = (max(1, round(PREVIEW_WIDTH * video.height / video.width)), PREVIEW_WIDTH)
+    shape = video.height / (video.width * video.pixel_aspect)  # as it is shown, while label maps are of stored pixels
+    size = (max(1, round(PREVIEW_WIDTH * shape)), PREVIEW_WIDTH)
     shown = []
     with (
-        VideoWriter(folder / "overlay.mp4", video.fps, (video.height, video.width)) as painted,
+        VideoWriter(folder / "overlay.mp4", video.fps, (video.height, video.width), video.pixel_aspect) as painted,
         RleWriter(folder / "segments.json") as codes,
     ):
         segments = found.labels_and_areas((video.height, video.width))

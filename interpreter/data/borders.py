@@ -80,6 +80,7 @@ class CroppedVideo(Video):
         self.inner, self.box = inner, box
         self.path, self.name, self.fps = inner.path, inner.name, inner.fps
         self.height, self.width = box.bottom - box.top, box.right - box.left
+        self.pixel_aspect = inner.pixel_aspect
 
     @property
     def num_frames(self) -> int:

@@ -10,8 +10,11 @@ import numpy as np
 from interpreter.data.images import list_images, probe_size, read_rgb, resize
 
 Size = tuple[int, int]
-VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif", ".mpg", ".mpeg", ".ts", ".mts"))
-VIDEO_SUFFIXES |= {".wmv", ".flv", ".ogv", ".3gp"}
+# MP4 and its relatives, Matroska and AVI; MPEG streams; Windows, Flash and others; bare H.264 and HEVC; images.
+VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mkv", ".webm", ".avi", ".divx"))
+VIDEO_SUFFIXES |= {".ts", ".mts", ".m2ts", ".m2t", ".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".mxf", ".dv"}
+VIDEO_SUFFIXES |= {".wmv", ".asf", ".flv", ".ogv", ".ogm", ".rm", ".rmvb", ".nut", ".y4m", ".ivf"}
+VIDEO_SUFFIXES |= {".h264", ".264", ".h265", ".265", ".hevc", ".mjpeg", ".mjpg", ".gif", ".apng"}
 
 
 class VideoError(ValueError):
@@ -24,8 +27,10 @@ class Video(abc.ABC):
     Attributes:
         path: the video file or the folder of frames.
         name: file name without suffix, folder name, or what a data set calls it (may contain ``/``).
-        height, width: native size in pixels, after rotation metadata; sample aspect ratios are ignored, so that
-            pixels and masks correspond.
+        height, width: native size in pixels, turned for display; the shape of a pixel is not applied, so that pixels
+            and masks correspond.
+        pixel_aspect: width of a pixel over its height when shown, as `height` and `width` are turned; 1 for square
+            ones.
         fps: average frames per second (24 for folders and for files that do not say).
     """
 
@@ -34,6 +39,7 @@ class Video(abc.ABC):
     height: int
     width: int
     fps: Fraction
+    pixel_aspect: Fraction = Fraction(1)
 
     @property
     @abc.abstractmethod

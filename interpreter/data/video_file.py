@@ -1,6 +1,6 @@
 """Videos in files, decoded with PyAV so that every run and every machine sees the same pixels."""
 
-import re
+import shlex
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -11,10 +11,14 @@ from typing import Any
 import av
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
+from interpreter.data.containers import Ending, find_gaps, gif_is_cut
 from interpreter.data.images import resize
+from interpreter.data.orientation import UPRIGHT, Orientation, orientation_of
+from interpreter.data.streams import choose_stream
 from interpreter.data.video import Size, Video, VideoError
 
 # Old titles are often not UTF-8; PyAV 19 takes them as they are and has no such option.
@@ -43,13 +47,18 @@ class _Scan:
 class VideoFile(Video):
     """A video file. Every decode opens the file anew and closes it, also when a generator is abandoned.
 
-    Decoding is strict: a decoder error, a frame or packet that FFmpeg marks corrupt, a change of size, or an end that
-    comes more than a tenth before the declared one is a `VideoError`. Overwritten bytes that a codec without checksums
-    (MPEG-4, VP9) decodes without complaint cannot be noticed.
+    Cover art, thumbnails and stills are not the video. Of several video streams it is the one marked as default, then
+    the largest (`interpreter.data.streams.choose_stream`). Frames are turned and mirrored as the file asks, which may
+    be any of eight orientations. A frame that says nothing about it keeps the orientation of the first.
+
+    Decoding is strict: a decoder error, a frame or packet that FFmpeg marks corrupt, a change of size or orientation,
+    or an end that comes more than a tenth before the declared one is a `VideoError`. Overwritten bytes that a codec
+    without checksums (MPEG-4, VP9) decodes without complaint cannot be noticed.
 
     Attributes:
         codec: FFmpeg's name of the codec, such as ``h264``, ``vp9`` or ``mjpeg``.
-        rotation: degrees that the display matrix asks for; frames are turned already.
+        num_streams: number of streams with pictures, cover art included.
+        orientation: how stored frames are turned; those that come out are turned already.
 
     Args:
         path: an existing file.
@@ -65,16 +74,26 @@ class VideoFile(Video):
         self._scanned: _Scan | None = None
         if path.stat().st_size == 0:
             raise VideoError(f"{path}: the file is empty; download or copy it again")
-        with self._open() as (container, stream):
+        with path.open("rb") as file:
+            if (head := file.read(21))[8:16] == b"WEBPVP8X" and head[20] & 0x02:
+                raise VideoError(f"{path}: FFmpeg does not decode animated WebP; convert it to GIF, APNG or MP4")
+        with self._open() as container:
+            try:
+                stream = choose_stream(container)
+            except ValueError as error:
+                raise VideoError(f"{path}: {error}; give a video file or a folder of frames") from error
+            self._index, self.num_streams = container.streams.video.index(stream), len(container.streams.video)
             self.fps = stream.average_rate or stream.guessed_rate or Fraction(24)
             self._seekable = container.format.name.startswith(_SEEKABLE)
             self.codec = stream.codec_context.codec.canonical_name
-        with closing(self._decode()) as decoded:
+            aspect = stream.sample_aspect_ratio or Fraction(1)
+        with closing(self._decode(whole=False)) as decoded:
             first = next(decoded, None)
         if first is None:
             raise VideoError(f"{path}: no frame could be decoded; the file is truncated, download or copy it again")
-        self.rotation = first.rotation % 360
-        self.height, self.width = _to_rgb(first, VideoReformatter()).shape[:2]
+        self.orientation = self._orientation_of(first) or UPRIGHT
+        self.height, self.width = self._to_rgb(first, VideoReformatter()).shape[:2]
+        self.pixel_aspect = 1 / aspect if self.orientation.transposed else aspect
 
     @property
     def num_frames(self) -> int:
@@ -89,7 +108,7 @@ class VideoFile(Video):
         reformatter = VideoReformatter()
         with closing(self._decode()) as decoded:
             for frame in decoded:
-                yield resize(_to_rgb(frame, reformatter), size)
+                yield resize(self._to_rgb(frame, reformatter), size)
 
     def _pick(self, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         scan = self._scan()
@@ -114,7 +133,7 @@ class VideoFile(Video):
                     if times is not None and start and (frame.is_corrupt or frame.pts != times[position]):
                         break  # not where the first pass found this key frame
                     if position == wanted[0]:
-                        yield wanted.pop(0), _to_rgb(frame, reformatter)
+                        yield wanted.pop(0), self._to_rgb(frame, reformatter)
                         if not wanted:
                             return
         raise VideoError(f"{self.path}: frame {wanted[0]} could not be decoded again; did the file change?")
@@ -134,15 +153,11 @@ class VideoFile(Video):
         return self._scanned
 
     @contextmanager
-    def _open(self) -> Iterator[tuple[InputContainer, VideoStream]]:
+    def _open(self) -> Iterator[InputContainer]:
         try:
             # "file:" keeps a colon in a name from being read as a protocol.
             with av.open(f"file:{self.path}", **TITLES) as container:
-                if container.format.name == "tty" or not container.streams.video:
-                    raise VideoError(f"{self.path}: holds no video stream; give a video file or a folder of frames")
-                stream = container.streams.video[0]
-                stream.codec_context.thread_count = 1  # errors then surface at the same frame in every run
-                yield container, stream
+                yield container
         except (FileNotFoundError, PermissionError):
             raise
         except av.FFmpegError as error:
@@ -151,59 +166,82 @@ class VideoFile(Video):
                 "download or copy it again"
             ) from error
 
-    def _decode(self, seek: int | None = None) -> Generator[av.VideoFrame, None, None]:
-        """Decode to the end, from the start or from the key frame at or before presentation time ``seek``."""
+    def _decode(self, seek: int | None = None, whole: bool = True) -> Generator[av.VideoFrame, None, None]:
+        """Decode to the end, from the start or from the key frame at or before presentation time ``seek``.
+
+        Unless the ``whole`` of it is wanted, a sound MPEG-TS file is not searched for gaps.
+        """
         number = 0
-        last: av.VideoFrame | None = None
-        with self._open() as (container, stream):
+        first: av.VideoFrame | None = None
+        with self._open() as container:
+            stream = container.streams.video[self._index]
+            stream.codec_context.thread_count = 1  # errors then surface at the same frame in every run
+            ending = Ending(container, stream, self.fps)
             if seek is not None:
                 container.seek(seek, stream=stream)
-            for packet in container.demux(stream):
-                if packet.is_corrupt:
-                    raise self._damaged(f"a damaged or cut packet after frame {number}")
+            for packet in self._packets(container, stream, whole):
+                ending.see_packet(packet)
                 for frame in packet.decode():
                     if frame.is_corrupt and seek is None:
                         raise self._damaged(f"frame {number} is damaged")
-                    if last is not None and (frame.height, frame.width) != (last.height, last.width):
-                        raise self._damaged(f"the size changes at frame {number}")
+                    first = first or frame
+                    self._require_same(first, frame, number)
                     yield frame
-                    last = frame
+                    ending.see_frame(frame)
                     number += 1
-            if seek is None and last is not None:
-                self._require_end(container, stream, last, number)
+            if seek is None and number:
+                if missing := ending.missing():
+                    raise self._damaged(f"it ends after {number} frames, {missing[0]:.2f} s of {missing[1]:.2f} s")
+                if container.format.name == "gif" and gif_is_cut(self.path):
+                    raise self._damaged(f"it ends inside frame {number - 1}")
 
-    def _require_end(self, container: InputContainer, stream: VideoStream, last: av.VideoFrame, number: int) -> None:
-        declared = _declared_end(container, stream)
-        if declared is None or last.pts is None or last.time_base is None:
-            return
-        end = last.pts * last.time_base + 1 / self.fps
-        start = Fraction(stream.start_time or 0) * last.time_base
-        if end - start < Fraction(9, 10) * (declared - start) - 1 / self.fps:
-            raise self._damaged(
-                f"it ends after {number} frames, {float(end - start):.2f} s of {float(declared - start):.2f} s"
+    def _packets(self, container: InputContainer, stream: VideoStream, whole: bool) -> "Iterator[Packet[VideoStream]]":
+        """All packets of the stream; an error at the first that is damaged or cut."""
+        joints: list[int] = []
+        gap: int | None = None
+        searched = container.format.name != "mpegts"
+        for number, packet in enumerate(container.demux(stream)):
+            if not searched and (whole or packet.is_corrupt):
+                (joints, gap), searched = find_gaps(self.path, stream.id), True
+            position = packet.pos
+            if gap is not None and (position is None or position >= gap):
+                raise self._damaged(f"packets are missing after frame {number - 1}, before byte {gap}")
+            # Of an MPEG-TS file, FFmpeg takes a joint behind a packet for damage to it.
+            if packet.is_corrupt and gap is None and (position is None or not joints or position > joints[-1]):
+                raise self._damaged(f"a damaged or cut packet after frame {number}")
+            yield packet
+
+    def _require_same(self, first: av.VideoFrame, frame: av.VideoFrame, number: int) -> None:
+        """Refuse a change of size or orientation; neither is damage."""
+        if (frame.width, frame.height) != (first.width, first.height):
+            raise VideoError(
+                f"{self.path}: the size changes from {first.width}x{first.height} to {frame.width}x{frame.height} "
+                f"(width x height) at frame {number}; re-encode it to one size with ffmpeg -i {self._quoted} -vf "
+                f"scale={self.width}:{self.height},setsar=1 OUT.mp4"
             )
+        if frame is not first and self._orientation_of(frame) not in (None, self.orientation):
+            raise VideoError(
+                f"{self.path}: the orientation changes at frame {number}; re-encode it with ffmpeg -noautorotate -i "
+                f"{self._quoted} OUT.mp4, which leaves all frames as they are stored, or cut it there"
+            )
+
+    def _orientation_of(self, frame: av.VideoFrame) -> Orientation | None:
+        try:
+            return orientation_of(frame)
+        except ValueError as error:
+            raise VideoError(
+                f"{self.path}: {error} neither turns by a multiple of 90 degrees nor mirrors; re-encode it upright "
+                f"with ffmpeg -i {self._quoted} OUT.mp4"
+            ) from error
+
+    def _to_rgb(self, frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
+        """Convert to uint8 [H, W, 3], turned the way the file asks."""
+        return self.orientation.turn(reformatter.reformat(frame, format="rgb24", interpolation=_EXACT).to_ndarray())
+
+    @property
+    def _quoted(self) -> str:
+        """The file as a shell takes it."""
+        return shlex.quote(str(self.path))
 
     def _damaged(self, what: str) -> VideoError:
         return VideoError(f"{self.path}: {what}; the file is damaged or truncated, download or copy it again")
-
-
-def _declared_end(container: InputContainer, stream: VideoStream) -> Fraction | None:
-    """When the stream ends according to its container, in seconds: the earliest statement; None if there is none."""
-    start = Fraction(0)
-    if stream.start_time and stream.time_base and not container.format.name.startswith("matroska"):
-        start = stream.start_time * stream.time_base  # only Matroska counts durations from zero
-    found = []
-    if stream.duration and stream.time_base:
-        found.append(start + stream.duration * stream.time_base)
-    if container.duration and len(container.streams) == 1:  # with sound, the longest stream counts
-        found.append(start + Fraction(container.duration, av.time_base))
-    if tag := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):  # Matroska, per stream
-        found.append(int(tag[1]) * 3600 + int(tag[2]) * 60 + Fraction(tag[3]))
-    return min(found, default=None)
-
-
-def _to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
-    """Convert to uint8 [H, W, 3], turned the way the display matrix asks."""
-    rgb = reformatter.reformat(frame, format="rgb24", interpolation=_EXACT).to_ndarray()
-    turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb

@@ -31,18 +31,21 @@ class VideoWriter:
         path: of the file; missing folders are made.
         fps: frames per second, kept exactly as a fraction; > 0.
         size: (H, W) of the frames in pixels.
+        pixel_aspect: width of a pixel over its height; players stretch the picture accordingly.
 
     Raises:
-        ValueError: if ``fps`` or ``size`` is not positive, or the block ends without a frame.
+        ValueError: if ``fps``, ``size`` or ``pixel_aspect`` is not positive, or the block ends without a frame.
         OSError: if the file cannot be written, such as on a full disk.
     """
 
-    def __init__(self, path: str | Path, fps: Fraction | float, size: tuple[int, int]) -> None:
+    def __init__(
+        self, path: str | Path, fps: Fraction | float, size: tuple[int, int], pixel_aspect: Fraction = Fraction(1)
+    ) -> None:
         # A float stands for the simple fraction next to it: 29.97 is 2997/100, not the binary number's 52-bit ratio.
         self.fps = Fraction(fps) if isinstance(fps, Fraction) else Fraction(fps).limit_denominator(1001)
-        if self.fps <= 0 or min(size) < 1:
-            raise ValueError(f"fps and size must be positive, got {fps} and {size}")
-        self.path, self.size, self.frames = Path(path), size, 0
+        if self.fps <= 0 or min(size) < 1 or pixel_aspect <= 0:
+            raise ValueError(f"fps, size and pixel_aspect must be positive, got {fps}, {size} and {pixel_aspect}")
+        self.path, self.size, self.pixel_aspect, self.frames = Path(path), size, pixel_aspect, 0
         self._stack = ExitStack()
 
     def __enter__(self) -> "VideoWriter":
@@ -57,6 +60,7 @@ class VideoWriter:
             self._stream.options = {"crf": "18", "preset": "veryfast"}
             # Untagged colours are guessed from the size of the picture, differently by every player.
             context = self._stream.codec_context
+            context.sample_aspect_ratio = self.pixel_aspect
             context.color_range, context.colorspace = ColorRange.MPEG, BT709
             context.color_primaries = context.color_trc = BT709
             self._stack = stack.pop_all()

@@ -94,6 +94,19 @@ def test_mp4_is_read_back(tmp_path, fps, size):
     assert [p.name for p in path.parent.iterdir()] == ["clip.mp4"]
 
 
+@pytest.mark.parametrize("aspect", [Fraction(1), Fraction(64, 45), Fraction(45, 64)])
+def test_mp4_keeps_the_aspect_of_a_pixel(tmp_path, aspect):
+    with render.VideoWriter(tmp_path / "clip.mp4", 25, (17, 33), aspect) as video:
+        video.write(np.zeros((17, 33, 3), np.uint8))
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        frame = next(container.decode(video=0))
+        assert container.streams.video[0].sample_aspect_ratio == aspect
+        assert container.streams.video[0].codec_context.sample_aspect_ratio == aspect
+        assert (frame.height, frame.width) == (18, 34)
+    with pytest.raises(ValueError, match="pixel_aspect must be positive"):
+        render.VideoWriter(tmp_path / "clip.mp4", 25, (16, 16), Fraction(0))
+
+
 def test_failed_video_leaves_nothing_behind(tmp_path):
     path = tmp_path / "clip.mp4"
 

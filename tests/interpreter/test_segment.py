@@ -131,6 +131,33 @@ def test_everything_written_agrees_with_the_model(tmp_path, source, image_only):
         assert image.width == segment.PREVIEW_WIDTH * min(6, len(video))
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.mp4", "mpeg4")])
+def test_pictures_of_pixels_that_are_not_square_are_shown_undistorted(tmp_path, name, codec, turned):
+    """Masks are of stored pixels; the overlay keeps the aspect of a pixel, which a quarter turn inverts."""
+    aspect = Fraction(4, 3)
+    with av.open(str(tmp_path / name), "w") as file:
+        stream = file.add_stream(codec, rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = aspect
+        if turned:
+            stream.set_display_rotation(90)
+        for _ in range(3):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
+        file.mux(stream.encode())
+    video = open_video(tmp_path / name)
+    expected, size = (1 / aspect, (64, 48)) if turned else (aspect, (48, 64))
+    assert video.pixel_aspect == expected
+    invented(video).write(tmp_path / "out")
+    with av.open(str(tmp_path / "out" / "overlay.mp4")) as file:
+        assert file.streams.video[0].sample_aspect_ratio == expected
+        assert (file.streams.video[0].height, file.streams.video[0].width) == size
+    assert read_annotations(tmp_path / "out", video.name).shape[1:] == size
+    with Image.open(tmp_path / "out" / "preview.png") as image:
+        shown = round(segment.PREVIEW_WIDTH * size[0] / (size[1] * expected))
+        assert image.height / 2 == pytest.approx(shown, rel=0.06)  # but for the gaps
+
+
 @pytest.mark.parametrize("image_only", [False, True])
 def test_slots_are_enough_to_segment_again(tmp_path, image_only):
     video = open_video(make_clip(tmp_path / "clip.mp4"))

@@ -92,7 +92,9 @@ def frame_bytes(videos: Sequence[Video], size: Size) -> int:
 
 def dali_obstacle(videos: Sequence[Video], device: torch.device) -> str | None:
     """Why DALI cannot serve these videos on this device; None if it can."""
-    from interpreter.data.video_file import VideoFile  # late: it loads FFmpeg, which a training step does not need
+    # Late: these load FFmpeg, which a training step does not need.
+    from interpreter.data.orientation import UPRIGHT
+    from interpreter.data.video_file import VideoFile
 
     if not _dali_installed():
         return "NVIDIA DALI is not installed (pip install nvidia-dali-cuda130)"
@@ -108,8 +110,10 @@ def dali_obstacle(videos: Sequence[Video], device: torch.device) -> str | None:
             reason = f"DALI does not know {type(video).__name__}"
         elif video.codec not in codecs:
             reason = f"DALI does not decode {video.codec} on {where}"
-        elif video.rotation:
-            reason = "DALI does not turn videos as their metadata asks"
+        elif video.orientation != UPRIGHT:
+            reason = "DALI does not turn or mirror videos as their metadata asks"
+        elif video.num_streams > 1:
+            reason = "DALI takes the first of several picture streams, such as cover art"
         else:
             continue
         obstacles[reason] += 1

@@ -339,9 +339,9 @@ def turned(tmp_path, moving, encode):
     return open_video(encode(tmp_path / "turned.mov", moving(5), "mjpeg", "yuvj420p", rotation=90))
 
 
-def test_videos_know_their_codec_and_rotation(h264, turned, videos):
-    assert [h264.codec, h264.rotation] == ["h264", 0]
-    assert [turned.codec, turned.rotation] == ["mjpeg", 90]
+def test_videos_know_their_codec_and_orientation(h264, turned, videos):
+    assert [h264.codec, h264.orientation.transposed] == ["h264", False]
+    assert [turned.codec, turned.orientation.transposed] == ["mjpeg", True]
     assert [video.codec for video in videos if isinstance(video, VideoFile)] == ["vp9", "mjpeg"]
 
 
@@ -353,7 +353,7 @@ def test_dali_refuses_what_it_cannot_decode_before_it_starts(h264, turned, video
     with pytest.raises(ValueError, match=message):
         open_loader("dali", [*videos, h264, h264], SIZE, CPU)
     for device in (CPU, torch.device("cuda")):
-        assert "does not turn videos" in dali_obstacle([*videos, turned], device)
+        assert "does not turn or mirror videos" in dali_obstacle([*videos, turned], device)
 
 
 def test_dali_that_is_not_installed_is_one_line(videos, monkeypatch):
