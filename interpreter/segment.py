@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from interpreter.cli import cli, run_command
 from interpreter.configs import Stage
-from interpreter.data import Video, open_video
+from interpreter.data import FrameFolder, Video, open_video
 from interpreter.data.images import resize
 from interpreter.engine.inference import Segmentation, Segmenter
 from interpreter.engine.logging import progress_bar
@@ -42,7 +42,7 @@ class SegmentOptions:
     """
 
     clip: tyro.conf.Positional[Path]
-    """Video file, or folder of frames."""
+    """Video file, or folder of frames: numbered images (00000.jpg, 00001.jpg …), with no video file among them."""
     run: Path
     """Run directory, as interpreter.train leaves it."""
     out: Path
@@ -252,6 +252,9 @@ def _print_report(found: SegmentedVideo, out: Path, stage: Stage) -> None:
     console = Console(soft_wrap=True, highlight=False)
     frames = f"{len(found.segmentation)} frames of {video.height}x{video.width} (height x width)"
     console.print(f"{video.name}: {frames}, {len(found.shares)} segments", markup=False)
+    if isinstance(video, FrameFolder) and video.others:
+        others = f"{len(video.others)} images not numbered like the frames ({video.others[0].name} …)"
+        console.print(f"left out: {others}", markup=False)
     console.print(table)
     if stage == "image":
         console.print("image stage: each frame by itself, a number means another object in every frame")

@@ -24,9 +24,9 @@ from interpreter.files import write_text
 class Verify:
     """Look at every file of a data set, and say where to get what is missing.
 
-    Decodes every frame and mask. Prints what is there, what is missing, what is corrupt and what is not read, by file
-    name; of YouTube-VIS also whether training excludes the hold-out. Exit status 0: all is well; 1: nothing is there, or
-    something is corrupt.
+    Decodes every frame and mask. Prints what is there, what is missing and what is corrupt, by file name, and which
+    files are not read; of YouTube-VIS also whether training excludes the hold-out. Exit status 0: all is well; 1:
+    nothing is there, or something is corrupt.
     """
 
     dataset: tyro.conf.Positional[DatasetKind]

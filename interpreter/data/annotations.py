@@ -159,8 +159,8 @@ def match_numbered(frames: Sequence[Path], folder: Path, named: bool) -> list[Pa
         )
     if not masks and folder.is_dir() and (others := list_images(folder)):
         raise VideoError(
-            f"{folder}: {len(others)} {others[0].suffix} images ({others[0].name} …) where PNG masks should be, such as "
-            f"{frames[0].stem}.png: other formats may change ids"
+            f"{folder}: {len(others)} {others[0].suffix} images ({others[0].name} …) where masks should be; save them as "
+            f"PNG ({frames[0].stem}.png …), since other formats may change ids"
         )
     return found
 

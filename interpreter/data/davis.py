@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 from interpreter.data.annotations import MaskFiles, match_masks
 from interpreter.data.images import hidden
 from interpreter.data.sources import Source, frame_source
-from interpreter.data.tree import entry, listing
+from interpreter.data.tree import listing, locate
 from interpreter.data.video import FrameFolder
 from interpreter.files import read_text
 
@@ -47,7 +47,7 @@ def find_davis(root: Path, split: str | None, year: int, resolution: str, annota
             f"choose --annotations {others[0]}"
         )
     names = dict.fromkeys(name for file in _image_sets(root, split, year, resolution) for name in _names(file))
-    return [_source(name, entry(frames, name), entry(masks, name), binary=year == 2016) for name in names]
+    return [_source(name, locate(frames, name), locate(masks, name), binary=year == 2016) for name in names]
 
 
 def _source(name: str, frames: Path, masks: Path, binary: bool) -> Source:

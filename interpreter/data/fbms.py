@@ -9,7 +9,7 @@ import numpy as np
 from interpreter.data.annotations import MAX_OBJECTS, VOID, Annotation, check_mask, damaged_mask
 from interpreter.data.images import hidden, normal, opened, upright
 from interpreter.data.sources import Source, frame_source
-from interpreter.data.tree import entry, folders, listing
+from interpreter.data.tree import folders, listing, locate
 from interpreter.data.video import FrameFolder, Size, VideoError
 from interpreter.files import read_text
 
@@ -136,7 +136,7 @@ def _read_definition(path: Path, numbers: dict[str, int]) -> tuple[dict[int, Pat
         name = value(name_at)
         if not name or PureWindowsPath(name).name != name or "\0" in name or frame >= len(numbers):
             raise VideoError(f"{path}: mask {name!r} of frame {frame}, which is none of this sequence's")
-        files[frame] = entry(path.parent, name)
+        files[frame] = locate(path.parent, name)
     return files, codes
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from interpreter.data.annotations import Annotation, FolderMasks
 from interpreter.data.images import IMAGE_SUFFIXES, natural_key
 from interpreter.data.sources import Source, Sources, frame_source
-from interpreter.data.tree import Folder, LeftOut, entry, listing, look, numbers, split_frames, walk
+from interpreter.data.tree import Folder, LeftOut, listing, locate, look, numbers, split_frames, walk
 from interpreter.data.video import VIDEO_SUFFIXES, FrameFolder, Video, open_video
 
 
@@ -45,7 +45,9 @@ def find_folder(root: Path) -> Sources:
     if paths == [videos]:
         return Sources([_source(videos, root.resolve().name, masks)], left_out)
     names = _unique_names(paths, videos)
-    return Sources((_source(path, name, entry(masks, name)) for path, name in zip(paths, names, strict=True)), left_out)
+    return Sources(
+        (_source(path, name, locate(masks, name)) for path, name in zip(paths, names, strict=True)), left_out
+    )
 
 
 def _source(path: Path, name: str | None, masks: Path | None) -> Source:

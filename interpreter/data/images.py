@@ -139,8 +139,8 @@ def read_numbers(path: Path) -> np.ndarray:
     with opened(path) as image:
         if image.format in _LOSSY:
             raise UnsuitableError(f"{image.format}, whose compression changes object ids; save it as a palette PNG")
-        layout = image.tile[0].args if image.tile else None
-        spread = _SPREAD.get(layout, 1) if isinstance(layout, str) else 1
+        tiles = getattr(image, "tile", ())
+        spread = _SPREAD.get(str(tiles[0].args), 1) if tiles else 1
         pixels = np.array(upright(image))
         mode = image.mode
     if pixels.ndim == 3:

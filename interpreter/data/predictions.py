@@ -5,7 +5,7 @@ import json
 import math
 import zipfile
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -115,23 +115,14 @@ def _format_of(path: Path) -> Format:
         if path.suffix.lower() in (".json", ".npz"):
             return suffixes[path.suffix.lower()]
         raise PredictionError(f"{path}: masks are read from .json (YouTube-VIS results), .npz or a folder")
-    there = {file.suffix.lower() for folder in walk(path, LeftOut()) for file in folder.files}
+    there = Counter(file.suffix.lower() for folder in walk(path, LeftOut()) for file in folder.files)
     for suffix in (".png", ".npz"):
         if suffix in there:
             return suffixes[suffix]
+    held = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in there.most_common(5)) or "nothing"
     raise FileNotFoundError(
-        f"{path}: no .png or .npz files below it{_instead(path)}; give a results .json as the file itself"
+        f"{path}: no .png or .npz files below it, it holds {held}; give a results .json as the file itself"
     )
-
-
-def _instead(path: Path) -> str:
-    """What a folder without masks holds, by suffix, for messages."""
-    left_out = LeftOut()
-    for folder in walk(path, left_out):
-        for file in folder.files:
-            left_out.add(file)
-    found = "; ".join(f"{len(files)} {label}" for label, files in left_out.groups.items())
-    return f" (it holds {found})" if found else ""
 
 
 class _PngFolders(Predictions):

@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ def split_frames(images: Sequence[Path]) -> Frames:
     frames = sorted(sequences[0], key=lambda path: natural_key(path.name))
     kept = set(frames)
     others = [image for image in images if image not in kept]
-    for first, second in zip(frames, frames[1:], strict=False):
+    for first, second in pairwise(frames):
         if numbers(first) == numbers(second):
             problem = f"holds the same frame twice ({first.name}, {second.name}); keep one of them, and masks elsewhere"
             return Frames(frames, others, problem)
@@ -142,7 +143,8 @@ def walk(top: Path, left_out: LeftOut, without: Sequence[Path] = ()) -> Iterator
         without: folders not to enter.
     """
     seen = {_identity(path) for path in without if path.is_dir()}
-    todo, links = [top], []
+    todo: list[Path] = [top]
+    links: list[Path] = []
     while todo or links:
         path = todo.pop() if todo else links.pop(0)
         if _identity(path) in seen:
@@ -177,7 +179,7 @@ def folders(parent: Path) -> list[Path]:
     return look(parent).folders if parent.is_dir() else []
 
 
-def entry(parent: Path, name: str) -> Path:
+def locate(parent: Path, name: str) -> Path:
     """The path of a name below a folder, also where the disk has its accents as characters of their own.
 
     Returns:

@@ -11,7 +11,7 @@ import numpy as np
 from interpreter.data.annotations import MAX_OBJECTS, VOID, Annotation
 from interpreter.data.rle import decode_rle
 from interpreter.data.sources import Source
-from interpreter.data.tree import entry, listing
+from interpreter.data.tree import listing, locate
 from interpreter.data.video import FrameFolder, Size, VideoError
 from interpreter.files import read_text
 
@@ -154,7 +154,7 @@ def _source(video: dict[str, Any], entries: list[dict[str, Any]] | None, index: 
     where = f"{index}: video {video.get('id')!r}"
     names = video.get("file_names")
     try:
-        files = [entry(frames, str(safe_path(name, where))) for name in names] if isinstance(names, list) else []
+        files = [locate(frames, str(safe_path(name, where))) for name in names] if isinstance(names, list) else []
         problem = "" if files else "has no list of file_names"
     except VideoError as error:
         files, problem = [], str(error).removeprefix(f"{where}: ")

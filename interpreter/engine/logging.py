@@ -31,7 +31,7 @@ def progress_bar(unit: str) -> Progress:
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn(unit),
-        TextColumn("{task.fields[status]}"),
+        TextColumn("{task.fields[status]}", markup=False),  # names of videos may hold [brackets]
         TimeRemainingColumn(elapsed_when_finished=True),
         console=console,
     )
