@@ -112,16 +112,15 @@ class FolderMasks(MaskFiles):
     @cached_property
     def _white_is_object(self) -> bool:
         """Whether all masks hold 0 and 255 alone; most data sets are known not to by their first mask."""
-        white = False
+        seen: set[int] = set()
         for file in self.files.values():
             try:
-                found = np.unique(read_numbers(file))
+                seen |= set(np.unique(read_numbers(file)).tolist())
             except (OSError, SyntaxError, ValueError) as error:
                 raise damaged_mask(file, error) from error
-            if not set(found.tolist()) <= {0, VOID}:
+            if seen - {0, VOID}:
                 return False
-            white |= bool(found[-1] == VOID)
-        return white
+        return seen == {0, VOID}
 
 
 def match_masks(frames: Sequence[Path], folder: Path, suffixes: Sequence[str] = (".png",)) -> list[Path | None]:
@@ -159,8 +158,8 @@ def match_numbered(frames: Sequence[Path], folder: Path, named: bool) -> list[Pa
         )
     if not masks and folder.is_dir() and (others := list_images(folder)):
         raise VideoError(
-            f"{folder}: {len(others)} {others[0].suffix} images ({others[0].name} …) where masks should be; save them as "
-            f"PNG ({frames[0].stem}.png …), since other formats may change ids"
+            f"{folder}: {len(others)} {others[0].suffix} images ({others[0].name} …) where masks should be; save them "
+            f"as PNG ({frames[0].stem}.png …), since other formats may change ids"
         )
     return found
 

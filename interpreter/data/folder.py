@@ -33,7 +33,7 @@ def find_folder(root: Path) -> Sources:
         beside = look(root)
         for path in (*beside.folders, *beside.files):
             if path not in (videos, masks):
-                left_out.add(path, f"beside {videos.name}")
+                left_out.add(path, f"{'folder' if path.is_dir() else 'file'} beside {videos.name}")
     else:
         videos, masks = root, root / "masks"
     paths = _find_videos(videos, masks, left_out)
@@ -73,7 +73,7 @@ def _find_videos(top: Path, masks: Path, left_out: LeftOut) -> list[Path]:
             found.append(folder.path)
             for below in folder.folders:
                 if below != masks:
-                    left_out.add(below, "folders below frames")
+                    left_out.add(below, "folder below frames")
             folder.folders.clear()
             folder.odd = [path for path in folder.odd if path not in images]
         for file in folder.files:
@@ -81,13 +81,13 @@ def _find_videos(top: Path, masks: Path, left_out: LeftOut) -> list[Path]:
                 if reason:
                     left_out.add(file, reason)
             elif file.suffix.lower() not in VIDEO_SUFFIXES:
-                left_out.add(file)
+                left_out.add(file, " ")
         found += videos
     files = {file.resolve() for file in found if not file.is_symlink()}
     for link in [file for file in found if file.is_symlink() and file.is_file()]:
         if (target := link.resolve()) in files:
             found.remove(link)
-            left_out.add(link, "links to what was read already")
+            left_out.add(link, "link to a file that is read already")
         files.add(target)
     return sorted(found, key=natural_key)
 

@@ -62,6 +62,16 @@ def hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; links that lead in a circle are not."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def is_regular(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a regular file or a link to one; links that lead in a circle are not."""
+    return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
+
+
 def list_images(folder: Path) -> list[Path]:
     """The images directly in ``folder``, in natural order; hidden files are left out, links that lead nowhere are not.
 
@@ -74,7 +84,7 @@ def list_images(folder: Path) -> list[Path]:
             for entry in entries
             if not hidden(entry.name)
             and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
-            and (entry.is_file() or (entry.is_symlink() and not entry.is_dir()))
+            and (is_regular(entry) or (entry.is_symlink() and not is_folder(entry)))
         ]
     return sorted(images, key=lambda path: natural_key(path.name))
 

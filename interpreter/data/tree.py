@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from interpreter.data.images import hidden, natural_key, normal
+from interpreter.data.images import hidden, is_folder, is_regular, natural_key, normal
 
 LABELS = 8  # kinds of files that one line on what is left out names
 # Pictures that are not read: whoever has them needs to know which ones are.
@@ -81,23 +81,29 @@ class LeftOut:
 
     groups: dict[str, list[Path]] = field(default_factory=dict)
 
-    def add(self, path: Path, label: str = "") -> None:
-        """Note a path under a label; a label that begins with a blank goes behind the file's suffix."""
-        if not label or label.startswith(" "):
-            label = (path.suffix.lower() or "without suffix") + label
-        self.groups.setdefault(label, []).append(path)
+    def add(self, path: Path, label: str) -> None:
+        """Note a path under a label in the singular; one that begins with a blank goes behind the file's suffix."""
+        if label.startswith(" "):
+            label = (path.suffix.lower() or "file without suffix") + label
+        self.groups.setdefault(label.strip(), []).append(path)
 
     def __str__(self) -> str:
-        """Such as ``left out: 3 .jpg beside video files (clip0.jpg, clip1.jpg, …), 1 .txt (notes.txt)``."""
+        """Such as ``left out: 3 .jpg beside video files (clip0.jpg, clip1.jpg, …), 1 broken link (a.mp4)``."""
         if not self.groups:
             return ""
         ordered = sorted(self.groups.items(), key=lambda item: -len(item[1]))
-        parts = [f"{len(paths)} {label} ({_shown(paths)})" for label, paths in ordered[:LABELS]]
+        parts = [_counted(paths, label) for label, paths in ordered[:LABELS]]
         if rest := sum(len(paths) for _, paths in ordered[LABELS:]):
-            parts.append(f"{rest} others")
+            parts.append(f"{rest} of other kinds")
         pictures = any(path.suffix.lower() in _PICTURES for paths in self.groups.values() for path in paths)
         advice = "; frames are read from jpg, jpeg, png, bmp and webp, convert the others" if pictures else ""
         return f"left out: {', '.join(parts)}{advice}"
+
+
+def _counted(paths: Sequence[Path], label: str) -> str:
+    if len(paths) > 1:
+        label = re.sub(r"^(file|folder|link|broken link)\b", r"\1s", label)
+    return f"{len(paths)} {label} ({_shown(paths)})"
 
 
 @dataclass
@@ -127,7 +133,7 @@ def look(path: Path) -> Folder:
     with os.scandir(path) as entries:
         for entry in entries:
             if not hidden(entry.name):
-                kind = found.folders if entry.is_dir() else found.files if entry.is_file() else found.odd
+                kind = found.folders if is_folder(entry) else found.files if is_regular(entry) else found.odd
                 kind.append(path / entry.name)
     for paths in (found.folders, found.files, found.odd):
         paths.sort(key=lambda one: natural_key(one.name))
@@ -137,25 +143,27 @@ def look(path: Path) -> Folder:
 def walk(top: Path, left_out: LeftOut, without: Sequence[Path] = ()) -> Iterator[Folder]:
     """Visit a folder and all below it, each once whatever links lead to it: first without links, then through them.
 
+    Links to a folder that holds ``top`` are not followed: they would lead to everything beside it.
+
     Args:
         top: where to begin.
-        left_out: takes note of folders that were visited before, and of links that lead nowhere.
+        left_out: takes note of links that are not followed, and of what is neither file nor folder.
         without: folders not to enter.
     """
-    seen = {_identity(path) for path in without if path.is_dir()}
+    seen = {_identity(path) for path in (*top.resolve().parents, *without) if path.is_dir()}
     todo: list[Path] = [top]
     links: list[Path] = []
     while todo or links:
         path = todo.pop() if todo else links.pop(0)
         if _identity(path) in seen:
-            if path.is_symlink():
-                left_out.add(path, "links to what was read already")
+            if path.is_symlink() and path not in without:
+                left_out.add(path, "link to a folder above or one that was read already")
             continue
         seen.add(_identity(path))
         found = look(path)
         yield found
         for odd in found.odd:
-            left_out.add(odd, "links that lead nowhere" if odd.is_symlink() else "special files")
+            left_out.add(odd, "broken link" if odd.is_symlink() else "neither file nor folder")
         links += [folder for folder in found.folders if folder.is_symlink()]
         todo += [folder for folder in reversed(found.folders) if not folder.is_symlink()]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from interpreter.data.images import UnsuitableError, list_images, probe_size, read_rgb, resize
-from interpreter.data.tree import look, split_frames
+from interpreter.data.tree import listing, look, split_frames
 
 Size = tuple[int, int]
 VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif", ".mpg", ".mpeg", ".ts", ".mts"))
@@ -145,7 +145,10 @@ class FrameFolder(Video):
         if problem:
             raise VideoError(f"{path}: {problem}")
         if not self.files:
-            raise VideoError(f"{path}: no jpg, png, bmp or webp images in this folder; give a video file or its frames")
+            raise VideoError(
+                f"{path}: no jpg, png, bmp or webp images in this folder, it holds {listing(path)}; give a video file "
+                "or its frames"
+            )
         self.height, self.width = self._probe(self.files[0])
 
     @property
@@ -208,8 +211,8 @@ def open_video(path: str | Path, name: str | None = None) -> Video:
     if path.is_dir():
         if videos := [file.name for file in look(path).files if file.suffix.lower() in VIDEO_SUFFIXES]:
             raise VideoError(
-                f"{path}: holds {len(videos)} video files ({videos[0]}{', …' if len(videos) > 1 else ''}), so it is no "
-                "folder of frames; give one of them, or move them elsewhere"
+                f"{path}: holds video files ({videos[0]}{', …' if len(videos) > 1 else ''}), so it is no folder of "
+                "frames; give one of them, or move them elsewhere"
             )
         return FrameFolder(path, name)
     if not path.exists():
