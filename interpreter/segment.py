@@ -21,6 +21,7 @@ from interpreter.cli import cli, run_command
 from interpreter.configs import Stage
 from interpreter.data import FrameFolder, Video, open_video
 from interpreter.data.images import resize
+from interpreter.data.tree import LeftOut
 from interpreter.engine.inference import Segmentation, Segmenter
 from interpreter.engine.logging import progress_bar
 from interpreter.files import written_whole
@@ -252,9 +253,11 @@ def _print_report(found: SegmentedVideo, out: Path, stage: Stage) -> None:
     console = Console(soft_wrap=True, highlight=False)
     frames = f"{len(found.segmentation)} frames of {video.height}x{video.width} (height x width)"
     console.print(f"{video.name}: {frames}, {len(found.shares)} segments", markup=False)
-    if isinstance(video, FrameFolder) and video.others:
-        others = f"{len(video.others)} images not numbered like the frames ({video.others[0].name} …)"
-        console.print(f"left out: {others}", markup=False)
+    left_out = LeftOut()
+    for image in video.others if isinstance(video, FrameFolder) else ():
+        left_out.add(image, " not numbered like the frames")
+    if left_out.groups:
+        console.print(str(left_out), markup=False)
     console.print(table)
     if stage == "image":
         console.print("image stage: each frame by itself, a number means another object in every frame")

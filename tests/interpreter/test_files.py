@@ -113,7 +113,9 @@ def test_other_encodings_are_named_with_what_to_do(tmp_path):
     sets = tmp_path / "ImageSets" / "2017"
     sets.mkdir(parents=True)
     (sets / "val.txt").write_bytes("café\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"val\.txt: not a text file in UTF-8 or UTF-16 \(.* at byte 3\); save it as UTF"):
+    with pytest.raises(
+        ValueError, match=r"val\.txt: not a text file in UTF-8 or UTF-16 \(.* at byte 3\); save it as UTF"
+    ):
         open_dataset("davis", tmp_path, "val")
     (tmp_path / "r.json").write_bytes('[{"video_id": "café"}]'.encode("latin-1"))
     with pytest.raises(PredictionError, match="save it as UTF-8"):

@@ -88,7 +88,11 @@ def test_gray_in_disguise_is_gray(tmp_path, pixels):
 @pytest.mark.parametrize(
     ("pixels", "options", "message"),
     [
-        (np.dstack([MASK * 128, MASK * 0, MASK]), {}, r"colours \(RGB\) instead of object ids; save it as a palette PNG"),
+        (
+            np.dstack([MASK * 128, MASK * 0, MASK]),
+            {},
+            r"colours \(RGB\) instead of object ids; save it as a palette PNG",
+        ),
         (np.dstack([MASK * 0] * 3 + [MASK * 100]), {}, r"transparent pixels \(RGBA\) instead of object ids"),
         (MASK.astype(np.uint16) * 150, {}, r"id 300, but ids are 1 to 254 and 255 is void"),
         (MASK, {"format": "JPEG"}, r"JPEG, whose compression changes object ids"),
@@ -250,7 +254,9 @@ def test_a_picture_among_predictions_takes_the_place_of_no_mask(tmp_path):
         Image.fromarray(MASK).save(tmp_path / "v" / f"{name}.png")
     predictions = open_predictions(tmp_path)
     assert len(predictions.labels("v", 2, SIZE)) == 2
-    with pytest.raises(PredictionError, match=r"2 masks \(00000\.png to 00001\.png, beside .*preview\.png\) for 3 frames"):
+    with pytest.raises(
+        PredictionError, match=r"2 masks \(00000\.png to 00001\.png, beside .*preview\.png\) for 3 frames"
+    ):
         predictions.labels("v", 3, SIZE)
     Image.fromarray(MASK).save(tmp_path / "v" / "1.png")
     with pytest.raises(PredictionError, match=r"v: holds the same frame twice \(00001\.png, 1\.png\)"):
