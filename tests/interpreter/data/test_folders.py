@@ -139,6 +139,7 @@ def test_each_folder_is_read_once_whatever_links_lead_to_it(tmp_path, film):
     root, outside = tmp_path / "root", tmp_path / "outside"
     film(root / "z" / "clip.mp4")
     film(outside / "deep" / "far.mp4")
+    film(tmp_path / "beside" / "other.mp4")  # which only a link to a folder above the root leads to
     write_frames(root / "frames", 2, SIZE)
     for target, link in [
         (".", root / "self"),
