@@ -67,7 +67,8 @@ def _find_videos(top: Path, masks: Path, left_out: LeftOut) -> list[Path]:
     found: list[Path] = []
     for folder in walk(top, left_out, [masks]):
         videos = [file for file in folder.files if file.suffix.lower() in VIDEO_SUFFIXES]
-        images = [file for file in (*folder.files, *folder.odd) if file.suffix.lower() in IMAGE_SUFFIXES]
+        broken = [path for path in folder.odd if path.is_symlink()]  # which may be frames that are missing
+        images = [file for file in (*folder.files, *broken) if file.suffix.lower() in IMAGE_SUFFIXES]
         reason = " beside video files" if videos else "" if not images else _obstacle(folder, images)
         if images and not reason:
             found.append(folder.path)

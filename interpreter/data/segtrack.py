@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from interpreter.data.annotations import MAX_OBJECTS, Annotation, check_mask, damaged_mask, match_masks
-from interpreter.data.images import IMAGE_SUFFIXES, read_rgb
+from interpreter.data.images import IMAGE_SUFFIXES, natural_key, read_rgb
 from interpreter.data.sources import Source, frame_source
 from interpreter.data.tree import folders, listing
 from interpreter.data.video import FrameFolder, Size, VideoError
@@ -67,7 +67,7 @@ def find_segtrack(root: Path, split: str | None) -> list[Source]:
 def _source(frames: Path, truth: Path) -> Source:
     def load() -> tuple[FrameFolder, ObjectMasks | None]:
         video = FrameFolder(frames)
-        objects = folders(truth) or [truth]
+        objects = sorted(folders(truth), key=natural_key) or [truth]
         if len(objects) > MAX_OBJECTS:
             raise VideoError(f"{truth}: {len(objects)} objects, but label maps hold at most {MAX_OBJECTS}")
         masks = ObjectMasks([match_masks(video.files, folder, _SUFFIXES) for folder in objects])

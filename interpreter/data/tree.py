@@ -183,8 +183,8 @@ def listing(folder: Path, limit: int = 8) -> str:
 
 
 def folders(parent: Path) -> list[Path]:
-    """The visible folders directly below ``parent``, in natural order; none if it does not exist."""
-    return look(parent).folders if parent.is_dir() else []
+    """The visible folders directly below ``parent``, by name; none if it does not exist."""
+    return sorted(look(parent).folders) if parent.is_dir() else []
 
 
 def locate(parent: Path, name: str) -> Path:

@@ -1,12 +1,15 @@
 """Text that other systems wrote: byte-order marks, UTF-16, line ends, backslashes; in every file that is read."""
 
 import codecs
+import io
 import json
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from interpreter.cli import run_command
 from interpreter.data import VideoError, open_dataset
 from interpreter.data.layout import claim
 from interpreter.data.predictions import PredictionError, open_predictions
@@ -154,3 +157,14 @@ def test_accents_in_an_index_find_the_files_of_a_mac(tmp_path):
     assert dataset.masks(0).any()
     assert open_predictions(masks.parent).labels(dataset[0].name, 2, SIZE).any()
     assert open_predictions(masks.parent).labels(stored, 2, SIZE).any()
+
+
+def test_names_that_are_not_unicode_are_printed_all_the_same(monkeypatch):
+    """As Linux gives a file whose name was written in Latin-1: caf\\xe9.mp4."""
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stdout", shown)
+    with pytest.raises(SystemExit) as left:
+        run_command(lambda: print("left out: caf\udce9.mp4") or 0)
+    shown.flush()
+    assert left.value.code == 0
+    assert shown.buffer.getvalue() == b"left out: caf\\udce9.mp4\n"
