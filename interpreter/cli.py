@@ -1,6 +1,7 @@
 """What the commands share: parsing, and errors as one line."""
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar, get_args
@@ -38,6 +39,9 @@ def parse(arguments: Sequence[str]) -> ImageTraining | VideoTraining:
 
 def run_command(main: Callable[[], int], known: tuple[type[Exception], ...] = ()) -> None:
     """Run a command and exit; what a user can cause is one clear line and exit status 1, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may hold what no encoding has
     try:
         sys.exit(main())
     except (ValueError, OSError) + known as error:  # noqa: RUF005

@@ -20,9 +20,10 @@ class VideosConfig:
     """Where the videos come from."""
 
     data: DatasetKind = "synthetic"
-    """synthetic: generated scenes (made on first use). folder: a directory of video files and/or folders of frames.
-    davis: the DAVIS layout. ytvis: YouTube-VIS 2019 or 2021. movi: MOVi after `interpreter.data convert`. segtrack:
-    SegTrack-v2. fbms: FBMS-59. `python -m interpreter.data verify NAME --root DIR` says where to get each."""
+    """synthetic: generated scenes (made on first use). folder: a directory of video files and folders of frames at any
+    depth; a folder without video files whose images are numbered (00000.jpg, 00001.jpg …) is one video. davis: the
+    DAVIS layout. ytvis: YouTube-VIS 2019 or 2021. movi: MOVi after `interpreter.data convert`. segtrack: SegTrack-v2.
+    fbms: FBMS-59. `python -m interpreter.data verify NAME --root DIR` says where to get each."""
     root: Path | None = None
     """Directory of the data. The synthetic default is RUN/scenes."""
     split: str | None = "train"

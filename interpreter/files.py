@@ -1,6 +1,7 @@
-"""Files that are whole or absent: written beside their place, synced, renamed."""
+"""Files that are whole or absent (written beside their place, synced, renamed), and text from any system."""
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,3 +43,23 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_text(path: Path) -> str:
+    r"""Read a text file as any system writes it: UTF-8 or UTF-16, with or without a byte-order mark, lines ended by \n.
+
+    Windows' editors put a byte-order mark first, and PowerShell's ``>`` writes UTF-16 with ``\r\n``.
+
+    Raises:
+        ValueError: if it is neither; names the byte and what to do.
+        OSError: if it cannot be read.
+    """
+    content = path.read_bytes()
+    try:
+        # The rule of JSON's standard, for which the text has to begin with an ASCII character.
+        text = content.decode(json.detect_encoding(content))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: not a text file in UTF-8 or UTF-16 ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")

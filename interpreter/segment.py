@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 
 from interpreter.cli import cli, run_command
 from interpreter.configs import Stage
-from interpreter.data import Video, open_video
+from interpreter.data import FrameFolder, Video, open_video
 from interpreter.data.images import resize
+from interpreter.data.tree import LeftOut
 from interpreter.engine.inference import Segmentation, Segmenter
 from interpreter.engine.logging import progress_bar
 from interpreter.files import written_whole
@@ -42,7 +43,7 @@ class SegmentOptions:
     """
 
     clip: tyro.conf.Positional[Path]
-    """Video file, or folder of frames."""
+    """Video file, or folder of frames: numbered images (00000.jpg, 00001.jpg …), with no video file among them."""
     run: Path
     """Run directory, as interpreter.train leaves it."""
     out: Path
@@ -253,6 +254,11 @@ def _print_report(found: SegmentedVideo, out: Path, stage: Stage) -> None:
     console = Console(soft_wrap=True, highlight=False)
     frames = f"{len(found.segmentation)} frames of {video.height}x{video.width} (height x width)"
     console.print(f"{video.name}: {frames}, {len(found.shares)} segments", markup=False)
+    left_out = LeftOut()
+    for image in video.others if isinstance(video, FrameFolder) else ():
+        left_out.add(image, " not numbered like the frames")
+    if left_out.groups:
+        console.print(str(left_out), markup=False)
     console.print(table)
     if stage == "image":
         console.print("image stage: each frame by itself, a number means another object in every frame")

@@ -15,7 +15,7 @@ from interpreter.data.convert import convert_dataset
 from interpreter.data.datasets import find_sources, open_dataset
 from interpreter.data.movi import convert_movi
 from interpreter.data.published import RELEASES
-from interpreter.data.sources import Source
+from interpreter.data.sources import Source, Sources
 from interpreter.data.verify import check_sources, find_leaks
 from interpreter.files import write_text
 
@@ -24,9 +24,9 @@ from interpreter.files import write_text
 class Verify:
     """Look at every file of a data set, and say where to get what is missing.
 
-    Decodes every frame and mask. Prints what is there, what is missing and what is corrupt, by file name; of
-    YouTube-VIS also whether training excludes the hold-out. Exit status 0: all is well; 1: nothing is there, or
-    something is corrupt.
+    Decodes every frame and mask. Prints what is there, what is missing and what is corrupt, by file name, and which
+    files are not read; of YouTube-VIS also whether training excludes the hold-out. Exit status 0: all is well; 1:
+    nothing is there, or something is corrupt.
     """
 
     dataset: tyro.conf.Positional[DatasetKind]
@@ -72,7 +72,7 @@ def verify(config: Verify) -> int:
     """Print what is there, missing and corrupt; returns the exit status."""
     release = RELEASES[config.dataset]
     splits = (config.split,) if config.split else release.splits
-    found: dict[str | None, list[Source]] = {}
+    found: dict[str | None, Sources] = {}
     missing = []
     for split in splits:
         try:
@@ -89,6 +89,8 @@ def verify(config: Verify) -> int:
         )
         for problem in result.problems:
             print(f"  {problem}")
+        if sources.left_out.groups:
+            print(f"  {sources.left_out}")
     for line in missing:
         print(f"not there: {line}")
     if config.dataset == "ytvis" and "holdout" in found:
@@ -133,8 +135,8 @@ def convert(config: Convert) -> int:
     split = config.split or "all"
     year = f" {config.year} {config.annotations}" if config.dataset == "davis" else ""
     convert_dataset(dataset, f"{config.dataset}{year}{' cropped' if config.crop_borders else ''}", config.out, split)
-    if dataset.skipped:
-        print(dataset.report())
+    for line in filter(None, (dataset.report(), dataset.left_out)):
+        print(line)
     print(
         f"{config.out}: {len(dataset)} videos. Read them with --data davis --year 2017 --root {config.out} "
         f"--split {split}"

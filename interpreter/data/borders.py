@@ -107,6 +107,11 @@ class CroppedMasks(Annotation):
         self.inner, self.frames, self.box = inner, inner.frames, video.box
         self.native = (video.inner.height, video.inner.width)
 
+    @property
+    def expected(self) -> str:
+        """See `Annotation.expected`."""
+        return self.inner.expected
+
     def read(self, frame: int, size: Size) -> np.ndarray:
         """See `Annotation.read`."""
         return self.box.crop(self.inner.read(frame, self.native))

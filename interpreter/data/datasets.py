@@ -13,7 +13,7 @@ from interpreter.data.davis import find_davis
 from interpreter.data.fbms import find_fbms
 from interpreter.data.folder import find_folder
 from interpreter.data.segtrack import find_segtrack
-from interpreter.data.sources import Source
+from interpreter.data.sources import Source, Sources
 from interpreter.data.video import Video, VideoError
 from interpreter.data.ytvis import find_ytvis
 
@@ -26,11 +26,12 @@ class VideoDataset:
     Attributes:
         videos: list of `Video`, in a fixed order; each ``name`` is unique.
         skipped: (path, reason) of every video that was left out because it is damaged, truncated or missing.
+        left_out: one line on the files that belong to no video (`interpreter.data.tree.LeftOut`); empty if none do.
 
     Args:
         videos: the videos.
         annotations: for each video its masks, or None if it has none. None if the data set has no masks.
-        skipped: see above.
+        skipped, left_out: see above.
     """
 
     def __init__(
@@ -38,9 +39,11 @@ class VideoDataset:
         videos: Sequence[Video],
         annotations: Sequence[Annotation | None] | None = None,
         skipped: Sequence[tuple[Path, str]] = (),
+        left_out: str = "",
     ):
         self.videos = list(videos)
         self.skipped = list(skipped)
+        self.left_out = left_out
         self._annotations = list(annotations) if annotations is not None else [None] * len(self.videos)
 
     def __len__(self) -> int:
@@ -72,6 +75,11 @@ class VideoDataset:
             masks[t] = annotation.read(t, (video.height, video.width))
         return masks
 
+    def expected_masks(self, i: int) -> str:
+        """Where masks of video ``i`` would be and what is there instead; empty if no place is known."""
+        annotation = self._annotations[i]
+        return annotation.expected if annotation else ""
+
     def report(self) -> str:
         """One paragraph on what was skipped and why; empty if nothing was."""
         if not self.skipped:
@@ -92,11 +100,12 @@ def open_dataset(
 ) -> VideoDataset:
     """Open a data set and check all of its videos, in threads, with a progress bar.
 
-    - ``folder``: a video file, a folder of frames, or a directory that holds any number of both at any depth. Below a
-      ``JPEGImages`` folder (YouTube-VIS, DAVIS) only that folder is searched, and masks are looked for in
-      ``Annotations`` beside it; else in ``masks`` directly below the root. Videos are named by their path below the
-      root, without suffix; the mask of a frame is ``NAME/FRAME.png``, an image of object ids where 255 is void, named
-      as the frame is, or by its number in five digits for video files. Without such files there are no masks.
+    - ``folder``: a video file, a folder of frames, or a directory that holds any number of both at any depth; what is
+      a video is said in `interpreter.data.folder.find_folder`. Below a ``JPEGImages`` folder (YouTube-VIS, DAVIS) only
+      that folder is searched, and masks are looked for in ``Annotations`` beside it; else in ``masks`` directly below
+      the root. Videos are named by their path below the root, without suffix; the mask of a frame is
+      ``NAME/FRAME.png`` (`interpreter.data.annotations.FolderMasks`), named as the frame is, or by its number in five
+      digits for video files. Without such files there are no masks.
     - ``davis``: DAVIS 2016 (every annotated pixel is object 1) or 2017 (ids kept, 255 is void).
     - ``synthetic``: scenes made by `interpreter.data.generate_scenes`, which writes the DAVIS 2017 layout.
     - ``ytvis``: YouTube-VIS 2019 or 2021 as published, splits ``train`` (without the hold-out), ``holdout`` (entries
@@ -131,7 +140,7 @@ def find_sources(
     year: int = 2017,
     annotations: str = "unsupervised",
     resolution: str = "480p",
-) -> list[Source]:
+) -> Sources:
     """What `open_dataset` opens: the videos of a split, found but not opened. Arguments and errors are the same."""
     root = Path(root)
     if kind not in KINDS:
@@ -141,7 +150,7 @@ def find_sources(
     if kind == "folder":
         if split is not None:
             raise ValueError(f"a folder of videos has no splits, so split={split!r} cannot be chosen; leave it out")
-        sources = find_folder(root)
+        sources: Sequence[Source] = find_folder(root)
     elif kind == "davis":
         sources = find_davis(root, split, year, resolution, annotations)
     elif kind in ("synthetic", "movi"):
@@ -151,10 +160,10 @@ def find_sources(
         sources = readers[kind](root, split)
     if not sources:
         raise FileNotFoundError(f"{root}: the index of {split or 'all splits'} names no video; restore it")
-    return sources
+    return sources if isinstance(sources, Sources) else Sources(sources)
 
 
-def load_all(sources: Sequence[Source], crop_borders: bool) -> VideoDataset:
+def load_all(sources: Sources, crop_borders: bool) -> VideoDataset:
     """Open and check all videos. Threads suffice, because FFmpeg and file reads run outside the interpreter lock."""
 
     def attempt(source: Source) -> tuple[Video, Annotation | None] | str:
@@ -176,7 +185,7 @@ def load_all(sources: Sequence[Source], crop_borders: bool) -> VideoDataset:
     skipped = [
         (source.path, result) for source, result in zip(sources, results, strict=True) if isinstance(result, str)
     ]
-    dataset = VideoDataset([video for video, _ in good], [masks for _, masks in good], skipped)
+    dataset = VideoDataset([video for video, _ in good], [masks for _, masks in good], skipped, str(sources.left_out))
     if not good:
         raise VideoError(f"no video is left. {dataset.report()}")
     return dataset

@@ -3,9 +3,11 @@
 from pathlib import Path, PurePosixPath
 
 from interpreter.data.annotations import MaskFiles, match_masks
-from interpreter.data.images import list_images
-from interpreter.data.sources import Source, listing
+from interpreter.data.images import hidden
+from interpreter.data.sources import Source, frame_source
+from interpreter.data.tree import listing, locate
 from interpreter.data.video import FrameFolder
+from interpreter.files import read_text
 
 YEARS = (2016, 2017)
 FOLDERS = {"unsupervised": "Annotations_unsupervised", "semi-supervised": "Annotations"}
@@ -45,25 +47,25 @@ def find_davis(root: Path, split: str | None, year: int, resolution: str, annota
             f"choose --annotations {others[0]}"
         )
     names = dict.fromkeys(name for file in _image_sets(root, split, year, resolution) for name in _names(file))
-    return [_source(name, frames / name, masks / name, binary=year == 2016) for name in names]
+    return [_source(name, locate(frames, name), locate(masks, name), binary=year == 2016) for name in names]
 
 
 def _source(name: str, frames: Path, masks: Path, binary: bool) -> Source:
-    def load() -> tuple[FrameFolder, MaskFiles | None]:
+    def load() -> tuple[FrameFolder, MaskFiles]:
         video = FrameFolder(frames, name)
-        return video, MaskFiles(match_masks(video.files, masks), binary) if masks.is_dir() else None
+        return video, MaskFiles(match_masks(video.files, masks), video.files, masks, binary)
 
-    return Source(name, frames, load, list_images(frames) if frames.is_dir() else ())
+    return frame_source(name, frames, load)
 
 
 def _image_sets(root: Path, split: str | None, year: int, resolution: str) -> list[Path]:
     folder = root / "ImageSets" / str(year)
     if year == 2016 and not folder.is_dir():
         folder = root / "ImageSets" / resolution  # as in the archive of 2016, before there was a second year
-    found = sorted(folder.glob("*.txt")) if folder.is_dir() else []
+    found = [file for file in sorted(folder.glob("*.txt")) if not hidden(file.name)]
     chosen = [file for file in found if split in (None, file.stem)]
     if not chosen:
-        sets = [f"{p.parent.name}/{p.stem}" for p in sorted((root / "ImageSets").glob("*/*.txt"))]
+        sets = [f"{p.parent.name}/{p.stem}" for p in sorted((root / "ImageSets").glob("*/*.txt")) if not hidden(p.name)]
         raise FileNotFoundError(
             f"{folder}: no image set {f'{split}.txt' if split else '(*.txt)'}; "
             f"ImageSets holds {', '.join(sets) or 'none'} (year/split)"
@@ -74,18 +76,11 @@ def _image_sets(root: Path, split: str | None, year: int, resolution: str) -> li
 def _names(file: Path) -> list[str]:
     """Sequence names of an image set, whose lines are names or (2016) pairs of a frame's and a mask's path."""
     names = []
-    for line in _text(file).splitlines():
+    for line in read_text(file).splitlines():
         if fields := line.split():
-            path = PurePosixPath(fields[0])
+            path = PurePosixPath(fields[0].replace("\\", "/"))
             name = path.parent.name if len(path.parts) > 1 else path.name
-            if name in ("", ".."):
+            if name in ("", "..") or "\0" in name:
                 raise ValueError(f"{file}: {line!r} names no sequence")
             names.append(name)
     return list(dict.fromkeys(names))
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not a text file ({error.reason} at byte {error.start}); restore the file") from error

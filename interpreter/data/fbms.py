@@ -2,14 +2,16 @@
 
 import re
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
 from interpreter.data.annotations import MAX_OBJECTS, VOID, Annotation, check_mask, damaged_mask
-from interpreter.data.images import list_images, opened
-from interpreter.data.sources import Source, folders, listing
+from interpreter.data.images import hidden, normal, opened, upright
+from interpreter.data.sources import Source, frame_source
+from interpreter.data.tree import folders, listing, locate
 from interpreter.data.video import FrameFolder, Size, VideoError
+from interpreter.files import read_text
 
 SPLITS = {"train": "Trainingset", "test": "Testset"}
 _SUFFIXES = (".ppm", ".pgm", ".png")
@@ -78,18 +80,18 @@ def _source(frames: Path) -> Source:
     def load() -> tuple[FrameFolder, RegionMasks | None]:
         video = FrameFolder(frames)
         truth = frames / "GroundTruth"
-        definitions = sorted(truth.glob("*.dat")) if truth.is_dir() else []
-        numbers = {file.stem: number for number, file in enumerate(video.files)}
+        definitions = [file for file in sorted(truth.glob("*.dat")) if not hidden(file.name)]
+        numbers = {normal(file.stem): number for number, file in enumerate(video.files)}
         files, codes = _read_definition(definitions[0], numbers) if definitions else (_match(truth, numbers), None)
         return video, RegionMasks(files, codes) if files else None
 
-    return Source(frames.name, frames, load, list_images(frames))
+    return frame_source(frames.name, frames, load)
 
 
 def _match(truth: Path, numbers: dict[str, int]) -> dict[int, Path]:
     """Masks by frame, from their names: FRAME_gt.ppm, beside which FRAME_PROB_gt.ppm is something else."""
-    masks = sorted(truth.glob("*_gt.*")) if truth.is_dir() else []
-    named = {mask.stem.removesuffix("_gt"): mask for mask in masks if mask.suffix.lower() in _SUFFIXES}
+    masks = [file for file in sorted(truth.glob("*_gt.*")) if not hidden(file.name)]
+    named = {normal(mask.stem.removesuffix("_gt")): mask for mask in masks if mask.suffix.lower() in _SUFFIXES}
     return {numbers[stem]: mask for stem, mask in named.items() if stem in numbers}
 
 
@@ -100,9 +102,9 @@ def _read_definition(path: Path, numbers: dict[str, int]) -> tuple[dict[int, Pat
     input file, or by its number from 0 if there is no frame of that name.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="ascii").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise VideoError(f"{path}: not a text file; restore the file") from error
+        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    except ValueError as error:
+        raise VideoError(str(error)) from error
     if len(lines) > 100_000:
         raise VideoError(f"{path}: {len(lines)} lines, which is no definition of regions; restore the file")
 
@@ -130,18 +132,19 @@ def _read_definition(path: Path, numbers: dict[str, int]) -> tuple[dict[int, Pat
         raise VideoError(f"{path}: frame numbers, file names and input file names differ in count; restore the file")
     files = {}
     for at, name_at, input_at in zip(frames, names, inputs, strict=True):
-        frame = numbers.get(Path(value(input_at)).stem, number(value(at), "the number of a frame"))
+        frame = numbers.get(normal(PureWindowsPath(value(input_at)).stem), number(value(at), "the number of a frame"))
         name = value(name_at)
-        if not name or Path(name).name != name or "\0" in name or frame >= len(numbers):
+        if not name or PureWindowsPath(name).name != name or "\0" in name or frame >= len(numbers):
             raise VideoError(f"{path}: mask {name!r} of frame {frame}, which is none of this sequence's")
-        files[frame] = path.parent / name
+        files[frame] = locate(path.parent, name)
     return files, codes
 
 
 def _codes(path: Path) -> np.ndarray:
     """The code of each pixel, int64 [H, W]: 65536 red + 256 green + blue, or the gray value."""
     try:
-        with opened(path) as image:
+        with opened(path) as stored:
+            image = upright(stored)
             if image.mode in ("L", "I", "I;16", "I;16B", "1"):
                 return np.asarray(image.convert("I")).astype(np.int64)
             return np.asarray(image.convert("RGB")).astype(np.int64) @ np.array([65536, 256, 1])

@@ -4,57 +4,108 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from interpreter.data.annotations import Annotation, MaskFiles, match_masks
-from interpreter.data.images import list_images, natural_key
-from interpreter.data.sources import Source, listing
+from interpreter.data.annotations import Annotation, FolderMasks
+from interpreter.data.images import IMAGE_SUFFIXES, natural_key
+from interpreter.data.sources import Source, Sources, frame_source
+from interpreter.data.tree import Folder, LeftOut, listing, locate, look, numbers, split_frames, walk
 from interpreter.data.video import VIDEO_SUFFIXES, FrameFolder, Video, open_video
 
 
-def find_folder(root: Path) -> list[Source]:
-    """Find the videos below a folder; see `interpreter.data.open_dataset` for the rules.
+def find_folder(root: Path) -> Sources:
+    """Find the videos below a folder. This is the rule what is one:
+
+    - a file with the suffix of a video is a video, in whatever company it is;
+    - a folder that holds no video file is a video if it holds images that are numbered alike, so that their names
+      differ in nothing but numbers (``00000.jpg``, ``00001.jpg`` …); a single image has to have a number, and no folder
+      beside it. What is below a folder of frames is not searched;
+    - every other folder is searched, at any depth, each once whatever links lead to it.
+
+    Hidden files and those of the system are never looked at; all others that are not read are noted.
 
     Raises:
-        FileNotFoundError: if there are none; lists what is there.
+        FileNotFoundError: if there are no videos; lists what is there.
     """
-    if root.is_file() or list_images(root):
-        return [_source(root, None, None)]
-    videos, masks = (root / "JPEGImages", root / "Annotations")
-    if not videos.is_dir():
+    if root.is_file():
+        return Sources([_source(root, None, None)])
+    left_out = LeftOut()
+    videos, masks = root / "JPEGImages", root / "Annotations"
+    if videos.is_dir():
+        beside = look(root)
+        for path in (*beside.folders, *beside.files):
+            if path not in (videos, masks):
+                left_out.add(path, f"{'folder' if path.is_dir() else 'file'} beside {videos.name}")
+    else:
         videos, masks = root, root / "masks"
-    paths = _find_videos(videos, masks)
+    paths = _find_videos(videos, masks, left_out)
     if not paths:
-        raise FileNotFoundError(f"{root}: no video files and no folders of frames below it; it holds {listing(root)}")
-    return [_source(path, name, masks / name) for path, name in zip(paths, _unique_names(paths, videos), strict=True)]
+        raise FileNotFoundError(
+            f"{root}: no video files and no folders of numbered frames in it or below it; it holds {listing(root)}"
+            + (f"; {left_out}" if left_out.groups else "")
+        )
+    if paths == [videos]:
+        return Sources([_source(videos, root.resolve().name, masks)], left_out)
+    names = _unique_names(paths, videos)
+    return Sources(
+        (_source(path, name, locate(masks, name)) for path, name in zip(paths, names, strict=True)), left_out
+    )
 
 
 def _source(path: Path, name: str | None, masks: Path | None) -> Source:
     def load() -> tuple[Video, Annotation | None]:
         video = open_video(path, name)
-        if masks is None or not masks.is_dir():
+        if masks is None:
             return video, None
-        numbered = [Path(f"{t:05d}") for t in range(video.num_frames)]
-        frames = video.files if isinstance(video, FrameFolder) else numbered
-        return video, MaskFiles(match_masks(frames, masks))
+        files = video.files if isinstance(video, FrameFolder) else [Path(f"{t:05d}") for t in range(video.num_frames)]
+        return video, FolderMasks(masks, files, named=isinstance(video, FrameFolder))
 
-    return Source(name or path.resolve().stem, path, load, list_images(path) if path.is_dir() else ())
+    called = name or path.resolve().stem
+    return frame_source(called, path, load) if path.is_dir() else Source(called, path, load)
 
 
-def _find_videos(folder: Path, masks: Path) -> list[Path]:
-    """Video files and folders with images at any depth, in natural order; hidden ones and the masks are left out."""
+def _find_videos(top: Path, masks: Path, left_out: LeftOut) -> list[Path]:
+    """Video files and folders of frames at any depth, in natural order."""
     found: list[Path] = []
-    for path in folder.iterdir():
-        if path.name.startswith(".") or path == masks:
-            continue
-        if path.is_dir():
-            found.extend([path] if list_images(path) else _find_videos(path, masks))
-        elif path.suffix.lower() in VIDEO_SUFFIXES:
-            found.append(path)
+    for folder in walk(top, left_out, [masks]):
+        videos = [file for file in folder.files if file.suffix.lower() in VIDEO_SUFFIXES]
+        broken = [path for path in folder.odd if path.is_symlink()]  # which may be frames that are missing
+        images = [file for file in (*folder.files, *broken) if file.suffix.lower() in IMAGE_SUFFIXES]
+        reason = " beside video files" if videos else "" if not images else _obstacle(folder, images)
+        if images and not reason:
+            found.append(folder.path)
+            for below in folder.folders:
+                if below != masks:
+                    left_out.add(below, "folder below frames")
+            folder.folders.clear()
+            folder.odd = [path for path in folder.odd if path not in images]
+        for file in folder.files:
+            if file.suffix.lower() in IMAGE_SUFFIXES:
+                if reason:
+                    left_out.add(file, reason)
+            elif file.suffix.lower() not in VIDEO_SUFFIXES:
+                left_out.add(file, " ")
+        found += videos
+    files = {file.resolve() for file in found if not file.is_symlink()}
+    for link in [file for file in found if file.is_symlink() and file.is_file()]:
+        if (target := link.resolve()) in files:
+            found.remove(link)
+            left_out.add(link, "link to a file that is read already")
+        files.add(target)
     return sorted(found, key=natural_key)
 
 
+def _obstacle(folder: Folder, images: Sequence[Path]) -> str:
+    """Why images are no frames; empty if they are, even though `FrameFolder` may refuse them."""
+    frames = split_frames(images).frames
+    if not frames:
+        return " not numbered alike"
+    if len(frames) == 1 and (folder.folders or not numbers(frames[0])):
+        return " alone in a folder"
+    return ""
+
+
 def _unique_names(paths: Sequence[Path], top: Path) -> list[str]:
-    """Paths below ``top`` without suffix, or with it where clip.mp4 stands beside clip.avi."""
+    """Paths below ``top`` without suffix, or with it where that would be the name of another one."""
     full = [path.relative_to(top) for path in paths]
     short = [p.with_suffix("") if path.is_file() else p for p, path in zip(full, paths, strict=True)]
-    counts = Counter(short)
+    counts = Counter([*short, *(f for f, s in zip(full, short, strict=True) if f != s)])
     return [(s if counts[s] == 1 else f).as_posix() for s, f in zip(short, full, strict=True)]

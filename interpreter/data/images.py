@@ -1,7 +1,9 @@
-"""Reading single images: any mode to RGB, antialiased resizing, a cheap look for truncated files."""
+"""Reading single images, frames and masks alike: upright, checked, as RGB or as the numbers that they store."""
 
+import os
 import re
 import struct
+import unicodedata
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,30 +17,80 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 # The last bytes of a complete file. A cut file lacks them, so looking here spares decoding every frame of a data set.
 _TRAILERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
-
 # What Pillow lets through besides OSError, SyntaxError and ValueError when bytes are wrong. The last is an image that
 # declares more than 179 million pixels: a few bytes that would fill the memory.
 _DAMAGE = (
     *(EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error),
     Image.DecompressionBombError,
 )
+# What Windows, macOS and network drives leave beside the files of their users; names are compared in lower case.
+_SYSTEM = frozenset({"__macosx", "thumbs.db", "desktop.ini", "icon\r", "@eadir", "$recycle.bin", "lost+found"})
+_SYSTEM |= {"system volume information"}
+# Formats in which a file can hold several pictures. JPEG is none of them: what a phone appends is no second frame.
+_ANIMATED = frozenset({"PNG", "WEBP", "GIF", "AVIF"})
+_LOSSY = frozenset({"JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"})
+# Gray levels that Pillow spreads over 0..255, by the layout of the stored pixels.
+_SPREAD = {"L;2": 85, "L;4": 17}
 
 
-def natural_key(path: Path | str) -> tuple[tuple[int, int | str], ...]:
-    """Sort key under which ``frame2`` comes before ``frame10``."""
-    parts = re.split(r"(\d+)", str(path))
-    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part)
+class UnsuitableError(ValueError):
+    """A whole image that is not what is needed here; says what to do."""
+
+
+def natural_key(path: Path | str) -> tuple[tuple[tuple[int, int | str], ...], str]:
+    """Sort key under which ``frame2`` comes before ``frame10``; equal numbers (1, 01) are ordered by their text."""
+    text = normal(str(path))
+    parts = re.split(r"(\d+)", text)
+    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part), text
+
+
+def normal(name: str) -> str:
+    """A name with composed characters (Unicode NFC): macOS stores é as two characters, an index written elsewhere not.
+
+    >>> normal("cafe\u0301") == "caf\u00e9"
+    True
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is never looked at: it begins with a dot, or the system put it there.
+
+    >>> [hidden(name) for name in ("._00000.png", "Thumbs.db", "00000.png")]
+    [True, True, False]
+    """
+    return name.startswith(".") or name.lower() in _SYSTEM
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; links that lead in a circle are not."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def is_regular(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a regular file or a link to one; links that lead in a circle are not."""
+    return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The images directly in ``folder``, in natural order; hidden files are left out."""
-    images = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-    return sorted(images, key=lambda p: natural_key(p.name))
+    """The images directly in ``folder``, in natural order; hidden files are left out, links that lead nowhere are not.
+
+    Raises:
+        OSError: if there is no such folder, or it cannot be read.
+    """
+    with os.scandir(folder) as entries:
+        images = [
+            folder / entry.name
+            for entry in entries
+            if not hidden(entry.name)
+            and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
+            and (is_regular(entry) or (entry.is_symlink() and not is_folder(entry)))
+        ]
+    return sorted(images, key=lambda path: natural_key(path.name))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to 8-bit RGB: EXIF orientation is applied, alpha is dropped, 16 bits are scaled to 8."""
-    image = ImageOps.exif_transpose(image)
+    """Any Pillow mode to 8-bit RGB: alpha is dropped, 16 bits are scaled to 8."""
     if image.mode.startswith("I"):  # 16-bit grayscale, which Pillow would clip to 255 instead of scaling
         wide = np.asarray(image).astype(np.float64)
         image = Image.fromarray(np.clip(np.rint(wide / 257), 0, 255).astype(np.uint8))
@@ -47,42 +99,88 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image with Pillow; whatever is wrong with it is one of three exceptions.
+    """Open a frame or mask with Pillow; whatever is wrong with it is one of three exceptions.
 
     Raises:
-        OSError, SyntaxError, ValueError: if the file is damaged, no image, or declares an absurd size.
+        OSError, SyntaxError, ValueError: if the file is damaged, no image, animated, or declares an absurd size.
     """
     try:
         with Image.open(path) as image:
+            pictures = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
+            if pictures > 1:
+                raise UnsuitableError(
+                    f"animated, {pictures} pictures where one is expected; save each as a file of its own, or all of "
+                    "them as a video file"
+                )
             yield image
     except _DAMAGE as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """The image as it is meant to be seen: turned and mirrored as its EXIF orientation says, in its own mode."""
+    return ImageOps.exif_transpose(image)
+
+
 def read_rgb(path: Path) -> np.ndarray:
-    """Decode one image file to uint8 [H, W, 3] RGB.
+    """Decode one image file, upright, to uint8 [H, W, 3] RGB.
 
     Raises:
-        OSError, SyntaxError, ValueError: from Pillow, if the file is damaged or no image.
+        OSError, SyntaxError, ValueError: from `opened`, if the file is damaged or no single picture.
     """
     with opened(path) as image:
-        return np.array(to_rgb(image))
+        return np.array(to_rgb(upright(image)))
+
+
+def read_numbers(path: Path) -> np.ndarray:
+    """Decode one image file, upright, to the numbers that it stores: gray values or palette indices.
+
+    Args:
+        path: a gray image of 1, 2, 4, 8, 16 or 32 bits, a palette image, or a colour image that is gray in each pixel
+            (red = green = blue). An alpha channel must be opaque everywhere.
+
+    Returns:
+        [H, W] of an unsigned or signed integer type.
+
+    Raises:
+        OSError, SyntaxError, ValueError: from `opened`.
+        UnsuitableError: for colours, transparent pixels, and formats whose compression changes numbers.
+    """
+    with opened(path) as image:
+        if image.format in _LOSSY:
+            raise UnsuitableError(f"{image.format}, whose compression changes object ids; save it as a palette PNG")
+        tiles = getattr(image, "tile", ())
+        spread = _SPREAD.get(str(tiles[0].args), 1) if tiles else 1
+        pixels = np.array(upright(image))
+        mode = image.mode
+    if pixels.ndim == 3:
+        if mode in ("LA", "PA", "RGBA", "RGBa", "La") and (pixels[..., -1] != 255).any():
+            raise UnsuitableError(f"transparent pixels ({mode}) instead of object ids; save it as a palette PNG")
+        colours = pixels[..., : -1 if mode.endswith(("A", "a")) else None]
+        if mode not in ("LA", "PA", "La", "RGB", "RGBA", "RGBa") or (colours != colours[..., :1]).any():
+            raise UnsuitableError(f"colours ({mode}) instead of object ids; save it as a palette PNG")
+        pixels = colours[..., 0]
+    if pixels.dtype.kind == "f":
+        raise UnsuitableError(f"fractions ({mode}) instead of object ids; save it as a palette PNG")
+    if pixels.dtype == bool:
+        return pixels.astype(np.uint8)
+    return pixels if spread == 1 else pixels // np.uint8(spread)
 
 
 def probe_size(path: Path) -> tuple[int, int]:
-    """Check that an image is complete, and return its (height, width) after EXIF orientation.
+    """Check that an image is complete, and return its (height, width) when upright.
 
     A JPEG or PNG with its end marker in place is trusted; every other file is decoded.
 
     Raises:
-        OSError, SyntaxError, ValueError: from Pillow, if the file is damaged or no image.
+        OSError, SyntaxError, ValueError: from `opened`, if the file is damaged or no single picture.
     """
     with opened(path) as image:
         trailer = _TRAILERS.get(image.format or "")
         if trailer is None or not _ends_with(path, trailer):
             image.load()
         width, height = image.size
-        if image.getexif().get(0x0112, 1) >= 5:  # orientations 5 to 8 swap the axes
+        if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # these swap the axes
             width, height = height, width
     return height, width
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from interpreter.data.images import list_images
-from interpreter.files import write_text
+from interpreter.files import read_text, write_text
 
 FRAMES, MASKS, SETS = "JPEGImages/480p", "Annotations_unsupervised/480p", "ImageSets/2017"
 
@@ -71,7 +71,7 @@ def claim(manifest: Path, wanted: Mapping[str, Any]) -> None:
     wanted = json.loads(json.dumps(wanted))
     if manifest.exists():
         try:
-            found = json.loads(manifest.read_text(encoding="utf-8"))
+            found = json.loads(read_text(manifest))
             before = int(found["num_videos"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{manifest}: damaged ({error!r}); delete it and run the same command again") from error

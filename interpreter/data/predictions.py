@@ -3,21 +3,21 @@
 import abc
 import json
 import math
-import struct
 import zipfile
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
-from interpreter.data.annotations import read_mask
-from interpreter.data.images import natural_key
+from interpreter.data.annotations import read_ids
+from interpreter.data.images import natural_key, normal
 from interpreter.data.rle import decode_rle
+from interpreter.data.tree import LeftOut, listing, split_frames, walk
 from interpreter.data.video import VideoError
+from interpreter.files import read_text
 
 Format = Literal["auto", "png", "youtube-vis", "npz"]
 
@@ -35,7 +35,7 @@ class Predictions(abc.ABC):
 
     Attributes:
         path: the file or folder they are read from.
-        names: of the videos that are there, in natural order.
+        names: of the videos that are there, in natural order and with composed accents (Unicode NFC).
         background: id in :meth:`labels` of pixels that are in no segment; None where every id is a segment.
     """
 
@@ -58,6 +58,7 @@ class Predictions(abc.ABC):
             PredictionError: if the video is not there, its file is damaged, or it has another number of frames or
                 another size; names the file.
         """
+        name = normal(name)
         if name not in self.names:
             held = ", ".join(self.names[:5] + ["…"] * (len(self.names) > 5))
             raise PredictionError(f"{self.path}: no masks of video {name!r}; it holds {len(self.names)} videos: {held}")
@@ -73,8 +74,9 @@ def open_predictions(
 ) -> Predictions:
     """Open saved masks.
 
-    - ``png``: DIR/VIDEO/00000.png …, one gray or palette image for each frame, in natural order; a pixel's value is its
-      segment, 0 is background, as in DAVIS. VIDEO may lie several folders deep: its name is its path below DIR.
+    - ``png``: DIR/VIDEO/00000.png …, one gray or palette image for each frame, numbered alike and in the order of their
+      numbers; a pixel's value is its segment (255 too), 0 is background, as in DAVIS. VIDEO may lie several folders
+      deep: its name is its path below DIR.
     - ``youtube-vis``: a results file, a list of ``{"video_id", "category_id", "score", "segmentations"}`` with an RLE
       or null for each frame. The entries of a video become segments 1, 2 … in the order of the file, whatever their
       category. Where entries overlap, that of the higher score has the pixel, of equal scores the earlier one. Pixels
@@ -113,10 +115,14 @@ def _format_of(path: Path) -> Format:
         if path.suffix.lower() in (".json", ".npz"):
             return suffixes[path.suffix.lower()]
         raise PredictionError(f"{path}: masks are read from .json (YouTube-VIS results), .npz or a folder")
+    there = Counter(file.suffix.lower() for folder in walk(path, LeftOut()) for file in folder.files)
     for suffix in (".png", ".npz"):
-        if next(path.rglob(f"*{suffix}"), None):
+        if suffix in there:
             return suffixes[suffix]
-    raise FileNotFoundError(f"{path}: no .png or .npz files below it; give a results .json as the file itself")
+    held = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in there.most_common(5)) or "nothing"
+    raise FileNotFoundError(
+        f"{path}: no .png or .npz files below it, it holds {held}; give a results .json as the file itself"
+    )
 
 
 class _PngFolders(Predictions):
@@ -126,27 +132,39 @@ class _PngFolders(Predictions):
         if not path.is_dir():
             raise FileNotFoundError(f"{path}: PNG masks are a folder with a folder for each video")
         self.path = path
-        folders = {file.parent for file in path.rglob("*.png") if file.parent != path}
-        self.names = sorted((folder.relative_to(path).as_posix() for folder in folders), key=natural_key)
+        self._masks: dict[str, list[Path]] = {}
+        for folder in walk(path, LeftOut()):
+            masks = [file for file in folder.files if file.suffix.lower() == ".png"]
+            if masks and folder.path != path:
+                self._masks[normal(folder.path.relative_to(path).as_posix())] = masks
+        self.names = sorted(self._masks, key=natural_key)
         if not self.names:
-            raise FileNotFoundError(f"{path}: no folders of PNG masks below it (VIDEO/00000.png …)")
+            raise FileNotFoundError(
+                f"{path}: no folders of PNG masks below it (VIDEO/00000.png …); it holds {listing(path)}"
+            )
 
     def _read(self, name: str, num_frames: int, size: tuple[int, int]) -> np.ndarray:
-        folder = self.path / name
-        files = sorted(folder.glob("*.png"), key=lambda file: natural_key(file.name))
+        files, others, problem = split_frames(self._masks[name])
+        folder = self._masks[name][0].parent
+        if problem:
+            raise PredictionError(f"{folder}: {problem}")
         if len(files) != num_frames:
+            beside = f", beside others such as {others[0].name}" if others else ""
             raise PredictionError(
-                f"{folder}: {len(files)} masks ({files[0].name} to {files[-1].name}) for {num_frames} frames; "
+                f"{folder}: {len(files)} masks ({files[0].name} to {files[-1].name}{beside}) for {num_frames} frames; "
                 "there must be one for each frame"
             )
-        maps = np.empty((num_frames, *size), np.uint8)
+        maps = np.zeros((num_frames, *size), np.uint8)
         for t, file in enumerate(files):
             try:
-                maps[t] = read_mask(file, size, binary=False)
+                ids = read_ids(file, size)
             except VideoError as error:  # names the file
                 raise PredictionError(str(error)) from error
-            except _DAMAGED_PNG as error:
-                raise PredictionError(f"{file}: damaged mask ({error})") from error
+            if ids.min() < 0 or ids.max() > LARGEST_ID:
+                raise PredictionError(f"{file}: ids {ids.min()}..{ids.max()} where 0..{LARGEST_ID} are expected")
+            if ids.max() > 255:
+                maps = maps.astype(np.uint16, copy=False)
+            maps[t] = ids
         return maps
 
 
@@ -156,7 +174,7 @@ class _YouTubeVis(Predictions):
     def __init__(self, path: Path, video_ids: Mapping[str, int | str] | None) -> None:
         self.path = path
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
+            entries = json.loads(read_text(path))
         except (OSError, ValueError, RecursionError) as error:
             raise PredictionError(f"{path}: not a JSON file that can be read ({error})") from error
         if not isinstance(entries, list):
@@ -169,7 +187,7 @@ class _YouTubeVis(Predictions):
                 raise PredictionError(f"{path}: entry {number} is not an object with a video_id (number or string)")
             self._entries[str(entry["video_id"])].append((number, entry))
         by_name = {key: key for key in self._entries} if video_ids is None else video_ids
-        self._ids = {name: str(key) for name, key in by_name.items() if str(key) in self._entries}
+        self._ids = {normal(name): str(key) for name, key in by_name.items() if str(key) in self._entries}
         self.names = sorted(self._ids, key=natural_key)
 
     def _read(self, name: str, num_frames: int, size: tuple[int, int]) -> np.ndarray:
@@ -204,13 +222,14 @@ class _NpzFolder(Predictions):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        files = path.rglob("*.npz")
-        self.names = sorted((file.relative_to(path).with_suffix("").as_posix() for file in files), key=natural_key)
+        files = [file for folder in walk(path, LeftOut()) for file in folder.files if file.suffix.lower() == ".npz"]
+        self._files = {normal(file.relative_to(path).with_suffix("").as_posix()): file for file in files}
+        self.names = sorted(self._files, key=natural_key)
         if not self.names:
             raise FileNotFoundError(f"{path}: no .npz files below it (VIDEO.npz)")
 
     def _read(self, name: str, num_frames: int, size: tuple[int, int]) -> np.ndarray:
-        file = self.path / f"{name}.npz"
+        file = self._files[name]
         held = _arrays(file)
         keys = [key for key in KEYS if key in held]
         if len(keys) != 1:
@@ -226,14 +245,14 @@ class _NpzFile(Predictions):
         held = _arrays(path)
         if not held:
             raise PredictionError(f"{path}: holds no arrays")
-        self._keys = {path.stem: held[0]} if len(held) == 1 and held[0] in KEYS else {key: key for key in held}
+        single = len(held) == 1 and held[0] in KEYS
+        self._keys = {normal(path.stem): held[0]} if single else {normal(key): key for key in held}
         self.names = sorted(self._keys, key=natural_key)
 
     def _read(self, name: str, num_frames: int, size: tuple[int, int]) -> np.ndarray:
         return _read_array(self.path, self._keys[name], (num_frames, *size))
 
 
-_DAMAGED_PNG = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
 _DAMAGED_ZIP = (
     OSError,
     EOFError,

@@ -100,7 +100,7 @@ RELEASES = {
     "folder": Release(
         "Your own videos",
         ("nowhere: put them there",),
-        """  ROOT/any/depth/clip.mp4, ROOT/any/depth/clip/00000.jpg …
+        """  ROOT/any/depth/clip.mp4, ROOT/any/depth/clip/00000.jpg …   (or .jpeg, .png, .bmp, .webp)
   ROOT/masks/any/depth/clip/00000.png …      (optional: object ids, 255 is void)
 or
   ROOT/JPEGImages/clip/00000.jpg …

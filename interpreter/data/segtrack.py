@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from interpreter.data.annotations import MAX_OBJECTS, Annotation, check_mask, damaged_mask, match_masks
-from interpreter.data.images import IMAGE_SUFFIXES, list_images, natural_key, read_rgb
-from interpreter.data.sources import Source, folders, listing
+from interpreter.data.images import IMAGE_SUFFIXES, natural_key, read_rgb
+from interpreter.data.sources import Source, frame_source
+from interpreter.data.tree import folders, listing
 from interpreter.data.video import FrameFolder, Size, VideoError
 
 _SUFFIXES = sorted(IMAGE_SUFFIXES)
@@ -66,10 +67,10 @@ def find_segtrack(root: Path, split: str | None) -> list[Source]:
 def _source(frames: Path, truth: Path) -> Source:
     def load() -> tuple[FrameFolder, ObjectMasks | None]:
         video = FrameFolder(frames)
-        objects = sorted(folders(truth), key=lambda path: natural_key(path.name)) or [truth]
+        objects = sorted(folders(truth), key=natural_key) or [truth]
         if len(objects) > MAX_OBJECTS:
             raise VideoError(f"{truth}: {len(objects)} objects, but label maps hold at most {MAX_OBJECTS}")
         masks = ObjectMasks([match_masks(video.files, folder, _SUFFIXES) for folder in objects])
         return video, masks if masks.frames else None
 
-    return Source(frames.name, frames, load, list_images(frames))
+    return frame_source(frames.name, frames, load)

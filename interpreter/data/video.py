@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from interpreter.data.images import list_images, probe_size, read_rgb, resize
+from interpreter.data.images import UnsuitableError, list_images, probe_size, read_rgb, resize
+from interpreter.data.tree import listing, look, split_frames
 
 Size = tuple[int, int]
 # MP4 and its relatives, Matroska and AVI; MPEG streams; Windows, Flash and others; bare H.264 and HEVC; images.
-VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mkv", ".webm", ".avi", ".divx"))
-VIDEO_SUFFIXES |= {".ts", ".mts", ".m2ts", ".m2t", ".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".mxf", ".dv"}
-VIDEO_SUFFIXES |= {".wmv", ".asf", ".flv", ".ogv", ".ogm", ".rm", ".rmvb", ".nut", ".y4m", ".ivf"}
-VIDEO_SUFFIXES |= {".h264", ".264", ".h265", ".265", ".hevc", ".mjpeg", ".mjpg", ".gif", ".apng"}
+VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mkv", ".webm", ".avi"))
+VIDEO_SUFFIXES |= {".ts", ".mts", ".m2ts", ".m2t", ".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".mxf", ".m1v", ".dv"}
+VIDEO_SUFFIXES |= {".divx", ".xvid", ".wmv", ".asf", ".flv", ".ogv", ".ogm", ".rm", ".rmvb", ".nut", ".y4m", ".ivf"}
+VIDEO_SUFFIXES |= {".h264", ".264", ".avc", ".h265", ".265", ".hevc", ".obu", ".mjpeg", ".mjpg", ".gif", ".apng"}
 
 
 class VideoError(ValueError):
@@ -121,24 +122,37 @@ class Video(abc.ABC):
 
 
 class FrameFolder(Video):
-    """A folder of frames (jpg, jpeg, png, bmp, webp) in natural order of their names, all of one size.
+    """A folder of frames (jpg, jpeg, png, bmp, webp), all of one size, numbered alike: names differ in numbers only.
+
+    Frames are in the order of their numbers. Images with other names, such as a cover.jpg, are left out.
+
+    Attributes:
+        files: the frames in their order.
+        others: images that are left out.
 
     Args:
         path: the folder.
         name: what to call the video; None takes the folder's name.
-        files: its frames in their order, where an index says which of the images they are; None takes all.
+        files: its frames in their order, where an index says which of the images they are; None takes those that are
+            numbered alike, or the only image of the folder.
 
     Raises:
-        VideoError: if it holds no image or its first image cannot be read.
+        VideoError: if it holds no image, several sequences of images or none, one frame twice, or if its first image
+            cannot be read.
     """
 
     def __init__(self, path: Path, name: str | None = None, files: Sequence[Path] | None = None):
         self.path = path
         self.name = name or path.resolve().name
         self.fps = Fraction(24)
-        self.files = list_images(path) if files is None else list(files)
+        self.files, self.others, problem = split_frames(list_images(path)) if files is None else (list(files), [], "")
+        if problem:
+            raise VideoError(f"{path}: {problem}")
         if not self.files:
-            raise VideoError(f"{path}: no jpg, png, bmp or webp images in this folder; give a video file or its frames")
+            raise VideoError(
+                f"{path}: no jpg, png, bmp or webp images in this folder, it holds {listing(path)}; give a video file "
+                "or its frames"
+            )
         self.height, self.width = self._probe(self.files[0])
 
     @property
@@ -192,12 +206,18 @@ def open_video(path: str | Path, name: str | None = None) -> Video:
 
     Raises:
         FileNotFoundError: if there is nothing at ``path``.
-        VideoError: if it is no video, is empty, or its first frame cannot be decoded.
+        VideoError: if it is no video, is empty, its first frame cannot be decoded, or it is a folder that holds video
+            files, whose images need not be its frames.
     """
     from interpreter.data.video_file import VideoFile  # here, because it builds on this file
 
     path = Path(path)
     if path.is_dir():
+        if videos := [file.name for file in look(path).files if file.suffix.lower() in VIDEO_SUFFIXES]:
+            raise VideoError(
+                f"{path}: holds video files ({videos[0]}{', …' if len(videos) > 1 else ''}), so it is no folder of "
+                "frames; give one of them, or move them elsewhere"
+            )
         return FrameFolder(path, name)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such video file or folder of frames")
@@ -210,5 +230,7 @@ def _check_size(size: Size | None) -> None:
 
 
 def _unreadable(file: Path, error: Exception) -> VideoError:
+    if isinstance(error, UnsuitableError):
+        return VideoError(f"{file}: {error}")
     reason = " ".join(str(error).split()) or type(error).__name__
     return VideoError(f"{file}: damaged or no image ({reason}); restore the file or remove the video")

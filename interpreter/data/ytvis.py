@@ -10,8 +10,10 @@ import numpy as np
 
 from interpreter.data.annotations import MAX_OBJECTS, VOID, Annotation
 from interpreter.data.rle import decode_rle
-from interpreter.data.sources import Source, listing
+from interpreter.data.sources import Source
+from interpreter.data.tree import listing, locate
 from interpreter.data.video import FrameFolder, Size, VideoError
+from interpreter.files import read_text
 
 # SOLV's hold-out (Aydemir et al. 2023): these entries of train.json, in the order of the file.
 HOLDOUT = slice(600, 900)
@@ -124,9 +126,9 @@ def find_index(root: Path, part: str) -> Path:
 
 
 def _load(index: Path) -> dict[str, Any]:
+    text = read_text(index)
     try:
-        with index.open(encoding="utf-8") as file:
-            content = json.load(file, object_hook=_compact)
+        content = json.loads(text, object_hook=_compact)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{index}: damaged JSON ({error}); download it again") from error
     if not isinstance(content, dict):
@@ -152,7 +154,7 @@ def _source(video: dict[str, Any], entries: list[dict[str, Any]] | None, index: 
     where = f"{index}: video {video.get('id')!r}"
     names = video.get("file_names")
     try:
-        files = [frames / safe_path(name, where) for name in names] if isinstance(names, list) else []
+        files = [locate(frames, str(safe_path(name, where))) for name in names] if isinstance(names, list) else []
         problem = "" if files else "has no list of file_names"
     except VideoError as error:
         files, problem = [], str(error).removeprefix(f"{where}: ")
@@ -171,7 +173,7 @@ def _source(video: dict[str, Any], entries: list[dict[str, Any]] | None, index: 
             )
         return opened, None if entries is None else _annotation(entries, len(files), where)
 
-    return Source(name, folder, load, files, video.get("id"))
+    return Source(name, folder, load, files, id=video.get("id"))
 
 
 def _annotation(entries: list[dict[str, Any]], num_frames: int, where: str) -> RleTracks:
@@ -188,12 +190,13 @@ def _annotation(entries: list[dict[str, Any]], num_frames: int, where: str) -> R
 
 
 def safe_path(name: object, where: str) -> PurePosixPath:
-    """A relative path out of a file that somebody else wrote.
+    """A relative path out of a file that somebody else wrote, maybe on Windows.
 
     Raises:
         VideoError: if it is none, or leads out of the folder that it is relative to.
     """
-    path = PurePosixPath(name) if isinstance(name, str) else PurePosixPath()
-    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in str(path) or "\0" in str(path):
+    path = PurePosixPath(name.replace("\\", "/")) if isinstance(name, str) else PurePosixPath()
+    outside = path.is_absolute() or Path(path).drive or ".." in path.parts
+    if not path.parts or outside or "\0" in str(path):
         raise VideoError(f"{where}: {name!r} is no path below the folder of frames")
     return path

@@ -10,7 +10,7 @@ from interpreter.engine.logging import console
 
 
 def open_videos(config: VideosConfig, run: Path) -> VideoDataset:
-    """Open the data set; scenes that do not exist yet are generated. Skipped videos are named on screen."""
+    """Open the data set; scenes that do not exist yet are generated. Names what is skipped and left out on screen."""
     root, split = config.root, config.split
     if config.data == "synthetic":
         split, root = split or "train", root or run / "scenes"
@@ -27,8 +27,8 @@ def open_videos(config: VideosConfig, run: Path) -> VideoDataset:
         annotations=config.annotations,
         crop_borders=config.crop_borders,
     )
-    if dataset.skipped:
-        console.print(f"[yellow]{dataset.report()}")
+    for line in filter(None, (dataset.report(), dataset.left_out)):
+        console.print(line, style="yellow", markup=False, highlight=False)  # names may hold [brackets]
     return dataset
 
 

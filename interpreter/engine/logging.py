@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
 from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 
-from interpreter.files import write_text, written_whole  # noqa: E402
+from interpreter.files import read_text, write_text, written_whole  # noqa: E402
 from interpreter.render import plot_curves  # noqa: E402
 
 console = Console(stderr=True)
@@ -31,7 +31,7 @@ def progress_bar(unit: str) -> Progress:
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn(unit),
-        TextColumn("{task.fields[status]}"),
+        TextColumn("{task.fields[status]}", markup=False),  # names of videos may hold [brackets]
         TimeRemainingColumn(elapsed_when_finished=True),
         console=console,
     )
@@ -42,7 +42,7 @@ def truncate_records(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path).splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
@@ -55,7 +55,7 @@ def truncate_records(path: Path, step: int) -> None:
 def read_records(run: Path) -> list[dict[str, object]]:
     """Records of both stages of a run."""
     files = (run / stage / "metrics.jsonl" for stage in ("image", "video"))
-    return [json.loads(line) for file in files if file.exists() for line in file.read_text("utf-8").splitlines()]
+    return [json.loads(line) for file in files if file.exists() for line in read_text(file).splitlines()]
 
 
 class RunLog:

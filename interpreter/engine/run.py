@@ -14,7 +14,7 @@ import torch
 from interpreter.configs import ImageTraining, Stage, VideoTraining
 from interpreter.engine.checkpoint import TrainingState, load_checkpoint, restore_weights
 from interpreter.engine.precision import in_precision, resolve_precision
-from interpreter.files import write_text
+from interpreter.files import read_text, write_text
 from interpreter.models.backbone import Backbone, load_backbone
 from interpreter.models.image_stage import ImageStage
 from interpreter.models.video_stage import VideoStage
@@ -66,8 +66,8 @@ def read_config(run: Path) -> RunConfig:
     if not path.exists():
         return RunConfig()
     try:
-        return from_dict(RunConfig, json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+        return from_dict(RunConfig, json.loads(read_text(path)))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is not the configuration of a run ({error})") from error
 
 

@@ -91,18 +91,21 @@ def format_tables(scores: Scores, provenance: Provenance) -> str:
             table.add_row(escape(row.method.name), *(cell(row, name) for name in protocol.metrics))
         console.print(title, markup=False, highlight=False, soft_wrap=True)
         console.print(table)
-        console.print(_notes(protocol, mine), markup=False, highlight=False, soft_wrap=True)
+        notes = _notes(protocol, mine, scores.objectless(protocol))
+        console.print(notes, markup=False, highlight=False, soft_wrap=True)
     if scores.skipped:
         lines = [f"- {name}: {reason}" for name, reason in scores.skipped]
         console.print(f"Not scored ({len(lines)}):", *lines, sep="\n", markup=False, highlight=False, soft_wrap=True)
     return file.getvalue()
 
 
-def _notes(protocol: Protocol, rows: Sequence[Row]) -> str:
+def _notes(protocol: Protocol, rows: Sequence[Row], objectless: str) -> str:
     lines = [f"{TITLES[name]}: {METRICS[name]}" for name in protocol.metrics]
     seeds = max(len(row.seeds) for row in rows)
     if seeds > 1:
         lines.append(f"±: sample standard deviation over {seeds} seeds")
+    if objectless:
+        lines.append(objectless)
     return "\n".join([f"{protocol.label}: {protocol.summary}", *lines, ""])
 
 

@@ -101,10 +101,12 @@ def _protocol(protocol: Protocol, rows: Sequence[Row], scores: Scores, provenanc
     seeds = max(len(row.seeds) for row in rows)
     rest = scored(rows[0]) + (f" · mean ± sample standard deviation over {seeds} seeds" if seeds > 1 else "")
     plots = [*_sweeps(protocol, rows), *_distributions(protocol, table, scores)]
+    without = scores.objectless(protocol)
     return (
         f"<section><h2>{_text(protocol.label)}</h2><p>{_text(protocol.summary)}</p>"
         + _stamp(provenance, protocol.label, rest)
         + _table(["", *(TITLES[name] for name in protocol.metrics)], map(line, table))
+        + (f'<p class="soft">{_text(without)}</p>' if without else "")
         + f'<div class="plots">{"".join(plots)}</div></section>'
     )
 

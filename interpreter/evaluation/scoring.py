@@ -97,6 +97,19 @@ class Scores:
         by_seed = self.numbers[protocol.name, method].values()
         return {video: statistics.fmean(number(scores[video][name]) for scores in by_seed) for video in self.videos}
 
+    def objectless(self, protocol: Protocol) -> str:
+        """Why numbers are undefined: names the videos without an object to score; empty if there are none."""
+        by_video = next(iter(self.numbers[protocol.name, self.methods[0]].values()))
+        names = [name for name, scores in by_video.items() if not scores["objects"]]
+        if not names:
+            return ""
+        shown = ", ".join(names[:5] + ["…"] * (len(names) > 5))
+        where = " in the first annotated frame" if protocol.objects == "first-frame" else ""
+        return (
+            f"–: {len(names)} of {len(by_video)} videos have no object{where} (ids 1 to 254 in their masks; 0 is "
+            f"background, 255 void): {shown}"
+        )
+
 
 def number(score: float | Sequence[float]) -> float:
     """One number of what is defined in an entry of a video's scores: the mean over its objects or clips, or NaN."""
@@ -156,7 +169,8 @@ def _score_video(
     masks, frames = dataset.masks(index), dataset.mask_frames(index)
     frames = frames[frames < video.num_frames]
     if masks is None or not len(frames):
-        raise VideoError(f"{video.path}: no masks to score against; give a data set with annotations")
+        instead = dataset.expected_masks(index) or "give a data set with annotations"
+        raise VideoError(f"{video.path}: no masks to score against; {instead}")
     truth = masks if len(frames) == len(masks) else masks[frames]
     groups = [(size, group, resize_labels(truth, size)) for size, group in _by_size(protocols, truth.shape[1:]).items()]
     found: Found = {}

@@ -416,3 +416,13 @@ def test_importing_the_package_stays_light():
     code = "import sys, interpreter; assert 'torch' not in sys.modules; interpreter.nothing"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "module 'interpreter' has no attribute 'nothing'" in done.stderr
+
+
+def test_images_that_are_no_frames_are_named(tmp_path, capsys):
+    folder = make_folder(tmp_path / "frames [x]")
+    Image.new("RGB", (9, 9)).save(folder / "cover [x].jpg")
+    found = invented(open_video(folder))
+    assert len(found.video) == 4
+    found.write(tmp_path / "out")
+    segment._print_report(found, tmp_path / "out", "video")
+    assert "left out: 1 .jpg not numbered like the frames (cover [x].jpg)" in capsys.readouterr().out

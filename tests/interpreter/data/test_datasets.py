@@ -32,7 +32,7 @@ def test_folder_finds_files_and_frames_at_any_depth(tmp_path, moving, encode):
 def test_folder_in_youtube_vis_layout_takes_frames_only(tmp_path, moving):
     for name in ("0043f083b5", "00ad5016a4"):
         write_frames(tmp_path / "JPEGImages" / name, moving(2))
-        write_frames(tmp_path / "Annotations" / name, moving(2))
+        write_frames(tmp_path / "Annotations" / "480p" / name, moving(2))
     assert [v.name for v in open_dataset("folder", tmp_path).videos] == ["00ad5016a4", "0043f083b5"]
 
 
@@ -78,7 +78,7 @@ def test_nothing_left_is_an_error_that_names_all(tmp_path, moving, encode, cut):
 
 def test_mistakes_are_explained(tmp_path):
     (tmp_path / "notes").mkdir()
-    with pytest.raises(FileNotFoundError, match="no video files and no folders of frames below it; it holds notes"):
+    with pytest.raises(FileNotFoundError, match="no folders of numbered frames in it or below it; it holds notes"):
         open_dataset("folder", tmp_path)
     with pytest.raises(FileNotFoundError, match="no such file"):
         open_dataset("folder", tmp_path / "nowhere")

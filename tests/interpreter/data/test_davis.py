@@ -94,7 +94,7 @@ def test_empty_image_set_is_named(davis):
 
 def test_2017_refuses_colours_as_ids(davis):
     root, _ = davis
-    Image.new("RGB", SIZE[::-1]).save(root / "Annotations_unsupervised" / "480p" / "bear" / "00001.png")
+    Image.new("RGB", SIZE[::-1], (128, 0, 0)).save(root / "Annotations_unsupervised" / "480p" / "bear" / "00001.png")
     with pytest.raises(VideoError, match="palette PNG"):
         open_dataset("davis", root, "train").masks(0)
 

@@ -226,7 +226,7 @@ def test_ids_beyond_a_byte_are_kept(tmp_path):
 
 def test_colour_images_are_no_masks(tmp_path):
     path = write_png(tmp_path)
-    Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(path / "boat" / "00001.png")
+    Image.new("RGB", SIZE[::-1], (128, 0, 0)).save(path / "boat" / "00001.png")
     with pytest.raises(PredictionError, match=r"boat/00001\.png: colours \(RGB\)"):
         open_predictions(path).labels("boat", FRAMES, SIZE)
 

@@ -100,3 +100,14 @@ def test_image_stage_trains_on_cropped_youtube_vis(tmp_path, features):
     steps = [json.loads(line) for line in (run / "image" / "metrics.jsonl").read_text().splitlines()]
     assert steps[-1]["step"] == 2
     assert np.isfinite([record["loss"] for record in steps]).all()
+
+
+def test_names_in_brackets_are_shown_as_they_are(tmp_path, capsys):
+    write_frames(tmp_path / "a", 2, (8, 8))
+    (tmp_path / "Clip [bold].mp4").write_text("no film")
+    (tmp_path / "Clip [id]" / "notes.txt").mkdir(parents=True)
+    (tmp_path / "[red]x.txt").touch()
+    open_videos(DataConfig("folder", tmp_path), tmp_path)
+    shown = "".join(capsys.readouterr().err.split("\n"))
+    assert "Clip [bold].mp4" in shown
+    assert "left out: 1 .txt ([red]x.txt)" in shown

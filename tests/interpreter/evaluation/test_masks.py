@@ -198,12 +198,33 @@ def test_nothing_to_score_is_an_error(root, tmp_path):
         score(masks, root, tmp_path / "out")
 
 
-def test_undefined_numbers_are_null(tmp_path):
-    empty = np.zeros((FRAMES, *SIZE), np.uint8)
-    root = save_davis(tmp_path / "data", {"a": empty})
-    masks = save_png(tmp_path / "masks", {"a": squares()})
+@pytest.mark.parametrize("void", [0, 255])
+def test_undefined_numbers_are_null_and_say_why(tmp_path, capsys, void):
+    empty = np.where(squares() > 0, void, 0).astype(np.uint8)
+    root = save_davis(tmp_path / "data", {"a": empty, "b": squares()})
+    masks = save_png(tmp_path / "masks", {"a": squares(), "b": squares()})
+    why = "–: 1 of 2 videos have no object (ids 1 to 254 in their masks; 0 is background, 255 void): a"
+    _, report = score(masks, root, tmp_path / "out")
+    assert result(report, "davis-2017-unsupervised", "masks")["mean"]["j"] == 1
+    assert why in capsys.readouterr().out
+    assert why in (tmp_path / "out/report.html").read_text()
+    (root / "ImageSets/2017/val.txt").write_text("a\n")
     _, report = score(masks, root, tmp_path / "out")
     assert result(report, "davis-2017-unsupervised", "masks")["mean"]["j"] is None
+    assert "–: 1 of 1 videos have no object" in capsys.readouterr().out
+
+
+def test_white_truth_of_a_plain_folder_is_scored_and_missing_truth_says_where_it_would_be(tmp_path):
+    for part, maps in (("JPEGImages", squares() * 60), ("Annotations", np.where(squares() > 0, 255, 0))):
+        save_png(tmp_path / "data" / part, {"v [x]": maps.astype(np.uint8)})
+    masks = save_png(tmp_path / "masks", {"v [x]": (squares() > 0).astype(np.uint8)})
+    options = ["--data", "folder", "--protocol", "slot-contrast"]
+    _, report = score(masks, tmp_path / "data", tmp_path / "out", *options)
+    assert result(report, "slot-contrast", "masks")["mean"]["mbo_video"] == 1
+    shutil.rmtree(tmp_path / "data" / "Annotations" / "v [x]")
+    expected = r"no masks to score against; its masks would be .*Annotations/v \[x\]/00000\.png …; there is nothing"
+    with pytest.raises(ValueError, match=expected):
+        score(masks, tmp_path / "data", tmp_path / "out", *options)
 
 
 def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
