@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._checks import accumulate_dtype, check_positive, check_tensor, check_that
-from .._dispatch import requested_backend, without_autocast
-from . import _forward
+from .._dispatch import without_autocast
+from . import attend
 
 EPS_PLACEMENTS = ("numerator", "denominator")
 
@@ -218,8 +218,8 @@ class InvariantSlotAttention(nn.Module):
             normed = [tokens.spread.shift, *self._deviations(tokens.spread, relative)]
         bias = (q.to(grid.dtype) * second.bias).sum(-1) * scale
         inputs = (F.linear(q, second.weight.t()), bias, *tokens[:3], grid, positions, scales, *normed, mask)
-        options = (scale, self.scale_factor, self.eps, in_denominator, self.scale_eps, requested_backend("auto"))
-        updates, attention, weights, positions, scales = _forward(*inputs, *options)
+        options = (scale, self.scale_factor, self.eps, in_denominator, self.scale_eps)
+        updates, attention, weights, positions, scales = attend(*inputs, *options)
         # With eps in the numerator the weights sum to 1, or to 0 where every token is masked: no gradient in that.
         mass = (weights if in_denominator else weights.detach()).sum(-1, keepdim=True)
         return F.linear(updates, second.weight) + mass * second.bias, attention, positions, scales

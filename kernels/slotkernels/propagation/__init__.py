@@ -6,9 +6,11 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
+from .. import _derivatives
 from .._checks import check_tensor, check_that, describe
 from .._dispatch import Call, Op, requested_backend, why_not_triton
 from .._native import why_not_cpp
+from . import reference
 
 __all__ = ["LabelMaps", "bytes_moved", "flops", "propagate_attention", "propagate_labels", "propagate_masks"]
 
@@ -74,7 +76,10 @@ def propagate_attention(
         RuntimeError: if the backend asked for by name cannot serve the call.
     """
     _check("propagate_attention", image_attention, video_attention, labels)
-    return _attention(image_attention, video_attention, labels, requested_backend(backend))
+    args, backend = (image_attention, video_attention, labels), requested_backend(backend)
+    if _derivatives.takes_composite("propagate_attention", backend):
+        return _derivatives.composite(reference.propagate_attention, *args)
+    return _attention(*args, backend)
 
 
 @overload
@@ -279,6 +284,9 @@ def _(grad, image_attention, video_attention, labels, needs, backend):
     return tuple(t.new_empty(t.shape if need else 0) for t, need in pairs)
 
 
+_derivatives.differentiable_once(_attention_backward, "propagate_attention")
+
+
 def _setup_context(ctx, inputs, output):
     *tensors, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
@@ -286,7 +294,13 @@ def _setup_context(ctx, inputs, output):
 
 def _autograd(ctx, grad):
     needs = list(ctx.needs_input_grad[:2])
-    grads = _attention_backward(grad, *ctx.saved_tensors, needs, ctx.backend)
+    *attention, labels = ctx.saved_tensors
+    if _derivatives.differentiates_again(ctx.backend):
+        grads = _derivatives.composite_gradients(
+            lambda *maps: (reference.propagate_attention(*maps, labels),), attention, needs, (grad,)
+        )
+    else:
+        grads = _attention_backward(grad, *attention, labels, needs, ctx.backend)
     return *(g if need else None for g, need in zip(grads, needs, strict=True)), None, None
 
 

@@ -5,8 +5,11 @@ import math
 import torch
 from torch import Tensor
 
+from .. import _derivatives
 from .._checks import accumulate_dtype, check_positive, check_same, check_tensor, check_that
 from .._dispatch import Call, Op, requested_backend, without_autocast
+from .composite import CompositeUpdates
+from .plan_reference import iterate
 from .reference import NEAREST
 
 PLAN = Op("sinkhorn_plan")
@@ -79,7 +82,14 @@ def sinkhorn_plan(
     )
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (cost, a, b))
     tolerance = None if tolerance is None else float(tolerance)
-    return _plan(cost, a, b, float(eps), iterations, tolerance, keep, requested_backend(backend))[0]
+    backend = requested_backend(backend)
+    if _derivatives.takes_composite(op, backend):
+        check_that(
+            tolerance is None or not _derivatives.inside_vmap(),
+            f"{op}: tolerance={tolerance} cannot be looked at inside torch.vmap, expected None there",
+        )
+        return _derivatives.composite(iterate, CompositeUpdates, cost, a, b, float(eps), iterations, tolerance, False)[0]
+    return _plan(cost, a, b, float(eps), iterations, tolerance, keep, backend)[0]
 
 
 def _ground_cost(x: Tensor, y: Tensor, p: int) -> Tensor:
@@ -151,8 +161,11 @@ def _(grad, cost, a, b, history, made, eps, need_cost, backend):
     return cost.new_empty(cost.shape if need_cost else 0), *weights
 
 
+_derivatives.differentiable_once(_backward, "sinkhorn_plan")
+
+
 def _setup_context(ctx, inputs, output):
-    cost, a, b, ctx.eps, _, tolerance, _, ctx.backend = inputs
+    cost, a, b, ctx.eps, ctx.iterations, tolerance, _, ctx.backend = inputs
     _, history, made = output
     ctx.save_for_backward(cost, a, b, history, made)
     ctx.stops = tolerance is not None
@@ -161,7 +174,12 @@ def _setup_context(ctx, inputs, output):
 
 def _autograd(ctx, grad, *_):
     cost, a, b, history, made = ctx.saved_tensors
-    needed = ctx.needs_input_grad
+    needed = ctx.needs_input_grad[:3]
+    if _derivatives.differentiates_again(ctx.backend):
+        iterations = int(made) if ctx.stops else ctx.iterations
+        options = (ctx.eps, iterations, None, False)
+        function = lambda *t: iterate(CompositeUpdates, *t, *options)  # noqa: E731
+        return *_derivatives.composite_gradients(function, (cost, a, b), needed, (grad,)), *(None,) * 5
     options = (made if ctx.stops else None, ctx.eps, needed[0], ctx.backend)
     grads = _backward(grad, cost, a, b, history, *options)
     like = (cost, a, b)

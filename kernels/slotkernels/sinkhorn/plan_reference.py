@@ -13,6 +13,8 @@ accelerator, so accelerators stay in the log domain.
 
 import math
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,9 +131,24 @@ def sinkhorn_plan(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Plan, potentials after each iteration [iterations or 0, B, N + M] and how many iterations were made [1]."""
+    kind = Absorbed if cost.device.type == "cpu" else LogDomain
+    return iterate(kind, cost, a, b, eps, iterations, tolerance, keep)
+
+
+def iterate(
+    kind: Callable[..., Any],
+    cost: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    eps: float,
+    iterations: int,
+    tolerance: float | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`sinkhorn_plan` with a given kind of updates."""
     cost, a, b = _prepare(cost, a, b)
     batch, n, m = cost.shape
-    updates = (Absorbed if cost.device.type == "cpu" else LogDomain)(cost, a, b, eps)
+    updates = kind(cost, a, b, eps)
     f, g = torch.zeros_like(a), torch.zeros_like(b)
     history = f.new_zeros(iterations if keep else 0, batch, n + m)
     made = 0

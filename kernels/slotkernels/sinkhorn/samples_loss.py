@@ -80,7 +80,7 @@ class SamplesLoss(nn.Module):
             x, y = x.unsqueeze(0), y.unsqueeze(0)
         diameter = "batch" if self.diameter is None else self.diameter
         backend = _GEOMLOSS.get(self.backend, self.backend)
-        options = (self.p, self.blur, self.scaling, diameter, self.debias, "tf32x3", False, backend)
+        options = (self.p, self.blur, self.scaling, diameter, self.debias, "tf32x3", False, backend, self.potentials)
         value, f, g = _solve("SamplesLoss", x, y, rows_a, rows_b, *options)
         if self.potentials:
             f, g = (t[0] if single else t for t in (f, g))

@@ -5,8 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import _derivatives
 from .._checks import accumulate_dtype, check_same, check_tensor, check_that
 from .._dispatch import Call, Op, requested_backend, why_not_triton
+from .reference import composite_inverted_attention
 from .tiles import MAX_COLUMNS, MAX_DIM, group_columns
 
 PRECISIONS = ("ieee", "tf32x3", "tf32")
@@ -132,7 +134,11 @@ def attend(
         settings.precision in PRECISIONS,
         f"inverted_attention: precision={settings.precision!r}, expected one of {', '.join(PRECISIONS)}",
     )
-    updates, total, attention = _forward(q, k, v, bias, mask, *settings, requested_backend(backend))
+    backend = requested_backend(backend)
+    if _derivatives.takes_composite("inverted_attention", backend):
+        updates, total, attention = _derivatives.composite(composite_inverted_attention, q, k, v, bias, mask, settings)
+    else:
+        updates, total, attention = _forward(q, k, v, bias, mask, *settings, backend)
     return updates, total, attention.transpose(1, 2) if settings.return_attention else None
 
 
@@ -228,8 +234,11 @@ def _(
     return tuple(t.new_empty(t.shape) if need and t is not None else q.new_empty(0) for t, need in pairs)
 
 
+_derivatives.differentiable_once(_backward, "inverted_attention")
+
+
 def _setup_context(ctx, inputs, output):
-    *tensors, scale, weight_eps, total_eps, groups, precision, _, ctx.backend = inputs
+    *tensors, scale, weight_eps, total_eps, groups, precision, ctx.attention, ctx.backend = inputs
     ctx.settings = (scale, weight_eps, total_eps, groups, precision)
     ctx.save_for_backward(*tensors, *output[:2])
     ctx.set_materialize_grads(False)
@@ -237,9 +246,15 @@ def _setup_context(ctx, inputs, output):
 
 def _autograd(ctx, grad_updates, grad_total, grad_attention):
     needs = list(ctx.needs_input_grad[:4])
-    grads = _backward(
-        grad_updates, grad_total, grad_attention, *ctx.saved_tensors, *ctx.settings, needs, backend=ctx.backend
-    )
+    *tensors, mask, updates, total = ctx.saved_tensors
+    given = (grad_updates, grad_total, grad_attention)
+    if _derivatives.differentiates_again(ctx.backend):
+        settings = Settings(*ctx.settings, ctx.attention)
+        grads = _derivatives.composite_gradients(
+            lambda *t: composite_inverted_attention(*t, mask, settings), tensors, needs, given
+        )
+    else:
+        grads = _backward(*given, *tensors, mask, updates, total, *ctx.settings, needs, ctx.backend)
     return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), *[None] * 8
 
 
