@@ -4,7 +4,7 @@ A kernel has one derivative, the gradient in reverse mode. For all others each o
 ``reference.py``: the same function made of PyTorch's operations, which PyTorch differentiates in every mode. It serves
 calls with backend "auto" or "reference"
 
-- inside ``torch.func`` (``grad``, ``jvp``, ``vmap``, ``jacrev``, …) and ``torch.autograd.forward_ad``: instead of the op;
+- inside ``torch.func`` (``grad``, ``jvp``, ``vmap``, …) and ``torch.autograd.forward_ad``: instead of the op;
 - in a backward pass with ``create_graph=True``: instead of the op's own backward pass.
 
 A backend that is asked for by name is never replaced: it raises.
@@ -29,11 +29,14 @@ def transformed() -> bool:
     return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
-@torch.compiler.assume_constant_result
-def inside_vmap() -> bool:
-    """Whether the caller is inside ``torch.vmap``, where the host cannot read numbers."""
-    stack = torch._C._functorch.get_interpreter_stack() or ()
-    return any(interpreter.key() == torch._C._functorch.TransformType.Vmap for interpreter in stack)
+def is_batched(tensor: Tensor) -> bool:
+    """Whether ``torch.vmap`` made this tensor one of many, whose numbers the host cannot read."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
 
 
 def takes_composite(op: str, backend: str) -> bool:
@@ -56,9 +59,10 @@ def composite(function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
 
 
-def differentiates_again(backend: str) -> bool:
-    """Whether a backward pass, in which this is asked, has to be differentiable itself or is transformed."""
-    return backend in COMPOSITE_BACKENDS and (torch.is_grad_enabled() or transformed())
+def differentiates_again(backend: str, grads: Sequence[Tensor | None]) -> bool:
+    """Whether a backward pass has to be differentiable itself, or is transformed: asked in that pass."""
+    vectorised = any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads)
+    return backend in COMPOSITE_BACKENDS and (torch.is_grad_enabled() or transformed() or vectorised)
 
 
 def composite_gradients(
@@ -70,7 +74,7 @@ def composite_gradients(
     """Gradients, themselves differentiable, of those ``tensors`` which need one.
 
     Args:
-        function: a composite form; called with ``tensors``, it returns a tuple at least as long as ``grads``.
+        function: a composite form; called with ``tensors``, it returns its result, or a tuple of them.
         tensors: its arguments.
         needs: which of them need a gradient.
         grads: gradients of its results, None for zero.
@@ -86,12 +90,31 @@ def composite_gradients(
         for i, value in zip(chosen, values, strict=True):
             arguments[i] = value
         results = composite(function, *arguments)
-        return tuple(results[i] for i in wanted)
+        return tuple((results if isinstance(results, tuple) else (results,))[i] for i in wanted)
 
-    _, pull_back = torch.func.vjp(of_chosen, *(tensors[i] for i in chosen))
+    _, pull_back, *_ = torch.func.vjp(of_chosen, *(tensors[i] for i in chosen))
     for i, grad in zip(chosen, pull_back(tuple(grads[i] for i in wanted)), strict=True):
         found[i] = grad
     return found
+
+
+def refuse(op: str, remedy: str, *tensors: Tensor) -> None:
+    """Raise where a derivative of something that has none would silently be zero: of a tensor that is followed by a
+    transform or carries a tangent. (Without a transform the result does not require a gradient, and PyTorch says so.)
+    """
+    if transformed() and any(map(_is_followed, tensors)):
+        raise RuntimeError(f"{op}: it has no derivatives; {remedy}")
+
+
+def _is_followed(tensor: Tensor) -> bool:
+    functorch = torch._C._functorch
+    while not tensor.requires_grad:
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
+            return True
+        if not functorch.is_functorch_wrapped_tensor(tensor):
+            return False
+        tensor = functorch.get_unwrapped(tensor)
+    return True
 
 
 def differentiable_once(backward: CustomOpDef, op: str) -> None:

@@ -145,7 +145,7 @@ def _autograd(ctx, *grads):
     *saved, mask = ctx.saved_tensors
     needs = [need and i != GRID for i, need in enumerate(ctx.needs_input_grad[:TENSORS])]
     tensors, outputs = saved[:TENSORS], saved[TENSORS:]
-    if _derivatives.differentiates_again(ctx.backend):
+    if _derivatives.differentiates_again(ctx.backend, grads):
         found = _derivatives.composite_gradients(
             lambda *t: reference.invariant_attention(list(t), mask, *ctx.options), tensors, needs, grads
         )

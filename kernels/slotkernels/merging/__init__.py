@@ -109,7 +109,7 @@ def merge_slots(
 
     Returns:
         slots [B, K, D] and attention [B, M, K], cluster c at index c and zeros after the last cluster, and valid [B, K]
-        bool. Shapes do not depend on the data. Differentiable once in slots and attention.
+        bool. Shapes do not depend on the data. Differentiable in slots and attention.
 
     Raises:
         ValueError: if shapes or dtypes disagree.
@@ -199,7 +199,7 @@ def _setup_context(ctx, inputs, output):
 
 def _autograd(ctx, grad_slots, grad_attention, _):
     labels, *tensors = ctx.saved_tensors
-    if _derivatives.differentiates_again(ctx.backend):
+    if _derivatives.differentiates_again(ctx.backend, (grad_slots, grad_attention)):
         function, needs = partial(reference.merge_slots, labels=labels), ctx.needs_input_grad[:2]
         return *_derivatives.composite_gradients(function, tensors, needs, (grad_slots, grad_attention)), None, None
     return *_merge_backward(grad_slots, grad_attention, labels, *tensors, ctx.backend), None, None

@@ -65,7 +65,7 @@ def sinkhorn_divergence(
         backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
 
     Returns:
-        [B] float32 (float64 for float64 inputs), not below 0. Differentiable once in x and y.
+        [B] float32 (float64 for float64 inputs), not below 0. Differentiable in x and y.
 
     Raises:
         ValueError: if shapes or dtypes disagree, a set is empty, a parameter is out of its range, or a point is not
@@ -101,7 +101,7 @@ def sinkhorn_potentials(
         debias: subtract the potentials of x→x and y→y.
 
     Returns:
-        f [B, N] and g [B, M], float32 (float64 for float64 inputs). Differentiable once in x and y.
+        f [B, N] and g [B, M], float32 (float64 for float64 inputs). Differentiable in x and y.
     """
     options = (p, blur, scaling, diameter, debias, precision, check_finite, backend, True)
     a, b = (None if w is None else w.detach() for w in (a, b))
@@ -176,8 +176,8 @@ def _knows_places(op: str, backend: str, x: Tensor) -> str:
     """A backend that finds the potential of a point without weight where it lies: Triton's kernels do not."""
     if backend == "triton":
         raise RuntimeError(
-            f"{op}: backend 'triton' has no potentials of weighted sets, and no gradients of weights, because points of "
-            "weight 0 would get wrong ones; expected 'auto' or 'reference'"
+            f"{op}: backend 'triton' has no potentials of weighted sets, and no gradients of weights: those of points "
+            "without weight would be wrong; expected 'auto' or 'reference'"
         )
     return "reference" if backend == "auto" and x.device.type != "cpu" else backend
 
@@ -292,7 +292,7 @@ def _setup_context(ctx, inputs, output):
 
 def _autograd(ctx, grad_value, grad_f, grad_g, *_):
     x, y, a, b, f, g, *pulls = ctx.saved_tensors
-    if _derivatives.differentiates_again(ctx.backend):
+    if _derivatives.differentiates_again(ctx.backend, (grad_value, grad_f, grad_g)):
         needs, given = ctx.needs_input_grad[:4], (grad_value, grad_f, grad_g)
         function = lambda *t: composite_sinkhorn(*t, *ctx.options)  # noqa: E731
         return *_derivatives.composite_gradients(function, (x, y, a, b), needs, given), *(None,) * 10

@@ -25,7 +25,8 @@ def composite_sinkhorn(
     debias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Value [B] and potentials on x [B, N] and on y [B, M], as :func:`slotkernels.sinkhorn.reference.sinkhorn`."""
-    still_x, still_y, still_a, still_b = (None if t is None else t.detach() for t in (x, y, a, b))
+    still_x, still_y = x.detach(), y.detach()
+    still_a, still_b = (None if t is None else t.detach() for t in (a, b))
     with torch.no_grad():
         options = (diameter, per_problem, p, blur, scaling, debias)
         _, last = anneal(still_x, still_y, still_a, still_b, *options)
@@ -34,7 +35,8 @@ def composite_sinkhorn(
     if debias:
         f = f - _potential(x, still_x, last[:n, 2], p, eps, own=True)
         g = g - _potential(y, still_y, last[:m, 3], p, eps, own=True)
-    value = sum(t.mean(1) if w is None else (t * w.to(t.dtype)).sum(1) for t, w in ((f, a), (g, b)))
+    means = [t.mean(1) if w is None else (t * w.to(t.dtype)).sum(1) for t, w in ((f, a), (g, b))]
+    value = means[0] + means[1]
     if debias:
         value = value + (value.clamp_min(0) - value).detach()
     return value, f, g

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import accumulate_dtype
+from .._checks import accumulate_dtype, check_that
+from .._derivatives import is_batched
 
 LOG2E = math.log2(math.e)
 REACH = 40.0
@@ -156,7 +157,11 @@ def iterate(
         following = updates.columns(f)
         if tolerance is not None and made and (made % CHECK_EVERY == 0 or made == iterations):
             # The columns of the plan sum to b times the ratio of what these potentials were and should be.
-            errors = (b * (g - following).exp2_().sub_(1).abs_()).sum(2)
+            errors = (b * (g - following).exp2().sub(1).abs()).sum(2).detach()
+            check_that(
+                not is_batched(errors),
+                f"sinkhorn_plan: tolerance={tolerance} cannot be looked at inside torch.vmap, expected None there",
+            )
             error = float(errors.max()) if batch else 0.0
             if error <= tolerance:
                 break

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from .._checks import accumulate_dtype
-from .._derivatives import inside_vmap
+from .._derivatives import is_batched
 
 # Position of each problem's partner: x→y and y→x read each other's potential, x→x and y→y their own.
 SWAP = (1, 0, 2, 3)
@@ -24,13 +24,11 @@ LONGEST_RATIO = 1e8
 SHORTEST_RATIO = 1e-3
 # Squared distance below which the cost |x - y| is flat (p = 1), as in GeomLoss.
 NEAREST = 1e-8
-# Stands for the logarithm of 0: far below any cost over its temperature, and yet a number (-1e5 in GeomLoss is not far).
+# Stands for the logarithm of 0: a number, but far below minus any cost over its temperature (GeomLoss has -1e5).
 NO_WEIGHT = -1e30
 
 
-def bounding_box(
-    x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, per_problem: bool
-) -> tuple[Tensor, Tensor]:
+def bounding_box(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, per_problem: bool) -> tuple[Tensor, Tensor]:
     """Lowest and highest coordinates of the points that have weight: [D] for the batch, or [B, D]."""
     dims = (1,) if per_problem else (0, 1)
 
@@ -40,7 +38,8 @@ def bounding_box(
 
     low = torch.minimum(*(t.amin(dims) for t in end(math.inf)))
     high = torch.maximum(*(t.amax(dims) for t in end(-math.inf)))
-    return tuple(t.to(accumulate_dtype(x.dtype)) for t in (low, high))  # half types would round their difference
+    wide = accumulate_dtype(x.dtype)  # half types would round their difference
+    return low.to(wide), high.to(wide)
 
 
 def bounding_diameter(
@@ -58,12 +57,15 @@ def epsilon_schedule(
 
     A number, or a 0-dimensional tensor on the CPU, gives floats and no masks. Problems with their own diameters [B]
     take different numbers of steps. On an accelerator the loop has the longest schedule's length, so that the host
-    never waits, and so it has where a trace or ``torch.vmap`` hides the numbers. A diameter that is not finite starts with NaN, which no later step mends: the result is NaN.
+    never waits, and so it has where a trace or ``torch.vmap`` hides the numbers. A diameter that is not finite starts
+    with NaN, which no later step mends: the result is NaN.
     """
     stop, step = p * math.log(blur), p * math.log(scaling)
-    readable = isinstance(diameter, Tensor) and diameter.device.type == "cpu" and not (inside_vmap() or is_compiling())
-    if readable and diameter.dim() == 0:
-        diameter = diameter.item()
+    readable = False
+    if isinstance(diameter, Tensor):
+        readable = diameter.device.type == "cpu" and not is_compiling() and not is_batched(diameter)
+        if readable and diameter.dim() == 0:
+            diameter = diameter.item()
     if not isinstance(diameter, Tensor):  # one schedule for all
         if not math.isfinite(diameter):
             yield math.nan, None
@@ -108,8 +110,8 @@ def _log_weights(weights: Tensor | None, points: Tensor, length: int) -> Tensor:
 
 def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """[B, N, M], as |x|² - 2 x·y + |y|²; exactly zero between a point and itself, where rounding would show."""
-    xx = torch.linalg.vector_norm(x, dim=-1).square_()
-    yy = xx if y is x else torch.linalg.vector_norm(y, dim=-1).square_()
+    xx = torch.linalg.vector_norm(x, dim=-1).square()
+    yy = xx if y is x else torch.linalg.vector_norm(y, dim=-1).square()
     squared = torch.baddbmm(xx.unsqueeze(2) + yy.unsqueeze(1), x, y.transpose(1, 2), alpha=-2).clamp_min_(0)
     if y is x:
         squared.diagonal(dim1=1, dim2=2).zero_()

@@ -186,7 +186,7 @@ def centre(points: Tensor, weights: Tensor | None) -> Tensor:
     if weights is None:
         return points.double().mean(1, keepdim=True)
     kept = (weights > 0).double().unsqueeze(1)
-    return kept @ points.double() / kept.sum(2, keepdim=True)
+    return kept @ points.double() / kept.sum(2, keepdim=True).clamp_min(1)
 
 
 def out_of_range(sums: Tensor) -> Tensor:

@@ -59,8 +59,7 @@ def set_aside(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, in_place
         return torch.where(moved.unsqueeze(2), place, points)
 
     a, b = (
-        None if w is None else w.masked_fill(~full, 1 / w.shape[1])
-        for w, full in zip((a, b), has_weight, strict=True)
+        None if w is None else w.masked_fill(~full, 1 / w.shape[1]) for w, full in zip((a, b), has_weight, strict=True)
     )
     empty, unequal = ~either.squeeze(1), (has_weight[0] ^ has_weight[1]).squeeze(1)
     return Weighted(settled(0), settled(1), a, b, empty, unequal)

@@ -1,5 +1,6 @@
 """Slot attention (Locatello et al. 2020): slots compete for tokens."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -70,7 +71,8 @@ def inverted_attention(
         v: [B, M, Dv], or None to take ``k``, which is then read only once.
         bias: [B, N] float32 (float64 for float64 inputs), added to the logits of each slot.
         mask: [B, M] or [B, groups, M] bool; a token where it is False weighs nothing (in that group), not even
-            ``eps``. With no token left the update is 0.
+            ``eps``. With no token left the update is 0. A token that is hidden from all groups counts as zeros, also
+            in the attention that is returned: whatever it holds (NaN, say) changes nothing.
         scale: factor of the logits; ``D ** -0.5`` if None.
         eps: >= 0, see ``eps_placement``.
         eps_placement: "numerator": ``eps`` is added to the attention before it is normalised over tokens (Locatello et
@@ -85,7 +87,7 @@ def inverted_attention(
     Returns:
         updates [B, N, Dv] in the dtype of ``q``, and attention [B, M, N] in float32 (float64 for float64 inputs) or
         None. The attention is the softmax over slots, before ``mask`` and ``eps``: each row over the N of a group sums
-        to 1. Softmax and normalisers are float32 at least. Differentiable once in q, k, v and bias.
+        to 1. Softmax and normalisers are float32 at least. Differentiable in q, k, v and bias.
 
     Raises:
         ValueError: if a shape, dtype or device disagrees, or N, M or D is zero.
@@ -105,8 +107,17 @@ def inverted_attention(
         precision,
         return_attention,
     )
+    if mask is not None:
+        k, v = hide(k, mask), None if v is None else hide(v, mask)
     updates, _, attention = attend(q, k, v, bias, mask, settings, backend)
     return updates, attention
+
+
+def hide(tokens: Tensor, mask: Tensor) -> Tensor:
+    """``tokens`` [B, M, D] with zeros where ``mask`` [B, M] or [B, G, M] hides them from all groups."""
+    seen = mask if mask.dim() == 2 else mask.any(1)
+    fits = mask.dtype == torch.bool and mask.dim() in (2, 3) and seen.shape == tokens.shape[:2]
+    return tokens.masked_fill(~seen.unsqueeze(-1), 0.0) if fits else tokens  # else attend() says what is wrong
 
 
 def attend(
@@ -238,9 +249,8 @@ _derivatives.differentiable_once(_backward, "inverted_attention")
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, scale, weight_eps, total_eps, groups, precision, ctx.attention, ctx.backend = inputs
-    ctx.settings = (scale, weight_eps, total_eps, groups, precision)
-    ctx.save_for_backward(*tensors, *output[:2])
+    ctx.settings, ctx.backend = Settings._make(inputs[5:11]), inputs[11]
+    ctx.save_for_backward(*inputs[:5], *output[:2])
     ctx.set_materialize_grads(False)
 
 
@@ -248,13 +258,11 @@ def _autograd(ctx, grad_updates, grad_total, grad_attention):
     needs = list(ctx.needs_input_grad[:4])
     *tensors, mask, updates, total = ctx.saved_tensors
     given = (grad_updates, grad_total, grad_attention)
-    if _derivatives.differentiates_again(ctx.backend):
-        settings = Settings(*ctx.settings, ctx.attention)
-        grads = _derivatives.composite_gradients(
-            lambda *t: composite_inverted_attention(*t, mask, settings), tensors, needs, given
-        )
+    if _derivatives.differentiates_again(ctx.backend, given):
+        function = partial(composite_inverted_attention, mask=mask, settings=ctx.settings)
+        grads = _derivatives.composite_gradients(function, tensors, needs, given)
     else:
-        grads = _backward(*given, *tensors, mask, updates, total, *ctx.settings, needs, ctx.backend)
+        grads = _backward(*given, *tensors, mask, updates, total, *ctx.settings[:-1], needs, ctx.backend)
     return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), *[None] * 8
 
 

@@ -69,7 +69,7 @@ def gru_norm(
 
     Returns:
         new_slots [..., D] in the dtype of ``slots``, and their layer norm [..., D] in the dtype of the gates, ready for
-        the next linear layer. The arithmetic is float32 (float64 for float64). Differentiable once in all tensors.
+        the next linear layer. The arithmetic is float32 (float64 for float64). Differentiable in all tensors.
 
     Raises:
         ValueError: if shapes, dtypes or devices disagree, D is zero, or only some tensors are float64.
@@ -111,7 +111,7 @@ def add_norm(
 
     Returns:
         The sum [..., D] in the dtype of ``slots``, and its layer norm [..., D] in the dtype of ``update``. The
-        arithmetic is float32 (float64 for float64). Differentiable once in all tensors.
+        arithmetic is float32 (float64 for float64). Differentiable in all tensors.
 
     Raises:
         ValueError: if shapes or devices disagree, D is zero, or only some tensors are float64.
@@ -241,7 +241,7 @@ def _gru_norm_autograd(ctx, grad_new_slots, grad_normalised, _mean, _rstd):
     if grad_new_slots is None and grad_normalised is None:
         return (None,) * 7
     *tensors, mean, rstd = ctx.saved_tensors
-    if _derivatives.differentiates_again(ctx.backend):
+    if _derivatives.differentiates_again(ctx.backend, (grad_new_slots, grad_normalised)):
         given, needs = (grad_new_slots, grad_normalised), ctx.needs_input_grad[:5]
         function = partial(composite_gru_norm, norm_eps=ctx.norm_eps)
         return *_derivatives.composite_gradients(function, tensors, needs, given), None, None
@@ -303,7 +303,9 @@ def _add_norm_autograd(ctx, grad_total, grad_normalised, _mean, _rstd):
     if grad_normalised is None:
         return grad_total, None if grad_total is None else grad_total.to(ctx.update_dtype), None, None, None, None
     total, weight, bias, mean, rstd = ctx.saved_tensors
-    if _derivatives.differentiates_again(ctx.backend):  # of the sum: that it came from two tensors is linear
+    if _derivatives.differentiates_again(
+        ctx.backend, (grad_total, grad_normalised)
+    ):  # of the sum: that it came from two tensors is linear
         function = partial(composite_norm, norm_eps=ctx.norm_eps, dtype=ctx.update_dtype)
         needs = (any(ctx.needs_input_grad[:2]), *ctx.needs_input_grad[2:4])
         grad, *affine = _derivatives.composite_gradients(function, (total, weight, bias), needs, (grad_normalised,))

@@ -97,7 +97,7 @@ def composite_gru_norm(
     )
     reset, update = (reset_i + reset_h).sigmoid(), (update_i + update_h).sigmoid()
     new_slots = torch.lerp((candidate_i + reset * candidate_h).tanh(), previous, update).to(slots.dtype)
-    return new_slots, *composite_norm(new_slots, weight, bias, norm_eps, gates_input.dtype)
+    return new_slots, composite_norm(new_slots, weight, bias, norm_eps, gates_input.dtype)
 
 
 def composite_add_norm(
@@ -106,15 +106,13 @@ def composite_add_norm(
     """Results of :func:`add_norm` likewise."""
     precise = accumulate_dtype(slots.dtype)
     total = (slots.to(precise) + update.to(precise)).to(slots.dtype)
-    return total, *composite_norm(total, weight, bias, norm_eps, update.dtype)
+    return total, composite_norm(total, weight, bias, norm_eps, update.dtype)
 
 
-def composite_norm(
-    rows: Tensor, weight: Tensor, bias: Tensor, norm_eps: float, dtype: torch.dtype
-) -> tuple[Tensor, ...]:
+def composite_norm(rows: Tensor, weight: Tensor, bias: Tensor, norm_eps: float, dtype: torch.dtype) -> Tensor:
     """Layer norm of ``rows`` in ``dtype``."""
     rows, weight, bias = (t.to(accumulate_dtype(rows.dtype)) for t in (rows, weight, bias))
-    return (F.layer_norm(rows, rows.shape[-1:], weight, bias, norm_eps).to(dtype),)
+    return F.layer_norm(rows, rows.shape[-1:], weight, bias, norm_eps).to(dtype)
 
 
 def _gates(gates_input: Tensor, gates_hidden: Tensor, reset: Tensor, update: Tensor, candidate: Tensor) -> None:
