@@ -47,15 +47,16 @@ inline int64_t scan(const Points& points, int64_t problem, float* sum, Box* box)
   const auto add = [&](const void* set, int64_t count, const float* weights) {
     with_format(points.format, set, [&](auto* from) {
       from += problem * count * dim;
-      int64_t row = 0;
-      for (; weights && row < count; ++row) {
-        if (!(weights[problem * count + row] > 0)) continue;
-        scan_rows<1>(from + row * dim, dim, sum, box);
-        ++kept;
+      const auto keeps = [&](int64_t row) { return !weights || weights[problem * count + row] > 0; };
+      for (int64_t row = 0; row < count;) {
+        if (row + 4 <= count && keeps(row) && keeps(row + 1) && keeps(row + 2) && keeps(row + 3)) {
+          scan_rows<4>(from + row * dim, dim, sum, box);
+          row += 4, kept += 4;
+          continue;
+        }
+        if (keeps(row)) scan_rows<1>(from + row * dim, dim, sum, box), ++kept;
+        ++row;
       }
-      if (!weights) kept += count;
-      for (; row + 4 <= count; row += 4) scan_rows<4>(from + row * dim, dim, sum, box);
-      for (; row < count; ++row) scan_rows<1>(from + row * dim, dim, sum, box);
     });
   };
   add(points.x, points.n, points.a);

@@ -1,6 +1,7 @@
 """Points without weight, hidden tokens and dropped slots change nothing, whatever they hold."""
 
 import math
+import os
 
 import pytest
 import torch
@@ -273,12 +274,15 @@ def masked_cases(filler):
 @pytest.mark.parametrize("name", list(masked_cases(0.0)))
 def test_hidden_tokens_change_nothing(name, filler):
     if "Triton" in name:
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            pytest.skip("needs TRITON_INTERPRET=1")
         pytest.importorskip("triton", reason="Triton is not installed")
     tokens, results = torch.randn(2, 7, 4), []
     for held in (0.5, filler):
         module, function = masked_cases(held)[name]
         given = tokens.masked_fill(~MASK.unsqueeze(2), held).requires_grad_()
         found = [t for t in function(given) if t is not None]
+        found = [t[MASK] if t.shape[1] == 7 else t for t in found]  # the attention of tokens that are seen
         leaves = [given, *(module.parameters() if module else ())]
         grads = torch.autograd.grad(sum(t.square().sum() for t in found), leaves, allow_unused=True)
         results.append([*found, *(g for g in grads if g is not None)])

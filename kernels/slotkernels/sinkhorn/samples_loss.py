@@ -17,7 +17,8 @@ class SamplesLoss(nn.Module):
 
     Called as ``loss(x, y)`` or ``loss(a, x, b, y)`` with points [N, D] and [M, D], or [B, N, D] and [B, M, D], and
     weights [N] and [M] (or [N, 1] …), batched likewise. Returns a scalar, or [B] for batches; with
-    ``potentials=True`` the pair of dual potentials, shaped like the weights. Gradients reach points and weights.
+    ``potentials=True`` the pair of dual potentials, shaped like the weights. Gradients reach points and weights. Points
+    of weight 0 change nothing, whatever they hold. Further derivatives are GeomLoss's; see ``docs/sinkhorn.md``.
 
     Args:
         loss: only "sinkhorn".

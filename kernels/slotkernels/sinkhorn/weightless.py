@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
+from .._derivatives import is_batched
 from .reference import bounding_box
 
 FARTHEST = 1e3  # diameters of the box around the points with weight
@@ -36,7 +38,8 @@ class Weighted(NamedTuple):
 
 def set_aside(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, in_place: bool, blur: float) -> Weighted:
     """Move points without weight: all of them, or if ``in_place`` only those far away or not finite."""
-    if (a is None and b is None) or not len(x):
+    weights = [w for w in (a, b) if w is not None]
+    if not len(x) or all(map(_all_count, weights)):
         return Weighted(x, y, a, b, None, None)
     sets = ((x, a), (y, b))
     kept = [torch.ones_like(t[:, :, 0], dtype=torch.bool) if w is None else w > 0 for t, w in sets]
@@ -48,13 +51,15 @@ def set_aside(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, in_place
     of_batch = _first(of_problem.transpose(0, 1), either.t()).masked_fill(~either.any(), 0.0)
     of_problem = torch.where(either.unsqueeze(2), of_problem, of_batch)
 
+    box = bounding_box(x.detach(), y.detach(), a, b, True) if in_place else None
+
     def settled(side: int) -> Tensor:
         points, weights = sets[side]
         if weights is None:
             return points
         moved = ~kept[side]
-        if in_place:
-            moved = moved & _far(points.detach(), *bounding_box(x.detach(), y.detach(), a, b, True), blur)
+        if box is not None:
+            moved = moved & _far(points.detach(), *box, blur)
         place = torch.where(has_weight[side].unsqueeze(2), first[side], of_problem)
         return torch.where(moved.unsqueeze(2), place, points)
 
@@ -63,6 +68,13 @@ def set_aside(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, in_place
     )
     empty, unequal = ~either.squeeze(1), (has_weight[0] ^ has_weight[1]).squeeze(1)
     return Weighted(settled(0), settled(1), a, b, empty, unequal)
+
+
+def _all_count(weights: Tensor) -> bool:
+    """Whether all weights are seen to be above 0, where looking costs next to nothing."""
+    if weights.device.type != "cpu" or is_compiling() or is_batched(weights):
+        return False
+    return bool((weights > 0).all())
 
 
 def _first(points: Tensor, kept: Tensor) -> Tensor:

@@ -71,8 +71,8 @@ def inverted_attention(
         v: [B, M, Dv], or None to take ``k``, which is then read only once.
         bias: [B, N] float32 (float64 for float64 inputs), added to the logits of each slot.
         mask: [B, M] or [B, groups, M] bool; a token where it is False weighs nothing (in that group), not even
-            ``eps``. With no token left the update is 0. A token that is hidden from all groups counts as zeros, also
-            in the attention that is returned: whatever it holds (NaN, say) changes nothing.
+            ``eps``. With no token left the update is 0. Whatever it holds, NaN included, changes nothing else than
+            its own row of the attention.
         scale: factor of the logits; ``D ** -0.5`` if None.
         eps: >= 0, see ``eps_placement``.
         eps_placement: "numerator": ``eps`` is added to the attention before it is normalised over tokens (Locatello et
@@ -114,10 +114,14 @@ def inverted_attention(
 
 
 def hide(tokens: Tensor, mask: Tensor) -> Tensor:
-    """``tokens`` [B, M, D] with zeros where ``mask`` [B, M] or [B, G, M] hides them from all groups."""
+    """``tokens`` [B, M, D] with zeros for those that ``mask`` [B, M] or [B, G, M] hides from all groups, if they hold
+    what spoils the sums that they have no weight in: NaN, infinities, or numbers whose products overflow.
+    """
     seen = mask if mask.dim() == 2 else mask.any(1)
-    fits = mask.dtype == torch.bool and mask.dim() in (2, 3) and seen.shape == tokens.shape[:2]
-    return tokens.masked_fill(~seen.unsqueeze(-1), 0.0) if fits else tokens  # else attend() says what is wrong
+    if mask.dtype != torch.bool or seen.shape != tokens.shape[:2]:
+        return tokens  # attend() says what is wrong
+    harmless = (tokens.abs() <= torch.finfo(tokens.dtype).max ** 0.5).all(2)
+    return tokens.masked_fill(~(seen | harmless).unsqueeze(2), 0.0)
 
 
 def attend(
