@@ -13,7 +13,7 @@ from .composite import CompositeUpdates
 from .plan_reference import iterate
 from .reference import NEAREST
 from .streaming import centre
-from .weightless import set_aside
+from .weightless import all_count, set_aside
 
 PLAN = Op("sinkhorn_plan")
 PLAN.add("reference", "slotkernels.sinkhorn.plan_reference")
@@ -105,7 +105,7 @@ def _without_weightless(cost: Tensor, a: Tensor | None, b: Tensor | None, in_pla
     """Costs [B, N, M], 0 for pairs without weight, which change nothing; ``in_place``: 0 only for those that are NaN or
     -inf, since the gradient of a weight depends on the others.
     """
-    if a is None and b is None:
+    if all(w is None or all_count(w) for w in (a, b)):
         return cost
     outside = [None if w is None else ~(w > 0).unsqueeze(dim) for w, dim in ((a, 2), (b, 1))]
     weightless = torch.stack([t.expand_as(cost) for t in outside if t is not None]).any(0)

@@ -39,7 +39,7 @@ class Weighted(NamedTuple):
 def set_aside(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, in_place: bool, blur: float) -> Weighted:
     """Move points without weight: all of them, or if ``in_place`` only those far away or not finite."""
     weights = [w for w in (a, b) if w is not None]
-    if not len(x) or all(map(_all_count, weights)):
+    if not len(x) or all(map(all_count, weights)):
         return Weighted(x, y, a, b, None, None)
     sets = ((x, a), (y, b))
     kept = [torch.ones_like(t[:, :, 0], dtype=torch.bool) if w is None else w > 0 for t, w in sets]
@@ -70,7 +70,7 @@ def set_aside(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, in_place
     return Weighted(settled(0), settled(1), a, b, empty, unequal)
 
 
-def _all_count(weights: Tensor) -> bool:
+def all_count(weights: Tensor) -> bool:
     """Whether all weights are seen to be above 0, where looking costs next to nothing."""
     if weights.device.type != "cpu" or is_compiling() or is_batched(weights):
         return False
