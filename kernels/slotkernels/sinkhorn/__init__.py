@@ -96,7 +96,8 @@ def sinkhorn_potentials(
     Arguments as in :func:`sinkhorn_divergence`, and:
 
     Args:
-        a: [B, N] weights of x, each row summing to 1; uniform if None. Constant to autograd here, as in GeomLoss.
+        a: [B, N] weights of x, each row summing to 1; uniform if None. Constant to autograd here, as in GeomLoss. A
+            point of weight 0 changes nothing; its potential is that of its place, see ``docs/sinkhorn.md``.
         b: [B, M] weights of y.
         debias: subtract the potentials of x→x and y→y.
 
@@ -153,7 +154,7 @@ def _solve(
     options = (start, diameter == "problem", p, float(blur), float(scaling), debias)
     streams, transformed = prefers_streaming(backend, x, y), _derivatives.takes_composite(op, backend)
     in_place = potentials or transformed or _wants_gradient(a) or _wants_gradient(b)
-    if in_place and (a is not None or b is not None):
+    if in_place and not (streams or transformed) and (a is not None or b is not None):
         backend = _knows_places(op, backend, x)
     sets = set_aside(x, y, a, b, in_place, blur)
     if transformed and streams:

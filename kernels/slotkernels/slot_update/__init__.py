@@ -305,7 +305,7 @@ def _add_norm_autograd(ctx, grad_total, grad_normalised, _mean, _rstd):
     total, weight, bias, mean, rstd = ctx.saved_tensors
     if _derivatives.differentiates_again(
         ctx.backend, (grad_total, grad_normalised)
-    ):  # of the sum: that it came from two tensors is linear
+    ):  # through the sum, which is linear
         function = partial(composite_norm, norm_eps=ctx.norm_eps, dtype=ctx.update_dtype)
         needs = (any(ctx.needs_input_grad[:2]), *ctx.needs_input_grad[2:4])
         grad, *affine = _derivatives.composite_gradients(function, (total, weight, bias), needs, (grad_normalised,))
