@@ -1,8 +1,8 @@
 """Derivatives that kernels do not have: forward mode, second and higher ones, and what ``torch.func`` transforms.
 
 A kernel has one derivative, the gradient in reverse mode. For all others each op has a *composite* form in its
-``reference.py`` or ``composite.py``: the same function made of PyTorch's operations, which PyTorch differentiates in every mode. It serves
-calls with backend "auto" or "reference"
+``reference.py`` or ``composite.py``: the same function made of PyTorch's operations, which PyTorch differentiates in
+every mode. It serves calls with backend "auto" or "reference"
 
 - inside ``torch.func`` (``grad``, ``jvp``, ``vmap``, …) and ``torch.autograd.forward_ad``: instead of the op;
 - in a backward pass with ``create_graph=True``: instead of the op's own backward pass.
