@@ -39,22 +39,31 @@ ALWAYS_INLINE void scan_rows(const T* rows, int64_t dim, float* sum, const Box* 
   });
 }
 
-// Sum of all points of a problem, and their bounding box.
-inline void scan(const Points& points, int64_t problem, float* sum, Box* box) {
+// Sum and number of the points of a problem that have weight, and their bounding box.
+inline int64_t scan(const Points& points, int64_t problem, float* sum, Box* box) {
   const int64_t dim = points.dim;
+  int64_t kept = 0;
   std::fill_n(sum, padded(dim), 0.0f);
-  const auto add = [&](const void* set, int64_t count) {
+  const auto add = [&](const void* set, int64_t count, const float* weights) {
     with_format(points.format, set, [&](auto* from) {
       from += problem * count * dim;
-      int64_t row = 0;
-      for (; row + 4 <= count; row += 4) scan_rows<4>(from + row * dim, dim, sum, box);
-      for (; row < count; ++row) scan_rows<1>(from + row * dim, dim, sum, box);
+      const auto keeps = [&](int64_t row) { return !weights || weights[problem * count + row] > 0; };
+      for (int64_t row = 0; row < count;) {
+        if (row + 4 <= count && keeps(row) && keeps(row + 1) && keeps(row + 2) && keeps(row + 3)) {
+          scan_rows<4>(from + row * dim, dim, sum, box);
+          row += 4, kept += 4;
+          continue;
+        }
+        if (keeps(row)) scan_rows<1>(from + row * dim, dim, sum, box), ++kept;
+        ++row;
+      }
     });
   };
-  add(points.x, points.n);
-  add(points.y, points.m);
+  add(points.x, points.n, points.a);
+  add(points.y, points.m, points.b);
   // A comparison drops a NaN, a sum does not.
   for (int64_t d = 0; box && d < dim; ++d) box->finite &= std::isfinite(sum[d]);
+  return kept;
 }
 
 inline void clear(Box& box, int64_t dim) {

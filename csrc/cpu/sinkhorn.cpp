@@ -40,8 +40,8 @@ Maybe readable(const Maybe& tensor) {
 
 const float* pointer(const Maybe& tensor) { return tensor ? tensor->const_data_ptr<float>() : nullptr; }
 
-Points view(const Tensor& x, const Tensor& y) {
-  return {x.const_data_ptr(), y.const_data_ptr(), format(x), x.size(1), y.size(1), x.size(2)};
+Points view(const Tensor& x, const Tensor& y, const Maybe& a, const Maybe& b) {
+  return {x.const_data_ptr(), y.const_data_ptr(), format(x), x.size(1), y.size(1), x.size(2), pointer(a), pointer(b)};
 }
 
 // How many problems are worth a thread: some 20 µs of work.
@@ -83,7 +83,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sinkhorn(const Tensor& x_, co
   Tensor pull_x = keep_x ? empty({batch, n, n + m}) : empty({0});
   Tensor pull_y = keep_y ? empty({batch, m, n + m}) : empty({0});
 
-  Forward call{view(x, y), pointer(a), pointer(b), static_cast<int>(p), blur, scaling};
+  Forward call{view(x, y, a, b), static_cast<int>(p), blur, scaling};
   call.per_problem = !diameter && per_problem;
   call.debias = debias;
   call.diameter = diameter ? *diameter : per_problem ? 0 : batch_diameter(call.points, batch);
@@ -110,8 +110,8 @@ std::tuple<Tensor, Tensor> sinkhorn_backward(const Maybe& grad_value_, const May
   };
   Tensor grad_x = gradient(x, pull_x), grad_y = gradient(y, pull_y);
 
-  Backward call{view(x, y),          pointer(grad_value), pointer(grad_f), pointer(grad_g), pointer(a), pointer(b),
-                pointer(pull_x),     pointer(pull_y),     nullptr,         nullptr};
+  Backward call{view(x, y, a, b), pointer(grad_value), pointer(grad_f), pointer(grad_g),
+                pointer(pull_x),  pointer(pull_y),     nullptr,         nullptr};
   if (pull_x) call.grad_x = grad_x.mutable_data_ptr();
   if (pull_y) call.grad_y = grad_y.mutable_data_ptr();
   const auto pull_back = BEST_LEVEL(pull_back);

@@ -16,6 +16,7 @@ struct Points {
   const void *x, *y;  // [B, n, dim] and [B, m, dim]
   Format format;
   int64_t n, m, dim;
+  const float *a, *b;  // weights [B, n] and [B, m], or null: uniform
 };
 
 // Temperatures d^p, d^p, (d s)^p, …, blur^p of a diameter d and a scaling s: epsilon_schedule in reference.py.
@@ -39,7 +40,6 @@ struct Schedule {
 
 struct Forward {
   Points points;
-  const float *a, *b;  // [B, n] and [B, m], or null: uniform
   int p;
   double blur, scaling, diameter;  // the diameter is computed from each problem's points if `per_problem`
   bool per_problem, debias;
@@ -50,7 +50,6 @@ struct Forward {
 struct Backward {
   Points points;
   const float *grad_value, *grad_f, *grad_g;  // each may be null
-  const float *a, *b;
   const float *pull_x, *pull_y;
   void *grad_x, *grad_y;  // in the points' format; null where the pull is
 };

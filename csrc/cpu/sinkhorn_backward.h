@@ -20,8 +20,8 @@ class PullBack {
     const float* zero = memory.get() + count * stride;
     pack(points, points.x, problem * points.n, points.n, zero, memory.get(), stride);
     pack(points, points.y, problem * points.m, points.m, zero, memory.get() + points.n * stride, stride);
-    if (call.pull_x) gradient(problem, points.n, call.pull_x, call.grad_f, call.a, call.grad_x);
-    if (call.pull_y) gradient(problem, points.m, call.pull_y, call.grad_g, call.b, call.grad_y);
+    if (call.pull_x) gradient(problem, points.n, call.pull_x, call.grad_f, call.points.a, call.grad_x);
+    if (call.pull_y) gradient(problem, points.m, call.pull_y, call.grad_g, call.points.b, call.grad_y);
   }
 
  private:

@@ -11,7 +11,7 @@ constexpr float NEAREST = 1e-8f;                  // squared distance below whic
 constexpr float NEAREST_DISTANCE = 1.000001e-4f;  // and its root, rounded up
 constexpr double SHORTEST_RATIO = 1e-3;           // of the diameter to the blur, as in reference.py
 constexpr double LONGEST_RATIO = 1e8;
-constexpr float NO_WEIGHT = -100000;  // the logarithm of zero, as in GeomLoss
+constexpr float NO_WEIGHT = -1e30f;  // stands for the logarithm of zero, as in reference.py
 constexpr float LOG2E = 1.44269504088896340736f;
 
 // A potential on all points: what their softmin reads, and what the last one found.
@@ -67,7 +67,7 @@ class Problem {
   void load_points(int64_t problem) {
     const Points& from = call.points;
     clear(box, from.dim);
-    scan(from, problem, centre, call.per_problem ? &box : nullptr);
+    const int64_t kept = scan(from, problem, centre, call.per_problem ? &box : nullptr);
     diameter = call.diameter;
     if (call.per_problem) {
       diameter = box.diagonal(from.dim);
@@ -75,7 +75,7 @@ class Problem {
     }
     if (diameter < SHORTEST_RATIO * call.blur) diameter = SHORTEST_RATIO * call.blur;
     // Distances do not change when all points move. Around zero, |x|² - 2 x·y + |y|² cancels least.
-    for (int64_t d = 0; d < from.dim; ++d) centre[d] /= x.count + y.count;
+    for (int64_t d = 0; d < from.dim; ++d) centre[d] /= std::max<int64_t>(kept, 1);
     pack(from, from.x, problem * x.count, x.count, centre, points, point_stride);
     pack(from, from.y, problem * y.count, y.count, centre, points + y.first * point_stride, point_stride);
   }
@@ -122,8 +122,8 @@ class Problem {
         log[i] = weight > 0 ? std::log(weight) : NO_WEIGHT;
       }
     };
-    fill(x, call.a);
-    fill(y, call.b);
+    fill(x, call.points.a);
+    fill(y, call.points.b);
   }
 
   // Highest and sum of V vectors of columns over some rows: the softmin is -(highest + eps log sum).
@@ -213,7 +213,7 @@ class Problem {
       }
       return weights ? total : total / set.count;
     };
-    const double value = copy(x, call.f, call.a) + copy(y, call.g, call.b);
+    const double value = copy(x, call.f, call.points.a) + copy(y, call.g, call.points.b);
     call.value[problem] = call.debias && value < 0 ? 0.0f : value;
   }
 

@@ -1,15 +1,23 @@
 """Official DINOv2 checkpoints (facebookresearch key names) on the Hugging Face model."""
 
+import logging
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MethodType
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+# Checkpoints without registers were trained with positions scaled by (patches + 0.1) / side (torch.hub's
+# ``interpolate_offset``); those with registers by the exact size, antialiased, as in the Hugging Face model.
+INTERPOLATE_OFFSET = 0.1
 
 # Official name -> Hugging Face name, for everything but the fused qkv and SwiGLU weights.
 _RENAMES = (
@@ -28,6 +36,11 @@ _RENAMES = (
 
 def load_official_dinov2(path: Path) -> "PreTrainedModel":
     """Load an official DINOv2 checkpoint; sizes are read off its tensors.
+
+    On another grid than its own (37 x 37 patches), positions are interpolated as by ``torch.hub``: without registers
+    bicubic with an offset of 0.1 (``config.interpolate_offset``), with registers bicubic, antialiased, to the exact
+    size. A logger named after this module says which. A folder or hub id in Hugging Face's format is not loaded here
+    and follows transformers: bicubic to the exact size, antialiased only with registers.
 
     Args:
         path: ``.pth``/``.pt`` (read without unpickling code) or ``.safetensors``.
@@ -64,13 +77,33 @@ def load_official_dinov2(path: Path) -> "PreTrainedModel":
     if "embeddings.register_tokens" in state:
         registers = state["embeddings.register_tokens"].shape[1]
         model = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(num_register_tokens=registers, **sizes))
+        positions = "antialiased, to the exact size"
     else:
-        model = Dinov2Model(Dinov2Config(**sizes))
+        # The offset is recorded in the configuration, and so in what cached features are keyed by.
+        model = Dinov2Model(Dinov2Config(**sizes | {"interpolate_offset": INTERPOLATE_OFFSET}))
+        embeddings: Any = model.embeddings
+        embeddings.interpolate_pos_encoding = MethodType(interpolate_with_offset, embeddings)
+        positions = f"with an offset of {INTERPOLATE_OFFSET}"
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit a DINOv2 of width {dim} and {depth} blocks: {error}") from error
+    logger.info("%s: positions on other grids than %d x %d are bicubic, %s", path, side, side, positions)
     return model
+
+
+def interpolate_with_offset(embeddings: Any, tokens: Tensor, height: int, width: int) -> Tensor:
+    """Class and patch positions [1, 1 + h * w, D] for pictures of height x width pixels, as by ``torch.hub``."""
+    positions = embeddings.position_embeddings
+    count = positions.shape[1] - 1
+    side, (patch_height, patch_width) = round(count**0.5), embeddings.patch_embeddings.patch_size
+    if tokens.shape[1] - 1 == count and height == width:
+        return positions
+    grid = height // patch_height, width // patch_width
+    scales = tuple((patches + INTERPOLATE_OFFSET) / side for patches in grid)
+    places = positions[:, 1:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    places = F.interpolate(places, scale_factor=scales, mode="bicubic")
+    return torch.cat((positions[:, :1], places.flatten(2).transpose(1, 2).to(positions.dtype)), 1)
 
 
 def _read(path: Path) -> object:

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 # "auto" takes the first of these that supports the call.
 BACKENDS = ("cuda", "triton", "cpp", "keops", "blocks", "reference")
@@ -116,6 +117,7 @@ class Op:
         Raises:
             RuntimeError: if a kernel cannot be built and the backend was asked for by name, or the mode is strict.
         """
+        _check_no_tangent(self.name, call.tensors)
         with without_autocast(call.device):
             backend = self.select(requested, call, self._without(requested, call, function))
             try:
@@ -158,6 +160,21 @@ class Op:
         if name not in self._backends:
             return f"it is not implemented for {self.name} or was not built"
         return self._backends[name][1](call)
+
+
+def _check_no_tangent(op: str, tensors: tuple[Tensor | None, ...]) -> None:
+    """Refuse a forward-mode derivative that a kernel would drop.
+
+    Eager calls never come here with one (see ``_derivatives.py``), but a compiled function was traced without.
+    """
+    if forward_ad._current_level < 0:
+        return
+    for tensor in tensors:
+        if tensor is not None and not tensor.requires_grad and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise RuntimeError(
+                f"slotkernels.{op}: its kernels have no forward-mode derivatives; do not compile the function, or "
+                "compile it inside the forward-mode level"
+            )
 
 
 def _kind(call: Call, function: str) -> tuple[str, ...]:

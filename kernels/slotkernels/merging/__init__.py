@@ -1,13 +1,16 @@
 """Merging of slots that describe one object: agglomerative clustering (complete linkage in SOLV), then mean and sum."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from .. import _derivatives
 from .._checks import check_tensor, check_that
 from .._dispatch import Call, Op, requested_backend
 from .._native import why_not_cpp, why_not_cuda
+from . import reference
 
 __all__ = ["bytes_moved", "cluster_slots", "flops", "merge_slots"]
 
@@ -106,7 +109,7 @@ def merge_slots(
 
     Returns:
         slots [B, K, D] and attention [B, M, K], cluster c at index c and zeros after the last cluster, and valid [B, K]
-        bool. Shapes do not depend on the data. Differentiable once in slots and attention.
+        bool. Shapes do not depend on the data. Differentiable in slots and attention.
 
     Raises:
         ValueError: if shapes or dtypes disagree.
@@ -116,7 +119,10 @@ def merge_slots(
     check_tensor("merge_slots", "slots", slots, "B K D", sizes)
     check_tensor("merge_slots", "attention", attention, "B M K", sizes)
     check_tensor("merge_slots", "labels", labels, "B K", sizes, dtypes=(torch.int64,))
-    return _merge(slots, attention, labels, requested_backend(backend))
+    backend = requested_backend(backend)
+    if _derivatives.takes_composite("merge_slots", backend):
+        return _derivatives.composite(reference.merge_slots, slots, attention, labels)
+    return _merge(slots, attention, labels, backend)
 
 
 def bytes_moved(batch: int, slots: int, tokens: int, dim: int, itemsize: int = 4) -> int:
@@ -182,6 +188,9 @@ def _(grad_slots, grad_attention, labels, slots, attention, backend):
     return slots.new_empty(slots.shape), attention.new_empty(attention.shape)
 
 
+_derivatives.differentiable_once(_merge_backward, "merge_slots")
+
+
 def _setup_context(ctx, inputs, output):
     slots, attention, labels, ctx.backend = inputs
     ctx.save_for_backward(labels, slots, attention)
@@ -189,7 +198,11 @@ def _setup_context(ctx, inputs, output):
 
 
 def _autograd(ctx, grad_slots, grad_attention, _):
-    return *_merge_backward(grad_slots, grad_attention, *ctx.saved_tensors, backend=ctx.backend), None, None
+    labels, *tensors = ctx.saved_tensors
+    if _derivatives.differentiates_again(ctx.backend, (grad_slots, grad_attention)):
+        function, needs = partial(reference.merge_slots, labels=labels), ctx.needs_input_grad[:2]
+        return *_derivatives.composite_gradients(function, tensors, needs, (grad_slots, grad_attention)), None, None
+    return *_merge_backward(grad_slots, grad_attention, labels, *tensors, ctx.backend), None, None
 
 
 _merge.register_autograd(_autograd, setup_context=_setup_context)

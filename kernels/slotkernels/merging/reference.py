@@ -144,7 +144,8 @@ def _membership(labels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def merge_slots(slots: Tensor, attention: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean slot, summed attention and validity of each cluster."""
     member, sizes = _membership(labels, accumulate_dtype(slots.dtype))
-    slots = slots.masked_fill((labels < 0).unsqueeze(2), 0.0)  # a slot that is dropped may hold a NaN
+    dropped = labels < 0  # such a slot may hold a NaN
+    slots, attention = (t.masked_fill(dropped.unsqueeze(dim), 0.0) for t, dim in ((slots, 2), (attention, 1)))
     merged = torch.bmm(member.transpose(1, 2), slots.to(member.dtype)) / sizes.clamp_min(1).unsqueeze(2)
     return merged.to(slots.dtype), torch.bmm(attention, member.to(attention.dtype)), sizes > 0
 

@@ -1,19 +1,24 @@
 """Attention propagation: from patches over image slots to video slots (Interpreter, section 3.2)."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
+from .. import _derivatives
 from .._checks import check_tensor, check_that, describe
 from .._dispatch import Call, Op, requested_backend, why_not_triton
 from .._native import why_not_cpp
+from . import reference
 
 __all__ = ["LabelMaps", "bytes_moved", "flops", "propagate_attention", "propagate_labels", "propagate_masks"]
 
 # Of the Triton kernel: positions are counted in half pixels times patches, in 32 bits; launches have three dimensions.
 MAX_SIDE, MAX_FRAMES = 16384, 65535
+
+NOT_DIFFERENTIABLE = "take propagate_attention and torch.nn.functional.interpolate, or detach the attention"
 
 
 def _why_not_triton(call: Call) -> str | None:
@@ -56,7 +61,7 @@ def propagate_attention(
 ) -> Tensor:
     """Carry patch-level attention up to video slots: ``Mask[t] = A[t] @ Ahat[t]`` (Interpreter, section 3.2).
 
-    Products are summed in fp32 for half types. Differentiable once in both attention maps.
+    Products are summed in fp32 for half types. Differentiable in both attention maps.
 
     Args:
         image_attention: [B, T, M, N], each row over N sums to 1.
@@ -74,7 +79,10 @@ def propagate_attention(
         RuntimeError: if the backend asked for by name cannot serve the call.
     """
     _check("propagate_attention", image_attention, video_attention, labels)
-    return _attention(image_attention, video_attention, labels, requested_backend(backend))
+    args, backend = (image_attention, _kept(video_attention, labels), labels), requested_backend(backend)
+    if _derivatives.takes_composite("propagate_attention", backend):
+        return _derivatives.composite(reference.propagate_attention, *args)
+    return _attention(*args, backend)
 
 
 @overload
@@ -143,7 +151,9 @@ def propagate_labels(
     sizes = _check_maps("propagate_labels", image_attention, video_attention, labels, grid, size)
     slots = video_attention.shape[3]
     check_that(slots <= 255, f"propagate_labels: video_attention is {describe(video_attention)}, expected K <= 255")
-    tensors = (image_attention.detach(), video_attention.detach(), labels)
+    if confidence:
+        _derivatives.refuse("propagate_labels", NOT_DIFFERENTIABLE, image_attention, video_attention)
+    tensors = (image_attention.detach(), _kept(video_attention.detach(), labels), labels)
     found = _labels(*tensors, *sizes, confidence, statistics, requested_backend(backend))
     if not confidence and not statistics:
         return found[0]
@@ -187,7 +197,8 @@ def propagate_masks(
         len(objects) > 0 and all(0 <= k < slots for k in objects),
         f"propagate_masks: objects={objects}, expected some of 0..{slots - 1}",
     )
-    tensors = (image_attention.detach(), video_attention.detach(), labels)
+    _derivatives.refuse("propagate_masks", NOT_DIFFERENTIABLE, image_attention, video_attention)
+    tensors = (image_attention.detach(), _kept(video_attention.detach(), labels), labels)
     return _masks(*tensors, objects, *sizes, requested_backend(backend))
 
 
@@ -226,6 +237,14 @@ def _check(op: str, image_attention: Tensor, video_attention: Tensor, labels: Te
     for name, tensor in others.items():
         same_device = image_attention.device == tensor.device
         check_that(same_device, f"{op}: {name} is on {tensor.device}, expected {image_attention.device}")
+
+
+def _kept(video_attention: Tensor, labels: Tensor | None) -> Tensor:
+    """The attention with zeros for the slots that are dropped, which may hold anything: 0 times NaN is NaN."""
+    if labels is None:
+        return video_attention
+    dropped = (labels < 0) | (labels >= labels.shape[1])
+    return video_attention.masked_fill(dropped.unsqueeze(1).unsqueeze(1), 0.0)
 
 
 def _check_maps(
@@ -279,6 +298,9 @@ def _(grad, image_attention, video_attention, labels, needs, backend):
     return tuple(t.new_empty(t.shape if need else 0) for t, need in pairs)
 
 
+_derivatives.differentiable_once(_attention_backward, "propagate_attention")
+
+
 def _setup_context(ctx, inputs, output):
     *tensors, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
@@ -286,7 +308,13 @@ def _setup_context(ctx, inputs, output):
 
 def _autograd(ctx, grad):
     needs = list(ctx.needs_input_grad[:2])
-    grads = _attention_backward(grad, *ctx.saved_tensors, needs, ctx.backend)
+    *attention, labels = ctx.saved_tensors
+    if _derivatives.differentiates_again(ctx.backend, (grad,)):
+        grads = _derivatives.composite_gradients(
+            partial(reference.propagate_attention, labels=labels), attention, needs, (grad,)
+        )
+    else:
+        grads = _attention_backward(grad, *attention, labels, needs, ctx.backend)
     return *(g if need else None for g, need in zip(grads, needs, strict=True)), None, None
 
 

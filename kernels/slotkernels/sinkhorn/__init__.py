@@ -5,11 +5,14 @@ import math
 import torch
 from torch import Tensor
 
+from .. import _derivatives
 from .._checks import accumulate_dtype, check_same, check_tensor, check_that
 from .._dispatch import Call, Op, requested_backend, why_not_triton
+from .composite import composite_sinkhorn
 from .cpp import why_not as why_not_cpp
 from .plan import sinkhorn_plan
 from .streaming import prefers_streaming, stream
+from .weightless import set_aside
 
 __all__ = ["SamplesLoss", "bytes_moved", "flops", "sinkhorn_divergence", "sinkhorn_plan", "sinkhorn_potentials"]
 
@@ -62,14 +65,14 @@ def sinkhorn_divergence(
         backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
 
     Returns:
-        [B] float32 (float64 for float64 inputs), not below 0. Differentiable once in x and y.
+        [B] float32 (float64 for float64 inputs), not below 0. Differentiable in x and y.
 
     Raises:
         ValueError: if shapes or dtypes disagree, a set is empty, a parameter is out of its range, or a point is not
             finite and ``check_finite`` is set.
         RuntimeError: if the backend asked for by name cannot serve the call.
     """
-    options = (p, blur, scaling, diameter, True, precision, check_finite, backend)
+    options = (p, blur, scaling, diameter, True, precision, check_finite, backend, False)
     return _solve("sinkhorn_divergence", x, y, None, None, *options)[0]
 
 
@@ -93,14 +96,15 @@ def sinkhorn_potentials(
     Arguments as in :func:`sinkhorn_divergence`, and:
 
     Args:
-        a: [B, N] weights of x, each row summing to 1; uniform if None. Constant to autograd here, as in GeomLoss.
+        a: [B, N] weights of x, each row summing to 1; uniform if None. Constant to autograd here, as in GeomLoss. A
+            point of weight 0 changes nothing; its potential is that of its place, see ``docs/sinkhorn.md``.
         b: [B, M] weights of y.
         debias: subtract the potentials of x→x and y→y.
 
     Returns:
-        f [B, N] and g [B, M], float32 (float64 for float64 inputs). Differentiable once in x and y.
+        f [B, N] and g [B, M], float32 (float64 for float64 inputs). Differentiable in x and y.
     """
-    options = (p, blur, scaling, diameter, debias, precision, check_finite, backend)
+    options = (p, blur, scaling, diameter, debias, precision, check_finite, backend, True)
     a, b = (None if w is None else w.detach() for w in (a, b))
     return _solve("sinkhorn_potentials", x, y, a, b, *options)[1:]
 
@@ -119,6 +123,7 @@ def _solve(
     precision: str,
     check_finite: bool,
     backend: str,
+    potentials: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Value [B] and potentials [B, N], [B, M], of arguments that are checked here; the value also pulls on weights."""
     sizes: dict[str, int] = {}
@@ -141,15 +146,41 @@ def _solve(
         check_that(0 < diameter < math.inf, f"{op}: diameter={diameter}, expected a finite number > 0")
         start = float(diameter)
     if check_finite:
-        for name, points in (("x", x), ("y", y)):
-            bad = int(points.numel() - points.isfinite().sum())
+        for name, points, weights in (("x", x, a), ("y", y, b)):
+            wrong = ~points.isfinite() if weights is None else ~points.isfinite() & (weights > 0).unsqueeze(2)
+            bad = int(wrong.sum())
             check_that(bad == 0, f"{op}: {bad} numbers of {name} are not finite, expected none (check_finite=True)")
-    keep = (torch.is_grad_enabled() and x.requires_grad, torch.is_grad_enabled() and y.requires_grad)
     backend = requested_backend(backend)
     options = (start, diameter == "problem", p, float(blur), float(scaling), debias)
-    if prefers_streaming(backend, x, y):
-        return stream(x, y, a, b, *options, backend)[:3]
-    return _forward(x, y, a, b, *options, *keep, precision, backend)[:3]
+    streams, transformed = prefers_streaming(backend, x, y), _derivatives.takes_composite(op, backend)
+    in_place = potentials or transformed or _wants_gradient(a) or _wants_gradient(b)
+    if in_place and not (streams or transformed) and (a is not None or b is not None):
+        backend = _knows_places(op, backend, x)
+    sets = set_aside(x, y, a, b, in_place, blur)
+    if transformed and streams:
+        raise RuntimeError(_derivatives.no_derivatives(op, backend, "inside torch.func or in forward mode"))
+    if transformed:
+        results = _derivatives.composite(composite_sinkhorn, *sets[:4], *options)
+    elif streams:
+        results = stream(*sets[:4], *options, backend)
+    else:
+        results = _forward(*sets[:4], *options, _wants_gradient(x), _wants_gradient(y), precision, backend)
+    value, f, g = (sets.mark(result) for result in results[:3])
+    return value, f, g
+
+
+def _wants_gradient(tensor: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
+
+
+def _knows_places(op: str, backend: str, x: Tensor) -> str:
+    """A backend that finds the potential of a point without weight where it lies: Triton's kernels do not."""
+    if backend == "triton":
+        raise RuntimeError(
+            f"{op}: backend 'triton' has no potentials of weighted sets, and no gradients of weights: those of points "
+            "without weight would be wrong; expected 'auto' or 'reference'"
+        )
+    return "reference" if backend == "auto" and x.device.type != "cpu" else backend
 
 
 def bytes_moved(
@@ -247,9 +278,12 @@ def _(grad_value, grad_f, grad_g, x, y, a, b, pull_x, pull_y, precision, backend
     return tuple(t.new_empty(0 if pull is None else t.shape) for t, pull in ((x, pull_x), (y, pull_y)))
 
 
+_derivatives.differentiable_once(_backward, "sinkhorn divergence")
+
+
 def _setup_context(ctx, inputs, output):
     x, y, a, b = inputs[:4]
-    ctx.precision, ctx.backend = inputs[-2:]
+    ctx.options, (ctx.precision, ctx.backend) = inputs[4:10], inputs[-2:]
     f, g, pull_x, pull_y = output[1:]
     ctx.kept = inputs[10:12]
     ctx.save_for_backward(x, y, a, b, f, g, pull_x, pull_y)
@@ -259,6 +293,10 @@ def _setup_context(ctx, inputs, output):
 
 def _autograd(ctx, grad_value, grad_f, grad_g, *_):
     x, y, a, b, f, g, *pulls = ctx.saved_tensors
+    if _derivatives.differentiates_again(ctx.backend, (grad_value, grad_f, grad_g)):
+        needs, given = ctx.needs_input_grad[:4], (grad_value, grad_f, grad_g)
+        function = lambda *t: composite_sinkhorn(*t, *ctx.options)  # noqa: E731
+        return *_derivatives.composite_gradients(function, (x, y, a, b), needs, given), *(None,) * 10
     kept = [pull if keep else None for pull, keep in zip(pulls, ctx.kept, strict=True)]
     grads = _backward(grad_value, grad_f, grad_g, x, y, a, b, *kept, ctx.precision, ctx.backend)
     grads = [grad if keep else None for grad, keep in zip(grads, ctx.kept, strict=True)]

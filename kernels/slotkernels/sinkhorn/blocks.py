@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .._checks import accumulate_dtype
 from .reference import NEAREST
-from .streaming import log_weights, out_of_range
+from .streaming import centre, log_weights, out_of_range
 
 LOG2E = math.log2(math.e)
 # Pairs of a block for each CPU thread (3 MB with float64 products), and on an accelerator.
@@ -31,9 +31,9 @@ class Pair:
     def __init__(self, x: Tensor, y: Tensor | None, a: Tensor | None, b: Tensor | None, p: int) -> None:
         self.p, self.dtype = p, accumulate_dtype(x.dtype)
         self.same = y is None
-        center = x.double().mean(1, keepdim=True)  # distances know no origin, products do
-        self.x, self.log_a = x.double() - center, log_weights(a, x)
-        self.y, self.log_b = (self.x, self.log_a) if y is None else (y.double() - center, log_weights(b, y))
+        origin = centre(x, a)
+        self.x, self.log_a = x.double() - origin, log_weights(a, x)
+        self.y, self.log_b = (self.x, self.log_a) if y is None else (y.double() - origin, log_weights(b, y))
 
     def soften(self, eps: float | Tensor, f: Tensor, g: Tensor | None = None) -> Tensor:
         """See :class:`slotkernels.sinkhorn.streaming.Pair`."""

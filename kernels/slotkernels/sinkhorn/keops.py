@@ -30,7 +30,7 @@ from torch import Tensor
 from .._checks import accumulate_dtype
 from .._dispatch import Call
 from .reference import NEAREST
-from .streaming import log_weights, out_of_range
+from .streaming import centre, log_weights, out_of_range
 
 _HOW = "pip install pykeops installs it"
 
@@ -193,9 +193,9 @@ class Pair:
 
     def __init__(self, x: Tensor, y: Tensor | None, a: Tensor | None, b: Tensor | None, p: int) -> None:
         self.p, self.dtype = p, accumulate_dtype(x.dtype)
-        center = x.double().mean(1, keepdim=True)  # far from the origin float32 has no digits left for distances
-        self.x, self.logs = x.double() - center, log_weights(a, x)
-        self.other = None if y is None else (y.double() - center, log_weights(b, y))
+        origin = centre(x, a)
+        self.x, self.logs = x.double() - origin, log_weights(a, x)
+        self.other = None if y is None else (y.double() - origin, log_weights(b, y))
 
     def soften(self, eps: float | Tensor, f: Tensor, g: Tensor | None = None) -> Tensor:
         """See :class:`slotkernels.sinkhorn.streaming.Pair`."""

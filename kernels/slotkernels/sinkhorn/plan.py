@@ -1,13 +1,19 @@
 """Entropic transport plans between two sets: fixed temperature, dense, differentiable through every iteration."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from .. import _derivatives
 from .._checks import accumulate_dtype, check_positive, check_same, check_tensor, check_that
 from .._dispatch import Call, Op, requested_backend, without_autocast
+from .composite import CompositeUpdates
+from .plan_reference import iterate
 from .reference import NEAREST
+from .streaming import centre
+from .weightless import all_count, set_aside
 
 PLAN = Op("sinkhorn_plan")
 PLAN.add("reference", "slotkernels.sinkhorn.plan_reference")
@@ -46,7 +52,7 @@ def sinkhorn_plan(
             10 iterations, and on an accelerator the host waits for it. If it is not reached there is a RuntimeWarning.
 
     Returns:
-        [B, N, M] float32 (float64 for float64 inputs). Differentiable once in all tensors, exactly for the iterations
+        [B, N, M] float32 (float64 for float64 inputs). Differentiable in all tensors, exactly for the iterations
         made: the backward pass replays them from the stored potentials, N + M numbers an iteration.
 
     Raises:
@@ -63,8 +69,7 @@ def sinkhorn_plan(
         check_tensor(op, "x", x, "B N D", sizes)
         check_tensor(op, "y", y, "B M D", sizes)
         check_same(op, x=x, y=y, a=a, b=b)
-        cost = _ground_cost(x, y, p)
-        a, b = (None if w is None else w.to(cost.dtype) for w in (a, b))
+        dtype = accumulate_dtype(x.dtype)
     else:
         check_that(x is None and y is None, f"{op}: expected cost, or x and y, not both")
         check_tensor(op, "cost", cost, "B N M", sizes)
@@ -77,16 +82,41 @@ def sinkhorn_plan(
     check_that(
         tolerance is None or 0 < tolerance < math.inf, f"{op}: tolerance={tolerance}, expected None or a number > 0"
     )
+    backend = requested_backend(backend)
+    transformed = _derivatives.takes_composite(op, backend)
+    in_place = transformed or any(w is not None and w.requires_grad for w in (a, b))
+    if cost is None:
+        assert x is not None
+        assert y is not None
+        x, y, *_ = set_aside(x, y, a, b, in_place, eps ** (1 / p))
+        cost = _ground_cost(x, y, a, p)
+        a, b = (None if w is None else w.to(dtype) for w in (a, b))
+    else:
+        cost = _without_weightless(cost, a, b, in_place)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (cost, a, b))
     tolerance = None if tolerance is None else float(tolerance)
-    return _plan(cost, a, b, float(eps), iterations, tolerance, keep, requested_backend(backend))[0]
+    if transformed:
+        options = (float(eps), iterations, tolerance, False)
+        return _derivatives.composite(iterate, CompositeUpdates, cost, a, b, *options)[0]
+    return _plan(cost, a, b, float(eps), iterations, tolerance, keep, backend)[0]
 
 
-def _ground_cost(x: Tensor, y: Tensor, p: int) -> Tensor:
+def _without_weightless(cost: Tensor, a: Tensor | None, b: Tensor | None, in_place: bool) -> Tensor:
+    """Costs [B, N, M], 0 for pairs without weight, which change nothing; ``in_place``: 0 only for those that are NaN or
+    -inf, since the gradient of a weight depends on the others.
+    """
+    if all(w is None or all_count(w) for w in (a, b)):
+        return cost
+    outside = [None if w is None else ~(w > 0).unsqueeze(dim) for w, dim in ((a, 2), (b, 1))]
+    weightless = torch.stack([t.expand_as(cost) for t in outside if t is not None]).any(0)
+    return cost.masked_fill(weightless & ~(cost > -math.inf) if in_place else weightless, 0.0)
+
+
+def _ground_cost(x: Tensor, y: Tensor, a: Tensor | None, p: int) -> Tensor:
     """``|x - y|^p / p`` [B, N, M], differentiable; flat below a distance of 1e-4 for p = 1."""
     x, y = (t.to(accumulate_dtype(t.dtype)) for t in (x, y))
-    center = x.detach().mean(1, keepdim=True)  # far from the origin products have no digits left for distances
-    x, y = x - center, y - center
+    origin = centre(x.detach(), a).to(x.dtype)  # far from the origin products have no digits left for distances
+    x, y = x - origin, y - origin
     xx, yy = (t.square().sum(2) for t in (x, y))
     with without_autocast(x.device):  # small distances are differences of large numbers
         squared = torch.baddbmm(xx.unsqueeze(2) + yy.unsqueeze(1), x, y.mT, alpha=-2)
@@ -151,8 +181,11 @@ def _(grad, cost, a, b, history, made, eps, need_cost, backend):
     return cost.new_empty(cost.shape if need_cost else 0), *weights
 
 
+_derivatives.differentiable_once(_backward, "sinkhorn_plan")
+
+
 def _setup_context(ctx, inputs, output):
-    cost, a, b, ctx.eps, _, tolerance, _, ctx.backend = inputs
+    cost, a, b, ctx.eps, ctx.iterations, tolerance, _, ctx.backend = inputs
     _, history, made = output
     ctx.save_for_backward(cost, a, b, history, made)
     ctx.stops = tolerance is not None
@@ -161,7 +194,11 @@ def _setup_context(ctx, inputs, output):
 
 def _autograd(ctx, grad, *_):
     cost, a, b, history, made = ctx.saved_tensors
-    needed = ctx.needs_input_grad
+    needed = ctx.needs_input_grad[:3]
+    if _derivatives.differentiates_again(ctx.backend, (grad,)):
+        iterations = int(made) if ctx.stops else ctx.iterations
+        function = partial(iterate, CompositeUpdates, eps=ctx.eps, iterations=iterations, tolerance=None, keep=False)
+        return *_derivatives.composite_gradients(function, (cost, a, b), needed, (grad,)), *(None,) * 5
     options = (made if ctx.stops else None, ctx.eps, needed[0], ctx.backend)
     grads = _backward(grad, cost, a, b, history, *options)
     like = (cost, a, b)

@@ -13,11 +13,14 @@ accelerator, so accelerators stay in the log domain.
 
 import math
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._checks import accumulate_dtype
+from .._checks import accumulate_dtype, check_that
+from .._derivatives import is_batched
 
 LOG2E = math.log2(math.e)
 REACH = 40.0
@@ -129,9 +132,24 @@ def sinkhorn_plan(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Plan, potentials after each iteration [iterations or 0, B, N + M] and how many iterations were made [1]."""
+    kind = Absorbed if cost.device.type == "cpu" else LogDomain
+    return iterate(kind, cost, a, b, eps, iterations, tolerance, keep)
+
+
+def iterate(
+    kind: Callable[..., Any],
+    cost: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    eps: float,
+    iterations: int,
+    tolerance: float | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`sinkhorn_plan` with a given kind of updates."""
     cost, a, b = _prepare(cost, a, b)
     batch, n, m = cost.shape
-    updates = (Absorbed if cost.device.type == "cpu" else LogDomain)(cost, a, b, eps)
+    updates = kind(cost, a, b, eps)
     f, g = torch.zeros_like(a), torch.zeros_like(b)
     history = f.new_zeros(iterations if keep else 0, batch, n + m)
     made = 0
@@ -139,7 +157,11 @@ def sinkhorn_plan(
         following = updates.columns(f)
         if tolerance is not None and made and (made % CHECK_EVERY == 0 or made == iterations):
             # The columns of the plan sum to b times the ratio of what these potentials were and should be.
-            errors = (b * (g - following).exp2_().sub_(1).abs_()).sum(2)
+            errors = (b * (g - following).exp2().sub(1).abs()).sum(2).detach()
+            check_that(
+                not is_batched(errors),
+                f"sinkhorn_plan: tolerance={tolerance} cannot be looked at inside torch.vmap, expected None there",
+            )
             error = float(errors.max()) if batch else 0.0
             if error <= tolerance:
                 break

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from .._checks import accumulate_dtype
+from .._derivatives import is_batched
 
 # Position of each problem's partner: x→y and y→x read each other's potential, x→x and y→y their own.
 SWAP = (1, 0, 2, 3)
@@ -22,15 +24,30 @@ LONGEST_RATIO = 1e8
 SHORTEST_RATIO = 1e-3
 # Squared distance below which the cost |x - y| is flat (p = 1), as in GeomLoss.
 NEAREST = 1e-8
+# Stands for the logarithm of 0: a number, but far below minus any cost over its temperature (GeomLoss has -1e5).
+NO_WEIGHT = -1e30
 
 
-def bounding_diameter(x: Tensor, y: Tensor, per_problem: bool) -> Tensor:
-    """Diagonal of the bounding box of both sets: a scalar for the batch, or [B]; an upper bound on all distances."""
+def bounding_box(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, per_problem: bool) -> tuple[Tensor, Tensor]:
+    """Lowest and highest coordinates of the points that have weight: [D] for the batch, or [B, D]."""
     dims = (1,) if per_problem else (0, 1)
-    low = torch.minimum(x.amin(dims), y.amin(dims))
-    high = torch.maximum(x.amax(dims), y.amax(dims))
-    edges = high.to(accumulate_dtype(x.dtype)) - low.to(accumulate_dtype(x.dtype))  # half types would round them
-    return torch.linalg.vector_norm(edges, dim=-1)
+
+    def end(most: float) -> list[Tensor]:
+        sets = ((x, a), (y, b))
+        return [t if w is None else t.masked_fill(~(w > 0).unsqueeze(2), most) for t, w in sets]
+
+    low = torch.minimum(*(t.amin(dims) for t in end(math.inf)))
+    high = torch.maximum(*(t.amax(dims) for t in end(-math.inf)))
+    wide = accumulate_dtype(x.dtype)  # half types would round their difference
+    return low.to(wide), high.to(wide)
+
+
+def bounding_diameter(
+    x: Tensor, y: Tensor, per_problem: bool, a: Tensor | None = None, b: Tensor | None = None
+) -> Tensor:
+    """Diagonal of that box: a scalar for the batch, or [B]; an upper bound on all distances."""
+    low, high = bounding_box(x, y, a, b, per_problem)
+    return torch.linalg.vector_norm(high - low, dim=-1)
 
 
 def epsilon_schedule(
@@ -40,11 +57,15 @@ def epsilon_schedule(
 
     A number, or a 0-dimensional tensor on the CPU, gives floats and no masks. Problems with their own diameters [B]
     take different numbers of steps. On an accelerator the loop has the longest schedule's length, so that the host
-    never waits. A diameter that is not finite starts with NaN, which no later step mends: the result is NaN.
+    never waits, and so it has where a trace or ``torch.vmap`` hides the numbers. A diameter that is not finite starts
+    with NaN, which no later step mends: the result is NaN.
     """
     stop, step = p * math.log(blur), p * math.log(scaling)
-    if isinstance(diameter, Tensor) and diameter.dim() == 0 and diameter.device.type == "cpu":
-        diameter = diameter.item()
+    readable = False
+    if isinstance(diameter, Tensor):
+        readable = diameter.device.type == "cpu" and not is_compiling() and not is_batched(diameter)
+        if readable and diameter.dim() == 0:
+            diameter = diameter.item()
     if not isinstance(diameter, Tensor):  # one schedule for all
         if not math.isfinite(diameter):
             yield math.nan, None
@@ -61,7 +82,7 @@ def epsilon_schedule(
     lengths = ((stop - starts) / step).ceil().clamp_min(0)
     # masked_fill here and below: torch.where would copy its number from the CPU, which no CUDA graph can hold.
     yield starts.exp().masked_fill(~diameter.isfinite(), math.nan), torch.ones_like(lengths, dtype=torch.bool)
-    if diameter.device.type == "cpu":
+    if readable:
         longest = int(lengths.max()) if lengths.numel() else 0
     else:
         longest = math.ceil(p * math.log(LONGEST_RATIO) / -step)
@@ -76,21 +97,21 @@ def _pad(points: Tensor, length: int) -> Tensor:
 
 
 def _log_weights(weights: Tensor | None, points: Tensor, length: int) -> Tensor:
-    """[L, B] log-weights; zero weights become -100000 as in GeomLoss, padding -inf."""
+    """[L, B] log-weights, that of padding -inf."""
     batch, count = points.shape[:2]
     dtype = accumulate_dtype(points.dtype)
     if weights is None:
         logs = torch.full((count, batch), -math.log(count), dtype=dtype, device=points.device)
     else:
         weights = weights.to(dtype).t()
-        logs = weights.log().masked_fill(~(weights > 0), -100000.0)
+        logs = weights.log().masked_fill(~(weights > 0), NO_WEIGHT)
     return F.pad(logs, (0, 0, 0, length - count), value=-math.inf) if length > count else logs
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """[B, N, M], as |x|² - 2 x·y + |y|²; exactly zero between a point and itself, where rounding would show."""
-    xx = torch.linalg.vector_norm(x, dim=-1).square_()
-    yy = xx if y is x else torch.linalg.vector_norm(y, dim=-1).square_()
+    xx = torch.linalg.vector_norm(x, dim=-1).square()
+    yy = xx if y is x else torch.linalg.vector_norm(y, dim=-1).square()
     squared = torch.baddbmm(xx.unsqueeze(2) + yy.unsqueeze(1), x, y.transpose(1, 2), alpha=-2).clamp_min_(0)
     if y is x:
         squared.diagonal(dim1=1, dim2=2).zero_()
@@ -134,6 +155,33 @@ def _stack_logs(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, length
     return torch.stack((b_log, a_log, a_log, b_log) if debias else (b_log, a_log), 1)
 
 
+def anneal(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    diameter: float | None,
+    per_problem: bool,
+    p: int,
+    blur: float,
+    scaling: float,
+    debias: bool,
+) -> tuple[Tensor, Tensor]:
+    """Costs [L, 4, B, L] of all problems, and log-weights plus potentials over eps [L, 4, B] before the last update."""
+    length = max(x.shape[1], y.shape[1])
+    logs = _stack_logs(x, y, a, b, length, debias)
+    costs = _all_costs(_pad(x, length), _pad(y, length), p, debias)
+    potentials: Tensor | None = None
+    start = bounding_diameter(x, y, per_problem, a, b) if diameter is None else diameter
+    for eps, active in epsilon_schedule(start, p, blur, scaling):
+        if potentials is None:
+            potentials = _softmin(eps, costs, logs)
+        updates = _softmin(eps, costs, _columns(logs, potentials, eps)).add_(potentials).mul_(0.5)
+        potentials = updates if active is None else torch.where(active, updates, potentials)
+    assert potentials is not None
+    return costs, _columns(logs, potentials, blur**p)
+
+
 def sinkhorn(
     x: Tensor,
     y: Tensor,
@@ -155,19 +203,7 @@ def sinkhorn(
     potential: everything that the backward pass needs (empty where ``keep_x`` is False).
     """
     n, m = x.shape[1], y.shape[1]
-    length = max(n, m)
-    logs = _stack_logs(x, y, a, b, length, debias)
-    costs = _all_costs(_pad(x, length), _pad(y, length), p, debias)
-
-    potentials: Tensor | None = None
-    start = bounding_diameter(x, y, per_problem) if diameter is None else diameter
-    for eps, active in epsilon_schedule(start, p, blur, scaling):
-        if potentials is None:
-            potentials = _softmin(eps, costs, logs)
-        updates = _softmin(eps, costs, _columns(logs, potentials, eps)).add_(potentials).mul_(0.5)
-        potentials = updates if active is None else torch.where(active, updates, potentials)
-    assert potentials is not None
-    last = _columns(logs, potentials, blur**p)
+    costs, last = anneal(x, y, a, b, diameter, per_problem, p, blur, scaling, debias)
     final = _softmin(blur**p, costs, last)
     f, g = (final[0] - final[2], final[1] - final[3]) if debias else (final[0], final[1])
     f, g = f[:, :n].clone(), g[:, :m].clone()

@@ -17,7 +17,8 @@ class SamplesLoss(nn.Module):
 
     Called as ``loss(x, y)`` or ``loss(a, x, b, y)`` with points [N, D] and [M, D], or [B, N, D] and [B, M, D], and
     weights [N] and [M] (or [N, 1] …), batched likewise. Returns a scalar, or [B] for batches; with
-    ``potentials=True`` the pair of dual potentials, shaped like the weights. Gradients reach points and weights.
+    ``potentials=True`` the pair of dual potentials, shaped like the weights. Gradients reach points and weights. Points
+    of weight 0 change nothing, whatever they hold. Further derivatives are GeomLoss's; see ``docs/sinkhorn.md``.
 
     Args:
         loss: only "sinkhorn".
@@ -80,7 +81,7 @@ class SamplesLoss(nn.Module):
             x, y = x.unsqueeze(0), y.unsqueeze(0)
         diameter = "batch" if self.diameter is None else self.diameter
         backend = _GEOMLOSS.get(self.backend, self.backend)
-        options = (self.p, self.blur, self.scaling, diameter, self.debias, "tf32x3", False, backend)
+        options = (self.p, self.blur, self.scaling, diameter, self.debias, "tf32x3", False, backend, self.potentials)
         value, f, g = _solve("SamplesLoss", x, y, rows_a, rows_b, *options)
         if self.potentials:
             f, g = (t[0] if single else t for t in (f, g))

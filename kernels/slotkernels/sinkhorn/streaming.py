@@ -11,10 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .. import _derivatives
 from .._checks import accumulate_dtype
 from .._dispatch import Call, Op, without_autocast
 from .._native import why_not_loaded
-from .reference import bounding_diameter, epsilon_schedule, row_gradients
+from .reference import NO_WEIGHT, bounding_diameter, epsilon_schedule, row_gradients
 
 
 def _why_not_keops(call: Call) -> str | None:
@@ -89,7 +90,7 @@ def anneal(
     set with itself (absent without debiasing). Potentials are float64 whatever the points are.
     """
     sizes = (x.shape[1], y.shape[1])
-    start = bounding_diameter(x, y, per_problem).cpu() if diameter is None else diameter
+    start = bounding_diameter(x, y, per_problem, a, b).cpu() if diameter is None else diameter
     if isinstance(start, Tensor) and not per_problem and not start.isfinite():  # nothing to compute
         state = x.new_full((2, 1 + debias, len(x), sum(sizes)), math.nan, dtype=torch.float64)
     else:
@@ -174,10 +175,18 @@ def pull_back(
 
 
 def log_weights(weights: Tensor | None, points: Tensor) -> Tensor:
-    """[B, N] float64 log-weights; zero weights become -100000 as in GeomLoss."""
+    """[B, N] float64 log-weights."""
     if weights is None:
         return torch.full(points.shape[:2], -math.log(points.shape[1]), dtype=torch.float64, device=points.device)
-    return weights.double().log().masked_fill(~(weights > 0), -100000.0)
+    return weights.double().log().masked_fill(~(weights > 0), NO_WEIGHT)
+
+
+def centre(points: Tensor, weights: Tensor | None) -> Tensor:
+    """[B, 1, D] float64 mean of the points that have weight: distances know no origin, but products round."""
+    if weights is None:
+        return points.double().mean(1, keepdim=True)
+    kept = (weights > 0).double().unsqueeze(1)
+    return kept @ points.double() / kept.sum(2, keepdim=True).clamp_min(1)
 
 
 def out_of_range(sums: Tensor) -> Tensor:
@@ -239,6 +248,9 @@ def _backward(
 @_backward.register_fake
 def _(grad_value, grad_f, grad_g, x, y, a, b, state, p, blur, need_x, need_y, backend):
     return tuple(t.new_empty(t.shape if needed else 0) for t, needed in ((x, need_x), (y, need_y)))
+
+
+_derivatives.differentiable_once(_backward, "sinkhorn divergence")
 
 
 def _setup_context(ctx, inputs, output):

@@ -1,12 +1,15 @@
 """Slot attention (Locatello et al. 2020): slots compete for tokens."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import _derivatives
 from .._checks import accumulate_dtype, check_same, check_tensor, check_that
 from .._dispatch import Call, Op, requested_backend, why_not_triton
+from .reference import composite_inverted_attention
 from .tiles import MAX_COLUMNS, MAX_DIM, group_columns
 
 PRECISIONS = ("ieee", "tf32x3", "tf32")
@@ -68,7 +71,8 @@ def inverted_attention(
         v: [B, M, Dv], or None to take ``k``, which is then read only once.
         bias: [B, N] float32 (float64 for float64 inputs), added to the logits of each slot.
         mask: [B, M] or [B, groups, M] bool; a token where it is False weighs nothing (in that group), not even
-            ``eps``. With no token left the update is 0.
+            ``eps``. With no token left the update is 0. Whatever it holds, NaN included, changes nothing else than
+            its own row of the attention.
         scale: factor of the logits; ``D ** -0.5`` if None.
         eps: >= 0, see ``eps_placement``.
         eps_placement: "numerator": ``eps`` is added to the attention before it is normalised over tokens (Locatello et
@@ -83,7 +87,7 @@ def inverted_attention(
     Returns:
         updates [B, N, Dv] in the dtype of ``q``, and attention [B, M, N] in float32 (float64 for float64 inputs) or
         None. The attention is the softmax over slots, before ``mask`` and ``eps``: each row over the N of a group sums
-        to 1. Softmax and normalisers are float32 at least. Differentiable once in q, k, v and bias.
+        to 1. Softmax and normalisers are float32 at least. Differentiable in q, k, v and bias.
 
     Raises:
         ValueError: if a shape, dtype or device disagrees, or N, M or D is zero.
@@ -103,8 +107,21 @@ def inverted_attention(
         precision,
         return_attention,
     )
+    if mask is not None:
+        k, v = hide(k, mask), None if v is None else hide(v, mask)
     updates, _, attention = attend(q, k, v, bias, mask, settings, backend)
     return updates, attention
+
+
+def hide(tokens: Tensor, mask: Tensor) -> Tensor:
+    """``tokens`` [B, M, D] with zeros for those that ``mask`` [B, M] or [B, G, M] hides from all groups, if they hold
+    what spoils the sums that they have no weight in: NaN, infinities, or numbers whose products overflow.
+    """
+    seen = mask if mask.dim() == 2 else mask.any(1)
+    if mask.dtype != torch.bool or seen.shape != tokens.shape[:2]:
+        return tokens  # attend() says what is wrong
+    harmless = (tokens.abs() <= torch.finfo(tokens.dtype).max ** 0.5).all(2)
+    return tokens.masked_fill(~(seen | harmless).unsqueeze(2), 0.0)
 
 
 def attend(
@@ -132,7 +149,11 @@ def attend(
         settings.precision in PRECISIONS,
         f"inverted_attention: precision={settings.precision!r}, expected one of {', '.join(PRECISIONS)}",
     )
-    updates, total, attention = _forward(q, k, v, bias, mask, *settings, requested_backend(backend))
+    backend = requested_backend(backend)
+    if _derivatives.takes_composite("inverted_attention", backend):
+        updates, total, attention = _derivatives.composite(composite_inverted_attention, q, k, v, bias, mask, settings)
+    else:
+        updates, total, attention = _forward(q, k, v, bias, mask, *settings, backend)
     return updates, total, attention.transpose(1, 2) if settings.return_attention else None
 
 
@@ -228,18 +249,24 @@ def _(
     return tuple(t.new_empty(t.shape) if need and t is not None else q.new_empty(0) for t, need in pairs)
 
 
+_derivatives.differentiable_once(_backward, "inverted_attention")
+
+
 def _setup_context(ctx, inputs, output):
-    *tensors, scale, weight_eps, total_eps, groups, precision, _, ctx.backend = inputs
-    ctx.settings = (scale, weight_eps, total_eps, groups, precision)
-    ctx.save_for_backward(*tensors, *output[:2])
+    ctx.settings, ctx.backend = Settings._make(inputs[5:11]), inputs[11]
+    ctx.save_for_backward(*inputs[:5], *output[:2])
     ctx.set_materialize_grads(False)
 
 
 def _autograd(ctx, grad_updates, grad_total, grad_attention):
     needs = list(ctx.needs_input_grad[:4])
-    grads = _backward(
-        grad_updates, grad_total, grad_attention, *ctx.saved_tensors, *ctx.settings, needs, backend=ctx.backend
-    )
+    *tensors, mask, updates, total = ctx.saved_tensors
+    given = (grad_updates, grad_total, grad_attention)
+    if _derivatives.differentiates_again(ctx.backend, given):
+        function = partial(composite_inverted_attention, mask=mask, settings=ctx.settings)
+        grads = _derivatives.composite_gradients(function, tensors, needs, given)
+    else:
+        grads = _backward(*given, *tensors, mask, updates, total, *ctx.settings[:-1], needs, ctx.backend)
     return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), *[None] * 8
 
 

@@ -11,7 +11,7 @@ from .._checks import check_positive, check_tensor, check_that
 from .._dispatch import without_autocast
 from ..ranges import annotate
 from ..slot_update import add_norm, gru_norm
-from . import EPS_PLACEMENTS, Settings, attend
+from . import EPS_PLACEMENTS, Settings, attend, hide
 from .published import read_published
 
 IMPLICIT = ("bilevel", "detach", "none")
@@ -216,7 +216,7 @@ class SlotAttention(nn.Module):
         Args:
             inputs: [B, M, Din] tokens, not yet normalised.
             slots: [B, N, D] initial slots, any N that ``groups`` divides; drawn from the prior if None.
-            mask: [B, M] or [B, groups, M] bool, False for tokens to ignore.
+            mask: [B, M] or [B, groups, M] bool, False for tokens to ignore, whatever they hold.
 
         Returns:
             slots [B, N, D] and the last iteration's attention [B, M, N], float32 (float64 for float64).
@@ -230,6 +230,8 @@ class SlotAttention(nn.Module):
             slots = self.sample_slots(inputs.shape[0])
         check_tensor("SlotAttention", "slots", slots, "B N D", sizes)
 
+        if mask is not None:
+            inputs = hide(inputs, mask)
         dtype = self._product_dtype(inputs)
         with torch.autocast(inputs.device.type, enabled=False):  # which would widen half-precision tokens on a GPU
             tokens = F.layer_norm(inputs, (self.input_dim,), eps=self.norm_inputs.eps).to(dtype)

@@ -47,6 +47,21 @@ def inverted_attention(
     return updates, total, attention if settings.return_attention else total.new_empty(0)
 
 
+def composite_inverted_attention(
+    q: Tensor, k: Tensor, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, settings: "Settings"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`inverted_attention` without a change in place: PyTorch differentiates and transforms it in every mode."""
+    logits = (q @ k.mT).to(accumulate_dtype(q.dtype)) * settings.scale
+    logits = logits if bias is None else logits + bias.unsqueeze(-1)
+    attention = logits.unflatten(1, (settings.groups, -1)).softmax(dim=2).flatten(1, 2)
+    weights = attention + settings.weight_eps
+    if mask is not None:
+        weights = (weights.unflatten(1, (mask.shape[1], -1)) * mask.unsqueeze(2)).flatten(1, 2)
+    total = weights.sum(-1) + settings.total_eps
+    updates = (weights / _divisor(total).unsqueeze(-1)).to(q.dtype) @ (k if v is None else v)
+    return updates, total, attention if settings.return_attention else total.new_empty(0)
+
+
 def inverted_attention_backward(
     grad_updates: Tensor | None,
     grad_total: Tensor | None,

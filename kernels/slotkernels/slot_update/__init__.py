@@ -11,12 +11,15 @@ read. ``add_norm`` keeps the sum, which its caller holds anyway. Both add mean a
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from .. import _derivatives
 from .._checks import FLOATS, accumulate_dtype, describe
 from .._dispatch import Call, Op, requested_backend, why_not_triton
+from .reference import composite_add_norm, composite_gru_norm, composite_norm
 
 __all__ = [
     "add_norm",
@@ -66,7 +69,7 @@ def gru_norm(
 
     Returns:
         new_slots [..., D] in the dtype of ``slots``, and their layer norm [..., D] in the dtype of the gates, ready for
-        the next linear layer. The arithmetic is float32 (float64 for float64). Differentiable once in all tensors.
+        the next linear layer. The arithmetic is float32 (float64 for float64). Differentiable in all tensors.
 
     Raises:
         ValueError: if shapes, dtypes or devices disagree, D is zero, or only some tensors are float64.
@@ -82,7 +85,10 @@ def gru_norm(
         )
     _check_like("gru_norm", "weight", weight, slots, (dim,))
     _check_like("gru_norm", "bias", bias, slots, (dim,))
-    return _gru_norm(gates_input, gates_hidden, slots, weight, bias, float(norm_eps), requested_backend(backend))[:2]
+    inputs, backend = (gates_input, gates_hidden, slots, weight, bias, float(norm_eps)), requested_backend(backend)
+    if _derivatives.takes_composite("gru_norm", backend):
+        return _derivatives.composite(composite_gru_norm, *inputs)
+    return _gru_norm(*inputs, backend)[:2]
 
 
 def add_norm(
@@ -105,7 +111,7 @@ def add_norm(
 
     Returns:
         The sum [..., D] in the dtype of ``slots``, and its layer norm [..., D] in the dtype of ``update``. The
-        arithmetic is float32 (float64 for float64). Differentiable once in all tensors.
+        arithmetic is float32 (float64 for float64). Differentiable in all tensors.
 
     Raises:
         ValueError: if shapes or devices disagree, D is zero, or only some tensors are float64.
@@ -115,7 +121,10 @@ def add_norm(
     _check_like("add_norm", "update", update, slots, tuple(slots.shape))
     _check_like("add_norm", "weight", weight, slots, (dim,))
     _check_like("add_norm", "bias", bias, slots, (dim,))
-    return _add_norm(slots, update, weight, bias, float(norm_eps), requested_backend(backend))[:2]
+    inputs, backend = (slots, update, weight, bias, float(norm_eps)), requested_backend(backend)
+    if _derivatives.takes_composite("add_norm", backend):
+        return _derivatives.composite(composite_add_norm, *inputs)
+    return _add_norm(*inputs, backend)[:2]
 
 
 def gru_norm_bytes_moved(
@@ -217,11 +226,13 @@ def _(grad_new_slots, grad_normalised, gates_input, gates_hidden, slots, weight,
     return *grads, mean.new_empty(0) if grad_normalised is None else mean.new_empty(2, slots.shape[-1])
 
 
+_derivatives.differentiable_once(_gru_norm_backward, "gru_norm")
+
+
 def _gru_norm_setup_context(ctx, inputs, output):
-    gates_input, gates_hidden, slots, weight, bias, _, ctx.backend = inputs
-    _, _, mean, rstd = output
-    ctx.save_for_backward(gates_input, gates_hidden, slots, weight, mean, rstd)
-    ctx.bias_dtype = bias.dtype
+    *tensors, ctx.norm_eps, ctx.backend = inputs
+    ctx.save_for_backward(*tensors, *output[2:])
+    mean, rstd = output[2:]
     ctx.mark_non_differentiable(mean, rstd)
     ctx.set_materialize_grads(False)
 
@@ -229,9 +240,14 @@ def _gru_norm_setup_context(ctx, inputs, output):
 def _gru_norm_autograd(ctx, grad_new_slots, grad_normalised, _mean, _rstd):
     if grad_new_slots is None and grad_normalised is None:
         return (None,) * 7
-    *grads, affine = _gru_norm_backward(grad_new_slots, grad_normalised, *ctx.saved_tensors, ctx.backend)
-    weight = ctx.saved_tensors[3]
-    affine = (None, None) if grad_normalised is None else (affine[0].to(weight.dtype), affine[1].to(ctx.bias_dtype))
+    *tensors, mean, rstd = ctx.saved_tensors
+    if _derivatives.differentiates_again(ctx.backend, (grad_new_slots, grad_normalised)):
+        given, needs = (grad_new_slots, grad_normalised), ctx.needs_input_grad[:5]
+        function = partial(composite_gru_norm, norm_eps=ctx.norm_eps)
+        return *_derivatives.composite_gradients(function, tensors, needs, given), None, None
+    *inputs, weight, bias = tensors
+    *grads, affine = _gru_norm_backward(grad_new_slots, grad_normalised, *inputs, weight, mean, rstd, ctx.backend)
+    affine = (None, None) if grad_normalised is None else (affine[0].to(weight.dtype), affine[1].to(bias.dtype))
     return *grads, *affine, None, None
 
 
@@ -271,11 +287,14 @@ def _(grad_total, grad_normalised, total, weight, mean, rstd, backend):
     return total.new_empty(total.shape), grad_update, mean.new_empty(2, total.shape[-1])
 
 
+_derivatives.differentiable_once(_add_norm_backward, "add_norm")
+
+
 def _add_norm_setup_context(ctx, inputs, output):
-    _, update, weight, bias, _, ctx.backend = inputs
+    _, update, weight, bias, ctx.norm_eps, ctx.backend = inputs
     total, _, mean, rstd = output
-    ctx.save_for_backward(total, weight, mean, rstd)
-    ctx.update_dtype, ctx.bias_dtype = update.dtype, bias.dtype
+    ctx.save_for_backward(total, weight, bias, mean, rstd)
+    ctx.update_dtype = update.dtype
     ctx.mark_non_differentiable(mean, rstd)
     ctx.set_materialize_grads(False)
 
@@ -283,11 +302,20 @@ def _add_norm_setup_context(ctx, inputs, output):
 def _add_norm_autograd(ctx, grad_total, grad_normalised, _mean, _rstd):
     if grad_normalised is None:
         return grad_total, None if grad_total is None else grad_total.to(ctx.update_dtype), None, None, None, None
-    total, weight, mean, rstd = ctx.saved_tensors
+    total, weight, bias, mean, rstd = ctx.saved_tensors
+    if _derivatives.differentiates_again(
+        ctx.backend, (grad_total, grad_normalised)
+    ):  # through the sum, which is linear
+        function = partial(composite_norm, norm_eps=ctx.norm_eps, dtype=ctx.update_dtype)
+        needs = (any(ctx.needs_input_grad[:2]), *ctx.needs_input_grad[2:4])
+        grad, *affine = _derivatives.composite_gradients(function, (total, weight, bias), needs, (grad_normalised,))
+        if grad is not None:
+            grad = grad if grad_total is None else grad + grad_total
+        return grad, None if grad is None else grad.to(ctx.update_dtype), *affine, None, None
     inputs = (grad_total, grad_normalised, total, weight, mean, rstd)
     grad_slots, grad_update, affine = _add_norm_backward(*inputs, ctx.backend)
     grad_update = grad_slots if ctx.update_dtype == total.dtype else grad_update
-    return grad_slots, grad_update, affine[0].to(weight.dtype), affine[1].to(ctx.bias_dtype), None, None
+    return grad_slots, grad_update, affine[0].to(weight.dtype), affine[1].to(bias.dtype), None, None
 
 
 _add_norm.register_autograd(_add_norm_autograd, setup_context=_add_norm_setup_context)

@@ -5,6 +5,7 @@ longer needed. Layer norms go through ATen's own kernels, one pass over a row ea
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.ops import aten
 
@@ -84,6 +85,34 @@ def add_norm_backward(
     dtype = grad_normalised.dtype
     grad_update = grad.new_empty(0, dtype=dtype) if dtype == total.dtype else grad.to(dtype, copy=True)
     return grad.to(total.dtype), grad_update, grad_affine
+
+
+def composite_gru_norm(
+    gates_input: Tensor, gates_hidden: Tensor, slots: Tensor, weight: Tensor, bias: Tensor, norm_eps: float
+) -> tuple[Tensor, Tensor]:
+    """Results of :func:`gru_norm` without a change in place: PyTorch differentiates it in every mode."""
+    previous = slots.to(accumulate_dtype(slots.dtype))
+    (reset_i, update_i, candidate_i), (reset_h, update_h, candidate_h) = (
+        gates.to(previous.dtype).chunk(3, -1) for gates in (gates_input, gates_hidden)
+    )
+    reset, update = (reset_i + reset_h).sigmoid(), (update_i + update_h).sigmoid()
+    new_slots = torch.lerp((candidate_i + reset * candidate_h).tanh(), previous, update).to(slots.dtype)
+    return new_slots, composite_norm(new_slots, weight, bias, norm_eps, gates_input.dtype)
+
+
+def composite_add_norm(
+    slots: Tensor, update: Tensor, weight: Tensor, bias: Tensor, norm_eps: float
+) -> tuple[Tensor, Tensor]:
+    """Results of :func:`add_norm` likewise."""
+    precise = accumulate_dtype(slots.dtype)
+    total = (slots.to(precise) + update.to(precise)).to(slots.dtype)
+    return total, composite_norm(total, weight, bias, norm_eps, update.dtype)
+
+
+def composite_norm(rows: Tensor, weight: Tensor, bias: Tensor, norm_eps: float, dtype: torch.dtype) -> Tensor:
+    """Layer norm of ``rows`` in ``dtype``."""
+    rows, weight, bias = (t.to(accumulate_dtype(rows.dtype)) for t in (rows, weight, bias))
+    return F.layer_norm(rows, rows.shape[-1:], weight, bias, norm_eps).to(dtype)
 
 
 def _gates(gates_input: Tensor, gates_hidden: Tensor, reset: Tensor, update: Tensor, candidate: Tensor) -> None:

@@ -128,6 +128,20 @@ def test_vit_features_are_the_hidden_states_of_their_block(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_hugging_face_model_interpolates_as_transformers_does(kind, tmp_path):
+    model = save_vit(kind, tmp_path)
+    patch = model.config.patch_size
+    pixels, options = frames(3 * patch, 5 * patch), {} if "Dino" in kind else {"interpolate_pos_encoding": True}
+    backbone = load_backbone(BackboneConfig(str(tmp_path)))
+    assert "interpolate_offset" not in backbone.settings()["model"]
+    if kind == "ViTMAE":  # it shuffles its patches, but by the noise of the call
+        model.config.mask_ratio, options["noise"] = 0.0, torch.arange(15.0).expand(2, -1)
+    with torch.no_grad():
+        expected = model(pixel_values=normalised(pixels), **options).last_hidden_state[:, -15:]
+    torch.testing.assert_close(backbone.features(pixels), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_vit_tokens_stand_in_rows_of_patches(kind, tmp_path):
     backbone = load_backbone(BackboneConfig(str(save_vit(kind, tmp_path) and tmp_path), 0, False))
     rows, columns, patch = 2, 3, backbone.patch

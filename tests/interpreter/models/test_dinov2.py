@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from interpreter.configs import BackboneConfig
 from interpreter.models.backbone import IMAGENET_MEAN, IMAGENET_STD, load_backbone
+from interpreter.models.dinov2 import load_official_dinov2
 
 DIM, PATCH, SIDE, DEPTH = 64, 14, 3, 2
 
@@ -57,8 +58,10 @@ def official_forward(w, pixels, blocks=None, norm=True, heads=DIM // 64, dim=DIM
     x = torch.cat([w["cls_token"].expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], 1)
     side = round((w["pos_embed"].shape[1] - 1) ** 0.5)
     places = w["pos_embed"][:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    if grid != (side, side):
-        places = F.interpolate(places, grid, mode="bicubic", antialias="register_tokens" in w)
+    if grid != (side, side) and "register_tokens" in w:
+        places = F.interpolate(places, size=grid, mode="bicubic", antialias=True)
+    elif grid != (side, side):
+        places = F.interpolate(places, scale_factor=[(n + 0.1) / side for n in grid], mode="bicubic")
     x = x + torch.cat([w["pos_embed"][:, :1], places.flatten(2).transpose(1, 2)], 1)
     if "register_tokens" in w:
         x = torch.cat([x[:, :1], w["register_tokens"].expand(len(x), -1, -1), x[:, 1:]], 1)
@@ -119,6 +122,61 @@ def test_positions_are_interpolated_on_another_grid(registers, tmp_path):
     pixels = frames(2, 5)
     features = load_backbone(BackboneConfig(save(weights, tmp_path / "vit.pth"))).features(pixels)
     torch.testing.assert_close(features, official_forward(weights, pixels), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [(3, 3), (2, 5), (5, 2), (1, 9), (9, 1), (6, 6), (1, 1), (2, 2), (16, 24)], ids=str)
+@pytest.mark.parametrize("registers", [0, 4])
+def test_positions_are_those_of_torch_hub(registers, grid, tmp_path, caplog):
+    """The cubic of ``F.interpolate``, written out in float64 for one axis and applied to both."""
+    weights = official_weights(registers)
+    with caplog.at_level("INFO", logger="interpreter.models.dinov2"):
+        model = load_official_dinov2(Path(save(weights, tmp_path / "vit.pth")))
+    assert ("antialiased, to the exact size" if registers else "with an offset of 0.1") in caplog.text
+    own = weights["pos_embed"].double()
+    found = model.embeddings.interpolate_pos_encoding(
+        torch.zeros(1, 1 + grid[0] * grid[1], DIM), grid[0] * PATCH, grid[1] * PATCH
+    )
+    if grid == (SIDE, SIDE):
+        assert torch.equal(found, weights["pos_embed"])
+        return
+    places = own[0, 1:].unflatten(0, (SIDE, SIDE))
+    rows, columns = (cubic(SIDE, n, offset=0.0 if registers else 0.1, antialias=registers > 0) for n in grid)
+    expected = torch.einsum("ai,bj,ijd->abd", rows, columns, places).flatten(0, 1)
+    torch.testing.assert_close(found[0].double(), torch.cat((own[0, :1], expected)), atol=2e-6, rtol=1e-5)
+
+
+def cubic(count, size, offset, antialias):
+    """[size, count] weights of bicubic interpolation of ``count`` numbers at ``size`` places, float64.
+
+    Edges are repeated, or left out where it is antialiased, whose kernel has a = -0.5 and widens where it shrinks.
+    """
+    a, step = (-0.5, count / size) if antialias else (-0.75, count / (size + offset))
+    width = max(step, 1.0) if antialias else 1.0
+
+    def kernel(x):
+        x = x.abs()
+        near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+        return torch.where(x < 1, near, torch.where(x < 2, a * (x**3 - 5 * x**2 + 8 * x - 4), 0.0))
+
+    centres = (torch.arange(size, dtype=torch.float64) + 0.5) * step - 0.5
+    margin = 4 + int(2 * width)
+    taps = torch.arange(-margin, count + margin, dtype=torch.float64)
+    weights = kernel((taps - centres.unsqueeze(1)) / width)
+    inside = (taps >= 0) & (taps < count)
+    if antialias:
+        weights = weights * inside
+        return (weights / weights.sum(1, keepdim=True))[:, inside]
+    return weights @ torch.nn.functional.one_hot(taps.clamp(0, count - 1).long(), count).double()
+
+
+def test_cached_features_of_other_checkpoints_keep_their_key(tmp_path):
+    """The offset is part of the record only where it is new."""
+    keys = [
+        load_backbone(BackboneConfig(save(official_weights(registers), tmp_path / f"{registers}.pth"))).settings()
+        for registers in (0, 4)
+    ]
+    assert keys[0]["model"]["interpolate_offset"] == 0.1
+    assert "interpolate_offset" not in keys[1]["model"]
 
 
 def test_half_precision_file_is_computed_in_fp32(tmp_path):

@@ -1,0 +1,135 @@
+"""Derivatives that kernels do not have: forward mode, second and higher ones, and what ``torch.func`` transforms.
+
+A kernel has one derivative, the gradient in reverse mode. For all others each op has a *composite* form in its
+``reference.py`` or ``composite.py``: the same function made of PyTorch's operations, which PyTorch differentiates in
+every mode. It serves calls with backend "auto" or "reference"
+
+- inside ``torch.func`` (``grad``, ``jvp``, ``vmap``, …) and ``torch.autograd.forward_ad``: instead of the op;
+- in a backward pass with ``create_graph=True``: instead of the op's own backward pass.
+
+A backend that is asked for by name is never replaced: it raises.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.library import CustomOpDef
+
+from ._dispatch import without_autocast
+
+COMPOSITE_BACKENDS = ("auto", "reference")
+
+
+@torch.compiler.assume_constant_result  # of a trace: Dynamo enters the transforms that it traces
+def transformed() -> bool:
+    """Whether the caller is inside a transform of ``torch.func`` or a forward-mode level."""
+    return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether ``torch.vmap`` made this tensor one of many, whose numbers the host cannot read."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
+
+
+def takes_composite(op: str, backend: str) -> bool:
+    """Whether this call of an op is served by its composite form.
+
+    Raises:
+        RuntimeError: if it had to be, and ``backend`` asks for another by name.
+    """
+    if not transformed():
+        return False
+    if backend not in COMPOSITE_BACKENDS:
+        raise RuntimeError(no_derivatives(op, backend, "inside torch.func or forward-mode differentiation"))
+    return True
+
+
+def composite(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a composite form, with autocast off as for every backend."""
+    device = next(a.device for a in args if isinstance(a, Tensor))
+    with without_autocast(device):
+        return function(*args)
+
+
+def differentiates_again(backend: str, grads: Sequence[Tensor | None]) -> bool:
+    """Whether a backward pass has to be differentiable itself, or is transformed: asked in that pass."""
+    vectorised = any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads)
+    return backend in COMPOSITE_BACKENDS and (torch.is_grad_enabled() or transformed() or vectorised)
+
+
+def composite_gradients(
+    function: Callable[..., Any],
+    tensors: Sequence[Tensor | None],
+    needs: Sequence[bool],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Gradients, themselves differentiable, of those ``tensors`` which need one.
+
+    Args:
+        function: a composite form; called with ``tensors``, it returns its result, or a tuple of them.
+        tensors: its arguments.
+        needs: which of them need a gradient.
+        grads: gradients of its results, None for zero.
+    """
+    chosen = [i for i, (tensor, need) in enumerate(zip(tensors, needs, strict=True)) if need and tensor is not None]
+    wanted = [i for i, grad in enumerate(grads) if grad is not None]
+    found: list[Tensor | None] = [None] * len(tensors)
+    if not chosen or not wanted:
+        return found
+
+    def of_chosen(*values: Tensor) -> tuple[Tensor, ...]:
+        arguments = list(tensors)
+        for i, value in zip(chosen, values, strict=True):
+            arguments[i] = value
+        results = composite(function, *arguments)
+        return tuple((results if isinstance(results, tuple) else (results,))[i] for i in wanted)
+
+    _, pull_back, *_ = torch.func.vjp(of_chosen, *(tensors[i] for i in chosen))
+    for i, grad in zip(chosen, pull_back(tuple(grads[i] for i in wanted)), strict=True):
+        found[i] = grad
+    return found
+
+
+def refuse(op: str, remedy: str, *tensors: Tensor) -> None:
+    """Raise where a derivative of something that has none would silently be zero: of a tensor that is followed by a
+    transform or carries a tangent. (Without a transform the result does not require a gradient, and PyTorch says so.)
+    """
+    if transformed() and any(map(_is_followed, tensors)):
+        raise RuntimeError(f"{op}: it has no derivatives; {remedy}")
+
+
+def _is_followed(tensor: Tensor) -> bool:
+    functorch = torch._C._functorch
+    while not tensor.requires_grad:
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
+            return True
+        if not functorch.is_functorch_wrapped_tensor(tensor):
+            return False
+        tensor = functorch.get_unwrapped(tensor)
+    return True
+
+
+def differentiable_once(backward: CustomOpDef, op: str) -> None:
+    """Make the second derivative of an op's backward pass, whose last argument is the backend, one clear error."""
+
+    def remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.backend = inputs[-1]
+
+    def refuse(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(no_derivatives(op, ctx.backend, "a second time"))
+
+    backward.register_autograd(refuse, setup_context=remember)
+
+
+def no_derivatives(op: str, backend: str, where: str) -> str:
+    """The sentence that refuses a derivative."""
+    what = "sets as large as these are streamed, and" if backend == "auto" else f"backend {backend!r}"
+    return f"{op}: {what} cannot be differentiated {where}; backend='reference' can (for large sets, if memory allows)"
