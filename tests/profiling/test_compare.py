@@ -51,9 +51,9 @@ def repository(tmp_path):
     git(where, "commit", "--quiet", "--all", "-m", "with merge_slots")
     edit(
         reference,
-        "    member, sizes = _membership(labels, accumulate_dtype(slots.dtype))\n    slots = slots.masked_fill(",
+        "    member, sizes = _membership(labels, accumulate_dtype(slots.dtype))\n    dropped = labels < 0",
         "    for _ in range(80):\n        torch.bmm(slots, slots.transpose(1, 2)) @ slots\n"
-        "    member, sizes = _membership(labels, accumulate_dtype(slots.dtype))\n    slots = slots.masked_fill(",
+        "    member, sizes = _membership(labels, accumulate_dtype(slots.dtype))\n    dropped = labels < 0",
     )
     git(where, "commit", "--quiet", "--all", "-m", "slower")
     return where
