@@ -47,7 +47,7 @@ class Verify:
 class Convert:
     """Write a data set in the one internal layout, that of DAVIS 2017 with unsupervised masks.
 
-    Read the result with --data davis --year 2017, and MOVi with --data movi. Interrupted, the same command goes on.
+    Read the result with --data davis --year 2017, and MOVi with --data movi. If interrupted, rerun the same command to continue.
     movi reads the release for TensorFlow Datasets (pip install tensorflow-cpu tensorflow-datasets); all others are read
     by training and evaluation as they are, and need no conversion.
     """
@@ -155,4 +155,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main, (RuntimeError,))
+    run_command(main, (RuntimeError,), "Finished videos are kept. Rerun the same command to continue.")
