@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import torch
 
-from interpreter.cli import cli, run_command
+from interpreter.cli import RESUME, cli, run_command
 from interpreter.configs import (
     BackboneConfig,
     DataConfig,
@@ -179,4 +179,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main, stopped="What is finished is kept. Rerun the same command to continue.")
+    run_command(main, stopped=RESUME)

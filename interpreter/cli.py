@@ -17,6 +17,9 @@ from interpreter.interrupts import SIGPIPE, StopRequest, discard_output
 
 T = TypeVar("T")
 
+RESTART = "Rerun the same command to start again."
+RESUME = "What is finished is saved. Rerun the same command to continue."
+
 
 def cli(kind: type[T] | Callable[..., T], arguments: Sequence[str] | None = None, **options: object) -> T:
     """Parse a command line into a dataclass: flat option names, help from its docstrings."""
@@ -44,7 +47,7 @@ def parse(arguments: Sequence[str]) -> ImageTraining | VideoTraining:
 def run_command(
     main: Callable[[], int],
     known: tuple[type[Exception], ...] = (),
-    stopped: str = "Nothing was written.",
+    stopped: str = RESTART,
 ) -> NoReturn:
     """Run a command and exit.
 

@@ -101,23 +101,6 @@ def discard_output(descriptor: int) -> None:
     os.close(nowhere)
 
 
-@contextmanager
-def inherited_deafness() -> Iterator[None]:
-    """Block SIGINT, SIGTERM and SIGHUP; processes that start in the block never receive them, this one does after it.
-
-    For workers that are to end with their parent: a terminal's Ctrl-C and a scheduler's SIGTERM reach all processes,
-    and would kill the workers first.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _is_terminal(descriptor: int) -> bool:
     with suppress(OSError):
         return os.isatty(descriptor)

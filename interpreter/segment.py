@@ -168,19 +168,22 @@ def _check_output(out: Path, video: Video, alpha: float) -> None:
 @contextlib.contextmanager
 def _private_folder(out: Path) -> Iterator[Path]:
     """Yield a folder inside ``out`` for this process alone. Those of processes that were killed are removed."""
-    with contextlib.ExitStack() as stack:
-        with waiting_for(out / ".lock", str(out)):
-            for other in out.glob(".segment-*"):
-                lock = Lock(other / ".lock")
-                if lock.take():
-                    if lock.exclusive:
-                        shutil.rmtree(other)
-                    lock.release()
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".segment-", dir=out)))
-            alive = Lock(folder / ".lock")
-            alive.take()
-            stack.callback(alive.release)
+    with waiting_for(out / ".lock", str(out)):
+        for other in out.glob(".segment-*"):
+            lock = Lock(other / ".lock")
+            if lock.take():
+                if lock.exclusive:
+                    shutil.rmtree(other)
+                lock.release()
+        folder = Path(tempfile.mkdtemp(prefix=".segment-", dir=out))
+        alive = Lock(folder / ".lock")
+        alive.take()
+    try:
         yield folder
+    finally:
+        with waiting_for(out / ".lock", str(out)):
+            alive.release()
+            shutil.rmtree(folder)
 
 
 @contextlib.contextmanager

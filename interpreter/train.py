@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from interpreter.cli import parse, run_command
+from interpreter.cli import RESUME, parse, run_command
 from interpreter.configs import ImageModelConfig, ImageTraining, OptimConfig, VideoModelConfig, VideoTraining
 from interpreter.data.loaders import LoaderError
 from interpreter.engine.cache import Shard
@@ -27,6 +27,7 @@ from interpreter.engine.run import (
     require_directory,
     require_finished,
     require_positive,
+    require_run,
     require_same,
     write_config,
 )
@@ -66,6 +67,8 @@ def train(config: ImageTraining | VideoTraining) -> None:
             f"--batch-size {config.optim.batch_size} cannot be shared by {job_size()} processes; "
             f"give a multiple of {job_size()}"
         )
+    if isinstance(config, VideoTraining):
+        require_run(config.run)
     stop = StopRequest()
     with run_of_ones_own(config.run), joined() as ranks, explained(), contextlib.ExitStack() as opened:
         console.quiet = not ranks.first
@@ -230,8 +233,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_command(
-        main,
-        (DivergedError, LoaderError, NotRepeatableError, ProcessLostError),
-        "Everything is saved. Rerun the same command to continue.",
-    )
+    run_command(main, (DivergedError, LoaderError, NotRepeatableError, ProcessLostError), RESUME)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from interpreter.cli import cli, run_command
+from interpreter.cli import RESUME, cli, run_command
 from interpreter.configs import DatasetKind, DavisAnnotations
 from interpreter.data.convert import convert_dataset
 from interpreter.data.datasets import find_sources, open_dataset
@@ -155,4 +155,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main, (RuntimeError,), "Finished videos are kept. Rerun the same command to continue.")
+    run_command(main, (RuntimeError,), RESUME)

@@ -126,6 +126,18 @@ def require_directory(run: Path) -> None:
         raise NotADirectoryError(f"{run} is a file; --run takes the directory that interpreter.train made")
 
 
+def require_run(run: Path) -> None:
+    """Refuse a path where there is no run directory.
+
+    Raises:
+        FileNotFoundError: says which command makes one.
+        NotADirectoryError: if ``run`` is a file.
+    """
+    require_directory(run)
+    if not run.is_dir():
+        raise FileNotFoundError(f"no run directory at {run}; make one with: python -m interpreter.train --run {run}")
+
+
 def unfinished(run: Path, stage: Stage) -> str | None:
     """How far the training of a stage came, if it did not reach its last step; None if it did, or never began."""
     config, step = getattr(read_config(run), stage), newest_step(run / stage)
@@ -156,9 +168,7 @@ def load_stage_state(run: Path, stage: Stage) -> TrainingState:
         FileNotFoundError: if the stage was not trained; says which command trains it.
         NotADirectoryError: if ``run`` is a file.
     """
-    require_directory(run)
-    if not run.is_dir():
-        raise FileNotFoundError(f"no run directory at {run}; make one with: python -m interpreter.train --run {run}")
+    require_run(run)
     state = load_checkpoint(run / stage)
     if state is None:
         raise FileNotFoundError(
