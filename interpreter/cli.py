@@ -61,7 +61,7 @@ def run_command(
     """
     with StopRequest(at_once=True):
         try:
-            status = main()
+            status: int | str | None = main()
             sys.stdout.flush()
         except SystemExit as error:
             # Rich turns a broken pipe into SystemExit(1); argparse and tyro end with SystemExit, too.
@@ -69,13 +69,16 @@ def run_command(
         except BrokenPipeError:
             status = 128 + SIGPIPE
         except (ValueError, OSError) + known as error:  # noqa: RUF005
-            text = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else str(error)
+            text = (
+                error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else str(error)
+            )
             _print_red(f"error: {text}")
             status = 1
         except KeyboardInterrupt as error:
-            status = 128 + getattr(error, "number", signal.SIGINT)
-            if status != 128 + SIGPIPE and os.environ.get("RANK", "0") == "0":  # one process of a job speaks for all
-                _print_red(f"stopped by {signal.Signals(status - 128).name}. {stopped}")
+            number = getattr(error, "number", signal.SIGINT)
+            status = 128 + number
+            if number != SIGPIPE and os.environ.get("RANK", "0") == "0":  # one process of a job speaks for all
+                _print_red(f"stopped by {signal.Signals(number).name}. {stopped}")
         _leave(status)
 
 

@@ -69,6 +69,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         self._outer, StopRequest.active = StopRequest.active, self
+        if self._outer is not None and not self.number:  # an exception raised in a callback of C++ can get lost
+            self.number = self._outer.number
         self._previous = {}
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:

@@ -47,9 +47,9 @@ class Verify:
 class Convert:
     """Write a data set in the one internal layout, that of DAVIS 2017 with unsupervised masks.
 
-    Read the result with --data davis --year 2017, and MOVi with --data movi. If interrupted, rerun the same command to continue.
-    movi reads the release for TensorFlow Datasets (pip install tensorflow-cpu tensorflow-datasets); all others are read
-    by training and evaluation as they are, and need no conversion.
+    Read the result with --data davis --year 2017, and MOVi with --data movi. If interrupted, rerun the same command to
+    continue. movi reads the release for TensorFlow Datasets (pip install tensorflow-cpu tensorflow-datasets); all
+    others are read by training and evaluation as they are, and need no conversion.
     """
 
     dataset: tyro.conf.Positional[DatasetKind]

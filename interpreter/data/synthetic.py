@@ -62,8 +62,8 @@ def generate_scenes(
     """Generate videos of moving, occluding, textured objects with exact masks.
 
     Each video shows 3 to 8 objects. It depends on seed, split and its index alone, bit for bit, however many workers
-    make it. Videos appear whole (written aside, then renamed), so an interrupted run can be continued; a finished set is
-    left as it is; asking for more videos adds to it. Read it with
+    make it. Videos appear whole (written aside, then renamed), so an interrupted call can be continued; a finished set
+    is left as it is; asking for more videos adds to it. Read it with
     ``open_dataset("synthetic", root, split)``.
 
     Args:

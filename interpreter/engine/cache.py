@@ -6,7 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -261,7 +261,8 @@ def _in_pool(
     pool: ThreadPoolExecutor, workers: int, task: Callable[[int], bool], numbers: Sequence[int]
 ) -> Iterator[tuple[int, bool]]:
     """Yield (number, task(number)) as tasks end; no more are submitted than can run, so none has to be taken back."""
-    waiting, running = iter(numbers), {}
+    waiting = iter(numbers)
+    running: dict[Future[bool], int] = {}
     while True:
         while len(running) < workers and (number := next(waiting, None)) is not None:
             running[pool.submit(task, number)] = number

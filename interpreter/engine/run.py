@@ -23,7 +23,18 @@ from interpreter.models.video_stage import VideoStage
 T = TypeVar("T")
 
 # Settings that may change between two calls on the same run directory.
-FREE = {"run", "logging", "decoding", "compile", "cuda_graph", "recompute", "features", "cache", "steps", "allow_unfinished"}
+FREE = {
+    "run",
+    "logging",
+    "decoding",
+    "compile",
+    "cuda_graph",
+    "recompute",
+    "features",
+    "cache",
+    "steps",
+    "allow_unfinished",
+}
 # Whole numbers that are no counts.
 MAY_BE_ZERO = {"seed", "warmup_steps", "feature_layer"}
 

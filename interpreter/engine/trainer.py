@@ -142,16 +142,17 @@ class Trainer:
 
     def _stopped(self, stop: StopRequest, done: int) -> bool:
         """Whether to leave; all processes leave after the same step."""
-        if self.ranks.world > 1:
-            if done < self._agree_at:
-                return False
-            (step, since), now = self._agreed, time.perf_counter()
-            pace = (now - since) / (done - step) if done > step else AGREE_SECONDS
-            number, pace = self.ranks.largest([stop.number, pace])
+        if self.ranks.world == 1:
+            return stop.number > 0
+        if done < self._agree_at:
+            return False
+        (step, since), now = self._agreed, time.perf_counter()
+        pace = (now - since) / (done - step) if done > step else AGREE_SECONDS
+        number, pace = self.ranks.largest([stop.number, pace])
+        self._agreed, self._agree_at = (done, now), done + min(AGREE_STEPS, max(1, int(AGREE_SECONDS / pace)))
+        if number:  # else a signal that came meanwhile is agreed on next time
             stop.number = int(number)
-            self._agreed = done, now
-            self._agree_at = done + min(AGREE_STEPS, max(1, int(AGREE_SECONDS / pace)))
-        return stop.number > 0
+        return number > 0
 
     def _check(self, step: TrainingStep) -> None:
         failure = step.failure()

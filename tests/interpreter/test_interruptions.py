@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -46,7 +48,9 @@ def test_a_run_directory_has_one_trainer_at_a_time(image_run, image_options, vid
     wait_for_step(process, "image", 1)
     before = (run / "config.json").read_bytes()
     for options in (image_options, video_options):
-        with pytest.raises(LockedError, match=rf"{run} is in use by process {process.pid} since .* \(\S*python") as caught:
+        with pytest.raises(
+            LockedError, match=rf"{run} is in use by process {process.pid} since .* \(\S*python"
+        ) as caught:
             train.main(["--run", str(run), *options])
         assert "interpreter.train --run" in str(caught.value)
         assert str(caught.value).endswith(f"stop it with: kill {process.pid}, or give another --run")
@@ -87,7 +91,6 @@ def test_a_later_stage_refuses_an_unfinished_one(image_run, image_options, video
 
 def test_use_of_an_unfinished_run_says_so(tmp_path, tiny_run, capfd):
     run, out = shutil.copytree(tiny_run, tmp_path / "run"), tmp_path / "out"
-    shutil.copytree(run / "scenes", tmp_path / "unused") if (run / "scenes").exists() else None
     config = json.loads((run / "config.json").read_text())
     config["video"]["optim"]["steps"] = 4
     (run / "config.json").write_text(json.dumps(config))
@@ -152,7 +155,9 @@ def test_nohup_is_respected():
 def test_help_for_a_reader_that_leaves_is_quiet(command):
     read, write = os.pipe()
     os.close(read)
-    process = subprocess.run([sys.executable, "-m", f"interpreter.{command}", "--help"], stdout=write, stderr=subprocess.PIPE)
+    process = subprocess.run(
+        [sys.executable, "-m", f"interpreter.{command}", "--help"], stdout=write, stderr=subprocess.PIPE
+    )
     os.close(write)
     assert process.returncode in (0, 141)
     assert process.stderr == b""
@@ -212,23 +217,23 @@ def test_two_ranks_that_get_a_signal_save_and_the_job_fails(image_run, image_opt
     assert load_checkpoint(run / "image").step == curve(run, "image")[-1]["step"]
 
 
-SCENES = ["--num-videos", "6", "--size", "96", "96", "--num-frames", "12"]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("whole_group", [True, False], ids=["terminal", "alone"])
+@pytest.mark.parametrize(
+    ("number", "whole_group"),
+    [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGTERM, False), (signal.SIGKILL, False)],
+)
 def test_interrupted_generation_leaves_no_process_and_nothing_half(tmp_path, number, whole_group):
-    command = [sys.executable, "-m", "interpreter.data.synthetic", "--root", str(tmp_path / "scenes"), *SCENES]
-    command[-3:] = ["160", "240", "--num-frames", "200"]
-    command = [*command[:-4], "160", "240", "--num-frames", "200", "--workers", "2"]
+    """Videos of 200 frames: none is finished when the signal comes."""
+    command = [sys.executable, "-m", "interpreter.data.synthetic", "--root", str(tmp_path / "scenes")]
+    command += ["--num-videos", "6", "--size", "160", "240", "--num-frames", "200", "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     workers = []
     while len(workers) < 2 or not list((tmp_path / "scenes").glob("*/480p/.*.partial")):
         assert process.poll() is None
+        time.sleep(0.05)
         workers = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, number) if whole_group else process.send_signal(number)
     errors = process.communicate(timeout=60)[1]
-    gone, alive = psutil.wait_procs(workers, timeout=60)
+    _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive
     if number != signal.SIGKILL:
         assert process.returncode == 128 + number
@@ -267,31 +272,28 @@ def test_interrupted_conversion_continues(where, tmp_path, scenes, monkeypatch, 
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(
-    ("command", "where"),
-    [
-        (lambda run, scenes: train.main(["--run", str(run), "--features", "stored"]), "interpreter.engine.cache.read_content"),
-        (lambda run, scenes: data(["verify", "davis", "--root", str(scenes), "--year", "2017"]), "interpreter.data.verify._check"),
-    ],
-    ids=["hashing", "verify"],
-)  # fmt: skip
-def test_interruption_does_not_wait_for_threads_that_only_read(command, where, tiny_run, scenes, tmp_path, monkeypatch, interruptible):
-    import threading
-
+@pytest.mark.parametrize("phase", ["hashing", "verify"])
+def test_interruption_does_not_wait_for_threads_that_only_read(
+    phase, image_run, image_options, scenes, monkeypatch, interruptible
+):
+    commands = {
+        "hashing": (train.main, ["--run", str(image_run()), *image_options, "--steps", "4"]),
+        "verify": (data, ["verify", "davis", "--root", str(scenes), "--year", "2017"]),
+    }
     endless = threading.Event()
 
     def read(*_):
         os.kill(os.getpid(), signal.SIGINT)
         endless.wait(60)
 
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    monkeypatch.setattr(where, read)
-    config = json.loads((run / "config.json").read_text())["image"]
-    options = ["--num-videos", "3"]
-    with pytest.raises(Interrupted):
-        command(run, scenes)
-    assert not endless.is_set()
-    endless.set()
+    monkeypatch.setattr("interpreter.engine.cache.read_content", read)
+    monkeypatch.setattr("interpreter.data.verify._check", read)
+    try:
+        command, arguments = commands[phase]
+        with pytest.raises(Interrupted):
+            command(arguments)
+    finally:
+        endless.set()
 
 
 def test_interrupted_evaluation_writes_nothing(tiny_run, scenes, tmp_path, monkeypatch, interruptible):
@@ -327,7 +329,9 @@ def test_two_that_segment_into_one_folder_end_right(tmp_path, tiny_run):
     assert open_video(out / "overlay.mp4").num_frames == 4
 
 
-def test_a_signal_while_files_move_to_their_places_lets_all_of_them_arrive(tmp_path, tiny_run, monkeypatch, interruptible):
+def test_a_signal_while_files_move_to_their_places_lets_all_of_them_arrive(
+    tmp_path, tiny_run, monkeypatch, interruptible
+):
     (tmp_path / "a").mkdir()
     Image.fromarray(np.full((48, 64, 3), 60, np.uint8)).save(tmp_path / "a" / "0.png")
     rename = segment.Path.replace
@@ -340,3 +344,11 @@ def test_a_signal_while_files_move_to_their_places_lets_all_of_them_arrive(tmp_p
     with pytest.raises(Interrupted):
         segment.segment_video(tmp_path / "a", tiny_run, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(("Annotations", *segment.FILES))
+
+
+def test_an_interruption_that_got_lost_is_seen_by_the_next_who_asks():
+    with StopRequest(at_once=True):
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+        with StopRequest() as stop:
+            assert stop.number == signal.SIGTERM
