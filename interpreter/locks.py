@@ -77,16 +77,13 @@ class Lock:
             self.exclusive = False
 
     def owner(self) -> str:
-        """Who has the lock, as the end of a sentence, and how to stop that process."""
+        """Who has the lock: process, machine, since when, and its command."""
         try:
             about = json.loads(self.path.read_text(encoding="utf-8"))
             host = "" if about["host"] == platform.node() else f" on {about['host']}"
-            return (
-                f"process {about['process']}{host} since {about['since']} ({about['command']}). Wait for it, or stop "
-                f"it with: kill {about['process']}"
-            )
+            return f"process {about['process']}{host} since {about['since']} ({about['command']})"
         except (OSError, ValueError, KeyError, TypeError):
-            return "another process. Wait for it"
+            return "another process"
 
     def _describe(self) -> None:
         about = {
@@ -111,7 +108,7 @@ def waiting_for(path: Path, what: str) -> Iterator[Lock]:
     """
     lock = Lock(path)
     if not lock.take():
-        _say(f"{what} is in use by {lock.owner()}")
+        _say(f"waiting for {what}, in use by {lock.owner()}")
         lock.take(wait=True)
     try:
         yield lock

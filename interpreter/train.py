@@ -98,7 +98,7 @@ def run_of_ones_own(run: Path) -> Iterator[None]:
         return
     made, lock = [folder for folder in (run, *run.parents) if not folder.exists()], Lock(run / ".lock")
     if not lock.take():
-        raise LockedError(f"{run} is in use by {lock.owner()}, or give another --run")
+        raise LockedError(f"{run} is in use by {lock.owner()}. Wait for it, stop it with kill, or give another --run")
     try:
         if lock.exclusive:
             for folder in (run, run / "image", run / "video", run / "samples"):

@@ -198,22 +198,23 @@ class Cache:
                 for patient in (False, True):
                     task = partial(self._make_video, wanted, patient, ending)
                     waiting, left = left, []
-                    for number, made in _in_pool(pool, workers, task, waiting):
-                        if made:
-                            progress.update(bar, advance=self.lengths[number], status=self.videos[number].name)
-                        else:
+                    for number, owner in _in_pool(pool, workers, task, waiting):
+                        if owner:
                             left.append(number)
+                        else:
+                            progress.update(bar, advance=self.lengths[number], status=self.videos[number].name)
                     if left:
-                        others = self._lock(left[0]).owner()
-                        console.print(f"{len(left)} videos are in work elsewhere, one by {others}", highlight=False)
+                        text = f"{len(left)} videos are made by others: waiting for {owner}"
+                        console.print(text, highlight=False, soft_wrap=True)
             except BaseException:
                 ending.set()
                 raise
 
     def _make_video(
         self, wanted: Mapping[int, Sequence[bool]], patient: bool, ending: threading.Event, number: int
-    ) -> bool:
-        """Make the files of a video; False if another process makes them now and ``patient`` is not set."""
+    ) -> str:
+        """Make the files of a video, and return "". Returns who makes them now, if another process does; if
+        ``patient``, waits for it."""
 
         def check() -> None:
             if ending.is_set():
@@ -223,7 +224,7 @@ class Cache:
         content, lock = self.contents[number], self._lock(number)
         while not lock.take():
             if not patient:
-                return False
+                return lock.owner()
             check()
             time.sleep(POLL_SECONDS)
         try:
@@ -233,7 +234,7 @@ class Cache:
                 self.maker.make(self.videos[number], content, flips, check)
         finally:
             lock.release()
-        return True
+        return ""
 
     def _lock(self, number: int) -> Lock:
         """Whoever makes the files of a video has this lock."""
@@ -258,11 +259,11 @@ class Cache:
 
 
 def _in_pool(
-    pool: ThreadPoolExecutor, workers: int, task: Callable[[int], bool], numbers: Sequence[int]
-) -> Iterator[tuple[int, bool]]:
+    pool: ThreadPoolExecutor, workers: int, task: Callable[[int], str], numbers: Sequence[int]
+) -> Iterator[tuple[int, str]]:
     """Yield (number, task(number)) as tasks end; no more are submitted than can run, so none has to be taken back."""
     waiting = iter(numbers)
-    running: dict[Future[bool], int] = {}
+    running: dict[Future[str], int] = {}
     while True:
         while len(running) < workers and (number := next(waiting, None)) is not None:
             running[pool.submit(task, number)] = number

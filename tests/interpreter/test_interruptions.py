@@ -53,7 +53,7 @@ def test_a_run_directory_has_one_trainer_at_a_time(image_run, image_options, vid
         ) as caught:
             train.main(["--run", str(run), *options])
         assert "interpreter.train --run" in str(caught.value)
-        assert str(caught.value).endswith(f"stop it with: kill {process.pid}, or give another --run")
+        assert str(caught.value).endswith(". Wait for it, stop it with kill, or give another --run")
     assert (run / "config.json").read_bytes() == before
     process.kill()
     process.communicate()
@@ -296,12 +296,21 @@ def test_interruption_does_not_wait_for_threads_that_only_read(
         endless.set()
 
 
-def test_interrupted_evaluation_writes_nothing(tiny_run, scenes, tmp_path, monkeypatch, interruptible):
-    monkeypatch.setattr("interpreter.evaluate.write_report", interrupt)
+@pytest.mark.parametrize("phase", ["score_dataset", "write_scores"])
+@pytest.mark.usefixtures("interruptible")
+def test_interrupted_evaluation_writes_everything_or_nothing(phase, tiny_run, scenes, tmp_path, monkeypatch):
+    function, out = getattr(evaluate, phase), tmp_path / "out"
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return function(*arguments)
+
+    monkeypatch.setattr(evaluate, phase, signalled)
     options = ["--root", str(scenes), "--split", "val", "--num-videos", "2", "--seeds", "0", "--baselines", "grid"]
     with pytest.raises(Interrupted):
-        evaluate.main(["--run", str(tiny_run), *options, "--out", str(tmp_path / "out")])
-    assert not list((tmp_path / "out").glob(".*"))
+        evaluate.main(["--run", str(tiny_run), *options, "--pictures", "0", "--out", str(out)])
+    files = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    assert files == ([] if phase == "score_dataset" else ["report.html", "scores.json", "table.txt", "videos.csv"])
 
 
 def test_two_that_segment_into_one_folder_end_right(tmp_path, tiny_run):

@@ -32,8 +32,7 @@ def test_a_second_process_learns_who_has_the_lock(path):
         assert not lock.take()
         about = lock.owner()
         assert about.startswith(f"process {other.pid} since ")
-        assert f"{sys.executable} -c" in about
-        assert about.endswith(f"stop it with: kill {other.pid}")
+        assert f" ({sys.executable} -c" in about
         other.kill()
         other.wait()
         assert lock.take()  # it ended with its process
@@ -76,7 +75,7 @@ def test_the_others_wait_say_for_whom_and_come_one_at_a_time(path, capfd):
         thread.start()
     arrived.wait()
     text = ""
-    while text.count("the folder is in use by process") < 2:  # both wait
+    while text.count("waiting for the folder, in use by process") < 2:  # both wait
         text += capfd.readouterr().err
     assert order == []
     inside.release()
@@ -104,7 +103,7 @@ def test_where_files_cannot_be_locked_everybody_gets_it_and_that_is_said_once(pa
 
 
 def test_an_owner_that_left_no_name_is_another_process(path):
-    assert Lock(path).owner() == "another process. Wait for it"
+    assert Lock(path).owner() == "another process"
     path.parent.mkdir()
     path.write_text("{")
-    assert Lock(path).owner() == "another process. Wait for it"
+    assert Lock(path).owner() == "another process"
