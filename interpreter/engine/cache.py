@@ -201,10 +201,11 @@ class Cache:
                     for number, owner in _in_pool(pool, workers, task, waiting):
                         if owner:
                             left.append(number)
+                            others = owner
                         else:
                             progress.update(bar, advance=self.lengths[number], status=self.videos[number].name)
                     if left:
-                        text = f"{len(left)} videos are made by others: waiting for {owner}"
+                        text = f"{len(left)} videos are made by others: waiting for {others}"
                         console.print(text, highlight=False, soft_wrap=True)
             except BaseException:
                 ending.set()

@@ -73,7 +73,7 @@ class RunLog:
 
     Args:
         directory: RUN/image or RUN/video; metrics.jsonl and samples go here, TensorBoard events to RUN/tensorboard.
-        step: step that training goes on from; later records of an earlier process are dropped.
+        step: step that training resumes from; later records of an earlier process are dropped.
         steps: last step.
         frames_per_step: for the frames per second in the progress bar.
     """

@@ -77,7 +77,7 @@ def _stored(choice: Features, cache: Callable[[Dtype], Cache]) -> Cache | None:
     caches = [cache("fp16"), cache("bf16")]
     chosen = next((one for one in caches if not one.missing()), caches[0])
     missing = chosen.num_bytes(chosen.missing())
-    # What is there already counts as free: a call that goes on decides as the first one did.
+    # What is there already counts as free: a call that continues another one decides as that one did.
     if choice == "auto" and missing and chosen.num_bytes() > (chosen.free_bytes() + chosen.num_bytes() - missing) / 2:
         return None
     advice = "use --features streamed, or --cache DIR on a larger disk"

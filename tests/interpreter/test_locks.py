@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from queue import SimpleQueue
 
 import pytest
 
@@ -57,13 +58,12 @@ def test_a_lock_does_not_live_on_in_programs_and_forks_of_its_process(path):
         lock.release()
 
 
-def test_the_others_wait_say_for_whom_and_come_one_at_a_time(path, capfd):
-    inside, order = Lock(path), []
+def test_the_others_wait_say_for_whom_and_come_one_at_a_time(path, monkeypatch):
+    inside, order, said = Lock(path), [], SimpleQueue()
+    monkeypatch.setattr(locks, "_say", said.put)
     assert inside.take()
-    arrived = threading.Barrier(3)
 
     def enter(name):
-        arrived.wait()
         with waiting_for(path, "the folder") as lock:
             assert lock.exclusive
             order.append(name)
@@ -73,10 +73,8 @@ def test_the_others_wait_say_for_whom_and_come_one_at_a_time(path, capfd):
     threads = [threading.Thread(target=enter, args=(name,)) for name in "ab"]
     for thread in threads:
         thread.start()
-    arrived.wait()
-    text = ""
-    while text.count("waiting for the folder, in use by process") < 2:  # both wait
-        text += capfd.readouterr().err
+    for _ in threads:
+        assert said.get(timeout=60).startswith(f"waiting for the folder, in use by process {os.getpid()} since ")
     assert order == []
     inside.release()
     for thread in threads:
