@@ -46,8 +46,9 @@ def test_a_lock_does_not_live_on_in_programs_and_forks_of_its_process(path):
     code = (
         "import os, subprocess; lock = Lock(path); assert lock.take(); "
         "subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL); "
-        "child = os.fork() or (os.close(1), os.close(2), sys.stdin.read(), os._exit(0)); "
-        "print('taken', flush=True); os.kill(os.getpid(), 9)"
+        "read, write = os.pipe(); "
+        "os.fork() or (os.close(1), os.close(2), os.write(write, b'.'), sys.stdin.read(), os._exit(0)); "
+        "os.read(read, 1); print('taken', flush=True); os.kill(os.getpid(), 9)"
     )
     with start(code, path) as other:
         assert other.stdout.readline() == "taken\n"
