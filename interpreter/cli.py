@@ -59,27 +59,35 @@ def run_command(
         known: errors of its own that a user can cause, besides ValueError and OSError.
         stopped: what a user has to know when a signal ended it.
     """
-    with StopRequest(at_once=True):
+    status: int | str | None
+    with StopRequest(at_once=True) as stop:
         try:
-            status: int | str | None = main()
+            status = main()
             sys.stdout.flush()
-        except SystemExit as error:
-            # Rich turns a broken pipe into SystemExit(1); argparse and tyro end with SystemExit, too.
-            status = error.code if not isinstance(error.__context__, BrokenPipeError) else 128 + SIGPIPE
-        except BrokenPipeError:
-            status = 128 + SIGPIPE
-        except (ValueError, OSError) + known as error:  # noqa: RUF005
-            text = (
-                error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else str(error)
-            )
-            _print_red(f"error: {text}")
-            status = 1
-        except KeyboardInterrupt as error:
-            number = getattr(error, "number", signal.SIGINT)
-            status = 128 + number
-            if number != SIGPIPE and os.environ.get("RANK", "0") == "0":  # one process of a job speaks for all
-                _print_red(f"stopped by {signal.Signals(number).name}. {stopped}")
+        except BaseException as error:
+            stop.at_once = False  # a signal that comes from now on must not replace the message
+            status = _explain(error, known, stopped)
         _leave(status)
+
+
+def _explain(error: BaseException, known: tuple[type[Exception], ...], stopped: str) -> int | str | None:
+    """Print what a user has to know of an error, and return the exit status; raises what nobody expected."""
+    # Rich turns a broken pipe into SystemExit(1); argparse and tyro end with SystemExit, too.
+    cause = error.__context__ if isinstance(error, SystemExit) else error
+    if isinstance(cause, BrokenPipeError):
+        return 128 + SIGPIPE
+    if isinstance(error, SystemExit):
+        return error.code
+    if isinstance(error, KeyboardInterrupt):
+        number = getattr(error, "number", signal.SIGINT)
+        if number != SIGPIPE and os.environ.get("RANK", "0") == "0":  # one process of a job speaks for all
+            _print_red(f"stopped by {signal.Signals(number).name}. {stopped}")
+        return 128 + number
+    if isinstance(error, (ValueError, OSError, *known)):
+        named = isinstance(error, OSError) and error.strerror and not error.filename
+        _print_red(f"error: {error.strerror if named else error}")  # type: ignore[attr-defined]
+        return 1
+    raise error
 
 
 def _print_red(line: str) -> None:

@@ -83,7 +83,7 @@ class Trainer:
         step.start(done, window)
         batches = Prefetched(self.task, self.device, optim.steps)
 
-        with self._log(done) as log, ExitStack() as noted:
+        with ExitStack() as noted, self._log(done) as log:  # signals are noted until the log is closed
             first, sampled = done, done % self.logging.sample_every == 0 or done == optim.steps
             if done == 0 or (sampled and not log.has_picture(done)):  # or the process was stopped while it drew it
                 self._picture(log, done, stop)
