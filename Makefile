@@ -28,8 +28,8 @@ $(READY): $(DEMO)
 	$(INSTALL) --extra dev
 	@touch "$(READY)"
 
-# Two runs: scenes with ground truth, then one real clip, whose weights start from those of the scenes. Each command goes
-# on where an earlier call of it stopped.
+# Two runs: scenes with ground truth, then one real clip, whose weights start from those of the scenes. Rerun it after
+# Ctrl-C: a command that a signal stops fails, so that none of the later ones starts, and each resumes where it was.
 STEPS := $(if $(SHORT),200 50 20 10,2000 500 200 100)
 demo: $(DEMO)
 	@echo "== 1/3 generated scenes: image stage, video stage"

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import torch
 
-from interpreter.cli import cli, run_command
+from interpreter.cli import RESUME, cli, run_command
 from interpreter.configs import (
     BackboneConfig,
     DataConfig,
@@ -22,16 +22,15 @@ from interpreter.configs import (
     Stage,
     training_defaults,
 )
-from interpreter.engine.cache import Cache, Maker, Shard, Stopped, default_workers, gigabytes, read_contents
+from interpreter.engine.cache import Cache, Maker, Shard, default_workers, gigabytes, read_contents
 from interpreter.engine.datasets import open_videos
 from interpreter.engine.features import FeatureMaker
 from interpreter.engine.inference import default_device
 from interpreter.engine.logging import console
 from interpreter.engine.precision import in_precision, resolve_precision
-from interpreter.engine.run import load_image_stage, load_stage_state, read_config
+from interpreter.engine.run import load_image_stage, load_stage_state, read_config, require_finished
 from interpreter.engine.samples import stored_pictures
 from interpreter.engine.slots import SlotMaker
-from interpreter.engine.stopping import StopRequest
 from interpreter.models.backbone import load_backbone
 
 
@@ -45,8 +44,8 @@ class Caching:
 
     A file's address is a hash of the video's bytes and of everything else that its values depend on (backbone, its
     weights, block, norm, frame size, precision, type, flip, checkpoint of the image stage): what changed is made anew.
-    The size is told before anything is written. Stopped or killed, the same command goes on where it was. Under
-    torchrun each process takes its share of the videos; machines that share --cache may work together:
+    Prints the required disk space before anything is written. If interrupted, rerun the same command to continue.
+    Under torchrun each process takes its share of the videos. Commands that fill the same --cache share the work:
     torchrun --nproc-per-node 8 -m -- interpreter.cache --run DIR (without the -- torchrun takes --run for its own).
     """
 
@@ -56,7 +55,7 @@ class Caching:
     stage: Stage = "video"
     """image: features. video: image slots and their attention, from the trained image stage of the run."""
     cache: Path | None = None
-    """Directory of the files. Default: where training of this run looks, which is RUN/cache unless it was told else."""
+    """Directory of the files. Default: where training of this run looks, which is RUN/cache unless it had --cache."""
     samples: int = 4
     """Draws of the slot prior R for each frame (--stage video); as many as --samples of the training."""
     dtype: Dtype = "fp16"
@@ -65,6 +64,8 @@ class Caching:
     """Store the mirrored frames too, which training with --flip needs."""
     workers: int = field(default_factory=default_workers)
     """Videos at a time in each process: one is decoded while another is encoded."""
+    allow_unfinished: bool = False
+    """Take the image slots of an image stage that has not reached its last step (--stage video)."""
     prune: bool = False
     """When done, delete the stores of the same kind in the directory that were made by another recipe, such as those of
     an image stage that was trained on. Not for a directory that runs share."""
@@ -109,8 +110,8 @@ def parse(arguments: Sequence[str]) -> Caching:
     return cli(Caching, rest, default=defaults, prog="python -m interpreter.cache", description=description)
 
 
-def fill(config: Caching, shard: Shard) -> bool:
-    """Make this process's share of what is missing; returns False if a signal stopped it before the end.
+def fill(config: Caching, shard: Shard) -> None:
+    """Make this process's share of what is missing. What is finished stays, whatever ends the call.
 
     Raises:
         ValueError, FileNotFoundError: if the run, the data or an option is wrong.
@@ -122,21 +123,16 @@ def fill(config: Caching, shard: Shard) -> bool:
     root = config.cache or config.run / "cache"
     if root.exists() and not root.is_dir():
         raise NotADirectoryError(f"{root} is a file; --cache takes a directory")
-    with StopRequest() as stop:
-        maker = make_maker(config, root)
-        dataset = open_videos(config.data, config.run)
-        cache = Cache(maker, dataset.videos, read_contents(dataset.videos, config.workers))
-        advice = "give --cache DIR on a larger disk, or make room (--prune deletes stores of other recipes, at the end)"
-        try:
-            cache.fill(shard, config.workers, lambda: stop.requested, advice)
-        except Stopped:
-            return False
+    maker = make_maker(config, root)
+    dataset = open_videos(config.data, config.run)
+    cache = Cache(maker, dataset.videos, read_contents(dataset.videos, config.workers))
+    advice = "give --cache DIR on a larger disk, or make room (--prune deletes stores of other recipes, at the end)"
+    cache.fill(shard, config.workers, advice)
     if config.stage == "video" and shard.rank == 0:
         stored_pictures(root, dataset.videos, cache.contents, config.data.frame_size)
     others = cache.other_stores()
     if others and config.prune and shard.rank == 0:
         console.print(f"deleted {gigabytes(cache.delete(others))}: {', '.join(path.name for path in others)}")
-    return True
 
 
 def make_maker(config: Caching, root: Path) -> Maker:
@@ -146,6 +142,7 @@ def make_maker(config: Caching, root: Path) -> Maker:
     if config.stage == "image":
         backbone = in_precision(load_backbone(config.backbone), precision).to(device)
         return FeatureMaker(root, backbone, config.backbone, size, precision, config.dtype, config.flip)
+    require_finished(config.run, "image", config.allow_unfinished)
     image, backbone, image_stage, weights = load_image_stage(config.run, device)
     if (config.backbone, size) != (image.backbone, image.data.frame_size):
         raise ValueError(
@@ -171,15 +168,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from interpreter import cache_ray
 
         if config.stage == "video":
-            load_stage_state(config.run, "image")  # told here rather than by a process far away
+            require_finished(config.run, "image", config.allow_unfinished)
+            load_stage_state(config.run, "image")  # an error here is easier to read than one of a process far away
         cache_ray.fill(config)
-    elif fill(config, shard):
+    else:
+        fill(config, shard)
         share = f"share {shard.rank + 1} of {shard.world} is done" if shard.world > 1 else "done"
         console.print(f"{share}. Next: python -m interpreter.train --stage {config.stage} --run {config.run}")
-    else:
-        console.print("stopped; what is finished is kept. The same command goes on from there.")
     return 0
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, stopped=RESUME)

@@ -4,8 +4,10 @@ import dataclasses
 import json
 import os
 import platform
+import signal
 import tempfile
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from interpreter.data import open_video
@@ -59,15 +61,16 @@ class Worker:
                     # Objects appear whole at the end of an upload, and a partial one has another size.
                     if not self.out.exists(target) or self.out.size(target) != size:
                         missing.append(flip)
-                self.maker.make(video, content, missing)
+                self.maker.make(video, content, missing, lambda: None)
             except ValueError as error:
                 return {"name": name, "made": 0, "worker": self.name, "error": str(error).replace(f"{folder}/", "")}
             for flip in missing:
                 path = self.maker.stores[flip].path(content.digest)
                 target = self._target(path)
                 self.out.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-                self.out.put(str(path), f"{target}.{name}.tmp")
-                self.out.mv(f"{target}.{name}.tmp", target)
+                partial = f"{target}.{name}.{token_hex(4)}.tmp"  # another job may make the same file
+                self.out.put(str(path), partial)
+                self.out.mv(partial, target)
                 path.unlink()
         return {"name": name, "made": len(missing), "worker": self.name, "error": ""}
 
@@ -103,7 +106,9 @@ def fill(config: "Caching") -> None:
     paths = [config.run / "config.json", *checkpoints(config.run / "image")[-1:]] if config.stage == "video" else []
     files = {path.relative_to(config.run).as_posix(): path.read_bytes() for path in paths}
     console.print(f"{len(items)} videos at {config.source}, files go to {config.out}", highlight=False, soft_wrap=True)
+    on_termination = signal.getsignal(signal.SIGTERM)
     ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
+    signal.signal(signal.SIGTERM, on_termination)  # Ray's own handler would end this process with status 15
     import torch
 
     results = (

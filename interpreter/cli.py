@@ -1,17 +1,25 @@
-"""What the commands share: parsing, and errors as one line."""
+"""What the commands share: parsing, errors as one line, exit statuses."""
 
 import argparse
 import io
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from typing import TypeVar, get_args
+from contextlib import suppress
+from typing import NoReturn, TypeVar, get_args
 
 import tyro
 from rich.console import Console
 
 from interpreter.configs import ImageTraining, Preset, Stage, VideoTraining, training_defaults
+from interpreter.interrupts import SIGPIPE, StopRequest, discard_output
 
 T = TypeVar("T")
+
+RESTART = "Rerun the same command to start again."
+RESUME = "What is finished is saved. Rerun the same command to continue."
 
 
 def cli(kind: type[T] | Callable[..., T], arguments: Sequence[str] | None = None, **options: object) -> T:
@@ -37,16 +45,68 @@ def parse(arguments: Sequence[str]) -> ImageTraining | VideoTraining:
     return cli(VideoTraining, rest, default=defaults, **options)
 
 
-def run_command(main: Callable[[], int], known: tuple[type[Exception], ...] = ()) -> None:
-    """Run a command and exit; what a user can cause is one clear line and exit status 1, not a traceback."""
+def run_command(
+    main: Callable[[], int],
+    known: tuple[type[Exception], ...] = (),
+    stopped: str = RESTART,
+) -> NoReturn:
+    """Run a command and exit.
+
+    What a user can cause is one clear line and exit status 1, not a traceback. A signal ends the command with 128 plus
+    its number, a reader of the output that leaves (``| head``) with 141 and without a word.
+
+    Args:
+        main: the command; returns the exit status.
+        known: errors of its own that a user can cause, besides ValueError and OSError.
+        stopped: what a user has to know when a signal ended it.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files may hold what no encoding has
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) + known as error:  # noqa: RUF005
-        text = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else str(error)
-        Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(f"error: {text}", style="red")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    status: int | str | None
+    with StopRequest(at_once=True) as stop:
+        try:
+            status = main()
+            sys.stdout.flush()
+        except BaseException as error:
+            stop.at_once = False  # a signal that comes from now on must not replace the message
+            status = _explain(error, known, stopped)
+        _leave(status)
+
+
+def _explain(error: BaseException, known: tuple[type[Exception], ...], stopped: str) -> int | str | None:
+    """Print what a user has to know of an error, and return the exit status; raises what nobody expected."""
+    # Rich turns a broken pipe into SystemExit(1); argparse and tyro end with SystemExit, too.
+    cause = error.__context__ if isinstance(error, SystemExit) else error
+    if isinstance(cause, BrokenPipeError):
+        return 128 + SIGPIPE
+    if isinstance(error, SystemExit):
+        return error.code
+    if isinstance(error, KeyboardInterrupt):
+        number = getattr(error, "number", signal.SIGINT)
+        if number != SIGPIPE and os.environ.get("RANK", "0") == "0":  # one process of a job speaks for all
+            _print_red(f"stopped by {signal.Signals(number).name}. {stopped}")
+        return 128 + number
+    if isinstance(error, (ValueError, OSError, *known)):
+        named = isinstance(error, OSError) and error.strerror and not error.filename
+        _print_red(f"error: {error.strerror if named else error}")  # type: ignore[attr-defined]
+        return 1
+    raise error
+
+
+def _print_red(line: str) -> None:
+    with suppress(OSError):  # the terminal may be gone
+        Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(line, style="red")
+
+
+def _leave(status: int | str | None) -> NoReturn:
+    for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
+        try:
+            stream.flush()
+        except OSError:
+            discard_output(descriptor)  # or Python would try again, and complain, at its end
+            status = 128 + SIGPIPE
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
+    if isinstance(status, int) and status > 128 and others:
+        os._exit(status)  # these threads only read, and would first finish their videos
+    sys.exit(status)

@@ -191,7 +191,7 @@ class ImageTraining:
     """
 
     run: Path
-    """Run directory; training goes on where its newest checkpoint ends."""
+    """Run directory; training resumes from its newest checkpoint."""
     init: Path | None = None
     """Another run whose image stage the weights start from. Default: random."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -234,6 +234,8 @@ class VideoTraining:
     encode and find the slots of each batch anew. auto: stored if it fits into half of the free disk."""
     samples: int = 4
     """Draws of the image stage's slot prior R that a frame is known by; each step picks one of them at random."""
+    allow_unfinished: bool = False
+    """Train on an image stage that has not reached its last step."""
     cache: Path | None = None
     """Directory of cached features and slots. Default: that of the image stage."""
     compile: bool = False

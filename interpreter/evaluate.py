@@ -19,7 +19,9 @@ from interpreter.evaluation.provenance import code_version
 from interpreter.evaluation.record import Provenance, format_tables, write_scores, write_videos
 from interpreter.evaluation.report import write_report
 from interpreter.evaluation.scoring import Scores, score_dataset
-from interpreter.files import write_text
+from interpreter.files import remove_leftovers, write_text
+from interpreter.interrupts import Interrupted, StopRequest
+from interpreter.locks import waiting_for
 from interpreter.metrics import PROTOCOLS, Protocol
 
 CLUSTERS_OF_MASKS = (8,)
@@ -193,13 +195,19 @@ def _write(config: Evaluation, scores: Scores, provenance: Provenance, gallery: 
     else:
         home = config.out or Path("evaluation") / f"{name}-{provenance.subject}"
     pictures = gallery.pictures()
-    for picture in pictures:
-        picture.save(home)
     table = format_tables(scores, provenance)
-    write_text(home / "table.txt", table)
-    write_scores(home / "scores.json", scores, provenance, asdict(config))
-    write_videos(home / "videos.csv", scores, provenance)
-    write_report(home / "report.html", scores, provenance, asdict(config), pictures)
+    # The files of one evaluation stay together, whoever else writes there and whatever signal comes.
+    with waiting_for(home / ".lock", str(home)) as lock, StopRequest() as stop:
+        if lock.exclusive:
+            remove_leftovers(home)
+        for picture in pictures:
+            picture.save(home)
+        write_text(home / "table.txt", table)
+        write_scores(home / "scores.json", scores, provenance, asdict(config))
+        write_videos(home / "videos.csv", scores, provenance)
+        write_report(home / "report.html", scores, provenance, asdict(config), pictures)
+    if stop.number:
+        raise Interrupted(stop.number)
     print(table)
     for title, file in {"report": "report.html", "scores": "scores.json", "videos": "videos.csv"}.items():
         print(f"{title}: {home / file}")

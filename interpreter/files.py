@@ -6,16 +6,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it there when the block ends well, remove it when not.
 
+    Several processes, on several machines, may write the same path at the same time: the last one's file stays.
+
     Raises:
         OSError: if the disk is full, in one clear line; what stood at ``path`` before is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -63,3 +66,9 @@ def read_text(path: Path) -> str:
             f"{path}: not a text file in UTF-8 or UTF-16 ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of files in this folder; no process may be writing there."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)

@@ -1,12 +1,12 @@
 """Segment a video with a trained run: ``python -m interpreter.segment --help``."""
 
+import contextlib
 import errno
 import json
-import signal
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from interpreter.data.tree import LeftOut
 from interpreter.engine.inference import Segmentation, Segmenter
 from interpreter.engine.logging import progress_bar
 from interpreter.files import written_whole
+from interpreter.interrupts import Interrupted, StopRequest
+from interpreter.locks import Lock, waiting_for
 from interpreter.metrics import resize_labels
 from interpreter.render import DISPLAY_PALETTE, RleWriter, VideoWriter, mask_grid, overlay, write_palette_png
 
@@ -85,7 +87,8 @@ class SegmentedVideo:
     def write(self, out: str | Path, alpha: float = 0.5) -> None:
         """Write label maps, overlay, RLE, slots and preview (docs/segment.md); decodes the video once more.
 
-        Either everything is written or nothing: an error or Ctrl-C leaves what was there before.
+        Either everything is written or nothing: an error or Ctrl-C leaves what was there before. Where several
+        processes write to one directory, each waits while another moves its files to their places.
 
         Args:
             out: directory to write to; files of an earlier call are replaced.
@@ -156,18 +159,38 @@ def _check_output(out: Path, video: Video, alpha: float) -> None:
     written = {out.resolve(), *((out / name).resolve() for name in FILES)}
     if source in written or source.is_relative_to(annotations):
         raise ValueError(f"--out {out} would overwrite {video.path}; give another directory")
-    if annotations.exists() and not (out / "slots.safetensors").exists():
-        raise ValueError(f"{annotations} is there already, and not from this command; give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".segment-", dir=out):
-        pass
+    with waiting_for(out / ".lock", str(out)):
+        if annotations.exists() and not (out / "slots.safetensors").exists():
+            raise ValueError(f"{annotations} is there already, and not from this command; give another --out")
+        with tempfile.TemporaryDirectory(prefix=".segment-", dir=out):
+            pass
 
 
-@contextmanager
+@contextlib.contextmanager
+def _private_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder inside ``out`` for this process alone. Those of processes that were killed are removed."""
+    with waiting_for(out / ".lock", str(out)):
+        for other in out.glob(".segment-*"):
+            lock = Lock(other / ".lock")
+            if lock.take():
+                if lock.exclusive:
+                    shutil.rmtree(other)
+                lock.release()
+        folder = Path(tempfile.mkdtemp(prefix=".segment-", dir=out))
+        alive = Lock(folder / ".lock")
+        alive.take()
+    try:
+        yield folder
+    finally:
+        with waiting_for(out / ".lock", str(out)):
+            alive.release()
+            shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
 def _all_or_nothing(out: Path, name: str) -> Iterator[Path]:
     """Yield a folder inside ``out`` whose files move to their places when the block ends well, and vanish when not."""
-    with tempfile.TemporaryDirectory(prefix=".segment-", dir=out) as temporary:
-        folder = Path(temporary)
+    with _private_folder(out) as folder:
         try:
             yield folder
         except OSError as error:
@@ -176,12 +199,16 @@ def _all_or_nothing(out: Path, name: str) -> Iterator[Path]:
                 raise OSError(errno.ENOSPC, text) from error
             raise
         annotations = out / "Annotations" / name
-        annotations.parent.mkdir(parents=True, exist_ok=True)
-        if annotations.exists():
-            annotations.rename(folder / "previous")
-        (folder / "Annotations" / name).rename(annotations)
-        for file in FILES:
-            (folder / file).replace(out / file)
+        with waiting_for(out / ".lock", str(out)), StopRequest() as stop:
+            # First what marks the annotations as ours: a call after a power cut then repairs everything.
+            for file in sorted(FILES, key=lambda name: name != "slots.safetensors"):
+                (folder / file).replace(out / file)
+            annotations.parent.mkdir(parents=True, exist_ok=True)
+            if annotations.exists():
+                annotations.rename(folder / "previous")
+            (folder / "Annotations" / name).rename(annotations)
+    if stop.number:
+        raise Interrupted(stop.number)
 
 
 def _write_slots(path: Path, found: SegmentedVideo) -> None:
@@ -285,5 +312,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's signal leaves no half files either
     run_command(main)

@@ -3,16 +3,16 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from interpreter.cli import parse, run_command
+from interpreter.cli import RESUME, parse, run_command
 from interpreter.configs import ImageModelConfig, ImageTraining, OptimConfig, VideoModelConfig, VideoTraining
 from interpreter.data.loaders import LoaderError
-from interpreter.engine.cache import Stopped
+from interpreter.engine.cache import Shard
 from interpreter.engine.checkpoint import checkpoints, restore_weights
 from interpreter.engine.datasets import open_videos
 from interpreter.engine.distributed import ProcessLostError, Ranks, device_of_rank, job_size, joined
@@ -24,16 +24,21 @@ from interpreter.engine.run import (
     load_image_stage,
     load_stage_state,
     read_config,
+    require_directory,
+    require_finished,
     require_positive,
+    require_run,
     require_same,
     write_config,
 )
 from interpreter.engine.samples import sample_grid
 from interpreter.engine.sampling import NotRepeatableError, explained, repeatable
 from interpreter.engine.sources import open_features, open_slots
-from interpreter.engine.stopping import StopRequest
 from interpreter.engine.tasks import ImageTask, VideoTask
 from interpreter.engine.trainer import DivergedError, Trainer
+from interpreter.files import remove_leftovers
+from interpreter.interrupts import Interrupted, StopRequest
+from interpreter.locks import Lock, LockedError
 from interpreter.models.attention import choose_attention
 from interpreter.models.backbone import load_backbone
 from interpreter.models.image_stage import ImageStage
@@ -41,13 +46,12 @@ from interpreter.models.transformer import count_parameters
 from interpreter.models.video_stage import VideoStage
 
 
-def train(config: ImageTraining | VideoTraining) -> bool:
-    """Train a stage of a run, from its newest checkpoint on.
-
-    Returns:
-        True when the last step is done, False when a signal stopped it before; everything is saved either way.
+def train(config: ImageTraining | VideoTraining) -> None:
+    """Train a stage of a run, from its newest checkpoint to its last step. One process, or job, at a time uses a run.
 
     Raises:
+        Interrupted: if a signal stopped it; everything is saved.
+        LockedError: if another process uses the run; says which.
         ValueError, FileNotFoundError: if something in the configuration, the data or the run directory is wrong.
         DivergedError: if the loss stops being finite.
         LoaderError: if a loader fails though no video is damaged, such as when one of its processes is killed.
@@ -63,20 +67,51 @@ def train(config: ImageTraining | VideoTraining) -> bool:
             f"--batch-size {config.optim.batch_size} cannot be shared by {job_size()} processes; "
             f"give a multiple of {job_size()}"
         )
-    with StopRequest() as stop, joined() as ranks, explained(), contextlib.ExitStack() as opened:
+    if isinstance(config, VideoTraining):
+        require_run(config.run)
+    stop = StopRequest()
+    with run_of_ones_own(config.run), joined() as ranks, explained(), contextlib.ExitStack() as opened:
         console.quiet = not ranks.first
         device = device_of_rank()
         repeatable(device)
-        try:
-            stage = train_image if isinstance(config, ImageTraining) else train_video
-            done = stage(config, stop, ranks, opened)  # type: ignore[arg-type]
-        except Stopped:
-            return False
+        stage = train_image if isinstance(config, ImageTraining) else train_video
+        stage(config, stop, ranks, opened)  # type: ignore[arg-type]
+        if stop.number:  # at the last step, too: whoever stops a chain of commands wants to stop it
+            raise Interrupted(stop.number)
         console.print(memory_report(device))
-        return done
 
 
-def train_image(config: ImageTraining, stop: StopRequest, ranks: Ranks, opened: contextlib.ExitStack) -> bool:
+@contextlib.contextmanager
+def run_of_ones_own(run: Path) -> Iterator[None]:
+    """Keep other trainings out of a run directory: both stages write its configuration, pictures and curves.
+
+    Under torchrun the first process does so for all. A directory that was made for the lock goes if nothing was
+    written to it.
+
+    Raises:
+        LockedError: if another process uses the run.
+        NotADirectoryError: if ``run`` is a file.
+    """
+    require_directory(run)
+    if Shard.from_environment().rank > 0:
+        yield
+        return
+    made, lock = [folder for folder in (run, *run.parents) if not folder.exists()], Lock(run / ".lock")
+    if not lock.take():
+        raise LockedError(f"{run} is in use by {lock.owner()}. Wait for it, stop it with kill, or give another --run")
+    try:
+        if lock.exclusive:
+            for folder in (run, run / "image", run / "video", run / "samples"):
+                remove_leftovers(folder)
+        yield
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):  # not empty
+            for folder in made:
+                folder.rmdir()
+
+
+def train_image(config: ImageTraining, stop: StopRequest, ranks: Ranks, opened: contextlib.ExitStack) -> None:
     """Train the image stage; see :func:`train`. What has to be closed is left in ``opened``."""
     device = device_of_rank()
     root = config.data.root and config.data.root.resolve()
@@ -87,17 +122,18 @@ def train_image(config: ImageTraining, stop: StopRequest, ranks: Ranks, opened: 
     optim = _resolved(config.optim, device)
     backbone = in_precision(load_backbone(config.backbone), optim.precision).to(device)
     grid = backbone.grid(config.data.frame_size)
-    # Before the long part begins, so that sizes which do not fit are told at once.
+    # Before the long part begins, so that sizes which do not fit are refused at once.
     torch.manual_seed(optim.seed)
     model = ImageStage(config.model, backbone.dim, grid).to(device)
     if config.init:
         restore_weights(model, load_stage_state(config.init, "image").weights, config.init / "image")
+        require_finished(config.init, "image", allow_unfinished=True)
     with ranks.first_goes_ahead():
         config.run.mkdir(parents=True, exist_ok=True)
         dataset = open_videos(config.data, config.run)
         if ranks.first:
             write_config(config.run, dataclasses.replace(stored, image=config))
-    features = open_features(config, backbone, dataset, optim, stop, opened)
+    features = open_features(config, backbone, dataset, optim, opened)
     console.print(
         f"image stage: {count_parameters(model) / 1e6:.1f} M parameters, {grid[0]}x{grid[1]} tokens of width "
         f"{backbone.dim}, {len(dataset)} videos, {device}, {optim.precision}"
@@ -116,12 +152,13 @@ def train_image(config: ImageTraining, stop: StopRequest, ranks: Ranks, opened: 
     trainer = Trainer(
         task, optim, config.logging, config.run / "image", device, config.compile, samples, captured, ranks
     )
-    return trainer.run(stop)
+    trainer.run(stop)
 
 
-def train_video(config: VideoTraining, stop: StopRequest, ranks: Ranks, opened: contextlib.ExitStack) -> bool:
+def train_video(config: VideoTraining, stop: StopRequest, ranks: Ranks, opened: contextlib.ExitStack) -> None:
     """Train the video stage on the image stage of the same run; see :func:`train_image`."""
     device = device_of_rank()
+    require_finished(config.run, "image", config.allow_unfinished)
     image_config, backbone, image_stage, weights = load_image_stage(config.run, device)
     stored = read_config(config.run)
     started = bool(checkpoints(config.run / "video"))
@@ -137,11 +174,12 @@ def train_video(config: VideoTraining, stop: StopRequest, ranks: Ranks, opened: 
     model = VideoStage(config.model, image_stage.config.dim, config.num_frames).to(device)
     if config.init:
         restore_weights(model, load_stage_state(config.init, "video").weights, config.init / "video")
+        require_finished(config.init, "video", allow_unfinished=True)
     with ranks.first_goes_ahead():
         dataset = open_videos(image_config.data, config.run)
         if ranks.first:
             write_config(config.run, dataclasses.replace(stored, video=config, image_weights=weights))
-    slots, stored_samples = open_slots(config, image_config, backbone, image_stage, weights, dataset, stop, opened)
+    slots, stored_samples = open_slots(config, image_config, backbone, image_stage, weights, dataset, opened)
     console.print(
         f"video stage: {count_parameters(model) / 1e6:.1f} M parameters, {config.num_frames} frames of "
         f"{image_stage.config.num_slots} slots, {len(dataset)} videos, {device}, {optim.precision}"
@@ -161,7 +199,7 @@ def train_video(config: VideoTraining, stop: StopRequest, ranks: Ranks, opened: 
     trainer = Trainer(
         task, optim, config.logging, config.run / "video", device, config.compile, samples, captured, ranks
     )
-    return trainer.run(stop)
+    trainer.run(stop)
 
 
 def _attention(
@@ -179,11 +217,9 @@ def _resolved(optim: OptimConfig, device: torch.device) -> OptimConfig:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     config = parse(sys.argv[1:] if arguments is None else arguments)
-    done = train(config)
+    train(config)
     where = Path(config.run)
-    if not done:
-        console.print(f"stopped; everything is saved in {where}. The same command goes on from there.")
-    elif isinstance(config, ImageTraining):
+    if isinstance(config, ImageTraining):
         console.print(
             f"image stage done. Next: python -m interpreter.train --stage video --run {where} "
             "(with the same --preset, if you gave one)"
@@ -197,4 +233,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main, (DivergedError, LoaderError, NotRepeatableError, ProcessLostError))
+    run_command(main, (DivergedError, LoaderError, NotRepeatableError, ProcessLostError), RESUME)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from interpreter.cli import cli, run_command
+from interpreter.cli import RESUME, cli, run_command
 from interpreter.configs import DatasetKind, DavisAnnotations
 from interpreter.data.convert import convert_dataset
 from interpreter.data.datasets import find_sources, open_dataset
@@ -47,9 +47,9 @@ class Verify:
 class Convert:
     """Write a data set in the one internal layout, that of DAVIS 2017 with unsupervised masks.
 
-    Read the result with --data davis --year 2017, and MOVi with --data movi. Interrupted, the same command goes on.
-    movi reads the release for TensorFlow Datasets (pip install tensorflow-cpu tensorflow-datasets); all others are read
-    by training and evaluation as they are, and need no conversion.
+    Read the result with --data davis --year 2017, and MOVi with --data movi. If interrupted, rerun the same command to
+    continue. movi reads the release for TensorFlow Datasets (pip install tensorflow-cpu tensorflow-datasets); all
+    others are read by training and evaluation as they are, and need no conversion.
     """
 
     dataset: tyro.conf.Positional[DatasetKind]
@@ -157,4 +157,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main, (RuntimeError,))
+    run_command(main, (RuntimeError,), RESUME)

@@ -26,7 +26,7 @@ def convert_dataset(dataset: VideoDataset, origin: str, out: Path, split: str) -
 
     Frames of a folder are copied byte for byte, others (video files, cropped ones) become PNG, so nothing is lost.
     Frames without annotation get no mask. ``OUT/converted-SPLIT.json`` says what the split is made of. Videos appear
-    whole; the same command goes on where it was interrupted.
+    whole; if interrupted, rerun the same command to continue.
 
     Args:
         dataset: what is written.

@@ -1,4 +1,4 @@
-"""Writing the one internal layout, that of DAVIS 2017: videos appear whole, so that interrupted work goes on."""
+"""Writing the one internal layout, that of DAVIS 2017: videos appear whole, so that interrupted work can continue."""
 
 import io
 import json
@@ -13,6 +13,7 @@ from PIL import Image
 
 from interpreter.data.images import list_images
 from interpreter.files import read_text, write_text
+from interpreter.locks import waiting_for
 
 FRAMES, MASKS, SETS = "JPEGImages/480p", "Annotations_unsupervised/480p", "ImageSets/2017"
 
@@ -41,7 +42,7 @@ def write_video(root: Path, name: str, masks: Iterable[Picture], frames: Iterabl
     """Write one video aside and rename it: masks first, so that a video whose frames are there is complete.
 
     Raises:
-        OSError: if it cannot be written; what was begun is left aside and replaced by the next attempt.
+        OSError: if it cannot be written; what was begun is removed when :func:`locked` ends.
     """
     for part, pictures in ((MASKS, masks), (FRAMES, frames)):
         partial, final = root / part / f".{name}.partial", root / part / name
@@ -104,15 +105,24 @@ def encoded_mask(mask: np.ndarray) -> bytes:
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Let one process at a time write to a root; the others wait, and then find the work done."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: no lock, so do not start two runs there
-        yield
-        return
-    with (root / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    """Let one process at a time write to a root; the others say so and wait, and then find the work done.
+
+    Videos that an error or a signal left unfinished are removed, here or when the next process comes.
+    """
+    with waiting_for(root / ".lock", str(root)) as lock:
+        try:
+            if lock.exclusive:
+                _remove_partial(root)
+            yield
+        finally:
+            if lock.exclusive:
+                _remove_partial(root)
+
+
+def _remove_partial(root: Path) -> None:
+    for part in (FRAMES, MASKS):
+        for folder in (root / part).glob(".*.partial"):
+            shutil.rmtree(folder)
 
 
 def _palette() -> list[int]:

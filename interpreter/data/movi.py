@@ -21,7 +21,7 @@ def convert_movi(root: Path, out: Path, split: str | None = None) -> list[str]:
 
     Frames and masks keep the bytes of the release's PNGs: no pixel changes, background is 0 and instance ids are as
     they are. Records stream, one in memory at a time. Videos are called SPLIT-NUMBER in the order of the release and
-    appear whole; the same command goes on where it was interrupted.
+    appear whole; if interrupted, rerun the same command to continue.
 
     Args:
         root: the download, or any folder above it: ``…/movi_e/256x256/1.0.0``, with ``dataset_info.json``,
@@ -112,7 +112,7 @@ def _convert_split(builder: Any, tfds: Any, release: Path, out: Path, split: str
             if record is None or record["tfds_id"] != f"{shard}__{place}".encode():
                 raise ValueError(
                     f"{release / shard}: damaged ({_line(problem) if problem else 'it ends too early'}); download this "
-                    f"file again, then the same command goes on from video {number} of {split}"
+                    f"file again, then rerun the same command to continue from video {number} of {split}"
                 ) from problem
             where = f"{release / shard}: video {number} of {split}"
             masks, frames = _pictures(record, "segmentations", where), _pictures(record, "video", where)

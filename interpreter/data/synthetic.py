@@ -1,17 +1,21 @@
 """Write generated scenes as a data set in the DAVIS 2017 layout: ``python -m interpreter.data.synthetic --help``."""
 
+import json
+import os
 import signal
+import subprocess
+import sys
+import threading
 import zlib
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from itertools import repeat
-from multiprocessing import get_context
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 from PIL import Image
 
-from interpreter.data._progress import cpu_count, progress
+from interpreter.data._progress import cpu_count, progress, reading_threads
 from interpreter.data.layout import (
     Picture,
     claim,
@@ -24,6 +28,7 @@ from interpreter.data.layout import (
     write_video,
 )
 from interpreter.data.scenes import Scene, make_scene
+from interpreter.interrupts import SIGNALS
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,9 @@ def generate_scenes(
     """Generate videos of moving, occluding, textured objects with exact masks.
 
     Each video shows 3 to 8 objects. It depends on seed, split and its index alone, bit for bit, however many workers
-    make it. Videos appear whole (written aside, then renamed), so an interrupted run goes on where it stopped; a
-    finished set is left as it is; asking for more videos adds to it. Read it with
+    make it. Videos appear whole (written aside, then renamed), so an interrupted call can be continued; a finished set
+    is left as it is; asking for more videos adds to it. Read it with
     ``open_dataset("synthetic", root, split)``.
-
-    With several workers a script that calls this needs the usual ``if __name__ == "__main__":``, because they are
-    spawned.
 
     Args:
         root: folder to write to, in the DAVIS 2017 layout; several splits can share it.
@@ -100,15 +102,86 @@ def _write_all(root: Path, recipe: _Recipe, indices: list[int], workers: int) ->
         for i in progress(indices, len(indices), description):
             _write_video(root, recipe, i)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_leave_interrupts) as pool:
-        done = pool.map(_write_video, repeat(root), repeat(recipe), indices)
-        for _ in progress(done, len(indices), description):
+    with reading_threads(workers) as pool, ExitStack() as started:
+        idle: SimpleQueue[_Worker] = SimpleQueue()
+        for _ in range(workers):
+            idle.put(started.enter_context(_Worker(root, recipe)))
+
+        def write(index: int) -> None:
+            worker = idle.get()
+            try:
+                worker.write_video(index)
+            finally:
+                idle.put(worker)
+
+        for _ in progress(pool.map(write, indices), len(indices), description):
             pass
 
 
-def _leave_interrupts() -> None:
-    """Ctrl-C is the parent's business: it cancels what has not begun and lets the videos in work finish."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class _Worker:
+    """A process that renders and writes videos; it ends when the block does, and with the process that started it.
+
+    A program of its own instead of `multiprocessing`: it imports neither torch nor the caller's main module, Ctrl-C
+    does not reach it, and nothing of it is left when its parent is killed.
+    """
+
+    def __init__(self, root: Path, recipe: _Recipe) -> None:
+        self._setup = json.dumps([str(root), asdict(recipe)])
+
+    def __enter__(self) -> "_Worker":
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", "from interpreter.data.synthetic import _serve; _serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+        )
+        self._send(self._setup)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def write_video(self, index: int) -> None:
+        """Let it write a video, and wait."""
+        self._send(str(index))
+        assert self._process.stdout is not None
+        reply = self._process.stdout.readline()
+        if not reply:
+            raise ChildProcessError(f"a process that renders scenes ended with status {self._process.wait()}")
+        if problem := json.loads(reply):
+            raise OSError(*problem)
+
+    def _send(self, line: str) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended; the missing reply says so
+            self._process.stdin.write(f"{line}\n")
+            self._process.stdin.flush()
+
+
+def _serve() -> None:
+    """What runs in a worker: video numbers come on standard input, a line for each that is done goes to the output."""
+    for number in SIGNALS:  # a scheduler sends them to every process; the parent decides when this one ends
+        signal.signal(number, signal.SIG_IGN)
+    root, recipe = json.loads(sys.stdin.readline())
+    recipe = _Recipe(**{**recipe, "size": tuple(recipe["size"])})
+    indices: SimpleQueue[int] = SimpleQueue()
+
+    def receive() -> None:
+        for line in sys.stdin:
+            indices.put(int(line))
+        os._exit(0)  # the parent is gone, whatever is in work
+
+    threading.Thread(target=receive, daemon=True).start()
+    while True:
+        problem = None
+        try:
+            _write_video(Path(root), recipe, indices.get())
+        except OSError as error:
+            problem = [error.errno, error.strerror, error.filename]
+        print(json.dumps(problem), flush=True)
 
 
 def _write_video(root: Path, recipe: _Recipe, index: int) -> None:
@@ -125,13 +198,13 @@ def _write_video(root: Path, recipe: _Recipe, index: int) -> None:
 
 
 if __name__ == "__main__":
-    import sys
-
     import tyro
 
-    try:
+    from interpreter.cli import RESUME, run_command
+
+    def main() -> int:
+        """The command line."""
         tyro.cli(generate_scenes, prog="python -m interpreter.data.synthetic")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: the same command goes on from here")
+        return 0
+
+    run_command(main, stopped=RESUME)

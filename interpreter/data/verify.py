@@ -2,10 +2,9 @@
 
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from interpreter.data._progress import cpu_count, progress
+from interpreter.data._progress import cpu_count, progress, reading_threads
 from interpreter.data.images import read_rgb
 from interpreter.data.sources import Source
 from interpreter.data.video import VideoError
@@ -29,7 +28,7 @@ class Findings:
 def check_sources(sources: Sequence[Source]) -> Findings:
     """Decode every frame and every mask, in threads, with a progress bar."""
     total = Findings()
-    with ThreadPoolExecutor(cpu_count()) as pool:
+    with reading_threads(cpu_count()) as pool:
         for found in progress(pool.map(_check, sources), len(sources), "checking videos"):
             total.videos += found.videos
             total.frames += found.frames

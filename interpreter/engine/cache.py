@@ -3,9 +3,11 @@
 import errno
 import os
 import shutil
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,16 +16,17 @@ from typing import Protocol
 import torch
 
 from interpreter.data import Video
-from interpreter.data._progress import cpu_count
+from interpreter.data._progress import cpu_count, reading_threads
 from interpreter.engine.logging import console, progress_bar
 from interpreter.engine.store import Content, FrameTable, Store, read_content
+from interpreter.locks import Lock
 
 POLL_SECONDS = 0.5
 BLOCK = 4096
 
 
-class Stopped(Exception):
-    """A signal asked to stop; what is finished is kept."""
+class Abandoned(Exception):
+    """The process ends, or another video failed: what is unfinished is left."""
 
 
 class Maker(Protocol):
@@ -32,8 +35,14 @@ class Maker(Protocol):
     name: str
     stores: Mapping[bool, Store]
 
-    def make(self, video: Video, content: Content, flips: Sequence[bool]) -> None:
+    def make(self, video: Video, content: Content, flips: Sequence[bool], check: Callable[[], None]) -> None:
         """Write the files of a video.
+
+        Args:
+            video: the video.
+            content: what :func:`read_content` returned for it.
+            flips: which of the files.
+            check: called every few frames; raises if the work is to end.
 
         Raises:
             ValueError: if it is damaged, or no longer what was hashed; nothing is left of it then.
@@ -62,7 +71,7 @@ class Shard:
 
 def read_contents(videos: Sequence[Video], workers: int) -> list[Content]:
     """Hash the bytes of all videos, in threads, with a progress bar."""
-    with progress_bar("videos") as progress, ThreadPoolExecutor(workers) as pool:
+    with progress_bar("videos") as progress, reading_threads(workers) as pool:
         bar = progress.add_task("hash videos", total=len(videos), status="")
         contents = []
         for content in pool.map(read_content, videos):
@@ -124,9 +133,11 @@ class Cache:
     @staticmethod
     def delete(directories: Sequence[Path]) -> int:
         """Delete stores; returns their number of bytes."""
-        freed = sum(file.stat().st_size for directory in directories for file in directory.iterdir())
+        freed = 0
         for directory in directories:
-            shutil.rmtree(directory)
+            with suppress(FileNotFoundError):  # another process deletes it, too
+                freed += sum(file.stat().st_size for file in directory.iterdir())
+                shutil.rmtree(directory)
         return freed
 
     def free_bytes(self) -> int:
@@ -136,20 +147,22 @@ class Cache:
             place = place.parent
         return shutil.disk_usage(place).free
 
-    def fill(self, shard: Shard, workers: int, stopped: Callable[[], bool], advice: str) -> None:
-        """Make this process's share of what is missing; says the size first.
+    def fill(self, shard: Shard, workers: int, advice: str) -> None:
+        """Make this process's share of what is missing; prints the size first.
+
+        Files of finished videos stay, whatever ends the call. Processes that fill one cache at the same time share the
+        work: each skips the videos that another one is making, and returns when these are there.
 
         Args:
             shard: which videos.
             workers: videos at a time.
-            stopped: asked between videos.
             advice: what to do if the disk is too small.
 
         Raises:
             OSError: if the disk cannot hold it; nothing was written then.
-            ValueError: if a video is damaged, or changed meanwhile; what is finished is kept.
-            Stopped: if ``stopped`` says so; what is finished is kept.
+            ValueError: if a video is damaged, or changed meanwhile.
         """
+        self._remove_leftovers()
         missing = self.missing()
         needed, free = self.num_bytes(missing), self.free_bytes()
         there = len({content.digest for content in self.contents}) - len(missing)
@@ -171,44 +184,94 @@ class Cache:
                 store.describe()
         mine = {number: flips for number, flips in missing.items() if number % shard.world == shard.rank}
         if mine:
-            self._make(mine, workers, stopped)
+            self._make(mine, workers)
 
-    def _make(self, wanted: Mapping[int, list[bool]], workers: int, stopped: Callable[[], bool]) -> None:
-        for store in self.maker.stores.values():
-            store.remove_leftovers({self.contents[number].digest for number in wanted})
-        waiting = iter(wanted)
-        running: dict[Future[None], int] = {}
+    def _make(self, wanted: Mapping[int, list[bool]], workers: int) -> None:
+        ending = threading.Event()
         # Kernels run on the device that is current for their thread.
         begin = partial(torch.cuda.set_device, torch.cuda.current_device()) if torch.cuda.is_available() else None
         with progress_bar("frames") as progress, ThreadPoolExecutor(workers, initializer=begin) as pool:
             total = sum(self.lengths[number] for number in wanted)
             bar = progress.add_task(self.name, total=total, status="")
-            while True:
-                # Never more than can run: what was not begun need not be taken back.
-                while len(running) < workers and not stopped() and (number := next(waiting, None)) is not None:
-                    running[
-                        pool.submit(self.maker.make, self.videos[number], self.contents[number], wanted[number])
-                    ] = number
-                if not running:
-                    break
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    number = running.pop(future)
-                    future.result()
-                    progress.update(bar, advance=self.lengths[number], status=self.videos[number].name)
-        if stopped():
-            raise Stopped
+            try:
+                left = list(wanted)
+                for patient in (False, True):
+                    task = partial(self._make_video, wanted, patient, ending)
+                    waiting, left = left, []
+                    for number, owner in _in_pool(pool, workers, task, waiting):
+                        if owner:
+                            left.append(number)
+                            others = owner
+                        else:
+                            progress.update(bar, advance=self.lengths[number], status=self.videos[number].name)
+                    if left:
+                        text = f"{len(left)} videos are made by others: waiting for {others}"
+                        console.print(text, highlight=False, soft_wrap=True)
+            except BaseException:
+                ending.set()
+                raise
 
-    def wait_for_others(self, stopped: Callable[[], bool]) -> None:
-        """Return when the other processes have made their shares too.
+    def _make_video(
+        self, wanted: Mapping[int, Sequence[bool]], patient: bool, ending: threading.Event, number: int
+    ) -> str:
+        """Make the files of a video, and return "". Returns who makes them now, if another process does; if
+        ``patient``, waits for it."""
 
-        Raises:
-            Stopped: if ``stopped`` says so.
-        """
-        while self.missing():
-            if stopped():
-                raise Stopped
+        def check() -> None:
+            if ending.is_set():
+                raise Abandoned
+
+        check()
+        content, lock = self.contents[number], self._lock(number)
+        while not lock.take():
+            if not patient:
+                return lock.owner()
+            check()
             time.sleep(POLL_SECONDS)
+        try:
+            stores, length = self.maker.stores, self.lengths[number]
+            flips = [flip for flip in wanted[number] if not stores[flip].holds(content.digest, length)]
+            if flips:
+                self.maker.make(self.videos[number], content, flips, check)
+        finally:
+            lock.release()
+        return ""
+
+    def _lock(self, number: int) -> Lock:
+        """Whoever makes the files of a video has this lock."""
+        return Lock(self.maker.stores[False].directory / f".{self.contents[number].digest}.lock")
+
+    def _remove_leftovers(self) -> None:
+        """Remove what killed processes left of the files of these videos, and their locks."""
+        digests = {content.digest for content in self.contents}
+        for store in self.maker.stores.values():
+            for path in store.directory.glob(".*"):
+                digest = path.name.split(".")[1]
+                lock = Lock(self.maker.stores[False].directory / f".{digest}.lock")
+                if digest in digests and lock.take():
+                    if lock.exclusive and path.suffix == ".tmp":
+                        path.unlink(missing_ok=True)
+                    lock.release()
+
+    def wait_for_others(self) -> None:
+        """Return when the other processes have made their shares, too."""
+        while self.missing():
+            time.sleep(POLL_SECONDS)
+
+
+def _in_pool(
+    pool: ThreadPoolExecutor, workers: int, task: Callable[[int], str], numbers: Sequence[int]
+) -> Iterator[tuple[int, str]]:
+    """Yield (number, task(number)) as tasks end; no more are submitted than can run, so none has to be taken back."""
+    waiting = iter(numbers)
+    running: dict[Future[str], int] = {}
+    while True:
+        while len(running) < workers and (number := next(waiting, None)) is not None:
+            running[pool.submit(task, number)] = number
+        if not running:
+            return
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            yield running.pop(future), future.result()
 
 
 def gigabytes(count: int) -> str:

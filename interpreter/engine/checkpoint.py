@@ -20,7 +20,7 @@ KEEP = 2
 
 @dataclass
 class TrainingState:
-    """Everything that training needs to go on as if it had never stopped."""
+    """Everything that training needs to continue as if it had never stopped."""
 
     step: int = 0
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -33,18 +33,22 @@ def checkpoints(directory: Path) -> list[Path]:
     return sorted(directory.glob("checkpoint-*.safetensors"))
 
 
+def newest_step(directory: Path) -> int:
+    """Step of the newest checkpoint of a stage; 0 if there is none."""
+    found = checkpoints(directory)
+    return int(found[-1].stem.removeprefix("checkpoint-")) if found else 0
+
+
 def save_checkpoint(directory: Path, state: TrainingState) -> Path:
     """Write ``checkpoint-STEP.safetensors`` and drop all but the newest ones."""
-    for stale in directory.glob(".checkpoint-*.tmp"):  # a process was killed while it wrote this one
-        stale.unlink()
     path = _write(directory / f"checkpoint-{state.step:08d}.safetensors", state)
     for old in checkpoints(directory)[:-KEEP]:
-        old.unlink()
+        old.unlink(missing_ok=True)
     return path
 
 
 def save_diverged(directory: Path, state: TrainingState) -> Path:
-    """Write ``diverged-STEP.safetensors``, for looking at; training never goes on from it."""
+    """Write ``diverged-STEP.safetensors``, for looking at; training never resumes from it."""
     return _write(directory / f"diverged-{state.step:08d}.safetensors", state)
 
 
@@ -58,7 +62,7 @@ def _write(path: Path, state: TrainingState) -> Path:
 
 
 def load_checkpoint(directory: Path) -> TrainingState | None:
-    """The newest checkpoint of a stage, or None if there is none.
+    """The newest checkpoint of a stage, or None if there is none; the stage may be in training.
 
     Raises:
         ValueError: if it is damaged; says what to do.
@@ -75,7 +79,11 @@ def load_checkpoint(directory: Path) -> TrainingState | None:
                 group, name = key.split(".", 1)
                 getattr(state, group)[name] = file.get_tensor(key)
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        advice = f"delete it to go on from {found[-2].name}" if len(found) > 1 else "delete it to train this stage anew"
+        if not found[-1].exists():  # training replaced it by newer ones after it was listed
+            return load_checkpoint(directory)
+        advice = (
+            f"delete it to continue from {found[-2].name}" if len(found) > 1 else "delete it to train this stage anew"
+        )
         raise ValueError(f"{found[-1]} is damaged ({error}); {advice}") from error
     return state
 

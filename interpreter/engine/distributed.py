@@ -44,14 +44,14 @@ class Ranks:
             return {}
         return dict(zip(values, self.average(torch.stack(list(values.values()))).tolist(), strict=True))
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
+    def largest(self, values: list[float]) -> list[float]:
+        """The largest of each number over all processes."""
         if self.world == 1:
-            return flag
+            return values
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        told = torch.tensor([float(flag)], device=device)
-        dist.all_reduce(told)
-        return bool(told.item())
+        all_values = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(all_values, dist.ReduceOp.MAX)
+        return all_values.tolist()
 
     @contextmanager
     def first_goes_ahead(self) -> Iterator[None]:
@@ -102,7 +102,7 @@ def joined() -> Iterator[Ranks]:
             raise
         raise ProcessLostError(
             f"process {ranks.rank} of {world} lost another one, whose own message says why; the newest checkpoint is "
-            f"whole, and the same command goes on from it ({str(error).splitlines()[0][:200]})"
+            f"whole. Rerun the same command to continue from it ({str(error).splitlines()[0][:200]})"
         ) from error
     finally:
         dist.destroy_process_group()

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -146,11 +146,12 @@ class FeatureMaker:
                 encoded = _encode(self.backbone, pixels, self.precision)
                 yield flip, number * ENCODE_BATCH, encoded.to(DTYPES[self.dtype])
 
-    def make(self, video: Video, content: Content, flips: Sequence[bool]) -> None:
+    def make(self, video: Video, content: Content, flips: Sequence[bool], check: Callable[[], None]) -> None:
         """See :class:`interpreter.engine.cache.Maker`."""
         with ExitStack() as files:
             write = {f: files.enter_context(self.stores[f].writing(video, content.digest)) for f in flips}
             for flip, start, features in self.pieces(video, content.digest, flips):
+                check()
                 write[flip]("features", start, features)
             require_unchanged(video, content)
 

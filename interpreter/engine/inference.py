@@ -13,7 +13,7 @@ from interpreter.configs import Precision, Stage
 from interpreter.data import Video
 from interpreter.engine.features import encode
 from interpreter.engine.precision import resolve_precision
-from interpreter.engine.run import load_image_stage, load_video_stage
+from interpreter.engine.run import load_image_stage, load_video_stage, require_finished
 from interpreter.engine.sampling import torch_generator
 from interpreter.models.backbone import Backbone
 from interpreter.models.image_stage import ImageStage
@@ -112,6 +112,8 @@ class Segmenter:
     ) -> "Segmenter":
         """Open a run directory; ``frame_size`` and ``merge_threshold`` override those that it was trained with."""
         device = device or default_device()
+        for used in dict.fromkeys(("image", stage)):
+            require_finished(run, used, allow_unfinished=True)
         config, backbone, image_stage, weights = load_image_stage(run, device)
         video_stage = load_video_stage(run, image_stage, weights, device) if stage == "video" else None
         if video_stage and merge_threshold is not None:

@@ -19,9 +19,19 @@ sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat
 from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 
 from interpreter.files import read_text, write_text, written_whole  # noqa: E402
+from interpreter.interrupts import output_is_closed  # noqa: E402
 from interpreter.render import plot_curves  # noqa: E402
 
-console = Console(stderr=True)
+
+class _Console(Console):
+    """Rich would end the process where its output is read no more (``| head``); training has to save first."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        output_is_closed(self.file.fileno())
+
+
+console = _Console(stderr=True)
 
 
 def progress_bar(unit: str) -> Progress:
@@ -63,7 +73,7 @@ class RunLog:
 
     Args:
         directory: RUN/image or RUN/video; metrics.jsonl and samples go here, TensorBoard events to RUN/tensorboard.
-        step: step that training goes on from; later records of an earlier process are dropped.
+        step: step that training resumes from; later records of an earlier process are dropped.
         steps: last step.
         frames_per_step: for the frames per second in the progress bar.
     """
@@ -77,7 +87,7 @@ class RunLog:
         self.board = SummaryWriter(str(directory.parent / "tensorboard" / self.stage), purge_step=step + 1)
         self.progress = progress_bar("steps")
         self.bar = self.progress.add_task(f"{self.stage} stage", total=steps, completed=step, status="")
-        self.loss = float("nan")
+        self.loss: float | None = None  # until the first record
         self.started, self.waited = time.perf_counter(), 0.0
 
     def __enter__(self) -> "RunLog":
@@ -97,8 +107,9 @@ class RunLog:
         elapsed = time.perf_counter() - self.started
         self.waited += waited
         rate = (step - self.first) / elapsed
+        loss = "" if self.loss is None else f"loss {self.loss:.4f}  "
         status = (
-            f"loss {self.loss:.4f}  {rate:.1f} steps/s  {rate * self.frames_per_step:.0f} frames/s  "
+            f"{loss}{rate:.1f} steps/s  {rate * self.frames_per_step:.0f} frames/s  "
             f"batch {self.waited / elapsed:.0%}  {memory()}"
         )
         self.progress.update(self.bar, completed=step, status=status)
@@ -116,9 +127,16 @@ class RunLog:
 
     def picture(self, step: int, image: np.ndarray) -> None:
         """Save a picture grid uint8 [H, W, 3]."""
-        with written_whole(self.directory.parent / "samples" / f"{self.stage}-{step:06d}.png") as temporary:
+        with written_whole(self._picture(step)) as temporary:
             Image.fromarray(image).save(temporary, format="png")
         self.board.add_image("masks", image, step, dataformats="HWC")
+
+    def has_picture(self, step: int) -> bool:
+        """Whether :meth:`picture` saved one for this step."""
+        return self._picture(step).exists()
+
+    def _picture(self, step: int) -> Path:
+        return self.directory.parent / "samples" / f"{self.stage}-{step:06d}.png"
 
 
 class NoLog:
@@ -135,6 +153,10 @@ class NoLog:
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """See :meth:`RunLog.record`."""
+
+    def has_picture(self, step: int) -> bool:
+        """See :meth:`RunLog.has_picture`."""
+        return True
 
 
 def memory() -> str:

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import torch
 
 from interpreter.configs import ImageTraining, Stage, VideoTraining
-from interpreter.engine.checkpoint import TrainingState, load_checkpoint, restore_weights
+from interpreter.engine.checkpoint import TrainingState, load_checkpoint, newest_step, restore_weights
+from interpreter.engine.logging import console
 from interpreter.engine.precision import in_precision, resolve_precision
 from interpreter.files import read_text, write_text
 from interpreter.models.backbone import Backbone, load_backbone
@@ -22,7 +23,18 @@ from interpreter.models.video_stage import VideoStage
 T = TypeVar("T")
 
 # Settings that may change between two calls on the same run directory.
-FREE = {"run", "logging", "decoding", "compile", "cuda_graph", "recompute", "features", "cache", "steps"}
+FREE = {
+    "run",
+    "logging",
+    "decoding",
+    "compile",
+    "cuda_graph",
+    "recompute",
+    "features",
+    "cache",
+    "steps",
+    "allow_unfinished",
+}
 # Whole numbers that are no counts.
 MAY_BE_ZERO = {"seed", "warmup_steps", "feature_layer"}
 
@@ -115,6 +127,51 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def require_directory(run: Path) -> None:
+    """Refuse a file as a run directory.
+
+    Raises:
+        NotADirectoryError: says what --run takes.
+    """
+    if run.is_file():
+        raise NotADirectoryError(f"{run} is a file; --run takes the directory that interpreter.train made")
+
+
+def require_run(run: Path) -> None:
+    """Refuse a path where there is no run directory.
+
+    Raises:
+        FileNotFoundError: says which command makes one.
+        NotADirectoryError: if ``run`` is a file.
+    """
+    require_directory(run)
+    if not run.is_dir():
+        raise FileNotFoundError(f"no run directory at {run}; make one with: python -m interpreter.train --run {run}")
+
+
+def unfinished(run: Path, stage: Stage) -> str | None:
+    """How far the training of a stage came, if it did not reach its last step; None if it did, or never began."""
+    config, step = getattr(read_config(run), stage), newest_step(run / stage)
+    if config is None or step == 0 or step >= config.optim.steps:
+        return None
+    return f"the {stage} stage of {run} is unfinished: step {step} of {config.optim.steps}"
+
+
+def require_finished(run: Path, stage: Stage, allow_unfinished: bool = False) -> None:
+    """Refuse to build on a stage that did not reach its last step; if that is allowed, say so on screen.
+
+    Raises:
+        ValueError: says how far it is, and what to do.
+    """
+    text = unfinished(run, stage)
+    if text and not allow_unfinished:
+        raise ValueError(
+            f"{text}. Rerun its training command to finish it, or add --allow-unfinished to use it as it is"
+        )
+    if text:
+        console.print(f"[yellow]{text}", highlight=False, soft_wrap=True)
+
+
 def load_stage_state(run: Path, stage: Stage) -> TrainingState:
     """The newest checkpoint of a stage.
 
@@ -122,10 +179,7 @@ def load_stage_state(run: Path, stage: Stage) -> TrainingState:
         FileNotFoundError: if the stage was not trained; says which command trains it.
         NotADirectoryError: if ``run`` is a file.
     """
-    if run.is_file():
-        raise NotADirectoryError(f"{run} is a file; --run takes the directory that interpreter.train made")
-    if not run.is_dir():
-        raise FileNotFoundError(f"no run directory at {run}; make one with: python -m interpreter.train --run {run}")
+    require_run(run)
     state = load_checkpoint(run / stage)
     if state is None:
         raise FileNotFoundError(

@@ -5,7 +5,7 @@ see the same slots, whatever the order of the data set, the device or the number
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -151,7 +151,7 @@ class SlotMaker:
             flip: Store(root, {**recipe, "flip": flip}, rows) for flip in features.stores
         }
 
-    def make(self, video: Video, content: Content, flips: Sequence[bool]) -> None:
+    def make(self, video: Video, content: Content, flips: Sequence[bool], check: Callable[[], None]) -> None:
         """See :class:`interpreter.engine.cache.Maker`."""
         digest = content.digest
         with ExitStack() as files:
@@ -159,6 +159,7 @@ class SlotMaker:
             for flip, start, features in self.features.pieces(video, digest, flips):
                 found = []
                 for draw in range(self.samples):
+                    check()
                     frames = range(start, start + len(features))
                     noise = [draw_noise(self.image_stage, digest, t, flip, draw) for t in frames]
                     found.append(encode_slots(self.image_stage, features, noise, self.features.precision))

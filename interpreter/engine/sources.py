@@ -8,13 +8,12 @@ import torch
 from interpreter.configs import Dtype, Features, ImageTraining, LoaderConfig, OptimConfig, VideoTraining
 from interpreter.data import VideoDataset
 from interpreter.data.loaders import Loader, open_loader
-from interpreter.engine.cache import Cache, Shard, Stopped, default_workers, read_contents
+from interpreter.engine.cache import Cache, Shard, default_workers, read_contents
 from interpreter.engine.features import FeatureMaker, FeatureSource, StoredFeatures, StreamedFeatures
 from interpreter.engine.logging import console, progress_bar
 from interpreter.engine.precision import resolve_precision
 from interpreter.engine.samples import StoredSamples, stored_pictures
 from interpreter.engine.slots import SlotMaker, SlotSource, StoredSlots, StreamedSlots
-from interpreter.engine.stopping import StopRequest
 from interpreter.models.backbone import Backbone
 from interpreter.models.image_stage import ImageStage
 
@@ -24,7 +23,6 @@ def open_features(
     backbone: Backbone,
     dataset: VideoDataset,
     optim: OptimConfig,
-    stop: StopRequest,
     opened: contextlib.ExitStack,
 ) -> FeatureSource:
     """Features of all frames, stored or streamed as the configuration says; a loader is left in ``opened``."""
@@ -37,10 +35,10 @@ def open_features(
             maker = FeatureMaker(root, backbone, config.backbone, size, optim.precision, dtype, optim.flip)
             return Cache(maker, videos, contents)
 
-        if stored := _stored(config.features, cache, stop):
+        if stored := _stored(config.features, cache):
             return StoredFeatures(stored.table(), backbone.mean.device)
     console.print("features are streamed: each batch is decoded and encoded anew")
-    loader = start_loader(config.decoding, dataset, size, backbone.mean.device, stop, opened)
+    loader = start_loader(config.decoding, dataset, size, backbone.mean.device, opened)
     return StreamedFeatures(backbone, loader, optim.precision)
 
 
@@ -51,7 +49,6 @@ def open_slots(
     image_stage: ImageStage,
     weights: str,
     dataset: VideoDataset,
-    stop: StopRequest,
     opened: contextlib.ExitStack,
 ) -> tuple[SlotSource, StoredSamples | None]:
     """Image slots of all frames, stored or streamed as the configuration says; what the pictures need if stored."""
@@ -65,27 +62,27 @@ def open_slots(
             features = FeatureMaker(root, backbone, image_config.backbone, size, precision, dtype, config.optim.flip)
             return Cache(SlotMaker(root, features, image_stage, weights, config.samples), videos, contents)
 
-        if stored := _stored(config.features, cache, stop):
+        if stored := _stored(config.features, cache):
             slots = StoredSlots(stored.table(), device)
             return slots, StoredSamples(slots, stored_pictures(root, videos, contents, size))
     console.print("image slots are streamed: each batch is decoded, encoded and passed through the image stage anew")
-    loader = start_loader(config.decoding, dataset, size, device, stop, opened)
+    loader = start_loader(config.decoding, dataset, size, device, opened)
     features = StreamedFeatures(backbone, loader, precision)
     digests, lengths = [content.digest for content in contents], [v.num_frames for v in videos]
     return StreamedSlots(image_stage, features, digests, lengths, precision), None
 
 
-def _stored(choice: Features, cache: Callable[[Dtype], Cache], stop: StopRequest) -> Cache | None:
+def _stored(choice: Features, cache: Callable[[Dtype], Cache]) -> Cache | None:
     """The cache, complete: of either type if it is there, else fp16 is made. None if it is to be done without."""
     caches = [cache("fp16"), cache("bf16")]
     chosen = next((one for one in caches if not one.missing()), caches[0])
     missing = chosen.num_bytes(chosen.missing())
-    # What is there already counts as free: a call that goes on decides as the first one did.
+    # What is there already counts as free: a call that continues another one decides as that one did.
     if choice == "auto" and missing and chosen.num_bytes() > (chosen.free_bytes() + chosen.num_bytes() - missing) / 2:
         return None
     advice = "use --features streamed, or --cache DIR on a larger disk"
-    chosen.fill(Shard.from_environment(), default_workers(), lambda: stop.requested, advice)
-    chosen.wait_for_others(lambda: stop.requested)
+    chosen.fill(Shard.from_environment(), default_workers(), advice)
+    chosen.wait_for_others()
     return chosen
 
 
@@ -94,7 +91,6 @@ def start_loader(
     dataset: VideoDataset,
     size: tuple[int, int],
     device: torch.device,
-    stop: StopRequest,
     opened: contextlib.ExitStack,
 ) -> Loader:
     """Open the loader that the configuration says; one that decodes everything first shows a progress bar."""
@@ -103,8 +99,6 @@ def start_loader(
 
         def advance(frames: int) -> None:
             progress.update(bar, advance=frames, visible=True)
-            if stop.requested:
-                raise Stopped
 
         options = (config.workers, config.prefetch, advance)
         loader = opened.enter_context(open_loader(config.loader, dataset.videos, size, device, *options))

@@ -149,13 +149,6 @@ class Store:
         """Write ``recipe.json``, for people: the files do without it."""
         write_text(self.directory / "recipe.json", json.dumps(self.recipe, indent=2, sort_keys=True) + "\n")
 
-    def remove_leftovers(self, digests: set[str]) -> None:
-        """Remove what killed processes left of the files of these videos."""
-        for path in self.directory.glob(".*.tmp"):
-            _, digest, *_, process, _ = path.name.split(".")
-            if digest in digests and not _alive(int(process)):
-                path.unlink(missing_ok=True)
-
     def _offset(self, wanted: str, frames: int) -> int:
         offset = 0
         for name, (dtype, shape) in self.rows.items():
@@ -174,16 +167,6 @@ class Store:
         text = json.dumps(entries).encode()
         text += b" " * (-len(text) % 8)
         return struct.pack("<Q", len(text)) + text, end
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 class FrameTable:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,10 +23,11 @@ from interpreter.engine.distributed import Ranks
 from interpreter.engine.logging import NoLog, RunLog
 from interpreter.engine.schedule import learning_rate
 from interpreter.engine.step import Prefetched, TrainingStep
-from interpreter.engine.stopping import StopRequest
 from interpreter.engine.tasks import Task
+from interpreter.interrupts import Interrupted, StopRequest
 
-AGREE_EVERY = 10  # steps between two questions whether any process was asked to stop
+# How often the processes of a job ask each other whether one was asked to stop: torchrun waits 30 s for all of them.
+AGREE_SECONDS, AGREE_STEPS = 2.0, 10
 
 
 class DivergedError(RuntimeError):
@@ -57,9 +59,14 @@ class Trainer:
     samples: Callable[[], np.ndarray]
     captured: bool = False
     ranks: Ranks = field(default_factory=Ranks)
+    _agreed: tuple[int, float] = field(default=(0, 0.0), init=False)  # step and time of the last agreement
+    _agree_at: int = field(default=0, init=False)  # step of the next one
 
     def run(self, stop: StopRequest) -> bool:
         """Train to the last step; False if a signal stopped it before (everything is saved either way).
+
+        Args:
+            stop: notes signals from the first step on; before it there is nothing to save, and they interrupt.
 
         Raises:
             DivergedError: if the loss is not finite; names the saved state.
@@ -76,15 +83,18 @@ class Trainer:
         step.start(done, window)
         batches = Prefetched(self.task, self.device, optim.steps)
 
-        with self._log(done) as log:
-            if done == 0:
-                self._picture(log, 0)
+        with ExitStack() as noted, self._log(done) as log:  # signals are noted until the log is closed
+            first, sampled = done, done % self.logging.sample_every == 0 or done == optim.steps
+            if done == 0 or (sampled and not log.has_picture(done)):  # or the process was stopped while it drew it
+                self._picture(log, done, stop)
             while done < optim.steps and not self._stopped(stop, done):
                 started = time.perf_counter()
                 batch = batches.batch(done)
                 waited = time.perf_counter() - started
                 step.run(batch)
                 done += 1
+                if done == first + 1:
+                    noted.enter_context(stop)
                 batches.prepare(done)
                 due = [
                     done % every == 0 or done == optim.steps
@@ -106,7 +116,7 @@ class Trainer:
                     step.clear_sums()
                     host = dict.fromkeys(host, 0.0)
                 if due[1]:
-                    self._picture(log, done)
+                    self._picture(log, done, stop)
                 if due[2]:
                     self._save(done, step, host)
                 log.advance(done, waited)
@@ -120,15 +130,29 @@ class Trainer:
             return NoLog()
         return RunLog(self.directory, done, self.optim.steps, self.task.frames_per_step)
 
-    def _picture(self, log: RunLog | NoLog, done: int) -> None:
-        if isinstance(log, RunLog):
-            log.picture(done, self.samples())
+    def _picture(self, log: RunLog | NoLog, done: int, stop: StopRequest) -> None:
+        if not isinstance(log, RunLog):
+            return
+        try:
+            with stop.interruptible():  # pictures of long videos take their time
+                log.picture(done, self.samples())
+        except Interrupted:
+            if not stop.number:  # no step was taken yet
+                raise
 
     def _stopped(self, stop: StopRequest, done: int) -> bool:
         """Whether to leave; all processes leave after the same step."""
         if self.ranks.world == 1:
-            return stop.requested
-        return done % AGREE_EVERY == 0 and self.ranks.any(stop.requested)
+            return stop.number > 0
+        if done < self._agree_at:
+            return False
+        (step, since), now = self._agreed, time.perf_counter()
+        pace = (now - since) / (done - step) if done > step else AGREE_SECONDS
+        number, pace = self.ranks.largest([stop.number, pace])
+        self._agreed, self._agree_at = (done, now), done + min(AGREE_STEPS, max(1, int(AGREE_SECONDS / pace)))
+        if number:  # else a signal that came meanwhile is agreed on next time
+            stop.number = int(number)
+        return number > 0
 
     def _check(self, step: TrainingStep) -> None:
         failure = step.failure()
@@ -138,7 +162,7 @@ class Trainer:
 
     def _save(self, done: int, step: TrainingStep, host: dict[str, float]) -> None:
         model, progress = self.task.model, step.read_sums() | host
-        # A checkpoint must never hold what training cannot go on from: the loss would tell one step too late.
+        # A checkpoint must never contain what training cannot resume from: the loss would show it one step too late.
         if not all(parameter.isfinite().all() for parameter in model.parameters()):
             raise self._diverged(done, f"step {done} left weights that are not finite")
         if self.ranks.first:

@@ -204,7 +204,7 @@ def test_two_ranks_make_together_what_one_makes(cached, tmp_path):
     assert files(run / "cache") == files(cached / "cache")
 
 
-def test_signal_stops_between_videos_and_says_so(cached, tmp_path):
+def test_signal_keeps_what_is_finished_and_says_so(cached, tmp_path):
     run = shutil.copytree(cached, tmp_path / "run", ignore=shutil.ignore_patterns("cache"))
     process = start(run, "--workers", "1")
     text = ""
@@ -214,8 +214,8 @@ def test_signal_stops_between_videos_and_says_so(cached, tmp_path):
             break
     process.send_signal(signal.SIGINT)
     text += process.communicate()[1]
-    assert process.returncode == 0
-    assert "what is finished is kept. The same command goes on from there." in text
+    assert process.returncode == 130
+    assert "stopped by SIGINT. What is finished is saved. Rerun the same command to continue." in text
     main(["--run", str(run)])
     assert files(run / "cache") == files(cached / "cache")
 

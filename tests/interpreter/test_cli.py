@@ -1,6 +1,7 @@
 import errno
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -169,11 +170,26 @@ def test_what_a_user_cannot_cause_keeps_its_traceback():
         run_command(fail_with(RuntimeError()))
 
 
-def test_status_of_success_and_interruption():
-    for command, status in [(lambda: 0, 0), (lambda: 3, 3), (fail_with(KeyboardInterrupt()), 130)]:
-        with pytest.raises(SystemExit) as exit_:
-            run_command(command)
-        assert exit_.value.code == status
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (lambda: 0, 0),
+        (lambda: 3, 3),
+        (fail_with(KeyboardInterrupt()), 130),
+        (lambda: signal.raise_signal(signal.SIGINT), 130),
+        (lambda: signal.raise_signal(signal.SIGTERM), 143),
+        (lambda: signal.raise_signal(signal.SIGHUP), 129),
+    ],
+)
+def test_status_of_success_and_interruption(command, status, monkeypatch, capsys):
+    monkeypatch.setattr("os._exit", sys.exit)  # how a command ends while threads of it still read
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit_:
+        run_command(command, stopped="ADVICE")
+    assert exit_.value.code == status
+    name = {130: "INT", 143: "TERM", 129: "HUP"}.get(status)
+    assert capsys.readouterr().err == (f"stopped by SIG{name}. ADVICE\n" if name else "")
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_command_itself_reports_in_one_line(tmp_path):

@@ -65,7 +65,7 @@ def test_a_process_that_dies_ends_the_job_and_leaves_a_checkpoint(image_run, ima
         job.kill()
     assert job.returncode != 0
     assert "lost another one" in text
-    assert "the same command goes on from it" in text
+    assert "Rerun the same command to continue from it" in text
     state = load_checkpoint(run / "image")
     assert state.step >= 5
     assert all(tensor.isfinite().all() for tensor in state.weights.values())

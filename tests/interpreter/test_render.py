@@ -133,9 +133,10 @@ def test_failed_video_leaves_nothing_behind(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a device that is always full")
 @pytest.mark.parametrize("count", [1, 40], ids=["at the end", "while writing"])
-def test_full_disk_is_one_clear_line(tmp_path, count):
+def test_full_disk_is_one_clear_line(tmp_path, monkeypatch, count):
     path = tmp_path / "clip.mp4"
-    (tmp_path / f".clip.mp4.{os.getpid()}.tmp").symlink_to("/dev/full")
+    monkeypatch.setattr("interpreter.files.token_hex", lambda count: "0")
+    (tmp_path / ".clip.mp4.0.tmp").symlink_to("/dev/full")
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
 
     def write():

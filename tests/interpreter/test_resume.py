@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from interpreter.engine.checkpoint import checkpoints, load_checkpoint
 from interpreter.engine.features import FeatureMaker
+from interpreter.interrupts import Interrupted, StopRequest
 from interpreter.train import main
 
 from .runs import STREAMED, TWO_RANKS, curve, finish, start, wait_for_step
@@ -106,38 +107,39 @@ def test_a_killed_run_of_another_mode_goes_on_bit_for_bit(stage, options, launch
 
 
 @pytest.mark.parametrize(("stage", "number"), [("image", signal.SIGTERM), ("video", signal.SIGINT)])
-def test_signal_saves_that_step_and_exits_well(stage, number, command, straight):
+def test_signal_saves_that_step_and_the_status_names_it(stage, number, command, straight):
     run, arguments = command(stage, "stopped")
     process = start(arguments)
     wait_for_step(process, stage, random.randrange(2, STEPS // 2))
     process.send_signal(number)
     rest = process.stderr.read()
-    assert process.wait() == 0
+    assert process.wait() == 128 + number
     process.stderr.close()
     last = max(record["step"] for record in curve(run, stage))
     assert load_checkpoint(run / stage).step == last < STEPS
-    assert "The same command goes on from there." in rest
+    assert f"stopped by {number.name}. What is finished is saved. Rerun the same command to continue." in rest
     main(arguments)
     assert_same_run(run, straight(stage), stage)
 
 
-def test_signal_while_features_are_encoded_stops_between_videos(tmp_path, image_options, monkeypatch):
+def test_signal_while_features_are_encoded_keeps_the_finished_videos(tmp_path, image_options, monkeypatch):
     make, seen = FeatureMaker.make, []
 
     def interrupt(self, video, *rest):
         seen.append(video.name)
-        if len(seen) == 1:
+        if len(seen) == 2:
             os.kill(os.getpid(), signal.SIGINT)
         make(self, video, *rest)
 
     monkeypatch.setattr(FeatureMaker, "make", interrupt)
     monkeypatch.setattr("interpreter.engine.sources.default_workers", lambda: 1)
     arguments = ["--run", str(tmp_path / "run"), *image_options]
-    assert main(arguments) == 0
-    assert seen == ["train-00000"]
+    with StopRequest(at_once=True), pytest.raises(Interrupted):
+        main(arguments)
+    assert seen == ["train-00000", "train-00001"]
     assert checkpoints(tmp_path / "run" / "image") == []
     assert main(arguments) == 0
-    assert seen == ["train-00000", "train-00001", "train-00002"]
+    assert seen == ["train-00000", "train-00001", "train-00001", "train-00002"]
     assert load_checkpoint(tmp_path / "run" / "image").step == 3
 
 
@@ -153,7 +155,7 @@ def test_ctrl_c_in_a_terminal_ends_the_loader_and_training_goes_on_bit_for_bit(c
     for each in (*workers, process):
         each.send_signal(signal.SIGINT)
     rest = process.stderr.read()
-    assert process.wait() == 0
+    assert process.wait() == 130
     process.stderr.close()
     assert "Traceback" not in rest
     assert not any(worker.is_running() for worker in workers)
@@ -199,7 +201,7 @@ def test_damaged_checkpoint_names_the_previous_one_and_training_goes_on_without_
     main(arguments)
     expected, newest = curve(run, stage), run / stage / "checkpoint-00000005.safetensors"
     os.truncate(newest, newest.stat().st_size // 2)
-    with pytest.raises(ValueError, match=r"checkpoint-00000005.* delete it to go on from checkpoint-00000003"):
+    with pytest.raises(ValueError, match=r"checkpoint-00000005.* delete it to continue from checkpoint-00000003"):
         main(arguments)
     newest.unlink()
     main(arguments)

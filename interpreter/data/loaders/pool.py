@@ -65,8 +65,8 @@ class PoolLoader(Loader):
         except (EOFError, OSError, pickle.UnpicklingError) as error:
             raise LoaderError(
                 f"a decoding process {process.end()} while it read {self.videos[job.video].path}; if memory ran out, "
-                "use fewer --workers, else look for the system's message about it. Training goes on from its newest "
-                "checkpoint with the same command"
+                "use fewer --workers, else look for the system's message about it. Rerun the same command to "
+                "continue from the newest checkpoint"
             ) from error
         finally:
             self._idle.put(process)  # a dead one, too: who takes it gets the error, where an empty queue would block

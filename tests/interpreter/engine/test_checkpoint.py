@@ -122,12 +122,27 @@ def test_exception_while_writing_leaves_the_old_one_and_no_leftovers(tmp_path, m
     assert load_checkpoint(tmp_path).weights["w"].tolist() == [1] * 4
 
 
-def test_what_a_killed_writer_left_is_ignored_and_removed(tmp_path):
+def test_what_a_killed_writer_left_is_ignored(tmp_path):
     save_checkpoint(tmp_path, state(1))
     (tmp_path / ".checkpoint-00000002.safetensors.12345.tmp").write_bytes(b"half")
     assert load_checkpoint(tmp_path).step == 1
     save_checkpoint(tmp_path, state(2))
-    assert names(tmp_path) == ["checkpoint-00000001.safetensors", "checkpoint-00000002.safetensors"]
+    assert load_checkpoint(tmp_path).step == 2
+
+
+def test_a_checkpoint_that_training_replaces_meanwhile_is_not_called_damaged(tmp_path, monkeypatch):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, state(step))
+    opened = checkpoint.safe_open
+
+    def late(path, **options):
+        monkeypatch.setattr(checkpoint, "safe_open", opened)
+        for step in (3, 4):
+            save_checkpoint(tmp_path, state(step))
+        return opened(path, **options)
+
+    monkeypatch.setattr(checkpoint, "safe_open", late)
+    assert load_checkpoint(tmp_path).step == 4
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
@@ -137,7 +152,7 @@ def test_cut_checkpoint_names_the_previous_one_and_goes_on_without(share, tmp_pa
     content = newest.read_bytes()
     newest.write_bytes(content[: int(share * len(content))])
     with pytest.raises(
-        ValueError, match=r"checkpoint-00000002.* is damaged .*; delete it to go on from checkpoint-00000001"
+        ValueError, match=r"checkpoint-00000002.* is damaged .*; delete it to continue from checkpoint-00000001"
     ):
         load_checkpoint(tmp_path)
     newest.unlink()

@@ -1,7 +1,8 @@
 import errno
 import os
 import shutil
-import subprocess
+import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from safetensors.torch import load_file
 from interpreter.configs import BackboneConfig
 from interpreter.data import open_video
 from interpreter.data.loaders import open_loader
-from interpreter.engine.cache import Cache, Shard, Stopped
+from interpreter.engine.cache import Cache, Shard
 from interpreter.engine.features import FeatureMaker, StoredFeatures, StreamedFeatures, encode
 from interpreter.engine.store import read_content
+from interpreter.interrupts import Interrupted, StopRequest
 from interpreter.models.backbone import Backbone, VisionTransformer, load_backbone
 
 SIZE = (32, 48)
@@ -62,10 +64,10 @@ def streamed_features(backbone, videos):
     return StreamedFeatures(backbone, open_loader("torch", videos, SIZE, torch.device("cpu")), "fp32")
 
 
-def store(root, videos, backbone, flip=True, stopped=lambda: False, shard=None):
+def store(root, videos, backbone, flip=True, shard=None):
     """Fill the cache, one video at a time and in order, and open it."""
     cache = make_cache(root, videos, backbone, flip)
-    cache.fill(shard or Shard(), 1, stopped, "ADVICE")
+    cache.fill(shard or Shard(), 1, "ADVICE")
     return StoredFeatures(cache.table(), backbone.mean.device)
 
 
@@ -120,7 +122,7 @@ def test_encoding_is_in_order_and_in_pieces(videos):
 @pytest.mark.parametrize("flip", [False, True])
 def test_cache_is_as_large_as_announced_and_other_readers_can_read_it(dtype, flip, videos, tmp_path):
     cache = make_cache(tmp_path / "store", videos, Patches(), flip, dtype)
-    cache.fill(Shard(), 2, lambda: False, "")
+    cache.fill(Shard(), 2, "")
     assert sum(len(data) for data in files(tmp_path / "store").values()) == cache.num_bytes()
     assert len(files(tmp_path / "store")) == (1 + flip) * len(LENGTHS)
     found = load_file(cache.maker.stores[False].path(cache.contents[1].digest))
@@ -153,25 +155,83 @@ def test_interrupted_encoding_goes_on_at_its_video_with_the_same_bytes(seen, vid
     assert backbone.seen == 0
 
 
-def test_stop_between_videos_keeps_what_is_done(videos, tmp_path):
-    with pytest.raises(Stopped):
-        store(tmp_path / "store", videos, Patches(), stopped=lambda: bool(files(tmp_path / "store")))
+def test_interruption_ends_the_video_in_work_and_keeps_those_that_are_done(videos, tmp_path):
+    cache = make_cache(tmp_path / "store", videos, Patches())
+    make = cache.maker.make
+
+    def interrupted(video, content, flips, check):
+        if video is videos[1]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while True:  # a long video: nothing but `check` ends it
+                check()
+        make(video, content, flips, check)
+
+    cache.maker.make = interrupted
+    with StopRequest(at_once=True), pytest.raises(Interrupted):
+        cache.fill(Shard(), 1, "")
     assert len(files(tmp_path / "store")) == 2
+    assert not list((tmp_path / "store").glob("*/.*"))
     backbone = Patches()
     store(tmp_path / "store", videos, backbone)
     assert backbone.seen == 2 * (LENGTHS[1] + LENGTHS[2])
 
 
+def test_encoding_ends_within_a_batch_of_frames(videos, tmp_path):
+    maker, asked = make_cache(tmp_path / "store", videos, Patches(), flip=False).maker, []
+
+    def check():
+        asked.append(1)
+        raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        maker.make(videos[1], read_content(videos[1]), [False], check)
+    assert (asked, maker.backbone.seen) == ([1], 32)
+    assert not list((tmp_path / "store").glob("*/*"))
+
+
+def test_two_processes_that_fill_one_cache_share_the_work(videos, tmp_path):
+    store(tmp_path / "one", videos, Patches())
+    slow, quick = (make_cache(tmp_path / "two", videos, Patches()) for _ in range(2))
+    started, others_are_made = threading.Event(), threading.Event()
+    make = {cache: cache.maker.make for cache in (slow, quick)}
+
+    def wait_for_the_others(*arguments):
+        started.set()
+        assert others_are_made.wait(60)
+        make[slow](*arguments)
+
+    def make_the_others(video, *arguments):
+        make[quick](video, *arguments)
+        if video is videos[2]:
+            others_are_made.set()
+
+    slow.maker.make, quick.maker.make = wait_for_the_others, make_the_others
+    with ThreadPoolExecutor(1) as pool:
+        filled = pool.submit(slow.fill, Shard(), 1, "")
+        assert started.wait(60)
+        quick.fill(Shard(), 1, "")  # returns when all are there
+        assert files(tmp_path / "two") == files(tmp_path / "one")
+        filled.result()
+    assert slow.maker.backbone.seen == 2 * LENGTHS[0]
+    assert quick.maker.backbone.seen == 2 * (LENGTHS[1] + LENGTHS[2])
+
+
 def test_leftovers_of_a_killed_process_are_removed_and_those_of_a_live_one_kept(videos, tmp_path):
     cache = make_cache(tmp_path / "store", videos, Patches(), flip=False)
-    path = cache.maker.stores[False].path(cache.contents[0].digest)
-    path.parent.mkdir(parents=True)
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    for process in (dead.pid, os.getppid()):
-        path.with_name(f".{path.name}.{process}.tmp").write_bytes(b"half")
-    cache.fill(Shard(), 1, lambda: False, "")
-    assert [left.name for left in path.parent.glob(".*")] == [f".{path.name}.{os.getppid()}.tmp"]
+    paths = [cache.maker.stores[False].path(content.digest) for content in cache.contents]
+    paths[0].parent.mkdir(parents=True)
+    for path in paths[:2]:
+        path.with_name(f".{path.name}.abcd.tmp").write_bytes(b"half")
+    paths[2].with_name(f".{paths[2].stem}.lock").touch()
+    alive = cache._lock(1)
+    assert alive.take()
+    cache._remove_leftovers()
+    assert sorted(path.name for path in paths[0].parent.glob(".*")) == sorted(
+        [alive.path.name, f".{paths[1].name}.abcd.tmp"]
+    )
+    alive.release()
+    cache.fill(Shard(), 1, "")
+    assert not list(paths[0].parent.glob(".*"))
 
 
 @pytest.mark.parametrize("damage", ["lost", "cut", "header", "longer"])
@@ -259,7 +319,7 @@ def test_ranks_make_together_what_one_makes(videos, tmp_path):
     seen = []
     for rank in (1, 0):
         backbone = Patches()
-        make_cache(tmp_path / "two", videos, backbone).fill(Shard(rank, 2), 2, lambda: False, "")
+        make_cache(tmp_path / "two", videos, backbone).fill(Shard(rank, 2), 2, "")
         seen.append(backbone.seen)
     assert seen == [2 * LENGTHS[1], 2 * (LENGTHS[0] + LENGTHS[2])]
     assert files(tmp_path / "two") == files(tmp_path / "one")
@@ -268,12 +328,10 @@ def test_ranks_make_together_what_one_makes(videos, tmp_path):
 def test_rank_waits_until_the_others_are_done(videos, tmp_path, monkeypatch):
     monkeypatch.setattr("interpreter.engine.cache.POLL_SECONDS", 0.01)
     mine, others = (make_cache(tmp_path / "store", videos, Patches()) for _ in range(2))
-    mine.fill(Shard(0, 2), 1, lambda: False, "")
-    with pytest.raises(Stopped):
-        mine.wait_for_others(lambda: True)
+    mine.fill(Shard(0, 2), 1, "")
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(others.fill, Shard(1, 2), 1, lambda: False, "")
-        mine.wait_for_others(lambda: False)
+        pool.submit(others.fill, Shard(1, 2), 1, "")
+        mine.wait_for_others()
     assert mine.missing() == {}
     assert len(files(tmp_path / "store")) == 6
 
@@ -316,7 +374,7 @@ def test_video_that_changes_while_it_is_encoded_leaves_no_file(videos, tmp_path)
     cache = make_cache(tmp_path / "store", videos, Patches())
     os.utime(videos[1].files[39], ns=(1, 1))
     with pytest.raises(ValueError, match=r"videos/1 changed while it was read"):
-        cache.fill(Shard(), 1, lambda: False, "")
+        cache.fill(Shard(), 1, "")
     assert len(files(tmp_path / "store")) == 2
 
 
@@ -325,7 +383,7 @@ def test_value_that_does_not_fit_names_the_other_type(videos, tmp_path):
     backbone.weight.data *= 1e6
     with pytest.raises(ValueError, match="use --dtype bf16"):
         store(tmp_path / "store", videos, backbone)
-    make_cache(tmp_path / "store", videos, backbone, dtype="bf16").fill(Shard(), 1, lambda: False, "")
+    make_cache(tmp_path / "store", videos, backbone, dtype="bf16").fill(Shard(), 1, "")
 
 
 @pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("x", "2"), ("-1", "2"), ("0", "")])

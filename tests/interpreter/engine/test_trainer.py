@@ -1,5 +1,6 @@
 import json
 import math
+import signal
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from interpreter.engine.checkpoint import checkpoints, load_checkpoint
 from interpreter.engine.logging import RunLog
 from interpreter.engine.schedule import learning_rate
 from interpreter.engine.slots import StreamedSlots
-from interpreter.engine.stopping import StopRequest
 from interpreter.engine.tasks import ImageTask, VideoTask
 from interpreter.engine.trainer import DivergedError, Trainer
+from interpreter.interrupts import StopRequest
 from interpreter.models.image_stage import ImageStage
 from interpreter.models.video_stage import VideoStage
 
@@ -99,7 +100,7 @@ def test_stopped_run_goes_on_bit_for_bit(stop_at, tmp_path):
     stop = StopRequest()
 
     def ask(step):
-        stop.requested = step == stop_at
+        stop.number = signal.SIGTERM if step == stop_at else 0
 
     assert not trainer(parts, Regression(at_step=ask)).run(stop)
     assert load_checkpoint(parts / "image").step == stop_at + 1  # the step under way is finished

@@ -1,0 +1,109 @@
+"""What Ctrl-C, SIGTERM and a closed terminal do: a command ends in order, and its exit status names the signal."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+# SIGHUP is what a closed terminal sends. Windows has none.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+SIGPIPE = 13  # Windows has none, but pipes that break
+# A terminal and a launcher (uv run, srun) send the signal of one Ctrl-C twice.
+SAME_SIGNAL_SECONDS = 0.3
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asks this process to end. ``number`` is that signal; 128 + number is the exit status."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class StopRequest:
+    """Context manager that decides what SIGINT, SIGTERM and SIGHUP do.
+
+    The first signal sets ``number``, and raises :class:`Interrupted` if ``at_once``. A second one ends the process
+    without cleaning up. Where SIGHUP is ignored (nohup) it stays so. Outside the main thread, which alone receives
+    signals in Python, nothing is changed.
+
+    Args:
+        at_once: raise at the first signal; else the caller looks at ``number`` when it suits.
+    """
+
+    active: "StopRequest | None" = None  # the innermost one
+
+    def __init__(self, at_once: bool = False) -> None:
+        self.number, self.at_once = 0, at_once
+        self._since = 0.0
+        self._terminals = [descriptor for descriptor in (1, 2) if _is_terminal(descriptor)]
+
+    def ask(self, number: int) -> None:
+        """Ask to stop, as a signal does."""
+        if self.number == 0:
+            self.number, self._since = number, time.monotonic()
+            if self.at_once:
+                raise Interrupted(number)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """A block that the first signal ends with :class:`Interrupted`."""
+        before, self.at_once = self.at_once, True
+        try:
+            yield
+        finally:
+            self.at_once = before
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number not in (signal.SIGINT, signal.SIGTERM):  # the terminal is gone: writing to it is an error
+            for descriptor in self._terminals:
+                discard_output(descriptor)
+        if self.number == 0:
+            self.ask(number)
+        elif time.monotonic() - self._since > SAME_SIGNAL_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    def __enter__(self) -> "StopRequest":
+        self._outer, StopRequest.active = StopRequest.active, self
+        if self._outer is not None and not self.number:  # an exception raised in a callback of C++ can get lost
+            self.number = self._outer.number
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        StopRequest.active = self._outer
+
+
+def output_is_closed(descriptor: int) -> None:
+    """Nobody reads this output any more: write the rest to nowhere, and ask the process to stop as SIGPIPE would.
+
+    Raises:
+        Interrupted: unless it was asked to stop before, or whoever waits for a request to stop will see it.
+    """
+    discard_output(descriptor)
+    if StopRequest.active is None:
+        raise Interrupted(SIGPIPE)
+    StopRequest.active.ask(SIGPIPE)
+
+
+def discard_output(descriptor: int) -> None:
+    """Let what is written to a file descriptor go nowhere from now on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def _is_terminal(descriptor: int) -> bool:
+    with suppress(OSError):
+        return os.isatty(descriptor)
+    return False

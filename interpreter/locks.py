@@ -1,0 +1,156 @@
+"""Locks among processes. A lock ends with its process, however that ends, and says who has it.
+
+They are advisory locks on a file (flock). That file exists while the lock is taken; its content is for people.
+"""
+
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_taken: set[int] = set()  # file descriptors
+_told: list[Path] = []  # where locking turned out to be impossible; said once
+
+
+class LockedError(ValueError):
+    """Another process uses what this one needs for itself."""
+
+
+class Lock:
+    """An exclusive lock on a path.
+
+    Where files cannot be locked (Windows, some network file systems) everybody gets it; that is said once.
+
+    Attributes:
+        path: the lock file; nothing else may be there.
+        exclusive: whether this process has it, and it keeps others out.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.exclusive = path, False
+        self._descriptor = -1
+
+    def take(self, wait: bool = False) -> bool:
+        """Take the lock; False if another process has it.
+
+        Args:
+            wait: until it is free.
+
+        Raises:
+            OSError: if the lock file cannot be made.
+        """
+        while True:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Not inherited by the programs that this process starts: they would keep the lock when it has ended.
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                if not _lock(descriptor, self.path, wait):
+                    return True
+                if _same_file(descriptor, self.path):  # else its last owner removed it in between
+                    self._descriptor, self.exclusive, descriptor = descriptor, True, -1
+                    _taken.add(self._descriptor)
+                    self._describe()
+                    return True
+            except BlockingIOError:
+                return False
+            finally:
+                if descriptor != -1:
+                    os.close(descriptor)
+
+    def release(self) -> None:
+        """Let others have it."""
+        if self.exclusive:
+            with suppress(OSError):
+                self.path.unlink()
+            _taken.discard(self._descriptor)
+            os.close(self._descriptor)
+            self.exclusive = False
+
+    def owner(self) -> str:
+        """Who has the lock: process, machine, since when, and its command."""
+        try:
+            about = json.loads(self.path.read_text(encoding="utf-8"))
+            host = "" if about["host"] == platform.node() else f" on {about['host']}"
+            return f"process {about['process']}{host} since {about['since']} ({about['command']})"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "another process"
+
+    def _describe(self) -> None:
+        about = {
+            "process": os.getpid(),
+            "host": platform.node(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "command": shlex.join(sys.orig_argv),
+        }
+        with suppress(OSError):  # on a full disk the lock holds nevertheless
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, json.dumps(about).encode())
+            os.fsync(self._descriptor)  # so that other machines see it
+
+
+@contextmanager
+def waiting_for(path: Path, what: str) -> Iterator[Lock]:
+    """A block that one process at a time is in; the others wait for it, and say so.
+
+    Args:
+        path: the lock file.
+        what: what is locked, for that message.
+    """
+    lock = Lock(path)
+    if not lock.take():
+        _say(f"waiting for {what}, in use by {lock.owner()}")
+        lock.take(wait=True)
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def _lock(descriptor: int, path: Path, wait: bool) -> bool:
+    """Lock a file; False where that is impossible."""
+    try:
+        if fcntl is None:
+            raise OSError("this system has no flock")
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        with suppress(OSError):
+            path.unlink()
+        if not _told:
+            _told.append(path)
+            _say(f"files in {path.parent} cannot be locked ({error}): start no second process that writes there")
+        return False
+    return True
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _forget() -> None:
+    """A forked child lets go of what it inherited: its parent's locks end with the parent alone."""
+    for descriptor in _taken:
+        os.close(descriptor)
+    _taken.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

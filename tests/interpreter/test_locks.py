@@ -1,0 +1,108 @@
+"""Locks among processes."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from queue import SimpleQueue
+
+import pytest
+
+from interpreter import locks
+from interpreter.locks import Lock, waiting_for
+
+
+def start(code, *arguments):
+    """A process that runs this code with the path of a lock; it ends with its input."""
+    lines = f"import sys; from pathlib import Path; from interpreter.locks import *; path = Path(sys.argv[1]); {code}"
+    command = [sys.executable, "-c", lines, *map(str, arguments)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "folder" / ".lock"
+
+
+def test_a_second_process_learns_who_has_the_lock(path):
+    with start("assert Lock(path).take(); print('taken', flush=True); sys.stdin.read()", path) as other:
+        assert other.stdout.readline() == "taken\n"
+        lock = Lock(path)
+        assert not lock.take()
+        about = lock.owner()
+        assert about.startswith(f"process {other.pid} since ")
+        assert f" ({sys.executable} -c" in about
+        other.kill()
+        other.wait()
+        assert lock.take()  # it ended with its process
+        assert f"process {os.getpid()} since" in lock.owner()
+        lock.release()
+    assert not path.exists()
+
+
+def test_a_lock_does_not_live_on_in_programs_and_forks_of_its_process(path):
+    code = (
+        "import os, subprocess; lock = Lock(path); assert lock.take(); "
+        "subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL); "
+        "read, write = os.pipe(); "
+        "os.fork() or (os.close(1), os.close(2), os.write(write, b'.'), sys.stdin.read(), os._exit(0)); "
+        "os.read(read, 1); print('taken', flush=True); os.kill(os.getpid(), 9)"
+    )
+    with start(code, path) as other:
+        assert other.stdout.readline() == "taken\n"
+        assert other.wait() == -signal.SIGKILL
+        lock = Lock(path)
+        assert lock.take()
+        assert lock.exclusive
+        lock.release()
+
+
+def test_the_others_wait_say_for_whom_and_come_one_at_a_time(path, monkeypatch):
+    inside, order, said = Lock(path), [], SimpleQueue()
+    monkeypatch.setattr(locks, "_say", said.put)
+    assert inside.take()
+
+    def enter(name):
+        with waiting_for(path, "the folder") as lock:
+            assert lock.exclusive
+            order.append(name)
+            assert not Lock(path).take()
+            order.append(name)
+
+    threads = [threading.Thread(target=enter, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        assert said.get(timeout=60).startswith(f"waiting for the folder, in use by process {os.getpid()} since ")
+    assert order == []
+    inside.release()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(order) == ["a", "a", "b", "b"]
+    assert order[0] == order[1]
+    assert not path.exists()
+
+
+def test_where_files_cannot_be_locked_everybody_gets_it_and_that_is_said_once(path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks, "_told", [])
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    for name in ("one", "other"):
+        lock = Lock(path.with_name(name))
+        assert lock.take()
+        assert not lock.exclusive
+        lock.release()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"files in {path.parent} cannot be locked ([Errno {errno.ENOLCK}] No locks available)")
+    assert not list(path.parent.iterdir())
+
+
+def test_an_owner_that_left_no_name_is_another_process(path):
+    assert Lock(path).owner() == "another process"
+    path.parent.mkdir()
+    path.write_text("{")
+    assert Lock(path).owner() == "another process"
