@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from interpreter import cache, evaluate, segment, train
-from interpreter.data import generate_scenes, open_video
+from interpreter.data import generate_scenes, open_video, synthetic
 from interpreter.data.__main__ import main as data
 from interpreter.engine.checkpoint import load_checkpoint
 from interpreter.engine.logging import RunLog
@@ -33,6 +33,13 @@ def interrupt(*_, **__):
     """What a test puts where the signal is to arrive."""
     os.kill(os.getpid(), signal.SIGTERM)
     raise AssertionError("the signal did not interrupt")
+
+
+def main_thread_is_in(function):
+    frame = sys._current_frames()[threading.main_thread().ident]
+    while frame is not None and frame.f_code.co_name != function:
+        frame = frame.f_back
+    return frame is not None
 
 
 @pytest.fixture
@@ -252,6 +259,14 @@ def test_generation_that_was_killed_is_completed_with_the_same_scenes(tmp_path):
     assert not half.exists()
 
 
+def test_a_worker_ends_with_its_parent_whatever_it_renders(tmp_path):
+    with synthetic._Worker(tmp_path, synthetic._Recipe(0, (32, 32), 100_000, "train")) as worker:
+        worker._send("0")
+        worker._process.stdin.close()  # as when the parent is gone
+        worker._process.stdin = None
+        assert worker._process.wait(60) == 0
+
+
 def test_a_worker_that_dies_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("interpreter.data.synthetic._Worker._send", lambda self, line: self._process.kill())
     with pytest.raises(ChildProcessError, match="a process that renders scenes ended with status -9"):
@@ -283,17 +298,19 @@ def test_interruption_does_not_wait_for_threads_that_only_read(
     endless = threading.Event()
 
     def read(*_):
+        while not main_thread_is_in("result"):  # it waits for what the threads find
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
-        endless.wait(60)
+        assert endless.wait(60), "the interruption waited for this thread"
 
     monkeypatch.setattr("interpreter.engine.cache.read_content", read)
     monkeypatch.setattr("interpreter.data.verify._check", read)
-    try:
-        command, arguments = commands[phase]
-        with pytest.raises(Interrupted):
-            command(arguments)
-    finally:
-        endless.set()
+    command, arguments = commands[phase]
+    started = time.monotonic()
+    with pytest.raises(Interrupted):
+        command(arguments)
+    endless.set()
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize("phase", ["score_dataset", "write_scores"])
