@@ -55,7 +55,7 @@ class Caching:
     stage: Stage = "video"
     """image: features. video: image slots and their attention, from the trained image stage of the run."""
     cache: Path | None = None
-    """Directory of the files. Default: where training of this run looks, which is RUN/cache unless it had --cache."""
+    """Directory of the cached files. Default: the --cache that this run was trained with, else RUN/cache."""
     samples: int = 4
     """Draws of the slot prior R for each frame (--stage video); as many as --samples of the training."""
     dtype: Dtype = "fp16"
@@ -65,7 +65,7 @@ class Caching:
     workers: int = field(default_factory=default_workers)
     """Videos at a time in each process: one is decoded while another is encoded."""
     allow_unfinished: bool = False
-    """Take the image slots of an image stage that has not reached its last step (--stage video)."""
+    """Use the image slots of an image stage that has not reached its last step (--stage video)."""
     prune: bool = False
     """When done, delete the stores of the same kind in the directory that were made by another recipe, such as those of
     an image stage that was trained on. Not for a directory that runs share."""

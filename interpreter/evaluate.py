@@ -44,7 +44,7 @@ class Evaluation:
     data: VideosConfig = field(default_factory=lambda: VideosConfig(split="val", num_videos=40))
     protocol: Annotated[tuple[str, ...], tyro.conf.arg(metavar="{" + ",".join(PROTOCOLS) + "}")] = ()
     """Protocols, one or several. Default: davis-2016 or davis-2017-unsupervised for DAVIS, else interpreter. davis-2017
-    (semi-supervised) stands alone and takes --masks whose ids are those of the first frame's objects."""
+    (semi-supervised) must be the only one, and scores --masks whose ids are those of the first frame's objects."""
     out: Path | None = None
     """Directory to write to. Default: RUN/evaluation/DATA-SPLIT-STAGE, or evaluation/DATA-SPLIT-MASKS."""
     strict: bool = False
@@ -138,7 +138,7 @@ def _with_named_objects(config: Evaluation, protocols: Sequence[Protocol]) -> Ev
         raise ValueError(f"{rule}, and baselines have no such ids; leave --baselines {' '.join(config.baselines)} out")
     if len(protocols) > 1:
         others = " ".join(protocol.name for protocol in protocols if protocol.name != name)
-        raise ValueError(f"{rule}, on other masks than the rest; evaluate {others} in a command of its own")
+        raise ValueError(f"{rule}, and other protocols need other masks; evaluate {others} in another command")
     data = config.data
     if data.data == "davis":
         data = replace(data, year="2017", annotations="semi-supervised")

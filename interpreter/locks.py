@@ -129,7 +129,7 @@ def _lock(descriptor: int, path: Path, wait: bool) -> bool:
             path.unlink()
         if not _told:
             _told.append(path)
-            _say(f"files in {path.parent} cannot be locked ({error}): start no second process that writes there")
+            _say(f"files in {path.parent} cannot be locked ({error}): do not start a second process that writes there")
         return False
     return True
 

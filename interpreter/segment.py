@@ -161,7 +161,7 @@ def _check_output(out: Path, video: Video, alpha: float) -> None:
         raise ValueError(f"--out {out} would overwrite {video.path}; give another directory")
     with waiting_for(out / ".lock", str(out)):
         if annotations.exists() and not (out / "slots.safetensors").exists():
-            raise ValueError(f"{annotations} is there already, and not from this command; give another --out")
+            raise ValueError(f"{annotations} already exists and is not from this command; give another --out")
         with tempfile.TemporaryDirectory(prefix=".segment-", dir=out):
             pass
 

@@ -73,7 +73,7 @@ class MaskFiles(Annotation):
     @property
     def expected(self) -> str:
         """See `Annotation.expected`."""
-        return f"its masks would be {self.folder / self.owners[0].stem}.png …; there is {listing(self.folder)}"
+        return f"expected {self.folder / self.owners[0].stem}.png …, but that folder holds {listing(self.folder)}"
 
     def read(self, frame: int, size: Size) -> np.ndarray:
         """See `Annotation.read`."""
@@ -241,7 +241,7 @@ def read_mask(path: Path, size: Size, binary: bool = False, owner: Path | None =
         return (ids > 0).astype(np.uint8)
     if ids.max() > VOID or ids.min() < 0:
         value = ids.max() if ids.max() > VOID else ids.min()
-        raise VideoError(f"{path}: id {value}, but ids are 1 to {MAX_OBJECTS} and {VOID} is void; number them anew")
+        raise VideoError(f"{path}: id {value}, but ids are 1 to {MAX_OBJECTS} and {VOID} is void; renumber them")
     return ids.astype(np.uint8)
 
 

@@ -205,7 +205,7 @@ class Cache:
                         else:
                             progress.update(bar, advance=self.lengths[number], status=self.videos[number].name)
                     if left:
-                        text = f"{len(left)} videos are made by others: waiting for {others}"
+                        text = f"waiting for {others}; videos that other processes are computing: {len(left)}"
                         console.print(text, highlight=False, soft_wrap=True)
             except BaseException:
                 ending.set()

@@ -12,16 +12,16 @@ METRICS: dict[str, str] = {
     "fg_ari_frame": "FG-ARI of each frame's foreground pixels; mean over frames with foreground, then videos; up to 1",
     "fg_ari_video": "FG-ARI of all foreground pixels of a video as one clustering; mean over videos; up to 1",
     "miou_frame": "IoU, Hungarian match in every frame; mean over a frame's objects, then frames, then videos; 0..1",
-    "miou_video": "per-frame IoU, one Hungarian match a video (on what: see protocol); mean over all objects; 0..1",
+    "miou_video": "per-frame IoU, one Hungarian match per video (see protocol); mean over all objects; 0..1",
     "mbo_frame": "best IoU of each object in each frame; mean over a frame's objects, then frames, then videos; 0..1",
     "mbo_video": "best spatio-temporal IoU of each object; mean over a video's objects, then videos; 0..1",
     "jf": "mean of J and F; mean over all objects of the set; 0..1",
     "j": "region similarity J (per-frame IoU) of DAVIS; mean over frames, then all objects of the set; 0..1",
     "j_recall": "share of an object's frames with J above 0.5; mean over all objects of the set; 0..1",
-    "j_decay": "J in the first quarter of the frames less that in the last; mean over all objects; lower is better",
+    "j_decay": "J in the first quarter of the frames minus that in the last; mean over all objects; lower is better",
     "f": "boundary measure F of DAVIS, tolerance 0.008 of the diagonal; mean over frames, then objects; 0..1",
     "f_recall": "share of an object's frames with F above 0.5; mean over all objects of the set; 0..1",
-    "f_decay": "F in the first quarter of the frames less that in the last; mean over all objects; lower is better",
+    "f_decay": "F in the first quarter of the frames minus that in the last; mean over all objects; lower is better",
     "identity_switches": "changes of an object's best-overlapping segment in a video; mean of objects; lower is better",
     "identity_switches_per_100": "identity switches for 100 steps between frames with the object; lower is better",
     "fragmentations": "times an object's track (IoU >= 0.5) is lost and found again; mean of objects; lower is better",
@@ -144,13 +144,13 @@ _ALL = (
     ),
     Protocol(
         name="interpreter-spatio-temporal",
-        summary="The protocol interpreter, but mIoU is matched on spatio-temporal IoU: large frames of an object weigh "
-        "more.",
+        summary="The protocol interpreter, but mIoU is matched on spatio-temporal IoU: frames that show more of an "
+        "object weigh more.",
         metrics=_INTERPRETER_METRICS,
         size=(336, 504),
         square_size=(336, 336),
         matching="spatio-temporal",
-        comparable="Numbers that version 1 of the protocol interpreter made.",
+        comparable="Numbers of version 1 of the protocol interpreter.",
         not_comparable="mIoU of Interpreter, of SOLV and of the protocol interpreter (matched on mean per-frame IoU).",
     ),
     Protocol(
@@ -175,7 +175,7 @@ _ALL = (
         objects="merged",
         skip_ends=True,
         match="best",
-        comparable="Official J and F means of DAVIS-2016, if it is said that the truth chose the segment.",
+        comparable="Official J and F means of DAVIS-2016, if you state that the truth chose the segment.",
         not_comparable="Methods that name the foreground themselves; numbers over all frames (see smtc).",
     ),
     Protocol(
@@ -192,7 +192,7 @@ _ALL = (
     ),
     Protocol(
         name="davis-2017-unsupervised",
-        summary="J&F of the objects of DAVIS-2017, one Hungarian match a sequence, at most 20 proposals, all frames, "
+        summary="J&F of the objects of DAVIS-2017, one Hungarian match per sequence, at most 20 proposals, all frames, "
         "as the official code computes them.",
         metrics=("jf", "j", "f", *TRACKING),
         objects="numbered",
@@ -205,11 +205,11 @@ _ALL = (
     ),
     Protocol(
         name="davis-2017-unsupervised-annotated",
-        summary="The protocol davis-2017-unsupervised for all that is annotated and nothing else: every object that "
-        "occurs, no empty ones, no frames that are void everywhere.",
+        summary="The protocol davis-2017-unsupervised for annotated objects and frames only: every object that occurs, "
+        "no empty ones, no frames that are void everywhere.",
         metrics=("jf", "j", "f", *TRACKING),
         max_proposals=20,
-        comparable="Numbers that version 1 of the protocol davis-2017-unsupervised made.",
+        comparable="Numbers of version 1 of the protocol davis-2017-unsupervised.",
         not_comparable="Official numbers where objects enter later, ids have gaps or frames are void.",
     ),
     Protocol(
@@ -223,7 +223,7 @@ _ALL = (
     ),
     Protocol(
         name="smtc-multi-object",
-        summary="J&F of the objects of DAVIS-2017 with a Hungarian match of its own in every frame and at most 300 "
+        summary="J&F of the objects of DAVIS-2017 with a separate Hungarian match in every frame and at most 300 "
         "proposals.",
         metrics=("jf", "j", "f"),
         objects="numbered",
@@ -231,8 +231,8 @@ _ALL = (
         match="every-frame",
         max_proposals=300,
         comparable="SMTC's multi-object J&F on DAVIS-2017.",
-        not_comparable="davis-2017-unsupervised (one match a sequence, 20 proposals): a match in every frame needs no "
-        "identities, so these numbers are higher.",
+        not_comparable="davis-2017-unsupervised (one match per sequence, 20 proposals): a match in every frame "
+        "ignores identities, so these numbers are higher.",
     ),
 )
 

@@ -163,7 +163,7 @@ def test_function_transforms_give_the_gradient(name):
     torch.testing.assert_close(torch.func.jacrev(number, argnums=everything)(*inputs), expected)
     several = tuple(torch.stack((t, 0.7 * t)) for t in inputs)
     if "tolerance" in name:
-        with pytest.raises(ValueError, match=r"tolerance=0\.001 cannot be looked at inside torch\.vmap"):
+        with pytest.raises(ValueError, match=r"tolerance=0\.001 cannot be checked inside torch\.vmap"):
             torch.vmap(number)(*several)
         return
     values, grads = torch.vmap(number)(*several), torch.vmap(torch.func.grad(number, argnums=everything))(*several)

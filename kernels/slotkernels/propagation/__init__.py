@@ -18,7 +18,7 @@ __all__ = ["LabelMaps", "bytes_moved", "flops", "propagate_attention", "propagat
 # Of the Triton kernel: positions are counted in half pixels times patches, in 32 bits; launches have three dimensions.
 MAX_SIDE, MAX_FRAMES = 16384, 65535
 
-NOT_DIFFERENTIABLE = "take propagate_attention and torch.nn.functional.interpolate, or detach the attention"
+NOT_DIFFERENTIABLE = "use propagate_attention and torch.nn.functional.interpolate, or detach the attention"
 
 
 def _why_not_triton(call: Call) -> str | None:

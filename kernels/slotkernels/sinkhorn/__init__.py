@@ -177,8 +177,8 @@ def _knows_places(op: str, backend: str, x: Tensor) -> str:
     """A backend that finds the potential of a point without weight where it lies: Triton's kernels do not."""
     if backend == "triton":
         raise RuntimeError(
-            f"{op}: backend 'triton' has no potentials of weighted sets, and no gradients of weights: those of points "
-            "without weight would be wrong; expected 'auto' or 'reference'"
+            f"{op}: backend 'triton' has no potentials of weighted sets, and no gradients of weights: they would be "
+            "wrong for points without weight; expected 'auto' or 'reference'"
         )
     return "reference" if backend == "auto" and x.device.type != "cpu" else backend
 

@@ -160,7 +160,7 @@ def iterate(
             errors = (b * (g - following).exp2().sub(1).abs()).sum(2).detach()
             check_that(
                 not is_batched(errors),
-                f"sinkhorn_plan: tolerance={tolerance} cannot be looked at inside torch.vmap, expected None there",
+                f"sinkhorn_plan: tolerance={tolerance} cannot be checked inside torch.vmap, expected None",
             )
             error = float(errors.max()) if batch else 0.0
             if error <= tolerance:

@@ -280,7 +280,7 @@ def test_masks_that_are_not_there_say_where_they_would_be(folder):
     (root / "Annotations" / "v" / "boxes.xml").touch()
     dataset = open_dataset("folder", root)
     assert dataset.masks(0) is None
-    assert dataset.expected_masks(0).endswith("Annotations/v/00000.png …; there is boxes.xml")
+    assert dataset.expected_masks(0).endswith("Annotations/v/00000.png …, but that folder holds boxes.xml")
 
 
 def test_numbers_are_whole(tmp_path):

@@ -222,7 +222,7 @@ def test_white_truth_of_a_plain_folder_is_scored_and_missing_truth_says_where_it
     _, report = score(masks, tmp_path / "data", tmp_path / "out", *options)
     assert result(report, "slot-contrast", "masks")["mean"]["mbo_video"] == 1
     shutil.rmtree(tmp_path / "data" / "Annotations" / "v [x]")
-    expected = r"no masks to score against; its masks would be .*Annotations/v \[x\]/00000\.png …; there is nothing"
+    expected = r"no masks to score against; expected .*Annotations/v \[x\]/00000\.png …, but that folder holds nothing"
     with pytest.raises(ValueError, match=expected):
         score(masks, tmp_path / "data", tmp_path / "out", *options)
 
@@ -264,7 +264,7 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
         (["--masks", "x", "--baselines", "grid", "spectral"], "spectral need a run's features"),
         (["--run", "x", "--protocol", "davis-2017"], "a run numbers its segments by itself; choose davis-2017-unsup"),
         (["--masks", "x", "--protocol", "davis-2017", "--baselines", "grid"], "leave --baselines grid out"),
-        (["--masks", "x", "--protocol", "solv", "davis-2017"], "evaluate solv in a command of its own"),
+        (["--masks", "x", "--protocol", "solv", "davis-2017"], "evaluate solv in another command"),
         (["--run", "x", "--seeds", "1", "1"], "--seeds must be"),
         (["--run", "x", "--seeds"], "--seeds must be"),
         (["--run", "x", "--pictures", "-1"], "--pictures must be 0 or more"),
