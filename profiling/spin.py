@@ -25,19 +25,20 @@ from rich.table import Table
 
 from interpreter.openmp import CHOSEN_BY_USER, SETTINGS
 
+WHAT = "a step of the demo's image stage beside busy programs, by how long OpenMP's threads wait before they sleep"
 BUSY = (0, 1, 5)  # loops that run beside the step
-GNU = ("100", "300", "1000", "3000", "10000")
+COUNTS = ("0", "100", "300", "500", "700", "1000", "3000", "10000")
+COUNTS_COMPILED = ("0", "500", "700", "1000")
 BLOCKS = ("0", "20us", "100us", "1")  # milliseconds where no unit is named; LLVM knows units from version 18 on
 LEAST_STEPS = 5
 
 
 def settings(llvm: Path | None, intel: Path | None) -> list[dict[str, Any]]:
     """What is compared: the OpenMP library, its environment, and whether the step is compiled."""
-    spins = [{}, *({"GOMP_SPINCOUNT": count} for count in ("0", *GNU)), {"OMP_WAIT_POLICY": "PASSIVE"}]
+    spins = [{}, *({"GOMP_SPINCOUNT": count} for count in COUNTS), {"OMP_WAIT_POLICY": "PASSIVE"}]
+    spins_compiled = [{"GOMP_SPINCOUNT": count} for count in COUNTS_COMPILED]
     entries = [{"openmp": "gnu", "compiled": False, "environment": one} for one in spins]
-    entries += [
-        {"openmp": "gnu", "compiled": True, "environment": one} for one in ({}, {"GOMP_SPINCOUNT": "0"}, SETTINGS)
-    ]
+    entries += [{"openmp": "gnu", "compiled": True, "environment": one} for one in (spins[0], *spins_compiled)]
     for name, library in (("llvm", llvm), ("intel", intel)):
         if library is not None:
             blocks = [{}, *({"KMP_BLOCKTIME": time} for time in BLOCKS)]
@@ -149,7 +150,10 @@ def main() -> None:
     if options.out:
         from profiling.timing import machine, save
 
-        save(options.out, machine("cpu") | {"chosen": SETTINGS, "settings": entries})
+        results = machine("cpu") | {"what": WHAT, "chosen": SETTINGS, "settings": entries}
+        for library in filter(None, (options.llvm, options.intel)):
+            results["command"] = results["command"].replace(str(library), library.name)
+        save(options.out, results)
 
 
 if __name__ == "__main__":

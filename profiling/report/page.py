@@ -1,10 +1,10 @@
 """The text of docs/benchmarks.md and of README's figures."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from profiling.bench.case import OURS
+from profiling.report.recordings import busy_machine, ms, predictions, steps, times
 from profiling.report.results import RESULTS, Recorded, Row, read_recorded, read_runs, read_table, rows_of
 
 HEAD = """# Benchmarks
@@ -32,6 +32,8 @@ NOT_YET = """### What no GPU has run so far
   finds that out, and `auto` uses `blocks`.
 - DALI's decoders of a GPU, DDP over NCCL, and hardware counters of the Sinkhorn kernel. Those of the slot attention's
   forward kernel are in [ncu-image-cuda.csv](../profiling/results/ncu-image-cuda.csv).
+- What prepares the kernels' inputs since 2026-11-26: points of weight 0 move aside, hidden tokens and dropped slots are
+  set to zero. The kernels themselves are the same.
 
 Reports of the parts: [gpu-figures-cuda.md](../profiling/results/gpu-figures-cuda.md),
 [gpu-proof-cuda.md](../profiling/results/gpu-proof-cuda.md) and numbers 2, 3 and 4 of the latter. All GPU tests passed
@@ -39,17 +41,6 @@ in number 3 (765, and 57 skipped), and a resumed run equalled one without interr
 had found that resuming failed on a GPU: the optimiser's step counter was restored on the CPU.
 """
 MARKERS = ("<!-- figures -->", "<!-- /figures -->")
-
-
-def times(value: float) -> str:
-    """A ratio; one below 1 stands out."""
-    text = f"{value:.3g}×" if value < 100 else f"{value:.0f}×"
-    return text if value >= 1 else f"**{text}**"
-
-
-def ms(value: float) -> str:
-    """Milliseconds with three figures."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def summary(rows: list[Row]) -> list[str]:
@@ -142,55 +133,6 @@ def run_section(run: dict[str, Any], title: str) -> list[str]:
     return [*lines, *summary(rows), "", losses(rows), "", *failures(run), "", *sections(run)]
 
 
-def steps(folder: Path, kind: str) -> list[str]:
-    """The training steps of ``profiling.step``, each in a process of its own."""
-    path = folder / f"steps-{kind}.json"
-    if not path.exists():
-        return []
-    content = json.loads(path.read_text())
-    versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
-    link = f"[{path.name}](../profiling/results/{path.name})"
-    lines = [
-        "### Training steps at the paper's sizes",
-        "",
-        f"{content['device']}; {versions}; commit {content['commit']}; {content['date']}; `{content['command']}`.",
-        "Median of ten steps on random data, with least and greatest; each step in a process of its own. The loss is",
-        "that of the first two batches, the same ones for all modes. Memory is what PyTorch's allocator reserves.",
-        f"{link} has the kernels of each step.",
-        "",
-        "| step | ms | launches | no kernel runs, ms | memory, GiB | loss |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, step in content["steps"].items():
-        t, reserved = step["milliseconds"], step["reserved_mib"] / 1024
-        cells = [name, f"{ms(t['median'])} ({ms(t['least'])}–{ms(t['greatest'])})", str(step["launches"])]
-        cells += [f"{step['idle_ms']:.1f}", f"{reserved:.1f}", f"{step['loss_of_first_steps']:.4f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, ""]
-
-
-def predictions(folder: Path, kind: str) -> list[str]:
-    """What was predicted before the first run, and why it came otherwise."""
-    path = folder / f"predictions-{kind}.json"
-    if not path.exists():
-        return []
-    lines = [
-        "### Predictions",
-        "",
-        "Each range was written before the first run. The ratio is that of the measurement to the middle of the range.",
-        "",
-        "| figure | predicted because | predicted | measured | ratio | why it differs |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in json.loads(path.read_text())["rows"]:
-        low, high = row["predicted"]
-        value = "not measured" if row["measured"] is None else f"{row['measured']:.3g} {row['unit']}"
-        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
-        cells = [row["figure"], row["reason"], f"{low:g} to {high:g} {row['unit']}", value, ratio, row["difference"]]
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, ""]
-
-
 def resources(stamp: str, rows: list[dict[str, str]], title: str) -> list[str]:
     """Greatest resources of each kernel on each architecture."""
     lines = [
@@ -227,6 +169,7 @@ def page(folder: Path = RESULTS) -> str:
     runs = read_runs(folder)
     lines = [HEAD]
     lines += run_section(runs["cpu"], "On a CPU") if "cpu" in runs else ["## On a CPU", "", "Not run."]
+    lines += busy_machine(folder)
     lines += run_section(runs["cuda"], "On a GPU") if "cuda" in runs else ["## On a GPU", "", NOT_RUN, ""]
     lines += [*steps(folder, "cuda"), *predictions(folder, "cuda")]
     lines += [NOT_YET] if "cuda" in runs else []

@@ -1,0 +1,90 @@
+"""Parts of docs/benchmarks.md made of recordings that are no run of ``profiling.bench``."""
+
+import json
+from pathlib import Path
+
+
+def times(value: float) -> str:
+    """A ratio; one below 1 stands out."""
+    text = f"{value:.3g}×" if value < 100 else f"{value:.0f}×"
+    return text if value >= 1 else f"**{text}**"
+
+
+def ms(value: float) -> str:
+    """Milliseconds with three figures."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def steps(folder: Path, kind: str) -> list[str]:
+    """The training steps of ``profiling.step``, each in a process of its own."""
+    path = folder / f"steps-{kind}.json"
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text())
+    versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+    link = f"[{path.name}](../profiling/results/{path.name})"
+    lines = [
+        "### Training steps at the paper's sizes",
+        "",
+        f"{content['device']}; {versions}; commit {content['commit']}; {content['date']}; `{content['command']}`.",
+        "Median of ten steps on random data, with least and greatest; each step in a process of its own. The loss is",
+        "that of the first two batches, the same ones for all modes. Memory is what PyTorch's allocator reserves.",
+        f"{link} has the kernels of each step.",
+        "",
+        "| step | ms | launches | no kernel runs, ms | memory, GiB | loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, step in content["steps"].items():
+        t, reserved = step["milliseconds"], step["reserved_mib"] / 1024
+        cells = [name, f"{ms(t['median'])} ({ms(t['least'])}–{ms(t['greatest'])})", str(step["launches"])]
+        cells += [f"{step['idle_ms']:.1f}", f"{reserved:.1f}", f"{step['loss_of_first_steps']:.4f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def busy_machine(folder: Path) -> list[str]:
+    """A training step beside busy programs, by the settings of OpenMP, of ``profiling.spin``."""
+    path = folder / "spin-cpu.json"
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text())
+    loads = list(content["settings"][0]["milliseconds"])
+    lines = [
+        "### A machine that also does other things",
+        "",
+        f"{content['what']}; {content['device']}; commit {content['commit']}; {content['date']}. ms: median (least–",
+        "greatest). Bold is what the commands set; [training.md](training.md) says why.",
+        "",
+        f"| OpenMP | | {' | '.join(f'{n} busy programs' if int(n) else 'idle' for n in loads)} |",
+        f"|{'---|' * (2 + len(loads))}",
+    ]
+    for entry in content["settings"]:
+        found = [entry["milliseconds"][n] for n in loads]
+        words = " ".join(f"{name}={value}" for name, value in entry["environment"].items()) or "as it comes"
+        chosen = bool(entry["environment"].items() & content["chosen"].items())
+        cells = [entry["openmp"] + (", compiled step" if entry["compiled"] else ""), f"**{words}**" * chosen or words]
+        cells += [f"{ms(t['median'])} ({ms(t['least'])}–{ms(t['greatest'])})" for t in found]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def predictions(folder: Path, kind: str) -> list[str]:
+    """What was predicted before the first run, and why it came otherwise."""
+    path = folder / f"predictions-{kind}.json"
+    if not path.exists():
+        return []
+    lines = [
+        "### Predictions",
+        "",
+        "Each range was written before the first run. The ratio is that of the measurement to the middle of the range.",
+        "",
+        "| figure | predicted because | predicted | measured | ratio | why it differs |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in json.loads(path.read_text())["rows"]:
+        low, high = row["predicted"]
+        value = "not measured" if row["measured"] is None else f"{row['measured']:.3g} {row['unit']}"
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        cells = [row["figure"], row["reason"], f"{low:g} to {high:g} {row['unit']}", value, ratio, row["difference"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
