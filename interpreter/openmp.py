@@ -1,16 +1,16 @@
 """How OpenMP threads wait for each other in the commands.
 
-PyTorch shares an operator among threads, and threads that are done wait in a loop for the others before they sleep. On
-a machine that also does other things, such a loop keeps the core from the very thread that it waits for: GNU's OpenMP
-loops for milliseconds at each operator, and a training step takes 30 times as long at a load of five. The commands
-therefore let threads sleep much earlier. `python -m profiling.spin` measures what that costs and saves.
+PyTorch shares an operator among threads, and a thread that has finished waits for the others in a loop before it
+sleeps. On a machine that also does other things, this loop takes the core from the very thread that it waits for: with
+GNU's OpenMP a training step takes many times as long. The commands therefore let threads sleep earlier. The values are
+the least that cost at most 8 % of a step on an idle machine (`python -m profiling.spin`, docs/benchmarks.md).
 """
 
 from collections.abc import Mapping
 
 SETTINGS = {
     "GOMP_SPINCOUNT": "1000",  # turns of GNU's loop, 300,000 by default
-    "KMP_BLOCKTIME": "0",  # milliseconds of LLVM's and Intel's loop, 200 by default
+    "KMP_BLOCKTIME": "1",  # milliseconds of LLVM's and Intel's loop, 200 by default; 0 costs half of an idle step
 }
 CHOSEN_BY_USER = ("OMP_WAIT_POLICY", "KMP_LIBRARY", *SETTINGS)
 

@@ -40,7 +40,7 @@ from interpreter.files import remove_leftovers
 from interpreter.interrupts import Interrupted, StopRequest
 from interpreter.locks import Lock, LockedError
 from interpreter.models.attention import choose_attention
-from interpreter.models.backbone import load_backbone
+from interpreter.models.backbone import VisionTransformer, load_backbone
 from interpreter.models.image_stage import ImageStage
 from interpreter.models.transformer import count_parameters
 from interpreter.models.video_stage import VideoStage
@@ -141,6 +141,8 @@ def train_image(config: ImageTraining, stop: StopRequest, ranks: Ranks, opened: 
     task = ImageTask(model, features, [v.num_frames for v in dataset.videos], optim, device, ranks)
     rows, slots = optim.batch_size // ranks.world, (config.model.num_slots, config.model.dim)
     tokens = grid[0] * grid[1]
+    if isinstance(backbone, VisionTransformer):
+        console.print(f"positions of the backbone on a new patch grid: {backbone.positions}")
     console.print(memory_notice(task, optim, [(rows, tokens, backbone.dim), (rows, *slots)]))
     console.print(_attention(device, optim, rows, config.model, tokens))
 

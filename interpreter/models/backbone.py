@@ -155,6 +155,16 @@ class VisionTransformer(Backbone):
         if self.masked:
             config.mask_ratio = 0.0
 
+    @property
+    def positions(self) -> str:
+        """How positions of a patch grid are found that the model was not trained on."""
+        config = self.model.config
+        if config.model_type.startswith("dinov3"):
+            return "rotary, nothing is interpolated"
+        if offset := getattr(config, "interpolate_offset", None):
+            return f"bicubic with an offset of {offset}, as torch.hub's DINOv2 without registers"
+        return f"bicubic to the exact size{', antialiased' * (config.model_type == 'dinov2_with_registers')}"
+
     def settings(self) -> dict[str, object]:
         """See :meth:`Backbone.settings`; where the model was loaded from does not matter."""
         config = self.model.config.to_dict()

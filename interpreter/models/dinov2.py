@@ -1,6 +1,5 @@
 """Official DINOv2 checkpoints (facebookresearch key names) on the Hugging Face model."""
 
-import logging
 import re
 from pathlib import Path
 from types import MethodType
@@ -14,7 +13,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-logger = logging.getLogger(__name__)
 # Checkpoints without registers were trained with positions scaled by (patches + 0.1) / side (torch.hub's
 # ``interpolate_offset``); those with registers by the exact size, antialiased, as in the Hugging Face model.
 INTERPOLATE_OFFSET = 0.1
@@ -39,8 +37,8 @@ def load_official_dinov2(path: Path) -> "PreTrainedModel":
 
     On another grid than its own (37 x 37 patches), positions are interpolated as by ``torch.hub``: without registers
     bicubic with an offset of 0.1 (``config.interpolate_offset``), with registers bicubic, antialiased, to the exact
-    size. A logger named after this module says which. A folder or hub id in Hugging Face's format is not loaded here
-    and follows transformers: bicubic to the exact size, antialiased only with registers.
+    size (`VisionTransformer.positions` says which). A folder or hub id in Hugging Face's format is not loaded here and
+    follows transformers: bicubic to the exact size, antialiased only with registers.
 
     Args:
         path: ``.pth``/``.pt`` (read without unpickling code) or ``.safetensors``.
@@ -77,18 +75,15 @@ def load_official_dinov2(path: Path) -> "PreTrainedModel":
     if "embeddings.register_tokens" in state:
         registers = state["embeddings.register_tokens"].shape[1]
         model = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(num_register_tokens=registers, **sizes))
-        positions = "antialiased, to the exact size"
     else:
         # The offset is recorded in the configuration, and so in what cached features are keyed by.
         model = Dinov2Model(Dinov2Config(**sizes | {"interpolate_offset": INTERPOLATE_OFFSET}))
         embeddings: Any = model.embeddings
         embeddings.interpolate_pos_encoding = MethodType(interpolate_with_offset, embeddings)
-        positions = f"with an offset of {INTERPOLATE_OFFSET}"
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit a DINOv2 of width {dim} and {depth} blocks: {error}") from error
-    logger.info("%s: positions on other grids than %d x %d are bicubic, %s", path, side, side, positions)
     return model
 
 

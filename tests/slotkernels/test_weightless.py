@@ -292,6 +292,18 @@ def test_hidden_tokens_change_nothing(name, filler):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("filler", [20.0, 250.0, 6e4])
+def test_hidden_tokens_whose_logits_overflow_in_float16_change_nothing(backend, filler):
+    slots, tokens = torch.full((2, 3, 64), 7.0, dtype=torch.float16), torch.rand(2, 7, 64).half()
+    results = [
+        inverted_attention(slots, tokens.masked_fill(~MASK.unsqueeze(2), held), mask=MASK, backend=backend)[0]
+        for held in (0.5, filler)
+    ]
+    assert results[0].isfinite().all()
+    assert torch.equal(*results)
+
+
 @pytest.mark.parametrize("filler", HIDDEN)
 def test_dropped_slots_change_nothing(filler):
     slots, attention = torch.randn(2, 5, 4), torch.rand(2, 6, 5)

@@ -120,8 +120,12 @@ def hide(tokens: Tensor, mask: Tensor) -> Tensor:
     seen = mask if mask.dim() == 2 else mask.any(1)
     if mask.dtype != torch.bool or seen.shape != tokens.shape[:2]:
         return tokens  # attend() says what is wrong
-    harmless = (tokens.abs() <= torch.finfo(tokens.dtype).max ** 0.5).all(2)
-    return tokens.masked_fill(~(seen | harmless).unsqueeze(2), 0.0)
+    greatest = torch.finfo(tokens.dtype).max
+    # Logits of float16 are float16: sums of D products with queries up to 64.
+    harmless = min(greatest**0.5, greatest / (64 * tokens.shape[2]))
+    # A NaN is the norm of its token, and no comparison with it holds.
+    keeps = torch.linalg.vector_norm(tokens.detach(), torch.inf, dim=2) <= harmless
+    return tokens.masked_fill(~(seen | keeps).unsqueeze(2), 0.0)
 
 
 def attend(
