@@ -16,7 +16,7 @@ def openmp_settings(*arguments, **chosen):
     run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=env, check=False)
     assert run.returncode == 0, run.stderr
     lines = (line.split("=", 1) for line in (run.stdout + run.stderr).splitlines() if "=" in line)
-    found = {name.split()[-1]: value.strip(" '") for name, value in lines if name.split()}
+    found = {name.split()[-1]: value.strip(" '").removesuffix("ms") for name, value in lines if name.split()}
     if not {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & found.keys():
         pytest.skip("this PyTorch has no OpenMP library that prints its settings")
     return {name: found.get(name) for name in SETTINGS}
