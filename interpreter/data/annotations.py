@@ -7,7 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from interpreter.data.images import UnsuitableError, list_images, normal, probe_size, read_numbers, read_rgb
+from interpreter.data.images import (
+    TooDeepError,
+    UnsuitableError,
+    list_images,
+    normal,
+    probe_size,
+    read_numbers,
+    read_rgb,
+)
 from interpreter.data.tree import listing, numbers, split_frames
 from interpreter.data.video import Size, VideoError
 
@@ -219,7 +227,7 @@ def read_ids(path: Path, size: Size, owner: Path | None = None, colours: bool = 
     try:
         return read_numbers(path)
     except (OSError, SyntaxError, ValueError) as error:
-        if colours and isinstance(error, UnsuitableError):
+        if colours and isinstance(error, UnsuitableError) and not isinstance(error, TooDeepError):
             return read_rgb(path).max(axis=-1)
         raise damaged_mask(path, error) from error
 

@@ -85,12 +85,15 @@ def _find_videos(top: Path, masks: Path, left_out: LeftOut) -> list[Path]:
                 left_out.add(file, " ")
         found += videos
     files = {file.resolve() for file in found if not file.is_symlink()}
-    for link in [file for file in found if file.is_symlink() and file.is_file()]:
-        if (target := link.resolve()) in files:
-            found.remove(link)
-            left_out.add(link, "link to a file that is read already")
-        files.add(target)
-    return sorted(found, key=natural_key)
+    kept = []
+    for path in found:
+        if path.is_symlink() and path.is_file():
+            if (target := path.resolve()) in files:
+                left_out.add(path, "link to a file that is read already")
+                continue
+            files.add(target)
+        kept.append(path)
+    return sorted(kept, key=natural_key)
 
 
 def _obstacle(folder: Folder, images: Sequence[Path]) -> str:

@@ -52,7 +52,7 @@ def split_frames(images: Sequence[Path]) -> Frames:
         shown = ", ".join(f"{group[0].name} …" for group in sequences[:3])
         problem = f"holds {len(sequences)} sequences of images ({shown}); give each a folder of its own"
         return Frames(list(images), [], problem)
-    frames = sorted(sequences[0], key=lambda path: natural_key(path.name))
+    frames = sorted(sequences[0], key=lambda path: (numbers(path), natural_key(path.name)))
     kept = set(frames)
     others = [image for image in images if image not in kept]
     for first, second in pairwise(frames):

@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,6 +122,22 @@ def test_frames_are_ordered_by_number_whatever_their_zeros_and_suffixes(tmp_path
         picture(tmp_path / name)
     assert [path.name for path in open_video(tmp_path).files] == names
     assert sorted(["01", "1", "2", "001"], key=natural_key) == ["001", "01", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (["IMG_8.JPG", "IMG_9.JPG", "img_6.jpg", "img_7.jpg"], ["img_6.jpg", "img_7.jpg", "IMG_8.JPG", "IMG_9.JPG"]),
+        (["A_2_b.png", "a_10_B.png", "a_1_b.png"], ["a_1_b.png", "A_2_b.png", "a_10_B.png"]),
+    ],
+)
+def test_case_makes_no_difference_to_the_order_of_frames(names, order):
+    assert [path.name for path in split_frames([Path(name) for name in names]).frames] == order
+
+
+def test_the_same_frame_twice_is_found_whatever_its_case():
+    names = ["IMG_1.JPG", "IMG_2.jpg", "img_1.png", "img_2.png"]
+    assert "same frame twice (IMG_1.JPG, img_1.png)" in split_frames([Path(name) for name in names]).problem
 
 
 def test_accents_are_the_same_however_they_are_stored(tmp_path):

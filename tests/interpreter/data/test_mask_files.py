@@ -20,8 +20,8 @@ MASK[2:7, 3:9] = 1
 MASK[8:11, 10:18] = 2
 
 
-def gray_png(ids, depth, interlaced=False):
-    """A gray PNG [H, W] of 1, 2, 4, 8 or 16 bits a pixel, which Pillow does not write."""
+def gray_png(ids, depth, interlaced=False, colour=0):
+    """A PNG of 1, 2, 4, 8 or 16 bits a channel, which Pillow does not write: gray [H, W], else a PNG type of colour."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -32,11 +32,11 @@ def gray_png(ids, depth, interlaced=False):
         bits = (part[..., None].astype(int) >> np.arange(depth)[::-1]) & 1
         return b"".join(b"\0" + np.packbits(row.reshape(-1)).tobytes() for row in bits)
 
-    height, width = ids.shape
+    height, width = ids.shape[:2]
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
     parts = [ids[top::down, left::right] for top, left, down, right in passes] if interlaced else [ids]
     data = b"".join(rows(part) for part in parts if part.size)
-    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, interlaced)
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
@@ -106,6 +106,18 @@ def test_what_is_no_map_of_ids_is_refused_by_name(tmp_path, pixels, options, mes
     with pytest.raises(VideoError, match=message) as error:
         read_mask(path, SIZE)
     assert str(error.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(("colour", "channels", "mode"), [(2, 3, "RGB"), (4, 2, "LA"), (6, 4, "RGBA")])
+@pytest.mark.parametrize("binary", [False, True])
+def test_sixteen_bits_a_channel_are_refused_before_ids_are_lost(tmp_path, colour, channels, mode, binary):
+    pixels = np.repeat(MASK[..., None].astype(np.uint16), channels, axis=-1)
+    if mode.endswith("A"):
+        pixels[..., -1] = 65535
+    path = tmp_path / "mask.png"
+    path.write_bytes(gray_png(pixels, 16, colour=colour))
+    with pytest.raises(VideoError, match=rf"mask\.png: 16 bits a channel \({mode}\), .*; save it as a palette PNG"):
+        read_mask(path, SIZE, binary)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
