@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from interpreter.data.annotations import Annotation, FolderMasks
+from interpreter.data.annotations import Annotation, FolderMasks, UnusableMasks
 from interpreter.data.images import IMAGE_SUFFIXES, natural_key
 from interpreter.data.sources import Source, Sources, frame_source
 from interpreter.data.tree import Folder, LeftOut, listing, locate, look, numbers, split_frames, walk
-from interpreter.data.video import VIDEO_SUFFIXES, FrameFolder, Video, open_video
+from interpreter.data.video import VIDEO_SUFFIXES, FrameFolder, Video, VideoError, open_video
 
 
 def find_folder(root: Path) -> Sources:
@@ -56,7 +56,10 @@ def _source(path: Path, name: str | None, masks: Path | None) -> Source:
         if masks is None:
             return video, None
         files = video.files if isinstance(video, FrameFolder) else [Path(f"{t:05d}") for t in range(video.num_frames)]
-        return video, FolderMasks(masks, files, named=isinstance(video, FrameFolder))
+        try:
+            return video, FolderMasks(masks, files, named=isinstance(video, FrameFolder))
+        except VideoError as error:
+            return video, UnusableMasks(str(error))
 
     called = name or path.resolve().stem
     return frame_source(called, path, load) if path.is_dir() else Source(called, path, load)

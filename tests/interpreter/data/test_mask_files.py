@@ -2,15 +2,18 @@
 
 import struct
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from interpreter.data import VideoError, open_dataset
+from interpreter.data.__main__ import main
 from interpreter.data.annotations import read_mask
 from interpreter.data.images import probe_size, read_numbers, read_rgb
 from interpreter.data.predictions import PredictionError, open_predictions
+from interpreter.engine.samples import sample_grid
 
 from .releases import write_frames
 
@@ -189,7 +192,23 @@ def test_masks_that_are_counted_otherwise_than_frames_are_refused(tmp_path, fold
     for t, number in reversed(list(enumerate(names))):
         (masks / f"{t:05d}.png").rename(masks / f"{number:05d}.png")
     with pytest.raises(VideoError, match=r"masks belong to no frame .*, expected are 00000\.png to 00002\.png"):
-        open_dataset("folder", root)
+        open_dataset("folder", root).masks(0)
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_videos_are_opened_without_masks_that_are_unusable(folder, capsys, crop):
+    root = folder(saved(MASK), "{:05d}.jpg")
+    for path in (root / "JPEGImages" / "v").iterdir():
+        pixels = np.zeros((*SIZE, 3), np.uint8)
+        pixels[3:-3] = 200
+        Image.fromarray(pixels).save(path, quality=100)
+    dataset = open_dataset("folder", root, crop_borders=crop)
+    assert (len(dataset), dataset.skipped) == (1, [])
+    assert dataset.left_out.startswith(f"left out: the masks of 1 video ({root / 'Annotations' / 'v'}: 3 .jpg images")
+    with pytest.raises(VideoError, match="where masks should be"):
+        dataset.masks(0)
+    assert main(["verify", "folder", "--root", str(root)]) == 1
+    assert "3 frames, 0 of them with masks, 1 problems" in capsys.readouterr().out
 
 
 def test_masks_of_frames_that_were_removed_do_no_harm(folder):
@@ -200,12 +219,12 @@ def test_masks_of_frames_that_were_removed_do_no_harm(folder):
 
 def test_masks_in_other_formats_are_refused(folder):
     with pytest.raises(VideoError, match=r"3 \.jpg images \(00000\.jpg …\) where masks should be; save them as PNG"):
-        open_dataset("folder", folder(saved(MASK), "{:05d}.jpg"))
+        open_dataset("folder", folder(saved(MASK), "{:05d}.jpg")).masks(0)
 
 
 def test_two_sizes_are_named_with_both_files(folder):
     with pytest.raises(VideoError) as error:
-        open_dataset("folder", folder(saved(MASK[:7])))
+        open_dataset("folder", folder(saved(MASK[:7]))).masks(0)
     assert "Annotations/v/00000.png: mask of 7x20 (height x width), but " in str(error.value)
     assert "JPEGImages/v/00000.jpg is 12x20" in str(error.value)
 
@@ -299,3 +318,11 @@ def test_numbers_are_whole(tmp_path):
     Image.fromarray(np.zeros(SIZE, np.float32)).save(tmp_path / "mask.tiff")
     with pytest.raises(ValueError, match="fractions"):
         read_numbers(tmp_path / "mask.tiff")
+
+
+def test_the_picture_grid_of_training_does_without_unusable_masks(folder):
+    """Such as colours, which are found only when a mask is decoded."""
+    dataset = open_dataset("folder", folder(saved(np.dstack([MASK * 100, MASK, MASK]))))
+    segments = SimpleNamespace(labels=lambda frames, size: np.zeros((1, *size), np.uint8))
+    segmenter = SimpleNamespace(frame_size=SIZE, segment=lambda video: segments)
+    assert sample_grid(segmenter, dataset).ndim == 3
