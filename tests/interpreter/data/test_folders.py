@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from interpreter.cache_ray import videos_among
 from interpreter.data import VideoError, open_dataset, open_video
 from interpreter.data.__main__ import main
 from interpreter.data.images import natural_key
@@ -285,3 +286,44 @@ def test_frames_of_published_layouts_follow_the_same_rule(tmp_path):
 
 def test_split_frames_of_nothing_is_nothing():
     assert split_frames([]) == ([], [], "")
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_the_others_are_read(tmp_path, monkeypatch):
+    for name in ("a", "private", "z"):
+        write_frames(tmp_path / name, 2, SIZE)
+    scandir = os.scandir
+
+    def guarded(path):
+        if Path(path).name == "private":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    assert found(tmp_path) == ({"a": 2, "z": 2}, "left out: 1 folder that cannot be read (private)")
+    with pytest.raises(PermissionError):
+        open_dataset("folder", tmp_path / "private")
+
+
+def write_gif(path):
+    images = [Image.new("P", SIZE[::-1], value) for value in (0, 99, 200)]
+    images[0].save(path, save_all=True, append_images=images[1:])
+
+
+def test_a_single_gif_beside_frames_is_their_preview(tmp_path):
+    write_frames(tmp_path / "v", 4, SIZE)
+    write_gif(tmp_path / "v" / "preview.gif")
+    assert found(tmp_path) == ({"v": 4}, "left out: 1 .gif beside frames (preview.gif)")
+    assert open_video(tmp_path / "v").num_frames == 4
+
+
+def test_gifs_beside_their_thumbnails_are_videos(tmp_path):
+    for number in range(2):
+        write_gif(tmp_path / f"clip{number}.gif")
+        picture(tmp_path / f"clip{number}.jpg")
+    assert list(found(tmp_path)[0]) == ["clip0", "clip1"]
+
+
+def test_the_distributed_cache_skips_what_the_system_left():
+    names = {"a.mp4": "file", "b": "directory", "Thumbs.db": "file", "@eaDir": "directory", ".c.mp4": "file"}
+    entries = [{"name": f"bucket/{name}", "type": kind} for name, kind in names.items()]
+    assert [item["name"] for item in videos_among(entries)] == ["a.mp4", "b"]

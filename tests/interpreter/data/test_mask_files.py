@@ -13,6 +13,7 @@ from interpreter.data.__main__ import main
 from interpreter.data.annotations import read_mask
 from interpreter.data.images import probe_size, read_numbers, read_rgb
 from interpreter.data.predictions import PredictionError, open_predictions
+from interpreter.data.segtrack import ObjectMasks
 from interpreter.engine.samples import sample_grid
 
 from .releases import write_frames
@@ -326,3 +327,18 @@ def test_the_picture_grid_of_training_does_without_unusable_masks(folder):
     segments = SimpleNamespace(labels=lambda frames, size: np.zeros((1, *size), np.uint8))
     segmenter = SimpleNamespace(frame_size=SIZE, segment=lambda video: segments)
     assert sample_grid(segmenter, dataset).ndim == 3
+
+
+@pytest.mark.parametrize("white", [1, 255, 65535])
+def test_masks_of_segtrack_may_have_any_white(tmp_path, white):
+    blurred = np.where(MASK == 1, white, 0) + np.where(MASK == 2, white // 3, 0)
+    (tmp_path / "mask.png").write_bytes(gray_png(blurred.astype(np.uint16), 16))
+    files = [tmp_path / "mask.png"]
+    if white < 256:
+        Image.fromarray(np.dstack([blurred.astype(np.uint8), MASK * 0, MASK * 0])).save(tmp_path / "colour.png")
+        files.append(tmp_path / "colour.png")
+    Image.fromarray(MASK * 0).save(tmp_path / "empty.png")
+    masks = ObjectMasks([[*files, tmp_path / "empty.png"]])
+    for frame in range(len(files)):
+        np.testing.assert_array_equal(masks.read(frame, SIZE), MASK == 1)
+    assert not masks.read(len(files), SIZE).any()
