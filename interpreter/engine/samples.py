@@ -49,7 +49,7 @@ def sample_grid(segmenter: Segmenter, dataset: VideoDataset, stored: StoredSampl
         labels.append(np.concatenate([found.labels(slice(t, t + 1), segmenter.frame_size) for t in chosen]))
         try:
             masks = dataset.masks(index)
-        except VideoError:  # training needs no masks; the run has named those that are unusable
+        except VideoError:  # training needs no masks; verify and evaluate name those that are unusable
             masks = None
         if masks is None:
             has_truth = False
