@@ -6,11 +6,13 @@ import os
 import platform
 import signal
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from interpreter.data import open_video
+from interpreter.data.images import hidden
 from interpreter.data.video import VIDEO_SUFFIXES
 from interpreter.engine.checkpoint import checkpoints
 from interpreter.engine.logging import console
@@ -95,12 +97,7 @@ def fill(config: "Caching") -> None:
     except ImportError as error:
         raise ValueError("--engine ray needs Ray: pip install 'ray[data]' fsspec") from error
     system, root = fsspec.core.url_to_fs(config.source)
-    entries = system.ls(root, detail=True) if system.exists(root) else []
-    items = []
-    for entry in entries:
-        name, folder = entry["name"].rstrip("/").rsplit("/", 1)[-1], entry["type"] == "directory"
-        if not name.startswith(".") and (folder or Path(name).suffix.lower() in VIDEO_SUFFIXES):
-            items.append({"name": name, "folder": folder})
+    items = videos_among(system.ls(root, detail=True) if system.exists(root) else [])
     if not items:
         raise FileNotFoundError(f"no video files and no folders of frames directly below {config.source}")
     paths = [config.run / "config.json", *checkpoints(config.run / "image")[-1:]] if config.stage == "video" else []
@@ -129,3 +126,13 @@ def fill(config: "Caching") -> None:
     damaged = [result["error"] for result in results if result["error"]]
     if damaged:
         raise ValueError(f"{len(damaged)} of {len(results)} videos were left out: {'; '.join(sorted(damaged))}")
+
+
+def videos_among(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The name of each entry of a folder, as fsspec lists it, that is a video file or a folder; hidden ones are not."""
+    items = []
+    for entry in entries:
+        name, folder = entry["name"].rstrip("/").rsplit("/", 1)[-1], entry["type"] == "directory"
+        if not hidden(name) and (folder or Path(name).suffix.lower() in VIDEO_SUFFIXES):
+            items.append({"name": name, "folder": folder})
+    return items

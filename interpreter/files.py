@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +52,8 @@ def write_text(path: Path, text: str) -> None:
 def read_text(path: Path) -> str:
     r"""Read a text file as any system writes it: UTF-8 or UTF-16, with or without a byte-order mark, lines ended by \n.
 
-    Windows' editors put a byte-order mark first, and PowerShell's ``>`` writes UTF-16 with ``\r\n``.
+    Windows' editors put a byte-order mark first, ``copy a.txt+b.txt c.txt`` leaves one at the start of a later line,
+    and PowerShell's ``>`` writes UTF-16 with ``\r\n``.
 
     Raises:
         ValueError: if it is neither; names the byte and what to do.
@@ -65,7 +67,8 @@ def read_text(path: Path) -> str:
         raise ValueError(
             f"{path}: not a text file in UTF-8 or UTF-16 ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+    return re.sub("^\ufeff+", "", lines, flags=re.MULTILINE)
 
 
 def remove_leftovers(folder: Path) -> None:

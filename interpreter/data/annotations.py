@@ -7,7 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from interpreter.data.images import UnsuitableError, list_images, normal, probe_size, read_numbers, read_rgb
+from interpreter.data.images import (
+    TooDeepError,
+    UnsuitableError,
+    list_images,
+    normal,
+    probe_size,
+    read_numbers,
+    read_rgb,
+)
 from interpreter.data.tree import listing, numbers, split_frames
 from interpreter.data.video import Size, VideoError
 
@@ -20,9 +28,11 @@ class Annotation(abc.ABC):
 
     Attributes:
         frames: numbers of the annotated frames, ascending.
+        optional: whether a video is of use without its masks if something is wrong with them.
     """
 
     frames: Sequence[int]
+    optional = False
 
     @property
     def expected(self) -> str:
@@ -51,6 +61,27 @@ class Annotation(abc.ABC):
         Raises:
             VideoError: if a mask is damaged or of another size; names the file.
         """
+
+
+class UnusableMasks(Annotation):
+    """Masks that something is wrong with: the video can be watched, but whoever asks for a mask gets the reason.
+
+    Args:
+        reason: what is wrong, with the file or folder.
+    """
+
+    optional = True
+
+    def __init__(self, reason: str) -> None:
+        self.reason, self.frames = reason, [0]
+
+    def read(self, frame: int, size: Size) -> np.ndarray:
+        """Raise the reason as a `VideoError`."""
+        raise VideoError(self.reason)
+
+    def check(self, size: Size) -> None:
+        """Raise the reason as a `VideoError`."""
+        raise VideoError(self.reason)
 
 
 class MaskFiles(Annotation):
@@ -100,6 +131,8 @@ class FolderMasks(MaskFiles):
         VideoError: if the folder holds images of which none, or not each, is the mask of a frame; says what it holds
             and what was expected.
     """
+
+    optional = True
 
     def __init__(self, folder: Path, frames: Sequence[Path], named: bool) -> None:
         super().__init__(match_numbered(frames, folder, named), frames, folder)
@@ -219,7 +252,7 @@ def read_ids(path: Path, size: Size, owner: Path | None = None, colours: bool = 
     try:
         return read_numbers(path)
     except (OSError, SyntaxError, ValueError) as error:
-        if colours and isinstance(error, UnsuitableError):
+        if colours and isinstance(error, UnsuitableError) and not isinstance(error, TooDeepError):
             return read_rgb(path).max(axis=-1)
         raise damaged_mask(path, error) from error
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from interpreter.data._progress import cpu_count, progress
-from interpreter.data.annotations import VOID, Annotation
+from interpreter.data.annotations import VOID, Annotation, UnusableMasks
 from interpreter.data.borders import CroppedMasks, CroppedVideo, find_borders
 from interpreter.data.davis import find_davis
 from interpreter.data.fbms import find_fbms
@@ -26,7 +26,8 @@ class VideoDataset:
     Attributes:
         videos: list of `Video`, in a fixed order; each ``name`` is unique.
         skipped: (path, reason) of every video that was left out because it is damaged, truncated or missing.
-        left_out: one line on the files that belong to no video (`interpreter.data.tree.LeftOut`); empty if none do.
+        left_out: one line on the files that belong to no video (`interpreter.data.tree.LeftOut`), and on masks of a
+            plain folder that cannot be used, which raise when they are read; empty if all is read.
 
     Args:
         videos: the videos.
@@ -171,10 +172,12 @@ def load_all(sources: Sources, crop_borders: bool) -> VideoDataset:
             video, annotation = source.open()
             video.check()
             if annotation is not None:
-                annotation.check((video.height, video.width))
+                annotation = _checked(annotation, video)
             if crop_borders and (box := find_borders(video)) is not None:
                 cropped = CroppedVideo(video, box)
-                return cropped, CroppedMasks(annotation, cropped) if annotation is not None else None
+                if annotation is not None and not isinstance(annotation, UnusableMasks):
+                    annotation = CroppedMasks(annotation, cropped)
+                return cropped, annotation
             return video, annotation
         except (VideoError, OSError) as error:
             return str(error)
@@ -185,7 +188,27 @@ def load_all(sources: Sources, crop_borders: bool) -> VideoDataset:
     skipped = [
         (source.path, result) for source, result in zip(sources, results, strict=True) if isinstance(result, str)
     ]
-    dataset = VideoDataset([video for video, _ in good], [masks for _, masks in good], skipped, str(sources.left_out))
+    left_out = "; ".join(filter(None, (str(sources.left_out), _unusable([masks for _, masks in good]))))
+    dataset = VideoDataset([video for video, _ in good], [masks for _, masks in good], skipped, left_out)
     if not good:
         raise VideoError(f"no video is left. {dataset.report()}")
     return dataset
+
+
+def _checked(annotation: Annotation, video: Video) -> Annotation:
+    """The masks, or what is wrong with them if the video is of use without them."""
+    try:
+        annotation.check((video.height, video.width))
+    except VideoError as error:
+        if not annotation.optional:
+            raise
+        return UnusableMasks(str(error))
+    return annotation
+
+
+def _unusable(annotations: Sequence[Annotation | None]) -> str:
+    """One line on masks that cannot be used, with the reason for the first of them; empty if there are none."""
+    reasons = [one.reason for one in annotations if isinstance(one, UnusableMasks)]
+    if not reasons:
+        return ""
+    return f"left out: the masks of {len(reasons)} video{'s' * (len(reasons) > 1)} ({reasons[0]})"

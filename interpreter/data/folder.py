@@ -4,17 +4,18 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from interpreter.data.annotations import Annotation, FolderMasks
+from interpreter.data.annotations import Annotation, FolderMasks, UnusableMasks
 from interpreter.data.images import IMAGE_SUFFIXES, natural_key
 from interpreter.data.sources import Source, Sources, frame_source
 from interpreter.data.tree import Folder, LeftOut, listing, locate, look, numbers, split_frames, walk
-from interpreter.data.video import VIDEO_SUFFIXES, FrameFolder, Video, open_video
+from interpreter.data.video import VIDEO_SUFFIXES, FrameFolder, Video, VideoError, open_video, video_files
 
 
 def find_folder(root: Path) -> Sources:
     """Find the videos below a folder. This is the rule what is one:
 
-    - a file with the suffix of a video is a video, in whatever company it is;
+    - a file with the suffix of a video is a video, in whatever company it is; only a single GIF or APNG beside two or
+      more numbered images is none, but their preview (`interpreter.data.video.video_files`);
     - a folder that holds no video file is a video if it holds images that are numbered alike, so that their names
       differ in nothing but numbers (``00000.jpg``, ``00001.jpg`` …); a single image has to have a number, and no folder
       beside it. What is below a folder of frames is not searched;
@@ -56,7 +57,10 @@ def _source(path: Path, name: str | None, masks: Path | None) -> Source:
         if masks is None:
             return video, None
         files = video.files if isinstance(video, FrameFolder) else [Path(f"{t:05d}") for t in range(video.num_frames)]
-        return video, FolderMasks(masks, files, named=isinstance(video, FrameFolder))
+        try:
+            return video, FolderMasks(masks, files, named=isinstance(video, FrameFolder))
+        except (VideoError, OSError) as error:
+            return video, UnusableMasks(str(error))
 
     called = name or path.resolve().stem
     return frame_source(called, path, load) if path.is_dir() else Source(called, path, load)
@@ -66,7 +70,7 @@ def _find_videos(top: Path, masks: Path, left_out: LeftOut) -> list[Path]:
     """Video files and folders of frames at any depth, in natural order."""
     found: list[Path] = []
     for folder in walk(top, left_out, [masks]):
-        videos = [file for file in folder.files if file.suffix.lower() in VIDEO_SUFFIXES]
+        videos = video_files(folder.files)
         broken = [path for path in folder.odd if path.is_symlink()]  # which may be frames that are missing
         images = [file for file in (*folder.files, *broken) if file.suffix.lower() in IMAGE_SUFFIXES]
         reason = " beside video files" if videos else "" if not images else _obstacle(folder, images)
@@ -83,14 +87,19 @@ def _find_videos(top: Path, masks: Path, left_out: LeftOut) -> list[Path]:
                     left_out.add(file, reason)
             elif file.suffix.lower() not in VIDEO_SUFFIXES:
                 left_out.add(file, " ")
+            elif not videos:
+                left_out.add(file, " beside frames")
         found += videos
     files = {file.resolve() for file in found if not file.is_symlink()}
-    for link in [file for file in found if file.is_symlink() and file.is_file()]:
-        if (target := link.resolve()) in files:
-            found.remove(link)
-            left_out.add(link, "link to a file that is read already")
-        files.add(target)
-    return sorted(found, key=natural_key)
+    kept = []
+    for path in found:
+        if path.is_symlink() and path.is_file():
+            if (target := path.resolve()) in files:
+                left_out.add(path, "link to a file that is read already")
+                continue
+            files.add(target)
+        kept.append(path)
+    return sorted(kept, key=natural_key)
 
 
 def _obstacle(folder: Folder, images: Sequence[Path]) -> str:

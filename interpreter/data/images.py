@@ -31,10 +31,16 @@ _ANIMATED = frozenset({"PNG", "WEBP", "GIF", "AVIF"})
 _LOSSY = frozenset({"JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"})
 # Gray levels that Pillow spreads over 0..255, by the layout of the stored pixels.
 _SPREAD = {"L;2": 85, "L;4": 17}
+# Layouts of 16 bits a channel of which Pillow keeps the upper 8, so that all numbers below 256 would become 0.
+_HALVED = frozenset({"RGB;16B", "LA;16B", "RGBA;16B"})
 
 
 class UnsuitableError(ValueError):
     """A whole image that is not what is needed here; says what to do."""
+
+
+class TooDeepError(UnsuitableError):
+    """An image that stores numbers which Pillow does not read in full."""
 
 
 def natural_key(path: Path | str) -> tuple[tuple[tuple[int, int | str], ...], str]:
@@ -145,12 +151,19 @@ def read_numbers(path: Path) -> np.ndarray:
     Raises:
         OSError, SyntaxError, ValueError: from `opened`.
         UnsuitableError: for colours, transparent pixels, and formats whose compression changes numbers.
+        TooDeepError: for colours, and gray with alpha, of 16 bits a channel.
     """
     with opened(path) as image:
         if image.format in _LOSSY:
             raise UnsuitableError(f"{image.format}, whose compression changes object ids; save it as a palette PNG")
         tiles = getattr(image, "tile", ())
-        spread = _SPREAD.get(str(tiles[0].args), 1) if tiles else 1
+        layout = str(tiles[0].args) if tiles else ""
+        if layout in _HALVED:
+            raise TooDeepError(
+                f"16 bits a channel ({layout.partition(';')[0]}), of which the lower 8 would be lost; save it as a "
+                "palette PNG, or as gray of 8 or 16 bits"
+            )
+        spread = _SPREAD.get(layout, 1)
         pixels = np.array(upright(image))
         mode = image.mode
     if pixels.ndim == 3:

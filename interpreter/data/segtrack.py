@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from interpreter.data.annotations import MAX_OBJECTS, Annotation, check_mask, damaged_mask, match_masks
-from interpreter.data.images import IMAGE_SUFFIXES, natural_key, read_rgb
+from interpreter.data.annotations import MAX_OBJECTS, Annotation, check_mask, match_masks, read_ids
+from interpreter.data.images import IMAGE_SUFFIXES, natural_key
 from interpreter.data.sources import Source, frame_source
 from interpreter.data.tree import folders, listing
 from interpreter.data.video import FrameFolder, Size, VideoError
@@ -14,7 +14,9 @@ _SUFFIXES = sorted(IMAGE_SUFFIXES)
 
 
 class ObjectMasks(Annotation):
-    """A binary mask for each object and frame, in gray or colour; pixels above half brightness belong to the object.
+    """A binary mask for each object and frame, in gray, palette or colour; edges may be blurred.
+
+    Pixels above half of the mask's highest value belong to the object, so 1, 255 and 65535 all serve as white.
 
     Args:
         objects: object k + 1 has the masks ``objects[k]``, one or None for each frame; where two overlap, the later
@@ -30,11 +32,8 @@ class ObjectMasks(Annotation):
         mask = np.zeros(size, np.uint8)
         for label, files in enumerate(self.objects, 1):
             if (file := files[frame]) is not None:
-                check_mask(file, size)
-                try:
-                    mask[read_rgb(file).max(axis=-1) > 127] = label
-                except (OSError, SyntaxError, ValueError) as error:
-                    raise damaged_mask(file, error) from error
+                values = read_ids(file, size, colours=True)
+                mask[values > values.max() / 2] = label
         return mask
 
     def check(self, size: Size) -> None:

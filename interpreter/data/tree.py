@@ -52,7 +52,7 @@ def split_frames(images: Sequence[Path]) -> Frames:
         shown = ", ".join(f"{group[0].name} …" for group in sequences[:3])
         problem = f"holds {len(sequences)} sequences of images ({shown}); give each a folder of its own"
         return Frames(list(images), [], problem)
-    frames = sorted(sequences[0], key=lambda path: natural_key(path.name))
+    frames = sorted(sequences[0], key=lambda path: (numbers(path), natural_key(path.name)))
     kept = set(frames)
     others = [image for image in images if image not in kept]
     for first, second in pairwise(frames):
@@ -147,20 +147,30 @@ def walk(top: Path, left_out: LeftOut, without: Sequence[Path] = ()) -> Iterator
 
     Args:
         top: where to begin.
-        left_out: takes note of links that are not followed, and of what is neither file nor folder.
+        left_out: takes note of links that are not followed, of folders that cannot be read, and of what is neither
+            file nor folder.
         without: folders not to enter.
+
+    Raises:
+        OSError: if ``top`` cannot be read.
     """
     seen = {_identity(path) for path in (*top.resolve().parents, *without) if path.is_dir()}
     todo: list[Path] = [top]
     links: list[Path] = []
     while todo or links:
         path = todo.pop() if todo else links.pop(0)
-        if _identity(path) in seen:
-            if path.is_symlink() and path not in without:
-                left_out.add(path, "link to a folder above or one that was read already")
+        try:
+            if (identity := _identity(path)) in seen:
+                if path.is_symlink() and path not in without:
+                    left_out.add(path, "link to a folder above or one that was read already")
+                continue
+            found = look(path)
+        except OSError:
+            if path == top:
+                raise
+            left_out.add(path, "folder that cannot be read")
             continue
-        seen.add(_identity(path))
-        found = look(path)
+        seen.add(identity)
         yield found
         for odd in found.odd:
             left_out.add(odd, "broken link" if odd.is_symlink() else "neither file nor folder")

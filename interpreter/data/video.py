@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from interpreter.data.images import UnsuitableError, list_images, probe_size, read_rgb, resize
+from interpreter.data.images import IMAGE_SUFFIXES, UnsuitableError, list_images, probe_size, read_rgb, resize
 from interpreter.data.tree import listing, look, split_frames
 
 Size = tuple[int, int]
@@ -16,6 +16,7 @@ VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v
 VIDEO_SUFFIXES |= {".ts", ".mts", ".m2ts", ".m2t", ".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".mxf", ".m1v", ".dv"}
 VIDEO_SUFFIXES |= {".divx", ".xvid", ".wmv", ".asf", ".flv", ".ogv", ".ogm", ".rm", ".rmvb", ".nut", ".y4m", ".ivf"}
 VIDEO_SUFFIXES |= {".h264", ".264", ".avc", ".h265", ".265", ".hevc", ".obu", ".mjpeg", ".mjpg", ".gif", ".apng"}
+_PREVIEWS = frozenset({".gif", ".apng"})  # what programs write beside the frames that they save
 
 
 class VideoError(ValueError):
@@ -213,15 +214,29 @@ def open_video(path: str | Path, name: str | None = None) -> Video:
 
     path = Path(path)
     if path.is_dir():
-        if videos := [file.name for file in look(path).files if file.suffix.lower() in VIDEO_SUFFIXES]:
+        if videos := video_files(look(path).files):
             raise VideoError(
-                f"{path}: holds video files ({videos[0]}{', …' if len(videos) > 1 else ''}), so it is no folder of "
-                "frames; give one of them, or move them elsewhere"
+                f"{path}: holds video files ({videos[0].name}{', …' if len(videos) > 1 else ''}), so it is no folder "
+                "of frames; give one of them, or move them elsewhere"
             )
         return FrameFolder(path, name)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such video file or folder of frames")
     return VideoFile(path, name)
+
+
+def video_files(files: Sequence[Path]) -> list[Path]:
+    """The files with the suffix of a video; a single GIF or APNG beside two or more numbered images is their preview.
+
+    >>> video_files([Path("0.png"), Path("1.png"), Path("preview.gif")])
+    []
+    """
+    videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
+    if len(videos) == 1 and videos[0].suffix.lower() in _PREVIEWS:
+        beside = split_frames([file for file in files if file.suffix.lower() in IMAGE_SUFFIXES])
+        if len(beside.frames) > 1 and not beside.problem:
+            return []
+    return videos
 
 
 def _check_size(size: Size | None) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from interpreter.data import VOID, Video, VideoDataset
+from interpreter.data import VOID, Video, VideoDataset, VideoError
 from interpreter.engine.inference import Segmenter
 from interpreter.engine.slots import StoredSlots
 from interpreter.engine.store import Content
@@ -47,7 +47,10 @@ def sample_grid(segmenter: Segmenter, dataset: VideoDataset, stored: StoredSampl
             pixels, found = video.read(chosen, segmenter.frame_size), segmenter.segment(video)
         frames.append(pixels)
         labels.append(np.concatenate([found.labels(slice(t, t + 1), segmenter.frame_size) for t in chosen]))
-        masks = dataset.masks(index)
+        try:
+            masks = dataset.masks(index)
+        except VideoError:  # training needs no masks; verify and evaluate name those that are unusable
+            masks = None
         if masks is None:
             has_truth = False
         else:

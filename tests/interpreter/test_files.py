@@ -47,6 +47,12 @@ def test_text_is_the_same_whoever_wrote_it(tmp_path, written):
     assert "\r" not in read_text(tmp_path / "list.txt")
 
 
+def test_marks_inside_of_joined_files_are_no_text(tmp_path):
+    part = windows("utf-8-sig")
+    (tmp_path / "list.txt").write_bytes(part("bear\n") + part("camel\n") + part("") + part("dog"))
+    assert read_text(tmp_path / "list.txt") == "bear\ncamel\ndog"
+
+
 @every_system
 @pytest.mark.parametrize(("year", "line"), [(2017, "{}"), (2016, r"\JPEGImages\480p\{}\00000.jpg \Annotations\480p\x")])
 def test_davis_lists(tmp_path, written, year, line):

@@ -2,11 +2,13 @@
 
 import os
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from interpreter.cache_ray import videos_among
 from interpreter.data import VideoError, open_dataset, open_video
 from interpreter.data.__main__ import main
 from interpreter.data.images import natural_key
@@ -121,6 +123,22 @@ def test_frames_are_ordered_by_number_whatever_their_zeros_and_suffixes(tmp_path
         picture(tmp_path / name)
     assert [path.name for path in open_video(tmp_path).files] == names
     assert sorted(["01", "1", "2", "001"], key=natural_key) == ["001", "01", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (["IMG_8.JPG", "IMG_9.JPG", "img_6.jpg", "img_7.jpg"], ["img_6.jpg", "img_7.jpg", "IMG_8.JPG", "IMG_9.JPG"]),
+        (["A_2_b.png", "a_10_B.png", "a_1_b.png"], ["a_1_b.png", "A_2_b.png", "a_10_B.png"]),
+    ],
+)
+def test_case_makes_no_difference_to_the_order_of_frames(names, order):
+    assert [path.name for path in split_frames([Path(name) for name in names]).frames] == order
+
+
+def test_the_same_frame_twice_is_found_whatever_its_case():
+    names = ["IMG_1.JPG", "IMG_2.jpg", "img_1.png", "img_2.png"]
+    assert "same frame twice (IMG_1.JPG, img_1.png)" in split_frames([Path(name) for name in names]).problem
 
 
 def test_accents_are_the_same_however_they_are_stored(tmp_path):
@@ -268,3 +286,44 @@ def test_frames_of_published_layouts_follow_the_same_rule(tmp_path):
 
 def test_split_frames_of_nothing_is_nothing():
     assert split_frames([]) == ([], [], "")
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_the_others_are_read(tmp_path, monkeypatch):
+    for name in ("a", "private", "z"):
+        write_frames(tmp_path / name, 2, SIZE)
+    scandir = os.scandir
+
+    def guarded(path):
+        if Path(path).name == "private":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    assert found(tmp_path) == ({"a": 2, "z": 2}, "left out: 1 folder that cannot be read (private)")
+    with pytest.raises(PermissionError):
+        open_dataset("folder", tmp_path / "private")
+
+
+def write_gif(path):
+    images = [Image.new("P", SIZE[::-1], value) for value in (0, 99, 200)]
+    images[0].save(path, save_all=True, append_images=images[1:])
+
+
+def test_a_single_gif_beside_frames_is_their_preview(tmp_path):
+    write_frames(tmp_path / "v", 4, SIZE)
+    write_gif(tmp_path / "v" / "preview.gif")
+    assert found(tmp_path) == ({"v": 4}, "left out: 1 .gif beside frames (preview.gif)")
+    assert open_video(tmp_path / "v").num_frames == 4
+
+
+def test_gifs_beside_their_thumbnails_are_videos(tmp_path):
+    for number in range(2):
+        write_gif(tmp_path / f"clip{number}.gif")
+        picture(tmp_path / f"clip{number}.jpg")
+    assert list(found(tmp_path)[0]) == ["clip0", "clip1"]
+
+
+def test_the_distributed_cache_skips_what_the_system_left():
+    names = {"a.mp4": "file", "b": "directory", "Thumbs.db": "file", "@eaDir": "directory", ".c.mp4": "file"}
+    entries = [{"name": f"bucket/{name}", "type": kind} for name, kind in names.items()]
+    assert [item["name"] for item in videos_among(entries)] == ["a.mp4", "b"]

@@ -2,15 +2,19 @@
 
 import struct
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from interpreter.data import VideoError, open_dataset
+from interpreter.data.__main__ import main
 from interpreter.data.annotations import read_mask
 from interpreter.data.images import probe_size, read_numbers, read_rgb
 from interpreter.data.predictions import PredictionError, open_predictions
+from interpreter.data.segtrack import ObjectMasks
+from interpreter.engine.samples import sample_grid
 
 from .releases import write_frames
 
@@ -20,8 +24,8 @@ MASK[2:7, 3:9] = 1
 MASK[8:11, 10:18] = 2
 
 
-def gray_png(ids, depth, interlaced=False):
-    """A gray PNG [H, W] of 1, 2, 4, 8 or 16 bits a pixel, which Pillow does not write."""
+def gray_png(ids, depth, interlaced=False, colour=0):
+    """A PNG of 1, 2, 4, 8 or 16 bits a channel, which Pillow does not write: gray [H, W], else a PNG type of colour."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -32,11 +36,11 @@ def gray_png(ids, depth, interlaced=False):
         bits = (part[..., None].astype(int) >> np.arange(depth)[::-1]) & 1
         return b"".join(b"\0" + np.packbits(row.reshape(-1)).tobytes() for row in bits)
 
-    height, width = ids.shape
+    height, width = ids.shape[:2]
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
     parts = [ids[top::down, left::right] for top, left, down, right in passes] if interlaced else [ids]
     data = b"".join(rows(part) for part in parts if part.size)
-    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, interlaced)
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
@@ -108,6 +112,18 @@ def test_what_is_no_map_of_ids_is_refused_by_name(tmp_path, pixels, options, mes
     assert str(error.value).startswith(str(path))
 
 
+@pytest.mark.parametrize(("colour", "channels", "mode"), [(2, 3, "RGB"), (4, 2, "LA"), (6, 4, "RGBA")])
+@pytest.mark.parametrize("binary", [False, True])
+def test_sixteen_bits_a_channel_are_refused_before_ids_are_lost(tmp_path, colour, channels, mode, binary):
+    pixels = np.repeat(MASK[..., None].astype(np.uint16), channels, axis=-1)
+    if mode.endswith("A"):
+        pixels[..., -1] = 65535
+    path = tmp_path / "mask.png"
+    path.write_bytes(gray_png(pixels, 16, colour=colour))
+    with pytest.raises(VideoError, match=rf"mask\.png: 16 bits a channel \({mode}\), .*; save it as a palette PNG"):
+        read_mask(path, SIZE, binary)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", ["L", "P", "1", "I;16", "RGB"])
 def test_orientation_turns_masks_as_it_turns_frames(tmp_path, mode, orientation):
@@ -177,7 +193,23 @@ def test_masks_that_are_counted_otherwise_than_frames_are_refused(tmp_path, fold
     for t, number in reversed(list(enumerate(names))):
         (masks / f"{t:05d}.png").rename(masks / f"{number:05d}.png")
     with pytest.raises(VideoError, match=r"masks belong to no frame .*, expected are 00000\.png to 00002\.png"):
-        open_dataset("folder", root)
+        open_dataset("folder", root).masks(0)
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_videos_are_opened_without_masks_that_are_unusable(folder, capsys, crop):
+    root = folder(saved(MASK), "{:05d}.jpg")
+    for path in (root / "JPEGImages" / "v").iterdir():
+        pixels = np.zeros((*SIZE, 3), np.uint8)
+        pixels[3:-3] = 200
+        Image.fromarray(pixels).save(path, quality=100)
+    dataset = open_dataset("folder", root, crop_borders=crop)
+    assert (len(dataset), dataset.skipped) == (1, [])
+    assert dataset.left_out.startswith(f"left out: the masks of 1 video ({root / 'Annotations' / 'v'}: 3 .jpg images")
+    with pytest.raises(VideoError, match="where masks should be"):
+        dataset.masks(0)
+    assert main(["verify", "folder", "--root", str(root)]) == 1
+    assert "3 frames, 0 of them with masks, 1 problems" in capsys.readouterr().out
 
 
 def test_masks_of_frames_that_were_removed_do_no_harm(folder):
@@ -188,12 +220,12 @@ def test_masks_of_frames_that_were_removed_do_no_harm(folder):
 
 def test_masks_in_other_formats_are_refused(folder):
     with pytest.raises(VideoError, match=r"3 \.jpg images \(00000\.jpg …\) where masks should be; save them as PNG"):
-        open_dataset("folder", folder(saved(MASK), "{:05d}.jpg"))
+        open_dataset("folder", folder(saved(MASK), "{:05d}.jpg")).masks(0)
 
 
 def test_two_sizes_are_named_with_both_files(folder):
     with pytest.raises(VideoError) as error:
-        open_dataset("folder", folder(saved(MASK[:7])))
+        open_dataset("folder", folder(saved(MASK[:7]))).masks(0)
     assert "Annotations/v/00000.png: mask of 7x20 (height x width), but " in str(error.value)
     assert "JPEGImages/v/00000.jpg is 12x20" in str(error.value)
 
@@ -287,3 +319,26 @@ def test_numbers_are_whole(tmp_path):
     Image.fromarray(np.zeros(SIZE, np.float32)).save(tmp_path / "mask.tiff")
     with pytest.raises(ValueError, match="fractions"):
         read_numbers(tmp_path / "mask.tiff")
+
+
+def test_the_picture_grid_of_training_does_without_unusable_masks(folder):
+    """Such as colours, which are found only when a mask is decoded."""
+    dataset = open_dataset("folder", folder(saved(np.dstack([MASK * 100, MASK, MASK]))))
+    segments = SimpleNamespace(labels=lambda frames, size: np.zeros((1, *size), np.uint8))
+    segmenter = SimpleNamespace(frame_size=SIZE, segment=lambda video: segments)
+    assert sample_grid(segmenter, dataset).ndim == 3
+
+
+@pytest.mark.parametrize("white", [1, 255, 65535])
+def test_masks_of_segtrack_may_have_any_white(tmp_path, white):
+    blurred = np.where(MASK == 1, white, 0) + np.where(MASK == 2, white // 3, 0)
+    (tmp_path / "mask.png").write_bytes(gray_png(blurred.astype(np.uint16), 16))
+    files = [tmp_path / "mask.png"]
+    if white < 256:
+        Image.fromarray(np.dstack([blurred.astype(np.uint8), MASK * 0, MASK * 0])).save(tmp_path / "colour.png")
+        files.append(tmp_path / "colour.png")
+    Image.fromarray(MASK * 0).save(tmp_path / "empty.png")
+    masks = ObjectMasks([[*files, tmp_path / "empty.png"]])
+    for frame in range(len(files)):
+        np.testing.assert_array_equal(masks.read(frame, SIZE), MASK == 1)
+    assert not masks.read(len(files), SIZE).any()

@@ -171,10 +171,13 @@ def test_folder_with_masks(tmp_path, moving, encode, videos, masks):
     assert dataset.masks(found["plain"]) is None
 
 
-def test_folder_mask_of_another_size_skips_the_video(tmp_path):
+def test_folder_mask_of_another_size_leaves_out_the_masks_of_the_video(tmp_path):
     write_frames(tmp_path / "clip", 2, SIZE)
     write_frames(tmp_path / "fine", 2, SIZE)
     write_mask(tmp_path / "masks" / "clip" / "00001.png", picture(0, 4, 4)[..., 0])
     dataset = open_dataset("folder", tmp_path)
-    assert [video.name for video in dataset.videos] == ["fine"]
-    assert "00001.png: mask of 4x4" in dataset.report()
+    assert [video.name for video in dataset.videos] == ["clip", "fine"]
+    assert dataset.report() == ""
+    assert "left out: the masks of 1 video (" in dataset.left_out
+    with pytest.raises(VideoError, match=r"00001\.png: mask of 4x4"):
+        dataset.masks(0)
