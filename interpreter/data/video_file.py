@@ -75,7 +75,7 @@ class VideoFile(Video):
         if path.stat().st_size == 0:
             raise VideoError(f"{path}: the file is empty; download or copy it again")
         with path.open("rb") as file:
-            if (head := file.read(21))[8:16] == b"WEBPVP8X" and head[20] & 0x02:
+            if (head := file.read(21))[8:16] == b"WEBPVP8X" and len(head) == 21 and head[20] & 0x02:
                 raise VideoError(f"{path}: FFmpeg does not decode animated WebP; convert it to GIF, APNG or MP4")
         with self._open() as container:
             try:
