@@ -18,6 +18,7 @@ from interpreter.engine.checkpoint import checkpoints
 from interpreter.engine.logging import console
 from interpreter.engine.run import from_dict
 from interpreter.engine.store import read_content
+from interpreter.versions import require_package
 
 if TYPE_CHECKING:
     from interpreter.cache import Caching
@@ -96,6 +97,7 @@ def fill(config: "Caching") -> None:
         import ray
     except ImportError as error:
         raise ValueError("--engine ray needs Ray: pip install 'ray[data]' fsspec") from error
+    require_package("ray")
     system, root = fsspec.core.url_to_fs(config.source)
     items = videos_among(system.ls(root, detail=True) if system.exists(root) else [])
     if not items:

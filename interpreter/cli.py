@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 
 from interpreter.configs import ImageTraining, Preset, Stage, VideoTraining, training_defaults
-from interpreter.interrupts import SIGPIPE, StopRequest, discard_output
+from interpreter.interrupts import SIGPIPE, StopRequest, discard_output, output_is_broken
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ def _explain(error: BaseException, known: tuple[type[Exception], ...], stopped: 
     """Print what a user has to know of an error, and return the exit status; raises what nobody expected."""
     # Rich turns a broken pipe into SystemExit(1); argparse and tyro end with SystemExit, too.
     cause = error.__context__ if isinstance(error, SystemExit) else error
-    if isinstance(cause, BrokenPipeError):
+    if isinstance(cause, BrokenPipeError) and any(map(output_is_broken, (1, 2))):
         return 128 + SIGPIPE
     if isinstance(error, SystemExit):
         return error.code

@@ -1,6 +1,7 @@
 """What Ctrl-C, SIGTERM and a closed terminal do: a command ends in order, and its exit status names the signal."""
 
 import os
+import select
 import signal
 import threading
 import time
@@ -94,6 +95,15 @@ def output_is_closed(descriptor: int) -> None:
     if StopRequest.active is None:
         raise Interrupted(SIGPIPE)
     StopRequest.active.ask(SIGPIPE)
+
+
+def output_is_broken(descriptor: int) -> bool:
+    """Whether an output is a pipe or socket that nobody reads any more; the pipe of a helper process is another one."""
+    if not hasattr(select, "poll"):  # Windows
+        return True
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def discard_output(descriptor: int) -> None:

@@ -3,6 +3,7 @@
 They are advisory locks on a file (flock). That file exists while the lock is taken; its content is for people.
 """
 
+import errno
 import json
 import os
 import platform
@@ -47,12 +48,11 @@ class Lock:
             wait: until it is free.
 
         Raises:
-            OSError: if the lock file cannot be made.
+            OSError: if the lock file cannot be made; one that exists may be another user's, or read-only.
         """
         while True:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Not inherited by the programs that this process starts: they would keep the lock when it has ended.
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = _open(self.path)
             try:
                 if not _lock(descriptor, self.path, wait):
                     return True
@@ -116,6 +116,22 @@ def waiting_for(path: Path, what: str) -> Iterator[Lock]:
         lock.release()
 
 
+def _open(path: Path) -> int:
+    """Make the lock file or open it, if need be without leave to write, which flock does not ask for.
+
+    The programs that this process starts do not inherit it: they would keep the lock when this process has ended.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        try:
+            return os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise error from None
+
+
 def _lock(descriptor: int, path: Path, wait: bool) -> bool:
     """Lock a file; False where that is impossible."""
     try:
@@ -125,8 +141,9 @@ def _lock(descriptor: int, path: Path, wait: bool) -> bool:
     except BlockingIOError:
         raise
     except OSError as error:
-        with suppress(OSError):
-            path.unlink()
+        if os.access(path, os.W_OK):  # else another user's, who may have locked it
+            with suppress(OSError):
+                path.unlink()
         if not _told:
             _told.append(path)
             _say(f"files in {path.parent} cannot be locked ({error}): do not start a second process that writes there")

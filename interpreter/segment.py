@@ -172,10 +172,11 @@ def _private_folder(out: Path) -> Iterator[Path]:
     with waiting_for(out / ".lock", str(out)):
         for other in out.glob(".segment-*"):
             lock = Lock(other / ".lock")
-            if lock.take():
-                if lock.exclusive:
-                    shutil.rmtree(other)
-                lock.release()
+            with contextlib.suppress(PermissionError):  # another user's
+                if lock.take():
+                    if lock.exclusive:
+                        shutil.rmtree(other)
+                    lock.release()
         folder = Path(tempfile.mkdtemp(prefix=".segment-", dir=out))
         alive = Lock(folder / ".lock")
         alive.take()

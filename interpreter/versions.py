@@ -11,10 +11,11 @@ def too_old(requirements: list[str]) -> str | None:
     """What to say of the first installed package that is older than required; None if there is none.
 
     Args:
-        requirements: such as ``av>=18``. Those of extras, and packages that are not installed, are passed over.
+        requirements: such as ``av>=18`` or ``av>=18,<20``. Those with a marker, as extras have, and packages that are
+            not installed are passed over.
     """
     for requirement in requirements:
-        if not (match := re.fullmatch(r"([\w.-]+)>=([\d.]+)", requirement)):
+        if ";" in requirement or not (match := re.match(r"([\w.-]+).*>=([\d.]+)", requirement)):
             continue
         package, least = match.groups()
         try:
@@ -26,6 +27,17 @@ def too_old(requirements: list[str]) -> str | None:
     return None
 
 
+def require_package(package: str) -> None:
+    """Check a package of an extra where it is imported, since another use of this project does without it.
+
+    Raises:
+        ValueError: if it is too old.
+    """
+    own = [text.split(";")[0].strip() for text in _requirements() if re.match(rf"{re.escape(package)}(?![\w.-])", text)]
+    if problem := too_old(own):
+        raise ValueError(problem)
+
+
 def require_versions(is_command: bool) -> None:
     """Check the installed packages against what this one requires.
 
@@ -35,14 +47,17 @@ def require_versions(is_command: bool) -> None:
     Raises:
         ImportError: if a package is too old.
     """
-    try:
-        requirements = metadata.requires(DISTRIBUTION) or []
-    except metadata.PackageNotFoundError:  # run from a copy of the repository
-        return
-    if problem := too_old(requirements):
+    if problem := too_old(_requirements()):
         if is_command:
             sys.exit(f"error: {problem}")
         raise ImportError(problem)
+
+
+def _requirements() -> list[str]:
+    try:
+        return metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:  # run from a copy of the repository
+        return []
 
 
 def _numbers(version: str) -> tuple[int, ...]:

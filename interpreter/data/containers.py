@@ -12,6 +12,8 @@ from av.video.stream import VideoStream
 
 # Containers whose duration counts from time zero, not from the first frame.
 _FROM_ZERO = ("matroska", "asf")
+# The GUID of the "File Properties Object".
+_ASF_PROPERTIES = bytes.fromhex("A1DCAB8C47A9CF118EE400C00C205365")
 
 
 class Ending:
@@ -74,6 +76,17 @@ class Ending:
         if self._container.format.name == "avi":
             return 1 < self._index == self._packets  # one entry may come from FFmpeg's look at the first packet
         return self._container.format.name == "flv" and self._tail < 64
+
+
+def asf_size(path: Path) -> int:
+    """The length in bytes that the header of a WMV file states; 0 if it states none, as in a live recording."""
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+    start = head.find(_ASF_PROPERTIES)
+    properties = head[start : start + 92]
+    if start < 0 or len(properties) < 92 or properties[88] & 1:  # the flag of a live recording
+        return 0
+    return int.from_bytes(properties[40:48], "little")
 
 
 def gif_is_cut(path: Path) -> bool:

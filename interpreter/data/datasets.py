@@ -1,12 +1,11 @@
 """Data sets of videos, with or without masks, that survive damaged files and say which they were."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from interpreter.data._progress import cpu_count, progress
+from interpreter.data._progress import cpu_count, progress, reading_threads
 from interpreter.data.annotations import VOID, Annotation, UnusableMasks
 from interpreter.data.borders import CroppedMasks, CroppedVideo, find_borders
 from interpreter.data.davis import find_davis
@@ -182,7 +181,7 @@ def load_all(sources: Sources, crop_borders: bool) -> VideoDataset:
         except (VideoError, OSError) as error:
             return str(error)
 
-    with ThreadPoolExecutor(cpu_count()) as pool:
+    with reading_threads(cpu_count()) as pool:
         results = list(progress(pool.map(attempt, sources), len(sources), "checking videos"))
     good = [result for result in results if not isinstance(result, str)]
     skipped = [

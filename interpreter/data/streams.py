@@ -11,9 +11,10 @@ _NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails | Dispositio
 def choose_stream(container: InputContainer) -> VideoStream:
     """The stream that is the video.
 
-    Cover art, thumbnails and tiles never are. If several streams are left, the packets of all of them are read, and a
-    stream that is shorter than half of the longest, such as a single picture, is not the video either. Of the others
-    it is the one that the container marks as default; if that leaves several, the largest; then the first.
+    Cover art, thumbnails, tiles and streams of a codec that FFmpeg does not know never are. If several streams are
+    left, the packets of all of them are read, and a stream that is shorter than half of the longest, such as a single
+    picture, is not the video either. Of the others it is the one that the container marks as default; if that leaves
+    several, the largest; then the first.
 
     Args:
         container: just opened; where it is read to afterwards depends on its streams.
@@ -21,7 +22,7 @@ def choose_stream(container: InputContainer) -> VideoStream:
     Raises:
         ValueError: if no stream is a video.
     """
-    streams = container.streams.video
+    streams = [stream for stream in container.streams.video if stream.codec_context]  # None: FFmpeg lacks the codec
     if container.format.name == "tty" or not streams:
         raise ValueError("holds no video stream that FFmpeg decodes")
     candidates = [stream for stream in streams if not stream.disposition & _NO_VIDEO]

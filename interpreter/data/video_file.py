@@ -15,7 +15,7 @@ from av.packet import Packet
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-from interpreter.data.containers import Ending, find_gaps, gif_is_cut
+from interpreter.data.containers import Ending, asf_size, find_gaps, gif_is_cut
 from interpreter.data.images import resize
 from interpreter.data.orientation import UPRIGHT, Orientation, orientation_of
 from interpreter.data.streams import choose_stream
@@ -75,7 +75,7 @@ class VideoFile(Video):
         if path.stat().st_size == 0:
             raise VideoError(f"{path}: the file is empty; download or copy it again")
         with path.open("rb") as file:
-            if (head := file.read(21))[8:16] == b"WEBPVP8X" and head[20] & 0x02:
+            if (head := file.read(21))[8:16] == b"WEBPVP8X" and len(head) == 21 and head[20] & 0x02:
                 raise VideoError(f"{path}: FFmpeg does not decode animated WebP; convert it to GIF, APNG or MP4")
         with self._open() as container:
             try:
@@ -190,7 +190,10 @@ class VideoFile(Video):
                     ending.see_frame(frame)
                     number += 1
             if seek is None and number:
-                if missing := ending.missing():
+                stated = asf_size(self.path) if container.format.name == "asf" else 0
+                if container.size < stated:
+                    raise self._damaged(f"it ends after {number} frames, {container.size} of {stated} bytes")
+                if not stated and (missing := ending.missing()):
                     raise self._damaged(f"it ends after {number} frames, {missing[0]:.2f} s of {missing[1]:.2f} s")
                 if container.format.name == "gif" and gif_is_cut(self.path):
                     raise self._damaged(f"it ends inside frame {number - 1}")

@@ -248,10 +248,13 @@ class Cache:
             for path in store.directory.glob(".*"):
                 digest = path.name.split(".")[1]
                 lock = Lock(self.maker.stores[False].directory / f".{digest}.lock")
-                if digest in digests and lock.take():
-                    if lock.exclusive and path.suffix == ".tmp":
-                        path.unlink(missing_ok=True)
-                    lock.release()
+                with suppress(OSError):  # in a folder of another user they stay
+                    if digest in digests and lock.take():
+                        try:
+                            if lock.exclusive and path.suffix == ".tmp":
+                                path.unlink(missing_ok=True)
+                        finally:
+                            lock.release()
 
     def wait_for_others(self) -> None:
         """Return when the other processes have made their shares, too."""

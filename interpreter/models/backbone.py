@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from interpreter.configs import BackboneConfig
+from interpreter.versions import require_package
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -194,7 +195,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
 
     Raises:
         FileNotFoundError: if there is no such hub entry, folder or file; says which options work offline.
-        ValueError: if the file or model is of a kind that cannot serve, or the package transformers is missing.
+        ValueError: if the file or model is of a kind that cannot serve, or the package transformers is missing or old.
     """
     name, path = config.backbone, Path(config.backbone)
     backbone: Backbone
@@ -204,17 +205,19 @@ def load_backbone(config: BackboneConfig) -> Backbone:
                 "--feature-layer selects a block of a ViT; efficientnet-lite0 joins its two stages of stride 16"
             )
         backbone = EfficientNetLite0()
-    elif find_spec("transformers") is None:
-        raise ValueError(
-            f"--backbone {name} needs the package transformers: pip install 'transformers>=5.23', or use "
-            "--backbone efficientnet-lite0, which needs nothing"
-        )
-    elif path.suffix in (".pth", ".pt", ".safetensors"):
-        from interpreter.models.dinov2 import load_official_dinov2
-
-        backbone = VisionTransformer(load_official_dinov2(path), config.feature_layer, config.feature_norm)
     else:
-        backbone = _load_hugging_face(config)
+        if find_spec("transformers") is None:
+            raise ValueError(
+                f"--backbone {name} needs the package transformers: pip install 'transformers>=5.23', or use "
+                "--backbone efficientnet-lite0, which needs nothing"
+            )
+        require_package("transformers")
+        if path.suffix in (".pth", ".pt", ".safetensors"):
+            from interpreter.models.dinov2 import load_official_dinov2
+
+            backbone = VisionTransformer(load_official_dinov2(path), config.feature_layer, config.feature_norm)
+        else:
+            backbone = _load_hugging_face(config)
     return backbone.requires_grad_(False).eval()
 
 

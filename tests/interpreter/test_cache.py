@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import random
@@ -7,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from interpreter import locks
 from interpreter.cache import main
 from interpreter.data import FrameFolder, Video, open_dataset
 from interpreter.data.loaders import open_loader
@@ -192,6 +195,30 @@ def test_killed_command_goes_on_with_the_same_files(cached, tmp_path):
     main(["--run", str(run)])
     assert files(run / "cache") == files(cached / "cache")
     assert not list(run.glob("cache/*/.*"))
+
+
+def test_complete_cache_that_may_not_be_written_is_used(cached, tmp_path, monkeypatch):
+    """Its folder belongs to another user, whose command was killed."""
+    run = shutil.copytree(cached, tmp_path / "run")
+    file = next(run.glob("cache/slots-*/*.safetensors"))
+    left = file.with_name(f".{file.name}.0.tmp")
+    left.touch()
+
+    def refuse_in(folder, function):
+        def refuse(path, *arguments, **options):
+            if path.is_relative_to(folder):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return function(path, *arguments, **options)
+
+        return refuse
+
+    for owner, name in (locks, "_open"), (Path, "unlink"):
+        monkeypatch.setattr(owner, name, refuse_in(run / "cache", getattr(owner, name)))
+        main(["--run", str(run)])
+        monkeypatch.undo()
+    assert left.exists()
+    main(["--run", str(run)])
+    assert not left.exists()
 
 
 def test_two_ranks_make_together_what_one_makes(cached, tmp_path):

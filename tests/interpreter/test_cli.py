@@ -153,6 +153,7 @@ def fail_with(error):
         (FileNotFoundError(errno.ENOENT, "No such file", "/x/y"), "error: [Errno 2] No such file: '/x/y'"),
         (OSError(errno.ENOSPC, "the disk is full: c was not written"), "error: the disk is full: c was not written"),
         (RuntimeError("known"), "error: known"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "error: Broken pipe"),  # of a process that helps
         (ValueError("x" * 300), "error: " + "x" * 300),
     ],
 )

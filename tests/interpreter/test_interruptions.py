@@ -229,9 +229,8 @@ def test_two_ranks_that_get_a_signal_save_and_the_job_fails(image_run, image_opt
     [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGTERM, False), (signal.SIGKILL, False)],
 )
 def test_interrupted_generation_leaves_no_process_and_nothing_half(tmp_path, number, whole_group):
-    """Videos of 200 frames: none is finished when the signal comes."""
     command = [sys.executable, "-m", "interpreter.data.synthetic", "--root", str(tmp_path / "scenes")]
-    command += ["--num-videos", "6", "--size", "160", "240", "--num-frames", "200", "--workers", "2"]
+    command += ["--num-videos", "600", "--size", "160", "240", "--num-frames", "100", "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     workers = []
     while len(workers) < 2 or not list((tmp_path / "scenes").glob("*/480p/.*.partial")):
@@ -287,24 +286,31 @@ def test_interrupted_conversion_continues(where, tmp_path, scenes, monkeypatch, 
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("phase", ["hashing", "verify"])
+@pytest.mark.parametrize("phase", ["checking", "hashing", "verify"])
 def test_interruption_does_not_wait_for_threads_that_only_read(
     phase, image_run, image_options, scenes, monkeypatch, interruptible
 ):
+    training = (train.main, ["--run", str(image_run()), *image_options, "--steps", "4"])
     commands = {
-        "hashing": (train.main, ["--run", str(image_run()), *image_options, "--steps", "4"]),
+        "checking": training,
+        "hashing": training,
         "verify": (data, ["verify", "davis", "--root", str(scenes), "--year", "2017"]),
     }
     endless = threading.Event()
 
     def read(*_):
         while not main_thread_is_in("result"):  # it waits for what the threads find
-            time.sleep(0.01)
+            if endless.wait(0.01):
+                return  # another thread was first
         os.kill(os.getpid(), signal.SIGINT)
         assert endless.wait(60), "the interruption waited for this thread"
 
-    monkeypatch.setattr("interpreter.engine.cache.read_content", read)
-    monkeypatch.setattr("interpreter.data.verify._check", read)
+    places = {
+        "checking": "interpreter.data.video.FrameFolder.check",
+        "hashing": "interpreter.engine.cache.read_content",
+        "verify": "interpreter.data.verify._check",
+    }
+    monkeypatch.setattr(places[phase], read)
     command, arguments = commands[phase]
     started = time.monotonic()
     with pytest.raises(Interrupted):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -99,6 +100,40 @@ def test_where_files_cannot_be_locked_everybody_gets_it_and_that_is_said_once(pa
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"files in {path.parent} cannot be locked ([Errno {errno.ENOLCK}] No locks available)")
     assert not list(path.parent.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_lock_file_that_may_only_be_read_is_a_lock_nevertheless(path, monkeypatch, number):
+    really = os.open
+
+    def read_only(name, flags, *mode):
+        if flags & os.O_RDWR:
+            raise OSError(number, os.strerror(number), str(name))
+        return really(name, flags, *mode)
+
+    owner = Lock(path)
+    assert owner.take()
+    monkeypatch.setattr(locks.os, "open", read_only)
+    other = Lock(path)
+    assert not other.take()
+    assert other.owner().startswith(f"process {os.getpid()} since ")
+    content = path.read_text()
+    owner.release()
+    path.write_text(content)  # as if its owner had been killed
+    assert other.take()
+    assert not Lock(path).take()
+    other.release()
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        Lock(path).take()  # there is none, and none can be made
+
+
+def test_a_lock_file_of_another_user_is_not_removed_where_it_cannot_be_locked(path, monkeypatch):
+    path.parent.mkdir()
+    path.touch()
+    monkeypatch.setattr(locks.fcntl, "flock", lambda *_: os.close(-1))  # EBADF, as NFS answers
+    monkeypatch.setattr(locks.os, "access", lambda *_: False)
+    assert Lock(path).take()
+    assert path.exists()
 
 
 def test_an_owner_that_left_no_name_is_another_process(path):

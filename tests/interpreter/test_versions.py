@@ -5,6 +5,8 @@ import sys
 import pytest
 
 from interpreter import versions
+from interpreter.configs import BackboneConfig
+from interpreter.models import backbone
 
 
 @pytest.fixture
@@ -46,3 +48,19 @@ def test_versions_are_compared_as_numbers(monkeypatch):
 
 def test_what_is_not_installed_is_not_too_old():
     assert versions.too_old(["no-such-distribution>=1"]) is None
+
+
+@pytest.mark.parametrize("text", ["a>=5,<6", "a<6,>=5", "a[data]>=5"])
+def test_other_forms_of_a_requirement_are_read(monkeypatch, text):
+    monkeypatch.setattr(versions.metadata, "version", {"a": "4.9"}.__getitem__)
+    assert versions.too_old([text]) == f"a 4.9 is too old: interpreter needs {text}; pip install '{text}'"
+
+
+def test_a_package_of_an_extra_is_checked_where_it_is_used(monkeypatch, tmp_path):
+    required = ["torch>=1", "transformers-x>=9; extra == 'y'", "transformers>=5.23; extra == 'vit'"]
+    monkeypatch.setattr(versions.metadata, "requires", lambda _: required)
+    monkeypatch.setattr(versions.metadata, "version", lambda _: "5.1")
+    monkeypatch.setattr(backbone, "find_spec", lambda _: True)
+    versions.require_versions(False)
+    with pytest.raises(ValueError, match=r"^transformers 5\.1 is too old: interpreter needs transformers>=5\.23; pip"):
+        backbone.load_backbone(BackboneConfig(backbone=str(tmp_path)))

@@ -73,6 +73,16 @@ def test_truncated_file_is_found_by_every_way_of_reading(tmp_path, moving, encod
         assert_one_clear_line(error, path)
 
 
+def test_mov_that_ends_inside_its_index_is_refused(tmp_path, moving, encode):
+    path = encode(tmp_path / "a.mov", moving(5), container={"movflags": "faststart"})
+    content = path.read_bytes()
+    for length in range(24, content.index(b"mdat"), 16):
+        path.write_bytes(content[:length])
+        with pytest.raises(VideoError) as error:
+            open_video(path).check()
+        assert_one_clear_line(error, path)
+
+
 def test_cut_shortly_before_the_end_is_found(tmp_path, moving, encode, cut):
     # VP9 decodes half a frame without complaint and hardly a frame is missing: the packet alone tells.
     clip = {"codec": "libvpx-vp9", "g": 60, "lag-in-frames": 0, "container": {"movflags": "faststart"}}

@@ -119,6 +119,23 @@ def test_without_a_default_the_largest_stream_is_the_video(tmp_path, moving):
     assert_is(open_video(tracks(tmp_path / "a.mkv", moving(9), moving(8, 128, 128))), moving(8, 128, 128))
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_stream_of_an_unknown_codec_is_not_the_video(tmp_path, moving, order):
+    known, unknown = moving(8), moving(8, 128, 192)
+    path = tracks(tmp_path / "a.mov", *[known, unknown][::order], codec="libx264")
+    before, first, second = path.read_bytes().split(b"avc1")
+    names = [b"avc1", b"xxxx"][::order]
+    path.write_bytes(before + names[0] + first + names[1] + second)
+    assert_is(open_video(path), known)
+
+
+def test_a_file_whose_only_codec_is_unknown_is_no_video(tmp_path, moving):
+    path = tracks(tmp_path / "a.mov", moving(3), codec="libx264")
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"xxxx"))
+    with pytest.raises(VideoError, match=r"a\.mov: holds no video stream that FFmpeg decodes"):
+        open_video(path)
+
+
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow does not write AVIF")
 @pytest.mark.parametrize("count", [1, 10])
 def test_all_frames_of_an_animated_avif_are_read(tmp_path, moving, count):
@@ -149,6 +166,14 @@ def test_animated_webp_is_refused_by_its_name(tmp_path, moving):
     pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:])
     with pytest.raises(VideoError, match="does not decode animated WebP; convert it"):
         open_video(tmp_path / "a.webp")
+
+
+@pytest.mark.parametrize("length", range(16, 21))
+def test_webp_that_ends_in_its_header_is_refused(tmp_path, length):
+    path = tmp_path / "a.webp"
+    path.write_bytes(b"RIFF\x10\0\0\0WEBPVP8X\x0a\0\0\0"[:length])
+    with pytest.raises(VideoError, match=r"a\.webp: "):
+        open_video(path)
 
 
 def test_dali_is_not_asked_to_choose_a_stream(tmp_path, moving, monkeypatch):
