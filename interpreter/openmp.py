@@ -9,7 +9,7 @@ the least that cost at most 8 % of a step on an idle machine (`python -m profili
 from collections.abc import Mapping
 
 SETTINGS = {
-    "GOMP_SPINCOUNT": "1000",  # turns of GNU's loop, 300,000 by default
+    "GOMP_SPINCOUNT": "700",  # turns of GNU's loop, 300,000 by default
     "KMP_BLOCKTIME": "1",  # milliseconds of LLVM's and Intel's loop, 200 by default; 0 costs half of an idle step
 }
 CHOSEN_BY_USER = ("OMP_WAIT_POLICY", "KMP_LIBRARY", *SETTINGS)

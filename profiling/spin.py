@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from interpreter.openmp import CHOSEN_BY_USER, SETTINGS
+from interpreter.openmp import CHOSEN_BY_USER
 
 WHAT = "a step of the demo's image stage beside busy programs, by how long OpenMP's threads wait before they sleep"
 BUSY = (0, 1, 5)  # loops that run beside the step
@@ -150,7 +150,7 @@ def main() -> None:
     if options.out:
         from profiling.timing import machine, save
 
-        results = machine("cpu") | {"what": WHAT, "chosen": SETTINGS, "settings": entries}
+        results = machine("cpu") | {"what": WHAT, "settings": entries}
         for library in filter(None, (options.llvm, options.intel)):
             results["command"] = results["command"].replace(str(library), library.name)
         save(options.out, results)

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from interpreter.openmp import SETTINGS
+
 
 def times(value: float) -> str:
     """A ratio; one below 1 stands out."""
@@ -52,16 +54,17 @@ def busy_machine(folder: Path) -> list[str]:
     lines = [
         "### A machine that also does other things",
         "",
-        f"{content['what']}; {content['device']}; commit {content['commit']}; {content['date']}. ms: median (least–",
-        "greatest). Bold is what the commands set; [training.md](training.md) says why.",
+        f"{content['what'][0].upper()}{content['what'][1:]}, milliseconds: median (least–greatest).",
+        f"Bold is what the commands set ([training.md](training.md)). {content['device']}; commit {content['commit']}; "
+        f"{content['date']}; data: [{path.name}](../profiling/results/{path.name}).",
         "",
-        f"| OpenMP | | {' | '.join(f'{n} busy programs' if int(n) else 'idle' for n in loads)} |",
+        f"| OpenMP | | {' | '.join('idle' if n == '0' else f'{n} busy' for n in loads)} |",
         f"|{'---|' * (2 + len(loads))}",
     ]
     for entry in content["settings"]:
         found = [entry["milliseconds"][n] for n in loads]
         words = " ".join(f"{name}={value}" for name, value in entry["environment"].items()) or "as it comes"
-        chosen = bool(entry["environment"].items() & content["chosen"].items())
+        chosen = bool(entry["environment"].items() & SETTINGS.items())
         cells = [entry["openmp"] + (", compiled step" if entry["compiled"] else ""), f"**{words}**" * chosen or words]
         cells += [f"{ms(t['median'])} ({ms(t['least'])}–{ms(t['greatest'])})" for t in found]
         lines.append(f"| {' | '.join(cells)} |")
