@@ -1,6 +1,7 @@
 """Tests that need a GPU are skipped without one, and Triton kernels then run in Triton's interpreter."""
 
 import os
+import signal
 
 from interpreter.openmp import short_waits
 
@@ -10,6 +11,10 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic pro
 
 import pytest
 import torch
+
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:  # under nohup or in a shell's background; programs inherit it
+        signal.signal(_number, _handler)
 
 if not torch.cuda.is_available():  # has to be chosen before Triton is first imported
     os.environ.setdefault("TRITON_INTERPRET", "1")

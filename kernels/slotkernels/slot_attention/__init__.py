@@ -121,8 +121,8 @@ def hide(tokens: Tensor, mask: Tensor) -> Tensor:
     if mask.dtype != torch.bool or seen.shape != tokens.shape[:2]:
         return tokens  # attend() says what is wrong
     greatest = torch.finfo(tokens.dtype).max
-    # Logits of float16 are float16: sums of D products with queries up to 64.
-    harmless = min(greatest**0.5, greatest / (64 * tokens.shape[2]))
+    # Logits of float16 are float16: sums of D products with queries up to 8.
+    harmless = min(greatest**0.5, greatest / (8 * tokens.shape[2]))
     # A NaN is the norm of its token, and no comparison with it holds.
     keeps = torch.linalg.vector_norm(tokens.detach(), torch.inf, dim=2) <= harmless
     return tokens.masked_fill(~(seen | keeps).unsqueeze(2), 0.0)
