@@ -58,7 +58,7 @@ def run_command(
     Args:
         main: the command; returns the exit status.
         known: errors of its own that a user can cause, besides ValueError and OSError.
-        stopped: what a user has to know when a signal ended it.
+        stopped: line to print after a signal, such as how to resume.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -75,7 +75,7 @@ def run_command(
 
 
 def _explain(error: BaseException, known: tuple[type[Exception], ...], stopped: str) -> int | str | None:
-    """Print what a user has to know of an error, and return the exit status; raises what nobody expected."""
+    """Print an expected error in one line and return the exit status; any other error is raised again."""
     # Rich turns a broken pipe into SystemExit(1); argparse and tyro end with SystemExit, too.
     cause = error.__context__ if isinstance(error, SystemExit) else error
     if isinstance(cause, BrokenPipeError) and any(map(output_is_broken, (1, 2))):

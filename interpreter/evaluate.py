@@ -44,7 +44,7 @@ class Evaluation:
     data: VideosConfig = field(default_factory=lambda: VideosConfig(split="val", num_videos=40))
     protocol: Annotated[tuple[str, ...], tyro.conf.arg(metavar="{" + ",".join(PROTOCOLS) + "}")] = ()
     """Protocols, one or several. Default: davis-2016 or davis-2017-unsupervised for DAVIS, else interpreter. davis-2017
-    (semi-supervised) must be the only one, and scores --masks whose ids are those of the first frame's objects."""
+    (semi-supervised) must be the only one, and scores --masks in which objects keep their ids of the first frame."""
     out: Path | None = None
     """Directory to write to. Default: RUN/evaluation/DATA-SPLIT-STAGE, or evaluation/DATA-SPLIT-MASKS."""
     strict: bool = False
@@ -131,7 +131,7 @@ def _with_named_objects(config: Evaluation, protocols: Sequence[Protocol]) -> Ev
         ValueError: for a run, baselines or other protocols, which have no such ids.
     """
     name = next(protocol.name for protocol in protocols if protocol.match == "same-id")
-    rule = f"--protocol {name} scores masks whose ids are those of the first frame's objects"
+    rule = f"--protocol {name} scores masks in which objects keep their ids of the first frame"
     if config.run:
         raise ValueError(f"{rule}, and a run numbers its segments by itself; choose davis-2017-unsupervised for a run")
     if config.baselines:

@@ -24,7 +24,7 @@ from interpreter.files import write_text
 class Verify:
     """Look at every file of a data set, and say where to get what is missing.
 
-    Decodes every frame and mask. Prints what is there, what is missing and what is corrupt, by file name, and which
+    Decodes every frame and mask. Lists the videos found, the missing files and the corrupt ones, and which
     files are not read; of YouTube-VIS also whether training excludes the hold-out. Exit status 0: all is well; 1:
     nothing is there, or something is corrupt.
     """
@@ -69,7 +69,7 @@ class Convert:
 
 
 def verify(config: Verify) -> int:
-    """Print what is there, missing and corrupt; returns the exit status."""
+    """Print the videos found, the missing and the corrupt files; returns the exit status."""
     release = RELEASES[config.dataset]
     splits = (config.split,) if config.split else release.splits
     found: dict[str | None, Sources] = {}

@@ -36,7 +36,7 @@ class Annotation(abc.ABC):
 
     @property
     def expected(self) -> str:
-        """Where masks of this video would be and what is there instead, for the message that it has none."""
+        """Where masks were expected and which files are there, for the error that a video has no masks."""
         return ""
 
     @abc.abstractmethod

@@ -76,7 +76,7 @@ class VideoDataset:
         return masks
 
     def expected_masks(self, i: int) -> str:
-        """Where masks of video ``i`` would be and what is there instead; empty if no place is known."""
+        """Where masks of video ``i`` were expected and which files are there; empty if no place is known."""
         annotation = self._annotations[i]
         return annotation.expected if annotation else ""
 

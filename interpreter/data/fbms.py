@@ -64,7 +64,7 @@ def find_fbms(root: Path, split: str | None) -> list[Source]:
         split: ``train``, ``test`` or None for both.
 
     Raises:
-        FileNotFoundError: if a part is missing; lists what is there.
+        FileNotFoundError: if a part is missing; lists the files found.
         ValueError: if there is no such split.
     """
     if split not in (None, *SPLITS):

@@ -24,7 +24,7 @@ def find_folder(root: Path) -> Sources:
     Hidden files and those of the system are never looked at; all others that are not read are noted.
 
     Raises:
-        FileNotFoundError: if there are no videos; lists what is there.
+        FileNotFoundError: if there are no videos; lists the files found.
     """
     if root.is_file():
         return Sources([_source(root, None, None)])

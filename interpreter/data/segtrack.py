@@ -52,7 +52,7 @@ def find_segtrack(root: Path, split: str | None) -> list[Source]:
         split: must be None: the release has none.
 
     Raises:
-        FileNotFoundError: if there are no sequences; lists what is there.
+        FileNotFoundError: if there are no sequences; lists the files found.
         ValueError: if a split is asked for.
     """
     if split is not None:

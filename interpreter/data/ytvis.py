@@ -78,7 +78,7 @@ def find_ytvis(root: Path, split: str | None) -> list[Source]:
             ``all`` (both), ``valid`` or ``test``; None is ``all``.
 
     Raises:
-        FileNotFoundError: if the JSON or the frames are missing; lists what is there.
+        FileNotFoundError: if the JSON or the frames are missing; lists the files found.
         ValueError: if there is no such split, or the JSON is damaged.
     """
     split = split or "all"
