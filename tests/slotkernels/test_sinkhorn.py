@@ -279,7 +279,7 @@ def test_the_reference_can_be_captured_in_a_cuda_graph(diameter):
     weight = weights(4, 8).detach().cuda()
 
     def step():
-        return sinkhorn_divergence(x, y, weight, weight, diameter=diameter, backend="reference")
+        return SamplesLoss("sinkhorn", diameter=diameter, backend="reference")(weight, x, weight, y)
 
     step()
     graph = torch.cuda.CUDAGraph()

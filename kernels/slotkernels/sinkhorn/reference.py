@@ -16,8 +16,6 @@ from torch.compiler import is_compiling
 from .._checks import accumulate_dtype
 from .._derivatives import is_batched
 
-# Position of each problem's partner: x→y and y→x read each other's potential, x→x and y→y their own.
-SWAP = (1, 0, 2, 3)
 # A diameter beyond this many times the blur is cut to it where the schedule's length must not depend on the data.
 LONGEST_RATIO = 1e8
 # Below this many times the blur two sets are one point (GeomLoss divides by zero there).
@@ -146,7 +144,8 @@ def _softmin(eps: float | Tensor, costs: Tensor, h: Tensor) -> Tensor:
 def _columns(logs: Tensor, potentials: Tensor, eps: float | Tensor) -> Tensor:
     """Log-weights plus partner potentials over eps: [L, 4, B]."""
     eps = eps.to(potentials.dtype) if isinstance(eps, Tensor) else eps
-    scaled = potentials[list(SWAP[: potentials.shape[0]])] / eps
+    # x→y and y→x read each other's potential, x→x and y→y their own. A list as index would be copied from the CPU.
+    scaled = torch.cat((potentials[:2].flip(0), potentials[2:])) / eps
     return logs + scaled.permute(2, 0, 1)
 
 
