@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import torch
 
-from interpreter.cli import RESUME, cli, run_command
+from interpreter.commands import RESUME, cli, run_command
 from interpreter.configs import (
     BackboneConfig,
     DataConfig,
@@ -22,16 +22,16 @@ from interpreter.configs import (
     Stage,
     training_defaults,
 )
-from interpreter.engine.cache import Cache, Maker, Shard, default_workers, gigabytes, read_contents
-from interpreter.engine.datasets import open_videos
-from interpreter.engine.features import FeatureMaker
-from interpreter.engine.inference import default_device
-from interpreter.engine.logging import console
+from interpreter.console import console
+from interpreter.engine.picture_grid import stored_pictures
 from interpreter.engine.precision import in_precision, resolve_precision
 from interpreter.engine.run import load_image_stage, load_stage_state, read_config, require_finished
-from interpreter.engine.samples import stored_pictures
-from interpreter.engine.slots import SlotMaker
-from interpreter.models.backbone import load_backbone
+from interpreter.engine.videos import open_videos
+from interpreter.methods.interpreter.image_slots import SlotMaker
+from interpreter.methods.interpreter.segmenter import default_device
+from interpreter.models.backbones import load_backbone
+from interpreter.store.features import FeatureMaker
+from interpreter.store.fill import Cache, Maker, Shard, default_workers, gigabytes, read_contents
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     config = parse(sys.argv[1:] if arguments is None else arguments)
     if config.engine == "ray":
-        from interpreter import cache_ray
+        from interpreter.store import ray as cache_ray
 
         if config.stage == "video":
             require_finished(config.run, "image", config.allow_unfinished)

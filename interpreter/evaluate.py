@@ -8,11 +8,10 @@ from typing import Annotated
 
 import tyro
 
-from interpreter.cli import cli, run_command
+from interpreter.commands import cli, run_command
 from interpreter.configs import WITHOUT_SPLITS, Stage, VideosConfig
 from interpreter.data.predictions import open_predictions
-from interpreter.engine.datasets import open_videos, published_ids
-from interpreter.engine.inference import Segmenter
+from interpreter.engine.videos import open_videos, published_ids
 from interpreter.evaluation.gallery import Gallery
 from interpreter.evaluation.methods import ON_FEATURES, Baseline, MasksSource, RunSource, Source
 from interpreter.evaluation.provenance import code_version
@@ -22,6 +21,7 @@ from interpreter.evaluation.scoring import Scores, score_dataset
 from interpreter.files import remove_leftovers, write_text
 from interpreter.interrupts import Interrupted, StopRequest
 from interpreter.locks import waiting_for
+from interpreter.methods.interpreter.segmenter import Segmenter
 from interpreter.metrics import PROTOCOLS, Protocol
 
 CLUSTERS_OF_MASKS = (8,)

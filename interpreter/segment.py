@@ -17,16 +17,16 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
-from interpreter.cli import cli, run_command
+from interpreter.commands import cli, run_command
 from interpreter.configs import Stage
+from interpreter.console import progress_bar
 from interpreter.data import FrameFolder, Video, open_video
+from interpreter.data.datasets.tree import LeftOut
 from interpreter.data.images import resize
-from interpreter.data.tree import LeftOut
-from interpreter.engine.inference import Segmentation, Segmenter
-from interpreter.engine.logging import progress_bar
 from interpreter.files import written_whole
 from interpreter.interrupts import Interrupted, StopRequest
 from interpreter.locks import Lock, waiting_for
+from interpreter.methods.interpreter.segmenter import Segmentation, Segmenter
 from interpreter.metrics import resize_labels
 from interpreter.render import DISPLAY_PALETTE, RleWriter, VideoWriter, mask_grid, overlay, write_palette_png
 

@@ -9,17 +9,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from interpreter.cli import RESUME, parse, run_command
+from interpreter.commands import RESUME, parse, run_command
 from interpreter.configs import ImageModelConfig, ImageTraining, OptimConfig, VideoModelConfig, VideoTraining
+from interpreter.console import console
 from interpreter.data.loaders import LoaderError
-from interpreter.engine.cache import Shard
 from interpreter.engine.checkpoint import checkpoints, restore_weights
-from interpreter.engine.datasets import open_videos
 from interpreter.engine.distributed import ProcessLostError, Ranks, device_of_rank, job_size, joined
-from interpreter.engine.inference import Segmenter
-from interpreter.engine.logging import console
 from interpreter.engine.memory import memory_notice, memory_report
+from interpreter.engine.picture_grid import sample_grid
 from interpreter.engine.precision import in_precision, resolve_precision
+from interpreter.engine.randomness import NotRepeatableError, explained, repeatable
 from interpreter.engine.run import (
     load_image_stage,
     load_stage_state,
@@ -31,19 +30,20 @@ from interpreter.engine.run import (
     require_same,
     write_config,
 )
-from interpreter.engine.samples import sample_grid
-from interpreter.engine.sampling import NotRepeatableError, explained, repeatable
-from interpreter.engine.sources import open_features, open_slots
-from interpreter.engine.tasks import ImageTask, VideoTask
 from interpreter.engine.trainer import DivergedError, Trainer
+from interpreter.engine.videos import open_videos
 from interpreter.files import remove_leftovers
 from interpreter.interrupts import Interrupted, StopRequest
 from interpreter.locks import Lock, LockedError
+from interpreter.methods.interpreter.image_stage import ImageStage
+from interpreter.methods.interpreter.inputs import open_features, open_slots
+from interpreter.methods.interpreter.segmenter import Segmenter
+from interpreter.methods.interpreter.tasks import ImageTask, VideoTask
+from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.models.attention import choose_attention
-from interpreter.models.backbone import VisionTransformer, load_backbone
-from interpreter.models.image_stage import ImageStage
+from interpreter.models.backbones import VisionTransformer, load_backbone
 from interpreter.models.transformer import count_parameters
-from interpreter.models.video_stage import VideoStage
+from interpreter.store.fill import Shard
 
 
 def train(config: ImageTraining | VideoTraining) -> None:

@@ -37,7 +37,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from interpreter.cli import cli, run_command
+from interpreter.commands import cli, run_command
 from interpreter.configs import Preset, Stage
 from interpreter.engine.step import TrainingStep
 from interpreter.models.attention import attend_by_products, prefers_products

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from interpreter.cli import cli, run_command
+from interpreter.commands import cli, run_command
 from interpreter.configs import Preset, Stage
 from interpreter.engine.memory import predicted_peak
 from interpreter.models.transformer import count_parameters

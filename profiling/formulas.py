@@ -15,7 +15,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from interpreter.configs import ImageTraining, VideoTraining
-from interpreter.models.backbone import EfficientNetLite0
+from interpreter.models.backbones import EfficientNetLite0
 from profiling.step import FEATURES
 
 # Bytes per token and channel of a block's forward pass: fp32 stream, bf16 operands; reads and writes in order.

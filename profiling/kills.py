@@ -19,7 +19,7 @@ import torch
 from rich.progress import Progress
 from safetensors.torch import load_file
 
-from interpreter.data.synthetic import generate_scenes
+from interpreter.data.scenes.generate import generate_scenes
 from interpreter.engine.checkpoint import checkpoints, load_checkpoint
 from profiling.timing import machine, save
 

@@ -20,16 +20,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interpreter.cli import cli, run_command
+from interpreter.commands import cli, run_command
 from interpreter.configs import BackboneConfig, ImageTraining, Preset, Stage, VideoTraining, training_defaults
 from interpreter.engine.precision import resolve_precision
-from interpreter.engine.sampling import repeatable
+from interpreter.engine.randomness import repeatable
 from interpreter.engine.step import EAGER_STEPS, Prefetched, TrainingStep
-from interpreter.engine.tasks import ImageTask, VideoTask
-from interpreter.models.backbone import Backbone, EfficientNetLite0, VisionTransformer
-from interpreter.models.image_stage import ImageStage
+from interpreter.methods.interpreter.image_stage import ImageStage
+from interpreter.methods.interpreter.tasks import ImageTask, VideoTask
+from interpreter.methods.interpreter.video_stage import VideoStage
+from interpreter.models.backbones import Backbone, EfficientNetLite0, VisionTransformer
 from interpreter.models.transformer import autocast
-from interpreter.models.video_stage import VideoStage
 from profiling.timing import machine, save, synchronize
 
 Mode = Literal["eager", "compiled", "captured", "compiled-captured"]

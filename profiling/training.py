@@ -24,14 +24,14 @@ from torch import Tensor
 
 from interpreter.configs import ImageTraining, OptimConfig, VideoTraining, training_defaults
 from interpreter.engine.precision import resolve_precision
-from interpreter.engine.sampling import repeatable
+from interpreter.engine.randomness import repeatable
 from interpreter.engine.step import EAGER_STEPS, TrainingStep
-from interpreter.engine.tasks import ImageTask, VideoTask
-from interpreter.models.backbone import Backbone, EfficientNetLite0, VisionTransformer
-from interpreter.models.image_stage import ImageStage
+from interpreter.methods.interpreter.image_stage import ImageStage
+from interpreter.methods.interpreter.tasks import ImageTask, VideoTask
+from interpreter.methods.interpreter.video_stage import VideoSlots, VideoStage
+from interpreter.models.backbones import Backbone, EfficientNetLite0, VisionTransformer
 from interpreter.models.prior import initial_slots
 from interpreter.models.transformer import autocast
-from interpreter.models.video_stage import VideoSlots, VideoStage
 from profiling.bench.flops import count_flops
 from profiling.timing import Run, interleaved, limits, machine, peak_bytes, save
 

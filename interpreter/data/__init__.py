@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from interpreter.data.annotations import VOID
 from interpreter.data.datasets import VideoDataset, open_dataset
+from interpreter.data.datasets.annotations import VOID
 from interpreter.data.video import FrameFolder, Video, VideoError, open_video
 
 if TYPE_CHECKING:
-    from interpreter.data.synthetic import generate_scenes
+    from interpreter.data.scenes.generate import generate_scenes
 
 __all__ = [
     "VOID",
@@ -22,8 +22,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "generate_scenes":  # late, because `python -m interpreter.data.synthetic` must find it not yet imported
-        from interpreter.data.synthetic import generate_scenes
+    if name == "generate_scenes":  # late: the module is also run as a command
+        from interpreter.data.scenes.generate import generate_scenes
 
         return generate_scenes
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,13 +9,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from interpreter.cli import RESUME, cli, run_command
+from interpreter.commands import RESUME, cli, run_command
 from interpreter.configs import DatasetKind, DavisAnnotations
 from interpreter.data.convert import convert_dataset
 from interpreter.data.datasets import find_sources, open_dataset
-from interpreter.data.movi import convert_movi
-from interpreter.data.published import RELEASES
-from interpreter.data.sources import Source, Sources
+from interpreter.data.datasets.movi import convert_movi
+from interpreter.data.datasets.releases import RELEASES
+from interpreter.data.datasets.unopened import Source, Sources
 from interpreter.data.verify import check_sources, find_leaks
 from interpreter.files import write_text
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from interpreter.data._progress import progress
 from interpreter.data.datasets import VideoDataset
-from interpreter.data.layout import (
+from interpreter.data.datasets.layout import (
     Picture,
     claim,
     encoded,

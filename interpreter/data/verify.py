@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from interpreter.data._progress import cpu_count, progress, reading_threads
+from interpreter.data.datasets.unopened import Source
 from interpreter.data.images import read_rgb
-from interpreter.data.sources import Source
 from interpreter.data.video import VideoError
 
 

@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from interpreter.configs import OptimConfig
-from interpreter.engine.cache import gigabytes
 from interpreter.engine.step import TrainingStep
-from interpreter.engine.tasks import ImageTask, VideoTask
+from interpreter.methods.interpreter.tasks import ImageTask, VideoTask
+from interpreter.store.fill import gigabytes
 
 
 class LivingStorages(TorchDispatchMode):

@@ -3,8 +3,8 @@
 import torch
 
 from interpreter.configs import Precision
-from interpreter.models.backbone import Backbone
-from interpreter.models.float8 import to_float8
+from interpreter.models.backbones import Backbone
+from interpreter.models.backbones.float8 import to_float8
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:

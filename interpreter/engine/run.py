@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 import torch
 
 from interpreter.configs import ImageTraining, Stage, VideoTraining
+from interpreter.console import console
 from interpreter.engine.checkpoint import TrainingState, load_checkpoint, newest_step, restore_weights
-from interpreter.engine.logging import console
 from interpreter.engine.precision import in_precision, resolve_precision
 from interpreter.files import read_text, write_text
-from interpreter.models.backbone import Backbone, load_backbone
-from interpreter.models.image_stage import ImageStage
-from interpreter.models.video_stage import VideoStage
+from interpreter.methods.interpreter.image_stage import ImageStage
+from interpreter.methods.interpreter.video_stage import VideoStage
+from interpreter.models.backbones import Backbone, load_backbone
 
 T = TypeVar("T")
 

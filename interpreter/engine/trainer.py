@@ -20,11 +20,11 @@ from interpreter.engine.checkpoint import (
     save_diverged,
 )
 from interpreter.engine.distributed import Ranks
-from interpreter.engine.logging import NoLog, RunLog
+from interpreter.engine.records import NoLog, RunLog
 from interpreter.engine.schedule import learning_rate
 from interpreter.engine.step import Prefetched, TrainingStep
-from interpreter.engine.tasks import Task
 from interpreter.interrupts import Interrupted, StopRequest
+from interpreter.methods.interpreter.tasks import Task
 
 # How often the processes of a job ask each other whether one was asked to stop: torchrun waits 30 s for all of them.
 AGREE_SECONDS, AGREE_STEPS = 2.0, 10

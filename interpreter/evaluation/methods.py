@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interpreter.data import Video
 from interpreter.data.predictions import Predictions
-from interpreter.engine.inference import Segmentation, Segmenter
+from interpreter.methods.interpreter.segmenter import Segmentation, Segmenter
 from interpreter.metrics import (
     grid_segments,
     kmeans_frame_segments,

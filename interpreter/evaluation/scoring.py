@@ -5,10 +5,10 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from interpreter.console import progress_bar
 from interpreter.data import VOID, Video, VideoDataset, VideoError
-from interpreter.data.clips import FirstFrames
 from interpreter.data.predictions import PredictionError
-from interpreter.engine.logging import progress_bar
+from interpreter.data.video.first_frames import FirstFrames
 from interpreter.evaluation.gallery import Gallery
 from interpreter.evaluation.methods import Method, Size, Source
 from interpreter.metrics import (

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from interpreter.configs import ImageTraining, VideoTraining, training_defaults
 from interpreter.engine.precision import resolve_precision
-from interpreter.engine.sampling import repeatable
+from interpreter.engine.randomness import repeatable
 from interpreter.engine.step import EAGER_STEPS, TrainingStep
-from interpreter.models import video_stage
+from interpreter.methods.interpreter import video_stage
 from profiling.bench.case import OURS, Benchmark, Case, Function, Outputs, close_to
 from profiling.bench.merging import one_by_one
 from profiling.bench.sinkhorn import geomloss_variants

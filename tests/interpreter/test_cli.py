@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from interpreter.cli import parse, run_command
+from interpreter.commands import parse, run_command
 from interpreter.configs import ImageTraining, VideoTraining, training_defaults
 from interpreter.train import main
 

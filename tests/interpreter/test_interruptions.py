@@ -16,10 +16,11 @@ import pytest
 from PIL import Image
 
 from interpreter import cache, evaluate, segment, train
-from interpreter.data import generate_scenes, open_video, synthetic
+from interpreter.data import generate_scenes, open_video
 from interpreter.data.__main__ import main as data
+from interpreter.data.scenes import generate as synthetic
 from interpreter.engine.checkpoint import load_checkpoint
-from interpreter.engine.logging import RunLog
+from interpreter.engine.records import RunLog
 from interpreter.interrupts import Interrupted, StopRequest
 from interpreter.locks import Lock, LockedError
 
@@ -229,7 +230,7 @@ def test_two_ranks_that_get_a_signal_save_and_the_job_fails(image_run, image_opt
     [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGTERM, False), (signal.SIGKILL, False)],
 )
 def test_interrupted_generation_leaves_no_process_and_nothing_half(tmp_path, number, whole_group):
-    command = [sys.executable, "-m", "interpreter.data.synthetic", "--root", str(tmp_path / "scenes")]
+    command = [sys.executable, "-m", "interpreter.data.scenes.generate", "--root", str(tmp_path / "scenes")]
     command += ["--num-videos", "600", "--size", "160", "240", "--num-frames", "100", "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     workers = []
@@ -267,12 +268,14 @@ def test_a_worker_ends_with_its_parent_whatever_it_renders(tmp_path):
 
 
 def test_a_worker_that_dies_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("interpreter.data.synthetic._Worker._send", lambda self, line: self._process.kill())
+    monkeypatch.setattr("interpreter.data.scenes.generate._Worker._send", lambda self, line: self._process.kill())
     with pytest.raises(ChildProcessError, match="a process that renders scenes ended with status -9"):
         generate_scenes(tmp_path, 3, workers=2)
 
 
-@pytest.mark.parametrize("where", ["interpreter.data.convert.write_video", "interpreter.data.layout.Path.rename"])
+@pytest.mark.parametrize(
+    "where", ["interpreter.data.convert.write_video", "interpreter.data.datasets.layout.Path.rename"]
+)
 def test_interrupted_conversion_continues(where, tmp_path, scenes, monkeypatch, interruptible):
     arguments = ["convert", "davis", "--root", str(scenes), "--split", "val", "--year", "2017"]
     assert data([*arguments, "--out", str(tmp_path / "whole")]) == 0
@@ -307,7 +310,7 @@ def test_interruption_does_not_wait_for_threads_that_only_read(
 
     places = {
         "checking": "interpreter.data.video.FrameFolder.check",
-        "hashing": "interpreter.engine.cache.read_content",
+        "hashing": "interpreter.store.fill.read_content",
         "verify": "interpreter.data.verify._check",
     }
     monkeypatch.setattr(places[phase], read)

@@ -19,9 +19,9 @@ from pycocotools import mask as coco
 from safetensors import safe_open
 
 from interpreter import SegmentedVideo, segment, segment_video
-from interpreter.cli import run_command
+from interpreter.commands import run_command
 from interpreter.data import open_video
-from interpreter.engine.inference import Segmentation, Segmenter
+from interpreter.methods.interpreter.segmenter import Segmentation, Segmenter
 from interpreter.render import overlay
 from profiling.timing import peak_bytes
 
@@ -292,7 +292,7 @@ def test_attention_is_held_once(tmp_path, tiny_run, monkeypatch):
     def encode(backbone, frames, precision):  # what the backbone takes for a batch would hide the rest
         return (torch.zeros(1) for _ in frames)
 
-    monkeypatch.setattr("interpreter.engine.inference.encode", encode)
+    monkeypatch.setattr("interpreter.methods.interpreter.segmenter.encode", encode)
     segmenter = Segmenter.from_run(tiny_run, "image")
     segmenter.grid = (24, 36)
     segmenter._draw_image_slots = lambda features, _: (

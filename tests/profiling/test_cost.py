@@ -11,11 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from interpreter.configs import ImageModelConfig
-from interpreter.engine.features import FeatureMaker
 from interpreter.engine.memory import predicted_peak
-from interpreter.engine.slots import SlotMaker
 from interpreter.engine.step import TrainingStep
-from interpreter.models.image_stage import ImageStage
+from interpreter.methods.interpreter.image_slots import SlotMaker
+from interpreter.methods.interpreter.image_stage import ImageStage
+from interpreter.store.features import FeatureMaker
 from profiling import cost, formulas
 from profiling.accounting import branches_of_a_gpu
 from profiling.cost import Options, predict, report, rewritten, seconds

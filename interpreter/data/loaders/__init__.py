@@ -12,9 +12,9 @@ import torch
 
 from interpreter.configs import LoaderName
 from interpreter.data._progress import cpu_count
-from interpreter.data.borders import CroppedVideo
 from interpreter.data.loaders.base import Loader, LoaderError, Request
 from interpreter.data.video import FrameFolder, Size, Video
+from interpreter.data.video.borders import CroppedVideo
 
 __all__ = ["Loader", "LoaderError", "LoaderName", "Request", "choose_loader", "dali_obstacle", "open_loader"]
 
@@ -58,7 +58,7 @@ def open_loader(
                 f"--loader torch: all frames together are {needed / 1e9:.1f} GB, but {free_memory() / 1e9:.1f} GB of "
                 "memory are free; use --loader pyav, or auto"
             )
-        from interpreter.data.loaders.cached import CachedLoader
+        from interpreter.data.loaders.in_memory import CachedLoader
 
         return CachedLoader(videos, size, device, ahead, workers, advance)
     if chosen == "pyav":
@@ -93,8 +93,8 @@ def frame_bytes(videos: Sequence[Video], size: Size) -> int:
 def dali_obstacle(videos: Sequence[Video], device: torch.device) -> str | None:
     """Why DALI cannot serve these videos on this device; None if it can."""
     # Late: these load FFmpeg, which a training step does not need.
-    from interpreter.data.orientation import UPRIGHT
-    from interpreter.data.video_file import VideoFile
+    from interpreter.data.video.file import VideoFile
+    from interpreter.data.video.orientation import UPRIGHT
 
     if not _dali_installed():
         return "NVIDIA DALI is not installed (pip install nvidia-dali-cuda130)"

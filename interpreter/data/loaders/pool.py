@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from interpreter.data.decode_worker import Failure, Job
 from interpreter.data.loaders.base import Loader, LoaderError, Request, split
+from interpreter.data.loaders.decode_worker import Failure, Job
 from interpreter.data.video import Size, Video, VideoError
 
 # A piece is decoded from the key frame before it: shorter ones would mostly decode what nobody asked for.
@@ -90,7 +90,7 @@ class _Process:
         self._setup: bytes | None = setup
         # Its own session, so that a terminal's Ctrl-C does not reach it while it starts.
         self.process = subprocess.Popen(
-            [sys.executable, "-c", f"from interpreter.data.decode_worker import main; main({descriptor})"],
+            [sys.executable, "-c", f"from interpreter.data.loaders.decode_worker import main; main({descriptor})"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=(descriptor,),

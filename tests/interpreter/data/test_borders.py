@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from interpreter.data import open_dataset, open_video
-from interpreter.data.borders import Box, CroppedVideo, find_borders
 from interpreter.data.loaders import dali_obstacle, open_loader
-from interpreter.engine.store import read_content, require_unchanged
+from interpreter.data.video.borders import Box, CroppedVideo, find_borders
+from interpreter.store.files import read_content, require_unchanged
 
 from .releases import compressed, write_ytvis, ytvis_annotation, ytvis_video
 

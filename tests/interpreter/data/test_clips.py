@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from interpreter.data import FrameFolder, VideoError
-from interpreter.data.clips import FirstFrames
+from interpreter.data.video.first_frames import FirstFrames
 
 from .releases import write_frames
 

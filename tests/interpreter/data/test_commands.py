@@ -8,7 +8,7 @@ from PIL import Image
 
 from interpreter.data import open_dataset
 from interpreter.data.__main__ import main
-from interpreter.data.published import RELEASES
+from interpreter.data.datasets.releases import RELEASES
 
 from .releases import compressed, write_fbms, write_frames, write_ytvis, ytvis_annotation, ytvis_video
 

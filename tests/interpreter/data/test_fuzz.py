@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from interpreter.data import open_dataset
-from interpreter.data.annotations import read_mask
+from interpreter.data.datasets.annotations import read_mask
 from interpreter.data.images import read_rgb
 
 from .releases import (

@@ -18,7 +18,7 @@ from interpreter.data import loaders as loaders_module
 from interpreter.data.loaders import LoaderError, choose_loader, dali_obstacle, open_loader
 from interpreter.data.loaders.base import split
 from interpreter.data.loaders.pool import _Memory
-from interpreter.data.video_file import VideoFile
+from interpreter.data.video.file import VideoFile
 
 SIZE = (48, 80)
 CPU = torch.device("cpu")
@@ -423,7 +423,7 @@ def test_dali_that_finds_other_frames_is_not_used(videos, monkeypatch):
 
 
 def test_the_worker_imports_no_torch():
-    code = "import sys, interpreter.data.decode_worker; print('torch' in sys.modules)"
+    code = "import sys, interpreter.data.loaders.decode_worker; print('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "False"

@@ -10,11 +10,11 @@ from PIL import Image
 
 from interpreter.data import VideoError, open_dataset
 from interpreter.data.__main__ import main
-from interpreter.data.annotations import read_mask
+from interpreter.data.datasets.annotations import read_mask
+from interpreter.data.datasets.segtrack import ObjectMasks
 from interpreter.data.images import probe_size, read_numbers, read_rgb
 from interpreter.data.predictions import PredictionError, open_predictions
-from interpreter.data.segtrack import ObjectMasks
-from interpreter.engine.samples import sample_grid
+from interpreter.engine.picture_grid import sample_grid
 
 from .releases import write_frames
 

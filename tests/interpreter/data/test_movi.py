@@ -8,8 +8,8 @@ import pytest
 
 from interpreter.data import open_dataset
 from interpreter.data.__main__ import main
+from interpreter.data.datasets.movi import convert_movi
 from interpreter.data.images import read_rgb
-from interpreter.data.movi import convert_movi
 
 from .releases import damage, movi_video, write_movi
 
@@ -51,7 +51,7 @@ def test_conversion_keeps_every_pixel_and_id(release, videos, tmp_path):
 
 @needs_extra
 def test_killed_conversion_goes_on_where_it_was(release, videos, tmp_path, monkeypatch):
-    from interpreter.data import movi
+    from interpreter.data.datasets import movi
 
     out, write = tmp_path / "out", movi.write_video
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from interpreter.data import VideoError, open_video
-from interpreter.data.containers import find_gaps
+from interpreter.data.video.containers import find_gaps
 
 CODECS = {"h264": {"codec": "libx264", "bf": 2}, "hevc": {"codec": "libx265"}, "mpeg2": {"codec": "mpeg2video"}}
 VIDEO = 0x100  # the number that FFmpeg gives the first stream

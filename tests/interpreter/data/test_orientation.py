@@ -12,7 +12,7 @@ from PIL import Image
 from interpreter.data import VideoError, open_video
 from interpreter.data import loaders as loaders_module
 from interpreter.data.loaders import dali_obstacle, open_loader
-from interpreter.data.orientation import UPRIGHT
+from interpreter.data.video.orientation import UPRIGHT
 
 ONE = 1 << 16
 LOSSLESS = {"codec": "libx264rgb", "pixels": "rgb24", "qp": 0}

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from interpreter.data import generate_scenes, open_dataset, synthetic
+from interpreter.data import generate_scenes, open_dataset
+from interpreter.data.scenes import generate as synthetic
 
 SMALL = {"size": (48, 64), "num_frames": 3}
 
@@ -49,7 +50,15 @@ def test_workers_do_not_matter(scenes, tmp_path):
 
 
 def test_command_makes_the_same_scenes(scenes, tmp_path):
-    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "interpreter.data.synthetic", "--root", tmp_path]
+    command = [
+        sys.executable,
+        "-W",
+        "error::RuntimeWarning",
+        "-m",
+        "interpreter.data.scenes.generate",
+        "--root",
+        tmp_path,
+    ]
     options = ["--num-videos", "5", "--size", "48", "64", "--num-frames", "3", "--workers", "1"]
     subprocess.run([*command, *options], check=True)
     assert digest(tmp_path) == digest(scenes)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from interpreter.configs import DataConfig, training_defaults
-from interpreter.engine.datasets import open_videos
+from interpreter.engine.videos import open_videos
 from interpreter.train import main
 
 from ..data.releases import (

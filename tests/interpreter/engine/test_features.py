@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from interpreter.configs import BackboneConfig
 from interpreter.data import open_video
 from interpreter.data.loaders import open_loader
-from interpreter.engine.cache import Cache, Shard
-from interpreter.engine.features import FeatureMaker, StoredFeatures, StreamedFeatures, encode
-from interpreter.engine.store import read_content
 from interpreter.interrupts import Interrupted, StopRequest
-from interpreter.models.backbone import Backbone, VisionTransformer, load_backbone
+from interpreter.models.backbones import Backbone, VisionTransformer, load_backbone
+from interpreter.store.features import FeatureMaker, StoredFeatures, StreamedFeatures, encode
+from interpreter.store.files import read_content
+from interpreter.store.fill import Cache, Shard
 
 SIZE = (32, 48)
 LENGTHS = (3, 40, 5)  # the second is longer than one encoding batch
@@ -326,7 +326,7 @@ def test_ranks_make_together_what_one_makes(videos, tmp_path):
 
 
 def test_rank_waits_until_the_others_are_done(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr("interpreter.engine.cache.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("interpreter.store.fill.POLL_SECONDS", 0.01)
     mine, others = (make_cache(tmp_path / "store", videos, Patches()) for _ in range(2))
     mine.fill(Shard(0, 2), 1, "")
     with ThreadPoolExecutor(1) as pool:

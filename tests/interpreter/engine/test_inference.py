@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from interpreter.engine.inference import Segmenter
-from interpreter.engine.sampling import torch_generator
-from interpreter.models.image_stage import ImageSlots
+from interpreter.engine.randomness import torch_generator
+from interpreter.methods.interpreter.image_stage import ImageSlots
+from interpreter.methods.interpreter.segmenter import Segmenter
 from interpreter.models.prior import initial_slots, prior_noise
 
 

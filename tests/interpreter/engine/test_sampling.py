@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from interpreter.engine.sampling import (
+from interpreter.engine.randomness import (
     NotRepeatableError,
     clip_batch,
     explained,

@@ -8,16 +8,16 @@ import torch
 from torch import nn
 
 from interpreter.configs import ImageModelConfig, LoggingConfig, OptimConfig, VideoModelConfig
-from interpreter.engine import slots
 from interpreter.engine.checkpoint import checkpoints, load_checkpoint
-from interpreter.engine.logging import RunLog
+from interpreter.engine.records import RunLog
 from interpreter.engine.schedule import learning_rate
-from interpreter.engine.slots import StreamedSlots
-from interpreter.engine.tasks import ImageTask, VideoTask
 from interpreter.engine.trainer import DivergedError, Trainer
 from interpreter.interrupts import StopRequest
-from interpreter.models.image_stage import ImageStage
-from interpreter.models.video_stage import VideoStage
+from interpreter.methods.interpreter import image_slots as slots
+from interpreter.methods.interpreter.image_slots import StreamedSlots
+from interpreter.methods.interpreter.image_stage import ImageStage
+from interpreter.methods.interpreter.tasks import ImageTask, VideoTask
+from interpreter.methods.interpreter.video_stage import VideoStage
 
 CPU = torch.device("cpu")
 OPTIM = OptimConfig(steps=10, batch_size=4, warmup_steps=3, precision="fp32")
@@ -266,7 +266,7 @@ def test_batches_have_their_shapes_and_count_their_frames():
 
 def test_image_slots_do_not_depend_on_how_many_are_computed_at_once(monkeypatch):
     whole = video_task().batch(2)[0]
-    monkeypatch.setattr("interpreter.engine.slots.ROWS", 4)
+    monkeypatch.setattr("interpreter.methods.interpreter.image_slots.ROWS", 4)
     torch.testing.assert_close(video_task().batch(2)[0], whole, atol=1e-6, rtol=1e-5)
 
 

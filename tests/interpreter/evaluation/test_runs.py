@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from interpreter.configs import VideosConfig
-from interpreter.engine.inference import Segmenter
 from interpreter.evaluate import Evaluation, evaluate, main
 from interpreter.evaluation.methods import Method, RunSource
 from interpreter.evaluation.scoring import Row, Scores, number
+from interpreter.methods.interpreter.segmenter import Segmenter
+from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.metrics import PROTOCOLS
-from interpreter.models.backbone import Backbone
-from interpreter.models.video_stage import VideoStage
+from interpreter.models.backbones import Backbone
 
 INTERPRETER = PROTOCOLS["interpreter"]
 NATIVE = ("slot-contrast",)  # at 128x192, in a fifth of the time

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from interpreter.configs import VideoModelConfig
+from interpreter.methods.interpreter.video_stage import VideoSlots, VideoStage
 from interpreter.models.prior import initial_slots, prior_noise
-from interpreter.models.video_stage import VideoSlots, VideoStage
 
 CONFIG = VideoModelConfig(num_slots=4, dim=16, encoder_layers=1, decoder_layers=1, heads=2)
 FRAMES, SLOTS, WIDTH = 5, 3, 12

@@ -1,0 +1,120 @@
+"""Any folder: video files and folders of frames at any depth, with masks in a parallel folder or without."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from interpreter.data.datasets.annotations import Annotation, FolderMasks, UnusableMasks
+from interpreter.data.datasets.tree import Folder, LeftOut, listing, locate, look, numbers, split_frames, walk
+from interpreter.data.datasets.unopened import Source, Sources, frame_source
+from interpreter.data.images import IMAGE_SUFFIXES, natural_key
+from interpreter.data.video import VIDEO_SUFFIXES, FrameFolder, Video, VideoError, open_video, video_files
+
+
+def find_folder(root: Path) -> Sources:
+    """Find the videos below a folder. This is the rule what is one:
+
+    - a file with the suffix of a video is a video, in whatever company it is; only a single GIF or APNG beside two or
+      more numbered images is none, but their preview (`interpreter.data.video.video_files`);
+    - a folder that holds no video file is a video if it holds images that are numbered alike, so that their names
+      differ in nothing but numbers (``00000.jpg``, ``00001.jpg`` …); a single image has to have a number, and no folder
+      beside it. What is below a folder of frames is not searched;
+    - every other folder is searched, at any depth, each once whatever links lead to it.
+
+    Hidden files and those of the system are never looked at; all others that are not read are noted.
+
+    Raises:
+        FileNotFoundError: if there are no videos; lists the files found.
+    """
+    if root.is_file():
+        return Sources([_source(root, None, None)])
+    left_out = LeftOut()
+    videos, masks = root / "JPEGImages", root / "Annotations"
+    if videos.is_dir():
+        beside = look(root)
+        for path in (*beside.folders, *beside.files):
+            if path not in (videos, masks):
+                left_out.add(path, f"{'folder' if path.is_dir() else 'file'} beside {videos.name}")
+    else:
+        videos, masks = root, root / "masks"
+    paths = _find_videos(videos, masks, left_out)
+    if not paths:
+        raise FileNotFoundError(
+            f"{root}: no video files and no folders of numbered frames in it or below it; it holds {listing(root)}"
+            + (f"; {left_out}" if left_out.groups else "")
+        )
+    if paths == [videos]:
+        return Sources([_source(videos, root.resolve().name, masks)], left_out)
+    names = _unique_names(paths, videos)
+    return Sources(
+        (_source(path, name, locate(masks, name)) for path, name in zip(paths, names, strict=True)), left_out
+    )
+
+
+def _source(path: Path, name: str | None, masks: Path | None) -> Source:
+    def load() -> tuple[Video, Annotation | None]:
+        video = open_video(path, name)
+        if masks is None:
+            return video, None
+        files = video.files if isinstance(video, FrameFolder) else [Path(f"{t:05d}") for t in range(video.num_frames)]
+        try:
+            return video, FolderMasks(masks, files, named=isinstance(video, FrameFolder))
+        except (VideoError, OSError) as error:
+            return video, UnusableMasks(str(error))
+
+    called = name or path.resolve().stem
+    return frame_source(called, path, load) if path.is_dir() else Source(called, path, load)
+
+
+def _find_videos(top: Path, masks: Path, left_out: LeftOut) -> list[Path]:
+    """Video files and folders of frames at any depth, in natural order."""
+    found: list[Path] = []
+    for folder in walk(top, left_out, [masks]):
+        videos = video_files(folder.files)
+        broken = [path for path in folder.odd if path.is_symlink()]  # which may be frames that are missing
+        images = [file for file in (*folder.files, *broken) if file.suffix.lower() in IMAGE_SUFFIXES]
+        reason = " beside video files" if videos else "" if not images else _obstacle(folder, images)
+        if images and not reason:
+            found.append(folder.path)
+            for below in folder.folders:
+                if below != masks:
+                    left_out.add(below, "folder below frames")
+            folder.folders.clear()
+            folder.odd = [path for path in folder.odd if path not in images]
+        for file in folder.files:
+            if file.suffix.lower() in IMAGE_SUFFIXES:
+                if reason:
+                    left_out.add(file, reason)
+            elif file.suffix.lower() not in VIDEO_SUFFIXES:
+                left_out.add(file, " ")
+            elif not videos:
+                left_out.add(file, " beside frames")
+        found += videos
+    files = {file.resolve() for file in found if not file.is_symlink()}
+    kept = []
+    for path in found:
+        if path.is_symlink() and path.is_file():
+            if (target := path.resolve()) in files:
+                left_out.add(path, "link to a file that is read already")
+                continue
+            files.add(target)
+        kept.append(path)
+    return sorted(kept, key=natural_key)
+
+
+def _obstacle(folder: Folder, images: Sequence[Path]) -> str:
+    """Why images are no frames; empty if they are, even though `FrameFolder` may refuse them."""
+    frames = split_frames(images).frames
+    if not frames:
+        return " not numbered alike"
+    if len(frames) == 1 and (folder.folders or not numbers(frames[0])):
+        return " alone in a folder"
+    return ""
+
+
+def _unique_names(paths: Sequence[Path], top: Path) -> list[str]:
+    """Paths below ``top`` without suffix, or with it where that would be the name of another one."""
+    full = [path.relative_to(top) for path in paths]
+    short = [p.with_suffix("") if path.is_file() else p for p, path in zip(full, paths, strict=True)]
+    counts = Counter([*short, *(f for f, s in zip(full, short, strict=True) if f != s)])
+    return [(s if counts[s] == 1 else f).as_posix() for s, f in zip(short, full, strict=True)]

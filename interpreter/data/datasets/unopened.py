@@ -1,0 +1,50 @@
+"""What every reader of a published layout returns: where each video is, and how to open it with its masks."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from interpreter.data.datasets.annotations import Annotation
+from interpreter.data.datasets.tree import LeftOut, split_frames
+from interpreter.data.images import list_images
+from interpreter.data.video import Video
+
+Open = Callable[[], tuple[Video, Annotation | None]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One video of a data set, not opened yet.
+
+    Attributes:
+        name: what to call it; unique in the data set.
+        path: its file or folder, for messages.
+        open: opens it, with its masks or None; raises `VideoError` or `OSError` if it is damaged or missing.
+        files: its frames, if they are files that can be looked at one by one.
+        others: images in its folder that are none of its frames.
+        id: what the release's own index calls it, if that is not the name.
+    """
+
+    name: str
+    path: Path
+    open: Open
+    files: Sequence[Path] = ()
+    others: Sequence[Path] = ()
+    id: int | str | None = None
+
+
+class Sources(list[Source]):
+    """The videos of a data set, and what lies beside them and is not read."""
+
+    def __init__(self, sources: Iterable[Source], left_out: LeftOut | None = None) -> None:
+        super().__init__(sources)
+        self.left_out = left_out or LeftOut()
+        for source in self:
+            for image in source.others:
+                self.left_out.add(image, " not numbered like the frames")
+
+
+def frame_source(name: str, folder: Path, open: Open) -> Source:
+    """The source of a folder of frames, which may be missing."""
+    frames, others, _ = split_frames(list_images(folder) if folder.is_dir() else [])
+    return Source(name, folder, open, frames, others)
