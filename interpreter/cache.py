@@ -12,21 +12,13 @@ from typing import Literal, get_args
 import torch
 
 from interpreter.commands import RESUME, cli, run_command
-from interpreter.configs import (
-    BackboneConfig,
-    DataConfig,
-    Dtype,
-    ImageTraining,
-    Precision,
-    Preset,
-    Stage,
-    training_defaults,
-)
+from interpreter.configs import BackboneConfig, DataConfig, Dtype, Precision
 from interpreter.console import console
 from interpreter.engine.picture_grid import stored_pictures
 from interpreter.engine.precision import in_precision, resolve_precision
 from interpreter.engine.run import load_image_stage, load_stage_state, read_config, require_finished
 from interpreter.engine.videos import open_videos
+from interpreter.methods.interpreter.config import ImageTraining, Preset, StageName, training_defaults
 from interpreter.methods.interpreter.image_slots import SlotMaker
 from interpreter.methods.interpreter.segmenter import default_device
 from interpreter.models.backbones import load_backbone
@@ -52,7 +44,7 @@ class Caching:
     run: Path
     """Run directory. Options below that are not given come from its configuration or, before the first training, from
     --preset."""
-    stage: Stage = "video"
+    stage: StageName = "video"
     """image: features. video: image slots and their attention, from the trained image stage of the run."""
     cache: Path | None = None
     """Directory of the cached files. Default: the --cache that this run was trained with, else RUN/cache."""

@@ -13,8 +13,8 @@ from typing import NoReturn, TypeVar, get_args
 import tyro
 from rich.console import Console
 
-from interpreter.configs import ImageTraining, Preset, Stage, VideoTraining, training_defaults
 from interpreter.interrupts import SIGPIPE, StopRequest, discard_output, output_is_broken
+from interpreter.methods.interpreter.config import ImageTraining, Preset, StageName, VideoTraining, training_defaults
 
 T = TypeVar("T")
 
@@ -31,12 +31,12 @@ def cli(kind: type[T] | Callable[..., T], arguments: Sequence[str] | None = None
 def parse(arguments: Sequence[str]) -> ImageTraining | VideoTraining:
     """Parse the command line of ``interpreter.train``: stage and preset first, since the defaults follow from them."""
     first = argparse.ArgumentParser(prog="python -m interpreter.train", add_help=False, allow_abbrev=False)
-    first.add_argument("--stage", choices=get_args(Stage), default="image")
+    first.add_argument("--stage", choices=get_args(StageName), default="image")
     first.add_argument("--preset", choices=get_args(Preset), default="demo")
     chosen, rest = first.parse_known_args(list(arguments))
     defaults = training_defaults(chosen.stage, chosen.preset)
     description = (
-        f"{(type(defaults).__doc__ or '').strip()}\n\nBefore all others: --stage {{{','.join(get_args(Stage))}}} "
+        f"{(type(defaults).__doc__ or '').strip()}\n\nBefore all others: --stage {{{','.join(get_args(StageName))}}} "
         f"(here: {chosen.stage}) and --preset {{{','.join(get_args(Preset))}}} (here: {chosen.preset})."
     )
     options = {"prog": "python -m interpreter.train", "description": description}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from interpreter.commands import RESUME, parse, run_command
-from interpreter.configs import ImageModelConfig, ImageTraining, OptimConfig, VideoModelConfig, VideoTraining
+from interpreter.configs import OptimConfig
 from interpreter.console import console
 from interpreter.data.loaders import LoaderError
 from interpreter.engine.checkpoint import checkpoints, restore_weights
@@ -35,6 +35,7 @@ from interpreter.engine.videos import open_videos
 from interpreter.files import remove_leftovers
 from interpreter.interrupts import Interrupted, StopRequest
 from interpreter.locks import Lock, LockedError
+from interpreter.methods.interpreter.config import ImageModelConfig, ImageTraining, VideoModelConfig, VideoTraining
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.methods.interpreter.inputs import open_features, open_slots
 from interpreter.methods.interpreter.segmenter import Segmenter

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from interpreter.configs import ImageTraining, Stage, VideoTraining
 from interpreter.console import console
 from interpreter.engine.checkpoint import TrainingState, load_checkpoint, newest_step, restore_weights
 from interpreter.engine.precision import in_precision, resolve_precision
 from interpreter.files import read_text, write_text
+from interpreter.methods.interpreter.config import ImageTraining, StageName, VideoTraining
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.models.backbones import Backbone, load_backbone
@@ -149,7 +149,7 @@ def require_run(run: Path) -> None:
         raise FileNotFoundError(f"no run directory at {run}; make one with: python -m interpreter.train --run {run}")
 
 
-def unfinished(run: Path, stage: Stage) -> str | None:
+def unfinished(run: Path, stage: StageName) -> str | None:
     """How far the training of a stage came, if it did not reach its last step; None if it did, or never began."""
     config, step = getattr(read_config(run), stage), newest_step(run / stage)
     if config is None or step == 0 or step >= config.optim.steps:
@@ -157,7 +157,7 @@ def unfinished(run: Path, stage: Stage) -> str | None:
     return f"the {stage} stage of {run} is unfinished: step {step} of {config.optim.steps}"
 
 
-def require_finished(run: Path, stage: Stage, allow_unfinished: bool = False) -> None:
+def require_finished(run: Path, stage: StageName, allow_unfinished: bool = False) -> None:
     """Refuse to build on a stage that did not reach its last step; if that is allowed, say so on screen.
 
     Raises:
@@ -172,7 +172,7 @@ def require_finished(run: Path, stage: Stage, allow_unfinished: bool = False) ->
         console.print(f"[yellow]{text}", highlight=False, soft_wrap=True)
 
 
-def load_stage_state(run: Path, stage: Stage) -> TrainingState:
+def load_stage_state(run: Path, stage: StageName) -> TrainingState:
     """The newest checkpoint of a stage.
 
     Raises:

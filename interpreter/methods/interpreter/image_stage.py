@@ -7,7 +7,7 @@ from slotkernels import SlotAttention
 from slotkernels.ranges import annotate
 from torch import Tensor, nn
 
-from interpreter.configs import ImageModelConfig
+from interpreter.methods.interpreter.config import ImageModelConfig
 from interpreter.models.positions import patch_positions
 from interpreter.models.transformer import TransformerDecoder, init_transformer
 

@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 import torch
 
-from interpreter.configs import Dtype, Features, ImageTraining, LoaderConfig, OptimConfig, VideoTraining
+from interpreter.configs import Dtype, Features, LoaderConfig, OptimConfig
 from interpreter.console import console, progress_bar
 from interpreter.data import VideoDataset
 from interpreter.data.loaders import Loader, open_loader
 from interpreter.engine.picture_grid import StoredSamples, stored_pictures
 from interpreter.engine.precision import resolve_precision
+from interpreter.methods.interpreter.config import ImageTraining, VideoTraining
 from interpreter.methods.interpreter.image_slots import SlotMaker, SlotSource, StoredSlots, StreamedSlots
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.models.backbones import Backbone

@@ -9,11 +9,12 @@ import torch
 from slotkernels import propagate_attention, propagate_labels
 from torch import Tensor
 
-from interpreter.configs import Precision, Stage
+from interpreter.configs import Precision
 from interpreter.data import Video
 from interpreter.engine.precision import resolve_precision
 from interpreter.engine.randomness import torch_generator
 from interpreter.engine.run import load_image_stage, load_video_stage, require_finished
+from interpreter.methods.interpreter.config import StageName
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.models.backbones import Backbone
@@ -104,7 +105,7 @@ class Segmenter:
     def from_run(
         cls,
         run: Path,
-        stage: Stage = "video",
+        stage: StageName = "video",
         frame_size: tuple[int, int] | None = None,
         seed: int = 0,
         device: torch.device | None = None,

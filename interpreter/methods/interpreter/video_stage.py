@@ -7,7 +7,7 @@ from slotkernels import SlotAttention, cluster_slots, merge_slots, sinkhorn_dive
 from slotkernels.ranges import annotate
 from torch import Tensor, nn
 
-from interpreter.configs import VideoModelConfig
+from interpreter.methods.interpreter.config import VideoModelConfig
 from interpreter.models.positions import sincos_1d, sincos_2d
 from interpreter.models.transformer import TransformerDecoder, TransformerEncoder, init_transformer
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import attention as torch_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from interpreter.configs import Preset, training_defaults
+from interpreter.methods.interpreter.config import Preset, training_defaults
 from interpreter.models import attention
 from interpreter.models.attention import (
     attend,

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from interpreter.configs import VideoModelConfig
+from interpreter.methods.interpreter.config import VideoModelConfig
 from interpreter.methods.interpreter.video_stage import VideoSlots, VideoStage
 from interpreter.models.prior import initial_slots, prior_noise
 
