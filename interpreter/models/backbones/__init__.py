@@ -45,6 +45,11 @@ class Backbone(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.mean.device
+
     def train(self, mode: bool = True) -> "Backbone":
         """Stay in evaluation mode whatever is asked."""
         return super().train(False)
