@@ -2,7 +2,8 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -51,20 +52,42 @@ def _encode(backbone: Backbone, frames: np.ndarray, precision: str) -> Tensor:
 
 
 class StreamedFeatures:
-    """Encode the asked-for frames at every call; a loader decodes them ahead."""
+    """Encode the requested frames at every call; a loader decodes them ahead."""
 
     def __init__(self, backbone: Backbone, loader: Loader, precision: str) -> None:
         self.backbone, self.loader, self.precision = backbone, loader, precision
+        self._requested: deque[Request] = deque()  # what the loader has taken and not yielded yet
+        self._batches: Generator[Tensor, None, None] = loader.batches(())
 
     def batch(self, frames: Tensor, flips: Tensor) -> Tensor:
         """See :class:`FeatureSource`."""
-        pixels = self.loader.batch(frames, flips)
+        if not (self._requested and _same(self._requested[0], (frames, flips))):
+            self._restart([(frames, flips)])
+        pixels = next(self._batches)
+        self._requested.popleft()
         with autocast(self.backbone.mean.device, self.precision):
             return torch.cat([self.backbone.features(part) for part in pixels.split(ENCODE_BATCH)])
 
     def expect(self, requests: Iterable[Request]) -> None:
         """See :class:`FeatureSource`."""
-        self.loader.expect(requests)
+        requests = iter(requests)
+        first = next(requests, None)
+        if first is not None and not (self._requested and _same(self._requested[0], first)):
+            self._restart(itertools.chain([first], requests))
+
+    def _restart(self, requests: Iterable[Request]) -> None:
+        self._batches.close()
+        self._requested.clear()
+        self._batches = self.loader.batches(self._log(requests))
+
+    def _log(self, requests: Iterable[Request]) -> Iterator[Request]:
+        for request in requests:
+            self._requested.append(request)
+            yield request
+
+
+def _same(one: Request, other: Request) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 class StoredFeatures:
