@@ -15,7 +15,7 @@ from interpreter.console import console
 from interpreter.data.loaders import LoaderError
 from interpreter.engine.checkpoint import checkpoints, restore_weights
 from interpreter.engine.distributed import ProcessLostError, Ranks, device_of_rank, job_size, joined
-from interpreter.engine.memory import memory_notice, memory_report
+from interpreter.engine.memory import count_parameters, memory_notice, memory_report
 from interpreter.engine.picture_grid import sample_grid
 from interpreter.engine.precision import in_precision, resolve_precision
 from interpreter.engine.randomness import NotRepeatableError, explained, repeatable
@@ -43,7 +43,6 @@ from interpreter.methods.interpreter.tasks import ImageTask, VideoTask
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.models.attention import choose_attention
 from interpreter.models.backbones import VisionTransformer, load_backbone
-from interpreter.models.transformer import count_parameters
 from interpreter.store.fill import Shard
 
 

@@ -18,7 +18,7 @@ from interpreter.configs import OptimConfig
 from interpreter.engine.distributed import Ranks
 from interpreter.engine.schedule import learning_rate
 from interpreter.methods.interpreter.tasks import Task
-from interpreter.models.transformer import autocast
+from interpreter.models.autocast import autocast
 
 EAGER_STEPS = 11  # before a graph is captured: kernels are compiled, buffers are made (DDP asks for 11)
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from interpreter.configs import BackboneConfig, Dtype
 from interpreter.data import Video
 from interpreter.data.loaders import Loader, Request
+from interpreter.models.autocast import autocast
 from interpreter.models.backbones import Backbone
-from interpreter.models.transformer import autocast
 from interpreter.store.files import Content, FrameTable, Store, require_unchanged
 
 ENCODE_BATCH = 32
@@ -45,7 +45,7 @@ def _chunks(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _encode(backbone: Backbone, frames: np.ndarray, precision: str) -> Tensor:
-    device = backbone.mean.device
+    device = backbone.device
     with autocast(device, precision):
         return backbone.features(torch.from_numpy(frames).to(device))
 
@@ -59,7 +59,7 @@ class StreamedFeatures:
     def batch(self, frames: Tensor, flips: Tensor) -> Tensor:
         """See :class:`FeatureSource`."""
         pixels = self.loader.batch(frames, flips)
-        with autocast(self.backbone.mean.device, self.precision):
+        with autocast(self.backbone.device, self.precision):
             return torch.cat([self.backbone.features(part) for part in pixels.split(ENCODE_BATCH)])
 
     def expect(self, requests: Iterable[Request]) -> None:
@@ -138,7 +138,7 @@ class FeatureMaker:
         stored = [flip for flip in flips if flip in self.stores and self.stores[flip].holds(digest, length)]
         for flip in stored:
             for start, piece in enumerate(self.stores[flip].tensor(digest, "features").split(ENCODE_BATCH)):
-                yield flip, start * ENCODE_BATCH, piece.to(self.backbone.mean.device)
+                yield flip, start * ENCODE_BATCH, piece.to(self.backbone.device)
         wanted = [flip for flip in flips if flip not in stored]
         for number, chunk in enumerate(_chunks(video.frames(self.size)) if wanted else ()):
             for flip in wanted:

@@ -18,8 +18,8 @@ from interpreter.data import Video
 from interpreter.data.loaders import Request
 from interpreter.engine.randomness import random_state
 from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
+from interpreter.models.autocast import autocast
 from interpreter.models.prior import initial_slots
-from interpreter.models.transformer import autocast
 from interpreter.store.features import DTYPES, FeatureMaker, FeatureSource
 from interpreter.store.files import Content, FrameTable, Store, locate, require_unchanged
 

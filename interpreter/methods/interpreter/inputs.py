@@ -37,9 +37,9 @@ def open_features(
             return Cache(maker, videos, contents)
 
         if stored := _stored(config.features, cache):
-            return StoredFeatures(stored.table(), backbone.mean.device)
+            return StoredFeatures(stored.table(), backbone.device)
     console.print("features are streamed: each batch is decoded and encoded anew")
-    loader = start_loader(config.decoding, dataset, size, backbone.mean.device, opened)
+    loader = start_loader(config.decoding, dataset, size, backbone.device, opened)
     return StreamedFeatures(backbone, loader, optim.precision)
 
 
@@ -53,7 +53,7 @@ def open_slots(
     opened: contextlib.ExitStack,
 ) -> tuple[SlotSource, StoredSamples | None]:
     """Image slots of all frames, stored or streamed as the configuration says; what the pictures need if stored."""
-    videos, size, device = dataset.videos, image_config.data.frame_size, backbone.mean.device
+    videos, size, device = dataset.videos, image_config.data.frame_size, backbone.device
     precision = resolve_precision(image_config.optim.precision, device)
     contents = read_contents(videos, default_workers())
     if config.features != "streamed":

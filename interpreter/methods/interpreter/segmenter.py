@@ -17,9 +17,9 @@ from interpreter.engine.run import load_image_stage, load_video_stage, require_f
 from interpreter.methods.interpreter.config import StageName
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.methods.interpreter.video_stage import VideoStage
+from interpreter.models.autocast import autocast
 from interpreter.models.backbones import Backbone
 from interpreter.models.prior import initial_slots, prior_noise
-from interpreter.models.transformer import autocast
 from interpreter.store.features import encode
 
 
@@ -98,7 +98,7 @@ class Segmenter:
     ) -> None:
         self.backbone, self.image_stage, self.video_stage = backbone, image_stage, video_stage
         self.frame_size, self.grid, self.seed = frame_size, backbone.grid(frame_size), seed
-        self.device = backbone.mean.device
+        self.device = backbone.device
         self.precision = resolve_precision(precision, self.device)
 
     @classmethod
