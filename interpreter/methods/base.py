@@ -27,11 +27,12 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from interpreter.configs import BackboneConfig, DataConfig, StageConfig
+from interpreter.configs import BackboneConfig, DataConfig, Dtype, StageConfig
 from interpreter.data import Video
 from interpreter.engine.inputs import Inputs, InputSettings
 from interpreter.models.backbones import Backbone
 from interpreter.segmentation import Segmentation
+from interpreter.store.features import FeatureMaker
 from interpreter.store.fill import Maker
 
 C = TypeVar("C", bound=StageConfig)
@@ -63,6 +64,7 @@ class Context:
         data: where the videos come from, and at which size they are seen.
         backbone_config: how the backbone was loaded.
         backbone: the frozen feature extractor.
+        store: directory of cached features and slots.
         earlier: the trained stages that this one needs, by key.
     """
 
@@ -72,12 +74,18 @@ class Context:
     data: DataConfig
     backbone_config: BackboneConfig
     backbone: Backbone
+    store: Path
     earlier: Mapping[str, Trained] = field(default_factory=dict)
 
     @property
     def grid(self) -> tuple[int, int]:
         """Patch grid (h, w) of the frames."""
         return self.backbone.grid(self.data.frame_size)
+
+    def feature_maker(self, dtype: Dtype, flip: bool) -> FeatureMaker:
+        """What computes the backbone's features for the cache; ``flip`` asks for those of mirrored frames too."""
+        size, precision = self.data.frame_size, self.precision
+        return FeatureMaker(self.store, self.backbone, self.backbone_config, size, precision, dtype, flip)
 
 
 class Stage(abc.ABC, Generic[C]):
@@ -139,12 +147,13 @@ class Stage(abc.ABC, Generic[C]):
     def after_step(self, model: nn.Module) -> None:
         """Called after each optimiser step, inside the CUDA graph: an exponential moving average, for example."""
 
-    def attention_tokens(self, config: C, context: Context) -> int:
-        """Length of the longest self-attention of a step, for which the fastest kernel is chosen; 0 for none."""
-        return 0
+    def attention(self, config: C, context: Context) -> tuple[int, int, int] | None:
+        """Heads, tokens and width of a head of the largest self-attention of a step, for which the fastest kernel is
+        chosen; None if there is no self-attention."""
+        return None
 
     def describe(self, config: C, context: Context) -> str:
-        """What is trained on what, for the line that is printed first."""
+        """What it trains on, for the first line that training prints."""
         return f"{context.grid[0]}x{context.grid[1]} tokens of width {context.backbone.dim}"
 
 
