@@ -15,7 +15,7 @@ from interpreter.data import Video
 from interpreter.engine.checkpoint import checkpoints, restore_weights
 from interpreter.engine.distributed import Ranks, device_of_rank, job_size, joined
 from interpreter.engine.inputs import Inputs, InputSettings
-from interpreter.engine.memory import memory_notice, memory_report
+from interpreter.engine.memory import count_parameters, memory_notice, memory_report
 from interpreter.engine.picture_grid import sample_grid
 from interpreter.engine.precision import resolve_precision
 from interpreter.engine.randomness import explained, repeatable
@@ -41,7 +41,6 @@ from interpreter.methods.base import Context, Method, Stage
 from interpreter.methods.runs import open_context
 from interpreter.models.attention import choose_attention
 from interpreter.models.backbones import VisionTransformer
-from interpreter.models.transformer import count_parameters
 from interpreter.segmentation import Segmentation
 from interpreter.store.fill import Shard
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -63,6 +63,11 @@ def predicted_peak(task: Task) -> int:
         for _ in range(2):  # the second has the optimiser's state from the beginning
             step.run(inputs)
     return living.peak
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters that training changes."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def free_bytes(device: torch.device) -> int:

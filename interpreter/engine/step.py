@@ -18,7 +18,7 @@ from interpreter.engine.cuda_graph import StepGraph
 from interpreter.engine.distributed import Ranks
 from interpreter.engine.schedule import learning_rate
 from interpreter.engine.task import Task
-from interpreter.models.transformer import autocast
+from interpreter.models.autocast import autocast
 
 
 class TrainingStep:

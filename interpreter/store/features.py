@@ -14,8 +14,8 @@ from torch import Tensor
 from interpreter.configs import BackboneConfig, Dtype
 from interpreter.data import Video
 from interpreter.data.loaders import Loader, Request
+from interpreter.models.autocast import autocast
 from interpreter.models.backbones import Backbone
-from interpreter.models.transformer import autocast
 from interpreter.store.files import Content, Store, require_unchanged
 from interpreter.store.table import FrameTable
 

@@ -21,8 +21,8 @@ from interpreter.engine.inputs import Inputs, InputSettings
 from interpreter.engine.randomness import Stream, clip_batch, random_state
 from interpreter.methods.base import Encoded
 from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
+from interpreter.models.autocast import autocast
 from interpreter.models.prior import initial_slots
-from interpreter.models.transformer import autocast
 from interpreter.store.features import DTYPES, FeatureMaker, FeatureSource
 from interpreter.store.files import Content, Store, require_unchanged
 from interpreter.store.table import FrameTable
