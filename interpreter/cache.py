@@ -14,13 +14,13 @@ import torch
 from interpreter.commands import RESUME, cli, run_command
 from interpreter.configs import BackboneConfig, DataConfig, Dtype, Precision
 from interpreter.console import console
+from interpreter.engine.distributed import device_of_rank
 from interpreter.engine.picture_grid import stored_pictures
 from interpreter.engine.precision import in_precision, resolve_precision
 from interpreter.engine.run import load_image_stage, load_stage_state, read_config, require_finished
 from interpreter.engine.videos import open_videos
 from interpreter.methods.interpreter.config import ImageTraining, Preset, StageName, training_defaults
 from interpreter.methods.interpreter.image_slots import SlotMaker
-from interpreter.methods.interpreter.segmenter import default_device
 from interpreter.models.backbones import load_backbone
 from interpreter.store.features import FeatureMaker
 from interpreter.store.fill import Cache, Maker, Shard, default_workers, gigabytes, read_contents
@@ -129,7 +129,7 @@ def fill(config: Caching, shard: Shard) -> None:
 
 def make_maker(config: Caching, root: Path) -> Maker:
     """What makes the files that are asked for."""
-    device, size = default_device(), config.data.frame_size
+    device, size = device_of_rank(), config.data.frame_size
     precision = resolve_precision(config.precision, device)
     if config.stage == "image":
         backbone = in_precision(load_backbone(config.backbone), precision).to(device)

@@ -45,15 +45,28 @@ class ImageStage(nn.Module):
         )
         init_transformer(self.decoder)
 
-    def encode(self, features: Tensor, grid: tuple[int, int] | None = None, slots: Tensor | None = None) -> ImageSlots:
-        """Image slots of features [B, M, D_features]; ``slots`` [B, N, D] is a draw of the prior."""
+    def encode(
+        self,
+        features: Tensor,
+        grid: tuple[int, int] | None = None,
+        slots: Tensor | None = None,
+        iterations: int | None = None,
+    ) -> ImageSlots:
+        """Image slots of a batch of frames.
+
+        Args:
+            features: [B, M, D_features].
+            grid: patch grid (h, w); by default that of the training.
+            slots: [B, N, D], a draw of the prior.
+            iterations: slot-attention iterations; by default as in training.
+        """
         grid = grid or self.grid
         if grid[0] * grid[1] != features.shape[1]:
             raise ValueError(f"features hold {features.shape[1]} tokens, but the patch grid is {grid[0]}x{grid[1]}")
         inputs = features
         if self.config.input_positions:
             inputs = inputs + patch_positions(grid, self.feature_dim, self.grid, features.device)
-        return ImageSlots(*self.slot_attention(inputs, slots))
+        return ImageSlots(*self.slot_attention(inputs, slots, iterations=iterations))
 
     def decode(self, slots: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Reconstruct the features [B, M, D_features] from slots [B, N, D]."""

@@ -1,90 +1,82 @@
-"""Segment whole videos with a trained run: features stream through, slots and patch attention stay."""
+"""Segment whole videos with a trained run of Interpreter.
 
-from collections.abc import Callable, Sequence
+Frames are decoded and encoded in chunks. What stays in memory are the image slots and the attention of the patches over
+them; the video stage then groups the slots of all frames.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from slotkernels import propagate_attention, propagate_labels
 from torch import Tensor
 
-from interpreter.configs import Precision
+from interpreter.configs import option
 from interpreter.data import Video
 from interpreter.engine.precision import resolve_precision
 from interpreter.engine.randomness import torch_generator
 from interpreter.engine.run import load_image_stage, load_video_stage, require_finished
+from interpreter.methods.base import Encoded, Segmenter
 from interpreter.methods.interpreter.config import StageName
-from interpreter.methods.interpreter.image_stage import ImageStage
+from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.models.backbones import Backbone
 from interpreter.models.prior import initial_slots, prior_noise
 from interpreter.models.transformer import autocast
-from interpreter.store.features import encode
+from interpreter.segmentation import Segmentation, changed_video
+from interpreter.store.features import encode as encode_frames
 
 
-@dataclass
-class Segmentation:
-    """What a run says of one video of T frames.
+@dataclass(frozen=True)
+class Settings:
+    """Settings of Interpreter."""
 
-    With the video stage segments are the C video slots that are left after merging, the same over all frames. With the
-    image stage alone they are the N image slots of each frame, and nothing ties them together over time.
+    stage: StageName = "video"
+    """video: segments keep their identity. image: each frame by itself; a run without a video stage can do that."""
+    merge_threshold: float | None = None
+    """Cosine distance below which video slots are merged: higher gives fewer segments. Default: as in training."""
+    num_slots: int | None = option(None, at_least=1)
+    """Video slots to draw from the prior, before merging. Default: as in training."""
+    repeat_to: int | None = option(None, at_least=1)
+    """Repeat a shorter video from its start until the video stage sees this many frames; the repeats are cut off
+    again. Default: no repeats."""
+
+
+class SlotBuffer:
+    """Image slots of all frames of a video, filled chunk by chunk.
+
+    Memory is allocated once: to join the chunks in the end would need twice as much.
+
+    Args:
+        frames: number of frames T.
+        slots: (N, D).
+        patches: number of patches M.
+        device: where the tensors are.
     """
 
-    grid: tuple[int, int]
-    image_slots: Tensor  # [T, N, D]
-    image_attention: Tensor  # [T, M, N] fp16, each row over N sums to 1
-    video_slots: Tensor | None  # [C, D]
-    video_attention: Tensor | None  # [T, N, C], each row over C sums to 1
+    def __init__(self, frames: int, slots: tuple[int, int], patches: int, device: torch.device) -> None:
+        self.slots = torch.empty(frames, *slots, device=device)
+        self.attention = torch.empty(frames, patches, slots[0], dtype=torch.float16, device=device)
+        self.filled = 0
 
-    def __len__(self) -> int:
-        return len(self.image_attention)
-
-    @property
-    def num_segments(self) -> int:
-        """Number of segments."""
-        chosen = self.image_attention if self.video_attention is None else self.video_attention
-        return chosen.shape[-1]
-
-    def masks(self, frames: slice = slice(None)) -> Tensor:
-        """Soft masks at patch resolution, [t, M, segments] fp32; each row sums to 1."""
-        attention = self.image_attention[frames].float()
-        if self.video_attention is None:
-            return attention
-        return propagate_attention(attention[None], self.video_attention[frames][None])[0]
-
-    def labels(self, frames: slice = slice(None), size: tuple[int, int] | None = None) -> np.ndarray:
-        """Segment of each pixel, uint8 [t, H, W]; ``size`` (H, W), by default the patch grid."""
-        attention, across = self._maps(frames)
-        return propagate_labels(attention, across, self.grid, size)[0].cpu().numpy()
-
-    def labels_and_areas(
-        self, frames: slice = slice(None), size: tuple[int, int] | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """:meth:`labels`, and the number of pixels of each segment, int32 [t, segments]."""
-        attention, across = self._maps(frames)
-        maps = propagate_labels(attention, across, self.grid, size, statistics=True)
-        assert maps.areas is not None
-        return maps.labels[0].cpu().numpy(), maps.areas[0].cpu().numpy()
-
-    def _maps(self, frames: slice) -> tuple[Tensor, Tensor]:
-        """Attention of patches over image slots and of those over segments, as a batch of one video."""
-        attention, across = self.image_attention[frames], self.video_attention
-        if across is None:  # each image slot is a segment
-            across = torch.eye(self.num_segments, device=attention.device).expand(len(self), -1, -1)
-        return attention[None], across[frames][None]
+    def append(self, chunk: ImageSlots) -> None:
+        """Copy slots [t, N, D] and attention [t, M, N] behind those of the chunks before."""
+        part = slice(self.filled, self.filled + len(chunk.slots))
+        self.slots[part], self.attention[part] = chunk
+        self.filled = part.stop
 
 
-class Segmenter:
-    """A trained run, ready to segment.
+class InterpreterSegmenter(Segmenter):
+    """Image stage and video stage, ready to segment.
 
     Args:
         backbone: frozen feature extractor.
         image_stage: trained image stage.
         video_stage: trained video stage; None segments each frame by itself.
         frame_size: size (H, W) that frames are resized to before the backbone.
-        precision: "auto", "bf16" or "fp32".
-        seed: seed of the slot prior.
+        precision: "fp32", "bf16" or "fp8-backbone".
+        settings: settings of :meth:`segment`.
     """
 
     def __init__(
@@ -93,130 +85,94 @@ class Segmenter:
         image_stage: ImageStage,
         video_stage: VideoStage | None,
         frame_size: tuple[int, int],
-        precision: Precision = "auto",
-        seed: int = 0,
+        precision: str,
+        settings: Settings = Settings(),
     ) -> None:
         self.backbone, self.image_stage, self.video_stage = backbone, image_stage, video_stage
-        self.frame_size, self.grid, self.seed = frame_size, backbone.grid(frame_size), seed
-        self.device = backbone.mean.device
-        self.precision = resolve_precision(precision, self.device)
-
-    @classmethod
-    def from_run(
-        cls,
-        run: Path,
-        stage: StageName = "video",
-        frame_size: tuple[int, int] | None = None,
-        seed: int = 0,
-        device: torch.device | None = None,
-        merge_threshold: float | None = None,
-    ) -> "Segmenter":
-        """Open a run directory; ``frame_size`` and ``merge_threshold`` override those that it was trained with."""
-        device = device or default_device()
-        for used in dict.fromkeys(("image", stage)):
-            require_finished(run, used, allow_unfinished=True)
-        config, backbone, image_stage, weights = load_image_stage(run, device)
-        video_stage = load_video_stage(run, image_stage, weights, device) if stage == "video" else None
-        if video_stage and merge_threshold is not None:
-            video_stage.config = replace(video_stage.config, merge_threshold=merge_threshold)
-        size = frame_size or config.data.frame_size
-        return cls(backbone, image_stage, video_stage, size, config.optim.precision, seed)
+        self.frame_size, self.precision, self.settings = frame_size, precision, settings
+        if video_stage is None:
+            self.name, self.num_segments = "image stage", image_stage.config.num_slots
+        else:
+            self.name, self.num_segments = "video stage", settings.num_slots or video_stage.config.num_slots
 
     @torch.no_grad()
-    def segment(
+    def encode(
         self,
         video: Video,
+        seeds: Sequence[int] = (0,),
         advance: Callable[[int], None] = lambda frames: None,
         keep: Callable[[Tensor], None] = lambda features: None,
-    ) -> Segmentation:
-        """Segment a video.
-
-        Args and errors as in :meth:`image_slots`.
-        """
-        return self.segment_slots(*self.image_slots(video, (self.seed,), advance, keep)[0])
-
-    @torch.no_grad()
-    def image_slots(
-        self,
-        video: Video,
-        seeds: Sequence[int],
-        advance: Callable[[int], None] = lambda frames: None,
-        keep: Callable[[Tensor], None] = lambda features: None,
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Image slots of a video for several seeds of the slot prior; its frames are decoded and encoded once.
-
-        Args:
-            video: the video; it is decoded as a stream.
-            seeds: of the slot prior.
-            advance: called with the number of frames that were encoded.
-            keep: called with the features [t, M, D] of each piece, for who needs them (the baselines).
-
-        Returns:
-            For each seed what :meth:`segment_slots` takes: slots [T, N, D] and patch attention [T, M, N] (fp16).
-
-        Raises:
-            ValueError: if the video is damaged, or changes meanwhile.
-        """
-        generators = [torch_generator(self.device, seed, 0) for seed in seeds]
-        found: list[tuple[Tensor, Tensor]] = []
-        frames, count = video.num_frames, 0
-        for features in encode(self.backbone, video.frames(self.frame_size), self.precision):
-            keep(features)
-            part = slice(count, count + len(features))
+    ) -> Encoded:
+        """See :meth:`interpreter.methods.base.Segmenter.encode`; of each seed it keeps the image slots."""
+        frames, prior = video.num_frames, self.image_stage.slot_attention
+        sizes = (prior.num_slots, prior.dim), self.grid[0] * self.grid[1]
+        generators = {seed: torch_generator(self.device, seed, 0) for seed in seeds}
+        buffers = {seed: SlotBuffer(frames, *sizes, self.device) for seed in seeds}
+        count = 0
+        for features in self._features(video):
             count += len(features)
-            for number, generator in enumerate(generators):
-                slots, attention = self._draw_image_slots(features, generator)
-                if part.start == 0:  # one allocation for all frames: joining pieces would need twice the memory
-                    whole = attention.new_empty(frames, *attention.shape[1:], dtype=torch.float16)
-                    found.append((slots.new_empty(frames, *slots.shape[1:]), whole))
-                if count <= frames:
-                    found[number][0][part], found[number][1][part] = slots, attention
+            if count > frames:
+                break
+            keep(features)
+            for seed, generator in generators.items():
+                buffers[seed].append(self.find_image_slots(features, generator))
             advance(len(features))
         if count != frames:
-            raise ValueError(f"{video.path} changed while it was segmented; leave it alone until it is done")
-        return found
+            raise changed_video(video)
+        return Encoded(frames, {seed: ImageSlots(found.slots, found.attention) for seed, found in buffers.items()})
 
     @torch.no_grad()
-    def segment_slots(
-        self,
-        image_slots: Tensor,
-        image_attention: Tensor,
-        *,
-        seed: int | None = None,
-        num_slots: int | None = None,
-        merge_threshold: float | None = None,
-    ) -> Segmentation:
-        """Segment a video whose image slots are known: nothing is decoded or encoded.
+    def segment(self, encoded: Encoded, seed: int = 0, **settings: Any) -> Segmentation:
+        """See :meth:`interpreter.methods.base.Segmenter.segment`; settings are those of :class:`Settings`."""
+        chosen = replace(self.settings, **{name: value for name, value in settings.items() if value is not None})
+        slots, attention = encoded.by_seed[seed]
+        tensors = {"image_slots": slots, "image_attention": attention}
+        if self.video_stage is None or chosen.stage == "image":
+            return Segmentation(self.grid, attention, None, tensors, tied_over_time=False)
+        places = torch.arange(max(len(slots), chosen.repeat_to or 0), device=slots.device) % len(slots)
+        video_slots, across = self.group_over_time(slots[places], seed, chosen.num_slots, chosen.merge_threshold)
+        across = across[: len(slots)]
+        tensors |= {"video_slots": video_slots, "video_attention": across}
+        return Segmentation(self.grid, attention, across, tensors)
 
-        Args:
-            image_slots: [T, N, D].
-            image_attention: [T, M, N] fp16, attention of the patches over them.
-            seed: of the video slots' prior. Default: the segmenter's.
-            num_slots: video slots K to draw from the prior, which all slots share. Default: as in training.
-            merge_threshold: cosine distance below which video slots are merged. Default: the video stage's.
+    def _features(self, video: Video) -> Iterator[Tensor]:
+        return encode_frames(self.backbone, video.frames(self.frame_size), self.precision)
+
+    def find_image_slots(self, features: Tensor, generator: torch.Generator) -> ImageSlots:
+        """Image slots [t, N, D] and attention [t, M, N] of features [t, M, D_features].
+
+        The prior is drawn ``restarts`` times; each frame keeps the draw that reconstructs its features best.
         """
-        if self.video_stage is None:
-            return Segmentation(self.grid, image_slots, image_attention, None, None)
-        seed = self.seed if seed is None else seed
-        video = self._video_slots(image_slots, seed, num_slots, merge_threshold)
-        return Segmentation(self.grid, image_slots, image_attention, *video)
-
-    def _draw_image_slots(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         stage, frames = self.image_stage, torch.arange(len(features), device=self.device)
+        iterations = stage.config.inference_iterations
         draws, errors = [], []
         for _ in range(stage.config.restarts):
             noise = prior_noise(stage.slot_attention, len(features), generator)
             with autocast(self.device, self.precision):
-                draws.append(stage.encode(features, self.grid, initial_slots(stage.slot_attention, noise)))
+                initial = initial_slots(stage.slot_attention, noise)
+                draws.append(stage.encode(features, self.grid, initial, iterations))
                 errors.append(stage.error(draws[-1], features, self.grid))
         best = torch.stack(errors).argmin(0)
         slots = torch.stack([draw.slots for draw in draws])[best, frames]
         attention = torch.stack([draw.attention for draw in draws])[best, frames]
-        return slots.float(), attention.float()
+        return ImageSlots(slots.float(), attention.float())
 
-    def _video_slots(
-        self, image_slots: Tensor, seed: int, num_slots: int | None, merge_threshold: float | None
+    def group_over_time(
+        self, image_slots: Tensor, seed: int, num_slots: int | None = None, merge_threshold: float | None = None
     ) -> tuple[Tensor, Tensor]:
+        """Group the image slots [T, N, D] of all frames into C video slots, and merge those that are alike.
+
+        The prior is drawn ``restarts`` times; the draw of least Sinkhorn divergence is kept.
+
+        Args:
+            image_slots: [T, N, D].
+            seed: of the video slots' prior.
+            num_slots: video slots to draw; by default as in training.
+            merge_threshold: cosine distance below which video slots are merged; by default as in training.
+
+        Returns:
+            Video slots [C, D], and the attention [T, N, C] of the image slots over them.
+        """
         stage, image_slots = self.video_stage, image_slots[None]
         assert stage is not None
         generator = torch_generator(self.device, seed, 1)
@@ -224,15 +180,38 @@ class Segmenter:
         with autocast(self.device, self.precision):
             context = stage.contextualise(image_slots)
             for _ in range(stage.config.restarts):
-                noise = prior_noise(stage.slot_attention, 1, generator, num_slots)
-                found = stage.gather(context, initial_slots(stage.slot_attention, noise), merge_threshold)
-                draws.append((stage.divergence(found, image_slots).item(), found))
-        video = min(draws, key=lambda draw: draw[0])[1]
-        # Merged slots stand first: labels count in the order of their first members.
-        count = int(video.valid[0].sum())
-        return video.slots[0, :count].float(), video.attention[0, :, :, :count].float()
+                initial = initial_slots(
+                    stage.slot_attention, prior_noise(stage.slot_attention, 1, generator, num_slots)
+                )
+                merged = stage.gather(context, initial, merge_threshold, stage.config.inference_iterations)
+                draws.append((stage.divergence(merged, image_slots).item(), merged))
+        best = min(draws, key=lambda draw: draw[0])[1]
+        # Merged slots come first: clusters are numbered in the order of their first members.
+        count = int(best.valid[0].sum())
+        return best.slots[0, :count].float(), best.attention[0, :, :, :count].float()
 
 
-def default_device() -> torch.device:
-    """The GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def open_run(
+    run: Path | None, device: torch.device, settings: Settings, frame_size: tuple[int, int] | None = None
+) -> InterpreterSegmenter:
+    """Open a run directory.
+
+    Args:
+        run: as ``interpreter.train`` leaves it.
+        device: where to compute.
+        settings: settings of inference.
+        frame_size: size (H, W) that frames are resized to; by default as in training.
+
+    Raises:
+        ValueError: if the run's files are damaged or do not belong together.
+        FileNotFoundError: if the run, or the stage that ``settings`` ask for, does not exist.
+    """
+    if run is None:
+        raise ValueError("Interpreter is trained: give the directory of its training with --run DIR")
+    for key in dict.fromkeys(("image", settings.stage)):
+        require_finished(run, key, allow_unfinished=True)
+    config, backbone, image_stage, weights = load_image_stage(run, device)
+    video_stage = load_video_stage(run, image_stage, weights, device) if settings.stage == "video" else None
+    precision = resolve_precision(config.optim.precision, device)
+    size = frame_size or config.data.frame_size
+    return InterpreterSegmenter(backbone, image_stage, video_stage, size, precision, settings)

@@ -57,15 +57,22 @@ class VideoStage(nn.Module):
             x = self.embed(image_slots) + self.config.time_scale * time[:, None]
             return self.encoder(x.flatten(1, 2)).unflatten(1, image_slots.shape[1:3])
 
-    def gather(self, context: Tensor, slots: Tensor | None = None, merge_threshold: float | None = None) -> VideoSlots:
+    def gather(
+        self,
+        context: Tensor,
+        slots: Tensor | None = None,
+        merge_threshold: float | None = None,
+        iterations: int | None = None,
+    ) -> VideoSlots:
         """Video slots of what :meth:`contextualise` gives.
 
         Args:
             context: [B, T, N, D].
             slots: [B, K, D], a draw of the prior.
-            merge_threshold: cosine distance below which slots are merged. Default: the configuration's.
+            merge_threshold: cosine distance below which slots are merged; by default as in training.
+            iterations: slot-attention iterations; by default as in training.
         """
-        found, attention = self.slot_attention(context.flatten(1, 2), slots)
+        found, attention = self.slot_attention(context.flatten(1, 2), slots, iterations=iterations)
         threshold = self.config.merge_threshold if merge_threshold is None else merge_threshold
         with annotate("merging"):
             labels, _ = cluster_slots(found.detach(), threshold)
