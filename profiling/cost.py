@@ -22,9 +22,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from interpreter.commands import cli, run_command
-from interpreter.engine.memory import predicted_peak
+from interpreter.engine.memory import count_parameters, predicted_peak
 from interpreter.methods.interpreter.config import Preset, StageName
-from interpreter.models.transformer import count_parameters
 from profiling import formulas
 from profiling.accounting import branches_of_a_gpu
 from profiling.formulas import Part

@@ -29,8 +29,8 @@ from interpreter.methods.interpreter.config import ImageTraining, Preset, StageN
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.methods.interpreter.tasks import ImageTask, VideoTask
 from interpreter.methods.interpreter.video_stage import VideoStage
+from interpreter.models.autocast import autocast
 from interpreter.models.backbones import Backbone, EfficientNetLite0, VisionTransformer
-from interpreter.models.transformer import autocast
 from profiling.timing import machine, save, synchronize
 
 Mode = Literal["eager", "compiled", "captured", "compiled-captured"]

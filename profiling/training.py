@@ -30,9 +30,9 @@ from interpreter.methods.interpreter.config import ImageTraining, VideoTraining,
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.methods.interpreter.tasks import ImageTask, VideoTask
 from interpreter.methods.interpreter.video_stage import VideoSlots, VideoStage
+from interpreter.models.autocast import autocast
 from interpreter.models.backbones import Backbone, EfficientNetLite0, VisionTransformer
 from interpreter.models.prior import initial_slots
-from interpreter.models.transformer import autocast
 from profiling.bench.flops import count_flops
 from profiling.timing import Run, interleaved, limits, machine, peak_bytes, save
 

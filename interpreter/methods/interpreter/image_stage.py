@@ -13,7 +13,7 @@ from interpreter.models.transformer import TransformerDecoder, init_transformer
 
 
 class ImageSlots(NamedTuple):
-    """What the image stage says of a batch of frames."""
+    """Slots and attention of a batch of frames."""
 
     slots: Tensor  # [B, N, D]
     attention: Tensor  # [B, M, N], each row over N sums to 1
@@ -47,19 +47,12 @@ class ImageStage(nn.Module):
 
     def encode(
         self,
-        features: Tensor,
+        features: Tensor,  # [B, M, D_features]
         grid: tuple[int, int] | None = None,
-        slots: Tensor | None = None,
+        slots: Tensor | None = None,  # [B, N, D], a draw of the prior
         iterations: int | None = None,
     ) -> ImageSlots:
-        """Image slots of a batch of frames.
-
-        Args:
-            features: [B, M, D_features].
-            grid: patch grid (h, w); by default that of the training.
-            slots: [B, N, D], a draw of the prior.
-            iterations: slot-attention iterations; by default as in training.
-        """
+        """Image slots of features; by default on the grid of training, from a new draw, with training's iterations."""
         grid = grid or self.grid
         if grid[0] * grid[1] != features.shape[1]:
             raise ValueError(f"features hold {features.shape[1]} tokens, but the patch grid is {grid[0]}x{grid[1]}")

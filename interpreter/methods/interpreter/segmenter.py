@@ -6,7 +6,6 @@ them; the video stage then groups the slots of all frames.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,16 +13,13 @@ from torch import Tensor
 
 from interpreter.configs import option
 from interpreter.data import Video
-from interpreter.engine.precision import resolve_precision
 from interpreter.engine.randomness import torch_generator
-from interpreter.engine.run import load_image_stage, load_video_stage, require_finished
-from interpreter.methods.base import Encoded, Segmenter
+from interpreter.methods.base import Context, Encoded, Segmenter
 from interpreter.methods.interpreter.config import StageName
 from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
 from interpreter.methods.interpreter.video_stage import VideoStage
-from interpreter.models.backbones import Backbone
+from interpreter.models.autocast import autocast
 from interpreter.models.prior import initial_slots, prior_noise
-from interpreter.models.transformer import autocast
 from interpreter.segmentation import Segmentation, changed_video
 from interpreter.store.features import encode as encode_frames
 
@@ -71,25 +67,24 @@ class InterpreterSegmenter(Segmenter):
     """Image stage and video stage, ready to segment.
 
     Args:
-        backbone: frozen feature extractor.
+        context: supplies backbone, precision and the frame size of the training.
         image_stage: trained image stage.
         video_stage: trained video stage; None segments each frame by itself.
-        frame_size: size (H, W) that frames are resized to before the backbone.
-        precision: "fp32", "bf16" or "fp8-backbone".
         settings: settings of :meth:`segment`.
+        frame_size: size (H, W) that frames are resized to before the backbone; by default as in training.
     """
 
     def __init__(
         self,
-        backbone: Backbone,
+        context: Context,
         image_stage: ImageStage,
         video_stage: VideoStage | None,
-        frame_size: tuple[int, int],
-        precision: str,
-        settings: Settings = Settings(),
+        settings: Settings,
+        frame_size: tuple[int, int] | None = None,
     ) -> None:
-        self.backbone, self.image_stage, self.video_stage = backbone, image_stage, video_stage
-        self.frame_size, self.precision, self.settings = frame_size, precision, settings
+        self.backbone, self.image_stage, self.video_stage = context.backbone, image_stage, video_stage
+        self.settings, self.precision = settings, context.precision
+        self.frame_size = frame_size or context.data.frame_size
         if video_stage is None:
             self.name, self.num_segments = "image stage", image_stage.config.num_slots
         else:
@@ -178,40 +173,14 @@ class InterpreterSegmenter(Segmenter):
         generator = torch_generator(self.device, seed, 1)
         draws = []
         with autocast(self.device, self.precision):
-            context = stage.contextualise(image_slots)
+            context = stage.encode_slots(image_slots)
             for _ in range(stage.config.restarts):
                 initial = initial_slots(
                     stage.slot_attention, prior_noise(stage.slot_attention, 1, generator, num_slots)
                 )
-                merged = stage.gather(context, initial, merge_threshold, stage.config.inference_iterations)
+                merged = stage.group(context, initial, merge_threshold, stage.config.inference_iterations)
                 draws.append((stage.divergence(merged, image_slots).item(), merged))
         best = min(draws, key=lambda draw: draw[0])[1]
         # Merged slots come first: clusters are numbered in the order of their first members.
         count = int(best.valid[0].sum())
         return best.slots[0, :count].float(), best.attention[0, :, :, :count].float()
-
-
-def open_run(
-    run: Path | None, device: torch.device, settings: Settings, frame_size: tuple[int, int] | None = None
-) -> InterpreterSegmenter:
-    """Open a run directory.
-
-    Args:
-        run: as ``interpreter.train`` leaves it.
-        device: where to compute.
-        settings: settings of inference.
-        frame_size: size (H, W) that frames are resized to; by default as in training.
-
-    Raises:
-        ValueError: if the run's files are damaged or do not belong together.
-        FileNotFoundError: if the run, or the stage that ``settings`` ask for, does not exist.
-    """
-    if run is None:
-        raise ValueError("Interpreter is trained: give the directory of its training with --run DIR")
-    for key in dict.fromkeys(("image", settings.stage)):
-        require_finished(run, key, allow_unfinished=True)
-    config, backbone, image_stage, weights = load_image_stage(run, device)
-    video_stage = load_video_stage(run, image_stage, weights, device) if settings.stage == "video" else None
-    precision = resolve_precision(config.optim.precision, device)
-    size = frame_size or config.data.frame_size
-    return InterpreterSegmenter(backbone, image_stage, video_stage, size, precision, settings)
