@@ -38,6 +38,12 @@ class Settings:
     """Repeat a shorter video from its start until the video stage sees this many frames; the repeats are cut off
     again. Default: no repeats."""
 
+    def __post_init__(self) -> None:
+        """Refuse settings of the video stage where it does not run."""
+        for name in ("merge_threshold", "num_slots"):
+            if self.stage == "image" and getattr(self, name) is not None:
+                raise ValueError(f"{name} is a setting of the video stage: it has no meaning with --stage image")
+
 
 class SlotBuffer:
     """Image slots of all frames of a video, filled chunk by chunk.
