@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from slotkernels import propagate_labels
+from slotkernels import propagate_attention, propagate_labels
 from torch import Tensor
 
 from interpreter.console import progress_bar
@@ -66,6 +66,13 @@ class Segmentation:
     def num_segments(self) -> int:
         """Number of segments S."""
         return (self.attention if self.across is None else self.across).shape[-1]
+
+    def masks(self, frames: slice = slice(None)) -> Tensor:
+        """Soft masks at patch resolution, [t, M, S] fp32; each row sums to 1."""
+        attention = self.attention[frames].float()
+        if self.across is None:
+            return attention
+        return propagate_attention(attention[None], self.across[frames][None])[0]
 
     def labels(self, frames: slice = slice(None), size: tuple[int, int] | None = None) -> np.ndarray:
         """Segment of each pixel, uint8 [t, H, W]; ``size`` (H, W), by default the patch grid."""
