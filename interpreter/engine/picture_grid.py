@@ -1,4 +1,4 @@
-"""The picture grid of a training run: how the current weights segment a few frames."""
+"""The picture grid of a training run: what the current weights make of a few frames."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,10 +9,9 @@ from safetensors.numpy import load_file, save_file
 
 from interpreter.data import VOID, Video, VideoDataset, VideoError
 from interpreter.files import written_whole
-from interpreter.metrics.label_maps import resize_labels
+from interpreter.metrics import resize_labels
 from interpreter.render import mask_grid
 from interpreter.segmentation import Segmentation
-from interpreter.store.files import Content
 
 VIDEOS, FRAMES_EACH = 2, 4
 
@@ -28,20 +27,21 @@ def sample_grid(
     The first videos of the data set are shown, a few frames of each, evenly spread.
 
     Args:
-        segment: makes the segmentation of a video; its arguments are the video's number and the video.
-        dataset: the data set.
-        frame_size: size (H, W) of the frames.
-        pictures: what :func:`stored_pictures` returned; without it the frames are decoded.
+        segment: segments a video of the data set, given its number.
+        dataset: the videos.
+        frame_size: (H, W) of each picture.
+        pictures: the frames of each video, uint8 [n, H, W, 3], if they need not be decoded; see `stored_pictures`.
     """
     frames, labels, truth = [], [], []
     has_truth = True
-    for number, video in enumerate(dataset.videos[:VIDEOS]):
+    for index, video in enumerate(dataset.videos[:VIDEOS]):
         chosen = chosen_frames(video)
-        frames.append(video.read(chosen, frame_size) if pictures is None else pictures[number])
-        found = segment(number, video)
-        labels.append(np.concatenate([found.labels(slice(t, t + 1), frame_size) for t in chosen]))
+        pixels = video.read(chosen, frame_size) if pictures is None else pictures[index]
+        segmentation = segment(index, video)
+        frames.append(pixels)
+        labels.append(np.concatenate([segmentation.labels(slice(t, t + 1), frame_size) for t in chosen]))
         try:
-            masks = dataset.masks(number)
+            masks = dataset.masks(index)
         except VideoError:  # training needs no masks; verify and evaluate name those that are unusable
             masks = None
         if masks is None:
@@ -58,19 +58,19 @@ def chosen_frames(video: Video) -> np.ndarray:
 
 
 def stored_pictures(
-    root: Path, videos: Sequence[Video], contents: Sequence[Content], size: tuple[int, int]
+    root: Path, videos: Sequence[Video], digests: Sequence[str], size: tuple[int, int]
 ) -> list[np.ndarray]:
-    """Frames of the grid, uint8 [n, H, W, 3] for each of its videos, from the cache; missing ones are added to it.
+    """Frames of the grid, uint8 [n, H, W, 3] for each of its videos, from the cache, where they are put if missing.
 
     Args:
         root: directory of the cache.
         videos: all videos of the data set.
-        contents: what :func:`interpreter.store.files.read_content` returned for each.
+        digests: of their contents, as :func:`interpreter.store.files.read_content` computes them.
         size: frame size (H, W).
     """
     pictures = []
-    for video, content in zip(videos[:VIDEOS], contents[:VIDEOS], strict=True):
-        path = root / f"pictures-{size[0]}x{size[1]}-{FRAMES_EACH}" / f"{content.digest}.safetensors"
+    for video, digest in zip(videos[:VIDEOS], digests[:VIDEOS], strict=True):
+        path = root / f"pictures-{size[0]}x{size[1]}-{FRAMES_EACH}" / f"{digest}.safetensors"
         try:
             frames = load_file(path)["frames"]
         except (FileNotFoundError, SafetensorError, KeyError):
