@@ -14,7 +14,10 @@ FOLDERS = {
 # From the lowest up; a module may import from its own layer and from those below.
 LAYERS = [
     ["slotkernels"],
-    [f"interpreter.{name}" for name in ("files", "locks", "interrupts", "versions", "openmp", "console", "configs")],
+    [
+        f"interpreter.{name}"
+        for name in ("files", "output_folder", "locks", "interrupts", "versions", "openmp", "console", "configs")
+    ],
     ["interpreter.data", "interpreter.metrics"],
     ["interpreter.render"],
     ["interpreter.segmentation"],
