@@ -9,8 +9,9 @@ A *method* is a published system, such as Interpreter or DINOSAUR. It has *stage
         def build(self, config, context): ...        # the module
         def inputs(self, config, context): ...       # what it trains on: frames, clips, slots of an earlier stage
         def loss(self, model, features, noise): ...  # a scalar, and numbers to log
+        def segmenter(self, config, model, context, settings=None, frame_size=None): ...
 
-    MY_METHOD = Method("my-method", "One line.", "Authors, venue, year", (MyStage(),), MySettings, MySegmenter.open)
+    MY_METHOD = Method("my-method", "One line.", "Authors, venue, year", (MyStage(),), MySettings)
 
 and one line in ``METHODS`` (interpreter/methods/__init__.py). The batches of a step, the memory notice, resuming,
 compilation, CUDA graphs, several GPUs, caches, pictures, ``segment`` and ``evaluate`` follow from that. CONTRIBUTING.md
@@ -229,8 +230,8 @@ class Segmenter(abc.ABC):
         """
 
 
-# (run directory or None, device, settings, frame size or None for that of the training) -> segmenter
-OpenSegmenter = Callable[[Path | None, torch.device, Any, tuple[int, int] | None], Segmenter]
+# (device, settings, frame size or None for the default) -> segmenter of a method that is not trained
+OpenUntrained = Callable[[torch.device, Any, tuple[int, int] | None], Segmenter]
 
 
 @dataclass(frozen=True)
@@ -242,8 +243,9 @@ class Method:
         summary: what it is, in one line.
         citation: authors, title, venue and year.
         stages: its stages in the order of their training; empty if nothing is trained.
-        settings: frozen dataclass of its settings at inference: options of ``segment`` and ``evaluate``.
-        open: makes a segmenter of a run directory; of None if the method has no stages.
+        settings: frozen dataclass of its settings at inference: options of ``segment`` and ``evaluate``. A field
+            ``stage`` chooses the stage that segments; without it the last one does.
+        open: opens a segmenter of a method without stages.
     """
 
     name: str
@@ -251,7 +253,7 @@ class Method:
     citation: str
     stages: tuple[Stage[Any], ...]
     settings: type
-    open: OpenSegmenter
+    open: OpenUntrained | None = None
 
     def stage(self, key: str) -> Stage[Any]:
         """The stage of a key, such as "video" or "video-3".

@@ -7,9 +7,16 @@ import torch
 
 from interpreter.configs import FeatureStageConfig
 from interpreter.engine.checkpoint import restore_weights
-from interpreter.engine.precision import in_precision, resolve_precision
-from interpreter.engine.run import RunConfig, load_stage_state, read_config, train_command, weights_hash
-from interpreter.methods.base import Context, Method, Stage, Trained
+from interpreter.engine.precision import default_device, in_precision, resolve_precision
+from interpreter.engine.run import (
+    RunConfig,
+    load_stage_state,
+    read_config,
+    require_finished,
+    train_command,
+    weights_hash,
+)
+from interpreter.methods.base import Context, Method, Segmenter, Stage, Trained
 from interpreter.models.backbones import load_backbone
 
 
@@ -63,3 +70,38 @@ def load_trained(
     model = stage.build(config, context).to(device)
     restore_weights(model, state.weights, run / key)
     return context, Trained(config, model.requires_grad_(False).eval(), weights_hash(state))
+
+
+def open_segmenter(
+    method: Method,
+    run: Path | None,
+    settings: Any = None,
+    frame_size: tuple[int, int] | None = None,
+    device: torch.device | None = None,
+) -> Segmenter:
+    """A method, ready to segment; prints a warning if a stage did not reach its last step.
+
+    Args:
+        method: the method of the run.
+        run: run directory; None for a method without stages.
+        settings: of the method's dataclass ``settings``. Default: its defaults.
+        frame_size: (H, W) that frames are resized to before the backbone. Default: as in training.
+        device: where to compute. Default: the GPU if there is one.
+
+    Raises:
+        FileNotFoundError: if the run, or the stage that segments, does not exist.
+        ValueError: if no run is given, or its files are damaged or do not belong together.
+    """
+    device, settings = device or default_device(), method.settings() if settings is None else settings
+    if not method.stages:
+        assert method.open is not None, f"{method.name} has no stages, so it has to define open"
+        return method.open(device, settings, frame_size)
+    if run is None:
+        raise ValueError(f"the method {method.name} segments with what it has learned: give --run DIR")
+    key = getattr(settings, "stage", method.stages[-1].name)
+    stage, stored = method.stage(key), read_config(run)
+    options = stored.options(key, stage.config)
+    for used in (*(stage.needs(options) if options else ()), key):
+        require_finished(run, used, allow_unfinished=True)
+    context, trained = load_trained(method, run, key, device, stored)
+    return stage.segmenter(trained.config, trained.model, context, settings, frame_size)

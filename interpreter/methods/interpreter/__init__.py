@@ -1,7 +1,7 @@
 """Interpreter: image slots of frozen features, then video slots over the image slots of all frames."""
 
 from interpreter.methods.base import Method
-from interpreter.methods.interpreter.segmenter import Settings, open_run
+from interpreter.methods.interpreter.segmenter import Settings
 from interpreter.methods.interpreter.stages import stages
 
 __all__ = ["INTERPRETER"]
@@ -12,5 +12,4 @@ INTERPRETER = Method(
     citation="Interpreter: efficient object-centric learning for videos (docs/methods/interpreter.md)",
     stages=stages(),
     settings=Settings,
-    open=open_run,
 )

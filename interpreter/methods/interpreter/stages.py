@@ -57,9 +57,16 @@ class ImageTrainingStage(Stage[ImageTraining]):
         loss, encoded = model(features, initial_slots(model.slot_attention, noise))
         return loss, slot_diagnostics(encoded.attention)
 
-    def segmenter(self, config: ImageTraining, model: ImageStage, context: Context) -> InterpreterSegmenter:
+    def segmenter(
+        self,
+        config: ImageTraining,
+        model: ImageStage,
+        context: Context,
+        settings: Settings | None = None,
+        frame_size: tuple[int, int] | None = None,
+    ) -> InterpreterSegmenter:
         """See :meth:`Stage.segmenter`."""
-        return InterpreterSegmenter(context, model, None, Settings(stage="image"))
+        return InterpreterSegmenter(context, model, None, settings or Settings(stage="image"), frame_size)
 
     def attention(self, config: ImageTraining, context: Context) -> tuple[int, int, int]:
         """See :meth:`Stage.attention`."""
@@ -122,9 +129,16 @@ class VideoTrainingStage(Stage[VideoTraining]):
         diagnostics = slot_diagnostics(video.attention.flatten(1, 2), video.valid)
         return loss, diagnostics | {"merged_slots": video.valid.sum(1).float().mean()}
 
-    def segmenter(self, config: VideoTraining, model: VideoStage, context: Context) -> InterpreterSegmenter:
+    def segmenter(
+        self,
+        config: VideoTraining,
+        model: VideoStage,
+        context: Context,
+        settings: Settings | None = None,
+        frame_size: tuple[int, int] | None = None,
+    ) -> InterpreterSegmenter:
         """See :meth:`Stage.segmenter`."""
-        return InterpreterSegmenter(context, self._image(context).model, model, Settings())
+        return InterpreterSegmenter(context, self._image(context).model, model, settings or Settings(), frame_size)
 
     def attention(self, config: VideoTraining, context: Context) -> tuple[int, int, int]:
         """See :meth:`Stage.attention`."""
