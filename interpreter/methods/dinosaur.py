@@ -22,15 +22,13 @@ from interpreter.data import Video
 from interpreter.engine.diagnostics import slot_diagnostics
 from interpreter.engine.randomness import torch_generator
 from interpreter.methods.base import Context, Encoded, Method, Segmenter
-from interpreter.methods.frames import FrameStage
-from interpreter.methods.runs import load_trained
+from interpreter.methods.frames import FrameStage, encode_frames
 from interpreter.models.autocast import autocast
 from interpreter.models.decoders import BroadcastDecoder
 from interpreter.models.linking import link_slots
 from interpreter.models.positions import patch_positions
 from interpreter.models.prior import initial_slots
 from interpreter.segmentation import Segmentation
-from interpreter.store.features import encode
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ class FrameSlots(NamedTuple):
     """Slots of T frames, numbered in each frame as it happens."""
 
     slots: Tensor  # [T, N, D]
-    masks: Tensor  # [T, M, N], the decoder's; each row over N sums to 1
+    masks: Tensor  # [T, M, N] fp16, the decoder's; each row over N sums to 1
 
 
 class Dinosaur(nn.Module):
@@ -169,9 +167,16 @@ class DinosaurStage(FrameStage[DinosaurTraining]):
         loss, masks = model(*batch)
         return loss, slot_diagnostics(masks)
 
-    def segmenter(self, config: DinosaurTraining, model: Dinosaur, context: Context) -> "DinosaurSegmenter":
+    def segmenter(
+        self,
+        config: DinosaurTraining,
+        model: Dinosaur,
+        context: Context,
+        settings: "DinosaurSettings | None" = None,
+        frame_size: tuple[int, int] | None = None,
+    ) -> "DinosaurSegmenter":
         """See :meth:`Stage.segmenter`."""
-        return DinosaurSegmenter(context, model, DinosaurSettings())
+        return DinosaurSegmenter(context, model, settings or DinosaurSettings(), frame_size)
 
 
 @dataclass(frozen=True)
@@ -217,29 +222,15 @@ class DinosaurSegmenter(Segmenter):
         """See :meth:`Segmenter.encode`; all frames of a video start from the same draw of the prior."""
         shape = (1, self.model.config.num_slots, self.model.config.dim)
         noise = {s: torch.randn(shape, generator=torch_generator(self.device, s), device=self.device) for s in seeds}
-        by_seed: dict[int, FrameSlots] = {}
-        frames, count = video.num_frames, 0
-        for features in encode(self.backbone, video.frames(self.frame_size), self.precision):
-            keep(features)
-            chunk = slice(count, count + len(features))
-            count = chunk.stop
-            for seed in seeds:
-                slots, masks = self._slots(features, noise[seed])
-                if chunk.start == 0:  # one allocation for all frames: joining chunks would need twice the memory
-                    all_masks = masks.new_empty(frames, *masks.shape[1:], dtype=torch.float16)
-                    by_seed[seed] = FrameSlots(slots.new_empty(frames, *slots.shape[1:]), all_masks)
-                if count <= frames:
-                    by_seed[seed].slots[chunk], by_seed[seed].masks[chunk] = slots, masks
-            advance(len(features))
-        if count != frames:
-            raise ValueError(f"{video.path} changed while it was segmented; leave it alone until it is done")
-        return Encoded(frames, by_seed)
+        return encode_frames(
+            self, video, seeds, lambda features, seed: self._find(features, noise[seed]), advance, keep
+        )
 
-    def _slots(self, features: Tensor, noise: Tensor) -> FrameSlots:
+    def _find(self, features: Tensor, noise: Tensor) -> FrameSlots:
         """Slots and masks of a chunk of frames; ``noise`` [1, N, D] is used for each of them."""
         with autocast(self.device, self.precision):
             slots = self.model.encode(features, noise.expand(len(features), -1, -1), self.grid)
-            return FrameSlots(slots, self.model.decoder(slots, self.grid).masks)
+            return FrameSlots(slots, self.model.decoder(slots, self.grid).masks.half())
 
     @torch.no_grad()
     def segment(self, encoded: Encoded, seed: int = 0, **settings: Any) -> Segmentation:
@@ -254,20 +245,6 @@ class DinosaurSegmenter(Segmenter):
         return Segmentation(self.grid, masks, across, {"slots": linked})
 
 
-def open_run(
-    run: Path | None, device: torch.device, settings: DinosaurSettings, frame_size: tuple[int, int] | None
-) -> DinosaurSegmenter:
-    """Open a trained run; see :class:`interpreter.methods.base.Method`.
-
-    Raises:
-        FileNotFoundError: if nothing was trained there.
-        ValueError: if files of the run are damaged, or its backbone cannot be loaded.
-    """
-    assert run is not None
-    context, trained = load_trained(DINOSAUR, run, DinosaurStage.name, device)
-    return DinosaurSegmenter(context, trained.model, settings, frame_size)
-
-
 DINOSAUR = Method(
     name="dinosaur",
     summary="one stage for frames: slots reconstruct frozen features through an MLP decoder; frames are linked after",
@@ -277,5 +254,4 @@ DINOSAUR = Method(
     ),
     stages=(DinosaurStage(),),
     settings=DinosaurSettings,
-    open=open_run,
 )
