@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -101,13 +101,6 @@ PRESETS: dict[str, DinosaurTraining] = {
 }
 
 
-class FrameSlots(NamedTuple):
-    """Slots of T frames, numbered in each frame as it happens."""
-
-    slots: Tensor  # [T, N, D]
-    masks: Tensor  # [T, M, N] fp16, the decoder's; each row over N sums to 1
-
-
 class Dinosaur(nn.Module):
     """Slot attention over frozen features, and a broadcast decoder that reconstructs them.
 
@@ -146,7 +139,7 @@ class Dinosaur(nn.Module):
     def forward(self, features: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Mean squared error of the reconstructed features, and the decoder's masks [B, M, N]."""
         decoded = self.decoder(self.encode(features, noise))
-        return F.mse_loss(decoded.features.float(), features.float()), decoded.masks
+        return F.mse_loss(decoded.features.to(features.dtype), features), decoded.masks
 
 
 class DinosaurStage(FrameStage[DinosaurTraining]):
@@ -226,11 +219,12 @@ class DinosaurSegmenter(Segmenter):
             self, video, seeds, lambda features, seed: self._find(features, noise[seed]), advance, keep
         )
 
-    def _find(self, features: Tensor, noise: Tensor) -> FrameSlots:
-        """Slots and masks of a chunk of frames; ``noise`` [1, N, D] is used for each of them."""
+    def _find(self, features: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Slots [t, N, D] and the decoder's masks [t, M, N] fp16 of features [t, M, C]; ``noise`` [1, N, D] is used for
+        each frame."""
         with autocast(self.device, self.precision):
             slots = self.model.encode(features, noise.expand(len(features), -1, -1), self.grid)
-            return FrameSlots(slots, self.model.decoder(slots, self.grid).masks.half())
+            return slots, self.model.decoder(slots, self.grid).masks.half()
 
     @torch.no_grad()
     def segment(self, encoded: Encoded, seed: int = 0, **settings: Any) -> Segmentation:
