@@ -99,7 +99,9 @@ class OptimConfig:
     start_lr: float = 1e-5
     """Learning rate of the first step."""
     final_lr: float = 2e-6
-    """Learning rate that the cosine ends at."""
+    """Learning rate of the last step."""
+    schedule: Literal["cosine", "exponential"] = "cosine"
+    """How the learning rate falls from its peak to the last step."""
     warmup_steps: int = option(100, at_least=0)
     """Steps of linear warm-up."""
     weight_decay: float = 0.005
