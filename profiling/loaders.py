@@ -26,7 +26,8 @@ from PIL import Image
 
 from interpreter.data import FrameFolder, Video, open_video
 from interpreter.data.loaders import dali_obstacle, open_loader
-from profiling.timing import interleaved, machine, save
+from profiling.common.machine import machine, save
+from profiling.common.timing import interleaved
 
 FRAMES, REQUEST, WINDOW = 120, 48, 16  # frames of the clip, of a request, of a window of consecutive frames
 REQUESTS = 16  # different requests that take turns

@@ -23,7 +23,7 @@ from interpreter.commands import run_command
 from interpreter.data import open_video
 from interpreter.methods.interpreter.segmenter import Segmentation, Segmenter
 from interpreter.render import overlay
-from profiling.timing import peak_bytes
+from profiling.common.timing import peak_bytes
 
 OUTPUTS = ["Annotations", "overlay.mp4", "preview.png", "segments.json", "slots.safetensors"]
 

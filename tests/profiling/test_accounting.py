@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from profiling import accounting
 from profiling.accounting import Counts, HostWaits, count, count_compiled, differences
-from profiling.step import setup
+from profiling.common.setups import setup
 
 UPDATE = "run `python -m profiling.accounting --update`, look at the difference and commit it"
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from profiling import bench
 from profiling.bench.__main__ import Options, chosen, measure_apart, run_all
 from profiling.bench.case import OURS, Benchmark, Case, WrongResult, close_to
 from profiling.bench.measure import ROTATED, Machine, check, join, measure
-from profiling.timing import rounds
+from profiling.common.timing import rounds
 
 
 def product(times):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from profiling.common.revision import VARIABLE, revision
 from profiling.gpu import carry
 from profiling.gpu.carry import MIB, SETS, size, too_large, tree_size
 from profiling.gpu.unpack import unpack_wheels
-from profiling.revision import VARIABLE, revision
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,11 +16,12 @@ from interpreter.methods.interpreter.config import ImageModelConfig
 from interpreter.methods.interpreter.image_slots import SlotMaker
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.store.features import FeatureMaker
-from profiling import cost, formulas
-from profiling.accounting import branches_of_a_gpu
+from profiling import cost
+from profiling.accounting import formulas
+from profiling.accounting.counts import branches_of_a_gpu
+from profiling.accounting.formulas import Part
+from profiling.common.setups import configs, random_backbone, setup
 from profiling.cost import Options, predict, report, rewritten, seconds
-from profiling.formulas import Part
-from profiling.step import configs, random_backbone, setup
 
 CPU = torch.device("cpu")
 OWN = ("slot attention", "loss")  # products inside the project's own ops, which PyTorch's counter does not see

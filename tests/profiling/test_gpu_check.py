@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # A Python that keeps the report and writes down everything else that it is asked to run.
 PYTHON = """#!/usr/bin/env bash
-if [ "$1 $2" = "-m profiling.parts" ]; then exec {real} "$@"; fi
+if [ "$1 $2" = "-m profiling.common.parts" ]; then exec {real} "$@"; fi
 echo "caching=${{PYTORCH_NO_CUDA_MEMORY_CACHING:-}} strict=${{SLOTKERNELS_STRICT:-}} $*" >>{calls}
 case "$*" in
     *find_spec*) echo "xdist pytest_reportlog pytest_timeout" ;;
@@ -155,7 +155,7 @@ def test_a_name_that_no_part_has_is_an_error(check):
 def test_a_dry_run_stays_away_from_the_committed_results(tmp_path):
     python = tmp_path / "python"
     python.write_text(
-        '#!/usr/bin/env bash\n[ "$1 $2" != "-m profiling.parts" ] || echo "$4" >>' + f"{tmp_path}/paths\n"
+        '#!/usr/bin/env bash\n[ "$1 $2" != "-m profiling.common.parts" ] || echo "$4" >>' + f"{tmp_path}/paths\n"
     )
     python.chmod(0o755)
     environment = {**os.environ, "PYTHON": str(python), "SCRATCH": str(tmp_path / "scratch")}

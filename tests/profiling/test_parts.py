@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEAD = "set -uo pipefail; source profiling/parts.sh; begin_report {out}/report 'a check' cpu; "
+HEAD = "set -uo pipefail; source profiling/common/parts.sh; begin_report {out}/report 'a check' cpu; "
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from profiling.accounting.breakdown import idle
 from profiling.gpu.predictions import PREDICTIONS, device_of, measured, rows_of, table
-from profiling.step import add, idle
+from profiling.step import add
 
 RESULTS = {
     "device": {"device": "NVIDIA H200", "date": "today", "limits": {"bfloat16": {"gbytes": 4200.0}}},

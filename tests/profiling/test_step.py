@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from profiling.step import FEATURES, Options, random_backbone, run, setup
+from profiling.common.setups import FEATURES, random_backbone, setup
+from profiling.step import Options, run
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from interpreter.engine import memory
 from interpreter.engine.memory import memory_notice, predicted_peak
 from interpreter.engine.step import TrainingStep
 from interpreter.methods.interpreter.config import training_defaults
-from profiling.timing import peak_bytes
+from profiling.common.timing import peak_bytes
 from profiling.training import image_setup
 
 from .test_trainer import CPU, image_task, video_task

@@ -1,0 +1,6 @@
+"""Where the repository and the recorded figures are."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "profiling" / "results"
