@@ -58,9 +58,6 @@ class Options:
     list: bool = False
     """List the benchmarks and exit."""
 
-    compare: str | None = None
-    """Time this revision of the repository against the working tree, by turns; see profiling.compare."""
-
     variants: tuple[str, ...] = ("all",)
     """What to time: all, ours (this project's variants, without baselines), or names of variants."""
 
@@ -201,17 +198,6 @@ def main() -> None:
         for name in names:
             describe(name)
         return
-    if options.compare:
-        from profiling.compare import Options as Comparison
-        from profiling.compare import compare
-
-        sys.exit(
-            compare(
-                Comparison(
-                    options.compare, names, seconds=options.seconds, threads=options.threads, device=options.device
-                )
-            )
-        )
     warnings.filterwarnings("ignore", module="torch")
     results = run_all(names, options)
     CONSOLE.print(f"{len(results['benchmarks'])} benchmarks in {results['seconds']:.0f} s")

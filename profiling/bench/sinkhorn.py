@@ -89,7 +89,7 @@ def small_cases(device: str) -> Iterator[Case]:
         variants |= {
             f"{OURS} reference": lambda x, y: sinkhorn_divergence(x, y, backend="reference"),
             OURS: sinkhorn_divergence,
-            f"{OURS} fixed diameter": lambda x, y, d=diameter: sinkhorn_divergence(x, y, diameter=d),
+            f"{OURS} fixed diameter": partial(sinkhorn_divergence, diameter=diameter),
         }
         yield Case(
             shape=dict(zip("BNMD", sizes, strict=True)),

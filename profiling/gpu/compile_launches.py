@@ -1,4 +1,4 @@
-"""Compiles the shipped launches of Triton kernels without a GPU, and reads what they need from the assembler's report."""
+"""Compiles the shipped launches of Triton kernels without a GPU, and reads what the assembler reports of them."""
 
 import io
 from collections.abc import Iterator

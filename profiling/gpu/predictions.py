@@ -15,8 +15,7 @@ from typing import Any
 import tyro
 
 from profiling.common.machine import save
-
-PREDICTIONS = Path(__file__).with_name("predictions.json")
+from profiling.common.paths import PREDICTIONS
 
 
 @dataclass
