@@ -21,9 +21,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from interpreter.commands import cli, run_command
-from interpreter.engine.memory import predicted_peak
+from interpreter.engine.memory import count_parameters, predicted_peak
 from interpreter.methods.interpreter.config import Preset, StageName
-from interpreter.models.transformer import count_parameters
 from profiling.accounting import formulas
 from profiling.accounting.counts import branches_of_a_gpu
 from profiling.accounting.formulas import Part
@@ -114,7 +113,7 @@ def _model(stage: StageName, preset: Preset, rows: int, on_gpu: bool) -> tuple[i
     """Parameters, and bytes of a step at its peak."""
     given = setup(stage, preset, torch.device("cpu"), rows)
     with branches_of_a_gpu() if on_gpu else nullcontext():
-        return count_parameters(given.task.model), predicted_peak(given.task, given.task.optim, given.shapes)
+        return count_parameters(given.task.model), predicted_peak(given.task)
 
 
 def _kernels(stage: StageName) -> int:

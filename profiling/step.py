@@ -11,8 +11,9 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +21,13 @@ import torch
 from torch import Tensor
 
 from interpreter.commands import cli, run_command
+from interpreter.engine.cuda_graph import EAGER_STEPS
 from interpreter.engine.randomness import repeatable
-from interpreter.engine.step import EAGER_STEPS, Prefetched, TrainingStep
+from interpreter.engine.step import Prefetched, TrainingStep
 from interpreter.methods.interpreter.config import Preset, StageName
 from profiling.accounting.breakdown import breakdown
 from profiling.common.machine import machine, save
-from profiling.common.setups import Encoder, Setup, random_frames, setup
+from profiling.common.setups import Encoder, RandomInputs, Setup, random_frames, setup
 from profiling.common.timing import synchronize
 
 Mode = Literal["eager", "compiled", "captured", "compiled-captured"]
@@ -33,19 +35,20 @@ COMPARED_STEPS = 2  # the first ones, which all modes take alike: their loss sho
 WHAT = "training steps at a preset's sizes on random data, each stage and mode in a process of its own"
 
 
-class Batches:
-    """A task whose batches are there already or, ``streamed``, made anew from frames at each step."""
+class StreamedInputs(RandomInputs):
+    """Random inputs whose first tensor is encoded anew from frames at each step."""
 
-    def __init__(self, given: Setup, streamed: bool) -> None:
-        self.ready = given.inputs()
-        self.encoder = Encoder(given) if streamed else None
-        self.frames = random_frames(given) if streamed else None
+    def __init__(self, given: Setup) -> None:
+        inputs = given.task.inputs
+        assert isinstance(inputs, RandomInputs)
+        super().__init__(inputs.rows, inputs.sample_shapes, inputs.frames_per_sample, inputs.device)
+        self.encoder, self.frames = Encoder(given), random_frames(given)
 
-    def batch(self, step: int) -> tuple[Tensor, ...]:
-        """Inputs of a step."""
-        if self.encoder is None or self.frames is None:
-            return self.ready
-        return self.encoder.encode(self.frames), self.ready[1]
+    def batches(self, steps: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:
+        """See :meth:`interpreter.engine.inputs.Inputs.batches`."""
+        _, noise = self.batch()
+        for _ in steps:
+            yield self.encoder.encode(self.frames), noise
 
 
 @dataclass(frozen=True)
@@ -96,15 +99,13 @@ def run(options: Options) -> dict[str, Any]:
     optim, captured = given.task.optim, "captured" in options.mode
     step = TrainingStep(given.task, optim, device, compiled="compiled" in options.mode, captured=captured)
     step.start(0, {})
-    batches = Prefetched(Batches(given, options.streamed), device, optim.steps)  # type: ignore[arg-type]
-    number = 0
+    task = replace(given.task, inputs=StreamedInputs(given)) if options.streamed else given.task
+    batches = Prefetched(task, device, first=0)
 
     def take() -> float:
-        nonlocal number
         begin = time.perf_counter()
-        step.run(batches.batch(number))
-        number += 1
-        batches.prepare(number)
+        step.run(batches.next())
+        batches.prepare()
         synchronize(options.device)
         return (time.perf_counter() - begin) * 1e3
 

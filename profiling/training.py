@@ -21,13 +21,14 @@ from rich.table import Table
 from slotkernels import sinkhorn_divergence
 from torch import Tensor
 
+from interpreter.engine.cuda_graph import EAGER_STEPS
 from interpreter.engine.randomness import repeatable
-from interpreter.engine.step import EAGER_STEPS, TrainingStep
+from interpreter.engine.step import TrainingStep
 from interpreter.methods.interpreter.config import Preset
 from interpreter.methods.interpreter.image_stage import ImageStage
-from interpreter.methods.interpreter.video_stage import VideoSlots, VideoStage
+from interpreter.methods.interpreter.video_stage import VideoSlots
+from interpreter.models.autocast import autocast
 from interpreter.models.prior import initial_slots
-from interpreter.models.transformer import autocast
 from profiling.bench.flops import count_flops
 from profiling.common.machine import machine, save
 from profiling.common.setups import STAGES, Encoder, Setup, random_frames, setup
@@ -47,7 +48,8 @@ def backward(function: Callable[[], Tensor], inputs: Sequence[Tensor], device: t
 
 def parts_of(given: Setup, inputs: Sequence[Tensor]) -> dict[str, Run]:
     """The parts of a stage's step, each alone."""
-    model, device, (first, noise) = given.task.model, given.task.device, inputs
+    model: Any = given.task.model
+    device, (first, noise) = given.task.device, inputs
     part = partial(backward, device=device, precision=given.task.optim.precision)
     start = initial_slots(model.slot_attention, noise).detach()
     slots = torch.randn_like(noise, requires_grad=True)
@@ -57,14 +59,13 @@ def parts_of(given: Setup, inputs: Sequence[Tensor]) -> dict[str, Run]:
             "slot attention": part(lambda: model.encode(first, slots=start).slots, attention),
             "decoder and loss": part(lambda: model.decode(slots), [slots, *decoder]),
         }
-    assert isinstance(model, VideoStage)
     dim = noise.shape[2]
     context = torch.randn(*first.shape[:3], dim, device=device, requires_grad=True)
     video = VideoSlots(slots, slots, torch.ones(noise.shape[:2], dtype=torch.bool, device=device), slots)
     found = torch.randn_like(first).requires_grad_()
     return {
-        "encoder": part(lambda: model.contextualise(first), list(model.encoder.parameters())),
-        "slot attention and merging": part(lambda: model.gather(context, start).slots, [context, *attention]),
+        "encoder": part(lambda: model.encode_slots(first), list(model.encoder.parameters())),
+        "slot attention and merging": part(lambda: model.group(context, start).slots, [context, *attention]),
         "decoder": part(lambda: model.decode(video, *first.shape[1:3]), [slots, *decoder]),
         "loss": part(lambda: sinkhorn_divergence(found.flatten(0, 1), first.flatten(0, 1)), [found]),
     }

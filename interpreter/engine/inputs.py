@@ -3,14 +3,16 @@
 import abc
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from interpreter.data.frame_index import FrameIndex
 from torch import Tensor
 
 from interpreter.configs import OptimConfig
+from interpreter.data import VideoDataset
+from interpreter.data.frame_index import FrameIndex
 from interpreter.data.loaders import Request
 from interpreter.engine.distributed import Ranks
-from interpreter.engine.randomness import frame_batch
+from interpreter.engine.randomness import Stream, frame_batch
 from interpreter.store.features import FeatureSource
 
 
@@ -19,10 +21,12 @@ class InputSettings:
     """What inputs are drawn by.
 
     Attributes:
+        dataset: the videos.
         optim: batch size, flip and seed; ``precision`` resolved.
         ranks: the processes that share each batch.
     """
 
+    dataset: VideoDataset
     optim: OptimConfig
     ranks: Ranks
 
@@ -32,7 +36,7 @@ class Inputs(abc.ABC):
 
     Attributes:
         frames_per_sample: frames that one sample of a batch looks at.
-        noise_stream: number of the stream of random numbers that the step's noise is drawn from; see
+        noise_stream: the stream of random numbers that the step's noise is drawn from; see ``Stream`` in
             :mod:`interpreter.engine.randomness`.
     """
 
@@ -47,6 +51,10 @@ class Inputs(abc.ABC):
     def shapes(self, rows: int) -> list[tuple[int, ...]]:
         """Shapes of these tensors for ``rows`` samples."""
 
+    def encoded(self, number: int) -> Any:
+        """What :meth:`Segmenter.encode` would return for a video, from the cache; None if it is not there."""
+        return None
+
 
 @dataclass
 class FrameInputs(Inputs):
@@ -54,17 +62,18 @@ class FrameInputs(Inputs):
 
     Attributes:
         features: of all frames.
-        index: the frames.
         feature_shape: (M, D).
         settings: see :class:`InputSettings`.
     """
 
     features: FeatureSource
-    index: FrameIndex
     feature_shape: tuple[int, int]
     settings: InputSettings
     frames_per_sample: int = 1
-    noise_stream: int = 2
+    noise_stream: int = Stream.FRAME_NOISE
+
+    def __post_init__(self) -> None:
+        self.index = FrameIndex.of(self.settings.dataset.videos)
 
     def request(self, step: int) -> Request:
         """Frame numbers [B] and flips [B] of a step."""

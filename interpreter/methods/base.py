@@ -9,8 +9,9 @@ A *method* is a published system, such as Interpreter or DINOSAUR. It has *stage
         def build(self, config, context): ...        # the module
         def inputs(self, config, context): ...       # what it trains on: frames, clips, slots of an earlier stage
         def loss(self, model, features, noise): ...  # a scalar, and numbers to log
+        def segmenter(self, config, model, context, settings=None, frame_size=None): ...
 
-    MY_METHOD = Method("my-method", "One line.", "Authors, venue, year", (MyStage(),), MySettings, MySegmenter.open)
+    MY_METHOD = Method("my-method", "One line.", "Authors, venue, year", (MyStage(),), MySettings)
 
 and one line in ``METHODS`` (interpreter/methods/__init__.py). The batches of a step, the memory notice, resuming,
 compilation, CUDA graphs, several GPUs, caches, pictures, ``segment`` and ``evaluate`` follow from that. CONTRIBUTING.md
@@ -27,11 +28,12 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from interpreter.configs import BackboneConfig, DataConfig, StageConfig
+from interpreter.configs import BackboneConfig, DataConfig, Dtype, StageConfig
 from interpreter.data import Video
 from interpreter.engine.inputs import Inputs, InputSettings
 from interpreter.models.backbones import Backbone
 from interpreter.segmentation import Segmentation
+from interpreter.store.features import FeatureMaker
 from interpreter.store.fill import Maker
 
 C = TypeVar("C", bound=StageConfig)
@@ -63,6 +65,7 @@ class Context:
         data: where the videos come from, and at which size they are seen.
         backbone_config: how the backbone was loaded.
         backbone: the frozen feature extractor.
+        store: directory of cached features and slots.
         earlier: the trained stages that this one needs, by key.
     """
 
@@ -72,12 +75,18 @@ class Context:
     data: DataConfig
     backbone_config: BackboneConfig
     backbone: Backbone
+    store: Path
     earlier: Mapping[str, Trained] = field(default_factory=dict)
 
     @property
     def grid(self) -> tuple[int, int]:
         """Patch grid (h, w) of the frames."""
         return self.backbone.grid(self.data.frame_size)
+
+    def feature_maker(self, dtype: Dtype, flip: bool) -> FeatureMaker:
+        """What computes the backbone's features for the cache; ``flip`` asks for those of mirrored frames too."""
+        size, precision = self.data.frame_size, self.precision
+        return FeatureMaker(self.store, self.backbone, self.backbone_config, size, precision, dtype, flip)
 
 
 class Stage(abc.ABC, Generic[C]):
@@ -139,12 +148,13 @@ class Stage(abc.ABC, Generic[C]):
     def after_step(self, model: nn.Module) -> None:
         """Called after each optimiser step, inside the CUDA graph: an exponential moving average, for example."""
 
-    def attention_tokens(self, config: C, context: Context) -> int:
-        """Length of the longest self-attention of a step, for which the fastest kernel is chosen; 0 for none."""
-        return 0
+    def attention(self, config: C, context: Context) -> tuple[int, int, int] | None:
+        """Heads, tokens and width of a head of the largest self-attention of a step, for which the fastest kernel is
+        chosen; None if there is no self-attention."""
+        return None
 
     def describe(self, config: C, context: Context) -> str:
-        """What is trained on what, for the line that is printed first."""
+        """What it trains on, for the first line that training prints."""
         return f"{context.grid[0]}x{context.grid[1]} tokens of width {context.backbone.dim}"
 
 
@@ -220,8 +230,8 @@ class Segmenter(abc.ABC):
         """
 
 
-# (run directory or None, device, settings, frame size or None for that of the training) -> segmenter
-OpenSegmenter = Callable[[Path | None, torch.device, Any, tuple[int, int] | None], Segmenter]
+# (device, settings, frame size or None for the default) -> segmenter of a method that is not trained
+OpenUntrained = Callable[[torch.device, Any, tuple[int, int] | None], Segmenter]
 
 
 @dataclass(frozen=True)
@@ -233,8 +243,9 @@ class Method:
         summary: what it is, in one line.
         citation: authors, title, venue and year.
         stages: its stages in the order of their training; empty if nothing is trained.
-        settings: frozen dataclass of its settings at inference: options of ``segment`` and ``evaluate``.
-        open: makes a segmenter of a run directory; of None if the method has no stages.
+        settings: frozen dataclass of its settings at inference: options of ``segment`` and ``evaluate``. A field
+            ``stage`` chooses the stage that segments; without it the last one does.
+        open: opens a segmenter of a method without stages.
     """
 
     name: str
@@ -242,7 +253,7 @@ class Method:
     citation: str
     stages: tuple[Stage[Any], ...]
     settings: type
-    open: OpenSegmenter
+    open: OpenUntrained | None = None
 
     def stage(self, key: str) -> Stage[Any]:
         """The stage of a key, such as "video" or "video-3".

@@ -12,8 +12,9 @@ from slotkernels.slot_attention import SlotAttention, SlotAttentionOutput
 from slotkernels.slot_attention.reference import textbook_slot_attention
 from torch import Tensor
 
+from interpreter.engine.cuda_graph import EAGER_STEPS
 from interpreter.engine.randomness import repeatable
-from interpreter.engine.step import EAGER_STEPS, TrainingStep
+from interpreter.engine.step import TrainingStep
 from interpreter.methods.interpreter import video_stage
 from interpreter.methods.interpreter.config import Preset, StageName
 from profiling.bench.case import OURS, Benchmark, Case, Function, Outputs, close_to
@@ -68,7 +69,9 @@ def taken(make: Make, device: torch.device, kind: str = OURS, **options: Any) ->
     def step() -> TrainingStep:
         task = make().task
         if kind == "textbook":
-            printed(task.model.slot_attention)
+            attention = task.model.get_submodule("slot_attention")
+            assert isinstance(attention, SlotAttention)
+            printed(attention)
         taker = TrainingStep(task, task.optim, device, **options)
         taker.start(0, {})
         return taker

@@ -1,18 +1,28 @@
 """Training steps of both stages at a preset's sizes, with random weights and inputs: times depend on neither."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from interpreter.configs import BackboneConfig, OptimConfig, Precision
+from interpreter.engine.inputs import Inputs
 from interpreter.engine.precision import resolve_precision
-from interpreter.methods.interpreter.config import ImageTraining, Preset, StageName, VideoTraining, training_defaults
+from interpreter.engine.task import Task
+from interpreter.methods.interpreter import INTERPRETER
+from interpreter.methods.interpreter.config import (
+    IMAGE_PRESETS,
+    VIDEO_PRESETS,
+    ImageTraining,
+    Preset,
+    StageName,
+    VideoTraining,
+)
 from interpreter.methods.interpreter.image_stage import ImageStage
-from interpreter.methods.interpreter.tasks import ImageTask, VideoTask
 from interpreter.methods.interpreter.video_stage import VideoStage
+from interpreter.models.autocast import autocast
 from interpreter.models.backbones import Backbone, EfficientNetLite0, VisionTransformer
-from interpreter.models.transformer import autocast
 
 STAGES: tuple[StageName, ...] = ("image", "video")
 # Width of the features and pixels of a patch's side of the presets' backbones.
@@ -20,33 +30,64 @@ FEATURES = {"efficientnet-lite0": (192, 16), "facebook/dinov2-small": (384, 14),
 FRAMES_AT_ONCE = 32  # that the backbone encodes in one call
 
 
+class RandomInputs(Inputs):
+    """The same random tensors at each step; the noise of the slots' prior is the last of them.
+
+    Args:
+        rows: samples of a batch.
+        sample_shapes: shape of each tensor without the batch.
+        frames_per_sample: frames that one sample looks at.
+        device: of the tensors.
+    """
+
+    def __init__(
+        self, rows: int, sample_shapes: tuple[tuple[int, ...], ...], frames_per_sample: int, device: torch.device
+    ) -> None:
+        self.rows, self.sample_shapes, self.device = rows, sample_shapes, device
+        self.frames_per_sample, self.noise_stream = frames_per_sample, 0
+
+    def batch(self) -> tuple[Tensor, ...]:
+        """New random tensors."""
+        return tuple(torch.randn(shape, device=self.device) for shape in self.shapes(self.rows))
+
+    def batches(self, steps: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:
+        """See :meth:`Inputs.batches`."""
+        batch = self.batch()
+        for _ in steps:
+            yield batch
+
+    def shapes(self, rows: int) -> list[tuple[int, ...]]:
+        """See :meth:`Inputs.shapes`."""
+        return [(rows, *shape) for shape in self.sample_shapes]
+
+
 @dataclass(frozen=True)
 class Setup:
     """A stage at a preset's sizes.
 
     Args:
-        task: what a step computes; it has no source of batches.
-        shapes: of a step's inputs: features or image slots, then the noise of the slots' prior.
+        task: what a step computes.
         image: configuration of the image stage, which the video stage's inputs come from.
         grid: patch grid of a frame.
     """
 
-    task: ImageTask | VideoTask
-    shapes: tuple[tuple[int, ...], ...]
+    task: Task
     image: ImageTraining
     grid: tuple[int, int]
 
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of a step's inputs: features or image slots, then the noise of the slots' prior."""
+        return self.task.shapes()
+
     def inputs(self) -> tuple[Tensor, ...]:
         """Random inputs of a step."""
-        return tuple(torch.randn(shape, device=self.task.device) for shape in self.shapes)
+        return next(self.task.batches())
 
 
 def configs(preset: Preset) -> tuple[ImageTraining, VideoTraining]:
     """Both stages' configurations."""
-    image, video = training_defaults("image", preset), training_defaults("video", preset)
-    assert isinstance(image, ImageTraining)
-    assert isinstance(video, VideoTraining)
-    return image, video
+    return IMAGE_PRESETS[preset], VIDEO_PRESETS[preset]
 
 
 def optim_of(stage: StageName, preset: Preset) -> OptimConfig:
@@ -71,25 +112,28 @@ def setup(
         device: of the model and the inputs.
         batch_size: frames or videos of a step; None for the preset's.
         precision: of the step; "auto" for what training would use on this device.
-        micro_batch: frames or videos of a forward and backward pass; None for all at once.
+        micro_batch: frames or videos of a forward and backward pass; None for the preset's.
     """
     image, video = configs(preset)
     dim, patch = FEATURES[image.backbone.backbone]
     grid = (image.data.frame_size[0] // patch, image.data.frame_size[1] // patch)
     size = batch_size or optim_of(stage, preset).batch_size
     resolved = resolve_precision(precision, device)
-    optim = replace(optim_of(stage, preset), batch_size=size, precision=resolved, micro_batch=micro_batch)
+    optim = replace(optim_of(stage, preset), batch_size=size, precision=resolved)
+    optim = replace(optim, micro_batch=micro_batch or optim.micro_batch)
     torch.manual_seed(0)
+    model: ImageStage | VideoStage
     if stage == "image":
-        model = ImageStage(image.model, dim, grid).to(device)
-        noise = (size, image.model.num_slots, image.model.dim)
-        task = ImageTask(model, None, [1], optim, device)  # type: ignore[arg-type]
-        return Setup(task, ((size, grid[0] * grid[1], dim), noise), image, grid)
-    frames, image_slots = video.num_frames, (image.model.num_slots, image.model.dim)
-    video_model = VideoStage(video.model, image.model.dim, frames).to(device)
-    noise = (size, video.model.num_slots, video.model.dim)
-    video_task = VideoTask(video_model, None, 1, [frames], optim, device)  # type: ignore[arg-type]
-    return Setup(video_task, ((size, frames, *image_slots), noise), image, grid)
+        model, frames = ImageStage(image.model, dim, grid), 1
+        sample: tuple[int, ...] = (grid[0] * grid[1], dim)
+    else:
+        frames = video.num_frames
+        model = VideoStage(video.model, image.model.dim, frames)
+        sample = (frames, image.model.num_slots, image.model.dim)
+    model.to(device)
+    noise = (model.config.num_slots, model.config.dim)
+    inputs = RandomInputs(size, (sample, noise), frames, device)
+    return Setup(Task(model, INTERPRETER.stage(stage).loss, inputs, None, optim, device), image, grid)
 
 
 def random_backbone(config: BackboneConfig, device: torch.device) -> Backbone:
@@ -123,7 +167,7 @@ class Encoder:
         self.given, device = given, given.task.device
         self.backbone = random_backbone(given.image.backbone, device)
         self.stage: ImageStage | None = None
-        if isinstance(given.task, VideoTask):
+        if isinstance(given.task.model, VideoStage):
             self.stage = ImageStage(given.image.model, self.backbone.dim, given.grid).to(device).requires_grad_(False)
 
     @torch.no_grad()
