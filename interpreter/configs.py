@@ -4,15 +4,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from interpreter.data.options import DatasetKind, DavisAnnotations, LoaderName
+
 Stage = Literal["image", "video"]
 Precision = Literal["auto", "fp32", "bf16", "fp8-backbone"]
 Features = Literal["auto", "stored", "streamed"]
 Dtype = Literal["fp16", "bf16"]
-LoaderName = Literal["auto", "dali", "pyav", "torch"]
 Preset = Literal["demo", "davis", "ytvis19", "movi-e"]
-DatasetKind = Literal["synthetic", "folder", "davis", "ytvis", "movi", "segtrack", "fbms"]
 WITHOUT_SPLITS = ("folder", "segtrack")
-DavisAnnotations = Literal["unsupervised", "semi-supervised"]
 
 
 @dataclass(frozen=True)

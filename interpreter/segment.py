@@ -21,8 +21,8 @@ from interpreter.commands import cli, run_command
 from interpreter.configs import Stage
 from interpreter.console import progress_bar
 from interpreter.data import FrameFolder, Video, open_video
-from interpreter.data.datasets.tree import LeftOut
 from interpreter.data.images import resize
+from interpreter.data.tree import LeftOut
 from interpreter.files import written_whole
 from interpreter.interrupts import Interrupted, StopRequest
 from interpreter.locks import Lock, waiting_for

@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 import tyro
 
 from interpreter.commands import RESUME, cli, run_command
-from interpreter.configs import DatasetKind, DavisAnnotations
 from interpreter.data.convert import convert_dataset
 from interpreter.data.datasets import find_sources, open_dataset
 from interpreter.data.datasets.movi import convert_movi
 from interpreter.data.datasets.releases import RELEASES
-from interpreter.data.datasets.unopened import Source, Sources
+from interpreter.data.datasets.unopened import UnopenedVideo, UnopenedVideos
+from interpreter.data.options import DatasetKind, DavisAnnotations
 from interpreter.data.verify import check_sources, find_leaks
 from interpreter.files import write_text
 
@@ -72,11 +72,13 @@ def verify(config: Verify) -> int:
     """Print the videos found, the missing and the corrupt files; returns the exit status."""
     release = RELEASES[config.dataset]
     splits = (config.split,) if config.split else release.splits
-    found: dict[str | None, Sources] = {}
+    found: dict[str | None, UnopenedVideos] = {}
     missing = []
     for split in splits:
         try:
-            found[split] = find_sources(config.dataset, config.root, split, config.year, config.annotations)
+            found[split] = find_sources(
+                config.dataset, config.root, split, year=config.year, annotations=config.annotations
+            )
         except (FileNotFoundError, ValueError) as error:
             missing.append(f"{split or config.dataset}: {error}")
     failed = not found
@@ -100,7 +102,7 @@ def verify(config: Verify) -> int:
     return int(failed)
 
 
-def _report_leaks(config: Verify, held_out: list[Source]) -> bool:
+def _report_leaks(config: Verify, held_out: list[UnopenedVideo]) -> bool:
     training = find_sources("ytvis", config.root, "train")
     leaks = find_leaks(training, held_out)
     print(
@@ -128,7 +130,7 @@ def convert(config: Convert) -> int:
         config.dataset,
         config.root,
         config.split,
-        config.year,
+        year=config.year,
         annotations=config.annotations,
         crop_borders=config.crop_borders,
     )

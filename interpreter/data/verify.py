@@ -4,9 +4,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from interpreter.data._progress import cpu_count, progress, reading_threads
-from interpreter.data.datasets.unopened import Source
+from interpreter.console import tracked
+from interpreter.data.datasets.unopened import UnopenedVideo
 from interpreter.data.images import read_rgb
+from interpreter.data.threads import cpu_count, reading_threads
 from interpreter.data.video import VideoError
 
 
@@ -25,11 +26,11 @@ class Findings:
     problems: list[str] = field(default_factory=list)
 
 
-def check_sources(sources: Sequence[Source]) -> Findings:
+def check_sources(sources: Sequence[UnopenedVideo]) -> Findings:
     """Decode every frame and every mask, in threads, with a progress bar."""
     total = Findings()
     with reading_threads(cpu_count()) as pool:
-        for found in progress(pool.map(_check, sources), len(sources), "checking videos"):
+        for found in tracked(pool.map(_check, sources), len(sources), "checking videos"):
             total.videos += found.videos
             total.frames += found.frames
             total.masks += found.masks
@@ -37,7 +38,7 @@ def check_sources(sources: Sequence[Source]) -> Findings:
     return total
 
 
-def _check(source: Source) -> Findings:
+def _check(source: UnopenedVideo) -> Findings:
     found = Findings(videos=1)
     for file in source.files:
         try:
@@ -66,7 +67,7 @@ def _check(source: Source) -> Findings:
     return found
 
 
-def find_leaks(training: Sequence[Source], held_out: Sequence[Source]) -> list[str]:
+def find_leaks(training: Sequence[UnopenedVideo], held_out: Sequence[UnopenedVideo]) -> list[str]:
     """Videos that are in both of two splits: by id, by name (the folder of their frames) or by their first frame.
 
     Returns:
@@ -82,15 +83,15 @@ def find_leaks(training: Sequence[Source], held_out: Sequence[Source]) -> list[s
     return leaks
 
 
-def _id(source: Source) -> str | None:
+def _id(source: UnopenedVideo) -> str | None:
     return None if source.id is None else repr(source.id)
 
 
-def _name(source: Source) -> str:
+def _name(source: UnopenedVideo) -> str:
     return source.name
 
 
-def _first_frame(source: Source) -> str | None:
+def _first_frame(source: UnopenedVideo) -> str | None:
     if not source.files or not source.files[0].is_file():
         return None
     return hashlib.sha256(source.files[0].read_bytes()).hexdigest()

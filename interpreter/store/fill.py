@@ -17,7 +17,7 @@ import torch
 
 from interpreter.console import console, progress_bar
 from interpreter.data import Video
-from interpreter.data._progress import cpu_count, reading_threads
+from interpreter.data.threads import cpu_count, reading_threads
 from interpreter.locks import Lock
 from interpreter.store.files import Content, FrameTable, Store, read_content
 

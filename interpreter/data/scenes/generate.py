@@ -15,7 +15,7 @@ from queue import SimpleQueue
 import numpy as np
 from PIL import Image
 
-from interpreter.data._progress import cpu_count, progress, reading_threads
+from interpreter.console import tracked
 from interpreter.data.datasets.layout import (
     Picture,
     claim,
@@ -28,6 +28,7 @@ from interpreter.data.datasets.layout import (
     write_video,
 )
 from interpreter.data.scenes.scene import Scene, make_scene
+from interpreter.data.threads import cpu_count, reading_threads
 from interpreter.interrupts import SIGNALS
 
 
@@ -99,7 +100,7 @@ def _write_all(root: Path, recipe: _Recipe, indices: list[int], workers: int) ->
     description = f"generating {recipe.split} scenes"
     workers = min(workers, len(indices))
     if workers <= 1:
-        for i in progress(indices, len(indices), description):
+        for i in tracked(indices, len(indices), description):
             _write_video(root, recipe, i)
         return
     with reading_threads(workers) as pool, ExitStack() as started:
@@ -114,7 +115,7 @@ def _write_all(root: Path, recipe: _Recipe, indices: list[int], workers: int) ->
             finally:
                 idle.put(worker)
 
-        for _ in progress(pool.map(write, indices), len(indices), description):
+        for _ in tracked(pool.map(write, indices), len(indices), description):
             pass
 
 
@@ -195,16 +196,3 @@ def _write_video(root: Path, recipe: _Recipe, index: int) -> None:
         (Picture(t, ".png", encoded_mask(mask)) for t, mask in enumerate(masks)),
         (Picture(t, ".jpg", jpeg) for t, jpeg in enumerate(jpegs)),
     )
-
-
-if __name__ == "__main__":
-    import tyro
-
-    from interpreter.commands import RESUME, run_command
-
-    def main() -> int:
-        """The command line."""
-        tyro.cli(generate_scenes, prog="python -m interpreter.data.scenes.generate")
-        return 0
-
-    run_command(main, stopped=RESUME)

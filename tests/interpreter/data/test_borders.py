@@ -7,7 +7,7 @@ from PIL import Image
 
 from interpreter.data import open_dataset, open_video
 from interpreter.data.loaders import dali_obstacle, open_loader
-from interpreter.data.video.borders import Box, CroppedVideo, find_borders
+from interpreter.data.video.cropped import Box, CroppedVideo, find_borders
 from interpreter.store.files import read_content, require_unchanged
 
 from .releases import compressed, write_ytvis, ytvis_annotation, ytvis_video
@@ -138,7 +138,7 @@ def test_loaders_crop(release, name):
 
 
 def test_dali_refuses_to_crop(release, monkeypatch):
-    monkeypatch.setattr("interpreter.data.loaders._dali_installed", lambda: True)
+    monkeypatch.setattr("interpreter.data.loaders.open.dali_is_installed", lambda: True)
     video = open_dataset("ytvis", release[0], "train", crop_borders=True)[0]
     assert dali_obstacle([video.inner], torch.device("cpu")) is None
     assert "does not crop borders" in dali_obstacle([video], torch.device("cpu"))

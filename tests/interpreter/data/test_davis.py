@@ -128,11 +128,10 @@ def test_sequence_without_any_annotation_has_no_masks(davis):
     assert open_dataset("davis", root, "train").masks(0) is None
 
 
-def test_resolution_chooses_the_folders(davis):
+def test_a_release_of_another_resolution_is_refused(davis):
     root, _ = davis
     for part in ("JPEGImages", "Annotations", "Annotations_unsupervised"):
         (root / part / "480p").rename(root / part / "Full-Resolution")
-    assert len(open_dataset("davis", root, "val", resolution="Full-Resolution")) == 1
     with pytest.raises(FileNotFoundError, match="JPEGImages holds Full-Resolution"):
         open_dataset("davis", root, "val")
 

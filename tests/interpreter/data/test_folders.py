@@ -10,8 +10,8 @@ from PIL import Image
 
 from interpreter.data import VideoError, open_dataset, open_video
 from interpreter.data.__main__ import main
-from interpreter.data.datasets.tree import split_frames
 from interpreter.data.images import natural_key
+from interpreter.data.tree import split_frames
 from interpreter.store.ray import videos_among
 
 from .releases import write_frames

@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 
 from interpreter.data import VideoError, open_video
-from interpreter.data import loaders as loaders_module
 from interpreter.data.frame_index import FrameIndex
 from interpreter.data.loaders import Loader, LoaderError, choose_loader, dali_obstacle, open_loader
+from interpreter.data.loaders import open as loaders_module
 from interpreter.data.loaders.base import split
 from interpreter.data.loaders.pool import _Memory
 from interpreter.data.video.file import VideoFile
 
 SIZE = (48, 80)
 CPU = torch.device("cpu")
-HAS_DALI = loaders_module._dali_installed()
+HAS_DALI = loaders_module.dali_is_installed()
 needs_dali = pytest.mark.skipif(not HAS_DALI, reason="needs nvidia-dali-cuda120 or -cuda130")
 ENGINES = ["pyav", "torch", pytest.param("dali", marks=needs_dali)]
 
@@ -354,7 +354,7 @@ def test_videos_know_their_codec_and_orientation(h264, turned, videos):
 
 
 def test_dali_refuses_what_it_cannot_decode_before_it_starts(h264, turned, videos, monkeypatch):
-    monkeypatch.setattr(loaders_module, "_dali_installed", lambda: True)
+    monkeypatch.setattr(loaders_module, "dali_is_installed", lambda: True)
     assert dali_obstacle(videos, CPU) is None
     assert dali_obstacle([*videos, h264], torch.device("cuda")) is None
     message = r"--loader dali: DALI does not decode h264 on a CPU: .*h264\.mp4 and 1 more; use --loader pyav, or auto$"
@@ -365,7 +365,7 @@ def test_dali_refuses_what_it_cannot_decode_before_it_starts(h264, turned, video
 
 
 def test_dali_that_is_not_installed_is_one_line(videos, monkeypatch):
-    monkeypatch.setattr(loaders_module, "_dali_installed", lambda: False)
+    monkeypatch.setattr(loaders_module, "dali_is_installed", lambda: False)
     with pytest.raises(ValueError, match=r"NVIDIA DALI is not installed \(pip install .*dali.*use --loader pyav"):
         open_loader("dali", videos, SIZE, CPU)
     assert choose_loader(videos, SIZE, torch.device("cuda")) != "dali"
@@ -374,12 +374,12 @@ def test_dali_that_is_not_installed_is_one_line(videos, monkeypatch):
 def test_dali_counts_as_missing_where_not_even_its_parent_package_is(monkeypatch):
     monkeypatch.setitem(sys.modules, "nvidia", None)
     monkeypatch.delitem(sys.modules, "nvidia.dali", raising=False)
-    assert not loaders_module._dali_installed()
+    assert not loaders_module.dali_is_installed()
 
 
 def test_auto_takes_memory_then_dali_on_a_gpu_then_processes(videos, h264, turned, monkeypatch):
     cuda = torch.device("cuda")
-    monkeypatch.setattr(loaders_module, "_dali_installed", lambda: True)
+    monkeypatch.setattr(loaders_module, "dali_is_installed", lambda: True)
     needed = 53 * SIZE[0] * SIZE[1] * 3
     monkeypatch.setattr(loaders_module, "free_memory", lambda: 4 * needed)
     assert choose_loader(videos, SIZE, CPU) == choose_loader(videos, SIZE, cuda) == "torch"

@@ -10,8 +10,8 @@ from av.bitstream import BitStreamFilterContext
 from PIL import Image
 
 from interpreter.data import VideoError, open_video
-from interpreter.data import loaders as loaders_module
 from interpreter.data.loaders import dali_obstacle, open_loader
+from interpreter.data.loaders import open as loaders_module
 from interpreter.data.video.orientation import UPRIGHT
 
 ONE = 1 << 16
@@ -146,6 +146,6 @@ def test_orientation_that_changes_is_refused(tmp_path, moving):
 
 
 def test_dali_refuses_to_mirror(tmp_path, moving, encode, monkeypatch):
-    monkeypatch.setattr(loaders_module, "_dali_installed", lambda: True)
+    monkeypatch.setattr(loaders_module, "dali_is_installed", lambda: True)
     video = open_video(with_matrix(encode, tmp_path / "a.mp4", moving(2), *MATRICES["mirrored"][0]))
     assert "does not turn or mirror" in dali_obstacle([video], torch.device("cuda"))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from interpreter.data import generate_scenes, open_dataset
+from interpreter.data import open_dataset
 from interpreter.data.scenes import generate as synthetic
+from interpreter.data.scenes import generate_scenes
 
 SMALL = {"size": (48, 64), "num_frames": 3}
 
@@ -55,7 +56,7 @@ def test_command_makes_the_same_scenes(scenes, tmp_path):
         "-W",
         "error::RuntimeWarning",
         "-m",
-        "interpreter.data.scenes.generate",
+        "interpreter.data.synthetic",
         "--root",
         tmp_path,
     ]

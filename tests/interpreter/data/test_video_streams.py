@@ -11,8 +11,8 @@ import torch
 from PIL import Image, features
 
 from interpreter.data import VideoError, open_video
-from interpreter.data import loaders as loaders_module
 from interpreter.data.loaders import dali_obstacle, open_loader
+from interpreter.data.loaders import open as loaders_module
 
 
 def box(kind, content):
@@ -177,6 +177,6 @@ def test_webp_that_ends_in_its_header_is_refused(tmp_path, length):
 
 
 def test_dali_is_not_asked_to_choose_a_stream(tmp_path, moving, monkeypatch):
-    monkeypatch.setattr(loaders_module, "_dali_installed", lambda: True)
+    monkeypatch.setattr(loaders_module, "dali_is_installed", lambda: True)
     video = open_video(tracks(tmp_path / "a.mkv", moving(1), moving(8), codec="libvpx-vp9"))
     assert "first of several picture streams" in dali_obstacle([video], torch.device("cpu"))
