@@ -62,14 +62,17 @@ def generate_scenes(
 ) -> None:
     """Generate videos of moving, occluding, textured objects with exact masks.
 
-    Each video shows 3 to 8 objects. It depends on seed, split and its index alone, bit for bit, however many workers
-    make it. Videos appear whole (written aside, then renamed), so an interrupted call can be continued; a finished set
-    is left as it is; asking for more videos adds to it. Read it with
-    ``open_dataset("synthetic", root, split)``.
+    Each video shows 3 to 8 objects. It depends on seed, split and its index alone, bit for bit, for any number of
+    workers. If interrupted, the same call continues; a finished split is left as it is, and a larger number of videos
+    adds to it. Read it with open_dataset("synthetic", root, split).
+
+    >>> generate_scenes(folder / "scenes", num_videos=2, size=(48, 64), num_frames=3, workers=1)
+    >>> open_dataset("synthetic", folder / "scenes", "train")[0]
+    FrameFolder('...train-00000', 48x64)
 
     Args:
         root: folder to write to, in the DAVIS 2017 layout; several splits can share it.
-        num_videos: how many videos the split has.
+        num_videos: number of videos in the split.
         seed: 0 or more; another seed gives other videos.
         size: height and width of the frames in pixels, each at least 32.
         num_frames: frames per video.

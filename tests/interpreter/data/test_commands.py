@@ -35,7 +35,7 @@ def test_verify_of_nothing_says_where_to_get_it(tmp_path, capsys, kind, exists):
         root.mkdir()
     assert main(["verify", kind, "--root", str(root)]) == 1
     output = capsys.readouterr().out
-    assert "not there: " in output
+    assert "missing: " in output
     assert str(root) in output
     for location in RELEASES[kind].locations:
         assert location in output
@@ -47,10 +47,10 @@ def test_verify_counts_what_is_there(ytvis, capsys):
     assert main(["verify", "ytvis", "--root", str(root)]) == 0
     output = capsys.readouterr().out
     assert "train: 3 videos, 6 frames, 6 of them with masks, 0 problems" in output
-    assert "not there: holdout: " in output
-    assert "not there: valid: " in output
+    assert "missing: holdout: " in output
+    assert "missing: valid: " in output
     assert main(["verify", "ytvis", "--root", str(root), "--split", "train"]) == 0
-    assert "not there" not in capsys.readouterr().out
+    assert "missing" not in capsys.readouterr().out
     assert main(["verify", "ytvis", "--root", str(root), "--split", "valid"]) == 1
 
 
