@@ -25,8 +25,8 @@ from interpreter.engine.records import RunLog
 from interpreter.interrupts import Interrupted, StopRequest
 from interpreter.locks import Lock, LockedError
 
-from .data.test_synthetic import digest
 from .runs import TWO_RANKS, curve, start, wait_for_step
+from .videos import digest
 
 LONG = ["--steps", "100000", "--checkpoint-every", "100000"]
 

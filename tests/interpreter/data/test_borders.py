@@ -1,3 +1,5 @@
+"""Black borders are found and cropped off frames and masks, and nothing else is."""
+
 import pickle
 
 import numpy as np
@@ -10,11 +12,12 @@ from interpreter.data.loaders import dali_obstacle, open_loader
 from interpreter.data.video.cropped import Box, CroppedVideo, find_borders
 from interpreter.store.files import read_content, require_unchanged
 
+from ..videos import moving
 from .releases import compressed, write_ytvis, ytvis_annotation, ytvis_video
 
 
 @pytest.fixture
-def letterbox(tmp_path, moving):
+def letterbox(tmp_path):
     """letterbox(top, bottom, left, right, …) -> a folder of JPEGs with black bars, their noise included."""
 
     def make(top, bottom, left, right, quality=70, level=0, count=5, name="clip", inside=None):

@@ -5,6 +5,8 @@ import pytest
 
 from interpreter.data import VideoError, open_video
 
+from ..videos import cut, encode, moving
+
 COUNTED = {  # clips whose frames are counted without decoding them
     "closed.mp4": {"g": 12, "bf": 3},
     "open_gop.mov": {"g": 12, "x264-params": "open-gop=1:bframes=3"},
@@ -47,14 +49,14 @@ def decoded(monkeypatch):
 
 
 @pytest.mark.parametrize("name", COUNTED | DECODED)
-def test_count_is_that_of_decoding(tmp_path, moving, encode, name):
+def test_count_is_that_of_decoding(tmp_path, name):
     path = encode(tmp_path / name, moving(31), **(COUNTED | DECODED)[name])
     assert open_video(path).num_frames == len(list(open_video(path).frames())) == (11 if "hidden" in name else 31)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.99])
 @pytest.mark.parametrize("name", COUNTED | DECODED)
-def test_error_of_a_cut_file_is_that_of_decoding(tmp_path, moving, encode, cut, name, share):
+def test_error_of_a_cut_file_is_that_of_decoding(tmp_path, name, share):
     path = cut(encode(tmp_path / name, moving(60), **(COUNTED | DECODED)[name]), share)
     found = []
     for action in (lambda video: video.num_frames, lambda video: len(list(video.frames()))):
@@ -66,14 +68,14 @@ def test_error_of_a_cut_file_is_that_of_decoding(tmp_path, moving, encode, cut, 
 
 
 @pytest.mark.parametrize("name", COUNTED)
-def test_counting_decodes_nothing(tmp_path, moving, encode, decoded, name):
+def test_counting_decodes_nothing(tmp_path, decoded, name):
     video = open_video(encode(tmp_path / name, moving(31), **COUNTED[name]))
     assert video.num_frames in (11, 31)
     assert decoded() == 0
 
 
 @pytest.mark.parametrize("name", ["closed.mp4", "h264.ts"])
-def test_a_complete_pass_settles_the_count(tmp_path, moving, encode, decoded, name):
+def test_a_complete_pass_settles_the_count(tmp_path, decoded, name):
     video = open_video(encode(tmp_path / name, moving(31), **(COUNTED | DECODED)[name]))
     assert sum(1 for _ in video.frames()) == video.num_frames == 31
     video.check()
@@ -81,7 +83,7 @@ def test_a_complete_pass_settles_the_count(tmp_path, moving, encode, decoded, na
 
 
 @pytest.mark.parametrize("name", ["closed.mp4", "late.mkv"])
-def test_damage_inside_is_found_by_decoding(tmp_path, moving, encode, name):
+def test_damage_inside_is_found_by_decoding(tmp_path, name):
     path = encode(tmp_path / name, moving(60), **COUNTED[name])
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
@@ -99,7 +101,7 @@ def test_damage_inside_is_found_by_decoding(tmp_path, moving, encode, name):
     assert len(messages) == 1
 
 
-def test_frames_that_do_not_decode_are_an_error(tmp_path, moving, encode):
+def test_frames_that_do_not_decode_are_an_error(tmp_path):
     path = encode(tmp_path / "a.mkv", moving(31), g=12)
     video = open_video(path)
     assert video.num_frames == 31
