@@ -6,14 +6,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import NoReturn, TypeVar, get_args
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 from rich.console import Console
 
-from interpreter.configs import ImageTraining, Preset, Stage, VideoTraining, training_defaults
 from interpreter.interrupts import SIGPIPE, StopRequest, discard_output, output_is_broken
 
 T = TypeVar("T")
@@ -28,21 +28,30 @@ def cli(kind: type[T] | Callable[..., T], arguments: Sequence[str] | None = None
     return tyro.cli(kind, args=arguments, config=markers, **options)  # type: ignore[call-overload]
 
 
-def parse(arguments: Sequence[str]) -> ImageTraining | VideoTraining:
-    """Parse the command line of ``interpreter.train``: stage and preset first, since the defaults follow from them."""
-    first = argparse.ArgumentParser(prog="python -m interpreter.train", add_help=False, allow_abbrev=False)
-    first.add_argument("--stage", choices=get_args(Stage), default="image")
-    first.add_argument("--preset", choices=get_args(Preset), default="demo")
-    chosen, rest = first.parse_known_args(list(arguments))
-    defaults = training_defaults(chosen.stage, chosen.preset)
-    description = (
-        f"{(type(defaults).__doc__ or '').strip()}\n\nBefore all others: --stage {{{','.join(get_args(Stage))}}} "
-        f"(here: {chosen.stage}) and --preset {{{','.join(get_args(Preset))}}} (here: {chosen.preset})."
-    )
-    options = {"prog": "python -m interpreter.train", "description": description}
-    if isinstance(defaults, ImageTraining):
-        return cli(ImageTraining, rest, default=defaults, **options)
-    return cli(VideoTraining, rest, default=defaults, **options)
+def parse_first(arguments: Sequence[str], prog: str, **options: dict[str, Any]) -> tuple[argparse.Namespace, list[str]]:
+    """Parse the options that the defaults of all others depend on; returns them, and the arguments that are left.
+
+    Args:
+        arguments: the command line.
+        prog: name of the command, for messages.
+        options: of :meth:`argparse.ArgumentParser.add_argument`, by the name of the option.
+    """
+    parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    for name, settings in options.items():
+        parser.add_argument(f"--{name}", **settings)
+    return parser.parse_known_args(list(arguments))
+
+
+def rename_options(arguments: Sequence[str], renamed: Mapping[str, str]) -> list[str]:
+    """Replace old names of options by new ones, with a warning: old names work for one release."""
+    result = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name in renamed:
+            warnings.warn(f"{name} is now {renamed[name]}", FutureWarning, stacklevel=2)
+            argument = f"{renamed[name]}{equals}{value}"
+        result.append(argument)
+    return result
 
 
 def run_command(

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from interpreter.commands import cli, run_command
-from interpreter.configs import WITHOUT_SPLITS, Stage, VideosConfig
+from interpreter.configs import WITHOUT_SPLITS, VideosConfig
 from interpreter.data.predictions import open_predictions
 from interpreter.engine.videos import open_videos, published_ids
 from interpreter.evaluation.gallery import Gallery
@@ -21,6 +21,7 @@ from interpreter.evaluation.scoring import Scores, score_dataset
 from interpreter.files import remove_leftovers, write_text
 from interpreter.interrupts import Interrupted, StopRequest
 from interpreter.locks import waiting_for
+from interpreter.methods.interpreter.config import StageName
 from interpreter.methods.interpreter.segmenter import Segmenter
 from interpreter.metrics import PROTOCOLS, Protocol
 
@@ -49,7 +50,7 @@ class Evaluation:
     """Directory to write to. Default: RUN/evaluation/DATA-SPLIT-STAGE, or evaluation/DATA-SPLIT-MASKS."""
     strict: bool = False
     """Exit with status 1 if any video could not be scored. They are left out of all numbers and named either way."""
-    stage: Stage = "video"
+    stage: StageName = "video"
     """video: segments keep their identity. image: each frame by itself (its per-video numbers mean little)."""
     frame_size: tuple[int, int] | None = None
     """Height and width that frames are resized to before the backbone. Default: as in training."""

@@ -18,7 +18,6 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from interpreter.commands import cli, run_command
-from interpreter.configs import Stage
 from interpreter.console import progress_bar
 from interpreter.data import FrameFolder, Video, open_video
 from interpreter.data.datasets.tree import LeftOut
@@ -26,6 +25,7 @@ from interpreter.data.images import resize
 from interpreter.files import written_whole
 from interpreter.interrupts import Interrupted, StopRequest
 from interpreter.locks import Lock, waiting_for
+from interpreter.methods.interpreter.config import StageName
 from interpreter.methods.interpreter.segmenter import Segmentation, Segmenter
 from interpreter.metrics import resize_labels
 from interpreter.render import DISPLAY_PALETTE, RleWriter, VideoWriter, mask_grid, overlay, write_palette_png
@@ -50,7 +50,7 @@ class SegmentOptions:
     """Run directory, as interpreter.train leaves it."""
     out: Path
     """Directory to write to."""
-    stage: Stage = "video"
+    stage: StageName = "video"
     """video: segments keep their identity. image: each frame by itself; a run without a video stage can do that."""
     frame_size: tuple[int, int] | None = None
     """Height and width that frames are resized to before the backbone. Default: as in training."""
@@ -113,7 +113,7 @@ def segment_video(
     path: str | Path,
     run: str | Path,
     out: str | Path | None = None,
-    stage: Stage = "video",
+    stage: StageName = "video",
     frame_size: tuple[int, int] | None = None,
     merge_threshold: float | None = None,
     alpha: float = 0.5,
@@ -269,7 +269,7 @@ def _frames(found: SegmentedVideo) -> Iterator[np.ndarray]:
         raise ValueError(f"{found.video.path} changed while it was segmented; leave it alone until it is done")
 
 
-def _print_report(found: SegmentedVideo, out: Path, stage: Stage) -> None:
+def _print_report(found: SegmentedVideo, out: Path, stage: StageName) -> None:
     assert found.shares is not None
     video = found.video
     table = Table()

@@ -38,8 +38,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from interpreter.commands import cli, run_command
-from interpreter.configs import Preset, Stage
 from interpreter.engine.step import TrainingStep
+from interpreter.methods.interpreter.config import Preset, StageName
 from interpreter.models.attention import attend_by_products, prefers_products
 from profiling.step import Setup, setup
 from profiling.timing import machine, save
@@ -189,7 +189,7 @@ def count(given: Setup) -> dict[str, Any]:
     }
 
 
-def count_compiled(stage: Stage) -> dict[str, int]:
+def count_compiled(stage: StageName) -> dict[str, int]:
     """Graphs, breaks, recompilations and generated kernels of compiled steps of the demo's model on the CPU, in fp32.
 
     Two videos or frames a step; three steps, so that a recompilation would show.

@@ -20,9 +20,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from interpreter.commands import cli, run_command
-from interpreter.configs import Preset, Stage
-from interpreter.engine.memory import predicted_peak
-from interpreter.models.transformer import count_parameters
+from interpreter.engine.memory import count_parameters, predicted_peak
+from interpreter.methods.interpreter.config import Preset, StageName
 from profiling import formulas
 from profiling.accounting import branches_of_a_gpu
 from profiling.formulas import Part
@@ -105,20 +104,20 @@ class Step(NamedTuple):
 
 
 @cache
-def _model(stage: Stage, preset: Preset, rows: int, on_gpu: bool) -> tuple[int, int]:
+def _model(stage: StageName, preset: Preset, rows: int, on_gpu: bool) -> tuple[int, int]:
     """Parameters, and bytes of a step at its peak."""
     given = setup(stage, preset, torch.device("cpu"), rows)
     with branches_of_a_gpu() if on_gpu else nullcontext():
         return count_parameters(given.task.model), predicted_peak(given.task, given.task.optim, given.shapes)
 
 
-def _kernels(stage: Stage) -> int:
+def _kernels(stage: StageName) -> int:
     """Launches of an eager step: more than of a compiled one."""
     counts = json.loads((RESULTS / "accounting.json").read_text())["stages"][stage]
     return counts["operators"] + sum(counts["own launches"].values())
 
 
-def predict(stage: Stage, gpus: int, options: Options) -> Step:
+def predict(stage: StageName, gpus: int, options: Options) -> Step:
     """A stage's step on as many GPUs as share the preset's batch."""
     (image, video), device = configs(options.preset), device_of(options)
     rows = (image if stage == "image" else video).optim.batch_size // gpus
@@ -139,7 +138,7 @@ def predict(stage: Stage, gpus: int, options: Options) -> Step:
     return Step(rows, parts, busy + exchange, exchange, memory)
 
 
-def measured(stage: Stage, options: Options) -> tuple[str, float] | None:
+def measured(stage: StageName, options: Options) -> tuple[str, float] | None:
     """Mode and median seconds of a measured step of this preset on one such device, if profiling/results holds one."""
     if options.gpu == "this-cpu":
         found = json.loads((RESULTS / "training-cpu.json").read_text())
@@ -170,7 +169,7 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def parts_table(stage: Stage, options: Options) -> str:
+def parts_table(stage: StageName, options: Options) -> str:
     """Where a step's time goes on one device."""
     device, sums = device_of(options), dict[str, list[float]]()
     for part in predict(stage, 1, options).parts:

@@ -14,7 +14,7 @@ from slotkernels.slot_attention.module import absorbs
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from interpreter.configs import ImageTraining, VideoTraining
+from interpreter.methods.interpreter.config import ImageTraining, VideoTraining
 from interpreter.models.backbones import EfficientNetLite0
 from profiling.step import FEATURES
 

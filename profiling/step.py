@@ -21,15 +21,16 @@ import torch
 from torch import Tensor
 
 from interpreter.commands import cli, run_command
-from interpreter.configs import BackboneConfig, ImageTraining, Preset, Stage, VideoTraining, training_defaults
+from interpreter.configs import BackboneConfig
 from interpreter.engine.precision import resolve_precision
 from interpreter.engine.randomness import repeatable
 from interpreter.engine.step import EAGER_STEPS, Prefetched, TrainingStep
+from interpreter.methods.interpreter.config import ImageTraining, Preset, StageName, VideoTraining, training_defaults
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.methods.interpreter.tasks import ImageTask, VideoTask
 from interpreter.methods.interpreter.video_stage import VideoStage
+from interpreter.models.autocast import autocast
 from interpreter.models.backbones import Backbone, EfficientNetLite0, VisionTransformer
-from interpreter.models.transformer import autocast
 from profiling.timing import machine, save, synchronize
 
 Mode = Literal["eager", "compiled", "captured", "compiled-captured"]
@@ -75,7 +76,7 @@ def configs(preset: Preset) -> tuple[ImageTraining, VideoTraining]:
     return image, video
 
 
-def setup(stage: Stage, preset: Preset, device: torch.device, batch_size: int | None = None) -> Setup:
+def setup(stage: StageName, preset: Preset, device: torch.device, batch_size: int | None = None) -> Setup:
     """A stage with random weights; ``batch_size`` frames or videos a step instead of the preset's."""
     image, video = configs(preset)
     dim, patch = FEATURES[image.backbone.backbone]
@@ -138,7 +139,7 @@ class Batches:
 class Options:
     """Take training steps of one stage at a preset's sizes, on random data, and say how long they took."""
 
-    stage: Stage = "image"
+    stage: StageName = "image"
     """Stage to run."""
     preset: Preset = "demo"
     """Preset whose sizes are used, for example ytvis19."""

@@ -22,16 +22,17 @@ from rich.table import Table
 from slotkernels import sinkhorn_divergence
 from torch import Tensor
 
-from interpreter.configs import ImageTraining, OptimConfig, VideoTraining, training_defaults
+from interpreter.configs import OptimConfig
 from interpreter.engine.precision import resolve_precision
 from interpreter.engine.randomness import repeatable
 from interpreter.engine.step import EAGER_STEPS, TrainingStep
+from interpreter.methods.interpreter.config import ImageTraining, VideoTraining, training_defaults
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.methods.interpreter.tasks import ImageTask, VideoTask
 from interpreter.methods.interpreter.video_stage import VideoSlots, VideoStage
+from interpreter.models.autocast import autocast
 from interpreter.models.backbones import Backbone, EfficientNetLite0, VisionTransformer
 from interpreter.models.prior import initial_slots
-from interpreter.models.transformer import autocast
 from profiling.bench.flops import count_flops
 from profiling.timing import Run, interleaved, limits, machine, peak_bytes, save
 

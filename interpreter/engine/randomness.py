@@ -1,13 +1,30 @@
-"""What each step trains on, as a function of the step alone: resuming needs no sampler state."""
+"""Random numbers of a step, as a function of its number alone: resuming needs no state of a generator.
+
+A generator is keyed by the seed, a stream and the step. The numbers of the streams are part of every run: with others a
+resumed run would draw other numbers.
+"""
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from interpreter.data.frame_index import FrameIndex
+
+
+class Stream(IntEnum):
+    """Streams of random numbers of a training."""
+
+    ORDER = 0  # order of the frames or videos of an epoch
+    AUGMENTATION = 1  # flips, and where a clip begins
+    FRAME_NOISE = 2  # prior of a stage that trains on frames
+    CLIP_NOISE = 3  # prior of a stage that trains on clips
+    DRAWS = 4  # which of the stored draws of the image slots a frame is represented by
 
 
 def repeatable(device: torch.device) -> None:
@@ -72,25 +89,25 @@ def shuffled_items(count: int, batch: int, seed: int, step: int) -> np.ndarray:
 @functools.lru_cache(maxsize=4)
 def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     """Order of an epoch; kept, because loaders ask for several steps ahead at every step. Not to be written to."""
-    return random_state(seed, 0, epoch).permutation(count)
+    return random_state(seed, Stream.ORDER, epoch).permutation(count)
 
 
 def frame_batch(count: int, batch: int, flip: bool, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """Frame numbers [batch] and flips [batch] of a step of the image stage."""
+    """Global frame numbers [batch] and flips [batch] of a step that trains on single frames."""
     items = shuffled_items(count, batch, seed, step)
-    flips = random_state(seed, 1, step).random(batch) < (0.5 if flip else 0.0)
+    flips = random_state(seed, Stream.AUGMENTATION, step).random(batch) < (0.5 if flip else 0.0)
     return torch.from_numpy(items), torch.from_numpy(flips)
 
 
 def clip_batch(
-    lengths: Sequence[int], batch: int, num_frames: int, flip: bool, seed: int, step: int
+    index: FrameIndex, batch: int, num_frames: int, flip: bool, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
-    """Frame numbers [batch, T] and flips [batch, T] of a step of the video stage.
+    """Global frame numbers [batch, T] and flips [batch, T] of a step that trains on clips of T frames.
 
     A longer video gives a random window of T frames, a shorter one repeats from its start.
     """
-    starts = np.cumsum([0, *lengths])
-    random = random_state(seed, 1, step)
+    lengths, starts = index.lengths, index.starts
+    random = random_state(seed, Stream.AUGMENTATION, step)
     frames = np.empty((batch, num_frames), np.int64)
     for row, video in enumerate(shuffled_items(len(lengths), batch, seed, step)):
         first = random.integers(0, max(0, lengths[video] - num_frames) + 1)

@@ -1,4 +1,4 @@
-"""Features of every frame of a data set: encoded once and memory-mapped, or anew for each batch."""
+"""Features of the frames of a data set: encoded once into the cache, or anew for each batch."""
 
 import hashlib
 import itertools
@@ -14,22 +14,21 @@ from torch import Tensor
 from interpreter.configs import BackboneConfig, Dtype
 from interpreter.data import Video
 from interpreter.data.loaders import Loader, Request
+from interpreter.models.autocast import autocast
 from interpreter.models.backbones import Backbone
-from interpreter.models.transformer import autocast
-from interpreter.store.files import Content, FrameTable, Store, require_unchanged
+from interpreter.store.files import Content, Store, require_unchanged
+from interpreter.store.table import FrameTable
 
 ENCODE_BATCH = 32
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class FeatureSource(Protocol):
-    """Features by frame number; frames of all videos are counted through."""
+    """Features by global frame number (see :class:`interpreter.data.frame_index.FrameIndex`)."""
 
-    def batch(self, frames: Tensor, flips: Tensor) -> Tensor:
-        """Features [n, M, D] fp32 of frames [n] int64; flips [n] bool asks for the mirrored frame."""
-
-    def expect(self, requests: Iterable[Request]) -> None:
-        """Announce what `batch` will be asked for next, soonest first; a source takes as many as it can use."""
+    def batches(self, requests: Iterable[Request]) -> Iterator[Tensor]:
+        """Yield the features [n, M, D] fp32 of each request: frame numbers [n] int64, and flips [n] bool, which are
+        true for mirrored frames. A source reads as many requests ahead as it has use for."""
 
 
 def encode(backbone: Backbone, frames: Iterable[np.ndarray], precision: str) -> Iterator[Tensor]:
@@ -45,30 +44,27 @@ def _chunks(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _encode(backbone: Backbone, frames: np.ndarray, precision: str) -> Tensor:
-    device = backbone.mean.device
+    device = backbone.device
     with autocast(device, precision):
         return backbone.features(torch.from_numpy(frames).to(device))
 
 
 class StreamedFeatures:
-    """Encode the asked-for frames at every call; a loader decodes them ahead."""
+    """Encodes each batch anew; a loader decodes the frames ahead."""
 
     def __init__(self, backbone: Backbone, loader: Loader, precision: str) -> None:
         self.backbone, self.loader, self.precision = backbone, loader, precision
 
-    def batch(self, frames: Tensor, flips: Tensor) -> Tensor:
+    def batches(self, requests: Iterable[Request]) -> Iterator[Tensor]:
         """See :class:`FeatureSource`."""
-        pixels = self.loader.batch(frames, flips)
-        with autocast(self.backbone.mean.device, self.precision):
-            return torch.cat([self.backbone.features(part) for part in pixels.split(ENCODE_BATCH)])
-
-    def expect(self, requests: Iterable[Request]) -> None:
-        """See :class:`FeatureSource`."""
-        self.loader.expect(requests)
+        for pixels in self.loader.batches(requests):
+            with autocast(self.backbone.device, self.precision):
+                features = torch.cat([self.backbone.features(part) for part in pixels.split(ENCODE_BATCH)])
+            yield features
 
 
 class StoredFeatures:
-    """Features from the cache, memory-mapped: a batch reads the frames that it asks for, and nothing else.
+    """Features from the cache, memory-mapped: a batch reads only the frames of its request.
 
     Args:
         table: rows named "features".
@@ -78,16 +74,14 @@ class StoredFeatures:
     def __init__(self, table: FrameTable, device: torch.device) -> None:
         self.table, self.device = table, device
 
-    def batch(self, frames: Tensor, flips: Tensor) -> Tensor:
+    def batches(self, requests: Iterable[Request]) -> Iterator[Tensor]:
         """See :class:`FeatureSource`."""
-        return self.table.rows("features", frames, flips).to(self.device).float()
-
-    def expect(self, requests: Iterable[Request]) -> None:
-        """See :class:`FeatureSource`; nothing is prepared here."""
+        for frames, flips in requests:
+            yield self.table.rows("features", frames, flips).to(self.device).float()
 
 
 class FeatureMaker:
-    """What makes the files of the feature cache.
+    """Computes the files of the feature cache.
 
     Args:
         root: directory of all stores.
@@ -138,7 +132,7 @@ class FeatureMaker:
         stored = [flip for flip in flips if flip in self.stores and self.stores[flip].holds(digest, length)]
         for flip in stored:
             for start, piece in enumerate(self.stores[flip].tensor(digest, "features").split(ENCODE_BATCH)):
-                yield flip, start * ENCODE_BATCH, piece.to(self.backbone.mean.device)
+                yield flip, start * ENCODE_BATCH, piece.to(self.backbone.device)
         wanted = [flip for flip in flips if flip not in stored]
         for number, chunk in enumerate(_chunks(video.frames(self.size)) if wanted else ()):
             for flip in wanted:

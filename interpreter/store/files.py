@@ -1,4 +1,4 @@
-"""Content-addressed files, one per video: memory-mapped safetensors that were made by one recipe, or are not there.
+"""Content-addressed files: one memory-mapped safetensors file per video, which exists complete or not at all.
 
 A file's path is ``KIND-RECIPE/VIDEO.safetensors``: RECIPE is a hash of everything that the values depend on besides the
 video (weights, sizes, flip, …), VIDEO a hash of the video's bytes. What changed has another address, so nothing stale
@@ -10,14 +10,13 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -167,39 +166,3 @@ class Store:
         text = json.dumps(entries).encode()
         text += b" " * (-len(text) % 8)
         return struct.pack("<Q", len(text)) + text, end
-
-
-class FrameTable:
-    """Rows of the frames of many videos by frame number; frames of all videos are counted through.
-
-    Args:
-        stores: the store of unmirrored frames under False, that of mirrored ones, if any, under True.
-        digests: what :func:`read_content` says of each video.
-        lengths: frames of each video.
-    """
-
-    def __init__(self, stores: Mapping[bool, Store], digests: Sequence[str], lengths: Sequence[int]) -> None:
-        self.stores, self.digests = stores, digests
-        self.starts = np.cumsum([0, *lengths])
-
-    def rows(self, name: str, frames: Tensor, flips: Tensor, *index: Tensor) -> Tensor:
-        """Rows [n, …] of frames [n] int64 and flips [n] bool; ``index`` [n] each picks along further axes."""
-        owners, places = locate(self.starts, frames)
-        groups, members = np.unique(owners * 2 + flips.numpy(), return_inverse=True)
-        gathered = None
-        for number, group in enumerate(groups):
-            chosen = torch.from_numpy(np.flatnonzero(members == number))
-            tensor = self.stores[bool(group % 2)].tensor(self.digests[group // 2], name)
-            found = tensor[(torch.from_numpy(places)[chosen], *(i[chosen] for i in index))]
-            if gathered is None:
-                gathered = found.new_empty(len(frames), *found.shape[1:])
-            gathered[chosen] = found
-        assert gathered is not None, "a batch has at least one frame"
-        return gathered
-
-
-def locate(starts: np.ndarray, frames: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Video [n] and place in it [n] of frame numbers [n] that are counted through all videos."""
-    numbers = frames.numpy()
-    owners = np.searchsorted(starts, numbers, side="right") - 1
-    return owners, numbers - starts[owners]

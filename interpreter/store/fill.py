@@ -18,8 +18,10 @@ import torch
 from interpreter.console import console, progress_bar
 from interpreter.data import Video
 from interpreter.data._progress import cpu_count, reading_threads
+from interpreter.data.frame_index import FrameIndex
 from interpreter.locks import Lock
-from interpreter.store.files import Content, FrameTable, Store, read_content
+from interpreter.store.files import Content, Store, read_content
+from interpreter.store.table import FrameTable
 
 POLL_SECONDS = 0.5
 BLOCK = 4096
@@ -101,7 +103,7 @@ class Cache:
 
     def table(self) -> FrameTable:
         """Rows of all frames; every file has to be there."""
-        return FrameTable(self.maker.stores, [content.digest for content in self.contents], self.lengths)
+        return FrameTable(self.maker.stores, [content.digest for content in self.contents], FrameIndex(self.lengths))
 
     def missing(self) -> dict[int, list[bool]]:
         """Flips that are not there, or not whole, by number of the video; nothing for videos that are complete."""

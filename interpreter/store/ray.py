@@ -1,41 +1,53 @@
 """The cache of a corpus beyond one machine: Ray Data over videos at any fsspec URL (``--engine ray``)."""
 
-import dataclasses
-import json
 import os
 import platform
 import signal
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from interpreter.console import console
 from interpreter.data import open_video
 from interpreter.data.images import hidden
 from interpreter.data.video import VIDEO_SUFFIXES
-from interpreter.engine.checkpoint import checkpoints
-from interpreter.engine.run import from_dict
 from interpreter.store.files import read_content
+from interpreter.store.fill import Maker
 from interpreter.versions import require_package
 
-if TYPE_CHECKING:
-    from interpreter.cache import Caching
+# (home of the run's files, directory of the store) -> what computes the files; called in each of Ray's processes
+OpenMaker = Callable[[Path, Path], Maker]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus and where its files go.
+
+    Attributes:
+        source: any fsspec URL of a folder of video files and folders of frames.
+        out: any fsspec URL for the files.
+        workers: processes of Ray, of one core and, where there are any, one GPU each.
+    """
+
+    source: str
+    out: str
+    workers: int = 2
 
 
 class Worker:
     """One of Ray's processes: fetches a video, makes its files, and puts them where they belong.
 
     Args:
-        config: the command's options, as JSON.
-        files: what the run holds of the image stage, by path below the run; nodes need not share a disk.
+        corpus: see :class:`Corpus`.
+        open_maker: opens what computes the files.
+        files: the run's files that it needs, by path below the run; nodes need not share a disk.
     """
 
-    def __init__(self, config: str, files: dict[str, bytes]) -> None:
+    def __init__(self, corpus: Corpus, open_maker: OpenMaker, files: dict[str, bytes]) -> None:
         import fsspec
-
-        from interpreter.cache import Caching, make_maker
 
         self.name = f"{platform.node()} {os.getpid()}"
         self.home = tempfile.TemporaryDirectory()
@@ -43,10 +55,9 @@ class Worker:
         for name, data in files.items():
             (home / "run" / name).parent.mkdir(parents=True, exist_ok=True)
             (home / "run" / name).write_bytes(data)
-        options = from_dict(Caching, json.loads(config))
-        self.source, self.source_root = fsspec.core.url_to_fs(options.source)
-        self.out, self.out_root = fsspec.core.url_to_fs(options.out)
-        self.maker = make_maker(dataclasses.replace(options, run=home / "run"), home / "cache")
+        self.source, self.source_root = fsspec.core.url_to_fs(corpus.source)
+        self.out, self.out_root = fsspec.core.url_to_fs(corpus.out)
+        self.maker = open_maker(home / "run", home / "cache")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Make the files of video ``row["name"]``; returns how many were missing, or what is wrong."""
@@ -81,30 +92,31 @@ class Worker:
         return f"{self.out_root}/{path.parent.name}/{path.name}"
 
 
-def fill(config: "Caching") -> None:
-    """Make what is missing at ``config.out`` of the videos at ``config.source``, on the cluster that RAY_ADDRESS names.
+def fill(corpus: Corpus, open_maker: OpenMaker, run: Path, needed: Sequence[Path]) -> None:
+    """Make what is missing of a corpus, on the cluster that RAY_ADDRESS names, or else on this machine.
 
-    Without RAY_ADDRESS Ray starts on this machine.
+    Args:
+        corpus: the videos, and where the files go.
+        open_maker: opens what computes the files; Ray sends it to its processes.
+        run: run directory.
+        needed: files of the run that ``open_maker`` reads.
 
     Raises:
         ValueError: if an option or Ray is missing, or videos are damaged; all others are done then.
         FileNotFoundError: if there are no videos.
     """
-    if not config.source or not config.out:
-        raise ValueError("--engine ray needs --source URL (a folder of videos) and --out URL (where the files go)")
     try:
         import fsspec
         import ray
     except ImportError as error:
         raise ValueError("--engine ray needs Ray: pip install 'ray[data]' fsspec") from error
     require_package("ray")
-    system, root = fsspec.core.url_to_fs(config.source)
+    system, root = fsspec.core.url_to_fs(corpus.source)
     items = videos_among(system.ls(root, detail=True) if system.exists(root) else [])
     if not items:
-        raise FileNotFoundError(f"no video files and no folders of frames directly below {config.source}")
-    paths = [config.run / "config.json", *checkpoints(config.run / "image")[-1:]] if config.stage == "video" else []
-    files = {path.relative_to(config.run).as_posix(): path.read_bytes() for path in paths}
-    console.print(f"{len(items)} videos at {config.source}, files go to {config.out}", highlight=False, soft_wrap=True)
+        raise FileNotFoundError(f"no video files and no folders of frames directly below {corpus.source}")
+    files = {path.relative_to(run).as_posix(): path.read_bytes() for path in needed}
+    console.print(f"{len(items)} videos at {corpus.source}, files go to {corpus.out}", highlight=False, soft_wrap=True)
     on_termination = signal.getsignal(signal.SIGTERM)
     ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
     signal.signal(signal.SIGTERM, on_termination)  # Ray's own handler would end this process with status 15
@@ -114,9 +126,9 @@ def fill(config: "Caching") -> None:
         ray.data.from_items(items, override_num_blocks=len(items))
         .map(
             Worker,  # type: ignore[arg-type]
-            fn_constructor_args=(json.dumps(dataclasses.asdict(config), default=str), files),
+            fn_constructor_args=(corpus, open_maker, files),
             # One video at a time: the next goes to whoever is free.
-            compute=ray.data.ActorPoolStrategy(size=config.ray_workers, max_tasks_in_flight_per_actor=1),
+            compute=ray.data.ActorPoolStrategy(size=corpus.workers, max_tasks_in_flight_per_actor=1),
             num_cpus=1,
             num_gpus=1 if torch.cuda.is_available() else 0,
         )

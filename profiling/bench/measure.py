@@ -175,4 +175,6 @@ def join(results: list[dict[str, Any]]) -> dict[str, Any]:
     for found in variants.values():
         found["times_ours"] = {name: value / median for name, value in found["ms"].items()}
     seconds = sum(result["seconds"] for result in results)
-    return {**ours, "rounds": min(result["rounds"] for result in results), "seconds": seconds, "variants": variants}
+    rounds = min(result["rounds"] for result in results)
+    left_out = {name: reason for name, reason in ours.get("left_out", {}).items() if name not in variants}
+    return {**ours, "rounds": rounds, "seconds": seconds, "left_out": left_out, "variants": variants}

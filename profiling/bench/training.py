@@ -13,11 +13,11 @@ from slotkernels.slot_attention import SlotAttention, SlotAttentionOutput
 from slotkernels.slot_attention.reference import textbook_slot_attention
 from torch import Tensor
 
-from interpreter.configs import ImageTraining, VideoTraining, training_defaults
 from interpreter.engine.precision import resolve_precision
 from interpreter.engine.randomness import repeatable
 from interpreter.engine.step import EAGER_STEPS, TrainingStep
 from interpreter.methods.interpreter import video_stage
+from interpreter.methods.interpreter.config import ImageTraining, VideoTraining, training_defaults
 from profiling.bench.case import OURS, Benchmark, Case, Function, Outputs, close_to
 from profiling.bench.merging import one_by_one
 from profiling.bench.sinkhorn import geomloss_variants

@@ -34,8 +34,8 @@ def stale(root: Path = ROOT, folder: Path = RESULTS, write: bool = False) -> lis
             found.append(name)
             if write:
                 path.write_text(text)
-    for kind, run in read_runs(folder).items():
-        path = root / "docs" / f"benchmarks-{kind}.png"
+    for device, run in read_runs(folder).items():
+        path = root / "docs" / f"benchmarks-{device}.png"
         if read_digest(path) != digest(run):
             found.append(f"docs/{path.name}")
             if write:

@@ -22,7 +22,7 @@ def points(run: dict[str, Any]) -> list[dict[str, Any]]:
             "label": f"{row.name}\n{row.size}, {row.case['dtype']}",
             "strongest": row.strongest and [row.strongest[0], round(row.strongest[1], 3)],
             "usual": row.usual and [row.usual[0], round(row.usual[1], 3)],
-            "of_floor": round(row.case["of_floor"], 4),
+            "of_floor": round(row.case["of_floor"], 6),
         }
         for row in rows_of(run)
     ]

@@ -6,7 +6,7 @@ import pytest
 
 from interpreter import versions
 from interpreter.configs import BackboneConfig
-from interpreter.models import backbones as backbone
+from interpreter.models.backbones import load as backbone
 
 
 @pytest.fixture

@@ -190,8 +190,16 @@ def test_variants_of_processes_of_their_own_are_joined_by_the_median_of_ours():
         return {"rounds": 5, "seconds": 1.0, "variants": {name: {"ms": spread}}}
 
     found = join(
-        [result("other", 8.0, 6.0, 9.0, 5.0, 10.0), {**result(OURS, 2.0, 1.0, 3.0, 1.0, 4.0), "of_floor": 0.5}]
+        [
+            result("other", 8.0, 6.0, 9.0, 5.0, 10.0),
+            {
+                **result(OURS, 2.0, 1.0, 3.0, 1.0, 4.0),
+                "of_floor": 0.5,
+                "left_out": {"other": "not asked for", "third": "-"},
+            },
+        ]
     )
+    assert found["left_out"] == {"third": "-"}
     assert found["variants"]["other"]["times_ours"]["median"] == 4.0
     assert found["variants"][OURS]["times_ours"] == {
         "median": 1,

@@ -11,9 +11,9 @@ from torch._subclasses import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from interpreter.configs import ImageModelConfig
 from interpreter.engine.memory import predicted_peak
 from interpreter.engine.step import TrainingStep
+from interpreter.methods.interpreter.config import ImageModelConfig
 from interpreter.methods.interpreter.image_slots import SlotMaker
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.store.features import FeatureMaker

@@ -102,7 +102,7 @@ def open_dataset(
 
     - ``folder``: a video file, a folder of frames, or a directory that holds any number of both at any depth; what is
       a video is said in `interpreter.data.datasets.folder.find_folder`. Below a ``JPEGImages`` folder (YouTube-VIS,
-      DAVIS) only that folder is searched, and masks are looked for in ``Annotations`` beside it; else in ``masks`` directly below
+      DAVIS) only that folder is searched, and masks are looked for in ``Annotations`` beside it, else in ``masks``
       the root. Videos are named by their path below the root, without suffix; the mask of a frame is
       ``NAME/FRAME.png`` (`interpreter.data.datasets.annotations.FolderMasks`), named as the frame is, or by its number
       in five digits for video files. Without such files there are no masks.

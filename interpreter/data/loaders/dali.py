@@ -75,7 +75,7 @@ class DaliLoader(ThreadedLoader):
         for index in kinds.values():
             video = self.videos[index]
             middle = video.num_frames // 2
-            found = self.batch(torch.tensor([self.starts[index] + middle]), torch.tensor([False])).cpu().numpy()
+            found = self.batch(torch.tensor([self.index.starts[index] + middle]), torch.tensor([False])).cpu().numpy()
             difference = np.abs(found.astype(float) - video.read([middle], self.size)).mean()
             if difference > LARGEST_DIFFERENCE:
                 raise LoaderError(
@@ -84,7 +84,7 @@ class DaliLoader(ThreadedLoader):
                 )
 
     def _load(self, request: Request) -> Tensor:
-        pieces = split(request, self.starts, LONGEST_PIECE)
+        pieces = split(request, self.index, LONGEST_PIECE)
         pixels = torch.empty(len(request[0]), *self.size, 3, dtype=torch.uint8, device=self.device)
         for is_video in (False, True):
             samples = [

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from interpreter.data.loaders.base import Request, ThreadedLoader, split
+from interpreter.data.loaders.base import Request, ThreadedLoader
 from interpreter.data.video import Size, Video, VideoError
 
 
@@ -34,7 +34,7 @@ class CachedLoader(ThreadedLoader):
         advance: Callable[[int], None],
     ) -> None:
         super().__init__(videos, size, device, ahead)
-        self.pixels = torch.empty(int(self.starts[-1]), *size, 3, dtype=torch.uint8)
+        self.pixels = torch.empty(len(self.index), *size, 3, dtype=torch.uint8)
         pool = ThreadPoolExecutor(workers)
         try:
             for frames in pool.map(self._decode, range(len(videos))):
@@ -46,7 +46,7 @@ class CachedLoader(ThreadedLoader):
     _wanted = True  # whether the threads that decode shall go on
 
     def _decode(self, index: int) -> int:
-        video, place = self.videos[index], self.pixels[self.starts[index] : self.starts[index + 1]].numpy()
+        video, place = self.videos[index], self.pixels[self.index.starts[index] : self.index.starts[index + 1]].numpy()
         count = 0
         for count, frame in enumerate(video.frames(self.size), 1):
             if not self._wanted:
@@ -59,8 +59,8 @@ class CachedLoader(ThreadedLoader):
         return count
 
     def _load(self, request: Request) -> Tensor:
-        split(request, self.starts, 1)  # complains of numbers out of range, which indexing would count from the end
         frames, flips = request
+        self.index.locate(frames)  # refuses negative numbers, which indexing would count from the end
         pixels = torch.empty(len(frames), *self.size, 3, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         torch.index_select(self.pixels, 0, frames, out=pixels)
         pixels[flips] = pixels[flips].flip(2)

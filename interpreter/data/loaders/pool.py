@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from interpreter.data.loaders.base import Loader, LoaderError, Request, split
-from interpreter.data.loaders.decode_worker import Failure, Job
 from interpreter.data.video import Size, Video, VideoError
+from interpreter.data.video.decode_worker import Failure, Job
 
 # A piece is decoded from the key frame before it: shorter ones would mostly decode what nobody asked for.
 SHORTEST_PIECE = 8
@@ -48,7 +48,7 @@ class PoolLoader(Loader):
 
     def _start(self, request: Request) -> "_Batch":
         count = len(request[0])
-        pieces = split(request, self.starts, max(SHORTEST_PIECE, math.ceil(count / self.workers)))
+        pieces = split(request, self.index, max(SHORTEST_PIECE, math.ceil(count / self.workers)))
         row = self.size[0] * self.size[1] * 3
         region = self._memory.take(count * row)
         jobs = []
@@ -90,7 +90,7 @@ class _Process:
         self._setup: bytes | None = setup
         # Its own session, so that a terminal's Ctrl-C does not reach it while it starts.
         self.process = subprocess.Popen(
-            [sys.executable, "-c", f"from interpreter.data.loaders.decode_worker import main; main({descriptor})"],
+            [sys.executable, "-c", f"from interpreter.data.video.decode_worker import main; main({descriptor})"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=(descriptor,),

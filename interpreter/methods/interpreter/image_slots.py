@@ -5,8 +5,9 @@ see the same slots, whatever the order of the data set, the device or the number
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -15,27 +16,31 @@ import torch
 from torch import Tensor
 
 from interpreter.data import Video
-from interpreter.data.loaders import Request
-from interpreter.engine.randomness import random_state
+from interpreter.data.frame_index import FrameIndex
+from interpreter.engine.inputs import Inputs, InputSettings
+from interpreter.engine.randomness import Stream, clip_batch, random_state
+from interpreter.methods.base import Encoded
 from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
+from interpreter.models.autocast import autocast
 from interpreter.models.prior import initial_slots
-from interpreter.models.transformer import autocast
 from interpreter.store.features import DTYPES, FeatureMaker, FeatureSource
-from interpreter.store.files import Content, FrameTable, Store, locate, require_unchanged
+from interpreter.store.files import Content, Store, require_unchanged
+from interpreter.store.table import FrameTable
 
 # Frames whose image slots are computed at once: bounds the memory, whatever the length of the clips.
 ROWS = 512
 
 
+# Global frame numbers int64 [n], flips bool [n], and int64 [n]: which of the R draws of the slot prior.
+SlotRequest = tuple[Tensor, Tensor, Tensor]
+
+
 class SlotSource(Protocol):
-    """Image slots by frame number; frames of all videos are counted through."""
+    """Image slots by global frame number (see :class:`interpreter.data.frame_index.FrameIndex`)."""
 
-    def batch(self, frames: Tensor, flips: Tensor, draws: Tensor) -> Tensor:
-        """Image slots [n, N, D] fp32 of frames [n] int64; flips [n] bool asks for the mirrored frame, draws [n] int64
-        for one of the R draws of the slot prior."""
-
-    def expect(self, requests: Iterable[Request]) -> None:
-        """Announce the frames and flips that ``batch`` will be asked for next, soonest first."""
+    def batches(self, requests: Iterable[SlotRequest]) -> Iterator[Tensor]:
+        """Yield the image slots [n, N, D] fp32 of each request. A source reads as many requests ahead as it has use
+        for."""
 
 
 def draw_noise(stage: ImageStage, digest: str, frame: int, flip: bool, draw: int) -> np.ndarray:
@@ -50,18 +55,18 @@ def encode_slots(stage: ImageStage, features: Tensor, noise: Sequence[np.ndarray
     device = features.device
     with torch.no_grad(), autocast(device, precision):
         initial = initial_slots(stage.slot_attention, torch.from_numpy(np.stack(noise)).to(device))
-        slots, attention = stage.encode(features.float(), slots=initial)
+        slots, attention = stage.encode(features.float(), slots=initial, iterations=stage.config.inference_iterations)
     return ImageSlots(slots.float(), attention.float())
 
 
 class StreamedSlots:
-    """Find the slots of the asked-for frames at every call.
+    """Computes the slots of each batch anew.
 
     Args:
         image_stage: frozen image stage.
         features: its inputs.
-        digests: what :func:`interpreter.store.files.read_content` says of each video.
-        lengths: frames of each video.
+        digests: of each video, as :func:`interpreter.store.files.read_content` computes it.
+        index: the frames.
         precision: "bf16" or "fp32".
     """
 
@@ -70,31 +75,30 @@ class StreamedSlots:
         image_stage: ImageStage,
         features: FeatureSource,
         digests: Sequence[str],
-        lengths: Sequence[int],
+        index: FrameIndex,
         precision: str,
     ) -> None:
         self.image_stage, self.features, self.digests, self.precision = image_stage, features, digests, precision
-        self.starts = np.cumsum([0, *lengths])
+        self.index = index
 
-    def batch(self, frames: Tensor, flips: Tensor, draws: Tensor) -> Tensor:
+    def batches(self, requests: Iterable[SlotRequest]) -> Iterator[Tensor]:
         """See :class:`SlotSource`."""
-        slots = []
-        for part, mirrored, drawn in zip(frames.split(ROWS), flips.split(ROWS), draws.split(ROWS), strict=True):
-            owners, places = locate(self.starts, part)
-            keys = zip(owners, places, mirrored.tolist(), drawn.tolist(), strict=True)
-            noise = [draw_noise(self.image_stage, self.digests[o], int(t), flip, draw) for o, t, flip, draw in keys]
-            features = self.features.batch(part, mirrored)
-            slots.append(encode_slots(self.image_stage, features, noise, self.precision).slots)
-        return torch.cat(slots)
+        requests, ahead = itertools.tee(requests)
+        features = self.features.batches(
+            pair for frames, flips, _ in ahead for pair in zip(frames.split(ROWS), flips.split(ROWS), strict=True)
+        )
+        for request in requests:
+            parts = zip(*(tensor.split(ROWS) for tensor in request), strict=True)
+            yield torch.cat([self._slots(next(features), *part) for part in parts])
 
-    def expect(self, requests: Iterable[Request]) -> None:
-        """See :class:`SlotSource`."""
-        pairs = (zip(frames.split(ROWS), flips.split(ROWS), strict=True) for frames, flips in requests)
-        self.features.expect(itertools.chain.from_iterable(pairs))
+    def _slots(self, features: Tensor, frames: Tensor, flips: Tensor, draws: Tensor) -> Tensor:
+        keys = zip(*self.index.locate(frames), flips.tolist(), draws.tolist(), strict=True)
+        noise = [draw_noise(self.image_stage, self.digests[v], int(t), flip, draw) for v, t, flip, draw in keys]
+        return encode_slots(self.image_stage, features, noise, self.precision).slots
 
 
 class StoredSlots:
-    """Slots from the cache, memory-mapped: a batch reads the draws that it asks for, and nothing else.
+    """Slots from the cache, memory-mapped: a batch reads only the draws of its request.
 
     Args:
         table: rows named "slots" and "attention".
@@ -104,12 +108,10 @@ class StoredSlots:
     def __init__(self, table: FrameTable, device: torch.device) -> None:
         self.table, self.device = table, device
 
-    def batch(self, frames: Tensor, flips: Tensor, draws: Tensor) -> Tensor:
+    def batches(self, requests: Iterable[SlotRequest]) -> Iterator[Tensor]:
         """See :class:`SlotSource`."""
-        return self.table.rows("slots", frames, flips, draws).to(self.device).float()
-
-    def expect(self, requests: Iterable[Request]) -> None:
-        """See :class:`SlotSource`; nothing is prepared here."""
+        for frames, flips, draws in requests:
+            yield self.table.rows("slots", frames, flips, draws).to(self.device).float()
 
     def video(self, number: int) -> tuple[Tensor, Tensor]:
         """Slots [T, N, D] fp32 and attention [T, M, N] fp16 of a whole video, by the first draw."""
@@ -118,34 +120,84 @@ class StoredSlots:
         return slots.float(), attention.half()
 
 
+@dataclass
+class SlotClips(Inputs):
+    """Image slots [B, T, N, D] of clips of T frames, each frame by one of its R draws.
+
+    Attributes:
+        slots: of all frames.
+        num_frames: T.
+        draws: R.
+        slot_shape: (N, D).
+        settings: see :class:`InputSettings`.
+    """
+
+    slots: SlotSource
+    num_frames: int
+    draws: int
+    slot_shape: tuple[int, int]
+    settings: InputSettings
+    noise_stream: int = Stream.CLIP_NOISE
+
+    def __post_init__(self) -> None:
+        self.frames_per_sample = self.num_frames
+        self.index = FrameIndex.of(self.settings.dataset.videos)
+
+    def request(self, step: int) -> SlotRequest:
+        """Frame numbers, flips and draws of a step, each [B, T]."""
+        optim = self.settings.optim
+        rows = self.settings.ranks.rows(optim.batch_size)
+        frames, flips = clip_batch(self.index, optim.batch_size, self.num_frames, optim.flip, optim.seed, step)
+        random = random_state(optim.seed, Stream.DRAWS, step)
+        draws = torch.from_numpy(random.integers(self.draws, size=frames.shape))
+        return frames[rows], flips[rows], draws[rows]
+
+    def batches(self, steps: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:
+        """See :meth:`Inputs.batches`."""
+        flat = (tuple(part.flatten() for part in self.request(step)) for step in steps)
+        for slots in self.slots.batches(flat):  # type: ignore[arg-type]
+            yield (slots.unflatten(0, (-1, self.num_frames)),)
+
+    def shapes(self, rows: int) -> list[tuple[int, ...]]:
+        """See :meth:`Inputs.shapes`."""
+        return [(rows, self.num_frames, *self.slot_shape)]
+
+    def encoded(self, number: int) -> Encoded | None:
+        """See :meth:`Inputs.encoded`: the first draw of each frame."""
+        if not isinstance(self.slots, StoredSlots):
+            return None
+        slots, attention = self.slots.video(number)
+        return Encoded(len(slots), {0: (slots, attention)})
+
+
 class SlotMaker:
-    """What makes the files of the slot cache: slots [T, R, N, D] and patch attention [T, R, M, N] of each video.
+    """Computes the files of the slot cache: slots [T, R, N, D] and patch attention [T, R, M, N] of each video.
 
     Args:
         root: directory of all stores.
-        features: makes the features; those that are stored already are read.
+        features: computes the features; those in the cache are read.
         image_stage: frozen image stage.
         weights: hash of its checkpoint's weights.
-        samples: draws of the slot prior R of each frame.
+        draws: draws R of the slot prior for each frame.
     """
 
     name = "image slots"
 
-    def __init__(self, root: Path, features: FeatureMaker, image_stage: ImageStage, weights: str, samples: int) -> None:
-        self.features, self.image_stage, self.samples = features, image_stage, samples
+    def __init__(self, root: Path, features: FeatureMaker, image_stage: ImageStage, weights: str, draws: int) -> None:
+        self.features, self.image_stage, self.draws = features, image_stage, draws
         attention, dtype = image_stage.slot_attention, DTYPES[features.dtype]
         recipe = {
             "kind": "slots",
             **features.recipe,
             "image_stage": weights,
-            "iterations": attention.iterations,
+            "iterations": image_stage.config.inference_iterations,
             "input_positions": image_stage.config.input_positions,
-            "samples": samples,
+            "samples": draws,
         }
         slots, tokens = attention.num_slots, image_stage.grid[0] * image_stage.grid[1]
         rows = {
-            "slots": (dtype, (samples, slots, attention.dim)),
-            "attention": (dtype, (samples, tokens, slots)),
+            "slots": (dtype, (draws, slots, attention.dim)),
+            "attention": (dtype, (draws, tokens, slots)),
         }
         self.stores: Mapping[bool, Store] = {
             flip: Store(root, {**recipe, "flip": flip}, rows) for flip in features.stores
@@ -157,12 +209,12 @@ class SlotMaker:
         with ExitStack() as files:
             write = {f: files.enter_context(self.stores[f].writing(video, digest)) for f in flips}
             for flip, start, features in self.features.pieces(video, digest, flips):
-                found = []
-                for draw in range(self.samples):
+                drawn = []
+                for draw in range(self.draws):
                     check()
                     frames = range(start, start + len(features))
                     noise = [draw_noise(self.image_stage, digest, t, flip, draw) for t in frames]
-                    found.append(encode_slots(self.image_stage, features, noise, self.features.precision))
-                write[flip]("slots", start, torch.stack([one.slots for one in found], 1))
-                write[flip]("attention", start, torch.stack([one.attention for one in found], 1))
+                    drawn.append(encode_slots(self.image_stage, features, noise, self.features.precision))
+                write[flip]("slots", start, torch.stack([one.slots for one in drawn], 1))
+                write[flip]("attention", start, torch.stack([one.attention for one in drawn], 1))
             require_unchanged(video, content)

@@ -7,13 +7,13 @@ from slotkernels import SlotAttention
 from slotkernels.ranges import annotate
 from torch import Tensor, nn
 
-from interpreter.configs import ImageModelConfig
+from interpreter.methods.interpreter.config import ImageModelConfig
 from interpreter.models.positions import patch_positions
 from interpreter.models.transformer import TransformerDecoder, init_transformer
 
 
 class ImageSlots(NamedTuple):
-    """What the image stage says of a batch of frames."""
+    """Slots and attention of a batch of frames."""
 
     slots: Tensor  # [B, N, D]
     attention: Tensor  # [B, M, N], each row over N sums to 1
@@ -45,15 +45,21 @@ class ImageStage(nn.Module):
         )
         init_transformer(self.decoder)
 
-    def encode(self, features: Tensor, grid: tuple[int, int] | None = None, slots: Tensor | None = None) -> ImageSlots:
-        """Image slots of features [B, M, D_features]; ``slots`` [B, N, D] is a draw of the prior."""
+    def encode(
+        self,
+        features: Tensor,  # [B, M, D_features]
+        grid: tuple[int, int] | None = None,
+        slots: Tensor | None = None,  # [B, N, D], a draw of the prior
+        iterations: int | None = None,
+    ) -> ImageSlots:
+        """Image slots of features; by default on the grid of training, from a new draw, with training's iterations."""
         grid = grid or self.grid
         if grid[0] * grid[1] != features.shape[1]:
             raise ValueError(f"features hold {features.shape[1]} tokens, but the patch grid is {grid[0]}x{grid[1]}")
         inputs = features
         if self.config.input_positions:
             inputs = inputs + patch_positions(grid, self.feature_dim, self.grid, features.device)
-        return ImageSlots(*self.slot_attention(inputs, slots))
+        return ImageSlots(*self.slot_attention(inputs, slots, iterations=iterations))
 
     def decode(self, slots: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Reconstruct the features [B, M, D_features] from slots [B, N, D]."""

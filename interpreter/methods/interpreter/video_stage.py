@@ -7,13 +7,13 @@ from slotkernels import SlotAttention, cluster_slots, merge_slots, sinkhorn_dive
 from slotkernels.ranges import annotate
 from torch import Tensor, nn
 
-from interpreter.configs import VideoModelConfig
+from interpreter.methods.interpreter.config import VideoModelConfig
 from interpreter.models.positions import sincos_1d, sincos_2d
 from interpreter.models.transformer import TransformerDecoder, TransformerEncoder, init_transformer
 
 
 class VideoSlots(NamedTuple):
-    """What the video stage says of a batch of videos, after merging."""
+    """Slots and attention of a batch of videos, after merging."""
 
     slots: Tensor  # [B, K, D], rows that are not valid are zero
     attention: Tensor  # [B, T, N, K], each row over K sums to 1
@@ -50,31 +50,38 @@ class VideoStage(nn.Module):
         step = min(1.0, (self.num_frames - 1) / max(frames - 1, 1))
         return torch.arange(frames, device=device) * step
 
-    def contextualise(self, image_slots: Tensor) -> Tensor:
+    def encode_slots(self, image_slots: Tensor) -> Tensor:
         """Let the image slots [B, T, N, D_image] of a video see each other: [B, T, N, D]."""
         with annotate("encoder"):
             time = sincos_1d(self.times(image_slots.shape[1], image_slots.device), self.config.dim)
             x = self.embed(image_slots) + self.config.time_scale * time[:, None]
             return self.encoder(x.flatten(1, 2)).unflatten(1, image_slots.shape[1:3])
 
-    def gather(self, context: Tensor, slots: Tensor | None = None, merge_threshold: float | None = None) -> VideoSlots:
-        """Video slots of what :meth:`contextualise` gives.
+    def group(
+        self,
+        context: Tensor,
+        slots: Tensor | None = None,
+        merge_threshold: float | None = None,
+        iterations: int | None = None,
+    ) -> VideoSlots:
+        """Video slots of what :meth:`encode_slots` returned.
 
         Args:
             context: [B, T, N, D].
             slots: [B, K, D], a draw of the prior.
             merge_threshold: cosine distance below which slots are merged. Default: the configuration's.
+            iterations: of slot attention. Default: training's.
         """
-        found, attention = self.slot_attention(context.flatten(1, 2), slots)
+        unmerged, attention = self.slot_attention(context.flatten(1, 2), slots, iterations=iterations)
         threshold = self.config.merge_threshold if merge_threshold is None else merge_threshold
         with annotate("merging"):
-            labels, _ = cluster_slots(found.detach(), threshold)
-            merged, attention, valid = merge_slots(found, attention, labels)
-        return VideoSlots(merged, attention.unflatten(1, context.shape[1:3]), valid, found)
+            labels, _ = cluster_slots(unmerged.detach(), threshold)
+            merged, attention, valid = merge_slots(unmerged, attention, labels)
+        return VideoSlots(merged, attention.unflatten(1, context.shape[1:3]), valid, unmerged)
 
     def encode(self, image_slots: Tensor, slots: Tensor | None = None) -> VideoSlots:
         """Video slots of image slots [B, T, N, D_image]; ``slots`` [B, K, D] is a draw of the prior."""
-        return self.gather(self.contextualise(image_slots), slots)
+        return self.group(self.encode_slots(image_slots), slots)
 
     def decode(self, video: VideoSlots, frames: int, count: int) -> Tensor:
         """Reconstruct the image slots [B, T, N, D_image] from the merged video slots."""

@@ -33,12 +33,12 @@ _RENAMES = (
 
 
 def load_official_dinov2(path: Path) -> "PreTrainedModel":
-    """Load an official DINOv2 checkpoint; sizes are read off its tensors.
+    """Load an official DINOv2 checkpoint; sizes are read from its tensors.
 
-    On another grid than its own (37 x 37 patches), positions are interpolated as by ``torch.hub``: without registers
+    On another grid than its own (37 x 37 patches), positions are interpolated as in ``torch.hub``: without registers
     bicubic with an offset of 0.1 (``config.interpolate_offset``), with registers bicubic, antialiased, to the exact
-    size (`VisionTransformer.positions` says which). A folder or hub id in Hugging Face's format is not loaded here and
-    follows transformers: bicubic to the exact size, antialiased only with registers.
+    size (``VisionTransformer.positions`` names the rule). A folder or hub id in Hugging Face's format is loaded by
+    transformers instead: bicubic to the exact size, antialiased only with registers.
 
     Args:
         path: ``.pth``/``.pt`` (read without unpickling code) or ``.safetensors``.
@@ -49,10 +49,10 @@ def load_official_dinov2(path: Path) -> "PreTrainedModel":
     """
     from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-    held = _read(path)
-    if not isinstance(held, dict) or not all(isinstance(v, Tensor) for v in held.values()):
+    content = _read(path)
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"{path} is not an official DINOv2 checkpoint: it holds more than named tensors")
-    official = {k: v.float() for k, v in held.items()}
+    official = {k: v.float() for k, v in content.items()}
     first = official.keys() & {"blocks.0.norm1.weight", "blocks.0.0.norm1.weight"}
     expected = {"cls_token", "pos_embed", "patch_embed.proj.weight", "norm.weight"}
     missing = (expected | (first or {"blocks.0.norm1.weight"})) - official.keys()
@@ -88,7 +88,7 @@ def load_official_dinov2(path: Path) -> "PreTrainedModel":
 
 
 def interpolate_with_offset(embeddings: Any, tokens: Tensor, height: int, width: int) -> Tensor:
-    """Class and patch positions [1, 1 + h * w, D] for pictures of height x width pixels, as by ``torch.hub``."""
+    """Class and patch positions [1, 1 + h w, D] for frames of height x width pixels, as in ``torch.hub``."""
     positions = embeddings.position_embeddings
     count = positions.shape[1] - 1
     side, (patch_height, patch_width) = round(count**0.5), embeddings.patch_embeddings.patch_size
@@ -102,10 +102,9 @@ def interpolate_with_offset(embeddings: Any, tokens: Tensor, height: int, width:
 
 
 def _read(path: Path) -> object:
+    """The content of a checkpoint file; no code in it is run."""
     if not path.is_file():
-        from interpreter.models.backbones import OFFLINE_OPTIONS
-
-        raise FileNotFoundError(f"no backbone weights at {path}. {OFFLINE_OPTIONS}")
+        raise FileNotFoundError(f"no backbone weights at {path}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -116,6 +115,7 @@ def _read(path: Path) -> object:
 
 
 def _rename(official: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under the names of the Hugging Face model."""
     state: dict[str, Tensor] = {}
     for key, value in official.items():
         for pattern, replacement in _RENAMES:

@@ -9,11 +9,11 @@ LARGEST = torch.finfo(torch.float8_e4m3fn).max
 class Float8Linear(nn.Module):
     """A linear layer [..., in] -> [..., out] bfloat16 whose products are those of float8 numbers (e4m3).
 
-    Each row of the weight has a scale, and so has each token, found anew at every call: the largest number of a row
-    becomes the largest of float8. Sums are fp32. For inference only.
+    Each row of the weight has a scale, and so has each token, computed anew at every call: the largest number of a row
+    becomes the largest number of float8. Sums are fp32. For inference only.
 
     Args:
-        linear: the layer; both widths are multiples of 16, which the hardware asks for.
+        linear: the layer; both widths have to be multiples of 16, as the hardware requires.
     """
 
     weight: Tensor

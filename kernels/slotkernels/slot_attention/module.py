@@ -210,13 +210,16 @@ class SlotAttention(nn.Module):
         noise = torch.randn(shape, generator=generator, dtype=self.mu.dtype, device=self.mu.device)
         return self.mu + self.log_sigma.exp() * noise
 
-    def forward(self, inputs: Tensor, slots: Tensor | None = None, mask: Tensor | None = None) -> SlotAttentionOutput:
+    def forward(
+        self, inputs: Tensor, slots: Tensor | None = None, mask: Tensor | None = None, *, iterations: int | None = None
+    ) -> SlotAttentionOutput:
         """Compress tokens into slots.
 
         Args:
             inputs: [B, M, Din] tokens, not yet normalised.
             slots: [B, N, D] initial slots, any N that ``groups`` divides; drawn from the prior if None.
             mask: [B, M] or [B, groups, M] bool, False for tokens to ignore, whatever they hold.
+            iterations: of this call, >= 1. Default: the module's.
 
         Returns:
             slots [B, N, D] and the last iteration's attention [B, M, N], float32 (float64 for float64).
@@ -236,9 +239,11 @@ class SlotAttention(nn.Module):
         with torch.autocast(inputs.device.type, enabled=False):  # which would widen half-precision tokens on a GPU
             tokens = F.layer_norm(inputs, (self.input_dim,), eps=self.norm_inputs.eps).to(dtype)
         weights = self._weights(tokens.dtype)
-        blind = 0 if self.implicit == "none" else self.iterations - 1
-        backward = self.iterations - blind if torch.is_grad_enabled() else 0
-        work = (tokens.shape[1], slots.shape[1], self.qkv_dim, self.input_dim, self.iterations, backward)
+        iterations = self.iterations if iterations is None else iterations
+        check_positive("SlotAttention", iterations=iterations)
+        blind = 0 if self.implicit == "none" else iterations - 1
+        backward = iterations - blind if torch.is_grad_enabled() else 0
+        work = (tokens.shape[1], slots.shape[1], self.qkv_dim, self.input_dim, iterations, backward)
         k, v = (tokens, None) if absorbs(*work) else self._keys_and_values(tokens, weights)
 
         initial = slots
@@ -253,8 +258,8 @@ class SlotAttention(nn.Module):
             # A zero whose gradient is one: the prior learns as if it were the fixed point.
             slots = slots + (initial - initial.detach())
         normalised, attention = self._norm(slots, tokens.dtype), None
-        for iteration in range(blind, self.iterations):
-            last = iteration == self.iterations - 1
+        for iteration in range(blind, iterations):
+            last = iteration == iterations - 1
             with annotate("slot attention iteration"):
                 slots, normalised, attention = self._step(k, v, weights, slots, normalised, mask, return_attention=last)
         assert attention is not None

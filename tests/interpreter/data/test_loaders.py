@@ -15,7 +15,8 @@ from PIL import Image
 
 from interpreter.data import VideoError, open_video
 from interpreter.data import loaders as loaders_module
-from interpreter.data.loaders import LoaderError, choose_loader, dali_obstacle, open_loader
+from interpreter.data.frame_index import FrameIndex
+from interpreter.data.loaders import Loader, LoaderError, choose_loader, dali_obstacle, open_loader
 from interpreter.data.loaders.base import split
 from interpreter.data.loaders.pool import _Memory
 from interpreter.data.video.file import VideoFile
@@ -142,14 +143,15 @@ def test_clips_of_the_shared_data_are_decoded(engine, shared_data):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_pixels_depend_on_the_request_alone(engine, videos):
     asked = requests(videos, 5)
-    with open_loader(engine, videos, SIZE, CPU, workers=1, ahead=1) as loader:
+    with open_loader(engine, videos, SIZE, CPU, workers=1, ahead=0) as loader:
         expected = [loader.batch(*request) for request in asked]
     for workers, ahead in ((1, 3), (2, 2), (3, 1)):
         with open_loader(engine, videos, SIZE, CPU, workers=workers, ahead=ahead) as loader:
-            for step in (0, 1, 2, 3, 4, 2, 0):  # the last two go back, as nobody announced
-                if step != 1:
-                    loader.expect(iter(asked[step:]))
-                assert torch.equal(loader.batch(*asked[step]), expected[step])
+            backwards = loader.batches(reversed(asked))
+            assert torch.equal(next(backwards), expected[4])  # stays open while another iterator runs
+            for pixels, right in zip(loader.batches(asked), expected, strict=True):
+                assert torch.equal(pixels, right)
+            assert torch.equal(next(backwards), expected[3])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -165,31 +167,38 @@ def test_ranks_together_get_what_one_process_gets(engine, videos):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_announced_requests_are_loaded_once_and_ahead(engine, videos, monkeypatch):
-    asked = requests(videos, 6)
+def test_no_more_requests_are_taken_than_are_loaded_ahead(engine, videos):
+    asked, taken = requests(videos, 6), []
     with open_loader(engine, videos, SIZE, CPU, workers=2, ahead=2) as loader:
-        started, start = [], loader._start
-        monkeypatch.setattr(loader, "_start", lambda request: (started.append(request), start(request))[1])
-        taken = []
+        batches = loader.batches(taken.append(request) or request for request in asked)
+        assert not taken
+        for step, _ in enumerate(batches):
+            assert len(taken) == min(step + 3, 6)
 
-        def announce(first):
-            for request in asked[first:]:
-                taken.append(request)
-                yield request
 
-        loader.expect(announce(0))
-        assert [r is a for r, a in zip(started, asked, strict=False)] == [True, True]
-        assert len(taken) == 2  # no more is computed than is loaded
-        for step, request in enumerate(asked):
-            loader.batch(*request)
-            assert len(started) == min(step + 3, 6)
-            loader.expect(announce(step + 1))
-            assert len(started) == min(step + 3, 6)
-        assert all(a is b for a, b in zip(started, asked, strict=True))
-        loader.expect(asked[:2])
-        loader.expect(asked[3:])
-        assert len(loader._loading) == 2  # what is not wanted any more was dropped
-        assert np.abs(loader.batch(*asked[3]).numpy() - truth(videos, asked[3]).astype(float)).mean() < 2
+def test_closing_the_iterator_cancels_what_is_loading(videos):
+    class Unfinished:
+        def __init__(self, request):
+            self.request, self.cancelled = request, False
+
+        def result(self):
+            return self.request[0]
+
+        def cancel(self):
+            self.cancelled = True
+
+    class Recorder(Loader):
+        def _start(self, request):
+            started.append(Unfinished(request))
+            return started[-1]
+
+    for closed in ("iterator", "loader"):
+        started = []
+        loader = Recorder(videos, SIZE, CPU, ahead=2)
+        batches = loader.batches(requests(videos, 6))
+        next(batches)
+        (batches if closed == "iterator" else loader).close()
+        assert [one.cancelled for one in started] == [False, True, True]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -202,14 +211,14 @@ def test_frames_out_of_range_are_refused(engine, videos):
 
 
 def test_pieces_are_of_one_video_and_one_flip_and_cover_the_request():
-    starts = np.array([0, 4, 10, 40])
+    index = FrameIndex([4, 6, 30])
     frames = torch.tensor([12, 3, 0, 9, 12, 39, 5, 13, 14])
     flips = torch.tensor([0, 1, 1, 0, 0, 1, 0, 0, 0]).bool()
-    pieces = split((frames, flips), starts, longest=3)
+    pieces = split((frames, flips), index, longest=3)
     assert sorted(np.concatenate([piece.rows for piece in pieces])) == list(range(9))
     for piece in pieces:
         assert len(piece.rows) <= 3
-        assert np.array_equal(starts[piece.video] + piece.frames, frames[piece.rows])
+        assert np.array_equal(index.starts[piece.video] + piece.frames, frames[piece.rows])
         assert (flips[piece.rows] == piece.flip).all()
         assert (np.diff(piece.frames) >= 0).all()
     videos, mirrored, lengths = zip(*((p.video, p.flip, len(p.rows)) for p in pieces), strict=True)
@@ -255,11 +264,12 @@ def test_a_killed_process_is_one_error_and_no_hang(videos):
 def test_closing_in_the_middle_leaves_no_process_and_no_memory(videos):
     maps = Path("/proc/self/maps")
     loader = open_loader("pyav", videos, SIZE, CPU, workers=2, ahead=3)
-    loader.expect(requests(videos, 3, 200))
+    batches = loader.batches(requests(videos, 5, 200))
+    next(batches)
     assert len(children()) == 2
     assert not maps.exists() or "memfd:interpreter-loader" in maps.read_text()
     loader.close()
-    del loader
+    del loader, batches
     assert not children()
     gc.collect()
     assert not maps.exists() or "memfd:interpreter-loader" not in maps.read_text()
@@ -278,10 +288,8 @@ def test_shared_memory_is_used_again_but_never_while_a_process_may_write_to_it(v
     del first, second
     memory.close()
     with open_loader("pyav", videos, SIZE, CPU, workers=2, ahead=2) as loader:
-        asked = requests(videos, 12)
-        for step, request in enumerate(asked):
-            loader.expect(asked[step:])
-            loader.batch(*request)
+        for _ in loader.batches(requests(videos, 12)):
+            pass
         assert loader._memory.bytes <= 4 * (20 * SIZE[0] * SIZE[1] * 3 + 4096)
 
 
@@ -423,7 +431,7 @@ def test_dali_that_finds_other_frames_is_not_used(videos, monkeypatch):
 
 
 def test_the_worker_imports_no_torch():
-    code = "import sys, interpreter.data.loaders.decode_worker; print('torch' in sys.modules)"
+    code = "import sys, interpreter.data.video.decode_worker; print('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "False"
@@ -432,14 +440,12 @@ def test_the_worker_imports_no_torch():
 @pytest.mark.gpu
 @pytest.mark.parametrize("engine", ENGINES)
 def test_pixels_arrive_on_the_gpu(engine, videos, h264):
-    """Announced or not, and while the memory of earlier batches is used again."""
+    """Also while the memory of earlier batches is used again."""
     clips = [*videos, h264]
     asked = requests(clips, 8)
     expected = [truth(clips, request).astype(float) for request in asked]
     with open_loader(engine, clips, SIZE, torch.device("cuda"), workers=2) as loader:
-        loader.expect(iter(asked[:4]))
-        for request, pixels in zip(asked, expected, strict=True):
-            found = loader.batch(*request)
+        for found, pixels in zip(loader.batches(asked), expected, strict=True):
             assert found.is_cuda
             difference = np.abs(found.cpu().numpy() - pixels)
             assert difference.mean() < 2 if engine == "dali" else difference.max() == 0

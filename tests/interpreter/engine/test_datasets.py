@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from interpreter.configs import DataConfig, training_defaults
+from interpreter.configs import DataConfig
 from interpreter.engine.videos import open_videos
+from interpreter.methods.interpreter.config import training_defaults
 from interpreter.train import main
 
 from ..data.releases import (

@@ -68,7 +68,7 @@ def store(root, videos, backbone, flip=True, shard=None):
     """Fill the cache, one video at a time and in order, and open it."""
     cache = make_cache(root, videos, backbone, flip)
     cache.fill(shard or Shard(), 1, "ADVICE")
-    return StoredFeatures(cache.table(), backbone.mean.device)
+    return StoredFeatures(cache.table(), backbone.device)
 
 
 def files(root):

@@ -4,10 +4,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from interpreter.configs import OptimConfig, training_defaults
+from interpreter.configs import OptimConfig
 from interpreter.engine import memory
 from interpreter.engine.memory import memory_notice, predicted_peak
 from interpreter.engine.step import TrainingStep
+from interpreter.methods.interpreter.config import training_defaults
 from profiling.timing import peak_bytes
 from profiling.training import image_setup
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from interpreter.configs import ImageModelConfig, LoggingConfig, OptimConfig, VideoModelConfig
+from interpreter.configs import LoggingConfig, OptimConfig
 from interpreter.engine.checkpoint import checkpoints, load_checkpoint
 from interpreter.engine.records import RunLog
 from interpreter.engine.schedule import learning_rate
 from interpreter.engine.trainer import DivergedError, Trainer
 from interpreter.interrupts import StopRequest
 from interpreter.methods.interpreter import image_slots as slots
+from interpreter.methods.interpreter.config import ImageModelConfig, VideoModelConfig
 from interpreter.methods.interpreter.image_slots import StreamedSlots
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.methods.interpreter.tasks import ImageTask, VideoTask
