@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from interpreter.methods.interpreter.tasks import ImageTask, VideoTask
 from torch import Tensor
 
 from interpreter.commands import cli, run_command
@@ -27,7 +28,6 @@ from interpreter.engine.randomness import repeatable
 from interpreter.engine.step import EAGER_STEPS, Prefetched, TrainingStep
 from interpreter.methods.interpreter.config import ImageTraining, Preset, StageName, VideoTraining, training_defaults
 from interpreter.methods.interpreter.image_stage import ImageStage
-from interpreter.methods.interpreter.tasks import ImageTask, VideoTask
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.models.autocast import autocast
 from interpreter.models.backbones import Backbone, EfficientNetLite0, VisionTransformer

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from interpreter.methods.interpreter.tasks import ImageTask, VideoTask
 from rich.console import Console
 from rich.table import Table
 from slotkernels import sinkhorn_divergence
@@ -28,7 +29,6 @@ from interpreter.engine.randomness import repeatable
 from interpreter.engine.step import EAGER_STEPS, TrainingStep
 from interpreter.methods.interpreter.config import ImageTraining, VideoTraining, training_defaults
 from interpreter.methods.interpreter.image_stage import ImageStage
-from interpreter.methods.interpreter.tasks import ImageTask, VideoTask
 from interpreter.methods.interpreter.video_stage import VideoSlots, VideoStage
 from interpreter.models.autocast import autocast
 from interpreter.models.backbones import Backbone, EfficientNetLite0, VisionTransformer

@@ -12,8 +12,8 @@ from interpreter.engine.randomness import torch_generator
 from interpreter.methods.base import Context, Encoded, Segmenter
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.methods.interpreter.video_stage import VideoStage
-from interpreter.models.prior import initial_slots, prior_noise
 from interpreter.models.autocast import autocast
+from interpreter.models.prior import initial_slots, prior_noise
 from interpreter.segmentation import Segmentation
 from interpreter.store.features import encode
 
@@ -92,7 +92,8 @@ class InterpreterSegmenter(Segmenter):
         for _ in range(stage.config.restarts):
             noise = prior_noise(stage.slot_attention, len(features), generator)
             with autocast(self.device, self.precision):
-                draws.append(stage.encode(features, self.grid, initial_slots(stage.slot_attention, noise), stage.config.inference_iterations))
+                initial, iterations = initial_slots(stage.slot_attention, noise), stage.config.inference_iterations
+                draws.append(stage.encode(features, self.grid, initial, iterations))
                 errors.append(stage.error(draws[-1], features, self.grid))
         best = torch.stack(errors).argmin(0)
         slots = torch.stack([draw.slots for draw in draws])[best, frames]
