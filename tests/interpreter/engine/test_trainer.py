@@ -5,6 +5,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from interpreter.methods.interpreter.tasks import ImageTask, VideoTask
 from torch import nn
 
 from interpreter.configs import LoggingConfig, OptimConfig
@@ -17,7 +18,6 @@ from interpreter.methods.interpreter import image_slots as slots
 from interpreter.methods.interpreter.config import ImageModelConfig, VideoModelConfig
 from interpreter.methods.interpreter.image_slots import StreamedSlots
 from interpreter.methods.interpreter.image_stage import ImageStage
-from interpreter.methods.interpreter.tasks import ImageTask, VideoTask
 from interpreter.methods.interpreter.video_stage import VideoStage
 
 CPU = torch.device("cpu")
