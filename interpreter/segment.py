@@ -14,7 +14,7 @@ from rich.table import Table
 from interpreter.commands import run_command
 from interpreter.console import progress_bar
 from interpreter.data import FrameFolder, Video, open_video
-from interpreter.data.datasets.tree import LeftOut
+from interpreter.data.tree import LeftOut
 from interpreter.engine.run import check_ranges
 from interpreter.method_options import choose_method, parse_with_settings
 from interpreter.methods.base import Segmenter

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,13 +23,13 @@ import torch
 from interpreter.commands import cli, run_command
 from interpreter.engine.memory import count_parameters, predicted_peak
 from interpreter.methods.interpreter.config import Preset, StageName
-from profiling import formulas
-from profiling.accounting import branches_of_a_gpu
-from profiling.formulas import Part
-from profiling.step import configs, setup
+from profiling.accounting import formulas
+from profiling.accounting.counts import branches_of_a_gpu
+from profiling.accounting.formulas import Part
+from profiling.common.paths import RESULTS, ROOT
+from profiling.common.setups import STAGES, configs, optim_of, setup
 
-RESULTS = Path(__file__).parent / "results"
-DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
+DOCUMENT = ROOT / "docs" / "scaling.md"
 BLOCK = re.compile(r"(<!-- python -m profiling\.cost (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 # Videos and frames of the training sets, as the presets' schedules count them (short videos of YTVIS repeat to 36).
 CORPORA = {"ytvis19": (2238, 36), "movi-e": (9749, 24), "demo": (200, 24), "davis": (30, 69)}
@@ -114,7 +113,7 @@ def _model(stage: StageName, preset: Preset, rows: int, on_gpu: bool) -> tuple[i
     """Parameters, and bytes of a step at its peak."""
     given = setup(stage, preset, torch.device("cpu"), rows)
     with branches_of_a_gpu() if on_gpu else nullcontext():
-        return count_parameters(given.task.model), predicted_peak(given.task, given.task.optim, given.shapes)
+        return count_parameters(given.task.model), predicted_peak(given.task)
 
 
 def _kernels(stage: StageName) -> int:
@@ -126,7 +125,7 @@ def _kernels(stage: StageName) -> int:
 def predict(stage: StageName, gpus: int, options: Options) -> Step:
     """A stage's step on as many GPUs as share the preset's batch."""
     (image, video), device = configs(options.preset), device_of(options)
-    rows = (image if stage == "image" else video).optim.batch_size // gpus
+    rows = optim_of(stage, options.preset).batch_size // gpus
     parameters, memory = _model(stage, options.preset, rows, options.gpu != "this-cpu")
     if stage == "image":
         parts = formulas.image_step(image, rows, parameters)
@@ -191,13 +190,13 @@ def parts_table(stage: StageName, options: Options) -> str:
 def steps_table(options: Options) -> str:
     """Steps and schedules of both stages on numbers of GPUs."""
     rows, device = [], device_of(options)
-    for stage in ("image", "video"):
-        config = configs(options.preset)[stage == "video"]
+    for stage in STAGES:
+        optim = optim_of(stage, options.preset)
         for given in options.gpus:
             # All rows of the batch have to find a place: of 64 GPUs 48 share a batch of 96.
-            gpus = max(n for n in range(1, given + 1) if config.optim.batch_size % n == 0)
+            gpus = max(n for n in range(1, given + 1) if optim.batch_size % n == 0)
             step = predict(stage, gpus, options)
-            hours = step.seconds * config.optim.steps / 3600
+            hours = step.seconds * optim.steps / 3600
             memory = number(step.memory / 1e9)
             if 0 < device.memory < step.memory / 1e9:
                 memory += f", of {device.memory:g}: --micro-batch or --recompute"
@@ -207,7 +206,7 @@ def steps_table(options: Options) -> str:
                 error = f"{found[1] * 1e3:.1f} ms {found[0]}: prediction {step.seconds / found[1] - 1:+.0%}"
             rows.append(
                 (stage, str(gpus) + f" of {given}" * (gpus < given), str(step.rows), number(step.seconds * 1e3),
-                 number(step.exchange * 1e3), memory, f"{config.optim.steps:,}", number(hours), number(hours * gpus),
+                 number(step.exchange * 1e3), memory, f"{optim.steps:,}", number(hours), number(hours * gpus),
                  error)
             )  # fmt: skip
     head = ("stage", "GPUs", "batch each", "ms a step", "of it exchange", "GB each", "steps", "hours", "GPU-hours")
@@ -226,11 +225,11 @@ def corpus_table(options: Options) -> str:
     encode, find = hours(formulas.backbone(image, 1)), hours(formulas.image_encode(image, 1))
     sizes = [total * size for size in formulas.cache_bytes(image, video)]
     steps = total / image.optim.batch_size, videos / video.optim.batch_size
-    stages = [count * predict(s, 1, options).seconds / 3600 for s, count in zip(("image", "video"), steps, strict=True)]
-    stored = (total * flips * encode, total * flips * video.samples * find)
+    stages = [count * predict(s, 1, options).seconds / 3600 for s, count in zip(STAGES, steps, strict=True)]
+    stored = (total * flips * encode, total * flips * video.draws * find)
     rows = [
         ("features of all frames, both flips", f"{number(sizes[0] / 1e12)} TB", number(stored[0])),
-        (f"their image slots, {video.samples} draws, both flips", f"{number(sizes[1] / 1e12)} TB", number(stored[1])),
+        (f"their image slots, {video.draws} draws, both flips", f"{number(sizes[1] / 1e12)} TB", number(stored[1])),
         (f"one pass of the image stage ({number(steps[0])} steps), features stored", "", number(stages[0])),
         ("the same, features streamed", "", number(stages[0] + total * encode)),
         (f"one pass of the video stage ({number(steps[1])} steps), slots stored", "", number(stages[1])),

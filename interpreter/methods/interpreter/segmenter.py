@@ -4,7 +4,7 @@ Frames are decoded and encoded in chunks. What stays in memory are the image slo
 them; the video stage then groups the slots of all frames.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,13 +15,13 @@ from interpreter.configs import option
 from interpreter.data import Video
 from interpreter.engine.randomness import torch_generator
 from interpreter.methods.base import Context, Encoded, Segmenter
+from interpreter.methods.frames import encode_frames
 from interpreter.methods.interpreter.config import StageName
 from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.models.autocast import autocast
 from interpreter.models.prior import initial_slots, prior_noise
-from interpreter.segmentation import Segmentation, changed_video
-from interpreter.store.features import encode as encode_frames
+from interpreter.segmentation import Segmentation
 
 
 @dataclass(frozen=True)
@@ -43,30 +43,6 @@ class Settings:
         for name in ("merge_threshold", "num_slots"):
             if self.stage == "image" and getattr(self, name) is not None:
                 raise ValueError(f"{name} is a setting of the video stage: it has no meaning with --stage image")
-
-
-class SlotBuffer:
-    """Image slots of all frames of a video, filled chunk by chunk.
-
-    Memory is allocated once: to join the chunks in the end would need twice as much.
-
-    Args:
-        frames: number of frames T.
-        slots: (N, D).
-        patches: number of patches M.
-        device: where the tensors are.
-    """
-
-    def __init__(self, frames: int, slots: tuple[int, int], patches: int, device: torch.device) -> None:
-        self.slots = torch.empty(frames, *slots, device=device)
-        self.attention = torch.empty(frames, patches, slots[0], dtype=torch.float16, device=device)
-        self.filled = 0
-
-    def append(self, chunk: ImageSlots) -> None:
-        """Copy slots [t, N, D] and attention [t, M, N] behind those of the chunks before."""
-        part = slice(self.filled, self.filled + len(chunk.slots))
-        self.slots[part], self.attention[part] = chunk
-        self.filled = part.stop
 
 
 class InterpreterSegmenter(Segmenter):
@@ -105,22 +81,13 @@ class InterpreterSegmenter(Segmenter):
         keep: Callable[[Tensor], None] = lambda features: None,
     ) -> Encoded:
         """See :meth:`interpreter.methods.base.Segmenter.encode`; of each seed it keeps the image slots."""
-        frames, prior = video.num_frames, self.image_stage.slot_attention
-        sizes = (prior.num_slots, prior.dim), self.grid[0] * self.grid[1]
         generators = {seed: torch_generator(self.device, seed, 0) for seed in seeds}
-        buffers = {seed: SlotBuffer(frames, *sizes, self.device) for seed in seeds}
-        count = 0
-        for features in self._features(video):
-            count += len(features)
-            if count > frames:
-                break
-            keep(features)
-            for seed, generator in generators.items():
-                buffers[seed].append(self.find_image_slots(features, generator))
-            advance(len(features))
-        if count != frames:
-            raise changed_video(video)
-        return Encoded(frames, {seed: ImageSlots(found.slots, found.attention) for seed, found in buffers.items()})
+
+        def find(features: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+            slots, attention = self.find_image_slots(features, generators[seed])
+            return slots, attention.half()
+
+        return encode_frames(self, video, seeds, find, advance, keep)
 
     @torch.no_grad()
     def segment(self, encoded: Encoded, seed: int = 0, **settings: Any) -> Segmentation:
@@ -135,9 +102,6 @@ class InterpreterSegmenter(Segmenter):
         across = across[: len(slots)]
         tensors |= {"video_slots": video_slots, "video_attention": across}
         return Segmentation(self.grid, attention, across, tensors)
-
-    def _features(self, video: Video) -> Iterator[Tensor]:
-        return encode_frames(self.backbone, video.frames(self.frame_size), self.precision)
 
     def find_image_slots(self, features: Tensor, generator: torch.Generator) -> ImageSlots:
         """Image slots [t, N, D] and attention [t, M, N] of features [t, M, D_features].

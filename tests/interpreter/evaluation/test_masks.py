@@ -240,7 +240,7 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
 
     def peak(count):
         (root / "ImageSets/2017/val.txt").write_text("".join(f"v{n}\n" for n in range(count)))
-        dataset = open_dataset("davis", root, "val", 2017)
+        dataset = open_dataset("davis", root, "val", year=2017)
         masks = SavedMasks(open_predictions(source), "masks", ("one-segment", "grid"), (8,))
         tracemalloc.start()
         scores = score_dataset(dataset, masks, [PROTOCOLS["interpreter"]], Gallery(1))

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from interpreter.methods.interpreter.config import ImageTraining, VideoTraining
 from interpreter.models.backbones import EfficientNetLite0
-from profiling.step import FEATURES
+from profiling.common.setups import FEATURES
 
 # Bytes per token and channel of a block's forward pass: fp32 stream, bf16 operands; reads and writes in order.
 SELF = (4 + 2) + (2 + 6) + (6 + 2) + (2 + 2) + (4 + 2 + 4)  # norm, qkv, attention, out, residual
@@ -150,4 +150,4 @@ def cache_bytes(image: ImageTraining, video: VideoTraining) -> tuple[int, int]:
     """Bytes of a frame in the cache: its features; its image slots and their attention, of all draws. Both flips."""
     dim, tokens = features(image)
     slots, flips = image.model.num_slots, 1 + image.optim.flip
-    return 2 * flips * tokens * dim, 2 * flips * video.samples * (slots * image.model.dim + tokens * slots)
+    return 2 * flips * tokens * dim, 2 * flips * video.draws * (slots * image.model.dim + tokens * slots)

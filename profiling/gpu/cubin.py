@@ -12,7 +12,8 @@ from unittest import mock
 
 import triton
 
-ROOT = Path(__file__).resolve().parents[1]
+from profiling.common.paths import ROOT
+
 SOURCES = ROOT / "csrc" / "cuda"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # CUDA C++ programming guide, table "technical specifications per compute capability": bytes of shared memory that a

@@ -1,4 +1,4 @@
-"""The report that profiling/parts.sh keeps: REPORT.json, and REPORT.md made from it, whole after every call.
+"""The report that profiling/common/parts.sh keeps: REPORT.json, and REPORT.md made from it, whole after every call.
 
 Only the standard library, since it runs between parts that may break anything.
 """
@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from profiling.revision import revision
+from profiling.common.revision import revision
 
 LINES = 60  # of a part's output that are kept
 TIMED_OUT = (124, 137)  # exit statuses of timeout(1)
@@ -94,7 +94,7 @@ def write(path: Path, text: str) -> None:
 
 
 def main() -> None:
-    """``python -m profiling.parts ACTION REPORT …``, as parts.sh calls it."""
+    """``python -m profiling.common.parts ACTION REPORT …``, as parts.sh calls it."""
     action, path, *rest = sys.argv[1:]
     file = Path(f"{path}.json")
     if action == "begin":

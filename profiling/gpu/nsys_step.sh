@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Training steps of a stage under Nsight Systems: where the time between and inside kernels goes (docs/profiling.md).
 #
-#   profiling/nsys_step.sh --stage video --preset ytvis19                  # eager: all NVTX ranges
-#   profiling/nsys_step.sh --stage image --preset ytvis19 --mode captured  # options are those of profiling.step
-#   OUT=/elsewhere profiling/nsys_step.sh …                                # default profiling/results
+#   profiling/gpu/nsys_step.sh --stage video --preset ytvis19                  # eager: all NVTX ranges
+#   profiling/gpu/nsys_step.sh --stage image --preset ytvis19 --mode captured  # options are those of profiling.step
+#   OUT=/elsewhere profiling/gpu/nsys_step.sh …                                # default profiling/results
 #
 # Summaries (CSV) go to $OUT/nsys_*.csv; the trace itself, step.nsys-rep for Nsight's window, is not for git.
 # Without nsys or a GPU it says what is missing, and takes one step on the CPU to show that the rest works.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-# shellcheck source=profiling/parts.sh
-source profiling/parts.sh
+cd "$(dirname "$0")/../.."
+# shellcheck source=profiling/common/parts.sh
+source profiling/common/parts.sh
 OUT=${OUT:-profiling/results}
 mkdir -p "$OUT"
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Kernels of a training step under Nsight Compute: what limits each (docs/profiling.md).
 #
-#   profiling/ncu_kernel.sh '^forward_kernel' --stage image --preset ytvis19     # a regular expression, then profiling.step's
-#   LAUNCHES=3 SKIP=2 profiling/ncu_kernel.sh '^sinkhorn_kernel' --stage video --preset ytvis19
+#   profiling/gpu/ncu_kernel.sh '^forward_kernel' --stage image --preset ytvis19     # a regular expression, then profiling.step's
+#   LAUNCHES=3 SKIP=2 profiling/gpu/ncu_kernel.sh '^sinkhorn_kernel' --stage video --preset ytvis19
 #
 # Skips the first SKIP launches of the kernel (default 0), then measures LAUNCHES of them (default 1); ncu replays each
 # one many times with caches flushed. Clocks stay as they are: other programs may share the card. If ncu reports
@@ -11,9 +11,9 @@
 # window, is not for git. Without ncu or a GPU it says what is missing, and takes one step on the CPU to show that the
 # rest works.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-# shellcheck source=profiling/parts.sh
-source profiling/parts.sh
+cd "$(dirname "$0")/../.."
+# shellcheck source=profiling/common/parts.sh
+source profiling/common/parts.sh
 OUT=${OUT:-profiling/results}
 SUMMARY=${SUMMARY:-$OUT/ncu-details.csv}
 kernel=${1:?the name of a kernel, a regular expression; then options of profiling.step}

@@ -28,7 +28,7 @@ begin_report() { # path without ending, title, device
     LOGS=$(mktemp -d)
     trap 'rm -rf "$LOGS"' EXIT
     trap interrupted INT TERM
-    "$PYTHON" -m profiling.parts begin "$REPORT" "$2" "$3"
+    "$PYTHON" -m profiling.common.parts begin "$REPORT" "$2" "$3"
 }
 
 interrupted() { # ends what is running; the report names it
@@ -60,7 +60,7 @@ late() { # name, seconds: whether there is no time for it, which counts as a fai
 
 record_end() { # name, exit status, seconds, log
     [ "$2" = 0 ] || FAILED=$((FAILED + 1))
-    "$PYTHON" -m profiling.parts end "$REPORT" "$1" "$2" "$3" "$4"
+    "$PYTHON" -m profiling.common.parts end "$REPORT" "$1" "$2" "$3" "$4"
     # tar's status is 1 if a background part wrote to its log meanwhile; the archive is good.
     tar -C "$LOGS" -czf "$LOGS.tar.gz" . 2>/dev/null || [ $? = 1 ]
     mv "$LOGS.tar.gz" "$REPORT-logs.tar.gz"
@@ -78,7 +78,7 @@ part() { # name, seconds, command …: runs the command for at most that time an
     shift 2
     late "$name" "$seconds" && return
     log=$(log_of "$name")
-    "$PYTHON" -m profiling.parts start "$REPORT" "$name" "$seconds"
+    "$PYTHON" -m profiling.common.parts start "$REPORT" "$name" "$seconds"
     echo "== $name (at most $seconds s)"
     # A part may hang with children that hold its output open: the group is killed, and nobody waits for a pipe.
     timeout --kill-after=2 "$seconds" "$@" >"$log" 2>&1 &
@@ -99,7 +99,7 @@ background() { # name, seconds, command …: starts a part that runs beside thos
     shift 2
     BACKGROUND_BEGIN=$SECONDS
     BACKGROUND_LOG=$(log_of "$BACKGROUND")
-    "$PYTHON" -m profiling.parts start "$REPORT" "$BACKGROUND" "$seconds"
+    "$PYTHON" -m profiling.common.parts start "$REPORT" "$BACKGROUND" "$seconds"
     echo "== $BACKGROUND (at most $seconds s, beside the next parts)"
     timeout --kill-after=2 "$seconds" "$@" >"$BACKGROUND_LOG" 2>&1 &
     BACKGROUND_JOB=$!
@@ -120,7 +120,7 @@ skip() { # name, why
     wanted "$1" || return 0
     listed "$1" && return
     echo "== $1: left out, $2"
-    "$PYTHON" -m profiling.parts skip "$REPORT" "$1" "$2"
+    "$PYTHON" -m profiling.common.parts skip "$REPORT" "$1" "$2"
 }
 
 end_report() { # exits 1 if a part failed
@@ -130,7 +130,7 @@ end_report() { # exits 1 if a part failed
         exit 2
     fi
     await || true
-    "$PYTHON" -m profiling.parts finish "$REPORT"
+    "$PYTHON" -m profiling.common.parts finish "$REPORT"
     echo "$REPORT.md: $FAILED parts failed"
     [ "$FAILED" = 0 ]
 }
