@@ -194,7 +194,8 @@ def fill(config: Caching, shard: Shard) -> None:
     advice = "give --cache DIR on a larger disk, or make room (--prune deletes stores of other recipes, at the end)"
     cache.fill(shard, config.workers, advice)
     if config.stage != find_method(config.method).stages[0].name and shard.rank == 0:
-        stored_pictures(root, dataset.videos, cache.contents, config.data.frame_size)
+        digests = [content.digest for content in cache.contents]
+        stored_pictures(root, dataset.videos, digests, config.data.frame_size)
     others = cache.other_stores()
     if others and config.prune and shard.rank == 0:
         console.print(f"deleted {gigabytes(cache.delete(others))}: {', '.join(path.name for path in others)}")

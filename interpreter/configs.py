@@ -4,13 +4,12 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from interpreter.data.options import DatasetKind, DavisAnnotations, LoaderName
+
 Precision = Literal["auto", "fp32", "bf16", "fp8-backbone"]
 Features = Literal["auto", "stored", "streamed"]
 Dtype = Literal["fp16", "bf16"]
-LoaderName = Literal["auto", "dali", "pyav", "torch"]
-DatasetKind = Literal["synthetic", "folder", "davis", "ytvis", "movi", "segtrack", "fbms"]
 WITHOUT_SPLITS = ("folder", "segtrack")
-DavisAnnotations = Literal["unsupervised", "semi-supervised"]
 
 
 def option(default: Any, *, at_least: int | None = None, may_change: bool = False) -> Any:
@@ -99,7 +98,9 @@ class OptimConfig:
     start_lr: float = 1e-5
     """Learning rate of the first step."""
     final_lr: float = 2e-6
-    """Learning rate that the cosine ends at."""
+    """Learning rate of the last step."""
+    schedule: Literal["cosine", "exponential"] = "cosine"
+    """How the learning rate falls from its peak to the last step."""
     warmup_steps: int = option(100, at_least=0)
     """Steps of linear warm-up."""
     weight_decay: float = 0.005

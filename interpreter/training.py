@@ -16,7 +16,7 @@ from interpreter.engine.checkpoint import checkpoints, restore_weights
 from interpreter.engine.distributed import Ranks, device_of_rank, job_size, joined
 from interpreter.engine.inputs import Inputs, InputSettings
 from interpreter.engine.memory import count_parameters, memory_notice, memory_report
-from interpreter.engine.picture_grid import sample_grid
+from interpreter.engine.picture_grid import sample_grid, stored_pictures
 from interpreter.engine.precision import resolve_precision
 from interpreter.engine.randomness import explained, repeatable
 from interpreter.engine.run import (
@@ -229,4 +229,7 @@ class Pictures:
             encoded = self.inputs.encoded(number)
             return segmenter.segment(segmenter.encode(video) if encoded is None else encoded)
 
-        return sample_grid(segment, self.settings.dataset, segmenter.frame_size)
+        videos, size = self.settings.dataset.videos, segmenter.frame_size
+        digests = self.inputs.digests
+        pictures = None if digests is None else stored_pictures(self.context.store, videos, digests, size)
+        return sample_grid(segment, self.settings.dataset, size, pictures)

@@ -1,11 +1,12 @@
 """All methods. To add one, see CONTRIBUTING.md."""
 
 from interpreter.methods.base import Method
+from interpreter.methods.dinosaur import DINOSAUR
 from interpreter.methods.interpreter import INTERPRETER
 
 __all__ = ["METHODS", "find_method"]
 
-METHODS: dict[str, Method] = {method.name: method for method in (INTERPRETER,)}
+METHODS: dict[str, Method] = {method.name: method for method in (INTERPRETER, DINOSAUR)}
 
 
 def find_method(name: str) -> Method:

@@ -95,7 +95,7 @@ def open_segmenter(
     device, settings = device or default_device(), method.settings() if settings is None else settings
     if not method.stages:
         assert method.open is not None, f"{method.name} has no stages, so it has to define open"
-        return method.open(device, settings, frame_size)
+        return _with_valid_size(method.open(device, settings, frame_size))
     if run is None:
         raise ValueError(f"the method {method.name} segments with what it has learned: give --run DIR")
     key = getattr(settings, "stage", method.stages[-1].name)
@@ -104,4 +104,10 @@ def open_segmenter(
     for used in (*(stage.needs(options) if options else ()), key):
         require_finished(run, used, allow_unfinished=True)
     context, trained = load_trained(method, run, key, device, stored)
-    return stage.segmenter(trained.config, trained.model, context, settings, frame_size)
+    return _with_valid_size(stage.segmenter(trained.config, trained.model, context, settings, frame_size))
+
+
+def _with_valid_size(segmenter: Segmenter) -> Segmenter:
+    """The segmenter, if its frame size fits its backbone; else ValueError, before any video is decoded."""
+    segmenter.backbone.grid(segmenter.frame_size)
+    return segmenter

@@ -1,4 +1,4 @@
-"""The first frames of a video are a video."""
+"""The first frames of a video as a video of their own."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from interpreter.data import FrameFolder, VideoError
 from interpreter.data.video.first_frames import FirstFrames
 
-from .releases import write_frames
+from ..videos import write_frames
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def video(tmp_path):
 
 
 @pytest.mark.parametrize(("count", "kept"), [(1, 1), (3, 3), (5, 5), (9, 5)])
-def test_they_are_those_of_the_whole_video_at_any_size(video, count, kept):
+def test_first_frames_match_the_full_video(video, count, kept):
     first = FirstFrames(video, count)
     for size in (None, (8, 10)):
         frames = list(first.frames(size))
@@ -26,7 +26,7 @@ def test_they_are_those_of_the_whole_video_at_any_size(video, count, kept):
     assert (first.name, first.path, first.height, first.width) == (video.name, video.path, video.height, video.width)
 
 
-def test_frames_after_them_are_not_there(video):
+def test_frames_after_the_first_are_out_of_range(video):
     with pytest.raises(IndexError, match="frames 0 to 2"):
         FirstFrames(video, 3).read([3])
     with pytest.raises(ValueError, match="at least one frame, not 0"):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from interpreter.data.datasets.annotations import Annotation
 from interpreter.data.images import resize
 from interpreter.data.video.base import Size, Video
 
@@ -98,24 +97,3 @@ class CroppedVideo(Video):
     def _pick(self, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         for index, frame in self.inner._pick(indices):
             yield index, self.box.crop(frame)
-
-
-class CroppedMasks(Annotation):
-    """The masks of a `CroppedVideo`, from those of the whole video."""
-
-    def __init__(self, inner: Annotation, video: CroppedVideo) -> None:
-        self.inner, self.frames, self.box = inner, inner.frames, video.box
-        self.native = (video.inner.height, video.inner.width)
-
-    @property
-    def expected(self) -> str:
-        """See `Annotation.expected`."""
-        return self.inner.expected
-
-    def read(self, frame: int, size: Size) -> np.ndarray:
-        """See `Annotation.read`."""
-        return self.box.crop(self.inner.read(frame, self.native))
-
-    def check(self, size: Size) -> None:
-        """See `Annotation.check`."""
-        self.inner.check(self.native)
