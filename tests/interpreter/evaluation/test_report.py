@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from interpreter.evaluation.methods import Method
 from PIL import Image
 
 from interpreter.evaluation import provenance
 from interpreter.evaluation.gallery import Gallery, Picture
-from interpreter.evaluation.methods import Method
 from interpreter.evaluation.record import Provenance
 from interpreter.evaluation.report import write_report
 from interpreter.evaluation.scoring import Scores

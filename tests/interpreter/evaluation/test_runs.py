@@ -7,10 +7,10 @@ import statistics
 
 import pytest
 import torch
+from interpreter.evaluation.methods import Method, RunSource
 
 from interpreter.configs import VideosConfig
 from interpreter.evaluate import Evaluation, evaluate, main
-from interpreter.evaluation.methods import Method, RunSource
 from interpreter.evaluation.scoring import Row, Scores, number
 from interpreter.methods.interpreter.segmenter import Segmenter
 from interpreter.methods.interpreter.video_stage import VideoStage
