@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the scripts of this folder share; sourced in the root of the repository.
+# Functions of profiling's scripts, which source it in the root of the repository: checks for tools, reports of parts.
 export PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 PYTHON=${PYTHON:-python3}
 BACKGROUND='' BACKGROUND_JOB='' JOB='' MATCHED=''

@@ -1,4 +1,4 @@
-"""What travels to a GPU machine: small enough, and nothing of it takes the place of what is installed there."""
+"""What is carried to a GPU machine is small, and replaces nothing that is installed there."""
 
 import subprocess
 import sys
