@@ -158,7 +158,7 @@ def open_maker(config: Caching, run: Path, root: Path) -> Maker:
     """
     method, stage, options, stored = stage_options(config, run)
     for needed in stage.needs(options):
-        require_finished(run, needed, config.allow_unfinished)
+        require_finished(run, needed, stored, config.allow_unfinished)
     context = open_context(method, stage, options, run, default_device(), stored)
     if context.earlier:
         _check_same_features(config, context)
@@ -194,7 +194,8 @@ def fill(config: Caching, shard: Shard) -> None:
     advice = "give --cache DIR on a larger disk, or make room (--prune deletes stores of other recipes, at the end)"
     cache.fill(shard, config.workers, advice)
     if config.stage != find_method(config.method).stages[0].name and shard.rank == 0:
-        stored_pictures(root, dataset.videos, cache.contents, config.data.frame_size)
+        digests = [content.digest for content in cache.contents]
+        stored_pictures(root, dataset.videos, digests, config.data.frame_size)
     others = cache.other_stores()
     if others and config.prune and shard.rank == 0:
         console.print(f"deleted {gigabytes(cache.delete(others))}: {', '.join(path.name for path in others)}")
@@ -206,10 +207,10 @@ def fill_with_ray(config: Caching) -> None:
 
     if not config.source or not config.out:
         raise ValueError("--engine ray needs --source URL (a folder of videos) and --out URL (where the files go)")
-    method, stage, options, _ = stage_options(config)
+    method, stage, options, stored = stage_options(config)
     needed: list[Path] = []
     for key in stage.needs(options):
-        require_finished(config.run, key, config.allow_unfinished)
+        require_finished(config.run, key, stored, config.allow_unfinished)
         load_stage_state(config.run, key, method.name)  # an error here is easier to read than one of a process far away
         needed += [config.run / "config.json", *checkpoints(config.run / key)[-1:]]
     corpus = ray.Corpus(config.source, config.out, config.ray_workers)

@@ -4,13 +4,12 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from interpreter.data.options import DatasetKind, DavisAnnotations, LoaderName
+
 Precision = Literal["auto", "fp32", "bf16", "fp8-backbone"]
 Features = Literal["auto", "stored", "streamed"]
 Dtype = Literal["fp16", "bf16"]
-LoaderName = Literal["auto", "dali", "pyav", "torch"]
-DatasetKind = Literal["synthetic", "folder", "davis", "ytvis", "movi", "segtrack", "fbms"]
 WITHOUT_SPLITS = ("folder", "segtrack")
-DavisAnnotations = Literal["unsupervised", "semi-supervised"]
 
 
 def option(default: Any, *, at_least: int | None = None, may_change: bool = False) -> Any:

@@ -16,7 +16,7 @@ from interpreter.engine.checkpoint import checkpoints, restore_weights
 from interpreter.engine.distributed import Ranks, device_of_rank, job_size, joined
 from interpreter.engine.inputs import Inputs, InputSettings
 from interpreter.engine.memory import count_parameters, memory_notice, memory_report
-from interpreter.engine.picture_grid import sample_grid
+from interpreter.engine.picture_grid import sample_grid, stored_pictures
 from interpreter.engine.precision import resolve_precision
 from interpreter.engine.randomness import explained, repeatable
 from interpreter.engine.run import (
@@ -127,10 +127,10 @@ def train_stage(
     """Train a stage; see :func:`train`. The order of events: earlier stages, model, data, inputs, training."""
     key, stored = stage.key(config), _stored_config(method, config.run)
     for needed in stage.needs(config):
-        require_finished(config.run, needed, getattr(config, "allow_unfinished", False))
+        require_finished(config.run, needed, stored, getattr(config, "allow_unfinished", False))
     if checkpoints(config.run / key):
         require_same(stored.options(key, stage.config), config)
-    context = open_context(method, stage, config, config.run, device)
+    context = open_context(method, stage, config, config.run, device, stored)
     stored = _with_stage(stored, key, stage, config, context)
     optim = dataclasses.replace(config.optim, precision=resolve_precision(config.optim.precision, device))
     # Before the data is opened, so that sizes which do not fit are refused at once.
@@ -138,7 +138,7 @@ def train_stage(
     model = stage.build(config, context).to(device)
     if config.init:
         restore_weights(model, load_stage_state(config.init, key, method.name).weights, config.init / key)
-        require_finished(config.init, key, allow_unfinished=True)
+        require_finished(config.init, key, read_config(config.init), allow_unfinished=True)
     with ranks.first_goes_ahead():
         config.run.mkdir(parents=True, exist_ok=True)
         dataset = open_videos(context.data, config.run)
@@ -229,4 +229,7 @@ class Pictures:
             encoded = self.inputs.encoded(number)
             return segmenter.segment(segmenter.encode(video) if encoded is None else encoded)
 
-        return sample_grid(segment, self.settings.dataset, segmenter.frame_size)
+        videos, size = self.settings.dataset.videos, segmenter.frame_size
+        digests = self.inputs.digests
+        pictures = None if digests is None else stored_pictures(self.context.store, videos, digests, size)
+        return sample_grid(segment, self.settings.dataset, size, pictures)

@@ -7,13 +7,13 @@ Features are noisy blobs that move over 24×36 tokens of width 384.
 import argparse
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from interpreter.metrics import baselines
-from profiling.timing import machine, save
+from profiling.common.machine import machine, save
+from profiling.common.paths import RESULTS
 
 GRID, WIDTH, FRAMES, CLUSTERS = (24, 36), 384, 12, 6
 
@@ -53,7 +53,7 @@ def main() -> None:
         results[name] = {"median": statistics.median(times), "least": min(times), "greatest": max(times)}
     shape = {"grid": GRID, "width": WIDTH, "frames": FRAMES, "clusters": CLUSTERS}
     save(
-        Path(__file__).parent / "results" / "baselines-cpu.json",
+        RESULTS / "baselines-cpu.json",
         {
             "what": "processor time of the baselines that cluster features",
             **machine("cpu"),

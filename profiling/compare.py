@@ -21,8 +21,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from profiling.bench.case import OURS
+from profiling.common.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 CONSOLE = Console(width=118)
 Results = dict[str, Any]  # what profiling.bench writes
 

@@ -4,9 +4,9 @@
     python -m profiling.compilers --all              # all shipped launches, compared with the committed tables
     python -m profiling.compilers --all --update     # all, and profiling/results/resources*.csv are written anew
 
-Each version in ``profiling.resources.VERSIONS`` is installed beside the others, in ``triton-X`` of the virtual
-environment, unless it is there. Exits with 1 if any launch does not compile, spills, or needs more shared memory than
-a block may have.
+Each version in ``profiling.gpu.resource_tables.VERSIONS`` is installed beside the others, in ``triton-X`` of the
+virtual environment, unless it is there. Exits with 1 if any launch does not compile, spills, or needs more shared
+memory than a block may have.
 """
 
 import argparse
@@ -17,9 +17,9 @@ import time
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
-from profiling.resources import VERSIONS
+from profiling.common.paths import ROOT
+from profiling.gpu.resource_tables import VERSIONS
 
-ROOT = Path(__file__).resolve().parents[1]
 FAULTS = ("spilled", "shared memory, ", "error:", "worse:", "changed:")
 
 

@@ -9,8 +9,8 @@
 #   profiling/fresh.sh packages     # newest and oldest packages: fresh-packages.md
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
-# shellcheck source=profiling/parts.sh
-source profiling/parts.sh
+# shellcheck source=profiling/common/parts.sh
+source profiling/common/parts.sh
 WHAT=${1:-all}
 [[ $# -le 1 && $WHAT =~ ^(all|users|packages)$ ]] || { echo "usage: profiling/fresh.sh [users|packages]" >&2 && exit 2; }
 unset PYTHONPATH "${!PIP_@}" "${!UV_@}" "${!SLOTKERNELS_@}"

@@ -16,8 +16,8 @@
 # See docs/profiling.md.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
-# shellcheck source=profiling/parts.sh
-source profiling/parts.sh
+# shellcheck source=profiling/common/parts.sh
+source profiling/common/parts.sh
 
 usage() {
     echo "usage: profiling/gpu_check.sh figures|proof [--device cpu|cuda] [--only PART] [--list]" >&2
@@ -182,7 +182,7 @@ sanitize() { # tool of compute-sanitizer, options of profiling.gpu.exercise
 count() { # stage, kernels: hardware counters of the kernels of a step
     if [ "$DEVICE" = cpu ] || command -v ncu >/dev/null; then
         part "ncu, $1" 80 env OUT="$SCRATCH/ncu-$1" SUMMARY="$OUT/ncu-$1.csv" LAUNCHES=2 \
-            profiling/ncu_kernel.sh "$2" --stage "$1" "${STEP[@]:2:2}"
+            profiling/gpu/ncu_kernel.sh "$2" --stage "$1" "${STEP[@]:2:2}"
     else
         skip "ncu, $1" "ncu is not installed"
     fi

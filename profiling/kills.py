@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from interpreter.data.scenes.generate import generate_scenes
 from interpreter.engine.checkpoint import checkpoints, load_checkpoint
-from profiling.timing import machine, save
+from profiling.common.machine import machine, save
 
 SIZES = "--dim 16 --num-slots 4 --heads 2 --decoder-layers 1 --batch-size 4 --precision fp32 --checkpoint-every 50"
 IMAGE = f"--stage image --num-videos 12 --frame-size 64 96 {SIZES}"
@@ -46,7 +46,7 @@ def finish(run: Path, options: str, steps: int) -> None:
 
 def killed(run: Path, options: str, steps: int, kills: int, longest: float, progress: Progress) -> list[int]:
     """Start and kill the command after random times; returns the newest checkpoint's step after each kill."""
-    stage, found = options.split()[1], []
+    stage, found = options.split()[1], list[int]()
     bar = progress.add_task(f"{stage} stage", total=kills)
     while len(found) < kills:
         process = start(run, options, steps)

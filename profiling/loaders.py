@@ -15,7 +15,8 @@ import importlib.metadata
 import importlib.util
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from PIL import Image
 
 from interpreter.data import FrameFolder, Video, open_video
 from interpreter.data.loaders import dali_obstacle, open_loader
-from profiling.timing import interleaved, machine, save
+from interpreter.data.loaders.base import Loader
+from profiling.common.machine import machine, save
+from profiling.common.timing import Run, interleaved
 
 FRAMES, REQUEST, WINDOW = 120, 48, 16  # frames of the clip, of a request, of a window of consecutive frames
 REQUESTS = 16  # different requests that take turns
@@ -39,6 +42,7 @@ def encode(path: Path, frames: np.ndarray, codec: str, pixels: str, options: dic
     """Write frames uint8 [T, H, W, 3] as a video file."""
     with av.open(str(path), "w") as file:
         stream = file.add_stream(codec, rate=25, options=options)
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels
         for frame in frames:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -98,7 +102,7 @@ def opencv_reader(video: Video, threads: int) -> Read:
 
     def read(numbers: np.ndarray) -> np.ndarray:
         out = np.empty((len(numbers), *SIZE, 3), np.uint8)
-        last, frame = -1, None
+        last, frame = -1, np.empty(0)
         for place in np.argsort(numbers, kind="stable"):
             number = int(numbers[place])
             if number != last:
@@ -111,28 +115,35 @@ def opencv_reader(video: Video, threads: int) -> Read:
     return read
 
 
+def loaded(loader: Loader, numbers: np.ndarray) -> np.ndarray:
+    """Frames of a loader, none of them flipped."""
+    return loader.batch(torch.from_numpy(numbers), torch.zeros(len(numbers), dtype=torch.bool)).numpy()
+
+
+def _read_next(reader: Read, turns: Iterator[np.ndarray]) -> np.ndarray:
+    return reader(next(turns))
+
+
 def benchmark(name: str, video: Video, pattern: str, threads: int, seconds: float) -> dict[str, Any]:
     """All engines on one clip and one kind of request."""
     asked = requests(pattern)
     engines = ["torch", "pyav", *(["dali"] if dali_obstacle([video], CPU) is None else [])]
     loaders = {engine: open_loader(engine, [video], SIZE, CPU, threads) for engine in engines}  # type: ignore[arg-type]
     readers: dict[str, Read | None] = {
-        f"{engine} loader": lambda numbers, loader=loader: loader.batch(
-            torch.from_numpy(numbers), torch.zeros(len(numbers), dtype=torch.bool)
-        ).numpy()
-        for engine, loader in loaders.items()
+        f"{engine} loader": partial(loaded, loader) for engine, loader in loaders.items()
     }
     readers |= {
         "Video.read": lambda numbers: video.read(numbers, SIZE),
         "decord2": decord_reader(video, threads),
         "opencv": opencv_reader(video, threads),
     }
-    runs, differences = {}, {}
+    runs: dict[str, Run] = {}
+    differences = {}
     expected = video.read(asked[0], SIZE).astype(float)
     for reader_name, reader in readers.items():
         if reader is not None:
             turns = iter(asked * 10_000)
-            runs[reader_name] = lambda reader=reader, turns=turns: reader(next(turns))
+            runs[reader_name] = partial(_read_next, reader, turns)
             differences[reader_name] = float(np.abs(reader(asked[0]) - expected).mean())
     times = interleaved(runs, "cpu", seconds)
     for loader in loaders.values():

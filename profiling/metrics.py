@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from interpreter.metrics import PROTOCOLS, score_video
-from profiling.timing import Run, interleaved, machine, save
+from profiling.common.machine import machine, save
+from profiling.common.timing import Run, interleaved
 
 SHAPE = (36, 336, 504)
 SEGMENTS, OBJECTS = 8, 4

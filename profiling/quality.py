@@ -10,9 +10,8 @@ import json
 import statistics
 from pathlib import Path
 
-from profiling.timing import machine, save
-
-RESULTS = Path(__file__).parent / "results"
+from profiling.common.machine import machine, save
+from profiling.common.paths import RESULTS
 
 
 def read(path: Path) -> dict:

@@ -64,7 +64,7 @@ def steps(compiled: bool) -> None:
     import torch
 
     from interpreter.engine.step import TrainingStep
-    from profiling.step import setup
+    from profiling.common.setups import setup
 
     device = torch.device("cpu")
     given = setup("image", "demo", device)
@@ -148,7 +148,7 @@ def main() -> None:
     measure(entries, options.seconds, options.rounds)
     show(entries)
     if options.out:
-        from profiling.timing import machine, save
+        from profiling.common.machine import machine, save
 
         results = machine("cpu") | {"what": WHAT, "settings": entries}
         for library in filter(None, (options.llvm, options.intel)):

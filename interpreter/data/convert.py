@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from interpreter.data._progress import progress
+from interpreter.console import tracked
 from interpreter.data.datasets import VideoDataset
 from interpreter.data.datasets.layout import (
     Picture,
@@ -45,7 +45,7 @@ def convert_dataset(dataset: VideoDataset, origin: str, out: Path, split: str) -
     make_folders(out)
     with locked(out):
         claim(out / f"converted-{split}.json", {"origin": origin, "split": split, "num_videos": len(names)})
-        for index, name in enumerate(progress(names, len(names), f"converting {split}")):
+        for index, name in enumerate(tracked(names, len(names), f"converting {split}")):
             if not has_video(out, name, dataset.videos[index].num_frames):
                 write_video(out, name, _masks(dataset, index), _frames(dataset.videos[index]))
         write_set(out, split, names)

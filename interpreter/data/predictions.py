@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from interpreter.data.datasets.annotations import read_ids
-from interpreter.data.datasets.tree import LeftOut, listing, split_frames, walk
 from interpreter.data.images import natural_key, normal
 from interpreter.data.rle import decode_rle
+from interpreter.data.tree import LeftOut, listing, split_frames, walk
 from interpreter.data.video import VideoError
 from interpreter.files import read_text
 

@@ -1,7 +1,7 @@
 """What a step trains on, as a function of its number alone: resuming needs no state of a sampler."""
 
 import abc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +38,12 @@ class Inputs(abc.ABC):
         frames_per_sample: frames that one sample of a batch looks at.
         noise_stream: the stream of random numbers that the step's noise is drawn from; see ``Stream`` in
             :mod:`interpreter.engine.randomness`.
+        digests: of the contents of the videos, if :meth:`encoded` serves them from the cache.
     """
 
     frames_per_sample: int
     noise_stream: int
+    digests: Sequence[str] | None = None
 
     @abc.abstractmethod
     def batches(self, steps: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:

@@ -23,7 +23,7 @@ def open_videos(config: VideosConfig, run: Path) -> VideoDataset:
         config.data,
         root,
         split,
-        int(config.year),
+        year=int(config.year),
         annotations=config.annotations,
         crop_borders=config.crop_borders,
     )
@@ -37,5 +37,5 @@ def published_ids(config: VideosConfig) -> dict[str, int | str]:
     if config.root is None:
         raise ValueError(f"--data {config.data} needs --root DIR")
     split = None if config.data in WITHOUT_SPLITS else config.split
-    sources = find_sources(config.data, config.root, split, int(config.year), annotations=config.annotations)
+    sources = find_sources(config.data, config.root, split, year=int(config.year), annotations=config.annotations)
     return {source.name: source.id for source in sources if source.id is not None}

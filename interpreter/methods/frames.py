@@ -11,6 +11,7 @@ from interpreter.configs import Dtype, FeatureStageConfig
 from interpreter.data import Video
 from interpreter.engine.inputs import FrameInputs, InputSettings
 from interpreter.methods.base import Context, Encoded, Segmenter, Stage
+from interpreter.segmentation import changed_video
 from interpreter.store.features import FeatureMaker, encode
 from interpreter.store.open import opened_features
 
@@ -71,5 +72,5 @@ def encode_frames(
                     whole[chunk] = part
         advance(len(features))
     if count != frames:
-        raise ValueError(f"{video.path} changed while it was segmented; leave it alone until it is done")
+        raise changed_video(video)
     return Encoded(frames, by_seed)

@@ -78,6 +78,7 @@ def open_segmenter(
     settings: Any = None,
     frame_size: tuple[int, int] | None = None,
     device: torch.device | None = None,
+    stored: RunConfig | None = None,
 ) -> Segmenter:
     """A method, ready to segment; prints a warning if a stage did not reach its last step.
 
@@ -87,6 +88,7 @@ def open_segmenter(
         settings: of the method's dataclass ``settings``. Default: its defaults.
         frame_size: (H, W) that frames are resized to before the backbone. Default: as in training.
         device: where to compute. Default: the GPU if there is one.
+        stored: configuration of the run, if it was read already.
 
     Raises:
         FileNotFoundError: if the run, or the stage that segments, does not exist.
@@ -95,13 +97,19 @@ def open_segmenter(
     device, settings = device or default_device(), method.settings() if settings is None else settings
     if not method.stages:
         assert method.open is not None, f"{method.name} has no stages, so it has to define open"
-        return method.open(device, settings, frame_size)
+        return _with_valid_size(method.open(device, settings, frame_size))
     if run is None:
         raise ValueError(f"the method {method.name} segments with what it has learned: give --run DIR")
     key = getattr(settings, "stage", method.stages[-1].name)
-    stage, stored = method.stage(key), read_config(run)
+    stage, stored = method.stage(key), stored or read_config(run)
     options = stored.options(key, stage.config)
     for used in (*(stage.needs(options) if options else ()), key):
-        require_finished(run, used, allow_unfinished=True)
+        require_finished(run, used, stored, allow_unfinished=True)
     context, trained = load_trained(method, run, key, device, stored)
-    return stage.segmenter(trained.config, trained.model, context, settings, frame_size)
+    return _with_valid_size(stage.segmenter(trained.config, trained.model, context, settings, frame_size))
+
+
+def _with_valid_size(segmenter: Segmenter) -> Segmenter:
+    """The segmenter, if its frame size fits its backbone; else ValueError, before any video is decoded."""
+    segmenter.backbone.grid(segmenter.frame_size)
+    return segmenter

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from interpreter.data import FrameFolder, Video
-from interpreter.data.video.borders import CroppedVideo
+from interpreter.data.video.cropped import CroppedVideo
 from interpreter.files import write_text, written_whole
 
 NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.uint8: "U8"}

@@ -17,8 +17,8 @@ import torch
 
 from interpreter.console import console, progress_bar
 from interpreter.data import Video
-from interpreter.data._progress import cpu_count, reading_threads
 from interpreter.data.frame_index import FrameIndex
+from interpreter.data.threads import cpu_count, reading_threads
 from interpreter.locks import Lock
 from interpreter.store.files import Content, Store, read_content
 from interpreter.store.table import FrameTable

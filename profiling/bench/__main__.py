@@ -21,7 +21,7 @@ from interpreter.files import write_text
 from profiling.bench import BENCHMARKS, load
 from profiling.bench.case import OURS, Case
 from profiling.bench.measure import Machine, check, join, measure, select
-from profiling.timing import machine
+from profiling.common.machine import machine
 
 FOUND = "cuda" if torch.cuda.is_available() else "cpu"
 CONSOLE = Console(width=118, stderr=True)
@@ -57,9 +57,6 @@ class Options:
 
     list: bool = False
     """List the benchmarks and exit."""
-
-    compare: str | None = None
-    """Time this revision of the repository against the working tree, by turns; see profiling.compare."""
 
     variants: tuple[str, ...] = ("all",)
     """What to time: all, ours (this project's variants, without baselines), or names of variants."""
@@ -126,7 +123,9 @@ def measure_apart(name: str, index: int, case: Case, options: Options) -> dict[s
             command += ["--device", options.device, "--seconds", str(options.seconds / len(case.variants))]
             command += ["--threads", str(options.threads), "--out", str(out), *(["--no-floor"] * (not options.floor))]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
-            content = json.loads(out.read_text()) if out.exists() else {"failed": {name: done.stderr[-500:]}}
+            content: dict[str, Any] = {"failed": {name: done.stderr[-500:]}}
+            if out.exists():
+                content = json.loads(out.read_text())
         if content["failed"]:
             raise RuntimeError(f"{variant}: {content['failed'][name]}")
         cases = content["benchmarks"][name]["cases"]
@@ -199,17 +198,6 @@ def main() -> None:
         for name in names:
             describe(name)
         return
-    if options.compare:
-        from profiling.compare import Options as Comparison
-        from profiling.compare import compare
-
-        sys.exit(
-            compare(
-                Comparison(
-                    options.compare, names, seconds=options.seconds, threads=options.threads, device=options.device
-                )
-            )
-        )
     warnings.filterwarnings("ignore", module="torch")
     results = run_all(names, options)
     CONSOLE.print(f"{len(results['benchmarks'])} benchmarks in {results['seconds']:.0f} s")

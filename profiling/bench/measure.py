@@ -16,7 +16,7 @@ from torch import Tensor
 
 from profiling.bench.case import OURS, Case, Function, WrongResult, name_of
 from profiling.bench.flops import count_flops
-from profiling.timing import Run, captured, limits, peak_bytes, rounds
+from profiling.common.timing import Run, captured, limits, peak_bytes, rounds
 
 # Rotating inputs fill this many bytes, more than caches hold: L2 of an H100 or B200; what a CPU's core has to itself.
 ROTATED = {"cuda": 2**28, "cpu": 2**26}

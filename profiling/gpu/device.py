@@ -5,7 +5,8 @@ import json
 
 import torch
 
-from profiling.timing import limits, machine
+from profiling.common.machine import machine
+from profiling.common.timing import limits
 
 
 def main() -> None:

@@ -14,9 +14,8 @@ from typing import Any
 
 import tyro
 
-from profiling.timing import save
-
-PREDICTIONS = Path(__file__).with_name("predictions.json")
+from profiling.common.machine import save
+from profiling.common.paths import PREDICTIONS
 
 
 @dataclass
@@ -71,7 +70,7 @@ def rows_of(predictions: dict[str, Any], results: dict[str, Any]) -> list[dict[s
     """Each prediction with its measurement and the ratio to the middle of the range."""
     name = results["device"].get("device") or results["steps"].get("device", "unknown")
     kind = next((kind for kind in ("h100", "h200") if kind in name.lower()), None)
-    rows = []
+    rows: list[dict[str, Any]] = []
     if kind is None:
         print(f"nothing was predicted for this device: {name}")
         return rows

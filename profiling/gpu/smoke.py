@@ -21,7 +21,7 @@ import torch
 import tyro
 
 from profiling.bench import BENCHMARKS
-from profiling.timing import machine, save
+from profiling.common.machine import machine, save
 
 OPS = tuple(name for name in BENCHMARKS if not name.startswith("train"))
 

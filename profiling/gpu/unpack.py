@@ -12,7 +12,7 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from profiling.common.paths import ROOT
 
 
 def installed(name: str) -> str | None:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import tyro
 
+from profiling.common.paths import RESULTS, ROOT
 from profiling.report.page import page, with_figures
 from profiling.report.plot import digest, draw, read_digest
-from profiling.report.results import RESULTS, read_runs
-
-ROOT = Path(__file__).parents[2]
+from profiling.report.results import read_runs
 
 
 @dataclass

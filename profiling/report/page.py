@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from profiling.bench.case import OURS
+from profiling.common.paths import RESULTS
 from profiling.report.predicted import beside_predictions
 from profiling.report.recordings import busy_machine, ms, predictions, steps, times
-from profiling.report.results import RESULTS, Recorded, Row, read_recorded, read_runs, read_table, rows_of, slug
+from profiling.report.results import Recorded, Row, read_recorded, read_runs, read_table, rows_of, slug
 
 HEAD = """# Benchmarks
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from profiling.bench.case import OURS
-from profiling.gpu.predictions import PREDICTIONS
+from profiling.common.paths import PREDICTIONS
 from profiling.report.results import slug
 
 STEP, COMPILED = "video step, captured", "video step, compiled and captured"

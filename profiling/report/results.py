@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from profiling.bench.case import OURS
-
-RESULTS = Path(__file__).parents[1] / "results"
+from profiling.common.paths import RESULTS
 
 
 @dataclass(frozen=True)

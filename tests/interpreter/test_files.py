@@ -17,7 +17,8 @@ from interpreter.engine.records import read_records, truncate_records
 from interpreter.engine.run import read_config
 from interpreter.files import read_text
 
-from .data.releases import compressed, write_fbms, write_frames, write_ytvis, ytvis_annotation, ytvis_video
+from .data.releases import compressed, write_fbms, write_ytvis, ytvis_annotation, ytvis_video
+from .videos import write_frames
 
 SIZE = (12, 20)
 MASK = np.zeros(SIZE, bool)

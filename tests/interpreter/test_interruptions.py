@@ -16,16 +16,17 @@ import pytest
 from PIL import Image
 
 from interpreter import cache, evaluate, segment, train
-from interpreter.data import generate_scenes, open_video
+from interpreter.data import open_video
 from interpreter.data.__main__ import main as data
 from interpreter.data.scenes import generate as synthetic
+from interpreter.data.scenes import generate_scenes
 from interpreter.engine.checkpoint import load_checkpoint
 from interpreter.engine.records import RunLog
 from interpreter.interrupts import Interrupted, StopRequest
 from interpreter.locks import Lock, LockedError
 
-from .data.test_synthetic import digest
 from .runs import TWO_RANKS, curve, start, wait_for_step
+from .videos import digest
 
 LONG = ["--steps", "100000", "--checkpoint-every", "100000"]
 
@@ -230,7 +231,7 @@ def test_two_ranks_that_get_a_signal_save_and_the_job_fails(image_run, image_opt
     [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGTERM, False), (signal.SIGKILL, False)],
 )
 def test_interrupted_generation_leaves_no_process_and_nothing_half(tmp_path, number, whole_group):
-    command = [sys.executable, "-m", "interpreter.data.scenes.generate", "--root", str(tmp_path / "scenes")]
+    command = [sys.executable, "-m", "interpreter.data.synthetic", "--root", str(tmp_path / "scenes")]
     command += ["--num-videos", "600", "--size", "160", "240", "--num-frames", "100", "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     workers = []

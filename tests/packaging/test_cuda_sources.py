@@ -42,7 +42,7 @@ def only_cuda(sources):
 
 
 @pytest.mark.slow
-def test_compiles_for_every_gpu_without_spills_and_registers_its_ops(sources, python, nvcc, tmp_path):
+def test_cuda_compiles_for_every_gpu_without_spills(sources, python, nvcc, tmp_path):
     only_cuda(sources)
     printed = python(
         sources,
@@ -69,7 +69,7 @@ def test_compiles_for_every_gpu_without_spills_and_registers_its_ops(sources, py
     assert registered.split("registered:")[1].split() == sorted(implemented)
 
 
-def test_a_compiler_error_in_a_cuda_source_stops_the_build_with_its_message(sources, python, nvcc):
+def test_a_cuda_compiler_error_stops_the_build(sources, python, nvcc):
     only_cuda(sources)
     for source in (sources / "csrc/cuda").glob("*.cu"):
         source.write_text("int broken = no_such_name;\n")
@@ -80,7 +80,7 @@ def test_a_compiler_error_in_a_cuda_source_stops_the_build_with_its_message(sour
     assert not list((sources / "kernels").rglob("_C_cuda*"))
 
 
-def test_whether_cuda_is_built_depends_on_torch_and_nvcc_and_not_on_a_gpu(setup_script, monkeypatch, tmp_path, capsys):
+def test_torch_and_nvcc_decide_whether_cuda_is_built(setup_script, monkeypatch, tmp_path, capsys):
     wanted = setup_script["cuda_wanted"]
     (tmp_path / "bin").mkdir()
     (tmp_path / "include").mkdir()

@@ -52,7 +52,7 @@ def test_page_plots_and_readme_agree_with_the_results():
     assert stale() == [], REMEDY
 
 
-def test_a_changed_number_makes_page_readme_and_plot_stale_until_they_are_written(folder, tmp_path):
+def test_a_changed_number_makes_page_readme_and_plot_stale(folder, tmp_path):
     (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text(f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n")
     save(folder, "bench-cpu.json", run_of("cpu", "op", eager=7.5))
@@ -72,7 +72,7 @@ def test_a_changed_number_makes_page_readme_and_plot_stale_until_they_are_writte
     assert stale(tmp_path, folder) == ["docs/benchmarks.md"]
 
 
-def test_losses_are_told_and_the_strongest_baseline_is_the_fastest(folder):
+def test_losses_are_listed_and_the_strongest_is_the_fastest(folder):
     save(folder, "bench-cpu.json", run_of("cpu", "op", eager=3.0, compiled=0.5))
     text = page(folder)
     assert "**Slower than a baseline:** op (B 8, grid 24×36): compiled **0.5×**." in text
@@ -84,7 +84,7 @@ def test_losses_are_told_and_the_strongest_baseline_is_the_fastest(folder):
     assert "No baseline that was timed is faster in any case." in page(folder)
 
 
-def test_a_gpu_that_was_not_there_is_told_until_there_are_results_of_one(folder):
+def test_the_page_says_so_until_a_gpu_has_results(folder):
     save(folder, "bench-cpu.json", run_of("cpu", "op", eager=3.0))
     assert "## On a GPU\n\nNot run." in page(folder)
     readme = f"{MARKERS[0]}{MARKERS[1]}"
@@ -96,7 +96,7 @@ def test_a_gpu_that_was_not_there_is_told_until_there_are_results_of_one(folder)
     assert "No GPU" not in with_figures(readme, folder)
 
 
-def test_files_of_one_device_are_joined_and_contradictions_refused(folder):
+def test_files_of_one_device_join_and_conflicts_fail(folder):
     save(folder, "bench-cpu-1.json", run_of("cpu", "op", eager=3.0))
     save(folder, "bench-cpu-2.json", run_of("cpu", "other", eager=4.0))
     assert list(read_runs(folder)["cpu"]["benchmarks"]) == ["op", "other"]
@@ -145,7 +145,7 @@ def test_devices_of_one_short_name_are_refused(folder):
         read_runs(folder)
 
 
-def test_sentences_on_predictions_quote_the_files_and_give_reasons_for_their_own_run_only():
+def test_predictions_quote_files_and_explain_their_own_run():
     run = read_runs()["h100"]
     text = "\n".join(beside_predictions(RESULTS, run))
     assert "captured, 175 to 215 ms predicted, 198 measured, 1.02 times the middle" in text
@@ -165,7 +165,7 @@ def test_a_variant_that_was_measured_is_not_left_out(folder):
     assert [line for line in page(folder).splitlines() if "Left out" in line] == ["Left out: other (not asked for)."]
 
 
-def test_what_failed_or_was_cut_off_is_told(folder):
+def test_failed_and_unfinished_benchmarks_are_listed(folder):
     run = run_of("cpu", "op", eager=3.0) | {"failed": {"third": "its values are wrong"}}
     run["benchmarks"]["op"]["finished"] = False
     save(folder, "bench-cpu.json", run)
@@ -192,7 +192,7 @@ def test_plot_carries_the_hash_of_what_it_shows(tmp_path):
     assert read_digest(tmp_path / "nothing.png") is None
 
 
-def test_readme_without_markers_is_left_alone_and_half_a_pair_refused(folder):
+def test_readme_needs_both_markers_or_none(folder):
     assert with_figures("text", folder) == "text"
     with pytest.raises(ValueError, match=r"README\.md: <!-- figures --> without"):
         with_figures(MARKERS[0], folder)

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from profiling.accounting import PINNED
+from profiling.accounting.__main__ import PINNED
 from profiling.gpu import warm_cache
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from interpreter.data.datasets.tree import listing, numbers, split_frames
 from interpreter.data.images import (
     TooDeepError,
     UnsuitableError,
@@ -17,7 +16,8 @@ from interpreter.data.images import (
     read_numbers,
     read_rgb,
 )
-from interpreter.data.video import Size, VideoError
+from interpreter.data.tree import listing, numbers, split_frames
+from interpreter.data.video import CroppedVideo, Size, VideoError
 
 VOID = 255
 MAX_OBJECTS = VOID - 1
@@ -82,6 +82,27 @@ class UnusableMasks(Annotation):
     def check(self, size: Size) -> None:
         """Raise the reason as a `VideoError`."""
         raise VideoError(self.reason)
+
+
+class CroppedMasks(Annotation):
+    """The masks of a `CroppedVideo`, from those of the whole video."""
+
+    def __init__(self, inner: Annotation, video: CroppedVideo) -> None:
+        self.inner, self.frames, self.box = inner, inner.frames, video.box
+        self.native = (video.inner.height, video.inner.width)
+
+    @property
+    def expected(self) -> str:
+        """See `Annotation.expected`."""
+        return self.inner.expected
+
+    def read(self, frame: int, size: Size) -> np.ndarray:
+        """See `Annotation.read`."""
+        return self.box.crop(self.inner.read(frame, self.native))
+
+    def check(self, size: Size) -> None:
+        """See `Annotation.check`."""
+        self.inner.check(self.native)
 
 
 class MaskFiles(Annotation):

@@ -3,24 +3,25 @@
 from pathlib import Path, PurePosixPath
 
 from interpreter.data.datasets.annotations import MaskFiles, match_masks
-from interpreter.data.datasets.tree import listing, locate
-from interpreter.data.datasets.unopened import Source, frame_source
+from interpreter.data.datasets.unopened import UnopenedVideo, unopened_folder
 from interpreter.data.images import hidden
+from interpreter.data.options import DavisAnnotations
+from interpreter.data.tree import listing, locate
 from interpreter.data.video import FrameFolder
 from interpreter.files import read_text
 
 YEARS = (2016, 2017)
-FOLDERS = {"unsupervised": "Annotations_unsupervised", "semi-supervised": "Annotations"}
+RESOLUTION = "480p"
+FOLDERS: dict[DavisAnnotations, str] = {"unsupervised": "Annotations_unsupervised", "semi-supervised": "Annotations"}
 
 
-def find_davis(root: Path, split: str | None, year: int, resolution: str, annotations: str) -> list[Source]:
+def find_davis(root: Path, split: str | None, year: int, annotations: DavisAnnotations) -> list[UnopenedVideo]:
     """Read the image sets of a DAVIS release.
 
     Args:
         root: the folder that holds ``ImageSets``, ``JPEGImages`` and ``Annotations``.
         split: name of one image set, or None for all of them, in alphabetical order and without repeats.
         year: 2016 or 2017.
-        resolution: ``480p``, ``Full-Resolution`` or ``1080p``.
         annotations: masks of 2017: ``unsupervised`` (every salient object) or ``semi-supervised`` (those of the first
             frame). 2016 has one kind.
 
@@ -32,36 +33,36 @@ def find_davis(root: Path, split: str | None, year: int, resolution: str, annota
         raise ValueError(f"annotations must be one of {', '.join(FOLDERS)}, not {annotations!r}")
     if year not in YEARS:
         raise ValueError(f"DAVIS year must be 2016 or 2017, not {year!r}")
-    frames = root / "JPEGImages" / resolution
+    frames = root / "JPEGImages" / RESOLUTION
     if not frames.is_dir():
         raise FileNotFoundError(
-            f"{root}: no JPEGImages/{resolution} below it, so it is no DAVIS root at this resolution; "
+            f"{root}: no JPEGImages/{RESOLUTION} below it, so it is no DAVIS root; "
             f"it holds {listing(root)}, JPEGImages holds {listing(root / 'JPEGImages')}"
         )
     folder = FOLDERS[annotations] if year == 2017 else "Annotations"
-    masks = root / folder / resolution
-    others = [kind for kind, other in FOLDERS.items() if other != folder and (root / other / resolution).is_dir()]
+    masks = root / folder / RESOLUTION
+    others = [kind for kind, other in FOLDERS.items() if other != folder and (root / other / RESOLUTION).is_dir()]
     if year == 2017 and not masks.is_dir() and others:
         raise FileNotFoundError(
-            f"{root}: no {folder}/{resolution}, so it has no {annotations} masks; it has the {others[0]} ones: "
+            f"{root}: no {folder}/{RESOLUTION}, so it has no {annotations} masks; it has the {others[0]} ones: "
             f"choose --annotations {others[0]}"
         )
-    names = dict.fromkeys(name for file in _image_sets(root, split, year, resolution) for name in _names(file))
-    return [_source(name, locate(frames, name), locate(masks, name), binary=year == 2016) for name in names]
+    names = dict.fromkeys(name for file in _image_sets(root, split, year) for name in _names(file))
+    return [_unopened(name, locate(frames, name), locate(masks, name), binary=year == 2016) for name in names]
 
 
-def _source(name: str, frames: Path, masks: Path, binary: bool) -> Source:
+def _unopened(name: str, frames: Path, masks: Path, binary: bool) -> UnopenedVideo:
     def load() -> tuple[FrameFolder, MaskFiles]:
         video = FrameFolder(frames, name)
         return video, MaskFiles(match_masks(video.files, masks), video.files, masks, binary)
 
-    return frame_source(name, frames, load)
+    return unopened_folder(name, frames, load)
 
 
-def _image_sets(root: Path, split: str | None, year: int, resolution: str) -> list[Path]:
+def _image_sets(root: Path, split: str | None, year: int) -> list[Path]:
     folder = root / "ImageSets" / str(year)
     if year == 2016 and not folder.is_dir():
-        folder = root / "ImageSets" / resolution  # as in the archive of 2016, before there was a second year
+        folder = root / "ImageSets" / RESOLUTION  # as in the archive of 2016, before there was a second year
     found = [file for file in sorted(folder.glob("*.txt")) if not hidden(file.name)]
     chosen = [file for file in found if split in (None, file.stem)]
     if not chosen:

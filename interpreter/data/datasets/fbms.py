@@ -7,9 +7,9 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 
 from interpreter.data.datasets.annotations import MAX_OBJECTS, VOID, Annotation, check_mask, damaged_mask
-from interpreter.data.datasets.tree import folders, listing, locate
-from interpreter.data.datasets.unopened import Source, frame_source
+from interpreter.data.datasets.unopened import UnopenedVideo, unopened_folder
 from interpreter.data.images import hidden, normal, opened, upright
+from interpreter.data.tree import folders, listing, locate
 from interpreter.data.video import FrameFolder, Size, VideoError
 from interpreter.files import read_text
 
@@ -55,7 +55,7 @@ class RegionMasks(Annotation):
         return {code: label for label, code in enumerate(codes)}
 
 
-def find_fbms(root: Path, split: str | None) -> list[Source]:
+def find_fbms(root: Path, split: str | None) -> list[UnopenedVideo]:
     """Find the sequences of FBMS-59.
 
     Args:
@@ -73,10 +73,10 @@ def find_fbms(root: Path, split: str | None) -> list[Source]:
     sequences = [sequence for part in parts for sequence in folders(root / part)]
     if not sequences:
         raise FileNotFoundError(f"{root}: no sequences in {' or '.join(parts)} below it; it holds {listing(root)}")
-    return [_source(frames) for frames in sequences]
+    return [_unopened(frames) for frames in sequences]
 
 
-def _source(frames: Path) -> Source:
+def _unopened(frames: Path) -> UnopenedVideo:
     def load() -> tuple[FrameFolder, RegionMasks | None]:
         video = FrameFolder(frames)
         truth = frames / "GroundTruth"
@@ -85,7 +85,7 @@ def _source(frames: Path) -> Source:
         files, codes = _read_definition(definitions[0], numbers) if definitions else (_match(truth, numbers), None)
         return video, RegionMasks(files, codes) if files else None
 
-    return frame_source(frames.name, frames, load)
+    return unopened_folder(frames.name, frames, load)
 
 
 def _match(truth: Path, numbers: dict[str, int]) -> dict[int, Path]:

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from interpreter.data.datasets.annotations import Annotation, FolderMasks, UnusableMasks
-from interpreter.data.datasets.tree import Folder, LeftOut, listing, locate, look, numbers, split_frames, walk
-from interpreter.data.datasets.unopened import Source, Sources, frame_source
+from interpreter.data.datasets.unopened import UnopenedVideo, UnopenedVideos, unopened_folder
 from interpreter.data.images import IMAGE_SUFFIXES, natural_key
+from interpreter.data.tree import Folder, LeftOut, listing, locate, look, numbers, split_frames, walk
 from interpreter.data.video import VIDEO_SUFFIXES, FrameFolder, Video, VideoError, open_video, video_files
 
 
-def find_folder(root: Path) -> Sources:
+def find_folder(root: Path) -> UnopenedVideos:
     """Find the videos below a folder. This is the rule what is one:
 
     - a file with the suffix of a video is a video, in whatever company it is; only a single GIF or APNG beside two or
@@ -27,7 +27,7 @@ def find_folder(root: Path) -> Sources:
         FileNotFoundError: if there are no videos; lists the files found.
     """
     if root.is_file():
-        return Sources([_source(root, None, None)])
+        return UnopenedVideos([_unopened(root, None, None)])
     left_out = LeftOut()
     videos, masks = root / "JPEGImages", root / "Annotations"
     if videos.is_dir():
@@ -44,14 +44,14 @@ def find_folder(root: Path) -> Sources:
             + (f"; {left_out}" if left_out.groups else "")
         )
     if paths == [videos]:
-        return Sources([_source(videos, root.resolve().name, masks)], left_out)
+        return UnopenedVideos([_unopened(videos, root.resolve().name, masks)], left_out)
     names = _unique_names(paths, videos)
-    return Sources(
-        (_source(path, name, locate(masks, name)) for path, name in zip(paths, names, strict=True)), left_out
+    return UnopenedVideos(
+        (_unopened(path, name, locate(masks, name)) for path, name in zip(paths, names, strict=True)), left_out
     )
 
 
-def _source(path: Path, name: str | None, masks: Path | None) -> Source:
+def _unopened(path: Path, name: str | None, masks: Path | None) -> UnopenedVideo:
     def load() -> tuple[Video, Annotation | None]:
         video = open_video(path, name)
         if masks is None:
@@ -63,7 +63,7 @@ def _source(path: Path, name: str | None, masks: Path | None) -> Source:
             return video, UnusableMasks(str(error))
 
     called = name or path.resolve().stem
-    return frame_source(called, path, load) if path.is_dir() else Source(called, path, load)
+    return unopened_folder(called, path, load) if path.is_dir() else UnopenedVideo(called, path, load)
 
 
 def _find_videos(top: Path, masks: Path, left_out: LeftOut) -> list[Path]:

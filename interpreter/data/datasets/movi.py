@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from interpreter.data._progress import progress
+from interpreter.console import tracked
 from interpreter.data.datasets.layout import Picture, claim, has_video, locked, make_folders, write_set, write_video
 
 INSTALL = "pip install tensorflow-cpu tensorflow-datasets"
@@ -101,7 +101,7 @@ def _convert_split(builder: Any, tfds: Any, release: Path, out: Path, split: str
         claim(out / f"movi-{split}.json", {"release": builder.info.full_name, "split": split, "num_videos": len(names)})
         done = next((number for number, name in enumerate(names) if not has_video(out, name)), len(names))
         records = _records(builder, tfds, split, done)
-        for number in progress(range(done, len(names)), len(names) - done, f"converting {split}"):
+        for number in tracked(range(done, len(names)), len(names) - done, f"converting {split}"):
             shard, place = _place(info, number)
             try:
                 record = next(records, None)

@@ -93,7 +93,7 @@ RELEASES = {
     ),
     "synthetic": Release(
         "Generated scenes",
-        ("python -m interpreter.data.scenes.generate --root ROOT --split train",),
+        ("python -m interpreter.data.synthetic --root ROOT --split train",),
         "  ROOT in the DAVIS 2017 layout, written by that command",
         ("train", "val"),
     ),

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from interpreter.data.datasets.annotations import MAX_OBJECTS, Annotation, check_mask, match_masks, read_ids
-from interpreter.data.datasets.tree import folders, listing
-from interpreter.data.datasets.unopened import Source, frame_source
+from interpreter.data.datasets.unopened import UnopenedVideo, unopened_folder
 from interpreter.data.images import IMAGE_SUFFIXES, natural_key
+from interpreter.data.tree import folders, listing
 from interpreter.data.video import FrameFolder, Size, VideoError
 
 _SUFFIXES = sorted(IMAGE_SUFFIXES)
@@ -44,7 +44,7 @@ class ObjectMasks(Annotation):
                     check_mask(file, size)
 
 
-def find_segtrack(root: Path, split: str | None) -> list[Source]:
+def find_segtrack(root: Path, split: str | None) -> list[UnopenedVideo]:
     """Find the sequences of SegTrack-v2.
 
     Args:
@@ -60,10 +60,10 @@ def find_segtrack(root: Path, split: str | None) -> list[Source]:
     sequences = folders(root / "JPEGImages")
     if not sequences:
         raise FileNotFoundError(f"{root}: no folders of frames in JPEGImages below it; it holds {listing(root)}")
-    return [_source(frames, root / "GroundTruth" / frames.name) for frames in sequences]
+    return [_unopened(frames, root / "GroundTruth" / frames.name) for frames in sequences]
 
 
-def _source(frames: Path, truth: Path) -> Source:
+def _unopened(frames: Path, truth: Path) -> UnopenedVideo:
     def load() -> tuple[FrameFolder, ObjectMasks | None]:
         video = FrameFolder(frames)
         objects = sorted(folders(truth), key=natural_key) or [truth]
@@ -72,4 +72,4 @@ def _source(frames: Path, truth: Path) -> Source:
         masks = ObjectMasks([match_masks(video.files, folder, _SUFFIXES) for folder in objects])
         return video, masks if masks.frames else None
 
-    return frame_source(frames.name, frames, load)
+    return unopened_folder(frames.name, frames, load)

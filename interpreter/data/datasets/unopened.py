@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from interpreter.data.datasets.annotations import Annotation
-from interpreter.data.datasets.tree import LeftOut, split_frames
 from interpreter.data.images import list_images
+from interpreter.data.tree import LeftOut, split_frames
 from interpreter.data.video import Video
 
 Open = Callable[[], tuple[Video, Annotation | None]]
 
 
 @dataclass(frozen=True)
-class Source:
+class UnopenedVideo:
     """One video of a data set, not opened yet.
 
     Attributes:
@@ -33,10 +33,10 @@ class Source:
     id: int | str | None = None
 
 
-class Sources(list[Source]):
+class UnopenedVideos(list[UnopenedVideo]):
     """The videos of a data set, and what lies beside them and is not read."""
 
-    def __init__(self, sources: Iterable[Source], left_out: LeftOut | None = None) -> None:
+    def __init__(self, sources: Iterable[UnopenedVideo], left_out: LeftOut | None = None) -> None:
         super().__init__(sources)
         self.left_out = left_out or LeftOut()
         for source in self:
@@ -44,7 +44,7 @@ class Sources(list[Source]):
                 self.left_out.add(image, " not numbered like the frames")
 
 
-def frame_source(name: str, folder: Path, open: Open) -> Source:
+def unopened_folder(name: str, folder: Path, open: Open) -> UnopenedVideo:
     """The source of a folder of frames, which may be missing."""
     frames, others, _ = split_frames(list_images(folder) if folder.is_dir() else [])
-    return Source(name, folder, open, frames, others)
+    return UnopenedVideo(name, folder, open, frames, others)

@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from interpreter.data.datasets.annotations import MAX_OBJECTS, VOID, Annotation
-from interpreter.data.datasets.tree import listing, locate
-from interpreter.data.datasets.unopened import Source
+from interpreter.data.datasets.unopened import UnopenedVideo
 from interpreter.data.rle import decode_rle
+from interpreter.data.tree import listing, locate
 from interpreter.data.video import FrameFolder, Size, VideoError
 from interpreter.files import read_text
 
@@ -68,7 +68,7 @@ class RleTracks(Annotation):
             raise VideoError(str(error)) from error
 
 
-def find_ytvis(root: Path, split: str | None) -> list[Source]:
+def find_ytvis(root: Path, split: str | None) -> list[UnopenedVideo]:
     """Read the index of a split.
 
     Args:
@@ -108,7 +108,7 @@ def find_ytvis(root: Path, split: str | None) -> list[Source]:
         if (key := repr(entry.get("video_id"))) not in tracks:
             raise ValueError(f"{index}: annotation {entry.get('id')!r} is of video {key}, which is not there")
         tracks[key].append(entry)
-    return [_source(video, tracks[repr(video.get("id"))] if annotated else None, index, frames) for video in chosen]
+    return [_unopened(video, tracks[repr(video.get("id"))] if annotated else None, index, frames) for video in chosen]
 
 
 def find_index(root: Path, part: str) -> Path:
@@ -150,7 +150,7 @@ def _entries(value: object, name: str, index: Path) -> list[dict[str, Any]]:
     return value
 
 
-def _source(video: dict[str, Any], entries: list[dict[str, Any]] | None, index: Path, frames: Path) -> Source:
+def _unopened(video: dict[str, Any], entries: list[dict[str, Any]] | None, index: Path, frames: Path) -> UnopenedVideo:
     where = f"{index}: video {video.get('id')!r}"
     names = video.get("file_names")
     try:
@@ -173,7 +173,7 @@ def _source(video: dict[str, Any], entries: list[dict[str, Any]] | None, index: 
             )
         return opened, None if entries is None else _annotation(entries, len(files), where)
 
-    return Source(name, folder, load, files, id=video.get("id"))
+    return UnopenedVideo(name, folder, load, files, id=video.get("id"))
 
 
 def _annotation(entries: list[dict[str, Any]], num_frames: int, where: str) -> RleTracks:

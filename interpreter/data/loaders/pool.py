@@ -37,9 +37,9 @@ class PoolLoader(Loader):
     def __init__(self, videos: Sequence[Video], size: Size, device: torch.device, ahead: int, workers: int) -> None:
         super().__init__(videos, size, device, ahead)
         self.workers = workers
-        self._memory = _Memory(device)
+        self.memory = SharedMemory(device)
         setup = pickle.dumps((list(videos), size), pickle.HIGHEST_PROTOCOL)
-        self._processes = [_Process(setup, self._memory.descriptor) for _ in range(workers)]
+        self._processes = [_Process(setup, self.memory.descriptor) for _ in range(workers)]
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         for process in self._processes:
             self._idle.put(process)
@@ -50,13 +50,13 @@ class PoolLoader(Loader):
         count = len(request[0])
         pieces = split(request, self.index, max(SHORTEST_PIECE, math.ceil(count / self.workers)))
         row = self.size[0] * self.size[1] * 3
-        region = self._memory.take(count * row)
+        region = self.memory.take(count * row)
         jobs = []
         for piece in pieces:
             places = [region.offset + int(r) * row for r in piece.rows]
             job = Job(piece.video, [int(f) for f in piece.frames], piece.flip, places)
             jobs.append(self._threads.submit(self._decode, job))
-        return _Batch(region, self._memory, jobs, (count, *self.size, 3))
+        return _Batch(region, self.memory, jobs, (count, *self.size, 3))
 
     def _decode(self, job: Job) -> None:
         process = self._idle.get()
@@ -80,7 +80,7 @@ class PoolLoader(Loader):
         for process in self._processes:
             process.kill()
         self._threads.shutdown()
-        self._memory.close()
+        self.memory.close()
 
 
 class _Process:
@@ -129,7 +129,7 @@ class _Process:
 
 
 @dataclass
-class _Region:
+class Region:
     """A part of the shared memory that one batch uses at a time."""
 
     offset: int
@@ -138,11 +138,12 @@ class _Region:
     copied: torch.cuda.Event | None = None  # its last copy to the GPU
 
     def free(self) -> bool:
+        """Whether no process writes into it any more."""
         return all(job.done() for job in self.users)
 
 
-class _Memory:
-    """Shared memory without a name: it goes when the last process that holds it ends, however that ends."""
+class SharedMemory:
+    """Anonymous shared memory: it is freed when the last process that holds it ends, even if it is killed."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.bytes = device, 0
@@ -152,10 +153,10 @@ class _Memory:
         else:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115
             self.descriptor = self._file.fileno()
-        self._regions: list[_Region] = []  # unused ones
+        self._regions: list[Region] = []  # unused ones
 
-    def take(self, size: int) -> _Region:
-        """A region of at least ``size`` bytes that nobody uses."""
+    def take(self, size: int) -> Region:
+        """A region of at least ``size`` bytes that no batch uses."""
         for place, region in enumerate(self._regions):
             if len(region.pixels) >= size and region.free():
                 if region.copied is not None:
@@ -167,12 +168,14 @@ class _Memory:
         pixels = torch.frombuffer(mmap.mmap(self.descriptor, length, offset=offset), dtype=torch.uint8)
         if self.device.type == "cuda":
             torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(pixels.data_ptr(), length, 0))
-        return _Region(offset, pixels)
+        return Region(offset, pixels)
 
-    def give_back(self, region: _Region) -> None:
+    def give_back(self, region: Region) -> None:
+        """Let later batches use a region, once its jobs are done."""
         self._regions.append(region)
 
     def close(self) -> None:
+        """Free all regions."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             for region in self._regions:
@@ -187,7 +190,7 @@ class _Memory:
 class _Batch:
     """A request that the processes work on."""
 
-    def __init__(self, region: _Region, memory: _Memory, jobs: list[Future[None]], shape: tuple[int, ...]) -> None:
+    def __init__(self, region: Region, memory: SharedMemory, jobs: list[Future[None]], shape: tuple[int, ...]) -> None:
         self.region, self.memory, self.jobs, self.shape = region, memory, jobs, shape
         region.users = jobs
 

@@ -15,7 +15,7 @@ from queue import SimpleQueue
 import numpy as np
 from PIL import Image
 
-from interpreter.data._progress import cpu_count, progress, reading_threads
+from interpreter.console import tracked
 from interpreter.data.datasets.layout import (
     Picture,
     claim,
@@ -28,6 +28,7 @@ from interpreter.data.datasets.layout import (
     write_video,
 )
 from interpreter.data.scenes.scene import Scene, make_scene
+from interpreter.data.threads import cpu_count, reading_threads
 from interpreter.interrupts import SIGNALS
 
 
@@ -61,14 +62,17 @@ def generate_scenes(
 ) -> None:
     """Generate videos of moving, occluding, textured objects with exact masks.
 
-    Each video shows 3 to 8 objects. It depends on seed, split and its index alone, bit for bit, however many workers
-    make it. Videos appear whole (written aside, then renamed), so an interrupted call can be continued; a finished set
-    is left as it is; asking for more videos adds to it. Read it with
-    ``open_dataset("synthetic", root, split)``.
+    Each video shows 3 to 8 objects. It depends on seed, split and its index alone, bit for bit, for any number of
+    workers. If interrupted, the same call continues; a finished split is left as it is, and a larger number of videos
+    adds to it. Read it with open_dataset("synthetic", root, split).
+
+    >>> generate_scenes(folder / "scenes", num_videos=2, size=(48, 64), num_frames=3, workers=1)
+    >>> open_dataset("synthetic", folder / "scenes", "train")[0]
+    FrameFolder('...train-00000', 48x64)
 
     Args:
         root: folder to write to, in the DAVIS 2017 layout; several splits can share it.
-        num_videos: how many videos the split has.
+        num_videos: number of videos in the split.
         seed: 0 or more; another seed gives other videos.
         size: height and width of the frames in pixels, each at least 32.
         num_frames: frames per video.
@@ -99,7 +103,7 @@ def _write_all(root: Path, recipe: _Recipe, indices: list[int], workers: int) ->
     description = f"generating {recipe.split} scenes"
     workers = min(workers, len(indices))
     if workers <= 1:
-        for i in progress(indices, len(indices), description):
+        for i in tracked(indices, len(indices), description):
             _write_video(root, recipe, i)
         return
     with reading_threads(workers) as pool, ExitStack() as started:
@@ -114,7 +118,7 @@ def _write_all(root: Path, recipe: _Recipe, indices: list[int], workers: int) ->
             finally:
                 idle.put(worker)
 
-        for _ in progress(pool.map(write, indices), len(indices), description):
+        for _ in tracked(pool.map(write, indices), len(indices), description):
             pass
 
 
@@ -195,16 +199,3 @@ def _write_video(root: Path, recipe: _Recipe, index: int) -> None:
         (Picture(t, ".png", encoded_mask(mask)) for t, mask in enumerate(masks)),
         (Picture(t, ".jpg", jpeg) for t, jpeg in enumerate(jpegs)),
     )
-
-
-if __name__ == "__main__":
-    import tyro
-
-    from interpreter.commands import RESUME, run_command
-
-    def main() -> int:
-        """The command line."""
-        tyro.cli(generate_scenes, prog="python -m interpreter.data.scenes.generate")
-        return 0
-
-    run_command(main, stopped=RESUME)

@@ -37,10 +37,10 @@ class Ending:
             self._packets += 1
             self._tail = self._container.size - packet.pos - packet.size
 
-    def see_frame(self, frame: av.VideoFrame) -> None:
-        """Take note of a frame that was decoded."""
-        if frame.pts is not None and frame.time_base is not None:
-            end = (frame.pts + frame.duration) * frame.time_base + (0 if frame.duration else self._frame)
+    def see_picture(self, shown: av.VideoFrame | Packet) -> None:
+        """Take note of when a picture is shown: a decoded frame, or a packet that holds a single one."""
+        if shown.pts is not None and shown.time_base is not None:
+            end = (shown.pts + (shown.duration or 0)) * shown.time_base + (0 if shown.duration else self._frame)
             self._end = end if self._end is None else max(end, self._end)
 
     def missing(self) -> tuple[float, float] | None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from interpreter.data.video import VideoError
+from interpreter.data.video.base import VideoError
 
 
 class Job(NamedTuple):

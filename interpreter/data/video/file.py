@@ -33,11 +33,15 @@ _EXACT = (
 )
 # Containers whose index leads to key frames by presentation time. Others are decoded from the start.
 _SEEKABLE = ("mov", "matroska", "avi")
+# Where each packet holds exactly one picture, by definition of the containers and of how they store these codecs. Not
+# VP8 and MPEG-4, whose packets may hold none, and not AVI and MPEG-TS, which may drop pictures or cut them elsewhere.
+_COUNTABLE = ("mov", "matroska")
+_ONE_PICTURE_A_PACKET = frozenset({"h264", "hevc", "av1", "vp9", "mjpeg"})
 
 
 @dataclass
 class _Scan:
-    """What one decoding pass found, by frame number."""
+    """What a complete decoding pass shows, by frame number."""
 
     num_frames: int
     times: np.ndarray | None  # presentation times in stream units; None: not unique, so seeking cannot use them
@@ -72,6 +76,7 @@ class VideoFile(Video):
         self.path = path
         self.name = name or path.stem
         self._scanned: _Scan | None = None
+        self._counted: int | None = None  # frames by their packets
         if path.stat().st_size == 0:
             raise VideoError(f"{path}: the file is empty; download or copy it again")
         with path.open("rb") as file:
@@ -91,17 +96,29 @@ class VideoFile(Video):
             first = next(decoded, None)
         if first is None:
             raise VideoError(f"{path}: no frame could be decoded; the file is truncated, download or copy it again")
+        self._first_time = first.pts
         self.orientation = self._orientation_of(first) or UPRIGHT
         self.height, self.width = self._to_rgb(first, VideoReformatter()).shape[:2]
         self.pixel_aspect = 1 / aspect if self.orientation.transposed else aspect
 
     @property
     def num_frames(self) -> int:
-        """Exact number of decodable frames (see `Video.num_frames`)."""
-        return self._scan().num_frames
+        """Exact number of decodable frames, whatever the container claims.
+
+        In MP4, MOV, Matroska and WebM files of H.264, HEVC, AV1, VP9 and MJPEG, the first access reads the packets
+        without decoding them. This finds a file that was cut, with the error that decoding would raise. Damage inside
+        a packet, and a change of size or orientation, are found by `check`, `frames` and `read`. Other files are
+        decoded once, unless `check` or a complete pass of `frames` did so before.
+
+        Raises:
+            VideoError: if the video is damaged or truncated, as far as that is noticed.
+        """
+        if self._scanned is None and self._counted is None:
+            self._counted = self._count()
+        return self._counted if self._scanned is None and self._counted is not None else self._scan().num_frames
 
     def check(self) -> None:
-        """Decode the whole file once (see `Video.check`)."""
+        """Decode the whole file, unless a complete pass was made before (see `Video.check`)."""
         self._scan()
 
     def _stream(self, size: Size | None) -> Iterator[np.ndarray]:
@@ -140,17 +157,31 @@ class VideoFile(Video):
 
     def _scan(self) -> _Scan:
         if self._scanned is None:
-            times: list[int | None] = []
-            keys = []
             with closing(self._decode()) as decoded:
-                for frame in decoded:
-                    if frame.key_frame:
-                        keys.append(len(times))
-                    times.append(frame.pts)
-            known = [t for t in times if t is not None]
-            usable = self._seekable and len(known) == len(times) and all(np.diff(known) > 0)
-            self._scanned = _Scan(len(times), np.array(known) if usable else None, np.array(keys, np.int64))
+                for _ in decoded:
+                    pass
+        assert self._scanned is not None
         return self._scanned
+
+    def _count(self) -> int | None:
+        """Count the frames by their packets; None where only decoding tells how many there are."""
+        with self._open() as container:
+            if not container.format.name.startswith(_COUNTABLE) or self.codec not in _ONE_PICTURE_A_PACKET:
+                return None
+            stream = container.streams.video[self._index]
+            ending = Ending(container, stream, self.fps)
+            times: list[int | None] = []
+            for packet in self._packets(container, stream, whole=True):
+                ending.see_packet(packet)
+                if packet.size and not packet.is_discard:  # an edit list hides the others
+                    ending.see_picture(packet)
+                    times.append(packet.pts)
+            known = {time for time in times if time is not None}
+            # Decoders drop pictures that refer to others from before the start.
+            if len(known) < len(times) or min(known, default=None) != self._first_time:
+                return None
+            self._require_end(container, ending, len(times))
+        return len(times)
 
     @contextmanager
     def _open(self) -> Iterator[InputContainer]:
@@ -169,9 +200,11 @@ class VideoFile(Video):
     def _decode(self, seek: int | None = None, whole: bool = True) -> Generator[av.VideoFrame, None, None]:
         """Decode to the end, from the start or from the key frame at or before presentation time ``seek``.
 
-        Unless the ``whole`` of it is wanted, a sound MPEG-TS file is not searched for gaps.
+        Unless the ``whole`` of it is wanted, a sound MPEG-TS file is not searched for gaps. A complete pass settles
+        what `_scan` returns.
         """
-        number = 0
+        times: list[int | None] = []
+        keys: list[int] = []
         first: av.VideoFrame | None = None
         with self._open() as container:
             stream = container.streams.video[self._index]
@@ -183,20 +216,36 @@ class VideoFile(Video):
                 ending.see_packet(packet)
                 for frame in packet.decode():
                     if frame.is_corrupt and seek is None:
-                        raise self._damaged(f"frame {number} is damaged")
+                        raise self._damaged(f"frame {len(times)} is damaged")
                     first = first or frame
-                    self._require_same(first, frame, number)
+                    self._require_same(first, frame, len(times))
                     yield frame
-                    ending.see_frame(frame)
-                    number += 1
-            if seek is None and number:
-                stated = asf_size(self.path) if container.format.name == "asf" else 0
-                if container.size < stated:
-                    raise self._damaged(f"it ends after {number} frames, {container.size} of {stated} bytes")
-                if not stated and (missing := ending.missing()):
-                    raise self._damaged(f"it ends after {number} frames, {missing[0]:.2f} s of {missing[1]:.2f} s")
-                if container.format.name == "gif" and gif_is_cut(self.path):
-                    raise self._damaged(f"it ends inside frame {number - 1}")
+                    ending.see_picture(frame)
+                    if frame.key_frame:
+                        keys.append(len(times))
+                    times.append(frame.pts)
+            if seek is None and times:
+                self._require_end(container, ending, len(times))
+        if self._counted not in (None, len(times)) and seek is None:
+            raise VideoError(
+                f"{self.path} changed while it was read, or its index is wrong: {len(times)} frames decode, but "
+                f"{self._counted} were counted; leave it alone until it is done, or re-encode it with ffmpeg -i "
+                f"{self._quoted} OUT.mp4"
+            )
+        if self._scanned is None and seek is None and whole:
+            known = [time for time in times if time is not None]
+            usable = self._seekable and len(known) == len(times) and all(np.diff(known) > 0)
+            self._scanned = _Scan(len(times), np.array(known) if usable else None, np.array(keys, np.int64))
+
+    def _require_end(self, container: InputContainer, ending: Ending, number: int) -> None:
+        """Refuse a file that ends too early, after ``number`` frames."""
+        stated = asf_size(self.path) if container.format.name == "asf" else 0
+        if container.size < stated:
+            raise self._damaged(f"it ends after {number} frames, {container.size} of {stated} bytes")
+        if not stated and (missing := ending.missing()):
+            raise self._damaged(f"it ends after {number} frames, {missing[0]:.2f} s of {missing[1]:.2f} s")
+        if container.format.name == "gif" and gif_is_cut(self.path):
+            raise self._damaged(f"it ends inside frame {number - 1}")
 
     def _packets(self, container: InputContainer, stream: VideoStream, whole: bool) -> "Iterator[Packet[VideoStream]]":
         """All packets of the stream; an error at the first that is damaged or cut."""

@@ -142,6 +142,8 @@ class SlotClips(Inputs):
     def __post_init__(self) -> None:
         self.frames_per_sample = self.num_frames
         self.index = FrameIndex.of(self.settings.dataset.videos)
+        if isinstance(self.slots, StoredSlots):
+            self.digests = self.slots.table.digests
 
     def request(self, step: int) -> SlotRequest:
         """Frame numbers, flips and draws of a step, each [B, T]."""

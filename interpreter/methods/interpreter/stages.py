@@ -11,20 +11,21 @@ from interpreter.configs import Dtype
 from interpreter.console import console
 from interpreter.data.frame_index import FrameIndex
 from interpreter.engine.diagnostics import slot_diagnostics
-from interpreter.engine.inputs import FrameInputs, InputSettings
+from interpreter.engine.inputs import InputSettings
 from interpreter.methods.base import Context, Stage, Trained
+from interpreter.methods.frames import FrameStage
 from interpreter.methods.interpreter.config import IMAGE_PRESETS, VIDEO_PRESETS, ImageTraining, VideoTraining
 from interpreter.methods.interpreter.image_slots import SlotClips, SlotMaker, SlotSource, StoredSlots, StreamedSlots
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.methods.interpreter.segmenter import InterpreterSegmenter, Settings
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.models.prior import initial_slots
-from interpreter.store.features import FeatureMaker, StreamedFeatures
+from interpreter.store.features import StreamedFeatures
 from interpreter.store.fill import default_workers, read_contents
-from interpreter.store.open import complete_cache, opened_features, streaming_loader
+from interpreter.store.open import complete_cache, streaming_loader
 
 
-class ImageTrainingStage(Stage[ImageTraining]):
+class ImageTrainingStage(FrameStage[ImageTraining]):
     """Image stage: slots of single frames, which reconstruct their features."""
 
     name, config, presets = "image", ImageTraining, IMAGE_PRESETS
@@ -32,20 +33,6 @@ class ImageTrainingStage(Stage[ImageTraining]):
     def build(self, config: ImageTraining, context: Context) -> ImageStage:
         """See :meth:`Stage.build`."""
         return ImageStage(config.model, context.backbone.dim, context.grid)
-
-    @contextmanager
-    def inputs(self, config: ImageTraining, context: Context, settings: InputSettings) -> Iterator[FrameInputs]:
-        """See :meth:`Stage.inputs`."""
-        make = partial(self.maker, config, context, flip=config.optim.flip)
-        videos, size = settings.dataset.videos, context.data.frame_size
-        with opened_features(
-            config.features, make, context.backbone, videos, size, context.precision, config.decoding
-        ) as features:
-            yield FrameInputs(features, (context.grid[0] * context.grid[1], context.backbone.dim), settings)
-
-    def maker(self, config: ImageTraining, context: Context, dtype: Dtype, flip: bool) -> FeatureMaker:
-        """See :meth:`Stage.maker`."""
-        return context.feature_maker(dtype, flip)
 
     def noise(self, model: ImageStage) -> tuple[int, int]:
         """See :meth:`Stage.noise`."""

@@ -7,6 +7,8 @@ import torch
 from interpreter.data import open_video
 from interpreter.data.frame_index import FrameIndex
 
+from ..videos import encode, moving
+
 LENGTHS = (3, 0, 4, 1)
 
 
@@ -37,6 +39,6 @@ def test_no_frames_are_located_to_nothing():
         assert [len(part) for part in index.locate(np.array([], np.int64))] == [0, 0]
 
 
-def test_lengths_are_those_of_the_videos(tmp_path, moving, encode):
+def test_lengths_are_those_of_the_videos(tmp_path):
     paths = [encode(tmp_path / f"{n}.mp4", moving(n)) for n in (5, 2)]
     assert FrameIndex.of(map(open_video, paths)).lengths.tolist() == [5, 2]

@@ -1,3 +1,5 @@
+"""Generated scenes: exact masks, occlusion, and textures that differ."""
+
 from dataclasses import replace
 
 import numpy as np

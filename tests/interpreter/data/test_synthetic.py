@@ -1,4 +1,5 @@
-import hashlib
+"""Generated data sets depend on seed, split and index alone, and can be interrupted."""
+
 import subprocess
 import sys
 import threading
@@ -8,16 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from interpreter.data import generate_scenes, open_dataset
+from interpreter.data import open_dataset
 from interpreter.data.scenes import generate as synthetic
+from interpreter.data.scenes import generate_scenes
+
+from ..videos import digest
 
 SMALL = {"size": (48, 64), "num_frames": 3}
-
-
-def digest(root):
-    """{relative path: hash} of all files but the lock."""
-    files = (p for p in sorted(root.rglob("*")) if p.is_file() and p.name != ".lock")
-    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +53,7 @@ def test_command_makes_the_same_scenes(scenes, tmp_path):
         "-W",
         "error::RuntimeWarning",
         "-m",
-        "interpreter.data.scenes.generate",
+        "interpreter.data.synthetic",
         "--root",
         tmp_path,
     ]
@@ -100,7 +98,7 @@ def test_more_videos_are_added(scenes, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("saves", [1, 5, 8])
-def test_interrupted_generation_goes_on(scenes, tmp_path, monkeypatch, saves):
+def test_interrupted_generation_continues(scenes, tmp_path, monkeypatch, saves):
     """Ctrl-C after some images, in the masks or the frames of the first or second video."""
     left = [saves]
     save = Image.Image.save

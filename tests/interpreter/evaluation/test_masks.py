@@ -8,12 +8,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from interpreter.evaluation.methods import MasksSource
 
 from interpreter import evaluate as command
 from interpreter.data import open_dataset
 from interpreter.data.predictions import open_predictions
 from interpreter.evaluation.gallery import Gallery
-from interpreter.evaluation.methods import MasksSource
 from interpreter.evaluation.provenance import code_version
 from interpreter.evaluation.scoring import score_dataset
 from interpreter.metrics import PROTOCOLS
@@ -238,7 +238,7 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
 
     def peak(count):
         (root / "ImageSets/2017/val.txt").write_text("".join(f"v{n}\n" for n in range(count)))
-        dataset = open_dataset("davis", root, "val", 2017)
+        dataset = open_dataset("davis", root, "val", year=2017)
         masks = MasksSource(open_predictions(source), "masks", ("one-segment", "grid"), (8,))
         tracemalloc.start()
         scores = score_dataset(dataset, masks, [PROTOCOLS["interpreter"]], Gallery(1))

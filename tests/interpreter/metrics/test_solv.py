@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from interpreter.metrics import PROTOCOLS, score_video, video_miou
+from interpreter.metrics import PROTOCOLS, score_video
 
 from .oracles import VOID, annotated, ari, close, iou, mean, mean_iou, objects_of
 
@@ -32,8 +32,7 @@ def test_a_video_is_matched_on_the_mean_over_frames_of_the_iou(name):
 def test_the_spatio_temporal_match_is_an_option_with_its_own_name():
     pred, true = small_then_large()
     assert score_video(PROTOCOLS["interpreter-spatio-temporal"], pred, true)["miou_video"] == [0.25]
-    assert video_miou(pred, true, matching="spatio-temporal") == [0.25]
-    assert video_miou(pred, true) == [0.75]
+    assert score_video(PROTOCOLS["interpreter"], pred, true)["miou_video"] == [0.75]
 
 
 @pytest.mark.parametrize("name", MATCHED_ON_FRAMES)
