@@ -1,7 +1,7 @@
 """What training costs, predicted from formulas: time and memory of a step, size of the cache, hours of the schedule.
 
     python -m profiling.cost --preset ytvis19 --gpu h100 --gpus 1 8 64
-    python -m profiling.cost --preset demo --gpu this-cpu         # beside what was measured, with the error
+    python -m profiling.cost --preset demo --gpu this-cpu         # with what was measured, and the error
 
 A part of a step takes the longer of its operations at a share of the device's rate and its bytes at a share of its
 bandwidth, and a step the sum of its parts, but no less than its kernels take to start. Only the column "measured" holds

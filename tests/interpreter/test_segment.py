@@ -224,8 +224,8 @@ def test_settings_are_keywords_of_segment_video(tmp_path, tiny_run):
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_clip_is_opened_once_and_decoded_three_times(tmp_path, tiny_run, kind, monkeypatch):
-    """Decoded once to count its frames (a file alone), once to encode and once to draw the overlay."""
+def test_clip_is_opened_once_and_streamed_twice(tmp_path, tiny_run, kind, monkeypatch):
+    """To encode it, and to draw the overlay; its frames are counted without."""
     clip = make_clip(tmp_path / "clip.mp4", frames=3) if kind == "file" else make_folder(tmp_path / "frames")
     opened, streamed = [], []
     open_once, video_type = segment.open_video, type(open_video(clip))

@@ -8,8 +8,7 @@ import torch
 
 from interpreter.data import open_video
 from interpreter.engine.randomness import torch_generator
-from interpreter.methods import METHODS
-from interpreter.methods.interpreter import segmenter as module
+from interpreter.methods import METHODS, frames
 from interpreter.methods.interpreter.config import ImageModelConfig
 from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
 from interpreter.methods.interpreter.segmenter import InterpreterSegmenter, Settings
@@ -105,9 +104,10 @@ def test_seeds_at_once_equal_the_seeds_one_by_one(segmenter, clip):
     together = segmenter.encode(clip, (3, 1)).by_seed
     for seed in (3, 1):
         alone = segmenter.segment(segmenter.encode(clip, (seed,)), seed).tensors
-        assert torch.equal(together[seed].slots, alone["image_slots"])
-        assert torch.equal(together[seed].attention, alone["image_attention"])
-    assert not torch.equal(together[3].slots, together[1].slots)
+        slots, attention = together[seed]
+        assert torch.equal(slots, alone["image_slots"])
+        assert torch.equal(attention, alone["image_attention"])
+    assert not torch.equal(together[3][0], together[1][0])
 
 
 def test_image_setting_segments_each_frame_by_itself(segmenter, clip):
@@ -144,20 +144,20 @@ def test_attention_is_held_once(tmp_path, monkeypatch):
     context = SimpleNamespace(backbone=backbone, precision="fp32", data=SimpleNamespace(frame_size=(48, 64)))
     segmenter = InterpreterSegmenter(context, stage, None, Settings(stage="image"))
     # What the backbone needs for a batch would hide the rest.
-    monkeypatch.setattr(module, "encode_frames", lambda backbone, frames, precision: (torch.zeros(1) for _ in frames))
+    monkeypatch.setattr(frames, "encode", lambda backbone, stream, precision: (torch.zeros(1) for _ in stream))
 
     def find_image_slots(features, generator):
         return ImageSlots(torch.rand(len(features), 32, 16), torch.rand(len(features), 864, 32))
 
     monkeypatch.setattr(segmenter, "find_image_slots", find_image_slots)
 
-    def beyond(frames):
-        video = open_video(make_clip(tmp_path / f"{frames}.mp4", frames))
+    def beyond(count):
+        video = open_video(make_clip(tmp_path / f"{count}.mp4", count))
 
         def run():
             segmentation = segmenter.segment(segmenter.encode(video))
             return sum(1 for _ in segmentation.label_maps((48, 64)))
 
-        return peak_bytes(run) - (2 * 864 * 32 + 4 * 32 * 16) * frames
+        return peak_bytes(run) - (2 * 864 * 32 + 4 * 32 * 16) * count
 
     assert beyond(256) < 1.1 * beyond(64)  # held twice, the attention alone would double it
