@@ -222,7 +222,7 @@ def test_vectorised_backward_passes(name):
 
 
 @pytest.mark.parametrize("options", [{"p": 2}, {"p": 1}, {"debias": False}, {"p": 1, "debias": False}], ids=str)
-def test_second_derivatives_of_the_divergence_are_those_of_geomloss(options):
+def test_second_derivatives_of_divergence_equal_geomloss(options):
     x, y, a, b = rand(2, 4, 3), rand(2, 5, 3), simplex(2, 4), simplex(2, 5)
     options = {"p": 2, "blur": 0.3, **options}
 
@@ -236,7 +236,7 @@ def test_second_derivatives_of_the_divergence_are_those_of_geomloss(options):
     torch.testing.assert_close(twice(SamplesLoss(**options, backend="reference")), expected, rtol=1e-7, atol=1e-9)
 
 
-def test_second_derivatives_of_bilevel_slots_are_those_of_the_textbook_form():
+def test_second_derivatives_of_bilevel_slots_equal_the_textbook():
     module, (inputs, slots) = slot_attention("bilevel"), (rand(2, 5, 4), rand(2, 3, 4))
 
     def twice(function):

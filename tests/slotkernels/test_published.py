@@ -305,7 +305,7 @@ def test_loaded_module_computes_what_its_style_computes(monkeypatch, variant, fo
 
 @pytest.mark.parametrize("form", FORMS)
 @every_variant
-def test_large_eps_is_where_the_style_puts_it_and_iterations_are_ours_to_choose(monkeypatch, variant, form):
+def test_eps_is_placed_as_in_the_style_for_any_iterations(monkeypatch, variant, form):
     force(monkeypatch, form)
     parameters, (inputs, slots) = variant.parameters(), tokens_and_slots()
     module = variant.load(parameters, eps=0.1, iterations=4)

@@ -70,7 +70,7 @@ def test_options_equal_the_textbook(monkeypatch, options, form):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("groups", [2, 3])
-def test_groups_of_slots_compete_within_themselves_on_tokens_of_their_own(monkeypatch, groups, form):
+def test_groups_compete_within_themselves_on_their_own_tokens(monkeypatch, groups, form):
     force(monkeypatch, form)
     mask = torch.rand(2, groups, 7) > 0.3
     mask[:, :, 0] = True
@@ -121,14 +121,14 @@ def test_the_cheaper_form_is_chosen():
 
 
 @pytest.mark.parametrize(("implicit", "learns"), [("bilevel", True), ("detach", False), ("none", True)])
-def test_prior_learns_under_bilevel_gradient_and_not_under_detach(implicit, learns):
+def test_prior_learns_under_bilevel_and_not_under_detach(implicit, learns):
     module, inputs = make(implicit)
     module(inputs).slots.square().sum().backward()
     for parameter in (module.mu, module.log_sigma):
         assert (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)) == learns
 
 
-def test_bilevel_gradient_of_the_prior_is_that_of_the_slots_entering_the_last_iteration():
+def test_bilevel_prior_gets_gradient_of_last_iterations_input():
     module, inputs = make()
     initial = module.sample_slots(2).detach().requires_grad_()
     (grad,) = torch.autograd.grad(module(inputs, initial).slots.square().sum(), initial)
@@ -281,7 +281,7 @@ def test_a_captured_step_replays_on_new_tokens():
 
 
 @pytest.mark.parametrize(("dtype", "copies"), [(torch.bfloat16, 0), (torch.float32, 1)], ids=str)
-def test_tokens_are_cast_once_or_not_at_all_whatever_the_iterations(dtype, copies):
+def test_tokens_are_cast_at_most_once_for_all_iterations(dtype, copies):
     module = SlotAttention(4, 32, 24)
     inputs, initial = torch.randn(2, 50, 24).to(dtype), module.sample_slots(2).detach()
     with torch.autocast("cpu", torch.bfloat16), torch.profiler.profile(record_shapes=True) as profile:
