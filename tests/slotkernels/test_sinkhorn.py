@@ -1,3 +1,5 @@
+"""Divergence, potentials and SamplesLoss against GeomLoss: values, gradients, options, errors and compilation."""
+
 import shutil
 
 import geomloss
@@ -5,7 +7,7 @@ import pytest
 import torch
 from slotkernels import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
 from slotkernels.sinkhorn import bytes_moved, flops
-from slotkernels.sinkhorn.reference import LONGEST_RATIO, bounding_diameter, epsilon_schedule
+from slotkernels.sinkhorn.schedule import LONGEST_RATIO, bounding_diameter, epsilon_schedule
 
 SHAPES = [(3, 8, 8, 16), (2, 5, 9, 4), (2, 9, 5, 127), (1, 1, 1, 3), (2, 1, 4, 1), (2, 33, 20, 6)]  # B, N, M, D
 
@@ -41,17 +43,17 @@ def test_divergence_equals_geomloss_in_value_and_gradient(shape, p):
 
 
 @pytest.mark.parametrize("options", [{"blur": 0.3}, {"blur": 100.0}, {"scaling": 0.9}, {"diameter": 7.0}], ids=str)
-def test_options_mean_what_they_mean_in_geomloss(options):
+def test_options_match_geomloss(options):
     x, y = points((3, 6, 6, 4))
     compare(sinkhorn_divergence(x, y, **options), oracle(**options)(x, y), (x, y))
 
 
-def test_the_diameter_of_half_precision_points_is_not_rounded():
+def test_diameter_of_half_precision_points_is_not_rounded():
     x, y = (t.bfloat16() for t in points((2, 5, 4, 3)))
     torch.testing.assert_close(bounding_diameter(x, y, True), bounding_diameter(x.double(), y.double(), True).float())
 
 
-def test_a_diameter_per_problem_equals_one_call_per_problem():
+def test_diameter_per_problem_equals_one_call_per_problem():
     scales = torch.tensor([1e-3, 0.02, 1.0, 30.0, 1e4], dtype=torch.float64).view(5, 1, 1)
     x, y = (t.detach().mul(scales).requires_grad_() for t in points((5, 6, 7, 4)))
     actual = sinkhorn_divergence(x, y, diameter="problem")
@@ -62,7 +64,7 @@ def test_a_diameter_per_problem_equals_one_call_per_problem():
     torch.testing.assert_close(grads, expected_grads, rtol=1e-8, atol=1e-9)
 
 
-def test_schedule_of_tensors_without_reading_them_equals_the_schedule_of_floats(monkeypatch):
+def test_masked_schedule_equals_the_schedule_of_floats(monkeypatch):
     """What an accelerator runs: a fixed number of steps, the ones past the end masked."""
     diameters = torch.tensor([0.01, 0.05, 0.3, 60.0], dtype=torch.float64)
     steps = list(epsilon_schedule(diameters.to("meta"), 2, 0.05, 0.5))
@@ -94,7 +96,7 @@ def test_lower_precision_stays_near_the_float64_oracle(dtype):
 
 @pytest.mark.parametrize("diameter", ["batch", "problem", 5.0])
 @pytest.mark.parametrize("p", [1, 2])
-def test_identical_and_duplicate_points_have_zero_divergence_and_finite_gradients(p, diameter):
+def test_identical_points_have_zero_divergence_and_gradient(p, diameter):
     cloud = torch.randn(3, 4, 5)
     cloud[1] = cloud[1, :1]  # one point, four times
     cloud[2] = 0
@@ -107,7 +109,7 @@ def test_identical_and_duplicate_points_have_zero_divergence_and_finite_gradient
         assert grad.abs().max() < 10 * tolerance
 
 
-def test_distance_is_flat_between_points_nearer_than_1e_minus_4():
+def test_distance_is_flat_below_1e_minus_4():
     """As in GeomLoss, p = 1: neither the |x - y| cost nor its gradient goes through the kink at zero."""
     x = torch.randn(2, 3, 4, dtype=torch.float64)
     y = (x + 2e-5 * torch.randn(2, 3, 4, dtype=torch.float64)).requires_grad_()
@@ -115,7 +117,7 @@ def test_distance_is_flat_between_points_nearer_than_1e_minus_4():
     compare(sinkhorn_divergence(x, y, p=1, diameter=6.0), oracle(p=1, diameter=6.0)(x, y), (x, y))
 
 
-def test_single_identical_point_alone():
+def test_one_identical_point_has_zero_value_and_gradient():
     x = torch.ones(1, 1, 3, requires_grad=True)
     value = sinkhorn_divergence(x, torch.ones(1, 1, 3))
     value.sum().backward()
@@ -123,14 +125,14 @@ def test_single_identical_point_alone():
     assert (x.grad == 0).all()
 
 
-def test_nan_points_give_nan_and_not_an_error():
+def test_nan_points_give_nan():
     x, y = points((2, 4, 4, 3), torch.float32, grad=False)
     x[0, 0, 0] = float("nan")
     for diameter in ("batch", "problem", 3.0):
         assert sinkhorn_divergence(x, y, diameter=diameter)[0].isnan()
 
 
-def test_order_of_points_does_not_matter_and_problems_are_independent():
+def test_point_order_and_other_problems_do_not_matter():
     x, y = points((3, 6, 6, 4), grad=False)
     expected = sinkhorn_divergence(x, y, diameter=20.0)
     torch.testing.assert_close(sinkhorn_divergence(x.flip(1), y[:, torch.randperm(6)], diameter=20.0), expected)
@@ -172,7 +174,7 @@ def test_samples_loss_equals_geomloss_with_weights(p, debias):
     compare(SamplesLoss(**options)(*columns), oracle(**options)(*columns), (a, x, b, y))
 
 
-def test_zero_weights_are_ignored_points():
+def test_points_of_zero_weight_are_ignored():
     x, y = points((2, 5, 4, 3))
     a = torch.tensor([0.5, 0.0, 0.25, 0.25, 0.0], dtype=torch.float64).repeat(2, 1)
     b = torch.full((2, 4), 0.25, dtype=torch.float64)
@@ -218,7 +220,7 @@ def test_potentials_equal_geomloss_in_value_and_gradient(debias):
         (lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, diameter=float("inf")), "diameter=inf"),
     ],
 )
-def test_bad_input_is_a_value_error_that_names_it(call, message):
+def test_invalid_input_raises_a_value_error_naming_it(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
@@ -232,8 +234,8 @@ def test_opcheck(debias):
         torch.library.opcheck(torch.ops.slotkernels.sinkhorn, (x, y, *w, *options), atol=1e-4, rtol=1e-4)
     strided = [t.detach().transpose(0, 2).contiguous().transpose(0, 2) for t in (x, y)]
     grads = (torch.randn(2), torch.randn(2, 4), None)
-    for pulls in ((torch.randn(2, 4, 9), torch.randn(2, 5, 9)), (torch.randn(2, 4, 9), None)):
-        arguments = (*grads, *strided, None, b.detach(), *pulls, "tf32x3", "auto")
+    for transports in ((torch.randn(2, 4, 9), torch.randn(2, 5, 9)), (torch.randn(2, 4, 9), None)):
+        arguments = (*grads, *strided, None, b.detach(), *transports, "tf32x3", "auto")
         torch.library.opcheck(torch.ops.slotkernels.sinkhorn_backward, arguments)
 
 
@@ -274,7 +276,7 @@ def test_cost_formulas():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("diameter", ["batch", "problem"])
-def test_the_reference_can_be_captured_in_a_cuda_graph(diameter):
+def test_reference_can_be_captured_in_a_cuda_graph(diameter):
     x, y = (t.cuda() for t in points((4, 8, 8, 16), grad=False))
     weight = weights(4, 8).detach().cuda()
 

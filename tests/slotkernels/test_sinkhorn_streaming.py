@@ -4,20 +4,14 @@ KeOps compiles nine formulas (some 6 s each) when its cache in ~/.cache is cold,
 """
 
 import importlib.util
-import os
-import subprocess
-import sys
-from importlib import metadata
-from pathlib import Path
-from types import SimpleNamespace
 
 import geomloss
 import pytest
 import torch
 from slotkernels import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
-from slotkernels.sinkhorn import blocks, keops, streaming
+from slotkernels.sinkhorn.problem import Problem
 from slotkernels.sinkhorn.reference import sinkhorn as dense
-from slotkernels.sinkhorn.streaming import LARGEST_COSTS, STREAMING, prefers_streaming
+from slotkernels.sinkhorn.streaming import LARGEST_COSTS, STREAMING, annealing, blocks, keops, op, prefers_streaming
 
 HAS_KEOPS = importlib.util.find_spec("pykeops") is not None
 needs_keops = pytest.mark.skipif(not HAS_KEOPS, reason="pykeops is not installed: pip install pykeops")
@@ -44,17 +38,19 @@ def weights(batch, count, grad=True):
     return (w / w.sum(1, keepdim=True)).requires_grad_(grad)
 
 
-def stream(x, y, a=None, b=None, *, diameter=None, p=2, blur=0.05, scaling=0.5, debias=True, backend="blocks"):
+def problem(x, y, a=None, b=None, *, diameter=None, p=2, blur=0.05, scaling=0.5, debias=True):
+    number = None if diameter in (None, "problem") else diameter
+    return Problem(x, y, a, b, number, diameter == "problem", p, blur, scaling, debias, False, False, "ieee")
+
+
+def stream(*tensors, backend="blocks", **options):
     """Value and potentials."""
-    number = None if diameter in (None, "problem") else diameter
-    return streaming.stream(x, y, a, b, number, diameter == "problem", p, blur, scaling, debias, backend)[:3]
+    return STREAMING.apply(problem(*tensors, **options), backend)[:3]
 
 
-def oracle(x, y, a=None, b=None, *, diameter=None, p=2, blur=0.05, scaling=0.5, debias=True):
+def oracle(*tensors, **options):
     """The same from whole cost matrices, in float64, without gradients."""
-    x, y, a, b = (None if t is None else t.detach().double() for t in (x, y, a, b))
-    number = None if diameter in (None, "problem") else diameter
-    return dense(x, y, a, b, number, diameter == "problem", p, blur, scaling, debias, False, False, "ieee")[:3]
+    return dense(problem(*(t.detach().double() for t in tensors), **options))[:3]
 
 
 def compare(actual, expected, inputs, rtol=1e-9, atol=1e-10):
@@ -82,21 +78,8 @@ def test_blocks_equal_geomloss_in_value_and_gradient(shape, p, debias):
 
 
 @needs_keops
-@pytest.mark.parametrize("debias", [True, False])
-@pytest.mark.parametrize("p", [1, 2])
-def test_keops_equals_geomloss_in_value_and_gradient(p, debias):
-    x, y = points(2, 33, 20)
-    a, b = weights(2, 33), weights(2, 20)
-    loss = SamplesLoss(p=p, debias=debias, backend="keops")
-    compare(loss(a, x, b, y), tensorized(p=p, debias=debias)(a, x, b, y), (a, x, b, y))
-    f, g = stream(x, y, a, b, p=p, debias=debias, backend="keops")[1:]
-    expected = tensorized(p=p, debias=debias, potentials=True)(a, x, b, y)
-    compare(torch.cat((f, g), 1), torch.cat(expected, 1), (x, y))
-
-
-@needs_keops
 @pytest.mark.parametrize("name", ["online", "blocks", "keops"])
-def test_all_equal_geomloss_online(name):
+def test_all_backends_equal_geomloss_online(name):
     """GeomLoss's own streaming backend, batched and not; its name is understood, and chooses by size here."""
     x, y = points(2, 33, 20)
     a, b = weights(2, 33), weights(2, 20)
@@ -109,7 +92,7 @@ def test_all_equal_geomloss_online(name):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("diameter", [None, "problem", 7.0])
-def test_all_starts_of_the_annealing_equal_the_dense_op(diameter, backend):
+def test_every_diameter_equals_the_dense_op(diameter, backend):
     x, y = points(3, 20, 33)
     scale = torch.tensor([0.1, 1, 10], dtype=torch.float64).view(3, 1, 1)
     pair = [(scale * t).detach().requires_grad_() for t in (x, y)]
@@ -136,22 +119,9 @@ def test_lower_precision_stays_near_the_float64_oracle(dtype):
         torch.testing.assert_close(grad.double(), reference, rtol=half, atol=1e-4 * reference.abs().max().item())
 
 
-@needs_keops
-def test_keops_in_lower_precision_stays_near_the_float64_oracle():
-    x, y = points(2, 33, 20, dtype=torch.bfloat16)
-    x64, y64 = (t.detach().double().requires_grad_() for t in (x, y))
-    actual, expected = stream(x, y, backend="keops")[0], tensorized()(x64, y64)
-    # Distances are float32 here: 1e-6 at costs of 10, which eps = 0.0025 makes 4e-4 of a plan.
-    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
-    grads = torch.autograd.grad(actual.sum(), (x, y))
-    for grad, reference in zip(grads, torch.autograd.grad(expected.sum(), (x64, y64)), strict=True):
-        assert grad.dtype == torch.bfloat16
-        torch.testing.assert_close(grad.double(), reference, rtol=2**-7, atol=1e-3 * reference.abs().max().item())
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("options", [{"scaling": 0.02}, {"diameter": 0.3}], ids=str)
-def test_sums_out_of_range_are_taken_in_the_log_domain(options, backend, monkeypatch):
+def test_sums_out_of_range_fall_back_to_the_log_domain(options, backend, monkeypatch):
     """Steps that are too long, or a start that is too late, leave sums of exponentials that float32 cannot hold."""
     x, y = points(2, 33, 20, dtype=torch.float32, grad=False)
     y[0] += 30
@@ -168,7 +138,7 @@ def test_sums_out_of_range_are_taken_in_the_log_domain(options, backend, monkeyp
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_distance_is_flat_between_points_nearer_than_1e_minus_4(backend):
+def test_distance_is_flat_below_1e_minus_4(backend):
     x = torch.randn(2, 12, 3, dtype=torch.float64)
     y = (x + 2e-5 * torch.randn(2, 12, 3, dtype=torch.float64)).requires_grad_()
     x.requires_grad_()
@@ -216,7 +186,7 @@ def test_distance_from_the_origin_does_not_matter(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_points_that_are_not_finite_give_nan_to_their_problem(backend):
+def test_non_finite_points_make_their_problem_nan(backend):
     x, y = points(3, 12, 20, grad=False)
     expected = stream(x, y, diameter=9.0, backend=backend)[0]
     x[0, 3, 0], y[2, 1, 1] = float("nan"), float("inf")
@@ -230,7 +200,7 @@ def test_points_that_are_not_finite_give_nan_to_their_problem(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_zero_weights_are_ignored_points(backend):
+def test_points_of_zero_weight_are_ignored(backend):
     x, y = points(2, 12, 20)
     a = torch.where(torch.arange(12) % 3 == 0, 0.0, 0.125).to(torch.float64).repeat(2, 1)
     b = weights(2, 20, grad=False)
@@ -255,21 +225,21 @@ def test_non_contiguous_empty_and_repeated_calls(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_only_the_gradients_that_are_needed_are_computed(backend, monkeypatch):
+def test_only_needed_gradients_are_computed(backend, monkeypatch):
     x, y = points(2, 12, 20)
     a, b = weights(2, 12), weights(2, 20)
     expected = torch.autograd.grad(stream(x, y, a, b, backend=backend)[0].sum(), (x, y, a, b))
     module = {"blocks": blocks, "keops": keops}[backend]
-    pulls = []
-    pull = module.Pair.pull
-    monkeypatch.setattr(module.Pair, "pull", lambda self, *args: pulls.append(self) or pull(self, *args))
+    calls = []
+    gradient = module.Pair.gradient
+    monkeypatch.setattr(module.Pair, "gradient", lambda self, *args: calls.append(self) or gradient(self, *args))
     for k, count in enumerate((2, 2, 0, 0)):  # a set's gradient takes x→y and x→x, that of its weights neither
         inputs = [t.detach() for t in (x, y, a, b)]
         inputs[k].requires_grad_()
-        pulls.clear()
+        calls.clear()
         (grad,) = torch.autograd.grad(stream(*inputs, backend=backend)[0].sum(), inputs[k])
         torch.testing.assert_close(grad, expected[k])
-        assert len(pulls) == count
+        assert len(calls) == count
 
 
 def test_memory_is_linear_in_the_points(monkeypatch):
@@ -287,18 +257,18 @@ def test_memory_is_linear_in_the_points(monkeypatch):
     assert 0 < peak < 5 * 2**20  # one cost matrix has 24 MiB
 
 
-def test_size_and_what_is_built_choose_the_op(monkeypatch):
+def test_auto_streams_by_size_and_built_backends(monkeypatch):
     def sizes(batch, n, m, dim, device="cpu", dtype=torch.float32):
         x = torch.empty(batch, n, dim, device="meta" if device == "meta" else device, dtype=dtype)
         return x, torch.empty(batch, m, dim, device=x.device, dtype=dtype)
 
-    monkeypatch.setattr(streaming, "_has_cpp", lambda: True)
+    monkeypatch.setattr(op, "_has_cpp", lambda: True)
     assert not prefers_streaming("auto", *sizes(3456, 32, 32, 768))
     assert not prefers_streaming("auto", *sizes(8, 2896, 2896, 3))  # 128 MiB of costs in each problem
     assert prefers_streaming("auto", *sizes(1, 2896, 2897, 3))
     assert not prefers_streaming("auto", *sizes(96, 32, 32, 768, dtype=torch.float64))
     assert prefers_streaming("auto", *sizes(1000, 100, 100, 3, dtype=torch.float64))  # dense, they would hold 16 copies
-    monkeypatch.setattr(streaming, "_has_cpp", lambda: False)
+    monkeypatch.setattr(op, "_has_cpp", lambda: False)
     assert not prefers_streaming("auto", *sizes(4, 1024, 1024, 3))
     assert prefers_streaming("auto", *sizes(5, 1024, 1024, 3))  # 64 MiB in four of them
     assert not prefers_streaming("auto", *sizes(1, 8000, 8000, 3, "meta"))
@@ -315,8 +285,8 @@ def test_auto_streams_large_sets_and_equals_the_dense_op(monkeypatch):
     x, y = points(1, 800, 750)
     options = {"diameter": 1.0, "blur": 0.5}
     called = []
-    run = streaming.anneal
-    monkeypatch.setattr(streaming, "anneal", lambda pair, *args: called.append(pair) or run(pair, *args))
+    solve = annealing.solve
+    monkeypatch.setattr(annealing, "solve", lambda pair, problem: called.append(pair) or solve(pair, problem))
     compare(sinkhorn_divergence(x, y, **options), sinkhorn_divergence(x, y, **options, backend="reference"), (x, y))
     f, g = sinkhorn_potentials(x, y, **options)
     torch.testing.assert_close(f.mean(1) + g.mean(1), SamplesLoss(**options, backend="online")(x, y))
@@ -329,13 +299,14 @@ def test_auto_streams_large_sets_and_equals_the_dense_op(monkeypatch):
 def test_opcheck(debias):
     x, y = points(2, 4, 5, dtype=torch.float32)
     a, b = (w.float().detach().requires_grad_() for w in (weights(2, 4), weights(2, 5)))
-    for diameter, per_problem, w in ((None, False, (a, b)), (None, True, (None, None)), (4.0, False, (a, None))):
-        options = (diameter, per_problem, 2, 0.05, 0.5, debias, "auto")
-        torch.library.opcheck(torch.ops.slotkernels.sinkhorn_streaming, (x, y, *w, *options), atol=1e-4, rtol=1e-4)
+    for diameter, w in ((None, (a, b)), ("problem", (None, None)), (4.0, (a, None))):
+        arguments = (*problem(x, y, *w, diameter=diameter, debias=debias), "auto")
+        torch.library.opcheck(torch.ops.slotkernels.sinkhorn_streaming, arguments, atol=1e-4, rtol=1e-4)
     x, y, b = (t.detach() for t in (x, y, b))
     state = 1e-3 * torch.randn(2, 2 if debias else 1, 2, 9, dtype=torch.float64)
-    for needed in ((True, True), (False, True)):
-        arguments = (torch.randn(2), torch.randn(2, 4), None, x, y, None, b, state, 2, 0.05, *needed, "auto")
+    for need_x in (True, False):
+        forward = problem(x, y, None, b, debias=debias)._replace(keep_x=need_x, keep_y=True)
+        arguments = (torch.randn(2), torch.randn(2, 4), None, *forward, state, "auto")
         torch.library.opcheck(torch.ops.slotkernels.sinkhorn_streaming_backward, arguments)
 
 
@@ -353,148 +324,3 @@ def test_compiles_fullgraph_with_equal_values_and_gradients(backend, monkeypatch
     expected = torch.autograd.grad(squared(x, y), (x, y))
     actual = torch.autograd.grad(torch.compile(squared, fullgraph=True, backend="aot_eager")(x, y), (x, y))
     torch.testing.assert_close(actual, expected)
-
-
-def test_without_pykeops_its_name_is_an_error_and_auto_works(monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pykeops" else find(name))
-    keops._why_not_imported.cache_clear()
-    x, y = points(1, 4, 5)
-    try:
-        with pytest.raises(RuntimeError, match=r"pykeops is not installed \(pip install pykeops "):
-            sinkhorn_divergence(x, y, backend="keops")
-        assert stream(x, y, backend="auto")[0].isfinite().all()
-    finally:
-        keops._why_not_imported.cache_clear()
-
-
-@pytest.fixture
-def on_gpu(monkeypatch, tmp_path):
-    """A call that pretends to be on a GPU, where ``on_gpu.trial(code)`` is what the child process runs."""
-    monkeypatch.setenv("KEOPS_CACHE_FOLDER", str(tmp_path))
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Toy GPU/2")
-    monkeypatch.setattr(metadata, "version", lambda name: "2.3")
-    imports = []
-    monkeypatch.setattr(keops, "_why_not_imported", lambda: imports.append("pykeops"))
-    monkeypatch.setattr(keops, "_why_not_found", lambda device: None)
-
-    def trial(code):
-        keops._why_not_on_gpu.cache_clear()
-        monkeypatch.setattr(keops, "_TRIAL", code)
-
-    yield SimpleNamespace(device=torch.device("cuda:0"), tensors=(), trial=trial, imports=imports)
-    keops._why_not_on_gpu.cache_clear()
-
-
-@pytest.mark.parametrize(
-    ("code", "failure"),
-    [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", r"died by signal 11 \(Segmentation fault\)"),
-        ("import sys; sys.exit('one line\\nno libcuda')", "failed: no libcuda"),
-        ("import sys; sys.exit(3)", "failed: exit status 3"),
-        ("import time; time.sleep(60)", "did not end within 1 s"),
-    ],
-    ids=["crash", "error", "silent", "hang"],
-)
-def test_where_keops_fails_on_the_gpu_auto_takes_blocks_and_its_name_is_an_error(
-    code, failure, on_gpu, monkeypatch, tmp_path
-):
-    monkeypatch.setattr(keops, "_TRIAL_SECONDS", 1 if "sleep" in code else 60)
-    on_gpu.trial(code)
-    with pytest.warns(RuntimeWarning, match=failure):
-        assert STREAMING.select("auto", on_gpu) == "blocks"
-    versions = rf"pykeops 2.3, torch {torch.__version__}, CUDA {torch.version.cuda}".replace("+", r"\+")
-    reason = rf"KeOps cannot compute on Toy GPU/2: .*{failure} \({versions}\)\. backend='blocks' .*check_health"
-    with pytest.raises(RuntimeError, match=reason):
-        STREAMING.select("keops", on_gpu)
-    assert not on_gpu.imports  # which could crash too
-    assert not list(tmp_path.iterdir())  # failure is not remembered: the next process tries again
-    on_gpu.trial("")
-    assert STREAMING.select("auto", on_gpu) == "keops"
-
-
-def test_success_on_the_gpu_is_remembered_for_these_versions_and_this_device(on_gpu, monkeypatch):
-    lock = "os.environ['KEOPS_CACHE_FOLDER'] + '/slotkernels_keops.lock'"  # taken by the child, so free in the parent
-    monkeypatch.setattr(keops, "_TRIAL_SECONDS", 20)
-    on_gpu.trial(f"import fcntl, os; fcntl.flock(open({lock}, 'w'), fcntl.LOCK_EX)")
-    assert STREAMING.select("keops", on_gpu) == "keops"
-    on_gpu.trial("import sys; sys.exit('a second child')")
-    assert STREAMING.select("keops", on_gpu) == "keops"
-    changes = [(metadata, "version", lambda name: "2.4"), (torch, "__version__", "9.0")]
-    for owner, name, value in [*changes, (torch.cuda, "get_device_name", lambda device: "Other GPU")]:
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, value)
-            keops._why_not_on_gpu.cache_clear()
-            with pytest.warns(RuntimeWarning, match="failed: a second child"):
-                assert STREAMING.select("auto", on_gpu) == "blocks"
-
-
-def test_a_cache_folder_that_cannot_be_written_is_a_reason(on_gpu, monkeypatch, tmp_path):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("KEOPS_CACHE_FOLDER", str(tmp_path / "file"))
-    with pytest.warns(RuntimeWarning, match="was not started .*File exists"):
-        assert STREAMING.select("auto", on_gpu) == "blocks"
-
-
-@needs_keops
-@pytest.mark.parametrize("sums", ["8", "9"])
-def test_the_trial_computes_and_compares(sums, monkeypatch):
-    """The child's own program, on the CPU."""
-    monkeypatch.setattr(keops, "_TRIAL", keops._TRIAL.replace("zeros + 8", f"zeros + {sums}"))
-    failure = keops._trial(torch.device("cpu"))
-    assert failure == (None if sums == "8" else f"failed: sums of 8 came out as {[8.0] * 8}")
-
-
-@needs_keops
-@pytest.mark.gpu
-def test_on_a_gpu_keops_equals_blocks_or_says_why_not():
-    x, y = (t.detach().cuda() for t in points(2, 33, 20))
-    expected = stream(x, y, backend="blocks")
-    keops._why_not_on_gpu.cache_clear()
-    if keops.why_not(SimpleNamespace(device=x.device)) is None:
-        torch.testing.assert_close(stream(x, y, backend="keops"), expected, rtol=1e-9, atol=1e-10)
-        return
-    torch.testing.assert_close(stream(x, y, backend="auto"), expected)
-    with pytest.raises(RuntimeError, match="KeOps cannot compute on"):
-        stream(x, y, backend="keops")
-
-
-def python(code, **environment):
-    command = [sys.executable, "-c", code]
-    roots = [str(Path(__file__).parents[2] / "kernels")]
-    path = os.pathsep.join([*roots, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.Popen(
-        command,
-        env={**os.environ, "PYTHONPATH": path, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_nothing_imports_pykeops_unasked():
-    code = (
-        "import sys, torch, slotkernels\n"
-        "slotkernels.sinkhorn_divergence(torch.rand(1, 1100, 2), torch.rand(1, 9, 2), diameter=1.0, blur=0.9)\n"
-        "print('pykeops' in sys.modules)"
-    )
-    out, errors = python(code).communicate()
-    assert out == "False\n", errors
-
-
-@needs_keops
-@pytest.mark.slow
-def test_processes_compile_side_by_side_in_silence(tmp_path):
-    """A cold cache and two processes at once: neither reads half a file, and nothing but the result is printed."""
-    code = (
-        "import torch, slotkernels\n"
-        "x = torch.arange(12.).view(1, 4, 3).requires_grad_()\n"
-        "value = slotkernels.sinkhorn_divergence(x, x.detach() ** 2 / 9, backend='keops')\n"
-        "value.sum().backward()\n"
-        "print(round(value.item(), 3), round(x.grad.sum().item(), 3))"
-    )
-    processes = [python(code, KEOPS_CACHE_FOLDER=str(tmp_path)) for _ in range(2)]
-    results = [process.communicate() for process in processes]
-    assert results[0][0] == results[1][0], results
-    assert len(results[0][0].split()) == 2, results

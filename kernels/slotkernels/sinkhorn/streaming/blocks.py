@@ -16,17 +16,30 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .._checks import accumulate_dtype
-from .reference import NEAREST
-from .streaming import centre, log_weights, out_of_range
+from ..._checks import accumulate_dtype
+from ..problem import Problem
+from ..reference import NEAREST
+from . import annealing
+from .pair import centre, log_weights, out_of_range
+from .problem import StreamingBackwardArguments, StreamingSolution
 
 LOG2E = math.log2(math.e)
 # Pairs of a block for each CPU thread (3 MB with float64 products), and on an accelerator.
 BLOCK = {"cpu": 2**18, "accelerator": 2**24}
 
 
+def sinkhorn_streaming(problem: Problem) -> StreamingSolution:
+    """Anneal, visiting all pairs at each step."""
+    return annealing.solve(Pair, problem)
+
+
+def sinkhorn_streaming_backward(arguments: StreamingBackwardArguments) -> tuple[Tensor, Tensor]:
+    """Gradients of x and y through the last update."""
+    return annealing.gradients(Pair, arguments)
+
+
 class Pair:
-    """See :class:`slotkernels.sinkhorn.streaming.Pair`."""
+    """See :class:`slotkernels.sinkhorn.streaming.pair.Pair`."""
 
     def __init__(self, x: Tensor, y: Tensor | None, a: Tensor | None, b: Tensor | None, p: int) -> None:
         self.p, self.dtype = p, accumulate_dtype(x.dtype)
@@ -35,8 +48,8 @@ class Pair:
         self.x, self.log_a = x.double() - origin, log_weights(a, x)
         self.y, self.log_b = (self.x, self.log_a) if y is None else (y.double() - origin, log_weights(b, y))
 
-    def soften(self, eps: float | Tensor, f: Tensor, g: Tensor | None = None) -> Tensor:
-        """See :class:`slotkernels.sinkhorn.streaming.Pair`."""
+    def softmin(self, eps: float | Tensor, f: Tensor, g: Tensor | None = None) -> Tensor:
+        """See :class:`slotkernels.sinkhorn.streaming.pair.Pair`."""
         g = f if g is None else g
         # Row vectors: products of a batch of matrices with columns take a slow path on a CPU (14x at 4 x 864 x 864).
         a, b = (logs.exp().to(self.dtype).unsqueeze(1) for logs in (self.log_a, self.log_b))
@@ -54,8 +67,8 @@ class Pair:
         logs.append(self._logs(columns, self.y, self.x, self.log_a, eps, g, f))
         return torch.cat((f, g), 1) - eps * torch.cat(logs, 1)
 
-    def pull(self, eps: float, f: Tensor, g: Tensor) -> Tensor:
-        """See :class:`slotkernels.sinkhorn.streaming.Pair`."""
+    def gradient(self, eps: float, f: Tensor, g: Tensor) -> Tensor:
+        """See :class:`slotkernels.sinkhorn.streaming.pair.Pair`."""
         targets = torch.cat((self.y, torch.ones_like(self.y[:, :, :1])), 2)
         moved = self.x.new_zeros(*self.x.shape[:2], targets.shape[2])
         for k, i, j, exponents, costs in self._blocks(self.x, self.y, eps, f, g + eps * self.log_b):

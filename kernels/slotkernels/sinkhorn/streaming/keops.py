@@ -27,10 +27,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import accumulate_dtype
-from .._dispatch import Call
-from .reference import NEAREST
-from .streaming import centre, log_weights, out_of_range
+from ..._backends import Arguments, device_of
+from ..._checks import accumulate_dtype
+from ..problem import Problem
+from ..reference import NEAREST
+from . import annealing
+from .pair import centre, log_weights, out_of_range
+from .problem import StreamingBackwardArguments, StreamingSolution
 
 _HOW = "pip install pykeops installs it"
 
@@ -44,7 +47,7 @@ _TRIAL = """
 import sys
 sys.path[:] = {path!r}
 import torch
-from slotkernels.sinkhorn import keops
+from slotkernels.sinkhorn.streaming import keops
 x, zeros = torch.zeros(1, 8, 3, device={device!r}), torch.zeros(1, 8, 1, device={device!r})
 reason = keops._why_not_imported() or keops._why_not_found(x.device)
 if not reason and not torch.allclose(sums := keops._reduce("Sum", 2, x, x, zeros, zeros), zeros + 8):
@@ -136,16 +139,17 @@ def _trial(device: torch.device) -> str | None:
     return f"failed: {last}" if child.returncode else None
 
 
-def why_not(call: Call) -> str | None:
+def why_not(arguments: Arguments) -> str | None:
     """Why KeOps cannot serve the call, or None."""
-    if call.device.type not in ("cpu", "cuda"):
-        return f"tensors on {call.device.type}"
+    device = device_of(arguments)
+    if device.type not in ("cpu", "cuda"):
+        return f"tensors on {device.type}"
     reason = None
-    if call.device.type == "cuda":
+    if device.type == "cuda":
         if torch.cuda.is_current_stream_capturing():
             return "KeOps launches on the NULL stream, which a CUDA graph cannot capture"
-        reason = _why_not_on_gpu(call.device)  # before the import, which loads CUDA's libraries too
-    return reason or _why_not_imported() or _why_not_found(call.device)
+        reason = _why_not_on_gpu(device)  # before the import, which loads CUDA's libraries too
+    return reason or _why_not_imported() or _why_not_found(device)
 
 
 @cache
@@ -188,8 +192,18 @@ def _reduce(name: str, p: int, *arrays: Tensor) -> Tensor:
     return reduction(*(t.contiguous() for t in arrays), backend=_backend(points.device))
 
 
+def sinkhorn_streaming(problem: Problem) -> StreamingSolution:
+    """Anneal, visiting all pairs at each step."""
+    return annealing.solve(Pair, problem)
+
+
+def sinkhorn_streaming_backward(arguments: StreamingBackwardArguments) -> tuple[Tensor, Tensor]:
+    """Gradients of x and y through the last update."""
+    return annealing.gradients(Pair, arguments)
+
+
 class Pair:
-    """See :class:`slotkernels.sinkhorn.streaming.Pair`."""
+    """See :class:`slotkernels.sinkhorn.streaming.pair.Pair`."""
 
     def __init__(self, x: Tensor, y: Tensor | None, a: Tensor | None, b: Tensor | None, p: int) -> None:
         self.p, self.dtype = p, accumulate_dtype(x.dtype)
@@ -197,14 +211,14 @@ class Pair:
         self.x, self.logs = x.double() - origin, log_weights(a, x)
         self.other = None if y is None else (y.double() - origin, log_weights(b, y))
 
-    def soften(self, eps: float | Tensor, f: Tensor, g: Tensor | None = None) -> Tensor:
-        """See :class:`slotkernels.sinkhorn.streaming.Pair`."""
+    def softmin(self, eps: float | Tensor, f: Tensor, g: Tensor | None = None) -> Tensor:
+        """See :class:`slotkernels.sinkhorn.streaming.pair.Pair`."""
         if self.other is None or g is None:
-            return self._soften(self.x, self.x, self.logs, eps, f, f)
+            return self._softmin(self.x, self.x, self.logs, eps, f, f)
         y, logs = self.other
-        return torch.cat((self._soften(self.x, y, logs, eps, f, g), self._soften(y, self.x, self.logs, eps, g, f)), 1)
+        return torch.cat((self._softmin(self.x, y, logs, eps, f, g), self._softmin(y, self.x, self.logs, eps, g, f)), 1)
 
-    def _soften(self, x: Tensor, y: Tensor, logs: Tensor, eps: float | Tensor, f: Tensor, g: Tensor) -> Tensor:
+    def _softmin(self, x: Tensor, y: Tensor, logs: Tensor, eps: float | Tensor, f: Tensor, g: Tensor) -> Tensor:
         arrays, _ = self._arrays(x, y, logs, eps, f, g)
         sums = _reduce("Sum", self.p, *arrays)
         logs, bad = sums.log(), out_of_range(sums)
@@ -212,8 +226,8 @@ class Pair:
             logs = torch.where(bad, _reduce("LogSumExp", self.p, *arrays), logs)
         return (arrays[2].double() - logs).squeeze(2) * eps
 
-    def pull(self, eps: float, f: Tensor, g: Tensor) -> Tensor:
-        """See :class:`slotkernels.sinkhorn.streaming.Pair`."""
+    def gradient(self, eps: float, f: Tensor, g: Tensor) -> Tensor:
+        """See :class:`slotkernels.sinkhorn.streaming.pair.Pair`."""
         y, logs = self.other or (self.x, self.logs)
         arrays, unit = self._arrays(self.x, y, logs, eps, f, g)
         moved = _reduce("SumSoftMaxWeight", self.p, *arrays).double()
