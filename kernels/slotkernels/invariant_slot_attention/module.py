@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .._checks import accumulate_dtype, check_positive, check_tensor, check_that
 from .._dispatch import without_autocast
-from ..slot_attention import hide
+from ..slot_attention.op import hide
 from . import attend
 
 EPS_PLACEMENTS = ("numerator", "denominator")
