@@ -17,7 +17,8 @@ def composite_sinkhorn(problem: Problem) -> Solution:
     x, y, a, b, *_ = problem
     p, eps, debias = problem.p, problem.blur**problem.p, problem.debias
     n, m = x.shape[1], y.shape[1]
-    still_x, still_y, still_a, still_b = (None if t is None else t.detach() for t in (x, y, a, b))
+    still_x, still_y = x.detach(), y.detach()
+    still_a, still_b = (None if t is None else t.detach() for t in (a, b))
     with torch.no_grad():
         _, last = anneal(problem._replace(x=still_x, y=still_y, a=still_a, b=still_b))
     f, g = _potential(x, still_y, last[:m, 0], p, eps), _potential(y, still_x, last[:n, 1], p, eps)

@@ -105,20 +105,20 @@ BACKWARD = SINKHORN.backward_op(_empty_gradients)
 
 
 @SINKHORN.differentiable(keep=("f", "g", "transport_x", "transport_y"), constant=("transport_x", "transport_y"))
-def _gradients(
-    saved: Saved[Problem, Solution], grad_value: Tensor | None, grad_f: Tensor | None, grad_g: Tensor | None, *_: None
-) -> Iterable[Tensor | None]:
-    problem, (_, f, g, transport_x, transport_y) = saved.arguments, saved.results
+def _gradients(saved: Saved[Problem, Solution], *grads: Tensor | None) -> Iterable[Tensor | None]:
+    problem, solution = saved.arguments, saved.results
+    grad_value, grad_f, grad_g, *_ = grads
     x, y, a, b, *_ = problem
-    transports = (transport_x if problem.keep_x else None, transport_y if problem.keep_y else None)
-    arguments = BackwardArguments(grad_value, grad_f, grad_g, x, y, a, b, *transports, problem.precision)
+    transport_x = solution.transport_x if problem.keep_x else None
+    transport_y = solution.transport_y if problem.keep_y else None
+    arguments = BackwardArguments(grad_value, grad_f, grad_g, x, y, a, b, transport_x, transport_y, problem.precision)
     grad_x, grad_y = BACKWARD.apply(arguments, saved.backend)
     _, _, need_a, need_b = saved.needs
     return (
         grad_x if problem.keep_x else None,
         grad_y if problem.keep_y else None,
-        weight_gradient(grad_value, f, a) if need_a else None,
-        weight_gradient(grad_value, g, b) if need_b else None,
+        weight_gradient(grad_value, solution.f, a) if need_a else None,
+        weight_gradient(grad_value, solution.g, b) if need_b else None,
     )
 
 

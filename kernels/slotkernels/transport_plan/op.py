@@ -73,9 +73,9 @@ BACKWARD = PLAN.backward_op(_empty_gradients)
 
 @PLAN.differentiable(keep=("history", "made"), constant=("history", "made"))
 def _gradients(saved: Saved[Problem, Solution], grad: Tensor, *_: None) -> Sequence[Tensor | None]:
-    problem, (_, history, made) = saved.arguments, saved.results
+    problem = saved.arguments
     inputs = cost, a, b = problem.cost, problem.a, problem.b
-    stopped = made if problem.tolerance is not None else None  # before the last iteration, perhaps
+    stopped = None if problem.tolerance is None else saved.results.made  # perhaps before the last iteration
     if saved.twice:
         iterations = problem.iterations if stopped is None else int(stopped)
         same = problem._replace(iterations=iterations, tolerance=None)
@@ -84,9 +84,10 @@ def _gradients(saved: Saved[Problem, Solution], grad: Tensor, *_: None) -> Seque
             return composite_plan(same._replace(cost=cost, a=a, b=b)).plan
 
         return _derivatives.composite_gradients(plan, inputs, saved.needs, (grad,))
-    arguments = BackwardArguments(grad, cost, a, b, history, stopped, problem.eps, saved.needs[0])
+    history, need_cost = saved.results.history, saved.needs[0]
+    arguments = BackwardArguments(grad, cost, a, b, history, stopped, problem.eps, need_cost)
     grads = BACKWARD.apply(arguments, saved.backend)
-    return [g.to(t.dtype) if need else None for g, t, need in zip(grads, inputs, saved.needs, strict=True)]
+    return [None if t is None else g.to(t.dtype) for g, t in zip(grads, inputs, strict=True)]
 
 
 def sinkhorn_plan(

@@ -42,22 +42,16 @@ BACKWARD = STREAMING.backward_op(_empty_gradients)
 
 
 @STREAMING.differentiable(keep=("f", "g", "state"), constant=("state",))
-def _gradients(
-    saved: Saved[Problem, StreamingSolution],
-    grad_value: Tensor | None,
-    grad_f: Tensor | None,
-    grad_g: Tensor | None,
-    _: None,
-) -> Iterable[Tensor | None]:
+def _gradients(saved: Saved[Problem, StreamingSolution], *grads: Tensor | None) -> Iterable[Tensor | None]:
+    grad_value, grad_f, grad_g, _ = grads
     need_x, need_y, need_a, need_b = saved.needs
     grad_x = grad_y = None
     if need_x or need_y:
         problem = saved.arguments._replace(keep_x=need_x, keep_y=need_y)
         arguments = StreamingBackwardArguments(grad_value, grad_f, grad_g, problem, saved.results.state)
         grad_x, grad_y = BACKWARD.apply(arguments, saved.backend)
-    _, _, a, b, *_ = saved.arguments
-    grad_a = weight_gradient(grad_value, saved.results.f, a) if need_a else None
-    grad_b = weight_gradient(grad_value, saved.results.g, b) if need_b else None
+    grad_a = weight_gradient(grad_value, saved.results.f, saved.arguments.a) if need_a else None
+    grad_b = weight_gradient(grad_value, saved.results.g, saved.arguments.b) if need_b else None
     return grad_x, grad_y, grad_a, grad_b
 
 
