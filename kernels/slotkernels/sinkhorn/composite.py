@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from .._checks import accumulate_dtype
-from .problem import Problem, Solution
+from .problem import Problem
 from .reference import NEAREST, anneal
 
 
-def composite_sinkhorn(problem: Problem) -> Solution:
-    """Values and potentials, as :func:`slotkernels.sinkhorn.reference.sinkhorn`; no transport weights."""
+def composite_sinkhorn(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """Values [B] and potentials [B, N] and [B, M], as :func:`slotkernels.sinkhorn.reference.sinkhorn`."""
     x, y, a, b, *_ = problem
     p, eps, debias = problem.p, problem.blur**problem.p, problem.debias
     n, m = x.shape[1], y.shape[1]
@@ -29,7 +29,7 @@ def composite_sinkhorn(problem: Problem) -> Solution:
     value = means[0] + means[1]
     if debias:
         value = value + (value.clamp_min(0) - value).detach()
-    return Solution(value, f, g, value.new_empty(0), value.new_empty(0))
+    return value, f, g
 
 
 def _potential(points: Tensor, others: Tensor, h: Tensor, p: int, eps: float, own: bool = False) -> Tensor:

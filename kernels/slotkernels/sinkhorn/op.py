@@ -142,7 +142,7 @@ def solve(op: str, problem: Problem, backend: str, potentials: bool) -> tuple[Te
         raise RuntimeError(_derivatives.no_derivatives(op, backend, "inside torch.func or in forward mode"))
     if transformed:
         with without_autocast(x.device):
-            value, f, g, *_ = composite_sinkhorn(problem)
+            value, f, g = composite_sinkhorn(problem)
     elif streams:
         value, f, g, *_ = STREAMING.apply(problem, backend)
     else:
