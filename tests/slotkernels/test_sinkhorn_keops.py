@@ -7,48 +7,27 @@ import importlib.util
 import os
 import subprocess
 import sys
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
-import geomloss
 import pytest
 import torch
-from slotkernels import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
+from slotkernels import SamplesLoss, sinkhorn_divergence
 from slotkernels.sinkhorn.op import make_problem
 from slotkernels.sinkhorn.streaming import STREAMING, keops
 from torch._subclasses import FakeTensorMode
+
+from .sinkhorn_cases import assert_same_loss, assert_same_potentials, points, tensorized, weights
 
 needs_keops = pytest.mark.skipif(
     importlib.util.find_spec("pykeops") is None, reason="pykeops is not installed: pip install pykeops"
 )
 
 
-def points(batch, n, m, dim=3, dtype=torch.float64):
-    x = torch.randn(batch, n, dim, dtype=torch.float64)
-    y = 1.5 * torch.randn(batch, m, dim, dtype=torch.float64) + 0.5
-    return [t.to(dtype).requires_grad_() for t in (x, y)]
-
-
-def weights(batch, count):
-    w = torch.rand(batch, count, dtype=torch.float64) + 0.1
-    return (w / w.sum(1, keepdim=True)).requires_grad_()
-
-
-def compare(actual, expected, inputs, rtol=1e-9, atol=1e-10):
-    """Values, then gradients for one random cotangent."""
-    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
-    cotangent = torch.randn(actual.shape, dtype=actual.dtype)
-    grads, expected_grads = (torch.autograd.grad(out, inputs, cotangent) for out in (actual, expected))
-    torch.testing.assert_close(grads, expected_grads, rtol=rtol, atol=atol)
-
-
 def problem_of(x, y):
     return make_problem("test", x, y, p=2, blur=0.05, scaling=0.5, diameter="batch")
-
-
-def tensorized(**options):
-    return geomloss.SamplesLoss("sinkhorn", backend="tensorized", **{"blur": 0.05, "scaling": 0.5, **options})
 
 
 @needs_keops
@@ -57,11 +36,11 @@ def tensorized(**options):
 def test_keops_equals_geomloss_in_value_and_gradient(p, debias):
     x, y = points(2, 33, 20)
     a, b = weights(2, 33), weights(2, 20)
-    loss = SamplesLoss(p=p, debias=debias, backend="keops")
-    compare(loss(a, x, b, y), tensorized(p=p, debias=debias)(a, x, b, y), (a, x, b, y))
-    f, g = sinkhorn_potentials(x, y, a, b, p=p, debias=debias, backend="keops")
-    expected = tensorized(p=p, debias=debias, potentials=True)(a, x, b, y)
-    compare(torch.cat((f, g), 1), torch.cat(expected, 1), (x, y))
+    options = {"p": p, "debias": debias}
+    ours = partial(SamplesLoss, **options, backend="keops")
+    assert_same_loss(ours(), tensorized(**options), a, x, b, y)
+    a, b = a.detach(), b.detach()
+    assert_same_potentials(ours(potentials=True), tensorized(**options, potentials=True), a, x, b, y)
 
 
 @needs_keops

@@ -4,6 +4,7 @@ KeOps compiles nine formulas (some 6 s each) when its cache in ~/.cache is cold,
 """
 
 import importlib.util
+from functools import partial
 
 import geomloss
 import pytest
@@ -12,6 +13,8 @@ from slotkernels import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
 from slotkernels.sinkhorn.problem import Problem
 from slotkernels.sinkhorn.reference import sinkhorn as dense
 from slotkernels.sinkhorn.streaming import LARGEST_COSTS, STREAMING, annealing, blocks, keops, op, prefers_streaming
+
+from .sinkhorn_cases import assert_same_loss, assert_same_potentials, points, tensorized, weights
 
 HAS_KEOPS = importlib.util.find_spec("pykeops") is not None
 needs_keops = pytest.mark.skipif(not HAS_KEOPS, reason="pykeops is not installed: pip install pykeops")
@@ -25,17 +28,6 @@ CASES = [("blocks", 1), ("blocks", 2), pytest.param("keops", 2, marks=needs_keop
 def _small_blocks(monkeypatch):
     """Blocks of 8 x 8 pairs: sets of some tens of points then have whole, cut and diagonal blocks."""
     monkeypatch.setitem(blocks.BLOCK, "cpu", 64)
-
-
-def points(batch, n, m, dim=3, dtype=torch.float64, grad=True):
-    x = torch.randn(batch, n, dim, dtype=torch.float64)
-    y = 1.5 * torch.randn(batch, m, dim, dtype=torch.float64) + 0.5
-    return [t.to(dtype).requires_grad_(grad) for t in (x, y)]
-
-
-def weights(batch, count, grad=True):
-    w = torch.rand(batch, count, dtype=torch.float64) + 0.1
-    return (w / w.sum(1, keepdim=True)).requires_grad_(grad)
 
 
 def problem(x, y, a=None, b=None, *, diameter=None, p=2, blur=0.05, scaling=0.5, debias=True):
@@ -53,18 +45,6 @@ def oracle(*tensors, **options):
     return dense(problem(*(t.detach().double() for t in tensors), **options))[:3]
 
 
-def compare(actual, expected, inputs, rtol=1e-9, atol=1e-10):
-    """Values, then gradients for one random cotangent."""
-    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
-    cotangent = torch.randn(actual.shape, dtype=actual.dtype)
-    grads, expected_grads = (torch.autograd.grad(out, inputs, cotangent) for out in (actual, expected))
-    torch.testing.assert_close(grads, expected_grads, rtol=rtol, atol=atol)
-
-
-def tensorized(**options):
-    return geomloss.SamplesLoss("sinkhorn", backend="tensorized", **{"blur": 0.05, "scaling": 0.5, **options})
-
-
 @pytest.mark.parametrize("debias", [True, False])
 @pytest.mark.parametrize("p", [1, 2])
 @pytest.mark.parametrize("shape", [(2, 33, 20, 5), (1, 7, 40, 127), (3, 1, 9, 1), (5, 3, 3, 2)], ids=str)
@@ -72,9 +52,10 @@ def test_blocks_equal_geomloss_in_value_and_gradient(shape, p, debias):
     x, y = points(*shape)
     a, b = weights(shape[0], shape[1]), weights(shape[0], shape[2])
     options = {"p": p, "debias": debias}
-    compare(stream(x, y, a, b, **options)[0], tensorized(**options)(a, x, b, y), (a, x, b, y))
-    expected = tensorized(**options, potentials=True)(a, x, b, y)
-    compare(torch.cat(stream(x, y, a, b, **options)[1:], 1), torch.cat(expected, 1), (x, y))
+    ours = partial(SamplesLoss, **options, backend="blocks")
+    assert_same_loss(ours(), tensorized(**options), a, x, b, y)
+    a, b = a.detach(), b.detach()
+    assert_same_potentials(ours(potentials=True), tensorized(**options, potentials=True), a, x, b, y)
 
 
 @needs_keops
@@ -84,20 +65,19 @@ def test_all_backends_equal_geomloss_online(name):
     x, y = points(2, 33, 20)
     a, b = weights(2, 33), weights(2, 20)
     ours, online = SamplesLoss(backend=name), geomloss.SamplesLoss("sinkhorn", backend="online")
-    rounded = {"rtol": 1e-6, "atol": 1e-6}  # GeomLoss rounds 1 / eps to float32
-    compare(ours(x, y), online(x, y), (x, y), **rounded)
-    single = (a[0], x[0], b[0], y[0])
-    compare(ours(*single), online(*single), (a, x, b, y), **rounded)
+    tolerance = 1e-5  # GeomLoss rounds 1 / eps to float32
+    assert_same_loss(ours, online, x, y, tolerance=tolerance)
+    assert_same_loss(ours, online, a[0], x[0], b[0], y[0], tolerance=tolerance)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("diameter", [None, "problem", 7.0])
+@pytest.mark.parametrize("diameter", ["batch", "problem", 7.0])
 def test_every_diameter_equals_the_dense_op(diameter, backend):
     x, y = points(3, 20, 33)
     scale = torch.tensor([0.1, 1, 10], dtype=torch.float64).view(3, 1, 1)
     pair = [(scale * t).detach().requires_grad_() for t in (x, y)]
-    expected = sinkhorn_divergence(*pair, diameter="batch" if diameter is None else diameter, backend="reference")
-    compare(stream(*pair, diameter=diameter, backend=backend)[0], expected, pair)
+    ours, dense = (partial(sinkhorn_divergence, diameter=diameter, backend=name) for name in (backend, "reference"))
+    assert_same_loss(ours, dense, *pair)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -142,8 +122,8 @@ def test_distance_is_flat_below_1e_minus_4(backend):
     x = torch.randn(2, 12, 3, dtype=torch.float64)
     y = (x + 2e-5 * torch.randn(2, 12, 3, dtype=torch.float64)).requires_grad_()
     x.requires_grad_()
-    actual = stream(x, y, p=1, diameter=6.0, backend=backend)[0]
-    compare(actual, tensorized(p=1, diameter=6.0)(x, y), (x, y))
+    options = {"p": 1, "diameter": 6.0}
+    assert_same_loss(partial(sinkhorn_divergence, **options, backend=backend), tensorized(**options), x, y)
 
 
 @pytest.mark.parametrize(("backend", "p"), CASES)
@@ -205,8 +185,8 @@ def test_points_of_zero_weight_are_ignored(backend):
     a = torch.where(torch.arange(12) % 3 == 0, 0.0, 0.125).to(torch.float64).repeat(2, 1)
     b = weights(2, 20, grad=False)
     kept = a[0] > 0
-    actual = stream(x, y, a, b, diameter=9.0, backend=backend)[0]
-    compare(actual, stream(x[:, kept], y, a[:, kept], b, diameter=9.0, backend=backend)[0], (x, y))
+    loss = SamplesLoss(diameter=9.0, backend=backend)
+    assert_same_loss(loss, lambda a, x, b, y: loss(a[:, kept], x[:, kept], b, y), a, x, b, y)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -287,7 +267,8 @@ def test_auto_streams_large_sets_and_equals_the_dense_op(monkeypatch):
     called = []
     solve = annealing.solve
     monkeypatch.setattr(annealing, "solve", lambda pair, problem: called.append(pair) or solve(pair, problem))
-    compare(sinkhorn_divergence(x, y, **options), sinkhorn_divergence(x, y, **options, backend="reference"), (x, y))
+    ours = partial(sinkhorn_divergence, **options)
+    assert_same_loss(ours, partial(ours, backend="reference"), x, y)
     f, g = sinkhorn_potentials(x, y, **options)
     torch.testing.assert_close(f.mean(1) + g.mean(1), SamplesLoss(**options, backend="online")(x, y))
     assert called == 3 * [blocks.Pair]

@@ -7,12 +7,13 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from sinkhorn_triton_cases import DIAMETERS, devices, double, error, points, solve, weights
 from slotkernels import sinkhorn_divergence
 from slotkernels._triton import Device, recorded
 from slotkernels.sinkhorn import triton as backend
 from slotkernels.sinkhorn.problem import BackwardArguments, Problem
 from slotkernels.sinkhorn.schedule import bounding_diameter
+
+from .sinkhorn_triton_cases import DIAMETERS, devices, double, error, points, solve, weights
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
