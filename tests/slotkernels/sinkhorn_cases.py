@@ -23,17 +23,17 @@ def tensorized(**options):
 
 def assert_same_loss(loss, oracle, *tensors, tolerance=1e-9):
     """Equal values and gradients of two losses of (x, y) or (a, x, b, y)."""
-    _assert_same(lambda *t: [loss(*t)], lambda *t: [oracle(*t)], tensors, ["value"], tolerance)
+    return _assert_same(lambda *t: [loss(*t)], lambda *t: [oracle(*t)], tensors, ["value"], tolerance)
 
 
 def assert_same_potentials(potentials, oracle, *tensors, tolerance=1e-9):
     """Equal potentials and gradients, of the same arguments."""
-    _assert_same(potentials, oracle, tensors, ["f", "g"], tolerance)
+    return _assert_same(potentials, oracle, tensors, ["f", "g"], tolerance)
 
 
 def _assert_same(function, oracle, tensors, outputs, tolerance):
     names = ("x", "y") if len(tensors) == 2 else ("a", "x", "b", "y")
     inputs = dict(zip(names, tensors, strict=True))
-    assert_matches_oracle(
+    return assert_matches_oracle(
         lambda **t: function(*t.values()), lambda **t: oracle(*t.values()), inputs, outputs, tolerance
     )

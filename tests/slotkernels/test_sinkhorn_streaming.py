@@ -82,21 +82,18 @@ def test_every_diameter_equals_the_dense_op(diameter, backend):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_lower_precision_stays_near_the_float64_oracle(dtype):
+    # Gradients are rounded to the dtype of the points.
+    half = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps
+
+    def tolerance(name, tensor):
+        if name == "value":
+            return 1e-6  # exponents come from float64 products; float32 rounds exponentials and their sums: 1e-6 of eps
+        return 1e-4 + half  # errors in potentials grow to 1e-5 of the plan at a cost of 30 and eps = 0.0025
+
     x, y = points(2, 33, 20, 16, dtype)
-    x64, y64 = (t.detach().double().requires_grad_() for t in (x, y))
-    actual, f, g = stream(x, y)
-    assert actual.dtype == f.dtype == g.dtype == torch.float32
-    expected = tensorized()(x64, y64)
-    # Exponents come from float64 products; float32 rounds exponentials and their sums: 1e-6 of eps.
-    torch.testing.assert_close(actual.double(), expected, rtol=1e-6, atol=1e-6)
-    cotangent = torch.randn(2)
-    grads = torch.autograd.grad(actual, (x, y), cotangent)
-    expected_grads = torch.autograd.grad(expected, (x64, y64), cotangent.double())
-    half = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps  # gradients are rounded to the input's dtype
-    for grad, reference in zip(grads, expected_grads, strict=True):
-        assert grad.dtype == dtype
-        # Errors in potentials grow with the annealing, 1e-5 of the plan at a cost of 30 and eps = 0.0025.
-        torch.testing.assert_close(grad.double(), reference, rtol=half, atol=1e-4 * reference.abs().max().item())
+    ours = partial(sinkhorn_divergence, backend="blocks")
+    assert_same_loss(ours, tensorized(), x, y, tolerance=tolerance)
+    assert {result.dtype for result in stream(x, y)} == {torch.float32}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -161,8 +161,8 @@ def _instead_of_triton(op: str, backend: str, x: Tensor) -> str:
 
 
 def sinkhorn_divergence(
-    x: Tensor,
-    y: Tensor,
+    x: Tensor,  # [B, N, D]
+    y: Tensor,  # [B, M, D]
     *,
     p: int = 2,
     blur: float = 0.05,
@@ -201,6 +201,8 @@ def sinkhorn_divergence(
     Example:
         A set against itself, moved by 2: half the square of the shift.
 
+        >>> import torch
+        >>> from slotkernels import sinkhorn_divergence
         >>> x = torch.tensor([[[0.0], [1.0], [3.0]]])
         >>> value = sinkhorn_divergence(x, x + 2)
         >>> [round(v, 3) for v in value.tolist()]
@@ -214,10 +216,10 @@ def sinkhorn_divergence(
 
 
 def sinkhorn_potentials(
-    x: Tensor,
-    y: Tensor,
-    a: Tensor | None = None,
-    b: Tensor | None = None,
+    x: Tensor,  # [B, N, D]
+    y: Tensor,  # [B, M, D]
+    a: Tensor | None = None,  # [B, N]
+    b: Tensor | None = None,  # [B, M]
     *,
     p: int = 2,
     blur: float = 0.05,
@@ -248,6 +250,8 @@ def sinkhorn_potentials(
         RuntimeError: if the backend asked for by name cannot serve the call.
 
     Example:
+        >>> import torch
+        >>> from slotkernels import sinkhorn_potentials
         >>> x, y = torch.tensor([[[0.0], [4.0]]]), torch.tensor([[[1.0], [5.0]]])
         >>> f, g = sinkhorn_potentials(x, y)
         >>> value = f.mean(1) + g.mean(1)
@@ -278,6 +282,7 @@ def bytes_moved(
     backward pass reads points and transport weights, and writes the gradients of the sets in ``kept``.
 
     Example:
+        >>> from slotkernels.sinkhorn import bytes_moved
         >>> bytes_moved(batch=1, n=2, m=3, dim=4)
         84
     """
@@ -301,6 +306,7 @@ def flops(
     Backward: one product of the transport weights of each set in ``kept`` with all points.
 
     Example:
+        >>> from slotkernels.sinkhorn import flops
         >>> flops(batch=1, n=2, m=3, dim=4, steps=15)
         1995
     """

@@ -40,6 +40,8 @@ class SamplesLoss(nn.Module):
         ValueError: if an option is not supported, or shapes do not fit.
 
     Example:
+        >>> import torch
+        >>> from slotkernels import SamplesLoss
         >>> loss = SamplesLoss("sinkhorn", p=2, blur=0.05)
         >>> x = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
         >>> round(loss(x, x + 1).item(), 3)

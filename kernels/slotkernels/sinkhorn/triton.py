@@ -15,7 +15,7 @@ from .problem import BackwardArguments, Problem, Solution
 from .schedule import SHORTEST_RATIO
 
 LARGEST_START = 69.0  # logarithm of the first temperature, which float32 has to hold
-BOX_TILE = 2048  # coordinates of one set that a program of the box kernel has on the way
+BOX_TILE = 2048  # coordinates of one set that a program of the box kernel loads at once
 PROGRAMS_OF_BOX = 4  # on a multiprocessor: enough to keep its share of the memory busy
 GRADIENT_TILE = 8192  # gradients that a program accumulates: 64 registers of 128 threads at most
 
@@ -28,7 +28,7 @@ class Tile(NamedTuple):
     rows: int  # of the tiles that cost matrices are cut into
     columns: int
     block_d: int
-    together: bool  # all three cost matrices are held at once
+    together: bool  # all three cost matrices are in registers at once
     warps: int
     stages: int
 

@@ -91,12 +91,12 @@ def _gradients(saved: Saved[Problem, Solution], grad: Tensor, *_: None) -> Seque
 
 
 def sinkhorn_plan(
-    cost: Tensor | None = None,
-    a: Tensor | None = None,
-    b: Tensor | None = None,
+    cost: Tensor | None = None,  # [B, N, M]
+    a: Tensor | None = None,  # [B, N]
+    b: Tensor | None = None,  # [B, M]
     *,
-    x: Tensor | None = None,
-    y: Tensor | None = None,
+    x: Tensor | None = None,  # [B, N, D]
+    y: Tensor | None = None,  # [B, M, D]
     p: int = 2,
     eps: float,
     iterations: int = 100,
@@ -135,6 +135,8 @@ def sinkhorn_plan(
     Example:
         Two points, each next to its counterpart:
 
+        >>> import torch
+        >>> from slotkernels import sinkhorn_plan
         >>> cost = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
         >>> plan = sinkhorn_plan(cost, eps=0.1)
         >>> [[round(p, 3) for p in row] for row in plan[0].tolist()]
@@ -187,6 +189,7 @@ def bytes_moved(batch: int, n: int, m: int, itemsize: int = 4, backward: bool = 
     The backward pass reads the plan's gradient and the costs, and writes the costs' gradient.
 
     Example:
+        >>> from slotkernels.transport_plan import bytes_moved
         >>> bytes_moved(batch=1, n=2, m=3)
         48
     """
@@ -197,6 +200,7 @@ def flops(batch: int, n: int, m: int, iterations: int, backward: bool = False) -
     """Operations: two log-sum-exps an iteration (5 an entry, exp as one); backward, two products and the outer one.
 
     Example:
+        >>> from slotkernels.transport_plan import flops
         >>> flops(batch=1, n=2, m=3, iterations=10)
         600
     """

@@ -7,7 +7,7 @@ There are two ways to take the updates. In the log domain each is a log-sum-exp 
 (Schmitzer 2019) exponentiates the matrix at present potentials ``(f0, g0)`` once, and then an update is a product of it
 and a vector of ``2^(f - f0)``; when a factor leaves ``2^±40``, one iteration is taken in the log domain and the matrix
 is built again. What float32 drops (entries below ``2^-126``) adds less than ``2^-86`` to a sum of at least ``2^-40``:
-nothing, as in a log-sum-exp. The absorbed form looks at its numbers, which costs nothing on a CPU and stalls an
+nothing, as in a log-sum-exp. The absorbed form reads its numbers on the host, which is free on a CPU but stalls an
 accelerator, so accelerators stay in the log domain.
 """
 
@@ -24,8 +24,8 @@ from .._derivatives import is_batched
 from .problem import BackwardArguments, Problem, Solution
 
 LOG2E = math.log2(math.e)
-REACH = 40.0
-CHECK_EVERY = 10  # iterations between looks at the tolerance
+REACH = 40.0  # binary exponent that factors of the absorbed form may have
+CHECK_EVERY = 10  # iterations between checks of the tolerance
 PENDING = 256  # outer products that are gathered into one matrix product
 
 
@@ -48,7 +48,7 @@ def sinkhorn_plan(problem: Problem) -> Solution:
 
 
 def iterate(kind: Callable[[Tensor, Tensor, Tensor, float], Updates], problem: Problem) -> Solution:
-    """:func:`sinkhorn_plan` with a given kind of updates."""
+    """Iterate with updates of one kind: in the log domain, absorbed, or composite."""
     cost, a, b = _prepare(problem.cost, problem.a, problem.b)
     _, _, _, eps, iterations, tolerance, keep = problem
     batch, n, m = cost.shape

@@ -1,10 +1,11 @@
-"""Streaming Sinkhorn on KeOps: one compiled loop over all pairs per reduction, and nothing kept but the points.
+"""Streaming Sinkhorn on KeOps: each reduction over all pairs is one compiled loop, and no matrix is stored.
 
-KeOps compiles each reduction when it first meets it (about 6 s, kept in its cache folder), and launches on CUDA's NULL
-stream, where it waits: never inside a captured graph. Its loops suit points of up to about 100 dimensions. A sum of
-exponentials that the present potentials keep in range is cheaper than a log-sum-exp, which stands in where they do not.
+KeOps compiles each reduction at its first use (about 6 s; the result stays in its cache folder). It launches on CUDA's
+NULL stream and synchronises, so it cannot run inside a captured graph. Its loops suit points of up to about 100
+dimensions. A sum of exponentials is cheaper than a log-sum-exp, which replaces it only where the sum leaves the range
+of the dtype.
 
-Some installations crash the process when KeOps first computes on a GPU, so a child process tries it there before.
+Some installations crash the process when KeOps first computes on a GPU, so a child process tries it first.
 """
 
 import atexit
@@ -37,12 +38,12 @@ from .problem import StreamingBackwardArguments, StreamingSolution
 
 _HOW = "pip install pykeops installs it"
 
-# Points are in units of sqrt(2 eps) for p = 2 and of eps for p = 1; below the squared distance C costs are flat.
+# Points are in units of sqrt(2 eps) for p = 2 and of eps for p = 1. Costs are flat below the squared distance C.
 _EXPONENT = {2: "R + S - SqDist(X, Y)", 1: "R + S - Sqrt(ReLU(SqDist(X, Y) - C) + C)"}
 _SLOPE = {2: "X - Y", 1: "IfElse(SqDist(X, Y) - C, Rsqrt(SqDist(X, Y)), Zero(1)) * (X - Y)"}
 
 
-# What the child runs: eight equal points, so that each of the eight sums of exponentials is 8.
+# Program of the child process: eight equal points, so that each of the eight sums of exponentials is 8.
 _TRIAL = """
 import sys
 sys.path[:] = {path!r}
@@ -54,7 +55,7 @@ if not reason and not torch.allclose(sums := keops._reduce("Sum", 2, x, x, zeros
     reason = f"sums of 8 came out as {{sums.flatten().tolist()}}"
 sys.exit(reason)
 """
-_TRIAL_SECONDS = 180  # two compilations, and the wait for other processes that compile
+_TRIAL_SECONDS = 180  # two compilations, and waiting for other processes that compile
 
 
 def _folder() -> Path:
@@ -78,11 +79,11 @@ def _why_not_imported() -> str | None:
     if importlib.util.find_spec("pykeops") is None:
         return f"pykeops is not installed ({_HOW})"
     try:
-        with _alone(), contextlib.redirect_stdout(io.StringIO()):  # it reports on the machine as it is imported
+        with _alone(), contextlib.redirect_stdout(io.StringIO()):  # the import prints a report on the machine
             import pykeops.torch  # noqa: F401
-    except Exception as error:  # a broken installation raises whatever it meets first
+    except Exception as error:  # a broken installation may raise anything
         return f"pykeops cannot be imported ({type(error).__name__}: {error}; {_HOW})"
-    # It saves its cache at exit; registered later than its own handler, this one runs earlier. The lock ends with us.
+    # KeOps saves its cache at exit. This handler is registered later, so it runs earlier; the lock is freed with us.
     atexit.register(contextlib.ExitStack().enter_context, _alone())
     return None
 
@@ -100,7 +101,8 @@ def _why_not_found(device: torch.device) -> str | None:
 def _why_not_on_gpu(device: torch.device) -> str | None:
     """Why a child process could not compute with KeOps on the GPU, or None.
 
-    Success leaves a file in the cache folder, named after what it depends on; failure is tried again by each process.
+    Success is remembered by a file in the cache folder, named after machine, versions and GPU. After a failure each
+    process tries again.
     """
     try:
         keops = metadata.version("pykeops")
@@ -114,7 +116,7 @@ def _why_not_on_gpu(device: torch.device) -> str | None:
         if failure is None:
             marker.touch()
             return None
-    except OSError as error:  # no folder that can be written, or no Python
+    except OSError as error:  # the folder cannot be written, or there is no Python
         failure = f"was not started ({error})"
     reason = (
         f"KeOps cannot compute on {gpu}: a trial in a child process {failure} (pykeops {keops}, torch "
@@ -230,8 +232,8 @@ class Pair:
         """See :class:`slotkernels.sinkhorn.streaming.pair.Pair`."""
         y, logs = self.other or (self.x, self.logs)
         arrays, unit = self._arrays(self.x, y, logs, eps, f, g)
-        moved = _reduce("SumSoftMaxWeight", self.p, *arrays).double()
-        return moved.mul_(unit) if self.p == 2 else moved
+        gradient = _reduce("SumSoftMaxWeight", self.p, *arrays).double()
+        return gradient.mul_(unit) if self.p == 2 else gradient
 
     def _arrays(
         self, x: Tensor, y: Tensor, logs: Tensor, eps: float | Tensor, f: Tensor, g: Tensor
