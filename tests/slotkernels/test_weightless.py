@@ -18,13 +18,14 @@ from slotkernels import (
     sinkhorn_plan,
     sinkhorn_potentials,
 )
-from slotkernels._dispatch import Call
 from slotkernels.sinkhorn import SINKHORN
-from slotkernels.sinkhorn.reference import epsilon_schedule
+from slotkernels.sinkhorn.op import make_problem
+from slotkernels.sinkhorn.schedule import epsilon_schedule
 from slotkernels.sinkhorn.streaming import STREAMING
 
-CALL = Call((torch.zeros(1, 1, 1),) * 2)
-BACKENDS = [*SINKHORN.available(CALL), *STREAMING.available(CALL)]
+POINT = torch.zeros(1, 1, 1)
+PROBLEM = make_problem("test", POINT, POINT, p=2, blur=1.0, scaling=0.5, diameter=1.0)
+BACKENDS = [*SINKHORN.available(PROBLEM), *STREAMING.available(PROBLEM)]
 FILLERS = [0.0, 30.0, 5e3, 1e4, 1e6, 1e30, math.inf, -math.inf, math.nan]
 HIDDEN = [1e4, 1e30, math.inf, math.nan]
 # Slow ones (Triton's interpreter, and KeOps, which compiles) take three of the fillers.
