@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.library import CustomOpDef
 
-from ._dispatch import without_autocast
+from ._backends import without_autocast
 
 COMPOSITE_BACKENDS = ("auto", "reference")
 

@@ -2,7 +2,8 @@ import pytest
 import slotkernels  # registers the ops
 import torch
 from slotkernels import inverted_attention
-from slotkernels.slot_attention import Settings, attend, bytes_moved, flops, tiles
+from slotkernels.slot_attention import bytes_moved, flops, tiles
+from slotkernels.slot_attention.op import INVERTED_ATTENTION, Arguments
 
 # Half types: logits, weights and updates are each rounded once to 8 (bf16) or 11 (fp16) bits; logits here are below
 # 4, so one rounding moves the softmax by at most 4 * 2^-9 = 8e-3 (bf16) or 1e-3 (fp16). fp32: sums of <= 1024 terms.
@@ -107,9 +108,9 @@ def test_gradient_through_one_output_alone(backend, cotangents):
 def test_totals_and_the_gradient_through_them(backend):
     tensors, mask = make((2, 40, 6, 12), torch.float32, False, True, True)
     oracle = {name: t.detach().double().requires_grad_() for name, t in tensors.items()}
-    settings = Settings(0.5, 0.0, 0.1, 1, "ieee", False)
     q, k, bias = tensors.values()
-    updates, total, _ = attend(q, k, None, bias, mask, settings, backend)
+    arguments = Arguments(q, k, None, bias, mask.unsqueeze(1), 0.5, 0.0, 0.1, 1, "ieee", False)
+    updates, total, _ = INVERTED_ATTENTION(arguments, backend)
     q, k, bias = oracle.values()
     weights = (k @ q.transpose(1, 2) * 0.5 + bias[:, None]).softmax(-1) * mask.unsqueeze(-1)
     expected = weights.sum(1) + 0.1
@@ -275,7 +276,8 @@ def test_opcheck(backend, dtype, with_v):
     grads = (torch.randn_like(updates), torch.randn_like(total), torch.randn_like(attention))
     inputs = [None if t is None else t.detach() for t in (q, k, v, bias)]
     saved = (updates.detach(), total.detach())
-    backward = (*grads, *inputs, mask.unsqueeze(1), *saved, *options, [True, True, with_v, True], backend)
+    needs = [True, True, with_v, True, False]
+    backward = (*grads, *inputs, mask.unsqueeze(1), *options, True, *saved, needs, backend)
     torch.library.opcheck(torch.ops.slotkernels.inverted_attention_backward, backward)
 
 

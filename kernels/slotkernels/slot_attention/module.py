@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._backends import without_autocast
 from .._checks import check_positive, check_tensor, check_that
-from .._dispatch import without_autocast
 from ..ranges import annotate
 from ..slot_update import add_norm, gru_norm
-from . import EPS_PLACEMENTS, Settings, attend, hide
-from .published import read_published
+from .checkpoints import read_published
+from .op import EPS_PLACEMENTS, INVERTED_ATTENTION, Arguments, by_group, hide
 
 IMPLICIT = ("bilevel", "detach", "none")
 GRU_STATES = ("slots", "normalised")
@@ -271,20 +271,20 @@ class SlotAttention(nn.Module):
         return_attention: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """One iteration; absorbed if v is None. New slots, the same normalised for the next iteration, attention."""
-        settings = self._settings(return_attention)
         q = F.linear(normalised, *weights.q)
         if v is None:
             assert weights.k.bias is not None
             assert weights.v.bias is not None
             bias = (q.to(slots.dtype) * weights.k.bias).sum(-1) * self.scale
             q = F.linear(q, weights.k.weight.t())
-            updates, total, attention = attend(q, k, None, bias, mask, settings, "auto")
+            updates, total, attention = self._attend(q, k, None, bias, mask, return_attention)
             # The sum of a slot's weights: v's bias enters once for each slot that sees a token.
-            seen = 1 - settings.total_eps / total if settings.total_eps else (total > 0).to(total.dtype)
+            total_eps = self.eps if self.eps_placement == "denominator" else 0.0
+            seen = 1 - total_eps / total if total_eps else (total > 0).to(total.dtype)
             updates = F.linear(updates, weights.v.weight)
             updates = updates + (seen.unsqueeze(-1) * weights.v.bias).to(updates.dtype)
         else:
-            updates, _, attention = attend(q, k, v, None, mask, settings, "auto")
+            updates, _, attention = self._attend(q, k, v, None, mask, return_attention)
         # Normalised again, not as cast for the queries: under autocast the state keeps the precision of the slots.
         state = slots if self.gru_state == "slots" else self._norm(slots, slots.dtype)
         gates_input = F.linear(updates, *weights.gates_input)
@@ -323,10 +323,13 @@ class SlotAttention(nn.Module):
         k = F.linear(tokens, weights.k.weight, weights.k.bias.to(tokens.dtype))
         return k, F.linear(tokens, weights.v.weight, weights.v.bias.to(tokens.dtype))
 
-    def _settings(self, return_attention: bool) -> Settings:
-        in_numerator = self.eps_placement == "numerator"
-        eps = (self.eps, 0.0) if in_numerator else (0.0, self.eps)
-        return Settings(self.scale, *eps, self.groups, "tf32x3", return_attention)
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, return_attention: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        eps = (self.eps, 0.0) if self.eps_placement == "numerator" else (0.0, self.eps)
+        arguments = Arguments(q, k, v, bias, by_group(mask), self.scale, *eps, self.groups, "tf32x3", return_attention)
+        updates, total, attention = INVERTED_ATTENTION(arguments)
+        return updates, total, attention.transpose(1, 2) if return_attention else None
 
     def _norm(self, slots: Tensor, dtype: torch.dtype) -> Tensor:
         weight, bias, eps = self._affine(self.norm_slots)
