@@ -227,15 +227,23 @@ class InvariantSlotAttention(nn.Module):
         """Updates [B, N, D], attention [B, N, M], new positions and scales [B, N, 2] of one iteration."""
         second, scale = cast(nn.Linear, self.f[2]), self.dim**-0.5
         in_denominator = self.eps_placement == "denominator"
-        shift: Tensor | None = None
-        deviations: list[Tensor] | tuple[None, None] = (None, None)
+        shift, key_deviation, value_deviation = None, None, None
         if tokens.spread is not None:
             relative = (grid.unsqueeze(1) - positions.unsqueeze(2)) / (scales.unsqueeze(2) * self.scale_factor)
-            shift, deviations = tokens.spread.shift, self._deviations(tokens.spread, relative)
+            shift, (key_deviation, value_deviation) = tokens.spread.shift, self._deviations(tokens.spread, relative)
         arguments = Arguments(
             F.linear(q, second.weight.t()),
             (q.to(grid.dtype) * second.bias).sum(-1) * scale,
-            *(tokens.k, tokens.v, tokens.frame, grid, positions, scales, shift, *deviations, mask),
+            tokens.k,
+            tokens.v,
+            tokens.frame,
+            grid,
+            positions,
+            scales,
+            shift,
+            key_deviation,
+            value_deviation,
+            mask,
             scale=scale,
             scale_factor=self.scale_factor,
             eps=self.eps,

@@ -17,7 +17,6 @@ factors pass, so ``relu(p / σ + shift) = relu(p + σ shift) / σ``: with ``shif
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .._backends import why_not_triton
@@ -109,9 +108,9 @@ def _empty_results(arguments: Arguments) -> Results:
 
 
 def _empty_gradients(arguments: BackwardArguments) -> Gradients:
-    pairs = zip(Gradients._fields, arguments.forward, arguments.needs, strict=False)
+    pairs = zip(arguments.forward[:11], arguments.needs, strict=False)
     empty = arguments.forward.q.new_empty
-    return Gradients(*(t.new_empty(t.shape) if need and t is not None else empty(0) for _, t, need in pairs))
+    return Gradients(*(t.new_empty(t.shape) if need and t is not None else empty(0) for t, need in pairs))
 
 
 INVARIANT_ATTENTION = Op("invariant_attention", _empty_results, public="InvariantSlotAttention")

@@ -121,17 +121,20 @@ def invariant_attention_backward(arguments: BackwardArguments) -> Gradients:
             values @ a.shift - value_coefficients * value_scores / a.value_deviation,
         ]
     gradients = [grad_q, grad_logits.sum(-1), keys.sum(1), values.sum(1), grad_frame, None, *grad_frames, *grad_norm]
-    triples = zip(gradients, arguments.forward, arguments.needs, strict=False)
+    triples = zip(gradients, arguments.forward[:11], arguments.needs, strict=False)
     empty = arguments.forward.q.new_empty
-    return Gradients(*(grad.to(t.dtype).contiguous() if need else empty(0) for grad, t, need in triples))
+    return Gradients(
+        *(
+            grad.to(t.dtype).contiguous() if need and grad is not None and t is not None else empty(0)
+            for grad, t, need in triples
+        )
+    )
 
 
 def _accumulated(arguments: Arguments) -> Arguments:
     """The arguments with tensors in the precision of the arithmetic; the mask stays bool."""
     dtype = accumulate_dtype(arguments.q.dtype)
-    return Arguments._make(
-        t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in arguments
-    )
+    return Arguments._make(t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in arguments)
 
 
 def _hidden(tokens: Tensor, along: Tensor, shift: Tensor | None, deviation: Tensor | None) -> Tensor:

@@ -39,6 +39,15 @@ class _Place(NamedTuple):
     shift: Tensor | None  # [D]
 
 
+class _Pairs(NamedTuple):
+    """Keys or values, and what the backward pass multiplies them with."""
+
+    tokens: Tensor  # [B, M, D]
+    coefficients: Tensor  # [B, N, M]
+    deviation: Tensor | None  # [B, N, M]
+    vectors: Tensor  # [B, N, D]
+
+
 class _Sizes(NamedTuple):
     """Arguments of `reduce_width` and `sum_over_tokens`, which read D-wide rows."""
 
@@ -63,7 +72,7 @@ def width_launch(dim: int, gradient: bool) -> Compiled:
 
 
 def tokens_launch(dim: int, slots: int, gradient: bool) -> Compiled:
-    """`sum_over_tokens` and its backward: eight elements of a tile for each thread, and as many for each sum of each slot of a group."""
+    """`sum_over_tokens`: eight elements of a tile for each thread, and as many for each sum of each slot of a group."""
     block, warps = _block_dim(dim), 4
     slots = min(2 if gradient else 4, triton.next_power_of_2(slots))
     blocks = {"DIM": dim, "BLOCK_TOKENS": warps * 256 // block, "BLOCK_SLOTS": slots, "BLOCK_DIM": block}
@@ -138,26 +147,33 @@ def _sum_over_tokens(
 
 
 def _sum_over_tokens_backward(
-    keys: tuple[Tensor, ...], values: tuple[Tensor, ...], place: _Place, sizes: _Sizes
+    keys: _Pairs, values: _Pairs, place: _Place, sizes: _Sizes
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of q [B, N, D], frame [2, D], positions and scales [B, N, 2] and shift [D].
-
-    ``keys`` and ``values`` are each the tokens, their coefficients, their deviation and the slots' vectors.
-    """
-    dim = keys[0].shape[2]
+    """Gradients of q [B, N, D], frame [2, D], positions and scales [B, N, 2] and shift [D]."""
+    dim = keys.tokens.shape[2]
     compiled = tokens_launch(dim, sizes.slots, gradient=True)
     programs, split = _tokens_programs(compiled, dim, sizes)
     groups, chunks, splits = programs[0] // sizes.batch, *programs[1:]
-    sums, rows = _sums(keys[0], programs, sizes), 2 if place.shift is None else 3
+    sums, rows = _sums(keys.tokens, programs, sizes), 2 if place.shift is None else 3
     grad_frame = place.grid.new_empty(2, splits * sizes.batch * groups, rows, dim)
     grad_frames = place.grid.new_empty(2, splits * chunks, sizes.batch, sizes.slots, 4)
     for part, (tokens, coefficients, deviation, vectors), out in ((0, keys, sums), (1, values, None)):
         inputs = (tokens, coefficients, *place, deviation, vectors)
-        _run(sum_over_tokens_backward, programs, compiled, *inputs, out, grad_frame[part], grad_frames[part], *sizes, split)
+        _run(
+            sum_over_tokens_backward,
+            programs,
+            compiled,
+            *inputs,
+            out,
+            grad_frame[part],
+            grad_frames[part],
+            *sizes,
+            split,
+        )
     parts = (grad_frame[:, :, :2], grad_frames[..., :2], grad_frames[..., 2:])
     shift = None if place.shift is None else grad_frame[:, :, 2].sum((0, 1))
     frame, positions, scales = (part.sum((0, 1)) for part in parts)
-    return _add_splits(sums, keys[0].dtype), frame, positions, scales, shift
+    return _add_splits(sums, keys.tokens.dtype), frame, positions, scales, shift
 
 
 def _over(numerator: Tensor, denominator: Tensor | None) -> Tensor:
@@ -197,8 +213,8 @@ def invariant_attention_backward(arguments: BackwardArguments) -> Gradients:
     a, place, sizes = _prepared(arguments.forward)
     empty = a.q.new_empty
     if sizes.batch == 0:
-        pairs = zip(Gradients._fields, a, arguments.needs, strict=False)
-        return Gradients(*(torch.zeros_like(t) if need and t is not None else empty(0) for _, t, need in pairs))
+        pairs = zip(a[:11], arguments.needs, strict=False)
+        return Gradients(*(torch.zeros_like(t) if need and t is not None else empty(0) for t, need in pairs))
     outputs = (arguments.attention, arguments.weights, arguments.positions, arguments.scales)
     grads = Cotangents._make(None if t is None else t.contiguous() for t in arguments.grads)
     grad_updates = torch.zeros_like(a.q) if grads.updates is None else grads.updates
@@ -214,13 +230,13 @@ def invariant_attention_backward(arguments: BackwardArguments) -> Gradients:
 
     with_scores = a.shift is not None
     key_scores, key_shift, grad_k = _reduce_width(a.k, a.q, place, a.key_deviation, sizes, grad_scores, with_scores)
-    keys = (a.k, grad_scores, a.key_deviation, a.q)
-    values = (a.v, coefficients, a.value_deviation, grad_updates)
+    keys = _Pairs(a.k, grad_scores, a.key_deviation, a.q)
+    values = _Pairs(a.v, coefficients, a.value_deviation, grad_updates)
     grad_q, grad_frame, *grad_place = _sum_over_tokens_backward(keys, values, place, sizes)
     deviations: list[Tensor | None] = [None, None]
     if key_scores is not None and key_shift is not None and value_shift is not None:
-        deviations[0] = grad_scores * (key_shift.sum(0) - key_scores.sum(0) / a.key_deviation)
-        deviations[1] = coefficients * (value_shift.sum(0) - scores.sum(0) / a.value_deviation)
+        deviations[0] = grad_scores * (key_shift.sum(0) - _over(key_scores.sum(0), a.key_deviation))
+        deviations[1] = coefficients * (value_shift.sum(0) - _over(scores.sum(0), a.value_deviation))
     gradients = (grad_q, grad_bias, grad_k, grad_v, grad_frame, None, *grad_place, *deviations)
-    pairs = zip(gradients, arguments.needs, strict=False)
-    return Gradients(*(grad if need and grad is not None else empty(0) for grad, need in pairs))
+    needed = zip(gradients, arguments.needs, strict=False)
+    return Gradients(*(grad if need and grad is not None else empty(0) for grad, need in needed))

@@ -7,7 +7,6 @@ from .op import LabelArguments, LabelResults
 
 def propagate_labels(arguments: LabelArguments) -> LabelResults:
     """As in ``reference.py``."""
-    (image, video, clusters), sizes, confidence, statistics = arguments
-    clusters = None if clusters is None else clusters.contiguous()
-    native = torch.ops.slotkernels_native.propagate_labels
-    return LabelResults(*native(image, video, clusters, *sizes, confidence, statistics))
+    clusters = arguments.clusters
+    contiguous = arguments if clusters is None else arguments._replace(clusters=clusters.contiguous())
+    return LabelResults(*torch.ops.slotkernels_native.propagate_labels(*contiguous))

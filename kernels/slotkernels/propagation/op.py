@@ -20,8 +20,7 @@ from .._checks import check_tensor, check_that, describe
 from .._native import why_not_cpp
 from .._op import Op, Saved
 
-# Limits of the Triton kernel: it counts positions in half pixels times patches, in 32 bits, and a launch has three
-# dimensions.
+# Limits of the Triton kernel: 32 bits for positions, in half pixels times patches; the grid of a launch.
 MAX_SIDE, MAX_FRAMES = 16384, 65535
 
 NOT_DIFFERENTIABLE = "use propagate_attention and torch.nn.functional.interpolate, or detach the attention"
@@ -50,20 +49,16 @@ class AttentionBackwardArguments(NamedTuple):
     needs: list[bool]  # of the image attention, of the video attention
 
 
-class Sizes(NamedTuple):
-    """Of the patch grid and of the pictures that it is upsampled to."""
-
-    height: int  # patches, height * width = M
-    width: int
-    out_height: int  # pixels
-    out_width: int
-
-
 class LabelArguments(NamedTuple):
     """Arguments of ``propagate_labels``."""
 
-    maps: AttentionMaps
-    sizes: Sizes
+    image_attention: Tensor  # [B, T, M, N]
+    video_attention: Tensor  # [B, T, N, K]
+    clusters: Tensor | None  # int64 [B, K]
+    height: int  # of the grid, in patches; height * width = M
+    width: int
+    out_height: int  # of the label maps, in pixels
+    out_width: int
     confidence: bool
     statistics: bool
 
@@ -80,23 +75,27 @@ class LabelResults(NamedTuple):
 class MaskArguments(NamedTuple):
     """Arguments of ``propagate_masks``."""
 
-    maps: AttentionMaps
+    image_attention: Tensor  # [B, T, M, N]
+    video_attention: Tensor  # [B, T, N, K]
+    clusters: Tensor | None  # int64 [B, K]
+    height: int  # of the grid, in patches; height * width = M
+    width: int
+    out_height: int  # of the masks, in pixels
+    out_width: int
     objects: list[int]  # indices of the O masks to return
-    sizes: Sizes
 
 
 class LabelMaps(NamedTuple):
-    """Result of :func:`propagate_labels` with ``confidence=True`` or ``statistics=True``."""
+    """Result of :func:`propagate_labels` with ``confidence=True`` or ``statistics=True``.
 
-    labels: Tensor
-    """uint8 [B, T, H, W], the winning object of each pixel."""
-    confidence: Tensor | None
-    """fp16 [B, T, H, W], the winner's score minus the second best (minus 0 if there is one object)."""
-    areas: Tensor | None
-    """int32 [B, T, K], number of pixels of each object."""
-    boxes: Tensor | None
-    """int32 [B, T, K, 4], (x0, y0, x1, y1) of each object such that ``labels[b, t, y0:y1, x0:x1]`` is the smallest crop
-    that contains it; zeros for an object without pixels."""
+    A box (x0, y0, x1, y1) is such that ``labels[b, t, y0:y1, x0:x1]`` is the smallest crop that contains the object;
+    zeros for an object without pixels.
+    """
+
+    labels: Tensor  # uint8 [B, T, H, W], the winning object of each pixel
+    confidence: Tensor | None  # fp16 [B, T, H, W], the winner's score minus the second best (or 0, of one object)
+    areas: Tensor | None  # int32 [B, T, K], number of pixels of each object
+    boxes: Tensor | None  # int32 [B, T, K, 4]
 
 
 def _check_attention(op: str, maps: AttentionMaps) -> None:
@@ -111,30 +110,26 @@ def _check_attention(op: str, maps: AttentionMaps) -> None:
             raise ValueError(f"{op}: {name} is on {tensor.device}, expected {device}")
 
 
-def _check_sizes(op: str, maps: AttentionMaps, grid: tuple[int, int], size: tuple[int, int] | None) -> Sizes:
-    height, width = grid
-    check_that(
-        height > 0 and width > 0 and height * width == maps.image_attention.shape[2],
-        f"{op}: grid={tuple(grid)}, expected h * w = {maps.image_attention.shape[2]} tokens of "
-        f"{describe(maps.image_attention)}",
-    )
+def _check_sizes(
+    op: str, image: Tensor, grid: tuple[int, int], size: tuple[int, int] | None
+) -> tuple[int, int, int, int]:
+    """Height and width of the grid and of the result."""
+    (height, width), tokens = grid, image.shape[2]
+    fits = height > 0 and width > 0 and height * width == tokens
+    check_that(fits, f"{op}: grid={tuple(grid)}, expected h * w = {tokens} tokens of {describe(image)}")
     out_height, out_width = grid if size is None else size
-    in_range = out_height > 0 and out_width > 0 and out_height * out_width < 2**31
-    check_that(in_range, f"{op}: size={size}, expected (H, W) > 0 with less than 2^31 pixels")
-    return Sizes(height, width, out_height, out_width)
+    fits = out_height > 0 and out_width > 0 and out_height * out_width < 2**31
+    check_that(fits, f"{op}: size={size}, expected (H, W) > 0 with less than 2^31 pixels")
+    return height, width, out_height, out_width
 
 
 def _without_dropped(maps: AttentionMaps) -> AttentionMaps:
-    """Attention to dropped slots set to zero, since it may hold anything, and 0 times NaN is NaN."""
-    clusters = maps.clusters
+    """Set the attention to dropped slots to zero: it may be anything, and 0 times NaN is NaN."""
+    image, video, clusters = maps
     if clusters is None:
         return maps
     dropped = (clusters < 0) | (clusters >= clusters.shape[1])
-    return maps._replace(video_attention=maps.video_attention.masked_fill(dropped.unsqueeze(1).unsqueeze(1), 0.0))
-
-
-def _detached(maps: AttentionMaps) -> AttentionMaps:
-    return AttentionMaps(maps.image_attention.detach(), maps.video_attention.detach(), maps.clusters)
+    return AttentionMaps(image, video.masked_fill(dropped.unsqueeze(1).unsqueeze(1), 0.0), clusters)
 
 
 def _renamed(op: str, clusters: Tensor | None, labels: Tensor | None) -> Tensor | None:
@@ -142,25 +137,21 @@ def _renamed(op: str, clusters: Tensor | None, labels: Tensor | None) -> Tensor 
     if labels is None:
         return clusters
     check_that(clusters is None, f"{op}: labels is the former name of clusters, expected only one of the two")
-    warnings.warn(
-        f"{op}: labels= has been renamed; pass clusters= instead (labels= will be removed in the next release)",
-        DeprecationWarning,
-        stacklevel=3,
-    )
+    message = f"{op}: labels= is now called clusters= (the old name will be removed in the next release)"
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
     return labels
 
 
 def _why_not_triton(arguments: LabelArguments) -> str | None:
-    if max(arguments.sizes) > MAX_SIDE:
+    if max(arguments[3:7]) > MAX_SIDE:
         return f"more than {MAX_SIDE} patches or pixels a side"
-    if max(arguments.maps.image_attention.shape[:2]) > MAX_FRAMES:
+    if max(arguments.image_attention.shape[:2]) > MAX_FRAMES:
         return f"more than {MAX_FRAMES} frames or videos"
     return why_not_triton(arguments)
 
 
 def _empty_attention(maps: AttentionMaps) -> Tensor:
-    image, video = maps.image_attention, maps.video_attention
-    return image.new_empty(*image.shape[:3], video.shape[3])
+    return maps.image_attention.new_empty(*maps.image_attention.shape[:3], maps.video_attention.shape[3])
 
 
 def _empty_gradients(arguments: AttentionBackwardArguments) -> AttentionGradients:
@@ -169,9 +160,8 @@ def _empty_gradients(arguments: AttentionBackwardArguments) -> AttentionGradient
 
 
 def _empty_labels(arguments: LabelArguments) -> LabelResults:
-    image, video, _ = arguments.maps
-    frames, slots, new = image.shape[:2], video.shape[3], image.new_empty
-    maps = (*frames, arguments.sizes.out_height, arguments.sizes.out_width)
+    frames, slots = arguments.image_attention.shape[:2], arguments.video_attention.shape[3]
+    new, maps = arguments.image_attention.new_empty, (*frames, arguments.out_height, arguments.out_width)
     return LabelResults(
         new(maps, dtype=torch.uint8),
         new(maps if arguments.confidence else 0, dtype=torch.float16),
@@ -181,13 +171,12 @@ def _empty_labels(arguments: LabelArguments) -> LabelResults:
 
 
 def _empty_masks(arguments: MaskArguments) -> Tensor:
-    image, sizes = arguments.maps.image_attention, arguments.sizes
-    return image.new_empty(*image.shape[:2], len(arguments.objects), sizes.out_height, sizes.out_width)
+    frames, maps = arguments.image_attention.shape[:2], (arguments.out_height, arguments.out_width)
+    return arguments.image_attention.new_empty(*frames, len(arguments.objects), *maps)
 
 
-# For the product alone no kernel beats torch.bmm, which reads and writes each attention map once; columns are summed
-# before it, in N·K numbers a frame beside the M·(N + K) of the product. Nor is there much to gain for soft masks, whose
-# time is that of writing them.
+# No kernel would beat torch.bmm in propagate_attention, which reads and writes each attention map once (summing columns
+# before adds N·K numbers a frame to its M·(N + K)); soft masks take the time of writing them.
 PROPAGATE_ATTENTION = Op("propagate_attention", _empty_attention)
 PROPAGATE_ATTENTION.add("reference", "slotkernels.propagation.reference")
 PROPAGATE_ATTENTION_BACKWARD = PROPAGATE_ATTENTION.backward_op(_empty_gradients)
@@ -224,7 +213,6 @@ def propagate_attention(
             :func:`~slotkernels.cluster_slots`. Slots of one cluster count as one, as if their columns of the result
             were summed. Slots whose cluster is outside 0..K-1, such as -1, are dropped; their attention may be
             anything, NaN included.
-        labels: deprecated name of ``clusters``.
         backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
 
     Returns:
@@ -245,8 +233,7 @@ def propagate_attention(
         >>> torch.allclose(masks, image_attention @ video_attention)
         True
     """
-    clusters = _renamed("propagate_attention", clusters, labels)
-    maps = AttentionMaps(image_attention, video_attention, clusters)
+    maps = AttentionMaps(image_attention, video_attention, _renamed("propagate_attention", clusters, labels))
     _check_attention("propagate_attention", maps)
     return PROPAGATE_ATTENTION(_without_dropped(maps), backend)
 
@@ -306,7 +293,6 @@ def propagate_labels(
             clusters.
         confidence: also return the margin between the two best scores of each pixel.
         statistics: also return area and bounding box of each object in each frame.
-        labels: deprecated name of ``clusters``.
         backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
 
     Returns:
@@ -324,20 +310,18 @@ def propagate_labels(
         >>> slotkernels.propagate_labels(image_attention, video_attention, grid=(1, 2), size=(2, 6))
         tensor([[[[0, 0, 0, 1, 1, 1],
                   [0, 0, 0, 1, 1, 1]]]], dtype=torch.uint8)
-        >>> maps = slotkernels.propagate_labels(image_attention, video_attention, (1, 2), (2, 6), statistics=True)
-        >>> maps.areas, maps.boxes
-        (tensor([[[6, 6]]], dtype=torch.int32), tensor([[[[0, 0, 3, 2],
-                  [3, 0, 6, 2]]]], dtype=torch.int32))
+        >>> slotkernels.propagate_labels(image_attention, video_attention, (1, 2), (2, 6), statistics=True).areas
+        tensor([[[6, 6]]], dtype=torch.int32)
     """
     maps = AttentionMaps(image_attention, video_attention, _renamed("propagate_labels", clusters, labels))
     _check_attention("propagate_labels", maps)
-    sizes = _check_sizes("propagate_labels", maps, grid, size)
+    sizes = _check_sizes("propagate_labels", image_attention, grid, size)
     if video_attention.shape[3] > 255:
         raise ValueError(f"propagate_labels: video_attention is {describe(video_attention)}, expected K <= 255")
     if confidence:
         _derivatives.refuse("propagate_labels", NOT_DIFFERENTIABLE, image_attention, video_attention)
-    maps = _without_dropped(_detached(maps))
-    results = PROPAGATE_LABELS(LabelArguments(maps, sizes, confidence, statistics), backend)
+    maps = _without_dropped(AttentionMaps(image_attention.detach(), video_attention.detach(), maps.clusters))
+    results = PROPAGATE_LABELS(LabelArguments(*maps, *sizes, confidence, statistics), backend)
     if not confidence and not statistics:
         return results.labels
     margin = results.confidence if confidence else None
@@ -366,7 +350,6 @@ def propagate_masks(
         size: (H, W) of the masks in pixels, larger or smaller than the grid; the grid itself if None.
         objects: video slots (or clusters, with ``clusters``) to return, each in 0..K-1.
         clusters: int64 [B, K], clusters of video slots as in :func:`propagate_attention`.
-        labels: deprecated name of ``clusters``.
         backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
 
     Returns:
@@ -386,14 +369,13 @@ def propagate_masks(
     """
     maps = AttentionMaps(image_attention, video_attention, _renamed("propagate_masks", clusters, labels))
     _check_attention("propagate_masks", maps)
-    sizes = _check_sizes("propagate_masks", maps, grid, size)
+    sizes = _check_sizes("propagate_masks", image_attention, grid, size)
     objects, slots = list(objects), video_attention.shape[3]
-    check_that(
-        len(objects) > 0 and all(0 <= k < slots for k in objects),
-        f"propagate_masks: objects={objects}, expected some of 0..{slots - 1}",
-    )
+    in_range = len(objects) > 0 and all(0 <= k < slots for k in objects)
+    check_that(in_range, f"propagate_masks: objects={objects}, expected some of 0..{slots - 1}")
     _derivatives.refuse("propagate_masks", NOT_DIFFERENTIABLE, image_attention, video_attention)
-    return PROPAGATE_MASKS(MaskArguments(_without_dropped(_detached(maps)), objects, sizes), backend)
+    maps = _without_dropped(AttentionMaps(image_attention.detach(), video_attention.detach(), maps.clusters))
+    return PROPAGATE_MASKS(MaskArguments(*maps, *sizes, objects), backend)
 
 
 def bytes_moved(
@@ -413,8 +395,6 @@ def bytes_moved(
 
 
 def flops(batch: int, frames: int, tokens: int, slots: int, video_slots: int, pixels: int) -> int:
-    """Operations of ``propagate_labels``: the product; for each pixel and object 2 to interpolate and 1 to compare.
-
-    Interpolation along x is shared by the pixels of a column between two rows of patches, and left out.
-    """
+    """Operations of ``propagate_labels``: the product; for each pixel and object 2 to interpolate and 1 to compare."""
+    # interpolation along x is left out: the pixels of a column between two rows of patches share it
     return batch * frames * video_slots * (2 * tokens * slots + 3 * pixels)

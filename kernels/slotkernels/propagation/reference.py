@@ -36,7 +36,8 @@ def propagate_attention(maps: AttentionMaps) -> Tensor:
 
 def propagate_labels(arguments: LabelArguments) -> LabelResults:
     """Label maps, their confidence and their statistics; empty for what was not asked for."""
-    maps, (height, width, out_height, out_width), confidence, statistics = arguments
+    maps, (height, width, out_height, out_width) = AttentionMaps(*arguments[:3]), arguments[3:7]
+    confidence, statistics = arguments.confidence, arguments.statistics
     (batch, frames), slots = maps.image_attention.shape[:2], maps.video_attention.shape[3]
     dtype = accumulate_dtype(maps.image_attention.dtype)
     image, video = maps.image_attention.flatten(0, 1), _merged(maps).to(dtype)  # [B·T, M, N], [B·T, N, K]
@@ -66,8 +67,8 @@ def propagate_labels(arguments: LabelArguments) -> LabelResults:
 
 def propagate_masks(arguments: MaskArguments) -> Tensor:
     """[B, T, O, H, W] in the dtype of the image attention."""
-    maps, objects, (height, width, out_height, out_width) = arguments
-    dtype = maps.image_attention.dtype
+    maps, (height, width, out_height, out_width) = AttentionMaps(*arguments[:3]), arguments[3:7]
+    objects, dtype = arguments.objects, maps.image_attention.dtype
     image, merged = maps.image_attention.flatten(0, 1), _merged(maps).to(dtype)  # [B·T, M, N], [B·T, N, K]
     video = torch.stack([merged[:, :, k] for k in objects], 2)  # a list as an index would be copied to the device
     masks = image.new_empty(len(image), len(objects), out_height, out_width)

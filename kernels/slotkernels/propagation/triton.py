@@ -4,8 +4,8 @@ import torch
 import triton
 
 from .._triton import launch
-from .op import LabelArguments, LabelResults
 from .kernels import labels_kernel
+from .op import LabelArguments, LabelResults
 
 PIXELS_A_WARP = 256
 
@@ -33,7 +33,7 @@ def blocks(height: int, width: int, out_height: int, out_width: int, slots: int,
 
 def propagate_labels(arguments: LabelArguments) -> LabelResults:
     """As in ``reference.py``."""
-    (image, video, clusters), (height, width, out_height, out_width), confidence, statistics = arguments
+    image, video, clusters, height, width, out_height, out_width, confidence, statistics = arguments
     batch, frames, _, slots = image.shape
     objects = video.shape[3]
     pixels = (batch, frames, out_height, out_width)
