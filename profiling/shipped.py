@@ -6,9 +6,16 @@ import torch
 from slotkernels.invariant_slot_attention import triton as invariant_slot_attention
 from slotkernels.propagation import triton as propagation
 from slotkernels.sinkhorn import triton as sinkhorn
-from slotkernels.slot_attention import Settings
 from slotkernels.slot_attention import triton as slot_attention
+from slotkernels.slot_attention.op import Arguments, BackwardArguments, Cotangents
 from slotkernels.slot_update import triton as slot_update
+from slotkernels.slot_update.op import (
+    AddNormArguments,
+    AddNormBackwardArguments,
+    GruNormArguments,
+    GruNormBackwardArguments,
+    GruNormCotangents,
+)
 
 PRECISIONS = {torch.bfloat16: ("",), torch.float16: ("",), torch.float32: ("tf32x3", "ieee")}
 
@@ -34,21 +41,22 @@ def _inverted_attention() -> Iterator[tuple[str, Callable[[], object]]]:
                 for with_v in (False, True) if batch == 128 else (False,):
                     v = torch.empty_like(k) if with_v else None
                     bias = torch.empty(batch, slots, device="meta")
-                    settings = Settings(dim**-0.5, 1e-8, 0.0, groups, precision or "ieee", not with_v)
+                    options = (dim**-0.5, 1e-8, 0.0, groups, precision or "ieee", not with_v)
+                    forward = Arguments(q, k, v, bias, None, *options)
                     name = f"B{batch} M{tokens} N{slots} D{dim}" + f" G{groups}" * (groups > 1) + " v" * with_v
                     name = f"{name} {str(dtype).removeprefix('torch.')} {precision}".strip()
                     yield (
                         f"inverted_attention forward {name}",
-                        lambda a=(q, k, v, bias, None, settings): slot_attention.inverted_attention(*a),
+                        lambda a=forward: slot_attention.inverted_attention(a),
                     )
                     for kind, need_k in (("queries", False), ("tokens", True)):
-                        grads = (torch.empty_like(q), None, None)
+                        grads = Cotangents(torch.empty_like(q), None, None)
                         saved = (torch.empty_like(q), torch.empty(batch, slots, device="meta"))
-                        needs = (True, need_k, need_k and with_v, True)
-                        arguments = (*grads, q, k, v, bias, None, *saved, settings, needs)
+                        needs = [True, need_k, need_k and with_v, True, False]
+                        backward = BackwardArguments(grads, forward, *saved, needs)
                         yield (
                             f"inverted_attention backward {kind} {name}",
-                            lambda a=arguments: slot_attention.inverted_attention_backward(*a),
+                            lambda a=backward: slot_attention.inverted_attention_backward(a),
                         )
 
 
@@ -59,15 +67,14 @@ def _slot_update() -> Iterator[tuple[str, Callable[[], object]]]:
             gates, update = (torch.empty(4096, n * dim, dtype=dtype, device="meta") for n in (3, 1))
             statistics = (torch.empty(4096, device="meta"), torch.empty(4096, device="meta"))
             name = f"D{dim} {str(dtype).removeprefix('torch.')}"
-            for op, operands, saved in (
-                ("gru_norm", (gates, gates, slots), (gates, gates, slots)),
-                ("add_norm", (slots, update), (slots,)),
-            ):
-                forward, backward = getattr(slot_update, op), getattr(slot_update, f"{op}_backward")
-                arguments = (*operands, norm, norm, 1e-5)
-                yield f"{op} forward {name}", lambda f=forward, a=arguments: f(*a)
-                arguments = (slots, update, *saved, norm, *statistics)
-                yield f"{op} backward {name}", lambda f=backward, a=arguments: f(*a)
+            forward, grads = GruNormArguments(gates, gates, slots, norm, norm, 1e-5), GruNormCotangents(slots, update)
+            yield f"gru_norm forward {name}", lambda a=forward: slot_update.gru_norm(a)
+            backward = GruNormBackwardArguments(grads, gates, gates, slots, norm, *statistics)
+            yield f"gru_norm backward {name}", lambda a=backward: slot_update.gru_norm_backward(a)
+            sums = AddNormArguments(slots, update, norm, norm, 1e-5)
+            yield f"add_norm forward {name}", lambda a=sums: slot_update.add_norm(a)
+            of_sums = AddNormBackwardArguments(slots, update, slots, norm, *statistics)
+            yield f"add_norm backward {name}", lambda a=of_sums: slot_update.add_norm_backward(a)
 
 
 def _invariant_attention() -> Iterator[tuple[str, Callable[[], object]]]:

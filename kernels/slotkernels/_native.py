@@ -11,7 +11,8 @@ from importlib.machinery import PathFinder
 
 import torch
 
-from ._backends import Arguments, device_of, tensors_of
+from . import _backends
+from ._backends import Arguments, tensors_of
 
 _BUILD = "`pip install --no-build-isolation -v .` in the project's folder builds it, or says why not"
 
@@ -41,7 +42,7 @@ def _warn_once(reason: str) -> None:
 
 
 def _why_not(device: str, libraries: tuple[str, ...], arguments: Arguments) -> str | None:
-    found = device_of(arguments).type
+    found = _backends.device_of(arguments).type
     if found != device:
         return f"tensors on {found}"
     if any(t.dtype == torch.float64 for t in tensors_of(arguments)):

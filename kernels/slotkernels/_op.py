@@ -79,6 +79,7 @@ class Op(Backends, Generic[A, R]):
         empty: returns results of the right shapes, dtypes and strides for ``arguments``; its annotations are the
             schema. PyTorch calls it on tensors without data while it compiles ("fake" implementation).
         check: raises ValueError for arguments that cannot be served.
+        contiguous: make every tensor contiguous before a backend takes it.
         public: name of the public function in messages about derivatives; ``name`` if None.
         backward_of: see :meth:`backward_op`.
     """
@@ -89,13 +90,14 @@ class Op(Backends, Generic[A, R]):
         empty: Callable[[A], R],
         *,
         check: Callable[[A], None] | None = None,
+        contiguous: bool = False,
         public: str | None = None,
         backward_of: "Op[Any, Any] | None" = None,
     ) -> None:
         super().__init__(name if backward_of is None else backward_of.name, name, like=backward_of)
         self.public = public or name
-        self._empty, self._check = empty, check
-        self._composite: Callable[[A], R] | None = None
+        self._empty, self._check, self._contiguous = empty, check, contiguous
+        self._composite: Callable[[A], Any] | None = None
         hints = get_type_hints(empty)
         returned = hints.pop("return")
         self._fields = _Fields(*hints.values())
@@ -104,6 +106,8 @@ class Op(Backends, Generic[A, R]):
         self._result_names: tuple[str, ...] = getattr(returned, "_fields", ())
 
         def implementation(*values: Any) -> Any:
+            if contiguous:
+                values = tuple(value.contiguous() if isinstance(value, Tensor) else value for value in values)
             return self.run(values[-1], self._fields.pack(values))
 
         def fake(*values: Any) -> Any:
@@ -138,10 +142,11 @@ class Op(Backends, Generic[A, R]):
         """The registered op itself: no check, and ``backend`` as it is."""
         return self._results(self._registered(*self._fields.unpack(arguments), backend))
 
-    def composite(self, function: Callable[[A], R]) -> Callable[[A], R]:
+    def composite(self, function: Callable[[A], Any]) -> Callable[[A], Any]:
         """Register the decorated function as the op's composite form, made of PyTorch's operations.
 
-        See ``_derivatives.py`` for when it takes the op's place.
+        It returns the op's results; the last ones may be left out if they are constant. See ``_derivatives.py`` for
+        when it takes the op's place.
         """
         self._composite = function
         return function
@@ -152,7 +157,9 @@ class Op(Backends, Generic[A, R]):
         Whether a backend supports it is asked with ``arguments.forward`` where the arguments have such a field. It is
         differentiable no further: a second derivative through it is one clear error.
         """
-        backward = Op(f"{self.function}_backward", empty, public=self.public, backward_of=self)
+        backward = Op(
+            f"{self.function}_backward", empty, contiguous=self._contiguous, public=self.public, backward_of=self
+        )
         _derivatives.differentiable_once(backward._definition, self.public)
         return backward
 
@@ -217,12 +224,12 @@ class Op(Backends, Generic[A, R]):
 
         return register
 
-    def _of_tensors(self, values: list[Any]) -> Callable[..., R]:
+    def _of_tensors(self, values: list[Any]) -> Callable[..., Any]:
         """The composite form as a function of the tensors among the arguments alone."""
         composite = self._composite
         assert composite is not None
 
-        def function(*tensors: Tensor | None) -> R:
+        def function(*tensors: Tensor | None) -> Any:
             filled = list(values)
             for i, tensor in zip(self._fields.tensors, tensors, strict=True):
                 filled[i] = tensor

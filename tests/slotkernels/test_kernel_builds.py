@@ -8,20 +8,22 @@ import sys
 import types
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import slotkernels
 import torch
-from slotkernels import InvariantSlotAttention, _dispatch
-from slotkernels._dispatch import Call, KernelBuildError, Op
+from slotkernels import InvariantSlotAttention, _backends
+from slotkernels._backends import Backends, KernelBuildError
 
 pytest.importorskip("triton", reason="triton is not installed")
 
 from slotkernels import _triton
 from slotkernels.invariant_slot_attention import INVARIANT_ATTENTION
 from slotkernels.sinkhorn import SINKHORN
-from slotkernels.slot_attention import INVERTED_ATTENTION
-from slotkernels.slot_update import ADD_NORM, GRU_NORM, add_norm, gru_norm
+from slotkernels.slot_attention.op import INVERTED_ATTENTION
+from slotkernels.slot_update import add_norm, gru_norm
+from slotkernels.slot_update.op import ADD_NORM, GRU_NORM
 from triton.runtime.errors import InterpreterError
 
 REPORT, COMPILER, DRIVER = "Please report it", "Triton needs a C compiler", "Update the GPU's driver"
@@ -107,30 +109,35 @@ def lenient(monkeypatch):
 
 @pytest.fixture
 def toy(monkeypatch):
-    """An op whose kernel "k" of the first backend cannot be built, and the backends that were called."""
+    """Two functions of one operation whose kernel "k" cannot be built, and the backends that were called."""
     called = []
 
-    def fails(x):
+    def fails(toy):
         called.append("cuda")
         raise KernelBuildError("k", "float32 [2, 3]", "E: reason", "Do this.")
 
     fast, slow = types.ModuleType("toy_fast"), types.ModuleType("toy_slow")
     fast.toy = fast.other = fails
-    slow.toy = slow.other = lambda x: called.append("reference") or x
-    op = Op("toy")
+    slow.toy = slow.other = lambda toy: called.append("reference") or toy.x
+    op = Backends("toy")
     for name, module in (("cuda", fast), ("reference", slow)):
         monkeypatch.setitem(sys.modules, module.__name__, module)
         op.add(name, module.__name__)
-    return op, called
+    return op, Backends("toy", "other", like=op), called
 
 
-def run(op, x, requested="auto", function="toy"):
-    return op.run(requested, Call((x, None)), function, x)
+class Toy(NamedTuple):
+    x: torch.Tensor
+    nothing: torch.Tensor | None = None
+
+
+def run(op, x, requested="auto"):
+    return op.run(requested, Toy(x))
 
 
 @pytest.mark.usefixtures("lenient")
 def test_auto_takes_the_next_backend_with_one_warning_and_does_not_try_again(toy):
-    op, called = toy
+    op, other_function, called = toy
     x = torch.zeros(2, 3)
     with pytest.warns(RuntimeWarning) as caught:
         assert run(op, x) is x
@@ -148,13 +155,13 @@ def test_auto_takes_the_next_backend_with_one_warning_and_does_not_try_again(toy
         assert called[2:] == 2 * ["reference"]
         for other in (torch.zeros(2, 4), torch.zeros(2, 3).half()):  # other kernels, which may well compile
             run(op, other)
-        run(op, x, function="other")
+        run(other_function, x)
         assert called[4:] == 3 * ["cuda", "reference"]
 
 
 @pytest.mark.usefixtures("lenient")
 def test_a_backend_asked_for_by_name_raises_even_after_auto_fell_back(toy):
-    op, _ = toy
+    op, *_ = toy
     with pytest.warns(RuntimeWarning):
         run(op, torch.zeros(2, 3))
     expected = (
@@ -171,7 +178,7 @@ def test_strict_mode_raises(toy, monkeypatch):
     for _ in range(2):
         with pytest.raises(RuntimeError, match=r"slotkernels.toy: kernel k cannot be built.*SLOTKERNELS_STRICT"):
             run(toy[0], torch.zeros(2, 3))
-    assert toy[1] == ["cuda", "cuda"]
+    assert toy[2] == ["cuda", "cuda"]
 
 
 def test_these_tests_are_strict():
@@ -181,7 +188,7 @@ def test_these_tests_are_strict():
 @pytest.fixture
 def auto_takes_triton(monkeypatch, lenient):
     """On CPU tensors too, where Triton's interpreter runs the kernels; else the reference."""
-    monkeypatch.setattr(_dispatch, "_only_by_name", lambda name, call: name not in ("triton", "reference"))
+    monkeypatch.setattr(_backends, "_only_by_name", lambda name, device: name not in ("triton", "reference"))
     for op in (INVERTED_ATTENTION, GRU_NORM, ADD_NORM, INVARIANT_ATTENTION, SINKHORN):
         monkeypatch.setattr(op, "_unbuilt", set())
         monkeypatch.setattr(op, "_warned", set())
