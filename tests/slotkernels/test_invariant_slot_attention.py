@@ -1,3 +1,5 @@
+"""The module InvariantSlotAttention against SOLV's equations, one sample and one slot at a time."""
+
 import pytest
 import torch
 from slotkernels import InvariantSlotAttention, use_backend
@@ -58,7 +60,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 @pytest.mark.parametrize("own_grid", [False, True])
-def test_equals_the_equations_slot_by_slot_in_value_and_every_gradient(options, own_grid):
+def test_values_and_gradients_match_the_equations_slot_by_slot(options, own_grid):
     module, inputs, grid = make(**options)
     if own_grid:
         grid = torch.rand(2, 7, 2, dtype=torch.float64) * 2 - 1
@@ -172,7 +174,7 @@ def test_autocast_stays_near_float32(options):
 
 
 @pytest.mark.parametrize("options", [{}, {"encoder_norm": True}], ids=str)
-def test_what_is_computed_of_weights_alone_keeps_their_precision_under_autocast(options):
+def test_products_of_weights_keep_their_precision_in_autocast(options):
     module, inputs, _ = make(**options)
     with torch.no_grad():
         exact = module._tokens(inputs.double(), torch.float64)

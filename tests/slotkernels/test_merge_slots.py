@@ -1,3 +1,5 @@
+"""Merging the slots of each cluster: mean of their vectors and sum of their attention, in value and gradient."""
+
 import pytest
 import torch
 from slotkernels import cluster_slots, merge_slots
@@ -71,7 +73,7 @@ def test_opcheck():
     grads = (torch.randn(2, 5, 3), torch.randn(2, 4, 5))
     strided = [t.detach().transpose(0, 2).contiguous().transpose(0, 2) for t in (slots, attention)]
     for cotangents in (grads, (grads[0], None), (None, grads[1])):
-        torch.library.opcheck(ops.merge_slots_backward, (*cotangents, labels, *strided, "auto"))
+        torch.library.opcheck(ops.merge_slots_backward, (*cotangents, *strided, labels, "auto"))
 
 
 def test_compiles_fullgraph_with_equal_values_and_gradients():

@@ -53,18 +53,18 @@ def make(case, dtype=torch.float32, device="cpu", contrast=2.0):
     return image.to(device, dtype), video.to(device, dtype)
 
 
-def oracle(image, video, grid, size, labels=None):
+def oracle(image, video, grid, size, clusters=None):
     """Float64 soft masks [B, T, K, H, W], all at once."""
     product = image.double() @ video.double()
-    if labels is not None:
-        product = product @ F.one_hot(labels + 1, labels.shape[1] + 1)[:, None, :, 1:].double()
+    if clusters is not None:
+        product = product @ F.one_hot(clusters + 1, clusters.shape[1] + 1)[:, None, :, 1:].double()
     masks = F.interpolate(product.mT.flatten(0, 1).unflatten(2, grid), size, mode="bilinear", align_corners=False)
     return masks.unflatten(0, image.shape[:2])
 
 
-def check(found, image, video, grid, size, labels=None):
+def check(found, image, video, grid, size, clusters=None):
     """Labels, confidence, areas and boxes against the oracle."""
-    masks = oracle(image, video, grid, size, labels)
+    masks = oracle(image, video, grid, size, clusters)
     slots, objects = image.shape[3], video.shape[3]
     assert found.labels.dtype == torch.uint8
     assert found.labels.shape == (*image.shape[:2], *size)
@@ -138,13 +138,13 @@ def test_clusters(backend, device):
     case = (2, 2, (3, 4), 5, 20, (7, 9)) if backend != "triton" else (2, 1, (2, 3), 5, 9, (7, 9))
     grid, size = case[2], case[5]
     image, video = make(case, device=device)
-    labels = torch.randint(-1, 6, (2, case[4]), device=device)
-    found = propagate_labels(image, video, grid, size, labels=labels, confidence=True, statistics=True, backend=backend)
-    check(found, image, video, grid, size, labels)
+    clusters, extras = torch.randint(-1, 6, (2, case[4]), device=device), {"confidence": True, "statistics": True}
+    found = propagate_labels(image, video, grid, size, clusters=clusters, **extras, backend=backend)
+    check(found, image, video, grid, size, clusters)
     assert found.labels.max() <= 5
-    # Labels that are out of range drop a slot like -1.
-    outside = torch.where(labels < 0, labels + case[4] + 1, labels)
-    assert torch.equal(propagate_labels(image, video, grid, size, labels=outside, backend=backend), found.labels)
+    # Clusters that are out of range drop a slot like -1.
+    outside = torch.where(clusters < 0, clusters + case[4] + 1, clusters)
+    assert torch.equal(propagate_labels(image, video, grid, size, clusters=outside, backend=backend), found.labels)
 
 
 @pytest.mark.parametrize(("backend", "device"), [*BACKENDS, *ON_GPU])
@@ -247,21 +247,21 @@ def any_shape(backend, data, patches, pixels):
     grid, size = (draw(1, patches), draw(1, patches)), (draw(1, pixels), draw(1, pixels))
     case = (draw(1, 2), draw(1, 2), grid, draw(1, patches), draw(1, 2 * patches), size)
     image, video = make(case, data.draw(st.sampled_from(DTYPES)), contrast=data.draw(st.sampled_from([0.1, 2.0, 20.0])))
-    labels = torch.randint(-1, case[4], (case[0], case[4])) if data.draw(st.booleans()) else None
+    clusters = torch.randint(-1, case[4], (case[0], case[4])) if data.draw(st.booleans()) else None
     confidence, statistics = data.draw(st.booleans()), data.draw(st.booleans())
     found = propagate_labels(
-        image, video, grid, size, labels=labels, confidence=confidence, statistics=statistics, backend=backend
+        image, video, grid, size, clusters=clusters, confidence=confidence, statistics=statistics, backend=backend
     )
     if not confidence and not statistics:
         found = LabelMaps(found, None, None, None)
     assert (found.confidence is None, found.areas is None, found.boxes is None) == (
         not confidence, not statistics, not statistics,
     )  # fmt: skip
-    check(found, image, video, grid, size, labels)
+    check(found, image, video, grid, size, clusters)
 
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
-def test_patch_resolution_is_the_argmax_of_propagated_attention(backend, device):
+def test_patch_resolution_is_argmax_of_propagated_attention(backend, device):
     image, video = make(CASES[0], device=device)
     labels = propagate_labels(image, video, (4, 6), backend=backend)
     assert torch.equal(labels.flatten(2).long(), propagate_attention(image, video).argmax(-1))
@@ -332,7 +332,7 @@ def test_soft_masks_never_exist_together(monkeypatch):
 
 @needs_cpp
 @pytest.mark.parametrize("layout", ["contiguous", "transposed"])
-def test_memory_beyond_the_result_does_not_grow_with_the_video(layout):
+def test_memory_does_not_grow_with_the_video(layout):
     status, refs = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not refs.exists():
         pytest.skip("peak memory can be reset and read on Linux only")
@@ -369,11 +369,18 @@ def test_memory_on_a_gpu_does_not_grow_with_the_video():
 @pytest.mark.parametrize("extras", [False, True])
 def test_a_captured_graph_replays_on_new_inputs(extras):
     image, video = make(FULL_SIZE[0], torch.float16, "cuda")
-    labels = torch.randint(-1, 5, (2, 8), device="cuda")
+    clusters = torch.randint(-1, 5, (2, 8), device="cuda")
 
     def step():
         found = propagate_labels(
-            image, video, (24, 36), (336, 504), labels=labels, confidence=extras, statistics=extras, backend="triton"
+            image,
+            video,
+            (24, 36),
+            (336, 504),
+            clusters=clusters,
+            confidence=extras,
+            statistics=extras,
+            backend="triton",
         )
         return found if extras else (found,)
 
@@ -387,7 +394,7 @@ def test_a_captured_graph_replays_on_new_inputs(extras):
 
 
 @needs_triton
-def test_what_a_backend_cannot_serve_is_said():
+def test_a_backend_that_cannot_serve_a_call_says_why():
     image, video = torch.zeros(1, 1, 2, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     for backend in ("cpp", "triton"):
         with pytest.raises(RuntimeError, match=f"backend '{backend}' cannot serve this call: float64"):
