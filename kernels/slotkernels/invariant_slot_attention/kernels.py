@@ -83,7 +83,7 @@ def reduce_width(
     if grad is not None:
         coefficients += pairs
         grad += image * num_tokens * DIM
-        found = tl.zeros([BLOCK_TOKENS, BLOCK_DIM], tl.float32)
+        grad_sum = tl.zeros([BLOCK_TOKENS, BLOCK_DIM], tl.float32)
 
     for n in range(num_slots):
         position0, position1, inverse0, inverse1 = _frame(positions, scales, n, n < num_slots, scale_factor)
@@ -95,7 +95,7 @@ def reduce_width(
         vector = tl.load(vectors + n * DIM + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
         if grad is not None:
             chosen = tl.where(pre > 0, vector, 0.0)
-            found += tl.load(coefficients + place, mask=in_m, other=0.0)[:, None] * chosen
+            grad_sum += tl.load(coefficients + place, mask=in_m, other=0.0)[:, None] * chosen
             if scores is not None:
                 tl.store(scores + place, tl.sum(chosen * pre, 1), mask=in_m)
             if shift_scores is not None:
@@ -104,7 +104,7 @@ def reduce_width(
             tl.store(scores + place, tl.sum(tl.maximum(pre, 0.0) * vector, 1), mask=in_m)
 
     if grad is not None:
-        tl.store(grad + tile, found, mask=in_tile)
+        tl.store(grad + tile, grad_sum, mask=in_tile)
 
 
 @triton.jit
