@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from slotkernels import cluster_slots, merge_slots, propagate_attention, propagate_labels, propagate_masks
 from slotkernels.propagation import bytes_moved, flops
 
+from .oracles import assert_matches_oracle
+
 CASES = [(2, 3, 24, 5, 3), (1, 1, 1, 1, 1), (1, 2, 7, 33, 20), (2, 1, 863, 3, 255), (0, 3, 4, 2, 2), (2, 0, 4, 2, 2)]
 # Sums of up to 863 terms in fp32; half types are rounded once more, to 8 or 11 bits.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
@@ -43,20 +45,14 @@ def oracle(image, video, clusters):
 def test_attention_and_gradients_match_the_merged_product(case, dtype, merged):
     image, video = make(case, dtype, grad=True)
     clusters = random_clusters(case) if merged else None
-    actual = propagate_attention(image, video, clusters)
-    assert actual.dtype == dtype
-    leaves = [t.detach().double().requires_grad_() for t in (image, video)]
-    expected = oracle(*leaves, clusters)
-    cotangent = torch.randn(actual.shape).to(dtype)
-    tolerance = TOLERANCE[dtype]
-    torch.testing.assert_close(actual.double(), expected, rtol=2 * tolerance, atol=1e-7)
-    grads = torch.autograd.grad(actual, (image, video), cotangent)
-    expected_grads = torch.autograd.grad(expected, leaves, cotangent.double())
-    for grad, wanted in zip(grads, expected_grads, strict=True):
-        assert grad.dtype == dtype
-        # Signed terms may cancel: errors are relative to the largest.
-        scale = wanted.abs().max().item() if wanted.numel() else 0.0
-        torch.testing.assert_close(grad.double(), wanted, rtol=2 * tolerance, atol=2 * tolerance * scale)
+    actual = assert_matches_oracle(
+        lambda image, video: [propagate_attention(image, video, clusters)],
+        lambda image, video: [oracle(image, video, clusters)],
+        {"image": image, "video": video},
+        ("masks",),
+        2 * TOLERANCE[dtype],
+    )
+    assert actual["masks"].dtype == dtype
 
 
 @pytest.mark.parametrize("merged", [False, True])

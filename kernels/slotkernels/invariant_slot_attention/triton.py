@@ -181,7 +181,7 @@ def _over(numerator: Tensor, denominator: Tensor | None) -> Tensor:
 
 
 def _prepared(arguments: Arguments) -> tuple[Arguments, _Place, _Sizes]:
-    """The arguments with contiguous tensors, and what all launches are given of them."""
+    """The arguments with contiguous tensors, and what all launches share."""
     a = Arguments._make(t.contiguous() if isinstance(t, Tensor) else t for t in arguments)
     place = _Place(a.frame, a.grid, a.positions, a.scales, a.shift)
     return a, place, _Sizes(a.q.shape[0], a.k.shape[1], a.q.shape[1], a.scale_factor)
