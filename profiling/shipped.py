@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterator
 
 import torch
+from slotkernels.invariant_slot_attention import op as invariant_op
 from slotkernels.invariant_slot_attention import triton as invariant_slot_attention
 from slotkernels.propagation import triton as propagation
+from slotkernels.propagation.op import LabelArguments
 from slotkernels.sinkhorn import problem as sinkhorn_problem
 from slotkernels.sinkhorn import triton as sinkhorn
 from slotkernels.slot_attention import triton as slot_attention
@@ -101,18 +103,18 @@ def _invariant_attention() -> Iterator[tuple[str, Callable[[], object]]]:
                 frame, shift = torch.empty(2, dim, device="meta"), torch.empty(dim, device="meta")
                 place = (frame, empty(tokens, 2), empty(slots, 2), empty(slots, 2))
                 deviations = (shift, pairs, pairs) if norm else (None, None, None)
-                tensors, options = [q, bias, k, k, *place, *deviations], (dim**-0.5, 5.0, 1e-8, False, 1e-8)
-                arguments = (tensors, None, *options)
+                tensors = (q, bias, k, k, *place, *deviations, None)
+                forward = invariant_op.Arguments(*tensors, dim**-0.5, 5.0, 1e-8, False, 1e-8)
                 yield (
                     f"invariant_attention forward {name}",
-                    lambda a=arguments: invariant_slot_attention.invariant_attention(*a),
+                    lambda a=forward: invariant_slot_attention.invariant_attention(a),
                 )
-                grads = [q, pairs, None, place[2], place[3]]
-                outputs = [pairs, pairs, place[2], place[3]]
-                arguments = (grads, tensors, outputs, None, *options, [True] * 5 + [False] + [True] * 5)
+                grads = invariant_op.Cotangents(q, pairs, None, place[2], place[3])
+                needs = [True] * 5 + [False] + [True] * 5 + [False]
+                backward = invariant_op.BackwardArguments(grads, forward, pairs, pairs, place[2], place[3], needs)
                 yield (
                     f"invariant_attention backward {name}",
-                    lambda a=arguments: invariant_slot_attention.invariant_attention_backward(*a),
+                    lambda a=backward: invariant_slot_attention.invariant_attention_backward(a),
                 )
 
 
@@ -133,10 +135,10 @@ def _propagate_labels() -> Iterator[tuple[str, Callable[[], object]]]:
             video = torch.empty(4, 36, slots, objects, dtype=dtype, device="meta")
             clusters = torch.empty(4, objects, dtype=torch.int64, device="meta")
             name = f"{grid[0]}x{grid[1]} N{slots} K{objects} {size[0]}x{size[1]} {str(dtype).removeprefix('torch.')}"
-            for extras, labels in ((False, None), (True, None), (True, clusters)):
-                label = f"propagate_labels {name}" + " with extras" * extras + " merged" * (labels is not None)
-                arguments = (image, video, labels, *grid, *size, extras, extras)
-                yield label, lambda a=arguments: propagation.propagate_labels(*a)
+            for extras, merged in ((False, None), (True, None), (True, clusters)):
+                label = f"propagate_labels {name}" + " with extras" * extras + " merged" * (merged is not None)
+                arguments = LabelArguments(image, video, merged, *grid, *size, extras, extras)
+                yield label, lambda a=arguments: propagation.propagate_labels(a)
 
 
 def _sinkhorn() -> Iterator[tuple[str, Callable[[], object]]]:

@@ -19,7 +19,7 @@ from slotkernels._backends import Backends, KernelBuildError
 pytest.importorskip("triton", reason="triton is not installed")
 
 from slotkernels import _triton
-from slotkernels.invariant_slot_attention import INVARIANT_ATTENTION
+from slotkernels.invariant_slot_attention.op import INVARIANT_ATTENTION
 from slotkernels.sinkhorn import SINKHORN
 from slotkernels.slot_attention.op import INVERTED_ATTENTION
 from slotkernels.slot_update import add_norm, gru_norm

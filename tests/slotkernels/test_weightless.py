@@ -320,8 +320,8 @@ def test_dropped_slots_change_nothing(filler):
         merged = merge_slots(*leaves[:2], labels)
         carried = propagate_attention(leaves[3], leaves[2], labels)
         loss = sum(t.square().sum() for t in (*merged[:2], carried))
-        maps = [propagate_labels(image, v, (2, 3), (5, 7), labels=labels, backend=b) for b in ("auto", "reference")]
-        soft = propagate_masks(image, v, (2, 3), (4, 6), objects=[0, 1], labels=labels)
+        maps = [propagate_labels(image, v, (2, 3), (5, 7), clusters=labels, backend=b) for b in ("auto", "reference")]
+        soft = propagate_masks(image, v, (2, 3), (4, 6), objects=[0, 1], clusters=labels)
         results.append([labels, counts, *merged, carried, *maps, soft, *torch.autograd.grad(loss, leaves)])
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
