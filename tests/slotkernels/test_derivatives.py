@@ -22,6 +22,7 @@ from slotkernels import (
     use_backend,
 )
 from slotkernels.sinkhorn.streaming import LARGEST_COSTS
+from slotkernels.slot_attention import LUCIDRAINS
 from slotkernels.slot_attention.reference import textbook_slot_attention
 from slotkernels.slot_update import add_norm, gru_norm
 from torch.autograd import forward_ad
@@ -82,7 +83,7 @@ EXACT = {
     "add_norm": (add_norm, lambda: (rand(2, 3, 4), rand(2, 3, 4), rand(4), rand(4))),
     "slot attention": (lambda x, s: slot_attention("none")(x, s, MASK), lambda: (rand(2, 5, 4), rand(2, 3, 4))),
     "slot attention, projected": (
-        lambda x, s: slot_attention("none", input_dim=40, qkv_bias=True)(x, s),
+        lambda x, s: slot_attention("none", input_dim=40, conventions=LUCIDRAINS)(x, s),
         lambda: (rand(1, 2, 40), rand(1, 3, 4)),
     ),
     "invariant": (lambda x, s: invariant()(x, FRAME_GRID, s, MASK), lambda: (rand(2, 5, 4), rand(2, 3, 4))),

@@ -190,8 +190,8 @@ def auto_takes_triton(monkeypatch, lenient):
     """On CPU tensors too, where Triton's interpreter runs the kernels; else the reference."""
     monkeypatch.setattr(_backends, "_only_by_name", lambda name, device: name not in ("triton", "reference"))
     for op in (INVERTED_ATTENTION, GRU_NORM, ADD_NORM, INVARIANT_ATTENTION, SINKHORN):
-        monkeypatch.setattr(op, "_unbuilt", set())
-        monkeypatch.setattr(op, "_warned", set())
+        op._unbuilt.clear()  # shared with the op of the backward pass
+        op._warned.clear()
 
 
 def attention(q, k, bias):

@@ -22,6 +22,7 @@ from slotkernels.sinkhorn import SINKHORN
 from slotkernels.sinkhorn.op import make_problem
 from slotkernels.sinkhorn.schedule import epsilon_schedule
 from slotkernels.sinkhorn.streaming import STREAMING
+from slotkernels.slot_attention import SAVI
 
 POINT = torch.zeros(1, 1, 1)
 PROBLEM = make_problem("test", POINT, POINT, p=2, blur=1.0, scaling=0.5, diameter=1.0)
@@ -257,7 +258,7 @@ def masked_cases(filler):
     grid = grid.masked_fill(~MASK.unsqueeze(2), filler)
     absorbed, projected = (
         SlotAttention(3, 4),
-        SlotAttention(3, 4, implicit="none", iterations=5, eps_placement="denominator"),
+        SlotAttention(3, 4, implicit="none", iterations=5, conventions=SAVI),
     )
     invariant, normed = InvariantSlotAttention(3, 4), InvariantSlotAttention(3, 4, encoder_norm=True)
     groups = torch.stack((MASK, MASK & (torch.arange(7) != 3), MASK), 1)

@@ -109,7 +109,7 @@ class SlotAttention(nn.Module):
         groups: slots compete only within their group, N / groups of them (semantic-aware slot attention, SMTC eq. 7).
         qkv_dim: width of queries, keys and values; ``dim`` if None. SAVi++ has 256 for slots of width 128.
         conventions: of the implementation to follow, such as ``slotkernels.slot_attention.SAVI``.
-        former: deprecated, the fields of :class:`Conventions` one by one.
+        former: deprecated fields of :class:`Conventions`.
 
     Raises:
         ValueError: if a size is not positive or a choice is unknown.
@@ -241,9 +241,6 @@ class SlotAttention(nn.Module):
             generator: of the noise.
             noise: [B, N, D] standard normal, with any N; drawn for the module's N if None.
 
-        Returns:
-            [B, N, D].
-
         Raises:
             ValueError: if the noise is not of that shape.
         """
@@ -315,9 +312,7 @@ class SlotAttention(nn.Module):
     def _prepare(
         self, inputs: Tensor, slots: Tensor, mask: Tensor | None, differentiated: int
     ) -> tuple[_Tokens, _Weights]:
-        """Normalised tokens and cast weights; keys and values if they are cheaper for so many ``differentiated``
-        iterations.
-        """
+        """Tokens, as keys and values if that is cheaper for so many differentiated iterations, and cast weights."""
         if mask is not None:
             inputs = hide(inputs, mask)
         dtype = self._product_dtype(inputs)
