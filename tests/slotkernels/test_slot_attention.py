@@ -225,7 +225,7 @@ def test_autocast_keeps_slots_float32_and_stays_near_float32():
 
 
 def test_folded_biases_keep_their_precision_under_autocast():
-    module, _ = make(dim=32, input_dim=24, qkv_bias=True)
+    module, _ = make(dim=32, input_dim=24, conventions=STANDARD._replace(qkv_bias=True))
     module.float()
     with torch.autocast("cpu", torch.bfloat16):
         weights = module._weights(torch.bfloat16)
