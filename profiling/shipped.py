@@ -7,6 +7,7 @@ from slotkernels.invariant_slot_attention import op as invariant_op
 from slotkernels.invariant_slot_attention import triton as invariant_slot_attention
 from slotkernels.propagation import triton as propagation
 from slotkernels.propagation.op import LabelArguments
+from slotkernels.sinkhorn import problem as sinkhorn_problem
 from slotkernels.sinkhorn import triton as sinkhorn
 from slotkernels.slot_attention import triton as slot_attention
 from slotkernels.slot_attention.op import Arguments, BackwardArguments, Cotangents
@@ -171,9 +172,11 @@ def _sinkhorn() -> Iterator[tuple[str, Callable[[], object]]]:
         name = f"B{batch} N{n} M{m} D{dim} {kind} {precision} p{p} {'batch' if diameter is None else diameter}"
         name = " ".join(name.split()) + " both" * both + " weights" * weighted
         start = diameter if isinstance(diameter, float) else None
-        arguments = (x, y, a, b, start, diameter == "problem", p, 0.05, 0.5, True, True, both, precision)
-        yield f"sinkhorn forward {name}", lambda a=arguments: sinkhorn.sinkhorn(*a)
-        pulls = [torch.empty(batch, count, n + m, device="meta") for count in (n, m)]
+        options = (start, diameter == "problem", p, 0.05, 0.5, True, True, both, precision)
+        problem = sinkhorn_problem.Problem(x, y, a, b, *options)
+        yield f"sinkhorn forward {name}", lambda a=problem: sinkhorn.sinkhorn(a)
+        transport_x, transport_y = (torch.empty(batch, count, n + m, device="meta") for count in (n, m))
         grads = (torch.empty(1, device="meta").expand(batch), None, None)
-        arguments = (*grads, x, y, a, b, pulls[0], pulls[1] if both else None, precision)
-        yield f"sinkhorn backward {name}", lambda a=arguments: sinkhorn.sinkhorn_backward(*a)
+        transports = (transport_x, transport_y if both else None)
+        arguments = sinkhorn_problem.BackwardArguments(*grads, x, y, a, b, *transports, precision)
+        yield f"sinkhorn backward {name}", lambda a=arguments: sinkhorn.sinkhorn_backward(a)

@@ -14,6 +14,7 @@ raises. ``SLOTKERNELS_STRICT=1`` makes ``auto`` raise too, for tests and benchma
 import importlib
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -104,8 +105,9 @@ class Backends:
             RuntimeError: if the backend asked for by name cannot serve the call; the message says why.
         """
         if check_name(requested, allow_auto=True) == "auto":
+            device = device_of(arguments)
             for name in BACKENDS:
-                if name in without or name not in self._backends or _only_by_name(name, device_of(arguments)):
+                if name in without or name not in self._backends or _only_by_name(name, device):
                     continue
                 if self._refusal(name, arguments) is None:
                     return name
@@ -116,7 +118,8 @@ class Backends:
 
     def load(self, backend: str) -> Callable[[Any], Any]:
         """The function of the backend of that name."""
-        return getattr(importlib.import_module(self._backends[backend][0]), self.function)
+        module = self._backends[backend][0]
+        return getattr(sys.modules.get(module) or importlib.import_module(module), self.function)
 
     def run(self, requested: str, arguments: Arguments) -> Any:
         """Call the selected backend's function with the arguments, with autocast off.

@@ -44,9 +44,7 @@ package's ``__init__.py`` imports it, so that it is there before the first call 
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
@@ -60,8 +58,7 @@ R = TypeVar("R")  # a tensor, or a tuple or NamedTuple of tensors
 _TENSORS = (Tensor, Tensor | None)
 
 
-@dataclass(frozen=True, slots=True)
-class Saved(Generic[A, R]):
+class Saved(NamedTuple, Generic[A, R]):
     """What the forward pass keeps for its gradient."""
 
     arguments: A  # None in place of tensors that are not kept
@@ -181,41 +178,46 @@ class Op(Backends, Generic[A, R]):
             inputs: names of the tensor arguments that it reads; all if None.
             constant: names of the results and tensor arguments that have no gradient.
         """
-        fields, tensors = self._fields, self._fields.tensors
-        kept_inputs = [i for i in tensors if inputs is None or fields.names[i] in set(inputs)]
-        kept_results = [i for i, name in enumerate(self._result_names) if name in set(keep)]
-        constant = set(constant)
-        constant_results = [i for i, name in enumerate(self._result_names) if name in constant]
-        varying = [fields.names[i] not in constant for i in tensors]
+        fields, tensors, names = self._fields, self._fields.tensors, self._result_names
+        read, kept, constants = None if inputs is None else set(inputs), set(keep), set(constant)
+        kept_inputs = [i for i in tensors if read is None or fields.names[i] in read]
+        kept_results = [i for i, name in enumerate(names) if name in kept]
+        constant_results = [i for i, name in enumerate(names) if name in constants]
+        varying = [(i, fields.names[i] not in constants) for i in tensors]
 
         def remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             results = output if isinstance(output, tuple) else (output,)
             ctx.save_for_backward(*[inputs[i] for i in kept_inputs], *[results[i] for i in kept_results])
-            ctx.settings = [None if isinstance(value, Tensor) else value for value in inputs]
-            ctx.mark_non_differentiable(*[results[i] for i in constant_results])
+            settings: list[Any] = list(inputs)
+            for i in tensors:
+                settings[i] = None
+            ctx.settings = settings
             ctx.set_materialize_grads(False)
+            if constant_results:
+                ctx.mark_non_differentiable(*[results[i] for i in constant_results])
 
         def register(gradients: Callable[..., Iterable[Tensor | None]]) -> Callable[..., Iterable[Tensor | None]]:
             def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
                 found: list[Tensor | None] = [None] * (len(fields.names) + 1)
                 if all(grad is None for grad in grads):
                     return tuple(found)
-                values, results = list(ctx.settings), [None] * len(self._result_names)
-                kept = iter(ctx.saved_tensors)
+                values, results = list(ctx.settings), [None] * len(names)
+                saved_tensors = iter(ctx.saved_tensors)
                 for i in kept_inputs:
-                    values[i] = next(kept)
+                    values[i] = next(saved_tensors)
                 for i in kept_results:
-                    results[i] = next(kept)
-                needs = [ctx.needs_input_grad[i] and varies for i, varies in zip(tensors, varying, strict=True)]
-                backend, twice = values[-1], _derivatives.differentiates_again(values[-1], grads)
-                if twice and inputs is None and self._composite is not None:
-                    each: Iterable[Tensor | None] = _derivatives.composite_gradients(
-                        self._of_tensors(values), [values[i] for i in tensors], needs, grads
-                    )
+                    results[i] = next(saved_tensors)
+                needed, backend = ctx.needs_input_grad, values[-1]
+                needs = [needed[i] and varies for i, varies in varying]
+                twice = _derivatives.differentiates_again(backend, grads)
+                each: Iterable[Tensor | None]
+                if twice and read is None and self._composite is not None:
+                    function, leaves = self._of_tensors(values), [values[i] for i in tensors]
+                    each = _derivatives.composite_gradients(function, leaves, needs, grads)
                 else:
                     saved = Saved(fields.pack(values), self._results(results), needs, backend, twice)
                     each = gradients(saved, *grads)
-                for i, need, grad in zip_longest(tensors, needs, each):
+                for i, need, grad in zip(tensors, needs, each, strict=False):
                     found[i] = grad if need else None
                 return tuple(found)
 

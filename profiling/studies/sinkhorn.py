@@ -22,8 +22,8 @@ os.environ.setdefault("TRITON_INTERPRET", str(int(not torch.cuda.is_available())
 
 import geomloss
 from slotkernels import SamplesLoss, sinkhorn_divergence
-from slotkernels._dispatch import Call
 from slotkernels.sinkhorn import SINKHORN
+from slotkernels.sinkhorn.op import make_problem
 from torch import Tensor
 
 from profiling.bench.case import Function
@@ -133,7 +133,9 @@ def main() -> None:
         one_large(name, int(count), int(dim), where)
         return
     results: dict[str, Any] = {**machine(options.device), "diameters": diameters(options.device)}
-    if "triton" in SINKHORN.available(Call((torch.empty(1, 1, 1, device=options.device),) * 2)):
+    point = torch.empty(1, 1, 1, device=options.device)
+    problem = make_problem("available", point, point, diameter=1.0, **OPTIONS)
+    if "triton" in SINKHORN.available(problem):
         results["precisions"] = precisions(options.device)
     results["large"] = large_sets(options.device, options.large)
     for entry in results["diameters"] + results.get("precisions", []):

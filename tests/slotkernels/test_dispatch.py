@@ -31,7 +31,7 @@ def test_auto_takes_the_fastest_that_supports_the_call():
     assert make_op(reference=None).select("auto", CALL) == "reference"
 
 
-def test_the_interpreter_of_triton_runs_only_when_asked_for_by_name():
+def test_triton_interpreter_runs_only_when_asked_for_by_name():
     op = make_op(reference=None, triton=None)
     assert op.select("auto", CALL) == "reference"
     assert op.select("triton", CALL) == "triton"
@@ -53,7 +53,7 @@ def test_support_is_decided_by_the_call():
     assert op.select("auto", Toy(torch.zeros(2).double())) == "reference"
 
 
-def test_naming_a_backend_that_cannot_serve_says_why_and_what_can():
+def test_unable_backend_by_name_gives_reason_and_alternatives():
     op = make_op(reference=None, cuda="needs a CUDA tensor")
     with pytest.raises(RuntimeError, match=r"'cuda' cannot serve.*needs a CUDA tensor.*Available: reference"):
         op.select("cuda", CALL)
@@ -61,7 +61,7 @@ def test_naming_a_backend_that_cannot_serve_says_why_and_what_can():
         op.select("keops", CALL)
 
 
-def test_public_function_refuses_a_missing_backend_with_the_reason():
+def test_public_function_refuses_a_missing_backend():
     q = torch.randn(1, 2, 3)
     with pytest.raises(RuntimeError, match=r"slotkernels.inverted_attention: backend 'keops' cannot serve this call"):
         slotkernels.inverted_attention(q, q, backend="keops")

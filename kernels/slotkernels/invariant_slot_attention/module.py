@@ -15,7 +15,15 @@ EPS_PLACEMENTS = ("numerator", "denominator")
 
 
 class InvariantSlotAttentionOutput(NamedTuple):
-    """Results of :class:`InvariantSlotAttention`."""
+    """Results of :class:`InvariantSlotAttention`.
+
+    Example:
+        >>> import torch
+        >>> from slotkernels import InvariantSlotAttention, InvariantSlotAttentionOutput
+        >>> output = InvariantSlotAttention(num_slots=3, dim=8)(torch.randn(2, 6, 8), torch.rand(6, 2))
+        >>> isinstance(output, InvariantSlotAttentionOutput), output.positions.shape
+        (True, torch.Size([2, 3, 2]))
+    """
 
     slots: Tensor  # [B, N, D]
     attention: Tensor  # [B, M, N], each row over N sums to 1

@@ -88,14 +88,17 @@ class MaskArguments(NamedTuple):
 class LabelMaps(NamedTuple):
     """Result of :func:`propagate_labels` with ``confidence=True`` or ``statistics=True``.
 
-    A box (x0, y0, x1, y1) is such that ``labels[b, t, y0:y1, x0:x1]`` is the smallest crop that contains the object;
-    zeros for an object without pixels.
+    Example:
+        >>> import torch, slotkernels
+        >>> attention = torch.eye(2).expand(1, 1, 2, 2)  # one frame, a row of 2 patches, each an object of its own
+        >>> slotkernels.propagate_labels(attention, attention, (1, 2), (2, 6), statistics=True).areas
+        tensor([[[6, 6]]], dtype=torch.int32)
     """
 
     labels: Tensor  # uint8 [B, T, H, W], the winning object of each pixel
     confidence: Tensor | None  # fp16 [B, T, H, W], the winner's score minus the second best (or 0, of one object)
     areas: Tensor | None  # int32 [B, T, K], number of pixels of each object
-    boxes: Tensor | None  # int32 [B, T, K, 4]
+    boxes: Tensor | None  # int32 [B, T, K, 4], (x0, y0, x1, y1) of the smallest crop [y0:y1, x0:x1] around it, or zeros
 
 
 def _check_attention(op: str, maps: AttentionMaps) -> None:
@@ -310,8 +313,6 @@ def propagate_labels(
         >>> slotkernels.propagate_labels(image_attention, video_attention, grid=(1, 2), size=(2, 6))
         tensor([[[[0, 0, 0, 1, 1, 1],
                   [0, 0, 0, 1, 1, 1]]]], dtype=torch.uint8)
-        >>> slotkernels.propagate_labels(image_attention, video_attention, (1, 2), (2, 6), statistics=True).areas
-        tensor([[[6, 6]]], dtype=torch.int32)
     """
     maps = AttentionMaps(image_attention, video_attention, _renamed("propagate_labels", clusters, labels))
     _check_attention("propagate_labels", maps)
@@ -362,9 +363,8 @@ def propagate_masks(
 
     Example:
         >>> import torch, slotkernels
-        >>> image_attention = torch.eye(2).expand(1, 1, 2, 2)  # one frame, a row of 2 patches, an image slot for each
-        >>> video_attention = torch.eye(2).expand(1, 1, 2, 2)  # and a video slot for each image slot
-        >>> slotkernels.propagate_masks(image_attention, video_attention, (1, 2), (1, 4), objects=[1])
+        >>> attention = torch.eye(2).expand(1, 1, 2, 2)  # one frame, a row of 2 patches, each an object of its own
+        >>> slotkernels.propagate_masks(attention, attention, (1, 2), (1, 4), objects=[1])
         tensor([[[[[0.0000, 0.2500, 0.7500, 1.0000]]]]])
     """
     maps = AttentionMaps(image_attention, video_attention, _renamed("propagate_masks", clusters, labels))

@@ -1,7 +1,21 @@
 """Slot attention (Locatello et al. 2020): slots compete for tokens."""
 
 from . import reference  # noqa: F401  (registers the op's composite form)
+from .conventions import LOCATELLO, LUCIDRAINS, SAVI, SLOTFORMER, STANDARD, VIDEOSAUR, Conventions
 from .module import SlotAttention, SlotAttentionOutput
 from .op import bytes_moved, flops, inverted_attention
 
-__all__ = ["SlotAttention", "SlotAttentionOutput", "bytes_moved", "flops", "inverted_attention"]
+__all__ = [
+    "LOCATELLO",
+    "LUCIDRAINS",
+    "SAVI",
+    "SLOTFORMER",
+    "STANDARD",
+    "VIDEOSAUR",
+    "Conventions",
+    "SlotAttention",
+    "SlotAttentionOutput",
+    "bytes_moved",
+    "flops",
+    "inverted_attention",
+]

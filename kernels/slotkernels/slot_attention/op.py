@@ -23,12 +23,12 @@ EPS_PLACEMENTS = ("numerator", "denominator")
 
 
 class Arguments(NamedTuple):
-    """Of one call; "wide" is float32, or float64 for float64 inputs."""
+    """Of one call. Sums and softmaxes are float32, or float64 for float64 inputs: "accumulated"."""
 
     q: Tensor  # [B, N, D]
     k: Tensor  # [B, M, D]
     v: Tensor | None  # [B, M, Dv]; None: the values are k
-    bias: Tensor | None  # [B, N] wide, added to the logits of each slot
+    bias: Tensor | None  # [B, N] accumulated, added to the logits of each slot
     mask: Tensor | None  # [B, 1 or groups, M] bool, False for tokens that weigh nothing
     scale: float  # factor of the logits
     weight_eps: float  # added to the attention of each token
@@ -42,8 +42,8 @@ class Results(NamedTuple):
     """Of one call."""
 
     updates: Tensor  # [B, N, Dv], dtype of q
-    total: Tensor  # [B, N] wide, what the weights were divided by
-    attention: Tensor  # [B, N, M] wide; [0] unless return_attention
+    total: Tensor  # [B, N] accumulated, what the weights were divided by
+    attention: Tensor  # [B, N, M] accumulated; [0] unless return_attention
 
 
 class Cotangents(NamedTuple):

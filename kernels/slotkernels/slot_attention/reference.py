@@ -23,22 +23,27 @@ def textbook_slot_attention(
     x = module.norm_inputs(inputs)
     k, v = module.to_k(x), module.to_v(x)
     initial, implicit = slots, implicit or module.implicit
+    conventions = module.conventions
+    in_numerator = conventions.eps_placement == "numerator"
     for iteration in range(module.iterations):
         if iteration == module.iterations - 1 and implicit != "none":
             slots = slots.detach()
             if implicit == "bilevel":
                 slots = slots + (initial - initial.detach())
-        q = module.to_q(module.norm_slots(slots))
+        normalised = module.norm_slots(slots)
+        q = module.to_q(normalised)
         logits = (k @ q.transpose(1, 2) * module.scale).unflatten(2, (module.groups, -1))
         attention = logits.softmax(dim=-1)  # [B, M, groups, N / groups]
-        weights = attention + module.eps if module.eps_placement == "numerator" else attention
+        weights = attention + conventions.eps if in_numerator else attention
         if mask is not None:
             weights = weights * (mask.unsqueeze(1) if mask.dim() == 2 else mask).transpose(1, 2).unsqueeze(-1)
         weights, attention = weights.flatten(2), attention.flatten(2)
-        weights = weights / (weights.sum(dim=1, keepdim=True) + (module.eps_placement == "denominator") * module.eps)
+        weights = weights / (weights.sum(dim=1, keepdim=True) + (0 if in_numerator else conventions.eps))
         updates = weights.transpose(1, 2) @ v
-        slots = module.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
-        slots = slots + module.mlp(module.norm_mlp(slots))
+        state = slots if conventions.gru_state == "slots" else normalised
+        slots = module.gru(updates.flatten(0, 1), state.flatten(0, 1)).view_as(slots)
+        if conventions.use_mlp:
+            slots = slots + module.mlp(module.norm_mlp(slots))
     return slots, attention
 
 

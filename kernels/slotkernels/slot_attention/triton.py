@@ -57,7 +57,9 @@ class _Plan:
         self.has_bias = bias is not None
         self.constants = _constants(self, arguments.precision, kind)
 
-    def reduce(self, partial: Tensor, result: Tensor, totals: Tensor, total: Tensor, total_eps: float, divide: bool):
+    def reduce(
+        self, partial: Tensor, result: Tensor, totals: Tensor, total: Tensor, total_eps: float, divide: bool
+    ) -> None:
         """Add the splits' fp32 sums into ``result`` [B, N, width]."""
         rows, width = self.batch * self.slots, result.shape[-1]
         grid = (rows, triton.cdiv(width, REDUCE_BLOCK))
