@@ -32,7 +32,7 @@ for segment, share in enumerate(areas / areas.sum()):
 print(f"segments in a frame: {min(sizes)} to {max(sizes)}")
 
 # A video slot [D] describes one segment over the whole video: similar slots, similar objects.
-slots = result.segmentation.video_slots
+slots = result.segmentation.tensors["video_slots"]
 directions = slots / slots.norm(dim=-1, keepdim=True)
 print(f"{len(slots)} video slots of width {slots.shape[-1]}; cosines between them:")
 print((directions @ directions.T).cpu().numpy().round(2))

@@ -158,7 +158,7 @@ def open_maker(config: Caching, run: Path, root: Path) -> Maker:
     """
     method, stage, options, stored = stage_options(config, run)
     for needed in stage.needs(options):
-        require_finished(run, needed, config.allow_unfinished)
+        require_finished(run, needed, stored, config.allow_unfinished)
     context = open_context(method, stage, options, run, default_device(), stored)
     if context.earlier:
         _check_same_features(config, context)
@@ -207,10 +207,10 @@ def fill_with_ray(config: Caching) -> None:
 
     if not config.source or not config.out:
         raise ValueError("--engine ray needs --source URL (a folder of videos) and --out URL (where the files go)")
-    method, stage, options, _ = stage_options(config)
+    method, stage, options, stored = stage_options(config)
     needed: list[Path] = []
     for key in stage.needs(options):
-        require_finished(config.run, key, config.allow_unfinished)
+        require_finished(config.run, key, stored, config.allow_unfinished)
         load_stage_state(config.run, key, method.name)  # an error here is easier to read than one of a process far away
         needed += [config.run / "config.json", *checkpoints(config.run / key)[-1:]]
     corpus = ray.Corpus(config.source, config.out, config.ray_workers)

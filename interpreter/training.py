@@ -127,10 +127,10 @@ def train_stage(
     """Train a stage; see :func:`train`. The order of events: earlier stages, model, data, inputs, training."""
     key, stored = stage.key(config), _stored_config(method, config.run)
     for needed in stage.needs(config):
-        require_finished(config.run, needed, getattr(config, "allow_unfinished", False))
+        require_finished(config.run, needed, stored, getattr(config, "allow_unfinished", False))
     if checkpoints(config.run / key):
         require_same(stored.options(key, stage.config), config)
-    context = open_context(method, stage, config, config.run, device)
+    context = open_context(method, stage, config, config.run, device, stored)
     stored = _with_stage(stored, key, stage, config, context)
     optim = dataclasses.replace(config.optim, precision=resolve_precision(config.optim.precision, device))
     # Before the data is opened, so that sizes which do not fit are refused at once.
@@ -138,7 +138,7 @@ def train_stage(
     model = stage.build(config, context).to(device)
     if config.init:
         restore_weights(model, load_stage_state(config.init, key, method.name).weights, config.init / key)
-        require_finished(config.init, key, allow_unfinished=True)
+        require_finished(config.init, key, read_config(config.init), allow_unfinished=True)
     with ranks.first_goes_ahead():
         config.run.mkdir(parents=True, exist_ok=True)
         dataset = open_videos(context.data, config.run)

@@ -1,7 +1,10 @@
-"""Time of the baselines on a video's features: ``python -m profiling.baselines``.
+"""Processor time of the baselines that cluster a video's features.
 
-Writes profiling/results/baselines-cpu.json: processor time of one thread, so that a machine in use does not count.
-Features are noisy blobs that move over 24×36 tokens of width 384.
+    python -m profiling.baselines                # writes profiling/results/baselines-cpu.json
+    python -m profiling.baselines --repeats 1    # a short run; it writes the same file
+
+One thread's processor time, so that other programs on the machine do not count. Features are noisy blobs that move over
+24×36 tokens of width 384.
 """
 
 import argparse

@@ -1,17 +1,15 @@
 """What training costs, predicted from formulas: time and memory of a step, size of the cache, hours of the schedule.
 
     python -m profiling.cost --preset ytvis19 --gpu h100 --gpus 1 8 64
-    python -m profiling.cost --preset demo --gpu this-cpu         # beside what was measured, with the error
-    python -m profiling.cost --update-docs                        # the tables of docs/scaling.md
+    python -m profiling.cost --preset demo --gpu this-cpu         # with what was measured, and the error
 
 A part of a step takes the longer of its operations at a share of the device's rate and its bytes at a share of its
-bandwidth, and a step the sum of its parts, but no less than its kernels take to start. Nothing here is a measurement
-but what stands under "measured", which comes from profiling/results.
+bandwidth, and a step the sum of its parts, but no less than its kernels take to start. Only the column "measured" holds
+measurements; they come from profiling/results. docs/scaling.md explains how to read the tables.
 """
 
 import json
 import re
-import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,11 +24,9 @@ from interpreter.methods.interpreter.config import Preset, StageName
 from profiling.accounting import formulas
 from profiling.accounting.counts import branches_of_a_gpu
 from profiling.accounting.formulas import Part
-from profiling.common.paths import RESULTS, ROOT
+from profiling.common.paths import RESULTS
 from profiling.common.setups import STAGES, configs, optim_of, setup
 
-DOCUMENT = ROOT / "docs" / "scaling.md"
-BLOCK = re.compile(r"(<!-- python -m profiling\.cost (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 # Videos and frames of the training sets, as the presets' schedules count them (short videos of YTVIS repeat to 36).
 CORPORA = {"ytvis19": (2238, 36), "movi-e": (9749, 24), "demo": (200, 24), "davis": (30, 69)}
 
@@ -78,8 +74,6 @@ class Options:
     """Assumed: least microseconds from one kernel of a replayed CUDA graph to the next."""
     network: float = 50.0
     """Assumed: GB/s between machines for each GPU, one way (400 Gbit/s)."""
-    update_docs: bool = False
-    """Write the tables of docs/scaling.md anew, by the commands that stand above them."""
 
 
 def device_of(options: Options) -> Device:
@@ -269,23 +263,10 @@ def report(options: Options) -> str:
     return "\n\n".join([f"{head}.", *tables]) + "\n"
 
 
-def rewritten(text: str) -> str:
-    """A document whose tables are made anew, each by the command in the comment above it."""
-
-    def make(found: re.Match[str]) -> str:
-        return f"{found[1]}{report(cli(Options, shlex.split(found[2])))}{found[3]}"
-
-    return BLOCK.sub(make, text)
-
-
 def main() -> int:
     """The command."""
     options: Any = cli(Options, prog="python -m profiling.cost", description=__doc__)
-    if options.update_docs:
-        DOCUMENT.write_text(rewritten(DOCUMENT.read_text()))
-        print(DOCUMENT)
-    else:
-        print(report(options))
+    print(report(options))
     return 0
 
 

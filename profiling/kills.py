@@ -1,8 +1,9 @@
-"""Kill a training run at random moments, let it go on each time, and compare its end with a run that nobody touched.
+"""Kill a training at random moments, resume it each time, and compare its end with that of an undisturbed one.
 
     python -m profiling.kills --out profiling/results/kills-cpu.json
+    python -m profiling.kills --kills 2 --steps 400 --longest 6    # a short run
 
-Both stages of a tiny run on generated scenes, features and slots cached; kills fall into start, encoding, steps,
+Both stages of a tiny run on generated scenes, with cached features and slots. Kills fall into start, encoding, steps,
 pictures and checkpoints alike.
 """
 

@@ -1,10 +1,10 @@
 """Training steps of one stage at a preset's sizes, for a profiler to look at.
 
     python -m profiling.step --stage video --preset ytvis19 --mode captured --breakdown --out step.json
-    nsys profile --capture-range=cudaProfilerApi … python -m profiling.step --stage image --cuda-profiler
+    python -m profiling.step --device cpu --batch-size 2 --steps 2    # anywhere, for a moment
 
-Inputs and weights are random and on the device: times do not depend on them. A profiler that waits for
-cudaProfilerStart (--cuda-profiler) sees the steps after the first ones, which compile and fill caches.
+Inputs and weights are random and on the device: times do not depend on them. With --cuda-profiler a
+profiler such as nsys sees the steps after the first ones, which compile and fill caches (gpu/nsys_step.sh).
 """
 
 import json

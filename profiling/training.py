@@ -1,4 +1,4 @@
-"""One training step of each stage: eager, compiled, captured; cached and uncached; and where its time goes.
+"""Time of a training step of each stage: eager, compiled, captured; cached and uncached; and of its parts.
 
     python -m profiling.training --out profiling/results/training-cpu.json                       # the demo's sizes
     python -m profiling.training --preset ytvis19 --device cuda --out profiling/results/training-cuda.json

@@ -16,9 +16,10 @@ LAYERS = [
     ["slotkernels"],
     [
         f"interpreter.{name}"
-        for name in ("files", "output_folder", "locks", "interrupts", "versions", "openmp", "console", "configs")
+        for name in ("files", "output_folder", "locks", "interrupts", "versions", "openmp", "console")
     ],
     ["interpreter.data", "interpreter.metrics"],
+    ["interpreter.configs"],
     ["interpreter.render"],
     ["interpreter.segmentation"],
     ["interpreter.models"],
@@ -26,7 +27,7 @@ LAYERS = [
     ["interpreter.engine"],
     ["interpreter.methods"],
     ["interpreter.evaluation"],
-    ["interpreter"],  # commands
+    ["interpreter"],  # commands, and the face of the package
     ["profiling"],
 ]
 COMMANDS = {"interpreter.data.__main__", "interpreter.data.synthetic"}  # they lie beside what they are about
@@ -67,8 +68,6 @@ GRAPH = {module: imports_of(module) for module in MODULES}
 
 
 def layer_of(module: str) -> int:
-    if module == "interpreter":
-        return 1  # its version and settings
     if module in COMMANDS:
         module = "interpreter.commands"
     matching = [

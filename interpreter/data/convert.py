@@ -1,4 +1,4 @@
-"""Any data set that can be read, written in the one internal layout."""
+"""Writing a data set in the DAVIS 2017 layout."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,13 +24,17 @@ from interpreter.data.video import FrameFolder, Video
 def convert_dataset(dataset: VideoDataset, origin: str, out: Path, split: str) -> None:
     """Write a data set as DAVIS 2017 with unsupervised masks; ``open_dataset("davis", out, split)`` reads it.
 
-    Frames of a folder are copied byte for byte, others (video files, cropped ones) become PNG, so nothing is lost.
-    Frames without annotation get no mask. ``OUT/converted-SPLIT.json`` says what the split is made of. Videos appear
-    whole; if interrupted, rerun the same command to continue.
+    Frames of a folder are copied byte for byte; frames of video files and cropped frames become PNG, without loss.
+    Frames without annotation get no mask. ``OUT/converted-SPLIT.json`` records what the split is made of. If
+    interrupted, the same call continues.
+
+    >>> convert_dataset(open_dataset("folder", clips), "clips", folder / "copy", "all")
+    >>> [video.num_frames for video in open_dataset("davis", folder / "copy", "all")]
+    [3, 5]
 
     Args:
-        dataset: what is written.
-        origin: what it is, for the manifest; a split that exists must be of the same origin.
+        dataset: the data set to write.
+        origin: its name for the manifest; an existing split must have the same origin.
         out: folder to write to; several splits can share it.
         split: name of the split to write.
 

@@ -201,21 +201,27 @@ def train_command(method: str, stage: str, run: Path) -> str:
     return f"python -m interpreter.train{which} --stage {stage} --run {run}"
 
 
-def unfinished(run: Path, key: str) -> str | None:
+def unfinished(run: Path, key: str, stored: RunConfig) -> str | None:
     """How far the training of a stage came, if it did not reach its last step; None if it did, or never began."""
-    options, step = read_config(run).stages.get(key), newest_step(run / key)
+    options, step = stored.stages.get(key), newest_step(run / key)
     if options is None or step == 0 or step >= options["optim"]["steps"]:
         return None
     return f"the {key} stage of {run} is unfinished: step {step} of {options['optim']['steps']}"
 
 
-def require_finished(run: Path, key: str, allow_unfinished: bool = False) -> None:
+def require_finished(run: Path, key: str, stored: RunConfig, allow_unfinished: bool = False) -> None:
     """Refuse to build on a stage that did not reach its last step; if that is allowed, print a warning.
+
+    Args:
+        run: run directory.
+        key: of the stage.
+        stored: configuration of the run.
+        allow_unfinished: whether to warn only.
 
     Raises:
         ValueError: says how far it is, and what to do.
     """
-    text = unfinished(run, key)
+    text = unfinished(run, key, stored)
     if text and not allow_unfinished:
         raise ValueError(
             f"{text}. Rerun its training command to finish it, or add --allow-unfinished to use it as it is"

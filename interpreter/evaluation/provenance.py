@@ -4,14 +4,12 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import interpreter
-
 DISTRIBUTION = "interpreter-slots"
 
 
 def code_version() -> str:
     """The commit (``git describe --always --dirty``) of a checkout, else the version of the installed package."""
-    root = Path(interpreter.__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     # An installation inside somebody else's repository must not pass for a commit of that one.
     if _git(root, "rev-parse", "--show-toplevel") == str(root):
         described = _git(root, "describe", "--always", "--dirty", "--tags")

@@ -119,6 +119,8 @@ class Dinosaur(nn.Module):
             nn.ReLU(),
             nn.Linear(feature_dim, config.dim),
         )
+        for layer in (self.to_tokens[1], self.to_tokens[3]):
+            nn.init.zeros_(layer.bias)
         self.slot_attention = SlotAttention(
             config.num_slots, config.dim, iterations=config.iterations, implicit=config.implicit
         )

@@ -78,6 +78,7 @@ def open_segmenter(
     settings: Any = None,
     frame_size: tuple[int, int] | None = None,
     device: torch.device | None = None,
+    stored: RunConfig | None = None,
 ) -> Segmenter:
     """A method, ready to segment; prints a warning if a stage did not reach its last step.
 
@@ -87,6 +88,7 @@ def open_segmenter(
         settings: of the method's dataclass ``settings``. Default: its defaults.
         frame_size: (H, W) that frames are resized to before the backbone. Default: as in training.
         device: where to compute. Default: the GPU if there is one.
+        stored: configuration of the run, if it was read already.
 
     Raises:
         FileNotFoundError: if the run, or the stage that segments, does not exist.
@@ -99,10 +101,10 @@ def open_segmenter(
     if run is None:
         raise ValueError(f"the method {method.name} segments with what it has learned: give --run DIR")
     key = getattr(settings, "stage", method.stages[-1].name)
-    stage, stored = method.stage(key), read_config(run)
+    stage, stored = method.stage(key), stored or read_config(run)
     options = stored.options(key, stage.config)
     for used in (*(stage.needs(options) if options else ()), key):
-        require_finished(run, used, allow_unfinished=True)
+        require_finished(run, used, stored, allow_unfinished=True)
     context, trained = load_trained(method, run, key, device, stored)
     return _with_valid_size(stage.segmenter(trained.config, trained.model, context, settings, frame_size))
 

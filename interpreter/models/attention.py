@@ -30,7 +30,7 @@ def attend(
 def prefers_products(device_type: str, q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
     """Whether two matrix products are faster than a fused kernel on this type of device."""
     if device_type == "cpu":
-        # The CPU's fused kernel is several times slower in bfloat16, forward and backward (docs/decisions.md).
+        # The CPU's fused kernel is several times slower in bfloat16, forward and backward (docs/measured-facts.md).
         # Without gradients videos may be long, and only the fused kernel's memory is linear in their length.
         return q.dtype == torch.bfloat16 and torch.is_grad_enabled()
     # Flash attention takes no mask. With at most d keys the logits are no larger than the queries.

@@ -65,7 +65,7 @@ class Counts(TorchDispatchMode):
     """Counts operators, launches and bytes of what runs inside.
 
     Args:
-        waits: told of operators whose result, or the shape of it, the host has to wait for.
+        waits: notes operators whose result, or its shape, the host has to wait for.
     """
 
     def __init__(self, waits: HostWaits) -> None:

@@ -1,4 +1,14 @@
-"""The command ``python -m profiling.bench``."""
+"""Time every op and training step against what one would use without this project.
+
+    python -m profiling.bench --only slot_attention merge_slots                    # two ops on this machine
+    python -m profiling.bench --device cpu --out profiling/results/bench-cpu.json  # all, kept for docs/benchmarks.md
+
+Each benchmark checks the values of all variants before it times any; a wrong one is an error and has no time. Variants
+take turns, so that drift of the machine affects all alike. Times are medians; quartiles and extremes are in the file.
+Inputs rotate so that they come from memory and not from a cache. On a GPU, variants that do not make the host wait are
+replayed from CUDA graphs. The rates of a large copy and of a large matrix product are measured in the same run, and
+each op's share of them is reported. ``python -m profiling.report`` makes docs/benchmarks.md of the results.
+"""
 
 import json
 import os
@@ -29,16 +39,7 @@ CONSOLE = Console(width=118, stderr=True)
 
 @dataclass
 class Options:
-    """Time every op and training step against what one would use without this project.
-
-    Each benchmark checks the values of all variants before it times any: a wrong one is an error, and has no time.
-    Variants take turns, so that drift of the machine hits all alike; times are medians, with quartiles and extremes in
-    the file. Inputs rotate so that they come from memory, not from a cache. On a GPU, variants that do not make the
-    host wait are replayed from CUDA graphs. The rates of a large copy and of a large matrix product are measured in the
-    same run, and each op's share of them is reported.
-
-    ``python -m profiling.report`` makes docs/benchmarks.md of profiling/results/bench-*.json.
-    """
+    """Time every op and training step against what one would use without this project."""
 
     only: tuple[str, ...] = ()
     """Names of benchmarks, or beginnings of names, in the order to run them in; all if none is given."""
@@ -189,7 +190,7 @@ def run_all(names: tuple[str, ...], options: Options) -> dict[str, Any]:
 
 def main() -> None:
     """Parse the command line and run."""
-    options = tyro.cli(Options, prog="python -m profiling.bench")
+    options = tyro.cli(Options, prog="python -m profiling.bench", description=__doc__)
     try:
         names = chosen(options.only)
     except ValueError as error:

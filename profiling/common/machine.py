@@ -1,4 +1,4 @@
-"""What is recorded beside figures: the device, versions, the commit and the command; and how they are saved."""
+"""Describes the machine for the record: device, versions, commit and command; and saves results."""
 
 import json
 import platform
@@ -21,7 +21,7 @@ def _module(script: Path) -> str:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What a figure needs beside it to be read later."""
+    """Device, versions, commit, command and date, which every file of results begins with."""
 
     def output(*command: str) -> str:
         try:

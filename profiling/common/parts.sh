@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the scripts of this folder share; sourced in the root of the repository.
+# Functions of profiling's scripts, which source it in the root of the repository: checks for tools, reports of parts.
 export PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 PYTHON=${PYTHON:-python3}
 BACKGROUND='' BACKGROUND_JOB='' JOB='' MATCHED=''
@@ -17,8 +17,8 @@ has_gpu() {
     return 1
 }
 
-# A report of parts: $REPORT.json and $REPORT.md are complete after each part, and so is $REPORT-logs.tar.gz, which holds
-# the whole output of each. A kill loses no more than the part that is running, and the report names it.
+# A report of parts: $REPORT.json, $REPORT.md and $REPORT-logs.tar.gz, which holds the whole output of each part, are
+# complete after each part. A kill loses no more than the part that is running, and the report names it.
 # $BUDGET is the number of seconds that all parts share. If $ONLY is set, a regular expression, only
 # parts whose names begin with it run.
 begin_report() { # path without ending, title, device
@@ -89,7 +89,7 @@ part() { # name, seconds, command …: runs the command for at most that time an
     record_end "$name" "$code" $((SECONDS - begin)) "$log"
 }
 
-background() { # name, seconds, command …: starts a part that runs beside those that follow, up to `await`
+background() { # name, seconds, command …: starts a part that runs at the same time as those that follow, until `await`
     wanted "$1" || return 0
     listed "$1" && return
     local seconds
@@ -100,7 +100,7 @@ background() { # name, seconds, command …: starts a part that runs beside thos
     BACKGROUND_BEGIN=$SECONDS
     BACKGROUND_LOG=$(log_of "$BACKGROUND")
     "$PYTHON" -m profiling.common.parts start "$REPORT" "$BACKGROUND" "$seconds"
-    echo "== $BACKGROUND (at most $seconds s, beside the next parts)"
+    echo "== $BACKGROUND (at most $seconds s, during the next parts)"
     timeout --kill-after=2 "$seconds" "$@" >"$BACKGROUND_LOG" 2>&1 &
     BACKGROUND_JOB=$!
 }

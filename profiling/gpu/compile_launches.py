@@ -48,7 +48,7 @@ def specialise(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tup
 
 
 def measure(label: str, launch: Launch, capability: int) -> Resources:
-    """Compile one launch and read what the assembler says of it."""
+    """Compile one launch and read the assembler's report."""
     signature, constants, hints, options = specialise(launch)
     source = ASTSource(launch.kernel, signature=signature, constexprs=constants, attrs=hints)
     report = io.StringIO()

@@ -1,4 +1,8 @@
-"""Prints the device, its versions, and the rates that it reaches: copies and matrix products of each type, as JSON."""
+"""Prints the device, its versions, and the rates that it reaches: copies and matrix products of each type, as JSON.
+
+python -m profiling.gpu.device
+python -m profiling.gpu.device --device cpu
+"""
 
 import argparse
 import json
@@ -11,7 +15,7 @@ from profiling.common.timing import limits
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     device = parser.parse_args().device
     found = machine(device)

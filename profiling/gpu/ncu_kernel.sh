@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Kernels of a training step under Nsight Compute: what limits each (docs/profiling.md).
 #
-#   profiling/gpu/ncu_kernel.sh '^forward_kernel' --stage image --preset ytvis19     # a regular expression, then profiling.step's
+#   profiling/gpu/ncu_kernel.sh '^forward_kernel' --stage image --preset ytvis19  # then options of profiling.step
 #   LAUNCHES=3 SKIP=2 profiling/gpu/ncu_kernel.sh '^sinkhorn_kernel' --stage video --preset ytvis19
 #
 # Skips the first SKIP launches of the kernel (default 0), then measures LAUNCHES of them (default 1); ncu replays each

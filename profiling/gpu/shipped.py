@@ -1,7 +1,6 @@
 """The launches whose resources are pinned: each op at the shapes that its benchmark and its limits name."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 from slotkernels.invariant_slot_attention import triton as invariant_slot_attention
@@ -40,7 +39,7 @@ def _inverted_attention() -> Iterator[tuple[str, Callable[[], object]]]:
                     name = f"{name} {str(dtype).removeprefix('torch.')} {precision}".strip()
                     yield (
                         f"inverted_attention forward {name}",
-                        partial(slot_attention.inverted_attention, q, k, v, bias, None, settings),
+                        lambda a=(q, k, v, bias, None, settings): slot_attention.inverted_attention(*a),
                     )
                     for kind, need_k in (("queries", False), ("tokens", True)):
                         grads = (torch.empty_like(q), None, None)
@@ -49,7 +48,7 @@ def _inverted_attention() -> Iterator[tuple[str, Callable[[], object]]]:
                         arguments = (*grads, q, k, v, bias, None, *saved, settings, needs)
                         yield (
                             f"inverted_attention backward {kind} {name}",
-                            partial(slot_attention.inverted_attention_backward, *arguments),
+                            lambda a=arguments: slot_attention.inverted_attention_backward(*a),
                         )
 
 
@@ -66,9 +65,9 @@ def _slot_update() -> Iterator[tuple[str, Callable[[], object]]]:
             ):
                 forward, backward = getattr(slot_update, op), getattr(slot_update, f"{op}_backward")
                 arguments = (*operands, norm, norm, 1e-5)
-                yield f"{op} forward {name}", partial(forward, *arguments)
+                yield f"{op} forward {name}", lambda f=forward, a=arguments: f(*a)
                 arguments = (slots, update, *saved, norm, *statistics)
-                yield f"{op} backward {name}", partial(backward, *arguments)
+                yield f"{op} backward {name}", lambda f=backward, a=arguments: f(*a)
 
 
 def _invariant_attention() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -98,14 +97,14 @@ def _invariant_attention() -> Iterator[tuple[str, Callable[[], object]]]:
                 arguments = (tensors, None, *options)
                 yield (
                     f"invariant_attention forward {name}",
-                    partial(invariant_slot_attention.invariant_attention, *arguments),
+                    lambda a=arguments: invariant_slot_attention.invariant_attention(*a),
                 )
                 grads = [q, pairs, None, place[2], place[3]]
                 outputs = [pairs, pairs, place[2], place[3]]
-                back = (grads, tensors, outputs, None, *options, [True] * 5 + [False] + [True] * 5)
+                arguments = (grads, tensors, outputs, None, *options, [True] * 5 + [False] + [True] * 5)
                 yield (
                     f"invariant_attention backward {name}",
-                    partial(invariant_slot_attention.invariant_attention_backward, *back),
+                    lambda a=arguments: invariant_slot_attention.invariant_attention_backward(*a),
                 )
 
 
@@ -129,7 +128,7 @@ def _propagate_labels() -> Iterator[tuple[str, Callable[[], object]]]:
             for extras, labels in ((False, None), (True, None), (True, clusters)):
                 label = f"propagate_labels {name}" + " with extras" * extras + " merged" * (labels is not None)
                 arguments = (image, video, labels, *grid, *size, extras, extras)
-                yield label, partial(propagation.propagate_labels, *arguments)
+                yield label, lambda a=arguments: propagation.propagate_labels(*a)
 
 
 def _sinkhorn() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -164,8 +163,8 @@ def _sinkhorn() -> Iterator[tuple[str, Callable[[], object]]]:
         name = " ".join(name.split()) + " both" * both + " weights" * weighted
         start = diameter if isinstance(diameter, float) else None
         arguments = (x, y, a, b, start, diameter == "problem", p, 0.05, 0.5, True, True, both, precision)
-        yield f"sinkhorn forward {name}", partial(sinkhorn.sinkhorn, *arguments)
+        yield f"sinkhorn forward {name}", lambda a=arguments: sinkhorn.sinkhorn(*a)
         pulls = [torch.empty(batch, count, n + m, device="meta") for count in (n, m)]
         grads = (torch.empty(1, device="meta").expand(batch), None, None)
-        back = (*grads, x, y, a, b, pulls[0], pulls[1] if both else None, precision)
-        yield f"sinkhorn backward {name}", partial(sinkhorn.sinkhorn_backward, *back)
+        arguments = (*grads, x, y, a, b, pulls[0], pulls[1] if both else None, precision)
+        yield f"sinkhorn backward {name}", lambda a=arguments: sinkhorn.sinkhorn_backward(*a)

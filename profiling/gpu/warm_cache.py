@@ -8,8 +8,8 @@ Only a cache made by the same version of Triton hits. Triton names an entry by t
 
 - its own files: compiler, language, backends and libtriton.so, so version and build of the wheel;
 - the architecture and the output of ``ptxas --version``. The wheel's own is taken unless TRITON_PTXAS_PATH names
-  another, and Inductor lets it name PyTorch's as soon as it compiles (13.0 beside 12.8 with torch 2.11 and triton 3.6),
-  so set it to Triton's, as the commands that --unpack prints do;
+  another. Inductor makes it name PyTorch's as soon as it compiles (13.0 in place of 12.8 with torch 2.11 and triton
+  3.6), so set it to Triton's, as the commands that --unpack prints do;
 - the kernel: its source text, its line number in the file, that of the functions it calls, and the constexpr globals
   they use;
 - the arguments: dtypes, constexpr values, which integers are 1, and which integers and addresses 16 divides;

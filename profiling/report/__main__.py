@@ -1,4 +1,10 @@
-"""The command ``python -m profiling.report``."""
+"""Make docs/benchmarks.md, its plots and the figures of README.md of the files in profiling/results.
+
+    python -m profiling.report            # write what has changed
+    python -m profiling.report --check    # write nothing; fail if something would change
+
+README.md is changed between its markers only. Plots are drawn anew where their data changed.
+"""
 
 import sys
 from dataclasses import dataclass
@@ -14,10 +20,7 @@ from profiling.report.results import read_runs
 
 @dataclass
 class Options:
-    """Make docs/benchmarks.md, its plots and the figures of README.md of the files in profiling/results.
-
-    README.md is touched between its markers only. Plots are drawn anew where their data changed.
-    """
+    """Make docs/benchmarks.md, its plots and the figures of README.md of the files in profiling/results."""
 
     check: bool = False
     """Write nothing; fail if something would change."""
@@ -44,7 +47,7 @@ def stale(root: Path = ROOT, folder: Path = RESULTS, write: bool = False) -> lis
 
 def main() -> None:
     """Parse the command line and run."""
-    options = tyro.cli(Options, prog="python -m profiling.report")
+    options = tyro.cli(Options, prog="python -m profiling.report", description=__doc__)
     try:
         found = stale(write=not options.check)
     except ValueError as error:

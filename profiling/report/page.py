@@ -27,7 +27,7 @@ two disagree. `python -m profiling.bench` measures: every op and the training st
 NOT_RUN = "Not run. `profiling/gpu_check.sh` measures it on a machine with a GPU ([profiling.md](profiling.md))."
 NOT_YET = """## What no GPU has run so far
 
-- GeomLoss under `torch.compile` and the image stage's step beside its baselines: number 7 ended before they were
+- GeomLoss under `torch.compile` and the image stage's step with its baselines: number 7 ended before they were
   measured.
 - `inverted_attention` on GPUs before sm_90 with 64 columns, whose number of stages changed after the run.
 - GeomLoss and KeOps on large sets: KeOps crashes on the H200 (pykeops 2.3 with CUDA 13.0). A trial in a child process
@@ -196,8 +196,9 @@ def recorded(files: list[Recorded]) -> list[str]:
     lines = ["| file | what | made by | date |", "|---|---|---|---|"]
     for entry in files:
         content = entry.content
-        told = [str(content.get(key, "")).replace("|", "\\|") for key in ("what", "command", "date")]
-        cells = [f"[{entry.file}](../profiling/results/{entry.file})", told[0], told[1] and f"`{told[1]}`", told[2]]
+        what, command, date = (str(content.get(key, "")).replace("|", "\\|") for key in ("what", "command", "date"))
+        link = f"[{entry.file}](../profiling/results/{entry.file})"
+        cells = [link, what, command and f"`{command}`", date]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 

@@ -44,7 +44,7 @@ def read_digest(path: Path) -> str | None:
 
 
 def draw(run: dict[str, Any], path: Path) -> None:
-    """Draw the run; the file tells what data it was made of."""
+    """Draw the run; the file carries the hash of its data."""
     entries = points(run)[::-1]
     timed = any(entry["strongest"] for entry in entries)  # else the shares of the floor are all there is to see
     size = (12 if timed else 8, 1.5 + 0.44 * len(entries))

@@ -1,4 +1,4 @@
-"""What was predicted of the video stage's step and the Sinkhorn divergence, beside a run of ``profiling.bench``."""
+"""Compares predictions of the video stage's step and the Sinkhorn divergence with a run of ``profiling.bench``."""
 
 import csv
 import json

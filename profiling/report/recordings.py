@@ -52,7 +52,7 @@ def steps(folder: Path, run: dict[str, Any]) -> list[str]:
 
 
 def busy_machine(folder: Path) -> list[str]:
-    """A training step beside busy programs, by the settings of OpenMP, of ``profiling.spin``."""
+    """A training step on a busy machine, by the settings of OpenMP, of ``profiling.spin``."""
     path = folder / "spin-cpu.json"
     if not path.exists():
         return []

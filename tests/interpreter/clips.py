@@ -14,7 +14,7 @@ def make_clip(path, frames=9, size=(48, 64), pixels="yuv420p", codec="libx264", 
     rows, columns = np.mgrid[: size[0], : size[1]]
     with av.open(str(path), "w") as file:
         stream = file.add_stream(codec, rate=fps)
-        stream.height, stream.width, stream.pix_fmt = *size, pixels
+        (stream.height, stream.width), stream.pix_fmt = size, pixels
         for t in range(frames):
             frame = ground[: size[0], : size[1]].copy()
             frame[(rows - size[0] / 2) ** 2 + (columns - 4 - 3 * t) ** 2 < 100] = (230, 200, 40)

@@ -1,8 +1,4 @@
-"""The CUDA sources compile for the GPUs that they are meant for, without spilling a register, on any machine with nvcc.
-
-`FORCE_CUDA=1` builds them with a torch without CUDA, too. What that leaves open is shown by a stand-in for the few
-functions that only a torch with CUDA has.
-"""
+"""The CUDA sources compile for every supported GPU without spilling a register, on any machine with nvcc."""
 
 import re
 import subprocess
@@ -13,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROCESSORS = {"80", "90", "100"}  # A100, H100, B200
 
+# `FORCE_CUDA=1` builds the sources with a torch without CUDA, too; these replace the functions that such a torch lacks.
 STAND_INS = """
 extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }
 extern "C" int torch_c10_cuda_check_msg(int, const char*, const char*, unsigned, bool, char**) { return 1; }

@@ -1,4 +1,4 @@
-"""install.py, which makes the environment of the README's two commands."""
+"""install.py makes the environment of the README's two commands."""
 
 import ast
 import json

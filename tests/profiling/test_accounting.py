@@ -1,4 +1,4 @@
-"""What a training step launches, moves and waits for is pinned in profiling/results/accounting.json."""
+"""Launches, bytes and waits of a training step are those pinned in profiling/results/accounting.json."""
 
 import json
 import re

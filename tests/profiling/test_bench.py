@@ -1,4 +1,4 @@
-"""Benchmarks time only what is right, against named baselines, and hold it against the machine's rates."""
+"""Benchmarks check values before they time, and compare times with baselines and the machine's rates."""
 
 import json
 from functools import partial

@@ -1,4 +1,4 @@
-"""What travels to a GPU machine: small enough, and nothing of it takes the place of what is installed there."""
+"""What is carried to a GPU machine is small, and replaces nothing that is installed there."""
 
 import subprocess
 import sys
@@ -25,8 +25,8 @@ def wheel(folder, name, version, module):
 def test_only_a_missing_package_is_unpacked(tmp_path):
     wheel(tmp_path, "numpy", "0.1", "numpy")
     wheel(tmp_path, "not_installed_anywhere", "2.0", "not_installed")
-    told = unpack_wheels(tmp_path, tmp_path / "site")
-    assert told == [
+    lines = unpack_wheels(tmp_path, tmp_path / "site")
+    assert lines == [
         "not_installed_anywhere: unpacked 2.0",
         f"numpy: the machine has {metadata.version('numpy')}",
     ]

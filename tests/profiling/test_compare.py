@@ -1,4 +1,4 @@
-"""Two real revisions: what became slower is found, what the base lacks is named, nothing is left behind."""
+"""Comparing two revisions finds what became slower, names what the base lacks and leaves nothing behind."""
 
 import os
 import re

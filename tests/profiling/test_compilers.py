@@ -28,7 +28,7 @@ def test_versions_span_the_oldest_allowed_to_the_installed():
 
 
 def calls_of_triton_in_constants(source: str) -> list[str]:
-    """``NAME: tl.constexpr = tl.f(...)``: what Triton 3.6 makes a tensor of, and not a constant."""
+    """Lines ``NAME: tl.constexpr = tl.f(...)``, of which Triton 3.6 makes a tensor in place of a constant."""
     return [
         ast.unparse(node)
         for node in ast.walk(ast.parse(source))
@@ -112,7 +112,7 @@ def test_faults_of_a_version_fail_the_command(monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_sinkhorn_compiles_without_a_spill(version):
-    """What is tested most, since its registers are the fewest left over; `make compilers` compiles the others."""
+    """The kernel that is nearest to spilling; `make compilers` compiles the others, too."""
     folder = compilers.folder_of(version)
     if folder is not None and not folder.exists():
         pytest.skip(f"triton {version} is not in {folder}: run `make compilers`")

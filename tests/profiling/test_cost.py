@@ -1,4 +1,4 @@
-"""The cost model: its formulas against what PyTorch counts and the cache writes, its tables against the page."""
+"""The cost model: its formulas against what PyTorch counts, the cache writes and the page states."""
 
 import json
 from dataclasses import replace
@@ -19,8 +19,9 @@ from profiling import cost
 from profiling.accounting import formulas
 from profiling.accounting.counts import branches_of_a_gpu
 from profiling.accounting.formulas import Part
+from profiling.common.paths import ROOT
 from profiling.common.setups import configs, random_backbone, setup
-from profiling.cost import Device, Options, predict, report, rewritten, seconds
+from profiling.cost import Device, Options, predict, report, seconds
 
 CPU = torch.device("cpu")
 OWN = ("slot attention", "loss")  # products inside the project's own ops, which PyTorch's counter does not see
@@ -138,7 +139,14 @@ def test_options_that_make_no_sense_are_refused(options, message):
 
 
 @pytest.mark.slow
-def test_the_page_holds_what_the_command_says():
-    text = cost.DOCUMENT.read_text()
-    assert len(cost.BLOCK.findall(text)) == text.count("python -m profiling.cost --preset")
-    assert rewritten(text) == text, "run `python -m profiling.cost --update-docs`, look at the difference and commit it"
+@pytest.mark.parametrize(("preset", "gpu"), [("ytvis19", "h200"), ("demo", "this-cpu")])
+def test_page_states_how_far_the_predictions_are_off(preset, gpu):
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    options = Options(preset=preset, gpu=gpu)
+    for stage in ("image", "video"):
+        measured = cost.measured(stage, options)
+        assert measured is not None
+        mode, time = measured
+        predicted = predict(stage, 1, options).seconds
+        row = f"| `{preset}`, {stage} | {time * 1e3:.1f} {mode} | {predicted * 1e3:.1f} | {predicted / time - 1:+.0%} |"
+        assert row in page, f"docs/scaling.md lacks: {row}"

@@ -1,4 +1,4 @@
-"""The GPU check where there is no GPU: what it would run, in which order, with what, and what a failure costs."""
+"""The GPU check runs its parts in order, each by itself, on a stand-in for a machine with a GPU."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The report of profiling/gpu_check.sh: parts that fail, hang or are killed do not lose the others."""
+"""Parts of a check that fail, hang or are killed leave the report of the others whole."""
 
 import json
 import os

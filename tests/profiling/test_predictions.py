@@ -1,4 +1,4 @@
-"""The table of predictions for a GPU: measured values, their ratios, and figures that were not measured."""
+"""Predictions for a GPU are compared with what was measured; what was not measured is marked."""
 
 import json
 

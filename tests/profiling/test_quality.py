@@ -1,4 +1,4 @@
-"""Joining the scores of several evaluations."""
+"""Scores of several evaluations are joined only if they follow one version of the protocol."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md, its plots and README's figures say what profiling/results says."""
+"""docs/benchmarks.md, its plots and README's figures agree with profiling/results."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What shipped kernels ask of a GPU is pinned in profiling/results/resources*.csv, a table for each Triton."""
+"""Resources of the shipped kernels are those pinned in profiling/results/resources*.csv, for each Triton."""
 
 import os
 import subprocess
@@ -38,13 +38,12 @@ def test_no_shipped_launch_spills_or_outgrows_shared_memory(version):
 
 
 def test_known_spills_are_still_there(table):
-    """One that is gone is taken off the list."""
     found = {row.launch: row.spill_bytes for row in table[1] if row.sm == 100 and row.spill_bytes}
-    assert found == tables.KNOWN_SPILLS
+    assert found == tables.KNOWN_SPILLS, "write the list in profiling/gpu/resource_tables.py anew"
 
 
 def test_every_triton_compiles_the_same_launches(table):
-    """A launch whose compilation failed would be missing."""
+    # A launch whose compilation failed would be missing.
     pinned = sorted((row.launch, row.kernel) for row in table[1] if row.sm == 90)
     for version in tables.VERSIONS:
         rows = [row for row in tables.read(tables.table_of(version))[1] if row.sm == 90]

@@ -1,4 +1,4 @@
-"""Steps for profilers, and the scripts that run them, where there is no GPU."""
+"""Training steps for profilers, and the scripts that trace them, run where there is no GPU."""
 
 import json
 import os

@@ -1,5 +1,7 @@
 """Propagated attention, soft masks and what the three functions share; label maps have a file of their own."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -202,7 +204,7 @@ ON_ALL = [
     ({"labels": torch.zeros(1, 5, dtype=torch.int64, device="meta")}, "labels is on meta, expected cpu"),
     ({"backend": "cuda"}, "backend 'cuda' cannot serve this call"),
 ]
-FUNCTIONS = [
+FUNCTIONS: list[tuple[Any, dict[str, Any], Any]] = [
     (propagate_attention, {}, ON_ALL),
     (propagate_labels, {"grid": (2, 3)}, ON_ALL + ON_MAPS),
     (propagate_masks, {"grid": (2, 3), "objects": [0]}, ON_ALL + ON_MAPS),

@@ -411,7 +411,7 @@ def test_nested_flax_parameters_are_read():
     variant = VARIANTS["savi-flax-with-mlp"]
     parameters, tree = variant.parameters(), {}
     for name, p in parameters.items():
-        *path, leaf = ("params", "Processor_0", "SlotAttention_0", *name.split("."))
+        *path, leaf = ["params", "Processor_0", "SlotAttention_0", *name.split(".")]
         node = tree
         for step in path:
             node = node.setdefault(step, {})

@@ -28,7 +28,7 @@ class Annotation(abc.ABC):
 
     Attributes:
         frames: numbers of the annotated frames, ascending.
-        optional: whether a video is of use without its masks if something is wrong with them.
+        optional: whether a video with faulty masks is used without them.
     """
 
     frames: Sequence[int]
@@ -36,7 +36,7 @@ class Annotation(abc.ABC):
 
     @property
     def expected(self) -> str:
-        """Where masks were expected and which files are there, for the error that a video has no masks."""
+        """Where masks were expected and which files are there, for the error about a video without masks."""
         return ""
 
     @abc.abstractmethod
@@ -56,7 +56,7 @@ class Annotation(abc.ABC):
 
     @abc.abstractmethod
     def check(self, size: Size) -> None:
-        """Find what is wrong with any mask as far as that is possible without decoding it.
+        """Check every mask as far as possible without decoding it.
 
         Raises:
             VideoError: if a mask is damaged or of another size; names the file.
@@ -64,10 +64,10 @@ class Annotation(abc.ABC):
 
 
 class UnusableMasks(Annotation):
-    """Masks that something is wrong with: the video can be watched, but whoever asks for a mask gets the reason.
+    """Faulty masks: the video can be decoded, but reading a mask raises the reason.
 
     Args:
-        reason: what is wrong, with the file or folder.
+        reason: what is wrong, and in which file or folder.
     """
 
     optional = True
@@ -110,8 +110,8 @@ class MaskFiles(Annotation):
 
     Args:
         files: for each frame of the video its mask, or None.
-        frames: the file of each frame, or its number as the name of a file; for messages.
-        folder: where the masks are; there need not be one.
+        frames: the file of each frame, or its number as a file name; for messages.
+        folder: folder of the masks, which may be missing.
         binary: whether every non-zero pixel is object 1.
     """
 
@@ -144,13 +144,13 @@ class FolderMasks(MaskFiles):
     object; else it is void.
 
     Args:
-        folder: where the masks are; there need not be one.
-        frames: the file of each frame, or its number as the name of a file.
+        folder: folder of the masks, which may be missing.
+        frames: the file of each frame, or its number as a file name.
         named: whether ``frames`` are files.
 
     Raises:
-        VideoError: if the folder holds images of which none, or not each, is the mask of a frame; says what it holds
-            and what was expected.
+        VideoError: if some images in the folder are masks of no frame, or all are in another format than PNG; names
+            them and the expected files.
     """
 
     optional = True
@@ -165,7 +165,7 @@ class FolderMasks(MaskFiles):
 
     @cached_property
     def _white_is_object(self) -> bool:
-        """Whether all masks hold 0 and 255 alone; most data sets are known not to by their first mask."""
+        """Whether all masks contain only 0 and 255. Usually the first mask already shows that they do not."""
         seen: set[int] = set()
         for file in self.files.values():
             try:
@@ -196,16 +196,16 @@ def match_numbered(frames: Sequence[Path], folder: Path, named: bool) -> list[Pa
         VideoError: as for `FolderMasks`.
     """
     masks = _masks_in(folder, (".png",))
-    found = match_masks(frames, folder)
-    if not any(found) and masks:
+    matched = match_masks(frames, folder)
+    if not any(matched) and masks:
         numbered, _, problem = split_frames(masks)
         of_masks, of_frames = _frame_numbers(numbered), _frame_numbers(frames)
         if not problem and len(set(of_masks)) == len(of_masks) and len(set(of_frames)) == len(of_frames):
             by_number = dict(zip(of_masks, numbered, strict=True))
-            found = [by_number.get(number) for number in of_frames]
-    belong = {path for path in found if path}
+            matched = [by_number.get(number) for number in of_frames]
+    belong = {path for path in matched if path}
     strangers = [path.name for path in masks if path not in belong]
-    if strangers and (None in found or not named):
+    if strangers and (None in matched or not named):
         raise VideoError(
             f"{folder}: {len(strangers)} of {len(masks)} masks belong to no frame ({', '.join(strangers[:3])}"
             f"{', …' if len(strangers) > 3 else ''}), expected are {frames[0].stem}.png to {frames[-1].stem}.png"
@@ -215,7 +215,7 @@ def match_numbered(frames: Sequence[Path], folder: Path, named: bool) -> list[Pa
             f"{folder}: {len(others)} {others[0].suffix} images ({others[0].name} …) where masks should be; save them "
             f"as PNG ({frames[0].stem}.png …), since other formats may change ids"
         )
-    return found
+    return matched
 
 
 def _masks_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -226,10 +226,10 @@ def _masks_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
 def _frame_numbers(files: Sequence[Path]) -> list[int]:
     """The frame number of each of some files that are named alike: the number that differs between their names."""
-    found = [numbers(file) for file in files]
-    differing = [place for place, values in enumerate(zip(*found, strict=False)) if len(set(values)) > 1]
+    parts = [numbers(file) for file in files]
+    differing = [place for place, values in enumerate(zip(*parts, strict=False)) if len(set(values)) > 1]
     place = differing[-1] if differing else -1
-    return [values[place] if values else -1 for values in found]
+    return [values[place] if values else -1 for values in parts]
 
 
 def check_mask(path: Path, size: Size, owner: Path | None = None) -> None:
@@ -244,12 +244,12 @@ def check_mask(path: Path, size: Size, owner: Path | None = None) -> None:
         VideoError: if it is not.
     """
     try:
-        found = probe_size(path)
+        stored = probe_size(path)
     except (OSError, SyntaxError, ValueError) as error:
         raise damaged_mask(path, error) from error
-    if found != size:
+    if stored != size:
         raise VideoError(
-            f"{path}: mask of {found[0]}x{found[1]} (height x width), but {owner or 'its frame'} is "
+            f"{path}: mask of {stored[0]}x{stored[1]} (height x width), but {owner or 'its frame'} is "
             f"{size[0]}x{size[1]}; take frames and masks of the same resolution"
         )
 
@@ -300,7 +300,7 @@ def read_mask(path: Path, size: Size, binary: bool = False, owner: Path | None =
 
 
 def damaged_mask(path: Path, error: Exception) -> VideoError:
-    """What to tell about a mask that Pillow does not read."""
+    """The error for a mask that Pillow does not read."""
     if isinstance(error, UnsuitableError):
         return VideoError(f"{path}: {error}")
     return VideoError(f"{path}: damaged mask ({' '.join(str(error).split())}); restore the file")

@@ -63,8 +63,8 @@ def _image_sets(root: Path, split: str | None, year: int) -> list[Path]:
     folder = root / "ImageSets" / str(year)
     if year == 2016 and not folder.is_dir():
         folder = root / "ImageSets" / RESOLUTION  # as in the archive of 2016, before there was a second year
-    found = [file for file in sorted(folder.glob("*.txt")) if not hidden(file.name)]
-    chosen = [file for file in found if split in (None, file.stem)]
+    files = [file for file in sorted(folder.glob("*.txt")) if not hidden(file.name)]
+    chosen = [file for file in files if split in (None, file.stem)]
     if not chosen:
         sets = [f"{p.parent.name}/{p.stem}" for p in sorted((root / "ImageSets").glob("*/*.txt")) if not hidden(p.name)]
         raise FileNotFoundError(

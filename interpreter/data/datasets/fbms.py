@@ -34,8 +34,8 @@ class RegionMasks(Annotation):
     def read(self, frame: int, size: Size) -> np.ndarray:
         """See `Annotation.read`."""
         check_mask(self.files[frame], size)
-        found, inverse = np.unique(_codes(self.files[frame]), return_inverse=True)
-        labels = np.array([self._labels.get(code, VOID) for code in found.tolist()], np.uint8)
+        stored, inverse = np.unique(_codes(self.files[frame]), return_inverse=True)
+        labels = np.array([self._labels.get(code, VOID) for code in stored.tolist()], np.uint8)
         return labels[inverse].reshape(size)
 
     def check(self, size: Size) -> None:
@@ -47,8 +47,8 @@ class RegionMasks(Annotation):
     def _labels(self) -> dict[int, int]:
         codes = self.definition
         if codes is None:
-            found = np.unique(np.concatenate([np.unique(_codes(file)) for file in self.files.values()]))
-            codes = [0, *(code for code in found.tolist() if code)]
+            stored = np.unique(np.concatenate([np.unique(_codes(file)) for file in self.files.values()]))
+            codes = [0, *(code for code in stored.tolist() if code)]
         if len(codes) > MAX_OBJECTS + 1:
             folder = self.files[self.frames[0]].parent
             raise VideoError(f"{folder}: {len(codes) - 1} objects, but label maps hold at most {MAX_OBJECTS}")
@@ -65,7 +65,7 @@ def find_fbms(root: Path, split: str | None) -> list[UnopenedVideo]:
 
     Raises:
         FileNotFoundError: if a part is missing; lists the files found.
-        ValueError: if there is no such split.
+        ValueError: if the split does not exist.
     """
     if split not in (None, *SPLITS):
         raise ValueError(f"FBMS-59 has the splits {' and '.join(SPLITS)}, not {split!r}")
@@ -89,7 +89,7 @@ def _unopened(frames: Path) -> UnopenedVideo:
 
 
 def _match(truth: Path, numbers: dict[str, int]) -> dict[int, Path]:
-    """Masks by frame, from their names: FRAME_gt.ppm, beside which FRAME_PROB_gt.ppm is something else."""
+    """Masks by frame, from their names: FRAME_gt.ppm. FRAME_PROB_gt.ppm is not a mask."""
     masks = [file for file in sorted(truth.glob("*_gt.*")) if not hidden(file.name)]
     named = {normal(mask.stem.removesuffix("_gt")): mask for mask in masks if mask.suffix.lower() in _SUFFIXES}
     return {numbers[stem]: mask for stem, mask in named.items() if stem in numbers}

@@ -1,4 +1,4 @@
-"""Any folder: video files and folders of frames at any depth, with masks in a parallel folder or without."""
+"""Any folder of videos: files and folders of frames at any depth, with or without masks in a parallel folder."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from interpreter.data.video import VIDEO_SUFFIXES, FrameFolder, Video, VideoErro
 
 
 def find_folder(root: Path) -> UnopenedVideos:
-    """Find the videos below a folder. This is the rule what is one:
+    """Find the videos below a folder:
 
-    - a file with the suffix of a video is a video, in whatever company it is; only a single GIF or APNG beside two or
-      more numbered images is none, but their preview (`interpreter.data.video.video_files`);
-    - a folder that holds no video file is a video if it holds images that are numbered alike, so that their names
-      differ in nothing but numbers (``00000.jpg``, ``00001.jpg`` …); a single image has to have a number, and no folder
-      beside it. What is below a folder of frames is not searched;
-    - every other folder is searched, at any depth, each once whatever links lead to it.
+    - Every file with the suffix of a video is a video. Exception: a single GIF or APNG next to two or more numbered
+      images is their preview (`interpreter.data.video.video_files`).
+    - A folder without video files is a video if its images are numbered alike, so that their names differ only in
+      numbers (``00000.jpg``, ``00001.jpg`` …). A single image must have a number, and its folder no subfolder. Folders
+      below a folder of frames are not searched.
+    - Every other folder is searched, at any depth and only once, even if several links lead to it.
 
-    Hidden files and those of the system are never looked at; all others that are not read are noted.
+    Hidden files and those of the system are ignored; all others that are not read are listed in ``left_out``.
 
     Raises:
         FileNotFoundError: if there are no videos; lists the files found.
@@ -68,14 +68,14 @@ def _unopened(path: Path, name: str | None, masks: Path | None) -> UnopenedVideo
 
 def _find_videos(top: Path, masks: Path, left_out: LeftOut) -> list[Path]:
     """Video files and folders of frames at any depth, in natural order."""
-    found: list[Path] = []
+    paths: list[Path] = []
     for folder in walk(top, left_out, [masks]):
         videos = video_files(folder.files)
-        broken = [path for path in folder.odd if path.is_symlink()]  # which may be frames that are missing
+        broken = [path for path in folder.odd if path.is_symlink()]  # maybe missing frames
         images = [file for file in (*folder.files, *broken) if file.suffix.lower() in IMAGE_SUFFIXES]
         reason = " beside video files" if videos else "" if not images else _obstacle(folder, images)
         if images and not reason:
-            found.append(folder.path)
+            paths.append(folder.path)
             for below in folder.folders:
                 if below != masks:
                     left_out.add(below, "folder below frames")
@@ -89,10 +89,10 @@ def _find_videos(top: Path, masks: Path, left_out: LeftOut) -> list[Path]:
                 left_out.add(file, " ")
             elif not videos:
                 left_out.add(file, " beside frames")
-        found += videos
-    files = {file.resolve() for file in found if not file.is_symlink()}
+        paths += videos
+    files = {file.resolve() for file in paths if not file.is_symlink()}
     kept = []
-    for path in found:
+    for path in paths:
         if path.is_symlink() and path.is_file():
             if (target := path.resolve()) in files:
                 left_out.add(path, "link to a file that is read already")
@@ -103,7 +103,7 @@ def _find_videos(top: Path, masks: Path, left_out: LeftOut) -> list[Path]:
 
 
 def _obstacle(folder: Folder, images: Sequence[Path]) -> str:
-    """Why images are no frames; empty if they are, even though `FrameFolder` may refuse them."""
+    """Why images are not frames; empty if they are, even though `FrameFolder` may refuse them."""
     frames = split_frames(images).frames
     if not frames:
         return " not numbered alike"
@@ -113,7 +113,7 @@ def _obstacle(folder: Folder, images: Sequence[Path]) -> str:
 
 
 def _unique_names(paths: Sequence[Path], top: Path) -> list[str]:
-    """Paths below ``top`` without suffix, or with it where that would be the name of another one."""
+    """Paths below ``top``, without suffix unless that would give two videos one name."""
     full = [path.relative_to(top) for path in paths]
     short = [p.with_suffix("") if path.is_file() else p for p, path in zip(full, paths, strict=True)]
     counts = Counter([*short, *(f for f, s in zip(full, short, strict=True) if f != s)])

@@ -1,4 +1,4 @@
-"""Writing the one internal layout, that of DAVIS 2017: videos appear whole, so that interrupted work can continue."""
+"""Writing data sets in the DAVIS 2017 layout: videos appear whole, so that interrupted work can continue."""
 
 import io
 import json
@@ -33,16 +33,16 @@ def make_folders(root: Path) -> None:
 
 
 def has_video(root: Path, name: str, num_frames: int | None = None) -> bool:
-    """Whether `write_video` finished this video, with that many frames if they are given."""
+    """Whether `write_video` finished this video, with ``num_frames`` frames unless that is None."""
     folder = root / FRAMES / name
     return folder.is_dir() and (num_frames is None or len(list_images(folder)) == num_frames)
 
 
 def write_video(root: Path, name: str, masks: Iterable[Picture], frames: Iterable[Picture]) -> None:
-    """Write one video aside and rename it: masks first, so that a video whose frames are there is complete.
+    """Write one video under a temporary name and rename it: masks first, so that a video with frames is complete.
 
     Raises:
-        OSError: if it cannot be written; what was begun is removed when :func:`locked` ends.
+        OSError: if it cannot be written; :func:`locked` then removes the partial files.
     """
     for part, pictures in ((MASKS, masks), (FRAMES, frames)):
         partial, final = root / part / f".{name}.partial", root / part / name
@@ -55,16 +55,16 @@ def write_video(root: Path, name: str, masks: Iterable[Picture], frames: Iterabl
 
 
 def write_set(root: Path, split: str, names: Iterable[str]) -> None:
-    """Write the image set of a split, which is what makes it readable: the last thing to do."""
+    """Write the image set of a split. Do this last: it makes the split readable."""
     write_text(root / SETS / f"{split}.txt", "".join(f"{name}\n" for name in names))
 
 
 def claim(manifest: Path, wanted: Mapping[str, Any]) -> None:
-    """Note in a manifest what a split is made of, or compare with what is noted.
+    """Record in a manifest what a split is made of, or compare with an existing manifest.
 
     Args:
         manifest: the JSON file.
-        wanted: what to note; ``num_videos`` may be more than before, all else must be the same.
+        wanted: the record; ``num_videos`` may be larger than before, everything else must be equal.
 
     Raises:
         ValueError: if the split was made of something else, or of more videos.
@@ -72,12 +72,12 @@ def claim(manifest: Path, wanted: Mapping[str, Any]) -> None:
     wanted = json.loads(json.dumps(wanted))
     if manifest.exists():
         try:
-            found = json.loads(read_text(manifest))
-            before = int(found["num_videos"])
+            existing = json.loads(read_text(manifest))
+            before = int(existing["num_videos"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{manifest}: damaged ({error!r}); delete it and run the same command again") from error
         different = [
-            f"{k}={found.get(k)} (now {v})" for k, v in wanted.items() if k != "num_videos" and found.get(k) != v
+            f"{k}={existing.get(k)} (now {v})" for k, v in wanted.items() if k != "num_videos" and existing.get(k) != v
         ]
         if before > wanted["num_videos"]:
             different.append(f"num_videos={before} (now {wanted['num_videos']})")
@@ -105,9 +105,9 @@ def encoded_mask(mask: np.ndarray) -> bytes:
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Let one process at a time write to a root; the others say so and wait, and then find the work done.
+    """Let one process at a time write to a root; the others print a line and wait.
 
-    Videos that an error or a signal left unfinished are removed, here or when the next process comes.
+    Partial videos of an interrupted process are removed at the start and at the end.
     """
     with waiting_for(root / ".lock", str(root)) as lock:
         try:

@@ -58,15 +58,15 @@ def convert_movi(root: Path, out: Path, split: str | None = None) -> list[str]:
 
 
 def _find_release(root: Path) -> Path:
-    found = sorted({path.parent for path in root.glob("**/dataset_info.json")}) if root.is_dir() else []
-    if not found:
+    releases = sorted({path.parent for path in root.glob("**/dataset_info.json")}) if root.is_dir() else []
+    if not releases:
         raise FileNotFoundError(
             f"{root}: no dataset_info.json in it or below it; get the release with "
             "gsutil -m cp -r gs://kubric-public/tfds/movi_e/256x256 DIR"
         )
-    if len(found) > 1:
-        raise ValueError(f"{root} holds several releases: {', '.join(map(str, found))}; name one of them")
-    return found[0]
+    if len(releases) > 1:
+        raise ValueError(f"{root} holds several releases: {', '.join(map(str, releases))}; name one of them")
+    return releases[0]
 
 
 def _tensorflow_datasets() -> Any:

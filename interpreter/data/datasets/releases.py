@@ -1,17 +1,17 @@
-"""Where the published data sets are, and how they lie on disk."""
+"""Where to download the published data sets, and their layouts on disk."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Release:
-    """What a reader expects of a data set.
+    """Download locations and layout of a data set.
 
     Attributes:
         title: its name and paper.
         locations: where to get it, one line each.
-        tree: how it must lie below the root.
-        splits: what `open_dataset` takes for ``split``; None where there are no splits.
+        tree: the required layout below the root.
+        splits: values of ``split`` in `open_dataset`; None if there are no splits.
     """
 
     title: str
@@ -99,7 +99,7 @@ RELEASES = {
     ),
     "folder": Release(
         "Your own videos",
-        ("nowhere: put them there",),
+        ("copy them to ROOT",),
         """  ROOT/any/depth/clip.mp4, ROOT/any/depth/clip/00000.jpg …   (or .jpeg, .png, .bmp, .webp)
   ROOT/masks/any/depth/clip/00000.png …      (optional: object ids, 255 is void)
 or

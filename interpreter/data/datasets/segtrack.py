@@ -20,7 +20,7 @@ class ObjectMasks(Annotation):
 
     Args:
         objects: object k + 1 has the masks ``objects[k]``, one or None for each frame; where two overlap, the later
-            one is seen. A frame is annotated if any object has a mask in it.
+            one is in front. A frame is annotated if any object has a mask in it.
     """
 
     def __init__(self, objects: list[list[Path | None]]) -> None:
@@ -53,7 +53,7 @@ def find_segtrack(root: Path, split: str | None) -> list[UnopenedVideo]:
 
     Raises:
         FileNotFoundError: if there are no sequences; lists the files found.
-        ValueError: if a split is asked for.
+        ValueError: if ``split`` is not None.
     """
     if split is not None:
         raise ValueError(f"SegTrack-v2 has no splits, so {split!r} cannot be chosen")

@@ -1,4 +1,4 @@
-"""What every reader of a published layout returns: where each video is, and how to open it with its masks."""
+"""Videos of a data set before they are opened: the readers of published layouts return them."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ Open = Callable[[], tuple[Video, Annotation | None]]
 
 @dataclass(frozen=True)
 class UnopenedVideo:
-    """One video of a data set, not opened yet.
+    """One video of a data set that is not opened yet.
 
     Attributes:
-        name: what to call it; unique in the data set.
+        name: unique in the data set.
         path: its file or folder, for messages.
         open: opens it, with its masks or None; raises `VideoError` or `OSError` if it is damaged or missing.
-        files: its frames, if they are files that can be looked at one by one.
-        others: images in its folder that are none of its frames.
-        id: what the release's own index calls it, if that is not the name.
+        files: its frames, if each is a file of its own.
+        others: images in its folder that are not frames.
+        id: its id in the release's own index, if that is not the name.
     """
 
     name: str
@@ -34,7 +34,7 @@ class UnopenedVideo:
 
 
 class UnopenedVideos(list[UnopenedVideo]):
-    """The videos of a data set, and what lies beside them and is not read."""
+    """The videos of a data set, and the files in it that are not read."""
 
     def __init__(self, sources: Iterable[UnopenedVideo], left_out: LeftOut | None = None) -> None:
         super().__init__(sources)
@@ -45,6 +45,6 @@ class UnopenedVideos(list[UnopenedVideo]):
 
 
 def unopened_folder(name: str, folder: Path, open: Open) -> UnopenedVideo:
-    """The source of a folder of frames, which may be missing."""
+    """A folder of frames, which may be missing, as an unopened video."""
     frames, others, _ = split_frames(list_images(folder) if folder.is_dir() else [])
     return UnopenedVideo(name, folder, open, frames, others)

@@ -15,7 +15,7 @@ from interpreter.data.tree import listing, locate
 from interpreter.data.video import FrameFolder, Size, VideoError
 from interpreter.files import read_text
 
-# SOLV's hold-out (Aydemir et al. 2023): these entries of train.json, in the order of the file.
+# The evaluation set of SOLV (Aydemir et al. 2023): these entries of train.json, in file order.
 HOLDOUT = slice(600, 900)
 SPLITS = ("train", "holdout", "all", "valid", "test")
 Track: TypeAlias = Sequence[Mapping[str, Any] | None]  # the code of one object in each frame, None where it is not seen
@@ -25,8 +25,8 @@ class RleTracks(Annotation):
     """Objects as run-length codes, which stay compressed until a frame is read.
 
     Args:
-        objects: object k + 1 is ``objects[k]``; where two overlap, the later one is seen.
-        crowds: regions that hold many objects; what of them belongs to no object is void.
+        objects: object k + 1 is ``objects[k]``; where two overlap, the later one is in front.
+        crowds: regions of many objects; their pixels are void unless they belong to an object.
         where: file and video, for messages.
 
     Raises:
@@ -79,7 +79,7 @@ def find_ytvis(root: Path, split: str | None) -> list[UnopenedVideo]:
 
     Raises:
         FileNotFoundError: if the JSON or the frames are missing; lists the files found.
-        ValueError: if there is no such split, or the JSON is damaged.
+        ValueError: if the split does not exist, or the JSON is damaged.
     """
     split = split or "all"
     if split not in SPLITS:
@@ -115,7 +115,7 @@ def find_index(root: Path, part: str) -> Path:
     """The JSON file of ``train``, ``valid`` or ``test``.
 
     Raises:
-        FileNotFoundError: if it is in none of the usual places.
+        FileNotFoundError: if it is in none of the three usual places.
     """
     places = [root / f"{part}.json", root / part / "instances.json", root / part / f"{part}.json"]
     for place in places:
@@ -137,7 +137,7 @@ def _load(index: Path) -> dict[str, Any]:
 
 
 def _compact(entry: dict[str, Any]) -> dict[str, Any]:
-    """Pack uncompressed runs as 32-bit numbers at once: as Python objects those of 2019 fill gigabytes."""
+    """Pack uncompressed runs as 32-bit numbers while parsing: as Python objects, those of 2019 take gigabytes."""
     counts = entry.get("counts")
     if isinstance(counts, list) and all(type(count) is int and 0 <= count < 1 << 32 for count in counts):
         entry["counts"] = array("I", counts)
@@ -190,10 +190,10 @@ def _annotation(entries: list[dict[str, Any]], num_frames: int, where: str) -> R
 
 
 def safe_path(name: object, where: str) -> PurePosixPath:
-    """A relative path out of a file that somebody else wrote, maybe on Windows.
+    """A relative path from an index, which may have been written on Windows.
 
     Raises:
-        VideoError: if it is none, or leads out of the folder that it is relative to.
+        VideoError: if it is not a relative path, or leads out of its folder.
     """
     path = PurePosixPath(name.replace("\\", "/")) if isinstance(name, str) else PurePosixPath()
     outside = path.is_absolute() or Path(path).drive or ".." in path.parts

@@ -43,7 +43,7 @@ class CachedLoader(ThreadedLoader):
             self._wanted = False
             pool.shutdown(cancel_futures=True)
 
-    _wanted = True  # whether the threads that decode shall go on
+    _wanted = True  # whether the decoding threads continue
 
     def _decode(self, index: int) -> int:
         video, place = self.videos[index], self.pixels[self.index.starts[index] : self.index.starts[index + 1]].numpy()
@@ -55,7 +55,9 @@ class CachedLoader(ThreadedLoader):
                 break
             place[count - 1] = frame
         if count != len(place):
-            raise VideoError(f"{video.path}: not the {len(place)} frames of before; did the file change?")
+            raise VideoError(
+                f"{video.path}: {len(place)} frames were counted, but another number decoded; did the file change?"
+            )
         return count
 
     def _load(self, request: Request) -> Tensor:

@@ -31,6 +31,12 @@ def open_loader(
 ) -> Loader:
     """Open a loader.
 
+    >>> videos = open_dataset("folder", clips).videos
+    >>> with open_loader("pyav", videos, (32, 48), torch.device("cpu"), workers=1) as loader:
+    ...     requests = [(torch.tensor([0, 7]), torch.tensor([False, True])), (torch.tensor([3]), torch.tensor([False]))]
+    ...     [tuple(pixels.shape) for pixels in loader.batches(requests)]
+    [(2, 32, 48, 3), (1, 32, 48, 3)]
+
     Args:
         name: ``dali``, ``pyav``, ``torch``, or ``auto`` (see `choose_loader`).
         videos: the videos, in the order that numbers their frames.
@@ -41,7 +47,7 @@ def open_loader(
         advance: called with numbers of frames while the ``torch`` loader decodes all of them at the start.
 
     Raises:
-        ValueError: if there is no such loader, or it is asked for where it cannot serve; says why and what to use.
+        ValueError: if the loader does not exist, or cannot serve these videos on this device; says why and what to use.
         VideoError: if a video is damaged.
         LoaderError: if the loader cannot start.
     """
@@ -70,7 +76,7 @@ def open_loader(
 
 
 def choose_loader(videos: Sequence[Video], size: Size, device: torch.device) -> LoaderName:
-    """What ``auto`` stands for.
+    """The loader that ``auto`` selects.
 
     ``torch`` if all frames fit into a quarter of this process' share of the free memory; else, on a GPU, ``dali`` if it
     is installed and decodes all of the videos; else ``pyav``.
@@ -88,7 +94,7 @@ def frame_bytes(videos: Sequence[Video], size: Size) -> int:
 
 
 def dali_obstacle(videos: Sequence[Video], device: torch.device) -> str | None:
-    """Why DALI cannot serve these videos on this device; None if it can."""
+    """Why DALI cannot decode these videos on this device; None if it can."""
     # Late: these load FFmpeg, which a training step does not need.
     from interpreter.data.video.file import VideoFile
     from interpreter.data.video.orientation import UPRIGHT
@@ -122,7 +128,7 @@ def dali_obstacle(videos: Sequence[Video], device: torch.device) -> str | None:
 
 
 def free_memory() -> int:
-    """Bytes that may still be used, also where a container's limit is below the machine's."""
+    """Bytes of memory that this process may still use; respects the limit of a container."""
     free = psutil.virtual_memory().available
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
@@ -141,5 +147,5 @@ def dali_is_installed() -> bool:
 
 
 def _local_ranks() -> int:
-    """Training processes on this machine; torchrun says."""
+    """Number of training processes on this machine, from torchrun."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -20,7 +20,7 @@ from interpreter.data.loaders.base import Loader, LoaderError, Request, split
 from interpreter.data.video import Size, Video, VideoError
 from interpreter.data.video.decode_worker import Failure, Job
 
-# A piece is decoded from the key frame before it: shorter ones would mostly decode what nobody asked for.
+# A piece is decoded from the key frame before it: shorter pieces would mostly decode frames that are not requested.
 SHORTEST_PIECE = 8
 
 
@@ -69,7 +69,7 @@ class PoolLoader(Loader):
                 "continue from the newest checkpoint"
             ) from error
         finally:
-            self._idle.put(process)  # a dead one, too: who takes it gets the error, where an empty queue would block
+            self._idle.put(process)  # a dead one too: its next job then fails instead of waiting for ever
         if failure is not None:
             raise VideoError(failure.message) if failure.damaged else LoaderError(failure.message)
 
@@ -103,7 +103,9 @@ class _Process:
         requests, replies = self.process.stdin, self.process.stdout
         assert requests is not None
         assert replies is not None
-        if self._setup is not None:  # late: a long list of videos does not fit into the pipe before someone reads it
+        if (
+            self._setup is not None
+        ):  # late: a long list of videos does not fit into the pipe before the process reads it
             requests.write(self._setup)
             self._setup = None
         pickle.dump(job, requests)
@@ -119,7 +121,7 @@ class _Process:
         return f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
 
     def kill(self) -> None:
-        """End it at once: it holds nothing that would need to be put away."""
+        """End it at once; it has no files or state to save."""
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):

@@ -13,7 +13,7 @@ Size = tuple[int, int]
 
 
 class VideoError(ValueError):
-    """A video that cannot be decoded in full: what is wrong, where, and what to do, in one line."""
+    """A video that cannot be decoded in full; the message names file, fault and remedy in one line."""
 
 
 class Video(abc.ABC):
@@ -21,12 +21,12 @@ class Video(abc.ABC):
 
     Attributes:
         path: the video file or the folder of frames.
-        name: file name without suffix, folder name, or what a data set calls it (may contain ``/``).
+        name: file name without suffix, folder name, or its name in a data set (may contain ``/``).
         height, width: native size in pixels, turned for display; the shape of a pixel is not applied, so that pixels
             and masks correspond.
         pixel_aspect: width of a pixel over its height when shown, as `height` and `width` are turned; 1 for square
             ones.
-        fps: average frames per second (24 for folders and for files that do not say).
+        fps: average frames per second (24 for folders and for files without a frame rate).
     """
 
     path: Path
@@ -39,7 +39,7 @@ class Video(abc.ABC):
     @property
     @abc.abstractmethod
     def num_frames(self) -> int:
-        """Exact number of decodable frames, whatever the container claims. For a file the first access decodes it.
+        """Exact number of decodable frames, whatever the container claims. The first access may decode a file.
 
         Raises:
             VideoError: if the video is damaged or truncated.
@@ -47,7 +47,7 @@ class Video(abc.ABC):
 
     @abc.abstractmethod
     def check(self) -> None:
-        """Make sure that every frame can be decoded.
+        """Require that every frame can be decoded.
 
         Files are decoded once, which also settles ``num_frames``. Frames of a folder are checked for their size and
         their end marker, without decoding them.

@@ -1,4 +1,4 @@
-"""Where a video file ends and whether parts of it are missing, as far as FFmpeg does not say so itself."""
+"""Truncated video files and missing parts that FFmpeg does not report."""
 
 import re
 from fractions import Fraction
@@ -32,13 +32,13 @@ class Ending:
         self._end: Fraction | None = None
 
     def see_packet(self, packet: Packet) -> None:
-        """Take note of a packet that was read."""
+        """Record a packet that was read."""
         if packet.size and packet.pos is not None:
             self._packets += 1
             self._tail = self._container.size - packet.pos - packet.size
 
     def see_picture(self, shown: av.VideoFrame | Packet) -> None:
-        """Take note of when a picture is shown: a decoded frame, or a packet that holds a single one."""
+        """Record when a picture is shown: a decoded frame, or a packet that contains exactly one."""
         if shown.pts is not None and shown.time_base is not None:
             end = (shown.pts + (shown.duration or 0)) * shown.time_base + (0 if shown.duration else self._frame)
             self._end = end if self._end is None else max(end, self._end)
@@ -49,23 +49,23 @@ class Ending:
         if declared is None or self._end is None or self._read_to_the_end():
             return None
         start = (self._stream.start_time or 0) * (self._stream.time_base or Fraction(0))
-        found, expected = self._end - start, declared - start
-        return (float(found), float(expected)) if found < Fraction(9, 10) * expected - self._frame else None
+        actual, expected = self._end - start, declared - start
+        return (float(actual), float(expected)) if actual < Fraction(9, 10) * expected - self._frame else None
 
     def _declared(self) -> Fraction | None:
-        """When the stream ends, in seconds: the earliest statement; None if there is none."""
+        """The earliest end of the stream that the file declares, in seconds; None if it declares none."""
         stream, container = self._stream, self._container
         start = Fraction(0)
         if stream.start_time and stream.time_base and not container.format.name.startswith(_FROM_ZERO):
             start = stream.start_time * stream.time_base
-        found = []
+        ends = []
         if stream.duration and stream.time_base:
-            found.append(start + stream.duration * stream.time_base)
+            ends.append(start + stream.duration * stream.time_base)
         if container.duration and len(container.streams) == 1:  # with sound, the longest stream counts
-            found.append(start + Fraction(container.duration, av.time_base))
+            ends.append(start + Fraction(container.duration, av.time_base))
         if tag := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):  # Matroska, per stream
-            found.append(int(tag[1]) * 3600 + int(tag[2]) * 60 + Fraction(tag[3]))
-        return min(found, default=None)
+            ends.append(int(tag[1]) * 3600 + int(tag[2]) * 60 + Fraction(tag[3]))
+        return min(ends, default=None)
 
     def _read_to_the_end(self) -> bool:
         """Whether nothing is missing, though a later end is declared.
@@ -79,7 +79,7 @@ class Ending:
 
 
 def asf_size(path: Path) -> int:
-    """The length in bytes that the header of a WMV file states; 0 if it states none, as in a live recording."""
+    """The length in bytes in the header of a WMV file; 0 if there is none, as in a live recording."""
     with path.open("rb") as file:
         head = file.read(1 << 16)
     start = head.find(_ASF_PROPERTIES)
@@ -143,7 +143,7 @@ def find_gaps(path: Path, pid: int) -> tuple[list[int], int | None]:
     for place in np.flatnonzero(damaged | (jumps & (flags & 0x80 == 0))):  # 0x80: the jump is announced
         row, before = rows[place], rows[place - 1]
         first, behind = np.searchsorted(tables, (before, row))
-        # A picture that happens to fill its packets is not padded; the counter of the tables tells then.
+        # A picture that happens to fill its packets is not padded; the counter of the tables decides then.
         restarted = first > 0 and (counters[tables[first - 1 : first + 1]] * [-1, 1]).sum() & 0xF != 1
         starts = packets[row, 1] & 0x40 and flags[place] & 0x40 and first < behind
         if damaged[place] or not starts or not (_is_padded(packets[before]) or restarted):
@@ -153,7 +153,7 @@ def find_gaps(path: Path, pid: int) -> tuple[list[int], int | None]:
 
 
 def _is_padded(packet: np.ndarray) -> bool:
-    """Whether a packet of MPEG-TS holds filling, as the last one of a picture does."""
+    """Whether a packet of MPEG-TS is padded, as the last one of a picture is."""
     if not packet[3] & 0x20:
         return False
     flags = int(packet[5]) if packet[4] else 0

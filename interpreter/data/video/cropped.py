@@ -1,4 +1,4 @@
-"""Black borders around the picture of a video: where they are, and the video without them."""
+"""Black borders of a video: finding them, and the video without them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

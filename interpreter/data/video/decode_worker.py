@@ -1,8 +1,9 @@
 """What runs in the processes that decode for the ``pyav`` loader.
 
-Jobs come as pickles on standard input, pixels go into the shared memory behind the file descriptor, replies as pickles
-to standard output. The process ends with its input, so it cannot outlive the one that started it. A program of its own
-instead of `multiprocessing`: it imports neither torch nor the caller's main module, and starts in a third of a second.
+Jobs arrive as pickles on standard input, pixels are written to the shared memory behind the file descriptor, replies as
+pickles to standard output. The process ends with its input, so it cannot outlive its parent. It is a program of its
+own instead of `multiprocessing`, because it then imports neither torch nor the caller's main module, and starts in a
+third of a second.
 """
 
 import os
@@ -26,7 +27,7 @@ class Job(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """Why a job was not done."""
+    """Why a job failed."""
 
     message: str
     damaged: bool  # whether it was a `VideoError`
@@ -55,5 +56,5 @@ def main(memory: int) -> None:
         try:
             pickle.dump(reply, replies)
             replies.flush()
-        except BrokenPipeError:  # nobody is left who waits for it
+        except BrokenPipeError:  # the parent is gone
             os._exit(0)

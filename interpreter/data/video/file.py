@@ -33,8 +33,8 @@ _EXACT = (
 )
 # Containers whose index leads to key frames by presentation time. Others are decoded from the start.
 _SEEKABLE = ("mov", "matroska", "avi")
-# Where each packet holds exactly one picture, by definition of the containers and of how they store these codecs. Not
-# VP8 and MPEG-4, whose packets may hold none, and not AVI and MPEG-TS, which may drop pictures or cut them elsewhere.
+# Containers and codecs of which each packet contains exactly one picture, by definition. Not VP8 and MPEG-4, whose
+# packets may contain none, and not AVI and MPEG-TS, which may drop pictures or split them at other places.
 _COUNTABLE = ("mov", "matroska")
 _ONE_PICTURE_A_PACKET = frozenset({"h264", "hevc", "av1", "vp9", "mjpeg"})
 
@@ -53,7 +53,7 @@ class VideoFile(Video):
 
     Cover art, thumbnails and stills are not the video. Of several video streams it is the one marked as default, then
     the largest (`interpreter.data.video.streams.choose_stream`). Frames are turned and mirrored as the file asks, which
-    may be any of eight orientations. A frame that says nothing about it keeps the orientation of the first.
+    may be any of eight orientations. A frame without an orientation keeps that of the first.
 
     Decoding is strict: a decoder error, a frame or packet that FFmpeg marks corrupt, a change of size or orientation,
     or an end that comes more than a tenth before the declared one is a `VideoError`. Overwritten bytes that a codec
@@ -66,7 +66,7 @@ class VideoFile(Video):
 
     Args:
         path: an existing file.
-        name: what to call the video; None takes the file name without suffix.
+        name: name of the video; None takes the file name without suffix.
 
     Raises:
         VideoError: if it is empty, no video, or its first frame cannot be decoded.
@@ -107,11 +107,11 @@ class VideoFile(Video):
 
         In MP4, MOV, Matroska and WebM files of H.264, HEVC, AV1, VP9 and MJPEG, the first access reads the packets
         without decoding them. This finds a file that was cut, with the error that decoding would raise. Damage inside
-        a packet, and a change of size or orientation, are found by `check`, `frames` and `read`. Other files are
-        decoded once, unless `check` or a complete pass of `frames` did so before.
+        a packet, and a change of size or orientation, are reported by `check`, `frames` and `read`. Other files
+        are decoded once, unless `check` or a complete pass of `frames` did so before.
 
         Raises:
-            VideoError: if the video is damaged or truncated, as far as that is noticed.
+            VideoError: if the video is truncated, or decoding it finds damage.
         """
         if self._scanned is None and self._counted is None:
             self._counted = self._count()

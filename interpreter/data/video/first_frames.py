@@ -1,4 +1,4 @@
-"""The beginning of a video as a video of its own."""
+"""The first frames of a video as a video."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -9,7 +9,10 @@ from interpreter.data.video.base import Size, Video
 
 
 class FirstFrames(Video):
-    """A video without the frames after the first ``count``.
+    """The first ``count`` frames of a video.
+
+    >>> len(FirstFrames(open_video(clips / "walk.mp4"), 2))
+    2
 
     Args:
         inner: the whole video.
@@ -24,7 +27,7 @@ class FirstFrames(Video):
             raise ValueError(f"a clip needs at least one frame, not {count}")
         self.inner, self.count = inner, count
         self.path, self.name, self.fps = inner.path, inner.name, inner.fps
-        self.height, self.width = inner.height, inner.width
+        self.height, self.width, self.pixel_aspect = inner.height, inner.width, inner.pixel_aspect
 
     @property
     def num_frames(self) -> int:

@@ -22,13 +22,13 @@ class FrameFolder(Video):
 
     Args:
         path: the folder.
-        name: what to call the video; None takes the folder's name.
-        files: its frames in their order, where an index says which of the images they are; None takes those that are
-            numbered alike, or the only image of the folder.
+        name: name of the video; None takes the folder's name.
+        files: its frames in their order, if an index lists them; None takes the images that are numbered alike, or the
+            only image of the folder.
 
     Raises:
-        VideoError: if it holds no image, several sequences of images or none, one frame twice, or if its first image
-            cannot be read.
+        VideoError: if it contains no image, no or several numbered sequences, the same frame twice, or if its first
+            image cannot be read.
     """
 
     def __init__(self, path: Path, name: str | None = None, files: Sequence[Path] | None = None):
@@ -51,7 +51,7 @@ class FrameFolder(Video):
         return len(self.files)
 
     def check(self) -> None:
-        """Look at every image: size and end marker (see `Video.check`)."""
+        """Check the size and end marker of every image (see `Video.check`)."""
         for file in self.files:
             self._require_size(file, self._probe(file))
 

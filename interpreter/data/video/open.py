@@ -13,22 +13,30 @@ VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v
 VIDEO_SUFFIXES |= {".ts", ".mts", ".m2ts", ".m2t", ".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".mxf", ".m1v", ".dv"}
 VIDEO_SUFFIXES |= {".divx", ".xvid", ".wmv", ".asf", ".flv", ".ogv", ".ogm", ".rm", ".rmvb", ".nut", ".y4m", ".ivf"}
 VIDEO_SUFFIXES |= {".h264", ".264", ".avc", ".h265", ".265", ".hevc", ".obu", ".mjpeg", ".mjpg", ".gif", ".apng"}
-_PREVIEWS = frozenset({".gif", ".apng"})  # what programs write beside the frames that they save
+_PREVIEWS = frozenset({".gif", ".apng"})  # programs save them next to the frames
 
 
 def open_video(path: str | Path, name: str | None = None) -> Video:
     """Open a video file (any container and codec that FFmpeg decodes) or a folder of frames.
 
-    Opening decodes the first frame only; `Video.check` looks at all of them.
+    Opening decodes the first frame only; `Video.check` decodes all of them.
+
+    >>> video = open_video(clips / "walk.mp4")
+    >>> video.name, video.num_frames, video.height, video.width
+    ('walk', 5, 64, 96)
+    >>> video.read([4, 0], size=(32, 48)).shape
+    (2, 32, 48, 3)
+    >>> len([frame for frame in video.frames()])
+    5
 
     Args:
         path: a file or a folder.
-        name: what to call the video; None takes the file name without suffix, or the folder name.
+        name: name of the video; None takes the file name without suffix, or the folder name.
 
     Raises:
         FileNotFoundError: if there is nothing at ``path``.
-        VideoError: if it is no video, is empty, its first frame cannot be decoded, or it is a folder that holds video
-            files, whose images need not be its frames.
+        VideoError: if it is not a video, is empty, its first frame cannot be decoded, or it is a folder that contains
+            video files, because its images need not be frames.
     """
     from interpreter.data.video.file import VideoFile  # late: it loads PyAV, which folders of frames do not need
 
@@ -46,14 +54,14 @@ def open_video(path: str | Path, name: str | None = None) -> Video:
 
 
 def video_files(files: Sequence[Path]) -> list[Path]:
-    """The files with the suffix of a video; a single GIF or APNG beside two or more numbered images is their preview.
+    """The files with the suffix of a video; a single GIF or APNG next to two or more numbered images is their preview.
 
     >>> video_files([Path("0.png"), Path("1.png"), Path("preview.gif")])
     []
     """
     videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
     if len(videos) == 1 and videos[0].suffix.lower() in _PREVIEWS:
-        beside = split_frames([file for file in files if file.suffix.lower() in IMAGE_SUFFIXES])
-        if len(beside.frames) > 1 and not beside.problem:
+        images = split_frames([file for file in files if file.suffix.lower() in IMAGE_SUFFIXES])
+        if len(images.frames) > 1 and not images.problem:
             return []
     return videos

@@ -1,4 +1,4 @@
-"""Which of a container's streams is the video."""
+"""Choosing the video among the streams of a container."""
 
 from av.container import InputContainer
 from av.stream import Disposition
@@ -45,4 +45,4 @@ def _lengths(container: InputContainer, streams: list[VideoStream]) -> dict[int,
             time = packet.dts if packet.pts is None else packet.pts
             known = times[packet.stream_index]
             known.append(float(time * packet.time_base) if time is not None else float(len(known)))
-    return {index: max(found) - min(found) if found else 0.0 for index, found in times.items()}
+    return {index: max(shown) - min(shown) if shown else 0.0 for index, shown in times.items()}

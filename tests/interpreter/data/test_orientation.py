@@ -52,7 +52,7 @@ def with_matrix(path, frames, a, b, c, d):
 def test_display_matrix_is_applied_by_every_way_of_reading(tmp_path, name, suffix):
     matrix, turned = MATRICES[name]
     frames = moving(6)
-    video = open_video(with_matrix(encode, tmp_path / f"a.{suffix}", frames, *matrix))
+    video = open_video(with_matrix(tmp_path / f"a.{suffix}", frames, *matrix))
     expected = turned(frames)
     assert (video.height, video.width) == expected.shape[1:3]
     np.testing.assert_array_equal(np.stack(list(video.frames())), expected)
@@ -120,14 +120,14 @@ def test_orientation_in_the_bitstream_lasts(tmp_path):
 
 @pytest.mark.parametrize("matrix", [(2, 0, 0, 1), (0.5, 0.001, -0.001, 0.5), (0, 0, 0, 0)])
 def test_scale_rounding_and_an_empty_matrix_turn_nothing(tmp_path, matrix):
-    video = open_video(with_matrix(encode, tmp_path / "a.mp4", moving(2), *matrix))
+    video = open_video(with_matrix(tmp_path / "a.mp4", moving(2), *matrix))
     assert video.orientation == UPRIGHT
     np.testing.assert_array_equal(video.read([1]), moving(2)[[1]])
 
 
 @pytest.mark.parametrize("matrix", [(0.866, 0.5, -0.5, 0.866), (1, 0, 0.3, 1), (1, 0, 0, 0)])
 def test_other_matrices_are_refused(tmp_path, matrix):
-    path = with_matrix(encode, tmp_path / "a.mp4", moving(2), *matrix)
+    path = with_matrix(tmp_path / "a.mp4", moving(2), *matrix)
     with pytest.raises(VideoError, match=r"neither turns by a multiple of 90 degrees.*ffmpeg -i .*a\.mp4") as error:
         open_video(path)
     assert "download" not in str(error.value)
@@ -149,5 +149,5 @@ def test_orientation_that_changes_is_refused(tmp_path):
 
 def test_dali_refuses_to_mirror(tmp_path, monkeypatch):
     monkeypatch.setattr(loaders_module, "dali_is_installed", lambda: True)
-    video = open_video(with_matrix(encode, tmp_path / "a.mp4", moving(2), *MATRICES["mirrored"][0]))
+    video = open_video(with_matrix(tmp_path / "a.mp4", moving(2), *MATRICES["mirrored"][0]))
     assert "does not turn or mirror" in dali_obstacle([video], torch.device("cuda"))

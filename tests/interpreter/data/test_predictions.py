@@ -242,11 +242,6 @@ def test_nothing_to_read_says_what_was_expected(tmp_path):
         open_predictions(tmp_path / "gone")
     with pytest.raises(FileNotFoundError, match=r"no \.png or \.npz"):
         open_predictions(tmp_path)
-    for format in ("png", "npz"):
-        with pytest.raises(FileNotFoundError, match=f"no .*{format}"):
-            open_predictions(tmp_path, format)
-    with pytest.raises(ValueError, match="choose from auto, png"):
-        open_predictions(tmp_path, "gif")
     (tmp_path / "masks.tar").touch()
     with pytest.raises(PredictionError, match=r"masks\.tar"):
         open_predictions(tmp_path / "masks.tar")

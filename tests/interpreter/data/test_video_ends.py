@@ -30,7 +30,7 @@ def write(path, frames, times, last, codec, pixels, options):
     """Frames at these times in seconds, the last one shown for ``last`` seconds."""
     with av.open(str(path), "w", options=options) as file:
         stream = file.add_stream(codec, rate=10, options={"bf": "0"} if codec == "libx264" else {})
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels
+        (stream.height, stream.width), stream.pix_fmt = frames.shape[1:3], pixels
         if codec != "mpeg4":
             stream.codec_context.time_base = Fraction(1, 1000)
         packets = []
