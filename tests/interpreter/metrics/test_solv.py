@@ -29,7 +29,7 @@ def test_a_video_is_matched_on_the_mean_over_frames_of_the_iou(name):
     assert score_video(PROTOCOLS[name], *small_then_large())["miou_video"] == [0.75]
 
 
-def test_the_spatio_temporal_match_is_an_option_with_its_own_name():
+def test_spatio_temporal_match_is_a_protocol_of_its_own():
     pred, true = small_then_large()
     assert score_video(PROTOCOLS["interpreter-spatio-temporal"], pred, true)["miou_video"] == [0.25]
     assert score_video(PROTOCOLS["interpreter"], pred, true)["miou_video"] == [0.75]
