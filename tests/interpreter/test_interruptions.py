@@ -15,7 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from interpreter import cache, evaluate, segment, train
+from interpreter import cache, evaluate, segment, train, training
 from interpreter.data import open_video
 from interpreter.data.__main__ import main as data
 from interpreter.data.scenes import generate as synthetic
@@ -101,7 +101,7 @@ def test_a_later_stage_refuses_an_unfinished_one(image_run, image_options, video
 def test_use_of_an_unfinished_run_says_so(tmp_path, tiny_run, capfd):
     run, out = shutil.copytree(tiny_run, tmp_path / "run"), tmp_path / "out"
     config = json.loads((run / "config.json").read_text())
-    config["video"]["optim"]["steps"] = 4
+    config["stages"]["video"]["optim"]["steps"] = 4
     (run / "config.json").write_text(json.dumps(config))
     frames = tmp_path / "frames"
     frames.mkdir()
@@ -117,7 +117,7 @@ def test_a_signal_before_the_first_step_interrupts_and_after_it_saves(image_run,
     run = image_run()
     shutil.rmtree(run / "image")
     arguments = ["--run", str(run), *image_options, *LONG, "--sample-every", "1"]
-    drawn, sample_grid = [], train.sample_grid
+    drawn, sample_grid = [], training.sample_grid
 
     def draw(*arguments):
         drawn.append(len(drawn))
@@ -125,7 +125,7 @@ def test_a_signal_before_the_first_step_interrupts_and_after_it_saves(image_run,
             interrupt()
         return sample_grid(*arguments)
 
-    monkeypatch.setattr(train, "sample_grid", draw)
+    monkeypatch.setattr(training, "sample_grid", draw)
     with StopRequest(at_once=True) as stop, pytest.raises(Interrupted):
         train.main(arguments)
     assert stop.number == signal.SIGTERM

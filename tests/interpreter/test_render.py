@@ -47,7 +47,7 @@ def test_palette_png_round_trips(tmp_path):
         render.write_palette_png(labels.astype(int), path)
 
 
-def test_overlay_mixes_colours_and_draws_contours_inside_segments():
+def test_overlay_mixes_colours_and_draws_inner_contours():
     frame, labels = np.full((32, 48, 3), 100, np.uint8), moving_square()[0]
     out = render.overlay(frame, labels, 0.5)
     colour = render.DISPLAY_PALETTE[3]

@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 
 from interpreter.engine.checkpoint import checkpoints, load_checkpoint
 from interpreter.engine.run import read_config
+from interpreter.methods import METHODS
+from interpreter.methods.runs import open_segmenter
 from interpreter.train import main
 
 from .runs import STREAMED, curve, start
@@ -162,13 +164,12 @@ def test_video_stage_of_another_image_stage_is_refused(tiny_run, tmp_path, image
     main(["--run", str(run), *image_options, "--steps", "4"])
     with pytest.raises(ValueError, match=f"another image stage than the one there now; delete {run}/video"):
         main(["--run", str(run), *video_options])
-    from interpreter.methods.interpreter.segmenter import Segmenter
-
+    method = METHODS["interpreter"]
     with pytest.raises(ValueError, match=f"another image stage .* --stage video --run {run}"):
-        Segmenter.from_run(run)
+        open_segmenter(method, run)
     shutil.rmtree(run / "video")
     main(["--run", str(run), *video_options])
-    Segmenter.from_run(run)
+    open_segmenter(method, run)
 
 
 @pytest.mark.parametrize("text", ["{", '{"image": 3}', '{"unknown": null}', "[]", '{"image": {"run": "r", "gone": 1}}'])
