@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from interpreter.evaluation.methods import Method
 from PIL import Image
 
 from interpreter.evaluation import provenance
