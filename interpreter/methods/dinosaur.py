@@ -76,10 +76,12 @@ _OPTIM = OptimConfig(
 _LONG = LoggingConfig(log_every=50, sample_every=5_000, checkpoint_every=1_000)
 
 PRESETS: dict[str, DinosaurTraining] = {
+    # Slots are interchangeable until they specialise, which takes a number of steps rather than of frames: many small
+    # batches and a high rate get there in minutes.
     "demo": DinosaurTraining(
         run=Path("runs/dinosaur-demo"),
-        model=DinosaurModelConfig(decoder_dim=256, decoder_layers=2, input_positions=True),
-        optim=OptimConfig(steps=1200, clip_norm=1.0),
+        model=DinosaurModelConfig(implicit="bilevel", decoder_dim=256, decoder_layers=2, input_positions=True),
+        optim=OptimConfig(steps=2500, batch_size=8, peak_lr=2e-3, clip_norm=1.0),
     ),
     "movi-e": DinosaurTraining(
         run=Path("runs/dinosaur-movi-e"),
