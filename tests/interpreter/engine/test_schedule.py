@@ -1,3 +1,5 @@
+"""The learning rate at the steps where it turns."""
+
 import dataclasses
 
 import pytest

@@ -7,21 +7,21 @@ import pytest
 from PIL import Image
 
 from interpreter.configs import DataConfig
+from interpreter.engine.run import read_config
 from interpreter.engine.videos import open_videos
 from interpreter.methods.interpreter.config import training_defaults
 from interpreter.train import main
 
 from ..data.releases import (
     compressed,
-    picture,
     png,
     write_fbms,
-    write_frames,
     write_segtrack,
     write_ytvis,
     ytvis_annotation,
     ytvis_video,
 )
+from ..videos import picture, write_frames
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_image_stage_trains_on_cropped_youtube_vis(tmp_path, features):
     )
     run = tmp_path / "run"
     main(["--data", "ytvis", "--root", str(root), "--run", str(run), "--features", features, *options.split()])
-    config = json.loads((run / "config.json").read_text())["image"]["data"]
+    config = read_config(run).stages["image"]["data"]
     assert (config["data"], config["split"], config["crop_borders"]) == ("ytvis", "train", True)
     steps = [json.loads(line) for line in (run / "image" / "metrics.jsonl").read_text().splitlines()]
     assert steps[-1]["step"] == 2
