@@ -8,7 +8,7 @@ import sys
 import types
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import slotkernels
