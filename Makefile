@@ -1,7 +1,11 @@
-# The two commands of the README, and what a developer needs: make demo | test | bench | lint | format | clean
-# Checks of the installation (docs/install.md): make resolve | fresh; of kernels without a GPU: make compilers
-# For a check on a GPU (docs/profiling.md): make gpu-env | gpu-carry | gpu-dry-run
-# PYTHON=python3.12 names another Python, CPU=1 takes PyTorch without CUDA, SHORT=1 trains the demo for a minute only
+# make demo       environment, generated scenes, both stages, evaluation, a real clip segmented (docs/install.md)
+# make test       environment and all tests; make lint: ruff, mypy and codespell; make format: ruff's fixes
+# make bench      benchmarks on this CPU, and the page made of them (docs/benchmarks.md)
+# make compilers  every Triton kernel with every supported Triton, no GPU needed; make resolve: do all packages fit?
+# make fresh      demo and tests from nothing, with the newest and the oldest packages: an hour, 15 GB
+# make gpu-env | gpu-carry | gpu-dry-run   prepare and rehearse the check on a GPU (docs/profiling.md)
+# make clean      deletes environments, the demo and caches
+# PYTHON=python3.12 chooses the Python, CPU=1 takes PyTorch without CUDA, SHORT=1 trains the demo for a minute only
 PYTHON ?= python3
 VENV := .venv
 PY := "$(VENV)/bin/python"
@@ -15,9 +19,9 @@ CLIP = $$($(PY) -c "import importlib.util as u, pathlib as p; print(p.Path(u.fin
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,4s/# //p' Makefile
+	@sed -n '1,8s/# //p' Makefile
 
-# The demo's packages first, then those of the tests: whoever only wants the demo need not download a linter.
+# The demo's packages first, then those of the tests, so that `make demo` downloads no linter.
 $(DEMO): pyproject.toml constraints.txt setup.py install.py $(wildcard csrc/* csrc/*/*)
 	@echo "== environment in $(VENV)"
 	$(INSTALL)
@@ -78,13 +82,14 @@ lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m codespell_lib
 
 format: $(READY)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-# Do all packages have releases that fit together, for each Python and machine? Names and versions only: two minutes.
-# uv reads nothing of pip's configuration. Three packages exist as sources only.
+# Resolves names and versions of all packages for each Python and machine, without installing: two minutes.
+# uv ignores pip's configuration. Three packages exist as sources only.
 MACHINES := x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu aarch64-apple-darwin
 resolve: $(READY)
 	@for python in 3.11 3.12 3.13 3.14; do for machine in $(MACHINES); do echo $$python $$machine; done; done | \
@@ -94,7 +99,7 @@ resolve: $(READY)
 			--no-binary pykeops --python-version $$0 --python-platform $$1 pyproject.toml - && \
 			echo "Python $$0, $$1: resolved"'
 
-# All of this as somebody has it who has nothing yet, with the newest and the oldest packages, too: an hour, 15 GB.
+# Demo and tests as on a machine that has nothing installed, with the newest and the oldest packages as well.
 fresh:
 	profiling/fresh.sh
 

@@ -9,6 +9,7 @@ PIP_* variables and HTTPS_PROXY work as usual. If it is interrupted, the same co
 """
 
 import argparse
+import io
 import os
 import platform
 import shlex
@@ -116,7 +117,8 @@ def main():
     parser.add_argument("--torch-index", help=f"package index that has another build of PyTorch, such as {CPU_INDEX}")
     options = parser.parse_args()
     check_python()
-    sys.stdout.reconfigure(line_buffering=True)  # else a log has these lines after those of pip
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # else a log has these lines after those of pip
     folder = os.path.abspath(options.venv)
     scripts = os.path.join(folder, "Scripts" if os.name == "nt" else "bin")
     python = os.path.join(scripts, "python")

@@ -5,21 +5,27 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from interpreter.openmp import short_waits
-from interpreter.versions import require_versions
+from interpreter.versions import own_version, require_versions
 
 if TYPE_CHECKING:
     from interpreter.segment import SegmentedVideo, segment_video
 
 __all__ = ["SegmentedVideo", "segment_video"]
 
-# Python puts "-m" there while it looks for `python -m interpreter.…`: this is a command, and torch is not loaded yet.
-_is_command = sys.argv[:1] == ["-m"] and any(word.startswith(f"{__name__}.") for word in sys.orig_argv)
+# A command sets up its process before torch is loaded. Python puts "-m" into sys.argv[0] while it looks for
+# `python -m interpreter.…`; the installed script is named like this package.
+_program = os.path.basename(sys.argv[0]) if sys.argv else ""
+_is_command = _program in (__name__, f"{__name__}.exe") or (
+    _program == "-m" and any(word.split(".")[0] == __name__ for word in sys.orig_argv)
+)
 if _is_command:
     os.environ.update(short_waits(os.environ))
 require_versions(_is_command)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return own_version()
     if name in __all__:  # late, so that `import interpreter` does not import torch
         from interpreter import segment
 

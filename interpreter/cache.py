@@ -1,37 +1,38 @@
-"""Compute features or image slots of a data set once: ``python -m interpreter.cache --help``."""
+"""Compute the inputs of a stage once: ``python -m interpreter.cache --help``."""
 
-import argparse
 import inspect
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal
 
 import torch
 
-from interpreter.cli import RESUME, cli, run_command
-from interpreter.configs import (
-    BackboneConfig,
-    DataConfig,
-    Dtype,
-    ImageTraining,
-    Precision,
-    Preset,
-    Stage,
-    training_defaults,
+from interpreter.commands import RESUME, cli, parse_first, rename_options, run_command
+from interpreter.configs import BackboneConfig, DataConfig, Dtype, Precision, option
+from interpreter.console import console
+from interpreter.engine.checkpoint import checkpoints
+from interpreter.engine.picture_grid import stored_pictures
+from interpreter.engine.precision import default_device, resolve_precision
+from interpreter.engine.run import (
+    DEFAULT_METHOD,
+    RunConfig,
+    check_ranges,
+    load_stage_state,
+    read_config,
+    require_finished,
+    train_command,
 )
-from interpreter.engine.cache import Cache, Maker, Shard, default_workers, gigabytes, read_contents
-from interpreter.engine.datasets import open_videos
-from interpreter.engine.features import FeatureMaker
-from interpreter.engine.inference import default_device
-from interpreter.engine.logging import console
-from interpreter.engine.precision import in_precision, resolve_precision
-from interpreter.engine.run import load_image_stage, load_stage_state, read_config, require_finished
-from interpreter.engine.samples import stored_pictures
-from interpreter.engine.slots import SlotMaker
-from interpreter.models.backbone import load_backbone
+from interpreter.engine.videos import open_videos
+from interpreter.methods import METHODS, find_method
+from interpreter.methods.base import Context, Method, Stage
+from interpreter.methods.runs import open_context
+from interpreter.store.fill import Cache, Maker, Shard, default_workers, gigabytes, read_contents
+
+PROG = "python -m interpreter.cache"
 
 
 @dataclass(frozen=True)
@@ -39,30 +40,37 @@ class Caching:
     """Compute what training reads again and again, once: one memory-mapped safetensors file per video and flip.
 
     --stage image stores the backbone's features of every frame, which the image stage trains on. --stage video stores
-    the image slots of every frame, --samples draws of the slot prior each, and their attention over patches; the video
-    stage then trains without decoding a pixel. `interpreter.train` finds what is there, and makes what is missing.
+    the image slots of every frame, --draws draws of the slot prior each, and their attention over patches; the video
+    stage then trains without decoding a pixel. `interpreter.train` uses what is there, and computes what is missing.
 
     A file's address is a hash of the video's bytes and of everything else that its values depend on (backbone, its
     weights, block, norm, frame size, precision, type, flip, checkpoint of the image stage): what changed is made anew.
     Prints the required disk space before anything is written. If interrupted, rerun the same command to continue.
     Under torchrun each process takes its share of the videos. Commands that fill the same --cache share the work:
     torchrun --nproc-per-node 8 -m -- interpreter.cache --run DIR (without the -- torchrun takes --run for its own).
+
+    Examples:
+      python -m interpreter.cache --run runs/demo --stage image
+      python -m interpreter.cache --run runs/ytvis19 --stage video --cache /data/cache
     """
 
     run: Path
     """Run directory. Options below that are not given come from its configuration or, before the first training, from
     --preset."""
-    stage: Stage = "video"
-    """image: features. video: image slots and their attention, from the trained image stage of the run."""
+    method: str = DEFAULT_METHOD
+    """Method of the run; read from its configuration if it has one."""
+    stage: str = "video"
+    """Stage whose inputs are computed. Of interpreter: image (features), or video (image slots and their attention,
+    from the trained image stage of the run)."""
     cache: Path | None = None
     """Directory of the cached files. Default: the --cache that this run was trained with, else RUN/cache."""
-    samples: int = 4
-    """Draws of the slot prior R for each frame (--stage video); as many as --samples of the training."""
+    draws: int = option(4, at_least=1)
+    """Draws R of the slot prior for each frame (--stage video); as many as --draws of the training."""
     dtype: Dtype = "fp16"
     """Type of the stored values. Training takes either; bf16 where values overflow fp16."""
     flip: bool = True
     """Store the mirrored frames too, which training with --flip needs."""
-    workers: int = field(default_factory=default_workers)
+    workers: int = field(default_factory=default_workers, metadata={"at_least": 1})
     """Videos at a time in each process: one is decoded while another is encoded."""
     allow_unfinished: bool = False
     """Use the image slots of an image stage that has not reached its last step (--stage video)."""
@@ -76,7 +84,7 @@ class Caching:
     """Any fsspec URL of a folder of video files and folders of frames (--engine ray)."""
     out: str | None = None
     """Any fsspec URL for the files (--engine ray); copied or mounted, it is a --cache for training."""
-    ray_workers: int = 2
+    ray_workers: int = option(2, at_least=1)
     """Processes of Ray, of one core and, where there are any, one GPU each (--engine ray)."""
     precision: Precision = "auto"
     """Precision of the products; as in training."""
@@ -85,29 +93,89 @@ class Caching:
 
 
 def parse(arguments: Sequence[str]) -> Caching:
-    """Parse the command line: run and preset first, since the defaults follow from them."""
-    first = argparse.ArgumentParser(prog="python -m interpreter.cache", add_help=False, allow_abbrev=False)
-    first.add_argument("--run", type=Path)
-    first.add_argument("--preset", choices=get_args(Preset), default="demo")
-    chosen, rest = first.parse_known_args(list(arguments))
-    preset = training_defaults("image", chosen.preset)
-    assert isinstance(preset, ImageTraining)
+    """Parse the command line: run, stage and preset first, since all other defaults depend on them."""
+    arguments = rename_options(arguments, {"--samples": "--draws"})
+    options: dict[str, dict[str, Any]] = {"run": {"type": Path}, "method": {"choices": METHODS}, "preset": {}}
+    chosen, rest = parse_first(arguments, PROG, **options)
+    stored = read_config(chosen.run) if chosen.run else RunConfig()
+    method = find_method(chosen.method or stored.method)
+    first, presets = method.stages[0], list(method.stages[0].presets)
+    if chosen.preset is not None and chosen.preset not in presets:
+        raise ValueError(f"unknown --preset {chosen.preset!r}; choose from {', '.join(presets)}")
+    preset = first.presets[chosen.preset or "demo"]
     run = chosen.run or preset.run
     stored = read_config(run)
-    image = stored.image or preset
+    begun = stored.options(first.key(preset), first.config) or preset
+    last = {stage.name: stored.options(stage.name, stage.config) for stage in method.stages}
+    latest: Any = next((config for config in reversed(last.values()) if config is not None), None)
     defaults = Caching(
         run=run,
-        cache=(stored.video and stored.video.cache) or image.cache,
-        samples=stored.video.samples if stored.video else Caching.samples,
-        precision=image.optim.precision,
-        data=image.data,
-        backbone=image.backbone,
+        method=method.name,
+        stage=method.stages[-1].name,
+        cache=(latest and latest.cache) or begun.cache,
+        draws=getattr(latest, "draws", Caching.draws),
+        precision=begun.optim.precision,
+        data=begun.data,
+        backbone=begun.backbone,
     )
     description = (
-        f"{inspect.cleandoc(Caching.__doc__ or '')}\n\nBefore all others: --preset {{{','.join(get_args(Preset))}}} "
-        f"(here: {chosen.preset}), for a run that has no configuration yet."
+        f"{inspect.cleandoc(Caching.__doc__ or '')}\n\nFor a run that has no configuration yet: --preset "
+        f"{{{','.join(presets)}}} (here: {chosen.preset or 'demo'})."
     )
-    return cli(Caching, rest, default=defaults, prog="python -m interpreter.cache", description=description)
+    return cli(Caching, rest, default=defaults, prog=PROG, description=description)
+
+
+def stage_options(config: Caching, run: Path | None = None) -> tuple[Method, Stage[Any], Any, RunConfig]:
+    """The stage whose inputs are cached, its options with those of the command, and the run's configuration.
+
+    Raises:
+        ValueError: if options of the backbone contradict those that an earlier stage was trained with.
+    """
+    method = find_method(config.method)
+    stage, run = method.stage(config.stage), run or config.run
+    stored = read_config(run)
+    known = stored.options(config.stage, stage.config) or next(iter(stage.presets.values()))
+    changes: dict[str, Any] = {"run": run, "cache": config.cache}
+    if not stage.needs(known):
+        changes |= {"data": config.data, "backbone": config.backbone}
+        changes["optim"] = replace(known.optim, precision=config.precision)
+    elif hasattr(known, "draws"):
+        changes["draws"] = config.draws
+    return method, stage, replace(known, **changes), stored
+
+
+def open_maker(config: Caching, run: Path, root: Path) -> Maker:
+    """What computes the files of a stage's inputs.
+
+    Args:
+        config: the options.
+        run: run directory.
+        root: directory of the cache.
+
+    Raises:
+        FileNotFoundError: if an earlier stage was not trained.
+        ValueError: if it is not finished, or options contradict those that it was trained with.
+    """
+    method, stage, options, stored = stage_options(config, run)
+    for needed in stage.needs(options):
+        require_finished(run, needed, stored, config.allow_unfinished)
+    context = open_context(method, stage, options, run, default_device(), stored)
+    if context.earlier:
+        _check_same_features(config, context)
+    return stage.maker(options, replace(context, store=root), config.dtype, config.flip)
+
+
+def _check_same_features(config: Caching, context: Context) -> None:
+    """Refuse options of the backbone that are not those that the earlier stage was trained with."""
+    (name, trained), *_ = context.earlier.items()
+    if (config.backbone, config.data.frame_size) != (context.backbone_config, context.data.frame_size):
+        raise ValueError(
+            f"the {name} stage of {config.run} was trained on {context.backbone_config} at frame size "
+            f"{context.data.frame_size}; leave the options of the backbone and --frame-size out"
+        )
+    precision, before = resolve_precision(config.precision, context.device), trained.config.optim.precision
+    if "fp8-backbone" in {precision, before} and precision != before:
+        raise ValueError(f"the {name} stage of {config.run} was trained with --precision {before}; leave it out")
 
 
 def fill(config: Caching, shard: Shard) -> None:
@@ -117,64 +185,52 @@ def fill(config: Caching, shard: Shard) -> None:
         ValueError, FileNotFoundError: if the run, the data or an option is wrong.
         OSError: if the disk cannot hold it; nothing was written then.
     """
-    for name in ("samples", "workers", "ray_workers"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(config, name)}")
     root = config.cache or config.run / "cache"
     if root.exists() and not root.is_dir():
         raise NotADirectoryError(f"{root} is a file; --cache takes a directory")
-    maker = make_maker(config, root)
+    maker = open_maker(config, config.run, root)
     dataset = open_videos(config.data, config.run)
     cache = Cache(maker, dataset.videos, read_contents(dataset.videos, config.workers))
     advice = "give --cache DIR on a larger disk, or make room (--prune deletes stores of other recipes, at the end)"
     cache.fill(shard, config.workers, advice)
-    if config.stage == "video" and shard.rank == 0:
-        stored_pictures(root, dataset.videos, cache.contents, config.data.frame_size)
+    if config.stage != find_method(config.method).stages[0].name and shard.rank == 0:
+        digests = [content.digest for content in cache.contents]
+        stored_pictures(root, dataset.videos, digests, config.data.frame_size)
     others = cache.other_stores()
     if others and config.prune and shard.rank == 0:
         console.print(f"deleted {gigabytes(cache.delete(others))}: {', '.join(path.name for path in others)}")
 
 
-def make_maker(config: Caching, root: Path) -> Maker:
-    """What makes the files that are asked for."""
-    device, size = default_device(), config.data.frame_size
-    precision = resolve_precision(config.precision, device)
-    if config.stage == "image":
-        backbone = in_precision(load_backbone(config.backbone), precision).to(device)
-        return FeatureMaker(root, backbone, config.backbone, size, precision, config.dtype, config.flip)
-    require_finished(config.run, "image", config.allow_unfinished)
-    image, backbone, image_stage, weights = load_image_stage(config.run, device)
-    if (config.backbone, size) != (image.backbone, image.data.frame_size):
-        raise ValueError(
-            f"the image stage of {config.run} was trained on {image.backbone} at frame size {image.data.frame_size}; "
-            "leave the options of the backbone and --frame-size out"
-        )
-    if "fp8-backbone" in {precision, image.optim.precision} and precision != image.optim.precision:
-        raise ValueError(
-            f"the image stage of {config.run} was trained with --precision {image.optim.precision}; leave it out"
-        )
-    features = FeatureMaker(root, backbone, image.backbone, size, precision, config.dtype, config.flip)
-    return SlotMaker(root, features, image_stage, weights, config.samples)
+def fill_with_ray(config: Caching) -> None:
+    """Fill the cache of a corpus at a URL; see :mod:`interpreter.store.ray`."""
+    from interpreter.store import ray
+
+    if not config.source or not config.out:
+        raise ValueError("--engine ray needs --source URL (a folder of videos) and --out URL (where the files go)")
+    method, stage, options, stored = stage_options(config)
+    needed: list[Path] = []
+    for key in stage.needs(options):
+        require_finished(config.run, key, stored, config.allow_unfinished)
+        load_stage_state(config.run, key, method.name)  # an error here is easier to read than one of a process far away
+        needed += [config.run / "config.json", *checkpoints(config.run / key)[-1:]]
+    corpus = ray.Corpus(config.source, config.out, config.ray_workers)
+    ray.fill(corpus, partial(open_maker, config), config.run, needed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     shard = Shard.from_environment()
-    console.quiet = shard.rank > 0  # one process speaks for all; errors are told by each
+    console.quiet = shard.rank > 0  # only rank 0 prints progress; every rank reports its own errors
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     config = parse(sys.argv[1:] if arguments is None else arguments)
+    check_ranges(config)
     if config.engine == "ray":
-        from interpreter import cache_ray
-
-        if config.stage == "video":
-            require_finished(config.run, "image", config.allow_unfinished)
-            load_stage_state(config.run, "image")  # an error here is easier to read than one of a process far away
-        cache_ray.fill(config)
+        fill_with_ray(config)
     else:
         fill(config, shard)
         share = f"share {shard.rank + 1} of {shard.world} is done" if shard.world > 1 else "done"
-        console.print(f"{share}. Next: python -m interpreter.train --stage {config.stage} --run {config.run}")
+        console.print(f"{share}. Next: {train_command(config.method, config.stage, config.run)}")
     return 0
 
 

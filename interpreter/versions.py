@@ -7,6 +7,14 @@ from importlib import metadata
 DISTRIBUTION = "interpreter-slots"
 
 
+def own_version() -> str:
+    """The version of the installed package, such as ``0.1.0``; ``unknown`` in a copy that was never installed."""
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
 def too_old(requirements: list[str]) -> str | None:
     """What to say of the first installed package that is older than required; None if there is none.
 

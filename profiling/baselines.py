@@ -1,19 +1,22 @@
-"""Time of the baselines on a video's features: ``python -m profiling.baselines``.
+"""Processor time of the baselines that cluster a video's features.
 
-Writes profiling/results/baselines-cpu.json: processor time of one thread, so that a machine in use does not count.
-Features are noisy blobs that move over 24×36 tokens of width 384.
+    python -m profiling.baselines                # writes profiling/results/baselines-cpu.json
+    python -m profiling.baselines --repeats 1    # a short run; it writes the same file
+
+One thread's processor time, so that other programs on the machine do not count. Features are noisy blobs that move over
+24×36 tokens of width 384.
 """
 
 import argparse
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from interpreter.metrics import baselines
-from profiling.timing import machine, save
+from profiling.common.machine import machine, save
+from profiling.common.paths import RESULTS
 
 GRID, WIDTH, FRAMES, CLUSTERS = (24, 36), 384, 12, 6
 
@@ -53,7 +56,7 @@ def main() -> None:
         results[name] = {"median": statistics.median(times), "least": min(times), "greatest": max(times)}
     shape = {"grid": GRID, "width": WIDTH, "frames": FRAMES, "clusters": CLUSTERS}
     save(
-        Path(__file__).parent / "results" / "baselines-cpu.json",
+        RESULTS / "baselines-cpu.json",
         {
             "what": "processor time of the baselines that cluster features",
             **machine("cpu"),

@@ -1,4 +1,13 @@
-"""The command ``python -m profiling.compare``: another revision against the working tree, by turns."""
+"""Times another revision of the repository and the working tree by turns.
+
+    python -m profiling.compare --base HEAD~1                                  # all benchmarks
+    python -m profiling.compare --base main --only merge_slots --rounds 5      # one of them
+
+Exits with 1 if the working tree is slower. The other revision is checked out into a folder of its own, which is removed
+at the end; its compiled ops are built there (SLOTKERNELS_BUILD=0 leaves them out), and the working tree's benchmarks
+drive both. The working tree's compiled ops are those that are there: build them first. What the other revision lacks is
+named and left out.
+"""
 
 import contextlib
 import json
@@ -21,20 +30,15 @@ from rich.progress import Progress
 from rich.table import Table
 
 from profiling.bench.case import OURS
+from profiling.common.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 CONSOLE = Console(width=118)
 Results = dict[str, Any]  # what profiling.bench writes
 
 
 @dataclass
 class Options:
-    """Time another revision of the repository and the working tree by turns, and fail if the working tree is slower.
-
-    The other revision is checked out into a folder of its own, which is removed at the end, its compiled ops are built
-    there (SLOTKERNELS_BUILD=0 leaves them out), and the working tree's benchmarks drive both. The working tree's
-    compiled ops are those that are there: build them first. What the other revision lacks is named and left out.
-    """
+    """Time another revision of the repository and the working tree by turns, and fail if the working tree is slower."""
 
     base: str
     """The other revision: a commit, a branch, HEAD~1."""
@@ -199,7 +203,7 @@ def _leave(*_: Any) -> NoReturn:
 
 def main() -> None:
     """Parse the command line and run; what was checked out is removed on Ctrl-C and SIGTERM too."""
-    options = tyro.cli(Options, prog="python -m profiling.compare")
+    options = tyro.cli(Options, prog="python -m profiling.compare", description=__doc__)
     signal.signal(signal.SIGTERM, _leave)
     try:
         sys.exit(compare(options))

@@ -4,9 +4,9 @@
     python -m profiling.compilers --all              # all shipped launches, compared with the committed tables
     python -m profiling.compilers --all --update     # all, and profiling/results/resources*.csv are written anew
 
-Each version in ``profiling.resources.VERSIONS`` is installed beside the others, in ``triton-X`` of the virtual
-environment, unless it is there. Exits with 1 if any launch does not compile, spills, or needs more shared memory than
-a block may have.
+Each version in ``profiling.gpu.resource_tables.VERSIONS`` is installed in a folder of its own, ``triton-X`` of
+the virtual environment, unless it is there. Exits with 1 if any launch does not compile, spills, or needs more shared
+memory than a block may have.
 """
 
 import argparse
@@ -17,9 +17,9 @@ import time
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
-from profiling.resources import VERSIONS
+from profiling.common.paths import ROOT
+from profiling.gpu.resource_tables import VERSIONS
 
-ROOT = Path(__file__).resolve().parents[1]
 FAULTS = ("spilled", "shared memory, ", "error:", "worse:", "changed:")
 
 
@@ -29,7 +29,7 @@ def folder_of(version: str) -> Path | None:
 
 
 def install(version: str) -> Path | None:
-    """Install a version of Triton beside the others if it is missing; returns its folder as :func:`folder_of` does."""
+    """Install a version of Triton in its folder if it is missing; returns its folder as :func:`folder_of` does."""
     folder = folder_of(version)
     if folder is None or folder.exists():
         return folder
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--versions", nargs="+", default=VERSIONS, metavar="X", help=f"default: {' '.join(VERSIONS)}")
     parser.add_argument("--all", action="store_true", help="all shipped launches, compared with the committed tables")
     parser.add_argument("--update", action="store_true", help="with --all: write the tables anew")
-    parser.add_argument("--workers", type=int, default=2, help="compilers that run side by side (default 2)")
+    parser.add_argument("--workers", type=int, default=2, help="compilers that run at a time (default 2)")
     arguments = parser.parse_args()
     if arguments.update and not arguments.all:
         parser.error("--update writes tables of all launches: add --all")

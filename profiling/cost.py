@@ -1,38 +1,32 @@
 """What training costs, predicted from formulas: time and memory of a step, size of the cache, hours of the schedule.
 
     python -m profiling.cost --preset ytvis19 --gpu h100 --gpus 1 8 64
-    python -m profiling.cost --preset demo --gpu this-cpu         # beside what was measured, with the error
-    python -m profiling.cost --update-docs                        # the tables of docs/scaling.md
+    python -m profiling.cost --preset demo --gpu this-cpu         # with what was measured, and the error
 
 A part of a step takes the longer of its operations at a share of the device's rate and its bytes at a share of its
-bandwidth, and a step the sum of its parts, but no less than its kernels take to start. Nothing here is a measurement
-but what stands under "measured", which comes from profiling/results.
+bandwidth, and a step the sum of its parts, but no less than its kernels take to start. Only the column "measured" holds
+measurements; they come from profiling/results. docs/scaling.md explains how to read the tables.
 """
 
 import json
 import re
-import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
-from interpreter.cli import cli, run_command
-from interpreter.configs import Preset, Stage
-from interpreter.engine.memory import predicted_peak
-from interpreter.models.transformer import count_parameters
-from profiling import formulas
-from profiling.accounting import branches_of_a_gpu
-from profiling.formulas import Part
-from profiling.step import configs, setup
+from interpreter.commands import cli, run_command
+from interpreter.engine.memory import count_parameters, predicted_peak
+from interpreter.methods.interpreter.config import Preset, StageName
+from profiling.accounting import formulas
+from profiling.accounting.counts import branches_of_a_gpu
+from profiling.accounting.formulas import Part
+from profiling.common.paths import RESULTS
+from profiling.common.setups import STAGES, configs, optim_of, setup
 
-RESULTS = Path(__file__).parent / "results"
-DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
-BLOCK = re.compile(r"(<!-- python -m profiling\.cost (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 # Videos and frames of the training sets, as the presets' schedules count them (short videos of YTVIS repeat to 36).
 CORPORA = {"ytvis19": (2238, 36), "movi-e": (9749, 24), "demo": (200, 24), "davis": (30, 69)}
 
@@ -80,8 +74,6 @@ class Options:
     """Assumed: least microseconds from one kernel of a replayed CUDA graph to the next."""
     network: float = 50.0
     """Assumed: GB/s between machines for each GPU, one way (400 Gbit/s)."""
-    update_docs: bool = False
-    """Write the tables of docs/scaling.md anew, by the commands that stand above them."""
 
 
 def device_of(options: Options) -> Device:
@@ -111,23 +103,23 @@ class Step(NamedTuple):
 
 
 @cache
-def _model(stage: Stage, preset: Preset, rows: int, on_gpu: bool) -> tuple[int, int]:
+def _model(stage: StageName, preset: Preset, rows: int, on_gpu: bool) -> tuple[int, int]:
     """Parameters, and bytes of a step at its peak."""
     given = setup(stage, preset, torch.device("cpu"), rows)
     with branches_of_a_gpu() if on_gpu else nullcontext():
-        return count_parameters(given.task.model), predicted_peak(given.task, given.task.optim, given.shapes)
+        return count_parameters(given.task.model), predicted_peak(given.task)
 
 
-def _kernels(stage: Stage) -> int:
+def _kernels(stage: StageName) -> int:
     """Launches of an eager step: more than of a compiled one."""
     counts = json.loads((RESULTS / "accounting.json").read_text())["stages"][stage]
     return counts["operators"] + sum(counts["own launches"].values())
 
 
-def predict(stage: Stage, gpus: int, options: Options) -> Step:
+def predict(stage: StageName, gpus: int, options: Options) -> Step:
     """A stage's step on as many GPUs as share the preset's batch."""
     (image, video), device = configs(options.preset), device_of(options)
-    rows = (image if stage == "image" else video).optim.batch_size // gpus
+    rows = optim_of(stage, options.preset).batch_size // gpus
     parameters, memory = _model(stage, options.preset, rows, options.gpu != "this-cpu")
     if stage == "image":
         parts = formulas.image_step(image, rows, parameters)
@@ -145,7 +137,7 @@ def predict(stage: Stage, gpus: int, options: Options) -> Step:
     return Step(rows, parts, busy + exchange, exchange, memory)
 
 
-def measured(stage: Stage, options: Options) -> tuple[str, float] | None:
+def measured(stage: StageName, options: Options) -> tuple[str, float] | None:
     """Mode and median seconds of a measured step of this preset on one such device, if profiling/results holds one."""
     if options.gpu == "this-cpu":
         found = json.loads((RESULTS / "training-cpu.json").read_text())
@@ -176,7 +168,7 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def parts_table(stage: Stage, options: Options) -> str:
+def parts_table(stage: StageName, options: Options) -> str:
     """Where a step's time goes on one device."""
     device, sums = device_of(options), dict[str, list[float]]()
     for part in predict(stage, 1, options).parts:
@@ -192,13 +184,13 @@ def parts_table(stage: Stage, options: Options) -> str:
 def steps_table(options: Options) -> str:
     """Steps and schedules of both stages on numbers of GPUs."""
     rows, device = [], device_of(options)
-    for stage in ("image", "video"):
-        config = configs(options.preset)[stage == "video"]
+    for stage in STAGES:
+        optim = optim_of(stage, options.preset)
         for given in options.gpus:
             # All rows of the batch have to find a place: of 64 GPUs 48 share a batch of 96.
-            gpus = max(n for n in range(1, given + 1) if config.optim.batch_size % n == 0)
+            gpus = max(n for n in range(1, given + 1) if optim.batch_size % n == 0)
             step = predict(stage, gpus, options)
-            hours = step.seconds * config.optim.steps / 3600
+            hours = step.seconds * optim.steps / 3600
             memory = number(step.memory / 1e9)
             if 0 < device.memory < step.memory / 1e9:
                 memory += f", of {device.memory:g}: --micro-batch or --recompute"
@@ -208,7 +200,7 @@ def steps_table(options: Options) -> str:
                 error = f"{found[1] * 1e3:.1f} ms {found[0]}: prediction {step.seconds / found[1] - 1:+.0%}"
             rows.append(
                 (stage, str(gpus) + f" of {given}" * (gpus < given), str(step.rows), number(step.seconds * 1e3),
-                 number(step.exchange * 1e3), memory, f"{config.optim.steps:,}", number(hours), number(hours * gpus),
+                 number(step.exchange * 1e3), memory, f"{optim.steps:,}", number(hours), number(hours * gpus),
                  error)
             )  # fmt: skip
     head = ("stage", "GPUs", "batch each", "ms a step", "of it exchange", "GB each", "steps", "hours", "GPU-hours")
@@ -227,11 +219,11 @@ def corpus_table(options: Options) -> str:
     encode, find = hours(formulas.backbone(image, 1)), hours(formulas.image_encode(image, 1))
     sizes = [total * size for size in formulas.cache_bytes(image, video)]
     steps = total / image.optim.batch_size, videos / video.optim.batch_size
-    stages = [count * predict(s, 1, options).seconds / 3600 for s, count in zip(("image", "video"), steps, strict=True)]
-    stored = (total * flips * encode, total * flips * video.samples * find)
+    stages = [count * predict(s, 1, options).seconds / 3600 for s, count in zip(STAGES, steps, strict=True)]
+    stored = (total * flips * encode, total * flips * video.draws * find)
     rows = [
         ("features of all frames, both flips", f"{number(sizes[0] / 1e12)} TB", number(stored[0])),
-        (f"their image slots, {video.samples} draws, both flips", f"{number(sizes[1] / 1e12)} TB", number(stored[1])),
+        (f"their image slots, {video.draws} draws, both flips", f"{number(sizes[1] / 1e12)} TB", number(stored[1])),
         (f"one pass of the image stage ({number(steps[0])} steps), features stored", "", number(stages[0])),
         ("the same, features streamed", "", number(stages[0] + total * encode)),
         (f"one pass of the video stage ({number(steps[1])} steps), slots stored", "", number(stages[1])),
@@ -271,23 +263,10 @@ def report(options: Options) -> str:
     return "\n\n".join([f"{head}.", *tables]) + "\n"
 
 
-def rewritten(text: str) -> str:
-    """A document whose tables are made anew, each by the command in the comment above it."""
-
-    def make(found: re.Match[str]) -> str:
-        return f"{found[1]}{report(cli(Options, shlex.split(found[2])))}{found[3]}"
-
-    return BLOCK.sub(make, text)
-
-
 def main() -> int:
     """The command."""
     options: Any = cli(Options, prog="python -m profiling.cost", description=__doc__)
-    if options.update_docs:
-        DOCUMENT.write_text(rewritten(DOCUMENT.read_text()))
-        print(DOCUMENT)
-    else:
-        print(report(options))
+    print(report(options))
     return 0
 
 

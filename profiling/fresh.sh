@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs, demonstrates and tests the committed state as somebody has it who has nothing yet: a new clone and environment
-# for each Python, packages from PyPI, nothing of this machine's pip configuration (report: fresh.md). Then the newest
-# packages there are, and the oldest that pyproject.toml allows (fresh-packages.md). An hour on two cores, 15 GB; it needs
+# Installs, demonstrates and tests the committed state from scratch: for each Python a new clone and environment, packages
+# from PyPI, nothing of this machine's pip configuration (report: fresh.md). Then with the newest packages there are, and
+# with the oldest that pyproject.toml allows (fresh-packages.md). It takes an hour on two cores and 15 GB, and needs
 # python3.11 to python3.13 on the path.
 #
 #   profiling/fresh.sh              # all
@@ -9,8 +9,8 @@
 #   profiling/fresh.sh packages     # newest and oldest packages: fresh-packages.md
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
-# shellcheck source=profiling/parts.sh
-source profiling/parts.sh
+# shellcheck source=profiling/common/parts.sh
+source profiling/common/parts.sh
 WHAT=${1:-all}
 [[ $# -le 1 && $WHAT =~ ^(all|users|packages)$ ]] || { echo "usage: profiling/fresh.sh [users|packages]" >&2 && exit 2; }
 unset PYTHONPATH "${!PIP_@}" "${!UV_@}" "${!SLOTKERNELS_@}"

@@ -2,8 +2,8 @@
 # Measures and tests everything that needs a GPU, in two commands of about 400 s each, without a network. The most
 # valuable parts run first.
 #
-#   profiling/gpu_check.sh figures              # device, csrc, a smoke test of each op, training steps, our benchmarks
-#   profiling/gpu_check.sh proof                # all GPU tests, exact resume, sanitizer, baselines of the benchmarks, ncu
+#   profiling/gpu_check.sh figures              # device, csrc, a smoke test of each op, training steps, benchmarks
+#   profiling/gpu_check.sh proof                # all GPU tests, exact resume, sanitizer, benchmarks of baselines, ncu
 #   profiling/gpu_check.sh figures --list       # names of the parts
 #   profiling/gpu_check.sh figures --only 'step|bench'  # only the parts whose names begin so
 #   profiling/gpu_check.sh proof --device cpu   # dry run: the same parts at small sizes on any machine
@@ -16,8 +16,8 @@
 # See docs/profiling.md.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
-# shellcheck source=profiling/parts.sh
-source profiling/parts.sh
+# shellcheck source=profiling/common/parts.sh
+source profiling/common/parts.sh
 
 usage() {
     echo "usage: profiling/gpu_check.sh figures|proof [--device cpu|cuda] [--only PART] [--list]" >&2
@@ -80,7 +80,7 @@ PYTEST=("$PYTHON" -m pytest -q -p no:cacheprovider)
 begin() {
     [ -z "$LIST" ] || return 0
     mkdir -p "$OUT" "$SCRATCH"
-    # Results of an earlier run must not stand beside those of this one.
+    # Results of an earlier run must not be mixed with those of this one.
     local name stale=(steps bench smoke predictions)
     [ "$HALF" = figures ] || stale=(tests bench-baselines)
     for name in "${stale[@]}"; do [ -n "$ONLY" ] || rm -f "$OUT/$name-$DEVICE".json*; done
@@ -182,7 +182,7 @@ sanitize() { # tool of compute-sanitizer, options of profiling.gpu.exercise
 count() { # stage, kernels: hardware counters of the kernels of a step
     if [ "$DEVICE" = cpu ] || command -v ncu >/dev/null; then
         part "ncu, $1" 80 env OUT="$SCRATCH/ncu-$1" SUMMARY="$OUT/ncu-$1.csv" LAUNCHES=2 \
-            profiling/ncu_kernel.sh "$2" --stage "$1" "${STEP[@]:2:2}"
+            profiling/gpu/ncu_kernel.sh "$2" --stage "$1" "${STEP[@]:2:2}"
     else
         skip "ncu, $1" "ncu is not installed"
     fi

@@ -1,8 +1,9 @@
-"""Kill a training run at random moments, let it go on each time, and compare its end with a run that nobody touched.
+"""Kill a training at random moments, resume it each time, and compare its end with that of an undisturbed one.
 
     python -m profiling.kills --out profiling/results/kills-cpu.json
+    python -m profiling.kills --kills 2 --steps 400 --longest 6    # a short run
 
-Both stages of a tiny run on generated scenes, features and slots cached; kills fall into start, encoding, steps,
+Both stages of a tiny run on generated scenes, with cached features and slots. Kills fall into start, encoding, steps,
 pictures and checkpoints alike.
 """
 
@@ -19,9 +20,9 @@ import torch
 from rich.progress import Progress
 from safetensors.torch import load_file
 
-from interpreter.data.synthetic import generate_scenes
+from interpreter.data.scenes.generate import generate_scenes
 from interpreter.engine.checkpoint import checkpoints, load_checkpoint
-from profiling.timing import machine, save
+from profiling.common.machine import machine, save
 
 SIZES = "--dim 16 --num-slots 4 --heads 2 --decoder-layers 1 --batch-size 4 --precision fp32 --checkpoint-every 50"
 IMAGE = f"--stage image --num-videos 12 --frame-size 64 96 {SIZES}"
@@ -46,7 +47,7 @@ def finish(run: Path, options: str, steps: int) -> None:
 
 def killed(run: Path, options: str, steps: int, kills: int, longest: float, progress: Progress) -> list[int]:
     """Start and kill the command after random times; returns the newest checkpoint's step after each kill."""
-    stage, found = options.split()[1], []
+    stage, found = options.split()[1], list[int]()
     bar = progress.add_task(f"{stage} stage", total=kills)
     while len(found) < kills:
         process = start(run, options, steps)

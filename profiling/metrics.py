@@ -1,6 +1,7 @@
 """Cost of scoring masks that exist: milliseconds a video under every protocol, and what 300 videos come to.
 
     python -m profiling.metrics --out profiling/results/metrics-cpu.json
+    python -m profiling.metrics --seconds 2 --out metrics.json    # a short run
 
 Videos of 36 frames at 336x504 with 8 segments and 4 objects whose outlines wander, on one thread: videos are
 independent, so two cores score two at a time.
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 
 from interpreter.metrics import PROTOCOLS, score_video
-from profiling.timing import Run, interleaved, machine, save
+from profiling.common.machine import machine, save
+from profiling.common.timing import Run, interleaved
 
 SHAPE = (36, 336, 504)
 SEGMENTS, OBJECTS = 8, 4

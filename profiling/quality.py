@@ -1,4 +1,7 @@
-"""Join the scores of evaluations: ``python -m profiling.quality NAME RUN/evaluation/…/scores.json …``.
+"""Join the scores of several evaluations into one table.
+
+    python -m profiling.quality scenes runs/scenes-*/evaluation/synthetic-val-video/scores.json
+    python -m profiling.quality davis-2016 runs/davis/evaluation/davis-2016-val-video/scores.json
 
 Writes profiling/results/NAME.json (numbers of every method under every protocol for each seed and each run, their mean
 and sample standard deviation, configurations, device, versions and commits) and prints the tables as Markdown.
@@ -10,9 +13,8 @@ import json
 import statistics
 from pathlib import Path
 
-from profiling.timing import machine, save
-
-RESULTS = Path(__file__).parent / "results"
+from profiling.common.machine import machine, save
+from profiling.common.paths import RESULTS
 
 
 def read(path: Path) -> dict:

@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
-# The runs behind docs/results.md: trains, evaluates, and joins the seeds into profiling/results/scenes.json and davis-2016.json.
-# Usage: profiling/quality.sh scenes | davis DAVIS BACKBONE | report RUN DAVIS. Runs land in runs/; about an hour a seed on one core.
+# The runs of docs/results.md: trains, evaluates, and joins the seeds into scenes.json and davis-2016.json of
+# profiling/results. The runs are written to runs/; each seed takes about an hour on one core.
+#
+#   profiling/quality.sh scenes                  # generated scenes, three seeds
+#   profiling/quality.sh davis DAVIS BACKBONE    # DAVIS-2016 from the folders of the data and of a ViT's weights
+#   profiling/quality.sh report RUN DAVIS        # only the evaluation of such a run
 set -euo pipefail
 cd "$(dirname "$0")/.."
 train() { python -m interpreter.train "$@"; }

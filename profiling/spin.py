@@ -1,10 +1,10 @@
-"""A training step beside busy programs, by how long OpenMP's threads wait in a loop before they sleep.
+"""Time of a training step on a busy machine, by how long OpenMP's threads wait in a loop before they sleep.
 
     python -m profiling.spin --out profiling/results/spin-cpu.json
-    python -m profiling.spin --llvm /usr/lib/x86_64-linux-gnu/libomp.so.5 --intel …/libiomp5.so --out …
+    python -m profiling.spin --llvm /usr/lib/x86_64-linux-gnu/libomp.so.5    # also LLVM's library; --intel: Intel's
 
 A step is one of the demo's image stage on random data. Each setting has a process of its own, which takes steps while
-nothing else runs, beside one busy loop and beside five. PyTorch brings GNU's OpenMP; others are preloaded.
+no, one or five busy loops run. PyTorch brings GNU's OpenMP; others are preloaded.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from rich.table import Table
 from interpreter.openmp import CHOSEN_BY_USER
 
 WHAT = "a step of the demo's image stage beside busy programs, by how long OpenMP's threads wait before they sleep"
-BUSY = (0, 1, 5)  # loops that run beside the step
+BUSY = (0, 1, 5)  # loops that run during the steps
 COUNTS = ("0", "100", "300", "500", "700", "1000", "3000", "10000")
 COUNTS_COMPILED = ("0", "500", "700", "1000")
 BLOCKS = ("0", "20us", "100us", "1")  # milliseconds where no unit is named; LLVM knows units from version 18 on
@@ -64,7 +64,7 @@ def steps(compiled: bool) -> None:
     import torch
 
     from interpreter.engine.step import TrainingStep
-    from profiling.step import setup
+    from profiling.common.setups import setup
 
     device = torch.device("cpu")
     given = setup("image", "demo", device)
@@ -148,7 +148,7 @@ def main() -> None:
     measure(entries, options.seconds, options.rounds)
     show(entries)
     if options.out:
-        from profiling.timing import machine, save
+        from profiling.common.machine import machine, save
 
         results = machine("cpu") | {"what": WHAT, "settings": entries}
         for library in filter(None, (options.llvm, options.intel)):

@@ -1,17 +1,17 @@
 """Training steps of one stage at a preset's sizes, for a profiler to look at.
 
     python -m profiling.step --stage video --preset ytvis19 --mode captured --breakdown --out step.json
-    nsys profile --capture-range=cudaProfilerApi … python -m profiling.step --stage image --cuda-profiler
+    python -m profiling.step --device cpu --batch-size 2 --steps 2    # anywhere, for a moment
 
-Inputs and weights are random and on the device: times do not depend on them. A profiler that waits for
-cudaProfilerStart (--cuda-profiler) sees the steps after the first ones, which compile and fill caches.
+Inputs and weights are random and on the device: times do not depend on them. With --cuda-profiler a
+profiler such as nsys sees the steps after the first ones, which compile and fill caches (gpu/nsys_step.sh).
 """
 
 import json
 import statistics
 import sys
 import time
-from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,125 +20,42 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interpreter.cli import cli, run_command
-from interpreter.configs import BackboneConfig, ImageTraining, Preset, Stage, VideoTraining, training_defaults
-from interpreter.engine.precision import resolve_precision
-from interpreter.engine.sampling import repeatable
-from interpreter.engine.step import EAGER_STEPS, Prefetched, TrainingStep
-from interpreter.engine.tasks import ImageTask, VideoTask
-from interpreter.models.backbone import Backbone, EfficientNetLite0, VisionTransformer
-from interpreter.models.image_stage import ImageStage
-from interpreter.models.transformer import autocast
-from interpreter.models.video_stage import VideoStage
-from profiling.timing import machine, save, synchronize
+from interpreter.commands import cli, run_command
+from interpreter.engine.cuda_graph import EAGER_STEPS
+from interpreter.engine.randomness import repeatable
+from interpreter.engine.step import Prefetched, TrainingStep
+from interpreter.methods.interpreter.config import Preset, StageName
+from profiling.accounting.breakdown import breakdown
+from profiling.common.machine import machine, save
+from profiling.common.setups import Encoder, RandomInputs, Setup, random_frames, setup
+from profiling.common.timing import synchronize
 
 Mode = Literal["eager", "compiled", "captured", "compiled-captured"]
-# Width of the features and pixels of a patch's side of the presets' backbones.
-FEATURES = {"efficientnet-lite0": (192, 16), "facebook/dinov2-small": (384, 14), "facebook/dinov2-base": (768, 14)}
-FRAMES_AT_ONCE = 32
 COMPARED_STEPS = 2  # the first ones, which all modes take alike: their loss shows that modes compute the same
-MOST_ROWS = 25  # of a breakdown
-OWN_KERNELS = (
-    "forward_kernel", "backward_kernel", "reduce_kernel", "gru_norm_forward_kernel", "gru_norm_backward_kernel",
-    "add_norm_forward_kernel", "add_norm_backward_kernel", "sinkhorn_kernel", "gradient_kernel", "box_kernel",
-    "diameter_kernel", "cluster_kernel", "slotkernels::cluster_kernel",
-)  # fmt: skip
 WHAT = "training steps at a preset's sizes on random data, each stage and mode in a process of its own"
 
 
-@dataclass(frozen=True)
-class Setup:
-    """A stage at a preset's sizes.
+class StreamedInputs(RandomInputs):
+    """Random inputs whose first tensor is encoded anew from frames at each step."""
 
-    Args:
-        task: what a step computes; it has no source of batches.
-        shapes: of a step's inputs.
-        image: configuration of the image stage, which the video stage's inputs come from.
-        grid: patch grid of a frame.
-    """
+    def __init__(self, given: Setup) -> None:
+        inputs = given.task.inputs
+        assert isinstance(inputs, RandomInputs)
+        super().__init__(inputs.rows, inputs.sample_shapes, inputs.frames_per_sample, inputs.device)
+        self.encoder, self.frames = Encoder(given), random_frames(given)
 
-    task: ImageTask | VideoTask
-    shapes: tuple[tuple[int, ...], ...]
-    image: ImageTraining
-    grid: tuple[int, int]
-
-    def inputs(self) -> tuple[Tensor, ...]:
-        """Random inputs of a step."""
-        return tuple(torch.randn(shape, device=self.task.device) for shape in self.shapes)
-
-
-def configs(preset: Preset) -> tuple[ImageTraining, VideoTraining]:
-    """Both stages' configurations."""
-    image, video = training_defaults("image", preset), training_defaults("video", preset)
-    assert isinstance(image, ImageTraining)
-    assert isinstance(video, VideoTraining)
-    return image, video
-
-
-def setup(stage: Stage, preset: Preset, device: torch.device, batch_size: int | None = None) -> Setup:
-    """A stage with random weights; ``batch_size`` frames or videos a step instead of the preset's."""
-    image, video = configs(preset)
-    dim, patch = FEATURES[image.backbone.backbone]
-    grid = (image.data.frame_size[0] // patch, image.data.frame_size[1] // patch)
-    config = image if stage == "image" else video
-    size = batch_size or config.optim.batch_size
-    optim = replace(config.optim, batch_size=size, precision=resolve_precision("auto", device))
-    torch.manual_seed(0)
-    if stage == "image":
-        model = ImageStage(image.model, dim, grid).to(device)
-        shapes = ((size, grid[0] * grid[1], dim), (size, image.model.num_slots, image.model.dim))
-        return Setup(ImageTask(model, None, [1], optim, device), shapes, image, grid)  # type: ignore[arg-type]
-    frames, given = video.num_frames, (image.model.num_slots, image.model.dim)
-    stage_model = VideoStage(video.model, image.model.dim, frames).to(device)
-    shapes = ((size, frames, *given), (size, video.model.num_slots, video.model.dim))
-    return Setup(VideoTask(stage_model, None, 1, [frames], optim, device), shapes, image, grid)  # type: ignore[arg-type]
-
-
-def random_backbone(config: BackboneConfig, device: torch.device) -> Backbone:
-    """A preset's backbone, with random weights if it is a ViT: nothing is downloaded."""
-    if config.backbone == "efficientnet-lite0":
-        return EfficientNetLite0().to(device)
-    from transformers import Dinov2Config, Dinov2Model
-
-    width, patch = FEATURES[config.backbone]
-    model = Dinov2Model(
-        Dinov2Config(hidden_size=width, num_attention_heads=width // 64, patch_size=patch, image_size=518)
-    )
-    return VisionTransformer(model, config.feature_layer, config.feature_norm).requires_grad_(False).to(device)
-
-
-class Batches:
-    """A task whose batches are there already or, ``streamed``, made anew from frames at each step."""
-
-    def __init__(self, given: Setup, streamed: bool) -> None:
-        self.given, self.ready, self.streamed = given, given.inputs(), streamed
-        if streamed:
-            device, image = given.task.device, given.image
-            self.backbone = random_backbone(image.backbone, device)
-            count = given.task.frames_per_step
-            self.frames = torch.randint(0, 256, (count, *image.data.frame_size, 3), dtype=torch.uint8, device=device)
-            self.stage = None
-            if isinstance(given.task, VideoTask):
-                self.stage = ImageStage(image.model, self.backbone.dim, given.grid).to(device).requires_grad_(False)
-
-    @torch.no_grad()
-    def batch(self, step: int) -> tuple[Tensor, ...]:
-        """Inputs of a step."""
-        if not self.streamed:
-            return self.ready
-        parts = []
-        for frames in self.frames.split(FRAMES_AT_ONCE):
-            with autocast(frames.device, self.given.task.optim.precision):
-                features = self.backbone.features(frames)
-                parts.append(features if self.stage is None else self.stage.encode(features).slots.float())
-        return torch.cat(parts).view(self.given.shapes[0]), self.ready[1]
+    def batches(self, steps: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:
+        """See :meth:`interpreter.engine.inputs.Inputs.batches`."""
+        _, noise = self.batch()
+        for _ in steps:
+            yield self.encoder.encode(self.frames), noise
 
 
 @dataclass(frozen=True)
 class Options:
     """Take training steps of one stage at a preset's sizes, on random data, and say how long they took."""
 
-    stage: Stage = "image"
+    stage: StageName = "image"
     """Stage to run."""
     preset: Preset = "demo"
     """Preset whose sizes are used, for example ytvis19."""
@@ -182,15 +99,13 @@ def run(options: Options) -> dict[str, Any]:
     optim, captured = given.task.optim, "captured" in options.mode
     step = TrainingStep(given.task, optim, device, compiled="compiled" in options.mode, captured=captured)
     step.start(0, {})
-    batches = Prefetched(Batches(given, options.streamed), device, optim.steps)  # type: ignore[arg-type]
-    number = 0
+    task = replace(given.task, inputs=StreamedInputs(given)) if options.streamed else given.task
+    batches = Prefetched(task, device, first=0)
 
     def take() -> float:
-        nonlocal number
         begin = time.perf_counter()
-        step.run(batches.batch(number))
-        number += 1
-        batches.prepare(number)
+        step.run(batches.next())
+        batches.prepare()
         synchronize(options.device)
         return (time.perf_counter() - begin) * 1e3
 
@@ -220,54 +135,8 @@ def run(options: Options) -> dict[str, Any]:
         results["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
         results["reserved_mib"] = torch.cuda.max_memory_reserved() / 2**20
     if options.breakdown:
-        results |= _breakdown(take, device)
+        results |= breakdown(take, device)
     return results
-
-
-def _breakdown(take: Any, device: torch.device) -> dict[str, Any]:
-    """One step under torch.profiler: what takes the most time, and on a GPU how long it waits between kernels."""
-    on_gpu = device.type == "cuda"
-    activities = [torch.profiler.ProfilerActivity.CPU] + on_gpu * [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
-        take()
-    if not on_gpu:
-        spent = [(e.key, e.count, e.self_cpu_time_total / 1e3) for e in profile.key_averages()]
-        return {"breakdown": _rows(spent)}
-    times: dict[str, list[float]] = defaultdict(list)
-    spans = []
-    for event in profile.profiler.kineto_results.events():
-        if event.device_type() == torch.autograd.DeviceType.CUDA and not event.is_user_annotation():
-            times[event.name()].append(event.duration_ns() / 1e6)
-            spans.append((event.start_ns(), event.start_ns() + event.duration_ns()))
-    return {"launches": len(spans), **idle(spans), "breakdown": _rows([(n, len(t), sum(t)) for n, t in times.items()])}
-
-
-def _rows(spent: list[tuple[str, int, float]]) -> list[dict[str, Any]]:
-    """Name, calls, milliseconds and share of the greatest, and of the project's own kernels."""
-    total = sum(milliseconds for *_, milliseconds in spent)
-    rows = [
-        {"name": name[:160], "calls": calls, "milliseconds": milliseconds, "share": milliseconds / total}
-        for name, calls, milliseconds in sorted(spent, key=lambda one: -one[2])
-        if milliseconds
-    ]
-    own = [row for row in rows[MOST_ROWS:] if row["name"].split("<")[0].removeprefix("void ") in OWN_KERNELS]
-    return rows[:MOST_ROWS] + own
-
-
-def idle(spans: list[tuple[int, int]]) -> dict[str, float]:
-    """Milliseconds from the first kernel's start to the last one's end, and those in which no kernel ran.
-
-    Args:
-        spans: start and end of each kernel, in ns.
-    """
-    if not spans:
-        return {"span_ms": 0.0, "idle_ms": 0.0}
-    spans = sorted(spans)
-    waited, reached = 0, spans[0][1]
-    for start, end in spans:
-        waited += max(0, start - reached)
-        reached = max(reached, end)
-    return {"span_ms": (reached - spans[0][0]) / 1e6, "idle_ms": waited / 1e6}
 
 
 def add(path: Path, results: dict[str, Any]) -> None:

@@ -35,7 +35,8 @@ def recorded_ranges(monkeypatch):
     from slotkernels import ranges
 
     nvtx = pytest.importorskip("nvtx", reason="nvtx is not installed")
-    found, stack = [], []
+    found: list[tuple[int, str]] = []
+    stack: list[str] = []
 
     class Recording:
         def __init__(self, name, domain):

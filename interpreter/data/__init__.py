@@ -1,29 +1,10 @@
-"""Videos, data sets and generated scenes: everything that turns files into frames and masks."""
+"""Videos and data sets: everything that turns files into frames and masks.
 
-from typing import TYPE_CHECKING, Any
+Open a video with :func:`open_video`, a data set with :func:`open_dataset`; `interpreter.data.scenes.generate_scenes`
+makes one.
+"""
 
-from interpreter.data.annotations import VOID
-from interpreter.data.datasets import VideoDataset, open_dataset
+from interpreter.data.datasets import VOID, VideoDataset, open_dataset
 from interpreter.data.video import FrameFolder, Video, VideoError, open_video
 
-if TYPE_CHECKING:
-    from interpreter.data.synthetic import generate_scenes
-
-__all__ = [
-    "VOID",
-    "FrameFolder",
-    "Video",
-    "VideoDataset",
-    "VideoError",
-    "generate_scenes",
-    "open_dataset",
-    "open_video",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "generate_scenes":  # late, because `python -m interpreter.data.synthetic` must find it not yet imported
-        from interpreter.data.synthetic import generate_scenes
-
-        return generate_scenes
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = ["VOID", "FrameFolder", "Video", "VideoDataset", "VideoError", "open_dataset", "open_video"]

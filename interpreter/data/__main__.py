@@ -1,5 +1,6 @@
 """Check and convert data sets: ``python -m interpreter.data --help``."""
 
+import inspect
 import json
 import sys
 from collections.abc import Sequence
@@ -9,98 +10,108 @@ from typing import Annotated, Literal
 
 import tyro
 
-from interpreter.cli import RESUME, cli, run_command
-from interpreter.configs import DatasetKind, DavisAnnotations
+from interpreter.commands import RESUME, cli, run_command
 from interpreter.data.convert import convert_dataset
 from interpreter.data.datasets import find_sources, open_dataset
-from interpreter.data.movi import convert_movi
-from interpreter.data.published import RELEASES
-from interpreter.data.sources import Source, Sources
-from interpreter.data.verify import check_sources, find_leaks
+from interpreter.data.datasets.movi import convert_movi
+from interpreter.data.datasets.releases import RELEASES
+from interpreter.data.datasets.unopened import UnopenedVideo, UnopenedVideos
+from interpreter.data.options import DatasetKind, DavisAnnotations
+from interpreter.data.verify import check_videos, find_leaks
 from interpreter.files import write_text
+
+VERIFY_EXAMPLES = """Examples:
+  python -m interpreter.data verify folder --root VIDEOS
+  python -m interpreter.data verify ytvis --root YTVIS19 --split train"""
+CONVERT_EXAMPLES = """Examples:
+  python -m interpreter.data convert movi --root DOWNLOAD --out MOVi-E
+  python -m interpreter.data convert folder --root VIDEOS --out COPY --crop-borders"""
 
 
 @dataclass(frozen=True)
 class Verify:
-    """Look at every file of a data set, and say where to get what is missing.
+    """Check every file of a data set, and print where to get what is missing.
 
-    Decodes every frame and mask. Lists the videos found, the missing files and the corrupt ones, and which
-    files are not read; of YouTube-VIS also whether training excludes the hold-out. Exit status 0: all is well; 1:
-    nothing is there, or something is corrupt.
+    Decodes every frame and mask. Prints the number of videos, the missing and damaged files, and the files that are not
+    read; for YouTube-VIS also whether training excludes the hold-out. The exit status is 0 if at least one split was
+    found and no file is damaged.
     """
 
     dataset: tyro.conf.Positional[DatasetKind]
-    """Which data set."""
+    """Kind of data set."""
     root: Path
-    """Directory that it is, or shall be, in."""
+    """Data set root; it need not exist yet."""
     split: str | None = None
-    """Split to look at. Default: every split that is there."""
+    """Split to check. Default: all that exist. ytvis splits: train (without the hold-out), holdout (entries 600–899 of
+    train.json), all (train + holdout), valid, test."""
     year: Literal[2016, 2017] = 2017
-    """Edition of DAVIS."""
+    """Edition of DAVIS; only for davis."""
     annotations: DavisAnnotations = "unsupervised"
-    """Masks of DAVIS 2017."""
+    """Masks of DAVIS 2017; only for davis."""
     manifest: Path | None = None
-    """Write the ids of the YouTube-VIS hold-out to this JSON file."""
+    """JSON file to write the ids of the YouTube-VIS hold-out to; only for ytvis."""
 
 
 @dataclass(frozen=True)
 class Convert:
-    """Write a data set in the one internal layout, that of DAVIS 2017 with unsupervised masks.
+    """Write a data set in the layout of DAVIS 2017 with unsupervised masks.
 
-    Read the result with --data davis --year 2017, and MOVi with --data movi. If interrupted, rerun the same command to
-    continue. movi reads the release for TensorFlow Datasets (pip install tensorflow-cpu tensorflow-datasets); all
-    others are read by training and evaluation as they are, and need no conversion.
+    Only MOVi needs this, in its release for TensorFlow Datasets (pip install tensorflow-cpu tensorflow-datasets): read
+    the result with --data movi. Every other data set is read as published; its copy serves tools that expect DAVIS, and
+    is read with --data davis --year 2017. If interrupted, rerun the same command to continue.
     """
 
     dataset: tyro.conf.Positional[DatasetKind]
-    """Which data set."""
+    """Kind of data set."""
     root: Path
-    """Directory that it is in."""
+    """Data set root."""
     out: Path
-    """Directory to write to; splits can share it."""
+    """Directory to write to; several splits can share it."""
     split: str | None = None
-    """Split to convert. Default: all of them (movi: each as itself; others: together, as the split all)."""
+    """Split to convert. Default: all (movi: each under its name; others: all together, as the split "all")."""
     year: Literal[2016, 2017] = 2017
-    """Edition of DAVIS."""
+    """Edition of DAVIS; only for davis."""
     annotations: DavisAnnotations = "unsupervised"
-    """Masks of DAVIS 2017."""
+    """Masks of DAVIS 2017; only for davis."""
     crop_borders: bool = False
     """Crop black borders off frames and masks. Not for movi, which has none."""
 
 
 def verify(config: Verify) -> int:
-    """Print the videos found, the missing and the corrupt files; returns the exit status."""
+    """Print the videos, the missing and the damaged files; returns the exit status."""
     release = RELEASES[config.dataset]
     splits = (config.split,) if config.split else release.splits
-    found: dict[str | None, Sources] = {}
+    existing: dict[str | None, UnopenedVideos] = {}
     missing = []
     for split in splits:
         try:
-            found[split] = find_sources(config.dataset, config.root, split, config.year, config.annotations)
+            existing[split] = find_sources(
+                config.dataset, config.root, split, year=config.year, annotations=config.annotations
+            )
         except (FileNotFoundError, ValueError) as error:
             missing.append(f"{split or config.dataset}: {error}")
-    failed = not found
-    for split, sources in found.items():
-        result = check_sources(sources)
-        failed |= bool(result.problems)
+    failed = not existing
+    for split, videos in existing.items():
+        findings = check_videos(videos)
+        failed |= bool(findings.problems)
         print(
-            f"{split or config.dataset}: {result.videos} videos, {result.frames} frames, {result.masks} of them with "
-            f"masks, {len(result.problems)} problems"
+            f"{split or config.dataset}: {findings.videos} videos, {findings.frames} frames, {findings.masks} of them "
+            f"with masks, {len(findings.problems)} problems"
         )
-        for problem in result.problems:
+        for problem in findings.problems:
             print(f"  {problem}")
-        if sources.left_out.groups:
-            print(f"  {sources.left_out}")
+        if videos.left_out.groups:
+            print(f"  {videos.left_out}")
     for line in missing:
-        print(f"not there: {line}")
-    if config.dataset == "ytvis" and "holdout" in found:
-        failed |= _report_leaks(config, found["holdout"])
-    if not found or missing:
+        print(f"missing: {line}")
+    if config.dataset == "ytvis" and "holdout" in existing:
+        failed |= _report_leaks(config, existing["holdout"])
+    if not existing or missing:
         print(f"\n{release.instructions()}")
     return int(failed)
 
 
-def _report_leaks(config: Verify, held_out: list[Source]) -> bool:
+def _report_leaks(config: Verify, held_out: list[UnopenedVideo]) -> bool:
     training = find_sources("ytvis", config.root, "train")
     leaks = find_leaks(training, held_out)
     print(
@@ -110,25 +121,25 @@ def _report_leaks(config: Verify, held_out: list[Source]) -> bool:
     for leak in leaks:
         print(f"  {leak}")
     if config.manifest:
-        videos = [{"id": source.id, "name": source.name} for source in held_out]
+        videos = [{"id": video.id, "name": video.name} for video in held_out]
         write_text(config.manifest, json.dumps({"split": "holdout", "videos": videos}, indent=1) + "\n")
         print(f"ids of the hold-out: {config.manifest}")
     return bool(leaks)
 
 
 def convert(config: Convert) -> int:
-    """Write the internal layout; returns the exit status: 1 if videos were left out because they are damaged."""
+    """Write the copy; returns the exit status: 1 if damaged videos were skipped."""
     if config.dataset == "movi":
         if config.crop_borders:
             raise ValueError("MOVi has no black borders; leave --crop-borders out")
         splits = convert_movi(config.root, config.out, config.split)
-        print(f"{config.out} holds {', '.join(splits)}. Read it with --data movi --root {config.out}")
+        print(f"{config.out}: splits {', '.join(splits)}. Read them with --data movi --root {config.out}")
         return 0
     dataset = open_dataset(
         config.dataset,
         config.root,
         config.split,
-        config.year,
+        year=config.year,
         annotations=config.annotations,
         crop_borders=config.crop_borders,
     )
@@ -146,7 +157,10 @@ def convert(config: Convert) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    command = Annotated[Verify, tyro.conf.subcommand("verify")] | Annotated[Convert, tyro.conf.subcommand("convert")]
+    command = (
+        Annotated[Verify, tyro.conf.subcommand("verify", description=_described(Verify, VERIFY_EXAMPLES))]
+        | Annotated[Convert, tyro.conf.subcommand("convert", description=_described(Convert, CONVERT_EXAMPLES))]
+    )
     config: Verify | Convert = cli(
         command,  # type: ignore[arg-type]
         sys.argv[1:] if arguments is None else arguments,
@@ -154,6 +168,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Check and convert data sets.",
     )
     return verify(config) if isinstance(config, Verify) else convert(config)
+
+
+def _described(options: type, examples: str) -> str:
+    return f"{inspect.getdoc(options)}\n\n{examples}"
 
 
 if __name__ == "__main__":

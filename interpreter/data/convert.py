@@ -1,13 +1,13 @@
-"""Any data set that can be read, written in the one internal layout."""
+"""Writing a data set in the DAVIS 2017 layout."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
-from interpreter.data._progress import progress
+from interpreter.console import tracked
 from interpreter.data.datasets import VideoDataset
-from interpreter.data.layout import (
+from interpreter.data.datasets.layout import (
     Picture,
     claim,
     encoded,
@@ -24,13 +24,17 @@ from interpreter.data.video import FrameFolder, Video
 def convert_dataset(dataset: VideoDataset, origin: str, out: Path, split: str) -> None:
     """Write a data set as DAVIS 2017 with unsupervised masks; ``open_dataset("davis", out, split)`` reads it.
 
-    Frames of a folder are copied byte for byte, others (video files, cropped ones) become PNG, so nothing is lost.
-    Frames without annotation get no mask. ``OUT/converted-SPLIT.json`` says what the split is made of. Videos appear
-    whole; if interrupted, rerun the same command to continue.
+    Frames of a folder are copied byte for byte; frames of video files and cropped frames become PNG, without loss.
+    Frames without annotation get no mask. ``OUT/converted-SPLIT.json`` records what the split is made of. If
+    interrupted, the same call continues.
+
+    >>> convert_dataset(open_dataset("folder", clips), "clips", folder / "copy", "all")
+    >>> [video.num_frames for video in open_dataset("davis", folder / "copy", "all")]
+    [3, 5]
 
     Args:
-        dataset: what is written.
-        origin: what it is, for the manifest; a split that exists must be of the same origin.
+        dataset: the data set to write.
+        origin: its name for the manifest; an existing split must have the same origin.
         out: folder to write to; several splits can share it.
         split: name of the split to write.
 
@@ -45,7 +49,7 @@ def convert_dataset(dataset: VideoDataset, origin: str, out: Path, split: str) -
     make_folders(out)
     with locked(out):
         claim(out / f"converted-{split}.json", {"origin": origin, "split": split, "num_videos": len(names)})
-        for index, name in enumerate(progress(names, len(names), f"converting {split}")):
+        for index, name in enumerate(tracked(names, len(names), f"converting {split}")):
             if not has_video(out, name, dataset.videos[index].num_frames):
                 write_video(out, name, _masks(dataset, index), _frames(dataset.videos[index]))
         write_set(out, split, names)

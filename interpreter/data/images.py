@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
-# The last bytes of a complete file. A cut file lacks them, so looking here spares decoding every frame of a data set.
+# The last bytes of a complete file. Checking them finds truncated files without decoding every frame of a data set.
 _TRAILERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 # What Pillow lets through besides OSError, SyntaxError and ValueError when bytes are wrong. The last is an image that
@@ -23,7 +23,7 @@ _DAMAGE = (
     *(EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error),
     Image.DecompressionBombError,
 )
-# What Windows, macOS and network drives leave beside the files of their users; names are compared in lower case.
+# Files that Windows, macOS and network drives add to folders; names are compared in lower case.
 _SYSTEM = frozenset({"__macosx", "thumbs.db", "desktop.ini", "icon\r", "@eadir", "$recycle.bin", "lost+found"})
 _SYSTEM |= {"system volume information"}
 # Formats in which a file can hold several pictures. JPEG is none of them: what a phone appends is no second frame.
@@ -36,7 +36,7 @@ _HALVED = frozenset({"RGB;16B", "LA;16B", "RGBA;16B"})
 
 
 class UnsuitableError(ValueError):
-    """A whole image that is not what is needed here; says what to do."""
+    """An intact image of an unsuitable kind; the message says what to do."""
 
 
 class TooDeepError(UnsuitableError):
@@ -60,7 +60,7 @@ def normal(name: str) -> str:
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder is never looked at: it begins with a dot, or the system put it there.
+    """Whether a file or folder is always ignored: its name begins with a dot, or the system created it.
 
     >>> [hidden(name) for name in ("._00000.png", "Thumbs.db", "00000.png")]
     [True, True, False]
@@ -105,7 +105,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """Open a frame or mask with Pillow; whatever is wrong with it is one of three exceptions.
+    """Open a frame or mask with Pillow; every fault becomes one of three exceptions.
 
     Raises:
         OSError, SyntaxError, ValueError: if the file is damaged, no image, animated, or declares an absurd size.
@@ -124,7 +124,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image as it is meant to be seen: turned and mirrored as its EXIF orientation says, in its own mode."""
+    """Apply the EXIF orientation; the mode stays as it is."""
     return ImageOps.exif_transpose(image)
 
 
@@ -210,6 +210,9 @@ def resize(frame: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
 
     The one way frames are resized everywhere: a triangle filter whose support grows with the reduction, in fixed
     point, so the result is the same on every machine. ``None`` or the frame's own size returns it unchanged.
+
+    >>> resize(np.zeros((64, 96, 3), np.uint8), (32, 48)).shape
+    (32, 48, 3)
     """
     if size is None or frame.shape[:2] == tuple(size):
         return frame

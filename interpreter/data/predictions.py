@@ -8,26 +8,24 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from interpreter.data.annotations import read_ids
+from interpreter.data.datasets.annotations import read_ids
 from interpreter.data.images import natural_key, normal
 from interpreter.data.rle import decode_rle
 from interpreter.data.tree import LeftOut, listing, split_frames, walk
 from interpreter.data.video import VideoError
 from interpreter.files import read_text
 
-Format = Literal["auto", "png", "youtube-vis", "npz"]
-
 LARGEST_ID = 65535
 KEYS = ("masks", "labels")
-"""Names of the label maps in an .npz file that holds a single video."""
+"""Names of the label maps in an .npz file of a single video."""
 
 
 class PredictionError(ValueError):
-    """Saved masks that cannot be used: which file, what is wrong, what was expected, in one line."""
+    """Saved masks that cannot be used; the message names file, fault and expectation in one line."""
 
 
 class Predictions(abc.ABC):
@@ -35,8 +33,8 @@ class Predictions(abc.ABC):
 
     Attributes:
         path: the file or folder they are read from.
-        names: of the videos that are there, in natural order and with composed accents (Unicode NFC).
-        background: id in :meth:`labels` of pixels that are in no segment; None where every id is a segment.
+        names: names of the videos, in natural order and with composed accents (Unicode NFC).
+        background: id in :meth:`labels` of pixels in no segment; None if every id is a segment.
     """
 
     path: Path
@@ -44,24 +42,26 @@ class Predictions(abc.ABC):
     background: int | None
 
     def labels(self, name: str, num_frames: int, size: tuple[int, int]) -> np.ndarray:
-        """The label maps of one video, read now and not kept.
+        """Read the label maps of one video; they are not cached.
 
         Args:
-            name: of the video.
-            num_frames: frames that it must have.
-            size: (H, W) that its maps must have.
+            name: name of the video.
+            num_frames: required number of frames.
+            size: required (H, W) of its maps.
 
         Returns:
             uint8 or uint16 [T, H, W]: the id of each pixel's segment, the same in all frames.
 
         Raises:
-            PredictionError: if the video is not there, its file is damaged, or it has another number of frames or
-                another size; names the file.
+            PredictionError: if the video is missing, its file is damaged, or it has another number of frames or another
+                size; names the file.
         """
         name = normal(name)
         if name not in self.names:
-            held = ", ".join(self.names[:5] + ["…"] * (len(self.names) > 5))
-            raise PredictionError(f"{self.path}: no masks of video {name!r}; it holds {len(self.names)} videos: {held}")
+            shown = ", ".join(self.names[:5] + ["…"] * (len(self.names) > 5))
+            raise PredictionError(
+                f"{self.path}: no masks of video {name!r}; it holds {len(self.names)} videos: {shown}"
+            )
         return self._read(name, num_frames, size)
 
     @abc.abstractmethod
@@ -69,10 +69,13 @@ class Predictions(abc.ABC):
         """:meth:`labels` of a video that is there."""
 
 
-def open_predictions(
-    path: str | Path, format: Format = "auto", *, video_ids: Mapping[str, int | str] | None = None
-) -> Predictions:
-    """Open saved masks.
+def open_predictions(path: str | Path, video_ids: Mapping[str, int | str] | None = None) -> Predictions:
+    """Open saved masks in one of three formats, recognised by the files at ``path``.
+
+    >>> np.savez(folder / "results.npz", walk=np.zeros((5, 64, 96), np.uint8))
+    >>> predictions = open_predictions(folder / "results.npz")
+    >>> predictions.names, predictions.labels("walk", 5, (64, 96)).shape
+    (['walk'], (5, 64, 96))
 
     - ``png``: DIR/VIDEO/00000.png …, one gray or palette image for each frame, numbered alike and in the order of their
       numbers; a pixel's value is its segment (255 too), 0 is background, as in DAVIS. VIDEO may lie several folders
@@ -86,42 +89,30 @@ def open_predictions(
 
     Args:
         path: folder or file.
-        format: ``auto`` tells by what is there.
         video_ids: name of each video of the data set -> its ``video_id`` in a YouTube-VIS file. By default the id is
             the name.
 
     Raises:
-        FileNotFoundError: if there is nothing at ``path``, or nothing of the format.
+        FileNotFoundError: if there is nothing at ``path``, or no file of any of the formats.
         PredictionError: if the file as a whole is damaged.
-        ValueError: for an unknown format.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or directory")
-    if format == "auto":
-        format = _format_of(path)
-    if format == "png":
-        return _PngFolders(path)
-    if format == "youtube-vis":
-        return _YouTubeVis(path, video_ids)
-    if format == "npz":
-        return _NpzFolder(path) if path.is_dir() else _NpzFile(path)
-    raise ValueError(f"unknown format of masks {format!r}; choose from auto, png, youtube-vis, npz")
-
-
-def _format_of(path: Path) -> Format:
-    suffixes: dict[str, Format] = {".png": "png", ".npz": "npz", ".json": "youtube-vis"}
     if path.is_file():
-        if path.suffix.lower() in (".json", ".npz"):
-            return suffixes[path.suffix.lower()]
+        if path.suffix.lower() == ".json":
+            return _YouTubeVis(path, video_ids)
+        if path.suffix.lower() == ".npz":
+            return _NpzFile(path)
         raise PredictionError(f"{path}: masks are read from .json (YouTube-VIS results), .npz or a folder")
-    there = Counter(file.suffix.lower() for folder in walk(path, LeftOut()) for file in folder.files)
-    for suffix in (".png", ".npz"):
-        if suffix in there:
-            return suffixes[suffix]
-    held = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in there.most_common(5)) or "nothing"
+    suffixes = Counter(file.suffix.lower() for folder in walk(path, LeftOut()) for file in folder.files)
+    if ".png" in suffixes:
+        return _PngFolders(path)
+    if ".npz" in suffixes:
+        return _NpzFolder(path)
+    shown = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in suffixes.most_common(5)) or "nothing"
     raise FileNotFoundError(
-        f"{path}: no .png or .npz files below it, it holds {held}; give a results .json as the file itself"
+        f"{path}: no .png or .npz files below it, it holds {shown}; give a results .json as the file itself"
     )
 
 
@@ -129,8 +120,6 @@ class _PngFolders(Predictions):
     background = 0
 
     def __init__(self, path: Path) -> None:
-        if not path.is_dir():
-            raise FileNotFoundError(f"{path}: PNG masks are a folder with a folder for each video")
         self.path = path
         self._masks: dict[str, list[Path]] = {}
         for folder in walk(path, LeftOut()):
@@ -225,15 +214,13 @@ class _NpzFolder(Predictions):
         files = [file for folder in walk(path, LeftOut()) for file in folder.files if file.suffix.lower() == ".npz"]
         self._files = {normal(file.relative_to(path).with_suffix("").as_posix()): file for file in files}
         self.names = sorted(self._files, key=natural_key)
-        if not self.names:
-            raise FileNotFoundError(f"{path}: no .npz files below it (VIDEO.npz)")
 
     def _read(self, name: str, num_frames: int, size: tuple[int, int]) -> np.ndarray:
         file = self._files[name]
-        held = _arrays(file)
-        keys = [key for key in KEYS if key in held]
+        arrays = _arrays(file)
+        keys = [key for key in KEYS if key in arrays]
         if len(keys) != 1:
-            raise PredictionError(f"{file}: exactly one array named masks or labels is expected, it holds {held[:5]}")
+            raise PredictionError(f"{file}: exactly one array named masks or labels is expected, it holds {arrays[:5]}")
         return _read_array(file, keys[0], (num_frames, *size))
 
 
@@ -242,11 +229,11 @@ class _NpzFile(Predictions):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        held = _arrays(path)
-        if not held:
+        arrays = _arrays(path)
+        if not arrays:
             raise PredictionError(f"{path}: holds no arrays")
-        single = len(held) == 1 and held[0] in KEYS
-        self._keys = {normal(path.stem): held[0]} if single else {normal(key): key for key in held}
+        single = len(arrays) == 1 and arrays[0] in KEYS
+        self._keys = {normal(path.stem): arrays[0]} if single else {normal(key): key for key in arrays}
         self.names = sorted(self._keys, key=natural_key)
 
     def _read(self, name: str, num_frames: int, size: tuple[int, int]) -> np.ndarray:
@@ -275,7 +262,7 @@ def _arrays(file: Path) -> list[str]:
 
 
 def _read_array(file: Path, key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """One array of label maps. Its header is checked first: what it declares is not memory that it may ask for."""
+    """One array of label maps. Its header is checked before memory is allocated."""
     try:
         with zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as data:
             found, dtype = _header(data)

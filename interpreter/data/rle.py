@@ -1,7 +1,7 @@
 """Run-length codes of COCO and YouTube-VIS, checked before they are decoded.
 
-pycocotools trusts what it is given: a count too many writes outside its buffer, and a wrong size allocates whatever it
-says. Files from elsewhere are therefore read here, where every run is known to fit before a mask is made.
+pycocotools does not check its input: an extra count writes outside its buffer, and a wrong size allocates any amount of
+memory. Untrusted files are therefore decoded here, where all runs are checked before a mask is allocated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 LARGEST_MASK = 2**28
-"""Pixels of the largest mask that is decoded: what a file declares is not memory that it may ask for."""
+"""Pixels of the largest mask that is decoded, whatever size a file declares."""
 
 BITS = 5  # of a count in each character of the compressed form; a sixth says that more follow
 FIRST = 48  # the character of value 0
@@ -19,6 +19,9 @@ LONGEST = 7  # characters of a count: 35 bits hold any run of LARGEST_MASK
 
 def decode_rle(rle: Mapping[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
     """Decode one COCO run-length code.
+
+    >>> decode_rle({"size": [2, 3], "counts": [1, 2, 3]}, (2, 3), "example").astype(int).tolist()
+    [[0, 1, 0], [1, 0, 0]]
 
     Args:
         rle: ``{"size": [H, W], "counts": …}``, where the counts are a list of numbers or compressed as str or bytes.

@@ -1,210 +1,23 @@
-"""Write generated scenes as a data set in the DAVIS 2017 layout: ``python -m interpreter.data.synthetic --help``."""
+"""Generate scenes as a data set: ``python -m interpreter.data.synthetic --help``."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-import zlib
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from queue import SimpleQueue
+import inspect
 
-import numpy as np
-from PIL import Image
+import tyro
 
-from interpreter.data._progress import cpu_count, progress, reading_threads
-from interpreter.data.layout import (
-    Picture,
-    claim,
-    encoded,
-    encoded_mask,
-    has_video,
-    locked,
-    make_folders,
-    write_set,
-    write_video,
-)
-from interpreter.data.scenes import Scene, make_scene
-from interpreter.interrupts import SIGNALS
+from interpreter.commands import RESUME, run_command
+from interpreter.data.scenes import generate_scenes
+
+EXAMPLES = """Examples:
+  python -m interpreter.data.synthetic --root SCENES
+  python -m interpreter.data.synthetic --root SCENES --num-videos 20 --split val"""
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """All that decides the pixels of a video, apart from its index. Raise ``version`` when the pictures change."""
-
-    seed: int
-    size: tuple[int, int]
-    num_frames: int
-    split: str
-    version: int = 1
-
-    def name(self, index: int) -> str:
-        return f"{self.split}-{index:05d}"
-
-    def scene(self, index: int) -> Scene:
-        # The split is part of the seed, so train and val differ; nothing else is, so the worker does not matter.
-        rng = np.random.default_rng([self.seed, zlib.crc32(self.split.encode()), index])
-        return make_scene(rng, self.size, self.num_frames)
-
-
-def generate_scenes(
-    root: Path,
-    num_videos: int = 200,
-    seed: int = 0,
-    size: tuple[int, int] = (128, 192),
-    num_frames: int = 24,
-    workers: int | None = None,
-    split: str = "train",
-) -> None:
-    """Generate videos of moving, occluding, textured objects with exact masks.
-
-    Each video shows 3 to 8 objects. It depends on seed, split and its index alone, bit for bit, however many workers
-    make it. Videos appear whole (written aside, then renamed), so an interrupted call can be continued; a finished set
-    is left as it is; asking for more videos adds to it. Read it with
-    ``open_dataset("synthetic", root, split)``.
-
-    Args:
-        root: folder to write to, in the DAVIS 2017 layout; several splits can share it.
-        num_videos: how many videos the split has.
-        seed: 0 or more; another seed gives other videos.
-        size: height and width of the frames in pixels, each at least 32.
-        num_frames: frames per video.
-        workers: processes; by default one per core.
-        split: name of the image set.
-
-    Raises:
-        ValueError: if an argument is out of range, or the split exists with other parameters or more videos.
-    """
-    size = (int(size[0]), int(size[1]))
-    if min(num_videos, num_frames) < 1 or seed < 0 or min(size) < 32 or (workers is not None and workers < 1):
-        raise ValueError(
-            f"need num_videos, num_frames and workers >= 1, seed >= 0 and both sides >= 32, not "
-            f"num_videos={num_videos}, num_frames={num_frames}, workers={workers}, seed={seed}, size={size}"
-        )
-    if not split or not split.replace("-", "").replace("_", "").isalnum():
-        raise ValueError(f"split must be made of letters, digits, - and _, not {split!r}")
-    recipe = _Recipe(seed, size, num_frames, split)
-    make_folders(root)
-    with locked(root):
-        claim(root / f"scenes-{split}.json", {**asdict(recipe), "num_videos": num_videos})
-        missing = [i for i in range(num_videos) if not has_video(root, recipe.name(i))]
-        _write_all(root, recipe, missing, workers or cpu_count())
-        write_set(root, split, (recipe.name(i) for i in range(num_videos)))
-
-
-def _write_all(root: Path, recipe: _Recipe, indices: list[int], workers: int) -> None:
-    description = f"generating {recipe.split} scenes"
-    workers = min(workers, len(indices))
-    if workers <= 1:
-        for i in progress(indices, len(indices), description):
-            _write_video(root, recipe, i)
-        return
-    with reading_threads(workers) as pool, ExitStack() as started:
-        idle: SimpleQueue[_Worker] = SimpleQueue()
-        for _ in range(workers):
-            idle.put(started.enter_context(_Worker(root, recipe)))
-
-        def write(index: int) -> None:
-            worker = idle.get()
-            try:
-                worker.write_video(index)
-            finally:
-                idle.put(worker)
-
-        for _ in progress(pool.map(write, indices), len(indices), description):
-            pass
-
-
-class _Worker:
-    """A process that renders and writes videos; it ends when the block does, and with the process that started it.
-
-    A program of its own instead of `multiprocessing`: it imports neither torch nor the caller's main module, Ctrl-C
-    does not reach it, and nothing of it is left when its parent is killed.
-    """
-
-    def __init__(self, root: Path, recipe: _Recipe) -> None:
-        self._setup = json.dumps([str(root), asdict(recipe)])
-
-    def __enter__(self) -> "_Worker":
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", "from interpreter.data.synthetic import _serve; _serve()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
-        )
-        self._send(self._setup)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-    def write_video(self, index: int) -> None:
-        """Let it write a video, and wait."""
-        self._send(str(index))
-        assert self._process.stdout is not None
-        reply = self._process.stdout.readline()
-        if not reply:
-            raise ChildProcessError(f"a process that renders scenes ended with status {self._process.wait()}")
-        if problem := json.loads(reply):
-            raise OSError(*problem)
-
-    def _send(self, line: str) -> None:
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended; the missing reply says so
-            self._process.stdin.write(f"{line}\n")
-            self._process.stdin.flush()
-
-
-def _serve() -> None:
-    """What runs in a worker: video numbers come on standard input, a line for each that is done goes to the output."""
-    for number in SIGNALS:  # a scheduler sends them to every process; the parent decides when this one ends
-        signal.signal(number, signal.SIG_IGN)
-    root, recipe = json.loads(sys.stdin.readline())
-    recipe = _Recipe(**{**recipe, "size": tuple(recipe["size"])})
-    indices: SimpleQueue[int] = SimpleQueue()
-
-    def receive() -> None:
-        for line in sys.stdin:
-            indices.put(int(line))
-        os._exit(0)  # the parent is gone, whatever is in work
-
-    threading.Thread(target=receive, daemon=True).start()
-    while True:
-        problem = None
-        try:
-            _write_video(Path(root), recipe, indices.get())
-        except OSError as error:
-            problem = [error.errno, error.strerror, error.filename]
-        print(json.dumps(problem), flush=True)
-
-
-def _write_video(root: Path, recipe: _Recipe, index: int) -> None:
-    """Render and write one video."""
-    frames, masks = recipe.scene(index).render()
-    # Full chroma resolution: object borders are often borders of hue.
-    jpegs = (encoded(Image.fromarray(frame), "JPEG", quality=95, subsampling=0) for frame in frames)
-    write_video(
-        root,
-        recipe.name(index),
-        (Picture(t, ".png", encoded_mask(mask)) for t, mask in enumerate(masks)),
-        (Picture(t, ".jpg", jpeg) for t, jpeg in enumerate(jpegs)),
-    )
+def main() -> int:
+    """The command line."""
+    about = (inspect.getdoc(generate_scenes) or "").partition("\n\n>>>")[0]
+    tyro.cli(generate_scenes, prog="python -m interpreter.data.synthetic", description=f"{about}\n\n{EXAMPLES}")
+    return 0
 
 
 if __name__ == "__main__":
-    import tyro
-
-    from interpreter.cli import RESUME, run_command
-
-    def main() -> int:
-        """The command line."""
-        tyro.cli(generate_scenes, prog="python -m interpreter.data.synthetic")
-        return 0
-
     run_command(main, stopped=RESUME)

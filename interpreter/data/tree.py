@@ -1,4 +1,4 @@
-"""What lies in folders: which images are frames, every folder once, and words for all that is not read."""
+"""Folders: which images are frames, walking each folder once, and a line on the files that are not read."""
 
 import os
 import re
@@ -11,19 +11,19 @@ from typing import NamedTuple
 
 from interpreter.data.images import hidden, is_folder, is_regular, natural_key, normal
 
-LABELS = 8  # kinds of files that one line on what is left out names
-# Pictures that are not read: whoever has them needs to know which ones are.
+LABELS = 8  # kinds of files that `LeftOut` names in its line
+# Formats of pictures that are not read; users who have them are told which formats are.
 _PICTURES = frozenset({".tif", ".tiff", ".exr", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dng", ".ppm", ".pgm"})
 _PICTURES |= {".tga", ".jfif", ".hdr", ".dpx", ".cr2", ".nef", ".arw", ".psd"}
 
 
 class Frames(NamedTuple):
-    """Images of one folder, told apart by their names.
+    """The images of one folder, sorted by their names.
 
     Attributes:
         frames: the images of the numbered sequence, in its order.
         others: images that are not part of it.
-        problem: why the images are no video; empty if they are one.
+        problem: why the images are not one video; empty if they are.
     """
 
     frames: list[Path]
@@ -77,18 +77,18 @@ def _shown(paths: Sequence[Path]) -> str:
 
 @dataclass
 class LeftOut:
-    """What is not read, by kind of file and reason; ``str`` is one short line, empty if nothing was left out."""
+    """The files that are not read, by kind and reason; ``str`` gives one short line, empty if there are none."""
 
     groups: dict[str, list[Path]] = field(default_factory=dict)
 
     def add(self, path: Path, label: str) -> None:
-        """Note a path under a label in the singular; one that begins with a blank goes behind the file's suffix."""
+        """Add a path under a label in the singular; a label that begins with a blank follows the file's suffix."""
         if label.startswith(" "):
             label = (path.suffix.lower() or "file without suffix") + label
         self.groups.setdefault(label.strip(), []).append(path)
 
     def __str__(self) -> str:
-        """Such as ``left out: 3 .jpg beside video files (clip0.jpg, clip1.jpg, …), 1 broken link (a.mp4)``."""
+        """For example ``left out: 3 .jpg beside video files (clip0.jpg, clip1.jpg, …), 1 broken link (a.mp4)``."""
         if not self.groups:
             return ""
         ordered = sorted(self.groups.items(), key=lambda item: -len(item[1]))
@@ -108,13 +108,13 @@ def _counted(paths: Sequence[Path], label: str) -> str:
 
 @dataclass
 class Folder:
-    """What a walk finds in one folder, in natural order, hidden names left out.
+    """The content of one folder, in natural order and without hidden names.
 
     Attributes:
         path: the folder.
         folders: those below it, links included; a walk does not enter those that are removed from the list.
         files: its files, links included.
-        odd: links that lead nowhere, and what is neither file nor folder.
+        odd: broken links, and what is neither file nor folder.
     """
 
     path: Path
@@ -124,31 +124,31 @@ class Folder:
 
 
 def look(path: Path) -> Folder:
-    """What is in a folder.
+    """List a folder.
 
     Raises:
         OSError: if there is no such folder, or it cannot be read.
     """
-    found = Folder(path, [], [], [])
+    folder = Folder(path, [], [], [])
     with os.scandir(path) as entries:
         for entry in entries:
             if not hidden(entry.name):
-                kind = found.folders if is_folder(entry) else found.files if is_regular(entry) else found.odd
+                kind = folder.folders if is_folder(entry) else folder.files if is_regular(entry) else folder.odd
                 kind.append(path / entry.name)
-    for paths in (found.folders, found.files, found.odd):
+    for paths in (folder.folders, folder.files, folder.odd):
         paths.sort(key=lambda one: natural_key(one.name))
-    return found
+    return folder
 
 
 def walk(top: Path, left_out: LeftOut, without: Sequence[Path] = ()) -> Iterator[Folder]:
     """Visit a folder and all below it, each once whatever links lead to it: first without links, then through them.
 
-    Links to a folder that holds ``top`` are not followed: they would lead to everything beside it.
+    Links to a folder above ``top`` are not followed: they would lead out of it.
 
     Args:
         top: where to begin.
-        left_out: takes note of links that are not followed, of folders that cannot be read, and of what is neither
-            file nor folder.
+        left_out: gets the links that are not followed, the folders that cannot be read, and what is neither file nor
+            folder.
         without: folders not to enter.
 
     Raises:
@@ -164,18 +164,18 @@ def walk(top: Path, left_out: LeftOut, without: Sequence[Path] = ()) -> Iterator
                 if path.is_symlink() and path not in without:
                     left_out.add(path, "link to a folder above or one that was read already")
                 continue
-            found = look(path)
+            folder = look(path)
         except OSError:
             if path == top:
                 raise
             left_out.add(path, "folder that cannot be read")
             continue
         seen.add(identity)
-        yield found
-        for odd in found.odd:
+        yield folder
+        for odd in folder.odd:
             left_out.add(odd, "broken link" if odd.is_symlink() else "neither file nor folder")
-        links += [folder for folder in found.folders if folder.is_symlink()]
-        todo += [folder for folder in reversed(found.folders) if not folder.is_symlink()]
+        links += [below for below in folder.folders if below.is_symlink()]
+        todo += [below for below in reversed(folder.folders) if not below.is_symlink()]
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -183,13 +183,13 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def listing(folder: Path, limit: int = 8) -> str:
-    """Names in a folder, for error messages."""
+def listing(folder: Path) -> str:
+    """The first eight names in a folder, for error messages."""
     if not folder.is_dir():
         return "nothing (no such folder)"
-    found = look(folder)
-    names = [path.name for path in (*found.folders, *found.files, *found.odd)]
-    return ", ".join(names[:limit] + ["…"] * (len(names) > limit)) or "nothing"
+    content = look(folder)
+    names = [path.name for path in (*content.folders, *content.files, *content.odd)]
+    return ", ".join(names[:8] + ["…"] * (len(names) > 8)) or "nothing"
 
 
 def folders(parent: Path) -> list[Path]:
@@ -198,10 +198,10 @@ def folders(parent: Path) -> list[Path]:
 
 
 def locate(parent: Path, name: str) -> Path:
-    """The path of a name below a folder, also where the disk has its accents as characters of their own.
+    """The path of a name below a folder, even if the disk stores its accents as separate characters.
 
     Returns:
-        ``parent / name`` if it is there or nothing else fits, so that errors name what was asked for.
+        ``parent / name`` if it exists or nothing else fits, so that errors name the requested path.
     """
     if name.isascii():
         return parent / name

@@ -1,22 +1,23 @@
-"""Looking at every file of a data set: what is there, what is missing, what is corrupt, and whether splits leak."""
+"""Checking every file of a data set: what is missing, what is damaged, and whether two splits share videos."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from interpreter.data._progress import cpu_count, progress, reading_threads
+from interpreter.console import tracked
+from interpreter.data.datasets.unopened import UnopenedVideo
 from interpreter.data.images import read_rgb
-from interpreter.data.sources import Source
+from interpreter.data.threads import cpu_count, reading_threads
 from interpreter.data.video import VideoError
 
 
 @dataclass
 class Findings:
-    """What is in some videos.
+    """The contents of some videos.
 
     Attributes:
         videos, frames, masks: how many there are; masks counts annotated frames.
-        problems: one line for each file that is missing or corrupt; names it.
+        problems: one line for each missing or damaged file, which names it.
     """
 
     videos: int = 0
@@ -25,72 +26,71 @@ class Findings:
     problems: list[str] = field(default_factory=list)
 
 
-def check_sources(sources: Sequence[Source]) -> Findings:
+def check_videos(videos: Sequence[UnopenedVideo]) -> Findings:
     """Decode every frame and every mask, in threads, with a progress bar."""
     total = Findings()
     with reading_threads(cpu_count()) as pool:
-        for found in progress(pool.map(_check, sources), len(sources), "checking videos"):
-            total.videos += found.videos
-            total.frames += found.frames
-            total.masks += found.masks
-            total.problems += found.problems
+        for one in tracked(pool.map(_check, videos), len(videos), "checking"):
+            total.videos += one.videos
+            total.frames += one.frames
+            total.masks += one.masks
+            total.problems += one.problems
     return total
 
 
-def _check(source: Source) -> Findings:
-    found = Findings(videos=1)
-    for file in source.files:
+def _check(unopened: UnopenedVideo) -> Findings:
+    findings = Findings(videos=1)
+    for file in unopened.files:
         try:
             read_rgb(file)
         except FileNotFoundError:
-            found.problems.append(f"{file}: missing")
+            findings.problems.append(f"{file}: missing")
         except (OSError, SyntaxError, ValueError) as error:
-            found.problems.append(f"{file}: damaged or no image ({' '.join(str(error).split())})")
-    if found.problems:  # without its frames nothing can be said of a video
-        return found
+            findings.problems.append(f"{file}: damaged or no image ({' '.join(str(error).split())})")
+    if findings.problems:  # a video cannot be opened without its frames
+        return findings
     try:
-        video, annotation = source.open()
+        video, annotation = unopened.open()
         video.check()
-        found.frames = video.num_frames
+        findings.frames = video.num_frames
     except (VideoError, OSError) as error:
-        found.problems.append(str(error))
-        return found
+        findings.problems.append(str(error))
+        return findings
     if annotation is None:
-        return found
+        return findings
     for frame in annotation.frames:
         try:
             annotation.read(frame, (video.height, video.width))
-            found.masks += 1
+            findings.masks += 1
         except (VideoError, OSError) as error:
-            found.problems.append(str(error))
-    return found
+            findings.problems.append(str(error))
+    return findings
 
 
-def find_leaks(training: Sequence[Source], held_out: Sequence[Source]) -> list[str]:
-    """Videos that are in both of two splits: by id, by name (the folder of their frames) or by their first frame.
+def find_leaks(training: Sequence[UnopenedVideo], held_out: Sequence[UnopenedVideo]) -> list[str]:
+    """Find videos that are in both of two splits: by id, by name (the folder of their frames) or by their first frame.
 
     Returns:
-        One line for each, empty if there are none. Copies under other names are found if the bytes of their first
-        frame are the same.
+        One line for each. A copy under another name is noticed if its first frame has the same bytes.
     """
     leaks = []
     for what, key in (("id", _id), ("folder of frames", _name), ("first frame", _first_frame)):
-        known = {value: source for source in held_out if (value := key(source)) is not None}
-        for source in training:
-            if (value := key(source)) is not None and value in known:
-                leaks.append(f"{source.path} and {known[value].path} have the same {what}")
+        known = {value: video for video in held_out if (value := key(video)) is not None}
+        for video in training:
+            if (value := key(video)) is not None and value in known:
+                leaks.append(f"{video.path} and {known[value].path} have the same {what}")
     return leaks
 
 
-def _id(source: Source) -> str | None:
-    return None if source.id is None else repr(source.id)
+def _id(video: UnopenedVideo) -> str | None:
+    return None if video.id is None else repr(video.id)
 
 
-def _name(source: Source) -> str:
-    return source.name
+def _name(video: UnopenedVideo) -> str:
+    return video.name
 
 
-def _first_frame(source: Source) -> str | None:
-    if not source.files or not source.files[0].is_file():
+def _first_frame(video: UnopenedVideo) -> str | None:
+    if not video.files or not video.files[0].is_file():
         return None
-    return hashlib.sha256(source.files[0].read_bytes()).hexdigest()
+    return hashlib.sha256(video.files[0].read_bytes()).hexdigest()

@@ -1,25 +1,23 @@
-"""How much memory a training step takes, found without taking it."""
+"""How much memory a training step takes, computed without allocating it."""
 
 import copy
 import dataclasses
 import resource
 import sys
 import weakref
-from collections.abc import Sequence
 from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from interpreter.configs import OptimConfig
-from interpreter.engine.cache import gigabytes
 from interpreter.engine.step import TrainingStep
-from interpreter.engine.tasks import ImageTask, VideoTask
+from interpreter.engine.task import Task
+from interpreter.store.fill import gigabytes
 
 
 class LivingStorages(TorchDispatchMode):
@@ -51,35 +49,35 @@ class LivingStorages(TorchDispatchMode):
         return out
 
 
-def predicted_peak(task: ImageTask | VideoTask, optim: OptimConfig, shapes: Sequence[tuple[int, ...]]) -> int:
+def predicted_peak(task: Task) -> int:
     """Most bytes that are alive at once in an eager step: weights, optimiser, gradients, activations and the batch.
 
     The step runs on tensors without data, whose storages are counted. Left out are what libraries allocate for
     themselves, buffers inside the project's own ops, and the backbone.
-
-    Args:
-        task: what a step computes.
-        optim: optimiser settings; ``precision`` resolved.
-        shapes: of the inputs of a step.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), LivingStorages() as living:
-        fake = dataclasses.replace(task, model=copy.deepcopy(task.model))  # type: ignore[arg-type]
-        inputs = tuple(torch.empty(shape, device=task.device) for shape in shapes)
-        step = TrainingStep(fake, optim, task.device)
+        fake = dataclasses.replace(task, model=copy.deepcopy(task.model))
+        inputs = tuple(torch.empty(shape, device=task.device) for shape in task.shapes())
+        step = TrainingStep(fake, task.optim, task.device)
         step.start(0, {})
         for _ in range(2):  # the second has the optimiser's state from the beginning
             step.run(inputs)
     return living.peak
 
 
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters that training changes."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
 def free_bytes(device: torch.device) -> int:
-    """Memory that nobody uses: of the GPU, or of the machine."""
+    """Free memory, of the GPU or of the machine."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
-def memory_notice(task: ImageTask | VideoTask, optim: OptimConfig, shapes: Sequence[tuple[int, ...]]) -> str:
-    """What a step will take, and what to do if that is more than there is."""
-    needed, free = predicted_peak(task, optim, shapes), free_bytes(task.device)
+def memory_notice(task: Task) -> str:
+    """How much memory a step will take, and what to do if that is more than is free."""
+    needed, free = predicted_peak(task), free_bytes(task.device)
     notice = f"a step takes {gigabytes(needed)} of memory at its peak"
     if task.device.type == "cuda":
         weights = sum(p.numel() * p.element_size() for p in task.model.parameters())

@@ -3,8 +3,8 @@
 import torch
 
 from interpreter.configs import Precision
-from interpreter.models.backbone import Backbone
-from interpreter.models.float8 import to_float8
+from interpreter.models.backbones import Backbone
+from interpreter.models.backbones.float8 import to_float8
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
@@ -32,3 +32,8 @@ def in_precision(backbone: Backbone, precision: Precision) -> Backbone:
         name = type(backbone).__name__
         raise ValueError(f"--precision fp8-backbone: the backbone {name} has no linear layers; use --precision bf16")
     return backbone
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

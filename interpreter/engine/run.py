@@ -1,51 +1,54 @@
-"""A run directory: its configuration, its stages, and how they are opened again."""
+"""A run directory: its configuration, and the checkpoints of its stages."""
 
 import dataclasses
 import hashlib
 import json
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from interpreter.configs import ImageTraining, Stage, VideoTraining
-from interpreter.engine.checkpoint import TrainingState, load_checkpoint, newest_step, restore_weights
-from interpreter.engine.logging import console
-from interpreter.engine.precision import in_precision, resolve_precision
+from interpreter.console import console
+from interpreter.engine.checkpoint import TrainingState, load_checkpoint, newest_step
 from interpreter.files import read_text, write_text
-from interpreter.models.backbone import Backbone, load_backbone
-from interpreter.models.image_stage import ImageStage
-from interpreter.models.video_stage import VideoStage
 
 T = TypeVar("T")
 
-# Settings that may change between two calls on the same run directory.
-FREE = {
-    "run",
-    "logging",
-    "decoding",
-    "compile",
-    "cuda_graph",
-    "recompute",
-    "features",
-    "cache",
-    "steps",
-    "allow_unfinished",
-}
-# Whole numbers that are no counts.
-MAY_BE_ZERO = {"seed", "warmup_steps", "feature_layer"}
+FORMAT = 2
+DEFAULT_METHOD = "interpreter"  # of runs and commands that name none
+# Names that options had in runs of format 1.
+RENAMED = {"samples": "draws"}
 
 
 @dataclass
 class RunConfig:
-    """What ``config.json`` holds."""
+    """What ``config.json`` holds.
 
-    image: ImageTraining | None = None
-    video: VideoTraining | None = None
-    image_weights: str | None = None  # hash of the image stage that the video stage was trained on
+    Attributes:
+        method: name of the method.
+        stages: options of each stage that was begun, by key, in JSON's types.
+        trained_on: of each stage that was trained on another one, the hash of that stage's weights.
+    """
+
+    method: str = DEFAULT_METHOD
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    trained_on: dict[str, str] = field(default_factory=dict)
+
+    def options(self, key: str, kind: type[T]) -> T | None:
+        """Options of a stage as a dataclass; None if it was not begun.
+
+        Raises:
+            ValueError: if they are not those of this kind.
+        """
+        if key not in self.stages:
+            return None
+        try:
+            return from_dict(kind, self.stages[key])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"config.json does not hold the options of a {key} stage ({error})") from error
 
 
 def from_dict(kind: type[T], values: dict[str, Any]) -> T:
@@ -68,8 +71,15 @@ def _restore(hint: Any, value: Any) -> Any:
     return value
 
 
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass in JSON's types."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
 def read_config(run: Path) -> RunConfig:
     """Read ``config.json``; an absent one is an empty configuration.
+
+    A file of format 1, which knew the method ``interpreter`` alone, is read as one of format 2.
 
     Raises:
         ValueError: if it cannot be understood.
@@ -78,25 +88,51 @@ def read_config(run: Path) -> RunConfig:
     if not path.exists():
         return RunConfig()
     try:
-        return from_dict(RunConfig, json.loads(read_text(path)))
+        content = json.loads(read_text(path))
+        number = content.get("format", 1)
+        if number == 1:
+            content = _from_format_1(content)
+        elif number != FORMAT:
+            raise ValueError(f"format {number}; this version reads 1 and {FORMAT}")
+        return RunConfig(content["method"], dict(content["stages"]), dict(content.get("trained_on", {})))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is not the configuration of a run ({error})") from error
 
 
+def _from_format_1(content: dict[str, Any]) -> dict[str, Any]:
+    """``{"image": …, "video": …, "image_weights": …}`` in format 2."""
+    if unknown := sorted(content.keys() - {"image", "video", "image_weights"}):
+        raise ValueError(f"unknown entries {', '.join(unknown)}")
+    stages = {
+        name: {RENAMED.get(option, option): value for option, value in content[name].items()}
+        for name in ("image", "video")
+        if content.get(name)
+    }
+    weights = content.get("image_weights")
+    return {"method": DEFAULT_METHOD, "stages": stages, "trained_on": {"video": weights} if weights else {}}
+
+
 def write_config(run: Path, config: RunConfig) -> None:
-    """Write ``config.json`` atomically."""
-    write_text(run / "config.json", json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n")
+    """Write ``config.json``, whole or not at all."""
+    content = {"format": FORMAT, **dataclasses.asdict(config)}
+    write_text(run / "config.json", json.dumps(content, indent=2) + "\n")
 
 
-def require_same(old: ImageTraining | VideoTraining | None, new: ImageTraining | VideoTraining) -> None:
-    """Refuse to go on with settings that differ from those that a stage was started with.
+def require_same(old: Any, new: Any) -> None:
+    """Refuse to resume a stage with settings that differ from those that it was started with.
+
+    Fields marked with ``option(..., may_change=True)`` may differ.
+
+    Args:
+        old: options that the stage was started with; None if it was not.
+        new: options now, of the same dataclass.
 
     Raises:
         ValueError: names each setting that differs.
     """
     if old is None:
         return
-    before, after = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
+    before, after = _fixed(old), _fixed(new)
     changed = [f"{k} was {before[k]}, now {after[k]}" for k in after if before.get(k) != after[k]]
     if changed:
         raise ValueError(
@@ -105,26 +141,36 @@ def require_same(old: ImageTraining | VideoTraining | None, new: ImageTraining |
         )
 
 
-def require_positive(config: ImageTraining | VideoTraining) -> None:
-    """Refuse counts and sizes below 1, before anything is computed.
+def _fixed(options: Any) -> dict[str, Any]:
+    """Options that may not change, by their names on the command line."""
+    fixed: dict[str, Any] = {}
+    for option in dataclasses.fields(options):
+        value = getattr(options, option.name)
+        if option.metadata.get("may_change"):
+            continue
+        fixed |= _fixed(value) if dataclasses.is_dataclass(value) else {flag(option.name): value}
+    return fixed
+
+
+def flag(name: str) -> str:
+    """An option's name on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def check_ranges(options: Any) -> None:
+    """Refuse whole numbers below the least value of their option (``option(..., at_least=1)``).
 
     Raises:
         ValueError: names the option.
     """
-    for part in (config, *(getattr(config, f.name) for f in dataclasses.fields(config))):
-        for option in dataclasses.fields(part) if dataclasses.is_dataclass(part) else ():
-            values = getattr(part, option.name)
-            for value in values if isinstance(values, tuple) else (values,):
-                if type(value) is int and value < 1 and option.name not in MAY_BE_ZERO:
-                    raise ValueError(f"--{option.name.replace('_', '-')} must be at least 1, got {value}")
-
-
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in FREE:
-            flat |= _flat(value) if isinstance(value, dict) else {"--" + key.replace("_", "-"): value}
-    return flat
+    for option in dataclasses.fields(options):
+        value, least = getattr(options, option.name), option.metadata.get("at_least")
+        if dataclasses.is_dataclass(value):
+            check_ranges(value)
+        elif least is not None and value is not None:
+            for number in value if isinstance(value, tuple) else (value,):
+                if number < least:
+                    raise ValueError(f"{flag(option.name)} must be at least {least}, got {number}")
 
 
 def require_directory(run: Path) -> None:
@@ -149,21 +195,33 @@ def require_run(run: Path) -> None:
         raise FileNotFoundError(f"no run directory at {run}; make one with: python -m interpreter.train --run {run}")
 
 
-def unfinished(run: Path, stage: Stage) -> str | None:
+def train_command(method: str, stage: str, run: Path) -> str:
+    """The command line that trains a stage."""
+    which = "" if method == DEFAULT_METHOD else f" --method {method}"
+    return f"python -m interpreter.train{which} --stage {stage} --run {run}"
+
+
+def unfinished(run: Path, key: str, stored: RunConfig) -> str | None:
     """How far the training of a stage came, if it did not reach its last step; None if it did, or never began."""
-    config, step = getattr(read_config(run), stage), newest_step(run / stage)
-    if config is None or step == 0 or step >= config.optim.steps:
+    options, step = stored.stages.get(key), newest_step(run / key)
+    if options is None or step == 0 or step >= options["optim"]["steps"]:
         return None
-    return f"the {stage} stage of {run} is unfinished: step {step} of {config.optim.steps}"
+    return f"the {key} stage of {run} is unfinished: step {step} of {options['optim']['steps']}"
 
 
-def require_finished(run: Path, stage: Stage, allow_unfinished: bool = False) -> None:
-    """Refuse to build on a stage that did not reach its last step; if that is allowed, say so on screen.
+def require_finished(run: Path, key: str, stored: RunConfig, allow_unfinished: bool = False) -> None:
+    """Refuse to build on a stage that did not reach its last step; if that is allowed, print a warning.
+
+    Args:
+        run: run directory.
+        key: of the stage.
+        stored: configuration of the run.
+        allow_unfinished: whether to warn only.
 
     Raises:
         ValueError: says how far it is, and what to do.
     """
-    text = unfinished(run, stage)
+    text = unfinished(run, key, stored)
     if text and not allow_unfinished:
         raise ValueError(
             f"{text}. Rerun its training command to finish it, or add --allow-unfinished to use it as it is"
@@ -172,7 +230,7 @@ def require_finished(run: Path, stage: Stage, allow_unfinished: bool = False) ->
         console.print(f"[yellow]{text}", highlight=False, soft_wrap=True)
 
 
-def load_stage_state(run: Path, stage: Stage) -> TrainingState:
+def load_stage_state(run: Path, key: str, method: str = DEFAULT_METHOD) -> TrainingState:
     """The newest checkpoint of a stage.
 
     Raises:
@@ -180,54 +238,10 @@ def load_stage_state(run: Path, stage: Stage) -> TrainingState:
         NotADirectoryError: if ``run`` is a file.
     """
     require_run(run)
-    state = load_checkpoint(run / stage)
+    state = load_checkpoint(run / key)
     if state is None:
-        raise FileNotFoundError(
-            f"{run} holds no trained {stage} stage; "
-            f"train it with: python -m interpreter.train --stage {stage} --run {run}"
-        )
+        raise FileNotFoundError(f"{run} holds no trained {key} stage; train it with: {train_command(method, key, run)}")
     return state
-
-
-def load_image_stage(run: Path, device: torch.device) -> tuple[ImageTraining, Backbone, ImageStage, str]:
-    """Configuration, frozen backbone, image stage and the hash of its weights, of a run.
-
-    Raises:
-        FileNotFoundError: if the run has no trained image stage.
-        ValueError: if its files are damaged or do not belong together.
-    """
-    state = load_stage_state(run, "image")
-    config = read_config(run).image
-    if config is None:
-        raise ValueError(f"{run}/config.json does not describe the image stage that lies beside it")
-    precision = resolve_precision(config.optim.precision, device)
-    backbone = in_precision(load_backbone(config.backbone), precision).to(device)
-    stage = ImageStage(config.model, backbone.dim, backbone.grid(config.data.frame_size)).to(device)
-    restore_weights(stage, state.weights, run / "image")
-    stage.slot_attention.iterations = config.model.inference_iterations
-    return config, backbone, stage.requires_grad_(False).eval(), weights_hash(state)
-
-
-def load_video_stage(run: Path, image_stage: ImageStage, image_weights: str, device: torch.device) -> VideoStage:
-    """The trained video stage of a run.
-
-    Raises:
-        FileNotFoundError: if the run has none.
-        ValueError: if it was trained on another image stage, or its files are damaged.
-    """
-    state = load_stage_state(run, "video")
-    config = read_config(run)
-    if config.video is None:
-        raise ValueError(f"{run}/config.json does not describe the video stage that lies beside it")
-    if config.image_weights != image_weights:
-        raise ValueError(
-            f"the video stage of {run} was trained on another image stage than the one there now; "
-            f"delete {run / 'video'} and train it again: python -m interpreter.train --stage video --run {run}"
-        )
-    stage = VideoStage(config.video.model, image_stage.config.dim, config.video.num_frames).to(device)
-    restore_weights(stage, state.weights, run / "video")
-    stage.slot_attention.iterations = config.video.model.inference_iterations
-    return stage.requires_grad_(False).eval()
 
 
 def weights_hash(state: TrainingState) -> str:

@@ -1,8 +1,7 @@
 """One training step: forward, backward, clipping and AdamW; eager, compiled, or replayed as one CUDA graph.
 
-Everything a step changes is a tensor on the device, the number of the step and the learning rate too, so that one CUDA
-graph holds all of it and the host reads nothing back. What is to be logged is summed up on the device and read when
-somebody asks.
+Everything that a step changes is a tensor on the device, including the number of the step and the learning rate: one
+CUDA graph holds all of it, and the host reads nothing back. Numbers to log are summed on the device and read rarely.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,12 +14,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from interpreter.configs import OptimConfig
+from interpreter.engine.cuda_graph import StepGraph
 from interpreter.engine.distributed import Ranks
 from interpreter.engine.schedule import learning_rate
-from interpreter.engine.tasks import Task
-from interpreter.models.transformer import autocast
-
-EAGER_STEPS = 11  # before a graph is captured: kernels are compiled, buffers are made (DDP asks for 11)
+from interpreter.engine.task import Task
+from interpreter.models.autocast import autocast
 
 
 class TrainingStep:
@@ -31,7 +29,7 @@ class TrainingStep:
         optim: optimiser settings; ``precision`` resolved.
         device: where to train.
         compiled: run forward and backward through torch.compile.
-        captured: replay the whole step as one CUDA graph after ``EAGER_STEPS`` steps.
+        captured: replay the whole step as one CUDA graph, after some eager steps (see :mod:`.cuda_graph`).
         ranks: the processes that share each batch; gradients are averaged over them.
     """
 
@@ -48,16 +46,20 @@ class TrainingStep:
         self.parameters = [p for p in task.model.parameters() if p.requires_grad]
         rates = [learning_rate(step, optim) for step in range(optim.steps)]
         self.rates = torch.tensor(rates, dtype=torch.float32, device=device)
-        self.rate = torch.zeros((), device=device)
+        groups = task.parameter_groups(task.model)
+        self.scales = [group.pop("lr_scale", 1.0) for group in groups]
+        self.group_rates = [torch.zeros((), device=device) for _ in groups]
         self.optimizer = torch.optim.AdamW(
-            self.parameters,
+            groups,
             weight_decay=optim.weight_decay,
             fused=True,
             capturable=device.type == "cuda",
         )
-        self.optimizer.param_groups[0]["lr"] = self.rate
+        for group, rate in zip(self.optimizer.param_groups, self.group_rates, strict=True):
+            group["lr"] = rate
         self.number = torch.zeros((), dtype=torch.int64, device=device)  # steps done
-        # The first step whose loss, or else whose gradient, was not finite, counted from 1. From then on weights rest.
+        # The first step whose loss, or else whose gradient, was not finite, counted from 1. No later step updates
+        # weights.
         self.bad_loss, self.bad_gradient = (torch.zeros_like(self.number) for _ in range(2))
         self.sums: dict[str, Tensor] = {}
         self.forward: Callable = task.forward
@@ -70,7 +72,7 @@ class TrainingStep:
         self.graph = StepGraph(self._compute) if captured else None
 
     def start(self, step: int, sums: dict[str, float]) -> None:
-        """Go on after ``step`` steps, in a logging window with the given sums."""
+        """Continue after ``step`` steps, in a logging window with the given sums."""
         self.number.fill_(step)
         self.sums = {name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in sums.items()}
 
@@ -99,7 +101,9 @@ class TrainingStep:
         return None
 
     def _compute(self, *batch: Tensor) -> None:
-        self.rate.copy_(self.rates.index_select(0, self.number.view(1)).squeeze())
+        rate = self.rates.index_select(0, self.number.view(1)).squeeze()
+        for group_rate, scale in zip(self.group_rates, self.scales, strict=True):
+            group_rate.copy_(rate if scale == 1.0 else rate * scale)
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for part, share, last in self._micro_batches(batch):
@@ -119,9 +123,11 @@ class TrainingStep:
             loss = self.ranks.average(sums["loss"])
             self._note(self.bad_loss, loss)
             self._note(self.bad_gradient, norm)
-            # AdamW leaves everything as it is where this is 1, as for the gradient scaler that it was made for.
+            # Fused AdamW skips the update where this is 1; GradScaler normally sets it.
             self.optimizer.found_inf = (self.bad_loss + self.bad_gradient > 0).float()  # type: ignore[attr-defined]
             self.optimizer.step()
+        if self.task.after_step is not None:
+            self.task.after_step(self.task.model)
         for name, value in {**sums, "loss": loss, "grad_norm": norm}.items():
             if name not in self.sums:
                 self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -159,86 +165,37 @@ def _distributed(model: nn.Module, forward: Callable, device: torch.device) -> D
         return DistributedDataParallel(_Forward(model, forward), device_ids=[device.index], **options)
 
 
-class StepGraph:
-    """A function of tensors on a GPU, replayed as one CUDA graph.
+class Prefetched:
+    """Batches of a task, each prepared on a side stream while the device computes the step before it.
 
-    The first ``EAGER_STEPS`` calls run eagerly. The next one captures the function with its own input tensors, into
-    which each batch is copied: inputs must keep their shapes and dtypes.
+    Args:
+        task: whose batches.
+        device: where to train.
+        first: step to begin with.
     """
 
-    def __init__(self, function: Callable[..., None]) -> None:
-        self.function, self.calls = function, 0
-        self.side: torch.cuda.Stream | None = None
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.inputs: tuple[Tensor, ...] = ()
-
-    def run(self, batch: tuple[Tensor, ...]) -> None:
-        """Compute or replay.
-
-        Raises:
-            ValueError: if shapes or dtypes differ from those captured; says which.
-        """
-        self.calls += 1
-        if self.side is None:
-            # A capture needs a side stream, and warm-up should use the one that is captured. It is always the same
-            # one: the caching allocator keeps free memory per stream, so a new stream would allocate everything anew.
-            self.side = torch.cuda.Stream()
-        if self.calls <= EAGER_STEPS:
-            self.side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.side):
-                self.function(*batch)
-            torch.cuda.current_stream().wait_stream(self.side)
-            return
-        if self.graph is None:
-            self.inputs = tuple(t.clone() for t in batch)
-            self.graph = torch.cuda.CUDAGraph()
-            # "thread_local": threads of a loader may allocate and copy meanwhile.
-            capture = torch.cuda.graph(self.graph, stream=self.side, capture_error_mode="thread_local")
-            with annotate("graph capture"), capture:
-                self.function(*self.inputs)
-        check_same_inputs(self.inputs, batch)
-        for own, given in zip(self.inputs, batch, strict=True):
-            own.copy_(given)
-        with annotate("graph replay"):
-            self.graph.replay()
-
-
-def check_same_inputs(captured: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> None:
-    """Raise ValueError, naming the first input that a captured step cannot take."""
-    for index, (old, new) in enumerate(zip(captured, given, strict=True)):
-        if old.shape != new.shape or old.dtype != new.dtype:
-            raise ValueError(
-                f"input {index} of the step is {list(new.shape)} {new.dtype}, but the step was captured in a CUDA "
-                f"graph with {list(old.shape)} {old.dtype}; give batches of one size, or train with --no-cuda-graph"
-            )
-
-
-class Prefetched:
-    """Batches of a task, made one step ahead on a side stream while the device computes."""
-
-    def __init__(self, task: Task, device: torch.device, steps: int) -> None:
-        self.task, self.steps = task, steps
+    def __init__(self, task: Task, device: torch.device, first: int) -> None:
+        self.batches = task.batches(first)
         self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.ahead: tuple[int, tuple[Tensor, ...]] | None = None
+        self.ahead: tuple[Tensor, ...] | None = None
 
-    def batch(self, step: int) -> tuple[Tensor, ...]:
-        """Inputs of a step."""
+    def next(self) -> tuple[Tensor, ...]:
+        """Inputs of the next step."""
         if self.side is None:
             with annotate("loader"):
-                return self.task.batch(step)
-        batch = self._make(step) if self.ahead is None or self.ahead[0] != step else self.ahead[1]
+                return next(self.batches)
+        if self.ahead is None:
+            self.prepare()
+        batch, self.ahead = self.ahead, None
+        assert batch is not None, "there are no further steps"
         current = torch.cuda.current_stream()
         current.wait_stream(self.side)
         for tensor in batch:
             tensor.record_stream(current)
         return batch
 
-    def prepare(self, step: int) -> None:
-        """Begin the next batch; called when a step is under way."""
-        if self.side is not None and step < self.steps:
-            self.ahead = (step, self._make(step))
-
-    def _make(self, step: int) -> tuple[Tensor, ...]:
-        assert self.side is not None
-        with annotate("loader"), torch.cuda.stream(self.side):
-            return self.task.batch(step)
+    def prepare(self) -> None:
+        """Begin the batch after the current one; called when a step is under way."""
+        if self.side is not None:
+            with annotate("loader"), torch.cuda.stream(self.side):
+                self.ahead = next(self.batches, None)

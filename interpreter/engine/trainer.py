@@ -1,9 +1,9 @@
-"""The training loop of either stage: steps, logs, checkpoints, a clean stop."""
+"""The training loop: steps, logs, checkpoints, a clean stop."""
 
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,10 @@ from interpreter.engine.checkpoint import (
     save_diverged,
 )
 from interpreter.engine.distributed import Ranks
-from interpreter.engine.logging import NoLog, RunLog
+from interpreter.engine.records import NoLog, RunLog
 from interpreter.engine.schedule import learning_rate
 from interpreter.engine.step import Prefetched, TrainingStep
-from interpreter.engine.tasks import Task
+from interpreter.engine.task import Task
 from interpreter.interrupts import Interrupted, StopRequest
 
 # How often the processes of a job ask each other whether one was asked to stop: torchrun waits 30 s for all of them.
@@ -31,7 +31,20 @@ AGREE_SECONDS, AGREE_STEPS = 2.0, 10
 
 
 class DivergedError(RuntimeError):
-    """The loss is not finite any more."""
+    """The loss or a gradient is no longer finite."""
+
+
+@dataclass
+class LogWindow:
+    """Steps and seconds since the last record, on the host; sums on the device are the step's."""
+
+    count: float = 0.0
+    seconds: float = 0.0
+    waited: float = 0.0  # seconds for batches
+
+    def add(self, seconds: float, waited: float) -> None:
+        """Count a step."""
+        self.count, self.seconds, self.waited = self.count + 1, self.seconds + seconds, self.waited + waited
 
 
 @dataclass
@@ -42,7 +55,7 @@ class Trainer:
         task: what a step computes.
         optim: optimiser settings; ``precision`` resolved.
         logging: how often to log, sample and save.
-        directory: RUN/image or RUN/video.
+        directory: RUN/STAGE.
         device: where to train.
         compiled: run the step through torch.compile.
         captured: replay the step as one CUDA graph.
@@ -78,10 +91,10 @@ class Trainer:
         step = TrainingStep(self.task, optim, self.device, self.compiled, self.captured, self.ranks)
         if state:
             restore_optimizer(step.optimizer, self.task.model, state.optimizer)
-        done, window = (state.step, state.progress) if state else (0, {})
-        host = {name: window.pop(name, 0.0) for name in ("count", "seconds", "waited")}
-        step.start(done, window)
-        batches = Prefetched(self.task, self.device, optim.steps)
+        done, sums = (state.step, state.progress) if state else (0, {})
+        window = LogWindow(*(sums.pop(f.name, 0.0) for f in fields(LogWindow)))
+        step.start(done, sums)
+        batches = Prefetched(self.task, self.device, done)
 
         with ExitStack() as noted, self._log(done) as log:  # signals are noted until the log is closed
             first, sampled = done, done % self.logging.sample_every == 0 or done == optim.steps
@@ -89,41 +102,45 @@ class Trainer:
                 self._picture(log, done, stop)
             while done < optim.steps and not self._stopped(stop, done):
                 started = time.perf_counter()
-                batch = batches.batch(done)
+                batch = batches.next()
                 waited = time.perf_counter() - started
                 step.run(batch)
                 done += 1
                 if done == first + 1:
                     noted.enter_context(stop)
-                batches.prepare(done)
-                due = [
-                    done % every == 0 or done == optim.steps
-                    for every in (self.logging.log_every, self.logging.sample_every, self.logging.checkpoint_every)
-                ]
-                if any(due) or self.device.type == "cpu":  # a GPU is not made to wait in between
+                batches.prepare()
+                log_now, draw_now, save_now = self._due(done)
+                if log_now or draw_now or save_now or self.device.type == "cpu":  # a GPU is not made to wait in between
                     self._check(step)
-                host["count"] += 1
-                host["seconds"] += time.perf_counter() - started
-                host["waited"] += waited
-                if due[0]:
-                    values = {name: total / host["count"] for name, total in step.read_sums().items()}
-                    values |= {
-                        "seconds_per_step": host["seconds"] / host["count"],
-                        "seconds_for_batch": host["waited"] / host["count"],
-                        "lr": learning_rate(done - 1, optim),
-                    }
-                    log.record(done, values)
+                window.add(time.perf_counter() - started, waited)
+                if log_now:
+                    log.record(done, self._values(done, step, window))
                     step.clear_sums()
-                    host = dict.fromkeys(host, 0.0)
-                if due[1]:
+                    window = LogWindow()
+                if draw_now:
                     self._picture(log, done, stop)
-                if due[2]:
-                    self._save(done, step, host)
+                if save_now:
+                    self._save(done, step, window)
                 log.advance(done, waited)
             if done < optim.steps:
                 self._check(step)
-                self._save(done, step, host)
+                self._save(done, step, window)
         return done >= optim.steps
+
+    def _due(self, done: int) -> tuple[bool, bool, bool]:
+        """Whether to log, to draw and to save after ``done`` steps."""
+        every, last = self.logging, done == self.optim.steps
+        log, draw, save = (done % n == 0 or last for n in (every.log_every, every.sample_every, every.checkpoint_every))
+        return log, draw, save
+
+    def _values(self, done: int, step: TrainingStep, window: LogWindow) -> dict[str, float]:
+        """A record: means since the last one."""
+        values = {name: total / window.count for name, total in step.read_sums().items()}
+        return values | {
+            "seconds_per_step": window.seconds / window.count,
+            "seconds_for_batch": window.waited / window.count,
+            "lr": learning_rate(done - 1, self.optim),
+        }
 
     def _log(self, done: int) -> RunLog | NoLog:
         if not self.ranks.first:
@@ -160,8 +177,8 @@ class Trainer:
             number = int(step.bad_loss.item() or step.bad_gradient.item())
             raise self._diverged(number - 1, failure)
 
-    def _save(self, done: int, step: TrainingStep, host: dict[str, float]) -> None:
-        model, progress = self.task.model, step.read_sums() | host
+    def _save(self, done: int, step: TrainingStep, window: LogWindow) -> None:
+        model, progress = self.task.model, step.read_sums() | asdict(window)
         # A checkpoint must never contain what training cannot resume from: the loss would show it one step too late.
         if not all(parameter.isfinite().all() for parameter in model.parameters()):
             raise self._diverged(done, f"step {done} left weights that are not finite")

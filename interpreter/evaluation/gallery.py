@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from interpreter.data import VOID, Video
-from interpreter.evaluation.methods import Method, Size
+from interpreter.evaluation.candidates import Entry, Size
 from interpreter.files import written_whole
 from interpreter.metrics import resize_labels
 from interpreter.render import mask_grid
@@ -24,18 +24,18 @@ class Shown:
     chosen: np.ndarray  # numbers of the frames
     size: Size
     truth: np.ndarray  # [n, h, w]
-    rows: dict[str, np.ndarray] = field(default_factory=dict)  # method -> [n, h, w]
+    rows: dict[str, np.ndarray] = field(default_factory=dict)  # entry -> [n, h, w]
     score: float = float("nan")
 
     def draw(self) -> np.ndarray:
-        """Frames, masks of each method and the truth: uint8 [H, W, 3]."""
+        """Frames, masks of each entry and the truth: uint8 [H, W, 3]."""
         frames = self.video.read(self.chosen, self.size)
         return mask_grid(frames, self.rows, truth=self.truth, void=VOID)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Frames of a video with the masks of all methods: uint8 [H, W, 3]."""
+    """Frames of a video with the masks of all entries: uint8 [H, W, 3]."""
 
     rank: str
     video: str
@@ -61,26 +61,26 @@ class Gallery:
         self._kept: list[Shown] = []  # best first
         self._current: Shown | None = None
 
-    def see(self, video: Video, method: Method, maps: np.ndarray, truth: np.ndarray, frames: np.ndarray) -> None:
+    def see(self, video: Video, entry: Entry, maps: np.ndarray, truth: np.ndarray, frames: np.ndarray) -> None:
         """Look at the masks of a video: those of the first seed are shown, those of sweeps and blind baselines not.
 
         Args:
             video: the video.
-            method: whose masks they are.
+            entry: whose masks they are.
             maps: the masks of all frames, at any size.
             truth: [t, H, W] masks of the annotated frames.
             frames: [t] numbers of these.
         """
-        if not self.count or method.kind in ("sweep", "blind"):
+        if not self.count or entry.kind in ("sweep", "blind"):
             return
         if self._current is None:
             places = np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)
             size = (HEIGHT, round(HEIGHT * video.width / video.height))
             self._current = Shown(video, frames[places], size, resize_labels(truth[places], size))
         shown = self._current
-        if method.name not in shown.rows:
+        if entry.name not in shown.rows:
             labels = resize_labels(maps[shown.chosen], shown.size)
-            shown.rows[method.name] = np.unique(labels, return_inverse=True)[1].reshape(labels.shape) % 256
+            shown.rows[entry.name] = np.unique(labels, return_inverse=True)[1].reshape(labels.shape) % 256
 
     def forget(self) -> None:
         """Drop the video that is being seen."""

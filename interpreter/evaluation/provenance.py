@@ -4,15 +4,13 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import interpreter
-
 DISTRIBUTION = "interpreter-slots"
 
 
 def code_version() -> str:
     """The commit (``git describe --always --dirty``) of a checkout, else the version of the installed package."""
-    root = Path(interpreter.__file__).resolve().parents[1]
-    # An installation inside somebody else's repository must not pass for a commit of that one.
+    root = Path(__file__).resolve().parents[2]
+    # The commit of a repository that the installation happens to lie in would be the wrong one.
     if _git(root, "rev-parse", "--show-toplevel") == str(root):
         described = _git(root, "describe", "--always", "--dirty", "--tags")
         if described:

@@ -42,7 +42,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Provenance:
-    """What stands beside every number.
+    """Where every number comes from.
 
     Attributes:
         data: name of the data set.
@@ -88,7 +88,7 @@ def format_tables(scores: Scores, provenance: Provenance) -> str:
         for name in protocol.metrics:
             table.add_column(TITLES[name], justify="right", no_wrap=True)
         for row in mine:
-            table.add_row(escape(row.method.name), *(cell(row, name) for name in protocol.metrics))
+            table.add_row(escape(row.entry.name), *(cell(row, name) for name in protocol.metrics))
         console.print(title, markup=False, highlight=False, soft_wrap=True)
         console.print(table)
         notes = _notes(protocol, mine, scores.objectless(protocol))
@@ -116,9 +116,9 @@ def write_scores(path: Path, scores: Scores, provenance: Provenance, config: dic
     results = [
         {
             **named[row.protocol.name],
-            "method": row.method.name,
-            "kind": row.method.kind,
-            "sweep": row.method.sweep,
+            "method": row.entry.name,
+            "kind": row.entry.kind,
+            "sweep": row.entry.sweep,
             "seeds": row.seeds,
             "mean": row.mean,
             "std": row.std,
@@ -127,9 +127,9 @@ def write_scores(path: Path, scores: Scores, provenance: Provenance, config: dic
         for row in scores.rows()
     ]
     videos = [
-        {**named[protocol], "method": method.name, "seed": seed, "videos": numbers}
-        for (protocol, method), by_seed in scores.numbers.items()
-        if method.kind != "sweep"
+        {**named[protocol], "method": entry.name, "seed": seed, "videos": numbers}
+        for (protocol, entry), by_seed in scores.numbers.items()
+        if entry.kind != "sweep"
         for seed, numbers in by_seed.items()
     ]
     report = {
@@ -147,16 +147,16 @@ def write_scores(path: Path, scores: Scores, provenance: Provenance, config: dic
 
 
 def write_videos(path: Path, scores: Scores, provenance: Provenance) -> None:
-    """Write the table of videos as CSV: a line for each video, method, seed, protocol and metric, objects averaged."""
+    """Write the table of videos as CSV: a line for each video, entry, seed, protocol and metric, objects averaged."""
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         columns = ("data", "split", "protocol", "version", "commit", "method", "seed", "video", "frames", "metric")
         writer.writerow([*columns, "value"])
-        for (name, method), by_seed in scores.numbers.items():
-            if method.kind == "sweep":
+        for (name, entry), by_seed in scores.numbers.items():
+            if entry.kind == "sweep":
                 continue
             protocol = next(p for p in scores.protocols if p.name == name)
-            stamp = [provenance.data, provenance.split, name, protocol.version, provenance.commit, method.name]
+            stamp = [provenance.data, provenance.split, name, protocol.version, provenance.commit, entry.name]
             for seed, videos in by_seed.items():
                 for video, numbers in videos.items():
                     for metric in protocol.metrics:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from interpreter.evaluation.candidates import Entry
 from interpreter.evaluation.gallery import Picture
-from interpreter.evaluation.methods import Method
 from interpreter.evaluation.record import TITLES, Provenance, cell, scored
 from interpreter.evaluation.scoring import Row, Scores
 from interpreter.evaluation.style import CSS
@@ -19,7 +19,7 @@ from interpreter.files import write_text
 from interpreter.metrics import METRICS, Protocol
 from interpreter.render.plots import plot_points, plot_sorted, plot_sweep
 
-COMPARED = 3  # baselines that a plot shows beside the main method
+COMPARED = 3  # baselines that a plot shows beside the main entry
 SHOWN_METRICS = 3  # of a protocol in the table of videos
 JPEG_QUALITY = 88
 
@@ -87,7 +87,7 @@ def _skipped(scores: Scores) -> str:
 
 def _protocol(protocol: Protocol, rows: Sequence[Row], scores: Scores, provenance: Provenance) -> str:
     """Table and plots of a protocol."""
-    table = [row for row in rows if row.method.kind != "sweep"]
+    table = [row for row in rows if row.entry.kind != "sweep"]
     best = {name: _best(name, table) for name in protocol.metrics}
 
     def line(row: Row) -> str:
@@ -95,8 +95,8 @@ def _protocol(protocol: Protocol, rows: Sequence[Row], scores: Scores, provenanc
             f"<td{' class=best' if row.mean[name] == best[name] else ''}>{_text(cell(row, name))}</td>"
             for name in protocol.metrics
         )
-        mark = " class=main" if row.method.kind == "main" else ""
-        return f"<tr{mark}><td>{_text(row.method.name)}</td>{cells}</tr>"
+        mark = " class=main" if row.entry.kind == "main" else ""
+        return f"<tr{mark}><td>{_text(row.entry.name)}</td>{cells}</tr>"
 
     seeds = max(len(row.seeds) for row in rows)
     rest = scored(rows[0]) + (f" · mean ± sample standard deviation over {seeds} seeds" if seeds > 1 else "")
@@ -120,12 +120,12 @@ def _sweeps(protocol: Protocol, rows: Sequence[Row]) -> list[str]:
     """The first two metrics against each setting that was tried; dashed: the same run without the setting."""
     swept: dict[str, list[Row]] = {}
     for row in rows:
-        if row.method.sweep:
-            swept.setdefault(row.method.sweep[0], []).append(row)
+        if row.entry.sweep:
+            swept.setdefault(row.entry.sweep[0], []).append(row)
     main, figures = rows[0], []
     for setting, tried in swept.items():
         for name in protocol.metrics[:2]:
-            points = [(r.method.sweep[1], r.mean[name], r.std[name] if r.std else 0.0) for r in tried if r.method.sweep]
+            points = [(r.entry.sweep[1], r.mean[name], r.std[name] if r.std else 0.0) for r in tried if r.entry.sweep]
             references = {"as evaluated above": main.mean[name]}
             plot = plot_sweep(points, x=setting, y=TITLES[name], references=references)
             figures.append(_figure(f"{TITLES[name]} against the {setting} at inference, {protocol.name}", plot))
@@ -134,26 +134,26 @@ def _sweeps(protocol: Protocol, rows: Sequence[Row]) -> list[str]:
 
 def _distributions(protocol: Protocol, rows: Sequence[Row], scores: Scores) -> list[str]:
     """Histogram of the headline metric over videos, and identity switches against the length of videos."""
-    methods = _compared(rows)
+    entries = _compared(rows)
     headline = protocol.metrics[0]
-    values = {m.name: list(scores.per_video(protocol, m, headline).values()) for m in methods}
+    values = {m.name: list(scores.per_video(protocol, m, headline).values()) for m in entries}
     figures = [_figure(f"{TITLES[headline]} of each video, {protocol.name}", plot_sorted(values, y=TITLES[headline]))]
     if "identity_switches" in protocol.metrics:
         points = {}
-        for method in methods:
-            switches = scores.per_video(protocol, method, "identity_switches")
-            points[method.name] = [(scores.videos[video], count) for video, count in switches.items()]
+        for entry in entries:
+            switches = scores.per_video(protocol, entry, "identity_switches")
+            points[entry.name] = [(scores.videos[video], count) for video, count in switches.items()]
         plot = plot_points(points, x="frames", y="identity switches an object")
         figures.append(_figure(f"Identity switches against the length of the video, {protocol.name}", plot))
     return figures
 
 
-def _compared(rows: Sequence[Row]) -> list[Method]:
-    """The main method and the strongest baselines by the headline metric."""
+def _compared(rows: Sequence[Row]) -> list[Entry]:
+    """The main entry and the strongest baselines by the headline metric."""
     headline = rows[0].protocol.metrics[0]
-    baselines = [row for row in rows if row.method.kind == "baseline" and not math.isnan(row.mean[headline])]
+    baselines = [row for row in rows if row.entry.kind == "baseline" and not math.isnan(row.mean[headline])]
     baselines.sort(key=lambda row: -row.mean[headline])
-    return [rows[0].method, *(row.method for row in baselines[:COMPARED])]
+    return [rows[0].entry, *(row.entry for row in baselines[:COMPARED])]
 
 
 def _pictures(pictures: Sequence[Picture], protocol: Protocol, provenance: Provenance) -> str:
@@ -170,17 +170,17 @@ def _pictures(pictures: Sequence[Picture], protocol: Protocol, provenance: Prove
 
 
 def _videos(scores: Scores, provenance: Provenance) -> str:
-    """A line for each video, worst first: the main method's first metrics, the strongest baseline's headline."""
+    """A line for each video, worst first: the main entry's first metrics, the strongest baseline's headline."""
     head, columns = ["video", "frames"], []
     for protocol in scores.protocols:
-        rows = [row for row in scores.rows() if row.protocol == protocol and row.method.kind != "sweep"]
+        rows = [row for row in scores.rows() if row.protocol == protocol and row.entry.kind != "sweep"]
         main, *others = _compared(rows)
         shown = [(main, name) for name in protocol.metrics[:SHOWN_METRICS]]
         shown += [(other, protocol.metrics[0]) for other in others[:1]]
-        for method, name in shown:
-            suffix = "" if method is main else f", {method.name}"
+        for entry, name in shown:
+            suffix = "" if entry is main else f", {entry.name}"
             head.append(f"{TITLES[name]} ({protocol.name}{suffix})")
-            columns.append(scores.per_video(protocol, method, name))
+            columns.append(scores.per_video(protocol, entry, name))
     order = sorted(scores.videos, key=lambda v: (math.isnan(columns[0][v]), columns[0][v]))
     lines = []
     for video in order:
@@ -197,7 +197,7 @@ def _definitions(protocols: Sequence[Protocol], config: Mapping[str, object]) ->
     for protocol in protocols:
         parts.append(f"<h3>{_text(protocol.label)}</h3><p>{_text(protocol.summary)}</p><dl>")
         entries = {TITLES[name]: METRICS[name] for name in protocol.metrics}
-        entries |= {"May stand beside": protocol.comparable, "Not beside": protocol.not_comparable}
+        entries |= {"Comparable with": protocol.comparable, "Not comparable with": protocol.not_comparable}
         parts += [f"<dt>{_text(name)}</dt><dd>{_text(meaning)}</dd>" for name, meaning in entries.items()]
         parts.append("</dl>")
     settings = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in config.items())

@@ -5,12 +5,12 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from interpreter.console import progress_bar
 from interpreter.data import VOID, Video, VideoDataset, VideoError
-from interpreter.data.clips import FirstFrames
 from interpreter.data.predictions import PredictionError
-from interpreter.engine.logging import progress_bar
+from interpreter.data.video.first_frames import FirstFrames
+from interpreter.evaluation.candidates import CandidateMasks, Entry, Size
 from interpreter.evaluation.gallery import Gallery
-from interpreter.evaluation.methods import Method, Size, Source
 from interpreter.metrics import (
     Protocol,
     UnknownIdError,
@@ -21,24 +21,24 @@ from interpreter.metrics import (
     summarise,
 )
 
-Found = dict[tuple[str, Method, int | None], VideoScores]
+Found = dict[tuple[str, Entry, int | None], VideoScores]
 BySeed = dict[int | None, dict[str, VideoScores]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """Numbers of one method under one protocol.
+    """Numbers of one entry under one protocol.
 
     Attributes:
-        protocol, method: whose numbers they are.
+        protocol, entry: whose numbers they are.
         seeds: of the slot prior (None: nothing random).
-        per_seed: for each seed what :func:`interpreter.metrics.summarise` says of the data set.
+        per_seed: for each seed what :func:`interpreter.metrics.summarise` returns for the data set.
         mean: over seeds; NaN where a number is undefined under any of them.
         std: sample standard deviation over seeds; None with a single one.
     """
 
     protocol: Protocol
-    method: Method
+    entry: Entry
     seeds: tuple[int | None, ...]
     per_seed: tuple[dict[str, float], ...]
 
@@ -58,48 +58,48 @@ class Row:
 
 @dataclass
 class Scores:
-    """Numbers of every video, method and seed under every protocol; no pixels.
+    """Numbers of every video, entry and seed under every protocol; no pixels.
 
     Attributes:
         videos: number of frames of each scored video, by name.
         skipped: (what, why) of every video that was not scored.
-        numbers: (protocol's name, method) -> seed -> video -> numbers.
+        numbers: (protocol's name, entry) -> seed -> video -> numbers.
     """
 
     protocols: Sequence[Protocol]
     videos: dict[str, int] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    numbers: dict[tuple[str, Method], BySeed] = field(default_factory=dict)
+    numbers: dict[tuple[str, Entry], BySeed] = field(default_factory=dict)
 
     def add(self, video: Video, found: Found) -> None:
         """Take in the numbers of a video."""
         self.videos[video.name] = video.num_frames
-        for (protocol, method, seed), numbers in found.items():
-            self.numbers.setdefault((protocol, method), {}).setdefault(seed, {})[video.name] = numbers
+        for (protocol, entry, seed), numbers in found.items():
+            self.numbers.setdefault((protocol, entry), {}).setdefault(seed, {})[video.name] = numbers
 
     @property
-    def methods(self) -> list[Method]:
-        """All methods, the main one first."""
-        return list(dict.fromkeys(method for _, method in self.numbers))
+    def entries(self) -> list[Entry]:
+        """All entries, the main one first."""
+        return list(dict.fromkeys(entry for _, entry in self.numbers))
 
     def rows(self) -> list[Row]:
-        """A row for each protocol and method."""
+        """A row for each protocol and entry."""
         rows = []
         for protocol in self.protocols:
-            for method in self.methods:
-                by_seed = self.numbers[protocol.name, method]
+            for entry in self.entries:
+                by_seed = self.numbers[protocol.name, entry]
                 per_seed = tuple(summarise(protocol, videos.values()) for videos in by_seed.values())
-                rows.append(Row(protocol, method, tuple(by_seed), per_seed))
+                rows.append(Row(protocol, entry, tuple(by_seed), per_seed))
         return rows
 
-    def per_video(self, protocol: Protocol, method: Method, name: str) -> dict[str, float]:
+    def per_video(self, protocol: Protocol, entry: Entry, name: str) -> dict[str, float]:
         """A metric of each video, mean over its objects and over seeds; NaN where it is undefined."""
-        by_seed = self.numbers[protocol.name, method].values()
+        by_seed = self.numbers[protocol.name, entry].values()
         return {video: statistics.fmean(number(scores[video][name]) for scores in by_seed) for video in self.videos}
 
     def objectless(self, protocol: Protocol) -> str:
         """Why numbers are undefined: names the videos without an object to score; empty if there are none."""
-        by_video = next(iter(self.numbers[protocol.name, self.methods[0]].values()))
+        by_video = next(iter(self.numbers[protocol.name, self.entries[0]].values()))
         names = [name for name, scores in by_video.items() if not scores["objects"]]
         if not names:
             return ""
@@ -119,14 +119,14 @@ def number(score: float | Sequence[float]) -> float:
 
 def score_dataset(
     dataset: VideoDataset,
-    source: Source,
+    source: CandidateMasks,
     protocols: Sequence[Protocol],
     gallery: Gallery,
     clip_frames: int | None = None,
 ) -> Scores:
     """Score every video of a data set; damaged ones are left out of all rows, and named.
 
-    One video's truth and one method's masks of it are in memory at a time. With ``clip_frames`` no more frames of a
+    One video's truth and one entry's masks of it are in memory at a time. With ``clip_frames`` no more frames of a
     video are seen or scored.
 
     Raises:
@@ -160,12 +160,12 @@ def _score_video(
     dataset: VideoDataset,
     index: int,
     video: Video,
-    source: Source,
+    source: CandidateMasks,
     protocols: Sequence[Protocol],
     gallery: Gallery,
     status: Callable[[str], None],
 ) -> Found:
-    """Numbers of video ``index``, or of its beginning, for every protocol, method and seed."""
+    """Numbers of video ``index``, or of its beginning, for every protocol, entry and seed."""
     masks, frames = dataset.masks(index), dataset.mask_frames(index)
     frames = frames[frames < video.num_frames]
     if masks is None or not len(frames):
@@ -177,9 +177,9 @@ def _score_video(
     for candidate in source.candidates(video, status):
         for size, group, true in groups:
             pred = candidate.labels(size)
-            gallery.see(video, candidate.method, pred, truth, frames)
+            gallery.see(video, candidate.entry, pred, truth, frames)
             for protocol in group:
-                found[protocol.name, candidate.method, candidate.seed] = score_video(
+                found[protocol.name, candidate.entry, candidate.seed] = score_video(
                     protocol, pred, true, frames=frames, void=VOID, background=candidate.background
                 )
     return found
@@ -194,6 +194,6 @@ def _by_size(protocols: Sequence[Protocol], native: tuple[int, ...]) -> dict[Siz
 
 
 def _headline(found: Found, protocol: Protocol) -> float:
-    """The first metric of a video under the main method and its first seed."""
+    """The first metric of a video under the main entry and its first seed."""
     first = next(scores for (name, _, _), scores in found.items() if name == protocol.name)
     return number(first[protocol.metrics[0]])

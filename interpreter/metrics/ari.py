@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from interpreter.metrics.contingency import Contingency, contingency
+from interpreter.metrics.contingency import Contingency
 
 
 def adjusted_rand_index(table: np.ndarray) -> float:
@@ -28,42 +28,24 @@ def adjusted_rand_index(table: np.ndarray) -> float:
     return numerator / (all_pairs * (in_pred + in_true) - 2 * in_pred * in_true)
 
 
-def fg_ari_frame(pred: np.ndarray, true: np.ndarray, *, void: int = 255) -> float:
+def ari_per_frame(table: Contingency) -> float:
     """FG-ARI per frame: every frame clustered on its own foreground pixels, then the mean over frames.
 
     Frames without foreground are skipped. A frame with a single object scores 1 if one segment covers the object
     and 0 otherwise (the degenerate cases of :func:`adjusted_rand_index`): on single-object data this measures
     nothing but over-segmentation.
 
-    Args:
-        pred: [T, H, W] predicted segment ids.
-        true: [T, H, W] true object ids, 0 = background.
-        void: id in ``true`` of pixels to leave out.
-
     Returns:
         The mean over frames; NaN if no frame has foreground.
-
-    Raises:
-        ValueError: if the two are not integer arrays [T, H, W] of the same size.
     """
-    return ari_per_frame(contingency(pred, true, void=void))
-
-
-def fg_ari_video(pred: np.ndarray, true: np.ndarray, *, void: int = 255) -> float:
-    """FG-ARI per video: the foreground pixels of all frames are one clustering, so identities must persist.
-
-    Arguments, errors and degenerate cases as in :func:`fg_ari_frame`; NaN if no frame has foreground.
-    """
-    return ari_per_video(contingency(pred, true, void=void))
-
-
-def ari_per_frame(table: Contingency) -> float:
-    """:func:`fg_ari_frame` from a contingency table."""
     scores = [adjusted_rand_index(frame) for frame in table.foreground if frame.any()]
     return float(np.mean(scores)) if scores else float("nan")
 
 
 def ari_per_video(table: Contingency) -> float:
-    """:func:`fg_ari_video` from a contingency table."""
+    """FG-ARI per video: the foreground pixels of all frames are one clustering, so identities must persist.
+
+    Degenerate cases as in :func:`ari_per_frame`; NaN if no frame has foreground.
+    """
     counts = table.foreground.sum(axis=0)
     return adjusted_rand_index(counts) if counts.any() else float("nan")

@@ -1,7 +1,6 @@
 """Segmentations without learning that a trained model has to beat."""
 
 import numpy as np
-import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans, SpectralClustering
 
@@ -166,30 +165,3 @@ def _position_features(points: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     spread = np.sqrt(points.var(axis=0, dtype=np.float64).sum())
     length = np.sqrt((positions**2).sum(axis=1).mean())
     return (positions * POSITION_WEIGHT * spread / max(length, 1e-12)).astype(np.float32)
-
-
-def upsample_labels(labels: np.ndarray, *, grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Bring patch labels to pixels as soft masks are: one-hot, bilinear (align_corners=False), argmax.
-
-    One frame at a time, so memory does not grow with the video.
-
-    Args:
-        labels: uint8 [T, M].
-        grid: (h, w) with h·w = M.
-        size: (H, W) of the output in pixels.
-
-    Returns:
-        uint8 [T, H, W]; between labels of equal weight the smaller one wins.
-
-    Raises:
-        ValueError: if ``labels`` is not [T, h·w].
-    """
-    if labels.ndim != 2 or labels.shape[1] != grid[0] * grid[1]:
-        raise ValueError(f"labels {labels.shape} must be [T, M] with M = {grid[0]}·{grid[1]} for grid {grid}")
-    classes = int(labels.max(initial=0)) + 1
-    out = np.empty((len(labels), *size), np.uint8)
-    for t, frame in enumerate(labels):
-        onehot = torch.nn.functional.one_hot(torch.from_numpy(frame.astype(np.int64)), classes).T.float()
-        scores = torch.nn.functional.interpolate(onehot.reshape(1, classes, *grid), size=size, mode="bilinear")
-        out[t] = scores[0].argmax(dim=0).numpy()
-    return out

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from interpreter.metrics.contingency import Contingency, contingency, ratio
+from interpreter.metrics.contingency import Contingency, ratio
 
 Matching = Literal["frame-mean", "spatio-temporal"]
 """What the match of a video maximises the sum of. ``frame-mean``: the mean of the per-frame IoU over the frames where
@@ -17,44 +17,21 @@ segment or object is present, which is the score of the object too (SOLV). ``spa
 the video taken as one volume of pixels, so a frame weighs as much as it shows of them."""
 
 
-def video_miou(
-    pred: np.ndarray, true: np.ndarray, *, void: int = 255, matching: Matching = "frame-mean"
-) -> list[float]:
+def iou_per_object(table: Contingency, matching: Matching) -> list[float]:
     """IoU of every foreground object of a video under one match for the whole video.
 
     The score of an object is the mean of its *per-frame* IoU with its segment, over the frames where either of the two
     is present: a segment that shows up where its object is absent costs a 0. The mIoU of a data set is the mean over
-    all objects of all its videos, so the scores are returned one by one.
+    all objects of all its videos, so the scores are returned one by one. In a relabelled table each object is scored
+    with the segment of its id.
 
     Args:
-        pred: [T, H, W] predicted segment ids.
-        true: [T, H, W] true object ids, 0 = background.
-        void: id in ``true`` of pixels to leave out.
+        table: of a video.
         matching: what the match maximises, see :data:`Matching`.
 
     Returns:
         One number in [0, 1] for each object, in ascending order of its id; empty for a video without foreground.
-
-    Raises:
-        ValueError: if the two are not integer arrays [T, H, W] of the same size.
     """
-    return iou_per_object(contingency(pred, true, void=void), matching)
-
-
-def frame_miou(pred: np.ndarray, true: np.ndarray, *, void: int = 255) -> float:
-    """mIoU with a separate Hungarian match in every frame: blind to identities that swap from frame to frame.
-
-    The match maximises the summed IoU in the frame. Mean over the objects present in the frame, then over the
-    frames that have any. Arguments and errors as in :func:`video_miou`.
-
-    Returns:
-        A number in [0, 1]; NaN if no frame has foreground.
-    """
-    return miou_per_frame(contingency(pred, true, void=void))
-
-
-def iou_per_object(table: Contingency, matching: Matching) -> list[float]:
-    """:func:`video_miou` from a contingency table; of a relabelled one, each object with the segment of its id."""
     if table.relabelled:
         rows = columns = np.arange(len(table.objects))
     else:
@@ -96,7 +73,14 @@ def relabelled(table: Contingency, matching: Matching, *, rows_as_ids: bool = Fa
 
 
 def miou_per_frame(table: Contingency) -> float:
-    """:func:`frame_miou` from a contingency table."""
+    """mIoU with a separate Hungarian match in every frame: blind to identities that swap from frame to frame.
+
+    The match maximises the summed IoU in the frame. Mean over the objects present in the frame, then over the
+    frames that have any.
+
+    Returns:
+        A number in [0, 1]; NaN if no frame has foreground.
+    """
     scores = []
     for iou, counts in zip(table.iou(), table.foreground, strict=True):
         present = counts.any(axis=0)

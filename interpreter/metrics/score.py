@@ -126,17 +126,6 @@ def summarise(protocol: Protocol, videos: Iterable[Mapping[str, float | list[flo
     return means | counts | {f"videos_{name}": defined[name] for name in protocol.metrics}
 
 
-def resize_labels(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize label maps [T, h, w] to [T, H, W] by nearest neighbour.
-
-    Each pixel takes the label at its centre's place (``nearest-exact`` of PyTorch), so no label is invented, maps keep
-    their place on average, and a resize to the same size changes nothing. Where the size is reduced, objects thinner
-    than the step may lose frames of theirs: score at native size if that matters.
-    """
-    rows, columns = (((np.arange(n) + 0.5) * old / n).astype(int) for n, old in zip(size, maps.shape[1:], strict=True))
-    return maps[:, rows[:, None], columns]
-
-
 def _boundary(
     table: Contingency, protocol: Protocol, pred: np.ndarray, true: np.ndarray, chosen: np.ndarray, void: int
 ) -> davis.BoundaryF:

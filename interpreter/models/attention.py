@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import attention as torch_attention
 
-REPLACE_AT = 0.9  # of the time of PyTorch's own kernel: a clear win, so that a resumed run chooses as the first did
-# Packages that take the place of PyTorch's flash kernel below scaled_dot_product_attention, by their name there.
-REPLACEMENTS = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute.interface"}
-NAMES = {"FA3": "flash-attn-3", "FA4": "flash-attn-4"}
-
-_flash: Callable[..., Tensor] | None = None  # flash_attn_func, while the package flash-attn is the choice
+_flash: Callable[..., Tensor] | None = None  # flash_attn_func of the package flash-attn, if :func:`use` chose it
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention [B, heads, L, d] of queries over keys and values [B, heads, S, d]; ``mask`` is True where allowed."""
+def attend(
+    q: Tensor,  # [B, heads, L, d]
+    k: Tensor,  # [B, heads, S, d]
+    v: Tensor,  # [B, heads, S, d]
+    mask: Tensor | None,  # broadcasts to [B, heads, L, S], True where a query may look at a key
+) -> Tensor:
+    """``softmax(q kᵀ / sqrt(d)) v`` [B, heads, L, d], by the kernel that suits device, type and mask."""
     if prefers_products(q.device.type, q, k, mask):
         return attend_by_products(q, k, v, mask)
     if _flash is not None and mask is None and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
@@ -28,10 +28,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def prefers_products(device_type: str, q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
-    """Whether two matrix products serve better than a fused kernel on this type of device."""
+    """Whether two matrix products are faster than a fused kernel on this type of device."""
     if device_type == "cpu":
-        # The CPU's fused kernel is several times slower in bfloat16, forward and backward (docs/decisions.md).
-        # Without gradients videos may be long, and the fused kernel's linear memory counts.
+        # The CPU's fused kernel is several times slower in bfloat16, forward and backward (docs/measured-facts.md).
+        # Without gradients videos may be long, and only the fused kernel's memory is linear in their length.
         return q.dtype == torch.bfloat16 and torch.is_grad_enabled()
     # Flash attention takes no mask. With at most d keys the logits are no larger than the queries.
     return mask is not None and k.shape[-2] <= q.shape[-1]
@@ -45,19 +45,30 @@ def attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> 
     return logits.float().softmax(-1).to(q.dtype) @ v
 
 
-def choose_attention(device: torch.device, precision: str, shape: tuple[int, int, int, int]) -> str:
-    """Let :func:`attend` use the fastest kernel for the shape, and say which that is.
+# Choosing the kernel. Other kernels are timed against PyTorch's own and used only if they are clearly faster, so that a
+# resumed run chooses as the first one did.
 
-    On a GPU in half precision PyTorch's own kernel is timed against those of the packages flash-attn, flash-attn-3 and
-    flash-attn-4 that are installed: forward and backward, ended by comparing results. The choice holds for the process.
+REPLACE_AT = 0.9  # of the time of PyTorch's own kernel
+# Packages that replace PyTorch's flash kernel below scaled_dot_product_attention, by PyTorch's names for them.
+REPLACEMENTS = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute.interface"}
+NAMES = {"FA3": "flash-attn-3", "FA4": "flash-attn-4"}
+
+
+def choose_attention(device: torch.device, precision: str, shape: tuple[int, int, int, int]) -> str:
+    """Let :func:`attend` use the fastest kernel for a shape, and return a line that names it.
+
+    On a GPU in half precision PyTorch's own kernel is timed against those of the installed packages flash-attn,
+    flash-attn-3 and flash-attn-4, forward and backward. A kernel whose results differ is not used. The choice holds for
+    the whole process.
 
     Args:
         device: where attention runs.
-        precision: "fp32", or half types are multiplied.
+        precision: "fp32"; with any other, products are in bfloat16.
         shape: [B, heads, L, d] of the largest self-attention of a step.
 
     Returns:
-        One line on the choice; installed kernels that cannot serve are named with their reason.
+        Such as ``attention: flash-attn-4 (…, 0.41 ms)``; installed kernels that cannot be used are listed with the
+        reason.
     """
     use("sdpa")
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
@@ -74,22 +85,8 @@ def choose_attention(device: torch.device, precision: str, shape: tuple[int, int
     use(name)
     shown = {"sdpa": own} | NAMES
     times = ", ".join(f"{shown.get(n, n)} {t * 1e3:.3g} ms" for n, t in seconds.items())
-    reasons = "".join(f"; {shown.get(n, n)} cannot serve: {reason}" for n, reason in refused.items())
+    reasons = "".join(f"; {shown.get(n, n)} cannot be used: {reason}" for n, reason in refused.items())
     return f"attention: {shown.get(name, name)} ({times}{reasons})"
-
-
-def installed() -> list[str]:
-    """Kernels beside PyTorch's own whose packages are there."""
-    # Not PyTorch's cuDNN attention: its backward pass differs from run to run, so training on a GPU rules it out.
-    found = [name for name, module in REPLACEMENTS.items() if _is_there(module)]
-    return [*(["flash-attn"] if _is_there("flash_attn.flash_attn_interface") else []), *found]
-
-
-def _is_there(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # a parent package is missing
-        return False
 
 
 def use(name: str) -> None:
@@ -106,13 +103,32 @@ def use(name: str) -> None:
         torch_attention.activate_flash_attention_impl(name)
 
 
+def installed() -> list[str]:
+    """Names of the kernels, besides PyTorch's own, whose packages are installed."""
+    # Not PyTorch's cuDNN attention: its backward pass differs from run to run, so training on a GPU rules it out.
+    replacements = [name for name, module in REPLACEMENTS.items() if _is_installed(module)]
+    return [*(["flash-attn"] if _is_installed("flash_attn.flash_attn_interface") else []), *replacements]
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # a parent package is missing
+        return False
+
+
 def compare(
     names: list[str], inputs: tuple[Tensor, Tensor, Tensor], seconds: Callable[[Callable[[], object]], float]
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Time forward and backward of each kernel; the first is the one that the others have to agree with.
+    """Time forward and backward of each kernel; results have to agree with those of the first.
+
+    Args:
+        names: kernels for :func:`use`.
+        inputs: q, k, v that require gradients.
+        seconds: measures a call.
 
     Returns:
-        Seconds of each that serves, and the reason of each that does not.
+        Seconds of each kernel that works, and the reason for each that does not.
     """
     times: dict[str, float] = {}
     refused: dict[str, str] = {}

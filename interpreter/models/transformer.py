@@ -118,13 +118,3 @@ def init_transformer(module: nn.Module) -> None:
         elif isinstance(child, nn.LayerNorm):
             nn.init.ones_(child.weight)
             nn.init.zeros_(child.bias)
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Number of parameters that training changes."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The autocast region of a training or inference step: all but ``"fp32"`` multiply in bfloat16."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision != "fp32")

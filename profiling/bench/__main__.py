@@ -1,4 +1,14 @@
-"""The command ``python -m profiling.bench``."""
+"""Time every op and training step against what one would use without this project.
+
+    python -m profiling.bench --only slot_attention merge_slots                    # two ops on this machine
+    python -m profiling.bench --device cpu --out profiling/results/bench-cpu.json  # all, kept for docs/benchmarks.md
+
+Each benchmark checks the values of all variants before it times any; a wrong one is an error and has no time. Variants
+take turns, so that drift of the machine affects all alike. Times are medians; quartiles and extremes are in the file.
+Inputs rotate so that they come from memory and not from a cache. On a GPU, variants that do not make the host wait are
+replayed from CUDA graphs. The rates of a large copy and of a large matrix product are measured in the same run, and
+each op's share of them is reported. ``python -m profiling.report`` makes docs/benchmarks.md of the results.
+"""
 
 import json
 import os
@@ -21,7 +31,7 @@ from interpreter.files import write_text
 from profiling.bench import BENCHMARKS, load
 from profiling.bench.case import OURS, Case
 from profiling.bench.measure import Machine, check, join, measure, select
-from profiling.timing import machine
+from profiling.common.machine import machine
 
 FOUND = "cuda" if torch.cuda.is_available() else "cpu"
 CONSOLE = Console(width=118, stderr=True)
@@ -29,16 +39,7 @@ CONSOLE = Console(width=118, stderr=True)
 
 @dataclass
 class Options:
-    """Time every op and training step against what one would use without this project.
-
-    Each benchmark checks the values of all variants before it times any: a wrong one is an error, and has no time.
-    Variants take turns, so that drift of the machine hits all alike; times are medians, with quartiles and extremes in
-    the file. Inputs rotate so that they come from memory, not from a cache. On a GPU, variants that do not make the
-    host wait are replayed from CUDA graphs. The rates of a large copy and of a large matrix product are measured in the
-    same run, and each op's share of them is reported.
-
-    ``python -m profiling.report`` makes docs/benchmarks.md of profiling/results/bench-*.json.
-    """
+    """Time every op and training step against what one would use without this project."""
 
     only: tuple[str, ...] = ()
     """Names of benchmarks, or beginnings of names, in the order to run them in; all if none is given."""
@@ -57,9 +58,6 @@ class Options:
 
     list: bool = False
     """List the benchmarks and exit."""
-
-    compare: str | None = None
-    """Time this revision of the repository against the working tree, by turns; see profiling.compare."""
 
     variants: tuple[str, ...] = ("all",)
     """What to time: all, ours (this project's variants, without baselines), or names of variants."""
@@ -126,7 +124,9 @@ def measure_apart(name: str, index: int, case: Case, options: Options) -> dict[s
             command += ["--device", options.device, "--seconds", str(options.seconds / len(case.variants))]
             command += ["--threads", str(options.threads), "--out", str(out), *(["--no-floor"] * (not options.floor))]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
-            content = json.loads(out.read_text()) if out.exists() else {"failed": {name: done.stderr[-500:]}}
+            content: dict[str, Any] = {"failed": {name: done.stderr[-500:]}}
+            if out.exists():
+                content = json.loads(out.read_text())
         if content["failed"]:
             raise RuntimeError(f"{variant}: {content['failed'][name]}")
         cases = content["benchmarks"][name]["cases"]
@@ -190,7 +190,7 @@ def run_all(names: tuple[str, ...], options: Options) -> dict[str, Any]:
 
 def main() -> None:
     """Parse the command line and run."""
-    options = tyro.cli(Options, prog="python -m profiling.bench")
+    options = tyro.cli(Options, prog="python -m profiling.bench", description=__doc__)
     try:
         names = chosen(options.only)
     except ValueError as error:
@@ -199,17 +199,6 @@ def main() -> None:
         for name in names:
             describe(name)
         return
-    if options.compare:
-        from profiling.compare import Options as Comparison
-        from profiling.compare import compare
-
-        sys.exit(
-            compare(
-                Comparison(
-                    options.compare, names, seconds=options.seconds, threads=options.threads, device=options.device
-                )
-            )
-        )
     warnings.filterwarnings("ignore", module="torch")
     results = run_all(names, options)
     CONSOLE.print(f"{len(results['benchmarks'])} benchmarks in {results['seconds']:.0f} s")

@@ -29,7 +29,7 @@ class Case:
         inputs: makes random inputs; called several times, so that variants can be given memory that is in no cache.
         variants: name and function of everything that is timed; ``OURS`` is one of them.
         judge: of the inputs; says how far a variant's outputs are from the truth.
-        bytes: least memory traffic, 0 if no formula tells.
+        bytes: least memory traffic, 0 if there is no formula.
         flops: least operations; None counts the matrix products of ``OURS``.
         rate: the dtype whose rate of matrix products the operations are held against; ``dtype`` if None.
         waits: variants that make the host wait, which no CUDA graph can hold.

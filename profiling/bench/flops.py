@@ -25,7 +25,7 @@ FLOPS = {
     OPS.inverted_attention_backward: _attention_backward,
     OPS.invariant_attention: lambda q, _, k, *__, **___: invariant_slot_attention.flops(q[0], q[1], k[1], q[2]),
     OPS.invariant_attention_backward: _invariant_backward,
-    OPS.sinkhorn: lambda x, y, *_, **__: sinkhorn_flops(*x[:2], *y[1:], kept=(True, False)),
+    OPS.sinkhorn: lambda x, y, *_, **__: sinkhorn_flops(x[0], x[1], y[1], y[2], kept=(True, False)),
 }
 
 

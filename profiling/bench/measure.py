@@ -16,7 +16,7 @@ from torch import Tensor
 
 from profiling.bench.case import OURS, Case, Function, WrongResult, name_of
 from profiling.bench.flops import count_flops
-from profiling.timing import Run, captured, limits, peak_bytes, rounds
+from profiling.common.timing import Run, captured, limits, peak_bytes, rounds
 
 # Rotating inputs fill this many bytes, more than caches hold: L2 of an H100 or B200; what a CPU's core has to itself.
 ROTATED = {"cuda": 2**28, "cpu": 2**26}
@@ -175,4 +175,6 @@ def join(results: list[dict[str, Any]]) -> dict[str, Any]:
     for found in variants.values():
         found["times_ours"] = {name: value / median for name, value in found["ms"].items()}
     seconds = sum(result["seconds"] for result in results)
-    return {**ours, "rounds": min(result["rounds"] for result in results), "seconds": seconds, "variants": variants}
+    rounds = min(result["rounds"] for result in results)
+    left_out = {name: reason for name, reason in ours.get("left_out", {}).items() if name not in variants}
+    return {**ours, "rounds": rounds, "seconds": seconds, "left_out": left_out, "variants": variants}

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,14 +52,23 @@ def diameter_of(inputs: Callable[[], tuple[Tensor, ...]]) -> float:
     return (both.amax(0) - both.amin(0)).norm().item()
 
 
-def work(sizes: tuple[int, int, int, int], diameter: float) -> dict[str, int]:
-    """Bytes and operations that forward and backward take at least."""
+Sizes = tuple[int, int, int, int]  # B, N, M, D
+KEPT = (True, False)  # the gradient of x alone
+
+
+def least_bytes(sizes: Sizes) -> int:
+    """Bytes that forward and backward move at least."""
+    return sum(bytes_moved(*sizes, kept=KEPT, backward=backward) for backward in (False, True))
+
+
+def least_flops(sizes: Sizes, diameter: float) -> int:
+    """Operations of forward and backward at least."""
     steps = 3 + math.ceil(math.log(diameter / BLUR) / -math.log(SCALING))
-    options: dict[str, Any] = {"kept": (True, False)}
-    return {
-        "bytes": sum(bytes_moved(*sizes, **options, backward=b) for b in (False, True)),
-        "flops": sum(flops(*sizes, steps=steps, **options, backward=b) for b in (False, True)),
-    }
+    return sum(flops(*sizes, steps=steps, kept=KEPT, backward=backward) for backward in (False, True))
+
+
+def _call(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    return loss(x, y)
 
 
 def small_cases(device: str) -> Iterator[Case]:
@@ -74,12 +84,11 @@ def small_cases(device: str) -> Iterator[Case]:
         variants, left_out = geomloss_variants("tensorized")
         fixed, _ = geomloss_variants("tensorized", diameter=diameter)
         if fixed:
-            compiled = torch.compile(lambda x, y, loss=fixed["GeomLoss"]: loss(x, y), fullgraph=True)
-            variants["GeomLoss compiled"] = compiled
+            variants["GeomLoss compiled"] = torch.compile(partial(_call, fixed["GeomLoss"]), fullgraph=True)
         variants |= {
             f"{OURS} reference": lambda x, y: sinkhorn_divergence(x, y, backend="reference"),
             OURS: sinkhorn_divergence,
-            f"{OURS} fixed diameter": lambda x, y, d=diameter: sinkhorn_divergence(x, y, diameter=d),
+            f"{OURS} fixed diameter": partial(sinkhorn_divergence, diameter=diameter),
         }
         yield Case(
             shape=dict(zip("BNMD", sizes, strict=True)),
@@ -87,7 +96,8 @@ def small_cases(device: str) -> Iterator[Case]:
             inputs=inputs,
             variants={name: step(function) for name, function in variants.items()},
             judge=close_to(step(sinkhorn_divergence), TOLERANCE / 10, norm=GRADIENTS),
-            **work(sizes, diameter),
+            bytes=least_bytes(sizes),
+            flops=least_flops(sizes, diameter),
             waits=("GeomLoss", "GeomLoss compiled"),  # both copy a scalar from the CPU
             left_out=tuple(left_out.items()),
         )
@@ -117,7 +127,8 @@ def large_cases(device: str) -> Iterator[Case]:
             inputs=inputs,
             variants={name: step(function) for name, function in variants.items()},
             judge=close_to(step(lambda x, y: sinkhorn_divergence(x, y, backend="blocks")), TOLERANCE),
-            **work((1, points, points, dim), diameter_of(inputs)),
+            bytes=least_bytes((1, points, points, dim)),
+            flops=least_flops((1, points, points, dim), diameter_of(inputs)),
             waits=tuple(variants),
             left_out=tuple({**left_out, **more}.items()),
         )

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 from unittest import mock
@@ -13,17 +12,17 @@ from slotkernels.slot_attention import SlotAttention, SlotAttentionOutput
 from slotkernels.slot_attention.reference import textbook_slot_attention
 from torch import Tensor
 
-from interpreter.configs import ImageTraining, VideoTraining, training_defaults
-from interpreter.engine.precision import resolve_precision
-from interpreter.engine.sampling import repeatable
-from interpreter.engine.step import EAGER_STEPS, TrainingStep
-from interpreter.models import video_stage
+from interpreter.engine.cuda_graph import EAGER_STEPS
+from interpreter.engine.randomness import repeatable
+from interpreter.engine.step import TrainingStep
+from interpreter.methods.interpreter import video_stage
+from interpreter.methods.interpreter.config import Preset, StageName
 from profiling.bench.case import OURS, Benchmark, Case, Function, Outputs, close_to
 from profiling.bench.merging import one_by_one
 from profiling.bench.sinkhorn import geomloss_variants
-from profiling.training import Fixed, backbone_of, image_setup, video_setup
+from profiling.common.setups import Setup, setup
 
-Make = Callable[[str], Fixed]  # of a precision: a task with weights that are the same at each call
+Make = Callable[[], Setup]  # with weights that are the same at each call
 
 MODES: dict[str, dict[str, Any]] = {OURS: {}, f"{OURS} compiled": {"compiled": True}}
 CAPTURED = {
@@ -58,7 +57,7 @@ def libraries(device: torch.device) -> AbstractContextManager[Any]:
     return mock.patch.multiple(video_stage, sinkhorn_divergence=divergence, cluster_slots=cluster)
 
 
-def taken(make: Make, precision: str, device: torch.device, kind: str = OURS, **options: Any) -> Function:
+def taken(make: Make, device: torch.device, kind: str = OURS, **options: Any) -> Function:
     """A function that takes one training step; what it needs is built at its first call."""
 
     def around() -> AbstractContextManager[Any]:
@@ -68,10 +67,12 @@ def taken(make: Make, precision: str, device: torch.device, kind: str = OURS, **
 
     @cache
     def step() -> TrainingStep:
-        task = make(precision)
+        task = make().task
         if kind == "textbook":
-            printed(task.model.slot_attention)
-        taker = TrainingStep(task, task.optim, device, **options)  # type: ignore[arg-type]
+            attention = task.model.get_submodule("slot_attention")
+            assert isinstance(attention, SlotAttention)
+            printed(attention)
+        taker = TrainingStep(task, task.optim, device, **options)
         taker.start(0, {})
         return taker
 
@@ -91,53 +92,38 @@ def taken(make: Make, precision: str, device: torch.device, kind: str = OURS, **
     return run
 
 
-def settings(device: torch.device) -> tuple[ImageTraining, VideoTraining, str]:
-    """Configurations of both stages, the demo's on a CPU and the paper's on a GPU, and the precision."""
-    preset = "ytvis19" if device.type == "cuda" else "demo"
-    image, video = (training_defaults(stage, preset) for stage in ("image", "video"))
-    assert isinstance(image, ImageTraining)
-    assert isinstance(video, VideoTraining)
-    return image, video, resolve_precision("auto", device)
-
-
-def cases(stage: str, device_name: str) -> Iterator[Case]:
-    """The step of one stage."""
+def cases(stage: StageName, device_name: str) -> Iterator[Case]:
+    """The step of one stage: the demo's on a CPU, the paper's on a GPU."""
     device = torch.device(device_name)
     repeatable(device)
-    image, video, precision = settings(device)
+    preset: Preset = "ytvis19" if device.type == "cuda" else "demo"
+    given = setup(stage, preset, device)
+    precision, batch_size = given.task.optim.precision, given.task.optim.batch_size
 
-    def make(wanted: str) -> Fixed:
-        torch.manual_seed(0)
-        if stage == "image":
-            backbone = backbone_of(image, torch.device("cpu"))
-            config = replace(image, optim=replace(image.optim, precision=wanted))
-            return image_setup(config, backbone.dim, backbone.grid(image.data.frame_size), device)[0]
-        return video_setup(replace(video, optim=replace(video.optim, precision=wanted)), image, device)[0]
+    def make() -> Setup:
+        return setup(stage, preset, device)
 
-    def in_parts(wanted: str) -> Fixed:
-        """In float32 the paper's batch does not fit into 80 GB."""
-        whole = make(wanted)
-        whole.task.optim = replace(whole.task.optim, micro_batch=max(1, len(whole.inputs[0]) // 4))
-        return whole
+    def exact() -> Setup:
+        """In float32 the paper's batch does not fit into 80 GB at once."""
+        return setup(stage, preset, device, precision="fp32", micro_batch=max(1, batch_size // 4))
 
-    task = make(precision)
     variants: dict[str, Function] = {}
     left_out = {} if stage == "image" else geomloss_variants("tensorized")[1]
     if left_out:
         left_out = {"textbook": left_out["GeomLoss"]}
     else:
-        variants["textbook"] = taken(make, precision, device, "textbook")
-    variants[f"{OURS} reference"] = taken(make, precision, device, f"{OURS} reference")
+        variants["textbook"] = taken(make, device, "textbook")
+    variants[f"{OURS} reference"] = taken(make, device, f"{OURS} reference")
     modes = MODES | CAPTURED if device.type == "cuda" else MODES
-    variants |= {name: taken(make, precision, device, **options) for name, options in modes.items()}
+    variants |= {name: taken(make, device, **options) for name, options in modes.items()}
 
     def oracle(*batch: Tensor) -> Outputs:
-        return taken(in_parts, "fp32", device, f"{OURS} reference")(*(t.float() for t in batch))
+        return taken(exact, device, f"{OURS} reference")(*(t.float() for t in batch))
 
     yield Case(
-        shape={name: list(t.shape) for name, t in zip(("inputs", "initial slots"), task.inputs, strict=True)},
+        shape={name: list(shape) for name, shape in zip(("inputs", "initial slots"), given.shapes, strict=True)},
         dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
-        inputs=lambda: tuple(torch.randn_like(t) for t in task.inputs),
+        inputs=given.inputs,
         variants=variants,
         judge=close_to(oracle, 0.03),
         bytes=0,
@@ -148,7 +134,7 @@ def cases(stage: str, device_name: str) -> Iterator[Case]:
     )
 
 
-def _training(stage: str, what: str, textbook: str) -> Benchmark:
+def _training(stage: StageName, what: str, textbook: str) -> Benchmark:
     return Benchmark(
         f"train_{stage}",
         f"one step of the {stage} stage, forward, backward and AdamW: {what}",

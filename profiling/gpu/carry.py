@@ -20,10 +20,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from profiling.common.paths import ROOT
+from profiling.common.revision import revision
 from profiling.gpu.unpack import unpack_wheels
-from profiling.revision import revision
 
-ROOT = Path(__file__).parents[2]
 MIB = 2**20
 TREE_AND_CARRIED, PACKAGES, WITH_CACHE = 60 * MIB, 8 * MIB, 56 * MIB
 # What the GPU machine lacks. Packages of pure Python that are published as sources are built.

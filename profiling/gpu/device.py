@@ -1,16 +1,21 @@
-"""Prints the device, its versions, and the rates that it reaches: copies and matrix products of each type, as JSON."""
+"""Prints the device, its versions, and the rates that it reaches: copies and matrix products of each type, as JSON.
+
+python -m profiling.gpu.device
+python -m profiling.gpu.device --device cpu
+"""
 
 import argparse
 import json
 
 import torch
 
-from profiling.timing import limits, machine
+from profiling.common.machine import machine
+from profiling.common.timing import limits
 
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     device = parser.parse_args().device
     found = machine(device)

@@ -1,6 +1,7 @@
-"""Launches every kernel once, forward and backward, at small odd sizes: what compute-sanitizer looks at.
+"""Launches every kernel once, forward and backward, at small odd sizes, for compute-sanitizer.
 
 compute-sanitizer --tool memcheck python -m profiling.gpu.exercise
+python -m profiling.gpu.exercise --device cpu --only merging
 """
 
 import argparse

@@ -10,7 +10,6 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -26,16 +25,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map, tree_map_only
 
 from interpreter.engine.step import TrainingStep
-from profiling.accounting import branches_of_a_gpu
+from profiling.accounting.counts import branches_of_a_gpu
 from profiling.bench import BENCHMARKS, load
 from profiling.bench.case import OURS
-from profiling.shipped import shipped
-from profiling.step import setup
+from profiling.common.setups import setup
+from profiling.gpu.shipped import shipped
 
-ROOT = Path(__file__).parents[2]
 HOPPER = Device(90, 132)  # an H100 or H200
 STEPS = {"train_image": "image", "train_video": "video"}
-SHIPPED = "shipped"  # the launches of profiling/shipped.py
+SHIPPED = "shipped"  # the launches of profiling/gpu/shipped.py
 SOURCES = (*STEPS, *(name for name in BENCHMARKS if name not in STEPS), SHIPPED)
 ADDRESS = 1 << 20  # where storage begins, as far as a kernel's arguments tell: PyTorch aligns it to 512 bytes
 # Operators that autocast widens to float32 on a GPU and leaves alone on a CPU, where the tensors without data are: of
@@ -63,7 +61,7 @@ class Pointer:
 
 def pointer(tensor: Tensor) -> Pointer:
     """A tensor's stand-in; its storage is aligned, as that of all memory that PyTorch allocates."""
-    return Pointer(tensor.dtype, ADDRESS + tensor.storage_offset() * tensor.element_size())
+    return Pointer(tensor.dtype, ADDRESS + int(tensor.storage_offset()) * tensor.element_size())
 
 
 class _OnCpu(TorchFunctionMode):

@@ -6,7 +6,8 @@ from unittest import mock
 import pytest
 from slotkernels._triton import Launch
 
-from profiling.gpu.launched import HOPPER, ROOT, pretended
+from profiling.common.paths import ROOT
+from profiling.gpu.launched import HOPPER, pretended
 
 TESTS = ROOT / "tests" / "slotkernels"
 # They compile with Inductor or run an op many times on tensors of their own making.

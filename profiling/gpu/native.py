@@ -1,4 +1,8 @@
-"""Whether the compiled ops of csrc load here and compute: clusters of ten sets, against the reference."""
+"""Checks that the compiled ops of csrc load on this machine and compute what the reference does: ten sets' clusters.
+
+python -m profiling.gpu.native
+python -m profiling.gpu.native --device cpu
+"""
 
 import argparse
 import sys
@@ -12,7 +16,7 @@ from profiling.bench.merging import THRESHOLD, correlated
 
 def main() -> None:
     """The command; exits 1 with the reason if they do not."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     device = parser.parse_args().device
     for library in ("_C", "_C_cuda") if device == "cuda" else ("_C",):

@@ -1,6 +1,7 @@
-"""Compares predictions for a GPU with what was measured: a table of prediction, measurement and their ratio.
+"""Predictions for a GPU and what was measured: a table of prediction, measurement and their ratio.
 
     python -m profiling.gpu.predictions --folder profiling/results --device cuda
+    python -m profiling.gpu.predictions --folder .gpu-check/dry-run --device cpu
 
 predictions.json holds, for each figure, the range that was predicted before the first run, where its measurement is
 found and, under "found", added afterwards, why a run differs. The ratio is that of the measurement to the middle of the
@@ -14,14 +15,13 @@ from typing import Any
 
 import tyro
 
-from profiling.timing import save
-
-PREDICTIONS = Path(__file__).with_name("predictions.json")
+from profiling.common.machine import save
+from profiling.common.paths import PREDICTIONS
 
 
 @dataclass
 class Options:
-    """Print what was predicted for a GPU beside what was measured."""
+    """Compare what was predicted for a GPU with what was measured."""
 
     folder: Path = Path("profiling/results")
     """Folder that holds the results of profiling/gpu_check.sh."""
@@ -71,7 +71,7 @@ def rows_of(predictions: dict[str, Any], results: dict[str, Any]) -> list[dict[s
     """Each prediction with its measurement and the ratio to the middle of the range."""
     name = results["device"].get("device") or results["steps"].get("device", "unknown")
     kind = next((kind for kind in ("h100", "h200") if kind in name.lower()), None)
-    rows = []
+    rows: list[dict[str, Any]] = []
     if kind is None:
         print(f"nothing was predicted for this device: {name}")
         return rows
@@ -98,7 +98,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """The command."""
-    options = tyro.cli(Options, prog="python -m profiling.gpu.predictions")
+    options = tyro.cli(Options, prog="python -m profiling.gpu.predictions", description=__doc__)
     folder, device = options.folder, options.device
     results = {name: read(folder / f"{name}-{device}.json") for name in ("steps", "bench")}
     results["device"] = device_of(read(folder / f"gpu-figures-{device}.json"))

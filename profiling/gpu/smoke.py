@@ -1,6 +1,7 @@
-"""Values and gradients of every op against float64, at the benchmarks' sizes; one process for each, side by side.
+"""Compare values and gradients of every op with float64, at the benchmarks' sizes, each op in a process of its own.
 
     python -m profiling.gpu.smoke --out smoke.json
+    python -m profiling.gpu.smoke --device cpu --workers 1 --only merge_slots
 
 An illegal memory access ends the process of one op, and not the others. SLOTKERNELS_STRICT is set: a kernel that does
 not compile is an error here, while elsewhere `auto` takes the next backend.
@@ -21,7 +22,7 @@ import torch
 import tyro
 
 from profiling.bench import BENCHMARKS
-from profiling.timing import machine, save
+from profiling.common.machine import machine, save
 
 OPS = tuple(name for name in BENCHMARKS if not name.startswith("train"))
 
@@ -82,7 +83,7 @@ def show(name: str, found: dict[str, Any]) -> None:
 
 def main() -> None:
     """The command."""
-    options = tyro.cli(Options, prog="python -m profiling.gpu.smoke")
+    options = tyro.cli(Options, prog="python -m profiling.gpu.smoke", description=__doc__)
     with ThreadPoolExecutor(options.workers) as pool:
         futures = {name: pool.submit(look_at, name, options) for name in options.only}
         found = {}

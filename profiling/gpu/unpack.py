@@ -1,6 +1,7 @@
 """Puts what was carried to a machine in place: packages that it lacks, and the compiled ops.
 
-    python -m profiling.gpu.unpack .carry/figures SITE
+    python -m profiling.gpu.unpack .carry/figures .gpu-check/site
+    python -m profiling.gpu.unpack .carry/proof .gpu-check/site
 
 A package that the machine has already is not unpacked, and compiled ops that are there already stay.
 Needs the standard library alone.
@@ -12,7 +13,7 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from profiling.common.paths import ROOT
 
 
 def installed(name: str) -> str | None:
@@ -24,16 +25,16 @@ def installed(name: str) -> str | None:
 
 
 def unpack_wheels(folder: Path, site: Path) -> list[str]:
-    """Unpack the wheels of missing packages into ``site``; says what was done with each."""
-    told = []
+    """Unpack the wheels of missing packages into ``site``; returns a line for each."""
+    lines = []
     for wheel in sorted(folder.glob("*.whl")):
         name, version = wheel.name.split("-")[:2]
         found = installed(name)
         if found is None:
             with zipfile.ZipFile(wheel) as archive:  # which writes nothing outside the folder
                 archive.extractall(site)
-        told.append(f"{name}: {f'the machine has {found}' if found else f'unpacked {version}'}")
-    return told
+        lines.append(f"{name}: {f'the machine has {found}' if found else f'unpacked {version}'}")
+    return lines
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ Only a cache made by the same version of Triton hits. Triton names an entry by t
 
 - its own files: compiler, language, backends and libtriton.so, so version and build of the wheel;
 - the architecture and the output of ``ptxas --version``. The wheel's own is taken unless TRITON_PTXAS_PATH names
-  another, and Inductor lets it name PyTorch's as soon as it compiles (13.0 beside 12.8 with torch 2.11 and triton 3.6),
-  so set it to Triton's, as the commands that --unpack prints do;
+  another. Inductor makes it name PyTorch's as soon as it compiles (13.0 in place of 12.8 with torch 2.11 and triton
+  3.6), so set it to Triton's, as the commands that --unpack prints do;
 - the kernel: its source text, its line number in the file, that of the functions it calls, and the constexpr globals
   they use;
 - the arguments: dtypes, constexpr values, which integers are 1, and which integers and addresses 16 divides;
@@ -119,7 +119,7 @@ def _stub_of_libcuda(folder: Path) -> None:
     source = folder / "stub.c"
     source.write_text("".join(f"void {name}(void) {{}}\n" for name in sorted(names)))
     compiler = os.environ.get("CC") or shutil.which("gcc") or "clang"
-    command = [compiler, "-shared", "-Wl,-soname,libcuda.so.1", "-o", folder / "libcuda.so.1", source]
+    command = [compiler, "-shared", "-Wl,-soname,libcuda.so.1", "-o", str(folder / "libcuda.so.1"), str(source)]
     subprocess.run(command, check=True)
 
 
@@ -149,7 +149,8 @@ def _compile(index: int) -> tuple[set[str], str | None]:
     try:
         with mock.patch.object(FileCacheManager, "__init__", noted):
             _build_launcher(_warm_up(launch), libcuda)
-    except Exception as error:  # one kernel that does not compile must not lose the others
+    except Exception as raised:  # one kernel that does not compile must not lose the others
+        error: BaseException = raised
         while error.__cause__ is not None:
             error = error.__cause__
         return used, f"{launch.kernel.__name__} {launch.constants}: {type(error).__name__}: {error}"

@@ -1,4 +1,10 @@
-"""The command ``python -m profiling.report``."""
+"""Make docs/benchmarks.md, its plots and the figures of README.md of the files in profiling/results.
+
+    python -m profiling.report            # write what has changed
+    python -m profiling.report --check    # write nothing; fail if something would change
+
+README.md is changed between its markers only. Plots are drawn anew where their data changed.
+"""
 
 import sys
 from dataclasses import dataclass
@@ -6,19 +12,15 @@ from pathlib import Path
 
 import tyro
 
+from profiling.common.paths import RESULTS, ROOT
 from profiling.report.page import page, with_figures
 from profiling.report.plot import digest, draw, read_digest
-from profiling.report.results import RESULTS, read_runs
-
-ROOT = Path(__file__).parents[2]
+from profiling.report.results import read_runs
 
 
 @dataclass
 class Options:
-    """Make docs/benchmarks.md, its plots and the figures of README.md of the files in profiling/results.
-
-    README.md is touched between its markers only. Plots are drawn anew where their data changed.
-    """
+    """Make docs/benchmarks.md, its plots and the figures of README.md of the files in profiling/results."""
 
     check: bool = False
     """Write nothing; fail if something would change."""
@@ -34,8 +36,8 @@ def stale(root: Path = ROOT, folder: Path = RESULTS, write: bool = False) -> lis
             found.append(name)
             if write:
                 path.write_text(text)
-    for kind, run in read_runs(folder).items():
-        path = root / "docs" / f"benchmarks-{kind}.png"
+    for device, run in read_runs(folder).items():
+        path = root / "docs" / f"benchmarks-{device}.png"
         if read_digest(path) != digest(run):
             found.append(f"docs/{path.name}")
             if write:
@@ -45,7 +47,7 @@ def stale(root: Path = ROOT, folder: Path = RESULTS, write: bool = False) -> lis
 
 def main() -> None:
     """Parse the command line and run."""
-    options = tyro.cli(Options, prog="python -m profiling.report")
+    options = tyro.cli(Options, prog="python -m profiling.report", description=__doc__)
     try:
         found = stale(write=not options.check)
     except ValueError as error:

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from profiling.bench.case import OURS
+from profiling.common.paths import RESULTS
+from profiling.report.predicted import beside_predictions
 from profiling.report.recordings import busy_machine, ms, predictions, steps, times
-from profiling.report.results import RESULTS, Recorded, Row, read_recorded, read_runs, read_table, rows_of
+from profiling.report.results import Recorded, Row, read_recorded, read_runs, read_table, rows_of, slug
 
 HEAD = """# Benchmarks
 
@@ -14,48 +16,63 @@ two disagree. `python -m profiling.bench` measures: every op and the training st
 
 - Values of all variants are checked against float64 before any is timed; a wrong one has no time.
 - Variants take turns. A ratio is that of times in the same turn, its median over all turns; quartiles in brackets.
-  **Above 1×, slotkernels is faster; below, the baseline is.**
+  **Above 1×, slotkernels is faster; below, the baseline is.** On a GPU each variant of a training step has a process
+  of its own, and a ratio is that of its times to our median.
 - The floor is the least time for the work that none can avoid, `bytes_moved()` at the rate of a large copy or `flops()`
   at that of a large matrix product of the same type, whichever takes longer, both measured in the same run. Of a module
   or a training step it is the matrix products of its own form.
 - Inputs rotate, so that they come from memory and not from a cache. Memory is the most that tensors took beyond what
-  was there; what libraries take for themselves is not counted.
+  was there; what libraries take for themselves is not counted, nor what a CUDA graph has reserved when it was captured.
 """
 NOT_RUN = "Not run. `profiling/gpu_check.sh` measures it on a machine with a GPU ([profiling.md](profiling.md))."
-NOT_YET = """### What no GPU has run so far
+NOT_YET = """## What no GPU has run so far
 
-- `sinkhorn_divergence` and the training steps as benchmarks with baselines. In number 5 the first failed, since its
-  reference copied an index from the CPU while a CUDA graph was captured. That is fixed, and the test of the capture
-  passed in number 6, but there was no time left to measure.
+- GeomLoss under `torch.compile` and the image stage's step with its baselines: number 7 ended before they were
+  measured.
 - `inverted_attention` on GPUs before sm_90 with 64 columns, whose number of stages changed after the run.
 - GeomLoss and KeOps on large sets: KeOps crashes on the H200 (pykeops 2.3 with CUDA 13.0). A trial in a child process
   finds that out, and `auto` uses `blocks`.
 - DALI's decoders of a GPU, and DDP over NCCL.
 - Points of weight 0, and derivatives other than the gradient: their tests run on a CPU only. The kernels are unchanged.
 
-Hardware counters: of the slot attention's forward kernel in
+Hardware counters, all of the H200: of the slot attention's forward kernel in
 [ncu-image-cuda.csv](../profiling/results/ncu-image-cuda.csv), of the Sinkhorn kernel in
-[ncu-video-cuda.csv](../profiling/results/ncu-video-cuda.csv). The video stage's step with all 96 videos at once:
-[steps-video-96-cuda.json](../profiling/results/steps-video-96-cuda.json); the table above has two halves of 48.
+[ncu-video-cuda.csv](../profiling/results/ncu-video-cuda.csv). The H200's step of the video stage with
+all 96 videos at once: [steps-video-96-cuda.json](../profiling/results/steps-video-96-cuda.json); its table of training
+steps above has two halves of 48.
 
 Reports of the parts: [gpu-figures-cuda.md](../profiling/results/gpu-figures-cuda.md),
-[gpu-proof-cuda.md](../profiling/results/gpu-proof-cuda.md) and numbers 2 to 6 of the latter. All GPU tests passed
-in number 3 (765, and 57 skipped), and a resumed run equalled one without interruption bit for bit in number 4. Number 3
-had found that resuming failed on a GPU: the optimiser's step counter was restored on the CPU. In number 5, 766 tests
-passed and 57 were skipped; the two that failed called an op with wrong arguments, and passed in number 6.
+[gpu-proof-cuda.md](../profiling/results/gpu-proof-cuda.md) and numbers 2 to 7 of the latter. Number 7 ran on an H100,
+all others on an H200. All GPU tests passed in number 3 (765, and 57 skipped), and a resumed run equalled one without
+interruption bit for bit in number 4. Number 3 had found that resuming failed on a GPU: the optimiser's step counter was
+restored on the CPU. In number 5, 766 tests passed and 57 were skipped; the two that failed called an op with wrong
+arguments, and passed in number 6.
 """
 MARKERS = ("<!-- figures -->", "<!-- /figures -->")
 
 
-def summary(rows: list[Row]) -> list[str]:
+def heading(name: str, device: str) -> str:
+    """Heading of a benchmark's section; with the device on GPUs, so that each section has its own anchor."""
+    return name if device == "cpu" else f"{name}, {device.upper()}"
+
+
+def untimed(row: Row) -> str:
+    """Which baselines may be stronger than the strongest one that was timed."""
+    missing = [name for name in row.left_out if not name.startswith(OURS)]
+    return f"; not timed: {', '.join(missing)}" if missing and row.strongest else ""
+
+
+def summary(rows: list[Row], device: str) -> list[str]:
     """One line a case: against the usual and the strongest baseline, and the floor."""
     lines = [
         "| | size | usual baseline | strongest baseline | ms | floor, ms | of the floor |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        cells = [f"[{row.name}](#{row.name})", f"{row.size}, {row.case['dtype']}"]
+        anchor = heading(row.name, device).lower().replace(", ", "-")
+        cells = [f"[{row.name}](#{anchor})", f"{row.size}, {row.case['dtype']}"]
         cells += [f"{one[0]} {times(one[1])}" if one else "not timed" for one in (row.usual, row.strongest)]
+        cells[-1] += untimed(row)
         floor = f"{ms(row.case['floor_ms'])} ({row.case['bound']})"
         cells += [ms(row.ours["ms"]["median"]), floor, f"{100 * row.case['of_floor']:.0f} %"]
         lines.append(f"| {' | '.join(cells)} |")
@@ -70,7 +87,7 @@ def losses(rows: list[Row]) -> str:
     if found:
         return f"**Slower than a baseline:** {'; '.join(found)}."
     timed = any(row.baselines for row in rows)
-    return "No baseline is faster in any case." if timed else "**No baseline was timed in this run.**"
+    return "No baseline that was timed is faster in any case." if timed else "**No baseline was timed in this run.**"
 
 
 def failures(run: dict[str, Any]) -> list[str]:
@@ -99,7 +116,7 @@ def case_table(row: Row) -> list[str]:
     if case["bytes"]:
         reached += f", {case['gbytes']:.3g} GB/s ({100 * case['of_copy']:.0f} % of a copy)"
     lines += ["", f"{backends}. {reached}; floor {ms(case['floor_ms'])} ms, {case['bound']}. {case['rounds']} turns."]
-    lines += [f"Left out: {name} ({reason})." for name, reason in case["left_out"].items()]
+    lines += [f"Left out: {name} ({reason})." for name, reason in row.left_out.items()]
     return [*lines, ""]
 
 
@@ -108,7 +125,12 @@ def sections(run: dict[str, Any]) -> list[str]:
     lines = []
     for name, benchmark in run["benchmarks"].items():
         measured = {variant for case in benchmark["cases"] for variant in case["variants"]}
-        lines += [f"### {name}", "", f"{benchmark['what'][0].upper()}{benchmark['what'][1:]}. Beside it:", ""]
+        lines += [
+            f"### {heading(name, slug(run))}",
+            "",
+            f"{benchmark['what'][0].upper()}{benchmark['what'][1:]}. Beside it:",
+            "",
+        ]
         lines += [f"- {variant}: {what}" for variant, what in benchmark["against"].items() if variant in measured]
         lines.append("")
         for case in benchmark["cases"]:
@@ -116,25 +138,37 @@ def sections(run: dict[str, Any]) -> list[str]:
     return lines
 
 
-def about(run: dict[str, Any]) -> str:
-    """Machine, versions, commit and command of a run."""
-    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    rates = "; ".join(
-        f"{name} {t['gflops']:.0f} GFLOP/s, copy {t['gbytes']:.0f} GB/s" for name, t in run["limits"].items()
-    )
-    files = ", ".join(f"[{name}](../profiling/results/{name})" for name in run["files"])
-    return (
-        f"{run['device']}; {versions}; commit {run['commit']}; {run['date']}; `{run['command']}`, "
-        f"{run['seconds'] / 60:.0f} minutes, load {run['load_average'][0]:.1f} at the start. "
-        f"A large product and a copy reach: {rates}. Data: {files}."
-    )
+def about(run: dict[str, Any]) -> list[str]:
+    """Versions, commit and command of each file of a run, and the rates that were measured with it."""
+    lines = []
+    for name, file in run["files"].items():
+        versions = ", ".join(f"{library} {version}" for library, version in file["versions"].items())
+        rates = "; ".join(
+            f"{dtype} {t['gflops']:.0f} GFLOP/s, copy {t['gbytes']:.0f} GB/s" for dtype, t in file["limits"].items()
+        )
+        lines.append(
+            f"- [{name}](../profiling/results/{name}): {versions}; commit {file['commit']}; {file['date']}; "
+            f"`{file['command']}`, {file['seconds'] / 60:.0f} minutes, load {file['load_average'][0]:.1f} at the start."
+            + (f" A large product and a copy reach: {rates}." if rates else "")
+        )
+    return lines
 
 
-def run_section(run: dict[str, Any], title: str) -> list[str]:
+def run_section(run: dict[str, Any], title: str, folder: Path) -> list[str]:
     """A device's part of the page."""
-    rows = rows_of(run)
-    lines = [f"## {title}", "", about(run), "", f"![Ratios and shares of the floor](benchmarks-{run['kind']}.png)", ""]
-    return [*lines, *summary(rows), "", losses(rows), "", *failures(run), "", *sections(run)]
+    rows, device = rows_of(run), slug(run)
+    lines = [
+        f"## {title}: {run['device']}",
+        "",
+        "Data:",
+        "",
+        *about(run),
+        "",
+        f"![Ratios and shares of the floor](benchmarks-{device}.png)",
+        "",
+    ]
+    lines += [*summary(rows, device), "", losses(rows), "", *failures(run), "", *sections(run)]
+    return [*lines, *steps(folder, run), *predictions(folder, run), *beside_predictions(folder, run)]
 
 
 def resources(stamp: str, rows: list[dict[str, str]], title: str) -> list[str]:
@@ -162,8 +196,9 @@ def recorded(files: list[Recorded]) -> list[str]:
     lines = ["| file | what | made by | date |", "|---|---|---|---|"]
     for entry in files:
         content = entry.content
-        told = [str(content.get(key, "")).replace("|", "\\|") for key in ("what", "command", "date")]
-        cells = [f"[{entry.file}](../profiling/results/{entry.file})", told[0], told[1] and f"`{told[1]}`", told[2]]
+        what, command, date = (str(content.get(key, "")).replace("|", "\\|") for key in ("what", "command", "date"))
+        link = f"[{entry.file}](../profiling/results/{entry.file})"
+        cells = [link, what, command and f"`{command}`", date]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
@@ -172,11 +207,12 @@ def page(folder: Path = RESULTS) -> str:
     """docs/benchmarks.md."""
     runs = read_runs(folder)
     lines = [HEAD]
-    lines += run_section(runs["cpu"], "On a CPU") if "cpu" in runs else ["## On a CPU", "", "Not run."]
+    lines += run_section(runs["cpu"], "On a CPU", folder) if "cpu" in runs else ["## On a CPU", "", "Not run."]
     lines += busy_machine(folder)
-    lines += run_section(runs["cuda"], "On a GPU") if "cuda" in runs else ["## On a GPU", "", NOT_RUN, ""]
-    lines += [*steps(folder, "cuda"), *predictions(folder, "cuda")]
-    lines += [NOT_YET] if "cuda" in runs else []
+    gpus = [run for run in runs.values() if run["kind"] == "cuda"]
+    for run in gpus:
+        lines += run_section(run, "On a GPU", folder)
+    lines += [NOT_YET] if gpus else ["## On a GPU", "", NOT_RUN, ""]
     lines += ["## What compilers say", ""]
     lines += [
         "Greatest values over all launches and architectures (sm_80, sm_90, sm_100), pinned; a test fails on growth.",
@@ -204,8 +240,9 @@ def readme_block(folder: Path = RESULTS) -> str:
         for name, benchmark in run["benchmarks"].items():
             row = Row(name, benchmark["cases"][0])
             ratios = [f"{times(one[1])} {one[0]}" if one else "not timed" for one in (row.usual, row.strongest)]
+            ratios[-1] += untimed(row)
             lines.append(f"| {' | '.join([f'`{name}`', row.size, *ratios, format(row.case['of_floor'], '.0%')])} |")
-    missing = "" if "cuda" in runs else " **No GPU has run it so far.**"
+    missing = "" if any(run["kind"] == "cuda" for run in runs.values()) else " **No GPU has run it so far.**"
     lines += [
         "",
         "How many times as long the baselines take; all cases, losses included: "

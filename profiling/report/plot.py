@@ -22,7 +22,7 @@ def points(run: dict[str, Any]) -> list[dict[str, Any]]:
             "label": f"{row.name}\n{row.size}, {row.case['dtype']}",
             "strongest": row.strongest and [row.strongest[0], round(row.strongest[1], 3)],
             "usual": row.usual and [row.usual[0], round(row.usual[1], 3)],
-            "of_floor": round(row.case["of_floor"], 4),
+            "of_floor": round(row.case["of_floor"], 6),
         }
         for row in rows_of(run)
     ]
@@ -44,7 +44,7 @@ def read_digest(path: Path) -> str | None:
 
 
 def draw(run: dict[str, Any], path: Path) -> None:
-    """Draw the run; the file tells what data it was made of."""
+    """Draw the run; the file carries the hash of its data."""
     entries = points(run)[::-1]
     timed = any(entry["strongest"] for entry in entries)  # else the shares of the floor are all there is to see
     size = (12 if timed else 8, 1.5 + 0.44 * len(entries))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from interpreter.openmp import SETTINGS
 
@@ -17,12 +18,18 @@ def ms(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def steps(folder: Path, kind: str) -> list[str]:
-    """The training steps of ``profiling.step``, each in a process of its own."""
-    path = folder / f"steps-{kind}.json"
-    if not path.exists():
+def of_device(path: Path, run: dict[str, Any]) -> dict[str, Any] | None:
+    """Content of a recording; None if there is none or it was made on another device than the run."""
+    content = json.loads(path.read_text()) if path.exists() else {}
+    return content if content.get("device") == run["device"] else None
+
+
+def steps(folder: Path, run: dict[str, Any]) -> list[str]:
+    """The training steps of ``profiling.step`` on the device of a run, each in a process of its own."""
+    path = folder / f"steps-{run['kind']}.json"
+    content = of_device(path, run)
+    if content is None:
         return []
-    content = json.loads(path.read_text())
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     link = f"[{path.name}](../profiling/results/{path.name})"
     lines = [
@@ -45,7 +52,7 @@ def steps(folder: Path, kind: str) -> list[str]:
 
 
 def busy_machine(folder: Path) -> list[str]:
-    """A training step beside busy programs, by the settings of OpenMP, of ``profiling.spin``."""
+    """A training step on a busy machine, by the settings of OpenMP, of ``profiling.spin``."""
     path = folder / "spin-cpu.json"
     if not path.exists():
         return []
@@ -71,10 +78,10 @@ def busy_machine(folder: Path) -> list[str]:
     return [*lines, ""]
 
 
-def predictions(folder: Path, kind: str) -> list[str]:
-    """What was predicted before the first run, and why it came otherwise."""
-    path = folder / f"predictions-{kind}.json"
-    if not path.exists():
+def predictions(folder: Path, run: dict[str, Any]) -> list[str]:
+    """What was predicted for the device of a run before the first one, and why it came otherwise."""
+    content = of_device(folder / f"predictions-{run['kind']}.json", run)
+    if content is None:
         return []
     lines = [
         "### Predictions",
@@ -84,7 +91,7 @@ def predictions(folder: Path, kind: str) -> list[str]:
         "| figure | predicted because | predicted | measured | ratio | why it differs |",
         "|---|---|---|---|---|---|",
     ]
-    for row in json.loads(path.read_text())["rows"]:
+    for row in content["rows"]:
         low, high = row["predicted"]
         value = "not measured" if row["measured"] is None else f"{row['measured']:.3g} {row['unit']}"
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from profiling.bench.case import OURS
-
-RESULTS = Path(__file__).parents[1] / "results"
+from profiling.common.paths import RESULTS
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,11 @@ class Row:
         return dict(sorted(ratios.items(), key=lambda item: item[1]))
 
     @property
+    def left_out(self) -> dict[str, str]:
+        """Variants that were not measured, and why."""
+        return {name: why for name, why in self.case["left_out"].items() if name not in self.case["variants"]}
+
+    @property
     def strongest(self) -> tuple[str, float] | None:
         """The fastest baseline and its ratio; None if no baseline was timed."""
         return next(iter(self.baselines.items()), None)
@@ -63,18 +67,31 @@ def rows_of(run: dict[str, Any]) -> list[Row]:
     return [Row(name, case) for name, benchmark in run["benchmarks"].items() for case in benchmark["cases"]]
 
 
-def read_runs(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
-    """The runs of ``profiling.bench`` by kind of device; files of one kind are joined.
+def slug(run: dict[str, Any]) -> str:
+    """Short name of a run's device: "cpu", or of a GPU the model, such as "h100" for NVIDIA H100 80GB HBM3."""
+    if run["kind"] == "cpu":
+        return "cpu"
+    model = next((word for word in run["device"].split() if any(map(str.isdigit, word))), run["kind"])
+    return model.split("-")[0].lower()
 
-    Of a benchmark that was run with baselines and without them, the run with them counts.
+
+def read_runs(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """The runs of ``profiling.bench`` by the short name of their device; files of one device are joined.
+
+    A joined run has "files", what each file records apart from its figures, and "date", the dates of all files. Of a
+    benchmark that was run with baselines and without them, the run with them counts.
 
     Raises:
-        ValueError: if two files of one kind hold the same benchmark, both with or both without baselines.
+        ValueError: if two files of one device hold the same benchmark, both with or both without baselines, or if two
+            devices have the same short name.
     """
     runs: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("bench-*.json")):
         run = json.loads(path.read_text())
-        first = runs.setdefault(run["kind"], {**run, "files": [], "benchmarks": {}, "failed": {}})
+        about = {key: run[key] for key in ("device", "kind")}
+        first = runs.setdefault(slug(run), {**about, "files": {}, "benchmarks": {}, "failed": {}})
+        if run["device"] != first["device"]:
+            raise ValueError(f"{path.name}: {run['device']} and {first['device']} are both called {slug(run)}")
         both = {
             name
             for name in set(first["benchmarks"]) & set(run["benchmarks"])
@@ -82,10 +99,8 @@ def read_runs(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
         }
         if both:
             raise ValueError(f"{path.name}: {', '.join(sorted(both))} are in {', '.join(first['files'])} too")
-        for benchmark in run["benchmarks"].values():
-            for case in benchmark["cases"]:
-                case["limits"] = run["limits"]
-        first["files"].append(path.name)
+        first["files"][path.name] = {key: value for key, value in run.items() if key not in ("benchmarks", "failed")}
+        first["date"] = ", ".join(sorted({file["date"] for file in first["files"].values()}))
         first["failed"] |= run["failed"]
         kept = {name: one for name, one in first["benchmarks"].items() if _has_baselines(one)}
         first["benchmarks"] |= run["benchmarks"] | kept

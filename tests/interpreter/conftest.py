@@ -24,7 +24,7 @@ VIDEO_OPTIONS = (
 @pytest.fixture(scope="session", autouse=True)
 def _repeatable():
     """Two processes agree bit for bit only if they split their sums alike; a GPU has to be asked for as much."""
-    from interpreter.engine.sampling import repeatable
+    from interpreter.engine.randomness import repeatable
 
     torch.set_num_threads(1)
     repeatable(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -33,7 +33,7 @@ def _repeatable():
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
     """Root of generated scenes, 128x192 pixels and 24 frames: 3 in train, 2 in val."""
-    from interpreter.data.synthetic import generate_scenes
+    from interpreter.data.scenes.generate import generate_scenes
 
     root = tmp_path_factory.mktemp("scenes")
     generate_scenes(root, 3, workers=1, split="train")

@@ -18,12 +18,12 @@ from interpreter import locks
 from interpreter.cache import main
 from interpreter.data import FrameFolder, Video, open_dataset
 from interpreter.data.loaders import open_loader
-from interpreter.engine.cache import Cache
 from interpreter.engine.checkpoint import load_checkpoint
-from interpreter.engine.features import FeatureMaker, StreamedFeatures
 from interpreter.engine.run import load_image_stage
-from interpreter.engine.slots import SlotMaker, StoredSlots, StreamedSlots, draw_noise, encode_slots
-from interpreter.engine.store import read_content
+from interpreter.methods.interpreter.image_slots import SlotMaker, StoredSlots, StreamedSlots, draw_noise, encode_slots
+from interpreter.store.features import FeatureMaker, StreamedFeatures
+from interpreter.store.files import read_content
+from interpreter.store.fill import Cache
 from interpreter.train import main as train
 
 CPU = torch.device("cpu")

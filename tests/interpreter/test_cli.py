@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from interpreter.cli import parse, run_command
-from interpreter.configs import ImageTraining, VideoTraining, training_defaults
+from interpreter.commands import parse, run_command
+from interpreter.methods.interpreter.config import ImageTraining, VideoTraining, training_defaults
 from interpreter.train import main
 
 PRESETS = ("demo", "davis", "ytvis19", "movi-e")

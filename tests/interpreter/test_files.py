@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from interpreter.cli import run_command
+from interpreter.commands import run_command
 from interpreter.data import VideoError, open_dataset
-from interpreter.data.layout import claim
+from interpreter.data.datasets.layout import claim
 from interpreter.data.predictions import PredictionError, open_predictions
-from interpreter.engine.logging import read_records, truncate_records
+from interpreter.engine.records import read_records, truncate_records
 from interpreter.engine.run import read_config
 from interpreter.files import read_text
 
-from .data.releases import compressed, write_fbms, write_frames, write_ytvis, ytvis_annotation, ytvis_video
+from .data.releases import compressed, write_fbms, write_ytvis, ytvis_annotation, ytvis_video
+from .videos import write_frames
 
 SIZE = (12, 20)
 MASK = np.zeros(SIZE, bool)

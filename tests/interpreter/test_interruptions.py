@@ -15,16 +15,18 @@ import psutil
 import pytest
 from PIL import Image
 
-from interpreter import cache, evaluate, segment, train
-from interpreter.data import generate_scenes, open_video, synthetic
+from interpreter import cache, evaluate, segment, train, training
+from interpreter.data import open_video
 from interpreter.data.__main__ import main as data
+from interpreter.data.scenes import generate as synthetic
+from interpreter.data.scenes import generate_scenes
 from interpreter.engine.checkpoint import load_checkpoint
-from interpreter.engine.logging import RunLog
+from interpreter.engine.records import RunLog
 from interpreter.interrupts import Interrupted, StopRequest
 from interpreter.locks import Lock, LockedError
 
-from .data.test_synthetic import digest
 from .runs import TWO_RANKS, curve, start, wait_for_step
+from .videos import digest
 
 LONG = ["--steps", "100000", "--checkpoint-every", "100000"]
 
@@ -99,7 +101,7 @@ def test_a_later_stage_refuses_an_unfinished_one(image_run, image_options, video
 def test_use_of_an_unfinished_run_says_so(tmp_path, tiny_run, capfd):
     run, out = shutil.copytree(tiny_run, tmp_path / "run"), tmp_path / "out"
     config = json.loads((run / "config.json").read_text())
-    config["video"]["optim"]["steps"] = 4
+    config["stages"]["video"]["optim"]["steps"] = 4
     (run / "config.json").write_text(json.dumps(config))
     frames = tmp_path / "frames"
     frames.mkdir()
@@ -115,7 +117,7 @@ def test_a_signal_before_the_first_step_interrupts_and_after_it_saves(image_run,
     run = image_run()
     shutil.rmtree(run / "image")
     arguments = ["--run", str(run), *image_options, *LONG, "--sample-every", "1"]
-    drawn, sample_grid = [], train.sample_grid
+    drawn, sample_grid = [], training.sample_grid
 
     def draw(*arguments):
         drawn.append(len(drawn))
@@ -123,7 +125,7 @@ def test_a_signal_before_the_first_step_interrupts_and_after_it_saves(image_run,
             interrupt()
         return sample_grid(*arguments)
 
-    monkeypatch.setattr(train, "sample_grid", draw)
+    monkeypatch.setattr(training, "sample_grid", draw)
     with StopRequest(at_once=True) as stop, pytest.raises(Interrupted):
         train.main(arguments)
     assert stop.number == signal.SIGTERM
@@ -267,12 +269,14 @@ def test_a_worker_ends_with_its_parent_whatever_it_renders(tmp_path):
 
 
 def test_a_worker_that_dies_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("interpreter.data.synthetic._Worker._send", lambda self, line: self._process.kill())
+    monkeypatch.setattr("interpreter.data.scenes.generate._Worker._send", lambda self, line: self._process.kill())
     with pytest.raises(ChildProcessError, match="a process that renders scenes ended with status -9"):
         generate_scenes(tmp_path, 3, workers=2)
 
 
-@pytest.mark.parametrize("where", ["interpreter.data.convert.write_video", "interpreter.data.layout.Path.rename"])
+@pytest.mark.parametrize(
+    "where", ["interpreter.data.convert.write_video", "interpreter.data.datasets.layout.Path.rename"]
+)
 def test_interrupted_conversion_continues(where, tmp_path, scenes, monkeypatch, interruptible):
     arguments = ["convert", "davis", "--root", str(scenes), "--split", "val", "--year", "2017"]
     assert data([*arguments, "--out", str(tmp_path / "whole")]) == 0
@@ -307,7 +311,7 @@ def test_interruption_does_not_wait_for_threads_that_only_read(
 
     places = {
         "checking": "interpreter.data.video.FrameFolder.check",
-        "hashing": "interpreter.engine.cache.read_content",
+        "hashing": "interpreter.store.fill.read_content",
         "verify": "interpreter.data.verify._check",
     }
     monkeypatch.setattr(places[phase], read)

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from interpreter.engine.checkpoint import checkpoints, load_checkpoint
-from interpreter.engine.features import FeatureMaker
 from interpreter.interrupts import Interrupted, StopRequest
+from interpreter.store.features import FeatureMaker
 from interpreter.train import main
 
 from .runs import STREAMED, TWO_RANKS, curve, finish, start, wait_for_step
@@ -132,7 +132,7 @@ def test_signal_while_features_are_encoded_keeps_the_finished_videos(tmp_path, i
         make(self, video, *rest)
 
     monkeypatch.setattr(FeatureMaker, "make", interrupt)
-    monkeypatch.setattr("interpreter.engine.sources.default_workers", lambda: 1)
+    monkeypatch.setattr("interpreter.methods.interpreter.inputs.default_workers", lambda: 1)
     arguments = ["--run", str(tmp_path / "run"), *image_options]
     with StopRequest(at_once=True), pytest.raises(Interrupted):
         main(arguments)

@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 
 from interpreter.engine.checkpoint import checkpoints, load_checkpoint
 from interpreter.engine.run import read_config
+from interpreter.methods import METHODS
+from interpreter.methods.runs import open_segmenter
 from interpreter.train import main
 
 from .runs import STREAMED, curve, start
@@ -162,13 +164,12 @@ def test_video_stage_of_another_image_stage_is_refused(tiny_run, tmp_path, image
     main(["--run", str(run), *image_options, "--steps", "4"])
     with pytest.raises(ValueError, match=f"another image stage than the one there now; delete {run}/video"):
         main(["--run", str(run), *video_options])
-    from interpreter.engine.inference import Segmenter
-
+    method = METHODS["interpreter"]
     with pytest.raises(ValueError, match=f"another image stage .* --stage video --run {run}"):
-        Segmenter.from_run(run)
+        open_segmenter(method, run)
     shutil.rmtree(run / "video")
     main(["--run", str(run), *video_options])
-    Segmenter.from_run(run)
+    open_segmenter(method, run)
 
 
 @pytest.mark.parametrize("text", ["{", '{"image": 3}', '{"unknown": null}', "[]", '{"image": {"run": "r", "gone": 1}}'])
@@ -221,7 +222,7 @@ def test_cache_without_room_names_the_options(stage, name, image_run, image_opti
     options = image_options if stage == "image" else video_options
     shutil.rmtree(run / "cache")
     shutil.rmtree(run / stage, ignore_errors=True)
-    monkeypatch.setattr("interpreter.engine.cache.Cache.free_bytes", lambda self: 10_000)
+    monkeypatch.setattr("interpreter.store.fill.Cache.free_bytes", lambda self: 10_000)
     message = rf"the {name} need .* MB, but {run}/cache has 0\.01 MB free; use --features streamed, or --cache DIR"
     with pytest.raises(OSError, match=message):
         main(["--run", str(run), *options, "--features", "stored"])
@@ -246,7 +247,7 @@ def test_cache_without_room_names_the_options(stage, name, image_run, image_opti
     ],
 )
 def test_wrong_settings_are_told_before_anything_is_computed(change, message, tmp_path, image_options, monkeypatch):
-    monkeypatch.setattr("interpreter.engine.cache.Cache.fill", lambda *_: pytest.fail("features were encoded"))
+    monkeypatch.setattr("interpreter.store.fill.Cache.fill", lambda *_: pytest.fail("features were encoded"))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         main(["--run", str(tmp_path / "run"), *image_options, *change])
 

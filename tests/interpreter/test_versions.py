@@ -6,7 +6,7 @@ import pytest
 
 from interpreter import versions
 from interpreter.configs import BackboneConfig
-from interpreter.models import backbone
+from interpreter.models.backbones import load as backbone
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_old_package_is_one_line_of_a_command(old_av, module):
 
 
 def test_old_package_is_an_import_error_of_a_program(old_av):
-    command = [sys.executable, "-c", "import interpreter.data.video_file"]
+    command = [sys.executable, "-c", "import interpreter.data.video.file"]
     result = subprocess.run(command, env=old_av, capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1] == f"ImportError: {MESSAGE}"

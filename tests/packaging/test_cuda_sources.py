@@ -1,8 +1,4 @@
-"""The CUDA sources compile for the GPUs that they are meant for, without spilling a register, on any machine with nvcc.
-
-`FORCE_CUDA=1` builds them with a torch without CUDA, too. What that leaves open is shown by a stand-in for the few
-functions that only a torch with CUDA has.
-"""
+"""The CUDA sources compile for every supported GPU without spilling a register, on any machine with nvcc."""
 
 import re
 import subprocess
@@ -13,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROCESSORS = {"80", "90", "100"}  # A100, H100, B200
 
+# `FORCE_CUDA=1` builds the sources with a torch without CUDA, too; these replace the functions that such a torch lacks.
 STAND_INS = """
 extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }
 extern "C" int torch_c10_cuda_check_msg(int, const char*, const char*, unsigned, bool, char**) { return 1; }
@@ -42,7 +39,7 @@ def only_cuda(sources):
 
 
 @pytest.mark.slow
-def test_compiles_for_every_gpu_without_spills_and_registers_its_ops(sources, python, nvcc, tmp_path):
+def test_cuda_compiles_for_every_gpu_without_spills(sources, python, nvcc, tmp_path):
     only_cuda(sources)
     printed = python(
         sources,
@@ -69,7 +66,7 @@ def test_compiles_for_every_gpu_without_spills_and_registers_its_ops(sources, py
     assert registered.split("registered:")[1].split() == sorted(implemented)
 
 
-def test_a_compiler_error_in_a_cuda_source_stops_the_build_with_its_message(sources, python, nvcc):
+def test_a_cuda_compiler_error_stops_the_build(sources, python, nvcc):
     only_cuda(sources)
     for source in (sources / "csrc/cuda").glob("*.cu"):
         source.write_text("int broken = no_such_name;\n")
@@ -80,7 +77,7 @@ def test_a_compiler_error_in_a_cuda_source_stops_the_build_with_its_message(sour
     assert not list((sources / "kernels").rglob("_C_cuda*"))
 
 
-def test_whether_cuda_is_built_depends_on_torch_and_nvcc_and_not_on_a_gpu(setup_script, monkeypatch, tmp_path, capsys):
+def test_torch_and_nvcc_decide_whether_cuda_is_built(setup_script, monkeypatch, tmp_path, capsys):
     wanted = setup_script["cuda_wanted"]
     (tmp_path / "bin").mkdir()
     (tmp_path / "include").mkdir()

@@ -1,4 +1,4 @@
-"""install.py, which makes the environment of the README's two commands."""
+"""install.py makes the environment of the README's two commands."""
 
 import ast
 import json
@@ -36,7 +36,7 @@ def test_an_old_python_is_one_error_that_names_a_remedy(version, monkeypatch):
         install.check_python()
 
 
-def test_a_python_without_venv_is_one_error_that_names_the_package(monkeypatch):
+def test_a_python_without_venv_names_the_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "ensurepip", None)
     with pytest.raises(SystemExit, match=r"apt install python3\.\d+-venv"):
         install.check_python()
@@ -96,7 +96,7 @@ def commands(monkeypatch, plenty, tmp_path):
     return ran
 
 
-def test_an_environment_whose_making_was_interrupted_is_completed(commands, tmp_path):
+def test_an_interrupted_environment_is_completed(commands, tmp_path):
     scripts = tmp_path / "bin"
     scripts.mkdir()
     (scripts / "python").touch()
@@ -142,7 +142,7 @@ def test_announced_sizes_are_those_that_a_fresh_machine_saw():
 MODULES = {"pillow": "PIL", "scikit-learn": "sklearn", "tensorboard": "torch.utils.tensorboard"}
 
 
-def test_the_demo_installs_nothing_that_the_programs_do_not_import():
+def test_the_demo_installs_only_what_programs_import():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.split(r"[<>=;\[ ]", line)[0] for line in project["dependencies"]}
     sources = [path.read_text() for folder in ("interpreter", "kernels") for path in (ROOT / folder).rglob("*.py")]

@@ -1,4 +1,4 @@
-"""The C++ and CUDA sources under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer."""
+"""The C++ and CUDA sources run clean under the address, undefined-behaviour and thread sanitizers."""
 
 import shutil
 import subprocess

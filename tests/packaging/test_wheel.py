@@ -1,4 +1,4 @@
-"""What `pip install --no-build-isolation .` gives, with compiled ops and without."""
+"""A wheel of `pip install --no-build-isolation .` works with compiled ops and without."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What a training step launches, moves and waits for is pinned in profiling/results/accounting.json."""
+"""Launches, bytes and waits of a training step are those pinned in profiling/results/accounting.json."""
 
 import json
 import re
@@ -9,9 +9,11 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from profiling import accounting
-from profiling.accounting import Counts, HostWaits, count, count_compiled, differences
-from profiling.step import setup
+from interpreter.methods.interpreter.image_stage import ImageStage
+from interpreter.methods.interpreter.video_stage import VideoStage
+from profiling.accounting.__main__ import PINNED
+from profiling.accounting.counts import Counts, HostWaits, count, count_compiled, differences
+from profiling.common.setups import setup
 
 UPDATE = "run `python -m profiling.accounting --update`, look at the difference and commit it"
 CPU = torch.device("cpu")
@@ -19,9 +21,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def pinned():
-    found = json.loads(accounting.PINNED.read_text())
+    found = json.loads(PINNED.read_text())
     if found["torch"] != torch.__version__:
-        pytest.skip(f"{accounting.PINNED.name} was made with torch {found['torch']}")
+        pytest.skip(f"{PINNED.name} was made with torch {found['torch']}")
     return found["stages"]
 
 
@@ -44,13 +46,18 @@ def test_a_step_is_as_pinned_and_never_waits_for_the_device(stage, pinned):
 def test_no_fused_attention_of_a_video_step_has_a_mask(monkeypatch):
     """Flash attention takes none, and with one PyTorch falls back to a slower kernel."""
     masks, fused = [], F.scaled_dot_product_attention
-    monkeypatch.setattr(
-        F, "scaled_dot_product_attention", lambda *qkv, attn_mask: masks.append(attn_mask) or fused(*qkv, attn_mask)
-    )
+
+    def noting(q, k, v, attn_mask):
+        masks.append(attn_mask)
+        return fused(q, k, v, attn_mask)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noting)
     given = setup("video", "davis", CPU, batch_size=2)
     count(given)
-    layers = given.task.model.encoder.blocks, given.task.model.decoder.blocks
-    assert masks == [None] * 2 * sum(map(len, layers))  # the self-attention of each layer, in two steps
+    model = given.task.model
+    assert isinstance(model, VideoStage)
+    layers = len(model.encoder.blocks) + len(model.decoder.blocks)
+    assert masks == [None] * 2 * layers  # the self-attention of each layer, in two steps
 
 
 # Of the list in the documentation of torch.use_deterministic_algorithms, as operators.
@@ -75,7 +82,7 @@ def test_a_compiled_step_is_as_pinned(stage, pinned):
     assert not differences(expected, count_compiled(stage)), UPDATE
 
 
-def test_operators_are_counted_with_their_bytes_and_views_are_not():
+def test_operators_count_with_their_bytes_and_views_do_not():
     x, y = torch.ones(10, 4), torch.ones(10, 4)
     counts, waits = counted(lambda: (x.t()[1:].unsqueeze(0), torch.empty(7), x + y, x.add_(y), x.fill_(0)))
     assert counts.operators == {"aten::add": 1, "aten::add_": 1, "aten::fill_": 1}
@@ -83,7 +90,7 @@ def test_operators_are_counted_with_their_bytes_and_views_are_not():
     assert waits == []
 
 
-def test_what_is_repeated_is_not_read_twice():
+def test_an_expanded_tensor_counts_once():
     row = torch.ones(1, 4)
     assert counted(lambda: row.expand(10, 4) * 2)[0].bytes == {"aten::mul": 16 + 160}
 
@@ -109,11 +116,15 @@ def test_waits_of_the_host_are_found(call, what):
     assert [line.split(" at ")[0] for line in counted(call, torch.ones(3))[1]][:1] == [what]
 
 
-def test_a_wait_in_a_step_is_told_with_its_line(monkeypatch):
+def test_a_wait_in_a_step_is_reported_with_its_line(monkeypatch):
     given = setup("image", "davis", CPU, batch_size=2)
-    model = type(given.task.model)
-    error = model.error
-    monkeypatch.setattr(model, "error", lambda *a: (lambda e: e * float(e.sum() >= 0))(error(*a)))
+    error = ImageStage.error
+
+    def waiting(*arguments):
+        found = error(*arguments)
+        return found * float(found.sum() >= 0)
+
+    monkeypatch.setattr(ImageStage, "error", waiting)
     waits = count(given)["host waits"]
     assert len(waits) == 2  # float(), and what it asks for
     assert waits[0].startswith("Tensor.__float__ at tests/profiling/test_accounting.py:")
@@ -129,7 +140,7 @@ def test_own_ops_are_counted_by_what_they_launch():
     assert not any("slotkernels" in name for name in found["calls of"])
 
 
-def test_a_difference_is_told_by_place():
+def test_a_difference_names_its_place():
     old = {"image": {"operators": 3, "own": {"a": 1}}}
     assert differences(old, {"image": {"operators": 3, "own": {"a": 1}}}) == []
     new = {"image": {"operators": 4, "own": {"a": 1, "b": 2}}}

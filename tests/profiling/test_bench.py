@@ -1,4 +1,4 @@
-"""Benchmarks time only what is right, against named baselines, and hold it against the machine's rates."""
+"""Benchmarks check values before they time, and compare times with baselines and the machine's rates."""
 
 import json
 from functools import partial
@@ -10,7 +10,8 @@ from profiling import bench
 from profiling.bench.__main__ import Options, chosen, measure_apart, run_all
 from profiling.bench.case import OURS, Benchmark, Case, WrongResult, close_to
 from profiling.bench.measure import ROTATED, Machine, check, join, measure
-from profiling.timing import rounds
+from profiling.common.setups import setup
+from profiling.common.timing import rounds
 
 
 def product(times):
@@ -77,7 +78,7 @@ def test_a_variant_that_returns_nothing_or_nan_is_wrong(machine):
         measure(case({OURS: lambda x: {"product": x @ x * float("nan")}}), machine, 0.0)
 
 
-def test_ratio_is_that_of_the_same_turn_and_floor_that_of_the_slower_rate(machine, monkeypatch):
+def test_ratios_pair_turns_and_the_slower_rate_is_the_floor(machine, monkeypatch):
     turns = {"eight": [8.0, 160.0, 8.0, 16.0, 24.0], OURS: [1.0, 20.0, 1.0, 2.0, 6.0]}  # the machine drifts
     monkeypatch.setattr("profiling.bench.measure.rounds", lambda runs, *_, **__: {name: turns[name] for name in runs})
     found = measure(case({"eight": product(8), OURS: product(1)}), machine, 0.0)
@@ -97,7 +98,7 @@ def test_ratio_is_that_of_the_same_turn_and_floor_that_of_the_slower_rate(machin
 
 
 def test_variants_take_turns_five_times_at_least():
-    order = []
+    order: list[str] = []
     times = rounds({name: partial(order.append, name) for name in "ab"}, "cpu", 0.0, warm_up=1)
     assert order == ["a", "b"] + ["a", "b"] * 5
     assert {name: len(t) for name, t in times.items()} == {"a": 5, "b": 5}
@@ -121,7 +122,7 @@ def test_inputs_rotate_through_more_memory_than_a_cache_holds(machine, monkeypat
     assert len(set(seen)) == 6
 
 
-def test_results_say_what_ran_where_and_a_failure_does_not_lose_the_others(monkeypatch):
+def test_a_failed_benchmark_leaves_the_other_results(monkeypatch):
     monkeypatch.setitem(bench.BENCHMARKS, "gone", "no_such_file")
     threads = torch.get_num_threads()
     try:
@@ -148,11 +149,11 @@ def test_names_are_chosen_by_their_beginnings():
         chosen(("merge", "nothing"))
 
 
-def test_names_keep_the_order_that_they_are_asked_for():
+def test_names_keep_the_order_of_the_command_line():
     assert chosen(("merge", "sinkhorn_d")) == ("merge_slots", "sinkhorn_divergence")
 
 
-def test_variants_are_chosen_and_what_was_left_out_is_told(machine):
+def test_variants_are_chosen_and_left_out_ones_are_listed(machine):
     three = {"other": product(1), OURS: product(1), f"{OURS} twice": product(2)}
     ours = measure(case(three), machine, 0.0, ("ours",))
     assert list(ours["variants"]) == [OURS, f"{OURS} twice"]
@@ -170,7 +171,7 @@ def test_a_check_compares_values_and_times_nothing():
         check(case({OURS: lambda x: {"product": x}}), (torch.randn(256, 256),))
 
 
-def test_a_single_wrong_element_is_an_error_unless_the_norm_is_asked_for():
+def test_one_wrong_element_fails_unless_the_norm_is_judged():
     def spoilt(x):
         found = x @ x
         found[0, 0] += 0.01 * found.abs().max()
@@ -184,14 +185,22 @@ def test_a_single_wrong_element_is_an_error_unless_the_norm_is_asked_for():
         close_to(product(1), 1e-6, norm=("prod",))(x)(spoilt(x))
 
 
-def test_variants_of_processes_of_their_own_are_joined_by_the_median_of_ours():
+def test_joined_variants_are_divided_by_our_median():
     def result(name, *times):
         spread = dict(zip(("median", "lower", "upper", "least", "greatest"), times, strict=True))
         return {"rounds": 5, "seconds": 1.0, "variants": {name: {"ms": spread}}}
 
     found = join(
-        [result("other", 8.0, 6.0, 9.0, 5.0, 10.0), {**result(OURS, 2.0, 1.0, 3.0, 1.0, 4.0), "of_floor": 0.5}]
+        [
+            result("other", 8.0, 6.0, 9.0, 5.0, 10.0),
+            {
+                **result(OURS, 2.0, 1.0, 3.0, 1.0, 4.0),
+                "of_floor": 0.5,
+                "left_out": {"other": "not asked for", "third": "-"},
+            },
+        ]
     )
+    assert found["left_out"] == {"third": "-"}
     assert found["variants"]["other"]["times_ours"]["median"] == 4.0
     assert found["variants"][OURS]["times_ours"] == {
         "median": 1,
@@ -203,13 +212,13 @@ def test_variants_of_processes_of_their_own_are_joined_by_the_median_of_ours():
     assert (found["of_floor"], found["seconds"]) == (0.5, 2.0)
 
 
-def test_variants_of_processes_of_their_own_need_ours_to_compare_with():
+def test_joined_variants_need_ours_to_compare_with():
     other = {"rounds": 5, "seconds": 1.0, "variants": {"other": {"ms": {"median": 1.0}}}}
     with pytest.raises(ValueError, match=f"--variants other: add {OURS}"):
         join([other])
 
 
-def test_each_variant_has_a_process_of_its_own_where_a_case_asks_for_it():
+def test_a_case_can_time_each_variant_in_its_own_process():
     options = Options(device="cpu", seconds=0.0, threads=1, variants=("ours",))
     first = next(bench.load("cluster_slots").cases("cpu"))
     found = measure_apart("cluster_slots", 0, first, options)
@@ -220,22 +229,18 @@ def test_each_variant_has_a_process_of_its_own_where_a_case_asks_for_it():
         measure_apart("cluster_slots", 9, first, Options(device="cpu", seconds=0.0, threads=1, variants=(OURS,)))
 
 
-def test_training_steps_run_apart_on_a_gpu_alone(monkeypatch):
+def test_training_steps_run_apart_on_a_gpu_only(monkeypatch):
     from profiling.bench import training
 
     assert not next(training.TRAIN_IMAGE.cases("cpu")).apart
-    settings, setup = training.settings(torch.device("cpu")), training.image_setup
     monkeypatch.setattr(training, "repeatable", lambda device: None)
-    monkeypatch.setattr(training, "settings", lambda device: settings)
-    monkeypatch.setattr(
-        training, "image_setup", lambda config, dim, grid, _: setup(config, dim, grid, torch.device("cpu"))
-    )
+    monkeypatch.setattr(training, "setup", lambda stage, *_: setup(stage, "demo", torch.device("cpu")))
     on_gpu = next(training.TRAIN_IMAGE.cases("cuda"))
     assert on_gpu.apart
     assert f"{OURS} compiled and captured" in on_gpu.variants
 
 
-def test_cases_that_are_done_are_saved_before_one_that_hangs_or_dies(monkeypatch, tmp_path):
+def test_finished_cases_survive_one_that_dies(monkeypatch, tmp_path):
     def cases(device):
         yield case({OURS: product(1)})
         raise KeyboardInterrupt  # as a time limit would end it

@@ -1,4 +1,4 @@
-"""What travels to a GPU machine: small enough, and nothing of it takes the place of what is installed there."""
+"""What is carried to a GPU machine is small, and replaces nothing that is installed there."""
 
 import subprocess
 import sys
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from profiling.common.revision import VARIABLE, revision
 from profiling.gpu import carry
 from profiling.gpu.carry import MIB, SETS, size, too_large, tree_size
 from profiling.gpu.unpack import unpack_wheels
-from profiling.revision import VARIABLE, revision
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,11 +22,11 @@ def wheel(folder, name, version, module):
         archive.writestr(f"{name}-{version}.dist-info/METADATA", f"Name: {name}\nVersion: {version}\n")
 
 
-def test_a_package_that_is_installed_stays_and_a_missing_one_is_unpacked(tmp_path):
+def test_only_a_missing_package_is_unpacked(tmp_path):
     wheel(tmp_path, "numpy", "0.1", "numpy")
     wheel(tmp_path, "not_installed_anywhere", "2.0", "not_installed")
-    told = unpack_wheels(tmp_path, tmp_path / "site")
-    assert told == [
+    lines = unpack_wheels(tmp_path, tmp_path / "site")
+    assert lines == [
         "not_installed_anywhere: unpacked 2.0",
         f"numpy: the machine has {metadata.version('numpy')}",
     ]
@@ -47,17 +47,17 @@ def test_a_wheel_writes_nothing_outside_its_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "mib", "fault"),
+    ("name", "tree", "packages", "cache", "fault"),
     [
-        ("figures", (3, 5, 40), None),
-        ("figures", (3, 9, 40), "its packages are 9.0 MiB, above 8"),
-        ("figures", (1, 7, 50), "packages and cache are 57.0 MiB, above 56"),
-        ("proof", (3, 56, 0), None),
-        ("proof", (5, 56, 0), "with the tree it is 61.0 MiB, above 60"),
+        ("figures", 3, 5, 40, None),
+        ("figures", 3, 9, 40, "its packages are 9.0 MiB, above 8"),
+        ("figures", 1, 7, 50, "packages and cache are 57.0 MiB, above 56"),
+        ("proof", 3, 56, 0, None),
+        ("proof", 5, 56, 0, "with the tree it is 61.0 MiB, above 60"),
     ],
 )
-def test_limits_of_what_travels(name, mib, fault):
-    assert too_large(*(n * MIB for n in mib), name) == ([fault] if fault else [])
+def test_limits_of_what_travels(name, tree, packages, cache, fault):
+    assert too_large(tree * MIB, packages * MIB, cache * MIB, name) == ([fault] if fault else [])
 
 
 def test_only_what_git_knows_or_would_take_counts_as_tree(tmp_path, monkeypatch):
@@ -96,7 +96,7 @@ def test_figures_run_where_video_and_test_packages_are_missing(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_revision_that_was_carried_comes_first_and_git_need_not_be_there(monkeypatch):
+def test_a_carried_revision_comes_first_and_needs_no_git(monkeypatch):
     monkeypatch.setenv(VARIABLE, "carried")
     assert revision() == "carried"
     monkeypatch.delenv(VARIABLE)

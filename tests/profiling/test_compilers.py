@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from profiling import compilers, resources
+from profiling import compilers
+from profiling.gpu.resource_tables import PINNED, VERSIONS
 
 ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "kernels" / "slotkernels"
@@ -19,15 +20,15 @@ KERNELS = ROOT / "kernels" / "slotkernels"
 ONE_OF_EACH = [sys.executable, "-m", "profiling.resources", "--one-of-each", "--sm", "90", "--only"]
 
 
-def test_versions_begin_with_the_oldest_allowed_one_and_hold_the_installed_one():
+def test_versions_span_the_oldest_allowed_to_the_installed():
     (oldest,) = set(re.findall(r'"triton>=([\d.]+)', (ROOT / "pyproject.toml").read_text()))
-    assert resources.VERSIONS[0].startswith(oldest + ".")
-    assert resources.PINNED in resources.VERSIONS
-    assert f"triton=={resources.PINNED}\n" in (ROOT / "constraints.txt").read_text()
+    assert VERSIONS[0].startswith(oldest + ".")
+    assert PINNED in VERSIONS
+    assert f"triton=={PINNED}\n" in (ROOT / "constraints.txt").read_text()
 
 
 def calls_of_triton_in_constants(source: str) -> list[str]:
-    """``NAME: tl.constexpr = tl.f(...)``: what Triton 3.6 makes a tensor of, and not a constant."""
+    """Lines ``NAME: tl.constexpr = tl.f(...)``, of which Triton 3.6 makes a tensor in place of a constant."""
     return [
         ast.unparse(node)
         for node in ast.walk(ast.parse(source))
@@ -37,19 +38,19 @@ def calls_of_triton_in_constants(source: str) -> list[str]:
     ]
 
 
-def test_no_constant_of_a_kernel_is_found_by_a_function_of_triton():
+def test_no_kernel_constant_calls_a_function_of_triton():
     assert calls_of_triton_in_constants("A: tl.constexpr = tl.cdiv(B, C)")
     found = {path: calls_of_triton_in_constants(path.read_text()) for path in KERNELS.rglob("*.py")}
     assert not {path: lines for path, lines in found.items() if lines}
 
 
-def test_one_of_each_has_every_kernel_and_both_ways_of_every_switch():
+def test_one_of_each_covers_every_kernel_and_switch():
     code = """
-from profiling import resources
-few, all_ = (resources.launches(resources.Choice("", (90,), one)) for one in (True, False))
-modes = [resources.mode(launch) for _, launch, _ in few]
+from profiling.gpu.compile_launches import Choice, launches, mode
+few, all_ = (launches(Choice("", (90,), one)) for one in (True, False))
+modes = [mode(launch) for _, launch, _ in few]
 assert len(modes) == len(set(modes)) < len(all_) / 2
-assert set(modes) == {resources.mode(launch) for _, launch, _ in all_}
+assert set(modes) == {mode(launch) for _, launch, _ in all_}
 """
     environment = compilers.environment(None)
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
@@ -73,7 +74,7 @@ def broken(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_launch_that_does_not_compile_is_named_and_the_others_go_on(broken):
+def test_a_launch_that_fails_to_compile_stops_no_other(broken):
     environment = compilers.environment(broken)
     command = [*ONE_OF_EACH, "add_norm", "--workers", "1"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -109,9 +110,9 @@ def test_faults_of_a_version_fail_the_command(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", resources.VERSIONS)
+@pytest.mark.parametrize("version", VERSIONS)
 def test_sinkhorn_compiles_without_a_spill(version):
-    """What is tested most, since its registers are the fewest left over; `make compilers` compiles the others."""
+    """The kernel that is nearest to spilling; `make compilers` compiles the others, too."""
     folder = compilers.folder_of(version)
     if folder is not None and not folder.exists():
         pytest.skip(f"triton {version} is not in {folder}: run `make compilers`")

@@ -1,8 +1,7 @@
-"""The cost model: its formulas against what PyTorch counts and the cache writes, its tables against the page."""
+"""The cost model: its formulas against what PyTorch counts, the cache writes and the page states."""
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,17 +9,19 @@ from torch._subclasses import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from interpreter.configs import ImageModelConfig
-from interpreter.engine.features import FeatureMaker
 from interpreter.engine.memory import predicted_peak
-from interpreter.engine.slots import SlotMaker
 from interpreter.engine.step import TrainingStep
-from interpreter.models.image_stage import ImageStage
-from profiling import cost, formulas
-from profiling.accounting import branches_of_a_gpu
-from profiling.cost import Options, predict, report, rewritten, seconds
-from profiling.formulas import Part
-from profiling.step import configs, random_backbone, setup
+from interpreter.methods.interpreter.config import ImageModelConfig
+from interpreter.methods.interpreter.image_slots import SlotMaker
+from interpreter.methods.interpreter.image_stage import ImageStage
+from interpreter.store.features import FeatureMaker
+from profiling import cost
+from profiling.accounting import formulas
+from profiling.accounting.counts import branches_of_a_gpu
+from profiling.accounting.formulas import Part
+from profiling.common.paths import ROOT
+from profiling.common.setups import configs, random_backbone, setup
+from profiling.cost import Device, Options, predict, report, seconds
 
 CPU = torch.device("cpu")
 OWN = ("slot attention", "loss")  # products inside the project's own ops, which PyTorch's counter does not see
@@ -60,7 +61,7 @@ def test_cache_is_as_large_as_what_the_cache_writes(flip, tmp_path):
     backbone = random_backbone(image.backbone, CPU)
     maker = FeatureMaker(tmp_path, backbone, image.backbone, image.data.frame_size, "fp32", "fp16", flip)
     stage = ImageStage(image.model, backbone.dim, backbone.grid(image.data.frame_size))
-    slots = SlotMaker(tmp_path, maker, stage, "w", video.samples)
+    slots = SlotMaker(tmp_path, maker, stage, "w", video.draws)
     frames = 1000
     written = [sum(store.num_bytes("0" * 32, frames) for store in one.stores.values()) for one in (maker, slots)]
     predicted = [frames * size for size in formulas.cache_bytes(image, video)]
@@ -70,7 +71,7 @@ def test_cache_is_as_large_as_what_the_cache_writes(flip, tmp_path):
 
 def test_a_part_takes_the_longer_of_operations_and_bytes():
     options = Options(mfu=0.5, bandwidth_use=0.5)
-    device = SimpleNamespace(tflops=2.0, tflops_single=0.5, gbytes=100.0)
+    device = Device("", tflops=2.0, tflops_single=0.5, gbytes=100.0, memory=0.0, link=0.0, source="")
     assert seconds(Part("a", 4e12, 1e9), device, options) == pytest.approx(4.0)
     assert seconds(Part("a", 4e12, 1e12), device, options) == pytest.approx(20.0)
     assert seconds(Part("a", 4e12, 0, single=True), device, options) == pytest.approx(16.0)
@@ -93,20 +94,22 @@ def test_a_step_is_no_shorter_than_its_launches(monkeypatch):
     assert predict("image", 1, Options(preset="demo", kernel_us=1000)).seconds == pytest.approx(launches * 1e-3)
 
 
-def test_memory_is_that_of_a_step_and_what_does_not_fit_is_told(monkeypatch):
+def test_memory_is_that_of_a_step_and_excess_is_reported(monkeypatch):
     given = setup("image", "demo", CPU)
     with branches_of_a_gpu():
-        needed = predicted_peak(given.task, given.task.optim, given.shapes)
+        needed = predicted_peak(given.task)
     assert predict("image", 1, Options(preset="demo")).memory == needed
     monkeypatch.setattr(cost, "_model", lambda stage, preset, rows, on_gpu: (1, 81 * 10**9))
     assert "81, of 80: --micro-batch or --recompute" in report(Options(preset="demo"))
     assert "--micro-batch" not in report(Options(preset="demo", gpu="h200"))
 
 
-def test_a_measurement_stands_beside_its_prediction_with_the_error(tmp_path, monkeypatch):
+def test_a_measurement_is_shown_with_the_prediction_error(tmp_path, monkeypatch):
     monkeypatch.setattr(cost, "_model", lambda stage, preset, rows, on_gpu: (1, 1))
     found = report(Options(preset="demo", gpu="this-cpu"))
-    mode, time = cost.measured("image", Options(preset="demo", gpu="this-cpu"))
+    measured = cost.measured("image", Options(preset="demo", gpu="this-cpu"))
+    assert measured is not None
+    mode, time = measured
     error = predict("image", 1, Options(preset="demo", gpu="this-cpu")).seconds / time - 1
     assert f"{time * 1e3:.1f} ms {mode}: prediction {error:+.0%}" in found
     assert found.startswith("**Predicted, not measured**")
@@ -136,7 +139,14 @@ def test_options_that_make_no_sense_are_refused(options, message):
 
 
 @pytest.mark.slow
-def test_the_page_holds_what_the_command_says():
-    text = cost.DOCUMENT.read_text()
-    assert len(cost.BLOCK.findall(text)) == text.count("python -m profiling.cost --preset")
-    assert rewritten(text) == text, "run `python -m profiling.cost --update-docs`, look at the difference and commit it"
+@pytest.mark.parametrize(("preset", "gpu"), [("ytvis19", "h200"), ("demo", "this-cpu")])
+def test_page_states_how_far_the_predictions_are_off(preset, gpu):
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    options = Options(preset=preset, gpu=gpu)
+    for stage in ("image", "video"):
+        measured = cost.measured(stage, options)
+        assert measured is not None
+        mode, time = measured
+        predicted = predict(stage, 1, options).seconds
+        row = f"| `{preset}`, {stage} | {time * 1e3:.1f} {mode} | {predicted * 1e3:.1f} | {predicted / time - 1:+.0%} |"
+        assert row in page, f"docs/scaling.md lacks: {row}"

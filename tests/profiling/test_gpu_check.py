@@ -1,4 +1,4 @@
-"""The GPU check where there is no GPU: what it would run, in which order, with what, and what a failure costs."""
+"""The GPU check runs its parts in order, each by itself, on a stand-in for a machine with a GPU."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # A Python that keeps the report and writes down everything else that it is asked to run.
 PYTHON = """#!/usr/bin/env bash
-if [ "$1 $2" = "-m profiling.parts" ]; then exec {real} "$@"; fi
+if [ "$1 $2" = "-m profiling.common.parts" ]; then exec {real} "$@"; fi
 echo "caching=${{PYTORCH_NO_CUDA_MEMORY_CACHING:-}} strict=${{SLOTKERNELS_STRICT:-}} $*" >>{calls}
 case "$*" in
     *find_spec*) echo "xdist pytest_reportlog pytest_timeout" ;;
@@ -134,7 +134,7 @@ def test_the_budget_is_kept_by_its_own_clock(check):
     assert {part["fate"] for part in report["parts"]} == {"left out"}
 
 
-def test_results_of_an_earlier_run_do_not_stand_beside_those_of_this_one(check, tmp_path):
+def test_results_of_an_earlier_run_are_removed(check, tmp_path):
     (tmp_path / "out").mkdir()
     for name in ("steps-cuda.json", "bench-cuda.json", "tests-cuda.jsonl", "other.json"):
         (tmp_path / "out" / name).write_text("{}")
@@ -155,12 +155,12 @@ def test_a_name_that_no_part_has_is_an_error(check):
 def test_a_dry_run_stays_away_from_the_committed_results(tmp_path):
     python = tmp_path / "python"
     python.write_text(
-        '#!/usr/bin/env bash\n[ "$1 $2" != "-m profiling.parts" ] || echo "$4" >>' + f"{tmp_path}/paths\n"
+        '#!/usr/bin/env bash\n[ "$1 $2" != "-m profiling.common.parts" ] || echo "$4" >>' + f"{tmp_path}/paths\n"
     )
     python.chmod(0o755)
     environment = {**os.environ, "PYTHON": str(python), "SCRATCH": str(tmp_path / "scratch")}
     environment.pop("OUT", None)
-    command = [ROOT / "profiling" / "gpu_check.sh", "figures", "--device", "cpu", "--only", "device"]
+    command = [str(ROOT / "profiling" / "gpu_check.sh"), "figures", "--device", "cpu", "--only", "device"]
     subprocess.run(command, env=environment, capture_output=True, check=True)
     paths = set((tmp_path / "paths").read_text().split())
     assert paths == {str(tmp_path / "scratch" / "dry-run" / "gpu-figures-cpu")}
@@ -173,7 +173,7 @@ def test_csrc_is_built_where_none_was_carried(check):
 
 
 @pytest.mark.parametrize("options", [[], ["everything"], ["proof", "--device", "tpu"], ["figures", "--quick"]])
-def test_what_it_does_not_know_is_refused_with_its_usage(options):
+def test_unknown_options_print_the_usage(options):
     command = [ROOT / "profiling" / "gpu_check.sh", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OUT": "/dev/null"})
     assert done.returncode == 2

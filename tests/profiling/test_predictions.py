@@ -1,11 +1,12 @@
-"""The table of predictions for a GPU: measured values, their ratios, and figures that were not measured."""
+"""Predictions for a GPU are compared with what was measured; what was not measured is marked."""
 
 import json
 
 import pytest
 
+from profiling.accounting.breakdown import idle
 from profiling.gpu.predictions import PREDICTIONS, device_of, measured, rows_of, table
-from profiling.step import add, idle
+from profiling.step import add
 
 RESULTS = {
     "device": {"device": "NVIDIA H200", "date": "today", "limits": {"bfloat16": {"gbytes": 4200.0}}},
@@ -41,7 +42,7 @@ def test_a_figure_is_found_where_the_prediction_says(source, value):
     assert measured(source, RESULTS) == (None if value is None else pytest.approx(value))
 
 
-def test_ratio_is_that_to_the_middle_of_the_range_of_the_device_that_measured():
+def test_ratio_is_to_the_middle_of_the_devices_range():
     row = {"figure": "a step", "unit": "ms", "h100": [1, 3], "h200": [80, 100], "reason": "a guess"}
     rows = [
         {**row, "from": ["step", "image captured", "milliseconds.median", 1], "found": {"NVIDIA H200, today": "why"}},
@@ -68,7 +69,7 @@ def test_every_prediction_has_a_range_for_both_cards_and_a_place():
         assert row["reason"]
 
 
-def test_device_is_read_from_the_report_of_the_part_that_printed_it():
+def test_device_is_read_from_the_report_of_its_part():
     part = {"name": "device", "fate": "passed", "output": ["{", ' "device": "a GPU"', "}"]}
     assert device_of({"parts": [part]}) == {"device": "a GPU"}
     part["output"] = ["a warning", *part["output"], "another"]

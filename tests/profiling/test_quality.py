@@ -1,4 +1,4 @@
-"""Joining the scores of several evaluations."""
+"""Scores of several evaluations are joined only if they follow one version of the protocol."""
 
 import pytest
 
@@ -15,6 +15,6 @@ def test_seeds_of_one_version_are_joined():
     assert (row["protocol"], row["version"], row["values"]) == ("interpreter", 2, {"miou_video": [0.25, 0.5]})
 
 
-def test_numbers_of_before_a_change_of_the_protocol_are_not_joined_with_newer_ones():
+def test_scores_of_different_protocol_versions_do_not_join():
     with pytest.raises(SystemExit, match=r"versions \[1, 2\] of protocol interpreter"):
         joined([evaluation(0.25), evaluation(0.5, version=2)])

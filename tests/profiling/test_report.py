@@ -1,4 +1,4 @@
-"""docs/benchmarks.md, its plots and README's figures say what profiling/results says."""
+"""docs/benchmarks.md, its plots and README's figures agree with profiling/results."""
 
 import json
 import shutil
@@ -8,6 +8,7 @@ import pytest
 from profiling.report.__main__ import ROOT, stale
 from profiling.report.page import MARKERS, page, with_figures
 from profiling.report.plot import digest, draw, read_digest
+from profiling.report.predicted import beside_predictions
 from profiling.report.results import RESULTS, read_runs
 
 REMEDY = "run `python -m profiling.report`, look at the difference and commit it"
@@ -18,13 +19,19 @@ def variant(ratio, error=1e-6):
     return {"ms": spread, "times_ours": spread, "peak_mib": 1.5, "errors": {"value": error}, "first_call_s": 0.1}
 
 
-def run_of(kind, name, **variants):
+def run_of(kind, name, device=None, **variants):
     case = {"shape": {"B": 8, "grid": [24, 36]}, "dtype": "float32", "backends": {name: "cpp"}, "rounds": 5}
     case |= {"floor_ms": 0.25, "bound": "memory", "of_floor": 0.25, "bytes": 10, "flops": 10}
     case |= {"gbytes": 5.0, "gflops": 7.0, "of_copy": 0.25, "of_product": 0.05, "left_out": {"absent": "not installed"}}
     case["variants"] = {**{key: variant(ratio) for key, ratio in variants.items()}, "slotkernels": variant(1.0, 0.0)}
     benchmark = {"what": "an op", "against": {key: f"what {key} is" for key in variants}, "cases": [case]}
-    about = {"device": f"a {kind}", "versions": {"torch": "2"}, "commit": "abc", "command": "bench", "date": "today"}
+    about = {
+        "device": device or f"a {kind}",
+        "versions": {"torch": "2"},
+        "commit": "abc",
+        "command": "bench",
+        "date": "today",
+    }
     about |= {"kind": kind, "load_average": [0.5, 0, 0], "seconds": 60.0, "failed": {}}
     return {**about, "limits": {"float32": {"gbytes": 20.0, "gflops": 140.0}}, "benchmarks": {name: benchmark}}
 
@@ -45,7 +52,7 @@ def test_page_plots_and_readme_agree_with_the_results():
     assert stale() == [], REMEDY
 
 
-def test_a_changed_number_makes_page_readme_and_plot_stale_until_they_are_written(folder, tmp_path):
+def test_a_changed_number_makes_page_readme_and_plot_stale(folder, tmp_path):
     (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text(f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n")
     save(folder, "bench-cpu.json", run_of("cpu", "op", eager=7.5))
@@ -56,7 +63,7 @@ def test_a_changed_number_makes_page_readme_and_plot_stale_until_they_are_writte
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith(f"before\n{MARKERS[0]}\n| | size")
     assert readme.endswith(f"{MARKERS[1]}\nafter\n")
-    assert "`op` | B 8, grid 24×36 | 7.5× eager | 7.5× eager | 25% |" in readme
+    assert "`op` | B 8, grid 24×36 | 7.5× eager | 7.5× eager; not timed: absent | 25% |" in readme
 
     save(folder, "bench-cpu.json", run_of("cpu", "op", eager=7.6))
     assert stale(tmp_path, folder) == everything
@@ -65,30 +72,31 @@ def test_a_changed_number_makes_page_readme_and_plot_stale_until_they_are_writte
     assert stale(tmp_path, folder) == ["docs/benchmarks.md"]
 
 
-def test_losses_are_told_and_the_strongest_baseline_is_the_fastest(folder):
+def test_losses_are_listed_and_the_strongest_is_the_fastest(folder):
     save(folder, "bench-cpu.json", run_of("cpu", "op", eager=3.0, compiled=0.5))
     text = page(folder)
     assert "**Slower than a baseline:** op (B 8, grid 24×36): compiled **0.5×**." in text
-    assert "| eager 3× | compiled **0.5×** | 1 | 0.25 (memory) | 25 % |" in text
+    assert "| eager 3× | compiled **0.5×**; not timed: absent | 1 | 0.25 (memory) | 25 % |" in text
     assert "| compiled | 0.5 (0.45–0.55) | **0.5×** (0.45–0.55) | 1.5 | 1e-06 |" in text
     assert "op by `cpp`. 7 GFLOP/s (5 % of a large product), 5 GB/s (25 % of a copy); floor 0.25 ms, memory." in text
     assert "Left out: absent (not installed)." in text
     save(folder, "bench-cpu.json", run_of("cpu", "op", eager=3.0))
-    assert "No baseline is faster in any case." in page(folder)
+    assert "No baseline that was timed is faster in any case." in page(folder)
 
 
-def test_a_gpu_that_was_not_there_is_told_until_there_are_results_of_one(folder):
+def test_the_page_says_so_until_a_gpu_has_results(folder):
     save(folder, "bench-cpu.json", run_of("cpu", "op", eager=3.0))
     assert "## On a GPU\n\nNot run." in page(folder)
     readme = f"{MARKERS[0]}{MARKERS[1]}"
     assert "**No GPU has run it so far.**" in with_figures(readme, folder)
     save(folder, "bench-cuda.json", run_of("cuda", "op", eager=9.0))
     assert "Not run." not in page(folder)
-    assert "a cuda; torch 2; commit abc" in page(folder)
+    assert "## On a GPU: a cuda\n\nData:\n\n- [bench-cuda.json](" in page(folder)
+    assert "torch 2; commit abc; today; `bench`" in page(folder)
     assert "No GPU" not in with_figures(readme, folder)
 
 
-def test_files_of_one_device_are_joined_and_contradictions_refused(folder):
+def test_files_of_one_device_join_and_conflicts_fail(folder):
     save(folder, "bench-cpu-1.json", run_of("cpu", "op", eager=3.0))
     save(folder, "bench-cpu-2.json", run_of("cpu", "other", eager=4.0))
     assert list(read_runs(folder)["cpu"]["benchmarks"]) == ["op", "other"]
@@ -99,7 +107,65 @@ def test_files_of_one_device_are_joined_and_contradictions_refused(folder):
         page(folder)
 
 
-def test_what_failed_or_was_cut_off_is_told(folder):
+def test_two_gpus_have_sections_and_plots_of_their_own(folder, tmp_path):
+    h100, h200 = "NVIDIA H100 80GB HBM3", "NVIDIA H200"
+    save(folder, "bench-cuda.json", run_of("cuda", "op", h200, eager=9.0))
+    save(folder, "bench-h100-cuda.json", run_of("cuda", "op", h100, eager=8.0))
+    save(folder, "bench-more-cuda.json", run_of("cuda", "other", h200, eager=7.0) | {"commit": "def", "limits": {}})
+    save(folder, "steps-cuda.json", json.loads((RESULTS / "steps-cuda.json").read_text()) | {"device": h100})
+    runs = read_runs(folder)
+    assert {device: list(run["benchmarks"]) for device, run in runs.items()} == {
+        "h200": ["op", "other"],
+        "h100": ["op"],
+    }
+
+    first, second = page(folder).split("## On a GPU: ")[1:]
+    assert first.startswith(f"{h200}\n")
+    assert second.startswith(f"{h100}\n")
+    assert "eager 9×" in first
+    assert "eager 9×" not in second
+    assert "| [op](#op-h200) |" in first
+    assert "### op, H200\n" in first
+    assert "commit abc; today; `bench`, 1 minutes, load 0.5 at the start. A large product" in first
+    assert "commit def; today; `bench`, 1 minutes, load 0.5 at the start.\n" in first
+    assert "### Training steps" not in first
+    assert "### Training steps" in second
+    readme = with_figures("".join(MARKERS), folder)
+    assert readme.index(h200) < readme.index("9× eager") < readme.index(h100) < readme.index("8× eager")
+
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("")
+    assert stale(tmp_path, folder)[1:] == ["docs/benchmarks-h200.png", "docs/benchmarks-h100.png"]
+
+
+def test_devices_of_one_short_name_are_refused(folder):
+    save(folder, "bench-1.json", run_of("cuda", "op", "NVIDIA A100-SXM4-40GB", eager=9.0))
+    save(folder, "bench-2.json", run_of("cuda", "other", "NVIDIA A100-PCIE-80GB", eager=9.0))
+    with pytest.raises(ValueError, match="A100-PCIE-80GB and NVIDIA A100-SXM4-40GB are both called a100"):
+        read_runs(folder)
+
+
+def test_predictions_quote_files_and_explain_their_own_run():
+    run = read_runs()["h100"]
+    text = "\n".join(beside_predictions(RESULTS, run))
+    assert "captured, 175 to 215 ms predicted, 198 measured, 1.02 times the middle" in text
+    assert "650 to 1100 µs predicted, 1228 measured" in text
+    assert "With a number for `diameter` it takes 811 µs (600 to 850 predicted)" in text
+    run["benchmarks"]["train_video"]["cases"][0]["variants"]["slotkernels captured"]["ms"]["median"] = 390.0
+    text = "\n".join(beside_predictions(RESULTS, run | {"date": "2027-01-01"}))
+    assert "390 measured, 2.00 times the middle" in text
+    assert "Flash attention" not in text
+    assert beside_predictions(RESULTS, read_runs()["h200"]) == []
+
+
+def test_a_variant_that_was_measured_is_not_left_out(folder):
+    run = run_of("cpu", "op", eager=3.0)
+    run["benchmarks"]["op"]["cases"][0]["left_out"] = {"eager": "not asked for", "other": "not asked for"}
+    save(folder, "bench-cpu.json", run)
+    assert [line for line in page(folder).splitlines() if "Left out" in line] == ["Left out: other (not asked for)."]
+
+
+def test_failed_and_unfinished_benchmarks_are_listed(folder):
     run = run_of("cpu", "op", eager=3.0) | {"failed": {"third": "its values are wrong"}}
     run["benchmarks"]["op"]["finished"] = False
     save(folder, "bench-cpu.json", run)
@@ -126,7 +192,7 @@ def test_plot_carries_the_hash_of_what_it_shows(tmp_path):
     assert read_digest(tmp_path / "nothing.png") is None
 
 
-def test_readme_without_markers_is_left_alone_and_half_a_pair_refused(folder):
+def test_readme_needs_both_markers_or_none(folder):
     assert with_figures("text", folder) == "text"
     with pytest.raises(ValueError, match=r"README\.md: <!-- figures --> without"):
         with_figures(MARKERS[0], folder)

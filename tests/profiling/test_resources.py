@@ -1,4 +1,4 @@
-"""What shipped kernels ask of a GPU is pinned in profiling/results/resources*.csv, a table for each Triton."""
+"""Resources of the shipped kernels are those pinned in profiling/results/resources*.csv, for each Triton."""
 
 import os
 import subprocess
@@ -9,7 +9,10 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from profiling import cubin, resources
+import triton
+
+from profiling.gpu import cubin
+from profiling.gpu import resource_tables as tables
 
 ROOT = Path(__file__).parents[2]
 UPDATE = "run `python -m profiling.compilers --all --update`, look at the difference and commit it"
@@ -17,42 +20,41 @@ UPDATE = "run `python -m profiling.compilers --all --update`, look at the differ
 
 @pytest.fixture(scope="module")
 def table():
-    return resources.read()
+    return tables.read()
 
 
-@pytest.mark.parametrize("version", resources.VERSIONS)
+@pytest.mark.parametrize("version", tables.VERSIONS)
 def test_tables_were_made_from_these_kernels(version):
-    found, rows = resources.read(resources.table_of(version))
-    assert found == resources.stamp(version), f"kernels or launches changed: {UPDATE}"
-    assert {row.sm for row in rows} == ({80, 90, 100} if version == resources.PINNED else {90})
+    found, rows = tables.read(tables.table_of(version))
+    assert found == tables.stamp(version), f"kernels or launches changed: {UPDATE}"
+    assert {row.sm for row in rows} == ({80, 90, 100} if version == tables.PINNED else {90})
 
 
-@pytest.mark.parametrize("version", resources.VERSIONS)
+@pytest.mark.parametrize("version", tables.VERSIONS)
 def test_no_shipped_launch_spills_or_outgrows_shared_memory(version):
-    rows = resources.read(resources.table_of(version))[1]
-    faults = {f"sm_{row.sm} {row.launch}": resources.faults(row) for row in rows}
+    rows = tables.read(tables.table_of(version))[1]
+    faults = {f"sm_{row.sm} {row.launch}": tables.faults(row) for row in rows}
     assert not {name: found for name, found in faults.items() if found}
 
 
 def test_known_spills_are_still_there(table):
-    """One that is gone is taken off the list."""
     found = {row.launch: row.spill_bytes for row in table[1] if row.sm == 100 and row.spill_bytes}
-    assert found == resources.KNOWN_SPILLS
+    assert found == tables.KNOWN_SPILLS, "write the list in profiling/gpu/resource_tables.py anew"
 
 
 def test_every_triton_compiles_the_same_launches(table):
-    """A launch whose compilation failed would be missing."""
+    # A launch whose compilation failed would be missing.
     pinned = sorted((row.launch, row.kernel) for row in table[1] if row.sm == 90)
-    for version in resources.VERSIONS:
-        rows = [row for row in resources.read(resources.table_of(version))[1] if row.sm == 90]
+    for version in tables.VERSIONS:
+        rows = [row for row in tables.read(tables.table_of(version))[1] if row.sm == 90]
         assert sorted((row.launch, row.kernel) for row in rows) == pinned, version
 
 
-def test_cuda_table_was_made_from_these_sources_and_has_no_faults():
-    stamp, rows = resources.read(resources.CUDA_TABLE)
+def test_cuda_table_is_of_these_sources_without_faults():
+    stamp, rows = tables.read(tables.CUDA_TABLE)
     assert stamp.split(" sources ")[1] == cubin.cuda_hash(), f"csrc/cuda changed: {UPDATE}"
     assert {row.sm for row in rows} == {80, 90, 100}
-    assert not [row for row in rows if resources.faults(row)]
+    assert not [row for row in rows if tables.faults(row)]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ def test_occupancy_is_bound_by_registers_shared_memory_or_blocks(sm, warps, regi
 
 
 def test_every_row_has_the_occupancy_of_its_resources(table):
-    for row in [*table[1], *resources.read(resources.CUDA_TABLE)[1]]:
+    for row in [*table[1], *tables.read(tables.CUDA_TABLE)[1]]:
         share = cubin.occupancy(row.sm, row.warps, row.registers, row.shared_bytes)
         assert row.occupancy == share, row
         assert share > 0, row
@@ -87,18 +89,18 @@ def test_products_run_on_tensor_cores(table, kernels):
             assert row.tensor_core_instructions > 0, row.launch
 
 
-def test_growth_is_told_from_other_changes(table):
+def test_growth_is_separated_from_other_changes(table):
     old = [table[1][0]._replace(launch=name) for name in ("same", "more", "fewer", "gone")]
     fields = {"registers": old[1].registers + 1, "occupancy": old[1].occupancy / 2, "wide_loads": 0}
     new = [old[0], old[1]._replace(**fields), old[2]._replace(registers=1), old[3]._replace(launch="new")]
-    worse, other = resources.differences(old, new)
+    worse, other = tables.differences(old, new)
     before = f"sm_80 more, {old[1].kernel}: "
     assert worse == [
         f"{before}registers {old[1].registers} -> {old[1].registers + 1}",
         f"{before}occupancy {old[1].occupancy} -> {old[1].occupancy / 2}",
     ]
     assert [line.split(",")[0] for line in other] == ["sm_80 more", "sm_80 fewer", "sm_80 new", "sm_80 gone"]
-    assert resources.differences(old, old) == ([], [])
+    assert tables.differences(old, old) == ([], [])
 
 
 def run(*arguments, code="from profiling import resources; resources.main()"):
@@ -108,14 +110,14 @@ def run(*arguments, code="from profiling import resources; resources.main()"):
 
 
 @pytest.mark.slow
-def test_a_kernel_that_takes_more_than_is_pinned_fails_the_command(tmp_path, table):
+def test_a_kernel_that_grew_fails_the_command(tmp_path, table):
     label = "gru_norm forward D256 bfloat16"
     rows = [row._replace(registers=row.registers - (row.sm == 90)) for row in table[1] if row.launch == label]
     assert len(rows) == 3
-    resources.write(tmp_path / "table.csv", table[0], rows)
+    tables.write(tmp_path / "table.csv", table[0], rows)
     code = (
         "import pathlib; from profiling import resources; "
-        f"resources.TABLE = pathlib.Path({str(tmp_path / 'table.csv')!r}); resources.main()"
+        f"resources.tables.TABLE = pathlib.Path({str(tmp_path / 'table.csv')!r}); resources.main()"
     )
     done = run("--only", label, "--workers", "1", code=code)
     registers = rows[1].registers
@@ -126,17 +128,19 @@ def test_a_kernel_that_takes_more_than_is_pinned_fails_the_command(tmp_path, tab
 
 @pytest.mark.slow
 @pytest.mark.skipif(cubin.nvcc() is None, reason="no nvcc: set CUDA_HOME or install the CUDA toolkit")
-def test_compiling_cuda_sources_again_gives_the_rows_of_the_table():
-    stamp, pinned = resources.read(resources.CUDA_TABLE)
-    if stamp.split(" sources")[0] != cubin.cuda_stamp(cubin.nvcc()).split(" sources")[0]:
+def test_recompiled_cuda_sources_give_the_rows_of_the_table():
+    stamp, pinned = tables.read(tables.CUDA_TABLE)
+    compiler = cubin.nvcc()
+    assert compiler is not None
+    if stamp.split(" sources")[0] != cubin.cuda_stamp(compiler).split(" sources")[0]:
         pytest.skip(f"the table was made with {stamp.split(' sources')[0]}")
-    assert list(cubin.cuda_resources(cubin.nvcc(), 90)) == [row for row in pinned if row.sm == 90]
+    assert list(cubin.cuda_resources(compiler, 90)) == [row for row in pinned if row.sm == 90]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("label", ["inverted_attention forward B128 M864 N32 D768 bfloat16", "gru_norm forward D768"])
-def test_compiling_again_gives_the_rows_of_the_table(table, label):
-    if table[0] != resources.stamp(resources.triton.__version__):
+def test_recompiled_kernels_give_the_rows_of_the_table(table, label):
+    if table[0] != tables.stamp(triton.__version__):
         pytest.skip("the table is of other kernels, or of another Triton")
     printed = run("--only", label, "--workers", "1").stdout.strip()
     expected = [row for row in table[1] if label in row.launch]

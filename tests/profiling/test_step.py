@@ -1,4 +1,4 @@
-"""Steps for profilers, and the scripts that run them, where there is no GPU."""
+"""Training steps for profilers, and the scripts that trace them, run where there is no GPU."""
 
 import json
 import os
@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from profiling.step import FEATURES, Options, random_backbone, run, setup
+from profiling.common.setups import FEATURES, random_backbone, setup
+from profiling.step import Options, run
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -53,7 +54,7 @@ def test_inputs_are_as_large_as_what_the_backbone_gives(preset):
         ),
     ],
 )
-def test_what_the_device_cannot_do_is_refused(options, message):
+def test_options_that_the_device_lacks_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         run(Options(**{"device": "cpu", **options}))
 
@@ -61,10 +62,10 @@ def test_what_the_device_cannot_do_is_refused(options, message):
 @pytest.mark.parametrize(
     ("script", "tool", "arguments"), [("nsys_step.sh", "nsys", []), ("ncu_kernel.sh", "ncu", ["forward_kernel"])]
 )
-def test_without_the_tool_a_script_says_so_and_takes_a_step(script, tool, arguments, tmp_path):
+def test_without_its_tool_a_script_says_so_and_takes_a_step(script, tool, arguments, tmp_path):
     if shutil.which(tool) and torch.cuda.is_available():
         pytest.skip(f"{tool} is here")
-    command = [ROOT / "profiling" / script, *arguments, "--stage", "video", "--mode", "captured"]
+    command = [ROOT / "profiling" / "gpu" / script, *arguments, "--stage", "video", "--mode", "captured"]
     environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

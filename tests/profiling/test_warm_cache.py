@@ -1,4 +1,4 @@
-"""A Triton cache that is made without a GPU hits after it, and the project's folder, went elsewhere."""
+"""A Triton cache that was made without a GPU is used on another machine and in another folder."""
 
 import json
 import os
@@ -11,10 +11,11 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from profiling.accounting import PINNED
+from profiling.accounting.__main__ import PINNED
 from profiling.gpu import warm_cache
 
 ROOT = Path(__file__).parents[2]
+UPDATE = "run `python -m profiling.accounting --update`, look at the difference and commit it"
 KERNEL = """
 import triton
 import triton.language as tl
@@ -105,4 +106,4 @@ def test_steps_launch_what_is_pinned(tmp_path):
     found = json.loads(run(LAUNCHED, tmp_path))
     for stage, counts in zip(("image", "video"), found, strict=True):
         expected = {name: n for name, n in pinned[stage]["own launches"].items() if "csrc" not in name}
-        assert counts == expected, stage
+        assert counts == expected, f"{stage}: {UPDATE}"

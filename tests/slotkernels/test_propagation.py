@@ -1,5 +1,7 @@
 """Propagated attention and soft masks, and the checks that all three functions share."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -198,7 +200,7 @@ ON_ALL = [
     ({"clusters": torch.zeros(1, 5, dtype=torch.int64, device="meta")}, "clusters is on meta, expected cpu"),
     ({"backend": "cuda"}, "backend 'cuda' cannot serve this call"),
 ]
-FUNCTIONS = [
+FUNCTIONS: list[tuple[Any, dict[str, Any], Any]] = [
     (propagate_attention, {}, ON_ALL),
     (propagate_labels, {"grid": (2, 3)}, ON_ALL + ON_MAPS),
     (propagate_masks, {"grid": (2, 3), "objects": [0]}, ON_ALL + ON_MAPS),

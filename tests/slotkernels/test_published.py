@@ -440,7 +440,8 @@ def test_nested_flax_parameters_are_read():
     variant = VARIANTS["savi-flax-with-mlp"]
     parameters, tree = variant.parameters(), {}
     for name, p in parameters.items():
-        *path, leaf = ("params", "Processor_0", "SlotAttention_0", *name.split("."))
+        names = ["params", "Processor_0", "SlotAttention_0", *name.split(".")]
+        path, leaf = names[:-1], names[-1]
         node = tree
         for step in path:
             node = node.setdefault(step, {})

@@ -1,6 +1,7 @@
 """Mathematical properties of the Sinkhorn divergence, on every backend that this machine has."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -121,7 +122,7 @@ CALLS = {
     "debias": st.booleans(),
     "diameter": st.sampled_from(DIAMETERS),
 }
-LIMITS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "derandomize": True}
+LIMITS: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "derandomize": True}
 
 
 @quick_backends

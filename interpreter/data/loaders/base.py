@@ -1,23 +1,26 @@
-"""What all loaders share: requests, their division into pieces of single videos, and what is loaded ahead."""
+"""What all loaders share: requests, their division into pieces of single videos, and loading ahead."""
 
 import abc
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from interpreter.data.frame_index import FrameIndex
 from interpreter.data.video import Size, Video
 
-# Frame numbers int64 [n], counted through all videos, and flips bool [n], which ask for the mirrored frame.
+# Global frame numbers int64 [n] (see `FrameIndex`), in any order, repeats allowed, and flips bool [n], true for the
+# mirrored frame.
 Request = tuple[Tensor, Tensor]
 
 
 class LoaderError(RuntimeError):
-    """A loader cannot go on, though no video is to blame: what happened and what to do, in one line."""
+    """The loader failed for a reason other than a damaged video; says what happened and what to do, in one line."""
 
 
 class Piece(NamedTuple):
@@ -29,25 +32,20 @@ class Piece(NamedTuple):
     flip: bool
 
 
-def split(request: Request, starts: np.ndarray, longest: int) -> list[Piece]:
-    """Divide a request into pieces of at most ``longest`` frames.
+def split(request: Request, index: FrameIndex, longest: int) -> list[Piece]:
+    """Divide a request into pieces of at most ``longest`` frames of one video.
 
-    Args:
-        request: the request.
-        starts: number of the first frame of each video and, last, of all frames; int64 [videos + 1], ascending.
-        longest: longer pieces are cut, so that several workers share a long video.
+    Longer pieces are cut, so that several workers share a long video.
 
     Raises:
         IndexError: if a frame number is out of range.
     """
-    frames, flips = (part.numpy() for part in request)
-    if len(frames) and not 0 <= frames.min() <= frames.max() < starts[-1]:
-        raise IndexError(f"frames {frames.min()} to {frames.max()} were asked for; there are {starts[-1]}")
-    owners = np.searchsorted(starts, frames, side="right") - 1
-    order = np.lexsort((frames, flips, owners))
-    borders = np.flatnonzero(np.diff(owners[order] * 2 + flips[order])) + 1
+    flips = request[1].numpy()
+    videos, frames = index.locate(request[0].numpy())
+    order = np.lexsort((frames, flips, videos))
+    borders = np.flatnonzero(np.diff(videos[order] * 2 + flips[order])) + 1
     return [
-        Piece(int(owners[rows[0]]), frames[rows] - starts[owners[rows[0]]], rows, bool(flips[rows[0]]))
+        Piece(int(videos[rows[0]]), frames[rows], rows, bool(flips[rows[0]]))
         for group in np.split(order, borders)
         for rows in np.split(group, range(longest, len(group), longest))
         if len(rows)
@@ -55,27 +53,30 @@ def split(request: Request, starts: np.ndarray, longest: int) -> list[Piece]:
 
 
 class Loading(Protocol):
-    """A request that is being worked on."""
+    """A request that is being loaded."""
 
     def result(self) -> Tensor:
         """Wait for the pixels; raises what went wrong."""
 
     def cancel(self) -> object:
-        """Nobody wants the pixels any more."""
+        """Stop loading: the pixels are no longer wanted."""
 
 
 class Loader(abc.ABC):
-    """Pixels of requested frames. Announced requests are loaded in the background, so that a step need not wait.
+    """Pixels of requested frames, loaded in the background so that a training step need not wait.
 
-    What comes back depends on the request alone: not on what was announced or asked for before, nor on the number of
-    workers. Resuming and sharding over ranks therefore need no state here. Methods are for one thread only. Close it,
-    or use it as a context manager: nothing that it started then stays behind.
+    Each batch depends on its request alone: not on the requests before or after it, nor on the number of workers.
+    Resuming and sharding over ranks therefore need no state here. Use a loader from one thread only. Close it, or use
+    it as a context manager: no process, thread or memory that it started then stays behind.
+
+    Attributes:
+        index: the numbering of the frames of ``videos``.
 
     Args:
         videos: the videos, in the order that numbers their frames.
         size: (H, W) that frames are resized to.
         device: where pixels go.
-        ahead: requests to load ahead.
+        ahead: requests to load ahead, besides the one that is waited for.
     """
 
     name: str
@@ -84,47 +85,42 @@ class Loader(abc.ABC):
         if device.type == "cuda" and device.index is None:  # the current device is another one in other threads
             device = torch.device("cuda", torch.cuda.current_device())
         self.videos, self.size, self.device, self.ahead = videos, size, device, ahead
-        self.starts = np.cumsum([0] + [video.num_frames for video in videos])
-        self._loading: dict[bytes, Loading] = {}
-        self._upcoming: Iterator[Request] = iter(())
+        self.index = FrameIndex.of(videos)
+        self._streams: list[deque[Loading]] = []
 
-    def expect(self, requests: Iterable[Request]) -> None:
-        """Announce what will be asked for, soonest first; as many as are loaded ahead are taken from ``requests``.
+    def batches(self, requests: Iterable[Request]) -> Generator[Tensor, None, None]:
+        """Yield the pixels of each request, in order, while the next ``ahead`` requests are loading.
 
-        Requests that were announced before and are not among them any more are dropped.
-        """
-        self._upcoming = iter(requests)
-        soon = {_key(request): request for request in itertools.islice(self._upcoming, self.ahead)}
-        for key in self._loading.keys() - soon.keys():
-            self._loading.pop(key).cancel()
-        for key, request in soon.items():
-            if key not in self._loading:
-                self._loading[key] = self._start(request)
+        Loading begins with the first ``next``. ``requests`` may be endless; no more of them are taken than are loaded
+        ahead. Closing the generator cancels what is being loaded.
 
-    def batch(self, frames: Tensor, flips: Tensor) -> Tensor:
-        """Pixels of a request.
-
-        Args:
-            frames: frame numbers int64 [n], counted through all videos; any order, repeats allowed.
-            flips: bool [n], true for mirrored frames.
-
-        Returns:
-            uint8 [n, H, W, 3] RGB on the loader's device.
+        Yields:
+            uint8 [n, H, W, 3] RGB on the loader's device; on a GPU they may be used on the stream that is current
+            during ``next``.
 
         Raises:
-            IndexError: if a frame number is out of range.
+            IndexError: if a frame number is out of range; raised once its request is taken, which may be ahead.
             VideoError: if a video is damaged.
             LoaderError: if the loader itself fails.
         """
-        request = frames, flips
-        loading = self._loading.pop(_key(request), None) or self._start(request)
-        # Before waiting: what comes next can already be queued behind this one.
-        for upcoming in itertools.islice(self._upcoming, max(0, self.ahead - len(self._loading))):
-            if (key := _key(upcoming)) not in self._loading:
-                self._loading[key] = self._start(upcoming)
-        pixels = loading.result()
-        if pixels.is_cuda:  # made on another stream: its memory must not be reused before this stream is done with it
-            pixels.record_stream(torch.cuda.current_stream(pixels.device))
+        upcoming = iter(requests)
+        loading: deque[Loading] = deque()
+        self._streams.append(loading)
+        try:
+            while True:
+                # Before waiting: what comes next can already be queued behind this request.
+                for request in islice(upcoming, self.ahead + 1 - len(loading)):
+                    loading.append(self._start(request))
+                if not loading:
+                    return
+                yield _wait(loading.popleft())  # not a variable here, which would keep the batch alive until the next
+        finally:
+            _cancel(loading)
+            self._streams = [stream for stream in self._streams if stream is not loading]
+
+    def batch(self, frames: Tensor, flips: Tensor) -> Tensor:
+        """Pixels of a single request; see `batches`, which loads several requests ahead."""
+        (pixels,) = self.batches([(frames, flips)])
         return pixels
 
     @abc.abstractmethod
@@ -132,17 +128,27 @@ class Loader(abc.ABC):
         """Begin to load a request."""
 
     def close(self) -> None:
-        """Drop what is being loaded and end everything that was started."""
-        for loading in self._loading.values():
-            loading.cancel()
-        self._loading.clear()
-        self._upcoming = iter(())
+        """Cancel what is being loaded and end everything that was started."""
+        for loading in self._streams:
+            _cancel(loading)
 
     def __enter__(self) -> "Loader":
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _wait(loading: Loading) -> Tensor:
+    pixels = loading.result()
+    if pixels.is_cuda:  # made on another stream: keep its memory until this stream is done with it
+        pixels.record_stream(torch.cuda.current_stream(pixels.device))
+    return pixels
+
+
+def _cancel(loading: deque[Loading]) -> None:
+    while loading:
+        loading.popleft().cancel()
 
 
 class ThreadedLoader(Loader):
@@ -158,7 +164,7 @@ class ThreadedLoader(Loader):
         return self._thread.submit(self._load_in_stream, request)
 
     def _load_in_stream(self, request: Request) -> Tensor:
-        with torch.cuda.stream(self._stream):  # without a GPU it does nothing
+        with torch.cuda.stream(self._stream):  # does nothing without a GPU
             pixels = self._load(request)
             if self._stream is not None:
                 self._stream.synchronize()
@@ -166,14 +172,9 @@ class ThreadedLoader(Loader):
 
     @abc.abstractmethod
     def _load(self, request: Request) -> Tensor:
-        """What `batch` returns."""
+        """The pixels of a request, as `batches` yields them."""
 
     def close(self) -> None:
         """See `Loader.close`."""
         super().close()
         self._thread.shutdown(cancel_futures=True)
-
-
-def _key(request: Request) -> bytes:
-    frames, flips = request
-    return frames.numpy().tobytes() + flips.numpy().tobytes()

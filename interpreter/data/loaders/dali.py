@@ -22,7 +22,7 @@ from interpreter.data.video import FrameFolder, Size, Video, VideoError
 SAMPLES = 64
 # Frames of one sample of a video, likewise.
 LONGEST_PIECE = 16
-# Mean absolute difference to PyAV, in levels of 255, that tells other frames from other rounding. Measured: 0.1 to
+# Mean absolute difference to PyAV, in levels of 255, above which frames are not the same. Measured: 0.1 to
 # 0.6 on real pictures, 1.6 on blocks of random colours, whose chroma is interpolated differently.
 LARGEST_DIFFERENCE = 3.0
 
@@ -45,7 +45,7 @@ class DaliLoader(ThreadedLoader):
     pictures. One frame of each kind of video is compared at the start.
 
     Args:
-        videos, size, device, ahead: see `Loader`; `interpreter.data.loaders.dali_obstacle` says which videos will do.
+        videos, size, device, ahead: see `Loader`; `dali_obstacle` tells which videos DALI decodes.
         workers: threads that decode.
 
     Raises:
@@ -75,8 +75,8 @@ class DaliLoader(ThreadedLoader):
         for index in kinds.values():
             video = self.videos[index]
             middle = video.num_frames // 2
-            found = self.batch(torch.tensor([self.starts[index] + middle]), torch.tensor([False])).cpu().numpy()
-            difference = np.abs(found.astype(float) - video.read([middle], self.size)).mean()
+            pixels = self.batch(torch.tensor([self.index.starts[index] + middle]), torch.tensor([False])).cpu().numpy()
+            difference = np.abs(pixels.astype(float) - video.read([middle], self.size)).mean()
             if difference > LARGEST_DIFFERENCE:
                 raise LoaderError(
                     f"DALI and PyAV differ in frame {middle} of {video.path}, by {difference:.1f} of 255 in the mean; "
@@ -84,7 +84,7 @@ class DaliLoader(ThreadedLoader):
                 )
 
     def _load(self, request: Request) -> Tensor:
-        pieces = split(request, self.starts, LONGEST_PIECE)
+        pieces = split(request, self.index, LONGEST_PIECE)
         pixels = torch.empty(len(request[0]), *self.size, 3, dtype=torch.uint8, device=self.device)
         for is_video in (False, True):
             samples = [
@@ -108,7 +108,7 @@ class DaliLoader(ThreadedLoader):
     def _decode(self, samples: list[_Sample], is_video: bool, pixels: Tensor) -> None:
         """Write the frames of samples into their rows of ``pixels``."""
         try:
-            found = self._run(samples, is_video)
+            outputs = self._run(samples, is_video)
         except RuntimeError as error:
             del self._pipelines[is_video]  # DALI's pipelines do not survive an error
             if len(samples) > 1:  # DALI does not say which of them it was
@@ -123,7 +123,7 @@ class DaliLoader(ThreadedLoader):
             ) from error
         for place, sample in enumerate(samples):
             frames = torch.empty(len(sample.rows), *self.size, 3, dtype=torch.uint8, device=pixels.device)
-            feed_ndarray(found[place], frames if is_video else frames[0], cuda_stream=self._stream)
+            feed_ndarray(outputs[place], frames if is_video else frames[0], cuda_stream=self._stream)
             pixels[torch.from_numpy(sample.rows).to(pixels.device)] = frames
 
     def _run(self, samples: list[_Sample], is_video: bool) -> Any:
@@ -165,5 +165,5 @@ class DaliLoader(ThreadedLoader):
 
 def _reason(error: RuntimeError) -> str:
     """The one line of DALI's message that says what went wrong."""
-    found = re.search(r"encountered:\s*(?:Assert on .*? failed: )?(.+)", str(error))
-    return found[1].strip() if found else " ".join(str(error).split())[:200]
+    cause = re.search(r"encountered:\s*(?:Assert on .*? failed: )?(.+)", str(error))
+    return cause[1].strip() if cause else " ".join(str(error).split())[:200]

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from interpreter.data.decode_worker import Failure, Job
 from interpreter.data.loaders.base import Loader, LoaderError, Request, split
 from interpreter.data.video import Size, Video, VideoError
+from interpreter.data.video.decode_worker import Failure, Job
 
-# A piece is decoded from the key frame before it: shorter ones would mostly decode what nobody asked for.
+# A piece is decoded from the key frame before it: shorter pieces would mostly decode frames that are not requested.
 SHORTEST_PIECE = 8
 
 
@@ -37,9 +37,9 @@ class PoolLoader(Loader):
     def __init__(self, videos: Sequence[Video], size: Size, device: torch.device, ahead: int, workers: int) -> None:
         super().__init__(videos, size, device, ahead)
         self.workers = workers
-        self._memory = _Memory(device)
+        self.memory = SharedMemory(device)
         setup = pickle.dumps((list(videos), size), pickle.HIGHEST_PROTOCOL)
-        self._processes = [_Process(setup, self._memory.descriptor) for _ in range(workers)]
+        self._processes = [_Process(setup, self.memory.descriptor) for _ in range(workers)]
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         for process in self._processes:
             self._idle.put(process)
@@ -48,15 +48,15 @@ class PoolLoader(Loader):
 
     def _start(self, request: Request) -> "_Batch":
         count = len(request[0])
-        pieces = split(request, self.starts, max(SHORTEST_PIECE, math.ceil(count / self.workers)))
+        pieces = split(request, self.index, max(SHORTEST_PIECE, math.ceil(count / self.workers)))
         row = self.size[0] * self.size[1] * 3
-        region = self._memory.take(count * row)
+        region = self.memory.take(count * row)
         jobs = []
         for piece in pieces:
             places = [region.offset + int(r) * row for r in piece.rows]
             job = Job(piece.video, [int(f) for f in piece.frames], piece.flip, places)
             jobs.append(self._threads.submit(self._decode, job))
-        return _Batch(region, self._memory, jobs, (count, *self.size, 3))
+        return _Batch(region, self.memory, jobs, (count, *self.size, 3))
 
     def _decode(self, job: Job) -> None:
         process = self._idle.get()
@@ -69,7 +69,7 @@ class PoolLoader(Loader):
                 "continue from the newest checkpoint"
             ) from error
         finally:
-            self._idle.put(process)  # a dead one, too: who takes it gets the error, where an empty queue would block
+            self._idle.put(process)  # a dead one too: its next job then fails instead of waiting for ever
         if failure is not None:
             raise VideoError(failure.message) if failure.damaged else LoaderError(failure.message)
 
@@ -80,7 +80,7 @@ class PoolLoader(Loader):
         for process in self._processes:
             process.kill()
         self._threads.shutdown()
-        self._memory.close()
+        self.memory.close()
 
 
 class _Process:
@@ -90,7 +90,7 @@ class _Process:
         self._setup: bytes | None = setup
         # Its own session, so that a terminal's Ctrl-C does not reach it while it starts.
         self.process = subprocess.Popen(
-            [sys.executable, "-c", f"from interpreter.data.decode_worker import main; main({descriptor})"],
+            [sys.executable, "-c", f"from interpreter.data.video.decode_worker import main; main({descriptor})"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=(descriptor,),
@@ -103,7 +103,9 @@ class _Process:
         requests, replies = self.process.stdin, self.process.stdout
         assert requests is not None
         assert replies is not None
-        if self._setup is not None:  # late: a long list of videos does not fit into the pipe before someone reads it
+        if (
+            self._setup is not None
+        ):  # late: a long list of videos does not fit into the pipe before the process reads it
             requests.write(self._setup)
             self._setup = None
         pickle.dump(job, requests)
@@ -119,7 +121,7 @@ class _Process:
         return f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
 
     def kill(self) -> None:
-        """End it at once: it holds nothing that would need to be put away."""
+        """End it at once; it has no files or state to save."""
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
@@ -129,7 +131,7 @@ class _Process:
 
 
 @dataclass
-class _Region:
+class Region:
     """A part of the shared memory that one batch uses at a time."""
 
     offset: int
@@ -138,11 +140,12 @@ class _Region:
     copied: torch.cuda.Event | None = None  # its last copy to the GPU
 
     def free(self) -> bool:
+        """Whether no process writes into it any more."""
         return all(job.done() for job in self.users)
 
 
-class _Memory:
-    """Shared memory without a name: it goes when the last process that holds it ends, however that ends."""
+class SharedMemory:
+    """Anonymous shared memory: it is freed when the last process that holds it ends, even if it is killed."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.bytes = device, 0
@@ -152,10 +155,10 @@ class _Memory:
         else:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115
             self.descriptor = self._file.fileno()
-        self._regions: list[_Region] = []  # unused ones
+        self._regions: list[Region] = []  # unused ones
 
-    def take(self, size: int) -> _Region:
-        """A region of at least ``size`` bytes that nobody uses."""
+    def take(self, size: int) -> Region:
+        """A region of at least ``size`` bytes that no batch uses."""
         for place, region in enumerate(self._regions):
             if len(region.pixels) >= size and region.free():
                 if region.copied is not None:
@@ -167,12 +170,14 @@ class _Memory:
         pixels = torch.frombuffer(mmap.mmap(self.descriptor, length, offset=offset), dtype=torch.uint8)
         if self.device.type == "cuda":
             torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(pixels.data_ptr(), length, 0))
-        return _Region(offset, pixels)
+        return Region(offset, pixels)
 
-    def give_back(self, region: _Region) -> None:
+    def give_back(self, region: Region) -> None:
+        """Let later batches use a region, once its jobs are done."""
         self._regions.append(region)
 
     def close(self) -> None:
+        """Free all regions."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             for region in self._regions:
@@ -187,7 +192,7 @@ class _Memory:
 class _Batch:
     """A request that the processes work on."""
 
-    def __init__(self, region: _Region, memory: _Memory, jobs: list[Future[None]], shape: tuple[int, ...]) -> None:
+    def __init__(self, region: Region, memory: SharedMemory, jobs: list[Future[None]], shape: tuple[int, ...]) -> None:
         self.region, self.memory, self.jobs, self.shape = region, memory, jobs, shape
         region.users = jobs
 

@@ -11,6 +11,8 @@ where each pixel and object takes 5 instructions anyway. Attention is read about
 cache: 12 MB for 36 frames. Scores in memory would be 1 MB to write and 2 MB to read, would need another launch, and a
 buffer that grows with the video.
 """
+# Triton would read annotations of a kernel's arguments as their types.
+# mypy: disable-error-code="no-untyped-def"
 
 import triton
 import triton.language as tl

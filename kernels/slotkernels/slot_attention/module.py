@@ -197,13 +197,16 @@ class SlotAttention(nn.Module):
         hidden = F.relu(F.linear(normalised, *weights.mlp[0]), inplace=True)
         return *add_norm(slots, F.linear(hidden, *weights.mlp[1]), *_affine(self.norm_slots)), attention
 
-    def forward(self, inputs: Tensor, slots: Tensor | None = None, mask: Tensor | None = None) -> SlotAttentionOutput:
+    def forward(
+        self, inputs: Tensor, slots: Tensor | None = None, mask: Tensor | None = None, *, iterations: int | None = None
+    ) -> SlotAttentionOutput:
         """Compress tokens into slots.
 
         Args:
             inputs: [B, M, Din] tokens, not yet normalised.
             slots: [B, N, D] initial slots, any N that ``groups`` divides; drawn from the prior if None.
             mask: [B, M] or [B, groups, M] bool, False for tokens to ignore, whatever they hold.
+            iterations: of this call, >= 1. Default: the module's.
 
         Returns:
             slots [B, N, D] and the last iteration's attention [B, M, N], float32 (float64 for float64).
@@ -217,8 +220,10 @@ class SlotAttention(nn.Module):
             slots = self.sample_slots(inputs.shape[0])
         check_tensor("SlotAttention", "slots", slots, "B N D", sizes)
 
-        no_grad_iterations = 0 if self.implicit == "none" else self.iterations - 1
-        tokens, weights = self._prepare(inputs, slots, mask, self.iterations - no_grad_iterations)
+        iterations = self.iterations if iterations is None else iterations
+        check_positive("SlotAttention", iterations=iterations)
+        no_grad_iterations = 0 if self.implicit == "none" else iterations - 1
+        tokens, weights = self._prepare(inputs, slots, mask, iterations, iterations - no_grad_iterations)
         initial = slots
         with torch.no_grad():
             slots, _ = self._iterate(slots, tokens, weights, no_grad_iterations, return_attention=False)
@@ -227,7 +232,7 @@ class SlotAttention(nn.Module):
         if self.implicit == "bilevel":
             # Straight-through: adds 0 in value, but routes the gradient to the initial slots (Chang et al. 2022).
             slots = slots + (initial - initial.detach())
-        slots, attention = self._iterate(slots, tokens, weights, self.iterations - no_grad_iterations)
+        slots, attention = self._iterate(slots, tokens, weights, iterations - no_grad_iterations)
         assert attention is not None
         return SlotAttentionOutput(slots, attention)
 
@@ -310,9 +315,9 @@ class SlotAttention(nn.Module):
         return module
 
     def _prepare(
-        self, inputs: Tensor, slots: Tensor, mask: Tensor | None, differentiated: int
+        self, inputs: Tensor, slots: Tensor, mask: Tensor | None, iterations: int, differentiated: int
     ) -> tuple[_Tokens, _Weights]:
-        """Tokens, as keys and values if that is cheaper for so many differentiated iterations, and cast weights."""
+        """Tokens, as keys and values if that is cheaper for so many iterations, and cast weights."""
         if mask is not None:
             inputs = hide(inputs, mask)
         dtype = self._product_dtype(inputs)
@@ -320,7 +325,7 @@ class SlotAttention(nn.Module):
             x = F.layer_norm(inputs, (self.input_dim,), eps=self.norm_inputs.eps).to(dtype)
         weights = self._weights(x.dtype)
         backward = differentiated if torch.is_grad_enabled() else 0
-        if absorbs(x.shape[1], slots.shape[1], self.qkv_dim, self.input_dim, self.iterations, backward):
+        if absorbs(x.shape[1], slots.shape[1], self.qkv_dim, self.input_dim, iterations, backward):
             return _Tokens(x, None, by_group(mask)), weights
         k, v = (F.linear(x, weight, bias.to(x.dtype)) for weight, bias in (weights.k, weights.v))
         return _Tokens(k, v, by_group(mask)), weights

@@ -1,62 +1,15 @@
+"""Videos that the loaders decode, and real ones where the machine has them."""
+
 import importlib.util
 import os
-from fractions import Fraction
 from pathlib import Path
 
-import av
-import numpy as np
 import pytest
 
+from interpreter.data import open_video
 
-@pytest.fixture(scope="session")
-def moving():
-    """moving(n, height, width) -> uint8 [n, height, width, 3]: blocky noise that shifts, so every frame differs."""
-
-    def make(n, height=64, width=96, seed=0):
-        rng = np.random.default_rng(seed)
-        small = rng.integers(64, 192, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
-        base = small.repeat(8, 0).repeat(8, 1)[:height, :width]
-        return np.stack([np.roll(base, 3 * t, axis=1) for t in range(n)])
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def encode():
-    """encode(path, frames, codec=…) writes a real video file and returns its path."""
-
-    def write(
-        path, frames, codec="libx264", pixels="yuv420p", fps=24, rotation=None, start=0, container=None, **options
-    ):
-        with av.open(str(path), "w", options=container or {}) as file:
-            stream = file.add_stream(codec, rate=fps, options={k: str(v) for k, v in options.items()})
-            stream.height, stream.width = frames.shape[1:3]
-            stream.pix_fmt = pixels
-            stream.codec_context.thread_count = 1  # several threads write other bytes in every run
-            if rotation is not None:
-                stream.set_display_rotation(rotation)
-            for t, frame in enumerate(frames):
-                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(
-                    format=pixels
-                )
-                picture.pts, picture.time_base = t + start, 1 / Fraction(fps)
-                file.mux(stream.encode(picture))
-            file.mux(stream.encode())
-        return Path(path)
-
-    return write
-
-
-@pytest.fixture(scope="session")
-def cut():
-    """cut(path, share) keeps the first share of a file's bytes."""
-
-    def truncate(path, share=0.5):
-        content = path.read_bytes()
-        path.write_bytes(content[: int(len(content) * share)])
-        return path
-
-    return truncate
+from ..videos import encode, moving, save_frames
+from .loading import SIZE
 
 
 @pytest.fixture(scope="session")
@@ -77,3 +30,24 @@ def shared_data():
     if not (folder / "davis").is_dir():
         pytest.skip(f"no DAVIS data in {folder}; set INTERPRETER_DATA to the folder that holds davis/")
     return folder
+
+
+@pytest.fixture
+def paths(tmp_path):
+    """Videos that all engines decode, of several sizes and lengths."""
+    return [
+        encode(tmp_path / "vp9.webm", moving(31, 120, 160), "libvpx-vp9", g=12),
+        save_frames(tmp_path / "jpeg", moving(7, 60, 100, seed=1), "{}.jpg", quality=90),
+        encode(tmp_path / "mjpeg.avi", moving(12, 96, 128, seed=2), "mjpeg", "yuvj420p"),
+        save_frames(tmp_path / "png", moving(3, *SIZE, seed=3), "{}.png"),
+    ]
+
+
+@pytest.fixture
+def videos(paths):
+    return [open_video(path) for path in paths]
+
+
+@pytest.fixture
+def h264(tmp_path):
+    return open_video(encode(tmp_path / "h264.mp4", moving(5)))

@@ -8,20 +8,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
-
-def picture(seed, height, width):
-    """Smooth random colours, uint8 [height, width, 3]."""
-    small = np.random.default_rng(seed).integers(40, 220, (4, 6, 3), dtype=np.uint8)
-    return np.array(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def write_frames(folder, count, size, seed=0, name="{:05d}.jpg"):
-    """Frames of noise-free pictures in a new folder; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / name.format(t) for t in range(count)]
-    for t, path in enumerate(paths):
-        Image.fromarray(picture(100 * seed + t, *size)).save(path)
-    return paths
+from ..videos import picture, write_frames
 
 
 def png(pixels):

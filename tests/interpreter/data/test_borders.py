@@ -1,3 +1,5 @@
+"""Black borders are found and cropped off frames and masks, and nothing else is."""
+
 import pickle
 
 import numpy as np
@@ -6,15 +8,16 @@ import torch
 from PIL import Image
 
 from interpreter.data import open_dataset, open_video
-from interpreter.data.borders import Box, CroppedVideo, find_borders
 from interpreter.data.loaders import dali_obstacle, open_loader
-from interpreter.engine.store import read_content, require_unchanged
+from interpreter.data.video.cropped import Box, CroppedVideo, find_borders
+from interpreter.store.files import read_content, require_unchanged
 
+from ..videos import moving
 from .releases import compressed, write_ytvis, ytvis_annotation, ytvis_video
 
 
 @pytest.fixture
-def letterbox(tmp_path, moving):
+def letterbox(tmp_path):
     """letterbox(top, bottom, left, right, …) -> a folder of JPEGs with black bars, their noise included."""
 
     def make(top, bottom, left, right, quality=70, level=0, count=5, name="clip", inside=None):
@@ -138,7 +141,7 @@ def test_loaders_crop(release, name):
 
 
 def test_dali_refuses_to_crop(release, monkeypatch):
-    monkeypatch.setattr("interpreter.data.loaders._dali_installed", lambda: True)
+    monkeypatch.setattr("interpreter.data.loaders.open.dali_is_installed", lambda: True)
     video = open_dataset("ytvis", release[0], "train", crop_borders=True)[0]
     assert dali_obstacle([video.inner], torch.device("cpu")) is None
     assert "does not crop borders" in dali_obstacle([video], torch.device("cpu"))

@@ -8,9 +8,10 @@ from PIL import Image
 
 from interpreter.data import open_dataset
 from interpreter.data.__main__ import main
-from interpreter.data.published import RELEASES
+from interpreter.data.datasets.releases import RELEASES
 
-from .releases import compressed, write_fbms, write_frames, write_ytvis, ytvis_annotation, ytvis_video
+from ..videos import cut, encode, moving, write_frames
+from .releases import compressed, write_fbms, write_ytvis, ytvis_annotation, ytvis_video
 
 SIZE = (24, 40)
 
@@ -35,7 +36,7 @@ def test_verify_of_nothing_says_where_to_get_it(tmp_path, capsys, kind, exists):
         root.mkdir()
     assert main(["verify", kind, "--root", str(root)]) == 1
     output = capsys.readouterr().out
-    assert "not there: " in output
+    assert "missing: " in output
     assert str(root) in output
     for location in RELEASES[kind].locations:
         assert location in output
@@ -47,14 +48,14 @@ def test_verify_counts_what_is_there(ytvis, capsys):
     assert main(["verify", "ytvis", "--root", str(root)]) == 0
     output = capsys.readouterr().out
     assert "train: 3 videos, 6 frames, 6 of them with masks, 0 problems" in output
-    assert "not there: holdout: " in output
-    assert "not there: valid: " in output
+    assert "missing: holdout: " in output
+    assert "missing: valid: " in output
     assert main(["verify", "ytvis", "--root", str(root), "--split", "train"]) == 0
-    assert "not there" not in capsys.readouterr().out
+    assert "missing" not in capsys.readouterr().out
     assert main(["verify", "ytvis", "--root", str(root), "--split", "valid"]) == 1
 
 
-def test_verify_names_every_corrupt_and_missing_file(ytvis, cut, capsys):
+def test_verify_names_every_corrupt_and_missing_file(ytvis, capsys):
     root, _ = ytvis
     frames = root / "train/JPEGImages"
     cut(frames / "video0/00000.jpg", 0.8)
@@ -72,7 +73,7 @@ def test_verify_names_every_corrupt_and_missing_file(ytvis, cut, capsys):
     assert f"{root}/train.json: video 2: frame 0" in output
 
 
-def test_verify_names_every_damaged_mask(tmp_path, cut, capsys):
+def test_verify_names_every_damaged_mask(tmp_path, capsys):
     masks = {t: np.zeros((20, 30), int) for t in range(3)}
     truth = write_fbms(tmp_path, "Testset", "bear01", 3, masks, [0, 255])
     for t in (0, 2):
@@ -116,7 +117,7 @@ def test_converted_data_set_reads_the_same(ytvis, tmp_path, capsys):
     assert main(["verify", "davis", "--root", str(out), "--split", "train"]) == 0
 
 
-def test_conversion_goes_on_and_keeps_sparse_masks(tmp_path, monkeypatch):
+def test_interrupted_conversion_continues_and_keeps_sparse_masks(tmp_path, monkeypatch):
     from interpreter.data import convert
 
     for name in ("bear01", "bear02"):
@@ -140,7 +141,7 @@ def test_conversion_goes_on_and_keeps_sparse_masks(tmp_path, monkeypatch):
     assert (dataset.masks(1)[1] == 1).all()
 
 
-def test_conversion_of_films_loses_no_pixel(tmp_path, moving, encode):
+def test_conversion_of_films_loses_no_pixel(tmp_path):
     (tmp_path / "in" / "deep").mkdir(parents=True)
     encode(tmp_path / "in" / "deep" / "a.mp4", moving(3))
     (tmp_path / "in" / "broken.mp4").write_text("no film")

@@ -1,8 +1,12 @@
+"""Damaged, truncated and missing videos are one clear line, by every way of reading them."""
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from interpreter.data import VideoError, open_video
+
+from ..videos import cut, encode, moving
 
 
 def assert_one_clear_line(error, path):
@@ -18,7 +22,7 @@ def test_missing_file_is_not_found(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"This is a text file, not a video.\n" * 50, bytes(4096)])
-def test_no_video_at_all(tmp_path, content):
+def test_file_without_video_is_refused(tmp_path, content):
     path = tmp_path / "a.mp4"
     path.write_bytes(content)
     with pytest.raises(VideoError) as error:
@@ -34,7 +38,7 @@ def test_text_is_not_read_as_ansi_art(tmp_path):
     assert_one_clear_line(error, path)
 
 
-def test_sound_without_pictures(tmp_path):
+def test_sound_without_pictures_is_refused(tmp_path):
     import wave
 
     path = tmp_path / "a.wav"
@@ -57,7 +61,7 @@ FILES = {
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
 @pytest.mark.parametrize("name", FILES)
-def test_truncated_file_is_found_by_every_way_of_reading(tmp_path, moving, encode, cut, name, share):
+def test_truncated_file_is_found_by_every_way_of_reading(tmp_path, name, share):
     path = cut(encode(tmp_path / name, moving(60), **FILES[name]), share)
     for action in ("check", "num_frames", "frames", "read"):
         with pytest.raises(VideoError) as error:  # noqa: PT012 - opening may already find it
@@ -73,7 +77,7 @@ def test_truncated_file_is_found_by_every_way_of_reading(tmp_path, moving, encod
         assert_one_clear_line(error, path)
 
 
-def test_mov_that_ends_inside_its_index_is_refused(tmp_path, moving, encode):
+def test_mov_that_ends_inside_its_index_is_refused(tmp_path):
     path = encode(tmp_path / "a.mov", moving(5), container={"movflags": "faststart"})
     content = path.read_bytes()
     for length in range(24, content.index(b"mdat"), 16):
@@ -83,7 +87,7 @@ def test_mov_that_ends_inside_its_index_is_refused(tmp_path, moving, encode):
         assert_one_clear_line(error, path)
 
 
-def test_cut_shortly_before_the_end_is_found(tmp_path, moving, encode, cut):
+def test_cut_shortly_before_the_end_is_found(tmp_path):
     # VP9 decodes half a frame without complaint and hardly a frame is missing: the packet alone tells.
     clip = {"codec": "libvpx-vp9", "g": 60, "lag-in-frames": 0, "container": {"movflags": "faststart"}}
     path = cut(encode(tmp_path / "a.mp4", moving(60), **clip), 0.995)
@@ -92,7 +96,7 @@ def test_cut_shortly_before_the_end_is_found(tmp_path, moving, encode, cut):
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
-def test_overwritten_bytes_are_found(tmp_path, moving, encode, name):
+def test_overwritten_bytes_are_found(tmp_path, name):
     path = encode(tmp_path / name, moving(60), g=12)
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
@@ -103,7 +107,7 @@ def test_overwritten_bytes_are_found(tmp_path, moving, encode, name):
     assert_one_clear_line(error, path)
 
 
-def test_frames_before_the_damage_are_delivered(tmp_path, moving, encode, cut):
+def test_frames_before_the_damage_are_delivered(tmp_path):
     path = encode(tmp_path / "a.mkv", moving(60), g=12)
     whole = open_video(path).read([0, 1, 2])
     cut(path)
@@ -113,14 +117,14 @@ def test_frames_before_the_damage_are_delivered(tmp_path, moving, encode, cut):
         list(stream)
 
 
-def test_folder_without_images(tmp_path):
+def test_folder_without_images_is_refused(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(VideoError, match="no jpg, png") as error:
         open_video(tmp_path)
     assert_one_clear_line(error, tmp_path)
 
 
-def test_folder_of_two_sizes(tmp_path):
+def test_frames_of_two_sizes_are_refused(tmp_path):
     Image.new("RGB", (20, 10)).save(tmp_path / "0.png")
     Image.new("RGB", (22, 10)).save(tmp_path / "1.png")
     video = open_video(tmp_path)
@@ -132,7 +136,7 @@ def test_folder_of_two_sizes(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 @pytest.mark.parametrize("share", [0, 0.5])
-def test_truncated_frame_in_a_folder(tmp_path, moving, cut, suffix, share):
+def test_truncated_frame_of_a_folder_is_refused(tmp_path, suffix, share):
     for t, frame in enumerate(moving(3)):
         Image.fromarray(frame).save(tmp_path / f"{t}.{suffix}")
     cut(tmp_path / f"1.{suffix}", share)

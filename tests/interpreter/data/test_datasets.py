@@ -1,23 +1,20 @@
+"""Opening a data set: videos are found, damaged ones skipped and named, mistakes explained."""
+
 import numpy as np
 import pytest
-from PIL import Image
 
 from interpreter.data import VideoError, open_dataset
 
-
-def write_frames(folder, frames):
-    folder.mkdir(parents=True)
-    for t, frame in enumerate(frames):
-        Image.fromarray(frame).save(folder / f"{t:05d}.jpg")
+from ..videos import cut, encode, moving, save_frames
 
 
-def test_folder_finds_files_and_frames_at_any_depth(tmp_path, moving, encode):
+def test_folder_finds_files_and_frames_at_any_depth(tmp_path):
     (tmp_path / "more" / "deep").mkdir(parents=True)
     encode(tmp_path / "clip10.mp4", moving(3))
     encode(tmp_path / "clip2.avi", moving(4), codec="mpeg4")
     encode(tmp_path / "more" / "deep" / "clip.webm", moving(5), codec="libvpx-vp9")
-    write_frames(tmp_path / "more" / "frames", moving(6))
-    write_frames(tmp_path / ".trash" / "old", moving(2))
+    save_frames(tmp_path / "more" / "frames", moving(6))
+    save_frames(tmp_path / ".trash" / "old", moving(2))
     (tmp_path / "readme.txt").write_text("not a video")
     dataset = open_dataset("folder", tmp_path)
     assert [v.name for v in dataset.videos] == ["clip2", "clip10", "more/deep/clip", "more/frames"]
@@ -29,35 +26,35 @@ def test_folder_finds_files_and_frames_at_any_depth(tmp_path, moving, encode):
     assert dataset.report() == ""
 
 
-def test_folder_in_youtube_vis_layout_takes_frames_only(tmp_path, moving):
+def test_folder_in_youtube_vis_layout_takes_frames_only(tmp_path):
     for name in ("0043f083b5", "00ad5016a4"):
-        write_frames(tmp_path / "JPEGImages" / name, moving(2))
-        write_frames(tmp_path / "Annotations" / "480p" / name, moving(2))
+        save_frames(tmp_path / "JPEGImages" / name, moving(2))
+        save_frames(tmp_path / "Annotations" / "480p" / name, moving(2))
     assert [v.name for v in open_dataset("folder", tmp_path).videos] == ["00ad5016a4", "0043f083b5"]
 
 
-def test_single_video_is_a_data_set(tmp_path, moving, encode):
+def test_single_video_is_a_data_set(tmp_path):
     path = encode(tmp_path / "my clip.mp4", moving(3))
-    write_frames(tmp_path / "frames", moving(2))
+    save_frames(tmp_path / "frames", moving(2))
     assert [v.name for v in open_dataset("folder", path).videos] == ["my clip"]
     assert [v.name for v in open_dataset("folder", str(tmp_path / "frames")).videos] == ["frames"]
 
 
-def test_names_are_unique(tmp_path, moving, encode):
+def test_names_are_unique(tmp_path):
     encode(tmp_path / "clip.mp4", moving(2))
     encode(tmp_path / "clip.avi", moving(2), codec="mpeg4")
-    write_frames(tmp_path / "a" / "clip", moving(2))
+    save_frames(tmp_path / "a" / "clip", moving(2))
     assert [v.name for v in open_dataset("folder", tmp_path).videos] == ["a/clip", "clip.avi", "clip.mp4"]
 
 
-def test_damaged_videos_are_skipped_counted_and_named(tmp_path, moving, encode, cut):
+def test_damaged_videos_are_skipped_counted_and_named(tmp_path):
     encode(tmp_path / "good.mp4", moving(5))
     cut(encode(tmp_path / "half.mp4", moving(30)))
     cut(encode(tmp_path / "half.mkv", moving(30), g=5))
     cut(encode(tmp_path / "half.avi", moving(30), codec="mpeg4"))
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("hello")
-    write_frames(tmp_path / "frames", moving(3))
+    save_frames(tmp_path / "frames", moving(3))
     cut(tmp_path / "frames" / "00001.jpg")
     dataset = open_dataset("folder", tmp_path)
     assert [v.name for v in dataset.videos] == ["good"]
@@ -69,7 +66,7 @@ def test_damaged_videos_are_skipped_counted_and_named(tmp_path, moving, encode, 
     assert all(name in report for name in names)
 
 
-def test_nothing_left_is_an_error_that_names_all(tmp_path, moving, encode, cut):
+def test_nothing_left_is_an_error_that_names_all(tmp_path):
     cut(encode(tmp_path / "half.mp4", moving(30)))
     (tmp_path / "empty.mp4").touch()
     with pytest.raises(VideoError, match=r"no video is left.*Skipped 2 of 2 videos.*empty\.mp4.*half\.mp4"):
@@ -82,7 +79,7 @@ def test_mistakes_are_explained(tmp_path):
         open_dataset("folder", tmp_path)
     with pytest.raises(FileNotFoundError, match="no such file"):
         open_dataset("folder", tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="choose from folder, davis, synthetic, ytvis, movi, segtrack, fbms"):
+    with pytest.raises(ValueError, match="choose from synthetic, folder, davis, ytvis, movi, segtrack, fbms"):
         open_dataset("imagenet", tmp_path)
     with pytest.raises(ValueError, match="no splits"):
         open_dataset("folder", tmp_path, "train")

@@ -1,8 +1,12 @@
+"""The DAVIS layout: editions, splits, kinds of masks, and errors that list what is there."""
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from interpreter.data import VideoError, open_dataset
+
+from ..videos import cut, moving
 
 SIZE = (24, 40)
 
@@ -16,7 +20,7 @@ def write_mask(path, mask, mode="P"):
 
 
 @pytest.fixture
-def davis(tmp_path, moving):
+def davis(tmp_path):
     """A miniature release: two sequences with ids 1, 2 and void 255, in every flavour of image set."""
     root = tmp_path / "DAVIS"
     masks = np.zeros((4, *SIZE), np.uint8)
@@ -128,11 +132,10 @@ def test_sequence_without_any_annotation_has_no_masks(davis):
     assert open_dataset("davis", root, "train").masks(0) is None
 
 
-def test_resolution_chooses_the_folders(davis):
+def test_a_release_of_another_resolution_is_refused(davis):
     root, _ = davis
     for part in ("JPEGImages", "Annotations", "Annotations_unsupervised"):
         (root / part / "480p").rename(root / part / "Full-Resolution")
-    assert len(open_dataset("davis", root, "val", resolution="Full-Resolution")) == 1
     with pytest.raises(FileNotFoundError, match="JPEGImages holds Full-Resolution"):
         open_dataset("davis", root, "val")
 
@@ -151,7 +154,7 @@ def test_wrong_root_split_and_year_say_what_is_there(davis, tmp_path):
         open_dataset("davis", root / "nowhere", "val")
 
 
-def test_damaged_and_missing_sequences_are_skipped_and_named(davis, cut):
+def test_damaged_and_missing_sequences_are_skipped_and_named(davis):
     root, _ = davis
     with (root / "ImageSets" / "2017" / "val.txt").open("a") as file:
         file.write("bear\nnowhere\n")
@@ -164,7 +167,7 @@ def test_damaged_and_missing_sequences_are_skipped_and_named(davis, cut):
 
 
 @pytest.mark.parametrize("damage", ["cut", "size"])
-def test_sequence_with_a_damaged_mask_is_skipped(davis, cut, damage):
+def test_sequence_with_a_damaged_mask_is_skipped(davis, damage):
     root, _ = davis
     path = root / "Annotations" / "480p" / "bear" / "00003.png"
     if damage == "cut":

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from interpreter.cache_ray import videos_among
 from interpreter.data import VideoError, open_dataset, open_video
 from interpreter.data.__main__ import main
 from interpreter.data.images import natural_key
 from interpreter.data.tree import split_frames
+from interpreter.store.ray import videos_among
 
-from .releases import write_frames
+from ..videos import encode, moving, write_frames
 
 SIZE = (20, 30)
 
@@ -33,7 +33,7 @@ def found(root):
 
 
 @pytest.fixture
-def film(moving, encode):
+def film():
     def write(path, frames=3):
         path.parent.mkdir(parents=True, exist_ok=True)
         return encode(path, moving(frames), codec="mpeg4", container={"movflags": "faststart"})
@@ -117,7 +117,7 @@ def test_photos_are_no_video(tmp_path):
         open_video(tmp_path)
 
 
-def test_frames_are_ordered_by_number_whatever_their_zeros_and_suffixes(tmp_path):
+def test_frames_are_ordered_by_number_despite_zeros_and_suffixes(tmp_path):
     names = ["8.JPG", "9.jpg", "010.png", "0011.bmp", "100.webp"]
     for name in names:
         picture(tmp_path / name)
@@ -193,7 +193,7 @@ def test_a_frame_that_is_a_broken_link_is_missing_not_left_out(tmp_path):
         open_dataset("folder", tmp_path)
 
 
-def test_camera_suffixes_are_videos_and_unread_pictures_say_what_works(tmp_path, film, capsys):
+def test_camera_files_are_videos_and_raw_pictures_are_named(tmp_path, film, capsys):
     for number, suffix in enumerate((".mkv", ".avi", ".divx", ".M2TS")):
         source = film(tmp_path / f"clip{number}{'.ts' if suffix == '.M2TS' else '.avi'}")
         source.rename(tmp_path / f"clip{number}{suffix}")
@@ -238,7 +238,7 @@ def test_one_image_is_a_video_only_where_its_name_is_a_number(tmp_path):
     assert open_video(tmp_path / "b").num_frames == 1  # asked for by name
 
 
-def test_frames_directly_in_the_root_have_their_masks_beside_them(tmp_path):
+def test_frames_in_the_root_have_their_masks_next_to_them(tmp_path):
     for frames, masks in (("plain", "plain/masks"), ("layout/JPEGImages", "layout/Annotations")):
         for path in write_frames(tmp_path / frames, 2, SIZE):
             mask = picture(tmp_path / masks / f"{path.stem}.png")
@@ -288,7 +288,7 @@ def test_split_frames_of_nothing_is_nothing():
     assert split_frames([]) == ([], [], "")
 
 
-def test_a_folder_that_cannot_be_read_is_named_and_the_others_are_read(tmp_path, monkeypatch):
+def test_unreadable_folder_is_named_and_the_others_are_read(tmp_path, monkeypatch):
     for name in ("a", "private", "z"):
         write_frames(tmp_path / name, 2, SIZE)
     scandir = os.scandir

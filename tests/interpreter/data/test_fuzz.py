@@ -9,16 +9,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from interpreter.data import open_dataset
-from interpreter.data.annotations import read_mask
+from interpreter.data.datasets.annotations import read_mask
 from interpreter.data.images import read_rgb
 
+from ..videos import write_frames
 from .releases import (
     compressed,
     damage,
     png,
     uncompressed,
     write_fbms,
-    write_frames,
     write_segtrack,
     write_ytvis,
     ytvis_annotation,
@@ -140,7 +140,7 @@ def index(tmp_path_factory):
     max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(path=st.sampled_from(PATHS), value=trees)
-def test_any_value_anywhere_in_the_index(index, path, value):
+def test_index_with_arbitrary_values_is_read_or_refused(index, path, value):
     """Well-formed JSON with the wrong things in it."""
     whole = index.read_text()
     content = json.loads(whole)

@@ -1,8 +1,12 @@
+"""Single images: upright, as RGB or as numbers, resized in one way."""
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from interpreter.data.images import list_images, natural_key, probe_size, read_rgb, resize
+
+from ..videos import cut
 
 
 def antialiased_bilinear(length, target):
@@ -78,7 +82,7 @@ def test_exif_orientation_turns_image_and_size(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp"])
-def test_probe_finds_truncated_image(tmp_path, cut, suffix):
+def test_probe_finds_truncated_image(tmp_path, suffix):
     path = tmp_path / f"image.{suffix}"
     Image.fromarray(RGB.repeat(8, 0).repeat(8, 1)).save(path)
     assert probe_size(path) == (88, 136)

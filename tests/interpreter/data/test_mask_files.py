@@ -10,13 +10,13 @@ from PIL import Image
 
 from interpreter.data import VideoError, open_dataset
 from interpreter.data.__main__ import main
-from interpreter.data.annotations import read_mask
+from interpreter.data.datasets.annotations import read_mask
+from interpreter.data.datasets.segtrack import ObjectMasks
 from interpreter.data.images import probe_size, read_numbers, read_rgb
 from interpreter.data.predictions import PredictionError, open_predictions
-from interpreter.data.segtrack import ObjectMasks
-from interpreter.engine.samples import sample_grid
+from interpreter.engine.picture_grid import sample_grid
 
-from .releases import write_frames
+from ..videos import encode, moving, write_frames
 
 SIZE = (12, 20)
 MASK = np.zeros(SIZE, np.uint8)
@@ -177,7 +177,7 @@ def test_masks_are_found_by_name_or_by_number(folder, masks, frames):
     assert [int(dataset.masks(0)[t].max()) for t in (3, 4, 10)] == [2, 8, 20]
 
 
-def test_masks_are_found_for_video_files_too(tmp_path, moving, encode):
+def test_masks_are_found_for_video_files_too(tmp_path):
     encode(tmp_path / "film.mp4", moving(3, 32, 48))
     masks = tmp_path / "masks" / "film"
     masks.mkdir(parents=True)
@@ -187,7 +187,7 @@ def test_masks_are_found_for_video_files_too(tmp_path, moving, encode):
 
 
 @pytest.mark.parametrize("names", [(1, 2, 3), (0, 5, 10)])
-def test_masks_that_are_counted_otherwise_than_frames_are_refused(tmp_path, folder, names):
+def test_masks_numbered_unlike_the_frames_are_refused(tmp_path, folder, names):
     root = folder(saved(MASK))
     masks = root / "Annotations" / "v"
     for t, number in reversed(list(enumerate(names))):
@@ -250,7 +250,7 @@ def test_one_object_in_white_is_an_object_in_a_plain_folder(folder):
 
 
 @pytest.mark.parametrize("other", [np.where(WHITE, 255, 1).astype(np.uint8), MASK])
-def test_white_is_void_where_any_mask_of_the_video_holds_another_id(folder, other):
+def test_white_is_void_if_any_mask_of_the_video_has_another_id(folder, other):
     root = folder(saved(WHITE))
     Image.fromarray(other).save(root / "Annotations" / "v" / "00002.png")
     masks = open_dataset("folder", root).masks(0)
@@ -321,12 +321,11 @@ def test_numbers_are_whole(tmp_path):
         read_numbers(tmp_path / "mask.tiff")
 
 
-def test_the_picture_grid_of_training_does_without_unusable_masks(folder):
+def test_picture_grid_of_training_skips_unusable_masks(folder):
     """Such as colours, which are found only when a mask is decoded."""
     dataset = open_dataset("folder", folder(saved(np.dstack([MASK * 100, MASK, MASK]))))
     segments = SimpleNamespace(labels=lambda frames, size: np.zeros((1, *size), np.uint8))
-    segmenter = SimpleNamespace(frame_size=SIZE, segment=lambda video: segments)
-    assert sample_grid(segmenter, dataset).ndim == 3
+    assert sample_grid(lambda number, video: segments, dataset, SIZE).ndim == 3
 
 
 @pytest.mark.parametrize("white", [1, 255, 65535])

@@ -1,3 +1,5 @@
+"""MOVi converted from its TensorFlow release: bytes kept, interruptions resumed, damage named."""
+
 import json
 import re
 import shutil
@@ -8,9 +10,10 @@ import pytest
 
 from interpreter.data import open_dataset
 from interpreter.data.__main__ import main
+from interpreter.data.datasets.movi import convert_movi
 from interpreter.data.images import read_rgb
-from interpreter.data.movi import convert_movi
 
+from ..videos import cut
 from .releases import damage, movi_video, write_movi
 
 needs_extra = pytest.mark.usefixtures("_tfds")
@@ -50,8 +53,8 @@ def test_conversion_keeps_every_pixel_and_id(release, videos, tmp_path):
 
 
 @needs_extra
-def test_killed_conversion_goes_on_where_it_was(release, videos, tmp_path, monkeypatch):
-    from interpreter.data import movi
+def test_killed_conversion_continues(release, videos, tmp_path, monkeypatch):
+    from interpreter.data.datasets import movi
 
     out, write = tmp_path / "out", movi.write_video
 
@@ -89,7 +92,7 @@ def test_corrupt_shard_is_named_and_the_rest_is_kept(release, tmp_path):
 
 @needs_extra
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.999])
-def test_cut_shard_is_named_and_shifts_no_video(release, videos, tmp_path, cut, share):
+def test_cut_shard_is_named_and_shifts_no_video(release, videos, tmp_path, share):
     shard = release / "movi_e-train.tfrecord-00001-of-00003"
     whole = shard.read_bytes()
     cut(shard, share)
@@ -135,7 +138,7 @@ def test_missing_extra_names_the_installation(release, tmp_path, monkeypatch):
         convert_movi(release, tmp_path / "out")
 
 
-def test_triton_in_the_process_is_an_error_before_tensorflow_aborts_it(release, tmp_path, monkeypatch):
+def test_movi_with_triton_loaded_is_an_error(release, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", object())
     with pytest.raises(RuntimeError, match="TensorFlow and Triton cannot share a process"):
         convert_movi(release, tmp_path / "out")

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 
 from interpreter.data import VideoError, open_video
-from interpreter.data.containers import find_gaps
+from interpreter.data.video.containers import find_gaps
+
+from ..videos import encode, moving
 
 CODECS = {"h264": {"codec": "libx264", "bf": 2}, "hevc": {"codec": "libx265"}, "mpeg2": {"codec": "mpeg2video"}}
 VIDEO = 0x100  # the number that FFmpeg gives the first stream
 
 
 @pytest.fixture(scope="module", params=CODECS)
-def piece(request, tmp_path_factory, moving, encode):
+def piece(request, tmp_path_factory):
     if request.param == "hevc" and "libx265" not in av.codecs_available:
         pytest.skip("this PyAV does not encode HEVC")
     path = tmp_path_factory.mktemp("piece") / f"{request.param}.ts"
@@ -59,7 +61,7 @@ def test_joined_pieces_are_read_in_full(tmp_path, piece, shift):
     assert len(find_gaps(path, VIDEO)[0]) >= 1
 
 
-def test_pieces_of_other_lengths_are_read_in_full(tmp_path, piece, moving, encode):
+def test_pieces_of_other_lengths_are_read_in_full(tmp_path, piece):
     short = encode(tmp_path / "short.ts", moving(3), g=5)
     for name, parts in {"a": (piece, short), "b": (short, piece)}.items():
         path = tmp_path / f"{name}.ts"
@@ -68,7 +70,7 @@ def test_pieces_of_other_lengths_are_read_in_full(tmp_path, piece, moving, encod
             assert open_video(path).num_frames == 23
 
 
-def test_last_picture_that_fills_its_packets_does_not_hide_a_joint(tmp_path, piece):
+def test_joint_is_found_after_a_picture_that_fills_its_packets(tmp_path, piece):
     packets = packets_of(piece)
     last = pictures(packets)[-1][0][-1]
     packet = packets[last]

@@ -10,9 +10,11 @@ from av.bitstream import BitStreamFilterContext
 from PIL import Image
 
 from interpreter.data import VideoError, open_video
-from interpreter.data import loaders as loaders_module
 from interpreter.data.loaders import dali_obstacle, open_loader
-from interpreter.data.orientation import UPRIGHT
+from interpreter.data.loaders import open as loaders_module
+from interpreter.data.video.orientation import UPRIGHT
+
+from ..videos import encode, moving
 
 ONE = 1 << 16
 LOSSLESS = {"codec": "libx264rgb", "pixels": "rgb24", "qp": 0}
@@ -33,7 +35,7 @@ EXIF = ["upright", "mirrored", "half turn", "upside down", "transposed", "clockw
 EXIF.append("counterclockwise")
 
 
-def with_matrix(encode, path, frames, a, b, c, d):
+def with_matrix(path, frames, a, b, c, d):
     plain = encode(path.with_name("plain.mkv"), frames, g=4, **LOSSLESS)
     with av.open(str(plain)) as source, av.open(str(path), "w") as file:
         stream = file.add_stream_from_template(source.streams.video[0])
@@ -47,10 +49,10 @@ def with_matrix(encode, path, frames, a, b, c, d):
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 @pytest.mark.parametrize("name", MATRICES)
-def test_display_matrix_is_applied_by_every_way_of_reading(tmp_path, moving, encode, name, suffix):
+def test_display_matrix_is_applied_by_every_way_of_reading(tmp_path, name, suffix):
     matrix, turned = MATRICES[name]
     frames = moving(6)
-    video = open_video(with_matrix(encode, tmp_path / f"a.{suffix}", frames, *matrix))
+    video = open_video(with_matrix(tmp_path / f"a.{suffix}", frames, *matrix))
     expected = turned(frames)
     assert (video.height, video.width) == expected.shape[1:3]
     np.testing.assert_array_equal(np.stack(list(video.frames())), expected)
@@ -63,7 +65,7 @@ def test_display_matrix_is_applied_by_every_way_of_reading(tmp_path, moving, enc
 
 @pytest.mark.parametrize("number", range(1, 9))
 @pytest.mark.parametrize("name", ["a.avi", "a.mov", "a.mkv"])
-def test_exif_orientation_of_motion_jpeg_is_applied(tmp_path, moving, name, number):
+def test_exif_orientation_of_motion_jpeg_is_applied(tmp_path, name, number):
     exif, frames = Image.Exif(), []
     exif[0x0112] = number
     with av.open(str(tmp_path / name), "w") as file:
@@ -84,7 +86,7 @@ def test_exif_orientation_of_motion_jpeg_is_applied(tmp_path, moving, name, numb
     assert np.abs(decoded - expected.astype(float)).mean() < 4  # two JPEG decoders
 
 
-def test_exif_orientation_of_an_animated_png_is_that_of_all_frames(tmp_path, moving):
+def test_exif_orientation_of_an_apng_turns_all_frames(tmp_path):
     pictures, exif = [Image.fromarray(frame) for frame in moving(3)], Image.Exif()
     exif[0x0112] = 6
     pictures[0].save(tmp_path / "a.apng", "PNG", save_all=True, append_images=pictures[1:], exif=exif)
@@ -92,7 +94,7 @@ def test_exif_orientation_of_an_animated_png_is_that_of_all_frames(tmp_path, mov
     np.testing.assert_array_equal(np.stack(list(open_video(tmp_path / "a.apng").frames())), expected)
 
 
-def test_orientation_in_the_bitstream_lasts(tmp_path, moving, encode):
+def test_orientation_in_the_bitstream_lasts(tmp_path):
     # FFmpeg attaches it to the frames of key pictures alone.
     plain = encode(tmp_path / "plain.mkv", moving(8), g=4, bf=0)
     frames = np.stack(list(open_video(plain).frames()))
@@ -117,21 +119,21 @@ def test_orientation_in_the_bitstream_lasts(tmp_path, moving, encode):
 
 
 @pytest.mark.parametrize("matrix", [(2, 0, 0, 1), (0.5, 0.001, -0.001, 0.5), (0, 0, 0, 0)])
-def test_scale_rounding_and_an_empty_matrix_turn_nothing(tmp_path, moving, encode, matrix):
-    video = open_video(with_matrix(encode, tmp_path / "a.mp4", moving(2), *matrix))
+def test_scale_rounding_and_an_empty_matrix_turn_nothing(tmp_path, matrix):
+    video = open_video(with_matrix(tmp_path / "a.mp4", moving(2), *matrix))
     assert video.orientation == UPRIGHT
     np.testing.assert_array_equal(video.read([1]), moving(2)[[1]])
 
 
 @pytest.mark.parametrize("matrix", [(0.866, 0.5, -0.5, 0.866), (1, 0, 0.3, 1), (1, 0, 0, 0)])
-def test_other_matrices_are_refused(tmp_path, moving, encode, matrix):
-    path = with_matrix(encode, tmp_path / "a.mp4", moving(2), *matrix)
+def test_other_matrices_are_refused(tmp_path, matrix):
+    path = with_matrix(tmp_path / "a.mp4", moving(2), *matrix)
     with pytest.raises(VideoError, match=r"neither turns by a multiple of 90 degrees.*ffmpeg -i .*a\.mp4") as error:
         open_video(path)
     assert "download" not in str(error.value)
 
 
-def test_orientation_that_changes_is_refused(tmp_path, moving):
+def test_orientation_that_changes_is_refused(tmp_path):
     exif = Image.Exif()
     content = b""
     for t, frame in enumerate(moving(4)):
@@ -145,7 +147,7 @@ def test_orientation_that_changes_is_refused(tmp_path, moving):
     assert "download" not in str(error.value)
 
 
-def test_dali_refuses_to_mirror(tmp_path, moving, encode, monkeypatch):
-    monkeypatch.setattr(loaders_module, "_dali_installed", lambda: True)
-    video = open_video(with_matrix(encode, tmp_path / "a.mp4", moving(2), *MATRICES["mirrored"][0]))
+def test_dali_refuses_to_mirror(tmp_path, monkeypatch):
+    monkeypatch.setattr(loaders_module, "dali_is_installed", lambda: True)
+    video = open_video(with_matrix(tmp_path / "a.mp4", moving(2), *MATRICES["mirrored"][0]))
     assert "does not turn or mirror" in dali_obstacle([video], torch.device("cuda"))

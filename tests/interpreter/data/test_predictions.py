@@ -9,7 +9,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from interpreter.data.predictions import PredictionError, open_predictions
-from interpreter.render import rle_json, write_palette_png
+from interpreter.render import write_palette_png
+from interpreter.render.rle import rle_json
 
 FRAMES, SIZE = 4, (12, 18)
 NAMES = ("boat", "deep/er/cat")
@@ -199,7 +200,7 @@ def test_arrays_that_are_no_label_maps_are_refused(array, message, tmp_path):
         open_predictions(tmp_path / "v.npz").labels("v", FRAMES, SIZE)
 
 
-def test_a_header_that_declares_terabytes_is_refused_before_memory_is_taken(tmp_path):
+def test_npz_header_that_declares_terabytes_is_refused(tmp_path):
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({2**20}, {2**11}, {2**11}), }}".ljust(117) + "\n"
     data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
     with zipfile.ZipFile(tmp_path / "v.npz", "w") as archive:
@@ -242,11 +243,6 @@ def test_nothing_to_read_says_what_was_expected(tmp_path):
         open_predictions(tmp_path / "gone")
     with pytest.raises(FileNotFoundError, match=r"no \.png or \.npz"):
         open_predictions(tmp_path)
-    for format in ("png", "npz"):
-        with pytest.raises(FileNotFoundError, match=f"no .*{format}"):
-            open_predictions(tmp_path, format)
-    with pytest.raises(ValueError, match="choose from auto, png"):
-        open_predictions(tmp_path, "gif")
     (tmp_path / "masks.tar").touch()
     with pytest.raises(PredictionError, match=r"masks\.tar"):
         open_predictions(tmp_path / "masks.tar")

@@ -1,10 +1,12 @@
+"""Generated scenes: exact masks, occlusion, and textures that differ."""
+
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from interpreter.data.scenes import make_scene
-from interpreter.data.textures import PATTERNS, noise, object_texture, oklch_to_rgb
+from interpreter.data.scenes.scene import make_scene
+from interpreter.data.scenes.textures import PATTERNS, noise, object_texture, oklch_to_rgb
 
 SEEDS = range(12)
 

@@ -6,7 +6,8 @@ from PIL import Image
 
 from interpreter.data import VideoError, open_dataset
 
-from .releases import picture, write_fbms, write_frames, write_segtrack
+from ..videos import encode, moving, picture, write_frames
+from .releases import write_fbms, write_segtrack
 
 SIZE = (20, 30)
 
@@ -153,7 +154,7 @@ def write_mask(path, mask):
 
 
 @pytest.mark.parametrize(("videos", "masks"), [("JPEGImages", "Annotations"), (".", "masks")])
-def test_folder_with_masks(tmp_path, moving, encode, videos, masks):
+def test_folder_with_masks(tmp_path, videos, masks):
     truth = regions(3)
     write_frames(tmp_path / videos / "a" / "clip", 3, SIZE)
     write_frames(tmp_path / videos / "plain", 2, SIZE)
@@ -171,7 +172,7 @@ def test_folder_with_masks(tmp_path, moving, encode, videos, masks):
     assert dataset.masks(found["plain"]) is None
 
 
-def test_folder_mask_of_another_size_leaves_out_the_masks_of_the_video(tmp_path):
+def test_mask_of_another_size_drops_all_masks_of_its_video(tmp_path):
     write_frames(tmp_path / "clip", 2, SIZE)
     write_frames(tmp_path / "fine", 2, SIZE)
     write_mask(tmp_path / "masks" / "clip" / "00001.png", picture(0, 4, 4)[..., 0])

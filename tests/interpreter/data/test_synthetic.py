@@ -1,4 +1,5 @@
-import hashlib
+"""Generated data sets depend on seed, split and index alone, and can be interrupted."""
+
 import subprocess
 import sys
 import threading
@@ -8,15 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from interpreter.data import generate_scenes, open_dataset, synthetic
+from interpreter.data import open_dataset
+from interpreter.data.scenes import generate as synthetic
+from interpreter.data.scenes import generate_scenes
+
+from ..videos import digest
 
 SMALL = {"size": (48, 64), "num_frames": 3}
-
-
-def digest(root):
-    """{relative path: hash} of all files but the lock."""
-    files = (p for p in sorted(root.rglob("*")) if p.is_file() and p.name != ".lock")
-    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,15 @@ def test_workers_do_not_matter(scenes, tmp_path):
 
 
 def test_command_makes_the_same_scenes(scenes, tmp_path):
-    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "interpreter.data.synthetic", "--root", tmp_path]
+    command = [
+        sys.executable,
+        "-W",
+        "error::RuntimeWarning",
+        "-m",
+        "interpreter.data.synthetic",
+        "--root",
+        tmp_path,
+    ]
     options = ["--num-videos", "5", "--size", "48", "64", "--num-frames", "3", "--workers", "1"]
     subprocess.run([*command, *options], check=True)
     assert digest(tmp_path) == digest(scenes)
@@ -75,7 +82,7 @@ def test_splits_share_a_root(tmp_path):
 
 def test_finished_set_is_reused_without_work(scenes, monkeypatch):
     before = digest(scenes)
-    monkeypatch.setattr(synthetic, "_write_video", lambda *_: pytest.fail("rendered again"))
+    monkeypatch.setattr(synthetic, "write_video", lambda *_: pytest.fail("rendered again"))
     generate_scenes(scenes, 5, **SMALL)
     assert digest(scenes) == before
 
@@ -83,15 +90,15 @@ def test_finished_set_is_reused_without_work(scenes, monkeypatch):
 def test_more_videos_are_added(scenes, tmp_path, monkeypatch):
     generate_scenes(tmp_path, 3, workers=1, **SMALL)
     written = []
-    write = synthetic._write_video
-    monkeypatch.setattr(synthetic, "_write_video", lambda *a: (written.append(a[2]), write(*a)))
+    write = synthetic.write_video
+    monkeypatch.setattr(synthetic, "write_video", lambda *a: (written.append(a[1]), write(*a)))
     generate_scenes(tmp_path, 5, workers=1, **SMALL)
-    assert written == [3, 4]
+    assert written == ["train-00003", "train-00004"]
     assert digest(tmp_path) == digest(scenes)
 
 
 @pytest.mark.parametrize("saves", [1, 5, 8])
-def test_interrupted_generation_goes_on(scenes, tmp_path, monkeypatch, saves):
+def test_interrupted_generation_continues(scenes, tmp_path, monkeypatch, saves):
     """Ctrl-C after some images, in the masks or the frames of the first or second video."""
     left = [saves]
     save = Image.Image.save
@@ -143,8 +150,8 @@ def test_bad_arguments_write_nothing(tmp_path, wrong):
 
 def test_two_runs_at_once_share_the_work(scenes, tmp_path, monkeypatch):
     written = []
-    write = synthetic._write_video
-    monkeypatch.setattr(synthetic, "_write_video", lambda *a: (written.append(a[2]), write(*a)))
+    write = synthetic.write_video
+    monkeypatch.setattr(synthetic, "write_video", lambda *a: (written.append(a[1]), write(*a)))
     start = threading.Barrier(2)
 
     def run(_):
@@ -153,5 +160,5 @@ def test_two_runs_at_once_share_the_work(scenes, tmp_path, monkeypatch):
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(run, range(2)))
-    assert written == [0, 1, 2, 3, 4]
+    assert written == [f"train-{number:05d}" for number in range(5)]
     assert digest(tmp_path) == digest(scenes)

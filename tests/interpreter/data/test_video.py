@@ -1,3 +1,5 @@
+"""Frames of files and folders match an independent decoder, whichever way they are read."""
+
 import os
 import pickle
 import tracemalloc
@@ -11,6 +13,8 @@ from PIL import Image
 from scipy.ndimage import map_coordinates
 
 from interpreter.data import FrameFolder, open_video
+
+from ..videos import cut, encode, moving
 
 CODECS = {
     "h264.mp4": {"codec": "libx264", "g": 12, "bf": 3},
@@ -33,7 +37,7 @@ CODECS = {
 
 
 @pytest.fixture(scope="module", params=CODECS)
-def clip(request, tmp_path_factory, moving, encode):
+def clip(request, tmp_path_factory):
     size = (33, 47) if "odd" in request.param else (64, 96)
     path = tmp_path_factory.mktemp("clip") / request.param
     return encode(path, moving(31, *size), **CODECS[request.param])
@@ -67,7 +71,7 @@ def test_read_equals_frames(clip):
 
 
 @pytest.mark.parametrize(("name", "pixels", "codec"), [("a.mkv", "bgr0", "ffv1"), ("a.mp4", "rgb24", "libx264rgb")])
-def test_lossless_video_returns_its_source(tmp_path, moving, encode, name, pixels, codec):
+def test_lossless_video_returns_its_source(tmp_path, name, pixels, codec):
     source = moving(13, 33, 47)
     options = {"qp": 0} if codec == "libx264rgb" else {}
     path = encode(tmp_path / name, source, codec=codec, pixels=pixels, **options)
@@ -91,7 +95,7 @@ def test_colours_are_those_of_the_standard(real_clips):
     assert abs(difference.mean()) < 0.1
 
 
-def test_gray_level_survives_yuv(tmp_path, encode):
+def test_gray_level_survives_yuv(tmp_path):
     levels = np.arange(16, 256, 16, dtype=np.uint8)
     source = np.broadcast_to(levels[:, None, None, None], (15, 32, 32, 3))
     path = encode(tmp_path / "gray.mp4", source, qp=0)
@@ -115,14 +119,14 @@ def test_real_clip(real_clips, name):
     assert np.abs(video.read(picked) - expected[picked].astype(float)).mean() < 3
 
 
-def test_frame_rate_is_exact(real_clips, tmp_path, moving):
+def test_frame_rate_is_exact(real_clips, tmp_path):
     assert open_video(real_clips["carphone_pristine"]).fps == Fraction(30000, 1001)
     Image.fromarray(moving(1)[0]).save(tmp_path / "0.png")
     assert open_video(tmp_path).fps == 24
 
 
 @pytest.mark.parametrize("rotation", [90, 180, -90])
-def test_display_matrix_turns_frames(tmp_path, moving, encode, rotation):
+def test_display_matrix_turns_frames(tmp_path, rotation):
     lossless = {"codec": "libx264rgb", "pixels": "rgb24", "qp": 0}
     source = moving(3)
     video = open_video(encode(tmp_path / "turned.mp4", source, rotation=rotation, **lossless))
@@ -132,7 +136,7 @@ def test_display_matrix_turns_frames(tmp_path, moving, encode, rotation):
     assert (video.height, video.width) == expected.shape[1:3]
 
 
-def test_one_frame_videos(tmp_path, moving, encode):
+def test_one_frame_videos(tmp_path):
     source = moving(1)
     for path in (tmp_path / "a.mp4", tmp_path / "a.webm"):
         encode(path, source, codec="libvpx-vp9" if path.suffix == ".webm" else "libx264")
@@ -142,7 +146,7 @@ def test_one_frame_videos(tmp_path, moving, encode):
     np.testing.assert_array_equal(open_video(tmp_path / "folder").read([0, 0]), source[[0, 0]])
 
 
-def test_frames_hidden_by_an_edit_list_are_not_counted(tmp_path, moving, encode):
+def test_frames_hidden_by_an_edit_list_are_not_counted(tmp_path):
     # A clip cut without re-encoding keeps the frames since the last key frame and hides them; here 20 of 30.
     path = encode(tmp_path / "cut.mp4", moving(30), g=12, start=-20)
     video = open_video(path)
@@ -151,7 +155,7 @@ def test_frames_hidden_by_an_edit_list_are_not_counted(tmp_path, moving, encode)
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "untagged.mkv"])
-def test_longer_sound_is_not_taken_for_missing_frames(tmp_path, moving, name):
+def test_longer_sound_is_not_taken_for_missing_frames(tmp_path, name):
     path = tmp_path / name
     with av.open(str(path), "w") as file:
         picture, sound = file.add_stream("mpeg4", rate=24), file.add_stream("aac", rate=16000)
@@ -169,13 +173,13 @@ def test_longer_sound_is_not_taken_for_missing_frames(tmp_path, moving, name):
     assert open_video(path).num_frames == 12
 
 
-def test_late_start_is_not_taken_for_missing_frames(tmp_path, moving, encode):
+def test_late_start_is_not_taken_for_missing_frames(tmp_path):
     path = encode(tmp_path / "late.mkv", moving(12), start=240)
     path.write_bytes(path.read_bytes().replace(b"DURATION", b"NOTATION"))  # leaves the duration of the whole file
     assert open_video(path).num_frames == 12
 
 
-def test_folder_is_read_in_natural_order(tmp_path, moving):
+def test_folder_is_read_in_natural_order(tmp_path):
     source = moving(12)
     for t, frame in enumerate(source):
         Image.fromarray(frame).save(tmp_path / f"frame{t}.{'png' if t % 2 else 'bmp'}")
@@ -187,7 +191,7 @@ def test_folder_is_read_in_natural_order(tmp_path, moving):
     np.testing.assert_array_equal(video.read([11, 2, 10, 2]), source[[11, 2, 10, 2]])
 
 
-def test_size_is_applied_to_every_frame(tmp_path, moving, encode):
+def test_size_is_applied_to_every_frame(tmp_path):
     video = open_video(encode(tmp_path / "a.mp4", moving(3)))
     assert [frame.shape for frame in video.frames((20, 31))] == [(20, 31, 3)] * 3
     for size in ((0, 5), (5,), (5, -1)):
@@ -197,27 +201,27 @@ def test_size_is_applied_to_every_frame(tmp_path, moving, encode):
             video.read([0], size)
 
 
-def test_index_out_of_range_names_the_range(tmp_path, moving, encode):
+def test_index_out_of_range_names_the_range(tmp_path):
     video = open_video(encode(tmp_path / "a.mp4", moving(3)))
     for index in (3, -1):
         with pytest.raises(IndexError, match=r"frame -?\d of .*a\.mp4: it has frames 0 to 2"):
             video.read([0, index])
 
 
-def test_name_with_colon_and_percent(tmp_path, moving, encode, monkeypatch):
+def test_name_with_colon_and_percent(tmp_path, monkeypatch):
     encode(tmp_path / "a.mp4", moving(3)).rename(tmp_path / "10:30 100%d.take2.mp4")
     monkeypatch.chdir(tmp_path)
     video = open_video("10:30 100%d.take2.mp4")
     assert (video.name, video.num_frames) == ("10:30 100%d.take2", 3)
 
 
-def test_relative_folder_has_a_name(tmp_path, moving, monkeypatch):
+def test_relative_folder_has_a_name(tmp_path, monkeypatch):
     Image.fromarray(moving(1)[0]).save(tmp_path / "0.png")
     monkeypatch.chdir(tmp_path)
     assert open_video(".").name == tmp_path.name
 
 
-def test_video_can_be_pickled(tmp_path, moving, encode):
+def test_video_can_be_pickled(tmp_path):
     video = open_video(encode(tmp_path / "a.mp4", moving(5)))
     copy = pickle.loads(pickle.dumps(video))
     np.testing.assert_array_equal(copy.read([4]), video.read([4]))
@@ -237,7 +241,7 @@ def test_memory_does_not_grow_with_the_video(real_clips):
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to count open files")
-def test_files_are_closed(tmp_path, moving, encode, cut):
+def test_files_are_closed(tmp_path):
     path = encode(tmp_path / "a.mp4", moving(31), g=10)
     broken = cut(encode(tmp_path / "b.mkv", moving(31), g=10))
     before = len(os.listdir("/proc/self/fd"))

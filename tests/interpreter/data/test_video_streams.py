@@ -11,8 +11,10 @@ import torch
 from PIL import Image, features
 
 from interpreter.data import VideoError, open_video
-from interpreter.data import loaders as loaders_module
 from interpreter.data.loaders import dali_obstacle, open_loader
+from interpreter.data.loaders import open as loaders_module
+
+from ..videos import encode, moving
 
 
 def box(kind, content):
@@ -79,14 +81,14 @@ def assert_is(video, frames):
     np.testing.assert_array_equal(loaded, decoded[picked])
 
 
-def test_cover_art_before_the_video_is_not_the_video(tmp_path, moving, encode):
+def test_cover_art_before_the_video_is_not_the_video(tmp_path):
     path = add_cover(encode(tmp_path / "a.mp4", moving(8), fps=10))
     with av.open(str(path)) as file:
         assert [stream.width for stream in file.streams.video] == [40, 96]
     assert_is(open_video(path), moving(8))
 
 
-def test_attached_picture_of_matroska_is_not_the_video(tmp_path, moving, encode):
+def test_attached_picture_of_matroska_is_not_the_video(tmp_path):
     plain = encode(tmp_path / "plain.mkv", moving(8), fps=10)
     with av.open(str(plain)) as source, av.open(str(tmp_path / "a.mkv"), "w") as file:
         file.add_attachment("cover.jpg", "image/jpeg", jpeg((400, 400)))
@@ -99,28 +101,28 @@ def test_attached_picture_of_matroska_is_not_the_video(tmp_path, moving, encode)
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
-def test_single_picture_before_the_video_is_not_the_video(tmp_path, moving, name):
+def test_single_picture_before_the_video_is_not_the_video(tmp_path, name):
     path = tracks(tmp_path / name, moving(1, 128, 128), moving(8), still=0)
     assert_is(open_video(path), moving(8))
 
 
-def test_short_stream_before_the_video_is_not_the_video(tmp_path, moving):
+def test_short_stream_before_the_video_is_not_the_video(tmp_path):
     assert_is(open_video(tracks(tmp_path / "a.mp4", moving(3, 128, 128), moving(9))), moving(9))
 
 
-def test_of_streams_of_one_length_the_default_is_the_video(tmp_path, moving):
+def test_of_streams_of_one_length_the_default_is_the_video(tmp_path):
     path = tracks(tmp_path / "a.mp4", moving(8), moving(9, 128, 128))
     with av.open(str(path)) as file:
         assert [bool(stream.disposition & av.stream.Disposition.default) for stream in file.streams] == [True, False]
     assert_is(open_video(path), moving(8))
 
 
-def test_without_a_default_the_largest_stream_is_the_video(tmp_path, moving):
+def test_without_a_default_the_largest_stream_is_the_video(tmp_path):
     assert_is(open_video(tracks(tmp_path / "a.mkv", moving(9), moving(8, 128, 128))), moving(8, 128, 128))
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_stream_of_an_unknown_codec_is_not_the_video(tmp_path, moving, order):
+def test_a_stream_of_an_unknown_codec_is_not_the_video(tmp_path, order):
     known, unknown = moving(8), moving(8, 128, 192)
     path = tracks(tmp_path / "a.mov", *[known, unknown][::order], codec="libx264")
     before, first, second = path.read_bytes().split(b"avc1")
@@ -129,7 +131,7 @@ def test_a_stream_of_an_unknown_codec_is_not_the_video(tmp_path, moving, order):
     assert_is(open_video(path), known)
 
 
-def test_a_file_whose_only_codec_is_unknown_is_no_video(tmp_path, moving):
+def test_a_file_whose_only_codec_is_unknown_is_no_video(tmp_path):
     path = tracks(tmp_path / "a.mov", moving(3), codec="libx264")
     path.write_bytes(path.read_bytes().replace(b"avc1", b"xxxx"))
     with pytest.raises(VideoError, match=r"a\.mov: holds no video stream that FFmpeg decodes"):
@@ -138,7 +140,7 @@ def test_a_file_whose_only_codec_is_unknown_is_no_video(tmp_path, moving):
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow does not write AVIF")
 @pytest.mark.parametrize("count", [1, 10])
-def test_all_frames_of_an_animated_avif_are_read(tmp_path, moving, count):
+def test_all_frames_of_an_animated_avif_are_read(tmp_path, count):
     pictures = [Image.fromarray(frame) for frame in moving(count)]
     path = tmp_path / "a.avif"
     pictures[0].save(path, save_all=count > 1, append_images=pictures[1:], duration=100, quality=90)
@@ -161,7 +163,7 @@ def test_sound_with_cover_art_is_no_video(tmp_path):
         assert str(path) in str(error.value)
 
 
-def test_animated_webp_is_refused_by_its_name(tmp_path, moving):
+def test_animated_webp_is_refused_by_its_name(tmp_path):
     pictures = [Image.fromarray(frame) for frame in moving(3)]
     pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:])
     with pytest.raises(VideoError, match="does not decode animated WebP; convert it"):
@@ -176,7 +178,7 @@ def test_webp_that_ends_in_its_header_is_refused(tmp_path, length):
         open_video(path)
 
 
-def test_dali_is_not_asked_to_choose_a_stream(tmp_path, moving, monkeypatch):
-    monkeypatch.setattr(loaders_module, "_dali_installed", lambda: True)
+def test_dali_is_not_asked_to_choose_a_stream(tmp_path, monkeypatch):
+    monkeypatch.setattr(loaders_module, "dali_is_installed", lambda: True)
     video = open_video(tracks(tmp_path / "a.mkv", moving(1), moving(8), codec="libvpx-vp9"))
     assert "first of several picture streams" in dali_obstacle([video], torch.device("cpu"))

@@ -1,3 +1,5 @@
+"""YouTube-VIS: splits, run-length codes, overlaps, and indexes that are damaged or leak."""
+
 import json
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Checkpoints hold everything, exist whole or not at all, and say what to do where they are damaged."""
+
 import errno
 
 import pytest
@@ -59,7 +61,7 @@ def test_state_survives_exactly(tmp_path):
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_optimizer_goes_on_bit_for_bit(device, tmp_path):
+def test_optimizer_resumes_bit_for_bit(device, tmp_path):
     straight, optimizer = build(device)
     train(straight, optimizer, 5)
     path = save_checkpoint(tmp_path, TrainingState(5, straight.state_dict(), optimizer_tensors(optimizer, straight)))
@@ -101,13 +103,13 @@ def test_no_checkpoint_is_none(tmp_path):
     assert load_checkpoint(tmp_path / "absent") is None
 
 
-def test_diverged_state_is_never_gone_on_from(tmp_path):
+def test_training_never_resumes_from_a_diverged_state(tmp_path):
     save_checkpoint(tmp_path, state(1))
     assert save_diverged(tmp_path, state(2)).name == "diverged-00000002.safetensors"
     assert load_checkpoint(tmp_path).step == 1
 
 
-def test_exception_while_writing_leaves_the_old_one_and_no_leftovers(tmp_path, monkeypatch):
+def test_exception_while_writing_leaves_the_old_one_only(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, state(1))
 
     def half(tensors, path, metadata):
@@ -130,7 +132,7 @@ def test_what_a_killed_writer_left_is_ignored(tmp_path):
     assert load_checkpoint(tmp_path).step == 2
 
 
-def test_a_checkpoint_that_training_replaces_meanwhile_is_not_called_damaged(tmp_path, monkeypatch):
+def test_checkpoint_replaced_meanwhile_is_not_called_damaged(tmp_path, monkeypatch):
     for step in (1, 2):
         save_checkpoint(tmp_path, state(step))
     opened = checkpoint.safe_open
@@ -146,7 +148,7 @@ def test_a_checkpoint_that_training_replaces_meanwhile_is_not_called_damaged(tmp
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
-def test_cut_checkpoint_names_the_previous_one_and_goes_on_without(share, tmp_path):
+def test_cut_checkpoint_names_the_previous_one(share, tmp_path):
     save_checkpoint(tmp_path, state(1, 5000))
     newest = save_checkpoint(tmp_path, state(2, 5000))
     content = newest.read_bytes()
@@ -174,7 +176,7 @@ def test_foreign_file_is_a_value_error(tmp_path):
         load_checkpoint(tmp_path)
 
 
-def test_full_disk_is_one_line_and_the_earlier_checkpoint_still_loads(small_disk):
+def test_full_disk_is_one_line_and_keeps_the_earlier_checkpoint(small_disk):
     disk = small_disk(300_000)
     save_checkpoint(disk, state(1, 30_000))
     with pytest.raises(OSError, match=r"disk is full: .*checkpoint-00000002.* untouched") as caught:

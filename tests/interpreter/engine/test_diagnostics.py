@@ -1,3 +1,5 @@
+"""Numbers on the use of slots, for attention whose answer is known."""
+
 import math
 
 import pytest

@@ -1,3 +1,7 @@
+"""The learning rate at the steps where it turns."""
+
+import dataclasses
+
 import pytest
 
 from interpreter.configs import OptimConfig
@@ -23,8 +27,16 @@ def test_learning_rate_at_key_steps(step, expected):
     assert learning_rate(step, CONFIG) == pytest.approx(expected, rel=1e-12)
 
 
-def test_learning_rate_rises_then_falls():
-    rates = [learning_rate(step, CONFIG) for step in range(101)]
+@pytest.mark.parametrize(("step", "expected"), [(10, 2.5e-4), (20, 4e-4), (60, 2e-4), (100, 1e-4), (1000, 1e-4)])
+def test_exponential_decay_falls_by_equal_factors(step, expected):
+    config = dataclasses.replace(CONFIG, schedule="exponential", final_lr=1e-4)  # a quarter in 80 steps: half in 40
+    assert learning_rate(step, config) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "exponential"])
+def test_learning_rate_rises_then_falls(schedule):
+    config = dataclasses.replace(CONFIG, schedule=schedule)
+    rates = [learning_rate(step, config) for step in range(101)]
     assert rates[:21] == sorted(rates[:21])
     assert rates[20:] == sorted(rates[20:], reverse=True)
 

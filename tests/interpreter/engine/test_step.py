@@ -1,3 +1,6 @@
+"""A training step: micro-batches, recomputation, compilation, CUDA graphs, and what the profiler shows of it."""
+
+import itertools
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -6,9 +9,10 @@ import torch
 from torch._dynamo.utils import counters
 
 from interpreter.configs import OptimConfig
-from interpreter.engine.step import EAGER_STEPS, Prefetched, StepGraph, TrainingStep, check_same_inputs
+from interpreter.engine.cuda_graph import EAGER_STEPS, StepGraph, check_same_inputs
+from interpreter.engine.step import Prefetched, TrainingStep
 
-from .test_trainer import CPU, Regression, image_task, video_task
+from .small_tasks import CPU, Regression, image_task, video_task
 
 OPTIM = OptimConfig(steps=20, batch_size=4, warmup_steps=3, precision="fp32")
 
@@ -18,8 +22,8 @@ def train(task, steps=4, optim=OPTIM, device=CPU, **modes):
     step = TrainingStep(task, replace(optim, batch_size=task.optim.batch_size), device, **modes)
     step.start(0, {})
     sums = []
-    for number in range(steps):
-        step.run(task.batch(number))
+    for batch in itertools.islice(task.batches(), steps):
+        step.run(batch)
         sums.append(step.read_sums())
         step.clear_sums()
     assert step.failure() is None
@@ -44,7 +48,7 @@ def test_micro_batches_add_up_to_the_batch(size):
 
 
 @pytest.mark.parametrize("make", [image_task, video_task])
-def test_recomputed_blocks_change_nothing_but_what_is_kept(make):
+def test_recomputed_blocks_keep_less_and_change_no_value(make):
     kept = []
     plain = train(make())
     task = make()
@@ -62,7 +66,7 @@ def test_recomputed_blocks_change_nothing_but_what_is_kept(make):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [image_task, video_task])
-def test_compiled_steps_are_one_graph_compiled_once_and_equal_eager_ones(make):
+def test_compiled_steps_are_one_graph_and_equal_eager_steps(make):
     eager = train(make(iterations=1))
     torch.compiler.reset()
     counters.clear()
@@ -73,19 +77,20 @@ def test_compiled_steps_are_one_graph_compiled_once_and_equal_eager_ones(make):
     assert_close(compiled, eager, rtol=1e-3, atol=1e-5)  # fused kernels sum in another order
 
 
-def test_weights_rest_from_the_first_step_that_is_not_finite():
+def test_weights_do_not_change_after_a_step_that_is_not_finite():
     def spoil(step, loss):
         return loss * float("nan") if step == 3 else loss
 
     task = Regression(spoil)
     step = TrainingStep(task, OPTIM, CPU)
     step.start(0, {})
-    for number in range(3):
-        step.run(task.batch(number))
+    batches = task.batches()
+    for batch in itertools.islice(batches, 3):
+        step.run(batch)
     before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
     moments = [tensor.clone() for state in step.optimizer.state.values() for tensor in state.values()]
-    for number in range(3, 6):  # nobody looked in between, as on a GPU
-        step.run(task.batch(number))
+    for batch in itertools.islice(batches, 3):  # the host does not look in between, as on a GPU
+        step.run(batch)
     assert step.failure() == "the loss of step 4 is not finite"
     assert all(torch.equal(tensor, before[name]) for name, tensor in task.model.state_dict().items())
     after = [tensor for state in step.optimizer.state.values() for tensor in state.values()]
@@ -141,30 +146,18 @@ def test_warm_up_and_capture_share_one_side_stream(monkeypatch):
     assert used == [*(EAGER_STEPS + 1) * streams, *3 * ["replay"]]
 
 
-def on_cuda(task):
-    """The task with everything of it on the GPU."""
-    task.device = torch.device("cuda")
-    task.model.cuda()
-    if hasattr(task, "slots"):
-        task.slots.image_stage.cuda()
-    features = task.slots.features if hasattr(task, "slots") else task.features
-    batch = features.batch
-    features.batch = lambda frames, flips: batch(frames, flips).cuda()
-    return task
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("make", [image_task, video_task])
 def test_captured_steps_equal_eager_ones(make, compiled):
     device, steps = torch.device("cuda"), 16  # 11 before the capture
-    eager = train(on_cuda(make()), steps, device=device, compiled=compiled)
-    captured = train(on_cuda(make()), steps, device=device, compiled=compiled, captured=True)
+    eager = train(make(device=device), steps, device=device, compiled=compiled)
+    captured = train(make(device=device), steps, device=device, compiled=compiled, captured=True)
     assert_close(captured, eager, rtol=0, atol=0)
 
 
 @pytest.mark.gpu
-def test_a_captured_function_sees_new_inputs_and_refuses_other_shapes():
+def test_captured_function_sees_new_inputs_of_the_same_shapes():
     total = torch.zeros(3, device="cuda")
     graph = StepGraph(lambda x: total.add_(x))
     for number in range(20):
@@ -181,16 +174,16 @@ def test_a_captured_function_sees_new_inputs_and_refuses_other_shapes():
         (video_task, ["encoder", *3 * ["slot attention iteration"], "merging", "decoder", "loss"]),
     ],
 )
-def test_an_eager_step_shows_its_parts_on_the_profilers_timeline(make, parts, recorded_ranges):
+def test_profiler_shows_the_parts_of_a_step(make, parts, recorded_ranges):
     task = make()
     step = TrainingStep(task, replace(OPTIM, batch_size=task.optim.batch_size), CPU)
-    batch = Prefetched(task, CPU, 2).batch(0)
+    batch = Prefetched(task, CPU, 0).next()
     recorded_ranges[0].clear()  # of the loader and, before the video stage, of the image stage
     step.run(batch)
     whole = [(0, "step"), (1, "forward"), *[(2, part) for part in parts], (1, "backward"), (1, "optimizer")]
     assert recorded_ranges[0] == whole
 
 
-def test_the_loader_shows_on_the_profilers_timeline(recorded_ranges):
-    Prefetched(image_task(), CPU, 2).batch(0)
+def test_profiler_shows_the_loader(recorded_ranges):
+    Prefetched(image_task(), CPU, 0).next()
     assert recorded_ranges[0][0] == (0, "loader")

@@ -1,3 +1,6 @@
+"""The training loop: records, rates, stopping, resuming, divergence, and the batches of both stages."""
+
+import itertools
 import json
 import math
 import signal
@@ -5,43 +8,18 @@ import signal
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from interpreter.configs import ImageModelConfig, LoggingConfig, OptimConfig, VideoModelConfig
-from interpreter.engine import slots
+from interpreter.configs import LoggingConfig, OptimConfig
 from interpreter.engine.checkpoint import checkpoints, load_checkpoint
-from interpreter.engine.logging import RunLog
+from interpreter.engine.records import RunLog
 from interpreter.engine.schedule import learning_rate
-from interpreter.engine.slots import StreamedSlots
-from interpreter.engine.tasks import ImageTask, VideoTask
 from interpreter.engine.trainer import DivergedError, Trainer
 from interpreter.interrupts import StopRequest
-from interpreter.models.image_stage import ImageStage
-from interpreter.models.video_stage import VideoStage
 
-CPU = torch.device("cpu")
+from .small_tasks import CPU, Regression, batch_of, image_task, video_task
+
 OPTIM = OptimConfig(steps=10, batch_size=4, warmup_steps=3, precision="fp32")
 LOGGING = LoggingConfig(log_every=2, sample_every=5, checkpoint_every=3)
-
-
-class Regression:
-    """A task of one linear layer; `spoil` may break the loss of a step."""
-
-    frames_per_step = 4
-
-    def __init__(self, spoil=None, at_step=None):
-        torch.manual_seed(0)
-        self.model = nn.Linear(3, 2)
-        self.spoil = spoil or (lambda step, loss: loss)
-        self.at_step = at_step or (lambda step: None)
-
-    def batch(self, step):
-        self.at_step(step)
-        return torch.randn(4, 3, generator=torch.Generator().manual_seed(step)), torch.full((4,), step)
-
-    def forward(self, x, step):
-        loss = (self.model(x) - x[:, :2]).pow(2).mean()
-        return self.spoil(step[0].item(), loss), {"mean_input": x.mean()}
 
 
 def trainer(folder, task, optim=OPTIM, logging=LOGGING):
@@ -83,7 +61,7 @@ def test_each_step_runs_at_its_rate(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [None, 1e-3])
-def test_gradient_is_clipped_only_when_asked_for_and_logged_unclipped(limit, tmp_path):
+def test_gradient_is_clipped_on_request_and_logged_unclipped(limit, tmp_path):
     task = Regression(lambda step, loss: 100 * task.model.weight.sum())
     optim = OptimConfig(steps=1, clip_norm=limit, precision="fp32")
     trainer(tmp_path, task, optim, LoggingConfig(log_every=1)).run(StopRequest())
@@ -93,7 +71,7 @@ def test_gradient_is_clipped_only_when_asked_for_and_logged_unclipped(limit, tmp
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 4, 7])
-def test_stopped_run_goes_on_bit_for_bit(stop_at, tmp_path):
+def test_stopped_run_resumes_bit_for_bit(stop_at, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     trainer(whole, Regression()).run(StopRequest())
 
@@ -116,7 +94,7 @@ def test_stopped_run_goes_on_bit_for_bit(stop_at, tmp_path):
         assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_records_after_the_checkpoint_are_dropped_and_a_torn_line_too(tmp_path):
+def test_records_after_the_checkpoint_and_torn_lines_are_dropped(tmp_path):
     trainer(tmp_path, Regression()).run(StopRequest())
     expected = records(tmp_path)
     (tmp_path / "image" / "checkpoint-00000010.safetensors").unlink()  # newest is now of step 9
@@ -133,7 +111,7 @@ def test_finished_run_does_nothing_and_may_be_extended(tmp_path):
     assert trainer(tmp_path, Regression(at_step=lambda step: pytest.fail("a step ran"))).run(StopRequest())
     assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "image").glob("*.safetensors")}
     longer = OptimConfig(steps=14, batch_size=4, warmup_steps=3, precision="fp32")
-    assert trainer(tmp_path, Regression(), longer).run(StopRequest())
+    assert trainer(tmp_path, Regression(steps=14), longer).run(StopRequest())
     assert [record["step"] for record in records(tmp_path)] == [2, 4, 6, 8, 10, 12, 14]
     assert load_checkpoint(tmp_path / "image").step == 14
 
@@ -148,7 +126,7 @@ def steep(step, loss):
 
 
 @pytest.mark.parametrize(("spoil", "what"), [(overflow, "loss of step 8 is not"), (steep, "gradient of step 8 is not")])
-def test_divergence_says_so_and_leaves_checkpoints_alone(spoil, what, tmp_path):
+def test_divergence_is_named_and_leaves_checkpoints(spoil, what, tmp_path):
     task = Regression(spoil)
     with pytest.raises(DivergedError, match=what) as caught:
         trainer(tmp_path, task).run(StopRequest())
@@ -180,67 +158,20 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     assert [path.name for path in checkpoints(tmp_path / "image")] == ["checkpoint-00000003.safetensors"]
 
 
-class RandomFeatures:
-    """Features that depend on the frame and its flip alone."""
-
-    def __init__(self, tokens, dim):
-        self.tokens, self.dim, self.asked, self.expected = tokens, dim, [], []
-
-    def expect(self, requests):
-        self.expected.append(list(requests))
-
-    def batch(self, frames, flips):
-        self.asked.append((frames, flips))
-        out = []
-        for frame, flip in zip(frames.tolist(), flips.tolist(), strict=True):
-            generator = torch.Generator().manual_seed(2 * frame + flip)
-            out.append(torch.randn(self.tokens, self.dim, generator=generator))
-        return torch.stack(out)
-
-
-def image_task(iterations=3, **changes):
-    torch.manual_seed(0)
-    config = ImageModelConfig(num_slots=3, dim=16, iterations=iterations, decoder_layers=1, heads=2)
-    stage = ImageStage(config, 12, (2, 3))
-    return ImageTask(stage, RandomFeatures(6, 12), [4, 9], OptimConfig(batch_size=4, **changes), CPU)
-
-
-def video_task(iterations=3, **changes):
-    frozen = image_task().model.requires_grad_(False)
-    torch.manual_seed(1)
-    config = VideoModelConfig(num_slots=4, dim=16, iterations=iterations, encoder_layers=1, decoder_layers=1, heads=2)
-    stage = VideoStage(config, 16, 5)
-    source = StreamedSlots(frozen, RandomFeatures(6, 12), ["0a", "0b"], [4, 9], "fp32")
-    return VideoTask(stage, source, 3, [4, 9], OptimConfig(batch_size=2, **changes), CPU)
-
-
 @pytest.mark.parametrize("make", [image_task, video_task])
 def test_batch_is_a_function_of_the_step_alone(make):
-    task = make()
-    first = task.batch(3)
-    task.batch(4)
+    batches = list(itertools.islice(make().batches(), 5))
     torch.rand(1)
-    assert all(torch.equal(a, b) for a, b in zip(first, task.batch(3), strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(first, task.batch(4), strict=True))
-    assert not torch.equal(first[1], make(seed=1).batch(3)[1])
+    assert all(torch.equal(a, b) for a, b in zip(batches[3], batch_of(make(), 3), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(batches[3], batches[4], strict=True))
+    assert not torch.equal(batches[3][1], batch_of(make(seed=1), 3)[1])
 
 
-@pytest.mark.parametrize("make", [image_task, video_task])
-def test_what_is_announced_is_what_is_asked_for_to_the_last_step(make, monkeypatch):
-    monkeypatch.setattr(slots, "ROWS", 3)
-    task = make(steps=5)
-    features = task.features if make is image_task else task.slots.features
-    for step in range(2, 5):  # as after resuming
-        task.batch(step)
-    for step, announced in enumerate(features.expected):
-        parts = len(features.asked) // 3
-        asked = features.asked[step * parts :]
-        assert len(announced) == len(asked)
-        for one, other in zip(announced, asked, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+def test_batches_end_after_the_last_step():
+    assert len(list(image_task(steps=5).batches(2))) == 3
 
 
-def test_the_progress_bar_tells_how_long_steps_wait_for_their_batch(tmp_path, monkeypatch):
+def test_progress_bar_shows_the_share_of_waiting(tmp_path, monkeypatch):
     with RunLog(tmp_path / "image", 0, 10, 4) as log:
         monkeypatch.setattr(log, "started", log.started - 100)
         log.advance(1, waited=10.0)
@@ -248,7 +179,7 @@ def test_the_progress_bar_tells_how_long_steps_wait_for_their_batch(tmp_path, mo
         assert "  batch 25%  " in log.progress.tasks[0].fields["status"]
 
 
-def test_the_time_for_a_batch_is_a_part_of_the_step(tmp_path):
+def test_time_for_a_batch_is_part_of_the_step(tmp_path):
     trainer(tmp_path, Regression()).run(StopRequest())
     for record in records(tmp_path):
         assert 0 < record["seconds_for_batch"] < record["seconds_per_step"]
@@ -256,25 +187,25 @@ def test_the_time_for_a_batch_is_a_part_of_the_step(tmp_path):
 
 def test_batches_have_their_shapes_and_count_their_frames():
     task = image_task()
-    assert [tuple(t.shape) for t in task.batch(0)] == [(4, 6, 12), (4, 3, 16)]
+    assert [tuple(t.shape) for t in batch_of(task)] == [(4, 6, 12), (4, 3, 16)]
     assert task.frames_per_step == 4
     task = video_task()
-    assert [tuple(t.shape) for t in task.batch(0)] == [(2, 5, 3, 16), (2, 4, 16)]
+    assert [tuple(t.shape) for t in batch_of(task)] == [(2, 5, 3, 16), (2, 4, 16)]
     assert task.frames_per_step == 10
-    assert not task.batch(0)[0].requires_grad
+    assert not batch_of(task)[0].requires_grad
 
 
-def test_image_slots_do_not_depend_on_how_many_are_computed_at_once(monkeypatch):
-    whole = video_task().batch(2)[0]
-    monkeypatch.setattr("interpreter.engine.slots.ROWS", 4)
-    torch.testing.assert_close(video_task().batch(2)[0], whole, atol=1e-6, rtol=1e-5)
+def test_image_slots_do_not_depend_on_the_chunk(monkeypatch):
+    whole = batch_of(video_task(), 2)[0]
+    monkeypatch.setattr("interpreter.methods.interpreter.image_slots.ROWS", 4)
+    torch.testing.assert_close(batch_of(video_task(), 2)[0], whole, atol=1e-6, rtol=1e-5)
 
 
 def test_video_stage_leaves_the_image_stage_alone():
     task = video_task()
-    image_stage = task.slots.image_stage
+    image_stage = task.inputs.slots.image_stage
     before = {name: tensor.clone() for name, tensor in image_stage.state_dict().items()}
-    task.forward(*task.batch(0))[0].backward()
+    task.forward(*batch_of(task))[0].backward()
     assert all(parameter.grad is None for parameter in image_stage.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in image_stage.state_dict().items())
 
@@ -283,7 +214,7 @@ def test_video_stage_leaves_the_image_stage_alone():
 @pytest.mark.parametrize("make", [image_task, video_task])
 def test_compiled_step_equals_eager(make):
     task = make(iterations=1)  # each more adds seconds of compilation and no other operation
-    batch = task.batch(0)
+    batch = batch_of(task)
     results = []
     for forward in (task.forward, torch.compile(task.forward, fullgraph=True)):
         task.model.zero_grad()

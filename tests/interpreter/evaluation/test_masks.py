@@ -1,4 +1,4 @@
-"""Scoring masks that somebody saved, through the command."""
+"""Saved masks are scored through the command evaluate."""
 
 import csv
 import json
@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 
 from interpreter import evaluate as command
+from interpreter.configs import VideosConfig
 from interpreter.data import open_dataset
 from interpreter.data.predictions import open_predictions
+from interpreter.evaluation.candidates import SavedMasks
 from interpreter.evaluation.gallery import Gallery
-from interpreter.evaluation.methods import MasksSource
 from interpreter.evaluation.provenance import code_version
 from interpreter.evaluation.scoring import score_dataset
+from interpreter.methods import METHODS
 from interpreter.metrics import PROTOCOLS
 
 from ..data.releases import compressed, write_ytvis, ytvis_annotation, ytvis_video
+from ..methods.contract_methods import CLUSTERS
 from .videos import FRAMES, SIZE, save_davis, save_json, save_npz, save_png, squares
 
 FORMATS = {"masks": save_png, "masks.npz": save_npz, "masks.json": save_json}
@@ -43,7 +46,7 @@ def result(report, protocol, method):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_gives_the_same_hand_computed_numbers(name, root, tmp_path, capsys):
+def test_each_format_gives_the_hand_computed_numbers(name, root, tmp_path, capsys):
     # Half of the first object's square in video b is missed: IoU (4·8) / (12·8), one object of six.
     maps = {"a": GAPS[squares()], "b": GAPS[squares(shift=4)], "c": GAPS[squares()]}
     masks = FORMATS[name](tmp_path / name, maps)
@@ -60,7 +63,7 @@ def test_every_format_gives_the_same_hand_computed_numbers(name, root, tmp_path,
         assert stamp in printed
 
 
-def test_results_for_youtube_vis_name_videos_by_their_numbers(tmp_path):
+def test_youtube_vis_results_name_videos_by_number(tmp_path):
     videos = [ytvis_video(7, "0043f083b5", FRAMES, SIZE), ytvis_video(3, "00ad5016a4", FRAMES, SIZE)]
     tracks = {video["id"]: [[compressed(frame == i) for frame in squares()] for i in (1, 2)] for video in videos}
     annotations = [
@@ -95,7 +98,7 @@ def test_several_protocols_each_with_its_own_numbers(root, tmp_path):
     }
 
 
-def test_given_ids_are_scored_on_the_masks_of_the_semi_supervised_track(tmp_path, capsys):
+def test_named_objects_are_scored_on_semi_supervised_masks(tmp_path, capsys):
     truth = squares()
     root = save_davis(tmp_path / "data", {"a": truth, "b": truth}, "Annotations")
     save_png(root / "Annotations_unsupervised/480p", {"a": GAPS[truth], "b": GAPS[truth]})  # other ids, not looked at
@@ -128,7 +131,7 @@ def test_given_ids_are_scored_on_the_masks_of_the_semi_supervised_track(tmp_path
         assert column in printed
 
 
-def test_ids_that_no_first_frame_names_are_not_scored_and_named(tmp_path):
+def test_video_with_an_unknown_id_is_skipped_by_name(tmp_path):
     root = save_davis(tmp_path / "data", {"a": squares(), "b": squares()}, "Annotations")
     masks = save_png(tmp_path / "masks", {"a": squares(), "b": GAPS[squares()]})
     status, report = score(masks, root, tmp_path / "out", "--protocol", "davis-2017", "--strict")
@@ -160,7 +163,7 @@ def test_every_number_carries_the_version_of_its_protocol(root, tmp_path):
         assert "slot-contrast (version" not in text
 
 
-def test_one_corrupt_file_among_many_is_named_and_the_rest_scored(root, tmp_path, capsys):
+def test_corrupt_file_is_named_and_the_rest_is_scored(root, tmp_path, capsys):
     masks = save_png(tmp_path / "masks", {name: squares() for name in "abc"})
     bad = masks / "b/00003.png"
     bad.write_bytes(bad.read_bytes()[:60])
@@ -187,7 +190,7 @@ def test_damaged_ground_truth_counts_as_not_scored_too(root, tmp_path):
     assert list(report["frames"]) == ["b", "c"]
 
 
-def test_strict_is_content_with_a_whole_folder(root, tmp_path):
+def test_strict_passes_where_all_videos_are_scored(root, tmp_path):
     masks = save_png(tmp_path / "masks", {name: squares() for name in "abc"})
     assert score(masks, root, tmp_path / "out", "--strict")[0] == 0
 
@@ -214,7 +217,7 @@ def test_undefined_numbers_are_null_and_say_why(tmp_path, capsys, void):
     assert "–: 1 of 1 videos have no object" in capsys.readouterr().out
 
 
-def test_white_truth_of_a_plain_folder_is_scored_and_missing_truth_says_where_it_would_be(tmp_path):
+def test_white_truth_is_scored_and_missing_truth_is_located(tmp_path):
     for part, maps in (("JPEGImages", squares() * 60), ("Annotations", np.where(squares() > 0, 255, 0))):
         save_png(tmp_path / "data" / part, {"v [x]": maps.astype(np.uint8)})
     masks = save_png(tmp_path / "masks", {"v [x]": (squares() > 0).astype(np.uint8)})
@@ -238,8 +241,8 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
 
     def peak(count):
         (root / "ImageSets/2017/val.txt").write_text("".join(f"v{n}\n" for n in range(count)))
-        dataset = open_dataset("davis", root, "val", 2017)
-        masks = MasksSource(open_predictions(source), "masks", ("one-segment", "grid"), (8,))
+        dataset = open_dataset("davis", root, "val", year=2017)
+        masks = SavedMasks(open_predictions(source), "masks", ("one-segment", "grid"), (8,))
         tracemalloc.start()
         scores = score_dataset(dataset, masks, [PROTOCOLS["interpreter"]], Gallery(1))
         used = tracemalloc.get_traced_memory()[1]
@@ -257,24 +260,37 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
         ([], "either --run DIR"),
         (["--run", "x", "--masks", "y"], "either --run DIR"),
         (["--masks", "x", "--data", "davis"], "--masks needs --root"),
-        (["--masks", "x", "--sweep-merge", "0.1"], "--sweep-merge needs a run's video stage"),
-        (["--run", "x", "--stage", "image", "--sweep-slots", "4"], "--sweep-slots needs a run's video stage"),
-        (["--run", "x", "--sweep-slots", "0"], r"--sweep-slots must be in 1\.\.255"),
+        (["--masks", "x", "--root", "y", "--sweep-merge", "0.1"], "--sweep-merge needs --run"),
+        (["--masks", "x", "--root", "y", "--clip-frames", "5"], "--clip-frames needs --run"),
+        (["--run", "x", "--stage", "image", "--sweep-slots", "4"], "--sweep-slots: .* no meaning with --stage image"),
+        (["--run", "x", "--sweep-slots", "0"], "--sweep-slots must be at least 1, got 0"),
+        (["--run", "x", "--num-slots", "0"], "--num-slots must be at least 1, got 0"),
         (["--run", "x", "--sweep-merge", "0.1", "0.1"], "--sweep-merge names a value twice"),
-        (["--masks", "x", "--baselines", "grid", "spectral"], "spectral need a run's features"),
+        (["--masks", "x", "--root", "y", "--baselines", "grid", "spectral"], "spectral need a run's features"),
         (["--run", "x", "--protocol", "davis-2017"], "a run numbers its segments by itself; choose davis-2017-unsup"),
-        (["--masks", "x", "--protocol", "davis-2017", "--baselines", "grid"], "leave --baselines grid out"),
-        (["--masks", "x", "--protocol", "solv", "davis-2017"], "evaluate solv in another command"),
+        (
+            ["--masks", "x", "--root", "y", "--protocol", "davis-2017", "--baselines", "grid"],
+            "leave --baselines grid out",
+        ),
+        (
+            ["--masks", "x", "--root", "y", "--protocol", "solv", "davis-2017"],
+            "evaluate solv in another command",
+        ),
         (["--run", "x", "--seeds", "1", "1"], "--seeds must be"),
         (["--run", "x", "--seeds"], "--seeds must be"),
-        (["--run", "x", "--pictures", "-1"], "--pictures must be 0 or more"),
+        (["--run", "x", "--seeds", "-1"], "--seeds must be at least 0, got -1"),
+        (["--run", "x", "--pictures", "-1"], "--pictures must be at least 0"),
+        (["--method", "test-clusters"], "--method needs --root"),
+        (["--method", "test-clusters", "--root", "x", "--sweep-merge", "0.1"], "test-clusters has no setting merge_th"),
+        (["--method", "test-clusters", "--root", "x", "--clip-frames", "9"], "test-clusters has no setting repeat_to"),
         (
             ["--run", "x", "--protocol", "interpretter"],
             "unknown --protocol interpretter; choose from interpreter, solv",
         ),
     ],
 )
-def test_contradicting_options_are_refused_before_anything_is_opened(options, message):
+def test_contradicting_options_are_refused_first(options, message, monkeypatch):
+    monkeypatch.setitem(METHODS, CLUSTERS.name, CLUSTERS)
     with pytest.raises(ValueError, match=message):
         command.main(options)
 
@@ -288,5 +304,5 @@ def test_contradicting_options_are_refused_before_anything_is_opened(options, me
     ],
 )
 def test_each_data_set_has_its_protocol(data, year, name):
-    config = command.Evaluation(data=command.VideosConfig(data=data, year=year))
+    config = command.Evaluation(data=VideosConfig(data=data, year=year))
     assert command.choose_protocols(config) == [PROTOCOLS[name]]

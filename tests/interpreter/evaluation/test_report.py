@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from interpreter.evaluation import provenance
+from interpreter.evaluation.candidates import Entry
 from interpreter.evaluation.gallery import Gallery, Picture
-from interpreter.evaluation.methods import Method
 from interpreter.evaluation.record import Provenance
 from interpreter.evaluation.report import write_report
 from interpreter.evaluation.scoring import Scores
@@ -49,8 +49,8 @@ def report(tmp_path):
     protocol = PROTOCOLS["slot-contrast"]
     scores = Scores([protocol], skipped=[(HOSTILE + "skipped", "cut " + HOSTILE)])
     video = SimpleNamespace(name=HOSTILE, num_frames=5)
-    main, baseline = Method("video stage", "main"), Method(HOSTILE + "baseline", "baseline")
-    swept = [Method(f"merge {x}", "sweep", ("merge threshold", x)) for x in (0.1, 0.2)]
+    main, baseline = Entry("video stage", "main"), Entry(HOSTILE + "baseline", "baseline")
+    swept = [Entry(f"merge {x}", "sweep", ("merge threshold", x)) for x in (0.1, 0.2)]
     seeds = {0: 0.25, 1: 0.75}
     found = {(protocol.name, m, s): numbers(protocol, v) for m in (main, *swept) for s, v in seeds.items()}
     scores.add(video, found | {(protocol.name, baseline, None): numbers(protocol, float("nan"))})
@@ -80,7 +80,7 @@ def test_hostile_names_are_text(report):
     assert "<img src=https" not in report
 
 
-def test_report_holds_the_numbers_with_protocol_split_and_commit(report):
+def test_report_holds_numbers_with_protocol_split_and_commit(report):
     text = re.sub(r"\s+", " ", "".join(Page(report).text))
     assert "0.500 ± 0.354" in text  # mean and sample standard deviation of 0.25 and 0.75
     assert "protocol slot-contrast · split val · commit abc1234-dirty" in text
@@ -94,7 +94,7 @@ def seen(gallery, scores):
     for number, score in enumerate(scores):
         video = SimpleNamespace(name=f"../{number}/<x>", width=6, height=4, num_frames=2)
         video.read = lambda chosen, size: np.zeros((len(chosen), *size, 3), np.uint8)
-        gallery.see(video, Method("masks", "main"), truth + np.uint16(300), truth, np.arange(2))
+        gallery.see(video, Entry("masks", "main"), truth + np.uint16(300), truth, np.arange(2))
         gallery.keep(score)
     return gallery.pictures()
 
@@ -129,14 +129,14 @@ def git(folder, *arguments):
     subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
 
 
-def test_commit_is_that_of_the_checkout_and_not_of_a_repository_around_it(tmp_path, monkeypatch):
+def test_commit_is_that_of_the_checkout_alone(tmp_path, monkeypatch):
     package = tmp_path / "interpreter"
     package.mkdir()
     (package / "__init__.py").touch()
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "one")
-    monkeypatch.setattr(provenance.interpreter, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(provenance, "__file__", str(package / "evaluation/provenance.py"))
     commit = provenance.code_version()
     assert re.fullmatch(r"[0-9a-f]{7,}", commit)
     (package / "__init__.py").write_text("# changed")
@@ -144,5 +144,5 @@ def test_commit_is_that_of_the_checkout_and_not_of_a_repository_around_it(tmp_pa
 
     inner = tmp_path / "venv/site-packages/interpreter"
     inner.mkdir(parents=True)
-    monkeypatch.setattr(provenance.interpreter, "__file__", str(inner / "__init__.py"))
+    monkeypatch.setattr(provenance, "__file__", str(inner / "evaluation/provenance.py"))
     assert not re.search(commit, provenance.code_version())

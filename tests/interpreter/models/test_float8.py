@@ -7,9 +7,9 @@ from torch import nn
 
 from interpreter.configs import BackboneConfig
 from interpreter.engine.precision import in_precision, resolve_precision
-from interpreter.models.backbone import load_backbone
-from interpreter.models.float8 import Float8Linear, to_float8
-from interpreter.models.transformer import autocast
+from interpreter.models.autocast import autocast
+from interpreter.models.backbones import load_backbone
+from interpreter.models.backbones.float8 import Float8Linear, to_float8
 
 CPU = torch.device("cpu")
 

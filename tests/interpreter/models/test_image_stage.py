@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from interpreter.configs import ImageModelConfig
-from interpreter.models.image_stage import ImageStage
+from interpreter.methods.interpreter.config import ImageModelConfig
+from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.models.positions import patch_positions
 from interpreter.models.prior import initial_slots, prior_noise
 from interpreter.models.transformer import TransformerDecoder

@@ -41,7 +41,7 @@ def test_encoder_ignores_masked_tokens():
     torch.testing.assert_close(encoder(x, mask)[:, :4], base)
 
 
-def test_a_long_sequence_goes_through_the_mlp_in_pieces_unless_it_needs_gradients(monkeypatch):
+def test_the_mlp_works_in_pieces_unless_gradients_are_needed(monkeypatch):
     torch.manual_seed(0)
     encoder, x = TransformerEncoder(16, 2, 2), torch.randn(2, 11, 16)
     lengths = []

@@ -3,9 +3,9 @@ import dataclasses
 import pytest
 import torch
 
-from interpreter.configs import VideoModelConfig
+from interpreter.methods.interpreter.config import VideoModelConfig
+from interpreter.methods.interpreter.video_stage import VideoSlots, VideoStage
 from interpreter.models.prior import initial_slots, prior_noise
-from interpreter.models.video_stage import VideoSlots, VideoStage
 
 CONFIG = VideoModelConfig(num_slots=4, dim=16, encoder_layers=1, decoder_layers=1, heads=2)
 FRAMES, SLOTS, WIDTH = 5, 3, 12
@@ -44,7 +44,7 @@ def test_blur_scaling_and_diameter_reach_the_loss():
     assert len(set(losses)) == len(losses)
 
 
-def test_loss_does_not_depend_on_the_order_of_the_slots_of_a_frame():
+def test_loss_does_not_depend_on_the_order_of_a_frames_slots():
     stage = build()
     image_slots, slots = inputs(stage)
     permuted = image_slots.clone()
@@ -126,7 +126,7 @@ def test_attention_rows_sum_to_one_after_merging(threshold):
     assert video.unmerged.shape == (2, 4, 16)
 
 
-def test_longer_videos_are_squeezed_into_the_trained_range_of_time():
+def test_longer_videos_stay_in_the_trained_range_of_time():
     stage, device = build(), torch.device("cpu")
     assert stage.times(FRAMES, device).tolist() == [0, 1, 2, 3, 4]
     assert stage.times(3, device).tolist() == [0, 1, 2]

@@ -1,0 +1,45 @@
+"""All commands in one: ``interpreter train …`` is ``python -m interpreter.train …``."""
+
+import argparse
+import runpy
+import sys
+from collections.abc import Sequence
+
+import interpreter
+
+COMMANDS = {
+    "train": "train the image stage or the video stage of a run",
+    "segment": "segment a video with a trained run: masks, an overlay and the slots",
+    "evaluate": "evaluate a trained run, or masks saved by any other method",
+    "cache": "compute features or image slots before training, on one or several processes",
+    "data": "check or convert a data set",
+}
+EXAMPLES = """\
+examples:
+  interpreter train --stage image --run runs/mine --data folder --root VIDEOS
+  interpreter segment clip.mp4 --run runs/mine --out out
+
+'interpreter COMMAND --help' explains every option of a command. 'python -m interpreter.COMMAND' is the same command."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command that the first word names, as ``python -m interpreter.COMMAND`` would; it exits the process."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {purpose}" for name, purpose in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog="interpreter",
+        usage="interpreter COMMAND [OPTIONS]",
+        description="\n".join(["Object-centric learning for videos.", "", "commands:", *lines]),
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"interpreter {interpreter.__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    command = parser.parse_args(words[:1]).command
+    sys.argv[1:] = words[1:]
+    runpy.run_module(f"interpreter.{command}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

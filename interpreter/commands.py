@@ -1,0 +1,121 @@
+"""What the commands share: parsing, errors as one line, exit statuses."""
+
+import argparse
+import io
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+from rich.console import Console
+
+from interpreter.interrupts import SIGPIPE, StopRequest, discard_output, output_is_broken
+
+T = TypeVar("T")
+
+RESTART = "Rerun the same command to start again."
+RESUME = "What is finished is saved. Rerun the same command to continue."
+
+
+def cli(kind: type[T] | Callable[..., T], arguments: Sequence[str] | None = None, **options: object) -> T:
+    """Parse a command line into a dataclass: flat option names, help from its docstrings."""
+    markers = (tyro.conf.OmitArgPrefixes,)
+    return tyro.cli(kind, args=arguments, config=markers, **options)  # type: ignore[call-overload]
+
+
+def parse_first(arguments: Sequence[str], prog: str, **options: dict[str, Any]) -> tuple[argparse.Namespace, list[str]]:
+    """Parse the options that the defaults of all others depend on; returns them, and the arguments that are left.
+
+    Args:
+        arguments: the command line.
+        prog: name of the command, for messages.
+        options: of :meth:`argparse.ArgumentParser.add_argument`, by the name of the option.
+    """
+    parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    for name, settings in options.items():
+        parser.add_argument(f"--{name}", **settings)
+    return parser.parse_known_args(list(arguments))
+
+
+def rename_options(arguments: Sequence[str], renamed: Mapping[str, str]) -> list[str]:
+    """Replace old names of options by new ones, with a warning: old names work for one release."""
+    result = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name in renamed:
+            warnings.warn(f"{name} is now {renamed[name]}", FutureWarning, stacklevel=2)
+            argument = f"{renamed[name]}{equals}{value}"
+        result.append(argument)
+    return result
+
+
+def run_command(
+    main: Callable[[], int],
+    known: tuple[type[Exception], ...] = (),
+    stopped: str = RESTART,
+) -> NoReturn:
+    """Run a command and exit.
+
+    What a user can cause is one clear line and exit status 1, not a traceback. A signal ends the command with 128 plus
+    its number, a reader of the output that leaves (``| head``) with 141 and without a word.
+
+    Args:
+        main: the command; returns the exit status.
+        known: errors of its own that a user can cause, besides ValueError and OSError.
+        stopped: line to print after a signal, such as how to resume.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may hold what no encoding has
+    status: int | str | None
+    with StopRequest(at_once=True) as stop:
+        try:
+            status = main()
+            sys.stdout.flush()
+        except BaseException as error:
+            stop.at_once = False  # a signal that comes from now on must not replace the message
+            status = _explain(error, known, stopped)
+        _leave(status)
+
+
+def _explain(error: BaseException, known: tuple[type[Exception], ...], stopped: str) -> int | str | None:
+    """Print an expected error in one line and return the exit status; any other error is raised again."""
+    # Rich turns a broken pipe into SystemExit(1); argparse and tyro end with SystemExit, too.
+    cause = error.__context__ if isinstance(error, SystemExit) else error
+    if isinstance(cause, BrokenPipeError) and any(map(output_is_broken, (1, 2))):
+        return 128 + SIGPIPE
+    if isinstance(error, SystemExit):
+        return error.code
+    if isinstance(error, KeyboardInterrupt):
+        number = getattr(error, "number", signal.SIGINT)
+        if number != SIGPIPE and os.environ.get("RANK", "0") == "0":  # one process of a job speaks for all
+            _print_red(f"stopped by {signal.Signals(number).name}. {stopped}")
+        return 128 + number
+    if isinstance(error, (ValueError, OSError, *known)):
+        named = isinstance(error, OSError) and error.strerror and not error.filename
+        _print_red(f"error: {error.strerror if named else error}")  # type: ignore[attr-defined]
+        return 1
+    raise error
+
+
+def _print_red(line: str) -> None:
+    with suppress(OSError):  # the terminal may be gone
+        Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(line, style="red")
+
+
+def _leave(status: int | str | None) -> NoReturn:
+    for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
+        try:
+            stream.flush()
+        except OSError:
+            discard_output(descriptor)  # or Python would try again, and complain, at its end
+            status = 128 + SIGPIPE
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
+    if isinstance(status, int) and status > 128 and others:
+        os._exit(status)  # these threads only read, and would first finish their videos
+    sys.exit(status)

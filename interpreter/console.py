@@ -1,0 +1,48 @@
+"""The console that all commands print to, and their progress bars."""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from interpreter.interrupts import output_is_closed
+
+T = TypeVar("T")
+
+
+class _Console(Console):
+    """Rich would end the process where its output is read no more (``| head``); training has to save first."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        output_is_closed(self.file.fileno())
+
+
+console = _Console(stderr=True)
+
+
+def progress_bar(unit: str, transient: bool = False) -> Progress:
+    """A progress bar with time left, which shows the field ``status`` of a task.
+
+    Args:
+        unit: what is counted, such as "frames".
+        transient: show it on a terminal only, and remove it at the end.
+    """
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[status]}", markup=False),  # names of videos may hold [brackets]
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+        transient=transient,
+        disable=transient and not console.is_terminal,
+    )
+
+
+def tracked(items: Iterable[T], total: int, description: str, unit: str = "videos") -> Iterator[T]:
+    """Yield ``items`` while a terminal shows how many of ``total`` are done; silent elsewhere."""
+    with progress_bar(unit, transient=True) as bar:
+        yield from bar.track(items, task_id=bar.add_task(description, total=total, status=""))

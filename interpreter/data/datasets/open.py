@@ -1,0 +1,214 @@
+"""Opening a data set: damaged videos are skipped and named, all others are checked to decode."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from interpreter.console import tracked
+from interpreter.data.datasets.annotations import VOID, Annotation, CroppedMasks, UnusableMasks
+from interpreter.data.datasets.davis import find_davis
+from interpreter.data.datasets.fbms import find_fbms
+from interpreter.data.datasets.folder import find_folder
+from interpreter.data.datasets.segtrack import find_segtrack
+from interpreter.data.datasets.unopened import UnopenedVideo, UnopenedVideos
+from interpreter.data.datasets.ytvis import find_ytvis
+from interpreter.data.options import DatasetKind, DavisAnnotations
+from interpreter.data.threads import cpu_count, reading_threads
+from interpreter.data.video import CroppedVideo, Video, VideoError, find_borders
+
+
+class VideoDataset:
+    """Videos that were checked to decode in full, and their masks.
+
+    Attributes:
+        videos: list of `Video`, in a fixed order; each ``name`` is unique.
+        skipped: (path, reason) of every video that is damaged, truncated or missing.
+        left_out: one line on the files that belong to no video (`interpreter.data.tree.LeftOut`) and on masks of a
+            plain folder that cannot be used, which raise an error when they are read; empty if everything is read.
+
+    Args:
+        videos: the videos.
+        annotations: for each video its masks, or None if it has none. None if the data set has no masks.
+        skipped, left_out: see above.
+    """
+
+    def __init__(
+        self,
+        videos: Sequence[Video],
+        annotations: Sequence[Annotation | None] | None = None,
+        skipped: Sequence[tuple[Path, str]] = (),
+        left_out: str = "",
+    ):
+        self.videos = list(videos)
+        self.skipped = list(skipped)
+        self.left_out = left_out
+        self._annotations = list(annotations) if annotations is not None else [None] * len(self.videos)
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, i: int) -> Video:
+        return self.videos[i]
+
+    def mask_frames(self, i: int) -> np.ndarray:
+        """Numbers of the annotated frames of video ``i``: int64 [n], ascending; empty if it has no masks at all."""
+        annotation = self._annotations[i]
+        return np.array(annotation.frames if annotation else [], np.int64)
+
+    def masks(self, i: int) -> np.ndarray | None:
+        """Masks of video ``i`` at its native size.
+
+        Returns:
+            uint8 [T, H, W]: 0 background, 1.. object ids, 255 void (not to be evaluated); None if the video has no
+            masks at all. Frames without annotation (see `mask_frames`) are void everywhere.
+
+        Raises:
+            VideoError: if a mask is damaged or its size is not the video's.
+        """
+        annotation, video = self._annotations[i], self.videos[i]
+        if annotation is None or not len(annotation.frames):
+            return None
+        masks = np.full((video.num_frames, video.height, video.width), VOID, np.uint8)
+        for t in annotation.frames:
+            masks[t] = annotation.read(t, (video.height, video.width))
+        return masks
+
+    def expected_masks(self, i: int) -> str:
+        """Where masks of video ``i`` were expected, and which files are there; empty if unknown."""
+        annotation = self._annotations[i]
+        return annotation.expected if annotation else ""
+
+    def report(self) -> str:
+        """One paragraph on the skipped videos and why they were skipped; empty if there are none."""
+        if not self.skipped:
+            return ""
+        total = len(self.videos) + len(self.skipped)
+        reasons = " ".join(f"({number}) {reason}." for number, (_, reason) in enumerate(self.skipped, 1))
+        return f"Skipped {len(self.skipped)} of {total} videos: {reasons}"
+
+
+def open_dataset(
+    kind: DatasetKind,
+    root: str | Path,
+    split: str | None = None,
+    *,
+    year: int = 2017,
+    annotations: DavisAnnotations = "unsupervised",
+    crop_borders: bool = False,
+) -> VideoDataset:
+    """Open a data set and check all of its videos, in threads, with a progress bar.
+
+    - ``folder``: a video file, a folder of frames, or a directory that holds any number of both at any depth;
+      `interpreter.data.datasets.folder.find_folder` defines what is a video. If there is a ``JPEGImages`` folder
+      (YouTube-VIS, DAVIS), only that is searched, and masks are read from ``Annotations`` next to it; else masks are
+      read from ``masks`` below the root. A video is named by its path below the root, without suffix. The mask of a
+      frame is ``NAME/FRAME.png`` (`interpreter.data.datasets.annotations.FolderMasks`), where FRAME is the name of the
+      frame's file, or the frame's number in five digits for video files. Masks are optional.
+    - ``davis``: DAVIS 2016 (every annotated pixel is object 1) or 2017 (ids kept, 255 is void), at 480p.
+    - ``synthetic``: scenes made by `interpreter.data.scenes.generate_scenes`, which writes the DAVIS 2017 layout.
+    - ``ytvis``: YouTube-VIS 2019 or 2021 as published, splits ``train`` (without the hold-out), ``holdout`` (entries
+      600–899 of train.json), ``all`` (train + holdout), ``valid``, ``test``. Crowd regions are void; where objects
+      overlap, the later one in the file is in front.
+    - ``movi``: MOVi-C, D or E after ``python -m interpreter.data convert movi``.
+    - ``segtrack``: SegTrack-v2 as published; where objects overlap, the one with the higher number is in front.
+    - ``fbms``: FBMS-59 as published, splits ``train`` and ``test``; few frames have masks.
+
+    >>> dataset = open_dataset("folder", clips)
+    >>> [(video.name, video.num_frames) for video in dataset]
+    [('ball', 3), ('walk', 5)]
+
+    Args:
+        kind: one of the above.
+        root: where the data is.
+        split: name of the image set or split; None opens all of them together. Must be None for ``folder`` and
+            ``segtrack``, which have no splits.
+        year: edition of ``davis``, 2016 or 2017.
+        annotations: masks of DAVIS 2017, ``unsupervised`` or ``semi-supervised``.
+        crop_borders: crop black borders off frames and masks (see `interpreter.data.video.find_borders`).
+
+    Raises:
+        FileNotFoundError: if the root or a required part of its layout is missing; lists the files that are there.
+        ValueError: if an argument is none of the above.
+        VideoError: if every video is damaged; names them.
+    """
+    return load_all(find_sources(kind, root, split, year=year, annotations=annotations), crop_borders)
+
+
+def find_sources(
+    kind: DatasetKind,
+    root: str | Path,
+    split: str | None = None,
+    *,
+    year: int = 2017,
+    annotations: DavisAnnotations = "unsupervised",
+) -> UnopenedVideos:
+    """Find the videos of a split without opening them. Arguments and errors are those of `open_dataset`."""
+    root = Path(root)
+    if kind not in get_args(DatasetKind):
+        raise ValueError(f"unknown kind of data set {kind!r}; choose from {', '.join(get_args(DatasetKind))}")
+    if not root.exists():
+        raise FileNotFoundError(f"{root}: no such file or directory")
+    if kind == "folder":
+        if split is not None:
+            raise ValueError(f"a folder of videos has no splits, so split={split!r} cannot be chosen; leave it out")
+        videos: Sequence[UnopenedVideo] = find_folder(root)
+    elif kind == "davis":
+        videos = find_davis(root, split, year, annotations)
+    elif kind in ("synthetic", "movi"):
+        videos = find_davis(root, split, 2017, "unsupervised")
+    else:
+        readers = {"ytvis": find_ytvis, "segtrack": find_segtrack, "fbms": find_fbms}
+        videos = readers[kind](root, split)
+    if not videos:
+        raise FileNotFoundError(f"{root}: the index of {split or 'all splits'} names no video; restore it")
+    return videos if isinstance(videos, UnopenedVideos) else UnopenedVideos(videos)
+
+
+def load_all(unopened: UnopenedVideos, crop_borders: bool) -> VideoDataset:
+    """Open and check all videos. Threads suffice, because FFmpeg and file reads release the interpreter lock."""
+
+    def attempt(one: UnopenedVideo) -> tuple[Video, Annotation | None] | str:
+        try:
+            video, annotation = one.open()
+            video.check()
+            if annotation is not None:
+                annotation = _checked(annotation, video)
+            if crop_borders and (box := find_borders(video)) is not None:
+                cropped = CroppedVideo(video, box)
+                if annotation is not None and not isinstance(annotation, UnusableMasks):
+                    annotation = CroppedMasks(annotation, cropped)
+                return cropped, annotation
+            return video, annotation
+        except (VideoError, OSError) as error:
+            return str(error)
+
+    with reading_threads(cpu_count()) as pool:
+        results = list(tracked(pool.map(attempt, unopened), len(unopened), "checking"))
+    good = [result for result in results if not isinstance(result, str)]
+    skipped = [(one.path, result) for one, result in zip(unopened, results, strict=True) if isinstance(result, str)]
+    left_out = "; ".join(filter(None, (str(unopened.left_out), _unusable([masks for _, masks in good]))))
+    dataset = VideoDataset([video for video, _ in good], [masks for _, masks in good], skipped, left_out)
+    if not good:
+        raise VideoError(f"no video is left. {dataset.report()}")
+    return dataset
+
+
+def _checked(annotation: Annotation, video: Video) -> Annotation:
+    """The masks, or what is wrong with them if the video is of use without them."""
+    try:
+        annotation.check((video.height, video.width))
+    except VideoError as error:
+        if not annotation.optional:
+            raise
+        return UnusableMasks(str(error))
+    return annotation
+
+
+def _unusable(annotations: Sequence[Annotation | None]) -> str:
+    """One line on masks that cannot be used, with the reason for the first of them; empty if there are none."""
+    reasons = [one.reason for one in annotations if isinstance(one, UnusableMasks)]
+    if not reasons:
+        return ""
+    return f"left out: the masks of {len(reasons)} video{'s' * (len(reasons) > 1)} ({reasons[0]})"

@@ -1,0 +1,202 @@
+"""YouTube-VIS 2019 and 2021 as published (Yang et al. 2019): JPEG folders, and one JSON file with run-length codes."""
+
+import json
+from array import array
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from interpreter.data.datasets.annotations import MAX_OBJECTS, VOID, Annotation
+from interpreter.data.datasets.unopened import UnopenedVideo
+from interpreter.data.rle import decode_rle
+from interpreter.data.tree import listing, locate
+from interpreter.data.video import FrameFolder, Size, VideoError
+from interpreter.files import read_text
+
+# The evaluation set of SOLV (Aydemir et al. 2023): these entries of train.json, in file order.
+HOLDOUT = slice(600, 900)
+SPLITS = ("train", "holdout", "all", "valid", "test")
+Track: TypeAlias = Sequence[Mapping[str, Any] | None]  # the code of one object in each frame, None where it is not seen
+
+
+class RleTracks(Annotation):
+    """Objects as run-length codes, which stay compressed until a frame is read.
+
+    Args:
+        objects: object k + 1 is ``objects[k]``; where two overlap, the later one is in front.
+        crowds: regions of many objects; their pixels are void unless they belong to an object.
+        where: file and video, for messages.
+
+    Raises:
+        VideoError: if there are more than 254 objects.
+    """
+
+    def __init__(self, objects: Sequence[Track], crowds: Sequence[Track], num_frames: int, where: str) -> None:
+        if len(objects) > MAX_OBJECTS:
+            raise VideoError(f"{where}: {len(objects)} objects, but label maps hold at most {MAX_OBJECTS}")
+        self.frames = range(num_frames)
+        self.objects, self.crowds, self.where = objects, crowds, where
+
+    def read(self, frame: int, size: Size) -> np.ndarray:
+        """See `Annotation.read`."""
+        mask = np.zeros(size, np.uint8)
+        layers = [(VOID, track) for track in self.crowds] + list(enumerate(self.objects, 1))
+        for label, track in layers:
+            if (code := track[frame]) is not None:
+                mask[self._decode(code, size, frame)] = label
+        return mask
+
+    def check(self, size: Size) -> None:
+        """Compare the sizes that the codes declare; runs are checked where they are decoded."""
+        for track in (*self.objects, *self.crowds):
+            for frame, code in enumerate(track):
+                if code is not None and code.get("size") != list(size):
+                    raise VideoError(
+                        f"{self.where}: frame {frame} has a mask of size {code.get('size')} for frames of {list(size)}"
+                    )
+
+    def _decode(self, code: Mapping[str, Any], size: Size, frame: int) -> np.ndarray:
+        counts = code.get("counts")
+        plain = {**code, "counts": counts.tolist()} if isinstance(counts, array) else code
+        try:
+            return decode_rle(plain, size, f"{self.where}: frame {frame}")
+        except VideoError:
+            raise
+        except ValueError as error:
+            raise VideoError(str(error)) from error
+
+
+def find_ytvis(root: Path, split: str | None) -> list[UnopenedVideo]:
+    """Read the index of a split.
+
+    Args:
+        root: folder that holds ``train/JPEGImages`` and ``train.json`` (or ``train/instances.json``), and likewise
+            for ``valid`` and ``test``.
+        split: ``train`` (train.json without the hold-out), ``holdout`` (its entries 600 to 899 in file order),
+            ``all`` (both), ``valid`` or ``test``; None is ``all``.
+
+    Raises:
+        FileNotFoundError: if the JSON or the frames are missing; lists the files found.
+        ValueError: if the split does not exist, or the JSON is damaged.
+    """
+    split = split or "all"
+    if split not in SPLITS:
+        raise ValueError(f"YouTube-VIS has the splits {', '.join(SPLITS)}, not {split!r}")
+    part = "train" if split in ("train", "holdout", "all") else split
+    index, frames = find_index(root, part), root / part / "JPEGImages"
+    if not frames.is_dir():
+        raise FileNotFoundError(f"{frames}: no such folder; {root / part} holds {listing(root / part)}")
+    content = _load(index)
+    videos = _entries(content.get("videos"), "videos", index)
+    chosen = videos
+    if split == "holdout":
+        chosen = videos[HOLDOUT]
+        if not chosen:
+            raise ValueError(
+                f"{index}: the hold-out is its entries {HOLDOUT.start} to {HOLDOUT.stop - 1}, but it has {len(videos)}"
+            )
+    elif split == "train":
+        chosen = videos[: HOLDOUT.start] + videos[HOLDOUT.stop :]
+    ids = [video.get("id") for video in videos]
+    if len(set(map(repr, ids))) != len(ids):
+        raise ValueError(f"{index}: two videos have the same id; restore the file")
+    annotated = content.get("annotations") is not None  # valid and test have none
+    tracks: dict[str, list[dict[str, Any]]] = {repr(identity): [] for identity in ids}
+    for entry in _entries(content.get("annotations") or [], "annotations", index):
+        if (key := repr(entry.get("video_id"))) not in tracks:
+            raise ValueError(f"{index}: annotation {entry.get('id')!r} is of video {key}, which is not there")
+        tracks[key].append(entry)
+    return [_unopened(video, tracks[repr(video.get("id"))] if annotated else None, index, frames) for video in chosen]
+
+
+def find_index(root: Path, part: str) -> Path:
+    """The JSON file of ``train``, ``valid`` or ``test``.
+
+    Raises:
+        FileNotFoundError: if it is in none of the three usual places.
+    """
+    places = [root / f"{part}.json", root / part / "instances.json", root / part / f"{part}.json"]
+    for place in places:
+        if place.is_file():
+            return place
+    names = " or ".join(place.relative_to(root).as_posix() for place in places)
+    raise FileNotFoundError(f"{root}: no {names}; it holds {listing(root)}")
+
+
+def _load(index: Path) -> dict[str, Any]:
+    text = read_text(index)
+    try:
+        content = json.loads(text, object_hook=_compact)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{index}: damaged JSON ({error}); download it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{index}: not an object with videos and annotations; is it the right file?")
+    return content
+
+
+def _compact(entry: dict[str, Any]) -> dict[str, Any]:
+    """Pack uncompressed runs as 32-bit numbers while parsing: as Python objects, those of 2019 take gigabytes."""
+    counts = entry.get("counts")
+    if isinstance(counts, list) and all(type(count) is int and 0 <= count < 1 << 32 for count in counts):
+        entry["counts"] = array("I", counts)
+    return entry
+
+
+def _entries(value: object, name: str, index: Path) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise ValueError(f"{index}: {name!r} is no list of objects; restore the file")
+    return value
+
+
+def _unopened(video: dict[str, Any], entries: list[dict[str, Any]] | None, index: Path, frames: Path) -> UnopenedVideo:
+    where = f"{index}: video {video.get('id')!r}"
+    names = video.get("file_names")
+    try:
+        files = [locate(frames, str(safe_path(name, where))) for name in names] if isinstance(names, list) else []
+        problem = "" if files else "has no list of file_names"
+    except VideoError as error:
+        files, problem = [], str(error).removeprefix(f"{where}: ")
+    folder = files[0].parent if files else frames
+    name = folder.relative_to(frames).as_posix() if folder != frames else f"video-{video.get('id')}"
+
+    def load() -> tuple[FrameFolder, Annotation | None]:
+        if problem:
+            raise VideoError(f"{where}: {problem}; restore the file")
+        opened = FrameFolder(folder, name, files)
+        declared = [video.get("height"), video.get("width")]
+        if declared != [opened.height, opened.width]:
+            raise VideoError(
+                f"{where}: frames of {opened.height}x{opened.width} in {folder} where the index says "
+                f"{declared[0]}x{declared[1]} (height x width)"
+            )
+        return opened, None if entries is None else _annotation(entries, len(files), where)
+
+    return UnopenedVideo(name, folder, load, files, id=video.get("id"))
+
+
+def _annotation(entries: list[dict[str, Any]], num_frames: int, where: str) -> RleTracks:
+    objects: list[Track] = []
+    crowds: list[Track] = []
+    for entry in entries:
+        track = entry.get("segmentations")
+        if not isinstance(track, list) or not all(code is None or isinstance(code, dict) for code in track):
+            raise VideoError(f"{where}: annotation {entry.get('id')!r} has no list of run-length codes")
+        if len(track) != num_frames:
+            raise VideoError(f"{where}: annotation {entry.get('id')!r} has {len(track)} masks for {num_frames} frames")
+        (crowds if entry.get("iscrowd") else objects).append(track)
+    return RleTracks(objects, crowds, num_frames, where)
+
+
+def safe_path(name: object, where: str) -> PurePosixPath:
+    """A relative path from an index, which may have been written on Windows.
+
+    Raises:
+        VideoError: if it is not a relative path, or leads out of its folder.
+    """
+    path = PurePosixPath(name.replace("\\", "/")) if isinstance(name, str) else PurePosixPath()
+    outside = path.is_absolute() or Path(path).drive or ".." in path.parts
+    if not path.parts or outside or "\0" in str(path):
+        raise VideoError(f"{where}: {name!r} is no path below the folder of frames")
+    return path

@@ -1,0 +1,120 @@
+"""What a video is: frames that are decoded as a stream or one by one, and errors in one line."""
+
+import abc
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from interpreter.data.images import resize
+
+Size = tuple[int, int]
+
+
+class VideoError(ValueError):
+    """A video that cannot be decoded in full; the message names file, fault and remedy in one line."""
+
+
+class Video(abc.ABC):
+    """A video that is decoded on demand. Holds no open file and can be pickled.
+
+    Attributes:
+        path: the video file or the folder of frames.
+        name: file name without suffix, folder name, or its name in a data set (may contain ``/``).
+        height, width: native size in pixels, turned for display; the shape of a pixel is not applied, so that pixels
+            and masks correspond.
+        pixel_aspect: width of a pixel over its height when shown, as `height` and `width` are turned; 1 for square
+            ones.
+        fps: average frames per second (24 for folders and for files without a frame rate).
+    """
+
+    path: Path
+    name: str
+    height: int
+    width: int
+    fps: Fraction
+    pixel_aspect: Fraction = Fraction(1)
+
+    @property
+    @abc.abstractmethod
+    def num_frames(self) -> int:
+        """Exact number of decodable frames, whatever the container claims. The first access may decode a file.
+
+        Raises:
+            VideoError: if the video is damaged or truncated.
+        """
+
+    @abc.abstractmethod
+    def check(self) -> None:
+        """Require that every frame can be decoded.
+
+        Files are decoded once, which also settles ``num_frames``. Frames of a folder are checked for their size and
+        their end marker, without decoding them.
+
+        Raises:
+            VideoError: if the video is damaged or truncated.
+        """
+
+    def frames(self, size: Size | None = None) -> Iterator[np.ndarray]:
+        """Decode the whole video in presentation order, one frame in memory at a time.
+
+        Args:
+            size: (height, width) to resize to (`interpreter.data.images.resize`: antialiased bilinear); None keeps
+                the native size.
+
+        Yields:
+            uint8 [H, W, 3] RGB, each a new array.
+
+        Raises:
+            VideoError: at the frame where decoding fails, or at the end if the file stops far too early.
+        """
+        _check_size(size)
+        return self._stream(size)
+
+    def read(self, indices: Sequence[int] | np.ndarray, size: Size | None = None) -> np.ndarray:
+        """Decode chosen frames; the same pixels as `frames` gives, bit for bit.
+
+        Args:
+            indices: n frame numbers in 0..num_frames-1, in any order, repeats allowed.
+            size: as for `frames`.
+
+        Returns:
+            uint8 [n, H, W, 3] RGB.
+
+        Raises:
+            IndexError: if an index is out of range.
+            VideoError: if the video is damaged or truncated.
+        """
+        _check_size(size)
+        wanted = [int(i) for i in indices]
+        for index in wanted:
+            if not 0 <= index < self.num_frames:
+                raise IndexError(f"frame {index} of {self.path}: it has frames 0 to {self.num_frames - 1}")
+        height, width = size or (self.height, self.width)
+        out = np.empty((len(wanted), height, width, 3), np.uint8)
+        places: dict[int, list[int]] = {}
+        for place, index in enumerate(wanted):
+            places.setdefault(index, []).append(place)
+        for index, frame in self._pick(sorted(places)):
+            out[places[index]] = resize(frame, size)
+        return out
+
+    @abc.abstractmethod
+    def _stream(self, size: Size | None) -> Iterator[np.ndarray]:
+        """What `frames` yields."""
+
+    @abc.abstractmethod
+    def _pick(self, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (index, native frame) for sorted, distinct, valid indices."""
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}, {self.height}x{self.width})"
+
+
+def _check_size(size: Size | None) -> None:
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise ValueError(f"size must be (height, width), both at least 1, not {size!r}")

@@ -1,0 +1,60 @@
+"""What runs in the processes that decode for the ``pyav`` loader.
+
+Jobs arrive as pickles on standard input, pixels are written to the shared memory behind the file descriptor, replies as
+pickles to standard output. The process ends with its input, so it cannot outlive its parent. It is a program of its
+own instead of `multiprocessing`, because it then imports neither torch nor the caller's main module, and starts in a
+third of a second.
+"""
+
+import os
+import pickle
+import signal
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+from interpreter.data.video.base import VideoError
+
+
+class Job(NamedTuple):
+    """Frames of one video, and where their pixels go."""
+
+    video: int
+    frames: list[int]
+    flip: bool
+    places: list[int]  # offsets in the shared memory, in bytes
+
+
+class Failure(NamedTuple):
+    """Why a job failed."""
+
+    message: str
+    damaged: bool  # whether it was a `VideoError`
+
+
+def main(memory: int) -> None:
+    """Work until the input ends; ``memory`` is the file descriptor of the shared memory."""
+    # Ctrl-C and Slurm's SIGTERM reach every process; the trainer decides when this one ends.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints must not get among the replies
+    videos, size = pickle.load(requests)
+    while True:
+        try:
+            job: Job = pickle.load(requests)
+        except EOFError:
+            return
+        reply = None
+        try:
+            pixels = videos[job.video].read(job.frames, size)
+            for frame, place in zip(pixels, job.places, strict=True):
+                os.pwrite(memory, np.ascontiguousarray(frame[:, ::-1] if job.flip else frame).data, place)
+        except Exception as error:
+            reply = Failure(str(error) or type(error).__name__, isinstance(error, VideoError))
+        try:
+            pickle.dump(reply, replies)
+            replies.flush()
+        except BrokenPipeError:  # the parent is gone
+            os._exit(0)

@@ -1,0 +1,299 @@
+"""Videos in files, decoded with PyAV so that every run and every machine sees the same pixels."""
+
+import shlex
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+
+from interpreter.data.images import resize
+from interpreter.data.video.base import Size, Video, VideoError
+from interpreter.data.video.containers import Ending, asf_size, find_gaps, gif_is_cut
+from interpreter.data.video.orientation import UPRIGHT, Orientation, orientation_of
+from interpreter.data.video.streams import choose_stream
+
+# Old titles are often not UTF-8; PyAV 19 takes them as they are and has no such option.
+TITLES: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+
+# Exact YUV to RGB arithmetic: FFmpeg's default takes CPU-dependent short cuts that also darken by one level.
+_EXACT = (
+    int(Interpolation.BICUBIC)
+    | int(Interpolation.ACCURATE_RND)
+    | int(Interpolation.BITEXACT)
+    | int(Interpolation.FULL_CHR_H_INT)
+)
+# Containers whose index leads to key frames by presentation time. Others are decoded from the start.
+_SEEKABLE = ("mov", "matroska", "avi")
+# Containers and codecs of which each packet contains exactly one picture, by definition. Not VP8 and MPEG-4, whose
+# packets may contain none, and not AVI and MPEG-TS, which may drop pictures or split them at other places.
+_COUNTABLE = ("mov", "matroska")
+_ONE_PICTURE_A_PACKET = frozenset({"h264", "hevc", "av1", "vp9", "mjpeg"})
+
+
+@dataclass
+class _Scan:
+    """What a complete decoding pass shows, by frame number."""
+
+    num_frames: int
+    times: np.ndarray | None  # presentation times in stream units; None: not unique, so seeking cannot use them
+    keys: np.ndarray  # numbers of the key frames
+
+
+class VideoFile(Video):
+    """A video file. Every decode opens the file anew and closes it, also when a generator is abandoned.
+
+    Cover art, thumbnails and stills are not the video. Of several video streams it is the one marked as default, then
+    the largest (`interpreter.data.video.streams.choose_stream`). Frames are turned and mirrored as the file asks, which
+    may be any of eight orientations. A frame without an orientation keeps that of the first.
+
+    Decoding is strict: a decoder error, a frame or packet that FFmpeg marks corrupt, a change of size or orientation,
+    or an end that comes more than a tenth before the declared one is a `VideoError`. Overwritten bytes that a codec
+    without checksums (MPEG-4, VP9) decodes without complaint cannot be noticed.
+
+    Attributes:
+        codec: FFmpeg's name of the codec, such as ``h264``, ``vp9`` or ``mjpeg``.
+        num_streams: number of streams with pictures, cover art included.
+        orientation: how stored frames are turned; those that come out are turned already.
+
+    Args:
+        path: an existing file.
+        name: name of the video; None takes the file name without suffix.
+
+    Raises:
+        VideoError: if it is empty, no video, or its first frame cannot be decoded.
+    """
+
+    def __init__(self, path: Path, name: str | None = None):
+        self.path = path
+        self.name = name or path.stem
+        self._scanned: _Scan | None = None
+        self._counted: int | None = None  # frames by their packets
+        if path.stat().st_size == 0:
+            raise VideoError(f"{path}: the file is empty; download or copy it again")
+        with path.open("rb") as file:
+            if (head := file.read(21))[8:16] == b"WEBPVP8X" and len(head) == 21 and head[20] & 0x02:
+                raise VideoError(f"{path}: FFmpeg does not decode animated WebP; convert it to GIF, APNG or MP4")
+        with self._open() as container:
+            try:
+                stream = choose_stream(container)
+            except ValueError as error:
+                raise VideoError(f"{path}: {error}; give a video file or a folder of frames") from error
+            self._index, self.num_streams = container.streams.video.index(stream), len(container.streams.video)
+            self.fps = stream.average_rate or stream.guessed_rate or Fraction(24)
+            self._seekable = container.format.name.startswith(_SEEKABLE)
+            self.codec = stream.codec_context.codec.canonical_name
+            aspect = stream.sample_aspect_ratio or Fraction(1)
+        with closing(self._decode(whole=False)) as decoded:
+            first = next(decoded, None)
+        if first is None:
+            raise VideoError(f"{path}: no frame could be decoded; the file is truncated, download or copy it again")
+        self._first_time = first.pts
+        self.orientation = self._orientation_of(first) or UPRIGHT
+        self.height, self.width = self._to_rgb(first, VideoReformatter()).shape[:2]
+        self.pixel_aspect = 1 / aspect if self.orientation.transposed else aspect
+
+    @property
+    def num_frames(self) -> int:
+        """Exact number of decodable frames, whatever the container claims.
+
+        In MP4, MOV, Matroska and WebM files of H.264, HEVC, AV1, VP9 and MJPEG, the first access reads the packets
+        without decoding them. This finds a file that was cut, with the error that decoding would raise. Damage inside
+        a packet, and a change of size or orientation, are reported by `check`, `frames` and `read`. Other files
+        are decoded once, unless `check` or a complete pass of `frames` did so before.
+
+        Raises:
+            VideoError: if the video is truncated, or decoding it finds damage.
+        """
+        if self._scanned is None and self._counted is None:
+            self._counted = self._count()
+        return self._counted if self._scanned is None and self._counted is not None else self._scan().num_frames
+
+    def check(self) -> None:
+        """Decode the whole file, unless a complete pass was made before (see `Video.check`)."""
+        self._scan()
+
+    def _stream(self, size: Size | None) -> Iterator[np.ndarray]:
+        reformatter = VideoReformatter()
+        with closing(self._decode()) as decoded:
+            for frame in decoded:
+                yield resize(self._to_rgb(frame, reformatter), size)
+
+    def _pick(self, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        scan = self._scan()
+        runs: list[tuple[int, list[int]]] = []  # (key frame to start from, frames wanted)
+        for index in indices:
+            before = np.searchsorted(scan.keys, index, side="right") - 1
+            key = int(scan.keys[before]) if before >= 0 and scan.times is not None else 0
+            if runs and key <= runs[-1][1][-1] + 1:  # already decoding past that key frame
+                runs[-1][1].append(index)
+            else:
+                runs.append((key, [index]))
+        for key, wanted in runs:
+            yield from self._pick_run(key, wanted)
+
+    def _pick_run(self, key: int, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Decode forward from a key frame, or from the start should the container not lead there."""
+        times = self._scan().times
+        reformatter = VideoReformatter()
+        for start in (key, 0):
+            with closing(self._decode(int(times[start]) if times is not None and start else None)) as decoded:
+                for position, frame in enumerate(decoded, start):
+                    if times is not None and start and (frame.is_corrupt or frame.pts != times[position]):
+                        break  # not where the first pass found this key frame
+                    if position == wanted[0]:
+                        yield wanted.pop(0), self._to_rgb(frame, reformatter)
+                        if not wanted:
+                            return
+        raise VideoError(f"{self.path}: frame {wanted[0]} could not be decoded again; did the file change?")
+
+    def _scan(self) -> _Scan:
+        if self._scanned is None:
+            with closing(self._decode()) as decoded:
+                for _ in decoded:
+                    pass
+        assert self._scanned is not None
+        return self._scanned
+
+    def _count(self) -> int | None:
+        """Count the frames by their packets; None where only decoding tells how many there are."""
+        with self._open() as container:
+            if not container.format.name.startswith(_COUNTABLE) or self.codec not in _ONE_PICTURE_A_PACKET:
+                return None
+            stream = container.streams.video[self._index]
+            ending = Ending(container, stream, self.fps)
+            times: list[int | None] = []
+            for packet in self._packets(container, stream, whole=True):
+                ending.see_packet(packet)
+                if packet.size and not packet.is_discard:  # an edit list hides the others
+                    ending.see_picture(packet)
+                    times.append(packet.pts)
+            known = {time for time in times if time is not None}
+            # Decoders drop pictures that refer to others from before the start.
+            if len(known) < len(times) or min(known, default=None) != self._first_time:
+                return None
+            self._require_end(container, ending, len(times))
+        return len(times)
+
+    @contextmanager
+    def _open(self) -> Iterator[InputContainer]:
+        try:
+            # "file:" keeps a colon in a name from being read as a protocol.
+            with av.open(f"file:{self.path}", **TITLES) as container:
+                yield container
+        except (FileNotFoundError, PermissionError):
+            raise
+        except av.FFmpegError as error:
+            raise VideoError(
+                f"{self.path}: cannot be decoded ({error.strerror}); the file is damaged, truncated or no video, "
+                "download or copy it again"
+            ) from error
+
+    def _decode(self, seek: int | None = None, whole: bool = True) -> Generator[av.VideoFrame, None, None]:
+        """Decode to the end, from the start or from the key frame at or before presentation time ``seek``.
+
+        Unless the ``whole`` of it is wanted, a sound MPEG-TS file is not searched for gaps. A complete pass settles
+        what `_scan` returns.
+        """
+        times: list[int | None] = []
+        keys: list[int] = []
+        first: av.VideoFrame | None = None
+        with self._open() as container:
+            stream = container.streams.video[self._index]
+            stream.codec_context.thread_count = 1  # errors then surface at the same frame in every run
+            ending = Ending(container, stream, self.fps)
+            if seek is not None:
+                container.seek(seek, stream=stream)
+            for packet in self._packets(container, stream, whole):
+                ending.see_packet(packet)
+                for frame in packet.decode():
+                    if frame.is_corrupt and seek is None:
+                        raise self._damaged(f"frame {len(times)} is damaged")
+                    first = first or frame
+                    self._require_same(first, frame, len(times))
+                    yield frame
+                    ending.see_picture(frame)
+                    if frame.key_frame:
+                        keys.append(len(times))
+                    times.append(frame.pts)
+            if seek is None and times:
+                self._require_end(container, ending, len(times))
+        if self._counted not in (None, len(times)) and seek is None:
+            raise VideoError(
+                f"{self.path} changed while it was read, or its index is wrong: {len(times)} frames decode, but "
+                f"{self._counted} were counted; leave it alone until it is done, or re-encode it with ffmpeg -i "
+                f"{self._quoted} OUT.mp4"
+            )
+        if self._scanned is None and seek is None and whole:
+            known = [time for time in times if time is not None]
+            usable = self._seekable and len(known) == len(times) and all(np.diff(known) > 0)
+            self._scanned = _Scan(len(times), np.array(known) if usable else None, np.array(keys, np.int64))
+
+    def _require_end(self, container: InputContainer, ending: Ending, number: int) -> None:
+        """Refuse a file that ends too early, after ``number`` frames."""
+        stated = asf_size(self.path) if container.format.name == "asf" else 0
+        if container.size < stated:
+            raise self._damaged(f"it ends after {number} frames, {container.size} of {stated} bytes")
+        if not stated and (missing := ending.missing()):
+            raise self._damaged(f"it ends after {number} frames, {missing[0]:.2f} s of {missing[1]:.2f} s")
+        if container.format.name == "gif" and gif_is_cut(self.path):
+            raise self._damaged(f"it ends inside frame {number - 1}")
+
+    def _packets(self, container: InputContainer, stream: VideoStream, whole: bool) -> "Iterator[Packet[VideoStream]]":
+        """All packets of the stream; an error at the first that is damaged or cut."""
+        joints: list[int] = []
+        gap: int | None = None
+        searched = container.format.name != "mpegts"
+        for number, packet in enumerate(container.demux(stream)):
+            if not searched and (whole or packet.is_corrupt):
+                (joints, gap), searched = find_gaps(self.path, stream.id), True
+            position = packet.pos
+            if gap is not None and (position is None or position >= gap):
+                raise self._damaged(f"packets are missing after frame {number - 1}, before byte {gap}")
+            # Of an MPEG-TS file, FFmpeg takes a joint behind a packet for damage to it.
+            if packet.is_corrupt and gap is None and (position is None or not joints or position > joints[-1]):
+                raise self._damaged(f"a damaged or cut packet after frame {number}")
+            yield packet
+
+    def _require_same(self, first: av.VideoFrame, frame: av.VideoFrame, number: int) -> None:
+        """Refuse a change of size or orientation; neither is damage."""
+        if (frame.width, frame.height) != (first.width, first.height):
+            raise VideoError(
+                f"{self.path}: the size changes from {first.width}x{first.height} to {frame.width}x{frame.height} "
+                f"(width x height) at frame {number}; re-encode it to one size with ffmpeg -i {self._quoted} -vf "
+                f"scale={self.width}:{self.height},setsar=1 OUT.mp4"
+            )
+        if frame is not first and self._orientation_of(frame) not in (None, self.orientation):
+            raise VideoError(
+                f"{self.path}: the orientation changes at frame {number}; re-encode it with ffmpeg -noautorotate -i "
+                f"{self._quoted} OUT.mp4, which leaves all frames as they are stored, or cut it there"
+            )
+
+    def _orientation_of(self, frame: av.VideoFrame) -> Orientation | None:
+        try:
+            return orientation_of(frame)
+        except ValueError as error:
+            raise VideoError(
+                f"{self.path}: {error} neither turns by a multiple of 90 degrees nor mirrors; re-encode it upright "
+                f"with ffmpeg -i {self._quoted} OUT.mp4"
+            ) from error
+
+    def _to_rgb(self, frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
+        """Convert to uint8 [H, W, 3], turned the way the file asks."""
+        return self.orientation.turn(reformatter.reformat(frame, format="rgb24", interpolation=_EXACT).to_ndarray())
+
+    @property
+    def _quoted(self) -> str:
+        """The file as a shell takes it."""
+        return shlex.quote(str(self.path))
+
+    def _damaged(self, what: str) -> VideoError:
+        return VideoError(f"{self.path}: {what}; the file is damaged or truncated, download or copy it again")

@@ -1,0 +1,48 @@
+"""Choosing the video among the streams of a container."""
+
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+# Cover art, thumbnails of chapters, stills, and parts of another stream's picture (the tiles of an HEIC image).
+_NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image | Disposition.dependent
+
+
+def choose_stream(container: InputContainer) -> VideoStream:
+    """The stream that is the video.
+
+    Cover art, thumbnails, tiles and streams of a codec that FFmpeg does not know never are. If several streams are
+    left, the packets of all of them are read, and a stream that is shorter than half of the longest, such as a single
+    picture, is not the video either. Of the others it is the one that the container marks as default; if that leaves
+    several, the largest; then the first.
+
+    Args:
+        container: just opened; where it is read to afterwards depends on its streams.
+
+    Raises:
+        ValueError: if no stream is a video.
+    """
+    streams = [stream for stream in container.streams.video if stream.codec_context]  # None: FFmpeg lacks the codec
+    if container.format.name == "tty" or not streams:
+        raise ValueError("holds no video stream that FFmpeg decodes")
+    candidates = [stream for stream in streams if not stream.disposition & _NO_VIDEO]
+    if not candidates:
+        raise ValueError("holds only cover art, thumbnails or the tiles of an image, no video")
+    if len(candidates) > 1:
+        lengths = _lengths(container, candidates)
+        candidates = [stream for stream in candidates if 2 * lengths[stream.index] >= max(lengths.values())]
+    return max(
+        candidates,
+        key=lambda stream: (bool(stream.disposition & Disposition.default), stream.width * stream.height),
+    )
+
+
+def _lengths(container: InputContainer, streams: list[VideoStream]) -> dict[int, float]:
+    """Seconds from the first to the last picture, by index of the stream; 0 for a single picture."""
+    times: dict[int, list[float]] = {stream.index: [] for stream in streams}
+    for packet in container.demux(streams):
+        if packet.size:
+            time = packet.dts if packet.pts is None else packet.pts
+            known = times[packet.stream_index]
+            known.append(float(time * packet.time_base) if time is not None else float(len(known)))
+    return {index: max(shown) - min(shown) if shown else 0.0 for index, shown in times.items()}

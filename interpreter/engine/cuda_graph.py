@@ -1,0 +1,63 @@
+"""A training step as one CUDA graph."""
+
+from collections.abc import Callable
+
+import torch
+from slotkernels.ranges import annotate
+from torch import Tensor
+
+EAGER_STEPS = 11  # before a graph is captured: kernels are compiled, buffers are made (DDP asks for 11)
+
+
+class StepGraph:
+    """A function of tensors on a GPU, replayed as one CUDA graph.
+
+    The first ``EAGER_STEPS`` calls run eagerly. The next one captures the function with its own input tensors, into
+    which each batch is copied: inputs must keep their shapes and dtypes.
+    """
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.function, self.calls = function, 0
+        self.side: torch.cuda.Stream | None = None
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: tuple[Tensor, ...] = ()
+
+    def run(self, batch: tuple[Tensor, ...]) -> None:
+        """Compute or replay.
+
+        Raises:
+            ValueError: if shapes or dtypes differ from those captured; says which.
+        """
+        self.calls += 1
+        if self.side is None:
+            # A capture needs a side stream, and warm-up should use the one that is captured. It is always the same
+            # one: the caching allocator keeps free memory per stream, so a new stream would allocate everything anew.
+            self.side = torch.cuda.Stream()
+        if self.calls <= EAGER_STEPS:
+            self.side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.side):
+                self.function(*batch)
+            torch.cuda.current_stream().wait_stream(self.side)
+            return
+        if self.graph is None:
+            self.inputs = tuple(t.clone() for t in batch)
+            self.graph = torch.cuda.CUDAGraph()
+            # "thread_local": threads of a loader may allocate and copy meanwhile.
+            capture = torch.cuda.graph(self.graph, stream=self.side, capture_error_mode="thread_local")
+            with annotate("graph capture"), capture:
+                self.function(*self.inputs)
+        check_same_inputs(self.inputs, batch)
+        for own, given in zip(self.inputs, batch, strict=True):
+            own.copy_(given)
+        with annotate("graph replay"):
+            self.graph.replay()
+
+
+def check_same_inputs(captured: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> None:
+    """Raise ValueError, naming the first input that a captured step cannot take."""
+    for index, (old, new) in enumerate(zip(captured, given, strict=True)):
+        if old.shape != new.shape or old.dtype != new.dtype:
+            raise ValueError(
+                f"input {index} of the step is {list(new.shape)} {new.dtype}, but the step was captured in a CUDA "
+                f"graph with {list(old.shape)} {old.dtype}; give batches of one size, or train with --no-cuda-graph"
+            )

@@ -1,0 +1,116 @@
+"""Random numbers of a step, as a function of its number alone: resuming needs no state of a generator.
+
+A generator is keyed by the seed, a stream and the step. The numbers of the streams are part of every run: with others a
+resumed run would draw other numbers.
+"""
+
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interpreter.data.frame_index import FrameIndex
+
+
+class Stream(IntEnum):
+    """Streams of random numbers of a training."""
+
+    ORDER = 0  # order of the frames or videos of an epoch
+    AUGMENTATION = 1  # flips, and where a clip begins
+    FRAME_NOISE = 2  # prior of a stage that trains on frames
+    CLIP_NOISE = 3  # prior of a stage that trains on clips
+    DRAWS = 4  # which of the stored draws of the image slots a frame is represented by
+
+
+def repeatable(device: torch.device) -> None:
+    """Make a GPU compute the same numbers each time, so that a resumed run ends like one that was never stopped.
+
+    Holds for the process. Call it before anything is computed: cuBLAS reads its setting when it is first used. From
+    then on an operator that has no deterministic kernel raises RuntimeError, see :func:`explained`.
+    """
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # With warn_only=True the backward passes of all fused attention kernels would stay non-deterministic.
+        torch.use_deterministic_algorithms(True, warn_only=False)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+class NotRepeatableError(RuntimeError):
+    """An operator has no deterministic kernel on this device."""
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn PyTorch's error on an operator without a deterministic kernel into one that says what to do.
+
+    Raises:
+        NotRepeatableError: in its place.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        raise NotRepeatableError(
+            f"{str(error).split(' does not have')[0]} has no deterministic kernel in PyTorch {torch.__version__}, so a "
+            "resumed run would end with other weights. If the backbone uses it, compute its features beforehand with "
+            "`python -m interpreter.cache`; otherwise please report it"
+        ) from error
+
+
+def random_state(*key: int) -> np.random.Generator:
+    """A generator that depends on the key only (seed, stage, step, …)."""
+    return np.random.default_rng(np.random.SeedSequence(key))
+
+
+def torch_generator(device: torch.device, *key: int) -> torch.Generator:
+    """The same for tensors on a device."""
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator(device).manual_seed(seed)
+
+
+def shuffled_items(count: int, batch: int, seed: int, step: int) -> np.ndarray:
+    """Items [batch] of step ``step`` when ``count`` items are dealt out epoch by epoch in random order."""
+    positions = np.arange(step * batch, (step + 1) * batch)
+    epochs = positions // count
+    items = np.empty(batch, np.int64)
+    for epoch in np.unique(epochs):
+        order = _order(count, seed, int(epoch))
+        chosen = epochs == epoch
+        items[chosen] = order[positions[chosen] % count]
+    return items
+
+
+@functools.lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Order of an epoch; kept, because loaders ask for several steps ahead at every step. Not to be written to."""
+    return random_state(seed, Stream.ORDER, epoch).permutation(count)
+
+
+def frame_batch(count: int, batch: int, flip: bool, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """Global frame numbers [batch] and flips [batch] of a step that trains on single frames."""
+    items = shuffled_items(count, batch, seed, step)
+    flips = random_state(seed, Stream.AUGMENTATION, step).random(batch) < (0.5 if flip else 0.0)
+    return torch.from_numpy(items), torch.from_numpy(flips)
+
+
+def clip_batch(
+    index: FrameIndex, batch: int, num_frames: int, flip: bool, seed: int, step: int
+) -> tuple[Tensor, Tensor]:
+    """Global frame numbers [batch, T] and flips [batch, T] of a step that trains on clips of T frames.
+
+    A longer video gives a random window of T frames, a shorter one repeats from its start.
+    """
+    lengths, starts = index.lengths, index.starts
+    random = random_state(seed, Stream.AUGMENTATION, step)
+    frames = np.empty((batch, num_frames), np.int64)
+    for row, video in enumerate(shuffled_items(len(lengths), batch, seed, step)):
+        first = random.integers(0, max(0, lengths[video] - num_frames) + 1)
+        frames[row] = starts[video] + (first + np.arange(num_frames)) % lengths[video]
+    flips = random.random((batch, 1)) < (0.5 if flip else 0.0)
+    return torch.from_numpy(frames), torch.from_numpy(np.repeat(flips, num_frames, axis=1))

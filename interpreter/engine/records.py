@@ -1,0 +1,139 @@
+"""Records of a training run: metrics.jsonl, TensorBoard events, sample pictures, and its progress bar."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import psutil
+import torch
+from PIL import Image
+
+# Where TensorFlow is installed (extra movi), TensorBoard would import it, and its LLVM aborts a process that also loads
+# Triton's. A module of this name is how TensorBoard is told to do without.
+sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+from torch.utils.tensorboard import SummaryWriter  # noqa: E402
+
+from interpreter.console import console, progress_bar  # noqa: E402
+from interpreter.files import read_text, write_text, written_whole  # noqa: E402
+from interpreter.render import plot_curves  # noqa: E402
+
+
+def truncate_records(path: Path, step: int) -> None:
+    """Drop records after ``step``: they were written by a process that died before its next checkpoint."""
+    if not path.exists():
+        return
+    kept = []
+    for line in read_text(path).splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the process died while writing this line
+        if record["step"] <= step:
+            kept.append(line + "\n")
+    write_text(path, "".join(kept))
+
+
+def read_records(run: Path) -> list[dict[str, object]]:
+    """Records of both stages of a run."""
+    files = (run / stage / "metrics.jsonl" for stage in ("image", "video"))
+    return [json.loads(line) for file in files if file.exists() for line in read_text(file).splitlines()]
+
+
+class RunLog:
+    """Log of one stage; a context manager.
+
+    Args:
+        directory: RUN/image or RUN/video; metrics.jsonl and samples go here, TensorBoard events to RUN/tensorboard.
+        step: step that training resumes from; later records of an earlier process are dropped.
+        steps: last step.
+        frames_per_step: for the frames per second in the progress bar.
+    """
+
+    def __init__(self, directory: Path, step: int, steps: int, frames_per_step: int) -> None:
+        self.stage, self.directory = directory.name, directory
+        self.frames_per_step, self.first = frames_per_step, step
+        directory.mkdir(parents=True, exist_ok=True)
+        truncate_records(directory / "metrics.jsonl", step)
+        self.file = (directory / "metrics.jsonl").open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(directory.parent / "tensorboard" / self.stage), purge_step=step + 1)
+        self.progress = progress_bar("steps")
+        self.bar = self.progress.add_task(f"{self.stage} stage", total=steps, completed=step, status="")
+        self.loss: float | None = None  # until the first record
+        self.started, self.waited = time.perf_counter(), 0.0
+
+    def __enter__(self) -> "RunLog":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+        self.file.close()
+        self.board.close()
+        records = read_records(self.directory.parent)
+        if records:
+            plot_curves(records, self.directory.parent / "curves.png")
+
+    def advance(self, step: int, waited: float) -> None:
+        """Move the progress bar; ``waited`` is the seconds that the step waited for its batch."""
+        elapsed = time.perf_counter() - self.started
+        self.waited += waited
+        rate = (step - self.first) / elapsed
+        loss = "" if self.loss is None else f"loss {self.loss:.4f}  "
+        status = (
+            f"{loss}{rate:.1f} steps/s  {rate * self.frames_per_step:.0f} frames/s  "
+            f"batch {self.waited / elapsed:.0%}  {memory()}"
+        )
+        self.progress.update(self.bar, completed=step, status=status)
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Write one record; without a terminal also a line of text."""
+        self.loss = values["loss"]
+        record = {"stage": self.stage, "step": step, **values}
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        if not console.is_terminal:
+            console.print(f"{self.stage} step {step} " + " ".join(f"{k} {v:.4g}" for k, v in values.items()))
+
+    def picture(self, step: int, image: np.ndarray) -> None:
+        """Save a picture grid uint8 [H, W, 3]."""
+        with written_whole(self._picture(step)) as temporary:
+            Image.fromarray(image).save(temporary, format="png")
+        self.board.add_image("masks", image, step, dataformats="HWC")
+
+    def has_picture(self, step: int) -> bool:
+        """Whether :meth:`picture` saved one for this step."""
+        return self._picture(step).exists()
+
+    def _picture(self, step: int) -> Path:
+        return self.directory.parent / "samples" / f"{self.stage}-{step:06d}.png"
+
+
+class NoLog:
+    """The log of a process that leaves logging to another one."""
+
+    def __enter__(self) -> "NoLog":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def advance(self, step: int, waited: float) -> None:
+        """See :meth:`RunLog.advance`."""
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """See :meth:`RunLog.record`."""
+
+    def has_picture(self, step: int) -> bool:
+        """See :meth:`RunLog.has_picture`."""
+        return True
+
+
+def memory() -> str:
+    """Memory in use: of the GPU if there is one, else resident."""
+    used = torch.cuda.memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
+    return f"{used / 2**30:.1f} GB"

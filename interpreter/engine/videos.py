@@ -1,0 +1,41 @@
+"""The data of a run, opened by its configuration."""
+
+from pathlib import Path
+
+from interpreter.configs import WITHOUT_SPLITS, VideosConfig
+from interpreter.console import console
+from interpreter.data import VideoDataset, open_dataset
+from interpreter.data.datasets import find_sources
+from interpreter.data.scenes.generate import generate_scenes
+
+
+def open_videos(config: VideosConfig, run: Path) -> VideoDataset:
+    """Open the data set; scenes that do not exist yet are generated. Names what is skipped and left out on screen."""
+    root, split = config.root, config.split
+    if config.data == "synthetic":
+        split, root = split or "train", root or run / "scenes"
+        generate_scenes(root, config.num_videos, split=split)
+    elif root is None:
+        raise ValueError(f"--data {config.data} needs --root DIR")
+    elif config.data in WITHOUT_SPLITS:
+        split = None
+    dataset = open_dataset(
+        config.data,
+        root,
+        split,
+        year=int(config.year),
+        annotations=config.annotations,
+        crop_borders=config.crop_borders,
+    )
+    for line in filter(None, (dataset.report(), dataset.left_out)):
+        console.print(line, style="yellow", markup=False, highlight=False)  # names may hold [brackets]
+    return dataset
+
+
+def published_ids(config: VideosConfig) -> dict[str, int | str]:
+    """What the release's own index calls each video (YouTube-VIS: its number), by name; empty where it has no index."""
+    if config.root is None:
+        raise ValueError(f"--data {config.data} needs --root DIR")
+    split = None if config.data in WITHOUT_SPLITS else config.split
+    sources = find_sources(config.data, config.root, split, year=int(config.year), annotations=config.annotations)
+    return {source.name: source.id for source in sources if source.id is not None}

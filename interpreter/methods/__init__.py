@@ -1,0 +1,20 @@
+"""All methods. To add one, see CONTRIBUTING.md."""
+
+from interpreter.methods.base import Method
+from interpreter.methods.dinosaur import DINOSAUR
+from interpreter.methods.interpreter import INTERPRETER
+
+__all__ = ["METHODS", "find_method"]
+
+METHODS: dict[str, Method] = {method.name: method for method in (INTERPRETER, DINOSAUR)}
+
+
+def find_method(name: str) -> Method:
+    """The method of a name.
+
+    Raises:
+        ValueError: if there is none; names those that exist.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; choose from {', '.join(METHODS)}")
+    return METHODS[name]

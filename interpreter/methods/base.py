@@ -1,0 +1,268 @@
+"""The contract of a method: what it has to define, so that every command and every tool of this project can use it.
+
+A *method* is a published system, such as Interpreter or DINOSAUR. It has *stages* that are trained one after the other
+(none, if nothing is trained), and a *segmenter* that finds the segments of a whole video with what was trained::
+
+    class MyStage(Stage[MyConfig]):
+        name, config, presets = "model", MyConfig, {"demo": MyConfig(run=Path("runs/demo"))}
+
+        def build(self, config, context): ...        # the module
+        def inputs(self, config, context): ...       # what it trains on: frames, clips, slots of an earlier stage
+        def loss(self, model, features, noise): ...  # a scalar, and numbers to log
+        def segmenter(self, config, model, context, settings=None, frame_size=None): ...
+
+    MY_METHOD = Method("my-method", "One line.", "Authors, venue, year", (MyStage(),), MySettings)
+
+and one line in ``METHODS`` (interpreter/methods/__init__.py). The batches of a step, the memory notice, resuming,
+compilation, CUDA graphs, several GPUs, caches, pictures, ``segment`` and ``evaluate`` follow from that. CONTRIBUTING.md
+has the steps, and tests/interpreter/methods/test_contract.py checks every method in ``METHODS``.
+"""
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from interpreter.configs import BackboneConfig, DataConfig, Dtype, StageConfig
+from interpreter.data import Video
+from interpreter.engine.inputs import Inputs, InputSettings
+from interpreter.models.backbones import Backbone
+from interpreter.segmentation import Segmentation
+from interpreter.store.features import FeatureMaker
+from interpreter.store.fill import Maker
+
+C = TypeVar("C", bound=StageConfig)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A stage that was trained before, frozen and in evaluation mode.
+
+    Attributes:
+        config: what it was trained with.
+        model: its module.
+        weights: hash of its weights.
+    """
+
+    config: Any
+    model: Any
+    weights: str
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage is built from, besides its own configuration.
+
+    Attributes:
+        run: the run directory.
+        device: where everything runs.
+        precision: "fp32", "bf16" or "fp8-backbone", of the backbone and of earlier stages.
+        data: where the videos come from, and at which size they are seen.
+        backbone_config: how the backbone was loaded.
+        backbone: the frozen feature extractor.
+        store: directory of cached features and slots.
+        earlier: the trained stages that this one needs, by key.
+    """
+
+    run: Path
+    device: torch.device
+    precision: str
+    data: DataConfig
+    backbone_config: BackboneConfig
+    backbone: Backbone
+    store: Path
+    earlier: Mapping[str, Trained] = field(default_factory=dict)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patch grid (h, w) of the frames."""
+        return self.backbone.grid(self.data.frame_size)
+
+    def feature_maker(self, dtype: Dtype, flip: bool) -> FeatureMaker:
+        """What computes the backbone's features for the cache; ``flip`` asks for those of mirrored frames too."""
+        size, precision = self.data.frame_size, self.precision
+        return FeatureMaker(self.store, self.backbone, self.backbone_config, size, precision, dtype, flip)
+
+
+class Stage(abc.ABC, Generic[C]):
+    """One training: a module, what it trains on, and its loss.
+
+    Attributes:
+        name: on the command line (``--stage``) and of its directory, RUN/NAME.
+        config: dataclass of its command line's options.
+        presets: named defaults of these options; "demo" has to be among them.
+        additive: whether the loss is a mean over samples. If not, such as with negatives from the whole batch,
+            ``--micro-batch`` is refused.
+    """
+
+    name: ClassVar[str]
+    config: type[C]
+    presets: Mapping[str, C]
+    additive: ClassVar[bool] = True
+
+    def key(self, config: C) -> str:
+        """Name of its directory and of its entry in config.json, where that depends on the configuration; it begins
+        with ``name`` and a hyphen then (such as video-3 for the third level of a hierarchy)."""
+        return self.name
+
+    def needs(self, config: C) -> tuple[str, ...]:
+        """Keys of the trained stages that this one is built on; the first of them supplies data and backbone."""
+        return ()
+
+    @abc.abstractmethod
+    def build(self, config: C, context: Context) -> nn.Module:
+        """The module, with random weights.
+
+        Raises:
+            ValueError: if sizes do not fit; names the option.
+        """
+
+    @abc.abstractmethod
+    def inputs(self, config: C, context: Context, settings: InputSettings) -> AbstractContextManager[Inputs]:
+        """What the stage trains on, such as :class:`interpreter.engine.inputs.FrameInputs`."""
+
+    @abc.abstractmethod
+    def maker(self, config: C, context: Context, root: Path, dtype: str, flip: bool) -> Maker:
+        """What computes the files of the cache that :meth:`inputs` reads."""
+
+    @abc.abstractmethod
+    def loss(self, model: Any, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss (a scalar) and numbers to log of a batch: the tensors of :meth:`inputs`, then noise if there is any.
+
+        It runs under autocast, compiled and inside a CUDA graph: no random numbers, no copies to or from the host.
+        """
+
+    def noise(self, model: Any) -> tuple[int, ...] | None:
+        """Shape, without the batch, of standard normal noise that each step draws anew; None for no noise."""
+        return None
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Parameter groups of AdamW; by default one of all parameters that need a gradient."""
+        return [{"params": [p for p in model.parameters() if p.requires_grad]}]
+
+    def after_step(self, model: nn.Module) -> None:
+        """Called after each optimiser step, inside the CUDA graph: an exponential moving average, for example."""
+
+    def attention(self, config: C, context: Context) -> tuple[int, int, int] | None:
+        """Heads, tokens and width of a head of the largest self-attention of a step, for which the fastest kernel is
+        chosen; None if there is no self-attention."""
+        return None
+
+    def describe(self, config: C, context: Context) -> str:
+        """What it trains on, for the first line that training prints."""
+        return f"{context.grid[0]}x{context.grid[1]} tokens of width {context.backbone.dim}"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a segmenter found in a video at great cost, and from which it segments cheaply.
+
+    Attributes:
+        frames: number of frames T.
+        by_seed: for each seed of the slot prior whatever :meth:`Segmenter.segment` needs.
+    """
+
+    frames: int
+    by_seed: Mapping[int, Any]
+
+
+class Segmenter(abc.ABC):
+    """A trained method, ready to segment videos.
+
+    Attributes:
+        name: of its row in tables, such as "video stage".
+        backbone: frozen feature extractor.
+        frame_size: size (H, W) that frames are resized to before the backbone.
+        num_segments: segments that it looks for; what baselines are given by default.
+        precision: "fp32", "bf16" or "fp8-backbone".
+    """
+
+    name: str
+    backbone: Backbone
+    frame_size: tuple[int, int]
+    num_segments: int
+    precision: str
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patch grid (h, w)."""
+        return self.backbone.grid(self.frame_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.backbone.device
+
+    @abc.abstractmethod
+    def encode(
+        self,
+        video: Video,
+        seeds: Sequence[int] = (0,),
+        advance: Callable[[int], None] = lambda frames: None,
+        keep: Callable[[Tensor], None] = lambda features: None,
+    ) -> Encoded:
+        """Decode and encode a video once, for several seeds of what is random; memory beyond the result is constant.
+
+        Args:
+            video: the video; it is decoded as a stream.
+            seeds: of the slot prior.
+            advance: called with the number of frames that were encoded.
+            keep: called with each chunk's features [t, M, D]; the baselines use it to reuse them.
+
+        Raises:
+            ValueError: if the video is damaged, or changes meanwhile.
+        """
+
+    @abc.abstractmethod
+    def segment(self, encoded: Encoded, seed: int = 0, **settings: Any) -> Segmentation:
+        """Segment an encoded video: nothing is decoded.
+
+        Args:
+            encoded: what :meth:`encode` returned.
+            seed: one of its seeds.
+            settings: fields of the method's settings that replace those it was opened with, such as
+                ``merge_threshold=0.2``. None leaves a setting as it is.
+        """
+
+
+# (device, settings, frame size or None for the default) -> segmenter of a method that is not trained
+OpenUntrained = Callable[[torch.device, Any, tuple[int, int] | None], Segmenter]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method.
+
+    Attributes:
+        name: on the command line (``--method``) and in config.json.
+        summary: what it is, in one line.
+        citation: authors, title, venue and year.
+        stages: its stages in the order of their training; empty if nothing is trained.
+        settings: frozen dataclass of its settings at inference: options of ``segment`` and ``evaluate``. A field
+            ``stage`` chooses the stage that segments; without it the last one does.
+        open: opens a segmenter of a method without stages.
+    """
+
+    name: str
+    summary: str
+    citation: str
+    stages: tuple[Stage[Any], ...]
+    settings: type
+    open: OpenUntrained | None = None
+
+    def stage(self, key: str) -> Stage[Any]:
+        """The stage of a key, such as "video" or "video-3".
+
+        Raises:
+            ValueError: if there is none.
+        """
+        for stage in self.stages:
+            if key == stage.name or key.startswith(f"{stage.name}-"):
+                return stage
+        names = ", ".join(stage.name for stage in self.stages) or "none"
+        raise ValueError(f"method {self.name} has no stage {key!r}; its stages: {names}")

@@ -1,0 +1,255 @@
+"""DINOSAUR (Seitzer et al. 2023): slots of single frames that reconstruct frozen features through an MLP decoder."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from slotkernels import SlotAttention
+from torch import Tensor, nn
+
+from interpreter.configs import (
+    BackboneConfig,
+    DataConfig,
+    FeatureStageConfig,
+    LoggingConfig,
+    OptimConfig,
+    option,
+)
+from interpreter.data import Video
+from interpreter.engine.diagnostics import slot_diagnostics
+from interpreter.engine.randomness import torch_generator
+from interpreter.methods.base import Context, Encoded, Method, Segmenter
+from interpreter.methods.frames import FrameStage, encode_frames
+from interpreter.models.autocast import autocast
+from interpreter.models.decoders import BroadcastDecoder
+from interpreter.models.linking import link_slots
+from interpreter.models.positions import patch_positions
+from interpreter.models.prior import initial_slots
+from interpreter.segmentation import Segmentation
+
+
+@dataclass(frozen=True)
+class DinosaurModelConfig:
+    """The model."""
+
+    num_slots: int = option(11, at_least=1)
+    """Slots N of a frame, background included."""
+    dim: int = option(128, at_least=1)
+    """Width D of the slots."""
+    iterations: int = option(3, at_least=1)
+    """Slot-attention iterations."""
+    implicit: Literal["bilevel", "detach", "none"] = "none"
+    """Which iterations carry gradients: bilevel and detach the last only, none all of them (as published)."""
+    decoder_dim: int = option(1024, at_least=1)
+    """Width of the decoder's hidden layers."""
+    decoder_layers: int = option(3, at_least=1)
+    """Hidden layers of the decoder."""
+    input_positions: bool = False
+    """Add sine-cosine positions to the features, which a ViT's features hold already and a CNN's do not; their width
+    has to be a multiple of 4."""
+
+
+@dataclass(frozen=True)
+class DinosaurTraining(FeatureStageConfig):
+    """Train DINOSAUR: slots of single frames reconstruct the frozen features of the backbone.
+
+    Defaults below are those of the chosen preset.
+    """
+
+    model: DinosaurModelConfig = field(default_factory=DinosaurModelConfig)
+
+
+# Settings of the public code; docs/methods/dinosaur.md names the files.
+_OPTIM = OptimConfig(
+    steps=500_000,
+    batch_size=64,
+    start_lr=0.0,
+    final_lr=4e-4 * 0.5**4.9,  # halved every 100,000 steps after the warm-up
+    schedule="exponential",
+    warmup_steps=10_000,
+    weight_decay=0.0,
+    clip_norm=1.0,
+)
+_LONG = LoggingConfig(log_every=50, sample_every=5_000, checkpoint_every=1_000)
+
+PRESETS: dict[str, DinosaurTraining] = {
+    # Slots are interchangeable until they specialise, which takes a number of steps rather than of frames: many small
+    # batches and a high rate get there in minutes.
+    "demo": DinosaurTraining(
+        run=Path("runs/dinosaur-demo"),
+        model=DinosaurModelConfig(implicit="bilevel", decoder_dim=256, decoder_layers=2, input_positions=True),
+        optim=OptimConfig(steps=2500, batch_size=8, peak_lr=2e-3, clip_norm=1.0),
+    ),
+    "movi-e": DinosaurTraining(
+        run=Path("runs/dinosaur-movi-e"),
+        data=DataConfig(data="movi", root=Path("MOVi-E"), frame_size=(224, 224)),
+        backbone=BackboneConfig(backbone="facebook/dino-vits8", feature_norm=False),
+        model=DinosaurModelConfig(num_slots=24),
+        optim=replace(_OPTIM, flip=False),
+        logging=_LONG,
+    ),
+    # The settings for COCO: real pictures with a few objects each.
+    "ytvis19": DinosaurTraining(
+        run=Path("runs/dinosaur-ytvis19"),
+        data=DataConfig(data="ytvis", root=Path("YTVIS19"), frame_size=(224, 224)),
+        backbone=BackboneConfig(backbone="facebook/dino-vitb16", feature_norm=False),
+        model=DinosaurModelConfig(num_slots=7, dim=256, decoder_dim=2048),
+        optim=_OPTIM,
+        logging=_LONG,
+    ),
+}
+
+
+class Dinosaur(nn.Module):
+    """Slot attention over frozen features, and a broadcast decoder that reconstructs them.
+
+    Args:
+        config: number and widths.
+        feature_dim: width C of the features.
+        grid: patch grid (h, w) that it is trained on, M = h w; it may be applied to other grids.
+    """
+
+    def __init__(self, config: DinosaurModelConfig, feature_dim: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.config, self.feature_dim, self.grid = config, feature_dim, grid
+        self.to_tokens = nn.Sequential(
+            nn.LayerNorm(feature_dim),
+            nn.Linear(feature_dim, feature_dim),
+            nn.ReLU(),
+            nn.Linear(feature_dim, config.dim),
+        )
+        for layer in (self.to_tokens[1], self.to_tokens[3]):
+            nn.init.zeros_(layer.bias)
+        self.slot_attention = SlotAttention(
+            config.num_slots, config.dim, iterations=config.iterations, implicit=config.implicit
+        )
+        self.decoder = BroadcastDecoder(config.dim, feature_dim, grid, config.decoder_dim, config.decoder_layers)
+
+    def encode(
+        self,
+        features: Tensor,  # [B, M, C]
+        noise: Tensor,  # [B, N, D], standard normal
+        grid: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Slots [B, N, D] of frames, from a draw of the prior that all slots share."""
+        grid = grid or self.grid
+        if self.config.input_positions:
+            features = features + patch_positions(grid, self.feature_dim, self.grid, features.device)
+        return self.slot_attention(self.to_tokens(features), initial_slots(self.slot_attention, noise)).slots
+
+    def forward(self, features: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean squared error of the reconstructed features, and the decoder's masks [B, M, N]."""
+        decoded = self.decoder(self.encode(features, noise))
+        return F.mse_loss(decoded.features.to(features.dtype), features), decoded.masks
+
+
+class DinosaurStage(FrameStage[DinosaurTraining]):
+    """The only stage of DINOSAUR."""
+
+    name, config, presets = "model", DinosaurTraining, PRESETS
+
+    def build(self, config: DinosaurTraining, context: Context) -> Dinosaur:
+        """See :meth:`Stage.build`."""
+        return Dinosaur(config.model, context.backbone.dim, context.grid)
+
+    def noise(self, model: Dinosaur) -> tuple[int, int]:
+        """See :meth:`Stage.noise`."""
+        return model.config.num_slots, model.config.dim
+
+    def loss(self, model: Dinosaur, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Squared error of features [B, M, C] for noise [B, N, D], and numbers on the decoder's masks."""
+        loss, masks = model(*batch)
+        return loss, slot_diagnostics(masks)
+
+    def segmenter(
+        self,
+        config: DinosaurTraining,
+        model: Dinosaur,
+        context: Context,
+        settings: "DinosaurSettings | None" = None,
+        frame_size: tuple[int, int] | None = None,
+    ) -> "DinosaurSegmenter":
+        """See :meth:`Stage.segmenter`."""
+        return DinosaurSegmenter(context, model, settings or DinosaurSettings(), frame_size)
+
+
+@dataclass(frozen=True)
+class DinosaurSettings:
+    """Settings of DINOSAUR at inference."""
+
+    link: bool = True
+    """Match slots with those of the frame before, by cosine similarity, so that a segment is the same object in all
+    frames. Otherwise segments of different frames have nothing to do with each other."""
+
+
+class DinosaurSegmenter(Segmenter):
+    """Segments every frame by itself with the decoder's masks, and links the slots of consecutive frames.
+
+    Args:
+        context: the backbone.
+        model: the trained model.
+        settings: see :class:`DinosaurSettings`.
+        frame_size: (H, W) that frames are resized to. Default: that of the training.
+    """
+
+    name = "dinosaur"
+
+    def __init__(
+        self,
+        context: Context,
+        model: Dinosaur,
+        settings: DinosaurSettings,
+        frame_size: tuple[int, int] | None = None,
+    ) -> None:
+        self.backbone, self.model, self.settings = context.backbone, model, settings
+        self.frame_size = frame_size or context.data.frame_size
+        self.precision, self.num_segments = context.precision, model.config.num_slots
+
+    @torch.no_grad()
+    def encode(
+        self,
+        video: Video,
+        seeds: Sequence[int] = (0,),
+        advance: Callable[[int], None] = lambda frames: None,
+        keep: Callable[[Tensor], None] = lambda features: None,
+    ) -> Encoded:
+        """See :meth:`Segmenter.encode`; all frames of a video start from the same draw of the prior."""
+        shape = (1, self.model.config.num_slots, self.model.config.dim)
+        noise = {s: torch.randn(shape, generator=torch_generator(self.device, s), device=self.device) for s in seeds}
+        return encode_frames(
+            self, video, seeds, lambda features, seed: self._find(features, noise[seed]), advance, keep
+        )
+
+    def _find(self, features: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Slots [t, N, D] and the decoder's masks [t, M, N] fp16 of features [t, M, C]; ``noise`` [1, N, D] is used for
+        each frame."""
+        with autocast(self.device, self.precision):
+            slots = self.model.encode(features, noise.expand(len(features), -1, -1), self.grid)
+            return slots, self.model.decoder(slots, self.grid).masks.half()
+
+    @torch.no_grad()
+    def segment(self, encoded: Encoded, seed: int = 0, **settings: Any) -> Segmentation:
+        """See :meth:`Segmenter.segment`."""
+        chosen = replace(self.settings, **{name: value for name, value in settings.items() if value is not None})
+        slots, masks = encoded.by_seed[seed]
+        if not chosen.link:
+            return Segmentation(self.grid, masks, tensors={"slots": slots}, tied_over_time=False)
+        ids = link_slots(slots).to(slots.device)
+        linked = slots.gather(1, ids.argsort(1).unsqueeze(-1).expand_as(slots))
+        across = F.one_hot(ids, slots.shape[1]).float()  # [T, N, N]
+        return Segmentation(self.grid, masks, across, {"slots": linked})
+
+
+DINOSAUR = Method(
+    name="dinosaur",
+    summary="one stage for frames: slots reconstruct frozen features through an MLP decoder; frames are linked after",
+    citation=(
+        "Seitzer et al., Bridging the Gap to Real-World Object-Centric Learning, ICLR 2023 "
+        "(https://arxiv.org/abs/2209.14860)"
+    ),
+    stages=(DinosaurStage(),),
+    settings=DinosaurSettings,
+)

@@ -1,0 +1,76 @@
+"""What methods share that train on single frames: their inputs, and encoding a video frame by frame."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+
+from torch import Tensor
+
+from interpreter.configs import Dtype, FeatureStageConfig
+from interpreter.data import Video
+from interpreter.engine.inputs import FrameInputs, InputSettings
+from interpreter.methods.base import Context, Encoded, Segmenter, Stage
+from interpreter.segmentation import changed_video
+from interpreter.store.features import FeatureMaker, encode
+from interpreter.store.open import opened_features
+
+F = TypeVar("F", bound=FeatureStageConfig)
+
+
+class FrameStage(Stage[F]):
+    """A stage that trains on the frozen features of single frames, cached or streamed."""
+
+    @contextmanager
+    def inputs(self, config: F, context: Context, settings: InputSettings) -> Iterator[FrameInputs]:
+        """See :meth:`Stage.inputs`."""
+        make = partial(self.maker, config, context, flip=config.optim.flip)
+        videos, size = settings.dataset.videos, context.data.frame_size
+        with opened_features(
+            config.features, make, context.backbone, videos, size, context.precision, config.decoding
+        ) as features:
+            yield FrameInputs(features, (context.grid[0] * context.grid[1], context.backbone.dim), settings)
+
+    def maker(self, config: F, context: Context, dtype: Dtype, flip: bool) -> FeatureMaker:
+        """See :meth:`Stage.maker`."""
+        return context.feature_maker(dtype, flip)
+
+
+def encode_frames(
+    segmenter: Segmenter,
+    video: Video,
+    seeds: Sequence[int],
+    find: Callable[[Tensor, int], tuple[Tensor, ...]],
+    advance: Callable[[int], None],
+    keep: Callable[[Tensor], None],
+) -> Encoded:
+    """Stream a video through the backbone, and keep what a method finds in each frame.
+
+    Args:
+        segmenter: its backbone, frame size and precision are used.
+        video, seeds, advance, keep: see :meth:`Segmenter.encode`.
+        find: makes tensors [t, ...] of the features [t, M, C] of t consecutive frames and a seed.
+
+    Returns:
+        For each seed a tuple of these tensors for all frames, [T, ...].
+
+    Raises:
+        ValueError: if the video is damaged, or changes meanwhile.
+    """
+    by_seed: dict[int, tuple[Tensor, ...]] = {}
+    frames, count = video.num_frames, 0
+    for features in encode(segmenter.backbone, video.frames(segmenter.frame_size), segmenter.precision):
+        keep(features)
+        chunk = slice(count, count + len(features))
+        count = chunk.stop
+        for seed in seeds:
+            parts = find(features, seed)
+            if seed not in by_seed:  # one allocation for all frames: joining chunks would take twice the memory
+                by_seed[seed] = tuple(part.new_empty(frames, *part.shape[1:]) for part in parts)
+            if count <= frames:
+                for whole, part in zip(by_seed[seed], parts, strict=True):
+                    whole[chunk] = part
+        advance(len(features))
+    if count != frames:
+        raise changed_video(video)
+    return Encoded(frames, by_seed)

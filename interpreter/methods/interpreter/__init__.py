@@ -1,0 +1,15 @@
+"""Interpreter: image slots of frozen features, then video slots over the image slots of all frames."""
+
+from interpreter.methods.base import Method
+from interpreter.methods.interpreter.segmenter import Settings
+from interpreter.methods.interpreter.stages import stages
+
+__all__ = ["INTERPRETER"]
+
+INTERPRETER = Method(
+    name="interpreter",
+    summary="two stages: image slots from frozen features, then video slots over the image slots of all frames",
+    citation="Interpreter: efficient object-centric learning for videos (docs/methods/interpreter.md)",
+    stages=stages(),
+    settings=Settings,
+)

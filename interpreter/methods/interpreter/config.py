@@ -1,0 +1,190 @@
+"""Options of both stages of Interpreter, with every number of the paper, and the presets made of them."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from interpreter.configs import (
+    BackboneConfig,
+    DataConfig,
+    Features,
+    FeatureStageConfig,
+    LoggingConfig,
+    OptimConfig,
+    StageConfig,
+    option,
+)
+
+StageName = Literal["image", "video"]
+Preset = Literal["demo", "davis", "ytvis19", "movi-e"]
+
+
+@dataclass(frozen=True)
+class ImageModelConfig:
+    """The image stage."""
+
+    num_slots: int = option(11, at_least=1)
+    """Image slots N: more than the objects of a frame, since the background takes several."""
+    dim: int = option(128, at_least=1)
+    """Width of the slots and of the decoder; a multiple of 4."""
+    iterations: int = option(3, at_least=1)
+    """Slot-attention iterations in training."""
+    inference_iterations: int = option(6, at_least=1)
+    """Slot-attention iterations of the trained stage: a few more let the masks settle."""
+    restarts: int = option(4, at_least=1)
+    """Draws of the slot prior for each frame of the trained stage; the one that reconstructs best is kept."""
+    implicit: Literal["bilevel", "detach", "none"] = "bilevel"
+    """Which iterations carry gradients: bilevel and detach the last only, none all of them."""
+    decoder_layers: int = option(2, at_least=1)
+    """Layers of the transformer decoder."""
+    heads: int = option(4, at_least=1)
+    """Attention heads of the decoder."""
+    input_positions: bool = True
+    """Add sine-cosine positions to the features before slot attention (a ViT's features hold them already)."""
+    recompute: bool = option(False, may_change=True)
+    """Keep only the input of each transformer block for the backward pass, and compute the rest again: less memory
+    for one more forward pass of the blocks."""
+
+
+@dataclass(frozen=True)
+class VideoModelConfig:
+    """The video stage."""
+
+    num_slots: int = option(9, at_least=1)
+    """Video slots K, before merging."""
+    dim: int = option(128, at_least=1)
+    """Width of the video slots, the encoder and the decoder; a multiple of 4."""
+    iterations: int = option(3, at_least=1)
+    """Slot-attention iterations in training."""
+    inference_iterations: int = option(6, at_least=1)
+    """Slot-attention iterations of the trained stage."""
+    restarts: int = option(8, at_least=1)
+    """Draws of the slot prior of the trained stage; the one of least Sinkhorn divergence is kept."""
+    implicit: Literal["bilevel", "detach", "none"] = "bilevel"
+    """Which iterations carry gradients: bilevel and detach the last only, none all of them."""
+    encoder_layers: int = option(2, at_least=1)
+    """Layers of the transformer encoder over all image slots of a video."""
+    decoder_layers: int = option(2, at_least=1)
+    """Layers of the transformer decoder."""
+    heads: int = option(4, at_least=1)
+    """Attention heads."""
+    time_scale: float = 0.0
+    """Factor of the time encoding that is added to the image slots; 1 is the paper's. Large values make
+    slots specialise on time intervals instead of objects early in training."""
+    merge_threshold: float = 0.05
+    """Video slots closer than this cosine distance are merged (complete linkage)."""
+    blur: float = 0.05
+    """Sinkhorn divergence: final temperature, in units of the slots."""
+    scaling: float = 0.5
+    """Sinkhorn divergence: ratio between successive temperatures."""
+    diameter: float | None = None
+    """Sinkhorn divergence: first temperature. Default: the bounding box of each batch, as GeomLoss does."""
+    recompute: bool = option(False, may_change=True)
+    """Keep only the input of each transformer block for the backward pass, and compute the rest again: less memory
+    for one more forward pass of the blocks."""
+
+
+@dataclass(frozen=True)
+class ImageTraining(FeatureStageConfig):
+    """Train the image stage: frozen features of single frames become image slots.
+
+    Defaults below are those of the chosen preset.
+    """
+
+    model: ImageModelConfig = field(default_factory=ImageModelConfig)
+
+
+@dataclass(frozen=True)
+class VideoTraining(StageConfig):
+    """Train the video stage: image slots of all frames become video slots.
+
+    The image stage of the same run directory supplies backbone, data and frame size. Defaults below are those of the
+    chosen preset.
+    """
+
+    num_frames: int = option(24, at_least=1)
+    """Frames per clip T; shorter videos repeat, longer ones are cropped at random."""
+    model: VideoModelConfig = field(default_factory=VideoModelConfig)
+    features: Features = option("auto", may_change=True)
+    """stored: image slots of every frame are computed once, into the cache; no step decodes a pixel. streamed: decode,
+    encode and find the slots of each batch anew. auto: stored if it fits into half of the free disk."""
+    draws: int = option(4, at_least=1)
+    """Draws R of the image stage's slot prior for each frame; each step picks one of them at random."""
+    allow_unfinished: bool = option(False, may_change=True)
+    """Train on an image stage that has not reached its last step."""
+    cache: Path | None = option(None, may_change=True)
+    """Directory of cached features and slots. Default: that of the image stage."""
+
+
+# Published settings (DESIGN section 3): warm-ups and steps follow from epochs and batch size.
+_PAPER_IMAGE = ImageModelConfig(
+    num_slots=32, dim=768, inference_iterations=3, restarts=1, decoder_layers=4, heads=12, input_positions=False
+)
+_PAPER_IMAGE_OPTIM = OptimConfig(steps=110_000, batch_size=128, start_lr=1e-4, warmup_steps=3_055)
+_PAPER_VIDEO = VideoModelConfig(
+    num_slots=8,
+    dim=768,
+    inference_iterations=3,
+    restarts=1,
+    encoder_layers=4,
+    decoder_layers=4,
+    heads=12,
+    time_scale=1.0,
+    merge_threshold=0.15,
+)
+_PAPER_VIDEO_OPTIM = OptimConfig(steps=21_000, batch_size=96, peak_lr=2e-4, warmup_steps=1_312)
+_LONG = LoggingConfig(log_every=50, sample_every=5_000, checkpoint_every=1_000)
+_DINOV2 = BackboneConfig(backbone="facebook/dinov2-base")
+
+IMAGE_PRESETS: dict[str, ImageTraining] = {
+    "demo": ImageTraining(run=Path("runs/demo")),
+    # A few hundred frames teach a picture's layout, not its objects: give it --init with a run on generated scenes.
+    "davis": ImageTraining(
+        run=Path("runs/davis"),
+        data=DataConfig(data="davis", root=Path("DAVIS"), frame_size=(168, 252)),
+        backbone=BackboneConfig(backbone="facebook/dinov2-small", feature_layer=8, feature_norm=False),
+        model=ImageModelConfig(num_slots=8, dim=192, heads=6, input_positions=False),
+        optim=OptimConfig(steps=400),
+    ),
+    "ytvis19": ImageTraining(
+        run=Path("runs/ytvis19"),
+        data=DataConfig(data="ytvis", root=Path("YTVIS19"), frame_size=(336, 504)),
+        backbone=_DINOV2,
+        model=_PAPER_IMAGE,
+        optim=_PAPER_IMAGE_OPTIM,
+        logging=_LONG,
+    ),
+    "movi-e": ImageTraining(
+        run=Path("runs/movi-e"),
+        data=DataConfig(data="movi", root=Path("MOVi-E"), frame_size=(336, 336)),
+        backbone=_DINOV2,
+        model=_PAPER_IMAGE,
+        optim=replace(_PAPER_IMAGE_OPTIM, warmup_steps=5_500),
+        logging=_LONG,
+    ),
+}
+
+VIDEO_PRESETS: dict[str, VideoTraining] = {
+    "demo": VideoTraining(run=Path("runs/demo"), optim=OptimConfig(steps=800, batch_size=16)),
+    "davis": VideoTraining(
+        run=Path("runs/davis"),
+        num_frames=32,
+        model=VideoModelConfig(num_slots=6, dim=192, heads=6),
+        optim=OptimConfig(steps=250, batch_size=8),
+    ),
+    "ytvis19": VideoTraining(
+        run=Path("runs/ytvis19"), num_frames=36, model=_PAPER_VIDEO, optim=_PAPER_VIDEO_OPTIM, logging=_LONG
+    ),
+    "movi-e": VideoTraining(
+        run=Path("runs/movi-e"),
+        num_frames=24,
+        model=replace(_PAPER_VIDEO, num_slots=20),
+        optim=replace(_PAPER_VIDEO_OPTIM, steps=47_000, warmup_steps=3_917),
+        logging=_LONG,
+    ),
+}
+
+
+def training_defaults(stage: StageName, preset: Preset) -> ImageTraining | VideoTraining:
+    """The defaults of a stage's command line under a preset."""
+    return IMAGE_PRESETS[preset] if stage == "image" else VIDEO_PRESETS[preset]

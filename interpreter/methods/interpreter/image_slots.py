@@ -1,0 +1,222 @@
+"""Image slots of frames, from a fixed number of draws of the slot prior: cached, or found anew for each batch.
+
+Draw r of a frame is a function of the video's bytes, the frame's number, its flip and r: cached and uncached training
+see the same slots, whatever the order of the data set, the device or the number of processes.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interpreter.data import Video
+from interpreter.data.frame_index import FrameIndex
+from interpreter.engine.inputs import Inputs, InputSettings
+from interpreter.engine.randomness import Stream, clip_batch, random_state
+from interpreter.methods.base import Encoded
+from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
+from interpreter.models.autocast import autocast
+from interpreter.models.prior import initial_slots
+from interpreter.store.features import DTYPES, FeatureMaker, FeatureSource
+from interpreter.store.files import Content, Store, require_unchanged
+from interpreter.store.table import FrameTable
+
+# Frames whose image slots are computed at once: bounds the memory, whatever the length of the clips.
+ROWS = 512
+
+
+# Global frame numbers int64 [n], flips bool [n], and int64 [n]: which of the R draws of the slot prior.
+SlotRequest = tuple[Tensor, Tensor, Tensor]
+
+
+class SlotSource(Protocol):
+    """Image slots by global frame number (see :class:`interpreter.data.frame_index.FrameIndex`)."""
+
+    def batches(self, requests: Iterable[SlotRequest]) -> Iterator[Tensor]:
+        """Yield the image slots [n, N, D] fp32 of each request. A source reads as many requests ahead as it has use
+        for."""
+
+
+def draw_noise(stage: ImageStage, digest: str, frame: int, flip: bool, draw: int) -> np.ndarray:
+    """Standard normal noise [N, D] fp32 of a draw of the slot prior."""
+    attention = stage.slot_attention
+    random = random_state(int(digest, 16), frame, int(flip), draw)
+    return random.standard_normal((attention.num_slots, attention.dim), np.float32)
+
+
+def encode_slots(stage: ImageStage, features: Tensor, noise: Sequence[np.ndarray], precision: str) -> ImageSlots:
+    """Slots [n, N, D] and attention [n, M, N], fp32, of features [n, M, D_features] and n draws."""
+    device = features.device
+    with torch.no_grad(), autocast(device, precision):
+        initial = initial_slots(stage.slot_attention, torch.from_numpy(np.stack(noise)).to(device))
+        slots, attention = stage.encode(features.float(), slots=initial, iterations=stage.config.inference_iterations)
+    return ImageSlots(slots.float(), attention.float())
+
+
+class StreamedSlots:
+    """Computes the slots of each batch anew.
+
+    Args:
+        image_stage: frozen image stage.
+        features: its inputs.
+        digests: of each video, as :func:`interpreter.store.files.read_content` computes it.
+        index: the frames.
+        precision: "bf16" or "fp32".
+    """
+
+    def __init__(
+        self,
+        image_stage: ImageStage,
+        features: FeatureSource,
+        digests: Sequence[str],
+        index: FrameIndex,
+        precision: str,
+    ) -> None:
+        self.image_stage, self.features, self.digests, self.precision = image_stage, features, digests, precision
+        self.index = index
+
+    def batches(self, requests: Iterable[SlotRequest]) -> Iterator[Tensor]:
+        """See :class:`SlotSource`."""
+        requests, ahead = itertools.tee(requests)
+        features = self.features.batches(
+            pair for frames, flips, _ in ahead for pair in zip(frames.split(ROWS), flips.split(ROWS), strict=True)
+        )
+        for request in requests:
+            parts = zip(*(tensor.split(ROWS) for tensor in request), strict=True)
+            yield torch.cat([self._slots(next(features), *part) for part in parts])
+
+    def _slots(self, features: Tensor, frames: Tensor, flips: Tensor, draws: Tensor) -> Tensor:
+        keys = zip(*self.index.locate(frames), flips.tolist(), draws.tolist(), strict=True)
+        noise = [draw_noise(self.image_stage, self.digests[v], int(t), flip, draw) for v, t, flip, draw in keys]
+        return encode_slots(self.image_stage, features, noise, self.precision).slots
+
+
+class StoredSlots:
+    """Slots from the cache, memory-mapped: a batch reads only the draws of its request.
+
+    Args:
+        table: rows named "slots" and "attention".
+        device: where batches go.
+    """
+
+    def __init__(self, table: FrameTable, device: torch.device) -> None:
+        self.table, self.device = table, device
+
+    def batches(self, requests: Iterable[SlotRequest]) -> Iterator[Tensor]:
+        """See :class:`SlotSource`."""
+        for frames, flips, draws in requests:
+            yield self.table.rows("slots", frames, flips, draws).to(self.device).float()
+
+    def video(self, number: int) -> tuple[Tensor, Tensor]:
+        """Slots [T, N, D] fp32 and attention [T, M, N] fp16 of a whole video, by the first draw."""
+        digest, store = self.table.digests[number], self.table.stores[False]
+        slots, attention = (store.tensor(digest, name)[:, 0].to(self.device) for name in ("slots", "attention"))
+        return slots.float(), attention.half()
+
+
+@dataclass
+class SlotClips(Inputs):
+    """Image slots [B, T, N, D] of clips of T frames, each frame by one of its R draws.
+
+    Attributes:
+        slots: of all frames.
+        num_frames: T.
+        draws: R.
+        slot_shape: (N, D).
+        settings: see :class:`InputSettings`.
+    """
+
+    slots: SlotSource
+    num_frames: int
+    draws: int
+    slot_shape: tuple[int, int]
+    settings: InputSettings
+    noise_stream: int = Stream.CLIP_NOISE
+
+    def __post_init__(self) -> None:
+        self.frames_per_sample = self.num_frames
+        self.index = FrameIndex.of(self.settings.dataset.videos)
+        if isinstance(self.slots, StoredSlots):
+            self.digests = self.slots.table.digests
+
+    def request(self, step: int) -> SlotRequest:
+        """Frame numbers, flips and draws of a step, each [B, T]."""
+        optim = self.settings.optim
+        rows = self.settings.ranks.rows(optim.batch_size)
+        frames, flips = clip_batch(self.index, optim.batch_size, self.num_frames, optim.flip, optim.seed, step)
+        random = random_state(optim.seed, Stream.DRAWS, step)
+        draws = torch.from_numpy(random.integers(self.draws, size=frames.shape))
+        return frames[rows], flips[rows], draws[rows]
+
+    def batches(self, steps: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:
+        """See :meth:`Inputs.batches`."""
+        flat = (tuple(part.flatten() for part in self.request(step)) for step in steps)
+        for slots in self.slots.batches(flat):  # type: ignore[arg-type]
+            yield (slots.unflatten(0, (-1, self.num_frames)),)
+
+    def shapes(self, rows: int) -> list[tuple[int, ...]]:
+        """See :meth:`Inputs.shapes`."""
+        return [(rows, self.num_frames, *self.slot_shape)]
+
+    def encoded(self, number: int) -> Encoded | None:
+        """See :meth:`Inputs.encoded`: the first draw of each frame."""
+        if not isinstance(self.slots, StoredSlots):
+            return None
+        slots, attention = self.slots.video(number)
+        return Encoded(len(slots), {0: (slots, attention)})
+
+
+class SlotMaker:
+    """Computes the files of the slot cache: slots [T, R, N, D] and patch attention [T, R, M, N] of each video.
+
+    Args:
+        root: directory of all stores.
+        features: computes the features; those in the cache are read.
+        image_stage: frozen image stage.
+        weights: hash of its checkpoint's weights.
+        draws: draws R of the slot prior for each frame.
+    """
+
+    name = "image slots"
+
+    def __init__(self, root: Path, features: FeatureMaker, image_stage: ImageStage, weights: str, draws: int) -> None:
+        self.features, self.image_stage, self.draws = features, image_stage, draws
+        attention, dtype = image_stage.slot_attention, DTYPES[features.dtype]
+        recipe = {
+            "kind": "slots",
+            **features.recipe,
+            "image_stage": weights,
+            "iterations": image_stage.config.inference_iterations,
+            "input_positions": image_stage.config.input_positions,
+            "samples": draws,
+        }
+        slots, tokens = attention.num_slots, image_stage.grid[0] * image_stage.grid[1]
+        rows = {
+            "slots": (dtype, (draws, slots, attention.dim)),
+            "attention": (dtype, (draws, tokens, slots)),
+        }
+        self.stores: Mapping[bool, Store] = {
+            flip: Store(root, {**recipe, "flip": flip}, rows) for flip in features.stores
+        }
+
+    def make(self, video: Video, content: Content, flips: Sequence[bool], check: Callable[[], None]) -> None:
+        """See :class:`interpreter.store.fill.Maker`."""
+        digest = content.digest
+        with ExitStack() as files:
+            write = {f: files.enter_context(self.stores[f].writing(video, digest)) for f in flips}
+            for flip, start, features in self.features.pieces(video, digest, flips):
+                drawn = []
+                for draw in range(self.draws):
+                    check()
+                    frames = range(start, start + len(features))
+                    noise = [draw_noise(self.image_stage, digest, t, flip, draw) for t in frames]
+                    drawn.append(encode_slots(self.image_stage, features, noise, self.features.precision))
+                write[flip]("slots", start, torch.stack([one.slots for one in drawn], 1))
+                write[flip]("attention", start, torch.stack([one.attention for one in drawn], 1))
+            require_unchanged(video, content)

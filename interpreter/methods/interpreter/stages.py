@@ -1,0 +1,145 @@
+"""Both stages of Interpreter under the contract of a stage."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from interpreter.configs import Dtype
+from interpreter.console import console
+from interpreter.data.frame_index import FrameIndex
+from interpreter.engine.diagnostics import slot_diagnostics
+from interpreter.engine.inputs import InputSettings
+from interpreter.methods.base import Context, Stage, Trained
+from interpreter.methods.frames import FrameStage
+from interpreter.methods.interpreter.config import IMAGE_PRESETS, VIDEO_PRESETS, ImageTraining, VideoTraining
+from interpreter.methods.interpreter.image_slots import SlotClips, SlotMaker, SlotSource, StoredSlots, StreamedSlots
+from interpreter.methods.interpreter.image_stage import ImageStage
+from interpreter.methods.interpreter.segmenter import InterpreterSegmenter, Settings
+from interpreter.methods.interpreter.video_stage import VideoStage
+from interpreter.models.prior import initial_slots
+from interpreter.store.features import StreamedFeatures
+from interpreter.store.fill import default_workers, read_contents
+from interpreter.store.open import complete_cache, streaming_loader
+
+
+class ImageTrainingStage(FrameStage[ImageTraining]):
+    """Image stage: slots of single frames, which reconstruct their features."""
+
+    name, config, presets = "image", ImageTraining, IMAGE_PRESETS
+
+    def build(self, config: ImageTraining, context: Context) -> ImageStage:
+        """See :meth:`Stage.build`."""
+        return ImageStage(config.model, context.backbone.dim, context.grid)
+
+    def noise(self, model: ImageStage) -> tuple[int, int]:
+        """See :meth:`Stage.noise`."""
+        return model.config.num_slots, model.config.dim
+
+    def loss(self, model: ImageStage, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Squared error of features [B, M, D_features] that slots reconstruct, drawn by noise [B, N, D]."""
+        features, noise = batch
+        loss, encoded = model(features, initial_slots(model.slot_attention, noise))
+        return loss, slot_diagnostics(encoded.attention)
+
+    def segmenter(
+        self,
+        config: ImageTraining,
+        model: ImageStage,
+        context: Context,
+        settings: Settings | None = None,
+        frame_size: tuple[int, int] | None = None,
+    ) -> InterpreterSegmenter:
+        """See :meth:`Stage.segmenter`."""
+        return InterpreterSegmenter(context, model, None, settings or Settings(stage="image"), frame_size)
+
+    def attention(self, config: ImageTraining, context: Context) -> tuple[int, int, int]:
+        """See :meth:`Stage.attention`."""
+        model = config.model
+        return model.heads, context.grid[0] * context.grid[1], model.dim // model.heads
+
+
+class VideoTrainingStage(Stage[VideoTraining]):
+    """Video stage: slots of whole clips, which reconstruct the image slots of their frames."""
+
+    name, config, presets = "video", VideoTraining, VIDEO_PRESETS
+
+    def needs(self, config: VideoTraining) -> tuple[str, ...]:
+        """See :meth:`Stage.needs`."""
+        return ("image",)
+
+    def build(self, config: VideoTraining, context: Context) -> VideoStage:
+        """See :meth:`Stage.build`."""
+        return VideoStage(config.model, self._image(context).config.model.dim, config.num_frames)
+
+    @contextmanager
+    def inputs(self, config: VideoTraining, context: Context, settings: InputSettings) -> Iterator[SlotClips]:
+        """See :meth:`Stage.inputs`."""
+        image = self._image(context).config.model
+        with self._slots(config, context, settings) as slots:
+            yield SlotClips(slots, config.num_frames, config.draws, (image.num_slots, image.dim), settings)
+
+    @contextmanager
+    def _slots(self, config: VideoTraining, context: Context, settings: InputSettings) -> Iterator[SlotSource]:
+        videos, size, device = settings.dataset.videos, context.data.frame_size, context.device
+        contents = read_contents(videos, default_workers())
+        make = partial(self.maker, config, context, flip=settings.optim.flip)
+        if cache := complete_cache(config.features, make, videos, contents):
+            yield StoredSlots(cache.table(), device)
+            return
+        console.print(
+            "image slots are streamed: each batch is decoded, encoded and passed through the image stage anew"
+        )
+        with streaming_loader(config.decoding, videos, size, device) as loader:
+            features = StreamedFeatures(context.backbone, loader, context.precision)
+            digests = [content.digest for content in contents]
+            image_stage = self._image(context).model
+            yield StreamedSlots(image_stage, features, digests, FrameIndex.of(videos), context.precision)
+
+    def maker(self, config: VideoTraining, context: Context, dtype: Dtype, flip: bool) -> SlotMaker:
+        """See :meth:`Stage.maker`."""
+        image = self._image(context)
+        features = context.feature_maker(dtype, flip)
+        return SlotMaker(context.store, features, image.model, image.weights, config.draws)
+
+    def noise(self, model: VideoStage) -> tuple[int, int]:
+        """See :meth:`Stage.noise`."""
+        return model.config.num_slots, model.config.dim
+
+    def loss(self, model: VideoStage, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sinkhorn divergence of image slots [B, T, N, D_image] that video slots reconstruct, drawn by noise [B, K, D];
+        the numbers to log are those of the merged slots."""
+        image_slots, noise = batch
+        loss, video = model(image_slots, initial_slots(model.slot_attention, noise))
+        diagnostics = slot_diagnostics(video.attention.flatten(1, 2), video.valid)
+        return loss, diagnostics | {"merged_slots": video.valid.sum(1).float().mean()}
+
+    def segmenter(
+        self,
+        config: VideoTraining,
+        model: VideoStage,
+        context: Context,
+        settings: Settings | None = None,
+        frame_size: tuple[int, int] | None = None,
+    ) -> InterpreterSegmenter:
+        """See :meth:`Stage.segmenter`."""
+        return InterpreterSegmenter(context, self._image(context).model, model, settings or Settings(), frame_size)
+
+    def attention(self, config: VideoTraining, context: Context) -> tuple[int, int, int]:
+        """See :meth:`Stage.attention`."""
+        model, image = config.model, self._image(context).config.model
+        return model.heads, config.num_frames * image.num_slots, model.dim // model.heads
+
+    def describe(self, config: VideoTraining, context: Context) -> str:
+        """See :meth:`Stage.describe`."""
+        return f"{config.num_frames} frames of {self._image(context).config.model.num_slots} slots"
+
+    def _image(self, context: Context) -> Trained:
+        return context.earlier["image"]
+
+
+def stages() -> tuple[Stage[Any], ...]:
+    """Both stages, in the order of their training."""
+    return ImageTrainingStage(), VideoTrainingStage()

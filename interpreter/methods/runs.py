@@ -1,0 +1,115 @@
+"""Opens the stages of a run: for training on top of them, and for segmenting."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from interpreter.configs import FeatureStageConfig
+from interpreter.engine.checkpoint import restore_weights
+from interpreter.engine.precision import default_device, in_precision, resolve_precision
+from interpreter.engine.run import (
+    RunConfig,
+    load_stage_state,
+    read_config,
+    require_finished,
+    train_command,
+    weights_hash,
+)
+from interpreter.methods.base import Context, Method, Segmenter, Stage, Trained
+from interpreter.models.backbones import load_backbone
+
+
+def open_context(
+    method: Method, stage: Stage[Any], config: Any, run: Path, device: torch.device, stored: RunConfig | None = None
+) -> Context:
+    """Load what a stage is built on: its backbone, or the earlier stages that it needs and theirs.
+
+    Raises:
+        FileNotFoundError: if an earlier stage was not trained.
+        ValueError: if files of the run are damaged or do not belong together, or the backbone cannot be loaded.
+    """
+    earlier: dict[str, Trained] = {}
+    first: Context | None = None
+    for key in stage.needs(config):
+        context, trained = load_trained(method, run, key, device, stored)
+        earlier |= {**context.earlier, key: trained}
+        first = first or context
+    if first is not None:
+        return Context(
+            run, device, first.precision, first.data, first.backbone_config, first.backbone, first.store, earlier
+        )
+    if not isinstance(config, FeatureStageConfig):
+        raise TypeError(f"stage {stage.name} of {method.name} needs no other stage, so its options need a backbone")
+    precision = resolve_precision(config.optim.precision, device)
+    backbone = in_precision(load_backbone(config.backbone), precision).to(device)
+    return Context(run, device, precision, config.data, config.backbone, backbone, config.cache or run / "cache")
+
+
+def load_trained(
+    method: Method, run: Path, key: str, device: torch.device, stored: RunConfig | None = None
+) -> tuple[Context, Trained]:
+    """A trained stage, frozen and in evaluation mode, and what it was built on.
+
+    Raises:
+        FileNotFoundError: if it was not trained; says which command trains it.
+        ValueError: if its files are damaged, or it was trained on another earlier stage than the one there now.
+    """
+    state, stage = load_stage_state(run, key, method.name), method.stage(key)
+    stored = stored or read_config(run)
+    config = stored.options(key, stage.config)
+    if config is None:
+        raise ValueError(f"{run}/config.json does not describe the {key} stage that lies beside it")
+    context = open_context(method, stage, config, run, device, stored)
+    for needed in stage.needs(config)[:1]:
+        if stored.trained_on.get(key) != context.earlier[needed].weights:
+            raise ValueError(
+                f"the {key} stage of {run} was trained on another {needed} stage than the one there now; "
+                f"delete {run / key} and train it again: {train_command(method.name, key, run)}"
+            )
+    model = stage.build(config, context).to(device)
+    restore_weights(model, state.weights, run / key)
+    return context, Trained(config, model.requires_grad_(False).eval(), weights_hash(state))
+
+
+def open_segmenter(
+    method: Method,
+    run: Path | None,
+    settings: Any = None,
+    frame_size: tuple[int, int] | None = None,
+    device: torch.device | None = None,
+    stored: RunConfig | None = None,
+) -> Segmenter:
+    """A method, ready to segment; prints a warning if a stage did not reach its last step.
+
+    Args:
+        method: the method of the run.
+        run: run directory; None for a method without stages.
+        settings: of the method's dataclass ``settings``. Default: its defaults.
+        frame_size: (H, W) that frames are resized to before the backbone. Default: as in training.
+        device: where to compute. Default: the GPU if there is one.
+        stored: configuration of the run, if it was read already.
+
+    Raises:
+        FileNotFoundError: if the run, or the stage that segments, does not exist.
+        ValueError: if no run is given, or its files are damaged or do not belong together.
+    """
+    device, settings = device or default_device(), method.settings() if settings is None else settings
+    if not method.stages:
+        assert method.open is not None, f"{method.name} has no stages, so it has to define open"
+        return _with_valid_size(method.open(device, settings, frame_size))
+    if run is None:
+        raise ValueError(f"the method {method.name} segments with what it has learned: give --run DIR")
+    key = getattr(settings, "stage", method.stages[-1].name)
+    stage, stored = method.stage(key), stored or read_config(run)
+    options = stored.options(key, stage.config)
+    for used in (*(stage.needs(options) if options else ()), key):
+        require_finished(run, used, stored, allow_unfinished=True)
+    context, trained = load_trained(method, run, key, device, stored)
+    return _with_valid_size(stage.segmenter(trained.config, trained.model, context, settings, frame_size))
+
+
+def _with_valid_size(segmenter: Segmenter) -> Segmenter:
+    """The segmenter, if its frame size fits its backbone; else ValueError, before any video is decoded."""
+    segmenter.backbone.grid(segmenter.frame_size)
+    return segmenter

@@ -1,0 +1,75 @@
+"""The interface of a frozen feature extractor."""
+
+import abc
+
+import torch
+from slotkernels.ranges import annotate
+from torch import Tensor, nn
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Backbone(nn.Module, abc.ABC):
+    """A frozen network that turns frames into patch tokens. Always in evaluation mode, never with gradients.
+
+    Subclasses implement :meth:`tokens`.
+
+    Args:
+        dim: width D of the tokens.
+        patch: pixels per patch side.
+        mean, std: per-channel normalisation of RGB in [0, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, dim: int, patch: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.dim, self.patch = dim, patch
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are, and where it computes."""
+        return self.mean.device
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Stay in evaluation mode, whatever ``mode`` is."""
+        return super().train(False)
+
+    def settings(self) -> dict[str, object]:
+        """What the features depend on besides weights and buffers, in JSON's types."""
+        return {"type": type(self).__name__, "patch": self.patch}
+
+    def grid(self, frame_size: tuple[int, int]) -> tuple[int, int]:
+        """Patch grid (h, w) of frames of ``frame_size`` (H, W).
+
+        Raises:
+            ValueError: if a side is not a positive multiple of the patch.
+        """
+        if any(side < self.patch or side % self.patch for side in frame_size):
+            nearest = tuple(max(1, round(side / self.patch)) * self.patch for side in frame_size)
+            raise ValueError(
+                f"frame size {frame_size[0]}x{frame_size[1]} is not a multiple of this backbone's patch of "
+                f"{self.patch} pixels; the nearest is --frame-size {nearest[0]} {nearest[1]}"
+            )
+        return frame_size[0] // self.patch, frame_size[1] // self.patch
+
+    @torch.no_grad()
+    def features(self, frames: Tensor) -> Tensor:
+        """Patch tokens [B, M, D] (fp32, row by row of the patch grid) of RGB frames uint8 [B, H, W, 3].
+
+        Raises:
+            ValueError: if the frames are not of that type and shape, or their size does not fit the patch.
+        """
+        if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+            raise ValueError(f"frames must be uint8 [B, H, W, 3], got {frames.dtype} {tuple(frames.shape)}")
+        self.grid((frames.shape[1], frames.shape[2]))
+        with annotate("backbone"):
+            x = (frames.permute(0, 3, 1, 2).float() - self.mean) / self.std
+            return self.tokens(x).float()
+
+    @abc.abstractmethod
+    def tokens(self, x: Tensor) -> Tensor:
+        """Patch tokens [B, M, D] of normalised frames [B, 3, H, W]."""

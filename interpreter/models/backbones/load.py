@@ -1,0 +1,87 @@
+"""Loading a backbone by name, hub id, folder or checkpoint file."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from interpreter.configs import BackboneConfig
+from interpreter.versions import require_package
+
+from .base import IMAGENET_MEAN, IMAGENET_STD, Backbone
+from .dinov2 import load_official_dinov2
+from .efficientnet import EfficientNetLite0
+from .vit import VisionTransformer
+
+OFFLINE_OPTIONS = (
+    "Without access to the Hugging Face hub use "
+    "--backbone efficientnet-lite0 (its weights come with the installation), "
+    "--backbone DIR (a folder that holds a Hugging Face model) or "
+    "--backbone FILE (an official DINOv2 checkpoint, .pth or .safetensors)."
+)
+
+
+def load_backbone(config: BackboneConfig) -> Backbone:
+    """Load a frozen backbone by name, hub id, folder or checkpoint file.
+
+    Example::
+
+        backbone = load_backbone(BackboneConfig())  # efficientnet-lite0
+        features = backbone.features(frames)  # [B, M, 192] of frames uint8 [B, H, W, 3]
+
+    Raises:
+        FileNotFoundError: if there is no such hub entry, folder or file; names the options that work offline.
+        ValueError: if the file or model is of a kind that cannot serve, or the package transformers is missing or old.
+    """
+    try:
+        backbone = _efficientnet(config) if config.backbone == "efficientnet-lite0" else _vision_transformer(config)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}. {OFFLINE_OPTIONS}") from error
+    return backbone.requires_grad_(False).eval()
+
+
+def _efficientnet(config: BackboneConfig) -> Backbone:
+    if config.feature_layer is not None:
+        raise ValueError(
+            "--feature-layer selects a block of a ViT; efficientnet-lite0 joins its two stages of stride 16"
+        )
+    return EfficientNetLite0()
+
+
+def _vision_transformer(config: BackboneConfig) -> Backbone:
+    name, path = config.backbone, Path(config.backbone)
+    if find_spec("transformers") is None:
+        raise ValueError(
+            f"--backbone {name} needs the package transformers: pip install 'transformers>=5.23', or use "
+            "--backbone efficientnet-lite0, which needs nothing"
+        )
+    require_package("transformers")
+    if path.suffix in (".pth", ".pt", ".safetensors"):
+        return VisionTransformer(load_official_dinov2(path), config.feature_layer, config.feature_norm)
+    return _hugging_face(config)
+
+
+def _hugging_face(config: BackboneConfig) -> Backbone:
+    from safetensors import SafetensorError
+    from transformers import AutoImageProcessor, AutoModel
+    from transformers.utils import logging
+
+    name = config.backbone
+    logging.disable_progress_bar()
+    if Path(name).is_absolute() and not Path(name).is_dir():
+        raise FileNotFoundError(f"no backbone at {name}")
+    try:
+        # Half-precision checkpoints are computed in fp32 too; autocast decides about the products.
+        model = AutoModel.from_pretrained(name, dtype=torch.float32)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(f"backbone {name!r} could not be loaded ({reason})") from error
+    except SafetensorError as error:
+        raise ValueError(f"the weights of backbone {name!r} cannot be read: {error}") from error
+    try:
+        processor = AutoImageProcessor.from_pretrained(name)
+        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    except (OSError, AttributeError, ValueError):
+        # Models saved without a processor: the normalisation that nearly all of these ViTs were trained with.
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    return VisionTransformer(model, config.feature_layer, config.feature_norm, mean, std)

@@ -1,0 +1,86 @@
+"""Vision transformers of Hugging Face: DINOv2, DINO, DINOv3, MAE and their like."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .base import IMAGENET_MEAN, IMAGENET_STD, Backbone
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class VisionTransformer(Backbone):
+    """Patch tokens of one block of a Hugging Face ViT (DINOv2, DINO, DINOv3, MAE, …).
+
+    Args:
+        model: the Hugging Face model.
+        layer: block whose output is used (0 is the first, -1 the last); later blocks are dropped.
+        norm: apply the model's final norm to it.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        layer: int | None,
+        norm: bool,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+    ) -> None:
+        config = model.config
+        patch = getattr(config, "patch_size", None)
+        if not isinstance(patch, int) or not hasattr(config, "num_hidden_layers"):
+            raise ValueError(f"backbone of type {config.model_type!r} is not a plain vision transformer")
+        super().__init__(config.hidden_size, patch, mean, std)
+        parent, name, blocks = _blocks(model, config.num_hidden_layers)
+        layer = len(blocks) - 1 if layer is None else layer
+        if not -len(blocks) <= layer < len(blocks):
+            raise ValueError(f"--feature-layer {layer}: this backbone has blocks 0 to {len(blocks) - 1}")
+        setattr(parent, name, blocks[: layer % len(blocks) + 1])
+        if not norm:
+            norm_name = next((n for n in ("layernorm", "norm") if hasattr(model, n)), None)
+            if norm_name is None:
+                raise ValueError(f"backbone of type {config.model_type!r} has no final norm; use --feature-norm")
+            setattr(model, norm_name, nn.Identity())
+        self.model = model
+        self.kwargs: dict[str, object] = {}
+        if config.model_type in ("vit", "vit_mae", "vit_msn"):
+            self.kwargs["interpolate_pos_encoding"] = True
+        self.masked = config.model_type == "vit_mae"
+        if self.masked:
+            config.mask_ratio = 0.0
+
+    @property
+    def positions(self) -> str:
+        """How position embeddings are found for a patch grid that the model was not trained on."""
+        config = self.model.config
+        if config.model_type.startswith("dinov3"):
+            return "rotary, nothing is interpolated"
+        if offset := getattr(config, "interpolate_offset", None):
+            return f"bicubic with an offset of {offset}, as torch.hub's DINOv2 without registers"
+        return f"bicubic to the exact size{', antialiased' * (config.model_type == 'dinov2_with_registers')}"
+
+    def settings(self) -> dict[str, object]:
+        """See :meth:`Backbone.settings`; where the model was loaded from does not matter."""
+        config = self.model.config.to_dict()
+        volatile = ("_name_or_path", "transformers_version")
+        return super().settings() | {"model": {k: v for k, v in config.items() if k not in volatile}}
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Patch tokens [B, M, D] without class and register tokens."""
+        count = (x.shape[-2] // self.patch) * (x.shape[-1] // self.patch)
+        kwargs = dict(self.kwargs)
+        if self.masked:
+            # MAE shuffles its patches by this noise even when it masks none: rising noise keeps their order.
+            kwargs["noise"] = torch.arange(count, device=x.device, dtype=x.dtype).expand(x.shape[0], -1)
+        return self.model(pixel_values=x, **kwargs).last_hidden_state[:, -count:]
+
+
+def _blocks(model: "PreTrainedModel", depth: int) -> tuple[nn.Module, str, nn.ModuleList]:
+    """The list of transformer blocks, the module that holds it, and its name there."""
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == depth:
+                return parent, name, child
+    raise ValueError(f"backbone of type {model.config.model_type!r} has no list of {depth} blocks")

@@ -1,0 +1,79 @@
+"""A folder of results: several files that appear together."""
+
+import contextlib
+import errno
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from interpreter.interrupts import Interrupted, StopRequest
+from interpreter.locks import Lock, waiting_for
+
+
+def make_output_folder(out: Path) -> None:
+    """Make a folder for results, and make sure that files can be written to it.
+
+    Raises:
+        OSError: if that is impossible.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with waiting_for(out / ".lock", str(out)), tempfile.TemporaryDirectory(prefix=".segment-", dir=out):
+        pass
+
+
+@contextlib.contextmanager
+def written_together(out: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Yield a temporary folder inside ``out``; when the block ends without an error, its entries move to ``out``.
+
+    An error or a signal inside the block leaves ``out`` as it was. The moves follow one another, in the order of
+    ``names``, while signals wait and other processes that write to ``out`` wait too. Only a crash or a power cut
+    between two moves leaves new and old entries side by side; the next call replaces both.
+
+    Args:
+        out: the folder.
+        names: files or folders, relative to ``out``, that the block makes in the temporary folder.
+
+    Raises:
+        OSError: if ``out`` cannot be written, such as on a full disk.
+        Interrupted: after the moves, if a signal came meanwhile.
+    """
+    with _private_folder(out) as folder:
+        try:
+            yield folder
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                text = f"the disk is full: nothing was written to {out}, what was there before is untouched"
+                raise OSError(errno.ENOSPC, text) from error
+            raise
+        with waiting_for(out / ".lock", str(out)), StopRequest() as stop:
+            for number, name in enumerate(names):
+                place = out / name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if place.is_dir():
+                    place.rename(folder / f"previous-{number}")
+                (folder / name).replace(place)
+    if stop.number:
+        raise Interrupted(stop.number)
+
+
+@contextlib.contextmanager
+def _private_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder inside ``out`` for this process alone; remove it afterwards, and those of killed processes."""
+    with waiting_for(out / ".lock", str(out)):
+        for other in out.glob(".segment-*"):
+            lock = Lock(other / ".lock")
+            with contextlib.suppress(PermissionError):  # another user's
+                if lock.take():
+                    if lock.exclusive:
+                        shutil.rmtree(other)
+                    lock.release()
+        folder = Path(tempfile.mkdtemp(prefix=".segment-", dir=out))
+        alive = Lock(folder / ".lock")
+        alive.take()
+    try:
+        yield folder
+    finally:
+        with waiting_for(out / ".lock", str(out)):
+            alive.release()
+            shutil.rmtree(folder)

@@ -1,0 +1,233 @@
+"""Segmentation of a video: soft masks at patch resolution, label maps of any size, and the files made of them."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from slotkernels import propagate_attention, propagate_labels
+from torch import Tensor
+
+from interpreter.console import progress_bar
+from interpreter.data import Video
+from interpreter.data.images import resize
+from interpreter.files import written_whole
+from interpreter.metrics.label_maps import resize_labels
+from interpreter.output_folder import written_together
+from interpreter.render import mask_grid, overlay, write_palette_png
+
+LABELS_AT_ONCE = 8  # frames whose label maps are made together
+PREVIEW_FRAMES, PREVIEW_WIDTH = 6, 270
+MAX_SEGMENTS = 254  # ids 1..254: DAVIS reads 0 as background and 255 as void
+FILES = ("slots.safetensors", "overlay.mp4", "segments.json", "preview.png")
+
+
+class LabelMap(NamedTuple):
+    """Segments of a frame."""
+
+    labels: np.ndarray  # [H, W] uint8, the segment of each pixel
+    areas: np.ndarray  # [S] int32, the number of pixels of each segment
+
+
+@dataclass
+class Segmentation:
+    """Segments of a video of T frames.
+
+    The soft mask of a patch is its row of ``attention``, or of ``attention @ across`` where slots of a frame are
+    combined into segments. So the masks [T, M, S] of all frames never have to exist at once.
+
+    >>> attention = torch.tensor([[[0.9, 0.1], [0.2, 0.8]]])  # one frame of two patches, side by side, and two slots
+    >>> Segmentation((1, 2), attention).labels(size=(2, 4)).tolist()
+    [[[0, 0, 1, 1], [0, 0, 1, 1]]]
+
+    Attributes:
+        grid: patch grid (h, w), M = h w.
+        attention: [T, M, N] fp16, patches over the slots of their frame; each row over N sums to 1.
+        across: [T, N, S], slots over segments, each row over S sums to 1; None if each slot is a segment.
+        tensors: what ``segment`` writes to slots.safetensors, by name.
+        tied_over_time: whether a segment is the same object in all frames.
+    """
+
+    grid: tuple[int, int]
+    attention: Tensor
+    across: Tensor | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    tied_over_time: bool = True
+
+    def __len__(self) -> int:
+        return len(self.attention)
+
+    @property
+    def num_segments(self) -> int:
+        """Number of segments S."""
+        return (self.attention if self.across is None else self.across).shape[-1]
+
+    def masks(self, frames: slice = slice(None)) -> Tensor:
+        """Soft masks at patch resolution, [t, M, S] fp32; each row sums to 1."""
+        attention = self.attention[frames].float()
+        if self.across is None:
+            return attention
+        return propagate_attention(attention[None], self.across[frames][None])[0]
+
+    def labels(self, frames: slice = slice(None), size: tuple[int, int] | None = None) -> np.ndarray:
+        """Segment of each pixel, uint8 [t, H, W]; ``size`` (H, W), by default the patch grid."""
+        return propagate_labels(*self._factors(frames), self.grid, size)[0].cpu().numpy()
+
+    def label_maps(self, size: tuple[int, int] | None = None) -> Iterator[LabelMap]:
+        """Yield the label map of each frame; a few frames are in memory at a time.
+
+        Args:
+            size: (H, W) of the maps, by default the patch grid.
+        """
+        for start in range(0, len(self), LABELS_AT_ONCE):
+            factors = self._factors(slice(start, start + LABELS_AT_ONCE))
+            maps = propagate_labels(*factors, self.grid, size, statistics=True)
+            assert maps.areas is not None
+            areas = maps.areas[0].cpu().numpy()
+            yield from map(LabelMap._make, zip(maps.labels[0].cpu().numpy(), areas, strict=True))
+
+    def _factors(self, frames: slice) -> tuple[Tensor, Tensor]:
+        """Both factors of the masks, as a batch of one video. Where each slot is a segment, the second is identity."""
+        attention, across = self.attention[frames], self.across
+        if across is None:
+            across = torch.eye(self.num_segments, device=attention.device).expand(len(self), -1, -1)
+        return attention[None], across[frames][None]
+
+
+@dataclass(frozen=True)
+class SegmentedVideo:
+    """A video and its segmentation; label maps are made when they are needed, a few frames at a time."""
+
+    video: Video
+    segmentation: Segmentation
+
+    def label_maps(self, size: tuple[int, int] | None = None) -> Iterator[LabelMap]:
+        """Yield the label map of each frame at ``size`` (H, W), by default the video's own."""
+        return self.segmentation.label_maps(size or (self.video.height, self.video.width))
+
+    def labels(self, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
+        """Yield the segment of each pixel, uint8 [H, W] in 0..segments-1, frame by frame.
+
+        Args:
+            size: (H, W) in pixels, by default the video's own.
+        """
+        return (labels for labels, _ in self.label_maps(size))
+
+    def write(self, out: str | Path, alpha: float = 0.5) -> np.ndarray:
+        """Write label maps, overlay, RLE, slots and preview (docs/segment.md); decodes the video once more.
+
+        An error or Ctrl-C before all files are complete leaves ``out`` as it was before. Several processes may write
+        to one directory.
+
+        Args:
+            out: directory to write to; files of an earlier call are replaced.
+            alpha: opacity of the overlay's tint, 0..1.
+
+        Returns:
+            [segments] share of the video's pixels in each segment; they sum to 1.
+
+        Raises:
+            ValueError: if ``out`` would overwrite the video or annotations from elsewhere, ``alpha`` is out of range,
+                there are more than 254 segments, or the video changed since it was segmented.
+            OSError: if ``out`` cannot be written, such as on a full disk.
+        """
+        out, segmentation = Path(out), self.segmentation
+        check_output(out, self.video, alpha)
+        if segmentation.num_segments > MAX_SEGMENTS:
+            raise ValueError(f"{segmentation.num_segments} segments, but a palette PNG holds {MAX_SEGMENTS}")
+        # slots.safetensors comes first: it marks the annotations as ours (see check_output).
+        names = (*FILES, f"Annotations/{self.video.name}")
+        with written_together(out, names) as folder, progress_bar("frames") as progress:
+            bar = progress.add_task("write", total=len(segmentation), status=self.video.name)
+            _write_slots(folder / "slots.safetensors", self)
+            return _write_pictures(folder, self, alpha, lambda: progress.advance(bar))
+
+
+def check_output(out: Path, video: Video, alpha: float) -> None:
+    """Refuse what :meth:`SegmentedVideo.write` would refuse, before the video is segmented; creates nothing.
+
+    Raises:
+        ValueError: says which option to change.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"--alpha {alpha}: the opacity must be between 0 and 1")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a directory")
+    source, annotations = video.path.resolve(), (out / "Annotations" / video.name).resolve()
+    written = {out.resolve(), *((out / name).resolve() for name in FILES)}
+    if source in written or source.is_relative_to(annotations):
+        raise ValueError(f"--out {out} would overwrite {video.path}; give another directory")
+    if annotations.exists() and not (out / "slots.safetensors").exists():
+        raise ValueError(f"{annotations} already exists and is not from this command; give another --out")
+
+
+def _write_slots(path: Path, found: SegmentedVideo) -> None:
+    """The segmentation's tensors; the metadata is JSON under "video"."""
+    video, segmentation = found.video, found.segmentation
+    about = {
+        "grid": segmentation.grid,
+        "source": video.path.name,
+        "fps": str(video.fps),
+        "size": (video.height, video.width),
+    }
+    with written_whole(path) as temporary:
+        # One entry of metadata, because safetensors writes several in random order: same video, same bytes.
+        save_file(
+            {name: tensor.cpu().contiguous() for name, tensor in segmentation.tensors.items()},
+            temporary,
+            {"video": json.dumps(about)},
+        )
+
+
+def _write_pictures(folder: Path, found: SegmentedVideo, alpha: float, advance: Callable[[], None]) -> np.ndarray:
+    """Write everything that is made of label maps; returns the share [segments] of the pixels in each segment."""
+    # Late: they load PyAV and pycocotools, which training on stored features does not need.
+    from interpreter.render.rle import RleWriter
+    from interpreter.render.video import VideoWriter
+
+    video, count = found.video, len(found.segmentation)
+    pixels = np.zeros(found.segmentation.num_segments, np.int64)
+    chosen = set(np.linspace(0, count - 1, min(PREVIEW_FRAMES, count)).round().astype(int).tolist())
+    shape = video.height / (video.width * video.pixel_aspect)  # as it is shown, while label maps are of stored pixels
+    size = (max(1, round(PREVIEW_WIDTH * shape)), PREVIEW_WIDTH)
+    shown = []
+    with (
+        VideoWriter(folder / "overlay.mp4", video.fps, (video.height, video.width), video.pixel_aspect) as painted,
+        RleWriter(folder / "segments.json") as codes,
+    ):
+        for number, (frame, (labels, areas)) in enumerate(zip(_frames(found), found.label_maps(), strict=True)):
+            write_palette_png(labels + 1, folder / "Annotations" / video.name / f"{number:05d}.png")
+            painted.write(overlay(frame, labels, alpha))
+            codes.write(video.name, labels)
+            pixels += areas
+            if number in chosen:
+                shown.append((resize(frame, size), resize_labels(labels[None], size)[0]))
+            advance()
+    frames, maps = (np.stack(images) for images in zip(*shown, strict=True))
+    Image.fromarray(mask_grid(frames, maps, width=PREVIEW_WIDTH * len(frames))).save(folder / "preview.png")
+    return pixels / pixels.sum()
+
+
+def _frames(found: SegmentedVideo) -> Iterator[np.ndarray]:
+    """The video's frames.
+
+    Raises:
+        ValueError: if there are no longer as many as were segmented.
+    """
+    count = 0
+    for count, frame in enumerate(found.video.frames(), start=1):
+        if count > len(found.segmentation):
+            break
+        yield frame
+    if count != len(found.segmentation):
+        raise changed_video(found.video)
+
+
+def changed_video(video: Video) -> ValueError:
+    """The error of a video whose number of frames changed."""
+    return ValueError(f"{video.path} changed while it was segmented; leave it alone until it is done")

@@ -1,0 +1,160 @@
+"""Features of the frames of a data set: encoded once into the cache, or anew for each batch."""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interpreter.configs import BackboneConfig, Dtype
+from interpreter.data import Video
+from interpreter.data.loaders import Loader, Request
+from interpreter.models.autocast import autocast
+from interpreter.models.backbones import Backbone
+from interpreter.store.files import Content, Store, require_unchanged
+from interpreter.store.table import FrameTable
+
+ENCODE_BATCH = 32
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class FeatureSource(Protocol):
+    """Features by global frame number (see :class:`interpreter.data.frame_index.FrameIndex`)."""
+
+    def batches(self, requests: Iterable[Request]) -> Iterator[Tensor]:
+        """Yield the features [n, M, D] fp32 of each request: frame numbers [n] int64, and flips [n] bool, which are
+        true for mirrored frames. A source reads as many requests ahead as it has use for."""
+
+
+def encode(backbone: Backbone, frames: Iterable[np.ndarray], precision: str) -> Iterator[Tensor]:
+    """Yield features [≤32, M, D] of a stream of frames uint8 [H, W, 3], in order and in constant memory."""
+    for chunk in _chunks(frames):
+        yield _encode(backbone, chunk, precision)
+
+
+def _chunks(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    stream = iter(frames)
+    while chunk := list(itertools.islice(stream, ENCODE_BATCH)):
+        yield np.stack(chunk)
+
+
+def _encode(backbone: Backbone, frames: np.ndarray, precision: str) -> Tensor:
+    device = backbone.device
+    with autocast(device, precision):
+        return backbone.features(torch.from_numpy(frames).to(device))
+
+
+class StreamedFeatures:
+    """Encodes each batch anew; a loader decodes the frames ahead."""
+
+    def __init__(self, backbone: Backbone, loader: Loader, precision: str) -> None:
+        self.backbone, self.loader, self.precision = backbone, loader, precision
+
+    def batches(self, requests: Iterable[Request]) -> Iterator[Tensor]:
+        """See :class:`FeatureSource`."""
+        for pixels in self.loader.batches(requests):
+            with autocast(self.backbone.device, self.precision):
+                features = torch.cat([self.backbone.features(part) for part in pixels.split(ENCODE_BATCH)])
+            yield features
+
+
+class StoredFeatures:
+    """Features from the cache, memory-mapped: a batch reads only the frames of its request.
+
+    Args:
+        table: rows named "features".
+        device: where batches go.
+    """
+
+    def __init__(self, table: FrameTable, device: torch.device) -> None:
+        self.table, self.device = table, device
+
+    def batches(self, requests: Iterable[Request]) -> Iterator[Tensor]:
+        """See :class:`FeatureSource`."""
+        for frames, flips in requests:
+            yield self.table.rows("features", frames, flips).to(self.device).float()
+
+
+class FeatureMaker:
+    """Computes the files of the feature cache.
+
+    Args:
+        root: directory of all stores.
+        backbone: frozen feature extractor.
+        config: what the backbone was loaded by.
+        size: frame size (H, W).
+        precision: "bf16" or "fp32", of the products.
+        dtype: "fp16" or "bf16", of the files.
+        flip: mirrored frames too.
+    """
+
+    name = "features"
+
+    def __init__(
+        self,
+        root: Path,
+        backbone: Backbone,
+        config: BackboneConfig,
+        size: tuple[int, int],
+        precision: str,
+        dtype: Dtype,
+        flip: bool,
+    ) -> None:
+        self.backbone, self.size, self.precision, self.dtype = backbone, size, precision, dtype
+        grid = backbone.grid(size)
+        self.recipe: dict[str, object] = {
+            "format": 1,
+            "backbone": backbone.settings(),
+            "weights": tensors_hash({**backbone.state_dict(), "mean": backbone.mean, "std": backbone.std}),
+            "layer": config.feature_layer,
+            "norm": config.feature_norm,
+            "frame_size": list(size),
+            "precision": precision,
+            "dtype": dtype,
+        }
+        rows = {"features": (DTYPES[dtype], (grid[0] * grid[1], backbone.dim))}
+        self.stores: Mapping[bool, Store] = {
+            mirrored: Store(root, {"kind": "features", **self.recipe, "flip": mirrored}, rows)
+            for mirrored in ((False, True) if flip else (False,))
+        }
+
+    def pieces(self, video: Video, digest: str, flips: Sequence[bool]) -> Iterator[tuple[bool, int, Tensor]]:
+        """Yield (flip, first frame, features [≤32, M, D] in the type of the files): stored ones, or encoded now.
+
+        Either way they are the same values.
+        """
+        length = video.num_frames
+        stored = [flip for flip in flips if flip in self.stores and self.stores[flip].holds(digest, length)]
+        for flip in stored:
+            for start, piece in enumerate(self.stores[flip].tensor(digest, "features").split(ENCODE_BATCH)):
+                yield flip, start * ENCODE_BATCH, piece.to(self.backbone.device)
+        wanted = [flip for flip in flips if flip not in stored]
+        for number, chunk in enumerate(_chunks(video.frames(self.size)) if wanted else ()):
+            for flip in wanted:
+                pixels = np.ascontiguousarray(chunk[:, :, ::-1]) if flip else chunk
+                encoded = _encode(self.backbone, pixels, self.precision)
+                yield flip, number * ENCODE_BATCH, encoded.to(DTYPES[self.dtype])
+
+    def make(self, video: Video, content: Content, flips: Sequence[bool], check: Callable[[], None]) -> None:
+        """See :class:`interpreter.store.fill.Maker`."""
+        with ExitStack() as files:
+            write = {f: files.enter_context(self.stores[f].writing(video, content.digest)) for f in flips}
+            for flip, start, features in self.pieces(video, content.digest, flips):
+                check()
+                write[flip]("features", start, features)
+            require_unchanged(video, content)
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of names and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}\n".encode())
+        # 0-dimensional tensors have no bytes to view: flattened first.
+        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,95 @@
+"""Opens what a stage trains on: the cache, filled first if need be, or a loader that decodes each batch anew."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+from interpreter.configs import Dtype, Features, LoaderConfig
+from interpreter.console import console, progress_bar
+from interpreter.data import Video
+from interpreter.data.loaders import Loader, open_loader
+from interpreter.models.backbones import Backbone
+from interpreter.store.features import FeatureMaker, FeatureSource, StoredFeatures, StreamedFeatures
+from interpreter.store.files import Content
+from interpreter.store.fill import Cache, Maker, Shard, default_workers, read_contents
+
+M = TypeVar("M", bound=Maker)
+
+
+def complete_cache(
+    choice: Features, make: Callable[[Dtype], Maker], videos: Sequence[Video], contents: Sequence[Content]
+) -> Cache | None:
+    """The cache with every file in it; None if it is not wanted.
+
+    A complete cache of either type is used; else one of type fp16 is filled.
+
+    Args:
+        choice: "stored" always takes the cache, "auto" if it fits into half of the free disk, "streamed" never.
+        make: computes the files in a type.
+        videos: the videos.
+        contents: what :func:`read_contents` returned for them.
+
+    Raises:
+        OSError: if the disk cannot hold it.
+        ValueError: if a video is damaged.
+    """
+    if choice == "streamed":
+        return None
+    caches = [Cache(make("fp16"), videos, contents), Cache(make("bf16"), videos, contents)]
+    chosen = next((cache for cache in caches if not cache.missing()), caches[0])
+    missing = chosen.num_bytes(chosen.missing())
+    # Files that exist count as free space: a command that continues another one decides as that one did.
+    if choice == "auto" and missing and chosen.num_bytes() > (chosen.free_bytes() + chosen.num_bytes() - missing) / 2:
+        return None
+    advice = "use --features streamed, or --cache DIR on a larger disk"
+    chosen.fill(Shard.from_environment(), default_workers(), advice)
+    chosen.wait_for_others()
+    return chosen
+
+
+@contextmanager
+def streaming_loader(
+    config: LoaderConfig, videos: Sequence[Video], size: tuple[int, int], device: torch.device
+) -> Iterator[Loader]:
+    """Open the configured loader; one that decodes everything first shows a progress bar."""
+    with progress_bar("frames") as progress:
+        bar = progress.add_task("decoding", total=sum(v.num_frames for v in videos), status="", visible=False)
+
+        def advance(frames: int) -> None:
+            progress.update(bar, advance=frames, visible=True)
+
+        loader = open_loader(config.loader, videos, size, device, config.workers, config.prefetch, advance)
+    with loader:
+        console.print(f"frames are decoded by the {loader.name} loader")
+        yield loader
+
+
+@contextmanager
+def opened_features(
+    choice: Features,
+    make: Callable[[Dtype], FeatureMaker],
+    backbone: Backbone,
+    videos: Sequence[Video],
+    size: tuple[int, int],
+    precision: str,
+    decoding: LoaderConfig,
+) -> Iterator[FeatureSource]:
+    """Features of all frames: from the cache, or encoded anew for each batch.
+
+    Args:
+        choice, make, videos: see :func:`complete_cache`.
+        backbone: frozen feature extractor.
+        size: (H, W) that frames are resized to.
+        precision: of the backbone.
+        decoding: the loader, if features are streamed.
+    """
+    device = backbone.device
+    contents = [] if choice == "streamed" else read_contents(videos, default_workers())
+    if cache := complete_cache(choice, make, videos, contents):
+        yield StoredFeatures(cache.table(), device)
+        return
+    console.print("features are streamed: each batch is decoded and encoded anew")
+    with streaming_loader(decoding, videos, size, device) as loader:
+        yield StreamedFeatures(backbone, loader, precision)

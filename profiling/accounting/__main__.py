@@ -1,0 +1,94 @@
+"""The command ``python -m profiling.accounting``: what a training step asks of a GPU, counted without one.
+
+    python -m profiling.accounting            # count and compare with profiling/results/accounting.json
+    python -m profiling.accounting --update   # write that file anew
+    python -m profiling.accounting --top 20   # also the operators that move the most bytes
+
+Both stages take a step at the sizes of --preset on tensors without data (nothing is computed), on the branches that a
+GPU takes: the launch code of the Triton kernels runs, and its launches are recorded. PyTorch's operators are counted
+unless they only make a view or allocate; most are one kernel on a GPU. Bytes are the sizes of all tensors that an
+operator or launch reads or writes, in-place ones twice: what is moved if no cache helps. Without --no-compiled each
+stage is also compiled, at small sizes on the CPU, to count graphs, breaks, recompilations and generated kernels.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from interpreter.commands import cli, run_command
+from interpreter.methods.interpreter.config import Preset
+from profiling.accounting.counts import count, count_compiled, differences
+from profiling.common.machine import machine, save
+from profiling.common.paths import RESULTS
+from profiling.common.setups import STAGES, setup
+
+PINNED = RESULTS / "accounting.json"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Count what a training step of both stages launches, moves and waits for, and compare with what is pinned."""
+
+    preset: Preset = "ytvis19"
+    """Whose sizes; the pinned counts are those of ytvis19."""
+    update: bool = False
+    """Write the counts to profiling/results/accounting.json instead of comparing."""
+    compiled: bool = True
+    """Also compile each stage, on the CPU at small sizes: minutes."""
+    top: int = 0
+    """Show as many of the operators and kernels that move the most bytes."""
+
+
+def stages(options: Options) -> dict[str, Any]:
+    """The counts of both stages."""
+    found: dict[str, Any] = {}
+    for stage in STAGES:
+        found[stage] = count(setup(stage, options.preset, torch.device("cpu")))
+        if options.compiled:
+            found[stage]["compiled on a CPU"] = count_compiled(stage)
+    return found
+
+
+def show(stage: str, found: dict[str, Any], top: int) -> None:
+    """Print one stage."""
+    own, waits = found["own launches"], found["host waits"]
+    launches = ", ".join(f"{n} {kernel}" for kernel, n in own.items())
+    print(f"{stage} stage: {found['operators']} operators and {sum(own.values())} launches of its own ({launches})")
+    print(f"  {found['bytes'] / 1e9:.1f} GB; waits of the host: {', '.join(waits) or 'none'}")
+    if "compiled on a CPU" in found:
+        print("  compiled: " + ", ".join(f"{n} {name}" for name, n in found["compiled on a CPU"].items()))
+    for name, size in list(found["bytes of"].items())[:top]:
+        print(f"  {size / 1e9:8.2f} GB  {found['calls of'].get(name, own.get(name)):4} x {name}")
+
+
+def main() -> int:
+    """The command; its exit status is 1 if counts differ from the pinned ones."""
+    options = cli(Options, prog="python -m profiling.accounting", description=__doc__)
+    found = stages(options)
+    for stage in found:
+        show(stage, found[stage], options.top)
+    if options.update:
+        if options.preset != "ytvis19" or not options.compiled:
+            raise ValueError("--update writes all of the file: leave --preset and --no-compiled out")
+        results = {"torch": torch.__version__, "commit": machine("cpu")["commit"], "stages": found}
+        what = "operators, launches, bytes and waits of a training step of each stage"
+        save(PINNED, {"what": what, "command": "python -m profiling.accounting --update", **results})
+        return 0
+    if options.preset != "ytvis19":
+        return 0
+    pinned = json.loads(PINNED.read_text())
+    if pinned["torch"] != torch.__version__:
+        print(f"not compared: {PINNED.name} was made with torch {pinned['torch']}, this is {torch.__version__}")
+        return 0
+    if not options.compiled:
+        for counts in pinned["stages"].values():
+            del counts["compiled on a CPU"]
+    lines = differences(pinned["stages"], found)
+    print("\n".join(lines) or f"as in {PINNED.name}")
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,153 @@
+"""Operations and bytes of the parts of a training step, from the sizes alone.
+
+A multiply-add counts as two operations, the backward pass of a product as two products. Bytes of a part of products are
+those that its ops say they move (slot attention, Sinkhorn), else none: large products are not held up by memory.
+Beside each transformer stands what its kernels between the products move under bfloat16 autocast when each is fused as
+torch.compile does: inputs once, outputs once.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from slotkernels import sinkhorn, slot_attention
+from slotkernels.slot_attention.module import absorbs
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from interpreter.methods.interpreter.config import ImageTraining, VideoTraining
+from interpreter.models.backbones import EfficientNetLite0
+from profiling.common.setups import FEATURES
+
+# Bytes per token and channel of a block's forward pass: fp32 stream, bf16 operands; reads and writes in order.
+SELF = (4 + 2) + (2 + 6) + (6 + 2) + (2 + 2) + (4 + 2 + 4)  # norm, qkv, attention, out, residual
+CROSS = (4 + 2) + (2 + 2) + (2 + 2) + (2 + 2) + (4 + 2 + 4)  # norm, q, attention, out, residual
+MLP = (4 + 2) + (2 + 8) + (8 + 8) + (8 + 2) + (4 + 2 + 4)  # norm, up, GELU, down, residual
+ADAMW = 4 * (4 + 3)  # bytes per parameter: weight, gradient and two moments read; all but the gradient written
+VIT_LAYERS = 12
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a step.
+
+    Args:
+        name: for people; parts of one name are shown as one.
+        flops: operations.
+        bytes: memory traffic.
+        single: operations are scalar ones in float32, not products for tensor cores.
+    """
+
+    name: str
+    flops: float
+    bytes: float = 0.0
+    single: bool = False
+
+    def times(self, factor: float) -> "Part":
+        """The part, as often."""
+        return Part(self.name, self.flops * factor, self.bytes * factor, self.single)
+
+
+def transformer(
+    name: str, batch: int, tokens: int, dim: int, layers: int, *, memory: int = 0, out_dim: int = 0, train: bool = True
+) -> list[Part]:
+    """Products, and the kernels between them, of pre-norm blocks; ``memory`` tokens are cross-attended to if any."""
+    block = tokens * (24 * dim * dim + 4 * tokens * dim)
+    if memory:
+        block += 4 * (tokens + memory) * dim * dim + 4 * tokens * memory * dim
+    moved = (SELF + MLP + (CROSS if memory else 0)) * tokens * dim
+    passes = batch * (3 if train else 1)
+    head = 2 * tokens * dim * out_dim
+    return [Part(name, passes * (layers * block + head)), Part(f"{name}, between products", 0, passes * layers * moved)]
+
+
+def slot_attention_parts(
+    batch: int, slots: int, tokens: int, dim: int, input_dim: int, iterations: int, *, train: bool, token_gradient: bool
+) -> list[Part]:
+    """Iterations over the tokens, of which the last is differentiated, and the slots' own products."""
+    name, backward = "slot attention", int(train)
+    rows, width = 2 * batch * slots, 15 * dim * dim  # q, GRU (6), MLP (8)
+    parts = [Part(f"{name}, norm of tokens", 0, 6 * batch * tokens * input_dim)]  # fp32 read, bf16 written
+    if absorbs(tokens, slots, dim, input_dim, iterations, backward):
+        width, token_dim = width + 2 * dim * input_dim, input_dim
+    else:
+        token_dim = dim
+        parts.append(Part(f"{name}, keys and values", 4 * batch * tokens * dim * input_dim * (1 + 2 * backward)))
+    parts.append(Part(f"{name}, slots", (iterations + 2 * backward) * rows * width))
+    sizes = (batch, slots, tokens, token_dim)
+    forward = Part(name, slot_attention.flops(*sizes), slot_attention.bytes_moved(*sizes, itemsize=2))
+    parts.append(forward.times(iterations))
+    if train:
+        kind = "tokens" if token_gradient else "queries"
+        moved = slot_attention.bytes_moved(*sizes, itemsize=2, backward=kind)
+        parts.append(Part(name, slot_attention.flops(*sizes, backward=kind), moved))
+    return parts
+
+
+def backbone(config: ImageTraining, frames: int) -> list[Part]:
+    """The frozen backbone on some frames."""
+    (height, width), name = config.data.frame_size, config.backbone.backbone
+    if name == "efficientnet-lite0":
+        return [Part("backbone", frames * _efficientnet_flops(height, width))]
+    dim, patch = FEATURES[name]
+    tokens = (height // patch) * (width // patch)
+    last = config.backbone.feature_layer
+    layers = VIT_LAYERS if last is None else last % VIT_LAYERS + 1
+    embed = Part("backbone", frames * 2 * tokens * dim * 3 * patch**2)
+    return [embed, *transformer("backbone", frames, tokens + 1, dim, layers, train=False)]
+
+
+def _efficientnet_flops(height: int, width: int) -> float:
+    model = EfficientNetLite0()
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
+        model.features(torch.empty(1, height, width, 3, dtype=torch.uint8))
+    return counter.get_total_flops()
+
+
+def image_encode(config: ImageTraining, frames: int, *, train: bool = False) -> list[Part]:
+    """Slot attention of the image stage."""
+    model, (dim, tokens) = config.model, features(config)
+    sizes = (frames, model.num_slots, tokens, model.dim, dim, model.iterations if train else model.inference_iterations)
+    return slot_attention_parts(*sizes, train=train, token_gradient=False)
+
+
+def image_step(config: ImageTraining, batch: int, parameters: int) -> list[Part]:
+    """A training step of the image stage on stored features."""
+    model, (dim, tokens) = config.model, features(config)
+    layers, memory = model.decoder_layers, model.num_slots
+    return [
+        *image_encode(config, batch, train=True),
+        *transformer("decoder", batch, tokens, model.dim, layers, memory=memory, out_dim=dim),
+        Part("loss", 0, batch * tokens * dim * (2 + 4 + 2)),
+        Part("optimizer", 0, ADAMW * parameters),
+    ]
+
+
+def video_step(config: VideoTraining, image: ImageTraining, batch: int, parameters: int) -> list[Part]:
+    """A training step of the video stage on stored image slots."""
+    model, frames, slots, given = config.model, config.num_frames, image.model.num_slots, image.model.dim
+    tokens, count = frames * slots, model.num_slots
+    pairs, kept = (batch * frames, slots, slots, given), (True, False)
+    loss = Part("loss", sinkhorn.flops(*pairs, kept=kept), sinkhorn.bytes_moved(*pairs, kept=kept), single=True)
+    back = (sinkhorn.flops(*pairs, kept=kept, backward=True), sinkhorn.bytes_moved(*pairs, kept=kept, backward=True))
+    sizes = (batch, count, tokens, model.dim, model.dim, model.iterations)
+    return [
+        *transformer("encoder", batch, tokens, model.dim, model.encoder_layers),
+        *slot_attention_parts(*sizes, train=True, token_gradient=True),
+        *transformer("decoder", batch, tokens, model.dim, model.decoder_layers, memory=count, out_dim=given),
+        loss,
+        Part("loss", *back, single=True),
+        Part("optimizer", 0, ADAMW * parameters),
+    ]
+
+
+def features(config: ImageTraining) -> tuple[int, int]:
+    """Width and number of a frame's features."""
+    dim, patch = FEATURES[config.backbone.backbone]
+    return dim, (config.data.frame_size[0] // patch) * (config.data.frame_size[1] // patch)
+
+
+def cache_bytes(image: ImageTraining, video: VideoTraining) -> tuple[int, int]:
+    """Bytes of a frame in the cache: its features; its image slots and their attention, of all draws. Both flips."""
+    dim, tokens = features(image)
+    slots, flips = image.model.num_slots, 1 + image.optim.flip
+    return 2 * flips * tokens * dim, 2 * flips * video.draws * (slots * image.model.dim + tokens * slots)

@@ -1,0 +1,113 @@
+"""The broadcast decoder against its definition, where every slot is decoded at every patch."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from interpreter.models import decoders
+from interpreter.models.decoders import BroadcastDecoder
+
+GRID, SLOTS, DIM, WIDTH = (3, 4), 5, 6, 7
+
+
+def build(layers=3, seed=0):
+    torch.manual_seed(seed)
+    decoder = BroadcastDecoder(DIM, WIDTH, GRID, hidden_dim=16, hidden_layers=layers).double()
+    with torch.no_grad():  # biases start at 0, and positions near it: a wrong place for them would not show
+        for parameter in decoder.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return decoder
+
+
+def textbook(decoder, slots, valid=None):
+    """Broadcast slots to all patches, add positions, MLP to C + 1 numbers, softmax of the last one over the slots."""
+    x = slots[:, :, None] + decoder.positions
+    for layer in (decoder.first, *decoder.hidden):
+        x = F.relu(layer(x))
+    features, alpha = decoder.to_features(x), decoder.to_alpha(x)
+    if valid is not None:
+        alpha = alpha.masked_fill(~valid[:, :, None, None], -torch.inf)
+    masks = alpha.softmax(1)
+    return (masks * features).sum(1), masks.squeeze(-1).mT
+
+
+def gradients(decoder, slots, outputs):
+    weights = [torch.linspace(-1, 1, o.numel(), dtype=o.dtype).view(o.shape).sin() for o in outputs]
+    loss = sum((weight * output).sum() for weight, output in zip(weights, outputs, strict=True))
+    return torch.autograd.grad(loss, [slots, *decoder.parameters()])
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("merged", [False, True])
+def test_values_and_gradients_are_the_textbooks(layers, merged):
+    decoder = build(layers)
+    slots = torch.randn(2, SLOTS, DIM, dtype=torch.float64, requires_grad=True)
+    valid = torch.tensor([[True] * 5, [True, False, True, True, False]]) if merged else None
+    actual, expected = decoder(slots, valid=valid), textbook(decoder, slots, valid)
+    torch.testing.assert_close(tuple(actual), expected)
+    torch.testing.assert_close(gradients(decoder, slots, actual), gradients(decoder, slots, expected))
+
+
+def test_masks_sum_to_one_and_merged_slots_get_none():
+    decoder, slots = build(), torch.randn(2, SLOTS, DIM, dtype=torch.float64, requires_grad=True)
+    valid = torch.tensor([[True, True, False, True, False]]).expand(2, -1)
+    features, masks = decoder(slots, valid=valid)
+    torch.testing.assert_close(masks.sum(-1), torch.ones(2, 12, dtype=torch.float64))
+    assert not masks[..., ~valid[0]].any()
+    gradient = torch.autograd.grad(features.square().sum(), slots)[0]
+    assert not gradient[:, ~valid[0]].any()
+    assert gradient[:, valid[0]].abs().amin() > 0
+
+
+def test_one_slot_alone_has_every_patch():
+    decoder, slots = build(), torch.randn(2, 1, DIM, dtype=torch.float64)
+    features, masks = decoder(slots)
+    assert (masks == 1).all()
+    assert features.shape == (2, 12, WIDTH)
+
+
+def test_permuting_slots_permutes_masks_alone():
+    decoder, slots, order = build(), torch.randn(2, SLOTS, DIM, dtype=torch.float64), [3, 0, 4, 1, 2]
+    features, masks = decoder(slots)
+    permuted = decoder(slots[:, order])
+    torch.testing.assert_close(permuted.features, features)
+    torch.testing.assert_close(permuted.masks, masks[..., order])
+
+
+def test_without_gradients_a_batch_is_decoded_in_pieces(monkeypatch):
+    decoder, slots = build(), torch.randn(5, SLOTS, DIM, dtype=torch.float64)
+    valid = torch.rand(5, SLOTS) < 0.7
+    valid[:, 0] = True
+    whole, merged = decoder(slots), decoder(slots, valid=valid)
+    monkeypatch.setattr(decoders, "DECODED_ROWS", 2 * SLOTS * 12)
+    rows = []
+    decoder.to_alpha.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    with torch.no_grad():
+        torch.testing.assert_close(decoder(slots), whole)
+        assert rows == [2, 2, 1]
+        torch.testing.assert_close(decoder(slots, valid=valid), merged)
+
+
+def test_another_grid_sees_the_same_places():
+    """Where positions are linear in row and column, they are so on every grid (away from the edges)."""
+    decoder = build().float()
+    rows, columns = torch.arange(9.0), torch.arange(9.0)
+    decoder.grid = (9, 9)
+    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).flatten(0, 1)
+    decoder.positions.data = F.pad(places, (0, DIM - 2))
+    fine = decoder._positions((18, 18)).unflatten(0, (18, 18))[4:-4, 4:-4, :2]
+    centres = (torch.arange(18.0)[4:-4] + 0.5) / 2 - 0.5
+    expected = torch.stack(torch.meshgrid(centres, centres, indexing="ij"), -1)
+    torch.testing.assert_close(fine, expected, atol=0.05, rtol=0)  # the cubic's own error
+    assert decoder(torch.randn(1, 2, DIM), grid=(2, 5)).masks.shape == (1, 10, 2)
+
+
+def test_half_precision_keeps_masks_in_fp32():
+    decoder = build().float()
+    slots = torch.randn(2, SLOTS, DIM)
+    exact = decoder(slots)
+    with torch.autocast("cpu", torch.bfloat16):
+        features, masks = decoder(slots)
+    assert masks.dtype == torch.float32
+    torch.testing.assert_close(masks.sum(-1), torch.ones(2, 12))
+    torch.testing.assert_close(features.float(), exact.features, atol=0.05, rtol=0.05)  # bf16 keeps 8 bits

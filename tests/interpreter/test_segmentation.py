@@ -1,0 +1,183 @@
+"""Files of a segmented video are read back and compared with its label maps."""
+
+import errno
+import json
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pycocotools import mask as coco
+from safetensors import safe_open
+
+from interpreter import segmentation
+from interpreter.data import open_video
+from interpreter.render import overlay
+from interpreter.segmentation import Segmentation, SegmentedVideo, check_output
+
+from .clips import SOURCES, make_clip, read_annotations
+
+OUTPUTS = ["Annotations", "overlay.mp4", "preview.png", "segments.json", "slots.safetensors"]
+
+
+def invented(video, segments=5, seed=0, image_only=False):
+    """A segmentation with several segments of the same importance, such as no tiny run gives."""
+    torch.manual_seed(seed)
+    attention = torch.softmax(4 * torch.randn(len(video), 24, 7), -1).half()
+    tensors = {"image_slots": torch.randn(len(video), 7, 8), "image_attention": attention}
+    across = None
+    if not image_only:
+        across = torch.softmax(4 * torch.randn(len(video), 7, segments), -1)
+        tensors |= {"video_slots": torch.randn(segments, 8), "video_attention": across}
+    return SegmentedVideo(video, Segmentation((4, 6), attention, across, tensors))
+
+
+@pytest.mark.parametrize("image_only", [False, True])
+@pytest.mark.parametrize("source", SOURCES)
+def test_written_files_agree_with_the_label_maps(tmp_path, source, image_only):
+    video = open_video(SOURCES[source](tmp_path))
+    found, out, size = invented(video, image_only=image_only), tmp_path / "out", (video.height, video.width)
+    shares = found.write(out, alpha=0.4)
+    assert sorted(p.name for p in out.iterdir()) == OUTPUTS
+
+    soft = found.segmentation.masks().mT.unflatten(2, (4, 6))
+    wanted = F.interpolate(soft, size, mode="bilinear").argmax(1).numpy()
+    ids = read_annotations(out, video.name)
+    assert ids.shape == (len(video), *size)
+    assert (ids == wanted + 1).mean() > 0.999  # ties within rounding may fall either way
+    labels = np.stack(list(found.labels()))
+    np.testing.assert_array_equal(ids, labels + 1)
+    counts = np.bincount(labels.ravel(), minlength=found.segmentation.num_segments)
+    np.testing.assert_allclose(shares, counts / labels.size)
+
+    entries = json.loads((out / "segments.json").read_text())
+    assert len(entries) == (counts > 0).sum()
+    for index, entry in zip(np.flatnonzero(counts), entries, strict=True):
+        assert entry["video_id"] == video.name
+        for mask, code in zip(labels == index, entry["segmentations"], strict=True):
+            decoded = np.zeros(size, bool) if code is None else coco.decode(code).astype(bool)
+            np.testing.assert_array_equal(decoded, mask)
+
+    with av.open(str(out / "overlay.mp4")) as file:
+        stream = file.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
+        assert stream.average_rate == video.fps
+        painted = [frame.to_ndarray(format="rgb24") for frame in file.decode(stream)]
+    assert len(painted) == len(video)
+    for frame, maps, read in zip(video.frames(), labels, painted, strict=True):
+        assert read.shape[:2] == tuple(side + side % 2 for side in size)
+        # Brightness only: the file holds colours at half the resolution.
+        difference = (read[: size[0], : size[1]].astype(float) - overlay(frame, maps, 0.4)) @ (0.21, 0.72, 0.07)
+        assert abs(difference).mean() < 8  # compression; without the paint it would be 20 to 50
+
+    with Image.open(out / "preview.png") as image:
+        assert image.width == segmentation.PREVIEW_WIDTH * min(6, len(video))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.mp4", "mpeg4")])
+def test_overlay_keeps_the_aspect_of_pixels(tmp_path, name, codec, turned):
+    """Masks are of stored pixels; the overlay keeps the aspect of a pixel, which a quarter turn inverts."""
+    aspect = Fraction(4, 3)
+    with av.open(str(tmp_path / name), "w") as file:
+        stream = file.add_stream(codec, rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = aspect
+        if turned:
+            stream.set_display_rotation(90)
+        for _ in range(3):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
+        file.mux(stream.encode())
+    video = open_video(tmp_path / name)
+    expected, size = (1 / aspect, (64, 48)) if turned else (aspect, (48, 64))
+    assert video.pixel_aspect == expected
+    invented(video).write(tmp_path / "out")
+    with av.open(str(tmp_path / "out" / "overlay.mp4")) as file:
+        assert file.streams.video[0].sample_aspect_ratio == expected
+        assert (file.streams.video[0].height, file.streams.video[0].width) == size
+    assert read_annotations(tmp_path / "out", video.name).shape[1:] == size
+    with Image.open(tmp_path / "out" / "preview.png") as image:
+        shown = round(segmentation.PREVIEW_WIDTH * size[0] / (size[1] * expected))
+        assert image.height / 2 == pytest.approx(shown, rel=0.06)  # but for the gaps
+
+
+@pytest.mark.parametrize("image_only", [False, True])
+def test_slots_are_enough_to_segment_again(tmp_path, image_only):
+    video = open_video(make_clip(tmp_path / "clip.mp4"))
+    found = invented(video, image_only=image_only)
+    found.write(tmp_path)
+    with safe_open(tmp_path / "slots.safetensors", framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = json.loads(file.metadata()["video"])
+    assert metadata == {"grid": [4, 6], "source": "clip.mp4", "fps": "30000/1001", "size": [48, 64]}
+    assert tensors["image_attention"].dtype == torch.float16
+    assert tensors.keys() == found.segmentation.tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, found.segmentation.tensors[name]), name
+    factors = tensors["image_attention"], tensors.get("video_attention")
+    again = SegmentedVideo(video, Segmentation(tuple(metadata["grid"]), *factors))
+    np.testing.assert_array_equal(np.stack(list(again.labels())), np.stack(list(found.labels())))
+
+
+def test_writing_again_replaces_everything(tmp_path):
+    out = tmp_path / "out"
+    invented(open_video(make_clip(tmp_path / "clip.mp4", frames=9))).write(out)
+    found = invented(open_video(make_clip(tmp_path / "clip.mp4", frames=2)))
+    found.write(out)
+    np.testing.assert_array_equal(read_annotations(out, "clip"), np.stack(list(found.labels())) + 1)
+    invented(open_video(make_clip(tmp_path / "other.mp4", frames=1))).write(out)
+    assert sorted(p.name for p in (out / "Annotations").iterdir()) == ["clip", "other"]
+    assert sorted(p.name for p in out.iterdir()) == OUTPUTS
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_failure_leaves_what_was_there(tmp_path, monkeypatch, error):
+    out, video = tmp_path / "out", open_video(make_clip(tmp_path / "clip.mp4"))
+    invented(video, seed=1).write(out)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    write, count = segmentation.write_palette_png, iter(range(100))
+
+    def write_four(labels, path):
+        if next(count) == 4:
+            raise error
+        write(labels, path)
+
+    monkeypatch.setattr(segmentation, "write_palette_png", write_four)
+    with pytest.raises(type(error), match="nothing was written" if isinstance(error, OSError) else None):
+        invented(video, seed=2).write(out)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_video_that_changes_meanwhile_is_refused(tmp_path):
+    video = open_video(make_clip(tmp_path / "clip.mp4", frames=5))
+    found = invented(video)
+    for frames in (3, 7):
+        make_clip(tmp_path / "clip.mp4", frames=frames)
+        with pytest.raises(ValueError, match=r"changed while it was (segmented|read)"):
+            found.write(tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_more_segments_than_a_palette_holds_are_refused(tmp_path):
+    video = open_video(make_clip(tmp_path / "clip.mp4", frames=1))
+    with pytest.raises(ValueError, match="255 segments"):
+        invented(video, segments=255).write(tmp_path / "out")
+
+
+def test_checking_the_output_creates_nothing(tmp_path):
+    video = open_video(make_clip(tmp_path / "clip.mp4", frames=1))
+    before = sorted(tmp_path.rglob("*"))
+    check_output(tmp_path / "new" / "out", video, alpha=0.5)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("size", [None, (11, 13)])
+def test_label_maps_one_by_one_are_those_of_all_frames(tmp_path, size):
+    found = invented(open_video(make_clip(tmp_path / "clip.mp4", frames=19))).segmentation
+    maps = list(found.label_maps(size))
+    np.testing.assert_array_equal(np.stack([m.labels for m in maps]), found.labels(size=size))
+    for labels, areas in maps:
+        np.testing.assert_array_equal(areas, np.bincount(labels.ravel(), minlength=5))

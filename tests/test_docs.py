@@ -1,0 +1,114 @@
+"""The pages name only files, headings, commands, options and make targets that exist."""
+
+import contextlib
+import importlib
+import io
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "examples/*.md", "csrc/*.md", "docs/**/*.md", ".github/**/*.md")
+    for path in ROOT.glob(pattern)
+)
+NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+MODULE = re.compile(r"(?:python|PY\)|-m --) (?:-m )?((?:interpreter|profiling)(?:\.\w+)+)")
+COMMAND = re.compile(r"(?:-m |-m -- |^)interpreter[. ](train|segment|evaluate|cache|data)\b(.*)")
+
+
+def anchors(text):
+    """Names that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", text), re.MULTILINE)
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").lower() for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().replace(" ", "-") for heading in plain}
+
+
+@cache
+def help_of(command, *arguments):
+    """Everything that ``--help`` of a command prints."""
+    module = "interpreter.data.__main__" if command == "data" else f"interpreter.{command}"
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as exit_:
+        importlib.import_module(module).main([*arguments, "--help"])
+    assert exit_.value.code == 0
+    return printed.getvalue()
+
+
+def command_lines(text):
+    """(command, rest of the line) of every line in a code block that starts one; continued lines are joined."""
+    for block in FENCE.findall(text):
+        for line in block.replace("\\\n", " ").splitlines():
+            if (found := COMMAND.search(line.split("  #")[0])) and "COMMAND" not in line:
+                yield found[1], found[2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_of_a_page_lead_to_files_and_headings(name):
+    page = ROOT / name
+    broken = []
+    for target in LINK.findall(FENCE.sub("", page.read_text())):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        path = (page.parent / file).resolve() if file else page
+        if not path.exists() or (anchor and anchor not in anchors(path.read_text())):
+            broken.append(target)
+    assert broken == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_modules_scripts_and_targets_of_a_page_exist(name):
+    text = (ROOT / name).read_text()
+    if name == "docs/benchmarks.md":  # quotes the commands of the past that recorded a file
+        text = "\n".join(line for line in text.splitlines() if "](../profiling/results/" not in line)
+    modules = {found.replace(".", "/") for found in MODULE.findall(text)}
+    missing = {m for m in modules if not any((ROOT / f"{m}{end}").exists() for end in (".py", "/__main__.py"))}
+    missing |= {s for s in re.findall(r"`?(profiling/[\w/]+\.sh)", text) if not (ROOT / s).exists()}
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    missing |= {f"make {t}" for t in re.findall(r"(?:`|^)make ([a-z][\w-]*)", text, re.MULTILINE)} - {
+        f"make {t}" for t in targets
+    }
+    assert missing == set()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if any(command_lines((ROOT / name).read_text()))])
+def test_options_of_the_commands_on_a_page_exist(name):
+    unknown = []
+    for command, rest in command_lines((ROOT / name).read_text()):
+        words = rest.split()
+        arguments = words[:1] if command == "data" else []
+        for option in ("--method", "--stage"):  # the options of training depend on them
+            if command == "train" and option in words:
+                arguments += [option, words[words.index(option) + 1]]
+        known = set(re.findall(r"--[a-z][\w-]*", help_of(command, *arguments)))
+        unknown += [f"{command} {word}" for word in words if word.startswith("--") and word.split("=")[0] not in known]
+    assert unknown == []
+
+
+def test_index_lists_every_page():
+    index = (ROOT / "docs" / "index.md").read_text()
+    listed = {(ROOT / "docs" / target).resolve() for target in re.findall(r"\]\(([^)#]+\.md)", index)}
+    pages = {path.resolve() for path in (ROOT / "docs").glob("*.md")} | set((ROOT / "docs" / "methods").glob("*.md"))
+    assert pages - listed - {(ROOT / "docs" / "index.md").resolve()} == set()
+
+
+def test_every_decision_is_listed_and_numbered():
+    folder = ROOT / "docs" / "decisions"
+    pages = sorted(path.name for path in folder.glob("[0-9]*.md"))
+    assert [int(name[:3]) for name in pages] == list(range(1, len(pages) + 1))
+    listed = re.findall(r"^\| (\d+) \| \[(.*)\]\((.*)\) \|$", (folder / "README.md").read_text(), re.MULTILINE)
+    assert [file for _, _, file in listed] == pages
+    for number, title, file in listed:
+        assert (folder / file).read_text().startswith(f"# {number}. {title}\n")
+
+
+def test_commands_of_the_script_are_those_of_the_pages():
+    commands = importlib.import_module("interpreter.__main__").COMMANDS
+    used = {command for name in NAMES for command, _ in command_lines((ROOT / name).read_text())}
+    assert used == set(commands)
