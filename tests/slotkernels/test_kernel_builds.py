@@ -8,7 +8,7 @@ import sys
 import types
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import slotkernels
@@ -204,7 +204,7 @@ def invariant(x, slots):
     return module(x, torch.rand(7, 2), slots)[:3]
 
 
-OPS = [
+OPS: list[tuple[Any, Any, list[tuple[int, ...]]]] = [
     (INVERTED_ATTENTION, attention, [(2, 3, 6), (2, 7, 6), (2, 3)]),
     (GRU_NORM, gru_norm, [(5, 12), (5, 12), (5, 4), (4,), (4,)]),
     (ADD_NORM, add_norm, [(5, 4), (5, 4), (4,), (4,)]),
