@@ -104,7 +104,7 @@ def _invariant_attention() -> Iterator[tuple[str, Callable[[], object]]]:
                 place = (frame, empty(tokens, 2), empty(slots, 2), empty(slots, 2))
                 deviations = (shift, pairs, pairs) if norm else (None, None, None)
                 tensors = (q, bias, k, k, *place, *deviations, None)
-                forward = invariant_op.Arguments(*tensors, dim**-0.5, 5.0, 1e-8, False, 1e-8)
+                forward = invariant_op.Arguments._make((*tensors, dim**-0.5, 5.0, 1e-8, False, 1e-8))
                 yield (
                     f"invariant_attention forward {name}",
                     lambda a=forward: invariant_slot_attention.invariant_attention(a),

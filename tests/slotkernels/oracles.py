@@ -44,8 +44,10 @@ def assert_matches_oracle(
     actual = results | _gradients(results, inputs, cotangents)
     expected |= _gradients(expected, of_oracle, cotangents)
     for name, tensor in actual.items():
-        limit = tolerance if isinstance(tolerance, float) else 0.0 if tensor is None else tolerance(name, tensor)
-        assert_close(name, tensor, expected[name], limit)
+        if isinstance(tolerance, float):
+            assert_close(name, tensor, expected[name], tolerance)
+        else:
+            assert_close(name, tensor, expected[name], 0.0 if tensor is None else tolerance(name, tensor))
     return actual
 
 
@@ -72,10 +74,10 @@ def _gradients(
     if not leaves or not cotangents:
         return {}
     used = [result for name in cotangents if (result := results[name]) is not None]
-    given = [cotangents[name].to(t.dtype) for name, t in zip(cotangents, used, strict=True)]
+    given = [cotangent.to(result.dtype) for cotangent, result in zip(cotangents.values(), used, strict=True)]
     grads = torch.autograd.grad(used, list(leaves.values()), given, allow_unused=True)
-    found: Tensors = {f"gradient of {name}": grad for name, grad in zip(leaves, grads, strict=True)}
-    for name, leaf in leaves.items():
-        grad = found[f"gradient of {name}"]
+    found: Tensors = {}
+    for (name, leaf), grad in zip(leaves.items(), grads, strict=True):
         assert grad is None or grad.dtype == leaf.dtype, f"gradient of {name}: {grad.dtype}, expected {leaf.dtype}"
+        found[f"gradient of {name}"] = grad
     return found

@@ -19,7 +19,7 @@ class Arguments(NamedTuple):
 
 class Results(NamedTuple):
     product: Tensor
-    count: Tensor
+    size: Tensor
 
 
 class BackwardArguments(NamedTuple):
@@ -62,7 +62,7 @@ def make(monkeypatch, **options):
     op.add("reference", module.__name__)
     op_backward = op.backward_op(empty_gradients)
 
-    @op.differentiable(constant=("count",))
+    @op.differentiable(constant=("size",))
     def gradients(saved: Saved[Arguments, Results], grad, _):
         return op_backward.apply(BackwardArguments(grad, saved.arguments, saved.needs), saved.backend)
 
