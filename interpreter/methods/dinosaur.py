@@ -27,7 +27,6 @@ from interpreter.models.autocast import autocast
 from interpreter.models.decoders import BroadcastDecoder
 from interpreter.models.linking import link_slots
 from interpreter.models.positions import patch_positions
-from interpreter.models.prior import initial_slots
 from interpreter.segmentation import Segmentation
 
 
@@ -138,7 +137,9 @@ class Dinosaur(nn.Module):
         grid = grid or self.grid
         if self.config.input_positions:
             features = features + patch_positions(grid, self.feature_dim, self.grid, features.device)
-        return self.slot_attention(self.to_tokens(features), initial_slots(self.slot_attention, noise)).slots
+        return self.slot_attention(
+            self.to_tokens(features), self.slot_attention.sample_slots(len(noise), noise=noise)
+        ).slots
 
     def forward(self, features: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Mean squared error of the reconstructed features, and the decoder's masks [B, M, N]."""
