@@ -22,7 +22,6 @@ from .._op import Op, Saved
 
 # Limits of the Triton kernel: 32 bits for positions, in half pixels times patches; the grid of a launch.
 MAX_SIDE, MAX_FRAMES = 16384, 65535
-
 NOT_DIFFERENTIABLE = "use propagate_attention and torch.nn.functional.interpolate, or detach the attention"
 
 
