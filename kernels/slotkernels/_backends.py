@@ -35,6 +35,7 @@ _override: ContextVar[str | None] = ContextVar("slotkernels_backend", default=No
 
 Arguments = tuple[Any, ...]  # a NamedTuple of tensors, settings, lists of them, and other NamedTuples
 Supports = Callable[[Any], str | None]
+_NESTED = (tuple, list)
 
 
 class KernelBuildError(RuntimeError):
@@ -57,12 +58,15 @@ def tensors_of(arguments: Arguments | list[Any]) -> Iterator[Tensor]:
     for value in arguments:
         if isinstance(value, Tensor):
             yield value
-        elif isinstance(value, tuple | list):
+        elif isinstance(value, _NESTED):
             yield from tensors_of(value)
 
 
 def device_of(arguments: Arguments) -> torch.device:
     """Device of the first tensor (all tensors of a call share it)."""
+    for value in arguments:  # without a generator where it matters: every call comes here
+        if isinstance(value, Tensor):
+            return value.device
     return next(tensors_of(arguments)).device
 
 

@@ -21,11 +21,11 @@ _BUILD = "`pip install --no-build-isolation -v .` in the project's folder builds
 def why_not_loaded(library: str) -> str | None:
     """Load ``slotkernels.<library>``; the reason if that is impossible, else None."""
     # in this package's folder only: an editable installation of another copy would lend its library to this one
-    found = PathFinder.find_spec(f"slotkernels.{library}", sys.modules["slotkernels"].__path__)
-    if found is None or found.origin is None:
+    spec = PathFinder.find_spec(f"slotkernels.{library}", sys.modules["slotkernels"].__path__)
+    if spec is None or spec.origin is None:
         return f"slotkernels.{library} is not built ({_BUILD})"
     try:
-        torch.ops.load_library(found.origin)
+        torch.ops.load_library(spec.origin)
     except OSError as error:
         return f"slotkernels.{library} does not load with torch {torch.__version__} ({error}; {_BUILD})"
     return None
@@ -42,9 +42,9 @@ def _warn_once(reason: str) -> None:
 
 
 def _why_not(device: str, libraries: tuple[str, ...], arguments: Arguments) -> str | None:
-    found = _backends.device_of(arguments).type
-    if found != device:
-        return f"tensors on {found}"
+    actual = _backends.device_of(arguments).type
+    if actual != device:
+        return f"tensors on {actual}"
     if any(t.dtype == torch.float64 for t in tensors_of(arguments)):
         return "float64 tensors"
     reason = next((reason for reason in map(why_not_loaded, libraries) if reason is not None), None)

@@ -198,9 +198,9 @@ class Op(Backends, Generic[A, R]):
 
         def register(gradients: Callable[..., Iterable[Tensor | None]]) -> Callable[..., Iterable[Tensor | None]]:
             def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-                found: list[Tensor | None] = [None] * (len(fields.names) + 1)
+                of_inputs: list[Tensor | None] = [None] * (len(fields.names) + 1)
                 if all(grad is None for grad in grads):
-                    return tuple(found)
+                    return tuple(of_inputs)
                 values, results = list(ctx.settings), [None] * len(names)
                 saved_tensors = iter(ctx.saved_tensors)
                 for i in kept_inputs:
@@ -218,8 +218,8 @@ class Op(Backends, Generic[A, R]):
                     saved = Saved(fields.pack(values), self._results(results), needs, backend, twice)
                     each = gradients(saved, *grads)
                 for i, need, grad in zip(tensors, needs, each, strict=False):
-                    found[i] = grad if need else None
-                return tuple(found)
+                    of_inputs[i] = grad if need else None
+                return tuple(of_inputs)
 
             self._definition.register_autograd(backward, setup_context=remember)
             return gradients
