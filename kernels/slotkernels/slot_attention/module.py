@@ -176,10 +176,8 @@ class SlotAttention(nn.Module):
         """One iteration: slots compete for tokens, and each takes the mean of those that it won into its state.
 
         Args:
-            slots: [B, N, D].
-            normalised: [B, N, D], their layer norm.
-            tokens: what they compete for.
-            weights: what the iteration multiplies with.
+            slots, normalised: [B, N, D], the state and its layer norm.
+            tokens, weights: what the slots compete for, and what the iteration multiplies with.
             return_attention: whether to return the attention.
 
         Returns:
@@ -239,7 +237,7 @@ class SlotAttention(nn.Module):
     def sample_slots(
         self, batch: int, generator: torch.Generator | None = None, *, noise: Tensor | None = None
     ) -> Tensor:
-        """Draw initial slots ``mu + exp(log_sigma) * noise``; gradients reach mu and log_sigma.
+        """Initial slots ``mu + exp(log_sigma) * noise`` [batch, N, D]; gradients reach mu and log_sigma.
 
         Args:
             batch: B.
@@ -303,8 +301,7 @@ class SlotAttention(nn.Module):
         if conventions is not None:
             of_style = conventions._replace(use_mlp=of_style.use_mlp, qkv_bias=of_style.qkv_bias)
         of_style = with_former_options("load_published", of_style, {"eps": eps, **former}, f"{style.upper()}._replace")
-        if iterations is not None:
-            options["iterations"] = iterations
+        options["iterations"] = options["iterations"] if iterations is None else iterations
         module = cls(num_slots, implicit=implicit, conventions=of_style, **options).to(tensors["to_q.weight"].dtype)
         shapes = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
         wrong = [
