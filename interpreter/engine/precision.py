@@ -32,8 +32,3 @@ def in_precision(backbone: Backbone, precision: Precision) -> Backbone:
         name = type(backbone).__name__
         raise ValueError(f"--precision fp8-backbone: the backbone {name} has no linear layers; use --precision bf16")
     return backbone
-
-
-def default_device() -> torch.device:
-    """The GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

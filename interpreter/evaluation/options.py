@@ -62,7 +62,7 @@ class Evaluation:
     """Numbers of segments of the baselines. Default: as many as the run has slots; 8 with --masks."""
     pictures: int = option(3, at_least=0)
     """Number of best and of worst videos to draw."""
-    settings: Any = None
+    settings: Any = None  # of the method; parse_with_settings puts its dataclass here
 
     @property
     def sweeps(self) -> dict[str, Sweep]:
