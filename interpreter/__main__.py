@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import interpreter
 
 COMMANDS = {
-    "train": "train the image stage or the video stage of a run",
+    "train": "train a stage of a method",
     "segment": "segment a video with a trained run: masks, an overlay and the slots",
     "evaluate": "evaluate a trained run, or masks saved by any other method",
-    "cache": "compute features or image slots before training, on one or several processes",
+    "cache": "compute what a stage trains on beforehand, in one or several processes",
     "data": "check or convert a data set",
 }
 EXAMPLES = """\

@@ -134,9 +134,20 @@ def parse(arguments: Sequence[str]) -> tuple[Chosen, Caching]:
 
 
 def stage_options(config: Caching, run: Path, chosen: Chosen) -> tuple[Stage[Any], Any]:
-    """The stage whose inputs are cached, and its options with those of the command."""
+    """The stage whose inputs are cached, and its options with those of the command.
+
+    Raises:
+        ValueError: if the run does not hold the options of a stage of which there are several.
+    """
     stage = chosen.method.stage(config.stage)
-    known = chosen.stored.options(config.stage, stage.config) or next(iter(stage.presets.values()))
+    preset = next(iter(stage.presets.values()))
+    key = stage.key(preset) if config.stage == stage.name else config.stage
+    known = chosen.stored.options(key, stage.config) or preset
+    if stage.key(known) != key:
+        raise ValueError(
+            f"{config.run} does not hold the options of --stage {key} yet; start its training, which computes the "
+            f"same files: {train_command(config.method, key, config.run)}"
+        )
     changes: dict[str, Any] = {"run": run, "cache": config.cache}
     if not stage.needs(known):
         changes |= {"data": config.data, "backbone": config.backbone}

@@ -1,4 +1,4 @@
-"""Options that all methods share: data, backbone, loader, optimiser, logging, and what every stage has."""
+"""Options that all methods share: data, backbone, loader, optimiser, logging, and those of every stage."""
 
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ def option(default: Any, *, at_least: int | None = None, may_change: bool = Fals
     Args:
         default: its default.
         at_least: least value of a whole number, or of each of several.
-        may_change: whether a run may be resumed with another value; what depends on it must stay the same.
+        may_change: whether a run may be resumed with another value.
     """
     return field(default=default, metadata={"at_least": at_least, "may_change": may_change})
 
@@ -49,7 +49,7 @@ class VideosConfig:
 
 @dataclass(frozen=True)
 class DataConfig(VideosConfig):
-    """Where the videos come from, and at which size they are seen."""
+    """Where the videos come from, and the size that frames are resized to."""
 
     frame_size: tuple[int, int] = option((128, 192), at_least=1)
     """Height and width that frames are resized to; multiples of the backbone's patch."""
@@ -75,7 +75,7 @@ class LoaderConfig:
     loader: LoaderName = "auto"
     """dali: NVIDIA DALI, on a GPU with hardware decoders. pyav: a pool of processes. torch: all frames decoded once and
     kept in memory. auto: torch if they fit into a quarter of the free memory, else dali on a GPU if it is installed and
-    knows the videos' codecs, else pyav."""
+    decodes the videos' codecs, else pyav."""
     workers: int | None = option(None, at_least=1)
     """Processes or threads that decode. Default: as many as there are cores."""
     prefetch: int = option(2, at_least=1)
@@ -89,10 +89,10 @@ class OptimConfig:
     steps: int = option(1800, at_least=1, may_change=True)
     """Optimiser steps."""
     batch_size: int = option(32, at_least=1)
-    """Frames per step in the image stage, videos per step in the video stage; torchrun's processes share them."""
+    """Samples per step, which torchrun's processes share: frames, or clips of a stage that trains on clips."""
     micro_batch: int | None = option(None, at_least=1)
-    """Frames or videos that a process computes at once, for less memory: gradients add up to those of the batch.
-    Default: all of its share."""
+    """Samples that a process computes at once, for less memory: gradients add up to those of the batch. Default: all
+    of its share."""
     peak_lr: float = 4e-4
     """Learning rate after warm-up."""
     start_lr: float = 1e-5
@@ -118,7 +118,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """What a run leaves behind while it trains."""
+    """How often training writes records, pictures and checkpoints."""
 
     log_every: int = option(20, at_least=1)
     """Steps between two records in metrics.jsonl and TensorBoard."""

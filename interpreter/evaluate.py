@@ -85,7 +85,8 @@ def _write(config: Evaluation, scores: Scores, provenance: Provenance, gallery: 
     pictures = gallery.pictures()
     table = format_tables(scores, provenance)
     options = asdict(config)
-    options |= options.pop("settings")
+    settings = options.pop("settings")
+    options |= {} if config.masks else settings
     # The files of one evaluation belong together: other processes and signals wait until all of them are written.
     with waiting_for(home / ".lock", str(home)) as lock, StopRequest() as stop:
         if lock.exclusive:

@@ -41,7 +41,7 @@ class SegmentOptions:
     clip: tyro.conf.Positional[Path]
     """Video file, or folder of frames: numbered images (00000.jpg, 00001.jpg …), with no video file among them."""
     run: Path | None = None
-    """Run directory, as interpreter.train leaves it."""
+    """Run directory, made by interpreter.train."""
     method: str | None = None
     """Name of a method that needs no training; else the method is that of the run."""
     out: Path
@@ -72,7 +72,7 @@ def segment_video(
 
     Args:
         path: the video.
-        run: run directory, as ``interpreter.train`` leaves it.
+        run: run directory, made by ``interpreter.train``.
         out: directory for all that :meth:`SegmentedVideo.write` writes; None writes nothing.
         method: name of a method that needs no training; else the method is that of the run.
         frame_size: (H, W) that frames are resized to before the backbone; by default as in training.

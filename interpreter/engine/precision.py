@@ -23,10 +23,10 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
 
 
 def in_precision(backbone: Backbone, precision: Precision) -> Backbone:
-    """The backbone, its linear layers in float8 if ``precision`` says so.
+    """The backbone; with the precision "fp8-backbone" its linear layers are replaced by float8 ones.
 
     Raises:
-        ValueError: if it has none.
+        ValueError: if it has no linear layers to replace.
     """
     if precision == "fp8-backbone" and to_float8(backbone) == 0:
         name = type(backbone).__name__

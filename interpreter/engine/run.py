@@ -19,8 +19,7 @@ T = TypeVar("T")
 
 FORMAT = 2
 DEFAULT_METHOD = "interpreter"  # of runs and commands that name none
-# Names that options had in runs of format 1.
-RENAMED = {"samples": "draws"}
+RENAMED = {"samples": "draws"}  # options of format 1 by their old names
 
 
 @dataclass
@@ -137,7 +136,7 @@ def require_same(old: Any, new: Any) -> None:
     if changed:
         raise ValueError(
             f"{new.run} was started with other settings: {'; '.join(changed)}. "
-            "Use the same settings to go on, or another --run to start anew"
+            "Use the same settings to continue, or another --run to start anew"
         )
 
 
@@ -195,14 +194,14 @@ def require_run(run: Path) -> None:
         raise FileNotFoundError(f"no run directory at {run}; make one with: python -m interpreter.train --run {run}")
 
 
-def train_command(method: str, stage: str, run: Path) -> str:
-    """The command line that trains a stage."""
+def train_command(method: str, key: str, run: Path) -> str:
+    """The command line that trains a stage; of a key such as video-3 it names the stage, ``--stage video``."""
     which = "" if method == DEFAULT_METHOD else f" --method {method}"
-    return f"python -m interpreter.train{which} --stage {stage} --run {run}"
+    return f"python -m interpreter.train{which} --stage {key.partition('-')[0]} --run {run}"
 
 
 def unfinished(run: Path, key: str, stored: RunConfig) -> str | None:
-    """How far the training of a stage came, if it did not reach its last step; None if it did, or never began."""
+    """How far the training of a stage came; None if it reached its last step, or never began."""
     options, step = stored.stages.get(key), newest_step(run / key)
     if options is None or step == 0 or step >= options["optim"]["steps"]:
         return None

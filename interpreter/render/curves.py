@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from interpreter.files import written_whole
+from interpreter.render.palette import LINE_COLOURS
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # of the stages, in their order
 COLUMNS = 3
 POINTS = 2000
 
@@ -34,7 +34,7 @@ def plot_curves(records: Iterable[Mapping[str, object]], path: str | Path) -> No
     if not series:
         raise ValueError("nothing to plot: no record has a step and a numeric quantity")
     names = list(dict.fromkeys(stage for stages in series.values() for stage in stages))
-    colours = dict(zip(names, itertools.cycle(COLOURS), strict=False))
+    colours = dict(zip(names, itertools.cycle(LINE_COLOURS), strict=False))
     rows, columns = math.ceil(len(series) / COLUMNS), min(COLUMNS, len(series))
     figure = Figure(figsize=(4.2 * columns, 2.7 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
