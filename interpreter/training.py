@@ -90,8 +90,13 @@ def _check_options(method: Method, stage: Stage[Any], config: StageConfig) -> No
         )
     if stage.needs(config):
         require_run(config.run)
-    if config.init:
-        require_run(config.init)
+    if other := _run_to_start_from(stage, config):
+        require_run(other)
+
+
+def _run_to_start_from(stage: Stage[Any], config: StageConfig) -> Path | None:
+    """The run of ``--init``; None if the stage resumes, since its weights then come from its own checkpoint."""
+    return None if checkpoints(config.run / stage.key(config)) else config.init
 
 
 def _ways_to_save_memory(stage: Stage[Any], config: StageConfig) -> str:
@@ -180,10 +185,10 @@ def _build(method: Method, stage: Stage[Any], config: StageConfig, context: Cont
     """The module with the weights that training starts from: random, or those of ``--init``."""
     torch.manual_seed(config.optim.seed)
     model = stage.build(config, context).to(context.device)
-    if config.init:
+    if other := _run_to_start_from(stage, config):
         key = stage.key(config)
-        restore_weights(model, load_stage_state(config.init, key, method.name).weights, config.init / key)
-        require_finished(config.init, key, read_config(config.init), allow_unfinished=True)
+        restore_weights(model, load_stage_state(other, key, method.name).weights, other / key)
+        require_finished(other, key, read_config(other), allow_unfinished=True)
     return model
 
 
