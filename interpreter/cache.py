@@ -27,6 +27,7 @@ from interpreter.engine.run import (
     train_command,
 )
 from interpreter.engine.videos import open_videos
+from interpreter.method_options import choose_method
 from interpreter.methods import METHODS, find_method
 from interpreter.methods.base import Context, Method, Stage
 from interpreter.methods.runs import open_context
@@ -97,8 +98,7 @@ def parse(arguments: Sequence[str]) -> Caching:
     arguments = rename_options(arguments, {"--samples": "--draws"})
     options: dict[str, dict[str, Any]] = {"run": {"type": Path}, "method": {"choices": METHODS}, "preset": {}}
     chosen, rest = parse_first(arguments, PROG, **options)
-    stored = read_config(chosen.run) if chosen.run else RunConfig()
-    method = find_method(chosen.method or stored.method)
+    method = choose_method(chosen.method, chosen.run)
     first, presets = method.stages[0], list(method.stages[0].presets)
     if chosen.preset is not None and chosen.preset not in presets:
         raise ValueError(f"unknown --preset {chosen.preset!r}; choose from {', '.join(presets)}")
