@@ -48,7 +48,9 @@ class RunConfig:
         try:
             return from_dict(kind, self.stages[key])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"config.json does not hold the options of a {key} stage ({error})") from error
+            raise ValueError(
+                f"config.json is not the configuration of a run with this {key} stage ({error})"
+            ) from error
 
 
 def from_dict(kind: type[T], values: dict[str, Any]) -> T:
