@@ -33,10 +33,10 @@ class VideosConfig:
     DAVIS layout. ytvis: YouTube-VIS 2019 or 2021. movi: MOVi after `interpreter.data convert`. segtrack: SegTrack-v2.
     fbms: FBMS-59. `python -m interpreter.data verify NAME --root DIR` says where to get each."""
     root: Path | None = None
-    """Directory of the data. The synthetic default is RUN/scenes."""
+    """Data set root. Default for synthetic: RUN/scenes."""
     split: str | None = "train"
-    """Split of the data set; ignored for folder and segtrack, which have none. ytvis: train leaves the hold-out out,
-    holdout is it (entries 600 to 899 of train.json), all is both; valid, test."""
+    """Split of the data set; ignored for folder and segtrack, which have none. ytvis splits: train (without the
+    hold-out), holdout (entries 600–899 of train.json), all (train + holdout), valid, test."""
     year: Literal["2016", "2017"] = "2016"
     """Edition of DAVIS."""
     num_videos: int = option(200, at_least=1)

@@ -1,28 +1,17 @@
 """Score a run, or saved masks of any method, against ground truth: ``python -m interpreter.evaluate --help``."""
 
-import dataclasses
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
 
 from interpreter.commands import run_command
-from interpreter.configs import WITHOUT_SPLITS, VideosConfig, option
+from interpreter.configs import WITHOUT_SPLITS
 from interpreter.data.predictions import open_predictions
-from interpreter.engine.run import check_ranges
 from interpreter.engine.videos import open_videos, published_ids
-from interpreter.evaluation.candidates import (
-    ON_FEATURES,
-    Baseline,
-    CandidateMasks,
-    SavedMasks,
-    SegmenterMasks,
-    Sweep,
-)
+from interpreter.evaluation.candidates import CandidateMasks, SavedMasks, SegmenterMasks
 from interpreter.evaluation.gallery import Gallery
+from interpreter.evaluation.options import Evaluation, check_options, choose_protocols, with_named_objects
 from interpreter.evaluation.provenance import code_version
 from interpreter.evaluation.record import Provenance, format_tables, write_scores, write_videos
 from interpreter.evaluation.report import write_report
@@ -33,68 +22,9 @@ from interpreter.locks import waiting_for
 from interpreter.method_options import choose_method, parse_with_settings
 from interpreter.methods.base import Method
 from interpreter.methods.runs import open_segmenter
-from interpreter.metrics import PROTOCOLS, Protocol
 
 PROG = "python -m interpreter.evaluate"
 CLUSTERS_OF_MASKS = (8,)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Score a run (--run) or saved masks of any method (--masks) under named protocols, and baselines with them.
-
-    Prints a table for each protocol. Writes below OUT: table.txt, scores.json (all numbers, also of each video and
-    seed), videos.csv, pictures of the best and worst videos, and report.html, one file with all of it and plots. Every
-    number is saved with its protocol, the split and the commit. docs/protocols.md describes the protocols.
-
-    Examples:
-      python -m interpreter.evaluate --run runs/demo
-      python -m interpreter.evaluate --masks MASKS --data davis --year 2017 --root DAVIS --baselines one-segment grid
-    """
-
-    run: Path | None = None
-    """Run directory, as interpreter.train leaves it."""
-    masks: Path | None = None
-    """Saved masks instead of a run: DIR/VIDEO/00000.png … (palette or gray; id 0 is no segment), a YouTube-VIS
-    result JSON, or .npz: one file for each video, or one for all (every id is a segment)."""
-    method: str | None = None
-    """Name of a method that needs no training; else the method is that of the run."""
-    data: VideosConfig = field(default_factory=lambda: VideosConfig(split="val", num_videos=40))
-    protocol: Annotated[tuple[str, ...], tyro.conf.arg(metavar="{" + ",".join(PROTOCOLS) + "}")] = ()
-    """Protocols, one or several. Default: davis-2016 or davis-2017-unsupervised for DAVIS, else interpreter. davis-2017
-    (semi-supervised) must be the only one, and scores --masks in which objects keep their ids of the first frame."""
-    out: Path | None = None
-    """Directory to write to. Default: RUN/evaluation/DATA-SPLIT-STAGE, or evaluation/DATA-SPLIT-MASKS."""
-    strict: bool = False
-    """Exit with status 1 if any video could not be scored. Such videos are named, and left out of all numbers."""
-    frame_size: tuple[int, int] | None = option(None, at_least=1)
-    """Height and width that frames are resized to before the backbone. Default: as in training."""
-    clip_frames: int | None = option(None, at_least=1)
-    """Number of frames of a video that the run sees, as in published evaluations (36 on YouTube-VIS): longer videos
-    are cut; shorter ones are repeated, and the repeats are not scored. Default: all frames."""
-    seeds: tuple[int, ...] = option((0, 1, 2), at_least=0)
-    """Seeds of the slot prior and of baselines that start at random; tables show mean and sample standard deviation."""
-    sweep_merge: tuple[float, ...] = ()
-    """Merge thresholds to try; frames are encoded only once."""
-    sweep_slots: tuple[int, ...] = option((), at_least=1)
-    """Numbers of video slots to try; frames are encoded only once."""
-    baselines: tuple[Baseline, ...] | None = None
-    """Baselines to score as well, on the run's features: one-segment, grid (regular blocks), k-means of the whole
-    video, k-means-positions (patch positions appended), k-means-frame and spectral (each frame by itself, linked over
-    time). Default: the first three; with --masks, which have no features, the first two; none under davis-2017."""
-    clusters: tuple[int, ...] = option((), at_least=1)
-    """Numbers of segments of the baselines. Default: as many as the run has slots; 8 with --masks."""
-    pictures: int = option(3, at_least=0)
-    """Number of best and of worst videos to draw."""
-    settings: Any = None
-
-    @property
-    def sweeps(self) -> dict[str, Sweep]:
-        """Settings to try, by option."""
-        return {
-            "--sweep-merge": Sweep("merge_threshold", "merge threshold", "merge {:g}", self.sweep_merge),
-            "--sweep-slots": Sweep("num_slots", "video slots", "{} slots", self.sweep_slots),
-        }
 
 
 def evaluate(config: Evaluation) -> Scores:
@@ -109,7 +39,7 @@ def evaluate(config: Evaluation) -> Scores:
     check_options(config, method)
     protocols = choose_protocols(config)
     if any(protocol.match == "same-id" for protocol in protocols):
-        config = _with_named_objects(config, protocols)
+        config = with_named_objects(config, protocols)
     commit = code_version()  # before anything is written into the checkout
     dataset = open_videos(config.data, config.run or Path())
     candidates = saved_masks(config) if config.masks else segmenter_masks(config, method)
@@ -120,88 +50,6 @@ def evaluate(config: Evaluation) -> Scores:
     scores = score_dataset(dataset, candidates, protocols, gallery, config.clip_frames)
     _write(config, scores, Provenance(name, split, subject, commit), gallery)
     return scores
-
-
-def check_options(config: Evaluation, method: Method) -> None:
-    """Refuse options that are out of range or contradict each other, before anything is computed.
-
-    Raises:
-        ValueError: names the option.
-    """
-    check_ranges(config)
-    saved, sweeps = config.masks is not None, config.sweeps
-    on_features = sorted(set(config.baselines or ()) & set(ON_FEATURES))
-    refused = {
-        "give either --run DIR, a run to score, or --masks PATH, saved masks to score": saved
-        == bool(config.run or config.method),
-        "--masks needs --root DIR, the data set with the ground truth": saved and config.data.root is None,
-        "--method needs --root DIR, the data set": not (saved or config.run or config.data.root),
-        f"--baselines {' '.join(on_features)} need a run's features; with --masks: one-segment, grid": saved
-        and on_features,
-        "--clip-frames needs --run: saved masks have as many frames as the video": saved and config.clip_frames,
-        f"--seeds must be one or more different numbers, got {list(config.seeds)}": not config.seeds
-        or len(set(config.seeds)) < len(config.seeds),
-        **{f"{name} needs --run: saved masks have no settings": saved and s.values for name, s in sweeps.items()},
-        **{
-            f"{name} names a value twice: {list(sweep.values)}": len(set(sweep.values)) < len(sweep.values)
-            for name, sweep in sweeps.items()
-        },
-    }
-    for message, wrong in refused.items():
-        if wrong:
-            raise ValueError(message)
-    tried = {name: (sweep.setting, sweep.values) for name, sweep in sweeps.items()}
-    tried["--clip-frames"] = ("repeat_to", (config.clip_frames,) if config.clip_frames else ())
-    for name, (setting, values) in tried.items():
-        _check_setting(name, setting, values, config.settings, method)
-
-
-def _check_setting(name: str, setting: str, values: Sequence[float], settings: Any, method: Method) -> None:
-    """Refuse values of a setting that the method does not have, or does not accept."""
-    if values and setting not in {field.name for field in dataclasses.fields(settings)}:
-        raise ValueError(f"{name}: the method {method.name} has no setting {setting}")
-    for value in values:
-        try:
-            replace(settings, **{setting: value})
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-
-
-def _with_named_objects(config: Evaluation, protocols: Sequence[Protocol]) -> Evaluation:
-    """The evaluation under a protocol that gives every object its id: saved masks alone, DAVIS with that track's masks.
-
-    Raises:
-        ValueError: for a run, baselines or other protocols, which have no such ids.
-    """
-    name = next(protocol.name for protocol in protocols if protocol.match == "same-id")
-    rule = f"--protocol {name} scores masks in which objects keep their ids of the first frame"
-    if not config.masks:
-        raise ValueError(f"{rule}, and a run numbers its segments by itself; choose davis-2017-unsupervised for a run")
-    if config.baselines:
-        raise ValueError(f"{rule}, and baselines have no such ids; leave --baselines {' '.join(config.baselines)} out")
-    if len(protocols) > 1:
-        others = " ".join(protocol.name for protocol in protocols if protocol.name != name)
-        raise ValueError(f"{rule}, and other protocols need other masks; evaluate {others} in another command")
-    data = config.data
-    if data.data == "davis":
-        data = replace(data, year="2017", annotations="semi-supervised")
-    return replace(config, baselines=(), data=data)
-
-
-def choose_protocols(config: Evaluation) -> list[Protocol]:
-    """The named protocols, or that of the data set.
-
-    Raises:
-        ValueError: if a name is not in :data:`interpreter.metrics.PROTOCOLS`.
-    """
-    names = list(dict.fromkeys(config.protocol))
-    if not names:
-        years = {"2016": "davis-2016", "2017": "davis-2017-unsupervised"}
-        names = [years[config.data.year] if config.data.data == "davis" else "interpreter"]
-    unknown = [name for name in names if name not in PROTOCOLS]
-    if unknown:
-        raise ValueError(f"unknown --protocol {', '.join(unknown)}; choose from {', '.join(PROTOCOLS)}")
-    return [PROTOCOLS[name] for name in names]
 
 
 def segmenter_masks(config: Evaluation, method: Method) -> CandidateMasks:

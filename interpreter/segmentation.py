@@ -19,7 +19,7 @@ from interpreter.data.images import resize
 from interpreter.files import written_whole
 from interpreter.metrics.label_maps import resize_labels
 from interpreter.output_folder import written_together
-from interpreter.render import RleWriter, VideoWriter, mask_grid, overlay, write_palette_png
+from interpreter.render import mask_grid, overlay, write_palette_png
 
 LABELS_AT_ONCE = 8  # frames whose label maps are made together
 PREVIEW_FRAMES, PREVIEW_WIDTH = 6, 270
@@ -186,6 +186,10 @@ def _write_slots(path: Path, found: SegmentedVideo) -> None:
 
 def _write_pictures(folder: Path, found: SegmentedVideo, alpha: float, advance: Callable[[], None]) -> np.ndarray:
     """Write everything that is made of label maps; returns the share [segments] of the pixels in each segment."""
+    # Late: they load PyAV and pycocotools, which training on stored features does not need.
+    from interpreter.render.rle import RleWriter
+    from interpreter.render.video import VideoWriter
+
     video, count = found.video, len(found.segmentation)
     pixels = np.zeros(found.segmentation.num_segments, np.int64)
     chosen = set(np.linspace(0, count - 1, min(PREVIEW_FRAMES, count)).round().astype(int).tolist())

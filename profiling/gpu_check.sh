@@ -155,7 +155,7 @@ print(*(n for n in ('xdist', 'pytest_reportlog', 'pytest_timeout') if u.find_spe
     # Nothing before the benchmarks is timed, so it can run in parallel. Checking the baselines' values also compiles
     # them; the benchmarks then find them in the caches.
     background "exact resume" 300 "${resume[@]}" "${RESUME[@]}"
-    TAIL=40 part "tests" 200 "${record[@]}" "${SUITE[@]}"
+    TAIL=40 part "tests" 240 "${record[@]}" "${SUITE[@]}"
     sanitize memcheck
     sanitize racecheck --only inverted sinkhorn merging
     TAIL=60 part "values of the baselines" 150 "$PYTHON" -m profiling.gpu.smoke "${SMOKE[@]}" --variants all --seconds 140

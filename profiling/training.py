@@ -28,7 +28,6 @@ from interpreter.methods.interpreter.config import Preset
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.methods.interpreter.video_stage import VideoSlots
 from interpreter.models.autocast import autocast
-from interpreter.models.prior import initial_slots
 from profiling.bench.flops import count_flops
 from profiling.common.machine import machine, save
 from profiling.common.setups import STAGES, Encoder, Setup, random_frames, setup
@@ -51,7 +50,7 @@ def parts_of(given: Setup, inputs: Sequence[Tensor]) -> dict[str, Run]:
     model: Any = given.task.model
     device, (first, noise) = given.task.device, inputs
     part = partial(backward, device=device, precision=given.task.optim.precision)
-    start = initial_slots(model.slot_attention, noise).detach()
+    start = model.slot_attention.sample_slots(len(noise), noise=noise).detach()
     slots = torch.randn_like(noise, requires_grad=True)
     attention, decoder = list(model.slot_attention.parameters()), list(model.decoder.parameters())
     if isinstance(model, ImageStage):

@@ -10,7 +10,7 @@ DISTRIBUTION = "interpreter-slots"
 def code_version() -> str:
     """The commit (``git describe --always --dirty``) of a checkout, else the version of the installed package."""
     root = Path(__file__).resolve().parents[2]
-    # An installation inside somebody else's repository must not pass for a commit of that one.
+    # The commit of a repository that the installation happens to lie in would be the wrong one.
     if _git(root, "rev-parse", "--show-toplevel") == str(root):
         described = _git(root, "describe", "--always", "--dirty", "--tags")
         if described:

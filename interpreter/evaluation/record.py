@@ -42,7 +42,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Provenance:
-    """What stands beside every number.
+    """Where every number comes from.
 
     Attributes:
         data: name of the data set.

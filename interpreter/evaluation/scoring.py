@@ -32,7 +32,7 @@ class Row:
     Attributes:
         protocol, entry: whose numbers they are.
         seeds: of the slot prior (None: nothing random).
-        per_seed: for each seed what :func:`interpreter.metrics.summarise` says of the data set.
+        per_seed: for each seed what :func:`interpreter.metrics.summarise` returns for the data set.
         mean: over seeds; NaN where a number is undefined under any of them.
         std: sample standard deviation over seeds; None with a single one.
     """

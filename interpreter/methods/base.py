@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from interpreter.configs import BackboneConfig, DataConfig, Dtype, StageConfig
 from interpreter.data import Video
 from interpreter.engine.inputs import Inputs, InputSettings
+from interpreter.engine.task import all_parameters
 from interpreter.models.backbones import Backbone
 from interpreter.segmentation import Segmentation
 from interpreter.store.features import FeatureMaker
@@ -127,8 +128,8 @@ class Stage(abc.ABC, Generic[C]):
         """What the stage trains on, such as :class:`interpreter.engine.inputs.FrameInputs`."""
 
     @abc.abstractmethod
-    def maker(self, config: C, context: Context, root: Path, dtype: str, flip: bool) -> Maker:
-        """What computes the files of the cache that :meth:`inputs` reads."""
+    def maker(self, config: C, context: Context, dtype: Dtype, flip: bool) -> Maker:
+        """What computes the files of the cache that :meth:`inputs` reads; ``flip`` asks for mirrored frames too."""
 
     @abc.abstractmethod
     def loss(self, model: Any, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -137,13 +138,33 @@ class Stage(abc.ABC, Generic[C]):
         It runs under autocast, compiled and inside a CUDA graph: no random numbers, no copies to or from the host.
         """
 
+    @abc.abstractmethod
+    def segmenter(
+        self,
+        config: C,
+        model: Any,
+        context: Context,
+        settings: Any = None,
+        frame_size: tuple[int, int] | None = None,
+    ) -> "Segmenter":
+        """A segmenter with the weights of ``model`` as they are now.
+
+        Args:
+            config: options that the stage is, or was, trained with.
+            model: its module.
+            context: what it was built from.
+            settings: of the method's dataclass ``settings``. Default: its defaults.
+            frame_size: (H, W) that frames are resized to before the backbone. Default: as in training.
+        """
+
     def noise(self, model: Any) -> tuple[int, ...] | None:
         """Shape, without the batch, of standard normal noise that each step draws anew; None for no noise."""
         return None
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Parameter groups of AdamW; by default one of all parameters that need a gradient."""
-        return [{"params": [p for p in model.parameters() if p.requires_grad]}]
+        """Parameter groups of AdamW, each with an optional factor ``lr_scale`` of the learning rate; by default one
+        group of all parameters that need a gradient."""
+        return all_parameters(model)
 
     def after_step(self, model: nn.Module) -> None:
         """Called after each optimiser step, inside the CUDA graph: an exponential moving average, for example."""

@@ -27,7 +27,6 @@ from interpreter.models.autocast import autocast
 from interpreter.models.decoders import BroadcastDecoder
 from interpreter.models.linking import link_slots
 from interpreter.models.positions import patch_positions
-from interpreter.models.prior import initial_slots
 from interpreter.segmentation import Segmentation
 
 
@@ -76,10 +75,12 @@ _OPTIM = OptimConfig(
 _LONG = LoggingConfig(log_every=50, sample_every=5_000, checkpoint_every=1_000)
 
 PRESETS: dict[str, DinosaurTraining] = {
+    # Slots are interchangeable until they specialise, which takes a number of steps rather than of frames: many small
+    # batches and a high rate get there in minutes.
     "demo": DinosaurTraining(
         run=Path("runs/dinosaur-demo"),
-        model=DinosaurModelConfig(decoder_dim=256, decoder_layers=2, input_positions=True),
-        optim=OptimConfig(steps=1200, clip_norm=1.0),
+        model=DinosaurModelConfig(implicit="bilevel", decoder_dim=256, decoder_layers=2, input_positions=True),
+        optim=OptimConfig(steps=2500, batch_size=8, peak_lr=2e-3, clip_norm=1.0),
     ),
     "movi-e": DinosaurTraining(
         run=Path("runs/dinosaur-movi-e"),
@@ -113,14 +114,10 @@ class Dinosaur(nn.Module):
     def __init__(self, config: DinosaurModelConfig, feature_dim: int, grid: tuple[int, int]) -> None:
         super().__init__()
         self.config, self.feature_dim, self.grid = config, feature_dim, grid
-        self.to_tokens = nn.Sequential(
-            nn.LayerNorm(feature_dim),
-            nn.Linear(feature_dim, feature_dim),
-            nn.ReLU(),
-            nn.Linear(feature_dim, config.dim),
-        )
-        for layer in (self.to_tokens[1], self.to_tokens[3]):
+        first, second = nn.Linear(feature_dim, feature_dim), nn.Linear(feature_dim, config.dim)
+        for layer in (first, second):
             nn.init.zeros_(layer.bias)
+        self.to_tokens = nn.Sequential(nn.LayerNorm(feature_dim), first, nn.ReLU(), second)
         self.slot_attention = SlotAttention(
             config.num_slots, config.dim, iterations=config.iterations, implicit=config.implicit
         )
@@ -136,7 +133,9 @@ class Dinosaur(nn.Module):
         grid = grid or self.grid
         if self.config.input_positions:
             features = features + patch_positions(grid, self.feature_dim, self.grid, features.device)
-        return self.slot_attention(self.to_tokens(features), initial_slots(self.slot_attention, noise)).slots
+        return self.slot_attention(
+            self.to_tokens(features), self.slot_attention.sample_slots(len(noise), noise=noise)
+        ).slots
 
     def forward(self, features: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Mean squared error of the reconstructed features, and the decoder's masks [B, M, N]."""

@@ -1,6 +1,6 @@
-"""Named protocols: everything that has to be fixed before two numbers may stand beside each other.
+"""Named protocols: everything that has to be equal before two numbers can be compared.
 
-A protocol is data. What its words mean is said once, at :class:`Protocol`; :mod:`interpreter.metrics.score` computes.
+A protocol is data. :class:`Protocol` explains its fields; :mod:`interpreter.metrics.score` computes the numbers.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Protocol:
         name: what ``--protocol`` takes.
         summary: what it measures, in one line.
         metrics: names in :data:`METRICS`, the headline first.
-        comparable: published numbers that it may stand beside.
+        comparable: published numbers that it can be compared with.
         not_comparable: numbers that look alike and are not.
         size: (H, W) that masks are compared at; None: the native size of the truth.
         square_size: the same for truth whose frames are square (MOVi); None: as for others.

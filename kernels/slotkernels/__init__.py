@@ -4,12 +4,13 @@ Every function runs on any device through the ``reference`` backend (plain PyTor
 they support. See :func:`use_backend`.
 """
 
-from ._dispatch import use_backend
+from ._backends import use_backend
 from .invariant_slot_attention import InvariantSlotAttention, InvariantSlotAttentionOutput
 from .merging import cluster_slots, merge_slots
 from .propagation import LabelMaps, propagate_attention, propagate_labels, propagate_masks
-from .sinkhorn import SamplesLoss, sinkhorn_divergence, sinkhorn_plan, sinkhorn_potentials
+from .sinkhorn import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
 from .slot_attention import SlotAttention, SlotAttentionOutput, inverted_attention
+from .transport_plan import sinkhorn_plan
 
 __all__ = [
     "InvariantSlotAttention",

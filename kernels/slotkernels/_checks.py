@@ -11,7 +11,14 @@ def describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-def check_tensor(op: str, name: str, tensor: Tensor, shape: str, sizes: dict[str, int], dtypes=FLOATS) -> None:
+def check_tensor(
+    op: str,
+    name: str,
+    tensor: Tensor,
+    shape: str,
+    sizes: dict[str, int],
+    dtypes: tuple[torch.dtype, ...] = FLOATS,
+) -> None:
     """Check rank and dtype, and that every letter of ``shape`` (such as "B N D") keeps one size through ``sizes``.
 
     The first tensor that uses a letter fixes it. Only the batch letters B and T may be zero.

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.library import CustomOpDef
 
-from ._dispatch import without_autocast
+from ._backends import without_autocast
 
 COMPOSITE_BACKENDS = ("auto", "reference")
 
@@ -81,9 +81,9 @@ def composite_gradients(
     """
     chosen = [i for i, (tensor, need) in enumerate(zip(tensors, needs, strict=True)) if need and tensor is not None]
     wanted = [i for i, grad in enumerate(grads) if grad is not None]
-    found: list[Tensor | None] = [None] * len(tensors)
+    gradients: list[Tensor | None] = [None] * len(tensors)
     if not chosen or not wanted:
-        return found
+        return gradients
 
     def of_chosen(*values: Tensor) -> tuple[Tensor, ...]:
         arguments = list(tensors)
@@ -92,10 +92,10 @@ def composite_gradients(
         results = composite(function, *arguments)
         return tuple((results if isinstance(results, tuple) else (results,))[i] for i in wanted)
 
-    _, pull_back, *_ = torch.func.vjp(of_chosen, *(tensors[i] for i in chosen))
-    for i, grad in zip(chosen, pull_back(tuple(grads[i] for i in wanted)), strict=True):
-        found[i] = grad
-    return found
+    _, vector_jacobian_product, *_ = torch.func.vjp(of_chosen, *(tensors[i] for i in chosen))
+    for i, grad in zip(chosen, vector_jacobian_product(tuple(grads[i] for i in wanted)), strict=True):
+        gradients[i] = grad
+    return gradients
 
 
 def refuse(op: str, remedy: str, *tensors: Tensor) -> None:

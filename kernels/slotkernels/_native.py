@@ -11,7 +11,8 @@ from importlib.machinery import PathFinder
 
 import torch
 
-from ._dispatch import Call
+from . import _backends
+from ._backends import Arguments, tensors_of
 
 _BUILD = "`pip install --no-build-isolation -v .` in the project's folder builds it, or says why not"
 
@@ -20,11 +21,11 @@ _BUILD = "`pip install --no-build-isolation -v .` in the project's folder builds
 def why_not_loaded(library: str) -> str | None:
     """Load ``slotkernels.<library>``; the reason if that is impossible, else None."""
     # in this package's folder only: an editable installation of another copy would lend its library to this one
-    found = PathFinder.find_spec(f"slotkernels.{library}", sys.modules["slotkernels"].__path__)
-    if found is None or found.origin is None:
+    spec = PathFinder.find_spec(f"slotkernels.{library}", sys.modules["slotkernels"].__path__)
+    if spec is None or spec.origin is None:
         return f"slotkernels.{library} is not built ({_BUILD})"
     try:
-        torch.ops.load_library(found.origin)
+        torch.ops.load_library(spec.origin)
     except OSError as error:
         return f"slotkernels.{library} does not load with torch {torch.__version__} ({error}; {_BUILD})"
     return None
@@ -40,10 +41,11 @@ def _warn_once(reason: str) -> None:
         warnings.warn(f"slotkernels runs slower than it could: {reason}", RuntimeWarning, stacklevel=2)
 
 
-def _why_not(device: str, libraries: tuple[str, ...], call: Call) -> str | None:
-    if call.device.type != device:
-        return f"tensors on {call.device.type}"
-    if any(t is not None and t.dtype == torch.float64 for t in call.tensors):
+def _why_not(device: str, libraries: tuple[str, ...], arguments: Arguments) -> str | None:
+    actual = _backends.device_of(arguments).type
+    if actual != device:
+        return f"tensors on {actual}"
+    if any(t.dtype == torch.float64 for t in tensors_of(arguments)):
         return "float64 tensors"
     reason = next((reason for reason in map(why_not_loaded, libraries) if reason is not None), None)
     if reason is not None:
@@ -51,11 +53,11 @@ def _why_not(device: str, libraries: tuple[str, ...], call: Call) -> str | None:
     return reason
 
 
-def why_not_cpp(call: Call) -> str | None:
+def why_not_cpp(arguments: Arguments) -> str | None:
     """Why no C++ kernel can serve the call, or None: what every op with such kernels asks first."""
-    return _why_not("cpu", ("_C",), call)
+    return _why_not("cpu", ("_C",), arguments)
 
 
-def why_not_cuda(call: Call) -> str | None:
+def why_not_cuda(arguments: Arguments) -> str | None:
     """Why no CUDA C++ kernel can serve the call, or None: what every op with such kernels asks first."""
-    return _why_not("cuda", ("_C", "_C_cuda"), call)  # the schemas are in _C
+    return _why_not("cuda", ("_C", "_C_cuda"), arguments)  # the schemas are in _C

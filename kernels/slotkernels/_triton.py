@@ -17,8 +17,8 @@ from torch import Tensor
 from triton.errors import TritonError
 from triton.runtime.errors import InterpreterError
 
+from ._backends import KernelBuildError
 from ._checks import describe
-from ._dispatch import KernelBuildError
 
 INTERPRETED = triton.knobs.runtime.interpret  # kernels run in Triton's interpreter, for tests
 

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import importlib
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from slotkernels._dispatch import Op
+from slotkernels._backends import Backends
 from slotkernels._triton import Device, recorded
 from torch import Tensor
 from torch._dynamo.utils import counters
@@ -101,19 +100,18 @@ class Counts(TorchDispatchMode):
         """One of the project's ops: Triton kernels by their launch code, one kernel of csrc, or PyTorch's operators."""
         name, served_by = func._schema.name, set()
 
-        def run(op: Op, requested: str, call: object, function: str, *rest: Any) -> Any:
+        def run(op: Backends, requested: str, arguments: Any) -> Any:
             backend = next(known for known in ("triton", "cuda", "reference") if known in op._backends)
             served_by.add(backend)
             if backend == "cuda":
                 return func(*args, **kwargs)  # on tensors without data: its shapes
-            module = importlib.import_module(op._backends[backend][0])
             with self, recorded(H100) as launches:
-                out = getattr(module, function)(*rest)
+                out = op.load(backend)(arguments)
             for launch in launches:
                 self._launched(launch.kernel.fn.__name__, launch.arguments)
             return out
 
-        with mock.patch.object(Op, "run", run):
+        with mock.patch.object(Backends, "run", run):
             out = OPDEFS[name]._init_fn(*args, **kwargs)
         if "cuda" in served_by:
             self._launched(f"{name} (csrc)", (args, kwargs, out))

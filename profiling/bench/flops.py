@@ -14,8 +14,8 @@ def _attention_backward(*shapes: Any, **_: Any) -> int:
     return slot_attention.flops(q[0], q[1], k[1], q[2], backward="queries")
 
 
-def _invariant_backward(grads: Any, tensors: Any, *_: Any, **__: Any) -> int:
-    q, k = tensors[0], tensors[2]
+def _invariant_backward(*shapes: Any, **_: Any) -> int:
+    q, _bias, k = shapes[5:8]  # after the gradients of five results
     return invariant_slot_attention.flops(q[0], q[1], k[1], q[2], backward=True)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from slotkernels._dispatch import Op
+from slotkernels._backends import Backends
 from torch import Tensor
 
 from profiling.bench.case import OURS, Case, Function, WrongResult, name_of
@@ -27,13 +27,13 @@ MOST_COPIES = 32
 def backends_used() -> Iterator[dict[str, str]]:
     """Name of each op that runs in the block, and the backend that serves it."""
     found: dict[str, str] = {}
-    select = Op.select
+    select = Backends.select
 
-    def recording(op: Op, *arguments: Any) -> str:
+    def recording(op: Backends, *arguments: Any) -> str:
         found[op.name] = select(op, *arguments)
         return found[op.name]
 
-    with mock.patch.object(Op, "select", recording):
+    with mock.patch.object(Backends, "select", recording):
         yield found
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from slotkernels import sinkhorn_divergence
-from slotkernels._dispatch import Call
 from slotkernels.sinkhorn import bytes_moved, flops
-from slotkernels.sinkhorn.keops import why_not
+from slotkernels.sinkhorn.streaming.keops import why_not
 from torch import Tensor
 
 from profiling.bench.case import OURS, Benchmark, Case, Function, Outputs, close_to
@@ -115,7 +114,7 @@ def large_cases(device: str) -> Iterator[Case]:
         tensorized, left_out = geomloss_variants("tensorized") if device == "cpu" else ({}, {})
         online, more = geomloss_variants("online")
         if device == "cuda" and not more:
-            reason = why_not(Call((torch.empty(0, device=device),)))  # on one GPU machine it ended the process
+            reason = why_not((torch.empty(0, device=device),))  # on one GPU machine it ended the process
             online, more = (online, {}) if reason is None else ({}, {"GeomLoss online": reason})
         backend = "keops" if device == "cuda" and not more else "blocks"
         if device == "cpu" and dim > 3 and not more:

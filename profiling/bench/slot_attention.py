@@ -77,7 +77,7 @@ def plain_absorbed(module: SlotAttention, inputs: Tensor, slots: Tensor) -> tupl
                 slots = slots.detach() + (initial - initial.detach())
             q = F.linear(module.to_q(module.norm_slots(slots)), module.to_k.weight.t())
             attention = (tokens @ q.transpose(1, 2) * module.scale).softmax(-1)
-            weights = attention + module.eps
+            weights = attention + module.conventions.eps
             weights = weights / weights.sum(1, keepdim=True)
             updates = module.to_v(weights.transpose(1, 2).to(tokens.dtype) @ tokens)
             slots = module.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)

@@ -10,12 +10,12 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from types import ModuleType
 from typing import Any
 from unittest import mock
 
 import torch
-from slotkernels._dispatch import Call, Op
+from slotkernels import _backends
+from slotkernels._backends import Backends
 from slotkernels._triton import INTERPRETED, Device, Launch, recorded
 from torch import Tensor, nn
 from torch._library.custom_ops import OPDEFS
@@ -96,26 +96,20 @@ class Launches(TorchDispatchMode):
         if func.namespace != "slotkernels" or func._schema.name not in OPDEFS:
             return func(*args, **(kwargs or {}))
 
-        load = Op.load
-
-        def load_triton(op: Op, requested: str, call: Call) -> ModuleType:
+        def run(op: Backends, requested: str, arguments: Any) -> Any:
             with (
-                mock.patch.object(Call, "device", torch.device("cuda", 0)),
+                mock.patch.object(_backends, "device_of", return_value=torch.device("cuda", 0)),
                 mock.patch("torch.cuda.get_device_capability", return_value=divmod(HOPPER.capability, 10)),
             ):
-                if op.select(requested, call) != "triton":
+                if op.select(requested, arguments) != "triton":
                     raise _OtherBackend
-                return load(op, requested, call)
-
-        def run(op: Op, requested: str, call: Call, function: str, *rest: Any) -> Any:
-            module = op.load(requested, call)
             with self, recorded(HOPPER) as launches:
-                out = getattr(module, function)(*rest)
+                out = op.load("triton")(arguments)
             self.add(launches)
             return out
 
         try:
-            with mock.patch.object(Op, "load", load_triton), mock.patch.object(Op, "run", run):
+            with mock.patch.object(Backends, "run", run):
                 return OPDEFS[func._schema.name]._init_fn(*args, **(kwargs or {}))
         except _OtherBackend:
             return func(*args, **(kwargs or {}))  # shapes and dtypes of its results

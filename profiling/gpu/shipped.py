@@ -3,12 +3,22 @@
 from collections.abc import Callable, Iterator
 
 import torch
+from slotkernels.invariant_slot_attention import op as invariant_op
 from slotkernels.invariant_slot_attention import triton as invariant_slot_attention
 from slotkernels.propagation import triton as propagation
+from slotkernels.propagation.op import LabelArguments
+from slotkernels.sinkhorn import problem as sinkhorn_problem
 from slotkernels.sinkhorn import triton as sinkhorn
-from slotkernels.slot_attention import Settings
 from slotkernels.slot_attention import triton as slot_attention
+from slotkernels.slot_attention.op import Arguments, BackwardArguments, Cotangents
 from slotkernels.slot_update import triton as slot_update
+from slotkernels.slot_update.op import (
+    AddNormArguments,
+    AddNormBackwardArguments,
+    GruNormArguments,
+    GruNormBackwardArguments,
+    GruNormCotangents,
+)
 
 PRECISIONS = {torch.bfloat16: ("",), torch.float16: ("",), torch.float32: ("tf32x3", "ieee")}
 
@@ -34,21 +44,22 @@ def _inverted_attention() -> Iterator[tuple[str, Callable[[], object]]]:
                 for with_v in (False, True) if batch == 128 else (False,):
                     v = torch.empty_like(k) if with_v else None
                     bias = torch.empty(batch, slots, device="meta")
-                    settings = Settings(dim**-0.5, 1e-8, 0.0, groups, precision or "ieee", not with_v)
+                    options = (dim**-0.5, 1e-8, 0.0, groups, precision or "ieee", not with_v)
+                    forward = Arguments(q, k, v, bias, None, *options)
                     name = f"B{batch} M{tokens} N{slots} D{dim}" + f" G{groups}" * (groups > 1) + " v" * with_v
                     name = f"{name} {str(dtype).removeprefix('torch.')} {precision}".strip()
                     yield (
                         f"inverted_attention forward {name}",
-                        lambda a=(q, k, v, bias, None, settings): slot_attention.inverted_attention(*a),
+                        lambda a=forward: slot_attention.inverted_attention(a),
                     )
                     for kind, need_k in (("queries", False), ("tokens", True)):
-                        grads = (torch.empty_like(q), None, None)
+                        grads = Cotangents(torch.empty_like(q), None, None)
                         saved = (torch.empty_like(q), torch.empty(batch, slots, device="meta"))
-                        needs = (True, need_k, need_k and with_v, True)
-                        arguments = (*grads, q, k, v, bias, None, *saved, settings, needs)
+                        needs = [True, need_k, need_k and with_v, True, False]
+                        backward = BackwardArguments(grads, forward, *saved, needs)
                         yield (
                             f"inverted_attention backward {kind} {name}",
-                            lambda a=arguments: slot_attention.inverted_attention_backward(*a),
+                            lambda a=backward: slot_attention.inverted_attention_backward(a),
                         )
 
 
@@ -59,15 +70,14 @@ def _slot_update() -> Iterator[tuple[str, Callable[[], object]]]:
             gates, update = (torch.empty(4096, n * dim, dtype=dtype, device="meta") for n in (3, 1))
             statistics = (torch.empty(4096, device="meta"), torch.empty(4096, device="meta"))
             name = f"D{dim} {str(dtype).removeprefix('torch.')}"
-            for op, operands, saved in (
-                ("gru_norm", (gates, gates, slots), (gates, gates, slots)),
-                ("add_norm", (slots, update), (slots,)),
-            ):
-                forward, backward = getattr(slot_update, op), getattr(slot_update, f"{op}_backward")
-                arguments = (*operands, norm, norm, 1e-5)
-                yield f"{op} forward {name}", lambda f=forward, a=arguments: f(*a)
-                arguments = (slots, update, *saved, norm, *statistics)
-                yield f"{op} backward {name}", lambda f=backward, a=arguments: f(*a)
+            forward, grads = GruNormArguments(gates, gates, slots, norm, norm, 1e-5), GruNormCotangents(slots, update)
+            yield f"gru_norm forward {name}", lambda a=forward: slot_update.gru_norm(a)
+            backward = GruNormBackwardArguments(grads, gates, gates, slots, norm, *statistics)
+            yield f"gru_norm backward {name}", lambda a=backward: slot_update.gru_norm_backward(a)
+            sums = AddNormArguments(slots, update, norm, norm, 1e-5)
+            yield f"add_norm forward {name}", lambda a=sums: slot_update.add_norm(a)
+            of_sums = AddNormBackwardArguments(slots, update, slots, norm, *statistics)
+            yield f"add_norm backward {name}", lambda a=of_sums: slot_update.add_norm_backward(a)
 
 
 def _invariant_attention() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -93,18 +103,18 @@ def _invariant_attention() -> Iterator[tuple[str, Callable[[], object]]]:
                 frame, shift = torch.empty(2, dim, device="meta"), torch.empty(dim, device="meta")
                 place = (frame, empty(tokens, 2), empty(slots, 2), empty(slots, 2))
                 deviations = (shift, pairs, pairs) if norm else (None, None, None)
-                tensors, options = [q, bias, k, k, *place, *deviations], (dim**-0.5, 5.0, 1e-8, False, 1e-8)
-                arguments = (tensors, None, *options)
+                tensors = (q, bias, k, k, *place, *deviations, None)
+                forward = invariant_op.Arguments._make((*tensors, dim**-0.5, 5.0, 1e-8, False, 1e-8))
                 yield (
                     f"invariant_attention forward {name}",
-                    lambda a=arguments: invariant_slot_attention.invariant_attention(*a),
+                    lambda a=forward: invariant_slot_attention.invariant_attention(a),
                 )
-                grads = [q, pairs, None, place[2], place[3]]
-                outputs = [pairs, pairs, place[2], place[3]]
-                arguments = (grads, tensors, outputs, None, *options, [True] * 5 + [False] + [True] * 5)
+                grads = invariant_op.Cotangents(q, pairs, None, place[2], place[3])
+                needs = [True] * 5 + [False] + [True] * 5 + [False]
+                backward = invariant_op.BackwardArguments(grads, forward, pairs, pairs, place[2], place[3], needs)
                 yield (
                     f"invariant_attention backward {name}",
-                    lambda a=arguments: invariant_slot_attention.invariant_attention_backward(*a),
+                    lambda a=backward: invariant_slot_attention.invariant_attention_backward(a),
                 )
 
 
@@ -125,10 +135,10 @@ def _propagate_labels() -> Iterator[tuple[str, Callable[[], object]]]:
             video = torch.empty(4, 36, slots, objects, dtype=dtype, device="meta")
             clusters = torch.empty(4, objects, dtype=torch.int64, device="meta")
             name = f"{grid[0]}x{grid[1]} N{slots} K{objects} {size[0]}x{size[1]} {str(dtype).removeprefix('torch.')}"
-            for extras, labels in ((False, None), (True, None), (True, clusters)):
-                label = f"propagate_labels {name}" + " with extras" * extras + " merged" * (labels is not None)
-                arguments = (image, video, labels, *grid, *size, extras, extras)
-                yield label, lambda a=arguments: propagation.propagate_labels(*a)
+            for extras, merged in ((False, None), (True, None), (True, clusters)):
+                label = f"propagate_labels {name}" + " with extras" * extras + " merged" * (merged is not None)
+                arguments = LabelArguments(image, video, merged, *grid, *size, extras, extras)
+                yield label, lambda a=arguments: propagation.propagate_labels(a)
 
 
 def _sinkhorn() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -162,9 +172,11 @@ def _sinkhorn() -> Iterator[tuple[str, Callable[[], object]]]:
         name = f"B{batch} N{n} M{m} D{dim} {kind} {precision} p{p} {'batch' if diameter is None else diameter}"
         name = " ".join(name.split()) + " both" * both + " weights" * weighted
         start = diameter if isinstance(diameter, float) else None
-        arguments = (x, y, a, b, start, diameter == "problem", p, 0.05, 0.5, True, True, both, precision)
-        yield f"sinkhorn forward {name}", lambda a=arguments: sinkhorn.sinkhorn(*a)
-        pulls = [torch.empty(batch, count, n + m, device="meta") for count in (n, m)]
+        options = (start, diameter == "problem", p, 0.05, 0.5, True, True, both, precision)
+        problem = sinkhorn_problem.Problem(x, y, a, b, *options)
+        yield f"sinkhorn forward {name}", lambda a=problem: sinkhorn.sinkhorn(a)
+        transport_x, transport_y = (torch.empty(batch, count, n + m, device="meta") for count in (n, m))
         grads = (torch.empty(1, device="meta").expand(batch), None, None)
-        arguments = (*grads, x, y, a, b, pulls[0], pulls[1] if both else None, precision)
-        yield f"sinkhorn backward {name}", lambda a=arguments: sinkhorn.sinkhorn_backward(*a)
+        transports = (transport_x, transport_y if both else None)
+        arguments = sinkhorn_problem.BackwardArguments(*grads, x, y, a, b, *transports, precision)
+        yield f"sinkhorn backward {name}", lambda a=arguments: sinkhorn.sinkhorn_backward(a)

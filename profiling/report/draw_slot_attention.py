@@ -1,6 +1,6 @@
 """Draw docs/slot_attention.png: how the kernel passes over the tokens, and what the forms take on this machine.
 
-python -m profiling.draw_slot_attention profiling/results/slot-attention-cpu.json docs/slot_attention.png
+python -m profiling.report.draw_slot_attention profiling/results/slot-attention-cpu.json docs/slot_attention.png
 """
 
 import json

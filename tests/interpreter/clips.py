@@ -1,10 +1,12 @@
-"""Small videos for tests: encoded files, and folders of frames."""
+"""Small videos to segment, and the label maps that segmenting them wrote."""
 
 from fractions import Fraction
 
 import av
 import numpy as np
 from PIL import Image
+
+from .videos import save_frames
 
 
 def make_clip(path, frames=9, size=(48, 64), pixels="yuv420p", codec="libx264", fps=Fraction(30000, 1001)):
@@ -24,10 +26,8 @@ def make_clip(path, frames=9, size=(48, 64), pixels="yuv420p", codec="libx264", 
 
 
 def make_folder(path, frames=4, size=(45, 63)):
-    path.mkdir()
-    for t, frame in enumerate(np.random.default_rng(1).integers(0, 256, (frames, *size, 3), np.uint8)):
-        Image.fromarray(frame).save(path / f"frame{t}.jpg")
-    return path
+    """Numbered images of noise."""
+    return save_frames(path, np.random.default_rng(1).integers(0, 256, (frames, *size, 3), np.uint8), "frame{}.jpg")
 
 
 SOURCES = {
@@ -40,6 +40,7 @@ SOURCES = {
 
 
 def read_annotations(out, name):
+    """Segments counted from 1, uint8 [T, H, W], of the palette PNGs of a video."""
     files = sorted((out / "Annotations" / name).iterdir())
     assert [f.name for f in files] == [f"{t:05d}.png" for t in range(len(files))]
     assert {Image.open(f).mode for f in files} == {"P"}

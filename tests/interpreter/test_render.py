@@ -13,6 +13,8 @@ from pycocotools import mask as coco
 
 from interpreter import render
 from interpreter.render import curves
+from interpreter.render.rle import RleWriter, rle_json
+from interpreter.render.video import VideoWriter
 
 RED = np.array([200, 30, 60], np.uint8)
 
@@ -45,7 +47,7 @@ def test_palette_png_round_trips(tmp_path):
         render.write_palette_png(labels.astype(int), path)
 
 
-def test_overlay_mixes_colours_and_draws_contours_inside_segments():
+def test_overlay_mixes_colours_and_draws_inner_contours():
     frame, labels = np.full((32, 48, 3), 100, np.uint8), moving_square()[0]
     out = render.overlay(frame, labels, 0.5)
     colour = render.DISPLAY_PALETTE[3]
@@ -71,7 +73,7 @@ def test_overlay_leaves_the_background_as_it_was():
 @pytest.mark.parametrize("size", [(64, 96), (65, 97)])
 def test_mp4_is_read_back(tmp_path, fps, size):
     path = tmp_path / "new" / "clip.mp4"
-    with render.VideoWriter(path, fps, size) as video:
+    with VideoWriter(path, fps, size) as video:
         for t in range(7):
             frame = np.full((*size, 3), RED, np.uint8)
             frame[:, 10 * t : 10 * t + 10] = 255
@@ -96,7 +98,7 @@ def test_mp4_is_read_back(tmp_path, fps, size):
 
 @pytest.mark.parametrize("aspect", [Fraction(1), Fraction(64, 45), Fraction(45, 64)])
 def test_mp4_keeps_the_aspect_of_a_pixel(tmp_path, aspect):
-    with render.VideoWriter(tmp_path / "clip.mp4", 25, (17, 33), aspect) as video:
+    with VideoWriter(tmp_path / "clip.mp4", 25, (17, 33), aspect) as video:
         video.write(np.zeros((17, 33, 3), np.uint8))
     with av.open(str(tmp_path / "clip.mp4")) as container:
         frame = next(container.decode(video=0))
@@ -104,14 +106,14 @@ def test_mp4_keeps_the_aspect_of_a_pixel(tmp_path, aspect):
         assert container.streams.video[0].codec_context.sample_aspect_ratio == aspect
         assert (frame.height, frame.width) == (18, 34)
     with pytest.raises(ValueError, match="pixel_aspect must be positive"):
-        render.VideoWriter(tmp_path / "clip.mp4", 25, (16, 16), Fraction(0))
+        VideoWriter(tmp_path / "clip.mp4", 25, (16, 16), Fraction(0))
 
 
 def test_failed_video_leaves_nothing_behind(tmp_path):
     path = tmp_path / "clip.mp4"
 
     def write(frames, fail):
-        with render.VideoWriter(path, 25, (16, 16)) as video:
+        with VideoWriter(path, 25, (16, 16)) as video:
             for frame in frames:
                 video.write(frame)
             if fail:
@@ -140,7 +142,7 @@ def test_full_disk_is_one_clear_line(tmp_path, monkeypatch, count):
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
 
     def write():
-        with render.VideoWriter(path, 25, (128, 128)) as video:
+        with VideoWriter(path, 25, (128, 128)) as video:
             for _ in range(count):
                 video.write(noise)
 
@@ -158,7 +160,7 @@ def decode(segmentation, size):
 
 def test_rle_round_trips():
     labels = moving_square()
-    entries = json.loads(json.dumps(render.rle_json(12, labels, background=0)))
+    entries = json.loads(json.dumps(rle_json(12, labels, background=0)))
     assert [(e["video_id"], e["category_id"], len(e["segmentations"])) for e in entries] == [(12, 1, 6)] * 2
     for entry, label in zip(entries, (3, 7), strict=True):
         assert 0 <= entry["score"] <= 1
@@ -170,7 +172,7 @@ def test_rle_round_trips():
 def test_rle_writer_keeps_videos_apart(tmp_path):
     first, second = moving_square(), moving_square(3, (40, 60))
     path = tmp_path / "results.json"
-    with render.RleWriter(path) as writer:
+    with RleWriter(path) as writer:
         for labels in first[:3]:
             writer.write("a", labels)
         for labels in second:
@@ -178,14 +180,14 @@ def test_rle_writer_keeps_videos_apart(tmp_path):
         for labels in first[3:]:
             writer.write("a", labels)
         assert not path.exists()
-    assert json.loads(path.read_text()) == render.rle_json("a", first) + render.rle_json("b", second)
+    assert json.loads(path.read_text()) == rle_json("a", first) + rle_json("b", second)
 
 
 def test_failed_rle_writer_leaves_nothing_behind(tmp_path):
     path = tmp_path / "results.json"
 
     def write():
-        with render.RleWriter(path) as writer:
+        with RleWriter(path) as writer:
             writer.write(1, np.zeros((4, 4), np.uint8))
             writer.write(1, np.zeros((4, 5), np.uint8))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import triton
 import triton.language as tl
-from slotkernels._dispatch import KernelBuildError
+from slotkernels._backends import KernelBuildError
 from slotkernels._triton import launch
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.driver import CudaLauncher, CudaUtils

@@ -22,6 +22,7 @@ from slotkernels import (
     use_backend,
 )
 from slotkernels.sinkhorn.streaming import LARGEST_COSTS
+from slotkernels.slot_attention import LUCIDRAINS
 from slotkernels.slot_attention.reference import textbook_slot_attention
 from slotkernels.slot_update import add_norm, gru_norm
 from torch.autograd import forward_ad
@@ -82,7 +83,7 @@ EXACT = {
     "add_norm": (add_norm, lambda: (rand(2, 3, 4), rand(2, 3, 4), rand(4), rand(4))),
     "slot attention": (lambda x, s: slot_attention("none")(x, s, MASK), lambda: (rand(2, 5, 4), rand(2, 3, 4))),
     "slot attention, projected": (
-        lambda x, s: slot_attention("none", input_dim=40, qkv_bias=True)(x, s),
+        lambda x, s: slot_attention("none", input_dim=40, conventions=LUCIDRAINS)(x, s),
         lambda: (rand(1, 2, 40), rand(1, 3, 4)),
     ),
     "invariant": (lambda x, s: invariant()(x, FRAME_GRID, s, MASK), lambda: (rand(2, 5, 4), rand(2, 3, 4))),
@@ -222,7 +223,7 @@ def test_vectorised_backward_passes(name):
 
 
 @pytest.mark.parametrize("options", [{"p": 2}, {"p": 1}, {"debias": False}, {"p": 1, "debias": False}], ids=str)
-def test_second_derivatives_of_the_divergence_are_those_of_geomloss(options):
+def test_second_derivatives_of_divergence_equal_geomloss(options):
     x, y, a, b = rand(2, 4, 3), rand(2, 5, 3), simplex(2, 4), simplex(2, 5)
     options = {"p": 2, "blur": 0.3, **options}
 
@@ -236,7 +237,7 @@ def test_second_derivatives_of_the_divergence_are_those_of_geomloss(options):
     torch.testing.assert_close(twice(SamplesLoss(**options, backend="reference")), expected, rtol=1e-7, atol=1e-9)
 
 
-def test_second_derivatives_of_bilevel_slots_are_those_of_the_textbook_form():
+def test_second_derivatives_of_bilevel_slots_equal_the_textbook():
     module, (inputs, slots) = slot_attention("bilevel"), (rand(2, 5, 4), rand(2, 3, 4))
 
     def twice(function):

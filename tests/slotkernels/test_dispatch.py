@@ -1,19 +1,27 @@
+"""Which backend serves a call: by name, by context, by environment, or the fastest that can."""
+
 import asyncio
 import threading
+from typing import NamedTuple
 
 import pytest
 import slotkernels
 import torch
-from slotkernels import _dispatch
-from slotkernels._dispatch import Call, Op, requested_backend
+from slotkernels import _backends
+from slotkernels._backends import Backends, requested_backend, why_not_triton
 
-CALL = Call((torch.zeros(2),))
+
+class Toy(NamedTuple):
+    x: torch.Tensor
+
+
+CALL = Toy(torch.zeros(2))
 
 
 def make_op(**refusals):
-    op = Op("toy")
+    op = Backends("toy")
     for name, refusal in refusals.items():
-        op.add(name, "slotkernels.slot_attention.reference", lambda call, refusal=refusal: refusal)
+        op.add(name, "slotkernels.slot_attention.reference", lambda arguments, refusal=refusal: refusal)
     return op
 
 
@@ -23,34 +31,29 @@ def test_auto_takes_the_fastest_that_supports_the_call():
     assert make_op(reference=None).select("auto", CALL) == "reference"
 
 
-def test_the_interpreter_of_triton_runs_only_when_asked_for_by_name():
+def test_triton_interpreter_runs_only_when_asked_for_by_name():
     op = make_op(reference=None, triton=None)
     assert op.select("auto", CALL) == "reference"
     assert op.select("triton", CALL) == "triton"
-    assert op.select("auto", Call((torch.empty(2, device="meta"),))) == "triton"
+    assert op.select("auto", Toy(torch.empty(2, device="meta"))) == "triton"
 
 
 def test_a_gpu_too_old_for_the_kernels_is_left_to_the_reference(monkeypatch):
-    from slotkernels._dispatch import why_not_triton
-
-    class OldGpu:
-        device = torch.device("cuda:0")
-        tensors = ()
-
+    monkeypatch.setattr(_backends, "device_of", lambda arguments: torch.device("cuda:0"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Quadro RTX 5000")
     for capability, refused in (((7, 5), True), ((8, 0), False)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
-        assert (why_not_triton(OldGpu) is not None) == refused
+        assert (why_not_triton(CALL) is not None) == refused
 
 
 def test_support_is_decided_by_the_call():
     op = make_op(reference=None)
-    op.add("cpp", "nowhere", lambda call: None if call.tensors[0].dtype == torch.float32 else "float32 only")
+    op.add("cpp", "nowhere", lambda toy: None if toy.x.dtype == torch.float32 else "float32 only")
     assert op.select("auto", CALL) == "cpp"
-    assert op.select("auto", Call((torch.zeros(2).double(),))) == "reference"
+    assert op.select("auto", Toy(torch.zeros(2).double())) == "reference"
 
 
-def test_naming_a_backend_that_cannot_serve_says_why_and_what_can():
+def test_unable_backend_by_name_gives_reason_and_alternatives():
     op = make_op(reference=None, cuda="needs a CUDA tensor")
     with pytest.raises(RuntimeError, match=r"'cuda' cannot serve.*needs a CUDA tensor.*Available: reference"):
         op.select("cuda", CALL)
@@ -58,7 +61,7 @@ def test_naming_a_backend_that_cannot_serve_says_why_and_what_can():
         op.select("keops", CALL)
 
 
-def test_public_function_refuses_a_missing_backend_with_the_reason():
+def test_public_function_refuses_a_missing_backend():
     q = torch.randn(1, 2, 3)
     with pytest.raises(RuntimeError, match=r"slotkernels.inverted_attention: backend 'keops' cannot serve this call"):
         slotkernels.inverted_attention(q, q, backend="keops")
@@ -73,7 +76,7 @@ def test_unknown_backend_is_a_value_error(where, monkeypatch):
         "argument": lambda: slotkernels.inverted_attention(q, q, backend="fast"),
         "use_backend": lambda: slotkernels.use_backend("fast").__enter__(),
         "environment": lambda: slotkernels.inverted_attention(q, q),
-        "add": lambda: Op("toy").add("fast", "nowhere"),
+        "add": lambda: Backends("toy").add("fast", "nowhere"),
     }[where]
     with pytest.raises(ValueError, match="backend='fast' is unknown; expected one of"):
         call()
@@ -129,17 +132,17 @@ def test_context_is_private_to_the_thread_and_to_the_task():
 
 def test_a_backend_module_is_imported_only_when_it_runs():
     op = make_op(reference=None)
-    op.add("cuda", "slotkernels.does_not_exist", lambda call: None)
+    op.add("cuda", "slotkernels.does_not_exist")
     assert op.available(CALL) == ("cuda", "reference")
     with pytest.raises(ModuleNotFoundError):
-        op.run("cuda", CALL, "anything")
+        op.run("cuda", CALL)
 
 
 def test_backward_runs_on_the_backend_of_its_forward(monkeypatch):
     calls = []
-    run = Op.run
+    run = Backends.run
     monkeypatch.setattr(
-        Op, "run", lambda self, requested, *rest: calls.append(requested) or run(self, requested, *rest)
+        Backends, "run", lambda self, requested, call: calls.append(requested) or run(self, requested, call)
     )
     q = torch.randn(1, 2, 3, requires_grad=True)
     with slotkernels.use_backend("reference"):
@@ -158,6 +161,6 @@ def test_ops_are_not_touched_by_autocast():
 
 
 def test_every_backend_name_can_be_chosen():
-    for name in _dispatch.BACKENDS:
+    for name in _backends.BACKENDS:
         with slotkernels.use_backend(name):
             assert requested_backend("auto") == name

@@ -1,7 +1,11 @@
+"""The module InvariantSlotAttention against SOLV's equations, one sample and one slot at a time."""
+
 import pytest
 import torch
-from slotkernels import InvariantSlotAttention, use_backend
+from slotkernels import InvariantSlotAttention, InvariantSlotAttentionOutput, use_backend
 from slotkernels.invariant_slot_attention import bytes_moved, flops
+
+from .oracles import assert_matches_oracle
 
 
 def make(**options):
@@ -58,7 +62,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 @pytest.mark.parametrize("own_grid", [False, True])
-def test_equals_the_equations_slot_by_slot_in_value_and_every_gradient(options, own_grid):
+def test_values_and_gradients_match_the_equations_slot_by_slot(options, own_grid):
     module, inputs, grid = make(**options)
     if own_grid:
         grid = torch.rand(2, 7, 2, dtype=torch.float64) * 2 - 1
@@ -67,20 +71,18 @@ def test_equals_the_equations_slot_by_slot_in_value_and_every_gradient(options, 
 
 
 def compare(module, inputs, grid, mask, **frames):
-    """Values and gradients of module and oracle, for random cotangents. Absent parameters have no gradient in both."""
+    """Values and gradients of module and oracle, those of all parameters included."""
     if module.norm_f is not None:
         torch.nn.init.normal_(module.norm_f.weight)
         torch.nn.init.normal_(module.norm_f.bias)
-    actual = module(inputs, grid, mask=mask, **frames)
-    expected = slot_by_slot(module, inputs, grid, mask, *frames.values())
-    torch.testing.assert_close(list(actual), expected, rtol=1e-9, atol=1e-11)
-    cotangents = [torch.randn(t.shape, dtype=torch.float64) for t in actual]
-    named = {"inputs": inputs, **dict(module.named_parameters()), **frames}
-    options = {"allow_unused": bool(frames), "materialize_grads": bool(frames)}
-    grads = torch.autograd.grad(list(actual), list(named.values()), cotangents, **options)
-    expected_grads = torch.autograd.grad(expected, list(named.values()), cotangents, **options)
-    for name, grad, reference in zip(named, grads, expected_grads, strict=True):
-        torch.testing.assert_close(grad, reference, rtol=1e-8, atol=1e-10, msg=name)
+    assert_matches_oracle(
+        lambda inputs, **_: module(inputs, grid, mask=mask, **frames),
+        lambda inputs, **_: slot_by_slot(module, inputs, grid, mask, *frames.values()),
+        {"inputs": inputs, **frames, **dict(module.named_parameters())},
+        InvariantSlotAttentionOutput._fields,
+        1e-9,
+        float64=False,
+    )
 
 
 def test_the_published_code_of_biza_et_al():
@@ -137,8 +139,7 @@ def test_a_single_token_has_finite_gradients():
 def test_given_slots_masks_and_empty_batches():
     module, inputs, grid = make()
     mask = torch.arange(7).expand(2, 7) < 4
-    given = module.initial_slots.expand(2, 3, 6)
-    masked = module(inputs, grid, given, mask)
+    masked = module(inputs, grid, module.initial_slots.expand(2, 3, 6), mask)
     short = module(inputs[:, :4], grid[:4])
     torch.testing.assert_close(masked.slots, short.slots)
     torch.testing.assert_close(masked.scales, short.scales)
@@ -172,7 +173,7 @@ def test_autocast_stays_near_float32(options):
 
 
 @pytest.mark.parametrize("options", [{}, {"encoder_norm": True}], ids=str)
-def test_what_is_computed_of_weights_alone_keeps_their_precision_under_autocast(options):
+def test_products_of_weights_keep_their_precision_in_autocast(options):
     module, inputs, _ = make(**options)
     with torch.no_grad():
         exact = module._tokens(inputs.double(), torch.float64)

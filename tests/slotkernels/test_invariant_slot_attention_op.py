@@ -1,16 +1,27 @@
-"""The op under the module: reference and Triton backends against the equations in float64."""
+"""The op of invariant slot attention: reference and Triton backends against the equations in float64."""
 
 import pytest
 import torch
-from slotkernels.invariant_slot_attention import _forward
+from slotkernels.invariant_slot_attention.op import (
+    INVARIANT_ATTENTION,
+    INVARIANT_ATTENTION_BACKWARD,
+    Arguments,
+    BackwardArguments,
+    Cotangents,
+    Gradients,
+    Results,
+)
 
-NAMES = ("q", "bias", "k", "v", "frame", "grid", "positions", "scales", "shift", "key_deviation", "value_deviation")
-OUTPUTS = ("updates", "attention", "weights", "positions", "scales")
+NAMES, OUTPUTS = Gradients._fields, Results._fields  # the tensors of the arguments but the mask, and of the results
 INPUTS_IN_ANY_TYPE = ("q", "k", "v")  # the others stay in float32
 
 BACKENDS = ["reference", "triton"]  # on a CPU the second is Triton's interpreter
 GRID = NAMES.index("grid")
 OPTIONS = (0.3, 5.0, 1e-8, False, 1e-8)  # scale, scale_factor, eps, whether it is in the denominator, scale_eps
+
+
+def run(tensors, mask, options, backend):
+    return INVARIANT_ATTENTION(Arguments(*tensors, mask, *options), backend)
 
 
 def equations(tensors, mask, scale, scale_factor, eps, denominator, scale_eps):
@@ -64,11 +75,11 @@ def check(tensors, mask, backend, eps=1e-8, denominator=False, scale_eps=1e-8, t
     float32 keeps 7 digits of sums of up to a few thousand terms: 2e-5. One ReLU whose argument is within rounding of 0
     may open in one precision and not in the other; a norm is hardly moved by that, a largest difference would be.
     """
-    options = (mask, tensors[0].shape[-1] ** -0.5, 5.0, eps, denominator, scale_eps)
+    options = (tensors[0].shape[-1] ** -0.5, 5.0, eps, denominator, scale_eps)
     wanted = [i for i, t in enumerate(tensors) if t is not None and i != GRID]
     leaves = [t if t is None else t.detach().clone().requires_grad_(i in wanted) for i, t in enumerate(tensors)]
     exact = [t if t is None else t.detach().double().requires_grad_(i in wanted) for i, t in enumerate(tensors)]
-    actual, expected = _forward(*leaves, *options, backend), equations(exact, *options)
+    actual, expected = run(leaves, mask, options, backend), equations(exact, mask, *options)
     used = [OUTPUTS.index(name) for name in outputs]
     cotangents = [torch.randn(expected[i].shape).to(actual[i]) for i in used]
     sources = [leaves[i] for i in wanted], [exact[i] for i in wanted]
@@ -131,11 +142,11 @@ def test_tokens_split_among_programs_are_added_up(monkeypatch):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("denominator", [False, True])
 @pytest.mark.parametrize("eps", [0.0, 1e-3])
-def test_a_fully_masked_sample_gets_a_zero_update_and_finite_gradients(eps, denominator, backend):
+def test_a_fully_masked_sample_has_zero_update_finite_gradients(eps, denominator, backend):
     tensors, mask = problem(2, 3, 7, 8, masked=True)
     mask[0] = False
     leaves = [t if t is None else t.requires_grad_() for t in tensors]
-    outputs = _forward(*leaves, mask, 0.3, 5.0, eps, denominator, 1e-8, backend)
+    outputs = run(leaves, mask, (0.3, 5.0, eps, denominator, 1e-8), backend)
     assert torch.equal(outputs[0][0], torch.zeros(3, 8))
     assert outputs[0][1].abs().sum() > 0
     sum((t * torch.randn_like(t)).sum() for t in outputs).backward()
@@ -150,17 +161,17 @@ def test_strides_do_not_matter(backend):
     def spread(t):
         return None if t is None else torch.stack([t, t + 1], -1)[..., 0]
 
-    outputs = _forward(*tensors, mask, *OPTIONS, backend)
-    strided = _forward(*map(spread, tensors), torch.stack([mask, ~mask], -1)[..., 0], *OPTIONS, backend)
+    outputs = run(tensors, mask, OPTIONS, backend)
+    strided = run(map(spread, tensors), torch.stack([mask, ~mask], -1)[..., 0], OPTIONS, backend)
     for one, other in zip(outputs, strided, strict=True):
         torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_an_empty_batch_has_empty_results_and_zero_gradients_of_parameters(backend):
+def test_an_empty_batch_has_empty_results_and_zero_gradients(backend):
     tensors, _ = problem(0, 3, 7, 8)
     leaves = [t if t is None else t.requires_grad_() for t in tensors]
-    outputs = _forward(*leaves, None, *OPTIONS, backend)
+    outputs = run(leaves, None, OPTIONS, backend)
     assert [tuple(t.shape) for t in outputs] == [(0, 3, 8), (0, 3, 7), (0, 3, 7), (0, 3, 2), (0, 3, 2)]
     outputs[0].sum().backward()
     assert torch.equal(leaves[NAMES.index("frame")].grad, torch.zeros(2, 8))
@@ -171,11 +182,11 @@ def test_triton_gives_the_same_bits_twice():
     leaves = [t if t is None else t.requires_grad_() for t in tensors]
     wanted = [t for i, t in enumerate(leaves) if t is not None and i != GRID]
 
-    def run():
-        outputs = _forward(*leaves, mask, *OPTIONS, "triton")
+    def step():
+        outputs = run(leaves, mask, OPTIONS, "triton")
         return [*outputs, *torch.autograd.grad(outputs, wanted, [t.detach() for t in outputs])]
 
-    assert all(torch.equal(one, other) for one, other in zip(run(), run(), strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(step(), step(), strict=True))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -183,13 +194,19 @@ def test_triton_gives_the_same_bits_twice():
 def test_passes_opcheck(normed, backend):
     tensors, mask = problem(2, 3, 7, 8, normed=normed, masked=True)
     leaves = [t if t is None or i == GRID else t.requires_grad_() for i, t in enumerate(tensors)]
-    torch.library.opcheck(torch.ops.slotkernels.invariant_attention, (*leaves, mask, *OPTIONS, backend))
+    ops = torch.ops.slotkernels
+    torch.library.opcheck(ops.invariant_attention, (*leaves, mask, *OPTIONS, backend))
     tensors = [t if t is None else t.detach() for t in tensors]
-    outputs = _forward(*tensors, mask, *OPTIONS, backend)
-    grads = [torch.randn_like(outputs[0]), None, None, torch.randn_like(outputs[3]), None]
-    needs = [t is not None and i not in (1, GRID, 7) for i, t in enumerate(tensors)]
-    arguments = (grads, tensors, list(outputs[1:]), mask, *OPTIONS, needs, backend)
-    torch.library.opcheck(torch.ops.slotkernels.invariant_attention_backward, arguments)
+    outputs = run(tensors, mask, OPTIONS, backend)
+    grads = (torch.randn_like(outputs.updates), None, None, torch.randn_like(outputs.positions), None)
+    needs = [t is not None and i not in (1, GRID, 7) for i, t in enumerate([*tensors, None])]
+    arguments = (*grads, *tensors, mask, *OPTIONS, *outputs[1:], needs)
+    torch.library.opcheck(ops.invariant_attention_backward, (*arguments, backend))
+    forward = Arguments(*tensors, mask, *OPTIONS)
+    gradients = INVARIANT_ATTENTION_BACKWARD.apply(
+        BackwardArguments(Cotangents(*grads), forward, *outputs[1:], needs), backend
+    )
+    assert [t.numel() > 0 for t in gradients] == needs[:-1]
 
 
 @pytest.mark.parametrize(
@@ -204,13 +221,13 @@ def test_a_backend_that_cannot_serve_says_why(backend, slots, dtype, message):
     tensors, mask = problem(1, slots, 7, 8)
     tensors = [t if t is None else t.to(dtype) for t in tensors]
     with pytest.raises(RuntimeError, match=rf"{message}.*Available: .*reference"):
-        _forward(*tensors, mask, *OPTIONS, backend)
+        run(tensors, mask, OPTIONS, backend)
 
 
 def test_without_the_interpreter_triton_refuses_a_cpu(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(RuntimeError, match="tensors on cpu"):
-        _forward(*problem(1, 3, 7, 8)[0], None, *OPTIONS, "triton")
+        run(problem(1, 3, 7, 8)[0], None, OPTIONS, "triton")
 
 
 FULL_SIZE = [
@@ -232,12 +249,12 @@ def test_full_size_equals_the_equations(shape, normed, dtype):
 
 
 @pytest.mark.gpu
-def test_nothing_of_size_slots_times_tokens_times_width_is_stored():
+def test_no_tensor_of_slots_times_tokens_times_width_is_stored():
     tensors, _ = problem(4, 32, 864, 768, torch.bfloat16, device="cuda")
     leaves = [t if t is None or i == GRID else t.requires_grad_() for i, t in enumerate(tensors)]
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    outputs = _forward(*leaves, None, *OPTIONS, "triton")
+    outputs = run(leaves, None, OPTIONS, "triton")
     sum(t.float().sum() for t in outputs).backward()
     assert torch.cuda.max_memory_allocated() - before < 2 * 4 * 32 * 864 * 768 / 4
 
@@ -248,17 +265,17 @@ def test_can_be_captured_in_a_cuda_graph():
     leaves = [t if t is None or i == GRID else t.requires_grad_() for i, t in enumerate(tensors)]
     wanted = [t for i, t in enumerate(leaves) if t is not None and i != GRID]
 
-    def run():
-        outputs = _forward(*leaves, None, *OPTIONS, "triton")
+    def step():
+        outputs = run(leaves, None, OPTIONS, "triton")
         return [*outputs, *torch.autograd.grad(outputs, wanted, [torch.ones_like(t) for t in outputs])]
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        expected = run()
+        expected = step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = run()
+        captured = step()
     graph.replay()
     assert all(torch.equal(one, other) for one, other in zip(captured, expected, strict=True))

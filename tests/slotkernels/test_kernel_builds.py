@@ -8,20 +8,22 @@ import sys
 import types
 import warnings
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import slotkernels
 import torch
-from slotkernels import InvariantSlotAttention, _dispatch
-from slotkernels._dispatch import Call, KernelBuildError, Op
+from slotkernels import InvariantSlotAttention, _backends
+from slotkernels._backends import Backends, KernelBuildError
 
 pytest.importorskip("triton", reason="triton is not installed")
 
 from slotkernels import _triton
-from slotkernels.invariant_slot_attention import INVARIANT_ATTENTION
+from slotkernels.invariant_slot_attention.op import INVARIANT_ATTENTION
 from slotkernels.sinkhorn import SINKHORN
-from slotkernels.slot_attention import INVERTED_ATTENTION
-from slotkernels.slot_update import ADD_NORM, GRU_NORM, add_norm, gru_norm
+from slotkernels.slot_attention.op import INVERTED_ATTENTION
+from slotkernels.slot_update import add_norm, gru_norm
+from slotkernels.slot_update.op import ADD_NORM, GRU_NORM
 from triton.runtime.errors import InterpreterError
 
 REPORT, COMPILER, DRIVER = "Please report it", "Triton needs a C compiler", "Update the GPU's driver"
@@ -52,7 +54,7 @@ def broken(tmp_path_factory):
         ("compiler fails", "CalledProcessError", "'false'", COMPILER),
     ],
 )
-def test_errors_of_tritons_compiler_are_seen_as_such_with_a_remedy(broken, kernel, cause, reason, remedy):
+def test_errors_of_tritons_compiler_come_with_a_remedy(broken, kernel, cause, reason, remedy):
     name = kernel.replace(" ", "_") if "_" in kernel else "not_loaded"
     assert broken[kernel][0] == cause
     message = broken[kernel][1]
@@ -94,7 +96,7 @@ def test_what_goes_wrong_when_a_kernel_runs_is_raised_as_it_is(error):
 
 
 @pytest.mark.parametrize("message", list(_triton.REMEDIES))
-def test_messages_that_need_a_gpu_or_a_damaged_installation_are_known(message):
+def test_messages_of_unbuildable_kernels_are_recognised(message):
     with pytest.raises(KernelBuildError, match=r"kernel some_kernel cannot be built for float32 \[2, 3\]"):
         _triton.launch(Kernel(RuntimeError(f"there: {message}.")), (1,), torch.zeros(2, 3), 5)
 
@@ -107,30 +109,35 @@ def lenient(monkeypatch):
 
 @pytest.fixture
 def toy(monkeypatch):
-    """An op whose kernel "k" of the first backend cannot be built, and the backends that were called."""
+    """Two functions of one operation whose kernel "k" cannot be built, and the backends that were called."""
     called = []
 
-    def fails(x):
+    def fails(toy):
         called.append("cuda")
         raise KernelBuildError("k", "float32 [2, 3]", "E: reason", "Do this.")
 
     fast, slow = types.ModuleType("toy_fast"), types.ModuleType("toy_slow")
     fast.toy = fast.other = fails
-    slow.toy = slow.other = lambda x: called.append("reference") or x
-    op = Op("toy")
+    slow.toy = slow.other = lambda toy: called.append("reference") or toy.x
+    op = Backends("toy")
     for name, module in (("cuda", fast), ("reference", slow)):
         monkeypatch.setitem(sys.modules, module.__name__, module)
         op.add(name, module.__name__)
-    return op, called
+    return op, Backends("toy", "other", like=op), called
 
 
-def run(op, x, requested="auto", function="toy"):
-    return op.run(requested, Call((x, None)), function, x)
+class Toy(NamedTuple):
+    x: torch.Tensor
+    nothing: torch.Tensor | None = None
+
+
+def run(op, x, requested="auto"):
+    return op.run(requested, Toy(x))
 
 
 @pytest.mark.usefixtures("lenient")
-def test_auto_takes_the_next_backend_with_one_warning_and_does_not_try_again(toy):
-    op, called = toy
+def test_auto_falls_back_with_one_warning_and_does_not_retry(toy):
+    op, other_function, called = toy
     x = torch.zeros(2, 3)
     with pytest.warns(RuntimeWarning) as caught:
         assert run(op, x) is x
@@ -148,13 +155,13 @@ def test_auto_takes_the_next_backend_with_one_warning_and_does_not_try_again(toy
         assert called[2:] == 2 * ["reference"]
         for other in (torch.zeros(2, 4), torch.zeros(2, 3).half()):  # other kernels, which may well compile
             run(op, other)
-        run(op, x, function="other")
+        run(other_function, x)
         assert called[4:] == 3 * ["cuda", "reference"]
 
 
 @pytest.mark.usefixtures("lenient")
-def test_a_backend_asked_for_by_name_raises_even_after_auto_fell_back(toy):
-    op, _ = toy
+def test_backend_by_name_raises_even_after_auto_fell_back(toy):
+    op, *_ = toy
     with pytest.warns(RuntimeWarning):
         run(op, torch.zeros(2, 3))
     expected = (
@@ -171,7 +178,7 @@ def test_strict_mode_raises(toy, monkeypatch):
     for _ in range(2):
         with pytest.raises(RuntimeError, match=r"slotkernels.toy: kernel k cannot be built.*SLOTKERNELS_STRICT"):
             run(toy[0], torch.zeros(2, 3))
-    assert toy[1] == ["cuda", "cuda"]
+    assert toy[2] == ["cuda", "cuda"]
 
 
 def test_these_tests_are_strict():
@@ -181,10 +188,10 @@ def test_these_tests_are_strict():
 @pytest.fixture
 def auto_takes_triton(monkeypatch, lenient):
     """On CPU tensors too, where Triton's interpreter runs the kernels; else the reference."""
-    monkeypatch.setattr(_dispatch, "_only_by_name", lambda name, call: name not in ("triton", "reference"))
+    monkeypatch.setattr(_backends, "_only_by_name", lambda name, device: name not in ("triton", "reference"))
     for op in (INVERTED_ATTENTION, GRU_NORM, ADD_NORM, INVARIANT_ATTENTION, SINKHORN):
-        monkeypatch.setattr(op, "_unbuilt", set())
-        monkeypatch.setattr(op, "_warned", set())
+        op._unbuilt.clear()  # shared with the op of the backward pass
+        op._warned.clear()
 
 
 def attention(q, k, bias):
@@ -197,7 +204,7 @@ def invariant(x, slots):
     return module(x, torch.rand(7, 2), slots)[:3]
 
 
-OPS = [
+OPS: list[tuple[Any, Any, list[tuple[int, ...]]]] = [
     (INVERTED_ATTENTION, attention, [(2, 3, 6), (2, 7, 6), (2, 3)]),
     (GRU_NORM, gru_norm, [(5, 12), (5, 12), (5, 4), (4,), (4,)]),
     (ADD_NORM, add_norm, [(5, 4), (5, 4), (4,), (4,)]),

@@ -1,3 +1,5 @@
+"""Compiled ops that are missing or do not load: one warning, or an error that says how to build them."""
+
 import sys
 import warnings
 from importlib.machinery import ModuleSpec
@@ -15,7 +17,7 @@ def not_built(monkeypatch):
     monkeypatch.setattr(_native, "_reasons_given", [])
 
 
-def test_the_first_call_that_misses_the_extension_warns_and_no_other(not_built):
+def test_only_the_first_call_without_the_extension_warns(not_built):
     with pytest.warns(RuntimeWarning, match=r"slower than it could: slotkernels\._C is not built \(build it\)"):
         labels, _ = cluster_slots(SLOTS, 0.5)
     assert torch.equal(labels, cluster_slots(SLOTS, 0.5, backend="reference")[0])
@@ -24,7 +26,7 @@ def test_the_first_call_that_misses_the_extension_warns_and_no_other(not_built):
         cluster_slots(SLOTS, 0.5)
 
 
-def test_nothing_warns_that_would_not_have_used_the_extension(not_built):
+def test_calls_that_never_use_the_extension_do_not_warn(not_built):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cluster_slots(SLOTS.double(), 0.5)
@@ -40,7 +42,7 @@ def test_asking_for_it_by_name_says_how_to_build_it(not_built):
         cluster_slots(SLOTS, 0.5, backend="cuda")
 
 
-def test_a_library_that_is_missing_or_does_not_load_is_named_with_the_remedy(monkeypatch, tmp_path):
+def test_a_library_that_does_not_load_is_named_with_the_remedy(monkeypatch, tmp_path):
     assert "slotkernels._C_of_tomorrow is not built (`pip install" in _native.why_not_loaded("_C_of_tomorrow")
     (tmp_path / "_C_garbage.abi3.so").write_bytes(b"no library")
     monkeypatch.setattr("slotkernels.__path__", [str(tmp_path)])

@@ -1,4 +1,4 @@
-"""Propagated attention, soft masks and what the three functions share; label maps have a file of their own."""
+"""Propagated attention and soft masks, and the checks that all three functions share."""
 
 from typing import Any
 
@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slotkernels import cluster_slots, merge_slots, propagate_attention, propagate_labels, propagate_masks
 from slotkernels.propagation import bytes_moved, flops
+
+from .oracles import assert_matches_oracle
 
 CASES = [(2, 3, 24, 5, 3), (1, 1, 1, 1, 1), (1, 2, 7, 33, 20), (2, 1, 863, 3, 255), (0, 3, 4, 2, 2), (2, 0, 4, 2, 2)]
 # Sums of up to 863 terms in fp32; half types are rounded once more, to 8 or 11 bits.
@@ -22,19 +24,19 @@ def make(case, dtype=torch.float64, grad=False):
     return image.to(dtype).requires_grad_(grad), video.to(dtype).requires_grad_(grad)
 
 
-def clusters(case):
-    """Labels with merged, single, dropped and missing clusters."""
+def random_clusters(case):
+    """Clusters with several members, with one, dropped slots and missing clusters."""
     return torch.randint(-1, max(1, case[4] // 2), (case[0], case[4]))
 
 
-def oracle(image, video, labels):
+def oracle(image, video, clusters):
     """The product, then for each cluster the sum of its columns, one by one, in float64."""
     product = image.double() @ video.double()
-    if labels is None:
+    if clusters is None:
         return product
     columns = []
-    for c in range(labels.shape[1]):
-        members = (labels == c).double()[:, None, None, :]
+    for c in range(clusters.shape[1]):
+        members = (clusters == c).double()[:, None, None, :]
         columns.append((product * members).sum(-1))
     return torch.stack(columns, -1)
 
@@ -42,30 +44,24 @@ def oracle(image, video, labels):
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_attention_and_gradients_equal_the_product_summed_afterwards(case, dtype, merged):
+def test_attention_and_gradients_match_the_merged_product(case, dtype, merged):
     image, video = make(case, dtype, grad=True)
-    labels = clusters(case) if merged else None
-    actual = propagate_attention(image, video, labels)
-    assert actual.dtype == dtype
-    leaves = [t.detach().double().requires_grad_() for t in (image, video)]
-    expected = oracle(*leaves, labels)
-    cotangent = torch.randn(actual.shape).to(dtype)
-    tolerance = TOLERANCE[dtype]
-    torch.testing.assert_close(actual.double(), expected, rtol=2 * tolerance, atol=1e-7)
-    grads = torch.autograd.grad(actual, (image, video), cotangent)
-    expected_grads = torch.autograd.grad(expected, leaves, cotangent.double())
-    for grad, wanted in zip(grads, expected_grads, strict=True):
-        assert grad.dtype == dtype
-        # Signed terms may cancel: errors are relative to the largest.
-        scale = wanted.abs().max().item() if wanted.numel() else 0.0
-        torch.testing.assert_close(grad.double(), wanted, rtol=2 * tolerance, atol=2 * tolerance * scale)
+    clusters = random_clusters(case) if merged else None
+    actual = assert_matches_oracle(
+        lambda image, video: [propagate_attention(image, video, clusters)],
+        lambda image, video: [oracle(image, video, clusters)],
+        {"image": image, "video": video},
+        ("masks",),
+        2 * TOLERANCE[dtype],
+    )
+    assert actual["masks"].dtype == dtype
 
 
 @pytest.mark.parametrize("merged", [False, True])
 def test_gradcheck(merged):
     case = (2, 2, 6, 4, 5)
-    labels = torch.tensor([[0, 1, 0, -1, 2], [0, 0, 1, 1, 1]]) if merged else None
-    assert torch.autograd.gradcheck(lambda a, b: propagate_attention(a, b, labels), make(case, grad=True))
+    clusters = torch.tensor([[0, 1, 0, -1, 2], [0, 0, 1, 1, 1]]) if merged else None
+    assert torch.autograd.gradcheck(lambda a, b: propagate_attention(a, b, clusters), make(case, grad=True))
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -78,15 +74,15 @@ def test_gradient_of_one_side_alone(side):
     assert leaves[1 - side].grad is None
 
 
-def test_labels_fold_in_what_merging_slots_does():
+def test_clusters_do_what_merging_the_slots_first_does():
     """The attention of merged video slots, as the video stage merges it, and then propagated."""
     case = (3, 2, 10, 6, 5)
     image, video = make(case)
     slots = torch.randn(3, 5, 4, dtype=torch.float64)
-    labels, counts = cluster_slots(slots, 0.9)
+    clusters, counts = cluster_slots(slots, 0.9)
     assert counts.min() < 5
-    _, merged, valid = merge_slots(slots, video.flatten(1, 2), labels)
-    folded = propagate_attention(image, video, labels)
+    _, merged, valid = merge_slots(slots, video.flatten(1, 2), clusters)
+    folded = propagate_attention(image, video, clusters)
     torch.testing.assert_close(folded, propagate_attention(image, merged.unflatten(1, (2, 6))))
     torch.testing.assert_close(folded.sum(-1), torch.ones(3, 2, 10).double())
     assert (folded.amax((1, 2)) > 0).equal(valid)
@@ -99,8 +95,8 @@ def test_any_shape_layout_and_labels(data):
     image, video = make(case)
     if data.draw(st.booleans()):
         image, video = image.mT.contiguous().mT, video.transpose(0, 1).contiguous().transpose(0, 1)
-    labels = torch.randint(-2, case[4] + 2, (case[0], case[4])) if data.draw(st.booleans()) else None
-    torch.testing.assert_close(propagate_attention(image, video, labels), oracle(image, video, labels))
+    clusters = torch.randint(-2, case[4] + 2, (case[0], case[4])) if data.draw(st.booleans()) else None
+    torch.testing.assert_close(propagate_attention(image, video, clusters), oracle(image, video, clusters))
 
 
 def test_mixed_precision():
@@ -118,13 +114,13 @@ def test_mixed_precision():
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("size", [(17, 23), (4, 6), (3, 2), None], ids=str)
 @pytest.mark.parametrize("merged", [False, True])
-def test_masks_equal_product_and_interpolation_of_the_chosen_objects(size, merged, dtype):
+def test_masks_match_product_and_interpolation(size, merged, dtype):
     case = (2, 3, 24, 5, 7)
     image, video = make(case, dtype)
-    labels = clusters(case) if merged else None
+    clusters = random_clusters(case) if merged else None
     objects = [5, 0, 5]
-    masks = propagate_masks(image, video, (4, 6), size, objects=objects, labels=labels)
-    expected = oracle(image, video, labels)[..., objects].mT.flatten(0, 1).unflatten(2, (4, 6))
+    masks = propagate_masks(image, video, (4, 6), size, objects=objects, clusters=clusters)
+    expected = oracle(image, video, clusters)[..., objects].mT.flatten(0, 1).unflatten(2, (4, 6))
     expected = F.interpolate(expected, size or (4, 6), mode="bilinear", align_corners=False).unflatten(0, (2, 3))
     assert masks.dtype == dtype
     # Half types are rounded after the product and after the interpolation.
@@ -152,29 +148,29 @@ def test_masks_of_empty_batches_and_strided_input():
 # -------------------------------------------------------------------------------------------- registration and errors
 
 
-@pytest.mark.parametrize("labels", [None, torch.tensor([[0, 1, 0], [0, -1, 1]])], ids=["", "merged"])
-def test_opcheck(labels):
+@pytest.mark.parametrize("clusters", [None, torch.tensor([[0, 1, 0], [0, -1, 1]])], ids=["", "merged"])
+def test_opcheck(clusters):
     image, video = make((2, 3, 24, 5, 3), grad=True)
     ops, maps = torch.ops.slotkernels, (4, 6, 17, 23)
-    torch.library.opcheck(ops.propagate_attention, (image, video, labels, "auto"))
+    torch.library.opcheck(ops.propagate_attention, (image, video, clusters, "auto"))
     image, video = image.detach(), video.detach()
     grad = torch.randn(2, 3, 24, 3, dtype=torch.float64)
     for needs in ([True, True], [False, True], [True, False]):
-        torch.library.opcheck(ops.propagate_attention_backward, (grad, image, video, labels, needs, "auto"))
-    torch.library.opcheck(ops.propagate_masks, (image, video, labels, [2, 0], *maps, "auto"))
+        torch.library.opcheck(ops.propagate_attention_backward, (grad, image, video, clusters, needs, "auto"))
+    torch.library.opcheck(ops.propagate_masks, (image, video, clusters, *maps, [2, 0], "auto"))
     for extras in ((False, False), (True, False), (False, True)):
         for maps_of in (image, image.float()):  # the reference, and C++ where it is built
-            torch.library.opcheck(ops.propagate_labels, (maps_of, video.to(maps_of), labels, *maps, *extras, "auto"))
+            torch.library.opcheck(ops.propagate_labels, (maps_of, video.to(maps_of), clusters, *maps, *extras, "auto"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_compiles_fullgraph(dtype):
     image, video = make((2, 3, 24, 5, 3), dtype, grad=True)
-    labels = torch.tensor([[0, 1, 0], [0, -1, 1]])
+    clusters = torch.tensor([[0, 1, 0], [0, -1, 1]])
 
     def everything(image, video):
-        attention = propagate_attention(image, video, labels)
-        maps = propagate_labels(image, video, (4, 6), (17, 23), labels=labels, confidence=True, statistics=True)
+        attention = propagate_attention(image, video, clusters)
+        maps = propagate_labels(image, video, (4, 6), (17, 23), clusters=clusters, confidence=True, statistics=True)
         masks = propagate_masks(image, video, (4, 6), (17, 23), objects=[1, 0])
         return attention, masks, *maps, propagate_labels(image, video, (4, 6))
 
@@ -199,9 +195,9 @@ ON_ALL = [
     ({"image_attention": torch.zeros(2, 6, 3)}, r"image_attention is float32 \[2, 6, 3\], expected \[B, T, M, N\]"),
     ({"image_attention": torch.zeros(1, 2, 6, 3).int()}, "image_attention is int32"),
     ({"video_attention": torch.zeros(1, 2, 4, 5)}, r"video_attention is .* with N = 3"),
-    ({"labels": torch.zeros(1, 4).long()}, r"labels is int64 \[1, 4\], expected \[B, K\] with K = 5"),
-    ({"labels": torch.zeros(1, 5)}, r"labels is float32 \[1, 5\], expected dtype int64"),
-    ({"labels": torch.zeros(1, 5, dtype=torch.int64, device="meta")}, "labels is on meta, expected cpu"),
+    ({"clusters": torch.zeros(1, 4).long()}, r"clusters is int64 \[1, 4\], expected \[B, K\] with K = 5"),
+    ({"clusters": torch.zeros(1, 5)}, r"clusters is float32 \[1, 5\], expected dtype int64"),
+    ({"clusters": torch.zeros(1, 5, dtype=torch.int64, device="meta")}, "clusters is on meta, expected cpu"),
     ({"backend": "cuda"}, "backend 'cuda' cannot serve this call"),
 ]
 FUNCTIONS: list[tuple[Any, dict[str, Any], Any]] = [
@@ -227,6 +223,19 @@ def test_errors_of_labels_and_masks_alone():
     for objects in ([], [5], [-1]):
         with pytest.raises(ValueError, match=r"objects=\[.*\], expected some of 0\.\.4"):
             propagate_masks(**GOOD, grid=(2, 3), objects=objects)
+
+
+@pytest.mark.parametrize(("function", "arguments"), [(function, own) for function, own, _ in FUNCTIONS], ids=str)
+def test_the_old_name_of_clusters_warns_and_still_works(function, arguments):
+    image, video = make((1, 2, 6, 3, 5))
+    clusters = torch.tensor([[0, 1, 0, -1, 1]])
+    expected = function(image, video, **arguments, clusters=clusters)
+    with pytest.warns(DeprecationWarning, match=rf"{function.__name__}: labels= is now called clusters=") as warned:
+        actual = function(image, video, **arguments, labels=clusters)
+    assert torch.equal(actual, expected)
+    assert warned[0].filename == __file__
+    with pytest.raises(ValueError, match="labels is the former name of clusters"):
+        function(image, video, **arguments, clusters=clusters, labels=clusters)
 
 
 def test_cost_formulas():

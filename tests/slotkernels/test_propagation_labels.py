@@ -53,38 +53,38 @@ def make(case, dtype=torch.float32, device="cpu", contrast=2.0):
     return image.to(device, dtype), video.to(device, dtype)
 
 
-def oracle(image, video, grid, size, labels=None):
+def oracle(image, video, grid, size, clusters=None):
     """Float64 soft masks [B, T, K, H, W], all at once."""
     product = image.double() @ video.double()
-    if labels is not None:
-        product = product @ F.one_hot(labels + 1, labels.shape[1] + 1)[:, None, :, 1:].double()
+    if clusters is not None:
+        product = product @ F.one_hot(clusters + 1, clusters.shape[1] + 1)[:, None, :, 1:].double()
     masks = F.interpolate(product.mT.flatten(0, 1).unflatten(2, grid), size, mode="bilinear", align_corners=False)
     return masks.unflatten(0, image.shape[:2])
 
 
-def check(found, image, video, grid, size, labels=None):
+def assert_exact(maps, image, video, grid, size, clusters=None):
     """Labels, confidence, areas and boxes against the oracle."""
-    masks = oracle(image, video, grid, size, labels)
+    masks = oracle(image, video, grid, size, clusters)
     slots, objects = image.shape[3], video.shape[3]
-    assert found.labels.dtype == torch.uint8
-    assert found.labels.shape == (*image.shape[:2], *size)
-    winner = found.labels.long().unsqueeze(2)
+    assert maps.labels.dtype == torch.uint8
+    assert maps.labels.shape == (*image.shape[:2], *size)
+    winner = maps.labels.long().unsqueeze(2)
     best = masks.amax(2)
     # As the docstring says: N products in fp32 that sum to 1 at most, positions in fp32 (the reference's), 8 roundings.
     bound = (slots + 2 * sum(grid) + 16) * 1.2e-7
     assert (best - masks.gather(2, winner).squeeze(2)).max() <= bound
     rest = masks.scatter(2, winner, -1).amax(2) if objects > 1 else torch.zeros_like(best)
-    assert (found.labels != masks.argmax(2))[best - rest > bound].sum() == 0
-    if found.confidence is not None:
-        assert found.confidence.dtype == torch.float16
+    assert (maps.labels != masks.argmax(2))[best - rest > bound].sum() == 0
+    if maps.confidence is not None:
+        assert maps.confidence.dtype == torch.float16
         # Half a unit in the last place of fp16; subnormal below 6e-5.
-        torch.testing.assert_close(found.confidence.double(), best - rest, rtol=2**-11, atol=bound + 2**-25)
-    if found.areas is not None:
-        check_statistics(found)
+        torch.testing.assert_close(maps.confidence.double(), best - rest, rtol=2**-11, atol=bound + 2**-25)
+    if maps.areas is not None:
+        assert_exact_statistics(maps)
 
 
-def check_statistics(found):
-    labels, areas, boxes = found.labels, found.areas, found.boxes
+def assert_exact_statistics(maps):
+    labels, areas, boxes = maps.labels, maps.areas, maps.boxes
     objects = areas.shape[2]
     assert areas.dtype == boxes.dtype == torch.int32
     assert boxes.shape == (*labels.shape[:2], objects, 4)
@@ -115,11 +115,11 @@ def small(backend):
 def test_equals_product_interpolation_argmax(backend, case, dtype):
     *_, grid, _, _, size = case
     image, video = make(case, dtype)
-    found = propagate_labels(image, video, grid, size, confidence=True, statistics=True, backend=backend)
-    check(found, image, video, grid, size)
+    maps = propagate_labels(image, video, grid, size, confidence=True, statistics=True, backend=backend)
+    assert_exact(maps, image, video, grid, size)
     alone = propagate_labels(image, video, grid, size, backend=backend)
     assert isinstance(alone, torch.Tensor)
-    assert torch.equal(alone, found.labels)
+    assert torch.equal(alone, maps.labels)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -128,9 +128,9 @@ def test_equals_product_interpolation_argmax(backend, case, dtype):
 def test_full_size(backend, device, case, dtype):
     *_, grid, _, objects, size = case
     image, video = make(case, dtype, device)
-    found = propagate_labels(image, video, grid, size, confidence=True, statistics=objects < 50, backend=backend)
-    check(found, image, video, grid, size)
-    assert torch.equal(propagate_labels(image, video, grid, size, backend=backend), found.labels)
+    maps = propagate_labels(image, video, grid, size, confidence=True, statistics=objects < 50, backend=backend)
+    assert_exact(maps, image, video, grid, size)
+    assert torch.equal(propagate_labels(image, video, grid, size, backend=backend), maps.labels)
 
 
 @pytest.mark.parametrize(("backend", "device"), [*BACKENDS, *ON_GPU])
@@ -138,13 +138,13 @@ def test_clusters(backend, device):
     case = (2, 2, (3, 4), 5, 20, (7, 9)) if backend != "triton" else (2, 1, (2, 3), 5, 9, (7, 9))
     grid, size = case[2], case[5]
     image, video = make(case, device=device)
-    labels = torch.randint(-1, 6, (2, case[4]), device=device)
-    found = propagate_labels(image, video, grid, size, labels=labels, confidence=True, statistics=True, backend=backend)
-    check(found, image, video, grid, size, labels)
-    assert found.labels.max() <= 5
-    # Labels that are out of range drop a slot like -1.
-    outside = torch.where(labels < 0, labels + case[4] + 1, labels)
-    assert torch.equal(propagate_labels(image, video, grid, size, labels=outside, backend=backend), found.labels)
+    clusters, extras = torch.randint(-1, 6, (2, case[4]), device=device), {"confidence": True, "statistics": True}
+    maps = propagate_labels(image, video, grid, size, clusters=clusters, **extras, backend=backend)
+    assert_exact(maps, image, video, grid, size, clusters)
+    assert maps.labels.max() <= 5
+    # Clusters that are out of range drop a slot like -1.
+    outside = torch.where(clusters < 0, clusters + case[4] + 1, clusters)
+    assert torch.equal(propagate_labels(image, video, grid, size, clusters=outside, backend=backend), maps.labels)
 
 
 @pytest.mark.parametrize(("backend", "device"), [*BACKENDS, *ON_GPU])
@@ -153,9 +153,9 @@ def test_ties_go_to_the_lowest_index(backend, device):
     image, video = torch.ones(1, 1, 6, 1, device=device), torch.full((1, 1, 1, 18), 1 / 16, device=device)
     for lowest in (0, 1, 17):
         video[..., :lowest] = 0
-        found = propagate_labels(image, video, (2, 3), (8, 12), confidence=True, backend=backend)
-        assert (found.labels == lowest).all()
-        assert (found.confidence == (0 if lowest < 17 else 1 / 16)).all()
+        maps = propagate_labels(image, video, (2, 3), (8, 12), confidence=True, backend=backend)
+        assert (maps.labels == lowest).all()
+        assert (maps.confidence == (0 if lowest < 17 else 1 / 16)).all()
 
 
 @pytest.mark.parametrize(("backend", "device"), [*BACKENDS, *ON_GPU])
@@ -163,17 +163,17 @@ def test_nan_counts_as_the_largest_score(backend, device):
     image, video = make((1, 2, (3, 4), 5, 9, (10, 13)), device=device)
     image[0, 0, 6, 2] = float("nan")  # every object at one patch
     video[0, 1, 3, 8] = video[0, 1, 0, 5] = float("nan")  # two objects everywhere
-    found = propagate_labels(image, video, (3, 4), (10, 13), confidence=True, statistics=True, backend=backend)
+    maps = propagate_labels(image, video, (3, 4), (10, 13), confidence=True, statistics=True, backend=backend)
     masks = oracle(image, video, (3, 4), (10, 13))
     lost = (image.double() @ video.double()).isnan().double()
     share = oracle(lost, torch.eye(9, device=device).expand(1, 2, 9, 9), (3, 4), (10, 13)).amax(2)
     # Where a NaN patch has a share of exactly 0, at a patch centre or beyond the outermost, it may count or not.
     for certain, where in ((True, share > 0), (False, ~masks.isnan().any(2))):
         assert where.any()
-        assert (found.confidence[where].isnan() == certain).all()
-        assert torch.equal(found.labels[where].long(), masks.argmax(2)[where])
-    assert (found.labels[0, 1] == 5).all()
-    check_statistics(found)
+        assert (maps.confidence[where].isnan() == certain).all()
+        assert torch.equal(maps.labels[where].long(), masks.argmax(2)[where])
+    assert (maps.labels[0, 1] == 5).all()
+    assert_exact_statistics(maps)
 
 
 @pytest.mark.parametrize(("backend", "device"), [*BACKENDS, *ON_GPU])
@@ -181,11 +181,11 @@ def test_infinite_scores_give_labels_in_range(backend, device):
     image, video = make((1, 1, (3, 4), 5, 3, (10, 13)), device=device)
     image[0, 0, 6, 2] = float("inf")
     video[0, 0, 3, 1] = float("-inf")
-    found = propagate_labels(image, video, (3, 4), (10, 13), statistics=True, backend=backend)
-    assert found.labels.max() < 3
-    check_statistics(found)
+    maps = propagate_labels(image, video, (3, 4), (10, 13), statistics=True, backend=backend)
+    assert maps.labels.max() < 3
+    assert_exact_statistics(maps)
     again = propagate_labels(image, video, (3, 4), (10, 13), backend=backend)
-    assert torch.equal(again, found.labels)
+    assert torch.equal(again, maps.labels)
 
 
 @pytest.mark.parametrize(("backend", "device"), [*BACKENDS, *ON_GPU])
@@ -206,7 +206,7 @@ def test_strided_mixed_and_empty_input(backend, device):
     image, video = make(case, device=device)
     image, video = image.bfloat16(), video.half()
     expected = propagate_labels(image, video, (3, 4), (7, 9), confidence=True, backend=backend)
-    check(expected, image.double(), video.double(), (3, 4), (7, 9))
+    assert_exact(expected, image.double(), video.double(), (3, 4), (7, 9))
     layouts = [
         (image.transpose(2, 3).contiguous().transpose(2, 3), video.mT.contiguous().mT),
         (image.transpose(0, 2).contiguous().transpose(0, 2), video.transpose(0, 3).contiguous().transpose(0, 3)),
@@ -247,21 +247,21 @@ def any_shape(backend, data, patches, pixels):
     grid, size = (draw(1, patches), draw(1, patches)), (draw(1, pixels), draw(1, pixels))
     case = (draw(1, 2), draw(1, 2), grid, draw(1, patches), draw(1, 2 * patches), size)
     image, video = make(case, data.draw(st.sampled_from(DTYPES)), contrast=data.draw(st.sampled_from([0.1, 2.0, 20.0])))
-    labels = torch.randint(-1, case[4], (case[0], case[4])) if data.draw(st.booleans()) else None
+    clusters = torch.randint(-1, case[4], (case[0], case[4])) if data.draw(st.booleans()) else None
     confidence, statistics = data.draw(st.booleans()), data.draw(st.booleans())
-    found = propagate_labels(
-        image, video, grid, size, labels=labels, confidence=confidence, statistics=statistics, backend=backend
+    maps = propagate_labels(
+        image, video, grid, size, clusters=clusters, confidence=confidence, statistics=statistics, backend=backend
     )
     if not confidence and not statistics:
-        found = LabelMaps(found, None, None, None)
-    assert (found.confidence is None, found.areas is None, found.boxes is None) == (
+        maps = LabelMaps(maps, None, None, None)
+    assert (maps.confidence is None, maps.areas is None, maps.boxes is None) == (
         not confidence, not statistics, not statistics,
     )  # fmt: skip
-    check(found, image, video, grid, size, labels)
+    assert_exact(maps, image, video, grid, size, clusters)
 
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
-def test_patch_resolution_is_the_argmax_of_propagated_attention(backend, device):
+def test_patch_resolution_is_argmax_of_propagated_attention(backend, device):
     image, video = make(CASES[0], device=device)
     labels = propagate_labels(image, video, (4, 6), backend=backend)
     assert torch.equal(labels.flatten(2).long(), propagate_attention(image, video).argmax(-1))
@@ -283,8 +283,8 @@ import sys
 import torch
 from slotkernels import propagate_labels
 torch.set_num_threads(1)
-found = [propagate_labels(*call, confidence=True, statistics=True, backend="cpp") for call in torch.load(sys.argv[1])]
-torch.save([tuple(maps) for maps in found], sys.argv[2])
+videos = [propagate_labels(*call, confidence=True, statistics=True, backend="cpp") for call in torch.load(sys.argv[1])]
+torch.save([tuple(maps) for maps in videos], sys.argv[2])
 """
 
 
@@ -292,18 +292,13 @@ torch.save([tuple(maps) for maps in found], sys.argv[2])
 @pytest.mark.parametrize("level", ["avx2", "default"])
 def test_every_level_of_the_cpu(level, tmp_path):
     """The best level that this CPU has is what all other tests run."""
-    calls = []
-    for case, dtype in [
-        *zip(CASES, 3 * DTYPES, strict=False),
-        (FULL_SIZE[1], torch.float16),
-        (FULL_SIZE[6], DTYPES[1]),
-    ]:
-        calls.append((*make(case, dtype), case[2], case[5]))
+    cases = [*zip(CASES, 3 * DTYPES, strict=False), (FULL_SIZE[1], torch.float16), (FULL_SIZE[6], torch.bfloat16)]
+    calls = [(*make(case, dtype), case[2], case[5]) for case, dtype in cases]
     torch.save(calls, tmp_path / "calls.pt")
-    command = [sys.executable, "-c", LEVEL, str(tmp_path / "calls.pt"), str(tmp_path / "found.pt")]
+    command = [sys.executable, "-c", LEVEL, str(tmp_path / "calls.pt"), str(tmp_path / "maps.pt")]
     subprocess.run(command, env={**os.environ, "ATEN_CPU_CAPABILITY": level}, check=True)
-    for call, found in zip(calls, torch.load(tmp_path / "found.pt"), strict=True):
-        check(LabelMaps(*found), *call)
+    for call, maps in zip(calls, torch.load(tmp_path / "maps.pt"), strict=True):
+        assert_exact(LabelMaps(*maps), *call)
 
 
 def test_grouping_of_frames_does_not_change_the_reference(monkeypatch):
@@ -314,8 +309,8 @@ def test_grouping_of_frames_does_not_change_the_reference(monkeypatch):
     one_frame = 3 * 17 * 23 * 4
     for limit in (1, 3 * one_frame):
         monkeypatch.setattr(reference, "CHUNK_BYTES", limit)
-        found = propagate_labels(image, video, (4, 6), (17, 23), **options)
-        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+        maps = propagate_labels(image, video, (4, 6), (17, 23), **options)
+        assert all(torch.equal(one, other) for one, other in zip(maps, expected, strict=True))
 
 
 def test_soft_masks_never_exist_together(monkeypatch):
@@ -332,21 +327,21 @@ def test_soft_masks_never_exist_together(monkeypatch):
 
 @needs_cpp
 @pytest.mark.parametrize("layout", ["contiguous", "transposed"])
-def test_memory_beyond_the_result_does_not_grow_with_the_video(layout):
+def test_memory_does_not_grow_with_the_video(layout):
     status, refs = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not refs.exists():
         pytest.skip("peak memory can be reset and read on Linux only")
 
     def peak(frames):
-        """MB beyond the result; both maps are fp16, so that a copy of them in fp32 would show."""
+        """MB beyond the result; both attention maps are fp16, so that a copy of them in fp32 would show."""
         image, video = torch.rand(1, frames, 96, 32).half(), torch.rand(1, frames, 32, 8).half()
         if layout == "transposed":
             image = image.mT.contiguous().mT
         before = int(status.read_text().split("VmRSS:")[1].split()[0])
         refs.write_text("5")  # resets the peak
-        found = propagate_labels(image, video, (8, 12), (80, 120), statistics=True)
+        maps = propagate_labels(image, video, (8, 12), (80, 120), statistics=True)
         after = int(status.read_text().split("VmHWM:")[1].split()[0])
-        return (after - before) / 1024 - sum(t.nbytes for t in found if t is not None) / 2**20
+        return (after - before) / 1024 - sum(t.nbytes for t in maps if t is not None) / 2**20
 
     peak(100)
     assert peak(4000) < 3  # a copy of the image attention would be 23 MB in fp16, soft masks 1.2 GB
@@ -369,13 +364,20 @@ def test_memory_on_a_gpu_does_not_grow_with_the_video():
 @pytest.mark.parametrize("extras", [False, True])
 def test_a_captured_graph_replays_on_new_inputs(extras):
     image, video = make(FULL_SIZE[0], torch.float16, "cuda")
-    labels = torch.randint(-1, 5, (2, 8), device="cuda")
+    clusters = torch.randint(-1, 5, (2, 8), device="cuda")
 
     def step():
-        found = propagate_labels(
-            image, video, (24, 36), (336, 504), labels=labels, confidence=extras, statistics=extras, backend="triton"
+        maps = propagate_labels(
+            image,
+            video,
+            (24, 36),
+            (336, 504),
+            clusters=clusters,
+            confidence=extras,
+            statistics=extras,
+            backend="triton",
         )
-        return found if extras else (found,)
+        return maps if extras else (maps,)
 
     step()  # compiles
     graph = torch.cuda.CUDAGraph()
@@ -387,7 +389,7 @@ def test_a_captured_graph_replays_on_new_inputs(extras):
 
 
 @needs_triton
-def test_what_a_backend_cannot_serve_is_said():
+def test_a_backend_that_cannot_serve_a_call_says_why():
     image, video = torch.zeros(1, 1, 2, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     for backend in ("cpp", "triton"):
         with pytest.raises(RuntimeError, match=f"backend '{backend}' cannot serve this call: float64"):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from slotkernels import SlotAttention, slot_attention
+from slotkernels.slot_attention import LOCATELLO, LUCIDRAINS, SAVI, SLOTFORMER, STANDARD, VIDEOSAUR, Conventions
 
 M, DIN, D, N, QKV, H = 7, 5, 6, 3, 4, 8
 FORMS = ["absorbed", "projected"]
@@ -181,8 +182,17 @@ gru.dense_hr.weight gru.dense_hz.weight gru.dense_hn.weight: D D
 gru.dense_ir.bias gru.dense_iz.bias gru.dense_in.bias gru.dense_hn.bias: D
 """
 PORT = ("norm_inputs", "norm_slots", "norm_mlp", "project_q", "project_k", "project_v")
-LUCIDRAINS = ("norm_input", "norm_slots", "norm_pre_ff", "to_q", "to_k", "to_v")
-VIDEOSAUR = ("norm_features", "norm_slots", "mlp.layers.0", "to_q", "to_k", "to_v", "mlp.layers.1", "mlp.layers.3")
+LUCIDRAINS_NAMES = ("norm_input", "norm_slots", "norm_pre_ff", "to_q", "to_k", "to_v")
+VIDEOSAUR_NAMES = (
+    "norm_features",
+    "norm_slots",
+    "mlp.layers.0",
+    "to_q",
+    "to_k",
+    "to_v",
+    "mlp.layers.1",
+    "mlp.layers.3",
+)
 SAVI_PYTORCH = ("layernorm_input", "layernorm_q", "mlp.layernorm_module", "dense_q", "dense_k", "dense_v")
 FLAX = """LayerNorm_0.scale LayerNorm_0.bias: D
 LayerNorm_1.scale LayerNorm_1.bias: Din
@@ -215,7 +225,7 @@ class Variant:
     style: str
     run: Callable
     shapes: str
-    placement: str = "numerator"
+    conventions: Conventions = STANDARD
     own_prior: bool = True
 
     def parameters(self, seed=5):
@@ -235,24 +245,30 @@ class Variant:
 MU_LOG_SIGMA = "slots_mu slots_log_sigma: 1 1 D\n"
 MU_LOGSIGMA = "slots_mu slots_logsigma: 1 1 D\n"
 VARIANTS = {
-    "locatello-keras": Variant("locatello", keras, KERAS),
+    "locatello-keras": Variant("locatello", keras, KERAS, LOCATELLO),
     "locatello-port": Variant("locatello", port, torch_shapes(*PORT, "mlp.0", "mlp.2") + TORCH_GRU + MU_LOG_SIGMA),
     "lucidrains": Variant(
-        "lucidrains", lucidrains, torch_shapes(*LUCIDRAINS, "mlp.0", "mlp.2", bias=True) + TORCH_GRU + MU_LOGSIGMA
+        "lucidrains",
+        lucidrains,
+        torch_shapes(*LUCIDRAINS_NAMES, "mlp.0", "mlp.2", bias=True) + TORCH_GRU + MU_LOGSIGMA,
+        LUCIDRAINS,
     ),
     "lucidrains-without-biases": Variant(
-        "lucidrains", first_lucidrains, torch_shapes(*LUCIDRAINS, "mlp.0", "mlp.2") + TORCH_GRU + MU_LOGSIGMA
+        "lucidrains", first_lucidrains, torch_shapes(*LUCIDRAINS_NAMES, "mlp.0", "mlp.2") + TORCH_GRU + MU_LOGSIGMA
     ),
     "lucidrains-evelinehong": Variant(
-        "lucidrains", evelinehong, torch_shapes(*LUCIDRAINS, "fc1", "fc2", bias=True) + TORCH_GRU + MU_LOG_SIGMA
+        "lucidrains",
+        evelinehong,
+        torch_shapes(*LUCIDRAINS_NAMES, "fc1", "fc2", bias=True) + TORCH_GRU + MU_LOG_SIGMA,
+        LUCIDRAINS,
     ),
-    "savi-flax": Variant("savi", flax, FLAX, "denominator", False),
-    "savi-flax-with-mlp": Variant("savi", flax, FLAX + FLAX_MLP, "denominator", False),
+    "savi-flax": Variant("savi", flax, FLAX, SAVI, False),
+    "savi-flax-with-mlp": Variant("savi", flax, FLAX + FLAX_MLP, SAVI, False),
     "savi-pytorch": Variant(
         "savi",
         savi_pytorch,
         torch_shapes(*SAVI_PYTORCH, "mlp.model.dense_mlp_0", "mlp.model.dense_mlp_1") + SAVI_PYTORCH_GRU,
-        "denominator",
+        SAVI,
         False,
     ),
     "savi-slotformer": Variant(
@@ -260,15 +276,17 @@ VARIANTS = {
         slotformer,
         torch_shapes("norm_inputs", "project_q.0", "mlp.0", "project_q.1", "project_k", "project_v", "mlp.1", "mlp.3")
         + TORCH_GRU,
-        own_prior=False,
+        SLOTFORMER,
+        False,
     ),
-    "videosaur": Variant("videosaur", videosaur, torch_shapes(*VIDEOSAUR) + TORCH_GRU, own_prior=False),
+    "videosaur": Variant("videosaur", videosaur, torch_shapes(*VIDEOSAUR_NAMES) + TORCH_GRU, VIDEOSAUR, False),
     "videosaur-without-mlp": Variant(
         "videosaur",
         videosaur,
         torch_shapes("norm_features", "norm_slots", "", "to_q", "to_k", "to_v", "", "", qkv="QKV")
         + TORCH_GRU.replace("weight_ih: 3D D", "weight_ih: 3D QKV"),
-        own_prior=False,
+        VIDEOSAUR,
+        False,
     ),
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
@@ -300,18 +318,21 @@ def test_loaded_module_computes_what_its_style_computes(monkeypatch, variant, fo
     parameters = variant.parameters()
     module = variant.load(parameters)
     assert module.to_q.weight.dtype == torch.float64
+    read = {"use_mlp": hasattr(module, "mlp"), "qkv_bias": module.to_q.bias is not None}  # off the tensors
+    assert module.conventions == variant.conventions._replace(**read)
     check(module, lambda *args: variant.run(parameters, *args), *tokens_and_slots())
 
 
 @pytest.mark.parametrize("form", FORMS)
 @every_variant
-def test_large_eps_is_where_the_style_puts_it_and_iterations_are_ours_to_choose(monkeypatch, variant, form):
+def test_eps_is_placed_as_in_the_style_for_any_iterations(monkeypatch, variant, form):
     force(monkeypatch, form)
     parameters, (inputs, slots) = variant.parameters(), tokens_and_slots()
-    module = variant.load(parameters, eps=0.1, iterations=4)
+    large = variant.conventions._replace(eps=0.1)
+    module = variant.load(parameters, conventions=large, iterations=4)
     check(module, lambda *args: variant.run(parameters, *args, iterations=4, eps=0.1), inputs, slots)
-    other = {"numerator": "denominator", "denominator": "numerator"}[variant.placement]
-    elsewhere = variant.load(parameters, eps=0.1, iterations=4, eps_placement=other)
+    other = {"numerator": "denominator", "denominator": "numerator"}[large.eps_placement]
+    elsewhere = variant.load(parameters, conventions=large._replace(eps_placement=other), iterations=4)
     assert (elsewhere(inputs, slots).slots - module(inputs, slots).slots).abs().max() > 1e-4
 
 
@@ -319,7 +340,7 @@ def test_scale_gru_state_and_norm_eps_can_be_overridden():
     variant, (inputs, slots) = VARIANTS["videosaur"], tokens_and_slots()
     parameters = variant.parameters()
     check(
-        variant.load(parameters, scale=D**0.5),
+        variant.load(parameters, conventions=VIDEOSAUR._replace(scale=D**0.5)),
         lambda *args: videosaur(parameters, *args, scale=D**0.5),
         inputs,
         slots,
@@ -331,12 +352,20 @@ def test_scale_gru_state_and_norm_eps_can_be_overridden():
     for theirs, ours in mlp.items():
         renamed = {name.replace(theirs, ours): p for name, p in renamed.items()}
     check(
-        variant.load(parameters, gru_state="slots"),
+        variant.load(parameters, conventions=STANDARD),
         lambda *args: lucidrains(renamed, *args, biases=False),
         inputs,
         slots,
     )
-    assert variant.load(parameters, norm_eps=0.5).norm_slots.eps == 0.5
+    assert variant.load(parameters, conventions=Conventions(norm_eps=0.5)).norm_slots.eps == 0.5
+
+
+@pytest.mark.filterwarnings("ignore:load_published.*mu and log_sigma")
+def test_former_keywords_change_one_convention_and_warn():
+    parameters = VARIANTS["savi-flax"].parameters()
+    with pytest.warns(DeprecationWarning, match=r"write conventions=SAVI._replace\(eps=0.1, scale=2.0\)"):
+        module = SlotAttention.load_published(parameters, "savi", eps=0.1, scale=2.0)
+    assert module.conventions == SAVI._replace(eps=0.1, scale=2.0, use_mlp=False)
 
 
 @every_variant
@@ -411,7 +440,8 @@ def test_nested_flax_parameters_are_read():
     variant = VARIANTS["savi-flax-with-mlp"]
     parameters, tree = variant.parameters(), {}
     for name, p in parameters.items():
-        *path, leaf = ["params", "Processor_0", "SlotAttention_0", *name.split(".")]
+        names = ["params", "Processor_0", "SlotAttention_0", *name.split(".")]
+        path, leaf = names[:-1], names[-1]
         node = tree
         for step in path:
             node = node.setdefault(step, {})
@@ -467,14 +497,15 @@ def test_a_prefix_that_selects_too_little_or_nothing_is_an_error():
         SlotAttention.load_published(parameters, "videosaur", prefix="")
 
 
-def new_options(**options):
+def new_options(use_mlp):
     torch.manual_seed(2)
-    return SlotAttention(N, D, DIN, qkv_dim=QKV, gru_state="normalised", norm_eps=1e-3, **options)
+    conventions = VIDEOSAUR._replace(norm_eps=1e-3, use_mlp=use_mlp)
+    return SlotAttention(N, D, DIN, qkv_dim=QKV, conventions=conventions)
 
 
 @pytest.mark.parametrize("use_mlp", [True, False])
 def test_compiles_fullgraph_with_the_options_of_published_code(use_mlp):
-    module, (inputs, slots) = new_options(use_mlp=use_mlp).double(), tokens_and_slots()
+    module, (inputs, slots) = new_options(use_mlp).double(), tokens_and_slots()
     parameters = [p for n, p in module.named_parameters() if n not in ("mu", "log_sigma")]
     expected = torch.autograd.grad(module(inputs, slots).slots.square().sum(), parameters)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
@@ -483,7 +514,7 @@ def test_compiles_fullgraph_with_the_options_of_published_code(use_mlp):
 
 @pytest.mark.parametrize("use_mlp", [True, False])
 def test_normalised_state_stays_float32_under_autocast(use_mlp):
-    module = new_options(use_mlp=use_mlp)
+    module = new_options(use_mlp)
     inputs, slots = (x.float() for x in tokens_and_slots())
     expected = module(inputs, slots)
     with torch.autocast("cpu", torch.bfloat16):
@@ -495,6 +526,6 @@ def test_normalised_state_stays_float32_under_autocast(use_mlp):
 
 def test_unknown_gru_state_is_an_error():
     with pytest.raises(ValueError, match="gru_state='both', expected one of slots, normalised"):
-        SlotAttention(2, 4, gru_state="both")
+        SlotAttention(2, 4, conventions=Conventions(gru_state="both"))
     with pytest.raises(ValueError, match="qkv_dim=-1, expected at least 1"):
         SlotAttention(2, 4, qkv_dim=-1)

@@ -1,68 +1,49 @@
-import shutil
+"""Divergence, potentials and SamplesLoss against GeomLoss: values, gradients, options, errors and compilation."""
 
-import geomloss
+import shutil
+from functools import partial
+
 import pytest
 import torch
 from slotkernels import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
 from slotkernels.sinkhorn import bytes_moved, flops
-from slotkernels.sinkhorn.reference import LONGEST_RATIO, bounding_diameter, epsilon_schedule
+from slotkernels.sinkhorn.schedule import LONGEST_RATIO, bounding_diameter, epsilon_schedule
+
+from .sinkhorn_cases import assert_same_loss, assert_same_potentials, points, tensorized, weights
 
 SHAPES = [(3, 8, 8, 16), (2, 5, 9, 4), (2, 9, 5, 127), (1, 1, 1, 3), (2, 1, 4, 1), (2, 33, 20, 6)]  # B, N, M, D
-
-
-def points(shape, dtype=torch.float64, grad=True):
-    batch, n, m, dim = shape
-    x, y = torch.randn(batch, n, dim, dtype=torch.float64), 2 * torch.randn(batch, m, dim, dtype=torch.float64) + 0.5
-    return [t.to(dtype).requires_grad_(grad) for t in (x, y)]
-
-
-def weights(batch, count):
-    w = torch.rand(batch, count, dtype=torch.float64) + 0.1
-    return (w / w.sum(1, keepdim=True)).requires_grad_()
-
-
-def oracle(**options):
-    return geomloss.SamplesLoss("sinkhorn", backend="tensorized", **{"p": 2, "blur": 0.05, "scaling": 0.5, **options})
-
-
-def compare(actual, expected, inputs, rtol=1e-9, atol=1e-10):
-    """Values, then gradients for one random cotangent."""
-    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
-    cotangent = torch.randn(actual.shape, dtype=actual.dtype)
-    grads, expected_grads = (torch.autograd.grad(out, inputs, cotangent) for out in (actual, expected))
-    torch.testing.assert_close(grads, expected_grads, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("p", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_divergence_equals_geomloss_in_value_and_gradient(shape, p):
-    x, y = points(shape)
-    compare(sinkhorn_divergence(x, y, p=p), oracle(p=p)(x, y), (x, y))
+    x, y = points(*shape)
+    assert_same_loss(partial(sinkhorn_divergence, p=p), tensorized(p=p), x, y)
 
 
 @pytest.mark.parametrize("options", [{"blur": 0.3}, {"blur": 100.0}, {"scaling": 0.9}, {"diameter": 7.0}], ids=str)
-def test_options_mean_what_they_mean_in_geomloss(options):
-    x, y = points((3, 6, 6, 4))
-    compare(sinkhorn_divergence(x, y, **options), oracle(**options)(x, y), (x, y))
+def test_options_match_geomloss(options):
+    x, y = points(3, 6, 6, 4)
+    assert_same_loss(partial(sinkhorn_divergence, **options), tensorized(**options), x, y)
 
 
-def test_the_diameter_of_half_precision_points_is_not_rounded():
-    x, y = (t.bfloat16() for t in points((2, 5, 4, 3)))
+def test_diameter_of_half_precision_points_is_not_rounded():
+    x, y = (t.bfloat16() for t in points(2, 5, 4, 3))
     torch.testing.assert_close(bounding_diameter(x, y, True), bounding_diameter(x.double(), y.double(), True).float())
 
 
-def test_a_diameter_per_problem_equals_one_call_per_problem():
+def test_diameter_per_problem_equals_one_call_per_problem():
     scales = torch.tensor([1e-3, 0.02, 1.0, 30.0, 1e4], dtype=torch.float64).view(5, 1, 1)
-    x, y = (t.detach().mul(scales).requires_grad_() for t in points((5, 6, 7, 4)))
+    x, y = (t.detach().mul(scales).requires_grad_() for t in points(5, 6, 7, 4))
     actual = sinkhorn_divergence(x, y, diameter="problem")
-    expected = torch.cat([oracle()(x[i : i + 1], y[i : i + 1]) for i in range(5)])
+    expected = torch.cat([tensorized()(x[i : i + 1], y[i : i + 1]) for i in range(5)])
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
     grads = torch.autograd.grad((actual / scales.flatten()).sum(), (x, y))
     expected_grads = torch.autograd.grad((expected / scales.flatten()).sum(), (x, y))
     torch.testing.assert_close(grads, expected_grads, rtol=1e-8, atol=1e-9)
 
 
-def test_schedule_of_tensors_without_reading_them_equals_the_schedule_of_floats(monkeypatch):
+def test_masked_schedule_equals_the_schedule_of_floats(monkeypatch):
     """What an accelerator runs: a fixed number of steps, the ones past the end masked."""
     diameters = torch.tensor([0.01, 0.05, 0.3, 60.0], dtype=torch.float64)
     steps = list(epsilon_schedule(diameters.to("meta"), 2, 0.05, 0.5))
@@ -77,24 +58,20 @@ def test_schedule_of_tensors_without_reading_them_equals_the_schedule_of_floats(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_lower_precision_stays_near_the_float64_oracle(dtype):
-    x, y = points((4, 8, 8, 32), dtype)
-    x64, y64 = (t.detach().double().requires_grad_() for t in (x, y))
-    actual, expected = sinkhorn_divergence(x, y), oracle()(x64, y64)
-    assert actual.dtype == torch.float32
     # All arithmetic is fp32: costs near 100 carry errors of 1e-5, divided by eps = 0.0025 they move a plan by 4e-3.
-    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-4)
-    cotangent = torch.randn(4)
-    grads = torch.autograd.grad(actual, (x, y), cotangent)
-    expected_grads = torch.autograd.grad(expected, (x64, y64), cotangent.double())
-    half = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps  # gradients are rounded to the input's dtype
-    for grad, reference in zip(grads, expected_grads, strict=True):
-        assert grad.dtype == dtype
-        torch.testing.assert_close(grad.double(), reference, rtol=half, atol=1e-2 * reference.abs().max().item())
+    # Gradients are rounded to the dtype of the points.
+    half = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps
+
+    def tolerance(name, tensor):
+        return 1e-5 if name == "value" else 1e-2 + half
+
+    actual = assert_same_loss(sinkhorn_divergence, tensorized(), *points(4, 8, 8, 32, dtype), tolerance=tolerance)
+    assert actual["value"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("diameter", ["batch", "problem", 5.0])
 @pytest.mark.parametrize("p", [1, 2])
-def test_identical_and_duplicate_points_have_zero_divergence_and_finite_gradients(p, diameter):
+def test_identical_points_have_zero_divergence_and_gradient(p, diameter):
     cloud = torch.randn(3, 4, 5)
     cloud[1] = cloud[1, :1]  # one point, four times
     cloud[2] = 0
@@ -107,15 +84,15 @@ def test_identical_and_duplicate_points_have_zero_divergence_and_finite_gradient
         assert grad.abs().max() < 10 * tolerance
 
 
-def test_distance_is_flat_between_points_nearer_than_1e_minus_4():
+def test_distance_is_flat_below_1e_minus_4():
     """As in GeomLoss, p = 1: neither the |x - y| cost nor its gradient goes through the kink at zero."""
     x = torch.randn(2, 3, 4, dtype=torch.float64)
     y = (x + 2e-5 * torch.randn(2, 3, 4, dtype=torch.float64)).requires_grad_()
     x.requires_grad_()
-    compare(sinkhorn_divergence(x, y, p=1, diameter=6.0), oracle(p=1, diameter=6.0)(x, y), (x, y))
+    assert_same_loss(partial(sinkhorn_divergence, p=1, diameter=6.0), tensorized(p=1, diameter=6.0), x, y)
 
 
-def test_single_identical_point_alone():
+def test_one_identical_point_has_zero_value_and_gradient():
     x = torch.ones(1, 1, 3, requires_grad=True)
     value = sinkhorn_divergence(x, torch.ones(1, 1, 3))
     value.sum().backward()
@@ -123,22 +100,22 @@ def test_single_identical_point_alone():
     assert (x.grad == 0).all()
 
 
-def test_nan_points_give_nan_and_not_an_error():
-    x, y = points((2, 4, 4, 3), torch.float32, grad=False)
+def test_nan_points_give_nan():
+    x, y = points(2, 4, 4, 3, dtype=torch.float32, grad=False)
     x[0, 0, 0] = float("nan")
     for diameter in ("batch", "problem", 3.0):
         assert sinkhorn_divergence(x, y, diameter=diameter)[0].isnan()
 
 
-def test_order_of_points_does_not_matter_and_problems_are_independent():
-    x, y = points((3, 6, 6, 4), grad=False)
+def test_point_order_and_other_problems_do_not_matter():
+    x, y = points(3, 6, 6, 4, grad=False)
     expected = sinkhorn_divergence(x, y, diameter=20.0)
     torch.testing.assert_close(sinkhorn_divergence(x.flip(1), y[:, torch.randperm(6)], diameter=20.0), expected)
     torch.testing.assert_close(sinkhorn_divergence(x[1:2], y[1:2], diameter=20.0), expected[1:2])
 
 
 def test_non_contiguous_and_empty_batches():
-    x, y = points((3, 6, 6, 4), grad=False)
+    x, y = points(3, 6, 6, 4, grad=False)
     strided = x.transpose(0, 2).contiguous().transpose(0, 2)
     torch.testing.assert_close(sinkhorn_divergence(strided, y[:, ::2]), sinkhorn_divergence(x, y[:, ::2].contiguous()))
     for diameter in ("batch", "problem", 1.0):
@@ -151,7 +128,7 @@ def test_non_contiguous_and_empty_batches():
 
 @pytest.mark.parametrize("side", [0, 1])
 def test_gradient_of_one_side_alone(side):
-    x, y = points((2, 5, 7, 3))
+    x, y = points(2, 5, 7, 3)
     expected = torch.autograd.grad(sinkhorn_divergence(x, y).sum(), (x, y))[side]
     pair = [x.detach(), y.detach()]
     pair[side].requires_grad_()
@@ -162,21 +139,19 @@ def test_gradient_of_one_side_alone(side):
 @pytest.mark.parametrize("debias", [True, False])
 @pytest.mark.parametrize("p", [1, 2])
 def test_samples_loss_equals_geomloss_with_weights(p, debias):
-    x, y = points((3, 5, 7, 4))
+    x, y = points(3, 5, 7, 4)
     a, b = weights(3, 5), weights(3, 7)
-    options = {"p": p, "debias": debias}
-    compare(SamplesLoss(**options)(a, x, b, y), oracle(**options)(a, x, b, y), (a, x, b, y))
-    single = (a[0], x[0], b[0], y[0])
-    compare(SamplesLoss(**options)(*single), oracle(**options)(*single), (a, x, b, y))
-    columns = (a.unsqueeze(-1), x, b.unsqueeze(-1), y)
-    compare(SamplesLoss(**options)(*columns), oracle(**options)(*columns), (a, x, b, y))
+    ours, geomloss = SamplesLoss(p=p, debias=debias), tensorized(p=p, debias=debias)
+    assert_same_loss(ours, geomloss, a, x, b, y)
+    assert_same_loss(ours, geomloss, a[0], x[0], b[0], y[0])
+    assert_same_loss(ours, geomloss, a.unsqueeze(-1), x, b.unsqueeze(-1), y)
 
 
-def test_zero_weights_are_ignored_points():
-    x, y = points((2, 5, 4, 3))
+def test_points_of_zero_weight_are_ignored():
+    x, y = points(2, 5, 4, 3)
     a = torch.tensor([0.5, 0.0, 0.25, 0.25, 0.0], dtype=torch.float64).repeat(2, 1)
     b = torch.full((2, 4), 0.25, dtype=torch.float64)
-    compare(SamplesLoss()(a, x, b, y), oracle()(a, x, b, y), (x, y))
+    assert_same_loss(SamplesLoss(), tensorized(), a, x, b, y)
     kept = a[0] > 0
     fewer = SamplesLoss(diameter=9.0)(a[:, kept], x[:, kept], b, y)
     torch.testing.assert_close(SamplesLoss(diameter=9.0)(a, x, b, y), fewer)
@@ -184,10 +159,9 @@ def test_zero_weights_are_ignored_points():
 
 @pytest.mark.parametrize("debias", [True, False])
 def test_potentials_equal_geomloss_in_value_and_gradient(debias):
-    x, y = points((2, 5, 7, 4))
-    actual = SamplesLoss(potentials=True, debias=debias)(x, y)
-    expected = oracle(potentials=True, debias=debias)(x, y)
-    compare(torch.cat(actual, 1), torch.cat(expected, 1), (x, y))
+    x, y = points(2, 5, 7, 4)
+    ours, geomloss = (loss(potentials=True, debias=debias) for loss in (SamplesLoss, tensorized))
+    assert_same_potentials(ours, geomloss, x, y)
     f, g = sinkhorn_potentials(x, y)
     torch.testing.assert_close(f.mean(1) + g.mean(1), sinkhorn_divergence(x, y))
 
@@ -218,28 +192,28 @@ def test_potentials_equal_geomloss_in_value_and_gradient(debias):
         (lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, diameter=float("inf")), "diameter=inf"),
     ],
 )
-def test_bad_input_is_a_value_error_that_names_it(call, message):
+def test_invalid_input_raises_a_value_error_naming_it(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
 @pytest.mark.parametrize("debias", [True, False])
 def test_opcheck(debias):
-    x, y = points((2, 4, 5, 3), torch.float32)
+    x, y = points(2, 4, 5, 3, dtype=torch.float32)
     a, b = (w.float().detach().requires_grad_() for w in (weights(2, 4), weights(2, 5)))
     for diameter, per_problem, w in ((None, False, (a, b)), (None, True, (None, None)), (4.0, False, (a, None))):
         options = (diameter, per_problem, 2, 0.05, 0.5, debias, True, True, "tf32x3", "auto")
         torch.library.opcheck(torch.ops.slotkernels.sinkhorn, (x, y, *w, *options), atol=1e-4, rtol=1e-4)
     strided = [t.detach().transpose(0, 2).contiguous().transpose(0, 2) for t in (x, y)]
     grads = (torch.randn(2), torch.randn(2, 4), None)
-    for pulls in ((torch.randn(2, 4, 9), torch.randn(2, 5, 9)), (torch.randn(2, 4, 9), None)):
-        arguments = (*grads, *strided, None, b.detach(), *pulls, "tf32x3", "auto")
+    for transports in ((torch.randn(2, 4, 9), torch.randn(2, 5, 9)), (torch.randn(2, 4, 9), None)):
+        arguments = (*grads, *strided, None, b.detach(), *transports, "tf32x3", "auto")
         torch.library.opcheck(torch.ops.slotkernels.sinkhorn_backward, arguments)
 
 
 @pytest.mark.parametrize("diameter", ["batch", "problem", 12.0])
 def test_compiles_fullgraph_with_equal_values_and_gradients(diameter):
-    x, y = points((3, 4, 5, 6))
+    x, y = points(3, 4, 5, 6)
 
     def loss(x, y):
         return sinkhorn_divergence(x, y, diameter=diameter).square().sum()
@@ -253,7 +227,7 @@ def test_compiles_fullgraph_with_equal_values_and_gradients(diameter):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler: no g++ found")
 def test_a_training_step_compiles_with_inductor():
     """One smoke test through code generation: the op beside ordinary layers, forward and backward."""
-    x, y = points((2, 4, 4, 3), torch.float32)
+    x, y = points(2, 4, 4, 3, dtype=torch.float32)
     layer = torch.nn.Linear(3, 3)
 
     def loss(x):
@@ -274,8 +248,8 @@ def test_cost_formulas():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("diameter", ["batch", "problem"])
-def test_the_reference_can_be_captured_in_a_cuda_graph(diameter):
-    x, y = (t.cuda() for t in points((4, 8, 8, 16), grad=False))
+def test_reference_can_be_captured_in_a_cuda_graph(diameter):
+    x, y = (t.cuda() for t in points(4, 8, 8, 16, grad=False))
     weight = weights(4, 8).detach().cuda()
 
     def step():

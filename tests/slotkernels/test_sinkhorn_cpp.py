@@ -1,8 +1,9 @@
-"""The C++ kernels of the Sinkhorn op, held against the float64 oracle and against the oracle's own error in float32."""
+"""The C++ kernels of the Sinkhorn divergence against the float64 oracle, allowing the oracle's own float32 error."""
 
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from slotkernels import SamplesLoss, sinkhorn_divergence
-from slotkernels._dispatch import Call
 from slotkernels._native import why_not_loaded
 from slotkernels.sinkhorn import SINKHORN, cpp
+from slotkernels.sinkhorn.op import make_problem
 
 pytestmark = pytest.mark.skipif(why_not_loaded("_C") is not None, reason=str(why_not_loaded("_C")))
 
@@ -154,7 +155,7 @@ def test_results_do_not_depend_on_threads_or_on_the_run():
         assert all(torch.equal(t, s) for run in runs[1:] for t, s in zip(run, runs[0], strict=True))
 
 
-def test_problems_do_not_see_their_neighbours():
+def test_problems_are_independent():
     x, y = clouds(5, 7, 21, 10, seed=0)
     for diameter, per_problem in ((None, True), (30.0, False)):
         options = (diameter, per_problem, 1, 0.05, 0.5, True)
@@ -166,7 +167,7 @@ def test_problems_do_not_see_their_neighbours():
 
 
 @pytest.mark.parametrize("p", [1, 2])
-def test_a_common_offset_changes_nothing(p):
+def test_common_offset_changes_nothing(p):
     """Points are centred: without that an offset of 1000 leaves errors of 0.1 in the squared distances."""
     x, y = (t.mul(64).round() / 64 for t in clouds(2, 9, 12, 16, seed=0))  # exact when 1000 is added
     expected = solve(x, y, None, None, (None, False, p, 0.1, 0.5, True), "cpp")[:3]
@@ -176,7 +177,7 @@ def test_a_common_offset_changes_nothing(p):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_makes_its_problem_nan(bad):
+def test_non_finite_points_make_their_problem_nan(bad):
     for side in (0, 1):
         for dtype in (torch.float32, torch.float16):
             pair = [t.to(dtype) for t in clouds(4, 6, 20, 18, seed=0)]
@@ -216,7 +217,7 @@ def test_degenerate_sets_have_finite_values_not_below_zero(p, diameter):
     assert one.isfinite().all()
 
 
-def test_a_diameter_below_the_blur_and_one_beyond_all_costs():
+def test_extreme_diameters_match_the_oracle():
     x, y = clouds(2, 5, 6, 3, seed=0)
     for diameter, blur in ((1e-6, 2.0), (1e9, 0.3)):
         compare(x, y, None, None, (diameter, False, 2, blur, 0.5, True))
@@ -240,17 +241,17 @@ def test_opcheck(debias):
         torch.library.opcheck(torch.ops.slotkernels.sinkhorn, (x, y, *weights, *options), atol=1e-4, rtol=1e-4)
     strided = [t.detach().transpose(0, 2).contiguous().transpose(0, 2) for t in (x, y)]
     grads = (torch.randn(2), torch.randn(2, 4), None)
-    for pulls in ((torch.randn(2, 4, 9), torch.randn(2, 5, 9)), (torch.randn(2, 4, 9), None)):
-        arguments = (*grads, *strided, None, b.detach(), *pulls, "ieee", "cpp")
+    for transports in ((torch.randn(2, 4, 9), torch.randn(2, 5, 9)), (torch.randn(2, 4, 9), None)):
+        arguments = (*grads, *strided, None, b.detach(), *transports, "ieee", "cpp")
         torch.library.opcheck(torch.ops.slotkernels.sinkhorn_backward, arguments)
 
 
-def test_backward_is_the_product_for_any_rows():
+def test_backward_multiplies_any_transport_weights():
     """Not only for rows of a plan, which sum to zero or one."""
     x, y = clouds(3, 10, 7, 37, seed=0)
-    pull_x, pull_y, grad = torch.randn(3, 10, 17), torch.randn(3, 7, 17), torch.randn(3)
-    pull_x[pull_x.abs() < 1] = 0  # columns that no row of a tile uses are left out
-    arguments = (grad, None, torch.randn(3, 7), x, y, None, None, pull_x, pull_y, "ieee")
+    transport_x, transport_y, grad = torch.randn(3, 10, 17), torch.randn(3, 7, 17), torch.randn(3)
+    transport_x[transport_x.abs() < 1] = 0  # columns that no row of a tile uses are left out
+    arguments = (grad, None, torch.randn(3, 7), x, y, None, None, transport_x, transport_y, "ieee")
     actual = torch.ops.slotkernels.sinkhorn_backward(*arguments, "cpp")
     double = (t.double() if isinstance(t, torch.Tensor) else t for t in arguments)
     expected = torch.ops.slotkernels.sinkhorn_backward(*double, "reference")
@@ -270,26 +271,27 @@ def test_compiles_fullgraph_with_equal_values_and_gradients(diameter):
     assert all(map(torch.equal, actual, expected))
 
 
-def test_auto_takes_it_on_a_cpu_and_refusals_say_why(monkeypatch):
+def test_auto_selects_cpp_and_refusals_name_the_reason(monkeypatch):
+    problem = partial(make_problem, "test", p=2, blur=0.05, scaling=0.5, diameter="batch")
     x, y = clouds(2, 4, 5, 3, seed=0)
-    assert SINKHORN.select("auto", Call((x, y, None, None))) == "cpp"
-    assert SINKHORN.select("auto", Call((x.double(), y.double(), None, None))) == "reference"
+    assert SINKHORN.select("auto", problem(x, y)) == "cpp"
+    assert SINKHORN.select("auto", problem(x.double(), y.double())) == "reference"
     with pytest.raises(RuntimeError, match=r"'cpp' cannot serve this call: float64 tensors\. Available: reference"):
         sinkhorn_divergence(x.double(), y.double(), backend="cpp")
     with pytest.raises(RuntimeError, match="float64 tensors"):  # weights are checked too
         SamplesLoss(backend="cpp")(torch.full((2, 4), 0.25).double(), x, torch.full((2, 5), 0.2).double(), y)
     with pytest.raises(RuntimeError, match="tensors on meta"):
-        SINKHORN.select("cpp", Call((x.to("meta"), y.to("meta"), None, None)))
+        SINKHORN.select("cpp", problem(x.to("meta"), y.to("meta")))
     large = torch.empty(1, 1, 1).expand(1, 10_000, 1)
-    assert SINKHORN.select("auto", Call((large, large))) == "reference"
+    assert SINKHORN.select("auto", problem(large, large)) == "reference"
     with pytest.raises(RuntimeError, match=r"N \+ M = 20000 points; up to 16384"):
-        SINKHORN.select("cpp", Call((large, large)))
+        SINKHORN.select("cpp", problem(large, large))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 32)
     large = large[:, :600]
     with pytest.raises(RuntimeError, match="1 problems of 1200 points on 32 threads"):
-        SINKHORN.select("cpp", Call((large, large)))
-    assert cpp.why_not(Call((large.expand(4, 600, 1), large.expand(4, 600, 1)))) is None
-    assert cpp.why_not(Call((large[:, :500], large[:, :500]))) is None
+        SINKHORN.select("cpp", problem(large, large))
+    assert cpp.why_not(problem(large.expand(4, 600, 1), large.expand(4, 600, 1))) is None
+    assert cpp.why_not(problem(large[:, :500], large[:, :500])) is None
 
 
 LEVEL = """

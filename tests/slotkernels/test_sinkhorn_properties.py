@@ -1,4 +1,4 @@
-"""What any Sinkhorn divergence has to fulfil, whoever computes it, on every backend that this machine has."""
+"""Mathematical properties of the Sinkhorn divergence, on every backend that this machine has."""
 
 import math
 from typing import Any
@@ -9,12 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from slotkernels import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
-from slotkernels._dispatch import Call
 from slotkernels.sinkhorn import SINKHORN
+from slotkernels.sinkhorn.op import make_problem
 from slotkernels.sinkhorn.reference import sinkhorn as oracle
 
-# KeOps compiles for seconds for each dimension: test_sinkhorn_large.py tests it at one.
-BACKENDS = [*SINKHORN.available(Call((torch.zeros(1, 1, 1),) * 2)), "blocks"]
+# KeOps compiles for seconds for each dimension: test_sinkhorn_keops.py tests it at one.
+POINT = torch.zeros(1, 1, 1)
+BACKENDS = [*SINKHORN.available(make_problem("test", POINT, POINT, p=2, blur=1, scaling=0.5, diameter=1)), "blocks"]
 DIAMETERS = ("batch", "problem", 9.0)
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -33,7 +34,7 @@ def gradient(value, points):
 
 @every_backend
 @pytest.mark.parametrize("diameter", DIAMETERS)
-def test_two_diracs_are_as_far_apart_as_their_points(backend, diameter):
+def test_divergence_of_single_points_is_their_cost(backend, diameter):
     x, y = cloud(3, 1, 5).requires_grad_(), cloud(3, 1, 5)
     shift = (x - y)[:, 0].detach()
     value = sinkhorn_divergence(x, y, diameter=diameter, backend=backend)
@@ -46,7 +47,7 @@ def test_two_diracs_are_as_far_apart_as_their_points(backend, diameter):
 
 
 @every_backend
-def test_a_translation_costs_half_its_square_and_the_gradient_is_the_shift(backend):
+def test_translation_costs_half_its_square(backend):
     """Exact for the limit of the iteration; the annealing of scaling 0.9 comes within 1 %."""
     x = cloud(2, 7, 3)
     shift = torch.tensor([[0.3, -0.2, 0.1], [2.0, 1.0, -1.0]]).unsqueeze(1)
@@ -59,7 +60,7 @@ def test_a_translation_costs_half_its_square_and_the_gradient_is_the_shift(backe
 
 @every_backend
 @pytest.mark.parametrize("p", [1, 2])
-def test_a_permutation_costs_nothing_and_pulls_nowhere(backend, p):
+def test_permutation_has_zero_value_and_gradient(backend, p):
     x = cloud(3, 9, 4).requires_grad_()
     value = sinkhorn_divergence(x, x.detach()[:, torch.randperm(9)], p=p, backend=backend)
     # Rounding: |x|^2 - 2 x.y + |y|^2 leaves 1e-6 between equal points, a distance of 1e-3 for p = 1.
@@ -142,12 +143,11 @@ def test_triton_agrees_with_the_float64_oracle(problem, p, blur, scaling, debias
 
 def compare_with_oracle(backend, problem, p, blur, scaling, debias, diameter):
     x, y, a, b = problem
-    start = diameter if isinstance(diameter, float) else None
-    options = (start, diameter == "problem", p, blur, scaling, debias, True, True, "ieee")
-    value, f, g, *pulls = oracle(x, y, a, b, *options)
+    options = {"p": p, "blur": blur, "scaling": scaling, "diameter": diameter, "debias": debias}
+    value, f, g, *transports = oracle(make_problem("test", x, y, a, b, **options)._replace(keep_x=True, keep_y=True))
     small = [None if t is None else t.float() for t in (x, y, a, b)]
     x32, y32 = (t.requires_grad_() for t in small[:2])
-    options = {"p": p, "blur": blur, "scaling": scaling, "diameter": diameter, "debias": debias, "backend": backend}
+    options["backend"] = backend
     potentials = sinkhorn_potentials(*small, **options)
     # A cost carries an error of 2^-22 of the largest squared norm (p = 1: of the square root, at worst), and the
     # steps average it; costs are compared as they are.
@@ -159,10 +159,10 @@ def compare_with_oracle(backend, problem, p, blur, scaling, debias, diameter):
     if 10 * error / blur**p < 0.1:
         grads = torch.autograd.grad([t.sum() for t in potentials], [x32, y32])
         points = torch.cat((x, y), 1)
-        for grad, pull in zip(grads, pulls, strict=True):
+        for grad, transport in zip(grads, transports, strict=True):
             bound = 30 * error / blur**p * (1 + points.abs().max()) + 1e-4
-            torch.testing.assert_close(grad.double(), pull @ points, rtol=1e-3, atol=bound.item())
-    loss = SamplesLoss(**{key: value for key, value in options.items() if key != "diameter"}, diameter=diameter)
+            torch.testing.assert_close(grad.double(), transport @ points, rtol=1e-3, atol=bound.item())
+    loss = SamplesLoss(**options)
     arguments = small[:2] if a is None else (small[2], small[0], small[3], small[1])
     torch.testing.assert_close(loss(*arguments).double(), value, rtol=1e-5, atol=20 * error + 1e-6)
 
@@ -207,7 +207,7 @@ def test_never_negative_where_annealing_is_too_fast(backend):
 @every_backend
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("diameter", DIAMETERS)
-def test_a_number_that_is_not_finite_is_not_hidden(backend, diameter, bad):
+def test_non_finite_points_give_nan_or_a_value_error(backend, diameter, bad):
     x, y = cloud(3, 4, 3), cloud(3, 5, 3)
     expected = sinkhorn_divergence(x, y, diameter=diameter, backend=backend)
     y[1, 2, 1] = bad

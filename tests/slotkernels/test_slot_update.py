@@ -1,3 +1,5 @@
+"""The slot update's two ops against textbook GRU cells and layer norms in float64."""
+
 import importlib.util
 import os
 from functools import partial
@@ -14,6 +16,8 @@ from slotkernels.slot_update import (
     gru_norm_flops,
 )
 from torch import nn
+
+from .oracles import assert_close, assert_matches_oracle
 
 # Arithmetic is float32 on rounded inputs, so half types are rounded once, at the end: 2^-11 (fp16), 2^-8 (bf16), and
 # 2^-7 in Triton's interpreter, which truncates to bf16. fp32: some 30 roundings of 6e-8, multiplied by the reciprocal
@@ -50,6 +54,10 @@ def textbook_add_norm(slots, update, weight, bias, norm_eps=1e-5):
     return total, F.layer_norm(total, slots.shape[-1:], weight, bias, norm_eps)
 
 
+NAMES = {
+    "gru_norm": ("gates_input", "gates_hidden", "slots", "weight", "bias"),
+    "add_norm": ("slots", "update", "weight", "bias"),
+}
 OPS = {"gru_norm": (gru_norm, textbook_gru_norm), "add_norm": (add_norm, textbook_add_norm)}
 both_ops = pytest.mark.parametrize("op", OPS)
 all_backends = pytest.mark.parametrize(("backend", "device"), BACKENDS)
@@ -83,21 +91,20 @@ def double(tensors):
     return [None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in tensors]
 
 
-def error(actual, expected):
-    if not actual.numel():
-        return 0.0
-    return ((actual.double() - expected).abs().max() / expected.abs().max().clamp_min(1e-3)).item()
-
-
 def check(op, inputs, cotangents, backend, tolerance=None):
+    """Values and gradients against the oracle; returns both, in order."""
     function, textbook = OPS[op]
-    results = run(partial(function, backend=backend), inputs, cotangents)
-    for actual, expected in zip(results, run(textbook, double(inputs), double(cotangents)), strict=True):
-        assert (actual is None) == (expected is None)
-        if actual is not None:
-            assert actual.shape == expected.shape
-            assert error(actual, expected) < (tolerance or TOLERANCE[actual.dtype])
-    return results
+    results = ("new slots", "normalised")
+    given = {name: c for name, c in zip(results, cotangents, strict=True) if c is not None}
+    found = assert_matches_oracle(
+        partial(function, backend=backend),
+        textbook,
+        dict(zip(NAMES[op], inputs, strict=True)),
+        results,
+        lambda name, tensor: tolerance or TOLERANCE[tensor.dtype],
+        cotangents=given,
+    )
+    return list(found.values())
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -157,15 +164,15 @@ def test_each_cotangent_alone(op, backend, device, alone):
 @pytest.mark.parametrize(("state", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)], ids=str)
 @all_backends
 @both_ops
-def test_a_half_precision_state_is_rounded_before_it_is_normalised(op, backend, device, state, tolerance):
+def test_half_precision_state_is_rounded_before_it_is_normalised(op, backend, device, state, tolerance):
     inputs, cotangents = make(op, 7, 64, torch.float32, device, state)
     new_slots, normalised, *_, grad_weight, _ = check(op, inputs, cotangents, backend, tolerance)
     assert new_slots.dtype == state
     weight, bias = double(inputs[-2:])
     expected = F.layer_norm(new_slots.detach().double(), new_slots.shape[-1:], weight, bias)
-    assert error(normalised, expected) < TOLERANCE[torch.float32]
+    assert_close("normalised", normalised, expected, TOLERANCE[torch.float32])
     expected.backward(cotangents[1].double())
-    assert error(grad_weight, weight.grad) < TOLERANCE[torch.float32]
+    assert_close("gradient of weight", grad_weight, weight.grad, TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize("affine", [torch.bfloat16, torch.float16], ids=str)
@@ -254,7 +261,7 @@ def test_tiny_values_keep_their_relative_accuracy(backend, device):
     inputs = [(t.detach() * (1e-4 if i < 3 else 1)).requires_grad_() for i, t in enumerate(inputs)]
     check("gru_norm", inputs, cotangents, backend)
     new_slots, _ = gru_norm(*inputs, backend=backend)
-    assert error(new_slots / 1e-4, textbook_gru_norm(*double(inputs))[0] / 1e-4) < 1e-6
+    assert_close("new slots", new_slots / 1e-4, textbook_gru_norm(*double(inputs))[0] / 1e-4, 1e-6)
 
 
 @interpreted
@@ -329,7 +336,7 @@ def test_forward_and_backward_replay_in_a_cuda_graph(op):
     [(1025, torch.float32, "width 1025, at most 1024"), (8, torch.float64, "float64"), (8, torch.float32, "cpu")],
 )
 @both_ops
-def test_triton_says_why_it_cannot_serve(op, dim, dtype, message, monkeypatch):
+def test_triton_refuses_a_call_with_the_reason(op, dim, dtype, message, monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     inputs, cotangents = make(op, 2, dim, dtype)

@@ -18,13 +18,15 @@ from slotkernels import (
     sinkhorn_plan,
     sinkhorn_potentials,
 )
-from slotkernels._dispatch import Call
 from slotkernels.sinkhorn import SINKHORN
-from slotkernels.sinkhorn.reference import epsilon_schedule
+from slotkernels.sinkhorn.op import make_problem
+from slotkernels.sinkhorn.schedule import epsilon_schedule
 from slotkernels.sinkhorn.streaming import STREAMING
+from slotkernels.slot_attention import SAVI
 
-CALL = Call((torch.zeros(1, 1, 1),) * 2)
-BACKENDS = [*SINKHORN.available(CALL), *STREAMING.available(CALL)]
+POINT = torch.zeros(1, 1, 1)
+PROBLEM = make_problem("test", POINT, POINT, p=2, blur=1.0, scaling=0.5, diameter=1.0)
+BACKENDS = [*SINKHORN.available(PROBLEM), *STREAMING.available(PROBLEM)]
 FILLERS = [0.0, 30.0, 5e3, 1e4, 1e6, 1e30, math.inf, -math.inf, math.nan]
 HIDDEN = [1e4, 1e30, math.inf, math.nan]
 # Slow ones (Triton's interpreter, and KeOps, which compiles) take three of the fillers.
@@ -133,7 +135,7 @@ def potentials_at(x, y, a, b, p, blur=0.3, diameter=8.0):
 
 @pytest.mark.parametrize("p", [1, 2])
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "triton"])
-def test_the_potential_of_a_point_without_weight_is_that_of_its_place(backend, p):
+def test_weightless_point_has_the_potential_of_its_place(backend, p):
     x, y, a, b = padded(0.0)
     a[0, 4:6], x = 0.0, torch.randn(2, 9, 3)
     x[0, 8] *= 20  # outside of the box
@@ -150,7 +152,7 @@ def test_the_potential_of_a_point_without_weight_is_that_of_its_place(backend, p
     assert all(t.isfinite().all() for t in sinkhorn_potentials(x, y, a, b, **options, backend=backend))
 
 
-def test_a_point_without_weight_stays_out_of_reach_however_cold_it_is():
+def test_weightless_point_stays_out_of_reach_at_low_temperature():
     """Costs of 1e6 temperatures: the logarithm of its weight is below them all."""
     x, y = torch.randn(1, 3, 3), torch.randn(1, 3, 3) + 50
     near, a = torch.cat((x, y), 1), torch.tensor([[1 / 3] * 3 + [0.0] * 3])
@@ -256,7 +258,7 @@ def masked_cases(filler):
     grid = grid.masked_fill(~MASK.unsqueeze(2), filler)
     absorbed, projected = (
         SlotAttention(3, 4),
-        SlotAttention(3, 4, implicit="none", iterations=5, eps_placement="denominator"),
+        SlotAttention(3, 4, implicit="none", iterations=5, conventions=SAVI),
     )
     invariant, normed = InvariantSlotAttention(3, 4), InvariantSlotAttention(3, 4, encoder_norm=True)
     groups = torch.stack((MASK, MASK & (torch.arange(7) != 3), MASK), 1)
@@ -294,7 +296,7 @@ def test_hidden_tokens_change_nothing(name, filler):
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("filler", [20.0, 250.0, 6e4])
-def test_hidden_tokens_whose_logits_overflow_in_float16_change_nothing(backend, filler):
+def test_hidden_tokens_with_overflowing_logits_change_nothing(backend, filler):
     slots, tokens = torch.full((2, 3, 64), 7.0, dtype=torch.float16), torch.rand(2, 7, 64).half()
     results = [
         inverted_attention(slots, tokens.masked_fill(~MASK.unsqueeze(2), held), mask=MASK, backend=backend)[0]
@@ -319,8 +321,8 @@ def test_dropped_slots_change_nothing(filler):
         merged = merge_slots(*leaves[:2], labels)
         carried = propagate_attention(leaves[3], leaves[2], labels)
         loss = sum(t.square().sum() for t in (*merged[:2], carried))
-        maps = [propagate_labels(image, v, (2, 3), (5, 7), labels=labels, backend=b) for b in ("auto", "reference")]
-        soft = propagate_masks(image, v, (2, 3), (4, 6), objects=[0, 1], labels=labels)
+        maps = [propagate_labels(image, v, (2, 3), (5, 7), clusters=labels, backend=b) for b in ("auto", "reference")]
+        soft = propagate_masks(image, v, (2, 3), (4, 6), objects=[0, 1], clusters=labels)
         results.append([labels, counts, *merged, carried, *maps, soft, *torch.autograd.grad(loss, leaves)])
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)

@@ -99,7 +99,7 @@ class Loader(abc.ABC):
             during ``next``.
 
         Raises:
-            IndexError: if a frame number is out of range.
+            IndexError: if a frame number is out of range; raised once its request is taken, which may be ahead.
             VideoError: if a video is damaged.
             LoaderError: if the loader itself fails.
         """
@@ -113,10 +113,7 @@ class Loader(abc.ABC):
                     loading.append(self._start(request))
                 if not loading:
                     return
-                pixels = loading.popleft().result()
-                if pixels.is_cuda:  # made on another stream: keep its memory until this stream is done with it
-                    pixels.record_stream(torch.cuda.current_stream(pixels.device))
-                yield pixels
+                yield _wait(loading.popleft())  # not a variable here, which would keep the batch alive until the next
         finally:
             _cancel(loading)
             self._streams = [stream for stream in self._streams if stream is not loading]
@@ -140,6 +137,13 @@ class Loader(abc.ABC):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _wait(loading: Loading) -> Tensor:
+    pixels = loading.result()
+    if pixels.is_cuda:  # made on another stream: keep its memory until this stream is done with it
+        pixels.record_stream(torch.cuda.current_stream(pixels.device))
+    return pixels
 
 
 def _cancel(loading: deque[Loading]) -> None:

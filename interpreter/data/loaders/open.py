@@ -39,7 +39,8 @@ def open_loader(
 
     Args:
         name: ``dali``, ``pyav``, ``torch``, or ``auto`` (see `choose_loader`).
-        videos: the videos, in the order that numbers their frames.
+        videos: the videos, in the order that numbers their frames. Check them first, as `open_dataset` does: otherwise
+            each process decodes a file once in full to find its key frames.
         size: (H, W) that frames are resized to.
         device: where pixels go.
         workers: processes (pyav) or threads (dali, torch) that decode; None takes this process' share of the cores.

@@ -22,7 +22,6 @@ from interpreter.engine.randomness import Stream, clip_batch, random_state
 from interpreter.methods.base import Encoded
 from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
 from interpreter.models.autocast import autocast
-from interpreter.models.prior import initial_slots
 from interpreter.store.features import DTYPES, FeatureMaker, FeatureSource
 from interpreter.store.files import Content, Store, require_unchanged
 from interpreter.store.table import FrameTable
@@ -54,7 +53,8 @@ def encode_slots(stage: ImageStage, features: Tensor, noise: Sequence[np.ndarray
     """Slots [n, N, D] and attention [n, M, N], fp32, of features [n, M, D_features] and n draws."""
     device = features.device
     with torch.no_grad(), autocast(device, precision):
-        initial = initial_slots(stage.slot_attention, torch.from_numpy(np.stack(noise)).to(device))
+        drawn = torch.from_numpy(np.stack(noise)).to(device)
+        initial = stage.slot_attention.sample_slots(len(drawn), noise=drawn)
         slots, attention = stage.encode(features.float(), slots=initial, iterations=stage.config.inference_iterations)
     return ImageSlots(slots.float(), attention.float())
 

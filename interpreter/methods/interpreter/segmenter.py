@@ -20,7 +20,6 @@ from interpreter.methods.interpreter.config import StageName
 from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.models.autocast import autocast
-from interpreter.models.prior import initial_slots, prior_noise
 from interpreter.segmentation import Segmentation
 
 
@@ -112,9 +111,8 @@ class InterpreterSegmenter(Segmenter):
         iterations = stage.config.inference_iterations
         draws, errors = [], []
         for _ in range(stage.config.restarts):
-            noise = prior_noise(stage.slot_attention, len(features), generator)
+            initial = stage.slot_attention.sample_slots(len(features), generator)
             with autocast(self.device, self.precision):
-                initial = initial_slots(stage.slot_attention, noise)
                 draws.append(stage.encode(features, self.grid, initial, iterations))
                 errors.append(stage.error(draws[-1], features, self.grid))
         best = torch.stack(errors).argmin(0)
@@ -140,14 +138,13 @@ class InterpreterSegmenter(Segmenter):
         """
         stage, image_slots = self.video_stage, image_slots[None]
         assert stage is not None
-        generator = torch_generator(self.device, seed, 1)
-        draws = []
+        generator, prior = torch_generator(self.device, seed, 1), stage.slot_attention
+        shape, draws = (1, num_slots or prior.num_slots, prior.dim), []
         with autocast(self.device, self.precision):
             context = stage.encode_slots(image_slots)
             for _ in range(stage.config.restarts):
-                initial = initial_slots(
-                    stage.slot_attention, prior_noise(stage.slot_attention, 1, generator, num_slots)
-                )
+                noise = torch.randn(shape, generator=generator, device=self.device)
+                initial = prior.sample_slots(1, noise=noise)
                 merged = stage.group(context, initial, merge_threshold, stage.config.inference_iterations)
                 draws.append((stage.divergence(merged, image_slots).item(), merged))
         best = min(draws, key=lambda draw: draw[0])[1]

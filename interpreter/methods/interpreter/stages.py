@@ -19,7 +19,6 @@ from interpreter.methods.interpreter.image_slots import SlotClips, SlotMaker, Sl
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.methods.interpreter.segmenter import InterpreterSegmenter, Settings
 from interpreter.methods.interpreter.video_stage import VideoStage
-from interpreter.models.prior import initial_slots
 from interpreter.store.features import StreamedFeatures
 from interpreter.store.fill import default_workers, read_contents
 from interpreter.store.open import complete_cache, streaming_loader
@@ -41,7 +40,7 @@ class ImageTrainingStage(FrameStage[ImageTraining]):
     def loss(self, model: ImageStage, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared error of features [B, M, D_features] that slots reconstruct, drawn by noise [B, N, D]."""
         features, noise = batch
-        loss, encoded = model(features, initial_slots(model.slot_attention, noise))
+        loss, encoded = model(features, model.slot_attention.sample_slots(len(noise), noise=noise))
         return loss, slot_diagnostics(encoded.attention)
 
     def segmenter(
@@ -112,7 +111,7 @@ class VideoTrainingStage(Stage[VideoTraining]):
         """Sinkhorn divergence of image slots [B, T, N, D_image] that video slots reconstruct, drawn by noise [B, K, D];
         the numbers to log are those of the merged slots."""
         image_slots, noise = batch
-        loss, video = model(image_slots, initial_slots(model.slot_attention, noise))
+        loss, video = model(image_slots, model.slot_attention.sample_slots(len(noise), noise=noise))
         diagnostics = slot_diagnostics(video.attention.flatten(1, 2), video.valid)
         return loss, diagnostics | {"merged_slots": video.valid.sum(1).float().mean()}
 

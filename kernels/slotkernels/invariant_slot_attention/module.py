@@ -1,4 +1,4 @@
-"""The invariant slot attention module."""
+"""The module ``InvariantSlotAttention``: projections, iterations and the update of the slots around the op."""
 
 from typing import NamedTuple, cast
 
@@ -6,36 +6,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._backends import without_autocast
 from .._checks import accumulate_dtype, check_positive, check_tensor, check_that
-from .._dispatch import without_autocast
-from ..slot_attention import hide
-from . import attend
+from ..slot_attention.op import hide
+from .op import INVARIANT_ATTENTION, Arguments
 
 EPS_PLACEMENTS = ("numerator", "denominator")
 
 
 class InvariantSlotAttentionOutput(NamedTuple):
-    """What invariant slot attention returns."""
+    """Results of :class:`InvariantSlotAttention`.
+
+    Example:
+        >>> import torch
+        >>> from slotkernels import InvariantSlotAttention, InvariantSlotAttentionOutput
+        >>> output = InvariantSlotAttention(num_slots=3, dim=8)(torch.randn(2, 6, 8), torch.rand(6, 2))
+        >>> isinstance(output, InvariantSlotAttentionOutput), output.positions.shape
+        (True, torch.Size([2, 3, 2]))
+    """
 
     slots: Tensor  # [B, N, D]
     attention: Tensor  # [B, M, N], each row over N sums to 1
     positions: Tensor  # [B, N, 2], in the unit of the grid
-    scales: Tensor  # [B, N, 2]
+    scales: Tensor  # [B, N, 2], in the unit of the grid
 
 
 class _Spread(NamedTuple):
-    """What the deviation that layer norm divides by is made of, over D: float32 at least."""
+    """Means over D that the deviation of f's layer norm is computed from, float32 at least."""
 
     keys: Tensor  # [B, M] mean square of the centred keys
-    values: Tensor
-    keys_along: Tensor  # [B, M, 2] mean product with the two axes of the slot's frame
-    values_along: Tensor
+    values: Tensor  # [B, M] the same of the values
+    keys_along: Tensor  # [B, M, 2] mean product of the keys with the two axes of the slot's frame
+    values_along: Tensor  # [B, M, 2] the same of the values
     axes: Tensor  # [2, 2] mean products of the axes with each other
-    shift: Tensor  # [E] what layer norm's bias adds behind the division
+    shift: Tensor  # [E] what layer norm's bias adds after the division
 
 
 class _Tokens(NamedTuple):
-    """The tokens' part of f's pre-activation and the frame's: they are the same in every iteration."""
+    """The parts of f's pre-activation that are the same in every iteration: the tokens' and the frame's."""
 
     k: Tensor  # [B, M, E]
     v: Tensor  # [B, M, E]
@@ -48,17 +56,20 @@ class InvariantSlotAttention(nn.Module):
 
     Each slot has a position S_p and a scale S_s. It sees token m at ``r = (G[m] - S_p) / (scale_factor * S_s)``, with
     keys ``f(Wk x + g(r))`` and values ``f(Wv x + g(r))``, f = Linear-ReLU-Linear, g = Linear. After each attention
-    the frame is re-estimated: S_p is the attention-weighted mean of the grid, S_s the weighted standard deviation.
-    After ``iterations`` updates of the slots one more attention gives the attention and the frames that are returned.
+    the frame is estimated again: S_p is the attention-weighted mean of the grid, S_s the weighted standard deviation.
+    After ``iterations`` updates of the slots, one more attention computes the attention and the frames that are
+    returned.
 
-    Keys and values of a slot are never computed. f's second layer is absorbed into the queries and into the updates,
-    its first is applied to the tokens, where it merges with Wk and Wv; a pair of slot and token keeps a rank-2 term.
+    The keys and values of each slot, [B, N, M, D], are never stored. f's second layer is applied to the queries and to
+    the updates instead; its first layer is applied to the tokens, where it is merged with Wk and Wv. What remains for
+    each pair of slot and token is a term of rank 2.
 
-    Initial slots and frames are learned, one for each slot (SOLV), or given.
+    Initial slots, positions and scales are learned, one of each for every slot (SOLV), unless they are passed to
+    :meth:`forward`.
 
-    The published code of Biza et al. is ``eps_placement="denominator"``, ``scale_range=(0.001, 2)``,
-    ``encoder_norm=True`` and ``encoder_dim=128``, with its initial positions and scales clipped to [-1, 1] and to the
-    range of scales before they are given to :meth:`forward` (there, layer norms have an eps of 1e-6).
+    To reproduce the published code of Biza et al., use ``eps_placement="denominator"``, ``scale_range=(0.001, 2)``,
+    ``encoder_norm=True`` and ``encoder_dim=128``, set the ``eps`` of the layer norms to 1e-6, and pass
+    :meth:`forward` initial positions clipped to [-1, 1] and initial scales clipped to the range of scales.
 
     Args:
         num_slots: N.
@@ -66,10 +77,10 @@ class InvariantSlotAttention(nn.Module):
         input_dim: Din, width of the tokens; ``dim`` if None.
         iterations: >= 1.
         hidden_dim: width of the MLP's hidden layer; ``4 * dim`` if None.
-        eps: keeps the attention's normalisation over tokens away from 0 / 0.
+        eps: prevents 0 / 0 where the attention is normalised over tokens; see ``eps_placement``.
         scale_factor: how many scales one unit of the slot's frame spans.
         scale_eps: added to the weights of the standard deviation.
-        scale_range: bounds that scales are clipped to: (0.001, 2) in Biza et al.; None, as in SOLV, does not clip.
+        scale_range: scales are clipped to this range, (0.001, 2) in Biza et al.; None, as in SOLV: no clipping.
         eps_placement: "numerator": ``(A + eps) / sum_m (A + eps)`` (Locatello et al., SOLV); "denominator":
             ``A / (sum_m A + eps)`` (Biza et al.).
         encoder_dim: width of f's hidden layer; ``dim`` if None.
@@ -77,6 +88,15 @@ class InvariantSlotAttention(nn.Module):
 
     Raises:
         ValueError: if a size is not positive, the range is not 0 < low < high, or the placement is unknown.
+
+    Example:
+        >>> import torch, slotkernels
+        >>> x, y = torch.meshgrid(torch.linspace(-1, 1, 6), torch.linspace(-1, 1, 4), indexing="xy")
+        >>> grid = torch.stack((x, y), -1).flatten(0, 1)  # positions of 4 x 6 patches
+        >>> module = slotkernels.InvariantSlotAttention(num_slots=3, dim=8, input_dim=16)
+        >>> slots, attention, positions, scales = module(torch.randn(2, 24, 16), grid)
+        >>> slots.shape, attention.shape, positions.shape, scales.shape
+        (torch.Size([2, 3, 8]), torch.Size([2, 24, 3]), torch.Size([2, 3, 2]), torch.Size([2, 3, 2]))
     """
 
     def __init__(
@@ -128,20 +148,20 @@ class InvariantSlotAttention(nn.Module):
 
     def forward(
         self,
-        inputs: Tensor,
-        grid: Tensor,
-        slots: Tensor | None = None,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        scales: Tensor | None = None,
+        inputs: Tensor,  # [B, M, Din]
+        grid: Tensor,  # [M, 2] or [B, M, 2]
+        slots: Tensor | None = None,  # [B, N, D]
+        mask: Tensor | None = None,  # [B, M]
+        positions: Tensor | None = None,  # [B, N, 2]
+        scales: Tensor | None = None,  # [B, N, 2]
     ) -> InvariantSlotAttentionOutput:
         """Compress tokens into slots.
 
         Args:
-            inputs: [B, M, Din] tokens, not yet normalised.
-            grid: [M, 2] or [B, M, 2] position of each token, usually in [-1, 1]; a constant, which gets no gradient.
+            inputs: [B, M, Din] tokens; the module normalises them.
+            grid: [M, 2] or [B, M, 2] position of each token, usually in [-1, 1]; it gets no gradient.
             slots: [B, N, D] initial slots; the learned ones if None.
-            mask: [B, M] bool, False for tokens to ignore, whatever they and their places in the grid hold.
+            mask: [B, M] bool, False for tokens to ignore; they and their positions may be anything, NaN included.
             positions: [B, N, 2] initial positions; the learned ones if None.
             scales: [B, N, 2] initial scales, not 0; the learned ones if None.
 
@@ -168,9 +188,10 @@ class InvariantSlotAttention(nn.Module):
         scales = self.initial_scales.expand(batch, -1, -1) if scales is None else scales
         check_tensor("InvariantSlotAttention", "scales", scales, "B N 2", sizes)
 
-        dtype, wide = slots.dtype, accumulate_dtype(slots.dtype)
-        grid, positions, scales = grid.detach().to(wide).contiguous(), positions.to(wide), scales.to(wide)
-        tokens = self._tokens(self.norm_inputs(inputs), wide)
+        dtype, accumulate = slots.dtype, accumulate_dtype(slots.dtype)
+        grid = grid.detach().to(accumulate).contiguous()
+        positions, scales = positions.to(accumulate), scales.to(accumulate)
+        tokens = self._tokens(self.norm_inputs(inputs), accumulate)
         for iteration in range(self.iterations + 1):
             q = self.to_q(self.norm_slots(slots))
             updates, attention, positions, scales = self._attend(q, tokens, grid, positions, scales, mask)
@@ -181,28 +202,28 @@ class InvariantSlotAttention(nn.Module):
                 slots = updated + self.mlp(self.norm_mlp(updated))
         return InvariantSlotAttentionOutput(slots.to(dtype), attention.transpose(1, 2), positions, scales)
 
-    def _tokens(self, x: Tensor, wide: torch.dtype) -> _Tokens:
+    def _tokens(self, x: Tensor, accumulate: torch.dtype) -> _Tokens:
         """Everything that does not change between iterations."""
         first = cast(nn.Linear, self.f[0])
-        # What is computed from weights alone keeps their precision: widening a product that autocast has rounded
-        # does not undo the rounding.
+        # Products of weights are computed in the weights' precision, without autocast: converting a rounded product
+        # to a wider type would not undo the rounding.
         if self.norm_f is None:
             # Two linear layers in a row are one. Merging them costs as much as a layer on Din tokens, and there are
-            # more; the biases of g and f belong to every pre-activation.
+            # usually more. The biases of g and f are part of every pre-activation.
             with without_autocast(x.device):
                 constant = F.linear(self.g.bias, first.weight, first.bias)
                 merged = [first.weight @ layer.weight for layer in (self.to_k, self.to_v)]
                 frame = F.linear(self.g.weight.t(), first.weight)
             k, v = (F.linear(x, weight, constant) for weight in merged)
-            return _Tokens(k, v, frame.to(wide), None)
-        # In front of the ReLU all but layer norm's division is linear, its centring too; and what it divides by is a
-        # quadratic form of a token's place in the slot's frame.
+            return _Tokens(k, v, frame.to(accumulate), None)
+        # Before the ReLU everything is linear (centring too) except layer norm's division, and the variance is a
+        # quadratic form of the token's position in the slot's frame.
         weight = first.weight * self.norm_f.weight
-        k, v = (_centred(layer(x).to(wide) + self.g.bias) for layer in (self.to_k, self.to_v))
-        axes = _centred(self.g.weight.t().to(wide))
+        k, v = (_centred(layer(x).to(accumulate) + self.g.bias) for layer in (self.to_k, self.to_v))
+        axes = _centred(self.g.weight.t().to(accumulate))
         with without_autocast(x.device):
-            shift = F.linear(self.norm_f.bias, first.weight, first.bias).to(wide)
-            frame = F.linear(axes.to(weight.dtype), weight).to(wide)
+            shift = F.linear(self.norm_f.bias, first.weight, first.bias).to(accumulate)
+            frame = F.linear(axes.to(weight.dtype), weight).to(accumulate)
         products = [_mean_product(t, axes) for t in (k, v, axes)]
         spread = _Spread._make((k.square().mean(-1), v.square().mean(-1), *products, shift))
         k, v = (F.linear(t.to(weight.dtype), weight) for t in (k, v))
@@ -214,20 +235,36 @@ class InvariantSlotAttention(nn.Module):
         """Updates [B, N, D], attention [B, N, M], new positions and scales [B, N, 2] of one iteration."""
         second, scale = cast(nn.Linear, self.f[2]), self.dim**-0.5
         in_denominator = self.eps_placement == "denominator"
-        normed: list[Tensor | None] = [None, None, None]
+        shift, key_deviation, value_deviation = None, None, None
         if tokens.spread is not None:
             relative = (grid.unsqueeze(1) - positions.unsqueeze(2)) / (scales.unsqueeze(2) * self.scale_factor)
-            normed = [tokens.spread.shift, *self._deviations(tokens.spread, relative)]
-        bias = (q.to(grid.dtype) * second.bias).sum(-1) * scale
-        inputs = (F.linear(q, second.weight.t()), bias, *tokens[:3], grid, positions, scales, *normed, mask)
-        options = (scale, self.scale_factor, self.eps, in_denominator, self.scale_eps)
-        updates, attention, weights, positions, scales = attend(*inputs, *options)
-        # With eps in the numerator the weights sum to 1, or to 0 where every token is masked: no gradient in that.
+            shift, (key_deviation, value_deviation) = tokens.spread.shift, self._deviations(tokens.spread, relative)
+        arguments = Arguments(
+            F.linear(q, second.weight.t()),
+            (q.to(grid.dtype) * second.bias).sum(-1) * scale,
+            tokens.k,
+            tokens.v,
+            tokens.frame,
+            grid,
+            positions,
+            scales,
+            shift,
+            key_deviation,
+            value_deviation,
+            mask,
+            scale=scale,
+            scale_factor=self.scale_factor,
+            eps=self.eps,
+            denominator=in_denominator,
+            scale_eps=self.scale_eps,
+        )
+        updates, attention, weights, positions, scales = INVARIANT_ATTENTION(arguments)
+        # With eps in the numerator the weights sum to 1, or to 0 where every token is masked: a constant.
         mass = (weights if in_denominator else weights.detach()).sum(-1, keepdim=True)
         return F.linear(updates, second.weight) + mass * second.bias, attention, positions, scales
 
     def _deviations(self, spread: _Spread, relative: Tensor) -> list[Tensor]:
-        """Standard deviations [B, N, M] of f's argument for keys and for values, out of reach of autocast."""
+        """Standard deviations [B, N, M] of f's argument for keys and for values, in float32 under autocast too."""
         assert self.norm_f is not None
         x, y = relative.unbind(-1)
         axes = spread.axes[0, 0] * x * x + 2 * spread.axes[0, 1] * x * y + spread.axes[1, 1] * y * y

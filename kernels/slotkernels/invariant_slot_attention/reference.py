@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._checks import accumulate_dtype
+from .op import INVARIANT_ATTENTION, Arguments, BackwardArguments, Gradients, Results
 
 SMALLEST_VARIANCE = 1e-12  # the square root has no gradient at 0, where a slot holds a single token
 
@@ -29,90 +30,53 @@ class _Step(NamedTuple):
     variance: Tensor  # [B, N, 2]
 
 
-def _hidden(tokens: Tensor, along: Tensor, shift: Tensor | None, deviation: Tensor | None) -> Tensor:
-    """Output of f's ReLU, [B, N, M, D], times the deviation if there is one: the ReLU lets positive factors pass."""
-    hidden = tokens.unsqueeze(1) + along
-    if shift is not None and deviation is not None:
-        hidden = hidden + shift * deviation.unsqueeze(-1)
-    return hidden.relu_()
+def _step(a: Arguments) -> _Step:
+    """The equations of ``op.py``; tensors of ``a`` are float32 or float64."""
+    relative = (a.grid.unsqueeze(1) - a.positions.unsqueeze(2)) / (a.scales.unsqueeze(2) * a.scale_factor)
+    along = relative @ a.frame
+    keys, values = _hidden(a.k, along, a.shift, a.key_deviation), _hidden(a.v, along, a.shift, a.value_deviation)
+    scores = (keys @ a.q.unsqueeze(-1)).squeeze(-1)
+    attention = (_over(scores * a.scale, a.key_deviation) + a.bias.unsqueeze(-1)).softmax(dim=1)
 
-
-def _step(tensors: list[Tensor | None], mask, scale, scale_factor, eps, denominator, scale_eps) -> _Step:
-    q, bias, k, v, frame, grid, positions, scales, shift, key_deviation, value_deviation = _wide(tensors)
-    relative = (grid.unsqueeze(1) - positions.unsqueeze(2)) / (scales.unsqueeze(2) * scale_factor)
-    along = relative @ frame
-    keys, values = _hidden(k, along, shift, key_deviation), _hidden(v, along, shift, value_deviation)
-    scores = (keys @ q.unsqueeze(-1)).squeeze(-1)
-    logits = scores * scale if key_deviation is None else scores * scale / key_deviation
-    attention = (logits + bias.unsqueeze(-1)).softmax(dim=1)
-
-    weights = attention if denominator else attention + eps
-    if mask is not None:
-        weights = weights * mask.unsqueeze(1)
+    weights = attention if a.denominator else attention + a.eps
+    if a.mask is not None:
+        weights = weights * a.mask.unsqueeze(1)
     total = weights.sum(-1, keepdim=True)
-    if denominator:
-        total = total + eps
+    if a.denominator:
+        total = total + a.eps
     total = total.masked_fill(total == 0, 1.0)  # every token masked: the slot gets a zero update, not NaN
     weights = weights / total
 
-    new_positions = weights @ grid
-    offsets = grid.unsqueeze(1) - new_positions.unsqueeze(2)
-    spread_weights = weights + scale_eps
-    if mask is not None:
-        spread_weights = spread_weights * mask.unsqueeze(1)
+    positions = weights @ a.grid
+    offsets = a.grid.unsqueeze(1) - positions.unsqueeze(2)
+    spread_weights = weights + a.scale_eps
+    if a.mask is not None:
+        spread_weights = spread_weights * a.mask.unsqueeze(1)
     variance = torch.einsum("bnm,bnmc->bnc", spread_weights, offsets.square())
-    frames = (new_positions, spread_weights, offsets, variance)
-    return _Step(relative, keys, values, scores, attention, weights, total, *frames)
+    return _Step(
+        relative, keys, values, scores, attention, weights, total, positions, spread_weights, offsets, variance
+    )
 
 
-def _wide(tensors: list[Tensor | None]) -> list:
-    """The tensors in the precision of the arithmetic."""
-    dtype = accumulate_dtype(tensors[0].dtype)  # type: ignore[union-attr]
-    return [None if t is None else t.to(dtype) for t in tensors]
-
-
-def _over(numerator: Tensor, denominator: Tensor | None) -> Tensor:
-    return numerator if denominator is None else numerator / denominator
-
-
-def invariant_attention(
-    tensors: list[Tensor | None],
-    mask: Tensor | None,
-    scale: float,
-    scale_factor: float,
-    eps: float,
-    denominator: bool,
-    scale_eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Updates [B, N, D], attention and weights [B, N, M], positions and scales [B, N, 2] of one iteration.
-
-    ``tensors`` are the eleven of ``slotkernels::invariant_attention``, in its order.
-    """
-    step = _step(tensors, mask, scale, scale_factor, eps, denominator, scale_eps)
-    coefficients = _over(step.weights, tensors[10])
-    updates = (coefficients.unsqueeze(2) @ step.values).squeeze(2).to(tensors[0].dtype)  # type: ignore[union-attr]
+@INVARIANT_ATTENTION.composite
+def invariant_attention(arguments: Arguments) -> Results:
+    """Updates, attention, weights, positions and scales of one iteration."""
+    a = _accumulated(arguments)
+    step = _step(a)
+    coefficients = _over(step.weights, a.value_deviation)
+    updates = (coefficients.unsqueeze(2) @ step.values).squeeze(2).to(arguments.q.dtype)
     scales = step.variance.clamp_min(SMALLEST_VARIANCE).sqrt()
-    return updates, step.attention, step.weights, step.positions, scales
+    return Results(updates, step.attention, step.weights, step.positions, scales)
 
 
-def invariant_attention_backward(
-    grads: list[Tensor | None],
-    tensors: list[Tensor | None],
-    outputs: list[Tensor],
-    mask: Tensor | None,
-    scale: float,
-    scale_factor: float,
-    eps: float,
-    denominator: bool,
-    scale_eps: float,
-    needs: list[bool],
-) -> list[Tensor]:
-    """Gradients of the eleven tensors, the step being recomputed; an empty tensor for each one not needed."""
-    q, _, _, _, frame, grid, _, scales, shift, key_deviation, value_deviation = _wide(tensors)
-    step = _step(tensors, mask, scale, scale_factor, eps, denominator, scale_eps)
-    grad_updates, grad_attention, grad_weights, grad_positions, grad_scales = _wide([q, *grads])[1:]
+def invariant_attention_backward(arguments: BackwardArguments) -> Gradients:
+    """Gradients of the tensors, the step being recomputed; an empty tensor for each one that is not needed."""
+    a, dtype = _accumulated(arguments.forward), accumulate_dtype(arguments.forward.q.dtype)
+    step = _step(a)
+    grads = (None if grad is None else grad.to(dtype) for grad in arguments.grads)
+    grad_updates, grad_attention, grad_weights, grad_positions, grad_scales = grads
     if grad_updates is None:
-        grad_updates = torch.zeros_like(q)
+        grad_updates = torch.zeros_like(a.q)
 
     # Frames: the standard deviation, then the mean.
     grad_positions = torch.zeros_like(step.positions) if grad_positions is None else grad_positions
@@ -124,42 +88,62 @@ def invariant_attention_backward(
         "bnm,bnmc->bnc", step.spread_weights, step.offsets
     )
     value_scores = (step.values @ grad_updates.unsqueeze(-1)).squeeze(-1)
-    grad = _over(value_scores, value_deviation)
+    grad = _over(value_scores, a.value_deviation)
     grad = grad + torch.einsum("bnc,bnmc->bnm", grad_variance, step.offsets.square())
-    grad = grad + torch.einsum("bnc,bmc->bnm", grad_positions, grid)
+    grad = grad + torch.einsum("bnc,bmc->bnm", grad_positions, a.grid)
     if grad_weights is not None:
         grad = grad + grad_weights
 
     # Weights, softmax over slots, logits.
     grad = (grad - (grad * step.weights).sum(-1, keepdim=True)) / step.total
-    if mask is not None:
-        grad = grad * mask.unsqueeze(1)
+    if a.mask is not None:
+        grad = grad * a.mask.unsqueeze(1)
     if grad_attention is not None:
         grad = grad + grad_attention
     grad_logits = step.attention * (grad - (grad * step.attention).sum(1, keepdim=True))
 
     # Through the ReLU to the tokens and the frames.
-    key_coefficients = _over(grad_logits * scale, key_deviation)
-    value_coefficients = _over(step.weights, value_deviation)
+    key_coefficients = _over(grad_logits * a.scale, a.key_deviation)
+    value_coefficients = _over(step.weights, a.value_deviation)
     grad_q = (key_coefficients.unsqueeze(2) @ step.keys).squeeze(2)
-    keys = (key_coefficients.unsqueeze(-1) * q.unsqueeze(2)).masked_fill_(step.keys <= 0, 0.0)
+    keys = (key_coefficients.unsqueeze(-1) * a.q.unsqueeze(2)).masked_fill_(step.keys <= 0, 0.0)
     values = (value_coefficients.unsqueeze(-1) * grad_updates.unsqueeze(2)).masked_fill_(step.values <= 0, 0.0)
     both = keys + values
     grad_frame = step.relative.flatten(0, 2).t() @ both.flatten(0, 2)
-    grad_relative = both @ frame.t()
-    inverse = 1 / (scales * scale_factor)
-    grad_frames = [-grad_relative.sum(2) * inverse, -(grad_relative * step.relative).sum(2) / scales]
+    grad_relative = both @ a.frame.t()
+    inverse = 1 / (a.scales * a.scale_factor)
+    grad_frames = [-grad_relative.sum(2) * inverse, -(grad_relative * step.relative).sum(2) / a.scales]
     grad_norm: list[Tensor | None] = [None, None, None]
-    if shift is not None:
-        grad_shift = (keys * key_deviation.unsqueeze(-1) + values * value_deviation.unsqueeze(-1)).sum((0, 1, 2))
-        grad_key_deviation = keys @ shift - key_coefficients * step.scores / key_deviation
+    if a.shift is not None and a.key_deviation is not None and a.value_deviation is not None:
         grad_norm = [
-            grad_shift,
-            grad_key_deviation,
-            values @ shift - value_coefficients * value_scores / value_deviation,
+            (keys * a.key_deviation.unsqueeze(-1) + values * a.value_deviation.unsqueeze(-1)).sum((0, 1, 2)),
+            keys @ a.shift - key_coefficients * step.scores / a.key_deviation,
+            values @ a.shift - value_coefficients * value_scores / a.value_deviation,
         ]
-    found = [grad_q, grad_logits.sum(-1), keys.sum(1), values.sum(1), grad_frame, None, *grad_frames, *grad_norm]
-    return [
-        grad.to(tensor.dtype).contiguous() if need else tensors[0].new_empty(0)  # type: ignore[union-attr]
-        for grad, tensor, need in zip(found, tensors, needs, strict=True)
-    ]
+    gradients = [grad_q, grad_logits.sum(-1), keys.sum(1), values.sum(1), grad_frame, None, *grad_frames, *grad_norm]
+    triples = zip(gradients, arguments.forward[:11], arguments.needs, strict=False)
+    empty = arguments.forward.q.new_empty
+    return Gradients(
+        *(
+            grad.to(t.dtype).contiguous() if need and grad is not None and t is not None else empty(0)
+            for grad, t, need in triples
+        )
+    )
+
+
+def _accumulated(arguments: Arguments) -> Arguments:
+    """The arguments with tensors in the precision of the arithmetic; the mask stays bool."""
+    dtype = accumulate_dtype(arguments.q.dtype)
+    return Arguments._make(t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in arguments)
+
+
+def _hidden(tokens: Tensor, along: Tensor, shift: Tensor | None, deviation: Tensor | None) -> Tensor:
+    """Output of f's ReLU, [B, N, M, D], times the deviation if there is one: the ReLU lets positive factors pass."""
+    hidden = tokens.unsqueeze(1) + along
+    if shift is not None and deviation is not None:
+        hidden = hidden + shift * deviation.unsqueeze(-1)
+    return hidden.relu_()
+
+
+def _over(numerator: Tensor, denominator: Tensor | None) -> Tensor:
+    return numerator if denominator is None else numerator / denominator

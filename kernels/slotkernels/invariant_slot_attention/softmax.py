@@ -2,6 +2,8 @@
 
 One program serves one image, since a weight depends on all tokens of its slot and on all slots of its token.
 """
+# Triton would read annotations of a kernel's arguments as their types.
+# mypy: disable-error-code="no-untyped-def"
 
 import triton
 import triton.language as tl
@@ -14,7 +16,7 @@ SMALLEST_SCALE = tl.constexpr(_SMALLEST_VARIANCE**0.5 * (1 + 1e-6))
 
 @triton.jit
 def _tokens(grid, kept, start, num_tokens, BLOCK_TOKENS: tl.constexpr):
-    """Indices of a tile of tokens, which of them exist, which count, and where they are."""
+    """Indices of a tile of tokens, which of them exist, which are not masked, and their positions in the grid."""
     m = start + tl.arange(0, BLOCK_TOKENS)
     in_m = m < num_tokens
     keep = in_m
@@ -56,10 +58,10 @@ def softmax_over_slots(
     BLOCK_SLOTS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
 ):
-    """Reads the scores of one image and writes its attention, weights and frames, in two walks over the tokens.
+    """Reads the scores of one image and writes its attention, weights and frames, in two loops over the tokens.
 
-    Sums of the slots stay in registers; the weights come back from L1 for the second walk, which the scales need:
-    E[g²] - E[g]² would lose a small slot's scale in fp32. Floor: reading C and writing two floats for each pair.
+    Sums of the slots stay in registers. The second loop reads the weights from L1 to compute the scales around the new
+    positions; E[g²] - E[g]² would lose a small slot's scale in fp32. Floor: reading C and writing two floats a pair.
     """
     image = tl.program_id(0).to(tl.int64)
     n = tl.arange(0, BLOCK_SLOTS)
@@ -123,7 +125,7 @@ def _half_gradient(grad, scale, n, in_n):
 
 @triton.jit
 def _grad_weights(scores, value_deviation, grad_weights, chunks, stride, place, in_pair, like):
-    """Gradient of the weights but for the part that came through the frames."""
+    """Gradient of the weights without the part that comes from positions and scales."""
     grad = tl.zeros_like(like)
     if scores is not None:
         grad = _add_chunks(scores, chunks, stride, place, in_pair)
@@ -143,7 +145,7 @@ def softmax_backward(
     grid,  # [B, M, 2]
     attention,  # [B, N, M]
     weights,  # [B, N, M]
-    positions,  # [B, N, 2] that the forward pass found
+    positions,  # [B, N, 2] of the forward pass
     scales,  # [B, N, 2]
     grad_attention,  # [B, N, M] or None
     grad_weights,  # [B, N, M] or None
@@ -162,7 +164,7 @@ def softmax_backward(
     BLOCK_SLOTS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
 ):
-    """Reads what the forward pass stored for one image and writes its scores' gradient, in two walks over the tokens.
+    """Reads what the forward pass stored for one image and writes its scores' gradient, in two loops over the tokens.
 
     Sums of the slots stay in registers. The gradient of a normalised weight needs its slot's mean gradient first.
     Floor: reading C + 2 floats for each pair, a second time from L2, and writing one.
@@ -220,7 +222,7 @@ def softmax_backward(
     grad_mean1 -= 2 * grad_variance1 * offsets1[:, None]
     mean_grad = average[:, None] + grad_mean0 * mean0 + grad_mean1 * mean1  # sum of weight * grid is the mean itself
 
-    found_bias = tl.zeros([BLOCK_SLOTS], tl.float32)
+    bias_sum = tl.zeros([BLOCK_SLOTS], tl.float32)
     for start in range(0, num_tokens, BLOCK_TOKENS):
         m, in_m, keep, grid0, grid1 = _tokens(grid, kept, start, num_tokens, BLOCK_TOKENS)
         place, in_pair = n[:, None] * num_tokens + m[None, :], in_n[:, None] & in_m[None, :]
@@ -233,9 +235,9 @@ def softmax_backward(
         if grad_attention is not None:
             grad += tl.load(grad_attention + place, mask=in_pair, other=0.0)
         grad = probability * (grad - tl.sum(grad * probability, 0)[None, :])
-        found_bias += tl.sum(grad, 1)
+        bias_sum += tl.sum(grad, 1)
         grad = grad * scale
         if key_deviation is not None:
             grad = grad / tl.load(key_deviation + place, mask=in_pair, other=1.0)
         tl.store(grad_scores + place, grad, mask=in_pair)
-    tl.store(grad_bias + image * num_slots + n, found_bias, mask=in_n)
+    tl.store(grad_bias + image * num_slots + n, bias_sum, mask=in_n)

@@ -1,9 +1,10 @@
 """Invariant slot attention in Triton: launches and block sizes.
 
-Forward: scores (`reduce_width`), attention, weights and frames (`softmax_over_slots`), updates (`reduce_tokens`).
-Backward: the values' scores and gradient, the gradient of the scores, the keys' gradient, and one `reduce_tokens` each
-for keys and values with the gradients of the queries, of f's frame part and of the slots' frames. Partial sums are
-added in a fixed order, so results are the same bit for bit, and nothing waits for the host.
+Forward: scores (`reduce_width`), attention, weights and frames (`softmax_over_slots`), updates (`sum_over_tokens`).
+Backward: the values' scores and gradient (`reduce_width`), the gradient of the scores (`softmax_backward`), the keys'
+gradient (`reduce_width`), then `sum_over_tokens_backward` once for keys and once for values: the gradients of the
+queries, of f's frame part and of the slots' frames. Partial sums are added in a fixed order, so results are the same
+bit for bit, and nothing waits for the host.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +14,8 @@ import triton
 from torch import Tensor
 
 from .._triton import launch
-from .reductions import reduce_tokens, reduce_width
+from .kernels import reduce_width, sum_over_tokens, sum_over_tokens_backward
+from .op import Arguments, BackwardArguments, Cotangents, Gradients, Results
 from .softmax import softmax_backward, softmax_over_slots
 
 TARGET_PROGRAMS = 512  # about four for each multiprocessor; with fewer, an image's tokens are split among programs
@@ -28,7 +30,7 @@ class Compiled(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where tokens lie in the slots' frames, and what that adds to f's pre-activation."""
+    """Tensors that place the tokens in the slots' frames, and what that adds to f's pre-activation."""
 
     frame: Tensor  # [2, D]
     grid: Tensor  # [B, M, 2]
@@ -37,8 +39,17 @@ class _Place(NamedTuple):
     shift: Tensor | None  # [D]
 
 
+class _Pairs(NamedTuple):
+    """Keys or values, and what the backward pass multiplies them with."""
+
+    tokens: Tensor  # [B, M, D]
+    coefficients: Tensor  # [B, N, M]
+    deviation: Tensor | None  # [B, N, M]
+    vectors: Tensor  # [B, N, D]
+
+
 class _Sizes(NamedTuple):
-    """What both big kernels are told about the problem."""
+    """Arguments of `reduce_width` and `sum_over_tokens`, which read D-wide rows."""
 
     batch: int
     tokens: int
@@ -61,7 +72,7 @@ def width_launch(dim: int, gradient: bool) -> Compiled:
 
 
 def tokens_launch(dim: int, slots: int, gradient: bool) -> Compiled:
-    """`reduce_tokens`: eight elements of a tile for each thread, and as many for each sum of each slot of a group."""
+    """`sum_over_tokens`: eight elements of a tile for each thread, and as many for each sum of each slot of a group."""
     block, warps = _block_dim(dim), 4
     slots = min(2 if gradient else 4, triton.next_power_of_2(slots))
     blocks = {"DIM": dim, "BLOCK_TOKENS": warps * 256 // block, "BLOCK_SLOTS": slots, "BLOCK_DIM": block}
@@ -114,7 +125,7 @@ def _tokens_programs(compiled: Compiled, dim: int, sizes: _Sizes) -> tuple[tuple
 
 
 def _sums(values: Tensor, programs: tuple[int, int, int], sizes: _Sizes) -> Tensor:
-    """Room for sums over tokens [S, B, N, D]; one split leaves nothing to add up and is written in its final type."""
+    """Empty sums over tokens [S, B, N, D]; one split leaves nothing to add up and is written in its final type."""
     dtype = values.dtype if programs[2] == 1 else torch.float32
     return values.new_empty(programs[2], sizes.batch, sizes.slots, values.shape[2], dtype=dtype)
 
@@ -123,7 +134,7 @@ def _add_splits(sums: Tensor, dtype: torch.dtype) -> Tensor:
     return sums[0] if sums.shape[0] == 1 else sums.sum(0).to(dtype)
 
 
-def _reduce_tokens(
+def _sum_over_tokens(
     values: Tensor, coefficients: Tensor, place: _Place, deviation: Tensor | None, sizes: _Sizes
 ) -> Tensor:
     """Updates [B, N, D]."""
@@ -131,103 +142,101 @@ def _reduce_tokens(
     programs, split = _tokens_programs(compiled, values.shape[2], sizes)
     sums = _sums(values, programs, sizes)
     inputs = (values, coefficients, *place, deviation)
-    _run(reduce_tokens, programs, compiled, *inputs, None, sums, None, None, *sizes, split)
+    _run(sum_over_tokens, programs, compiled, *inputs, sums, *sizes, split)
     return _add_splits(sums, values.dtype)
 
 
-def _reduce_tokens_backward(
-    keys: tuple[Tensor, ...], values: tuple[Tensor, ...], place: _Place, sizes: _Sizes
+def _sum_over_tokens_backward(
+    keys: _Pairs, values: _Pairs, place: _Place, sizes: _Sizes
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of q [B, N, D], frame [2, D], positions and scales [B, N, 2] and shift [D].
-
-    ``keys`` and ``values`` are each the tokens, their coefficients, their deviation and the slots' vectors.
-    """
-    dim = keys[0].shape[2]
+    """Gradients of q [B, N, D], frame [2, D], positions and scales [B, N, 2] and shift [D]."""
+    dim = keys.tokens.shape[2]
     compiled = tokens_launch(dim, sizes.slots, gradient=True)
     programs, split = _tokens_programs(compiled, dim, sizes)
     groups, chunks, splits = programs[0] // sizes.batch, *programs[1:]
-    sums, rows = _sums(keys[0], programs, sizes), 2 if place.shift is None else 3
+    sums, rows = _sums(keys.tokens, programs, sizes), 2 if place.shift is None else 3
     grad_frame = place.grid.new_empty(2, splits * sizes.batch * groups, rows, dim)
     grad_frames = place.grid.new_empty(2, splits * chunks, sizes.batch, sizes.slots, 4)
     for part, (tokens, coefficients, deviation, vectors), out in ((0, keys, sums), (1, values, None)):
         inputs = (tokens, coefficients, *place, deviation, vectors)
-        _run(reduce_tokens, programs, compiled, *inputs, out, grad_frame[part], grad_frames[part], *sizes, split)
-    found = (grad_frame[:, :, :2], grad_frames[..., :2], grad_frames[..., 2:])
+        _run(
+            sum_over_tokens_backward,
+            programs,
+            compiled,
+            *inputs,
+            out,
+            grad_frame[part],
+            grad_frames[part],
+            *sizes,
+            split,
+        )
+    parts = (grad_frame[:, :, :2], grad_frames[..., :2], grad_frames[..., 2:])
     shift = None if place.shift is None else grad_frame[:, :, 2].sum((0, 1))
-    frame, positions, scales = (parts.sum((0, 1)) for parts in found)
-    return _add_splits(sums, keys[0].dtype), frame, positions, scales, shift
+    frame, positions, scales = (part.sum((0, 1)) for part in parts)
+    return _add_splits(sums, keys.tokens.dtype), frame, positions, scales, shift
 
 
 def _over(numerator: Tensor, denominator: Tensor | None) -> Tensor:
     return numerator if denominator is None else numerator / denominator
 
 
-def _contiguous(*tensors: Tensor | None) -> list:
-    return [None if t is None else t.contiguous() for t in tensors]
+def _prepared(arguments: Arguments) -> tuple[Arguments, _Place, _Sizes]:
+    """The arguments with contiguous tensors, and what all launches share."""
+    a = Arguments._make(t.contiguous() if isinstance(t, Tensor) else t for t in arguments)
+    place = _Place(a.frame, a.grid, a.positions, a.scales, a.shift)
+    return a, place, _Sizes(a.q.shape[0], a.k.shape[1], a.q.shape[1], a.scale_factor)
 
 
-def invariant_attention(
-    tensors: list[Tensor | None],
-    mask: Tensor | None,
-    scale: float,
-    scale_factor: float,
-    eps: float,
-    denominator: bool,
-    scale_eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Updates, attention, weights, positions and scales, as ``reference.invariant_attention``."""
-    q, bias, k, v, *frames, key_deviation, value_deviation, kept = _contiguous(*tensors, mask)
-    place, sizes = _Place._make(frames), _Sizes(q.shape[0], k.shape[1], q.shape[1], scale_factor)
-    attention, weights = (bias.new_empty(sizes.batch, sizes.slots, sizes.tokens) for _ in range(2))
-    positions, scales = torch.empty_like(place.positions), torch.empty_like(place.scales)
-    outputs = (attention, weights, positions, scales)
+def _softmax_settings(arguments: Arguments, scores: Tensor) -> tuple[int | float, ...]:
+    """Chunks of the scores, the logits' scale, eps in numerator and denominator, and that of the scales."""
+    eps = (0.0, arguments.eps) if arguments.denominator else (arguments.eps, 0.0)
+    return scores.shape[0], arguments.scale, *eps, arguments.scale_eps
+
+
+def invariant_attention(arguments: Arguments) -> Results:
+    """As in ``reference.py``."""
+    a, place, sizes = _prepared(arguments)
+    attention, weights = (a.bias.new_empty(sizes.batch, sizes.slots, sizes.tokens) for _ in range(2))
+    outputs = (attention, weights, torch.empty_like(a.positions), torch.empty_like(a.scales))
     if sizes.batch == 0:
-        return torch.empty_like(q), *outputs
-    scores, _, _ = _reduce_width(k, q, place, key_deviation, sizes)
+        return Results(torch.empty_like(a.q), *outputs)
+    scores, _, _ = _reduce_width(a.k, a.q, place, a.key_deviation, sizes)
     assert scores is not None
-    options = (scores.shape[0], scale, *((0.0, eps) if denominator else (eps, 0.0)), scale_eps)
-    arguments = (scores, bias, key_deviation, kept, place.grid, *outputs, *sizes[:3], *options)
-    _run(softmax_over_slots, (sizes.batch,), softmax_launch(sizes.slots, False), *arguments)
-    updates = _reduce_tokens(v, _over(weights, value_deviation), place, value_deviation, sizes)
-    return updates, *outputs
+    inputs = (scores, a.bias, a.key_deviation, a.mask, a.grid)
+    settings = (*sizes[:3], *_softmax_settings(a, scores))
+    _run(softmax_over_slots, (sizes.batch,), softmax_launch(sizes.slots, False), *inputs, *outputs, *settings)
+    return Results(_sum_over_tokens(a.v, _over(weights, a.value_deviation), place, a.value_deviation, sizes), *outputs)
 
 
-def invariant_attention_backward(
-    grads: list[Tensor | None],
-    tensors: list[Tensor | None],
-    outputs: list[Tensor],
-    mask: Tensor | None,
-    scale: float,
-    scale_factor: float,
-    eps: float,
-    denominator: bool,
-    scale_eps: float,
-    needs: list[bool],
-) -> list[Tensor]:
-    """Gradients of the tensors, as ``reference.invariant_attention_backward``; ``outputs`` are all but the updates."""
-    q, bias, k, v, *frames, key_deviation, value_deviation, kept = _contiguous(*tensors, mask)
-    place, sizes = _Place._make(frames), _Sizes(q.shape[0], k.shape[1], q.shape[1], scale_factor)
+def invariant_attention_backward(arguments: BackwardArguments) -> Gradients:
+    """As in ``reference.py``."""
+    a, place, sizes = _prepared(arguments.forward)
+    empty = a.q.new_empty
     if sizes.batch == 0:
-        wanted = zip(tensors, needs, strict=True)
-        return [t.new_zeros(t.shape) if need and t is not None else q.new_empty(0) for t, need in wanted]
-    grad_updates, grad_attention, grad_weights, *grad_frames = _contiguous(*grads)
-    grad_updates = torch.zeros_like(q) if grad_updates is None else grad_updates
-    grad_frames = [torch.zeros_like(place.positions) if t is None else t for t in grad_frames]
-    coefficients = _over(outputs[1], value_deviation)
-    scores, value_shift, grad_v = _reduce_width(v, grad_updates, place, value_deviation, sizes, coefficients)
+        pairs = zip(a[:11], arguments.needs, strict=False)
+        return Gradients(*(torch.zeros_like(t) if need and t is not None else empty(0) for t, need in pairs))
+    outputs = (arguments.attention, arguments.weights, arguments.positions, arguments.scales)
+    grads = Cotangents._make(None if t is None else t.contiguous() for t in arguments.grads)
+    grad_updates = torch.zeros_like(a.q) if grads.updates is None else grads.updates
+    grad_frames = [torch.zeros_like(a.positions) if t is None else t for t in (grads.positions, grads.scales)]
+    coefficients = _over(arguments.weights, a.value_deviation)
+    scores, value_shift, grad_v = _reduce_width(a.v, grad_updates, place, a.value_deviation, sizes, coefficients)
     assert scores is not None
-    grad_scores, grad_bias = torch.empty_like(outputs[0]), torch.empty_like(bias)
-    inputs = (scores, key_deviation, value_deviation, kept, place.grid, *outputs, grad_attention, grad_weights)
-    options = (scores.shape[0], scale, *((0.0, eps) if denominator else (eps, 0.0)), scale_eps)
-    arguments = (*inputs, *grad_frames, grad_scores, grad_bias, *sizes[:3], *options)
-    _run(softmax_backward, (sizes.batch,), softmax_launch(sizes.slots, True), *arguments)
+    grad_scores, grad_bias = torch.empty_like(arguments.attention), torch.empty_like(a.bias)
+    inputs = (scores, a.key_deviation, a.value_deviation, a.mask, a.grid, *outputs, grads.attention, grads.weights)
+    settings = (*sizes[:3], *_softmax_settings(a, scores))
+    softmax = (softmax_backward, (sizes.batch,), softmax_launch(sizes.slots, True))
+    _run(*softmax, *inputs, *grad_frames, grad_scores, grad_bias, *settings)
 
-    with_scores = place.shift is not None
-    key_scores, key_shift, grad_k = _reduce_width(k, q, place, key_deviation, sizes, grad_scores, with_scores)
-    through = ((k, grad_scores, key_deviation, q), (v, coefficients, value_deviation, grad_updates))
-    grad_q, grad_frame, *grad_place = _reduce_tokens_backward(*through, place, sizes)
-    found = [grad_q, grad_bias, grad_k, grad_v, grad_frame, None, *grad_place, None, None]
+    with_scores = a.shift is not None
+    key_scores, key_shift, grad_k = _reduce_width(a.k, a.q, place, a.key_deviation, sizes, grad_scores, with_scores)
+    keys = _Pairs(a.k, grad_scores, a.key_deviation, a.q)
+    values = _Pairs(a.v, coefficients, a.value_deviation, grad_updates)
+    grad_q, grad_frame, *grad_place = _sum_over_tokens_backward(keys, values, place, sizes)
+    deviations: list[Tensor | None] = [None, None]
     if key_scores is not None and key_shift is not None and value_shift is not None:
-        found[-2] = grad_scores * (key_shift.sum(0) - key_scores.sum(0) / key_deviation)
-        found[-1] = coefficients * (value_shift.sum(0) - scores.sum(0) / value_deviation)
-    return [grad if need and grad is not None else q.new_empty(0) for grad, need in zip(found, needs, strict=True)]
+        deviations[0] = grad_scores * (key_shift.sum(0) - _over(key_scores.sum(0), a.key_deviation))
+        deviations[1] = coefficients * (value_shift.sum(0) - _over(scores.sum(0), a.value_deviation))
+    gradients = (grad_q, grad_bias, grad_k, grad_v, grad_frame, None, *grad_place, *deviations)
+    needed = zip(gradients, arguments.needs, strict=False)
+    return Gradients(*(grad if need and grad is not None else empty(0) for grad, need in needed))

@@ -1,16 +1,13 @@
 """Clustering by csrc/cpu/merging.cpp."""
 
 import torch
-from torch import Tensor
 
-from . import LINKAGES
+from .op import LINKAGES, ClusterArguments, Clusters
 
 
-def cluster_slots(
-    slots: Tensor, threshold: float, mask: Tensor | None, n_clusters: int, linkage: str, min_clusters: int
-) -> tuple[Tensor, Tensor]:
-    """Labels [B, K] and counts [B]."""
+def cluster_slots(arguments: ClusterArguments) -> Clusters:
+    """As in ``reference.py``."""
+    slots, threshold, mask, n_clusters, linkage, min_clusters = arguments
     slots, mask = slots.float().contiguous(), None if mask is None else mask.contiguous()
-    return torch.ops.slotkernels_native.cluster_slots(
-        slots, mask, threshold, n_clusters, LINKAGES.index(linkage), min_clusters
-    )
+    native = torch.ops.slotkernels_native.cluster_slots
+    return Clusters(*native(slots, mask, threshold, n_clusters, LINKAGES.index(linkage), min_clusters))

@@ -1,4 +1,4 @@
-"""Clustering by csrc/cuda/merging.cu: the same op of the same arguments as in cpp.py, for tensors on a GPU."""
+"""Clustering by csrc/cuda/merging.cu: PyTorch gives the op of cpp.py this kernel for tensors on a GPU."""
 
 from .cpp import cluster_slots
 

@@ -1,4 +1,15 @@
-"""Clustering and merging of slots in plain PyTorch: the oracle of every other backend."""
+"""Clustering and merging of slots in plain PyTorch: the oracle of every other backend.
+
+For one set of slots, the method is::
+
+    clusters = [{0}, {1}, ..., {K - 1}]
+    while the distance of the two nearest clusters < threshold:  # or len(clusters) > n_clusters
+        replace them by their union
+    slots, attention = [mean of the members' vectors], [sum of the members' attention]
+
+All sets are clustered at once, without reading anything back to the host: each step is a masked update of every set,
+and the merges that a rule excludes are left out afterwards.
+"""
 
 import math
 from typing import NamedTuple
@@ -7,6 +18,71 @@ import torch
 from torch import Tensor
 
 from .._checks import accumulate_dtype
+from .op import (
+    MERGE_SLOTS,
+    ClusterArguments,
+    Clusters,
+    MergeArguments,
+    MergeBackwardArguments,
+    Merged,
+    MergeGradients,
+)
+
+
+def cluster_slots(arguments: ClusterArguments) -> Clusters:
+    """Build the whole tree of merges, select the lowest ones that the rule allows, and number what they connect."""
+    slots, threshold, mask, n_clusters, linkage, min_clusters = arguments
+    batch, count, _ = slots.shape
+    index = torch.arange(count, device=slots.device)
+    valid = mask if mask is not None else torch.ones(batch, count, dtype=torch.bool, device=slots.device)
+    distances = _cosine_distances(slots, mask)
+    merges = _along_tree(distances) if linkage == "single" else _along_chains(distances, linkage == "average")
+    linked = torch.eye(count, device=slots.device).expand(batch, count, count)
+    if merges:
+        lower, upper, heights = (torch.cat(parts, 1) for parts in zip(*merges, strict=True))
+        ranks = heights.argsort(dim=1, stable=True).argsort(dim=1)
+        selected = (heights < threshold) & (ranks < valid.sum(1, keepdim=True) - n_clusters)
+        selected = selected & (valid.sum(1) - selected.sum(1) >= min_clusters).unsqueeze(1)
+        ends = [(end.unsqueeze(2) == index).float() for end in (lower, upper)]
+        edges = torch.bmm((ends[0] * selected.unsqueeze(2)).transpose(1, 2), ends[1])
+        linked = linked + edges + edges.transpose(1, 2)
+        for _ in range((count - 1).bit_length()):  # paths twice as long each time
+            linked = (torch.bmm(linked, linked) > 0).float()
+    first = (linked > 0).int().argmax(2)
+    heads = (first == index) & valid
+    labels = (heads.cumsum(1) - 1).gather(1, first).masked_fill(~valid, -1)
+    return Clusters(labels, heads.sum(1))
+
+
+@MERGE_SLOTS.composite
+def merge_slots(arguments: MergeArguments) -> Merged:
+    """Mean slot, summed attention and validity of each cluster."""
+    slots, attention, labels = arguments
+    member, sizes = _membership(labels, accumulate_dtype(slots.dtype))
+    dropped = labels < 0  # such a slot may contain a NaN
+    slots, attention = (t.masked_fill(dropped.unsqueeze(dim), 0.0) for t, dim in ((slots, 2), (attention, 1)))
+    merged = torch.bmm(member.transpose(1, 2), slots.to(member.dtype)) / sizes.clamp_min(1).unsqueeze(2)
+    return Merged(merged.to(slots.dtype), torch.bmm(attention, member.to(attention.dtype)), sizes > 0)
+
+
+def merge_slots_backward(arguments: MergeBackwardArguments) -> MergeGradients:
+    """Each member gets its share of the cluster's gradient: 1 / size of the slot's, all of the attention's."""
+    grad_slots, grad_attention, (slots, attention, labels) = arguments
+    member, sizes = _membership(labels, accumulate_dtype(slots.dtype))
+    if grad_slots is None:
+        slots_out = slots.new_zeros(slots.shape)
+    else:
+        shares = grad_slots.to(member.dtype) / sizes.clamp_min(1).unsqueeze(2)
+        slots_out = torch.bmm(member, shares).to(slots.dtype)
+    if grad_attention is None:
+        return MergeGradients(slots_out, attention.new_zeros(attention.shape))
+    return MergeGradients(slots_out, torch.bmm(grad_attention, member.transpose(1, 2).to(grad_attention.dtype)))
+
+
+def _membership(labels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """One-hot membership [B, K, C] with C = K, and how many members each cluster has [B, C]."""
+    onehot = labels.unsqueeze(2) == torch.arange(labels.shape[1], device=labels.device)
+    return onehot.to(dtype), onehot.sum(1)
 
 
 class _Merge(NamedTuple):
@@ -107,59 +183,3 @@ def _along_tree(distances: Tensor) -> list[_Merge]:
         left = left & (index != last)
         last = torch.where(joins, nearest, left.int().argmax(1, keepdim=True))
     return merges
-
-
-def cluster_slots(
-    slots: Tensor, threshold: float, mask: Tensor | None, n_clusters: int, linkage: str, min_clusters: int
-) -> tuple[Tensor, Tensor]:
-    """Labels [B, K] and counts [B]. The whole tree is built, then the lowest merges that the rule asks for are kept."""
-    batch, count, _ = slots.shape
-    index = torch.arange(count, device=slots.device)
-    valid = mask if mask is not None else torch.ones(batch, count, dtype=torch.bool, device=slots.device)
-    distances = _cosine_distances(slots, mask)
-    merges = _along_tree(distances) if linkage == "single" else _along_chains(distances, linkage == "average")
-    linked = torch.eye(count, device=slots.device).expand(batch, count, count)
-    if merges:
-        lower, upper, heights = (torch.cat(parts, 1) for parts in zip(*merges, strict=True))
-        ranks = heights.argsort(dim=1, stable=True).argsort(dim=1)
-        kept = (heights < threshold) & (ranks < valid.sum(1, keepdim=True) - n_clusters)
-        kept = kept & (valid.sum(1) - kept.sum(1) >= min_clusters).unsqueeze(1)
-        ends = [(end.unsqueeze(2) == index).float() for end in (lower, upper)]
-        edges = torch.bmm((ends[0] * kept.unsqueeze(2)).transpose(1, 2), ends[1])
-        linked = linked + edges + edges.transpose(1, 2)
-        for _ in range((count - 1).bit_length()):  # paths twice as long each time
-            linked = (torch.bmm(linked, linked) > 0).float()
-    first = (linked > 0).int().argmax(2)
-    heads = (first == index) & valid
-    labels = (heads.cumsum(1) - 1).gather(1, first).masked_fill(~valid, -1)
-    return labels, heads.sum(1)
-
-
-def _membership(labels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """One-hot membership [B, K, C] with C = K, and how many members each cluster has [B, C]."""
-    onehot = labels.unsqueeze(2) == torch.arange(labels.shape[1], device=labels.device)
-    return onehot.to(dtype), onehot.sum(1)
-
-
-def merge_slots(slots: Tensor, attention: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean slot, summed attention and validity of each cluster."""
-    member, sizes = _membership(labels, accumulate_dtype(slots.dtype))
-    dropped = labels < 0  # such a slot may hold a NaN
-    slots, attention = (t.masked_fill(dropped.unsqueeze(dim), 0.0) for t, dim in ((slots, 2), (attention, 1)))
-    merged = torch.bmm(member.transpose(1, 2), slots.to(member.dtype)) / sizes.clamp_min(1).unsqueeze(2)
-    return merged.to(slots.dtype), torch.bmm(attention, member.to(attention.dtype)), sizes > 0
-
-
-def merge_slots_backward(
-    grad_slots: Tensor | None, grad_attention: Tensor | None, labels: Tensor, slots: Tensor, attention: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients of slots and attention (of the inputs only shape and dtype matter)."""
-    member, sizes = _membership(labels, accumulate_dtype(slots.dtype))
-    if grad_slots is None:
-        slots_out = slots.new_zeros(slots.shape)
-    else:
-        shares = grad_slots.to(member.dtype) / sizes.clamp_min(1).unsqueeze(2)
-        slots_out = torch.bmm(member, shares).to(slots.dtype)
-    if grad_attention is None:
-        return slots_out, attention.new_zeros(attention.shape)
-    return slots_out, torch.bmm(grad_attention, member.transpose(1, 2).to(grad_attention.dtype))

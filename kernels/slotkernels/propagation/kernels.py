@@ -1,14 +1,18 @@
 """Triton kernel of ``propagate_labels``: product, bilinear upsampling and argmax in one launch.
 
 A cell is the rectangle of pixels between four patch centres; cells at the border lie between a centre and its copy. A
-program labels up to BLOCK_Y rows of one row of cells, BLOCK_X pixels wide. There an object's score is linear in y, with
-ends that depend on x alone: two numbers for each object and column of pixels, and one multiply-add for a pixel.
+program labels a tile of up to BLOCK_Y by BLOCK_X pixels in one row of cells. There an object's score is linear in y,
+and the two ends of the line depend on x alone. So an object needs two numbers for each column of pixels, and then one
+multiply-add for each pixel.
 
-Why the product is computed in here, and not by a launch before: a tile of 14x64 pixels (grid 24x36, 336x504) needs the
-scores of 2x7 patches. They take 14·N·K multiply-adds, half of one for a pixel and object at N = 32, beside the 5
-instructions that these take anyway. Attention is read about three times, all but once from the L2 cache: 12 MB for 36
-frames. Scores in memory would be 1 MB to write and 2 MB to read, a launch more, and a buffer that grows with the video.
+The product is computed here, and not by a launch before, because it is cheap. A tile of 14x64 pixels (grid 24x36,
+336x504 pixels) needs the scores of 2x7 patches: 14·N·K multiply-adds, half of one for each pixel and object at N = 32,
+where each pixel and object takes 5 instructions anyway. Attention is read about three times, all but once from the L2
+cache: 12 MB for 36 frames. Scores in memory would be 1 MB to write and 2 MB to read, would need another launch, and a
+buffer that grows with the video.
 """
+# Triton would read annotations of a kernel's arguments as their types.
+# mypy: disable-error-code="no-untyped-def"
 
 import triton
 import triton.language as tl
@@ -30,7 +34,7 @@ def _cell(pixel, patches, pixels):
 
 @triton.jit
 def _share(pixel, cell, patches, pixels):
-    """Share of the later patch of its cell in a pixel."""
+    """Weight of the later patch of its cell in a pixel's interpolation."""
     return (_distance(pixel, patches, pixels) - cell * 2 * pixels).to(tl.float32) / (2.0 * pixels)
 
 
@@ -44,7 +48,7 @@ def _first_pixel(cell, patches, pixels):
 
 @triton.jit
 def _objects(rows, stride, merged, k, inside, objects, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Video attention [BLOCK_N, BLOCK_K] of objects ``k``: columns, or sums of those that are merged into them."""
+    """Video attention [BLOCK_N, BLOCK_K] of objects ``k``: columns, or sums of the columns of each cluster."""
     if merged is None:
         total = tl.load(rows + k[None, :] * stride, mask=inside & (k < objects)[None, :], other=0.0).to(tl.float32)
     else:
@@ -108,7 +112,7 @@ def labels_kernel(
     cell_x = _cell(x, width, out_width)
     across = _share(x, cell_x, width, out_width)
 
-    # The patches of two rows that the columns of pixels lie between: neighbours, or two for each column of pixels.
+    # Patches of two rows that the columns of pixels lie between: consecutive ones, or (PAIRS) two for each column.
     patch = tl.arange(0, 2 * COLUMNS)
     place = patch % COLUMNS
     if PAIRS:
@@ -145,7 +149,7 @@ def labels_kernel(
         total = top_left + top_right + bottom_left + bottom_right
         top = top_left + across[None, :] * (top_right - top_left)
         drop = bottom_left + across[None, :] * (bottom_right - bottom_left) - top
-        # An object that is NaN at one of the four patches wins all pixels between them; one that is not there, none.
+        # An object that is NaN at one of the four patches wins all pixels between them; k >= objects wins none.
         special = (total != total) | (k >= objects)[:, None]
         top = tl.where(special, tl.where(k < objects, float("inf"), float("-inf"))[:, None], top)
         drop = tl.where(special, 0.0, drop)

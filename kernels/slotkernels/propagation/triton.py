@@ -2,10 +2,10 @@
 
 import torch
 import triton
-from torch import Tensor
 
 from .._triton import launch
 from .kernels import labels_kernel
+from .op import LabelArguments, LabelResults
 
 PIXELS_A_WARP = 256
 
@@ -31,26 +31,17 @@ def blocks(height: int, width: int, out_height: int, out_width: int, slots: int,
     }
 
 
-def propagate_labels(
-    image_attention: Tensor,
-    video_attention: Tensor,
-    labels: Tensor | None,
-    height: int,
-    width: int,
-    out_height: int,
-    out_width: int,
-    confidence: bool,
-    statistics: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def propagate_labels(arguments: LabelArguments) -> LabelResults:
     """As in ``reference.py``."""
-    batch, frames, _, slots = image_attention.shape
-    objects = video_attention.shape[3]
-    maps = (batch, frames, out_height, out_width)
-    out = image_attention.new_empty(maps, dtype=torch.uint8)
-    margin = image_attention.new_empty(maps if confidence else 0, dtype=torch.float16)
+    image, video, clusters, height, width, out_height, out_width, confidence, statistics = arguments
+    batch, frames, _, slots = image.shape
+    objects = video.shape[3]
+    pixels = (batch, frames, out_height, out_width)
+    labels = image.new_empty(pixels, dtype=torch.uint8)
+    margin = image.new_empty(pixels if confidence else 0, dtype=torch.float16)
     # Areas; W - x0, H - y0, x1 and y1: programs add to the former and raise the latter, both from zero.
-    areas = image_attention.new_zeros((batch, frames, objects) if statistics else 0, dtype=torch.int32)
-    extents = image_attention.new_zeros((batch, frames, objects, 4) if statistics else (0, 4), dtype=torch.int32)
+    areas = image.new_zeros((batch, frames, objects) if statistics else 0, dtype=torch.int32)
+    extents = image.new_zeros((batch, frames, objects, 4) if statistics else (0, 4), dtype=torch.int32)
     block = blocks(height, width, out_height, out_width, slots, confidence or statistics)
     chunks = triton.cdiv(triton.cdiv(out_height, height), block["BLOCK_Y"])
     tiles = triton.cdiv(out_width, block["BLOCK_X"])
@@ -58,18 +49,18 @@ def propagate_labels(
         launch(
             labels_kernel,
             ((height + 1) * chunks * tiles, frames, batch),
-            image_attention,
-            video_attention,
-            None if labels is None else labels.contiguous(),
-            out,
+            image,
+            video,
+            None if clusters is None else clusters.contiguous(),
+            labels,
             margin if confidence else None,
             areas if statistics else None,
             extents if statistics else None,
-            *image_attention.stride(),
-            *video_attention.stride(),
+            *image.stride(),
+            *video.stride(),
             *(frames, height, width, out_height, out_width, slots, objects, chunks, tiles),
             **block,
         )
     left, top, x1, y1 = extents.unbind(-1)
     boxes = torch.stack((out_width - left, out_height - top, x1, y1), -1) * (areas > 0).unsqueeze(-1)
-    return out, margin, areas, boxes if statistics else extents.flatten()
+    return LabelResults(labels, margin, areas, boxes if statistics else extents.flatten())

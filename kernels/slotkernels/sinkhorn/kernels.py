@@ -10,9 +10,9 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 from .products import INTERPRETED, all_products, cross_products, own_products
-from .reference import LONGEST_RATIO as _LONGEST_RATIO
 from .reference import NEAREST as _NEAREST
-from .reference import SHORTEST_RATIO as _SHORTEST_RATIO
+from .schedule import LONGEST_RATIO as _LONGEST_RATIO
+from .schedule import SHORTEST_RATIO as _SHORTEST_RATIO
 
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = tl.constexpr(1.4426950408889634)

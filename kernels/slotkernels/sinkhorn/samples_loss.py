@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_that, describe
-from . import _solve
+from .op import make_problem, solve
 
-# What GeomLoss calls its backends: ways to the same numbers, which "auto" chooses by the size of the sets.
+# GeomLoss's names of its backends; they compute the same, so that "auto" may choose by the size of the sets.
 _GEOMLOSS = dict.fromkeys(("tensorized", "online", "multiscale"), "auto")
 
 
@@ -18,7 +18,7 @@ class SamplesLoss(nn.Module):
     Called as ``loss(x, y)`` or ``loss(a, x, b, y)`` with points [N, D] and [M, D], or [B, N, D] and [B, M, D], and
     weights [N] and [M] (or [N, 1] …), batched likewise. Returns a scalar, or [B] for batches; with
     ``potentials=True`` the pair of dual potentials, shaped like the weights. Gradients reach points and weights. Points
-    of weight 0 change nothing, whatever they hold. Further derivatives are GeomLoss's; see ``docs/sinkhorn.md``.
+    of weight 0 change nothing, whatever their coordinates. Higher derivatives are GeomLoss's; see ``docs/sinkhorn.md``.
 
     Args:
         loss: only "sinkhorn".
@@ -37,7 +37,15 @@ class SamplesLoss(nn.Module):
             "auto" here: exact for all sizes, in linear memory for large sets.
 
     Raises:
-        ValueError: for what is not supported, or shapes that do not fit.
+        ValueError: if an option is not supported, or shapes do not fit.
+
+    Example:
+        >>> import torch
+        >>> from slotkernels import SamplesLoss
+        >>> loss = SamplesLoss("sinkhorn", p=2, blur=0.05)
+        >>> x = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+        >>> round(loss(x, x + 1).item(), 3)
+        1.0
     """
 
     def __init__(
@@ -81,8 +89,11 @@ class SamplesLoss(nn.Module):
             x, y = x.unsqueeze(0), y.unsqueeze(0)
         diameter = "batch" if self.diameter is None else self.diameter
         backend = _GEOMLOSS.get(self.backend, self.backend)
-        options = (self.p, self.blur, self.scaling, diameter, self.debias, "tf32x3", False, backend, self.potentials)
-        value, f, g = _solve("SamplesLoss", x, y, rows_a, rows_b, *options)
+        problem = make_problem(
+            "SamplesLoss", x, y, rows_a, rows_b,
+            p=self.p, blur=self.blur, scaling=self.scaling, diameter=diameter, debias=self.debias,
+        )  # fmt: skip
+        value, f, g = solve("SamplesLoss", problem, backend, self.potentials)
         if self.potentials:
             f, g = (t[0] if single else t for t in (f, g))
             return (f if a is None else f.view_as(a)), (g if b is None else g.view_as(b))
@@ -97,6 +108,6 @@ class SamplesLoss(nn.Module):
         fits = weights.shape in (expected, torch.Size((*expected, 1)))
         check_that(
             fits,
-            f"SamplesLoss: {name} is {describe(weights)}, expected {list(expected)} beside points {describe(points)}",
+            f"SamplesLoss: {name} is {describe(weights)}, expected {list(expected)} for points {describe(points)}",
         )
         return weights.reshape(-1, expected[-1])

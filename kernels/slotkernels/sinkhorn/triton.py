@@ -11,10 +11,11 @@ from .._triton import device_of, launch
 from .backward import gradient_kernel
 from .diameter import box_kernel, diameter_kernel
 from .kernels import sinkhorn_kernel
-from .reference import SHORTEST_RATIO
+from .problem import BackwardArguments, Problem, Solution
+from .schedule import SHORTEST_RATIO
 
 LARGEST_START = 69.0  # logarithm of the first temperature, which float32 has to hold
-BOX_TILE = 2048  # coordinates of one set that a program of the box kernel has on the way
+BOX_TILE = 2048  # coordinates of one set that a program of the box kernel loads at once
 PROGRAMS_OF_BOX = 4  # on a multiprocessor: enough to keep its share of the memory busy
 GRADIENT_TILE = 8192  # gradients that a program accumulates: 64 registers of 128 threads at most
 
@@ -27,7 +28,7 @@ class Tile(NamedTuple):
     rows: int  # of the tiles that cost matrices are cut into
     columns: int
     block_d: int
-    together: bool  # all three cost matrices are held at once
+    together: bool  # all three cost matrices are in registers at once
     warps: int
     stages: int
 
@@ -81,11 +82,11 @@ def _uniform(points: Tensor) -> Tensor:
     return points.new_full((1, 1), 1 / points.shape[1], dtype=torch.float32).expand(points.shape[:2])
 
 
-def _given(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def _float_weights(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Weights of both sets in float32, or of none."""
     if a is None and b is None:
         return None, None
-    return tuple(_uniform(points) if w is None else w.float() for points, w in ((x, a), (y, b)))  # type: ignore[return-value]
+    return _uniform(x) if a is None else a.float(), _uniform(y) if b is None else b.float()
 
 
 def batch_diameter(x: Tensor, y: Tensor) -> Tensor:
@@ -104,30 +105,17 @@ def batch_diameter(x: Tensor, y: Tensor) -> Tensor:
     return diameter
 
 
-def sinkhorn(
-    x: Tensor,
-    y: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    diameter: float | None,
-    per_problem: bool,
-    p: int,
-    blur: float,
-    scaling: float,
-    debias: bool,
-    keep_x: bool,
-    keep_y: bool,
-    precision: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def sinkhorn(problem: Problem) -> Solution:
     """As in ``reference.py``; the products of half-precision points are exact whatever ``precision``."""
+    x, y, a, b, diameter, per_problem, p, blur, scaling, debias, keep_x, keep_y, precision = problem
     (batch, n, dim), m = x.shape, y.shape[1]
     value, f, g = (x.new_empty(shape, dtype=torch.float32) for shape in ((batch,), (batch, n), (batch, m)))
-    pull_x = x.new_empty((batch, n, n + m) if keep_x else (0,), dtype=torch.float32)
-    pull_y = x.new_empty((batch, m, n + m) if keep_y else (0,), dtype=torch.float32)
+    transport_x = x.new_empty((batch, n, n + m) if keep_x else (0,), dtype=torch.float32)
+    transport_y = x.new_empty((batch, m, n + m) if keep_y else (0,), dtype=torch.float32)
     if batch == 0:
-        return value, f, g, pull_x, pull_y
+        return Solution(value, f, g, transport_x, transport_y)
     x, y = _rows(x), _rows(y)
-    a, b = _given(x, y, a, b)
+    a, b = _float_weights(x, y, a, b)
     kind, box, start, steps = "number", value, 0.0, 0.0
     if diameter is not None:
         start, steps = _schedule(diameter, p, blur, scaling)
@@ -138,48 +126,39 @@ def sinkhorn(
     size = tile(n, m, x.element_size(), precision, kind)
     launch(
         sinkhorn_kernel, (batch,),
-        x, y, x if a is None else a, y if b is None else b, box, value, f, g, pull_x, pull_y,
+        x, y, x if a is None else a, y if b is None else b, box, value, f, g, transport_x, transport_y,
         *_strides(x, y, a, b), n, m, dim, start, steps, blur, scaling, blur**p,
         P=p, DEBIAS=debias, KEEP_X=keep_x, KEEP_Y=keep_y, DIAMETER=kind, WEIGHTED=a is not None,
         BLOCK_N=size.block_n, BLOCK_M=size.block_m, ROWS=size.rows, COLUMNS=size.columns,
         BLOCK_D=size.block_d, EVEN_D=dim % size.block_d == 0, TOGETHER=size.together,
         PRECISION=precision if x.dtype == torch.float32 else "half", num_warps=size.warps, num_stages=size.stages,
     )  # fmt: skip
-    return value, f, g, pull_x, pull_y
+    return Solution(value, f, g, transport_x, transport_y)
 
 
-def sinkhorn_backward(
-    grad_value: Tensor | None,
-    grad_f: Tensor | None,
-    grad_g: Tensor | None,
-    x: Tensor,
-    y: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    pull_x: Tensor | None,
-    pull_y: Tensor | None,
-    precision: str,
-) -> tuple[Tensor, Tensor]:
+def sinkhorn_backward(arguments: BackwardArguments) -> tuple[Tensor, Tensor]:
     """As in ``reference.py``."""
+    grad_value, grad_f, grad_g, x, y, a, b, transport_x, transport_y, precision = arguments
     (batch, n, dim), m = x.shape, y.shape[1]
-    need_x = pull_x is not None and not (grad_value is None and grad_f is None)
-    need_y = pull_y is not None and not (grad_value is None and grad_g is None)
-    grad_x = x.new_empty(x.shape) if need_x else x.new_zeros(0 if pull_x is None else x.shape)
-    grad_y = y.new_empty(y.shape) if need_y else y.new_zeros(0 if pull_y is None else y.shape)
+    need_x = transport_x is not None and not (grad_value is None and grad_f is None)
+    need_y = transport_y is not None and not (grad_value is None and grad_g is None)
+    grad_x = x.new_empty(x.shape) if need_x else x.new_zeros(0 if transport_x is None else x.shape)
+    grad_y = y.new_empty(y.shape) if need_y else y.new_zeros(0 if transport_y is None else y.shape)
     if batch == 0 or not (need_x or need_y):
         return grad_x, grad_y
     x, y = _rows(x), _rows(y)
     side = max(block(n) if need_x else 0, block(m) if need_y else 0)
     block_d = min(block(dim), max(32, min(128, GRADIENT_TILE // side)))
     exact = precision == "ieee" and x.dtype == torch.float32
-    given = (grad_value, grad_f, grad_g, a, b, pull_x, pull_y)
-    grad_value, grad_f, grad_g, a, b, pull_x, pull_y = (x if t is None else t for t in given)
+    # A missing tensor is replaced by x; the kernel does not read it.
+    optional = (grad_value, grad_f, grad_g, a, b, transport_x, transport_y)
+    grad_value, grad_f, grad_g, a, b, transport_x, transport_y = (x if t is None else t for t in optional)
     launch(
         gradient_kernel, (batch * (need_x + need_y) * triton.cdiv(dim, block_d),),
-        grad_value, grad_f, grad_g, x, y, a, b, pull_x, pull_y, grad_x, grad_y,
+        grad_value, grad_f, grad_g, x, y, a, b, transport_x, transport_y, grad_x, grad_y,
         grad_value.stride(0), *_strides(grad_f, grad_g, x, y, a, b), n, m, dim,
-        NEED_X=need_x, NEED_Y=need_y, HAS_VALUE=given[0] is not None, HAS_F=given[1] is not None,
-        HAS_G=given[2] is not None, HAS_A=given[3] is not None, HAS_B=given[4] is not None,
+        NEED_X=need_x, NEED_Y=need_y, HAS_VALUE=optional[0] is not None, HAS_F=optional[1] is not None,
+        HAS_G=optional[2] is not None, HAS_A=optional[3] is not None, HAS_B=optional[4] is not None,
         BLOCK_N=block(n), BLOCK_M=block(m), BLOCK_K=16, BLOCK_D=block_d, EVEN_D=dim % block_d == 0,
         PRECISION=precision if x.dtype == torch.float32 else "half", num_warps=8 if exact else 4, num_stages=3,
     )  # fmt: skip

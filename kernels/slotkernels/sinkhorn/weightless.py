@@ -1,9 +1,9 @@
 """Points of weight 0: they change nothing, whatever their coordinates are.
 
-Padding lies anywhere (0, 1e6, NaN), so it must not reach a box, a centre or a product. Points without weight are moved
-onto the first point of their set that has some, and get no gradient. Only a potential shows where such a point lies, so
-where potentials or gradients of weights are wanted it stays in its place, unless that is so far away that float32 knows
-no potential there.
+Padding may have any coordinates (0, 1e6, NaN), which must not reach a bounding box, a centre or a product. Points
+without weight are therefore moved onto the first point of their set that has weight, and get no gradient. Only their
+own potentials depend on where they lie, so they stay in place if potentials or gradients of weights are needed, except
+where they are so far away that float32 cannot represent a potential there.
 """
 
 from typing import NamedTuple
@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from .._derivatives import is_batched
-from .reference import bounding_box
+from .schedule import bounding_box
 
 FARTHEST = 1e3  # diameters of the box around the points with weight
 
 
-class Weighted(NamedTuple):
-    """Sets that every backend can solve, and what becomes of problems that have no solution."""
+class Moved(NamedTuple):
+    """Sets that every backend can solve, and which problems have no points with weight."""
 
     x: Tensor
     y: Tensor
@@ -29,23 +29,23 @@ class Weighted(NamedTuple):
     unequal: Tensor | None  # [B], one of them has none: value NaN
 
     def mark(self, result: Tensor) -> Tensor:
-        """``result`` [B, ...] with what such problems have as value or potentials, and without their gradients."""
+        """``result`` [B, ...] with the values or potentials of such problems filled in, without gradients."""
         if self.empty is None or self.unequal is None:
             return result
         shape = (-1, *[1] * (result.dim() - 1))
         return result.masked_fill(self.empty.view(shape), 0.0).masked_fill(self.unequal.view(shape), torch.nan)
 
 
-def set_aside(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, in_place: bool, blur: float) -> Weighted:
+def move_weightless(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, in_place: bool, blur: float) -> Moved:
     """Move points without weight: all of them, or if ``in_place`` only those far away or not finite."""
     weights = [w for w in (a, b) if w is not None]
-    if not len(x) or all(map(all_count, weights)):
-        return Weighted(x, y, a, b, None, None)
+    if not len(x) or all(map(all_have_weight, weights)):
+        return Moved(x, y, a, b, None, None)
     sets = ((x, a), (y, b))
     kept = [torch.ones_like(t[:, :, 0], dtype=torch.bool) if w is None else w > 0 for t, w in sets]
     has_weight = [k.any(1, keepdim=True) for k in kept]
     either = has_weight[0] | has_weight[1]
-    # Where a set has no weight: a point of the other set; where neither has: one of another problem, or the origin.
+    # A set without weight takes a point of the other set; if neither has weight, one of another problem or the origin.
     first = [_first(points.detach(), k) for points, k in zip((x, y), kept, strict=True)]
     of_problem = torch.where(has_weight[0].unsqueeze(2), first[0], first[1])
     of_batch = _first(of_problem.transpose(0, 1), either.t()).masked_fill(~either.any(), 0.0)
@@ -53,7 +53,7 @@ def set_aside(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, in_place
 
     box = bounding_box(x.detach(), y.detach(), a, b, True) if in_place else None
 
-    def settled(side: int) -> Tensor:
+    def moved_points(side: int) -> Tensor:
         points, weights = sets[side]
         if weights is None:
             return points
@@ -67,11 +67,11 @@ def set_aside(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, in_place
         None if w is None else w.masked_fill(~full, 1 / w.shape[1]) for w, full in zip((a, b), has_weight, strict=True)
     )
     empty, unequal = ~either.squeeze(1), (has_weight[0] ^ has_weight[1]).squeeze(1)
-    return Weighted(settled(0), settled(1), a, b, empty, unequal)
+    return Moved(moved_points(0), moved_points(1), a, b, empty, unequal)
 
 
-def all_count(weights: Tensor) -> bool:
-    """Whether all weights are seen to be above 0, where looking costs next to nothing."""
+def all_have_weight(weights: Tensor) -> bool:
+    """Whether all weights are above 0, as far as the host can read them cheaply; False otherwise."""
     if weights.device.type != "cpu" or is_compiling() or is_batched(weights):
         return False
     return bool((weights > 0).all())
@@ -84,7 +84,7 @@ def _first(points: Tensor, kept: Tensor) -> Tensor:
 
 
 def _far(points: Tensor, low: Tensor, high: Tensor, blur: float) -> Tensor:
-    """Which points [B, N] are not finite, or not near the boxes [B, D]."""
+    """Mask [B, N] of the points that are not finite, or not near the boxes [B, D]."""
     reach = FARTHEST * (torch.linalg.vector_norm(high - low, dim=1, keepdim=True) + blur)
     low, high = (low - reach).unsqueeze(1), (high + reach).unsqueeze(1)
     return ~((points >= low) & (points <= high)).all(2)

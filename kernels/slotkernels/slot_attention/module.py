@@ -1,46 +1,75 @@
-"""The slot attention module: keys and values are computed only where that is cheaper than going without."""
+"""The slot attention module: :meth:`SlotAttention.step` is one iteration; casting and folding follow below it.
+
+Keys and values are computed only where that is cheaper than going without. The textbook form of the whole module is
+:func:`slotkernels.slot_attention.reference.textbook_slot_attention`.
+"""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._backends import without_autocast
 from .._checks import check_positive, check_tensor, check_that
-from .._dispatch import without_autocast
 from ..ranges import annotate
 from ..slot_update import add_norm, gru_norm
-from . import EPS_PLACEMENTS, Settings, attend, hide
-from .published import read_published
+from .checkpoints import read_published
+from .conventions import STANDARD, Conventions, FormerOptions, with_former_options
+from .op import INVERTED_ATTENTION, Arguments, by_group, hide
 
 IMPLICIT = ("bilevel", "detach", "none")
-GRU_STATES = ("slots", "normalised")
 
 
 class SlotAttentionOutput(NamedTuple):
-    """What slot attention returns."""
+    """What slot attention returns.
 
-    slots: Tensor  # [B, N, D]
-    attention: Tensor  # [B, M, N], of the last iteration; each row over the N of a group sums to 1
+    Example:
+        >>> import torch
+        >>> from slotkernels import SlotAttention, SlotAttentionOutput
+        >>> output = SlotAttention(num_slots=4, dim=8)(torch.randn(2, 16, 8))
+        >>> isinstance(output, SlotAttentionOutput), output.attention.shape
+        (True, torch.Size([2, 16, 4]))
+    """
+
+    slots: Tensor
+    """[B, N, D]"""
+    attention: Tensor
+    """[B, M, N], of the last iteration; each row over the N of a group sums to 1."""
 
 
 class _Linear(NamedTuple):
     """Arguments of ``F.linear`` after the input."""
 
-    weight: Tensor
-    bias: Tensor | None
+    weight: Tensor  # [out, in]
+    bias: Tensor | None  # [out]
+
+
+class _Folded(NamedTuple):
+    """The projection of tokens that are normalised without scale and shift, which are folded in."""
+
+    weight: Tensor  # [Dqkv, Din]
+    bias: Tensor  # [Dqkv], never cast
 
 
 class _Weights(NamedTuple):
     """What an iteration multiplies with, cast to the dtype of the products once for all iterations."""
 
     q: _Linear
-    k: _Linear  # of the tokens normalised without scale and shift, which are folded in; biases are never cast
-    v: _Linear
+    k: _Folded
+    v: _Folded
     gates_input: _Linear
     gates_hidden: _Linear
     mlp: list[_Linear]  # two, or none
+
+
+class _Tokens(NamedTuple):
+    """What slots compete for, in the dtype of the products."""
+
+    k: Tensor  # [B, M, Dqkv] keys; or [B, M, Din] normalised tokens, if the projections are absorbed
+    v: Tensor | None  # [B, M, Dqkv] values; None if absorbed
+    mask: Tensor | None  # [B, 1 or groups, M]
 
 
 def absorbs(tokens: int, slots: int, dim: int, input_dim: int, iterations: int, backward: int) -> bool:
@@ -73,22 +102,26 @@ class SlotAttention(nn.Module):
         input_dim: Din, width of the tokens; ``dim`` if None.
         iterations: >= 1.
         hidden_dim: width of the MLP's hidden layer; ``4 * dim`` if None.
-        eps: see :func:`inverted_attention`.
+        eps: deprecated, see ``conventions``.
         implicit: "bilevel": only the last iteration carries gradients, and the prior gets the gradient of the slots
             that enter it; "detach": the same, but nothing reaches the prior; "none": backpropagation through all
             iterations.
         groups: slots compete only within their group, N / groups of them (semantic-aware slot attention, SMTC eq. 7).
-        qkv_bias: whether queries, keys and values have biases.
-        scale: factor of the logits; ``qkv_dim ** -0.5`` if None.
-        eps_placement: "numerator" or "denominator", see :func:`inverted_attention`.
         qkv_dim: width of queries, keys and values; ``dim`` if None. SAVi++ has 256 for slots of width 128.
-        gru_state: what the GRU carries on: the "slots", or the "normalised" slots that the queries are made of
-            (VideoSAUR, Slot Contrast).
-        use_mlp: whether the MLP follows the GRU; SAVi, and VideoSAUR on YouTube-VIS, do without.
-        norm_eps: of the three layer norms; Keras has 1e-3, Flax 1e-6.
+        conventions: of the implementation to follow, such as ``slotkernels.slot_attention.SAVI``.
+        former: deprecated fields of :class:`Conventions`.
 
     Raises:
         ValueError: if a size is not positive or a choice is unknown.
+
+    Example:
+        >>> import torch
+        >>> from slotkernels import SlotAttention
+        >>> from slotkernels.slot_attention import SAVI
+        >>> slot_attention = SlotAttention(num_slots=4, dim=8, input_dim=12, conventions=SAVI)
+        >>> slots, attention = slot_attention(torch.randn(2, 16, 12))
+        >>> slots.shape, attention.shape
+        (torch.Size([2, 4, 8]), torch.Size([2, 16, 4]))
     """
 
     def __init__(
@@ -98,20 +131,18 @@ class SlotAttention(nn.Module):
         input_dim: int | None = None,
         iterations: int = 3,
         hidden_dim: int | None = None,
-        eps: float = 1e-8,
+        eps: float | None = None,
         implicit: str = "bilevel",
         *,
         groups: int = 1,
-        qkv_bias: bool = False,
-        scale: float | None = None,
-        eps_placement: str = "numerator",
         qkv_dim: int | None = None,
-        gru_state: str = "slots",
-        use_mlp: bool = True,
-        norm_eps: float = 1e-5,
+        conventions: Conventions = STANDARD,
+        **former: Unpack[FormerOptions],
     ) -> None:
         super().__init__()
         input_dim, hidden_dim, qkv_dim = input_dim or dim, hidden_dim or 4 * dim, qkv_dim or dim
+        conventions = with_former_options("SlotAttention", conventions, {"eps": eps, **former})
+        conventions.check("SlotAttention")
         check_positive("SlotAttention", num_slots=num_slots, dim=dim, input_dim=input_dim, qkv_dim=qkv_dim)
         check_positive("SlotAttention", iterations=iterations)
         check_that(implicit in IMPLICIT, f"SlotAttention: implicit={implicit!r}, expected one of {', '.join(IMPLICIT)}")
@@ -119,96 +150,50 @@ class SlotAttention(nn.Module):
             groups >= 1 and num_slots % groups == 0,
             f"SlotAttention: groups={groups}, expected a divisor of num_slots={num_slots}",
         )
-        check_that(
-            eps_placement in EPS_PLACEMENTS,
-            f"SlotAttention: eps_placement={eps_placement!r}, expected one of {', '.join(EPS_PLACEMENTS)}",
-        )
-        check_that(
-            gru_state in GRU_STATES,
-            f"SlotAttention: gru_state={gru_state!r}, expected one of {', '.join(GRU_STATES)}",
-        )
-        self.num_slots, self.dim, self.input_dim, self.groups = num_slots, dim, input_dim, groups
-        self.iterations, self.implicit, self.gru_state, self.use_mlp = iterations, implicit, gru_state, use_mlp
-        self.eps, self.eps_placement = eps, eps_placement
-        self.qkv_dim, self.scale = qkv_dim, qkv_dim**-0.5 if scale is None else float(scale)
+        self.num_slots, self.dim, self.input_dim, self.qkv_dim, self.groups = num_slots, dim, input_dim, qkv_dim, groups
+        self.iterations, self.implicit, self.conventions = iterations, implicit, conventions
+        self.scale = qkv_dim**-0.5 if conventions.scale is None else float(conventions.scale)
 
+        bias, norm_eps = conventions.qkv_bias, conventions.norm_eps
         self.mu = nn.Parameter(torch.randn(dim) * dim**-0.5)
         self.log_sigma = nn.Parameter(torch.zeros(dim))
         self.norm_inputs = nn.LayerNorm(input_dim, norm_eps)
         self.norm_slots = nn.LayerNorm(dim, norm_eps)
-        if use_mlp:
+        if conventions.use_mlp:
             self.norm_mlp = nn.LayerNorm(dim, norm_eps)
-        self.to_q = nn.Linear(dim, qkv_dim, bias=qkv_bias)
-        self.to_k = nn.Linear(input_dim, qkv_dim, bias=qkv_bias)
-        self.to_v = nn.Linear(input_dim, qkv_dim, bias=qkv_bias)
+        self.to_q = nn.Linear(dim, qkv_dim, bias=bias)
+        self.to_k = nn.Linear(input_dim, qkv_dim, bias=bias)
+        self.to_v = nn.Linear(input_dim, qkv_dim, bias=bias)
         self.gru = nn.GRUCell(qkv_dim, dim)
-        if use_mlp:
+        if conventions.use_mlp:
             self.mlp = nn.Sequential(nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, dim))
         for projection in (self.to_q, self.to_k, self.to_v):
             nn.init.xavier_uniform_(projection.weight)
 
-    @classmethod
-    def load_published(
-        cls,
-        state_dict: Mapping[str, Any],
-        style: str,
-        *,
-        prefix: str | None = None,
-        num_slots: int = 7,
-        implicit: str = "none",
-        iterations: int | None = None,
-        scale: float | None = None,
-        eps: float | None = None,
-        eps_placement: str | None = None,
-        gru_state: str | None = None,
-        norm_eps: float | None = None,
-    ) -> "SlotAttention":
-        """Build the module from published parameters, with the conventions of the code that they were trained with.
-
-        Sizes are read from the tensors. What the tensors do not tell is the style's, see ``published.py`` for the
-        facts and their sources; an argument that is not None overrides it. Nothing is unpickled: load the file first,
-        with ``safetensors`` or ``torch.load(..., weights_only=True)``.
+    def step(
+        self, slots: Tensor, normalised: Tensor, tokens: _Tokens, weights: _Weights, return_attention: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One iteration: slots compete for tokens, and each takes the mean of those that it won into its state.
 
         Args:
-            state_dict: name to tensor or array, nested or flat: of the slot attention alone, or of a larger model.
-                Names from PyTorch, TensorFlow checkpoints (``reader.get_tensor``) or Flax parameters.
-            style: "locatello" (Locatello et al. 2020, TensorFlow or PyTorch), "lucidrains", "savi" (Flax, SAVi-pytorch
-                or SlotFormer), or "videosaur" (and Slot Contrast).
-            prefix: where the slot attention's names begin, such as "processor.corrector."; found if None.
-            num_slots: N of :meth:`sample_slots`, which the parameters do not tell: they are shared by all slots.
-            implicit: as in the constructor; published code backpropagates through all iterations.
-            iterations, scale, eps, eps_placement, gru_state, norm_eps: as in the constructor.
+            slots, normalised: [B, N, D], the state and its layer norm.
+            tokens, weights: what the slots compete for, and what the iteration multiplies with.
+            return_attention: whether to return the attention.
 
         Returns:
-            The module on the CPU, in the dtype of the parameters. A logger named after ``published.py`` says what was
-            loaded. Where initial slots come from another module and that is not one Gaussian for all slots, a warning
-            says that ``mu`` and ``log_sigma`` are not loaded, and :meth:`forward` wants ``slots``.
-
-        Raises:
-            ValueError: if the style is unknown, a name is missing, ambiguous or not expected, or a shape is wrong.
+            new slots [B, N, D], the same normalised, and attention [B, M, N] or None.
         """
-        options, tensors = read_published(state_dict, style, prefix)
-        given = {"iterations": iterations, "scale": scale, "eps": eps, "eps_placement": eps_placement}
-        given |= {"gru_state": gru_state, "norm_eps": norm_eps}
-        options |= {name: value for name, value in given.items() if value is not None}
-        module = cls(num_slots, implicit=implicit, **options).to(tensors["to_q.weight"].dtype)
-        shapes = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
-        wrong = [
-            f"{n} is {list(t.shape)}, expected {shapes[n]}" for n, t in tensors.items() if list(t.shape) != shapes[n]
-        ]
-        check_that(not wrong, f"load_published: {style}: {'; '.join(wrong)}")
-        module.load_state_dict(tensors, strict=False)
-        return module
-
-    def extra_repr(self) -> str:
-        """Sizes shown by ``print(module)``."""
-        return f"num_slots={self.num_slots}, dim={self.dim}, iterations={self.iterations}, implicit={self.implicit!r}"
-
-    def sample_slots(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw [batch, N, D] initial slots ``mu + exp(log_sigma) * noise``; gradients reach mu and log_sigma."""
-        shape = (batch, self.num_slots, self.dim)
-        noise = torch.randn(shape, generator=generator, dtype=self.mu.dtype, device=self.mu.device)
-        return self.mu + self.log_sigma.exp() * noise
+        q = F.linear(normalised, *weights.q)  # [B, N, Dqkv]
+        updates, attention = self._attend(q, tokens, weights, return_attention)  # [B, N, Dqkv], [B, M, N]
+        # Normalised again, not as cast for the queries: under autocast the state keeps the precision of the slots.
+        state = slots if self.conventions.gru_state == "slots" else self._normalise(slots, slots.dtype)
+        gates_input = F.linear(updates, *weights.gates_input)  # [B, N, 3D]
+        gates_hidden = F.linear(state.to(updates.dtype), *weights.gates_hidden)  # [B, N, 3D]
+        if not self.conventions.use_mlp:
+            return *gru_norm(gates_input, gates_hidden, state, *_affine(self.norm_slots)), attention
+        slots, normalised = gru_norm(gates_input, gates_hidden, state, *_affine(self.norm_mlp))
+        hidden = F.relu(F.linear(normalised, *weights.mlp[0]), inplace=True)
+        return *add_norm(slots, F.linear(hidden, *weights.mlp[1]), *_affine(self.norm_slots)), attention
 
     def forward(
         self, inputs: Tensor, slots: Tensor | None = None, mask: Tensor | None = None, *, iterations: int | None = None
@@ -233,85 +218,166 @@ class SlotAttention(nn.Module):
             slots = self.sample_slots(inputs.shape[0])
         check_tensor("SlotAttention", "slots", slots, "B N D", sizes)
 
-        if mask is not None:
-            inputs = hide(inputs, mask)
-        dtype = self._product_dtype(inputs)
-        with torch.autocast(inputs.device.type, enabled=False):  # which would widen half-precision tokens on a GPU
-            tokens = F.layer_norm(inputs, (self.input_dim,), eps=self.norm_inputs.eps).to(dtype)
-        weights = self._weights(tokens.dtype)
         iterations = self.iterations if iterations is None else iterations
         check_positive("SlotAttention", iterations=iterations)
-        blind = 0 if self.implicit == "none" else iterations - 1
-        backward = iterations - blind if torch.is_grad_enabled() else 0
-        work = (tokens.shape[1], slots.shape[1], self.qkv_dim, self.input_dim, iterations, backward)
-        k, v = (tokens, None) if absorbs(*work) else self._keys_and_values(tokens, weights)
-
+        no_grad_iterations = 0 if self.implicit == "none" else iterations - 1
+        tokens, weights = self._prepare(inputs, slots, mask, iterations, iterations - no_grad_iterations)
         initial = slots
         with torch.no_grad():
-            normalised = self._norm(slots, tokens.dtype)
-            for _ in range(blind):
-                with annotate("slot attention iteration"):
-                    slots, normalised, _ = self._step(k, v, weights, slots, normalised, mask, return_attention=False)
+            slots, _ = self._iterate(slots, tokens, weights, no_grad_iterations, return_attention=False)
         if self.implicit != "none":
             slots = slots.detach()
         if self.implicit == "bilevel":
-            # A zero whose gradient is one: the prior learns as if it were the fixed point.
+            # Straight-through: adds 0 in value, but routes the gradient to the initial slots (Chang et al. 2022).
             slots = slots + (initial - initial.detach())
-        normalised, attention = self._norm(slots, tokens.dtype), None
-        for iteration in range(blind, iterations):
-            last = iteration == iterations - 1
-            with annotate("slot attention iteration"):
-                slots, normalised, attention = self._step(k, v, weights, slots, normalised, mask, return_attention=last)
+        slots, attention = self._iterate(slots, tokens, weights, iterations - no_grad_iterations)
         assert attention is not None
         return SlotAttentionOutput(slots, attention)
 
-    def _step(
-        self,
-        k: Tensor,
-        v: Tensor | None,
-        weights: _Weights,
-        slots: Tensor,
-        normalised: Tensor,
-        mask: Tensor | None,
-        return_attention: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """One iteration; absorbed if v is None. New slots, the same normalised for the next iteration, attention."""
-        settings = self._settings(return_attention)
-        q = F.linear(normalised, *weights.q)
-        if v is None:
-            assert weights.k.bias is not None
-            assert weights.v.bias is not None
-            bias = (q.to(slots.dtype) * weights.k.bias).sum(-1) * self.scale
+    def sample_slots(
+        self, batch: int, generator: torch.Generator | None = None, *, noise: Tensor | None = None
+    ) -> Tensor:
+        """Initial slots ``mu + exp(log_sigma) * noise`` [batch, N, D]; gradients reach mu and log_sigma.
+
+        Args:
+            batch: B.
+            generator: of the noise.
+            noise: [B, N, D] standard normal, with any N; drawn for the module's N if None.
+
+        Raises:
+            ValueError: if the noise is not of that shape.
+        """
+        if noise is None:
+            shape = (batch, self.num_slots, self.dim)
+            noise = torch.randn(shape, generator=generator, dtype=self.mu.dtype, device=self.mu.device)
+        check_tensor("SlotAttention", "noise", noise, "B N D", {"B": batch, "D": self.dim})
+        return self.mu + self.log_sigma.exp() * noise
+
+    def extra_repr(self) -> str:
+        """Sizes shown by ``print(module)``."""
+        return f"num_slots={self.num_slots}, dim={self.dim}, iterations={self.iterations}, implicit={self.implicit!r}"
+
+    @classmethod
+    def load_published(
+        cls,
+        state_dict: Mapping[str, Any],
+        style: str,
+        *,
+        prefix: str | None = None,
+        num_slots: int = 7,
+        implicit: str = "none",
+        iterations: int | None = None,
+        conventions: Conventions | None = None,
+        eps: float | None = None,
+        **former: Unpack[FormerOptions],
+    ) -> "SlotAttention":
+        """Build the module from published parameters, with the conventions of the code that they were trained with.
+
+        Sizes are read from the tensors, and whether there are biases and an MLP. Everything else is the style's, see
+        ``checkpoints.py`` for its sources. Nothing is unpickled: load the file first, with ``safetensors`` or
+        ``torch.load(..., weights_only=True)``.
+
+        Args:
+            state_dict: name to tensor or array, nested or flat: of the slot attention alone, or of a larger model.
+                Names from PyTorch, TensorFlow checkpoints (``reader.get_tensor``) or Flax parameters.
+            style: "locatello" (Locatello et al. 2020, TensorFlow or PyTorch), "lucidrains", "savi" (Flax, SAVi-pytorch
+                or SlotFormer), or "videosaur" (and Slot Contrast).
+            prefix: where the slot attention's names begin, such as "processor.corrector."; found if None.
+            num_slots: N of :meth:`sample_slots`, which the parameters do not tell: they are shared by all slots.
+            implicit: as in the constructor; published code backpropagates through all iterations.
+            iterations: the style's if None.
+            conventions: the style's if None. To change one: ``conventions=VIDEOSAUR._replace(scale=dim**0.5)``.
+            eps, former: deprecated, the fields of :class:`Conventions` one by one.
+
+        Returns:
+            The module on the CPU, in the dtype of the parameters. A logger named after ``checkpoints.py`` lists what
+            was loaded. There is a warning where ``mu`` and ``log_sigma`` are not loaded because initial slots come from
+            another module, not from one Gaussian for all slots: then :meth:`forward` needs ``slots``.
+
+        Raises:
+            ValueError: if the style is unknown, a name is missing, ambiguous or not expected, or a shape is wrong.
+        """
+        options, of_style, tensors = read_published(state_dict, style, prefix)
+        if conventions is not None:
+            of_style = conventions._replace(use_mlp=of_style.use_mlp, qkv_bias=of_style.qkv_bias)
+        of_style = with_former_options("load_published", of_style, {"eps": eps, **former}, f"{style.upper()}._replace")
+        options["iterations"] = options["iterations"] if iterations is None else iterations
+        module = cls(num_slots, implicit=implicit, conventions=of_style, **options).to(tensors["to_q.weight"].dtype)
+        shapes = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
+        wrong = [
+            f"{n} is {list(t.shape)}, expected {shapes[n]}" for n, t in tensors.items() if list(t.shape) != shapes[n]
+        ]
+        check_that(not wrong, f"load_published: {style}: {'; '.join(wrong)}")
+        module.load_state_dict(tensors, strict=False)
+        return module
+
+    def _prepare(
+        self, inputs: Tensor, slots: Tensor, mask: Tensor | None, iterations: int, differentiated: int
+    ) -> tuple[_Tokens, _Weights]:
+        """Tokens, as keys and values if that is cheaper for so many iterations, and cast weights."""
+        if mask is not None:
+            inputs = hide(inputs, mask)
+        dtype = self._product_dtype(inputs)
+        with torch.autocast(inputs.device.type, enabled=False):  # which would cast 16-bit tokens to float32 on a GPU
+            x = F.layer_norm(inputs, (self.input_dim,), eps=self.norm_inputs.eps).to(dtype)
+        weights = self._weights(x.dtype)
+        backward = differentiated if torch.is_grad_enabled() else 0
+        if absorbs(x.shape[1], slots.shape[1], self.qkv_dim, self.input_dim, iterations, backward):
+            return _Tokens(x, None, by_group(mask)), weights
+        k, v = (F.linear(x, weight, bias.to(x.dtype)) for weight, bias in (weights.k, weights.v))
+        return _Tokens(k, v, by_group(mask)), weights
+
+    def _iterate(
+        self, slots: Tensor, tokens: _Tokens, weights: _Weights, iterations: int, return_attention: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """Slots after so many iterations, and the attention of the last."""
+        normalised, attention = self._normalise(slots, tokens.k.dtype), None
+        for iteration in range(iterations):
+            returned = return_attention and iteration == iterations - 1
+            with annotate("slot attention iteration"):
+                slots, normalised, attention = self.step(slots, normalised, tokens, weights, returned)
+        return slots, attention
+
+    def _attend(
+        self, q: Tensor, tokens: _Tokens, weights: _Weights, return_attention: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Updates [B, N, Dqkv] and, if asked for, attention [B, M, N] of queries [B, N, Dqkv]."""
+        bias, in_numerator = None, self.conventions.eps_placement == "numerator"
+        if tokens.v is None:  # keys are absorbed into the queries: k·q = x·(Wkᵀ q) + bk·q
+            bias = (q.to(self.mu.dtype) * weights.k.bias).sum(-1) * self.scale
             q = F.linear(q, weights.k.weight.t())
-            updates, total, attention = attend(q, k, None, bias, mask, settings, "auto")
-            # The sum of a slot's weights: v's bias enters once for each slot that sees a token.
-            seen = 1 - settings.total_eps / total if settings.total_eps else (total > 0).to(total.dtype)
+        arguments = Arguments(
+            q,
+            tokens.k,
+            tokens.v,
+            bias,
+            tokens.mask,
+            self.scale,
+            weight_eps=self.conventions.eps if in_numerator else 0.0,
+            total_eps=0.0 if in_numerator else self.conventions.eps,
+            groups=self.groups,
+            precision="tf32x3",
+            return_attention=return_attention,
+        )
+        updates, total, attention = INVERTED_ATTENTION(arguments)
+        if tokens.v is None:  # and values out of the updates: Σ w v = Wv Σ w x + (Σ w) bv
+            total_eps = arguments.total_eps
+            sum_of_weights = 1 - total_eps / total if total_eps else (total > 0).to(total.dtype)  # 0: no token is seen
             updates = F.linear(updates, weights.v.weight)
-            updates = updates + (seen.unsqueeze(-1) * weights.v.bias).to(updates.dtype)
-        else:
-            updates, _, attention = attend(q, k, v, None, mask, settings, "auto")
-        # Normalised again, not as cast for the queries: under autocast the state keeps the precision of the slots.
-        state = slots if self.gru_state == "slots" else self._norm(slots, slots.dtype)
-        gates_input = F.linear(updates, *weights.gates_input)
-        gates_hidden = F.linear(state.to(updates.dtype), *weights.gates_hidden)
-        norm = self.norm_mlp if self.use_mlp else self.norm_slots
-        slots, normalised = gru_norm(gates_input, gates_hidden, state, *self._affine(norm))
-        if self.use_mlp:
-            hidden = F.relu(F.linear(normalised, *weights.mlp[0]), inplace=True)
-            slots, normalised = add_norm(slots, F.linear(hidden, *weights.mlp[1]), *self._affine(self.norm_slots))
-        return slots, normalised, attention
+            updates = updates + (sum_of_weights.unsqueeze(-1) * weights.v.bias).to(updates.dtype)
+        return updates, attention.transpose(1, 2) if return_attention else None
 
     def _weights(self, dtype: torch.dtype) -> _Weights:
         def cast(weight: Tensor, bias: Tensor | None) -> _Linear:
             return _Linear(weight.to(dtype), None if bias is None else bias.to(dtype))
 
-        def fold(linear: nn.Linear) -> _Linear:  # W (γ∘z + β) + b = (W∘γ) z + (W β + b)
+        def fold(linear: nn.Linear) -> _Folded:  # W (γ∘z + β) + b = (W∘γ) z + (W β + b)
             with without_autocast(linear.weight.device):  # which would round the product to the low precision
                 bias = linear.weight @ self.norm_inputs.bias
                 bias = bias if linear.bias is None else bias + linear.bias
-            return _Linear((linear.weight * self.norm_inputs.weight).to(dtype), bias)
+            return _Folded((linear.weight * self.norm_inputs.weight).to(dtype), bias)
 
-        gru, layers = self.gru, list(self.mlp) if self.use_mlp else []
+        gru, layers = self.gru, list(self.mlp) if self.conventions.use_mlp else []
         return _Weights(
             q=cast(self.to_q.weight, self.to_q.bias),
             k=fold(self.to_k),
@@ -321,26 +387,14 @@ class SlotAttention(nn.Module):
             mlp=[cast(layer.weight, layer.bias) for layer in layers if isinstance(layer, nn.Linear)],
         )
 
-    @staticmethod
-    def _keys_and_values(tokens: Tensor, weights: _Weights) -> tuple[Tensor, Tensor]:
-        assert weights.k.bias is not None
-        assert weights.v.bias is not None
-        k = F.linear(tokens, weights.k.weight, weights.k.bias.to(tokens.dtype))
-        return k, F.linear(tokens, weights.v.weight, weights.v.bias.to(tokens.dtype))
-
-    def _settings(self, return_attention: bool) -> Settings:
-        in_numerator = self.eps_placement == "numerator"
-        eps = (self.eps, 0.0) if in_numerator else (0.0, self.eps)
-        return Settings(self.scale, *eps, self.groups, "tf32x3", return_attention)
-
-    def _norm(self, slots: Tensor, dtype: torch.dtype) -> Tensor:
-        weight, bias, eps = self._affine(self.norm_slots)
+    def _normalise(self, slots: Tensor, dtype: torch.dtype) -> Tensor:
+        weight, bias, eps = _affine(self.norm_slots)
         return F.layer_norm(slots, (self.dim,), weight, bias, eps).to(dtype)
-
-    @staticmethod
-    def _affine(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
-        return norm.weight, norm.bias, norm.eps
 
     def _product_dtype(self, inputs: Tensor) -> torch.dtype:
         device = inputs.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.mu.dtype
+
+
+def _affine(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
+    return norm.weight, norm.bias, norm.eps

@@ -4,23 +4,122 @@ Attention is kept slot-major, [B, N, M], inside the op: the softmax over slots t
 faster than a softmax over 8 adjacent numbers on a CPU) and the updates are one plain batched product.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from .._checks import accumulate_dtype
+from .module import SlotAttention
+from .op import INVERTED_ATTENTION, Arguments, BackwardArguments, Gradients, Results
 
-if TYPE_CHECKING:
-    from . import Settings, SlotAttention
+
+def textbook_slot_attention(
+    module: SlotAttention, inputs: Tensor, slots: Tensor, mask: Tensor | None = None, implicit: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Slot attention as printed (Locatello et al. 2020, algorithm 1), on the parameters of ``module``.
+
+    Keys and values are computed, the softmax is written out, autograd does the rest; the slots of the iterations
+    before the last are cut from it as ``implicit`` says, ``module.implicit`` if None.
+    """
+    x = module.norm_inputs(inputs)
+    k, v = module.to_k(x), module.to_v(x)
+    initial, implicit = slots, implicit or module.implicit
+    conventions = module.conventions
+    in_numerator = conventions.eps_placement == "numerator"
+    for iteration in range(module.iterations):
+        if iteration == module.iterations - 1 and implicit != "none":
+            slots = slots.detach()
+            if implicit == "bilevel":
+                slots = slots + (initial - initial.detach())
+        normalised = module.norm_slots(slots)
+        q = module.to_q(normalised)
+        logits = (k @ q.transpose(1, 2) * module.scale).unflatten(2, (module.groups, -1))
+        attention = logits.softmax(dim=-1)  # [B, M, groups, N / groups]
+        weights = attention + conventions.eps if in_numerator else attention
+        if mask is not None:
+            weights = weights * (mask.unsqueeze(1) if mask.dim() == 2 else mask).transpose(1, 2).unsqueeze(-1)
+        weights, attention = weights.flatten(2), attention.flatten(2)
+        weights = weights / (weights.sum(dim=1, keepdim=True) + (0 if in_numerator else conventions.eps))
+        updates = weights.transpose(1, 2) @ v
+        state = slots if conventions.gru_state == "slots" else normalised
+        slots = module.gru(updates.flatten(0, 1), state.flatten(0, 1)).view_as(slots)
+        if conventions.use_mlp:
+            slots = slots + module.mlp(module.norm_mlp(slots))
+    return slots, attention
 
 
-def _attend(q: Tensor, k: Tensor, bias: Tensor | None, settings: "Settings") -> Tensor:
+def inverted_attention(arguments: Arguments) -> Results:
+    """Attention is the softmax over slots; updates are means of the tokens, weighted by the attention they pay."""
+    q, k, v, _, mask, *_ = arguments
+    attention = _attend(arguments)
+    weights = _masked(attention + arguments.weight_eps, mask)
+    total = weights.sum(-1) + arguments.total_eps
+    weights.div_(_divisor(total).unsqueeze(-1))
+    updates = torch.bmm(weights.to(q.dtype), k if v is None else v)
+    return Results(updates, total, attention if arguments.return_attention else total.new_empty(0))
+
+
+@INVERTED_ATTENTION.composite
+def composite_inverted_attention(arguments: Arguments) -> Results:
+    """:func:`inverted_attention` without a change in place: PyTorch differentiates and transforms it in every mode."""
+    q, k, v, bias, mask, *_ = arguments
+    logits = (q @ k.mT).to(accumulate_dtype(q.dtype)) * arguments.scale
+    logits = logits if bias is None else logits + bias.unsqueeze(-1)
+    attention = logits.unflatten(1, (arguments.groups, -1)).softmax(dim=2).flatten(1, 2)
+    weights = attention + arguments.weight_eps
+    if mask is not None:
+        weights = (weights.unflatten(1, (mask.shape[1], -1)) * mask.unsqueeze(2)).flatten(1, 2)
+    total = weights.sum(-1) + arguments.total_eps
+    updates = (weights / _divisor(total).unsqueeze(-1)).to(q.dtype) @ (k if v is None else v)
+    return Results(updates, total, attention if arguments.return_attention else total.new_empty(0))
+
+
+def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
+    """Gradients of q, k, v and bias, the attention being recomputed.
+
+    ``sum_m w grad_w`` of a slot is ``grad_updates · updates``: no pass over the tokens is spent on it.
+    """
+    (grad_updates, grad_total, grad_attention), forward, updates, total, needs = arguments
+    q, k, v, _, mask, *_ = forward
+    dtype, values = q.dtype, k if v is None else v
+    attention, divisor = _attend(forward), _divisor(total).unsqueeze(-1)
+    if grad_updates is None:
+        grad_updates = torch.zeros_like(updates)
+    grad = torch.bmm(grad_updates, values.transpose(1, 2)).to(attention.dtype)
+    inner = (grad_updates.to(attention.dtype) * updates).sum(-1, keepdim=True)
+    grad.sub_(inner).div_(divisor)
+    if grad_total is not None:
+        grad += grad_total.unsqueeze(-1)
+    grad = _masked(grad, mask)
+    if grad_attention is not None:
+        grad += grad_attention
+    grad.mul_(attention)
+    by_group = (forward.groups, -1)
+    shared = grad.unflatten(1, by_group).sum(2, keepdim=True)
+    grad -= (attention.unflatten(1, by_group) * shared).flatten(1, 2)
+
+    need_q, need_k, need_v, need_bias, _ = needs
+    grad_bias = grad.sum(-1) if need_bias else q.new_empty(0)
+    grad_logits = grad.mul_(forward.scale).to(dtype)
+    grad_q = torch.bmm(grad_logits, k) if need_q else q.new_empty(0)
+    grad_k, grad_v = q.new_empty(0), q.new_empty(0)
+    if need_k or need_v:
+        weights = _masked(attention.add_(forward.weight_eps), mask).div_(divisor).to(dtype)
+    if need_k and v is None:  # k is read and written once: both of its gradients come out of one product
+        grad_k = torch.bmm(torch.cat((grad_logits, weights), 1).transpose(1, 2), torch.cat((q, grad_updates), 1))
+    elif need_k:
+        grad_k = torch.bmm(grad_logits.transpose(1, 2), q)
+    if need_v:
+        grad_v = torch.bmm(weights.transpose(1, 2), grad_updates)
+    return Gradients(grad_q, grad_k, grad_v, grad_bias)
+
+
+def _attend(arguments: Arguments) -> Tensor:
     """Softmax over the slots of each group: [B, N, M] in fp32 (fp64 for fp64 inputs)."""
-    logits = torch.bmm(q, k.transpose(1, 2)).to(accumulate_dtype(q.dtype)).mul_(settings.scale)
+    q, k, _, bias, *_ = arguments
+    logits = torch.bmm(q, k.transpose(1, 2)).to(accumulate_dtype(q.dtype)).mul_(arguments.scale)
     if bias is not None:
         logits += bias.unsqueeze(-1)
-    return logits.unflatten(1, (settings.groups, -1)).softmax(dim=2).flatten(1, 2)
+    return logits.unflatten(1, (arguments.groups, -1)).softmax(dim=2).flatten(1, 2)
 
 
 def _masked(weights: Tensor, mask: Tensor | None) -> Tensor:
@@ -33,111 +132,3 @@ def _masked(weights: Tensor, mask: Tensor | None) -> Tensor:
 def _divisor(total: Tensor) -> Tensor:
     """What weights are divided by; 1 where every token is masked, so that the update is 0 and not NaN."""
     return total.masked_fill(total == 0, 1.0)
-
-
-def inverted_attention(
-    q: Tensor, k: Tensor, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, settings: "Settings"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Updates [B, N, Dv] in the input dtype; totals [B, N] and, if asked for, attention [B, N, M] in fp32 or fp64."""
-    attention = _attend(q, k, bias, settings)
-    weights = _masked(attention + settings.weight_eps, mask)
-    total = weights.sum(-1) + settings.total_eps
-    weights.div_(_divisor(total).unsqueeze(-1))
-    updates = torch.bmm(weights.to(q.dtype), k if v is None else v)
-    return updates, total, attention if settings.return_attention else total.new_empty(0)
-
-
-def composite_inverted_attention(
-    q: Tensor, k: Tensor, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, settings: "Settings"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`inverted_attention` without a change in place: PyTorch differentiates and transforms it in every mode."""
-    logits = (q @ k.mT).to(accumulate_dtype(q.dtype)) * settings.scale
-    logits = logits if bias is None else logits + bias.unsqueeze(-1)
-    attention = logits.unflatten(1, (settings.groups, -1)).softmax(dim=2).flatten(1, 2)
-    weights = attention + settings.weight_eps
-    if mask is not None:
-        weights = (weights.unflatten(1, (mask.shape[1], -1)) * mask.unsqueeze(2)).flatten(1, 2)
-    total = weights.sum(-1) + settings.total_eps
-    updates = (weights / _divisor(total).unsqueeze(-1)).to(q.dtype) @ (k if v is None else v)
-    return updates, total, attention if settings.return_attention else total.new_empty(0)
-
-
-def inverted_attention_backward(
-    grad_updates: Tensor | None,
-    grad_total: Tensor | None,
-    grad_attention: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor | None,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    updates: Tensor,
-    total: Tensor,
-    settings: "Settings",
-    needs: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and bias, the attention being recomputed; an empty tensor for each one not needed.
-
-    ``sum_m w grad_w`` of a slot is ``grad_updates · updates``: no pass over the tokens is spent on it.
-    """
-    dtype, values = q.dtype, k if v is None else v
-    attention, divisor = _attend(q, k, bias, settings), _divisor(total).unsqueeze(-1)
-    if grad_updates is None:
-        grad_updates = torch.zeros_like(updates)
-    grad = torch.bmm(grad_updates, values.transpose(1, 2)).to(attention.dtype)
-    inner = (grad_updates.to(attention.dtype) * updates).sum(-1, keepdim=True)
-    grad.sub_(inner).div_(divisor)
-    if grad_total is not None:
-        grad += grad_total.unsqueeze(-1)
-    grad = _masked(grad, mask)
-    if grad_attention is not None:
-        grad += grad_attention
-    grad.mul_(attention)
-    by_group = (settings.groups, -1)
-    shared = grad.unflatten(1, by_group).sum(2, keepdim=True)
-    grad -= (attention.unflatten(1, by_group) * shared).flatten(1, 2)
-
-    need_q, need_k, need_v, need_bias = needs
-    grad_bias = grad.sum(-1) if need_bias else q.new_empty(0)
-    grad_logits = grad.mul_(settings.scale).to(dtype)
-    grad_q = torch.bmm(grad_logits, k) if need_q else q.new_empty(0)
-    grad_k, grad_v = q.new_empty(0), q.new_empty(0)
-    if need_k or need_v:
-        weights = _masked(attention.add_(settings.weight_eps), mask).div_(divisor).to(dtype)
-    if need_k and v is None:  # k is read and written once: both of its gradients come out of one product
-        grad_k = torch.bmm(torch.cat((grad_logits, weights), 1).transpose(1, 2), torch.cat((q, grad_updates), 1))
-    elif need_k:
-        grad_k = torch.bmm(grad_logits.transpose(1, 2), q)
-    if need_v:
-        grad_v = torch.bmm(weights.transpose(1, 2), grad_updates)
-    return grad_q, grad_k, grad_v, grad_bias
-
-
-def textbook_slot_attention(
-    module: "SlotAttention", inputs: Tensor, slots: Tensor, mask: Tensor | None = None, implicit: str | None = None
-) -> tuple[Tensor, Tensor]:
-    """Slot attention as printed (Locatello et al. 2020, algorithm 1), on the parameters of ``module``.
-
-    Keys and values are computed, the softmax is written out, autograd does the rest; the slots of the iterations
-    before the last are cut from it as ``implicit`` says, ``module.implicit`` if None.
-    """
-    x = module.norm_inputs(inputs)
-    k, v = module.to_k(x), module.to_v(x)
-    initial, implicit = slots, implicit or module.implicit
-    for iteration in range(module.iterations):
-        if iteration == module.iterations - 1 and implicit != "none":
-            slots = slots.detach()
-            if implicit == "bilevel":
-                slots = slots + (initial - initial.detach())
-        q = module.to_q(module.norm_slots(slots))
-        logits = (k @ q.transpose(1, 2) * module.scale).unflatten(2, (module.groups, -1))
-        attention = logits.softmax(dim=-1)  # [B, M, groups, N / groups]
-        weights = attention + module.eps if module.eps_placement == "numerator" else attention
-        if mask is not None:
-            weights = weights * (mask.unsqueeze(1) if mask.dim() == 2 else mask).transpose(1, 2).unsqueeze(-1)
-        weights, attention = weights.flatten(2), attention.flatten(2)
-        weights = weights / (weights.sum(dim=1, keepdim=True) + (module.eps_placement == "denominator") * module.eps)
-        updates = weights.transpose(1, 2) @ v
-        slots = module.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
-        slots = slots + module.mlp(module.norm_mlp(slots))
-    return slots, attention

@@ -93,17 +93,17 @@ def tile(
                     return Tile(block_m, block_g, block_p, *sizes, keep=True, warps=8, stages=stages)
 
     # Operands of backward, and of products in three parts of tf32, take registers from the accumulators.
-    backward, wide, many = kind != "forward", itemsize != 2, block_n > 64
-    budget = STREAMED_BYTES // 2 if backward or wide else STREAMED_BYTES
+    backward, single, many = kind != "forward", itemsize != 2, block_n > 64
+    budget = STREAMED_BYTES // 2 if backward or single else STREAMED_BYTES
     # With 64 columns, operands 128 wide leave the assembler a few registers short.
-    narrow = kind == "queries" and block_n == 64 and not wide
-    widest = 128 >> wide + many + narrow
+    narrow = kind == "queries" and block_n == 64 and not single
+    widest = 128 >> single + many + narrow
     block_d, chunks = pieces(dim, widest)
     block_dv, value_chunks = pieces(value_dim, widest)
     width, count = (block_dv, value_chunks) if kind == "forward" else (block_d, chunks)
     share = count if kind == "tokens" else min(count, max(1, budget // (4 * block_n * width)))
     sizes = (block_d, chunks, block_dv, value_chunks, share)
     # Before sm_90, products read registers: 64 columns leave none for the addresses of a second tile.
-    full = capability < 90 and block_n == 64 and (kind == "queries" or (wide and not backward))
-    stages = 1 if full or (backward and (wide or many)) else 2
-    return Tile(16 if wide else 32, block_g, block_p, *sizes, keep=False, warps=8, stages=stages)
+    full = capability < 90 and block_n == 64 and (kind == "queries" or (single and not backward))
+    stages = 1 if full or (backward and (single or many)) else 2
+    return Tile(16 if single else 32, block_g, block_p, *sizes, keep=False, warps=8, stages=stages)

@@ -1,6 +1,6 @@
 """Launches the Triton kernels of inverted attention; block sizes come from ``tiles.py``."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
@@ -9,9 +9,7 @@ from torch import Tensor
 from .._triton import INTERPRETED, device_of, launch
 from . import tiles
 from .kernels import backward_kernel, forward_kernel, reduce_kernel
-
-if TYPE_CHECKING:
-    from . import Settings
+from .op import Arguments, BackwardArguments, Gradients, Results
 
 REDUCE_BLOCK = 256
 SMALL_TILE = 1024  # accumulators that take few registers
@@ -25,14 +23,13 @@ def _rows(tensor: Tensor) -> Tensor:
 class _Plan:
     """What forward and backward share: sizes, strides, block sizes and the grid."""
 
-    def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, settings, kind: str
-    ) -> None:
+    def __init__(self, arguments: Arguments, kind: str) -> None:
+        q, k, v, bias, mask, *_ = arguments
         self.q, self.k = _rows(q), _rows(k)
         self.v = self.k if v is None else _rows(v)
         self.batch, self.slots, self.dim = q.shape
         self.tokens, self.value_dim = self.v.shape[1:]
-        self.shared, self.groups = v is None, settings.groups
+        self.shared, self.groups = v is None, arguments.groups
         self.bias = self.q if bias is None else bias.contiguous()
         self.mask = self.q if mask is None else mask.contiguous().view(torch.uint8)
         self.masks = 0 if mask is None else 1 if mask.shape[1] == 1 else 2
@@ -58,9 +55,11 @@ class _Plan:
         division = (self.batch, self.splits, slices, self.tokens, per_split)
         self.sizes = (*division, members, self.groups, self.dim, self.value_dim)
         self.has_bias = bias is not None
-        self.constants = _constants(self, settings.precision, kind)
+        self.constants = _constants(self, arguments.precision, kind)
 
-    def reduce(self, partial: Tensor, result: Tensor, totals: Tensor, total: Tensor, total_eps: float, divide: bool):
+    def reduce(
+        self, partial: Tensor, result: Tensor, totals: Tensor, total: Tensor, total_eps: float, divide: bool
+    ) -> None:
         """Add the splits' fp32 sums into ``result`` [B, N, width]."""
         rows, width = self.batch * self.slots, result.shape[-1]
         grid = (rows, triton.cdiv(width, REDUCE_BLOCK))
@@ -98,17 +97,16 @@ def _constants(plan: _Plan, precision: str, kind: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def inverted_attention(
-    q: Tensor, k: Tensor, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, settings: "Settings"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Updates [B, N, Dv] in the input dtype; totals [B, N] and, if asked for, attention [B, N, M], in fp32."""
-    plan = _Plan(q, k, v, bias, mask, settings, "forward")
+def inverted_attention(arguments: Arguments) -> Results:
+    """As in ``reference.py``; the sums of both products are fp32."""
+    q = arguments.q
+    plan = _Plan(arguments, "forward")
     batch, slots, value_dim = plan.batch, plan.slots, plan.value_dim
     updates = q.new_empty(batch, slots, value_dim)
     total = q.new_empty(batch, slots, dtype=torch.float32)
-    attention = q.new_empty((batch, slots, plan.tokens) if settings.return_attention else (0,), dtype=torch.float32)
+    attention = q.new_empty((batch, slots, plan.tokens) if arguments.return_attention else (0,), dtype=torch.float32)
     if batch == 0:
-        return updates, total, attention
+        return Results(updates, total, attention)
     last = plan.splits == 1
     partial, totals = updates, total
     if not last:
@@ -117,37 +115,26 @@ def inverted_attention(
     launch(
         forward_kernel, plan.grid,
         plan.q, plan.k, plan.v, plan.bias, plan.mask, partial, totals, attention,
-        *plan.strides, settings.scale, settings.weight_eps, settings.total_eps, *plan.sizes,
-        VALUE_CHUNKS=plan.tile.slice_chunks, WRITE_ATTENTION=settings.return_attention, LAST=last,
+        *plan.strides, arguments.scale, arguments.weight_eps, arguments.total_eps, *plan.sizes,
+        VALUE_CHUNKS=plan.tile.slice_chunks, WRITE_ATTENTION=arguments.return_attention, LAST=last,
         **plan.constants,
     )  # fmt: skip
     if not last:
-        plan.reduce(partial, updates, totals, total, settings.total_eps, divide=True)
-    return updates, total, attention
+        plan.reduce(partial, updates, totals, total, arguments.total_eps, divide=True)
+    return Results(updates, total, attention)
 
 
-def inverted_attention_backward(
-    grad_updates: Tensor | None,
-    grad_total: Tensor | None,
-    grad_attention: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor | None,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    updates: Tensor,
-    total: Tensor,
-    settings: "Settings",
-    needs: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and bias, the attention being recomputed; an empty tensor for each one not needed."""
-    need_q, need_k, need_v, need_bias = needs
+def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
+    """As in ``reference.py``."""
+    (grad_updates, grad_total, grad_attention), forward, updates, total, needs = arguments
+    q, k, v, *_ = forward
+    need_q, need_k, need_v, need_bias, _ = needs
     need_tokens = need_k or need_v
     grad_q, grad_k = q.new_empty(q.shape if need_q else 0), k.new_empty(k.shape if need_k else 0)
     grad_v = q.new_empty(v.shape if need_v and v is not None else 0)
     grad_bias = total.new_empty(total.shape if need_bias else 0)
     if q.shape[0] == 0:
-        return grad_q, grad_k, grad_v, grad_bias
+        return Gradients(grad_q, grad_k, grad_v, grad_bias)
     grad_updates = torch.zeros_like(updates) if grad_updates is None else grad_updates.contiguous()
     inner = (grad_updates.float() * updates).sum(-1)
     grad_total = None if grad_total is None else grad_total.contiguous()
@@ -162,7 +149,7 @@ def inverted_attention_backward(
             total if grad_total is None else grad_total,
             total if grad_attention is None else grad_attention,
             partial, partial_bias, grad_k, grad_v,
-            *plan.strides, settings.scale, settings.weight_eps, *plan.sizes,
+            *plan.strides, forward.scale, forward.weight_eps, *plan.sizes,
             SLICE_CHUNKS=plan.tile.slice_chunks, VALUE_CHUNKS=plan.tile.value_chunks, SHARED=plan.shared,
             HAS_GRAD_TOTAL=grad_total is not None, HAS_GRAD_ATTENTION=grad_attention is not None,
             NEED_Q=sums, NEED_K=tokens and need_k, NEED_V=tokens and need_v, **plan.constants,
@@ -173,20 +160,19 @@ def inverted_attention_backward(
             torch.sum(partial_bias, 0, out=grad_bias)
 
     need_sums = need_q or need_bias
-    call = (q, k, v, bias, mask, settings)
-    both = _Plan(*call, "both")
+    both = _Plan(forward, "both")
     if need_sums and need_tokens and both.tile.keep:
         run(both, sums=True, tokens=True)
-        return grad_q, grad_k, grad_v, grad_bias
+        return Gradients(grad_q, grad_k, grad_v, grad_bias)
     # Accumulators and operands for both do not fit: the tokens are read twice.
     if need_sums:
-        run(_Plan(*call, "queries"), sums=True, tokens=False)
+        run(_Plan(forward, "queries"), sums=True, tokens=False)
     tile = both.tile
     if need_k and v is None and q.dtype == torch.float32 and tile.block_g * tile.block_p > 64:
         # Registers do not hold what both parts of the gradient are products of: one after the other.
-        cotangents, alone = (grad_updates, grad_total, grad_attention), (False, True, True, False)
-        parts = inverted_attention_backward(*cotangents, q, k, k, bias, mask, updates, total, settings, alone)
-        return grad_q, parts[1].add_(parts[2]), grad_v, grad_bias
+        apart = arguments._replace(forward=forward._replace(v=k), needs=[False, True, True, False, False])
+        parts = inverted_attention_backward(apart)
+        return Gradients(grad_q, parts.k.add_(parts.v), grad_v, grad_bias)
     if need_tokens:
-        run(_Plan(*call, "tokens"), sums=False, tokens=True)
-    return grad_q, grad_k, grad_v, grad_bias
+        run(_Plan(forward, "tokens"), sums=False, tokens=True)
+    return Gradients(grad_q, grad_k, grad_v, grad_bias)

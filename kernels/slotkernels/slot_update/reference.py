@@ -5,35 +5,37 @@ longer needed. Layer norms go through ATen's own kernels, one pass over a row ea
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.ops import aten
 
 from .._checks import accumulate_dtype
+from .op import (
+    ADD_NORM,
+    GRU_NORM,
+    AddNormArguments,
+    AddNormBackwardArguments,
+    AddNormGradients,
+    GruNormArguments,
+    GruNormBackwardArguments,
+    GruNormGradients,
+    Results,
+    composite_norm,
+)
 
 
-def gru_norm(
-    gates_input: Tensor, gates_hidden: Tensor, slots: Tensor, weight: Tensor, bias: Tensor, norm_eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def gru_norm(arguments: GruNormArguments) -> Results:
     """New slots, their layer norm in the gates' dtype, and mean and reciprocal deviation of each row."""
+    gates_input, gates_hidden, slots, weight, bias, norm_eps = arguments
     previous = slots.to(accumulate_dtype(slots.dtype))
     candidate, update = torch.empty_like(previous), torch.empty_like(previous)
     _gates(gates_input, gates_hidden, reset=candidate, update=update, candidate=candidate)
     new_slots = candidate.lerp_(previous, update).to(slots.dtype)
-    return new_slots, *_norm(new_slots, weight, bias, norm_eps, gates_input.dtype)
+    return Results(new_slots, *_norm(new_slots, weight, bias, norm_eps, gates_input.dtype))
 
 
-def gru_norm_backward(
-    grad_new_slots: Tensor | None,
-    grad_normalised: Tensor | None,
-    gates_input: Tensor,
-    gates_hidden: Tensor,
-    slots: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of both gates, of the slots, and of weight and bias [2, D] (empty without ``grad_normalised``)."""
+def gru_norm_backward(arguments: GruNormBackwardArguments) -> GruNormGradients:
+    """The gates are computed again."""
+    (grad_new_slots, grad_normalised), gates_input, gates_hidden, slots, weight, mean, rstd = arguments
     dtype, dim = mean.dtype, slots.shape[-1]
     previous = slots.to(dtype)
     grad_input = torch.empty(gates_input.shape, dtype=dtype, device=slots.device)
@@ -63,34 +65,34 @@ def gru_norm_backward(
     torch.mul(grad_candidate, reset, out=candidate)
     grad_hidden[..., : 2 * dim] = grad_input[..., : 2 * dim]
     gates_dtype = gates_input.dtype
-    return grad_input.to(gates_dtype), grad_hidden.to(gates_dtype), grad_slots.to(slots.dtype), grad_affine
+    return GruNormGradients(
+        grad_input.to(gates_dtype), grad_hidden.to(gates_dtype), grad_slots.to(slots.dtype), grad_affine
+    )
 
 
-def add_norm(
-    slots: Tensor, update: Tensor, weight: Tensor, bias: Tensor, norm_eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def add_norm(arguments: AddNormArguments) -> Results:
     """``slots + update``, its layer norm in the dtype of ``update``, and mean and reciprocal deviation of each row."""
+    slots, update, weight, bias, norm_eps = arguments
     precise = accumulate_dtype(slots.dtype)
     total = torch.add(slots.to(precise), update.to(precise)).to(slots.dtype)
-    return total, *_norm(total, weight, bias, norm_eps, update.dtype)
+    return Results(total, *_norm(total, weight, bias, norm_eps, update.dtype))
 
 
-def add_norm_backward(
-    grad_total: Tensor | None, grad_normalised: Tensor, total: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of slots, of update (empty if the two share a dtype), and of weight and bias [2, D]."""
+def add_norm_backward(arguments: AddNormBackwardArguments) -> AddNormGradients:
+    """Through the norm; the sum hands its gradient to both operands."""
+    grad_total, grad_normalised, total, weight, mean, rstd = arguments
     grad, grad_affine = _norm_backward(grad_normalised, total, weight, mean, rstd)
     if grad_total is not None:
         grad += grad_total
     dtype = grad_normalised.dtype
     grad_update = grad.new_empty(0, dtype=dtype) if dtype == total.dtype else grad.to(dtype, copy=True)
-    return grad.to(total.dtype), grad_update, grad_affine
+    return AddNormGradients(grad.to(total.dtype), grad_update, grad_affine)
 
 
-def composite_gru_norm(
-    gates_input: Tensor, gates_hidden: Tensor, slots: Tensor, weight: Tensor, bias: Tensor, norm_eps: float
-) -> tuple[Tensor, Tensor]:
+@GRU_NORM.composite
+def composite_gru_norm(arguments: GruNormArguments) -> tuple[Tensor, Tensor]:
     """Results of :func:`gru_norm` without a change in place: PyTorch differentiates it in every mode."""
+    gates_input, gates_hidden, slots, weight, bias, norm_eps = arguments
     previous = slots.to(accumulate_dtype(slots.dtype))
     (reset_i, update_i, candidate_i), (reset_h, update_h, candidate_h) = (
         gates.to(previous.dtype).chunk(3, -1) for gates in (gates_input, gates_hidden)
@@ -100,19 +102,13 @@ def composite_gru_norm(
     return new_slots, composite_norm(new_slots, weight, bias, norm_eps, gates_input.dtype)
 
 
-def composite_add_norm(
-    slots: Tensor, update: Tensor, weight: Tensor, bias: Tensor, norm_eps: float
-) -> tuple[Tensor, Tensor]:
+@ADD_NORM.composite
+def composite_add_norm(arguments: AddNormArguments) -> tuple[Tensor, Tensor]:
     """Results of :func:`add_norm` likewise."""
+    slots, update, weight, bias, norm_eps = arguments
     precise = accumulate_dtype(slots.dtype)
     total = (slots.to(precise) + update.to(precise)).to(slots.dtype)
     return total, composite_norm(total, weight, bias, norm_eps, update.dtype)
-
-
-def composite_norm(rows: Tensor, weight: Tensor, bias: Tensor, norm_eps: float, dtype: torch.dtype) -> Tensor:
-    """Layer norm of ``rows`` in ``dtype``."""
-    rows, weight, bias = (t.to(accumulate_dtype(rows.dtype)) for t in (rows, weight, bias))
-    return F.layer_norm(rows, rows.shape[-1:], weight, bias, norm_eps).to(dtype)
 
 
 def _gates(gates_input: Tensor, gates_hidden: Tensor, reset: Tensor, update: Tensor, candidate: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import weakref
 
 import numpy as np
 import pytest
@@ -117,6 +118,13 @@ def test_no_more_requests_are_taken_than_are_loaded_ahead(engine, videos):
         assert not taken
         for step, _ in enumerate(batches):
             assert len(taken) == min(step + 3, 6)
+
+
+def test_the_iterator_keeps_no_batch_alive(videos):
+    with open_loader("pyav", videos, SIZE, CPU, workers=1) as loader:
+        batches = loader.batches(requests(videos, 3))
+        pixels = weakref.ref(next(batches))
+        assert pixels() is None
 
 
 def test_closing_the_iterator_cancels_what_is_loading(videos):

@@ -9,7 +9,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from interpreter.data.predictions import PredictionError, open_predictions
-from interpreter.render import rle_json, write_palette_png
+from interpreter.render import write_palette_png
+from interpreter.render.rle import rle_json
 
 FRAMES, SIZE = 4, (12, 18)
 NAMES = ("boat", "deep/er/cat")

@@ -82,7 +82,7 @@ def test_splits_share_a_root(tmp_path):
 
 def test_finished_set_is_reused_without_work(scenes, monkeypatch):
     before = digest(scenes)
-    monkeypatch.setattr(synthetic, "_write_video", lambda *_: pytest.fail("rendered again"))
+    monkeypatch.setattr(synthetic, "write_video", lambda *_: pytest.fail("rendered again"))
     generate_scenes(scenes, 5, **SMALL)
     assert digest(scenes) == before
 
@@ -90,10 +90,10 @@ def test_finished_set_is_reused_without_work(scenes, monkeypatch):
 def test_more_videos_are_added(scenes, tmp_path, monkeypatch):
     generate_scenes(tmp_path, 3, workers=1, **SMALL)
     written = []
-    write = synthetic._write_video
-    monkeypatch.setattr(synthetic, "_write_video", lambda *a: (written.append(a[2]), write(*a)))
+    write = synthetic.write_video
+    monkeypatch.setattr(synthetic, "write_video", lambda *a: (written.append(a[1]), write(*a)))
     generate_scenes(tmp_path, 5, workers=1, **SMALL)
-    assert written == [3, 4]
+    assert written == ["train-00003", "train-00004"]
     assert digest(tmp_path) == digest(scenes)
 
 
@@ -150,8 +150,8 @@ def test_bad_arguments_write_nothing(tmp_path, wrong):
 
 def test_two_runs_at_once_share_the_work(scenes, tmp_path, monkeypatch):
     written = []
-    write = synthetic._write_video
-    monkeypatch.setattr(synthetic, "_write_video", lambda *a: (written.append(a[2]), write(*a)))
+    write = synthetic.write_video
+    monkeypatch.setattr(synthetic, "write_video", lambda *a: (written.append(a[1]), write(*a)))
     start = threading.Barrier(2)
 
     def run(_):
@@ -160,5 +160,5 @@ def test_two_runs_at_once_share_the_work(scenes, tmp_path, monkeypatch):
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(run, range(2)))
-    assert written == [0, 1, 2, 3, 4]
+    assert written == [f"train-{number:05d}" for number in range(5)]
     assert digest(tmp_path) == digest(scenes)

@@ -1,5 +1,6 @@
 """Tasks that train in milliseconds: a regression, and both stages of Interpreter on random features."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -63,14 +64,15 @@ def settings_of(optim):
     return InputSettings(SimpleNamespace(videos=videos), optim, Ranks())
 
 
-def image_task(iterations=3, device=CPU, **changes):
-    """The image stage with 3 slots on 6 tokens."""
+SMALL = ImageModelConfig(num_slots=3, dim=16, decoder_layers=1, heads=2)
+
+
+def image_task(iterations=3, device=CPU, config=SMALL, feature_shape=(6, 12), grid=(2, 3), **changes):
+    """The image stage, by default with 3 slots on 6 tokens."""
     torch.manual_seed(0)
-    config = ImageModelConfig(
-        num_slots=3, dim=16, iterations=iterations, inference_iterations=iterations, decoder_layers=1, heads=2
-    )
-    model, optim = ImageStage(config, 12, (2, 3)).to(device), OptimConfig(**{"batch_size": 4, **changes})
-    stage, inputs = ImageTrainingStage(), FrameInputs(RandomFeatures(device), (6, 12), settings_of(optim))
+    config = replace(config, iterations=iterations, inference_iterations=iterations)
+    model, optim = ImageStage(config, feature_shape[1], grid).to(device), OptimConfig(**{"batch_size": 4, **changes})
+    stage, inputs = ImageTrainingStage(), FrameInputs(RandomFeatures(device), feature_shape, settings_of(optim))
     return Task(model, stage.loss, inputs, stage.noise(model), optim, device)
 
 

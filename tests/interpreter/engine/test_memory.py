@@ -8,6 +8,7 @@ import torch
 from interpreter.engine import memory
 from interpreter.engine.memory import memory_notice, predicted_peak
 from interpreter.engine.step import TrainingStep
+from interpreter.methods.interpreter.config import ImageModelConfig
 
 from .small_tasks import CPU, batch_of, image_task, video_task
 
@@ -64,7 +65,15 @@ def test_step_that_does_not_fit_names_the_remedy(monkeypatch):
 @pytest.mark.gpu
 def test_prediction_on_a_gpu():
     others, device = torch.cuda.memory_allocated(), torch.device("cuda")  # of tests before this one
-    task = image_task(device=device, precision="bf16", batch_size=100_000)  # libraries' buffers are small beside it
+    # The demo's sizes: 3 GB, beside which the buffers of libraries are small.
+    task = image_task(
+        device=device,
+        config=ImageModelConfig(),
+        feature_shape=(96, 192),
+        grid=(8, 12),
+        batch_size=2048,
+        precision="bf16",
+    )
     batch = tuple(torch.randn(shape, device=device) for shape in task.shapes())
     predicted = predicted_peak(task)
     step = TrainingStep(task, task.optim, device)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from interpreter import evaluate as command
+from interpreter.configs import VideosConfig
 from interpreter.data import open_dataset
 from interpreter.data.predictions import open_predictions
 from interpreter.evaluation.candidates import SavedMasks
@@ -303,5 +304,5 @@ def test_contradicting_options_are_refused_first(options, message, monkeypatch):
     ],
 )
 def test_each_data_set_has_its_protocol(data, year, name):
-    config = command.Evaluation(data=command.VideosConfig(data=data, year=year))
+    config = command.Evaluation(data=VideosConfig(data=data, year=year))
     assert command.choose_protocols(config) == [PROTOCOLS[name]]

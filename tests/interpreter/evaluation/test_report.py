@@ -136,7 +136,7 @@ def test_commit_is_that_of_the_checkout_alone(tmp_path, monkeypatch):
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "one")
-    monkeypatch.setattr(provenance.interpreter, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(provenance, "__file__", str(package / "evaluation/provenance.py"))
     commit = provenance.code_version()
     assert re.fullmatch(r"[0-9a-f]{7,}", commit)
     (package / "__init__.py").write_text("# changed")
@@ -144,5 +144,5 @@ def test_commit_is_that_of_the_checkout_alone(tmp_path, monkeypatch):
 
     inner = tmp_path / "venv/site-packages/interpreter"
     inner.mkdir(parents=True)
-    monkeypatch.setattr(provenance.interpreter, "__file__", str(inner / "__init__.py"))
+    monkeypatch.setattr(provenance, "__file__", str(inner / "evaluation/provenance.py"))
     assert not re.search(commit, provenance.code_version())

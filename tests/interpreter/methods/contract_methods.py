@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +85,10 @@ class BaseConfig(FeatureStageConfig):
     """Width of the code."""
 
 
+BASE_PRESETS = {"demo": BaseConfig(run=Path("runs/levels"), optim=OptimConfig(steps=20))}
+LEVEL_PRESETS: dict[str, Any] = {"demo": LevelConfig(run=Path("runs/levels"), optim=OptimConfig(steps=20))}
+
+
 class Code(nn.Module):
     """A linear code and its decoder."""
 
@@ -97,7 +101,7 @@ class BaseStage(Stage[Any]):
     """The lowest level."""
 
     name, config = "code", BaseConfig
-    presets: ClassVar = {"demo": BaseConfig(run=Path("runs/levels"), optim=OptimConfig(steps=20))}
+    presets = BASE_PRESETS
 
     def build(self, config: Any, context: Context) -> nn.Module:
         return Code(context.backbone.dim, config.dim)
@@ -134,8 +138,8 @@ class BaseStage(Stage[Any]):
 class LevelStage(BaseStage):
     """Levels above: level-2 on the code, level-3 on level-2."""
 
-    name, config = "level", LevelConfig
-    presets: ClassVar = {"demo": LevelConfig(run=Path("runs/levels"), optim=OptimConfig(steps=20))}
+    name, config = "level", LevelConfig  # type: ignore[assignment]
+    presets = LEVEL_PRESETS
 
     def key(self, config: Any) -> str:
         return f"level-{config.level}"

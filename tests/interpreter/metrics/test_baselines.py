@@ -27,7 +27,7 @@ def clusters(frames, grid, k, dim, spread, seed=0):
     return (centres[labels] + rng.normal(size=(*labels.shape, dim)) * spread).astype(np.float32), labels
 
 
-def test_kmeans_recovers_separated_clusters_with_one_id_over_time():
+def test_kmeans_gives_separated_clusters_one_id_over_time():
     features, true = clusters(6, (8, 10), 5, 16, 0.5)
     found = kmeans_segments(features, grid=(8, 10), k=5)
     assert found.shape == true.shape

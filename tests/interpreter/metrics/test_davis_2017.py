@@ -69,7 +69,7 @@ def statistics(per_frame):
     return np.mean(per_frame), np.mean([value > 0.5 for value in per_frame]), np.mean(first) - np.mean(last)
 
 
-def test_the_semi_supervised_track_is_that_of_masks_by_id_on_200_random_videos():
+def test_semi_supervised_track_equals_masks_by_id():
     scored = refused = 0
     for seed in range(200):
         pred, true = random_video(seed)
@@ -92,7 +92,7 @@ def test_the_semi_supervised_track_is_that_of_masks_by_id_on_200_random_videos()
 
 
 @pytest.mark.parametrize("name", [UNSUPERVISED, SMTC])
-def test_proposals_are_matched_as_by_the_official_rules_on_200_random_videos(name):
+def test_proposals_are_matched_by_the_official_rules(name):
     for seed in range(200):
         pred, true = random_video(seed)
         segments, objects, known = read(pred, true)
@@ -120,7 +120,7 @@ def test_an_object_above_the_ids_of_the_first_frame_is_ignored(name):
 
 
 @pytest.mark.parametrize("name", [UNSUPERVISED, SMTC])
-def test_an_object_that_enters_later_counts_below_the_highest_id_of_the_first_frame(name):
+def test_late_object_counts_if_its_id_is_below_the_highest(name):
     true = np.concatenate([line(2, 2, 0, 0, frames=2), line(2, 2, 0, 1, frames=2)])
     assert score(name, line(2, 2, 0, 0, frames=4), true)["j"] == [0.5, 1]
 
@@ -190,7 +190,7 @@ def test_recall_and_decay_by_hand():
 
 
 @pytest.mark.parametrize("background", [0, None])
-def test_ids_are_those_of_the_first_frame_whatever_would_fit_better(background):
+def test_ids_of_the_first_frame_decide_not_the_best_fit(background):
     true = line(1, 1, 2, 2, frames=3)
     assert score(SEMI, true, true, background)["j"] == [1, 1]
     assert score(SEMI, np.array([0, 2, 1])[true], true, background)["j"] == [0, 0]
@@ -214,7 +214,7 @@ def test_nothing_is_left_between_the_ends_of_one_or_two_frames(frames):
     assert score(SEMI, true, true) == {name: [] for name in PROTOCOLS[SEMI].metrics} | {"objects": 0, "frames": 0}
 
 
-def test_a_match_in_every_frame_sees_no_identities_and_allows_300_proposals():
+def test_match_in_every_frame_ignores_identities():
     true = line(1, 1, 2, 2, frames=4)
     pred = true.copy()
     pred[2:] = np.array([0, 2, 1])[true[2:]]

@@ -56,7 +56,7 @@ def test_gaps_between_ids_matter_to_solv_published_alone(name):
     assert means(name, pred, true) == expected
 
 
-def test_solv_published_relabels_the_segment_that_has_the_row_for_its_id():
+def test_solv_published_takes_rows_for_ids():
     true = two_squares()
     pred = np.array([0, 2, 3])[true]  # rows 1 and 2 of the match are read as ids: segment 1 does not exist, 2 does
     found = score("solv-published", pred, true)
@@ -271,7 +271,7 @@ def test_a_track_that_is_lost_and_found():
     assert found["fragmentations_per_100"] == [pytest.approx(100 / 8)]  # nine frames show the object
 
 
-def test_clips_follow_the_frames_of_the_video_and_an_incomplete_one_is_left_out():
+def test_clips_follow_the_video_and_incomplete_ones_are_dropped():
     true = two_squares(17)
     pred = true.copy()
     pred[6:12] = 0

@@ -29,7 +29,7 @@ def test_a_video_is_matched_on_the_mean_over_frames_of_the_iou(name):
     assert score_video(PROTOCOLS[name], *small_then_large())["miou_video"] == [0.75]
 
 
-def test_the_spatio_temporal_match_is_an_option_with_its_own_name():
+def test_spatio_temporal_match_is_a_protocol_of_its_own():
     pred, true = small_then_large()
     assert score_video(PROTOCOLS["interpreter-spatio-temporal"], pred, true)["miou_video"] == [0.25]
     assert score_video(PROTOCOLS["interpreter"], pred, true)["miou_video"] == [0.75]
@@ -55,7 +55,7 @@ def test_a_row_of_zeros_relabels_the_segment_that_has_its_number():
     assert score_video(PROTOCOLS["solv"], pred, true)["miou_video"] == [1, 0.5, 0]
 
 
-def test_the_published_code_takes_the_background_of_masks_for_a_segment():
+def test_published_solv_takes_background_for_a_segment():
     true = np.array([[[0, 0, 1, 1, 2, 2]]], np.uint8)
     assert score_video(PROTOCOLS["solv-published"], true, true, background=0)["miou_video"] == [1, 1]
 
@@ -88,7 +88,7 @@ def evaluated(pred, true, *, published, rows_of_zeros=True):
     return scores, mean(ari(t, p) for p, t in zip(painted, true, strict=True))
 
 
-def test_both_protocols_are_the_painting_of_maps_on_300_random_videos():
+def test_both_solv_protocols_equal_painted_maps():
     from_ids = from_rows_of_zeros = 0
     for seed in range(300):
         pred, true = random_video(seed)

@@ -1,3 +1,5 @@
+"""Backbones: features, grids, normalisation, and errors where weights cannot be loaded."""
+
 import json
 
 import pytest

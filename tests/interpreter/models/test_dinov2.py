@@ -1,3 +1,5 @@
+"""Official DINOv2 checkpoints give the features of their Hugging Face counterparts."""
+
 import os
 import pickle
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Linear layers in float8: values, and which backbones have any."""
+
 import os
 from pathlib import Path
 

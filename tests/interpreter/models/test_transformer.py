@@ -1,3 +1,5 @@
+"""Encoder and decoder of the transformer: shapes of work, masks, recomputation."""
+
 import pytest
 import torch
 

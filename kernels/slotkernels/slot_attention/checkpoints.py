@@ -1,18 +1,15 @@
-"""Published parameters of slot attention: under which names they are saved, and what the tensors do not tell.
+"""Published checkpoints of slot attention: under which names parameters are saved, and how they are converted.
 
-All four styles normalise tokens and slots, scale the logits by ``qkv_dim ** -0.5`` and add the MLP of the normalised
-slots to the slots. They differ in this (repositories as read in November 2026):
-
-| style | names and conventions of | eps | GRU carries | eps of norms | q, k, v biases | initial slots |
-|---|---|---|---|---|---|---|
-| locatello | google-research/slot_attention (Keras) | 1e-8, numerator | slots | 1e-3 | no | one Gaussian |
-| | PyTorch ports that keep its attributes' names | 1e-8, numerator | slots | 1e-5 | no | one Gaussian |
-| lucidrains | lucidrains/slot-attention | 1e-8, numerator | slots | 1e-5 | yes | one Gaussian |
-| | evelinehong/slot-attention-pytorch | 1e-8, numerator | slots | 1e-5 | yes | one Gaussian |
-| savi | google-research/slot-attention-video (Flax) | 1e-8, denominator | slots | 1e-6 | no | another module's |
-| | junkeun-yi/SAVi-pytorch | 1e-8, denominator | slots | 1e-6 | no | another module's |
-| | pairlab/SlotFormer | 1e-6, numerator | slots | 1e-5 | no | another module's |
-| videosaur | martius-lab/videosaur, Slot Contrast | 1e-8, numerator | normalised slots | 1e-5 | no | another module's |
+| style | names of | conventions | initial slots |
+|---|---|---|---|
+| locatello | google-research/slot_attention (Keras) | LOCATELLO | one Gaussian |
+| | PyTorch ports that keep its attributes' names | STANDARD | one Gaussian |
+| lucidrains | lucidrains/slot-attention | LUCIDRAINS | one Gaussian |
+| | evelinehong/slot-attention-pytorch | LUCIDRAINS | one Gaussian |
+| savi | google-research/slot-attention-video (Flax) | SAVI | another module's |
+| | junkeun-yi/SAVi-pytorch | SAVI | another module's |
+| | pairlab/SlotFormer | SLOTFORMER | another module's |
+| videosaur | martius-lab/videosaur, Slot Contrast | VIDEOSAUR | another module's |
 
 Keras and Flax keep a linear layer's matrix as [in, out], Flax' queries, keys and values as [in, heads, width]. Keras'
 GRU stacks its gates as z, r, n; Flax' has six layers, of which hr and hz have no bias. Flax numbers layer norms in the
@@ -30,14 +27,15 @@ import torch
 from torch import Tensor
 
 from .._checks import check_that, describe
+from .conventions import LOCATELLO, LUCIDRAINS, SAVI, SLOTFORMER, STANDARD, VIDEOSAUR, Conventions
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 30  # names listed in an error message
 _MODULES = ("norm_inputs", "norm_slots", "norm_mlp", "to_q", "to_k", "to_v", "mlp.0", "mlp.2")
 
 
-class Source(NamedTuple):
-    """The published tensors that a parameter of ours is made of."""
+class TensorRule(NamedTuple):
+    """How a parameter of ours is made of published tensors."""
 
     names: tuple[str, ...]
     convert: Callable[..., Tensor]
@@ -46,12 +44,9 @@ class Source(NamedTuple):
 class Layout(NamedTuple):
     """How one repository saves slot attention; the keys of ``names`` are the parameters of :class:`SlotAttention`."""
 
-    names: dict[str, Source]
+    names: dict[str, TensorRule]
+    conventions: Conventions
     iterations: int = 3
-    eps: float = 1e-8
-    eps_placement: str = "numerator"
-    gru_state: str = "slots"
-    norm_eps: float = 1e-5
     optional: tuple[str, ...] = ()  # how the names begin, ours, that are there all together or not at all
     initializer: tuple[str, ...] = ()  # "initializer." lies where one of these prefixes begins
 
@@ -95,39 +90,41 @@ def _modules(
     convert: Callable[..., Tensor] = _same,
     norm: tuple[str, str] = ("weight", "bias"),
     qkv_bias: bool = False,
-) -> dict[str, Source]:
+) -> dict[str, TensorRule]:
     """Layer norms and linear layers: their names, in the order of ``_MODULES``."""
     names = {}
     for ours, module in zip(_MODULES, theirs.split(), strict=True):
         if ours.startswith("norm"):
-            names[f"{ours}.weight"] = Source((f"{module}.{norm[0]}",), _same)
-            names[f"{ours}.bias"] = Source((f"{module}.{norm[1]}",), _same)
+            names[f"{ours}.weight"] = TensorRule((f"{module}.{norm[0]}",), _same)
+            names[f"{ours}.bias"] = TensorRule((f"{module}.{norm[1]}",), _same)
         else:
-            names[f"{ours}.weight"] = Source((f"{module}.{weight}",), convert)
+            names[f"{ours}.weight"] = TensorRule((f"{module}.{weight}",), convert)
             if qkv_bias or not ours.startswith("to_"):
-                names[f"{ours}.bias"] = Source((f"{module}.bias",), _same)
+                names[f"{ours}.bias"] = TensorRule((f"{module}.bias",), _same)
     return names
 
 
-def _gru_of_six(stem: str, weight: str, stack: Callable[..., Tensor]) -> dict[str, Source]:
+def _gru_of_six(stem: str, weight: str, stack: Callable[..., Tensor]) -> dict[str, TensorRule]:
     return {
-        "gru.weight_ih": Source(tuple(f"{stem}i{gate}.{weight}" for gate in "rzn"), stack),
-        "gru.weight_hh": Source(tuple(f"{stem}h{gate}.{weight}" for gate in "rzn"), stack),
-        "gru.bias_ih": Source(tuple(f"{stem}i{gate}.bias" for gate in "rzn"), _stacked),
-        "gru.bias_hh": Source((f"{stem}hn.bias",), _bias_of_n),
+        "gru.weight_ih": TensorRule(tuple(f"{stem}i{gate}.{weight}" for gate in "rzn"), stack),
+        "gru.weight_hh": TensorRule(tuple(f"{stem}h{gate}.{weight}" for gate in "rzn"), stack),
+        "gru.bias_ih": TensorRule(tuple(f"{stem}i{gate}.bias" for gate in "rzn"), _stacked),
+        "gru.bias_hh": TensorRule((f"{stem}hn.bias",), _bias_of_n),
     }
 
 
-def _prior(mu: str, log_sigma: str) -> dict[str, Source]:
-    return {"mu": Source((mu,), _vector), "log_sigma": Source((log_sigma,), _vector)}
+def _prior(mu: str, log_sigma: str) -> dict[str, TensorRule]:
+    return {"mu": TensorRule((mu,), _vector), "log_sigma": TensorRule((log_sigma,), _vector)}
 
 
-_TORCH_GRU = {name: Source((name,), _same) for name in ("gru.weight_ih", "gru.weight_hh", "gru.bias_ih", "gru.bias_hh")}
+_TORCH_GRU = {
+    name: TensorRule((name,), _same) for name in ("gru.weight_ih", "gru.weight_hh", "gru.bias_ih", "gru.bias_hh")
+}
 _KERAS_GRU = {
-    "gru.weight_ih": Source(("gru.kernel",), _keras_gates),
-    "gru.weight_hh": Source(("gru.recurrent_kernel",), _keras_gates),
-    "gru.bias_ih": Source(("gru.bias",), _keras_bias(0)),
-    "gru.bias_hh": Source(("gru.bias",), _keras_bias(1)),
+    "gru.weight_ih": TensorRule(("gru.kernel",), _keras_gates),
+    "gru.weight_hh": TensorRule(("gru.recurrent_kernel",), _keras_gates),
+    "gru.bias_ih": TensorRule(("gru.bias",), _keras_bias(0)),
+    "gru.bias_hh": TensorRule(("gru.bias",), _keras_bias(1)),
 }
 _MLP, _QKV_BIAS = ("mlp.", "norm_mlp."), ("to_q.bias", "to_k.bias", "to_v.bias")
 
@@ -143,12 +140,13 @@ STYLES = {
             )
             | _KERAS_GRU
             | _prior("slots_mu", "slots_log_sigma"),
-            norm_eps=1e-3,
+            LOCATELLO,
         ),
         "PyTorch ports of google-research/slot_attention": Layout(
             _modules("norm_inputs norm_slots norm_mlp project_q project_k project_v mlp.0 mlp.2")
             | _TORCH_GRU
             | _prior("slots_mu", "slots_log_sigma"),
+            STANDARD,
         ),
     },
     "lucidrains": {
@@ -156,12 +154,14 @@ STYLES = {
             _modules("norm_input norm_slots norm_pre_ff to_q to_k to_v mlp.0 mlp.2", qkv_bias=True)
             | _TORCH_GRU
             | _prior("slots_mu", "slots_logsigma"),
+            LUCIDRAINS,
             optional=_QKV_BIAS,
         ),
         "evelinehong/slot-attention-pytorch": Layout(
             _modules("norm_input norm_slots norm_pre_ff to_q to_k to_v fc1 fc2", qkv_bias=True)
             | _TORCH_GRU
             | _prior("slots_mu", "slots_log_sigma"),
+            LUCIDRAINS,
         ),
     },
     "savi": {
@@ -174,9 +174,8 @@ STYLES = {
                 norm=("scale", "bias"),
             )
             | _gru_of_six("GRU_0.GRUCell_0.", "kernel", _stacked_kernels),
+            SAVI,
             iterations=1,
-            eps_placement="denominator",
-            norm_eps=1e-6,
             optional=_MLP,
         ),
         "junkeun-yi/SAVi-pytorch": Layout(
@@ -185,21 +184,20 @@ STYLES = {
                 "mlp.model.dense_mlp_0 mlp.model.dense_mlp_1"
             )
             | _gru_of_six("gru.dense_", "weight", _stacked),
+            SAVI,
             iterations=1,
-            eps_placement="denominator",
-            norm_eps=1e-6,
             optional=_MLP,
         ),
         "pairlab/SlotFormer": Layout(
             _modules("norm_inputs project_q.0 mlp.0 project_q.1 project_k project_v mlp.1 mlp.3") | _TORCH_GRU,
+            SLOTFORMER,
             iterations=2,
-            eps=1e-6,
         ),
     },
     "videosaur": {
         "martius-lab/videosaur": Layout(
             _modules("norm_features norm_slots mlp.layers.0 to_q to_k to_v mlp.layers.1 mlp.layers.3") | _TORCH_GRU,
-            gru_state="normalised",
+            VIDEOSAUR,
             optional=_MLP,
             initializer=("processor.module.corrector.", "processor.corrector."),
         ),
@@ -213,7 +211,7 @@ class _Match(NamedTuple):
     repository: str
     layout: Layout
     prefix: str
-    sources: dict[str, Source]  # without what is optional and not there
+    rules: dict[str, TensorRule]  # without what is optional and not there
     missing: list[str]
     unexpected: list[str]  # what the prefix selects besides: it may change what the module computes
 
@@ -226,11 +224,12 @@ class _Match(NamedTuple):
 
 def read_published(
     state_dict: Mapping[str, Any], style: str, prefix: str | None
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Constructor options and parameters of :class:`SlotAttention`; see :meth:`SlotAttention.load_published`.
+) -> tuple[dict[str, Any], Conventions, dict[str, Tensor]]:
+    """What :meth:`SlotAttention.load_published` builds the module from.
 
     Returns:
-        options without ``num_slots``, and the parameters by our names; ``mu`` and ``log_sigma`` only where published.
+        constructor options (sizes and iterations, without ``num_slots``), the style's conventions, and the parameters
+        by our names; ``mu`` and ``log_sigma`` only where published.
 
     Raises:
         ValueError: if the style is unknown, names are missing, ambiguous or not expected, or a rank is wrong.
@@ -238,12 +237,12 @@ def read_published(
     check_that(style in STYLES, f"load_published: style={style!r}, expected one of {', '.join(STYLES)}")
     published = dict(_flattened(state_dict))
     match = _find(published, style, prefix)
-    tensors = {ours: _converted(published, match.prefix, source) for ours, source in match.sources.items()}
+    tensors = {ours: _converted(published, match.prefix, rule) for ours, rule in match.rules.items()}
     for beside in match.layout.initializer:
         root = match.prefix.removesuffix(beside)
         if root != match.prefix and f"{root}initializer.mean" in published:
             prior = _prior("initializer.mean", "initializer.log_std")
-            tensors |= {ours: _converted(published, root, source) for ours, source in prior.items()}
+            tensors |= {ours: _converted(published, root, rule) for ours, rule in prior.items()}
     _LOG.info("%s: %s loaded; %s", style, ", ".join(tensors), match)
     if "mu" not in tensors:
         warnings.warn(
@@ -255,10 +254,9 @@ def read_published(
     for matrix in matrices:
         check_that(matrix.dim() == 2, f"load_published: {style}: {describe(matrix)} where a matrix was expected")
     (qkv_dim, dim), (_, input_dim), *mlp = [matrix.shape for matrix in matrices]
-    options = {"dim": dim, "input_dim": input_dim, "qkv_dim": qkv_dim, "hidden_dim": mlp[0][0] if mlp else None}
-    options |= {"use_mlp": bool(mlp), "qkv_bias": "to_q.bias" in tensors}
-    conventions = ("iterations", "eps", "eps_placement", "gru_state", "norm_eps")
-    return options | {name: getattr(match.layout, name) for name in conventions}, tensors
+    sizes = {"dim": dim, "input_dim": input_dim, "qkv_dim": qkv_dim, "hidden_dim": mlp[0][0] if mlp else None}
+    conventions = match.layout.conventions._replace(use_mlp=bool(mlp), qkv_bias="to_q.bias" in tensors)
+    return sizes | {"iterations": match.layout.iterations}, conventions, tensors
 
 
 def _flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -281,8 +279,8 @@ def _find(published: dict[str, Any], style: str, prefix: str | None) -> _Match:
     for repository, layout in STYLES[style].items():
         prefixes = {
             key.removesuffix(name)
-            for source in layout.names.values()
-            for name in source.names
+            for rule in layout.names.values()
+            for name in rule.names
             for key in published
             if key == name or key.endswith(f".{name}")
         }
@@ -291,9 +289,9 @@ def _find(published: dict[str, Any], style: str, prefix: str | None) -> _Match:
         matches += [_matched(published, repository, layout, candidate) for candidate in sorted(prefixes)]
     complete = [match for match in matches if not match.missing]
     if not complete:
-        nearest = min(matches, key=lambda match: len(match.missing) - len(match.sources), default=None)
+        nearest = min(matches, key=lambda match: len(match.missing) - len(match.rules), default=None)
         expected = " or ".join(
-            f"{repository}: {', '.join(name for source in layout.names.values() for name in source.names)}"
+            f"{repository}: {', '.join(name for rule in layout.names.values() for name in rule.names)}"
             for repository, layout in STYLES[style].items()
         )
         raise ValueError(
@@ -313,22 +311,22 @@ def _matched(published: dict[str, Any], repository: str, layout: Layout, prefix:
     under = {key.removeprefix(prefix) for key in published if key.startswith(prefix)}
     optional = {ours for ours in layout.names if ours.startswith(layout.optional)}
     absent = not any(under.intersection(layout.names[ours].names) for ours in optional)
-    sources = {ours: source for ours, source in layout.names.items() if not (absent and ours in optional)}
-    wanted = {name for source in sources.values() for name in source.names}
-    return _Match(repository, layout, prefix, sources, sorted(wanted - under), sorted(under - wanted))
+    rules = {ours: rule for ours, rule in layout.names.items() if not (absent and ours in optional)}
+    wanted = {name for rule in rules.values() for name in rule.names}
+    return _Match(repository, layout, prefix, rules, sorted(wanted - under), sorted(under - wanted))
 
 
-def _converted(published: dict[str, Any], prefix: str, source: Source) -> Tensor:
+def _converted(published: dict[str, Any], prefix: str, rule: TensorRule) -> Tensor:
     check_that(
-        all(prefix + name in published for name in source.names),
-        f"load_published: missing {_listed([prefix + name for name in source.names])}",
+        all(prefix + name in published for name in rule.names),
+        f"load_published: missing {_listed([prefix + name for name in rule.names])}",
     )
-    values = [published[prefix + name] for name in source.names]
+    values = [published[prefix + name] for name in rule.names]
     tensors = [value.detach() if isinstance(value, Tensor) else torch.tensor(value.__array__()) for value in values]
     try:
-        return source.convert(*tensors)
+        return rule.convert(*tensors)
     except (IndexError, RuntimeError, ValueError) as error:
-        shapes = ", ".join(f"{prefix}{n} is {describe(t)}" for n, t in zip(source.names, tensors, strict=True))
+        shapes = ", ".join(f"{prefix}{n} is {describe(t)}" for n, t in zip(rule.names, tensors, strict=True))
         raise ValueError(f"load_published: {shapes}: not of the expected rank, or not of one width") from error
 
 

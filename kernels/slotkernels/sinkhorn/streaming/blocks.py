@@ -1,13 +1,13 @@
 """Streaming Sinkhorn in plain PyTorch, in blocks of pairs that stay in the cache: the oracle of streaming backends.
 
-Both updates of two sets, and both halves of the symmetric problem of one set, come from the same exponentials:
-``S_i = sum_j b_j K_ij`` and ``T_j = sum_i a_i K_ij`` with ``K_ij = exp((f_i + g_j - C_ij) / eps)`` give the new
-potentials ``f - eps log S`` and ``g - eps log T``: half as many exponentials as log-sum-exps by row need. The present
-potentials keep K in range; where they do not, that update is done again by log-sum-exps.
+Both updates of two sets, and both halves of the symmetric problem of one set, share their exponentials: with
+``K_ij = exp((f_i + g_j - C_ij) / eps)``, ``S_i = sum_j b_j K_ij`` and ``T_j = sum_i a_i K_ij``, the new potentials are
+``f - eps log S`` and ``g - eps log T``. That is half the exponentials of two log-sum-exps. The present potentials
+normally keep K in range; rows where they do not are computed again as log-sum-exps.
 
-Exponents are one float64 matrix product with two more columns, ``[x / eps, r, 1] [y, 1, s]ᵀ``: no cancellation that
-float32 could see, whatever the dimension. Exponentials are float32 (float64 for float64 points) and to the base 2, as
-exp2 costs a third of exp on a CPU.
+Exponents are one float64 matrix product with two extra columns, ``[x / eps, r, 1] [y, 1, s]ᵀ``, so cancellation stays
+below the precision of float32 in any dimension. Exponentials are float32 (float64 for float64 points) and to the base
+2, as exp2 costs a third of exp on a CPU.
 """
 
 import math
@@ -16,17 +16,30 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .._checks import accumulate_dtype
-from .reference import NEAREST
-from .streaming import centre, log_weights, out_of_range
+from ..._checks import accumulate_dtype
+from ..problem import Problem
+from ..reference import NEAREST
+from . import annealing
+from .pair import centre, log_weights, out_of_range
+from .problem import StreamingBackwardArguments, StreamingSolution
 
 LOG2E = math.log2(math.e)
-# Pairs of a block for each CPU thread (3 MB with float64 products), and on an accelerator.
+# Pairs per block: for each CPU thread (3 MB with float64 products), and on an accelerator.
 BLOCK = {"cpu": 2**18, "accelerator": 2**24}
 
 
+def sinkhorn_streaming(problem: Problem) -> StreamingSolution:
+    """Anneal, visiting all pairs at each step."""
+    return annealing.solve(Pair, problem)
+
+
+def sinkhorn_streaming_backward(arguments: StreamingBackwardArguments) -> tuple[Tensor, Tensor]:
+    """Gradients of x and y through the last update."""
+    return annealing.gradients(Pair, arguments)
+
+
 class Pair:
-    """See :class:`slotkernels.sinkhorn.streaming.Pair`."""
+    """See :class:`slotkernels.sinkhorn.streaming.pair.Pair`."""
 
     def __init__(self, x: Tensor, y: Tensor | None, a: Tensor | None, b: Tensor | None, p: int) -> None:
         self.p, self.dtype = p, accumulate_dtype(x.dtype)
@@ -35,8 +48,8 @@ class Pair:
         self.x, self.log_a = x.double() - origin, log_weights(a, x)
         self.y, self.log_b = (self.x, self.log_a) if y is None else (y.double() - origin, log_weights(b, y))
 
-    def soften(self, eps: float | Tensor, f: Tensor, g: Tensor | None = None) -> Tensor:
-        """See :class:`slotkernels.sinkhorn.streaming.Pair`."""
+    def softmin(self, eps: float | Tensor, f: Tensor, g: Tensor | None = None) -> Tensor:
+        """See :class:`slotkernels.sinkhorn.streaming.pair.Pair`."""
         g = f if g is None else g
         # Row vectors: products of a batch of matrices with columns take a slow path on a CPU (14x at 4 x 864 x 864).
         a, b = (logs.exp().to(self.dtype).unsqueeze(1) for logs in (self.log_a, self.log_b))
@@ -54,22 +67,22 @@ class Pair:
         logs.append(self._logs(columns, self.y, self.x, self.log_a, eps, g, f))
         return torch.cat((f, g), 1) - eps * torch.cat(logs, 1)
 
-    def pull(self, eps: float, f: Tensor, g: Tensor) -> Tensor:
-        """See :class:`slotkernels.sinkhorn.streaming.Pair`."""
+    def gradient(self, eps: float, f: Tensor, g: Tensor) -> Tensor:
+        """See :class:`slotkernels.sinkhorn.streaming.pair.Pair`."""
         targets = torch.cat((self.y, torch.ones_like(self.y[:, :, :1])), 2)
-        moved = self.x.new_zeros(*self.x.shape[:2], targets.shape[2])
+        sums = self.x.new_zeros(*self.x.shape[:2], targets.shape[2])
         for k, i, j, exponents, costs in self._blocks(self.x, self.y, eps, f, g + eps * self.log_b):
             plan = exponents.exp2_().double()
             if self.p == 1:
                 flat = costs < NEAREST**0.5 * (1 + 1e-6) * LOG2E / eps
                 plan = plan.div_(costs).masked_fill_(flat, 0.0).mul_(LOG2E / eps)
-            moved[k, i].baddbmm_(plan, targets[k, j])
-        return self.x * moved[:, :, -1:] - moved[:, :, :-1]
+            sums[k, i].baddbmm_(plan, targets[k, j])
+        return self.x * sums[:, :, -1:] - sums[:, :, :-1]
 
     def _logs(
         self, sums: Tensor, x: Tensor, y: Tensor, log_b: Tensor, eps: float | Tensor, f: Tensor, g: Tensor
     ) -> Tensor:
-        """Logarithms [B, N] of sums [B, 1, N]; those out of range are taken again, as log-sum-exps."""
+        """Logarithms [B, N] of sums [B, 1, N]; those out of range are computed again as log-sum-exps."""
         logs = sums.squeeze(1).double().log_()
         bad = out_of_range(sums).squeeze(1)
         g = g + eps * log_b
@@ -85,9 +98,10 @@ class Pair:
     def _blocks(
         self, x: Tensor, y: Tensor, eps: float | Tensor, f: Tensor, g: Tensor, half: bool = False
     ) -> Iterator[tuple[slice, slice, slice, Tensor, Tensor]]:
-        """Problems, rows, columns, there ``(f_i + g_j - C_ij) log2(e) / eps`` in a buffer to be used up, and a cost.
+        """Yields problems, rows, columns, their exponents ``(f_i + g_j - C_ij) log2(e) / eps``, and their costs.
 
-        The cost is ``C_ij log2(e) / eps`` in float64 for p = 1, else of no meaning.
+        Exponents and costs are buffers that the next block overwrites. The costs ``C_ij log2(e) / eps`` are float64 and
+        meaningful for p = 1 only.
         """
         scale = (LOG2E / eps if isinstance(eps, Tensor) else x.new_full((1, 1), LOG2E / eps)).unsqueeze(2)
         xx, yy = (points.square().sum(2, keepdim=True) for points in (x, y))
@@ -115,7 +129,7 @@ class Pair:
 
 
 def _block_shape(batch: int, n: int, m: int, device: torch.device) -> tuple[int, int, int]:
-    """Problems, rows and columns of a block: near to square, and several problems where they are small."""
+    """Problems, rows and columns of a block: nearly square, with several problems if they are small."""
     budget = BLOCK["cpu"] * torch.get_num_threads() if device.type == "cpu" else BLOCK["accelerator"]
     height = min(n, max(math.isqrt(budget), budget // m))
     width = min(m, max(math.isqrt(budget), budget // n))

@@ -1,3 +1,5 @@
+"""The video stage: grouping over time, merging, and a loss that compares unordered sets."""
+
 import dataclasses
 
 import pytest
@@ -5,7 +7,6 @@ import torch
 
 from interpreter.methods.interpreter.config import VideoModelConfig
 from interpreter.methods.interpreter.video_stage import VideoSlots, VideoStage
-from interpreter.models.prior import initial_slots, prior_noise
 
 CONFIG = VideoModelConfig(num_slots=4, dim=16, encoder_layers=1, decoder_layers=1, heads=2)
 FRAMES, SLOTS, WIDTH = 5, 3, 12
@@ -19,7 +20,7 @@ def build(seed=0, **changes):
 def inputs(stage, batch=2, seed=1):
     generator = torch.Generator().manual_seed(seed)
     image_slots = torch.randn(batch, FRAMES, SLOTS, WIDTH, generator=generator)
-    return image_slots, initial_slots(stage.slot_attention, prior_noise(stage.slot_attention, batch, generator))
+    return image_slots, stage.slot_attention.sample_slots(batch, generator)
 
 
 def test_loss_is_the_mean_sinkhorn_divergence_of_geomloss():

@@ -7,25 +7,142 @@ There are two ways to take the updates. In the log domain each is a log-sum-exp 
 (Schmitzer 2019) exponentiates the matrix at present potentials ``(f0, g0)`` once, and then an update is a product of it
 and a vector of ``2^(f - f0)``; when a factor leaves ``2^±40``, one iteration is taken in the log domain and the matrix
 is built again. What float32 drops (entries below ``2^-126``) adds less than ``2^-86`` to a sum of at least ``2^-40``:
-nothing, as in a log-sum-exp. The absorbed form looks at its numbers, which costs nothing on a CPU and stalls an
+nothing, as in a log-sum-exp. The absorbed form reads its numbers on the host, which is free on a CPU but stalls an
 accelerator, so accelerators stay in the log domain.
 """
 
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .._checks import accumulate_dtype, check_that
 from .._derivatives import is_batched
+from .problem import BackwardArguments, Problem, Solution
 
 LOG2E = math.log2(math.e)
-REACH = 40.0
-CHECK_EVERY = 10  # iterations between looks at the tolerance
+REACH = 40.0  # binary exponent that factors of the absorbed form may have
+CHECK_EVERY = 10  # iterations between checks of the tolerance
 PENDING = 256  # outer products that are gathered into one matrix product
+
+
+class Updates(Protocol):
+    """Alternating updates of the potentials of rows [B, N, 1] and of columns [B, 1, M]."""
+
+    def columns(self, f: Tensor) -> Tensor:
+        """Potentials of the columns from those of the rows."""
+
+    def rows(self, g: Tensor) -> Tensor:
+        """Potentials of the rows from those of the columns."""
+
+    def plan(self, g: Tensor) -> Tensor:
+        """The plan after an update of the rows, normalised by its own sums."""
+
+
+def sinkhorn_plan(problem: Problem) -> Solution:
+    """Update columns and rows in turn, from potentials of zero."""
+    return iterate(Absorbed if problem.cost.device.type == "cpu" else LogDomain, problem)
+
+
+def iterate(kind: Callable[[Tensor, Tensor, Tensor, float], Updates], problem: Problem) -> Solution:
+    """Iterate with updates of one kind: in the log domain, absorbed, or composite."""
+    cost, a, b = _prepare(problem.cost, problem.a, problem.b)
+    _, _, _, eps, iterations, tolerance, keep = problem
+    batch, n, m = cost.shape
+    updates = kind(cost, a, b, eps)
+    f, g = torch.zeros_like(a), torch.zeros_like(b)
+    history = f.new_zeros(iterations if keep else 0, batch, n + m)
+    made = 0
+    while made < iterations or tolerance is not None:
+        new_g = updates.columns(f)
+        if tolerance is not None and made and (made % CHECK_EVERY == 0 or made == iterations):
+            error = _column_error(b, g, new_g, tolerance)
+            if made == iterations and not error <= tolerance:
+                _warn(error, iterations, tolerance)
+            if made == iterations or error <= tolerance:
+                break
+        g = new_g
+        f = updates.rows(g)
+        if keep:
+            history[made] = torch.cat((f.squeeze(2), g.squeeze(1)), 1)
+        made += 1
+    return Solution(updates.plan(g), history, torch.full((1,), made, device=cost.device))
+
+
+def sinkhorn_plan_backward(arguments: BackwardArguments) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the costs (empty if not needed) and of the weights, by going back through the iterations made.
+
+    With ``dP_ij = K_ij (da_i b_j + a_i db_j) + P_ij (df_i + dg_j - dC_ij)`` (natural units) and, as K's rows sum to 1
+    under b after an update of f, ``df_i = sum_j K_ij (b_j (dC_ij - dg_j) - db_j)``; dg likewise.
+    """
+    grad, cost, a, b, history, made, eps, need_cost = arguments
+    dtype = cost.dtype
+    cost, a, b = _prepare(cost, a, b)
+    n, m = cost.shape[1:]
+    kernel = (AbsorbedKernel if cost.device.type == "cpu" else Kernel)(cost, eps)
+    zeros = torch.zeros_like(a)
+
+    def potentials(k: int) -> tuple[Tensor, Tensor]:
+        f, g = history[k].split((n, m), 1)
+        return f.unsqueeze(2), g.unsqueeze(1)
+
+    steps = len(history) if made is None else int(made)
+    f, g = potentials(steps - 1)
+    kernel.move(f, g)
+    weighted = grad * kernel.matrix
+    grad_a = (b.to(weighted.dtype) @ weighted.mT).mT.double()
+    grad_b = (a.mT.to(weighted.dtype) @ weighted).double()
+    kernel.total = weighted.mul_(-a.to(weighted.dtype)).mul_(b.to(weighted.dtype))
+    grad_f, grad_g = a * grad_a, b * grad_b
+    for k in reversed(range(steps)):
+        f, g = potentials(k)
+        kernel.move(f, g)
+        sums = kernel.over_rows(grad_f)
+        grad_b -= sums
+        grad_g -= b * sums
+        if need_cost:
+            kernel.add(grad_f, b)
+        kernel.move(potentials(k - 1)[0] if k else zeros, g)
+        sums = kernel.over_columns(grad_g)
+        grad_a -= sums
+        grad_f = -a * sums
+        if need_cost:
+            kernel.add(a, grad_g)
+        grad_g = torch.zeros_like(b)
+    total = kernel.finish().mul_(1 / eps).to(dtype)
+    grad_a, grad_b = grad_a.squeeze(2).to(cost.dtype), grad_b.squeeze(1).to(cost.dtype)
+    return total if need_cost else total.new_empty(0), grad_a, grad_b
+
+
+def _prepare(cost: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Costs in working precision, weights [B, N, 1] and [B, 1, M] in float64."""
+    batch, n, m = cost.shape
+    a = cost.new_full((batch, n), 1 / n, dtype=torch.float64) if a is None else a.double()
+    b = cost.new_full((batch, m), 1 / m, dtype=torch.float64) if b is None else b.double()
+    return cost.to(accumulate_dtype(cost.dtype)), a.unsqueeze(2), b.unsqueeze(1)
+
+
+def _column_error(b: Tensor, g: Tensor, new_g: Tensor, tolerance: float) -> float:
+    """Largest ``sum_j |sum_i P_ij - b_j|`` of all problems."""
+    # The columns of the plan sum to b times the ratio of what these potentials were and should be.
+    errors = (b * (g - new_g).exp2().sub(1).abs()).sum(2).detach()
+    check_that(
+        not is_batched(errors),
+        f"sinkhorn_plan: tolerance={tolerance} cannot be checked inside torch.vmap, expected None",
+    )
+    return float(errors.max()) if len(errors) else 0.0
+
+
+def _warn(error: float, iterations: int, tolerance: float) -> None:
+    warnings.warn(
+        f"slotkernels.sinkhorn_plan: the columns are {error:.3g} away from b after {iterations} iterations, expected "
+        f"tolerance={tolerance:.3g}; take more iterations or a larger eps",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 class LogDomain:
@@ -114,77 +231,6 @@ def _near(change: Tensor) -> bool:
     return bool((change.abs() <= REACH).all())
 
 
-def _prepare(cost: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Costs in working precision, weights [B, N, 1] and [B, 1, M] in float64."""
-    batch, n, m = cost.shape
-    a = cost.new_full((batch, n), 1 / n, dtype=torch.float64) if a is None else a.double()
-    b = cost.new_full((batch, m), 1 / m, dtype=torch.float64) if b is None else b.double()
-    return cost.to(accumulate_dtype(cost.dtype)), a.unsqueeze(2), b.unsqueeze(1)
-
-
-def sinkhorn_plan(
-    cost: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    eps: float,
-    iterations: int,
-    tolerance: float | None,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Plan, potentials after each iteration [iterations or 0, B, N + M] and how many iterations were made [1]."""
-    kind = Absorbed if cost.device.type == "cpu" else LogDomain
-    return iterate(kind, cost, a, b, eps, iterations, tolerance, keep)
-
-
-def iterate(
-    kind: Callable[..., Any],
-    cost: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    eps: float,
-    iterations: int,
-    tolerance: float | None,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`sinkhorn_plan` with a given kind of updates."""
-    cost, a, b = _prepare(cost, a, b)
-    batch, n, m = cost.shape
-    updates = kind(cost, a, b, eps)
-    f, g = torch.zeros_like(a), torch.zeros_like(b)
-    history = f.new_zeros(iterations if keep else 0, batch, n + m)
-    made = 0
-    while made < iterations or tolerance is not None:
-        following = updates.columns(f)
-        if tolerance is not None and made and (made % CHECK_EVERY == 0 or made == iterations):
-            # The columns of the plan sum to b times the ratio of what these potentials were and should be.
-            errors = (b * (g - following).exp2().sub(1).abs()).sum(2).detach()
-            check_that(
-                not is_batched(errors),
-                f"sinkhorn_plan: tolerance={tolerance} cannot be checked inside torch.vmap, expected None",
-            )
-            error = float(errors.max()) if batch else 0.0
-            if error <= tolerance:
-                break
-            if made == iterations:
-                _warn(error, iterations, tolerance)
-                break
-        g = following
-        f = updates.rows(g)
-        if keep:
-            history[made] = torch.cat((f.squeeze(2), g.squeeze(1)), 1)
-        made += 1
-    return updates.plan(g), history, torch.full((1,), made, device=cost.device)
-
-
-def _warn(error: float, iterations: int, tolerance: float) -> None:
-    warnings.warn(
-        f"slotkernels.sinkhorn_plan: the columns are {error:.3g} away from b after {iterations} iterations, expected "
-        f"tolerance={tolerance:.3g}; take more iterations or a larger eps",
-        RuntimeWarning,
-        stacklevel=3,
-    )
-
-
 class Kernel:
     """``K_ij = 2^(f_i + g_j - C_ij / unit)`` at the potentials it is moved to, and a sum of ``K_ij x_i y_j``."""
 
@@ -254,59 +300,3 @@ class AbsorbedKernel(Kernel):
             self.total.addcmul_(self.matrix, torch.cat(rows, 2) @ torch.cat(columns, 1))
             self.pending.clear()
         return self.total
-
-
-def sinkhorn_plan_backward(
-    grad: Tensor,
-    cost: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    history: Tensor,
-    made: Tensor | None,
-    eps: float,
-    need_cost: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the costs (empty if not needed) and of the weights, by going back through the iterations made.
-
-    With ``dP_ij = K_ij (da_i b_j + a_i db_j) + P_ij (df_i + dg_j - dC_ij)`` (natural units) and, as K's rows sum to 1
-    under b after an update of f, ``df_i = sum_j K_ij (b_j (dC_ij - dg_j) - db_j)``; dg likewise.
-    """
-    dtype = cost.dtype
-    cost, a, b = _prepare(cost, a, b)
-    n, m = cost.shape[1:]
-    kernel = (AbsorbedKernel if cost.device.type == "cpu" else Kernel)(cost, eps)
-    zeros = torch.zeros_like(a)
-
-    def potentials(k: int) -> tuple[Tensor, Tensor]:
-        f, g = history[k].split((n, m), 1)
-        return f.unsqueeze(2), g.unsqueeze(1)
-
-    steps = len(history) if made is None else int(made)
-    f, g = potentials(steps - 1)
-    kernel.move(f, g)
-    weighted = grad * kernel.matrix
-    grad_a = (b.to(weighted.dtype) @ weighted.mT).mT.double()
-    grad_b = (a.mT.to(weighted.dtype) @ weighted).double()
-    kernel.total = weighted.mul_(-a.to(weighted.dtype)).mul_(b.to(weighted.dtype))
-    grad_f, grad_g = a * grad_a, b * grad_b
-    for k in reversed(range(steps)):
-        f, g = potentials(k)
-        kernel.move(f, g)
-        pulled = kernel.over_rows(grad_f)
-        grad_b -= pulled
-        grad_g -= b * pulled
-        if need_cost:
-            kernel.add(grad_f, b)
-        kernel.move(potentials(k - 1)[0] if k else zeros, g)
-        pulled = kernel.over_columns(grad_g)
-        grad_a -= pulled
-        grad_f = -a * pulled
-        if need_cost:
-            kernel.add(a, grad_g)
-        grad_g = torch.zeros_like(b)
-    total = kernel.finish().mul_(1 / eps).to(dtype)
-    return (
-        total if need_cost else total.new_empty(0),
-        grad_a.squeeze(2).to(cost.dtype),
-        grad_b.squeeze(1).to(cost.dtype),
-    )

@@ -1,3 +1,5 @@
+"""The image stage: its loss, its gradients, its grids and its positions."""
+
 import dataclasses
 
 import pytest
@@ -6,7 +8,6 @@ import torch
 from interpreter.methods.interpreter.config import ImageModelConfig
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.models.positions import patch_positions
-from interpreter.models.prior import initial_slots, prior_noise
 from interpreter.models.transformer import TransformerDecoder
 
 CONFIG = ImageModelConfig(num_slots=3, dim=16, decoder_layers=1, heads=2)
@@ -21,14 +22,14 @@ def build(seed=0, **changes):
 def inputs(stage, batch=2, seed=1):
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(batch, GRID[0] * GRID[1], FEATURES, generator=generator)
-    return features, prior_noise(stage.slot_attention, batch, generator)
+    return features, torch.randn(batch, stage.config.num_slots, stage.config.dim, generator=generator)
 
 
 @pytest.mark.parametrize(("implicit", "learns"), [("bilevel", True), ("none", True), ("detach", False)])
 def test_gradient_reaches_the_prior(implicit, learns):
     stage = build(implicit=implicit)
     features, noise = inputs(stage)
-    loss, _ = stage(features, initial_slots(stage.slot_attention, noise))
+    loss, _ = stage(features, stage.slot_attention.sample_slots(len(noise), noise=noise))
     loss.backward()
     for parameter in (stage.slot_attention.mu, stage.slot_attention.log_sigma):
         moved = parameter.grad is not None and parameter.grad.abs().max() > 0
@@ -38,7 +39,7 @@ def test_gradient_reaches_the_prior(implicit, learns):
 def test_every_other_parameter_learns():
     stage = build()
     features, noise = inputs(stage)
-    stage(features, initial_slots(stage.slot_attention, noise))[0].backward()
+    stage(features, stage.slot_attention.sample_slots(len(noise), noise=noise))[0].backward()
     still = [name for name, p in stage.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert still == []
 
@@ -48,16 +49,15 @@ def test_prior_is_mean_and_scale_of_the_noise():
     attention = stage.slot_attention
     with torch.no_grad():
         attention.log_sigma.fill_(-0.5)
-    noise = prior_noise(attention, 2, torch.Generator().manual_seed(5))
-    assert noise.shape == (2, 3, 16)
-    torch.testing.assert_close(initial_slots(attention, noise), attention.mu + 0.6065307 * noise)
-    assert torch.equal(noise, prior_noise(attention, 2, torch.Generator().manual_seed(5)))
+    noise = torch.randn(2, 3, 16)
+    drawn = attention.sample_slots(2, noise=noise)
+    torch.testing.assert_close(drawn, attention.mu + 0.6065307 * noise)
 
 
 def test_loss_is_the_mean_squared_error_of_the_decoded_slots():
     stage = build()
     features, noise = inputs(stage)
-    loss, encoded = stage(features, initial_slots(stage.slot_attention, noise))
+    loss, encoded = stage(features, stage.slot_attention.sample_slots(len(noise), noise=noise))
     expected = sum(((stage.decode(encoded.slots)[b] - features[b]) ** 2).mean() for b in range(2)) / 2
     torch.testing.assert_close(loss, expected)
 
@@ -86,7 +86,7 @@ def test_decoder_sees_slots_as_a_set():
 def test_attention_rows_sum_to_one():
     stage = build()
     features, noise = inputs(stage)
-    attention = stage.encode(features, slots=initial_slots(stage.slot_attention, noise)).attention
+    attention = stage.encode(features, slots=stage.slot_attention.sample_slots(len(noise), noise=noise)).attention
     assert attention.shape == (2, 12, 3)
     torch.testing.assert_close(attention.sum(-1), torch.ones(2, 12))
     assert attention.min() >= 0
@@ -96,7 +96,7 @@ def test_stage_applies_to_another_grid():
     """Every token four times on a grid twice as fine: the same slots, and the attention of each token's origin."""
     stage = build(input_positions=False)
     features, noise = inputs(stage)
-    slots = initial_slots(stage.slot_attention, noise)
+    slots = stage.slot_attention.sample_slots(len(noise), noise=noise)
     coarse = stage.encode(features, slots=slots)
     image = features.unflatten(1, GRID).repeat_interleave(2, 1).repeat_interleave(2, 2)
     fine = stage.encode(image.flatten(1, 2), (6, 8), slots)
@@ -124,7 +124,7 @@ def test_input_positions_break_the_symmetry_of_equal_features():
     for positions in (True, False):
         stage = build(input_positions=positions)
         _, noise = inputs(stage, batch=1)
-        attention = stage.encode(features, slots=initial_slots(stage.slot_attention, noise)).attention
+        attention = stage.encode(features, slots=stage.slot_attention.sample_slots(len(noise), noise=noise)).attention
         assert (attention.std(1).max() > 1e-4) == positions
 
 
@@ -149,7 +149,7 @@ def test_overfits_a_small_batch():
     optimizer = torch.optim.AdamW(stage.parameters(), lr=1e-2)
     losses = []
     for _ in range(60):
-        loss, _ = stage(features, initial_slots(stage.slot_attention, noise))
+        loss, _ = stage(features, stage.slot_attention.sample_slots(len(noise), noise=noise))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

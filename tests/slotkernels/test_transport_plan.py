@@ -1,3 +1,5 @@
+"""Transport plans and their gradients against the definition, unrolled iterations and linear programs."""
+
 import math
 import shutil
 import warnings
@@ -9,8 +11,10 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment, linprog
 from scipy.special import logsumexp
 from slotkernels import sinkhorn_plan
-from slotkernels.sinkhorn import plan_reference
-from slotkernels.sinkhorn.plan import bytes_moved, flops
+from slotkernels.transport_plan import bytes_moved, flops
+from slotkernels.transport_plan import reference as backend
+
+from .oracles import assert_matches_oracle
 
 SHAPES = [(2, 7, 9), (3, 1, 5), (2, 5, 1), (1, 1, 1), (2, 33, 20)]
 
@@ -19,8 +23,8 @@ SHAPES = [(2, 7, 9), (3, 1, 5), (2, 5, 1), (1, 1, 1), (2, 33, 20)]
 def form(request, monkeypatch):
     """Both forms of the iterations on a CPU: what CPUs run, and what accelerators run."""
     if request.param == "log domain":
-        monkeypatch.setattr(plan_reference, "Absorbed", plan_reference.LogDomain)
-        monkeypatch.setattr(plan_reference, "AbsorbedKernel", plan_reference.Kernel)
+        monkeypatch.setattr(backend, "Absorbed", backend.LogDomain)
+        monkeypatch.setattr(backend, "AbsorbedKernel", backend.Kernel)
     return request.param
 
 
@@ -51,10 +55,21 @@ def unrolled(cost, a, b, eps, iterations):
     return (log_a + log_b + f + g - cost).exp()
 
 
+def assert_equals_unrolled(inputs, eps, iterations, tolerance):
+    """The plan and its gradients, against those of unrolled iterations in float64."""
+    return assert_matches_oracle(
+        lambda **t: [sinkhorn_plan(**t, eps=eps, iterations=iterations)],
+        lambda **t: [unrolled(**t, eps=eps, iterations=iterations)],
+        dict(zip(("cost", "a", "b"), inputs, strict=True)),
+        ["plan"],
+        tolerance,
+    )
+
+
 @pytest.mark.parametrize("iterations", [1, 2, 40])
 @pytest.mark.parametrize("eps", [10.0, 0.1, 0.003])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_equals_the_definition(form, shape, eps, iterations):
+def test_plan_equals_the_definition(form, shape, eps, iterations):
     cost, a, b = problem(*shape, grad=False)
     plan = sinkhorn_plan(cost, a, b, eps=eps, iterations=iterations)
     for k in range(shape[0]):
@@ -67,13 +82,7 @@ def test_equals_the_definition(form, shape, eps, iterations):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_gradients_equal_those_of_unrolled_iterations(form, shape, eps, iterations):
     """Exactly, converged or not."""
-    inputs = problem(*shape)
-    cotangent = torch.randn(shape, dtype=torch.float64)
-    actual = torch.autograd.grad(sinkhorn_plan(*inputs, eps=eps, iterations=iterations), inputs, cotangent)
-    expected = torch.autograd.grad(unrolled(*inputs, eps, iterations), inputs, cotangent)
-    for grad, reference in zip(actual, expected, strict=True):
-        # What cancels in the gradient of a cost is P / eps.
-        torch.testing.assert_close(grad, reference, rtol=1e-8, atol=1e-12 / eps)
+    assert_equals_unrolled(problem(*shape), eps, iterations, 1e-8)
 
 
 def test_gradcheck(form):
@@ -96,7 +105,7 @@ def test_costs_of_points_keep_their_precision_under_autocast():
 
 
 @pytest.mark.parametrize("p", [1, 2])
-def test_points_stand_for_their_costs(p):
+def test_points_give_the_same_plan_as_their_costs(p):
     x, y = torch.randn(2, 6, 5) + 1000, torch.randn(2, 4, 5) + 1000
     cost = torch.cdist(x.double(), y.double()) ** p / p
     actual, expected = (sinkhorn_plan(**c, eps=0.5) for c in ({"x": x, "y": y, "p": p}, {"cost": cost}))
@@ -110,18 +119,15 @@ def test_points_stand_for_their_costs(p):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("eps", [0.3, 0.02])
 def test_lower_precision_stays_near_the_float64_oracle(form, eps, dtype):
-    inputs = problem(2, 33, 20, dtype)
-    inputs64 = [t.detach().double().requires_grad_() for t in inputs]
-    actual, expected = sinkhorn_plan(*inputs, eps=eps, iterations=30), unrolled(*inputs64, eps, 30)
-    assert actual.dtype == torch.float32
     # All arithmetic is float32: a cost of 1 is rounded by 6e-8, in an exponent by 6e-8 / eps, thirty times.
-    torch.testing.assert_close(actual.double(), expected, rtol=1e-5 / eps, atol=1e-8)
-    cotangent = torch.rand(actual.shape)
-    grads = torch.autograd.grad(actual, inputs, cotangent)
+    single = 1e-5 / eps
     half = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps  # gradients are rounded to the input's dtype
-    for grad, reference in zip(grads, torch.autograd.grad(expected, inputs64, cotangent.double()), strict=True):
-        assert grad.dtype == dtype
-        torch.testing.assert_close(grad.double(), reference, rtol=half, atol=1e-5 / eps * reference.abs().max().item())
+
+    def tolerance(name, tensor):
+        return single if name == "plan" else single + half
+
+    actual = assert_equals_unrolled(problem(2, 33, 20, dtype), eps, 30, tolerance)
+    assert actual["plan"].dtype == torch.float32
 
 
 def test_rows_sum_to_a_and_columns_approach_b(form):
@@ -146,13 +152,16 @@ def test_tolerance_stops_when_the_columns_are_near_enough(form):
     assert len(counts) == 1  # it stopped after some tens
     before = sinkhorn_plan(cost, a, b, eps=0.1, iterations=counts[0] - 10)
     assert (before.sum(1) - b).abs().sum(1).max() > 1e-3
-    cotangent = torch.randn(plan.shape, dtype=torch.float64)
-    actual = torch.autograd.grad(plan, (cost, a, b), cotangent)
-    expected = torch.autograd.grad(unrolled(cost, a, b, 0.1, counts[0]), (cost, a, b), cotangent)
-    torch.testing.assert_close(actual, expected)
+    assert_matches_oracle(
+        lambda **t: [sinkhorn_plan(**t, eps=0.1, iterations=1000, tolerance=1e-3)],
+        lambda **t: [unrolled(**t, eps=0.1, iterations=counts[0])],
+        {"cost": cost, "a": a, "b": b},
+        ["plan"],
+        1e-7,
+    )
 
 
-def test_a_tolerance_that_is_not_reached_is_a_warning_with_the_error(form):
+def test_missed_tolerance_warns_with_the_error(form):
     cost, a, b = problem(2, 12, 9, grad=False)
     with pytest.warns(
         RuntimeWarning, match=r"columns are .* away from b after 15 iterations, expected tolerance=1e-12"
@@ -161,21 +170,15 @@ def test_a_tolerance_that_is_not_reached_is_a_warning_with_the_error(form):
     torch.testing.assert_close(plan, sinkhorn_plan(cost, a, b, eps=0.02, iterations=15))
 
 
-def test_absorbed_iterations_equal_the_log_domain_where_factors_leave_their_range(monkeypatch):
+def test_absorbed_form_equals_log_domain_for_extreme_costs(monkeypatch):
     """Costs of 2000 eps and unequal weights: potentials wander by hundreds of powers of two before they settle."""
     cost, a, b = problem(2, 20, 15)
     cost = (cost.detach() * 20).requires_grad_()
     built = []
-    rows = plan_reference.LogDomain.rows
-    monkeypatch.setattr(plan_reference.LogDomain, "rows", lambda self, g: built.append(1) or rows(self, g))
-    plan = sinkhorn_plan(cost, a, b, eps=0.01, iterations=300)
+    rows = backend.LogDomain.rows
+    monkeypatch.setattr(backend.LogDomain, "rows", lambda self, g: built.append(1) or rows(self, g))
+    assert_equals_unrolled((cost, a, b), 0.01, 300, 1e-8)
     assert 1 < len(built) < 100
-    cotangent = torch.randn(plan.shape, dtype=torch.float64)
-    grads = torch.autograd.grad(plan, (cost, a, b), cotangent)
-    expected = unrolled(cost, a, b, 0.01, 300)
-    torch.testing.assert_close(plan, expected, rtol=1e-9, atol=1e-13)
-    for grad, reference in zip(grads, torch.autograd.grad(expected, (cost, a, b), cotangent), strict=True):
-        torch.testing.assert_close(grad, reference, rtol=1e-7, atol=1e-8)
 
 
 def test_small_temperature_finds_the_optimal_assignment(form):
@@ -198,7 +201,7 @@ def test_small_temperature_reaches_the_linear_program(form):
         assert best - 1e-6 <= (plan[k] * cost[k]).sum().item() <= best + 2e-3 * math.log(20)
 
 
-def test_two_points_in_closed_form(form):
+def test_two_points_match_the_closed_form(form):
     """Symmetric costs 0 and c: the plan is half a logistic function of c / eps."""
     c, eps = 0.7, 0.2
     cost = torch.tensor([[[0.0, c], [c, 0.0]]], dtype=torch.float64)
@@ -207,7 +210,7 @@ def test_two_points_in_closed_form(form):
     torch.testing.assert_close(sinkhorn_plan(cost, eps=eps, iterations=1), expected)
 
 
-def test_no_temperature_is_too_small(form):
+def test_tiny_temperature_stays_finite(form):
     """Costs of 1e7 eps: float32 knows exponents to units, and rows sum to their weights nevertheless."""
     cost = (1e4 + 100 * torch.rand(2, 20, 20)).requires_grad_()
     plan = sinkhorn_plan(cost, eps=1e-3, iterations=50)
@@ -216,21 +219,21 @@ def test_no_temperature_is_too_small(form):
     assert torch.autograd.grad(plan.square().sum(), cost)[0].isfinite().all()
 
 
-def test_large_temperature_and_equal_costs_spread_everything(form):
+def test_large_temperature_or_equal_costs_give_product_plan(form):
     cost, a, b = problem(2, 7, 9, grad=False)
     spread = a.unsqueeze(2) * b.unsqueeze(1)
     torch.testing.assert_close(sinkhorn_plan(cost, a, b, eps=1e9), spread)
     torch.testing.assert_close(sinkhorn_plan(torch.full_like(cost, 3.0), a, b, eps=1e-3), spread)
 
 
-def test_a_constant_in_a_row_or_column_of_costs_changes_nothing(form):
+def test_constant_row_or_column_of_costs_changes_nothing(form):
     cost, a, b = problem(2, 7, 9, grad=False)
     shifted = cost + 5 * torch.randn(2, 7, 1, dtype=torch.float64) + 5 * torch.randn(2, 1, 9, dtype=torch.float64)
     plans = [sinkhorn_plan(c, a, b, eps=0.1, iterations=2000) for c in (cost, shifted)]
     torch.testing.assert_close(*plans, rtol=1e-8, atol=1e-12)
 
 
-def test_forbidden_pairs_get_nothing_and_lonely_points_stay_alone(form):
+def test_forbidden_pairs_and_isolated_points_get_nothing(form):
     cost, a, b = problem(2, 6, 5, torch.float32)
     cost = cost.detach()
     cost[0, 1, 2] = cost[0, 0, 1:] = math.inf
@@ -248,7 +251,7 @@ def test_forbidden_pairs_get_nothing_and_lonely_points_stay_alone(form):
     assert (grad[cost.isinf()] == 0).all()
 
 
-def test_zero_weights_are_ignored_points(form):
+def test_points_of_zero_weight_are_ignored(form):
     cost, a, b = problem(2, 6, 5)
     a, b = a.detach(), b.detach()
     a[:, 2], b[:, 0] = 0, 0
@@ -327,7 +330,7 @@ def test_aligns_the_features_of_two_frames():
         ({"cost": torch.zeros(1, 2, 3), "backend": "metal"}, "backend='metal' is unknown"),
     ],
 )
-def test_bad_input_is_a_value_error_that_names_it(arguments, message):
+def test_invalid_input_raises_a_value_error_naming_it(arguments, message):
     with pytest.raises(ValueError, match=message):
         sinkhorn_plan(**{"eps": 0.1, **arguments})
 

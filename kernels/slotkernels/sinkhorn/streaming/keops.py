@@ -1,10 +1,11 @@
-"""Streaming Sinkhorn on KeOps: one compiled loop over all pairs per reduction, and nothing kept but the points.
+"""Streaming Sinkhorn on KeOps: each reduction over all pairs is one compiled loop, and no matrix is stored.
 
-KeOps compiles each reduction when it first meets it (about 6 s, kept in its cache folder), and launches on CUDA's NULL
-stream, where it waits: never inside a captured graph. Its loops suit points of up to about 100 dimensions. A sum of
-exponentials that the present potentials keep in range is cheaper than a log-sum-exp, which stands in where they do not.
+KeOps compiles each reduction at its first use (about 6 s; the result stays in its cache folder). It launches on CUDA's
+NULL stream and synchronises, so it cannot run inside a captured graph. Its loops suit points of up to about 100
+dimensions. A sum of exponentials is cheaper than a log-sum-exp, which replaces it only where the sum leaves the range
+of the dtype.
 
-Some installations crash the process when KeOps first computes on a GPU, so a child process tries it there before.
+Some installations crash the process when KeOps first computes on a GPU, so a child process tries it first.
 """
 
 import atexit
@@ -27,31 +28,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import accumulate_dtype
-from .._dispatch import Call
-from .reference import NEAREST
-from .streaming import centre, log_weights, out_of_range
+from ..._backends import Arguments, device_of
+from ..._checks import accumulate_dtype
+from ..problem import Problem
+from ..reference import NEAREST
+from . import annealing
+from .pair import centre, log_weights, out_of_range
+from .problem import StreamingBackwardArguments, StreamingSolution
 
 _HOW = "pip install pykeops installs it"
 
-# Points are in units of sqrt(2 eps) for p = 2 and of eps for p = 1; below the squared distance C costs are flat.
+# Points are in units of sqrt(2 eps) for p = 2 and of eps for p = 1. Costs are flat below the squared distance C.
 _EXPONENT = {2: "R + S - SqDist(X, Y)", 1: "R + S - Sqrt(ReLU(SqDist(X, Y) - C) + C)"}
 _SLOPE = {2: "X - Y", 1: "IfElse(SqDist(X, Y) - C, Rsqrt(SqDist(X, Y)), Zero(1)) * (X - Y)"}
 
 
-# What the child runs: eight equal points, so that each of the eight sums of exponentials is 8.
+# Program of the child process: eight equal points, so that each of the eight sums of exponentials is 8.
 _TRIAL = """
 import sys
 sys.path[:] = {path!r}
 import torch
-from slotkernels.sinkhorn import keops
+from slotkernels.sinkhorn.streaming import keops
 x, zeros = torch.zeros(1, 8, 3, device={device!r}), torch.zeros(1, 8, 1, device={device!r})
 reason = keops._why_not_imported() or keops._why_not_found(x.device)
 if not reason and not torch.allclose(sums := keops._reduce("Sum", 2, x, x, zeros, zeros), zeros + 8):
     reason = f"sums of 8 came out as {{sums.flatten().tolist()}}"
 sys.exit(reason)
 """
-_TRIAL_SECONDS = 180  # two compilations, and the wait for other processes that compile
+_TRIAL_SECONDS = 180  # two compilations, and waiting for other processes that compile
 
 
 def _folder() -> Path:
@@ -75,11 +79,11 @@ def _why_not_imported() -> str | None:
     if importlib.util.find_spec("pykeops") is None:
         return f"pykeops is not installed ({_HOW})"
     try:
-        with _alone(), contextlib.redirect_stdout(io.StringIO()):  # it reports on the machine as it is imported
+        with _alone(), contextlib.redirect_stdout(io.StringIO()):  # the import prints a report on the machine
             import pykeops.torch  # noqa: F401
-    except Exception as error:  # a broken installation raises whatever it meets first
+    except Exception as error:  # a broken installation may raise anything
         return f"pykeops cannot be imported ({type(error).__name__}: {error}; {_HOW})"
-    # It saves its cache at exit; registered later than its own handler, this one runs earlier. The lock ends with us.
+    # KeOps saves its cache at exit. This handler is registered later, so it runs earlier; the lock is freed with us.
     atexit.register(contextlib.ExitStack().enter_context, _alone())
     return None
 
@@ -97,7 +101,8 @@ def _why_not_found(device: torch.device) -> str | None:
 def _why_not_on_gpu(device: torch.device) -> str | None:
     """Why a child process could not compute with KeOps on the GPU, or None.
 
-    Success leaves a file in the cache folder, named after what it depends on; failure is tried again by each process.
+    Success is remembered by a file in the cache folder, named after machine, versions and GPU. After a failure each
+    process tries again.
     """
     try:
         keops = metadata.version("pykeops")
@@ -111,7 +116,7 @@ def _why_not_on_gpu(device: torch.device) -> str | None:
         if failure is None:
             marker.touch()
             return None
-    except OSError as error:  # no folder that can be written, or no Python
+    except OSError as error:  # the folder cannot be written, or there is no Python
         failure = f"was not started ({error})"
     reason = (
         f"KeOps cannot compute on {gpu}: a trial in a child process {failure} (pykeops {keops}, torch "
@@ -136,16 +141,17 @@ def _trial(device: torch.device) -> str | None:
     return f"failed: {last}" if child.returncode else None
 
 
-def why_not(call: Call) -> str | None:
+def why_not(arguments: Arguments) -> str | None:
     """Why KeOps cannot serve the call, or None."""
-    if call.device.type not in ("cpu", "cuda"):
-        return f"tensors on {call.device.type}"
+    device = device_of(arguments)
+    if device.type not in ("cpu", "cuda"):
+        return f"tensors on {device.type}"
     reason = None
-    if call.device.type == "cuda":
+    if device.type == "cuda":
         if torch.cuda.is_current_stream_capturing():
             return "KeOps launches on the NULL stream, which a CUDA graph cannot capture"
-        reason = _why_not_on_gpu(call.device)  # before the import, which loads CUDA's libraries too
-    return reason or _why_not_imported() or _why_not_found(call.device)
+        reason = _why_not_on_gpu(device)  # before the import, which loads CUDA's libraries too
+    return reason or _why_not_imported() or _why_not_found(device)
 
 
 @cache
@@ -188,8 +194,18 @@ def _reduce(name: str, p: int, *arrays: Tensor) -> Tensor:
     return reduction(*(t.contiguous() for t in arrays), backend=_backend(points.device))
 
 
+def sinkhorn_streaming(problem: Problem) -> StreamingSolution:
+    """Anneal, visiting all pairs at each step."""
+    return annealing.solve(Pair, problem)
+
+
+def sinkhorn_streaming_backward(arguments: StreamingBackwardArguments) -> tuple[Tensor, Tensor]:
+    """Gradients of x and y through the last update."""
+    return annealing.gradients(Pair, arguments)
+
+
 class Pair:
-    """See :class:`slotkernels.sinkhorn.streaming.Pair`."""
+    """See :class:`slotkernels.sinkhorn.streaming.pair.Pair`."""
 
     def __init__(self, x: Tensor, y: Tensor | None, a: Tensor | None, b: Tensor | None, p: int) -> None:
         self.p, self.dtype = p, accumulate_dtype(x.dtype)
@@ -197,14 +213,14 @@ class Pair:
         self.x, self.logs = x.double() - origin, log_weights(a, x)
         self.other = None if y is None else (y.double() - origin, log_weights(b, y))
 
-    def soften(self, eps: float | Tensor, f: Tensor, g: Tensor | None = None) -> Tensor:
-        """See :class:`slotkernels.sinkhorn.streaming.Pair`."""
+    def softmin(self, eps: float | Tensor, f: Tensor, g: Tensor | None = None) -> Tensor:
+        """See :class:`slotkernels.sinkhorn.streaming.pair.Pair`."""
         if self.other is None or g is None:
-            return self._soften(self.x, self.x, self.logs, eps, f, f)
+            return self._softmin(self.x, self.x, self.logs, eps, f, f)
         y, logs = self.other
-        return torch.cat((self._soften(self.x, y, logs, eps, f, g), self._soften(y, self.x, self.logs, eps, g, f)), 1)
+        return torch.cat((self._softmin(self.x, y, logs, eps, f, g), self._softmin(y, self.x, self.logs, eps, g, f)), 1)
 
-    def _soften(self, x: Tensor, y: Tensor, logs: Tensor, eps: float | Tensor, f: Tensor, g: Tensor) -> Tensor:
+    def _softmin(self, x: Tensor, y: Tensor, logs: Tensor, eps: float | Tensor, f: Tensor, g: Tensor) -> Tensor:
         arrays, _ = self._arrays(x, y, logs, eps, f, g)
         sums = _reduce("Sum", self.p, *arrays)
         logs, bad = sums.log(), out_of_range(sums)
@@ -212,12 +228,12 @@ class Pair:
             logs = torch.where(bad, _reduce("LogSumExp", self.p, *arrays), logs)
         return (arrays[2].double() - logs).squeeze(2) * eps
 
-    def pull(self, eps: float, f: Tensor, g: Tensor) -> Tensor:
-        """See :class:`slotkernels.sinkhorn.streaming.Pair`."""
+    def gradient(self, eps: float, f: Tensor, g: Tensor) -> Tensor:
+        """See :class:`slotkernels.sinkhorn.streaming.pair.Pair`."""
         y, logs = self.other or (self.x, self.logs)
         arrays, unit = self._arrays(self.x, y, logs, eps, f, g)
-        moved = _reduce("SumSoftMaxWeight", self.p, *arrays).double()
-        return moved.mul_(unit) if self.p == 2 else moved
+        gradient = _reduce("SumSoftMaxWeight", self.p, *arrays).double()
+        return gradient.mul_(unit) if self.p == 2 else gradient
 
     def _arrays(
         self, x: Tensor, y: Tensor, logs: Tensor, eps: float | Tensor, f: Tensor, g: Tensor

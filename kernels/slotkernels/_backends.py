@@ -1,0 +1,279 @@
+"""Chooses the backend that serves a call: the one asked for by name, or the fastest that can.
+
+An operation has a table of :class:`Backends`. Adding one is a line beside the operation::
+
+    INVERTED_ATTENTION.add("triton", "slotkernels.slot_attention.triton", supports=why_not_triton)
+
+The module is imported at the first call that needs it, so ``import slotkernels`` needs no compiler and no GPU. It
+defines a function named like the operation, which takes the operation's arguments as one ``NamedTuple``.
+
+If a kernel cannot be built on this machine, ``auto`` warns once and takes the next backend; a backend asked for by name
+raises. ``SLOTKERNELS_STRICT=1`` makes ``auto`` raise too, for tests and benchmarks.
+"""
+
+import importlib
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+# "auto" takes the first of these that supports the call.
+BACKENDS = ("cuda", "triton", "cpp", "keops", "blocks", "reference")
+ENVIRONMENT_VARIABLE = "SLOTKERNELS_BACKEND"
+STRICT_VARIABLE = "SLOTKERNELS_STRICT"
+
+_override: ContextVar[str | None] = ContextVar("slotkernels_backend", default=None)
+
+Arguments = tuple[Any, ...]  # a NamedTuple of tensors, settings, lists of them, and other NamedTuples
+Supports = Callable[[Any], str | None]
+_NESTED = (tuple, list)
+
+
+class KernelBuildError(RuntimeError):
+    """A kernel cannot be built or loaded on this machine; other backends may serve.
+
+    Args:
+        kernel: its name.
+        tensors: dtypes and shapes of what it was launched on.
+        reason: first line of the compiler's error.
+        remedy: what the user can do.
+    """
+
+    def __init__(self, kernel: str, tensors: str, reason: str, remedy: str) -> None:
+        super().__init__(f"kernel {kernel} cannot be built for {tensors}: {reason}. {remedy}")
+        self.kernel = kernel
+
+
+def tensors_of(arguments: Arguments | list[Any]) -> Iterator[Tensor]:
+    """All tensors among the arguments, in order."""
+    for value in arguments:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, _NESTED):
+            yield from tensors_of(value)
+
+
+def device_of(arguments: Arguments) -> torch.device:
+    """Device of the first tensor (all tensors of a call share it)."""
+    for value in arguments:  # without a generator where it matters: every call comes here
+        if isinstance(value, Tensor):
+            return value.device
+    return next(tensors_of(arguments)).device
+
+
+def _always(arguments: Arguments) -> str | None:
+    return None
+
+
+class Backends:
+    """The backends of one operation.
+
+    Args:
+        name: of the operation, for error messages.
+        function: what every backend's module calls it; ``name`` if None.
+        like: an operation whose backends serve this one too, such as the forward pass of a backward pass.
+    """
+
+    def __init__(self, name: str, function: str | None = None, like: "Backends | None" = None) -> None:
+        self.name, self.function = name, function or name
+        self._backends: dict[str, tuple[str, Supports]] = {} if like is None else like._backends
+        self._unbuilt: set[tuple[str, ...]] = set() if like is None else like._unbuilt  # calls without a kernel
+        self._warned: set[str] = set() if like is None else like._warned  # kernels
+
+    def add(self, backend: str, module: str, supports: Supports = _always) -> None:
+        """Serve this operation by a function of ``module`` (dotted path) whenever ``supports(arguments)`` is None.
+
+        Otherwise ``supports`` returns the reason, which the user reads when asking for this backend by name. For a
+        backward pass it is asked about ``arguments.forward`` where there is such a field.
+        """
+        self._backends[check_name(backend)] = (module, supports)
+
+    def available(self, arguments: Arguments) -> tuple[str, ...]:
+        """Names of the backends that can serve the call, fastest first."""
+        return tuple(name for name in BACKENDS if self._refusal(name, arguments) is None)
+
+    def select(self, requested: str, arguments: Arguments, without: tuple[str, ...] = ()) -> str:
+        """Name of the backend for this call; "auto" passes over those in ``without``.
+
+        Raises:
+            ValueError: if no backend has that name.
+            RuntimeError: if the backend asked for by name cannot serve the call; the message says why.
+        """
+        if check_name(requested, allow_auto=True) == "auto":
+            device = device_of(arguments)
+            for name in BACKENDS:
+                if name in without or name not in self._backends or _only_by_name(name, device):
+                    continue
+                if self._refusal(name, arguments) is None:
+                    return name
+        reason = self._refusal(requested, arguments)
+        if reason is not None:
+            raise RuntimeError(self._cannot_serve(requested, arguments, f"{reason}."))
+        return requested
+
+    def load(self, backend: str) -> Callable[[Any], Any]:
+        """The function of the backend of that name."""
+        module = self._backends[backend][0]
+        return getattr(sys.modules.get(module) or importlib.import_module(module), self.function)
+
+    def run(self, requested: str, arguments: Arguments) -> Any:
+        """Call the selected backend's function with the arguments, with autocast off.
+
+        Raises:
+            RuntimeError: if a kernel cannot be built and the backend was asked for by name, or the mode is strict.
+        """
+        _check_no_tangent(self.name, arguments)
+        with without_autocast(device_of(arguments)):
+            backend = self.select(requested, arguments, self._without(requested, arguments))
+            try:
+                return self.load(backend)(arguments)
+            except KernelBuildError as error:
+                self._note_unbuilt(requested, backend, arguments, error)
+        return self.run(requested, arguments)
+
+    def _without(self, requested: str, arguments: Arguments) -> tuple[str, ...]:
+        """Backends that "auto" passes over because their kernels could not be built for an earlier call like this."""
+        if not self._unbuilt or requested != "auto":
+            return ()
+        kind = self._kind(arguments)
+        return tuple(name for name in self._backends if (name, *kind) in self._unbuilt)
+
+    def _note_unbuilt(self, requested: str, backend: str, arguments: Arguments, error: KernelBuildError) -> None:
+        """Raise, or let later calls like this pass over the backend and warn once for each kernel."""
+        if requested != "auto":
+            raise RuntimeError(self._cannot_serve(backend, arguments, str(error))) from error
+        if os.environ.get(STRICT_VARIABLE, "0").lower() in ("1", "true", "yes", "on"):
+            raise RuntimeError(
+                f"slotkernels.{self.name}: {error} ({STRICT_VARIABLE} does not allow another backend)"
+            ) from error
+        self._unbuilt.add((backend, *self._kind(arguments)))
+        if error.kernel not in self._warned:
+            self._warned.add(error.kernel)
+            other = self.select("auto", arguments, self._without(requested, arguments))
+            warnings.warn(
+                f"slotkernels.{self.name}: {error} Backend {other!r} serves this call and others like it, more slowly; "
+                f"{STRICT_VARIABLE}=1 raises instead, with the compiler's whole message.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def _cannot_serve(self, backend: str, arguments: Arguments, reason: str) -> str:
+        others = ", ".join(name for name in self.available(arguments) if name != backend) or "none"
+        return f"slotkernels.{self.name}: backend {backend!r} cannot serve this call: {reason} Available: {others}."
+
+    def _refusal(self, name: str, arguments: Arguments) -> str | None:
+        if name not in self._backends:
+            return f"it is not implemented for {self.name} or was not built"
+        return self._backends[name][1](getattr(arguments, "forward", arguments))
+
+    def _kind(self, arguments: Arguments) -> tuple[str, ...]:
+        """What a kernel is compiled for, roughly: the function, dtypes, and sizes except for that of the batch."""
+        return (self.function, *(f"{t.dtype} {list(t.shape[1:])}" for t in tensors_of(arguments)))
+
+
+def _check_no_tangent(op: str, arguments: Arguments) -> None:
+    """Refuse a forward-mode derivative that a kernel would drop.
+
+    Eager calls never come here with one (see ``_derivatives.py``), but a compiled function was traced without.
+    """
+    if forward_ad._current_level < 0:
+        return
+    for tensor in tensors_of(arguments):
+        if not tensor.requires_grad and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise RuntimeError(
+                f"slotkernels.{op}: its kernels have no forward-mode derivatives; do not compile the function, or "
+                "compile it inside the forward-mode level"
+            )
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Ops choose their precision themselves."""
+    enabled = torch.is_autocast_enabled(device.type)  # asked first, as turning it off costs 10 us
+    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
+
+
+def _only_by_name(name: str, device: torch.device) -> bool:
+    """What is right but slow: on a CPU Triton's interpreter (a thousand times), and KeOps' scalar loops (ten times)."""
+    return name in ("triton", "keops") and device.type == "cpu"
+
+
+def check_name(name: str, allow_auto: bool = False) -> str:
+    """Return ``name`` if it is a backend's, else raise ValueError."""
+    known = ("auto", *BACKENDS) if allow_auto else BACKENDS
+    if name not in known:
+        raise ValueError(f"backend={name!r} is unknown; expected one of {', '.join(known)}")
+    return name
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Use one backend for every call in the ``with`` block that does not name its own.
+
+    Blocks nest, and each is private to its thread or async task. The block wins over the environment variable
+    ``SLOTKERNELS_BACKEND``; ``"auto"`` undoes both. A compiled function keeps the backend that was in force when it was
+    traced, so put the block around the first call of the compiled function, not inside it.
+
+    Args:
+        name: "auto", "reference", "triton", "cpp", "cuda", or for the Sinkhorn divergence in linear memory "keops" or
+            "blocks" (plain PyTorch).
+
+    Raises:
+        ValueError: if no backend has that name.
+
+    Example:
+        >>> import torch, slotkernels
+        >>> slots, tokens = torch.randn(1, 4, 8), torch.randn(1, 16, 8)
+        >>> with slotkernels.use_backend("reference"):
+        ...     updates, _ = slotkernels.inverted_attention(slots, tokens)
+        >>> updates.shape
+        torch.Size([1, 4, 8])
+    """
+    token = _override.set(check_name(name, allow_auto=True))
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+@torch.compiler.assume_constant_result  # Dynamo cannot trace a ContextVar
+def _default_backend() -> str:
+    name = _override.get()
+    if name is not None:
+        return name
+    return check_name(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", allow_auto=True)
+
+
+def requested_backend(backend: str) -> str:
+    """The backend that a call asks for: its argument, else ``use_backend``, else the environment, else "auto"."""
+    return _default_backend() if check_name(backend, allow_auto=True) == "auto" else backend
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def why_not_triton(arguments: Arguments) -> str | None:
+    """Why no Triton kernel can serve the call, or None: what every op with such kernels asks first."""
+    if not _has_triton():
+        return "triton is not installed"
+    if any(t.dtype == torch.float64 for t in tensors_of(arguments)):
+        return "float64 tensors"
+    device = device_of(arguments)
+    interpreted = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
+    if device.type == "cpu" and interpreted:
+        return None
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0"
+    if device.type != "cuda":
+        return f"tensors on {device.type} (TRITON_INTERPRET=1 runs Triton's interpreter on CPU tensors, for tests)"
+    return None

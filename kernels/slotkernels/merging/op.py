@@ -1,0 +1,228 @@
+"""The two ops of merging: which slots describe one object (``cluster_slots``), and their union (``merge_slots``)."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._checks import check_tensor, check_that
+from .._native import why_not_cpp, why_not_cuda
+from .._op import Op, Saved
+
+LINKAGES = ("complete", "average", "single")
+MOST_SLOTS_ON_CUDA = 256  # a set is clustered by one block
+
+
+class ClusterArguments(NamedTuple):
+    """Arguments of ``cluster_slots``; of the two rules, one is set so that it stops no merge."""
+
+    slots: Tensor  # [B, K, D]
+    threshold: float  # merge while the distance is less; infinite for no threshold
+    mask: Tensor | None  # [B, K] bool
+    n_clusters: int  # merge until so many are left; 1 for no limit
+    linkage: str
+    min_clusters: int
+
+
+class Clusters(NamedTuple):
+    """Results of ``cluster_slots``."""
+
+    labels: Tensor  # int64 [B, K]
+    counts: Tensor  # int64 [B]
+
+
+class MergeArguments(NamedTuple):
+    """Arguments of ``merge_slots``."""
+
+    slots: Tensor  # [B, K, D]
+    attention: Tensor  # [B, M, K]
+    labels: Tensor  # int64 [B, K]
+
+
+class Merged(NamedTuple):
+    """Results of ``merge_slots``: cluster c is at index c."""
+
+    slots: Tensor  # [B, K, D]
+    attention: Tensor  # [B, M, K]
+    valid: Tensor  # bool [B, K]
+
+
+class MergeGradients(NamedTuple):
+    """Gradients of the arguments of ``merge_slots``."""
+
+    slots: Tensor  # [B, K, D]
+    attention: Tensor  # [B, M, K]
+
+
+class MergeBackwardArguments(NamedTuple):
+    """Arguments of the backward pass of ``merge_slots``; of its inputs it reads shapes and dtypes only."""
+
+    grad_slots: Tensor | None  # [B, K, D]
+    grad_attention: Tensor | None  # [B, M, K]
+    forward: MergeArguments
+
+
+def _check_merge(arguments: MergeArguments) -> None:
+    sizes: dict[str, int] = {}
+    check_tensor("merge_slots", "slots", arguments.slots, "B K D", sizes)
+    check_tensor("merge_slots", "attention", arguments.attention, "B M K", sizes)
+    check_tensor("merge_slots", "labels", arguments.labels, "B K", sizes, dtypes=(torch.int64,))
+
+
+def _why_not_cuda(arguments: ClusterArguments) -> str | None:
+    reason, count = why_not_cuda(arguments), arguments.slots.shape[1]
+    return reason or (f"{count} slots, at most {MOST_SLOTS_ON_CUDA}" if count > MOST_SLOTS_ON_CUDA else None)
+
+
+def _empty_clusters(arguments: ClusterArguments) -> Clusters:
+    batch, count, _ = arguments.slots.shape
+    new = arguments.slots.new_empty
+    return Clusters(new(batch, count, dtype=torch.int64), new(batch, dtype=torch.int64))
+
+
+def _empty_merged(arguments: MergeArguments) -> Merged:
+    slots, attention, labels = arguments
+    valid = labels.new_empty(labels.shape, dtype=torch.bool)
+    return Merged(slots.new_empty(slots.shape), attention.new_empty(attention.shape), valid)
+
+
+def _empty_gradients(arguments: MergeBackwardArguments) -> MergeGradients:
+    slots, attention, _ = arguments.forward
+    return MergeGradients(slots.new_empty(slots.shape), attention.new_empty(attention.shape))
+
+
+CLUSTER_SLOTS = Op("cluster_slots", _empty_clusters)
+CLUSTER_SLOTS.add("cuda", "slotkernels.merging.cuda", supports=_why_not_cuda)
+CLUSTER_SLOTS.add("cpp", "slotkernels.merging.cpp", supports=why_not_cpp)
+CLUSTER_SLOTS.add("reference", "slotkernels.merging.reference")
+MERGE_SLOTS = Op("merge_slots", _empty_merged, check=_check_merge)
+MERGE_SLOTS.add("reference", "slotkernels.merging.reference")
+MERGE_SLOTS_BACKWARD = MERGE_SLOTS.backward_op(_empty_gradients)
+
+
+@MERGE_SLOTS.differentiable(constant=("valid",))
+def _gradients(saved: Saved[MergeArguments, Merged], *grads: Tensor | None) -> MergeGradients:
+    return MERGE_SLOTS_BACKWARD.apply(MergeBackwardArguments(grads[0], grads[1], saved.arguments), saved.backend)
+
+
+def cluster_slots(
+    slots: Tensor,  # [B, K, D]
+    threshold: float | None = None,
+    mask: Tensor | None = None,  # [B, K]
+    *,
+    n_clusters: int | None = None,
+    linkage: str = "complete",
+    min_clusters: int = 1,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Agglomerative clustering of each set of slots under the cosine distance, as SOLV merges its slots.
+
+    Gives the partitions of scikit-learn's ``AgglomerativeClustering(n_clusters, metric="cosine", linkage=linkage,
+    distance_threshold=threshold)``, for all sets at once. Not differentiable. Shapes are static and nothing waits for
+    the host, so it can be captured in a CUDA graph.
+
+    Ties are broken as in SciPy's ``linkage``, which scikit-learn calls. Complete and average linkage follow chains of
+    nearest neighbours from the slot of the lowest index; among equal neighbours they prefer the previous cluster of the
+    chain, then the lowest index. Single linkage grows a tree from the first slot. Merges of equal height count in the
+    order in which they are found.
+
+    Distances are computed in float64. Where the products of two slots are exact (small integers, one-hot slots) they
+    are SciPy's to the last bit; otherwise they differ from SciPy's by at most (4 D + 16) 2^-53, and the partition can
+    differ only where a distance is that close to the threshold or to another distance. This includes equal slots whose
+    products are rounded: their distance is 0 or a rounding error, so ``n_clusters`` may merge any of several equal
+    pairs first.
+
+    A slot of zeros is at distance 1 from every other (scikit-learn refuses it). A slot with an infinity or a NaN is at
+    an infinite distance and never merges, even where ``n_clusters`` asks for it.
+
+    Args:
+        slots: [B, K, D]; float32, float64, bfloat16 or float16.
+        threshold: clusters are merged while their distance is less than this; distances are in [0, 2].
+        mask: [B, K] bool; slots where it is False are ignored.
+        n_clusters: clusters are merged until this many are left, instead of ``threshold``. Sets with fewer slots than
+            this stay as they are.
+        linkage: the distance of two clusters is that of their farthest pair ("complete"), the mean over all pairs
+            ("average") or that of their nearest pair ("single").
+        min_clusters: if fewer clusters than this would be left of a set, none of its slots are merged. SOLV cancels
+            merges that leave at most two clusters: ``min_clusters=3``.
+        backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
+
+    Returns:
+        labels int64 [B, K], 0..C-1 in the order of each cluster's first member, -1 where masked; and C, int64 [B].
+
+    Raises:
+        ValueError: if a shape or dtype is not as above, unless exactly one of ``threshold`` (finite) and ``n_clusters``
+            (at least 1) is given, if the linkage is unknown, or if ``min_clusters`` is not in 1..``n_clusters``.
+        RuntimeError: if the backend asked for by name cannot serve the call.
+
+    Example:
+        >>> import torch, slotkernels
+        >>> slots = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.9, 0.1]]])  # the first and the last are alike
+        >>> labels, counts = slotkernels.cluster_slots(slots, threshold=0.15)
+        >>> labels, counts
+        (tensor([[0, 1, 0]]), tensor([2]))
+    """
+    sizes: dict[str, int] = {}
+    check_tensor("cluster_slots", "slots", slots, "B K D", sizes)
+    if mask is not None:
+        check_tensor("cluster_slots", "mask", mask, "B K", sizes, dtypes=(torch.bool,))
+    rules = f"cluster_slots: threshold={threshold}, n_clusters={n_clusters}"
+    check_that((threshold is None) != (n_clusters is None), f"{rules}, expected exactly one of them")
+    check_that(threshold is None or math.isfinite(threshold), f"{rules}, expected a finite number")
+    check_that(n_clusters is None or n_clusters >= 1, f"{rules}, expected at least 1")
+    check_that(linkage in LINKAGES, f"cluster_slots: linkage={linkage!r}, expected one of {', '.join(LINKAGES)}")
+    most = "" if n_clusters is None else f" and at most n_clusters={n_clusters}"
+    check_that(
+        min_clusters >= 1 and (n_clusters is None or min_clusters <= n_clusters),
+        f"cluster_slots: min_clusters={min_clusters}, expected at least 1{most}",
+    )
+    limit = math.inf if threshold is None else float(threshold)
+    arguments = ClusterArguments(slots.detach(), limit, mask, n_clusters or 1, linkage, min_clusters)
+    return CLUSTER_SLOTS(arguments, backend)
+
+
+def merge_slots(
+    slots: Tensor,  # [B, K, D]
+    attention: Tensor,  # [B, M, K]
+    labels: Tensor,  # [B, K]
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Merge the slots of each cluster: the mean of their vectors, the sum of their attention.
+
+    Args:
+        slots: [B, K, D].
+        attention: [B, M, K], any float dtype.
+        labels: int64 [B, K] from :func:`cluster_slots`; slots labelled -1 are dropped, whatever they contain.
+        backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
+
+    Returns:
+        slots [B, K, D], attention [B, M, K] and valid [B, K] bool: cluster c is at index c, and what follows the last
+        cluster is zero and not valid. Shapes do not depend on the data. Differentiable in slots and attention.
+
+    Raises:
+        ValueError: if shapes or dtypes disagree.
+        RuntimeError: if the backend asked for by name cannot serve the call.
+
+    Example:
+        >>> import torch, slotkernels
+        >>> slots = torch.tensor([[[1.0, 0.0], [0.0, 4.0], [3.0, 0.0]]])
+        >>> attention = torch.tensor([[[0.5, 0.3, 0.2]]])  # of one token
+        >>> merged, summed, valid = slotkernels.merge_slots(slots, attention, torch.tensor([[0, 1, 0]]))
+        >>> merged[0].tolist(), valid.tolist()
+        ([[2.0, 0.0], [0.0, 4.0], [0.0, 0.0]], [[True, True, False]])
+        >>> summed
+        tensor([[[0.7000, 0.3000, 0.0000]]])
+    """
+    return MERGE_SLOTS(MergeArguments(slots, attention, labels), backend)
+
+
+def bytes_moved(batch: int, slots: int, tokens: int, dim: int, itemsize: int = 4) -> int:
+    """Least traffic of clustering and merging: slots and attention read and written once, labels written."""
+    return 2 * batch * slots * (dim + tokens) * itemsize + 8 * batch * slots
+
+
+def flops(batch: int, slots: int, tokens: int, dim: int) -> int:
+    """Operations: products of all pairs, 3 K searches of a row of distances, one addition for each number merged."""
+    return batch * (slots * (slots + 1) * dim + 3 * slots**2 + slots * (dim + tokens))

@@ -1,0 +1,399 @@
+"""The three ops of attention propagation (Interpreter, section 3.2): patches over image slots to objects.
+
+    scores = image_attention @ video_attention  # [B, T, M, K], propagate_attention
+    masks = upsampled scores  # [B, T, K, H, W], propagate_masks
+    labels = masks.argmax(2)  # [B, T, H, W], propagate_labels, which never stores scores or masks
+
+B videos of T frames, M patches, N image slots, K video slots, H by W pixels.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from .. import _derivatives
+from .._backends import why_not_triton
+from .._checks import check_tensor, check_that, describe
+from .._native import why_not_cpp
+from .._op import Op, Saved
+
+# Limits of the Triton kernel: 32 bits for positions, in half pixels times patches; the grid of a launch.
+MAX_SIDE, MAX_FRAMES = 16384, 65535
+NOT_DIFFERENTIABLE = "use propagate_attention and torch.nn.functional.interpolate, or detach the attention"
+
+
+class AttentionMaps(NamedTuple):
+    """Arguments of ``propagate_attention``, and the first ones of the other two ops."""
+
+    image_attention: Tensor  # [B, T, M, N]
+    video_attention: Tensor  # [B, T, N, K]
+    clusters: Tensor | None  # int64 [B, K]; a slot whose cluster is outside 0..K-1 is dropped, and its attention is 0
+
+
+class AttentionGradients(NamedTuple):
+    """Gradients of the two attention maps; empty for one that is not needed."""
+
+    image_attention: Tensor  # [B, T, M, N]
+    video_attention: Tensor  # [B, T, N, K]
+
+
+class AttentionBackwardArguments(NamedTuple):
+    """Arguments of the backward pass of ``propagate_attention``."""
+
+    grad: Tensor  # [B, T, M, K]
+    forward: AttentionMaps
+    needs: list[bool]  # of the image attention, of the video attention
+
+
+class LabelArguments(NamedTuple):
+    """Arguments of ``propagate_labels``."""
+
+    image_attention: Tensor  # [B, T, M, N]
+    video_attention: Tensor  # [B, T, N, K]
+    clusters: Tensor | None  # int64 [B, K]
+    height: int  # of the grid, in patches; height * width = M
+    width: int
+    out_height: int  # of the label maps, in pixels
+    out_width: int
+    confidence: bool
+    statistics: bool
+
+
+class LabelResults(NamedTuple):
+    """Results of ``propagate_labels``; empty for what was not asked for."""
+
+    labels: Tensor  # uint8 [B, T, H, W]
+    confidence: Tensor  # fp16 [B, T, H, W]
+    areas: Tensor  # int32 [B, T, K]
+    boxes: Tensor  # int32 [B, T, K, 4]
+
+
+class MaskArguments(NamedTuple):
+    """Arguments of ``propagate_masks``."""
+
+    image_attention: Tensor  # [B, T, M, N]
+    video_attention: Tensor  # [B, T, N, K]
+    clusters: Tensor | None  # int64 [B, K]
+    height: int  # of the grid, in patches; height * width = M
+    width: int
+    out_height: int  # of the masks, in pixels
+    out_width: int
+    objects: list[int]  # indices of the O masks to return
+
+
+class LabelMaps(NamedTuple):
+    """Result of :func:`propagate_labels` with ``confidence=True`` or ``statistics=True``.
+
+    Example:
+        >>> import torch, slotkernels
+        >>> attention = torch.eye(2).expand(1, 1, 2, 2)  # one frame, a row of 2 patches, each an object of its own
+        >>> slotkernels.propagate_labels(attention, attention, (1, 2), (2, 6), statistics=True).areas
+        tensor([[[6, 6]]], dtype=torch.int32)
+    """
+
+    labels: Tensor  # uint8 [B, T, H, W], the winning object of each pixel
+    confidence: Tensor | None  # fp16 [B, T, H, W], the winner's score minus the second best (or 0, of one object)
+    areas: Tensor | None  # int32 [B, T, K], number of pixels of each object
+    boxes: Tensor | None  # int32 [B, T, K, 4], (x0, y0, x1, y1) of the smallest crop [y0:y1, x0:x1] around it, or zeros
+
+
+def _check_attention(op: str, maps: AttentionMaps) -> None:
+    sizes: dict[str, int] = {}
+    check_tensor(op, "image_attention", maps.image_attention, "B T M N", sizes)
+    check_tensor(op, "video_attention", maps.video_attention, "B T N K", sizes)
+    if maps.clusters is not None:
+        check_tensor(op, "clusters", maps.clusters, "B K", sizes, dtypes=(torch.int64,))
+    device = maps.image_attention.device
+    for name, tensor in zip(maps._fields, maps, strict=True):
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{op}: {name} is on {tensor.device}, expected {device}")
+
+
+def _check_sizes(
+    op: str, image: Tensor, grid: tuple[int, int], size: tuple[int, int] | None
+) -> tuple[int, int, int, int]:
+    """Height and width of the grid and of the result."""
+    (height, width), tokens = grid, image.shape[2]
+    fits = height > 0 and width > 0 and height * width == tokens
+    check_that(fits, f"{op}: grid={tuple(grid)}, expected h * w = {tokens} tokens of {describe(image)}")
+    out_height, out_width = grid if size is None else size
+    fits = out_height > 0 and out_width > 0 and out_height * out_width < 2**31
+    check_that(fits, f"{op}: size={size}, expected (H, W) > 0 with less than 2^31 pixels")
+    return height, width, out_height, out_width
+
+
+def _without_dropped(maps: AttentionMaps) -> AttentionMaps:
+    """Set the attention to dropped slots to zero: it may be anything, and 0 times NaN is NaN."""
+    image, video, clusters = maps
+    if clusters is None:
+        return maps
+    dropped = (clusters < 0) | (clusters >= clusters.shape[1])
+    return AttentionMaps(image, video.masked_fill(dropped.unsqueeze(1).unsqueeze(1), 0.0), clusters)
+
+
+def _renamed(op: str, clusters: Tensor | None, labels: Tensor | None) -> Tensor | None:
+    """``clusters``, or ``labels``, which was its name in the release before this one."""
+    if labels is None:
+        return clusters
+    check_that(clusters is None, f"{op}: labels is the former name of clusters, expected only one of the two")
+    message = f"{op}: labels= is now called clusters= (the old name will be removed in the next release)"
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
+    return labels
+
+
+def _why_not_triton(arguments: LabelArguments) -> str | None:
+    if max(arguments[3:7]) > MAX_SIDE:
+        return f"more than {MAX_SIDE} patches or pixels a side"
+    if max(arguments.image_attention.shape[:2]) > MAX_FRAMES:
+        return f"more than {MAX_FRAMES} frames or videos"
+    return why_not_triton(arguments)
+
+
+def _empty_attention(maps: AttentionMaps) -> Tensor:
+    return maps.image_attention.new_empty(*maps.image_attention.shape[:3], maps.video_attention.shape[3])
+
+
+def _empty_gradients(arguments: AttentionBackwardArguments) -> AttentionGradients:
+    pairs = zip(arguments.forward[:2], arguments.needs, strict=True)
+    return AttentionGradients(*(t.new_empty(t.shape if need else 0) for t, need in pairs))
+
+
+def _empty_labels(arguments: LabelArguments) -> LabelResults:
+    frames, slots = arguments.image_attention.shape[:2], arguments.video_attention.shape[3]
+    new, maps = arguments.image_attention.new_empty, (*frames, arguments.out_height, arguments.out_width)
+    return LabelResults(
+        new(maps, dtype=torch.uint8),
+        new(maps if arguments.confidence else 0, dtype=torch.float16),
+        new((*frames, slots) if arguments.statistics else 0, dtype=torch.int32),
+        new((*frames, slots, 4) if arguments.statistics else 0, dtype=torch.int32),
+    )
+
+
+def _empty_masks(arguments: MaskArguments) -> Tensor:
+    frames, maps = arguments.image_attention.shape[:2], (arguments.out_height, arguments.out_width)
+    return arguments.image_attention.new_empty(*frames, len(arguments.objects), *maps)
+
+
+# No kernel would beat torch.bmm in propagate_attention, which reads and writes each attention map once (summing columns
+# before adds N·K numbers a frame to its M·(N + K)); soft masks take the time of writing them.
+PROPAGATE_ATTENTION = Op("propagate_attention", _empty_attention)
+PROPAGATE_ATTENTION.add("reference", "slotkernels.propagation.reference")
+PROPAGATE_ATTENTION_BACKWARD = PROPAGATE_ATTENTION.backward_op(_empty_gradients)
+PROPAGATE_MASKS = Op("propagate_masks", _empty_masks)
+PROPAGATE_MASKS.add("reference", "slotkernels.propagation.reference")
+PROPAGATE_LABELS = Op("propagate_labels", _empty_labels)
+PROPAGATE_LABELS.add("reference", "slotkernels.propagation.reference")
+PROPAGATE_LABELS.add("triton", "slotkernels.propagation.triton", supports=_why_not_triton)
+PROPAGATE_LABELS.add("cpp", "slotkernels.propagation.cpp", supports=why_not_cpp)
+
+
+@PROPAGATE_ATTENTION.differentiable()
+def _gradients(saved: Saved[AttentionMaps, Tensor], grad: Tensor) -> AttentionGradients:
+    arguments = AttentionBackwardArguments(grad, saved.arguments, saved.needs[:2])
+    return PROPAGATE_ATTENTION_BACKWARD.apply(arguments, saved.backend)
+
+
+def propagate_attention(
+    image_attention: Tensor,  # [B, T, M, N]
+    video_attention: Tensor,  # [B, T, N, K]
+    clusters: Tensor | None = None,  # [B, K]
+    *,
+    labels: Tensor | None = None,  # deprecated name of clusters
+    backend: str = "auto",
+) -> Tensor:
+    """Carry patch-level attention up to video slots: ``Mask[t] = A[t] @ Ahat[t]`` (Interpreter, section 3.2).
+
+    Products are summed in fp32 for half types. Differentiable in both attention maps.
+
+    Args:
+        image_attention: [B, T, M, N], attention of patches over image slots; each row over N sums to 1.
+        video_attention: [B, T, N, K], attention of image slots over video slots; each row over K sums to 1.
+        clusters: int64 [B, K], the cluster of each video slot, such as the labels of
+            :func:`~slotkernels.cluster_slots`. Slots of one cluster count as one, as if their columns of the result
+            were summed. Slots whose cluster is outside 0..K-1, such as -1, are dropped; their attention may be
+            anything, NaN included.
+        backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
+
+    Returns:
+        [B, T, M, K] in the dtype of ``image_attention``; each row over K sums to 1, if no slot is dropped. With
+        ``clusters``, cluster c is column c, and columns after the last cluster are zero.
+
+    Raises:
+        ValueError: if the arguments disagree in B, T, N or K.
+        RuntimeError: if the backend asked for by name cannot serve the call.
+
+    Example:
+        >>> import torch, slotkernels
+        >>> image_attention = torch.randn(1, 4, 6, 3).softmax(-1)  # 4 frames of 6 patches, 3 image slots
+        >>> video_attention = torch.randn(1, 4, 3, 2).softmax(-1)  # 2 video slots
+        >>> masks = slotkernels.propagate_attention(image_attention, video_attention)
+        >>> masks.shape
+        torch.Size([1, 4, 6, 2])
+        >>> torch.allclose(masks, image_attention @ video_attention)
+        True
+    """
+    maps = AttentionMaps(image_attention, video_attention, _renamed("propagate_attention", clusters, labels))
+    _check_attention("propagate_attention", maps)
+    return PROPAGATE_ATTENTION(_without_dropped(maps), backend)
+
+
+@overload
+def propagate_labels(
+    image_attention: Tensor,
+    video_attention: Tensor,
+    grid: tuple[int, int],
+    size: tuple[int, int] | None = None,
+    *,
+    clusters: Tensor | None = None,
+    confidence: Literal[False] = False,
+    statistics: Literal[False] = False,
+    backend: str = "auto",
+) -> Tensor: ...
+@overload
+def propagate_labels(
+    image_attention: Tensor,
+    video_attention: Tensor,
+    grid: tuple[int, int],
+    size: tuple[int, int] | None = None,
+    *,
+    clusters: Tensor | None = None,
+    confidence: bool = False,
+    statistics: bool = False,
+    backend: str = "auto",
+) -> LabelMaps: ...
+def propagate_labels(
+    image_attention: Tensor,  # [B, T, M, N]
+    video_attention: Tensor,  # [B, T, N, K]
+    grid: tuple[int, int],
+    size: tuple[int, int] | None = None,
+    *,
+    clusters: Tensor | None = None,  # [B, K]
+    confidence: bool = False,
+    statistics: bool = False,
+    labels: Tensor | None = None,  # deprecated name of clusters
+    backend: str = "auto",
+) -> Tensor | LabelMaps:
+    """Segment a video: propagate attention, upsample it bilinearly (``align_corners=False``) and take the argmax.
+
+    One pass reads the two attention maps and writes label maps. Scores at full resolution are never stored, and memory
+    beyond the result does not grow with the video. Products and interpolation are fp32 (fp64 for fp64 input): for
+    attention as below, labels are those of exact arithmetic wherever the two best scores differ by more than
+    (N + 2 (h + w) + 16)·1.2e-7. Not differentiable.
+
+    A score that is NaN counts as the largest, as in ``argmax``: it wins every pixel that its patch contributes to, and
+    the confidence of these pixels is NaN.
+
+    Args:
+        image_attention: [B, T, M, N], attention of patches over image slots; each row over N sums to 1.
+        video_attention: [B, T, N, K], attention of image slots over video slots; each row over K sums to 1; K <= 255.
+        grid: (h, w) of the patch grid, h * w = M, rows first.
+        size: (H, W) of the label maps in pixels, larger or smaller than the grid; the grid itself if None.
+        clusters: int64 [B, K], clusters of video slots as in :func:`propagate_attention`; the result then holds
+            clusters.
+        confidence: also return the margin between the two best scores of each pixel.
+        statistics: also return area and bounding box of each object in each frame.
+        backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
+
+    Returns:
+        uint8 [B, T, H, W], the index of the winning video slot, on ties the lowest; :class:`LabelMaps` with
+        ``confidence`` or ``statistics``.
+
+    Raises:
+        ValueError: if the arguments disagree in B, T, N or K, K > 255, or the grid does not hold M patches.
+        RuntimeError: if the backend asked for by name cannot serve the call.
+
+    Example:
+        >>> import torch, slotkernels
+        >>> image_attention = torch.eye(2).expand(1, 1, 2, 2)  # one frame, a row of 2 patches, an image slot for each
+        >>> video_attention = torch.eye(2).expand(1, 1, 2, 2)  # and a video slot for each image slot
+        >>> slotkernels.propagate_labels(image_attention, video_attention, grid=(1, 2), size=(2, 6))
+        tensor([[[[0, 0, 0, 1, 1, 1],
+                  [0, 0, 0, 1, 1, 1]]]], dtype=torch.uint8)
+    """
+    maps = AttentionMaps(image_attention, video_attention, _renamed("propagate_labels", clusters, labels))
+    _check_attention("propagate_labels", maps)
+    sizes = _check_sizes("propagate_labels", image_attention, grid, size)
+    if video_attention.shape[3] > 255:
+        raise ValueError(f"propagate_labels: video_attention is {describe(video_attention)}, expected K <= 255")
+    if confidence:
+        _derivatives.refuse("propagate_labels", NOT_DIFFERENTIABLE, image_attention, video_attention)
+    maps = _without_dropped(AttentionMaps(image_attention.detach(), video_attention.detach(), maps.clusters))
+    results = PROPAGATE_LABELS(LabelArguments(*maps, *sizes, confidence, statistics), backend)
+    if not confidence and not statistics:
+        return results.labels
+    margin = results.confidence if confidence else None
+    return LabelMaps(results.labels, margin, *(results[2:] if statistics else (None, None)))
+
+
+def propagate_masks(
+    image_attention: Tensor,  # [B, T, M, N]
+    video_attention: Tensor,  # [B, T, N, K]
+    grid: tuple[int, int],
+    size: tuple[int, int] | None = None,
+    *,
+    objects: Sequence[int],
+    clusters: Tensor | None = None,  # [B, K]
+    labels: Tensor | None = None,  # deprecated name of clusters
+    backend: str = "auto",
+) -> Tensor:
+    """Soft masks of some objects at full resolution, of which :func:`propagate_labels` takes the argmax.
+
+    Not differentiable: for a loss on masks use :func:`propagate_attention` and ``F.interpolate``.
+
+    Args:
+        image_attention: [B, T, M, N], attention of patches over image slots; each row over N sums to 1.
+        video_attention: [B, T, N, K], attention of image slots over video slots; each row over K sums to 1.
+        grid: (h, w) of the patch grid, h * w = M, rows first.
+        size: (H, W) of the masks in pixels, larger or smaller than the grid; the grid itself if None.
+        objects: video slots (or clusters, with ``clusters``) to return, each in 0..K-1.
+        clusters: int64 [B, K], clusters of video slots as in :func:`propagate_attention`.
+        backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
+
+    Returns:
+        [B, T, len(objects), H, W] in the dtype of ``image_attention``, probabilities in 0..1.
+
+    Raises:
+        ValueError: if the arguments disagree in B, T, N or K, an object is not one of the K, or the grid does not hold
+            M patches.
+        RuntimeError: if the backend asked for by name cannot serve the call.
+
+    Example:
+        >>> import torch, slotkernels
+        >>> attention = torch.eye(2).expand(1, 1, 2, 2)  # one frame, a row of 2 patches, each an object of its own
+        >>> slotkernels.propagate_masks(attention, attention, (1, 2), (1, 4), objects=[1])
+        tensor([[[[[0.0000, 0.2500, 0.7500, 1.0000]]]]])
+    """
+    maps = AttentionMaps(image_attention, video_attention, _renamed("propagate_masks", clusters, labels))
+    _check_attention("propagate_masks", maps)
+    sizes = _check_sizes("propagate_masks", image_attention, grid, size)
+    objects, slots = list(objects), video_attention.shape[3]
+    in_range = len(objects) > 0 and all(0 <= k < slots for k in objects)
+    check_that(in_range, f"propagate_masks: objects={objects}, expected some of 0..{slots - 1}")
+    _derivatives.refuse("propagate_masks", NOT_DIFFERENTIABLE, image_attention, video_attention)
+    maps = _without_dropped(AttentionMaps(image_attention.detach(), video_attention.detach(), maps.clusters))
+    return PROPAGATE_MASKS(MaskArguments(*maps, *sizes, objects), backend)
+
+
+def bytes_moved(
+    batch: int,
+    frames: int,
+    tokens: int,
+    slots: int,
+    video_slots: int,
+    pixels: int,
+    itemsize: int = 4,
+    confidence: bool = False,
+    statistics: bool = False,
+) -> int:
+    """Least traffic of ``propagate_labels``: both attention maps read once, each result written once."""
+    written = pixels * (3 if confidence else 1) + (20 * video_slots if statistics else 0)
+    return batch * frames * (itemsize * slots * (tokens + video_slots) + written)
+
+
+def flops(batch: int, frames: int, tokens: int, slots: int, video_slots: int, pixels: int) -> int:
+    """Operations of ``propagate_labels``: the product; for each pixel and object 2 to interpolate and 1 to compare."""
+    # interpolation along x is left out: the pixels of a column between two rows of patches share it
+    return batch * frames * video_slots * (2 * tokens * slots + 3 * pixels)

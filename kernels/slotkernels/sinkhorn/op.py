@@ -1,0 +1,316 @@
+"""Sinkhorn divergence and dual potentials of small and large point sets: the ops and the public functions."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from .. import _derivatives
+from .._backends import requested_backend, why_not_triton, without_autocast
+from .._checks import accumulate_dtype, check_same, check_tensor, check_that
+from .._op import Op, Saved
+from . import cpp
+from .composite import composite_sinkhorn
+from .problem import BackwardArguments, Problem, Solution
+from .reference import weight_gradient
+from .streaming import STREAMING, prefers_streaming
+from .weightless import move_weightless
+
+MOST_POINTS = 128  # of a set that the Triton kernels serve: its cost matrix is held on chip
+PRECISIONS = ("ieee", "tf32x3", "tf32")
+
+
+def make_problem(
+    op: str,
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    p: int,
+    blur: float,
+    scaling: float,
+    diameter: float | str,
+    debias: bool = True,
+    precision: str = "tf32x3",
+    check_finite: bool = False,
+) -> Problem:
+    """The problem that the arguments of the public function ``op`` describe, after checking them."""
+    sizes: dict[str, int] = {}
+    check_tensor(op, "x", x, "B N D", sizes)
+    check_tensor(op, "y", y, "B M D", sizes)
+    check_same(op, x=x, y=y)
+    for name, weights, shape in (("a", a, "B N"), ("b", b, "B M")):
+        if weights is not None:
+            check_tensor(op, name, weights, shape, sizes)
+    check_that(p in (1, 2), f"{op}: p={p}, expected 1 or 2")
+    check_that(0 < blur < math.inf, f"{op}: blur={blur}, expected a finite number > 0")
+    check_that(0 < scaling < 1, f"{op}: scaling={scaling}, expected a number in (0, 1)")
+    check_that(precision in PRECISIONS, f"{op}: precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if isinstance(diameter, str):
+        choices = "batch, problem or a number"
+        check_that(diameter in ("batch", "problem"), f"{op}: diameter={diameter!r}, expected {choices}")
+        start = None if x.shape[0] else 1.0
+    else:
+        check_that(0 < diameter < math.inf, f"{op}: diameter={diameter}, expected a finite number > 0")
+        start = float(diameter)
+    if check_finite:
+        for name, points, weights in (("x", x, a), ("y", y, b)):
+            wrong = ~points.isfinite() if weights is None else ~points.isfinite() & (weights > 0).unsqueeze(2)
+            bad = int(wrong.sum())
+            check_that(bad == 0, f"{op}: {bad} numbers of {name} are not finite, expected none (check_finite=True)")
+    keep = (_wants_gradient(x), _wants_gradient(y))
+    return Problem(x, y, a, b, start, diameter == "problem", p, float(blur), float(scaling), debias, *keep, precision)
+
+
+def _wants_gradient(tensor: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
+
+
+def _empty(problem: Problem) -> Solution:
+    (batch, n), m = problem.x.shape[:2], problem.y.shape[1]
+    dtype = accumulate_dtype(problem.x.dtype)
+    shapes = (
+        (batch,),
+        (batch, n),
+        (batch, m),
+        (batch, n, n + m) if problem.keep_x else (0,),
+        (batch, m, n + m) if problem.keep_y else (0,),
+    )
+    return Solution(*(problem.x.new_empty(shape, dtype=dtype) for shape in shapes))
+
+
+def _empty_gradients(arguments: BackwardArguments) -> tuple[Tensor, Tensor]:
+    x, y = arguments.x, arguments.y
+    return (
+        x.new_empty(0 if arguments.transport_x is None else x.shape),
+        y.new_empty(0 if arguments.transport_y is None else y.shape),
+    )
+
+
+def _why_not_triton(arguments: Problem | BackwardArguments) -> str | None:
+    largest = max(arguments.x.shape[1], arguments.y.shape[1])
+    if largest > MOST_POINTS:
+        return f"a set of {largest} points (at most {MOST_POINTS})"
+    return why_not_triton(arguments)
+
+
+SINKHORN = Op("sinkhorn", _empty, public="sinkhorn divergence")
+SINKHORN.add("cpp", "slotkernels.sinkhorn.cpp", supports=cpp.why_not)
+SINKHORN.add("reference", "slotkernels.sinkhorn.reference")
+SINKHORN.add("triton", "slotkernels.sinkhorn.triton", supports=_why_not_triton)
+SINKHORN.composite(composite_sinkhorn)
+BACKWARD = SINKHORN.backward_op(_empty_gradients)
+
+
+@SINKHORN.differentiable(keep=("f", "g", "transport_x", "transport_y"), constant=("transport_x", "transport_y"))
+def _gradients(saved: Saved[Problem, Solution], *grads: Tensor | None) -> Iterable[Tensor | None]:
+    problem, solution = saved.arguments, saved.results
+    grad_value, grad_f, grad_g, *_ = grads
+    x, y, a, b, *_ = problem
+    transport_x = solution.transport_x if problem.keep_x else None
+    transport_y = solution.transport_y if problem.keep_y else None
+    arguments = BackwardArguments(grad_value, grad_f, grad_g, x, y, a, b, transport_x, transport_y, problem.precision)
+    grad_x, grad_y = BACKWARD.apply(arguments, saved.backend)
+    _, _, need_a, need_b = saved.needs
+    return (
+        grad_x if problem.keep_x else None,
+        grad_y if problem.keep_y else None,
+        weight_gradient(grad_value, solution.f, a) if need_a else None,
+        weight_gradient(grad_value, solution.g, b) if need_b else None,
+    )
+
+
+def solve(op: str, problem: Problem, backend: str, potentials: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Value [B] and potentials [B, N] and [B, M].
+
+    Without ``potentials`` only the value is used: then points without weight may be moved, and their potentials with
+    them.
+    """
+    backend = requested_backend(backend)
+    x, y, a, b, *_ = problem
+    streams, transformed = prefers_streaming(backend, x, y), _derivatives.takes_composite(op, backend)
+    moved = None
+    if a is not None or b is not None:
+        in_place = potentials or transformed or _wants_gradient(a) or _wants_gradient(b)
+        if in_place and not (streams or transformed):
+            backend = _instead_of_triton(op, backend, x)
+        moved = move_weightless(x, y, a, b, in_place, problem.blur)
+        problem = problem._replace(x=moved.x, y=moved.y, a=moved.a, b=moved.b)
+    if transformed and streams:
+        raise RuntimeError(_derivatives.no_derivatives(op, backend, "inside torch.func or in forward mode"))
+    if transformed:
+        with without_autocast(x.device):
+            value, f, g = composite_sinkhorn(problem)
+    elif streams:
+        value, f, g, *_ = STREAMING.apply(problem, backend)
+    else:
+        value, f, g, *_ = SINKHORN.apply(problem, backend)
+    return (value, f, g) if moved is None else (moved.mark(value), moved.mark(f), moved.mark(g))
+
+
+def _instead_of_triton(op: str, backend: str, x: Tensor) -> str:
+    """The backend for a call that needs potentials of points without weight, which the Triton kernels do not have."""
+    if backend == "triton":
+        raise RuntimeError(
+            f"{op}: backend 'triton' has no potentials of weighted sets, and no gradients of weights: they would be "
+            "wrong for points without weight; expected 'auto' or 'reference'"
+        )
+    return "reference" if backend == "auto" and x.device.type != "cpu" else backend
+
+
+def sinkhorn_divergence(
+    x: Tensor,  # [B, N, D]
+    y: Tensor,  # [B, M, D]
+    *,
+    p: int = 2,
+    blur: float = 0.05,
+    scaling: float = 0.5,
+    diameter: float | str = "batch",
+    precision: str = "tf32x3",
+    check_finite: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Debiased Sinkhorn divergence of uniform point sets (Feydy et al. 2019, eq. 3), equal to GeomLoss's.
+
+    Cost ``|x - y|^p / p``, temperature annealed from ``diameter^p`` to ``blur^p`` by ``scaling^p`` a step, symmetric
+    averaged log-domain updates; the last update carries the gradient. See ``docs/sinkhorn.md``.
+
+    Args:
+        x: [B, N, D] points; float32, float64, bfloat16 or float16.
+        y: [B, M, D] points, dtype of ``x``.
+        p: 1 or 2.
+        blur: > 0, in the unit of the points; details of the sets below this scale do not count.
+        scaling: ratio in (0, 1) of successive scales.
+        diameter: where the annealing starts: "batch", the diagonal of one bounding box around all points (GeomLoss);
+            "problem", one box for each of the B problems; or a number > 0.
+        precision: of float32 products on tensor cores: "ieee", "tf32x3" (three products, float32 accuracy) or "tf32".
+        check_finite: raise an error if a point is not finite. The host then waits for the device. Without it such
+            points make the value NaN: of all problems with ``diameter="batch"``, else only of their own.
+        backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
+
+    Returns:
+        [B] float32 (float64 for float64 inputs), not below 0. Differentiable in x and y.
+
+    Raises:
+        ValueError: if shapes or dtypes disagree, a set is empty, a parameter is out of its range, or a point is not
+            finite and ``check_finite`` is set.
+        RuntimeError: if the backend asked for by name cannot serve the call.
+
+    Example:
+        A set against itself, moved by 2: half the square of the shift.
+
+        >>> import torch
+        >>> from slotkernels import sinkhorn_divergence
+        >>> x = torch.tensor([[[0.0], [1.0], [3.0]]])
+        >>> value = sinkhorn_divergence(x, x + 2)
+        >>> [round(v, 3) for v in value.tolist()]
+        [2.0]
+    """
+    problem = make_problem(
+        "sinkhorn_divergence", x, y,
+        p=p, blur=blur, scaling=scaling, diameter=diameter, precision=precision, check_finite=check_finite,
+    )  # fmt: skip
+    return solve("sinkhorn_divergence", problem, backend, potentials=False)[0]
+
+
+def sinkhorn_potentials(
+    x: Tensor,  # [B, N, D]
+    y: Tensor,  # [B, M, D]
+    a: Tensor | None = None,  # [B, N]
+    b: Tensor | None = None,  # [B, M]
+    *,
+    p: int = 2,
+    blur: float = 0.05,
+    scaling: float = 0.5,
+    diameter: float | str = "batch",
+    debias: bool = True,
+    precision: str = "tf32x3",
+    check_finite: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Dual potentials of the (debiased) transport problem; ``<a, f> + <b, g>`` is its value.
+
+    Args:
+        x: [B, N, D] points; float32, float64, bfloat16 or float16.
+        y: [B, M, D] points, dtype of ``x``.
+        a: [B, N] weights of x, each row summing to 1; uniform if None. No gradient flows to them here, as in GeomLoss.
+            A point of weight 0 changes nothing; it still has a potential, see ``docs/sinkhorn.md``.
+        b: [B, M] weights of y.
+        p: as for :func:`sinkhorn_divergence`, and so are ``blur``, ``scaling``, ``diameter``, ``precision``,
+            ``check_finite`` and ``backend``.
+        debias: subtract the potentials of x→x and y→y.
+
+    Returns:
+        f [B, N] and g [B, M], float32 (float64 for float64 inputs). Differentiable in x and y.
+
+    Raises:
+        ValueError: as :func:`sinkhorn_divergence`.
+        RuntimeError: if the backend asked for by name cannot serve the call.
+
+    Example:
+        >>> import torch
+        >>> from slotkernels import sinkhorn_potentials
+        >>> x, y = torch.tensor([[[0.0], [4.0]]]), torch.tensor([[[1.0], [5.0]]])
+        >>> f, g = sinkhorn_potentials(x, y)
+        >>> value = f.mean(1) + g.mean(1)
+        >>> [round(v, 3) for v in value.tolist()]
+        [0.5]
+    """
+    a, b = (None if w is None else w.detach() for w in (a, b))
+    problem = make_problem(
+        "sinkhorn_potentials", x, y, a, b,
+        p=p, blur=blur, scaling=scaling, diameter=diameter, debias=debias, precision=precision,
+        check_finite=check_finite,
+    )  # fmt: skip
+    return solve("sinkhorn_potentials", problem, backend, potentials=True)[1:]
+
+
+def bytes_moved(
+    batch: int,
+    n: int,
+    m: int,
+    dim: int,
+    itemsize: int = 4,
+    kept: tuple[bool, bool] = (False, False),
+    backward: bool = False,
+) -> int:
+    """Least memory traffic in bytes.
+
+    The forward pass reads the points, and writes [B] values and the transport weights of the sets in ``kept``. The
+    backward pass reads points and transport weights, and writes the gradients of the sets in ``kept``.
+
+    Example:
+        >>> from slotkernels.sinkhorn import bytes_moved
+        >>> bytes_moved(batch=1, n=2, m=3, dim=4)
+        84
+    """
+    points = batch * (n + m) * dim * itemsize
+    rows = batch * ((n if kept[0] else 0) + (m if kept[1] else 0))
+    transport = 4 * rows * (n + m)
+    return points + transport + (rows * dim * itemsize if backward else 4 * batch)
+
+
+def flops(
+    batch: int,
+    n: int,
+    m: int,
+    dim: int,
+    steps: int = 15,
+    kept: tuple[bool, bool] = (False, False),
+    backward: bool = False,
+) -> int:
+    """Operations: three cost matrices (half of the symmetric two), ``steps`` log-sum-exps (5 an entry, exp as one).
+
+    Backward: one product of the transport weights of each set in ``kept`` with all points.
+
+    Example:
+        >>> from slotkernels.sinkhorn import flops
+        >>> flops(batch=1, n=2, m=3, dim=4, steps=15)
+        1995
+    """
+    if backward:
+        return 2 * batch * ((n if kept[0] else 0) + (m if kept[1] else 0)) * (n + m) * dim
+    costs = batch * (2 * n * m + n * (n + 1) + m * (m + 1)) * dim
+    return costs + 5 * batch * (n + m) ** 2 * steps

@@ -1,0 +1,52 @@
+"""What a backend of the Sinkhorn divergence receives and returns."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Problem(NamedTuple):
+    """A batch of transport problems and how to solve them; what each setting means is in ``sinkhorn_divergence``."""
+
+    x: Tensor  # [B, N, D]
+    y: Tensor  # [B, M, D]
+    a: Tensor | None  # [B, N] weights of x, uniform if None
+    b: Tensor | None  # [B, M] weights of y, uniform if None
+    diameter: float | None  # where the annealing starts; None: the diagonal of a bounding box
+    per_problem: bool  # each problem has a bounding box of its own, instead of one for the batch
+    p: int
+    blur: float
+    scaling: float
+    debias: bool
+    keep_x: bool  # also return the transport weights that the gradient of x needs
+    keep_y: bool  # and those of y
+    precision: str
+
+
+class Solution(NamedTuple):
+    """Values, potentials, and the transport weights from which the backward pass forms gradients.
+
+    Row i of ``transport_x`` holds the weights of all points, those of x first, in the gradient of f_i with respect to
+    x_i.
+    """
+
+    value: Tensor  # [B]
+    f: Tensor  # [B, N]
+    g: Tensor  # [B, M]
+    transport_x: Tensor  # [B, N, N + M], empty without keep_x
+    transport_y: Tensor  # [B, M, N + M], empty without keep_y
+
+
+class BackwardArguments(NamedTuple):
+    """Arguments of the backward pass: gradients of the results (None for zero), and what the forward pass kept."""
+
+    grad_value: Tensor | None  # [B]
+    grad_f: Tensor | None  # [B, N]
+    grad_g: Tensor | None  # [B, M]
+    x: Tensor  # [B, N, D]
+    y: Tensor  # [B, M, D]
+    a: Tensor | None  # [B, N]
+    b: Tensor | None  # [B, M]
+    transport_x: Tensor | None  # [B, N, N + M], None if the gradient of x is not needed
+    transport_y: Tensor | None  # [B, M, N + M], None if the gradient of y is not needed
+    precision: str

@@ -1,0 +1,92 @@
+"""What implementations of slot attention do differently although they share its equations.
+
+All of them normalise tokens and slots, scale the logits by ``qkv_dim ** -0.5`` and add the MLP of the normalised slots
+to the slots. They differ in :class:`Conventions` (repositories as read in November 2026)::
+
+    module = SlotAttention(7, 128, conventions=SAVI)
+    module = SlotAttention(7, 128, conventions=SAVI._replace(use_mlp=False))
+"""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypedDict
+
+from .._checks import check_that
+from .op import EPS_PLACEMENTS
+
+GRU_STATES = ("slots", "normalised")
+
+
+class Conventions(NamedTuple):
+    """Choices of an implementation that its parameters do not show.
+
+    Example:
+        >>> from slotkernels.slot_attention import SAVI, Conventions
+        >>> SAVI == Conventions(eps_placement="denominator", norm_eps=1e-6)
+        True
+    """
+
+    scale: float | None = None
+    """Factor of the logits; ``qkv_dim ** -0.5`` if None."""
+    eps: float = 1e-8
+    """See :func:`slotkernels.inverted_attention`."""
+    eps_placement: str = "numerator"
+    """"numerator" or "denominator", see :func:`slotkernels.inverted_attention`."""
+    gru_state: str = "slots"
+    """What the GRU carries on: the "slots", or the "normalised" slots that the queries are made of."""
+    norm_eps: float = 1e-5
+    """Of the three layer norms: PyTorch's default is 1e-5, that of Keras 1e-3, that of Flax 1e-6."""
+    qkv_bias: bool = False
+    """Whether queries, keys and values have biases."""
+    use_mlp: bool = True
+    """Whether the MLP follows the GRU; SAVi, and VideoSAUR on YouTube-VIS, do without."""
+
+    def check(self, caller: str) -> None:
+        """Raise ValueError if a choice is unknown."""
+        for name, choices in (("eps_placement", EPS_PLACEMENTS), ("gru_state", GRU_STATES)):
+            value = getattr(self, name)
+            check_that(value in choices, f"{caller}: {name}={value!r}, expected one of {', '.join(choices)}")
+
+
+STANDARD = Conventions()  # ours; PyTorch ports of google-research/slot_attention that keep its attributes' names
+LOCATELLO = Conventions(norm_eps=1e-3)  # google-research/slot_attention (Keras)
+LUCIDRAINS = Conventions(qkv_bias=True)  # lucidrains/slot-attention, evelinehong/slot-attention-pytorch
+SAVI = Conventions(eps_placement="denominator", norm_eps=1e-6)  # google-research/slot-attention-video, SAVi-pytorch
+SLOTFORMER = Conventions(eps=1e-6)  # pairlab/SlotFormer
+VIDEOSAUR = Conventions(gru_state="normalised")  # martius-lab/videosaur, and Slot Contrast
+
+
+class FormerOptions(TypedDict, total=False):
+    """Keywords that were arguments before they became :class:`Conventions`, besides ``eps``; they go with the next
+    release.
+    """
+
+    scale: float | None
+    eps_placement: str | None
+    gru_state: str | None
+    norm_eps: float | None
+    qkv_bias: bool | None
+    use_mlp: bool | None
+
+
+def with_former_options(
+    caller: str, conventions: Conventions, former: Mapping[str, Any], spelling: str = "Conventions"
+) -> Conventions:
+    """``conventions`` with the former keyword arguments in them, and a DeprecationWarning that names their new place:
+    ``conventions=<spelling>(...)``.
+
+    Raises:
+        TypeError: if a keyword never was an argument.
+    """
+    unknown = [name for name in former if name not in Conventions._fields]
+    if unknown:
+        raise TypeError(f"{caller}() got an unexpected keyword argument {unknown[0]!r}")
+    changed = {name: value for name, value in former.items() if value is not None}
+    if changed:
+        listed = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+        warnings.warn(
+            f"{caller}({listed}) is deprecated and goes with the next release; write conventions={spelling}({listed})",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+    return conventions._replace(**changed)

@@ -1,0 +1,257 @@
+"""Inverted attention, the op inside slot attention (Locatello et al. 2020): slots compete for tokens.
+
+With ``logit[n, m] = scale * q[n]·k[m] + bias[n]``::
+
+    attention = softmax of the logits over the slots of each group
+    weight    = (attention + weight_eps) where the mask allows it, else 0
+    total[n]  = sum over tokens of weight + total_eps
+    update[n] = sum over tokens of weight * v / total[n]
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._backends import why_not_triton
+from .._checks import accumulate_dtype, check_same, check_tensor, check_that
+from .._op import Op, Saved
+from .tiles import MAX_COLUMNS, MAX_DIM, group_columns
+
+PRECISIONS = ("ieee", "tf32x3", "tf32")
+EPS_PLACEMENTS = ("numerator", "denominator")
+
+
+class Arguments(NamedTuple):
+    """Of one call. Sums and softmaxes are float32, or float64 for float64 inputs: "accumulated"."""
+
+    q: Tensor  # [B, N, D]
+    k: Tensor  # [B, M, D]
+    v: Tensor | None  # [B, M, Dv]; None: the values are k
+    bias: Tensor | None  # [B, N] accumulated, added to the logits of each slot
+    mask: Tensor | None  # [B, 1 or groups, M] bool, False for tokens that weigh nothing
+    scale: float  # factor of the logits
+    weight_eps: float  # added to the attention of each token
+    total_eps: float  # added to the sum that weights are divided by
+    groups: int  # slots compete within N / groups of them
+    precision: str  # of float32 products on tensor cores
+    return_attention: bool
+
+
+class Results(NamedTuple):
+    """Of one call."""
+
+    updates: Tensor  # [B, N, Dv], dtype of q
+    total: Tensor  # [B, N] accumulated, what the weights were divided by
+    attention: Tensor  # [B, N, M] accumulated; [0] unless return_attention
+
+
+class Cotangents(NamedTuple):
+    """Gradients of the results; None where there is none."""
+
+    updates: Tensor | None  # [B, N, Dv]
+    total: Tensor | None  # [B, N]
+    attention: Tensor | None  # [B, N, M]
+
+
+class BackwardArguments(NamedTuple):
+    """Of the backward pass, which computes the attention again."""
+
+    grads: Cotangents
+    forward: Arguments
+    updates: Tensor  # [B, N, Dv]
+    total: Tensor  # [B, N]
+    needs: list[bool]  # of q, k, v, bias and mask: whether a gradient is needed
+
+
+class Gradients(NamedTuple):
+    """Of the inputs; [0] for each one that is not needed."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor
+
+
+def _check(arguments: Arguments) -> None:
+    op, (q, k, v, bias, mask, *_) = "inverted_attention", arguments
+    sizes: dict[str, int] = {}
+    check_tensor(op, "q", q, "B N D", sizes)
+    check_tensor(op, "k", k, "B M D", sizes)
+    if v is not None:
+        check_tensor(op, "v", v, "B M Dv", sizes)
+    check_same(op, q=q, k=k, v=v)
+    if bias is not None:
+        check_tensor(op, "bias", bias, "B N", sizes, dtypes=(accumulate_dtype(q.dtype),))
+    groups, slots = arguments.groups, q.shape[1]
+    check_that(groups >= 1 and slots % groups == 0, f"{op}: groups={groups}, expected a divisor of the {slots} slots")
+    if mask is not None:
+        sizes["G"] = groups if mask.dim() != 3 or mask.shape[1] != 1 else 1
+        check_tensor(op, "mask", mask, "B G M", sizes, dtypes=(torch.bool,))
+    check_that(
+        arguments.precision in PRECISIONS,
+        f"{op}: precision={arguments.precision!r}, expected one of {', '.join(PRECISIONS)}",
+    )
+
+
+def _empty_results(arguments: Arguments) -> Results:
+    q, k, v = arguments[:3]
+    (batch, slots, _), dtype = q.shape, accumulate_dtype(q.dtype)
+    updates = q.new_empty(batch, slots, (k if v is None else v).shape[2])
+    attention = q.new_empty((batch, slots, k.shape[1]) if arguments.return_attention else (0,), dtype=dtype)
+    return Results(updates, q.new_empty(batch, slots, dtype=dtype), attention)
+
+
+def _empty_gradients(arguments: BackwardArguments) -> Gradients:
+    pairs = zip(arguments.forward[:4], arguments.needs, strict=False)
+    empty = arguments.updates.new_empty
+    return Gradients(*(t.new_empty(t.shape) if need and t is not None else empty(0) for t, need in pairs))
+
+
+def _why_not_triton(arguments: Arguments) -> str | None:
+    groups, slots = arguments.groups, arguments.q.shape[1]
+    block_g, block_p = group_columns(slots // groups, groups)
+    if block_g * block_p > MAX_COLUMNS:
+        return f"{slots} slots in {groups} groups fill {block_g * block_p} columns, at most {MAX_COLUMNS}"
+    widest = max(arguments.q.shape[2], 0 if arguments.v is None else arguments.v.shape[2])
+    if widest > MAX_DIM:
+        return f"width {widest}, at most {MAX_DIM}"
+    return why_not_triton(arguments)
+
+
+INVERTED_ATTENTION = Op("inverted_attention", _empty_results, check=_check)
+INVERTED_ATTENTION.add("reference", "slotkernels.slot_attention.reference")
+INVERTED_ATTENTION.add("triton", "slotkernels.slot_attention.triton", _why_not_triton)
+INVERTED_ATTENTION_BACKWARD = INVERTED_ATTENTION.backward_op(_empty_gradients)
+
+
+@INVERTED_ATTENTION.differentiable(keep=("updates", "total"))
+def _gradients(saved: Saved[Arguments, Results], *grads: Tensor | None) -> Gradients:
+    updates, total, _ = saved.results
+    arguments = BackwardArguments(Cotangents(*grads), saved.arguments, updates, total, saved.needs)
+    return INVERTED_ATTENTION_BACKWARD.apply(arguments, saved.backend)
+
+
+def inverted_attention(
+    q: Tensor,  # [B, N, D]
+    k: Tensor,  # [B, M, D]
+    v: Tensor | None = None,  # [B, M, Dv]
+    *,
+    bias: Tensor | None = None,  # [B, N]
+    mask: Tensor | None = None,  # [B, M] or [B, groups, M]
+    scale: float | None = None,
+    eps: float = 1e-8,
+    eps_placement: str = "numerator",
+    groups: int = 1,
+    precision: str = "tf32x3",
+    return_attention: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """Attention whose softmax runs over the queries, then a mean over the tokens (Locatello et al. 2020, eq. 1-2).
+
+    ``attention[m] = softmax_n(scale * k[m]·q[n] + bias[n])`` and
+    ``updates[n] = sum_m w[m, n] v[m]`` with ``w = (attention + eps) / sum_m (attention + eps)``.
+
+    Args:
+        q: [B, N, D], one query per slot; float32, float64, bfloat16 or float16.
+        k: [B, M, D], one key per token, dtype of ``q``.
+        v: [B, M, Dv], or None to take ``k``, which is then read only once.
+        bias: [B, N] float32 (float64 for float64 inputs), added to the logits of each slot.
+        mask: [B, M] or [B, groups, M] bool; a token where it is False weighs nothing (in that group), not even
+            ``eps``. With no token left the update is 0. Whatever it holds, NaN included, changes nothing else than
+            its own row of the attention.
+        scale: factor of the logits; ``D ** -0.5`` if None.
+        eps: >= 0, see ``eps_placement``.
+        eps_placement: "numerator": ``eps`` is added to the attention before it is normalised over tokens (Locatello et
+            al.); "denominator": ``w = attention / (sum_m attention + eps)`` (SAVi).
+        groups: the slots are this many groups of N / groups, and compete within their group only (SMTC, eq. 7). The
+            tokens are read once for all groups.
+        precision: of the products of float32 inputs on tensor cores: "tf32x3" (three products, close to float32),
+            "tf32", or "ieee" (no tensor core). Backend "triton"; others follow PyTorch's own settings.
+        return_attention: whether to return the attention.
+        backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
+
+    Returns:
+        updates [B, N, Dv] in the dtype of ``q``, and attention [B, M, N] in float32 (float64 for float64 inputs) or
+        None. The attention is the softmax over slots, before ``mask`` and ``eps``: each row over the N of a group sums
+        to 1. Softmax and normalisers are float32 at least. Differentiable in q, k, v and bias.
+
+    Raises:
+        ValueError: if a shape, dtype or device disagrees, or N, M or D is zero.
+        RuntimeError: if the backend asked for by name cannot serve the call.
+
+    Example:
+        >>> import torch, slotkernels
+        >>> slots, tokens = torch.randn(2, 4, 8), torch.randn(2, 16, 8)
+        >>> updates, attention = slotkernels.inverted_attention(slots, tokens, return_attention=True)
+        >>> updates.shape, attention.shape
+        (torch.Size([2, 4, 8]), torch.Size([2, 16, 4]))
+        >>> torch.allclose(attention.sum(-1), torch.ones(2, 16))  # tokens are shared out among the slots
+        True
+    """
+    check_that(
+        eps_placement in EPS_PLACEMENTS,
+        f"inverted_attention: eps_placement={eps_placement!r}, expected one of {', '.join(EPS_PLACEMENTS)}",
+    )
+    check_that(eps >= 0, f"inverted_attention: eps={eps}, expected a number >= 0")
+    in_numerator = eps_placement == "numerator"
+    if mask is not None:
+        k, v = hide(k, mask), None if v is None else hide(v, mask)
+    arguments = Arguments(
+        q,
+        k,
+        v,
+        bias,
+        by_group(mask),
+        scale=q.shape[-1] ** -0.5 if scale is None else float(scale),
+        weight_eps=eps if in_numerator else 0.0,
+        total_eps=0.0 if in_numerator else eps,
+        groups=groups,
+        precision=precision,
+        return_attention=return_attention,
+    )
+    updates, _, attention = INVERTED_ATTENTION(arguments, backend)
+    return updates, attention.transpose(1, 2) if return_attention else None
+
+
+def by_group(mask: Tensor | None) -> Tensor | None:
+    """``mask`` [B, M] as [B, 1, M], one for all groups; [B, groups, M] as it is."""
+    return mask.unsqueeze(1) if mask is not None and mask.dim() == 2 else mask
+
+
+def hide(tokens: Tensor, mask: Tensor) -> Tensor:
+    """``tokens`` [B, M, D] with zeros for those that ``mask`` [B, M] or [B, G, M] hides from all groups, if they hold
+    what spoils the sums that they have no weight in: NaN, infinities, or numbers whose products overflow.
+    """
+    seen = mask if mask.dim() == 2 else mask.any(1)
+    if mask.dtype != torch.bool or seen.shape != tokens.shape[:2]:
+        return tokens  # the op's check says what is wrong
+    greatest = torch.finfo(tokens.dtype).max
+    # Logits of float16 are float16: sums of D products with queries up to 8.
+    harmless = min(greatest**0.5, greatest / (8 * tokens.shape[2]))
+    # A NaN is the norm of its token, and no comparison with it holds.
+    keeps = torch.linalg.vector_norm(tokens.detach(), torch.inf, dim=2) <= harmless
+    return tokens.masked_fill(~(seen | keeps).unsqueeze(2), 0.0)
+
+
+def bytes_moved(batch: int, slots: int, tokens: int, dim: int, itemsize: int = 4, backward: str = "") -> int:
+    """Least traffic of one ``inverted_attention`` with v = k: tokens, queries, updates, each read or written once.
+
+    Args:
+        batch: B.
+        slots: N.
+        tokens: M.
+        dim: D.
+        itemsize: bytes of an element.
+        backward: "" forward; "queries" backward when the tokens are frozen; "tokens" with their gradient.
+    """
+    rows = {"": tokens + 2 * slots, "queries": tokens + 3 * slots, "tokens": 2 * tokens + 3 * slots}[backward]
+    return batch * dim * itemsize * rows
+
+
+def flops(batch: int, slots: int, tokens: int, dim: int, backward: str = "") -> int:
+    """Multiply-adds (counted as two) of one ``inverted_attention`` with v = k; the softmax is left out.
+
+    Backward recomputes the logits, and has products for the weights' gradient, the queries' and, for the tokens', two.
+    """
+    return {"": 2, "queries": 3, "tokens": 5}[backward] * 2 * batch * slots * tokens * dim

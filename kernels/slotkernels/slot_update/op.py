@@ -1,0 +1,359 @@
+"""What a slot-attention iteration does after the attention, without its matrix products (Locatello et al. 2020).
+
+An iteration ends with ``s = GRU(u, s)``, ``s = s + MLP(LN(s))``, and the next one starts with ``LN(s)``. The products
+stay with cuBLAS or oneDNN; everything between them is two ops, each of which reads a row of slots once:
+
+    linear, linear → gru_norm → linear, ReLU, linear → add_norm → next iteration
+
+Both save what is cheapest in bytes. ``gru_norm`` keeps its inputs and computes the gates again: in half precision the
+gates read back are 12 bytes an element, while reset, update and candidate in float32 would be 16 bytes written and 16
+read. ``add_norm`` keeps the sum, which its caller holds anyway. Both add mean and deviation, 8 bytes a row.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import _derivatives
+from .._backends import why_not_triton
+from .._checks import FLOATS, accumulate_dtype, describe
+from .._op import Op, Saved
+
+MAX_DIM = 1024  # width of a row that the Triton kernels hold in registers
+
+
+class Results(NamedTuple):
+    """Of either op: rows and their layer norm; "statistics" are float32, or float64 for float64 slots."""
+
+    slots: Tensor  # [..., D], dtype of the slots
+    normalised: Tensor  # [..., D], dtype of the gates or of the update
+    mean: Tensor  # [...] statistics
+    rstd: Tensor  # [...] statistics, the reciprocal deviation
+
+
+class GruNormArguments(NamedTuple):
+    """Of one call of ``gru_norm``."""
+
+    gates_input: Tensor  # [..., 3D]
+    gates_hidden: Tensor  # [..., 3D], dtype of gates_input
+    slots: Tensor  # [..., D]
+    weight: Tensor  # [D]
+    bias: Tensor  # [D]
+    norm_eps: float
+
+
+class GruNormCotangents(NamedTuple):
+    """Gradients of both results; not both are None."""
+
+    slots: Tensor | None  # [..., D]
+    normalised: Tensor | None  # [..., D]
+
+
+class GruNormBackwardArguments(NamedTuple):
+    """Of the backward pass of ``gru_norm``, which computes the gates again."""
+
+    grads: GruNormCotangents
+    gates_input: Tensor  # [..., 3D]
+    gates_hidden: Tensor  # [..., 3D]
+    slots: Tensor  # [..., D]
+    weight: Tensor  # [D]
+    mean: Tensor  # [...]
+    rstd: Tensor  # [...]
+
+
+class GruNormGradients(NamedTuple):
+    """Of the inputs of ``gru_norm``."""
+
+    gates_input: Tensor  # [..., 3D]
+    gates_hidden: Tensor  # [..., 3D]
+    slots: Tensor  # [..., D]
+    affine: Tensor  # [2, D] of weight and bias, [0] if the norm has no gradient
+
+
+class AddNormArguments(NamedTuple):
+    """Of one call of ``add_norm``."""
+
+    slots: Tensor  # [..., D]
+    update: Tensor  # [..., D]
+    weight: Tensor  # [D]
+    bias: Tensor  # [D]
+    norm_eps: float
+
+
+class AddNormBackwardArguments(NamedTuple):
+    """Of the backward pass of ``add_norm``."""
+
+    grad_total: Tensor | None  # [..., D]
+    grad_normalised: Tensor  # [..., D]
+    total: Tensor  # [..., D]
+    weight: Tensor  # [D]
+    mean: Tensor  # [...]
+    rstd: Tensor  # [...]
+
+
+class AddNormGradients(NamedTuple):
+    """Of the inputs of ``add_norm``."""
+
+    slots: Tensor  # [..., D]
+    update: Tensor  # [..., D], [0] if it is the gradient of the slots
+    affine: Tensor  # [2, D] of weight and bias
+
+
+def _check_gru_norm(arguments: GruNormArguments) -> None:
+    gates_input, gates_hidden, slots, weight, bias, norm_eps = arguments
+    dim = _check_state("gru_norm", slots, norm_eps)
+    for name, gates in (("gates_input", gates_input), ("gates_hidden", gates_hidden)):
+        _check_like("gru_norm", name, gates, slots, (*slots.shape[:-1], 3 * dim))
+    if gates_hidden.dtype != gates_input.dtype:
+        raise ValueError(
+            f"gru_norm: gates_hidden is {describe(gates_hidden)}, expected the dtype of gates_input: "
+            f"{describe(gates_input)}"
+        )
+    _check_like("gru_norm", "weight", weight, slots, (dim,))
+    _check_like("gru_norm", "bias", bias, slots, (dim,))
+
+
+def _check_add_norm(arguments: AddNormArguments) -> None:
+    slots, update, weight, bias, norm_eps = arguments
+    dim = _check_state("add_norm", slots, norm_eps)
+    _check_like("add_norm", "update", update, slots, tuple(slots.shape))
+    _check_like("add_norm", "weight", weight, slots, (dim,))
+    _check_like("add_norm", "bias", bias, slots, (dim,))
+
+
+def _check_state(op: str, slots: Tensor, norm_eps: float) -> int:
+    if slots.dim() == 0 or slots.shape[-1] == 0:
+        raise ValueError(f"{op}: slots is {describe(slots)}, expected [..., D] with D > 0")
+    if slots.dtype not in FLOATS:
+        raise ValueError(f"{op}: slots is {describe(slots)}, expected dtype float32, float64, bfloat16 or float16")
+    if not 0 <= norm_eps < math.inf:
+        raise ValueError(f"{op}: norm_eps={norm_eps}, expected a finite number >= 0")
+    return slots.shape[-1]
+
+
+def _check_like(op: str, name: str, tensor: Tensor, slots: Tensor, shape: tuple[int, ...]) -> None:
+    """Check shape, device, and that float64 comes with float64: no other mixture loses precision unasked."""
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{op}: {name} is {describe(tensor)}, expected {list(shape)} for slots {describe(slots)}")
+    double = torch.float64
+    if tensor.dtype not in FLOATS or (tensor.dtype == double) != (slots.dtype == double):
+        expected = "float64" if slots.dtype == double else "float32, bfloat16 or float16"
+        raise ValueError(f"{op}: {name} is {describe(tensor)}, expected dtype {expected} for slots {describe(slots)}")
+    if tensor.device != slots.device:
+        raise ValueError(f"{op}: {name} is on {tensor.device}, expected the device of slots: {slots.device}")
+
+
+def _empty_gru_norm(arguments: GruNormArguments) -> Results:
+    return _empty_results(arguments.slots, arguments.gates_input.dtype)
+
+
+def _empty_gru_norm_gradients(arguments: GruNormBackwardArguments) -> GruNormGradients:
+    gates, slots = arguments.gates_input, arguments.slots
+    affine = arguments.mean.new_empty(0 if arguments.grads.normalised is None else (2, slots.shape[-1]))
+    return GruNormGradients(
+        gates.new_empty(gates.shape), gates.new_empty(gates.shape), slots.new_empty(slots.shape), affine
+    )
+
+
+def _empty_add_norm(arguments: AddNormArguments) -> Results:
+    return _empty_results(arguments.slots, arguments.update.dtype)
+
+
+def _empty_add_norm_gradients(arguments: AddNormBackwardArguments) -> AddNormGradients:
+    grad, total = arguments.grad_normalised, arguments.total
+    grad_update = grad.new_empty(0 if grad.dtype == total.dtype else total.shape)
+    return AddNormGradients(total.new_empty(total.shape), grad_update, arguments.mean.new_empty(2, total.shape[-1]))
+
+
+def _empty_results(slots: Tensor, dtype: torch.dtype) -> Results:
+    mean = slots.new_empty(slots.shape[:-1], dtype=accumulate_dtype(slots.dtype))
+    return Results(
+        slots.new_empty(slots.shape), slots.new_empty(slots.shape, dtype=dtype), mean, torch.empty_like(mean)
+    )
+
+
+def _why_not_triton(
+    arguments: GruNormArguments | GruNormBackwardArguments | AddNormArguments | AddNormBackwardArguments,
+) -> str | None:
+    dim = arguments.weight.shape[0]
+    return f"width {dim}, at most {MAX_DIM}" if dim > MAX_DIM else why_not_triton(arguments)
+
+
+# Contiguous: rows lie one after the other for the kernels, and results have the strides of the empty ones.
+GRU_NORM = Op("gru_norm", _empty_gru_norm, check=_check_gru_norm, contiguous=True)
+ADD_NORM = Op("add_norm", _empty_add_norm, check=_check_add_norm, contiguous=True)
+for _op in (GRU_NORM, ADD_NORM):
+    _op.add("reference", "slotkernels.slot_update.reference")
+    _op.add("triton", "slotkernels.slot_update.triton", _why_not_triton)
+GRU_NORM_BACKWARD = GRU_NORM.backward_op(_empty_gru_norm_gradients)
+ADD_NORM_BACKWARD = ADD_NORM.backward_op(_empty_add_norm_gradients)
+
+
+@GRU_NORM.differentiable(keep=("mean", "rstd"), constant=("mean", "rstd"))
+def _gru_norm_gradients(
+    saved: Saved[GruNormArguments, Results],
+    grad_slots: Tensor | None,
+    grad_normalised: Tensor | None,
+    *constant: Tensor | None,
+) -> list[Tensor]:
+    gates_input, gates_hidden, slots, weight, bias, *_ = saved.arguments
+    grads, statistics = GruNormCotangents(grad_slots, grad_normalised), saved.results[2:]
+    arguments = GruNormBackwardArguments(grads, gates_input, gates_hidden, slots, weight, *statistics)
+    *gradients, affine = GRU_NORM_BACKWARD.apply(arguments, saved.backend)
+    if grad_normalised is None:
+        return gradients
+    return [*gradients, affine[0].to(weight.dtype), affine[1].to(bias.dtype)]
+
+
+# The operands are not kept: the caller holds their sum anyway.
+@ADD_NORM.differentiable(inputs=("weight", "bias"), keep=("slots", "mean", "rstd"), constant=("mean", "rstd"))
+def _add_norm_gradients(
+    saved: Saved[AddNormArguments, Results],
+    grad_total: Tensor | None,
+    grad_normalised: Tensor | None,
+    *constant: Tensor | None,
+) -> list[Tensor | None]:
+    if grad_normalised is None:
+        return [grad_total, grad_total]  # autograd casts the second to the dtype of the update
+    (total, _, mean, rstd), (_, _, weight, bias, norm_eps), dtype = (
+        saved.results,
+        saved.arguments,
+        grad_normalised.dtype,
+    )
+    if saved.twice:  # through the sum, which is linear
+        norm = partial(composite_norm, norm_eps=norm_eps, dtype=dtype)
+        needs = (any(saved.needs[:2]), *saved.needs[2:])
+        grad, *affine = _derivatives.composite_gradients(norm, (total, weight, bias), needs, (grad_normalised,))
+        if grad is not None:
+            grad = grad if grad_total is None else grad + grad_total
+        return [grad, None if grad is None else grad.to(dtype), *affine]
+    arguments = AddNormBackwardArguments(grad_total, grad_normalised, total, weight, mean, rstd)
+    gradients = ADD_NORM_BACKWARD.apply(arguments, saved.backend)
+    grad_update = gradients.slots if dtype == total.dtype else gradients.update
+    return [gradients.slots, grad_update, gradients.affine[0].to(weight.dtype), gradients.affine[1].to(bias.dtype)]
+
+
+def gru_norm(
+    gates_input: Tensor,
+    gates_hidden: Tensor,
+    slots: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm_eps: float = 1e-5,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The pointwise part of ``torch.nn.GRUCell``, and the layer norm of what comes out.
+
+    With the gates' thirds in the order r, z, n of PyTorch: ``r = σ(gi_r + gh_r)``, ``z = σ(gi_z + gh_z)``,
+    ``n = tanh(gi_n + r · gh_n)``, ``new_slots = (1 - z) · n + z · slots``.
+
+    Args:
+        gates_input: [..., 3D], ``weight_ih @ updates + bias_ih``; float32, float64, bfloat16 or float16.
+        gates_hidden: [..., 3D], ``weight_hh @ slots + bias_hh``, dtype of ``gates_input``.
+        slots: [..., D], the state, of any of these dtypes (float32 under autocast, so that it does not drift).
+        weight: [D], of the layer norm.
+        bias: [D], of the layer norm.
+        norm_eps: added to the variance, >= 0.
+        backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
+
+    Returns:
+        new_slots [..., D] in the dtype of ``slots``, and their layer norm [..., D] in the dtype of the gates, ready for
+        the next linear layer. The arithmetic is float32 (float64 for float64). Differentiable in all tensors.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices disagree, D is zero, or only some tensors are float64.
+        RuntimeError: if the backend asked for by name cannot serve the call.
+
+    Example:
+        >>> import torch
+        >>> from slotkernels.slot_update import gru_norm
+        >>> cell, norm = torch.nn.GRUCell(8, 8), torch.nn.LayerNorm(8)
+        >>> updates, slots = torch.randn(4, 8), torch.randn(4, 8)
+        >>> gates_input = torch.nn.functional.linear(updates, cell.weight_ih, cell.bias_ih)
+        >>> gates_hidden = torch.nn.functional.linear(slots, cell.weight_hh, cell.bias_hh)
+        >>> new_slots, normalised = gru_norm(gates_input, gates_hidden, slots, norm.weight, norm.bias)
+        >>> torch.allclose(new_slots, cell(updates, slots), atol=1e-5)
+        True
+        >>> torch.allclose(normalised, norm(new_slots), atol=1e-5)
+        True
+    """
+    arguments = GruNormArguments(gates_input, gates_hidden, slots, weight, bias, float(norm_eps))
+    new_slots, normalised, *_ = GRU_NORM(arguments, backend)
+    return new_slots, normalised
+
+
+def add_norm(
+    slots: Tensor,
+    update: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm_eps: float = 1e-5,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """``slots + update``, and the layer norm of the sum.
+
+    Args:
+        slots: [..., D], the state; float32, float64, bfloat16 or float16.
+        update: [..., D], any of these dtypes (what the MLP gives).
+        weight: [D], of the layer norm.
+        bias: [D], of the layer norm.
+        norm_eps: added to the variance, >= 0.
+        backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
+
+    Returns:
+        The sum [..., D] in the dtype of ``slots``, and its layer norm [..., D] in the dtype of ``update``. The
+        arithmetic is float32 (float64 for float64). Differentiable in all tensors.
+
+    Raises:
+        ValueError: if shapes or devices disagree, D is zero, or only some tensors are float64.
+        RuntimeError: if the backend asked for by name cannot serve the call.
+
+    Example:
+        >>> import torch
+        >>> from slotkernels.slot_update import add_norm
+        >>> norm, slots, update = torch.nn.LayerNorm(8), torch.randn(4, 8), torch.randn(4, 8)
+        >>> total, normalised = add_norm(slots, update, norm.weight, norm.bias)
+        >>> torch.equal(total, slots + update), torch.allclose(normalised, norm(total), atol=1e-5)
+        (True, True)
+    """
+    total, normalised, *_ = ADD_NORM(AddNormArguments(slots, update, weight, bias, float(norm_eps)), backend)
+    return total, normalised
+
+
+def composite_norm(rows: Tensor, weight: Tensor, bias: Tensor, norm_eps: float, dtype: torch.dtype) -> Tensor:
+    """Layer norm of ``rows`` [..., D] in ``dtype``, made of PyTorch's operations: differentiable in every mode."""
+    rows, weight, bias = (t.to(accumulate_dtype(rows.dtype)) for t in (rows, weight, bias))
+    return F.layer_norm(rows, rows.shape[-1:], weight, bias, norm_eps).to(dtype)
+
+
+def gru_norm_bytes_moved(
+    rows: int, dim: int, gates_itemsize: int = 4, slots_itemsize: int = 4, backward: bool = False
+) -> int:
+    """Least traffic of ``gru_norm``: gates, slots, both results, row statistics and float32 weight and bias, once."""
+    if not backward:
+        return rows * (dim * (7 * gates_itemsize + 2 * slots_itemsize) + 8) + 8 * dim
+    return rows * (dim * (13 * gates_itemsize + 3 * slots_itemsize) + 8) + 12 * dim
+
+
+def gru_norm_flops(rows: int, dim: int, backward: bool = False) -> int:
+    """Operations of ``gru_norm``, exp counted as one: gates 17, state 3, norm 7; backward computes the gates again."""
+    return rows * dim * (49 if backward else 27)
+
+
+def add_norm_bytes_moved(
+    rows: int, dim: int, update_itemsize: int = 4, slots_itemsize: int = 4, backward: bool = False
+) -> int:
+    """Least traffic of ``add_norm``: operands and both results, once; one gradient serves both operands of one size."""
+    if not backward:
+        return rows * (dim * 2 * (update_itemsize + slots_itemsize) + 8) + 8 * dim
+    written = slots_itemsize + (update_itemsize if update_itemsize != slots_itemsize else 0)
+    return rows * (dim * (update_itemsize + 2 * slots_itemsize + written) + 8) + 12 * dim
+
+
+def add_norm_flops(rows: int, dim: int, backward: bool = False) -> int:
+    """Operations of ``add_norm``: the sum and the 7 of its norm; backward 14."""
+    return rows * dim * (14 if backward else 8)
