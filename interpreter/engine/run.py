@@ -96,7 +96,10 @@ def read_config(run: Path) -> RunConfig:
             content = _from_format_1(content)
         elif number != FORMAT:
             raise ValueError(f"format {number}; this version reads 1 and {FORMAT}")
-        return RunConfig(content["method"], dict(content["stages"]), dict(content.get("trained_on", {})), path)
+        stages = dict(content["stages"])
+        for options in stages.values():
+            int(options["optim"]["steps"])  # what commands need that do not know the stage
+        return RunConfig(content["method"], stages, dict(content.get("trained_on", {})), path)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is not the configuration of a run ({error})") from error
 

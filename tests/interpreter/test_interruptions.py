@@ -81,9 +81,7 @@ def test_a_run_that_cannot_begin_leaves_no_directory(tmp_path, image_options):
 def test_a_later_stage_refuses_an_unfinished_one(image_run, image_options, video_options, capfd):
     run = image_run()
     config = json.loads((run / "config.json").read_text())
-    config["stages"]["image"]["optim"]["steps"] = (
-        2000  # as after a signal at step 3, or --steps 2000 on a finished stage
-    )
+    config["stages"]["image"]["optim"]["steps"] = 2000  # as after a signal, or with a larger --steps
     (run / "config.json").write_text(json.dumps(config))
     text = f"the image stage of {run} is unfinished: step 3 of 2000"
     for command in (train.main, cache.main):

@@ -187,17 +187,19 @@ DAMAGED = [
     '{"format": 2}',
     '{"format": 2, "method": "interpreter", "stages": 3}',
     '{"format": 2, "method": "interpreter", "stages": {"image": 3}}',
-    '{"format": 2, "method": "interpreter", "stages": {"image": {"run": "r", "gone": 1}}}',
+    '{"format": 2, "method": "interpreter", "stages": {"image": {}}}',
+    '{"format": 2, "method": "interpreter", "stages": {"image": {"optim": {"steps": 3}, "gone": 1}}}',
     '{"format": 2, "method": "interpreter", "stages": {"image": {"run": "r", "optim": []}}}',
 ]
 
 
 @pytest.mark.parametrize("text", DAMAGED)
-def test_damaged_config_is_a_value_error(text, image_run, image_options):
+def test_damaged_config_is_a_value_error(text, image_run, image_options, video_options):
     run = image_run()
     (run / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=f"^{run / 'config.json'} is not the configuration of a run"):
-        main(["--run", str(run), *image_options])
+    for options in (image_options, video_options):
+        with pytest.raises(ValueError, match=f"^{run / 'config.json'} is not the configuration of a run"):
+            main(["--run", str(run), *options])
 
 
 def test_diverged_run_ends_with_one_line_and_its_checkpoint(image_run, image_options):

@@ -32,13 +32,13 @@ def test_micro_batch_is_refused_where_the_loss_is_not_additive(tmp_path):
 def test_unknown_method_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"^unknown method 'sam'; choose from interpreter, "):
         find_method("sam")
-    write_config(tmp_path, RunConfig("sam", {"model": {}}))
+    write_config(tmp_path, RunConfig("sam", {"model": {"optim": {"steps": 1}}}))
     with pytest.raises(ValueError, match=r"^unknown method 'sam'; choose from interpreter, "):
         cache(["--run", str(tmp_path)])
 
 
 def test_run_of_another_method_is_refused_by_training_and_cache(tmp_path):
-    write_config(tmp_path, RunConfig("dinosaur", {"model": {}}))
+    write_config(tmp_path, RunConfig("dinosaur", {"model": {"optim": {"steps": 1}}}))
     config = ImageTraining(run=Path(tmp_path))
     with pytest.raises(ValueError, match=f"^{tmp_path} is a run of the method dinosaur; give another --run"):
         train(INTERPRETER, INTERPRETER.stages[0], config)
