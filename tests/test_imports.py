@@ -131,3 +131,27 @@ def test_nothing_imports_the_tests():
 def test_slotkernels_imports_nothing_of_interpreter():
     kernels = [module for module in MODULES if module.startswith("slotkernels")]
     assert not {other for module in kernels for other in GRAPH[module] if not other.startswith("slotkernels")}
+
+
+def imports_in_text(path: Path) -> set[str]:
+    """What a test file imports, as written, with the dots of relative imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def test_tests_import_no_other_test_file_and_no_profiling():
+    """Helpers of several tests live in modules of their own; profiling is imported by its own tests alone."""
+    wrong = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for name in imports_in_text(path):
+            is_test = any(part.startswith("test_") for part in name.split("."))
+            profiling = name.split(".")[0] == "profiling" and "profiling" not in path.parts
+            if is_test or profiling:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong, "\n".join(wrong)

@@ -30,11 +30,13 @@ class RunConfig:
         method: name of the method.
         stages: options of each stage that was begun, by key, in JSON's types.
         trained_on: of each stage that was trained on another one, the hash of that stage's weights.
+        path: the file, for messages.
     """
 
     method: str = DEFAULT_METHOD
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     trained_on: dict[str, str] = field(default_factory=dict)
+    path: Path = field(default=Path("config.json"), compare=False)
 
     def options(self, key: str, kind: type[T]) -> T | None:
         """Options of a stage as a dataclass; None if it was not begun.
@@ -47,7 +49,7 @@ class RunConfig:
         try:
             return from_dict(kind, self.stages[key])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"config.json does not hold the options of a {key} stage ({error})") from error
+            raise ValueError(f"{self.path} is not the configuration of a run: its {key} stage ({error})") from error
 
 
 def from_dict(kind: type[T], values: dict[str, Any]) -> T:
@@ -93,7 +95,10 @@ def read_config(run: Path) -> RunConfig:
             content = _from_format_1(content)
         elif number != FORMAT:
             raise ValueError(f"format {number}; this version reads 1 and {FORMAT}")
-        return RunConfig(content["method"], dict(content["stages"]), dict(content.get("trained_on", {})))
+        stages = dict(content["stages"])
+        for options in stages.values():
+            int(options["optim"]["steps"])  # what commands need that do not know the stage
+        return RunConfig(content["method"], stages, dict(content.get("trained_on", {})), path)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is not the configuration of a run ({error})") from error
 
@@ -113,7 +118,7 @@ def _from_format_1(content: dict[str, Any]) -> dict[str, Any]:
 
 def write_config(run: Path, config: RunConfig) -> None:
     """Write ``config.json``, whole or not at all."""
-    content = {"format": FORMAT, **dataclasses.asdict(config)}
+    content = {"format": FORMAT, "method": config.method, "stages": config.stages, "trained_on": config.trained_on}
     write_text(run / "config.json", json.dumps(content, indent=2) + "\n")
 
 
