@@ -49,7 +49,7 @@ Reports of the GPU check: [gpu-figures-cuda.md](../profiling/results/gpu-figures
 - Run 3: all GPU tests passed (765, and 57 skipped). Resuming on a GPU failed, because the optimiser's step counter was
   restored on the CPU.
 - Run 4: a resumed run equalled an uninterrupted one bit for bit.
-- Run 5: 766 tests passed, 57 were skipped, two failed. Those two called an op with wrong arguments, and passed in run 6.
+- Run 5: 766 tests passed, 57 were skipped, two failed. Those called an op with wrong arguments, and passed in run 6.
 - Run 8: the present ops and training, after every op was rewritten around the same kernels. A resumed run equalled an
   uninterrupted one; the tests reached the time limit at 97 %. One of them failed, that of a step's memory, because its
   batch had more rows than attention's grid allows. The test now takes the demo's sizes, which no GPU has run.
@@ -229,7 +229,7 @@ def page(folder: Path = RESULTS) -> str:
     lines += [NOT_YET] if gpus else ["## On a GPU", "", NOT_RUN, ""]
     lines += ["## What compilers say", ""]
     lines += [
-        "Greatest values over all launches and architectures (sm_80, sm_90, sm_100). They are pinned: a test fails if one grows.",
+        "Greatest values over all launches and architectures (sm_80, sm_90, sm_100); a test fails if one of them grows.",
         "",
     ]
     for name, title in (("resources.csv", "Triton"), ("resources-cuda.csv", "CUDA C++")):
