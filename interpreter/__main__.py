@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import interpreter
 
 COMMANDS = {
-    "train": "train a stage of a method",
+    "train": "train a stage of a method, such as the image stage and then the video stage",
     "segment": "segment a video with a trained run: masks, an overlay and the slots",
-    "evaluate": "evaluate a trained run, or masks saved by any other method",
-    "cache": "compute what a stage trains on beforehand, in one or several processes",
-    "data": "check or convert a data set",
+    "evaluate": "score a trained run, or masks saved by any other method, under named protocols",
+    "cache": "compute features or image slots before training, in one or several processes",
+    "data": "check a data set, or convert it",
 }
 EXAMPLES = """\
 examples:

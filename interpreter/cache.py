@@ -36,17 +36,17 @@ PROG = "python -m interpreter.cache"
 
 @dataclass(frozen=True)
 class Caching:
-    """Compute what training reads repeatedly once: one memory-mapped safetensors file per video and flip.
+    """Compute features or image slots of all frames once, for training: one safetensors file per video and flip.
 
     --stage image stores the backbone's features of every frame, which the image stage trains on. --stage video stores
-    the image slots of every frame, for --draws draws of the slot prior, and their attention over patches; the video
-    stage then trains without decoding a pixel. `interpreter.train` uses what is there, and computes what is missing.
+    the image slots of every frame, --draws draws of the slot prior each, and their attention over patches; the video
+    stage then trains without decoding a frame. `interpreter.train` uses existing files and computes missing ones.
 
-    A file's address is a hash of the video's bytes and of everything else that its values depend on (backbone, its
-    weights, block, norm, frame size, precision, type, flip, checkpoint of the image stage): what changed is recomputed.
-    Prints the required disk space before anything is written. If interrupted, rerun the same command to continue.
-    Under torchrun each process takes its share of the videos. Commands that fill the same --cache share the work:
-    torchrun --nproc-per-node 8 -m -- interpreter.cache --run DIR (without the -- torchrun takes --run for its own).
+    The path of a file is a hash of the video's bytes and of everything else that its values depend on (backbone, its
+    weights, block, norm, frame size, precision, type, flip, checkpoint of the image stage): if any of it changes, the
+    values are computed again. Prints the required disk space first. If interrupted, rerun the same command to resume.
+    Several commands that fill the same --cache share the videos, and so do the processes of torchrun:
+    torchrun --nproc-per-node 8 -m -- interpreter.cache --run DIR (the -- keeps torchrun from reading --run itself).
 
     Examples:
       python -m interpreter.cache --run runs/demo --stage image
@@ -54,13 +54,13 @@ class Caching:
     """
 
     run: Path
-    """Run directory. Options below that are not given come from its configuration or, before the first training, from
-    --preset."""
+    """Run directory. Its configuration supplies the defaults of the options below; before the first training,
+    --preset does."""
     method: str = DEFAULT_METHOD
-    """Method of the run; read from its configuration if it has one."""
+    """Method of the run. Default: the one in its configuration."""
     stage: str = "video"
-    """Stage whose inputs are computed. Of interpreter: image (features), or video (image slots and their attention,
-    from the trained image stage of the run)."""
+    """Stage whose inputs are computed. For the method interpreter: image (features), or
+    video (image slots and their attention, from the trained image stage of the run)."""
     cache: Path | None = None
     """Directory of the cached files. Default: the --cache that this run was trained with, else RUN/cache."""
     draws: int = option(4, at_least=1)
@@ -70,21 +70,22 @@ class Caching:
     flip: bool = True
     """Store the mirrored frames too, which training with --flip needs."""
     workers: int = field(default_factory=default_workers, metadata={"at_least": 1})
-    """Videos at a time in each process: one is decoded while another is encoded."""
+    """Videos that each process handles at a time: one is decoded while another is encoded."""
     allow_unfinished: bool = False
     """Use the image slots of an image stage that has not reached its last step (--stage video)."""
     prune: bool = False
-    """When done, delete the stores of the same kind in the directory that were made by another recipe, such as those of
-    an image stage that was trained further since. Not for a directory that runs share."""
+    """At the end, delete files of the same kind that other settings produced, such as those of an earlier checkpoint
+    of the image stage. Do not use it in a directory that several runs share."""
     engine: Literal["local", "ray"] = "local"
-    """local: this process, or those of torchrun. ray: Ray Data on the cluster that RAY_ADDRESS names, or on this
-    machine, for corpora beyond one machine; reads --source, writes --out (pip install 'ray[data]' fsspec)."""
+    """local: this process, or those of torchrun.
+    ray: Ray Data, for corpora beyond one machine: on the cluster of RAY_ADDRESS, else on this machine; reads
+    --source, writes --out (pip install 'ray[data]' fsspec)."""
     source: str | None = None
     """Any fsspec URL of a folder of video files and folders of frames (--engine ray)."""
     out: str | None = None
-    """Any fsspec URL for the files (--engine ray); copied or mounted, it is a --cache for training."""
+    """Any fsspec URL for the files (--engine ray); copied or mounted, the result is a --cache for training."""
     ray_workers: int = option(2, at_least=1)
-    """Processes of Ray, of one core and, where there are any, one GPU each (--engine ray)."""
+    """Processes of Ray, each with one core and, if there are GPUs, one GPU (--engine ray)."""
     precision: Precision = "auto"
     """Precision of the products; as in training."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -28,21 +28,22 @@ class VideosConfig:
     """Where the videos come from."""
 
     data: DatasetKind = "synthetic"
-    """synthetic: generated scenes (made on first use). folder: a directory of video files and folders of frames at any
-    depth; a folder without video files whose images are numbered (00000.jpg, 00001.jpg …) is one video. davis: the
-    DAVIS layout. ytvis: YouTube-VIS 2019 or 2021. movi: MOVi after `interpreter.data convert`. segtrack: SegTrack-v2.
-    fbms: FBMS-59. `python -m interpreter.data verify NAME --root DIR` says where to get each."""
+    """synthetic: generated scenes, made on first use.
+    folder: video files and folders of numbered frames (00000.jpg, 00001.jpg …) at any depth of a directory.
+    davis: DAVIS 2016 or 2017. ytvis: YouTube-VIS 2019 or 2021. segtrack: SegTrack-v2. fbms: FBMS-59.
+    movi: MOVi-C, -D or -E, after `interpreter.data convert`.
+    `python -m interpreter.data verify NAME --root DIR` prints where to download each."""
     root: Path | None = None
     """Data set root. Default for synthetic: RUN/scenes."""
     split: str | None = "train"
-    """Split of the data set; ignored for folder and segtrack, which have none. ytvis splits: train (without the
-    hold-out), holdout (entries 600–899 of train.json), all (train + holdout), valid, test."""
+    """Split of the data set; ignored for folder and segtrack, which have none.
+    ytvis splits: train (without the hold-out), holdout (entries 600–899 of train.json), all (both), valid, test."""
     year: Literal["2016", "2017"] = "2016"
     """Edition of DAVIS."""
     num_videos: int = option(200, at_least=1)
     """Number of scenes to generate for synthetic data."""
     annotations: DavisAnnotations = "unsupervised"
-    """Masks of DAVIS 2017."""
+    """Which masks of DAVIS 2017: of every salient object, or of the objects of the first frame."""
     crop_borders: bool = False
     """Crop black borders off frames and masks."""
 
@@ -52,7 +53,7 @@ class DataConfig(VideosConfig):
     """Where the videos come from, and the size that frames are resized to."""
 
     frame_size: tuple[int, int] = option((128, 192), at_least=1)
-    """Height and width that frames are resized to; multiples of the backbone's patch."""
+    """Height and width that frames are resized to; multiples of the backbone's patch size."""
 
 
 @dataclass(frozen=True)
@@ -60,24 +61,26 @@ class BackboneConfig:
     """The frozen feature extractor."""
 
     backbone: str = "efficientnet-lite0"
-    """efficientnet-lite0 (weights come with the installation), a Hugging Face hub id or local folder of a ViT, or an
-    official DINOv2 checkpoint (.pth, .safetensors)."""
+    """efficientnet-lite0 (its weights come with the installation);
+    the hub id or local folder of a Hugging Face ViT, such as facebook/dinov2-base;
+    or an official DINOv2 checkpoint (.pth, .safetensors)."""
     feature_layer: int | None = None
-    """Block of the ViT whose output is used, counted from 0; negative counts from the end. Default: the last."""
+    """Block of the ViT whose output is used, counted from 0; -1 is the last. Default: the last."""
     feature_norm: bool = True
     """Apply the ViT's final norm to the features."""
 
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """How frames are decoded, where features are streamed."""
+    """How frames are decoded if features are streamed."""
 
     loader: LoaderName = "auto"
-    """dali: NVIDIA DALI, on a GPU with hardware decoders. pyav: a pool of processes. torch: all frames decoded once and
-    kept in memory. auto: torch if they fit into a quarter of the free memory, else dali on a GPU if it is installed and
-    decodes the videos' codecs, else pyav."""
+    """dali: NVIDIA DALI, on a GPU with hardware decoders. pyav: a pool of processes.
+    torch: decode all frames once and keep them in memory.
+    auto: torch if all frames fit into a quarter of the free memory; else dali on a GPU if it decodes all videos;
+    else pyav."""
     workers: int | None = option(None, at_least=1)
-    """Processes or threads that decode. Default: as many as there are cores."""
+    """Processes or threads that decode. Default: the number of cores, divided among torchrun's processes."""
     prefetch: int = option(2, at_least=1)
     """Batches to decode ahead."""
 
@@ -91,8 +94,8 @@ class OptimConfig:
     batch_size: int = option(32, at_least=1)
     """Samples per step, which torchrun's processes share: frames, or clips of a stage that trains on clips."""
     micro_batch: int | None = option(None, at_least=1)
-    """Samples that a process computes at once, for less memory: gradients add up to those of the batch. Default: all
-    of its share."""
+    """Samples that a process computes at once; gradients are accumulated over the batch, which saves memory.
+    Default: all samples of the process."""
     peak_lr: float = 4e-4
     """Learning rate after warm-up."""
     start_lr: float = 1e-5
@@ -110,15 +113,15 @@ class OptimConfig:
     flip: bool = True
     """Horizontal flip, the only augmentation."""
     precision: Precision = "auto"
-    """auto takes bf16 autocast where the hardware multiplies it faster. fp8-backbone: the frozen ViT in float8 as well
-    (its features move by some percent, docs/training.md)."""
+    """auto: bf16 autocast where the hardware multiplies bf16 faster than fp32, else fp32.
+    fp8-backbone: additionally the frozen ViT in float8, which changes its features slightly (docs/training.md)."""
     seed: int = 0
     """Seed of everything random."""
 
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """How often training writes records, pictures and checkpoints."""
+    """What a run records while it trains."""
 
     log_every: int = option(20, at_least=1)
     """Steps between two records in metrics.jsonl and TensorBoard."""
@@ -135,19 +138,20 @@ class StageConfig:
     run: Path = option(MISSING, may_change=True)
     """Run directory; training resumes from its newest checkpoint."""
     init: Path | None = None
-    """Another run whose stage of the same name the weights start from. Default: random."""
+    """Another run: start from the weights of its stage of the same name. Default: random weights."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig, metadata={"may_change": True})
     decoding: LoaderConfig = field(default_factory=LoaderConfig, metadata={"may_change": True})
     features: Features = option("auto", may_change=True)
-    """stored: compute what the stage trains on once, with both flips, into the cache. streamed: decode and encode each
-    batch anew. auto: stored if it fits into half of the free disk."""
+    """stored: compute the features of all frames once, with both flips, and store them in the cache.
+    streamed: decode and encode each batch again.
+    auto: stored if that takes at most half of the free disk, else streamed."""
     cache: Path | None = option(None, may_change=True)
     """Directory of cached features and slots; runs may share one. Default: RUN/cache."""
     compile: bool = option(False, may_change=True)
-    """Run the training step through torch.compile, and on a GPU replay it as one CUDA graph."""
+    """Compile the training step with torch.compile; on a GPU also replay it as one CUDA graph."""
     cuda_graph: bool = option(True, may_change=True)
-    """With --compile on a GPU: capture the step in a CUDA graph."""
+    """With --compile on a GPU: capture the whole step in a CUDA graph."""
 
 
 @dataclass(frozen=True)

@@ -39,17 +39,17 @@ class SegmentOptions:
     """
 
     clip: tyro.conf.Positional[Path]
-    """Video file, or folder of frames: numbered images (00000.jpg, 00001.jpg …), with no video file among them."""
+    """Video file, or folder of numbered images (00000.jpg, 00001.jpg …) without a video file among them."""
     run: Path | None = None
-    """Run directory, made by interpreter.train."""
+    """Directory of a trained run."""
     method: str | None = None
-    """Name of a method that needs no training; else the method is that of the run."""
+    """A method that needs no training, instead of --run. Default: the method of the run."""
     out: Path
     """Directory to write to."""
     frame_size: tuple[int, int] | None = None
     """Height and width that frames are resized to before the backbone. Default: as in training."""
     alpha: float = 0.5
-    """Opacity of the overlay's tint, 0 to 1; 0 draws only the contours."""
+    """Opacity of the overlay's tint, 0 to 1; 0 draws contours only."""
     seed: int = 0
     """Seed of the slot prior."""
     settings: Any = None  # of the method; parse_with_settings puts its dataclass here

@@ -33,8 +33,8 @@ class Verify:
     """Check every file of a data set, and print where to get what is missing.
 
     Decodes every frame and mask. Prints the number of videos, the missing and damaged files, and the files that are not
-    read; for YouTube-VIS also whether training excludes the hold-out. The exit status is 0 if at least one split was
-    found and no file is damaged.
+    read. For YouTube-VIS it also checks that the training split shares no video with the hold-out. The exit status is
+    0 if at least one split was found and no file is damaged.
     """
 
     dataset: tyro.conf.Positional[DatasetKind]
@@ -42,8 +42,8 @@ class Verify:
     root: Path
     """Data set root; it need not exist yet."""
     split: str | None = None
-    """Split to check. Default: all that exist. ytvis splits: train (without the hold-out), holdout (entries 600–899 of
-    train.json), all (train + holdout), valid, test."""
+    """Split to check. Default: all that exist.
+    ytvis splits: train (without the hold-out), holdout (entries 600–899 of train.json), all (both), valid, test."""
     year: Literal[2016, 2017] = 2017
     """Edition of DAVIS; only for davis."""
     annotations: DavisAnnotations = "unsupervised"

@@ -29,16 +29,17 @@ class Evaluation:
     """
 
     run: Path | None = None
-    """Run directory, made by interpreter.train."""
+    """Directory of a trained run."""
     masks: Path | None = None
-    """Saved masks instead of a run: DIR/VIDEO/00000.png … (palette or gray; id 0 is no segment), a YouTube-VIS
-    result JSON, or .npz: one file for each video, or one for all (every id is a segment)."""
+    """Saved masks, instead of --run. DIR/VIDEO/00000.png …: palette or gray PNGs, in which 0 means no segment;
+    a YouTube-VIS result JSON;
+    or .npz, one file for each video or one for all, in which every id is a segment, 0 included."""
     method: str | None = None
-    """Name of a method that needs no training; else the method is that of the run."""
+    """A method that needs no training, instead of --run. Default: the method of the run."""
     data: VideosConfig = field(default_factory=lambda: VideosConfig(split="val", num_videos=40))
     protocol: Annotated[tuple[str, ...], tyro.conf.arg(metavar="{" + ",".join(PROTOCOLS) + "}")] = ()
-    """Protocols, one or several. Default: davis-2016 or davis-2017-unsupervised for DAVIS, else interpreter. davis-2017
-    (semi-supervised) must be the only one, and scores --masks in which objects keep their ids of the first frame."""
+    """One or several protocols. Default: davis-2016 or davis-2017-unsupervised for DAVIS, else interpreter.
+    davis-2017 (semi-supervised) must be the only one; it scores --masks in which objects keep the ids of frame 0."""
     out: Path | None = None
     """Directory to write to. Default: RUN/evaluation/DATA-SPLIT-STAGE, or evaluation/DATA-SPLIT-MASKS."""
     strict: bool = False
@@ -46,8 +47,8 @@ class Evaluation:
     frame_size: tuple[int, int] | None = option(None, at_least=1)
     """Height and width that frames are resized to before the backbone. Default: as in training."""
     clip_frames: int | None = option(None, at_least=1)
-    """Number of frames of a video that the run sees, as in published evaluations (36 on YouTube-VIS): longer videos
-    are cut; shorter ones are repeated, and the repeats are not scored. Default: all frames."""
+    """Use exactly this many frames of each video, as published evaluations do (36 on YouTube-VIS): longer videos are
+    cut; shorter ones are repeated, and the repeats are not scored. Default: all frames."""
     seeds: tuple[int, ...] = option((0, 1, 2), at_least=0)
     """Seeds of the slot prior and of baselines that start at random; tables show mean and sample standard deviation."""
     sweep_merge: tuple[float, ...] = ()
@@ -55,9 +56,10 @@ class Evaluation:
     sweep_slots: tuple[int, ...] = option((), at_least=1)
     """Numbers of video slots to try; frames are encoded only once."""
     baselines: tuple[Baseline, ...] | None = None
-    """Baselines to score as well, on the run's features: one-segment, grid (regular blocks), k-means of the whole
-    video, k-means-positions (patch positions appended), k-means-frame and spectral (each frame by itself, linked over
-    time). Default: the first three; with --masks, which have no features, the first two; none under davis-2017."""
+    """Baselines to score as well: one-segment; grid (regular blocks); and on the run's features
+    k-means (of the whole video), k-means-positions (patch positions appended), k-means-frame and
+    spectral (each frame by itself, then linked over time).
+    Default: the first three; with --masks, which have no features, the first two; none under davis-2017."""
     clusters: tuple[int, ...] = option((), at_least=1)
     """Numbers of segments of the baselines. Default: as many as the run has slots; 8 with --masks."""
     pictures: int = option(3, at_least=0)

@@ -16,9 +16,9 @@ A *method* is a published system, such as Interpreter or DINOSAUR. It has *stage
 
     MY_METHOD = Method("my-method", "One line.", "Authors, venue, year", (MyStage(),), MySettings)
 
-and one line in ``METHODS`` (interpreter/methods/__init__.py). The batches of a step, the memory notice, resuming,
-compilation, CUDA graphs, several GPUs, caches, pictures, ``segment`` and ``evaluate`` follow from that. CONTRIBUTING.md
-has the steps, and tests/interpreter/methods/test_contract.py checks every method in ``METHODS``.
+and one line in ``METHODS`` (interpreter/methods/__init__.py). All else works without further code: batches, the memory
+notice, resuming, compilation, CUDA graphs, several GPUs, caches, pictures, ``segment`` and ``evaluate``. CONTRIBUTING.md
+lists the steps, and tests/interpreter/methods/test_contract.py checks every method in ``METHODS``.
 """
 
 import abc
@@ -66,7 +66,7 @@ class Context:
         run: the run directory.
         device: where everything runs.
         precision: "fp32", "bf16" or "fp8-backbone", of the backbone and of earlier stages.
-        data: where the videos come from, and at which size they are seen.
+        data: where the videos come from, and the size that frames are resized to.
         backbone_config: how the backbone was loaded.
         backbone: the frozen feature extractor.
         store: directory of cached features and slots.
@@ -168,8 +168,8 @@ class Stage(abc.ABC, Generic[C]):
         return None
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Parameter groups of AdamW, each with an optional factor ``lr_scale`` of the learning rate; by default one
-        group of all parameters that need a gradient."""
+        """Parameter groups of AdamW; a group may have a factor ``lr_scale`` of the learning rate. By default there is
+        one group of all parameters that need a gradient."""
         return all_parameters(model)
 
     def after_step(self, model: nn.Module) -> None:
@@ -187,11 +187,11 @@ class Stage(abc.ABC, Generic[C]):
 
 @dataclass(frozen=True)
 class Encoded:
-    """The costly part of segmenting a video: what depends neither on a setting nor on a sweep.
+    """Result of the expensive part of segmenting a video, from which the cheap part computes the segmentation.
 
     Attributes:
         frames: number of frames T.
-        by_seed: for each seed of the slot prior whatever :meth:`Segmenter.segment` needs.
+        by_seed: for each seed of the slot prior, what :meth:`Segmenter.segment` needs.
     """
 
     frames: int
@@ -205,7 +205,7 @@ class Segmenter(abc.ABC):
         name: of its row in tables, such as "video stage".
         backbone: frozen feature extractor.
         frame_size: size (H, W) that frames are resized to before the backbone.
-        num_segments: segments that it looks for; baselines use the same number by default.
+        num_segments: number of segments that it looks for; the default of the baselines.
         precision: "fp32", "bf16" or "fp8-backbone".
     """
 

@@ -41,14 +41,15 @@ class DinosaurModelConfig:
     iterations: int = option(3, at_least=1)
     """Slot-attention iterations."""
     implicit: Literal["bilevel", "detach", "none"] = "none"
-    """Which iterations carry gradients: bilevel and detach the last only, none all of them (as published)."""
+    """Which iterations carry gradients. none: all, as published. detach: the last only.
+    bilevel: the last only, and the prior learns too (Chang et al. 2022)."""
     decoder_dim: int = option(1024, at_least=1)
     """Width of the decoder's hidden layers."""
     decoder_layers: int = option(3, at_least=1)
     """Hidden layers of the decoder."""
     input_positions: bool = False
-    """Add sine-cosine positions to the features, which a ViT's features hold already and a CNN's do not; their width
-    has to be a multiple of 4."""
+    """Add sine-cosine positions to the features; useful for a CNN, since a ViT's features have positions already.
+    The width of the features must be a multiple of 4."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +179,8 @@ class DinosaurSettings:
     """Settings of DINOSAUR at inference."""
 
     link: bool = True
-    """Match slots with those of the frame before, by cosine similarity, so that a segment is the same object in all
-    frames. Otherwise segments of different frames have nothing to do with each other."""
+    """Match slots with those of the previous frame by cosine similarity, so that a segment keeps its object.
+    Without it, segment numbers of different frames are unrelated."""
 
 
 class DinosaurSegmenter(Segmenter):

@@ -55,7 +55,7 @@ def test_page_plots_and_readme_agree_with_the_results():
 def test_a_changed_number_makes_page_readme_and_plot_stale(folder, tmp_path):
     (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text(f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n")
-    save(folder, "bench-cpu.json", run_of("cpu", "op", eager=7.5))
+    save(folder, "bench-cpu.json", run_of("cpu", "propagate_labels", eager=7.5))
     everything = ["docs/benchmarks.md", "README.md", "docs/benchmarks-cpu.png"]
     assert stale(tmp_path, folder) == everything
     assert stale(tmp_path, folder, write=True) == everything
@@ -63,12 +63,12 @@ def test_a_changed_number_makes_page_readme_and_plot_stale(folder, tmp_path):
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith(f"before\n{MARKERS[0]}\n| | size")
     assert readme.endswith(f"{MARKERS[1]}\nafter\n")
-    assert "`op` | B 8, grid 24×36 | 7.5× eager | 7.5× eager; not timed: absent | 25% |" in readme
+    assert "`propagate_labels` | B 8, grid 24×36 | 7.5× eager | 7.5× eager; not timed: absent | 25% |" in readme
 
-    save(folder, "bench-cpu.json", run_of("cpu", "op", eager=7.6))
+    save(folder, "bench-cpu.json", run_of("cpu", "propagate_labels", eager=7.6))
     assert stale(tmp_path, folder) == everything
     (folder / "resources-cuda.csv").write_text((folder / "resources-cuda.csv").read_text().replace(",127,", ",128,"))
-    save(folder, "bench-cpu.json", run_of("cpu", "op", eager=7.5))
+    save(folder, "bench-cpu.json", run_of("cpu", "propagate_labels", eager=7.5))
     assert stale(tmp_path, folder) == ["docs/benchmarks.md"]
 
 
@@ -109,14 +109,14 @@ def test_files_of_one_device_join_and_conflicts_fail(folder):
 
 def test_two_gpus_have_sections_and_plots_of_their_own(folder, tmp_path):
     h100, h200 = "NVIDIA H100 80GB HBM3", "NVIDIA H200"
-    save(folder, "bench-cuda.json", run_of("cuda", "op", h200, eager=9.0))
-    save(folder, "bench-h100-cuda.json", run_of("cuda", "op", h100, eager=8.0))
+    save(folder, "bench-cuda.json", run_of("cuda", "propagate_labels", h200, eager=9.0))
+    save(folder, "bench-h100-cuda.json", run_of("cuda", "propagate_labels", h100, eager=8.0))
     save(folder, "bench-more-cuda.json", run_of("cuda", "other", h200, eager=7.0) | {"commit": "def", "limits": {}})
     save(folder, "steps-cuda.json", json.loads((RESULTS / "steps-cuda.json").read_text()) | {"device": h100})
     runs = read_runs(folder)
     assert {device: list(run["benchmarks"]) for device, run in runs.items()} == {
-        "h200": ["op", "other"],
-        "h100": ["op"],
+        "h200": ["propagate_labels", "other"],
+        "h100": ["propagate_labels"],
     }
 
     first, second = page(folder).split("## On a GPU: ")[1:]
@@ -124,8 +124,8 @@ def test_two_gpus_have_sections_and_plots_of_their_own(folder, tmp_path):
     assert second.startswith(f"{h100}\n")
     assert "eager 9×" in first
     assert "eager 9×" not in second
-    assert "| [op](#op-h200) |" in first
-    assert "### op, H200\n" in first
+    assert "| [propagate_labels](#propagate_labels-h200) |" in first
+    assert "### propagate_labels, H200\n" in first
     assert "commit abc; today; `bench`, 1 minutes, load 0.5 at the start. A large product" in first
     assert "commit def; today; `bench`, 1 minutes, load 0.5 at the start.\n" in first
     assert "### Training steps" not in first
@@ -175,12 +175,13 @@ def test_failed_and_unfinished_benchmarks_are_listed(folder):
 
 
 def test_a_run_without_baselines_claims_no_ratios(folder, tmp_path):
-    run = run_of("cuda", "op")
+    run = run_of("cuda", "propagate_labels")
     save(folder, "bench-cuda.json", run)
     text = page(folder)
     assert "| not timed | not timed | 1 | 0.25 (memory) | 25 % |" in text
     assert "**No baseline was timed in this run.**" in text
-    assert "| `op` | B 8, grid 24×36 | not timed | not timed | 25% |" in with_figures("".join(MARKERS), folder)
+    row = "| `propagate_labels` | B 8, grid 24×36 | not timed | not timed | 25% |"
+    assert row in with_figures("".join(MARKERS), folder)
     draw(run, tmp_path / "plot.png")
     assert read_digest(tmp_path / "plot.png") == digest(run)
 

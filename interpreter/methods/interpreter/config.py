@@ -30,20 +30,22 @@ class ImageModelConfig:
     iterations: int = option(3, at_least=1)
     """Slot-attention iterations in training."""
     inference_iterations: int = option(6, at_least=1)
-    """Slot-attention iterations of the trained stage: a few more let the masks settle."""
+    """Slot-attention iterations after training; more than in training give better masks."""
     restarts: int = option(4, at_least=1)
-    """Draws of the slot prior for each frame of the trained stage; the one that reconstructs best is kept."""
+    """After training: draws of the slot prior for each frame, of which the one that reconstructs best is kept."""
     implicit: Literal["bilevel", "detach", "none"] = "bilevel"
-    """Which iterations carry gradients: bilevel and detach the last only, none all of them."""
+    """Which iterations carry gradients. bilevel: the last only, and the prior learns too (Chang et al. 2022).
+    detach: the last only. none: all."""
     decoder_layers: int = option(2, at_least=1)
     """Layers of the transformer decoder."""
     heads: int = option(4, at_least=1)
     """Attention heads of the decoder."""
     input_positions: bool = True
-    """Add sine-cosine positions to the features before slot attention (a ViT's features hold them already)."""
+    """Add sine-cosine positions to the features before slot attention; not needed for a ViT, whose features have
+    positions already."""
     recompute: bool = option(False, may_change=True)
-    """Keep only the input of each transformer block for the backward pass, and compute the rest again: less memory
-    for one more forward pass of the blocks."""
+    """Activation checkpointing: keep only the input of each transformer block, and compute the rest again in the
+    backward pass. Saves memory at the cost of one more forward pass of the blocks."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,12 @@ class VideoModelConfig:
     iterations: int = option(3, at_least=1)
     """Slot-attention iterations in training."""
     inference_iterations: int = option(6, at_least=1)
-    """Slot-attention iterations of the trained stage."""
+    """Slot-attention iterations after training."""
     restarts: int = option(8, at_least=1)
-    """Draws of the slot prior of the trained stage; the one of least Sinkhorn divergence is kept."""
+    """After training: draws of the slot prior for each video, of which the one of least Sinkhorn divergence is kept."""
     implicit: Literal["bilevel", "detach", "none"] = "bilevel"
-    """Which iterations carry gradients: bilevel and detach the last only, none all of them."""
+    """Which iterations carry gradients. bilevel: the last only, and the prior learns too (Chang et al. 2022).
+    detach: the last only. none: all."""
     encoder_layers: int = option(2, at_least=1)
     """Layers of the transformer encoder over all image slots of a video."""
     decoder_layers: int = option(2, at_least=1)
@@ -69,19 +72,19 @@ class VideoModelConfig:
     heads: int = option(4, at_least=1)
     """Attention heads."""
     time_scale: float = 0.0
-    """Factor of the time encoding that is added to the image slots; 1 is the paper's. Large values make
-    slots specialise on time intervals instead of objects early in training."""
+    """Factor of the time encoding that is added to the image slots; the paper uses 1.
+    Early in training, large values make slots specialise on time intervals instead of objects."""
     merge_threshold: float = 0.05
     """Video slots closer than this cosine distance are merged (complete linkage)."""
     blur: float = 0.05
-    """Sinkhorn divergence: final temperature, in units of the slots."""
+    """Sinkhorn divergence: final scale of the annealing, in units of the slots."""
     scaling: float = 0.5
-    """Sinkhorn divergence: ratio between successive temperatures."""
+    """Sinkhorn divergence: ratio between successive scales."""
     diameter: float | None = None
-    """Sinkhorn divergence: first temperature. Default: the bounding box of each batch, as GeomLoss does."""
+    """Sinkhorn divergence: first scale. Default: diagonal of the bounding box of each batch, as in GeomLoss."""
     recompute: bool = option(False, may_change=True)
-    """Keep only the input of each transformer block for the backward pass, and compute the rest again: less memory
-    for one more forward pass of the blocks."""
+    """Activation checkpointing: keep only the input of each transformer block, and compute the rest again in the
+    backward pass. Saves memory at the cost of one more forward pass of the blocks."""
 
 
 @dataclass(frozen=True)
@@ -106,17 +109,18 @@ class VideoTraining(StageConfig):
     """Frames per clip T; shorter videos repeat, longer ones are cropped at random."""
     model: VideoModelConfig = field(default_factory=VideoModelConfig)
     features: Features = option("auto", may_change=True)
-    """stored: image slots of every frame are computed once, into the cache; no step decodes a pixel. streamed: decode,
-    encode and find the slots of each batch anew. auto: stored if it fits into half of the free disk."""
+    """stored: compute the image slots of all frames once and store them in the cache; steps decode nothing.
+    streamed: decode, encode and compute the slots of each batch again.
+    auto: stored if that takes at most half of the free disk, else streamed."""
     draws: int = option(4, at_least=1)
     """Draws R of the image stage's slot prior for each frame; each step picks one of them at random."""
     allow_unfinished: bool = option(False, may_change=True)
-    """Train on an image stage that has not reached its last step."""
+    """Train on an image stage that has not reached its last step; its slots would change if it trained on."""
     cache: Path | None = option(None, may_change=True)
     """Directory of cached features and slots. Default: that of the image stage."""
 
 
-# Published settings (DESIGN section 3): warm-ups and steps follow from epochs and batch size.
+# Settings of the paper, which counts epochs: warm-ups and steps follow from epochs and batch size.
 _PAPER_IMAGE = ImageModelConfig(
     num_slots=32, dim=768, inference_iterations=3, restarts=1, decoder_layers=4, heads=12, input_positions=False
 )

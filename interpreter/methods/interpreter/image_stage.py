@@ -1,4 +1,4 @@
-"""Image stage: the tokens of one frame become N image slots (DESIGN section 3)."""
+"""Image stage: the tokens of one frame become N image slots (docs/methods/interpreter.md)."""
 
 from typing import NamedTuple
 

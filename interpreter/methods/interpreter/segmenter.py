@@ -28,14 +28,16 @@ class Settings:
     """Settings of Interpreter."""
 
     stage: StageName = "video"
-    """video: segments keep their identity. image: each frame by itself; a run without a video stage can do that."""
+    """video: segments keep their identity over time.
+    image: each frame is segmented by itself; needs no trained video stage."""
     merge_threshold: float | None = None
-    """Cosine distance below which video slots are merged: higher gives fewer segments. Default: as in training."""
+    """Video slots closer than this cosine distance are merged; a higher value gives fewer segments.
+    Default: as in training."""
     num_slots: int | None = option(None, at_least=1)
-    """Video slots to draw from the prior, before merging. Default: as in training."""
+    """Number of video slots before merging. Default: as in training."""
     repeat_to: int | None = option(None, at_least=1)
-    """Repeat a shorter video from its start until the video stage sees this many frames; the repeats are cut off
-    again. Default: no repeats."""
+    """Repeat a shorter video from its start until the video stage gets this many frames; repeats are not written.
+    Default: no repeats."""
 
     def __post_init__(self) -> None:
         """Refuse settings of the video stage where it does not run."""

@@ -1,4 +1,4 @@
-"""Video stage: the image slots of all frames become K video slots (DESIGN section 3)."""
+"""Video stage: the image slots of all frames become K video slots (docs/methods/interpreter.md)."""
 
 from typing import NamedTuple
 
