@@ -112,9 +112,9 @@ def build(tree: Path) -> None:
     code = "import slotkernels; print(slotkernels.__file__)"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tree, env=environment(tree), capture_output=True, text=True, check=False)
-    found = done.stdout.strip()
-    if done.returncode or not Path(found).is_relative_to(tree):
-        raise RuntimeError(f"the base's slotkernels is not what Python imports: {found or done.stderr.strip()}")
+    imported = done.stdout.strip()
+    if done.returncode or not Path(imported).is_relative_to(tree):
+        raise RuntimeError(f"the base's slotkernels is not what Python imports: {imported or done.stderr.strip()}")
 
 
 def bench(tree: Path, options: Options, out: Path) -> Results:
@@ -148,13 +148,13 @@ def ratios(bases: list[Results], heads: list[Results]) -> tuple[list[dict[str, A
         if name in missing:
             continue
         for index, case in enumerate(heads[0]["benchmarks"][name]["cases"]):
-            found = [[run["benchmarks"][name]["cases"][index] for run in runs] for runs in (bases, heads)]
-            old, new = ([one["variants"][OURS]["ms"]["median"] for one in side] for side in found)
+            cases = [[run["benchmarks"][name]["cases"][index] for run in runs] for runs in (bases, heads)]
+            old, new = ([one["variants"][OURS]["ms"]["median"] for one in side] for side in cases)
             each = [b / a for a, b in zip(old, new, strict=True)]
             row = {"name": name, "shape": case["shape"], "dtype": case["dtype"], "ratio": statistics.median(each)}
             row |= {"least": min(each), "greatest": max(each)}
             row |= {"base": statistics.median(old), "head": statistics.median(new)}
-            row["backends"] = [side[0]["backends"] for side in found]
+            row["backends"] = [side[0]["backends"] for side in cases]
             rows.append(row)
     return rows, missing
 
@@ -186,8 +186,8 @@ def compare(options: Options) -> int:
         results: dict[Path, list[Results]] = {tree: [], ROOT: []}
         with Progress(console=Console(stderr=True), transient=True) as progress:
             for _ in progress.track(range(options.rounds), description="turns"):
-                for side, found in results.items():
-                    found.append(bench(side, options, tree.parent / "results.json"))
+                for side, runs in results.items():
+                    runs.append(bench(side, options, tree.parent / "results.json"))
     rows, missing = ratios(results[tree], results[ROOT])
     show(rows, missing, options)
     if not rows or any(reason.startswith("working tree") for reason in missing.values()):

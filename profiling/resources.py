@@ -88,8 +88,8 @@ def main() -> None:
             continue
         pinned = tables.read(table)[1] if table.exists() else []
         chosen = [row for row in pinned if arguments.only in row.launch and row.sm in architectures]
-        for found, new in zip((worse, other), tables.differences(chosen, rows), strict=True):
-            found += new
+        for lines, new in zip((worse, other), tables.differences(chosen, rows), strict=True):
+            lines += new
         if arguments.update and rows and not errors:
             tables.write(table, stamp, [row for row in pinned if row not in chosen] + rows)
     print(*(f"worse: {line}" for line in worse), *(f"changed: {line}" for line in other), sep="\n")

@@ -35,7 +35,7 @@ def recorded_ranges(monkeypatch):
     from slotkernels import ranges
 
     nvtx = pytest.importorskip("nvtx", reason="nvtx is not installed")
-    found: list[tuple[int, str]] = []
+    opened: list[tuple[int, str]] = []
     stack: list[str] = []
 
     class Recording:
@@ -44,7 +44,7 @@ def recorded_ranges(monkeypatch):
             self.name = name
 
         def __enter__(self):
-            found.append((len(stack), self.name))
+            opened.append((len(stack), self.name))
             stack.append(self.name)
 
         def __exit__(self, *error):
@@ -53,5 +53,5 @@ def recorded_ranges(monkeypatch):
     monkeypatch.setattr(nvtx, "get_domain", lambda name: object())
     monkeypatch.setattr(nvtx, "annotate", Recording)
     ranges._range.cache_clear()
-    yield found, stack
+    yield opened, stack
     ranges._range.cache_clear()

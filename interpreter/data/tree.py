@@ -53,8 +53,8 @@ def split_frames(images: Sequence[Path]) -> Frames:
         problem = f"holds {len(sequences)} sequences of images ({shown}); give each a folder of its own"
         return Frames(list(images), [], problem)
     frames = sorted(sequences[0], key=lambda path: (numbers(path), natural_key(path.name)))
-    kept = set(frames)
-    others = [image for image in images if image not in kept]
+    frame_set = set(frames)
+    others = [image for image in images if image not in frame_set]
     for first, second in pairwise(frames):
         if numbers(first) == numbers(second):
             problem = f"holds the same frame twice ({first.name}, {second.name}); keep one of them, and masks elsewhere"

@@ -80,9 +80,9 @@ def composite_gradients(
         grads: gradients of its results, None for zero.
     """
     chosen = [i for i, (tensor, need) in enumerate(zip(tensors, needs, strict=True)) if need and tensor is not None]
-    wanted = [i for i, grad in enumerate(grads) if grad is not None]
+    used_results = [i for i, grad in enumerate(grads) if grad is not None]
     gradients: list[Tensor | None] = [None] * len(tensors)
-    if not chosen or not wanted:
+    if not chosen or not used_results:
         return gradients
 
     def of_chosen(*values: Tensor) -> tuple[Tensor, ...]:
@@ -90,10 +90,10 @@ def composite_gradients(
         for i, value in zip(chosen, values, strict=True):
             arguments[i] = value
         results = composite(function, *arguments)
-        return tuple((results if isinstance(results, tuple) else (results,))[i] for i in wanted)
+        return tuple((results if isinstance(results, tuple) else (results,))[i] for i in used_results)
 
     _, vector_jacobian_product, *_ = torch.func.vjp(of_chosen, *(tensors[i] for i in chosen))
-    for i, grad in zip(chosen, vector_jacobian_product(tuple(grads[i] for i in wanted)), strict=True):
+    for i, grad in zip(chosen, vector_jacobian_product(tuple(grads[i] for i in used_results)), strict=True):
         gradients[i] = grad
     return gradients
 

@@ -124,16 +124,16 @@ def image_step(config: ImageTraining, batch: int, parameters: int) -> list[Part]
 
 def video_step(config: VideoTraining, image: ImageTraining, batch: int, parameters: int) -> list[Part]:
     """A training step of the video stage on stored image slots."""
-    model, frames, slots, given = config.model, config.num_frames, image.model.num_slots, image.model.dim
+    model, frames, slots, slot_dim = config.model, config.num_frames, image.model.num_slots, image.model.dim
     tokens, count = frames * slots, model.num_slots
-    pairs, kept = (batch * frames, slots, slots, given), (True, False)
+    pairs, kept = (batch * frames, slots, slots, slot_dim), (True, False)
     loss = Part("loss", sinkhorn.flops(*pairs, kept=kept), sinkhorn.bytes_moved(*pairs, kept=kept), single=True)
     back = (sinkhorn.flops(*pairs, kept=kept, backward=True), sinkhorn.bytes_moved(*pairs, kept=kept, backward=True))
     sizes = (batch, count, tokens, model.dim, model.dim, model.iterations)
     return [
         *transformer("encoder", batch, tokens, model.dim, model.encoder_layers),
         *slot_attention_parts(*sizes, train=True, token_gradient=True),
-        *transformer("decoder", batch, tokens, model.dim, model.decoder_layers, memory=count, out_dim=given),
+        *transformer("decoder", batch, tokens, model.dim, model.decoder_layers, memory=count, out_dim=slot_dim),
         loss,
         Part("loss", *back, single=True),
         Part("optimizer", 0, ADAMW * parameters),

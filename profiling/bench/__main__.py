@@ -100,13 +100,13 @@ def show(name: str, case: dict[str, Any]) -> None:
     table = Table(title=title)
     for column in ("", "ms", "quartiles", f"× {OURS}", "quartiles", "peak MiB", "greatest error"):
         table.add_column(column, justify="right" if column else "left")
-    for variant, found in case["variants"].items():
+    for variant, timings in case["variants"].items():
         cells = []
         for key in ("ms", "times_ours"):
-            t = found[key]
+            t = timings[key]
             cells += [f"{t['median']:.3g}", f"{t['lower']:.3g}–{t['upper']:.3g}"]
-        table.add_row(variant, *cells, f"{found['peak_mib']:.1f}", f"{max(found['errors'].values()):.1e}")
-    first = sum(found["first_call_s"] for found in case["variants"].values())
+        table.add_row(variant, *cells, f"{timings['peak_mib']:.1f}", f"{max(timings['errors'].values()):.1e}")
+    first = sum(timings["first_call_s"] for timings in case["variants"].values())
     CONSOLE.print(table, f"{case['seconds']:.0f} s, of which {first:.0f} s were first calls: compilers, values checked")
 
 

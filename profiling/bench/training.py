@@ -97,8 +97,8 @@ def cases(stage: StageName, device_name: str) -> Iterator[Case]:
     device = torch.device(device_name)
     repeatable(device)
     preset: Preset = "ytvis19" if device.type == "cuda" else "demo"
-    given = setup(stage, preset, device)
-    precision, batch_size = given.task.optim.precision, given.task.optim.batch_size
+    stage_setup = setup(stage, preset, device)
+    precision, batch_size = stage_setup.task.optim.precision, stage_setup.task.optim.batch_size
 
     def make() -> Setup:
         return setup(stage, preset, device)
@@ -121,9 +121,9 @@ def cases(stage: StageName, device_name: str) -> Iterator[Case]:
         return taken(exact, device, f"{OURS} reference")(*(t.float() for t in batch))
 
     yield Case(
-        shape={name: list(shape) for name, shape in zip(("inputs", "initial slots"), given.shapes, strict=True)},
+        shape={name: list(shape) for name, shape in zip(("inputs", "initial slots"), stage_setup.shapes, strict=True)},
         dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
-        inputs=given.inputs,
+        inputs=stage_setup.inputs,
         variants=variants,
         judge=close_to(oracle, 0.03),
         bytes=0,

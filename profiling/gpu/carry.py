@@ -97,14 +97,16 @@ def tree_size() -> int:
 
 def too_large(tree: int, packages: int, cache: int, name: str) -> list[str]:
     """Limits that one script's set breaks."""
-    found = []
+    reasons = []
     if name == "figures" and packages > PACKAGES:
-        found.append(f"its packages are {packages / MIB:.1f} MiB, above {PACKAGES // MIB}")
+        reasons.append(f"its packages are {packages / MIB:.1f} MiB, above {PACKAGES // MIB}")
     if name == "figures" and packages + cache > WITH_CACHE:
-        found.append(f"packages and cache are {(packages + cache) / MIB:.1f} MiB, above {WITH_CACHE // MIB}")
+        reasons.append(f"packages and cache are {(packages + cache) / MIB:.1f} MiB, above {WITH_CACHE // MIB}")
     if tree + packages + cache > TREE_AND_CARRIED:
-        found.append(f"with the tree it is {(tree + packages + cache) / MIB:.1f} MiB, above {TREE_AND_CARRIED // MIB}")
-    return found
+        reasons.append(
+            f"with the tree it is {(tree + packages + cache) / MIB:.1f} MiB, above {TREE_AND_CARRIED // MIB}"
+        )
+    return reasons
 
 
 def compile_kernels(folder: Path) -> None:

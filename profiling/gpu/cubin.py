@@ -82,20 +82,20 @@ def read_report(report: str, cubin: bytes) -> dict[str, Assembled]:
         sass = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     bodies = re.split(r"(?m)^\s*\.section\s+\.text\.(\S+?),", sass)
     code = dict(zip(bodies[1::2], bodies[2::2], strict=True))
-    found = {}
+    kernels = {}
     for name, lines in re.findall(
         r"Compiling entry function '(\S+)'(.*?)(?=Compiling entry function|\Z)", report, re.S
     ):
         registers, shared = re.search(r"Used (\d+) registers", lines), re.search(r"(\d+) bytes smem", lines)
         assert registers is not None, report
-        found[name] = Assembled(
+        kernels[name] = Assembled(
             int(registers[1]),
             sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", lines)),
             int(shared[1]) if shared else 0,
             len(re.findall(r"\b(?:[HDIQ]MMA|HGMMA|QGMMA|UTC\w*MMA)\b", code[name])),
             len(re.findall(r"\b(?:LDG\.E\S*\.128|LDGSTS\.E\S*\.128|UTMALDG)", code[name])),
         )
-    return found
+    return kernels
 
 
 def setup_script() -> dict:

@@ -32,7 +32,7 @@ class _Recorder:
                 print(f"{pyfuncitem.name}: {type(error).__name__}: {why}")
                 self.stopped += 1
         self.run += 1
-        self.launches += recorder.found
+        self.launches += recorder.recorded
         return True
 
 

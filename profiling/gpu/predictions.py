@@ -78,10 +78,10 @@ def rows_of(predictions: dict[str, Any], results: dict[str, Any]) -> list[dict[s
     for row in predictions["rows"]:
         low, high = row[kind]
         value = measured(row["from"], results)
-        found = {"figure": row["figure"], "unit": row["unit"], "predicted": [low, high], "reason": row["reason"]}
+        entry = {"figure": row["figure"], "unit": row["unit"], "predicted": [low, high], "reason": row["reason"]}
         run = f"{name}, {results['device'].get('date')}"
-        found["difference"] = row.get("found", {}).get(run, "")
-        rows.append(found | {"measured": value, "ratio": None if value is None else value / ((low + high) / 2)})
+        entry["difference"] = row.get("found", {}).get(run, "")
+        rows.append(entry | {"measured": value, "ratio": None if value is None else value / ((low + high) / 2)})
     return rows
 
 

@@ -98,16 +98,16 @@ def distinct(launches: Iterable[Any]) -> list[Any]:
     """One launch of each set of those that share a compiled kernel."""
     from triton import knobs
 
-    found: dict[Any, Any] = {}
+    by_key: dict[Any, Any] = {}
     for launch in launches:
 
         def note(*, key: str, launch: Any = launch, **_: Any) -> bool:
-            found.setdefault((launch.kernel, key), launch)
+            by_key.setdefault((launch.kernel, key), launch)
             return True  # do not compile
 
         with mock.patch.object(knobs.runtime, "jit_cache_hook", note):
             _warm_up(launch)
-    return list(found.values())
+    return list(by_key.values())
 
 
 def _stub_of_libcuda(folder: Path) -> None:
@@ -240,9 +240,9 @@ def unpack(archive: Path, folder: Path) -> None:
 def exports(folder: Path) -> str:
     """Commands of a shell that make Triton use a cache folder, and the assembler that filled it."""
     variables = {"TRITON_CACHE_DIR": str(folder.resolve())}
-    found = importlib.util.find_spec("triton")  # which does not import it
-    if found is not None and found.origin is not None:
-        variables["TRITON_PTXAS_PATH"] = str(Path(found.origin).with_name("backends") / "nvidia" / "bin" / "ptxas")
+    spec = importlib.util.find_spec("triton")  # which does not import it
+    if spec is not None and spec.origin is not None:
+        variables["TRITON_PTXAS_PATH"] = str(Path(spec.origin).with_name("backends") / "nvidia" / "bin" / "ptxas")
     return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items())
 
 
@@ -256,16 +256,16 @@ def collect(sources: Iterable[str], preset: str, tests: bool) -> list[Any]:
     """The launches of these sources, and of tests marked gpu."""
     from profiling.gpu.launched import launched
 
-    found = []
+    collected = []
     for source in sources:
         launches = launched(source, preset)
         print(f"{source}: {len(launches)} launches", flush=True)
-        found += launches
+        collected += launches
     if tests:
         from profiling.gpu.launched_by_tests import launched_by_tests
 
-        found += launched_by_tests()
-    return found
+        collected += launched_by_tests()
+    return collected
 
 
 def make(launches: list[Any], out: Path, full: Path, workers: int) -> list[str]:

@@ -69,11 +69,11 @@ def busy_machine(folder: Path) -> list[str]:
         f"|{'---|' * (2 + len(loads))}",
     ]
     for entry in content["settings"]:
-        found = [entry["milliseconds"][n] for n in loads]
+        timings = [entry["milliseconds"][n] for n in loads]
         words = " ".join(f"{name}={value}" for name, value in entry["environment"].items()) or "as it comes"
         chosen = bool(entry["environment"].items() & SETTINGS.items())
         cells = [entry["openmp"] + (", compiled step" if entry["compiled"] else ""), f"**{words}**" * chosen or words]
-        cells += [f"{ms(t['median'])} ({ms(t['least'])}–{ms(t['greatest'])})" for t in found]
+        cells += [f"{ms(t['median'])} ({ms(t['least'])}–{ms(t['greatest'])})" for t in timings]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 

@@ -33,8 +33,8 @@ class Row:
     @property
     def baselines(self) -> dict[str, float]:
         """How many times as long as ours each baseline takes, fastest first; below 1 it is faster."""
-        others = {name: found for name, found in self.case["variants"].items() if not name.startswith(OURS)}
-        ratios = {name: found["times_ours"]["median"] for name, found in others.items()}
+        others = {name: timings for name, timings in self.case["variants"].items() if not name.startswith(OURS)}
+        ratios = {name: timings["times_ours"]["median"] for name, timings in others.items()}
         return dict(sorted(ratios.items(), key=lambda item: item[1]))
 
     @property
@@ -102,8 +102,8 @@ def read_runs(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
         first["files"][path.name] = {key: value for key, value in run.items() if key not in ("benchmarks", "failed")}
         first["date"] = ", ".join(sorted({file["date"] for file in first["files"].values()}))
         first["failed"] |= run["failed"]
-        kept = {name: one for name, one in first["benchmarks"].items() if _has_baselines(one)}
-        first["benchmarks"] |= run["benchmarks"] | kept
+        baselines = {name: one for name, one in first["benchmarks"].items() if _has_baselines(one)}
+        first["benchmarks"] |= run["benchmarks"] | baselines
     return runs
 
 

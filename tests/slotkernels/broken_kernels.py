@@ -105,16 +105,16 @@ def attempt(kernel):
 def main(folder):
     driver.set_active(H100())
     kernels = (unknown_function, nested_error, false_assertion, unknown_instruction, too_large, not_loaded)
-    found = {kernel.fn.__name__: attempt(kernel) for kernel in kernels}
+    outcomes = {kernel.fn.__name__: attempt(kernel) for kernel in kernels}
     driver.set_active(H100(real=True))
     os.environ["TRITON_LIBCUDA_PATH"] = folder  # of the library that the launcher is linked with
     Path(folder, "libcuda.so.1").touch()
     search, os.environ["PATH"] = os.environ["PATH"], folder
     os.environ.pop("CC", None)
-    found["no compiler"] = attempt(not_loaded)
+    outcomes["no compiler"] = attempt(not_loaded)
     os.environ |= {"PATH": search, "CC": "false"}
-    found["compiler fails"] = attempt(not_loaded)
-    print(json.dumps(found))
+    outcomes["compiler fails"] = attempt(not_loaded)
+    print(json.dumps(outcomes))
 
 
 if __name__ == "__main__":

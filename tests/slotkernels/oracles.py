@@ -63,8 +63,10 @@ def assert_close(name: str, actual: Tensor | None, expected: Tensor | None, tole
     error = (difference / expected.detach().double().abs().max().clamp_min(1e-3)).max()
     if not error <= tolerance:
         where = tuple(int(i) for i in torch.unravel_index(difference.nan_to_num(torch.inf).argmax(), actual.shape))
-        found = f"{actual[where].item():.6g} instead of {expected[where].item():.6g}"
-        raise AssertionError(f"{name}: relative error {error:.2g}, expected {tolerance:.2g}; {found} at {list(where)}")
+        mismatch = f"{actual[where].item():.6g} instead of {expected[where].item():.6g}"
+        raise AssertionError(
+            f"{name}: relative error {error:.2g}, expected {tolerance:.2g}; {mismatch} at {list(where)}"
+        )
 
 
 def _gradients(
@@ -74,10 +76,10 @@ def _gradients(
     if not leaves or not cotangents:
         return {}
     used = [result for name in cotangents if (result := results[name]) is not None]
-    given = [cotangent.to(result.dtype) for cotangent, result in zip(cotangents.values(), used, strict=True)]
-    grads = torch.autograd.grad(used, list(leaves.values()), given, allow_unused=True)
-    found: Tensors = {}
+    used_cotangents = [cotangent.to(result.dtype) for cotangent, result in zip(cotangents.values(), used, strict=True)]
+    grads = torch.autograd.grad(used, list(leaves.values()), used_cotangents, allow_unused=True)
+    gradients: Tensors = {}
     for (name, leaf), grad in zip(leaves.items(), grads, strict=True):
         assert grad is None or grad.dtype == leaf.dtype, f"gradient of {name}: {grad.dtype}, expected {leaf.dtype}"
-        found[f"gradient of {name}"] = grad
-    return found
+        gradients[f"gradient of {name}"] = grad
+    return gradients

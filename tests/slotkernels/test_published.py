@@ -301,8 +301,8 @@ def check(module, expected, inputs, slots):
     inputs = inputs.clone().requires_grad_()
     actual, expected = module(inputs, slots), expected(inputs, slots)
     cotangents = [torch.randn_like(x) for x in expected]
-    for got, wanted in zip(actual, expected, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-13)
+    for got, exact in zip(actual, expected, strict=True):
+        torch.testing.assert_close(got, exact, rtol=1e-10, atol=1e-13)
     grads = [torch.autograd.grad(outputs, inputs, cotangents)[0] for outputs in (actual, expected)]
     torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-12)
 

@@ -152,8 +152,8 @@ def test_points_of_zero_weight_are_ignored():
     a = torch.tensor([0.5, 0.0, 0.25, 0.25, 0.0], dtype=torch.float64).repeat(2, 1)
     b = torch.full((2, 4), 0.25, dtype=torch.float64)
     assert_same_loss(SamplesLoss(), tensorized(), a, x, b, y)
-    kept = a[0] > 0
-    fewer = SamplesLoss(diameter=9.0)(a[:, kept], x[:, kept], b, y)
+    weighted = a[0] > 0
+    fewer = SamplesLoss(diameter=9.0)(a[:, weighted], x[:, weighted], b, y)
     torch.testing.assert_close(SamplesLoss(diameter=9.0)(a, x, b, y), fewer)
 
 

@@ -39,8 +39,8 @@ def solve(x, y, a, b, options, backend, keep=(True, True)):
     outputs = torch.ops.slotkernels.sinkhorn(x, y, a, b, *options, *keep, "ieee", backend)[:3]
     generator = torch.Generator().manual_seed(1)
     cotangents = [torch.randn(t.shape, generator=generator).to(t.dtype) for t in outputs]
-    kept = [t for t, k in zip((x, y), keep, strict=True) if k]
-    return [*(t.detach() for t in outputs), *torch.autograd.grad(outputs, kept, cotangents)]
+    learned = [t for t, k in zip((x, y), keep, strict=True) if k]
+    return [*(t.detach() for t in outputs), *torch.autograd.grad(outputs, learned, cotangents)]
 
 
 def compare(x, y, a, b, options):

@@ -83,8 +83,8 @@ def run(function, inputs, cotangents):
     """Outputs, then gradients of all inputs (None where there is none); a cotangent may be None."""
     outputs = function(*inputs)
     used = [(output, c) for output, c in zip(outputs, cotangents, strict=True) if c is not None]
-    kept, given = zip(*used, strict=True)
-    return (*outputs, *torch.autograd.grad(kept, inputs, given, allow_unused=True))
+    used_outputs, used_cotangents = zip(*used, strict=True)
+    return (*outputs, *torch.autograd.grad(used_outputs, inputs, used_cotangents, allow_unused=True))
 
 
 def double(tensors):
@@ -95,16 +95,16 @@ def check(op, inputs, cotangents, backend, tolerance=None):
     """Values and gradients against the oracle; returns both, in order."""
     function, textbook = OPS[op]
     results = ("new slots", "normalised")
-    given = {name: c for name, c in zip(results, cotangents, strict=True) if c is not None}
-    found = assert_matches_oracle(
+    used_cotangents = {name: c for name, c in zip(results, cotangents, strict=True) if c is not None}
+    compared = assert_matches_oracle(
         partial(function, backend=backend),
         textbook,
         dict(zip(NAMES[op], inputs, strict=True)),
         results,
         lambda name, tensor: tolerance or TOLERANCE[tensor.dtype],
-        cotangents=given,
+        cotangents=used_cotangents,
     )
-    return list(found.values())
+    return list(compared.values())
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -293,12 +293,12 @@ def test_non_contiguous_empty_and_repeated_calls(form):
 def test_autograd_keeps_potentials_and_no_matrices():
     """Unrolled, 200 iterations would keep 400 matrices."""
     cost, a, b = problem(1, 40, 50)
-    kept = {}
+    saved = {}
     with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: kept.__setitem__(t.data_ptr(), t.numel()) or t, lambda t: t
+        lambda t: saved.__setitem__(t.data_ptr(), t.numel()) or t, lambda t: t
     ):
         sinkhorn_plan(cost, a, b, eps=0.1, iterations=200)
-    assert sum(kept.values()) <= cost.numel() + 201 * (40 + 50) + 1
+    assert sum(saved.values()) <= cost.numel() + 201 * (40 + 50) + 1
 
 
 def test_aligns_the_features_of_two_frames():

@@ -312,8 +312,8 @@ def _matched(published: dict[str, Any], repository: str, layout: Layout, prefix:
     optional = {ours for ours in layout.names if ours.startswith(layout.optional)}
     absent = not any(under.intersection(layout.names[ours].names) for ours in optional)
     rules = {ours: rule for ours, rule in layout.names.items() if not (absent and ours in optional)}
-    wanted = {name for rule in rules.values() for name in rule.names}
-    return _Match(repository, layout, prefix, rules, sorted(wanted - under), sorted(under - wanted))
+    required = {name for rule in rules.values() for name in rule.names}
+    return _Match(repository, layout, prefix, rules, sorted(required - under), sorted(under - required))
 
 
 def _converted(published: dict[str, Any], prefix: str, rule: TensorRule) -> Tensor:
