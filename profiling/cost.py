@@ -1,4 +1,4 @@
-"""What training costs, predicted from formulas: time and memory of a step, size of the cache, hours of the schedule.
+"""Predicts the cost of training from formulas: time and memory of a step, size of the cache, hours of the schedule.
 
     python -m profiling.cost --preset ytvis19 --gpu h100 --gpus 1 8 64
     python -m profiling.cost --preset demo --gpu this-cpu         # with what was measured, and the error
@@ -54,7 +54,7 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Options:
-    """Predict step time, memory, cache and GPU-hours of a preset on GPUs that need not be there."""
+    """Predict step time, memory, cache and GPU-hours of a preset for GPUs, without one."""
 
     preset: Preset = "ytvis19"
     """Whose sizes and schedule."""
@@ -98,7 +98,7 @@ class Step(NamedTuple):
     rows: int
     parts: list[Part]
     seconds: float
-    exchange: float  # seconds of the gradients' exchange that nothing hides
+    exchange: float  # seconds of the gradients' exchange that do not overlap with computation
     memory: int  # bytes
 
 
@@ -164,12 +164,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits for people."""
+    """The number with three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def parts_table(stage: StageName, options: Options) -> str:
-    """Where a step's time goes on one device."""
+    """The predicted time of each part of a step on one device."""
     device, sums = device_of(options), dict[str, list[float]]()
     for part in predict(stage, 1, options).parts:
         total = sums.setdefault(part.name, [0.0, 0.0, 0.0])
@@ -209,7 +209,7 @@ def steps_table(options: Options) -> str:
 
 
 def corpus_table(options: Options) -> str:
-    """What the corpus takes: on disk, to encode once, and for one pass of training."""
+    """The cost of a corpus: disk space, encoding it once, and one pass of training."""
     (image, video), device = configs(options.preset), device_of(options)
     videos, frames = options.videos or CORPORA[options.preset][0], options.frames or CORPORA[options.preset][1]
     total, flips = videos * frames, 1 + image.optim.flip

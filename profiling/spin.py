@@ -49,7 +49,7 @@ def settings(llvm: Path | None, intel: Path | None) -> list[dict[str, Any]]:
 
 @contextmanager
 def busy(loops: int) -> Iterator[None]:
-    """That many other programs, none of which ever waits."""
+    """Run that many other programs in endless loops."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
     try:
         yield
@@ -60,7 +60,7 @@ def busy(loops: int) -> Iterator[None]:
 
 
 def steps(compiled: bool) -> None:
-    """Take steps for as many seconds as each line of the standard input says, and print their milliseconds."""
+    """For each line of standard input, a number of seconds, take steps for that long and print their milliseconds."""
     import torch
 
     from interpreter.engine.step import TrainingStep

@@ -31,7 +31,7 @@ from profiling.common.setups import Encoder, RandomInputs, Setup, random_frames,
 from profiling.common.timing import synchronize
 
 Mode = Literal["eager", "compiled", "captured", "compiled-captured"]
-COMPARED_STEPS = 2  # the first ones, which all modes take alike: their loss shows that modes compute the same
+COMPARED_STEPS = 2  # warm-up; their loss shows that all modes compute the same
 WHAT = "training steps at a preset's sizes on random data, each stage and mode in a process of its own"
 
 
@@ -53,7 +53,7 @@ class StreamedInputs(RandomInputs):
 
 @dataclass(frozen=True)
 class Options:
-    """Take training steps of one stage at a preset's sizes, on random data, and say how long they took."""
+    """Take training steps of one stage at a preset's sizes, on random data, and print their times."""
 
     stage: StageName = "image"
     """Stage to run."""
@@ -140,7 +140,7 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def add(path: Path, results: dict[str, Any]) -> None:
-    """Put the results of one stage and mode into a file that holds several."""
+    """Add the results of one stage and mode to a file of several."""
     content = json.loads(path.read_text()) if path.exists() else {}
     same = all(content.get(key) == results[key] for key in ("device", "commit"))
     content = content if same else {"what": WHAT, "steps": {}}  # figures of two machines or commits are not mixed

@@ -3,10 +3,9 @@
     python -m profiling.training --out profiling/results/training-cpu.json                       # the demo's sizes
     python -m profiling.training --preset ytvis19 --device cuda --out profiling/results/training-cuda.json
 
-Inputs are random and on the device, weights are random: times do not depend on them. "Uncached" adds to a step what a
-cache saves: the backbone, and for the video stage the image stage too; decoding is timed by profiling.loaders. Parts
-are timed forward and backward, each alone in eager mode. Utilisation is that of the matrix rate measured in the same
-run.
+Inputs are random and on the device, weights are random: times do not depend on them. "Uncached" adds the work that a
+cache saves: the backbone, and for the video stage the image stage too; profiling.loaders times decoding. Parts are
+timed forward and backward, each alone in eager mode. Utilisation is that of the matrix rate measured in the same run.
 """
 
 import argparse
@@ -71,11 +70,11 @@ def parts_of(stage_setup: Setup, inputs: Sequence[Tensor]) -> dict[str, Run]:
 
 
 def benchmark(stage: str, stage_setup: Setup, rate: float, seconds: float) -> dict[str, Any]:
-    """Times of all modes of one stage's step, of its parts, and of what a cache saves it.
+    """Times of all modes of one stage's step, of its parts, and of the work that a cache saves.
 
     Args:
         stage: its name.
-        given: the stage.
+        stage_setup: the stage.
         rate: GFLOP/s of a large matrix product.
         seconds: least time for the modes, and again for the parts.
     """

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from interpreter.data.images import hidden, is_folder, is_regular, natural_key, normal
 
 LABELS = 8  # kinds of files that `LeftOut` names in its line
-# Formats of pictures that are not read; users who have them are told which formats are.
+# Picture formats that are not read; the error lists those that are.
 _PICTURES = frozenset({".tif", ".tiff", ".exr", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dng", ".ppm", ".pgm"})
 _PICTURES |= {".tga", ".jfif", ".hdr", ".dpx", ".cr2", ".nef", ".arw", ".psd"}
 

@@ -33,7 +33,7 @@ _OF_BOUNDARY = {"jf", "f", "f_recall", "f_decay"}
 
 
 class UnknownIdError(ValueError):
-    """A prediction that has to use the ids of the objects uses others: which, and which there are, in one line."""
+    """A prediction that must use the ids of the objects has other ids; the message lists both in one line."""
 
 
 def score_video(

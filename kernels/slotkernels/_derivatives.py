@@ -1,4 +1,4 @@
-"""Derivatives that kernels do not have: forward mode, second and higher ones, and what ``torch.func`` transforms.
+"""Derivatives that kernels lack: forward mode, second and higher orders, and transforms of ``torch.func``.
 
 A kernel has one derivative, the gradient in reverse mode. For all others each op has a *composite* form in its
 ``reference.py`` or ``composite.py``: the same function made of PyTorch's operations, which PyTorch differentiates in
@@ -30,7 +30,7 @@ def transformed() -> bool:
 
 
 def is_batched(tensor: Tensor) -> bool:
-    """Whether ``torch.vmap`` made this tensor one of many, whose numbers the host cannot read."""
+    """Whether the tensor is batched by ``torch.vmap``, so that the host cannot read its values."""
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(tensor):
         if functorch.is_batchedtensor(tensor):
@@ -99,7 +99,7 @@ def composite_gradients(
 
 
 def refuse(op: str, remedy: str, *tensors: Tensor) -> None:
-    """Raise where a derivative of something that has none would silently be zero: of a tensor that is followed by a
+    """Raise where a result without a derivative would silently give zero: for a tensor that is followed by a
     transform or carries a tangent. (Without a transform the result does not require a gradient, and PyTorch says so.)
     """
     if transformed() and any(map(_is_followed, tensors)):

@@ -1,4 +1,4 @@
-"""The command ``python -m profiling.accounting``: what a training step asks of a GPU, counted without one.
+"""The command ``python -m profiling.accounting``: the work of a training step on a GPU, counted without one.
 
     python -m profiling.accounting            # count and compare with profiling/results/accounting.json
     python -m profiling.accounting --update   # write that file anew
@@ -29,7 +29,7 @@ PINNED = RESULTS / "accounting.json"
 
 @dataclass(frozen=True)
 class Options:
-    """Count what a training step of both stages launches, moves and waits for, and compare with what is pinned."""
+    """Count what a training step of both stages launches, moves and waits for, and compare with the pinned counts."""
 
     preset: Preset = "ytvis19"
     """Whose sizes; the pinned counts are those of ytvis19."""

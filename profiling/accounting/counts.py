@@ -1,4 +1,4 @@
-"""Counts what a training step asks of a GPU, without one: operators, launches, bytes, and waits of the host."""
+"""Counts a training step's operators, launches, bytes and host waits without a GPU."""
 
 import copy
 import dataclasses
@@ -80,7 +80,7 @@ class Counts(TorchDispatchMode):
         if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
             self.waits.note(name)
             if func is torch.ops.aten._local_scalar_dense.default:
-                return 1.0 if args[0].is_floating_point() else args[0].dtype == torch.bool or 1  # to go on counting
+                return 1.0 if args[0].is_floating_point() else args[0].dtype == torch.bool or 1  # any value will do
         inputs, out = _tensors((args, kwargs)), func(*args, **kwargs)
         written = _tensors(
             [
@@ -148,7 +148,7 @@ def branches_of_a_gpu() -> Iterator[None]:
 
 
 def count(stage_setup: Setup) -> dict[str, Any]:
-    """Launches, bytes and waits of one eager step, the optimiser's state being there."""
+    """Launches, bytes and waits of one eager step; the optimiser's state exists already."""
     with ExitStack() as stack:
         stack.enter_context(branches_of_a_gpu())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -197,7 +197,7 @@ def count_compiled(stage: StageName) -> dict[str, int]:
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """What differs between two countings, as lines for people."""
+    """One line of text for each difference between two counts."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = list(dict.fromkeys([*old, *new]))
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{where}{key}: ")]

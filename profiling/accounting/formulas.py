@@ -1,9 +1,9 @@
 """Operations and bytes of the parts of a training step, from the sizes alone.
 
 A multiply-add counts as two operations, the backward pass of a product as two products. Bytes of a part of products are
-those that its ops say they move (slot attention, Sinkhorn), else none: large products are not held up by memory.
-Beside each transformer stands what its kernels between the products move under bfloat16 autocast when each is fused as
-torch.compile does: inputs once, outputs once.
+those of the ops' own formulas (slot attention, Sinkhorn), else none: memory does not limit large products. Each
+transformer has a second part, the bytes that its kernels between the products move under bfloat16 autocast when each is
+fused as torch.compile does: inputs once, outputs once.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Part:
     """A part of a step.
 
     Args:
-        name: for people; parts of one name are shown as one.
+        name: shown in tables; parts of the same name are added up.
         flops: operations.
         bytes: memory traffic.
         single: operations are scalar ones in float32, not products for tensor cores.
@@ -43,7 +43,7 @@ class Part:
     single: bool = False
 
     def times(self, factor: float) -> "Part":
-        """The part, as often."""
+        """The part, repeated."""
         return Part(self.name, self.flops * factor, self.bytes * factor, self.single)
 
 

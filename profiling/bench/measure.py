@@ -1,4 +1,4 @@
-"""Checks and times one case: variants take turns, inputs rotate, and what is reached is held against the machine."""
+"""Checks and times one case: variants alternate, inputs rotate, and rates are compared with the machine's."""
 
 import math
 import statistics
@@ -123,8 +123,8 @@ def measure(
         case: what to measure.
         machine: where, and what rates it reaches.
         seconds: least time for the turns.
-        wanted: the variants, as in `select`.
-        with_floor: hold the time against the machine's rates, which are measured for it.
+        names: the variants, as in `select`.
+        with_floor: compare the time with the machine's rates, which are measured first.
 
     Raises:
         WrongResult: if a variant's values are wrong; nothing is timed then.

@@ -68,7 +68,7 @@ def attention_cases(device: str) -> Iterator[Case]:
 
 
 def plain_absorbed(module: SlotAttention, inputs: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-    """The absorbed, implicit form as one would write it in PyTorch: what a compiler has to work with."""
+    """The absorbed, implicit form in plain PyTorch, as input for a compiler."""
     tokens, initial = module.norm_inputs(inputs), slots
     for iteration in range(module.iterations):
         last = iteration == module.iterations - 1
@@ -90,7 +90,7 @@ def module_step(
 ) -> Callable[[Tensor, Tensor], Outputs]:
     """Forward and backward to all parameters and the initial slots; the tokens are frozen.
 
-    ``gradients`` says whether they are checked: through all iterations they are others, and only their time counts.
+    ``gradients`` says whether they are checked: gradients through all iterations differ, and only their time matters.
     """
 
     def step(inputs: Tensor, slots: Tensor) -> Outputs:

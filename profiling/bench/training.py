@@ -1,4 +1,4 @@
-"""Training steps of both stages: forward, backward and optimiser on inputs that are there already."""
+"""Training steps of both stages: forward, backward and optimiser on prepared inputs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -58,7 +58,7 @@ def libraries(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def taken(make: Make, device: torch.device, kind: str = OURS, **options: Any) -> Function:
-    """A function that takes one training step; what it needs is built at its first call."""
+    """A function that takes one training step; its first call builds the model and compiles."""
 
     def around() -> AbstractContextManager[Any]:
         if kind == "textbook":
@@ -80,8 +80,8 @@ def taken(make: Make, device: torch.device, kind: str = OURS, **options: Any) ->
         with around():
             first = step.cache_info().currsize == 0
             step().run(batch)
-            sums = step().sums  # of the first step, and then of several, which nobody reads
-            # Gradients through all iterations are others: the textbook's norm is not looked at.
+            sums = step().sums  # of the first step, then of several; only the first is compared
+            # The textbook differentiates through all iterations, so the norm of its gradients is not compared.
             checked = ("loss", "effective_slots", "attention_entropy", *(["grad_norm"] if kind != "textbook" else []))
             outputs = {name: sums[name].clone() for name in checked}
             if first:

@@ -1,4 +1,4 @@
-"""Training steps of both stages at a preset's sizes, with random weights and inputs: times depend on neither."""
+"""Training steps of both stages at the sizes of a preset, with random weights and inputs."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -160,7 +160,7 @@ class Encoder:
     the frozen image stage too.
 
     Args:
-        given: the stage; its device and precision are used.
+        stage_setup: the stage; its device and precision are used.
     """
 
     def __init__(self, stage_setup: Setup) -> None:

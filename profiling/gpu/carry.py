@@ -112,7 +112,7 @@ def too_large(tree: int, packages: int, cache: int, name: str) -> list[str]:
 def compile_kernels(folder: Path) -> None:
     """The Triton kernels of steps and benchmarks, for sm_90, as an archive in ``folder``."""
     with tempfile.TemporaryDirectory() as site:
-        unpack_wheels(folder, Path(site))  # this Python is meant to lack them
+        unpack_wheels(folder, Path(site))  # the check runs in a Python without these packages
         variables = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), site])}
         run(sys.executable, "-m", "profiling.gpu.warm_cache", "--out", folder / "triton-cache.tar.xz", **variables)
 

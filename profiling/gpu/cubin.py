@@ -1,4 +1,4 @@
-"""What an assembler and a disassembler say of a kernel, how many of its blocks share a processor, and CUDA sources."""
+"""Reads what assembler and disassembler report of a kernel, computes its occupancy, and compiles the CUDA sources."""
 
 import hashlib
 import re
@@ -40,7 +40,7 @@ class Resources(NamedTuple):
 
 
 class Assembled(NamedTuple):
-    """What ptxas and nvdisasm say of one kernel."""
+    """The figures of ptxas and nvdisasm for one kernel."""
 
     registers: int
     spill_bytes: int
@@ -50,7 +50,7 @@ class Assembled(NamedTuple):
 
 
 def occupancy(sm: int, warps: int, registers: int, shared_bytes: int) -> float:
-    """Share of the warps of a multiprocessor that are resident, as NVIDIA's occupancy calculator has it."""
+    """Share of the warps of a multiprocessor that are resident, as NVIDIA's occupancy calculator computes it."""
     a_warp = -(-registers * 32 // REGISTER_UNIT) * REGISTER_UNIT
     by_registers = PARTITIONS * (REGISTERS // PARTITIONS // a_warp) // warps
     a_block = -(-shared_bytes // SHARED_UNIT) * SHARED_UNIT + SHARED_RESERVED

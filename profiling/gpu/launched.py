@@ -76,7 +76,7 @@ class _OnCpu(TorchFunctionMode):
 
 
 class _OtherBackend(Exception):
-    """An op would not be served by Triton."""
+    """Triton would not serve an op."""
 
 
 class Launches(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""Committed tables of what GPU kernels need: which there are, how they are read and written, and what got worse."""
+"""The committed tables of the GPU kernels' resources: which exist, reading, writing and comparing them."""
 
 import csv
 import hashlib
@@ -65,7 +65,7 @@ def write(table: Path, first: str, rows: list[Resources]) -> None:
 
 
 def faults(row: Resources) -> list[str]:
-    """What no shipped launch may do."""
+    """Faults that no shipped launch may have: spills, and more shared memory than a block may use."""
     known = KNOWN_SPILLS.get(row.launch, 0) if row.sm == 100 else 0
     reasons = [f"{row.spill_bytes} bytes are spilled"] if row.spill_bytes > known else []
     if row.shared_bytes > SHARED_LIMIT[row.sm]:
@@ -82,7 +82,7 @@ def _grouped(rows: list[Resources]) -> dict[tuple[str, str, int], list[Resources
 
 
 def differences(pinned: list[Resources], rows: list[Resources]) -> tuple[list[str], list[str]]:
-    """What got worse against the pinned rows, and what else changed."""
+    """Figures that are worse than in the pinned rows, and all other changes."""
     before, now = _grouped(pinned), _grouped(rows)
     worse: list[str] = []
     other: list[str] = []

@@ -3,8 +3,8 @@
     python -m profiling.gpu.smoke --out smoke.json
     python -m profiling.gpu.smoke --device cpu --workers 1 --only merge_slots
 
-An illegal memory access ends the process of one op, and not the others. SLOTKERNELS_STRICT is set: a kernel that does
-not compile is an error here, while elsewhere `auto` takes the next backend.
+Each op has a process of its own, so that an illegal memory access ends only that one. SLOTKERNELS_STRICT is set: a
+kernel that does not compile is an error here, while elsewhere `auto` takes the next backend.
 """
 
 import json
@@ -47,7 +47,7 @@ class Options:
 
 
 def look_at(name: str, options: Options) -> dict[str, Any]:
-    """How one op fares: its cases, or the error that ended it."""
+    """Result of one op: its cases, or the error that ended it."""
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "results.json"

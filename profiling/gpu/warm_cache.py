@@ -41,17 +41,17 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-KEPT = (".json", ".cubin", ".so", ".ptx")  # what a hit reads, and PTX for who looks at a kernel (profiling.resources)
+KEPT = (".json", ".cubin", ".so", ".ptx")  # the files that a hit reads, and PTX, which profiling.resources reads
 GROUP = "__grp__"  # begins the name of the file that lists an entry's files
 _work: list[tuple[Any, Path]] = []  # launches, and the folder of libcuda, for the processes that are forked
 
 
 class Missed(Exception):
-    """Something would be compiled."""
+    """Raised where something would be compiled."""
 
 
 class PretendedDriver:
-    """What Triton asks the driver of an H100 while it compiles."""
+    """Stands in for the driver of an H100 while Triton compiles."""
 
     def get_current_target(self) -> Any:
         """Compute capability 9.0."""
@@ -149,7 +149,7 @@ def _compile(index: int) -> tuple[set[str], str | None]:
     try:
         with mock.patch.object(FileCacheManager, "__init__", noted):
             _build_launcher(_warm_up(launch), libcuda)
-    except Exception as raised:  # one kernel that does not compile must not lose the others
+    except Exception as raised:  # the other kernels are compiled even if one fails
         error: BaseException = raised
         while error.__cause__ is not None:
             error = error.__cause__
@@ -285,7 +285,7 @@ def make(launches: list[Any], out: Path, full: Path, workers: int) -> list[str]:
 
 
 def check(launches: list[Any], cache: Path) -> list[str]:
-    """What is missing in a folder or archive."""
+    """The launches that a folder or archive lacks."""
     with tempfile.TemporaryDirectory() as scratch:
         if cache.is_file():
             unpack(cache, Path(scratch))

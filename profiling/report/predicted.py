@@ -16,7 +16,7 @@ EXPLAINED = "NVIDIA H100 80GB HBM3, 2026-11-26"  # the run that the reasons belo
 
 
 def beside_predictions(folder: Path, run: dict[str, Any]) -> list[str]:
-    """Sentences for a run of both benchmarks on a GPU that figures were predicted for; else none."""
+    """Sentences for a run of both benchmarks on a GPU with predictions; an empty list for other runs."""
     rows = {row["figure"]: row for row in json.loads(PREDICTIONS.read_text())["rows"]}
     benchmarks, device = run["benchmarks"], slug(run)
     if device not in rows[STEP] or not {"train_video", "sinkhorn_divergence"} <= benchmarks.keys():

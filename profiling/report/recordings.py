@@ -8,7 +8,7 @@ from interpreter.openmp import SETTINGS
 
 
 def times(value: float) -> str:
-    """A ratio; one below 1 stands out."""
+    """A ratio; in bold if below 1."""
     text = f"{value:.3g}×" if value < 100 else f"{value:.0f}×"
     return text if value >= 1 else f"**{text}**"
 
@@ -79,7 +79,7 @@ def busy_machine(folder: Path) -> list[str]:
 
 
 def predictions(folder: Path, run: dict[str, Any]) -> list[str]:
-    """What was predicted for the device of a run before the first one, and why it came otherwise."""
+    """The predictions for a run's device, made before the first run, and the reasons for differences."""
     content = of_device(folder / f"predictions-{run['kind']}.json", run)
     if content is None:
         return []

@@ -1,4 +1,4 @@
-"""Reads profiling/results and derives what pages, plots and README tell of it."""
+"""Reads profiling/results and derives the figures of the pages, the plots and the README."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ class Row:
 
     @property
     def ours(self) -> dict[str, Any]:
-        """What was measured of this project's variant."""
+        """The measurements of this project's variant."""
         return self.case["variants"][OURS]
 
     @property
@@ -49,7 +49,7 @@ class Row:
 
     @property
     def usual(self) -> tuple[str, float] | None:
-        """The baseline that a user starts from, the first one, and its ratio; None if no baseline was timed."""
+        """The usual choice, which is the first baseline, and its ratio; None if no baseline was timed."""
         name = next((name for name in self.case["variants"] if not name.startswith(OURS)), None)
         return None if name is None else (name, self.baselines[name])
 

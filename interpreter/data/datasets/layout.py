@@ -64,7 +64,7 @@ def claim(manifest: Path, record: Mapping[str, Any]) -> None:
 
     Args:
         manifest: the JSON file.
-        wanted: the record; ``num_videos`` may be larger than before, everything else must be equal.
+        record: what the split is made of; ``num_videos`` may be larger than before, everything else must be equal.
 
     Raises:
         ValueError: if the split was made of something else, or of more videos.

@@ -1,4 +1,4 @@
-"""What a video is: frames that are decoded as a stream or one by one, and errors in one line."""
+"""The base class of videos: frames are decoded as a stream or one by one, and errors are one line."""
 
 import abc
 from collections.abc import Iterator, Sequence

@@ -45,7 +45,7 @@ def move_weightless(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, in
     weighted = [torch.ones_like(t[:, :, 0], dtype=torch.bool) if w is None else w > 0 for t, w in sets]
     has_weight = [k.any(1, keepdim=True) for k in weighted]
     either = has_weight[0] | has_weight[1]
-    # A set without weight takes a point of the other set; if neither has weight, one of another problem or the origin.
+    # Points of a set without weight move onto a point of the other set, else of another problem, else to the origin.
     first = [_first(points.detach(), k) for points, k in zip((x, y), weighted, strict=True)]
     of_problem = torch.where(has_weight[0].unsqueeze(2), first[0], first[1])
     of_batch = _first(of_problem.transpose(0, 1), either.t()).masked_fill(~either.any(), 0.0)
@@ -78,7 +78,7 @@ def all_have_weight(weights: Tensor) -> bool:
 
 
 def _first(points: Tensor, weighted: Tensor) -> Tensor:
-    """The first point [B, 1, D] of each set which is kept."""
+    """The first point [B, 1, D] of each set that has weight."""
     index = weighted.int().argmax(1, keepdim=True).unsqueeze(2)
     return points.gather(1, index.expand(-1, -1, points.shape[2]))
 

@@ -1,4 +1,4 @@
-"""What a streaming backend provides, and helpers that the backends share."""
+"""The interface of a streaming backend, and helpers that the backends share."""
 
 import math
 from typing import Protocol
