@@ -65,7 +65,7 @@ def test_links_of_a_page_lead_to_files_and_headings(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_modules_scripts_and_targets_of_a_page_exist(name):
     text = (ROOT / name).read_text()
-    if name == "docs/benchmarks.md":  # quotes the commands of the past that recorded a file
+    if name == "docs/benchmarks.md":  # quotes former commands that recorded a file
         text = "\n".join(line for line in text.splitlines() if "](../profiling/results/" not in line)
     modules = {module.replace(".", "/") for module in MODULE.findall(text)}
     missing = {m for m in modules if not any((ROOT / f"{m}{end}").exists() for end in (".py", "/__main__.py"))}

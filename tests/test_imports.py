@@ -1,4 +1,4 @@
-"""Imports follow the layers of the house, and none of them runs in a circle."""
+"""Imports follow the layers of the architecture, and there are no import cycles."""
 
 import ast
 from pathlib import Path
@@ -30,7 +30,7 @@ LAYERS = [
     ["interpreter"],  # commands, and the face of the package
     ["profiling"],
 ]
-COMMANDS = {"interpreter.data.__main__", "interpreter.data.synthetic"}  # they lie beside what they are about
+COMMANDS = {"interpreter.data.__main__", "interpreter.data.synthetic"}  # commands inside the package that they serve
 METHOD_FACES = {"interpreter.methods", "interpreter.methods.base", "interpreter.methods.runs"}
 
 

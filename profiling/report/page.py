@@ -43,14 +43,14 @@ all 96 videos at once: [steps-video-96-cuda.json](../profiling/results/steps-vid
 steps above has two halves of 48.
 
 Reports of the parts: [gpu-figures-cuda.md](../profiling/results/gpu-figures-cuda.md),
-[gpu-proof-cuda.md](../profiling/results/gpu-proof-cuda.md) and numbers 2 to 8 of the latter. Numbers 7 and 8 ran on
-an H100, all others on an H200. All GPU tests passed in number 3 (765, and 57 skipped), and a resumed run equalled one
-without interruption bit for bit in number 4. Number 3 had found that resuming failed on a GPU: the optimiser's step
-counter was restored on the CPU. In number 5, 766 tests passed and 57 were skipped; the two that failed called an op
-with wrong arguments, and passed in number 6. Number 8 tested the ops and the training as they are now, after every op
-was rewritten around the same kernels: a resumed run equalled an uninterrupted one, and the tests ran out of time at
-97 %. One of them failed, the memory of a step: its own batch had more rows than attention's grid allows. That test
-has another batch now, which has not run on a GPU.
+[gpu-proof-cuda.md](../profiling/results/gpu-proof-cuda.md) and numbers 2 to 8 of the latter. Numbers 7 and 8 ran on an
+H100, all others on an H200. All GPU tests passed in number 3 (765, and 57 skipped), and a resumed run equalled one without
+interruption bit for bit in number 4. Number 3 had found that resuming failed on a GPU: the optimiser's step counter was
+restored on the CPU. In number 5, 766 tests passed and 57 were skipped; the two that failed called an op with wrong
+arguments, and passed in number 6. Number 8 tested the ops and the training as they are now, after every op was
+rewritten around the same kernels: a resumed run equalled an uninterrupted one, and the tests ran out of time at 97 %.
+One of them failed, the memory of a step: its own batch had more rows than attention's grid allows. That test has
+another batch now, which has not run on a GPU.
 """
 MARKERS = ("<!-- figures -->", "<!-- /figures -->")
 
@@ -85,11 +85,11 @@ def summary(rows: list[Row], device: str) -> list[str]:
 
 def losses(rows: list[Row]) -> str:
     """Every baseline that is faster."""
-    slower = [
+    found = [
         f"{row.name} ({row.size}): {name} {times(r)}" for row in rows for name, r in row.baselines.items() if r < 1
     ]
-    if slower:
-        return f"**Slower than a baseline:** {'; '.join(slower)}."
+    if found:
+        return f"**Slower than a baseline:** {'; '.join(found)}."
     timed = any(row.baselines for row in rows)
     return "No baseline that was timed is faster in any case." if timed else "**No baseline was timed in this run.**"
 
@@ -110,11 +110,11 @@ def case_table(row: Row) -> list[str]:
         f"| | ms | in times of {OURS}' | MiB | error |",
         "|---|---|---|---|---|",
     ]
-    for name, timings in case["variants"].items():
-        t, ratio = timings["ms"], timings["times_ours"]
+    for name, found in case["variants"].items():
+        t, ratio = found["ms"], found["times_ours"]
         compared = "1" if name == OURS else f"{times(ratio['median'])} ({ratio['lower']:.3g}–{ratio['upper']:.3g})"
-        cells = [name, f"{ms(t['median'])} ({ms(t['lower'])}–{ms(t['upper'])})", compared, f"{timings['peak_mib']:.1f}"]
-        lines.append(f"| {' | '.join(cells)} | {max(timings['errors'].values()):.0e} |")
+        cells = [name, f"{ms(t['median'])} ({ms(t['lower'])}–{ms(t['upper'])})", compared, f"{found['peak_mib']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} | {max(found['errors'].values()):.0e} |")
     backends = ", ".join(f"{op} by `{backend}`" for op, backend in case["backends"].items()) or "no op of slotkernels"
     reached = f"{case['gflops']:.3g} GFLOP/s ({100 * case['of_product']:.0f} % of a large product)"
     if case["bytes"]:
@@ -186,11 +186,11 @@ def resources(stamp: str, rows: list[dict[str, str]], title: str) -> list[str]:
     kernels: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         kernels.setdefault(row["kernel"], []).append(row)
-    for kernel, launches in kernels.items():
-        shared = max(int(row["shared_bytes"]) for row in launches) / 1024
-        numbers = [max(int(row[key]) for row in launches) for key in ("registers", "spill_bytes")]
-        occupancy = [float(row["occupancy"]) for row in launches]
-        cells = [f"`{kernel}`", len(launches), *numbers, f"{shared:.0f}", f"{min(occupancy):.0%}–{max(occupancy):.0%}"]
+    for kernel, found in kernels.items():
+        shared = max(int(row["shared_bytes"]) for row in found) / 1024
+        numbers = [max(int(row[key]) for row in found) for key in ("registers", "spill_bytes")]
+        occupancy = [float(row["occupancy"]) for row in found]
+        cells = [f"`{kernel}`", len(found), *numbers, f"{shared:.0f}", f"{min(occupancy):.0%}–{max(occupancy):.0%}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return [*lines, ""]
 

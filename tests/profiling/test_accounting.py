@@ -69,7 +69,7 @@ NEVER_DETERMINISTIC = re.compile(
 
 @pytest.mark.parametrize("stage", ["image", "video"])
 def test_every_operator_of_a_step_has_a_deterministic_kernel(stage, pinned):
-    """Training asks for them, and PyTorch raises where there is none."""
+    """Training uses deterministic operators, and PyTorch raises where there is none."""
     assert NEVER_DETERMINISTIC.fullmatch("aten::cumsum")
     assert [name for name in pinned[stage]["calls of"] if NEVER_DETERMINISTIC.fullmatch(name)] == []
 

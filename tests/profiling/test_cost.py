@@ -1,4 +1,4 @@
-"""The cost model: its formulas against what PyTorch counts, the cache writes and the page states."""
+"""The cost model: its formulas against PyTorch's counts, the size of a cache, and the figures of docs/scaling.md."""
 
 import json
 from dataclasses import replace

@@ -41,7 +41,7 @@ def fates(folder):
 def test_a_part_that_fails_or_hangs_does_not_lose_the_others(script, tmp_path):
     process = script(
         "part good 9 echo fine; part bad 9 bash -c 'exit 3'; part missing 9 /no/such/program;"
-        # Its child holds the output open, and it does not heed a polite signal.
+        # Its child keeps the output open, and it ignores SIGTERM.
         "part hangs 1 bash -c 'trap \"\" TERM; sleep 60 & sleep 60; sleep 60';"
         "skip tool 'it is not installed'; part last 9 echo end; end_report"
     )

@@ -1,6 +1,6 @@
-"""Kernels that Triton cannot build, launched as if there were an H100; prints what became of each as JSON.
+"""Kernels that Triton cannot build, launched as if on an H100; prints the outcome of each as JSON.
 
-A program of its own, because tests run Triton's interpreter and this needs the compiler.
+A separate program, because tests run Triton's interpreter and this needs the compiler.
 """
 
 import json
@@ -33,7 +33,7 @@ class Utils:
 
 
 class H100:
-    """A driver for a GPU that is not there; what it launches with is made of C only with ``real``."""
+    """A driver for an absent GPU; it compiles C launchers only with ``real``."""
 
     def __init__(self, real=False):
         self.real = real

@@ -21,14 +21,14 @@ def assert_matches_oracle(
     """Check the results of ``function(**inputs)``, and the gradients of all inputs that require one.
 
     Args:
-        function: what is tested.
-        oracle: the same function, slow and plain.
-        inputs: tensors by name, of both.
+        function: the function under test.
+        oracle: a slow and plain implementation of it.
+        inputs: the arguments of both, by name.
         outputs: names of the results, in order.
         tolerance: of errors relative to a tensor's largest value; or a function of a tensor's name ("updates",
             "gradient of k") and the tensor itself.
         cotangents: of some results, by name; random ones for all floating results if None.
-        float64: hand copies of the inputs in float64 to the oracle, else the inputs themselves.
+        float64: give the oracle copies of the inputs in float64 instead of the inputs themselves.
 
     Returns:
         results and gradients of ``function``, by name.
@@ -83,3 +83,18 @@ def _gradients(
         assert grad is None or grad.dtype == leaf.dtype, f"gradient of {name}: {grad.dtype}, expected {leaf.dtype}"
         gradients[f"gradient of {name}"] = grad
     return gradients
+
+
+def assert_compiles(loss: Callable[..., Tensor], *leaves: Tensor, **tolerances: float) -> None:
+    """Check that ``loss(*leaves)`` is one graph of ``torch.compile`` and keeps its value and gradients.
+
+    Args:
+        loss: a scalar function.
+        leaves: its arguments.
+        tolerances: ``rtol`` and ``atol`` of ``torch.testing.assert_close``.
+    """
+    expected = loss(*leaves)
+    actual = torch.compile(loss, fullgraph=True, backend="aot_eager")(*leaves)
+    torch.testing.assert_close(actual, expected, **tolerances)
+    gradients = torch.autograd.grad(actual, leaves), torch.autograd.grad(expected, leaves)
+    torch.testing.assert_close(*gradients, **tolerances)

@@ -18,7 +18,7 @@ def force(monkeypatch, form):
 
 
 def check(module, expected, inputs, slots):
-    """Slots, attention, and what reaches the tokens through all iterations, for random cotangents."""
+    """Compare slots, attention and the gradient of the tokens through all iterations, for random cotangents."""
     inputs = inputs.clone().requires_grad_()
     actual, expected = module(inputs, slots), expected(inputs, slots)
     cotangents = [torch.randn_like(x) for x in expected]

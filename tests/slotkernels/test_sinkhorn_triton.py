@@ -61,7 +61,7 @@ def test_large_sets_match_the_oracle(shape, device):
 @devices
 @pytest.mark.parametrize("debias", [True, False])
 @pytest.mark.parametrize("p", [1, 2])
-@pytest.mark.parametrize("given", ["a", "b", "ab"])
+@pytest.mark.parametrize("weighted", ["a", "b", "ab"])
 def test_weights_match_the_oracle(weighted, p, debias, device):
     shape = (2, 5, 9, 7)
     a, b = (w if name in weighted else None for name, w in zip("ab", weights(shape, device), strict=True))

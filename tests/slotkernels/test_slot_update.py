@@ -34,7 +34,7 @@ GATES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def textbook_gru_norm(gates_input, gates_hidden, slots, weight, bias, norm_eps=1e-5):
-    """nn.GRUCell with the outcome of its two linear layers given, written out, then F.layer_norm."""
+    """nn.GRUCell from the outputs of its two linear layers, written out, then F.layer_norm."""
     (reset_i, update_i, new_i), (reset_h, update_h, new_h) = (g.chunk(3, -1) for g in (gates_input, gates_hidden))
     candidate = torch.tanh(new_i + torch.sigmoid(reset_i + reset_h) * new_h)
     update = torch.sigmoid(update_i + update_h)

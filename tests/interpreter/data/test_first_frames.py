@@ -15,7 +15,7 @@ def video(tmp_path):
     return FrameFolder(tmp_path / "video")
 
 
-@pytest.mark.parametrize(("count", "kept"), [(1, 1), (3, 3), (5, 5), (9, 5)])
+@pytest.mark.parametrize(("count", "length"), [(1, 1), (3, 3), (5, 5), (9, 5)])
 def test_first_frames_match_the_full_video(video, count, length):
     first = FirstFrames(video, count)
     for size in (None, (8, 10)):

@@ -1,4 +1,4 @@
-"""What a folder is: which of its files are videos and frames, links, and the word for all that is not read."""
+"""Folders of videos: which files are videos or frames, links, and the line on files that are not read."""
 
 import os
 import unicodedata

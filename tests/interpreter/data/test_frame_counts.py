@@ -1,4 +1,4 @@
-"""Counting frames by their packets gives what decoding gives, and a complete pass is not repeated."""
+"""Counting frames by their packets agrees with decoding, and a complete pass is not repeated."""
 
 import numpy as np
 import pytest

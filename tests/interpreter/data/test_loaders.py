@@ -193,7 +193,7 @@ def test_damage_after_the_check_is_one_error_that_names_the_file(engine, damage,
     assert "\n" not in str(caught.value)
     if damage != "gone":
         assert isinstance(caught.value, VideoError)
-    if loader:  # goes on with what is whole
+    if loader:  # continues with the intact videos
         last = torch.tensor([52]), torch.tensor([False])
         assert np.abs(loader.batch(*last).numpy() - videos[3].read([2], SIZE).astype(float)).max() <= 1
         loader.close()

@@ -1,4 +1,4 @@
-"""Run-length codes against pycocotools, and against damage that pycocotools would not survive."""
+"""Run-length codes against pycocotools, and on damage that would crash pycocotools."""
 
 import json
 

@@ -23,7 +23,7 @@ HOSTILE = "<script>alert('x')</script>\"><img src=https://evil.example/x.png> $\
 
 
 class Page(HTMLParser):
-    """Tags, what they load, and the text."""
+    """The tags of a page, the files that they load, and the text."""
 
     def __init__(self, text):
         super().__init__()

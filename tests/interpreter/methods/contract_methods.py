@@ -1,4 +1,4 @@
-"""Two methods that no published one is like: one without stages, and one whose stages depend on its options."""
+"""Two methods unlike the published ones: one without stages, and one whose stages depend on its options."""
 
 import dataclasses
 from collections.abc import Callable, Iterator

@@ -45,7 +45,7 @@ def objects_of(true):
 
 
 def iou(a, b, empty=None):
-    """IoU of two masks; what is said where both are empty."""
+    """IoU of two masks; ``empty`` where both are empty."""
     union = np.sum(a | b)
     return np.sum(a & b) / union if union else empty
 

@@ -1,4 +1,4 @@
-"""Baselines: k-means finds what is there, and masks reach pixels as soft masks do."""
+"""Baselines: k-means recovers known clusters, and labels are upsampled like soft masks."""
 
 import numpy as np
 import pytest

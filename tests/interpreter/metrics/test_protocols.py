@@ -32,7 +32,7 @@ def means(name, pred, true, **options):
 
 
 def perfect(name):
-    """Of a prediction that is right in every frame."""
+    """Numbers of a prediction that is right in every frame."""
     return {metric: 1.0 if metric in HIGHER else 0.0 for metric in PROTOCOLS[name].metrics}
 
 
@@ -66,7 +66,7 @@ def test_solv_published_takes_rows_for_ids():
 
 
 def with_twins(expected):
-    """The same numbers for the protocols that differ from another in cases that the test has not."""
+    """Add the numbers of protocols that differ from another one only in cases that the test does not contain."""
     twins = {"interpreter": "interpreter-spatio-temporal", "solv": "solv-published"}
     twins |= {"davis-2017-unsupervised": "davis-2017-unsupervised-annotated"}
     return {twin: expected[name] for name, twin in twins.items() if name in expected} | expected
@@ -174,7 +174,7 @@ def test_an_object_that_is_absent_from_the_first_frame(name):
     check(scores, with_twins(expected)[name])
     if (
         name == "davis-2017-unsupervised-annotated"
-    ):  # told that 0 is no segment, it is compared with an empty one: J = F = 1 in
+    ):  # if 0 is declared background, the object is compared with an empty segment: J = F = 1 in
         scores = score(name, pred, true, background=0)  # the six frames without the object
         check(scores, {"j": [1, 0.5], "f": [1, 0.5], "jf": [1, 0.5]})
 

@@ -1,4 +1,4 @@
-"""SOLV's evaluation, from its description: what is matched, and what the published code takes for ids."""
+"""SOLV's evaluation as described in the paper, and with the mistakes of its published code."""
 
 import numpy as np
 import pytest

@@ -68,7 +68,7 @@ class Softmaxes(TorchDispatchMode):
 
 
 def kernels(monkeypatch, functions):
-    """Let `use` put these functions in the place of attention."""
+    """Make `use` replace attention by these functions."""
     monkeypatch.setattr(attention, "use", lambda name: monkeypatch.setattr(attention, "attend", functions[name]))
 
 
@@ -175,7 +175,7 @@ def test_short_masked_memories_are_attended_by_products_on_a_gpu():
 
 @pytest.mark.parametrize("preset", get_args(Preset))
 def test_the_slots_of_every_preset_are_a_short_memory(preset):
-    """Or a mask would keep the video decoder from flash attention on a GPU."""
+    """A mask would prevent flash attention in the video decoder on a GPU."""
     model = training_defaults("video", preset).model
     assert model.num_slots <= model.dim // model.heads
 
