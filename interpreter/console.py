@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class _Console(Console):
-    """A console whose broken pipe (``| head``) asks the process to stop; Rich would exit, before training has saved."""
+    """Rich would end the process where its output is read no more (``| head``); training has to save first."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -42,16 +42,7 @@ def progress_bar(unit: str, transient: bool = False) -> Progress:
     )
 
 
-def gigabytes(count: int) -> str:
-    """A number of bytes in MB or GB, with three digits.
-
-    >>> gigabytes(12_345_678), gigabytes(2_000_000_000)
-    ('12.3 MB', '2 GB')
-    """
-    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
-
-
-def tracked(items: Iterable[T], total: int, description: str, unit: str = "videos") -> Iterator[T]:
-    """Yield ``items`` while a terminal shows how many of ``total`` are done; silent elsewhere."""
-    with progress_bar(unit, transient=True) as bar:
+def tracked(items: Iterable[T], total: int, description: str) -> Iterator[T]:
+    """Yield ``items`` while a terminal shows how many of ``total`` videos are done; silent elsewhere."""
+    with progress_bar("videos", transient=True) as bar:
         yield from bar.track(items, task_id=bar.add_task(description, total=total, status=""))
