@@ -65,7 +65,7 @@ def train(method: Method, stage: Stage[Any], config: StageConfig) -> None:
         device = device_of_rank()
         repeatable(device)
         train_stage(method, stage, config, stop, ranks, device)
-        if stop.number:  # at the last step, too: a signal is meant to stop the commands that follow as well
+        if stop.number:  # even after the last step: the signal is meant for the commands that follow as well
             raise Interrupted(stop.number)
         console.print(memory_report(device))
 

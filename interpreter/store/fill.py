@@ -245,7 +245,7 @@ class Cache:
         return ""
 
     def _lock(self, number: int) -> Lock:
-        """Whoever makes the files of a video has this lock."""
+        """The lock of the process that makes the files of a video."""
         return Lock(self.maker.stores[False].directory / f".{self.contents[number].digest}.lock")
 
     def _remove_leftovers(self) -> None:

@@ -2,7 +2,7 @@
 
 from interpreter.methods.base import Method
 from interpreter.methods.interpreter.segmenter import Settings
-from interpreter.methods.interpreter.stages import stages
+from interpreter.methods.interpreter.stages import ImageTrainingStage, VideoTrainingStage
 
 __all__ = ["INTERPRETER"]
 
@@ -10,6 +10,6 @@ INTERPRETER = Method(
     name="interpreter",
     summary="two stages: image slots from frozen features, then video slots over the image slots of all frames",
     citation="Interpreter: efficient object-centric learning for videos (docs/methods/interpreter.md)",
-    stages=stages(),
+    stages=(ImageTrainingStage(), VideoTrainingStage()),
     settings=Settings,
 )

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from interpreter.store.open import complete_cache, streaming_loader
 
 
 class ImageTrainingStage(FrameStage[ImageTraining]):
-    """Image stage: slots of single frames, which reconstruct their features."""
+    """Image stage: slots of single frames reconstruct the features of the backbone."""
 
     name, config, presets = "image", ImageTraining, IMAGE_PRESETS
 
@@ -61,7 +60,7 @@ class ImageTrainingStage(FrameStage[ImageTraining]):
 
 
 class VideoTrainingStage(Stage[VideoTraining]):
-    """Video stage: slots of whole clips, which reconstruct the image slots of their frames."""
+    """Video stage: slots of whole clips reconstruct the image slots of their frames."""
 
     name, config, presets = "video", VideoTraining, VIDEO_PRESETS
 
@@ -137,8 +136,3 @@ class VideoTrainingStage(Stage[VideoTraining]):
 
     def _image(self, context: Context) -> Trained:
         return context.earlier["image"]
-
-
-def stages() -> tuple[Stage[Any], ...]:
-    """Both stages, in the order of their training."""
-    return ImageTrainingStage(), VideoTrainingStage()

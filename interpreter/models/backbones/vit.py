@@ -53,7 +53,7 @@ class VisionTransformer(Backbone):
 
     @property
     def positions(self) -> str:
-        """How position embeddings are found for a patch grid that the model was not trained on."""
+        """How position embeddings are interpolated to a patch grid that the model was not trained on."""
         config = self.model.config
         if config.model_type.startswith("dinov3"):
             return "rotary, nothing is interpolated"
