@@ -229,7 +229,7 @@ def page(folder: Path = RESULTS) -> str:
     lines += [NOT_YET] if gpus else ["## On a GPU", "", NOT_RUN, ""]
     lines += ["## What compilers say", ""]
     lines += [
-        "Greatest values over all launches and architectures (sm_80, sm_90, sm_100); a test fails if one of them grows.",
+        "Greatest values over all launches and architectures (sm_80, sm_90, sm_100); a test fails if one grows.",
         "",
     ]
     for name, title in (("resources.csv", "Triton"), ("resources-cuda.csv", "CUDA C++")):
