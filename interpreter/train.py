@@ -34,7 +34,8 @@ def parse_stage(arguments: Sequence[str]) -> tuple[Method, Stage[Any], StageConf
     defaults = stage.presets[chosen.preset]
     description = (
         f"{inspect.cleandoc(stage.config.__doc__ or '')}\n\n"
-        f"Three options select the other ones and their defaults: --method {{{','.join(METHODS)}}} (here: {method.name}), --stage {{{','.join(names)}}} (here: {stage.name}), --preset {{{','.join(stage.presets)}}} "
+        f"Three options select the other ones and their defaults: --method {{{','.join(METHODS)}}} (here: "
+        f"{method.name}), --stage {{{','.join(names)}}} (here: {stage.name}), --preset {{{','.join(stage.presets)}}} "
         f"(here: {chosen.preset}).\n\n"
         f"Examples:\n"
         f"  {PROG} --stage {stage.name} --run {defaults.run}\n"
