@@ -44,8 +44,8 @@ GPUS = "8.0;9.0;10.0+PTX"  # A100, H100, B200, and what comes after
 
 def cuda_home() -> Path | None:
     """The CUDA toolkit: what CUDA_HOME names, else the one of the nvcc on the path, else the usual place."""
-    found = shutil.which("nvcc")
-    places = [os.environ.get("CUDA_HOME"), Path(found).resolve().parents[1] if found else None, "/usr/local/cuda"]
+    nvcc = shutil.which("nvcc")
+    places = [os.environ.get("CUDA_HOME"), Path(nvcc).resolve().parents[1] if nvcc else None, "/usr/local/cuda"]
     needed = ("bin/nvcc", "include/cuda_runtime.h")
     homes = (Path(place) for place in places if place and all((Path(place) / name).exists() for name in needed))
     return next(homes, None)
@@ -56,13 +56,13 @@ def cuda_wanted(torch_has_cuda: bool) -> bool:
     forced = os.environ.get("FORCE_CUDA") or None
     if forced not in (None, "0", "1"):
         sys.exit(f"setup.py: FORCE_CUDA={forced}, expected 0 or 1")
-    wanted = forced == "1" or (forced is None and torch_has_cuda)
-    if wanted and cuda_home() is None:
+    with_cuda = forced == "1" or (forced is None and torch_has_cuda)
+    if with_cuda and cuda_home() is None:
         message = "setup.py: no nvcc on the path, in CUDA_HOME or in /usr/local/cuda"
         if forced == "1":
             sys.exit(message)
         print(f"{message}: the ops for GPUs are left out", file=sys.stderr)
-    return wanted and cuda_home() is not None
+    return with_cuda and cuda_home() is not None
 
 
 def builder(required: bool) -> type:

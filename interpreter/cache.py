@@ -1,7 +1,6 @@
 """Compute the inputs of a stage once: ``python -m interpreter.cache --help``."""
 
 import inspect
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,24 +12,24 @@ import torch
 
 from interpreter.commands import RESUME, cli, parse_first, rename_options, run_command
 from interpreter.configs import BackboneConfig, DataConfig, Dtype, Precision, option
-from interpreter.console import console
+from interpreter.console import console, gigabytes
 from interpreter.engine.checkpoint import checkpoints
+from interpreter.engine.distributed import device_of_rank
 from interpreter.engine.picture_grid import stored_pictures
-from interpreter.engine.precision import default_device, resolve_precision
+from interpreter.engine.precision import resolve_precision
 from interpreter.engine.run import (
     DEFAULT_METHOD,
-    RunConfig,
     check_ranges,
     load_stage_state,
-    read_config,
     require_finished,
     train_command,
 )
 from interpreter.engine.videos import open_videos
-from interpreter.methods import METHODS, find_method
-from interpreter.methods.base import Context, Method, Stage
+from interpreter.method_options import Chosen, choose_method
+from interpreter.methods import METHODS
+from interpreter.methods.base import Context, Stage
 from interpreter.methods.runs import open_context
-from interpreter.store.fill import Cache, Maker, Shard, default_workers, gigabytes, read_contents
+from interpreter.store.fill import Cache, Maker, Shard, default_workers, read_contents
 
 PROG = "python -m interpreter.cache"
 
@@ -93,81 +92,97 @@ class Caching:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
 
 
-def parse(arguments: Sequence[str]) -> Caching:
-    """Parse the command line: run, stage and preset first, since all other defaults depend on them."""
+def parse(arguments: Sequence[str]) -> tuple[Chosen, Caching]:
+    """Parse the command line: run, method and preset first, since all other defaults depend on them.
+
+    Returns:
+        The method with the run's configuration, and the options.
+
+    Raises:
+        ValueError: if the run belongs to another method, the method trains nothing, or the preset is unknown.
+    """
     arguments = rename_options(arguments, {"--samples": "--draws"})
     options: dict[str, dict[str, Any]] = {"run": {"type": Path}, "method": {"choices": METHODS}, "preset": {}}
-    chosen, rest = parse_first(arguments, PROG, **options)
-    stored = read_config(chosen.run) if chosen.run else RunConfig()
-    method = find_method(chosen.method or stored.method)
+    named, rest = parse_first(arguments, PROG, **options)
+    method, stored = choose_method(named.method, named.run)
+    if not method.stages:
+        raise ValueError(f"the method {method.name} has nothing to train, so there is nothing to cache for it")
     first, presets = method.stages[0], list(method.stages[0].presets)
-    if chosen.preset is not None and chosen.preset not in presets:
-        raise ValueError(f"unknown --preset {chosen.preset!r}; choose from {', '.join(presets)}")
-    preset = first.presets[chosen.preset or "demo"]
-    run = chosen.run or preset.run
-    stored = read_config(run)
-    begun = stored.options(first.key(preset), first.config) or preset
-    last = {stage.name: stored.options(stage.name, stage.config) for stage in method.stages}
-    latest: Any = next((config for config in reversed(last.values()) if config is not None), None)
+    if named.preset is not None and named.preset not in presets:
+        raise ValueError(f"unknown --preset {named.preset!r}; choose from {', '.join(presets)}")
+    preset = first.presets[named.preset or "demo"]
+    run = named.run or preset.run
+    if named.run is None:
+        method, stored = choose_method(method.name, run)
+    begun = {key: stored.options(key, method.stage(key).config) for key in stored.stages}
+    source: Any = begun.get(first.key(preset)) or preset  # supplies data and backbone
+    latest: Any = next(reversed(begun.values()), source)
     defaults = Caching(
         run=run,
         method=method.name,
         stage=method.stages[-1].name,
-        cache=(latest and latest.cache) or begun.cache,
+        cache=latest.cache or source.cache,
         draws=getattr(latest, "draws", Caching.draws),
-        precision=begun.optim.precision,
-        data=begun.data,
-        backbone=begun.backbone,
+        precision=source.optim.precision,
+        data=source.data,
+        backbone=source.backbone,
     )
     description = (
         f"{inspect.cleandoc(Caching.__doc__ or '')}\n\nFor a run that has no configuration yet: --preset "
-        f"{{{','.join(presets)}}} (here: {chosen.preset or 'demo'})."
+        f"{{{','.join(presets)}}} (here: {named.preset or 'demo'})."
     )
-    return cli(Caching, rest, default=defaults, prog=PROG, description=description)
+    return Chosen(method, stored), cli(Caching, rest, default=defaults, prog=PROG, description=description)
 
 
-def stage_options(config: Caching, run: Path | None = None) -> tuple[Method, Stage[Any], Any, RunConfig]:
-    """The stage whose inputs are cached, its options with those of the command, and the run's configuration.
+def stage_options(config: Caching, run: Path, chosen: Chosen) -> tuple[Stage[Any], Any]:
+    """The stage whose inputs are cached, and its options with those of the command.
 
     Raises:
-        ValueError: if options of the backbone contradict those that an earlier stage was trained with.
+        ValueError: if the run does not hold the options of a stage of which there are several.
     """
-    method = find_method(config.method)
-    stage, run = method.stage(config.stage), run or config.run
-    stored = read_config(run)
-    known = stored.options(config.stage, stage.config) or next(iter(stage.presets.values()))
+    stage = chosen.method.stage(config.stage)
+    preset = next(iter(stage.presets.values()))
+    key = stage.key(preset) if config.stage == stage.name else config.stage
+    known = chosen.stored.options(key, stage.config) or preset
+    if stage.key(known) != key:
+        raise ValueError(
+            f"{config.run} does not hold the options of --stage {key} yet; start its training, which computes the "
+            f"same files: {train_command(config.method, key, config.run)}"
+        )
     changes: dict[str, Any] = {"run": run, "cache": config.cache}
     if not stage.needs(known):
         changes |= {"data": config.data, "backbone": config.backbone}
         changes["optim"] = replace(known.optim, precision=config.precision)
     elif hasattr(known, "draws"):
         changes["draws"] = config.draws
-    return method, stage, replace(known, **changes), stored
+    return stage, replace(known, **changes)
 
 
-def open_maker(config: Caching, run: Path, root: Path) -> Maker:
+def open_maker(config: Caching, run: Path, root: Path, chosen: Chosen | None = None) -> Maker:
     """What computes the files of a stage's inputs.
 
     Args:
         config: the options.
-        run: run directory.
+        run: run directory; on a machine of a cluster a copy of ``config.run``.
         root: directory of the cache.
+        chosen: the method with the run's configuration. Default: read from ``run``.
 
     Raises:
         FileNotFoundError: if an earlier stage was not trained.
         ValueError: if it is not finished, or options contradict those that it was trained with.
     """
-    method, stage, options, stored = stage_options(config, run)
+    chosen = chosen or choose_method(config.method, run)
+    stage, options = stage_options(config, run, chosen)
     for needed in stage.needs(options):
-        require_finished(run, needed, stored, config.allow_unfinished)
-    context = open_context(method, stage, options, run, default_device(), stored)
+        require_finished(run, needed, chosen.stored, config.allow_unfinished)
+    context = open_context(chosen.method, stage, options, run, device_of_rank(), chosen.stored)
     if context.earlier:
         _check_same_features(config, context)
     return stage.maker(options, replace(context, store=root), config.dtype, config.flip)
 
 
 def _check_same_features(config: Caching, context: Context) -> None:
-    """Refuse options of the backbone that are not those that the earlier stage was trained with."""
+    """Refuse options of the backbone other than those that the earlier stage was trained with."""
     (name, trained), *_ = context.earlier.items()
     if (config.backbone, config.data.frame_size) != (context.backbone_config, context.data.frame_size):
         raise ValueError(
@@ -179,8 +194,8 @@ def _check_same_features(config: Caching, context: Context) -> None:
         raise ValueError(f"the {name} stage of {config.run} was trained with --precision {before}; leave it out")
 
 
-def fill(config: Caching, shard: Shard) -> None:
-    """Make this process's share of what is missing. What is finished stays, whatever ends the call.
+def fill(config: Caching, shard: Shard, chosen: Chosen) -> None:
+    """Make this process's share of what is missing. Finished files stay, even if the call fails or is interrupted.
 
     Raises:
         ValueError, FileNotFoundError: if the run, the data or an option is wrong.
@@ -189,12 +204,13 @@ def fill(config: Caching, shard: Shard) -> None:
     root = config.cache or config.run / "cache"
     if root.exists() and not root.is_dir():
         raise NotADirectoryError(f"{root} is a file; --cache takes a directory")
-    maker = open_maker(config, config.run, root)
+    maker = open_maker(config, config.run, root, chosen)
     dataset = open_videos(config.data, config.run)
     cache = Cache(maker, dataset.videos, read_contents(dataset.videos, config.workers))
     advice = "give --cache DIR on a larger disk, or make room (--prune deletes stores of other recipes, at the end)"
     cache.fill(shard, config.workers, advice)
-    if config.stage != find_method(config.method).stages[0].name and shard.rank == 0:
+    if config.stage != chosen.method.stages[0].name and shard.rank == 0:
+        # A stage above another one trains without decoding: the frames that its pictures show are cached as well.
         digests = [content.digest for content in cache.contents]
         stored_pictures(root, dataset.videos, digests, config.data.frame_size)
     others = cache.other_stores()
@@ -202,17 +218,17 @@ def fill(config: Caching, shard: Shard) -> None:
         console.print(f"deleted {gigabytes(cache.delete(others))}: {', '.join(path.name for path in others)}")
 
 
-def fill_with_ray(config: Caching) -> None:
+def fill_with_ray(config: Caching, chosen: Chosen) -> None:
     """Fill the cache of a corpus at a URL; see :mod:`interpreter.store.ray`."""
     from interpreter.store import ray
 
     if not config.source or not config.out:
         raise ValueError("--engine ray needs --source URL (a folder of videos) and --out URL (where the files go)")
-    method, stage, options, stored = stage_options(config)
+    stage, options = stage_options(config, config.run, chosen)
     needed: list[Path] = []
     for key in stage.needs(options):
-        require_finished(config.run, key, stored, config.allow_unfinished)
-        load_stage_state(config.run, key, method.name)  # an error here is easier to read than one of a process far away
+        require_finished(config.run, key, chosen.stored, config.allow_unfinished)
+        load_stage_state(config.run, key, config.method)  # fails here, not in a process of the cluster
         needed += [config.run / "config.json", *checkpoints(config.run / key)[-1:]]
     corpus = ray.Corpus(config.source, config.out, config.ray_workers)
     ray.fill(corpus, partial(open_maker, config), config.run, needed)
@@ -222,14 +238,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     shard = Shard.from_environment()
     console.quiet = shard.rank > 0  # only rank 0 prints progress; every rank reports its own errors
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    config = parse(sys.argv[1:] if arguments is None else arguments)
+    device = device_of_rank()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    chosen, config = parse(sys.argv[1:] if arguments is None else arguments)
     check_ranges(config)
     if config.engine == "ray":
-        fill_with_ray(config)
+        fill_with_ray(config, chosen)
     else:
-        fill(config, shard)
+        fill(config, shard, chosen)
         share = f"share {shard.rank + 1} of {shard.world} is done" if shard.world > 1 else "done"
         console.print(f"{share}. Next: {train_command(config.method, config.stage, config.run)}")
     return 0

@@ -62,7 +62,7 @@ def run_command(
     """Run a command and exit.
 
     What a user can cause is one clear line and exit status 1, not a traceback. A signal ends the command with 128 plus
-    its number, a reader of the output that leaves (``| head``) with 141 and without a word.
+    its number; if the reader of its output is gone (``| head``), with 141 and no message.
 
     Args:
         main: the command; returns the exit status.
@@ -71,7 +71,7 @@ def run_command(
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files may hold what no encoding has
+            stream.reconfigure(errors="backslashreplace")  # file names may hold bytes that are no text
     status: int | str | None
     with StopRequest(at_once=True) as stop:
         try:

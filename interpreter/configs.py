@@ -1,4 +1,4 @@
-"""Options that all methods share: data, backbone, loader, optimiser, logging, and what every stage has."""
+"""Options that all methods share: data, backbone, loader, optimiser, logging, and those of every stage."""
 
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ def option(default: Any, *, at_least: int | None = None, may_change: bool = Fals
     Args:
         default: its default.
         at_least: least value of a whole number, or of each of several.
-        may_change: whether a run may be resumed with another value; what depends on it must stay the same.
+        may_change: whether a run may be resumed with another value.
     """
     return field(default=default, metadata={"at_least": at_least, "may_change": may_change})
 
@@ -92,7 +92,7 @@ class OptimConfig:
     steps: int = option(1800, at_least=1, may_change=True)
     """Optimiser steps."""
     batch_size: int = option(32, at_least=1)
-    """Samples per step, of all processes together: frames, or videos in the video stage."""
+    """Samples per step, which torchrun's processes share: frames, or clips of a stage that trains on clips."""
     micro_batch: int | None = option(None, at_least=1)
     """Samples that a process computes at once; gradients are accumulated over the batch, which saves memory.
     Default: all samples of the process."""

@@ -42,7 +42,7 @@ def progress_bar(unit: str, transient: bool = False) -> Progress:
     )
 
 
-def tracked(items: Iterable[T], total: int, description: str, unit: str = "videos") -> Iterator[T]:
-    """Yield ``items`` while a terminal shows how many of ``total`` are done; silent elsewhere."""
-    with progress_bar(unit, transient=True) as bar:
+def tracked(items: Iterable[T], total: int, description: str) -> Iterator[T]:
+    """Yield ``items`` while a terminal shows how many of ``total`` videos are done; silent elsewhere."""
+    with progress_bar("videos", transient=True) as bar:
         yield from bar.track(items, task_id=bar.add_task(description, total=total, status=""))

@@ -8,6 +8,7 @@ from pathlib import Path
 from interpreter.commands import run_command
 from interpreter.configs import WITHOUT_SPLITS
 from interpreter.data.predictions import open_predictions
+from interpreter.engine.run import RunConfig
 from interpreter.engine.videos import open_videos, published_ids
 from interpreter.evaluation.candidates import CandidateMasks, SavedMasks, SegmenterMasks
 from interpreter.evaluation.gallery import Gallery
@@ -19,7 +20,7 @@ from interpreter.evaluation.scoring import Scores, score_dataset
 from interpreter.files import remove_leftovers, write_text
 from interpreter.interrupts import Interrupted, StopRequest
 from interpreter.locks import waiting_for
-from interpreter.method_options import choose_method, parse_with_settings
+from interpreter.method_options import Chosen, choose_method, parse_with_settings
 from interpreter.methods.base import Method
 from interpreter.methods.runs import open_segmenter
 
@@ -27,14 +28,18 @@ PROG = "python -m interpreter.evaluate"
 CLUSTERS_OF_MASKS = (8,)
 
 
-def evaluate(config: Evaluation) -> Scores:
+def evaluate(config: Evaluation, chosen: Chosen | None = None) -> Scores:
     """Score a run or saved masks, and their baselines; writes the files that :class:`Evaluation` names.
+
+    Args:
+        config: what to score, and how.
+        chosen: the method, if it was chosen already. Default: that of the run, or the named one.
 
     Raises:
         ValueError, FileNotFoundError: if options contradict each other, or the run, the masks or the data are missing,
             damaged beyond single videos, or without ground truth.
     """
-    method = choose_method(config.method, config.run)
+    method, stored = chosen or choose_method(config.method, config.run)
     config = replace(config, settings=config.settings or method.settings())
     check_options(config, method)
     protocols = choose_protocols(config)
@@ -42,7 +47,7 @@ def evaluate(config: Evaluation) -> Scores:
         config = with_named_objects(config, protocols)
     commit = code_version()  # before anything is written into the checkout
     dataset = open_videos(config.data, config.run or Path())
-    candidates = saved_masks(config) if config.masks else segmenter_masks(config, method)
+    candidates = saved_masks(config) if config.masks else segmenter_masks(config, method, stored)
     name = f"{config.data.data}{'-' + config.data.year if config.data.data == 'davis' else ''}"
     split = "all" if config.data.data in WITHOUT_SPLITS else config.data.split or "all"
     subject = (config.run or config.masks or Path(method.name)).resolve().name
@@ -52,12 +57,12 @@ def evaluate(config: Evaluation) -> Scores:
     return scores
 
 
-def segmenter_masks(config: Evaluation, method: Method) -> CandidateMasks:
-    """Masks of a run, its sweeps and its baselines."""
+def segmenter_masks(config: Evaluation, method: Method, stored: RunConfig) -> CandidateMasks:
+    """Masks of a run, or of a method that needs none, with its sweeps and baselines."""
     settings = config.settings
     if config.clip_frames:
         settings = replace(settings, repeat_to=config.clip_frames)
-    segmenter = open_segmenter(method, config.run, settings, config.frame_size)
+    segmenter = open_segmenter(method, config.run, settings, config.frame_size, stored=stored)
     baselines = ("one-segment", "grid", "k-means") if config.baselines is None else config.baselines
     clusters = config.clusters or (segmenter.num_segments,)
     return SegmenterMasks(segmenter, config.seeds, tuple(config.sweeps.values()), baselines, clusters)
@@ -80,7 +85,8 @@ def _write(config: Evaluation, scores: Scores, provenance: Provenance, gallery: 
     pictures = gallery.pictures()
     table = format_tables(scores, provenance)
     options = asdict(config)
-    options |= options.pop("settings")
+    settings = options.pop("settings")
+    options |= {} if config.masks else settings
     # The files of one evaluation belong together: other processes and signals wait until all of them are written.
     with waiting_for(home / ".lock", str(home)) as lock, StopRequest() as stop:
         if lock.exclusive:
@@ -101,8 +107,8 @@ def _write(config: Evaluation, scores: Scores, provenance: Provenance, gallery: 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    _, config = parse_with_settings(Evaluation, sys.argv[1:] if arguments is None else arguments, PROG)
-    scores = evaluate(config)
+    chosen, config = parse_with_settings(Evaluation, sys.argv[1:] if arguments is None else arguments, PROG)
+    scores = evaluate(config, chosen)
     return 1 if config.strict and scores.skipped else 0
 
 

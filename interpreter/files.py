@@ -17,7 +17,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     Several processes, on several machines, may write the same path at the same time: the last one's file stays.
 
     Raises:
-        OSError: if the disk is full, in one clear line; what stood at ``path`` before is untouched.
+        OSError: if the disk is full, in one clear line; what was at ``path`` before is untouched.
     """
     temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
     try:
@@ -25,14 +25,14 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        # Some libraries make their files readable for the owner alone; a shared run directory is shared whole.
+        # Some libraries make their files readable for the owner alone, but run directories are shared.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
     except Exception as error:
         # Some libraries report a failed write in an exception type of their own, with the cause in the text only. An
-        # error that names another file came from the caller's block and already says what it has to say.
+        # error that names another file came from the caller's block and needs no other message.
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         if full and getattr(error, "filename", None) in (None, str(temporary)):
             raise OSError(

@@ -25,14 +25,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Context manager that decides what SIGINT, SIGTERM and SIGHUP do.
+    """Context manager that handles SIGINT, SIGTERM and SIGHUP.
 
     The first signal sets ``number``, and raises :class:`Interrupted` if ``at_once``. A second one ends the process
     without cleaning up. Where SIGHUP is ignored (nohup) it stays so. Outside the main thread, which alone receives
     signals in Python, nothing is changed.
 
     Args:
-        at_once: raise at the first signal; else the caller looks at ``number`` when it suits.
+        at_once: raise at the first signal; else the caller checks ``number`` between its steps.
     """
 
     active: "StopRequest | None" = None  # the innermost one
@@ -86,10 +86,10 @@ class StopRequest:
 
 
 def output_is_closed(descriptor: int) -> None:
-    """Nobody reads this output any more: write the rest to nowhere, and ask the process to stop as SIGPIPE would.
+    """The reader of this output is gone: discard the rest, and ask the process to stop as SIGPIPE would.
 
     Raises:
-        Interrupted: unless it was asked to stop before, or whoever waits for a request to stop will see it.
+        Interrupted: unless a :class:`StopRequest` is active that does not raise at once, or was asked before.
     """
     discard_output(descriptor)
     if StopRequest.active is None:
@@ -98,7 +98,7 @@ def output_is_closed(descriptor: int) -> None:
 
 
 def output_is_broken(descriptor: int) -> bool:
-    """Whether an output is a pipe or socket that nobody reads any more; the pipe of a helper process is another one."""
+    """Whether an output (1 or 2) is a pipe or socket whose reader is gone; a helper's pipe is another descriptor."""
     if not hasattr(select, "poll"):  # Windows
         return True
     poll = select.poll()
@@ -107,7 +107,7 @@ def output_is_broken(descriptor: int) -> bool:
 
 
 def discard_output(descriptor: int) -> None:
-    """Let what is written to a file descriptor go nowhere from now on."""
+    """Discard what is written to a file descriptor from now on."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)

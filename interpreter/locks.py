@@ -1,4 +1,4 @@
-"""Locks among processes. A lock ends with its process, however that ends, and says who has it.
+"""Locks among processes. A lock ends with its process, however that ends, and names its owner.
 
 They are advisory locks on a file (flock). That file exists while the lock is taken; its content is for people.
 """
@@ -20,7 +20,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _taken: set[int] = set()  # file descriptors
-_told: list[Path] = []  # where locking turned out to be impossible; said once
+_told: list[Path] = []  # where locking turned out to be impossible; the warning is printed once
 
 
 class LockedError(ValueError):
@@ -30,7 +30,7 @@ class LockedError(ValueError):
 class Lock:
     """An exclusive lock on a path.
 
-    Where files cannot be locked (Windows, some network file systems) everybody gets it; that is said once.
+    Where files cannot be locked (Windows, some network file systems) every process gets it; a warning is printed once.
 
     Attributes:
         path: the lock file; nothing else may be there.
@@ -100,7 +100,7 @@ class Lock:
 
 @contextmanager
 def waiting_for(path: Path, what: str) -> Iterator[Lock]:
-    """A block that one process at a time is in; the others wait for it, and say so.
+    """A block that one process at a time enters; the others print that they wait.
 
     Args:
         path: the lock file.
@@ -117,7 +117,7 @@ def waiting_for(path: Path, what: str) -> Iterator[Lock]:
 
 
 def _open(path: Path) -> int:
-    """Make the lock file or open it, if need be without leave to write, which flock does not ask for.
+    """Make the lock file or open it, read-only if it may not be written: flock does not need to write.
 
     The programs that this process starts do not inherit it: they would keep the lock when this process has ended.
     """

@@ -52,7 +52,7 @@ class SegmentOptions:
     """Opacity of the overlay's tint, 0 to 1; 0 draws contours only."""
     seed: int = 0
     """Seed of the slot prior."""
-    settings: Any = None
+    settings: Any = None  # of the method; parse_with_settings puts its dataclass here
 
 
 def segment_video(
@@ -72,7 +72,7 @@ def segment_video(
 
     Args:
         path: the video.
-        run: run directory, as ``interpreter.train`` leaves it.
+        run: run directory, made by ``interpreter.train``.
         out: directory for all that :meth:`SegmentedVideo.write` writes; None writes nothing.
         method: name of a method that needs no training; else the method is that of the run.
         frame_size: (H, W) that frames are resized to before the backbone; by default as in training.
@@ -86,10 +86,12 @@ def segment_video(
         OSError: if video or run do not exist, the run lacks the stage, or ``out`` cannot be written.
     """
     run, video = None if run is None else Path(run), open_video(path)
-    chosen = choose_method(method, run)
+    if out is not None:
+        check_output(Path(out), video, alpha)
+    chosen, stored = choose_method(method, run)
     values = chosen.settings(**settings)
     check_ranges(values)
-    segmenter = open_segmenter(chosen, run, values, frame_size)
+    segmenter = open_segmenter(chosen, run, values, frame_size, stored=stored)
     if out is None:
         return _segment(video, segmenter, seed)
     return _segment_and_write(video, segmenter, seed, Path(out), alpha)[0]
@@ -105,17 +107,22 @@ def _segment(video: Video, segmenter: Segmenter, seed: int) -> SegmentedVideo:
 def _segment_and_write(
     video: Video, segmenter: Segmenter, seed: int, out: Path, alpha: float
 ) -> tuple[SegmentedVideo, np.ndarray]:
-    """The segmented video, and the share of its pixels in each segment; refuses early what cannot be written."""
-    check_output(out, video, alpha)
-    _ = video.num_frames  # decodes a file once: cheap beside encoding, and finds damage at its end first
+    """The segmented video, and the share of its pixels in each segment."""
+    _ = video.num_frames  # counting is cheap compared with encoding, and finds damage at the end of a file first
     make_output_folder(out)
-    found = _segment(video, segmenter, seed)
-    return found, found.write(out, alpha)
+    result = _segment(video, segmenter, seed)
+    return result, result.write(out, alpha)
 
 
-def print_report(found: SegmentedVideo, shares: np.ndarray, out: Path) -> None:
-    """Print a table of the segments, and the files that were written."""
-    video = found.video
+def print_report(result: SegmentedVideo, shares: np.ndarray, out: Path) -> None:
+    """Print a table of the segments, and the files that were written.
+
+    Args:
+        result: the segmented video.
+        shares: [segments] share of its pixels in each segment, as :meth:`SegmentedVideo.write` returns it.
+        out: directory that was written to.
+    """
+    video = result.video
     table = Table()
     table.add_column("segment", justify="right")
     table.add_column("colour")
@@ -124,7 +131,7 @@ def print_report(found: SegmentedVideo, shares: np.ndarray, out: Path) -> None:
         colour = "#" + bytes(DISPLAY_PALETTE[index]).hex()
         table.add_row(str(index + 1), f"[{colour}]████[/]", f"{share:.1%}")
     console = Console(soft_wrap=True, highlight=False)
-    frames = f"{len(found.segmentation)} frames of {video.height}x{video.width} (height x width)"
+    frames = f"{len(result.segmentation)} frames of {video.height}x{video.width} (height x width)"
     console.print(f"{video.name}: {frames}, {len(shares)} segments", markup=False)
     left_out = LeftOut()
     for image in video.others if isinstance(video, FrameFolder) else ():
@@ -132,7 +139,7 @@ def print_report(found: SegmentedVideo, shares: np.ndarray, out: Path) -> None:
     if left_out.groups:
         console.print(str(left_out), markup=False)
     console.print(table)
-    if not found.segmentation.tied_over_time:
+    if not result.segmentation.tied_over_time:
         console.print("each frame was segmented by itself: a number means another object in every frame")
     for name in (f"Annotations/{video.name}", *FILES):
         console.print(str(out / name), markup=False)
@@ -140,11 +147,12 @@ def print_report(found: SegmentedVideo, shares: np.ndarray, out: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    method, options = parse_with_settings(SegmentOptions, sys.argv[1:] if arguments is None else arguments, PROG)
+    chosen, options = parse_with_settings(SegmentOptions, sys.argv[1:] if arguments is None else arguments, PROG)
     video = open_video(options.clip)
-    segmenter = open_segmenter(method, options.run, options.settings, options.frame_size)
-    found, shares = _segment_and_write(video, segmenter, options.seed, options.out, options.alpha)
-    print_report(found, shares, options.out)
+    check_output(options.out, video, options.alpha)
+    segmenter = open_segmenter(chosen.method, options.run, options.settings, options.frame_size, stored=chosen.stored)
+    result, shares = _segment_and_write(video, segmenter, options.seed, options.out, options.alpha)
+    print_report(result, shares, options.out)
     return 0
 
 

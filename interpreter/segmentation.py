@@ -101,7 +101,7 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class SegmentedVideo:
-    """A video and its segmentation; label maps are made when they are needed, a few frames at a time."""
+    """A video and its segmentation; label maps are computed on demand, a few frames at a time."""
 
     video: Video
     segmentation: Segmentation
@@ -139,8 +139,10 @@ class SegmentedVideo:
         out, segmentation = Path(out), self.segmentation
         check_output(out, self.video, alpha)
         if segmentation.num_segments > MAX_SEGMENTS:
-            raise ValueError(f"{segmentation.num_segments} segments, but a palette PNG holds {MAX_SEGMENTS}")
-        # slots.safetensors comes first: it marks the annotations as ours (see check_output).
+            raise ValueError(
+                f"{segmentation.num_segments} segments, but a palette PNG holds {MAX_SEGMENTS}; use fewer slots"
+            )
+        # slots.safetensors is moved first: by it check_output recognises annotations of an earlier call.
         names = (*FILES, f"Annotations/{self.video.name}")
         with written_together(out, names) as folder, progress_bar("frames") as progress:
             bar = progress.add_task("write", total=len(segmentation), status=self.video.name)
@@ -166,9 +168,9 @@ def check_output(out: Path, video: Video, alpha: float) -> None:
         raise ValueError(f"{annotations} already exists and is not from this command; give another --out")
 
 
-def _write_slots(path: Path, found: SegmentedVideo) -> None:
-    """The segmentation's tensors; the metadata is JSON under "video"."""
-    video, segmentation = found.video, found.segmentation
+def _write_slots(path: Path, segmented: SegmentedVideo) -> None:
+    """Write the segmentation's tensors, and facts about the video as JSON in the metadata entry "video"."""
+    video, segmentation = segmented.video, segmented.segmentation
     about = {
         "grid": segmentation.grid,
         "source": video.path.name,
@@ -184,14 +186,14 @@ def _write_slots(path: Path, found: SegmentedVideo) -> None:
         )
 
 
-def _write_pictures(folder: Path, found: SegmentedVideo, alpha: float, advance: Callable[[], None]) -> np.ndarray:
-    """Write everything that is made of label maps; returns the share [segments] of the pixels in each segment."""
-    # Late: they load PyAV and pycocotools, which training on stored features does not need.
+def _write_pictures(folder: Path, segmented: SegmentedVideo, alpha: float, advance: Callable[[], None]) -> np.ndarray:
+    """Write every file that shows label maps; returns the share [segments] of the pixels in each segment."""
+    # Imported here because they load PyAV and pycocotools, which training on stored features does not need.
     from interpreter.render.rle import RleWriter
     from interpreter.render.video import VideoWriter
 
-    video, count = found.video, len(found.segmentation)
-    pixels = np.zeros(found.segmentation.num_segments, np.int64)
+    video, count = segmented.video, len(segmented.segmentation)
+    pixels = np.zeros(segmented.segmentation.num_segments, np.int64)
     chosen = set(np.linspace(0, count - 1, min(PREVIEW_FRAMES, count)).round().astype(int).tolist())
     shape = video.height / (video.width * video.pixel_aspect)  # as it is shown, while label maps are of stored pixels
     size = (max(1, round(PREVIEW_WIDTH * shape)), PREVIEW_WIDTH)
@@ -200,7 +202,7 @@ def _write_pictures(folder: Path, found: SegmentedVideo, alpha: float, advance: 
         VideoWriter(folder / "overlay.mp4", video.fps, (video.height, video.width), video.pixel_aspect) as painted,
         RleWriter(folder / "segments.json") as codes,
     ):
-        for number, (frame, (labels, areas)) in enumerate(zip(_frames(found), found.label_maps(), strict=True)):
+        for number, (frame, (labels, areas)) in enumerate(zip(_frames(segmented), segmented.label_maps(), strict=True)):
             write_palette_png(labels + 1, folder / "Annotations" / video.name / f"{number:05d}.png")
             painted.write(overlay(frame, labels, alpha))
             codes.write(video.name, labels)
@@ -213,19 +215,19 @@ def _write_pictures(folder: Path, found: SegmentedVideo, alpha: float, advance: 
     return pixels / pixels.sum()
 
 
-def _frames(found: SegmentedVideo) -> Iterator[np.ndarray]:
+def _frames(segmented: SegmentedVideo) -> Iterator[np.ndarray]:
     """The video's frames.
 
     Raises:
         ValueError: if there are no longer as many as were segmented.
     """
     count = 0
-    for count, frame in enumerate(found.video.frames(), start=1):
-        if count > len(found.segmentation):
+    for count, frame in enumerate(segmented.video.frames(), start=1):
+        if count > len(segmented.segmentation):
             break
         yield frame
-    if count != len(found.segmentation):
-        raise changed_video(found.video)
+    if count != len(segmented.segmentation):
+        raise changed_video(segmented.video)
 
 
 def changed_video(video: Video) -> ValueError:

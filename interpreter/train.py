@@ -31,15 +31,15 @@ def parse_stage(arguments: Sequence[str]) -> tuple[Method, Stage[Any], StageConf
     chosen, rest = parse_first(rest, PROG, stage={"choices": names, "default": names[0]})
     stage = method.stage(chosen.stage)
     chosen, rest = parse_first(rest, PROG, preset={"choices": list(stage.presets), "default": "demo"})
-    defaults = stage.presets[chosen.preset]
+    defaults, last = stage.presets[chosen.preset], list(stage.presets.values())[-1]
     description = (
         f"{inspect.cleandoc(stage.config.__doc__ or '')}\n\n"
-        f"Three options select the other ones and their defaults: --method {{{','.join(METHODS)}}} (here: "
+        f"Read first, since the defaults of all other options depend on them: --method {{{','.join(METHODS)}}} (here: "
         f"{method.name}), --stage {{{','.join(names)}}} (here: {stage.name}), --preset {{{','.join(stage.presets)}}} "
         f"(here: {chosen.preset}).\n\n"
         f"Examples:\n"
-        f"  {PROG} --stage {stage.name} --run {defaults.run}\n"
-        f"  {PROG} --stage {stage.name} --preset {list(stage.presets)[-1]} --compile"
+        f"  {train_command(method.name, stage.name, defaults.run)}\n"
+        f"  {train_command(method.name, stage.name, last.run)} --preset {list(stage.presets)[-1]} --compile"
     )
     return method, stage, cli(stage.config, rest, default=defaults, prog=PROG, description=description)
 

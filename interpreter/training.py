@@ -11,7 +11,7 @@ import torch
 
 from interpreter.configs import OptimConfig, StageConfig
 from interpreter.console import console
-from interpreter.data import Video
+from interpreter.data import Video, VideoDataset
 from interpreter.engine.checkpoint import checkpoints, restore_weights
 from interpreter.engine.distributed import Ranks, device_of_rank, job_size, joined
 from interpreter.engine.inputs import Inputs, InputSettings
@@ -57,20 +57,8 @@ def train(method: Method, stage: Stage[Any], config: StageConfig) -> None:
         OSError: if the disk is full.
         NotRepeatableError: if an operator has no deterministic kernel on this GPU.
     """
-    check_ranges(config)
+    _check_options(method, stage, config)
     config = _with_absolute_paths(config)
-    if config.optim.batch_size % job_size():
-        raise ValueError(
-            f"--batch-size {config.optim.batch_size} cannot be shared by {job_size()} processes; "
-            f"give a multiple of {job_size()}"
-        )
-    if config.optim.micro_batch is not None and not stage.additive:
-        raise ValueError(
-            f"--micro-batch: the loss of {method.name} compares all samples of a batch, so it cannot be computed in "
-            "parts; use --recompute or a smaller --batch-size"
-        )
-    if stage.needs(config):
-        require_run(config.run)
     stop = StopRequest()
     with exclusive_run(config.run, [s.name for s in method.stages]), joined() as ranks, explained():
         console.quiet = not ranks.first
@@ -82,8 +70,45 @@ def train(method: Method, stage: Stage[Any], config: StageConfig) -> None:
         console.print(memory_report(device))
 
 
+def _check_options(method: Method, stage: Stage[Any], config: StageConfig) -> None:
+    """Refuse what can be refused before anything is opened or made.
+
+    Raises:
+        ValueError: names the option.
+        FileNotFoundError, NotADirectoryError: if a run that has to exist does not.
+    """
+    check_ranges(config)
+    if config.optim.batch_size % job_size():
+        raise ValueError(
+            f"--batch-size {config.optim.batch_size} cannot be shared by {job_size()} processes; "
+            f"give a multiple of {job_size()}"
+        )
+    if config.optim.micro_batch is not None and not stage.additive:
+        raise ValueError(
+            f"--micro-batch: the loss of {method.name} compares all samples of a batch, so it cannot be computed in "
+            f"parts; use {_ways_to_save_memory(stage, config)}"
+        )
+    if stage.needs(config):
+        require_run(config.run)
+    if other := _run_to_start_from(stage, config):
+        require_run(other)
+
+
+def _run_to_start_from(stage: Stage[Any], config: StageConfig) -> Path | None:
+    """The run of ``--init``; None if the stage resumes, since its weights then come from its own checkpoint."""
+    return None if checkpoints(config.run / stage.key(config)) else config.init
+
+
+def _ways_to_save_memory(stage: Stage[Any], config: StageConfig) -> str:
+    """The options of a stage that lower the memory of a step, for a message."""
+    options = ["--micro-batch"] if stage.additive else []
+    if hasattr(getattr(config, "model", None), "recompute"):
+        options.append("--recompute")
+    return " or ".join(filter(None, (", ".join(options), "a smaller --batch-size")))
+
+
 def _with_absolute_paths(config: StageConfig) -> StageConfig:
-    """What config.json records holds wherever a later command is started."""
+    """The options with absolute paths, which config.json records: later commands may start in another directory."""
     paths: dict[str, Any] = {name: value.resolve() for name in ("init", "cache") if (value := getattr(config, name))}
     data = getattr(config, "data", None)
     if data is not None and data.root is not None:
@@ -95,8 +120,12 @@ def _with_absolute_paths(config: StageConfig) -> StageConfig:
 def exclusive_run(run: Path, stages: Sequence[str]) -> Iterator[None]:
     """Keep other trainings out of a run directory: all stages write its configuration, pictures and curves.
 
-    Under torchrun the first process does so for all. A directory that was made for the lock is removed if nothing was
-    written to it.
+    Under torchrun the first process takes the lock for all. A directory that was made for the lock is removed again if
+    nothing else was written to it.
+
+    Args:
+        run: run directory.
+        stages: names of the method's stages, whose directories are cleared of what killed processes left.
 
     Raises:
         LockedError: if another process uses the run.
@@ -132,55 +161,60 @@ def train_stage(
         require_same(stored.options(key, stage.config), config)
     context = open_context(method, stage, config, config.run, device, stored)
     stored = _with_stage(stored, key, stage, config, context)
+    # config.json keeps --precision as it was given: "auto" may mean another one on the machine that resumes the run.
     optim = dataclasses.replace(config.optim, precision=resolve_precision(config.optim.precision, device))
-    # Before the data is opened, so that sizes which do not fit are refused at once.
-    torch.manual_seed(optim.seed)
-    model = stage.build(config, context).to(device)
-    if config.init:
-        restore_weights(model, load_stage_state(config.init, key, method.name).weights, config.init / key)
-        require_finished(config.init, key, read_config(config.init), allow_unfinished=True)
+    model = _build(method, stage, config, context)  # before the data is opened: sizes that do not fit fail at once
     with ranks.first_goes_ahead():
         config.run.mkdir(parents=True, exist_ok=True)
         dataset = open_videos(context.data, config.run)
         if ranks.first:
             write_config(config.run, stored)
-    settings = InputSettings(dataset, optim, ranks)
-    with stage.inputs(config, context, settings) as inputs:
-        console.print(
-            f"{key} stage: {count_parameters(model) / 1e6:.1f} M parameters, {stage.describe(config, context)}, "
-            f"{len(dataset)} videos, {device}, {optim.precision}"
-        )
-        if isinstance(context.backbone, VisionTransformer) and not context.earlier:
-            console.print(f"positions of the backbone on a new patch grid: {context.backbone.positions}")
-        task = Task(
-            model,
-            stage.loss,
-            inputs,
-            stage.noise(model),
-            optim,
-            device,
-            ranks,
-            stage.parameter_groups,
-            stage.after_step,
-        )
-        console.print(memory_notice(task))
+    with stage.inputs(config, context, InputSettings(dataset, optim, ranks)) as inputs:
+        groups, after = stage.parameter_groups, stage.after_step
+        task = Task(model, stage.loss, inputs, stage.noise(model), optim, device, ranks, groups, after)
+        _print_facts(stage, config, context, task, len(dataset))
         if heads := stage.attention(config, context):
             console.print(_choose_attention(device, optim, ranks, *heads))
         captured = config.compile and config.cuda_graph and device.type == "cuda"
-        picture = Pictures(stage, config, model, context, settings, inputs)
+        pictures = Pictures(stage, config, model, context, dataset, inputs)
         directory = config.run / key
-        Trainer(task, optim, config.logging, directory, device, config.compile, picture, captured, ranks).run(stop)
+        Trainer(task, optim, config.logging, directory, device, config.compile, pictures, captured, ranks).run(stop)
+
+
+def _build(method: Method, stage: Stage[Any], config: StageConfig, context: Context) -> torch.nn.Module:
+    """The module with the weights that training starts from: random, or those of ``--init``."""
+    torch.manual_seed(config.optim.seed)
+    model = stage.build(config, context).to(context.device)
+    if other := _run_to_start_from(stage, config):
+        key = stage.key(config)
+        restore_weights(model, load_stage_state(other, key, method.name).weights, other / key)
+        require_finished(other, key, read_config(other), allow_unfinished=True)
+    return model
+
+
+def _print_facts(stage: Stage[Any], config: StageConfig, context: Context, task: Task, videos: int) -> None:
+    """Print what is trained, on what and where, and the memory of a step."""
+    console.print(
+        f"{stage.key(config)} stage: {count_parameters(task.model) / 1e6:.1f} M parameters, "
+        f"{stage.describe(config, context)}, {videos} videos, {task.device}, {task.optim.precision}"
+    )
+    if isinstance(context.backbone, VisionTransformer) and not context.earlier:
+        console.print(f"positions of the backbone on a new patch grid: {context.backbone.positions}")
+    console.print(memory_notice(task, _ways_to_save_memory(stage, config)))
 
 
 def _stored_config(method: Method, run: Path) -> RunConfig:
-    """The configuration of a run, of this method.
+    """The configuration of a run of this method; an empty one if the run is new.
 
     Raises:
         ValueError: if the run belongs to another method.
     """
     stored = read_config(run)
     if stored.stages and stored.method != method.name:
-        raise ValueError(f"{run} is a run of the method {stored.method}; give another --run to train {method.name}")
+        raise ValueError(
+            f"{run} is a run of the method {stored.method}; give another --run to train {method.name}, or --method "
+            f"{stored.method} to train this one"
+        )
     return dataclasses.replace(stored, method=method.name)
 
 
@@ -188,7 +222,7 @@ def _with_stage(stored: RunConfig, key: str, stage: Stage[Any], config: StageCon
     """The run's configuration with this stage in it.
 
     Raises:
-        ValueError: if it was begun on another earlier stage than the one that is there now.
+        ValueError: if this stage has checkpoints that were trained on other weights of the earlier stage.
     """
     trained_on = dict(stored.trained_on)
     for needed in stage.needs(config)[:1]:
@@ -212,13 +246,13 @@ def _choose_attention(
 
 @dataclasses.dataclass
 class Pictures:
-    """Draws the masks of the current weights on a few frames, from the cache where it holds what is needed."""
+    """Draws the masks of the current weights on a few frames; decodes nothing if the cache holds what is needed."""
 
     stage: Stage[Any]
     config: StageConfig
     model: torch.nn.Module
     context: Context
-    settings: InputSettings
+    dataset: VideoDataset
     inputs: Inputs
 
     def __call__(self) -> np.ndarray:
@@ -229,7 +263,6 @@ class Pictures:
             encoded = self.inputs.encoded(number)
             return segmenter.segment(segmenter.encode(video) if encoded is None else encoded)
 
-        videos, size = self.settings.dataset.videos, segmenter.frame_size
-        digests = self.inputs.digests
-        pictures = None if digests is None else stored_pictures(self.context.store, videos, digests, size)
-        return sample_grid(segment, self.settings.dataset, size, pictures)
+        size, digests = segmenter.frame_size, self.inputs.digests
+        pictures = None if digests is None else stored_pictures(self.context.store, self.dataset.videos, digests, size)
+        return sample_grid(segment, self.dataset, size, pictures)

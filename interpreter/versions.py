@@ -1,4 +1,4 @@
-"""A package that is too old for this one: one line at the start instead of an error from its inside."""
+"""Versions: of this package, and of those that it needs, which are checked at the start with a one-line error."""
 
 import re
 import sys
@@ -16,22 +16,22 @@ def own_version() -> str:
 
 
 def too_old(requirements: list[str]) -> str | None:
-    """What to say of the first installed package that is older than required; None if there is none.
+    """The message about the first installed package that is older than required; None if there is none.
 
     Args:
         requirements: such as ``av>=18`` or ``av>=18,<20``. Those with a marker, as extras have, and packages that are
-            not installed are passed over.
+            not installed are skipped.
     """
     for requirement in requirements:
         if ";" in requirement or not (match := re.match(r"([\w.-]+).*>=([\d.]+)", requirement)):
             continue
         package, least = match.groups()
         try:
-            found = metadata.version(package)
+            installed = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-        if _numbers(found) < _numbers(least):
-            return f"{package} {found} is too old: interpreter needs {requirement}; pip install '{requirement}'"
+        if _numbers(installed) < _numbers(least):
+            return f"{package} {installed} is too old: interpreter needs {requirement}; pip install '{requirement}'"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Times another revision of the repository and the working tree by turns.
+"""Times another revision of the repository and the working tree alternately.
 
     python -m profiling.compare --base HEAD~1                                  # all benchmarks
     python -m profiling.compare --base main --only merge_slots --rounds 5      # one of them
@@ -38,7 +38,7 @@ Results = dict[str, Any]  # what profiling.bench writes
 
 @dataclass
 class Options:
-    """Time another revision of the repository and the working tree by turns, and fail if the working tree is slower."""
+    """Time another revision of the repository and the working tree alternately; fail if the working tree is slower."""
 
     base: str
     """The other revision: a commit, a branch, HEAD~1."""
@@ -76,7 +76,7 @@ def git(*arguments: str) -> str:
 
 @contextlib.contextmanager
 def worktree(revision: str) -> Iterator[Path]:
-    """A checkout of another revision with the working tree's ``profiling``, which is gone afterwards in any case."""
+    """A temporary checkout of another revision, with the working tree's ``profiling``."""
     commit = git("rev-parse", "--verify", f"{revision}^{{commit}}")
     with tempfile.TemporaryDirectory(prefix="compare-") as folder:
         tree = Path(folder) / "base"
@@ -86,7 +86,7 @@ def worktree(revision: str) -> Iterator[Path]:
             (tree / "profiling").symlink_to(ROOT / "profiling", target_is_directory=True)
             yield tree
         finally:
-            # Once more for an interrupt in the middle of adding it, when git does not know it yet.
+            # Remove it by hand too: an interrupt during `worktree add` leaves a folder that git does not know.
             subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(tree)], capture_output=True)
             shutil.rmtree(tree, ignore_errors=True)
             git("worktree", "prune")
@@ -98,7 +98,7 @@ def environment(tree: Path) -> dict[str, str]:
 
 
 def build(tree: Path) -> None:
-    """Build the compiled ops of a revision and see that Python imports them from there.
+    """Build the compiled ops of a revision and check that Python imports them from there.
 
     Raises:
         RuntimeError: with the compiler's last lines, or with what is imported instead.
@@ -112,9 +112,9 @@ def build(tree: Path) -> None:
     code = "import slotkernels; print(slotkernels.__file__)"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tree, env=environment(tree), capture_output=True, text=True, check=False)
-    found = done.stdout.strip()
-    if done.returncode or not Path(found).is_relative_to(tree):
-        raise RuntimeError(f"the base's slotkernels is not what Python imports: {found or done.stderr.strip()}")
+    imported = done.stdout.strip()
+    if done.returncode or not Path(imported).is_relative_to(tree):
+        raise RuntimeError(f"the base's slotkernels is not what Python imports: {imported or done.stderr.strip()}")
 
 
 def bench(tree: Path, options: Options, out: Path) -> Results:
@@ -148,13 +148,13 @@ def ratios(bases: list[Results], heads: list[Results]) -> tuple[list[dict[str, A
         if name in missing:
             continue
         for index, case in enumerate(heads[0]["benchmarks"][name]["cases"]):
-            found = [[run["benchmarks"][name]["cases"][index] for run in runs] for runs in (bases, heads)]
-            old, new = ([one["variants"][OURS]["ms"]["median"] for one in side] for side in found)
+            cases = [[run["benchmarks"][name]["cases"][index] for run in runs] for runs in (bases, heads)]
+            old, new = ([one["variants"][OURS]["ms"]["median"] for one in side] for side in cases)
             each = [b / a for a, b in zip(old, new, strict=True)]
             row = {"name": name, "shape": case["shape"], "dtype": case["dtype"], "ratio": statistics.median(each)}
             row |= {"least": min(each), "greatest": max(each)}
             row |= {"base": statistics.median(old), "head": statistics.median(new)}
-            row["backends"] = [side[0]["backends"] for side in found]
+            row["backends"] = [side[0]["backends"] for side in cases]
             rows.append(row)
     return rows, missing
 
@@ -179,15 +179,15 @@ def show(rows: list[dict[str, Any]], missing: dict[str, str], options: Options) 
 
 
 def compare(options: Options) -> int:
-    """Run, print, and say by the exit status whether the working tree is slower (1) or could not be compared (2)."""
+    """Run and print; the exit status is 1 if the working tree is slower, 2 if it could not be compared."""
     with worktree(options.base) as tree:
         CONSOLE.print(f"checked out {options.base} into {tree}", highlight=False, soft_wrap=True)
         build(tree)
         results: dict[Path, list[Results]] = {tree: [], ROOT: []}
         with Progress(console=Console(stderr=True), transient=True) as progress:
             for _ in progress.track(range(options.rounds), description="turns"):
-                for side, found in results.items():
-                    found.append(bench(side, options, tree.parent / "results.json"))
+                for side, runs in results.items():
+                    runs.append(bench(side, options, tree.parent / "results.json"))
     rows, missing = ratios(results[tree], results[ROOT])
     show(rows, missing, options)
     if not rows or any(reason.startswith("working tree") for reason in missing.values()):

@@ -53,8 +53,8 @@ def install(version: str) -> Path | None:
 def environment(folder: Path | None) -> dict[str, str]:
     """Environment of a process that imports the Triton in ``folder``, and this checkout."""
     paths = [*([] if folder is None else [folder]), ROOT, ROOT / "kernels", os.environ.get("PYTHONPATH")]
-    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return kept | {"PYTHONPATH": os.pathsep.join(str(path) for path in paths if path)}
+    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return variables | {"PYTHONPATH": os.pathsep.join(str(path) for path in paths if path)}
 
 
 def compile_with(version: str, options: list[str]) -> list[str]:
@@ -65,13 +65,13 @@ def compile_with(version: str, options: list[str]) -> list[str]:
     command = [sys.executable, "-m", "profiling.resources", *options]
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
-    found = [line for line in lines if any(word in line for word in FAULTS)] if done.returncode else []
-    if done.returncode and not found:
-        found = [done.stderr.strip()]
+    faults = [line for line in lines if any(word in line for word in FAULTS)] if done.returncode else []
+    if done.returncode and not faults:
+        faults = [done.stderr.strip()]
     rows = sum("  " in line for line in lines)
-    print(f"triton {version}: {rows} launches in {time.monotonic() - begin:.0f} s, {len(found)} faults", flush=True)
-    print(*(f"  {line}" for line in found), sep="\n", end="\n" if found else "", flush=True)
-    return found
+    print(f"triton {version}: {rows} launches in {time.monotonic() - begin:.0f} s, {len(faults)} faults", flush=True)
+    print(*(f"  {line}" for line in faults), sep="\n", end="\n" if faults else "", flush=True)
+    return faults
 
 
 def main() -> None:
@@ -86,7 +86,7 @@ def main() -> None:
         parser.error("--update writes tables of all launches: add --all")
     options = [] if arguments.all else ["--one-of-each", "--sm", "90"]
     options += ["--update"] * arguments.update + ["--workers", str(arguments.workers)]
-    bad = {version: len(found) for version in arguments.versions if (found := compile_with(version, options))}
+    bad = {version: len(faults) for version in arguments.versions if (faults := compile_with(version, options))}
     if bad:
         raise SystemExit("faults with " + ", ".join(f"triton {version}: {count}" for version, count in bad.items()))
 

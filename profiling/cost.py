@@ -1,4 +1,4 @@
-"""What training costs, predicted from formulas: time and memory of a step, size of the cache, hours of the schedule.
+"""Predicts the cost of training from formulas: time and memory of a step, size of the cache, hours of the schedule.
 
     python -m profiling.cost --preset ytvis19 --gpu h100 --gpus 1 8 64
     python -m profiling.cost --preset demo --gpu this-cpu         # with what was measured, and the error
@@ -54,7 +54,7 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Options:
-    """Predict step time, memory, cache and GPU-hours of a preset on GPUs that need not be there."""
+    """Predict step time, memory, cache and GPU-hours of a preset for GPUs, without one."""
 
     preset: Preset = "ytvis19"
     """Preset that supplies sizes and schedule."""
@@ -80,10 +80,10 @@ def device_of(options: Options) -> Device:
     """The device's figures."""
     if options.gpu != "this-cpu":
         return DEVICES[options.gpu]
-    found = json.loads((RESULTS / "training-cpu.json").read_text())
-    rate, copy = found["limits"]["gflops"] / 1e3, found["limits"]["gbytes"]
+    recording = json.loads((RESULTS / "training-cpu.json").read_text())
+    rate, copy = recording["limits"]["gflops"] / 1e3, recording["limits"]["gbytes"]
     # Products in float32 take about four times as long there (bfloat16 has instructions of its own).
-    return Device(found["device"], rate, rate / 4, copy, 0.0, 0.0, "rates measured, training-cpu.json")
+    return Device(recording["device"], rate, rate / 4, copy, 0.0, 0.0, "rates measured, training-cpu.json")
 
 
 def seconds(part: Part, device: Device, options: Options) -> float:
@@ -98,16 +98,16 @@ class Step(NamedTuple):
     rows: int
     parts: list[Part]
     seconds: float
-    exchange: float  # seconds of the gradients' exchange that nothing hides
+    exchange: float  # seconds of the gradients' exchange that do not overlap with computation
     memory: int  # bytes
 
 
 @cache
 def _model(stage: StageName, preset: Preset, rows: int, on_gpu: bool) -> tuple[int, int]:
     """Parameters, and bytes of a step at its peak."""
-    given = setup(stage, preset, torch.device("cpu"), rows)
+    stage_setup = setup(stage, preset, torch.device("cpu"), rows)
     with branches_of_a_gpu() if on_gpu else nullcontext():
-        return count_parameters(given.task.model), predicted_peak(given.task)
+        return count_parameters(stage_setup.task.model), predicted_peak(stage_setup.task)
 
 
 def _kernels(stage: StageName) -> int:
@@ -140,20 +140,20 @@ def predict(stage: StageName, gpus: int, options: Options) -> Step:
 def measured(stage: StageName, options: Options) -> tuple[str, float] | None:
     """Mode and median seconds of a measured step of this preset on one such device, if profiling/results holds one."""
     if options.gpu == "this-cpu":
-        found = json.loads((RESULTS / "training-cpu.json").read_text())
-        preset = re.search(r"--preset (\S+)", found["command"])
+        recording = json.loads((RESULTS / "training-cpu.json").read_text())
+        preset = re.search(r"--preset (\S+)", recording["command"])
         if options.preset != (preset[1] if preset else "demo"):
             return None
-        entry = next(entry for entry in found["entries"] if entry["stage"] == stage)
+        entry = next(entry for entry in recording["entries"] if entry["stage"] == stage)
         return "compiled", entry["modes"]["compiled"]["median"] / 1e3
     path = RESULTS / "steps-cuda.json"
     if not path.exists():
         return None
     steps = json.loads(path.read_text())["steps"]
     for mode in ("captured", "compiled-captured"):
-        found = steps.get(f"{stage} {mode}")
-        if found and found["preset"] == options.preset and options.gpu in found["device"].lower():
-            return mode, found["milliseconds"]["median"] / 1e3
+        timed = steps.get(f"{stage} {mode}")
+        if timed and timed["preset"] == options.preset and options.gpu in timed["device"].lower():
+            return mode, timed["milliseconds"]["median"] / 1e3
     return None
 
 
@@ -164,12 +164,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits for people."""
+    """The number with three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def parts_table(stage: StageName, options: Options) -> str:
-    """Where a step's time goes on one device."""
+    """The predicted time of each part of a step on one device."""
     device, sums = device_of(options), dict[str, list[float]]()
     for part in predict(stage, 1, options).parts:
         total = sums.setdefault(part.name, [0.0, 0.0, 0.0])
@@ -186,20 +186,21 @@ def steps_table(options: Options) -> str:
     rows, device = [], device_of(options)
     for stage in STAGES:
         optim = optim_of(stage, options.preset)
-        for given in options.gpus:
+        for available in options.gpus:
             # All rows of the batch have to find a place: of 64 GPUs 48 share a batch of 96.
-            gpus = max(n for n in range(1, given + 1) if optim.batch_size % n == 0)
+            gpus = max(n for n in range(1, available + 1) if optim.batch_size % n == 0)
             step = predict(stage, gpus, options)
             hours = step.seconds * optim.steps / 3600
             memory = number(step.memory / 1e9)
             if 0 < device.memory < step.memory / 1e9:
                 memory += f", of {device.memory:g}: --micro-batch or --recompute"
-            found = measured(stage, options) if gpus == 1 else None
+            measurement = measured(stage, options) if gpus == 1 else None
             error = "not measured"
-            if found:
-                error = f"{found[1] * 1e3:.1f} ms {found[0]}: prediction {step.seconds / found[1] - 1:+.0%}"
+            if measurement:
+                mode, time = measurement
+                error = f"{time * 1e3:.1f} ms {mode}: prediction {step.seconds / time - 1:+.0%}"
             rows.append(
-                (stage, str(gpus) + f" of {given}" * (gpus < given), str(step.rows), number(step.seconds * 1e3),
+                (stage, str(gpus) + f" of {available}" * (gpus < available), str(step.rows), number(step.seconds * 1e3),
                  number(step.exchange * 1e3), memory, f"{optim.steps:,}", number(hours), number(hours * gpus),
                  error)
             )  # fmt: skip
@@ -208,7 +209,7 @@ def steps_table(options: Options) -> str:
 
 
 def corpus_table(options: Options) -> str:
-    """What the corpus takes: on disk, to encode once, and for one pass of training."""
+    """The cost of a corpus: disk space, encoding it once, and one pass of training."""
     (image, video), device = configs(options.preset), device_of(options)
     videos, frames = options.videos or CORPORA[options.preset][0], options.frames or CORPORA[options.preset][1]
     total, flips = videos * frames, 1 + image.optim.flip

@@ -47,20 +47,20 @@ def finish(run: Path, options: str, steps: int) -> None:
 
 def killed(run: Path, options: str, steps: int, kills: int, longest: float, progress: Progress) -> list[int]:
     """Start and kill the command after random times; returns the newest checkpoint's step after each kill."""
-    stage, found = options.split()[1], list[int]()
+    stage, resumed_from = options.split()[1], list[int]()
     bar = progress.add_task(f"{stage} stage", total=kills)
-    while len(found) < kills:
+    while len(resumed_from) < kills:
         process = start(run, options, steps)
         try:
             process.communicate(timeout=random.uniform(0, longest))
-            raise RuntimeError(f"the {stage} stage ended after {len(found)} kills; give it more --steps")
+            raise RuntimeError(f"the {stage} stage ended after {len(resumed_from)} kills; give it more --steps")
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
         newest = load_checkpoint(run / stage)  # raises if it is damaged
-        found.append(newest.step if newest else 0)
+        resumed_from.append(newest.step if newest else 0)
         progress.advance(bar)
-    return found
+    return resumed_from
 
 
 def equal(one: Path, other: Path, stage: str) -> bool:
@@ -83,11 +83,11 @@ def main() -> None:
         home = Path(folder)
         generate_scenes(home / "scenes", 12, workers=1)
         whole, broken = home / "whole", home / "broken"
-        for stage, given in (("image", f"{IMAGE} --root {home / 'scenes'}"), ("video", VIDEO)):
-            finish(whole, given, options.steps)
+        for stage, arguments in (("image", f"{IMAGE} --root {home / 'scenes'}"), ("video", VIDEO)):
+            finish(whole, arguments, options.steps)
             begun = time.perf_counter()
-            steps = killed(broken, given, options.steps, options.kills, options.longest, progress)
-            finish(broken, given, options.steps)
+            steps = killed(broken, arguments, options.steps, options.kills, options.longest, progress)
+            finish(broken, arguments, options.steps)
             same = equal(whole, broken, stage)
             results[stage] = {"kills": len(steps), "checkpoint after each": steps, "equal bit for bit": same}
             print(f"{stage} stage: {len(steps)} kills in {time.perf_counter() - begun:.0f} s, equal: {same}")

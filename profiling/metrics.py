@@ -1,4 +1,4 @@
-"""Cost of scoring masks that exist: milliseconds a video under every protocol, and what 300 videos come to.
+"""Cost of scoring saved masks: milliseconds a video under every protocol, and the total for 300 videos.
 
     python -m profiling.metrics --out profiling/results/metrics-cpu.json
     python -m profiling.metrics --seconds 2 --out metrics.json    # a short run

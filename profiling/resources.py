@@ -1,12 +1,12 @@
-"""What the GPU kernels need, found without a GPU: registers, spills, shared memory, occupancy, tensor cores.
+"""Registers, spills, shared memory, occupancy and tensor cores of the GPU kernels, compiled without a GPU.
 
     python -m profiling.resources            # compile all for sm_80, sm_90 and sm_100 and compare; fails on growth
     python -m profiling.resources --update   # write profiling/results/resources.csv and resources-cuda.csv anew
     python -m profiling.resources --only "inverted_attention forward"   # only these rows; with --update, others stay
     python -m profiling.resources --one-of-each --sm 90   # one launch of each kernel and mode; fails on errors, spills
 
-Triton's launches are recorded from the ops' own launch code on meta tensors, so what is compiled is what would run, and
-what Triton's own call of the assembler reports is what is read. The pinned version of Triton has the table
+Triton's launches are recorded from the ops' own launch code on meta tensors, so the compiled kernels are those that
+would run; the figures come from Triton's own call of the assembler. The pinned version of Triton has the table
 resources.csv, each other version resources-triton-X.csv, for sm_90; ``python -m profiling.compilers`` runs this command
 with each of them. The CUDA sources of csrc/cuda are compiled with the flags of setup.py where nvcc is found.
 """
@@ -88,8 +88,8 @@ def main() -> None:
             continue
         pinned = tables.read(table)[1] if table.exists() else []
         chosen = [row for row in pinned if arguments.only in row.launch and row.sm in architectures]
-        for found, new in zip((worse, other), tables.differences(chosen, rows), strict=True):
-            found += new
+        for lines, new in zip((worse, other), tables.differences(chosen, rows), strict=True):
+            lines += new
         if arguments.update and rows and not errors:
             tables.write(table, stamp, [row for row in pinned if row not in chosen] + rows)
     print(*(f"worse: {line}" for line in worse), *(f"changed: {line}" for line in other), sep="\n")

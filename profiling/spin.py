@@ -49,7 +49,7 @@ def settings(llvm: Path | None, intel: Path | None) -> list[dict[str, Any]]:
 
 @contextmanager
 def busy(loops: int) -> Iterator[None]:
-    """That many other programs, none of which ever waits."""
+    """Run that many other programs in endless loops."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
     try:
         yield
@@ -60,17 +60,17 @@ def busy(loops: int) -> Iterator[None]:
 
 
 def steps(compiled: bool) -> None:
-    """Take steps for as many seconds as each line of the standard input says, and print their milliseconds."""
+    """For each line of standard input, a number of seconds, take steps for that long and print their milliseconds."""
     import torch
 
     from interpreter.engine.step import TrainingStep
     from profiling.common.setups import setup
 
     device = torch.device("cpu")
-    given = setup("image", "demo", device)
-    step = TrainingStep(given.task, given.task.optim, device, compiled=compiled)
+    stage_setup = setup("image", "demo", device)
+    step = TrainingStep(stage_setup.task, stage_setup.task.optim, device, compiled=compiled)
     step.start(0, {})
-    inputs = given.inputs()
+    inputs = stage_setup.inputs()
     for _ in range(LEAST_STEPS):
         step.run(inputs)
     preloaded = os.environ.get("LD_PRELOAD", "")
@@ -106,11 +106,11 @@ def measure(entries: list[dict[str, Any]], seconds: float, rounds: int) -> None:
                         process.stdin.flush()
                         times[place][loops] += json.loads(process.stdout.readline())
                 process.stdin.close()
-    for entry, found in zip(entries, times, strict=True):
+    for entry, timings in zip(entries, times, strict=True):
         entry["environment"].pop("LD_PRELOAD", None)
         entry["milliseconds"] = {
             str(loops): {"median": statistics.median(t), "least": min(t), "greatest": max(t), "steps": len(t)}
-            for loops, t in found.items()
+            for loops, t in timings.items()
         }
 
 

@@ -31,18 +31,18 @@ from profiling.common.setups import Encoder, RandomInputs, Setup, random_frames,
 from profiling.common.timing import synchronize
 
 Mode = Literal["eager", "compiled", "captured", "compiled-captured"]
-COMPARED_STEPS = 2  # the first ones, which all modes take alike: their loss shows that modes compute the same
+COMPARED_STEPS = 2  # warm-up; their loss shows that all modes compute the same
 WHAT = "training steps at a preset's sizes on random data, each stage and mode in a process of its own"
 
 
 class StreamedInputs(RandomInputs):
     """Random inputs whose first tensor is encoded anew from frames at each step."""
 
-    def __init__(self, given: Setup) -> None:
-        inputs = given.task.inputs
+    def __init__(self, stage_setup: Setup) -> None:
+        inputs = stage_setup.task.inputs
         assert isinstance(inputs, RandomInputs)
         super().__init__(inputs.rows, inputs.sample_shapes, inputs.frames_per_sample, inputs.device)
-        self.encoder, self.frames = Encoder(given), random_frames(given)
+        self.encoder, self.frames = Encoder(stage_setup), random_frames(stage_setup)
 
     def batches(self, steps: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:
         """See :meth:`interpreter.engine.inputs.Inputs.batches`."""
@@ -53,7 +53,7 @@ class StreamedInputs(RandomInputs):
 
 @dataclass(frozen=True)
 class Options:
-    """Take training steps of one stage at a preset's sizes, on random data, and say how long they took."""
+    """Take training steps of one stage at a preset's sizes, on random data, and print their times."""
 
     stage: StageName = "image"
     """Stage to run."""
@@ -95,11 +95,11 @@ def run(options: Options) -> dict[str, Any]:
     device = torch.device(options.device)
     if options.deterministic:
         repeatable(device)
-    given = setup(options.stage, options.preset, device, options.batch_size)
-    optim, captured = given.task.optim, "captured" in options.mode
-    step = TrainingStep(given.task, optim, device, compiled="compiled" in options.mode, captured=captured)
+    stage_setup = setup(options.stage, options.preset, device, options.batch_size)
+    optim, captured = stage_setup.task.optim, "captured" in options.mode
+    step = TrainingStep(stage_setup.task, optim, device, compiled="compiled" in options.mode, captured=captured)
     step.start(0, {})
-    task = replace(given.task, inputs=StreamedInputs(given)) if options.streamed else given.task
+    task = replace(stage_setup.task, inputs=StreamedInputs(stage_setup)) if options.streamed else stage_setup.task
     batches = Prefetched(task, device, first=0)
 
     def take() -> float:
@@ -125,7 +125,7 @@ def run(options: Options) -> dict[str, Any]:
         "preset": options.preset,
         "mode": options.mode,
         "deterministic": options.deterministic,
-        "frames": given.task.frames_per_step,
+        "frames": stage_setup.task.frames_per_step,
         "precision": optim.precision,
         "loss_of_first_steps": loss,
         "warm_up_s": warm_up,
@@ -140,7 +140,7 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def add(path: Path, results: dict[str, Any]) -> None:
-    """Put the results of one stage and mode into a file that holds several."""
+    """Add the results of one stage and mode to a file of several."""
     content = json.loads(path.read_text()) if path.exists() else {}
     same = all(content.get(key) == results[key] for key in ("device", "commit"))
     content = content if same else {"what": WHAT, "steps": {}}  # figures of two machines or commits are not mixed

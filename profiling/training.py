@@ -3,10 +3,9 @@
     python -m profiling.training --out profiling/results/training-cpu.json                       # the demo's sizes
     python -m profiling.training --preset ytvis19 --device cuda --out profiling/results/training-cuda.json
 
-Inputs are random and on the device, weights are random: times do not depend on them. "Uncached" adds to a step what a
-cache saves: the backbone, and for the video stage the image stage too; decoding is timed by profiling.loaders. Parts
-are timed forward and backward, each alone in eager mode. Utilisation is that of the matrix rate measured in the same
-run.
+Inputs are random and on the device, weights are random: times do not depend on them. "Uncached" adds the work that a
+cache saves: the backbone, and for the video stage the image stage too; profiling.loaders times decoding. Parts are
+timed forward and backward, each alone in eager mode. Utilisation is that of the matrix rate measured in the same run.
 """
 
 import argparse
@@ -45,11 +44,11 @@ def backward(function: Callable[[], Tensor], inputs: Sequence[Tensor], device: t
     return run
 
 
-def parts_of(given: Setup, inputs: Sequence[Tensor]) -> dict[str, Run]:
+def parts_of(stage_setup: Setup, inputs: Sequence[Tensor]) -> dict[str, Run]:
     """The parts of a stage's step, each alone."""
-    model: Any = given.task.model
-    device, (first, noise) = given.task.device, inputs
-    part = partial(backward, device=device, precision=given.task.optim.precision)
+    model: Any = stage_setup.task.model
+    device, (first, noise) = stage_setup.task.device, inputs
+    part = partial(backward, device=device, precision=stage_setup.task.optim.precision)
     start = model.slot_attention.sample_slots(len(noise), noise=noise).detach()
     slots = torch.randn_like(noise, requires_grad=True)
     attention, decoder = list(model.slot_attention.parameters()), list(model.decoder.parameters())
@@ -61,26 +60,26 @@ def parts_of(given: Setup, inputs: Sequence[Tensor]) -> dict[str, Run]:
     dim = noise.shape[2]
     context = torch.randn(*first.shape[:3], dim, device=device, requires_grad=True)
     video = VideoSlots(slots, slots, torch.ones(noise.shape[:2], dtype=torch.bool, device=device), slots)
-    found = torch.randn_like(first).requires_grad_()
+    predicted = torch.randn_like(first).requires_grad_()
     return {
         "encoder": part(lambda: model.encode_slots(first), list(model.encoder.parameters())),
         "slot attention and merging": part(lambda: model.group(context, start).slots, [context, *attention]),
         "decoder": part(lambda: model.decode(video, *first.shape[1:3]), [slots, *decoder]),
-        "loss": part(lambda: sinkhorn_divergence(found.flatten(0, 1), first.flatten(0, 1)), [found]),
+        "loss": part(lambda: sinkhorn_divergence(predicted.flatten(0, 1), first.flatten(0, 1)), [predicted]),
     }
 
 
-def benchmark(stage: str, given: Setup, rate: float, seconds: float) -> dict[str, Any]:
-    """Times of all modes of one stage's step, of its parts, and of what a cache saves it.
+def benchmark(stage: str, stage_setup: Setup, rate: float, seconds: float) -> dict[str, Any]:
+    """Times of all modes of one stage's step, of its parts, and of the work that a cache saves.
 
     Args:
         stage: its name.
-        given: the stage.
+        stage_setup: the stage.
         rate: GFLOP/s of a large matrix product.
         seconds: least time for the modes, and again for the parts.
     """
-    task, device = given.task, given.task.device
-    inputs = given.inputs()
+    task, device = stage_setup.task, stage_setup.task.device
+    inputs = stage_setup.inputs()
     modes: dict[str, dict[str, Any]] = {"eager": {}, "compiled": {"compiled": True}}
     if device.type == "cuda":
         modes |= {"captured": {"captured": True}, "compiled and captured": {"compiled": True, "captured": True}}
@@ -99,8 +98,8 @@ def benchmark(stage: str, given: Setup, rate: float, seconds: float) -> dict[str
     step = TrainingStep(task, task.optim, device)
     step.start(0, {})
     step.run(inputs)
-    parts = parts_of(given, inputs) | {"optimiser": step.optimizer.step}
-    uncached = partial(Encoder(given).encode, random_frames(given))
+    parts = parts_of(stage_setup, inputs) | {"optimiser": step.optimizer.step}
+    uncached = partial(Encoder(stage_setup).encode, random_frames(stage_setup))
     times = interleaved(runs, device.type, seconds)
     peaks = {mode: peak_bytes(run, device.type) / 2**20 for mode, run in runs.items()}
     return {
@@ -135,9 +134,9 @@ def show(entry: dict[str, Any]) -> None:
 
 def main() -> None:
     """The command."""
-    found = "cuda" if torch.cuda.is_available() else "cpu"
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=found, help=f"default {found}")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device, help=f"default {default_device}")
     parser.add_argument("--preset", choices=get_args(Preset), default="demo", help="whose sizes")
     parser.add_argument("--batch-size", type=int, nargs=2, help="frames and videos a step; default: the preset's")
     parser.add_argument("--seconds", type=float, default=20, help="for each stage (default 20)")
@@ -148,12 +147,12 @@ def main() -> None:
     results: dict[str, Any] = machine(options.device)
     sizes = options.batch_size or (None, None)
     for stage, size in zip(STAGES, sizes, strict=True):
-        given = setup(stage, options.preset, device, size)
-        precision = given.task.optim.precision
+        stage_setup = setup(stage, options.preset, device, size)
+        precision = stage_setup.task.optim.precision
         if "limits" not in results:
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             results |= {"precision": precision, "limits": limits(options.device, dtype), "entries": []}
-        entry = benchmark(stage, given, results["limits"]["gflops"], options.seconds)
+        entry = benchmark(stage, stage_setup, results["limits"]["gflops"], options.seconds)
         results["entries"].append(entry)
         show(entry)
     if options.out:

@@ -5,7 +5,7 @@ import signal
 
 from interpreter.openmp import short_waits
 
-os.environ.update(short_waits(os.environ))  # a suite takes no hours on a machine that does other things
+os.environ.update(short_waits(os.environ))  # threads sleep soon, so that the suite is not slow on a busy machine
 os.environ.setdefault("SLOTKERNELS_STRICT", "1")  # a kernel that cannot be built fails its tests
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic products on a GPU, before CUDA starts
 
@@ -30,12 +30,12 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def recorded_ranges(monkeypatch):
-    """What would be on the timeline: (depth, name) of each range of our domain in the order of their beginnings, and
+    """The recorded timeline: (depth, name) of each range of our domain in the order of their beginnings, and
     the names of those that are still open."""
     from slotkernels import ranges
 
     nvtx = pytest.importorskip("nvtx", reason="nvtx is not installed")
-    found: list[tuple[int, str]] = []
+    opened: list[tuple[int, str]] = []
     stack: list[str] = []
 
     class Recording:
@@ -44,7 +44,7 @@ def recorded_ranges(monkeypatch):
             self.name = name
 
         def __enter__(self):
-            found.append((len(stack), self.name))
+            opened.append((len(stack), self.name))
             stack.append(self.name)
 
         def __exit__(self, *error):
@@ -53,5 +53,5 @@ def recorded_ranges(monkeypatch):
     monkeypatch.setattr(nvtx, "get_domain", lambda name: object())
     monkeypatch.setattr(nvtx, "annotate", Recording)
     ranges._range.cache_clear()
-    yield found, stack
+    yield opened, stack
     ranges._range.cache_clear()

@@ -44,8 +44,8 @@ def command_lines(text):
     """(command, rest of the line) of every line in a code block that starts one; continued lines are joined."""
     for block in FENCE.findall(text):
         for line in block.replace("\\\n", " ").splitlines():
-            if (found := COMMAND.search(line.split("  #")[0])) and "COMMAND" not in line:
-                yield found[1], found[2]
+            if (match := COMMAND.search(line.split("  #")[0])) and "COMMAND" not in line:
+                yield match[1], match[2]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,9 +65,9 @@ def test_links_of_a_page_lead_to_files_and_headings(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_modules_scripts_and_targets_of_a_page_exist(name):
     text = (ROOT / name).read_text()
-    if name == "docs/benchmarks.md":  # quotes the commands of the past that recorded a file
+    if name == "docs/benchmarks.md":  # quotes former commands that recorded a file
         text = "\n".join(line for line in text.splitlines() if "](../profiling/results/" not in line)
-    modules = {found.replace(".", "/") for found in MODULE.findall(text)}
+    modules = {module.replace(".", "/") for module in MODULE.findall(text)}
     missing = {m for m in modules if not any((ROOT / f"{m}{end}").exists() for end in (".py", "/__main__.py"))}
     missing |= {s for s in re.findall(r"`?(profiling/[\w/]+\.sh)", text) if not (ROOT / s).exists()}
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)

@@ -20,14 +20,14 @@ def run(name, *arguments):
 
 
 def numbers(pattern, text):
-    return [float(found) for found in re.findall(pattern, text)]
+    return [float(number) for number in re.findall(pattern, text)]
 
 
 def test_every_example_is_short_and_has_a_test():
     names = {path.name for path in EXAMPLES.glob("*.py")}
     assert names == set(re.findall(r'"(\w+\.py)"', Path(__file__).read_text()))
     lines = {name: [line for line in (EXAMPLES / name).read_text().splitlines() if line] for name in names}
-    assert {name: len(found) for name, found in lines.items() if len(found) >= 60} == {}
+    assert {name: len(code) for name, code in lines.items() if len(code) >= 60} == {}
 
 
 @pytest.mark.slow

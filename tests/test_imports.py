@@ -1,4 +1,4 @@
-"""Imports follow the layers of the house, and none of them runs in a circle."""
+"""Imports follow the layers of the architecture, and there are no import cycles."""
 
 import ast
 from pathlib import Path
@@ -30,18 +30,18 @@ LAYERS = [
     ["interpreter"],  # commands, and the face of the package
     ["profiling"],
 ]
-COMMANDS = {"interpreter.data.__main__", "interpreter.data.synthetic"}  # they lie beside what they are about
+COMMANDS = {"interpreter.data.__main__", "interpreter.data.synthetic"}  # commands inside the package that they serve
 METHOD_FACES = {"interpreter.methods", "interpreter.methods.base", "interpreter.methods.runs"}
 
 
 def modules() -> dict[str, Path]:
     """All modules by dotted name; a package is its __init__."""
-    found = {}
+    paths = {}
     for name, folder in FOLDERS.items():
         for path in folder.rglob("*.py"):
             parts = path.relative_to(folder).with_suffix("").parts
-            found[".".join((name, *(part for part in parts if part != "__init__")))] = path
-    return found
+            paths[".".join((name, *(part for part in parts if part != "__init__")))] = path
+    return paths
 
 
 MODULES = modules()
@@ -49,19 +49,19 @@ MODULES = modules()
 
 def imports_of(module: str) -> set[str]:
     """Modules of this project that a module imports anywhere: in functions and under TYPE_CHECKING, too."""
-    path, found = MODULES[module], set()
+    path, names_imported = MODULES[module], set()
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names_imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 parents = package.split(".")
                 base = ".".join([*parents[: len(parents) - node.level + 1], *([base] if base else [])])
             names = {f"{base}.{alias.name}" for alias in node.names}
-            found |= {name if name in MODULES else base for name in names}
-    return {name for name in found if name in MODULES} - {module}
+            names_imported |= {name if name in MODULES else base for name in names}
+    return {name for name in names_imported if name in MODULES} - {module}
 
 
 GRAPH = {module: imports_of(module) for module in MODULES}
@@ -131,3 +131,27 @@ def test_nothing_imports_the_tests():
 def test_slotkernels_imports_nothing_of_interpreter():
     kernels = [module for module in MODULES if module.startswith("slotkernels")]
     assert not {other for module in kernels for other in GRAPH[module] if not other.startswith("slotkernels")}
+
+
+def imports_in_text(path: Path) -> set[str]:
+    """What a test file imports, as written, with the dots of relative imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def test_tests_import_no_other_test_file_and_no_profiling():
+    """Helpers of several tests live in modules of their own; profiling is imported by its own tests alone."""
+    wrong = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for name in imports_in_text(path):
+            is_test = any(part.startswith("test_") for part in name.split("."))
+            profiling = name.split(".")[0] == "profiling" and "profiling" not in path.parts
+            if is_test or profiling:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong, "\n".join(wrong)

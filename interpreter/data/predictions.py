@@ -189,8 +189,8 @@ class _YouTubeVis(Predictions):
             masks = entry.get("segmentations")
             where = f"{self.path}: entry {number}, video {name!r}"
             if not isinstance(masks, list) or len(masks) != num_frames:
-                found = f"{len(masks)} segmentations" if isinstance(masks, list) else "no list of segmentations"
-                raise PredictionError(f"{where}: {found} for {num_frames} frames")
+                actual = f"{len(masks)} segmentations" if isinstance(masks, list) else "no list of segmentations"
+                raise PredictionError(f"{where}: {actual} for {num_frames} frames")
             for t, rle in enumerate(masks):
                 if rle is not None:
                     try:
@@ -265,9 +265,9 @@ def _read_array(file: Path, key: str, shape: tuple[int, ...]) -> np.ndarray:
     """One array of label maps. Its header is checked before memory is allocated."""
     try:
         with zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as data:
-            found, dtype = _header(data)
-        if found != shape or dtype.kind not in "bui":
-            raise ValueError(f"{dtype} {list(found)} where integers [T, H, W] = {list(shape)} are expected")
+            stored_shape, dtype = _header(data)
+        if stored_shape != shape or dtype.kind not in "bui":
+            raise ValueError(f"{dtype} {list(stored_shape)} where integers [T, H, W] = {list(shape)} are expected")
         with zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as data:
             maps = np.lib.format.read_array(data, allow_pickle=False)
             if data.read(1):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from interpreter.data.images import hidden, is_folder, is_regular, natural_key, normal
 
 LABELS = 8  # kinds of files that `LeftOut` names in its line
-# Formats of pictures that are not read; users who have them are told which formats are.
+# Picture formats that are not read; the error lists those that are.
 _PICTURES = frozenset({".tif", ".tiff", ".exr", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dng", ".ppm", ".pgm"})
 _PICTURES |= {".tga", ".jfif", ".hdr", ".dpx", ".cr2", ".nef", ".arw", ".psd"}
 
@@ -53,8 +53,8 @@ def split_frames(images: Sequence[Path]) -> Frames:
         problem = f"holds {len(sequences)} sequences of images ({shown}); give each a folder of its own"
         return Frames(list(images), [], problem)
     frames = sorted(sequences[0], key=lambda path: (numbers(path), natural_key(path.name)))
-    kept = set(frames)
-    others = [image for image in images if image not in kept]
+    frame_set = set(frames)
+    others = [image for image in images if image not in frame_set]
     for first, second in pairwise(frames):
         if numbers(first) == numbers(second):
             problem = f"holds the same frame twice ({first.name}, {second.name}); keep one of them, and masks elsewhere"

@@ -35,8 +35,8 @@ def checkpoints(directory: Path) -> list[Path]:
 
 def newest_step(directory: Path) -> int:
     """Step of the newest checkpoint of a stage; 0 if there is none."""
-    found = checkpoints(directory)
-    return int(found[-1].stem.removeprefix("checkpoint-")) if found else 0
+    paths = checkpoints(directory)
+    return int(paths[-1].stem.removeprefix("checkpoint-")) if paths else 0
 
 
 def save_checkpoint(directory: Path, state: TrainingState) -> Path:
@@ -48,7 +48,7 @@ def save_checkpoint(directory: Path, state: TrainingState) -> Path:
 
 
 def save_diverged(directory: Path, state: TrainingState) -> Path:
-    """Write ``diverged-STEP.safetensors``, for looking at; training never resumes from it."""
+    """Write ``diverged-STEP.safetensors`` for inspection; training never resumes from it."""
     return _write(directory / f"diverged-{state.step:08d}.safetensors", state)
 
 
@@ -67,24 +67,24 @@ def load_checkpoint(directory: Path) -> TrainingState | None:
     Raises:
         ValueError: if it is damaged; says what to do.
     """
-    found = checkpoints(directory)
-    if not found:
+    paths = checkpoints(directory)
+    if not paths:
         return None
     state = TrainingState()
     try:
-        with safe_open(found[-1], framework="pt") as file:
+        with safe_open(paths[-1], framework="pt") as file:
             metadata = file.metadata()
             state.step, state.progress = int(metadata["step"]), json.loads(metadata["progress"])
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 group, name = key.split(".", 1)
                 getattr(state, group)[name] = file.get_tensor(key)
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        if not found[-1].exists():  # training replaced it by newer ones after it was listed
+        if not paths[-1].exists():  # training replaced it by newer ones after it was listed
             return load_checkpoint(directory)
         advice = (
-            f"delete it to continue from {found[-2].name}" if len(found) > 1 else "delete it to train this stage anew"
+            f"delete it to continue from {paths[-2].name}" if len(paths) > 1 else "delete it to train this stage anew"
         )
-        raise ValueError(f"{found[-1]} is damaged ({error}); {advice}") from error
+        raise ValueError(f"{paths[-1]} is damaged ({error}); {advice}") from error
     return state
 
 
@@ -103,7 +103,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
     for name, tensor in tensors.items():
         parameter, key = name.rsplit("/", 1)
         target = parameters[parameter]
-        # A fused optimiser wants its step counter, too, where the parameter is.
+        # A fused optimiser needs its step counter on the parameter's device too.
         optimizer.state[target][key] = tensor.to(target.device)
 
 

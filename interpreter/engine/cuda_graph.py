@@ -47,15 +47,15 @@ class StepGraph:
             with annotate("graph capture"), capture:
                 self.function(*self.inputs)
         check_same_inputs(self.inputs, batch)
-        for own, given in zip(self.inputs, batch, strict=True):
-            own.copy_(given)
+        for captured, new in zip(self.inputs, batch, strict=True):
+            captured.copy_(new)
         with annotate("graph replay"):
             self.graph.replay()
 
 
-def check_same_inputs(captured: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> None:
-    """Raise ValueError, naming the first input that a captured step cannot take."""
-    for index, (old, new) in enumerate(zip(captured, given, strict=True)):
+def check_same_inputs(captured: tuple[Tensor, ...], batch: tuple[Tensor, ...]) -> None:
+    """Raise ValueError, naming the first input of a batch that a captured step cannot take."""
+    for index, (old, new) in enumerate(zip(captured, batch, strict=True)):
         if old.shape != new.shape or old.dtype != new.dtype:
             raise ValueError(
                 f"input {index} of the step is {list(new.shape)} {new.dtype}, but the step was captured in a CUDA "

@@ -1,4 +1,4 @@
-"""The processes of a `torchrun` job: who they are, and what they tell each other."""
+"""The processes of a `torchrun` job: their ranks, devices and the few numbers that they exchange."""
 
 import os
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ class Ranks:
 
     @contextmanager
     def first_goes_ahead(self) -> Iterator[None]:
-        """A block that the first process leaves before the others enter it: what it made is there for them."""
+        """A block that the first process leaves before the others enter it: they find the files that it made."""
         if not self.first:
             dist.barrier()
         yield
@@ -64,7 +64,7 @@ class Ranks:
 
 
 def device_of_rank() -> torch.device:
-    """The GPU of this process if there is one."""
+    """The GPU of this process if there is one: that of LOCAL_RANK under `torchrun`, else the first."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

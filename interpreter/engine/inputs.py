@@ -18,7 +18,7 @@ from interpreter.store.features import FeatureSource
 
 @dataclass(frozen=True)
 class InputSettings:
-    """What inputs are drawn by.
+    """The data set and the settings that determine the batches.
 
     Attributes:
         dataset: the videos.
@@ -38,7 +38,7 @@ class Inputs(abc.ABC):
         frames_per_sample: frames that one sample of a batch looks at.
         noise_stream: the stream of random numbers that the step's noise is drawn from; see ``Stream`` in
             :mod:`interpreter.engine.randomness`.
-        digests: of the contents of the videos, if :meth:`encoded` serves them from the cache.
+        digests: content hash of each video if :meth:`encoded` reads them from the cache, else None.
     """
 
     frames_per_sample: int
@@ -54,7 +54,8 @@ class Inputs(abc.ABC):
         """Shapes of these tensors for ``rows`` samples."""
 
     def encoded(self, number: int) -> Any:
-        """What :meth:`Segmenter.encode` would return for a video, from the cache; None if it is not there."""
+        """What :meth:`interpreter.methods.base.Segmenter.encode` returns for a video, read from the cache; None if the
+        cache does not hold it."""
         return None
 
 

@@ -15,13 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from interpreter.console import gigabytes
 from interpreter.engine.step import TrainingStep
 from interpreter.engine.task import Task
-from interpreter.store.fill import gigabytes
 
 
 class LivingStorages(TorchDispatchMode):
-    """Counts the bytes of all tensors that operators make, and of those given to :meth:`note`, until they die."""
+    """Counts the bytes of all tensors that operators make, and of those passed to :meth:`note`, until they die."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,8 +75,8 @@ def free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
-def memory_notice(task: Task) -> str:
-    """How much memory a step will take, and what to do if that is more than is free."""
+def memory_notice(task: Task, remedies: str = "--micro-batch or a smaller --batch-size") -> str:
+    """How much memory a step will take and, if that is more than is free, the options that lower it."""
     needed, free = predicted_peak(task), free_bytes(task.device)
     notice = f"a step takes {gigabytes(needed)} of memory at its peak"
     if task.device.type == "cuda":
@@ -84,7 +84,7 @@ def memory_notice(task: Task) -> str:
         others = torch.cuda.memory_allocated(task.device) - weights
         notice += f", besides {gigabytes(others)} of backbone and data"
     if needed > free:
-        notice += f", but {gigabytes(free)} are free: use --micro-batch, --recompute or a smaller --batch-size"
+        notice += f", but {gigabytes(free)} are free: use {remedies}"
     return notice
 
 

@@ -1,4 +1,4 @@
-"""The picture grid of a training run: what the current weights make of a few frames."""
+"""The picture grid of a training run: a few frames, segmented by the current weights."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,7 +60,7 @@ def chosen_frames(video: Video) -> np.ndarray:
 def stored_pictures(
     root: Path, videos: Sequence[Video], digests: Sequence[str], size: tuple[int, int]
 ) -> list[np.ndarray]:
-    """Frames of the grid, uint8 [n, H, W, 3] for each of its videos, from the cache, where they are put if missing.
+    """Frames of the grid, uint8 [n, H, W, 3] for each of its videos: read from the cache, or decoded and added to it.
 
     Args:
         root: directory of the cache.

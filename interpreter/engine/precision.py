@@ -23,17 +23,12 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
 
 
 def in_precision(backbone: Backbone, precision: Precision) -> Backbone:
-    """The backbone, its linear layers in float8 if ``precision`` says so.
+    """The backbone; with the precision "fp8-backbone" its linear layers are replaced by float8 ones.
 
     Raises:
-        ValueError: if it has none.
+        ValueError: if it has no linear layers to replace.
     """
     if precision == "fp8-backbone" and to_float8(backbone) == 0:
         name = type(backbone).__name__
         raise ValueError(f"--precision fp8-backbone: the backbone {name} has no linear layers; use --precision bf16")
     return backbone
-
-
-def default_device() -> torch.device:
-    """The GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

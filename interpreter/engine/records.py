@@ -3,8 +3,11 @@
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import psutil
@@ -12,7 +15,7 @@ import torch
 from PIL import Image
 
 # Where TensorFlow is installed (extra movi), TensorBoard would import it, and its LLVM aborts a process that also loads
-# Triton's. A module of this name is how TensorBoard is told to do without.
+# Triton's. If a module of this name exists, TensorBoard does not import TensorFlow.
 sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
 from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 
@@ -23,33 +26,31 @@ from interpreter.render import plot_curves  # noqa: E402
 
 def truncate_records(path: Path, step: int) -> None:
     """Drop records after ``step``: they were written by a process that died before its next checkpoint."""
-    if not path.exists():
-        return
-    kept = []
+    if path.exists():
+        write_text(path, "".join(line + "\n" for line, record in _records(path) if record["step"] <= step))
+
+
+def read_records(run: Path) -> list[dict[str, Any]]:
+    """Records of all stages of a run."""
+    return [record for path in sorted(run.glob("*/metrics.jsonl")) for _, record in _records(path)]
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Lines of a file and the records that they hold, without a line that a process died while writing."""
     for line in read_text(path).splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the process died while writing this line
-        if record["step"] <= step:
-            kept.append(line + "\n")
-    write_text(path, "".join(kept))
-
-
-def read_records(run: Path) -> list[dict[str, object]]:
-    """Records of both stages of a run."""
-    files = (run / stage / "metrics.jsonl" for stage in ("image", "video"))
-    return [json.loads(line) for file in files if file.exists() for line in read_text(file).splitlines()]
+        with suppress(json.JSONDecodeError):
+            yield line, json.loads(line)
 
 
 class RunLog:
     """Log of one stage; a context manager.
 
     Args:
-        directory: RUN/image or RUN/video; metrics.jsonl and samples go here, TensorBoard events to RUN/tensorboard.
+        directory: RUN/STAGE, for metrics.jsonl. Picture grids go to RUN/samples, TensorBoard events to RUN/tensorboard,
+            and curves of all stages to RUN/curves.png.
         step: step that training resumes from; later records of an earlier process are dropped.
         steps: last step.
-        frames_per_step: for the frames per second in the progress bar.
+        frames_per_step: frames that a step looks at, for the rate in the progress bar.
     """
 
     def __init__(self, directory: Path, step: int, steps: int, frames_per_step: int) -> None:
@@ -114,7 +115,7 @@ class RunLog:
 
 
 class NoLog:
-    """The log of a process that leaves logging to another one."""
+    """The log of a process other than the first: nothing is written."""
 
     def __enter__(self) -> "NoLog":
         return self

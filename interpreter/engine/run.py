@@ -19,8 +19,7 @@ T = TypeVar("T")
 
 FORMAT = 2
 DEFAULT_METHOD = "interpreter"  # of runs and commands that name none
-# Names that options had in runs of format 1.
-RENAMED = {"samples": "draws"}
+RENAMED = {"samples": "draws"}  # options of format 1 by their old names
 
 
 @dataclass
@@ -31,11 +30,13 @@ class RunConfig:
         method: name of the method.
         stages: options of each stage that was begun, by key, in JSON's types.
         trained_on: of each stage that was trained on another one, the hash of that stage's weights.
+        path: the file, for messages.
     """
 
     method: str = DEFAULT_METHOD
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     trained_on: dict[str, str] = field(default_factory=dict)
+    path: Path = field(default=Path("config.json"), compare=False)
 
     def options(self, key: str, kind: type[T]) -> T | None:
         """Options of a stage as a dataclass; None if it was not begun.
@@ -48,7 +49,7 @@ class RunConfig:
         try:
             return from_dict(kind, self.stages[key])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"config.json does not hold the options of a {key} stage ({error})") from error
+            raise ValueError(f"{self.path} is not the configuration of a run: its {key} stage ({error})") from error
 
 
 def from_dict(kind: type[T], values: dict[str, Any]) -> T:
@@ -94,7 +95,10 @@ def read_config(run: Path) -> RunConfig:
             content = _from_format_1(content)
         elif number != FORMAT:
             raise ValueError(f"format {number}; this version reads 1 and {FORMAT}")
-        return RunConfig(content["method"], dict(content["stages"]), dict(content.get("trained_on", {})))
+        stages = dict(content["stages"])
+        for options in stages.values():
+            int(options["optim"]["steps"])  # what commands need that do not know the stage
+        return RunConfig(content["method"], stages, dict(content.get("trained_on", {})), path)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is not the configuration of a run ({error})") from error
 
@@ -114,7 +118,7 @@ def _from_format_1(content: dict[str, Any]) -> dict[str, Any]:
 
 def write_config(run: Path, config: RunConfig) -> None:
     """Write ``config.json``, whole or not at all."""
-    content = {"format": FORMAT, **dataclasses.asdict(config)}
+    content = {"format": FORMAT, "method": config.method, "stages": config.stages, "trained_on": config.trained_on}
     write_text(run / "config.json", json.dumps(content, indent=2) + "\n")
 
 
@@ -137,7 +141,7 @@ def require_same(old: Any, new: Any) -> None:
     if changed:
         raise ValueError(
             f"{new.run} was started with other settings: {'; '.join(changed)}. "
-            "Use the same settings to go on, or another --run to start anew"
+            "Use the same settings to continue, or another --run to start anew"
         )
 
 
@@ -195,14 +199,14 @@ def require_run(run: Path) -> None:
         raise FileNotFoundError(f"no run directory at {run}; make one with: python -m interpreter.train --run {run}")
 
 
-def train_command(method: str, stage: str, run: Path) -> str:
-    """The command line that trains a stage."""
+def train_command(method: str, key: str, run: Path) -> str:
+    """The command line that trains a stage; of a key such as video-3 it names the stage, ``--stage video``."""
     which = "" if method == DEFAULT_METHOD else f" --method {method}"
-    return f"python -m interpreter.train{which} --stage {stage} --run {run}"
+    return f"python -m interpreter.train{which} --stage {key.partition('-')[0]} --run {run}"
 
 
 def unfinished(run: Path, key: str, stored: RunConfig) -> str | None:
-    """How far the training of a stage came, if it did not reach its last step; None if it did, or never began."""
+    """How far the training of a stage came; None if it reached its last step, or never began."""
     options, step = stored.stages.get(key), newest_step(run / key)
     if options is None or step == 0 or step >= options["optim"]["steps"]:
         return None

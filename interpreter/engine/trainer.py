@@ -1,4 +1,4 @@
-"""The training loop: steps, logs, checkpoints, a clean stop."""
+"""The training loop: steps, records, pictures, checkpoints, and stopping after a signal."""
 
 import time
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from interpreter.engine.step import Prefetched, TrainingStep
 from interpreter.engine.task import Task
 from interpreter.interrupts import Interrupted, StopRequest
 
-# How often the processes of a job ask each other whether one was asked to stop: torchrun waits 30 s for all of them.
+# How often the processes of a job agree on whether to stop, after a signal to any: torchrun gives all of them 30 s.
 AGREE_SECONDS, AGREE_STEPS = 2.0, 10
 
 

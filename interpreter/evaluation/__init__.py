@@ -1,1 +1,1 @@
-"""What ``python -m interpreter.evaluate`` is made of: methods, streamed scoring, records, the report."""
+"""What ``python -m interpreter.evaluate`` is made of: candidates, streamed scoring, records, the report."""

@@ -62,7 +62,7 @@ class Candidate:
 
 
 class CandidateMasks(Protocol):
-    """Where the masks of each video come from."""
+    """Yields the masks of each video that are scored."""
 
     def candidates(self, video: Video, status: Callable[[str], None]) -> Iterator[Candidate]:
         """Yield the masks of a video, those of the main entry first, each made when it is needed.
@@ -189,10 +189,10 @@ def blind_baselines(video: Video, names: Sequence[str], clusters: Sequence[int])
         yield Candidate(Entry(f"grid {k}", "blind"), None, partial(_grid, frames, k))
 
 
-def full_size(found: Segmentation, size: Size) -> np.ndarray:
+def full_size(segmentation: Segmentation, size: Size) -> np.ndarray:
     """Segment of each pixel of all frames, uint8 [T, H, W]."""
-    out = np.empty((len(found), *size), np.uint8)
-    for frame, (labels, _) in zip(out, found.label_maps(size), strict=True):
+    out = np.empty((len(segmentation), *size), np.uint8)
+    for frame, (labels, _) in zip(out, segmentation.label_maps(size), strict=True):
         frame[:] = labels
     return out
 

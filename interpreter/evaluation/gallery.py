@@ -1,4 +1,4 @@
-"""Pictures of the best and the worst videos, chosen while the videos stream by."""
+"""Pictures of the best and the worst videos, chosen while videos are scored one by one."""
 
 import re
 from dataclasses import dataclass, field
@@ -43,7 +43,7 @@ class Picture:
     image: np.ndarray
 
     def save(self, folder: Path) -> None:
-        """Write it as PNG; the file name holds no character that a file system could take for more."""
+        """Write it as PNG; characters with a meaning to file systems are replaced in its name."""
         safe = re.sub(r"[^\w.-]+", "_", self.video)[:80]
         with written_whole(folder / f"{self.rank.replace(' ', '-')}-{safe}.png") as temporary:
             Image.fromarray(self.image).save(temporary, format="png")

@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from interpreter.configs import VideosConfig, option
-from interpreter.engine.run import check_ranges
+from interpreter.engine.run import check_ranges, flag
 from interpreter.evaluation.candidates import ON_FEATURES, Baseline, Sweep
 from interpreter.methods.base import Method
 from interpreter.metrics import PROTOCOLS, Protocol
@@ -64,7 +64,7 @@ class Evaluation:
     """Numbers of segments of the baselines. Default: as many as the run has slots; 8 with --masks."""
     pictures: int = option(3, at_least=0)
     """Number of best and of worst videos to draw."""
-    settings: Any = None
+    settings: Any = None  # of the method; parse_with_settings puts its dataclass here
 
     @property
     def sweeps(self) -> dict[str, Sweep]:
@@ -84,6 +84,8 @@ def check_options(config: Evaluation, method: Method) -> None:
     check_ranges(config)
     saved, sweeps = config.masks is not None, config.sweeps
     on_features = sorted(set(config.baselines or ()) & set(ON_FEATURES))
+    default = asdict(method.settings())
+    changed = [flag(name) for name, value in asdict(config.settings).items() if value != default[name]]
     refused = {
         "give either --run DIR, a run to score, or --masks PATH, saved masks to score": saved
         == bool(config.run or config.method),
@@ -91,6 +93,8 @@ def check_options(config: Evaluation, method: Method) -> None:
         "--method needs --root DIR, the data set": not (saved or config.run or config.data.root),
         f"--baselines {' '.join(on_features)} need a run's features; with --masks: one-segment, grid": saved
         and on_features,
+        f"{' '.join(changed)} needs --run: saved masks have no settings": saved and changed,
+        "--frame-size needs --run: saved masks have no backbone": saved and config.frame_size,
         "--clip-frames needs --run: saved masks have as many frames as the video": saved and config.clip_frames,
         f"--seeds must be one or more different numbers, got {list(config.seeds)}": not config.seeds
         or len(set(config.seeds)) < len(config.seeds),

@@ -1,24 +1,20 @@
 """Which code made a number."""
 
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-DISTRIBUTION = "interpreter-slots"
+from interpreter.versions import DISTRIBUTION, own_version
 
 
 def code_version() -> str:
-    """The commit (``git describe --always --dirty``) of a checkout, else the version of the installed package."""
+    """The commit (``git describe --always --dirty --tags``) of a checkout, else the installed version."""
     root = Path(__file__).resolve().parents[2]
     # The commit of a repository that the installation happens to lie in would be the wrong one.
     if _git(root, "rev-parse", "--show-toplevel") == str(root):
         described = _git(root, "describe", "--always", "--dirty", "--tags")
         if described:
             return described
-    try:
-        return f"{DISTRIBUTION} {version(DISTRIBUTION)}"
-    except PackageNotFoundError:
-        return "unknown (neither a git checkout nor an installed package)"
+    return f"{DISTRIBUTION} {own_version()}"
 
 
 def _git(root: Path, *arguments: str) -> str:

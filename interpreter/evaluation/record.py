@@ -1,4 +1,4 @@
-"""Numbers as JSON, CSV and text; each says under which protocol, on which split and by which code it was made."""
+"""Numbers as JSON, CSV and text, each with its protocol, its split and the version of the code."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""The report: one HTML file that asks nothing of the network."""
+"""The report: one HTML file that loads nothing from the network."""
 
 import base64
 import html
@@ -133,17 +133,17 @@ def _sweeps(protocol: Protocol, rows: Sequence[Row]) -> list[str]:
 
 
 def _distributions(protocol: Protocol, rows: Sequence[Row], scores: Scores) -> list[str]:
-    """Histogram of the headline metric over videos, and identity switches against the length of videos."""
+    """Plots of the headline metric of each video, and of identity switches against the length of videos."""
     entries = _compared(rows)
     headline = protocol.metrics[0]
-    values = {m.name: list(scores.per_video(protocol, m, headline).values()) for m in entries}
+    values = {entry.name: list(scores.per_video(protocol, entry, headline).values()) for entry in entries}
     figures = [_figure(f"{TITLES[headline]} of each video, {protocol.name}", plot_sorted(values, y=TITLES[headline]))]
     if "identity_switches" in protocol.metrics:
         points = {}
         for entry in entries:
             switches = scores.per_video(protocol, entry, "identity_switches")
             points[entry.name] = [(scores.videos[video], count) for video, count in switches.items()]
-        plot = plot_points(points, x="frames", y="identity switches an object")
+        plot = plot_points(points, x="frames", y="identity switches per object")
         figures.append(_figure(f"Identity switches against the length of the video, {protocol.name}", plot))
     return figures
 

@@ -21,7 +21,7 @@ from interpreter.metrics import (
     summarise,
 )
 
-Found = dict[tuple[str, Entry, int | None], VideoScores]
+EntryScores = dict[tuple[str, Entry, int | None], VideoScores]
 BySeed = dict[int | None, dict[str, VideoScores]]
 
 
@@ -71,10 +71,10 @@ class Scores:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     numbers: dict[tuple[str, Entry], BySeed] = field(default_factory=dict)
 
-    def add(self, video: Video, found: Found) -> None:
+    def add(self, video: Video, scores: EntryScores) -> None:
         """Take in the numbers of a video."""
         self.videos[video.name] = video.num_frames
-        for (protocol, entry, seed), numbers in found.items():
+        for (protocol, entry, seed), numbers in scores.items():
             self.numbers.setdefault((protocol, entry), {}).setdefault(seed, {})[video.name] = numbers
 
     @property
@@ -142,13 +142,13 @@ def score_dataset(
                 progress.update(bar, status=f"{name}: {text}")
 
             try:
-                found = _score_video(dataset, index, video, source, protocols, gallery, status)
+                video_scores = _score_video(dataset, index, video, source, protocols, gallery, status)
             except (VideoError, PredictionError, UnknownIdError) as error:
                 scores.skipped.append((video.name, str(error)))
                 gallery.forget()
             else:
-                scores.add(video, found)
-                gallery.keep(_headline(found, protocols[0]))
+                scores.add(video, video_scores)
+                gallery.keep(_headline(video_scores, protocols[0]))
             progress.advance(bar, video.num_frames)
     if not scores.videos:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in scores.skipped)
@@ -164,7 +164,7 @@ def _score_video(
     protocols: Sequence[Protocol],
     gallery: Gallery,
     status: Callable[[str], None],
-) -> Found:
+) -> EntryScores:
     """Numbers of video ``index``, or of its beginning, for every protocol, entry and seed."""
     masks, frames = dataset.masks(index), dataset.mask_frames(index)
     frames = frames[frames < video.num_frames]
@@ -173,16 +173,16 @@ def _score_video(
         raise VideoError(f"{video.path}: no masks to score against; {instead}")
     truth = masks if len(frames) == len(masks) else masks[frames]
     groups = [(size, group, resize_labels(truth, size)) for size, group in _by_size(protocols, truth.shape[1:]).items()]
-    found: Found = {}
+    scores: EntryScores = {}
     for candidate in source.candidates(video, status):
         for size, group, true in groups:
             pred = candidate.labels(size)
             gallery.see(video, candidate.entry, pred, truth, frames)
             for protocol in group:
-                found[protocol.name, candidate.entry, candidate.seed] = score_video(
+                scores[protocol.name, candidate.entry, candidate.seed] = score_video(
                     protocol, pred, true, frames=frames, void=VOID, background=candidate.background
                 )
-    return found
+    return scores
 
 
 def _by_size(protocols: Sequence[Protocol], native: tuple[int, ...]) -> dict[Size, list[Protocol]]:
@@ -193,7 +193,7 @@ def _by_size(protocols: Sequence[Protocol], native: tuple[int, ...]) -> dict[Siz
     return groups
 
 
-def _headline(found: Found, protocol: Protocol) -> float:
+def _headline(scores: EntryScores, protocol: Protocol) -> float:
     """The first metric of a video under the main entry and its first seed."""
-    first = next(scores for (name, _, _), scores in found.items() if name == protocol.name)
+    first = next(values for (name, _, _), values in scores.items() if name == protocol.name)
     return number(first[protocol.metrics[0]])

@@ -7,10 +7,12 @@ A *method* is a published system, such as Interpreter or DINOSAUR. It has *stage
         name, config, presets = "model", MyConfig, {"demo": MyConfig(run=Path("runs/demo"))}
 
         def build(self, config, context): ...               # the module
-        def inputs(self, config, context, settings): ...     # what it trains on: frames, or slots of an earlier stage
-        def maker(self, config, context, dtype, flip): ...   # computes the cached files that the inputs read
-        def loss(self, model, features, noise): ...          # a scalar, and numbers to log
+        def inputs(self, config, context, settings): ...    # what it trains on: frames, clips, slots of a stage
+        def maker(self, config, context, dtype, flip): ...  # what computes these inputs for the cache
+        def loss(self, model, features, noise): ...         # a scalar, and numbers to log
         def segmenter(self, config, model, context, settings=None, frame_size=None): ...
+
+(``FrameStage`` in interpreter/methods/frames.py defines ``inputs`` and ``maker`` of stages that train on frames), ::
 
     MY_METHOD = Method("my-method", "One line.", "Authors, venue, year", (MyStage(),), MySettings)
 
@@ -86,7 +88,7 @@ class Context:
         return self.backbone.grid(self.data.frame_size)
 
     def feature_maker(self, dtype: Dtype, flip: bool) -> FeatureMaker:
-        """What computes the backbone's features for the cache; ``flip`` asks for those of mirrored frames too."""
+        """What computes the backbone's features for the cache; with ``flip`` those of mirrored frames too."""
         size, precision = self.data.frame_size, self.precision
         return FeatureMaker(self.store, self.backbone, self.backbone_config, size, precision, dtype, flip)
 
@@ -95,7 +97,7 @@ class Stage(abc.ABC, Generic[C]):
     """One training: a module, what it trains on, and its loss.
 
     Attributes:
-        name: on the command line (``--stage``) and of its directory, RUN/NAME.
+        name: on the command line (``--stage``) and of its directory, RUN/NAME; a word without a hyphen.
         config: dataclass of its command line's options.
         presets: named defaults of these options; "demo" has to be among them.
         additive: whether the loss is a mean over samples. If not, such as with negatives from the whole batch,
@@ -108,8 +110,11 @@ class Stage(abc.ABC, Generic[C]):
     additive: ClassVar[bool] = True
 
     def key(self, config: C) -> str:
-        """Name of the stage's directory and of its entry in config.json: ``name``, or ``name`` with a hyphen and a
-        suffix if it depends on the configuration, such as video-3 for the third level of a hierarchy."""
+        """Name of its directory and of its entry in config.json.
+
+        By default ``name``. A stage that a run may hold several of appends a hyphen and what tells them apart, such as
+        video-3 for the third level of a hierarchy.
+        """
         return self.name
 
     def needs(self, config: C) -> tuple[str, ...]:
@@ -130,7 +135,7 @@ class Stage(abc.ABC, Generic[C]):
 
     @abc.abstractmethod
     def maker(self, config: C, context: Context, dtype: Dtype, flip: bool) -> Maker:
-        """What computes the files of the cache that :meth:`inputs` reads; ``flip`` asks for mirrored frames too."""
+        """What computes the files of the cache that :meth:`inputs` reads, with ``flip`` mirrored frames too."""
 
     @abc.abstractmethod
     def loss(self, model: Any, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -228,7 +233,7 @@ class Segmenter(abc.ABC):
         advance: Callable[[int], None] = lambda frames: None,
         keep: Callable[[Tensor], None] = lambda features: None,
     ) -> Encoded:
-        """Decode and encode a video once, for several seeds of what is random; memory beyond the result is constant.
+        """Decode and encode a video once, for several seeds; memory beyond the result is constant.
 
         Args:
             video: the video; it is decoded as a stream.

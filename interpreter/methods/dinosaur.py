@@ -115,14 +115,10 @@ class Dinosaur(nn.Module):
     def __init__(self, config: DinosaurModelConfig, feature_dim: int, grid: tuple[int, int]) -> None:
         super().__init__()
         self.config, self.feature_dim, self.grid = config, feature_dim, grid
-        self.to_tokens = nn.Sequential(
-            nn.LayerNorm(feature_dim),
-            nn.Linear(feature_dim, feature_dim),
-            nn.ReLU(),
-            nn.Linear(feature_dim, config.dim),
-        )
-        for layer in (self.to_tokens[1], self.to_tokens[3]):
+        first, second = nn.Linear(feature_dim, feature_dim), nn.Linear(feature_dim, config.dim)
+        for layer in (first, second):
             nn.init.zeros_(layer.bias)
+        self.to_tokens = nn.Sequential(nn.LayerNorm(feature_dim), first, nn.ReLU(), second)
         self.slot_attention = SlotAttention(
             config.num_slots, config.dim, iterations=config.iterations, implicit=config.implicit
         )

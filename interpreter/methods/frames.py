@@ -1,4 +1,4 @@
-"""What methods share that train on single frames: their inputs, and encoding a video frame by frame."""
+"""Shared by methods that train on single frames: their inputs, and encoding a video frame by frame."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ class FrameStage(Stage[F]):
     @contextmanager
     def inputs(self, config: F, context: Context, settings: InputSettings) -> Iterator[FrameInputs]:
         """See :meth:`Stage.inputs`."""
-        make = partial(self.maker, config, context, flip=config.optim.flip)
+        make = partial(self.maker, config, context, flip=settings.optim.flip)
         videos, size = settings.dataset.videos, context.data.frame_size
         with opened_features(
             config.features, make, context.backbone, videos, size, context.precision, config.decoding
@@ -44,12 +44,12 @@ def encode_frames(
     advance: Callable[[int], None],
     keep: Callable[[Tensor], None],
 ) -> Encoded:
-    """Stream a video through the backbone, and keep what a method finds in each frame.
+    """Stream a video through the backbone, and keep what a method computes of each frame.
 
     Args:
         segmenter: its backbone, frame size and precision are used.
         video, seeds, advance, keep: see :meth:`Segmenter.encode`.
-        find: makes tensors [t, ...] of the features [t, M, C] of t consecutive frames and a seed.
+        find: computes tensors [t, ...] from the features [t, M, C] of t consecutive frames and a seed.
 
     Returns:
         For each seed a tuple of these tensors for all frames, [T, ...].

@@ -1,5 +1,6 @@
 """Opens the stages of a run: for training on top of them, and for segmenting."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import torch
 
 from interpreter.configs import FeatureStageConfig
 from interpreter.engine.checkpoint import restore_weights
-from interpreter.engine.precision import default_device, in_precision, resolve_precision
+from interpreter.engine.distributed import device_of_rank
+from interpreter.engine.precision import in_precision, resolve_precision
 from interpreter.engine.run import (
     RunConfig,
     load_stage_state,
@@ -36,9 +38,7 @@ def open_context(
         earlier |= {**context.earlier, key: trained}
         first = first or context
     if first is not None:
-        return Context(
-            run, device, first.precision, first.data, first.backbone_config, first.backbone, first.store, earlier
-        )
+        return replace(first, store=config.cache or first.store, earlier=earlier)
     if not isinstance(config, FeatureStageConfig):
         raise TypeError(f"stage {stage.name} of {method.name} needs no other stage, so its options need a backbone")
     precision = resolve_precision(config.optim.precision, device)
@@ -59,7 +59,10 @@ def load_trained(
     stored = stored or read_config(run)
     config = stored.options(key, stage.config)
     if config is None:
-        raise ValueError(f"{run}/config.json does not describe the {key} stage that lies beside it")
+        raise ValueError(
+            f"{run}/config.json does not describe the {key} stage, whose checkpoints are in {run / key}; restore the "
+            f"file, or delete {run / key} and train it again: {train_command(method.name, key, run)}"
+        )
     context = open_context(method, stage, config, run, device, stored)
     for needed in stage.needs(config)[:1]:
         if stored.trained_on.get(key) != context.earlier[needed].weights:
@@ -80,11 +83,11 @@ def open_segmenter(
     device: torch.device | None = None,
     stored: RunConfig | None = None,
 ) -> Segmenter:
-    """A method, ready to segment; prints a warning if a stage did not reach its last step.
+    """Open a segmenter; prints a warning if a stage did not reach its last step.
 
     Args:
         method: the method of the run.
-        run: run directory; None for a method without stages.
+        run: run directory; not used by a method without stages.
         settings: of the method's dataclass ``settings``. Default: its defaults.
         frame_size: (H, W) that frames are resized to before the backbone. Default: as in training.
         device: where to compute. Default: the GPU if there is one.
@@ -94,12 +97,14 @@ def open_segmenter(
         FileNotFoundError: if the run, or the stage that segments, does not exist.
         ValueError: if no run is given, or its files are damaged or do not belong together.
     """
-    device, settings = device or default_device(), method.settings() if settings is None else settings
+    device, settings = device or device_of_rank(), method.settings() if settings is None else settings
     if not method.stages:
         assert method.open is not None, f"{method.name} has no stages, so it has to define open"
         return _with_valid_size(method.open(device, settings, frame_size))
     if run is None:
-        raise ValueError(f"the method {method.name} segments with what it has learned: give --run DIR")
+        raise ValueError(
+            f"the method {method.name} has to be trained before it segments: give --run DIR, a trained run"
+        )
     key = getattr(settings, "stage", method.stages[-1].name)
     stage, stored = method.stage(key), stored or read_config(run)
     options = stored.options(key, stage.config)
@@ -110,6 +115,6 @@ def open_segmenter(
 
 
 def _with_valid_size(segmenter: Segmenter) -> Segmenter:
-    """The segmenter, if its frame size fits its backbone; else ValueError, before any video is decoded."""
+    """The segmenter, unless its frame size does not fit its backbone: that ValueError comes before any decoding."""
     segmenter.backbone.grid(segmenter.frame_size)
     return segmenter

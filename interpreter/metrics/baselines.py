@@ -22,7 +22,7 @@ def one_segment(frames: int, height: int, width: int) -> np.ndarray:
 
 
 def grid_segments(frames: int, height: int, width: int, k: int) -> np.ndarray:
-    """Regular blocks that never move: what the layout of pictures alone is worth.
+    """Regular blocks that never move: the score that the layout of pictures alone reaches.
 
     The k blocks lie in r rows and c columns with r·c = k, as nearly square as the divisors of k allow; sizes of blocks
     differ by at most one pixel.
@@ -98,7 +98,7 @@ def kmeans_frame_segments(features: np.ndarray, *, grid: tuple[int, int], k: int
 def spectral_segments(features: np.ndarray, *, grid: tuple[int, int], k: int, seed: int = 0) -> np.ndarray:
     """Cluster every frame by itself with spectral clustering and link the frames (:func:`link_segments`).
 
-    This is the kind of baseline that SOLV (Aydemir et al. 2023) is held against; its details are ours. Affinities are
+    SOLV (Aydemir et al. 2023) compares with a baseline of this kind; the details here are ours. Affinities are
     the features' cosines, negative ones 0: on five training sequences of DAVIS-2016 (ViT-S/14, k = 6) a mean J of
     0.394, against 0.366 with ``exp((cos - 1) / 0.1)`` and 0.276 with graphs of 10 nearest neighbours.
 

@@ -1,4 +1,4 @@
-"""Mean best overlap (mBO): each object with the segment that overlaps it best, so several may share one segment."""
+"""Mean best overlap (mBO): each object with the segment that overlaps it best; objects may share a segment."""
 
 import numpy as np
 

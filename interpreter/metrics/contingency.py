@@ -63,10 +63,10 @@ class Contingency:
 
     def numbered(self, highest: int) -> "Contingency":
         """The objects 1 to ``highest``, those without any pixel too; the pixels of all others become background."""
-        kept = self.keep(self.objects <= highest)
-        counts = np.zeros((*kept.counts.shape[:2], 1 + highest), np.int64)
-        counts[:, :, [0, *kept.objects]] = kept.counts
-        return replace(kept, counts=counts, objects=np.arange(1, highest + 1))
+        numbered = self.keep(self.objects <= highest)
+        counts = np.zeros((*numbered.counts.shape[:2], 1 + highest), np.int64)
+        counts[:, :, [0, *numbered.objects]] = numbered.counts
+        return replace(numbered, counts=counts, objects=np.arange(1, highest + 1))
 
     def merged(self) -> "Contingency":
         """All objects as one, with the id of the first; unchanged if there is none."""

@@ -109,8 +109,8 @@ def _all_pairs(table: Contingency, boundary: BoundaryF | None, max_proposals: in
     sizes = table.counts[:, table.candidates].sum(axis=(0, 2))
     rows = np.sort(np.argsort(-sizes, kind="stable")[:max_proposals])
     objects = len(table.objects)
-    wanted = max(objects, ids if max_proposals is None else min(ids, max_proposals))
-    missing = min(objects, max(0, wanted - len(rows)))  # more empty ones than objects are never matched
+    num_proposals = max(objects, ids if max_proposals is None else min(ids, max_proposals))
+    missing = min(objects, max(0, num_proposals - len(rows)))  # more empty ones than objects are never matched
     rows = np.append(rows, np.full(missing, len(sizes))).astype(np.intp)
     f = boundary(segments[rows]) if boundary else np.full((len(j), len(rows), objects), np.nan)
     return j[:, rows], f

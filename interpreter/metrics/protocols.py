@@ -1,4 +1,4 @@
-"""Named protocols: everything that has to be equal before two numbers can be compared.
+"""Named protocols: all settings of the evaluation that must be equal for two numbers to be comparable.
 
 A protocol is data. :class:`Protocol` explains its fields; :mod:`interpreter.metrics.score` computes the numbers.
 """

@@ -33,7 +33,7 @@ _OF_BOUNDARY = {"jf", "f", "f_recall", "f_decay"}
 
 
 class UnknownIdError(ValueError):
-    """A prediction that has to use the ids of the objects uses others: which, and which there are, in one line."""
+    """A prediction that must use the ids of the objects has other ids; the message lists both in one line."""
 
 
 def score_video(
@@ -151,13 +151,13 @@ def _checked(numbers: np.ndarray, length: int, annotated: int) -> np.ndarray:
 
 def _clips(protocol: Protocol, numbers: np.ndarray, length: int, annotated: np.ndarray) -> list[np.ndarray]:
     """Indices of the frames of each clip that has any."""
-    kept = np.flatnonzero(annotated) if protocol.void == "left-out" else np.arange(len(annotated))
+    scored = np.flatnonzero(annotated) if protocol.void == "left-out" else np.arange(len(annotated))
     if protocol.skip_ends:
-        kept = kept[1:-1]
+        scored = scored[1:-1]
     if protocol.chunk is None:
-        return [kept]
-    clip = numbers[kept] // protocol.chunk
-    return [kept[clip == c] for c in range(length // protocol.chunk) if (clip == c).any()]
+        return [scored]
+    clip = numbers[scored] // protocol.chunk
+    return [scored[clip == c] for c in range(length // protocol.chunk) if (clip == c).any()]
 
 
 def _counted_objects(protocol: Protocol, table: Contingency, highest: int) -> Contingency:
@@ -189,10 +189,10 @@ def _region_and_boundary(
     protocol: Protocol, table: Contingency, boundary: davis.BoundaryF, ids: int
 ) -> dict[str, list[float]]:
     """Those of the protocol's metrics that are J, F or both, for each object."""
-    wanted = [name for name in protocol.metrics if name in _OF_REGION | _OF_BOUNDARY]
-    if not wanted or not len(table.objects):
-        return {name: [] for name in wanted}
-    f_or_none = boundary if _OF_BOUNDARY.intersection(wanted) else None
+    names = [name for name in protocol.metrics if name in _OF_REGION | _OF_BOUNDARY]
+    if not names or not len(table.objects):
+        return {name: [] for name in names}
+    f_or_none = boundary if _OF_BOUNDARY.intersection(names) else None
     if protocol.match == "best":
         j, f = davis.best_segment(table, f_or_none)
     elif protocol.match == "same-id":
@@ -200,10 +200,10 @@ def _region_and_boundary(
     else:
         pair = davis.one_to_one if protocol.match == "hungarian" else davis.one_to_one_in_each_frame
         j, f = pair(table, f_or_none, protocol.max_proposals, ids if protocol.objects == "numbered" else 0)
-    found = {"j": j.mean(axis=0), "j_recall": davis.recall(j), "j_decay": davis.decay(j)}
-    found |= {"f": f.mean(axis=0), "f_recall": davis.recall(f), "f_decay": davis.decay(f)}
-    found["jf"] = (found["j"] + found["f"]) / 2
-    return {name: found[name].tolist() for name in wanted}
+    scores = {"j": j.mean(axis=0), "j_recall": davis.recall(j), "j_decay": davis.decay(j)}
+    scores |= {"f": f.mean(axis=0), "f_recall": davis.recall(f), "f_decay": davis.decay(f)}
+    scores["jf"] = (scores["j"] + scores["f"]) / 2
+    return {name: scores[name].tolist() for name in names}
 
 
 def _as_list(score: float | list[float]) -> list[float]:

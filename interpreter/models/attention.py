@@ -15,7 +15,7 @@ def attend(
     q: Tensor,  # [B, heads, L, d]
     k: Tensor,  # [B, heads, S, d]
     v: Tensor,  # [B, heads, S, d]
-    mask: Tensor | None,  # broadcasts to [B, heads, L, S], True where a query may look at a key
+    mask: Tensor | None,  # broadcasts to [B, heads, L, S], True where a query attends to a key
 ) -> Tensor:
     """``softmax(q kᵀ / sqrt(d)) v`` [B, heads, L, d], by the kernel that suits device, type and mask."""
     if prefers_products(q.device.type, q, k, mask):

@@ -5,8 +5,10 @@ import math
 import torch
 from torch import Tensor
 
+MAX_PERIOD = 10_000.0
 
-def sincos_1d(positions: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+
+def sincos_1d(positions: Tensor, dim: int) -> Tensor:
     """Encode real-valued positions.
 
     Args:
@@ -22,7 +24,7 @@ def sincos_1d(positions: Tensor, dim: int, max_period: float = 10_000.0) -> Tens
     if dim % 2:
         raise ValueError(f"dim must be even for a sine-cosine encoding, got {dim}")
     exponent = torch.arange(dim // 2, device=positions.device, dtype=torch.float32) / (dim // 2)
-    angles = positions.float().unsqueeze(-1) * torch.exp(-math.log(max_period) * exponent)
+    angles = positions.float().unsqueeze(-1) * torch.exp(-math.log(MAX_PERIOD) * exponent)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 

@@ -22,7 +22,7 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend; ``mask`` [B, S] is True where the memory may be looked at."""
+        """Attend; ``mask`` [B, S] is False where the memory is ignored."""
         q = self.to_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.to_kv(memory).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         out = attend(q, k, v, None if mask is None else mask[:, None, None, :])
@@ -44,7 +44,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, memory: Tensor | None = None, memory_mask: Tensor | None = None
     ) -> Tensor:
-        """Update x [B, L, D]; masks are True where there is something to look at."""
+        """Update x [B, L, D]; masks [B, L] and [B, S] are False where a token is ignored."""
         h = self.norm_self(x)
         x = x + self.attend_self(h, h, mask)
         if self.norm_cross is not None and self.attend_cross is not None:

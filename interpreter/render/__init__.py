@@ -1,6 +1,7 @@
-"""What people look at and other programs read: palette PNGs, overlays, picture grids and curves; MP4 and RLE JSON.
+"""Output for people and other programs: palette PNGs, overlays, picture grids, curves, MP4 and RLE JSON.
 
-The last two are imported from :mod:`.video` and :mod:`.rle`, since they load PyAV and pycocotools.
+Import MP4 and RLE JSON from :mod:`interpreter.render.video` and :mod:`interpreter.render.rle`: they load PyAV and
+pycocotools, which the rest does without.
 """
 
 from interpreter.render.curves import plot_curves

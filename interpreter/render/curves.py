@@ -1,5 +1,6 @@
 """Training curves."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from interpreter.files import written_whole
+from interpreter.render.palette import LINE_COLOURS
 
-COLOURS = {"image": "#0072b2", "video": "#d55e00"}
 COLUMNS = 3
 POINTS = 2000
 
@@ -23,7 +24,7 @@ def plot_curves(records: Iterable[Mapping[str, object]], path: str | Path) -> No
     Args:
         records: lines of ``metrics.jsonl``: ``{"stage": "image", "step": 100, "loss": 0.8, "lr": 1e-4, ...}``. Every
             other numeric entry is a quantity; other values, NaN and infinities are left out.
-        path: of the PNG; it appears when it is complete.
+        path: of the PNG, which is written whole or not at all.
 
     Raises:
         ValueError: if there is nothing to plot.
@@ -32,15 +33,16 @@ def plot_curves(records: Iterable[Mapping[str, object]], path: str | Path) -> No
     series = _series(records)
     if not series:
         raise ValueError("nothing to plot: no record has a step and a numeric quantity")
+    names = list(dict.fromkeys(stage for stages in series.values() for stage in stages))
+    colours = dict(zip(names, itertools.cycle(LINE_COLOURS), strict=False))
     rows, columns = math.ceil(len(series) / COLUMNS), min(COLUMNS, len(series))
     figure = Figure(figsize=(4.2 * columns, 2.7 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, (name, stages) in zip(panels, series.items(), strict=False):
         for stage, points in stages.items():
             step, value = _thinned(np.array(sorted(points)))
-            colour = COLOURS.get(stage, "#555555")
-            panel.plot(step, value, color=colour, linewidth=0.7, alpha=0.35)
-            panel.plot(step, _running_median(value), color=colour, linewidth=1.6, label=stage)
+            panel.plot(step, value, color=colours[stage], linewidth=0.7, alpha=0.35)
+            panel.plot(step, _running_median(value), color=colours[stage], linewidth=1.6, label=stage)
         values = np.array([value for points in stages.values() for _, value in points])
         if values.min() > 0 and values.max() > 100 * values.min():
             panel.set_yscale("log")

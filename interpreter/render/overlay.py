@@ -7,17 +7,15 @@ from interpreter.render.palette import DISPLAY_PALETTE
 VOID_COLOUR = (230, 230, 230)
 
 
-def overlay(
-    frame: np.ndarray, labels: np.ndarray, alpha: float = 0.5, *, background: int | None = None, contour: bool = True
-) -> np.ndarray:
-    """Tint every segment of a frame with its colour and draw a line around it.
+def overlay(frame: np.ndarray, labels: np.ndarray, alpha: float = 0.5) -> np.ndarray:
+    """Tint every segment of a frame with its colour and draw a line around it, inside the segment.
+
+    Lines have the segment's full colour and are one pixel wide for every 400 pixels of height.
 
     Args:
         frame: uint8 [H, W, 3], RGB.
         labels: integer [H, W] ids in 0..255; id i is painted with ``DISPLAY_PALETTE[i]``.
         alpha: opacity of the tint, 0..1.
-        background: id to leave unpainted; none by default, as a slot that covers the background is a segment too.
-        contour: draw the lines: in the segment's full colour, one pixel for every 400 pixels of height, inside it.
 
     Returns:
         uint8 [H, W, 3], a new array.
@@ -30,12 +28,8 @@ def overlay(
     # 8-bit fixed point: three times as fast as float, and exact enough for a picture.
     weight = round(alpha * 256)
     out = ((frame.astype(np.uint16) * (256 - weight) + colours.astype(np.uint16) * weight) >> 8).astype(np.uint8)
-    if contour:
-        edges = _inner_edges(labels, max(1, round(len(labels) / 400)))
-        out[edges] = colours[edges]
-    if background is not None:
-        kept = labels == background
-        out[kept] = frame[kept]
+    edges = _inner_edges(labels, max(1, round(len(labels) / 400)))
+    out[edges] = colours[edges]
     return out
 
 

@@ -1,4 +1,4 @@
-"""Colours of label maps."""
+"""Colours of label maps and of lines in plots."""
 
 import colorsys
 from pathlib import Path
@@ -35,6 +35,9 @@ PALETTE: np.ndarray = _davis_palette()
 
 DISPLAY_PALETTE: np.ndarray = _display_palette()
 """uint8 [256, 3] for pictures: all entries are bright enough to be seen, the first eight also by the colour-blind."""
+
+# Okabe and Ito's colours in another order and without yellow, which is too pale for lines on white.
+LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
 def write_palette_png(labels: np.ndarray, path: str | Path) -> None:

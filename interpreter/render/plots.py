@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from interpreter.render.palette import LINE_COLOURS
+
 SIZE, DPI = (5.0, 3.1), 144
-# Okabe and Ito's colours without yellow, which is too pale for lines on white.
-LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
 def plot_sweep(
@@ -28,13 +28,13 @@ def plot_sweep(
         A PNG.
     """
     setting, mean, std = np.array(sorted(points), float).T
-    with rc_context({"text.parse_math": False}):  # a dollar sign in the name of a folder is no formula
+    with rc_context({"text.parse_math": False}):  # the name of a folder may hold dollar signs
         figure, axes = _figure(x, y)
-        axes.fill_between(setting, mean - std, mean + std, color=LINES[0], alpha=0.18, linewidth=0)
+        axes.fill_between(setting, mean - std, mean + std, color=LINE_COLOURS[0], alpha=0.18, linewidth=0)
         if (setting == setting.round()).all():
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.plot(setting, mean, color=LINES[0], marker="o", markersize=4.5, linewidth=1.8)
-        for colour, (name, value) in zip(LINES[1:], (references or {}).items(), strict=False):
+        axes.plot(setting, mean, color=LINE_COLOURS[0], marker="o", markersize=4.5, linewidth=1.8)
+        for colour, (name, value) in zip(LINE_COLOURS[1:], (references or {}).items(), strict=False):
             axes.axhline(value, color=colour, linestyle=(0, (4, 3)), linewidth=1.3, label=_legend(name))
         if references:
             axes.legend(frameon=False, fontsize=8)
@@ -53,8 +53,8 @@ def plot_sorted(values: Mapping[str, Sequence[float]], *, y: str) -> bytes:
     """
     series = {name: np.sort(np.array(v, float)[~np.isnan(v)])[::-1] for name, v in values.items()}
     with rc_context({"text.parse_math": False}):
-        figure, axes = _figure("share of the videos that score at least so", y)
-        for number, (colour, (name, v)) in enumerate(zip(LINES, series.items(), strict=False)):
+        figure, axes = _figure("share of the videos that score at least this", y)
+        for number, (colour, (name, v)) in enumerate(zip(LINE_COLOURS, series.items(), strict=False)):
             width = 2.4 if number == 0 else 1.4
             axes.stairs(v, np.linspace(0, 1, len(v) + 1), baseline=None, color=colour, lw=width, label=_legend(name))
         axes.set_xlim(0, 1)
@@ -67,7 +67,7 @@ def plot_points(points: Mapping[str, Sequence[tuple[float, float]]], *, x: str, 
     """Dots at (x, y), one colour for each series; NaN is left out."""
     with rc_context({"text.parse_math": False}):
         figure, axes = _figure(x, y)
-        for colour, marker, (name, pairs) in zip(LINES, "os^Dv<", points.items(), strict=False):
+        for colour, marker, (name, pairs) in zip(LINE_COLOURS, "os^Dv<", points.items(), strict=False):
             across, up = np.array(pairs, float).reshape(-1, 2).T
             axes.scatter(
                 across,

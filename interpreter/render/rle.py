@@ -1,7 +1,7 @@
 """Masks in the results format of YouTube-VIS: one entry for each object, one RLE (or null) for each frame."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,17 @@ class RleWriter:
     Memory grows only by the run-length codes, about 100 bytes for each object and frame; no pixels are kept.
     Use it as a context manager: the file appears, complete, when the block ends well, and not at all if it fails.
 
+    Each id that occurs is an object, also that of a slot that covers the background. Its entry is ``{"video_id",
+    "category_id": 1, "score": 1.0, "segmentations": [...]}`` with a compressed COCO RLE ``{"size": [H, W], "counts":
+    str}`` for each frame, None for the frames without it. The format requires a category and a score; without labels
+    there are neither, so all are the same. Entries of a video are in ascending order of the ids.
+
     Args:
         path: of the JSON file; missing folders are made.
-        background: id that is not an object; none by default, as a slot that covers the background is a segment too.
     """
 
-    def __init__(self, path: str | Path, *, background: int | None = None) -> None:
-        self.path, self.background = Path(path), background
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
         self._videos: dict[int | str, _Video] = {}
 
     def write(self, video_id: int | str, labels: np.ndarray) -> None:
@@ -33,7 +37,7 @@ class RleWriter:
         Raises:
             ValueError: if the frame is not [H, W] integers, or of another size than the video's frames before it.
         """
-        self._videos.setdefault(video_id, _Video()).add(labels, self.background)
+        self._videos.setdefault(video_id, _Video()).add(labels)
 
     def __enter__(self) -> "RleWriter":
         return self
@@ -49,26 +53,6 @@ class RleWriter:
                 file.write("[]" if separator == "[" else "]")
 
 
-def rle_json(video_id: int | str, frames: Iterable[np.ndarray], *, background: int | None = None) -> list[Entry]:
-    """Entries of one video in the YouTube-VIS results format, ready for ``json.dump``.
-
-    Args:
-        video_id: number or name of the video in its data set.
-        frames: label maps, integer [H, W] each; an id means the same object in all of them.
-        background: id that is not an object; none by default.
-
-    Returns:
-        For each id that occurs, in ascending order, ``{"video_id", "category_id": 1, "score": 1.0,
-        "segmentations": [...]}`` with a compressed COCO RLE ``{"size": [H, W], "counts": str}`` for each frame and
-        None for the frames without the object. Without labels there are neither categories nor confidences: the
-        format wants both, so all are the same.
-    """
-    video = _Video()
-    for labels in frames:
-        video.add(labels, background)
-    return list(video.entries(video_id))
-
-
 class _Video:
     """The codes of one video: id -> {frame: counts of its RLE}."""
 
@@ -77,7 +61,7 @@ class _Video:
         self.size: tuple[int, ...] | None = None
         self.objects: dict[int, dict[int, bytes]] = {}
 
-    def add(self, labels: np.ndarray, background: int | None) -> None:
+    def add(self, labels: np.ndarray) -> None:
         if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(f"labels must be integers [H, W], got {labels.dtype} {labels.shape}")
         if self.size not in (None, labels.shape):
@@ -85,9 +69,8 @@ class _Video:
         self.size = labels.shape
         columns_first = np.asfortranarray(labels)  # the order of COCO's runs
         for label in np.unique(labels).tolist():
-            if label != background:
-                rle = coco.encode((columns_first == label).view(np.uint8))
-                self.objects.setdefault(label, {})[self.length] = rle["counts"]
+            rle = coco.encode((columns_first == label).view(np.uint8))
+            self.objects.setdefault(label, {})[self.length] = rle["counts"]
         self.length += 1
 
     def entries(self, video_id: int | str) -> Iterator[Entry]:

@@ -28,7 +28,7 @@ class FeatureSource(Protocol):
 
     def batches(self, requests: Iterable[Request]) -> Iterator[Tensor]:
         """Yield the features [n, M, D] fp32 of each request: frame numbers [n] int64, and flips [n] bool, which are
-        true for mirrored frames. A source reads as many requests ahead as it has use for."""
+        true for mirrored frames. A source takes requests ahead of the one it yields."""
 
 
 def encode(backbone: Backbone, frames: Iterable[np.ndarray], precision: str) -> Iterator[Tensor]:

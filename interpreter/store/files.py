@@ -1,8 +1,8 @@
 """Content-addressed files: one memory-mapped safetensors file per video, which exists complete or not at all.
 
 A file's path is ``KIND-RECIPE/VIDEO.safetensors``: RECIPE is a hash of everything that the values depend on besides the
-video (weights, sizes, flip, …), VIDEO a hash of the video's bytes. What changed has another address, so nothing stale
-can be found. The header repeats recipe and video in full, and is compared to the byte before a file is used.
+video (weights, sizes, flip, …), VIDEO a hash of the video's bytes. What changed has another path, so no stale file
+is ever read. The header repeats recipe and video in full, and is compared to the byte before a file is used.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ def read_content(video: Video) -> Content:
 
 
 def require_unchanged(video: Video, content: Content) -> None:
-    """Refuse a video that was written to since it was hashed: its address would be that of the old bytes.
+    """Refuse a video that was written to since it was hashed: its results would be filed under the old bytes.
 
     Raises:
         ValueError: names the video.
@@ -99,7 +99,7 @@ class Store:
         return len(header) + data
 
     def holds(self, digest: str, frames: int) -> bool:
-        """Whether a video's file is there and whole, and was made by this recipe."""
+        """Whether a video's file exists, is complete and was made by this recipe."""
         header, data = self._header(digest, frames)
         try:
             with self.path(digest).open("rb") as file:
@@ -117,7 +117,7 @@ class Store:
 
     @contextmanager
     def writing(self, video: Video, digest: str) -> Iterator[Write]:
-        """Yield ``write(name, start, rows)``; the file appears whole when the block ends well, else not at all.
+        """Yield ``write(name, start, rows)``; the file appears complete when the block ends without an error, or never.
 
         Raises:
             ValueError: if a value does not fit its type, or rows are missing.
@@ -140,12 +140,12 @@ class Store:
                 filled[name] += len(values)
 
             yield write
-            given = next((count for count in filled.values() if count != frames), frames)
-            if given != frames:
-                raise ValueError(f"{video.path} gave {given} frames, but {frames} were counted before")
+            written = next((count for count in filled.values() if count != frames), frames)
+            if written != frames:
+                raise ValueError(f"{video.path} gave {written} frames, but {frames} were counted before")
 
     def describe(self) -> None:
-        """Write ``recipe.json``, for people: the files do without it."""
+        """Write ``recipe.json`` for people to read; nothing else reads it."""
         write_text(self.directory / "recipe.json", json.dumps(self.recipe, indent=2, sort_keys=True) + "\n")
 
     def _offset(self, wanted: str, frames: int) -> int:

@@ -1,4 +1,4 @@
-"""Filling the cache: what is missing, whether it fits, and who makes it."""
+"""Filling the cache: which files are missing, whether they fit on the disk, and which process makes them."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from interpreter.console import console, progress_bar
+from interpreter.console import console, gigabytes, progress_bar
 from interpreter.data import Video
 from interpreter.data.frame_index import FrameIndex
 from interpreter.data.threads import cpu_count, reading_threads
@@ -28,11 +28,16 @@ BLOCK = 4096
 
 
 class Abandoned(Exception):
-    """The process ends, or another video failed: what is unfinished is left."""
+    """The process ends, or another video failed: unfinished files are dropped."""
 
 
 class Maker(Protocol):
-    """What makes the files of a kind: ``name`` for people, and one store for each flip."""
+    """What makes the files of one kind.
+
+    Attributes:
+        name: what the files hold, for messages.
+        stores: one for each flip.
+    """
 
     name: str
     stores: Mapping[bool, Store]
@@ -44,10 +49,10 @@ class Maker(Protocol):
             video: the video.
             content: what :func:`read_content` returned for it.
             flips: which of the files.
-            check: called every few frames; raises if the work is to end.
+            check: called every few frames; raises if the work has to stop.
 
         Raises:
-            ValueError: if it is damaged, or no longer what was hashed; nothing is left of it then.
+            ValueError: if the video is damaged, or changed since it was hashed; nothing is written then.
         """
 
 
@@ -83,7 +88,7 @@ def read_contents(videos: Sequence[Video], workers: int) -> list[Content]:
 
 
 def default_workers() -> int:
-    """Videos at a time: enough to decode one while another is encoded, few enough for the memory."""
+    """Videos at a time: enough to decode one while another is encoded, few enough to fit into memory."""
     return min(4, cpu_count())
 
 
@@ -91,9 +96,9 @@ class Cache:
     """The files that a maker makes of a set of videos.
 
     Args:
-        maker: says how, and where they go.
+        maker: computes the files; its stores are where they go.
         videos: the videos; two of the same content share their files.
-        contents: what :func:`read_contents` says of them.
+        contents: what :func:`read_contents` returned for them.
     """
 
     def __init__(self, maker: Maker, videos: Sequence[Video], contents: Sequence[Content]) -> None:
@@ -102,18 +107,18 @@ class Cache:
         self.lengths = [video.num_frames for video in videos]
 
     def table(self) -> FrameTable:
-        """Rows of all frames; every file has to be there."""
+        """Rows of all frames; every file has to exist."""
         return FrameTable(self.maker.stores, [content.digest for content in self.contents], FrameIndex(self.lengths))
 
     def missing(self) -> dict[int, list[bool]]:
-        """Flips that are not there, or not whole, by number of the video; nothing for videos that are complete."""
-        found, seen = {}, set()
+        """Flips whose files are absent or incomplete, by number of the video; complete videos are left out."""
+        missing, seen = {}, set()
         for number, (content, length) in enumerate(zip(self.contents, self.lengths, strict=True)):
             flips = [flip for flip, store in self.maker.stores.items() if not store.holds(content.digest, length)]
             if flips and content.digest not in seen:
-                found[number] = flips
+                missing[number] = flips
             seen.add(content.digest)
-        return found
+        return missing
 
     def num_bytes(self, wanted: Mapping[int, Sequence[bool]] | None = None) -> int:
         """Exact size of the files of the wanted videos and flips, by default of all."""
@@ -137,7 +142,7 @@ class Cache:
         """Delete stores; returns their number of bytes."""
         freed = 0
         for directory in directories:
-            with suppress(FileNotFoundError):  # another process deletes it, too
+            with suppress(FileNotFoundError):  # another process deletes it too
                 freed += sum(file.stat().st_size for file in directory.iterdir())
                 shutil.rmtree(directory)
         return freed
@@ -259,7 +264,7 @@ class Cache:
                             lock.release()
 
     def wait_for_others(self) -> None:
-        """Return when the other processes have made their shares, too."""
+        """Return when the other processes have made their shares too."""
         while self.missing():
             time.sleep(POLL_SECONDS)
 
@@ -277,8 +282,3 @@ def _in_pool(
             return
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             yield running.pop(future), future.result()
-
-
-def gigabytes(count: int) -> str:
-    """Bytes for people: three digits, in MB or GB."""
-    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"

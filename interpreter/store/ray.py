@@ -127,7 +127,7 @@ def fill(corpus: Corpus, open_maker: OpenMaker, run: Path, needed: Sequence[Path
         .map(
             Worker,  # type: ignore[arg-type]
             fn_constructor_args=(corpus, open_maker, files),
-            # One video at a time: the next goes to whoever is free.
+            # One video at a time: the next goes to the first free worker.
             compute=ray.data.ActorPoolStrategy(size=corpus.workers, max_tasks_in_flight_per_actor=1),
             num_cpus=1,
             num_gpus=1 if torch.cuda.is_available() else 0,

@@ -64,7 +64,7 @@ def tensors_of(arguments: Arguments | list[Any]) -> Iterator[Tensor]:
 
 def device_of(arguments: Arguments) -> torch.device:
     """Device of the first tensor (all tensors of a call share it)."""
-    for value in arguments:  # without a generator where it matters: every call comes here
+    for value in arguments:  # a loop and no generator, for speed: every call comes here
         if isinstance(value, Tensor):
             return value.device
     return next(tensors_of(arguments)).device
@@ -176,7 +176,7 @@ class Backends:
         return self._backends[name][1](getattr(arguments, "forward", arguments))
 
     def _kind(self, arguments: Arguments) -> tuple[str, ...]:
-        """What a kernel is compiled for, roughly: the function, dtypes, and sizes except for that of the batch."""
+        """A key for one compiled kernel, roughly: the function, dtypes, and sizes except for that of the batch."""
         return (self.function, *(f"{t.dtype} {list(t.shape[1:])}" for t in tensors_of(arguments)))
 
 
@@ -197,12 +197,12 @@ def _check_no_tangent(op: str, arguments: Arguments) -> None:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     """Ops choose their precision themselves."""
-    enabled = torch.is_autocast_enabled(device.type)  # asked first, as turning it off costs 10 us
+    enabled = torch.is_autocast_enabled(device.type)  # only where it is on, as turning it off costs 10 us
     return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
 
 
 def _only_by_name(name: str, device: torch.device) -> bool:
-    """What is right but slow: on a CPU Triton's interpreter (a thousand times), and KeOps' scalar loops (ten times)."""
+    """Whether a backend is correct but slow on a CPU: Triton's interpreter (1000x), KeOps' scalar loops (10x)."""
     return name in ("triton", "keops") and device.type == "cpu"
 
 
@@ -263,7 +263,7 @@ def _has_triton() -> bool:
 
 
 def why_not_triton(arguments: Arguments) -> str | None:
-    """Why no Triton kernel can serve the call, or None: what every op with such kernels asks first."""
+    """Why no Triton kernel can serve the call, or None; every op with such kernels checks this first."""
     if not _has_triton():
         return "triton is not installed"
     if any(t.dtype == torch.float64 for t in tensors_of(arguments)):

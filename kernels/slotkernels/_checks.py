@@ -1,4 +1,4 @@
-"""Checks of what callers pass in; every complaint names the argument, its shape and what was expected."""
+"""Checks of arguments; every error names the argument, its shape and what was expected."""
 
 import torch
 from torch import Tensor

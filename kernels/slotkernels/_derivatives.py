@@ -1,4 +1,4 @@
-"""Derivatives that kernels do not have: forward mode, second and higher ones, and what ``torch.func`` transforms.
+"""Derivatives that kernels lack: forward mode, second and higher orders, and transforms of ``torch.func``.
 
 A kernel has one derivative, the gradient in reverse mode. For all others each op has a *composite* form in its
 ``reference.py`` or ``composite.py``: the same function made of PyTorch's operations, which PyTorch differentiates in
@@ -30,7 +30,7 @@ def transformed() -> bool:
 
 
 def is_batched(tensor: Tensor) -> bool:
-    """Whether ``torch.vmap`` made this tensor one of many, whose numbers the host cannot read."""
+    """Whether the tensor is batched by ``torch.vmap``, so that the host cannot read its values."""
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(tensor):
         if functorch.is_batchedtensor(tensor):
@@ -80,9 +80,9 @@ def composite_gradients(
         grads: gradients of its results, None for zero.
     """
     chosen = [i for i, (tensor, need) in enumerate(zip(tensors, needs, strict=True)) if need and tensor is not None]
-    wanted = [i for i, grad in enumerate(grads) if grad is not None]
+    used_results = [i for i, grad in enumerate(grads) if grad is not None]
     gradients: list[Tensor | None] = [None] * len(tensors)
-    if not chosen or not wanted:
+    if not chosen or not used_results:
         return gradients
 
     def of_chosen(*values: Tensor) -> tuple[Tensor, ...]:
@@ -90,16 +90,16 @@ def composite_gradients(
         for i, value in zip(chosen, values, strict=True):
             arguments[i] = value
         results = composite(function, *arguments)
-        return tuple((results if isinstance(results, tuple) else (results,))[i] for i in wanted)
+        return tuple((results if isinstance(results, tuple) else (results,))[i] for i in used_results)
 
     _, vector_jacobian_product, *_ = torch.func.vjp(of_chosen, *(tensors[i] for i in chosen))
-    for i, grad in zip(chosen, vector_jacobian_product(tuple(grads[i] for i in wanted)), strict=True):
+    for i, grad in zip(chosen, vector_jacobian_product(tuple(grads[i] for i in used_results)), strict=True):
         gradients[i] = grad
     return gradients
 
 
 def refuse(op: str, remedy: str, *tensors: Tensor) -> None:
-    """Raise where a derivative of something that has none would silently be zero: of a tensor that is followed by a
+    """Raise where a result without a derivative would silently give zero: for a tensor that is followed by a
     transform or carries a tangent. (Without a transform the result does not require a gradient, and PyTorch says so.)
     """
     if transformed() and any(map(_is_followed, tensors)):

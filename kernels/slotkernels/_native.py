@@ -35,7 +35,7 @@ _reasons_given: list[str] = []
 
 
 def _warn_once(reason: str) -> None:
-    """Say in the first call that misses a compiled op, and never again in this process, that it is slower."""
+    """Warn once in a process, at the first call, that without the compiled op the call is slower."""
     if not _reasons_given:
         _reasons_given.append(reason)
         warnings.warn(f"slotkernels runs slower than it could: {reason}", RuntimeWarning, stacklevel=2)
@@ -54,10 +54,10 @@ def _why_not(device: str, libraries: tuple[str, ...], arguments: Arguments) -> s
 
 
 def why_not_cpp(arguments: Arguments) -> str | None:
-    """Why no C++ kernel can serve the call, or None: what every op with such kernels asks first."""
+    """Why no C++ kernel can serve the call, or None; every op with such kernels checks this first."""
     return _why_not("cpu", ("_C",), arguments)
 
 
 def why_not_cuda(arguments: Arguments) -> str | None:
-    """Why no CUDA C++ kernel can serve the call, or None: what every op with such kernels asks first."""
+    """Why no CUDA C++ kernel can serve the call, or None; every op with such kernels checks this first."""
     return _why_not("cuda", ("_C", "_C_cuda"), arguments)  # the schemas are in _C

@@ -1,6 +1,6 @@
 """One way to write an op: its arguments are one ``NamedTuple``, from the check to the kernel and to the gradient.
 
-An op's file says what is specific to it, in this order::
+An op's file contains these parts, in this order::
 
     class Arguments(NamedTuple):
         q: Tensor  # [B, N, D]
@@ -59,13 +59,13 @@ _TENSORS = (Tensor, Tensor | None)
 
 
 class Saved(NamedTuple, Generic[A, R]):
-    """What the forward pass keeps for its gradient."""
+    """The tensors and settings that the forward pass saves for its gradient."""
 
     arguments: A  # None in place of tensors that are not kept
     results: R  # likewise
     needs: list[bool]  # which tensors of the arguments need a gradient, in order
     backend: str  # that the forward pass was asked to run on
-    twice: bool  # the gradient is to be differentiated itself
+    twice: bool  # whether the gradient is differentiated itself
 
 
 class Op(Backends, Generic[A, R]):
@@ -151,8 +151,8 @@ class Op(Backends, Generic[A, R]):
     def backward_op(self, empty: Callable[[Any], Any]) -> "Op[Any, Any]":
         """Register this op's backward pass, ``<name>_backward``, which the same backends serve.
 
-        Whether a backend supports it is asked with ``arguments.forward`` where the arguments have such a field. It is
-        differentiable no further: a second derivative through it is one clear error.
+        Whether a backend supports it is asked with ``arguments.forward`` where the arguments have such a field.
+        A second derivative through it raises an error.
         """
         backward = Op(
             f"{self.function}_backward", empty, contiguous=self._contiguous, public=self.public, backward_of=self

@@ -1,1 +1,1 @@
-"""What a training step asks of a device: counts without a GPU, a breakdown of its time, and formulas for its cost."""
+"""The cost of a training step: counts made without a GPU, a breakdown of its time, and formulas."""

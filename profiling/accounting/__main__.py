@@ -1,4 +1,4 @@
-"""The command ``python -m profiling.accounting``: what a training step asks of a GPU, counted without one.
+"""The command ``python -m profiling.accounting``: the work of a training step on a GPU, counted without one.
 
     python -m profiling.accounting            # count and compare with profiling/results/accounting.json
     python -m profiling.accounting --update   # write that file anew
@@ -29,7 +29,7 @@ PINNED = RESULTS / "accounting.json"
 
 @dataclass(frozen=True)
 class Options:
-    """Count what a training step of both stages launches, moves and waits for, and compare with what is pinned."""
+    """Count what a training step of both stages launches, moves and waits for, and compare with the pinned counts."""
 
     preset: Preset = "ytvis19"
     """Preset that supplies the sizes; the pinned counts are those of ytvis19."""
@@ -43,36 +43,36 @@ class Options:
 
 def stages(options: Options) -> dict[str, Any]:
     """The counts of both stages."""
-    found: dict[str, Any] = {}
+    counts: dict[str, Any] = {}
     for stage in STAGES:
-        found[stage] = count(setup(stage, options.preset, torch.device("cpu")))
+        counts[stage] = count(setup(stage, options.preset, torch.device("cpu")))
         if options.compiled:
-            found[stage]["compiled on a CPU"] = count_compiled(stage)
-    return found
+            counts[stage]["compiled on a CPU"] = count_compiled(stage)
+    return counts
 
 
-def show(stage: str, found: dict[str, Any], top: int) -> None:
+def show(stage: str, counts: dict[str, Any], top: int) -> None:
     """Print one stage."""
-    own, waits = found["own launches"], found["host waits"]
+    own, waits = counts["own launches"], counts["host waits"]
     launches = ", ".join(f"{n} {kernel}" for kernel, n in own.items())
-    print(f"{stage} stage: {found['operators']} operators and {sum(own.values())} launches of its own ({launches})")
-    print(f"  {found['bytes'] / 1e9:.1f} GB; waits of the host: {', '.join(waits) or 'none'}")
-    if "compiled on a CPU" in found:
-        print("  compiled: " + ", ".join(f"{n} {name}" for name, n in found["compiled on a CPU"].items()))
-    for name, size in list(found["bytes of"].items())[:top]:
-        print(f"  {size / 1e9:8.2f} GB  {found['calls of'].get(name, own.get(name)):4} x {name}")
+    print(f"{stage} stage: {counts['operators']} operators and {sum(own.values())} launches of its own ({launches})")
+    print(f"  {counts['bytes'] / 1e9:.1f} GB; waits of the host: {', '.join(waits) or 'none'}")
+    if "compiled on a CPU" in counts:
+        print("  compiled: " + ", ".join(f"{n} {name}" for name, n in counts["compiled on a CPU"].items()))
+    for name, size in list(counts["bytes of"].items())[:top]:
+        print(f"  {size / 1e9:8.2f} GB  {counts['calls of'].get(name, own.get(name)):4} x {name}")
 
 
 def main() -> int:
     """The command; its exit status is 1 if counts differ from the pinned ones."""
     options = cli(Options, prog="python -m profiling.accounting", description=__doc__)
-    found = stages(options)
-    for stage in found:
-        show(stage, found[stage], options.top)
+    counts_by_stage = stages(options)
+    for stage in counts_by_stage:
+        show(stage, counts_by_stage[stage], options.top)
     if options.update:
         if options.preset != "ytvis19" or not options.compiled:
             raise ValueError("--update writes all of the file: leave --preset and --no-compiled out")
-        results = {"torch": torch.__version__, "commit": machine("cpu")["commit"], "stages": found}
+        results = {"torch": torch.__version__, "commit": machine("cpu")["commit"], "stages": counts_by_stage}
         what = "operators, launches, bytes and waits of a training step of each stage"
         save(PINNED, {"what": what, "command": "python -m profiling.accounting --update", **results})
         return 0
@@ -85,7 +85,7 @@ def main() -> int:
     if not options.compiled:
         for counts in pinned["stages"].values():
             del counts["compiled on a CPU"]
-    lines = differences(pinned["stages"], found)
+    lines = differences(pinned["stages"], counts_by_stage)
     print("\n".join(lines) or f"as in {PINNED.name}")
     return 1 if lines else 0
 

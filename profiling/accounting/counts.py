@@ -1,4 +1,4 @@
-"""Counts what a training step asks of a GPU, without one: operators, launches, bytes, and waits of the host."""
+"""Counts a training step's operators, launches, bytes and host waits without a GPU."""
 
 import copy
 import dataclasses
@@ -42,7 +42,7 @@ class HostWaits(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.waits: list[str] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -57,7 +57,7 @@ class HostWaits(TorchFunctionMode):
         own = [frame for frame in traceback.extract_stack() if frame.filename.startswith(str(ROOT))]
         own = [frame for frame in own if not frame.filename.startswith(str(ROOT / "profiling"))]
         place = f" at {Path(own[-1].filename).relative_to(ROOT)}:{own[-1].lineno}" if own else ""
-        self.found.append(what + place)
+        self.waits.append(what + place)
 
 
 class Counts(TorchDispatchMode):
@@ -80,8 +80,8 @@ class Counts(TorchDispatchMode):
         if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
             self.waits.note(name)
             if func is torch.ops.aten._local_scalar_dense.default:
-                return 1.0 if args[0].is_floating_point() else args[0].dtype == torch.bool or 1  # to go on counting
-        given, out = _tensors((args, kwargs)), func(*args, **kwargs)
+                return 1.0 if args[0].is_floating_point() else args[0].dtype == torch.bool or 1  # any value will do
+        inputs, out = _tensors((args, kwargs)), func(*args, **kwargs)
         written = _tensors(
             [
                 args[index] if index < len(args) else kwargs.get(argument.name)
@@ -89,11 +89,11 @@ class Counts(TorchDispatchMode):
                 if argument.alias_info is not None and argument.alias_info.is_write
             ]
         )
-        storages = {tensor.untyped_storage()._cdata for tensor in given}
+        storages = {tensor.untyped_storage()._cdata for tensor in inputs}
         new = [tensor for tensor in _tensors(out) if tensor.untyped_storage()._cdata not in storages]
         if name.split("::")[1] not in ALLOCATIONS and (new or written):
             self.operators[name] += 1
-            self.bytes[name] += sum(map(_nbytes, (*given, *new, *written)))
+            self.bytes[name] += sum(map(_nbytes, (*inputs, *new, *written)))
         return out
 
     def _own(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -147,14 +147,14 @@ def branches_of_a_gpu() -> Iterator[None]:
         yield
 
 
-def count(given: Setup) -> dict[str, Any]:
-    """Launches, bytes and waits of one eager step, the optimiser's state being there."""
+def count(stage_setup: Setup) -> dict[str, Any]:
+    """Launches, bytes and waits of one eager step; the optimiser's state exists already."""
     with ExitStack() as stack:
         stack.enter_context(branches_of_a_gpu())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        task = dataclasses.replace(given.task, model=copy.deepcopy(given.task.model))
-        inputs = tuple(torch.empty(shape) for shape in given.shapes)
-        step = TrainingStep(task, given.task.optim, torch.device("cpu"))
+        task = dataclasses.replace(stage_setup.task, model=copy.deepcopy(stage_setup.task.model))
+        inputs = tuple(torch.empty(shape) for shape in stage_setup.shapes)
+        step = TrainingStep(task, stage_setup.task.optim, torch.device("cpu"))
         step.start(0, {})
         for _ in range(2):
             waits = HostWaits()
@@ -164,7 +164,7 @@ def count(given: Setup) -> dict[str, Any]:
     return {
         "operators": counts.operators.total(),
         "own launches": dict(sorted(counts.launches.items())),
-        "host waits": waits.found,
+        "host waits": waits.waits,
         "bytes": counts.bytes.total(),
         "bytes of": dict(sorted(counts.bytes.items(), key=lambda pair: (-pair[1], pair[0]))),
         "calls of": dict(sorted(counts.operators.items(), key=lambda pair: (-pair[1], pair[0]))),
@@ -176,18 +176,18 @@ def count_compiled(stage: StageName) -> dict[str, int]:
 
     Two videos or frames a step; three steps, so that a recompilation would show.
     """
-    given = setup(stage, "demo", torch.device("cpu"), batch_size=2)
-    optim = dataclasses.replace(given.task.optim, precision="fp32")
+    stage_setup = setup(stage, "demo", torch.device("cpu"), batch_size=2)
+    optim = dataclasses.replace(stage_setup.task.optim, precision="fp32")
     torch.compiler.reset()
     counters.clear()
     metrics.reset()
     # A graph from a cache generates no kernels, and how loops are fused depends on the number of threads.
     alike = torch._inductor.config.patch({"fx_graph_cache": False, "cpp.threads": 1})
     with alike, torch._functorch.config.patch(enable_autograd_cache=False):
-        step = TrainingStep(given.task, optim, torch.device("cpu"), compiled=True)
+        step = TrainingStep(stage_setup.task, optim, torch.device("cpu"), compiled=True)
         step.start(0, {})
         for _ in range(3):
-            step.run(given.inputs())
+            step.run(stage_setup.inputs())
     return {
         "graphs": counters["stats"]["unique_graphs"],
         "graph breaks": sum(counters["graph_break"].values()),
@@ -197,7 +197,7 @@ def count_compiled(stage: StageName) -> dict[str, int]:
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """What differs between two countings, as lines for people."""
+    """One line of text for each difference between two counts."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = list(dict.fromkeys([*old, *new]))
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{where}{key}: ")]

@@ -1,9 +1,9 @@
 """Operations and bytes of the parts of a training step, from the sizes alone.
 
 A multiply-add counts as two operations, the backward pass of a product as two products. Bytes of a part of products are
-those that its ops say they move (slot attention, Sinkhorn), else none: large products are not held up by memory.
-Beside each transformer stands what its kernels between the products move under bfloat16 autocast when each is fused as
-torch.compile does: inputs once, outputs once.
+those of the ops' own formulas (slot attention, Sinkhorn), else none: memory does not limit large products. Each
+transformer has a second part, the bytes that its kernels between the products move under bfloat16 autocast when each is
+fused as torch.compile does: inputs once, outputs once.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Part:
     """A part of a step.
 
     Args:
-        name: for people; parts of one name are shown as one.
+        name: shown in tables; parts of the same name are added up.
         flops: operations.
         bytes: memory traffic.
         single: operations are scalar ones in float32, not products for tensor cores.
@@ -43,7 +43,7 @@ class Part:
     single: bool = False
 
     def times(self, factor: float) -> "Part":
-        """The part, as often."""
+        """The part, repeated."""
         return Part(self.name, self.flops * factor, self.bytes * factor, self.single)
 
 
@@ -124,16 +124,16 @@ def image_step(config: ImageTraining, batch: int, parameters: int) -> list[Part]
 
 def video_step(config: VideoTraining, image: ImageTraining, batch: int, parameters: int) -> list[Part]:
     """A training step of the video stage on stored image slots."""
-    model, frames, slots, given = config.model, config.num_frames, image.model.num_slots, image.model.dim
+    model, frames, slots, slot_dim = config.model, config.num_frames, image.model.num_slots, image.model.dim
     tokens, count = frames * slots, model.num_slots
-    pairs, kept = (batch * frames, slots, slots, given), (True, False)
+    pairs, kept = (batch * frames, slots, slots, slot_dim), (True, False)
     loss = Part("loss", sinkhorn.flops(*pairs, kept=kept), sinkhorn.bytes_moved(*pairs, kept=kept), single=True)
     back = (sinkhorn.flops(*pairs, kept=kept, backward=True), sinkhorn.bytes_moved(*pairs, kept=kept, backward=True))
     sizes = (batch, count, tokens, model.dim, model.dim, model.iterations)
     return [
         *transformer("encoder", batch, tokens, model.dim, model.encoder_layers),
         *slot_attention_parts(*sizes, train=True, token_gradient=True),
-        *transformer("decoder", batch, tokens, model.dim, model.decoder_layers, memory=count, out_dim=given),
+        *transformer("decoder", batch, tokens, model.dim, model.decoder_layers, memory=count, out_dim=slot_dim),
         loss,
         Part("loss", *back, single=True),
         Part("optimizer", 0, ADAMW * parameters),

@@ -1,4 +1,4 @@
-"""Time every op and training step against baselines: what one would use without this project.
+"""Time every op and training step against the usual alternatives.
 
     python -m profiling.bench --only slot_attention merge_slots                    # two ops on this machine
     python -m profiling.bench --device cpu --out profiling/results/bench-cpu.json  # all, kept for docs/benchmarks.md
@@ -40,7 +40,7 @@ CONSOLE = Console(width=118, stderr=True)
 
 @dataclass
 class Options:
-    """Time every op and training step against what one would use without this project."""
+    """Time every op and training step against the usual alternatives."""
 
     only: tuple[str, ...] = ()
     """Names of benchmarks, or beginnings of names, in the order to run them in; all if none is given."""
@@ -101,13 +101,13 @@ def show(name: str, case: dict[str, Any]) -> None:
     table = Table(title=title)
     for column in ("", "ms", "quartiles", f"× {OURS}", "quartiles", "peak MiB", "greatest error"):
         table.add_column(column, justify="right" if column else "left")
-    for variant, found in case["variants"].items():
+    for variant, timings in case["variants"].items():
         cells = []
         for key in ("ms", "times_ours"):
-            t = found[key]
+            t = timings[key]
             cells += [f"{t['median']:.3g}", f"{t['lower']:.3g}–{t['upper']:.3g}"]
-        table.add_row(variant, *cells, f"{found['peak_mib']:.1f}", f"{max(found['errors'].values()):.1e}")
-    first = sum(found["first_call_s"] for found in case["variants"].values())
+        table.add_row(variant, *cells, f"{timings['peak_mib']:.1f}", f"{max(timings['errors'].values()):.1e}")
+    first = sum(timings["first_call_s"] for timings in case["variants"].values())
     CONSOLE.print(table, f"{case['seconds']:.0f} s, of which {first:.0f} s were first calls: compilers, values checked")
 
 
@@ -156,9 +156,9 @@ def write(results: dict[str, Any], where: Machine, begin: float, out: Path | Non
 
 
 def run_all(names: tuple[str, ...], options: Options) -> dict[str, Any]:
-    """Results of these benchmarks; one that fails is named with its error and does not lose the others.
+    """Results of these benchmarks; one that fails is recorded with its error, and the others still run.
 
-    The file is written anew after each case, so that a time limit does not lose those that are done; a benchmark that
+    The file is written anew after each case, so that finished cases survive a time limit; a benchmark that
     has more cases is marked as not finished.
     """
     begin, where = time.perf_counter(), Machine(options.device, options.seconds)

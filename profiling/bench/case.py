@@ -1,4 +1,4 @@
-"""What a benchmark is: named variants of one computation, a judge of their values, and the work that none can avoid."""
+"""A benchmark: named variants of one computation, a judge of their values, and the least possible work."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ Judge = Callable[[Outputs], dict[str, float]]  # error of each output; raises Wr
 
 
 class WrongResult(RuntimeError):
-    """A variant computes something else: its speed means nothing."""
+    """A variant's values are wrong, so its speed would mean nothing."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Matrix products of a call, those inside the project's own ops included, which a counter of torch's does not see."""
+"""Counts the matrix products of a call, including those inside the project's own ops, which torch's counter misses."""
 
 from collections.abc import Callable
 from typing import Any

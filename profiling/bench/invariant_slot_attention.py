@@ -50,10 +50,10 @@ def cases(device: str) -> Iterator[Case]:
         places = grid.to(owner.to_q.weight.dtype)
 
         def run(inputs: Tensor) -> Outputs:
-            found = forward(inputs, places)
+            updated = forward(inputs, places)
             parameters = [owner.to_k.weight, owner.to_v.weight, owner.g.weight, *owner.f.parameters()]
-            grads = torch.autograd.grad(found.square().mean(), parameters)
-            return {"slots": found.detach(), "gradient of to_k": grads[0], "gradient of g": grads[2]}
+            grads = torch.autograd.grad(updated.square().mean(), parameters)
+            return {"slots": updated.detach(), "gradient of to_k": grads[0], "gradient of g": grads[2]}
 
         return run
 

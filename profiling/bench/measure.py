@@ -1,4 +1,4 @@
-"""Checks and times one case: variants take turns, inputs rotate, and what is reached is held against the machine."""
+"""Checks and times one case: variants alternate, inputs rotate, and rates are compared with the machine's."""
 
 import math
 import statistics
@@ -26,15 +26,15 @@ MOST_COPIES = 32
 @contextmanager
 def backends_used() -> Iterator[dict[str, str]]:
     """Name of each op that runs in the block, and the backend that serves it."""
-    found: dict[str, str] = {}
+    backends: dict[str, str] = {}
     select = Backends.select
 
     def recording(op: Backends, *arguments: Any) -> str:
-        found[op.name] = select(op, *arguments)
-        return found[op.name]
+        backends[op.name] = select(op, *arguments)
+        return backends[op.name]
 
     with mock.patch.object(Backends, "select", recording):
-        yield found
+        yield backends
 
 
 def spread(times: list[float]) -> dict[str, float]:
@@ -83,16 +83,16 @@ def floor(case: Case, flops: int, machine: Machine, median: float) -> dict[str, 
     }
 
 
-def select(case: Case, wanted: tuple[str, ...]) -> dict[str, Function]:
+def select(case: Case, names: tuple[str, ...]) -> dict[str, Function]:
     """Variants of a case: all of them, "ours" (those of this project), or those that are named."""
-    if wanted == ("all",):
+    if names == ("all",):
         return case.variants
     return {
-        name: f for name, f in case.variants.items() if name in wanted or ("ours" in wanted and name.startswith(OURS))
+        name: f for name, f in case.variants.items() if name in names or ("ours" in names and name.startswith(OURS))
     }
 
 
-def check(case: Case, inputs: tuple[Tensor, ...], wanted: tuple[str, ...] = ("all",)) -> dict[str, Any]:
+def check(case: Case, inputs: tuple[Tensor, ...], names: tuple[str, ...] = ("all",)) -> dict[str, Any]:
     """Errors and first calls' seconds of the variants of one case, and the backends that serve ours; times nothing.
 
     Raises:
@@ -100,22 +100,22 @@ def check(case: Case, inputs: tuple[Tensor, ...], wanted: tuple[str, ...] = ("al
     """
     judge = case.judge(*inputs)
     used: dict[str, str] = {}
-    found: dict[str, dict[str, Any]] = {}
-    for name, function in select(case, wanted).items():
+    variants: dict[str, dict[str, Any]] = {}
+    for name, function in select(case, names).items():
         try:
             start = time.perf_counter()
             with backends_used() as backends:
-                found[name] = {"errors": judge(function(*inputs))}
+                variants[name] = {"errors": judge(function(*inputs))}
         except WrongResult as error:
             raise WrongResult(f"{case.shape}, {name_of(case.dtype)}, {name}: {error}; nothing was timed") from None
         if name == OURS:
             used = backends
-        found[name]["first_call_s"] = time.perf_counter() - start
-    return {"shape": case.shape, "dtype": name_of(case.dtype), "backends": used, "variants": found}
+        variants[name]["first_call_s"] = time.perf_counter() - start
+    return {"shape": case.shape, "dtype": name_of(case.dtype), "backends": used, "variants": variants}
 
 
 def measure(
-    case: Case, machine: Machine, seconds: float, wanted: tuple[str, ...] = ("all",), with_floor: bool = True
+    case: Case, machine: Machine, seconds: float, names: tuple[str, ...] = ("all",), with_floor: bool = True
 ) -> dict[str, Any]:
     """Errors, times, memory and rates of the variants of one case.
 
@@ -123,8 +123,8 @@ def measure(
         case: what to measure.
         machine: where, and what rates it reaches.
         seconds: least time for the turns.
-        wanted: the variants, as in `select`.
-        with_floor: hold the time against the machine's rates, which are measured for it.
+        names: the variants, as in `select`.
+        with_floor: compare the time with the machine's rates, which are measured first.
 
     Raises:
         WrongResult: if a variant's values are wrong; nothing is timed then.
@@ -136,27 +136,27 @@ def measure(
     copies = [case.inputs()]
     size = sum(t.numel() * t.element_size() for t in copies[0])
     count = max(1, min(MOST_COPIES, math.ceil(ROTATED[device] / size)))
-    variants = select(case, wanted)
-    checked = check(case, copies[0], wanted)
-    used, found = checked["backends"], checked["variants"]
+    variants = select(case, names)
+    checked = check(case, copies[0], names)
+    used, results = checked["backends"], checked["variants"]
     for name, function in variants.items():
-        found[name]["peak_mib"] = peak_bytes(partial(function, *copies[0]), device) / 2**20
+        results[name]["peak_mib"] = peak_bytes(partial(function, *copies[0]), device) / 2**20
     copies += [case.inputs() for _ in range(count - 1)]
     runs = {name: rotating(function, copies, device, name in case.waits) for name, function in variants.items()}
     times = rounds(runs, device, seconds, warm_up=1)
     for name in variants:
-        found[name] |= {"ms": spread(times[name])}
+        results[name] |= {"ms": spread(times[name])}
         if OURS in times:
             ratios = [theirs / ours for theirs, ours in zip(times[name], times[OURS], strict=True)]
-            found[name] |= {"times_ours": spread(ratios)}
+            results[name] |= {"times_ours": spread(ratios)}
     result: dict[str, Any] = {"shape": case.shape, "dtype": name_of(case.dtype), "backends": used}
     result |= {"rounds": min(map(len, times.values())), "copies": count, "input_mib": size / 2**20}
-    if with_floor and OURS in found:
+    if with_floor and OURS in results:
         flops = count_flops(partial(case.variants[OURS], *copies[0])) if case.flops is None else case.flops
-        result |= floor(case, flops, machine, found[OURS]["ms"]["median"])
+        result |= floor(case, flops, machine, results[OURS]["ms"]["median"])
         others = {name: "not asked for with --variants" for name in case.variants if name not in variants}
         result["left_out"] = dict(case.left_out) | others
-    return {**result, "seconds": time.perf_counter() - begin, "variants": found}
+    return {**result, "seconds": time.perf_counter() - begin, "variants": results}
 
 
 def join(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -167,13 +167,13 @@ def join(results: list[dict[str, Any]]) -> dict[str, Any]:
     Raises:
         ValueError: if our variant was not measured.
     """
-    variants = {name: found for result in results for name, found in result["variants"].items()}
+    variants = {name: timings for result in results for name, timings in result["variants"].items()}
     ours = next((result for result in results if OURS in result["variants"]), None)
     if ours is None:
         raise ValueError(f"--variants {' '.join(variants)}: add {OURS}, which the others are compared with")
     median = variants[OURS]["ms"]["median"]
-    for found in variants.values():
-        found["times_ours"] = {name: value / median for name, value in found["ms"].items()}
+    for timings in variants.values():
+        timings["times_ours"] = {name: value / median for name, value in timings["ms"].items()}
     seconds = sum(result["seconds"] for result in results)
     rounds = min(result["rounds"] for result in results)
     left_out = {name: reason for name, reason in ours.get("left_out", {}).items() if name not in variants}

@@ -25,7 +25,7 @@ def correlated(batch: int, count: int, dim: int) -> Tensor:
 
 
 def one_by_one(slots: Tensor) -> Outputs:
-    """What the op replaces."""
+    """The loop over scikit-learn that the op replaces."""
     model = AgglomerativeClustering(None, metric="cosine", linkage="complete", distance_threshold=THRESHOLD)
     return {"labels": torch.tensor([model.fit_predict(problem).tolist() for problem in slots.cpu().numpy()])}
 
@@ -72,7 +72,7 @@ def cluster_cases(device: str) -> Iterator[Case]:
 
 
 def scattered(slots: Tensor, attention: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Merging by scatter, as one would write it."""
+    """Merging by scatter in plain PyTorch."""
     index = labels.unsqueeze(2).expand_as(slots)
     merged = torch.zeros_like(slots).scatter_reduce(1, index, slots, "mean", include_self=False)
     return merged, torch.zeros_like(attention).scatter_add(2, labels.unsqueeze(1).expand_as(attention), attention)

@@ -65,8 +65,8 @@ def label_cases(device: str) -> Iterator[Case]:
             return {"labels": F.interpolate(masks, size, mode="bilinear", align_corners=False).max(1).indices}
 
         def ours(image: Tensor, video: Tensor, grid: Any = grid, size: Any = size, extras: bool = False) -> Outputs:
-            found = propagate_labels(image, video, grid, size, confidence=extras, statistics=extras)
-            return {"labels": (found if isinstance(found, Tensor) else found.labels)[0]}
+            result = propagate_labels(image, video, grid, size, confidence=extras, statistics=extras)
+            return {"labels": (result if isinstance(result, Tensor) else result.labels)[0]}
 
         def judge(image: Tensor, video: Tensor, grid: Any = grid, size: Any = size) -> Judge:
             labels, clear = exact_labels(image, video, grid, size)

@@ -35,8 +35,8 @@ def step(function: Any) -> Function:
 
 def geomloss_variants(backend: str, **options: Any) -> tuple[dict[str, Any], dict[str, str]]:
     """GeomLoss with these options, or why it cannot run."""
-    wanted = {"GeomLoss online": ("geomloss", "pykeops")} if backend == "online" else {"GeomLoss": ("geomloss",)}
-    ((name, packages),) = wanted.items()
+    required = {"GeomLoss online": ("geomloss", "pykeops")} if backend == "online" else {"GeomLoss": ("geomloss",)}
+    ((name, packages),) = required.items()
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         return {}, {name: f"{' and '.join(missing)} not installed"}
@@ -73,8 +73,8 @@ def _call(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Ten
 
 def small_cases(device: str) -> Iterator[Case]:
     """A video stage's step (96 videos of 36 frames, on a CPU one frame of each); SOLV's size; wide sets."""
-    found = [(3456, 32, 32, 768), (96, 32, 32, 768)] if device == "cuda" else [(96, 32, 32, 768)]
-    for sizes in (*found, (96, 11, 11, 128), (8, 128, 128, 256)):
+    shapes = [(3456, 32, 32, 768), (96, 32, 32, 768)] if device == "cuda" else [(96, 32, 32, 768)]
+    for sizes in (*shapes, (96, 11, 11, 128), (8, 128, 128, 256)):
         batch, n, m, dim = sizes
 
         def inputs(batch: int = batch, counts: Any = (n, m), dim: int = dim) -> tuple[Tensor, ...]:

@@ -41,11 +41,11 @@ def our_attention(q: Tensor, k: Tensor, grad: Tensor) -> Outputs:
 
 def attention_cases(device: str) -> Iterator[Case]:
     """Frames of the image stage, and videos of the video stage."""
-    found: list[tuple[Sizes, torch.dtype]] = [((8, 864, 32, 768), torch.float32), ((8, 864, 32, 768), torch.bfloat16)]
+    shapes: list[tuple[Sizes, torch.dtype]] = [((8, 864, 32, 768), torch.float32), ((8, 864, 32, 768), torch.bfloat16)]
     if device == "cuda":
         images, videos = (128, 864, 32, 768), (96, 1152, 8, 768)
-        found = [(sizes, dtype) for sizes in (images, videos) for dtype in (torch.bfloat16, torch.float32)]
-    for sizes, dtype in found:
+        shapes = [(sizes, dtype) for sizes in (images, videos) for dtype in (torch.bfloat16, torch.float32)]
+    for sizes, dtype in shapes:
         batch, tokens, slots, dim = sizes
 
         def inputs(batch: int = batch, counts: Any = (slots, tokens, slots), dim: int = dim, dtype: Any = dtype) -> Any:
@@ -68,7 +68,7 @@ def attention_cases(device: str) -> Iterator[Case]:
 
 
 def plain_absorbed(module: SlotAttention, inputs: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-    """The absorbed, implicit form as one would write it in PyTorch: what a compiler has to work with."""
+    """The absorbed, implicit form in plain PyTorch, as input for a compiler."""
     tokens, initial = module.norm_inputs(inputs), slots
     for iteration in range(module.iterations):
         last = iteration == module.iterations - 1
@@ -90,7 +90,7 @@ def module_step(
 ) -> Callable[[Tensor, Tensor], Outputs]:
     """Forward and backward to all parameters and the initial slots; the tokens are frozen.
 
-    ``gradients`` says whether they are checked: through all iterations they are others, and only their time counts.
+    ``gradients`` says whether they are checked: gradients through all iterations differ, and only their time matters.
     """
 
     def step(inputs: Tensor, slots: Tensor) -> Outputs:
@@ -99,9 +99,9 @@ def module_step(
         for parameter in module.parameters():
             parameter.grad = None
         with torch.autocast(inputs.device.type, dtype, enabled=enabled):
-            found = forward(inputs, start)[0]
-        found.float().square().mean().backward()
-        outputs = {"slots": found.detach()}
+            updated = forward(inputs, start)[0]
+        updated.float().square().mean().backward()
+        outputs = {"slots": updated.detach()}
         if gradients:
             learned = {"slots": start, **{name: module.get_parameter(f"{name}.weight") for name in ("to_k", "to_v")}}
             outputs |= {f"gradient of {name}": t.grad for name, t in learned.items() if t.grad is not None}
@@ -113,13 +113,13 @@ def module_step(
 def module_cases(device: str) -> Iterator[Case]:
     """Image stage, video stage, the sizes of Locatello et al."""
     image, video, small = (8, 864, 32, 768), (8, 1152, 8, 768), (64, 576, 11, 64)
-    found: list[tuple[Sizes, torch.dtype]] = [(image, torch.float32), (image, torch.bfloat16)]
+    shapes: list[tuple[Sizes, torch.dtype]] = [(image, torch.float32), (image, torch.bfloat16)]
     if device == "cuda":
         image, video, half = (128, 864, 32, 768), (96, 1152, 8, 768), torch.bfloat16
-        found = [(image, half), (image, torch.float32), (video, half), (small, half), ((1, 864, 32, 768), half)]
+        shapes = [(image, half), (image, torch.float32), (video, half), (small, half), ((1, 864, 32, 768), half)]
     else:
-        found += [(video, torch.float32), (small, torch.float32)]
-    for sizes, dtype in found:
+        shapes += [(video, torch.float32), (small, torch.float32)]
+    for sizes, dtype in shapes:
         batch, tokens, slots, dim = sizes
         torch.manual_seed(0)
         module = SlotAttention(slots, dim).to(device)

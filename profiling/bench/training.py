@@ -1,4 +1,4 @@
-"""Training steps of both stages: forward, backward and optimiser on inputs that are there already."""
+"""Training steps of both stages: forward, backward and optimiser on prepared inputs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -58,7 +58,7 @@ def libraries(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def taken(make: Make, device: torch.device, kind: str = OURS, **options: Any) -> Function:
-    """A function that takes one training step; what it needs is built at its first call."""
+    """A function that takes one training step; its first call builds the model and compiles."""
 
     def around() -> AbstractContextManager[Any]:
         if kind == "textbook":
@@ -80,8 +80,8 @@ def taken(make: Make, device: torch.device, kind: str = OURS, **options: Any) ->
         with around():
             first = step.cache_info().currsize == 0
             step().run(batch)
-            sums = step().sums  # of the first step, and then of several, which nobody reads
-            # Gradients through all iterations are others: the textbook's norm is not looked at.
+            sums = step().sums  # of the first step, then of several; only the first is compared
+            # The textbook differentiates through all iterations, so the norm of its gradients is not compared.
             checked = ("loss", "effective_slots", "attention_entropy", *(["grad_norm"] if kind != "textbook" else []))
             outputs = {name: sums[name].clone() for name in checked}
             if first:
@@ -97,8 +97,8 @@ def cases(stage: StageName, device_name: str) -> Iterator[Case]:
     device = torch.device(device_name)
     repeatable(device)
     preset: Preset = "ytvis19" if device.type == "cuda" else "demo"
-    given = setup(stage, preset, device)
-    precision, batch_size = given.task.optim.precision, given.task.optim.batch_size
+    stage_setup = setup(stage, preset, device)
+    precision, batch_size = stage_setup.task.optim.precision, stage_setup.task.optim.batch_size
 
     def make() -> Setup:
         return setup(stage, preset, device)
@@ -121,9 +121,9 @@ def cases(stage: StageName, device_name: str) -> Iterator[Case]:
         return taken(exact, device, f"{OURS} reference")(*(t.float() for t in batch))
 
     yield Case(
-        shape={name: list(shape) for name, shape in zip(("inputs", "initial slots"), given.shapes, strict=True)},
+        shape={name: list(shape) for name, shape in zip(("inputs", "initial slots"), stage_setup.shapes, strict=True)},
         dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
-        inputs=given.inputs,
+        inputs=stage_setup.inputs,
         variants=variants,
         judge=close_to(oracle, 0.03),
         bytes=0,

@@ -1,6 +1,6 @@
 """The report that profiling/common/parts.sh keeps: REPORT.json, and REPORT.md made from it, whole after every call.
 
-Only the standard library, since it runs between parts that may break anything.
+Needs the standard library alone, since a part may break any installed package.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def begin(title: str, device: str) -> dict[str, Any]:
 
 
 def change(report: dict[str, Any], action: str, rest: Sequence[str]) -> None:
-    """What a call does to the report."""
+    """Apply one call to the report."""
     parts = report["parts"]
     if action == "start":
         parts.append({"name": rest[0], "limit": int(rest[1]), "fate": RUNNING})
@@ -68,7 +68,7 @@ def change(report: dict[str, Any], action: str, rest: Sequence[str]) -> None:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """The report as Markdown."""
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     state = "" if report["finished"] else "\n**Not finished**: it is still running, or was killed.\n"
     lines = [

@@ -15,7 +15,7 @@ def revision() -> str:
         return os.environ[VARIABLE]
     try:
         command = ["git", "describe", "--always", "--dirty"]
-        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
-        found = ""
-    return found or "unknown"
+        commit = ""
+    return commit or "unknown"

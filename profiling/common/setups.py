@@ -1,4 +1,4 @@
-"""Training steps of both stages at a preset's sizes, with random weights and inputs: times depend on neither."""
+"""Training steps of both stages at the sizes of a preset, with random weights and inputs."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -149,10 +149,10 @@ def random_backbone(config: BackboneConfig, device: torch.device) -> Backbone:
     return VisionTransformer(model, config.feature_layer, config.feature_norm).requires_grad_(False).to(device)
 
 
-def random_frames(given: Setup) -> Tensor:
+def random_frames(stage_setup: Setup) -> Tensor:
     """Frames uint8 [F, H, W, 3] of a step."""
-    shape = (given.task.frames_per_step, *given.image.data.frame_size, 3)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, device=given.task.device)
+    shape = (stage_setup.task.frames_per_step, *stage_setup.image.data.frame_size, 3)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, device=stage_setup.task.device)
 
 
 class Encoder:
@@ -160,22 +160,26 @@ class Encoder:
     the frozen image stage too.
 
     Args:
-        given: the stage; its device and precision are used.
+        stage_setup: the stage; its device and precision are used.
     """
 
-    def __init__(self, given: Setup) -> None:
-        self.given, device = given, given.task.device
-        self.backbone = random_backbone(given.image.backbone, device)
+    def __init__(self, stage_setup: Setup) -> None:
+        self.setup, device = stage_setup, stage_setup.task.device
+        self.backbone = random_backbone(stage_setup.image.backbone, device)
         self.stage: ImageStage | None = None
-        if isinstance(given.task.model, VideoStage):
-            self.stage = ImageStage(given.image.model, self.backbone.dim, given.grid).to(device).requires_grad_(False)
+        if isinstance(stage_setup.task.model, VideoStage):
+            self.stage = (
+                ImageStage(stage_setup.image.model, self.backbone.dim, stage_setup.grid)
+                .to(device)
+                .requires_grad_(False)
+            )
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
         """Features or image slots of frames uint8 [F, H, W, 3], in the shape of the step's first input."""
         parts = []
         for some in frames.split(FRAMES_AT_ONCE):
-            with autocast(frames.device, self.given.task.optim.precision):
+            with autocast(frames.device, self.setup.task.optim.precision):
                 features = self.backbone.features(some)
                 parts.append(features if self.stage is None else self.stage.encode(features).slots.float())
-        return torch.cat(parts).view(self.given.shapes[0])
+        return torch.cat(parts).view(self.setup.shapes[0])

@@ -1,1 +1,1 @@
-"""What profiling/gpu_check.sh runs on a machine with a GPU, and what prepares it on one without."""
+"""The parts of profiling/gpu_check.sh that run on a GPU, and their preparation on a machine without one."""

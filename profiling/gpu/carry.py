@@ -97,20 +97,22 @@ def tree_size() -> int:
 
 def too_large(tree: int, packages: int, cache: int, name: str) -> list[str]:
     """Limits that one script's set breaks."""
-    found = []
+    reasons = []
     if name == "figures" and packages > PACKAGES:
-        found.append(f"its packages are {packages / MIB:.1f} MiB, above {PACKAGES // MIB}")
+        reasons.append(f"its packages are {packages / MIB:.1f} MiB, above {PACKAGES // MIB}")
     if name == "figures" and packages + cache > WITH_CACHE:
-        found.append(f"packages and cache are {(packages + cache) / MIB:.1f} MiB, above {WITH_CACHE // MIB}")
+        reasons.append(f"packages and cache are {(packages + cache) / MIB:.1f} MiB, above {WITH_CACHE // MIB}")
     if tree + packages + cache > TREE_AND_CARRIED:
-        found.append(f"with the tree it is {(tree + packages + cache) / MIB:.1f} MiB, above {TREE_AND_CARRIED // MIB}")
-    return found
+        reasons.append(
+            f"with the tree it is {(tree + packages + cache) / MIB:.1f} MiB, above {TREE_AND_CARRIED // MIB}"
+        )
+    return reasons
 
 
 def compile_kernels(folder: Path) -> None:
     """The Triton kernels of steps and benchmarks, for sm_90, as an archive in ``folder``."""
     with tempfile.TemporaryDirectory() as site:
-        unpack_wheels(folder, Path(site))  # this Python is meant to lack them
+        unpack_wheels(folder, Path(site))  # the check runs in a Python without these packages
         variables = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), site])}
         run(sys.executable, "-m", "profiling.gpu.warm_cache", "--out", folder / "triton-cache.tar.xz", **variables)
 

@@ -55,11 +55,11 @@ def measure(label: str, launch: Launch, capability: int) -> Resources:
     with triton.knobs.nvidia.scope(), triton.knobs.compilation.scope(), redirect_stdout(report):
         triton.knobs.nvidia.dump_ptxas_log = triton.knobs.compilation.always_compile = True
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    (found,) = read_report(report.getvalue(), compiled.asm["cubin"]).values()
+    (assembled,) = read_report(report.getvalue(), compiled.asm["cubin"]).values()
     warps, shared = options.get("num_warps", 4), compiled.metadata.shared
-    share = occupancy(capability, warps, found.registers, shared)
-    used = (warps, found.registers, found.spill_bytes, shared, share)
-    return Resources(label, launch.kernel.fn.__name__, capability, *used, *found[3:])
+    share = occupancy(capability, warps, assembled.registers, shared)
+    used = (warps, assembled.registers, assembled.spill_bytes, shared, share)
+    return Resources(label, launch.kernel.fn.__name__, capability, *used, *assembled[3:])
 
 
 class Choice(NamedTuple):
@@ -86,9 +86,9 @@ def launches(choice: Choice) -> list[tuple[str, Launch, int]]:
         for label, call in shipped():
             if choice.only not in label:
                 continue
-            with recorded(DEVICES[capability]) as found:
+            with recorded(DEVICES[capability]) as launches_made:
                 call()
-            for launch in found:
+            for launch in launches_made:
                 if not choice.one_of_each or mode(launch) not in modes:
                     chosen.append((label, launch, capability))
                 modes.add(mode(launch))

@@ -1,4 +1,4 @@
-"""What an assembler and a disassembler say of a kernel, how many of its blocks share a processor, and CUDA sources."""
+"""Reads what assembler and disassembler report of a kernel, computes its occupancy, and compiles the CUDA sources."""
 
 import hashlib
 import re
@@ -40,7 +40,7 @@ class Resources(NamedTuple):
 
 
 class Assembled(NamedTuple):
-    """What ptxas and nvdisasm say of one kernel."""
+    """The figures of ptxas and nvdisasm for one kernel."""
 
     registers: int
     spill_bytes: int
@@ -50,7 +50,7 @@ class Assembled(NamedTuple):
 
 
 def occupancy(sm: int, warps: int, registers: int, shared_bytes: int) -> float:
-    """Share of the warps of a multiprocessor that are resident, as NVIDIA's occupancy calculator has it."""
+    """Share of the warps of a multiprocessor that are resident, as NVIDIA's occupancy calculator computes it."""
     a_warp = -(-registers * 32 // REGISTER_UNIT) * REGISTER_UNIT
     by_registers = PARTITIONS * (REGISTERS // PARTITIONS // a_warp) // warps
     a_block = -(-shared_bytes // SHARED_UNIT) * SHARED_UNIT + SHARED_RESERVED
@@ -82,20 +82,20 @@ def read_report(report: str, cubin: bytes) -> dict[str, Assembled]:
         sass = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     bodies = re.split(r"(?m)^\s*\.section\s+\.text\.(\S+?),", sass)
     code = dict(zip(bodies[1::2], bodies[2::2], strict=True))
-    found = {}
+    kernels = {}
     for name, lines in re.findall(
         r"Compiling entry function '(\S+)'(.*?)(?=Compiling entry function|\Z)", report, re.S
     ):
         registers, shared = re.search(r"Used (\d+) registers", lines), re.search(r"(\d+) bytes smem", lines)
         assert registers is not None, report
-        found[name] = Assembled(
+        kernels[name] = Assembled(
             int(registers[1]),
             sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", lines)),
             int(shared[1]) if shared else 0,
             len(re.findall(r"\b(?:[HDIQ]MMA|HGMMA|QGMMA|UTC\w*MMA)\b", code[name])),
             len(re.findall(r"\b(?:LDG\.E\S*\.128|LDGSTS\.E\S*\.128|UTMALDG)", code[name])),
         )
-    return found
+    return kernels
 
 
 def setup_script() -> dict:

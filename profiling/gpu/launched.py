@@ -76,7 +76,7 @@ class _OnCpu(TorchFunctionMode):
 
 
 class _OtherBackend(Exception):
-    """An op would not be served by Triton."""
+    """Triton would not serve an op."""
 
 
 class Launches(TorchDispatchMode):
@@ -88,7 +88,7 @@ class Launches(TorchDispatchMode):
 
     def __init__(self, number: float = 1.0) -> None:
         super().__init__()
-        self.number, self.found = number, list[Launch]()
+        self.number, self.recorded = number, list[Launch]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -118,7 +118,7 @@ class Launches(TorchDispatchMode):
         """Keep launches, with pointers for tensors."""
         for launch in launches:
             arguments = tree_map(lambda leaf: pointer(leaf) if isinstance(leaf, Tensor) else leaf, launch.arguments)
-            self.found.append(launch._replace(arguments=arguments))
+            self.recorded.append(launch._replace(arguments=arguments))
 
 
 @contextmanager
@@ -181,14 +181,14 @@ def pretended(number: float = 1.0) -> Iterator[Launches]:
 
 def step(stage: Any, preset: Any) -> list[Launch]:
     """The launches of a training step in bfloat16 autocast."""
-    given = setup(stage, preset, torch.device("cpu"))
-    optim = dataclasses.replace(given.task.optim, precision="bf16")
+    stage_setup = setup(stage, preset, torch.device("cpu"))
+    optim = dataclasses.replace(stage_setup.task.optim, precision="bf16")
     with pretended() as launches:
-        task = dataclasses.replace(given.task, model=copy.deepcopy(given.task.model), optim=optim)
+        task = dataclasses.replace(stage_setup.task, model=copy.deepcopy(stage_setup.task.model), optim=optim)
         taker = TrainingStep(task, optim, torch.device("cpu"))
         taker.start(0, {})
-        taker.run(tuple(torch.empty(shape) for shape in given.shapes))
-    return launches.found
+        taker.run(tuple(torch.empty(shape) for shape in stage_setup.shapes))
+    return launches.recorded
 
 
 def benchmark(name: str) -> list[Launch]:
@@ -198,7 +198,7 @@ def benchmark(name: str) -> list[Launch]:
             for variant, function in case.variants.items():
                 if variant.startswith(OURS) and "compiled" not in variant:
                     function(*case.inputs())
-    return launches.found
+    return launches.recorded
 
 
 def launched(source: str, preset: Any = "ytvis19") -> list[Launch]:
@@ -215,7 +215,7 @@ def launched(source: str, preset: Any = "ytvis19") -> list[Launch]:
         raise ValueError(f"{source}: unknown source of launches; there are {', '.join(SOURCES)}")
     launches = Launches()
     for _, call in shipped():
-        with recorded(HOPPER) as found:
+        with recorded(HOPPER) as calls:
             call()
-        launches.add(found)
-    return launches.found
+        launches.add(calls)
+    return launches.recorded

@@ -10,12 +10,12 @@ from profiling.common.paths import ROOT
 from profiling.gpu.launched import HOPPER, pretended
 
 TESTS = ROOT / "tests" / "slotkernels"
-# They compile with Inductor or run an op many times on tensors of their own making.
+# These tests compile with Inductor or create their own tensors in loops.
 LEFT_OUT = "not opcheck and not compile"
 
 
 class _Recorder:
-    """A plugin of pytest that runs tests on tensors without data: what they compare is taken to be equal."""
+    """A plugin of pytest that runs tests on tensors without data: comparisons of values always succeed."""
 
     def __init__(self) -> None:
         self.run, self.stopped, self.launches = 0, 0, list[Launch]()
@@ -32,12 +32,12 @@ class _Recorder:
                 print(f"{pyfuncitem.name}: {type(error).__name__}: {why}")
                 self.stopped += 1
         self.run += 1
-        self.launches += recorder.found
+        self.launches += recorder.recorded
         return True
 
 
 def launched_by_tests(*arguments: str) -> list[Launch]:
-    """The launches of the tests in ``TESTS`` that are marked gpu, as far as they get without values.
+    """The launches of the tests in ``TESTS`` that are marked gpu, up to the point where they read a value.
 
     Args:
         arguments: more arguments of pytest.

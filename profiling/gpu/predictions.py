@@ -1,4 +1,4 @@
-"""Predictions for a GPU and what was measured: a table of prediction, measurement and their ratio.
+"""Compares predictions for a GPU with measurements: a table of prediction, measurement and their ratio.
 
     python -m profiling.gpu.predictions --folder profiling/results --device cuda
     python -m profiling.gpu.predictions --folder .gpu-check/dry-run --device cpu
@@ -21,7 +21,7 @@ from profiling.common.paths import PREDICTIONS
 
 @dataclass
 class Options:
-    """Compare what was predicted for a GPU with what was measured."""
+    """Compare predictions for a GPU with measurements."""
 
     folder: Path = Path("profiling/results")
     """Folder that holds the results of profiling/gpu_check.sh."""
@@ -30,12 +30,12 @@ class Options:
 
 
 def read(path: Path) -> Any:
-    """A result file; an empty one if it is not there."""
+    """A result file; an empty record if it does not exist."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def device_of(report: dict[str, Any]) -> dict[str, Any]:
-    """What the part "device" of a report printed."""
+    """The output of a report's part "device"."""
     for part in report.get("parts", ()):
         if part["name"] == "device" and part["fate"] == "passed":
             text = "\n".join(part["output"])
@@ -78,10 +78,10 @@ def rows_of(predictions: dict[str, Any], results: dict[str, Any]) -> list[dict[s
     for row in predictions["rows"]:
         low, high = row[kind]
         value = measured(row["from"], results)
-        found = {"figure": row["figure"], "unit": row["unit"], "predicted": [low, high], "reason": row["reason"]}
+        entry = {"figure": row["figure"], "unit": row["unit"], "predicted": [low, high], "reason": row["reason"]}
         run = f"{name}, {results['device'].get('date')}"
-        found["difference"] = row.get("found", {}).get(run, "")
-        rows.append(found | {"measured": value, "ratio": None if value is None else value / ((low + high) / 2)})
+        entry["difference"] = row.get("found", {}).get(run, "")
+        rows.append(entry | {"measured": value, "ratio": None if value is None else value / ((low + high) / 2)})
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Committed tables of what GPU kernels need: which there are, how they are read and written, and what got worse."""
+"""The committed tables of the GPU kernels' resources: which exist, reading, writing and comparing them."""
 
 import csv
 import hashlib
@@ -65,33 +65,33 @@ def write(table: Path, first: str, rows: list[Resources]) -> None:
 
 
 def faults(row: Resources) -> list[str]:
-    """What no shipped launch may do."""
+    """Faults that no shipped launch may have: spills, and more shared memory than a block may use."""
     known = KNOWN_SPILLS.get(row.launch, 0) if row.sm == 100 else 0
-    found = [f"{row.spill_bytes} bytes are spilled"] if row.spill_bytes > known else []
+    reasons = [f"{row.spill_bytes} bytes are spilled"] if row.spill_bytes > known else []
     if row.shared_bytes > SHARED_LIMIT[row.sm]:
-        found.append(f"{row.shared_bytes} bytes of shared memory, sm_{row.sm} has {SHARED_LIMIT[row.sm]}")
-    return found
+        reasons.append(f"{row.shared_bytes} bytes of shared memory, sm_{row.sm} has {SHARED_LIMIT[row.sm]}")
+    return reasons
 
 
 def _grouped(rows: list[Resources]) -> dict[tuple[str, str, int], list[Resources]]:
     """Rows by launch, kernel and architecture: one call may launch a kernel several times."""
-    found: dict[tuple[str, str, int], list[Resources]] = {}
+    groups: dict[tuple[str, str, int], list[Resources]] = {}
     for row in rows:
-        found.setdefault((row.launch, row.kernel, row.sm), []).append(row)
-    return found
+        groups.setdefault((row.launch, row.kernel, row.sm), []).append(row)
+    return groups
 
 
 def differences(pinned: list[Resources], rows: list[Resources]) -> tuple[list[str], list[str]]:
-    """What got worse against the pinned rows, and what else changed."""
+    """Figures that are worse than in the pinned rows, and all other changes."""
     before, now = _grouped(pinned), _grouped(rows)
     worse: list[str] = []
     other: list[str] = []
-    for key, found in now.items():
+    for key, current in now.items():
         name = "sm_{2} {0}, {1}".format(*key)
-        if len(before.get(key, [])) != len(found):
-            other.append(f"{name}: {len(before.get(key, []))} launches are pinned, {len(found)} there")
+        if len(before.get(key, [])) != len(current):
+            other.append(f"{name}: {len(before.get(key, []))} launches are pinned, {len(current)} there")
             continue
-        for old, new in zip(before[key], found, strict=True):
+        for old, new in zip(before[key], current, strict=True):
             changed = [field for field in Resources._fields if getattr(old, field) != getattr(new, field)]
             for field in changed:
                 was, is_now = getattr(old, field), getattr(new, field)

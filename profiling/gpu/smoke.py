@@ -3,8 +3,8 @@
     python -m profiling.gpu.smoke --out smoke.json
     python -m profiling.gpu.smoke --device cpu --workers 1 --only merge_slots
 
-An illegal memory access ends the process of one op, and not the others. SLOTKERNELS_STRICT is set: a kernel that does
-not compile is an error here, while elsewhere `auto` takes the next backend.
+Each op has a process of its own, so that an illegal memory access ends only that one. SLOTKERNELS_STRICT is set: a
+kernel that does not compile is an error here, while elsewhere `auto` takes the next backend.
 """
 
 import json
@@ -47,7 +47,7 @@ class Options:
 
 
 def look_at(name: str, options: Options) -> dict[str, Any]:
-    """How one op fares: its cases, or the error that ended it."""
+    """Result of one op: its cases, or the error that ended it."""
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "results.json"
@@ -62,17 +62,17 @@ def look_at(name: str, options: Options) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             lines, code = [f"it took more than {options.seconds:g} s"], 124
         results = json.loads(out.read_text()) if out.exists() else {"benchmarks": {}, "failed": {}}
-    found: dict[str, Any] = {"seconds": time.perf_counter() - begin}
+    result: dict[str, Any] = {"seconds": time.perf_counter() - begin}
     if name in results["benchmarks"]:
-        return found | {"fate": "right", "cases": results["benchmarks"][name]["cases"]}
+        return result | {"fate": "right", "cases": results["benchmarks"][name]["cases"]}
     error = results["failed"].get(name) or f"exit status {code}: " + " | ".join(lines[-6:])
-    return found | {"fate": "failed", "error": error}
+    return result | {"fate": "failed", "error": error}
 
 
-def show(name: str, found: dict[str, Any]) -> None:
+def show(name: str, result: dict[str, Any]) -> None:
     """Print one op."""
-    print(f"{name}: {found['fate']} in {found['seconds']:.0f} s", found.get("error", "")[:1500], flush=True)
-    for case in found.get("cases", ()):
+    print(f"{name}: {result['fate']} in {result['seconds']:.0f} s", result.get("error", "")[:1500], flush=True)
+    for case in result.get("cases", ()):
         sizes = ", ".join(f"{key} {value}" for key, value in case["shape"].items())
         backends = ", ".join(sorted(set(case["backends"].values())))
         print(f"    {sizes}, {case['dtype']}, by {backends}")
@@ -86,14 +86,14 @@ def main() -> None:
     options = tyro.cli(Options, prog="python -m profiling.gpu.smoke", description=__doc__)
     with ThreadPoolExecutor(options.workers) as pool:
         futures = {name: pool.submit(look_at, name, options) for name in options.only}
-        found = {}
+        results = {}
         for name, future in futures.items():
-            found[name] = future.result()
-            show(name, found[name])
+            results[name] = future.result()
+            show(name, results[name])
     if options.out:
         what = "values and gradients of every op against float64, at the benchmarks' sizes"
-        save(options.out, {"what": what, **machine(options.device), "ops": found})
-    failed = [name for name, one in found.items() if one["fate"] != "right"]
+        save(options.out, {"what": what, **machine(options.device), "ops": results})
+    failed = [name for name, one in results.items() if one["fate"] != "right"]
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

@@ -29,11 +29,11 @@ def unpack_wheels(folder: Path, site: Path) -> list[str]:
     lines = []
     for wheel in sorted(folder.glob("*.whl")):
         name, version = wheel.name.split("-")[:2]
-        found = installed(name)
-        if found is None:
+        existing = installed(name)
+        if existing is None:
             with zipfile.ZipFile(wheel) as archive:  # which writes nothing outside the folder
                 archive.extractall(site)
-        lines.append(f"{name}: {f'the machine has {found}' if found else f'unpacked {version}'}")
+        lines.append(f"{name}: {f'the machine has {existing}' if existing else f'unpacked {version}'}")
     return lines
 
 

@@ -41,17 +41,17 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-KEPT = (".json", ".cubin", ".so", ".ptx")  # what a hit reads, and PTX for who looks at a kernel (profiling.resources)
+KEPT = (".json", ".cubin", ".so", ".ptx")  # the files that a hit reads, and PTX, which profiling.resources reads
 GROUP = "__grp__"  # begins the name of the file that lists an entry's files
 _work: list[tuple[Any, Path]] = []  # launches, and the folder of libcuda, for the processes that are forked
 
 
 class Missed(Exception):
-    """Something would be compiled."""
+    """Raised where something would be compiled."""
 
 
 class PretendedDriver:
-    """What Triton asks the driver of an H100 while it compiles."""
+    """Stands in for the driver of an H100 while Triton compiles."""
 
     def get_current_target(self) -> Any:
         """Compute capability 9.0."""
@@ -98,16 +98,16 @@ def distinct(launches: Iterable[Any]) -> list[Any]:
     """One launch of each set of those that share a compiled kernel."""
     from triton import knobs
 
-    found: dict[Any, Any] = {}
+    by_key: dict[Any, Any] = {}
     for launch in launches:
 
         def note(*, key: str, launch: Any = launch, **_: Any) -> bool:
-            found.setdefault((launch.kernel, key), launch)
+            by_key.setdefault((launch.kernel, key), launch)
             return True  # do not compile
 
         with mock.patch.object(knobs.runtime, "jit_cache_hook", note):
             _warm_up(launch)
-    return list(found.values())
+    return list(by_key.values())
 
 
 def _stub_of_libcuda(folder: Path) -> None:
@@ -149,7 +149,7 @@ def _compile(index: int) -> tuple[set[str], str | None]:
     try:
         with mock.patch.object(FileCacheManager, "__init__", noted):
             _build_launcher(_warm_up(launch), libcuda)
-    except Exception as raised:  # one kernel that does not compile must not lose the others
+    except Exception as raised:  # the other kernels are compiled even if one fails
         error: BaseException = raised
         while error.__cause__ is not None:
             error = error.__cause__
@@ -240,9 +240,9 @@ def unpack(archive: Path, folder: Path) -> None:
 def exports(folder: Path) -> str:
     """Commands of a shell that make Triton use a cache folder, and the assembler that filled it."""
     variables = {"TRITON_CACHE_DIR": str(folder.resolve())}
-    found = importlib.util.find_spec("triton")  # which does not import it
-    if found is not None and found.origin is not None:
-        variables["TRITON_PTXAS_PATH"] = str(Path(found.origin).with_name("backends") / "nvidia" / "bin" / "ptxas")
+    spec = importlib.util.find_spec("triton")  # which does not import it
+    if spec is not None and spec.origin is not None:
+        variables["TRITON_PTXAS_PATH"] = str(Path(spec.origin).with_name("backends") / "nvidia" / "bin" / "ptxas")
     return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items())
 
 
@@ -256,16 +256,16 @@ def collect(sources: Iterable[str], preset: str, tests: bool) -> list[Any]:
     """The launches of these sources, and of tests marked gpu."""
     from profiling.gpu.launched import launched
 
-    found = []
+    collected = []
     for source in sources:
         launches = launched(source, preset)
         print(f"{source}: {len(launches)} launches", flush=True)
-        found += launches
+        collected += launches
     if tests:
         from profiling.gpu.launched_by_tests import launched_by_tests
 
-        found += launched_by_tests()
-    return found
+        collected += launched_by_tests()
+    return collected
 
 
 def make(launches: list[Any], out: Path, full: Path, workers: int) -> list[str]:
@@ -285,7 +285,7 @@ def make(launches: list[Any], out: Path, full: Path, workers: int) -> list[str]:
 
 
 def check(launches: list[Any], cache: Path) -> list[str]:
-    """What is missing in a folder or archive."""
+    """The launches that a folder or archive lacks."""
     with tempfile.TemporaryDirectory() as scratch:
         if cache.is_file():
             unpack(cache, Path(scratch))

@@ -28,33 +28,33 @@ class Options:
 
 def stale(root: Path = ROOT, folder: Path = RESULTS, write: bool = False) -> list[str]:
     """Files that disagree with the results, after writing them anew if ``write``."""
-    found = []
+    outdated = []
     readme = (root / "README.md").read_text()
     for name, text in (("docs/benchmarks.md", page(folder)), ("README.md", with_figures(readme, folder))):
         path = root / name
         if not path.exists() or path.read_text() != text:
-            found.append(name)
+            outdated.append(name)
             if write:
                 path.write_text(text)
     for device, run in read_runs(folder).items():
         path = root / "docs" / f"benchmarks-{device}.png"
         if read_digest(path) != digest(run):
-            found.append(f"docs/{path.name}")
+            outdated.append(f"docs/{path.name}")
             if write:
                 draw(run, path)
-    return found
+    return outdated
 
 
 def main() -> None:
     """Parse the command line and run."""
     options = tyro.cli(Options, prog="python -m profiling.report", description=__doc__)
     try:
-        found = stale(write=not options.check)
+        outdated = stale(write=not options.check)
     except ValueError as error:
         sys.exit(str(error))
-    if options.check and found:
-        sys.exit(f"{', '.join(found)} disagree with profiling/results: run `python -m profiling.report`")
-    print("\n".join(f"wrote {name}" for name in found) or "nothing to do")
+    if options.check and outdated:
+        sys.exit(f"{', '.join(outdated)} disagree with profiling/results: run `python -m profiling.report`")
+    print("\n".join(f"wrote {name}" for name in outdated) or "nothing to do")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The plot of a run: how much faster than what one would use without this project, and how far from the floor."""
+"""The plot of a run: the speed-up over the usual alternatives, and the share of the floor."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def read_digest(path: Path) -> str | None:
 def draw(run: dict[str, Any], path: Path) -> None:
     """Draw the run; the file carries the hash of its data."""
     entries = points(run)[::-1]
-    timed = any(entry["strongest"] for entry in entries)  # else the shares of the floor are all there is to see
+    timed = any(entry["strongest"] for entry in entries)  # otherwise only the shares of the floor are drawn
     size = (12 if timed else 8, 1.5 + 0.44 * len(entries))
     figure, panels = plt.subplots(
         1, 1 + timed, figsize=size, width_ratios=(3, 1) if timed else None, sharey=True, squeeze=False

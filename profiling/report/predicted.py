@@ -16,14 +16,14 @@ EXPLAINED = "NVIDIA H100 80GB HBM3, 2026-11-26"  # the run that the reasons belo
 
 
 def beside_predictions(folder: Path, run: dict[str, Any]) -> list[str]:
-    """Sentences for a run of both benchmarks on a GPU that figures were predicted for; else none."""
+    """Sentences for a run of both benchmarks on a GPU with predictions; an empty list for other runs."""
     rows = {row["figure"]: row for row in json.loads(PREDICTIONS.read_text())["rows"]}
     benchmarks, device = run["benchmarks"], slug(run)
     if device not in rows[STEP] or not {"train_video", "sinkhorn_divergence"} <= benchmarks.keys():
         return []
     step, sinkhorn = (benchmarks[name]["cases"][0] for name in ("train_video", "sinkhorn_divergence"))
     captured, compiled = (_median(step, f"{OURS} {mode}") for mode in ("captured", "compiled and captured"))
-    whole, given = (1000 * _median(sinkhorn, name) for name in (OURS, f"{OURS} fixed diameter"))
+    whole, fixed = (1000 * _median(sinkhorn, name) for name in (OURS, f"{OURS} fixed diameter"))
     lines = [
         f"### Predictions, {device.upper()}",
         "",
@@ -37,7 +37,7 @@ def beside_predictions(folder: Path, run: dict[str, Any]) -> list[str]:
     ]
     if f"{run['device']}, {run['date']}" == EXPLAINED:
         lines[-2] += _why_step(folder, captured)
-        lines[-1] += _why_sinkhorn(folder, run, sinkhorn, rows[SINKHORN]["reason"], whole, given)
+        lines[-1] += _why_sinkhorn(folder, run, sinkhorn, rows[SINKHORN]["reason"], whole, fixed)
     return [*lines, ""]
 
 
@@ -53,18 +53,18 @@ def _beside(expected: list[float], value: float, unit: str) -> str:
 
 
 def _why_step(folder: Path, captured: float) -> str:
-    found = json.loads((folder / "steps-cuda.json").read_text())
-    exact, other = (found["steps"][f"video captured{end}"]["milliseconds"] for end in ("", ", not deterministic"))
+    recording = json.loads((folder / "steps-cuda.json").read_text())
+    exact, other = (recording["steps"][f"video captured{end}"]["milliseconds"] for end in ("", ", not deterministic"))
     extra = exact["median"] - other["median"]
     return (
-        f" Flash attention's deterministic backward pass, {extra:.0f} ms of a step on the {found['device']}, was not "
-        f"counted. If it takes as long here, the rest takes {captured - extra:.0f} ms, less than predicted; why is not "
-        "known, since no kernels were recorded on this card."
+        f" Flash attention's deterministic backward pass, {extra:.0f} ms of a step on the {recording['device']}, was "
+        f"not counted. If it takes as long here, the rest takes {captured - extra:.0f} ms, less than predicted; why is "
+        "not known, since no kernels were recorded on this card."
     )
 
 
 def _why_sinkhorn(
-    folder: Path, run: dict[str, Any], case: dict[str, Any], reason: str, whole: float, given: float
+    folder: Path, run: dict[str, Any], case: dict[str, Any], reason: str, whole: float, fixed: float
 ) -> str:
     parts = re.fullmatch(r"box of the batch (\d+) us, (\d+)-(\d+) us, gradient (\d+) us", reason)
     assert parts is not None, reason
@@ -74,8 +74,8 @@ def _why_sinkhorn(
     with (folder / "ncu-video-cuda.csv").open() as file:
         counters = {row["Metric Name"]: float(row["Metric Value"]) for row in csv.DictReader(file) if _percent(row)}
     return (
-        f" With a number for `diameter` it takes {given:.0f} µs ({low + gradient} to {high + gradient} predicted). The "
-        f"difference, {whole - given:.0f} µs, is the box around all points, for which {box} were predicted; reading "
+        f" With a number for `diameter` it takes {fixed:.0f} µs ({low + gradient} to {high + gradient} predicted). The "
+        f"difference, {whole - fixed:.0f} µs, is the box around all points, for which {box} were predicted; reading "
         f"the points once takes {reading:.0f} at the rate of a copy. The divergence's kernel waits more than it "
         f"computes or reads: on an H200, {counters['Achieved Occupancy']:.1f} % occupancy, which registers limit, and "
         f"{counters['DRAM Throughput']:.0f} % of the memory's rate "

@@ -8,7 +8,7 @@ from interpreter.openmp import SETTINGS
 
 
 def times(value: float) -> str:
-    """A ratio; one below 1 stands out."""
+    """A ratio; in bold if below 1."""
     text = f"{value:.3g}×" if value < 100 else f"{value:.0f}×"
     return text if value >= 1 else f"**{text}**"
 
@@ -69,17 +69,17 @@ def busy_machine(folder: Path) -> list[str]:
         f"|{'---|' * (2 + len(loads))}",
     ]
     for entry in content["settings"]:
-        found = [entry["milliseconds"][n] for n in loads]
+        timings = [entry["milliseconds"][n] for n in loads]
         words = " ".join(f"{name}={value}" for name, value in entry["environment"].items()) or "as it comes"
         chosen = bool(entry["environment"].items() & SETTINGS.items())
         cells = [entry["openmp"] + (", compiled step" if entry["compiled"] else ""), f"**{words}**" * chosen or words]
-        cells += [f"{ms(t['median'])} ({ms(t['least'])}–{ms(t['greatest'])})" for t in found]
+        cells += [f"{ms(t['median'])} ({ms(t['least'])}–{ms(t['greatest'])})" for t in timings]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
 
 def predictions(folder: Path, run: dict[str, Any]) -> list[str]:
-    """What was predicted for the device of a run before the first one, and why it came otherwise."""
+    """The predictions for a run's device, made before the first run, and the reasons for differences."""
     content = of_device(folder / f"predictions-{run['kind']}.json", run)
     if content is None:
         return []

@@ -1,4 +1,4 @@
-"""Reads profiling/results and derives what pages, plots and README tell of it."""
+"""Reads profiling/results and derives the figures of the pages, the plots and the README."""
 
 import csv
 import json
@@ -27,14 +27,14 @@ class Row:
 
     @property
     def ours(self) -> dict[str, Any]:
-        """What was measured of this project's variant."""
+        """The measurements of this project's variant."""
         return self.case["variants"][OURS]
 
     @property
     def baselines(self) -> dict[str, float]:
         """How many times as long as ours each baseline takes, fastest first; below 1 it is faster."""
-        others = {name: found for name, found in self.case["variants"].items() if not name.startswith(OURS)}
-        ratios = {name: found["times_ours"]["median"] for name, found in others.items()}
+        others = {name: timings for name, timings in self.case["variants"].items() if not name.startswith(OURS)}
+        ratios = {name: timings["times_ours"]["median"] for name, timings in others.items()}
         return dict(sorted(ratios.items(), key=lambda item: item[1]))
 
     @property
@@ -49,7 +49,7 @@ class Row:
 
     @property
     def usual(self) -> tuple[str, float] | None:
-        """The baseline that a user starts from, the first one, and its ratio; None if no baseline was timed."""
+        """The usual choice, which is the first baseline, and its ratio; None if no baseline was timed."""
         name = next((name for name in self.case["variants"] if not name.startswith(OURS)), None)
         return None if name is None else (name, self.baselines[name])
 
@@ -102,8 +102,8 @@ def read_runs(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
         first["files"][path.name] = {key: value for key, value in run.items() if key not in ("benchmarks", "failed")}
         first["date"] = ", ".join(sorted({file["date"] for file in first["files"].values()}))
         first["failed"] |= run["failed"]
-        kept = {name: one for name, one in first["benchmarks"].items() if _has_baselines(one)}
-        first["benchmarks"] |= run["benchmarks"] | kept
+        baselines = {name: one for name, one in first["benchmarks"].items() if _has_baselines(one)}
+        first["benchmarks"] |= run["benchmarks"] | baselines
     return runs
 
 

@@ -34,7 +34,7 @@ def wait_for_step(process, stage, step):
     text = ""
     for line in process.stderr:
         text += line
-        if (found := re.match(rf"{stage} step (\d+) ", line)) and int(found[1]) >= step:
+        if (match := re.match(rf"{stage} step (\d+) ", line)) and int(match[1]) >= step:
             return text
     raise AssertionError(f"ended before {stage} step {step}: {text}")
 

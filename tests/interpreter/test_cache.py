@@ -1,3 +1,5 @@
+"""The cache of features and slots: the same values as without it, and nothing made twice."""
+
 import errno
 import json
 import os
@@ -15,12 +17,14 @@ import torch
 from safetensors.torch import load_file
 
 from interpreter import locks
-from interpreter.cache import main
+from interpreter.cache import main, parse
 from interpreter.data import FrameFolder, Video, open_dataset
+from interpreter.data.frame_index import FrameIndex
 from interpreter.data.loaders import open_loader
 from interpreter.engine.checkpoint import load_checkpoint
-from interpreter.engine.run import load_image_stage
+from interpreter.methods.interpreter import INTERPRETER
 from interpreter.methods.interpreter.image_slots import SlotMaker, StoredSlots, StreamedSlots, draw_noise, encode_slots
+from interpreter.methods.runs import load_trained
 from interpreter.store.features import FeatureMaker, StreamedFeatures
 from interpreter.store.files import read_content
 from interpreter.store.fill import Cache
@@ -36,15 +40,20 @@ def files(root):
     return {path.relative_to(root): path.read_bytes() for path in found}
 
 
-def slot_cache(run, root, samples=4, flip=True):
+def slot_cache(run, root, draws=4, flip=True):
     """The slot cache of a run, and its uncached counterpart."""
-    config, backbone, stage, weights = load_image_stage(run, CPU)
-    videos = open_dataset("synthetic", config.data.root, "train").videos
-    features = FeatureMaker(root, backbone, config.backbone, config.data.frame_size, "fp32", "fp16", flip)
-    cache = Cache(SlotMaker(root, features, stage, weights, samples), videos, [read_content(v) for v in videos])
-    streamed = StreamedFeatures(backbone, open_loader("torch", videos, config.data.frame_size, CPU), "fp32")
+    context, image = load_trained(INTERPRETER, run, "image", CPU)
+    videos, size = open_dataset("synthetic", context.data.root, "train").videos, context.data.frame_size
+    features = FeatureMaker(root, context.backbone, context.backbone_config, size, "fp32", "fp16", flip)
+    cache = Cache(SlotMaker(root, features, image.model, image.weights, draws), videos, [*map(read_content, videos)])
+    streamed = StreamedFeatures(context.backbone, open_loader("torch", videos, size, CPU), "fp32")
     digests = [content.digest for content in cache.contents]
-    return cache, StreamedSlots(stage, streamed, digests, cache.lengths, "fp32")
+    return cache, StreamedSlots(image.model, streamed, digests, FrameIndex.of(videos), "fp32")
+
+
+def batch(source, *request):
+    """The features or slots of one request."""
+    return next(source.batches([request]))
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +83,11 @@ def test_cached_slots_equal_uncached_ones(cached):
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(3 * FRAMES, (50,), generator=generator)
     flips, draws = torch.rand(50, generator=generator) < 0.5, torch.randint(4, (50,), generator=generator)
-    found, expected = stored.batch(frames, flips, draws), uncached.batch(frames, flips, draws)
+    found, expected = batch(stored, frames, flips, draws), batch(uncached, frames, flips, draws)
     assert found.dtype == expected.dtype == torch.float32
     # Features and slots keep 11 bits each, and iterations of slot attention let the difference grow.
     torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
-    for other in (stored.batch(frames, ~flips, draws), stored.batch(frames, flips, (draws + 1) % 4)):
+    for other in (batch(stored, frames, ~flips, draws), batch(stored, frames, flips, (draws + 1) % 4)):
         assert ((other - found).abs().amax((1, 2)) > 0.1).all()
 
 
@@ -89,12 +98,12 @@ def test_cached_attention_is_that_of_the_slots(cached):
     assert attention.shape == (FRAMES, 4, 24, 4)
     torch.testing.assert_close(attention.float().sum(-1), torch.ones(FRAMES, 4, 24), atol=2e-3, rtol=0)
     noise = [draw_noise(uncached.image_stage, uncached.digests[1], t, False, 2) for t in range(FRAMES)]
-    features = uncached.features.batch(frames, flips)
+    features = batch(uncached.features, frames, flips)
     expected = encode_slots(uncached.image_stage, features, noise, "fp32").attention
     torch.testing.assert_close(attention[:, 2].float(), expected, atol=1e-2, rtol=1e-2)
 
 
-def test_slots_from_stored_features_are_those_from_pixels_bit_for_bit(cached, tmp_path):
+def test_slots_from_stored_features_equal_those_from_pixels(cached, tmp_path):
     run = shutil.copytree(cached, tmp_path / "run", ignore=shutil.ignore_patterns("cache"))
     main(["--run", str(run), "--stage", "image"])
     main(["--run", str(run), "--stage", "video", "--workers", "1"])
@@ -115,7 +124,7 @@ def test_video_stage_trains_on_the_cache_without_decoding(
     assert re.search(r"image slots of 3 videos.*3 videos are there, 0 to make", capsys.readouterr().err)
 
 
-def test_cached_and_uncached_training_are_the_same_function_of_seed_and_step(cached, tmp_path, video_options):
+def test_cached_and_uncached_training_agree(cached, tmp_path, video_options):
     curves = []
     for choice in ("stored", "streamed"):
         run = shutil.copytree(cached, tmp_path / choice)
@@ -127,7 +136,7 @@ def test_cached_and_uncached_training_are_the_same_function_of_seed_and_step(cac
     assert max(losses) - min(losses) > 0.03 * losses[0]  # another step's draw would be seen
 
 
-@pytest.mark.parametrize("change", ["image stage", "samples", "dtype", "video"])
+@pytest.mark.parametrize("change", ["image stage", "draws", "dtype", "video"])
 def test_what_changed_is_made_anew_and_what_did_not_is_kept(
     change, cached, tmp_path, image_options, scenes, monkeypatch
 ):
@@ -145,7 +154,7 @@ def test_what_changed_is_made_anew_and_what_did_not_is_kept(
         first = sorted((root / "JPEGImages" / "480p" / "train-00001").iterdir())[0]
         shutil.copy(first.with_name(sorted(p.name for p in first.parent.iterdir())[5]), first)
     else:
-        options += ["--samples", "2"] if change == "samples" else ["--dtype", "bf16"]
+        options += ["--draws", "2"] if change == "draws" else ["--dtype", "bf16"]
     main(["--run", str(run), *options])
     assert sorted(made) == (["train-00001"] if change == "video" else [f"train-0000{n}" for n in range(3)])
     after = {path: data for path, data in files(run / "cache").items() if path.parts[0].startswith("slots")}
@@ -155,7 +164,7 @@ def test_what_changed_is_made_anew_and_what_did_not_is_kept(
 def test_prune_deletes_other_recipes_alone(cached, tmp_path):
     run = shutil.copytree(cached, tmp_path / "run")
     main(["--run", str(run), "--stage", "image", "--no-flip"])
-    main(["--run", str(run), "--samples", "1"])
+    main(["--run", str(run), "--draws", "1"])
     assert len(list((run / "cache").iterdir())) == 6
     main(["--run", str(run), "--prune"])
     kept = files(run / "cache")
@@ -179,7 +188,7 @@ def start(run, *options, **environment):
     )
 
 
-def test_killed_command_goes_on_with_the_same_files(cached, tmp_path):
+def test_killed_command_resumes_with_the_same_files(cached, tmp_path):
     run = shutil.copytree(cached, tmp_path / "run", ignore=shutil.ignore_patterns("cache"))
     for _ in range(2):
         process = start(run, "--workers", "1")
@@ -258,17 +267,22 @@ def test_disk_too_small_is_one_line_and_loses_nothing(cached, small_disk):
     assert [path.name for path in disk.iterdir()] == ["kept"]
 
 
+def test_old_name_of_draws_works_with_a_warning(cached):
+    with pytest.warns(FutureWarning, match="^--samples is now --draws$"):
+        assert parse(["--run", str(cached), "--samples", "3"]).draws == 3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--samples", "0"], "--samples must be at least 1, got 0"),
+        (["--draws", "0"], "--draws must be at least 1, got 0"),
         (["--workers", "0"], "--workers must be at least 1, got 0"),
         (["--frame-size", "32", "32"], r"was trained on .* at frame size \(64, 96\); leave .* --frame-size out"),
         (["--stage", "image", "--frame-size", "64", "90"], "--frame-size 64 96"),
         (["--data", "folder", "--root", "/nowhere"], "/nowhere"),
     ],
 )
-def test_wrong_options_are_told(options, message, cached):
+def test_wrong_options_are_refused(options, message, cached):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         main(["--run", str(cached), *options])
 
@@ -279,7 +293,7 @@ def test_run_without_image_stage_names_the_command(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_cache_that_is_a_file_is_told(cached, tmp_path):
+def test_cache_that_is_a_file_is_refused(cached, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="is a file; --cache takes a directory"):
         main(["--run", str(cached), "--cache", str(tmp_path / "file")])
@@ -309,7 +323,7 @@ def test_help_teaches(capsys):
 
 
 @pytest.mark.slow
-def test_ray_makes_the_same_files_with_two_workers_and_names_damaged_videos(cached, scenes, tmp_path):
+def test_ray_makes_the_same_files_and_names_damaged_videos(cached, scenes, tmp_path):
     pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]' fsspec")
     videos, out = tmp_path / "videos", tmp_path / "out"
     for number in range(3):

@@ -1,3 +1,5 @@
+"""The command line of training: options, presets, help, and errors in one line."""
+
 import errno
 import os
 import re
@@ -8,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from interpreter.commands import parse, run_command
+from interpreter.commands import run_command
 from interpreter.methods.interpreter.config import ImageTraining, VideoTraining, training_defaults
-from interpreter.train import main
+from interpreter.train import main, parse_stage
 
 PRESETS = ("demo", "davis", "ytvis19", "movi-e")
 
@@ -103,7 +105,7 @@ def test_both_stages_of_a_preset_share_a_run(preset):
 
 def test_options_reach_the_configuration():
     line = "--run r --frame-size 64 96 --no-flip --feature-layer -2 --data folder --split None --clip-norm 1"
-    config = parse(line.split())
+    _, _, config = parse_stage(line.split())
     assert isinstance(config, ImageTraining)
     assert config.run == Path("r")
     assert config.data.frame_size == (64, 96)
@@ -112,9 +114,17 @@ def test_options_reach_the_configuration():
     assert config.optim.flip is False
     assert config.optim.clip_norm == 1.0
     assert config.backbone.feature_layer == -2
-    config = parse(["--num-frames", "7", "--stage=video", "--preset=movi-e"])
+    _, _, config = parse_stage(["--num-frames", "7", "--stage=video", "--preset=movi-e"])
     assert isinstance(config, VideoTraining)
     assert (config.num_frames, config.model.num_slots) == (7, 20)
+
+
+@pytest.mark.parametrize("arguments", [["--samples", "7"], ["--samples=7"], ["--draws", "7"]])
+def test_old_name_of_draws_works_with_a_warning(arguments, recwarn):
+    _, _, config = parse_stage(["--stage", "video", *arguments])
+    assert config.draws == 7
+    found = [(warning.category, str(warning.message)) for warning in recwarn]
+    assert found == ([] if arguments[0] == "--draws" else [(FutureWarning, "--samples is now --draws")])
 
 
 @pytest.mark.parametrize(
@@ -123,6 +133,7 @@ def test_options_reach_the_configuration():
         (["--bogus", "3"], "--bogus"),
         (["--stage", "both"], "invalid choice: 'both' (choose from"),
         (["--preset", "coco"], "invalid choice: 'coco' (choose from"),
+        (["--method", "sam"], "invalid choice: 'sam' (choose from"),
         (["--steps", "many"], "--steps"),
         (["--frame-size", "64"], "--frame-size"),
         (["--stage", "video", "--backbone", "x"], "--backbone"),

@@ -97,8 +97,9 @@ def test_fbms_definition(tmp_path, written):
 
 @every_system
 def test_files_of_a_run_and_of_a_conversion(tmp_path, written):
-    (tmp_path / "config.json").write_bytes(written('{"image_weights": "abc"}\n'))
-    assert read_config(tmp_path).image_weights == "abc"
+    config = {"format": 2, "method": "interpreter", "stages": {}, "trained_on": {"video": "abc"}}
+    (tmp_path / "config.json").write_bytes(written(json.dumps(config, indent=2) + "\n"))
+    assert read_config(tmp_path).trained_on == {"video": "abc"}
     (tmp_path / "converted.json").write_bytes(written('{"origin": "fbms",\n "num_videos": 1}\n'))
     claim(tmp_path / "converted.json", {"origin": "fbms", "num_videos": 2})
     (tmp_path / "image").mkdir()

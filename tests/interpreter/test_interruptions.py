@@ -81,7 +81,7 @@ def test_a_run_that_cannot_begin_leaves_no_directory(tmp_path, image_options):
 def test_a_later_stage_refuses_an_unfinished_one(image_run, image_options, video_options, capfd):
     run = image_run()
     config = json.loads((run / "config.json").read_text())
-    config["image"]["optim"]["steps"] = 2000  # as after a signal at step 3, or --steps 2000 on a finished stage
+    config["stages"]["image"]["optim"]["steps"] = 2000  # as after a signal, or with a larger --steps
     (run / "config.json").write_text(json.dumps(config))
     text = f"the image stage of {run} is unfinished: step 3 of 2000"
     for command in (train.main, cache.main):
@@ -113,7 +113,7 @@ def test_use_of_an_unfinished_run_says_so(tmp_path, tiny_run, capfd):
     assert "unfinished" not in capfd.readouterr().err
 
 
-def test_a_signal_before_the_first_step_interrupts_and_after_it_saves(image_run, image_options, monkeypatch):
+def test_signal_interrupts_before_the_first_step_then_saves(image_run, image_options, monkeypatch):
     run = image_run()
     shutil.rmtree(run / "image")
     arguments = ["--run", str(run), *image_options, *LONG, "--sample-every", "1"]
@@ -230,7 +230,7 @@ def test_two_ranks_that_get_a_signal_save_and_the_job_fails(image_run, image_opt
     ("number", "whole_group"),
     [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGTERM, False), (signal.SIGKILL, False)],
 )
-def test_interrupted_generation_leaves_no_process_and_nothing_half(tmp_path, number, whole_group):
+def test_interrupted_generation_leaves_nothing_behind(tmp_path, number, whole_group):
     command = [sys.executable, "-m", "interpreter.data.synthetic", "--root", str(tmp_path / "scenes")]
     command += ["--num-videos", "600", "--size", "160", "240", "--num-frames", "100", "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -249,7 +249,7 @@ def test_interrupted_generation_leaves_no_process_and_nothing_half(tmp_path, num
         assert not list((tmp_path / "scenes").rglob(".*"))
 
 
-def test_generation_that_was_killed_is_completed_with_the_same_scenes(tmp_path):
+def test_killed_generation_is_completed_with_the_same_scenes(tmp_path):
     options = {"size": (48, 64), "num_frames": 3}
     generate_scenes(tmp_path / "whole", 3, workers=1, **options)
     generate_scenes(tmp_path / "killed", 1, workers=1, **options)
@@ -365,9 +365,7 @@ def test_two_that_segment_into_one_folder_end_right(tmp_path, tiny_run):
     assert open_video(out / "overlay.mp4").num_frames == 4
 
 
-def test_a_signal_while_files_move_to_their_places_lets_all_of_them_arrive(
-    tmp_path, tiny_run, monkeypatch, interruptible
-):
+def test_signal_while_files_are_moved_lets_all_of_them_arrive(tmp_path, tiny_run, monkeypatch, interruptible):
     (tmp_path / "a").mkdir()
     Image.fromarray(np.full((48, 64, 3), 60, np.uint8)).save(tmp_path / "a" / "0.png")
     rename = segment.Path.replace
@@ -382,7 +380,7 @@ def test_a_signal_while_files_move_to_their_places_lets_all_of_them_arrive(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(("Annotations", *segment.FILES))
 
 
-def test_an_interruption_that_got_lost_is_seen_by_the_next_who_asks():
+def test_lost_interruption_is_seen_by_the_next_request():
     with StopRequest(at_once=True):
         with pytest.raises(Interrupted):
             signal.raise_signal(signal.SIGTERM)

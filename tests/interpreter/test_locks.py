@@ -43,7 +43,7 @@ def test_a_second_process_learns_who_has_the_lock(path):
     assert not path.exists()
 
 
-def test_a_lock_does_not_live_on_in_programs_and_forks_of_its_process(path):
+def test_lock_is_not_inherited_by_programs_and_forks(path):
     code = (
         "import os, subprocess; lock = Lock(path); assert lock.take(); "
         "subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL); "
@@ -86,7 +86,7 @@ def test_the_others_wait_say_for_whom_and_come_one_at_a_time(path, monkeypatch):
     assert not path.exists()
 
 
-def test_where_files_cannot_be_locked_everybody_gets_it_and_that_is_said_once(path, monkeypatch, capsys):
+def test_files_that_cannot_be_locked_are_shared_with_a_warning(path, monkeypatch, capsys):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -127,7 +127,7 @@ def test_a_lock_file_that_may_only_be_read_is_a_lock_nevertheless(path, monkeypa
         Lock(path).take()  # there is none, and none can be made
 
 
-def test_a_lock_file_of_another_user_is_not_removed_where_it_cannot_be_locked(path, monkeypatch):
+def test_lock_file_of_another_user_is_not_removed(path, monkeypatch):
     path.parent.mkdir()
     path.touch()
     monkeypatch.setattr(locks.fcntl, "flock", lambda *_: os.close(-1))  # EBADF, as NFS answers

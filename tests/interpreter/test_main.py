@@ -59,7 +59,7 @@ def test_module_runs_a_command_with_its_options():
     assert "--manifest" in done.stdout
 
 
-def test_script_ends_like_the_command_and_prints_its_error_in_one_line(script, tmp_path):
+def test_script_prints_the_error_of_its_command_in_one_line(script, tmp_path):
     done = run(script, "train", "--stage", "video", "--run", tmp_path / "none")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: no run directory at ")

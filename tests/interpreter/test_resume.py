@@ -1,4 +1,4 @@
-"""Runs that were stopped, killed or damaged go on bit for bit, in every mode."""
+"""Runs that were stopped, killed or damaged resume bit for bit, in every mode."""
 
 import contextlib
 import os
@@ -63,7 +63,7 @@ def straight(tmp_path_factory, tiny_run, image_options, video_options):
 
 
 @pytest.mark.parametrize("stage", ["image", "video"])
-def test_killed_run_goes_on_bit_for_bit(stage, command, straight):
+def test_killed_run_resumes_bit_for_bit(stage, command, straight):
     run, arguments = command(stage, "killed")
     moments = sorted(random.sample(range(3, STEPS - 15), 2))  # anew each time: no moment may matter
     print("killed after steps", moments)
@@ -90,7 +90,7 @@ def test_killed_run_goes_on_bit_for_bit(stage, command, straight):
         pytest.param("video", ["--compile"], (), marks=pytest.mark.gpu, id="captured video stage"),
     ],
 )
-def test_a_killed_run_of_another_mode_goes_on_bit_for_bit(stage, options, launcher, command):
+def test_killed_run_of_another_mode_resumes_bit_for_bit(stage, options, launcher, command):
     """Eager steps on stored features and slots are above, streamed ones below."""
     whole, arguments = command(stage, "whole")
     finish(start([*arguments, *options], launcher))
@@ -122,7 +122,7 @@ def test_signal_saves_that_step_and_the_status_names_it(stage, number, command, 
     assert_same_run(run, straight(stage), stage)
 
 
-def test_signal_while_features_are_encoded_keeps_the_finished_videos(tmp_path, image_options, monkeypatch):
+def test_signal_while_encoding_keeps_the_finished_videos(tmp_path, image_options, monkeypatch):
     make, seen = FeatureMaker.make, []
 
     def interrupt(self, video, *rest):
@@ -132,7 +132,7 @@ def test_signal_while_features_are_encoded_keeps_the_finished_videos(tmp_path, i
         make(self, video, *rest)
 
     monkeypatch.setattr(FeatureMaker, "make", interrupt)
-    monkeypatch.setattr("interpreter.methods.interpreter.inputs.default_workers", lambda: 1)
+    monkeypatch.setattr("interpreter.store.open.default_workers", lambda: 1)
     arguments = ["--run", str(tmp_path / "run"), *image_options]
     with StopRequest(at_once=True), pytest.raises(Interrupted):
         main(arguments)
@@ -143,7 +143,7 @@ def test_signal_while_features_are_encoded_keeps_the_finished_videos(tmp_path, i
     assert load_checkpoint(tmp_path / "run" / "image").step == 3
 
 
-def test_ctrl_c_in_a_terminal_ends_the_loader_and_training_goes_on_bit_for_bit(command):
+def test_ctrl_c_ends_the_loader_and_training_resumes_bit_for_bit(command):
     """A terminal's Ctrl-C reaches every process of the group, the decoding ones too."""
     whole, arguments = command("image", "whole")
     main([*arguments, "--features", "streamed", "--loader", "torch"])
@@ -164,7 +164,7 @@ def test_ctrl_c_in_a_terminal_ends_the_loader_and_training_goes_on_bit_for_bit(c
     assert_same_run(run, whole, "image")
 
 
-def test_a_killed_decoding_process_is_one_line_and_training_goes_on(command):
+def test_killed_decoding_process_is_one_line_and_run_resumes(command):
     run, arguments = command("image", "killed")
     process = start([*arguments, *STREAMED])
     wait_for_step(process, "image", 8)
@@ -193,9 +193,7 @@ def test_steps_may_be_extended_and_logging_changed(stage, tiny_run, tmp_path, im
 
 
 @pytest.mark.parametrize("stage", ["image", "video"])
-def test_damaged_checkpoint_names_the_previous_one_and_training_goes_on_without_it(
-    stage, tiny_run, tmp_path, image_options, video_options
-):
+def test_damaged_checkpoint_names_the_previous_one(stage, tiny_run, tmp_path, image_options, video_options):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     arguments = ["--run", str(run), *(image_options if stage == "image" else video_options), "--steps", "5"]
     main(arguments)

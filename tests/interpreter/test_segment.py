@@ -36,9 +36,9 @@ def test_command_segments_any_video(tmp_path, tiny_run, source, stage, capsys):
     arguments = [str(path), "--run", str(tiny_run), "--out", str(out), "--stage", stage]
     assert segment.main(arguments) == 0
     printed = capsys.readouterr().out
-    found = segment_video(path, tiny_run, stage=stage)
-    video = found.video
-    np.testing.assert_array_equal(read_annotations(out, video.name), np.stack(list(found.labels())) + 1)
+    segmented = segment_video(path, tiny_run, stage=stage)
+    video = segmented.video
+    np.testing.assert_array_equal(read_annotations(out, video.name), np.stack(list(segmented.labels())) + 1)
     assert f"{video.name}: {len(video)} frames of {video.height}x{video.width}" in printed
     assert all(str(out / name) in printed for name in (f"Annotations/{video.name}", *FILES))
 
@@ -57,10 +57,10 @@ def test_same_seed_same_files_another_seed_other_slots(tmp_path, tiny_run):
 def test_frame_size_sets_the_patch_grid(tmp_path, tiny_run):
     clip = make_clip(tmp_path / "clip.mp4", frames=2)
     assert segment_video(clip, tiny_run).segmentation.grid == (4, 6)
-    found = segment_video(clip, tiny_run, frame_size=(96, 80))
-    assert found.segmentation.grid == (6, 5)
-    assert next(found.labels()).shape == (48, 64)
-    assert next(found.labels((11, 13))).shape == (11, 13)
+    segmented = segment_video(clip, tiny_run, frame_size=(96, 80))
+    assert segmented.segmentation.grid == (6, 5)
+    assert next(segmented.labels()).shape == (48, 64)
+    assert next(segmented.labels((11, 13))).shape == (11, 13)
 
 
 @pytest.mark.parametrize("room", [8, 60, 100])
@@ -177,9 +177,9 @@ def test_mistakes_are_one_clear_line(tmp_path, tiny_run, image_run, capsys, mist
 
 
 def test_run_without_video_stage_segments_frames(tmp_path, image_run):
-    found = segment_video(make_clip(tmp_path / "clip.mp4", frames=2), image_run(), tmp_path / "out", stage="image")
-    assert "video_slots" not in found.segmentation.tensors
-    assert read_annotations(tmp_path / "out", "clip").max() <= found.segmentation.num_segments
+    segmented = segment_video(make_clip(tmp_path / "clip.mp4", frames=2), image_run(), tmp_path / "out", stage="image")
+    assert "video_slots" not in segmented.segmentation.tensors
+    assert read_annotations(tmp_path / "out", "clip").max() <= segmented.segmentation.num_segments
 
 
 def test_unknown_option_is_a_usage_error(tiny_run, capsys):
@@ -198,9 +198,9 @@ def test_importing_the_package_stays_light():
 def test_images_that_are_no_frames_are_named(tmp_path, capsys):
     folder = make_folder(tmp_path / "frames [x]")
     Image.new("RGB", (9, 9)).save(folder / "cover [x].jpg")
-    found = SegmentedVideo(open_video(folder), Segmentation((1, 1), torch.ones(4, 1, 1)))
-    assert len(found.video) == 4
-    segment.print_report(found, np.ones(1), tmp_path / "out")
+    segmented = SegmentedVideo(open_video(folder), Segmentation((1, 1), torch.ones(4, 1, 1)))
+    assert len(segmented.video) == 4
+    segment.print_report(segmented, np.ones(1), tmp_path / "out")
     assert "left out: 1 .jpg not numbered like the frames (cover [x].jpg)" in capsys.readouterr().out
 
 

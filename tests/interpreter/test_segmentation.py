@@ -39,18 +39,18 @@ def invented(video, segments=5, seed=0, image_only=False):
 @pytest.mark.parametrize("source", SOURCES)
 def test_written_files_agree_with_the_label_maps(tmp_path, source, image_only):
     video = open_video(SOURCES[source](tmp_path))
-    found, out, size = invented(video, image_only=image_only), tmp_path / "out", (video.height, video.width)
-    shares = found.write(out, alpha=0.4)
+    segmented, out, size = invented(video, image_only=image_only), tmp_path / "out", (video.height, video.width)
+    shares = segmented.write(out, alpha=0.4)
     assert sorted(p.name for p in out.iterdir()) == OUTPUTS
 
-    soft = found.segmentation.masks().mT.unflatten(2, (4, 6))
-    wanted = F.interpolate(soft, size, mode="bilinear").argmax(1).numpy()
+    soft = segmented.segmentation.masks().mT.unflatten(2, (4, 6))
+    upsampled = F.interpolate(soft, size, mode="bilinear").argmax(1).numpy()
     ids = read_annotations(out, video.name)
     assert ids.shape == (len(video), *size)
-    assert (ids == wanted + 1).mean() > 0.999  # ties within rounding may fall either way
-    labels = np.stack(list(found.labels()))
+    assert (ids == upsampled + 1).mean() > 0.999  # ties within rounding may fall either way
+    labels = np.stack(list(segmented.labels()))
     np.testing.assert_array_equal(ids, labels + 1)
-    counts = np.bincount(labels.ravel(), minlength=found.segmentation.num_segments)
+    counts = np.bincount(labels.ravel(), minlength=segmented.segmentation.num_segments)
     np.testing.assert_allclose(shares, counts / labels.size)
 
     entries = json.loads((out / "segments.json").read_text())
@@ -107,27 +107,27 @@ def test_overlay_keeps_the_aspect_of_pixels(tmp_path, name, codec, turned):
 @pytest.mark.parametrize("image_only", [False, True])
 def test_slots_are_enough_to_segment_again(tmp_path, image_only):
     video = open_video(make_clip(tmp_path / "clip.mp4"))
-    found = invented(video, image_only=image_only)
-    found.write(tmp_path)
+    segmented = invented(video, image_only=image_only)
+    segmented.write(tmp_path)
     with safe_open(tmp_path / "slots.safetensors", framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = json.loads(file.metadata()["video"])
     assert metadata == {"grid": [4, 6], "source": "clip.mp4", "fps": "30000/1001", "size": [48, 64]}
     assert tensors["image_attention"].dtype == torch.float16
-    assert tensors.keys() == found.segmentation.tensors.keys()
+    assert tensors.keys() == segmented.segmentation.tensors.keys()
     for name, tensor in tensors.items():
-        assert torch.equal(tensor, found.segmentation.tensors[name]), name
+        assert torch.equal(tensor, segmented.segmentation.tensors[name]), name
     factors = tensors["image_attention"], tensors.get("video_attention")
     again = SegmentedVideo(video, Segmentation(tuple(metadata["grid"]), *factors))
-    np.testing.assert_array_equal(np.stack(list(again.labels())), np.stack(list(found.labels())))
+    np.testing.assert_array_equal(np.stack(list(again.labels())), np.stack(list(segmented.labels())))
 
 
 def test_writing_again_replaces_everything(tmp_path):
     out = tmp_path / "out"
     invented(open_video(make_clip(tmp_path / "clip.mp4", frames=9))).write(out)
-    found = invented(open_video(make_clip(tmp_path / "clip.mp4", frames=2)))
-    found.write(out)
-    np.testing.assert_array_equal(read_annotations(out, "clip"), np.stack(list(found.labels())) + 1)
+    segmented = invented(open_video(make_clip(tmp_path / "clip.mp4", frames=2)))
+    segmented.write(out)
+    np.testing.assert_array_equal(read_annotations(out, "clip"), np.stack(list(segmented.labels())) + 1)
     invented(open_video(make_clip(tmp_path / "other.mp4", frames=1))).write(out)
     assert sorted(p.name for p in (out / "Annotations").iterdir()) == ["clip", "other"]
     assert sorted(p.name for p in out.iterdir()) == OUTPUTS
@@ -153,11 +153,11 @@ def test_failure_leaves_what_was_there(tmp_path, monkeypatch, error):
 
 def test_video_that_changes_meanwhile_is_refused(tmp_path):
     video = open_video(make_clip(tmp_path / "clip.mp4", frames=5))
-    found = invented(video)
+    segmented = invented(video)
     for frames in (3, 7):
         make_clip(tmp_path / "clip.mp4", frames=frames)
         with pytest.raises(ValueError, match=r"changed while it was (segmented|read)"):
-            found.write(tmp_path / "out")
+            segmented.write(tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -176,8 +176,8 @@ def test_checking_the_output_creates_nothing(tmp_path):
 
 @pytest.mark.parametrize("size", [None, (11, 13)])
 def test_label_maps_one_by_one_are_those_of_all_frames(tmp_path, size):
-    found = invented(open_video(make_clip(tmp_path / "clip.mp4", frames=19))).segmentation
-    maps = list(found.label_maps(size))
-    np.testing.assert_array_equal(np.stack([m.labels for m in maps]), found.labels(size=size))
+    segmentation = invented(open_video(make_clip(tmp_path / "clip.mp4", frames=19))).segmentation
+    maps = list(segmentation.label_maps(size))
+    np.testing.assert_array_equal(np.stack([m.labels for m in maps]), segmentation.labels(size=size))
     for labels, areas in maps:
         np.testing.assert_array_equal(areas, np.bincount(labels.ravel(), minlength=5))

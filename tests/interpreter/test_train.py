@@ -1,3 +1,5 @@
+"""Training commands: what a run holds, what is refused, and what a run may be started from."""
+
 import json
 import re
 import shutil
@@ -8,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from interpreter.engine.checkpoint import checkpoints, load_checkpoint
-from interpreter.engine.run import read_config
-from interpreter.methods import METHODS
+from interpreter.engine.run import read_config, weights_hash
+from interpreter.methods.interpreter import INTERPRETER
+from interpreter.methods.interpreter.config import ImageTraining, VideoTraining
 from interpreter.methods.runs import open_segmenter
 from interpreter.train import main
 
@@ -27,9 +30,13 @@ def test_run_holds_what_it_promises(tiny_run):
         assert list((tiny_run / "tensorboard" / stage).glob("events*"))
     assert "merged_slots" in curve(tiny_run, "video")[0]
     config = read_config(tiny_run)
-    assert config.image.data.frame_size == (64, 96)
-    assert config.video.num_frames == 5
-    assert json.loads((tiny_run / "config.json").read_text())["image"]["model"]["num_slots"] == 4
+    assert config.method == "interpreter"
+    assert config.options("image", ImageTraining).data.frame_size == (64, 96)
+    assert config.options("video", VideoTraining).num_frames == 5
+    assert config.trained_on == {"video": weights_hash(load_checkpoint(tiny_run / "image"))}
+    content = json.loads((tiny_run / "config.json").read_text())
+    assert content["format"] == 2
+    assert content["stages"]["image"]["model"]["num_slots"] == 4
 
 
 def test_streamed_features_train_the_same_way(image_run, image_options):
@@ -66,7 +73,7 @@ def test_the_video_stage_streams_through_a_loader(tmp_path, tiny_run, image_opti
         assert other["loss"] == pytest.approx(one["loss"], rel=2e-2)  # on features that fp16 has not rounded
 
 
-def test_a_loader_may_change_between_two_calls_and_a_wrong_one_is_told(image_run, image_options, tmp_path):
+def test_loader_may_change_between_two_calls(image_run, image_options, tmp_path):
     run = image_run()
     longer = ["--run", str(run), *image_options, "--features", "streamed", "--steps", "4"]
     main([*longer, "--loader", "torch", "--prefetch", "1"])
@@ -89,7 +96,7 @@ def test_video_stage_flips_on_an_image_stage_that_does_not(tmp_path, image_optio
         (["--peak-lr", "1e-3"], "--peak-lr was 0.0004, now 0.001"),
         (["--seed", "1"], "--seed was 0, now 1"),
         (["--frame-size", "64", "64"], r"--frame-size was \(64, 96\), now \(64, 64\)"),
-        (["--dim", "32", "--no-flip"], "--dim was 16, now 32; --flip was True, now False"),
+        (["--dim", "32", "--no-flip"], "--flip was True, now False; --dim was 16, now 32"),
         (["--features", "streamed", "--num-slots", "5", "--log-every", "2"], "settings: --num-slots was 4, now 5. Use"),
     ],
 )
@@ -138,13 +145,13 @@ def test_file_given_as_run_is_told_apart(tiny_run, video_options):
         main(["--run", str(tiny_run / "config.json"), *video_options])
 
 
-def test_stage_whose_folder_was_deleted_starts_anew_with_other_settings(image_run, image_options, video_options):
+def test_deleted_stage_starts_anew_with_other_settings(image_run, image_options, video_options):
     run = image_run()
     shutil.rmtree(run / "image")
     main(["--run", str(run), *image_options, "--dim", "8"])
-    assert read_config(run).image.model.dim == 8
+    assert read_config(run).stages["image"]["model"]["dim"] == 8
     main(["--run", str(run), *video_options, "--num-frames", "7"])
-    assert read_config(run).video.num_frames == 7
+    assert read_config(run).stages["video"]["num_frames"] == 7
 
 
 def test_video_stage_without_image_stage_names_the_command(tmp_path, video_options):
@@ -164,28 +171,43 @@ def test_video_stage_of_another_image_stage_is_refused(tiny_run, tmp_path, image
     main(["--run", str(run), *image_options, "--steps", "4"])
     with pytest.raises(ValueError, match=f"another image stage than the one there now; delete {run}/video"):
         main(["--run", str(run), *video_options])
-    method = METHODS["interpreter"]
     with pytest.raises(ValueError, match=f"another image stage .* --stage video --run {run}"):
-        open_segmenter(method, run)
+        open_segmenter(INTERPRETER, run)
     shutil.rmtree(run / "video")
     main(["--run", str(run), *video_options])
-    open_segmenter(method, run)
+    open_segmenter(INTERPRETER, run)
 
 
-@pytest.mark.parametrize("text", ["{", '{"image": 3}', '{"unknown": null}', "[]", '{"image": {"run": "r", "gone": 1}}'])
-def test_damaged_config_is_a_value_error(text, image_run, image_options):
+DAMAGED = [
+    "{",
+    "[]",
+    '{"image": 3}',
+    '{"unknown": null}',
+    '{"image": {"run": "r", "gone": 1}}',
+    '{"format": 2}',
+    '{"format": 2, "method": "interpreter", "stages": 3}',
+    '{"format": 2, "method": "interpreter", "stages": {"image": 3}}',
+    '{"format": 2, "method": "interpreter", "stages": {"image": {}}}',
+    '{"format": 2, "method": "interpreter", "stages": {"image": {"optim": {"steps": 3}, "gone": 1}}}',
+    '{"format": 2, "method": "interpreter", "stages": {"image": {"run": "r", "optim": []}}}',
+]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_damaged_config_is_a_value_error(text, image_run, image_options, video_options):
     run = image_run()
     (run / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"config\.json is not the configuration of a run"):
-        main(["--run", str(run), *image_options])
+    for options in (image_options, video_options):
+        with pytest.raises(ValueError, match=f"^{run / 'config.json'} is not the configuration of a run"):
+            main(["--run", str(run), *options])
 
 
-def test_diverged_run_exits_with_one_line_and_keeps_its_checkpoint(image_run, image_options):
+def test_diverged_run_ends_with_one_line_and_its_checkpoint(image_run, image_options):
     run = image_run()
     newest = run / "image" / "checkpoint-00000003.safetensors"
     kept = newest.read_bytes()
     config = json.loads((run / "config.json").read_text())
-    config["image"]["optim"]["peak_lr"] = 1e30
+    config["stages"]["image"]["optim"]["peak_lr"] = 1e30
     (run / "config.json").write_text(json.dumps(config))
     process = start(["--run", str(run), *image_options, "--peak-lr", "1e30", "--steps", "20"])
     _, errors = process.communicate()
@@ -199,7 +221,7 @@ def test_diverged_run_exits_with_one_line_and_keeps_its_checkpoint(image_run, im
     assert newest.read_bytes() == kept
 
 
-def test_full_disk_is_one_line_and_the_earlier_checkpoint_still_loads(small_disk, tiny_run, image_options):
+def test_full_disk_keeps_the_earlier_checkpoint(small_disk, tiny_run, image_options):
     disk = small_disk("4m")
     run = shutil.copytree(
         tiny_run, disk / "run", ignore=shutil.ignore_patterns("cache", "tensorboard", "samples", "video")
@@ -246,7 +268,7 @@ def test_cache_without_room_names_the_options(stage, name, image_run, image_opti
         (["--backbone", "/nowhere"], "--backbone DIR"),
     ],
 )
-def test_wrong_settings_are_told_before_anything_is_computed(change, message, tmp_path, image_options, monkeypatch):
+def test_wrong_settings_are_refused_before_anything_is_computed(change, message, tmp_path, image_options, monkeypatch):
     monkeypatch.setattr("interpreter.store.fill.Cache.fill", lambda *_: pytest.fail("features were encoded"))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         main(["--run", str(tmp_path / "run"), *image_options, *change])

@@ -1,3 +1,5 @@
+"""Packages that are too old are named before they are used."""
+
 import os
 import subprocess
 import sys

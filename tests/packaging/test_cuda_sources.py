@@ -78,7 +78,7 @@ def test_a_cuda_compiler_error_stops_the_build(sources, python, nvcc):
 
 
 def test_torch_and_nvcc_decide_whether_cuda_is_built(setup_script, monkeypatch, tmp_path, capsys):
-    wanted = setup_script["cuda_wanted"]
+    cuda_wanted = setup_script["cuda_wanted"]
     (tmp_path / "bin").mkdir()
     (tmp_path / "include").mkdir()
     (tmp_path / "bin/nvcc").touch()
@@ -92,15 +92,15 @@ def test_torch_and_nvcc_decide_whether_cuda_is_built(setup_script, monkeypatch, 
         ("", False, False),
     ):
         monkeypatch.setenv("FORCE_CUDA", forced)
-        assert wanted(torch_has_cuda) == expected
+        assert cuda_wanted(torch_has_cuda) == expected
 
-    monkeypatch.setitem(wanted.__globals__, "cuda_home", lambda: None)
-    assert not wanted(True)
+    monkeypatch.setitem(cuda_wanted.__globals__, "cuda_home", lambda: None)
+    assert not cuda_wanted(True)
     assert "no nvcc" in capsys.readouterr().err
     monkeypatch.setenv("FORCE_CUDA", "1")
     with pytest.raises(SystemExit, match="no nvcc"):
-        wanted(False)
+        cuda_wanted(False)
     monkeypatch.setenv("FORCE_CUDA", "yes")
     with pytest.raises(SystemExit, match="FORCE_CUDA=yes"):
-        wanted(False)
+        cuda_wanted(False)
     assert "torch.cuda.is_available" not in (ROOT / "setup.py").read_text()

@@ -131,9 +131,9 @@ def test_announced_sizes_are_those_that_a_fresh_machine_saw():
     """profiling/fresh.sh measures them; the demo's come first."""
     parts = json.loads((ROOT / "profiling/results/fresh.json").read_text())["parts"]
     for extra, what in (("demo", "demo"), ("dev", "tests")):
-        found = [part for part in parts if part["name"].endswith(f"environment of the {what}")]
-        assert len(found) == 2, "Python 3.12 and 3.13"
-        for part in found:
+        environments = [part for part in parts if part["name"].endswith(f"environment of the {what}")]
+        assert len(environments) == 2, "Python 3.12 and 3.13"
+        for part in environments:
             (sizes,) = re.findall(r"([\d.]+) GB downloaded, ([\d.]+) GB on disk", "\n".join(part["output"]))
             for announced, measured in zip(install.WITH_CUDA[extra], sizes, strict=True):
                 assert announced == pytest.approx(float(measured), rel=0.15)

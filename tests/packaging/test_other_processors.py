@@ -10,7 +10,7 @@ from torch.utils.cpp_extension import include_paths
 ROOT = Path(__file__).parents[2]
 SOURCES = [ROOT / "csrc/schemas.cpp", *sorted(ROOT.glob("csrc/cpu/*.cpp"))]
 
-# Headers of others are read first, as they ask for the processor, too. What only x86-64 with AVX has then fails.
+# Foreign headers are included first, as they check the processor too. Any use of AVX after them fails to compile.
 HIDE_THE_PROCESSOR = """
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -11,7 +11,7 @@ CHECKED = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-om
 
 
 def runtime_library(name):
-    """Path of a runtime library of the compiler, which has to be loaded before Python."""
+    """Path of a runtime library of the compiler, which must be preloaded."""
     if shutil.which("g++") is None:
         pytest.skip("no g++")
     path = subprocess.run(

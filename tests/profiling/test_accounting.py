@@ -21,10 +21,10 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def pinned():
-    found = json.loads(PINNED.read_text())
-    if found["torch"] != torch.__version__:
-        pytest.skip(f"{PINNED.name} was made with torch {found['torch']}")
-    return found["stages"]
+    recording = json.loads(PINNED.read_text())
+    if recording["torch"] != torch.__version__:
+        pytest.skip(f"{PINNED.name} was made with torch {recording['torch']}")
+    return recording["stages"]
 
 
 def counted(function, *tensors):
@@ -32,15 +32,15 @@ def counted(function, *tensors):
     counts = Counts(waits)
     with waits, counts:
         function(*tensors)
-    return counts, waits.found
+    return counts, waits.waits
 
 
 @pytest.mark.parametrize("stage", ["image", "video"])
 def test_a_step_is_as_pinned_and_never_waits_for_the_device(stage, pinned):
     expected = {name: value for name, value in pinned[stage].items() if name != "compiled on a CPU"}
     assert expected["host waits"] == []
-    found = json.loads(json.dumps(count(setup(stage, "ytvis19", CPU))))
-    assert not differences(expected, found), UPDATE
+    counts = json.loads(json.dumps(count(setup(stage, "ytvis19", CPU))))
+    assert not differences(expected, counts), UPDATE
 
 
 def test_no_fused_attention_of_a_video_step_has_a_mask(monkeypatch):
@@ -52,9 +52,9 @@ def test_no_fused_attention_of_a_video_step_has_a_mask(monkeypatch):
         return fused(q, k, v, attn_mask)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", noting)
-    given = setup("video", "davis", CPU, batch_size=2)
-    count(given)
-    model = given.task.model
+    stage_setup = setup("video", "davis", CPU, batch_size=2)
+    count(stage_setup)
+    model = stage_setup.task.model
     assert isinstance(model, VideoStage)
     layers = len(model.encoder.blocks) + len(model.decoder.blocks)
     assert masks == [None] * 2 * layers  # the self-attention of each layer, in two steps
@@ -69,7 +69,7 @@ NEVER_DETERMINISTIC = re.compile(
 
 @pytest.mark.parametrize("stage", ["image", "video"])
 def test_every_operator_of_a_step_has_a_deterministic_kernel(stage, pinned):
-    """Training asks for them, and PyTorch raises where there is none."""
+    """Training uses deterministic operators, and PyTorch raises where there is none."""
     assert NEVER_DETERMINISTIC.fullmatch("aten::cumsum")
     assert [name for name in pinned[stage]["calls of"] if NEVER_DETERMINISTIC.fullmatch(name)] == []
 
@@ -117,27 +117,27 @@ def test_waits_of_the_host_are_found(call, what):
 
 
 def test_a_wait_in_a_step_is_reported_with_its_line(monkeypatch):
-    given = setup("image", "davis", CPU, batch_size=2)
+    stage_setup = setup("image", "davis", CPU, batch_size=2)
     error = ImageStage.error
 
     def waiting(*arguments):
-        found = error(*arguments)
-        return found * float(found.sum() >= 0)
+        value = error(*arguments)
+        return value * float(value.sum() >= 0)
 
     monkeypatch.setattr(ImageStage, "error", waiting)
-    waits = count(given)["host waits"]
+    waits = count(stage_setup)["host waits"]
     assert len(waits) == 2  # float(), and what it asks for
     assert waits[0].startswith("Tensor.__float__ at tests/profiling/test_accounting.py:")
 
 
 def test_own_ops_are_counted_by_what_they_launch():
-    found = count(setup("video", "davis", CPU, batch_size=2))
-    own = found["own launches"]
+    counts = count(setup("video", "davis", CPU, batch_size=2))
+    own = counts["own launches"]
     assert own["slotkernels::cluster_slots (csrc)"] == 1
     assert own["sinkhorn_kernel"] == 1
     assert own["forward_kernel"] == 3  # slot-attention iterations
     assert own["backward_kernel"] == 1  # only the last one carries gradients
-    assert not any("slotkernels" in name for name in found["calls of"])
+    assert not any("slotkernels" in name for name in counts["calls of"])
 
 
 def test_a_difference_names_its_place():

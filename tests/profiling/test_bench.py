@@ -39,9 +39,9 @@ def case(variants, **options):
 @pytest.fixture
 def machine():
     """A machine whose rates are given."""
-    found = Machine("cpu", 0.0)
-    found.limits["float32"] = {"gbytes": 2.0, "gflops": 100.0}
-    return found
+    idle = Machine("cpu", 0.0)
+    idle.limits["float32"] = {"gbytes": 2.0, "gflops": 100.0}
+    return idle
 
 
 @pytest.mark.parametrize("name", bench.BENCHMARKS)
@@ -81,17 +81,17 @@ def test_a_variant_that_returns_nothing_or_nan_is_wrong(machine):
 def test_ratios_pair_turns_and_the_slower_rate_is_the_floor(machine, monkeypatch):
     turns = {"eight": [8.0, 160.0, 8.0, 16.0, 24.0], OURS: [1.0, 20.0, 1.0, 2.0, 6.0]}  # the machine drifts
     monkeypatch.setattr("profiling.bench.measure.rounds", lambda runs, *_, **__: {name: turns[name] for name in runs})
-    found = measure(case({"eight": product(8), OURS: product(1)}), machine, 0.0)
-    eight, ours = found["variants"]["eight"], found["variants"][OURS]
+    result = measure(case({"eight": product(8), OURS: product(1)}), machine, 0.0)
+    eight, ours = result["variants"]["eight"], result["variants"][OURS]
     assert eight["times_ours"] == {"median": 8.0, "lower": 8.0, "upper": 8.0, "least": 4.0, "greatest": 8.0}
     assert set(ours["times_ours"].values()) == {1.0}
     assert ours["ms"] == {"median": 2.0, "lower": 1.0, "upper": 6.0, "least": 1.0, "greatest": 20.0}
     arithmetic, memory = 2 * 256**3 / 100e9 * 1e3, 2 * 256**2 * 4 / 2e9 * 1e3
-    assert found["floor_ms"] == pytest.approx(max(arithmetic, memory))
-    assert found["bound"] == "arithmetic"
-    assert found["of_floor"] == pytest.approx(arithmetic / 2)
-    assert found["of_copy"] == pytest.approx(memory / 2)
-    assert found["gflops"] == pytest.approx(2 * 256**3 / 2 / 1e6)
+    assert result["floor_ms"] == pytest.approx(max(arithmetic, memory))
+    assert result["bound"] == "arithmetic"
+    assert result["of_floor"] == pytest.approx(arithmetic / 2)
+    assert result["of_copy"] == pytest.approx(memory / 2)
+    assert result["gflops"] == pytest.approx(2 * 256**3 / 2 / 1e6)
     assert ours["peak_mib"] == pytest.approx(0.25, rel=0.1)
     more = measure(case({OURS: product(1)}, bytes=10**9), machine, 0.0)
     assert (more["bound"], more["floor_ms"]) == ("memory", pytest.approx(500))
@@ -131,10 +131,10 @@ def test_a_failed_benchmark_leaves_the_other_results(monkeypatch):
         torch.set_num_threads(threads)
     assert results["failed"].keys() == {"gone"}
     assert "no_such_file" in results["failed"]["gone"]
-    (found,) = results["benchmarks"]["propagate_attention"]["cases"]
-    assert found["backends"] == {"propagate_attention": "reference"}
-    assert found["variants"].keys() == {"matmul", "matmul compiled", OURS}
-    assert 0 < max(found["variants"]["matmul"]["errors"].values()) < 1e-5
+    (result,) = results["benchmarks"]["propagate_attention"]["cases"]
+    assert result["backends"] == {"propagate_attention": "reference"}
+    assert result["variants"].keys() == {"matmul", "matmul compiled", OURS}
+    assert 0 < max(result["variants"]["matmul"]["errors"].values()) < 1e-5
     assert results["threads"] == 1
     assert {"torch", "python"} <= results["versions"].keys()
     assert results["commit"]
@@ -165,17 +165,17 @@ def test_variants_are_chosen_and_left_out_ones_are_listed(machine):
 
 
 def test_a_check_compares_values_and_times_nothing():
-    found = check(case({OURS: product(1)}), (torch.randn(256, 256),))
-    assert found["variants"][OURS].keys() == {"errors", "first_call_s"}
+    result = check(case({OURS: product(1)}), (torch.randn(256, 256),))
+    assert result["variants"][OURS].keys() == {"errors", "first_call_s"}
     with pytest.raises(WrongResult):
         check(case({OURS: lambda x: {"product": x}}), (torch.randn(256, 256),))
 
 
 def test_one_wrong_element_fails_unless_the_norm_is_judged():
     def spoilt(x):
-        found = x @ x
-        found[0, 0] += 0.01 * found.abs().max()
-        return {"product": found}
+        product = x @ x
+        product[0, 0] += 0.01 * product.abs().max()
+        return {"product": product}
 
     x = torch.randn(256, 256)
     with pytest.raises(WrongResult, match="of its largest value"):
@@ -190,7 +190,7 @@ def test_joined_variants_are_divided_by_our_median():
         spread = dict(zip(("median", "lower", "upper", "least", "greatest"), times, strict=True))
         return {"rounds": 5, "seconds": 1.0, "variants": {name: {"ms": spread}}}
 
-    found = join(
+    joined = join(
         [
             result("other", 8.0, 6.0, 9.0, 5.0, 10.0),
             {
@@ -200,16 +200,16 @@ def test_joined_variants_are_divided_by_our_median():
             },
         ]
     )
-    assert found["left_out"] == {"third": "-"}
-    assert found["variants"]["other"]["times_ours"]["median"] == 4.0
-    assert found["variants"][OURS]["times_ours"] == {
+    assert joined["left_out"] == {"third": "-"}
+    assert joined["variants"]["other"]["times_ours"]["median"] == 4.0
+    assert joined["variants"][OURS]["times_ours"] == {
         "median": 1,
         "lower": 0.5,
         "upper": 1.5,
         "least": 0.5,
         "greatest": 2,
     }
-    assert (found["of_floor"], found["seconds"]) == (0.5, 2.0)
+    assert (joined["of_floor"], joined["seconds"]) == (0.5, 2.0)
 
 
 def test_joined_variants_need_ours_to_compare_with():
@@ -221,10 +221,10 @@ def test_joined_variants_need_ours_to_compare_with():
 def test_a_case_can_time_each_variant_in_its_own_process():
     options = Options(device="cpu", seconds=0.0, threads=1, variants=("ours",))
     first = next(bench.load("cluster_slots").cases("cpu"))
-    found = measure_apart("cluster_slots", 0, first, options)
-    assert list(found["variants"]) == [f"{OURS} reference", OURS]
-    assert found["variants"][f"{OURS} reference"]["times_ours"]["median"] > 1
-    assert found["of_floor"] > 0
+    result = measure_apart("cluster_slots", 0, first, options)
+    assert list(result["variants"]) == [f"{OURS} reference", OURS]
+    assert result["variants"][f"{OURS} reference"]["times_ours"]["median"] > 1
+    assert result["of_floor"] > 0
     with pytest.raises(RuntimeError, match=f"{OURS}: there is no result"):
         measure_apart("cluster_slots", 9, first, Options(device="cpu", seconds=0.0, threads=1, variants=(OURS,)))
 

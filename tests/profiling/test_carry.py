@@ -32,10 +32,10 @@ def test_only_a_missing_package_is_unpacked(tmp_path):
     ]
     assert not (tmp_path / "site" / "numpy").exists()
     code = "import not_installed; print(not_installed.version)"
-    found = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONPATH": str(tmp_path / "site")}, capture_output=True, text=True
     )
-    assert found.stdout == "2.0\n"
+    assert done.stdout == "2.0\n"
 
 
 def test_a_wheel_writes_nothing_outside_its_folder(tmp_path):
@@ -109,5 +109,5 @@ def test_what_is_carried_is_not_part_of_the_tree():
         pytest.skip("not a git checkout")
     paths = [".carry/proof/av.whl", ".gpu-check/site/av", ".venv-gpu/bin/python"]
     command = ["git", "check-ignore", "--no-index", *paths]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    assert found == paths
+    ignored = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert ignored == paths

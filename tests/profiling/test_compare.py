@@ -79,7 +79,7 @@ def leftovers(repository):
     return git(repository, "worktree", "list").splitlines()[1:] + git(repository, "status", "--porcelain").splitlines()
 
 
-def found(pattern, text):
+def first_match(pattern, text):
     """What the first group of a pattern matches."""
     match = re.search(pattern, text)
     assert match is not None, text
@@ -91,9 +91,9 @@ def test_a_planted_slowdown_is_found_and_nothing_else(repository):
     done = compare(repository, "--base", "HEAD~1", "--threshold", "3", "--only", "merge_slots")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "1 of 1 slower by more than 3×" in done.stdout
-    assert float(found(r"float32 +│ +\S+ │ +\S+ │ +(\S+) │", done.stdout)) > 3
+    assert float(first_match(r"float32 +│ +\S+ │ +\S+ │ +(\S+) │", done.stdout)) > 3
     assert leftovers(repository) == []
-    assert not Path(found(r"into (\S+)", done.stdout)).exists()
+    assert not Path(first_match(r"into (\S+)", done.stdout)).exists()
 
     edit(repository / "kernels/slotkernels/merging/reference.py", "range(80)", "range(0)")
     done = compare(repository, "--base", "HEAD~1", "--threshold", "3", "--only", "merge_slots")
@@ -116,7 +116,7 @@ def test_an_interrupt_leaves_nothing_behind(repository, kind):
         arguments, cwd=repository, env=environment(repository), stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        checkout = Path(found(r"into (\S+)", process.stdout.readline()))
+        checkout = Path(first_match(r"into (\S+)", process.stdout.readline()))
         assert checkout.is_dir()
         process.send_signal(kind)
         process.wait(60)

@@ -1,4 +1,4 @@
-"""The cost model: its formulas against what PyTorch counts, the cache writes and the page states."""
+"""The cost model: its formulas against PyTorch's counts, the size of a cache, and the figures of docs/scaling.md."""
 
 import json
 from dataclasses import replace
@@ -27,20 +27,20 @@ CPU = torch.device("cpu")
 OWN = ("slot attention", "loss")  # products inside the project's own ops, which PyTorch's counter does not see
 
 
-def counted(given):
+def counted(stage_setup):
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
-        step = TrainingStep(given.task, given.task.optim, CPU)
+        step = TrainingStep(stage_setup.task, stage_setup.task.optim, CPU)
         step.start(0, {})
-        step._compute(*(torch.empty(shape) for shape in given.shapes))
+        step._compute(*(torch.empty(shape) for shape in stage_setup.shapes))
     return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("stage", ["image", "video"])
 @pytest.mark.parametrize("preset", ["demo", "ytvis19"])
 def test_operations_are_those_that_pytorch_counts(stage, preset):
-    given, (image, video) = setup(stage, preset, CPU, batch_size=2), configs(preset)
+    stage_setup, (image, video) = setup(stage, preset, CPU, batch_size=2), configs(preset)
     parts = formulas.image_step(image, 2, 0) if stage == "image" else formulas.video_step(video, image, 2, 0)
-    assert sum(part.flops for part in parts if part.name not in OWN) == pytest.approx(counted(given), rel=2e-3)
+    assert sum(part.flops for part in parts if part.name not in OWN) == pytest.approx(counted(stage_setup), rel=2e-3)
 
 
 def test_operations_of_a_vit_are_those_that_pytorch_counts():
@@ -50,8 +50,8 @@ def test_operations_of_a_vit_are_those_that_pytorch_counts():
     # PyTorch's counter does not know the CPU's fused attention.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         backbone.features(torch.zeros(2, 56, 84, 3, dtype=torch.uint8))
-    found = sum(part.flops for part in formulas.backbone(image, 2))
-    assert found == pytest.approx(counter.get_total_flops(), rel=1e-3)
+    flops = sum(part.flops for part in formulas.backbone(image, 2))
+    assert flops == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
 @pytest.mark.parametrize("flip", [True, False])
@@ -95,9 +95,9 @@ def test_a_step_is_no_shorter_than_its_launches(monkeypatch):
 
 
 def test_memory_is_that_of_a_step_and_excess_is_reported(monkeypatch):
-    given = setup("image", "demo", CPU)
+    stage_setup = setup("image", "demo", CPU)
     with branches_of_a_gpu():
-        needed = predicted_peak(given.task)
+        needed = predicted_peak(stage_setup.task)
     assert predict("image", 1, Options(preset="demo")).memory == needed
     monkeypatch.setattr(cost, "_model", lambda stage, preset, rows, on_gpu: (1, 81 * 10**9))
     assert "81, of 80: --micro-batch or --recompute" in report(Options(preset="demo"))
@@ -106,13 +106,13 @@ def test_memory_is_that_of_a_step_and_excess_is_reported(monkeypatch):
 
 def test_a_measurement_is_shown_with_the_prediction_error(tmp_path, monkeypatch):
     monkeypatch.setattr(cost, "_model", lambda stage, preset, rows, on_gpu: (1, 1))
-    found = report(Options(preset="demo", gpu="this-cpu"))
+    text = report(Options(preset="demo", gpu="this-cpu"))
     measured = cost.measured("image", Options(preset="demo", gpu="this-cpu"))
     assert measured is not None
     mode, time = measured
     error = predict("image", 1, Options(preset="demo", gpu="this-cpu")).seconds / time - 1
-    assert f"{time * 1e3:.1f} ms {mode}: prediction {error:+.0%}" in found
-    assert found.startswith("**Predicted, not measured**")
+    assert f"{time * 1e3:.1f} ms {mode}: prediction {error:+.0%}" in text
+    assert text.startswith("**Predicted, not measured**")
 
     step = {"device": "NVIDIA H100 80GB HBM3", "preset": "ytvis19", "mode": "captured", "milliseconds": {"median": 50}}
     (tmp_path / "steps-cuda.json").write_text(json.dumps({"steps": {"image captured": step}}))

@@ -1,4 +1,4 @@
-"""The GPU check runs its parts in order, each by itself, on a stand-in for a machine with a GPU."""
+"""The GPU check runs its parts in order, each in its own process, on a simulated machine with a GPU."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# A Python that keeps the report and writes down everything else that it is asked to run.
+# A stand-in for Python that runs the report's commands and only records all others.
 PYTHON = """#!/usr/bin/env bash
 if [ "$1 $2" = "-m profiling.common.parts" ]; then exec {real} "$@"; fi
 echo "caching=${{PYTORCH_NO_CUDA_MEMORY_CACHING:-}} strict=${{SLOTKERNELS_STRICT:-}} $*" >>{calls}

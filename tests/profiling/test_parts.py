@@ -41,15 +41,15 @@ def fates(folder):
 def test_a_part_that_fails_or_hangs_does_not_lose_the_others(script, tmp_path):
     process = script(
         "part good 9 echo fine; part bad 9 bash -c 'exit 3'; part missing 9 /no/such/program;"
-        # Its child holds the output open, and it does not heed a polite signal.
+        # Its child keeps the output open, and it ignores SIGTERM.
         "part hangs 1 bash -c 'trap \"\" TERM; sleep 60 & sleep 60; sleep 60';"
         "skip tool 'it is not installed'; part last 9 echo end; end_report"
     )
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 1
-    report, found = fates(tmp_path)
+    report, results = fates(tmp_path)
     assert report["finished"]
-    assert found == {
+    assert results == {
         "good": "passed",
         "bad": "failed (3)",
         "missing": "failed (127)",
@@ -73,9 +73,9 @@ def test_a_killed_check_leaves_a_whole_report(script, tmp_path):
     for child in children.split():
         os.kill(int(child), signal.SIGTERM)  # timeout passes it on
     process.communicate(timeout=30)
-    report, found = fates(tmp_path)
+    report, results = fates(tmp_path)
     assert not report["finished"]
-    assert found == {"first": "passed", "second": "under way"}
+    assert results == {"first": "passed", "second": "under way"}
 
 
 def test_ctrl_c_ends_the_part_and_the_check(script, tmp_path):
@@ -114,9 +114,9 @@ def test_a_background_part_runs_beside_the_next(script, tmp_path):
 def test_parts_share_a_budget(script, tmp_path):
     process = script("BUDGET=5; SECONDS=0; part cut 60 sleep 60; part late 5 echo no; end_report")
     process.communicate(timeout=60)
-    report, found = fates(tmp_path)
+    report, results = fates(tmp_path)
     assert report["parts"][0]["limit"] <= 5
-    assert found == {"cut": "out of time", "late": "left out"}
+    assert results == {"cut": "out of time", "late": "left out"}
     assert process.returncode == 1
 
 

@@ -48,11 +48,11 @@ def test_ratio_is_to_the_middle_of_the_devices_range():
         {**row, "from": ["step", "image captured", "milliseconds.median", 1], "found": {"NVIDIA H200, today": "why"}},
         {**row, "from": ["step", "image eager", "milliseconds.median", 1]},
     ]
-    found = rows_of({"rows": rows}, RESULTS)
-    assert [one["ratio"] for one in found] == [1.0, None]
-    assert [one["difference"] for one in found] == ["why", ""]
-    assert "| a step | 80 to 100 ms | 90 ms | 1.00 |" in table(found)
-    assert "| a step | 80 to 100 ms | not measured |  |" in table(found)
+    table_rows = rows_of({"rows": rows}, RESULTS)
+    assert [one["ratio"] for one in table_rows] == [1.0, None]
+    assert [one["difference"] for one in table_rows] == ["why", ""]
+    assert "| a step | 80 to 100 ms | 90 ms | 1.00 |" in table(table_rows)
+    assert "| a step | 80 to 100 ms | not measured |  |" in table(table_rows)
 
 
 def test_another_device_is_not_judged_by_these_predictions(capsys):

@@ -25,8 +25,8 @@ def table():
 
 @pytest.mark.parametrize("version", tables.VERSIONS)
 def test_tables_were_made_from_these_kernels(version):
-    found, rows = tables.read(tables.table_of(version))
-    assert found == tables.stamp(version), f"kernels or launches changed: {UPDATE}"
+    stamp, rows = tables.read(tables.table_of(version))
+    assert stamp == tables.stamp(version), f"kernels or launches changed: {UPDATE}"
     assert {row.sm for row in rows} == ({80, 90, 100} if version == tables.PINNED else {90})
 
 
@@ -34,12 +34,12 @@ def test_tables_were_made_from_these_kernels(version):
 def test_no_shipped_launch_spills_or_outgrows_shared_memory(version):
     rows = tables.read(tables.table_of(version))[1]
     faults = {f"sm_{row.sm} {row.launch}": tables.faults(row) for row in rows}
-    assert not {name: found for name, found in faults.items() if found}
+    assert not {name: reasons for name, reasons in faults.items() if reasons}
 
 
 def test_known_spills_are_still_there(table):
-    found = {row.launch: row.spill_bytes for row in table[1] if row.sm == 100 and row.spill_bytes}
-    assert found == tables.KNOWN_SPILLS, "write the list in profiling/gpu/resource_tables.py anew"
+    spills = {row.launch: row.spill_bytes for row in table[1] if row.sm == 100 and row.spill_bytes}
+    assert spills == tables.KNOWN_SPILLS, "write the list in profiling/gpu/resource_tables.py anew"
 
 
 def test_every_triton_compiles_the_same_launches(table):

@@ -34,11 +34,11 @@ def test_a_streamed_step_is_timed_and_broken_down(stage, recorded_ranges):
 
 @pytest.mark.parametrize("preset", ["demo", "davis", "ytvis19"])
 def test_inputs_are_as_large_as_what_the_backbone_gives(preset):
-    given = setup("image", preset, CPU, batch_size=1)
-    backbone = random_backbone(given.image.backbone, CPU)
-    assert (backbone.dim, backbone.patch) == FEATURES[given.image.backbone.backbone]
-    assert given.grid == backbone.grid(given.image.data.frame_size)
-    assert given.shapes[0] == (1, given.grid[0] * given.grid[1], backbone.dim)
+    stage_setup = setup("image", preset, CPU, batch_size=1)
+    backbone = random_backbone(stage_setup.image.backbone, CPU)
+    assert (backbone.dim, backbone.patch) == FEATURES[stage_setup.image.backbone.backbone]
+    assert stage_setup.grid == backbone.grid(stage_setup.image.data.frame_size)
+    assert stage_setup.shapes[0] == (1, stage_setup.grid[0] * stage_setup.grid[1], backbone.dim)
 
 
 @pytest.mark.parametrize(
@@ -82,5 +82,5 @@ def test_traces_are_kept_out_of_git_and_summaries_are_not():
     paths = [f"profiling/results/{name}" for name in names]
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    found = subprocess.run([*command, *paths], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    assert found == paths[:3]
+    ignored = subprocess.run([*command, *paths], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert ignored == paths[:3]

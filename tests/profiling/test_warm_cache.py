@@ -103,7 +103,7 @@ def test_cache_hits_elsewhere_until_arguments_or_options_differ(tmp_path):
 
 def test_steps_launch_what_is_pinned(tmp_path):
     pinned = json.loads(PINNED.read_text())["stages"]
-    found = json.loads(run(LAUNCHED, tmp_path))
-    for stage, counts in zip(("image", "video"), found, strict=True):
+    launches = json.loads(run(LAUNCHED, tmp_path))
+    for stage, counts in zip(("image", "video"), launches, strict=True):
         expected = {name: n for name, n in pinned[stage]["own launches"].items() if "csrc" not in name}
         assert counts == expected, f"{stage}: {UPDATE}"

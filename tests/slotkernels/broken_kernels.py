@@ -1,6 +1,6 @@
-"""Kernels that Triton cannot build, launched as if there were an H100; prints what became of each as JSON.
+"""Kernels that Triton cannot build, launched as if on an H100; prints the outcome of each as JSON.
 
-A program of its own, because tests run Triton's interpreter and this needs the compiler.
+A separate program, because tests run Triton's interpreter and this needs the compiler.
 """
 
 import json
@@ -33,7 +33,7 @@ class Utils:
 
 
 class H100:
-    """A driver for a GPU that is not there; what it launches with is made of C only with ``real``."""
+    """A driver for an absent GPU; it compiles C launchers only with ``real``."""
 
     def __init__(self, real=False):
         self.real = real
@@ -105,16 +105,16 @@ def attempt(kernel):
 def main(folder):
     driver.set_active(H100())
     kernels = (unknown_function, nested_error, false_assertion, unknown_instruction, too_large, not_loaded)
-    found = {kernel.fn.__name__: attempt(kernel) for kernel in kernels}
+    outcomes = {kernel.fn.__name__: attempt(kernel) for kernel in kernels}
     driver.set_active(H100(real=True))
     os.environ["TRITON_LIBCUDA_PATH"] = folder  # of the library that the launcher is linked with
     Path(folder, "libcuda.so.1").touch()
     search, os.environ["PATH"] = os.environ["PATH"], folder
     os.environ.pop("CC", None)
-    found["no compiler"] = attempt(not_loaded)
+    outcomes["no compiler"] = attempt(not_loaded)
     os.environ |= {"PATH": search, "CC": "false"}
-    found["compiler fails"] = attempt(not_loaded)
-    print(json.dumps(found))
+    outcomes["compiler fails"] = attempt(not_loaded)
+    print(json.dumps(outcomes))
 
 
 if __name__ == "__main__":

@@ -21,14 +21,14 @@ def assert_matches_oracle(
     """Check the results of ``function(**inputs)``, and the gradients of all inputs that require one.
 
     Args:
-        function: what is tested.
-        oracle: the same function, slow and plain.
-        inputs: tensors by name, of both.
+        function: the function under test.
+        oracle: a slow and plain implementation of it.
+        inputs: the arguments of both, by name.
         outputs: names of the results, in order.
         tolerance: of errors relative to a tensor's largest value; or a function of a tensor's name ("updates",
             "gradient of k") and the tensor itself.
         cotangents: of some results, by name; random ones for all floating results if None.
-        float64: hand copies of the inputs in float64 to the oracle, else the inputs themselves.
+        float64: give the oracle copies of the inputs in float64 instead of the inputs themselves.
 
     Returns:
         results and gradients of ``function``, by name.
@@ -63,8 +63,10 @@ def assert_close(name: str, actual: Tensor | None, expected: Tensor | None, tole
     error = (difference / expected.detach().double().abs().max().clamp_min(1e-3)).max()
     if not error <= tolerance:
         where = tuple(int(i) for i in torch.unravel_index(difference.nan_to_num(torch.inf).argmax(), actual.shape))
-        found = f"{actual[where].item():.6g} instead of {expected[where].item():.6g}"
-        raise AssertionError(f"{name}: relative error {error:.2g}, expected {tolerance:.2g}; {found} at {list(where)}")
+        mismatch = f"{actual[where].item():.6g} instead of {expected[where].item():.6g}"
+        raise AssertionError(
+            f"{name}: relative error {error:.2g}, expected {tolerance:.2g}; {mismatch} at {list(where)}"
+        )
 
 
 def _gradients(
@@ -74,10 +76,25 @@ def _gradients(
     if not leaves or not cotangents:
         return {}
     used = [result for name in cotangents if (result := results[name]) is not None]
-    given = [cotangent.to(result.dtype) for cotangent, result in zip(cotangents.values(), used, strict=True)]
-    grads = torch.autograd.grad(used, list(leaves.values()), given, allow_unused=True)
-    found: Tensors = {}
+    used_cotangents = [cotangent.to(result.dtype) for cotangent, result in zip(cotangents.values(), used, strict=True)]
+    grads = torch.autograd.grad(used, list(leaves.values()), used_cotangents, allow_unused=True)
+    gradients: Tensors = {}
     for (name, leaf), grad in zip(leaves.items(), grads, strict=True):
         assert grad is None or grad.dtype == leaf.dtype, f"gradient of {name}: {grad.dtype}, expected {leaf.dtype}"
-        found[f"gradient of {name}"] = grad
-    return found
+        gradients[f"gradient of {name}"] = grad
+    return gradients
+
+
+def assert_compiles(loss: Callable[..., Tensor], *leaves: Tensor, **tolerances: float) -> None:
+    """Check that ``loss(*leaves)`` is one graph of ``torch.compile`` and keeps its value and gradients.
+
+    Args:
+        loss: a scalar function.
+        leaves: its arguments.
+        tolerances: ``rtol`` and ``atol`` of ``torch.testing.assert_close``.
+    """
+    expected = loss(*leaves)
+    actual = torch.compile(loss, fullgraph=True, backend="aot_eager")(*leaves)
+    torch.testing.assert_close(actual, expected, **tolerances)
+    gradients = torch.autograd.grad(actual, leaves), torch.autograd.grad(expected, leaves)
+    torch.testing.assert_close(*gradients, **tolerances)

@@ -216,8 +216,8 @@ def test_vectorised_backward_passes(name):
     value = number(*leaves)
     expected = torch.autograd.grad(value, leaves, retain_graph=True, materialize_grads=True)
     scales = torch.tensor([1.0, -2.0], dtype=torch.float64)
-    found = torch.autograd.grad(value, leaves, scales, is_grads_batched=True, allow_unused=True)
-    for one, many in zip(expected, found, strict=True):
+    vectorised = torch.autograd.grad(value, leaves, scales, is_grads_batched=True, allow_unused=True)
+    for one, many in zip(expected, vectorised, strict=True):
         if many is not None:
             torch.testing.assert_close(many, torch.stack((one, -2 * one)))
 
@@ -256,12 +256,12 @@ def test_gradients_of_each_sample_alone():
     def loss(parameters, x, s):
         return torch.func.functional_call(module, parameters, (x.unsqueeze(0), s.unsqueeze(0)))[0].pow(2).sum()
 
-    found = torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, inputs, slots)
+    per_sample = torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, inputs, slots)
     for k in range(3):
         alone = torch.autograd.grad(
             loss(parameters, inputs[k], slots[k]), list(parameters.values()), materialize_grads=True
         )
-        torch.testing.assert_close([found[name][k] for name in parameters], list(alone))
+        torch.testing.assert_close([per_sample[name][k] for name in parameters], list(alone))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

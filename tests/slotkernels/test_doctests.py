@@ -19,8 +19,8 @@ MISSING: set[str] = set()  # names without an example; may only shrink
 
 def examples_of(name):
     """Examples of a function or class, and of a class's methods."""
-    found = doctest.DocTestFinder(exclude_empty=True).find(PUBLIC[name], name, globs={})
-    return [test for test in found if test.examples]
+    doctests = doctest.DocTestFinder(exclude_empty=True).find(PUBLIC[name], name, globs={})
+    return [test for test in doctests if test.examples]
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -76,25 +76,25 @@ def check(tensors, mask, backend, eps=1e-8, denominator=False, scale_eps=1e-8, t
     may open in one precision and not in the other; a norm is hardly moved by that, a largest difference would be.
     """
     options = (tensors[0].shape[-1] ** -0.5, 5.0, eps, denominator, scale_eps)
-    wanted = [i for i, t in enumerate(tensors) if t is not None and i != GRID]
-    leaves = [t if t is None else t.detach().clone().requires_grad_(i in wanted) for i, t in enumerate(tensors)]
-    exact = [t if t is None else t.detach().double().requires_grad_(i in wanted) for i, t in enumerate(tensors)]
+    learned = [i for i, t in enumerate(tensors) if t is not None and i != GRID]
+    leaves = [t if t is None else t.detach().clone().requires_grad_(i in learned) for i, t in enumerate(tensors)]
+    exact = [t if t is None else t.detach().double().requires_grad_(i in learned) for i, t in enumerate(tensors)]
     actual, expected = run(leaves, mask, options, backend), equations(exact, mask, *options)
     used = [OUTPUTS.index(name) for name in outputs]
     cotangents = [torch.randn(expected[i].shape).to(actual[i]) for i in used]
-    sources = [leaves[i] for i in wanted], [exact[i] for i in wanted]
+    sources = [leaves[i] for i in learned], [exact[i] for i in learned]
     grads = torch.autograd.grad([actual[i] for i in used], sources[0], cotangents)
     cotangents = [cotangent.double() for cotangent in cotangents]
     expected_grads = torch.autograd.grad(
         [expected[i] for i in used], sources[1], cotangents, allow_unused=True, materialize_grads=True
     )
-    names = [*OUTPUTS, *(f"grad of {NAMES[i]}" for i in wanted)]
+    names = [*OUTPUTS, *(f"grad of {NAMES[i]}" for i in learned)]
     for name, one, other in zip(names, [*actual, *grads], [*expected, *expected_grads], strict=True):
         assert one.shape == other.shape, name
         rounding = {torch.bfloat16: 2**-8, torch.float16: 2**-11}.get(one.dtype, 0.0)
         error = (one.double() - other).norm() / other.norm().clamp_min(1e-3)
         assert error <= tolerance + rounding, f"{name}: {error:.2e}"
-    assert [g.dtype for g in grads] == [tensors[i].dtype for i in wanted]
+    assert [g.dtype for g in grads] == [tensors[i].dtype for i in learned]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -180,11 +180,11 @@ def test_an_empty_batch_has_empty_results_and_zero_gradients(backend):
 def test_triton_gives_the_same_bits_twice():
     tensors, mask = problem(2, 3, 40, 64, normed=True, masked=True)
     leaves = [t if t is None else t.requires_grad_() for t in tensors]
-    wanted = [t for i, t in enumerate(leaves) if t is not None and i != GRID]
+    learned = [t for i, t in enumerate(leaves) if t is not None and i != GRID]
 
     def step():
         outputs = run(leaves, mask, OPTIONS, "triton")
-        return [*outputs, *torch.autograd.grad(outputs, wanted, [t.detach() for t in outputs])]
+        return [*outputs, *torch.autograd.grad(outputs, learned, [t.detach() for t in outputs])]
 
     assert all(torch.equal(one, other) for one, other in zip(step(), step(), strict=True))
 
@@ -263,11 +263,11 @@ def test_no_tensor_of_slots_times_tokens_times_width_is_stored():
 def test_can_be_captured_in_a_cuda_graph():
     tensors, _ = problem(2, 8, 100, 64, device="cuda")
     leaves = [t if t is None or i == GRID else t.requires_grad_() for i, t in enumerate(tensors)]
-    wanted = [t for i, t in enumerate(leaves) if t is not None and i != GRID]
+    learned = [t for i, t in enumerate(leaves) if t is not None and i != GRID]
 
     def step():
         outputs = run(leaves, None, OPTIONS, "triton")
-        return [*outputs, *torch.autograd.grad(outputs, wanted, [torch.ones_like(t) for t in outputs])]
+        return [*outputs, *torch.autograd.grad(outputs, learned, [torch.ones_like(t) for t in outputs])]
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

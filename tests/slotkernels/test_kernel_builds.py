@@ -1,4 +1,4 @@
-"""A kernel that cannot be built: seen as such, and served by another backend unless that was ruled out."""
+"""Kernels that cannot be built: the error is recognised, and another backend serves the call unless strict."""
 
 import importlib
 import json
@@ -31,7 +31,7 @@ REPORT, COMPILER, DRIVER = "Please report it", "Triton needs a C compiler", "Upd
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
-    """What becomes of the launches in broken_kernels.py, with the compiler of the installed Triton."""
+    """The outcomes of the launches in broken_kernels.py, with the compiler of the installed Triton."""
     folder = tmp_path_factory.mktemp("broken")
     variables = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder / "cache")}
     variables["PYTHONPATH"] = os.pathsep.join(sys.path)
@@ -103,7 +103,7 @@ def test_messages_of_unbuildable_kernels_are_recognised(message):
 
 @pytest.fixture
 def lenient(monkeypatch):
-    """As without the tests' strict mode."""
+    """Turn off the strict mode of the tests."""
     monkeypatch.delenv("SLOTKERNELS_STRICT", raising=False)
 
 

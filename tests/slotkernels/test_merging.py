@@ -56,10 +56,10 @@ def assert_as_scikit_learn(slots, mask=None, *, backend, linkage, **rule):
     """Labels and counts of a batch, set by set; masked slots are left out of scikit-learn's."""
     labels, counts = cluster(slots, mask=mask, backend=backend, linkage=linkage, **rule)
     for row in range(len(slots)):
-        kept = np.ones(len(slots[row]), bool) if mask is None else mask[row]
-        expected = oracle(slots[row][kept], linkage=linkage, **rule)
-        assert labels[row].numpy()[kept].tolist() == expected, (slots[row].tolist(), rule, linkage)
-        assert (labels[row].numpy()[~kept] == -1).all()
+        present = np.ones(len(slots[row]), bool) if mask is None else mask[row]
+        expected = oracle(slots[row][present], linkage=linkage, **rule)
+        assert labels[row].numpy()[present].tolist() == expected, (slots[row].tolist(), rule, linkage)
+        assert (labels[row].numpy()[~present] == -1).all()
         assert counts[row].item() == len(set(expected))
 
 
@@ -228,9 +228,9 @@ def test_slots_that_are_not_finite_never_merge(backend, linkage, value):
 def test_every_dtype_strided_and_empty_input(backend, dtype):
     slots = torch.randn(5, 4, 16).to(dtype).transpose(0, 1)[..., ::2]
     mask = (torch.rand(5, 4) > 0.3).T
-    expected = [oracle(row[kept].double().numpy(), 0.8) for row, kept in zip(slots, mask, strict=True)]
+    expected = [oracle(row[present].double().numpy(), 0.8) for row, present in zip(slots, mask, strict=True)]
     labels, _ = cluster(slots, 0.8, mask, backend=backend)
-    assert [row[kept].tolist() for row, kept in zip(labels, mask, strict=True)] == expected
+    assert [row[present].tolist() for row, present in zip(labels, mask, strict=True)] == expected
     labels, counts = cluster(slots[:0], 0.8, backend=backend)
     assert labels.shape == (0, 5)
     assert counts.shape == (0,)

@@ -1,4 +1,4 @@
-"""Compiled ops that are missing or do not load: one warning, or an error that says how to build them."""
+"""Compiled ops that are missing or do not load: one warning, or an error with the command that builds them."""
 
 import sys
 import warnings

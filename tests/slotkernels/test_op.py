@@ -1,4 +1,4 @@
-"""An op written once: its schema is its arguments' annotations, nested ones in order, and so is its gradient."""
+"""``Op``: its schema and its gradient follow from the annotations of its arguments, nested ones in order."""
 
 import itertools
 import sys
@@ -32,7 +32,7 @@ NAMES = (f"toy_{number}" for number in itertools.count())
 
 
 def make(monkeypatch, **options):
-    """The op ``factor * x + shift`` with one backend, and what that was called with."""
+    """The op ``factor * x + shift`` with one backend, and the arguments of the backend's calls."""
     name, calls = next(NAMES), []
 
     def empty(arguments: Arguments) -> Results:

@@ -7,12 +7,12 @@ from slotkernels.ranges import annotate
 
 
 def test_ranges_nest_and_close_on_exceptions(recorded_ranges):
-    found, stack = recorded_ranges
+    opened, stack = recorded_ranges
     with annotate("outer"):
         with pytest.raises(ZeroDivisionError), annotate("inner"), annotate("inner"):
             1 / len(stack[3:])  # all three are open
         assert stack == ["outer"]
-    assert found == [(0, "outer"), (1, "inner"), (2, "inner")]
+    assert opened == [(0, "outer"), (1, "inner"), (2, "inner")]
     assert stack == []
 
 
@@ -25,9 +25,9 @@ def test_a_compiled_region_is_one_graph_without_ranges(recorded_ranges):
     attention = SlotAttention(3, 8, iterations=2)
     compiled = torch.compile(lambda x, s: attention(x, s).slots, fullgraph=True, backend="aot_eager")
     x, slots = torch.randn(2, 5, 8), torch.randn(2, 3, 8)
-    found = compiled(x, slots)
+    updated = compiled(x, slots)
     assert recorded_ranges[0] == []
-    torch.testing.assert_close(found, attention(x, slots).slots)
+    torch.testing.assert_close(updated, attention(x, slots).slots)
     assert len(recorded_ranges[0]) == 2
 
 
@@ -37,7 +37,7 @@ def test_without_package_or_profiler_there_is_nothing(missing, monkeypatch):
         monkeypatch.setattr(ranges, "nvtx", None)
     ranges._range.cache_clear()
     first = annotate("one")
-    with first as given:
-        assert given is None
+    with first as value:
+        assert value is None
     assert first is annotate("two")  # not even an object is made
     ranges._range.cache_clear()

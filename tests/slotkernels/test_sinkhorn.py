@@ -9,6 +9,7 @@ from slotkernels import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
 from slotkernels.sinkhorn import bytes_moved, flops
 from slotkernels.sinkhorn.schedule import LONGEST_RATIO, bounding_diameter, epsilon_schedule
 
+from .oracles import assert_compiles
 from .sinkhorn_cases import assert_same_loss, assert_same_potentials, points, tensorized, weights
 
 SHAPES = [(3, 8, 8, 16), (2, 5, 9, 4), (2, 9, 5, 127), (1, 1, 1, 3), (2, 1, 4, 1), (2, 33, 20, 6)]  # B, N, M, D
@@ -44,7 +45,7 @@ def test_diameter_per_problem_equals_one_call_per_problem():
 
 
 def test_masked_schedule_equals_the_schedule_of_floats(monkeypatch):
-    """What an accelerator runs: a fixed number of steps, the ones past the end masked."""
+    """The schedule of an accelerator: a fixed number of steps, the ones past the end masked."""
     diameters = torch.tensor([0.01, 0.05, 0.3, 60.0], dtype=torch.float64)
     steps = list(epsilon_schedule(diameters.to("meta"), 2, 0.05, 0.5))
     assert len(steps) > 25  # covers diameter / blur up to LONGEST_RATIO
@@ -152,8 +153,8 @@ def test_points_of_zero_weight_are_ignored():
     a = torch.tensor([0.5, 0.0, 0.25, 0.25, 0.0], dtype=torch.float64).repeat(2, 1)
     b = torch.full((2, 4), 0.25, dtype=torch.float64)
     assert_same_loss(SamplesLoss(), tensorized(), a, x, b, y)
-    kept = a[0] > 0
-    fewer = SamplesLoss(diameter=9.0)(a[:, kept], x[:, kept], b, y)
+    weighted = a[0] > 0
+    fewer = SamplesLoss(diameter=9.0)(a[:, weighted], x[:, weighted], b, y)
     torch.testing.assert_close(SamplesLoss(diameter=9.0)(a, x, b, y), fewer)
 
 
@@ -218,15 +219,13 @@ def test_compiles_fullgraph_with_equal_values_and_gradients(diameter):
     def loss(x, y):
         return sinkhorn_divergence(x, y, diameter=diameter).square().sum()
 
-    expected = torch.autograd.grad(loss(x, y), (x, y))
-    actual = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(x, y), (x, y))
-    torch.testing.assert_close(actual, expected)
+    assert_compiles(loss, x, y)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler: no g++ found")
 def test_a_training_step_compiles_with_inductor():
-    """One smoke test through code generation: the op beside ordinary layers, forward and backward."""
+    """One smoke test through code generation: the op together with ordinary layers, forward and backward."""
     x, y = points(2, 4, 4, 3, dtype=torch.float32)
     layer = torch.nn.Linear(3, 3)
 

@@ -54,7 +54,7 @@ def test_translation_costs_half_its_square(backend):
     moved = (x + shift).requires_grad_()
     value = sinkhorn_divergence(moved, x, scaling=0.9, blur=0.5, diameter="problem", backend=backend)
     torch.testing.assert_close(value, shift.square().sum((1, 2)) / 2, rtol=1e-2, atol=0)
-    # What one point gives up another takes over, so that the sum is exact however far the iteration has come.
+    # The errors of the points cancel, so the sum is exact before convergence too.
     torch.testing.assert_close(gradient(value, moved).sum(1), shift[:, 0], rtol=2e-2, atol=2e-3)
 
 

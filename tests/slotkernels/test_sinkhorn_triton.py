@@ -61,10 +61,10 @@ def test_large_sets_match_the_oracle(shape, device):
 @devices
 @pytest.mark.parametrize("debias", [True, False])
 @pytest.mark.parametrize("p", [1, 2])
-@pytest.mark.parametrize("given", ["a", "b", "ab"])
-def test_weights_match_the_oracle(given, p, debias, device):
+@pytest.mark.parametrize("weighted", ["a", "b", "ab"])
+def test_weights_match_the_oracle(weighted, p, debias, device):
     shape = (2, 5, 9, 7)
-    a, b = (w if name in given else None for name, w in zip("ab", weights(shape, device), strict=True))
+    a, b = (w if name in weighted else None for name, w in zip("ab", weights(shape, device), strict=True))
     check(*points(shape, device=device), a, b, p=p, debias=debias)
 
 
@@ -94,8 +94,8 @@ def test_precisions_have_their_accuracy(precision, tolerance, device):
     expected = solve(*exact, backend="reference")
     errors = [error(actual, reference) for actual, reference in zip(outputs, expected, strict=True)]
     grads = torch.autograd.grad(outputs[0].sum(), (x, y))
-    wanted = torch.autograd.grad(expected[0].sum(), exact)
-    errors += [error(grad, reference) for grad, reference in zip(grads, wanted, strict=True)]
+    exact_grads = torch.autograd.grad(expected[0].sum(), exact)
+    errors += [error(grad, reference) for grad, reference in zip(grads, exact_grads, strict=True)]
     assert max(errors) < tolerance
     assert precision == "ieee" or max(errors) > 1e-4  # it was TF32
 
@@ -193,10 +193,10 @@ def test_problems_of_different_scales_match_the_oracle(scaling, device):
     assert ((value - expected).abs() < 1e-4 * expected + 0.09 * 2**-22).all()
     factors = scales.flatten().square()
     grads = torch.autograd.grad((value / factors.sqrt()).sum(), (x, y))
-    wanted = torch.autograd.grad((expected / factors.sqrt()).sum(), exact)
+    exact_grads = torch.autograd.grad((expected / factors.sqrt()).sum(), exact)
     # The hardware's logarithm is exact to 2^-22, twice as coarse as the interpreter's.
     tolerance = 1e-4 if device == "cpu" else 2e-4
-    assert max(error(grad, reference) for grad, reference in zip(grads, wanted, strict=True)) < tolerance
+    assert max(error(grad, reference) for grad, reference in zip(grads, exact_grads, strict=True)) < tolerance
 
 
 @devices

@@ -113,15 +113,15 @@ def test_slots_that_see_no_token_are_updated_with_zero(monkeypatch, form):
 
 
 def test_frozen_tokens_get_no_gradient_of_their_size(monkeypatch):
-    found = []
+    needs = []
     original = reference.inverted_attention_backward
     monkeypatch.setattr(
-        reference, "inverted_attention_backward", lambda call: found.append(call.needs) or original(call)
+        reference, "inverted_attention_backward", lambda call: needs.append(call.needs) or original(call)
     )
     force(monkeypatch, "absorbed")
     module, inputs = make()
     module(inputs.detach()).slots.sum().backward()
-    assert found == [[True, False, False, True, False]]  # queries and biases, though the input norm's parameters learn
+    assert needs == [[True, False, False, True, False]]  # queries and biases, though the input norm's parameters learn
     assert module.norm_inputs.weight.grad.abs().sum() > 0
 
 
@@ -250,8 +250,8 @@ def relative_errors(module, inputs, initial, form_dtype, cotangent):
         with torch.autocast(inputs.device.type, form_dtype, enabled=function is module and form_dtype != torch.float32):
             slots, attention = function(*leaves)
         grads = torch.autograd.grad((slots * cotangent.to(slots.dtype)).sum(), [*leaves, *parameters])
-        found = zip(["slots", "attention", "inputs", "initial", *names], (slots, attention, *grads), strict=True)
-        results.append({name: t.double() for name, t in found})
+        named = zip(["slots", "attention", "inputs", "initial", *names], (slots, attention, *grads), strict=True)
+        results.append({name: t.double() for name, t in named})
     actual, expected = results
     sizes = {name: t.norm() for name, t in expected.items()}
     # A shift of all queries changes no softmax over slots: this gradient is a sum of terms that cancel. Those of its
@@ -310,8 +310,8 @@ def test_tokens_are_cast_at_most_once_for_all_iterations(dtype, copies):
     inputs, initial = torch.randn(2, 50, 24).to(dtype), module.sample_slots(2).detach()
     with torch.autocast("cpu", torch.bfloat16), torch.profiler.profile(record_shapes=True) as profile:
         module(inputs, initial)
-    found = [e for e in profile.events() if e.name == "aten::copy_" and e.input_shapes[0] == [2, 50, 24]]
-    assert len(found) == copies
+    copy_events = [e for e in profile.events() if e.name == "aten::copy_" and e.input_shapes[0] == [2, 50, 24]]
+    assert len(copy_events) == copies
 
 
 @pytest.mark.parametrize("implicit", IMPLICIT)

@@ -75,9 +75,9 @@ def compare(loss, x, y, a, b, rtol, swap=False):
     for k in range(2):
         expected, leaves = without(x, y, a, b, k, diameter)
         torch.testing.assert_close(value[k].double(), expected[0], rtol=rtol, atol=rtol)
-        wanted = torch.autograd.grad(expected, leaves[: len(inputs)])
+        exact_grads = torch.autograd.grad(expected, leaves[: len(inputs)])
         real = a[k] > 0
-        for i, (grad, exact) in enumerate(zip(grads, wanted, strict=True)):
+        for i, (grad, exact) in enumerate(zip(grads, exact_grads, strict=True)):
             mine = grad[k][real] if i in (0, 2) else grad[k]
             torch.testing.assert_close(mine.double(), exact[0], rtol=20 * rtol, atol=20 * rtol)
         assert not grads[0][k][~real].any()
@@ -120,9 +120,9 @@ def potentials_at(x, y, a, b, p, blur=0.3, diameter=8.0):
         return distances.clamp_min(1e-4) if p == 1 else distances.square() / 2
 
     def update(points, others, weights, potential, eps):
-        kept = weights > 0
-        logs = weights[kept].log() + potential[kept] / eps
-        return -eps * (logs - costs(points, others[kept]) / eps).logsumexp(1)
+        weighted = weights > 0
+        logs = weights[weighted].log() + potential[weighted] / eps
+        return -eps * (logs - costs(points, others[weighted]) / eps).logsumexp(1)
 
     f, g, own_f, own_g = (torch.zeros_like(w) for w in (a, b, a, b))
     schedule = [eps for eps, _ in epsilon_schedule(diameter, p, blur, 0.5)]
@@ -140,14 +140,14 @@ def test_weightless_point_has_the_potential_of_its_place(backend, p):
     a[0, 4:6], x = 0.0, torch.randn(2, 9, 3)
     x[0, 8] *= 20  # outside of the box
     options = {"p": p, "blur": 0.3, "diameter": 8.0}
-    found = sinkhorn_potentials(x, y, a, b, **options, backend=backend)
+    potentials = sinkhorn_potentials(x, y, a, b, **options, backend=backend)
     for k in range(2):
         expected = potentials_at(x[k], y[k], a[k], b[k], p)
-        for one, other in zip(found, expected, strict=True):
+        for one, other in zip(potentials, expected, strict=True):
             torch.testing.assert_close(one[k].double(), other, rtol=1e-4, atol=1e-4)
     weights = a.clone().requires_grad_()
     (grad,) = torch.autograd.grad(SamplesLoss(**options, backend=backend)(weights, x, b, y).sum(), weights)
-    torch.testing.assert_close(grad, found[0])
+    torch.testing.assert_close(grad, potentials[0])
     x[0, 8] = math.nan
     assert all(t.isfinite().all() for t in sinkhorn_potentials(x, y, a, b, **options, backend=backend))
 
@@ -212,8 +212,8 @@ def test_padding_in_compiled_and_differentiated_functions():
     expected = torch.autograd.grad(loss(a, x, b, y).sum(), (x, y))
     compiled = torch.compile(lambda x, y: loss(a, x, b, y).sum(), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(torch.autograd.grad(compiled(x, y), (x, y)), expected)
-    found = torch.func.grad(lambda x, y: loss(a, x, b, y).sum(), argnums=(0, 1))(x.detach(), y.detach())
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    gradients = torch.func.grad(lambda x, y: loss(a, x, b, y).sum(), argnums=(0, 1))(x.detach(), y.detach())
+    torch.testing.assert_close(gradients, expected, rtol=1e-3, atol=1e-5)
     moved = torch.func.jvp(lambda y: loss(a, x.detach(), b, y).sum(), (y.detach(),), (torch.ones_like(y),))[1]
     torch.testing.assert_close(moved, expected[1].sum(), rtol=1e-3, atol=1e-5)
 
@@ -281,14 +281,14 @@ def test_hidden_tokens_change_nothing(name, filler):
             pytest.skip("needs TRITON_INTERPRET=1")
         pytest.importorskip("triton", reason="Triton is not installed")
     tokens, results = torch.randn(2, 7, 4), []
-    for held in (0.5, filler):
-        module, function = masked_cases(held)[name]
-        given = tokens.masked_fill(~MASK.unsqueeze(2), held).requires_grad_()
-        found = [t for t in function(given) if t is not None]
-        found = [t[MASK] if t.shape[1] == 7 else t for t in found]  # the attention of tokens that are seen
-        leaves = [given, *(module.parameters() if module else ())]
-        grads = torch.autograd.grad(sum(t.square().sum() for t in found), leaves, allow_unused=True)
-        results.append([*found, *(g for g in grads if g is not None)])
+    for hidden in (0.5, filler):
+        module, function = masked_cases(hidden)[name]
+        inputs = tokens.masked_fill(~MASK.unsqueeze(2), hidden).requires_grad_()
+        outputs = [t for t in function(inputs) if t is not None]
+        outputs = [t[MASK] if t.shape[1] == 7 else t for t in outputs]  # the attention of tokens that are seen
+        leaves = [inputs, *(module.parameters() if module else ())]
+        grads = torch.autograd.grad(sum(t.square().sum() for t in outputs), leaves, allow_unused=True)
+        results.append([*outputs, *(g for g in grads if g is not None)])
         assert not grads[0][~MASK].any()
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
@@ -299,8 +299,8 @@ def test_hidden_tokens_change_nothing(name, filler):
 def test_hidden_tokens_with_overflowing_logits_change_nothing(backend, filler):
     slots, tokens = torch.full((2, 3, 64), 7.0, dtype=torch.float16), torch.rand(2, 7, 64).half()
     results = [
-        inverted_attention(slots, tokens.masked_fill(~MASK.unsqueeze(2), held), mask=MASK, backend=backend)[0]
-        for held in (0.5, filler)
+        inverted_attention(slots, tokens.masked_fill(~MASK.unsqueeze(2), hidden), mask=MASK, backend=backend)[0]
+        for hidden in (0.5, filler)
     ]
     assert results[0].isfinite().all()
     assert torch.equal(*results)
@@ -312,9 +312,9 @@ def test_dropped_slots_change_nothing(filler):
     image, video = torch.rand(2, 3, 6, 4).softmax(3), torch.rand(2, 3, 4, 5).softmax(3)
     mask = torch.tensor([[True, True, False, True, True], [True, False, True, True, False]])
     results = []
-    for held in (0.5, filler):
-        s, a = slots.masked_fill(~mask.unsqueeze(2), held), attention.masked_fill(~mask.unsqueeze(1), held)
-        v = video.masked_fill(~mask.view(2, 1, 1, 5), held)
+    for hidden in (0.5, filler):
+        s, a = slots.masked_fill(~mask.unsqueeze(2), hidden), attention.masked_fill(~mask.unsqueeze(1), hidden)
+        v = video.masked_fill(~mask.view(2, 1, 1, 5), hidden)
         labels, counts = cluster_slots(s, 0.8, mask)
         assert torch.equal(labels == -1, ~mask)
         leaves = [t.requires_grad_() for t in (s, a, v, image.clone())]

@@ -91,15 +91,15 @@ def _find_videos(top: Path, masks: Path, left_out: LeftOut) -> list[Path]:
                 left_out.add(file, " beside frames")
         paths += videos
     files = {file.resolve() for file in paths if not file.is_symlink()}
-    kept = []
+    videos_found = []
     for path in paths:
         if path.is_symlink() and path.is_file():
             if (target := path.resolve()) in files:
                 left_out.add(path, "link to a file that is read already")
                 continue
             files.add(target)
-        kept.append(path)
-    return sorted(kept, key=natural_key)
+        videos_found.append(path)
+    return sorted(videos_found, key=natural_key)
 
 
 def _obstacle(folder: Folder, images: Sequence[Path]) -> str:

@@ -59,17 +59,17 @@ def write_set(root: Path, split: str, names: Iterable[str]) -> None:
     write_text(root / SETS / f"{split}.txt", "".join(f"{name}\n" for name in names))
 
 
-def claim(manifest: Path, wanted: Mapping[str, Any]) -> None:
+def claim(manifest: Path, record: Mapping[str, Any]) -> None:
     """Record in a manifest what a split is made of, or compare with an existing manifest.
 
     Args:
         manifest: the JSON file.
-        wanted: the record; ``num_videos`` may be larger than before, everything else must be equal.
+        record: what the split is made of; ``num_videos`` may be larger than before, everything else must be equal.
 
     Raises:
         ValueError: if the split was made of something else, or of more videos.
     """
-    wanted = json.loads(json.dumps(wanted))
+    record = json.loads(json.dumps(record))
     if manifest.exists():
         try:
             existing = json.loads(read_text(manifest))
@@ -77,16 +77,16 @@ def claim(manifest: Path, wanted: Mapping[str, Any]) -> None:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{manifest}: damaged ({error!r}); delete it and run the same command again") from error
         different = [
-            f"{k}={existing.get(k)} (now {v})" for k, v in wanted.items() if k != "num_videos" and existing.get(k) != v
+            f"{k}={existing.get(k)} (now {v})" for k, v in record.items() if k != "num_videos" and existing.get(k) != v
         ]
-        if before > wanted["num_videos"]:
-            different.append(f"num_videos={before} (now {wanted['num_videos']})")
+        if before > record["num_videos"]:
+            different.append(f"num_videos={before} (now {record['num_videos']})")
         if different:
             raise ValueError(
                 f"{manifest}: this split was made with {', '.join(different)}; "
                 "choose another root or split, or delete this one"
             )
-    write_text(manifest, json.dumps(wanted, indent=2) + "\n")
+    write_text(manifest, json.dumps(record, indent=2) + "\n")
 
 
 def encoded(image: Image.Image, format: str, **options: Any) -> bytes:

@@ -28,7 +28,7 @@ LARGEST_DIFFERENCE = 3.0
 
 
 class _Sample(NamedTuple):
-    """A file, and what is wanted of it."""
+    """A file, and the frames to decode from it."""
 
     path: str
     frames: np.ndarray  # int32 [m]; of a single image one zero

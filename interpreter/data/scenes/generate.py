@@ -34,7 +34,7 @@ from interpreter.interrupts import SIGNALS
 
 @dataclass(frozen=True)
 class _Recipe:
-    """All that decides the pixels of a video, apart from its index. Raise ``version`` when the pictures change."""
+    """All settings that determine a video, apart from its index. Raise ``version`` when the pictures change."""
 
     seed: int
     size: tuple[int, int]
@@ -166,7 +166,7 @@ class _Worker:
 
 
 def _serve() -> None:
-    """What runs in a worker: video numbers come on standard input, a line for each that is done goes to the output."""
+    """The worker's main function: reads video numbers from standard input, prints a line for each finished video."""
     for number in SIGNALS:  # a scheduler sends them to every process; the parent decides when this one ends
         signal.signal(number, signal.SIG_IGN)
     root, recipe = json.loads(sys.stdin.readline())
@@ -176,7 +176,7 @@ def _serve() -> None:
     def receive() -> None:
         for line in sys.stdin:
             indices.put(int(line))
-        os._exit(0)  # the parent is gone, whatever is in work
+        os._exit(0)  # the parent is gone: drop unfinished work
 
     threading.Thread(target=receive, daemon=True).start()
     while True:

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.random import Generator
 from scipy.ndimage import gaussian_filter
 
+SIDE = 128  # pixels of an object's texture
+
 
 def oklch_to_rgb(lightness: float, chroma: float, hue: float) -> np.ndarray:
     """One OKLCH colour (Ottosson 2020) as sRGB [3] in 0..1, clipped to the gamut.
@@ -117,8 +119,8 @@ PATTERNS: tuple[Pattern, ...] = (
 )
 
 
-def object_texture(rng: Generator, pattern: Pattern, hue: float, side: int = 128) -> np.ndarray:
-    """Texture of one object, [side, side, 3], over the square -1.25..1.25 of its own coordinates.
+def object_texture(rng: Generator, pattern: Pattern, hue: float) -> np.ndarray:
+    """Texture of one object, [128, 128, 3], over the square -1.25..1.25 of its own coordinates.
 
     Two or three colours around ``hue``, arranged by ``pattern``, with fine mottling.
     """
@@ -133,12 +135,12 @@ def object_texture(rng: Generator, pattern: Pattern, hue: float, side: int = 128
             oklch_to_rgb(second, rng.uniform(0.05, 0.17), hue + turn),
         ]
     )
-    axis = np.linspace(-1.25, 1.25, side)
+    axis = np.linspace(-1.25, 1.25, SIDE)
     angle = rng.uniform(0, 2 * np.pi)
     x = np.cos(angle) * axis[None] + np.sin(angle) * axis[:, None]
     y = -np.sin(angle) * axis[None] + np.cos(angle) * axis[:, None]
     colour = ramp(pattern(rng, x, y), colours)
-    mottle = 1 + 0.16 * (noise(rng, (side, side), 1.3, 30)[..., None] - 0.5)
+    mottle = 1 + 0.16 * (noise(rng, (SIDE, SIDE), 1.3, 30)[..., None] - 0.5)
     return gaussian_filter((colour * mottle).clip(0, 1), (1, 1, 0))
 
 

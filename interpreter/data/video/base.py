@@ -1,4 +1,4 @@
-"""What a video is: frames that are decoded as a stream or one by one, and errors in one line."""
+"""The base class of videos: frames are decoded as a stream or one by one, and errors are one line."""
 
 import abc
 from collections.abc import Iterator, Sequence
@@ -87,14 +87,14 @@ class Video(abc.ABC):
             VideoError: if the video is damaged or truncated.
         """
         _check_size(size)
-        wanted = [int(i) for i in indices]
-        for index in wanted:
+        numbers = [int(i) for i in indices]
+        for index in numbers:
             if not 0 <= index < self.num_frames:
                 raise IndexError(f"frame {index} of {self.path}: it has frames 0 to {self.num_frames - 1}")
         height, width = size or (self.height, self.width)
-        out = np.empty((len(wanted), height, width, 3), np.uint8)
+        out = np.empty((len(numbers), height, width, 3), np.uint8)
         places: dict[int, list[int]] = {}
-        for place, index in enumerate(wanted):
+        for place, index in enumerate(numbers):
             places.setdefault(index, []).append(place)
         for index, frame in self._pick(sorted(places)):
             out[places[index]] = resize(frame, size)

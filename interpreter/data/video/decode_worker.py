@@ -1,4 +1,4 @@
-"""What runs in the processes that decode for the ``pyav`` loader.
+"""The main program of the decoding processes of the ``pyav`` loader.
 
 Jobs arrive as pickles on standard input, pixels are written to the shared memory behind the file descriptor, replies as
 pickles to standard output. The process ends with its input, so it cannot outlive its parent. It is a program of its

@@ -137,10 +137,10 @@ class VideoFile(Video):
                 runs[-1][1].append(index)
             else:
                 runs.append((key, [index]))
-        for key, wanted in runs:
-            yield from self._pick_run(key, wanted)
+        for key, numbers in runs:
+            yield from self._pick_run(key, numbers)
 
-    def _pick_run(self, key: int, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    def _pick_run(self, key: int, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Decode forward from a key frame, or from the start should the container not lead there."""
         times = self._scan().times
         reformatter = VideoReformatter()
@@ -149,11 +149,11 @@ class VideoFile(Video):
                 for position, frame in enumerate(decoded, start):
                     if times is not None and start and (frame.is_corrupt or frame.pts != times[position]):
                         break  # not where the first pass found this key frame
-                    if position == wanted[0]:
-                        yield wanted.pop(0), self._to_rgb(frame, reformatter)
-                        if not wanted:
+                    if position == numbers[0]:
+                        yield numbers.pop(0), self._to_rgb(frame, reformatter)
+                        if not numbers:
                             return
-        raise VideoError(f"{self.path}: frame {wanted[0]} could not be decoded again; did the file change?")
+        raise VideoError(f"{self.path}: frame {numbers[0]} could not be decoded again; did the file change?")
 
     def _scan(self) -> _Scan:
         if self._scanned is None:

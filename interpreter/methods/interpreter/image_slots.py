@@ -1,4 +1,4 @@
-"""Image slots of frames, from a fixed number of draws of the slot prior: cached, or found anew for each batch.
+"""Image slots of frames, from a fixed number of draws of the slot prior: cached, or computed anew for each batch.
 
 Draw r of a frame is a function of the video's bytes, the frame's number, its flip and r: cached and uncached training
 see the same slots, whatever the order of the data set, the device or the number of processes.
@@ -29,7 +29,6 @@ from interpreter.store.table import FrameTable
 # Frames whose image slots are computed at once: bounds the memory, whatever the length of the clips.
 ROWS = 512
 
-
 # Global frame numbers int64 [n], flips bool [n], and int64 [n]: which of the R draws of the slot prior.
 SlotRequest = tuple[Tensor, Tensor, Tensor]
 
@@ -38,8 +37,7 @@ class SlotSource(Protocol):
     """Image slots by global frame number (see :class:`interpreter.data.frame_index.FrameIndex`)."""
 
     def batches(self, requests: Iterable[SlotRequest]) -> Iterator[Tensor]:
-        """Yield the image slots [n, N, D] fp32 of each request. A source reads as many requests ahead as it has use
-        for."""
+        """Yield the image slots [n, N, D] fp32 of each request; a source takes requests ahead of the one it yields."""
 
 
 def draw_noise(stage: ImageStage, digest: str, frame: int, flip: bool, draw: int) -> np.ndarray:
@@ -194,7 +192,7 @@ class SlotMaker:
             "image_stage": weights,
             "iterations": image_stage.config.inference_iterations,
             "input_positions": image_stage.config.input_positions,
-            "samples": draws,
+            "samples": draws,  # its name when the first caches were made: another one would make them invalid
         }
         slots, tokens = attention.num_slots, image_stage.grid[0] * image_stage.grid[1]
         rows = {

@@ -51,7 +51,7 @@ class VideoStage(nn.Module):
         return torch.arange(frames, device=device) * step
 
     def encode_slots(self, image_slots: Tensor) -> Tensor:
-        """Let the image slots [B, T, N, D_image] of a video see each other: [B, T, N, D]."""
+        """Self-attention among the image slots [B, T, N, D_image] of a video, with time encodings: [B, T, N, D]."""
         with annotate("encoder"):
             time = sincos_1d(self.times(image_slots.shape[1], image_slots.device), self.config.dim)
             x = self.embed(image_slots) + self.config.time_scale * time[:, None]
@@ -97,7 +97,7 @@ class VideoStage(nn.Module):
         return self.divergence(video, target).mean(), video
 
     def divergence(self, video: VideoSlots, image_slots: Tensor) -> Tensor:
-        """Sinkhorn divergence [B] between reconstructed and given image slots [B, T, N, D_image], mean over frames."""
+        """Sinkhorn divergence [B] of the reconstruction from the image slots [B, T, N, D_image], mean over frames."""
         reconstructed = self.decode(video, *image_slots.shape[1:3]).float()
         with annotate("loss"):
             divergence = sinkhorn_divergence(

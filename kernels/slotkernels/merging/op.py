@@ -15,7 +15,7 @@ MOST_SLOTS_ON_CUDA = 256  # a set is clustered by one block
 
 
 class ClusterArguments(NamedTuple):
-    """Arguments of ``cluster_slots``; of the two rules, one is set so that it stops no merge."""
+    """Arguments of ``cluster_slots``; the rule that is not used is set so that it never stops a merge."""
 
     slots: Tensor  # [B, K, D]
     threshold: float  # merge while the distance is less; infinite for no threshold
@@ -56,7 +56,7 @@ class MergeGradients(NamedTuple):
 
 
 class MergeBackwardArguments(NamedTuple):
-    """Arguments of the backward pass of ``merge_slots``; of its inputs it reads shapes and dtypes only."""
+    """Arguments of the backward pass of ``merge_slots``; only shapes and dtypes of the inputs are read."""
 
     grad_slots: Tensor | None  # [B, K, D]
     grad_attention: Tensor | None  # [B, M, K]

@@ -20,7 +20,7 @@ from .._checks import check_tensor, check_that, describe
 from .._native import why_not_cpp
 from .._op import Op, Saved
 
-# Limits of the Triton kernel: 32 bits for positions, in half pixels times patches; the grid of a launch.
+# Limits of the Triton kernel: positions (in half pixels times patches) fit 32 bits, and so does the launch grid.
 MAX_SIDE, MAX_FRAMES = 16384, 65535
 NOT_DIFFERENTIABLE = "use propagate_attention and torch.nn.functional.interpolate, or detach the attention"
 
@@ -63,7 +63,7 @@ class LabelArguments(NamedTuple):
 
 
 class LabelResults(NamedTuple):
-    """Results of ``propagate_labels``; empty for what was not asked for."""
+    """Results of ``propagate_labels``; tensors that were not requested are empty."""
 
     labels: Tensor  # uint8 [B, T, H, W]
     confidence: Tensor  # fp16 [B, T, H, W]
@@ -126,7 +126,7 @@ def _check_sizes(
 
 
 def _without_dropped(maps: AttentionMaps) -> AttentionMaps:
-    """Set the attention to dropped slots to zero: it may be anything, and 0 times NaN is NaN."""
+    """Set the attention to dropped slots to zero: it may contain NaN, and 0 times NaN is NaN."""
     image, video, clusters = maps
     if clusters is None:
         return maps

@@ -35,7 +35,7 @@ def propagate_attention(maps: AttentionMaps) -> Tensor:
 
 
 def propagate_labels(arguments: LabelArguments) -> LabelResults:
-    """Label maps, their confidence and their statistics; empty for what was not asked for."""
+    """Label maps, their confidence and their statistics; tensors that were not requested are empty."""
     maps, (height, width, out_height, out_width) = AttentionMaps(*arguments[:3]), arguments[3:7]
     confidence, statistics = arguments.confidence, arguments.statistics
     (batch, frames), slots = maps.image_attention.shape[:2], maps.video_attention.shape[3]

@@ -1,4 +1,4 @@
-"""What a backend of the Sinkhorn divergence receives and returns."""
+"""Arguments and results of the backends of the Sinkhorn divergence."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Problem(NamedTuple):
-    """A batch of transport problems and how to solve them; what each setting means is in ``sinkhorn_divergence``."""
+    """A batch of transport problems and how to solve them; ``sinkhorn_divergence`` describes the settings."""
 
     x: Tensor  # [B, N, D]
     y: Tensor  # [B, M, D]

@@ -66,7 +66,7 @@ def _softmin(eps: float | Tensor, costs: Tensor, h: Tensor) -> Tensor:
     else:
         logits = torch.add(h.unsqueeze(-1), costs, alpha=-1 / eps)
     highest = logits.amax(0)
-    # exp(-80) is nothing beside the 1 of the highest, and exp is 10x slower on a CPU where it underflows.
+    # exp(-80) is negligible next to the largest term, 1, and exp is 10x slower on a CPU where it underflows.
     return logits.sub_(highest).clamp_min_(-80).exp_().sum(0).log_().add_(highest).mul_(-eps)
 
 

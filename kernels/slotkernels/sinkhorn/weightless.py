@@ -42,11 +42,11 @@ def move_weightless(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, in
     if not len(x) or all(map(all_have_weight, weights)):
         return Moved(x, y, a, b, None, None)
     sets = ((x, a), (y, b))
-    kept = [torch.ones_like(t[:, :, 0], dtype=torch.bool) if w is None else w > 0 for t, w in sets]
-    has_weight = [k.any(1, keepdim=True) for k in kept]
+    weighted = [torch.ones_like(t[:, :, 0], dtype=torch.bool) if w is None else w > 0 for t, w in sets]
+    has_weight = [k.any(1, keepdim=True) for k in weighted]
     either = has_weight[0] | has_weight[1]
-    # A set without weight takes a point of the other set; if neither has weight, one of another problem or the origin.
-    first = [_first(points.detach(), k) for points, k in zip((x, y), kept, strict=True)]
+    # Points of a set without weight move onto a point of the other set, else of another problem, else to the origin.
+    first = [_first(points.detach(), k) for points, k in zip((x, y), weighted, strict=True)]
     of_problem = torch.where(has_weight[0].unsqueeze(2), first[0], first[1])
     of_batch = _first(of_problem.transpose(0, 1), either.t()).masked_fill(~either.any(), 0.0)
     of_problem = torch.where(either.unsqueeze(2), of_problem, of_batch)
@@ -57,7 +57,7 @@ def move_weightless(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, in
         points, weights = sets[side]
         if weights is None:
             return points
-        moved = ~kept[side]
+        moved = ~weighted[side]
         if box is not None:
             moved = moved & _far(points.detach(), *box, blur)
         place = torch.where(has_weight[side].unsqueeze(2), first[side], of_problem)
@@ -77,9 +77,9 @@ def all_have_weight(weights: Tensor) -> bool:
     return bool((weights > 0).all())
 
 
-def _first(points: Tensor, kept: Tensor) -> Tensor:
-    """The first point [B, 1, D] of each set which is kept."""
-    index = kept.int().argmax(1, keepdim=True).unsqueeze(2)
+def _first(points: Tensor, weighted: Tensor) -> Tensor:
+    """The first point [B, 1, D] of each set that has weight."""
+    index = weighted.int().argmax(1, keepdim=True).unsqueeze(2)
     return points.gather(1, index.expand(-1, -1, points.shape[2]))
 
 

@@ -47,7 +47,7 @@ class Layout(NamedTuple):
     names: dict[str, TensorRule]
     conventions: Conventions
     iterations: int = 3
-    optional: tuple[str, ...] = ()  # how the names begin, ours, that are there all together or not at all
+    optional: tuple[str, ...] = ()  # prefix of our names that are present either all together or not at all
     initializer: tuple[str, ...] = ()  # "initializer." lies where one of these prefixes begins
 
 
@@ -211,9 +211,9 @@ class _Match(NamedTuple):
     repository: str
     layout: Layout
     prefix: str
-    rules: dict[str, TensorRule]  # without what is optional and not there
+    rules: dict[str, TensorRule]  # without optional ones that are absent
     missing: list[str]
-    unexpected: list[str]  # what the prefix selects besides: it may change what the module computes
+    unexpected: list[str]  # unexpected names under the prefix, which may change what the module computes
 
     def __str__(self) -> str:
         parts = [f"names of {self.repository} with prefix {self.prefix!r}"]
@@ -225,7 +225,7 @@ class _Match(NamedTuple):
 def read_published(
     state_dict: Mapping[str, Any], style: str, prefix: str | None
 ) -> tuple[dict[str, Any], Conventions, dict[str, Tensor]]:
-    """What :meth:`SlotAttention.load_published` builds the module from.
+    """The options and parameters that :meth:`SlotAttention.load_published` builds the module from.
 
     Returns:
         constructor options (sizes and iterations, without ``num_slots``), the style's conventions, and the parameters
@@ -274,7 +274,7 @@ def _dotted(name: str) -> str:
 
 
 def _find(published: dict[str, Any], style: str, prefix: str | None) -> _Match:
-    """The one layout and prefix whose names are all there, and no others beside them."""
+    """The one layout and prefix whose names are all present, without unexpected ones."""
     matches = []
     for repository, layout in STYLES[style].items():
         prefixes = {
@@ -312,8 +312,8 @@ def _matched(published: dict[str, Any], repository: str, layout: Layout, prefix:
     optional = {ours for ours in layout.names if ours.startswith(layout.optional)}
     absent = not any(under.intersection(layout.names[ours].names) for ours in optional)
     rules = {ours: rule for ours, rule in layout.names.items() if not (absent and ours in optional)}
-    wanted = {name for rule in rules.values() for name in rule.names}
-    return _Match(repository, layout, prefix, rules, sorted(wanted - under), sorted(under - wanted))
+    required = {name for rule in rules.values() for name in rule.names}
+    return _Match(repository, layout, prefix, rules, sorted(required - under), sorted(under - required))
 
 
 def _converted(published: dict[str, Any], prefix: str, rule: TensorRule) -> Tensor:

@@ -1,4 +1,4 @@
-"""What implementations of slot attention do differently although they share its equations.
+"""Differences between published implementations of slot attention.
 
 All of them normalise tokens and slots, scale the logits by ``qkv_dim ** -0.5`` and add the MLP of the normalised slots
 to the slots. They differ in :class:`Conventions` (repositories as read in November 2026)::
@@ -18,7 +18,7 @@ GRU_STATES = ("slots", "normalised")
 
 
 class Conventions(NamedTuple):
-    """Choices of an implementation that its parameters do not show.
+    """Choices of an implementation that its saved parameters do not reveal.
 
     Example:
         >>> from slotkernels.slot_attention import SAVI, Conventions
@@ -57,9 +57,7 @@ VIDEOSAUR = Conventions(gru_state="normalised")  # martius-lab/videosaur, and Sl
 
 
 class FormerOptions(TypedDict, total=False):
-    """Keywords that were arguments before they became :class:`Conventions`, besides ``eps``; they go with the next
-    release.
-    """
+    """Former keyword arguments that are now in :class:`Conventions`, besides ``eps``; the next release removes them."""
 
     scale: float | None
     eps_placement: str | None

@@ -1,7 +1,7 @@
 """The slot attention module: :meth:`SlotAttention.step` is one iteration; casting and folding follow below it.
 
-Keys and values are computed only where that is cheaper than going without. The textbook form of the whole module is
-:func:`slotkernels.slot_attention.reference.textbook_slot_attention`.
+Keys and values are computed only where that is cheaper than folding their projections into the queries and updates.
+The textbook form of the whole module is :func:`slotkernels.slot_attention.reference.textbook_slot_attention`.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ IMPLICIT = ("bilevel", "detach", "none")
 
 
 class SlotAttentionOutput(NamedTuple):
-    """What slot attention returns.
+    """Results of slot attention.
 
     Example:
         >>> import torch
@@ -54,7 +54,7 @@ class _Folded(NamedTuple):
 
 
 class _Weights(NamedTuple):
-    """What an iteration multiplies with, cast to the dtype of the products once for all iterations."""
+    """Weights of an iteration, cast to the dtype of the products once for all iterations."""
 
     q: _Linear
     k: _Folded

@@ -40,12 +40,12 @@ def test_bars_are_found_to_the_pixel_or_two(letterbox, bars, quality, level):
     video = open_video(letterbox(*bars, quality, level))
     box = find_borders(video)
     top, _, left, _ = bars
-    wanted = np.array([top, top + 96, left, left + 136])
-    found = np.array([box.top, box.bottom, box.left, box.right])
+    true_box = np.array([top, top + 96, left, left + 136])
+    box_found = np.array([box.top, box.bottom, box.left, box.right])
     # Never into the picture, and what remains of a bar is where JPEG smears the picture into it.
-    assert (found[[0, 2]] <= wanted[[0, 2]]).all()
-    assert (found[[1, 3]] >= wanted[[1, 3]]).all()
-    assert np.abs(found - wanted).max() <= 2
+    assert (box_found[[0, 2]] <= true_box[[0, 2]]).all()
+    assert (box_found[[1, 3]] >= true_box[[1, 3]]).all()
+    assert np.abs(box_found - true_box).max() <= 2
     assert find_borders(video) == box
 
 

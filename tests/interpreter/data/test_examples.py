@@ -1,4 +1,4 @@
-"""The examples in docstrings of `interpreter.data` run and give what they say."""
+"""The examples in docstrings of `interpreter.data` run and print the shown results."""
 
 import doctest
 import importlib

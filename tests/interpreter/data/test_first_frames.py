@@ -15,14 +15,14 @@ def video(tmp_path):
     return FrameFolder(tmp_path / "video")
 
 
-@pytest.mark.parametrize(("count", "kept"), [(1, 1), (3, 3), (5, 5), (9, 5)])
-def test_first_frames_match_the_full_video(video, count, kept):
+@pytest.mark.parametrize(("count", "length"), [(1, 1), (3, 3), (5, 5), (9, 5)])
+def test_first_frames_match_the_full_video(video, count, length):
     first = FirstFrames(video, count)
     for size in (None, (8, 10)):
         frames = list(first.frames(size))
-        assert len(frames) == len(first) == kept
-        np.testing.assert_array_equal(frames, list(video.frames(size))[:kept])
-        np.testing.assert_array_equal(first.read([kept - 1, 0], size), video.read([kept - 1, 0], size))
+        assert len(frames) == len(first) == length
+        np.testing.assert_array_equal(frames, list(video.frames(size))[:length])
+        np.testing.assert_array_equal(first.read([length - 1, 0], size), video.read([length - 1, 0], size))
     assert (first.name, first.path, first.height, first.width) == (video.name, video.path, video.height, video.width)
 
 

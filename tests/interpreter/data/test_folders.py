@@ -1,4 +1,4 @@
-"""What a folder is: which of its files are videos and frames, links, and the word for all that is not read."""
+"""Folders of videos: which files are videos or frames, links, and the line on files that are not read."""
 
 import os
 import unicodedata
@@ -25,7 +25,7 @@ def picture(path, size=SIZE, value=90, **options):
     return path
 
 
-def found(root):
+def videos_of(root):
     """Name and number of frames of each video, and the line on what is left out."""
     dataset = open_dataset("folder", root)
     assert dataset.skipped == []
@@ -52,7 +52,7 @@ def test_videos_beside_their_thumbnails_and_notes_are_the_videos(tmp_path, film,
         (home / name).write_bytes(b"\0\5\x16\7")
     picture(home / "@eaDir" / "clip0.mp4" / "thumb_1.jpg")
     picture(home / "__MACOSX" / "00000.jpg")
-    videos, left_out = found(tmp_path / "root")
+    videos, left_out = videos_of(tmp_path / "root")
     assert list(videos.values()) == [2, 3, 4]
     for part in ("3 .json (", "1 .jpg beside video files", "1 .webp beside", "1 .part (clip 3.mp4.part)", "1 .vtt ("):
         assert part in left_out
@@ -64,7 +64,7 @@ def test_videos_beside_their_thumbnails_and_notes_are_the_videos(tmp_path, film,
 def test_a_folder_with_a_video_file_is_no_folder_of_frames(tmp_path, film):
     film(tmp_path / "v" / "clip.MP4")
     write_frames(tmp_path / "v", 4, SIZE)
-    assert found(tmp_path) == ({"v/clip": 3}, "left out: 4 .jpg beside video files (00000.jpg, 00001.jpg, …)")
+    assert videos_of(tmp_path) == ({"v/clip": 3}, "left out: 4 .jpg beside video files (00000.jpg, 00001.jpg, …)")
     with pytest.raises(VideoError, match=r"v: holds video files \(clip\.MP4\), so it is no folder of frames"):
         open_video(tmp_path / "v")
 
@@ -75,7 +75,7 @@ def test_covers_and_notes_among_frames_are_left_out_and_named(tmp_path, capsys):
     (tmp_path / "v" / "notes").touch()
     picture(tmp_path / "folder.jpg")
     picture(tmp_path / "v" / "depth" / "0.png")
-    videos, left_out = found(tmp_path)
+    videos, left_out = videos_of(tmp_path)
     assert videos == {"v": 4}
     for part in (
         "1 .jpg not numbered like the frames (cover.jpg)",
@@ -176,14 +176,14 @@ def test_each_folder_is_read_once_whatever_links_lead_to_it(tmp_path, film):
     ]:
         os.symlink(target, link)
     os.mkfifo(root / "pipe.mp4")
-    videos, left_out = found(root)
+    videos, left_out = videos_of(root)
     assert videos == {"frames": 2, "more/deep/far": 3, "z/clip": 3}
     assert "3 broken links (broken.mp4, circle1, …)" in left_out
     assert "1 neither file nor folder (pipe.mp4)" in left_out
     for name in ("a.mp4", "c.mp4"):
         assert name in left_out
     os.symlink(root, tmp_path / "link")
-    assert found(tmp_path / "link")[0] == videos
+    assert videos_of(tmp_path / "link")[0] == videos
 
 
 def test_a_frame_that_is_a_broken_link_is_missing_not_left_out(tmp_path):
@@ -200,7 +200,7 @@ def test_camera_files_are_videos_and_raw_pictures_are_named(tmp_path, film, caps
     assert [video.name for video in open_dataset("folder", tmp_path).videos] == ["clip0", "clip1", "clip2", "clip3"]
     for number in range(3):
         picture(tmp_path / "scans" / f"{number}.tif")
-    assert found(tmp_path)[1] == (
+    assert videos_of(tmp_path)[1] == (
         "left out: 3 .tif (0.tif, 1.tif, …); frames are read from jpg, jpeg, png, bmp and webp, convert the others"
     )
     assert main(["verify", "folder", "--root", str(tmp_path / "scans")]) == 1
@@ -232,7 +232,7 @@ def test_one_image_is_a_video_only_where_its_name_is_a_number(tmp_path):
     picture(tmp_path / "b" / "cover.png")
     picture(tmp_path / "c" / "poster1.png")
     write_frames(tmp_path / "c" / "frames", 2, SIZE)
-    videos, left_out = found(tmp_path)
+    videos, left_out = videos_of(tmp_path)
     assert videos == {"a": 1, "c/frames": 2}
     assert left_out == "left out: 2 .png alone in a folder (cover.png, poster1.png)"
     assert open_video(tmp_path / "b").num_frames == 1  # asked for by name
@@ -254,7 +254,7 @@ def test_what_lies_beside_the_layout_is_named(tmp_path, film):
     write_frames(tmp_path / "JPEGImages" / "v", 2, SIZE)
     film(tmp_path / "clip.mp4")
     (tmp_path / "ImageSets").mkdir()
-    left_out = found(tmp_path)[1]
+    left_out = videos_of(tmp_path)[1]
     assert "1 file beside JPEGImages (clip.mp4)" in left_out
     assert "1 folder beside JPEGImages (ImageSets)" in left_out
 
@@ -262,14 +262,14 @@ def test_what_lies_beside_the_layout_is_named(tmp_path, film):
 def test_names_are_unique_even_with_two_suffixes(tmp_path, film):
     for name in ("a.mp4", "a.mp4.avi", "b.mp4"):
         film(tmp_path / name)
-    assert list(found(tmp_path)[0]) == ["a", "a.mp4.avi", "b"]
+    assert list(videos_of(tmp_path)[0]) == ["a", "a.mp4.avi", "b"]
 
 
 def test_left_out_stays_one_short_line(tmp_path):
     write_frames(tmp_path / "v", 2, SIZE)
     for number in range(30):
         (tmp_path / f"x{number}.s{number}").touch()
-    left_out = found(tmp_path)[1]
+    left_out = videos_of(tmp_path)[1]
     assert left_out.endswith("22 of other kinds")
     assert len(left_out) < 300
 
@@ -299,7 +299,7 @@ def test_unreadable_folder_is_named_and_the_others_are_read(tmp_path, monkeypatc
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", guarded)
-    assert found(tmp_path) == ({"a": 2, "z": 2}, "left out: 1 folder that cannot be read (private)")
+    assert videos_of(tmp_path) == ({"a": 2, "z": 2}, "left out: 1 folder that cannot be read (private)")
     with pytest.raises(PermissionError):
         open_dataset("folder", tmp_path / "private")
 
@@ -312,7 +312,7 @@ def write_gif(path):
 def test_a_single_gif_beside_frames_is_their_preview(tmp_path):
     write_frames(tmp_path / "v", 4, SIZE)
     write_gif(tmp_path / "v" / "preview.gif")
-    assert found(tmp_path) == ({"v": 4}, "left out: 1 .gif beside frames (preview.gif)")
+    assert videos_of(tmp_path) == ({"v": 4}, "left out: 1 .gif beside frames (preview.gif)")
     assert open_video(tmp_path / "v").num_frames == 4
 
 
@@ -320,7 +320,7 @@ def test_gifs_beside_their_thumbnails_are_videos(tmp_path):
     for number in range(2):
         write_gif(tmp_path / f"clip{number}.gif")
         picture(tmp_path / f"clip{number}.jpg")
-    assert list(found(tmp_path)[0]) == ["clip0", "clip1"]
+    assert list(videos_of(tmp_path)[0]) == ["clip0", "clip1"]
 
 
 def test_the_distributed_cache_skips_what_the_system_left():

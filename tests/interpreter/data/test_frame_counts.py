@@ -1,4 +1,4 @@
-"""Counting frames by their packets gives what decoding gives, and a complete pass is not repeated."""
+"""Counting frames by their packets agrees with decoding, and a complete pass is not repeated."""
 
 import numpy as np
 import pytest
@@ -58,13 +58,13 @@ def test_count_is_that_of_decoding(tmp_path, name):
 @pytest.mark.parametrize("name", COUNTED | DECODED)
 def test_error_of_a_cut_file_is_that_of_decoding(tmp_path, name, share):
     path = cut(encode(tmp_path / name, moving(60), **(COUNTED | DECODED)[name]), share)
-    found = []
+    errors = []
     for action in (lambda video: video.num_frames, lambda video: len(list(video.frames()))):
         try:
-            found.append(action(open_video(path)))
+            errors.append(action(open_video(path)))
         except VideoError as error:
-            found.append(str(error))
-    assert found[0] == found[1]
+            errors.append(str(error))
+    assert errors[0] == errors[1]
 
 
 @pytest.mark.parametrize("name", COUNTED)

@@ -1,4 +1,4 @@
-"""Which loader serves which videos, and what is said where one cannot."""
+"""Which loader serves which videos, and the errors where none can."""
 
 import sys
 

@@ -48,7 +48,7 @@ def test_shared_memory_is_reused_once_nothing_writes_to_it(videos):
     first = memory.take(5000)
     job = Future()
     first.users = [job]
-    memory.give_back(first)  # as a request that nobody wants any more, in the middle of a job
+    memory.give_back(first)  # as for a cancelled request, in the middle of a job
     second = memory.take(5000)
     assert second.offset >= first.offset + 5000
     job.set_result(None)

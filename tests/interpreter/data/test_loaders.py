@@ -24,9 +24,9 @@ from .loading import CPU, ENGINES, SIZE, children, needs_dali, requests, truth, 
 def test_pixels_are_those_of_video_read(engine, videos):
     with open_loader(engine, videos, SIZE, CPU, workers=2) as loader:
         for request in requests(videos):
-            found = loader.batch(*request)
-            assert found.dtype == torch.uint8
-            assert np.array_equal(found, truth(videos, request))
+            pixels = loader.batch(*request)
+            assert pixels.dtype == torch.uint8
+            assert np.array_equal(pixels, truth(videos, request))
 
 
 @needs_dali
@@ -34,9 +34,9 @@ def test_dali_gives_the_same_frames_within_a_rounding(videos):
     all_frames = truth(videos, whole(videos)).astype(float)
     starts = np.cumsum([0] + [video.num_frames for video in videos])
     with open_loader("dali", videos, SIZE, CPU, workers=2) as loader:
-        found = loader.batch(*whole(videos)).numpy()
+        pixels = loader.batch(*whole(videos)).numpy()
         for index, (start, end) in enumerate(itertools.pairwise(starts)):
-            apart = np.abs(found[start:end, None] - all_frames[None, start:end])
+            apart = np.abs(pixels[start:end, None] - all_frames[None, start:end])
             difference = apart.mean((2, 3, 4))
             assert np.array_equal(difference.argmin(1), np.arange(end - start))  # no frame but the one asked for
             if videos[index].path.is_dir():  # native pixels are equal, the resize rounds otherwise
@@ -193,7 +193,7 @@ def test_damage_after_the_check_is_one_error_that_names_the_file(engine, damage,
     assert "\n" not in str(caught.value)
     if damage != "gone":
         assert isinstance(caught.value, VideoError)
-    if loader:  # goes on with what is whole
+    if loader:  # continues with the intact videos
         last = torch.tensor([52]), torch.tensor([False])
         assert np.abs(loader.batch(*last).numpy() - videos[3].read([2], SIZE).astype(float)).max() <= 1
         loader.close()
@@ -251,8 +251,8 @@ def test_pixels_arrive_on_the_gpu(engine, videos, h264):
     asked = requests(clips, 8)
     expected = [truth(clips, request).astype(float) for request in asked]
     with open_loader(engine, clips, SIZE, torch.device("cuda"), workers=2) as loader:
-        for found, pixels in zip(loader.batches(asked), expected, strict=True):
-            assert found.is_cuda
-            difference = np.abs(found.cpu().numpy() - pixels)
+        for on_gpu, decoded in zip(loader.batches(asked), expected, strict=True):
+            assert on_gpu.is_cuda
+            difference = np.abs(on_gpu.cpu().numpy() - decoded)
             assert difference.mean() < 2 if engine == "dali" else difference.max() == 0
-            del found
+            del on_gpu

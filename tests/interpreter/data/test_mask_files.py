@@ -1,4 +1,4 @@
-"""Masks are read as frames are: depths, orientation, names; and one message says what was found and expected."""
+"""Masks are read as frames are: depths, orientation, names; and one message names the found and the expected files."""
 
 import struct
 import zlib

@@ -35,13 +35,13 @@ def number(packet):
 
 def pictures(packets):
     """Places of the packets of each picture, and whether it is a key frame."""
-    found = []
+    frames = []
     for place, packet in enumerate(packets):
         if number(packet) == VIDEO:
             if packet[1] & 0x40:
-                found.append(([], bool(packet[3] & 0x20 and packet[4] and packet[5] & 0x40)))
-            found[-1][0].append(place)
-    return found
+                frames.append(([], bool(packet[3] & 0x20 and packet[4] and packet[5] & 0x40)))
+            frames[-1][0].append(place)
+    return frames
 
 
 def counters_from(packets, first):
@@ -111,15 +111,15 @@ def test_losses_that_resemble_a_joint_are_found(tmp_path, piece):
     several = 0
     for (places, _), (following, key) in pairwise(pictures(packets)[1:]):
         if key:  # the end of a picture before a key frame and, likely, a table
-            kept = [packet for place, packet in enumerate(packets) if place != places[-1]]
+            remaining = [packet for place, packet in enumerate(packets) if place != places[-1]]
             between = any(number(packet) == 0 for packet in packets[places[-1] : following[0]])
             if len(places) == 1 or not between:
                 continue
             several += 1
         else:  # a whole picture, with a table in its place
-            kept = [table if place == places[0] else packet for place, packet in enumerate(packets)]
-            kept = [packet for place, packet in enumerate(kept) if place not in places[1:]]
-        path.write_bytes(b"".join(kept))
+            remaining = [table if place == places[0] else packet for place, packet in enumerate(packets)]
+            remaining = [packet for place, packet in enumerate(remaining) if place not in places[1:]]
+        path.write_bytes(b"".join(remaining))
         assert find_gaps(path, VIDEO)[1] is not None
     assert several or "mpeg2" not in piece.name  # other pictures fit one packet
 

@@ -1,4 +1,4 @@
-"""Saved masks of other methods: real files of every format, whole, cut, flipped and lying about themselves."""
+"""Saved masks of other methods: files of every format, whole, cut, with flipped bits and with wrong headers."""
 
 import json
 import zipfile
@@ -10,7 +10,7 @@ from pycocotools import mask as coco
 
 from interpreter.data.predictions import PredictionError, open_predictions
 from interpreter.render import write_palette_png
-from interpreter.render.rle import rle_json
+from interpreter.render.rle import RleWriter
 
 FRAMES, SIZE = 4, (12, 18)
 NAMES = ("boat", "deep/er/cat")
@@ -33,9 +33,15 @@ def write_png(root):
 
 
 def write_json(root):
-    entries = [entry for name, maps in TRUTH.items() for entry in rle_json(name, maps, background=0)]
-    (root / "results.json").write_text(json.dumps(entries))
-    return root / "results.json"
+    path = root / "results.json"
+    with RleWriter(path) as writer:
+        for name, maps in TRUTH.items():
+            for frame in maps:
+                writer.write(name, frame)
+    entries = json.loads(path.read_text())
+    assert len(entries) == 4 * len(TRUTH)
+    path.write_text(json.dumps([entry for i, entry in enumerate(entries) if i % 4]))  # without the background, id 0
+    return path
 
 
 def write_npz(root):

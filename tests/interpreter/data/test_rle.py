@@ -1,4 +1,4 @@
-"""Run-length codes against pycocotools, and against damage that pycocotools would not survive."""
+"""Run-length codes against pycocotools, and on damage that would crash pycocotools."""
 
 import json
 
@@ -72,9 +72,9 @@ def test_cut_and_flipped_codes_are_refused_or_fill_the_frame(mask, data):
     for _ in range(data.draw(st.integers(1, 3))):
         counts[data.draw(st.integers(0, len(counts) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     damaged = {"size": rle["size"], "counts": bytes(counts)}
-    found = decoded_or_refused(damaged, mask.shape)
-    if found is not None:  # the damage happens to be a valid code of another mask: pycocotools may see it, and agrees
-        assert np.array_equal(found, coco.decode(damaged).astype(bool))
+    decoded = decoded_or_refused(damaged, mask.shape)
+    if decoded is not None:  # the damage happens to be a valid code of another mask: pycocotools may see it, and agrees
+        assert np.array_equal(decoded, coco.decode(damaged).astype(bool))
 
 
 NUMBERS = st.lists(st.integers(-5, 2**40) | st.none(), max_size=9)
@@ -83,8 +83,8 @@ NUMBERS = st.lists(st.integers(-5, 2**40) | st.none(), max_size=9)
 @settings(max_examples=200, deadline=None)
 @given(st.one_of(st.binary(max_size=40), st.text(max_size=40), NUMBERS))
 def test_arbitrary_counts_never_decode_to_another_size(counts):
-    found = decoded_or_refused({"size": [4, 5], "counts": counts}, (4, 5))
-    assert found is None or found.shape == (4, 5)
+    decoded = decoded_or_refused({"size": [4, 5], "counts": counts}, (4, 5))
+    assert decoded is None or decoded.shape == (4, 5)
 
 
 @pytest.mark.parametrize(

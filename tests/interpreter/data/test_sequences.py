@@ -38,11 +38,11 @@ def test_segtrack_counts_objects_like_numbers_and_allows_gaps(tmp_path):
     masks = boxes(2, *((1, 2 * n) for n in range(11)))
     write_segtrack(tmp_path, "many", list(masks))
     (tmp_path / "GroundTruth/many/10/frame_00001.png").unlink()
-    found = open_dataset("segtrack", tmp_path).masks(0)
-    assert found.max() == 11
-    assert (found[0] == 10).any()
-    assert not (found[1] == 10).any()
-    assert (found[0, masks[10, 0]] == 11).all()  # folder 10 comes before 11, and not before 2
+    objects = open_dataset("segtrack", tmp_path).masks(0)
+    assert objects.max() == 11
+    assert (objects[0] == 10).any()
+    assert not (objects[1] == 10).any()
+    assert (objects[0, masks[10, 0]] == 11).all()  # folder 10 comes before 11, and not before 2
 
 
 def test_segtrack_mistakes_are_explained(tmp_path):
@@ -163,13 +163,13 @@ def test_folder_with_masks(tmp_path, videos, masks):
         write_mask(tmp_path / masks / "a" / "clip" / f"{t:05d}.png", truth[t])
         write_mask(tmp_path / masks / "film" / f"{t:05d}.png", truth[t][::-1])
     dataset = open_dataset("folder", tmp_path)
-    found = {video.name: index for index, video in enumerate(dataset.videos)}
-    assert sorted(found) == ["a/clip", "film", "plain"]
-    np.testing.assert_array_equal(dataset.mask_frames(found["a/clip"]), [0, 2])
-    np.testing.assert_array_equal(dataset.masks(found["a/clip"])[[0, 2]], truth[[0, 2]])
-    assert (dataset.masks(found["a/clip"])[1] == 255).all()
-    np.testing.assert_array_equal(dataset.masks(found["film"])[2], truth[2][::-1])
-    assert dataset.masks(found["plain"]) is None
+    index_of = {video.name: index for index, video in enumerate(dataset.videos)}
+    assert sorted(index_of) == ["a/clip", "film", "plain"]
+    np.testing.assert_array_equal(dataset.mask_frames(index_of["a/clip"]), [0, 2])
+    np.testing.assert_array_equal(dataset.masks(index_of["a/clip"])[[0, 2]], truth[[0, 2]])
+    assert (dataset.masks(index_of["a/clip"])[1] == 255).all()
+    np.testing.assert_array_equal(dataset.masks(index_of["film"])[2], truth[2][::-1])
+    assert dataset.masks(index_of["plain"]) is None
 
 
 def test_mask_of_another_size_drops_all_masks_of_its_video(tmp_path):

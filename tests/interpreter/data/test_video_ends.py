@@ -1,4 +1,4 @@
-"""Where a video ends: held last pictures are sound, cut files are not, joined and changed streams are told apart."""
+"""The end of a video: long last pictures are accepted, cut files refused, joined and changed streams distinguished."""
 
 from fractions import Fraction
 from itertools import pairwise

@@ -1,5 +1,6 @@
 """A training step: micro-batches, recomputation, compilation, CUDA graphs, and what the profiler shows of it."""
 
+import copy
 import itertools
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,6 +11,7 @@ from torch._dynamo.utils import counters
 
 from interpreter.configs import OptimConfig
 from interpreter.engine.cuda_graph import EAGER_STEPS, StepGraph, check_same_inputs
+from interpreter.engine.schedule import learning_rate
 from interpreter.engine.step import Prefetched, TrainingStep
 
 from .small_tasks import CPU, Regression, image_task, video_task
@@ -75,6 +77,52 @@ def test_compiled_steps_are_one_graph_and_equal_eager_steps(make):
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
     assert_close(compiled, eager, rtol=1e-3, atol=1e-5)  # fused kernels sum in another order
+
+
+def averaged(task, share=0.25):
+    """The task with an average of the weights, updated after each step; and groups with rates and decays of their own.
+
+    Biases and other vectors learn at a tenth of the rate, without decay.
+    """
+    averages = {name: parameter.detach().clone() for name, parameter in task.model.named_parameters()}
+
+    def groups(model):
+        few = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+        many = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+        return [{"params": many}, {"params": few, "lr_scale": 0.1, "weight_decay": 0.0}]
+
+    @torch.no_grad()
+    def after_step(model):
+        for name, parameter in model.named_parameters():
+            averages[name].lerp_(parameter, share)
+
+    return replace(task, parameter_groups=groups, after_step=after_step), averages
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_groups_have_their_rates_and_after_step_sees_new_weights(compiled):
+    task, averages = averaged(image_task(iterations=1))
+    expected, other = copy.deepcopy(task.model), image_task(iterations=1)
+    mean = {name: parameter.detach().clone() for name, parameter in expected.named_parameters()}
+    reference = replace(other, model=expected)
+    groups = task.parameter_groups(expected)
+    scales = [group.pop("lr_scale", 1.0) for group in groups]
+    optimizer = torch.optim.AdamW(groups, weight_decay=OPTIM.weight_decay, fused=True)
+    for number, batch in enumerate(itertools.islice(reference.batches(), 4)):
+        for group, scale in zip(optimizer.param_groups, scales, strict=True):
+            group["lr"] = learning_rate(number, OPTIM) * scale
+        optimizer.zero_grad()
+        reference.forward(*batch)[0].backward()
+        optimizer.step()
+        for name, parameter in expected.named_parameters():
+            mean[name].lerp_(parameter.detach(), 0.25)
+    _, weights = train(task, 4, compiled=compiled)
+    tolerance = {"rtol": 1e-3, "atol": 1e-5} if compiled else {"rtol": 1e-6, "atol": 1e-8}
+    for name, parameter in expected.named_parameters():
+        torch.testing.assert_close(weights[name], parameter.detach(), msg=name, **tolerance)
+        torch.testing.assert_close(averages[name], mean[name], msg=name, **tolerance)
+    plain = train(image_task(iterations=1))[1]
+    assert any((plain[name] - weights[name]).abs().max() > 1e-4 for name in plain if plain[name].ndim == 1)
 
 
 def test_weights_do_not_change_after_a_step_that_is_not_finite():

@@ -41,8 +41,8 @@ def score(masks, root, out, *options):
 
 
 def result(report, protocol, method):
-    (found,) = (r for r in report["results"] if r["protocol"] == protocol and r["method"] == method)
-    return found
+    (entry,) = (r for r in report["results"] if r["protocol"] == protocol and r["method"] == method)
+    return entry
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -52,10 +52,10 @@ def test_each_format_gives_the_hand_computed_numbers(name, root, tmp_path, capsy
     masks = FORMATS[name](tmp_path / name, maps)
     status, report = score(masks, root, tmp_path / "out")
     assert status == 0
-    found = result(report, "davis-2017-unsupervised", name)
-    assert found["mean"]["j"] == pytest.approx((5 + 1 / 3) / 6, abs=1e-12)
-    assert found["mean"]["identity_switches"] == 0
-    assert (found["split"], found["commit"], found["std"]) == ("val", code_version(), None)
+    entry = result(report, "davis-2017-unsupervised", name)
+    assert entry["mean"]["j"] == pytest.approx((5 + 1 / 3) / 6, abs=1e-12)
+    assert entry["mean"]["identity_switches"] == 0
+    assert (entry["split"], entry["commit"], entry["std"]) == ("val", code_version(), None)
     assert report["skipped"] == []
     printed = capsys.readouterr().out
     assert f"{(5 + 1 / 3) / 6:.3f}" in printed

@@ -23,7 +23,7 @@ HOSTILE = "<script>alert('x')</script>\"><img src=https://evil.example/x.png> $\
 
 
 class Page(HTMLParser):
-    """Tags, what they load, and the text."""
+    """The tags of a page, the files that they load, and the text."""
 
     def __init__(self, text):
         super().__init__()
@@ -52,8 +52,8 @@ def report(tmp_path):
     main, baseline = Entry("video stage", "main"), Entry(HOSTILE + "baseline", "baseline")
     swept = [Entry(f"merge {x}", "sweep", ("merge threshold", x)) for x in (0.1, 0.2)]
     seeds = {0: 0.25, 1: 0.75}
-    found = {(protocol.name, m, s): numbers(protocol, v) for m in (main, *swept) for s, v in seeds.items()}
-    scores.add(video, found | {(protocol.name, baseline, None): numbers(protocol, float("nan"))})
+    by_setting = {(protocol.name, m, s): numbers(protocol, v) for m in (main, *swept) for s, v in seeds.items()}
+    scores.add(video, by_setting | {(protocol.name, baseline, None): numbers(protocol, float("nan"))})
     picture = Picture("best 1", HOSTILE, 0.25, np.zeros((20, 30, 3), np.uint8))
     stamp = Provenance("davis-2017", "val", HOSTILE + "subject", "abc1234-dirty")
     write_report(tmp_path / "report.html", scores, stamp, {"root": HOSTILE}, [picture])

@@ -93,8 +93,8 @@ def test_sweep_at_the_setting_of_the_run_is_the_run_itself(run, data):
         Sweep("num_slots", "video slots", "{} slots", (model.num_slots,)),
     )
     video = open_dataset("synthetic", data.root, "val").videos[0]
-    found = list(SegmenterMasks(segmenter, (0, 4), sweeps).candidates(video, lambda text: None))
-    maps = {(c.entry.name, c.seed): c.labels((32, 48)) for c in found}
+    candidates = list(SegmenterMasks(segmenter, (0, 4), sweeps).candidates(video, lambda text: None))
+    maps = {(c.entry.name, c.seed): c.labels((32, 48)) for c in candidates}
     assert len(maps) == 6
     for seed in (0, 4):
         alone = segmenter.segment(segmenter.encode(video, (seed,)), seed).labels(size=(32, 48))
@@ -168,7 +168,7 @@ def test_clip_repeats_short_videos_and_cuts_long_ones(clip_frames, seen, scored,
     assert sum(encoded) == 2 * scored
     assert scores.videos == {"val-00000": scored, "val-00001": scored}
     for by_seed in scores.numbers.values():
-        assert all(found["frames"] == scored for videos in by_seed.values() for found in videos.values())
+        assert all(result["frames"] == scored for videos in by_seed.values() for result in videos.values())
 
 
 def test_method_without_stages_needs_no_run(scenes, tmp_path, monkeypatch):

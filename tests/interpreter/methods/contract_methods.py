@@ -1,4 +1,4 @@
-"""Two methods that no published one is like: one without stages, and one whose stages depend on its options."""
+"""Two methods unlike the published ones: one without stages, and one whose stages depend on its options."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -56,8 +56,8 @@ def open_clusters(device: torch.device, settings: Any, frame_size: tuple[int, in
     size = frame_size or DataConfig().frame_size
 
     def label(features: Tensor, count: int, seed: int) -> Tensor:
-        found = kmeans_segments(features.numpy(), grid=backbone.grid(size), k=count, seed=seed)
-        return torch.from_numpy(found).long().flatten(1)
+        clusters = kmeans_segments(features.numpy(), grid=backbone.grid(size), k=count, seed=seed)
+        return torch.from_numpy(clusters).long().flatten(1)
 
     return PatchSegmenter("clusters", backbone, size, settings.num_segments, label)
 

@@ -137,12 +137,12 @@ def video(scenes):
 
 
 def test_masks_of_the_chunks_are_those_of_the_frames(segmenter, video, monkeypatch):
-    seen, kept = [], []
+    seen, features = [], []
     whole = segmenter.encode(video, (0, 3))
     monkeypatch.setattr("interpreter.store.features.ENCODE_BATCH", 7)
-    chunked = segmenter.encode(video, (3,), seen.append, kept.append)
+    chunked = segmenter.encode(video, (3,), seen.append, features.append)
     assert seen == [7, 7, 7, 3]
-    assert torch.cat(kept).shape == (24, 24, segmenter.backbone.dim)
+    assert torch.cat(features).shape == (24, 24, segmenter.backbone.dim)
     for actual, expected in zip(chunked.by_seed[3], whole.by_seed[3], strict=True):
         torch.testing.assert_close(actual, expected, atol=1e-3, rtol=1e-3)
     slots, masks = whole.by_seed[0]

@@ -45,7 +45,7 @@ def objects_of(true):
 
 
 def iou(a, b, empty=None):
-    """IoU of two masks; what is said where both are empty."""
+    """IoU of two masks; ``empty`` where both are empty."""
     union = np.sum(a | b)
     return np.sum(a & b) / union if union else empty
 
@@ -69,13 +69,13 @@ def mean_iou(x, y):
 def contour(mask):
     """Coordinates of the contour, by looking at the three neighbours of each pixel."""
     height, width = mask.shape
-    found = []
+    pixels = []
     for y, x in itertools.product(range(height), range(width)):
         around = [(y, x + 1), (y + 1, x), (y + 1, x + 1)]
         near = [(min(v, height - 1), min(u, width - 1)) for v, u in around]
         if any(mask[place] != mask[y, x] for place in near):
-            found.append((y, x))
-    return np.array(found, float).reshape(-1, 2)
+            pixels.append((y, x))
+    return np.array(pixels, float).reshape(-1, 2)
 
 
 def f_measure(one, two, radius):

@@ -1,4 +1,4 @@
-"""Baselines: k-means finds what is there, and masks reach pixels as soft masks do."""
+"""Baselines: k-means recovers known clusters, and labels are upsampled like soft masks."""
 
 import numpy as np
 import pytest
@@ -29,22 +29,22 @@ def clusters(frames, grid, k, dim, spread, seed=0):
 
 def test_kmeans_gives_separated_clusters_one_id_over_time():
     features, true = clusters(6, (8, 10), 5, 16, 0.5)
-    found = kmeans_segments(features, grid=(8, 10), k=5)
-    assert found.shape == true.shape
-    assert found.dtype == np.uint8
-    assert adjusted_rand_score(true.ravel(), found.ravel()) == 1
+    labels = kmeans_segments(features, grid=(8, 10), k=5)
+    assert labels.shape == true.shape
+    assert labels.dtype == np.uint8
+    assert adjusted_rand_score(true.ravel(), labels.ravel()) == 1
 
 
 def test_kmeans_on_a_part_then_on_all_is_no_weaker_than_on_all(monkeypatch):
     features, _ = clusters(10, (8, 10), 6, 8, 4.0)
     monkeypatch.setattr(baselines, "RESTART_POINTS", 300)
-    found = kmeans_segments(features, grid=(8, 10), k=6)
+    segments = kmeans_segments(features, grid=(8, 10), k=6)
     points = features.reshape(-1, 8)
 
     def inertia(labels):
         return sum(((points[labels == c] - points[labels == c].mean(0)) ** 2).sum() for c in range(6))
 
-    assert inertia(found.ravel()) <= 1.02 * KMeans(6, n_init=4, random_state=0).fit(points).inertia_
+    assert inertia(segments.ravel()) <= 1.02 * KMeans(6, n_init=4, random_state=0).fit(points).inertia_
 
 
 def test_kmeans_is_deterministic_and_seeded():
@@ -70,8 +70,8 @@ def test_positions_part_equal_objects_in_different_places(dim):
 
 def test_positions_do_not_drown_the_features():
     features, true = clusters(6, (8, 10), 3, 16, 0.5)
-    found = kmeans_segments(features, grid=(8, 10), k=3, positions=True)
-    assert adjusted_rand_score(true.ravel(), found.ravel()) > 0.95
+    labels = kmeans_segments(features, grid=(8, 10), k=3, positions=True)
+    assert adjusted_rand_score(true.ravel(), labels.ravel()) > 0.95
 
 
 def test_upsampling_is_that_of_soft_masks():
@@ -138,10 +138,10 @@ def test_a_cluster_that_was_away_returns_under_its_id():
 @pytest.mark.parametrize("segments", [spectral_segments, kmeans_frame_segments])
 def test_clusters_of_single_frames_are_found_and_followed(segments):
     features, true, _ = drifting(5, (8, 10), 4, 16)
-    found = segments(features, grid=(8, 10), k=4)
-    assert found.dtype == np.uint8
-    assert adjusted_rand_score(true.ravel(), found.ravel()) == 1
-    np.testing.assert_array_equal(found, segments(features, grid=(8, 10), k=4))
+    labels = segments(features, grid=(8, 10), k=4)
+    assert labels.dtype == np.uint8
+    assert adjusted_rand_score(true.ravel(), labels.ravel()) == 1
+    np.testing.assert_array_equal(labels, segments(features, grid=(8, 10), k=4))
 
 
 def test_one_spectral_cluster_is_the_whole_frame():
@@ -150,9 +150,9 @@ def test_one_spectral_cluster_is_the_whole_frame():
 
 
 def test_grid_has_equal_blocks_that_never_move():
-    found = grid_segments(3, 6, 9, 6)
+    labels = grid_segments(3, 6, 9, 6)
     blocks = np.arange(6).reshape(2, 3).repeat(3, axis=0).repeat(3, axis=1)
-    np.testing.assert_array_equal(found, np.stack([blocks] * 3))
+    np.testing.assert_array_equal(labels, np.stack([blocks] * 3))
     assert np.bincount(grid_segments(1, 10, 17, 8).ravel()).tolist() == [25, 20, 20, 20] * 2
     assert len(np.unique(grid_segments(1, 4, 12, 7))) == 7  # no two factors but 1 and 7: strips
     with pytest.raises(ValueError, match="13 blocks do not fit"):

@@ -82,11 +82,11 @@ def test_semi_supervised_track_equals_masks_by_id():
             refused += 1
             continue
         j, f = values([s[1:-1] for s in segments[: len(objects)]], [g[1:-1] for g in objects], known[1:-1])
-        found = score(SEMI, pred, true)
+        scores = score(SEMI, pred, true)
         expected = [(*statistics(j[:, g, g]), *statistics(f[:, g, g])) for g in range(len(objects))]
         for name, column in zip(STATISTICS, zip(*expected, strict=True), strict=True):
-            assert found[name] == close(column)
-        assert found["jf"] == close([(row[0] + row[3]) / 2 for row in expected])
+            assert scores[name] == close(column)
+        assert scores["jf"] == close([(row[0] + row[3]) / 2 for row in expected])
         scored += 1
     assert min(scored, refused) > 20
 
@@ -96,8 +96,8 @@ def test_proposals_are_matched_by_the_official_rules(name):
     for seed in range(200):
         pred, true = random_video(seed)
         segments, objects, known = read(pred, true)
-        found = score(name, pred, true)
-        assert (found["objects"], found["frames"]) == (len(objects), len(true))
+        scores = score(name, pred, true)
+        assert (scores["objects"], scores["frames"]) == (len(objects), len(true))
         if not objects:
             continue
         j, f = values(segments, objects, known)
@@ -108,7 +108,7 @@ def test_proposals_are_matched_by_the_official_rules(name):
         else:
             matches = [linear_sum_assignment(-frame) for frame in quality]
             total = np.mean([frame[match].sum() for frame, match in zip(quality, matches, strict=True)])
-        assert sum(found["jf"]) == close(total)
+        assert sum(scores["jf"]) == close(total)
 
 
 @pytest.mark.parametrize("name", [UNSUPERVISED, SMTC])
@@ -128,17 +128,17 @@ def test_late_object_counts_if_its_id_is_below_the_highest(name):
 @pytest.mark.parametrize("name", [UNSUPERVISED, SMTC])
 def test_a_gap_in_the_ids_of_the_truth_is_an_empty_object(name):
     true, pred = line(1, 1, 0, 3), line(1, 1, 0, 2)
-    found = score(name, pred, true)
-    assert (found["j"], found["f"], found["objects"]) == ([1, 1, 1], [1, 1, 1], 3)
+    scores = score(name, pred, true)
+    assert (scores["j"], scores["f"], scores["objects"]) == ([1, 1, 1], [1, 1, 1], 3)
     pred[0, 0, 2] = 3  # a third segment has to stand for the empty object
     assert score(name, pred, true)["j"] == [1, 0, 1]
     assert score(ANNOTATED, pred, true)["j"] == [1, 1]
 
 
 def test_an_empty_object_has_no_track():
-    found = score(UNSUPERVISED, line(1, 1, 0, 3, frames=3), line(1, 1, 0, 3, frames=3))
+    scores = score(UNSUPERVISED, line(1, 1, 0, 3, frames=3), line(1, 1, 0, 3, frames=3))
     for name in ("identity_switches", "identity_switches_per_100", "fragmentations", "fragmentations_per_100"):
-        assert found[name] == close([0, np.nan, 0])
+        assert scores[name] == close([0, np.nan, 0])
 
 
 def test_a_gap_in_the_ids_of_the_prediction_is_an_empty_proposal():
@@ -153,9 +153,9 @@ def test_a_frame_that_is_void_everywhere_scores_one(name):
     true, pred = line(1, 1, 1, 0, frames=4), line(1, 0, 0, 0, frames=4)
     true[2] = VOID
     pred[2] = [5, 4, 3, 2]
-    found = score(name, pred, true)
-    assert found["j"] == close([(3 * 1 / 3 + 1) / 4])
-    assert found["f"] == close([0.25])  # contours at pixels 2 and 0, farther apart than the tolerance of 1
+    scores = score(name, pred, true)
+    assert scores["j"] == close([(3 * 1 / 3 + 1) / 4])
+    assert scores["f"] == close([0.25])  # contours at pixels 2 and 0, farther apart than the tolerance of 1
     assert score(ANNOTATED, pred, true)["j"] == close([1 / 3])
 
 
@@ -182,11 +182,11 @@ def test_recall_and_decay_by_hand():
     pred[[0, 9]] = 0  # the ends do not count
     pred[3, 0, 1] = 0
     pred[[7, 8]] = 0
-    found = score(SEMI, pred, true)
-    assert found["j"] == close([5.5 / 8])
-    assert found["j_recall"] == close([5 / 8])
-    assert found["j_decay"] == close([(1 + 1 + 0.5) / 3 - (1 + 0 + 0) / 3])
-    assert (found["objects"], found["frames"]) == (1, 8)
+    scores = score(SEMI, pred, true)
+    assert scores["j"] == close([5.5 / 8])
+    assert scores["j_recall"] == close([5 / 8])
+    assert scores["j_decay"] == close([(1 + 1 + 0.5) / 3 - (1 + 0 + 0) / 3])
+    assert (scores["objects"], scores["frames"]) == (1, 8)
 
 
 @pytest.mark.parametrize("background", [0, None])

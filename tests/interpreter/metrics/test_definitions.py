@@ -55,9 +55,9 @@ def video_miou(pred, true, matching):
     answers = []
     for pairs, total in zip(options, totals, strict=True):
         if total > max(totals) - 1e-12:
-            found = dict.fromkeys(range(len(b)), 0.0)
-            found |= {c: mean_iou(a[r], b[c]) for r, c in pairs}
-            answers.append([found[c] for c in range(len(b))])
+            scores = dict.fromkeys(range(len(b)), 0.0)
+            scores |= {c: mean_iou(a[r], b[c]) for r, c in pairs}
+            answers.append([scores[c] for c in range(len(b))])
     return answers
 
 
@@ -110,8 +110,8 @@ def test_miou_is_that_of_trying_every_pairing(seed):
     table = contingency(pred, true)
     assert miou_per_frame(table) == close(frame_miou(pred, true))
     for matching in ("frame-mean", "spatio-temporal"):
-        found = iou_per_object(table, matching)
-        assert any(found == close(answer) for answer in video_miou(pred, true, matching))
+        scores = iou_per_object(table, matching)
+        assert any(scores == close(answer) for answer in video_miou(pred, true, matching))
 
 
 @cases
@@ -119,17 +119,17 @@ def test_mbo_and_tracks_are_those_of_their_definitions(seed):
     pred, true = annotated(*random_video(seed))
     if not len(true):
         return
-    found = metrics.score_video(ALL, pred, true)
-    assert found["mbo_video"] == close(mbo(pred, true))
+    scores = metrics.score_video(ALL, pred, true)
+    assert scores["mbo_video"] == close(mbo(pred, true))
     frames = [mbo(p[None], t[None]) for p, t in zip(pred, true, strict=True) if objects_of(t)]
-    assert found["mbo_frame"] == close(mean(frames))
+    assert scores["mbo_frame"] == close(mean(frames))
     tracks = switches_and_fragments(pred, true)
-    assert found["identity_switches"] == [switches for switches, _, _ in tracks]
-    assert found["fragmentations"] == [fragments for _, fragments, _ in tracks]
+    assert scores["identity_switches"] == [switches for switches, _, _ in tracks]
+    assert scores["fragmentations"] == [fragments for _, fragments, _ in tracks]
     rates = [100 * switches / steps if steps else math.nan for switches, _, steps in tracks]
-    assert found["identity_switches_per_100"] == close(rates)
+    assert scores["identity_switches_per_100"] == close(rates)
     rates = [100 * fragments / steps if steps else math.nan for _, fragments, steps in tracks]
-    assert found["fragmentations_per_100"] == close(rates)
+    assert scores["fragmentations_per_100"] == close(rates)
 
 
 @cases
@@ -140,13 +140,13 @@ def test_boundary_measure_is_that_of_distances_between_contours(seed):
     true = np.roll(pred, rng.integers(-2, 3, 2), axis=(1, 2)) % 4
     true[rng.random(true.shape) < 0.03] = VOID
     segments, objects = np.arange(10), np.array([1, 2, 3])
-    found = boundary_f(pred, true, segments, objects)
+    scores = boundary_f(pred, true, segments, objects)
     valid = true != VOID
     for t, (i, p), (j, g) in itertools.product(range(2), enumerate(segments), enumerate(objects)):
         if j == 0:
             of_segment = contour((pred[t] == p) & valid[t])
         expected = f_measure(of_segment, contour(true[t] == g), tolerance_in_pixels((height, width)))
-        assert found[t, i, j] == close(expected)
+        assert scores[t, i, j] == close(expected)
 
 
 @pytest.mark.parametrize("radius", [1, 2, 3, 5, 8])
@@ -186,10 +186,10 @@ def test_j_and_f_of_davis_are_those_of_scipy_on_mean_scores(seed):
     f = [[mean(f_measure(p, g, radius) for p, g in zip(x, y, strict=True)) for y in lines_b] for x in lines_a]
     j, f = (np.reshape(values, (len(a), len(b))) for values in (j, f))
     rows, columns = linear_sum_assignment(-(j + f) / 2)
-    found = metrics.score_video(metrics.PROTOCOLS["davis-2017-unsupervised-annotated"], pred, true)
-    assert sum(found["jf"]) == close(((j + f) / 2)[rows, columns].sum())
+    scores = metrics.score_video(metrics.PROTOCOLS["davis-2017-unsupervised-annotated"], pred, true)
+    assert sum(scores["jf"]) == close(((j + f) / 2)[rows, columns].sum())
     pairs = [(r, c) for r, c in itertools.product(range(len(a)), range(len(b)))]
-    for c, (one, two, both) in enumerate(zip(found["j"], found["f"], found["jf"], strict=True)):
+    for c, (one, two, both) in enumerate(zip(scores["j"], scores["f"], scores["jf"], strict=True)):
         assert both == close((one + two) / 2)
         assert any((j[r, k], f[r, k]) == close((one, two)) for r, k in pairs if k == c)
 

@@ -32,13 +32,13 @@ def means(name, pred, true, **options):
 
 
 def perfect(name):
-    """Of a prediction that is right in every frame."""
+    """Numbers of a prediction that is right in every frame."""
     return {metric: 1.0 if metric in HIGHER else 0.0 for metric in PROTOCOLS[name].metrics}
 
 
-def check(found, expected):
+def check(scores, expected):
     for metric, value in expected.items():
-        assert found[metric] == pytest.approx(value, abs=1e-12, nan_ok=True), metric
+        assert scores[metric] == pytest.approx(value, abs=1e-12, nan_ok=True), metric
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -59,14 +59,14 @@ def test_gaps_between_ids_matter_to_solv_published_alone(name):
 def test_solv_published_takes_rows_for_ids():
     true = two_squares()
     pred = np.array([0, 2, 3])[true]  # rows 1 and 2 of the match are read as ids: segment 1 does not exist, 2 does
-    found = score("solv-published", pred, true)
-    assert found["miou_video"] == [0, 0]  # segment 2 covers object 1 and is taken for object 2
-    assert found["fg_ari_frame"] == 1  # as a partition it is still right: {object 1}, {everything else}
+    scores = score("solv-published", pred, true)
+    assert scores["miou_video"] == [0, 0]  # segment 2 covers object 1 and is taken for object 2
+    assert scores["fg_ari_frame"] == 1  # as a partition it is still right: {object 1}, {everything else}
     assert score("solv", pred, true)["miou_video"] == [1, 1]
 
 
 def with_twins(expected):
-    """The same numbers for the protocols that differ from another in cases that the test has not."""
+    """Add the numbers of protocols that differ from another one only in cases that the test does not contain."""
     twins = {"interpreter": "interpreter-spatio-temporal", "solv": "solv-published"}
     twins |= {"davis-2017-unsupervised": "davis-2017-unsupervised-annotated"}
     return {twin: expected[name] for name, twin in twins.items() if name in expected} | expected
@@ -158,7 +158,7 @@ def test_an_object_that_is_absent_from_the_first_frame(name):
     true = two_squares()
     true[:6][true[:6] == 2] = 0
     pred = np.array([0, 1, 0])[true]  # object 2 is missed
-    found = score(name, pred, true)
+    scores = score(name, pred, true)
     expected = {
         "interpreter": {"miou_video": [1, (0 * 6 + 6 / 3) / 12], "miou_frame": 5 / 6, "identity_switches": [0, 0]},
         "solv": {"miou_video": [1], "objects": 1},  # object 2 does not count
@@ -171,12 +171,12 @@ def test_an_object_that_is_absent_from_the_first_frame(name):
         "davis-2016": {"j": [(5 * 1 + 5 / 2) / 10]},
         "smtc": {"j": [(6 * 1 + 6 / 2) / 12]},
     }
-    check(found, with_twins(expected)[name])
+    check(scores, with_twins(expected)[name])
     if (
         name == "davis-2017-unsupervised-annotated"
-    ):  # told that 0 is no segment, it is compared with an empty one: J = F = 1 in
-        found = score(name, pred, true, background=0)  # the six frames without the object
-        check(found, {"j": [1, 0.5], "f": [1, 0.5], "jf": [1, 0.5]})
+    ):  # if 0 is declared background, the object is compared with an empty segment: J = F = 1 in
+        scores = score(name, pred, true, background=0)  # the six frames without the object
+        check(scores, {"j": [1, 0.5], "f": [1, 0.5], "jf": [1, 0.5]})
 
 
 @pytest.mark.parametrize("name", UNNAMED)
@@ -187,11 +187,11 @@ def test_frames_without_foreground(name):
     assert means(name, pred, true) == perfect(name)
     pred = pred.copy()
     pred[3] = 1 if name in ONE_OBJECT else two_squares()[3]  # segments where there is nothing
-    found = means(name, pred, true)
+    scores = means(name, pred, true)
     for metric in ("fg_ari_frame", "fg_ari_video", "miou_frame", "mbo_frame"):
-        assert found.get(metric, 1) == 1
+        assert scores.get(metric, 1) == 1
     for metric, value in (("miou_video", 11 / 12), ("j", 9 / 10 if name == "davis-2016" else 11 / 12)):
-        assert found.get(metric, value) == pytest.approx(value)
+        assert scores.get(metric, value) == pytest.approx(value)
 
 
 @pytest.mark.parametrize("name", UNNAMED)
@@ -216,18 +216,18 @@ def test_void_pixels_and_frames_change_nothing(name):
         name == "solv-published"
     ):  # ids that occur on void pixels alone are rows of the match too, but here they are last
         pred[:, 4] = rng.integers(0, 3, (14, 8))
-    found = score(name, pred, true)
+    scores = score(name, pred, true)
     all_frames = name in ("davis-2017-unsupervised", "smtc-multi-object")  # void ones are empty there
-    assert found["frames"] == (10 if name == "davis-2016" else 14 if all_frames else 12)
+    assert scores["frames"] == (10 if name == "davis-2016" else 14 if all_frames else 12)
     check(means(name, pred, true), perfect(name))
 
 
 @pytest.mark.parametrize("name", SEVERAL)
 def test_fewer_segments_than_objects(name):
     true = two_squares()
-    found = means(name, np.zeros_like(true), true)  # one segment: IoU 12/48 with either object
+    scores = means(name, np.zeros_like(true), true)  # one segment: IoU 12/48 with either object
     expected = {"miou_video": 1 / 8, "mbo_video": 1 / 4, "mbo_frame": 1 / 4, "fg_ari_frame": 0, "j": 1 / 8, "f": 0}
-    check(found, {metric: value for metric, value in expected.items() if metric in found})
+    check(scores, {metric: value for metric, value in expected.items() if metric in scores})
 
 
 def test_more_than_twenty_proposals_keep_the_largest():
@@ -250,10 +250,10 @@ def test_ties_are_resolved_the_same_way_every_time():
     pred = np.tile(np.array([[2, 2, 1, 1], [0, 0, 0, 0]]), (6, 1, 1))
     pred[3:, 0] = [1, 1, 2, 2]
     for name in UNNAMED:  # segments 1 and 2 halve the object
-        found = means(name, pred, true)
+        scores = means(name, pred, true)
         expected = {"miou_video": 0.5, "mbo_video": 0.5, "j": 0.5, "identity_switches": 0, "fragmentations": 0}
-        check(found, {metric: value for metric, value in expected.items() if metric in found})
-        assert found == means(name, pred, true)
+        check(scores, {metric: value for metric, value in expected.items() if metric in scores})
+        assert scores == means(name, pred, true)
     pred[5, 0] = [2, 2, 2, 1]  # now 2 is better; while they were equal it was 1, the smaller id
     assert score("interpreter", pred, true)["identity_switches"] == [1]
 
@@ -266,9 +266,9 @@ def test_a_track_that_is_lost_and_found():
     pred[6, 0, 1:4] = 0
     true[6] = 0  # the object is not there: not lost
     pred[8:, 0, :4] = [7, 8, 9, 10]  # lost for good
-    found = score("interpreter", pred, true)
-    assert found["fragmentations"] == [1]
-    assert found["fragmentations_per_100"] == [pytest.approx(100 / 8)]  # nine frames show the object
+    scores = score("interpreter", pred, true)
+    assert scores["fragmentations"] == [1]
+    assert scores["fragmentations_per_100"] == [pytest.approx(100 / 8)]  # nine frames show the object
 
 
 def test_clips_follow_the_video_and_incomplete_ones_are_dropped():
@@ -276,9 +276,9 @@ def test_clips_follow_the_video_and_incomplete_ones_are_dropped():
     pred = true.copy()
     pred[6:12] = 0
     pred[12:] = 5
-    found = score("videosaur", pred, true)
-    assert found["mbo_video"] == [1, 0.25]
-    assert (found["objects"], found["frames"]) == (4, 12)
+    scores = score("videosaur", pred, true)
+    assert scores["mbo_video"] == [1, 0.25]
+    assert (scores["objects"], scores["frames"]) == (4, 12)
     sparse = score("videosaur", pred, true[[0, 7, 13]], frames=[0, 7, 13])
     assert sparse["mbo_video"] == [1, 0.25]
     assert score("videosaur", pred[:5], true[:5])["mbo_video"] == []
@@ -297,8 +297,8 @@ def test_background_is_no_segment_but_a_cluster():
     true = two_squares()
     pred = np.array([0, 1, 0])[true]
     check(means("interpreter", pred, true), {"miou_video": (1 + 1 / 3) / 2, "fg_ari_frame": 1})
-    found = means("interpreter", pred, true, background=0)
-    check(found, {"miou_video": 0.5, "mbo_video": 0.5, "miou_frame": 0.5, "fg_ari_frame": 1})
+    scores = means("interpreter", pred, true, background=0)
+    check(scores, {"miou_video": 0.5, "mbo_video": 0.5, "miou_frame": 0.5, "fg_ari_frame": 1})
     for name in PROTOCOLS:
         nothing = means(name, np.zeros_like(true), true, background=0)
         if name == "solv-published":  # its code takes every id for a segment: 12 of 48 pixels are object 1

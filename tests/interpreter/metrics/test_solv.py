@@ -1,4 +1,4 @@
-"""SOLV's evaluation, from its description: what is matched, and what the published code takes for ids."""
+"""SOLV's evaluation as described in the paper, and with the mistakes of its published code."""
 
 import numpy as np
 import pytest
@@ -96,9 +96,9 @@ def test_both_solv_protocols_equal_painted_maps():
             continue
         for name, published in (("solv", False), ("solv-published", True)):
             miou, fg_ari = evaluated(pred, true, published=published)
-            found = score_video(PROTOCOLS[name], pred, true)
-            assert found["miou_video"] == close(miou)
-            assert found["fg_ari_frame"] == close(fg_ari)
+            result = score_video(PROTOCOLS[name], pred, true)
+            assert result["miou_video"] == close(miou)
+            assert result["fg_ari_frame"] == close(fg_ari)
         from_ids += miou != evaluated(pred, true, published=False)[0]
         from_rows_of_zeros += miou != evaluated(pred, true, published=True, rows_of_zeros=False)[0]
     assert min(from_ids, from_rows_of_zeros) > 100  # videos in which each mistake changes mIoU: the test sees both

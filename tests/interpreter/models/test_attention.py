@@ -56,19 +56,19 @@ def oracle(q, k, v, mask):
 class Softmaxes(TorchDispatchMode):
     """Notes the dtype of each softmax."""
 
-    def __init__(self, found):
+    def __init__(self, dtypes):
         super().__init__()
-        self.found = found
+        self.dtypes = dtypes
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         if func is torch.ops.aten._softmax.default:
-            self.found.append(out.dtype)
+            self.dtypes.append(out.dtype)
         return out
 
 
 def kernels(monkeypatch, functions):
-    """Let `use` put these functions in the place of attention."""
+    """Make `use` replace attention by these functions."""
     monkeypatch.setattr(attention, "use", lambda name: monkeypatch.setattr(attention, "attend", functions[name]))
 
 
@@ -159,8 +159,8 @@ def test_masked_attention_by_products_equals_float64(form):
     expected_grads = torch.autograd.grad(expected, exact, cotangent.double())
     assert softmaxes == [torch.float32]
     tolerance = 1e-5 if form == "float32" else 3e-2
-    for actual, wanted in zip((out, *grads), (expected, *expected_grads), strict=True):
-        assert (actual.double() - wanted).abs().max() < tolerance * wanted.abs().max()
+    for actual, reference in zip((out, *grads), (expected, *expected_grads), strict=True):
+        assert (actual.double() - reference).abs().max() < tolerance * reference.abs().max()
     for grad in grads[1:]:  # of masked keys and values, which must be zero
         assert not grad.masked_select(~mask.mT).any()
 
@@ -175,7 +175,7 @@ def test_short_masked_memories_are_attended_by_products_on_a_gpu():
 
 @pytest.mark.parametrize("preset", get_args(Preset))
 def test_the_slots_of_every_preset_are_a_short_memory(preset):
-    """Or a mask would keep the video decoder from flash attention on a GPU."""
+    """A mask would prevent flash attention in the video decoder on a GPU."""
     model = training_defaults("video", preset).model
     assert model.num_slots <= model.dim // model.heads
 

@@ -135,16 +135,16 @@ def test_positions_are_those_of_torch_hub(registers, grid, tmp_path):
     model = load_official_dinov2(Path(path))
     assert ("antialiased" if registers else "offset of 0.1") in load_backbone(BackboneConfig(path)).positions
     own = weights["pos_embed"].double()
-    found = model.embeddings.interpolate_pos_encoding(
+    positions = model.embeddings.interpolate_pos_encoding(
         torch.zeros(1, 1 + grid[0] * grid[1], DIM), grid[0] * PATCH, grid[1] * PATCH
     )
     if grid == (SIDE, SIDE):
-        assert torch.equal(found, weights["pos_embed"])
+        assert torch.equal(positions, weights["pos_embed"])
         return
     places = own[0, 1:].unflatten(0, (SIDE, SIDE))
     rows, columns = (cubic(SIDE, n, offset=0.0 if registers else 0.1, antialias=registers > 0) for n in grid)
     expected = torch.einsum("ai,bj,ijd->abd", rows, columns, places).flatten(0, 1)
-    torch.testing.assert_close(found[0].double(), torch.cat((own[0, :1], expected)), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(positions[0].double(), torch.cat((own[0, :1], expected)), atol=2e-6, rtol=1e-5)
 
 
 def cubic(count, size, offset, antialias):

@@ -16,7 +16,7 @@ def test_shuffled_slots_keep_their_ids():
 
 
 def test_the_sum_of_similarities_decides_not_the_first_slot():
-    """Both slots resemble slot 0 most; the assignment that is best in all gives slot 0 to the second."""
+    """Both slots are most similar to slot 0; the best assignment overall gives slot 0 to the second."""
     before = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     now = torch.tensor([[0.9, 0.436], [1.0, -0.3]])
     assert link_slots(torch.stack([before, now])).tolist() == [[0, 1], [1, 0]]

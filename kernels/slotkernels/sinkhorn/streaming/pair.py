@@ -1,4 +1,4 @@
-"""What a streaming backend provides, and helpers that the backends share."""
+"""The interface of a streaming backend, and helpers that the backends share."""
 
 import math
 from typing import Protocol
@@ -42,8 +42,8 @@ def centre(points: Tensor, weights: Tensor | None) -> Tensor:
     """[B, 1, D] float64 mean of the points that have weight; subtracted before products, which round."""
     if weights is None:
         return points.double().mean(1, keepdim=True)
-    kept = (weights > 0).double().unsqueeze(1)
-    return kept @ points.double() / kept.sum(2, keepdim=True).clamp_min(1)
+    weighted = (weights > 0).double().unsqueeze(1)
+    return weighted @ points.double() / weighted.sum(2, keepdim=True).clamp_min(1)
 
 
 def out_of_range(sums: Tensor) -> Tensor:

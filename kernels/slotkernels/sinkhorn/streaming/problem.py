@@ -1,4 +1,4 @@
-"""What a streaming backend returns, and the arguments of its gradient."""
+"""Results of a streaming backend, and the arguments of its gradient."""
 
 from typing import NamedTuple
 
