@@ -1,6 +1,7 @@
 """Comparison of an op with its oracle, in value and gradient; a failure names the tensor that differs."""
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,7 +86,7 @@ def _gradients(
     return gradients
 
 
-def assert_compiles(loss: Callable[..., Tensor], *leaves: Tensor, **tolerances: float) -> None:
+def assert_compiles(loss: Callable[..., Tensor], *leaves: Tensor, **tolerances: Any) -> None:
     """Check that ``loss(*leaves)`` is one graph of ``torch.compile`` and keeps its value and gradients.
 
     Args:
