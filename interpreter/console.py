@@ -42,6 +42,15 @@ def progress_bar(unit: str, transient: bool = False) -> Progress:
     )
 
 
+def gigabytes(count: int) -> str:
+    """A number of bytes in MB or GB, with three digits.
+
+    >>> gigabytes(12_345_678), gigabytes(2_000_000_000)
+    ('12.3 MB', '2 GB')
+    """
+    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
+
+
 def tracked(items: Iterable[T], total: int, description: str) -> Iterator[T]:
     """Yield ``items`` while a terminal shows how many of ``total`` videos are done; silent elsewhere."""
     with progress_bar("videos", transient=True) as bar:

@@ -16,9 +16,9 @@ A *method* is a published system, such as Interpreter or DINOSAUR. It has *stage
 
     MY_METHOD = Method("my-method", "One line.", "Authors, venue, year", (MyStage(),), MySettings)
 
-and one line in ``METHODS`` (interpreter/methods/__init__.py). All else works without further code: batches, the memory
-notice, resuming, compilation, CUDA graphs, several GPUs, caches, pictures, ``segment`` and ``evaluate``. CONTRIBUTING.md
-lists the steps, and tests/interpreter/methods/test_contract.py checks every method in ``METHODS``.
+and one line in ``METHODS`` (interpreter/methods/__init__.py). All else works without further code: batches, memory
+notice, resuming, compilation, CUDA graphs, several GPUs, caches, pictures, ``segment`` and ``evaluate``.
+CONTRIBUTING.md lists the steps, and tests/interpreter/methods/test_contract.py checks every method in ``METHODS``.
 """
 
 import abc

@@ -123,8 +123,8 @@ def test_options_reach_the_configuration():
 def test_old_name_of_draws_works_with_a_warning(arguments, recwarn):
     _, _, config = parse_stage(["--stage", "video", *arguments])
     assert config.draws == 7
-    found = [(warning.category, str(warning.message)) for warning in recwarn]
-    assert found == ([] if arguments[0] == "--draws" else [(FutureWarning, "--samples is now --draws")])
+    warnings = [(warning.category, str(warning.message)) for warning in recwarn]
+    assert warnings == ([] if arguments[0] == "--draws" else [(FutureWarning, "--samples is now --draws")])
 
 
 @pytest.mark.parametrize(
