@@ -54,13 +54,13 @@ class Caching:
     """
 
     run: Path
-    """Run directory. Its configuration supplies the defaults of the options below; before the first training,
-    --preset does."""
+    """Run directory. Its configuration supplies the defaults of the options below.
+    Before the first training, --preset does."""
     method: str = DEFAULT_METHOD
     """Method of the run. Default: the one in its configuration."""
     stage: str = "video"
-    """Stage whose inputs are computed. For the method interpreter: image (features), or
-    video (image slots and their attention, from the trained image stage of the run)."""
+    """Stage whose inputs are computed. For the method interpreter:
+    image (features), or video (image slots and their attention, from the trained image stage of the run)."""
     cache: Path | None = None
     """Directory of the cached files. Default: the --cache that this run was trained with, else RUN/cache."""
     draws: int = option(4, at_least=1)
@@ -74,12 +74,12 @@ class Caching:
     allow_unfinished: bool = False
     """Use the image slots of an image stage that has not reached its last step (--stage video)."""
     prune: bool = False
-    """At the end, delete files of the same kind that other settings produced, such as those of an earlier checkpoint
-    of the image stage. Do not use it in a directory that several runs share."""
+    """At the end, delete files of the same kind that other settings or another image stage produced.
+    Do not use it in a directory that several runs share."""
     engine: Literal["local", "ray"] = "local"
     """local: this process, or those of torchrun.
-    ray: Ray Data, for corpora beyond one machine: on the cluster of RAY_ADDRESS, else on this machine; reads
-    --source, writes --out (pip install 'ray[data]' fsspec)."""
+    ray: Ray Data, for corpora beyond one machine; reads --source, writes --out (pip install 'ray[data]' fsspec).
+    It runs on the cluster that RAY_ADDRESS names, else on this machine."""
     source: str | None = None
     """Any fsspec URL of a folder of video files and folders of frames (--engine ray)."""
     out: str | None = None

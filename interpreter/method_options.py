@@ -56,7 +56,8 @@ def parse_with_settings(options: type[T], arguments: Sequence[str], prog: str) -
     method, stored = choose_method(chosen.method, chosen.run)
     field = ("settings", method.settings, dataclasses.field(default_factory=method.settings))
     kind = dataclasses.make_dataclass(options.__name__, [field], bases=(options,), frozen=True, kw_only=True)
-    description = f"{inspect.cleandoc(options.__doc__ or '')}\n\nThe settings below are those of {method.name}."
+    about = inspect.cleandoc(options.__doc__ or "")
+    description = f'{about}\n\nThe options in the group "settings" are those of the method {method.name}.'
     parsed: T = cli(kind, arguments, prog=prog, description=description)
     check_ranges(parsed)
     return Chosen(method, stored), parsed

@@ -86,7 +86,7 @@ def _check_options(method: Method, stage: Stage[Any], config: StageConfig) -> No
     if config.optim.micro_batch is not None and not stage.additive:
         raise ValueError(
             f"--micro-batch: the loss of {method.name} compares all samples of a batch, so it cannot be computed in "
-            f"parts; use {_ways_to_save_memory(stage, config)}"
+            f"parts; use {ways_to_save_memory(stage, config)}"
         )
     if stage.needs(config):
         require_run(config.run)
@@ -99,7 +99,7 @@ def _run_to_start_from(stage: Stage[Any], config: StageConfig) -> Path | None:
     return None if checkpoints(config.run / stage.key(config)) else config.init
 
 
-def _ways_to_save_memory(stage: Stage[Any], config: StageConfig) -> str:
+def ways_to_save_memory(stage: Stage[Any], config: StageConfig) -> str:
     """The options of a stage that lower the memory of a step, for a message."""
     options = ["--micro-batch"] if stage.additive else []
     if hasattr(getattr(config, "model", None), "recompute"):
@@ -200,7 +200,7 @@ def _print_facts(stage: Stage[Any], config: StageConfig, context: Context, task:
     )
     if isinstance(context.backbone, VisionTransformer) and not context.earlier:
         console.print(f"positions of the backbone on a new patch grid: {context.backbone.positions}")
-    console.print(memory_notice(task, _ways_to_save_memory(stage, config)))
+    console.print(memory_notice(task, ways_to_save_memory(stage, config)))
 
 
 def _stored_config(method: Method, run: Path) -> RunConfig:

@@ -57,7 +57,7 @@ class Options:
     """Predict step time, memory, cache and GPU-hours of a preset for GPUs, without one."""
 
     preset: Preset = "ytvis19"
-    """Whose sizes and schedule."""
+    """Preset that supplies sizes and schedule."""
     gpu: Literal["a100", "h100", "h200", "b200", "this-cpu"] = "h100"
     """this-cpu: the CPU of profiling/results/training-cpu.json, at the rates measured there."""
     gpus: tuple[int, ...] = (1,)

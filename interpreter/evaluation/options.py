@@ -47,8 +47,8 @@ class Evaluation:
     frame_size: tuple[int, int] | None = option(None, at_least=1)
     """Height and width that frames are resized to before the backbone. Default: as in training."""
     clip_frames: int | None = option(None, at_least=1)
-    """Use exactly this many frames of each video, as published evaluations do (36 on YouTube-VIS): longer videos are
-    cut; shorter ones are repeated, and the repeats are not scored. Default: all frames."""
+    """Use exactly this many frames of each video, as published evaluations do (36 on YouTube-VIS). Default: all.
+    Longer videos are cut; shorter ones are repeated, and the repeats are not scored."""
     seeds: tuple[int, ...] = option((0, 1, 2), at_least=0)
     """Seeds of the slot prior and of baselines that start at random; tables show mean and sample standard deviation."""
     sweep_merge: tuple[float, ...] = ()
@@ -56,9 +56,9 @@ class Evaluation:
     sweep_slots: tuple[int, ...] = option((), at_least=1)
     """Numbers of video slots to try; frames are encoded only once."""
     baselines: tuple[Baseline, ...] | None = None
-    """Baselines to score as well: one-segment; grid (regular blocks); and on the run's features
-    k-means (of the whole video), k-means-positions (patch positions appended), k-means-frame and
-    spectral (each frame by itself, then linked over time).
+    """Baselines to score as well. Without features: one-segment, and grid (regular blocks).
+    On the run's features: k-means (of the whole video), k-means-positions (patch positions appended);
+    k-means-frame and spectral (each frame by itself, then linked over time).
     Default: the first three; with --masks, which have no features, the first two; none under davis-2017."""
     clusters: tuple[int, ...] = option((), at_least=1)
     """Numbers of segments of the baselines. Default: as many as the run has slots; 8 with --masks."""

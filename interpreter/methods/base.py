@@ -12,7 +12,7 @@ A *method* is a published system, such as Interpreter or DINOSAUR. It has *stage
         def loss(self, model, features, noise): ...         # a scalar, and numbers to log
         def segmenter(self, config, model, context, settings=None, frame_size=None): ...
 
-(``FrameStage`` in interpreter/methods/frames.py defines ``inputs`` and ``maker`` of stages that train on frames), ::
+``FrameStage`` (interpreter/methods/frames.py) defines ``inputs`` and ``maker`` for stages that train on frames. Then ::
 
     MY_METHOD = Method("my-method", "One line.", "Authors, venue, year", (MyStage(),), MySettings)
 

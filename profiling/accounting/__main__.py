@@ -32,13 +32,13 @@ class Options:
     """Count what a training step of both stages launches, moves and waits for, and compare with the pinned counts."""
 
     preset: Preset = "ytvis19"
-    """Whose sizes; the pinned counts are those of ytvis19."""
+    """Preset that supplies the sizes; the pinned counts are those of ytvis19."""
     update: bool = False
     """Write the counts to profiling/results/accounting.json instead of comparing."""
     compiled: bool = True
     """Also compile each stage, on the CPU at small sizes: minutes."""
     top: int = 0
-    """Show as many of the operators and kernels that move the most bytes."""
+    """Number of operators and kernels to list, those that move the most bytes first."""
 
 
 def stages(options: Options) -> dict[str, Any]:

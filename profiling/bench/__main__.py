@@ -3,11 +3,12 @@
     python -m profiling.bench --only slot_attention merge_slots                    # two ops on this machine
     python -m profiling.bench --device cpu --out profiling/results/bench-cpu.json  # all, kept for docs/benchmarks.md
 
-Each benchmark checks the values of all variants before it times any; a wrong one is an error and has no time. Variants
-take turns, so that drift of the machine affects all alike. Times are medians; quartiles and extremes are in the file.
-Inputs rotate so that they come from memory and not from a cache. On a GPU, variants that do not make the host wait are
-replayed from CUDA graphs. The rates of a large copy and of a large matrix product are measured in the same run, and
-each op's share of them is reported. ``python -m profiling.report`` makes docs/benchmarks.md of the results.
+Each benchmark checks the values of all variants before it times any; a wrong variant is reported as an error and not
+timed. Variants take turns, so that drift of the machine affects all alike. Times are medians; quartiles and extremes
+are in the file. Inputs rotate so that they come from memory and not from a cache. On a GPU, variants that do not make
+the host wait are replayed from CUDA graphs. The rates of a large copy and of a large matrix product are measured in the
+same run, and each op's share of them is reported. ``python -m profiling.report`` makes docs/benchmarks.md from the
+results.
 """
 
 import json
@@ -63,14 +64,14 @@ class Options:
     """What to time: all, ours (this project's variants, without baselines), or names of variants."""
 
     floor: bool = True
-    """Measure the machine's rates, and hold every time against them."""
+    """Measure the machine's rates, and compare every time with the floor that follows from them."""
 
     check: bool = False
     """Only compare values and gradients with the truth; time nothing."""
 
     apart: bool = True
-    """Time training steps on a GPU in one process per variant, since it cannot hold the memory of all. --no-apart is
-    for internal use: it times all variants in this process."""
+    """On a GPU: time each variant of a training step in a process of its own, since all of them do not fit.
+    --no-apart is for internal use: it times all variants in this process."""
 
 
 def chosen(only: tuple[str, ...]) -> tuple[str, ...]:

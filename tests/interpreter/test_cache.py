@@ -267,9 +267,16 @@ def test_disk_too_small_is_one_line_and_loses_nothing(cached, small_disk):
     assert [path.name for path in disk.iterdir()] == ["kept"]
 
 
+def test_video_stage_trains_from_a_cache_of_its_own(cached, tmp_path, video_options):
+    run = shutil.copytree(cached, tmp_path / "run", ignore=shutil.ignore_patterns("cache"))
+    train(["--run", str(run), *video_options, "--features", "stored", "--cache", str(tmp_path / "own")])
+    assert files(tmp_path / "own") == files(cached / "cache")
+    assert not (run / "cache").exists()
+
+
 def test_old_name_of_draws_works_with_a_warning(cached):
     with pytest.warns(FutureWarning, match="^--samples is now --draws$"):
-        assert parse(["--run", str(cached), "--samples", "3"]).draws == 3
+        assert parse(["--run", str(cached), "--samples", "3"])[1].draws == 3
 
 
 @pytest.mark.parametrize(

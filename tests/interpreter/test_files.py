@@ -109,6 +109,13 @@ def test_files_of_a_run_and_of_a_conversion(tmp_path, written):
     assert read_records(tmp_path) == [{"step": 1}]
 
 
+def test_records_of_all_stages_are_read_without_a_torn_line(tmp_path):
+    for stage in ("model", "video-3"):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "metrics.jsonl").write_text(f'{{"stage": "{stage}", "step": 1}}\n{{"stage": "{stage}", "st')
+    assert read_records(tmp_path) == [{"stage": "model", "step": 1}, {"stage": "video-3", "step": 1}]
+
+
 def test_damaged_json_says_where(tmp_path):
     write_ytvis(tmp_path, [ytvis_video(7, "a", 2, SIZE)], [])
     (tmp_path / "train.json").write_bytes(b'\xef\xbb\xbf{"videos": [],\r\n "annotations" []}')

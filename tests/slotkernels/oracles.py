@@ -1,7 +1,6 @@
 """Comparison of an op with its oracle, in value and gradient; a failure names the tensor that differs."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,16 +85,18 @@ def _gradients(
     return gradients
 
 
-def assert_compiles(loss: Callable[..., Tensor], *leaves: Tensor, **tolerances: Any) -> None:
+def assert_compiles(
+    loss: Callable[..., Tensor], *leaves: Tensor, rtol: float | None = None, atol: float | None = None
+) -> None:
     """Check that ``loss(*leaves)`` is one graph of ``torch.compile`` and keeps its value and gradients.
 
     Args:
         loss: a scalar function.
         leaves: its arguments.
-        tolerances: ``rtol`` and ``atol`` of ``torch.testing.assert_close``.
+        rtol, atol: as for ``torch.testing.assert_close``.
     """
     expected = loss(*leaves)
     actual = torch.compile(loss, fullgraph=True, backend="aot_eager")(*leaves)
-    torch.testing.assert_close(actual, expected, **tolerances)
-    gradients = torch.autograd.grad(actual, leaves), torch.autograd.grad(expected, leaves)
-    torch.testing.assert_close(*gradients, **tolerances)
+    gradients = (torch.autograd.grad(value, leaves) for value in (actual, expected))
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
+    torch.testing.assert_close(*gradients, rtol=rtol, atol=atol)

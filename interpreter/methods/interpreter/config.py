@@ -41,11 +41,11 @@ class ImageModelConfig:
     heads: int = option(4, at_least=1)
     """Attention heads of the decoder."""
     input_positions: bool = True
-    """Add sine-cosine positions to the features before slot attention; not needed for a ViT, whose features have
-    positions already."""
+    """Add sine-cosine positions to the features before slot attention.
+    A ViT does not need it, because its features have positions already."""
     recompute: bool = option(False, may_change=True)
-    """Activation checkpointing: keep only the input of each transformer block, and compute the rest again in the
-    backward pass. Saves memory at the cost of one more forward pass of the blocks."""
+    """Activation checkpointing: keep only the input of each transformer block, compute the rest again when needed.
+    Saves memory at the cost of one more forward pass of the blocks."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class VideoModelConfig:
     diameter: float | None = None
     """Sinkhorn divergence: first scale. Default: diagonal of the bounding box of each batch, as in GeomLoss."""
     recompute: bool = option(False, may_change=True)
-    """Activation checkpointing: keep only the input of each transformer block, and compute the rest again in the
-    backward pass. Saves memory at the cost of one more forward pass of the blocks."""
+    """Activation checkpointing: keep only the input of each transformer block, compute the rest again when needed.
+    Saves memory at the cost of one more forward pass of the blocks."""
 
 
 @dataclass(frozen=True)

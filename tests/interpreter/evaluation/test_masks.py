@@ -276,6 +276,8 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
             ["--masks", "x", "--root", "y", "--protocol", "solv", "davis-2017"],
             "evaluate solv in another command",
         ),
+        (["--masks", "x", "--root", "y", "--stage", "image"], "--stage needs --run: saved masks have no settings"),
+        (["--masks", "x", "--root", "y", "--frame-size", "64", "96"], "--frame-size needs --run"),
         (["--run", "x", "--seeds", "1", "1"], "--seeds must be"),
         (["--run", "x", "--seeds"], "--seeds must be"),
         (["--run", "x", "--seeds", "-1"], "--seeds must be at least 0, got -1"),

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import io
 import itertools
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from interpreter.cache import main as cache
 from interpreter.configs import LoggingConfig
 from interpreter.data import open_video
 from interpreter.data.video.first_frames import FirstFrames
@@ -24,7 +27,7 @@ from interpreter.engine.videos import open_videos
 from interpreter.methods import METHODS
 from interpreter.methods.runs import open_context, open_segmenter
 from interpreter.train import main, parse_stage
-from interpreter.training import train
+from interpreter.training import train, ways_to_save_memory
 
 from .contract_methods import CLUSTERS, LEVELS
 
@@ -199,3 +202,23 @@ def test_another_methods_run_is_refused(run_of, scenes):
 def test_method_without_stages_is_not_trained():
     with pytest.raises(ValueError, match="test-clusters has nothing to train"):
         parse_stage(["--method", "test-clusters", "--run", str(Path("run"))])
+
+
+def test_method_without_stages_has_nothing_to_cache():
+    with pytest.raises(ValueError, match="test-clusters has nothing to train, so there is nothing to cache"):
+        cache(["--method", "test-clusters"])
+
+
+def test_cache_wants_the_options_of_a_level(run_of):
+    run = run_of(LEVELS)
+    with pytest.raises(ValueError, match=r"does not hold the options of --stage level-4 yet; .* --stage level --run"):
+        cache(["--run", str(run), "--stage", "level-4"])
+
+
+@pytest.mark.parametrize(("method", "stage"), STAGES)
+def test_ways_to_save_memory_are_options_of_the_stage(method, stage):
+    ways, options = ways_to_save_memory(stage, stage.presets["demo"]), io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(options):
+        main(["--method", method.name, "--stage", stage.name, "--help"])
+    assert all(way in options.getvalue() for way in re.findall(r"--[a-z-]+", ways))
+    assert ways.endswith(" or a smaller --batch-size")
