@@ -61,5 +61,5 @@ for step in range(1, steps + 1):
     optimiser.step()
     if step % 100 == 0 or step == steps:
         pairs = zip(labels, masks.argmax(dim=1), strict=True)
-        scores = [adjusted_rand_score(true[true > 0], found[true > 0]) for true, found in pairs]
+        scores = [adjusted_rand_score(true[true > 0], predicted[true > 0]) for true, predicted in pairs]
         print(f"step {step}: error {loss.item():.4f}, FG-ARI {sum(scores) / len(scores):.2f}")

@@ -113,8 +113,8 @@ class SegmenterMasks:
 
     def candidates(self, video: Video, status: Callable[[str], None]) -> Iterator[Candidate]:
         """See :class:`CandidateMasks`."""
-        kept: list[Tensor] = []
-        keep = kept.append if set(self.baselines) & set(ON_FEATURES) else lambda features: None
+        of_frames: list[Tensor] = []
+        keep = of_frames.append if set(self.baselines) & set(ON_FEATURES) else lambda features: None
         encoded = self.segmenter.encode(video, self.seeds, _counter(video, status), keep)
         for entry, settings in self._entries():
             for seed in self.seeds:
@@ -122,8 +122,8 @@ class SegmenterMasks:
                 segmentation = self.segmenter.segment(encoded, seed, **settings)
                 yield Candidate(entry, seed, partial(full_size, segmentation))
         yield from blind_baselines(video, self.baselines, self.clusters)
-        if kept:
-            yield from self._on_features(torch.cat(kept).cpu().numpy(), status)
+        if of_frames:
+            yield from self._on_features(torch.cat(of_frames).cpu().numpy(), status)
 
     def _entries(self) -> Iterator[tuple[Entry, dict[str, Any]]]:
         name = self.segmenter.name

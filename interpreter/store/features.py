@@ -133,9 +133,9 @@ class FeatureMaker:
         for flip in stored:
             for start, piece in enumerate(self.stores[flip].tensor(digest, "features").split(ENCODE_BATCH)):
                 yield flip, start * ENCODE_BATCH, piece.to(self.backbone.device)
-        wanted = [flip for flip in flips if flip not in stored]
-        for number, chunk in enumerate(_chunks(video.frames(self.size)) if wanted else ()):
-            for flip in wanted:
+        missing = [flip for flip in flips if flip not in stored]
+        for number, chunk in enumerate(_chunks(video.frames(self.size)) if missing else ()):
+            for flip in missing:
                 pixels = np.ascontiguousarray(chunk[:, :, ::-1]) if flip else chunk
                 encoded = _encode(self.backbone, pixels, self.precision)
                 yield flip, number * ENCODE_BATCH, encoded.to(DTYPES[self.dtype])

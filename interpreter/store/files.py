@@ -148,10 +148,10 @@ class Store:
         """Write ``recipe.json`` for people to read; nothing else reads it."""
         write_text(self.directory / "recipe.json", json.dumps(self.recipe, indent=2, sort_keys=True) + "\n")
 
-    def _offset(self, wanted: str, frames: int) -> int:
+    def _offset(self, tensor: str, frames: int) -> int:
         offset = 0
         for name, (dtype, shape) in self.rows.items():
-            if name == wanted:
+            if name == tensor:
                 break
             offset += frames * math.prod(shape) * dtype.itemsize
         return offset

@@ -120,14 +120,14 @@ class Cache:
             seen.add(content.digest)
         return missing
 
-    def num_bytes(self, wanted: Mapping[int, Sequence[bool]] | None = None) -> int:
+    def num_bytes(self, flips_of: Mapping[int, Sequence[bool]] | None = None) -> int:
         """Exact size of the files of the wanted videos and flips, by default of all."""
-        if wanted is None:
+        if flips_of is None:
             first = {content.digest: number for number, content in reversed(list(enumerate(self.contents)))}
-            wanted = {number: list(self.maker.stores) for number in first.values()}
+            flips_of = {number: list(self.maker.stores) for number in first.values()}
         return sum(
             self.maker.stores[flip].num_bytes(self.contents[number].digest, self.lengths[number])
-            for number, flips in wanted.items()
+            for number, flips in flips_of.items()
             for flip in flips
         )
 
@@ -193,17 +193,17 @@ class Cache:
         if mine:
             self._make(mine, workers)
 
-    def _make(self, wanted: Mapping[int, list[bool]], workers: int) -> None:
+    def _make(self, flips_of: Mapping[int, list[bool]], workers: int) -> None:
         ending = threading.Event()
         # Kernels run on the device that is current for their thread.
         begin = partial(torch.cuda.set_device, torch.cuda.current_device()) if torch.cuda.is_available() else None
         with progress_bar("frames") as progress, ThreadPoolExecutor(workers, initializer=begin) as pool:
-            total = sum(self.lengths[number] for number in wanted)
+            total = sum(self.lengths[number] for number in flips_of)
             bar = progress.add_task(self.name, total=total, status="")
             try:
-                left = list(wanted)
+                left = list(flips_of)
                 for patient in (False, True):
-                    task = partial(self._make_video, wanted, patient, ending)
+                    task = partial(self._make_video, flips_of, patient, ending)
                     waiting, left = left, []
                     for number, owner in _in_pool(pool, workers, task, waiting):
                         if owner:
@@ -219,7 +219,7 @@ class Cache:
                 raise
 
     def _make_video(
-        self, wanted: Mapping[int, Sequence[bool]], patient: bool, ending: threading.Event, number: int
+        self, flips_of: Mapping[int, Sequence[bool]], patient: bool, ending: threading.Event, number: int
     ) -> str:
         """Make the files of a video, and return "". Returns who makes them now, if another process does; if
         ``patient``, waits for it."""
@@ -237,7 +237,7 @@ class Cache:
             time.sleep(POLL_SECONDS)
         try:
             stores, length = self.maker.stores, self.lengths[number]
-            flips = [flip for flip in wanted[number] if not stores[flip].holds(content.digest, length)]
+            flips = [flip for flip in flips_of[number] if not stores[flip].holds(content.digest, length)]
             if flips:
                 self.maker.make(self.videos[number], content, flips, check)
         finally:

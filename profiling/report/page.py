@@ -95,11 +95,11 @@ def summary(rows: list[Row], device: str) -> list[str]:
 
 def losses(rows: list[Row]) -> str:
     """Every baseline that is faster."""
-    found = [
+    slower = [
         f"{row.name} ({row.size}): {name} {times(r)}" for row in rows for name, r in row.baselines.items() if r < 1
     ]
-    if found:
-        return f"**Slower than a baseline:** {'; '.join(found)}."
+    if slower:
+        return f"**Slower than a baseline:** {'; '.join(slower)}."
     timed = any(row.baselines for row in rows)
     return "No baseline that was timed is faster in any case." if timed else "**No baseline was timed in this run.**"
 
@@ -120,11 +120,11 @@ def case_table(row: Row) -> list[str]:
         f"| | ms | relative to {OURS} | MiB | error |",
         "|---|---|---|---|---|",
     ]
-    for name, found in case["variants"].items():
-        t, ratio = found["ms"], found["times_ours"]
+    for name, timings in case["variants"].items():
+        t, ratio = timings["ms"], timings["times_ours"]
         compared = "1" if name == OURS else f"{times(ratio['median'])} ({ratio['lower']:.3g}–{ratio['upper']:.3g})"
-        cells = [name, f"{ms(t['median'])} ({ms(t['lower'])}–{ms(t['upper'])})", compared, f"{found['peak_mib']:.1f}"]
-        lines.append(f"| {' | '.join(cells)} | {max(found['errors'].values()):.0e} |")
+        cells = [name, f"{ms(t['median'])} ({ms(t['lower'])}–{ms(t['upper'])})", compared, f"{timings['peak_mib']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} | {max(timings['errors'].values()):.0e} |")
     backends = ", ".join(f"{op} by `{backend}`" for op, backend in case["backends"].items()) or "no op of slotkernels"
     reached = f"{case['gflops']:.3g} GFLOP/s ({100 * case['of_product']:.0f} % of a large product)"
     if case["bytes"]:
@@ -196,11 +196,11 @@ def resources(stamp: str, rows: list[dict[str, str]], title: str) -> list[str]:
     kernels: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         kernels.setdefault(row["kernel"], []).append(row)
-    for kernel, found in kernels.items():
-        shared = max(int(row["shared_bytes"]) for row in found) / 1024
-        numbers = [max(int(row[key]) for row in found) for key in ("registers", "spill_bytes")]
-        occupancy = [float(row["occupancy"]) for row in found]
-        cells = [f"`{kernel}`", len(found), *numbers, f"{shared:.0f}", f"{min(occupancy):.0%}–{max(occupancy):.0%}"]
+    for kernel, launches in kernels.items():
+        shared = max(int(row["shared_bytes"]) for row in launches) / 1024
+        numbers = [max(int(row[key]) for row in launches) for key in ("registers", "spill_bytes")]
+        occupancy = [float(row["occupancy"]) for row in launches]
+        cells = [f"`{kernel}`", len(launches), *numbers, f"{shared:.0f}", f"{min(occupancy):.0%}–{max(occupancy):.0%}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return [*lines, ""]
 

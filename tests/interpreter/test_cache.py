@@ -36,8 +36,8 @@ FRAMES = 24
 
 def files(root):
     """Features and slots below ``root``."""
-    found = [path for path in root.glob("*/*.safetensors") if not path.parent.name.startswith("pictures")]
-    return {path.relative_to(root): path.read_bytes() for path in found}
+    paths = [path for path in root.glob("*/*.safetensors") if not path.parent.name.startswith("pictures")]
+    return {path.relative_to(root): path.read_bytes() for path in paths}
 
 
 def slot_cache(run, root, draws=4, flip=True):
@@ -83,12 +83,12 @@ def test_cached_slots_equal_uncached_ones(cached):
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(3 * FRAMES, (50,), generator=generator)
     flips, draws = torch.rand(50, generator=generator) < 0.5, torch.randint(4, (50,), generator=generator)
-    found, expected = batch(stored, frames, flips, draws), batch(uncached, frames, flips, draws)
-    assert found.dtype == expected.dtype == torch.float32
+    actual, expected = batch(stored, frames, flips, draws), batch(uncached, frames, flips, draws)
+    assert actual.dtype == expected.dtype == torch.float32
     # Features and slots keep 11 bits each, and iterations of slot attention let the difference grow.
-    torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(actual, expected, atol=1e-2, rtol=1e-2)
     for other in (batch(stored, frames, ~flips, draws), batch(stored, frames, flips, (draws + 1) % 4)):
-        assert ((other - found).abs().amax((1, 2)) > 0.1).all()
+        assert ((other - actual).abs().amax((1, 2)) > 0.1).all()
 
 
 def test_cached_attention_is_that_of_the_slots(cached):
@@ -167,8 +167,8 @@ def test_prune_deletes_other_recipes_alone(cached, tmp_path):
     main(["--run", str(run), "--draws", "1"])
     assert len(list((run / "cache").iterdir())) == 6
     main(["--run", str(run), "--prune"])
-    kept = files(run / "cache")
-    assert {path.parts[0] for path in files(cached / "cache")} < {path.parts[0] for path in kept}
+    remaining = files(run / "cache")
+    assert {path.parts[0] for path in files(cached / "cache")} < {path.parts[0] for path in remaining}
     assert len(list((run / "cache").iterdir())) == 4
 
 
@@ -308,8 +308,8 @@ def test_cache_that_is_a_file_is_refused(cached, tmp_path):
 
 def test_other_tools_can_read_the_files(cached):
     path = next((cached / "cache").glob("slots-*/*.safetensors"))
-    found = load_file(path)
-    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {
+    tensors = load_file(path)
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
         "slots": (FRAMES, 4, 4, 16),
         "attention": (FRAMES, 4, 24, 4),
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from interpreter.commands import run_command
-from interpreter.methods.interpreter.config import ImageTraining, VideoTraining, training_defaults
+from interpreter.methods.interpreter.config import IMAGE_PRESETS, VIDEO_PRESETS, ImageTraining, VideoTraining
 from interpreter.train import main, parse_stage
 
 PRESETS = ("demo", "davis", "ytvis19", "movi-e")
@@ -29,7 +29,7 @@ def test_help_shows_the_defaults_of_the_preset(stage, preset, capsys):
         main(["--stage", stage, "--preset", preset, "--help"])
     assert exit_.value.code == 0
     text = plain(capsys.readouterr().out)
-    defaults = training_defaults(stage, preset)
+    defaults = (IMAGE_PRESETS if stage == "image" else VIDEO_PRESETS)[preset]
     for option, value in {
         "run": defaults.run,
         "num-slots": defaults.model.num_slots,
@@ -67,7 +67,7 @@ def test_every_option_is_explained(capsys):
 
 def test_paper_numbers_of_the_image_stage():
     for preset, size, warm_up in [("ytvis19", (336, 504), 5), ("movi-e", (336, 336), 3)]:
-        config = training_defaults("image", preset)
+        config = IMAGE_PRESETS[preset]
         model, optim = config.model, config.optim
         assert (model.num_slots, model.dim, model.iterations, model.decoder_layers) == (32, 768, 3, 4)
         assert (model.implicit, model.inference_iterations, model.input_positions) == ("bilevel", 3, False)
@@ -82,7 +82,7 @@ def test_paper_numbers_of_the_image_stage():
 
 def test_paper_numbers_of_the_video_stage():
     for preset, slots, frames, steps, epochs in [("ytvis19", 8, 36, 21_000, 800), ("movi-e", 20, 24, 47_000, 600)]:
-        config = training_defaults("video", preset)
+        config = VIDEO_PRESETS[preset]
         model, optim = config.model, config.optim
         assert (model.num_slots, model.dim, model.encoder_layers, model.decoder_layers) == (slots, 768, 4, 4)
         assert (model.merge_threshold, model.blur, model.scaling, model.diameter) == (0.15, 0.05, 0.5, None)
@@ -97,7 +97,7 @@ def test_paper_numbers_of_the_video_stage():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_both_stages_of_a_preset_share_a_run(preset):
-    image, video = training_defaults("image", preset), training_defaults("video", preset)
+    image, video = IMAGE_PRESETS[preset], VIDEO_PRESETS[preset]
     assert isinstance(image, ImageTraining)
     assert isinstance(video, VideoTraining)
     assert image.run == video.run
@@ -123,8 +123,8 @@ def test_options_reach_the_configuration():
 def test_old_name_of_draws_works_with_a_warning(arguments, recwarn):
     _, _, config = parse_stage(["--stage", "video", *arguments])
     assert config.draws == 7
-    found = [(warning.category, str(warning.message)) for warning in recwarn]
-    assert found == ([] if arguments[0] == "--draws" else [(FutureWarning, "--samples is now --draws")])
+    warnings = [(warning.category, str(warning.message)) for warning in recwarn]
+    assert warnings == ([] if arguments[0] == "--draws" else [(FutureWarning, "--samples is now --draws")])
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(image_run, image_options, monk
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_the_job_and_leaves_a_checkpoint(image_run, image_options):
+def test_a_dying_process_ends_the_job_and_leaves_a_checkpoint(image_run, image_options):
     run = image_run()
     shutil.rmtree(run / "image")
     arguments = ["--run", str(run), *image_options, "--steps", "100000", "--checkpoint-every", "5"]

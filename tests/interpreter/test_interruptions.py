@@ -354,8 +354,8 @@ def test_two_that_segment_into_one_folder_end_right(tmp_path, tiny_run):
     alive = Lock(out / ".segment-alive" / ".lock")
     assert alive.take()
     with ThreadPoolExecutor(3) as pool:
-        for found in [pool.submit(segment.segment_video, video, tiny_run, out) for video in (*videos, videos[0])]:
-            found.result()
+        for job in [pool.submit(segment.segment_video, video, tiny_run, out) for video in (*videos, videos[0])]:
+            job.result()
     assert not dead.exists()
     assert alive.path.exists()
     alive.release()

@@ -103,7 +103,7 @@ def test_files_that_cannot_be_locked_are_shared_with_a_warning(path, monkeypatch
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
-def test_a_lock_file_that_may_only_be_read_is_a_lock_nevertheless(path, monkeypatch, number):
+def test_a_read_only_lock_file_still_locks(path, monkeypatch, number):
     really = os.open
 
     def read_only(name, flags, *mode):

@@ -16,21 +16,21 @@ def openmp_settings(*arguments, **chosen):
     run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=env, check=False)
     assert run.returncode == 0, run.stderr
     lines = (line.split("=", 1) for line in (run.stdout + run.stderr).splitlines() if "=" in line)
-    found = {name.split()[-1]: value.strip(" '").removesuffix("ms") for name, value in lines if name.split()}
-    if not {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & found.keys():
+    settings = {name.split()[-1]: value.strip(" '").removesuffix("ms") for name, value in lines if name.split()}
+    if not {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & settings.keys():
         pytest.skip("this PyTorch has no OpenMP library that prints its settings")
-    return {name: found.get(name) for name in SETTINGS}
+    return {name: settings.get(name) for name in SETTINGS}
 
 
 @pytest.mark.parametrize("command", [["interpreter.train", "--help"], ["interpreter.segment", "--help"]])
 def test_commands_let_openmp_threads_sleep_early(command):
-    found = openmp_settings("-m", *command)
-    assert SETTINGS.items() & found.items()
+    settings = openmp_settings("-m", *command)
+    assert SETTINGS.items() & settings.items()
 
 
 def test_an_import_leaves_the_settings_of_its_program_alone():
-    found = openmp_settings("-c", "import interpreter, interpreter.train, slotkernels")
-    assert not SETTINGS.items() & found.items()
+    settings = openmp_settings("-c", "import interpreter, interpreter.train, slotkernels")
+    assert not SETTINGS.items() & settings.items()
 
 
 def test_the_users_choice_stays():

@@ -126,10 +126,10 @@ def test_init_starts_from_the_weights_of_another_run(
     main(["--run", str(run), *options, *still, "--init", tiny_run.name])
     monkeypatch.chdir("/")
     main(["--run", str(run), *options, *still, "--init", str(tiny_run)])
-    started, given = load_checkpoint(run / stage), load_checkpoint(tiny_run / stage)
+    started, source = load_checkpoint(run / stage), load_checkpoint(tiny_run / stage)
     assert started.step == 1
-    assert started.weights.keys() == given.weights.keys()
-    assert all(torch.equal(started.weights[key], given.weights[key]) for key in given.weights)
+    assert started.weights.keys() == source.weights.keys()
+    assert all(torch.equal(started.weights[key], source.weights[key]) for key in source.weights)
 
 
 def test_init_that_does_not_fit_is_refused(tiny_run, tmp_path, image_options):
@@ -205,7 +205,7 @@ def test_damaged_config_is_a_value_error(text, image_run, image_options, video_o
 def test_diverged_run_ends_with_one_line_and_its_checkpoint(image_run, image_options):
     run = image_run()
     newest = run / "image" / "checkpoint-00000003.safetensors"
-    kept = newest.read_bytes()
+    content = newest.read_bytes()
     config = json.loads((run / "config.json").read_text())
     config["stages"]["image"]["optim"]["peak_lr"] = 1e30
     (run / "config.json").write_text(json.dumps(config))
@@ -218,7 +218,7 @@ def test_diverged_run_ends_with_one_line_and_its_checkpoint(image_run, image_opt
     (diverged,) = (run / "image").glob("diverged-*.safetensors")
     assert str(diverged) in message
     assert checkpoints(run / "image") == [newest]
-    assert newest.read_bytes() == kept
+    assert newest.read_bytes() == content
 
 
 def test_full_disk_keeps_the_earlier_checkpoint(small_disk, tiny_run, image_options):

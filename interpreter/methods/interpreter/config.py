@@ -187,8 +187,3 @@ VIDEO_PRESETS: dict[str, VideoTraining] = {
         logging=_LONG,
     ),
 }
-
-
-def training_defaults(stage: StageName, preset: Preset) -> ImageTraining | VideoTraining:
-    """The defaults of a stage's command line under a preset."""
-    return IMAGE_PRESETS[preset] if stage == "image" else VIDEO_PRESETS[preset]

@@ -19,9 +19,9 @@ def test_one_slot_that_takes_all_is_one_effective_slot():
 
 
 def test_uniform_attention_uses_all_slots_and_says_nothing():
-    found = values(torch.full((2, 6, 4), 0.25))
-    assert found["effective_slots"] == pytest.approx(4)
-    assert found["attention_entropy"] == pytest.approx(1)
+    scores = values(torch.full((2, 6, 4), 0.25))
+    assert scores["effective_slots"] == pytest.approx(4)
+    assert scores["attention_entropy"] == pytest.approx(1)
 
 
 def test_hard_equal_shares_use_all_slots_without_entropy():

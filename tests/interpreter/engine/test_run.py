@@ -119,10 +119,10 @@ def test_configuration_survives_its_file(tmp_path):
     config = RunConfig("interpreter", {"image": to_dict(image), "video": to_dict(video)}, {"video": "abc"})
     write_config(tmp_path, config)
     assert json.loads((tmp_path / "config.json").read_text())["format"] == 2
-    found = read_config(tmp_path)
-    assert found == config
-    assert (found.options("image", ImageTraining), found.options("video", VideoTraining)) == (image, video)
-    assert found.options("other", VideoTraining) is None
+    stored = read_config(tmp_path)
+    assert stored == config
+    assert (stored.options("image", ImageTraining), stored.options("video", VideoTraining)) == (image, video)
+    assert stored.options("other", VideoTraining) is None
 
 
 def test_absent_configuration_is_empty(tmp_path):

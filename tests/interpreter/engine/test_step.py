@@ -51,19 +51,19 @@ def test_micro_batches_add_up_to_the_batch(size):
 
 @pytest.mark.parametrize("make", [image_task, video_task])
 def test_recomputed_blocks_keep_less_and_change_no_value(make):
-    kept = []
+    saved = []
     plain = train(make())
     task = make()
     for part in (getattr(task.model, name, None) for name in ("encoder", "decoder")):
         if part is not None:
             part.recompute = True
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
         recomputed = train(task)
     assert_close(recomputed, plain, rtol=0, atol=0)
-    few, kept[:] = sum(kept), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+    few, saved[:] = sum(saved), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
         train(make())
-    assert few < sum(kept) / 2
+    assert few < sum(saved) / 2
 
 
 @pytest.mark.slow

@@ -38,9 +38,9 @@ def test_records_are_means_over_their_window(tmp_path):
         return loss
 
     assert trainer(tmp_path, Regression(note)).run(StopRequest())
-    found = records(tmp_path)
-    assert [record["step"] for record in found] == [2, 4, 6, 8, 10]
-    for record, first, second in zip(found, seen[::2], seen[1::2], strict=True):
+    written = records(tmp_path)
+    assert [record["step"] for record in written] == [2, 4, 6, 8, 10]
+    for record, first, second in zip(written, seen[::2], seen[1::2], strict=True):
         assert record["loss"] == (first + second) / 2
         assert record["lr"] == learning_rate(record["step"] - 1, OPTIM)
         assert {"stage", "grad_norm", "mean_input", "seconds_per_step", "seconds_for_batch"} <= record.keys()

@@ -9,7 +9,7 @@ from PIL import Image
 from interpreter.configs import DataConfig
 from interpreter.engine.run import read_config
 from interpreter.engine.videos import open_videos
-from interpreter.methods.interpreter.config import training_defaults
+from interpreter.methods.interpreter.config import IMAGE_PRESETS
 from interpreter.train import main
 
 from ..data.releases import (
@@ -48,7 +48,7 @@ def test_training_split_of_ytvis_excludes_the_hold_out(ytvis, tmp_path):
 
 @pytest.mark.parametrize(("preset", "data", "split"), [("ytvis19", "ytvis", "train"), ("movi-e", "movi", "train")])
 def test_presets_train_on_the_published_training_split(preset, data, split):
-    config = training_defaults("image", preset).data
+    config = IMAGE_PRESETS[preset].data
     assert (config.data, config.split) == (data, split)
 
 

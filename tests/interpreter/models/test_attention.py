@@ -9,7 +9,7 @@ import torch
 from torch.nn import attention as torch_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from interpreter.methods.interpreter.config import Preset, training_defaults
+from interpreter.methods.interpreter.config import VIDEO_PRESETS, Preset
 from interpreter.models import attention
 from interpreter.models.attention import (
     attend,
@@ -176,7 +176,7 @@ def test_short_masked_memories_are_attended_by_products_on_a_gpu():
 @pytest.mark.parametrize("preset", get_args(Preset))
 def test_the_slots_of_every_preset_are_a_short_memory(preset):
     """A mask would prevent flash attention in the video decoder on a GPU."""
-    model = training_defaults("video", preset).model
+    model = VIDEO_PRESETS[preset].model
     assert model.num_slots <= model.dim // model.heads
 
 

@@ -41,10 +41,10 @@ def test_batches_follow_the_asked_order(stored, videos, tmp_path):
     source = store(tmp_path / "store", videos, backbone) if stored else streamed_features(backbone, videos)
     frames = torch.tensor([47, 0, 3, 2, 42, 43, 0])
     flips = torch.tensor([True, False, True, False, False, True, True])
-    found = batch(source, frames, flips)
+    features = batch(source, frames, flips)
     for row, (frame, flip) in enumerate(zip(frames, flips, strict=True)):
-        torch.testing.assert_close(found[row], batch(source, frame[None], flip[None])[0])
-    assert (found[1] - found[6]).abs().max() > 0.1
+        torch.testing.assert_close(features[row], batch(source, frame[None], flip[None])[0])
+    assert (features[1] - features[6]).abs().max() > 0.1
 
 
 def test_encoding_is_in_order_and_in_pieces(videos):

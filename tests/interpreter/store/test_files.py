@@ -26,10 +26,10 @@ def test_cache_is_as_large_as_announced_and_plain_safetensors(dtype, flip, video
     cache.fill(Shard(), 2, "")
     assert sum(len(data) for data in files(tmp_path / "store").values()) == cache.num_bytes()
     assert len(files(tmp_path / "store")) == (1 + flip) * len(LENGTHS)
-    found = load_file(cache.maker.stores[False].path(cache.contents[1].digest))
+    stored = load_file(cache.maker.stores[False].path(cache.contents[1].digest))
     expected = Patches().features(torch.from_numpy(videos[1].read(range(40), SIZE)))
     # bf16 keeps 8 bits.
-    torch.testing.assert_close(found["features"].float(), expected, atol=1e-2, rtol=1e-2 if dtype == "bf16" else 1e-3)
+    torch.testing.assert_close(stored["features"].float(), expected, atol=1e-2, rtol=1e-2 if dtype == "bf16" else 1e-3)
 
 
 @pytest.mark.parametrize("damage", ["lost", "cut", "header", "longer"])
@@ -61,11 +61,11 @@ def test_address_changes_with_all_that_features_depend_on(videos, tmp_path):
     other, mean = Patches(), Patches()
     other.weight.data[3, 2, 1, 0] += 1e-7
     mean.mean += 1
-    found = [first, address(Patches(1)), address(other), address(mean), address(size=(64, 96))]
-    found += [address(config=BackboneConfig(feature_layer=2)), address(config=BackboneConfig(feature_norm=False))]
-    found += [address(precision="bf16"), address(dtype="bf16")]
-    found += [make_cache(tmp_path, videos, Patches()).maker.stores[True].directory]
-    assert len(set(found)) == len(found)
+    addresses = [first, address(Patches(1)), address(other), address(mean), address(size=(64, 96))]
+    addresses += [address(config=BackboneConfig(feature_layer=2)), address(config=BackboneConfig(feature_norm=False))]
+    addresses += [address(precision="bf16"), address(dtype="bf16")]
+    addresses += [make_cache(tmp_path, videos, Patches()).maker.stores[True].directory]
+    assert len(set(addresses)) == len(addresses)
 
 
 def test_transformer_with_other_heads_has_another_address(tmp_path):
