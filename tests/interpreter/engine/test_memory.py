@@ -10,19 +10,8 @@ from interpreter.engine.memory import memory_notice, predicted_peak
 from interpreter.engine.step import TrainingStep
 from interpreter.methods.interpreter.config import ImageModelConfig
 
+from ..peak_memory import peak_bytes
 from .small_tasks import CPU, batch_of, image_task, video_task
-
-
-def peak_bytes(run):
-    """Most bytes that tensors allocated while ``run`` ran took at once, as PyTorch's profiler counts them."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
-    used = peak = 0
-    for event in sorted(profile.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            used += event.nbytes()
-            peak = max(peak, used)
-    return peak
 
 
 def nbytes(tensors):
@@ -48,7 +37,6 @@ def test_prediction_is_what_a_step_takes(make, micro_batch, precision):
         step.run(batch)
         step.optimizer.zero_grad(set_to_none=True)
 
-    run()  # frees the gradients: the profiler counts what is allocated while it looks
     measured = peak_bytes(run) + nbytes([*task.model.parameters(), *batch, *state])
     assert predicted == pytest.approx(measured, rel=0.05)
 
