@@ -225,7 +225,9 @@ def test_errors_of_labels_and_masks_alone():
             propagate_masks(**GOOD, grid=(2, 3), objects=objects)
 
 
-@pytest.mark.parametrize(("function", "arguments"), [(function, own) for function, own, _ in FUNCTIONS], ids=str)
+@pytest.mark.parametrize(
+    ("function", "arguments"), [pytest.param(function, own, id=function.__name__) for function, own, _ in FUNCTIONS]
+)
 def test_the_old_name_of_clusters_warns_and_still_works(function, arguments):
     image, video = make((1, 2, 6, 3, 5))
     clusters = torch.tensor([[0, 1, 0, -1, 1]])
