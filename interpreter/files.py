@@ -36,7 +36,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         if full and getattr(error, "filename", None) in (None, str(temporary)):
             raise OSError(
-                errno.ENOSPC, f"the disk is full: {path} was not written, what was there before is untouched"
+                errno.ENOSPC, f"the disk is full: {path} was not written; an earlier version of it is unchanged"
             ) from error
         raise
     finally:

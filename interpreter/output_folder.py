@@ -43,7 +43,7 @@ def written_together(out: Path, names: Sequence[str]) -> Iterator[Path]:
             yield folder
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                text = f"the disk is full: nothing was written to {out}, what was there before is untouched"
+                text = f"the disk is full: nothing was written to {out}, and its files are unchanged"
                 raise OSError(errno.ENOSPC, text) from error
             raise
         with waiting_for(out / ".lock", str(out)), StopRequest() as stop:

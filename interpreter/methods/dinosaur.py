@@ -56,7 +56,7 @@ class DinosaurModelConfig:
 class DinosaurTraining(FeatureStageConfig):
     """Train DINOSAUR: slots of single frames reconstruct the frozen features of the backbone.
 
-    Defaults below are those of the chosen preset.
+    Defaults below come from the chosen preset.
     """
 
     model: DinosaurModelConfig = field(default_factory=DinosaurModelConfig)

@@ -12,7 +12,7 @@ def adjusted_rand_index(table: np.ndarray) -> float:
         table: [P, G] integer counts; rows and columns of zeros change nothing.
 
     Returns:
-        A number of at most 1; 0 is expected from chance, and it can be negative. Degenerate cases are those of
+        A number of at most 1; 0 is expected from chance, and it can be negative. Degenerate cases follow
         ``sklearn.metrics.adjusted_rand_score``: identical partitions give 1, also where both are a single cluster
         or there is no pixel; a single true object that the prediction splits gives 0.
     """

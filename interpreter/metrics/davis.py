@@ -81,7 +81,7 @@ def recall(values: np.ndarray) -> np.ndarray:
 def decay(values: np.ndarray) -> np.ndarray:
     """J or F in the first quarter of the frames less that in the last one: [T, G] to [G], lower is better.
 
-    Quarters are those of the official code: they share the frames where they meet, halves are rounded up.
+    Quarters follow the official code: they share the frames where they meet, halves are rounded up.
     """
     edges = (np.round(np.linspace(1, len(values), BINS + 1) + 1e-10) - 1).astype(int)
     first, last = values[: edges[1] + 1], values[edges[-2] :]

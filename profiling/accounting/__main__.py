@@ -32,7 +32,7 @@ class Options:
     """Count what a training step of both stages launches, moves and waits for, and compare with the pinned counts."""
 
     preset: Preset = "ytvis19"
-    """Preset that supplies the sizes; the pinned counts are those of ytvis19."""
+    """Preset that supplies the sizes; the pinned counts belong to ytvis19."""
     update: bool = False
     """Write the counts to profiling/results/accounting.json instead of comparing."""
     compiled: bool = True

@@ -91,7 +91,7 @@ class VideoModelConfig:
 class ImageTraining(FeatureStageConfig):
     """Train the image stage: frozen features of single frames become image slots.
 
-    Defaults below are those of the chosen preset.
+    Defaults below come from the chosen preset.
     """
 
     model: ImageModelConfig = field(default_factory=ImageModelConfig)
@@ -101,7 +101,7 @@ class ImageTraining(FeatureStageConfig):
 class VideoTraining(StageConfig):
     """Train the video stage: image slots of all frames become video slots.
 
-    The image stage of the same run directory supplies backbone, data and frame size. Defaults below are those of the
+    The image stage of the same run directory supplies backbone, data and frame size. Defaults below come from the
     chosen preset.
     """
 

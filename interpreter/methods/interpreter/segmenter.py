@@ -92,7 +92,7 @@ class InterpreterSegmenter(Segmenter):
 
     @torch.no_grad()
     def segment(self, encoded: Encoded, seed: int = 0, **settings: Any) -> Segmentation:
-        """See :meth:`interpreter.methods.base.Segmenter.segment`; settings are those of :class:`Settings`."""
+        """See :meth:`interpreter.methods.base.Segmenter.segment`; ``settings`` are fields of :class:`Settings`."""
         chosen = replace(self.settings, **{name: value for name, value in settings.items() if value is not None})
         slots, attention = encoded.by_seed[seed]
         tensors = {"image_slots": slots, "image_attention": attention}

@@ -108,7 +108,7 @@ class VideoTrainingStage(Stage[VideoTraining]):
 
     def loss(self, model: VideoStage, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Sinkhorn divergence of image slots [B, T, N, D_image] that video slots reconstruct, drawn by noise [B, K, D];
-        the numbers to log are those of the merged slots."""
+        the numbers to log describe the merged slots."""
         image_slots, noise = batch
         loss, video = model(image_slots, model.slot_attention.sample_slots(len(noise), noise=noise))
         diagnostics = slot_diagnostics(video.attention.flatten(1, 2), video.valid)

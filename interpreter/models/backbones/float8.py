@@ -7,7 +7,7 @@ LARGEST = torch.finfo(torch.float8_e4m3fn).max
 
 
 class Float8Linear(nn.Module):
-    """A linear layer [..., in] -> [..., out] bfloat16 whose products are those of float8 numbers (e4m3).
+    """A linear layer [..., in] -> [..., out] bfloat16 that multiplies in float8 (e4m3).
 
     Each row of the weight has a scale, and so has each token, computed anew at every call: the largest number of a row
     becomes the largest number of float8. Sums are fp32. For inference only.

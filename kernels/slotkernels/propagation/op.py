@@ -280,7 +280,7 @@ def propagate_labels(
 
     One pass reads the two attention maps and writes label maps. Scores at full resolution are never stored, and memory
     beyond the result does not grow with the video. Products and interpolation are fp32 (fp64 for fp64 input): for
-    attention as below, labels are those of exact arithmetic wherever the two best scores differ by more than
+    attention as below, labels equal those of exact arithmetic wherever the two best scores differ by more than
     (N + 2 (h + w) + 16)·1.2e-7. Not differentiable.
 
     A score that is NaN counts as the largest, as in ``argmax``: it wins every pixel that its patch contributes to, and

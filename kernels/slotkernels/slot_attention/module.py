@@ -90,8 +90,8 @@ class SlotAttention(nn.Module):
 
     Keys and values are linear in the normalised tokens x̂ = LN(x), so ``k·q = x̂·(Wkᵀ q)`` and ``Σ w v = Wv Σ w x̂``:
     each iteration reads x̂ once, and neither k nor v exists. LN's scale and shift are folded into Wk and Wv, so with
-    frozen tokens no gradient as large as the tokens exists either. Function and parameters are those of the textbook
-    form. Where many slots and iterations meet few tokens, keys and values are computed (:func:`absorbs`).
+    frozen tokens no gradient as large as the tokens exists either. This computes the textbook form, with its
+    parameters. Where many slots and iterations meet few tokens, keys and values are computed (:func:`absorbs`).
 
     Under ``torch.autocast`` the matrix products run in the low precision; softmax, normalisers, layer norms, gates
     and the slots themselves stay float32.

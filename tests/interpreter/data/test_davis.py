@@ -1,4 +1,4 @@
-"""The DAVIS layout: editions, splits, kinds of masks, and errors that list what is there."""
+"""The DAVIS layout: editions, splits, kinds of masks, and errors that list the available choices."""
 
 import numpy as np
 import pytest

@@ -179,7 +179,7 @@ def test_foreign_file_is_a_value_error(tmp_path):
 def test_full_disk_is_one_line_and_keeps_the_earlier_checkpoint(small_disk):
     disk = small_disk(300_000)
     save_checkpoint(disk, state(1, 30_000))
-    with pytest.raises(OSError, match=r"disk is full: .*checkpoint-00000002.* untouched") as caught:
+    with pytest.raises(OSError, match=r"disk is full: .*checkpoint-00000002.* unchanged") as caught:
         save_checkpoint(disk, state(2, 60_000))
     assert caught.value.errno == errno.ENOSPC
     assert "\n" not in str(caught.value)
