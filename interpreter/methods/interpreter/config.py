@@ -20,57 +20,50 @@ Preset = Literal["demo", "davis", "ytvis19", "movi-e"]
 
 
 @dataclass(frozen=True)
-class ImageModelConfig:
-    """The image stage."""
+class SlotModelConfig:
+    """What both stages have: slot attention and a transformer decoder."""
 
-    num_slots: int = option(11, at_least=1)
-    """Image slots N: more than the objects of a frame, since the background takes several."""
     dim: int = option(128, at_least=1)
-    """Width of the slots and of the decoder; a multiple of 4."""
+    """Width of the slots and of the transformers; a multiple of 4."""
     iterations: int = option(3, at_least=1)
     """Slot-attention iterations in training."""
     inference_iterations: int = option(6, at_least=1)
     """Slot-attention iterations after training; more than in training give better masks."""
-    restarts: int = option(4, at_least=1)
-    """After training: draws of the slot prior for each frame, of which the one that reconstructs best is kept."""
     implicit: Literal["bilevel", "detach", "none"] = "bilevel"
     """Which iterations carry gradients. bilevel: the last only, and the prior learns too (Chang et al. 2022).
     detach: the last only. none: all."""
     decoder_layers: int = option(2, at_least=1)
     """Layers of the transformer decoder."""
     heads: int = option(4, at_least=1)
-    """Attention heads of the decoder."""
-    input_positions: bool = True
-    """Add sine-cosine positions to the features before slot attention.
-    A ViT does not need it, because its features have positions already."""
+    """Attention heads of the transformers."""
     recompute: bool = option(False, may_change=True)
     """Activation checkpointing: keep only the input of each transformer block, compute the rest again when needed.
     Saves memory at the cost of one more forward pass of the blocks."""
 
 
 @dataclass(frozen=True)
-class VideoModelConfig:
+class ImageModelConfig(SlotModelConfig):
+    """The image stage."""
+
+    num_slots: int = option(11, at_least=1)
+    """Image slots N: more than the objects of a frame, since the background takes several."""
+    restarts: int = option(4, at_least=1)
+    """After training: draws of the slot prior for each frame, of which the one that reconstructs best is kept."""
+    input_positions: bool = True
+    """Add sine-cosine positions to the features before slot attention.
+    A ViT does not need it, because its features have positions already."""
+
+
+@dataclass(frozen=True)
+class VideoModelConfig(SlotModelConfig):
     """The video stage."""
 
     num_slots: int = option(9, at_least=1)
     """Video slots K, before merging."""
-    dim: int = option(128, at_least=1)
-    """Width of the video slots, the encoder and the decoder; a multiple of 4."""
-    iterations: int = option(3, at_least=1)
-    """Slot-attention iterations in training."""
-    inference_iterations: int = option(6, at_least=1)
-    """Slot-attention iterations after training."""
     restarts: int = option(8, at_least=1)
     """After training: draws of the slot prior for each video, of which the one of least Sinkhorn divergence is kept."""
-    implicit: Literal["bilevel", "detach", "none"] = "bilevel"
-    """Which iterations carry gradients. bilevel: the last only, and the prior learns too (Chang et al. 2022).
-    detach: the last only. none: all."""
     encoder_layers: int = option(2, at_least=1)
     """Layers of the transformer encoder over all image slots of a video."""
-    decoder_layers: int = option(2, at_least=1)
-    """Layers of the transformer decoder."""
-    heads: int = option(4, at_least=1)
-    """Attention heads."""
     time_scale: float = 0.0
     """Factor of the time encoding that is added to the image slots; the paper uses 1.
     Early in training, large values make slots specialise on time intervals instead of objects."""
@@ -82,9 +75,6 @@ class VideoModelConfig:
     """Sinkhorn divergence: ratio between successive scales."""
     diameter: float | None = None
     """Sinkhorn divergence: first scale. Default: diagonal of the bounding box of each batch, as in GeomLoss."""
-    recompute: bool = option(False, may_change=True)
-    """Activation checkpointing: keep only the input of each transformer block, compute the rest again when needed.
-    Saves memory at the cost of one more forward pass of the blocks."""
 
 
 @dataclass(frozen=True)
