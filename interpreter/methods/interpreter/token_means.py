@@ -1,0 +1,50 @@
+"""Describe each image slot by the tokens that it attends to: their mean feature, mean position and share of the frame.
+
+A slot is what an iteration of slot attention made of a random draw, so that the same object has another slot in each
+draw. The means of its tokens depend on the draw only through the attention.
+"""
+
+import torch
+from torch import Tensor
+
+SMALLEST = 1e-6  # mass below which means are divided by this mass instead: of a slot without tokens they are near zero
+
+
+def token_means(
+    features: Tensor,  # [t, M, C]
+    attention: Tensor,  # [t, M, N]
+    grid: tuple[int, int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Means over the tokens of each frame, weighted by the attention of each slot.
+
+    Args:
+        features: [t, M, C] frozen features of the tokens.
+        attention: [t, M, N] attention of the tokens over the slots, each row over N sums to 1.
+        grid: (h, w) with h·w = M, tokens row by row.
+
+    Returns:
+        means [t, N, C] of the features; places [t, N, 2], the mean position (y, x) of the tokens' centres in (-1, 1);
+        and masses [t, N], the share of the frame's tokens that a slot holds, which sum to 1 over the slots. All fp32.
+
+    Raises:
+        ValueError: if the grid does not have M tokens.
+
+    Example:
+        Two tokens side by side; the first slot takes the left one, the second the right one.
+
+        >>> import torch
+        >>> features, attention = torch.tensor([[[1.0], [3.0]]]), torch.eye(2)[None]
+        >>> means, places, masses = token_means(features, attention, (1, 2))
+        >>> means[0, :, 0].tolist(), places[0].tolist(), masses[0].tolist()
+        ([1.0, 3.0], [[0.0, -0.5], [0.0, 0.5]], [0.5, 0.5])
+    """
+    height, width = grid
+    if height * width != features.shape[1]:
+        raise ValueError(f"features hold {features.shape[1]} tokens, but the patch grid is {height}x{width}")
+    with torch.autocast(features.device.type, enabled=False):
+        weights = attention.float().mT  # [t, N, M]
+        totals = weights.sum(-1, keepdim=True)  # [t, N, 1]
+        weights = weights / totals.clamp_min(SMALLEST * features.shape[1])
+        y, x = ((2 * torch.arange(n, device=features.device, dtype=torch.float32) + 1) / n - 1 for n in (height, width))
+        centres = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1).flatten(0, 1)  # [M, 2]
+        return weights @ features.float(), weights @ centres, totals[..., 0] / features.shape[1]
