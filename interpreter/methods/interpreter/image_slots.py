@@ -53,8 +53,8 @@ def encode_slots(stage: ImageStage, features: Tensor, noise: Sequence[np.ndarray
     with torch.no_grad(), autocast(device, precision):
         drawn = torch.from_numpy(np.stack(noise)).to(device)
         initial = stage.slot_attention.sample_slots(len(drawn), noise=drawn)
-        slots, attention = stage.encode(features.float(), slots=initial, iterations=stage.config.inference_iterations)
-    return ImageSlots(slots.float(), attention.float())
+        encoded = stage.encode(features.float(), slots=initial, iterations=stage.config.inference_iterations)
+    return ImageSlots(encoded.slots.float(), encoded.attention.float())
 
 
 class StreamedSlots:

@@ -85,8 +85,8 @@ class InterpreterSegmenter(Segmenter):
         generators = {seed: torch_generator(self.device, seed, 0) for seed in seeds}
 
         def find(features: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-            slots, attention = self.find_image_slots(features, generators[seed])
-            return slots, attention.half()
+            encoded = self.find_image_slots(features, generators[seed])
+            return encoded.slots, encoded.attention.half()
 
         return encode_frames(self, video, seeds, find, advance, keep)
 
