@@ -34,22 +34,22 @@ def _position(index, numerator, denominator, size):
 
 
 @triton.jit
-def _interpolated(plane, above, below, left, right, share_y, share_x, inside):
-    top_left = tl.load(plane + above + left, mask=inside, other=0.0)
-    top_right = tl.load(plane + above + right, mask=inside, other=0.0)
-    bottom_left = tl.load(plane + below + left, mask=inside, other=0.0)
-    bottom_right = tl.load(plane + below + right, mask=inside, other=0.0)
-    top = top_left + share_x * (top_right - top_left)
-    return top + share_y * (bottom_left + share_x * (bottom_right - bottom_left) - top)
+def _interpolated(plane, top_left, top_right, bottom_left, bottom_right, down, across, inside):
+    """Between the numbers of a plane at four places."""
+    start = tl.load(plane + top_left, mask=inside, other=0.0)
+    top = start + across * (tl.load(plane + top_right, mask=inside, other=0.0) - start)
+    start = tl.load(plane + bottom_left, mask=inside, other=0.0)
+    bottom = start + across * (tl.load(plane + bottom_right, mask=inside, other=0.0) - start)
+    return top + down * (bottom - top)
 
 
 @triton.jit
 def blocks_kernel(
     scores,  # fp32 [G, K, h, w]
-    guide,  # uint8 [B, T, H, W, 3]
+    guide,  # uint8 [G, H, W, 3]
     planes,  # out fp32 [G, 9 + 4 K, rows, columns]
-    guide_batch, guide_frame, guide_row, guide_column, guide_colour,  # strides
-    first, frames, height, width, out_height, out_width, rows, columns, subsample, objects,
+    guide_frame, guide_row, guide_column, guide_colour,  # strides
+    height, width, out_height, out_width, rows, columns, subsample, objects,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Reads the pixels of BLOCK blocks and the scores around them; writes all planes there.
@@ -59,8 +59,7 @@ def blocks_kernel(
     index, frame = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1).to(tl.int64)
     inside = index < rows * columns
     row, column = index // columns, index % columns
-    number = first + frame
-    guide += number // frames * guide_batch + number % frames * guide_frame
+    guide += frame * guide_frame
     down, right = row.to(tl.int64) * subsample, column.to(tl.int64) * subsample
     guide += down * guide_row + right * guide_column
     tall, wide = tl.minimum(out_height - down, subsample), tl.minimum(out_width - right, subsample)
@@ -92,10 +91,11 @@ def blocks_kernel(
     left, share_x = _position(column, subsample * width, out_width, width)
     below, after = tl.minimum(above + 1, height - 1) * width, tl.minimum(left + 1, width - 1)
     above *= width
+    top_left, top_right, bottom_left, bottom_right = above + left, above + after, below + left, below + after
     scores += frame * objects * height * width
     planes += GUIDE * size
     for _ in range(objects):
-        mask = _interpolated(scores, above, below, left, after, share_y, share_x, inside)
+        mask = _interpolated(scores, top_left, top_right, bottom_left, bottom_right, share_y, share_x, inside)
         tl.store(planes, red * mask, mask=inside)
         tl.store(planes + size, green * mask, mask=inside)
         tl.store(planes + 2 * size, blue * mask, mask=inside)
@@ -180,13 +180,13 @@ def fit_kernel(
 @triton.jit
 def guided_kernel(
     fits,  # fp32 [G, first 4 K of 9 + 4 K planes, rows, columns]
-    guide,  # uint8 [B, T, H, W, 3]
-    labels,  # out uint8 [B, T, H, W]
-    confidence,  # out fp16 [B, T, H, W] or None
-    areas,  # int32 [B, T, K] or None: added to
-    extents,  # int32 [B, T, K, 4], with areas: raised to W - x0, H - y0, x1, y1
-    guide_batch, guide_frame, guide_row, guide_column, guide_colour,  # strides
-    first, frames, out_height, out_width, rows, columns, subsample, objects,
+    guide,  # uint8 [G, H, W, 3]
+    labels,  # out uint8 [G, H, W]
+    confidence,  # out fp16 [G, H, W] or None
+    areas,  # int32 [G, K] or None: added to
+    extents,  # int32 [G, K, 4], with areas: raised to W - x0, H - y0, x1, y1
+    guide_frame, guide_row, guide_column, guide_colour,  # strides
+    out_height, out_width, rows, columns, subsample, objects,
     BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
     """Reads the colours of BLOCK_Y x BLOCK_X pixels and the coefficients around them; writes their labels.
@@ -197,17 +197,17 @@ def guided_kernel(
     x, y = tl.program_id(0) * BLOCK_X + tl.arange(0, BLOCK_X), tl.program_id(1) * BLOCK_Y + tl.arange(0, BLOCK_Y)
     frame = tl.program_id(2).to(tl.int64)
     inside = (y < out_height)[:, None] & (x < out_width)[None, :]
-    number = first + frame
     place = y.to(tl.int64)[:, None] * guide_row + x.to(tl.int64)[None, :] * guide_column
-    guide += number // frames * guide_batch + number % frames * guide_frame + place
+    guide += frame * guide_frame + place
     red = tl.load(guide, mask=inside, other=0).to(tl.float32) / 255.0 - MIDDLE
     green = tl.load(guide + guide_colour, mask=inside, other=0).to(tl.float32) / 255.0 - MIDDLE
     blue = tl.load(guide + 2 * guide_colour, mask=inside, other=0).to(tl.float32) / 255.0 - MIDDLE
     above, share_y = _position(y, 1, subsample, rows)
     left, share_x = _position(x, 1, subsample, columns)
     below, right = tl.minimum(above + 1, rows - 1), tl.minimum(left + 1, columns - 1)
-    above, below, share_y = (above * columns)[:, None], (below * columns)[:, None], share_y[:, None]
-    left, right, share_x = left[None, :], right[None, :], share_x[None, :]
+    above, below, left, right = (above * columns)[:, None], (below * columns)[:, None], left[None, :], right[None, :]
+    top_left, top_right, bottom_left, bottom_right = above + left, above + right, below + left, below + right
+    down, across = share_y[:, None], share_x[None, :]
 
     size = rows * columns
     fits += frame * (GUIDE + FIT * objects) * size
@@ -215,24 +215,25 @@ def guided_kernel(
     second = best
     label = tl.zeros([BLOCK_Y, BLOCK_X], tl.int32)
     for k in range(objects):
-        slope_red = _interpolated(fits, above, below, left, right, share_y, share_x, inside)
-        slope_green = _interpolated(fits + size, above, below, left, right, share_y, share_x, inside)
-        slope_blue = _interpolated(fits + 2 * size, above, below, left, right, share_y, share_x, inside)
-        mask = _interpolated(fits + 3 * size, above, below, left, right, share_y, share_x, inside)
-        mask += slope_red * red + slope_green * green + slope_blue * blue
+        mask = _interpolated(fits + 3 * size, top_left, top_right, bottom_left, bottom_right, down, across, inside)
+        mask += red * _interpolated(fits, top_left, top_right, bottom_left, bottom_right, down, across, inside)
+        fits += size
+        mask += green * _interpolated(fits, top_left, top_right, bottom_left, bottom_right, down, across, inside)
+        fits += size
+        mask += blue * _interpolated(fits, top_left, top_right, bottom_left, bottom_right, down, across, inside)
+        fits += 2 * size
         mask = tl.where(mask == mask, mask, float("inf"))  # NaN wins, and the first of them
         if confidence is not None:
             second = tl.maximum(second, tl.minimum(best, mask))
         label = tl.where(mask > best, k, label)
         best = tl.maximum(best, mask)
-        fits += FIT * size
 
-    pixel = number * out_height * out_width + y.to(tl.int64)[:, None] * out_width + x[None, :]
+    pixel = frame * out_height * out_width + y.to(tl.int64)[:, None] * out_width + x[None, :]
     tl.store(labels + pixel, label.to(tl.uint8), mask=inside)
     if confidence is not None:
         margin = best - tl.where(objects == 1, 0.0, second)
         margin = tl.where(best == float("inf"), float("nan"), margin)
         tl.store(confidence + pixel, margin.to(tl.float16), mask=inside)
     if areas is not None:
-        place = number * objects
+        place = frame * objects
         count_labels(label, inside, x, y, areas + place, extents + 4 * place, out_height, out_width)

@@ -1,5 +1,7 @@
 """Guided label maps in Triton: launches and their block sizes."""
 
+import itertools
+
 import torch
 import triton
 
@@ -12,7 +14,7 @@ from .op import GuidedArguments, low_size
 
 GROUP_BYTES = 32 << 20  # planes of a group of frames (at least one): with a copy, they fit the L2 cache of an H100
 BLOCK = 256  # numbers of a plane
-PIXELS = {"BLOCK_Y": 8, "BLOCK_X": 64}  # of one program
+PIXELS = {"BLOCK_Y": 4, "BLOCK_X": 64}  # of one program
 
 
 def guided_labels(arguments: GuidedArguments) -> LabelResults:
@@ -23,29 +25,33 @@ def guided_labels(arguments: GuidedArguments) -> LabelResults:
     rows, columns = low_size(out_height, out_width, subsample)
     size, maps = rows * columns, new_maps(image, objects, (out_height, out_width), confidence, statistics)
     count = GUIDE.value + FIT.value * objects
-    group = max(1, min(batch * frames, GROUP_BYTES // (4 * count * size), MAX_FRAMES))
+    group = max(1, min(frames, GROUP_BYTES // (4 * count * size), MAX_FRAMES))
     planes, other = (image.new_empty((group, count, rows, columns), dtype=torch.float32) for _ in range(2))
-    attention, objects_attention = image.flatten(0, 1), merged_video(AttentionMaps(image, video, clusters))
     tiles, step = triton.cdiv(size, BLOCK), {"BLOCK": BLOCK, "num_warps": 4}
+    grid = (triton.cdiv(out_width, PIXELS["BLOCK_X"]), triton.cdiv(out_height, PIXELS["BLOCK_Y"]))
+    sizes = (out_height, out_width, rows, columns, subsample, objects)
 
     def box_means(number: int, members: int) -> None:
-        """Of the first ``number`` planes of each frame, in place; the other planes are scratch memory."""
-        for from_, to, apart, length in ((planes, other, 1, columns), (other, planes, columns, rows)):
-            sizes = (count * size, size, apart, length, min(window, length - 1))
-            launch(box_kernel, (tiles, number, members), from_, to, *sizes, **step)
+        """Of the first ``number`` planes of each frame, in place; those of ``other`` are scratch memory."""
+        for start, end, apart, length in ((planes, other, 1, columns), (other, planes, columns, rows)):
+            axis = (count * size, size, apart, length, min(window, length - 1))
+            launch(box_kernel, (tiles, number, members), start, end, *axis, **step)
 
-    for first in range(0, batch * frames, group):
-        part = slice(first, first + group)
-        members = min(group, batch * frames - first)
-        scores = torch.bmm(objects_attention[part].transpose(1, 2), attention[part].float().transpose(1, 2))
+    for b, first in itertools.product(range(batch), range(0, frames, group)):
+        part = (slice(b, b + 1), slice(first, first + group))
+        merged = merged_video(AttentionMaps(image[part], video[part], None if clusters is None else clusters[b : b + 1]))
+        scores = torch.bmm(merged.transpose(1, 2), image[part][0].float().transpose(1, 2))  # [members, K, M]
         scores = scores.masked_fill(~scores.isfinite().all(2, keepdim=True), torch.nan)
-        place = (*guide.stride(), first, frames)
-        sizes = (out_height, out_width, rows, columns, subsample, objects)
-        launch(blocks_kernel, (tiles, members), scores, guide, planes, *place, height, width, *sizes, **step)
+        colours, members = guide[part][0], len(scores)
+        launch(
+            blocks_kernel, (tiles, members), scores, colours, planes, *colours.stride(), height, width, *sizes, **step
+        )
         box_means(count, members)
         launch(fit_kernel, (tiles, members), planes, other, size, objects, epsilon, **step)
         planes, other = other, planes
         box_means(count - GUIDE.value, members)
-        grid = (triton.cdiv(out_width, PIXELS["BLOCK_X"]), triton.cdiv(out_height, PIXELS["BLOCK_Y"]), members)
-        launch(guided_kernel, grid, planes, guide, *maps, *place, *sizes, **PIXELS, num_warps=4)
+        results = (None if result is None else result[part][0] for result in maps)
+        launch(
+            guided_kernel, (*grid, members), planes, colours, *results, *colours.stride(), *sizes, **PIXELS, num_warps=4
+        )
     return maps.results()
