@@ -16,12 +16,13 @@ from interpreter.configs import (
 )
 
 StageName = Literal["image", "video"]
+VideoInputs = Literal["slots", "means"]
 Preset = Literal["demo", "davis", "clips", "ytvis19", "movi-e"]
 
 
 @dataclass(frozen=True)
 class SlotModelConfig:
-    """What both stages have: slot attention and a transformer decoder."""
+    """What both stages have: slot attention and a decoder."""
 
     dim: int = option(128, at_least=1)
     """Width of the slots and of the transformers; a multiple of 4."""
@@ -66,17 +67,28 @@ class ImageModelConfig(SlotModelConfig):
 class VideoModelConfig(SlotModelConfig):
     """The video stage."""
 
+    inputs: VideoInputs = "slots"
+    """What describes an image slot to the video stage.
+    slots: the slot itself, as in the paper. means: the mean feature and the mean position of its tokens, which hardly
+    depend on the random draw that the slot started from."""
+    decoder: Literal["transformer", "masks"] = "transformer"
+    """How video slots reconstruct these inputs.
+    transformer: queries attend to the video slots, and the loss is a Sinkhorn divergence, as in the paper;
+    --decoder-layers, --blur, --scaling and --diameter are its options alone.
+    masks: each input is the mean of linear functions of the video slots, weighted by its attention, which therefore
+    becomes sharp; the loss is the mean squared error."""
     num_slots: int = option(9, at_least=1)
     """Video slots K, before merging."""
     restarts: int = option(8, at_least=1)
-    """After training: draws of the slot prior for each video, of which the one of least Sinkhorn divergence is kept."""
-    encoder_layers: int = option(2, at_least=1)
-    """Layers of the transformer encoder over all image slots of a video."""
+    """After training: draws of the slot prior for each video, of which the one of least loss is kept."""
+    encoder_layers: int = option(2, at_least=0)
+    """Layers of the transformer encoder over all image slots of a video; 0 for none, so that time and memory grow
+    linearly with the video's length."""
     time_scale: float = 0.0
     """Factor of the time encoding that is added to the image slots; the paper uses 1.
     Early in training, large values make slots specialise on time intervals instead of objects."""
     merge_threshold: float = 0.05
-    """Video slots closer than this cosine distance are merged (complete linkage)."""
+    """Video slots closer than this cosine distance are merged (complete linkage); 0 for no merging."""
     blur: float = 0.05
     """Sinkhorn divergence: final scale of the annealing, in units of the slots."""
     scaling: float = 0.5

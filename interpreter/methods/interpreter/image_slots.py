@@ -1,5 +1,7 @@
 """Image slots of frames, from a fixed number of draws of the slot prior: cached, or computed anew for each batch.
 
+What the video stage gets of a slot, its *input*, is the slot itself or the means of its tokens (``--inputs``).
+
 Draw r of a frame is a function of the video's bytes, the frame's number, its flip and r: cached and uncached training
 see the same slots, whatever the order of the data set, the device or the number of processes.
 """
@@ -20,8 +22,9 @@ from interpreter.data.frame_index import FrameIndex
 from interpreter.engine.inputs import Inputs, InputSettings
 from interpreter.engine.randomness import Stream, clip_batch, random_state
 from interpreter.methods.base import Encoded
+from interpreter.methods.interpreter.config import VideoInputs
 from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
-from interpreter.methods.interpreter.token_means import TokenMeans
+from interpreter.methods.interpreter.token_means import TokenMeans, means_as_inputs, token_means
 from interpreter.models.autocast import autocast
 from interpreter.store.features import DTYPES, FeatureMaker, FeatureSource
 from interpreter.store.files import Content, Store, require_unchanged
@@ -36,7 +39,7 @@ class EncodedVideo(NamedTuple):
 
     slots: Tensor  # [T, N, D]
     attention: Tensor  # [T, M, N] fp16
-    described: TokenMeans | None = None  # of the slots' tokens; None if the slots come from the cache
+    described: TokenMeans | None = None  # of the slots' tokens; None if they come from a cache without means
     tokens: Tensor | None = None  # [T, M, C] fp16, if tokens make the masks
 
 
@@ -45,10 +48,10 @@ SlotRequest = tuple[Tensor, Tensor, Tensor]
 
 
 class SlotSource(Protocol):
-    """Image slots by global frame number (see :class:`interpreter.data.frame_index.FrameIndex`)."""
+    """Inputs of the video stage by global frame number (see :class:`interpreter.data.frame_index.FrameIndex`)."""
 
     def batches(self, requests: Iterable[SlotRequest]) -> Iterator[Tensor]:
-        """Yield the image slots [n, N, D] fp32 of each request; a source takes requests ahead of the one it yields."""
+        """Yield the inputs [n, N, D_input] fp32 of each request; a source takes requests ahead of the one it yields."""
 
 
 def draw_noise(stage: ImageStage, digest: str, frame: int, flip: bool, draw: int) -> np.ndarray:
@@ -68,6 +71,12 @@ def encode_slots(stage: ImageStage, features: Tensor, noise: Sequence[np.ndarray
     return ImageSlots(encoded.slots.float(), encoded.attention.float())
 
 
+def _means(stage: ImageStage, features: Tensor, encoded: ImageSlots) -> Tensor:
+    """Mean features and mean positions of the slots' tokens, [n, N, C + 2]."""
+    described = token_means(features, encoded.attention, stage.grid)
+    return torch.cat([described.features, described.places], -1)
+
+
 class StreamedSlots:
     """Computes the slots of each batch anew.
 
@@ -77,6 +86,7 @@ class StreamedSlots:
         digests: of each video, as :func:`interpreter.store.files.read_content` computes it.
         index: the frames.
         precision: "bf16" or "fp32".
+        inputs: what the video stage gets of a slot.
     """
 
     def __init__(
@@ -86,9 +96,10 @@ class StreamedSlots:
         digests: Sequence[str],
         index: FrameIndex,
         precision: str,
+        inputs: VideoInputs = "slots",
     ) -> None:
         self.image_stage, self.features, self.digests, self.precision = image_stage, features, digests, precision
-        self.index = index
+        self.index, self.inputs = index, inputs
 
     def batches(self, requests: Iterable[SlotRequest]) -> Iterator[Tensor]:
         """See :class:`SlotSource`."""
@@ -98,46 +109,58 @@ class StreamedSlots:
         )
         for request in requests:
             parts = zip(*(tensor.split(ROWS) for tensor in request), strict=True)
-            yield torch.cat([self._slots(next(features), *part) for part in parts])
+            yield torch.cat([self._inputs(next(features), *part) for part in parts])
 
-    def _slots(self, features: Tensor, frames: Tensor, flips: Tensor, draws: Tensor) -> Tensor:
+    def _inputs(self, features: Tensor, frames: Tensor, flips: Tensor, draws: Tensor) -> Tensor:
         keys = zip(*self.index.locate(frames), flips.tolist(), draws.tolist(), strict=True)
         noise = [draw_noise(self.image_stage, self.digests[v], int(t), flip, draw) for v, t, flip, draw in keys]
-        return encode_slots(self.image_stage, features, noise, self.precision).slots
+        encoded = encode_slots(self.image_stage, features, noise, self.precision)
+        if self.inputs == "slots":
+            return encoded.slots
+        return means_as_inputs(_means(self.image_stage, features, encoded))
 
 
 class StoredSlots:
     """Slots from the cache, memory-mapped: a batch reads only the draws of its request.
 
     Args:
-        table: rows named "slots" and "attention".
+        table: rows named "slots" and "attention", and "means" if those are the inputs.
         device: where batches go.
+        inputs: what the video stage gets of a slot.
     """
 
-    def __init__(self, table: FrameTable, device: torch.device) -> None:
-        self.table, self.device = table, device
+    def __init__(self, table: FrameTable, device: torch.device, inputs: VideoInputs = "slots") -> None:
+        self.table, self.device, self.inputs = table, device, inputs
 
     def batches(self, requests: Iterable[SlotRequest]) -> Iterator[Tensor]:
         """See :class:`SlotSource`."""
         for frames, flips, draws in requests:
-            yield self.table.rows("slots", frames, flips, draws).to(self.device).float()
+            rows = self.table.rows(self.inputs, frames, flips, draws).to(self.device).float()
+            yield rows if self.inputs == "slots" else means_as_inputs(rows)
 
-    def video(self, number: int) -> tuple[Tensor, Tensor]:
-        """Slots [T, N, D] fp32 and attention [T, M, N] fp16 of a whole video, by the first draw."""
+    def video(self, number: int) -> EncodedVideo:
+        """A whole video, by the first draw of each frame."""
         digest, store = self.table.digests[number], self.table.stores[False]
-        slots, attention = (store.tensor(digest, name)[:, 0].to(self.device) for name in ("slots", "attention"))
-        return slots.float(), attention.half()
+
+        def first(name: str) -> Tensor:
+            return store.tensor(digest, name)[:, 0].to(self.device)
+
+        slots, attention, described = first("slots").float(), first("attention").half(), None
+        if self.inputs == "means":
+            means = first("means").float()
+            described = TokenMeans(means[..., :-2], means[..., -2:], attention.float().mean(1))
+        return EncodedVideo(slots, attention, described)
 
 
 @dataclass
 class SlotClips(Inputs):
-    """Image slots [B, T, N, D] of clips of T frames, each frame by one of its R draws.
+    """Inputs [B, T, N, D_input] of clips of T frames, each frame by one of its R draws.
 
     Attributes:
         slots: of all frames.
         num_frames: T.
         draws: R.
-        slot_shape: (N, D).
+        slot_shape: (N, D_input).
         settings: see :class:`InputSettings`.
     """
 
@@ -177,12 +200,13 @@ class SlotClips(Inputs):
         """See :meth:`Inputs.encoded`: the first draw of each frame."""
         if not isinstance(self.slots, StoredSlots):
             return None
-        slots, attention = self.slots.video(number)
-        return Encoded(len(slots), {0: EncodedVideo(slots, attention)})
+        video = self.slots.video(number)
+        return Encoded(len(video.slots), {0: video})
 
 
 class SlotMaker:
-    """Computes the files of the slot cache: slots [T, R, N, D] and patch attention [T, R, M, N] of each video.
+    """Computes the files of the slot cache: slots [T, R, N, D] and patch attention [T, R, M, N] of each video, and
+    means [T, R, N, C + 2] if those are the inputs of the video stage.
 
     Args:
         root: directory of all stores.
@@ -190,14 +214,23 @@ class SlotMaker:
         image_stage: frozen image stage.
         weights: hash of its checkpoint's weights.
         draws: draws R of the slot prior for each frame.
+        inputs: what the video stage gets of a slot.
     """
 
     name = "image slots"
 
-    def __init__(self, root: Path, features: FeatureMaker, image_stage: ImageStage, weights: str, draws: int) -> None:
-        self.features, self.image_stage, self.draws = features, image_stage, draws
+    def __init__(
+        self,
+        root: Path,
+        features: FeatureMaker,
+        image_stage: ImageStage,
+        weights: str,
+        draws: int,
+        inputs: VideoInputs = "slots",
+    ) -> None:
+        self.features, self.image_stage, self.draws, self.inputs = features, image_stage, draws, inputs
         attention, dtype = image_stage.slot_attention, DTYPES[features.dtype]
-        recipe = {
+        recipe: dict[str, object] = {
             "kind": "slots",
             **features.recipe,
             "image_stage": weights,
@@ -210,6 +243,9 @@ class SlotMaker:
             "slots": (dtype, (draws, slots, attention.dim)),
             "attention": (dtype, (draws, tokens, slots)),
         }
+        if inputs == "means":  # the recipe of slots alone stays that of the first caches
+            recipe["means"] = True
+            rows["means"] = (dtype, (draws, slots, image_stage.feature_dim + 2))
         self.stores: Mapping[bool, Store] = {
             flip: Store(root, {**recipe, "flip": flip}, rows) for flip in features.stores
         }
@@ -220,7 +256,7 @@ class SlotMaker:
         with ExitStack() as files:
             write = {f: files.enter_context(self.stores[f].writing(video, digest)) for f in flips}
             for flip, start, features in self.features.pieces(video, digest, flips):
-                drawn = []
+                drawn: list[ImageSlots] = []
                 for draw in range(self.draws):
                     check()
                     frames = range(start, start + len(features))
@@ -228,4 +264,7 @@ class SlotMaker:
                     drawn.append(encode_slots(self.image_stage, features, noise, self.features.precision))
                 write[flip]("slots", start, torch.stack([one.slots for one in drawn], 1))
                 write[flip]("attention", start, torch.stack([one.attention for one in drawn], 1))
+                if self.inputs == "means":
+                    means = [_means(self.image_stage, features, one) for one in drawn]
+                    write[flip]("means", start, torch.stack(means, 1))
             require_unchanged(video, content)

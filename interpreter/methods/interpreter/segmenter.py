@@ -22,7 +22,7 @@ from interpreter.methods.interpreter.association import group_by_features, slot_
 from interpreter.methods.interpreter.config import StageName
 from interpreter.methods.interpreter.image_slots import EncodedVideo
 from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
-from interpreter.methods.interpreter.token_means import TokenMeans, token_means
+from interpreter.methods.interpreter.token_means import TokenMeans, means_as_inputs, token_means
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.models.autocast import autocast
 from interpreter.models.backbones.vit import VisionTransformer
@@ -52,7 +52,8 @@ class Settings:
     are assigned. Default: tokens on a ViT with association by features, else slots."""
     image_slots: int | None = option(None, at_least=1)
     """Image slots of each frame: more of them are smaller parts. Default: as in training; twice as many for
-    association by features, which puts the parts of an object together again."""
+    association by features, and for a video stage that reads means (--inputs means), which both put the parts of an
+    object together again."""
     num_slots: int | None = option(None, at_least=1)
     """Number of segments; with the learned association, of video slots before merging.
     Default: as in training; 9 by features."""
@@ -127,7 +128,9 @@ class InterpreterSegmenter(Segmenter):
 
     def _num_image_slots(self, settings: Settings) -> int:
         trained: int = self.image_stage.config.num_slots
-        return settings.image_slots or (2 * trained if self._way(settings) == "features" else trained)
+        by_means = self.video_stage is not None and self.video_stage.config.inputs == "means"
+        more = self._way(settings) == "features" or (self._way(settings) == "learned" and by_means)
+        return settings.image_slots or (2 * trained if more else trained)
 
     def _by_tokens(self, settings: Settings) -> bool:
         """Whether tokens make the masks; for a CNN they would follow textures."""
@@ -175,12 +178,21 @@ class InterpreterSegmenter(Segmenter):
         if way == "image":
             return Segmentation(self.grid, attention, None, tensors, tied_over_time=False)
         if way == "learned":
+            inputs = self._video_inputs(of_video)
             places = torch.arange(max(len(slots), chosen.repeat_to or 0), device=slots.device) % len(slots)
-            video_slots, across = self.group_over_time(slots[places], seed, chosen.num_slots, chosen.merge_threshold)
+            video_slots, across = self.group_over_time(inputs[places], seed, chosen.num_slots, chosen.merge_threshold)
             across = across[: len(slots)]
             tensors |= {"video_slots": video_slots, "video_attention": across}
             return Segmentation(self.grid, attention, across, tensors)
         return self._by_features(of_video, seed, chosen, tensors)
+
+    def _video_inputs(self, of_video: EncodedVideo) -> Tensor:
+        """What the video stage gets of each slot, [T, N, D_input]."""
+        assert self.video_stage is not None
+        if self.video_stage.config.inputs == "slots":
+            return of_video.slots
+        assert of_video.described is not None, "the cache of a stage that reads means has them"
+        return means_as_inputs(torch.cat([of_video.described.features, of_video.described.places], -1))
 
     def _by_features(
         self, of_video: EncodedVideo, seed: int, chosen: Settings, tensors: dict[str, Tensor]
@@ -217,14 +229,14 @@ class InterpreterSegmenter(Segmenter):
         return ImageSlots(slots.float(), attention.float())
 
     def group_over_time(
-        self, image_slots: Tensor, seed: int, num_slots: int | None = None, merge_threshold: float | None = None
+        self, inputs: Tensor, seed: int, num_slots: int | None = None, merge_threshold: float | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Group the image slots [T, N, D] of all frames into C video slots, and merge those that are alike.
+        """Group the image slots of all frames into C video slots, and merge those that are alike.
 
-        The prior is drawn ``restarts`` times; the draw of least Sinkhorn divergence is kept.
+        The prior is drawn ``restarts`` times; the draw of least loss is kept.
 
         Args:
-            image_slots: [T, N, D].
+            inputs: [T, N, D_input], what the video stage gets of each image slot.
             seed: of the video slots' prior.
             num_slots: video slots to draw; by default as in training.
             merge_threshold: cosine distance below which video slots are merged; by default as in training.
@@ -232,17 +244,17 @@ class InterpreterSegmenter(Segmenter):
         Returns:
             Video slots [C, D], and the attention [T, N, C] of the image slots over them.
         """
-        stage, image_slots = self.video_stage, image_slots[None]
+        stage, inputs = self.video_stage, inputs[None]
         assert stage is not None
         generator, prior = torch_generator(self.device, seed, 1), stage.slot_attention
         shape, draws = (1, num_slots or prior.num_slots, prior.dim), []
         with autocast(self.device, self.precision):
-            context = stage.encode_slots(image_slots)
+            context = stage.encode_slots(inputs)
             for _ in range(stage.config.restarts):
                 noise = torch.randn(shape, generator=generator, device=self.device)
                 initial = prior.sample_slots(1, noise=noise)
                 merged = stage.group(context, initial, merge_threshold, stage.config.inference_iterations)
-                draws.append((stage.divergence(merged, image_slots).item(), merged))
+                draws.append((stage.error(merged, inputs).item(), merged))
         best = min(draws, key=lambda draw: draw[0])[1]
         # Merged slots come first: clusters are numbered in the order of their first members.
         count = int(best.valid[0].sum())

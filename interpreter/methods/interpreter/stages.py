@@ -81,14 +81,15 @@ class VideoTrainingStage(Stage[VideoTraining]):
 
     def build(self, config: VideoTraining, context: Context) -> VideoStage:
         """See :meth:`Stage.build`."""
-        return VideoStage(config.model, self._image(context).config.model.dim, config.num_frames)
+        return VideoStage(config.model, self._input_dim(config, context), config.num_frames)
 
     @contextmanager
     def inputs(self, config: VideoTraining, context: Context, settings: InputSettings) -> Iterator[SlotClips]:
         """See :meth:`Stage.inputs`."""
         image = self._image(context).config.model
         with self._slots(config, context, settings) as slots:
-            yield SlotClips(slots, config.num_frames, config.draws, (image.num_slots, image.dim), settings)
+            shape = (image.num_slots, self._input_dim(config, context))
+            yield SlotClips(slots, config.num_frames, config.draws, shape, settings)
 
     @contextmanager
     def _slots(self, config: VideoTraining, context: Context, settings: InputSettings) -> Iterator[SlotSource]:
@@ -96,7 +97,7 @@ class VideoTrainingStage(Stage[VideoTraining]):
         contents = read_contents(videos, default_workers())
         make = partial(self.maker, config, context, flip=settings.optim.flip)
         if cache := complete_cache(config.features, make, videos, contents):
-            yield StoredSlots(cache.table(), device)
+            yield StoredSlots(cache.table(), device, config.model.inputs)
             return
         console.print(
             "image slots are streamed: each batch is decoded, encoded and passed through the image stage anew"
@@ -105,23 +106,24 @@ class VideoTrainingStage(Stage[VideoTraining]):
             features = StreamedFeatures(context.backbone, loader, context.precision)
             digests = [content.digest for content in contents]
             image_stage = self._image(context).model
-            yield StreamedSlots(image_stage, features, digests, FrameIndex.of(videos), context.precision)
+            index, inputs = FrameIndex.of(videos), config.model.inputs
+            yield StreamedSlots(image_stage, features, digests, index, context.precision, inputs)
 
     def maker(self, config: VideoTraining, context: Context, dtype: Dtype, flip: bool) -> SlotMaker:
         """See :meth:`Stage.maker`."""
         image = self._image(context)
         features = context.feature_maker(dtype, flip)
-        return SlotMaker(context.store, features, image.model, image.weights, config.draws)
+        return SlotMaker(context.store, features, image.model, image.weights, config.draws, config.model.inputs)
 
     def noise(self, model: VideoStage) -> tuple[int, int]:
         """See :meth:`Stage.noise`."""
         return model.config.num_slots, model.config.dim
 
     def loss(self, model: VideoStage, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sinkhorn divergence of image slots [B, T, N, D_image] that video slots reconstruct, drawn by noise [B, K, D];
-        the numbers to log describe the merged slots."""
-        image_slots, noise = batch
-        loss, video = model(image_slots, model.slot_attention.sample_slots(len(noise), noise=noise))
+        """How well video slots, drawn by noise [B, K, D], reconstruct the inputs [B, T, N, D_input]; the numbers to log
+        describe the merged slots."""
+        inputs, noise = batch
+        loss, video = model(inputs, model.slot_attention.sample_slots(len(noise), noise=noise))
         diagnostics = slot_diagnostics(video.attention.flatten(1, 2), video.valid)
         return loss, diagnostics | {"merged_slots": video.valid.sum(1).float().mean()}
 
@@ -136,14 +138,21 @@ class VideoTrainingStage(Stage[VideoTraining]):
         """See :meth:`Stage.segmenter`."""
         return InterpreterSegmenter(context, self._image(context).model, model, settings or Settings(), frame_size)
 
-    def attention(self, config: VideoTraining, context: Context) -> tuple[int, int, int]:
+    def attention(self, config: VideoTraining, context: Context) -> tuple[int, int, int] | None:
         """See :meth:`Stage.attention`."""
         model, image = config.model, self._image(context).config.model
+        if not model.encoder_layers and model.decoder == "masks":
+            return None
         return model.heads, config.num_frames * image.num_slots, model.dim // model.heads
 
     def describe(self, config: VideoTraining, context: Context) -> str:
         """See :meth:`Stage.describe`."""
         return f"{config.num_frames} frames of {self._image(context).config.model.num_slots} slots"
+
+    def _input_dim(self, config: VideoTraining, context: Context) -> int:
+        """Width of what the video stage gets of an image slot."""
+        image: ImageStage = self._image(context).model
+        return image.config.dim if config.model.inputs == "slots" else image.feature_dim + 2
 
     def _image(self, context: Context) -> Trained:
         return context.earlier["image"]

@@ -4,9 +4,11 @@ A slot is what an iteration of slot attention made of a random draw, so that the
 draw. The means of its tokens depend on the draw only through the attention.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -18,6 +20,7 @@ class TokenMeans(NamedTuple):
     masses: Tensor  # [t, N], the share of the frame's tokens that the slot holds; they sum to 1 over the slots
 
 
+POSITION_WEIGHT = 0.25  # of positions among the inputs of the video stage, as in association by features
 SMALLEST = 1e-6  # mass below which means are divided by this mass instead: of a slot without tokens they are near zero
 
 
@@ -58,3 +61,17 @@ def token_means(
         y, x = ((2 * torch.arange(n, device=features.device, dtype=torch.float32) + 1) / n - 1 for n in (height, width))
         centres = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1).flatten(0, 1)  # [M, 2]
         return TokenMeans(weights @ features.float(), weights @ centres, totals[..., 0] / features.shape[1])
+
+
+def means_as_inputs(means: Tensor) -> Tensor:
+    """Means as the video stage reads them: features normalised to mean 0 and variance 1, then weighted positions.
+
+    Args:
+        means: [..., C + 2], the mean features and the mean positions of :func:`token_means`, in this order.
+
+    Returns:
+        [..., C + 2]; the RMS length of uniform positions is :data:`POSITION_WEIGHT` times that of the features.
+    """
+    features, places = means[..., :-2], means[..., -2:]
+    scale = POSITION_WEIGHT * math.sqrt(features.shape[-1] * 1.5)  # uniform positions have an RMS length of √(2/3)
+    return torch.cat([F.layer_norm(features, features.shape[-1:]), places * scale], -1)

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from slotkernels import SlotAttention, cluster_slots, merge_slots, sinkhorn_divergence
 from slotkernels.ranges import annotate
 from torch import Tensor, nn
@@ -22,40 +23,54 @@ class VideoSlots(NamedTuple):
 
 
 class VideoStage(nn.Module):
-    """Transformer encoder, slot attention, merging and a decoder whose loss compares unordered sets.
+    """Transformer encoder, slot attention, merging and a decoder that reconstructs the inputs.
+
+    The inputs describe the image slots of all frames: they are the slots, or the means of the slots' tokens. Decoders:
+
+    transformer: queries are times and numbers of slots, attending to each other and to the video slots. It rebuilds a
+        frame's inputs in any order: the loss, a Sinkhorn divergence, compares them as sets.
+    masks: each input is ``Â @ (W s + b)``, the mean of linear functions of the video slots s, weighted by its attention
+        Â. The loss is the mean squared error, and only sharp attention makes it small.
 
     Args:
-        config: widths, depths and the number of video slots.
-        slot_dim: width of the image slots.
+        config: widths, depths, the decoder and the number of video slots.
+        input_dim: width of the inputs.
         num_frames: length of the clips it is trained on. A longer video is squeezed into the same range of
             time encodings, so that positions never leave what training has seen.
     """
 
-    def __init__(self, config: VideoModelConfig, slot_dim: int, num_frames: int) -> None:
+    def __init__(self, config: VideoModelConfig, input_dim: int, num_frames: int) -> None:
         super().__init__()
         if config.dim % 4:
             raise ValueError(f"--dim must be a multiple of 4 for its position encodings, got {config.dim}")
         self.config, self.num_frames = config, num_frames
-        self.embed = nn.Linear(slot_dim, config.dim) if slot_dim != config.dim else nn.Identity()
+        self.embed = nn.Linear(input_dim, config.dim) if input_dim != config.dim else nn.Identity()
         self.encoder = TransformerEncoder(config.dim, config.encoder_layers, config.heads, config.recompute)
         self.slot_attention = SlotAttention(
             config.num_slots, config.dim, iterations=config.iterations, implicit=config.implicit
         )
-        self.decoder = TransformerDecoder(config.dim, slot_dim, config.decoder_layers, config.heads, config.recompute)
+        self.decoder: nn.Module
+        if config.decoder == "masks":
+            self.decoder = nn.Linear(config.dim, input_dim)
+        else:
+            self.decoder = TransformerDecoder(
+                config.dim, input_dim, config.decoder_layers, config.heads, config.recompute
+            )
         init_transformer(self.encoder)
-        init_transformer(self.decoder)
+        if config.decoder == "transformer":
+            init_transformer(self.decoder)
 
     def times(self, frames: int, device: torch.device) -> Tensor:
         """Positions in time [T] of a video of ``frames`` frames."""
         step = min(1.0, (self.num_frames - 1) / max(frames - 1, 1))
         return torch.arange(frames, device=device) * step
 
-    def encode_slots(self, image_slots: Tensor) -> Tensor:
-        """Self-attention among the image slots [B, T, N, D_image] of a video, with time encodings: [B, T, N, D]."""
+    def encode_slots(self, inputs: Tensor) -> Tensor:
+        """Self-attention among the inputs [B, T, N, D_input] of a video, with time encodings: [B, T, N, D]."""
         with annotate("encoder"):
-            time = sincos_1d(self.times(image_slots.shape[1], image_slots.device), self.config.dim)
-            x = self.embed(image_slots) + self.config.time_scale * time[:, None]
-            return self.encoder(x.flatten(1, 2)).unflatten(1, image_slots.shape[1:3])
+            time = sincos_1d(self.times(inputs.shape[1], inputs.device), self.config.dim)
+            x = self.embed(inputs) + self.config.time_scale * time[:, None]
+            return self.encoder(x.flatten(1, 2)).unflatten(1, inputs.shape[1:3])
 
     def group(
         self,
@@ -79,32 +94,37 @@ class VideoStage(nn.Module):
             merged, attention, valid = merge_slots(unmerged, attention, labels)
         return VideoSlots(merged, attention.unflatten(1, context.shape[1:3]), valid, unmerged)
 
-    def encode(self, image_slots: Tensor, slots: Tensor | None = None) -> VideoSlots:
-        """Video slots of image slots [B, T, N, D_image]; ``slots`` [B, K, D] is a draw of the prior."""
-        return self.group(self.encode_slots(image_slots), slots)
+    def encode(self, inputs: Tensor, slots: Tensor | None = None) -> VideoSlots:
+        """Video slots of inputs [B, T, N, D_input]; ``slots`` [B, K, D] is a draw of the prior."""
+        return self.group(self.encode_slots(inputs), slots)
 
     def decode(self, video: VideoSlots, frames: int, count: int) -> Tensor:
-        """Reconstruct the image slots [B, T, N, D_image] from the merged video slots."""
+        """Reconstruct the inputs [B, T, N, D_input] from the merged video slots."""
         device = video.slots.device
         with annotate("decoder"):
+            if self.config.decoder == "masks":
+                return video.attention @ self.decoder(video.slots)[:, None]
             queries = sincos_2d(self.times(frames, device), torch.arange(count, device=device), self.config.dim)
             return self.decoder(queries, video.slots, video.valid).unflatten(1, (frames, count))
 
-    def forward(self, image_slots: Tensor, slots: Tensor | None = None) -> tuple[Tensor, VideoSlots]:
-        """Mean over videos of :meth:`divergence`, and the video slots."""
-        target = image_slots.detach().float()
+    def forward(self, inputs: Tensor, slots: Tensor | None = None) -> tuple[Tensor, VideoSlots]:
+        """Mean over videos of :meth:`error`, and the video slots."""
+        target = inputs.detach().float()
         video = self.encode(target, slots)
-        return self.divergence(video, target).mean(), video
+        return self.error(video, target).mean(), video
 
-    def divergence(self, video: VideoSlots, image_slots: Tensor) -> Tensor:
-        """Sinkhorn divergence [B] of the reconstruction from the image slots [B, T, N, D_image], mean over frames."""
-        reconstructed = self.decode(video, *image_slots.shape[1:3]).float()
+    def error(self, video: VideoSlots, inputs: Tensor) -> Tensor:
+        """How far [B] the reconstruction is from the inputs [B, T, N, D_input], mean over frames: Sinkhorn divergence,
+        or with the decoder masks the mean squared error."""
+        reconstructed = self.decode(video, *inputs.shape[1:3]).float()
         with annotate("loss"):
+            if self.config.decoder == "masks":
+                return F.mse_loss(reconstructed, inputs, reduction="none").mean((1, 2, 3))
             divergence = sinkhorn_divergence(
                 reconstructed.flatten(0, 1),
-                image_slots.flatten(0, 1),
+                inputs.flatten(0, 1),
                 blur=self.config.blur,
                 scaling=self.config.scaling,
                 diameter="batch" if self.config.diameter is None else self.config.diameter,
             )
-        return divergence.unflatten(0, image_slots.shape[:2]).mean(1)
+        return divergence.unflatten(0, inputs.shape[:2]).mean(1)

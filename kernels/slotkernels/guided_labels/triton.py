@@ -39,7 +39,9 @@ def guided_labels(arguments: GuidedArguments) -> LabelResults:
 
     for b, first in itertools.product(range(batch), range(0, frames, group)):
         part = (slice(b, b + 1), slice(first, first + group))
-        merged = merged_video(AttentionMaps(image[part], video[part], None if clusters is None else clusters[b : b + 1]))
+        merged = merged_video(
+            AttentionMaps(image[part], video[part], None if clusters is None else clusters[b : b + 1])
+        )
         scores = torch.bmm(merged.transpose(1, 2), image[part][0].float().transpose(1, 2))  # [members, K, M]
         scores = scores.masked_fill(~scores.isfinite().all(2, keepdim=True), torch.nan)
         colours, members = guide[part][0], len(scores)

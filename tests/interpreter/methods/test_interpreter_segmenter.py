@@ -68,7 +68,7 @@ def test_video_keeps_the_draw_of_least_divergence(segmenter):
     initial = [stage.slot_attention.sample_slots(1, generator) for _ in range(6)]
     context = stage.encode_slots(image_slots[None])
     draws = [stage.group(context, slots, iterations=6) for slots in initial]
-    divergences = torch.cat([stage.divergence(draw, image_slots[None]) for draw in draws])
+    divergences = torch.cat([stage.error(draw, image_slots[None]) for draw in draws])
     best = draws[divergences.argmin()]
     count = int(best.valid.sum())
     assert divergences.min() < divergences.max()
