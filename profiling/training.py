@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from slotkernels import sinkhorn_divergence
@@ -61,13 +62,18 @@ def parts_of(stage_setup: Setup, inputs: Sequence[Tensor]) -> dict[str, Run]:
         }
     dim = noise.shape[2]
     context = torch.randn(*first.shape[:3], dim, device=device, requires_grad=True)
-    video = VideoSlots(slots, slots, torch.ones(noise.shape[:2], dtype=torch.bool, device=device), slots)
+    attention_to = torch.rand(*first.shape[:3], noise.shape[1], device=device).softmax(-1).requires_grad_()
+    video = VideoSlots(slots, attention_to, torch.ones(noise.shape[:2], dtype=torch.bool, device=device), slots)
     predicted = torch.randn_like(first).requires_grad_()
+    by_masks = model.config.decoder == "masks"
     return {
         "encoder": part(lambda: model.encode_slots(first), list(model.encoder.parameters())),
         "slot attention and merging": part(lambda: model.group(context, start).slots, [context, *attention]),
         "decoder": part(lambda: model.decode(video, *first.shape[1:3]), [slots, *decoder]),
-        "loss": part(lambda: sinkhorn_divergence(predicted.flatten(0, 1), first.flatten(0, 1)), [predicted]),
+        "loss": part(
+            lambda: (F.mse_loss if by_masks else sinkhorn_divergence)(predicted.flatten(0, 1), first.flatten(0, 1)),
+            [predicted],
+        ),
     }
 
 

@@ -123,21 +123,39 @@ def image_step(config: ImageTraining, batch: int, parameters: int) -> list[Part]
 
 
 def video_step(config: VideoTraining, image: ImageTraining, batch: int, parameters: int) -> list[Part]:
-    """A training step of the video stage on stored image slots."""
-    model, frames, slots, slot_dim = config.model, config.num_frames, image.model.num_slots, image.model.dim
+    """A training step of the video stage on stored image slots, or on the stored means of their tokens."""
+    model, frames, slots = config.model, config.num_frames, image.model.num_slots
+    width = image.model.dim if model.inputs == "slots" else features(image)[0] + 2
     tokens, count = frames * slots, model.num_slots
-    pairs, kept = (batch * frames, slots, slots, slot_dim), (True, False)
-    loss = Part("loss", sinkhorn.flops(*pairs, kept=kept), sinkhorn.bytes_moved(*pairs, kept=kept), single=True)
-    back = (sinkhorn.flops(*pairs, kept=kept, backward=True), sinkhorn.bytes_moved(*pairs, kept=kept, backward=True))
     sizes = (batch, count, tokens, model.dim, model.dim, model.iterations)
+    embed = 2 * 2 * batch * tokens * width * model.dim if width != model.dim else 0  # the inputs need no gradient
     return [
+        Part("encoder", embed),
         *transformer("encoder", batch, tokens, model.dim, model.encoder_layers),
         *slot_attention_parts(*sizes, train=True, token_gradient=True),
-        *transformer("decoder", batch, tokens, model.dim, model.decoder_layers, memory=count, out_dim=slot_dim),
-        loss,
-        Part("loss", *back, single=True),
+        *(_mask_decoder if model.decoder == "masks" else _set_decoder)(config, batch, slots, width),
         Part("optimizer", 0, ADAMW * parameters),
     ]
+
+
+def _set_decoder(config: VideoTraining, batch: int, slots: int, width: int) -> list[Part]:
+    """A transformer decoder and the Sinkhorn divergence."""
+    model, frames = config.model, config.num_frames
+    pairs, kept = (batch * frames, slots, slots, width), (True, False)
+    layers, memory = model.decoder_layers, model.num_slots
+    back = (sinkhorn.flops(*pairs, kept=kept, backward=True), sinkhorn.bytes_moved(*pairs, kept=kept, backward=True))
+    return [
+        *transformer("decoder", batch, frames * slots, model.dim, layers, memory=memory, out_dim=width),
+        Part("loss", sinkhorn.flops(*pairs, kept=kept), sinkhorn.bytes_moved(*pairs, kept=kept), single=True),
+        Part("loss", *back, single=True),
+    ]
+
+
+def _mask_decoder(config: VideoTraining, batch: int, slots: int, width: int) -> list[Part]:
+    """Linear functions of the slots, weighted by their attention, and the squared error."""
+    tokens, count = config.num_frames * slots, config.model.num_slots
+    products = 3 * 2 * batch * count * width * (config.model.dim + tokens)
+    return [Part("decoder", products), Part("loss", 0, batch * tokens * width * (2 + 4 + 2))]
 
 
 def features(config: ImageTraining) -> tuple[int, int]:
@@ -147,7 +165,9 @@ def features(config: ImageTraining) -> tuple[int, int]:
 
 
 def cache_bytes(image: ImageTraining, video: VideoTraining) -> tuple[int, int]:
-    """Bytes of a frame in the cache: its features; its image slots and their attention, of all draws. Both flips."""
+    """Bytes of a frame in the cache: its features; its image slots, their attention and, if the video stage reads them,
+    the means of their tokens, of all draws. Both flips."""
     dim, tokens = features(image)
     slots, flips = image.model.num_slots, 1 + image.optim.flip
-    return 2 * flips * tokens * dim, 2 * flips * video.draws * (slots * image.model.dim + tokens * slots)
+    means = dim + 2 if video.model.inputs == "means" else 0
+    return 2 * flips * tokens * dim, 2 * flips * video.draws * slots * (image.model.dim + tokens + means)

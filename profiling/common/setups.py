@@ -128,8 +128,9 @@ def setup(
         sample: tuple[int, ...] = (grid[0] * grid[1], dim)
     else:
         frames = video.num_frames
-        model = VideoStage(video.model, image.model.dim, frames)
-        sample = (frames, image.model.num_slots, image.model.dim)
+        width = image.model.dim if video.model.inputs == "slots" else dim + 2
+        model = VideoStage(video.model, width, frames)
+        sample = (frames, image.model.num_slots, width)
     model.to(device)
     noise = (model.config.num_slots, model.config.dim)
     inputs = RandomInputs(size, (sample, noise), frames, device)

@@ -208,7 +208,18 @@ _FEW_CLIPS: dict[str, Any] = {
 }
 
 VIDEO_PRESETS: dict[str, VideoTraining] = {
-    "demo": VideoTraining(run=Path("runs/demo"), optim=OptimConfig(steps=800, batch_size=16)),
+    "demo": VideoTraining(
+        run=Path("runs/demo"),
+        model=VideoModelConfig(
+            inputs="means",
+            decoder="masks",
+            encoder_layers=0,
+            merge_threshold=0.0,
+            inference_iterations=12,
+            restarts=16,
+        ),
+        optim=OptimConfig(steps=1000, batch_size=16, peak_lr=1e-3),
+    ),
     "davis": VideoTraining(run=Path("runs/davis"), **_FEW_CLIPS),
     "clips": VideoTraining(run=Path("runs/clips"), **_FEW_CLIPS),
     "ytvis19": VideoTraining(
