@@ -150,7 +150,8 @@ def test_training_on_streamed_means_equals_training_on_stored_ones(means_run, im
     main(["--run", str(streamed), *image_options])
     main(["--run", str(streamed), *video_options, *OPTIONS, "--features", "streamed"])
     assert json.loads((means_run / "config.json").read_text())["stages"]["video"]["model"]["inputs"] == "means"
-    assert curve(streamed, "video") == pytest.approx(curve(means_run, "video"), rel=2e-2)
+    losses = [[record["loss"] for record in curve(run, "video")] for run in (streamed, means_run)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
     assert list((means_run / "cache").glob("slots-*"))
 
 
