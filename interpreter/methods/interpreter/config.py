@@ -81,6 +81,8 @@ class VideoModelConfig(SlotModelConfig):
     """Video slots K, before merging."""
     restarts: int = option(8, at_least=1)
     """After training: draws of the slot prior for each video, of which the one of least loss is kept."""
+    inference_sharpness: float = 1.0
+    """After training: factor of the logits of slot attention; above 1 attention is sharper than in training."""
     encoder_layers: int = option(2, at_least=0)
     """Layers of the transformer encoder over all image slots of a video; 0 for none, so that time and memory grow
     linearly with the video's length."""
@@ -216,6 +218,7 @@ VIDEO_PRESETS: dict[str, VideoTraining] = {
             encoder_layers=0,
             merge_threshold=0.0,
             inference_iterations=12,
+            inference_sharpness=2.0,
             restarts=16,
         ),
         optim=OptimConfig(steps=1000, batch_size=16, peak_lr=1e-3),

@@ -247,13 +247,14 @@ class InterpreterSegmenter(Segmenter):
         stage, inputs = self.video_stage, inputs[None]
         assert stage is not None
         generator, prior = torch_generator(self.device, seed, 1), stage.slot_attention
+        iterations, sharpness = stage.config.inference_iterations, stage.config.inference_sharpness
         shape, draws = (1, num_slots or prior.num_slots, prior.dim), []
         with autocast(self.device, self.precision):
             context = stage.encode_slots(inputs)
             for _ in range(stage.config.restarts):
                 noise = torch.randn(shape, generator=generator, device=self.device)
                 initial = prior.sample_slots(1, noise=noise)
-                merged = stage.group(context, initial, merge_threshold, stage.config.inference_iterations)
+                merged = stage.group(context, initial, merge_threshold, iterations, sharpness)
                 draws.append((stage.error(merged, inputs).item(), merged))
         best = min(draws, key=lambda draw: draw[0])[1]
         # Merged slots come first: clusters are numbered in the order of their first members.

@@ -78,6 +78,7 @@ class VideoStage(nn.Module):
         slots: Tensor | None = None,
         merge_threshold: float | None = None,
         iterations: int | None = None,
+        sharpness: float = 1.0,
     ) -> VideoSlots:
         """Video slots of what :meth:`encode_slots` returned.
 
@@ -86,8 +87,10 @@ class VideoStage(nn.Module):
             slots: [B, K, D], a draw of the prior.
             merge_threshold: cosine distance below which slots are merged. Default: the configuration's.
             iterations: of slot attention. Default: training's.
+            sharpness: factor of the logits of slot attention.
         """
-        unmerged, attention = self.slot_attention(context.flatten(1, 2), slots, iterations=iterations)
+        tokens = context.flatten(1, 2)
+        unmerged, attention = self.slot_attention(tokens, slots, iterations=iterations, sharpness=sharpness)
         threshold = self.config.merge_threshold if merge_threshold is None else merge_threshold
         with annotate("merging"):
             labels, _ = cluster_slots(unmerged.detach(), threshold)

@@ -196,7 +196,13 @@ class SlotAttention(nn.Module):
         return *add_norm(slots, F.linear(hidden, *weights.mlp[1]), *_affine(self.norm_slots)), attention
 
     def forward(
-        self, inputs: Tensor, slots: Tensor | None = None, mask: Tensor | None = None, *, iterations: int | None = None
+        self,
+        inputs: Tensor,
+        slots: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        iterations: int | None = None,
+        sharpness: float = 1.0,
     ) -> SlotAttentionOutput:
         """Compress tokens into slots.
 
@@ -205,6 +211,7 @@ class SlotAttention(nn.Module):
             slots: [B, N, D] initial slots, any N that ``groups`` divides; drawn from the prior if None.
             mask: [B, M] or [B, groups, M] bool, False for tokens to ignore, whatever they hold.
             iterations: of this call, >= 1. Default: the module's.
+            sharpness: > 0, factor of the logits in this call; above 1 tokens are shared by fewer slots.
 
         Returns:
             slots [B, N, D] and the last iteration's attention [B, M, N], float32 (float64 for float64).
@@ -212,6 +219,7 @@ class SlotAttention(nn.Module):
         Raises:
             ValueError: if a shape or dtype is not as above.
         """
+        check_that(sharpness > 0, f"SlotAttention: sharpness={sharpness}, expected a number > 0")
         sizes = {"Din": self.input_dim, "D": self.dim}
         check_tensor("SlotAttention", "inputs", inputs, "B M Din", sizes)
         if slots is None:
@@ -222,6 +230,9 @@ class SlotAttention(nn.Module):
         check_positive("SlotAttention", iterations=iterations)
         no_grad_iterations = 0 if self.implicit == "none" else iterations - 1
         tokens, weights = self._prepare(inputs, slots, mask, iterations, iterations - no_grad_iterations)
+        if sharpness != 1:  # logits are linear in the queries, and these in their projection
+            weight, bias = weights.q
+            weights = weights._replace(q=_Linear(sharpness * weight, None if bias is None else sharpness * bias))
         initial = slots
         with torch.no_grad():
             slots, _ = self._iterate(slots, tokens, weights, no_grad_iterations, return_attention=False)
