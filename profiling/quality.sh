@@ -15,7 +15,7 @@ scenes() {
         coarse=runs/scenes-coarse-$seed run=runs/scenes-$seed data="--root runs/scenes"
         train --stage image --run "$coarse" $data --steps 2500 --peak-lr 5e-4 --seed "$seed"
         train --stage image --run "$run" $data --init "$coarse" --frame-size 192 288 --steps 1200 --seed "$seed"
-        train --stage video --run "$run" --steps 800 --seed "$seed"
+        train --stage video --run "$run" --seed "$seed"
         python -m interpreter.evaluate --run "$run" $data --seeds "$seed" --frame-size 256 384 --protocol interpreter \
             --baselines one-segment grid k-means k-means-positions --clusters 6 8 11
         runs+=("$run/evaluation/synthetic-val-video/scores.json")

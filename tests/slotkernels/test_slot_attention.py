@@ -352,3 +352,17 @@ def test_prior_is_sampled_inside_a_compiled_graph():
 def test_bad_input_is_a_value_error_that_names_it(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("bias", [False, True])
+def test_sharpness_is_a_factor_of_the_logits(monkeypatch, form, bias):
+    force(monkeypatch, form)
+    module, inputs = make(conventions=STANDARD._replace(qkv_bias=bias))
+    slots = module.sample_slots(len(inputs), torch.Generator().manual_seed(0))
+    sharp = module(inputs, slots, sharpness=3.0)
+    module.scale *= 3
+    for actual, expected in zip(sharp, module(inputs, slots), strict=True):
+        torch.testing.assert_close(actual, expected)
+    with pytest.raises(ValueError, match=r"sharpness=0\.0, expected a number > 0"):
+        module(inputs, slots, sharpness=0.0)

@@ -177,3 +177,18 @@ def test_more_image_slots_are_drawn_for_a_stage_that_reads_means(means_run, tiny
     ]:
         segmenter = open_segmenter(INTERPRETER, run, settings)
         assert segmenter.encode(clip).by_seed[0].slots.shape[1] == count
+
+
+@torch.no_grad()
+def test_sharpness_at_inference_is_that_of_the_configuration(means_run):
+    segmenter = open_segmenter(INTERPRETER, means_run, Settings())
+    stage = segmenter.video_stage
+    inputs = torch.randn(5, 4, segmenter.backbone.dim + 2, generator=torch.Generator().manual_seed(0))
+
+    def entropy(sharpness):
+        stage.config = dataclasses.replace(stage.config, inference_sharpness=sharpness)
+        attention = segmenter.group_over_time(inputs, 0)[1]
+        torch.testing.assert_close(attention.sum(-1), torch.ones(5, 4))
+        return -(attention * attention.clamp_min(1e-30).log()).sum(-1).mean()
+
+    assert entropy(20.0) < 0.9 * entropy(1.0)
