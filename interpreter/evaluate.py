@@ -65,7 +65,8 @@ def segmenter_masks(config: Evaluation, method: Method, stored: RunConfig) -> Ca
     segmenter = open_segmenter(method, config.run, settings, config.frame_size, stored=stored)
     baselines = ("one-segment", "grid", "k-means") if config.baselines is None else config.baselines
     clusters = config.clusters or (segmenter.num_segments,)
-    return SegmenterMasks(segmenter, config.seeds, tuple(config.sweeps.values()), baselines, clusters)
+    sweeps = tuple(config.sweeps.values())
+    return SegmenterMasks(segmenter, config.seeds, sweeps, baselines, clusters, config.edges)
 
 
 def saved_masks(config: Evaluation) -> CandidateMasks:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import tyro
@@ -21,7 +21,7 @@ from interpreter.methods.base import Segmenter
 from interpreter.methods.runs import open_segmenter
 from interpreter.output_folder import make_output_folder
 from interpreter.render import DISPLAY_PALETTE
-from interpreter.segmentation import FILES, SegmentedVideo, check_output
+from interpreter.segmentation import FILES, Edges, SegmentedVideo, check_output
 
 PROG = "python -m interpreter.segment"
 
@@ -48,6 +48,9 @@ class SegmentOptions:
     """Directory to write to."""
     frame_size: tuple[int, int] | None = None
     """Height and width that frames are resized to before the backbone. Default: as in training."""
+    edges: Edges = "guided"
+    """guided: sharpen the edges of the segments with the frames (guided filter of the soft masks).
+    none: upsample the soft masks of the patches bilinearly, without the frames."""
     alpha: float = 0.5
     """Opacity of the overlay's tint, 0 to 1; 0 draws contours only."""
     seed: int = 0
@@ -62,6 +65,7 @@ def segment_video(
     *,
     method: str | None = None,
     frame_size: tuple[int, int] | None = None,
+    edges: Edges = "guided",
     alpha: float = 0.5,
     seed: int = 0,
     **settings: Any,
@@ -76,6 +80,7 @@ def segment_video(
         out: directory for all that :meth:`SegmentedVideo.write` writes; None writes nothing.
         method: name of a method that needs no training; else the method is that of the run.
         frame_size: (H, W) that frames are resized to before the backbone; by default as in training.
+        edges: of the segments: "guided" by the frames, or "none", those of the upsampled soft masks.
         alpha: opacity of the overlay's tint, 0..1.
         seed: of the slot prior.
         settings: of the method, such as ``stage="image"``; ``python -m interpreter.segment --help`` lists them.
@@ -85,6 +90,8 @@ def segment_video(
             :meth:`SegmentedVideo.write`.
         OSError: if video or run do not exist, the run lacks the stage, or ``out`` cannot be written.
     """
+    if edges not in get_args(Edges):
+        raise ValueError(f"edges {edges!r}: choose from {', '.join(get_args(Edges))}")
     run, video = None if run is None else Path(run), open_video(path)
     if out is not None:
         check_output(Path(out), video, alpha)
@@ -93,24 +100,24 @@ def segment_video(
     check_ranges(values)
     segmenter = open_segmenter(chosen, run, values, frame_size, stored=stored)
     if out is None:
-        return _segment(video, segmenter, seed)
-    return _segment_and_write(video, segmenter, seed, Path(out), alpha)[0]
+        return _segment(video, segmenter, seed, edges)
+    return _segment_and_write(video, segmenter, seed, edges, Path(out), alpha)[0]
 
 
-def _segment(video: Video, segmenter: Segmenter, seed: int) -> SegmentedVideo:
+def _segment(video: Video, segmenter: Segmenter, seed: int, edges: Edges) -> SegmentedVideo:
     with progress_bar("frames") as progress:
         bar = progress.add_task("encode", total=video.num_frames, status=video.name)
         encoded = segmenter.encode(video, (seed,), lambda frames: progress.advance(bar, frames))
-        return SegmentedVideo(video, segmenter.segment(encoded, seed))
+        return SegmentedVideo(video, segmenter.segment(encoded, seed), edges)
 
 
 def _segment_and_write(
-    video: Video, segmenter: Segmenter, seed: int, out: Path, alpha: float
+    video: Video, segmenter: Segmenter, seed: int, edges: Edges, out: Path, alpha: float
 ) -> tuple[SegmentedVideo, np.ndarray]:
     """The segmented video, and the share of its pixels in each segment."""
     _ = video.num_frames  # counting is cheap compared with encoding, and finds damage at the end of a file first
     make_output_folder(out)
-    result = _segment(video, segmenter, seed)
+    result = _segment(video, segmenter, seed, edges)
     return result, result.write(out, alpha)
 
 
@@ -151,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     video = open_video(options.clip)
     check_output(options.out, video, options.alpha)
     segmenter = open_segmenter(chosen.method, options.run, options.settings, options.frame_size, stored=chosen.stored)
-    result, shares = _segment_and_write(video, segmenter, options.seed, options.out, options.alpha)
+    result, shares = _segment_and_write(video, segmenter, options.seed, options.edges, options.out, options.alpha)
     print_report(result, shares, options.out)
     return 0
 

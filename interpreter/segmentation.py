@@ -1,16 +1,18 @@
 """Segmentation of a video: soft masks at patch resolution, label maps of any size, and the files made of them."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from slotkernels import propagate_attention, propagate_labels
+from slotkernels import guided_labels, propagate_attention, propagate_labels
 from torch import Tensor
 
 from interpreter.console import progress_bar
@@ -20,6 +22,10 @@ from interpreter.files import written_whole
 from interpreter.metrics.label_maps import resize_labels
 from interpreter.output_folder import written_together
 from interpreter.render import mask_grid, overlay, write_palette_png
+
+Edges = Literal["guided", "none"]
+"""How label maps get their edges: from the frames, by a guided filter of the soft masks; or from the soft masks alone,
+upsampled bilinearly."""
 
 LABELS_AT_ONCE = 8  # frames whose label maps are made together
 PREVIEW_FRAMES, PREVIEW_WIDTH = 6, 270
@@ -78,18 +84,52 @@ class Segmentation:
         """Segment of each pixel, uint8 [t, H, W]; ``size`` (H, W), by default the patch grid."""
         return propagate_labels(*self._factors(frames), self.grid, size)[0].cpu().numpy()
 
-    def label_maps(self, size: tuple[int, int] | None = None) -> Iterator[LabelMap]:
+    def label_maps(
+        self, size: tuple[int, int] | None = None, guide: Iterable[np.ndarray] | None = None
+    ) -> Iterator[LabelMap]:
         """Yield the label map of each frame; a few frames are in memory at a time.
+
+        >>> frame = np.zeros((2, 4, 3), np.uint8)
+        >>> frame[:, 1:] = 255  # the object's edge is a pixel left of that between the patches
+        >>> segmentation = Segmentation((1, 2), torch.eye(2)[None])
+        >>> [[maps.labels.tolist() for maps in segmentation.label_maps((2, 4), guide)] for guide in (None, [frame])]
+        [[[[0, 0, 1, 1], [0, 0, 1, 1]]], [[[0, 1, 1, 1], [0, 1, 1, 1]]]]
 
         Args:
             size: (H, W) of the maps, by default the patch grid.
+            guide: the frames in this size, uint8 [H, W, 3] RGB each, such as ``video.frames(size)``: a guided filter
+                moves the edges of the segments to those of the frame (:func:`slotkernels.guided_labels`). Without a
+                guide, soft masks are upsampled bilinearly.
+
+        Raises:
+            ValueError: if a frame of the guide has another size or type, or there are more or fewer of them than T.
         """
+        size, frames = size or self.grid, None if guide is None else iter(guide)
         for start in range(0, len(self), LABELS_AT_ONCE):
-            factors = self._factors(slice(start, start + LABELS_AT_ONCE))
-            maps = propagate_labels(*factors, self.grid, size, statistics=True)
+            part = slice(start, min(start + LABELS_AT_ONCE, len(self)))
+            factors = self._factors(part)
+            if frames is None:
+                maps = propagate_labels(*factors, self.grid, size, statistics=True)
+            else:
+                pixels = self._guide(list(islice(frames, part.stop - start)), part, size)
+                maps = guided_labels(*factors, self.grid, pixels, statistics=True)
             assert maps.areas is not None
             areas = maps.areas[0].cpu().numpy()
             yield from map(LabelMap._make, zip(maps.labels[0].cpu().numpy(), areas, strict=True))
+        if frames is not None and next(frames, None) is not None:
+            raise ValueError(f"the guide has more frames than the {len(self)} that were segmented")
+
+    def _guide(self, frames: Sequence[np.ndarray], part: slice, size: tuple[int, int]) -> Tensor:
+        """Frames ``part`` of a guide as a batch of one video, uint8 [1, t, H, W, 3]."""
+        for number, frame in enumerate(frames, start=part.start):
+            if frame.shape != (*size, 3) or frame.dtype != np.uint8:
+                raise ValueError(
+                    f"frame {number} of the guide is {frame.dtype} {list(frame.shape)}, but label maps of size "
+                    f"{size[0]}x{size[1]} need uint8 {[*size, 3]}; decode the frames with video.frames(size)"
+                )
+        if len(frames) < part.stop - part.start:
+            raise ValueError(f"the guide has {part.start + len(frames)} frames, but {len(self)} were segmented")
+        return torch.from_numpy(np.stack(frames)).to(self.attention.device)[None]
 
     def _factors(self, frames: slice) -> tuple[Tensor, Tensor]:
         """Both factors of the masks, as a batch of one video. Where each slot is a segment, the second is identity."""
@@ -101,14 +141,23 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class SegmentedVideo:
-    """A video and its segmentation; label maps are computed on demand, a few frames at a time."""
+    """A video and its segmentation; label maps are computed on demand, a few frames at a time.
+
+    Attributes:
+        video: the video.
+        segmentation: soft masks of its segments.
+        edges: "guided": label maps follow the edges of the frames, which are decoded again for that purpose.
+            "none": soft masks are upsampled bilinearly, without the frames.
+    """
 
     video: Video
     segmentation: Segmentation
+    edges: Edges = "guided"
 
     def label_maps(self, size: tuple[int, int] | None = None) -> Iterator[LabelMap]:
         """Yield the label map of each frame at ``size`` (H, W), by default the video's own."""
-        return self.segmentation.label_maps(size or (self.video.height, self.video.width))
+        guide = _frames(self, size) if self.edges == "guided" else None
+        return self.segmentation.label_maps(size or (self.video.height, self.video.width), guide)
 
     def labels(self, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
         """Yield the segment of each pixel, uint8 [H, W] in 0..segments-1, frame by frame.
@@ -176,6 +225,7 @@ def _write_slots(path: Path, segmented: SegmentedVideo) -> None:
         "source": video.path.name,
         "fps": str(video.fps),
         "size": (video.height, video.width),
+        "edges": segmented.edges,
     }
     with written_whole(path) as temporary:
         # One entry of metadata, because safetensors writes several in random order: same video, same bytes.
@@ -202,7 +252,7 @@ def _write_pictures(folder: Path, segmented: SegmentedVideo, alpha: float, advan
         VideoWriter(folder / "overlay.mp4", video.fps, (video.height, video.width), video.pixel_aspect) as painted,
         RleWriter(folder / "segments.json") as codes,
     ):
-        for number, (frame, (labels, areas)) in enumerate(zip(_frames(segmented), segmented.label_maps(), strict=True)):
+        for number, (frame, (labels, areas)) in enumerate(_frames_with_maps(segmented)):
             write_palette_png(labels + 1, folder / "Annotations" / video.name / f"{number:05d}.png")
             painted.write(overlay(frame, labels, alpha))
             codes.write(video.name, labels)
@@ -215,14 +265,31 @@ def _write_pictures(folder: Path, segmented: SegmentedVideo, alpha: float, advan
     return pixels / pixels.sum()
 
 
-def _frames(segmented: SegmentedVideo) -> Iterator[np.ndarray]:
-    """The video's frames.
+def _frames_with_maps(segmented: SegmentedVideo) -> Iterator[tuple[np.ndarray, LabelMap]]:
+    """Each frame with its label map at the video's own size; decodes the video once, for both."""
+    if segmented.edges != "guided":
+        yield from zip(_frames(segmented), segmented.label_maps(), strict=True)
+        return
+    waiting: deque[np.ndarray] = deque()  # for their label maps; itertools.tee would keep up to 57 frames more
+
+    def guide() -> Iterator[np.ndarray]:
+        for frame in _frames(segmented):
+            waiting.append(frame)
+            yield frame
+
+    video = segmented.video
+    for maps in segmented.segmentation.label_maps((video.height, video.width), guide()):
+        yield waiting.popleft(), maps
+
+
+def _frames(segmented: SegmentedVideo, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
+    """The video's frames, at their own size or resized to ``size`` (H, W).
 
     Raises:
         ValueError: if there are no longer as many as were segmented.
     """
     count = 0
-    for count, frame in enumerate(segmented.video.frames(), start=1):
+    for count, frame in enumerate(segmented.video.frames(size), start=1):
         if count > len(segmented.segmentation):
             break
         yield frame

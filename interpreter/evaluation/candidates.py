@@ -1,7 +1,7 @@
 """What is scored: a method under several seeds and settings, baselines, or saved masks."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -21,10 +21,15 @@ from interpreter.metrics import (
     spectral_segments,
     upsample_labels,
 )
-from interpreter.segmentation import Segmentation
+from interpreter.segmentation import Edges, Segmentation
 
 Size = tuple[int, int]
 Baseline = Literal["one-segment", "grid", "k-means", "k-means-positions", "k-means-frame", "spectral"]
+EDGES: dict[Edges, str] = {"none": "", "guided": ", guided edges"}
+"""What the name of a row says about its edges."""
+MAX_GUIDED = 255  # segments of a label map with guided edges
+KEPT_FRAMES = 256 * 2**20  # bytes of a video's frames that are kept to guide several label maps
+
 ON_FEATURES = ("k-means", "k-means-positions", "k-means-frame", "spectral")
 
 
@@ -37,11 +42,17 @@ class Entry:
         kind: ``main``: what is evaluated. ``baseline``: what it is compared with. ``blind``: a baseline that does not
             look at the video. ``sweep``: the main entry under another setting.
         sweep: name and value of that setting.
+        edges: of the segments: ``guided`` by the frames, or ``none``; see :data:`interpreter.segmentation.Edges`.
     """
 
     name: str
     kind: Literal["main", "baseline", "blind", "sweep"]
     sweep: tuple[str, float] | None = None
+    edges: Edges = "none"
+
+    def with_edges(self, edges: Edges) -> "Entry":
+        """The row of the same masks with other edges."""
+        return replace(self, name=self.name + EDGES[edges], edges=edges)
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,7 @@ class SegmenterMasks:
         sweeps: settings to try.
         baselines: which to run beside it.
         clusters: numbers of segments of the baselines.
+        edges: of the segments; with several, every row but those of blind baselines appears once for each.
     """
 
     segmenter: Segmenter
@@ -110,20 +122,24 @@ class SegmenterMasks:
     sweeps: Sequence[Sweep] = ()
     baselines: Sequence[Baseline] = ()
     clusters: Sequence[int] = ()
+    edges: Sequence[Edges] = ("none",)
 
     def candidates(self, video: Video, status: Callable[[str], None]) -> Iterator[Candidate]:
         """See :class:`CandidateMasks`."""
         of_frames: list[Tensor] = []
         keep = of_frames.append if set(self.baselines) & set(ON_FEATURES) else lambda features: None
         encoded = self.segmenter.encode(video, self.seeds, _counter(video, status), keep)
+        guide = Guide(video)
         for entry, settings in self._entries():
             for seed in self.seeds:
                 status(entry.name)
                 segmentation = self.segmenter.segment(encoded, seed, **settings)
-                yield Candidate(entry, seed, partial(full_size, segmentation))
+                for edges in self.edges:
+                    labels = partial(full_size, segmentation, guide=guide if edges == "guided" else None)
+                    yield Candidate(entry.with_edges(edges), seed, labels)
         yield from blind_baselines(video, self.baselines, self.clusters)
         if of_frames:
-            yield from self._on_features(torch.cat(of_frames).cpu().numpy(), status)
+            yield from self._on_features(torch.cat(of_frames).cpu().numpy(), guide, status)
 
     def _entries(self) -> Iterator[tuple[Entry, dict[str, Any]]]:
         name = self.segmenter.name
@@ -133,7 +149,7 @@ class SegmenterMasks:
                 entry = Entry(f"{name}, {sweep.label.format(value)}", "sweep", (sweep.title, value))
                 yield entry, {sweep.setting: value}
 
-    def _on_features(self, features: np.ndarray, status: Callable[[str], None]) -> Iterator[Candidate]:
+    def _on_features(self, features: np.ndarray, guide: "Guide", status: Callable[[str], None]) -> Iterator[Candidate]:
         grid = self.segmenter.grid
         functions: dict[str, Callable[[int, int], np.ndarray]] = {
             "k-means": lambda k, seed: kmeans_segments(features, grid=grid, k=k, seed=seed),
@@ -153,7 +169,11 @@ class SegmenterMasks:
                 for seed in self.seeds:
                     status(entry.name)
                     patches = functions[baseline](k, seed)
-                    yield Candidate(entry, seed, partial(_upsampled, patches, grid))
+                    for edges in self.edges:
+                        labels = partial(_upsampled, patches, grid)
+                        if edges == "guided":
+                            labels = partial(full_size, hard_masks(patches, grid, self.segmenter.device), guide=guide)
+                        yield Candidate(entry.with_edges(edges), seed, labels)
 
 
 @dataclass(frozen=True)
@@ -189,12 +209,44 @@ def blind_baselines(video: Video, names: Sequence[str], clusters: Sequence[int])
         yield Candidate(Entry(f"grid {k}", "blind"), None, partial(_grid, frames, k))
 
 
-def full_size(segmentation: Segmentation, size: Size) -> np.ndarray:
-    """Segment of each pixel of all frames, uint8 [T, H, W]."""
+class Guide:
+    """Frames of a video at any size, to guide several label maps one after the other.
+
+    Frames that take at most 256 MiB together are kept; of a longer video they are decoded again for each label map.
+
+    Args:
+        video: the video.
+    """
+
+    def __init__(self, video: Video) -> None:
+        self.video = video
+        self._kept: dict[Size, list[np.ndarray]] = {}
+
+    def frames(self, size: Size) -> Iterable[np.ndarray]:
+        """The frames, uint8 [H, W, 3] each, resized to ``size`` (H, W)."""
+        if size in self._kept:
+            return self._kept[size]
+        kept = sum(frame.nbytes for frames in self._kept.values() for frame in frames)
+        if kept + 3 * size[0] * size[1] * self.video.num_frames > KEPT_FRAMES:
+            return self.video.frames(size)
+        self._kept[size] = list(self.video.frames(size))
+        return self._kept[size]
+
+
+def full_size(segmentation: Segmentation, size: Size, guide: Guide | None = None) -> np.ndarray:
+    """Segment of each pixel of all frames, uint8 [T, H, W]; with a guide, edges are those of its frames."""
     out = np.empty((len(segmentation), *size), np.uint8)
-    for frame, (labels, _) in zip(out, segmentation.label_maps(size), strict=True):
+    maps = segmentation.label_maps(size, None if guide is None else guide.frames(size))
+    for frame, (labels, _) in zip(out, maps, strict=True):
         frame[:] = labels
     return out
+
+
+def hard_masks(patches: np.ndarray, grid: Size, device: torch.device) -> Segmentation:
+    """Patch labels uint8 [T, M] as a segmentation: masks of a patch are 1 for its label and 0 for all others."""
+    classes = torch.arange(int(patches.max(initial=0)) + 1)
+    onehot = torch.from_numpy(patches)[:, :, None] == classes
+    return Segmentation(grid, onehot.to(device, torch.float16))
 
 
 def _counter(video: Video, status: Callable[[str], None]) -> Callable[[int], None]:

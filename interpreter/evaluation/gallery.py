@@ -12,6 +12,7 @@ from interpreter.evaluation.candidates import Entry, Size
 from interpreter.files import written_whole
 from interpreter.metrics import resize_labels
 from interpreter.render import mask_grid
+from interpreter.segmentation import Edges
 
 FRAMES, HEIGHT = 6, 240
 
@@ -24,6 +25,7 @@ class Shown:
     chosen: np.ndarray  # numbers of the frames
     size: Size
     truth: np.ndarray  # [n, h, w]
+    edges: Edges  # of the main entry
     rows: dict[str, np.ndarray] = field(default_factory=dict)  # entry -> [n, h, w]
     score: float = float("nan")
 
@@ -62,7 +64,8 @@ class Gallery:
         self._current: Shown | None = None
 
     def see(self, video: Video, entry: Entry, maps: np.ndarray, truth: np.ndarray, frames: np.ndarray) -> None:
-        """Look at the masks of a video: those of the first seed are shown, those of sweeps and blind baselines not.
+        """Look at the masks of a video: those of the first seed with the edges of the main entry are shown, those of
+        sweeps and blind baselines are not.
 
         Args:
             video: the video.
@@ -76,9 +79,9 @@ class Gallery:
         if self._current is None:
             places = np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)
             size = (HEIGHT, round(HEIGHT * video.width / video.height))
-            self._current = Shown(video, frames[places], size, resize_labels(truth[places], size))
+            self._current = Shown(video, frames[places], size, resize_labels(truth[places], size), entry.edges)
         shown = self._current
-        if entry.name not in shown.rows:
+        if entry.edges == shown.edges and entry.name not in shown.rows:
             labels = resize_labels(maps[shown.chosen], shown.size)
             shown.rows[entry.name] = np.unique(labels, return_inverse=True)[1].reshape(labels.shape) % 256
 

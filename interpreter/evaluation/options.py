@@ -10,9 +10,10 @@ import tyro
 
 from interpreter.configs import VideosConfig, option
 from interpreter.engine.run import check_ranges, flag
-from interpreter.evaluation.candidates import ON_FEATURES, Baseline, Sweep
+from interpreter.evaluation.candidates import MAX_GUIDED, ON_FEATURES, Baseline, Sweep
 from interpreter.methods.base import Method
 from interpreter.metrics import PROTOCOLS, Protocol
+from interpreter.segmentation import Edges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,10 @@ class Evaluation:
     Longer videos are cut; shorter ones are repeated, and the repeats are not scored."""
     seeds: tuple[int, ...] = option((0, 1, 2), at_least=0)
     """Seeds of the slot prior and of baselines that start at random; tables show mean and sample standard deviation."""
+    edges: tuple[Edges, ...] = ("none",)
+    """none: upsample the soft masks of the patches bilinearly, as published evaluations do.
+    guided: sharpen the edges of the segments with the frames, as `segment` does; baselines on features too.
+    With both, each of these rows appears twice; the first is the main one."""
     sweep_merge: tuple[float, ...] = ()
     """Merge thresholds to try; frames are encoded only once."""
     sweep_slots: tuple[int, ...] = option((), at_least=1)
@@ -96,6 +101,12 @@ def check_options(config: Evaluation, method: Method) -> None:
         f"{' '.join(changed)} needs --run: saved masks have no settings": saved and changed,
         "--frame-size needs --run: saved masks have no backbone": saved and config.frame_size,
         "--clip-frames needs --run: saved masks have as many frames as the video": saved and config.clip_frames,
+        "--edges needs --run: saved masks have no soft masks": saved and config.edges != ("none",),
+        f"--edges must be none, guided or both, got {list(config.edges)}": not config.edges
+        or len(set(config.edges)) < len(config.edges),
+        f"--edges guided needs --clusters of at most {MAX_GUIDED}, got {list(config.clusters)}": "guided"
+        in config.edges
+        and max(config.clusters, default=0) > MAX_GUIDED,
         f"--seeds must be one or more different numbers, got {list(config.seeds)}": not config.seeds
         or len(set(config.seeds)) < len(config.seeds),
         **{f"{name} needs --run: saved masks have no settings": saved and s.values for name, s in sweeps.items()},

@@ -119,6 +119,7 @@ def write_scores(path: Path, scores: Scores, provenance: Provenance, config: dic
             "method": row.entry.name,
             "kind": row.entry.kind,
             "sweep": row.entry.sweep,
+            "edges": row.entry.edges,
             "seeds": row.seeds,
             "mean": row.mean,
             "std": row.std,
@@ -127,7 +128,7 @@ def write_scores(path: Path, scores: Scores, provenance: Provenance, config: dic
         for row in scores.rows()
     ]
     videos = [
-        {**named[protocol], "method": entry.name, "seed": seed, "videos": numbers}
+        {**named[protocol], "method": entry.name, "edges": entry.edges, "seed": seed, "videos": numbers}
         for (protocol, entry), by_seed in scores.numbers.items()
         if entry.kind != "sweep"
         for seed, numbers in by_seed.items()
@@ -150,13 +151,14 @@ def write_videos(path: Path, scores: Scores, provenance: Provenance) -> None:
     """Write the table of videos as CSV: a line for each video, entry, seed, protocol and metric, objects averaged."""
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        columns = ("data", "split", "protocol", "version", "commit", "method", "seed", "video", "frames", "metric")
-        writer.writerow([*columns, "value"])
+        columns = ("data", "split", "protocol", "version", "commit", "method", "edges", "seed", "video", "frames")
+        writer.writerow([*columns, "metric", "value"])
         for (name, entry), by_seed in scores.numbers.items():
             if entry.kind == "sweep":
                 continue
             protocol = next(p for p in scores.protocols if p.name == name)
-            stamp = [provenance.data, provenance.split, name, protocol.version, provenance.commit, entry.name]
+            stamp = [provenance.data, provenance.split, name, protocol.version, provenance.commit]
+            stamp += [entry.name, entry.edges]
             for seed, videos in by_seed.items():
                 for video, numbers in videos.items():
                     for metric in protocol.metrics:

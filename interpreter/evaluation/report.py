@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from interpreter.evaluation.candidates import Entry
+from interpreter.evaluation.candidates import EDGES, Entry
 from interpreter.evaluation.gallery import Picture
 from interpreter.evaluation.record import TITLES, Provenance, cell, scored
 from interpreter.evaluation.scoring import Row, Scores
@@ -18,6 +18,7 @@ from interpreter.evaluation.style import CSS
 from interpreter.files import write_text
 from interpreter.metrics import METRICS, Protocol
 from interpreter.render.plots import plot_points, plot_sorted, plot_sweep
+from interpreter.segmentation import Edges
 
 COMPARED = 3  # baselines that a plot shows beside the main entry
 SHOWN_METRICS = 3  # of a protocol in the table of videos
@@ -118,17 +119,18 @@ def _best(name: str, rows: Sequence[Row]) -> float:
 
 def _sweeps(protocol: Protocol, rows: Sequence[Row]) -> list[str]:
     """The first two metrics against each setting that was tried; dashed: the same run without the setting."""
-    swept: dict[str, list[Row]] = {}
+    swept: dict[tuple[str, Edges], list[Row]] = {}
     for row in rows:
         if row.entry.sweep:
-            swept.setdefault(row.entry.sweep[0], []).append(row)
-    main, figures = rows[0], []
-    for setting, tried in swept.items():
+            swept.setdefault((row.entry.sweep[0], row.entry.edges), []).append(row)
+    main, figures = {row.entry.edges: row for row in rows if row.entry.kind == "main"}, []
+    for (setting, edges), tried in swept.items():
         for name in protocol.metrics[:2]:
             points = [(r.entry.sweep[1], r.mean[name], r.std[name] if r.std else 0.0) for r in tried if r.entry.sweep]
-            references = {"as evaluated above": main.mean[name]}
+            references = {"as evaluated above": main[edges].mean[name]}
             plot = plot_sweep(points, x=setting, y=TITLES[name], references=references)
-            figures.append(_figure(f"{TITLES[name]} against the {setting} at inference, {protocol.name}", plot))
+            title = f"{TITLES[name]} against the {setting} at inference{EDGES[edges]}, {protocol.name}"
+            figures.append(_figure(title, plot))
     return figures
 
 
@@ -149,11 +151,12 @@ def _distributions(protocol: Protocol, rows: Sequence[Row], scores: Scores) -> l
 
 
 def _compared(rows: Sequence[Row]) -> list[Entry]:
-    """The main entry and the strongest baselines by the headline metric."""
-    headline = rows[0].protocol.metrics[0]
-    baselines = [row for row in rows if row.entry.kind == "baseline" and not math.isnan(row.mean[headline])]
+    """The main entry and the strongest baselines with its edges, by the headline metric."""
+    main, headline = rows[0].entry, rows[0].protocol.metrics[0]
+    baselines = [row for row in rows if row.entry.kind == "baseline" and row.entry.edges == main.edges]
+    baselines = [row for row in baselines if not math.isnan(row.mean[headline])]
     baselines.sort(key=lambda row: -row.mean[headline])
-    return [rows[0].entry, *(row.entry for row in baselines[:COMPARED])]
+    return [main, *(row.entry for row in baselines[:COMPARED])]
 
 
 def _pictures(pictures: Sequence[Picture], protocol: Protocol, provenance: Provenance) -> str:

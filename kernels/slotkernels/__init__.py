@@ -5,6 +5,7 @@ they support. See :func:`use_backend`.
 """
 
 from ._backends import use_backend
+from .guided_labels import guided_labels
 from .invariant_slot_attention import InvariantSlotAttention, InvariantSlotAttentionOutput
 from .merging import cluster_slots, merge_slots
 from .propagation import LabelMaps, propagate_attention, propagate_labels, propagate_masks
@@ -20,6 +21,7 @@ __all__ = [
     "SlotAttention",
     "SlotAttentionOutput",
     "cluster_slots",
+    "guided_labels",
     "inverted_attention",
     "merge_slots",
     "propagate_attention",

@@ -54,6 +54,24 @@ def test_same_seed_same_files_another_seed_other_slots(tmp_path, tiny_run):
         assert file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes()
 
 
+@pytest.mark.parametrize("stage", ["video", "image"])
+def test_edges_are_guided_unless_told_otherwise(tmp_path, tiny_run, stage):
+    clip = make_clip(tmp_path / "clip.mp4", frames=3)
+    maps = {}
+    for out, options in {"default": (), "guided": ("--edges", "guided"), "none": ("--edges", "none")}.items():
+        arguments = [clip, "--run", tiny_run, "--out", tmp_path / out, "--stage", stage, "--seed", 1, *options]
+        segment.main([str(argument) for argument in arguments])
+        maps[out] = read_annotations(tmp_path / out, "clip") - 1
+    np.testing.assert_array_equal(maps["default"], maps["guided"])
+    segmented = segment_video(clip, tiny_run, stage=stage, seed=1)
+    segmentation = segmented.segmentation
+    np.testing.assert_array_equal(maps["none"], segmentation.labels(size=(48, 64)))
+    guided = segmentation.label_maps((48, 64), segmented.video.frames())
+    np.testing.assert_array_equal(maps["guided"], np.stack([m.labels for m in guided]))
+    with pytest.raises(ValueError, match="edges 'sharp': choose from guided, none"):
+        segment_video(clip, tiny_run, edges="sharp")
+
+
 def test_frame_size_sets_the_patch_grid(tmp_path, tiny_run):
     clip = make_clip(tmp_path / "clip.mp4", frames=2)
     assert segment_video(clip, tiny_run).segmentation.grid == (4, 6)
@@ -223,16 +241,17 @@ def test_settings_are_keywords_of_segment_video(tmp_path, tiny_run):
         segment_video(clip, tiny_run, stage="image", merge_threshold=0.1)
 
 
+@pytest.mark.parametrize("edges", ["guided", "none"])
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_clip_is_opened_once_and_streamed_twice(tmp_path, tiny_run, kind, monkeypatch):
-    """To encode it, and to draw the overlay; its frames are counted without."""
+def test_clip_is_opened_once_and_streamed_twice(tmp_path, tiny_run, kind, edges, monkeypatch):
+    """To encode it, and to draw the overlay, whose frames also guide the edges; its frames are counted without."""
     clip = make_clip(tmp_path / "clip.mp4", frames=3) if kind == "file" else make_folder(tmp_path / "frames")
     opened, streamed = [], []
     open_once, video_type = segment.open_video, type(open_video(clip))
     stream = video_type._stream
     monkeypatch.setattr(segment, "open_video", lambda path: opened.append(path) or open_once(path))
     monkeypatch.setattr(video_type, "_stream", lambda self, size: streamed.append(size) or stream(self, size))
-    segment.main([str(clip), "--run", str(tiny_run), "--out", str(tmp_path / "out")])
+    segment.main([str(clip), "--run", str(tiny_run), "--out", str(tmp_path / "out"), "--edges", edges])
     assert opened == [clip]
     assert streamed == [(64, 96), None]
 

@@ -100,7 +100,7 @@ class LabelMaps(NamedTuple):
     boxes: Tensor | None  # int32 [B, T, K, 4], (x0, y0, x1, y1) of the smallest crop [y0:y1, x0:x1] around it, or zeros
 
 
-def _check_attention(op: str, maps: AttentionMaps) -> None:
+def check_attention(op: str, maps: AttentionMaps) -> None:
     sizes: dict[str, int] = {}
     check_tensor(op, "image_attention", maps.image_attention, "B T M N", sizes)
     check_tensor(op, "video_attention", maps.video_attention, "B T N K", sizes)
@@ -112,7 +112,7 @@ def _check_attention(op: str, maps: AttentionMaps) -> None:
             raise ValueError(f"{op}: {name} is on {tensor.device}, expected {device}")
 
 
-def _check_sizes(
+def check_sizes(
     op: str, image: Tensor, grid: tuple[int, int], size: tuple[int, int] | None
 ) -> tuple[int, int, int, int]:
     """Height and width of the grid and of the result."""
@@ -125,7 +125,7 @@ def _check_sizes(
     return height, width, out_height, out_width
 
 
-def _without_dropped(maps: AttentionMaps) -> AttentionMaps:
+def without_dropped(maps: AttentionMaps) -> AttentionMaps:
     """Set the attention to dropped slots to zero: it may contain NaN, and 0 times NaN is NaN."""
     image, video, clusters = maps
     if clusters is None:
@@ -161,7 +161,7 @@ def _empty_gradients(arguments: AttentionBackwardArguments) -> AttentionGradient
     return AttentionGradients(*(t.new_empty(t.shape if need else 0) for t, need in pairs))
 
 
-def _empty_labels(arguments: LabelArguments) -> LabelResults:
+def empty_labels(arguments: LabelArguments) -> LabelResults:
     frames, slots = arguments.image_attention.shape[:2], arguments.video_attention.shape[3]
     new, maps = arguments.image_attention.new_empty, (*frames, arguments.out_height, arguments.out_width)
     return LabelResults(
@@ -170,6 +170,14 @@ def _empty_labels(arguments: LabelArguments) -> LabelResults:
         new((*frames, slots) if arguments.statistics else 0, dtype=torch.int32),
         new((*frames, slots, 4) if arguments.statistics else 0, dtype=torch.int32),
     )
+
+
+def requested(results: LabelResults, confidence: bool, statistics: bool) -> Tensor | LabelMaps:
+    """What the caller asked for: the labels alone, or with confidence, statistics or both."""
+    if not confidence and not statistics:
+        return results.labels
+    margin = results.confidence if confidence else None
+    return LabelMaps(results.labels, margin, *(results[2:] if statistics else (None, None)))
 
 
 def _empty_masks(arguments: MaskArguments) -> Tensor:
@@ -184,7 +192,7 @@ PROPAGATE_ATTENTION.add("reference", "slotkernels.propagation.reference")
 PROPAGATE_ATTENTION_BACKWARD = PROPAGATE_ATTENTION.backward_op(_empty_gradients)
 PROPAGATE_MASKS = Op("propagate_masks", _empty_masks)
 PROPAGATE_MASKS.add("reference", "slotkernels.propagation.reference")
-PROPAGATE_LABELS = Op("propagate_labels", _empty_labels)
+PROPAGATE_LABELS = Op("propagate_labels", empty_labels)
 PROPAGATE_LABELS.add("reference", "slotkernels.propagation.reference")
 PROPAGATE_LABELS.add("triton", "slotkernels.propagation.triton", supports=_why_not_triton)
 PROPAGATE_LABELS.add("cpp", "slotkernels.propagation.cpp", supports=why_not_cpp)
@@ -236,8 +244,8 @@ def propagate_attention(
         True
     """
     maps = AttentionMaps(image_attention, video_attention, _renamed("propagate_attention", clusters, labels))
-    _check_attention("propagate_attention", maps)
-    return PROPAGATE_ATTENTION(_without_dropped(maps), backend)
+    check_attention("propagate_attention", maps)
+    return PROPAGATE_ATTENTION(without_dropped(maps), backend)
 
 
 @overload
@@ -314,18 +322,15 @@ def propagate_labels(
                   [0, 0, 0, 1, 1, 1]]]], dtype=torch.uint8)
     """
     maps = AttentionMaps(image_attention, video_attention, _renamed("propagate_labels", clusters, labels))
-    _check_attention("propagate_labels", maps)
-    sizes = _check_sizes("propagate_labels", image_attention, grid, size)
+    check_attention("propagate_labels", maps)
+    sizes = check_sizes("propagate_labels", image_attention, grid, size)
     if video_attention.shape[3] > 255:
         raise ValueError(f"propagate_labels: video_attention is {describe(video_attention)}, expected K <= 255")
     if confidence:
         _derivatives.refuse("propagate_labels", NOT_DIFFERENTIABLE, image_attention, video_attention)
-    maps = _without_dropped(AttentionMaps(image_attention.detach(), video_attention.detach(), maps.clusters))
+    maps = without_dropped(AttentionMaps(image_attention.detach(), video_attention.detach(), maps.clusters))
     results = PROPAGATE_LABELS(LabelArguments(*maps, *sizes, confidence, statistics), backend)
-    if not confidence and not statistics:
-        return results.labels
-    margin = results.confidence if confidence else None
-    return LabelMaps(results.labels, margin, *(results[2:] if statistics else (None, None)))
+    return requested(results, confidence, statistics)
 
 
 def propagate_masks(
@@ -367,13 +372,13 @@ def propagate_masks(
         tensor([[[[[0.0000, 0.2500, 0.7500, 1.0000]]]]])
     """
     maps = AttentionMaps(image_attention, video_attention, _renamed("propagate_masks", clusters, labels))
-    _check_attention("propagate_masks", maps)
-    sizes = _check_sizes("propagate_masks", image_attention, grid, size)
+    check_attention("propagate_masks", maps)
+    sizes = check_sizes("propagate_masks", image_attention, grid, size)
     objects, slots = list(objects), video_attention.shape[3]
     in_range = len(objects) > 0 and all(0 <= k < slots for k in objects)
     check_that(in_range, f"propagate_masks: objects={objects}, expected some of 0..{slots - 1}")
     _derivatives.refuse("propagate_masks", NOT_DIFFERENTIABLE, image_attention, video_attention)
-    maps = _without_dropped(AttentionMaps(image_attention.detach(), video_attention.detach(), maps.clusters))
+    maps = without_dropped(AttentionMaps(image_attention.detach(), video_attention.detach(), maps.clusters))
     return PROPAGATE_MASKS(MaskArguments(*maps, *sizes, objects), backend)
 
 

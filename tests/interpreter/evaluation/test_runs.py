@@ -1,23 +1,28 @@
 """A run is evaluated: seeds, sweeps and baselines on features that are encoded once."""
 
+import csv
 import json
 import math
 import shutil
 import statistics
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from slotkernels import guided_labels, propagate_labels
 
 from interpreter.configs import VideosConfig
 from interpreter.data import open_dataset
 from interpreter.evaluate import Evaluation, evaluate, main
-from interpreter.evaluation.candidates import Entry, SegmenterMasks, Sweep
+from interpreter.evaluation import candidates, gallery
+from interpreter.evaluation.candidates import KEPT_FRAMES, Entry, SegmenterMasks, Sweep
 from interpreter.evaluation.scoring import Row, Scores, number
 from interpreter.methods import METHODS
 from interpreter.methods.interpreter.segmenter import Settings
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.methods.runs import open_segmenter
-from interpreter.metrics import PROTOCOLS
+from interpreter.metrics import PROTOCOLS, kmeans_segments
 from interpreter.models.backbones import Backbone
 
 from ..methods.contract_methods import CLUSTERS
@@ -93,8 +98,8 @@ def test_sweep_at_the_setting_of_the_run_is_the_run_itself(run, data):
         Sweep("num_slots", "video slots", "{} slots", (model.num_slots,)),
     )
     video = open_dataset("synthetic", data.root, "val").videos[0]
-    candidates = list(SegmenterMasks(segmenter, (0, 4), sweeps).candidates(video, lambda text: None))
-    maps = {(c.entry.name, c.seed): c.labels((32, 48)) for c in candidates}
+    source = SegmenterMasks(segmenter, (0, 4), sweeps)
+    maps = {(c.entry.name, c.seed): c.labels((32, 48)) for c in source.candidates(video, lambda text: None)}
     assert len(maps) == 6
     for seed in (0, 4):
         alone = segmenter.segment(segmenter.encode(video, (seed,)), seed).labels(size=(32, 48))
@@ -118,6 +123,85 @@ def test_summary_is_that_of_the_videos_in_the_file(run, data):
     assert main_row["per_seed"][0]["identity_switches"] == pytest.approx(statistics.fmean(switches))  # of objects
     assert sorted(path.suffix for path in home.iterdir()) == [".csv", ".html", ".json", ".png", ".png", ".txt"]
     assert isinstance(scores, Scores)
+
+
+def test_label_maps_of_both_edges_are_those_of_the_ops(run, data, monkeypatch):
+    segmenter = open_segmenter(METHODS["interpreter"], run, Settings(merge_threshold=0.0))
+    video = open_dataset("synthetic", data.root, "val").videos[0]
+    size, grid = (96, 160), segmenter.grid
+    features = []
+    segmentation = segmenter.segment(segmenter.encode(video, (4,), keep=features.append), 4)
+    guide = torch.from_numpy(np.stack(list(video.frames(size))))[None]
+    clusters = torch.from_numpy(kmeans_segments(torch.cat(features).numpy(), grid=grid, k=3, seed=4)).long()
+    factors = {
+        "video stage": (segmentation.attention[None], segmentation.across[None]),
+        "k-means 3": (F.one_hot(clusters).float()[None], torch.eye(3).expand(1, len(video), 3, 3)),
+    }
+
+    streamed, stream = [], type(video)._stream
+    monkeypatch.setattr(type(video), "_stream", lambda self, size: streamed.append(size) or stream(self, size))
+    for limit, decoded in ((KEPT_FRAMES, 1), (0, 3)):
+        monkeypatch.setattr(candidates, "KEPT_FRAMES", limit)
+        streamed.clear()
+        sweeps = (Sweep("merge_threshold", "merge threshold", "merge {:g}", (2.0,)),)
+        baselines = ("one-segment", "grid", "k-means")
+        source = SegmenterMasks(segmenter, (4,), sweeps, baselines, (3,), ("guided", "none"))
+        maps = {}
+        for candidate in source.candidates(video, lambda text: None):
+            maps[candidate.entry] = candidate.labels(size)
+        assert streamed == [segmenter.frame_size, *[size] * decoded]
+        assert [(e.name, e.kind, e.edges) for e in maps] == [
+            ("video stage, guided edges", "main", "guided"),
+            ("video stage", "main", "none"),
+            ("video stage, merge 2, guided edges", "sweep", "guided"),
+            ("video stage, merge 2", "sweep", "none"),
+            ("one segment", "blind", "none"),
+            ("grid 3", "blind", "none"),
+            ("k-means 3, guided edges", "baseline", "guided"),
+            ("k-means 3", "baseline", "none"),
+        ]
+        by_name = {entry.name: labels for entry, labels in maps.items()}
+        for name, (image, across) in factors.items():
+            plain = propagate_labels(image, across, grid, size)[0].numpy()
+            guided = guided_labels(image, across, grid, guide)[0].numpy()
+            np.testing.assert_array_equal(by_name[name], plain)
+            np.testing.assert_array_equal(by_name[f"{name}, guided edges"], guided)
+            assert (plain != guided).any()
+
+
+@pytest.mark.parametrize("edges", [("none", "guided"), ("guided", "none"), ("guided",)])
+def test_edges_of_every_row_are_recorded(edges, run, scenes, tmp_path, monkeypatch, capsys):
+    encoded, drawn = [], []
+    features, draw = Backbone.features, gallery.mask_grid
+    monkeypatch.setattr(Backbone, "features", lambda self, f: encoded.append(len(f)) or features(self, f))
+    monkeypatch.setattr(
+        gallery, "mask_grid", lambda frames, rows, **o: drawn.append(list(rows)) or draw(frames, rows, **o)
+    )
+    arguments = ["--run", run, "--root", scenes, "--num-videos", 2, "--seeds", 0, "--clusters", 3, "--pictures", 1]
+    arguments += ["--protocol", *NATIVE, "--sweep-slots", 2, 5, "--out", tmp_path / "out", "--edges", *edges]
+    assert main([str(argument) for argument in arguments]) == 0
+    assert sum(encoded) == 2 * 24
+    suffix = {"none": "", "guided": ", guided edges"}
+    rows = [(f"{name}{suffix[e]}", e) for name in ("video stage", "k-means 3") for e in edges]
+    report = json.loads((tmp_path / "out/scores.json").read_text())
+    assert report["config"]["edges"] == list(edges)
+    main_row = report["results"][0]
+    assert (main_row["method"], main_row["kind"], main_row["edges"]) == (*rows[0][:1], "main", edges[0])
+    results = {(r["method"], r["edges"]): r for r in report["results"]}
+    assert len(results) == len(report["results"]) == 4 * len(edges) + 2
+    assert {(r["method"], r["edges"]) for r in report["videos"]} == {*rows, ("one segment", "none"), ("grid 3", "none")}
+    with (tmp_path / "out/videos.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert {(line["method"], line["edges"]) for line in lines} >= set(rows)
+    for name, e in rows:
+        values = [float(x["value"]) for x in lines if (x["method"], x["metric"]) == (name, "mbo_video")]
+        assert results[name, e]["mean"]["mbo_video"] == pytest.approx(statistics.fmean(values))
+    page = (tmp_path / "out/report.html").read_text()
+    assert all(name in page for name, _ in rows)
+    assert page.count("at inference, guided edges") == (4 if "guided" in edges else 0)  # two metrics, alt and caption
+    printed = capsys.readouterr().out
+    assert all(name in printed for name, _ in rows)
+    assert drawn == [[f"video stage{suffix[edges[0]]}", f"k-means 3{suffix[edges[0]]}"]] * 2
 
 
 @pytest.mark.parametrize("stage", ["video", "image"])

@@ -1,0 +1,214 @@
+"""Label maps through a colour-guided fast guided filter (He and Sun 2015): edges of segments follow those of frames.
+
+    scores = image_attention @ video_attention  # [B, T, M, K]
+    masks = guided filter of scores, guide  # [B, T, K, H, W]
+    labels = masks.argmax(2)  # [B, T, H, W]
+
+Scores, masks and guide meet on a grid that is ``subsample`` times coarser than the frame. B videos of T frames, M
+patches, N image slots, K video slots, H by W pixels.
+"""
+
+import math
+from typing import Literal, NamedTuple, overload
+
+from torch import Tensor, uint8
+
+from .. import _derivatives
+from .._checks import check_positive, check_tensor, check_that, describe
+from .._op import Op
+from ..propagation import bytes_moved as labels_bytes_moved
+from ..propagation.op import (
+    AttentionMaps,
+    LabelArguments,
+    LabelMaps,
+    LabelResults,
+    check_attention,
+    check_sizes,
+    empty_labels,
+    requested,
+    without_dropped,
+)
+
+MIDDLE = 0.5  # subtracted from colours: covariances of numbers around zero lose fewer digits
+RADIUS = 1.7  # patches
+
+
+class GuidedArguments(NamedTuple):
+    """Arguments of ``guided_labels``."""
+
+    image_attention: Tensor  # [B, T, M, N]
+    video_attention: Tensor  # [B, T, N, K]
+    clusters: Tensor | None  # int64 [B, K]
+    guide: Tensor  # uint8 [B, T, H, W, 3]
+    height: int  # of the grid, in patches; height * width = M
+    width: int
+    window: int  # radius of the box means, in pixels of the low resolution: 2 * window + 1 pixels a side
+    epsilon: float
+    subsample: int
+    confidence: bool
+    statistics: bool
+
+
+def low_size(height: int, width: int, subsample: int) -> tuple[int, int]:
+    """Size of the grid on which the coefficients of the filter are computed; blocks at the end may be partial."""
+    return -(-height // subsample), -(-width // subsample)
+
+
+def default_radius(grid: tuple[int, int], size: tuple[int, int]) -> int:
+    """1.7 patches, in pixels."""
+    return round(RADIUS * math.sqrt(size[0] / grid[0] * (size[1] / grid[1])))
+
+
+def _empty_labels(arguments: GuidedArguments) -> LabelResults:
+    height, width = arguments.guide.shape[2:4]
+    sizes = (arguments.height, arguments.width, height, width)
+    return empty_labels(LabelArguments(*arguments[:3], *sizes, arguments.confidence, arguments.statistics))
+
+
+GUIDED_LABELS = Op("guided_labels", _empty_labels)
+GUIDED_LABELS.add("reference", "slotkernels.guided_labels.reference")
+
+
+@overload
+def guided_labels(
+    image_attention: Tensor,
+    video_attention: Tensor,
+    grid: tuple[int, int],
+    guide: Tensor,
+    *,
+    radius: int | None = None,
+    epsilon: float = 1e-4,
+    subsample: int = 4,
+    clusters: Tensor | None = None,
+    confidence: Literal[False] = False,
+    statistics: Literal[False] = False,
+    backend: str = "auto",
+) -> Tensor: ...
+@overload
+def guided_labels(
+    image_attention: Tensor,
+    video_attention: Tensor,
+    grid: tuple[int, int],
+    guide: Tensor,
+    *,
+    radius: int | None = None,
+    epsilon: float = 1e-4,
+    subsample: int = 4,
+    clusters: Tensor | None = None,
+    confidence: bool = False,
+    statistics: bool = False,
+    backend: str = "auto",
+) -> LabelMaps: ...
+def guided_labels(
+    image_attention: Tensor,  # [B, T, M, N]
+    video_attention: Tensor,  # [B, T, N, K]
+    grid: tuple[int, int],
+    guide: Tensor,  # [B, T, H, W, 3]
+    *,
+    radius: int | None = None,
+    epsilon: float = 1e-4,
+    subsample: int = 4,
+    clusters: Tensor | None = None,  # [B, K]
+    confidence: bool = False,
+    statistics: bool = False,
+    backend: str = "auto",
+) -> Tensor | LabelMaps:
+    """Segment a video as :func:`propagate_labels` does, with edges that follow the edges of the colour frames.
+
+    The soft masks of a frame pass through the fast guided filter (He, Sun, Tang 2013, section 3.4; He and Sun 2015),
+    whose guide is the frame itself: in each window a mask is fitted as a linear function of the colour, and the average
+    of these functions is evaluated at every pixel. The argmax follows. Soft masks at full resolution are never stored
+    together, and memory beyond the result does not grow with the video. Not differentiable.
+
+    The fit is computed on a grid of blocks of ``subsample`` by ``subsample`` pixels: the guide is averaged over blocks
+    (over the pixels that exist, at the right and bottom border), scores are interpolated bilinearly at their centres,
+    and the coefficients are interpolated bilinearly at pixels. Everything is fp32 (fp64 for fp64 attention). Rounding of
+    covariances is divided by epsilon where colours are flat: for attention as below, labels equal those of exact
+    arithmetic wherever the two best filtered scores differ by more than 4e-9 / epsilon + 2e-6, for each of the two.
+
+    A segment with a score that is NaN or infinite counts as NaN in the whole frame: it wins every pixel (the lowest
+    such segment does), and the confidence of the frame is NaN.
+
+    Args:
+        image_attention: [B, T, M, N], attention of patches over image slots; each row over N sums to 1.
+        video_attention: [B, T, N, K], attention of image slots over video slots; each row over K sums to 1; K <= 255.
+        grid: (h, w) of the patch grid, h * w = M, rows first.
+        guide: uint8 [B, T, H, W, 3], the frames in colour, at the resolution of the label maps.
+        radius: of the filter's windows in pixels of the frame, rounded to blocks (one block at least); 1.7 patches if
+            None.
+        epsilon: > 0, the variance of colours in 0..1 below which a window counts as flat and its mask is smoothed.
+        subsample: >= 1, side of a block in pixels; 1 is the exact guided filter.
+        clusters: int64 [B, K], clusters of video slots as in :func:`propagate_attention`; the result then holds
+            clusters.
+        confidence: also return the margin between the two best filtered scores of each pixel.
+        statistics: also return area and bounding box of each segment in each frame.
+        backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
+
+    Returns:
+        uint8 [B, T, H, W], the index of the winning video slot, on ties the lowest; :class:`LabelMaps` with
+        ``confidence`` or ``statistics``.
+
+    Raises:
+        ValueError: if the arguments disagree in B, T, N or K, K > 255, the grid does not hold M patches, or a setting
+            of the filter is out of range.
+        RuntimeError: if the backend asked for by name cannot serve the call.
+
+    Example:
+        >>> import torch, slotkernels
+        >>> attention = torch.eye(2).expand(1, 1, 2, 2)  # one frame, a row of 2 patches, each an object of its own
+        >>> guide = torch.zeros(1, 1, 1, 8, 3, dtype=torch.uint8)
+        >>> guide[:, :, :, 3:] = 255  # an edge beside the border of the two patches
+        >>> slotkernels.propagate_labels(attention, attention, grid=(1, 2), size=(1, 8))
+        tensor([[[[0, 0, 0, 0, 1, 1, 1, 1]]]], dtype=torch.uint8)
+        >>> slotkernels.guided_labels(attention, attention, (1, 2), guide, radius=4, subsample=1)
+        tensor([[[[0, 0, 0, 1, 1, 1, 1, 1]]]], dtype=torch.uint8)
+    """
+    op = "guided_labels"
+    maps = AttentionMaps(image_attention, video_attention, clusters)
+    check_attention(op, maps)
+    batch, frames, slots = *image_attention.shape[:2], video_attention.shape[3]
+    check_tensor(op, "guide", guide, "B T H W 3", {"B": batch, "T": frames, "3": 3}, dtypes=(uint8,))
+    if guide.device != image_attention.device:
+        raise ValueError(f"{op}: guide is on {guide.device}, expected {image_attention.device}")
+    height, width, *size = check_sizes(op, image_attention, grid, (guide.shape[2], guide.shape[3]))
+    check_that(slots <= 255, f"{op}: video_attention is {describe(video_attention)}, expected K <= 255")
+    radius = default_radius((height, width), (size[0], size[1])) if radius is None else radius
+    check_that(radius >= 0, f"{op}: radius={radius}, expected 0 or more pixels")
+    check_that(0 < epsilon < math.inf, f"{op}: epsilon={epsilon}, expected a positive number")
+    check_positive(op, subsample=subsample)
+    if confidence:
+        not_differentiable = "filter the masks with PyTorch's own operations, or detach the attention"
+        _derivatives.refuse(op, not_differentiable, image_attention, video_attention)
+    maps = without_dropped(AttentionMaps(image_attention.detach(), video_attention.detach(), clusters))
+    window = max(1, round(radius / subsample))
+    settings = (height, width, window, float(epsilon), subsample, confidence, statistics)
+    results = GUIDED_LABELS(GuidedArguments(*maps, guide, *settings), backend)
+    return requested(results, confidence, statistics)
+
+
+def bytes_moved(
+    batch: int,
+    frames: int,
+    tokens: int,
+    slots: int,
+    video_slots: int,
+    pixels: int,
+    itemsize: int = 4,
+    confidence: bool = False,
+    statistics: bool = False,
+) -> int:
+    """Least traffic: both attention maps and the guide read once, each result written once."""
+    return 3 * batch * frames * pixels + labels_bytes_moved(
+        batch, frames, tokens, slots, video_slots, pixels, itemsize, confidence, statistics
+    )
+
+
+def flops(batch: int, frames: int, tokens: int, slots: int, video_slots: int, pixels: int, low_pixels: int) -> int:
+    """Operations of ``guided_labels`` on ``low_pixels`` blocks; what depends on the guide alone is left out.
+
+    For each segment, at a block: 4 to interpolate its score, 3 products with colours, 32 for 8 box means (running sums
+    in two directions), 6 for covariances, 13 to solve, 6 for the offset. At a pixel: 8 to interpolate 4 coefficients, 6
+    to apply them, 1 to compare.
+    """
+    block, pixel = 4 + 3 + 32 + 6 + 13 + 6, 8 + 6 + 1
+    return batch * frames * video_slots * (2 * tokens * slots + block * low_pixels + pixel * pixels)
