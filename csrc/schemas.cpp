@@ -20,4 +20,9 @@ STABLE_TORCH_LIBRARY(slotkernels_native, m) {
   m.def(
       "propagate_labels(Tensor image_attention, Tensor video_attention, Tensor? labels, int height, int width, "
       "int out_height, int out_width, bool confidence, bool statistics) -> (Tensor, Tensor, Tensor, Tensor)");
+  // As in kernels/slotkernels/guided_labels/reference.py; any 16- or 32-bit float in, and frames of bytes.
+  m.def(
+      "guided_labels(Tensor image_attention, Tensor video_attention, Tensor? labels, Tensor guide, int height, "
+      "int width, int window, float epsilon, int subsample, bool confidence, bool statistics) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
 }

@@ -53,9 +53,11 @@ def parts_of(stage_setup: Setup, inputs: Sequence[Tensor]) -> dict[str, Run]:
     slots = torch.randn_like(noise, requires_grad=True)
     attention, decoder = list(model.slot_attention.parameters()), list(model.decoder.parameters())
     if isinstance(model, ImageStage):
+        with torch.no_grad():
+            encoded = model.encode(first, slots=start)._replace(slots=slots, reconstructed=None)
         return {
             "slot attention": part(lambda: model.encode(first, slots=start).slots, attention),
-            "decoder and loss": part(lambda: model.decode(slots), [slots, *decoder]),
+            "decoder and loss": part(lambda: model.decode(encoded), [slots, *decoder]),
         }
     dim = noise.shape[2]
     context = torch.randn(*first.shape[:3], dim, device=device, requires_grad=True)

@@ -37,6 +37,19 @@ ALWAYS_INLINE V where(Ints mask, V yes, V no) {
 
 ALWAYS_INLINE Floats maximum(Floats a, Floats b) { return where(less(b, a), a, b); }  // b where either is NaN
 
+ALWAYS_INLINE Floats minimum(Floats a, Floats b) { return where(less(a, b), a, b); }
+
+// from[index[l]] in lane l; indices are 0..LANES - 1.
+ALWAYS_INLINE Floats pick(const float* from, Ints index) {
+#if FLOATS_IN_REGISTER > 4  // one instruction, and GCC
+  return __builtin_shuffle(load(from), index);
+#else
+  Floats value;
+  for (int64_t l = 0; l < LANES; ++l) value[l] = from[index[l]];
+  return value;
+#endif
+}
+
 // 2^t for t <= 0: relative error below 2e-7, 1 at 0, 0 below -126, NaN for NaN.
 ALWAYS_INLINE Floats exp2_nonpositive(Floats t) {
   constexpr float ROUND = 0x1.8p23f + 127;  // adding it rounds to an integer, which the lowest bits then hold plus 127

@@ -1,10 +1,13 @@
 """What a step trains on, as a function of its number alone: resuming needs no state of a sampler."""
 
 import abc
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from interpreter.configs import OptimConfig
@@ -12,7 +15,7 @@ from interpreter.data import VideoDataset
 from interpreter.data.frame_index import FrameIndex
 from interpreter.data.loaders import Request
 from interpreter.engine.distributed import Ranks
-from interpreter.engine.randomness import Stream, frame_batch
+from interpreter.engine.randomness import Stream, frame_batch, window_batch
 from interpreter.store.features import FeatureSource
 
 
@@ -59,19 +62,50 @@ class Inputs(abc.ABC):
         return None
 
 
+@dataclass(frozen=True)
+class Windows:
+    """Random windows of the patch grid of frames, as augmentation; a share of the frames is seen whole.
+
+    A whole frame is averaged over areas down to the size of a window, so that all samples have the same shape.
+
+    Attributes:
+        grid: patch grid (h, w) of the frames.
+        size: of the windows, in patches; at most that of the grid.
+        whole_frames: probability that a frame is seen whole.
+    """
+
+    grid: tuple[int, int]
+    size: tuple[int, int]
+    whole_frames: float
+
+    def cut(self, features: Tensor, corners: Tensor, whole: Tensor) -> Tensor:
+        """Windows [B, h·w, D] of features [B, M, D], given their first rows and columns [B, 2] and which frames are
+        seen whole [B] bool."""
+        device, tokens = features.device, features.unflatten(1, self.grid)
+        corners, (height, width) = corners.to(device), self.size
+        rows = (corners[:, :1] + torch.arange(height, device=device))[:, :, None]
+        columns = (corners[:, 1:] + torch.arange(width, device=device))[:, None]
+        windows = tokens[torch.arange(len(tokens), device=device)[:, None, None], rows, columns]
+        seen_whole = whole.nonzero().flatten().to(device)
+        areas = F.adaptive_avg_pool2d(tokens[seen_whole].movedim(-1, 1), self.size)
+        return windows.index_copy(0, seen_whole, areas.movedim(1, -1)).flatten(1, 2)
+
+
 @dataclass
 class FrameInputs(Inputs):
-    """Features [B, M, D] of single frames, dealt out epoch by epoch in random order.
+    """Features [B, M, D] of single frames, or of windows of them, dealt out epoch by epoch in random order.
 
     Attributes:
         features: of all frames.
-        feature_shape: (M, D).
+        feature_shape: (M, D) of a frame.
         settings: see :class:`InputSettings`.
+        windows: cut from the frames. Default: whole frames at their full size.
     """
 
     features: FeatureSource
     feature_shape: tuple[int, int]
     settings: InputSettings
+    windows: Windows | None = None
     frames_per_sample: int = 1
     noise_stream: int = Stream.FRAME_NOISE
 
@@ -87,8 +121,18 @@ class FrameInputs(Inputs):
 
     def batches(self, steps: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:
         """See :meth:`Inputs.batches`."""
-        return ((features,) for features in self.features.batches(self.request(step) for step in steps))
+        steps, ahead = itertools.tee(steps)
+        for step, features in zip(steps, self.features.batches(self.request(step) for step in ahead), strict=True):
+            yield (features if self.windows is None else self._cut(self.windows, features, step),)
+
+    def _cut(self, windows: Windows, features: Tensor, step: int) -> Tensor:
+        optim = self.settings.optim
+        rows = self.settings.ranks.rows(optim.batch_size)
+        size, share = windows.size, windows.whole_frames
+        corners, whole = window_batch(windows.grid, size, share, optim.batch_size, optim.seed, step)
+        return windows.cut(features, corners[rows], whole[rows])
 
     def shapes(self, rows: int) -> list[tuple[int, ...]]:
         """See :meth:`Inputs.shapes`."""
-        return [(rows, *self.feature_shape)]
+        tokens, dim = self.feature_shape
+        return [(rows, tokens if self.windows is None else self.windows.size[0] * self.windows.size[1], dim)]

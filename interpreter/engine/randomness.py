@@ -25,6 +25,7 @@ class Stream(IntEnum):
     FRAME_NOISE = 2  # prior of a stage that trains on frames
     CLIP_NOISE = 3  # prior of a stage that trains on clips
     DRAWS = 4  # which of the stored draws of the image slots a frame is represented by
+    WINDOWS = 5  # where the windows of frames lie, and which frames are seen whole
 
 
 def repeatable(device: torch.device) -> None:
@@ -97,6 +98,24 @@ def frame_batch(count: int, batch: int, flip: bool, seed: int, step: int) -> tup
     items = shuffled_items(count, batch, seed, step)
     flips = random_state(seed, Stream.AUGMENTATION, step).random(batch) < (0.5 if flip else 0.0)
     return torch.from_numpy(items), torch.from_numpy(flips)
+
+
+def window_batch(
+    grid: tuple[int, int], size: tuple[int, int], whole_frames: float, batch: int, seed: int, step: int
+) -> tuple[Tensor, Tensor]:
+    """First row and column [batch, 2] of a random window of each frame of a step, and which frames are seen whole
+    [batch] bool.
+
+    Args:
+        grid: patch grid (h, w) of the frames.
+        size: of the windows, in patches; at most that of the grid.
+        whole_frames: probability that a frame is seen whole, 0 to 1.
+        batch, seed, step: as above.
+    """
+    random = random_state(seed, Stream.WINDOWS, step)
+    room = np.array(grid) - np.array(size) + 1
+    corners = random.integers(0, room, size=(batch, 2))
+    return torch.from_numpy(corners), torch.from_numpy(random.random(batch) < whole_frames)
 
 
 def clip_batch(

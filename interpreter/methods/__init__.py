@@ -1,12 +1,13 @@
 """All methods. To add one, see CONTRIBUTING.md."""
 
 from interpreter.methods.base import Method
+from interpreter.methods.cluster import CLUSTER
 from interpreter.methods.dinosaur import DINOSAUR
 from interpreter.methods.interpreter import INTERPRETER
 
 __all__ = ["METHODS", "find_method"]
 
-METHODS: dict[str, Method] = {method.name: method for method in (INTERPRETER, DINOSAUR)}
+METHODS: dict[str, Method] = {method.name: method for method in (INTERPRETER, DINOSAUR, CLUSTER)}
 
 
 def find_method(name: str) -> Method:

@@ -22,7 +22,7 @@ CONTRIBUTING.md lists the steps, and tests/interpreter/methods/test_contract.py 
 """
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -270,9 +270,10 @@ class Method:
         summary: what it is, in one line.
         citation: authors, title, venue and year.
         stages: its stages in the order of their training; empty if nothing is trained.
-        settings: frozen dataclass of its settings at inference: options of ``segment`` and ``evaluate``. A field
-            ``stage`` chooses the stage that segments; without it the last one does.
+        settings: frozen dataclass of its settings at inference: options of ``segment`` and ``evaluate``.
         open: opens a segmenter of a method without stages.
+        segments_with: of settings and the stages that a run has, the key of the stage that segments. By default that
+            of the settings' field ``stage``; the last one, if they have none.
     """
 
     name: str
@@ -281,6 +282,14 @@ class Method:
     stages: tuple[Stage[Any], ...]
     settings: type
     open: OpenUntrained | None = None
+    segments_with: Callable[[Any, Collection[str]], str] | None = None
+
+    def segmenting_stage(self, settings: Any, trained: Collection[str]) -> str:
+        """The key of the stage that segments with these settings, in a run that has the stages ``trained``."""
+        if self.segments_with is not None:
+            return self.segments_with(settings, trained)
+        key: str = getattr(settings, "stage", self.stages[-1].name)
+        return key
 
     def stage(self, key: str) -> Stage[Any]:
         """The stage of a key, such as "video" or "video-3".

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interpreter.configs import Dtype, FeatureStageConfig
 from interpreter.data import Video
-from interpreter.engine.inputs import FrameInputs, InputSettings
+from interpreter.engine.inputs import FrameInputs, InputSettings, Windows
 from interpreter.methods.base import Context, Encoded, Segmenter, Stage
 from interpreter.segmentation import changed_video
 from interpreter.store.features import FeatureMaker, encode
@@ -29,7 +29,12 @@ class FrameStage(Stage[F]):
         with opened_features(
             config.features, make, context.backbone, videos, size, context.precision, config.decoding
         ) as features:
-            yield FrameInputs(features, (context.grid[0] * context.grid[1], context.backbone.dim), settings)
+            shape = context.grid[0] * context.grid[1], context.backbone.dim
+            yield FrameInputs(features, shape, settings, self.windows(config, context))
+
+    def windows(self, config: F, context: Context) -> Windows | None:
+        """Windows of the frames that it trains on; None for whole frames."""
+        return None
 
     def maker(self, config: F, context: Context, dtype: Dtype, flip: bool) -> FeatureMaker:
         """See :meth:`Stage.maker`."""

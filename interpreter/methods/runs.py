@@ -105,8 +105,9 @@ def open_segmenter(
         raise ValueError(
             f"the method {method.name} has to be trained before it segments: give --run DIR, a trained run"
         )
-    key = getattr(settings, "stage", method.stages[-1].name)
-    stage, stored = method.stage(key), stored or read_config(run)
+    stored = stored or read_config(run)
+    key = method.segmenting_stage(settings, stored.stages)
+    stage = method.stage(key)
     options = stored.options(key, stage.config)
     for used in (*(stage.needs(options) if options else ()), key):
         require_finished(run, used, stored, allow_unfinished=True)

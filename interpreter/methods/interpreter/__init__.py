@@ -1,7 +1,7 @@
 """Interpreter: image slots of frozen features, then video slots over the image slots of all frames."""
 
 from interpreter.methods.base import Method
-from interpreter.methods.interpreter.segmenter import Settings
+from interpreter.methods.interpreter.segmenter import Settings, segmenting_stage
 from interpreter.methods.interpreter.stages import ImageTrainingStage, VideoTrainingStage
 
 __all__ = ["INTERPRETER"]
@@ -12,4 +12,5 @@ INTERPRETER = Method(
     citation="Interpreter: efficient object-centric learning for videos (docs/methods/interpreter.md)",
     stages=(ImageTrainingStage(), VideoTrainingStage()),
     settings=Settings,
+    segments_with=segmenting_stage,
 )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from interpreter.configs import (
     BackboneConfig,
@@ -45,6 +45,14 @@ class SlotModelConfig:
 class ImageModelConfig(SlotModelConfig):
     """The image stage."""
 
+    decoder: Literal["transformer", "masks", "broadcast"] = "transformer"
+    """How slots reconstruct the features.
+    transformer: position queries attend to the slots, as in the paper; --decoder-layers, --heads and --recompute are
+    its options alone.
+    masks: each token is the mean of linear functions of the slots, weighted by its attention, which therefore becomes
+    sharp; for ViTs.
+    broadcast: an MLP of 3 hidden layers of width 1024 (Seitzer et al. 2023), whose masks are used as attention."""
+
     num_slots: int = option(11, at_least=1)
     """Image slots N: more than the objects of a frame, since the background takes several."""
     restarts: int = option(4, at_least=1)
@@ -85,6 +93,17 @@ class ImageTraining(FeatureStageConfig):
     """
 
     model: ImageModelConfig = field(default_factory=ImageModelConfig)
+    windows: tuple[int, int] | None = option(None, at_least=1)
+    """Height and width, in tokens, of random windows of the frames' token grid that are trained on instead of whole
+    frames; needs --decoder masks and --no-input-positions. Masks of whole frames become finer, and steps faster.
+    Default: whole frames."""
+    whole_frames: float = 0.3
+    """With --windows: share of the samples that are whole frames, averaged down to the size of a window; 0 to 1."""
+
+    def __post_init__(self) -> None:
+        """Refuse a share that is none."""
+        if not 0 <= self.whole_frames <= 1:
+            raise ValueError(f"--whole-frames must be between 0 and 1, got {self.whole_frames}")
 
 
 @dataclass(frozen=True)
@@ -130,15 +149,26 @@ _PAPER_VIDEO_OPTIM = OptimConfig(steps=21_000, batch_size=96, peak_lr=2e-4, warm
 _LONG = LoggingConfig(log_every=50, sample_every=5_000, checkpoint_every=1_000)
 _DINOV2 = BackboneConfig(backbone="facebook/dinov2-base")
 
+# Minutes on a CPU for a few hundred frames: slots become masks of the features' own regions, which takes few steps.
+_MASKS: dict[str, Any] = {
+    "backbone": BackboneConfig(backbone="facebook/dinov2-small", feature_layer=8, feature_norm=False),
+    "model": ImageModelConfig(decoder="masks", num_slots=24, dim=192, input_positions=False),
+    "windows": (12, 18),
+    "optim": OptimConfig(steps=1200, batch_size=16, flip=False),
+}
+
 IMAGE_PRESETS: dict[str, ImageTraining] = {
     "demo": ImageTraining(run=Path("runs/demo")),
-    # A few hundred frames teach a picture's layout, not its objects: give it --init with a run on generated scenes.
     "davis": ImageTraining(
         run=Path("runs/davis"),
-        data=DataConfig(data="davis", root=Path("DAVIS"), frame_size=(168, 252)),
-        backbone=BackboneConfig(backbone="facebook/dinov2-small", feature_layer=8, feature_norm=False),
-        model=ImageModelConfig(num_slots=8, dim=192, heads=6, input_positions=False),
-        optim=OptimConfig(steps=400),
+        data=DataConfig(data="davis", root=Path("DAVIS"), frame_size=(336, 504)),
+        **_MASKS,
+    ),
+    "clips": ImageTraining(
+        run=Path("runs/clips"),
+        # A square: neither landscape nor portrait clips are squeezed by more than their own aspect ratio.
+        data=DataConfig(data="folder", frame_size=(420, 420)),
+        **_MASKS,
     ),
     "ytvis19": ImageTraining(
         run=Path("runs/ytvis19"),

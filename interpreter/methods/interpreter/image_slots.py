@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from interpreter.engine.inputs import Inputs, InputSettings
 from interpreter.engine.randomness import Stream, clip_batch, random_state
 from interpreter.methods.base import Encoded
 from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
+from interpreter.methods.interpreter.token_means import TokenMeans
 from interpreter.models.autocast import autocast
 from interpreter.store.features import DTYPES, FeatureMaker, FeatureSource
 from interpreter.store.files import Content, Store, require_unchanged
@@ -28,6 +29,16 @@ from interpreter.store.table import FrameTable
 
 # Frames whose image slots are computed at once: bounds the memory, whatever the length of the clips.
 ROWS = 512
+
+
+class EncodedVideo(NamedTuple):
+    """What is kept of a video of T frames, for one seed."""
+
+    slots: Tensor  # [T, N, D]
+    attention: Tensor  # [T, M, N] fp16
+    described: TokenMeans | None = None  # of the slots' tokens; None if the slots come from the cache
+    tokens: Tensor | None = None  # [T, M, C] fp16, if tokens make the masks
+
 
 # Global frame numbers int64 [n], flips bool [n], and int64 [n]: which of the R draws of the slot prior.
 SlotRequest = tuple[Tensor, Tensor, Tensor]
@@ -53,8 +64,8 @@ def encode_slots(stage: ImageStage, features: Tensor, noise: Sequence[np.ndarray
     with torch.no_grad(), autocast(device, precision):
         drawn = torch.from_numpy(np.stack(noise)).to(device)
         initial = stage.slot_attention.sample_slots(len(drawn), noise=drawn)
-        slots, attention = stage.encode(features.float(), slots=initial, iterations=stage.config.inference_iterations)
-    return ImageSlots(slots.float(), attention.float())
+        encoded = stage.encode(features.float(), slots=initial, iterations=stage.config.inference_iterations)
+    return ImageSlots(encoded.slots.float(), encoded.attention.float())
 
 
 class StreamedSlots:
@@ -167,7 +178,7 @@ class SlotClips(Inputs):
         if not isinstance(self.slots, StoredSlots):
             return None
         slots, attention = self.slots.video(number)
-        return Encoded(len(slots), {0: (slots, attention)})
+        return Encoded(len(slots), {0: EncodedVideo(slots, attention)})
 
 
 class SlotMaker:

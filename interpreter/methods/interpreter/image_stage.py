@@ -8,6 +8,7 @@ from slotkernels.ranges import annotate
 from torch import Tensor, nn
 
 from interpreter.methods.interpreter.config import ImageModelConfig
+from interpreter.models.decoders import BroadcastDecoder
 from interpreter.models.positions import patch_positions
 from interpreter.models.transformer import TransformerDecoder, init_transformer
 
@@ -17,22 +18,35 @@ class ImageSlots(NamedTuple):
 
     slots: Tensor  # [B, N, D]
     attention: Tensor  # [B, M, N], each row over N sums to 1
+    reconstructed: Tensor | None = None  # [B, M, D_features], where the attention is made by the decoder
 
 
 class ImageStage(nn.Module):
-    """Slot attention over frozen features and a transformer decoder that reconstructs them.
+    """Slot attention over frozen features, and a decoder that reconstructs them from slots s and attention A.
+
+    transformer: queries are the positions of the tokens, attending to each other and to the slots.
+    masks: ``A @ (W s + b)``, so that only sharp attention reconstructs well.
+    broadcast: :class:`BroadcastDecoder`, whose masks take the place of slot attention's A.
 
     Args:
-        config: widths, depths and the number of slots.
+        config: widths, depths, the decoder and the number of slots.
         feature_dim: width of the backbone's features.
-        grid: patch grid (h, w) that the stage is trained on; it may be applied to other grids.
+        grid: patch grid (h, w) of whole frames; the stage may be applied to other grids.
+        windows: size (h, w) of the windows of the grid that :meth:`forward` is trained on. Default: the whole grid.
     """
 
-    def __init__(self, config: ImageModelConfig, feature_dim: int, grid: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        config: ImageModelConfig,
+        feature_dim: int,
+        grid: tuple[int, int],
+        windows: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
-        if config.dim % 4:
+        if config.dim % 4 and config.decoder == "transformer":
             raise ValueError(f"--dim must be a multiple of 4 for its position encodings, got {config.dim}")
-        self.config, self.feature_dim, self.grid = config, feature_dim, grid
+        self._check_windows(config, grid, windows)
+        self.config, self.feature_dim, self.grid, self.windows = config, feature_dim, grid, windows
         self.slot_attention = SlotAttention(
             config.num_slots,
             config.dim,
@@ -40,40 +54,72 @@ class ImageStage(nn.Module):
             iterations=config.iterations,
             implicit=config.implicit,
         )
-        self.decoder = TransformerDecoder(
-            config.dim, feature_dim, config.decoder_layers, config.heads, config.recompute
-        )
-        init_transformer(self.decoder)
+        self.decoder: nn.Module
+        if config.decoder == "transformer":
+            self.decoder = TransformerDecoder(
+                config.dim, feature_dim, config.decoder_layers, config.heads, config.recompute
+            )
+            init_transformer(self.decoder)
+        elif config.decoder == "masks":
+            self.decoder = nn.Linear(config.dim, feature_dim)
+        else:
+            self.decoder = BroadcastDecoder(config.dim, feature_dim, grid)
+
+    @staticmethod
+    def _check_windows(config: ImageModelConfig, grid: tuple[int, int], windows: tuple[int, int] | None) -> None:
+        if windows is None:
+            return
+        if config.decoder != "masks" or config.input_positions:
+            raise ValueError(
+                "--windows needs --decoder masks and --no-input-positions: the other decoders, and input positions, "
+                "tell a token by its place in the whole frame, which a window does not have"
+            )
+        if windows[0] > grid[0] or windows[1] > grid[1]:
+            raise ValueError(
+                f"--windows {windows[0]} {windows[1]} is larger than the patch grid of the frames, {grid[0]}x{grid[1]}"
+            )
 
     def encode(
         self,
         features: Tensor,  # [B, M, D_features]
         grid: tuple[int, int] | None = None,
-        slots: Tensor | None = None,  # [B, N, D], a draw of the prior
+        slots: Tensor | None = None,  # [B, N, D], a draw of the prior, with any N
         iterations: int | None = None,
     ) -> ImageSlots:
-        """Image slots of features; by default on the grid of training, from a new draw, with training's iterations."""
+        """Image slots of features; by default on the grid of whole frames, from a new draw, with training's
+        iterations."""
         grid = grid or self.grid
         if grid[0] * grid[1] != features.shape[1]:
             raise ValueError(f"features hold {features.shape[1]} tokens, but the patch grid is {grid[0]}x{grid[1]}")
         inputs = features
         if self.config.input_positions:
             inputs = inputs + patch_positions(grid, self.feature_dim, self.grid, features.device)
-        return ImageSlots(*self.slot_attention(inputs, slots, iterations=iterations))
+        slots, attention = self.slot_attention(inputs, slots, iterations=iterations)
+        if self.config.decoder != "broadcast":
+            return ImageSlots(slots, attention)
+        reconstructed, masks = self.decoder(slots, grid)
+        return ImageSlots(slots, masks, reconstructed)
 
-    def decode(self, slots: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Reconstruct the features [B, M, D_features] from slots [B, N, D]."""
+    def decode(self, encoded: ImageSlots, grid: tuple[int, int] | None = None) -> Tensor:
+        """Reconstruct the features [B, M, D_features] from image slots."""
+        if encoded.reconstructed is not None:
+            return encoded.reconstructed
         with annotate("decoder"):
-            queries = patch_positions(grid or self.grid, self.config.dim, self.grid, slots.device)
-            return self.decoder(queries, slots)
+            if self.config.decoder == "masks":
+                return encoded.attention @ self.decoder(encoded.slots)
+            if self.config.decoder == "broadcast":
+                return self.decoder(encoded.slots, grid).features
+            queries = patch_positions(grid or self.grid, self.config.dim, self.grid, encoded.slots.device)
+            return self.decoder(queries, encoded.slots)
 
     def error(self, encoded: ImageSlots, features: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Mean squared error [B] of the features that the slots reconstruct."""
-        reconstructed = self.decode(encoded.slots, grid).float()
+        reconstructed = self.decode(encoded, grid).float()
         with annotate("loss"):
             return F.mse_loss(reconstructed, features.float(), reduction="none").mean((1, 2))
 
     def forward(self, features: Tensor, slots: Tensor | None = None) -> tuple[Tensor, ImageSlots]:
-        """Mean over frames of :meth:`error`, and the slots."""
-        encoded = self.encode(features, slots=slots)
-        return self.error(encoded, features).mean(), encoded
+        """Mean over frames, or windows of them, of :meth:`error`, and the slots."""
+        grid = self.windows or self.grid
+        encoded = self.encode(features, grid, slots)
+        return self.error(encoded, features, grid).mean(), encoded

@@ -1,14 +1,16 @@
 """Segment whole videos with a trained run of Interpreter.
 
 Frames are decoded and encoded in chunks. What stays in memory are the image slots and the attention of the patches over
-them; the video stage then groups the slots of all frames.
+them, and the means of their tokens. Then the slots of all frames are grouped into segments: by the trained video stage,
+or by clustering the means.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from interpreter.configs import option
@@ -16,11 +18,21 @@ from interpreter.data import Video
 from interpreter.engine.randomness import torch_generator
 from interpreter.methods.base import Context, Encoded, Segmenter
 from interpreter.methods.frames import encode_frames
+from interpreter.methods.interpreter.association import group_by_features, slot_groups
 from interpreter.methods.interpreter.config import StageName
+from interpreter.methods.interpreter.image_slots import EncodedVideo
 from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
+from interpreter.methods.interpreter.token_means import TokenMeans, token_means
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.models.autocast import autocast
+from interpreter.models.backbones.vit import VisionTransformer
+from interpreter.models.token_masks import token_masks
 from interpreter.segmentation import Segmentation
+
+SEGMENTS = 9  # of a video, with association by features
+
+Association = Literal["features", "learned"]
+Masks = Literal["slots", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -29,21 +41,44 @@ class Settings:
 
     stage: StageName = "video"
     """video: segments keep their identity over time.
-    image: each frame is segmented by itself; needs no trained video stage."""
-    merge_threshold: float | None = None
-    """Video slots closer than this cosine distance are merged; a higher value gives fewer segments.
-    Default: as in training."""
+    image: each frame is segmented by itself."""
+    association: Association | None = None
+    """How the image slots of all frames become segments. learned: by the trained video stage.
+    features: by k-means of the mean features of the slots' tokens, for which only the image stage has to be trained.
+    Default: learned, if the run has a video stage."""
+    masks: Masks | None = None
+    """slots: a segment is the union of its image slots, in each frame.
+    tokens: with association by features on a ViT; the groups of slots are centres, to which the tokens of all frames
+    are assigned. Default: tokens on a ViT with association by features, else slots."""
+    image_slots: int | None = option(None, at_least=1)
+    """Image slots of each frame: more of them are smaller parts. Default: as in training; twice as many for
+    association by features, which puts the parts of an object together again."""
     num_slots: int | None = option(None, at_least=1)
-    """Number of video slots before merging. Default: as in training."""
+    """Number of segments; with the learned association, of video slots before merging.
+    Default: as in training; 9 by features."""
+    merge_threshold: float | None = None
+    """Learned association: video slots closer than this cosine distance are merged; a higher value gives fewer
+    segments. Default: as in training."""
     repeat_to: int | None = option(None, at_least=1)
     """Repeat a shorter video from its start until the video stage gets this many frames; repeats are not written.
     Default: no repeats."""
 
     def __post_init__(self) -> None:
-        """Refuse settings of the video stage where it does not run."""
-        for name in ("merge_threshold", "num_slots"):
+        """Refuse settings where nothing would use them."""
+        for name in ("association", "masks", "merge_threshold", "num_slots"):
             if self.stage == "image" and getattr(self, name) is not None:
-                raise ValueError(f"{name} is a setting of the video stage: it has no meaning with --stage image")
+                raise ValueError(f"{name} groups the slots of a video: it has no meaning with --stage image")
+        if self.association == "features" and self.merge_threshold is not None:
+            raise ValueError("merge_threshold is a setting of --association learned; features merge nothing")
+        if self.association == "learned" and self.masks == "tokens":
+            raise ValueError("masks=tokens needs --association features: the video stage groups slots, not tokens")
+
+
+def segmenting_stage(settings: Settings, trained: Collection[str]) -> str:
+    """The stage that has to be opened, of those that a run has."""
+    if settings.stage == "image" or settings.association == "features":
+        return "image"
+    return "video" if settings.association == "learned" or "video" in trained else "image"
 
 
 class InterpreterSegmenter(Segmenter):
@@ -52,7 +87,7 @@ class InterpreterSegmenter(Segmenter):
     Args:
         context: supplies backbone, precision and the frame size of the training.
         image_stage: trained image stage.
-        video_stage: trained video stage; None segments each frame by itself.
+        video_stage: trained video stage; None for frames by themselves and for association by features.
         settings: settings of :meth:`segment`.
         frame_size: size (H, W) that frames are resized to before the backbone; by default as in training.
     """
@@ -68,10 +103,37 @@ class InterpreterSegmenter(Segmenter):
         self.backbone, self.image_stage, self.video_stage = context.backbone, image_stage, video_stage
         self.settings, self.precision = settings, context.precision
         self.frame_size = frame_size or context.data.frame_size
-        if video_stage is None:
-            self.name, self.num_segments = "image stage", image_stage.config.num_slots
-        else:
-            self.name, self.num_segments = "video stage", settings.num_slots or video_stage.config.num_slots
+        self.name = {"image": "image stage", "learned": "video stage", "features": "association by features"}[
+            self._way(settings)
+        ]
+        self.num_segments = self._num_segments(settings)
+
+    def _way(self, settings: Settings) -> Literal["image", "learned", "features"]:
+        """How segments are made of image slots."""
+        if settings.stage == "image":
+            return "image"
+        if settings.association == "learned" and self.video_stage is None:
+            raise ValueError("association=learned needs the trained video stage, which was not opened")
+        return settings.association or ("features" if self.video_stage is None else "learned")
+
+    def _num_segments(self, settings: Settings) -> int:
+        way = self._way(settings)
+        if way == "image":
+            return self._num_image_slots(settings)
+        if way == "learned":
+            assert self.video_stage is not None
+            return settings.num_slots or self.video_stage.config.num_slots
+        return settings.num_slots or SEGMENTS
+
+    def _num_image_slots(self, settings: Settings) -> int:
+        trained: int = self.image_stage.config.num_slots
+        return settings.image_slots or (2 * trained if self._way(settings) == "features" else trained)
+
+    def _by_tokens(self, settings: Settings) -> bool:
+        """Whether tokens make the masks; for a CNN they would follow textures."""
+        if self._way(settings) != "features" or settings.masks == "slots":
+            return False
+        return settings.masks == "tokens" or isinstance(self.backbone, VisionTransformer)
 
     @torch.no_grad()
     def encode(
@@ -81,28 +143,58 @@ class InterpreterSegmenter(Segmenter):
         advance: Callable[[int], None] = lambda frames: None,
         keep: Callable[[Tensor], None] = lambda features: None,
     ) -> Encoded:
-        """See :meth:`interpreter.methods.base.Segmenter.encode`; of each seed it keeps the image slots."""
+        """See :meth:`interpreter.methods.base.Segmenter.encode`; of each seed it keeps an :class:`EncodedVideo`."""
         generators = {seed: torch_generator(self.device, seed, 0) for seed in seeds}
+        tokens: list[Tensor] = []  # the same for all seeds
 
-        def find(features: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-            slots, attention = self.find_image_slots(features, generators[seed])
-            return slots, attention.half()
+        def find(features: Tensor, seed: int) -> tuple[Tensor, ...]:
+            found = self.find_image_slots(features, generators[seed])
+            return found.slots, found.attention.half(), *token_means(features, found.attention, self.grid)
 
-        return encode_frames(self, video, seeds, find, advance, keep)
+        def keep_tokens(features: Tensor) -> None:
+            keep(features)
+            tokens.append(features.half())
+
+        by_tokens = self._by_tokens(self.settings)
+        encoded = encode_frames(self, video, seeds, find, advance, keep_tokens if by_tokens else keep)
+        shared = torch.cat(tokens) if by_tokens else None
+        by_seed = {
+            seed: EncodedVideo(slots, attention, TokenMeans(*described), shared)
+            for seed, (slots, attention, *described) in encoded.by_seed.items()
+        }
+        return Encoded(encoded.frames, by_seed)
 
     @torch.no_grad()
     def segment(self, encoded: Encoded, seed: int = 0, **settings: Any) -> Segmentation:
         """See :meth:`interpreter.methods.base.Segmenter.segment`; ``settings`` are fields of :class:`Settings`."""
         chosen = replace(self.settings, **{name: value for name, value in settings.items() if value is not None})
-        slots, attention = encoded.by_seed[seed]
+        of_video: EncodedVideo = encoded.by_seed[seed]
+        slots, attention = of_video.slots, of_video.attention
         tensors = {"image_slots": slots, "image_attention": attention}
-        if self.video_stage is None or chosen.stage == "image":
+        way = self._way(chosen)
+        if way == "image":
             return Segmentation(self.grid, attention, None, tensors, tied_over_time=False)
-        places = torch.arange(max(len(slots), chosen.repeat_to or 0), device=slots.device) % len(slots)
-        video_slots, across = self.group_over_time(slots[places], seed, chosen.num_slots, chosen.merge_threshold)
-        across = across[: len(slots)]
-        tensors |= {"video_slots": video_slots, "video_attention": across}
-        return Segmentation(self.grid, attention, across, tensors)
+        if way == "learned":
+            places = torch.arange(max(len(slots), chosen.repeat_to or 0), device=slots.device) % len(slots)
+            video_slots, across = self.group_over_time(slots[places], seed, chosen.num_slots, chosen.merge_threshold)
+            across = across[: len(slots)]
+            tensors |= {"video_slots": video_slots, "video_attention": across}
+            return Segmentation(self.grid, attention, across, tensors)
+        return self._by_features(of_video, seed, chosen, tensors)
+
+    def _by_features(
+        self, of_video: EncodedVideo, seed: int, chosen: Settings, tensors: dict[str, Tensor]
+    ) -> Segmentation:
+        assert of_video.described is not None, "only the learned association reads slots of the cache"
+        described = of_video.described
+        segments = min(self._num_segments(chosen), described.masses.numel())
+        if not self._by_tokens(chosen):
+            across = F.one_hot(group_by_features(described, segments, seed), segments).float()
+            return Segmentation(self.grid, of_video.attention, across, tensors | {"video_attention": across})
+        if of_video.tokens is None:
+            raise ValueError("masks=tokens has to be among the settings that the segmenter is opened with")
+        masks = token_masks(of_video.tokens, self.grid, slot_groups(described, seed), segments, device=self.device)
+        return Segmentation(self.grid, masks, None, tensors | {"token_masks": masks})
 
     def find_image_slots(self, features: Tensor, generator: torch.Generator) -> ImageSlots:
         """Image slots [t, N, D] and attention [t, M, N] of features [t, M, D_features].
@@ -112,8 +204,10 @@ class InterpreterSegmenter(Segmenter):
         stage, frames = self.image_stage, torch.arange(len(features), device=self.device)
         iterations = stage.config.inference_iterations
         draws, errors = [], []
+        shape = (len(features), self._num_image_slots(self.settings), stage.config.dim)
         for _ in range(stage.config.restarts):
-            initial = stage.slot_attention.sample_slots(len(features), generator)
+            noise = torch.randn(shape, generator=generator, device=self.device)
+            initial = stage.slot_attention.sample_slots(len(features), noise=noise)
             with autocast(self.device, self.precision):
                 draws.append(stage.encode(features, self.grid, initial, iterations))
                 errors.append(stage.error(draws[-1], features, self.grid))

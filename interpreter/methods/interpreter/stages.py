@@ -10,7 +10,7 @@ from interpreter.configs import Dtype
 from interpreter.console import console
 from interpreter.data.frame_index import FrameIndex
 from interpreter.engine.diagnostics import slot_diagnostics
-from interpreter.engine.inputs import InputSettings
+from interpreter.engine.inputs import InputSettings, Windows
 from interpreter.methods.base import Context, Stage, Trained
 from interpreter.methods.frames import FrameStage
 from interpreter.methods.interpreter.config import IMAGE_PRESETS, VIDEO_PRESETS, ImageTraining, VideoTraining
@@ -30,7 +30,11 @@ class ImageTrainingStage(FrameStage[ImageTraining]):
 
     def build(self, config: ImageTraining, context: Context) -> ImageStage:
         """See :meth:`Stage.build`."""
-        return ImageStage(config.model, context.backbone.dim, context.grid)
+        return ImageStage(config.model, context.backbone.dim, context.grid, config.windows)
+
+    def windows(self, config: ImageTraining, context: Context) -> Windows | None:
+        """See :meth:`FrameStage.windows`."""
+        return None if config.windows is None else Windows(context.grid, config.windows, config.whole_frames)
 
     def noise(self, model: ImageStage) -> tuple[int, int]:
         """See :meth:`Stage.noise`."""
@@ -53,10 +57,17 @@ class ImageTrainingStage(FrameStage[ImageTraining]):
         """See :meth:`Stage.segmenter`."""
         return InterpreterSegmenter(context, model, None, settings or Settings(stage="image"), frame_size)
 
-    def attention(self, config: ImageTraining, context: Context) -> tuple[int, int, int]:
+    def attention(self, config: ImageTraining, context: Context) -> tuple[int, int, int] | None:
         """See :meth:`Stage.attention`."""
         model = config.model
+        if model.decoder != "transformer":
+            return None
         return model.heads, context.grid[0] * context.grid[1], model.dim // model.heads
+
+    def describe(self, config: ImageTraining, context: Context) -> str:
+        """See :meth:`Stage.describe`."""
+        whole = super().describe(config, context)
+        return whole if config.windows is None else f"windows of {config.windows[0]}x{config.windows[1]} of {whole}"
 
 
 class VideoTrainingStage(Stage[VideoTraining]):

@@ -4,8 +4,19 @@ A slot is what an iteration of slot attention made of a random draw, so that the
 draw. The means of its tokens depend on the draw only through the attention.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class TokenMeans(NamedTuple):
+    """Means over the tokens of each slot of t frames."""
+
+    features: Tensor  # [t, N, C], their mean feature
+    places: Tensor  # [t, N, 2], the mean position (y, x) of their centres, in (-1, 1)
+    masses: Tensor  # [t, N], the share of the frame's tokens that the slot holds; they sum to 1 over the slots
+
 
 SMALLEST = 1e-6  # mass below which means are divided by this mass instead: of a slot without tokens they are near zero
 
@@ -14,7 +25,7 @@ def token_means(
     features: Tensor,  # [t, M, C]
     attention: Tensor,  # [t, M, N]
     grid: tuple[int, int],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> TokenMeans:
     """Means over the tokens of each frame, weighted by the attention of each slot.
 
     Args:
@@ -23,8 +34,7 @@ def token_means(
         grid: (h, w) with h·w = M, tokens row by row.
 
     Returns:
-        means [t, N, C] of the features; places [t, N, 2], the mean position (y, x) of the tokens' centres in (-1, 1);
-        and masses [t, N], the share of the frame's tokens that a slot holds, which sum to 1 over the slots. All fp32.
+        Mean features, mean positions and masses, fp32.
 
     Raises:
         ValueError: if the grid does not have M tokens.
@@ -47,4 +57,4 @@ def token_means(
         weights = weights / totals.clamp_min(SMALLEST * features.shape[1])
         y, x = ((2 * torch.arange(n, device=features.device, dtype=torch.float32) + 1) / n - 1 for n in (height, width))
         centres = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1).flatten(0, 1)  # [M, 2]
-        return weights @ features.float(), weights @ centres, totals[..., 0] / features.shape[1]
+        return TokenMeans(weights @ features.float(), weights @ centres, totals[..., 0] / features.shape[1])

@@ -15,6 +15,7 @@ from torch import Tensor, uint8
 
 from .. import _derivatives
 from .._checks import check_positive, check_tensor, check_that, describe
+from .._native import why_not_cpp
 from .._op import Op
 from ..propagation import bytes_moved as labels_bytes_moved
 from ..propagation.op import (
@@ -67,6 +68,7 @@ def _empty_labels(arguments: GuidedArguments) -> LabelResults:
 
 GUIDED_LABELS = Op("guided_labels", _empty_labels)
 GUIDED_LABELS.add("reference", "slotkernels.guided_labels.reference")
+GUIDED_LABELS.add("cpp", "slotkernels.guided_labels.cpp", supports=why_not_cpp)
 
 
 @overload
@@ -122,9 +124,9 @@ def guided_labels(
 
     The fit is computed on a grid of blocks of ``subsample`` by ``subsample`` pixels: the guide is averaged over blocks
     (over the pixels that exist, at the right and bottom border), scores are interpolated bilinearly at their centres,
-    and the coefficients are interpolated bilinearly at pixels. Everything is fp32 (fp64 for fp64 attention). Rounding of
-    covariances is divided by epsilon where colours are flat: for attention as below, labels equal those of exact
-    arithmetic wherever the two best filtered scores differ by more than 4e-9 / epsilon + 2e-6, for each of the two.
+    and the coefficients are interpolated bilinearly at pixels. Everything is fp32 (fp64 for fp64 attention). Where
+    colours are flat, rounding of covariances is divided by epsilon: for attention as below, filtered scores differ from
+    those of exact arithmetic by less than 4e-9 / epsilon + 2e-6.
 
     A segment with a score that is NaN or infinite counts as NaN in the whole frame: it wins every pixel (the lowest
     such segment does), and the confidence of the frame is NaN.
@@ -180,7 +182,8 @@ def guided_labels(
         not_differentiable = "filter the masks with PyTorch's own operations, or detach the attention"
         _derivatives.refuse(op, not_differentiable, image_attention, video_attention)
     maps = without_dropped(AttentionMaps(image_attention.detach(), video_attention.detach(), clusters))
-    window = max(1, round(radius / subsample))
+    # A window of twice the grid's side covers all of it, wherever it lies.
+    window = max(1, min(round(radius / subsample), max(low_size(size[0], size[1], subsample))))
     settings = (height, width, window, float(epsilon), subsample, confidence, statistics)
     results = GUIDED_LABELS(GuidedArguments(*maps, guide, *settings), backend)
     return requested(results, confidence, statistics)

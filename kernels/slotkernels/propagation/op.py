@@ -101,6 +101,7 @@ class LabelMaps(NamedTuple):
 
 
 def check_attention(op: str, maps: AttentionMaps) -> None:
+    """Check that the attention maps and the clusters agree in B, T, N, K and the device."""
     sizes: dict[str, int] = {}
     check_tensor(op, "image_attention", maps.image_attention, "B T M N", sizes)
     check_tensor(op, "video_attention", maps.video_attention, "B T N K", sizes)
@@ -162,6 +163,7 @@ def _empty_gradients(arguments: AttentionBackwardArguments) -> AttentionGradient
 
 
 def empty_labels(arguments: LabelArguments) -> LabelResults:
+    """Uninitialised results of the shapes and dtypes of the op."""
     frames, slots = arguments.image_attention.shape[:2], arguments.video_attention.shape[3]
     new, maps = arguments.image_attention.new_empty, (*frames, arguments.out_height, arguments.out_width)
     return LabelResults(

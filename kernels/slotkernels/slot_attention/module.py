@@ -235,20 +235,37 @@ class SlotAttention(nn.Module):
         return SlotAttentionOutput(slots, attention)
 
     def sample_slots(
-        self, batch: int, generator: torch.Generator | None = None, *, noise: Tensor | None = None
+        self,
+        batch: int,
+        generator: torch.Generator | None = None,
+        *,
+        num_slots: int | None = None,
+        noise: Tensor | None = None,
     ) -> Tensor:
         """Initial slots ``mu + exp(log_sigma) * noise`` [batch, N, D]; gradients reach mu and log_sigma.
+
+        All slots share mu and log_sigma, so any number of them can be drawn, also after training.
 
         Args:
             batch: B.
             generator: of the noise.
-            noise: [B, N, D] standard normal, with any N; drawn for the module's N if None.
+            num_slots: N, a multiple of ``groups``; the module's if None.
+            noise: [B, N, D] standard normal, with any N; drawn if None.
 
         Raises:
-            ValueError: if the noise is not of that shape.
+            ValueError: if N does not fit, or the noise is not of that shape.
+
+        Example:
+            >>> SlotAttention(num_slots=4, dim=8).sample_slots(2, num_slots=9).shape
+            torch.Size([2, 9, 8])
         """
         if noise is None:
-            shape = (batch, self.num_slots, self.dim)
+            num_slots = self.num_slots if num_slots is None else num_slots
+            check_that(
+                num_slots >= 1 and num_slots % self.groups == 0,
+                f"SlotAttention: num_slots={num_slots}, expected a positive multiple of groups={self.groups}",
+            )
+            shape = (batch, num_slots, self.dim)
             noise = torch.randn(shape, generator=generator, dtype=self.mu.dtype, device=self.mu.device)
         check_tensor("SlotAttention", "noise", noise, "B N D", {"B": batch, "D": self.dim})
         return self.mu + self.log_sigma.exp() * noise

@@ -17,11 +17,9 @@ from interpreter.evaluation.candidates import SavedMasks
 from interpreter.evaluation.gallery import Gallery
 from interpreter.evaluation.provenance import code_version
 from interpreter.evaluation.scoring import score_dataset
-from interpreter.methods import METHODS
 from interpreter.metrics import PROTOCOLS
 
 from ..data.releases import compressed, write_ytvis, ytvis_annotation, ytvis_video
-from ..methods.contract_methods import CLUSTERS
 from .videos import FRAMES, SIZE, save_davis, save_json, save_npz, save_png, squares
 
 FORMATS = {"masks": save_png, "masks.npz": save_npz, "masks.json": save_json}
@@ -286,17 +284,16 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
         (["--run", "x", "--seeds"], "--seeds must be"),
         (["--run", "x", "--seeds", "-1"], "--seeds must be at least 0, got -1"),
         (["--run", "x", "--pictures", "-1"], "--pictures must be at least 0"),
-        (["--method", "test-clusters"], "--method needs --root"),
-        (["--method", "test-clusters", "--root", "x", "--sweep-merge", "0.1"], "test-clusters has no setting merge_th"),
-        (["--method", "test-clusters", "--root", "x", "--clip-frames", "9"], "test-clusters has no setting repeat_to"),
+        (["--method", "cluster"], "--method needs --root"),
+        (["--method", "cluster", "--root", "x", "--sweep-merge", "0.1"], "cluster has no setting merge_th"),
+        (["--method", "cluster", "--root", "x", "--clip-frames", "9"], "cluster has no setting repeat_to"),
         (
             ["--run", "x", "--protocol", "interpretter"],
             "unknown --protocol interpretter; choose from interpreter, solv",
         ),
     ],
 )
-def test_contradicting_options_are_refused_first(options, message, monkeypatch):
-    monkeypatch.setitem(METHODS, CLUSTERS.name, CLUSTERS)
+def test_contradicting_options_are_refused_first(options, message):
     with pytest.raises(ValueError, match=message):
         command.main(options)
 

@@ -25,8 +25,6 @@ from interpreter.methods.runs import open_segmenter
 from interpreter.metrics import PROTOCOLS, kmeans_segments
 from interpreter.models.backbones import Backbone
 
-from ..methods.contract_methods import CLUSTERS
-
 INTERPRETER = PROTOCOLS["interpreter"]
 NATIVE = ("slot-contrast",)  # at 128x192, in a fifth of the time
 
@@ -255,10 +253,10 @@ def test_clip_repeats_short_videos_and_cuts_long_ones(clip_frames, seen, scored,
         assert all(result["frames"] == scored for videos in by_seed.values() for result in videos.values())
 
 
-def test_method_without_stages_needs_no_run(scenes, tmp_path, monkeypatch):
-    monkeypatch.setitem(METHODS, CLUSTERS.name, CLUSTERS)
-    arguments = ["--method", CLUSTERS.name, "--root", scenes, "--seeds", "0", "--pictures", "0", "--num-videos", 2]
-    arguments += ["--protocol", *NATIVE, "--out", tmp_path / "out", "--num-segments", 2, "--frame-size", 64, 96]
+def test_method_without_stages_needs_no_run(scenes, tmp_path):
+    arguments = ["--method", "cluster", "--backbone", "efficientnet-lite0", "--root", scenes, "--seeds", "0"]
+    arguments += ["--pictures", "0", "--num-videos", 2, "--protocol", *NATIVE, "--out", tmp_path / "out"]
+    arguments += ["--num-segments", 2, "--frame-size", 64, 96]
     assert main([str(argument) for argument in arguments]) == 0
     report = json.loads((tmp_path / "out/scores.json").read_text())
     assert report["config"]["num_segments"] == 2

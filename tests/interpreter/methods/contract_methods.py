@@ -1,4 +1,4 @@
-"""Two methods unlike the published ones: one without stages, and one whose stages depend on its options."""
+"""A method unlike the published ones: its stages depend on its options."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -10,11 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interpreter.configs import BackboneConfig, DataConfig, FeatureStageConfig, OptimConfig, StageConfig, option
+from interpreter.configs import FeatureStageConfig, OptimConfig, StageConfig, option
 from interpreter.engine.inputs import FrameInputs, InputSettings
 from interpreter.methods.base import Context, Encoded, Method, Segmenter, Stage, Trained
-from interpreter.metrics.baselines import kmeans_segments
-from interpreter.models.backbones import load_backbone
 from interpreter.segmentation import Segmentation
 from interpreter.store.features import FeatureMaker, encode
 from interpreter.store.open import opened_features
@@ -39,30 +37,6 @@ class PatchSegmenter(Segmenter):
         labels = self.label(encoded.by_seed[seed], settings.get("num_segments") or self.num_segments, seed)
         masks = F.one_hot(labels, int(labels.max()) + 1).half()
         return Segmentation(self.grid, masks, tensors={"labels": labels})
-
-
-@dataclasses.dataclass(frozen=True)
-class ClusterSettings:
-    """Settings of clustering."""
-
-    num_segments: int = option(3, at_least=1)
-    """Clusters of a video."""
-    backbone: str = "efficientnet-lite0"
-    """Backbone."""
-
-
-def open_clusters(device: torch.device, settings: Any, frame_size: tuple[int, int] | None) -> PatchSegmenter:
-    backbone = load_backbone(BackboneConfig(settings.backbone)).to(device)
-    size = frame_size or DataConfig().frame_size
-
-    def label(features: Tensor, count: int, seed: int) -> Tensor:
-        clusters = kmeans_segments(features.numpy(), grid=backbone.grid(size), k=count, seed=seed)
-        return torch.from_numpy(clusters).long().flatten(1)
-
-    return PatchSegmenter("clusters", backbone, size, settings.num_segments, label)
-
-
-CLUSTERS = Method("test-clusters", "k-means of the features", "-", (), ClusterSettings, open_clusters)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Every method keeps the contract of interpreter.methods.base; so do one without stages and one with many."""
+"""Every method keeps the contract of interpreter.methods.base; so does one with any number of stages."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from interpreter.cache import main as cache
-from interpreter.configs import LoggingConfig
+from interpreter.configs import BackboneConfig, LoggingConfig
 from interpreter.data import open_video
 from interpreter.data.video.first_frames import FirstFrames
 from interpreter.engine.distributed import Ranks
@@ -29,18 +29,17 @@ from interpreter.methods.runs import open_context, open_segmenter
 from interpreter.train import main, parse_stage
 from interpreter.training import train, ways_to_save_memory
 
-from .contract_methods import CLUSTERS, LEVELS
+from .contract_methods import LEVELS
 
 CPU, STEPS = torch.device("cpu"), 4
-EVERY = [*METHODS.values(), CLUSTERS, LEVELS]
+EVERY = [*METHODS.values(), LEVELS]
 TRAINED = [method for method in EVERY if method.stages]
 STAGES = [pytest.param(m, s, id=f"{m.name}-{s.name}") for m in TRAINED for s in m.stages]
 
 
 @pytest.fixture(autouse=True)
 def _all_methods(monkeypatch):
-    for method in (CLUSTERS, LEVELS):
-        monkeypatch.setitem(METHODS, method.name, method)
+    monkeypatch.setitem(METHODS, LEVELS.name, LEVELS)
 
 
 def demo(stage, run, scenes, **optim):
@@ -150,7 +149,11 @@ def test_training_resumes_bit_for_bit(method, run_of, scenes, tmp_path):
 @pytest.mark.parametrize("method", EVERY, ids=lambda method: method.name)
 def test_five_frames_are_segmented(method, run_of, scenes):
     clip = FirstFrames(open_video(next(scenes.glob("JPEGImages/*/train-00000"))), 5)
-    segmenter = open_segmenter(method, run_of(method) if method.stages else None, frame_size=(64, 96), device=CPU)
+    if method.stages:
+        segmenter = open_segmenter(method, run_of(method), frame_size=(64, 96), device=CPU)
+    else:  # with the backbone whose weights come with the installation
+        settings = method.settings(backbone=BackboneConfig())
+        segmenter = open_segmenter(method, None, settings, frame_size=(64, 96), device=CPU)
     advanced = []
     encoded = segmenter.encode(clip, (0, 1), advanced.append)
     assert sum(advanced) == encoded.frames == 5
@@ -200,13 +203,13 @@ def test_another_methods_run_is_refused(run_of, scenes):
 
 
 def test_method_without_stages_is_not_trained():
-    with pytest.raises(ValueError, match="test-clusters has nothing to train"):
-        parse_stage(["--method", "test-clusters", "--run", str(Path("run"))])
+    with pytest.raises(ValueError, match="cluster has nothing to train"):
+        parse_stage(["--method", "cluster", "--run", str(Path("run"))])
 
 
 def test_method_without_stages_has_nothing_to_cache():
-    with pytest.raises(ValueError, match="test-clusters has nothing to train, so there is nothing to cache"):
-        cache(["--method", "test-clusters"])
+    with pytest.raises(ValueError, match="cluster has nothing to train, so there is nothing to cache"):
+        cache(["--method", "cluster"])
 
 
 def test_cache_wants_the_options_of_a_level(run_of):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from interpreter.methods.interpreter.config import ImageModelConfig
-from interpreter.methods.interpreter.image_stage import ImageStage
+from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
 from interpreter.models.positions import patch_positions
 from interpreter.models.transformer import TransformerDecoder
 
@@ -36,8 +36,9 @@ def test_gradient_reaches_the_prior(implicit, learns):
         assert moved == learns
 
 
-def test_every_other_parameter_learns():
-    stage = build()
+@pytest.mark.parametrize("decoder", ["transformer", "masks", "broadcast"])
+def test_every_other_parameter_learns(decoder):
+    stage = build(decoder=decoder)
     features, noise = inputs(stage)
     stage(features, stage.slot_attention.sample_slots(len(noise), noise=noise))[0].backward()
     still = [name for name, p in stage.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
@@ -58,7 +59,7 @@ def test_loss_is_the_mean_squared_error_of_the_decoded_slots():
     stage = build()
     features, noise = inputs(stage)
     loss, encoded = stage(features, stage.slot_attention.sample_slots(len(noise), noise=noise))
-    expected = sum(((stage.decode(encoded.slots)[b] - features[b]) ** 2).mean() for b in range(2)) / 2
+    expected = sum(((stage.decode(encoded)[b] - features[b]) ** 2).mean() for b in range(2)) / 2
     torch.testing.assert_close(loss, expected)
 
 
@@ -77,19 +78,62 @@ def test_decoder_looks_both_ways():
 def test_decoder_sees_slots_as_a_set():
     stage = build()
     slots = torch.randn(2, 3, 16)
-    out = stage.decode(slots)
-    torch.testing.assert_close(stage.decode(slots[:, [2, 0, 1]]), out, atol=1e-6, rtol=1e-5)
+    out = stage.decode(ImageSlots(slots, torch.empty(0)))
+    torch.testing.assert_close(stage.decode(ImageSlots(slots[:, [2, 0, 1]], torch.empty(0))), out, atol=1e-6, rtol=1e-5)
     slots[:, 1] = torch.randn(2, 16)
-    assert (stage.decode(slots) - out).abs().amax((1, 2)).min() > 1e-4
+    assert (stage.decode(ImageSlots(slots, torch.empty(0))) - out).abs().amax((1, 2)).min() > 1e-4
 
 
-def test_attention_rows_sum_to_one():
-    stage = build()
+@pytest.mark.parametrize("decoder", ["transformer", "masks", "broadcast"])
+def test_attention_rows_sum_to_one(decoder):
+    stage = build(decoder=decoder)
     features, noise = inputs(stage)
     attention = stage.encode(features, slots=stage.slot_attention.sample_slots(len(noise), noise=noise)).attention
     assert attention.shape == (2, 12, 3)
     torch.testing.assert_close(attention.sum(-1), torch.ones(2, 12))
     assert attention.min() >= 0
+
+
+def test_mask_decoder_is_the_attention_times_linear_slots():
+    stage = build(decoder="masks")
+    features, noise = inputs(stage)
+    initial = stage.slot_attention.sample_slots(len(noise), noise=noise)
+    slots, attention = stage.slot_attention(features + patch_positions(GRID, FEATURES, GRID, features.device), initial)
+    weight, bias = stage.decoder.weight, stage.decoder.bias
+    expected = torch.einsum("bmn,bnc->bmc", attention, slots @ weight.T + bias)
+    torch.testing.assert_close(stage.decode(stage.encode(features, slots=initial)), expected)
+    loss, _ = stage(features, initial)
+    torch.testing.assert_close(loss, (expected - features).square().mean())
+    # The loss reaches the queries through the attention too, not only through the slots.
+    loss.backward()
+    whole = stage.slot_attention.to_q.weight.grad.clone()
+    stage.zero_grad()
+    encoded = stage.encode(features, slots=initial.detach())
+    stage.error(encoded._replace(attention=encoded.attention.detach()), features).mean().backward()
+    assert (stage.slot_attention.to_q.weight.grad - whole).abs().max() > 0.1 * whole.abs().max()
+
+
+def test_broadcast_decoder_supplies_the_attention():
+    stage = build(decoder="broadcast")
+    features, noise = inputs(stage)
+    initial = stage.slot_attention.sample_slots(len(noise), noise=noise)
+    encoded = stage.encode(features, slots=initial)
+    reconstructed, masks = stage.decoder(encoded.slots)
+    assert torch.equal(encoded.attention, masks)
+    torch.testing.assert_close(stage(features, initial)[0], (reconstructed - features).square().mean())
+    torch.testing.assert_close(stage.decode(encoded._replace(reconstructed=None)), reconstructed)
+
+
+@pytest.mark.parametrize("decoder", ["transformer", "masks", "broadcast"])
+def test_slots_are_drawn_in_any_number(decoder):
+    stage = build(decoder=decoder)
+    features, _ = inputs(stage)
+    initial = stage.slot_attention.sample_slots(2, torch.Generator().manual_seed(5), num_slots=7)
+    encoded = stage.encode(features, slots=initial)
+    assert (encoded.slots.shape, encoded.attention.shape) == ((2, 7, 16), (2, 12, 7))
+    # Slots are interchangeable: those of a draw in another order are the same slots in that order.
+    order = [3, 6, 0, 1, 5, 2, 4]
+    torch.testing.assert_close(stage.encode(features, slots=initial[:, order]).slots, encoded.slots[:, order])
 
 
 def test_stage_applies_to_another_grid():
@@ -133,6 +177,31 @@ def test_wrong_grid_is_a_value_error(grid):
     stage = build()
     with pytest.raises(ValueError, match="15 tokens, but the patch grid is"):
         stage.encode(torch.randn(1, 15, FEATURES), grid)
+
+
+def test_mask_decoder_is_trained_on_windows_and_applied_to_whole_frames():
+    config = dataclasses.replace(CONFIG, decoder="masks", input_positions=False)
+    stage = ImageStage(config, FEATURES, GRID, windows=(2, 3))
+    features, noise = inputs(stage)
+    initial = stage.slot_attention.sample_slots(len(noise), noise=noise)
+    loss, encoded = stage(features[:, :6], initial)
+    assert encoded.attention.shape == (2, 6, 3)
+    torch.testing.assert_close(loss, stage.error(encoded, features[:, :6], (2, 3)).mean())
+    assert stage.encode(features, slots=initial).attention.shape == (2, 12, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "windows", "message"),
+    [
+        ({"decoder": "transformer", "input_positions": False}, (2, 3), "--windows needs --decoder masks"),
+        ({"decoder": "broadcast", "input_positions": False}, (2, 3), "--windows needs --decoder masks"),
+        ({"decoder": "masks"}, (2, 3), "and --no-input-positions"),
+        ({"decoder": "masks", "input_positions": False}, (2, 5), "--windows 2 5 is larger than the patch grid .* 3x4"),
+    ],
+)
+def test_windows_that_make_no_sense_are_refused(changes, windows, message):
+    with pytest.raises(ValueError, match=message):
+        ImageStage(dataclasses.replace(CONFIG, **changes), FEATURES, GRID, windows)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_frame_keeps_the_draw_that_reconstructs_it_best(segmenter):
     stage, generator = segmenter.image_stage, torch.Generator()
     features = torch.randn(6, 4 * 6, stage.feature_dim, generator=generator.manual_seed(0))
     with_restarts(stage, 5)
-    slots, attention = segmenter.find_image_slots(features, generator.manual_seed(1))
+    slots, attention, _ = segmenter.find_image_slots(features, generator.manual_seed(1))
 
     generator.manual_seed(1)
     initial = [stage.slot_attention.sample_slots(6, generator) for _ in range(5)]

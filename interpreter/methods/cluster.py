@@ -1,0 +1,87 @@
+"""Clustering of the tokens of a whole video: needs no training, and no run."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interpreter.configs import BackboneConfig, option
+from interpreter.data import Video
+from interpreter.engine.precision import in_precision, resolve_precision
+from interpreter.methods.base import Encoded, Method, Segmenter
+from interpreter.methods.frames import encode_frames
+from interpreter.models.backbones import Backbone, load_backbone
+from interpreter.models.token_masks import token_masks
+from interpreter.segmentation import Segmentation
+
+FRAME_SIZE = (336, 504)
+GROUPS = 12  # of tokens, before they are merged
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """Settings of clustering."""
+
+    num_segments: int = option(8, at_least=1)
+    """Segments of a video."""
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("facebook/dinov2-small"))
+    """The frozen feature extractor; a ViT, since the masks of a CNN's features follow textures."""
+
+
+class ClusterSegmenter(Segmenter):
+    """Segments a video by clusters of its tokens.
+
+    Args:
+        backbone: frozen feature extractor.
+        settings: see :class:`ClusterSettings`.
+        precision: "fp32" or "bf16", of the backbone.
+        frame_size: (H, W) that frames are resized to.
+    """
+
+    name = "clusters of tokens"
+
+    def __init__(
+        self, backbone: Backbone, settings: ClusterSettings, precision: str, frame_size: tuple[int, int]
+    ) -> None:
+        self.backbone, self.settings, self.precision, self.frame_size = backbone, settings, precision, frame_size
+        self.num_segments = settings.num_segments
+
+    @torch.no_grad()
+    def encode(
+        self,
+        video: Video,
+        seeds: Sequence[int] = (0,),
+        advance: Callable[[int], None] = lambda frames: None,
+        keep: Callable[[Tensor], None] = lambda features: None,
+    ) -> Encoded:
+        """See :meth:`Segmenter.encode`; keeps the tokens [T, M, C] fp16, which all seeds share."""
+        encoded = encode_frames(self, video, (0,), lambda features, seed: (features.half(),), advance, keep)
+        return Encoded(encoded.frames, dict.fromkeys(seeds, encoded.by_seed[0]))
+
+    @torch.no_grad()
+    def segment(self, encoded: Encoded, seed: int = 0, **settings: Any) -> Segmentation:
+        """See :meth:`Segmenter.segment`; the seed is that of the starts of k-means."""
+        chosen = replace(self.settings, **{name: value for name, value in settings.items() if value is not None})
+        (tokens,) = encoded.by_seed[seed]
+        groups = max(GROUPS, chosen.num_segments)
+        masks = token_masks(tokens, self.grid, groups, chosen.num_segments, seed=seed, device=self.device)
+        return Segmentation(self.grid, masks, None, {"token_masks": masks})
+
+
+def open_clusters(device: torch.device, settings: Any, frame_size: tuple[int, int] | None) -> ClusterSegmenter:
+    """A segmenter with the backbone that the settings name."""
+    precision = resolve_precision("auto", device)
+    backbone = in_precision(load_backbone(settings.backbone), precision).to(device)
+    return ClusterSegmenter(backbone, settings, precision, frame_size or FRAME_SIZE)
+
+
+CLUSTER = Method(
+    name="cluster",
+    summary="k-means of a ViT's tokens over the whole video, merged where segments touch; nothing is trained",
+    citation="the baseline of docs/results.md, refined (docs/methods/cluster.md)",
+    stages=(),
+    settings=ClusterSettings,
+    open=open_clusters,
+)

@@ -1,0 +1,64 @@
+"""Association by features: the image slots of all frames become the segments of a video, without a trained stage.
+
+A slot depends on the random draw that it started from, but the tokens that it attends to hardly do. So each slot is
+described by the mean feature and the mean position of its tokens, and weighted k-means of these descriptions over all
+frames finds the segments: an object looks alike in all frames, and hardly moves between two of them.
+"""
+
+import torch
+from torch import Tensor
+
+from interpreter.methods.interpreter.token_means import TokenMeans
+from interpreter.models.clustering import Clusters, weighted_kmeans
+
+POSITION_WEIGHT = 0.25  # length of a position, relative to that of a centred feature (root mean squares)
+RESTARTS = 8  # of k-means
+GROUPS = 12  # of slots, where the tokens decide on the segments
+
+
+def slot_descriptions(described: TokenMeans) -> Tensor:
+    """Mean features of slots, with their positions appended: [T, N, C + 2].
+
+    Args:
+        described: means of the slots' tokens in all frames.
+    """
+    means, places, masses = described
+    weights = masses.unsqueeze(-1) / masses.sum()
+    centre = (weights * means).sum((0, 1))
+    length = (weights * (means - centre).square()).sum().sqrt()
+    spread = (weights * places.square()).sum().sqrt().clamp_min(1e-12)
+    return torch.cat([means - centre, places * (POSITION_WEIGHT * length / spread)], -1)
+
+
+def group_by_features(described: TokenMeans, segments: int, seed: int = 0) -> Tensor:
+    """The segment of each slot, int64 [T, N] in 0..segments-1; a slot counts as much as the tokens that it holds.
+
+    Args:
+        described: means of the slots' tokens in all frames.
+        segments: how many, at most T·N.
+        seed: of the starts of k-means.
+
+    Example:
+        Two frames of two slots, whose order differs.
+
+        >>> means = torch.tensor([[[0.0], [9.0]], [[9.1], [0.1]]])
+        >>> labels = group_by_features(TokenMeans(means, torch.zeros(2, 2, 2), torch.ones(2, 2)), segments=2)
+        >>> bool(labels[0, 0] == labels[1, 1]), bool(labels[0, 1] == labels[1, 0]), bool(labels[0, 0] == labels[0, 1])
+        (True, True, False)
+    """
+    return _clusters(described, segments, seed).labels.view(described.masses.shape)
+
+
+def slot_groups(described: TokenMeans, seed: int = 0) -> Tensor:
+    """Mean features [k, C] of the tokens of k groups of slots, k at most :data:`GROUPS`."""
+    masses = described.masses.flatten()
+    count = min(GROUPS, len(masses))
+    labels = _clusters(described, count, seed).labels
+    members = torch.zeros(count, len(masses), device=masses.device)
+    members[labels, torch.arange(len(masses), device=masses.device)] = masses
+    return members @ described.features.flatten(0, 1) / members.sum(1, keepdim=True).clamp_min(1e-12)
+
+
+def _clusters(described: TokenMeans, count: int, seed: int) -> Clusters:
+    points = slot_descriptions(described).flatten(0, 1)
+    return weighted_kmeans(points, count, weights=described.masses.flatten(), restarts=RESTARTS, seed=seed)
