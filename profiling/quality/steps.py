@@ -37,8 +37,7 @@ class Command:
     @property
     def portable(self) -> str:
         """The command with the names of files and directories in place of their absolute paths."""
-        names = (Path(a).name if Path(a).is_absolute() else a for a in self.arguments)
-        return f"python -m {shlex.join(names)}"
+        return str(Command(self.title, tuple(Path(a).name if Path(a).is_absolute() else a for a in self.arguments)))
 
 
 @dataclass(frozen=True)

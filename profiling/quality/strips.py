@@ -6,6 +6,7 @@ Writes below OUT a PNG for each video, and times.json: seconds of each part of s
 videos. Segments have guided edges in the pictures; both kinds of edges are timed.
 """
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -102,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Strips, sys.argv[1:] if arguments is None else arguments, "python -m profiling.quality.strips"
     )
     check_ranges(config)
+    load = os.getloadavg()[0]
     segmenter = open_segmenter(method, config.run, config.settings, config.frame_size, stored=stored)
     dataset = open_videos(config.data, config.run or Path())
     segmenter.segment(segmenter.encode(FirstFrames(dataset.videos[0], WARM_UP)))
@@ -114,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         count += video.num_frames
         Image.fromarray(picture).quantize(256).save(config.out / f"{video.name.replace('/', '_')}.png", optimize=True)
     size = [dataset.videos[0].height, dataset.videos[0].width]
-    about = machine(segmenter.device.type)
+    about = {**machine(segmenter.device.type), "load_average": load}
     save(config.out / TIMES, {**about, "frames": count, "first_video_size": size, "seconds": seconds})
     return 0
 
