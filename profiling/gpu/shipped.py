@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 
 import torch
+from slotkernels.guided_labels import triton as guided_labels
+from slotkernels.guided_labels.op import GuidedArguments, default_radius
 from slotkernels.invariant_slot_attention import op as invariant_op
 from slotkernels.invariant_slot_attention import triton as invariant_slot_attention
 from slotkernels.propagation import triton as propagation
@@ -29,6 +31,7 @@ def shipped() -> Iterator[tuple[str, Callable[[], object]]]:
     yield from _slot_update()
     yield from _invariant_attention()
     yield from _propagate_labels()
+    yield from _guided_labels()
     yield from _sinkhorn()
 
 
@@ -139,6 +142,24 @@ def _propagate_labels() -> Iterator[tuple[str, Callable[[], object]]]:
                 label = f"propagate_labels {name}" + " with extras" * extras + " merged" * (merged is not None)
                 arguments = LabelArguments(image, video, merged, *grid, *size, extras, extras)
                 yield label, lambda a=arguments: propagation.propagate_labels(a)
+
+
+def _guided_labels() -> Iterator[tuple[str, Callable[[], object]]]:
+    # (grid, K, size, subsample): DAVIS, YTVIS-19, most objects, the exact filter of the demo.
+    for grid, objects, size, subsample in (
+        ((24, 36), 8, (480, 854), 4),
+        ((24, 36), 20, (336, 504), 4),
+        ((24, 36), 255, (336, 504), 4),
+        ((12, 18), 11, (128, 192), 1),
+    ):
+        image = torch.empty(1, 1, grid[0] * grid[1], 16, device="meta")
+        video = torch.empty(1, 1, 16, objects, device="meta")
+        guide = torch.empty(1, 1, *size, 3, dtype=torch.uint8, device="meta")
+        window = round(default_radius(grid, size) / subsample)
+        for extras in (False, True):
+            arguments = GuidedArguments(image, video, None, guide, *grid, window, 1e-4, subsample, extras, extras)
+            label = f"guided_labels {grid[0]}x{grid[1]} K{objects} {size[0]}x{size[1]} subsample {subsample}"
+            yield label + " with extras" * extras, lambda a=arguments: guided_labels.guided_labels(a)
 
 
 def _sinkhorn() -> Iterator[tuple[str, Callable[[], object]]]:

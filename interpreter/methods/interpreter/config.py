@@ -16,7 +16,7 @@ from interpreter.configs import (
 )
 
 StageName = Literal["image", "video"]
-Preset = Literal["demo", "davis", "ytvis19", "movi-e"]
+Preset = Literal["demo", "davis", "clips", "ytvis19", "movi-e"]
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,7 @@ _MASKS: dict[str, Any] = {
     "model": ImageModelConfig(decoder="masks", num_slots=24, dim=192, input_positions=False),
     "windows": (12, 18),
     "optim": OptimConfig(steps=1200, batch_size=16, flip=False),
+    "logging": LoggingConfig(sample_every=1200),
 }
 
 IMAGE_PRESETS: dict[str, ImageTraining] = {
@@ -188,14 +189,16 @@ IMAGE_PRESETS: dict[str, ImageTraining] = {
     ),
 }
 
+_FEW_CLIPS: dict[str, Any] = {
+    "num_frames": 32,
+    "model": VideoModelConfig(num_slots=6, dim=192, heads=6),
+    "optim": OptimConfig(steps=250, batch_size=8),
+}
+
 VIDEO_PRESETS: dict[str, VideoTraining] = {
     "demo": VideoTraining(run=Path("runs/demo"), optim=OptimConfig(steps=800, batch_size=16)),
-    "davis": VideoTraining(
-        run=Path("runs/davis"),
-        num_frames=32,
-        model=VideoModelConfig(num_slots=6, dim=192, heads=6),
-        optim=OptimConfig(steps=250, batch_size=8),
-    ),
+    "davis": VideoTraining(run=Path("runs/davis"), **_FEW_CLIPS),
+    "clips": VideoTraining(run=Path("runs/clips"), **_FEW_CLIPS),
     "ytvis19": VideoTraining(
         run=Path("runs/ytvis19"), num_frames=36, model=_PAPER_VIDEO, optim=_PAPER_VIDEO_OPTIM, logging=_LONG
     ),

@@ -14,11 +14,13 @@ from typing import Literal, NamedTuple, overload
 from torch import Tensor, uint8
 
 from .. import _derivatives
+from .._backends import why_not_triton
 from .._checks import check_positive, check_tensor, check_that, describe
 from .._native import why_not_cpp
 from .._op import Op
 from ..propagation import bytes_moved as labels_bytes_moved
 from ..propagation.op import (
+    MAX_SIDE,
     AttentionMaps,
     LabelArguments,
     LabelMaps,
@@ -60,6 +62,13 @@ def default_radius(grid: tuple[int, int], size: tuple[int, int]) -> int:
     return round(RADIUS * math.sqrt(size[0] / grid[0] * (size[1] / grid[1])))
 
 
+def _why_not_triton(arguments: GuidedArguments) -> str | None:
+    height, width = arguments.guide.shape[2:4]
+    if max(arguments.height, arguments.width, height, width, arguments.subsample) > MAX_SIDE:
+        return f"more than {MAX_SIDE} patches or pixels a side"
+    return why_not_triton(arguments)
+
+
 def _empty_labels(arguments: GuidedArguments) -> LabelResults:
     height, width = arguments.guide.shape[2:4]
     sizes = (arguments.height, arguments.width, height, width)
@@ -68,6 +77,7 @@ def _empty_labels(arguments: GuidedArguments) -> LabelResults:
 
 GUIDED_LABELS = Op("guided_labels", _empty_labels)
 GUIDED_LABELS.add("reference", "slotkernels.guided_labels.reference")
+GUIDED_LABELS.add("triton", "slotkernels.guided_labels.triton", supports=_why_not_triton)
 GUIDED_LABELS.add("cpp", "slotkernels.guided_labels.cpp", supports=why_not_cpp)
 
 

@@ -63,7 +63,7 @@ def _objects(rows, stride, merged, k, inside, objects, BLOCK_N: tl.constexpr, BL
 
 
 @triton.jit
-def _count(label, inside, x, y, areas, extents, out_height, out_width):
+def count_labels(label, inside, x, y, areas, extents, out_height, out_width):
     """Add a tile of labels to its frame's areas and extents: sums and maxima of integers, equal in any order."""
     label = tl.where(inside, label, NO_LABEL)
     current = tl.min(label)
@@ -172,4 +172,4 @@ def labels_kernel(
         tl.store(confidence + pixel, margin.to(tl.float16), mask=inside)
     if areas is not None:
         place = frame * objects
-        _count(label, inside, x, y, areas + place, extents + 4 * place, out_height, out_width)
+        count_labels(label, inside, x, y, areas + place, extents + 4 * place, out_height, out_width)

@@ -1,7 +1,10 @@
 """Label maps in Triton: the launch and its block sizes."""
 
+from typing import NamedTuple
+
 import torch
 import triton
+from torch import Tensor
 
 from .._triton import launch
 from .kernels import labels_kernel
@@ -31,17 +34,43 @@ def blocks(height: int, width: int, out_height: int, out_width: int, slots: int,
     }
 
 
+class Maps(NamedTuple):
+    """What kernels write; None for what was not requested."""
+
+    labels: Tensor  # uint8 [B, T, H, W]
+    confidence: Tensor | None  # fp16 [B, T, H, W]
+    areas: Tensor | None  # int32 [B, T, K]: added to
+    extents: Tensor | None  # int32 [B, T, K, 4]: raised to W - x0, H - y0, x1, y1, from zero
+
+    def results(self) -> LabelResults:
+        """As the op returns them."""
+        new = self.labels.new_empty
+        margin = new(0, dtype=torch.float16) if self.confidence is None else self.confidence
+        if self.areas is None or self.extents is None:
+            return LabelResults(self.labels, margin, new(0, dtype=torch.int32), new(0, dtype=torch.int32))
+        height, width = self.labels.shape[2:]
+        left, top, x1, y1 = self.extents.unbind(-1)
+        boxes = torch.stack((width - left, height - top, x1, y1), -1) * (self.areas > 0).unsqueeze(-1)
+        return LabelResults(self.labels, margin, self.areas, boxes)
+
+
+def new_maps(image: Tensor, objects: int, size: tuple[int, int], confidence: bool, statistics: bool) -> Maps:
+    """Tensors for the results; those that kernels add to are zero."""
+    frames = image.shape[:2]
+    return Maps(
+        image.new_empty((*frames, *size), dtype=torch.uint8),
+        image.new_empty((*frames, *size), dtype=torch.float16) if confidence else None,
+        image.new_zeros((*frames, objects), dtype=torch.int32) if statistics else None,
+        image.new_zeros((*frames, objects, 4), dtype=torch.int32) if statistics else None,
+    )
+
+
 def propagate_labels(arguments: LabelArguments) -> LabelResults:
     """As in ``reference.py``."""
     image, video, clusters, height, width, out_height, out_width, confidence, statistics = arguments
     batch, frames, _, slots = image.shape
     objects = video.shape[3]
-    pixels = (batch, frames, out_height, out_width)
-    labels = image.new_empty(pixels, dtype=torch.uint8)
-    margin = image.new_empty(pixels if confidence else 0, dtype=torch.float16)
-    # Areas; W - x0, H - y0, x1 and y1: programs add to the former and raise the latter, both from zero.
-    areas = image.new_zeros((batch, frames, objects) if statistics else 0, dtype=torch.int32)
-    extents = image.new_zeros((batch, frames, objects, 4) if statistics else (0, 4), dtype=torch.int32)
+    maps = new_maps(image, objects, (out_height, out_width), confidence, statistics)
     block = blocks(height, width, out_height, out_width, slots, confidence or statistics)
     chunks = triton.cdiv(triton.cdiv(out_height, height), block["BLOCK_Y"])
     tiles = triton.cdiv(out_width, block["BLOCK_X"])
@@ -52,15 +81,10 @@ def propagate_labels(arguments: LabelArguments) -> LabelResults:
             image,
             video,
             None if clusters is None else clusters.contiguous(),
-            labels,
-            margin if confidence else None,
-            areas if statistics else None,
-            extents if statistics else None,
+            *maps,
             *image.stride(),
             *video.stride(),
             *(frames, height, width, out_height, out_width, slots, objects, chunks, tiles),
             **block,
         )
-    left, top, x1, y1 = extents.unbind(-1)
-    boxes = torch.stack((out_width - left, out_height - top, x1, y1), -1) * (areas > 0).unsqueeze(-1)
-    return LabelResults(labels, margin, areas, boxes if statistics else extents.flatten())
+    return maps.results()

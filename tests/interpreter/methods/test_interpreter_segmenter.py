@@ -1,6 +1,8 @@
 """Segmenter of Interpreter: seeds, restarts, settings, and memory of the slots."""
 
 import dataclasses
+import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -9,10 +11,12 @@ import torch
 from interpreter.data import open_video
 from interpreter.engine.randomness import torch_generator
 from interpreter.methods import METHODS, frames
+from interpreter.methods.interpreter.association import group_by_features, slot_groups
 from interpreter.methods.interpreter.config import ImageModelConfig
 from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
 from interpreter.methods.interpreter.segmenter import InterpreterSegmenter, Settings
 from interpreter.methods.runs import open_segmenter
+from interpreter.models.token_masks import token_masks
 
 from ..clips import make_clip
 from ..peak_memory import peak_bytes
@@ -103,7 +107,7 @@ def test_seeds_at_once_equal_the_seeds_one_by_one(segmenter, clip):
     together = segmenter.encode(clip, (3, 1)).by_seed
     for seed in (3, 1):
         alone = segmenter.segment(segmenter.encode(clip, (seed,)), seed).tensors
-        slots, attention = together[seed]
+        slots, attention = together[seed][:2]
         assert torch.equal(slots, alone["image_slots"])
         assert torch.equal(attention, alone["image_attention"])
     assert not torch.equal(together[3][0], together[1][0])
@@ -114,6 +118,72 @@ def test_image_setting_segments_each_frame_by_itself(segmenter, clip):
     assert segmentation.across is None
     assert not segmentation.tied_over_time
     assert segmentation.tensors.keys() == {"image_slots", "image_attention"}
+
+
+def test_association_by_features_needs_the_image_stage_alone(tiny_run, segmenter, clip):
+    alone = open_segmenter(INTERPRETER, tiny_run, Settings(association="features"))
+    assert alone.video_stage is None
+    assert (alone.name, alone.num_segments) == ("association by features", 9)
+    encoded = alone.encode(clip)
+    segmentation = alone.segment(encoded, num_slots=3)
+    slots, attention, described, _ = encoded.by_seed[0]
+    assert slots.shape[1] == 2 * alone.image_stage.config.num_slots
+    labels = group_by_features(described, 3)
+    assert torch.equal(segmentation.across.argmax(-1), labels)
+    assert torch.equal(segmentation.attention, attention)
+    # A segmenter with the video stage can do both.
+    both = segmenter.segment(segmenter.encode(clip), association="features", num_slots=2)
+    assert both.num_segments == 2
+
+
+def test_run_without_a_video_stage_is_segmented_by_features(tiny_run, tmp_path, clip):
+    run = tmp_path / "run"
+    (run / "image").mkdir(parents=True)
+    for file in (tiny_run / "image").glob("checkpoint*"):
+        shutil.copy(file, run / "image")
+    content = json.loads((tiny_run / "config.json").read_text())
+    del content["stages"]["video"], content["trained_on"]["video"]
+    (run / "config.json").write_text(json.dumps(content))
+    segmenter = open_segmenter(INTERPRETER, run)
+    assert segmenter.name == "association by features"
+    assert segmenter.segment(segmenter.encode(clip)).tied_over_time
+    with pytest.raises(FileNotFoundError, match="--stage video"):
+        open_segmenter(INTERPRETER, run, Settings(association="learned"))
+
+
+def test_tokens_make_the_masks_on_request(tiny_run, clip):
+    segmenter = open_segmenter(INTERPRETER, tiny_run, Settings(association="features", masks="tokens"))
+    encoded = segmenter.encode(clip)
+    of_video = encoded.by_seed[0]
+    segmentation = segmenter.segment(encoded)
+    exact = token_masks(of_video.tokens, segmenter.grid, slot_groups(of_video.described), 9)
+    assert segmentation.across is None
+    assert torch.equal(segmentation.masks(), exact.float())
+    of_slots = segmenter.segment(encoded, masks="slots")
+    assert of_slots.across is not None
+    without = open_segmenter(INTERPRETER, tiny_run, Settings(association="features"))  # a CNN: slots
+    with pytest.raises(ValueError, match="has to be among the settings that the segmenter is opened with"):
+        without.segment(without.encode(clip), masks="tokens")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stage": "image", "association": "features"}, "no meaning with --stage image"),
+        ({"stage": "image", "num_slots": 3}, "no meaning with --stage image"),
+        ({"association": "features", "merge_threshold": 0.1}, "merge_threshold is a setting of --association learned"),
+        ({"association": "learned", "masks": "tokens"}, "masks=tokens needs --association features"),
+    ],
+)
+def test_settings_that_nothing_would_use_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**settings)
+
+
+def test_number_of_image_slots_is_a_setting(tiny_run, clip):
+    segmenter = open_segmenter(INTERPRETER, tiny_run, Settings(image_slots=7))
+    assert segmenter.name == "video stage"
+    assert segmenter.encode(clip).by_seed[0].slots.shape[1] == 7
 
 
 def test_repeats_of_a_short_video_are_cut_off_again(segmenter, clip, monkeypatch):
@@ -137,13 +207,13 @@ def test_video_that_changes_while_encoded_is_an_error(segmenter, tmp_path, frame
 
 
 def test_attention_is_held_once(tmp_path, monkeypatch):
-    """Memory beyond slots and attention is that of a short video. 24x36 patches, 32 slots: 55 kB a frame."""
+    """Memory beyond slots, attention and means is that of a short video. 24x36 patches, 32 slots: 59 kB a frame."""
     stage = ImageStage(ImageModelConfig(num_slots=32, dim=16), feature_dim=8, grid=(24, 36))
     backbone = SimpleNamespace(grid=lambda size: (24, 36), device=torch.device("cpu"))
     context = SimpleNamespace(backbone=backbone, precision="fp32", data=SimpleNamespace(frame_size=(48, 64)))
     segmenter = InterpreterSegmenter(context, stage, None, Settings(stage="image"))
     # What the backbone needs for a batch would hide the rest.
-    monkeypatch.setattr(frames, "encode", lambda backbone, stream, precision: (torch.zeros(1) for _ in stream))
+    monkeypatch.setattr(frames, "encode", lambda backbone, stream, precision: (torch.zeros(1, 864, 8) for _ in stream))
 
     def find_image_slots(features, generator):
         return ImageSlots(torch.rand(len(features), 32, 16), torch.rand(len(features), 864, 32))
@@ -157,6 +227,6 @@ def test_attention_is_held_once(tmp_path, monkeypatch):
             segmentation = segmenter.segment(segmenter.encode(video))
             return sum(1 for _ in segmentation.label_maps((48, 64)))
 
-        return peak_bytes(run) - (2 * 864 * 32 + 4 * 32 * 16) * count
+        return peak_bytes(run) - (2 * 864 * 32 + 4 * 32 * (16 + 8 + 3)) * count
 
     assert beyond(256) < 1.1 * beyond(64)  # held twice, the attention alone would double it
