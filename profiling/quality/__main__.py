@@ -83,7 +83,7 @@ def write_page(check: bool, root: Path = ROOT, folder: Path = RESULTS) -> bool:
     """Write the page's tables, unless ``check``; returns whether they differ from the results."""
     path = root / PAGE
     old = path.read_text()
-    new = with_tables(old, folder)
+    new = with_tables(old, root, folder)
     if not check:
         path.write_text(new)
     return old != new

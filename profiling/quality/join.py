@@ -1,4 +1,4 @@
-"""Joins what the steps of a plan wrote into one file of results: scores of all seeds, costs, and where they are from."""
+"""Joins what the steps of a plan wrote into one file of results: scores of all seeds, costs and their provenance."""
 
 import json
 import math
@@ -53,8 +53,8 @@ def scores(evaluations: Sequence[tuple[Step, dict[str, Any]]]) -> list[dict[str,
         evaluations: steps with what they wrote to scores.json.
 
     Returns:
-        Rows with "table", "size", "protocol", "version", "method", "edges", "seeds", "values" (by metric, one for each
-        seed) and, under some protocols, "videos" (by video, one number for each seed).
+        Rows with "table", "size", "protocol", "version", "method", "kind" (see :class:`Entry`), "edges", "seeds",
+        "values" (by metric, one for each seed) and, under some protocols, "videos" (by video, one for each seed).
 
     Raises:
         SystemExit: if evaluations follow different versions of a protocol.
@@ -68,7 +68,9 @@ def scores(evaluations: Sequence[tuple[Step, dict[str, Any]]]) -> list[dict[str,
             key = {"table": step.table, "size": step.size, "protocol": part["protocol"]}
             key |= {"method": method, "edges": part["edges"]}
             empty: dict[str, Any] = {"seeds": [], "values": {name: [] for name in part["mean"]}, "videos": {}}
-            row = rows.setdefault(tuple(key.values()), {**key, "version": part["version"], **empty})
+            row = rows.setdefault(
+                tuple(key.values()), {**key, "kind": part["kind"], "version": part["version"], **empty}
+            )
             if row["version"] != part["version"]:
                 raise SystemExit(
                     f"the evaluations follow versions {sorted([row['version'], part['version']])} of protocol "

@@ -3,13 +3,13 @@
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from subprocess import Popen, TimeoutExpired
 from typing import Any, Literal
 
 from profiling.common.revision import revision
@@ -72,10 +72,9 @@ class Step:
     def _fits(self, record: dict[str, Any]) -> bool:
         """Whether a record is of these commands, on what the needed steps made."""
         commands = [list(command.arguments) for command in self.commands]
-        return (
-            [entry["arguments"] for entry in record.get("commands", [])] == commands
-            and record["needs"] == [step.read().get("finished") for step in self.needs]
-        )
+        return [entry["arguments"] for entry in record.get("commands", [])] == commands and record["needs"] == [
+            step.read().get("finished") for step in self.needs
+        ]
 
     @property
     def done(self) -> bool:
@@ -92,7 +91,9 @@ class Step:
         record = self.read()
         if not self._fits(record):
             if not record and self.folder.exists():
-                sys.exit(f"{self.folder} exists, and this command did not write it: move it away, or give another --out")
+                sys.exit(
+                    f"{self.folder} exists, and this command did not write it: move it away, or give another --out"
+                )
             shutil.rmtree(self.folder, ignore_errors=True)
             entries = [
                 {"title": c.title, "arguments": list(c.arguments), "command": c.portable, "seconds": 0.0, "done": False}
@@ -116,13 +117,13 @@ class Step:
             self._write(record)
 
         note()
-        process = subprocess.Popen([sys.executable, "-m", *command.arguments])
+        process = Popen([sys.executable, "-m", *command.arguments])
         try:
             while True:
                 try:
                     process.wait(NOTED_EVERY)
                     break
-                except subprocess.TimeoutExpired:
+                except TimeoutExpired:
                     note()
         except KeyboardInterrupt:  # the command has got the signal too: it saves what it has, and ends
             process.wait()

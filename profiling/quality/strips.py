@@ -55,10 +55,12 @@ class Strips:
 
 
 def timed_strip(segmenter: Segmenter, dataset: VideoDataset, index: int) -> tuple[dict[str, float], np.ndarray]:
-    """Seconds of each part of segmenting a video, and its picture, uint8 [H, W, 3].
+    """Segment a video.
 
-    Times: "encode" has decoding, the backbone and all that is computed frame by frame; "segment" is what makes segments
-    of it; "none" and "guided" are the label maps at the video's own size, with either edges, the latter with decoding.
+    Returns:
+        Seconds of each part: "encode", which is decoding, the backbone and all that is computed frame by frame;
+        "segment", which makes segments of that; "none" and "guided", the label maps at the video's own size with either
+        kind of edges, the latter with decoding. And the video's picture, uint8 [H, W, 3].
     """
     video, times, begun = dataset.videos[index], {}, time.perf_counter()
 

@@ -71,7 +71,8 @@ def _scores_of_size(rows: Sequence[Results], columns: Sequence[Column]) -> Lines
     found = {(row["method"], row["edges"], row["protocol"]): row for row in rows}
     many = max(len(row["seeds"]) for row in rows)
     body = []
-    for method in _distinct(row["method"] for row in rows):
+    in_order = sorted(rows, key=lambda row: row["kind"] != "main")
+    for method in _distinct(row["method"] for row in in_order):
         for edges in ("none", "guided"):
             first = found.get((method, edges, columns[0].protocol))
             if first is None:
@@ -82,8 +83,7 @@ def _scores_of_size(rows: Sequence[Results], columns: Sequence[Column]) -> Lines
                 cell(found[method, edges, c.protocol]["values"][c.metric], 2 if "switches" in c.metric else 3)
                 for c in columns
             ]
-            blind = method == "one segment" or method.startswith("grid")
-            body.append([method + fewer, "–" if blind else edges, *cells])
+            body.append([method + fewer, "–" if first["kind"] == "blind" else edges, *cells])
     return table(["method", "edges", *(column.title for column in columns)], body)
 
 
@@ -127,12 +127,14 @@ def costs(all_results: Mapping[str, Results]) -> Lines:
         for row in results["costs"]:
             size = f" at {row['size'][0]}×{row['size'][1]}" if row["size"] else ""
             where = f" on {row['table']}{size}" if row["table"] else ""
-            what = row["what"] if where else f"training, {row['what']}"
+            what = row["what"] if where else f"training, {row['what']} stage"
             commands.append([row["method"], what + where, ", ".join(f"{s / 60:.1f}" for s in row["seconds"])])
         lines += [*table(["method", "command", "minutes of each run"], commands), ""]
         timed = []
         for one in results["segmenting"]:
-            ms = [f"{1000 * one['seconds'][key] / one['frames']:.0f}" for key in ("encode", "segment", "none", "guided")]
+            ms = [
+                f"{1000 * one['seconds'][key] / one['frames']:.0f}" for key in ("encode", "segment", "none", "guided")
+            ]
             size, own = (f"{h}×{w}" for h, w in (one["size"], one["first_video_size"]))
             timed.append([one["method"], size, own, str(one["frames"]), *ms, f"{one['load_average']:.1f}"])
         parts = ["encode", "segment", "edges none", "edges guided"]
