@@ -68,14 +68,15 @@ def run(options: Run, steps: Sequence[Step], what: str, command: str, results: P
     if options.dry_run:
         for step in steps:
             state = "done" if step.done and step.kind not in options.again else "to do"
-            for command in step.commands:
-                print(f"[{state}] {command}")
+            print(*(f"[{state}] {one}" for one in step.commands), sep="\n")
         return
     forget(steps, options.again)
     for step in steps:
+        if step.done and results.exists():
+            continue
         if not step.done:
             step.run()
-            save(results, joined(what, command, steps))
+        save(results, joined(what, command, steps))
     print("pictures:", *pictures(steps), sep="\n  ")
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_commands_of_a_plan_have_options_that_exist(name):
                 options = {"interpreter.evaluate": Evaluation, "profiling.quality.strips": Strips}[module]
                 # The run does not exist, so that its method has to be named.
                 named = [] if "--method" in arguments else ["--method", one.method.split(",")[0].lower()]
-                _, config = parse_with_settings(options, [*arguments, *named], module)
+                config: Any = parse_with_settings(options, [*arguments, *named], module)[1]
                 assert (config.out, config.frame_size) == (one.folder, one.size)
 
 
@@ -240,9 +241,9 @@ def test_costs_are_minutes_of_commands_and_milliseconds_of_frames(tmp_path, comm
     results = results_of(tmp_path)
     for row, seconds in zip(results["costs"], ([60.0, 90.0], [6.0, 6.0]), strict=True):
         row["seconds"] = seconds
-    seconds = {"encode": 2.0, "segment": 0.1, "none": 0.2, "guided": 1.0}
+    parts = {"encode": 2.0, "segment": 0.1, "none": 0.2, "guided": 1.0}
     timed = {"method": "Interpreter", "size": [336, 504], "first_video_size": [480, 854], "frames": 10}
-    results["segmenting"] = [{**timed, "load_average": 1.5, "seconds": seconds}]
+    results["segmenting"] = [{**timed, "load_average": 1.5, "seconds": parts}]
     text = "\n".join(tables.costs({"davis.json": results}))
     assert "[davis.json](../profiling/results/davis.json): " in text
     assert "| Interpreter | training, image stage | 1.0, 1.5 |" in text
@@ -291,13 +292,14 @@ def test_results_of_the_page_hold_no_absolute_path():
 
 
 def test_strip_shows_frames_segments_and_truth():
-    class Frames:
+    class Black:
         height, width = 60, 80
 
         def read(self, indices, size):
             return np.zeros((len(indices), *size, 3), np.uint8)
 
+    video: Any = Black()
     labels, truth = np.zeros((9, 60, 80), np.uint8), np.ones((9, 60, 80), np.uint8)
-    alone, with_truth = (draw(Frames(), labels, true, np.arange(9)) for true in (None, truth))
+    alone, with_truth = (draw(video, labels, true, np.arange(9)) for true in (None, truth))
     assert alone.shape[1] == with_truth.shape[1] == 1000
     assert with_truth.shape[0] > 1.4 * alone.shape[0]
