@@ -67,7 +67,8 @@ def run(options: Run, steps: Sequence[Step], what: str, command: str, results: P
     """Run what is not done of a plan, and save the results after every step."""
     if options.dry_run:
         for step in steps:
-            state = "done" if step.done and step.kind not in options.again else "to do"
+            again = any(one.kind in options.again for one in (step, *step.needs))
+            state = "done" if step.done and not again else "to do"
             print(*(f"[{state}] {one}" for one in step.commands), sep="\n")
         return
     forget(steps, options.again)
