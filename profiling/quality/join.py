@@ -105,18 +105,19 @@ def costs(steps: Sequence[Step]) -> list[dict[str, Any]]:
     """Seconds of the commands of training and evaluation: a row for each method, size and command.
 
     Returns:
-        Rows with "method", "table", "size", "what", "seeds" and "seconds", one for each seed.
+        Rows with "method", "table", "size", "what", "seeds", and for each seed "seconds" (by the clock) and
+        "cpu_seconds" (of all cores).
     """
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for step in steps:
         for entry in step.read()["commands"] if step.kind != "strips" else ():
             key = {"method": step.method, "table": step.table, "size": step.size, "what": entry["title"]}
-            row = rows.setdefault(
-                tuple(key.values()), {**key, "command": entry["command"], "commits": [], "seeds": [], "seconds": []}
-            )
+            empty: dict[str, Any] = {"commits": [], "seeds": [], "seconds": [], "cpu_seconds": []}
+            row = rows.setdefault(tuple(key.values()), {**key, "command": entry["command"], **empty})
             row["commits"] = sorted({*row["commits"], entry["commit"]})
             row["seeds"].append(step.seed)
             row["seconds"].append(entry["seconds"])
+            row["cpu_seconds"].append(entry["cpu_seconds"])
     return list(rows.values())
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, getrusage
 from subprocess import Popen, TimeoutExpired
 from typing import Any, Literal
 
@@ -95,8 +96,9 @@ class Step:
                     f"{self.folder} exists, and this command did not write it: move it away, or give another --out"
                 )
             shutil.rmtree(self.folder, ignore_errors=True)
+            begun = {"seconds": 0.0, "cpu_seconds": 0.0, "done": False}
             entries = [
-                {"title": c.title, "arguments": list(c.arguments), "command": c.portable, "seconds": 0.0, "done": False}
+                {"title": c.title, "arguments": list(c.arguments), "command": c.portable, **begun}
                 for c in self.commands
             ]
             needs = [step.read()["finished"] for step in self.needs]
@@ -117,6 +119,7 @@ class Step:
             self._write(record)
 
         note()
+        cpu = _cpu_of_children()
         process = Popen([sys.executable, "-m", *command.arguments])
         try:
             while True:
@@ -129,6 +132,7 @@ class Step:
             process.wait()
             raise
         finally:
+            entry["cpu_seconds"] = round(entry["cpu_seconds"] + _cpu_of_children() - cpu, 1)
             note()
         if process.returncode:
             sys.exit(f"exit status {process.returncode}: {command}")
@@ -140,6 +144,12 @@ class Step:
         temporary = self.folder / f"{RECORD}.tmp"
         temporary.write_text(json.dumps(record, indent=1) + "\n")
         temporary.replace(self.folder / RECORD)
+
+
+def _cpu_of_children() -> float:
+    """Seconds that all cores spent on commands that have ended; a busy machine changes them little."""
+    used = getrusage(RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def forget(steps: Sequence[Step], kinds: Sequence[Kind]) -> None:

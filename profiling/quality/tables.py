@@ -128,8 +128,9 @@ def costs(all_results: Mapping[str, Results]) -> Lines:
             size = f" at {row['size'][0]}×{row['size'][1]}" if row["size"] else ""
             where = f" on {row['table']}{size}" if row["table"] else ""
             what = row["what"] if where else f"training, {row['what']} stage"
-            commands.append([row["method"], what + where, ", ".join(f"{s / 60:.1f}" for s in row["seconds"])])
-        lines += [*table(["method", "command", "minutes of each run"], commands), ""]
+            minutes = (", ".join(f"{s / 60:.1f}" for s in row[key]) for key in ("cpu_seconds", "seconds"))
+            commands.append([row["method"], what + where, *minutes])
+        lines += [*table(["method", "command", "minutes of CPU", "minutes by the clock"], commands), ""]
         timed = []
         for one in results["segmenting"]:
             ms = [

@@ -240,14 +240,14 @@ def test_rows_of_fewer_seeds_say_so(tmp_path, commands):
 def test_costs_are_minutes_of_commands_and_milliseconds_of_frames(tmp_path, commands):
     results = results_of(tmp_path)
     for row, seconds in zip(results["costs"], ([60.0, 90.0], [6.0, 6.0]), strict=True):
-        row["seconds"] = seconds
+        row["seconds"], row["cpu_seconds"] = seconds, [2 * s for s in seconds]
     parts = {"encode": 2.0, "segment": 0.1, "none": 0.2, "guided": 1.0}
     timed = {"method": "Interpreter", "size": [336, 504], "first_video_size": [480, 854], "frames": 10}
     results["segmenting"] = [{**timed, "load_average": 1.5, "seconds": parts}]
     text = "\n".join(tables.costs({"davis.json": results}))
     assert "[davis.json](../profiling/results/davis.json): " in text
-    assert "| Interpreter | training, image stage | 1.0, 1.5 |" in text
-    assert "| Interpreter | evaluation on davis-2016 at 336×504 | 0.1, 0.1 |" in text
+    assert "| Interpreter | training, image stage | 2.0, 3.0 | 1.0, 1.5 |" in text
+    assert "| Interpreter | evaluation on davis-2016 at 336×504 | 0.2, 0.2 | 0.1, 0.1 |" in text
     assert "| Interpreter | 336×504 | 480×854 | 10 | 200 | 10 | 20 | 100 | 1.5 |" in text
     assert costs([]) == []
 
