@@ -352,3 +352,13 @@ def test_prior_is_sampled_inside_a_compiled_graph():
 def test_bad_input_is_a_value_error_that_names_it(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_prior_draws_any_number_of_slots():
+    module = SlotAttention(num_slots=4, dim=8, groups=2)
+    assert module.sample_slots(3, num_slots=6).shape == (3, 6, 8)
+    drawn = module.sample_slots(3, torch.Generator().manual_seed(1), num_slots=4)
+    assert torch.equal(drawn, module.sample_slots(3, torch.Generator().manual_seed(1)))
+    for count in (0, 5):
+        with pytest.raises(ValueError, match=f"num_slots={count}, expected a positive multiple of groups=2"):
+            module.sample_slots(3, num_slots=count)
