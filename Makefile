@@ -34,18 +34,16 @@ $(READY): $(DEMO)
 
 # Two runs: scenes with ground truth, then one real clip, whose weights start from those of the scenes. Rerun it after
 # Ctrl-C: a command that a signal stops fails, so that none of the later ones starts, and each resumes where it was.
-STEPS := $(if $(SHORT),200 50 20 10,2000 1000 200 100)
+STEPS := $(if $(SHORT),200 50 20,2000 1000 200)
 demo: $(DEMO)
 	@echo "== 1/3 generated scenes: image stage, video stage"
 	$(PY) -m interpreter.train --stage image --run demo/scenes --num-videos 120 --steps $(word 1,$(STEPS))
 	$(PY) -m interpreter.train --stage video --run demo/scenes --steps $(word 2,$(STEPS))
 	@echo "== 2/3 evaluation on held-out scenes"
-	$(PY) -m interpreter.evaluate --run demo/scenes --num-videos 12
-	@echo "== 3/3 a real clip: both stages trained on it, then segmented"
+	$(PY) -m interpreter.evaluate --run demo/scenes --num-videos 12 --frame-size 256 384 --edges guided none
+	@echo "== 3/3 a real clip: the image stage trained on it, then segmented by association by features"
 	$(PY) -m interpreter.train --stage image --run demo/clip --init demo/scenes --data folder --root "$(CLIP)" \
 		--frame-size 128 160 --num-slots 8 --steps $(word 3,$(STEPS))
-	$(PY) -m interpreter.train --stage video --run demo/clip --init demo/scenes --num-slots 6 \
-		--steps $(word 4,$(STEPS)) --batch-size 8
 	$(PY) -m interpreter.segment "$(CLIP)" --run demo/clip --out demo/clip/carphone --frame-size 224 272
 	@echo
 	@echo "Look at:"

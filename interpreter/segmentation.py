@@ -89,11 +89,13 @@ class Segmentation:
     ) -> Iterator[LabelMap]:
         """Yield the label map of each frame; a few frames are in memory at a time.
 
-        >>> frame = np.zeros((2, 4, 3), np.uint8)
-        >>> frame[:, 1:] = 255  # the object's edge is a pixel left of that between the patches
+        >>> frame = np.zeros((8, 32, 3), np.uint8)
+        >>> frame[:, 12:] = 255  # the object begins at column 12, the second of two patches at column 16
         >>> segmentation = Segmentation((1, 2), torch.eye(2)[None])
-        >>> [[maps.labels.tolist() for maps in segmentation.label_maps((2, 4), guide)] for guide in (None, [frame])]
-        [[[[0, 0, 1, 1], [0, 0, 1, 1]]], [[[0, 1, 1, 1], [0, 1, 1, 1]]]]
+        >>> for guide in (None, [frame]):
+        ...     print(next(segmentation.label_maps((8, 32), guide)).labels[0].tolist().index(1))
+        16
+        12
 
         Args:
             size: (H, W) of the maps, by default the patch grid.

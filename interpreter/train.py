@@ -3,6 +3,7 @@
 import inspect
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from interpreter.commands import RESUME, cli, parse_first, rename_options, run_command
@@ -48,17 +49,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     method, stage, config = parse_stage(sys.argv[1:] if arguments is None else arguments)
     train(method, stage, config)
-    names = [s.name for s in method.stages]
-    following = names[names.index(stage.name) + 1 :]
-    if following:
-        command = train_command(method.name, following[0], config.run)
-        console.print(f"{stage.name} stage done. Next: {command} (with the same --preset, if you gave one)")
-    else:
-        console.print(
-            f"{stage.name} stage done. Next: python -m interpreter.evaluate --run {config.run}, or "
-            f"python -m interpreter.segment CLIP.mp4 --run {config.run} --out DIR"
-        )
+    console.print(f"{stage.name} stage done. Next: {_next_commands(method, stage, config.run)}")
     return 0
+
+
+def _next_commands(method: Method, stage: Stage[Any], run: Path) -> str:
+    """What can be done with a run whose stages up to this one are trained."""
+    names = [s.name for s in method.stages]
+    trained, following = names[: names.index(stage.name) + 1], names[names.index(stage.name) + 1 :]
+    commands = []
+    if method.segmenting_stage(method.settings(), trained) in trained:
+        commands.append(f"python -m interpreter.segment CLIP.mp4 --run {run} --out DIR")
+        commands.append(f"python -m interpreter.evaluate --run {run}")
+    if following:
+        command = train_command(method.name, following[0], run)
+        commands.append(f"{command} (with the same --preset, if you gave one)")
+    return ", or ".join(commands)
 
 
 if __name__ == "__main__":

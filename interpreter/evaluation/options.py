@@ -55,7 +55,7 @@ class Evaluation:
     edges: tuple[Edges, ...] = ("none",)
     """none: upsample the soft masks of the patches bilinearly, as published evaluations do.
     guided: sharpen the edges of the segments with the frames, as `segment` does; baselines on features too.
-    With both, each of these rows appears twice; the first is the main one."""
+    With both, rows of the run and of these baselines appear twice; the first value is that of the main row."""
     sweep_merge: tuple[float, ...] = ()
     """Merge thresholds to try; frames are encoded only once."""
     sweep_slots: tuple[int, ...] = option((), at_least=1)

@@ -15,6 +15,7 @@ BENCHMARKS = {
     "sinkhorn_streaming": "sinkhorn",
     "propagate_labels": "propagation",
     "propagate_attention": "propagation",
+    "guided_labels": "guided_labels",
     "cluster_slots": "merging",
     "merge_slots": "merging",
     "train_image": "training",

@@ -11,6 +11,7 @@ import torch
 from slotkernels import (
     SlotAttention,
     cluster_slots,
+    guided_labels,
     inverted_attention,
     merge_slots,
     propagate_labels,
@@ -44,6 +45,8 @@ def _sinkhorn(device: str) -> None:
 def _labels(device: str) -> None:
     image, video = (torch.rand(1, 3, *sides, device=device).softmax(-1) for sides in ((35, 7), (7, 5)))
     propagate_labels(image, video, (5, 7), (33, 50))
+    guide = torch.randint(0, 256, (1, 3, 33, 50, 3), device=device, dtype=torch.uint8)
+    guided_labels(image, video, (5, 7), guide, confidence=True, statistics=True)
 
 
 def _merging(device: str) -> None:

@@ -14,7 +14,7 @@ from interpreter.commands import run_command
 from interpreter.methods.interpreter.config import IMAGE_PRESETS, VIDEO_PRESETS, ImageTraining, VideoTraining
 from interpreter.train import main, parse_stage
 
-PRESETS = ("demo", "davis", "ytvis19", "movi-e")
+PRESETS = ("demo", "davis", "clips", "ytvis19", "movi-e")
 
 
 def plain(text):

@@ -1,5 +1,6 @@
 """Files of a segmented video are read back and compared with its label maps."""
 
+import doctest
 import errno
 import json
 import weakref
@@ -255,6 +256,11 @@ def test_writing_keeps_a_few_frames_in_memory(tmp_path, edges, monkeypatch):
     invented(video, edges=edges).write(tmp_path / "out")
     assert len(seen) == 50
     assert most <= 2 * segmentation.LABELS_AT_ONCE
+
+
+def test_examples():
+    failed, tried = doctest.testmod(segmentation)
+    assert (failed, tried > 0) == (0, True)
 
 
 FRAME = np.zeros((48, 64, 3), np.uint8)

@@ -294,3 +294,15 @@ def test_same_command_gives_the_same_run(tiny_run, image_run, image_options):
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert curve(run, "image") == curve(tiny_run, "image")
+
+
+def test_finished_stage_names_the_commands_that_follow(image_run, image_options, capsys):
+    """The image stage alone can segment. A finished stage that is trained once more says so again."""
+    run = image_run()
+    main(["--run", str(run), *image_options])
+    said = "".join("".join(capsys.readouterr()).split())
+    for command in (
+        f"python -m interpreter.segment CLIP.mp4 --run {run} --out DIR",
+        f"python -m interpreter.train --stage video --run {run} (with the same --preset",
+    ):
+        assert "".join(command.split()) in said

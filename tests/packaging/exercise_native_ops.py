@@ -7,7 +7,14 @@ import re
 from pathlib import Path
 
 import torch
-from slotkernels import cluster_slots, inverted_attention, propagate_labels, sinkhorn_divergence, sinkhorn_potentials
+from slotkernels import (
+    cluster_slots,
+    guided_labels,
+    inverted_attention,
+    propagate_labels,
+    sinkhorn_divergence,
+    sinkhorn_potentials,
+)
 from slotkernels._native import why_not_loaded
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -42,6 +49,11 @@ def propagation() -> None:
             image = torch.rand(2, 3, height * width, slots).softmax(-1).to(dtype)
             video = torch.rand(2, 3, slots, video_slots).softmax(-1).to(dtype)
             propagate_labels(image, video, (height, width), size)
+            for subsample in (1, 4):
+                guide = torch.randint(0, 256, (2, 3, *size, 3), dtype=torch.uint8)
+                guided_labels(
+                    image, video, (height, width), guide, subsample=subsample, confidence=True, statistics=True
+                )
 
 
 def attention() -> None:

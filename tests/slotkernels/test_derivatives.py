@@ -11,6 +11,7 @@ from slotkernels import (
     SamplesLoss,
     SlotAttention,
     cluster_slots,
+    guided_labels,
     inverted_attention,
     merge_slots,
     propagate_attention,
@@ -336,6 +337,9 @@ def test_results_without_derivatives():
     assert not labels[1].any()
     maps = torch.vmap(lambda i, v: propagate_labels(i[None], v[None], (2, 3))[0])(image, video)
     assert torch.equal(maps, propagate_labels(image, video, (2, 3)))
+    guide = torch.randint(0, 256, (*image.shape[:2], 4, 6, 3), dtype=torch.uint8)
+    maps = torch.vmap(lambda i, v, g: guided_labels(i[None], v[None], (2, 3), g[None])[0])(image, video, guide)
+    assert torch.equal(maps, guided_labels(image, video, (2, 3), guide))
     with pytest.raises(RuntimeError, match=r"propagate_masks: .*propagate_attention"):
         torch.func.grad(lambda v: propagate_masks(image, v, (2, 3), objects=[1]).sum())(video)
     with pytest.raises(RuntimeError, match=r"propagate_masks: .*propagate_attention"):

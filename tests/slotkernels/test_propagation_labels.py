@@ -1,19 +1,28 @@
 """Label maps, their confidence and their statistics on every backend."""
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import slotkernels._native
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slotkernels import LabelMaps, propagate_attention, propagate_labels
 from slotkernels.propagation import reference
+
+from .label_cases import (
+    BACKENDS,
+    CPP,
+    DTYPES,
+    ON_GPU,
+    assert_exact_statistics,
+    make,
+    needs_cpp,
+    needs_triton,
+)
 
 # B, T, (h, w), N, K, (H, W): odd sizes; one patch; more objects than a vector has lanes; most objects; fewer pixels
 # than patches; cells of more than 16 rows and columns; one row of pixels.
@@ -35,22 +44,6 @@ FULL_SIZE = [
     (1, 1, (5, 300), 7, 3, (211, 301)),
     (1, 1, (60, 80), 16, 33, (61, 79)),
 ]
-needs_cpp = pytest.mark.skipif(
-    slotkernels._native.why_not_loaded("_C") is not None, reason="slotkernels._C is not built"
-)
-CPP = pytest.param("cpp", "cpu", marks=needs_cpp, id="cpp")
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-TRITON = pytest.param("triton", "cpu", marks=needs_triton, id="triton")
-BACKENDS = [pytest.param("reference", "cpu", id="reference"), CPP, TRITON]
-ON_GPU = [pytest.param(name, "cuda", marks=pytest.mark.gpu, id=f"{name}-cuda") for name in ("reference", "triton")]
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-def make(case, dtype=torch.float32, device="cpu", contrast=2.0):
-    batch, frames, (h, w), slots, objects, _ = case
-    image = (contrast * torch.randn(batch, frames, h * w, slots, dtype=torch.float64)).softmax(-1)
-    video = (contrast * torch.randn(batch, frames, slots, objects, dtype=torch.float64)).softmax(-1)
-    return image.to(device, dtype), video.to(device, dtype)
 
 
 def oracle(image, video, grid, size, clusters=None):
@@ -81,19 +74,6 @@ def assert_exact(maps, image, video, grid, size, clusters=None):
         torch.testing.assert_close(maps.confidence.double(), best - rest, rtol=2**-11, atol=bound + 2**-25)
     if maps.areas is not None:
         assert_exact_statistics(maps)
-
-
-def assert_exact_statistics(maps):
-    labels, areas, boxes = maps.labels, maps.areas, maps.boxes
-    objects = areas.shape[2]
-    assert areas.dtype == boxes.dtype == torch.int32
-    assert boxes.shape == (*labels.shape[:2], objects, 4)
-    for b, t in torch.cartesian_prod(*(torch.arange(n) for n in labels.shape[:2])).tolist():
-        for k in range(objects):
-            rows, columns = torch.nonzero(labels[b, t] == k, as_tuple=True)
-            assert areas[b, t, k] == len(rows)
-            x0y0x1y1 = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else [0] * 4
-            assert boxes[b, t, k].tolist() == [int(side) for side in x0y0x1y1]
 
 
 def small(backend):

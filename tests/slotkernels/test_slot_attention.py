@@ -366,3 +366,13 @@ def test_sharpness_is_a_factor_of_the_logits(monkeypatch, form, bias):
         torch.testing.assert_close(actual, expected)
     with pytest.raises(ValueError, match=r"sharpness=0\.0, expected a number > 0"):
         module(inputs, slots, sharpness=0.0)
+
+
+def test_prior_draws_any_number_of_slots():
+    module = SlotAttention(num_slots=4, dim=8, groups=2)
+    assert module.sample_slots(3, num_slots=6).shape == (3, 6, 8)
+    drawn = module.sample_slots(3, torch.Generator().manual_seed(1), num_slots=4)
+    assert torch.equal(drawn, module.sample_slots(3, torch.Generator().manual_seed(1)))
+    for count in (0, 5):
+        with pytest.raises(ValueError, match=f"num_slots={count}, expected a positive multiple of groups=2"):
+            module.sample_slots(3, num_slots=count)

@@ -13,7 +13,7 @@ from interpreter.models.clustering import Clusters, weighted_kmeans
 
 POSITION_WEIGHT = 0.25  # length of a position, relative to that of a centred feature (root mean squares)
 RESTARTS = 8  # of k-means
-GROUPS = 12  # of slots, where the tokens decide on the segments
+GROUPS = 16  # of slots, where the tokens decide on the segments
 
 
 def slot_descriptions(described: TokenMeans) -> Tensor:

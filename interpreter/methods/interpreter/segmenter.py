@@ -46,7 +46,7 @@ class Settings:
     """How the image slots of all frames become segments. learned: by the trained video stage.
     features: by k-means of the mean features of the slots' tokens, for which only the image stage has to be trained.
     Default: learned, if the run has a video stage."""
-    masks: Masks | None = None
+    masks_from: Masks | None = None
     """slots: a segment is the union of its image slots, in each frame.
     tokens: with association by features on a ViT; the groups of slots are centres, to which the tokens of all frames
     are assigned. Default: tokens on a ViT with association by features, else slots."""
@@ -66,13 +66,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse settings where nothing would use them."""
-        for name in ("association", "masks", "merge_threshold", "num_slots"):
+        for name in ("association", "masks_from", "merge_threshold", "num_slots"):
             if self.stage == "image" and getattr(self, name) is not None:
                 raise ValueError(f"{name} groups the slots of a video: it has no meaning with --stage image")
         if self.association == "features" and self.merge_threshold is not None:
             raise ValueError("merge_threshold is a setting of --association learned; features merge nothing")
-        if self.association == "learned" and self.masks == "tokens":
-            raise ValueError("masks=tokens needs --association features: the video stage groups slots, not tokens")
+        if self.association == "learned" and self.masks_from == "tokens":
+            raise ValueError("masks_from=tokens needs --association features: the video stage groups slots, not tokens")
 
 
 def segmenting_stage(settings: Settings, trained: Collection[str]) -> str:
@@ -134,9 +134,9 @@ class InterpreterSegmenter(Segmenter):
 
     def _by_tokens(self, settings: Settings) -> bool:
         """Whether tokens make the masks; for a CNN they would follow textures."""
-        if self._way(settings) != "features" or settings.masks == "slots":
+        if self._way(settings) != "features" or settings.masks_from == "slots":
             return False
-        return settings.masks == "tokens" or isinstance(self.backbone, VisionTransformer)
+        return settings.masks_from == "tokens" or isinstance(self.backbone, VisionTransformer)
 
     @torch.no_grad()
     def encode(
@@ -204,7 +204,7 @@ class InterpreterSegmenter(Segmenter):
             across = F.one_hot(group_by_features(described, segments, seed), segments).float()
             return Segmentation(self.grid, of_video.attention, across, tensors | {"video_attention": across})
         if of_video.tokens is None:
-            raise ValueError("masks=tokens has to be among the settings that the segmenter is opened with")
+            raise ValueError("masks_from=tokens has to be among the settings that the segmenter is opened with")
         masks = token_masks(of_video.tokens, self.grid, slot_groups(described, seed), segments, device=self.device)
         return Segmentation(self.grid, masks, None, tensors | {"token_masks": masks})
 

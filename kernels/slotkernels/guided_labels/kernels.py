@@ -1,7 +1,7 @@
 """Triton kernels of ``guided_labels``: maps of the coarse grid are stored, filtered masks are not.
 
     blocks_kernel: mean colours of blocks, their scores, and products of both
-    box_kernel:    means along x or along y, of all these maps
+    box_mean_kernel:    means along x or along y, of all these maps
     fit_kernel:    coefficients of each segment, whose box means the same kernel takes
     guided_kernel: their interpolation at pixels, filtered masks, argmax
 
@@ -105,7 +105,7 @@ def blocks_kernel(
 
 
 @triton.jit
-def box_kernel(
+def box_mean_kernel(
     planes,  # fp32 [G, planes of a frame, rows, columns]
     means,  # out, likewise
     frame_stride, size, step, length, window,

@@ -194,9 +194,8 @@ def guided_labels(
     maps = without_dropped(AttentionMaps(image_attention.detach(), video_attention.detach(), clusters))
     # A window of twice the grid's side covers all of it, wherever it lies.
     window = max(1, min(round(radius / subsample), max(low_size(size[0], size[1], subsample))))
-    settings = (height, width, window, float(epsilon), subsample, confidence, statistics)
-    results = GUIDED_LABELS(GuidedArguments(*maps, guide, *settings), backend)
-    return requested(results, confidence, statistics)
+    arguments = GuidedArguments(*maps, guide, height, width, window, float(epsilon), subsample, confidence, statistics)
+    return requested(GUIDED_LABELS(arguments, backend), confidence, statistics)
 
 
 def bytes_moved(

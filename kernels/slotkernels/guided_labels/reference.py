@@ -58,11 +58,10 @@ def filtered(
 def _interpolated(maps: Tensor, count: int, subsample: int, pixels: int) -> Tensor:
     """[..., count] from [..., patches]: linear interpolation at the centres of the blocks of pixels."""
     patches = maps.shape[-1]
-    numerator = (2 * torch.arange(count, device=maps.device) + 1) * (subsample * patches) - pixels
-    numerator = numerator.clamp(0, 2 * pixels * (patches - 1))  # of the position, in patches times 2 * pixels
-    left = numerator // (2 * pixels)
-    share = (numerator - left * (2 * pixels)).to(maps.dtype) / (2 * pixels)
-    return torch.lerp(maps[..., left], maps[..., (left + 1).clamp(max=patches - 1)], share)
+    centre = (torch.arange(count, device=maps.device, dtype=torch.float64) + 0.5) * subsample
+    position = (centre * (patches / pixels) - 0.5).clamp(0, patches - 1)
+    left = position.long()
+    return torch.lerp(maps[..., left], maps[..., (left + 1).clamp(max=patches - 1)], (position - left).to(maps.dtype))
 
 
 def _coefficients(masks: Tensor, guide: Tensor, window: int, epsilon: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

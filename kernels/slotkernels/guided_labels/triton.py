@@ -9,7 +9,7 @@ from .._triton import launch
 from ..propagation.op import MAX_FRAMES, AttentionMaps, LabelResults
 from ..propagation.reference import merged_video
 from ..propagation.triton import new_maps
-from .kernels import FIT, GUIDE, blocks_kernel, box_kernel, fit_kernel, guided_kernel
+from .kernels import FIT, GUIDE, blocks_kernel, box_mean_kernel, fit_kernel, guided_kernel
 from .op import GuidedArguments, low_size
 
 GROUP_BYTES = 32 << 20  # planes of a group of frames (at least one): with a copy, they fit the L2 cache of an H100
@@ -35,7 +35,7 @@ def guided_labels(arguments: GuidedArguments) -> LabelResults:
         """Of the first ``number`` planes of each frame, in place; those of ``other`` are scratch memory."""
         for start, end, apart, length in ((planes, other, 1, columns), (other, planes, columns, rows)):
             axis = (count * size, size, apart, length, min(window, length - 1))
-            launch(box_kernel, (tiles, number, members), start, end, *axis, **step)
+            launch(box_mean_kernel, (tiles, number, members), start, end, *axis, **step)
 
     for b, first in itertools.product(range(batch), range(0, frames, group)):
         part = (slice(b, b + 1), slice(first, first + group))

@@ -31,7 +31,7 @@ def test_slots_of_an_object_get_one_segment_whatever_their_order():
 def test_groups_are_means_of_their_slots_weighted_by_mass():
     described, order = objects(noise=0.5)
     found = slot_groups(described, seed=1)
-    assert found.shape == (12, 5)
+    assert found.shape == (16, 5)
     # With as many groups as objects each is the weighted mean over all slots of its object.
     features, masses = described.features.flatten(0, 1), described.masses.flatten()
     exact = torch.stack([(features * masses[:, None])[order.flatten() == k].sum(0) for k in range(4)])

@@ -152,18 +152,18 @@ def test_run_without_a_video_stage_is_segmented_by_features(tiny_run, tmp_path, 
 
 
 def test_tokens_make_the_masks_on_request(tiny_run, clip):
-    segmenter = open_segmenter(INTERPRETER, tiny_run, Settings(association="features", masks="tokens"))
+    segmenter = open_segmenter(INTERPRETER, tiny_run, Settings(association="features", masks_from="tokens"))
     encoded = segmenter.encode(clip)
     of_video = encoded.by_seed[0]
     segmentation = segmenter.segment(encoded)
     exact = token_masks(of_video.tokens, segmenter.grid, slot_groups(of_video.described), 9)
     assert segmentation.across is None
     assert torch.equal(segmentation.masks(), exact.float())
-    of_slots = segmenter.segment(encoded, masks="slots")
+    of_slots = segmenter.segment(encoded, masks_from="slots")
     assert of_slots.across is not None
     without = open_segmenter(INTERPRETER, tiny_run, Settings(association="features"))  # a CNN: slots
     with pytest.raises(ValueError, match="has to be among the settings that the segmenter is opened with"):
-        without.segment(without.encode(clip), masks="tokens")
+        without.segment(without.encode(clip), masks_from="tokens")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_tokens_make_the_masks_on_request(tiny_run, clip):
         ({"stage": "image", "association": "features"}, "no meaning with --stage image"),
         ({"stage": "image", "num_slots": 3}, "no meaning with --stage image"),
         ({"association": "features", "merge_threshold": 0.1}, "merge_threshold is a setting of --association learned"),
-        ({"association": "learned", "masks": "tokens"}, "masks=tokens needs --association features"),
+        ({"association": "learned", "masks_from": "tokens"}, "masks_from=tokens needs --association features"),
     ],
 )
 def test_settings_that_nothing_would_use_are_refused(settings, message):

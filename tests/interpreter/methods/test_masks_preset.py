@@ -16,10 +16,11 @@ from interpreter.train import main, parse_stage
 
 from ..clips import make_clip
 
-OPTIONS = (
+_OPTIONS = (
     "--num-videos 3 --frame-size 64 96 --dim 18 --num-slots 4 --decoder masks --no-input-positions --windows 2 3 "
     "--batch-size 4 --steps 4 --warmup-steps 2 --log-every 1 --checkpoint-every 2 --precision fp32 --no-flip"
-).split()
+)
+OPTIONS = _OPTIONS.split()
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def test_regions_are_found_from_kmeans_starts():
 
 
 def test_masks_are_the_softmax_of_distances_to_means_of_segments():
-    features, regions, means = scene(noise=0.6)
+    features, _, means = scene(noise=0.6)
     masks = token_masks(features, GRID, means, segments=4, components=20, sigma=0, temperature=0.3)
     x = features.flatten(0, 1).double()  # all components and no smoothing: distances are those of the features
     centres = means.double()

@@ -1,0 +1,117 @@
+"""Train and evaluate what docs/results.md shows, and write its tables.
+
+    python -m profiling.quality scenes                                  # generated scenes
+    python -m profiling.quality davis --root DAVIS --backbone WEIGHTS   # DAVIS, with the weights of a ViT-S/14
+    python -m profiling.quality page                                    # tables of docs/results.md from the results
+
+What was trained or evaluated by the same command is not computed again; rerun an interrupted command to resume. The
+results of finished steps are in profiling/results.
+"""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from profiling.common.machine import save
+from profiling.common.paths import RESULTS, ROOT
+from profiling.quality import plans
+from profiling.quality.join import joined, pictures
+from profiling.quality.page import DAVIS, PAGE, PICTURE, SCENES, with_tables
+from profiling.quality.steps import Command, Kind, Step, forget
+
+
+@dataclass
+class Run:
+    """Options of both plans."""
+
+    again: tuple[Kind, ...] = ()
+    """Do these again, although they are done: train, evaluate or strips. What was made with a training that is done
+    again is done again as well."""
+    dry_run: bool = False
+    """Print the commands, and which of them are done; run nothing."""
+
+
+@dataclass
+class Scenes(Run):
+    """Train and evaluate on generated scenes."""
+
+    out: Path = Path("runs/quality/scenes")
+    """Directory of runs, evaluations and pictures."""
+
+
+@dataclass
+class Davis(Run):
+    """Train and evaluate on DAVIS-2016, and evaluate on DAVIS-2017."""
+
+    root: Path = tyro.MISSING
+    """The data set."""
+    backbone: str = tyro.MISSING
+    """Weights of a DINOv2 ViT-S/14, as `--backbone` of training."""
+    out: Path = Path("runs/quality/davis")
+    """Directory of runs, evaluations and pictures."""
+
+
+@dataclass
+class Page:
+    """Write the tables of docs/results.md from profiling/results."""
+
+    check: bool = False
+    """Write nothing; fail if the page would change."""
+
+
+def run(options: Run, steps: Sequence[Step], what: str, command: str, results: Path) -> None:
+    """Run what is not done of a plan, and save the results after every step."""
+    if options.dry_run:
+        for step in steps:
+            again = any(one.kind in options.again for one in (step, *step.needs))
+            state = "done" if step.done and not again else "to do"
+            print(*(f"[{state}] {one}" for one in step.commands), sep="\n")
+        return
+    forget(steps, options.again)
+    for step in steps:
+        if step.done and results.exists():
+            continue
+        if not step.done:
+            step.run()
+        save(results, joined(what, command, steps))
+    print("pictures:", *pictures(steps), sep="\n  ")
+
+
+def write_page(check: bool, root: Path = ROOT, folder: Path = RESULTS) -> bool:
+    """Write the page's tables, unless ``check``; returns whether they differ from the results."""
+    path = root / PAGE
+    old = path.read_text()
+    new = with_tables(old, root, folder)
+    if not check:
+        path.write_text(new)
+    return old != new
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and run."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = Command("quality", ("profiling.quality", *arguments)).portable
+    options = tyro.cli(Scenes | Davis | Page, prog="python -m profiling.quality", description=__doc__, args=arguments)
+    if isinstance(options, Page):
+        changed = write_page(options.check)
+        if options.check and changed:
+            sys.exit(f"{PAGE} disagrees with profiling/results: run `python -m profiling.quality page`")
+        print(f"wrote {PAGE}" if changed else "nothing to do")
+    elif isinstance(options, Scenes):
+        steps = list(plans.scenes(options.out))
+        run(options, steps, "scores and costs on generated scenes", command, RESULTS / SCENES)
+        drawn = sorted((options.out / "strips-interpreter").glob("*.png"))
+        if drawn:
+            shutil.copy(drawn[0], ROOT / PICTURE)
+    else:
+        steps = list(plans.davis(options.out, options.root, options.backbone))
+        what = "scores and costs on DAVIS-2016 and two sequences of DAVIS-2017"
+        run(options, steps, what, command, RESULTS / DAVIS)
+
+
+if __name__ == "__main__":
+    main()

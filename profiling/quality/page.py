@@ -1,0 +1,42 @@
+"""docs/results.md: its tables stand between markers and are made of profiling/results; the prose is written by hand."""
+
+import json
+import re
+from pathlib import Path
+
+from profiling.common.paths import RESULTS, ROOT
+from profiling.quality import tables
+
+PAGE = "docs/results.md"
+SCENES, DAVIS = "scenes.json", "davis.json"
+PICTURE = "docs/results-scenes.png"
+CAPTION = "A held-out scene: frames, segments of Interpreter with association by features and guided edges, truth"
+BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def blocks(root: Path = ROOT, folder: Path = RESULTS) -> dict[str, tables.Lines]:
+    """The lines of every table, by name, with the picture of a scene if there is one."""
+    files = {name: json.loads((folder / name).read_text()) for name in (SCENES, DAVIS) if (folder / name).exists()}
+    scenes, davis = files.get(SCENES), files.get(DAVIS)
+    not_run, picture = [tables.NOT_RUN], root / PICTURE
+    drawn = ["", f"![{CAPTION}]({picture.name})", "", f"{CAPTION}."] if picture.exists() else []
+    return {
+        "scenes": [*tables.scores(scenes, "scenes"), *drawn] if scenes else not_run,
+        "davis-2016": tables.scores(davis, "davis-2016") if davis else not_run,
+        "davis-2016-sequences": tables.sequences(davis) if davis else not_run,
+        "davis-2017": tables.scores(davis, "davis-2017") if davis else not_run,
+        "costs": tables.costs(files),
+    }
+
+
+def with_tables(text: str, root: Path = ROOT, folder: Path = RESULTS) -> str:
+    """The page with its tables made anew.
+
+    Raises:
+        ValueError: if the page lacks a table, or has one that does not exist.
+    """
+    made = blocks(root, folder)
+    names = [name for _, name, _ in BLOCK.findall(text)]
+    if sorted(names) != sorted(made):
+        raise ValueError(f"{PAGE} has the tables {', '.join(names)}; it needs each of {', '.join(made)} once")
+    return BLOCK.sub(lambda match: f"{match[1]}\n" + "\n".join(made[match[2]]) + f"\n\n{match[3]}", text)

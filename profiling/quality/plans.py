@@ -1,0 +1,134 @@
+"""What is trained and evaluated for each section of docs/results.md."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from profiling.quality.steps import Command, Step
+
+SEEDS = (0, 1, 2)
+EDGES = ("--edges", "guided", "none")  # pictures show the first
+# Both stages as in `make demo`.
+DEMO_IMAGE = ("--num-videos", "120", "--steps", "2000")
+DEMO_VIDEO = ("--steps", "500", "--batch-size", "8")
+SCENES_SIZE = (256, 384)
+SCENES_PROTOCOLS = ("--protocol", "interpreter", "interpreter-spatio-temporal")
+SCENES_BASELINES = ("--baselines", "one-segment", "grid", "k-means", "k-means-positions", "--clusters", "8", "11")
+
+DAVIS_SIZE, DAVIS_LARGE = (336, 504), (504, 756)
+DAVIS_PROTOCOLS = {
+    "2016": ("--protocol", "davis-2016", "interpreter", "smtc"),
+    "2017": ("--protocol", "davis-2017-unsupervised", "interpreter"),
+}
+DAVIS_BASELINES = ("--baselines", "one-segment", "grid", "k-means", "spectral", "--clusters", "6", "8")
+KMEANS_ALONE = ("--baselines", "k-means", "--clusters", "6", "8")
+NO_BASELINES = ("--baselines",)
+# DINOSAUR's demo for a ViT, whose features have positions already, with as many slots as for real pictures.
+DINOSAUR_ON_DAVIS = ("--no-input-positions", "--num-slots", "7", "--frame-size", "168", "252")
+ALL_PICTURES = ("--pictures", "4")  # of the best and of the worst: all eight sequences
+FEW = 3  # videos that segmenting is timed on, where not all of them are drawn
+
+Size = tuple[int, int]
+
+
+def scenes(out: Path) -> Iterator[Step]:
+    """Generated scenes: Interpreter with both ways of association, DINOSAUR and k-means."""
+    data = ("--root", str(out / "data"))
+
+    def train(method: str, seed: int, *stages: tuple[str, tuple[str, ...]]) -> Step:
+        folder = out / f"{method}-{seed}"
+        common = ("--run", str(folder), "--seed", str(seed))
+        commands = (
+            Command(title, ("interpreter.train", "--method", method, "--stage", title, *common, *options))
+            for title, options in stages
+        )
+        return Step("train", TITLES[method], seed, folder, tuple(commands))
+
+    def evaluate(title: str, name: str, run: Step, *options: str) -> Step:
+        folder = out / f"scores-{name}-{run.seed}"
+        size = ("--frame-size", *map(str, SCENES_SIZE))
+        arguments = (
+            *("interpreter.evaluate", "--run", str(run.folder), *data, "--seeds", str(run.seed), *size),
+            *(*SCENES_PROTOCOLS, *EDGES, *options, "--out", str(folder)),
+        )
+        command = Command("evaluation", arguments)
+        return Step("evaluate", title, run.seed, folder, (command,), (run,), "scenes", SCENES_SIZE)
+
+    cache = (*data, "--cache", str(out / "cache"))
+    by_features, learned = ("--association", "features"), ("--association", "learned")
+    for seed in SEEDS:
+        run = train("interpreter", seed, ("image", (*cache, *DEMO_IMAGE)), ("video", DEMO_VIDEO))
+        dinosaur = train("dinosaur", seed, ("model", (*cache, *DEMO_IMAGE[:2])))
+        yield run
+        yield evaluate("Interpreter, association by features", "features", run, *by_features, *SCENES_BASELINES)
+        yield evaluate("Interpreter, learned association", "learned", run, *learned, *NO_BASELINES)
+        yield dinosaur
+        yield evaluate("DINOSAUR", "dinosaur", dinosaur, *NO_BASELINES)
+        if seed == SEEDS[0]:
+            for name, step, options in (("interpreter", run, by_features), ("dinosaur", dinosaur, ())):
+                yield strips(step, out / f"strips-{name}", SCENES_SIZE, *data, "--first", str(FEW), *options)
+
+
+def davis(out: Path, root: Path, backbone: str) -> Iterator[Step]:
+    """DAVIS-2016 and two sequences of DAVIS-2017: Interpreter, clustering without training, DINOSAUR and baselines."""
+    data = ("--data", "davis", "--root", str(root))
+    vit = ("--backbone", backbone, "--feature-layer", "8", "--no-feature-norm")
+
+    def train(method: str, seed: int, stage: str, *options: str) -> Step:
+        folder = out / f"{method}-{seed}"
+        where = ("--run", str(folder), "--cache", str(out / "cache"), "--seed", str(seed))
+        arguments = ("interpreter.train", "--method", method, "--stage", stage, *options, *data, *vit, *where)
+        return Step("train", TITLES[method], seed, folder, (Command(stage, arguments),))
+
+    def evaluate(
+        method: str, run: Step | None, year: str, size: Size, *options: str, seeds: tuple[int, ...] = SEEDS
+    ) -> Step:
+        folder = out / f"scores-{year}-{size[0]}-{method}-{seeds[0]}"
+        subject = ("--method", method, *vit) if run is None else ("--run", str(run.folder))
+        arguments = (
+            *("interpreter.evaluate", *subject, *data, "--year", year, "--seeds", *map(str, seeds)),
+            *("--frame-size", *map(str, size), *DAVIS_PROTOCOLS[year], *EDGES, *ALL_PICTURES, *options),
+            *("--out", str(folder)),
+        )
+        needs = () if run is None else (run,)
+        command = Command("evaluation", arguments)
+        return Step("evaluate", TITLES[method], seeds[0], folder, (command,), needs, f"davis-{year}", size)
+
+    by_features = ("--association", "features")
+    for seed in SEEDS:
+        run = train("interpreter", seed, "image", "--preset", "davis")
+        yield run
+        first = seed == SEEDS[0]
+        baselines = DAVIS_BASELINES if first else KMEANS_ALONE
+        yield evaluate("interpreter", run, "2016", DAVIS_SIZE, *by_features, *baselines, seeds=(seed,))
+        if not first:
+            continue
+        # The rest, of one training, under three seeds of everything random after it.
+        yield evaluate("interpreter", run, "2016", DAVIS_LARGE, *by_features, *KMEANS_ALONE)
+        for size in (DAVIS_SIZE, DAVIS_LARGE):
+            yield evaluate("interpreter", run, "2017", size, *by_features, *KMEANS_ALONE)
+        dinosaur = train("dinosaur", seed, "model", *DINOSAUR_ON_DAVIS)
+        yield dinosaur
+        for year in DAVIS_PROTOCOLS:
+            yield evaluate("dinosaur", dinosaur, year, DAVIS_SIZE, *NO_BASELINES)
+        yield evaluate("cluster", None, "2016", DAVIS_SIZE, *NO_BASELINES)
+        yield evaluate("cluster", None, "2016", DAVIS_LARGE, *NO_BASELINES)
+        yield evaluate("cluster", None, "2017", DAVIS_SIZE, *NO_BASELINES)
+        few = ("--first", str(FEW))
+        yield strips(run, out / "strips-2016", DAVIS_SIZE, *data, *by_features)
+        yield strips(run, out / "strips-2017", DAVIS_SIZE, *data, "--year", "2017", *by_features)
+        yield strips(run, out / "strips-2016-large", DAVIS_LARGE, *data, *few, *by_features)
+        yield strips(dinosaur, out / "strips-dinosaur", DAVIS_SIZE, *data, *few)
+        yield strips(None, out / "strips-cluster", DAVIS_SIZE, *data, *few, "--method", "cluster", *vit)
+
+
+def strips(run: Step | None, folder: Path, size: Size, *options: str) -> Step:
+    """Times of segmenting with pictures; without a run, of the method among the options."""
+    of_run = () if run is None else ("--run", str(run.folder))
+    where = ("--frame-size", *map(str, size), "--out", str(folder))
+    command = Command("pictures", ("profiling.quality.strips", *of_run, *options, *where))
+    method = TITLES["cluster"] if run is None else run.method
+    return Step("strips", method, SEEDS[0], folder, (command,), () if run is None else (run,), size=size)
+
+
+TITLES = {"interpreter": "Interpreter", "dinosaur": "DINOSAUR", "cluster": "clusters of tokens"}
+"""Methods as the tables name them."""
