@@ -9,7 +9,7 @@ SEEDS = (0, 1, 2)
 EDGES = ("--edges", "guided", "none")  # pictures show the first
 # Both stages as in `make demo`.
 DEMO_IMAGE = ("--num-videos", "120", "--steps", "2000")
-DEMO_VIDEO = ("--steps", "500", "--batch-size", "8")
+DEMO_VIDEO = ("--steps", "1000")
 SCENES_SIZE = (256, 384)
 SCENES_PROTOCOLS = ("--protocol", "interpreter", "interpreter-spatio-temporal")
 SCENES_BASELINES = ("--baselines", "one-segment", "grid", "k-means", "k-means-positions", "--clusters", "8", "11")

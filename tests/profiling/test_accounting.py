@@ -11,6 +11,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.methods.interpreter.video_stage import VideoStage
+from interpreter.models.transformer import TransformerDecoder
 from profiling.accounting.__main__ import PINNED
 from profiling.accounting.counts import Counts, HostWaits, count, count_compiled, differences
 from profiling.common.setups import setup
@@ -56,6 +57,7 @@ def test_no_fused_attention_of_a_video_step_has_a_mask(monkeypatch):
     count(stage_setup)
     model = stage_setup.task.model
     assert isinstance(model, VideoStage)
+    assert isinstance(model.decoder, TransformerDecoder)
     layers = len(model.encoder.blocks) + len(model.decoder.blocks)
     assert masks == [None] * 2 * layers  # the self-attention of each layer, in two steps
 

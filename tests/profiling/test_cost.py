@@ -61,7 +61,7 @@ def test_cache_is_as_large_as_what_the_cache_writes(flip, tmp_path):
     backbone = random_backbone(image.backbone, CPU)
     maker = FeatureMaker(tmp_path, backbone, image.backbone, image.data.frame_size, "fp32", "fp16", flip)
     stage = ImageStage(image.model, backbone.dim, backbone.grid(image.data.frame_size))
-    slots = SlotMaker(tmp_path, maker, stage, "w", video.draws)
+    slots = SlotMaker(tmp_path, maker, stage, "w", video.draws, video.model.inputs)
     frames = 1000
     written = [sum(store.num_bytes("0" * 32, frames) for store in one.stores.values()) for one in (maker, slots)]
     predicted = [frames * size for size in formulas.cache_bytes(image, video)]
