@@ -58,9 +58,10 @@ def _next_commands(method: Method, stage: Stage[Any], run: Path) -> str:
     names = [s.name for s in method.stages]
     trained, following = names[: names.index(stage.name) + 1], names[names.index(stage.name) + 1 :]
     commands = []
-    if method.segmenting_stage(method.settings(), trained) in trained:
-        commands.append(f"python -m interpreter.segment CLIP.mp4 --run {run} --out DIR")
-        commands.append(f"python -m interpreter.evaluate --run {run}")
+    if stage.to_segment or method.segmenting_stage(method.settings()) in trained:
+        options = f" {stage.to_segment}" if stage.to_segment else ""
+        commands.append(f"python -m interpreter.segment CLIP.mp4 --run {run} --out DIR{options}")
+        commands.append(f"python -m interpreter.evaluate --run {run}{options}")
     if following:
         command = train_command(method.name, following[0], run)
         commands.append(f"{command} (with the same --preset, if you gave one)")

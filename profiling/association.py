@@ -31,7 +31,7 @@ from interpreter.data import open_dataset
 from interpreter.data.scenes import generate_scenes
 from interpreter.engine.randomness import torch_generator
 from interpreter.methods.interpreter import INTERPRETER
-from interpreter.methods.interpreter.association import group_by_features
+from interpreter.methods.interpreter.association import RESTARTS, group_by_features, slot_descriptions
 from interpreter.methods.interpreter.config import VideoModelConfig
 from interpreter.methods.interpreter.image_slots import encode_slots
 from interpreter.methods.interpreter.segmenter import InterpreterSegmenter, Settings
@@ -40,6 +40,7 @@ from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.methods.runs import open_segmenter
 from interpreter.metrics import PROTOCOLS, resize_labels, score_video, summarise
 from interpreter.models.autocast import autocast
+from interpreter.models.clustering import weighted_kmeans
 from interpreter.store.features import encode
 from profiling.common.machine import machine, save
 from profiling.common.paths import RESULTS
@@ -96,7 +97,8 @@ VARIANTS = {
     "slots-masks": Variant("as means-masks, but slots", replace(BEST, inputs="slots"), 1e-3, 1000, 16),
 }
 UNTRAINED = {
-    "features": "association by features: k-means weighted by masses",
+    "features": "association by features: k-means weighted by the square root of masses",
+    "features-masses": "the same, weighted by masses",
     "features-unweighted": "the same, all slots weigh the same",
     "ceiling": "each slot takes the object that most of its tokens show",
 }
@@ -216,12 +218,15 @@ def learned(stage: VideoStage, scene: Held, seed: int) -> Tensor:
     return best.attention[0, ..., best.valid[0]].float()
 
 
-def by_features(scene: Held, seed: int, weighted: bool = True) -> Tensor:
-    """One-hot segments [T, N, K] by k-means."""
-    masses = scene["masses"].float()
-    masses = masses if weighted else torch.ones_like(masses)
-    described = TokenMeans(scene["means"].float(), scene["places"].float(), masses)
-    return F.one_hot(group_by_features(described, SEGMENTS, seed), SEGMENTS).float()
+def by_features(scene: Held, seed: int, power: float = 0.5) -> Tensor:
+    """One-hot segments [T, N, K] by k-means, weighted by a power of the masses; the product's is a half."""
+    described = TokenMeans(scene["means"].float(), scene["places"].float(), scene["masses"].float())
+    if power == 0.5:
+        labels = group_by_features(described, SEGMENTS, seed)
+    else:
+        points, weights = slot_descriptions(described).flatten(0, 1), described.masses.flatten() ** power
+        labels = weighted_kmeans(points, SEGMENTS, weights=weights, restarts=RESTARTS, seed=seed).labels
+    return F.one_hot(labels.view(described.masses.shape), SEGMENTS).float()
 
 
 def ceiling(scene: Held, grid: tuple[int, int]) -> Tensor:
@@ -259,7 +264,8 @@ def run_row(name: str, folder: Path, seed: int, sets: Sequence[str]) -> dict[str
         grid, scenes = held_out_set(folder, held, seed)
         group: dict[str, Grouping] = {
             "features": by_features,
-            "features-unweighted": lambda scene, seed: by_features(scene, seed, weighted=False),
+            "features-masses": lambda scene, seed: by_features(scene, seed, power=1.0),
+            "features-unweighted": lambda scene, seed: by_features(scene, seed, power=0.0),
             "ceiling": lambda scene, seed, grid=grid: ceiling(scene, grid),  # type: ignore[misc]
         }
         chosen = group[name] if name in UNTRAINED else lambda scene, seed: learned(stage, scene, seed)

@@ -22,7 +22,7 @@ CONTRIBUTING.md lists the steps, and tests/interpreter/methods/test_contract.py 
 """
 
 import abc
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +100,7 @@ class Stage(abc.ABC, Generic[C]):
         name: on the command line (``--stage``) and of its directory, RUN/NAME; a word without a hyphen.
         config: dataclass of its command line's options.
         presets: named defaults of these options; "demo" has to be among them.
+        to_segment: options with which ``segment`` and ``evaluate`` use this stage, if they do not by default.
         additive: whether the loss is a mean over samples. If not, such as with negatives from the whole batch,
             ``--micro-batch`` is refused.
     """
@@ -107,6 +108,7 @@ class Stage(abc.ABC, Generic[C]):
     name: ClassVar[str]
     config: type[C]
     presets: Mapping[str, C]
+    to_segment: ClassVar[str] = ""
     additive: ClassVar[bool] = True
 
     def key(self, config: C) -> str:
@@ -272,8 +274,8 @@ class Method:
         stages: its stages in the order of their training; empty if nothing is trained.
         settings: frozen dataclass of its settings at inference: options of ``segment`` and ``evaluate``.
         open: opens a segmenter of a method without stages.
-        segments_with: of settings and the stages that a run has, the key of the stage that segments. By default that
-            of the settings' field ``stage``; the last one, if they have none.
+        segments_with: of settings, the key of the stage that segments. By default that of the settings' field
+            ``stage``; the last one, if they have none.
     """
 
     name: str
@@ -282,12 +284,12 @@ class Method:
     stages: tuple[Stage[Any], ...]
     settings: type
     open: OpenUntrained | None = None
-    segments_with: Callable[[Any, Collection[str]], str] | None = None
+    segments_with: Callable[[Any], str] | None = None
 
-    def segmenting_stage(self, settings: Any, trained: Collection[str]) -> str:
-        """The key of the stage that segments with these settings, in a run that has the stages ``trained``."""
+    def segmenting_stage(self, settings: Any) -> str:
+        """The key of the stage that segments with these settings."""
         if self.segments_with is not None:
-            return self.segments_with(settings, trained)
+            return self.segments_with(settings)
         key: str = getattr(settings, "stage", self.stages[-1].name)
         return key
 

@@ -106,7 +106,7 @@ def open_segmenter(
             f"the method {method.name} has to be trained before it segments: give --run DIR, a trained run"
         )
     stored = stored or read_config(run)
-    key = method.segmenting_stage(settings, stored.stages)
+    key = method.segmenting_stage(settings)
     stage = method.stage(key)
     options = stored.options(key, stage.config)
     for used in (*(stage.needs(options) if options else ()), key):

@@ -31,7 +31,10 @@ def slot_descriptions(described: TokenMeans) -> Tensor:
 
 
 def group_by_features(described: TokenMeans, segments: int, seed: int = 0) -> Tensor:
-    """The segment of each slot, int64 [T, N] in 0..segments-1; a slot counts as much as the tokens that it holds.
+    """The segment of each slot, int64 [T, N] in 0..segments-1.
+
+    A slot counts as much as the square root of its mass: with the mass itself large regions take several segments and
+    small objects none, and unweighted the parts of nothing do.
 
     Args:
         described: means of the slots' tokens in all frames.
@@ -46,19 +49,19 @@ def group_by_features(described: TokenMeans, segments: int, seed: int = 0) -> Te
         >>> bool(labels[0, 0] == labels[1, 1]), bool(labels[0, 1] == labels[1, 0]), bool(labels[0, 0] == labels[0, 1])
         (True, True, False)
     """
-    return _clusters(described, segments, seed).labels.view(described.masses.shape)
+    return _clusters(described, described.masses.sqrt(), segments, seed).labels.view(described.masses.shape)
 
 
 def slot_groups(described: TokenMeans, seed: int = 0) -> Tensor:
     """Mean features [k, C] of the tokens of k groups of slots, k at most :data:`GROUPS`."""
     masses = described.masses.flatten()
     count = min(GROUPS, len(masses))
-    labels = _clusters(described, count, seed).labels
+    labels = _clusters(described, described.masses, count, seed).labels
     members = torch.zeros(count, len(masses), device=masses.device)
     members[labels, torch.arange(len(masses), device=masses.device)] = masses
     return members @ described.features.flatten(0, 1) / members.sum(1, keepdim=True).clamp_min(1e-12)
 
 
-def _clusters(described: TokenMeans, count: int, seed: int) -> Clusters:
+def _clusters(described: TokenMeans, weights: Tensor, count: int, seed: int) -> Clusters:
     points = slot_descriptions(described).flatten(0, 1)
-    return weighted_kmeans(points, count, weights=described.masses.flatten(), restarts=RESTARTS, seed=seed)
+    return weighted_kmeans(points, count, weights=weights.flatten(), restarts=RESTARTS, seed=seed)

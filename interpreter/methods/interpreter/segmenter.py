@@ -5,7 +5,7 @@ them, and the means of their tokens. Then the slots of all frames are grouped in
 or by clustering the means.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -42,10 +42,10 @@ class Settings:
     stage: StageName = "video"
     """video: segments keep their identity over time.
     image: each frame is segmented by itself."""
-    association: Association | None = None
-    """How the image slots of all frames become segments. learned: by the trained video stage.
+    association: Association = "features"
+    """How the image slots of all frames become segments.
     features: by k-means of the mean features of the slots' tokens, for which only the image stage has to be trained.
-    Default: learned, if the run has a video stage."""
+    learned: by the trained video stage."""
     masks_from: Masks | None = None
     """slots: a segment is the union of its image slots, in each frame.
     tokens: with association by features on a ViT; the groups of slots are centres, to which the tokens of all frames
@@ -66,20 +66,18 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse settings where nothing would use them."""
-        for name in ("association", "masks_from", "merge_threshold", "num_slots"):
+        for name in ("masks_from", "merge_threshold", "num_slots"):
             if self.stage == "image" and getattr(self, name) is not None:
                 raise ValueError(f"{name} groups the slots of a video: it has no meaning with --stage image")
         if self.association == "features" and self.merge_threshold is not None:
-            raise ValueError("merge_threshold is a setting of --association learned; features merge nothing")
+            raise ValueError("merge_threshold is a setting of --association learned: features merge nothing")
         if self.association == "learned" and self.masks_from == "tokens":
             raise ValueError("masks_from=tokens needs --association features: the video stage groups slots, not tokens")
 
 
-def segmenting_stage(settings: Settings, trained: Collection[str]) -> str:
-    """The stage that has to be opened, of those that a run has."""
-    if settings.stage == "image" or settings.association == "features":
-        return "image"
-    return "video" if settings.association == "learned" or "video" in trained else "image"
+def segmenting_stage(settings: Settings) -> str:
+    """The stage that has to be trained for these settings."""
+    return "video" if settings.stage == "video" and settings.association == "learned" else "image"
 
 
 class InterpreterSegmenter(Segmenter):
@@ -115,7 +113,7 @@ class InterpreterSegmenter(Segmenter):
             return "image"
         if settings.association == "learned" and self.video_stage is None:
             raise ValueError("association=learned needs the trained video stage, which was not opened")
-        return settings.association or ("features" if self.video_stage is None else "learned")
+        return settings.association
 
     def _num_segments(self, settings: Settings) -> int:
         way = self._way(settings)

@@ -74,6 +74,7 @@ class VideoTrainingStage(Stage[VideoTraining]):
     """Video stage: slots of whole clips reconstruct the image slots of their frames."""
 
     name, config, presets = "video", VideoTraining, VIDEO_PRESETS
+    to_segment = "--association learned"
 
     def needs(self, config: VideoTraining) -> tuple[str, ...]:
         """See :meth:`Stage.needs`."""
@@ -136,7 +137,8 @@ class VideoTrainingStage(Stage[VideoTraining]):
         frame_size: tuple[int, int] | None = None,
     ) -> InterpreterSegmenter:
         """See :meth:`Stage.segmenter`."""
-        return InterpreterSegmenter(context, self._image(context).model, model, settings or Settings(), frame_size)
+        settings = settings or Settings(association="learned")
+        return InterpreterSegmenter(context, self._image(context).model, model, settings, frame_size)
 
     def attention(self, config: VideoTraining, context: Context) -> tuple[int, int, int] | None:
         """See :meth:`Stage.attention`."""
