@@ -18,7 +18,7 @@ IMAGE_OPTIONS = (
 VIDEO_OPTIONS = (
     "--stage video --dim 16 --num-slots 3 --heads 2 --encoder-layers 1 --decoder-layers 1 --batch-size 2 "
     "--num-frames 5 --steps 3 --warmup-steps 2 --log-every 1 --precision fp32 --inputs slots --decoder transformer "
-    "--merge-threshold 0.05 --inference-iterations 6 --restarts 8 --peak-lr 4e-4"
+    "--merge-threshold 0.05 --inference-iterations 6 --inference-sharpness 1 --restarts 8 --peak-lr 4e-4"
 )
 
 
