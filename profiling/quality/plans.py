@@ -102,23 +102,17 @@ def davis(out: Path, root: Path, backbone: str) -> Iterator[Step]:
         yield evaluate("interpreter", run, "2016", DAVIS_SIZE, *by_features, *baselines, seeds=(seed,))
         if not first:
             continue
-        # The rest, of one training, under three seeds of everything random after it.
-        yield evaluate("interpreter", run, "2016", DAVIS_LARGE, *by_features, *KMEANS_ALONE)
+        yield strips(run, out / "strips-2016", DAVIS_SIZE, *data, "--first", str(FEW), *by_features)
+        # The rest is of one training.
         for size in (DAVIS_SIZE, DAVIS_LARGE):
             yield evaluate("interpreter", run, "2017", size, *by_features, *KMEANS_ALONE)
+        yield evaluate("interpreter", run, "2016", DAVIS_LARGE, *by_features, *KMEANS_ALONE, seeds=(seed,))
         dinosaur = train("dinosaur", seed, "model", *DINOSAUR_ON_DAVIS)
         yield dinosaur
         for year in DAVIS_PROTOCOLS:
             yield evaluate("dinosaur", dinosaur, year, DAVIS_SIZE, *NO_BASELINES)
-        yield evaluate("cluster", None, "2016", DAVIS_SIZE, *NO_BASELINES)
-        yield evaluate("cluster", None, "2016", DAVIS_LARGE, *NO_BASELINES)
-        yield evaluate("cluster", None, "2017", DAVIS_SIZE, *NO_BASELINES)
-        few = ("--first", str(FEW))
-        yield strips(run, out / "strips-2016", DAVIS_SIZE, *data, *by_features)
-        yield strips(run, out / "strips-2017", DAVIS_SIZE, *data, "--year", "2017", *by_features)
-        yield strips(run, out / "strips-2016-large", DAVIS_LARGE, *data, *few, *by_features)
-        yield strips(dinosaur, out / "strips-dinosaur", DAVIS_SIZE, *data, *few)
-        yield strips(None, out / "strips-cluster", DAVIS_SIZE, *data, *few, "--method", "cluster", *vit)
+        for year in DAVIS_PROTOCOLS:
+            yield evaluate("cluster", None, year, DAVIS_SIZE, *NO_BASELINES)
 
 
 def strips(run: Step | None, folder: Path, size: Size, *options: str) -> Step:

@@ -80,7 +80,7 @@ def test_other_settings_on_a_run_of_format_1_are_refused(witness, video_options)
 
 @pytest.mark.parametrize("stage", ["image", "video"])
 def test_run_of_format_1_segments_a_clip(stage, witness, scenes):
-    segmenter = open_segmenter(INTERPRETER, witness("run"), INTERPRETER.settings(stage=stage))
+    segmenter = open_segmenter(INTERPRETER, witness("run"), INTERPRETER.settings(stage=stage, association="learned"))
     assert segmenter.name == f"{stage} stage"
     clip = FirstFrames(open_video(scenes / "JPEGImages" / "480p" / "train-00000"), 5)
     segmentation = segmenter.segment(segmenter.encode(clip))

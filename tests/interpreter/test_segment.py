@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +153,15 @@ def mistakes():
         return make
 
     def image_only(path, run, image_run):
-        return [make_clip(path / "clip.mp4", frames=2), "--run", image_run(), "--out", path / "out"]
+        return [
+            make_clip(path / "clip.mp4", frames=2),
+            "--run",
+            image_run(),
+            "--out",
+            path / "out",
+            "--association",
+            "learned",
+        ]
 
     def onto_input(path, run, image_run):
         folder = make_folder(path / "frames")
@@ -232,9 +241,10 @@ def test_help_lists_the_settings_of_the_method(tiny_run, options, words, capsys)
 
 def test_settings_are_keywords_of_segment_video(tmp_path, tiny_run):
     clip = make_clip(tmp_path / "clip.mp4", frames=2)
-    counts = [segment_video(clip, tiny_run, merge_threshold=x).segmentation.num_segments for x in (0.0, 2.0)]
-    assert counts == [3, 1]
-    assert segment_video(clip, tiny_run, merge_threshold=0.0, num_slots=6).segmentation.num_segments == 6
+    learned = partial(segment_video, clip, tiny_run, association="learned")
+    assert [learned(merge_threshold=x).segmentation.num_segments for x in (0.0, 2.0)] == [3, 1]
+    assert learned(merge_threshold=0.0, num_slots=6).segmentation.num_segments == 6
+    assert segment_video(clip, tiny_run, num_slots=6).segmentation.num_segments == 6
     with pytest.raises(ValueError, match="--num-slots must be at least 1, got 0"):
         segment_video(clip, tiny_run, num_slots=0)
     with pytest.raises(ValueError, match="no meaning with --stage image"):

@@ -70,7 +70,7 @@ def test_seeds_sweeps_and_baselines_encode_each_frame_once(run, data, monkeypatc
         run=run,
         data=data,
         protocol=NATIVE,
-        settings=Settings(merge_threshold=0.0),
+        settings=Settings(association="learned", merge_threshold=0.0),
         sweep_merge=(2.0,),
         sweep_slots=(2, 5),
         baselines=("k-means", "spectral"),
@@ -89,7 +89,7 @@ def test_seeds_sweeps_and_baselines_encode_each_frame_once(run, data, monkeypatc
 
 def test_sweep_at_the_setting_of_the_run_is_the_run_itself(run, data):
     method = METHODS["interpreter"]
-    segmenter = open_segmenter(method, run)
+    segmenter = open_segmenter(method, run, Settings(association="learned"))
     model = segmenter.video_stage.config
     sweeps = (
         Sweep("merge_threshold", "merge threshold", "merge {:g}", (model.merge_threshold,)),
@@ -113,7 +113,7 @@ def test_summary_is_that_of_the_videos_in_the_file(run, data):
         assert (entry["protocol"], entry["split"]) == ("slot-contrast", "val")
         assert entry["commit"] == report["commit"]
     (main_row,) = (entry for entry in report["results"] if entry["kind"] == "main")
-    by_seed = [v["videos"] for v in report["videos"] if v["method"] == "video stage"]
+    by_seed = [v["videos"] for v in report["videos"] if v["method"] == "association by features"]
     means = [statistics.fmean(video["fg_ari_frame"] for video in videos.values()) for videos in by_seed]
     assert main_row["mean"]["fg_ari_frame"] == pytest.approx(statistics.fmean(means))
     assert main_row["std"]["fg_ari_frame"] == pytest.approx(statistics.stdev(means))
@@ -124,7 +124,7 @@ def test_summary_is_that_of_the_videos_in_the_file(run, data):
 
 
 def test_label_maps_of_both_edges_are_those_of_the_ops(run, data, monkeypatch):
-    segmenter = open_segmenter(METHODS["interpreter"], run, Settings(merge_threshold=0.0))
+    segmenter = open_segmenter(METHODS["interpreter"], run, Settings(association="learned", merge_threshold=0.0))
     video = open_dataset("synthetic", data.root, "val").videos[0]
     size, grid = (96, 160), segmenter.grid
     features = []
@@ -176,7 +176,8 @@ def test_edges_of_every_row_are_recorded(edges, run, scenes, tmp_path, monkeypat
         gallery, "mask_grid", lambda frames, rows, **o: drawn.append(list(rows)) or draw(frames, rows, **o)
     )
     arguments = ["--run", run, "--root", scenes, "--num-videos", 2, "--seeds", 0, "--clusters", 3, "--pictures", 1]
-    arguments += ["--protocol", *NATIVE, "--sweep-slots", 2, 5, "--out", tmp_path / "out", "--edges", *edges]
+    arguments += ["--association", "learned", "--protocol", *NATIVE, "--sweep-slots", 2, 5, "--out", tmp_path / "out"]
+    arguments += ["--edges", *edges]
     assert main([str(argument) for argument in arguments]) == 0
     assert sum(encoded) == 2 * 24
     suffix = {"none": "", "guided": ", guided edges"}
@@ -212,8 +213,8 @@ def test_the_same_command_gives_the_same_numbers(stage, run, scenes, tmp_path, c
         assert str(out / "report.html") in capsys.readouterr().out
         results.append(json.loads((out / "scores.json").read_text())["results"])
     assert results[0] == results[1]
-    slots = 3 if stage == "video" else 4
-    names = [f"{stage} stage", f"k-means {slots} + positions", f"k-means {slots} per frame, linked"]
+    slots, name = {"video": (9, "association by features"), "image": (4, "image stage")}[stage]
+    names = [name, f"k-means {slots} + positions", f"k-means {slots} per frame, linked"]
     assert [entry["method"] for entry in results[0]] == names
 
 
@@ -227,7 +228,7 @@ def test_scenes_are_scored_at_the_size_of_the_protocol(run, data):
 
 def test_run_without_video_stage_names_the_command(image_run, data):
     with pytest.raises(FileNotFoundError, match=r"no trained video stage; .*--stage video"):
-        evaluate(Evaluation(run=image_run(), data=data))
+        evaluate(Evaluation(run=image_run(), data=data, settings=Settings(association="learned")))
 
 
 def test_data_without_masks_is_refused_by_name(run, scenes, tmp_path):
@@ -242,7 +243,10 @@ def test_clip_repeats_short_videos_and_cuts_long_ones(clip_frames, seen, scored,
     encode_slots, features = VideoStage.encode_slots, Backbone.features
     monkeypatch.setattr(VideoStage, "encode_slots", lambda self, s: clips.append(s[0]) or encode_slots(self, s))
     monkeypatch.setattr(Backbone, "features", lambda self, f: encoded.append(len(f)) or features(self, f))
-    config = Evaluation(run=run, data=data, protocol=NATIVE, seeds=(0,), pictures=0, clip_frames=clip_frames)
+    learned = Settings(association="learned")  # whose encoder sees the repeats
+    config = Evaluation(
+        run=run, data=data, protocol=NATIVE, seeds=(0,), pictures=0, clip_frames=clip_frames, settings=learned
+    )
     scores = evaluate(config)
     assert [len(clip) for clip in clips] == [seen, seen]
     assert torch.equal(clips[0][scored:], clips[0][: seen - scored])

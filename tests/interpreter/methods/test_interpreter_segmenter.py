@@ -26,7 +26,7 @@ INTERPRETER = METHODS["interpreter"]
 
 @pytest.fixture
 def segmenter(tiny_run):
-    return open_segmenter(INTERPRETER, tiny_run)
+    return open_segmenter(INTERPRETER, tiny_run, Settings(association="learned"))
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_settings_reach_the_video_stage(segmenter, clip):
 
 
 def test_settings_of_a_call_replace_those_of_the_segmenter(tiny_run, clip):
-    segmenter = open_segmenter(INTERPRETER, tiny_run, Settings(merge_threshold=0.0, num_slots=5))
+    segmenter = open_segmenter(INTERPRETER, tiny_run, Settings(association="learned", merge_threshold=0.0, num_slots=5))
     assert segmenter.num_segments == 5
     encoded = segmenter.encode(clip)
     assert segmenter.segment(encoded).num_segments == 5
@@ -121,7 +121,7 @@ def test_image_setting_segments_each_frame_by_itself(segmenter, clip):
 
 
 def test_association_by_features_needs_the_image_stage_alone(tiny_run, segmenter, clip):
-    alone = open_segmenter(INTERPRETER, tiny_run, Settings(association="features"))
+    alone = open_segmenter(INTERPRETER, tiny_run)
     assert alone.video_stage is None
     assert (alone.name, alone.num_segments) == ("association by features", 9)
     encoded = alone.encode(clip)
@@ -169,7 +169,7 @@ def test_tokens_make_the_masks_on_request(tiny_run, clip):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"stage": "image", "association": "features"}, "no meaning with --stage image"),
+        ({"stage": "image", "masks_from": "slots"}, "no meaning with --stage image"),
         ({"stage": "image", "num_slots": 3}, "no meaning with --stage image"),
         ({"association": "features", "merge_threshold": 0.1}, "merge_threshold is a setting of --association learned"),
         ({"association": "learned", "masks_from": "tokens"}, "masks_from=tokens needs --association features"),
@@ -181,7 +181,7 @@ def test_settings_that_nothing_would_use_are_refused(settings, message):
 
 
 def test_number_of_image_slots_is_a_setting(tiny_run, clip):
-    segmenter = open_segmenter(INTERPRETER, tiny_run, Settings(image_slots=7))
+    segmenter = open_segmenter(INTERPRETER, tiny_run, Settings(image_slots=7, association="learned"))
     assert segmenter.name == "video stage"
     assert segmenter.encode(clip).by_seed[0].slots.shape[1] == 7
 
