@@ -115,13 +115,11 @@ def davis(out: Path, root: Path, backbone: str) -> Iterator[Step]:
             yield evaluate("cluster", None, year, DAVIS_SIZE, *NO_BASELINES)
 
 
-def strips(run: Step | None, folder: Path, size: Size, *options: str) -> Step:
-    """Times of segmenting with pictures; without a run, of the method among the options."""
-    of_run = () if run is None else ("--run", str(run.folder))
-    where = ("--frame-size", *map(str, size), "--out", str(folder))
-    command = Command("pictures", ("profiling.quality.strips", *of_run, *options, *where))
-    method = TITLES["cluster"] if run is None else run.method
-    return Step("strips", method, SEEDS[0], folder, (command,), () if run is None else (run,), size=size)
+def strips(run: Step, folder: Path, size: Size, *options: str) -> Step:
+    """Times of segmenting, with pictures."""
+    where = ("--run", str(run.folder), *options, "--frame-size", *map(str, size), "--out", str(folder))
+    command = Command("pictures", ("profiling.quality.strips", *where))
+    return Step("strips", run.method, SEEDS[0], folder, (command,), (run,), size=size)
 
 
 TITLES = {"interpreter": "Interpreter", "dinosaur": "DINOSAUR", "cluster": "clusters of tokens"}
