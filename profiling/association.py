@@ -317,6 +317,7 @@ def main() -> None:
                 {
                     "what": "grouping image slots over time: variants of the learned video stage, and k-means",
                     **machine("cpu"),
+                    "command": "python -m profiling.association DIR",  # rows may come from several calls
                     "variants": {key: asdict(variant) for key, variant in VARIANTS.items()} | UNTRAINED,
                     "rows": sorted(rows, key=lambda row: (everything.index(row["row"]), row["seed"])),
                 },
