@@ -31,8 +31,6 @@ for segment, share in enumerate(areas / areas.sum()):
     print(f"segment {segment}: {share:.1%} of all pixels")
 print(f"segments in a frame: {min(sizes)} to {max(sizes)}")
 
-# A video slot [D] describes one segment over the whole video: similar slots, similar objects.
-slots = result.segmentation.tensors["video_slots"]
-directions = slots / slots.norm(dim=-1, keepdim=True)
-print(f"{len(slots)} video slots of width {slots.shape[-1]}; cosines between them:")
-print((directions @ directions.T).cpu().numpy().round(2))
+# An image slot [D] describes one part of one frame; the frames of a video have N of them each.
+slots = result.segmentation.tensors["image_slots"]
+print(f"image slots: {slots.shape[0]} frames of {slots.shape[1]} slots of width {slots.shape[2]}")

@@ -72,7 +72,7 @@ def segment_video(
 ) -> SegmentedVideo:
     """Segment a video file or folder of frames.
 
-    For example ``segment_video("clip.mp4", "runs/demo", merge_threshold=0.1)``.
+    For example ``segment_video("clip.mp4", "runs/demo", num_slots=6)``.
 
     Args:
         path: the video.

@@ -76,7 +76,7 @@ class Evaluation:
         """Settings to try, by option."""
         return {
             "--sweep-merge": Sweep("merge_threshold", "merge threshold", "merge {:g}", self.sweep_merge),
-            "--sweep-slots": Sweep("num_slots", "video slots", "{} slots", self.sweep_slots),
+            "--sweep-slots": Sweep("num_slots", "number of slots", "{} slots", self.sweep_slots),
         }
 
 

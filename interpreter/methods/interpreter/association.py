@@ -52,10 +52,10 @@ def group_by_features(described: TokenMeans, segments: int, seed: int = 0) -> Te
     return _clusters(described, described.masses.sqrt(), segments, seed).labels.view(described.masses.shape)
 
 
-def slot_groups(described: TokenMeans, seed: int = 0) -> Tensor:
-    """Mean features [k, C] of the tokens of k groups of slots, k at most :data:`GROUPS`."""
+def slot_groups(described: TokenMeans, segments: int, seed: int = 0) -> Tensor:
+    """Mean features [k, C] of the tokens of groups of slots: :data:`GROUPS`, or ``segments`` if that is more."""
     masses = described.masses.flatten()
-    count = min(GROUPS, len(masses))
+    count = min(max(GROUPS, segments), len(masses))
     labels = _clusters(described, described.masses, count, seed).labels
     members = torch.zeros(count, len(masses), device=masses.device)
     members[labels, torch.arange(len(masses), device=masses.device)] = masses

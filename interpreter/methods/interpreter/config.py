@@ -50,8 +50,8 @@ class ImageModelConfig(SlotModelConfig):
     """How slots reconstruct the features.
     transformer: position queries attend to the slots, as in the paper; --decoder-layers, --heads and --recompute are
     its options alone.
-    masks: each token is the mean of linear functions of the slots, weighted by its attention, which therefore becomes
-    sharp; for ViTs.
+    masks: each token is rebuilt as a mean of linear functions of the slots, weighted by its attention. Only sharp
+    attention gives a small error, so attention becomes sharp; for ViTs.
     broadcast: an MLP of 3 hidden layers of width 1024 (Seitzer et al. 2023), whose masks are used as attention."""
 
     num_slots: int = option(11, at_least=1)
@@ -75,8 +75,8 @@ class VideoModelConfig(SlotModelConfig):
     """How video slots reconstruct these inputs.
     transformer: queries attend to the video slots, and the loss is a Sinkhorn divergence, as in the paper;
     --decoder-layers, --blur, --scaling and --diameter are its options alone.
-    masks: each input is the mean of linear functions of the video slots, weighted by its attention, which therefore
-    becomes sharp; the loss is the mean squared error."""
+    masks: each input is rebuilt as a mean of linear functions of the video slots, weighted by its attention. Only
+    sharp attention gives a small error, so attention becomes sharp; the loss is the mean squared error."""
     num_slots: int = option(9, at_least=1)
     """Video slots K, before merging."""
     restarts: int = option(8, at_least=1)
@@ -115,7 +115,7 @@ class ImageTraining(FeatureStageConfig):
     """With --windows: share of the samples that are whole frames, averaged down to the size of a window; 0 to 1."""
 
     def __post_init__(self) -> None:
-        """Refuse a share that is none."""
+        """Refuse a share outside 0 to 1."""
         if not 0 <= self.whole_frames <= 1:
             raise ValueError(f"--whole-frames must be between 0 and 1, got {self.whole_frames}")
 

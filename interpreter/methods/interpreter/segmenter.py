@@ -48,21 +48,20 @@ class Settings:
     learned: by the trained video stage."""
     masks_from: Masks | None = None
     """slots: a segment is the union of its image slots, in each frame.
-    tokens: with association by features on a ViT; the groups of slots are centres, to which the tokens of all frames
-    are assigned. Default: tokens on a ViT with association by features, else slots."""
+    tokens: groups of slots start a k-means of the tokens of all frames, whose clusters are merged into the segments;
+    needs --association features. Default: tokens on a ViT with association by features, else slots."""
     image_slots: int | None = option(None, at_least=1)
-    """Image slots of each frame: more of them are smaller parts. Default: as in training; twice as many for
-    association by features, and for a video stage that reads means (--inputs means), which both put the parts of an
-    object together again."""
+    """Image slots of each frame; more slots give smaller parts, which the grouping joins again. Default: twice as many
+    as in training; as many with --stage image, and for a video stage that reads slots."""
     num_slots: int | None = option(None, at_least=1)
-    """Number of segments; with the learned association, of video slots before merging.
-    Default: as in training; 9 by features."""
+    """Number of segments. Default: 9. With --association learned, number of video slots before merging; default: as
+    in training."""
     merge_threshold: float | None = None
     """Learned association: video slots closer than this cosine distance are merged; a higher value gives fewer
     segments. Default: as in training."""
     repeat_to: int | None = option(None, at_least=1)
-    """Repeat a shorter video from its start until the video stage gets this many frames; repeats are not written.
-    Default: no repeats."""
+    """With --association learned: repeat a shorter video from its start until the video stage gets this many frames;
+    repeats are not written. Default: no repeats."""
 
     def __post_init__(self) -> None:
         """Refuse settings where nothing would use them."""
@@ -203,7 +202,9 @@ class InterpreterSegmenter(Segmenter):
             return Segmentation(self.grid, of_video.attention, across, tensors | {"video_attention": across})
         if of_video.tokens is None:
             raise ValueError("masks_from=tokens has to be among the settings that the segmenter is opened with")
-        masks = token_masks(of_video.tokens, self.grid, slot_groups(described, seed), segments, device=self.device)
+        masks = token_masks(
+            of_video.tokens, self.grid, slot_groups(described, segments, seed), segments, device=self.device
+        )
         return Segmentation(self.grid, masks, None, tensors | {"token_masks": masks})
 
     def find_image_slots(self, features: Tensor, generator: torch.Generator) -> ImageSlots:

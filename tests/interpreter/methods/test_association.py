@@ -30,15 +30,17 @@ def test_slots_of_an_object_get_one_segment_whatever_their_order():
 
 def test_groups_are_means_of_their_slots_weighted_by_mass():
     described, order = objects(noise=0.5)
-    found = slot_groups(described, seed=1)
+    found = slot_groups(described, 9, seed=1)
     assert found.shape == (16, 5)
     # With as many groups as objects each is the weighted mean over all slots of its object.
     features, masses = described.features.flatten(0, 1), described.masses.flatten()
     exact = torch.stack([(features * masses[:, None])[order.flatten() == k].sum(0) for k in range(4)])
     exact /= torch.stack([masses[order.flatten() == k].sum() for k in range(4)])[:, None]
+    assert len(slot_groups(described, 20)) == 20  # as many segments need as many groups
     few = TokenMeans(*(part[:3] for part in described))
-    assert len(slot_groups(few)) == 12  # a group for each of the 12 slots
-    distances = torch.cdist(slot_groups(TokenMeans(*(exact[None], described.places[:1], described.masses[:1]))), exact)
+    assert len(slot_groups(few, 9)) == 12  # a group for each of the 12 slots
+    alone = TokenMeans(exact[None], described.places[:1], described.masses[:1])
+    distances = torch.cdist(slot_groups(alone, 9), exact)
     torch.testing.assert_close(distances.amin(0), torch.zeros(4), atol=1e-5, rtol=0)
 
 

@@ -156,7 +156,7 @@ def test_tokens_make_the_masks_on_request(tiny_run, clip):
     encoded = segmenter.encode(clip)
     of_video = encoded.by_seed[0]
     segmentation = segmenter.segment(encoded)
-    exact = token_masks(of_video.tokens, segmenter.grid, slot_groups(of_video.described), 9)
+    exact = token_masks(of_video.tokens, segmenter.grid, slot_groups(of_video.described, 9), 9)
     assert segmentation.across is None
     assert torch.equal(segmentation.masks(), exact.float())
     of_slots = segmenter.segment(encoded, masks_from="slots")
