@@ -48,8 +48,8 @@ demo: $(DEMO)
 	@echo
 	@echo "Look at:"
 	@echo "  overlay of the clip      demo/clip/carphone/overlay.mp4   (stills: demo/clip/carphone/preview.png)"
-	@echo "  table of the evaluation  demo/scenes/evaluation/synthetic-val-video/table.txt"
-	@echo "  held-out scenes          demo/scenes/evaluation/synthetic-val-video/"
+	@echo "  table of the evaluation  demo/scenes/evaluation/synthetic-val-video-features/table.txt"
+	@echo "  held-out scenes          demo/scenes/evaluation/synthetic-val-video-features/"
 	@echo "  plots of the training    demo/scenes/curves.png"
 
 # TensorFlow reads the release of MOVi; tensorflow-cpu exists for Linux on x86-64. It stays out of the environment and has

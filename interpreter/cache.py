@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import tyro
 
 from interpreter.commands import RESUME, cli, parse_first, rename_options, run_command
 from interpreter.configs import BackboneConfig, DataConfig, Dtype, Precision, option
@@ -61,6 +62,7 @@ class Caching:
     stage: str = "video"
     """Stage whose inputs are computed. For the method interpreter:
     image (features), or video (image slots and their attention, from the trained image stage of the run)."""
+    preset: tyro.conf.Suppress[str] = "demo"  # read first, since other defaults depend on it
     cache: Path | None = None
     """Directory of the cached files. Default: the --cache that this run was trained with, else RUN/cache."""
     draws: int = option(4, at_least=1)
@@ -121,6 +123,7 @@ def parse(arguments: Sequence[str]) -> tuple[Chosen, Caching]:
         run=run,
         method=method.name,
         stage=method.stages[-1].name,
+        preset=named.preset or "demo",
         cache=latest.cache or source.cache,
         draws=getattr(latest, "draws", Caching.draws),
         precision=source.optim.precision,
@@ -129,7 +132,7 @@ def parse(arguments: Sequence[str]) -> tuple[Chosen, Caching]:
     )
     description = (
         f"{inspect.cleandoc(Caching.__doc__ or '')}\n\nFor a run that has no configuration yet: --preset "
-        f"{{{','.join(presets)}}} (here: {named.preset or 'demo'})."
+        f"{{{','.join(presets)}}} (here: {named.preset or 'demo'}). Stages that have not begun take its options."
     )
     return Chosen(method, stored), cli(Caching, rest, default=defaults, prog=PROG, description=description)
 
@@ -141,7 +144,11 @@ def stage_options(config: Caching, run: Path, chosen: Chosen) -> tuple[Stage[Any
         ValueError: if the run does not hold the options of a stage of which there are several.
     """
     stage = chosen.method.stage(config.stage)
-    preset = next(iter(stage.presets.values()))
+    if config.preset not in stage.presets:
+        raise ValueError(
+            f"--stage {stage.name} has no --preset {config.preset}; choose from {', '.join(stage.presets)}"
+        )
+    preset = stage.presets[config.preset]
     key = stage.key(preset) if config.stage == stage.name else config.stage
     known = chosen.stored.options(key, stage.config) or preset
     if stage.key(known) != key:

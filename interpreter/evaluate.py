@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from interpreter.commands import run_command
 from interpreter.configs import WITHOUT_SPLITS
@@ -60,7 +61,7 @@ def evaluate(config: Evaluation, chosen: Chosen | None = None) -> Scores:
 def segmenter_masks(config: Evaluation, method: Method, stored: RunConfig) -> CandidateMasks:
     """Masks of a run, or of a method that needs none, with its sweeps and baselines."""
     settings = config.settings
-    if config.clip_frames:
+    if config.clip_frames and getattr(settings, "sees_repeats", True):
         settings = replace(settings, repeat_to=config.clip_frames)
     segmenter = open_segmenter(method, config.run, settings, config.frame_size, stored=stored)
     baselines = ("one-segment", "grid", "k-means") if config.baselines is None else config.baselines
@@ -77,10 +78,16 @@ def saved_masks(config: Evaluation) -> CandidateMasks:
     return SavedMasks(predictions, config.masks.resolve().name, baselines, config.clusters or CLUSTERS_OF_MASKS)
 
 
+def _way(settings: Any) -> str:
+    """How a run segments, for the name of a folder."""
+    stage: str = getattr(settings, "stage", "model")
+    return f"{stage}-{settings.association}" if stage == "video" and hasattr(settings, "association") else stage
+
+
 def _write(config: Evaluation, scores: Scores, provenance: Provenance, gallery: Gallery) -> None:
     name = f"{provenance.data}-{provenance.split}"
     if config.run:
-        home = config.out or config.run / "evaluation" / f"{name}-{getattr(config.settings, 'stage', 'model')}"
+        home = config.out or config.run / "evaluation" / f"{name}-{_way(config.settings)}"
     else:
         home = config.out or Path("evaluation") / f"{name}-{provenance.subject}"
     pictures = gallery.pictures()

@@ -42,14 +42,16 @@ class Evaluation:
     """One or several protocols. Default: davis-2016 or davis-2017-unsupervised for DAVIS, else interpreter.
     davis-2017 (semi-supervised) must be the only one; it scores --masks in which objects keep the ids of frame 0."""
     out: Path | None = None
-    """Directory to write to. Default: RUN/evaluation/DATA-SPLIT-STAGE, or evaluation/DATA-SPLIT-MASKS."""
+    """Directory to write to. Default: RUN/evaluation/DATA-SPLIT-STAGE, such as synthetic-val-video-features, or
+    evaluation/DATA-SPLIT-MASKS."""
     strict: bool = False
     """Exit with status 1 if any video could not be scored. Such videos are named, and left out of all numbers."""
     frame_size: tuple[int, int] | None = option(None, at_least=1)
     """Height and width that frames are resized to before the backbone. Default: as in training."""
     clip_frames: int | None = option(None, at_least=1)
     """Use exactly this many frames of each video, as published evaluations do (36 on YouTube-VIS). Default: all.
-    Longer videos are cut; shorter ones are repeated, and the repeats are not scored."""
+    Longer videos are cut. Shorter ones are repeated if the method looks at all frames together, as --association
+    learned does; the repeats are not scored."""
     seeds: tuple[int, ...] = option((0, 1, 2), at_least=0)
     """Seeds of the slot prior and of baselines that start at random; tables show mean and sample standard deviation."""
     edges: tuple[Edges, ...] = ("none",)
@@ -119,7 +121,8 @@ def check_options(config: Evaluation, method: Method) -> None:
         if wrong:
             raise ValueError(message)
     tried = {name: (sweep.setting, sweep.values) for name, sweep in sweeps.items()}
-    tried["--clip-frames"] = ("repeat_to", (config.clip_frames,) if config.clip_frames else ())
+    repeats = config.clip_frames and getattr(config.settings, "sees_repeats", True)
+    tried["--clip-frames"] = ("repeat_to", (config.clip_frames,) if config.clip_frames and repeats else ())
     for name, (setting, values) in tried.items():
         _check_setting(name, setting, values, config.settings, method)
 

@@ -16,7 +16,7 @@ from interpreter.models.backbones import Backbone, load_backbone
 from interpreter.models.token_masks import token_masks
 from interpreter.segmentation import Segmentation
 
-FRAME_SIZE = (336, 504)
+FRAME_SIZE = (420, 420)  # as in the preset clips: neither landscape nor portrait is squeezed much
 GROUPS = 12  # of tokens, before they are merged
 
 
@@ -28,6 +28,11 @@ class ClusterSettings:
     """Segments of a video."""
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("facebook/dinov2-small"))
     """The frozen feature extractor; a ViT, since the masks of a CNN's features follow textures."""
+
+    def __post_init__(self) -> None:
+        """Refuse the name of a backbone where its configuration belongs."""
+        if not isinstance(self.backbone, BackboneConfig):
+            raise ValueError(f"backbone must be a BackboneConfig, such as BackboneConfig({str(self.backbone)!r})")
 
 
 class ClusterSegmenter(Segmenter):

@@ -73,11 +73,10 @@ def run(options: Run, steps: Sequence[Step], what: str, command: str, results: P
         return
     forget(steps, options.again)
     for step in steps:
-        if step.done and results.exists():
-            continue
         if not step.done:
             step.run()
-        save(results, joined(what, command, steps))
+            save(results, joined(what, command, steps))
+    save(results, joined(what, command, steps))
     print("pictures:", *pictures(steps), sep="\n  ")
 
 

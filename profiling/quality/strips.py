@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from interpreter.commands import run_command
@@ -66,6 +67,8 @@ def timed_strip(segmenter: Segmenter, dataset: VideoDataset, index: int) -> tupl
 
     def lap(name: str) -> None:
         nonlocal begun
+        if segmenter.device.type == "cuda":
+            torch.cuda.synchronize(segmenter.device)
         times[name], begun = time.perf_counter() - begun, time.perf_counter()
 
     encoded = segmenter.encode(video)

@@ -113,8 +113,10 @@ def sequences(results: Results, methods: Sequence[str] = ("Interpreter", "k-mean
     if not rows:
         return [NOT_RUN]
     heads = [f"{row['method']}, {row['size'][0]}×{row['size'][1]}" for row in rows]
-    videos = sorted(rows[0]["videos"])
-    return table(["sequence", *heads], [[video, *(cell(row["videos"][video], 2) for row in rows)] for video in videos])
+    videos = sorted({video for row in rows for video in row["videos"]})
+    return table(
+        ["sequence", *heads], [[video, *(cell(row["videos"].get(video, []), 2) for row in rows)] for video in videos]
+    )
 
 
 def costs(all_results: Mapping[str, Results]) -> Lines:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from interpreter import locks
-from interpreter.cache import main, parse
+from interpreter.cache import main, parse, stage_options
 from interpreter.data import FrameFolder, Video, open_dataset
 from interpreter.data.frame_index import FrameIndex
 from interpreter.data.loaders import open_loader
@@ -292,6 +292,13 @@ def test_old_name_of_draws_works_with_a_warning(cached):
 def test_wrong_options_are_refused(options, message, cached):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         main(["--run", str(cached), *options])
+
+
+@pytest.mark.parametrize("preset", ["demo", "davis", "ytvis19", "movi-e"])
+def test_cache_of_a_stage_that_has_not_begun_is_that_of_its_preset(preset, tmp_path):
+    chosen, config = parse(["--run", str(tmp_path / "run"), "--stage", "video", "--preset", preset])
+    stage, options = stage_options(config, config.run, chosen)
+    assert options.model == stage.presets[preset].model
 
 
 def test_run_without_image_stage_names_the_command(tmp_path):

@@ -172,10 +172,10 @@ def test_video_stage_of_another_image_stage_is_refused(tiny_run, tmp_path, image
     with pytest.raises(ValueError, match=f"another image stage than the one there now; delete {run}/video"):
         main(["--run", str(run), *video_options])
     with pytest.raises(ValueError, match=f"another image stage .* --stage video --run {run}"):
-        open_segmenter(INTERPRETER, run)
+        open_segmenter(INTERPRETER, run, INTERPRETER.settings(association="learned"))
     shutil.rmtree(run / "video")
     main(["--run", str(run), *video_options])
-    open_segmenter(INTERPRETER, run)
+    open_segmenter(INTERPRETER, run, INTERPRETER.settings(association="learned"))
 
 
 DAMAGED = [
@@ -306,3 +306,9 @@ def test_finished_stage_names_the_commands_that_follow(image_run, image_options,
         f"python -m interpreter.train --stage video --run {run} (with the same --preset",
     ):
         assert "".join(command.split()) in said
+
+
+def test_the_video_stage_names_the_option_that_uses_it(tiny_run, video_options, capsys):
+    main(["--run", str(tiny_run), *video_options])
+    said = "".join("".join(capsys.readouterr()).split())
+    assert f"interpreter.segmentCLIP.mp4--run{tiny_run}--outDIR--associationlearned" in said

@@ -340,7 +340,7 @@ def test_gradients_are_refused():
         ({"guide": torch.zeros(2, 2, 0, 9, 3, dtype=torch.uint8)}, "H > 0"),
         ({"grid": (3, 5)}, r"grid=\(3, 5\), expected h \* w = 12"),
         ({"radius": -1}, "radius=-1, expected 0 or more"),
-        ({"epsilon": 0.0}, "epsilon=0.0, expected a positive number"),
+        ({"epsilon": 1e-9}, "epsilon=1e-09, expected 1e-08 or more"),
         ({"epsilon": float("nan")}, "epsilon=nan"),
         ({"subsample": 0}, "subsample=0, expected at least 1"),
         ({"video_attention": torch.zeros(2, 2, 5, 256)}, "expected K <= 255"),

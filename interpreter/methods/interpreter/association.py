@@ -8,10 +8,9 @@ frames finds the segments: an object looks alike in all frames, and hardly moves
 import torch
 from torch import Tensor
 
-from interpreter.methods.interpreter.token_means import TokenMeans
+from interpreter.methods.interpreter.token_means import POSITION_WEIGHT, TokenMeans
 from interpreter.models.clustering import Clusters, weighted_kmeans
 
-POSITION_WEIGHT = 0.25  # length of a position, relative to that of a centred feature (root mean squares)
 RESTARTS = 8  # of k-means
 GROUPS = 16  # of slots, where the tokens decide on the segments
 

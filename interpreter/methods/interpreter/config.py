@@ -98,6 +98,11 @@ class VideoModelConfig(SlotModelConfig):
     diameter: float | None = None
     """Sinkhorn divergence: first scale. Default: diagonal of the bounding box of each batch, as in GeomLoss."""
 
+    def __post_init__(self) -> None:
+        """Refuse a sharpness that is none."""
+        if not self.inference_sharpness > 0:
+            raise ValueError(f"--inference-sharpness must be above 0, got {self.inference_sharpness}")
+
 
 @dataclass(frozen=True)
 class ImageTraining(FeatureStageConfig):
@@ -204,26 +209,21 @@ IMAGE_PRESETS: dict[str, ImageTraining] = {
     ),
 }
 
-_FEW_CLIPS: dict[str, Any] = {
-    "num_frames": 32,
-    "model": VideoModelConfig(num_slots=6, dim=192, heads=6),
-    "optim": OptimConfig(steps=250, batch_size=8),
-}
+# Decision 21: a video stage that groups as well as k-means does.
+_MEANS = VideoModelConfig(
+    inputs="means",
+    decoder="masks",
+    encoder_layers=0,
+    merge_threshold=0.0,
+    inference_iterations=12,
+    inference_sharpness=2.0,
+    restarts=16,
+)
+_MEANS_OPTIM = OptimConfig(steps=1000, batch_size=16, peak_lr=1e-3)
+_FEW_CLIPS: dict[str, Any] = {"num_frames": 32, "model": _MEANS, "optim": replace(_MEANS_OPTIM, flip=False)}
 
 VIDEO_PRESETS: dict[str, VideoTraining] = {
-    "demo": VideoTraining(
-        run=Path("runs/demo"),
-        model=VideoModelConfig(
-            inputs="means",
-            decoder="masks",
-            encoder_layers=0,
-            merge_threshold=0.0,
-            inference_iterations=12,
-            inference_sharpness=2.0,
-            restarts=16,
-        ),
-        optim=OptimConfig(steps=1000, batch_size=16, peak_lr=1e-3),
-    ),
+    "demo": VideoTraining(run=Path("runs/demo"), model=_MEANS, optim=_MEANS_OPTIM),
     "davis": VideoTraining(run=Path("runs/davis"), **_FEW_CLIPS),
     "clips": VideoTraining(run=Path("runs/clips"), **_FEW_CLIPS),
     "ytvis19": VideoTraining(

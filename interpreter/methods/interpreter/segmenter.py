@@ -68,10 +68,17 @@ class Settings:
         for name in ("masks_from", "merge_threshold", "num_slots"):
             if self.stage == "image" and getattr(self, name) is not None:
                 raise ValueError(f"{name} groups the slots of a video: it has no meaning with --stage image")
+        if self.repeat_to is not None and not self.sees_repeats:
+            raise ValueError("repeat_to is a setting of --association learned: only the video stage sees repeats")
         if self.association == "features" and self.merge_threshold is not None:
             raise ValueError("merge_threshold is a setting of --association learned: features merge nothing")
         if self.association == "learned" and self.masks_from == "tokens":
             raise ValueError("masks_from=tokens needs --association features: the video stage groups slots, not tokens")
+
+    @property
+    def sees_repeats(self) -> bool:
+        """Whether repeats of a short video change its segments."""
+        return segmenting_stage(self) == "video"
 
 
 def segmenting_stage(settings: Settings) -> str:
@@ -125,8 +132,10 @@ class InterpreterSegmenter(Segmenter):
 
     def _num_image_slots(self, settings: Settings) -> int:
         trained: int = self.image_stage.config.num_slots
-        by_means = self.video_stage is not None and self.video_stage.config.inputs == "means"
-        more = self._way(settings) == "features" or (self._way(settings) == "learned" and by_means)
+        way, stage = self._way(settings), self.video_stage
+        # The transformer decoder has a query for each number of a slot, and knows those of the training alone.
+        any_number = stage is not None and (stage.config.inputs, stage.config.decoder) == ("means", "masks")
+        more = way == "features" or (way == "learned" and any_number)
         return settings.image_slots or (2 * trained if more else trained)
 
     def _by_tokens(self, settings: Settings) -> bool:
@@ -145,22 +154,18 @@ class InterpreterSegmenter(Segmenter):
     ) -> Encoded:
         """See :meth:`interpreter.methods.base.Segmenter.encode`; of each seed it keeps an :class:`EncodedVideo`."""
         generators = {seed: torch_generator(self.device, seed, 0) for seed in seeds}
-        tokens: list[Tensor] = []  # the same for all seeds
+        by_tokens = self._by_tokens(self.settings)
 
         def find(features: Tensor, seed: int) -> tuple[Tensor, ...]:
             found = self.find_image_slots(features, generators[seed])
-            return found.slots, found.attention.half(), *token_means(features, found.attention, self.grid)
+            tokens = (features.half(),) if by_tokens and seed == seeds[0] else ()  # the same for all seeds
+            return found.slots, found.attention.half(), *token_means(features, found.attention, self.grid), *tokens
 
-        def keep_tokens(features: Tensor) -> None:
-            keep(features)
-            tokens.append(features.half())
-
-        by_tokens = self._by_tokens(self.settings)
-        encoded = encode_frames(self, video, seeds, find, advance, keep_tokens if by_tokens else keep)
-        shared = torch.cat(tokens) if by_tokens else None
+        encoded = encode_frames(self, video, seeds, find, advance, keep)
+        shared = encoded.by_seed[seeds[0]][-1] if by_tokens else None
         by_seed = {
-            seed: EncodedVideo(slots, attention, TokenMeans(*described), shared)
-            for seed, (slots, attention, *described) in encoded.by_seed.items()
+            seed: EncodedVideo(parts[0], parts[1], TokenMeans(*parts[2:5]), shared)
+            for seed, parts in encoded.by_seed.items()
         }
         return Encoded(encoded.frames, by_seed)
 
@@ -215,10 +220,9 @@ class InterpreterSegmenter(Segmenter):
         stage, frames = self.image_stage, torch.arange(len(features), device=self.device)
         iterations = stage.config.inference_iterations
         draws, errors = [], []
-        shape = (len(features), self._num_image_slots(self.settings), stage.config.dim)
+        count = self._num_image_slots(self.settings)
         for _ in range(stage.config.restarts):
-            noise = torch.randn(shape, generator=generator, device=self.device)
-            initial = stage.slot_attention.sample_slots(len(features), noise=noise)
+            initial = stage.slot_attention.sample_slots(len(features), generator, num_slots=count)
             with autocast(self.device, self.precision):
                 draws.append(stage.encode(features, self.grid, initial, iterations))
                 errors.append(stage.error(draws[-1], features, self.grid))

@@ -20,7 +20,7 @@ class TokenMeans(NamedTuple):
     masses: Tensor  # [t, N], the share of the frame's tokens that the slot holds; they sum to 1 over the slots
 
 
-POSITION_WEIGHT = 0.25  # of positions among the inputs of the video stage, as in association by features
+POSITION_WEIGHT = 0.25  # length of a position, relative to that of a feature (root mean squares)
 SMALLEST = 1e-6  # mass below which means are divided by this mass instead: of a slot without tokens they are near zero
 
 

@@ -35,6 +35,8 @@ from ..propagation.op import (
 MIDDLE = 0.5  # subtracted from colours: covariances of numbers around zero lose fewer digits
 RADIUS = 1.7  # patches
 
+LEAST_EPSILON = 1e-8  # below it float32 has no digits left where colours are flat
+
 
 class GuidedArguments(NamedTuple):
     """Arguments of ``guided_labels``."""
@@ -148,7 +150,8 @@ def guided_labels(
         guide: uint8 [B, T, H, W, 3], the frames in colour, at the resolution of the label maps.
         radius: of the filter's windows in pixels of the frame, rounded to blocks (one block at least); 1.7 patches if
             None.
-        epsilon: > 0, the variance of colours in 0..1 below which a window counts as flat and its mask is smoothed.
+        epsilon: at least 1e-8, the variance of colours in 0..1 below which a window counts as flat and its mask is
+            smoothed.
         subsample: >= 1, side of a block in pixels; 1 is the exact guided filter.
         clusters: int64 [B, K], clusters of video slots as in :func:`propagate_attention`; the result then holds
             clusters.
@@ -186,7 +189,7 @@ def guided_labels(
     check_that(slots <= 255, f"{op}: video_attention is {describe(video_attention)}, expected K <= 255")
     radius = default_radius((height, width), (size[0], size[1])) if radius is None else radius
     check_that(radius >= 0, f"{op}: radius={radius}, expected 0 or more pixels")
-    check_that(0 < epsilon < math.inf, f"{op}: epsilon={epsilon}, expected a positive number")
+    check_that(LEAST_EPSILON <= epsilon < math.inf, f"{op}: epsilon={epsilon}, expected {LEAST_EPSILON:g} or more")
     check_positive(op, subsample=subsample)
     if confidence:
         not_differentiable = "filter the masks with PyTorch's own operations, or detach the attention"

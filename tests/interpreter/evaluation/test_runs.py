@@ -107,7 +107,7 @@ def test_sweep_at_the_setting_of_the_run_is_the_run_itself(run, data):
 
 def test_summary_is_that_of_the_videos_in_the_file(run, data):
     scores = evaluate(Evaluation(run=run, data=data, protocol=NATIVE, pictures=1))
-    home = run / "evaluation/synthetic-val-video"
+    home = run / "evaluation/synthetic-val-video-features"
     report = json.loads((home / "scores.json").read_text(), parse_constant=pytest.fail)
     for entry in report["results"]:
         assert (entry["protocol"], entry["split"]) == ("slot-contrast", "val")
@@ -255,6 +255,19 @@ def test_clip_repeats_short_videos_and_cuts_long_ones(clip_frames, seen, scored,
     assert scores.videos == {"val-00000": scored, "val-00001": scored}
     for by_seed in scores.numbers.values():
         assert all(result["frames"] == scored for videos in by_seed.values() for result in videos.values())
+
+
+def test_association_by_features_cuts_clips_and_repeats_nothing(run, data):
+    scores = evaluate(Evaluation(run=run, data=data, protocol=NATIVE, seeds=(0,), pictures=0, clip_frames=30))
+    assert scores.videos == {"val-00000": 24, "val-00001": 24}
+
+
+def test_both_associations_have_folders_of_their_own(run, data):
+    for association in ("features", "learned"):
+        settings = Settings(association=association)
+        evaluate(Evaluation(run=run, data=data, seeds=(0,), pictures=0, baselines=(), settings=settings))
+        home = run / f"evaluation/synthetic-val-video-{association}"
+        assert json.loads((home / "scores.json").read_text())["config"]["association"] == association
 
 
 def test_method_without_stages_needs_no_run(scenes, tmp_path):

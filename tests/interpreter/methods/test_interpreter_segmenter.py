@@ -172,6 +172,8 @@ def test_tokens_make_the_masks_on_request(tiny_run, clip):
         ({"stage": "image", "masks_from": "slots"}, "no meaning with --stage image"),
         ({"stage": "image", "num_slots": 3}, "no meaning with --stage image"),
         ({"association": "features", "merge_threshold": 0.1}, "merge_threshold is a setting of --association learned"),
+        ({"repeat_to": 30}, "repeat_to is a setting of --association learned"),
+        ({"stage": "image", "association": "learned", "repeat_to": 30}, "repeat_to is a setting"),
         ({"association": "learned", "masks_from": "tokens"}, "masks_from=tokens needs --association features"),
     ],
 )

@@ -156,7 +156,7 @@ def test_training_on_streamed_means_equals_training_on_stored_ones(means_run, im
 
 
 def test_cached_video_has_the_means_that_the_segmenter_computes(means_run, scenes):
-    segmenter = open_segmenter(INTERPRETER, means_run, Settings(image_slots=4))
+    segmenter = open_segmenter(INTERPRETER, means_run, Settings(association="learned", image_slots=4))
     clip = open_video(scenes / "JPEGImages" / "480p" / "train-00000")
     encoded = segmenter.encode(clip).by_seed[0]
     assert isinstance(encoded, EncodedVideo)
@@ -170,10 +170,11 @@ def test_cached_video_has_the_means_that_the_segmenter_computes(means_run, scene
 def test_more_image_slots_are_drawn_for_a_stage_that_reads_means(means_run, tiny_run, tmp_path):
     clip = open_video(make_clip(tmp_path / "clip.mp4"))
     for run, settings, count in [
-        (means_run, Settings(), 8),
-        (means_run, Settings(image_slots=5), 5),
+        (means_run, Settings(association="learned"), 8),
+        (means_run, Settings(association="learned", image_slots=5), 5),
         (means_run, Settings(stage="image"), 4),
-        (tiny_run, Settings(), 4),
+        (tiny_run, Settings(association="learned"), 4),
+        (tiny_run, Settings(), 8),
     ]:
         segmenter = open_segmenter(INTERPRETER, run, settings)
         assert segmenter.encode(clip).by_seed[0].slots.shape[1] == count
@@ -181,7 +182,7 @@ def test_more_image_slots_are_drawn_for_a_stage_that_reads_means(means_run, tiny
 
 @torch.no_grad()
 def test_sharpness_at_inference_is_that_of_the_configuration(means_run):
-    segmenter = open_segmenter(INTERPRETER, means_run, Settings())
+    segmenter = open_segmenter(INTERPRETER, means_run, Settings(association="learned"))
     stage = segmenter.video_stage
     inputs = torch.randn(5, 4, segmenter.backbone.dim + 2, generator=torch.Generator().manual_seed(0))
 
