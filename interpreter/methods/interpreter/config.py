@@ -219,11 +219,16 @@ _MEANS = VideoModelConfig(
     inference_sharpness=2.0,
     restarts=16,
 )
-_MEANS_OPTIM = OptimConfig(steps=1000, batch_size=16, peak_lr=1e-3)
-_FEW_CLIPS: dict[str, Any] = {"num_frames": 32, "model": _MEANS, "optim": replace(_MEANS_OPTIM, flip=False)}
+_FEW_CLIPS: dict[str, Any] = {
+    "num_frames": 32,
+    "model": VideoModelConfig(num_slots=6, dim=192, heads=6),
+    "optim": OptimConfig(steps=250, batch_size=8),
+}
 
 VIDEO_PRESETS: dict[str, VideoTraining] = {
-    "demo": VideoTraining(run=Path("runs/demo"), model=_MEANS, optim=_MEANS_OPTIM),
+    "demo": VideoTraining(
+        run=Path("runs/demo"), model=_MEANS, optim=OptimConfig(steps=1000, batch_size=16, peak_lr=1e-3)
+    ),
     "davis": VideoTraining(run=Path("runs/davis"), **_FEW_CLIPS),
     "clips": VideoTraining(run=Path("runs/clips"), **_FEW_CLIPS),
     "ytvis19": VideoTraining(
