@@ -19,6 +19,7 @@ from interpreter.methods.interpreter.config import (
     StageName,
     VideoTraining,
 )
+from interpreter.methods.interpreter.image_slots import video_inputs
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.models.autocast import autocast
@@ -169,6 +170,7 @@ class Encoder:
         self.backbone = random_backbone(stage_setup.image.backbone, device)
         self.stage: ImageStage | None = None
         if isinstance(stage_setup.task.model, VideoStage):
+            self.inputs = stage_setup.task.model.config.inputs
             self.stage = (
                 ImageStage(stage_setup.image.model, self.backbone.dim, stage_setup.grid)
                 .to(device)
@@ -177,10 +179,12 @@ class Encoder:
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
-        """Features or image slots of frames uint8 [F, H, W, 3], in the shape of the step's first input."""
+        """Features of frames uint8 [F, H, W, 3], or inputs of the video stage, in the shape of the first input."""
         parts = []
         for some in frames.split(FRAMES_AT_ONCE):
             with autocast(frames.device, self.setup.task.optim.precision):
                 features = self.backbone.features(some)
-                parts.append(features if self.stage is None else self.stage.encode(features).slots.float())
+                if self.stage is not None:
+                    features = video_inputs(self.stage, features, self.stage.encode(features), self.inputs)
+                parts.append(features)
         return torch.cat(parts).view(self.setup.shapes[0])

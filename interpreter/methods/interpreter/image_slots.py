@@ -77,6 +77,11 @@ def _means(stage: ImageStage, features: Tensor, encoded: ImageSlots) -> Tensor:
     return torch.cat([described.features, described.places], -1)
 
 
+def video_inputs(stage: ImageStage, features: Tensor, encoded: ImageSlots, inputs: VideoInputs) -> Tensor:
+    """What the video stage gets of the slots of n frames with features [n, M, C]: [n, N, D_input] fp32."""
+    return encoded.slots.float() if inputs == "slots" else means_as_inputs(_means(stage, features, encoded))
+
+
 class StreamedSlots:
     """Computes the slots of each batch anew.
 
@@ -115,9 +120,7 @@ class StreamedSlots:
         keys = zip(*self.index.locate(frames), flips.tolist(), draws.tolist(), strict=True)
         noise = [draw_noise(self.image_stage, self.digests[v], int(t), flip, draw) for v, t, flip, draw in keys]
         encoded = encode_slots(self.image_stage, features, noise, self.precision)
-        if self.inputs == "slots":
-            return encoded.slots
-        return means_as_inputs(_means(self.image_stage, features, encoded))
+        return video_inputs(self.image_stage, features, encoded, self.inputs)
 
 
 class StoredSlots:
