@@ -152,7 +152,8 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     repeatable(device)
-    results: dict[str, Any] = machine(options.device)
+    what = f"training steps of the preset {options.preset}, their parts, and what a cache saves"
+    results: dict[str, Any] = {"what": what, **machine(options.device)}
     sizes = options.batch_size or (None, None)
     for stage, size in zip(STAGES, sizes, strict=True):
         stage_setup = setup(stage, options.preset, device, size)
