@@ -203,7 +203,8 @@ def test_killed_command_resumes_with_the_same_files(cached, tmp_path):
     assert set(files(run / "cache")) <= set(files(cached / "cache"))
     main(["--run", str(run)])
     assert files(run / "cache") == files(cached / "cache")
-    assert not list(run.glob("cache/*/.*"))
+    # Of recipe.json, which only people read, a kill may leave a temporary file: another process may be writing it.
+    assert not [path for path in run.glob("cache/*/.*") if not path.name.startswith(".recipe.json.")]
 
 
 def test_complete_cache_that_may_not_be_written_is_used(cached, tmp_path, monkeypatch):

@@ -107,7 +107,7 @@ def test_use_of_an_unfinished_run_says_so(tmp_path, tiny_run, capfd):
     frames.mkdir()
     for t in range(2):
         Image.fromarray(np.full((48, 64, 3), 90 * t, np.uint8)).save(frames / f"{t}.png")
-    segment.main([str(frames), "--run", str(run), "--out", str(out)])
+    segment.main([str(frames), "--run", str(run), "--out", str(out), "--association", "learned"])
     assert capfd.readouterr().err.count(f"the video stage of {run} is unfinished: step 3 of 4") == 1
     segment.main([str(frames), "--run", str(run), "--out", str(out), "--stage", "image"])
     assert "unfinished" not in capfd.readouterr().err

@@ -267,7 +267,8 @@ class SlotAttention(nn.Module):
             ValueError: if N does not fit, or the noise is not of that shape.
 
         Example:
-            >>> SlotAttention(num_slots=4, dim=8).sample_slots(2, num_slots=9).shape
+            >>> import slotkernels
+            >>> slotkernels.SlotAttention(num_slots=4, dim=8).sample_slots(2, num_slots=9).shape
             torch.Size([2, 9, 8])
         """
         if noise is None:

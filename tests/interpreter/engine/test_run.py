@@ -18,10 +18,12 @@ from interpreter.engine.run import (
 )
 from interpreter.methods import METHODS
 from interpreter.methods.interpreter.config import ImageTraining, VideoTraining
+from interpreter.methods.interpreter.segmenter import Settings
 
 OPTIONS = [
     *(stage.presets["demo"] for method in METHODS.values() for stage in method.stages),
-    *(method.settings() for method in METHODS.values()),
+    *(method.settings() for method in METHODS.values() if method.settings is not Settings),
+    Settings(association="learned"),  # which all of its options have a meaning for
     Caching(run=Path("run")),
 ]
 
