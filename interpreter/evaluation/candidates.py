@@ -234,7 +234,7 @@ class Guide:
 
 
 def full_size(segmentation: Segmentation, size: Size, guide: Guide | None = None) -> np.ndarray:
-    """Segment of each pixel of all frames, uint8 [T, H, W]; with a guide, edges are those of its frames."""
+    """Segment of each pixel of all frames, uint8 [T, H, W]; with a guide, edges follow its frames."""
     out = np.empty((len(segmentation), *size), np.uint8)
     maps = segmentation.label_maps(size, None if guide is None else guide.frames(size))
     for frame, (labels, _) in zip(out, maps, strict=True):

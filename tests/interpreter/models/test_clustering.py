@@ -32,7 +32,7 @@ def test_inertia_is_that_of_scikit_learn(points, k, weighted):
         points.double().numpy(), sample_weight=None if weights is None else weights.numpy()
     )
     assert clusters.inertia < 1.01 * reference.inertia_
-    # The result is consistent in itself: inertia and labels are those of its centres.
+    # The result is consistent: inertia and labels follow from its centres.
     distances = torch.cdist(points.double(), clusters.centres.double()).square()
     w = torch.ones(len(points)) if weights is None else weights
     assert clusters.inertia == pytest.approx((w * distances.amin(1)).sum().item(), rel=1e-4)

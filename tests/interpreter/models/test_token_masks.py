@@ -39,7 +39,7 @@ def test_regions_are_found_from_kmeans_starts():
 def test_masks_are_the_softmax_of_distances_to_means_of_segments():
     features, _, means = scene(noise=0.6)
     masks = token_masks(features, GRID, means, segments=4, components=20, sigma=0, temperature=0.3)
-    x = features.flatten(0, 1).double()  # all components and no smoothing: distances are those of the features
+    x = features.flatten(0, 1).double()  # all components and no smoothing: distances equal the distances of features
     centres = means.double()
     for _ in range(50):
         labels = torch.cdist(x, centres).argmin(1)
