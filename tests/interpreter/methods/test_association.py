@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from interpreter.methods.interpreter import association
 from interpreter.methods.interpreter.association import group_by_features, slot_descriptions, slot_groups
 from interpreter.methods.interpreter.token_means import TokenMeans, token_means
 
@@ -51,6 +52,16 @@ def test_slot_without_tokens_moves_nothing():
     more = TokenMeans(*(torch.cat(pair, 1) for pair in zip(described, empty, strict=True)))
     assert same_partition(group_by_features(more, 4)[:, :4], order)
     torch.testing.assert_close(slot_descriptions(more)[:, :4], slot_descriptions(described))
+
+
+def test_segments_weigh_slots_by_the_root_of_their_mass_and_groups_by_the_mass(monkeypatch):
+    described, _ = objects()
+    seen, kmeans = [], association.weighted_kmeans
+    monkeypatch.setattr(association, "weighted_kmeans", lambda *a, **o: seen.append(o["weights"]) or kmeans(*a, **o))
+    group_by_features(described, 4)
+    slot_groups(described, 9)
+    torch.testing.assert_close(seen[0], described.masses.flatten().sqrt())
+    torch.testing.assert_close(seen[1], described.masses.flatten())
 
 
 def test_positions_decide_between_objects_that_look_alike():
