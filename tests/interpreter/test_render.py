@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from fractions import Fraction
 
 import av
@@ -106,6 +108,30 @@ def test_mp4_keeps_the_aspect_of_a_pixel(tmp_path, aspect):
         assert (frame.height, frame.width) == (18, 34)
     with pytest.raises(ValueError, match="pixel_aspect must be positive"):
         VideoWriter(tmp_path / "clip.mp4", 25, (16, 16), Fraction(0))
+
+
+WRITE_MOVING_BLOCKS = """
+import sys
+import numpy as np
+from interpreter.render.video import VideoWriter
+blocks = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+with VideoWriter(sys.argv[1], 25, (48, 64)) as video:
+    for shift in range(12):
+        video.write(np.roll(blocks, 3 * shift, 1))
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="needs MALLOC_PERTURB_ of the GNU C library, which fills new memory"
+)
+def test_same_frames_same_bytes_whatever_the_memory_held_before(tmp_path):
+    contents = set()
+    for number in (0, 1, 85, 170):
+        path = tmp_path / f"{number}.mp4"
+        environment = {**os.environ, "MALLOC_PERTURB_": str(number)}
+        subprocess.run([sys.executable, "-c", WRITE_MOVING_BLOCKS, path], env=environment, check=True)
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
 
 
 def test_failed_video_leaves_nothing_behind(tmp_path):
