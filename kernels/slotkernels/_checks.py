@@ -54,6 +54,16 @@ def check_that(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def check_number(fits: bool, op: str, name: str, value: float | str | None, expected: str) -> None:
+    """Raise ValueError unless the value of an argument ``fits``.
+
+    The message is put together only then: torch.compile makes a float symbolic that differs between two compilations,
+    and cannot format a symbolic one.
+    """
+    if not fits:
+        raise ValueError(f"{op}: {name}={value}, expected {expected}")
+
+
 def check_positive(op: str, **sizes: int) -> None:
     """Check that every size is at least 1."""
     for name, size in sizes.items():

@@ -316,7 +316,7 @@ SLOTS = torch.zeros(1, 3, 4)
         ((torch.zeros(1, 0, 4), 0.1), {}, "with K > 0"),
         ((SLOTS, 0.1, torch.ones(1, 3)), {}, "mask is .*expected dtype bool"),
         ((SLOTS, 0.1, torch.ones(1, 4).bool()), {}, "mask is .*with K = 3"),
-        ((SLOTS, math.nan), {}, "threshold=nan, n_clusters=None, expected a finite number"),
+        ((SLOTS, math.nan), {}, "threshold=nan, expected a finite number"),
         ((SLOTS, math.inf), {}, "threshold=inf"),
         ((SLOTS,), {}, "threshold=None, n_clusters=None, expected exactly one"),
         ((SLOTS, 0.1), {"n_clusters": 2}, "threshold=0.1, n_clusters=2, expected exactly one"),

@@ -15,7 +15,7 @@ from torch import Tensor, uint8
 
 from .. import _derivatives
 from .._backends import why_not_triton
-from .._checks import check_positive, check_tensor, check_that, describe
+from .._checks import check_number, check_positive, check_tensor, check_that, describe
 from .._native import why_not_cpp
 from .._op import Op
 from ..propagation import bytes_moved as labels_bytes_moved
@@ -189,7 +189,7 @@ def guided_labels(
     check_that(slots <= 255, f"{op}: video_attention is {describe(video_attention)}, expected K <= 255")
     radius = default_radius((height, width), (size[0], size[1])) if radius is None else radius
     check_that(radius >= 0, f"{op}: radius={radius}, expected 0 or more pixels")
-    check_that(LEAST_EPSILON <= epsilon < math.inf, f"{op}: epsilon={epsilon}, expected {LEAST_EPSILON:g} or more")
+    check_number(LEAST_EPSILON <= epsilon < math.inf, op, "epsilon", epsilon, f"{LEAST_EPSILON:g} or more")
     check_positive(op, subsample=subsample)
     if confidence:
         not_differentiable = "filter the masks with PyTorch's own operations, or detach the attention"

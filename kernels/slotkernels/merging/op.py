@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_tensor, check_that
+from .._checks import check_number, check_tensor, check_that
 from .._native import why_not_cpp, why_not_cuda
 from .._op import Op, Saved
 
@@ -167,10 +167,12 @@ def cluster_slots(
     check_tensor("cluster_slots", "slots", slots, "B K D", sizes)
     if mask is not None:
         check_tensor("cluster_slots", "mask", mask, "B K", sizes, dtypes=(torch.bool,))
-    rules = f"cluster_slots: threshold={threshold}, n_clusters={n_clusters}"
-    check_that((threshold is None) != (n_clusters is None), f"{rules}, expected exactly one of them")
-    check_that(threshold is None or math.isfinite(threshold), f"{rules}, expected a finite number")
-    check_that(n_clusters is None or n_clusters >= 1, f"{rules}, expected at least 1")
+    if (threshold is None) == (n_clusters is None):
+        given = f"threshold={threshold}, n_clusters={n_clusters}"
+        raise ValueError(f"cluster_slots: {given}, expected exactly one of them")
+    finite = threshold is None or -math.inf < threshold < math.inf
+    check_number(finite, "cluster_slots", "threshold", threshold, "a finite number")
+    check_number(n_clusters is None or n_clusters >= 1, "cluster_slots", "n_clusters", n_clusters, "at least 1")
     check_that(linkage in LINKAGES, f"cluster_slots: linkage={linkage!r}, expected one of {', '.join(LINKAGES)}")
     most = "" if n_clusters is None else f" and at most n_clusters={n_clusters}"
     check_that(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import _derivatives
 from .._backends import requested_backend, why_not_triton, without_autocast
-from .._checks import accumulate_dtype, check_same, check_tensor, check_that
+from .._checks import accumulate_dtype, check_number, check_same, check_tensor, check_that
 from .._op import Op, Saved
 from . import cpp
 from .composite import composite_sinkhorn
@@ -45,15 +45,15 @@ def make_problem(
         if weights is not None:
             check_tensor(op, name, weights, shape, sizes)
     check_that(p in (1, 2), f"{op}: p={p}, expected 1 or 2")
-    check_that(0 < blur < math.inf, f"{op}: blur={blur}, expected a finite number > 0")
-    check_that(0 < scaling < 1, f"{op}: scaling={scaling}, expected a number in (0, 1)")
+    check_number(0 < blur < math.inf, op, "blur", blur, "a finite number > 0")
+    check_number(0 < scaling < 1, op, "scaling", scaling, "a number in (0, 1)")
     check_that(precision in PRECISIONS, f"{op}: precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
     if isinstance(diameter, str):
         choices = "batch, problem or a number"
         check_that(diameter in ("batch", "problem"), f"{op}: diameter={diameter!r}, expected {choices}")
         start = None if x.shape[0] else 1.0
     else:
-        check_that(0 < diameter < math.inf, f"{op}: diameter={diameter}, expected a finite number > 0")
+        check_number(0 < diameter < math.inf, op, "diameter", diameter, "a finite number > 0")
         start = float(diameter)
     if check_finite:
         for name, points, weights in (("x", x, a), ("y", y, b)):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._backends import without_autocast
-from .._checks import check_positive, check_tensor, check_that
+from .._checks import check_number, check_positive, check_tensor, check_that
 from ..ranges import annotate
 from ..slot_update import add_norm, gru_norm
 from .checkpoints import read_published
@@ -219,7 +219,7 @@ class SlotAttention(nn.Module):
         Raises:
             ValueError: if a shape or dtype is not as above.
         """
-        check_that(sharpness > 0, f"SlotAttention: sharpness={sharpness}, expected a number > 0")
+        check_number(sharpness > 0, "SlotAttention", "sharpness", sharpness, "a number > 0")
         sizes = {"Din": self.input_dim, "D": self.dim}
         check_tensor("SlotAttention", "inputs", inputs, "B M Din", sizes)
         if slots is None:

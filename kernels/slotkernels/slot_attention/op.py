@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._backends import why_not_triton
-from .._checks import accumulate_dtype, check_same, check_tensor, check_that
+from .._checks import accumulate_dtype, check_number, check_same, check_tensor, check_that
 from .._op import Op, Saved
 from .tiles import MAX_COLUMNS, MAX_DIM, group_columns
 
@@ -193,7 +193,7 @@ def inverted_attention(
         eps_placement in EPS_PLACEMENTS,
         f"inverted_attention: eps_placement={eps_placement!r}, expected one of {', '.join(EPS_PLACEMENTS)}",
     )
-    check_that(eps >= 0, f"inverted_attention: eps={eps}, expected a number >= 0")
+    check_number(eps >= 0, "inverted_attention", "eps", eps, "a number >= 0")
     in_numerator = eps_placement == "numerator"
     if mask is not None:
         k, v = hide(k, mask), None if v is None else hide(v, mask)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import _derivatives
 from .._backends import requested_backend, without_autocast
-from .._checks import accumulate_dtype, check_positive, check_same, check_tensor, check_that
+from .._checks import accumulate_dtype, check_number, check_positive, check_same, check_tensor, check_that
 from .._op import Op, Saved
 from ..sinkhorn.reference import NEAREST
 from ..sinkhorn.streaming.pair import centre
@@ -44,7 +44,7 @@ def _check(
     for name, weights, shape in (("a", a, "B N"), ("b", b, "B M")):
         if weights is not None:
             check_tensor(op, name, weights, shape, sizes)
-    check_that(0 < eps < math.inf, f"{op}: eps={eps}, expected a finite number > 0")
+    check_number(0 < eps < math.inf, op, "eps", eps, "a finite number > 0")
     check_positive(op, iterations=iterations)
     check_that(
         tolerance is None or 0 < tolerance < math.inf, f"{op}: tolerance={tolerance}, expected None or a number > 0"
