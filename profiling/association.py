@@ -8,8 +8,8 @@
 
 The slots of 120 training scenes at 128×192 and of the held-out scenes at 256×384 are computed once and kept in DIR: 40
 scenes of 24 frames, with as many slots as in training (11) and with 24, and 10 scenes each of 100 and 200 frames. Every
-variant of the video stage is trained on the same clips. Adds to profiling/results/association-cpu.json, where a row
-that is computed again replaces the older one, and prints the table.
+variant of the video stage is trained on the same clips, but for means-masks-long: on 60 scenes of 100 frames. Adds to
+profiling/results/association-cpu.json, where a row that is computed again replaces the older one, and prints the table.
 """
 
 import argparse
@@ -44,9 +44,11 @@ from interpreter.models.clustering import weighted_kmeans
 from interpreter.store.features import encode
 from profiling.common.machine import machine, save
 from profiling.common.paths import RESULTS
+from profiling.weighted_video_stage import WeightedVideoStage
 
 CPU = torch.device("cpu")
 DRAWS, FRAMES, SEGMENTS = 4, 24, 9
+LONG_SCENES = 60  # of training, of 100 frames
 SIZE = (336, 504)  # that the protocols compare masks at
 # Name of a held-out set: number of scenes, their frames, and image slots of each frame.
 SETS = {"24 frames, N=11": (40, 24, 11), "24 frames, N=24": (40, 24, 24)}
@@ -67,7 +69,8 @@ class Variant:
         what: what is changed.
         model: of the stage.
         lr: learning rate after warm-up.
-        steps, batch_size: of the training, in clips of 24 frames.
+        steps, batch_size, frames: of the training, and of its clips.
+        weights: power of the masses that weigh image slots, in slot attention and in the loss; 0 weighs all the same.
     """
 
     what: str
@@ -75,6 +78,8 @@ class Variant:
     lr: float = 4e-4
     steps: int = 500
     batch_size: int = 8
+    frames: int = FRAMES
+    weights: float = 0.0
 
 
 PAPER = VideoModelConfig()
@@ -95,6 +100,13 @@ VARIANTS = {
     "means-masks-soft": Variant("the same, 12 iterations and 16 draws at inference", LONGER, 1e-3, 1000, 16),
     "means-masks": Variant("the same, sharpness 2 at inference", BEST, 1e-3, 1000, 16),
     "slots-masks": Variant("as means-masks, but slots", replace(BEST, inputs="slots"), 1e-3, 1000, 16),
+    "means-masks-roots": Variant("as means-masks, weighted by roots of masses", BEST, 1e-3, 1000, 16, weights=0.5),
+    "means-masks-masses": Variant("as means-masks, weighted by masses", BEST, 1e-3, 1000, 16, weights=1.0),
+    "means-transformer-masses": Variant(
+        "as means-transformer, weighted by masses", replace(MEANS, decoder="transformer"), weights=1.0
+    ),
+    "paper-masses": Variant("as no-merging, weighted by masses", replace(PAPER, merge_threshold=0.0), weights=1.0),
+    "means-masks-long": Variant("as means-masks, 4 clips of 100 frames", BEST, 1e-3, 1000, 4, frames=100),
 }
 UNTRAINED = {
     "features": "association by features: k-means weighted by the square root of masses",
@@ -110,15 +122,22 @@ def describe(features: Tensor, slots: Tensor, attention: Tensor, grid: tuple[int
     return {"slots": slots.half(), "means": means.half(), "places": places.half(), "masses": masses.half()}
 
 
-def training_set(folder: Path, seed: int) -> Held:
-    """Descriptions [V, 2, R, T, N, …] of the scenes of the run, both flips and all draws; computed once."""
-    path, run = folder / f"train{seed}.pt", folder / f"seed{seed}"
+def training_set(folder: Path, seed: int, length: int) -> Held:
+    """Descriptions [V, 2, R, T, N, …] of scenes of a length, both flips and all draws; computed once.
+
+    The scenes of 24 frames are those of the run.
+    """
+    run = folder / f"seed{seed}"
+    path = folder / (f"train{seed}.pt" if length == FRAMES else f"train{length}-{seed}.pt")
+    root = run / "scenes" if length == FRAMES else folder / f"train{length}"
     if path.is_file():
         return torch.load(path)
+    if length != FRAMES:
+        generate_scenes(root, LONG_SCENES, num_frames=length, split="train")
     segmenter = _segmenter(run)
     stage, generator = segmenter.image_stage, torch_generator(CPU, seed, 99)
     scenes = []
-    for video in open_dataset("synthetic", run / "scenes", "train").videos:
+    for video in open_dataset("synthetic", root, "train").videos:
         frames, flips = list(video.frames(segmenter.frame_size)), []
         for flip in (False, True):
             pixels = [frame[:, ::-1].copy() if flip else frame for frame in frames]
@@ -169,18 +188,26 @@ def _stack(parts: Sequence[Held]) -> Held:
     return {key: torch.stack([part[key] for part in parts]) for key in parts[0]}
 
 
-def inputs_of(described: Held, kind: str) -> Tensor:
+def inputs_of(described: Held, variant: Variant) -> Tensor:
     """What the video stage gets of each slot."""
-    if kind == "slots":
-        return described["slots"].float()
-    return means_as_inputs(torch.cat([described["means"], described["places"]], -1).float())
+    if variant.model.inputs == "slots":
+        inputs = described["slots"].float()
+    else:
+        inputs = means_as_inputs(torch.cat([described["means"], described["places"]], -1).float())
+    return torch.cat([inputs, described["masses"].float()[..., None]], -1) if variant.weights else inputs
+
+
+def new_stage(variant: Variant, width: int) -> VideoStage:
+    """An untrained stage for inputs of a width."""
+    if variant.weights:
+        return WeightedVideoStage(variant.model, width - 1, variant.frames, variant.weights)
+    return VideoStage(variant.model, width, variant.frames)
 
 
 def train(variant: Variant, scenes: Held, seed: int) -> tuple[VideoStage, float, float]:
     """A trained stage, the seconds that it took, and the mean loss of its last 20 steps."""
-    kind = variant.model.inputs
     torch.manual_seed(1000 + seed)
-    stage = VideoStage(variant.model, inputs_of({k: v[:1] for k, v in scenes.items()}, kind).shape[-1], FRAMES)
+    stage = new_stage(variant, inputs_of({k: v[:1] for k, v in scenes.items()}, variant).shape[-1])
     optimizer = torch.optim.AdamW(stage.parameters(), lr=variant.lr, weight_decay=0.005)
     generator, warmup, begin = torch.Generator().manual_seed(seed), variant.steps // 10, time.perf_counter()
     order, losses = torch.empty(0, dtype=torch.long), []
@@ -189,8 +216,9 @@ def train(variant: Variant, scenes: Held, seed: int) -> tuple[VideoStage, float,
             order = torch.cat([order, torch.randperm(len(scenes["slots"]), generator=generator)])
         chosen, order = order[: variant.batch_size, None], order[variant.batch_size :]
         flips = torch.randint(2, chosen.shape, generator=generator)
-        draws = torch.randint(DRAWS, (len(chosen), FRAMES), generator=generator)
-        inputs = inputs_of({k: v[chosen, flips, draws, torch.arange(FRAMES)] for k, v in scenes.items()}, kind)
+        draws = torch.randint(DRAWS, (len(chosen), variant.frames), generator=generator)
+        times = torch.arange(variant.frames)
+        inputs = inputs_of({k: v[chosen, flips, draws, times] for k, v in scenes.items()}, variant)
         noise = torch.randn(len(chosen), variant.model.num_slots, variant.model.dim, generator=generator)
         cosine = 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (variant.steps - warmup))
         optimizer.param_groups[0]["lr"] = variant.lr * ((step + 1) / warmup if step < warmup else cosine)
@@ -204,9 +232,9 @@ def train(variant: Variant, scenes: Held, seed: int) -> tuple[VideoStage, float,
 
 
 @torch.no_grad()
-def learned(stage: VideoStage, scene: Held, seed: int) -> Tensor:
+def learned(variant: Variant, stage: VideoStage, scene: Held, seed: int) -> Tensor:
     """Attention [T, N, C] of the draw of least loss, as the product segments."""
-    inputs, generator, draws = inputs_of(scene, stage.config.inputs)[None], torch.Generator().manual_seed(seed), []
+    inputs, generator, draws = inputs_of(scene, variant)[None], torch.Generator().manual_seed(seed), []
     with autocast(CPU, "bf16"):
         context = stage.encode_slots(inputs)
         for _ in range(stage.config.restarts):
@@ -256,7 +284,8 @@ def run_row(name: str, folder: Path, seed: int, sets: Sequence[str]) -> dict[str
     """Train if there is something to train, and score on every set."""
     training: dict[str, Any] = {}
     if name in VARIANTS:
-        stage, seconds, loss = train(VARIANTS[name], training_set(folder, seed), seed)
+        variant = VARIANTS[name]
+        stage, seconds, loss = train(variant, training_set(folder, seed, variant.frames), seed)
         parameters = sum(parameter.numel() for parameter in stage.parameters())
         training = {"seconds": round(seconds, 1), "loss": round(loss, 4), "parameters": parameters}
     scores = {}
@@ -268,7 +297,7 @@ def run_row(name: str, folder: Path, seed: int, sets: Sequence[str]) -> dict[str
             "features-unweighted": lambda scene, seed: by_features(scene, seed, power=0.0),
             "ceiling": lambda scene, seed, grid=grid: ceiling(scene, grid),  # type: ignore[misc]
         }
-        chosen = group[name] if name in UNTRAINED else lambda scene, seed: learned(stage, scene, seed)
+        chosen = group[name] if name in UNTRAINED else lambda scene, seed: learned(variant, stage, scene, seed)
         scores[held] = {metric: round(value, 4) for metric, value in score(grid, scenes, chosen, seed).items()}
     return {"row": name, "seed": seed, **training, "scores": scores}
 
