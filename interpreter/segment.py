@@ -21,7 +21,7 @@ from interpreter.methods.base import Segmenter
 from interpreter.methods.runs import open_segmenter
 from interpreter.output_folder import make_output_folder
 from interpreter.render import DISPLAY_PALETTE
-from interpreter.segmentation import FILES, Edges, SegmentedVideo, check_output
+from interpreter.segmentation import FILES, Edges, SegmentedVideo, check_count, check_output
 
 PROG = "python -m interpreter.segment"
 
@@ -115,6 +115,7 @@ def _segment_and_write(
     video: Video, segmenter: Segmenter, seed: int, edges: Edges, out: Path, alpha: float
 ) -> tuple[SegmentedVideo, np.ndarray]:
     """The segmented video, and the share of its pixels in each segment."""
+    check_count(segmenter.num_segments)
     _ = video.num_frames  # counting is cheap compared with encoding, and finds damage at the end of a file first
     make_output_folder(out)
     result = _segment(video, segmenter, seed, edges)

@@ -189,10 +189,7 @@ class SegmentedVideo:
         """
         out, segmentation = Path(out), self.segmentation
         check_output(out, self.video, alpha)
-        if segmentation.num_segments > MAX_SEGMENTS:
-            raise ValueError(
-                f"{segmentation.num_segments} segments, but a palette PNG holds {MAX_SEGMENTS}; use fewer slots"
-            )
+        check_count(segmentation.num_segments)
         # slots.safetensors is moved first: by it check_output recognises annotations of an earlier call.
         names = (*FILES, f"Annotations/{self.video.name}")
         with written_together(out, names) as folder, progress_bar("frames") as progress:
@@ -217,6 +214,12 @@ def check_output(out: Path, video: Video, alpha: float) -> None:
         raise ValueError(f"--out {out} would overwrite {video.path}; give another directory")
     if annotations.exists() and not (out / "slots.safetensors").exists():
         raise ValueError(f"{annotations} already exists and is not from this command; give another --out")
+
+
+def check_count(segments: int) -> None:
+    """Refuse more segments than :meth:`SegmentedVideo.write` can write; ValueError says how many it can."""
+    if segments > MAX_SEGMENTS:
+        raise ValueError(f"{segments} segments, but a palette PNG holds {MAX_SEGMENTS}; ask for fewer")
 
 
 def _write_slots(path: Path, segmented: SegmentedVideo) -> None:

@@ -189,6 +189,7 @@ def mistakes():
         "out holds the input": (onto_overlay, "would overwrite"),
         "out holds annotations": (onto_truth, "not from this command"),
         "frame size": (with_clip("--run", "RUN", "--out", "OUT", "--frame-size", "60", "90"), "--frame-size 64 96"),
+        "too many segments": (with_clip("--run", "RUN", "--out", "OUT", "--num-slots", "300"), "palette PNG holds 254"),
         "alpha": (with_clip("--run", "RUN", "--out", "OUT", "--alpha", "2"), "between 0 and 1"),
     }
 
