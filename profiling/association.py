@@ -8,8 +8,9 @@
 
 The slots of 120 training scenes at 128×192 and of the held-out scenes at 256×384 are computed once and kept in DIR: 40
 scenes of 24 frames, with as many slots as in training (11) and with 24, and 10 scenes each of 100 and 200 frames. Every
-variant of the video stage is trained on the same clips, but for means-masks-long: on 60 scenes of 100 frames. Adds to
-profiling/results/association-cpu.json, where a row that is computed again replaces the older one, and prints the table.
+variant of the video stage is trained on the same clips, but for means-masks-long and means-masks-longer: on 60
+scenes of 100 frames. Adds to profiling/results/association-cpu.json, where a row that is computed again replaces the
+older one, and prints the table.
 """
 
 import argparse
@@ -107,6 +108,7 @@ VARIANTS = {
     ),
     "paper-masses": Variant("as no-merging, weighted by masses", replace(PAPER, merge_threshold=0.0), weights=1.0),
     "means-masks-long": Variant("as means-masks, 4 clips of 100 frames", BEST, 1e-3, 1000, 4, frames=100),
+    "means-masks-longer": Variant("the same, 3000 steps of 8 clips", BEST, 1e-3, 3000, 8, frames=100),
 }
 UNTRAINED = {
     "features": "association by features: k-means weighted by the square root of masses",
