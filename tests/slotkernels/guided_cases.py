@@ -1,5 +1,7 @@
 """Inputs of guided_labels, and its oracle: a textbook fast guided filter in float64, one window at a time."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
@@ -35,8 +37,18 @@ def images(batch, frames, size, colours=4):
     return frame.clamp(0, 255).to(torch.uint8)
 
 
+class Filtered(NamedTuple):
+    """Filtered masks [B, T, K, H, W] in float64, and how far a computation in fp32 may be from them."""
+
+    masks: torch.Tensor
+    tolerance: float
+
+
 def oracle(image, video, grid, guide, *, radius, epsilon=1e-4, subsample=4, clusters=None):
-    """Filtered masks [B, T, K, H, W] in float64: the formulas of the papers, one window at a time."""
+    """The formulas of the papers, one window at a time.
+
+    Errors of covariances in fp32 are divided by epsilon where the frame is flat, and grow with the slopes of the fits.
+    """
     product = image.double() @ video.double()
     if clusters is not None:
         members = clusters[:, :, None] == torch.arange(clusters.shape[1], device=clusters.device)
@@ -46,14 +58,17 @@ def oracle(image, video, grid, guide, *, radius, epsilon=1e-4, subsample=4, clus
     if radius is None:
         radius = round(1.7 * (size[0] / grid[0] * size[1] / grid[1]) ** 0.5)
     window = max(1, round(radius / subsample))
-    masks = [
-        filter_frame(scores.reshape(*grid, -1), frame / 255, window, epsilon, subsample) for scores, frame in frames
-    ]
+    masks, steepest = zip(
+        *(filter_frame(scores.reshape(*grid, -1), frame / 255, window, epsilon, subsample) for scores, frame in frames),
+        strict=True,
+    )
     shape = (*image.shape[:2], product.shape[3], *size)
-    return torch.from_numpy(np.array(masks).reshape(shape)).to(image.device)
+    tolerance = 5e-9 / epsilon * (1 + max(steepest)) + 2e-6
+    return Filtered(torch.from_numpy(np.array(masks).reshape(shape)).to(image.device), tolerance)
 
 
 def filter_frame(scores, colours, r, epsilon, s):
+    """Filtered masks [K, H, W], and the greatest absolute sum of a fit's three slopes."""
     (h, w, objects), (height, width) = scores.shape, colours.shape[:2]
     blocks = [(i, j) for i in range(-(-height // s)) for j in range(-(-width // s))]
     rows, columns = -(-height // s), -(-width // s)
@@ -75,7 +90,8 @@ def filter_frame(scores, colours, r, epsilon, s):
         means[i, j] = fits[max(i - r, 0) : i + r + 1, max(j - r, 0) : j + r + 1].mean((0, 1))
     pixels = [(np.arange(n) + 0.5) / s - 0.5 for n in (height, width)]
     fit = bilinear(means, *pixels)  # [H, W, 4, K]
-    return (np.einsum("yxc,yxck->kyx", colours, fit[:, :, :3]) + fit[:, :, 3].transpose(2, 0, 1)).astype(np.float64)
+    masks = np.einsum("yxc,yxck->kyx", colours, fit[:, :, :3]) + fit[:, :, 3].transpose(2, 0, 1)
+    return masks.astype(np.float64), float(abs(fits[:, :, :3]).sum(2).max())
 
 
 def bilinear(maps, y, x):
@@ -89,14 +105,10 @@ def bilinear(maps, y, x):
     return maps
 
 
-def bound(epsilon):
-    """Errors of covariances in fp32, which flat windows divide by epsilon."""
-    return 4e-9 / epsilon + 2e-6
-
-
-def assert_close(maps, masks, epsilon=1e-4):
+def assert_close(maps, filtered):
     """Labels and confidence against filtered masks, and statistics against labels."""
-    objects, tolerance = masks.shape[2], bound(epsilon)
+    masks, tolerance = filtered
+    objects = masks.shape[2]
     best = masks.amax(2)
     rest = masks.scatter(2, masks.argmax(2, keepdim=True), -torch.inf).amax(2) if objects > 1 else 0 * best
     clear = best - rest > tolerance

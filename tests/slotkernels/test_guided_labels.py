@@ -14,7 +14,7 @@ from slotkernels import LabelMaps, guided_labels, propagate_labels
 from slotkernels.guided_labels import bytes_moved, flops, reference
 from slotkernels.guided_labels.op import default_radius
 
-from .guided_cases import CASES, FULL_SIZE, arguments_of, assert_close, bound, oracle
+from .guided_cases import CASES, FULL_SIZE, arguments_of, assert_close, oracle
 from .label_cases import (
     BACKENDS,
     CPP,
@@ -41,12 +41,12 @@ def filtered(image, video, grid, guide, *, radius, epsilon, subsample):
 @pytest.mark.parametrize("epsilon", [1e-2, 1e-4, 1e-6])
 def test_filtered_masks_of_the_reference_are_the_textbook_ones(case, epsilon):
     (image, video, grid, guide), settings_of = arguments_of(case, torch.float64)
-    expected = oracle(image, video, grid, guide, **settings_of, epsilon=epsilon)
+    expected, tolerance = oracle(image, video, grid, guide, **settings_of, epsilon=epsilon)
     masks = filtered(image, video, grid, guide, **settings_of, epsilon=epsilon)
     torch.testing.assert_close(masks, expected, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(masks.sum(2), torch.ones_like(masks[:, :, 0]), rtol=0, atol=1e-8)  # a partition
     narrow = filtered(image.float(), video.float(), grid, guide, **settings_of, epsilon=epsilon)
-    assert (narrow - expected).abs().max() < bound(epsilon)
+    assert (narrow - expected).abs().max() < tolerance
 
 
 def small(backend):
@@ -84,14 +84,14 @@ def test_full_size(backend, device, case):
 
 
 @pytest.mark.parametrize(("backend", "device"), [CPP, pytest.param("reference", "cpu", id="reference")])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_shape(backend, device, data):
     any_shape(backend, data, 12, 40)
 
 
 @needs_triton
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(st.data())
 def test_any_small_shape_in_triton(data):
     any_shape("triton", data, 4, 12)
@@ -101,13 +101,14 @@ def any_shape(backend, data, patches, pixels):
     def draw(low, high):
         return data.draw(st.integers(low, high))
 
+    torch.manual_seed(draw(0, 2**31))  # so that an example means the same whatever ran before it
     grid, size = (draw(1, patches), draw(1, patches)), (draw(1, pixels), draw(1, pixels))
     case = (draw(1, 2), draw(1, 2), grid, draw(1, patches), draw(1, 2 * patches), size, draw(1, 5), draw(0, 30))
     arguments, options = arguments_of(case, data.draw(st.sampled_from(DTYPES)))
     options["clusters"] = torch.randint(-1, case[4], (case[0], case[4])) if data.draw(st.booleans()) else None
-    options["epsilon"] = epsilon = data.draw(st.sampled_from([1e-4, 1e-3, 1.0]))
+    options["epsilon"] = data.draw(st.sampled_from([1e-4, 1e-3, 1.0]))
     maps = guided_labels(*arguments, **options, confidence=True, statistics=True, backend=backend)
-    assert_close(maps, oracle(*arguments, **options), epsilon)
+    assert_close(maps, oracle(*arguments, **options))
 
 
 @pytest.mark.parametrize(("backend", "device"), [*BACKENDS, *ON_GPU])

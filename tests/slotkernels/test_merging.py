@@ -71,7 +71,7 @@ def rules(draw, most):
 
 
 @on_every_backend
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 12).flatmap(lambda k: st.tuples(st.just(k), rules(k))), st.integers(2, 9), st.data())
 def test_clusters_equal_scikit_learn(backend, problem, dim, data):
     (count, rule), linkage = problem, data.draw(st.sampled_from(LINKAGES))
@@ -82,7 +82,7 @@ def test_clusters_equal_scikit_learn(backend, problem, dim, data):
 
 
 @on_every_backend
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(2, 14).flatmap(lambda k: st.tuples(st.just(k), rules(k))), st.integers(1, 6), st.data())
 def test_ties_equal_scikit_learn(backend, problem, dim, data):
     """Small integers: products are exact, so equal distances are equal to the last bit, in SciPy's order or another."""

@@ -88,9 +88,10 @@ def test_clusters_do_what_merging_the_slots_first_does():
     assert (folded.amax((1, 2)) > 0).equal(valid)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_any_shape_layout_and_labels(data):
+    torch.manual_seed(data.draw(st.integers(0, 2**31)))  # so that an example means the same whatever ran before it
     case = tuple(data.draw(st.integers(low, high)) for low, high in ((0, 3), (0, 3), (1, 9), (1, 9), (1, 9)))
     image, video = make(case)
     if data.draw(st.booleans()):

@@ -207,14 +207,14 @@ def test_strided_mixed_and_empty_input(backend, device):
 
 
 @pytest.mark.parametrize(("backend", "device"), [CPP, pytest.param("reference", "cpu", id="reference")])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_any_shape(backend, device, data):
     any_shape(backend, data, 20, 70)
 
 
 @needs_triton
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.data())
 def test_any_small_shape_in_triton(data):
     any_shape("triton", data, 4, 12)
@@ -224,6 +224,7 @@ def any_shape(backend, data, patches, pixels):
     def draw(low, high):
         return data.draw(st.integers(low, high))
 
+    torch.manual_seed(draw(0, 2**31))  # so that an example means the same whatever ran before it
     grid, size = (draw(1, patches), draw(1, patches)), (draw(1, pixels), draw(1, pixels))
     case = (draw(1, 2), draw(1, 2), grid, draw(1, patches), draw(1, 2 * patches), size)
     image, video = make(case, data.draw(st.sampled_from(DTYPES)), contrast=data.draw(st.sampled_from([0.1, 2.0, 20.0])))

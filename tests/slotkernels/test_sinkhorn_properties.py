@@ -122,7 +122,7 @@ CALLS = {
     "debias": st.booleans(),
     "diameter": st.sampled_from(DIAMETERS),
 }
-LIMITS: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "derandomize": True}
+LIMITS: dict[str, Any] = {"suppress_health_check": [HealthCheck.too_slow]}
 
 
 @quick_backends

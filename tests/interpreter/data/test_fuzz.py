@@ -136,9 +136,7 @@ def index(tmp_path_factory):
     return make_ytvis(tmp_path_factory.mktemp("ytvis")) / "train.json"
 
 
-@settings(
-    max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=st.sampled_from(PATHS), value=trees)
 def test_index_with_arbitrary_values_is_read_or_refused(index, path, value):
     """Well-formed JSON with the wrong things in it."""

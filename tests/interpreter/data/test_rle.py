@@ -44,7 +44,7 @@ def decoded_or_refused(rle, size):
     return None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(masks())
 def test_all_three_forms_of_counts_decode_to_the_mask(mask):
     rle = compressed(mask)
@@ -59,7 +59,7 @@ def test_runs_of_millions_of_pixels_decode():
     assert np.array_equal(decode_rle(compressed(mask), mask.shape, "here"), mask)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(masks(), st.data())
 def test_cut_and_flipped_codes_are_refused_or_fill_the_frame(mask, data):
     rle = compressed(mask)
@@ -80,7 +80,7 @@ def test_cut_and_flipped_codes_are_refused_or_fill_the_frame(mask, data):
 NUMBERS = st.lists(st.integers(-5, 2**40) | st.none(), max_size=9)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.one_of(st.binary(max_size=40), st.text(max_size=40), NUMBERS))
 def test_arbitrary_counts_never_decode_to_another_size(counts):
     decoded = decoded_or_refused({"size": [4, 5], "counts": counts}, (4, 5))
