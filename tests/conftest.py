@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 from interpreter.openmp import short_waits
 
@@ -31,6 +32,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_is_left():
+    """PyTorch compiles a function a few times only, and counts the times of all tests in a process."""
+    yield
+    if "torch._dynamo" in sys.modules:  # imported by the first compilation
+        torch.compiler.reset()
 
 
 @pytest.fixture

@@ -36,4 +36,3 @@ def _poisoned_memory_and_fixed_seed():
     torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = filled
     torch.set_num_threads(threads)
-    torch.compiler.reset()

@@ -24,7 +24,6 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_compiles_again_with_another_number(name):
-    torch._dynamo.reset()
     call = CALLS[name]
     compiled = torch.compile(call, fullgraph=True, backend="eager")
     with torch.no_grad():

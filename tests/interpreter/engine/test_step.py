@@ -70,7 +70,6 @@ def test_recomputed_blocks_keep_less_and_change_no_value(make):
 @pytest.mark.parametrize("make", [image_task, video_task])
 def test_compiled_steps_are_one_graph_and_equal_eager_steps(make):
     eager = train(make(iterations=1))
-    torch.compiler.reset()
     counters.clear()
     with torch._dynamo.config.patch(error_on_recompile=True):
         compiled = train(make(iterations=1), compiled=True)
