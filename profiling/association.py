@@ -127,7 +127,7 @@ def describe(features: Tensor, slots: Tensor, attention: Tensor, grid: tuple[int
 def training_set(folder: Path, seed: int, length: int) -> Held:
     """Descriptions [V, 2, R, T, N, …] of scenes of a length, both flips and all draws; computed once.
 
-    The scenes of 24 frames are those of the run.
+    Scenes of 24 frames come from the run; longer ones are generated for all runs.
     """
     run = folder / f"seed{seed}"
     path = folder / (f"train{seed}.pt" if length == FRAMES else f"train{length}-{seed}.pt")

@@ -57,7 +57,7 @@ def check_that(condition: bool, message: str) -> None:
 def check_number(fits: bool, op: str, name: str, value: float | str | None, expected: str) -> None:
     """Raise ValueError unless the value of an argument ``fits``.
 
-    The message is put together only then: torch.compile makes a float symbolic that differs between two compilations,
+    The message is put together only then: torch.compile makes a number symbolic that differs between two compilations,
     and cannot format a symbolic one.
     """
     if not fits:
@@ -67,7 +67,7 @@ def check_number(fits: bool, op: str, name: str, value: float | str | None, expe
 def check_positive(op: str, **sizes: int) -> None:
     """Check that every size is at least 1."""
     for name, size in sizes.items():
-        check_that(size >= 1, f"{op}: {name}={size}, expected at least 1")
+        check_number(size >= 1, op, name, size, "at least 1")
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

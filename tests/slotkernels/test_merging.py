@@ -323,7 +323,7 @@ SLOTS = torch.zeros(1, 3, 4)
         ((SLOTS,), {"n_clusters": 0}, "n_clusters=0, expected at least 1"),
         ((SLOTS, 0.1), {"linkage": "ward"}, "linkage='ward', expected one of complete, average, single"),
         ((SLOTS, 0.1), {"min_clusters": 0}, "min_clusters=0, expected at least 1"),
-        ((SLOTS,), {"n_clusters": 2, "min_clusters": 3}, "min_clusters=3, .* at most n_clusters=2"),
+        ((SLOTS,), {"n_clusters": 2, "min_clusters": 3}, "min_clusters=3, expected at most n_clusters=2"),
     ],
 )
 def test_bad_input_is_a_value_error_that_names_it(arguments, options, message):

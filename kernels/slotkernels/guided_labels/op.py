@@ -188,7 +188,7 @@ def guided_labels(
     height, width, *size = check_sizes(op, image_attention, grid, (guide.shape[2], guide.shape[3]))
     check_that(slots <= 255, f"{op}: video_attention is {describe(video_attention)}, expected K <= 255")
     radius = default_radius((height, width), (size[0], size[1])) if radius is None else radius
-    check_that(radius >= 0, f"{op}: radius={radius}, expected 0 or more pixels")
+    check_number(radius >= 0, op, "radius", radius, "0 or more pixels")
     check_number(LEAST_EPSILON <= epsilon < math.inf, op, "epsilon", epsilon, f"{LEAST_EPSILON:g} or more")
     check_positive(op, subsample=subsample)
     if confidence:

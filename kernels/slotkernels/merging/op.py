@@ -174,11 +174,9 @@ def cluster_slots(
     check_number(finite, "cluster_slots", "threshold", threshold, "a finite number")
     check_number(n_clusters is None or n_clusters >= 1, "cluster_slots", "n_clusters", n_clusters, "at least 1")
     check_that(linkage in LINKAGES, f"cluster_slots: linkage={linkage!r}, expected one of {', '.join(LINKAGES)}")
-    most = "" if n_clusters is None else f" and at most n_clusters={n_clusters}"
-    check_that(
-        min_clusters >= 1 and (n_clusters is None or min_clusters <= n_clusters),
-        f"cluster_slots: min_clusters={min_clusters}, expected at least 1{most}",
-    )
+    check_number(min_clusters >= 1, "cluster_slots", "min_clusters", min_clusters, "at least 1")
+    if n_clusters is not None and min_clusters > n_clusters:
+        raise ValueError(f"cluster_slots: min_clusters={min_clusters}, expected at most n_clusters={n_clusters}")
     limit = math.inf if threshold is None else float(threshold)
     arguments = ClusterArguments(slots.detach(), limit, mask, n_clusters or 1, linkage, min_clusters)
     return CLUSTER_SLOTS(arguments, backend)

@@ -44,7 +44,7 @@ def make_problem(
     for name, weights, shape in (("a", a, "B N"), ("b", b, "B M")):
         if weights is not None:
             check_tensor(op, name, weights, shape, sizes)
-    check_that(p in (1, 2), f"{op}: p={p}, expected 1 or 2")
+    check_number(p in (1, 2), op, "p", p, "1 or 2")
     check_number(0 < blur < math.inf, op, "blur", blur, "a finite number > 0")
     check_number(0 < scaling < 1, op, "scaling", scaling, "a number in (0, 1)")
     check_that(precision in PRECISIONS, f"{op}: precision={precision!r}, expected one of {', '.join(PRECISIONS)}")

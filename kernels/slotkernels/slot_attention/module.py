@@ -273,10 +273,8 @@ class SlotAttention(nn.Module):
         """
         if noise is None:
             num_slots = self.num_slots if num_slots is None else num_slots
-            check_that(
-                num_slots >= 1 and num_slots % self.groups == 0,
-                f"SlotAttention: num_slots={num_slots}, expected a positive multiple of groups={self.groups}",
-            )
+            fits = num_slots >= 1 and num_slots % self.groups == 0
+            check_number(fits, "SlotAttention", "num_slots", num_slots, f"a positive multiple of groups={self.groups}")
             shape = (batch, num_slots, self.dim)
             noise = torch.randn(shape, generator=generator, dtype=self.mu.dtype, device=self.mu.device)
         check_tensor("SlotAttention", "noise", noise, "B N D", {"B": batch, "D": self.dim})

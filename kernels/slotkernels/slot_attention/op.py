@@ -84,7 +84,8 @@ def _check(arguments: Arguments) -> None:
     if bias is not None:
         check_tensor(op, "bias", bias, "B N", sizes, dtypes=(accumulate_dtype(q.dtype),))
     groups, slots = arguments.groups, q.shape[1]
-    check_that(groups >= 1 and slots % groups == 0, f"{op}: groups={groups}, expected a divisor of the {slots} slots")
+    if groups < 1 or slots % groups:
+        raise ValueError(f"{op}: groups={groups}, expected a divisor of the {slots} slots")
     if mask is not None:
         sizes["G"] = groups if mask.dim() != 3 or mask.shape[1] != 1 else 1
         check_tensor(op, "mask", mask, "B G M", sizes, dtypes=(torch.bool,))

@@ -29,7 +29,7 @@ def _check(
     tolerance: float | None,
 ) -> None:
     op = "sinkhorn_plan"
-    check_that(p in (1, 2), f"{op}: p={p}, expected 1 or 2")
+    check_number(p in (1, 2), op, "p", p, "1 or 2")
     sizes: dict[str, int] = {}
     if cost is None:
         if x is None or y is None:
@@ -46,9 +46,8 @@ def _check(
             check_tensor(op, name, weights, shape, sizes)
     check_number(0 < eps < math.inf, op, "eps", eps, "a finite number > 0")
     check_positive(op, iterations=iterations)
-    check_that(
-        tolerance is None or 0 < tolerance < math.inf, f"{op}: tolerance={tolerance}, expected None or a number > 0"
-    )
+    fits = tolerance is None or 0 < tolerance < math.inf
+    check_number(fits, op, "tolerance", tolerance, "None or a number > 0")
 
 
 def _empty(problem: Problem) -> Solution:
