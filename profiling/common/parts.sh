@@ -2,7 +2,7 @@
 # Functions of profiling's scripts, which source it in the root of the repository: checks for tools, reports of parts.
 export PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 PYTHON=${PYTHON:-python3}
-BACKGROUND='' BACKGROUND_JOB='' JOB='' MATCHED=''
+BACKGROUND='' MATCHED=''
 SECONDS=0 # the budget's clock, whatever the caller's environment says
 
 present() { # tool, where it comes from: whether it is there; says so if not
@@ -32,7 +32,8 @@ begin_report() { # path without ending, title, device
 }
 
 interrupted() { # ends what is running; the report names it
-    kill ${JOB:+"$JOB"} ${BACKGROUND_JOB:+"$BACKGROUND_JOB"} 2>/dev/null
+    # The signal may come right after the start of a job, before a variable holds its number: bash knows it.
+    jobs -pr | xargs -r kill 2>/dev/null
     echo "interrupted: $REPORT.md has the parts that were finished" >&2
     exit 130
 }
@@ -73,7 +74,7 @@ listed() { # name: with --list, prints it in place of running it
 part() { # name, seconds, command …: runs the command for at most that time and records its end and its last lines
     wanted "$1" || return 0
     listed "$1" && return
-    local name=$1 seconds log code=0 begin=$SECONDS
+    local name=$1 seconds log job code=0 begin=$SECONDS
     seconds=$(time_for "$2")
     shift 2
     late "$name" "$seconds" && return
@@ -82,9 +83,8 @@ part() { # name, seconds, command …: runs the command for at most that time an
     echo "== $name (at most $seconds s)"
     # A part may hang with children that hold its output open: the group is killed, and nobody waits for a pipe.
     timeout --kill-after=2 "$seconds" "$@" >"$log" 2>&1 &
-    JOB=$!
-    wait "$JOB" || code=$?
-    JOB=''
+    job=$!
+    wait "$job" || code=$?
     tail -n "${TAIL:-12}" "$log"
     record_end "$name" "$code" $((SECONDS - begin)) "$log"
 }
@@ -112,7 +112,7 @@ await() { # waits for the part in the background; its exit status
     echo "== $BACKGROUND has ended"
     tail -n 3 "$BACKGROUND_LOG"
     record_end "$BACKGROUND" "$code" $((SECONDS - BACKGROUND_BEGIN)) "$BACKGROUND_LOG"
-    BACKGROUND='' BACKGROUND_JOB=''
+    BACKGROUND=''
     return "$code"
 }
 

@@ -28,6 +28,13 @@ def script(tmp_path):
     return start
 
 
+def wait_until(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def fates(folder):
     report = json.loads((folder / "report.json").read_text())
     text = (folder / "report.md").read_text()
@@ -64,10 +71,7 @@ def test_a_part_that_fails_or_hangs_does_not_lose_the_others(script, tmp_path):
 
 def test_a_killed_check_leaves_a_whole_report(script, tmp_path):
     process = script(f"part first 9 echo 1; part second 60 bash -c 'touch {tmp_path}/begun; sleep 60'")
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "begun").exists():
-        assert time.monotonic() < deadline
-        os.sched_yield()
+    wait_until((tmp_path / "begun").exists)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
     process.kill()
     for child in children.split():
@@ -81,18 +85,28 @@ def test_a_killed_check_leaves_a_whole_report(script, tmp_path):
 def test_ctrl_c_ends_the_part_and_the_check(script, tmp_path):
     sleep = f"sleep 61.{os.getpid()}"  # a command line that no other process has
     process = script(f"part long 60 bash -c 'touch {tmp_path}/begun; {sleep}'; part next 9 touch {tmp_path}/next")
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "begun").exists():
-        assert time.monotonic() < deadline
-        os.sched_yield()
+    wait_until((tmp_path / "begun").exists)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=20)
+    ended_by_ctrl_c(process, sleep, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["part", "background"])
+def test_ctrl_c_ends_a_part_that_has_only_just_begun(script, tmp_path, kind):
+    sleep = f"sleep 62.{os.getpid()}"
+    # Before each command bash looks whether a job runs: the signal comes before the first command after the start.
+    at_once = "set -T; trap '[ -z \"$(jobs -pr)\" ] || { trap - DEBUG; kill -INT $$; }' DEBUG;"
+    process = script(f"{at_once} {kind} long 60 {sleep}; part next 9 touch {tmp_path}/next")
+    ended_by_ctrl_c(process, sleep, tmp_path)
+
+
+def ended_by_ctrl_c(process, command, folder):
+    output, _ = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "interrupted" in output
-    assert not (tmp_path / "next").exists()
-    while subprocess.run(["pgrep", "-f", sleep], capture_output=True).stdout:  # the signal is on its way
-        assert time.monotonic() < deadline
-    assert fates(tmp_path)[1] == {"long": "under way"}
+    assert not (folder / "next").exists()
+    # The signal is on its way to the part.
+    wait_until(lambda: not subprocess.run(["pgrep", "-f", command], capture_output=True).stdout)
+    assert fates(folder)[1] == {"long": "under way"}
 
 
 def test_a_part_that_was_killed_early_is_not_out_of_time(script, tmp_path):
