@@ -32,8 +32,16 @@ begin_report() { # path without ending, title, device
 }
 
 interrupted() { # ends what is running; the report names it
-    # The signal may come right after the start of a job, before a variable holds its number: bash knows it.
-    jobs -pr | xargs -r kill 2>/dev/null
+    # The signal may come right after the start of a job: no variable holds its number yet, but bash knows it; the new
+    # process may lose a signal, and `timeout` may end without its child, which is in its group. So the group gets
+    # signals until it is empty, and those that cannot be ignored after the two seconds that each part has.
+    local job try
+    for job in $(jobs -pr); do
+        for ((try = 0; try < 30; try++)); do
+            kill -s "$([ "$try" -lt 20 ] && echo TERM || echo KILL)" -- "$job" "-$job" 2>/dev/null || break
+            sleep 0.1
+        done
+    done
     echo "interrupted: $REPORT.md has the parts that were finished" >&2
     exit 130
 }
