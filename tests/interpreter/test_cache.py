@@ -237,7 +237,8 @@ def test_two_ranks_make_together_what_one_makes(cached, tmp_path):
     texts = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], texts
     assert "share 1 of 2 is done" in texts[0]
-    assert texts[1] == ""
+    # Both read the scenes, one at a time: the second may say that it waits. It prints nothing else.
+    assert [line for line in texts[1].splitlines() if not line.startswith("waiting for ")] == []
     assert files(run / "cache") == files(cached / "cache")
 
 
