@@ -32,13 +32,15 @@ begin_report() { # path without ending, title, device
 }
 
 interrupted() { # ends what is running; the report names it
-    # The signal may come right after the start of a job: no variable holds its number yet, but bash knows it; the new
-    # process may lose a signal, and `timeout` may end without its child, which is in its group. So the group gets
-    # signals until it is empty, and those that cannot be ignored after the two seconds that each part has.
-    local job try
+    # Ctrl-C may come right after the start of a job, before a variable holds its number, so bash is asked for it.
+    # The new process may miss a signal, and `timeout` may end before its child, which is in the same group. So the
+    # whole group is signalled until it is empty: for two seconds with SIGTERM, then with SIGKILL, which nobody ignores.
+    local job try signal
     for job in $(jobs -pr); do
+        signal=TERM
         for ((try = 0; try < 30; try++)); do
-            kill -s "$([ "$try" -lt 20 ] && echo TERM || echo KILL)" -- "$job" "-$job" 2>/dev/null || break
+            [ "$try" -lt 20 ] || signal=KILL
+            kill -s "$signal" -- "$job" "-$job" 2>/dev/null || break
             sleep 0.1
         done
     done
