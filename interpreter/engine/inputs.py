@@ -15,7 +15,7 @@ from interpreter.data import VideoDataset
 from interpreter.data.frame_index import FrameIndex
 from interpreter.data.loaders import Request
 from interpreter.engine.distributed import Ranks
-from interpreter.engine.randomness import Stream, frame_batch, window_batch
+from interpreter.engine.randomness import Stream, clip_batch, frame_batch, window_batch
 from interpreter.store.features import FeatureSource
 
 
@@ -136,3 +136,43 @@ class FrameInputs(Inputs):
         """See :meth:`Inputs.shapes`."""
         tokens, dim = self.feature_shape
         return [(rows, tokens if self.windows is None else self.windows.size[0] * self.windows.size[1], dim)]
+
+
+@dataclass
+class ClipInputs(Inputs):
+    """Features [B, T, M, D] of clips of consecutive frames.
+
+    An epoch takes one clip of each video, at a random place; the clip of a shorter video repeats from its start.
+
+    Attributes:
+        features: of all frames.
+        feature_shape: (M, D) of a frame.
+        settings: see :class:`InputSettings`.
+        num_frames: length T of the clips.
+    """
+
+    features: FeatureSource
+    feature_shape: tuple[int, int]
+    settings: InputSettings
+    num_frames: int
+    noise_stream: int = Stream.CLIP_NOISE
+
+    def __post_init__(self) -> None:
+        self.index = FrameIndex.of(self.settings.dataset.videos)
+        self.frames_per_sample = self.num_frames
+
+    def request(self, step: int) -> Request:
+        """Frame numbers and flips of a step, [B·T] each, clip by clip."""
+        optim = self.settings.optim
+        rows = self.settings.ranks.rows(optim.batch_size)
+        frames, flips = clip_batch(self.index, optim.batch_size, self.num_frames, optim.flip, optim.seed, step)
+        return frames[rows].flatten(), flips[rows].flatten()
+
+    def batches(self, steps: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:
+        """See :meth:`Inputs.batches`."""
+        for features in self.features.batches(map(self.request, steps)):
+            yield (features.unflatten(0, (-1, self.num_frames)),)
+
+    def shapes(self, rows: int) -> list[tuple[int, ...]]:
+        """See :meth:`Inputs.shapes`."""
+        return [(rows, self.num_frames, *self.feature_shape)]

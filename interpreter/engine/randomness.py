@@ -26,6 +26,7 @@ class Stream(IntEnum):
     CLIP_NOISE = 3  # prior of a stage that trains on clips
     DRAWS = 4  # which of the stored draws of the image slots a frame is represented by
     WINDOWS = 5  # where the windows of frames lie, and which frames are seen whole
+    SQUARES = 6  # where the square crops of clips lie
 
 
 def repeatable(device: torch.device) -> None:
@@ -133,3 +134,9 @@ def clip_batch(
         frames[row] = starts[video] + (first + np.arange(num_frames)) % lengths[video]
     flips = random.random((batch, 1)) < (0.5 if flip else 0.0)
     return torch.from_numpy(frames), torch.from_numpy(np.repeat(flips, num_frames, axis=1))
+
+
+def square_batch(batch: int, num_frames: int, seed: int, step: int) -> Tensor:
+    """Where the square crop of each clip lies along the longer side, [batch, T] in [0, 1]; the same for all frames."""
+    places = random_state(seed, Stream.SQUARES, step).random((batch, 1), np.float32)
+    return torch.from_numpy(np.repeat(places, num_frames, axis=1))

@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 MAX_PERIOD = 10_000.0
@@ -57,3 +58,11 @@ def patch_positions(grid: tuple[int, int], dim: int, trained_grid: tuple[int, in
         for n, trained in zip(grid, trained_grid, strict=True)
     )
     return sincos_2d(rows, columns, dim)
+
+
+def resized_positions(positions: Tensor, trained_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Learned positions [M, D] of the patches of one grid (h, w), interpolated (bicubic) to those of another one."""
+    if grid == trained_grid:
+        return positions
+    places = positions.float().unflatten(0, trained_grid).permute(2, 0, 1)[None]
+    return F.interpolate(places, grid, mode="bicubic")[0].flatten(1).t()

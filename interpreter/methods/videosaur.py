@@ -1,0 +1,198 @@
+"""VideoSAUR (Zadaianchuk et al. 2023): recurrent slots that predict where the patches of a frame move to."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from interpreter.configs import BackboneConfig, DataConfig, OptimConfig, option
+from interpreter.engine.diagnostics import slot_diagnostics
+from interpreter.methods.base import Context, Method
+from interpreter.methods.recurrent import (
+    RecurrentModel,
+    RecurrentModelConfig,
+    RecurrentSegmenter,
+    RecurrentStage,
+    RecurrentTraining,
+)
+from interpreter.methods.slot_contrast import LONG, published_optim
+from interpreter.models.losses import similarity_targets, time_similarity
+from interpreter.models.slot_mixer import SlotMixer
+
+
+@dataclass(frozen=True)
+class VideoSaurModelConfig(RecurrentModelConfig):
+    """The model."""
+
+    initial: Literal["learned", "gaussian"] = "gaussian"
+    """See --initial of slot-contrast."""
+    slot_mlp: bool = False
+    """Whether an MLP follows the GRU of slot attention; not so in VideoSAUR."""
+    mixer_blocks: int = option(3, at_least=1)
+    """Blocks of the slot mixer."""
+    similarity_weight: float = 0.1
+    """Weight of the temporal similarity."""
+    temperature: float = 0.15
+    """Temperature τ of the similarities that the target is made of."""
+    reconstruction_weight: float = 1.0
+    """Weight of the mean squared error of the features; 0 for the similarity alone, as on MOVi."""
+
+
+@dataclass(frozen=True)
+class VideoSaurTraining(RecurrentTraining):
+    """Train VideoSAUR: slots follow the frames of a clip, and predict which patches of the next frame are similar.
+
+    Defaults below come from the chosen preset.
+    """
+
+    model: VideoSaurModelConfig = field(default_factory=VideoSaurModelConfig)
+
+
+def _preset(name: str, frames: tuple[int, int], vit: str, batch_size: int, **model: Any) -> VideoSaurTraining:
+    """A preset with the public code's settings."""
+    ytvis = name.startswith("ytvis21")
+    data = DataConfig(
+        data="ytvis" if ytvis else "movi",
+        root=Path("YTVIS21" if ytvis else name.upper().replace("MOVI", "MOVi")),
+        frame_size=frames,
+    )
+    return VideoSaurTraining(
+        run=Path(f"runs/videosaur-{name}"),
+        data=data,
+        backbone=BackboneConfig(backbone=vit, feature_norm=False),
+        model=VideoSaurModelConfig(**model),
+        optim=published_optim(100_000, 1e-4 * batch_size / 32, batch_size, flip=True),
+        logging=LONG,
+    )
+
+
+# On MOVi the similarity is the only loss.
+_MOVI: dict[str, Any] = {"dim": 128, "mixer_blocks": 2, "decoder_layers": 4, "reconstruction_weight": 0.0}
+_CORRECTED: dict[str, VideoSaurTraining] = {
+    "movi-c": _preset("movi-c", (224, 224), "facebook/dino-vitb8", 128, num_slots=11, temperature=0.075, **_MOVI),
+    "movi-e": _preset("movi-e", (224, 224), "facebook/dino-vitb8", 128, num_slots=15, temperature=0.075, **_MOVI),
+    "ytvis21": _preset("ytvis21", (224, 224), "facebook/dino-vitb16", 128, temperature=0.25),
+    "ytvis21-dinov2": _preset("ytvis21-dinov2", (518, 518), "facebook/dinov2-base", 64, temperature=0.15),
+}
+
+
+def _published(config: VideoSaurTraining) -> VideoSaurTraining:
+    """A preset with the public code's logits of the predictor and of the slot mixer."""
+    return replace(config, run=Path(f"{config.run}-published"), model=replace(config.model, logit_scale="published"))
+
+
+PRESETS: dict[str, VideoSaurTraining] = {
+    "demo": VideoSaurTraining(
+        run=Path("runs/videosaur-demo"),
+        model=VideoSaurModelConfig(num_slots=9, decoder_dim=256, decoder_layers=2, input_positions=True),
+        optim=OptimConfig(steps=1000, batch_size=8, peak_lr=1e-3, clip_norm=1.0),
+    ),
+    **_CORRECTED,
+    **{f"{name}-published": _published(config) for name, config in _CORRECTED.items()},
+}
+
+
+class VideoSaur(RecurrentModel):
+    """Recurrent slots with a slot mixer, see :class:`RecurrentModel`.
+
+    Args:
+        config: number and widths.
+        feature_dim: width C of the features that the slots are found in.
+        grid: patch grid (h, w) that it is trained on.
+        keys: whether the backbone returns keys [.., C] behind the features; else similarities are those of features.
+    """
+
+    config: VideoSaurModelConfig
+    decoder: SlotMixer
+
+    def __init__(
+        self, config: VideoSaurModelConfig, feature_dim: int, grid: tuple[int, int], keys: bool = False
+    ) -> None:
+        super().__init__(config, feature_dim, grid)
+        self.keys, reconstructed = keys, feature_dim if config.reconstruction_weight else 0
+        self.decoder = SlotMixer(
+            config.dim,
+            reconstructed + grid[0] * grid[1],
+            grid,
+            config.mixer_blocks,
+            config.decoder_dim,
+            config.decoder_layers,
+            config.heads,
+            config.logit_scale,
+        )
+
+    def input_features(self, features: Tensor) -> Tensor:
+        """See :meth:`RecurrentModel.input_features`."""
+        return features[..., : self.feature_dim]
+
+    def masks(self, slots: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """See :meth:`RecurrentModel.masks`."""
+        return self.decoder.masks(slots, grid)
+
+    def forward(self, features: Tensor, *noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of what the backbone returned, [B, T, M, C] or with keys [B, T, M, 2C], for noise [B, K, D] if the
+        initial slots are drawn; and numbers to log."""
+        config, inputs = self.config, self.input_features(features)
+        targets = similarity_targets(features[..., self.feature_dim :] if self.keys else inputs, config.temperature)
+        slots = self.find_slots(inputs, self.initial(len(features), *noise)).slots
+        if not config.reconstruction_weight:  # the last frame has no target
+            slots = slots[:, :-1]
+        decoded = self.decoder(slots.flatten(0, 1))
+        output = decoded.output.unflatten(0, slots.shape[:2])
+        patches = targets.shape[-1]
+        similarity = time_similarity(output[:, : targets.shape[1], :, -patches:], targets)
+        numbers = {"similarity": similarity.detach(), **slot_diagnostics(decoded.masks)}
+        loss = config.similarity_weight * similarity
+        if config.reconstruction_weight:
+            error = F.mse_loss(output[..., :-patches].to(inputs.dtype), inputs)
+            numbers["reconstruction"] = error.detach()
+            loss = loss + config.reconstruction_weight * error
+        return loss, numbers
+
+
+class VideoSaurStage(RecurrentStage[VideoSaurTraining]):
+    """The only stage of VideoSAUR."""
+
+    config, presets = VideoSaurTraining, PRESETS
+
+    def build(self, config: VideoSaurTraining, context: Context) -> VideoSaur:
+        """See :meth:`Stage.build`."""
+        return VideoSaur(config.model, context.backbone.dim, context.grid)
+
+    def loss(self, model: VideoSaur, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See :meth:`VideoSaur.forward`."""
+        return model(*batch)
+
+    def segmenter(
+        self,
+        config: VideoSaurTraining,
+        model: VideoSaur,
+        context: Context,
+        settings: "VideoSaurSettings | None" = None,
+        frame_size: tuple[int, int] | None = None,
+    ) -> RecurrentSegmenter:
+        """See :meth:`Stage.segmenter`."""
+        settings = settings or VideoSaurSettings()
+        return RecurrentSegmenter(VIDEOSAUR.name, context, model, settings.num_slots, frame_size)
+
+
+@dataclass(frozen=True)
+class VideoSaurSettings:
+    """Settings of VideoSAUR at inference."""
+
+    num_slots: int | None = option(None, at_least=1)
+    """Slots to look for; any number can be drawn from the learned Gaussian. Default: as in training."""
+
+
+VIDEOSAUR = Method(
+    name="videosaur",
+    summary="recurrent slots of a video, which predict where the patches of a frame move to",
+    citation=(
+        "Zadaianchuk et al., Object-Centric Learning for Real-World Videos by Predicting Temporal Feature "
+        "Similarities, NeurIPS 2023 (https://arxiv.org/abs/2306.04829)"
+    ),
+    stages=(VideoSaurStage(),),
+    settings=VideoSaurSettings,
+)

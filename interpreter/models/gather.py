@@ -1,0 +1,64 @@
+"""Rows of all processes of a job, for losses that compare the samples of the whole batch."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def own_rows(count: int) -> slice:
+    """Which rows of :func:`gather_rows` are this process's, if each process has ``count``."""
+    rank = dist.get_rank() if _world() > 1 else 0
+    return slice(rank * count, (rank + 1) * count)
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows [n, ...] of each process, in the order of ranks: [world·n, ...]; the rows as they are without a job.
+
+    Differentiable: the gradient of a row is the sum of what all processes computed for it. Averaged over processes, as
+    DistributedDataParallel does, the gradients of mean losses are then those of one process with the whole batch.
+
+    Args:
+        rows: of the same shape in all processes.
+    """
+    return rows if _world() == 1 else _gather(rows.contiguous(), _world())
+
+
+def _world() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+# Registered ops, because torch.compile cannot trace a collective with a gradient.
+@torch.library.custom_op("interpreter::gather_rows", mutates_args=())
+def _gather(rows: Tensor, world: int) -> Tensor:
+    gathered = rows.new_empty(world * len(rows), *rows.shape[1:])
+    dist.all_gather_into_tensor(gathered, rows)
+    return gathered
+
+
+@_gather.register_fake
+def _(rows: Tensor, world: int) -> Tensor:
+    return rows.new_empty(world * len(rows), *rows.shape[1:])
+
+
+@torch.library.custom_op("interpreter::sum_own_rows", mutates_args=())
+def _sum_own(grad: Tensor, world: int) -> Tensor:
+    """The sum over processes of this process's rows of ``grad``."""
+    total = grad.contiguous().clone()
+    dist.all_reduce(total)
+    return total[own_rows(len(total) // world)].clone()
+
+
+@_sum_own.register_fake
+def _(grad: Tensor, world: int) -> Tensor:
+    return grad.new_empty(len(grad) // world, *grad.shape[1:])
+
+
+def _remember(ctx, inputs: tuple[Tensor, int], output: Tensor) -> None:  # type: ignore[no-untyped-def]
+    ctx.world = inputs[1]
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+    return _sum_own(grad, ctx.world), None
+
+
+_gather.register_autograd(_backward, setup_context=_remember)
