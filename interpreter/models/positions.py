@@ -64,5 +64,6 @@ def resized_positions(positions: Tensor, trained_grid: tuple[int, int], grid: tu
     """Learned positions [M, D] of the patches of one grid (h, w), interpolated (bicubic) to those of another one."""
     if grid == trained_grid:
         return positions
-    places = positions.float().unflatten(0, trained_grid).permute(2, 0, 1)[None]
+    places = positions.to(torch.promote_types(positions.dtype, torch.float32))
+    places = places.unflatten(0, trained_grid).permute(2, 0, 1)[None]
     return F.interpolate(places, grid, mode="bicubic")[0].flatten(1).t()
