@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from slotkernels import sinkhorn, slot_attention
-from slotkernels.slot_attention.module import absorbs
+from slotkernels.slot_attention.prepared import absorbs
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from slotkernels import SlotAttention, slot_attention, use_backend
 from slotkernels.slot_attention import SAVI, STANDARD, Conventions, reference
-from slotkernels.slot_attention.module import absorbs
+from slotkernels.slot_attention.prepared import absorbs
 from slotkernels.slot_attention.reference import textbook_slot_attention
 
 from .oracles import assert_matches_oracle

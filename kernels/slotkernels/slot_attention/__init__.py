@@ -4,6 +4,7 @@ from . import reference  # noqa: F401  (registers the op's composite form)
 from .conventions import LOCATELLO, LUCIDRAINS, SAVI, SLOTFORMER, STANDARD, VIDEOSAUR, Conventions
 from .module import SlotAttention, SlotAttentionOutput
 from .op import bytes_moved, flops, inverted_attention
+from .prepared import PreparedTokens
 
 __all__ = [
     "LOCATELLO",
@@ -13,6 +14,7 @@ __all__ = [
     "STANDARD",
     "VIDEOSAUR",
     "Conventions",
+    "PreparedTokens",
     "SlotAttention",
     "SlotAttentionOutput",
     "bytes_moved",

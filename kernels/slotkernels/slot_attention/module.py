@@ -1,7 +1,8 @@
-"""The slot attention module: :meth:`SlotAttention.step` is one iteration; casting and folding follow below it.
+"""The slot attention module: :meth:`SlotAttention.step` is one iteration.
 
-Keys and values are computed only where that is cheaper than folding their projections into the queries and updates.
-The textbook form of the whole module is :func:`slotkernels.slot_attention.reference.textbook_slot_attention`.
+What iterations share, tokens and cast weights, is made once (``prepared.py``). Keys and values are computed only where
+that is cheaper than folding their projections into the queries and updates. The textbook form of the whole module is
+:func:`slotkernels.slot_attention.reference.textbook_slot_attention`.
 """
 
 from collections.abc import Mapping
@@ -11,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._backends import without_autocast
 from .._checks import check_number, check_positive, check_tensor, check_that
 from ..ranges import annotate
 from ..slot_update import add_norm, gru_norm
 from .checkpoints import read_published
 from .conventions import STANDARD, Conventions, FormerOptions, with_former_options
-from .op import INVERTED_ATTENTION, Arguments, by_group, hide
+from .op import by_group, hide
+from .prepared import PreparedTokens, Weights, absorbs, cast, cast_gates, fold
 
 IMPLICIT = ("bilevel", "detach", "none")
 
@@ -37,52 +38,6 @@ class SlotAttentionOutput(NamedTuple):
     """[B, N, D]"""
     attention: Tensor
     """[B, M, N], of the last iteration; each row over the N of a group sums to 1."""
-
-
-class _Linear(NamedTuple):
-    """Arguments of ``F.linear`` after the input."""
-
-    weight: Tensor  # [out, in]
-    bias: Tensor | None  # [out]
-
-
-class _Folded(NamedTuple):
-    """The projection of tokens that are normalised without scale and shift, which are folded in."""
-
-    weight: Tensor  # [Dqkv, Din]
-    bias: Tensor  # [Dqkv], never cast
-
-
-class _Weights(NamedTuple):
-    """Weights of an iteration, cast to the dtype of the products once for all iterations."""
-
-    q: _Linear
-    k: _Folded
-    v: _Folded
-    gates_input: _Linear
-    gates_hidden: _Linear
-    mlp: list[_Linear]  # two, or none
-
-
-class _Tokens(NamedTuple):
-    """What slots compete for, in the dtype of the products."""
-
-    k: Tensor  # [B, M, Dqkv] keys; or [B, M, Din] normalised tokens, if the projections are absorbed
-    v: Tensor | None  # [B, M, Dqkv] values; None if absorbed
-    mask: Tensor | None  # [B, 1 or groups, M]
-
-
-def absorbs(tokens: int, slots: int, dim: int, input_dim: int, iterations: int, backward: int) -> bool:
-    """Whether the absorbed form takes fewer multiply-adds for one sample than projecting keys and values.
-
-    Absorbed, an iteration has two products of M·N·Din and carries N slots through two more matrices of D·Din.
-    Projected, it has two products of M·N·D, and keys and values cost 2·M·D·Din once. A product counts three times
-    where it is differentiated: ``backward`` iterations, and the projections if there is any.
-    """
-    passes = iterations + 2 * backward
-    absorbed = passes * slots * input_dim * (tokens + dim)
-    projected = passes * slots * dim * tokens + (3 if backward else 1) * tokens * dim * input_dim
-    return absorbed <= projected
 
 
 class SlotAttention(nn.Module):
@@ -109,6 +64,8 @@ class SlotAttention(nn.Module):
         groups: slots compete only within their group, N / groups of them (semantic-aware slot attention, SMTC eq. 7).
         qkv_dim: width of queries, keys and values; ``dim`` if None. SAVi++ has 256 for slots of width 128.
         conventions: of the implementation to follow, such as ``slotkernels.slot_attention.SAVI``.
+        prior: whether the module learns the Gaussian (``mu``, ``log_sigma``) of :meth:`sample_slots`. With False,
+            initial slots come from another module, and each call needs them.
         former: deprecated fields of :class:`Conventions`.
 
     Raises:
@@ -137,6 +94,7 @@ class SlotAttention(nn.Module):
         groups: int = 1,
         qkv_dim: int | None = None,
         conventions: Conventions = STANDARD,
+        prior: bool = True,
         **former: Unpack[FormerOptions],
     ) -> None:
         super().__init__()
@@ -151,12 +109,13 @@ class SlotAttention(nn.Module):
             f"SlotAttention: groups={groups}, expected a divisor of num_slots={num_slots}",
         )
         self.num_slots, self.dim, self.input_dim, self.qkv_dim, self.groups = num_slots, dim, input_dim, qkv_dim, groups
-        self.iterations, self.implicit, self.conventions = iterations, implicit, conventions
+        self.iterations, self.implicit, self.conventions, self.prior = iterations, implicit, conventions, prior
         self.scale = qkv_dim**-0.5 if conventions.scale is None else float(conventions.scale)
 
         bias, norm_eps = conventions.qkv_bias, conventions.norm_eps
-        self.mu = nn.Parameter(torch.randn(dim) * dim**-0.5)
-        self.log_sigma = nn.Parameter(torch.zeros(dim))
+        if prior:
+            self.mu = nn.Parameter(torch.randn(dim) * dim**-0.5)
+            self.log_sigma = nn.Parameter(torch.zeros(dim))
         self.norm_inputs = nn.LayerNorm(input_dim, norm_eps)
         self.norm_slots = nn.LayerNorm(dim, norm_eps)
         if conventions.use_mlp:
@@ -171,20 +130,21 @@ class SlotAttention(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
 
     def step(
-        self, slots: Tensor, normalised: Tensor, tokens: _Tokens, weights: _Weights, return_attention: bool
+        self, slots: Tensor, normalised: Tensor, prepared: PreparedTokens, return_attention: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """One iteration: slots compete for tokens, and each takes the mean of those that it won into its state.
 
         Args:
             slots, normalised: [B, N, D], the state and its layer norm.
-            tokens, weights: what the slots compete for, and what the iteration multiplies with.
+            prepared: the tokens that the slots compete for, and the weights.
             return_attention: whether to return the attention.
 
         Returns:
             new slots [B, N, D], the same normalised, and attention [B, M, N] or None.
         """
+        weights = prepared.weights
         q = F.linear(normalised, *weights.q)  # [B, N, Dqkv]
-        updates, attention = self._attend(q, tokens, weights, return_attention)  # [B, N, Dqkv], [B, M, N]
+        updates, attention = prepared.attend(q, self.scale, self.conventions, self.groups, return_attention)
         # Normalised again, not as cast for the queries: under autocast the state keeps the precision of the slots.
         state = slots if self.conventions.gru_state == "slots" else self._normalise(slots, slots.dtype)
         gates_input = F.linear(updates, *weights.gates_input)  # [B, N, 3D]
@@ -197,7 +157,7 @@ class SlotAttention(nn.Module):
 
     def forward(
         self,
-        inputs: Tensor,
+        inputs: Tensor | PreparedTokens,
         slots: Tensor | None = None,
         mask: Tensor | None = None,
         *,
@@ -207,9 +167,10 @@ class SlotAttention(nn.Module):
         """Compress tokens into slots.
 
         Args:
-            inputs: [B, M, Din] tokens, not yet normalised.
+            inputs: [B, M, Din] tokens, not yet normalised; or what :meth:`prepare` made of them.
             slots: [B, N, D] initial slots, any N that ``groups`` divides; drawn from the prior if None.
-            mask: [B, M] or [B, groups, M] bool, False for tokens to ignore, whatever they hold.
+            mask: [B, M] or [B, groups, M] bool, False for tokens to ignore, whatever they hold. Prepared tokens have
+                theirs.
             iterations: of this call, >= 1. Default: the module's.
             sharpness: > 0, factor of the logits in this call; above 1 tokens are shared by fewer slots.
 
@@ -217,33 +178,87 @@ class SlotAttention(nn.Module):
             slots [B, N, D] and the last iteration's attention [B, M, N], float32 (float64 for float64).
 
         Raises:
-            ValueError: if a shape or dtype is not as above.
+            ValueError: if a shape or dtype is not as above, or there are neither slots nor a prior.
         """
         check_number(sharpness > 0, "SlotAttention", "sharpness", sharpness, "a number > 0")
         sizes = {"Din": self.input_dim, "D": self.dim}
-        check_tensor("SlotAttention", "inputs", inputs, "B M Din", sizes)
+        if isinstance(inputs, PreparedTokens):
+            inputs.check(mask, self._product_dtype(inputs.k), sizes)
+        else:
+            check_tensor("SlotAttention", "inputs", inputs, "B M Din", sizes)
         if slots is None:
-            slots = self.sample_slots(inputs.shape[0])
+            slots = self.sample_slots(sizes["B"])
         check_tensor("SlotAttention", "slots", slots, "B N D", sizes)
 
         iterations = self.iterations if iterations is None else iterations
         check_positive("SlotAttention", iterations=iterations)
-        no_grad_iterations = 0 if self.implicit == "none" else iterations - 1
-        tokens, weights = self._prepare(inputs, slots, mask, iterations, iterations - no_grad_iterations)
-        if sharpness != 1:  # logits are linear in the queries, and these in their projection
-            weight, bias = weights.q
-            weights = weights._replace(q=_Linear(sharpness * weight, None if bias is None else sharpness * bias))
-        initial = slots
+        if isinstance(inputs, PreparedTokens):
+            prepared = inputs
+        else:
+            prepared = self.prepare(inputs, mask, num_slots=slots.shape[1], iterations=iterations)
+        if sharpness != 1:
+            prepared = prepared._replace(weights=prepared.weights.sharpened(sharpness))
+        initial, no_grad_iterations = slots, 0 if self.implicit == "none" else iterations - 1
         with torch.no_grad():
-            slots, _ = self._iterate(slots, tokens, weights, no_grad_iterations, return_attention=False)
+            slots, _ = self._iterate(slots, prepared, no_grad_iterations, return_attention=False)
         if self.implicit != "none":
             slots = slots.detach()
         if self.implicit == "bilevel":
             # Straight-through: adds 0 in value, but routes the gradient to the initial slots (Chang et al. 2022).
             slots = slots + (initial - initial.detach())
-        slots, attention = self._iterate(slots, tokens, weights, iterations - no_grad_iterations)
+        slots, attention = self._iterate(slots, prepared, iterations - no_grad_iterations)
         assert attention is not None
         return SlotAttentionOutput(slots, attention)
+
+    def prepare(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        *,
+        num_slots: int | None = None,
+        iterations: int | None = None,
+    ) -> PreparedTokens:
+        """Normalise tokens and cast weights once for several calls.
+
+        ``module(module.prepare(inputs), slots)`` equals ``module(inputs, slots)``. Frames of clips are prepared
+        together, and :meth:`PreparedTokens.split` takes them apart. Prepare again when parameters have changed, and
+        call under the same ``torch.autocast`` and ``torch.no_grad``.
+
+        Args:
+            inputs: [B, M, Din] tokens, not yet normalised.
+            mask: as in :meth:`forward`.
+            num_slots: N of the calls, the module's if None. Any other N works too: this and ``iterations`` decide only
+                which form is cheaper, keys and values or absorbed projections.
+            iterations: of all calls for the same tokens, the module's if None.
+
+        Raises:
+            ValueError: if a shape or dtype is not as above.
+
+        Example:
+            >>> import torch
+            >>> from slotkernels import SlotAttention
+            >>> slot_attention, inputs = SlotAttention(num_slots=4, dim=8), torch.randn(2, 16, 8)
+            >>> prepared, slots = slot_attention.prepare(inputs), slot_attention.sample_slots(2)
+            >>> output = slot_attention(prepared, slots, iterations=2)
+            >>> torch.equal(output.slots, slot_attention(inputs, slots, iterations=2).slots)
+            True
+        """
+        num_slots = self.num_slots if num_slots is None else num_slots
+        iterations = self.iterations if iterations is None else iterations
+        check_positive("SlotAttention", num_slots=num_slots, iterations=iterations)
+        check_tensor("SlotAttention", "inputs", inputs, "B M Din", {"Din": self.input_dim})
+        if mask is not None:
+            inputs = hide(inputs, mask)
+        dtype = self._product_dtype(inputs)
+        with torch.autocast(inputs.device.type, enabled=False):  # which would cast 16-bit tokens to float32 on a GPU
+            x = F.layer_norm(inputs, (self.input_dim,), eps=self.norm_inputs.eps).to(dtype)
+        weights = self._weights(x.dtype)
+        differentiated = iterations if self.implicit == "none" else 1
+        backward = differentiated if torch.is_grad_enabled() else 0
+        if absorbs(x.shape[1], num_slots, self.qkv_dim, self.input_dim, iterations, backward):
+            return PreparedTokens(x, None, by_group(mask), weights)
+        k, v = (F.linear(x, weight, bias.to(x.dtype)) for weight, bias in (weights.k, weights.v))
+        return PreparedTokens(k, v, by_group(mask), weights)
 
     def sample_slots(
         self,
@@ -264,13 +279,14 @@ class SlotAttention(nn.Module):
             noise: [B, N, D] standard normal, with any N; drawn if None.
 
         Raises:
-            ValueError: if N does not fit, or the noise is not of that shape.
+            ValueError: if N does not fit, the noise is not of that shape, or the module has no prior.
 
         Example:
             >>> import slotkernels
             >>> slotkernels.SlotAttention(num_slots=4, dim=8).sample_slots(2, num_slots=9).shape
             torch.Size([2, 9, 8])
         """
+        check_that(self.prior, "SlotAttention: the module has no prior (prior=False): give initial slots to each call")
         if noise is None:
             num_slots = self.num_slots if num_slots is None else num_slots
             fits = num_slots >= 1 and num_slots % self.groups == 0
@@ -338,81 +354,28 @@ class SlotAttention(nn.Module):
         module.load_state_dict(tensors, strict=False)
         return module
 
-    def _prepare(
-        self, inputs: Tensor, slots: Tensor, mask: Tensor | None, iterations: int, differentiated: int
-    ) -> tuple[_Tokens, _Weights]:
-        """Tokens, as keys and values if that is cheaper for so many iterations, and cast weights."""
-        if mask is not None:
-            inputs = hide(inputs, mask)
-        dtype = self._product_dtype(inputs)
-        with torch.autocast(inputs.device.type, enabled=False):  # which would cast 16-bit tokens to float32 on a GPU
-            x = F.layer_norm(inputs, (self.input_dim,), eps=self.norm_inputs.eps).to(dtype)
-        weights = self._weights(x.dtype)
-        backward = differentiated if torch.is_grad_enabled() else 0
-        if absorbs(x.shape[1], slots.shape[1], self.qkv_dim, self.input_dim, iterations, backward):
-            return _Tokens(x, None, by_group(mask)), weights
-        k, v = (F.linear(x, weight, bias.to(x.dtype)) for weight, bias in (weights.k, weights.v))
-        return _Tokens(k, v, by_group(mask)), weights
+    def _weights(self, dtype: torch.dtype) -> Weights:
+        gates_input, gates_hidden = cast_gates(self.gru, dtype)
+        layers = list(self.mlp) if self.conventions.use_mlp else []
+        return Weights(
+            q=cast(self.to_q, dtype),
+            k=fold(self.to_k, self.norm_inputs, dtype),
+            v=fold(self.to_v, self.norm_inputs, dtype),
+            gates_input=gates_input,
+            gates_hidden=gates_hidden,
+            mlp=tuple(cast(layer, dtype) for layer in layers if isinstance(layer, nn.Linear)),
+        )
 
     def _iterate(
-        self, slots: Tensor, tokens: _Tokens, weights: _Weights, iterations: int, return_attention: bool = True
+        self, slots: Tensor, prepared: PreparedTokens, iterations: int, return_attention: bool = True
     ) -> tuple[Tensor, Tensor | None]:
         """Slots after so many iterations, and the attention of the last."""
-        normalised, attention = self._normalise(slots, tokens.k.dtype), None
+        normalised, attention = self._normalise(slots, prepared.k.dtype), None
         for iteration in range(iterations):
             returned = return_attention and iteration == iterations - 1
             with annotate("slot attention iteration"):
-                slots, normalised, attention = self.step(slots, normalised, tokens, weights, returned)
+                slots, normalised, attention = self.step(slots, normalised, prepared, returned)
         return slots, attention
-
-    def _attend(
-        self, q: Tensor, tokens: _Tokens, weights: _Weights, return_attention: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Updates [B, N, Dqkv] and, if asked for, attention [B, M, N] of queries [B, N, Dqkv]."""
-        bias, in_numerator = None, self.conventions.eps_placement == "numerator"
-        if tokens.v is None:  # keys are absorbed into the queries: k·q = x·(Wkᵀ q) + bk·q
-            bias = (q.to(self.mu.dtype) * weights.k.bias).sum(-1) * self.scale
-            q = F.linear(q, weights.k.weight.t())
-        arguments = Arguments(
-            q,
-            tokens.k,
-            tokens.v,
-            bias,
-            tokens.mask,
-            self.scale,
-            weight_eps=self.conventions.eps if in_numerator else 0.0,
-            total_eps=0.0 if in_numerator else self.conventions.eps,
-            groups=self.groups,
-            precision="tf32x3",
-            return_attention=return_attention,
-        )
-        updates, total, attention = INVERTED_ATTENTION(arguments)
-        if tokens.v is None:  # and values out of the updates: Σ w v = Wv Σ w x + (Σ w) bv
-            total_eps = arguments.total_eps
-            sum_of_weights = 1 - total_eps / total if total_eps else (total > 0).to(total.dtype)  # 0: no token is seen
-            updates = F.linear(updates, weights.v.weight)
-            updates = updates + (sum_of_weights.unsqueeze(-1) * weights.v.bias).to(updates.dtype)
-        return updates, attention.transpose(1, 2) if return_attention else None
-
-    def _weights(self, dtype: torch.dtype) -> _Weights:
-        def cast(weight: Tensor, bias: Tensor | None) -> _Linear:
-            return _Linear(weight.to(dtype), None if bias is None else bias.to(dtype))
-
-        def fold(linear: nn.Linear) -> _Folded:  # W (γ∘z + β) + b = (W∘γ) z + (W β + b)
-            with without_autocast(linear.weight.device):  # which would round the product to the low precision
-                bias = linear.weight @ self.norm_inputs.bias
-                bias = bias if linear.bias is None else bias + linear.bias
-            return _Folded((linear.weight * self.norm_inputs.weight).to(dtype), bias)
-
-        gru, layers = self.gru, list(self.mlp) if self.conventions.use_mlp else []
-        return _Weights(
-            q=cast(self.to_q.weight, self.to_q.bias),
-            k=fold(self.to_k),
-            v=fold(self.to_v),
-            gates_input=cast(gru.weight_ih, gru.bias_ih),
-            gates_hidden=cast(gru.weight_hh, gru.bias_hh),
-            mlp=[cast(layer.weight, layer.bias) for layer in layers if isinstance(layer, nn.Linear)],
-        )
 
     def _normalise(self, slots: Tensor, dtype: torch.dtype) -> Tensor:
         weight, bias, eps = _affine(self.norm_slots)
@@ -420,7 +383,8 @@ class SlotAttention(nn.Module):
 
     def _product_dtype(self, inputs: Tensor) -> torch.dtype:
         device = inputs.device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.mu.dtype
+        enabled = torch.is_autocast_enabled(device)
+        return torch.get_autocast_dtype(device) if enabled else self.to_q.weight.dtype
 
 
 def _affine(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:

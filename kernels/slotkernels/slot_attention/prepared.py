@@ -1,0 +1,195 @@
+"""What all iterations of slot attention share: tokens, normalised and perhaps projected, and weights, folded and cast.
+
+Keys and values are linear in the normalised tokens, so their projections can be applied to the slots instead
+(*absorbed*); :func:`absorbs` chooses the cheaper form.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .._backends import without_autocast
+from .._checks import check_number, check_tensor, check_that, describe
+from .conventions import Conventions
+from .op import INVERTED_ATTENTION, Arguments
+
+
+class Linear(NamedTuple):
+    """Arguments of ``F.linear`` after the input."""
+
+    weight: Tensor  # [out, in]
+    bias: Tensor | None  # [out]
+
+
+class Folded(NamedTuple):
+    """The projection of tokens that are normalised without scale and shift, which are folded in."""
+
+    weight: Tensor  # [Dqkv, Din]
+    bias: Tensor  # [Dqkv], never cast
+
+
+class Weights(NamedTuple):
+    """Weights of an iteration, cast to the dtype of the products once for all iterations."""
+
+    q: Linear
+    k: Folded
+    v: Folded
+    gates_input: Linear
+    gates_hidden: Linear
+    mlp: tuple[Linear, ...]  # two, or none
+
+    def sharpened(self, factor: float) -> "Weights":
+        """Weights whose logits are ``factor`` times as large: logits are linear in q, and q in its projection."""
+        weight, bias = self.q
+        return self._replace(q=Linear(factor * weight, None if bias is None else factor * bias))
+
+
+class PreparedTokens(NamedTuple):
+    """Tokens for any number of calls of slot attention, made by :meth:`SlotAttention.prepare`.
+
+    Example:
+        >>> import torch
+        >>> from slotkernels import SlotAttention
+        >>> from slotkernels.slot_attention import PreparedTokens
+        >>> prepared = SlotAttention(num_slots=4, dim=8).prepare(torch.randn(6, 16, 8))
+        >>> isinstance(prepared, PreparedTokens), len(prepared.split(3))
+        (True, 3)
+    """
+
+    k: Tensor
+    """[B, M, Dqkv] keys; or [B, M, Din] normalised tokens, if the projections are absorbed. In the products' dtype."""
+    v: Tensor | None
+    """[B, M, Dqkv] values; None if absorbed."""
+    mask: Tensor | None
+    """[B, 1 or groups, M] bool, False for tokens to ignore."""
+    weights: Weights
+    """Of an iteration."""
+
+    def split(self, frames: int) -> list["PreparedTokens"]:
+        """Tokens of each frame of clips whose rows are ordered time first, [T·B, M, Din].
+
+        The frames are views and share the weights. The gradients of all frames are joined in one copy.
+
+        Args:
+            frames: T, a divisor of the number of rows.
+
+        Returns:
+            T prepared tokens of B rows each.
+
+        Raises:
+            ValueError: if ``frames`` does not divide the rows.
+
+        Example:
+            >>> import torch
+            >>> from slotkernels import SlotAttention
+            >>> slot_attention = SlotAttention(num_slots=4, dim=8)
+            >>> clips = torch.randn(2, 3, 16, 8)  # [B, T, M, Din]
+            >>> prepared = slot_attention.prepare(clips.transpose(0, 1).flatten(0, 1))
+            >>> slots = slot_attention.sample_slots(2)
+            >>> for frame in prepared.split(3):
+            ...     slots, attention = slot_attention(frame, slots)
+            >>> attention.shape
+            torch.Size([2, 16, 4])
+        """
+        rows = self.k.shape[0]
+        fits = frames >= 1 and rows % frames == 0
+        check_number(fits, "PreparedTokens.split", "frames", frames, f"a divisor of the {rows} rows")
+
+        def of_frames(tensor: Tensor | None) -> tuple[Tensor | None, ...]:
+            if tensor is None:
+                return (None,) * frames
+            return tensor.unflatten(0, (frames, rows // frames)).unbind(0)  # indexing would fill zeros for each frame
+
+        parts = zip(*map(of_frames, (self.k, self.v, self.mask)), strict=True)
+        return [PreparedTokens(k, v, mask, self.weights) for k, v, mask in parts]  # type: ignore[arg-type]
+
+    def check(self, mask: Tensor | None, dtype: torch.dtype, sizes: dict[str, int]) -> None:
+        """Check that a call has no other ``mask`` and computes in ``dtype``, and fix B in ``sizes``.
+
+        Raises:
+            ValueError: if not.
+        """
+        check_that(mask is None, "SlotAttention: mask with prepared tokens, expected it in prepare(inputs, mask)")
+        check_tensor("SlotAttention", "prepared.k", self.k, "B M K", sizes)
+        check_that(
+            self.k.dtype == dtype,
+            f"SlotAttention: prepared.k is {describe(self.k)}, expected {str(dtype).removeprefix('torch.')}: prepare "
+            "and call under the same torch.autocast",
+        )
+
+    def attend(
+        self, q: Tensor, scale: float, conventions: Conventions, groups: int, return_attention: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Inverted attention of slots to the tokens, in either form.
+
+        Args:
+            q: [B, N, Dqkv] queries.
+            scale: factor of the logits.
+            conventions: where eps is, and how large.
+            groups: slots compete within N / groups of them.
+            return_attention: whether to return the attention.
+
+        Returns:
+            updates [B, N, Dqkv], and attention [B, M, N] or None.
+        """
+        k, v, mask, weights = self
+        bias, in_numerator = None, conventions.eps_placement == "numerator"
+        if v is None:  # keys are absorbed into the queries: k·q = x·(Wkᵀ q) + bk·q
+            bias = (q.to(weights.k.bias.dtype) * weights.k.bias).sum(-1) * scale
+            q = F.linear(q, weights.k.weight.t())
+        arguments = Arguments(
+            q,
+            k,
+            v,
+            bias,
+            mask,
+            scale,
+            weight_eps=conventions.eps if in_numerator else 0.0,
+            total_eps=0.0 if in_numerator else conventions.eps,
+            groups=groups,
+            precision="tf32x3",
+            return_attention=return_attention,
+        )
+        updates, total, attention = INVERTED_ATTENTION(arguments)
+        if v is None:  # and values out of the updates: Σ w v = Wv Σ w x + (Σ w) bv
+            total_eps = arguments.total_eps
+            sum_of_weights = 1 - total_eps / total if total_eps else (total > 0).to(total.dtype)  # 0: no token is seen
+            updates = F.linear(updates, weights.v.weight)
+            updates = updates + (sum_of_weights.unsqueeze(-1) * weights.v.bias).to(updates.dtype)
+        return updates, attention.transpose(1, 2) if return_attention else None
+
+
+def absorbs(tokens: int, slots: int, dim: int, input_dim: int, iterations: int, backward: int) -> bool:
+    """Whether the absorbed form takes fewer multiply-adds for one sample than projecting keys and values.
+
+    Absorbed, an iteration has two products of M·N·Din and carries N slots through two more matrices of D·Din.
+    Projected, it has two products of M·N·D, and keys and values cost 2·M·D·Din once. A product counts three times
+    where it is differentiated: ``backward`` iterations, and the projections if there is any.
+    """
+    passes = iterations + 2 * backward
+    absorbed = passes * slots * input_dim * (tokens + dim)
+    projected = passes * slots * dim * tokens + (3 if backward else 1) * tokens * dim * input_dim
+    return absorbed <= projected
+
+
+def cast(linear: nn.Linear, dtype: torch.dtype) -> Linear:
+    """Weight and bias in ``dtype``."""
+    return Linear(linear.weight.to(dtype), None if linear.bias is None else linear.bias.to(dtype))
+
+
+def cast_gates(gru: nn.GRUCell, dtype: torch.dtype) -> tuple[Linear, Linear]:
+    """Weights and biases of the updates and of the state, in ``dtype``."""
+    return (
+        Linear(gru.weight_ih.to(dtype), gru.bias_ih.to(dtype)),
+        Linear(gru.weight_hh.to(dtype), gru.bias_hh.to(dtype)),
+    )
+
+
+def fold(linear: nn.Linear, norm: nn.LayerNorm, dtype: torch.dtype) -> Folded:
+    """The projection with the norm's scale and shift in it: W (γ∘z + β) + b = (W∘γ) z + (W β + b)."""
+    with without_autocast(linear.weight.device):  # which would round the product to the low precision
+        bias = linear.weight @ norm.bias
+        bias = bias if linear.bias is None else bias + linear.bias
+    return Folded((linear.weight * norm.weight).to(dtype), bias)
