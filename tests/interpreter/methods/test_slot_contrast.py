@@ -96,13 +96,15 @@ def test_video_in_parts_has_the_masks_of_a_whole_pass():
             slots, state = model.find_slots(part, state, first=number == 0)
             masks.append(model.masks(slots[0]))
         whole = model.masks(model.find_slots(x, model.initial(1)).slots[0])
-    assert torch.equal(torch.cat(masks), whole)
+    torch.testing.assert_close(torch.cat(masks), whole)  # products of other sizes round otherwise
 
 
 def test_a_long_video_is_segmented_as_one_recurrence(scenes):
     """40 frames are encoded in chunks of 32; the state passes from one to the next."""
     backbone = load_backbone(BackboneConfig())
-    context = Context(scenes, torch.device("cpu"), "fp32", DataConfig(frame_size=(64, 96)), BackboneConfig(), backbone, scenes)
+    context = Context(
+        scenes, torch.device("cpu"), "fp32", DataConfig(frame_size=(64, 96)), BackboneConfig(), backbone, scenes
+    )
     torch.manual_seed(0)
     model = SlotContrast(dataclasses.replace(CONFIG, input_positions=True), backbone.dim, context.grid)
     segmenter = STAGE.segmenter(PRESETS["demo"], model, context)
@@ -154,7 +156,18 @@ def test_parts_of_a_batch_are_refused_with_the_option_that_helps(scenes, tmp_pat
 def test_two_processes_contrast_the_slots_of_the_whole_batch(scenes, tmp_path):
     """Loss and norm of the gradient of every step are those of one process; without gathering they are not."""
     options = ["--method", "slot-contrast", "--root", str(scenes), "--frame-size", "64", "96", "--num-videos", "3"]
-    options += ["--batch-size", "4", "--precision", "fp32", "--log-every", "1", "--sample-every", "1000", "--steps", "4"]
+    options += [
+        "--batch-size",
+        "4",
+        "--precision",
+        "fp32",
+        "--log-every",
+        "1",
+        "--sample-every",
+        "1000",
+        "--steps",
+        "4",
+    ]
     options += ["--warmup-steps", "1", "--cache", str(tmp_path / "cache")]
     runs = {name: tmp_path / name for name in ("alone", "together", "apart")}
     main(["--run", str(runs["alone"]), *options])
