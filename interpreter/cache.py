@@ -30,6 +30,7 @@ from interpreter.method_options import Chosen, choose_method
 from interpreter.methods import METHODS
 from interpreter.methods.base import Context, Stage
 from interpreter.methods.runs import open_context
+from interpreter.store.features import NOT_STORED
 from interpreter.store.fill import Cache, Maker, Shard, default_workers, read_contents
 
 PROG = "python -m interpreter.cache"
@@ -231,6 +232,8 @@ def fill_with_ray(config: Caching, chosen: Chosen) -> None:
 
     if not config.source or not config.out:
         raise ValueError("--engine ray needs --source URL (a folder of videos) and --out URL (where the files go)")
+    if config.data.crop != "none" or config.data.crop_borders:
+        raise ValueError("--engine ray encodes whole frames; use --crop none and --no-crop-borders, or --engine local")
     stage, options = stage_options(config, config.run, chosen)
     needed: list[Path] = []
     for key in stage.needs(options):
@@ -250,6 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.cuda.set_device(device)
     chosen, config = parse(sys.argv[1:] if arguments is None else arguments)
     check_ranges(config)
+    if config.data.crop == "random":
+        raise ValueError(NOT_STORED)
     if config.engine == "ray":
         fill_with_ray(config, chosen)
     else:

@@ -4,7 +4,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from interpreter.data.options import DatasetKind, DavisAnnotations, LoaderName
+from interpreter.data.options import Crop, DatasetKind, DavisAnnotations, LoaderName
 
 Precision = Literal["auto", "fp32", "bf16", "fp8-backbone"]
 Features = Literal["auto", "stored", "streamed"]
@@ -46,6 +46,10 @@ class VideosConfig:
     """Which masks of DAVIS 2017: of every salient object, or of the objects of the first frame."""
     crop_borders: bool = False
     """Crop black borders off frames and masks."""
+    crop: Crop = "none"
+    """none: whole frames. central: the central square of every frame and mask, its side the shorter side of the frame.
+    random: in training a random square of that size, the same for all frames of a clip; elsewhere the central one.
+    Squares need a square --frame-size. With --crop-borders, borders are cropped first."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,23 @@ class DataConfig(VideosConfig):
 
     frame_size: tuple[int, int] = option((128, 192), at_least=1)
     """Height and width that frames are resized to; multiples of the backbone's patch size."""
+
+    def __post_init__(self) -> None:
+        require_square(self.crop, self.frame_size)
+
+
+def require_square(crop: Crop, frame_size: tuple[int, int]) -> None:
+    """Refuse to squeeze square crops into a frame size that is not square.
+
+    Raises:
+        ValueError: names the nearest square size.
+    """
+    height, width = frame_size
+    if crop != "none" and height != width:
+        raise ValueError(
+            f"--crop {crop} takes squares, which --frame-size {height} {width} would distort; "
+            f"use --frame-size {height} {height}, or --crop none"
+        )
 
 
 @dataclass(frozen=True)

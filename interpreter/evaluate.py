@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from interpreter.commands import run_command
-from interpreter.configs import WITHOUT_SPLITS
+from interpreter.configs import WITHOUT_SPLITS, require_square
 from interpreter.data.predictions import open_predictions
 from interpreter.engine.run import RunConfig
 from interpreter.engine.videos import open_videos, published_ids
@@ -64,6 +64,7 @@ def segmenter_masks(config: Evaluation, method: Method, stored: RunConfig) -> Ca
     if config.clip_frames and getattr(settings, "sees_repeats", True):
         settings = replace(settings, repeat_to=config.clip_frames)
     segmenter = open_segmenter(method, config.run, settings, config.frame_size, stored=stored)
+    require_square(config.data.crop, segmenter.frame_size)
     baselines = ("one-segment", "grid", "k-means") if config.baselines is None else config.baselines
     clusters = config.clusters or (segmenter.num_segments,)
     sweeps = tuple(config.sweeps.values())

@@ -5,3 +5,4 @@ from typing import Literal
 DatasetKind = Literal["synthetic", "folder", "davis", "ytvis", "movi", "segtrack", "fbms"]
 DavisAnnotations = Literal["unsupervised", "semi-supervised"]
 LoaderName = Literal["auto", "dali", "pyav", "torch"]
+Crop = Literal["none", "central", "random"]

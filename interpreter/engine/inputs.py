@@ -117,7 +117,7 @@ class FrameInputs(Inputs):
         optim = self.settings.optim
         rows = self.settings.ranks.rows(optim.batch_size)
         frames, flips = frame_batch(len(self.index), optim.batch_size, optim.flip, optim.seed, step)
-        return frames[rows], flips[rows]
+        return Request(frames[rows], flips[rows])
 
     def batches(self, steps: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:
         """See :meth:`Inputs.batches`."""

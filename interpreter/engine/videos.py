@@ -10,7 +10,12 @@ from interpreter.data.scenes.generate import generate_scenes
 
 
 def open_videos(config: VideosConfig, run: Path) -> VideoDataset:
-    """Open the data set; scenes that do not exist yet are generated. Names what is skipped and left out on screen."""
+    """Open the data set; scenes that do not exist yet are generated. Names what is skipped and left out on screen.
+
+    With ``crop="random"``, as with "central", videos and masks are those of the central square, which everything sees
+    that is not random: pictures, segmentations and scores. Loaders cut the squares of training from the whole frames
+    behind them.
+    """
     root, split = config.root, config.split
     if config.data == "synthetic":
         split, root = split or "train", root or run / "scenes"
@@ -26,6 +31,7 @@ def open_videos(config: VideosConfig, run: Path) -> VideoDataset:
         year=int(config.year),
         annotations=config.annotations,
         crop_borders=config.crop_borders,
+        central_square=config.crop != "none",
     )
     for line in filter(None, (dataset.report(), dataset.left_out)):
         console.print(line, style="yellow", markup=False, highlight=False)  # names may hold [brackets]

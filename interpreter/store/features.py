@@ -20,6 +20,10 @@ from interpreter.store.files import Content, Store, require_unchanged
 from interpreter.store.table import FrameTable
 
 ENCODE_BATCH = 32
+NOT_STORED = (
+    "features of random squares (--crop random) differ in every step, so they cannot be stored; use --crop central, or "
+    "--features streamed"
+)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -27,8 +31,8 @@ class FeatureSource(Protocol):
     """Features by global frame number (see :class:`interpreter.data.frame_index.FrameIndex`)."""
 
     def batches(self, requests: Iterable[Request]) -> Iterator[Tensor]:
-        """Yield the features [n, M, D] fp32 of each request: frame numbers [n] int64, and flips [n] bool, which are
-        true for mirrored frames. A source takes requests ahead of the one it yields."""
+        """Yield the features [n, M, D] fp32 of each request, for n frames. A source takes requests ahead of the one it
+        yields."""
 
 
 def encode(backbone: Backbone, frames: Iterable[np.ndarray], precision: str) -> Iterator[Tensor]:
@@ -75,8 +79,15 @@ class StoredFeatures:
         self.table, self.device = table, device
 
     def batches(self, requests: Iterable[Request]) -> Iterator[Tensor]:
-        """See :class:`FeatureSource`."""
-        for frames, flips in requests:
+        """See :class:`FeatureSource`.
+
+        Raises:
+            ValueError: if a request has offsets of squares.
+        """
+        for request in requests:
+            frames, flips, offsets = Request(*request)
+            if offsets is not None:
+                raise ValueError(NOT_STORED)
             yield self.table.rows("features", frames, flips).to(self.device).float()
 
 

@@ -43,9 +43,10 @@ class Content:
 
 def read_content(video: Video) -> Content:
     """Hash the bytes of a video file, or of all frames of a folder in their order."""
-    stamp, digest = _stamp(video), hashlib.sha256()
-    if isinstance(video, CroppedVideo):
-        digest.update(f"{video.box}\n".encode())
+    stamp, digest, view = _stamp(video), hashlib.sha256(), video
+    while isinstance(view, CroppedVideo):
+        digest.update(f"{view.box}\n".encode())
+        view = view.inner
     for file, (size, _) in zip(_files(video), stamp, strict=True):
         digest.update(f"{size}\n".encode())
         with file.open("rb") as stream:
@@ -65,8 +66,9 @@ def require_unchanged(video: Video, content: Content) -> None:
 
 
 def _files(video: Video) -> list[Path]:
-    whole = video.inner if isinstance(video, CroppedVideo) else video
-    return whole.files if isinstance(whole, FrameFolder) else [whole.path]
+    while isinstance(video, CroppedVideo):
+        video = video.inner
+    return video.files if isinstance(video, FrameFolder) else [video.path]
 
 
 def _stamp(video: Video) -> tuple[tuple[int, int], ...]:

@@ -10,8 +10,9 @@ from interpreter.configs import Dtype, Features, LoaderConfig
 from interpreter.console import console, progress_bar
 from interpreter.data import Video
 from interpreter.data.loaders import Loader, open_loader
+from interpreter.data.options import Crop
 from interpreter.models.backbones import Backbone
-from interpreter.store.features import FeatureMaker, FeatureSource, StoredFeatures, StreamedFeatures
+from interpreter.store.features import NOT_STORED, FeatureMaker, FeatureSource, StoredFeatures, StreamedFeatures
 from interpreter.store.files import Content
 from interpreter.store.fill import Cache, Maker, Shard, default_workers, read_contents
 
@@ -51,16 +52,20 @@ def complete_cache(
 
 @contextmanager
 def streaming_loader(
-    config: LoaderConfig, videos: Sequence[Video], size: tuple[int, int], device: torch.device
+    config: LoaderConfig, videos: Sequence[Video], size: tuple[int, int], device: torch.device, squares: bool = False
 ) -> Iterator[Loader]:
-    """Open the configured loader; one that decodes everything first shows a progress bar."""
+    """Open the configured loader; one that decodes everything first shows a progress bar.
+
+    Args:
+        config, videos, size, device, squares: see :func:`open_loader`.
+    """
     with progress_bar("frames") as progress:
         bar = progress.add_task("decoding", total=sum(v.num_frames for v in videos), status="", visible=False)
 
         def advance(frames: int) -> None:
             progress.update(bar, advance=frames, visible=True)
 
-        loader = open_loader(config.loader, videos, size, device, config.workers, config.prefetch, advance)
+        loader = open_loader(config.loader, videos, size, device, config.workers, config.prefetch, advance, squares)
     with loader:
         console.print(f"frames are decoded by the {loader.name} loader")
         yield loader
@@ -75,6 +80,7 @@ def opened_features(
     size: tuple[int, int],
     precision: str,
     decoding: LoaderConfig,
+    crop: Crop = "none",
 ) -> Iterator[FeatureSource]:
     """Features of all frames: from the cache, or encoded anew for each batch.
 
@@ -84,12 +90,20 @@ def opened_features(
         size: (H, W) that frames are resized to.
         precision: of the backbone.
         decoding: the loader, if features are streamed.
+        crop: of ``videos``, as they were opened. With "random", features are streamed, and each request needs offsets.
+
+    Raises:
+        ValueError: for ``choice="stored"`` with ``crop="random"``.
     """
     device = backbone.device
+    if crop == "random":
+        if choice == "stored":
+            raise ValueError(NOT_STORED)
+        choice = "streamed"
     contents = [] if choice == "streamed" else read_contents(videos, default_workers())
     if cache := complete_cache(choice, make, videos, contents):
         yield StoredFeatures(cache.table(), device)
         return
     console.print("features are streamed: each batch is decoded and encoded anew")
-    with streaming_loader(decoding, videos, size, device) as loader:
+    with streaming_loader(decoding, videos, size, device, crop == "random") as loader:
         yield StreamedFeatures(backbone, loader, precision)

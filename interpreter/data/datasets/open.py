@@ -16,7 +16,7 @@ from interpreter.data.datasets.unopened import UnopenedVideo, UnopenedVideos
 from interpreter.data.datasets.ytvis import find_ytvis
 from interpreter.data.options import DatasetKind, DavisAnnotations
 from interpreter.data.threads import cpu_count, reading_threads
-from interpreter.data.video import CroppedVideo, Video, VideoError, find_borders
+from interpreter.data.video import CentralSquare, CroppedVideo, Video, VideoError, find_borders
 
 
 class VideoDataset:
@@ -97,6 +97,7 @@ def open_dataset(
     year: int = 2017,
     annotations: DavisAnnotations = "unsupervised",
     crop_borders: bool = False,
+    central_square: bool = False,
 ) -> VideoDataset:
     """Open a data set and check all of its videos, in threads, with a progress bar.
 
@@ -127,13 +128,16 @@ def open_dataset(
         year: edition of ``davis``, 2016 or 2017.
         annotations: masks of DAVIS 2017, ``unsupervised`` or ``semi-supervised``.
         crop_borders: crop black borders off frames and masks (see `interpreter.data.video.find_borders`).
+        central_square: keep the central square of frames and masks, after the borders are off
+            (see `interpreter.data.video.CentralSquare`).
 
     Raises:
         FileNotFoundError: if the root or a required part of its layout is missing; lists the files that are there.
         ValueError: if an argument is none of the above.
         VideoError: if every video is damaged; names them.
     """
-    return load_all(find_sources(kind, root, split, year=year, annotations=annotations), crop_borders)
+    found = find_sources(kind, root, split, year=year, annotations=annotations)
+    return load_all(found, crop_borders, central_square)
 
 
 def find_sources(
@@ -166,7 +170,7 @@ def find_sources(
     return videos if isinstance(videos, UnopenedVideos) else UnopenedVideos(videos)
 
 
-def load_all(unopened: UnopenedVideos, crop_borders: bool) -> VideoDataset:
+def load_all(unopened: UnopenedVideos, crop_borders: bool, central_square: bool) -> VideoDataset:
     """Open and check all videos. Threads suffice, because FFmpeg and file reads release the interpreter lock."""
 
     def attempt(one: UnopenedVideo) -> tuple[Video, Annotation | None] | str:
@@ -176,10 +180,9 @@ def load_all(unopened: UnopenedVideos, crop_borders: bool) -> VideoDataset:
             if annotation is not None:
                 annotation = _checked(annotation, video)
             if crop_borders and (box := find_borders(video)) is not None:
-                cropped = CroppedVideo(video, box)
-                if annotation is not None and not isinstance(annotation, UnusableMasks):
-                    annotation = CroppedMasks(annotation, cropped)
-                return cropped, annotation
+                video, annotation = _cropped(CroppedVideo(video, box), annotation)
+            if central_square and video.height != video.width:
+                video, annotation = _cropped(CentralSquare(video), annotation)
             return video, annotation
         except (VideoError, OSError) as error:
             return str(error)
@@ -193,6 +196,13 @@ def load_all(unopened: UnopenedVideos, crop_borders: bool) -> VideoDataset:
     if not good:
         raise VideoError(f"no video is left. {dataset.report()}")
     return dataset
+
+
+def _cropped(video: CroppedVideo, annotation: Annotation | None) -> tuple[Video, Annotation | None]:
+    """A cropped video, and the masks of its whole video cropped alike."""
+    if annotation is None or isinstance(annotation, UnusableMasks):
+        return video, annotation
+    return video, CroppedMasks(annotation, video)
 
 
 def _checked(annotation: Annotation, video: Video) -> Annotation:

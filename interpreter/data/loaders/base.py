@@ -14,9 +14,20 @@ from torch import Tensor
 from interpreter.data.frame_index import FrameIndex
 from interpreter.data.video import Size, Video
 
-# Global frame numbers int64 [n] (see `FrameIndex`), in any order, repeats allowed, and flips bool [n], true for the
-# mirrored frame.
-Request = tuple[Tensor, Tensor]
+
+class Request(NamedTuple):
+    """Frames to load.
+
+    Attributes:
+        frames: global frame numbers int64 [n] (see `FrameIndex`), in any order, repeats allowed.
+        flips: bool [n], true for the mirrored frame.
+        offsets: float32 [n], for a loader of random squares: place of each frame's square along the frame's longer
+            side, from 0 (left or top) over 0.5 (centre) to 1. A mirrored frame is cut first, then mirrored.
+    """
+
+    frames: Tensor
+    flips: Tensor
+    offsets: Tensor | None = None
 
 
 class LoaderError(RuntimeError):
@@ -30,6 +41,7 @@ class Piece(NamedTuple):
     frames: np.ndarray  # numbers within the video, int64 [m], ascending
     rows: np.ndarray  # where they go in the batch, int64 [m]
     flip: bool
+    offsets: np.ndarray | None = None  # of their squares, float32 [m]
 
 
 def split(request: Request, index: FrameIndex, longest: int) -> list[Piece]:
@@ -40,12 +52,15 @@ def split(request: Request, index: FrameIndex, longest: int) -> list[Piece]:
     Raises:
         IndexError: if a frame number is out of range.
     """
-    flips = request[1].numpy()
-    videos, frames = index.locate(request[0].numpy())
+    request = Request(*request)
+    flips, offsets = request.flips.numpy(), None if request.offsets is None else request.offsets.numpy()
+    videos, frames = index.locate(request.frames.numpy())
     order = np.lexsort((frames, flips, videos))
     borders = np.flatnonzero(np.diff(videos[order] * 2 + flips[order])) + 1
     return [
-        Piece(int(videos[rows[0]]), frames[rows], rows, bool(flips[rows[0]]))
+        Piece(
+            int(videos[rows[0]]), frames[rows], rows, bool(flips[rows[0]]), None if offsets is None else offsets[rows]
+        )
         for group in np.split(order, borders)
         for rows in np.split(group, range(longest, len(group), longest))
         if len(rows)
@@ -77,14 +92,18 @@ class Loader(abc.ABC):
         size: (H, W) that frames are resized to.
         device: where pixels go.
         ahead: requests to load ahead, besides the one that is waited for.
+        squares: cut a square of ``size`` out of each frame, where the request's ``offsets`` say; see
+            `interpreter.data.video.squares.read_squares`.
     """
 
     name: str
 
-    def __init__(self, videos: Sequence[Video], size: Size, device: torch.device, ahead: int) -> None:
+    def __init__(
+        self, videos: Sequence[Video], size: Size, device: torch.device, ahead: int, squares: bool = False
+    ) -> None:
         if device.type == "cuda" and device.index is None:  # the current device is another one in other threads
             device = torch.device("cuda", torch.cuda.current_device())
-        self.videos, self.size, self.device, self.ahead = videos, size, device, ahead
+        self.videos, self.size, self.device, self.ahead, self.squares = videos, size, device, ahead, squares
         self.index = FrameIndex.of(videos)
         self._streams: list[deque[Loading]] = []
 
@@ -100,6 +119,8 @@ class Loader(abc.ABC):
 
         Raises:
             IndexError: if a frame number is out of range; raised once its request is taken, which may be ahead.
+            ValueError: if a request has offsets and the loader cuts no squares, or the other way round, or an offset
+                is not one of 0 to 1 for each frame; raised likewise.
             VideoError: if a video is damaged.
             LoaderError: if the loader itself fails.
         """
@@ -110,7 +131,7 @@ class Loader(abc.ABC):
             while True:
                 # Before waiting: what comes next can already be queued behind this request.
                 for request in islice(upcoming, self.ahead + 1 - len(loading)):
-                    loading.append(self._start(request))
+                    loading.append(self._start(self._checked(Request(*request))))
                 if not loading:
                     return
                 yield _wait(loading.popleft())  # not a variable here, which would keep the batch alive until the next
@@ -118,10 +139,25 @@ class Loader(abc.ABC):
             _cancel(loading)
             self._streams = [stream for stream in self._streams if stream is not loading]
 
-    def batch(self, frames: Tensor, flips: Tensor) -> Tensor:
+    def batch(self, frames: Tensor, flips: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Pixels of a single request; see `batches`, which loads several requests ahead."""
-        (pixels,) = self.batches([(frames, flips)])
+        (pixels,) = self.batches([Request(frames, flips, offsets)])
         return pixels
+
+    def _checked(self, request: Request) -> Request:
+        """The request, if its offsets are those that this loader needs."""
+        offsets = request.offsets
+        if (offsets is not None) != self.squares:
+            raise ValueError(
+                "a loader of random squares (--crop random) needs the offsets of the squares in each request"
+                if self.squares
+                else "this loader cuts no squares, so requests must not have offsets; open it with squares=True"
+            )
+        if offsets is not None and (
+            offsets.shape != request.frames.shape or not ((offsets >= 0) & (offsets <= 1)).all()
+        ):
+            raise ValueError(f"offsets must be {len(request.frames)} numbers from 0 to 1, got {offsets.tolist()}")
+        return request
 
     @abc.abstractmethod
     def _start(self, request: Request) -> Loading:
@@ -154,8 +190,10 @@ def _cancel(loading: deque[Loading]) -> None:
 class ThreadedLoader(Loader):
     """A loader whose requests are loaded whole, one after the other, by one background thread."""
 
-    def __init__(self, videos: Sequence[Video], size: Size, device: torch.device, ahead: int) -> None:
-        super().__init__(videos, size, device, ahead)
+    def __init__(
+        self, videos: Sequence[Video], size: Size, device: torch.device, ahead: int, squares: bool = False
+    ) -> None:
+        super().__init__(videos, size, device, ahead, squares)
         self._thread = ThreadPoolExecutor(1, f"{self.name} loader")
         # Of its own, so that copies do not queue behind the step's kernels.
         self._stream = torch.cuda.Stream(self.device) if device.type == "cuda" else None

@@ -85,7 +85,7 @@ class DaliLoader(ThreadedLoader):
 
     def _load(self, request: Request) -> Tensor:
         pieces = split(request, self.index, LONGEST_PIECE)
-        pixels = torch.empty(len(request[0]), *self.size, 3, dtype=torch.uint8, device=self.device)
+        pixels = torch.empty(len(request.frames), *self.size, 3, dtype=torch.uint8, device=self.device)
         for is_video in (False, True):
             samples = [
                 sample

@@ -13,7 +13,8 @@ import torch
 from interpreter.data.loaders.base import Loader
 from interpreter.data.options import LoaderName
 from interpreter.data.threads import cpu_count
-from interpreter.data.video import CroppedVideo, FrameFolder, Size, Video
+from interpreter.data.video import CentralSquare, CroppedVideo, FrameFolder, Size, Video
+from interpreter.data.video.squares import uncut_size
 
 # What `fn.decoders.video` of DALI 2.4 decodes, by FFmpeg's names.
 DALI_CPU_CODECS = frozenset({"vp8", "vp9", "mjpeg"})
@@ -28,6 +29,7 @@ def open_loader(
     workers: int | None = None,
     ahead: int = 2,
     advance: Callable[[int], None] = lambda frames: None,
+    squares: bool = False,
 ) -> Loader:
     """Open a loader.
 
@@ -46,69 +48,79 @@ def open_loader(
         workers: processes (pyav) or threads (dali, torch) that decode; None takes this process' share of the cores.
         ahead: requests to load ahead.
         advance: called with numbers of frames while the ``torch`` loader decodes all of them at the start.
+        squares: cut a square out of each frame, where the offsets of the request say (``--crop random``); ``size`` must
+            be square. The squares of a `CentralSquare` are cut from its whole video.
 
     Raises:
         ValueError: if the loader does not exist, or cannot serve these videos on this device; says why and what to use.
+            Also for squares of a size that is not square.
         VideoError: if a video is damaged.
         LoaderError: if the loader cannot start.
     """
     if name not in get_args(LoaderName):
         raise ValueError(f"unknown loader {name!r}; choose from {', '.join(get_args(LoaderName))}")
     workers = workers or max(1, cpu_count() // _local_ranks())
-    chosen = choose_loader(videos, size, device) if name == "auto" else name
+    if squares and size[0] != size[1]:
+        raise ValueError(f"squares need a square size, got {size[0]}x{size[1]}")
+    chosen = choose_loader(videos, size, device, squares) if name == "auto" else name
     if chosen == "torch":
-        if (needed := frame_bytes(videos, size)) > free_memory():
+        if (needed := frame_bytes(videos, size, squares)) > free_memory():
             raise ValueError(
                 f"--loader torch: all frames together are {needed / 1e9:.1f} GB, but {free_memory() / 1e9:.1f} GB of "
                 "memory are free; use --loader pyav, or auto"
             )
         from interpreter.data.loaders.in_memory import CachedLoader
 
-        return CachedLoader(videos, size, device, ahead, workers, advance)
+        return CachedLoader(videos, size, device, ahead, workers, advance, squares)
     if chosen == "pyav":
         from interpreter.data.loaders.pool import PoolLoader
 
-        return PoolLoader(videos, size, device, ahead, workers)
-    if obstacle := dali_obstacle(videos, device):
+        return PoolLoader(videos, size, device, ahead, workers, squares)
+    if obstacle := dali_obstacle(videos, device, squares):
         raise ValueError(f"--loader dali: {obstacle}; use --loader pyav, or auto")
     from interpreter.data.loaders.dali import DaliLoader
 
     return DaliLoader(videos, size, device, ahead, workers)
 
 
-def choose_loader(videos: Sequence[Video], size: Size, device: torch.device) -> LoaderName:
+def choose_loader(videos: Sequence[Video], size: Size, device: torch.device, squares: bool = False) -> LoaderName:
     """The loader that ``auto`` selects.
 
     ``torch`` if all frames fit into a quarter of this process' share of the free memory; else, on a GPU, ``dali`` if it
     is installed and decodes all of the videos; else ``pyav``.
     """
-    if frame_bytes(videos, size) <= free_memory() / 4 / _local_ranks():
+    if frame_bytes(videos, size, squares) <= free_memory() / 4 / _local_ranks():
         return "torch"
-    if device.type == "cuda" and dali_obstacle(videos, device) is None:
+    if device.type == "cuda" and dali_obstacle(videos, device, squares) is None:
         return "dali"
     return "pyav"
 
 
-def frame_bytes(videos: Sequence[Video], size: Size) -> int:
-    """Bytes of all frames at a size."""
-    return sum(video.num_frames for video in videos) * size[0] * size[1] * 3
+def frame_bytes(videos: Sequence[Video], size: Size, squares: bool = False) -> int:
+    """Bytes of all frames at a size; for squares, of the whole frames that they are cut from."""
+    sizes = (uncut_size(video, size[0]) if squares else size for video in videos)
+    return sum(video.num_frames * height * width * 3 for video, (height, width) in zip(videos, sizes, strict=True))
 
 
-def dali_obstacle(videos: Sequence[Video], device: torch.device) -> str | None:
-    """Why DALI cannot decode these videos on this device; None if it can."""
+def dali_obstacle(videos: Sequence[Video], device: torch.device, squares: bool = False) -> str | None:
+    """Why DALI cannot decode these videos, or cut squares out of them, on this device; None if it can."""
     # Late: these load FFmpeg, which a training step does not need.
     from interpreter.data.video.file import VideoFile
     from interpreter.data.video.orientation import UPRIGHT
 
     if not dali_is_installed():
         return "NVIDIA DALI is not installed (pip install nvidia-dali-cuda130)"
+    if squares:
+        return "DALI does not cut random squares out of frames (--crop random)"
     codecs, where = (DALI_GPU_CODECS, "a GPU") if device.type == "cuda" else (DALI_CPU_CODECS, "a CPU")
     obstacles: Counter[str] = Counter()
     first: dict[str, Path] = {}
     for video in videos:
         if isinstance(video, FrameFolder):
             continue  # DALI reads every kind of image that FrameFolder does
-        if isinstance(video, CroppedVideo):
+        if isinstance(video, CentralSquare):
+            reason = "DALI does not cut squares out of frames (--crop)"
+        elif isinstance(video, CroppedVideo):
             reason = "DALI does not crop borders"
         elif not isinstance(video, VideoFile):
             reason = f"DALI does not know {type(video).__name__}"

@@ -28,14 +28,22 @@ class PoolLoader(Loader):
     """Decode any video that FFmpeg or Pillow reads, bit for bit as `Video.read` does.
 
     Args:
-        videos, size, device, ahead: see `Loader`.
+        videos, size, device, ahead, squares: see `Loader`.
         workers: decoding processes.
     """
 
     name = "pyav"
 
-    def __init__(self, videos: Sequence[Video], size: Size, device: torch.device, ahead: int, workers: int) -> None:
-        super().__init__(videos, size, device, ahead)
+    def __init__(
+        self,
+        videos: Sequence[Video],
+        size: Size,
+        device: torch.device,
+        ahead: int,
+        workers: int,
+        squares: bool = False,
+    ) -> None:
+        super().__init__(videos, size, device, ahead, squares)
         self.workers = workers
         self.memory = SharedMemory(device)
         setup = pickle.dumps((list(videos), size), pickle.HIGHEST_PROTOCOL)
@@ -47,14 +55,15 @@ class PoolLoader(Loader):
         self._threads = ThreadPoolExecutor(workers, "pyav loader")
 
     def _start(self, request: Request) -> "_Batch":
-        count = len(request[0])
+        count = len(request.frames)
         pieces = split(request, self.index, max(SHORTEST_PIECE, math.ceil(count / self.workers)))
         row = self.size[0] * self.size[1] * 3
         region = self.memory.take(count * row)
         jobs = []
         for piece in pieces:
             places = [region.offset + int(r) * row for r in piece.rows]
-            job = Job(piece.video, [int(f) for f in piece.frames], piece.flip, places)
+            offsets = None if piece.offsets is None else [float(o) for o in piece.offsets]
+            job = Job(piece.video, [int(f) for f in piece.frames], piece.flip, places, offsets)
             jobs.append(self._threads.submit(self._decode, job))
         return _Batch(region, self.memory, jobs, (count, *self.size, 3))
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from interpreter.data.video.base import VideoError
+from interpreter.data.video.squares import read_squares
 
 
 class Job(NamedTuple):
@@ -24,6 +25,7 @@ class Job(NamedTuple):
     frames: list[int]
     flip: bool
     places: list[int]  # offsets in the shared memory, in bytes
+    offsets: list[float] | None = None  # of the squares that are cut; None for whole frames
 
 
 class Failure(NamedTuple):
@@ -48,7 +50,11 @@ def main(memory: int) -> None:
             return
         reply = None
         try:
-            pixels = videos[job.video].read(job.frames, size)
+            video = videos[job.video]
+            if job.offsets is None:
+                pixels = video.read(job.frames, size)
+            else:
+                pixels = read_squares(video, job.frames, job.offsets, size[0])
             for frame, place in zip(pixels, job.places, strict=True):
                 os.pwrite(memory, np.ascontiguousarray(frame[:, ::-1] if job.flip else frame).data, place)
         except Exception as error:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from interpreter.data import Video
 from interpreter.data.frame_index import FrameIndex
+from interpreter.data.loaders import Request
 from interpreter.engine.inputs import Inputs, InputSettings
 from interpreter.engine.randomness import Stream, clip_batch, random_state
 from interpreter.methods.base import Encoded
@@ -110,7 +111,9 @@ class StreamedSlots:
         """See :class:`SlotSource`."""
         requests, ahead = itertools.tee(requests)
         features = self.features.batches(
-            pair for frames, flips, _ in ahead for pair in zip(frames.split(ROWS), flips.split(ROWS), strict=True)
+            Request(*pair)
+            for frames, flips, _ in ahead
+            for pair in zip(frames.split(ROWS), flips.split(ROWS), strict=True)
         )
         for request in requests:
             parts = zip(*(tensor.split(ROWS) for tensor in request), strict=True)

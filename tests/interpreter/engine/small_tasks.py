@@ -50,7 +50,7 @@ class RandomFeatures:
         self.device, self.taken = device, []
 
     def batches(self, requests):
-        for frames, flips in requests:
+        for frames, flips, *_ in requests:
             self.taken.append((frames, flips))
             out = []
             for frame, flip in zip(frames.tolist(), flips.tolist(), strict=True):

@@ -23,7 +23,7 @@ class NumberedFeatures:
 
     def batches(self, requests):
         rows, columns = torch.meshgrid(torch.arange(GRID[0]), torch.arange(GRID[1]), indexing="ij")
-        for frames, _ in requests:
+        for frames, *_ in requests:
             places = torch.stack([rows, columns], -1).flatten(0, 1).expand(len(frames), -1, -1)
             yield torch.cat([frames[:, None, None].expand(-1, places.shape[1], 1), places], -1).float()
 
