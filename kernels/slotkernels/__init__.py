@@ -8,6 +8,7 @@ from ._backends import use_backend
 from .guided_labels import guided_labels
 from .invariant_slot_attention import InvariantSlotAttention, InvariantSlotAttentionOutput
 from .merging import cluster_slots, merge_slots
+from .mixing import mix_slots
 from .propagation import LabelMaps, propagate_attention, propagate_labels, propagate_masks
 from .sinkhorn import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
 from .slot_attention import SlotAttention, SlotAttentionOutput, inverted_attention
@@ -24,6 +25,7 @@ __all__ = [
     "guided_labels",
     "inverted_attention",
     "merge_slots",
+    "mix_slots",
     "propagate_attention",
     "propagate_labels",
     "propagate_masks",
