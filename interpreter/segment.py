@@ -147,6 +147,9 @@ def print_report(result: SegmentedVideo, shares: np.ndarray, out: Path) -> None:
     if left_out.groups:
         console.print(str(left_out), markup=False)
     console.print(table)
+    empty = [str(index + 1) for index, share in enumerate(shares) if share == 0]
+    if empty:
+        console.print(f"empty segments, without a pixel in any frame: {', '.join(empty)}")
     if not result.segmentation.tied_over_time:
         console.print("each frame was segmented by itself: a number means another object in every frame")
     for name in (f"Annotations/{video.name}", *FILES):

@@ -15,7 +15,7 @@ from interpreter.data import VideoDataset
 from interpreter.data.frame_index import FrameIndex
 from interpreter.data.loaders import Request
 from interpreter.engine.distributed import Ranks
-from interpreter.engine.randomness import Stream, clip_batch, frame_batch, window_batch
+from interpreter.engine.randomness import Stream, clip_batch, frame_batch, square_batch, window_batch
 from interpreter.store.features import FeatureSource
 
 
@@ -100,12 +100,14 @@ class FrameInputs(Inputs):
         feature_shape: (M, D) of a frame.
         settings: see :class:`InputSettings`.
         windows: cut from the frames. Default: whole frames at their full size.
+        squares: whether the features are those of squares at random places, see ``--crop random``.
     """
 
     features: FeatureSource
     feature_shape: tuple[int, int]
     settings: InputSettings
     windows: Windows | None = None
+    squares: bool = False
     frames_per_sample: int = 1
     noise_stream: int = Stream.FRAME_NOISE
 
@@ -113,11 +115,12 @@ class FrameInputs(Inputs):
         self.index = FrameIndex.of(self.settings.dataset.videos)
 
     def request(self, step: int) -> Request:
-        """Frame numbers [B] and flips [B] of a step."""
+        """Frames [B] of a step."""
         optim = self.settings.optim
         rows = self.settings.ranks.rows(optim.batch_size)
         frames, flips = frame_batch(len(self.index), optim.batch_size, optim.flip, optim.seed, step)
-        return Request(frames[rows], flips[rows])
+        offsets = square_batch(optim.batch_size, 1, optim.seed, step)[rows, 0] if self.squares else None
+        return Request(frames[rows], flips[rows], offsets)
 
     def batches(self, steps: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:
         """See :meth:`Inputs.batches`."""
@@ -149,12 +152,14 @@ class ClipInputs(Inputs):
         feature_shape: (M, D) of a frame.
         settings: see :class:`InputSettings`.
         num_frames: length T of the clips.
+        squares: whether the features are those of squares at random places, see ``--crop random``; a clip has one.
     """
 
     features: FeatureSource
     feature_shape: tuple[int, int]
     settings: InputSettings
     num_frames: int
+    squares: bool = False
     noise_stream: int = Stream.CLIP_NOISE
 
     def __post_init__(self) -> None:
@@ -162,11 +167,12 @@ class ClipInputs(Inputs):
         self.frames_per_sample = self.num_frames
 
     def request(self, step: int) -> Request:
-        """Frame numbers and flips of a step, [B·T] each, clip by clip."""
+        """Frames [B·T] of a step, clip by clip."""
         optim = self.settings.optim
         rows = self.settings.ranks.rows(optim.batch_size)
         frames, flips = clip_batch(self.index, optim.batch_size, self.num_frames, optim.flip, optim.seed, step)
-        return frames[rows].flatten(), flips[rows].flatten()
+        offsets = square_batch(optim.batch_size, self.num_frames, optim.seed, step) if self.squares else None
+        return Request(*(None if part is None else part[rows].flatten() for part in (frames, flips, offsets)))
 
     def batches(self, steps: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:
         """See :meth:`Inputs.batches`."""

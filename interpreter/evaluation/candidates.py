@@ -64,12 +64,14 @@ class Candidate:
         seed: of everything random in them; None if nothing is.
         labels: makes the label map uint8 or int [T, H, W] at a size (H, W).
         background: id of pixels that are in no segment; None where every id is a segment.
+        segments: number of segments of the soft masks, some of which may be empty; None if there are no soft masks.
     """
 
     entry: Entry
     seed: int | None
     labels: Callable[[Size], np.ndarray]
     background: int | None = None
+    segments: int | None = None
 
 
 class CandidateMasks(Protocol):
@@ -136,7 +138,7 @@ class SegmenterMasks:
                 segmentation = self.segmenter.segment(encoded, seed, **settings)
                 for edges in self.edges:
                     labels = partial(full_size, segmentation, guide=guide if edges == "guided" else None)
-                    yield Candidate(entry.with_edges(edges), seed, labels)
+                    yield Candidate(entry.with_edges(edges), seed, labels, segments=segmentation.num_segments)
         yield from blind_baselines(video, self.baselines, self.clusters)
         if of_frames:
             yield from self._on_features(torch.cat(of_frames).cpu().numpy(), guide, status)

@@ -91,7 +91,7 @@ def format_tables(scores: Scores, provenance: Provenance) -> str:
             table.add_row(escape(row.entry.name), *(cell(row, name) for name in protocol.metrics))
         console.print(title, markup=False, highlight=False, soft_wrap=True)
         console.print(table)
-        notes = _notes(protocol, mine, scores.objectless(protocol))
+        notes = _notes(protocol, mine, [empty_segments(scores, mine), scores.objectless(protocol)])
         console.print(notes, markup=False, highlight=False, soft_wrap=True)
     if scores.skipped:
         lines = [f"- {name}: {reason}" for name, reason in scores.skipped]
@@ -99,13 +99,21 @@ def format_tables(scores: Scores, provenance: Provenance) -> str:
     return file.getvalue()
 
 
-def _notes(protocol: Protocol, rows: Sequence[Row], objectless: str) -> str:
+def empty_segments(scores: Scores, rows: Sequence[Row]) -> str:
+    """How many segments of the evaluated method are empty; nothing if that is unknown or none is."""
+    first = rows[0]
+    share = scores.empty_segments(first.protocol, first.entry)
+    if not share > 0:  # NaN too
+        return ""
+    return f"empty segments: {share:.1%} of those of {first.entry.name} have no pixel in a video (mean over videos)"
+
+
+def _notes(protocol: Protocol, rows: Sequence[Row], further: Sequence[str]) -> str:
     lines = [f"{TITLES[name]}: {METRICS[name]}" for name in protocol.metrics]
     seeds = max(len(row.seeds) for row in rows)
     if seeds > 1:
         lines.append(f"±: sample standard deviation over {seeds} seeds")
-    if objectless:
-        lines.append(objectless)
+    lines += filter(None, further)
     return "\n".join([f"{protocol.label}: {protocol.summary}", *lines, ""])
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from interpreter.evaluation.candidates import EDGES, Entry
 from interpreter.evaluation.gallery import Picture
-from interpreter.evaluation.record import TITLES, Provenance, cell, scored
+from interpreter.evaluation.record import TITLES, Provenance, cell, empty_segments, scored
 from interpreter.evaluation.scoring import Row, Scores
 from interpreter.evaluation.style import CSS
 from interpreter.files import write_text
@@ -102,12 +102,12 @@ def _protocol(protocol: Protocol, rows: Sequence[Row], scores: Scores, provenanc
     seeds = max(len(row.seeds) for row in rows)
     rest = scored(rows[0]) + (f" · mean ± sample standard deviation over {seeds} seeds" if seeds > 1 else "")
     plots = [*_sweeps(protocol, rows), *_distributions(protocol, table, scores)]
-    without = scores.objectless(protocol)
+    notes = filter(None, (empty_segments(scores, rows), scores.objectless(protocol)))
     return (
         f"<section><h2>{_text(protocol.label)}</h2><p>{_text(protocol.summary)}</p>"
         + _stamp(provenance, protocol.label, rest)
         + _table(["", *(TITLES[name] for name in protocol.metrics)], map(line, table))
-        + (f'<p class="soft">{_text(without)}</p>' if without else "")
+        + "".join(f'<p class="soft">{_text(note)}</p>' for note in notes)
         + f'<div class="plots">{"".join(plots)}</div></section>'
     )
 

@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from interpreter.console import progress_bar
 from interpreter.data import VOID, Video, VideoDataset, VideoError
 from interpreter.data.predictions import PredictionError
@@ -20,6 +22,9 @@ from interpreter.metrics import (
     scoring_size,
     summarise,
 )
+
+EMPTY = "empty_segments"
+"""Share of a method's segments that have no pixel in any frame of a video, 0 to 1; beside the protocol's metrics."""
 
 EntryScores = dict[tuple[str, Entry, int | None], VideoScores]
 BySeed = dict[int | None, dict[str, VideoScores]]
@@ -96,6 +101,12 @@ class Scores:
         """A metric of each video, mean over its objects and over seeds; NaN where it is undefined."""
         by_seed = self.numbers[protocol.name, entry].values()
         return {video: statistics.fmean(number(scores[video][name]) for scores in by_seed) for video in self.videos}
+
+    def empty_segments(self, protocol: Protocol, entry: Entry) -> float:
+        """Share of the entry's segments that have no pixel in a video: mean over videos and seeds; NaN if unknown."""
+        by_seed = self.numbers[protocol.name, entry].values()
+        shares = [number(scores[EMPTY]) for videos in by_seed for scores in videos.values() if EMPTY in scores]
+        return statistics.fmean(shares) if shares else math.nan
 
     def objectless(self, protocol: Protocol) -> str:
         """Why numbers are undefined: names the videos without an object to score; empty if there are none."""
@@ -179,9 +190,10 @@ def _score_video(
             pred = candidate.labels(size)
             gallery.see(video, candidate.entry, pred, truth, frames)
             for protocol in group:
-                scores[protocol.name, candidate.entry, candidate.seed] = score_video(
-                    protocol, pred, true, frames=frames, void=VOID, background=candidate.background
-                )
+                numbers = score_video(protocol, pred, true, frames=frames, void=VOID, background=candidate.background)
+                if candidate.segments is not None:
+                    numbers[EMPTY] = 1 - len(np.unique(pred)) / candidate.segments
+                scores[protocol.name, candidate.entry, candidate.seed] = numbers
     return scores
 
 

@@ -26,11 +26,12 @@ class FrameStage(Stage[F]):
         """See :meth:`Stage.inputs`."""
         make = partial(self.maker, config, context, flip=settings.optim.flip)
         videos, size = settings.dataset.videos, context.data.frame_size
+        precision, crop = context.precision, context.data.crop
         with opened_features(
-            config.features, make, context.backbone, videos, size, context.precision, config.decoding
+            config.features, make, context.backbone, videos, size, precision, config.decoding, crop
         ) as features:
             shape = context.grid[0] * context.grid[1], context.backbone.dim
-            yield FrameInputs(features, shape, settings, self.windows(config, context))
+            yield FrameInputs(features, shape, settings, self.windows(config, context), crop == "random")
 
     def windows(self, config: F, context: Context) -> Windows | None:
         """Windows of the frames that it trains on; None for whole frames."""

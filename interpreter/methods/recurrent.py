@@ -127,11 +127,12 @@ class RecurrentStage(Stage[R]):
         """See :meth:`Stage.inputs`."""
         make = partial(self.maker, config, context, flip=settings.optim.flip)
         videos, size = settings.dataset.videos, context.data.frame_size
+        precision, crop = context.precision, context.data.crop
         with opened_features(
-            config.features, make, context.backbone, videos, size, context.precision, config.decoding
+            config.features, make, context.backbone, videos, size, precision, config.decoding, crop
         ) as features:
             shape = context.grid[0] * context.grid[1], context.backbone.dim
-            yield ClipInputs(features, shape, settings, config.num_frames)
+            yield ClipInputs(features, shape, settings, config.num_frames, crop == "random")
 
     def maker(self, config: R, context: Context, dtype: Dtype, flip: bool) -> FeatureMaker:
         """See :meth:`Stage.maker`."""

@@ -232,6 +232,14 @@ def test_images_that_are_no_frames_are_named(tmp_path, capsys):
     assert "left out: 1 .jpg not numbered like the frames (cover [x].jpg)" in capsys.readouterr().out
 
 
+def test_segments_without_pixels_are_named(tmp_path, capsys):
+    segmented = SegmentedVideo(open_video(make_folder(tmp_path / "frames")), Segmentation((1, 1), torch.ones(4, 1, 4)))
+    segment.print_report(segmented, np.array([0.5, 0.0, 0.5, 0.0]), tmp_path / "out")
+    assert "empty segments, without a pixel in any frame: 2, 4" in capsys.readouterr().out
+    segment.print_report(segmented, np.array([0.5, 0.1, 0.3, 0.1]), tmp_path / "out")
+    assert "empty segments" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("options", "words"), [((), "--merge-threshold"), (("--run", "RUN"), "--stage {image,video}")])
 def test_help_lists_the_settings_of_the_method(tiny_run, options, words, capsys):
     with pytest.raises(SystemExit) as left:

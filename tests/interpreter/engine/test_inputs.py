@@ -9,7 +9,7 @@ import torch
 
 from interpreter.configs import OptimConfig
 from interpreter.engine.distributed import Ranks
-from interpreter.engine.inputs import FrameInputs, Windows
+from interpreter.engine.inputs import ClipInputs, FrameInputs, Windows
 from interpreter.engine.randomness import window_batch
 
 from .small_tasks import settings_of
@@ -88,3 +88,54 @@ def test_processes_share_the_windows_of_a_batch():
 def test_window_of_the_size_of_the_grid_is_the_frame():
     windows = Windows(GRID, GRID, 0.5)
     torch.testing.assert_close(batch(inputs(windows), 1), batch(inputs(None), 1))
+
+
+class _Requested:
+    """Features [n, 1, 1] that hold the number of their frame; remembers what was asked for."""
+
+    def __init__(self):
+        self.requests = []
+
+    def batches(self, requests):
+        for request in requests:
+            self.requests.append(request)
+            yield request.frames.float().view(-1, 1, 1)
+
+
+def clips(ranks=None, squares=False, **optim):
+    settings = settings_of(OptimConfig(**{"batch_size": 4, **optim}))
+    settings = settings if ranks is None else replace(settings, ranks=ranks)
+    return ClipInputs(_Requested(), (1, 1), settings, 4, squares)
+
+
+def test_clips_are_consecutive_frames_of_one_video_with_one_flip_and_one_square():
+    made, flips = clips(squares=True), []
+    for step in range(6):
+        features = batch(made, step)
+        request = made.features.requests[-1]
+        assert list(features.shape) == list(made.shapes(4)[0]) == [4, 4, 1, 1]
+        videos, frames = made.index.locate(features.long().flatten().numpy())
+        videos, frames = videos.reshape(4, 4), frames.reshape(4, 4)
+        lengths = np.asarray(made.index.lengths)[videos[:, 0]]
+        assert (videos == videos[:, :1]).all()
+        assert (frames == (frames[:, :1] + np.arange(4)) % lengths[:, None]).all()
+        for part in (request.flips, request.offsets):
+            assert (part.view(4, 4) == part.view(4, 4)[:, :1]).all()
+        flips += request.flips.view(4, 4)[:, 0].tolist()
+        assert ((request.offsets >= 0) & (request.offsets <= 1)).all()
+    assert 4 < sum(flips) < 20
+    assert made.frames_per_sample == 4
+
+
+def test_whole_frames_are_asked_for_without_offsets():
+    made = clips()
+    batch(made, 0)
+    assert made.features.requests[0].offsets is None
+
+
+def test_processes_share_the_clips_of_a_step_and_their_squares():
+    whole, parts = clips(squares=True), [clips(Ranks(rank, 2), squares=True) for rank in range(2)]
+    assert torch.equal(torch.cat([batch(part, 3) for part in parts]), batch(whole, 3))
+    requests = [part.features.requests[-1].offsets for part in parts]
+    assert torch.equal(torch.cat(requests), whole.features.requests[-1].offsets)
+    assert len(set(whole.features.requests[-1].offsets.tolist())) == 4

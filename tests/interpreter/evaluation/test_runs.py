@@ -16,8 +16,9 @@ from interpreter.configs import VideosConfig
 from interpreter.data import open_dataset
 from interpreter.evaluate import Evaluation, evaluate, main
 from interpreter.evaluation import candidates, gallery
-from interpreter.evaluation.candidates import KEPT_FRAMES, Entry, SegmenterMasks, Sweep
-from interpreter.evaluation.scoring import Row, Scores, number
+from interpreter.evaluation.candidates import KEPT_FRAMES, Candidate, Entry, SegmenterMasks, Sweep
+from interpreter.evaluation.record import Provenance, format_tables
+from interpreter.evaluation.scoring import Row, Scores, number, score_dataset
 from interpreter.methods import METHODS
 from interpreter.methods.interpreter.segmenter import Settings
 from interpreter.methods.interpreter.video_stage import VideoStage
@@ -85,6 +86,33 @@ def test_seeds_sweeps_and_baselines_encode_each_frame_once(run, data, monkeypatc
     means = [[by[seed]["val-00000"]["mbo_frame"] for seed in by] for by in scores.numbers.values()]
     assert len({tuple(m) for m in means}) == len(means)  # no setting is the one before again
     assert len(set(means[0])) > 1  # nor is any seed
+
+
+class _FewOfFour:
+    """Four segments, of which so many have pixels in each video; and a baseline whose number is not known."""
+
+    def candidates(self, video, status):
+        used = 1 + int(video.name[-1])
+        columns = np.arange(192) % used
+        yield Candidate(Entry("few", "main"), 0, lambda size: _map(columns, video), segments=4)
+        yield Candidate(Entry("one", "blind"), None, lambda size: _map(0 * columns, video))
+
+
+def _map(columns, video):
+    return np.broadcast_to(columns, (video.num_frames, 128, 192)).astype(np.uint8)
+
+
+def test_empty_segments_are_counted_for_each_video(data):
+    """The first video uses one of four segments, the second one two."""
+    protocol, dataset = PROTOCOLS["slot-contrast"], open_dataset("synthetic", data.root, "val")
+    scores = score_dataset(dataset, _FewOfFour(), [protocol], gallery.Gallery(0))
+    main_row, baseline = scores.entries
+    by_video = scores.numbers["slot-contrast", main_row][0]
+    assert [by_video[name]["empty_segments"] for name in sorted(by_video)] == [0.75, 0.5]
+    assert scores.empty_segments(protocol, main_row) == 0.625
+    assert math.isnan(scores.empty_segments(protocol, baseline))
+    text = format_tables(scores, Provenance("data", "val", "run", "commit"))
+    assert "empty segments: 62.5% of those of few have no pixel in a video (mean over videos)" in text
 
 
 def test_sweep_at_the_setting_of_the_run_is_the_run_itself(run, data):

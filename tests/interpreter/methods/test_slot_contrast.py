@@ -73,7 +73,7 @@ def test_initial_slots_learn_from_both_losses():
 
 def test_contrast_gives_the_decoder_nothing():
     model, x = build(contrast_weight=1.0), features()
-    loss, numbers = model(x)
+    loss, _ = model(x)
     decoder = list(model.decoder.parameters())
     both = torch.autograd.grad(loss, decoder)
     model.config = dataclasses.replace(CONFIG, contrast_weight=0.0)
