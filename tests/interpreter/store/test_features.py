@@ -1,17 +1,21 @@
 """Features of frames: stored and streamed ones are the same, in any order."""
 
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from interpreter.configs import BackboneConfig
+from interpreter.configs import BackboneConfig, LoaderConfig
+from interpreter.data.loaders import Request
+from interpreter.data.video import CentralSquare
 from interpreter.interrupts import Interrupted
 from interpreter.models.backbones import load_backbone
-from interpreter.store.features import encode
+from interpreter.store.features import FeatureMaker, encode
 from interpreter.store.files import read_content
+from interpreter.store.open import opened_features
 
 from .small_caches import LENGTHS, SIZE, Patches, all_frames, batch, make_cache, store, streamed_features
 
@@ -84,3 +88,43 @@ def test_cache_serves_videos_in_any_order_and_equal_ones_once(videos, tmp_path):
     )
     store(tmp_path / "other", [videos[0], videos[0]], backbone)
     assert backbone.seen == 2 * LENGTHS[0]
+
+
+@contextmanager
+def opened(choice, videos, root, crop):
+    """What `opened_features` opens for squares of 32 pixels."""
+    backbone, size = Patches(), (32, 32)
+
+    def make(dtype):
+        return FeatureMaker(root, backbone, BackboneConfig(), size, "fp32", dtype, True)
+
+    with opened_features(choice, make, backbone, videos, size, "fp32", LoaderConfig(workers=1), crop) as features:
+        yield features
+
+
+def test_features_of_random_squares_are_streamed(videos, tmp_path):
+    squares = [CentralSquare(video) for video in videos]
+    offsets = torch.tensor([0.0, 1.0, 0.3, 0.3])
+    request = Request(torch.tensor([2, 2, 44, 44]), torch.tensor([False, False, False, True]), offsets)
+    for choice in ("auto", "streamed"):
+        with opened(choice, squares, tmp_path / "store", "random") as source:
+            features = next(source.batches([request]))
+    frame, other = videos[0].read([2])[0], videos[2].read([1])[0][:, 5:37]  # 5 = 0.3 * 17 places
+    pixels = np.stack([frame[:, :32], frame[:, 16:], other, other[:, ::-1]])
+    torch.testing.assert_close(features, Patches().features(torch.from_numpy(pixels)))
+    assert not (tmp_path / "store").exists()
+    with pytest.raises(ValueError, match="cannot be stored; use --crop central, or --features streamed"):  # noqa: SIM117
+        with opened("stored", squares, tmp_path / "store", "random"):
+            pass
+
+
+def test_features_of_central_squares_are_stored(videos, tmp_path):
+    squares = [CentralSquare(video) for video in videos]
+    frames, flips = torch.tensor([2, 44]), torch.tensor([False, True])
+    with opened("stored", squares, tmp_path / "store", "central") as source:
+        features = batch(source, frames, flips)
+        with pytest.raises(ValueError, match=r"random squares .*cannot be stored"):
+            next(source.batches([Request(frames, flips, torch.zeros(2))]))
+    pixels = np.stack([videos[0].read([2])[0][:, 8:40], videos[2].read([1])[0][:, 8:40][:, ::-1]])
+    expected = Patches().features(torch.from_numpy(pixels))
+    torch.testing.assert_close(features, expected, atol=2e-3, rtol=2e-3)
