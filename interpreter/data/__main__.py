@@ -16,6 +16,7 @@ from interpreter.data.datasets import find_sources, open_dataset
 from interpreter.data.datasets.movi import convert_movi
 from interpreter.data.datasets.releases import RELEASES
 from interpreter.data.datasets.unopened import UnopenedVideo, UnopenedVideos
+from interpreter.data.datasets.ytvis import TRAINING_FOR
 from interpreter.data.options import DatasetKind, DavisAnnotations
 from interpreter.data.verify import check_videos, find_leaks
 from interpreter.files import write_text
@@ -33,8 +34,9 @@ class Verify:
     """Check every file of a data set, and print where to get what is missing.
 
     Decodes every frame and mask. Prints the number of videos, the missing and damaged files, and the files that are not
-    read. For YouTube-VIS it also checks that the training split shares no video with the hold-out. The exit status is
-    0 if at least one split was found and no file is damaged.
+    read. For YouTube-VIS it also checks that the training split shares no video with the hold-out, and with --split
+    last-300 that without-last-300 shares none with it. The exit status is 0 if at least one split was found and no file
+    is damaged.
     """
 
     dataset: tyro.conf.Positional[DatasetKind]
@@ -43,13 +45,14 @@ class Verify:
     """Data set root; it need not exist yet."""
     split: str | None = None
     """Split to check. Default: all that exist.
-    ytvis splits: train (without the hold-out), holdout (entries 600–899 of train.json), all (both), valid, test."""
+    ytvis splits: train (without the hold-out), holdout (entries 600–899 of train.json), last-300 (its 300 largest
+    ids), without-last-300 (the others), all (the whole train.json), valid, test."""
     year: Literal[2016, 2017] = 2017
     """Edition of DAVIS; only for davis."""
     annotations: DavisAnnotations = "unsupervised"
     """Masks of DAVIS 2017; only for davis."""
     manifest: Path | None = None
-    """JSON file to write the ids of the YouTube-VIS hold-out to; only for ytvis."""
+    """JSON file to write the ids of the YouTube-VIS hold-out (or of last-300) to; only for ytvis."""
 
 
 @dataclass(frozen=True)
@@ -104,26 +107,27 @@ def verify(config: Verify) -> int:
             print(f"  {videos.left_out}")
     for line in missing:
         print(f"missing: {line}")
-    if config.dataset == "ytvis" and "holdout" in existing:
-        failed |= _report_leaks(config, existing["holdout"])
+    for split in TRAINING_FOR.keys() & existing.keys() if config.dataset == "ytvis" else ():
+        failed |= _report_leaks(config, split, existing[split])
     if not existing or missing:
         print(f"\n{release.instructions()}")
     return int(failed)
 
 
-def _report_leaks(config: Verify, held_out: list[UnopenedVideo]) -> bool:
-    training = find_sources("ytvis", config.root, "train")
-    leaks = find_leaks(training, held_out)
+def _report_leaks(config: Verify, split: str, held_out: list[UnopenedVideo]) -> bool:
+    """Compare videos that are kept for evaluation with those for training; returns whether they share any."""
+    training = find_sources("ytvis", config.root, TRAINING_FOR[split])
+    leaks, name = find_leaks(training, held_out), "hold-out" if split == "holdout" else split
     print(
-        f"hold-out: {len(held_out)} videos; training: {len(training)} videos, of which {len(leaks)} are in the "
-        "hold-out by id, folder of frames or bytes of the first frame"
+        f"{name}: {len(held_out)} videos; training: {len(training)} videos, of which {len(leaks)} are in the "
+        f"{name} by id, folder of frames or bytes of the first frame"
     )
     for leak in leaks:
         print(f"  {leak}")
     if config.manifest:
         videos = [{"id": video.id, "name": video.name} for video in held_out]
-        write_text(config.manifest, json.dumps({"split": "holdout", "videos": videos}, indent=1) + "\n")
-        print(f"ids of the hold-out: {config.manifest}")
+        write_text(config.manifest, json.dumps({"split": split, "videos": videos}, indent=1) + "\n")
+        print(f"ids of the {name}: {config.manifest}")
     return bool(leaks)
 
 

@@ -110,8 +110,9 @@ def open_dataset(
     - ``davis``: DAVIS 2016 (every annotated pixel is object 1) or 2017 (ids kept, 255 is void), at 480p.
     - ``synthetic``: scenes made by `interpreter.data.scenes.generate_scenes`, which writes the DAVIS 2017 layout.
     - ``ytvis``: YouTube-VIS 2019 or 2021 as published, splits ``train`` (without the hold-out), ``holdout`` (entries
-      600–899 of train.json), ``all`` (train + holdout), ``valid``, ``test``. Crowd regions are void; where objects
-      overlap, the later one in the file is in front.
+      600–899 of train.json), ``last-300`` (its 300 largest ids), ``without-last-300`` (the others), ``all`` (the whole
+      train.json), ``valid``, ``test``. Crowd regions are void; where objects overlap, the later one in the file is in
+      front.
     - ``movi``: MOVi-C, D or E after ``python -m interpreter.data convert movi``.
     - ``segtrack``: SegTrack-v2 as published; where objects overlap, the one with the higher number is in front.
     - ``fbms``: FBMS-59 as published, splits ``train`` and ``test``; few frames have masks.

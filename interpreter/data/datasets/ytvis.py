@@ -17,7 +17,13 @@ from interpreter.files import read_text
 
 # The evaluation set of SOLV (Aydemir et al. 2023): these entries of train.json, in file order.
 HOLDOUT = slice(600, 900)
-SPLITS = ("train", "holdout", "all", "valid", "test")
+# The evaluation set of Slot Contrast (Manasyan et al. 2025): so many entries of train.json with the largest ids.
+LAST = 300
+# Splits of train.json, and those of the other files.
+SPLITS_OF_TRAIN = ("train", "holdout", "without-last-300", "last-300", "all")
+SPLITS = (*SPLITS_OF_TRAIN, "valid", "test")
+# Splits for evaluation, each with the split that shares no video with it, for training.
+TRAINING_FOR = {"holdout": "train", "last-300": "without-last-300"}
 Track: TypeAlias = Sequence[Mapping[str, Any] | None]  # the code of one object in each frame, None where it is not seen
 
 
@@ -75,7 +81,8 @@ def find_ytvis(root: Path, split: str | None) -> list[UnopenedVideo]:
         root: folder that holds ``train/JPEGImages`` and ``train.json`` (or ``train/instances.json``), and likewise
             for ``valid`` and ``test``.
         split: ``train`` (train.json without the hold-out), ``holdout`` (its entries 600 to 899 in file order),
-            ``all`` (both), ``valid`` or ``test``; None is ``all``.
+            ``last-300`` (its 300 entries with the largest ids), ``without-last-300`` (all but these), ``all`` (the
+            whole train.json), ``valid`` or ``test``; None is ``all``. Entries stay in file order.
 
     Raises:
         FileNotFoundError: if the JSON or the frames are missing; lists the files found.
@@ -84,21 +91,13 @@ def find_ytvis(root: Path, split: str | None) -> list[UnopenedVideo]:
     split = split or "all"
     if split not in SPLITS:
         raise ValueError(f"YouTube-VIS has the splits {', '.join(SPLITS)}, not {split!r}")
-    part = "train" if split in ("train", "holdout", "all") else split
+    part = "train" if split in SPLITS_OF_TRAIN else split
     index, frames = find_index(root, part), root / part / "JPEGImages"
     if not frames.is_dir():
         raise FileNotFoundError(f"{frames}: no such folder; {root / part} holds {listing(root / part)}")
     content = _load(index)
     videos = _entries(content.get("videos"), "videos", index)
-    chosen = videos
-    if split == "holdout":
-        chosen = videos[HOLDOUT]
-        if not chosen:
-            raise ValueError(
-                f"{index}: the hold-out is its entries {HOLDOUT.start} to {HOLDOUT.stop - 1}, but it has {len(videos)}"
-            )
-    elif split == "train":
-        chosen = videos[: HOLDOUT.start] + videos[HOLDOUT.stop :]
+    chosen = _chosen(videos, split, index)
     ids = [video.get("id") for video in videos]
     if len(set(map(repr, ids))) != len(ids):
         raise ValueError(f"{index}: two videos have the same id; restore the file")
@@ -109,6 +108,26 @@ def find_ytvis(root: Path, split: str | None) -> list[UnopenedVideo]:
             raise ValueError(f"{index}: annotation {entry.get('id')!r} is of video {key}, which is not there")
         tracks[key].append(entry)
     return [_unopened(video, tracks[repr(video.get("id"))] if annotated else None, index, frames) for video in chosen]
+
+
+def _chosen(videos: list[dict[str, Any]], split: str, index: Path) -> list[dict[str, Any]]:
+    """The entries of a split, in file order."""
+    if split == "holdout":
+        if len(videos) <= HOLDOUT.start:
+            raise ValueError(
+                f"{index}: the hold-out is its entries {HOLDOUT.start} to {HOLDOUT.stop - 1}, but it has {len(videos)}"
+            )
+        return videos[HOLDOUT]
+    if split == "train":
+        return videos[: HOLDOUT.start] + videos[HOLDOUT.stop :]
+    if split not in ("last-300", "without-last-300"):
+        return videos
+    if len(videos) <= LAST:
+        raise ValueError(f"{index}: split {split} divides more than {LAST} entries, but it has {len(videos)}")
+    if not all(type(video.get("id")) is int for video in videos):
+        raise ValueError(f"{index}: split {split} needs whole numbers as ids of the videos; restore the file")
+    last = {video["id"] for video in sorted(videos, key=lambda video: video["id"])[-LAST:]}
+    return [video for video in videos if (video["id"] in last) == (split == "last-300")]
 
 
 def find_index(root: Path, part: str) -> Path:

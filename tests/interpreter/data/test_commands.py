@@ -99,6 +99,19 @@ def test_verify_proves_the_hold_out_is_left_out_and_lists_it(tmp_path, capsys):
     assert "v3 and" in capsys.readouterr().out
 
 
+def test_verify_compares_the_last_300_with_the_rest(tmp_path, capsys):
+    root, manifest = tmp_path / "YT", tmp_path / "last.json"
+    write_ytvis(root, [ytvis_video(n + 1, f"v{n}", 1, (8, 8)) for n in range(302)], [])
+    arguments = ["verify", "ytvis", "--root", str(root), "--split", "last-300", "--manifest", str(manifest)]
+    assert main(arguments) == 0
+    assert "last-300: 300 videos; training: 2 videos, of which 0 are in the last-300" in capsys.readouterr().out
+    listed = json.loads(manifest.read_text())
+    assert (listed["split"], len(listed["videos"]), listed["videos"][0]) == ("last-300", 300, {"id": 3, "name": "v2"})
+    copied = root / "train/JPEGImages/v0/00000.jpg"
+    copied.write_bytes((root / "train/JPEGImages/v301/00000.jpg").read_bytes())
+    assert main(arguments) == 1
+
+
 def test_converted_data_set_reads_the_same(ytvis, tmp_path, capsys):
     root, masks = ytvis
     out = tmp_path / "out"

@@ -108,6 +108,24 @@ def test_training_leaves_out_the_hold_out(many):
     assert len(find_leaks(splits["all"], splits["holdout"])) == 3 * 300  # by id, by folder and by first frame
 
 
+def test_last_300_are_the_largest_ids_and_training_has_the_rest(many):
+    last, rest = (find_sources("ytvis", many, split) for split in ("last-300", "without-last-300"))
+    assert [source.name for source in last] == [f"v{n:04d}" for n in range(300)]  # ids fall from 5000
+    assert [source.name for source in rest] == [f"v{n:04d}" for n in range(300, 905)]
+    assert min(source.id for source in last) == 4701 > max(source.id for source in rest)
+    assert find_leaks(rest, last) == []
+
+
+def test_largest_ids_are_found_by_number_and_stay_in_file_order(tmp_path):
+    numbers = [7, 1000, *range(20, 319), 9]  # as text, 9 would come after 1000
+    write_ytvis(tmp_path, [ytvis_video(n, f"v{n}", 1, (8, 8)) for n in numbers], [])
+    assert [source.id for source in find_sources("ytvis", tmp_path, "last-300")] == [1000, *range(20, 319)]
+    assert [source.id for source in find_sources("ytvis", tmp_path, "without-last-300")] == [7, 9]
+    edit(tmp_path, lambda content: content["videos"][1].update(id="1000"))
+    with pytest.raises(ValueError, match="split last-300 needs whole numbers as ids"):
+        find_sources("ytvis", tmp_path, "last-300")
+
+
 def test_leak_is_found_by_folder_and_by_bytes(many, tmp_path):
     train, held_out = (find_sources("ytvis", many, split) for split in ("train", "holdout"))
     copy = held_out[5].files[0].read_bytes()
@@ -126,7 +144,12 @@ def test_leak_is_found_by_folder_and_by_bytes(many, tmp_path):
 def test_hold_out_of_a_short_file_is_an_error(release):
     with pytest.raises(ValueError, match="entries 600 to 899, but it has 2"):
         open_dataset("ytvis", release, "holdout")
-    with pytest.raises(ValueError, match="splits train, holdout, all, valid, test, not 'val'"):
+    for split in ("last-300", "without-last-300"):
+        with pytest.raises(ValueError, match=f"split {split} divides more than 300 entries, but it has 2"):
+            open_dataset("ytvis", release, split)
+    with pytest.raises(
+        ValueError, match="splits train, holdout, without-last-300, last-300, all, valid, test, not 'val'"
+    ):
         open_dataset("ytvis", release, "val")
 
 
