@@ -1,5 +1,6 @@
 """Turn a published checkpoint into a run: ``python -m interpreter.convert_checkpoint --help``."""
 
+import inspect
 import math
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from interpreter.configs import BackboneConfig, option
 from interpreter.engine.checkpoint import TrainingState, save_checkpoint
 from interpreter.engine.run import RunConfig, check_ranges, to_dict, write_config
 from interpreter.methods.published import (
+    AXES,
     BACKBONE,
     CORRECTOR,
     HIDDEN,
@@ -91,6 +93,11 @@ class Frames(NamedTuple):
     grid: tuple[int, int]  # of patches
 
 
+def patch_count(method: Published, state: Mapping[str, Tensor]) -> int:
+    """Number of patches M of a frame."""
+    return side(state, POSITIONS, -2, rank=AXES[method][POSITIONS])
+
+
 def model_sizes(options: Converting, state: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
     """Fields of the method's model options that the tensors decide.
 
@@ -112,7 +119,7 @@ def model_sizes(options: Converting, state: Mapping[str, Tensor], layout: Layout
             "a VideoSAUR checkpoint does not hold its number of slots; give that of its training: --num-slots 11 for "
             "MOVi-C, 15 for MOVi-E, 7 for YouTube-VIS"
         )
-    similarities_only = side(state, "decoder.module.output_transform.weight", 0) == side(state, POSITIONS, 1, rank=3)
+    similarities_only = side(state, "decoder.module.output_transform.weight", 0) == patch_count(options.method, state)
     return sizes | {
         "num_slots": options.num_slots,
         "mixer_blocks": layout.blocks,
@@ -127,7 +134,7 @@ def find_frames(options: Converting, state: Mapping[str, Tensor]) -> Frames:
         ValueError: if they do not fit, or the tensors do not show them; names the option.
         FileNotFoundError: if there is no such backbone.
     """
-    dim, patches = side(state, f"{TOKENS}.0.weight", 0, rank=1), state[POSITIONS].shape[-2]
+    dim, patches = side(state, f"{TOKENS}.0.weight", 0, rank=1), patch_count(options.method, state)
     patch = side(state, PATCHES, 3, rank=4) if PATCHES in state else PATCH_SIZES.get(patches)
     name = options.backbone or BACKBONES.get((dim, patch or 0))
     if name is None:
@@ -172,6 +179,22 @@ def make_config(options: Converting, sizes: dict[str, Any], frames: Frames) -> A
     )
 
 
+def convert(options: Converting, state: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+    """The stage's options, and the weights by our names.
+
+    Raises:
+        ValueError: if the tensors are not those of a published checkpoint, or the options do not fit them.
+        FileNotFoundError: if there is no such backbone.
+    """
+    layout = read_layout(options.method, state)
+    sizes, frames = model_sizes(options, state, layout), find_frames(options, state)
+    config = make_config(options, sizes, frames)
+    with torch.device("meta"):  # shapes without memory
+        model = MODELS[options.method][1](config.model, side(state, f"{TOKENS}.0.weight", 0, rank=1), frames.grid)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    return config, convert_state(state, layout, shapes)
+
+
 def write_run(run: Path, method: Published, config: Any, weights: dict[str, Tensor]) -> None:
     """Write a run whose stage counts as finished, whole or not at all.
 
@@ -189,22 +212,17 @@ def write_run(run: Path, method: Published, config: Any, weights: dict[str, Tens
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    options = cli(Converting, sys.argv[1:] if arguments is None else arguments, prog=PROG)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = cli(Converting, words, prog=PROG, description=inspect.getdoc(Converting))
     check_ranges(options)
     if options.out.exists():
         raise FileExistsError(f"{options.out} exists already; choose another --out")
     state = read_state(options.checkpoint)
-    layout = read_layout(options.method, state)
-    sizes, frames = model_sizes(options, state, layout), find_frames(options, state)
-    config = make_config(options, sizes, frames)
-    with torch.device("meta"):  # shapes without memory
-        model = MODELS[options.method][1](config.model, side(state, f"{TOKENS}.0.weight", 0, rank=1), frames.grid)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    weights = convert_state(state, layout.names, shapes)
+    config, weights = convert(options, state)
     write_run(options.out, options.method, config, weights)
     print(
         f"{options.out}: {options.method} with {config.model.num_slots} slots of width {config.model.dim}, backbone "
-        f"{frames.backbone}, frames of {frames.size[0]}x{frames.size[1]} (height x width)"
+        f"{config.backbone.backbone}, frames of {'x'.join(map(str, config.data.frame_size))} (height x width)"
     )
     if unused := sum(name.startswith(BACKBONE) for name in state):
         print(f"not used: {unused} tensors of the backbone, which is loaded by its name instead")

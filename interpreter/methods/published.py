@@ -29,12 +29,17 @@ POSITIONS = "decoder.module.pos_emb"
 ALLOCATOR = "decoder.module.allocator.blocks"
 WITH_BIAS = ("weight", "bias")
 HIDDEN = {"slot-contrast": "decoder.module.mlp.layers", "videosaur": "decoder.module.renderer.layers"}
+AXES = {  # of tensors with leading axes of length 1
+    "slot-contrast": {"initializer.slots": 3, POSITIONS: 4},
+    "videosaur": {"initializer.mean": 3, "initializer.log_std": 3, POSITIONS: 3},
+}
 
 
 class Layout(NamedTuple):
     """How a checkpoint is laid out."""
 
     names: Names
+    axes: Mapping[str, int]  # number of axes of the tensors that have leading ones of length 1
     hidden_layers: int  # of the decoder
     blocks: int  # of VideoSAUR's allocator; 0 for Slot Contrast
 
@@ -70,7 +75,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a readable checkpoint ({_shortened(error)})") from error
     if isinstance(content, Mapping):
         content = content.get("state_dict", content)
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    named = isinstance(content, Mapping) and all(isinstance(name, str) for name in content)
+    if not named or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} holds no named tensors, neither at its top nor below state_dict")
     return dict(content)
 
@@ -90,7 +96,7 @@ def read_layout(method: Published, state: Mapping[str, Tensor]) -> Layout:
     problems = [listed(*each) for each in (("missing", missing), ("unexpected", unexpected)) if each[1]]
     if problems:
         raise ValueError(f"not a published checkpoint of {method}: {'; '.join(problems)}")
-    return Layout(names, hidden_layers, blocks)
+    return Layout(names, AXES[method], hidden_layers, blocks)
 
 
 def parameter_names(method: Published, hidden_layers: int, blocks: int) -> Names:
@@ -143,7 +149,7 @@ def _block(theirs: str, ours: str, kind: Literal["self", "cross"]) -> Names:
 
 def convert_state(
     state: Mapping[str, Tensor],
-    names: Names,
+    layout: Layout,
     shapes: Mapping[str, Sequence[int]],  # of our parameters
 ) -> dict[str, Tensor]:
     """Our parameters, in fp32.
@@ -153,15 +159,15 @@ def convert_state(
     """
     weights: dict[str, Tensor] = {}
     wrong = []
-    for theirs, ours in names.items():
+    for theirs, ours in layout.names.items():
         tensor, rows = state[theirs], [shapes[name][0] for name in ours]
         expected = [sum(rows), *shapes[ours[0]][1:]]
-        padded = [1] * (tensor.ndim - len(expected)) + expected  # [1, 1, D] for our [D]
-        if list(tensor.shape) == padded:
+        published = [1] * (layout.axes.get(theirs, 0) - len(expected)) + expected
+        if list(tensor.shape) == published:
             parts = tensor.reshape(expected).float().split(rows)
             weights |= {name: part.contiguous().clone() for name, part in zip(ours, parts, strict=True)}
         else:
-            wrong.append(f"{theirs} is {list(tensor.shape)} instead of {padded}")
+            wrong.append(f"{theirs} is {list(tensor.shape)} instead of {published}")
     if wrong:
         raise ValueError(f"the checkpoint's tensors do not fit each other: {listed('of the wrong shape', wrong)}")
     return weights
