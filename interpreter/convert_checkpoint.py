@@ -167,14 +167,13 @@ def make_config(options: Converting, sizes: dict[str, Any], frames: Frames) -> A
     config = stage.config(run=options.out)
     config = replace(config, model=replace(config.model, **sizes))
     for preset in stage.presets.values():
-        same = (preset.backbone.backbone, preset.data.frame_size) == (frames.backbone, frames.size)
-        if same and replace(preset.model, **sizes) == preset.model:
+        if preset.data.frame_size == frames.size and replace(preset.model, **sizes) == preset.model:
             config = preset
     return replace(
         config,
         run=options.out,
         data=replace(config.data, frame_size=frames.size),
-        backbone=BackboneConfig(frames.backbone, feature_norm=False),
+        backbone=replace(config.backbone, backbone=frames.backbone, feature_norm=False),
         optim=replace(config.optim, precision="fp32"),  # as trained: sharp logits are sensitive to rounding
     )
 

@@ -140,6 +140,20 @@ def test_sizes_choose_preset_backbone_and_frames(converted, layout, without, cap
     assert [path.name for path in run.parent.iterdir()] == ["run"]
 
 
+def test_own_copy_of_the_backbone_keeps_the_preset(converted, tmp_path):
+    sizes, stage = PUBLISHED["slot-contrast ytvis"], METHODS["slot-contrast"].stages[0]
+    save_vit(tmp_path / "copy", sizes)
+    run, _ = converted(sizes, "--backbone", tmp_path / "copy")
+    expected = stage.presets["ytvis21-published"]
+    expected = replace(
+        expected,
+        run=run,
+        backbone=replace(expected.backbone, backbone=str(tmp_path / "copy")),
+        optim=replace(expected.optim, precision="fp32"),
+    )
+    assert read_config(run).options("model", stage.config) == expected
+
+
 @pytest.mark.parametrize("layout", ["slot-contrast movi-c", "videosaur ytvis"])
 def test_clip_is_segmented_with_features_before_the_norm(small_run, tmp_path, layout, capsys):
     run, state, sizes, vit = small_run(layout)
