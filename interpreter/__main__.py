@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "score a trained run, or masks saved by any other method, under named protocols",
     "cache": "compute features or image slots before training, in one or several processes",
     "data": "check a data set, or convert it",
+    "convert_checkpoint": "turn a published checkpoint of Slot Contrast or VideoSAUR into a run",
 }
 EXAMPLES = """\
 examples:

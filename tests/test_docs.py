@@ -19,7 +19,9 @@ NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 MODULE = re.compile(r"(?:python|PY\)|-m --) (?:-m )?((?:interpreter|profiling)(?:\.\w+)+)")
-COMMAND = re.compile(r"(?:-m |-m -- |^)interpreter[. ](train|segment|evaluate|cache|data)\b(?!\.)(.*)")
+COMMAND = re.compile(
+    r"(?:-m |-m -- |^)interpreter[. ](train|segment|evaluate|cache|data|convert_checkpoint)\b(?!\.)(.*)"
+)
 
 
 def anchors(text):
