@@ -57,7 +57,9 @@ def parse_with_settings(options: type[T], arguments: Sequence[str], prog: str) -
     field = ("settings", method.settings, dataclasses.field(default_factory=method.settings))
     kind = dataclasses.make_dataclass(options.__name__, [field], bases=(options,), frozen=True, kw_only=True)
     about = inspect.cleandoc(options.__doc__ or "")
-    description = f'{about}\n\nThe group "settings" holds the options of the method {method.name}.'
+    has = dataclasses.fields(method.settings)
+    note = 'The group "settings" holds the options' if has else "There are no options"
+    description = f"{about}\n\n{note} of the method {method.name}."
     parsed: T = cli(kind, arguments, prog=prog, description=description)
     check_ranges(parsed)
     return Chosen(method, stored), parsed

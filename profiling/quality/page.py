@@ -22,6 +22,7 @@ def blocks(root: Path = ROOT, folder: Path = RESULTS) -> dict[str, tables.Lines]
     drawn = ["", f"![{CAPTION}]({picture.name})", "", f"{CAPTION}."] if picture.exists() else []
     return {
         "scenes": [*tables.scores(scenes, "scenes"), *drawn] if scenes else not_run,
+        "scenes-clips": tables.scores(scenes, "scenes-clips") if scenes else not_run,
         "davis-2016": tables.scores(davis, "davis-2016") if davis else not_run,
         "davis-2016-sequences": tables.sequences(davis) if davis else not_run,
         "davis-2017": tables.scores(davis, "davis-2017") if davis else not_run,

@@ -10,8 +10,16 @@ EDGES = ("--edges", "guided", "none")  # pictures show the first
 # Both stages as in `make demo`.
 DEMO_IMAGE = ("--num-videos", "120", "--steps", "2000")
 DEMO_VIDEO = ("--steps", "1000")
-SCENES_SIZE = (256, 384)
+SCENES_SIZE, SCENES_TRAINED = (256, 384), (128, 192)
+CLIP_METHODS = (  # method, variant, options
+    ("slot-contrast", "", ()),
+    ("slot-contrast", "alone", ("--contrast-weight", "0")),
+    ("videosaur", "", ()),
+)
+VARIANTS = {"": "", "alone": ", α = 0"}
 SCENES_PROTOCOLS = ("--protocol", "interpreter", "interpreter-spatio-temporal")
+CLIPS_PROTOCOL = ("--protocol", "slot-contrast")
+CLIPS_BASELINES = ("--baselines", "one-segment", "grid", "k-means", "k-means-positions", "--clusters", "9", "11")
 SCENES_BASELINES = ("--baselines", "one-segment", "grid", "k-means", "k-means-positions", "--clusters", "8", "11")
 
 DAVIS_SIZE, DAVIS_LARGE = (336, 504), (504, 756)
@@ -31,17 +39,17 @@ Size = tuple[int, int]
 
 
 def scenes(out: Path) -> Iterator[Step]:
-    """Generated scenes: Interpreter with both ways of association, DINOSAUR and k-means."""
+    """Generated scenes: Interpreter with both ways of association, DINOSAUR, methods that follow clips, and k-means."""
     data = ("--root", str(out / "data"))
 
-    def train(method: str, seed: int, *stages: tuple[str, tuple[str, ...]]) -> Step:
-        folder = out / f"{method}-{seed}"
+    def train(method: str, seed: int, *stages: tuple[str, tuple[str, ...]], variant: str = "") -> Step:
+        folder = out / f"{method}{variant and '-'}{variant}-{seed}"
         common = ("--run", str(folder), "--seed", str(seed))
         commands = (
             Command(title, ("interpreter.train", "--method", method, "--stage", title, *common, *options))
             for title, options in stages
         )
-        return Step("train", TITLES[method], seed, folder, tuple(commands))
+        return Step("train", TITLES[method] + VARIANTS[variant], seed, folder, tuple(commands))
 
     def evaluate(title: str, name: str, run: Step, *options: str) -> Step:
         folder = out / f"scores-{name}-{run.seed}"
@@ -53,6 +61,16 @@ def scenes(out: Path) -> Iterator[Step]:
         command = Command("evaluation", arguments)
         return Step("evaluate", title, run.seed, folder, (command,), (run,), "scenes", SCENES_SIZE)
 
+    def evaluate_clips(run: Step, *options: str) -> Step:
+        """By the protocol of Slot Contrast, at the frame size of the training."""
+        folder = out / f"scores-clips-{run.folder.name}"
+        arguments = (
+            *("interpreter.evaluate", "--run", str(run.folder), *data, "--seeds", str(run.seed)),
+            *(*CLIPS_PROTOCOL, *options, "--out", str(folder)),
+        )
+        command = Command("evaluation", arguments)
+        return Step("evaluate", run.method, run.seed, folder, (command,), (run,), "scenes-clips", SCENES_TRAINED)
+
     cache = (*data, "--cache", str(out / "cache"))
     by_features, learned = ("--association", "features"), ("--association", "learned")
     for seed in SEEDS:
@@ -63,6 +81,13 @@ def scenes(out: Path) -> Iterator[Step]:
         yield evaluate("Interpreter, learned association", "learned", run, *learned, *NO_BASELINES)
         yield dinosaur
         yield evaluate("DINOSAUR", "dinosaur", dinosaur, *NO_BASELINES)
+        yield evaluate_clips(run, *by_features, *CLIPS_BASELINES)
+        yield evaluate_clips(dinosaur, *NO_BASELINES)
+        clips = (*cache, *DEMO_IMAGE[:2])
+        for method, variant, options in CLIP_METHODS:
+            step = train(method, seed, ("model", (*clips, *options)), variant=variant)
+            yield step
+            yield evaluate_clips(step, *NO_BASELINES)
         if seed == SEEDS[0]:
             for name, step, options in (("interpreter", run, by_features), ("dinosaur", dinosaur, ())):
                 yield strips(step, out / f"strips-{name}", SCENES_SIZE, *data, "--first", str(FEW), *options)
@@ -122,5 +147,11 @@ def strips(run: Step, folder: Path, size: Size, *options: str) -> Step:
     return Step("strips", run.method, SEEDS[0], folder, (command,), (run,), size=size)
 
 
-TITLES = {"interpreter": "Interpreter", "dinosaur": "DINOSAUR", "cluster": "clusters of tokens"}
+TITLES = {
+    "interpreter": "Interpreter",
+    "dinosaur": "DINOSAUR",
+    "slot-contrast": "Slot Contrast",
+    "videosaur": "VideoSAUR",
+    "cluster": "clusters of tokens",
+}
 """Methods as the tables name them."""

@@ -30,6 +30,11 @@ INTERPRETER = (
 FOREGROUND = (INTERPRETER[0], INTERPRETER[-1])
 COLUMNS = {
     "scenes": INTERPRETER,
+    "scenes-clips": (
+        *(Column(t, "slot-contrast", m) for t, m in (("FG-ARI video", "fg_ari_video"), ("mBO video", "mbo_video"))),
+        *(Column(t, "slot-contrast", m) for t, m in (("FG-ARI frame", "fg_ari_frame"), ("mBO frame", "mbo_frame"))),
+        Column("ID switches", "slot-contrast", "identity_switches"),
+    ),
     "davis-2016": (*(Column(t, "davis-2016", m) for t, m in (("J", "j"), ("F", "f"), ("J&F", "jf"))), *FOREGROUND),
     "davis-2017": (
         *(Column(t, "davis-2017-unsupervised", m) for t, m in (("J&F", "jf"), ("J", "j"), ("F", "f"))),
