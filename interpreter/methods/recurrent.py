@@ -41,6 +41,9 @@ class RecurrentModelConfig:
     """Slot-attention iterations in the first frame of a video."""
     iterations: int = option(2, at_least=1)
     """Slot-attention iterations in each later frame."""
+    implicit: Literal["bilevel", "detach", "none"] = "none"
+    """Which iterations of a frame carry gradients. none: all, as published. detach: the last only.
+    bilevel: the last only, and the slots that the first starts from get its gradient too (Chang et al. 2022)."""
     slot_mlp: bool = True
     """Whether an MLP follows the GRU of slot attention; VideoSAUR does without."""
     gru_state: GruState = "normalised"
@@ -94,6 +97,7 @@ class RecurrentModel(nn.Module):
             config.gru_state,
             config.heads,
             config.logit_scale,
+            config.implicit,
         )
 
     def find_slots(

@@ -29,7 +29,7 @@ class RecurrentSlotAttention(nn.Module):
         slots[0]     = SA(S_0, x[0])                           # first_iterations
         slots[t + 1] = SA(predictor(slots[t]), x[t + 1])       # later_iterations
 
-    Gradients pass through all iterations and all frames.
+    Gradients pass through all frames, from the slots of one to those of the one before.
 
     Args:
         dim: width D of slots and tokens.
@@ -40,6 +40,7 @@ class RecurrentSlotAttention(nn.Module):
         heads: of the predictor.
         logit_scale: of the predictor's attention with heads of width d. "corrected": ``q·k / sqrt(d)``; "published":
             ``q·k · sqrt(d)``, as in the public code of VideoSAUR and Slot Contrast.
+        implicit: which iterations of a frame carry gradients, see :class:`slotkernels.SlotAttention`; "none": all.
 
     Example::
 
@@ -56,12 +57,13 @@ class RecurrentSlotAttention(nn.Module):
         gru_state: GruState = "normalised",
         heads: int = 4,
         logit_scale: LogitScale = "corrected",
+        implicit: str = "none",
     ) -> None:
         super().__init__()
         self.first_iterations, self.later_iterations = first_iterations, later_iterations
         conventions = VIDEOSAUR._replace(use_mlp=use_mlp, gru_state=gru_state)
         # The number of slots is that of the initial slots of a call.
-        self.slot_attention = SlotAttention(1, dim, implicit="none", conventions=conventions, prior=False)
+        self.slot_attention = SlotAttention(1, dim, implicit=implicit, conventions=conventions, prior=False)
         self.predictor = Block(dim, heads, activation=nn.ReLU, sharpness=sharpness_of(logit_scale, dim, heads))
         init_attention(self.predictor)
 
