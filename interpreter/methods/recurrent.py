@@ -41,8 +41,8 @@ class RecurrentModelConfig:
     """Slot-attention iterations in the first frame of a video."""
     iterations: int = option(2, at_least=1)
     """Slot-attention iterations in each later frame."""
-    implicit: Literal["bilevel", "detach", "none"] = "none"
-    """Which iterations of a frame carry gradients. none: all, as published. detach: the last only.
+    implicit: Literal["bilevel", "none"] = "none"
+    """Which iterations of a frame carry gradients. none: all, as published.
     bilevel: the last only, and the slots that the first starts from get its gradient too (Chang et al. 2022)."""
     slot_mlp: bool = True
     """Whether an MLP follows the GRU of slot attention; VideoSAUR does without."""

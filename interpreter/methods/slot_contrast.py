@@ -90,7 +90,9 @@ _CORRECTED: dict[str, SlotContrastTraining] = {
     ),
     "ytvis21": SlotContrastTraining(
         run=Path("runs/slot-contrast-ytvis21"),
-        data=DataConfig(data="ytvis", root=Path("YTVIS21"), frame_size=(518, 518)),
+        data=DataConfig(
+            data="ytvis", root=Path("YTVIS21"), frame_size=(518, 518), split="without-last-300", crop="random"
+        ),
         backbone=BackboneConfig(backbone="facebook/dinov2-base", feature_norm=False),
         model=SlotContrastModelConfig(num_slots=7, dim=64),
         optim=published_optim(100_000, 8e-4, 64, flip=False),

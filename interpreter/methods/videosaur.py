@@ -57,11 +57,12 @@ def _preset(name: str, frames: tuple[int, int], vit: str, batch_size: int, **mod
         data="ytvis" if ytvis else "movi",
         root=Path("YTVIS21" if ytvis else name.upper().replace("MOVI", "MOVi")),
         frame_size=frames,
+        **({"split": "without-last-300", "crop": "random"} if ytvis else {}),
     )
     return VideoSaurTraining(
         run=Path(f"runs/videosaur-{name}"),
         data=data,
-        backbone=BackboneConfig(backbone=vit, feature_norm=False),
+        backbone=BackboneConfig(backbone=vit, feature_norm=False, output="tokens-and-keys"),
         model=VideoSaurModelConfig(**model),
         optim=published_optim(100_000, 1e-4 * batch_size / 32, batch_size, flip=True),
         logging=LONG,
@@ -159,7 +160,8 @@ class VideoSaurStage(RecurrentStage[VideoSaurTraining]):
 
     def build(self, config: VideoSaurTraining, context: Context) -> VideoSaur:
         """See :meth:`Stage.build`."""
-        return VideoSaur(config.model, context.backbone.dim, context.grid)
+        keys = context.backbone_config.output == "tokens-and-keys"
+        return VideoSaur(config.model, context.backbone.dim // (2 if keys else 1), context.grid, keys)
 
     def loss(self, model: VideoSaur, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`VideoSaur.forward`."""
