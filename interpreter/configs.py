@@ -9,6 +9,7 @@ from interpreter.data.options import Crop, DatasetKind, DavisAnnotations, Loader
 Precision = Literal["auto", "fp32", "bf16", "fp8-backbone"]
 Features = Literal["auto", "stored", "streamed"]
 Dtype = Literal["fp16", "bf16"]
+FeatureOutput = Literal["tokens", "keys", "tokens-and-keys"]
 WITHOUT_SPLITS = ("folder", "segtrack")
 
 
@@ -89,7 +90,11 @@ class BackboneConfig:
     feature_layer: int | None = None
     """Block of the ViT whose output is used, counted from 0; -1 is the last. Default: the last."""
     feature_norm: bool = True
-    """Apply the ViT's final norm to the features."""
+    """Apply the ViT's final norm to the tokens."""
+    output: FeatureOutput = "tokens"
+    """tokens: the output of the block.
+    keys: the keys of the block's self-attention, all heads joined, not normalised, before the rotation of DINOv3.
+    tokens-and-keys: both, joined; VideoSAUR needs them."""
 
 
 @dataclass(frozen=True)

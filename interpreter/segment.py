@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import tyro
@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from interpreter.commands import run_command
+from interpreter.configs import require_square
 from interpreter.console import progress_bar
 from interpreter.data import FrameFolder, Video, open_video
 from interpreter.data.tree import LeftOut
+from interpreter.data.video.squares import CentralSquare, uncut
 from interpreter.engine.run import check_ranges
 from interpreter.method_options import choose_method, parse_with_settings
 from interpreter.methods.base import Segmenter
@@ -24,6 +26,7 @@ from interpreter.render import DISPLAY_PALETTE
 from interpreter.segmentation import FILES, Edges, SegmentedVideo, check_count, check_output
 
 PROG = "python -m interpreter.segment"
+Cut = Literal["none", "central"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,9 @@ class SegmentOptions:
     """Directory to write to."""
     frame_size: tuple[int, int] | None = None
     """Height and width that frames are resized to before the backbone. Default: as in training."""
+    crop: Cut = "none"
+    """central: segment the central square of the frames alone, for runs trained on squares; all files show that square.
+    none: whole frames."""
     edges: Edges = "guided"
     """guided: sharpen the edges of the segments with the frames (guided filter of the soft masks).
     none: upsample the soft masks of the patches bilinearly, without the frames."""
@@ -65,6 +71,7 @@ def segment_video(
     *,
     method: str | None = None,
     frame_size: tuple[int, int] | None = None,
+    crop: Cut = "none",
     edges: Edges = "guided",
     alpha: float = 0.5,
     seed: int = 0,
@@ -80,6 +87,7 @@ def segment_video(
         out: directory for all that :meth:`SegmentedVideo.write` writes; None writes nothing.
         method: name of a method that needs no training; else the method is that of the run.
         frame_size: (H, W) that frames are resized to before the backbone; by default as in training.
+        crop: "central" segments the central square of the frames, "none" whole frames.
         edges: of the segments: "guided" by the frames, or "none", those of the upsampled soft masks.
         alpha: opacity of the overlay's tint, 0..1.
         seed: of the slot prior.
@@ -92,16 +100,24 @@ def segment_video(
     """
     if edges not in get_args(Edges):
         raise ValueError(f"edges {edges!r}: choose from {', '.join(get_args(Edges))}")
-    run, video = None if run is None else Path(run), open_video(path)
+    if crop not in get_args(Cut):
+        raise ValueError(f"crop {crop!r}: choose from {', '.join(get_args(Cut))}")
+    run, video = None if run is None else Path(run), _open(path, crop)
     if out is not None:
         check_output(Path(out), video, alpha)
     chosen, stored = choose_method(method, run)
     values = chosen.settings(**settings)
     check_ranges(values)
     segmenter = open_segmenter(chosen, run, values, frame_size, stored=stored)
+    require_square(crop, segmenter.frame_size)
     if out is None:
         return _segment(video, segmenter, seed, edges)
     return _segment_and_write(video, segmenter, seed, edges, Path(out), alpha)[0]
+
+
+def _open(path: str | Path, crop: Cut) -> Video:
+    video = open_video(path)
+    return video if crop == "none" or video.height == video.width else CentralSquare(video)
 
 
 def _segment(video: Video, segmenter: Segmenter, seed: int, edges: Edges) -> SegmentedVideo:
@@ -142,7 +158,7 @@ def print_report(result: SegmentedVideo, shares: np.ndarray, out: Path) -> None:
     frames = f"{len(result.segmentation)} frames of {video.height}x{video.width} (height x width)"
     console.print(f"{video.name}: {frames}, {len(shares)} segments", markup=False)
     left_out = LeftOut()
-    for image in video.others if isinstance(video, FrameFolder) else ():
+    for image in whole.others if isinstance(whole := uncut(video), FrameFolder) else ():
         left_out.add(image, " not numbered like the frames")
     if left_out.groups:
         console.print(str(left_out), markup=False)
@@ -159,9 +175,10 @@ def print_report(result: SegmentedVideo, shares: np.ndarray, out: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     chosen, options = parse_with_settings(SegmentOptions, sys.argv[1:] if arguments is None else arguments, PROG)
-    video = open_video(options.clip)
+    video = _open(options.clip, options.crop)
     check_output(options.out, video, options.alpha)
     segmenter = open_segmenter(chosen.method, options.run, options.settings, options.frame_size, stored=chosen.stored)
+    require_square(options.crop, segmenter.frame_size)
     result, shares = _segment_and_write(video, segmenter, options.seed, options.edges, options.out, options.alpha)
     print_report(result, shares, options.out)
     return 0

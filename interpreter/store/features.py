@@ -128,6 +128,8 @@ class FeatureMaker:
             "precision": precision,
             "dtype": dtype,
         }
+        if config.output != "tokens":  # the recipe of tokens stays that of the first caches
+            self.recipe["output"] = config.output
         rows = {"features": (DTYPES[dtype], (grid[0] * grid[1], backbone.dim))}
         self.stores: Mapping[bool, Store] = {
             mirrored: Store(root, {"kind": "features", **self.recipe, "flip": mirrored}, rows)

@@ -148,7 +148,8 @@ def random_backbone(config: BackboneConfig, device: torch.device) -> Backbone:
     model = Dinov2Model(
         Dinov2Config(hidden_size=width, num_attention_heads=width // 64, patch_size=patch, image_size=518)
     )
-    return VisionTransformer(model, config.feature_layer, config.feature_norm).requires_grad_(False).to(device)
+    backbone = VisionTransformer(model, config.feature_layer, config.feature_norm, output=config.output)
+    return backbone.requires_grad_(False).to(device)
 
 
 def random_frames(stage_setup: Setup) -> Tensor:

@@ -73,6 +73,23 @@ def test_edges_are_guided_unless_told_otherwise(tmp_path, tiny_run, stage):
         segment_video(clip, tiny_run, edges="sharp")
 
 
+def test_central_square_is_segmented_like_a_clip_of_that_square(tmp_path, tiny_run):
+    clip = make_folder(tmp_path / "clip", frames=3)
+    square, video = tmp_path / "square", open_video(clip)
+    left, side = (video.width - video.height) // 2, video.height
+    square.mkdir()
+    for t, frame in enumerate(video.frames()):
+        Image.fromarray(frame[:, left : left + side]).save(square / f"{t:05d}.png")
+    size = ["--frame-size", "64", "64"]
+    segment.main([str(clip), "--run", str(tiny_run), "--out", str(tmp_path / "a"), "--crop", "central", *size])
+    segment.main([str(square), "--run", str(tiny_run), "--out", str(tmp_path / "b"), *size])
+    np.testing.assert_array_equal(read_annotations(tmp_path / "a", "clip"), read_annotations(tmp_path / "b", "square"))
+    with pytest.raises(ValueError, match=r"--crop central takes squares, which --frame-size 64 96 would distort"):
+        segment_video(clip, tiny_run, crop="central", frame_size=(64, 96))
+    with pytest.raises(ValueError, match="crop 'random': choose from none, central"):
+        segment_video(clip, tiny_run, crop="random")
+
+
 def test_frame_size_sets_the_patch_grid(tmp_path, tiny_run):
     clip = make_clip(tmp_path / "clip.mp4", frames=2)
     assert segment_video(clip, tiny_run).segmentation.grid == (4, 6)

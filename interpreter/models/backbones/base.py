@@ -15,7 +15,7 @@ class Backbone(nn.Module, abc.ABC):
     Subclasses implement :meth:`tokens`.
 
     Args:
-        dim: width D of the tokens.
+        dim: width D of the features.
         patch: pixels per patch side.
         mean, std: per-channel normalisation of RGB in [0, 1].
     """

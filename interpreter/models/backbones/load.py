@@ -31,7 +31,8 @@ def load_backbone(config: BackboneConfig) -> Backbone:
 
     Raises:
         FileNotFoundError: if there is no such hub entry, folder or file; names the options that work offline.
-        ValueError: if the file or model is of a kind that cannot serve, or the package transformers is missing or old.
+        ValueError: if the file or model is of a kind that cannot serve or has no keys, or the package transformers is
+            missing or old.
     """
     try:
         backbone = _efficientnet(config) if config.backbone == "efficientnet-lite0" else _vision_transformer(config)
@@ -45,6 +46,11 @@ def _efficientnet(config: BackboneConfig) -> Backbone:
         raise ValueError(
             "--feature-layer selects a block of a ViT; efficientnet-lite0 joins its two stages of stride 16"
         )
+    if config.output != "tokens":
+        raise ValueError(
+            f"--output {config.output}: efficientnet-lite0 has no self-attention and so no keys; use a ViT, such as "
+            "--backbone facebook/dino-vitb16, or --output tokens"
+        )
     return EfficientNetLite0()
 
 
@@ -57,7 +63,8 @@ def _vision_transformer(config: BackboneConfig) -> Backbone:
         )
     require_package("transformers")
     if path.suffix in (".pth", ".pt", ".safetensors"):
-        return VisionTransformer(load_official_dinov2(path), config.feature_layer, config.feature_norm)
+        model = load_official_dinov2(path)
+        return VisionTransformer(model, config.feature_layer, config.feature_norm, output=config.output)
     return _hugging_face(config)
 
 
@@ -84,4 +91,4 @@ def _hugging_face(config: BackboneConfig) -> Backbone:
     except (OSError, AttributeError, ValueError):
         # Models saved without a processor: the normalisation that nearly all of these ViTs were trained with.
         mean, std = IMAGENET_MEAN, IMAGENET_STD
-    return VisionTransformer(model, config.feature_layer, config.feature_norm, mean, std)
+    return VisionTransformer(model, config.feature_layer, config.feature_norm, mean, std, config.output)

@@ -5,19 +5,28 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from interpreter.configs import FeatureOutput
+
 from .base import IMAGENET_MEAN, IMAGENET_STD, Backbone
+from .keys import Keys, TokensAndKeys, key_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 class VisionTransformer(Backbone):
-    """Patch tokens of one block of a Hugging Face ViT (DINOv2, DINO, DINOv3, MAE, …).
+    """Patch tokens of one block of a Hugging Face ViT (DINOv2, DINO, DINOv3, MAE, …), or its keys, or both.
 
     Args:
         model: the Hugging Face model.
         layer: block whose output is used (0 is the first, -1 the last); later blocks are dropped.
         norm: apply the model's final norm to it.
+        mean, std: see :class:`Backbone`.
+        output: "tokens", the block's output; "keys", the keys of its self-attention; "tokens-and-keys", both joined,
+            so that ``dim`` is twice the model's width.
+
+    Raises:
+        ValueError: if the model is no plain ViT, lacks the block or the norm, or its keys cannot be found.
     """
 
     def __init__(
@@ -27,22 +36,26 @@ class VisionTransformer(Backbone):
         norm: bool,
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
+        output: FeatureOutput = "tokens",
     ) -> None:
         config = model.config
         patch = getattr(config, "patch_size", None)
         if not isinstance(patch, int) or not hasattr(config, "num_hidden_layers"):
             raise ValueError(f"backbone of type {config.model_type!r} is not a plain vision transformer")
-        super().__init__(config.hidden_size, patch, mean, std)
+        super().__init__(config.hidden_size * (2 if output == "tokens-and-keys" else 1), patch, mean, std)
         parent, name, blocks = _blocks(model, config.num_hidden_layers)
         layer = len(blocks) - 1 if layer is None else layer
         if not -len(blocks) <= layer < len(blocks):
             raise ValueError(f"--feature-layer {layer}: this backbone has blocks 0 to {len(blocks) - 1}")
-        setattr(parent, name, blocks[: layer % len(blocks) + 1])
+        used = blocks[: layer % len(blocks) + 1]
+        setattr(parent, name, used)
+        norm_name = next((n for n in ("layernorm", "norm") if hasattr(model, n)), None)
         if not norm:
-            norm_name = next((n for n in ("layernorm", "norm") if hasattr(model, n)), None)
             if norm_name is None:
                 raise ValueError(f"backbone of type {config.model_type!r} has no final norm; use --feature-norm")
             setattr(model, norm_name, nn.Identity())
+        if output != "tokens":
+            used[-1] = _with_keys(model, used[-1], norm_name, output)
         self.model = model
         self.kwargs: dict[str, object] = {}
         if config.model_type in ("vit", "vit_mae", "vit_msn"):
@@ -68,13 +81,34 @@ class VisionTransformer(Backbone):
         return super().settings() | {"model": {k: v for k, v in config.items() if k not in volatile}}
 
     def tokens(self, x: Tensor) -> Tensor:
-        """Patch tokens [B, M, D] without class and register tokens."""
+        """Patch tokens [B, M, D], or their keys or both, without class and register tokens."""
         count = (x.shape[-2] // self.patch) * (x.shape[-1] // self.patch)
         kwargs = dict(self.kwargs)
         if self.masked:
             # MAE shuffles its patches by this noise even when it masks none: rising noise keeps their order.
             kwargs["noise"] = torch.arange(count, device=x.device, dtype=x.dtype).expand(x.shape[0], -1)
         return self.model(pixel_values=x, **kwargs).last_hidden_state[:, -count:]
+
+
+def _with_keys(
+    model: "PreTrainedModel", block: nn.Module, norm_name: str | None, output: FeatureOutput
+) -> Keys | TokensAndKeys:
+    """What replaces the last block; the model's final norm and its pooler, which expect tokens, are removed."""
+    try:
+        _, to_keys = key_layers(block)
+        found = norm_name is not None and getattr(to_keys, "out_features", None) == model.config.hidden_size
+    except LookupError:
+        found = False
+    if not found or norm_name is None:
+        raise ValueError(
+            f"--output {output}: the keys of a backbone of type {model.config.model_type!r} were not found; use a "
+            "plain ViT of transformers, such as DINO, DINOv2, DINOv3 or MAE, or --output tokens"
+        )
+    norm = getattr(model, norm_name)
+    setattr(model, norm_name, nn.Identity())
+    if hasattr(model, "pooler"):
+        model.register_module("pooler", None)
+    return Keys(block) if output == "keys" else TokensAndKeys(block, norm)
 
 
 def _blocks(model: "PreTrainedModel", depth: int) -> tuple[nn.Module, str, nn.ModuleList]:

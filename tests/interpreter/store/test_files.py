@@ -63,9 +63,20 @@ def test_address_changes_with_all_that_features_depend_on(videos, tmp_path):
     mean.mean += 1
     addresses = [first, address(Patches(1)), address(other), address(mean), address(size=(64, 96))]
     addresses += [address(config=BackboneConfig(feature_layer=2)), address(config=BackboneConfig(feature_norm=False))]
+    addresses += [address(config=BackboneConfig(output=output)) for output in ("keys", "tokens-and-keys")]
     addresses += [address(precision="bf16"), address(dtype="bf16")]
     addresses += [make_cache(tmp_path, videos, Patches()).maker.stores[True].directory]
     assert len(set(addresses)) == len(addresses)
+
+
+def test_recipe_of_tokens_is_that_of_older_caches(videos, tmp_path):
+    def recipe(output):
+        return make_cache(tmp_path, videos, Patches(), config=BackboneConfig(output=output)).maker.recipe
+
+    assert set(recipe("tokens")) == {
+        "format", "backbone", "weights", "layer", "norm", "frame_size", "precision", "dtype",
+    }  # fmt: skip
+    assert recipe("keys") == {**recipe("tokens"), "output": "keys"}
 
 
 def test_transformer_with_other_heads_has_another_address(tmp_path):
