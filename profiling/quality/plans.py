@@ -65,8 +65,8 @@ def scenes(out: Path) -> Iterator[Step]:
         """By the protocol of Slot Contrast, at the frame size of the training."""
         folder = out / f"scores-clips-{run.folder.name}"
         arguments = (
-            *("interpreter.evaluate", "--run", str(run.folder), *data, "--seeds", str(run.seed)),
-            *(*CLIPS_PROTOCOL, *options, "--out", str(folder)),
+            *("interpreter.evaluate", "--run", str(run.folder), *data, "--seeds", str(run.seed), "--frame-size"),
+            *(*map(str, SCENES_TRAINED), *CLIPS_PROTOCOL, *options, "--out", str(folder)),
         )
         command = Command("evaluation", arguments)
         return Step("evaluate", run.method, run.seed, folder, (command,), (run,), "scenes-clips", SCENES_TRAINED)

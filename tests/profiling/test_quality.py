@@ -86,7 +86,8 @@ def test_commands_of_a_plan_have_options_that_exist(name):
             else:
                 options = {"interpreter.evaluate": Evaluation, "profiling.quality.strips": Strips}[module]
                 # The run does not exist, so that its method has to be named.
-                named = [] if "--method" in arguments else ["--method", one.method.split(",")[0].lower()]
+                name = {title: method for method, title in plans.TITLES.items()}[one.method.split(",")[0]]
+                named = [] if "--method" in arguments else ["--method", name]
                 config: Any = parse_with_settings(options, [*arguments, *named], module)[1]
                 assert (config.out, config.frame_size) == (one.folder, one.size)
 
