@@ -8,6 +8,15 @@ STABLE_TORCH_LIBRARY(slotkernels_native, m) {
   m.def(
       "cluster_slots(Tensor slots, Tensor? mask, float threshold, int n_clusters, int linkage, int min_clusters) -> "
       "(Tensor, Tensor)");
+  // As in kernels/slotkernels/slot_attention/reference.py; float32, and all contiguous but for the samples of k and v.
+  m.def(
+      "inverted_attention(Tensor q, Tensor k, Tensor? v, Tensor? bias, Tensor? mask, float scale, float weight_eps, "
+      "float total_eps, int groups, bool return_attention) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "inverted_attention_backward(Tensor? grad_updates, Tensor? grad_total, Tensor? grad_attention, Tensor q, Tensor k, "
+      "Tensor? v, Tensor? bias, Tensor? mask, float scale, float weight_eps, float total_eps, int groups, "
+      "Tensor updates, Tensor total, bool need_q, bool need_k, bool need_v, bool need_bias) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
   // Arguments and results as in kernels/slotkernels/sinkhorn/reference.py; float32 results, any 16- or 32-bit float in.
   m.def(
       "sinkhorn(Tensor x, Tensor y, Tensor? a, Tensor? b, float? diameter, bool per_problem, int p, float blur, "

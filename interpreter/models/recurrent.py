@@ -73,7 +73,11 @@ class RecurrentSlotAttention(nn.Module):
     ) -> ClipSlots:
         """Slots of each frame. A long video may be passed in parts, with ``following`` of the part before as slots."""
         found: list[Tensor] = []
-        for frame in tokens.unbind(1):
+        with annotate("slot attention"):
+            prepared = self.slot_attention.prepare(
+                tokens.flatten(0, 1), num_slots=slots.shape[1], iterations=self.later_iterations
+            )
+        for frame in prepared.split(tokens.shape[1]):
             iterations = self.first_iterations if first and not found else self.later_iterations
             with annotate("slot attention"):
                 found.append(self.slot_attention(frame, slots, iterations=iterations).slots)

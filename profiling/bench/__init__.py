@@ -9,6 +9,7 @@ from profiling.bench.case import Benchmark
 BENCHMARKS = {
     "slot_attention": "slot_attention",
     "inverted_attention": "slot_attention",
+    "recurrent_slot_attention": "recurrent_slot_attention",
     "invariant_slot_attention": "invariant_slot_attention",
     "slot_update": "slot_update",
     "sinkhorn_divergence": "sinkhorn",

@@ -62,6 +62,9 @@ def attention() -> None:
             q, k = (torch.randn(batch, n, dim).to(dtype).requires_grad_() for n in (slots, tokens))
             updates, _ = inverted_attention(q, k, mask=torch.rand(batch, tokens) > 0.2)
             updates.float().sum().backward()
+            v = torch.randn(batch, tokens, dim + 3).to(dtype).requires_grad_()
+            results = inverted_attention(q, k, v, bias=torch.randn(batch, slots), return_attention=True)
+            torch.cat([result.float().flatten() for result in results if result is not None]).sum().backward()
 
 
 def main() -> None:

@@ -1,5 +1,9 @@
 """Inverted attention against a float64 oracle: values, gradients, masks, groups, limits, compilation."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import slotkernels  # registers the ops
 import torch
@@ -23,11 +27,16 @@ def on(backend, shapes, device="cpu", marks=()):
     return [pytest.param(backend, device, shape, id=f"{backend}-{device}-{shape}", marks=marks) for shape in shapes]
 
 
-CASES = on("reference", SHAPES) + on("triton", SMALL) + on("triton", ON_GPU, "cuda", pytest.mark.gpu)
+CASES = (
+    on("reference", SHAPES) + on("cpp", SHAPES) + on("triton", SMALL) + on("triton", ON_GPU, "cuda", pytest.mark.gpu)
+)
 
 
-@pytest.fixture(params=["reference", "triton"])
+@pytest.fixture(params=["reference", "cpp", "triton"])
 def backend(request):
+    dtype = request.node.callspec.params.get("dtype", torch.float32)
+    if request.param == "cpp" and dtype != torch.float32:
+        pytest.skip("the C++ kernels serve float32")
     return request.param
 
 
@@ -96,6 +105,8 @@ def check(tensors, mask, backend, tolerance, cotangents=("updates", "attention")
 def test_values_and_gradients_equal_the_float64_oracle(dtype, backend, device, shape, with_v, with_mask):
     if backend == "triton" and dtype == torch.float64:
         pytest.skip("Triton kernels compute in float32")
+    if backend == "cpp" and dtype != torch.float32:
+        pytest.skip("the C++ kernels serve float32")
     tensors, mask = make(shape, dtype, with_v, with_mask, with_bias=with_mask, device=device)
     check(tensors, mask, backend, tolerance_of(dtype))
 
@@ -341,6 +352,34 @@ def test_bad_input_is_a_value_error_that_names_it(arguments, message):
 def test_triton_by_name_says_why_it_cannot_serve_a_call(q, k, message):
     with pytest.raises(RuntimeError, match=message):
         inverted_attention(q, k, backend="triton")
+
+
+def test_cpp_by_name_says_why_it_cannot_serve_a_call(monkeypatch):
+    with pytest.raises(RuntimeError, match=r"q is bfloat16 \[1, 2, 4\], expected float32"):
+        inverted_attention(*torch.zeros(2, 1, 2, 4).bfloat16(), backend="cpp")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    q = torch.zeros(2, 2, 4)
+    with pytest.raises(RuntimeError, match="2 samples on 5 threads: each would be computed by one thread"):
+        inverted_attention(q, q, backend="cpp")
+
+
+def test_frames_of_clips_are_read_where_they_are(monkeypatch):
+    clips, q = torch.randn(2, 3, 20, 16, requires_grad=True), torch.randn(2, 5, 16)
+    frame, expected = clips.unbind(1)[1], clips[:, 1].detach().contiguous()
+    copies = []
+    monkeypatch.setattr(torch.Tensor, "contiguous", lambda t: copies.append(t.shape) or t.clone())
+    updates, _ = inverted_attention(q, frame, backend="cpp")
+    assert frame.shape not in copies
+    monkeypatch.undo()
+    assert torch.equal(updates, inverted_attention(q, expected, backend="cpp")[0])
+
+
+@pytest.mark.parametrize("level", ["avx2", "default"])
+def test_every_level_of_the_cpu(level):
+    """The best level that this CPU has is what all other tests run."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command += ["-k", "cpp and (float64_oracle or groups or one_output)"]
+    subprocess.run(command, env={**os.environ, "ATEN_CPU_CAPABILITY": level}, check=True)
 
 
 def test_cost_formulas():

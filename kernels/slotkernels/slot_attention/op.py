@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from .._backends import why_not_triton
-from .._checks import accumulate_dtype, check_number, check_same, check_tensor, check_that
+from .._checks import accumulate_dtype, check_number, check_same, check_tensor, check_that, describe
+from .._native import why_not_cpp
 from .._op import Op, Saved
 from .tiles import MAX_COLUMNS, MAX_DIM, group_columns
 
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 EPS_PLACEMENTS = ("numerator", "denominator")
+# One thread of the C++ kernels does the work of two of PyTorch's products, which share out a single sample, too.
+THREADS_PER_SAMPLE = 2
 
 
 class Arguments(NamedTuple):
@@ -120,8 +123,18 @@ def _why_not_triton(arguments: Arguments) -> str | None:
     return why_not_triton(arguments)
 
 
+def _why_not_cpp(arguments: Arguments) -> str | None:
+    if arguments.q.dtype != torch.float32:
+        return f"q is {describe(arguments.q)}, expected float32"
+    batch, threads = arguments.q.shape[0], torch.get_num_threads()
+    if threads > THREADS_PER_SAMPLE * batch > 0:
+        return f"{batch} samples on {threads} threads: each would be computed by one thread"
+    return why_not_cpp(arguments)
+
+
 INVERTED_ATTENTION = Op("inverted_attention", _empty_results, check=_check)
 INVERTED_ATTENTION.add("reference", "slotkernels.slot_attention.reference")
+INVERTED_ATTENTION.add("cpp", "slotkernels.slot_attention.cpp", _why_not_cpp)
 INVERTED_ATTENTION.add("triton", "slotkernels.slot_attention.triton", _why_not_triton)
 INVERTED_ATTENTION_BACKWARD = INVERTED_ATTENTION.backward_op(_empty_gradients)
 

@@ -68,7 +68,7 @@ class PreparedTokens(NamedTuple):
     """Of an iteration."""
 
     def split(self, frames: int) -> list["PreparedTokens"]:
-        """Tokens of each frame of clips whose rows are ordered time first, [T·B, M, Din].
+        """Tokens of each frame of clips [B, T, M, Din] that were prepared as B·T rows.
 
         The frames are views and share the weights. The gradients of all frames are joined in one copy.
 
@@ -86,7 +86,7 @@ class PreparedTokens(NamedTuple):
             >>> from slotkernels import SlotAttention
             >>> slot_attention = SlotAttention(num_slots=4, dim=8)
             >>> clips = torch.randn(2, 3, 16, 8)  # [B, T, M, Din]
-            >>> prepared = slot_attention.prepare(clips.transpose(0, 1).flatten(0, 1))
+            >>> prepared = slot_attention.prepare(clips.flatten(0, 1))
             >>> slots = slot_attention.sample_slots(2)
             >>> for frame in prepared.split(3):
             ...     slots, attention = slot_attention(frame, slots)
@@ -100,7 +100,7 @@ class PreparedTokens(NamedTuple):
         def of_frames(tensor: Tensor | None) -> tuple[Tensor | None, ...]:
             if tensor is None:
                 return (None,) * frames
-            return tensor.unflatten(0, (frames, rows // frames)).unbind(0)  # indexing would fill zeros for each frame
+            return tensor.unflatten(0, (rows // frames, frames)).unbind(1)  # indexing would fill zeros for each frame
 
         parts = zip(*map(of_frames, (self.k, self.v, self.mask)), strict=True)
         return [PreparedTokens(k, v, mask, self.weights) for k, v, mask in parts]  # type: ignore[arg-type]
