@@ -52,13 +52,13 @@ def step(module: RecurrentSlotAttention, form: Form) -> Function:
 
     def run(tokens: Tensor, slots: Tensor, grad: Tensor) -> Outputs:
         leaves = {"tokens": tokens.detach().requires_grad_(), "slots": slots.detach().requires_grad_()}
-        # The block that predicts the next frame's slots has norms that nothing reads.
         leaves |= dict(module.named_parameters())
+        for leaf in leaves.values():
+            leaf.grad = None
         found = form(module, leaves["tokens"], leaves["slots"])
-        grads = torch.autograd.grad(found, list(leaves.values()), grad)
-        return {"slots": found.detach()} | {
-            f"gradient of {name}": gradient for name, gradient in zip(leaves, grads, strict=True)
-        }
+        found.backward(grad)  # and not autograd.grad, which the counter of operations does not support
+        gradients = {f"gradient of {name}": leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+        return {"slots": found.detach(), **gradients}
 
     return run
 

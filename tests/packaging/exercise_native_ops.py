@@ -64,7 +64,7 @@ def attention() -> None:
             updates.float().sum().backward()
             v = torch.randn(batch, tokens, dim + 3).to(dtype).requires_grad_()
             results = inverted_attention(q, k, v, bias=torch.randn(batch, slots), return_attention=True)
-            sum(result.float().sum() for result in results if result is not None).backward()
+            torch.cat([result.float().flatten() for result in results if result is not None]).sum().backward()
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from slotkernels import inverted_attention
 from slotkernels.slot_attention import bytes_moved, flops, tiles
 from slotkernels.slot_attention.op import INVERTED_ATTENTION, Arguments
 
+from .label_cases import needs_cpp
 from .oracles import assert_close, assert_compiles, assert_matches_oracle
 
 # Half types: logits, weights and updates are each rounded once to 8 (bf16) or 11 (fp16) bits; logits here are below
@@ -32,7 +33,7 @@ CASES = (
 )
 
 
-@pytest.fixture(params=["reference", "cpp", "triton"])
+@pytest.fixture(params=["reference", pytest.param("cpp", marks=needs_cpp), "triton"])
 def backend(request):
     dtype = request.node.callspec.params.get("dtype", torch.float32)
     if request.param == "cpp" and dtype != torch.float32:
@@ -354,6 +355,7 @@ def test_triton_by_name_says_why_it_cannot_serve_a_call(q, k, message):
         inverted_attention(q, k, backend="triton")
 
 
+@needs_cpp
 def test_cpp_by_name_says_why_it_cannot_serve_a_call(monkeypatch):
     with pytest.raises(RuntimeError, match=r"q is bfloat16 \[1, 2, 4\], expected float32"):
         inverted_attention(*torch.zeros(2, 1, 2, 4).bfloat16(), backend="cpp")
@@ -363,6 +365,7 @@ def test_cpp_by_name_says_why_it_cannot_serve_a_call(monkeypatch):
         inverted_attention(q, q, backend="cpp")
 
 
+@needs_cpp
 def test_frames_of_clips_are_read_where_they_are(monkeypatch):
     clips, q = torch.randn(2, 3, 20, 16, requires_grad=True), torch.randn(2, 5, 16)
     frame, expected = clips.unbind(1)[1], clips[:, 1].detach().contiguous()
@@ -374,6 +377,7 @@ def test_frames_of_clips_are_read_where_they_are(monkeypatch):
     assert torch.equal(updates, inverted_attention(q, expected, backend="cpp")[0])
 
 
+@needs_cpp
 @pytest.mark.parametrize("level", ["avx2", "default"])
 def test_every_level_of_the_cpu(level):
     """The best level that this CPU has is what all other tests run."""
