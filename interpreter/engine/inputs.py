@@ -171,8 +171,10 @@ class ClipInputs(Inputs):
         optim = self.settings.optim
         rows = self.settings.ranks.rows(optim.batch_size)
         frames, flips = clip_batch(self.index, optim.batch_size, self.num_frames, optim.flip, optim.seed, step)
-        offsets = square_batch(optim.batch_size, self.num_frames, optim.seed, step) if self.squares else None
-        return Request(*(None if part is None else part[rows].flatten() for part in (frames, flips, offsets)))
+        offsets = None
+        if self.squares:
+            offsets = square_batch(optim.batch_size, self.num_frames, optim.seed, step)[rows].flatten()
+        return Request(frames[rows].flatten(), flips[rows].flatten(), offsets)
 
     def batches(self, steps: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:
         """See :meth:`Inputs.batches`."""

@@ -50,15 +50,17 @@ class VideoSaurTraining(RecurrentTraining):
     model: VideoSaurModelConfig = field(default_factory=VideoSaurModelConfig)
 
 
-def _preset(name: str, frames: tuple[int, int], vit: str, batch_size: int, **model: Any) -> VideoSaurTraining:
+def _movi(name: str) -> DataConfig:
+    return DataConfig(data="movi", root=Path(name), frame_size=(224, 224))
+
+
+def _ytvis(side: int) -> DataConfig:
+    size = (side, side)
+    return DataConfig(data="ytvis", root=Path("YTVIS21"), split="without-last-300", crop="random", frame_size=size)
+
+
+def _preset(name: str, data: DataConfig, vit: str, batch_size: int, **model: Any) -> VideoSaurTraining:
     """A preset with the public code's settings."""
-    ytvis = name.startswith("ytvis21")
-    data = DataConfig(
-        data="ytvis" if ytvis else "movi",
-        root=Path("YTVIS21" if ytvis else name.upper().replace("MOVI", "MOVi")),
-        frame_size=frames,
-        **({"split": "without-last-300", "crop": "random"} if ytvis else {}),
-    )
     return VideoSaurTraining(
         run=Path(f"runs/videosaur-{name}"),
         data=data,
@@ -72,10 +74,10 @@ def _preset(name: str, frames: tuple[int, int], vit: str, batch_size: int, **mod
 # On MOVi the similarity is the only loss.
 _MOVI: dict[str, Any] = {"dim": 128, "mixer_blocks": 2, "decoder_layers": 4, "reconstruction_weight": 0.0}
 _CORRECTED: dict[str, VideoSaurTraining] = {
-    "movi-c": _preset("movi-c", (224, 224), "facebook/dino-vitb8", 128, num_slots=11, temperature=0.075, **_MOVI),
-    "movi-e": _preset("movi-e", (224, 224), "facebook/dino-vitb8", 128, num_slots=15, temperature=0.075, **_MOVI),
-    "ytvis21": _preset("ytvis21", (224, 224), "facebook/dino-vitb16", 128, temperature=0.25),
-    "ytvis21-dinov2": _preset("ytvis21-dinov2", (518, 518), "facebook/dinov2-base", 64, temperature=0.15),
+    "movi-c": _preset("movi-c", _movi("MOVi-C"), "facebook/dino-vitb8", 128, num_slots=11, temperature=0.075, **_MOVI),
+    "movi-e": _preset("movi-e", _movi("MOVi-E"), "facebook/dino-vitb8", 128, num_slots=15, temperature=0.075, **_MOVI),
+    "ytvis21": _preset("ytvis21", _ytvis(224), "facebook/dino-vitb16", 128, temperature=0.25),
+    "ytvis21-dinov2": _preset("ytvis21-dinov2", _ytvis(518), "facebook/dinov2-base", 64, temperature=0.15),
 }
 
 
