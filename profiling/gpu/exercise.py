@@ -14,6 +14,7 @@ from slotkernels import (
     guided_labels,
     inverted_attention,
     merge_slots,
+    mix_slots,
     propagate_labels,
     sinkhorn_divergence,
 )
@@ -56,12 +57,21 @@ def _merging(device: str) -> None:
     merge_slots(slots, attention, labels)
 
 
+def _mixing(device: str) -> None:
+    hidden = torch.randn(3, 5, 11, 40, device=device, requires_grad=True)
+    valid = torch.arange(5, device=device) < torch.tensor([[5], [3], [0]], device=device)
+    for mask in (None, valid):
+        mixed, masks = mix_slots(hidden, torch.randn(40, device=device), torch.zeros(1, device=device), mask)
+        (mixed.square().sum() + masks.square().sum()).backward()
+
+
 OPS: dict[str, Callable[[str], None]] = {
     "inverted": _inverted,
     "modules": _modules,
     "sinkhorn": _sinkhorn,
     "labels": _labels,
     "merging": _merging,
+    "mixing": _mixing,
 }
 
 

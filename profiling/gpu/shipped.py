@@ -7,6 +7,8 @@ from slotkernels.guided_labels import triton as guided_labels
 from slotkernels.guided_labels.op import GuidedArguments, default_radius
 from slotkernels.invariant_slot_attention import op as invariant_op
 from slotkernels.invariant_slot_attention import triton as invariant_slot_attention
+from slotkernels.mixing import op as mixing_op
+from slotkernels.mixing import triton as mixing
 from slotkernels.propagation import triton as propagation
 from slotkernels.propagation.op import LabelArguments
 from slotkernels.sinkhorn import problem as sinkhorn_problem
@@ -32,6 +34,7 @@ def shipped() -> Iterator[tuple[str, Callable[[], object]]]:
     yield from _invariant_attention()
     yield from _propagate_labels()
     yield from _guided_labels()
+    yield from _mix_slots()
     yield from _sinkhorn()
 
 
@@ -160,6 +163,33 @@ def _guided_labels() -> Iterator[tuple[str, Callable[[], object]]]:
             arguments = GuidedArguments(image, video, None, guide, *grid, window, 1e-4, subsample, extras, extras)
             label = f"guided_labels {grid[0]}x{grid[1]} K{objects} {size[0]}x{size[1]} subsample {subsample}"
             yield label + " with extras" * extras, lambda a=arguments: guided_labels.guided_labels(a)
+
+
+def _mix_slots() -> Iterator[tuple[str, Callable[[], object]]]:
+    # (B, K, M, H): Slot Contrast (YTVIS-21, MOVi-E), DINOSAUR (YTVIS-19), the demo, the limits, one sample and slot.
+    for shape, dtypes in (
+        ((256, 7, 1369, 1024), (torch.bfloat16, torch.float32)),
+        ((256, 15, 576, 1024), (torch.bfloat16,)),
+        ((64, 7, 196, 2048), (torch.bfloat16, torch.float16)),
+        ((32, 11, 96, 256), (torch.bfloat16, torch.float32)),
+        ((4, 256, 196, 4096), (torch.float32,)),
+        ((1, 1, 1369, 1024), (torch.bfloat16,)),
+    ):
+        batch, slots, patches, dim = shape
+        for dtype in dtypes:
+            hidden, mixed = (torch.empty(*s, dtype=dtype, device="meta") for s in (shape, (batch, patches, dim)))
+            weight, bias = torch.empty(dim, device="meta"), torch.empty((), device="meta")
+            masks = torch.empty(batch, patches, slots, device="meta")
+            for valid in (None, torch.empty(batch, slots, dtype=torch.bool, device="meta")):
+                name = f"B{batch} K{slots} M{patches} H{dim} {str(dtype).removeprefix('torch.')}"
+                name += " valid" * (valid is not None)
+                forward = mixing_op.Arguments(hidden, weight, bias, valid)
+                yield f"mix_slots forward {name}", lambda a=forward: mixing.mix_slots(a)
+                for of_masks in (None, masks):
+                    grads = mixing_op.Cotangents(mixed, of_masks)
+                    backward = mixing_op.BackwardArguments(grads, hidden, weight, valid, mixed, masks)
+                    label = f"mix_slots backward {name}" + " masks" * (of_masks is not None)
+                    yield label, lambda a=backward: mixing.mix_slots_backward(a)
 
 
 def _sinkhorn() -> Iterator[tuple[str, Callable[[], object]]]:

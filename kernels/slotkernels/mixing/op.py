@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._backends import why_not_triton
-from .._checks import FLOATS, accumulate_dtype, check_tensor, check_that, describe
+from .._checks import FLOATS, accumulate_dtype, check_tensor, describe
 from .._op import Op, Saved
 
 MAX_DIM = 4096  # width of a row that the Triton kernels hold in registers
@@ -47,6 +47,7 @@ class BackwardArguments(NamedTuple):
     hidden: Tensor  # [B, K, M, H]
     weight: Tensor  # [H]
     valid: Tensor | None  # [B, K] bool
+    mixed: Tensor  # [B, M, H]
     masks: Tensor  # [B, M, K]
 
 
@@ -89,16 +90,26 @@ def _empty_gradients(arguments: BackwardArguments) -> Gradients:
     return Gradients(hidden.new_empty(hidden.shape), arguments.masks.new_empty(hidden.shape[-1]))
 
 
+def _why_not_triton(arguments: Arguments | BackwardArguments) -> str | None:
+    _, slots, patches, dim = arguments.hidden.shape
+    limits = (("slots", slots, MAX_SLOTS), ("width", dim, MAX_DIM), ("patches times width", patches * dim, 2**31 - 1))
+    for name, size, most in limits:
+        if size > most:
+            return f"{name} {size}, at most {most}"
+    return why_not_triton(arguments)
+
+
 # Contiguous: rows lie one after the other for the kernels, and results have the strides of the empty ones.
 MIX_SLOTS = Op("mix_slots", _empty, check=_check, contiguous=True)
 MIX_SLOTS.add("reference", "slotkernels.mixing.reference")
+MIX_SLOTS.add("triton", "slotkernels.mixing.triton", _why_not_triton)
 MIX_SLOTS_BACKWARD = MIX_SLOTS.backward_op(_empty_gradients)
 
 
-@MIX_SLOTS.differentiable(keep=("masks",))
+@MIX_SLOTS.differentiable(keep=("mixed", "masks"))
 def _gradients(saved: Saved[Arguments, Mixture], *grads: Tensor | None) -> list[Tensor | None]:
     hidden, weight, bias, valid = saved.arguments
-    arguments = BackwardArguments(Cotangents(*grads), hidden, weight, valid, saved.results.masks)
+    arguments = BackwardArguments(Cotangents(*grads), hidden, weight, valid, *saved.results)
     of_hidden, of_weight = MIX_SLOTS_BACKWARD.apply(arguments, saved.backend)
     return [of_hidden, of_weight.to(weight.dtype), torch.zeros_like(bias)]
 
