@@ -289,6 +289,8 @@ def test_old_name_of_draws_works_with_a_warning(cached):
         (["--frame-size", "32", "32"], r"was trained on .* at frame size \(64, 96\); leave .* --frame-size out"),
         (["--stage", "image", "--frame-size", "64", "90"], "--frame-size 64 96"),
         (["--data", "folder", "--root", "/nowhere"], "/nowhere"),
+        (["--crop", "random", "--frame-size", "64", "64"], r"random squares .*cannot be stored; use --crop central"),
+        (["--stage", "image", "--output", "keys"], "--output keys: efficientnet-lite0 has no self-attention"),
     ],
 )
 def test_wrong_options_are_refused(options, message, cached):
@@ -355,6 +357,12 @@ def test_ray_makes_the_same_files_and_names_damaged_videos(cached, scenes, tmp_p
         assert re.search(r"error: 1 of 4 videos were left out: broken\.mp4", text)
         assert files(out) == files(cached / "cache")
         assert not list(out.glob("*/*.tmp"))
+
+
+@pytest.mark.parametrize("options", [["--crop", "central", "--frame-size", "64", "64"], ["--crop-borders"]])
+def test_ray_refuses_to_crop(options, cached):
+    with pytest.raises(ValueError, match="--engine ray encodes whole frames"):
+        main(["--run", str(cached), "--engine", "ray", "--source", "a", "--out", "b", *options])
 
 
 def test_ray_without_urls_names_the_options(cached):

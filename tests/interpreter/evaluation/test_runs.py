@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -257,6 +258,16 @@ def test_scenes_are_scored_at_the_size_of_the_protocol(run, data):
 def test_run_without_video_stage_names_the_command(image_run, data):
     with pytest.raises(FileNotFoundError, match=r"no trained video stage; .*--stage video"):
         evaluate(Evaluation(run=image_run(), data=data, settings=Settings(association="learned")))
+
+
+def test_central_squares_are_scored_as_squares(run, scenes):
+    data = VideosConfig("davis", scenes, "val", "2017", crop="central")
+    with pytest.raises(ValueError, match=r"--crop central takes squares, which --frame-size 64 96 would distort"):
+        evaluate(Evaluation(run=run, data=data, baselines=(), seeds=(0,), pictures=0))
+    squares = Evaluation(run=run, data=data, baselines=("one-segment",), seeds=(0,), pictures=0, frame_size=(64, 64))
+    scores = {crop: evaluate(replace(squares, data=replace(data, crop=crop))) for crop in ("none", "central", "random")}
+    baselines = {crop: [row.mean for row in of.rows() if "one" in row.entry.name] for crop, of in scores.items()}
+    assert baselines["central"] == baselines["random"] != baselines["none"]  # the masks are others
 
 
 def test_data_without_masks_is_refused_by_name(run, scenes, tmp_path):
