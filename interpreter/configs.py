@@ -50,7 +50,8 @@ class VideosConfig:
     """Crop black borders off frames and masks."""
     crop: Crop = "none"
     """none: whole frames. central: the central square of every frame and mask, its side the shorter side of the frame.
-    random: in training a random square of that size, the same for all frames of a clip; elsewhere the central one.
+    random: in training a random square of that size, the same for all frames of a clip; elsewhere the central one,
+    also in the video stage of interpreter, which trains on stored slots.
     Squares need a square --frame-size. With --crop-borders, borders are cropped first."""
 
 
