@@ -81,7 +81,7 @@ def test_without_gradients_a_batch_is_decoded_in_pieces(monkeypatch):
     whole, merged = decoder(slots), decoder(slots, valid=valid)
     monkeypatch.setattr(decoders, "DECODED_ROWS", 2 * SLOTS * 12)
     rows = []
-    decoder.to_alpha.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    decoder.to_features.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     with torch.no_grad():
         torch.testing.assert_close(decoder(slots), whole)
         assert rows == [2, 2, 1]
