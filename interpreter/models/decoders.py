@@ -135,13 +135,14 @@ class BroadcastDecoder(nn.Module):
         return mix_slots(hidden, self.to_alpha.weight.squeeze(0), self.to_alpha.bias, valid)
 
     def _second(self, by_slot: Tensor, by_patch: Tensor) -> Tensor:
-        """Second hidden layer [B N M, H] before its activation: to compute its input again stops before the product."""
+        """Second hidden layer [B N M, H] before its activation, so that computing its input again needs no product."""
         return self.hidden[0](_first_hidden(by_slot, by_patch))
 
 
 def _first_hidden(by_slot: Tensor, by_patch: Tensor) -> Tensor:
-    """First hidden layer [B N M, H]: with one dimension of rows, a linear layer's result is no view, whose change in place
-    would cost its gradient copies."""
+    """First hidden layer [B N M, H]."""
+    # With one dimension of rows the result of a linear layer is no view, whose gradient would be copied where the
+    # activation replaces it in place.
     return F.relu(by_slot[:, :, None] + by_patch, inplace=True).flatten(0, 2)
 
 

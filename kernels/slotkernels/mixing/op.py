@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._backends import why_not_triton
-from .._checks import FLOATS, accumulate_dtype, check_tensor, check_that, describe
+from .._checks import FLOATS, accumulate_dtype, check_tensor, describe
 from .._op import Op, Saved
 
 MAX_DIM = 4096  # width of a row that the Triton kernels hold in registers
@@ -89,8 +89,16 @@ def _empty_gradients(arguments: BackwardArguments) -> Gradients:
     return Gradients(hidden.new_empty(hidden.shape), arguments.masks.new_empty(hidden.shape[-1]))
 
 
+def _why_not_triton(arguments: Arguments | BackwardArguments) -> str | None:
+    _, slots, _, dim = arguments.hidden.shape
+    if dim > MAX_DIM:
+        return f"width {dim}, at most {MAX_DIM}"
+    return f"{slots} slots, at most {MAX_SLOTS}" if slots > MAX_SLOTS else why_not_triton(arguments)
+
+
 # Contiguous: rows lie one after the other for the kernels, and results have the strides of the empty ones.
 MIX_SLOTS = Op("mix_slots", _empty, check=_check, contiguous=True)
+MIX_SLOTS.add("triton", "slotkernels.mixing.triton", supports=_why_not_triton)
 MIX_SLOTS.add("reference", "slotkernels.mixing.reference")
 MIX_SLOTS_BACKWARD = MIX_SLOTS.backward_op(_empty_gradients)
 

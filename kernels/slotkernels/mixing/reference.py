@@ -38,7 +38,7 @@ def mix_slots(arguments: Arguments) -> Mixture:
 
 
 def mix_slots_backward(arguments: BackwardArguments) -> Gradients:
-    """With d = ∂α, each slot's gradient is mask · ∂mixed + d · weight, and that of the weight is the sum of d · hidden."""
+    """With d = ∂α, a slot's gradient is mask · ∂mixed + d · weight, and that of the weight the sum of d · hidden."""
     (grad_mixed, grad_masks), hidden, weight, valid, masks = arguments
     slots, precise = hidden.shape[1], masks.dtype
     vector = weight.to(precise)
