@@ -87,7 +87,9 @@ def test_values_and_gradients_equal_the_float64_oracle(backend, device, dtype, s
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_reference_in_float64(shape):
-    check(make(shape, torch.float64), "reference", some_valid(shape))
+    inputs = make(shape, torch.float64)
+    inputs["bias"].requires_grad_(False)  # its gradient is 0, and that of the oracle what is left of its rounding
+    check(inputs, "reference", some_valid(shape))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
