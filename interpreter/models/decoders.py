@@ -1,13 +1,22 @@
 """Spatial broadcast decoder (Watters et al. 2019): slots are decoded at every patch, and masks choose among them."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
+from slotkernels import mix_slots
 from slotkernels.ranges import annotate
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-DECODED_ROWS = 1 << 16  # slots times patches that are decoded at once where no gradients are needed
+# Slots times patches that are decoded at once
+DECODED_ROWS = 1 << 16  # where no gradients are needed
+RECOMPUTED_ROWS = 1 << 14  # where hidden layers are computed again: 64 MiB a layer of 1024 in float32
+MOST_PIECES = 16  # there: a compiled step contains the operations of each piece
+
+T = TypeVar("T")
 
 
 class Decoded(NamedTuple):
@@ -28,7 +37,12 @@ class BroadcastDecoder(nn.Module):
 
     The first and the last layer are linear, and masks sum to 1. So the first is applied to slots and positions apart,
     W (s + p) + b = (W s + b) + W p, and the last to the mixture, Σ mask (W h + b) = W (Σ mask h) + b: the same function
-    and the same parameters, but no tensor of slots times patches times C.
+    and the same parameters, but no tensor of slots times patches times C (see :func:`slotkernels.mix_slots`).
+
+    Gradients need the hidden layers, B N M times their width each. The first is never kept, as its activation is two
+    pointwise operations on slots and positions. With ``recompute`` none is: the batch is decoded in at most 16 pieces,
+    whose hidden layers are computed again in the backward pass, so that memory is about that of one piece, for a third
+    more operations.
 
     Args:
         dim: width D of the slots.
@@ -36,6 +50,8 @@ class BroadcastDecoder(nn.Module):
         grid: patch grid (h, w) that it is trained on, M = h w; :meth:`forward` takes other grids too.
         hidden_dim: width of the hidden layers.
         hidden_layers: number of hidden layers, at least 1.
+        position_std: standard deviation of the initial position embeddings (Slot Contrast: D^-1/2).
+        recompute: compute the hidden layers again in the backward pass.
 
     Example::
 
@@ -44,11 +60,19 @@ class BroadcastDecoder(nn.Module):
     """
 
     def __init__(
-        self, dim: int, out_dim: int, grid: tuple[int, int], hidden_dim: int = 1024, hidden_layers: int = 3
+        self,
+        dim: int,
+        out_dim: int,
+        grid: tuple[int, int],
+        hidden_dim: int = 1024,
+        hidden_layers: int = 3,
+        *,
+        position_std: float = 0.02,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
-        self.grid = grid
-        self.positions = nn.Parameter(0.02 * torch.randn(grid[0] * grid[1], dim))
+        self.grid, self.recompute = grid, recompute
+        self.positions = nn.Parameter(position_std * torch.randn(grid[0] * grid[1], dim))
         self.first = nn.Linear(dim, hidden_dim)
         self.hidden = nn.ModuleList(nn.Linear(hidden_dim, hidden_dim) for _ in range(hidden_layers - 1))
         self.to_alpha = nn.Linear(hidden_dim, 1)
@@ -64,18 +88,26 @@ class BroadcastDecoder(nn.Module):
     ) -> Decoded:
         """Decode slots on a patch grid (h, w), by default that of the training.
 
-        Position embeddings are interpolated to another grid (bicubic). Without gradients the batch is decoded in
-        pieces, so that memory does not grow with it.
+        Position embeddings are interpolated to another grid (bicubic). Without gradients, or where hidden layers are
+        computed again, the batch is decoded in pieces, so that the hidden layers of one piece exist at a time.
         """
         with annotate("decoder"):
             positions = self._positions(grid or self.grid)
-            if torch.is_grad_enabled():
-                return self._decode(slots, positions, valid)
-            size = max(1, DECODED_ROWS // (slots.shape[1] * len(positions)))
+            by_patch = F.linear(positions, self.first.weight)  # [M, H]
+            by_slot = self.first(slots)  # [B, N, H]
+            size = self._piece(len(slots), slots.shape[1] * len(positions))
             valids = [None] * len(slots) if valid is None else valid.split(size)
-            pieces = zip(slots.split(size), valids, strict=False)
-            decoded = [self._decode(piece, positions, chosen) for piece, chosen in pieces]
-            return Decoded(*(torch.cat(tensors) for tensors in zip(*decoded, strict=True)))
+            pieces = zip(by_slot.split(size), valids, strict=False)
+            decoded = [self._decode(piece, by_patch, chosen) for piece, chosen in pieces]
+            return decoded[0] if len(decoded) == 1 else Decoded(*map(torch.cat, zip(*decoded, strict=True)))
+
+    def _piece(self, batch: int, rows: int) -> int:
+        """Number of samples, of ``rows`` slots times patches each, that are decoded at once."""
+        if not torch.is_grad_enabled():
+            return max(1, DECODED_ROWS // rows)
+        if self.recompute:
+            return max(1, RECOMPUTED_ROWS // rows, -(-batch // MOST_PIECES))
+        return max(1, batch)
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         """Position embeddings [h w, D] on a grid."""
@@ -84,15 +116,36 @@ class BroadcastDecoder(nn.Module):
         places = self.positions.float().unflatten(0, self.grid).permute(2, 0, 1)[None]
         return F.interpolate(places, grid, mode="bicubic")[0].flatten(1).t()
 
-    def _decode(self, slots: Tensor, positions: Tensor, valid: Tensor | None) -> Decoded:
-        by_patch = F.linear(positions, self.first.weight)  # [M, H]
-        hidden = F.relu(self.first(slots)[:, None] + by_patch[:, None])  # [B, M, N, H]
-        for layer in self.hidden:
-            hidden = F.relu(layer(hidden))
-        alpha = self.to_alpha(hidden).squeeze(-1)  # [B, M, N]
-        alpha = alpha.to(torch.promote_types(alpha.dtype, torch.float32))
-        if valid is not None:
-            alpha = alpha.masked_fill(~valid[:, None], -torch.inf)
-        masks = alpha.softmax(-1)
-        mixed = (masks.to(hidden.dtype)[:, :, None] @ hidden).squeeze(2)  # [B, M, H]
+    def _decode(self, by_slot: Tensor, by_patch: Tensor, valid: Tensor | None) -> Decoded:
+        """Decode from the first layer, of slots [B, N, H] and of positions [M, H]."""
+        mix = _recomputed(self._mix) if self.recompute else self._mix
+        mixed, masks = mix(by_slot, by_patch, valid)
         return Decoded(self.to_features(mixed), masks)
+
+    def _mix(self, by_slot: Tensor, by_patch: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mixture of the last hidden layer [B, M, H], and masks [B, M, N]."""
+        if not self.hidden:
+            hidden = _first_hidden(by_slot, by_patch)
+        else:
+            second = self._second if self.recompute else _recomputed(self._second)
+            hidden = F.relu(second(by_slot, by_patch), inplace=True)
+        for layer in self.hidden[1:]:
+            hidden = F.relu(layer(hidden), inplace=True)
+        hidden = hidden.view(*by_slot.shape[:2], *by_patch.shape)  # [B, N, M, H]
+        return mix_slots(hidden, self.to_alpha.weight.squeeze(0), self.to_alpha.bias, valid)
+
+    def _second(self, by_slot: Tensor, by_patch: Tensor) -> Tensor:
+        """Second hidden layer [B N M, H] before its activation, so that computing its input again needs no product."""
+        return self.hidden[0](_first_hidden(by_slot, by_patch))
+
+
+def _first_hidden(by_slot: Tensor, by_patch: Tensor) -> Tensor:
+    """First hidden layer [B N M, H]."""
+    # With one dimension of rows the result of a linear layer is no view, whose gradient would be copied where the
+    # activation replaces it in place.
+    return F.relu(by_slot[:, :, None] + by_patch, inplace=True).flatten(0, 2)
+
+
+def _recomputed(function: Callable[..., T]) -> Callable[..., T]:
+    """The function with what it makes computed again in the backward pass."""
+    return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)

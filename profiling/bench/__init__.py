@@ -17,6 +17,8 @@ BENCHMARKS = {
     "propagate_labels": "propagation",
     "propagate_attention": "propagation",
     "guided_labels": "guided_labels",
+    "mix_slots": "decoder",
+    "broadcast_decoder": "decoder",
     "cluster_slots": "merging",
     "merge_slots": "merging",
     "train_image": "training",

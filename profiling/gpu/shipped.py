@@ -187,7 +187,7 @@ def _mix_slots() -> Iterator[tuple[str, Callable[[], object]]]:
                 yield f"mix_slots forward {name}", lambda a=forward: mixing.mix_slots(a)
                 for of_masks in (None, masks):
                     grads = mixing_op.Cotangents(mixed, of_masks)
-                    backward = mixing_op.BackwardArguments(grads, hidden, weight, valid, mixed, masks)
+                    backward = mixing_op.BackwardArguments(grads, hidden, weight, valid, masks)
                     label = f"mix_slots backward {name}" + " masks" * (of_masks is not None)
                     yield label, lambda a=backward: mixing.mix_slots_backward(a)
 

@@ -1,145 +1,157 @@
-"""Triton kernels of mix_slots: the hidden layer is read once in each pass. ``triton.py`` launches them.
+"""Triton kernels of the mixture over slots: one pass over the hidden layer each way. ``triton.py`` launches them.
 
-A program holds whole rows of H of some patches in registers and goes through the slots, so neither pass needs a second
-read: forward by the running softmax of flash attention, backward because ``Σ_k masks[k] · ∂masks[k]`` is known from the
-mixture. Rows are padded to a power of two with masked lanes; arithmetic is float32. The gradient of the weight is
-reduced in two stages without atomics: each program writes the sum of its own rows, then one sum runs over programs.
+A program holds rows of H numbers, one for each of its patches, and goes through their slots one after the other, so K
+may be any number. Rows are padded to a power of two with masked lanes; arithmetic is float32. The weight's gradient is
+reduced in two stages without atomics: each program writes the sum of its own rows, then one sum runs over the programs.
 """
+# Triton would read annotations of a kernel's arguments as their types.
+# mypy: disable-error-code="no-untyped-def"
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def _tile(tile, K, M, D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
-    """Sample, patches [ROWS] and columns [1, BLOCK] of a tile, where both are in range, and the offset of slot 0's row.
+def _load(pointer, offsets, mask):
+    return tl.load(pointer + offsets, mask=mask, other=0.0).to(tl.float32)
 
-    64 bits: B·K·M·H may pass 2^31.
-    """
-    tiles = tl.cdiv(M, ROWS)
-    sample = (tile // tiles).to(tl.int64)
-    patch = (tile % tiles) * ROWS + tl.arange(0, ROWS)
+
+@triton.jit
+def _tile(step, rows, patches, slots, H: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+    """Rows of B M [ROWS] and which exist, columns [1, BLOCK], samples [ROWS], and offsets of the patches in slot 0."""
+    row = step.to(tl.int64) * ROWS + tl.arange(0, ROWS)  # 64 bits: hidden may hold more than 2^31 numbers
+    sample = row // patches
     column = tl.arange(0, BLOCK)[None, :]
-    inside = (patch < M)[:, None] & (column < D)
-    return sample, patch, column, inside, (sample * K * M + patch)[:, None] * D + column
+    first = (sample * slots * patches + row % patches) * H
+    return row, row < rows, column, sample, first
 
 
 @triton.jit
-def _is_valid(valid, sample, slot, K, HAS_VALID: tl.constexpr):
-    if HAS_VALID:
-        return tl.load(valid + sample * K + slot) != 0
-    return slot >= 0
+def _slot(hidden, valid, k, first, sample, exists, slots, patches, column, H: tl.constexpr):
+    """Rows of slot k [ROWS, BLOCK], 0 where it is not valid, and which exist and are valid [ROWS]."""
+    counts = exists & (k < slots)
+    if valid is not None:
+        counts = counts & (tl.load(valid + sample * slots + k, mask=counts, other=0) != 0)
+    offsets = (first + tl.cast(k, tl.int64) * patches * H)[:, None] + column
+    return tl.load(hidden + offsets, mask=counts[:, None] & (column < H), other=0.0), counts
 
 
 @triton.jit
-def forward_kernel(
-    hidden,  # [B, K, M, D]
-    weight,  # [D]
-    valid,  # [B, K] uint8, read if HAS_VALID
-    mixed,  # [B, M, D]
-    masks,  # [B, M, K] float32
-    K,
-    M,
-    HAS_VALID: tl.constexpr,
-    D: tl.constexpr,
+def _of_slot(values, index, k):
+    """Column k of ``values`` [ROWS, SLOTS]."""
+    return tl.sum(tl.where(index == k, values, 0.0), 1)
+
+
+@triton.jit
+def mix_forward_kernel(
+    hidden,  # [B, K, M, H]
+    weight,  # [H]
+    valid,  # [B, K] bool or None
+    mixed,  # out [B, M, H]
+    masks,  # out [B, M, K]
+    rows,  # B M
+    patches,
+    slots,
+    H: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     SLOTS: tl.constexpr,
 ):
-    """A program reads ROWS patches of every valid slot once, and writes their mixture and masks.
+    """A program reads the K rows of ROWS patches once, and writes a row and K masks for each.
 
-    Registers hold one slot's rows, the running mixture, and the logits [ROWS, SLOTS].
-    Floor: K rows of D read and one written for each patch (bytes_moved).
+    Registers hold the mixture so far, relative to the largest logit so far (an online softmax), one slot's rows, those
+    of the next, which are on their way meanwhile, and the logits. Nothing is read a second time.
+    Floor: reading hidden; the mixture is a K-th of that, the masks an H-th (bytes_moved).
     """
-    sample, patch, column, inside, offsets = _tile(tl.program_id(0), K, M, D, BLOCK, ROWS)
-    vector = tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)
-    slots = tl.arange(0, SLOTS)[None, :]
+    row, exists, column, sample, first = _tile(tl.program_id(0), rows, patches, slots, H, BLOCK, ROWS)
+    index = tl.arange(0, SLOTS)[None, :]
+    vector = _load(weight, column, column < H)
     logits = tl.full([ROWS, SLOTS], float("-inf"), tl.float32)
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     mixture = tl.zeros([ROWS, BLOCK], tl.float32)
-    for slot in range(K):
-        if _is_valid(valid, sample, slot, K, HAS_VALID):
-            row = tl.load(hidden + offsets, mask=inside, other=0.0).to(tl.float32)
-            logit = tl.sum(row * vector, 1)
-            logits = tl.where(slots == slot, logit[:, None], logits)
-            now = tl.maximum(largest, logit, propagate_nan=tl.PropagateNan.ALL)
-            shrink, share = tl.exp(largest - now), tl.exp(logit - now)
-            mixture = mixture * shrink[:, None] + share[:, None] * row
-            total = total * shrink + share
-            largest = now
-        offsets += M * D
-    # Without any valid slot the total is 0, and so is everything else.
-    scale = tl.where(total == 0.0, 0.0, 1.0 / total)
-    weights = tl.where(logits == float("-inf"), 0.0, tl.exp(logits - largest[:, None]) * scale[:, None])
-    rows = sample * M + patch
-    mixture = (mixture * scale[:, None]).to(mixed.dtype.element_ty)
-    tl.store(mixed + rows[:, None] * D + column, mixture, mask=inside)
-    tl.store(masks + rows[:, None] * K + slots, weights, mask=(patch < M)[:, None] & (slots < K))
+    following, next_counts = _slot(hidden, valid, 0, first, sample, exists, slots, patches, column, H)
+    for k in range(slots):
+        value, counts = following.to(tl.float32), next_counts
+        following, next_counts = _slot(hidden, valid, k + 1, first, sample, exists, slots, patches, column, H)
+        logit = tl.where(counts, tl.sum(value * vector, 1), float("-inf"))
+        logits = tl.where(index == k, logit[:, None], logits)
+        larger = tl.maximum(largest, logit)
+        base = tl.where(larger == float("-inf"), 0.0, larger)  # no valid slot so far: exp(-inf - 0) is 0, not NaN
+        shrink, share = tl.exp(largest - base), tl.exp(logit - base)
+        total = total * shrink + share
+        mixture = mixture * shrink[:, None] + value * share[:, None]
+        largest = larger
+    total = tl.where(total == 0, 1.0, total)  # no valid slot: zeros
+    base = tl.where(largest == float("-inf"), 0.0, largest)
+    in_row = exists[:, None] & (column < H)
+    mixture = mixture / total[:, None]
+    tl.store(mixed + row[:, None] * H + column, mixture.to(mixed.dtype.element_ty), mask=in_row)
+    share = tl.exp(logits - base[:, None]) / total[:, None]
+    tl.store(masks + row[:, None] * slots + index, share, mask=exists[:, None] & (index < slots))
 
 
 @triton.jit
-def backward_kernel(
-    grad_mixed,  # [B, M, D], read if HAS_GRAD_MIXED
-    grad_masks,  # [B, M, K], read if HAS_GRAD_MASKS
-    hidden,  # [B, K, M, D]
-    weight,  # [D]
-    valid,  # [B, K] uint8, read if HAS_VALID
-    mixed,  # [B, M, D], read if HAS_GRAD_MIXED
-    masks,  # [B, M, K] float32
-    grad_hidden,  # [B, K, M, D]
-    partial,  # [programs, D] float32
-    K,
-    M,
-    tiles,
+def mix_backward_kernel(
+    grad_mixed,  # [B, M, H] or None
+    grad_masks,  # [B, M, K] or None
+    hidden,  # [B, K, M, H]
+    weight,  # [H]
+    valid,  # [B, K] bool or None
+    masks,  # [B, M, K]
+    grad_hidden,  # out [B, K, M, H]
+    partial,  # out [programs, H]
+    rows,  # B M
+    patches,
+    slots,
     steps,
-    HAS_GRAD_MIXED: tl.constexpr,
-    HAS_GRAD_MASKS: tl.constexpr,
-    HAS_VALID: tl.constexpr,
-    D: tl.constexpr,
+    H: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     SLOTS: tl.constexpr,
 ):
-    """A program reads, `steps` times, ROWS patches of every valid slot once, and writes as many of their gradient.
+    """A program reads, `steps` times, the K rows of ROWS patches and their gradient, and writes K rows of gradient.
 
-    Registers hold one slot's rows, the gradient of the mixture, and the program's sum for the weight.
-    Floor: K + 1 rows of D read and K written for each patch (bytes_moved), and one more read of the mixture.
+    With d[k] the gradient of mask k and D = Σ mask d, the gradient of hidden is mask (∂mixed + (d - D) weight), which
+    needs D but no hidden, and that of the weight Σ mask d hidden - D Σ mask hidden. So the first loop reads a slot once
+    and keeps d and both sums in registers, and the second only writes.
+    Floor: hidden read once and written once; the gradient of the mixture is a K-th of that (bytes_moved), and the sums
+    of a program add a row to the 2 K or more of each of its patches.
     """
     columns = tl.arange(0, BLOCK)[None, :]
-    vector = tl.load(weight + columns, mask=columns < D, other=0.0).to(tl.float32)
-    slots = tl.arange(0, SLOTS)[None, :]
-    summed = tl.zeros([ROWS, BLOCK], tl.float32)
+    index = tl.arange(0, SLOTS)[None, :]
+    vector = _load(weight, columns, columns < H)
+    grad_weight = tl.zeros([ROWS, BLOCK], tl.float32)
     for step in range(steps):
-        tile = tl.program_id(0) * steps + step
-        if tile < tiles:
-            sample, patch, column, inside, offsets = _tile(tile, K, M, D, BLOCK, ROWS)
-            rows, used = sample * M + patch, patch < M
-            grad = tl.zeros([ROWS, BLOCK], tl.float32)
-            common = tl.zeros([ROWS], tl.float32)  # Σ_k masks[k] · ∂masks[k]
-            if HAS_GRAD_MIXED:
-                where = rows[:, None] * D + column
-                grad = tl.load(grad_mixed + where, mask=inside, other=0.0).to(tl.float32)
-                common += tl.sum(grad * tl.load(mixed + where, mask=inside, other=0.0).to(tl.float32), 1)
-            if HAS_GRAD_MASKS:
-                where = rows[:, None] * K + slots
-                both = used[:, None] & (slots < K)
-                of_masks = tl.load(grad_masks + where, mask=both, other=0.0).to(tl.float32)
-                common += tl.sum(of_masks * tl.load(masks + where, mask=both, other=0.0), 1)
-            for slot in range(K):
-                of_row = tl.zeros([ROWS, BLOCK], tl.float32)
-                if _is_valid(valid, sample, slot, K, HAS_VALID):
-                    row = tl.load(hidden + offsets, mask=inside, other=0.0).to(tl.float32)
-                    mask = tl.load(masks + rows * K + slot, mask=used, other=0.0)
-                    of_mask = tl.zeros([ROWS], tl.float32)
-                    if HAS_GRAD_MASKS:
-                        of_mask += tl.load(grad_masks + rows * K + slot, mask=used, other=0.0).to(tl.float32)
-                    if HAS_GRAD_MIXED:
-                        of_mask += tl.sum(row * grad, 1)
-                    of_logit = mask * (of_mask - common)
-                    summed += of_logit[:, None] * row
-                    of_row = mask[:, None] * grad + of_logit[:, None] * vector
-                tl.store(grad_hidden + offsets, of_row.to(grad_hidden.dtype.element_ty), mask=inside)
-                offsets += M * D
-    place = tl.program_id(0).to(tl.int64) * D + columns
-    tl.store(partial + place, tl.sum(summed, 0)[None, :], mask=columns < D)
+        row, exists, column, sample, first = _tile(
+            tl.program_id(0) * steps + step, rows, patches, slots, H, BLOCK, ROWS
+        )
+        in_row, in_masks = exists[:, None] & (column < H), exists[:, None] & (index < slots)
+        shares = _load(masks, row[:, None] * slots + index, in_masks)
+        grads = tl.zeros([ROWS, SLOTS], tl.float32)
+        if grad_masks is not None:
+            grads += _load(grad_masks, row[:, None] * slots + index, in_masks)
+        cotangent = tl.zeros([ROWS, BLOCK], tl.float32)
+        if grad_mixed is not None:
+            cotangent = _load(grad_mixed, row[:, None] * H + column, in_row)
+        mixture = tl.zeros([ROWS, BLOCK], tl.float32)
+        along = tl.zeros([ROWS, BLOCK], tl.float32)
+        following, _ = _slot(hidden, valid, 0, first, sample, exists, slots, patches, column, H)
+        for k in range(slots):
+            value = following.to(tl.float32)
+            following, _ = _slot(hidden, valid, k + 1, first, sample, exists, slots, patches, column, H)
+            share, grad = _of_slot(shares, index, k), _of_slot(grads, index, k)
+            if grad_mixed is not None:
+                grad += tl.sum(value * cotangent, 1)
+                grads = tl.where(index == k, grad[:, None], grads)
+            mixture += share[:, None] * value
+            along += (share * grad)[:, None] * value
+        mean = tl.sum(shares * grads, 1)
+        grad_weight += along - mean[:, None] * mixture
+        ascent = shares * (grads - mean[:, None])  # gradient of the logits
+        for k in range(slots):
+            grad = _of_slot(shares, index, k)[:, None] * cotangent + _of_slot(ascent, index, k)[:, None] * vector
+            offsets = (first + tl.cast(k, tl.int64) * patches * H)[:, None] + column
+            tl.store(grad_hidden + offsets, grad.to(grad_hidden.dtype.element_ty), mask=in_row)
+    pointer = partial + tl.program_id(0).to(tl.int64) * H + columns
+    tl.store(pointer, tl.sum(grad_weight, 0)[None, :], mask=columns < H)

@@ -47,7 +47,6 @@ class BackwardArguments(NamedTuple):
     hidden: Tensor  # [B, K, M, H]
     weight: Tensor  # [H]
     valid: Tensor | None  # [B, K] bool
-    mixed: Tensor  # [B, M, H]
     masks: Tensor  # [B, M, K]
 
 
@@ -91,25 +90,23 @@ def _empty_gradients(arguments: BackwardArguments) -> Gradients:
 
 
 def _why_not_triton(arguments: Arguments | BackwardArguments) -> str | None:
-    _, slots, patches, dim = arguments.hidden.shape
-    limits = (("slots", slots, MAX_SLOTS), ("width", dim, MAX_DIM), ("patches times width", patches * dim, 2**31 - 1))
-    for name, size, most in limits:
-        if size > most:
-            return f"{name} {size}, at most {most}"
-    return why_not_triton(arguments)
+    _, slots, _, dim = arguments.hidden.shape
+    if dim > MAX_DIM:
+        return f"width {dim}, at most {MAX_DIM}"
+    return f"{slots} slots, at most {MAX_SLOTS}" if slots > MAX_SLOTS else why_not_triton(arguments)
 
 
 # Contiguous: rows lie one after the other for the kernels, and results have the strides of the empty ones.
 MIX_SLOTS = Op("mix_slots", _empty, check=_check, contiguous=True)
+MIX_SLOTS.add("triton", "slotkernels.mixing.triton", supports=_why_not_triton)
 MIX_SLOTS.add("reference", "slotkernels.mixing.reference")
-MIX_SLOTS.add("triton", "slotkernels.mixing.triton", _why_not_triton)
 MIX_SLOTS_BACKWARD = MIX_SLOTS.backward_op(_empty_gradients)
 
 
-@MIX_SLOTS.differentiable(keep=("mixed", "masks"))
+@MIX_SLOTS.differentiable(keep=("masks",))
 def _gradients(saved: Saved[Arguments, Mixture], *grads: Tensor | None) -> list[Tensor | None]:
     hidden, weight, bias, valid = saved.arguments
-    arguments = BackwardArguments(Cotangents(*grads), hidden, weight, valid, *saved.results)
+    arguments = BackwardArguments(Cotangents(*grads), hidden, weight, valid, saved.results.masks)
     of_hidden, of_weight = MIX_SLOTS_BACKWARD.apply(arguments, saved.backend)
     return [of_hidden, of_weight.to(weight.dtype), torch.zeros_like(bias)]
 

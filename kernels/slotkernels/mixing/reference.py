@@ -38,8 +38,8 @@ def mix_slots(arguments: Arguments) -> Mixture:
 
 
 def mix_slots_backward(arguments: BackwardArguments) -> Gradients:
-    """With d = ∂α, each slot's gradient is mask · ∂mixed + d · weight, and that of the weight the sum of d · hidden."""
-    (grad_mixed, grad_masks), hidden, weight, valid, _, masks = arguments
+    """With d = ∂α, a slot's gradient is mask · ∂mixed + d · weight, and that of the weight the sum of d · hidden."""
+    (grad_mixed, grad_masks), hidden, weight, valid, masks = arguments
     slots, precise = hidden.shape[1], masks.dtype
     vector = weight.to(precise)
     grad = torch.zeros_like(masks) if grad_masks is None else grad_masks.to(precise, copy=True)

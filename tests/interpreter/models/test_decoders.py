@@ -3,16 +3,19 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from interpreter.engine.memory import LivingStorages
 from interpreter.models import decoders
 from interpreter.models.decoders import BroadcastDecoder
 
 GRID, SLOTS, DIM, WIDTH = (3, 4), 5, 6, 7
 
 
-def build(layers=3, seed=0):
+def build(layers=3, seed=0, **options):
     torch.manual_seed(seed)
-    decoder = BroadcastDecoder(DIM, WIDTH, GRID, hidden_dim=16, hidden_layers=layers).double()
+    decoder = BroadcastDecoder(DIM, WIDTH, GRID, hidden_dim=16, hidden_layers=layers, **options).double()
     with torch.no_grad():  # biases start at 0, and positions near it: a wrong place for them would not show
         for parameter in decoder.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -39,8 +42,10 @@ def gradients(decoder, slots, outputs):
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("merged", [False, True])
-def test_values_and_gradients_are_the_textbooks(layers, merged):
-    decoder = build(layers)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_values_and_gradients_are_the_textbooks(layers, merged, recompute, monkeypatch):
+    monkeypatch.setattr(decoders, "RECOMPUTED_ROWS", 1)  # one sample a piece
+    decoder = build(layers, recompute=recompute)
     slots = torch.randn(2, SLOTS, DIM, dtype=torch.float64, requires_grad=True)
     valid = torch.tensor([[True] * 5, [True, False, True, True, False]]) if merged else None
     actual, expected = decoder(slots, valid=valid), textbook(decoder, slots, valid)
@@ -81,7 +86,7 @@ def test_without_gradients_a_batch_is_decoded_in_pieces(monkeypatch):
     whole, merged = decoder(slots), decoder(slots, valid=valid)
     monkeypatch.setattr(decoders, "DECODED_ROWS", 2 * SLOTS * 12)
     rows = []
-    decoder.to_alpha.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    decoder.to_features.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     with torch.no_grad():
         torch.testing.assert_close(decoder(slots), whole)
         assert rows == [2, 2, 1]
@@ -111,3 +116,79 @@ def test_half_precision_keeps_masks_in_fp32():
     assert masks.dtype == torch.float32
     torch.testing.assert_close(masks.sum(-1), torch.ones(2, 12))
     torch.testing.assert_close(features.float(), exact.features, atol=0.05, rtol=0.05)  # bf16 keeps 8 bits
+
+
+def test_positions_start_with_the_deviation_asked_for():
+    torch.manual_seed(0)
+    for options, expected in (({}, 0.02), ({"position_std": 64**-0.5}, 0.125)):
+        positions = BroadcastDecoder(64, WIDTH, (16, 16), **options).positions
+        assert positions.std().item() == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiles_fullgraph_with_equal_values_and_gradients(recompute, monkeypatch):
+    monkeypatch.setattr(decoders, "RECOMPUTED_ROWS", 2 * SLOTS * 12)
+    decoder = build(recompute=recompute)
+    slots = torch.randn(5, SLOTS, DIM, dtype=torch.float64, requires_grad=True)
+    expected = decoder(slots)
+    actual = torch.compile(decoder, fullgraph=True, backend="aot_eager")(slots)
+    torch.testing.assert_close(tuple(actual), tuple(expected))
+    torch.testing.assert_close(gradients(decoder, slots, actual), gradients(decoder, slots, expected))
+
+
+class Operations(TorchDispatchMode):
+    """Names of all operators, and sizes of what they make."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.sizes = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.names.append(str(func))
+        self.sizes += [t.numel() for t in (out if isinstance(out, tuple | list) else [out]) if t is not None]
+        return out
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_nothing_has_the_size_of_slots_times_patches_times_features(recompute):
+    width = 40  # above that of hidden layers: anything of slots times patches that is larger would show
+    decoder = BroadcastDecoder(DIM, width, GRID, hidden_dim=16, recompute=recompute)
+    slots = torch.randn(2, SLOTS, DIM, requires_grad=True)
+    with Operations() as operations:
+        decoder(slots).features.square().sum().backward()
+    assert max(operations.sizes) == 2 * SLOTS * 12 * 16 < 2 * SLOTS * 12 * width
+
+
+def test_the_first_hidden_layer_is_computed_again_without_a_product():
+    slots = torch.randn(2, SLOTS, DIM, dtype=torch.float64, requires_grad=True)
+    counts = {}
+    for recompute in (False, True):
+        decoder = build(recompute=recompute)
+        with Operations() as operations:
+            decoder(slots).features.square().sum().backward()
+        counts[recompute] = operations.names.count("aten.addmm.default")
+    assert counts == {False: 4, True: 6}  # slots, two hidden layers, features; both hidden layers a second time
+
+
+def peak(batch, **options):
+    """Most bytes in a training step of a decoder that is wide enough for its hidden layers to be nearly all of it."""
+    with FakeTensorMode(), LivingStorages() as living:
+        decoder = BroadcastDecoder(8, 32, (16, 16), hidden_dim=128, **options)
+        features, _ = decoder(torch.empty(batch, 8, 8, requires_grad=True))
+        before = living.bytes
+        features.square().mean().backward()
+    return living.peak, before
+
+
+def test_memory_is_that_of_two_hidden_layers_or_of_one_piece(monkeypatch):
+    monkeypatch.setattr(decoders, "RECOMPUTED_ROWS", 1)
+    layer = 8 * 256 * 128 * 4  # bytes of a hidden layer of one sample
+    highest, kept = peak(16)
+    assert kept < 2.3 * 16 * layer  # the last two; the mixture is an eighth
+    assert highest < 4.5 * 16 * layer  # and the gradients of the last one before and after its activation
+    highest, kept = peak(16, recompute=True)
+    assert kept < 0.5 * 16 * layer
+    assert highest < kept + 8 * layer
+    many, of_many = peak(64, recompute=True)  # 16 pieces at most
+    assert many < of_many + 8 * 4 * layer
