@@ -125,7 +125,15 @@ class SlotContrast(RecurrentModel):
 
     def __init__(self, config: SlotContrastModelConfig, feature_dim: int, grid: tuple[int, int]) -> None:
         super().__init__(config, feature_dim, grid)
-        self.decoder = BroadcastDecoder(config.dim, feature_dim, grid, config.decoder_dim, config.decoder_layers)
+        self.decoder = BroadcastDecoder(
+            config.dim,
+            feature_dim,
+            grid,
+            config.decoder_dim,
+            config.decoder_layers,
+            position_std=config.dim**-0.5,
+            recompute=config.recompute,
+        )
 
     def masks(self, slots: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """See :meth:`RecurrentModel.masks`."""

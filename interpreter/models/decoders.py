@@ -11,6 +11,8 @@ from slotkernels.ranges import annotate
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from interpreter.models.positions import resized_positions
+
 # Slots times patches that are decoded at once
 DECODED_ROWS = 1 << 16  # where no gradients are needed
 RECOMPUTED_ROWS = 1 << 14  # where hidden layers are computed again: 64 MiB a layer of 1024 in float32
@@ -92,7 +94,7 @@ class BroadcastDecoder(nn.Module):
         computed again, the batch is decoded in pieces, so that the hidden layers of one piece exist at a time.
         """
         with annotate("decoder"):
-            positions = self._positions(grid or self.grid)
+            positions = resized_positions(self.positions, self.grid, grid or self.grid)
             by_patch = F.linear(positions, self.first.weight)  # [M, H]
             by_slot = self.first(slots)  # [B, N, H]
             size = self._piece(len(slots), slots.shape[1] * len(positions))
@@ -108,13 +110,6 @@ class BroadcastDecoder(nn.Module):
         if self.recompute:
             return max(1, RECOMPUTED_ROWS // rows, -(-batch // MOST_PIECES))
         return max(1, batch)
-
-    def _positions(self, grid: tuple[int, int]) -> Tensor:
-        """Position embeddings [h w, D] on a grid."""
-        if grid == self.grid:
-            return self.positions
-        places = self.positions.float().unflatten(0, self.grid).permute(2, 0, 1)[None]
-        return F.interpolate(places, grid, mode="bicubic")[0].flatten(1).t()
 
     def _decode(self, by_slot: Tensor, by_patch: Tensor, valid: Tensor | None) -> Decoded:
         """Decode from the first layer, of slots [B, N, H] and of positions [M, H]."""
