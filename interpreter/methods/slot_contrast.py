@@ -107,10 +107,15 @@ def _published(config: SlotContrastTraining) -> SlotContrastTraining:
 
 
 PRESETS: dict[str, SlotContrastTraining] = {
+    # Slots bind to objects after a number of steps with different videos: clips of two frames leave time for more of
+    # both, and so does the gradient of the last iteration alone.
     "demo": SlotContrastTraining(
         run=Path("runs/slot-contrast-demo"),
-        model=SlotContrastModelConfig(num_slots=9, dim=64, decoder_dim=256, decoder_layers=2, input_positions=True),
-        optim=OptimConfig(steps=1000, batch_size=8, peak_lr=1e-3, clip_norm=1.0),
+        model=SlotContrastModelConfig(
+            num_slots=11, dim=128, implicit="bilevel", decoder_dim=256, decoder_layers=2, input_positions=True
+        ),
+        num_frames=2,
+        optim=OptimConfig(steps=3000, batch_size=8, peak_lr=2e-3, clip_norm=1.0),
     ),
     **_CORRECTED,
     **{f"{name}-published": _published(config) for name, config in _CORRECTED.items()},

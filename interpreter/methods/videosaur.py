@@ -90,7 +90,7 @@ PRESETS: dict[str, VideoSaurTraining] = {
     "demo": VideoSaurTraining(
         run=Path("runs/videosaur-demo"),
         model=VideoSaurModelConfig(num_slots=9, decoder_dim=256, decoder_layers=2, input_positions=True),
-        optim=OptimConfig(steps=1000, batch_size=8, peak_lr=1e-3, clip_norm=1.0),
+        optim=OptimConfig(steps=2500, batch_size=8, peak_lr=2e-3, clip_norm=1.0),
     ),
     **_CORRECTED,
     **{f"{name}-published": _published(config) for name, config in _CORRECTED.items()},
