@@ -196,7 +196,9 @@ class RecurrentSegmenter(Segmenter):
                 slots, states[seed] = self.model.find_slots(inputs, initial, self.grid, first)
                 return slots[0], self.model.masks(slots[0], self.grid).half()
 
-        return encode_frames(self, video, seeds, find, advance, keep)
+        return encode_frames(
+            self, video, seeds, find, advance, lambda features: keep(self.model.input_features(features))
+        )
 
     def _initial_slots(self, seed: int) -> Tensor:
         """Slots [1, K, D] that the first frame starts from."""

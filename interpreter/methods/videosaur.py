@@ -89,7 +89,9 @@ def _published(config: VideoSaurTraining) -> VideoSaurTraining:
 PRESETS: dict[str, VideoSaurTraining] = {
     "demo": VideoSaurTraining(
         run=Path("runs/videosaur-demo"),
-        model=VideoSaurModelConfig(num_slots=9, decoder_dim=256, decoder_layers=2, input_positions=True),
+        model=VideoSaurModelConfig(
+            num_slots=9, temperature=0.05, decoder_dim=256, decoder_layers=2, input_positions=True
+        ),
         optim=OptimConfig(steps=2500, batch_size=8, peak_lr=2e-3, clip_norm=1.0),
     ),
     **_CORRECTED,
