@@ -38,6 +38,8 @@ NOT_YET = """## What no GPU has run so far
 - DINOSAUR's training step, and the mask decoders of both stages of Interpreter.
 - `guided_labels`: its Triton kernels are compiled for sm_80, sm_90 and sm_100, and tested in Triton's interpreter.
   Predicted for an H100: 0.5 to 1.2 ms for 36 frames of 336×504 pixels and 8 segments.
+- `mix_slots`: the same holds for its Triton kernels.
+- The training steps of Slot Contrast and VideoSAUR, recurrent slot attention, and slots gathered over NCCL.
 
 Hardware counters of the H200: [ncu-image-cuda.csv](../profiling/results/ncu-image-cuda.csv) for slot attention's
 forward kernel, [ncu-video-cuda.csv](../profiling/results/ncu-video-cuda.csv) for the Sinkhorn kernel. The table of
