@@ -172,7 +172,8 @@ def _mix_slots() -> Iterator[tuple[str, Callable[[], object]]]:
         ((256, 15, 576, 1024), (torch.bfloat16,)),
         ((64, 7, 196, 2048), (torch.bfloat16, torch.float16)),
         ((32, 11, 96, 256), (torch.bfloat16, torch.float32)),
-        ((4, 256, 196, 4096), (torch.float32,)),
+        ((64, 24, 864, 768), (torch.bfloat16,)),
+        ((4, 256, 196, 2048), (torch.float32,)),
         ((1, 1, 1369, 1024), (torch.bfloat16,)),
     ):
         batch, slots, patches, dim = shape

@@ -14,6 +14,7 @@ from slotkernels import (
     guided_labels,
     inverted_attention,
     merge_slots,
+    mix_slots,
     propagate_attention,
     propagate_labels,
     propagate_masks,
@@ -29,6 +30,7 @@ from slotkernels.slot_update import add_norm, gru_norm
 from torch.autograd import forward_ad
 
 MASK = torch.tensor([[True, True, False, True, True], [True, False, True, True, True]])
+VALID = torch.tensor([[True, False, True], [True, True, True]])
 LABELS = torch.tensor([[0, 1, 0, -1], [0, 0, 1, 2]])
 FRAME_GRID = torch.rand(5, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 - 1
 
@@ -92,6 +94,8 @@ EXACT = {
         lambda x, s: invariant(encoder_norm=True, eps_placement="denominator")(x, FRAME_GRID, s),
         lambda: (rand(1, 5, 4), rand(1, 3, 4)),
     ),
+    "mix": (mix_slots, lambda: (rand(2, 3, 2, 4), rand(4), rand(1))),
+    "mix, some slots": (lambda h, w, b: mix_slots(h, w, b, VALID), lambda: (rand(2, 3, 2, 4), rand(4), rand(1))),
     "merge": (lambda s, a: merge_slots(s, a, LABELS), lambda: (rand(2, 4, 3), rand(2, 2, 4))),
     "propagate": (lambda i, v: propagate_attention(i, v, LABELS), lambda: (rand(2, 2, 3, 2), rand(2, 2, 2, 4))),
 }
@@ -286,6 +290,7 @@ NAMED = [
     ("triton", lambda x, y: sinkhorn_divergence(x, y, backend="triton"), "sinkhorn_divergence"),
     ("blocks", lambda x, y: sinkhorn_divergence(x, y, backend="blocks"), "sinkhorn_divergence"),
     ("triton", lambda x, y: inverted_attention(x, y, backend="triton")[0], "inverted_attention"),
+    ("triton", lambda x, y: mix_slots(x[:, None], y[0, 0], y[0, 1, 0], backend="triton")[0], "mix_slots"),
     ("triton", lambda x, y: add_norm(x, x, y[0, 0], y[0, 1], backend="triton")[1], "add_norm"),
     ("triton", lambda x, y: INVARIANT(y, FRAME_GRID.float(), x).slots, "InvariantSlotAttention"),
 ]

@@ -37,12 +37,6 @@ def _slot(hidden, valid, k, first, sample, exists, slots, patches, column, H: tl
 
 
 @triton.jit
-def _of_slot(values, index, k):
-    """Column k of ``values`` [ROWS, SLOTS]."""
-    return tl.sum(tl.where(index == k, values, 0.0), 1)
-
-
-@triton.jit
 def mix_forward_kernel(
     hidden,  # [B, K, M, H]
     weight,  # [H]
@@ -126,32 +120,34 @@ def mix_backward_kernel(
         row, exists, column, sample, first = _tile(
             tl.program_id(0) * steps + step, rows, patches, slots, H, BLOCK, ROWS
         )
-        in_row, in_masks = exists[:, None] & (column < H), exists[:, None] & (index < slots)
-        shares = _load(masks, row[:, None] * slots + index, in_masks)
-        grads = tl.zeros([ROWS, SLOTS], tl.float32)
-        if grad_masks is not None:
-            grads += _load(grad_masks, row[:, None] * slots + index, in_masks)
+        in_row = exists[:, None] & (column < H)
         cotangent = tl.zeros([ROWS, BLOCK], tl.float32)
         if grad_mixed is not None:
             cotangent = _load(grad_mixed, row[:, None] * H + column, in_row)
+        grads = tl.zeros([ROWS, SLOTS], tl.float32)
+        mean = tl.zeros([ROWS], tl.float32)
         mixture = tl.zeros([ROWS, BLOCK], tl.float32)
         along = tl.zeros([ROWS, BLOCK], tl.float32)
         following, _ = _slot(hidden, valid, 0, first, sample, exists, slots, patches, column, H)
         for k in range(slots):
             value = following.to(tl.float32)
             following, _ = _slot(hidden, valid, k + 1, first, sample, exists, slots, patches, column, H)
-            share, grad = _of_slot(shares, index, k), _of_slot(grads, index, k)
+            share = _load(masks, row * slots + k, exists)
+            grad = tl.zeros([ROWS], tl.float32)
+            if grad_masks is not None:
+                grad += _load(grad_masks, row * slots + k, exists)
             if grad_mixed is not None:
                 grad += tl.sum(value * cotangent, 1)
-                grads = tl.where(index == k, grad[:, None], grads)
+            grads = tl.where(index == k, grad[:, None], grads)
+            mean += share * grad
             mixture += share[:, None] * value
             along += (share * grad)[:, None] * value
-        mean = tl.sum(shares * grads, 1)
         grad_weight += along - mean[:, None] * mixture
-        ascent = shares * (grads - mean[:, None])  # gradient of the logits
         for k in range(slots):
-            grad = _of_slot(shares, index, k)[:, None] * cotangent + _of_slot(ascent, index, k)[:, None] * vector
+            share = _load(masks, row * slots + k, exists)  # from L1
+            ascent = share * (tl.sum(tl.where(index == k, grads, 0.0), 1) - mean)  # gradient of the logit
+            grad_row = share[:, None] * cotangent + ascent[:, None] * vector
             offsets = (first + tl.cast(k, tl.int64) * patches * H)[:, None] + column
-            tl.store(grad_hidden + offsets, grad.to(grad_hidden.dtype.element_ty), mask=in_row)
+            tl.store(grad_hidden + offsets, grad_row.to(grad_hidden.dtype.element_ty), mask=in_row)
     pointer = partial + tl.program_id(0).to(tl.int64) * H + columns
     tl.store(pointer, tl.sum(grad_weight, 0)[None, :], mask=columns < H)

@@ -13,7 +13,7 @@ from .._backends import why_not_triton
 from .._checks import FLOATS, accumulate_dtype, check_tensor, describe
 from .._op import Op, Saved
 
-MAX_DIM = 4096  # width of a row that the Triton kernels hold in registers
+MAX_DIM = 2048  # width of a row that the Triton kernels hold in registers
 MAX_SLOTS = 256  # logits of a patch that they hold there
 
 
