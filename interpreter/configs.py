@@ -72,8 +72,10 @@ def require_square(crop: Crop, frame_size: tuple[int, int]) -> None:
     Raises:
         ValueError: names the nearest square size.
     """
+    if crop == "none":
+        return
     height, width = frame_size
-    if crop != "none" and height != width:
+    if height != width:
         raise ValueError(
             f"--crop {crop} takes squares, which --frame-size {height} {width} would distort; "
             f"use --frame-size {height} {height}, or --crop none"

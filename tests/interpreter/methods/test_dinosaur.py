@@ -75,7 +75,7 @@ def test_every_parameter_learns_and_the_features_do_not():
     model, (features, noise) = build(), batch()
     model(features, noise)[0].backward()
     still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
-    assert still == []
+    assert still == ["decoder.to_alpha.bias"]  # a part of every logit of a patch
     assert not features.requires_grad
 
 

@@ -42,7 +42,7 @@ def test_every_other_parameter_learns(decoder):
     features, noise = inputs(stage)
     stage(features, stage.slot_attention.sample_slots(len(noise), noise=noise))[0].backward()
     still = [name for name, p in stage.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
-    assert still == []
+    assert still == (["decoder.to_alpha.bias"] if decoder == "broadcast" else [])  # a part of every logit
 
 
 def test_prior_is_mean_and_scale_of_the_noise():
