@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from interpreter.engine.memory import LivingStorages
 from interpreter.models import decoders
 from interpreter.models.decoders import BroadcastDecoder
+from interpreter.models.positions import resized_positions
 
 GRID, SLOTS, DIM, WIDTH = (3, 4), 5, 6, 7
 
@@ -100,7 +101,7 @@ def test_another_grid_sees_the_same_places():
     decoder.grid = (9, 9)
     places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).flatten(0, 1)
     decoder.positions.data = F.pad(places, (0, DIM - 2))
-    fine = decoder._positions((18, 18)).unflatten(0, (18, 18))[4:-4, 4:-4, :2]
+    fine = resized_positions(decoder.positions, (9, 9), (18, 18)).unflatten(0, (18, 18))[4:-4, 4:-4, :2]
     centres = (torch.arange(18.0)[4:-4] + 0.5) / 2 - 0.5
     expected = torch.stack(torch.meshgrid(centres, centres, indexing="ij"), -1)
     torch.testing.assert_close(fine, expected, atol=0.05, rtol=0)  # the cubic's own error
