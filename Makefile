@@ -67,7 +67,7 @@ test: $(READY) $(if $(HAS_TENSORFLOW),$(MOVI))
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 	$(if $(HAS_TENSORFLOW),OMP_NUM_THREADS=1 PYTHONPATH="$(MOVI)" $(PY) -m pytest tests/interpreter/data/test_movi.py)
 
-# Every op and training step against its baselines, and the page made of it: under ten minutes on two idle cores.
+# Every op and training step against its baselines, and the page made of it: a quarter of an hour on two idle cores.
 bench: $(READY)
 	$(PY) -m profiling.bench --device cpu --seconds 4 --out profiling/results/bench-cpu.json
 	$(PY) -m profiling.report
