@@ -273,7 +273,7 @@ def test_a_changed_number_makes_the_page_stale(tmp_path, commands):
 
 
 def test_every_table_has_its_place_on_the_page(tmp_path):
-    with pytest.raises(ValueError, match="it needs each of scenes, davis-2016"):
+    with pytest.raises(ValueError, match="it needs each of scenes, scenes-clips, davis-2016"):
         with_tables("<!-- table scenes -->\n<!-- end -->", tmp_path, tmp_path)
 
 
