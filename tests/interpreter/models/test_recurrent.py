@@ -103,6 +103,25 @@ def test_the_last_frame_reaches_the_first_through_the_state_alone():
     assert not gradient[:, 0].any()
 
 
+def test_bilevel_gradients_are_those_of_the_last_iteration_and_reach_the_first_frame():
+    """The slots are the same; each frame differentiates one iteration, from the slots that all others leave."""
+    full, last, (tokens, slots) = build(), build(implicit="bilevel"), batch(frames=2)
+    slots.requires_grad_()
+    found = last(tokens, slots).slots
+    torch.testing.assert_close(found, full(tokens, slots).slots)
+    with torch.no_grad():
+        before = last.slot_attention(tokens[:, 0], slots, iterations=2).slots
+    start = before + (slots - slots.detach())
+    first = full.slot_attention(tokens[:, 0], start, iterations=1).slots
+    predicted = last.predictor(first)
+    with torch.no_grad():
+        before = last.slot_attention(tokens[:, 1], predicted, iterations=1).slots
+    second = full.slot_attention(tokens[:, 1], before + (predicted - predicted.detach()), iterations=1).slots
+    both = [torch.autograd.grad(out.square().sum(), slots) for out in (found[:, 1], second)]
+    torch.testing.assert_close(*both)
+    assert both[0][0].abs().max() > 1e-6
+
+
 @pytest.mark.parametrize(("gru_state", "same"), [("normalised", True), ("slots", False)])
 def test_a_shift_of_all_entries_of_a_slot_is_lost_in_normalised_states(gru_state, same):
     grouping, (tokens, slots) = build(gru_state=gru_state), batch()
