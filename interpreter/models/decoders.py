@@ -113,25 +113,37 @@ class BroadcastDecoder(nn.Module):
 
     def _decode(self, by_slot: Tensor, by_patch: Tensor, valid: Tensor | None) -> Decoded:
         """Decode from the first layer, of slots [B, N, H] and of positions [M, H]."""
-        mix = _recomputed(self._mix) if self.recompute else self._mix
-        mixed, masks = mix(by_slot, by_patch, valid)
+        layers = [parameter for layer in (*self.hidden, self.to_alpha) for parameter in (layer.weight, layer.bias)]
+        mix = _recomputed(_mix) if self.recompute else _mix
+        mixed, masks = mix(by_slot, by_patch, valid, not self.recompute, *layers)
         return Decoded(self.to_features(mixed), masks)
 
-    def _mix(self, by_slot: Tensor, by_patch: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mixture of the last hidden layer [B, M, H], and masks [B, M, N]."""
-        if not self.hidden:
-            hidden = _first_hidden(by_slot, by_patch)
-        else:
-            second = self._second if self.recompute else _recomputed(self._second)
-            hidden = F.relu(second(by_slot, by_patch), inplace=True)
-        for layer in self.hidden[1:]:
-            hidden = F.relu(layer(hidden), inplace=True)
-        hidden = hidden.view(*by_slot.shape[:2], *by_patch.shape)  # [B, N, M, H]
-        return mix_slots(hidden, self.to_alpha.weight.squeeze(0), self.to_alpha.bias, valid)
 
-    def _second(self, by_slot: Tensor, by_patch: Tensor) -> Tensor:
-        """Second hidden layer [B N M, H] before its activation, so that computing its input again needs no product."""
-        return self.hidden[0](_first_hidden(by_slot, by_patch))
+# What is computed again takes parameters as arguments: the module may hold others by then (torch.func.functional_call).
+
+
+def _mix(
+    by_slot: Tensor, by_patch: Tensor, valid: Tensor | None, recompute_first: bool, *layers: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mixture of the last hidden layer [B, M, H], and masks [B, M, N].
+
+    ``layers`` are weight and bias of each hidden layer after the first, and of the layer that gives α.
+    """
+    *hidden_layers, alpha_weight, alpha_bias = layers
+    if not hidden_layers:
+        hidden = _first_hidden(by_slot, by_patch)
+    else:
+        second = _recomputed(_second) if recompute_first else _second
+        hidden = F.relu(second(by_slot, by_patch, *hidden_layers[:2]), inplace=True)
+    for weight, bias in zip(hidden_layers[2::2], hidden_layers[3::2], strict=True):
+        hidden = F.relu(F.linear(hidden, weight, bias), inplace=True)
+    hidden = hidden.view(*by_slot.shape[:2], *by_patch.shape)  # [B, N, M, H]
+    return mix_slots(hidden, alpha_weight.squeeze(0), alpha_bias, valid)
+
+
+def _second(by_slot: Tensor, by_patch: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Second hidden layer [B N M, H] before its activation, so that computing its input again needs no product."""
+    return F.linear(_first_hidden(by_slot, by_patch), weight, bias)
 
 
 def _first_hidden(by_slot: Tensor, by_patch: Tensor) -> Tensor:

@@ -193,3 +193,13 @@ def test_memory_is_that_of_two_hidden_layers_or_of_one_piece(monkeypatch):
     assert highest < kept + 8 * layer
     many, of_many = peak(64, recompute=True)  # 16 pieces at most
     assert many < of_many + 8 * 4 * layer
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients_of_parameters_put_in_the_place_of_its_own(recompute):
+    decoder, other = build(recompute=recompute), build(seed=1)
+    slots = torch.randn(2, SLOTS, DIM, dtype=torch.float64)
+    parameters = dict(other.named_parameters())
+    actual = torch.func.functional_call(decoder, parameters, (slots,)).features.square().sum()
+    expected = textbook(other, slots)[0].square().sum()
+    torch.testing.assert_close(*(torch.autograd.grad(loss, list(parameters.values())) for loss in (actual, expected)))
