@@ -13,13 +13,9 @@ from interpreter.models.autocast import autocast
 from interpreter.models.backbones import load_backbone
 from interpreter.models.backbones.float8 import Float8Linear, to_float8
 
+from .small_vits import rows_on_a_cpu
+
 CPU = torch.device("cpu")
-
-
-rows_on_a_cpu = pytest.mark.skipif(
-    torch.__version__.startswith("2.11.") and not torch.cuda.is_available(),
-    reason="PyTorch 2.11 multiplies float8 with a scale for each row on GPUs only",
-)
 
 
 @rows_on_a_cpu

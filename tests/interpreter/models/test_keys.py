@@ -12,9 +12,8 @@ from interpreter.models.autocast import autocast
 from interpreter.models.backbones import load_backbone
 from interpreter.models.backbones.float8 import Float8Linear
 
-from .test_backbone import KINDS, frames, normalised, save_vit
-from .test_dinov2 import DIM, official_forward, official_weights, save
-from .test_float8 import rows_on_a_cpu
+from .official_dinov2 import DIM, official_forward, official_weights, save
+from .small_vits import KINDS, frames, normalised, rows_on_a_cpu, save_vit
 
 WIDTH = 32
 ALL_KINDS = (*KINDS, "DINOv3ViT")
