@@ -100,7 +100,7 @@ class FrameInputs(Inputs):
         feature_shape: (M, D) of a frame.
         settings: see :class:`InputSettings`.
         windows: cut from the frames. Default: whole frames at their full size.
-        squares: whether the features are those of squares at random places, see ``--crop random``.
+        squares: whether each frame is cut to a square at a random place (``--crop random``).
     """
 
     features: FeatureSource
@@ -152,7 +152,7 @@ class ClipInputs(Inputs):
         feature_shape: (M, D) of a frame.
         settings: see :class:`InputSettings`.
         num_frames: length T of the clips.
-        squares: whether the features are those of squares at random places, see ``--crop random``; a clip has one.
+        squares: whether each clip is cut to a square at a random place (``--crop random``).
     """
 
     features: FeatureSource

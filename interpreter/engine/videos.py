@@ -12,9 +12,8 @@ from interpreter.data.scenes.generate import generate_scenes
 def open_videos(config: VideosConfig, run: Path) -> VideoDataset:
     """Open the data set; scenes that do not exist yet are generated. Names what is skipped and left out on screen.
 
-    With ``crop="random"``, as with "central", videos and masks are those of the central square, which everything sees
-    that is not random: pictures, segmentations and scores. Loaders cut the squares of training from the whole frames
-    behind them.
+    With ``crop="random"``, as with "central", videos and masks show the central square, which pictures, segmentations
+    and scores use. Loaders cut the squares of training from the whole frames behind them.
     """
     root, split = config.root, config.split
     if config.data == "synthetic":

@@ -1,5 +1,6 @@
 """Shared by methods that train on single frames: their inputs, and encoding a video frame by frame."""
 
+import abc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -9,20 +10,20 @@ from torch import Tensor
 
 from interpreter.configs import Dtype, FeatureStageConfig
 from interpreter.data import Video
-from interpreter.engine.inputs import FrameInputs, InputSettings, Windows
+from interpreter.engine.inputs import FrameInputs, Inputs, InputSettings, Windows
 from interpreter.methods.base import Context, Encoded, Segmenter, Stage
 from interpreter.segmentation import changed_video
-from interpreter.store.features import FeatureMaker, encode
+from interpreter.store.features import FeatureMaker, FeatureSource, encode
 from interpreter.store.open import opened_features
 
 F = TypeVar("F", bound=FeatureStageConfig)
 
 
-class FrameStage(Stage[F]):
-    """A stage that trains on the frozen features of single frames, cached or streamed."""
+class FeatureStage(Stage[F]):
+    """A stage that trains on the frozen features of frames, cached or streamed."""
 
     @contextmanager
-    def inputs(self, config: F, context: Context, settings: InputSettings) -> Iterator[FrameInputs]:
+    def inputs(self, config: F, context: Context, settings: InputSettings) -> Iterator[Inputs]:
         """See :meth:`Stage.inputs`."""
         make = partial(self.maker, config, context, flip=settings.optim.flip)
         videos, size = settings.dataset.videos, context.data.frame_size
@@ -31,15 +32,32 @@ class FrameStage(Stage[F]):
             config.features, make, context.backbone, videos, size, precision, config.decoding, crop
         ) as features:
             shape = context.grid[0] * context.grid[1], context.backbone.dim
-            yield FrameInputs(features, shape, settings, self.windows(config, context), crop == "random")
+            yield self.from_features(features, shape, settings, config, context)
 
-    def windows(self, config: F, context: Context) -> Windows | None:
-        """Windows of the frames that it trains on; None for whole frames."""
-        return None
+    @abc.abstractmethod
+    def from_features(
+        self, features: FeatureSource, shape: tuple[int, int], settings: InputSettings, config: F, context: Context
+    ) -> Inputs:
+        """Batches of the features [M, C] = ``shape`` of all frames."""
 
     def maker(self, config: F, context: Context, dtype: Dtype, flip: bool) -> FeatureMaker:
         """See :meth:`Stage.maker`."""
         return context.feature_maker(dtype, flip)
+
+
+class FrameStage(FeatureStage[F]):
+    """A stage that trains on single frames."""
+
+    def from_features(
+        self, features: FeatureSource, shape: tuple[int, int], settings: InputSettings, config: F, context: Context
+    ) -> FrameInputs:
+        """See :meth:`FeatureStage.from_features`."""
+        windows, squares = self.windows(config, context), context.data.crop == "random"
+        return FrameInputs(features, shape, settings, windows, squares)
+
+    def windows(self, config: F, context: Context) -> Windows | None:
+        """Windows of the frames that it trains on; None for whole frames."""
+        return None
 
 
 def encode_frames(

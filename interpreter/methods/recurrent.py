@@ -1,27 +1,25 @@
 """Shared by Slot Contrast and VideoSAUR: recurrent slots of clips, and segmenting a video of any length in one pass."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import abc
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from interpreter.configs import Dtype, FeatureStageConfig, option
+from interpreter.configs import FeatureStageConfig, option
 from interpreter.data import Video
 from interpreter.engine.inputs import ClipInputs, InputSettings
 from interpreter.engine.randomness import torch_generator
-from interpreter.methods.base import Context, Encoded, Segmenter, Stage
-from interpreter.methods.frames import encode_frames
+from interpreter.methods.base import Context, Encoded, Segmenter
+from interpreter.methods.frames import FeatureStage, encode_frames
 from interpreter.models.autocast import autocast
 from interpreter.models.initial import LearnedSlots, SharedGaussian
 from interpreter.models.positions import patch_positions
 from interpreter.models.recurrent import ClipSlots, GruState, LogitScale, RecurrentSlotAttention
 from interpreter.segmentation import Segmentation
-from interpreter.store.features import FeatureMaker
-from interpreter.store.open import opened_features
+from interpreter.store.features import FeatureSource
 
 R = TypeVar("R", bound="RecurrentTraining")
 
@@ -71,7 +69,7 @@ class RecurrentTraining(FeatureStageConfig):
     """Frames per clip T; shorter videos repeat, longer ones are cropped at random."""
 
 
-class RecurrentModel(nn.Module):
+class RecurrentModel(nn.Module, abc.ABC):
     """Features of a clip to slots of each frame; a subclass adds a decoder and a loss.
 
     Args:
@@ -112,35 +110,30 @@ class RecurrentModel(nn.Module):
             features = features + patch_positions(grid or self.grid, self.feature_dim, self.grid, features.device)
         return self.grouping(self.to_tokens(features), slots, first)
 
+    @abc.abstractmethod
     def masks(self, slots: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """The decoder's masks [B, M, K] of slots [B, K, D]."""
-        raise NotImplementedError
 
     def input_features(self, features: Tensor) -> Tensor:
         """What the slots are found in, of what the backbone returned."""
         return features
 
 
-class RecurrentStage(Stage[R]):
-    """A stage that trains on the frozen features of clips, cached or streamed."""
+class RecurrentStage(FeatureStage[R]):
+    """A stage that trains on clips."""
 
     name = "model"
 
-    @contextmanager
-    def inputs(self, config: R, context: Context, settings: InputSettings) -> Iterator[ClipInputs]:
-        """See :meth:`Stage.inputs`."""
-        make = partial(self.maker, config, context, flip=settings.optim.flip)
-        videos, size = settings.dataset.videos, context.data.frame_size
-        precision, crop = context.precision, context.data.crop
-        with opened_features(
-            config.features, make, context.backbone, videos, size, precision, config.decoding, crop
-        ) as features:
-            shape = context.grid[0] * context.grid[1], context.backbone.dim
-            yield ClipInputs(features, shape, settings, config.num_frames, crop == "random")
+    def from_features(
+        self, features: FeatureSource, shape: tuple[int, int], settings: InputSettings, config: R, context: Context
+    ) -> ClipInputs:
+        """See :meth:`FeatureStage.from_features`."""
+        return ClipInputs(features, shape, settings, config.num_frames, context.data.crop == "random")
 
-    def maker(self, config: R, context: Context, dtype: Dtype, flip: bool) -> FeatureMaker:
-        """See :meth:`Stage.maker`."""
-        return context.feature_maker(dtype, flip)
+    def loss(self, model: RecurrentModel, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See :meth:`Stage.loss`; it is what calling the model returns."""
+        loss, numbers = model(*batch)
+        return loss, numbers
 
     def noise(self, model: RecurrentModel) -> tuple[int, ...] | None:
         """See :meth:`Stage.noise`."""

@@ -173,10 +173,6 @@ class SlotContrastStage(RecurrentStage[SlotContrastTraining]):
         """See :meth:`Stage.build`."""
         return SlotContrast(config.model, context.backbone.dim, context.grid)
 
-    def loss(self, model: SlotContrast, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """See :meth:`SlotContrast.forward`."""
-        return model(*batch)
-
     def segmenter(
         self,
         config: SlotContrastTraining,

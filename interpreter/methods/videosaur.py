@@ -106,7 +106,7 @@ class VideoSaur(RecurrentModel):
         config: number and widths.
         feature_dim: width C of the features that the slots are found in.
         grid: patch grid (h, w) that it is trained on.
-        keys: whether the backbone returns keys [.., C] behind the features; else similarities are those of features.
+        keys: whether the backbone appends keys [.., C] to the features. Without keys the target is made of features.
     """
 
     config: VideoSaurModelConfig
@@ -166,10 +166,6 @@ class VideoSaurStage(RecurrentStage[VideoSaurTraining]):
         """See :meth:`Stage.build`."""
         keys = context.backbone_config.output == "tokens-and-keys"
         return VideoSaur(config.model, context.backbone.dim // (2 if keys else 1), context.grid, keys)
-
-    def loss(self, model: VideoSaur, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """See :meth:`VideoSaur.forward`."""
-        return model(*batch)
 
     def segmenter(
         self,

@@ -154,7 +154,7 @@ def test_parts_of_a_batch_are_refused_with_the_option_that_helps(scenes, tmp_pat
 
 @pytest.mark.slow
 def test_two_processes_contrast_the_slots_of_the_whole_batch(scenes, tmp_path):
-    """Loss and norm of the gradient of every step are those of one process; without gathering they are not."""
+    """Every step has the loss and the gradient norm of one process; without gathering it does not."""
     options = ["--method", "slot-contrast", "--root", str(scenes), "--frame-size", "64", "96", "--num-videos", "3"]
     options += [
         "--batch-size",
