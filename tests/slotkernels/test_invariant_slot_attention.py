@@ -71,14 +71,14 @@ def test_values_and_gradients_match_the_equations_slot_by_slot(options, own_grid
 
 
 def compare(module, inputs, grid, mask, **frames):
-    """Values and gradients of module and oracle, those of all parameters included."""
+    """Values and gradients of module and oracle, those of the grid and of all parameters included."""
     if module.norm_f is not None:
         torch.nn.init.normal_(module.norm_f.weight)
         torch.nn.init.normal_(module.norm_f.bias)
     assert_matches_oracle(
-        lambda inputs, **_: module(inputs, grid, mask=mask, **frames),
-        lambda inputs, **_: slot_by_slot(module, inputs, grid, mask, *frames.values()),
-        {"inputs": inputs, **frames, **dict(module.named_parameters())},
+        lambda inputs, grid, **_: module(inputs, grid, mask=mask, **frames),
+        lambda inputs, grid, **_: slot_by_slot(module, inputs, grid, mask, *frames.values()),
+        {"inputs": inputs, "grid": grid.requires_grad_(), **frames, **dict(module.named_parameters())},
         InvariantSlotAttentionOutput._fields,
         1e-9,
         float64=False,
@@ -98,7 +98,7 @@ def test_the_published_code_of_biza_et_al():
 def test_triton_equals_the_reference_in_float32(options):
     module, inputs, grid = make(**options)
     module, inputs, grid = module.float(), inputs.detach().float(), grid.float()
-    parameters, results = list(module.parameters()), []
+    parameters, results = [grid.requires_grad_(), *module.parameters()], []
     cotangents = [torch.randn(2, 3, 6), torch.randn(2, 7, 3), torch.randn(2, 3, 2), torch.randn(2, 3, 2)]
     for backend in ("reference", "triton"):
         with use_backend(backend):
@@ -108,11 +108,22 @@ def test_triton_equals_the_reference_in_float32(options):
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
 
 
-def test_the_grid_is_a_constant():
-    module, inputs, grid = make()
-    module(inputs, grid.requires_grad_()).slots.sum().backward()
-    assert grid.grad is None
-    assert inputs.grad is not None
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_a_learned_grid_gets_its_gradient_at_the_kept_tokens(options):
+    module, inputs, grid = make(**options)
+    grid = torch.cat([grid, grid.flip(0) / 2]).requires_grad_()  # of 14 tokens, of which each sample keeps 7
+    kept = torch.stack([torch.arange(14)[1::2], torch.arange(7, 14)])
+    frames = {"positions": module.initial_positions.expand(2, 3, 2), "scales": module.initial_scales.expand(2, 3, 2)}
+    assert_matches_oracle(
+        lambda grid: module(inputs, grid[kept], **frames),
+        lambda grid: slot_by_slot(module, inputs, grid[kept], torch.ones(2, 7)),
+        {"grid": grid},
+        InvariantSlotAttentionOutput._fields,
+        1e-9,
+        float64=False,
+    )
+    module(inputs, grid[kept]).slots.sum().backward()
+    assert torch.equal(grid.grad.abs().sum(1) > 0, torch.isin(torch.arange(14), kept))
 
 
 def test_slots_do_not_change_when_everything_is_moved_and_scaled():

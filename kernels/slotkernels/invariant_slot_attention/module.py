@@ -159,7 +159,8 @@ class InvariantSlotAttention(nn.Module):
 
         Args:
             inputs: [B, M, Din] tokens; the module normalises them.
-            grid: [M, 2] or [B, M, 2] position of each token, usually in [-1, 1]; it gets no gradient.
+            grid: [M, 2] or [B, M, 2] position of each token, usually in [-1, 1]. A learned grid gets a gradient; where
+                tokens are dropped, pass the rows of those that are left, ``grid[kept]``.
             slots: [B, N, D] initial slots; the learned ones if None.
             mask: [B, M] bool, False for tokens to ignore; they and their positions may be anything, NaN included.
             positions: [B, N, 2] initial positions; the learned ones if None.
@@ -189,7 +190,7 @@ class InvariantSlotAttention(nn.Module):
         check_tensor("InvariantSlotAttention", "scales", scales, "B N 2", sizes)
 
         dtype, accumulate = slots.dtype, accumulate_dtype(slots.dtype)
-        grid = grid.detach().to(accumulate).contiguous()
+        grid = grid.to(accumulate).contiguous()
         positions, scales = positions.to(accumulate), scales.to(accumulate)
         tokens = self._tokens(self.norm_inputs(inputs), accumulate)
         for iteration in range(self.iterations + 1):
