@@ -128,9 +128,7 @@ def test_triton_equals_the_reference_in_float32(options):
 def test_dropped_tokens_and_a_learned_grid(options):
     module, _, _ = make(**options)
     inputs, grid = torch.randn(2, 14, 5, dtype=torch.float64), torch.rand(14, 2, dtype=torch.float64).mul(2).sub(1)
-    kept = torch.stack(
-        [torch.arange(1, 8), torch.arange(14)[1::2]]
-    )  # neither keeps 0, 8, 10, 12
+    kept = torch.stack([torch.arange(1, 8), torch.arange(14)[1::2]])  # neither keeps 0, 8, 10, 12
     rows = torch.arange(2).unsqueeze(1)
     actual = assert_matches_oracle(
         lambda inputs, grid, **_: module(inputs[rows, kept], grid[kept]),
