@@ -23,7 +23,7 @@ class TemporalLayer(nn.Module):
         super().__init__()
         if dim % heads:
             raise ValueError(f"dim {dim} is not divisible by the number of heads {heads}")
-        self.heads = heads
+        self.heads, self.dim, self.hidden_dim = heads, dim, hidden_dim
         self.to_qkv, self.to_out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.norm_attention, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, dim))
@@ -33,8 +33,7 @@ class TemporalLayer(nn.Module):
 
     def noise_size(self, frames: int, queries: int) -> int:
         """Numbers that dropout needs for each slot, with ``queries`` of the ``frames`` to update."""
-        dim, hidden_dim = self.to_out.in_features, self.mlp[0].out_features
-        return queries * (self.heads * frames + 2 * dim + hidden_dim)
+        return queries * (self.heads * frames + 2 * self.dim + self.hidden_dim)
 
     def forward(self, x: Tensor, present: Tensor, queries: slice, dropout: Dropout) -> Tensor:
         """Update some frames.
@@ -92,12 +91,18 @@ class TemporalEncoder(nn.Module):
         else:
             self.layers = nn.ModuleList()
 
+    @property
+    def queries(self) -> list[slice]:
+        """The frames that each layer updates."""
+        centre = self.num_frames // 2
+        return [*[slice(None)] * (len(self.layers) - 1), slice(centre, centre + 1)] if self.layers else []
+
     def noise_size(self) -> int:
         """Numbers that dropout needs for each slot."""
-        count = len(self.layers)
+        frames = range(self.num_frames)
         return sum(
-            layer.noise_size(self.num_frames, 1 if number == count else self.num_frames)
-            for number, layer in enumerate(self.layers, start=1)
+            layer.noise_size(len(frames), len(frames[queries]))
+            for layer, queries in zip(self.layers, self.queries, strict=True)
         )
 
     def forward(
@@ -107,12 +112,10 @@ class TemporalEncoder(nn.Module):
         dropout: Dropout | None = None,  # default: none
     ) -> Tensor:
         """Slots [B, N, D] of the frame in the centre, which must be present. Absent frames may hold anything finite."""
-        centre = self.num_frames // 2
         if not self.layers:
-            return slots[:, centre]
+            return slots[:, self.num_frames // 2]
         with annotate("temporal binding"):
-            dropout = dropout or Dropout(None, 0.0)
             x = (slots + self.embedding).transpose(1, 2)
-            for layer in self.layers[:-1]:
-                x = layer(x, present, slice(None), dropout)
-            return self.layers[-1](x, present, slice(centre, centre + 1), dropout).squeeze(2)
+            for layer, queries in zip(self.layers, self.queries, strict=True):
+                x = layer(x, present, queries, dropout or Dropout(None, 0.0))
+            return x.squeeze(2)

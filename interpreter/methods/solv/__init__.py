@@ -6,6 +6,7 @@ from functools import partial
 from torch import Tensor
 
 from interpreter.engine.diagnostics import slot_diagnostics
+from interpreter.engine.inputs import InputSettings
 from interpreter.methods.base import Context, Method
 from interpreter.methods.solv.config import PRESETS, SolvSettings, SolvTraining, keeping_probability
 from interpreter.methods.solv.model import Solv
@@ -24,11 +25,11 @@ class SolvStage(WindowStage[SolvTraining]):
         """See :meth:`Stage.build`."""
         return Solv(config.model, context.backbone.dim, context.grid, 2 * config.half_window + 1)
 
-    def merge_schedule(self, config: SolvTraining) -> Callable[[int], float] | None:
+    def merge_schedule(self, config: SolvTraining, settings: InputSettings) -> Callable[[int], float] | None:
         """See :meth:`WindowStage.merge_schedule`."""
         if not config.model.merge:
             return None
-        return partial(keeping_probability, steps=config.optim.steps, epochs=config.merge_epochs)
+        return partial(keeping_probability, steps=settings.optim.steps, epochs=config.merge_epochs)
 
     def noise(self, model: Solv) -> tuple[int, ...] | None:
         """See :meth:`Stage.noise`; dropout needs it."""

@@ -5,7 +5,6 @@ import doctest
 
 import pytest
 import torch
-from profiling.bench.published_solv import PublishedSolv
 
 from interpreter.configs import BackboneConfig, DataConfig
 from interpreter.data import open_video
@@ -16,6 +15,7 @@ from interpreter.methods.solv.config import PRESETS, SolvModelConfig, SolvSettin
 from interpreter.methods.solv.model import Solv, places_of
 from interpreter.models.backbones import load_backbone
 from interpreter.models.linking import link_frames
+from profiling.bench.published_solv import PublishedSolv
 
 from ..clips import Repeated
 
@@ -42,18 +42,6 @@ def batch(size=3, kept=KEPT, seed=1):
     return dropped, whole[:, FRAMES // 2], numbers, present, torch.arange(size) != 1
 
 
-def published(model, **options):
-    """The published computation with the weights of a model."""
-    return PublishedSolv.of(model, **options)
-
-
-def alike(model):
-    """Some slots of the model start alike, so that merging happens; the clusters of each sample are returned."""
-    initial = model.slot_attention.initial_slots.data if model.config.binding == "invariant" else model.initial_slots
-    initial[1] = initial[0] + 1e-3
-    return model
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -72,7 +60,7 @@ def test_loss_masks_and_gradients_are_those_of_the_published_computation(options
     inputs = batch()
     loss, masks, valid = model(*inputs)
     assert valid.all(1).tolist() == [False, True, False]  # merged but for the sample that does not merge
-    reference = published(model)
+    reference = PublishedSolv.of(model)
     expected, expected_masks = reference(*inputs)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(masks, expected_masks)
@@ -81,7 +69,10 @@ def test_loss_masks_and_gradients_are_those_of_the_published_computation(options
     gradients = reference.gradients_like(model)
     assert gradients.keys() == {name for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients[name], msg=lambda text, name=name: f"{name}: {text}")
+        # Scales near 0, which a published start may have, make some numbers large.
+        torch.testing.assert_close(
+            parameter.grad, gradients[name], rtol=1e-5, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def seeded(seed):
@@ -149,12 +140,11 @@ def test_places_are_the_mean_and_deviation_of_the_tokens():
 def test_all_slots_and_their_updates_learn():
     """Gradients pass through all iterations; clusters are constants, and neither target nor features get any."""
     model, (dropped, target, *rest) = build(), batch()
-    dropped.requires_grad_(False)
     loss, _, _ = model(dropped, target, *rest)
     loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-        assert parameter.grad.abs().max() > 0, name
+        assert (parameter.grad.abs().max() > 0) == (name != "decoder.to_alpha.bias"), name  # a part of every logit
     one = build(iterations=1)
     one.load_state_dict(model.state_dict())
     one(dropped, target, *rest)[0].backward()
