@@ -63,8 +63,9 @@ if [ "$DEVICE" = cuda ]; then
     SMOKE=(--device cuda --workers 6)
     SUITE=(-m gpu tests/slotkernels tests/interpreter/engine tests/interpreter/models tests/interpreter/data)
     RESUME=(-m gpu tests/interpreter/test_resume.py)
-    BASELINES=(inverted propagate_l guided_l slot_u cluster merge propagate_a invariant slot_a sinkhorn_d sinkhorn_s train)
-    WORKERS=8
+    BASELINES=(inverted propagate_l guided_l slot_u cluster merge propagate_a invariant mix broadcast recurrent slot_a
+        sinkhorn_d sinkhorn_s train)
+    WORKERS=12
 else
     STEP=(--device cpu --preset demo --batch-size 2 --steps 2 --breakdown)
     BENCH=(--device cpu --seconds 0)
@@ -133,7 +134,7 @@ figures() {
     step captured
     step compiled-captured
     bench "benchmarks of our variants" 130 bench --variants ours --only inverted sinkhorn_d propagate_l slot_u cluster merge \
-        propagate_a guided_l slot_a invariant sinkhorn_s
+        propagate_a guided_l slot_a invariant mix broadcast recurrent sinkhorn_s
     step eager
     step captured --no-deterministic
     step compiled

@@ -56,6 +56,10 @@ class Inputs(abc.ABC):
     def shapes(self, rows: int) -> list[tuple[int, ...]]:
         """Shapes of these tensors for ``rows`` samples."""
 
+    def dtypes(self) -> list[torch.dtype]:
+        """Their types; by default all are fp32."""
+        return [torch.float32 for _ in self.shapes(1)]
+
     def encoded(self, number: int) -> Any:
         """What :meth:`interpreter.methods.base.Segmenter.encode` returns for a video, read from the cache; None if the
         cache does not hold it."""

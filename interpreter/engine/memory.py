@@ -57,7 +57,8 @@ def predicted_peak(task: Task) -> int:
     """
     with FakeTensorMode(allow_non_fake_inputs=True), LivingStorages() as living:
         fake = dataclasses.replace(task, model=copy.deepcopy(task.model))
-        inputs = tuple(torch.empty(shape, device=task.device) for shape in task.shapes())
+        kinds = zip(task.shapes(), task.dtypes(), strict=True)
+        inputs = tuple(torch.zeros(shape, dtype=dtype, device=task.device) for shape, dtype in kinds)
         step = TrainingStep(fake, task.optim, task.device)
         step.start(0, {})
         for _ in range(2):  # the second has the optimiser's state from the beginning

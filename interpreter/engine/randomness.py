@@ -27,6 +27,8 @@ class Stream(IntEnum):
     DRAWS = 4  # which of the stored draws of the image slots a frame is represented by
     WINDOWS = 5  # where the windows of frames lie, and which frames are seen whole
     SQUARES = 6  # where the square crops of clips lie
+    KEPT = 7  # which tokens of a frame are not dropped
+    MERGES = 8  # which samples have their slots merged
 
 
 def repeatable(device: torch.device) -> None:
@@ -140,3 +142,20 @@ def square_batch(batch: int, num_frames: int, seed: int, step: int) -> Tensor:
     """Where the square crop of each clip lies along the longer side, [batch, T] in [0, 1]; the same for all frames."""
     places = random_state(seed, Stream.SQUARES, step).random((batch, 1), np.float32)
     return torch.from_numpy(np.repeat(places, num_frames, axis=1))
+
+
+def kept_batch(batch: int, num_frames: int, tokens: int, kept: int, seed: int, step: int) -> Tensor:
+    """Numbers of the tokens of each frame that are not dropped, int64 [batch, T, kept], ascending.
+
+    Each frame keeps a random subset of its own; of ``kept`` = ``tokens`` all.
+    """
+    if kept == tokens:
+        return torch.arange(tokens).repeat(batch, num_frames, 1)
+    # In double precision no two numbers tie, so that the subset does not depend on how they are sorted.
+    keys = random_state(seed, Stream.KEPT, step).random((batch, num_frames, tokens))
+    return torch.from_numpy(np.sort(np.argpartition(keys, kept, axis=-1)[..., :kept], axis=-1))
+
+
+def merge_batch(batch: int, probability: float, seed: int, step: int) -> Tensor:
+    """Which samples of a step have their slots merged, bool [batch], each with ``probability``."""
+    return torch.from_numpy(random_state(seed, Stream.MERGES, step).random(batch) < probability)

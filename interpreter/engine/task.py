@@ -73,6 +73,10 @@ class Task:
         rows = self.optim.batch_size // self.ranks.world
         return [*self.inputs.shapes(rows), *([(rows, *self.noise)] if self.noise else [])]
 
+    def dtypes(self) -> list[torch.dtype]:
+        """Types of the tensors of a batch."""
+        return [*self.inputs.dtypes(), *([torch.float32] if self.noise else [])]
+
     def forward(self, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and numbers to log."""
         return self.loss(self.model, *batch)

@@ -67,6 +67,16 @@ def measured(source: list[Any], results: dict[str, Any]) -> float | None:
     raise ValueError(f"predictions.json: unknown kind {kind!r}")
 
 
+def benchmarks_of(folder: Path, device: str) -> dict[str, Any]:
+    """The run of all benchmarks, with those that later runs on the same device added."""
+    whole = read(folder / f"bench-{device}.json")
+    for path in sorted(folder.glob(f"bench-*-{device}.json")):
+        later = read(path)
+        if whole and later["device"] == whole["device"]:
+            whole["benchmarks"] = later["benchmarks"] | whole["benchmarks"]
+    return whole
+
+
 def rows_of(predictions: dict[str, Any], results: dict[str, Any]) -> list[dict[str, Any]]:
     """Each prediction with its measurement and the ratio to the middle of the range."""
     name = results["device"].get("device") or results["steps"].get("device", "unknown")
@@ -100,7 +110,7 @@ def main() -> None:
     """The command."""
     options = tyro.cli(Options, prog="python -m profiling.gpu.predictions", description=__doc__)
     folder, device = options.folder, options.device
-    results = {name: read(folder / f"{name}-{device}.json") for name in ("steps", "bench")}
+    results = {"steps": read(folder / f"steps-{device}.json"), "bench": benchmarks_of(folder, device)}
     results["device"] = device_of(read(folder / f"gpu-figures-{device}.json"))
     rows = rows_of(json.loads(PREDICTIONS.read_text()), results)
     if not rows:

@@ -87,10 +87,12 @@ def _slot_update() -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def _invariant_attention() -> Iterator[tuple[str, Callable[[], object]]]:
-    # Shapes of SOLV (YTVIS-19), Biza et al. (CLEVRTex), this project's image stage and an odd one.
-    # The last with a batch of one: Triton hands a kernel an argument of 1 as a constant.
+    # Shapes of SOLV at the width of its features and at its own (YTVIS-19, half of the tokens dropped), of Biza et al.
+    # (CLEVRTex) and of this project's image stage, and an odd one. The last has a batch of one: Triton hands a kernel
+    # an argument of 1 as a constant.
     for batch, tokens, slots, dim, dtypes in (
         (64, 864, 8, 768, (torch.bfloat16, torch.float32)),
+        (240, 432, 8, 128, (torch.bfloat16, torch.float32)),
         (64, 1152, 11, 64, (torch.bfloat16,)),
         (64, 864, 32, 768, (torch.bfloat16,)),
         (64, 576, 33, 1024, (torch.float32,)),
@@ -116,12 +118,13 @@ def _invariant_attention() -> Iterator[tuple[str, Callable[[], object]]]:
                     lambda a=forward: invariant_slot_attention.invariant_attention(a),
                 )
                 grads = invariant_op.Cotangents(q, pairs, None, place[2], place[3])
-                needs = [True] * 5 + [False] + [True] * 5 + [False]
-                backward = invariant_op.BackwardArguments(grads, forward, pairs, pairs, place[2], place[3], needs)
-                yield (
-                    f"invariant_attention backward {name}",
-                    lambda a=backward: invariant_slot_attention.invariant_attention_backward(a),
-                )
+                for learns_grid in (False, True):
+                    needs = [True] * 5 + [learns_grid] + [True] * 5 + [False]
+                    backward = invariant_op.BackwardArguments(grads, forward, pairs, pairs, place[2], place[3], needs)
+                    yield (
+                        f"invariant_attention backward {name}" + " with grid" * learns_grid,
+                        lambda a=backward: invariant_slot_attention.invariant_attention_backward(a),
+                    )
 
 
 def _propagate_labels() -> Iterator[tuple[str, Callable[[], object]]]:

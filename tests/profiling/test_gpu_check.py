@@ -103,7 +103,7 @@ def test_each_step_has_a_process_of_its_own(check):
 
 def test_tests_steal_work_and_are_recorded_one_by_one(check):
     (call,) = (line for line in check("proof", "--only", "tests")[2] if "-m pytest" in line)
-    assert "-n 8 --dist worksteal" in call
+    assert "-n 12 --dist worksteal" in call
     assert "--report-log" in call
     assert "strict=1" in call
 

@@ -89,10 +89,13 @@ EXACT = {
         lambda x, s: slot_attention("none", input_dim=40, conventions=LUCIDRAINS)(x, s),
         lambda: (rand(1, 2, 40), rand(1, 3, 4)),
     ),
-    "invariant": (lambda x, s: invariant()(x, FRAME_GRID, s, MASK), lambda: (rand(2, 5, 4), rand(2, 3, 4))),
+    "invariant": (
+        lambda x, g, s: invariant()(x, g, s, MASK),
+        lambda: (rand(2, 5, 4), FRAME_GRID, rand(2, 3, 4)),
+    ),
     "invariant, normed": (
-        lambda x, s: invariant(encoder_norm=True, eps_placement="denominator")(x, FRAME_GRID, s),
-        lambda: (rand(1, 5, 4), rand(1, 3, 4)),
+        lambda x, g, s: invariant(encoder_norm=True, eps_placement="denominator")(x, g, s),
+        lambda: (rand(1, 5, 4), FRAME_GRID, rand(1, 3, 4)),
     ),
     "mix": (mix_slots, lambda: (rand(2, 3, 2, 4), rand(4), rand(1))),
     "mix, some slots": (lambda h, w, b: mix_slots(h, w, b, VALID), lambda: (rand(2, 3, 2, 4), rand(4), rand(1))),

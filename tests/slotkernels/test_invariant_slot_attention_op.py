@@ -76,9 +76,9 @@ def check(tensors, mask, backend, eps=1e-8, denominator=False, scale_eps=1e-8, t
     may open in one precision and not in the other; a norm is hardly moved by that, a largest difference would be.
     """
     options = (tensors[0].shape[-1] ** -0.5, 5.0, eps, denominator, scale_eps)
-    learned = [i for i, t in enumerate(tensors) if t is not None and i != GRID]
-    leaves = [t if t is None else t.detach().clone().requires_grad_(i in learned) for i, t in enumerate(tensors)]
-    exact = [t if t is None else t.detach().double().requires_grad_(i in learned) for i, t in enumerate(tensors)]
+    learned = [i for i, t in enumerate(tensors) if t is not None]
+    leaves = [t if t is None else t.detach().clone().requires_grad_() for t in tensors]
+    exact = [t if t is None else t.detach().double().requires_grad_() for t in tensors]
     actual, expected = run(leaves, mask, options, backend), equations(exact, mask, *options)
     used = [OUTPUTS.index(name) for name in outputs]
     cotangents = [torch.randn(expected[i].shape).to(actual[i]) for i in used]
@@ -112,8 +112,9 @@ def test_layer_norm_before_the_relu(masked, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("denominator", [False, True], ids=["numerator", "denominator"])
-def test_both_conventions_of_eps(denominator, backend):
-    check(*problem(2, 3, 11, 20, masked=True), backend, eps=0.05, denominator=denominator, scale_eps=0.1)
+@pytest.mark.parametrize("normed", [False, True])
+def test_both_conventions_of_eps(normed, denominator, backend):
+    check(*problem(2, 3, 11, 20, normed=normed, masked=True), backend, 0.05, denominator, scale_eps=0.1)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -150,8 +151,7 @@ def test_a_fully_masked_sample_has_zero_update_finite_gradients(eps, denominator
     assert torch.equal(outputs[0][0], torch.zeros(3, 8))
     assert outputs[0][1].abs().sum() > 0
     sum((t * torch.randn_like(t)).sum() for t in outputs).backward()
-    assert all(t.grad.isfinite().all() for i, t in enumerate(leaves) if t is not None and i != GRID)
-    assert leaves[GRID].grad is None
+    assert all(t.grad.isfinite().all() for t in leaves if t is not None)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -175,12 +175,13 @@ def test_an_empty_batch_has_empty_results_and_zero_gradients(backend):
     assert [tuple(t.shape) for t in outputs] == [(0, 3, 8), (0, 3, 7), (0, 3, 7), (0, 3, 2), (0, 3, 2)]
     outputs[0].sum().backward()
     assert torch.equal(leaves[NAMES.index("frame")].grad, torch.zeros(2, 8))
+    assert leaves[GRID].grad.shape == (0, 7, 2)
 
 
 def test_triton_gives_the_same_bits_twice():
     tensors, mask = problem(2, 3, 40, 64, normed=True, masked=True)
     leaves = [t if t is None else t.requires_grad_() for t in tensors]
-    learned = [t for i, t in enumerate(leaves) if t is not None and i != GRID]
+    learned = [t for t in leaves if t is not None]
 
     def step():
         outputs = run(leaves, mask, OPTIONS, "triton")
@@ -190,23 +191,38 @@ def test_triton_gives_the_same_bits_twice():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_the_grid_has_no_gradient_unless_it_is_learned(backend):
+    tensors, mask = problem(2, 3, 40, 64, normed=True, masked=True)
+    cotangents = [torch.randn_like(t) for t in run(tensors, mask, OPTIONS, backend)]
+    gradients = []
+    for learns in (False, True):
+        leaves = [t if t is None else t.clone().requires_grad_(learns or i != GRID) for i, t in enumerate(tensors)]
+        learned = [t for t in leaves if t is not None and t.requires_grad]
+        gradients.append(list(torch.autograd.grad(run(leaves, mask, OPTIONS, backend), learned, cotangents)))
+    constant, learned = gradients
+    assert learned.pop(GRID).abs().min() > 0
+    assert all(torch.equal(one, other) for one, other in zip(constant, learned, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("normed", [False, True])
 def test_passes_opcheck(normed, backend):
     tensors, mask = problem(2, 3, 7, 8, normed=normed, masked=True)
-    leaves = [t if t is None or i == GRID else t.requires_grad_() for i, t in enumerate(tensors)]
+    leaves = [t if t is None else t.requires_grad_() for t in tensors]
     ops = torch.ops.slotkernels
     torch.library.opcheck(ops.invariant_attention, (*leaves, mask, *OPTIONS, backend))
     tensors = [t if t is None else t.detach() for t in tensors]
     outputs = run(tensors, mask, OPTIONS, backend)
     grads = (torch.randn_like(outputs.updates), None, None, torch.randn_like(outputs.positions), None)
-    needs = [t is not None and i not in (1, GRID, 7) for i, t in enumerate([*tensors, None])]
-    arguments = (*grads, *tensors, mask, *OPTIONS, *outputs[1:], needs)
-    torch.library.opcheck(ops.invariant_attention_backward, (*arguments, backend))
-    forward = Arguments(*tensors, mask, *OPTIONS)
-    gradients = INVARIANT_ATTENTION_BACKWARD.apply(
-        BackwardArguments(Cotangents(*grads), forward, *outputs[1:], needs), backend
-    )
-    assert [t.numel() > 0 for t in gradients] == needs[:-1]
+    for constants in ((1, 7), (1, GRID, 7)):
+        needs = [t is not None and i not in constants for i, t in enumerate([*tensors, None])]
+        arguments = (*grads, *tensors, mask, *OPTIONS, *outputs[1:], needs)
+        torch.library.opcheck(ops.invariant_attention_backward, (*arguments, backend))
+        forward = Arguments(*tensors, mask, *OPTIONS)
+        gradients = INVARIANT_ATTENTION_BACKWARD.apply(
+            BackwardArguments(Cotangents(*grads), forward, *outputs[1:], needs), backend
+        )
+        assert [t.numel() > 0 for t in gradients] == needs[:-1]
 
 
 @pytest.mark.parametrize(
@@ -251,7 +267,7 @@ def test_full_size_equals_the_equations(shape, normed, dtype):
 @pytest.mark.gpu
 def test_no_tensor_of_slots_times_tokens_times_width_is_stored():
     tensors, _ = problem(4, 32, 864, 768, torch.bfloat16, device="cuda")
-    leaves = [t if t is None or i == GRID else t.requires_grad_() for i, t in enumerate(tensors)]
+    leaves = [t if t is None else t.requires_grad_() for t in tensors]
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     outputs = run(leaves, None, OPTIONS, "triton")
@@ -262,8 +278,8 @@ def test_no_tensor_of_slots_times_tokens_times_width_is_stored():
 @pytest.mark.gpu
 def test_can_be_captured_in_a_cuda_graph():
     tensors, _ = problem(2, 8, 100, 64, device="cuda")
-    leaves = [t if t is None or i == GRID else t.requires_grad_() for i, t in enumerate(tensors)]
-    learned = [t for i, t in enumerate(leaves) if t is not None and i != GRID]
+    leaves = [t if t is None else t.requires_grad_() for t in tensors]
+    learned = [t for t in leaves if t is not None]
 
     def step():
         outputs = run(leaves, None, OPTIONS, "triton")

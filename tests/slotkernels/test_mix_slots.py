@@ -64,7 +64,7 @@ def check(inputs, backend, valid=None, tolerance=None, cotangents=None):
         partial(textbook, valid=valid),
         inputs,
         RESULTS,
-        lambda name, tensor: tolerance or TOLERANCE[tensor.dtype],
+        tolerance or (lambda name, tensor: TOLERANCE[tensor.dtype]),
         cotangents=cotangents,
     )
 
@@ -146,7 +146,13 @@ def test_a_sample_without_valid_slots_gives_zeros(backend, device):
 def test_logits_far_apart_and_alike(backend, device, scale):
     inputs = make((2, 5, 3, 64), torch.float32, device)
     inputs["weight"] = (inputs["weight"].detach() * scale).requires_grad_()
-    check(inputs, backend, tolerance=1e-3 if scale > 1 else None)  # logits of 3000 are rounded to 2e-4
+
+    def rounded(name, tensor):
+        # Logits of 3000 are rounded to 2e-4. The weight's gradient is a difference of sums that are equal where a slot
+        # takes a whole patch: it is 0 but for the rounding of its terms, which are of size 1.
+        return 1e-2 if name == "gradient of weight" else 1e-3
+
+    check(inputs, backend, tolerance=rounded if scale > 1 else None)
 
 
 @all_backends

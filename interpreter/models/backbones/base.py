@@ -12,7 +12,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Backbone(nn.Module, abc.ABC):
     """A frozen network that turns frames into patch tokens. Always in evaluation mode, never with gradients.
 
-    Subclasses implement :meth:`tokens`.
+    Subclasses implement :meth:`tokens` and, if tokens can be dropped inside, :meth:`kept_tokens`.
 
     Args:
         dim: width D of the features.
@@ -57,19 +57,59 @@ class Backbone(nn.Module, abc.ABC):
         return frame_size[0] // self.patch, frame_size[1] // self.patch
 
     @torch.no_grad()
-    def features(self, frames: Tensor) -> Tensor:
+    def features(self, frames: Tensor, keep: Tensor | None = None) -> Tensor:
         """Patch tokens [B, M, D] (fp32, row by row of the patch grid) of RGB frames uint8 [B, H, W, 3].
 
+        Args:
+            frames: the frames.
+            keep: numbers [B, M'] int64 of patches, ascending in each frame, 1 <= M' <= M. All other patches are dropped
+                before the transformer's blocks, which saves their cost: the kept ones attend to each other and to the
+                class and register tokens alone. Checked in full if it is on the CPU.
+
+        Returns:
+            [B, M, D], or [B, M', D] of the patches in ``keep``.
+
         Raises:
-            ValueError: if the frames are not of that type and shape, or their size does not fit the patch.
+            ValueError: if the frames are not of that type and shape, their size does not fit the patch, ``keep`` is
+                none of the above, or the backbone cannot drop patches.
         """
         if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
             raise ValueError(f"frames must be uint8 [B, H, W, 3], got {frames.dtype} {tuple(frames.shape)}")
-        self.grid((frames.shape[1], frames.shape[2]))
+        height, width = self.grid((frames.shape[1], frames.shape[2]))
+        if keep is not None:
+            _check_kept(keep, len(frames), height * width)
         with annotate("backbone"):
             x = (frames.permute(0, 3, 1, 2).float() - self.mean) / self.std
-            return self.tokens(x).float()
+            return (self.tokens(x) if keep is None else self.kept_tokens(x, keep.to(x.device))).float()
 
     @abc.abstractmethod
     def tokens(self, x: Tensor) -> Tensor:
         """Patch tokens [B, M, D] of normalised frames [B, 3, H, W]."""
+
+    def kept_tokens(self, x: Tensor, keep: Tensor) -> Tensor:
+        """Patch tokens [B, M', D] of the patches ``keep`` [B, M'] alone; see :meth:`features`.
+
+        Raises:
+            ValueError: if this backbone cannot drop patches.
+        """
+        raise ValueError(
+            f"{type(self).__name__} is no vision transformer, so patches cannot be dropped inside it; use "
+            "--token-drop-at features"
+        )
+
+
+def _check_kept(keep: Tensor, count: int, patches: int) -> None:
+    """Refuse numbers of kept patches that are not those of ``count`` frames of ``patches`` patches."""
+    fits = keep.dtype == torch.int64 and keep.ndim == 2 and len(keep) == count and 1 <= keep.shape[1] <= patches
+    if not fits:
+        raise ValueError(
+            f"keep must be int64 [{count}, 1 to {patches}] for {count} frames of {patches} patches, got {keep.dtype} "
+            f"{tuple(keep.shape)}"
+        )
+    # On a GPU, looking at the values would wait for it.
+    if (
+        keep.device.type == "cpu"
+        and count
+        and not (keep[:, 0].min() >= 0 and keep[:, -1].max() < patches and (keep.diff(dim=1) > 0).all())
+    ):
+        raise ValueError(f"each row of keep must hold ascending numbers from 0 to {patches - 1}, got {keep.tolist()}")

@@ -1,6 +1,6 @@
 """Vision transformers of Hugging Face: DINOv2, DINO, DINOv3, MAE and their like."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from .keys import Keys, TokensAndKeys, key_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# Types of models whose blocks see the positions of patches in nothing but their tokens, or in DINOv3's rotations.
+DROPPING = ("vit", "vit_mae", "vit_msn", "deit", "ijepa", "dinov2", "dinov2_with_registers", "dinov3_vit")
 
 
 class VisionTransformer(Backbone):
@@ -57,6 +60,8 @@ class VisionTransformer(Backbone):
         if output != "tokens":
             used[-1] = _with_keys(model, used[-1], norm_name, output)
         self.model = model
+        # In a tuple, and found by name: as a submodule under a second name it would be hashed as other weights.
+        self.parts = (parent, name, norm_name)
         self.kwargs: dict[str, object] = {}
         if config.model_type in ("vit", "vit_mae", "vit_msn"):
             self.kwargs["interpolate_pos_encoding"] = True
@@ -82,12 +87,42 @@ class VisionTransformer(Backbone):
 
     def tokens(self, x: Tensor) -> Tensor:
         """Patch tokens [B, M, D], or their keys or both, without class and register tokens."""
-        count = (x.shape[-2] // self.patch) * (x.shape[-1] // self.patch)
-        kwargs = dict(self.kwargs)
-        if self.masked:
-            # MAE shuffles its patches by this noise even when it masks none: rising noise keeps their order.
-            kwargs["noise"] = torch.arange(count, device=x.device, dtype=x.dtype).expand(x.shape[0], -1)
-        return self.model(pixel_values=x, **kwargs).last_hidden_state[:, -count:]
+        return self.model(pixel_values=x, **self._options(x)).last_hidden_state[:, -_count(x, self.patch) :]
+
+    def kept_tokens(self, x: Tensor, keep: Tensor) -> Tensor:
+        """See :meth:`Backbone.kept_tokens`: what the model does, with tokens dropped between embeddings and blocks."""
+        model: Any = self.model
+        parent, name, norm_name = self.parts
+        if model.config.model_type not in DROPPING or norm_name is None:
+            raise ValueError(
+                f"patches cannot be dropped inside a backbone of type {model.config.model_type!r}; use "
+                f"--token-drop-at features, or a model of type {', '.join(DROPPING)}"
+            )
+        embedded = model.embeddings(x, **self._options(x))
+        hidden: Tensor = embedded[0] if self.masked else embedded
+        others = hidden.shape[1] - _count(x, self.patch)  # class and register tokens
+        kept = (others + keep)[..., None].expand(-1, -1, hidden.shape[2])
+        hidden = torch.cat([hidden[:, :others], hidden.gather(1, kept)], 1)
+        options: dict[str, object] = {}
+        if hasattr(model, "rope_embeddings"):
+            # [B, 1, M', d], for all heads
+            options["position_embeddings"] = tuple(part[keep][:, None] for part in model.rope_embeddings(x))
+        for block in getattr(parent, name):
+            hidden = block(hidden, **options)
+        return getattr(model, norm_name)(hidden)[:, others:]
+
+    def _options(self, x: Tensor) -> dict[str, object]:
+        """What the model, or its embeddings, take besides the frames."""
+        if not self.masked:
+            return self.kwargs
+        # MAE shuffles its patches by this noise even when it masks none: rising noise keeps their order.
+        noise = torch.arange(_count(x, self.patch), device=x.device, dtype=x.dtype).expand(x.shape[0], -1)
+        return self.kwargs | {"noise": noise}
+
+
+def _count(x: Tensor, patch: int) -> int:
+    """Patches M of normalised frames [B, 3, H, W]."""
+    return (x.shape[-2] // patch) * (x.shape[-1] // patch)
 
 
 def _with_keys(
@@ -107,7 +142,7 @@ def _with_keys(
     norm = getattr(model, norm_name)
     setattr(model, norm_name, nn.Identity())
     if hasattr(model, "pooler"):
-        model.register_module("pooler", None)
+        model.pooler = None  # type: ignore[assignment]
     return Keys(block) if output == "keys" else TokensAndKeys(block, norm)
 
 

@@ -39,6 +39,7 @@ def reduce_width(
     scores,  # out [C, B, N, M] or None: sum over a chunk of D of vector · relu(pre)
     shift_scores,  # out [C, B, N, M] or None: sum over a chunk of D of vector · shift where pre > 0
     grad,  # out [B, M, D] or None, with coefficients: sum over slots of coefficient · vector where pre > 0
+    grad_grid,  # out [C, B, M, 2] or None, with grad: a chunk's part of the gradient of the grid through r
     batch,
     num_tokens,
     num_slots,
@@ -85,6 +86,10 @@ def reduce_width(
         coefficients += pairs
         grad += image * num_tokens * DIM
         grad_sum = tl.zeros([BLOCK_TOKENS, BLOCK_DIM], tl.float32)
+    if grad_grid is not None:
+        grad_grid += (chunk.to(tl.int64) * batch + image) * num_tokens * 2
+        grid_sum0 = tl.zeros([BLOCK_TOKENS, BLOCK_DIM // 4], tl.float32)
+        grid_sum1 = tl.zeros([BLOCK_TOKENS, BLOCK_DIM // 4], tl.float32)
 
     for n in range(num_slots):
         position0, position1, inverse0, inverse1 = _frame(positions, scales, n, n < num_slots, scale_factor)
@@ -96,7 +101,14 @@ def reduce_width(
         vector = tl.load(vectors + n * DIM + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
         if grad is not None:
             chosen = tl.where(pre > 0, vector, 0.0)
-            grad_sum += tl.load(coefficients + place, mask=in_m, other=0.0)[:, None] * chosen
+            coefficient = tl.load(coefficients + place, mask=in_m, other=0.0)
+            grad_sum += coefficient[:, None] * chosen
+            if grad_grid is not None:
+                # d pre / d grid = frame / (scale * factor); four columns at a time, which one thread holds
+                fours = tl.reshape(chosen * along0, [BLOCK_TOKENS, BLOCK_DIM // 4, 4])
+                grid_sum0 += (coefficient * inverse0)[:, None] * tl.sum(fours, 2)
+                fours = tl.reshape(chosen * along1, [BLOCK_TOKENS, BLOCK_DIM // 4, 4])
+                grid_sum1 += (coefficient * inverse1)[:, None] * tl.sum(fours, 2)
             if scores is not None:
                 tl.store(scores + place, tl.sum(chosen * pre, 1), mask=in_m)
             if shift_scores is not None:
@@ -106,6 +118,9 @@ def reduce_width(
 
     if grad is not None:
         tl.store(grad + tile, grad_sum, mask=in_tile)
+    if grad_grid is not None:
+        tl.store(grad_grid + m * 2, tl.sum(grid_sum0, 1), mask=in_m)
+        tl.store(grad_grid + m * 2 + 1, tl.sum(grid_sum1, 1), mask=in_m)
 
 
 @triton.jit

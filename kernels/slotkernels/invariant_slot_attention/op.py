@@ -13,6 +13,13 @@ term, a ReLU and a product::
 A layer norm in front of f's first layer divides a pair's pre-activation by its standard deviation. A ReLU lets positive
 factors pass, so ``relu(p / σ + shift) = relu(p + σ shift) / σ``: with ``shift`` and the two deviations [B, N, M] given,
 ``σ shift`` joins the pre-activation, and logits (before the bias) and weights of the updates are divided by σ.
+
+The grid enters three times, so its gradient is a sum over slots of three terms, with ``pair`` the gradient of a pair's
+pre-activation, and the gradients of the new position (the part through the scale included) and of the variance::
+
+    grad grid[m] = sum over slots of   pair[n, m] @ frame / (scale[n] * scale_factor)
+                                     + weight[n, m] * grad position'[n]
+                                     + 2 * grad variance[n] * (weight[n, m] + scale_eps) * (grid[m] - position'[n])
 """
 
 from typing import NamedTuple
@@ -38,7 +45,7 @@ class Arguments(NamedTuple):
     k: Tensor  # [B, M, D], dtype of q
     v: Tensor  # [B, M, D], dtype of q
     frame: Tensor  # [2, D]
-    grid: Tensor  # [B, M, 2], no gradient
+    grid: Tensor  # [B, M, 2]
     positions: Tensor  # [B, N, 2]
     scales: Tensor  # [B, N, 2]
     shift: Tensor | None  # [D], with a layer norm
@@ -50,6 +57,9 @@ class Arguments(NamedTuple):
     eps: float
     denominator: bool  # whether eps is added to the sum of the attention, and not to the attention
     scale_eps: float
+
+
+GRID = Arguments._fields.index("grid")  # its place among the tensors of the arguments
 
 
 class Results(NamedTuple):
@@ -85,14 +95,14 @@ class BackwardArguments(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of the tensors of the arguments; [0] for each one that is not needed."""
+    """Of the tensors of the arguments; [0] for each one that is not needed, which costs nothing for the grid."""
 
     q: Tensor
     bias: Tensor
     k: Tensor
     v: Tensor
     frame: Tensor
-    grid: Tensor  # always [0]
+    grid: Tensor
     positions: Tensor
     scales: Tensor
     shift: Tensor
@@ -134,7 +144,7 @@ INVARIANT_ATTENTION.add("reference", "slotkernels.invariant_slot_attention.refer
 INVARIANT_ATTENTION_BACKWARD = INVARIANT_ATTENTION.backward_op(_empty_gradients)
 
 
-@INVARIANT_ATTENTION.differentiable(keep=("attention", "weights", "positions", "scales"), constant=("grid", "mask"))
+@INVARIANT_ATTENTION.differentiable(keep=("attention", "weights", "positions", "scales"), constant=("mask",))
 def _gradients(saved: Saved[Arguments, Results], *grads: Tensor | None) -> Gradients:
     arguments = BackwardArguments(Cotangents(*grads), saved.arguments, *saved.results[1:], saved.needs)
     return INVARIANT_ATTENTION_BACKWARD.apply(arguments, saved.backend)

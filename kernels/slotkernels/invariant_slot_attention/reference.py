@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._checks import accumulate_dtype
-from .op import INVARIANT_ATTENTION, Arguments, BackwardArguments, Gradients, Results
+from .op import GRID, INVARIANT_ATTENTION, Arguments, BackwardArguments, Gradients, Results
 
 SMALLEST_VARIANCE = 1e-12  # the square root has no gradient at 0, where a slot holds a single token
 
@@ -112,6 +112,12 @@ def invariant_attention_backward(arguments: BackwardArguments) -> Gradients:
     grad_frame = step.relative.flatten(0, 2).t() @ both.flatten(0, 2)
     grad_relative = both @ a.frame.t()
     inverse = 1 / (a.scales * a.scale_factor)
+    grad_grid = None
+    if arguments.needs[GRID]:
+        grad_grid = torch.einsum("bnmc,bnc->bmc", grad_relative, inverse)
+        grad_grid = grad_grid + torch.einsum("bnm,bnc->bmc", step.weights, grad_positions)
+        spread = step.spread_weights.unsqueeze(-1) * step.offsets
+        grad_grid = grad_grid + 2 * torch.einsum("bnmc,bnc->bmc", spread, grad_variance)
     grad_frames = [-grad_relative.sum(2) * inverse, -(grad_relative * step.relative).sum(2) / a.scales]
     grad_norm: list[Tensor | None] = [None, None, None]
     if a.shift is not None and a.key_deviation is not None and a.value_deviation is not None:
@@ -120,7 +126,8 @@ def invariant_attention_backward(arguments: BackwardArguments) -> Gradients:
             keys @ a.shift - key_coefficients * step.scores / a.key_deviation,
             values @ a.shift - value_coefficients * value_scores / a.value_deviation,
         ]
-    gradients = [grad_q, grad_logits.sum(-1), keys.sum(1), values.sum(1), grad_frame, None, *grad_frames, *grad_norm]
+    tokens = [keys.sum(1), values.sum(1)]
+    gradients = [grad_q, grad_logits.sum(-1), *tokens, grad_frame, grad_grid, *grad_frames, *grad_norm]
     triples = zip(gradients, arguments.forward[:11], arguments.needs, strict=False)
     empty = arguments.forward.q.new_empty
     return Gradients(

@@ -153,6 +153,7 @@ def softmax_backward(
     grad_scales,  # [B, N, 2]
     grad_scores,  # out [B, N, M]
     grad_bias,  # out [B, N]
+    grad_grid,  # out [B, M, 2] or None: the part of the grid's gradient through positions and scales
     batch,
     num_tokens,
     num_slots,
@@ -193,6 +194,8 @@ def softmax_backward(
         grad_attention += pairs
     if grad_weights is not None:
         grad_weights += pairs
+    if grad_grid is not None:
+        grad_grid += image * num_tokens * 2
     mean0 = tl.load(positions + n * 2, mask=in_n, other=0.0)[:, None]
     mean1 = tl.load(positions + n * 2 + 1, mask=in_n, other=0.0)[:, None]
     grad_variance0 = _half_gradient(grad_scales, scales, n, in_n)
@@ -231,6 +234,13 @@ def softmax_backward(
         grad = _grad_weights(scores, value_deviation, grad_weights, chunks, stride, place, in_pair, probability)
         grad += grad_variance0 * offset0 * offset0 + grad_variance1 * offset1 * offset1
         grad += grad_mean0 * grid0 + grad_mean1 * grid1
+        if grad_grid is not None:
+            weight = tl.load(weights + place, mask=in_pair, other=0.0)
+            spread = tl.where(in_n[:, None] & keep, weight + scale_eps, 0.0)
+            through0 = weight * grad_mean0 + 2 * grad_variance0 * spread * offset0
+            through1 = weight * grad_mean1 + 2 * grad_variance1 * spread * offset1
+            tl.store(grad_grid + m * 2, tl.sum(through0, 0), mask=in_m)
+            tl.store(grad_grid + m * 2 + 1, tl.sum(through1, 0), mask=in_m)
         grad = tl.where(in_n[:, None] & keep, (grad - mean_grad) / total, 0.0)
         if grad_attention is not None:
             grad += tl.load(grad_attention + place, mask=in_pair, other=0.0)

@@ -3,8 +3,9 @@
 Forward: scores (`reduce_width`), attention, weights and frames (`softmax_over_slots`), updates (`sum_over_tokens`).
 Backward: the values' scores and gradient (`reduce_width`), the gradient of the scores (`softmax_backward`), the keys'
 gradient (`reduce_width`), then `sum_over_tokens_backward` once for keys and once for values: the gradients of the
-queries, of f's frame part and of the slots' frames. Partial sums are added in a fixed order, so results are the same
-bit for bit, and nothing waits for the host.
+queries, of f's frame part and of the slots' frames. Each of the first three also writes its part of the grid's gradient
+if that is needed. Partial sums are added in a fixed order, so results are the same bit for bit, and nothing waits for
+the host.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from .._triton import launch
 from .kernels import reduce_width, sum_over_tokens, sum_over_tokens_backward
-from .op import Arguments, BackwardArguments, Cotangents, Gradients, Results
+from .op import GRID, Arguments, BackwardArguments, Cotangents, Gradients, Results
 from .softmax import softmax_backward, softmax_over_slots
 
 TARGET_PROGRAMS = 512  # about four for each multiprocessor; with fewer, an image's tokens are split among programs
@@ -61,6 +62,11 @@ def _block_dim(dim: int) -> int:
     return min(256, max(32, triton.next_power_of_2(dim)))
 
 
+def width_chunks(dim: int) -> int:
+    """C, into how many chunks `reduce_width` cuts D."""
+    return triton.cdiv(dim, _block_dim(dim))
+
+
 def width_launch(dim: int, gradient: bool) -> Compiled:
     """`reduce_width`: one warp with 32 elements of a tile for each thread, and as many of its gradient.
 
@@ -101,17 +107,21 @@ def _reduce_width(
     sizes: _Sizes,
     coefficients: Tensor | None = None,
     with_scores: bool = True,
+    grad_grid: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Partial scores [C, B, N, M], those of the shift, and the gradient [B, M, D]; None for what is not asked for."""
+    """Partial scores [C, B, N, M], those of the shift, and the gradient [B, M, D]; None for what is not asked for.
+
+    Partial gradients of the grid are written to ``grad_grid`` [C, B, M, 2].
+    """
     compiled = width_launch(tokens.shape[2], coefficients is not None)
-    chunks = triton.cdiv(tokens.shape[2], compiled.blocks["BLOCK_DIM"])
+    chunks = width_chunks(tokens.shape[2])
     pairs = (chunks, sizes.batch, sizes.slots, sizes.tokens)
     scores = place.grid.new_empty(pairs) if with_scores else None
     shift_scores = None if deviation is None or coefficients is None else place.grid.new_empty(pairs)
     grad = None if coefficients is None else torch.empty_like(tokens)
     programs = (sizes.batch * triton.cdiv(sizes.tokens, compiled.blocks["BLOCK_TOKENS"]), chunks)
     inputs = (tokens, vectors, *place, deviation, coefficients)
-    _run(reduce_width, programs, compiled, *inputs, scores, shift_scores, grad, *sizes)
+    _run(reduce_width, programs, compiled, *inputs, scores, shift_scores, grad, grad_grid, *sizes)
     return scores, shift_scores, grad
 
 
@@ -220,16 +230,24 @@ def invariant_attention_backward(arguments: BackwardArguments) -> Gradients:
     grad_updates = torch.zeros_like(a.q) if grads.updates is None else grads.updates
     grad_frames = [torch.zeros_like(a.positions) if t is None else t for t in (grads.positions, grads.scales)]
     coefficients = _over(arguments.weights, a.value_deviation)
-    scores, value_shift, grad_v = _reduce_width(a.v, grad_updates, place, a.value_deviation, sizes, coefficients)
+    chunks = width_chunks(a.q.shape[2])
+    # What values, keys and the softmax add to the grid's gradient.
+    grid_parts = a.grid.new_empty(2 * chunks + 1, *a.grid.shape) if arguments.needs[GRID] else None
+    of_values, of_keys, of_frames = (None,) * 3 if grid_parts is None else grid_parts.tensor_split((chunks, 2 * chunks))
+    scores, value_shift, grad_v = _reduce_width(
+        a.v, grad_updates, place, a.value_deviation, sizes, coefficients, grad_grid=of_values
+    )
     assert scores is not None
     grad_scores, grad_bias = torch.empty_like(arguments.attention), torch.empty_like(a.bias)
     inputs = (scores, a.key_deviation, a.value_deviation, a.mask, a.grid, *outputs, grads.attention, grads.weights)
     settings = (*sizes[:3], *_softmax_settings(a, scores))
     softmax = (softmax_backward, (sizes.batch,), softmax_launch(sizes.slots, True))
-    _run(*softmax, *inputs, *grad_frames, grad_scores, grad_bias, *settings)
+    _run(*softmax, *inputs, *grad_frames, grad_scores, grad_bias, of_frames, *settings)
 
     with_scores = a.shift is not None
-    key_scores, key_shift, grad_k = _reduce_width(a.k, a.q, place, a.key_deviation, sizes, grad_scores, with_scores)
+    key_scores, key_shift, grad_k = _reduce_width(
+        a.k, a.q, place, a.key_deviation, sizes, grad_scores, with_scores, of_keys
+    )
     keys = _Pairs(a.k, grad_scores, a.key_deviation, a.q)
     values = _Pairs(a.v, coefficients, a.value_deviation, grad_updates)
     grad_q, grad_frame, *grad_place = _sum_over_tokens_backward(keys, values, place, sizes)
@@ -237,6 +255,7 @@ def invariant_attention_backward(arguments: BackwardArguments) -> Gradients:
     if key_scores is not None and key_shift is not None and value_shift is not None:
         deviations[0] = grad_scores * (key_shift.sum(0) - _over(key_scores.sum(0), a.key_deviation))
         deviations[1] = coefficients * (value_shift.sum(0) - _over(scores.sum(0), a.value_deviation))
-    gradients = (grad_q, grad_bias, grad_k, grad_v, grad_frame, None, *grad_place, *deviations)
+    grad_grid = None if grid_parts is None else grid_parts.sum(0)
+    gradients = (grad_q, grad_bias, grad_k, grad_v, grad_frame, grad_grid, *grad_place, *deviations)
     needed = zip(gradients, arguments.needs, strict=False)
     return Gradients(*(grad if need and grad is not None else empty(0) for grad, need in needed))

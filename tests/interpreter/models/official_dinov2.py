@@ -44,10 +44,13 @@ def official_weights(registers=0, swiglu=False, chunked=False, seed=0):
     return {name: tensor.contiguous() for name, tensor in weights.items()}
 
 
-def official_forward(w, pixels, blocks=None, norm=True, heads=DIM // 64, dim=DIM, patch=PATCH):
-    """Patch tokens as the official model computes them, written down from its description."""
+def official_forward(w, pixels, blocks=None, norm=True, heads=DIM // 64, dim=DIM, patch=PATCH, keep=None):
+    """Patch tokens as the official model computes them, written down from its description, in the type of the weights.
+
+    With ``keep`` [B, M'] the other patches are dropped before the blocks.
+    """
     mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
-    x = (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
+    x = (pixels.permute(0, 3, 1, 2).to(w["cls_token"].dtype) / 255 - mean) / std
     x = F.conv2d(x, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=patch)
     grid = x.shape[-2:]
     x = torch.cat([w["cls_token"].expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], 1)
@@ -58,6 +61,10 @@ def official_forward(w, pixels, blocks=None, norm=True, heads=DIM // 64, dim=DIM
     elif grid != (side, side):
         places = F.interpolate(places, scale_factor=[(n + 0.1) / side for n in grid], mode="bicubic")
     x = x + torch.cat([w["pos_embed"][:, :1], places.flatten(2).transpose(1, 2)], 1)
+    count = grid[0] * grid[1]
+    if keep is not None:
+        x = torch.stack([torch.cat([frame[:1], frame[1:][kept]]) for frame, kept in zip(x, keep, strict=True)])
+        count = keep.shape[1]
     if "register_tokens" in w:
         x = torch.cat([x[:, :1], w["register_tokens"].expand(len(x), -1, -1), x[:, 1:]], 1)
     names = sorted(
@@ -82,7 +89,7 @@ def official_forward(w, pixels, blocks=None, norm=True, heads=DIM // 64, dim=DIM
             h = layer("mlp.fc2", F.gelu(layer("mlp.fc1", h)))
         x = x + w[f"{block}.ls2.gamma"] * h
     x = F.layer_norm(x, (dim,), w["norm.weight"], w["norm.bias"], eps=1e-6) if norm else x
-    return x[:, -grid[0] * grid[1] :]
+    return x[:, -count:]
 
 
 def save(weights, path):

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from interpreter.engine.memory import LivingStorages
 from interpreter.models import decoders
-from interpreter.models.decoders import BroadcastDecoder
+from interpreter.models.decoders import BroadcastDecoder, SlotFrames
 from interpreter.models.positions import resized_positions
 
 GRID, SLOTS, DIM, WIDTH = (3, 4), 5, 6, 7
@@ -23,9 +23,19 @@ def build(layers=3, seed=0, **options):
     return decoder
 
 
-def textbook(decoder, slots, valid=None):
+def frames_of(batch, slots=SLOTS, patches=12):
+    """Random frames of slots, whose scales have both signs."""
+    sizes = (patches, 2), (batch, slots, 2), (batch, slots, 2)
+    coordinates, positions, scales = (torch.randn(size, dtype=torch.float64) for size in sizes)
+    return SlotFrames(*(t.requires_grad_() for t in (coordinates, positions, scales + scales.sign())))
+
+
+def textbook(decoder, slots, valid=None, frames=None):
     """Broadcast slots to all patches, add positions, MLP to C + 1 numbers, softmax of the last one over the slots."""
     x = slots[:, :, None] + decoder.positions
+    if frames is not None:
+        coordinates, positions, scales = frames
+        x = x + decoder.to_relative((coordinates - positions[:, :, None]) / scales[:, :, None])
     for layer in (decoder.first, *decoder.hidden):
         x = F.relu(layer(x))
     features, alpha = decoder.to_features(x), decoder.to_alpha(x)
@@ -35,63 +45,112 @@ def textbook(decoder, slots, valid=None):
     return (masks * features).sum(1), masks.squeeze(-1).mT
 
 
-def gradients(decoder, slots, outputs):
+def gradients(decoder, slots, outputs, frames=()):
     weights = [torch.linspace(-1, 1, o.numel(), dtype=o.dtype).view(o.shape).sin() for o in outputs]
     loss = sum((weight * output).sum() for weight, output in zip(weights, outputs, strict=True))
-    return torch.autograd.grad(loss, [slots, *decoder.parameters()])
+    return torch.autograd.grad(loss, [slots, *decoder.parameters(), *(frames or ())])
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_values_and_gradients_are_the_textbooks(layers, merged, recompute, monkeypatch):
+@pytest.mark.parametrize("relative", [False, True])
+def test_values_and_gradients_are_the_textbooks(layers, merged, recompute, relative, monkeypatch):
     monkeypatch.setattr(decoders, "RECOMPUTED_ROWS", 1)  # one sample a piece
-    decoder = build(layers, recompute=recompute)
+    decoder = build(layers, recompute=recompute, relative=relative)
+    frames = frames_of(2) if relative else None
     slots = torch.randn(2, SLOTS, DIM, dtype=torch.float64, requires_grad=True)
     valid = torch.tensor([[True] * 5, [True, False, True, True, False]]) if merged else None
-    actual, expected = decoder(slots, valid=valid), textbook(decoder, slots, valid)
+    actual, expected = decoder(slots, valid=valid, frames=frames), textbook(decoder, slots, valid, frames)
     torch.testing.assert_close(tuple(actual), expected)
-    torch.testing.assert_close(gradients(decoder, slots, actual), gradients(decoder, slots, expected))
+    torch.testing.assert_close(*(gradients(decoder, slots, outputs, frames) for outputs in (actual, expected)))
 
 
-def test_masks_sum_to_one_and_merged_slots_get_none():
-    decoder, slots = build(), torch.randn(2, SLOTS, DIM, dtype=torch.float64, requires_grad=True)
+def case_of(relative, slots=SLOTS):
+    """A decoder, slots [2, N, D], and the frames of a relative one."""
+    decoder = build(relative=relative)
+    return decoder, torch.randn(2, slots, DIM, dtype=torch.float64), frames_of(2, slots) if relative else None
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_masks_sum_to_one_and_merged_slots_get_none(relative):
+    decoder, slots, frames = case_of(relative)
     valid = torch.tensor([[True, True, False, True, False]]).expand(2, -1)
-    features, masks = decoder(slots, valid=valid)
+    features, masks = decoder(slots.requires_grad_(), valid=valid, frames=frames)
     torch.testing.assert_close(masks.sum(-1), torch.ones(2, 12, dtype=torch.float64))
     assert not masks[..., ~valid[0]].any()
-    gradient = torch.autograd.grad(features.square().sum(), slots)[0]
-    assert not gradient[:, ~valid[0]].any()
-    assert gradient[:, valid[0]].abs().amin() > 0
+    for gradient in torch.autograd.grad(features.square().sum(), [slots, *(frames[1:] if relative else ())]):
+        assert not gradient[:, ~valid[0]].any()
+        assert gradient[:, valid[0]].abs().amin() > 0
 
 
-def test_one_slot_alone_has_every_patch():
-    decoder, slots = build(), torch.randn(2, 1, DIM, dtype=torch.float64)
-    features, masks = decoder(slots)
+def test_frames_of_merged_slots_may_hold_anything():
+    decoder, slots, frames = case_of(relative=True)
+    valid = torch.tensor([[True, False, True, False, True]]).expand(2, -1)
+    fills = [frames]
+    for position, scale in ((torch.nan, torch.nan), (0.0, 0.0)):
+        fill = [torch.where(valid[..., None], t, v) for t, v in ((frames.positions, position), (frames.scales, scale))]
+        fills.append(SlotFrames(frames.coordinates, *fill))
+    expected, *others = (
+        gradients(decoder, slots.requires_grad_(), decoder(slots, valid=valid, frames=fill), frames) for fill in fills
+    )
+    for other in others:
+        torch.testing.assert_close(other, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_one_slot_alone_has_every_patch(relative):
+    decoder, slots, frames = case_of(relative, slots=1)
+    features, masks = decoder(slots, frames=frames)
     assert (masks == 1).all()
-    assert features.shape == (2, 12, WIDTH)
+    x = slots + decoder.positions
+    if relative:
+        x = x + decoder.to_relative((frames.coordinates - frames.positions) / frames.scales)
+    for layer in (decoder.first, *decoder.hidden):
+        x = F.relu(layer(x))
+    torch.testing.assert_close(features, decoder.to_features(x))  # the decoding of that slot
 
 
-def test_permuting_slots_permutes_masks_alone():
-    decoder, slots, order = build(), torch.randn(2, SLOTS, DIM, dtype=torch.float64), [3, 0, 4, 1, 2]
-    features, masks = decoder(slots)
-    permuted = decoder(slots[:, order])
+@pytest.mark.parametrize("relative", [False, True])
+def test_permuting_slots_permutes_masks_alone(relative):
+    order = [3, 0, 4, 1, 2]
+    decoder, slots, frames = case_of(relative)
+    features, masks = decoder(slots, frames=frames)
+    if relative:
+        frames = frames._replace(positions=frames.positions[:, order], scales=frames.scales[:, order])
+    permuted = decoder(slots[:, order], frames=frames)
     torch.testing.assert_close(permuted.features, features)
     torch.testing.assert_close(permuted.masks, masks[..., order])
 
 
-def test_without_gradients_a_batch_is_decoded_in_pieces(monkeypatch):
-    decoder, slots = build(), torch.randn(5, SLOTS, DIM, dtype=torch.float64)
+@pytest.mark.parametrize("name", SlotFrames._fields)
+def test_frames_of_another_shape_are_refused(name):
+    decoder, slots, frames = case_of(relative=True)
+    with pytest.raises(ValueError, match=f"frames: {name} is "):
+        decoder(slots, frames=frames._replace(**{name: getattr(frames, name)[:1]}))
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_frames_are_for_relative_decoders_alone(relative):
+    decoder, slots, _ = case_of(relative)
+    with pytest.raises(ValueError, match="relative=True needs those of its slots, others take none"):
+        decoder(slots, frames=None if relative else frames_of(2))
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_without_gradients_a_batch_is_decoded_in_pieces(relative, monkeypatch):
+    decoder, slots = build(relative=relative), torch.randn(5, SLOTS, DIM, dtype=torch.float64)
+    frames = frames_of(5) if relative else None
     valid = torch.rand(5, SLOTS) < 0.7
     valid[:, 0] = True
-    whole, merged = decoder(slots), decoder(slots, valid=valid)
+    whole, merged = decoder(slots, frames=frames), decoder(slots, valid=valid, frames=frames)
     monkeypatch.setattr(decoders, "DECODED_ROWS", 2 * SLOTS * 12)
     rows = []
     decoder.to_features.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     with torch.no_grad():
-        torch.testing.assert_close(decoder(slots), whole)
+        torch.testing.assert_close(decoder(slots, frames=frames), whole)
         assert rows == [2, 2, 1]
-        torch.testing.assert_close(decoder(slots, valid=valid), merged)
+        torch.testing.assert_close(decoder(slots, valid=valid, frames=frames), merged)
 
 
 def test_another_grid_sees_the_same_places():
@@ -108,12 +167,27 @@ def test_another_grid_sees_the_same_places():
     assert decoder(torch.randn(1, 2, DIM), grid=(2, 5)).masks.shape == (1, 10, 2)
 
 
-def test_half_precision_keeps_masks_in_fp32():
-    decoder = build().float()
-    slots = torch.randn(2, SLOTS, DIM)
-    exact = decoder(slots)
+def test_frames_are_those_of_the_grid_that_is_decoded():
+    decoder, slots, _ = case_of(relative=True)
+    frames = frames_of(2, patches=10)
+    actual = decoder(slots.requires_grad_(), grid=(2, 5), frames=frames)
+    trained, resized = decoder.positions, resized_positions(decoder.positions, GRID, (2, 5))
+    del decoder.positions
+    decoder.positions = resized
+    expected = textbook(decoder, slots, frames=frames)
+    torch.testing.assert_close(tuple(actual), expected)
+    leaves = [slots, trained, *frames]
+    torch.testing.assert_close(*(torch.autograd.grad(out[0].sin().sum(), leaves) for out in (actual, expected)))
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_half_precision_keeps_masks_in_fp32(relative):
+    decoder, slots, frames = case_of(relative)
+    decoder, slots = decoder.float(), slots.float()
+    frames = SlotFrames(*(t.float() for t in frames)) if relative else None
+    exact = decoder(slots, frames=frames)
     with torch.autocast("cpu", torch.bfloat16):
-        features, masks = decoder(slots)
+        features, masks = decoder(slots, frames=frames)
     assert masks.dtype == torch.float32
     torch.testing.assert_close(masks.sum(-1), torch.ones(2, 12))
     torch.testing.assert_close(features.float(), exact.features, atol=0.05, rtol=0.05)  # bf16 keeps 8 bits
@@ -127,14 +201,16 @@ def test_positions_start_with_the_deviation_asked_for():
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_compiles_fullgraph_with_equal_values_and_gradients(recompute, monkeypatch):
+@pytest.mark.parametrize("relative", [False, True])
+def test_compiles_fullgraph_with_equal_values_and_gradients(recompute, relative, monkeypatch):
     monkeypatch.setattr(decoders, "RECOMPUTED_ROWS", 2 * SLOTS * 12)
-    decoder = build(recompute=recompute)
+    decoder = build(recompute=recompute, relative=relative)
+    frames = frames_of(5) if relative else None
     slots = torch.randn(5, SLOTS, DIM, dtype=torch.float64, requires_grad=True)
-    expected = decoder(slots)
-    actual = torch.compile(decoder, fullgraph=True, backend="aot_eager")(slots)
+    expected = decoder(slots, frames=frames)
+    actual = torch.compile(decoder, fullgraph=True, backend="aot_eager")(slots, frames=frames)
     torch.testing.assert_close(tuple(actual), tuple(expected))
-    torch.testing.assert_close(gradients(decoder, slots, actual), gradients(decoder, slots, expected))
+    torch.testing.assert_close(*(gradients(decoder, slots, outputs, frames) for outputs in (actual, expected)))
 
 
 class Operations(TorchDispatchMode):
@@ -152,13 +228,16 @@ class Operations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_nothing_has_the_size_of_slots_times_patches_times_features(recompute):
+@pytest.mark.parametrize("relative", [False, True])
+def test_nothing_has_the_size_of_slots_times_patches_times_features(recompute, relative):
     width = 40  # above that of hidden layers: anything of slots times patches that is larger would show
-    decoder = BroadcastDecoder(DIM, width, GRID, hidden_dim=16, recompute=recompute)
-    slots = torch.randn(2, SLOTS, DIM, requires_grad=True)
+    decoder = BroadcastDecoder(DIM, width, GRID, hidden_dim=16, recompute=recompute, relative=relative).double()
+    slots = torch.randn(2, SLOTS, DIM, dtype=torch.float64, requires_grad=True)
     with Operations() as operations:
-        decoder(slots).features.square().sum().backward()
-    assert max(operations.sizes) == 2 * SLOTS * 12 * 16 < 2 * SLOTS * 12 * width
+        decoder(slots, frames=frames_of(2) if relative else None).features.square().sum().backward()
+    rows = 2 * SLOTS * 12
+    assert max(operations.sizes) == rows * 16 < rows * width
+    assert rows * DIM not in operations.sizes
 
 
 def test_the_first_hidden_layer_is_computed_again_without_a_product():
@@ -197,9 +276,9 @@ def test_memory_is_that_of_two_hidden_layers_or_of_one_piece(monkeypatch):
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_gradients_of_parameters_put_in_the_place_of_its_own(recompute):
-    decoder, other = build(recompute=recompute), build(seed=1)
-    slots = torch.randn(2, SLOTS, DIM, dtype=torch.float64)
+    decoder, other = build(recompute=recompute, relative=True), build(seed=1, relative=True)
+    slots, frames = torch.randn(2, SLOTS, DIM, dtype=torch.float64), frames_of(2)
     parameters = dict(other.named_parameters())
-    actual = torch.func.functional_call(decoder, parameters, (slots,)).features.square().sum()
-    expected = textbook(other, slots)[0].square().sum()
+    call = torch.func.functional_call(decoder, parameters, (slots,), {"frames": frames})
+    actual, expected = (out.square().sum() for out in (call.features, textbook(other, slots, frames=frames)[0]))
     torch.testing.assert_close(*(torch.autograd.grad(loss, list(parameters.values())) for loss in (actual, expected)))
