@@ -24,12 +24,17 @@ pre-activation, and the gradients of the new position (the part through the scal
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .._backends import why_not_triton
+from .._checks import describe
+from .._native import why_not_cpp
 from .._op import Op, Saved
 
 MOST_SLOTS_IN_TRITON = 128  # its softmax holds all slots of 16 tokens at a time
+# One thread of the C++ kernels does the work of 16 of PyTorch's operations, which share out a single sample, too.
+THREADS_PER_SAMPLE = 16
 
 
 class Arguments(NamedTuple):
@@ -111,6 +116,15 @@ def _why_not_triton(arguments: Arguments) -> str | None:
     return why_not_triton(arguments) or too_many
 
 
+def _why_not_cpp(arguments: Arguments) -> str | None:
+    if arguments.q.dtype != torch.float32:
+        return f"q is {describe(arguments.q)}, expected float32"
+    batch, threads = arguments.q.shape[0], torch.get_num_threads()
+    if threads > THREADS_PER_SAMPLE * batch > 0:
+        return f"{batch} samples on {threads} threads: each would be computed by one thread"
+    return why_not_cpp(arguments)
+
+
 def _empty_results(arguments: Arguments) -> Results:
     q, new = arguments.q, arguments.bias.new_empty
     pairs, frames = (*q.shape[:2], arguments.k.shape[1]), (*q.shape[:2], 2)
@@ -125,6 +139,7 @@ def _empty_gradients(arguments: BackwardArguments) -> Gradients:
 
 INVARIANT_ATTENTION = Op("invariant_attention", _empty_results, public="InvariantSlotAttention")
 INVARIANT_ATTENTION.add("triton", "slotkernels.invariant_slot_attention.triton", supports=_why_not_triton)
+INVARIANT_ATTENTION.add("cpp", "slotkernels.invariant_slot_attention.cpp", supports=_why_not_cpp)
 INVARIANT_ATTENTION.add("reference", "slotkernels.invariant_slot_attention.reference")
 INVARIANT_ATTENTION_BACKWARD = INVARIANT_ATTENTION.backward_op(_empty_gradients)
 
