@@ -188,7 +188,9 @@ def test_the_module_ignores_hidden_tokens_and_compiles(normed):
     with use_backend("cpp"):
         actual = loss(hidden)
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(torch.autograd.grad(actual, list(module.parameters())), gradients, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(
+            torch.autograd.grad(actual, list(module.parameters())), gradients, rtol=1e-3, atol=1e-5
+        )
         assert_compiles(loss, tokens.requires_grad_(), *module.parameters())
 
 
