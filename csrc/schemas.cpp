@@ -17,6 +17,20 @@ STABLE_TORCH_LIBRARY(slotkernels_native, m) {
       "Tensor? v, Tensor? bias, Tensor? mask, float scale, float weight_eps, float total_eps, int groups, "
       "Tensor updates, Tensor total, bool need_q, bool need_k, bool need_v, bool need_bias) -> "
       "(Tensor, Tensor, Tensor, Tensor)");
+  // As in kernels/slotkernels/invariant_slot_attention/reference.py; float32, and all contiguous.
+  m.def(
+      "invariant_attention(Tensor q, Tensor bias, Tensor k, Tensor v, Tensor frame, Tensor grid, Tensor positions, "
+      "Tensor scales, Tensor? shift, Tensor? key_deviation, Tensor? value_deviation, Tensor? mask, float scale, "
+      "float scale_factor, float eps, bool denominator, float scale_eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "invariant_attention_backward(Tensor? grad_updates, Tensor? grad_attention, Tensor? grad_weights, "
+      "Tensor? grad_positions, Tensor? grad_scales, Tensor q, Tensor bias, Tensor k, Tensor v, Tensor frame, "
+      "Tensor grid, Tensor positions, Tensor scales, Tensor? shift, Tensor? key_deviation, Tensor? value_deviation, "
+      "Tensor? mask, float scale, float scale_factor, float eps, bool denominator, float scale_eps, Tensor attention, "
+      "Tensor weights, Tensor new_positions, Tensor new_scales, bool need_q, bool need_bias, bool need_k, bool need_v, "
+      "bool need_frame, bool need_grid, bool need_positions, bool need_scales, bool need_shift, "
+      "bool need_key_deviation, bool need_value_deviation) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, Tensor, Tensor, Tensor)");
   // Arguments and results as in kernels/slotkernels/sinkhorn/reference.py; float32 results, any 16- or 32-bit float in.
   m.def(
       "sinkhorn(Tensor x, Tensor y, Tensor? a, Tensor? b, float? diameter, bool per_problem, int p, float blur, "

@@ -16,7 +16,7 @@ def make(**options):
     return module, inputs, grid
 
 
-def slot_by_slot(module, inputs, grid, mask, initial_positions=None, initial_scales=None):
+def slot_by_slot(module, inputs, grid, mask, initial_positions=None, initial_scales=None, mlp_mask=None):
     """Oracle: SOLV eq. 13-17 for one sample and one slot at a time, autograd through everything."""
     f = module.f if module.norm_f is None else torch.nn.Sequential(module.norm_f, module.f)
     outputs = []
@@ -47,7 +47,8 @@ def slot_by_slot(module, inputs, grid, mask, initial_positions=None, initial_sca
             if iteration < module.iterations:
                 updates = torch.stack([weights[:, n] @ values[n] for n in range(3)])
                 slots = module.gru(updates, slots)
-                slots = slots + module.mlp(module.norm_mlp(slots))
+                added = module.mlp(module.norm_mlp(slots))
+                slots = slots + (added if mlp_mask is None else mlp_mask[row, iteration] * added)
         outputs.append((slots, attention, positions, scales))
     return [torch.stack(parts) for parts in zip(*outputs, strict=True)]
 
@@ -94,6 +95,21 @@ def test_the_published_code_of_biza_et_al():
     compare(module, inputs, grid, torch.ones(2, 7, dtype=torch.bool), positions=positions, scales=scales)
 
 
+def test_a_mask_multiplies_what_the_mlp_adds():
+    module, inputs, grid = make()
+    mlp_mask = torch.rand(2, 2, 3, 6, dtype=torch.float64).mul(2).sub(0.5).relu().requires_grad_()
+    assert_matches_oracle(
+        lambda mlp_mask, **_: module(inputs, grid, mlp_mask=mlp_mask),
+        lambda mlp_mask, **_: slot_by_slot(module, inputs, grid, torch.ones(2, 7), mlp_mask=mlp_mask),
+        {"mlp_mask": mlp_mask, **dict(module.named_parameters())},
+        InvariantSlotAttentionOutput._fields,
+        1e-9,
+        float64=False,
+    )
+    ones = module(inputs, grid, mlp_mask=torch.ones(2, 2, 3, 6))
+    assert all(torch.equal(one, other) for one, other in zip(ones, module(inputs, grid), strict=True))
+
+
 @pytest.mark.parametrize("options", [{}, {"encoder_norm": True, "eps_placement": "denominator"}], ids=str)
 def test_triton_equals_the_reference_in_float32(options):
     module, inputs, grid = make(**options)
@@ -109,26 +125,25 @@ def test_triton_equals_the_reference_in_float32(options):
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
-def test_a_learned_grid_gets_its_gradient_at_the_kept_tokens(options):
-    module, inputs, grid = make(**options)
-    grid = torch.cat([grid, grid.flip(0) / 2]).requires_grad_()  # of 14 tokens, of which each sample keeps 7
-    kept = torch.stack([torch.arange(14)[1::2], torch.arange(7, 14)])
-    frames = {"positions": module.initial_positions.expand(2, 3, 2), "scales": module.initial_scales.expand(2, 3, 2)}
-    assert_matches_oracle(
-        lambda grid: module(inputs, grid[kept], **frames),
-        lambda grid: slot_by_slot(module, inputs, grid[kept], torch.ones(2, 7)),
-        {"grid": grid},
+def test_dropped_tokens_and_a_learned_grid(options):
+    module, _, _ = make(**options)
+    inputs, grid = torch.randn(2, 14, 5, dtype=torch.float64), torch.rand(14, 2, dtype=torch.float64).mul(2).sub(1)
+    kept = torch.stack([torch.arange(1, 8), torch.arange(14)[1::2]])  # neither keeps 0, 8, 10, 12
+    rows = torch.arange(2).unsqueeze(1)
+    actual = assert_matches_oracle(
+        lambda inputs, grid, **_: module(inputs[rows, kept], grid[kept]),
+        lambda inputs, grid, **_: slot_by_slot(module, inputs[rows, kept], grid[kept], torch.ones(2, 7)),
+        {"inputs": inputs.requires_grad_(), "grid": grid.requires_grad_(), **dict(module.named_parameters())},
         InvariantSlotAttentionOutput._fields,
         1e-9,
         float64=False,
     )
-    module(inputs, grid[kept]).slots.sum().backward()
-    assert torch.equal(grid.grad.abs().sum(1) > 0, torch.isin(torch.arange(14), kept))
+    assert torch.equal(actual["gradient of grid"].abs().sum(1) > 0, torch.isin(torch.arange(14), kept))
 
 
 def test_slots_do_not_change_when_everything_is_moved_and_scaled():
     module, inputs, grid = make(scale_eps=0.0)
-    shift, factor = torch.tensor([0.3, -0.2], dtype=torch.float64), 1.7
+    shift, factor = (torch.tensor(t, dtype=torch.float64) for t in ([0.3, -0.2], [1.7, 0.6]))
     before = module(inputs, grid)
     with torch.no_grad():
         module.initial_positions.mul_(factor).add_(shift)
@@ -138,6 +153,20 @@ def test_slots_do_not_change_when_everything_is_moved_and_scaled():
     torch.testing.assert_close(after.attention, before.attention)
     torch.testing.assert_close(after.positions, before.positions * factor + shift)
     torch.testing.assert_close(after.scales, before.scales * factor)
+
+
+def test_a_slot_that_attends_to_all_tokens_alike_spans_the_grid():
+    module, _, _ = make()
+    torch.nn.init.zeros_(module.to_q.weight)
+    width, height = 6, 4
+    axes = torch.meshgrid(torch.linspace(-1, 1, width), torch.linspace(-1, 1, height), indexing="xy")
+    grid = torch.stack(axes, -1).flatten(0, 1).double()
+    output = module(torch.randn(2, width * height, 5, dtype=torch.float64), grid)
+    # The variance of n evenly spaced numbers from -1 to 1 is (n + 1) / (3 (n - 1)).
+    scales = [((n + 1) / (3 * (n - 1))) ** 0.5 for n in (width, height)]
+    torch.testing.assert_close(output.attention, torch.full_like(output.attention, 1 / 3))
+    assert output.positions.abs().max() < 1e-7
+    torch.testing.assert_close(output.scales, torch.tensor(scales).double().expand(2, 3, 2), rtol=1e-6, atol=0)
 
 
 def test_a_single_token_has_finite_gradients():
@@ -216,6 +245,8 @@ def test_compiles_fullgraph(options):
         (lambda m, x, g: InvariantSlotAttention(2, 4, encoder_dim=-1), "encoder_dim=-1"),
         (lambda m, x, g: m(x, g, positions=torch.zeros(2, 3, 3)), r"positions is .*expected \[B, N, 2\]"),
         (lambda m, x, g: m(x, g, scales=torch.ones(1, 3, 2)), "scales is .* with B = 2"),
+        (lambda m, x, g: m(x, g, mlp_mask=torch.ones(2, 3, 3, 6)), r"mlp_mask is .*\[B, iterations, N, D\] with itera"),
+        (lambda m, x, g: m(x, g, mlp_mask=torch.ones(2, 2, 3, 6).bool()), "mlp_mask is bool"),
         (lambda m, x, g: m(x[0], g), r"inputs is float64 \[7, 5\], expected \[B, M, Din\]"),
         (lambda m, x, g: m(x, g[:5]), r"grid is float64 \[2, 5, 2\], expected \[B, M, 2\] with M = 7"),
         (lambda m, x, g: m(x, g, torch.zeros(2, 4, 6)), "slots is .* with N = 3"),
@@ -232,7 +263,7 @@ def test_a_module_in_bfloat16_runs_and_learns():
         module, inputs, grid = make(**options)
         expected = module(inputs, grid).slots
         module = module.bfloat16()
-        slots = module(inputs.bfloat16(), grid.bfloat16()).slots
+        slots = module(inputs.bfloat16(), grid.bfloat16(), mlp_mask=torch.ones(2, 2, 3, 6)).slots
         assert slots.dtype == torch.bfloat16
         assert (slots - expected).abs().max() < 0.2  # parameters and inputs keep 8 bits
         slots.sum().backward()
@@ -252,3 +283,5 @@ def test_cost_formulas():
     # the queries' gradient
     each = (2 + 2) + 1 + 2 + (1 + 2 + 2)
     assert flops(batch, slots, tokens, dim, backward=True) == (2 * each + 2 + 2) * pairs * dim
+    # and two sums of each for a learned grid
+    assert flops(batch, slots, tokens, dim, True, learned_grid=True) == (2 * (each + 4) + 2 + 2) * pairs * dim

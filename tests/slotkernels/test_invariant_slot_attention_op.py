@@ -230,7 +230,7 @@ def test_passes_opcheck(normed, backend):
     [
         ("triton", 3, torch.float64, "float64"),
         ("triton", 129, torch.float32, "129 slots, more than 128"),
-        ("cpp", 3, torch.float32, "not implemented for invariant_attention"),
+        ("cuda", 3, torch.float32, "not implemented for invariant_attention"),
     ],
 )
 def test_a_backend_that_cannot_serve_says_why(backend, slots, dtype, message):

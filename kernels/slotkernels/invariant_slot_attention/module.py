@@ -154,6 +154,7 @@ class InvariantSlotAttention(nn.Module):
         mask: Tensor | None = None,  # [B, M]
         positions: Tensor | None = None,  # [B, N, 2]
         scales: Tensor | None = None,  # [B, N, 2]
+        mlp_mask: Tensor | None = None,  # [B, iterations, N, D]
     ) -> InvariantSlotAttentionOutput:
         """Compress tokens into slots.
 
@@ -165,14 +166,27 @@ class InvariantSlotAttention(nn.Module):
             mask: [B, M] bool, False for tokens to ignore; they and their positions may be anything, NaN included.
             positions: [B, N, 2] initial positions; the learned ones if None.
             scales: [B, N, 2] initial scales, not 0; the learned ones if None.
+            mlp_mask: [B, iterations, N, D] float factors of what the MLP adds to the slots in each iteration, such as a
+                dropout mask of the caller, 0 or 1 / (1 - p) (SOLV: p = 0.1); ones if None. It gets a gradient.
 
         Returns:
             slots [B, N, D], attention [B, M, N], positions [B, N, 2] and scales [B, N, 2].
 
         Raises:
             ValueError: if a shape or dtype is not as above.
+
+        Example:
+            >>> import torch, slotkernels
+            >>> module = slotkernels.InvariantSlotAttention(num_slots=3, dim=8, iterations=2)
+            >>> grid = torch.nn.Parameter(torch.rand(24, 2) * 2 - 1)  # learned; half of the tokens are dropped
+            >>> kept = torch.stack([torch.randperm(24)[:12].sort().values for _ in range(5)])
+            >>> dropout = (torch.rand(5, 2, 3, 8) > 0.1) / 0.9
+            >>> output = module(torch.randn(5, 12, 8), grid[kept], mlp_mask=dropout)
+            >>> output.slots.sum().backward()
+            >>> output.slots.shape, grid.grad.shape
+            (torch.Size([5, 3, 8]), torch.Size([24, 2]))
         """
-        sizes = {"Din": self.input_dim, "D": self.dim, "N": self.num_slots, "2": 2}
+        sizes = {"Din": self.input_dim, "D": self.dim, "N": self.num_slots, "2": 2, "iterations": self.iterations}
         check_tensor("InvariantSlotAttention", "inputs", inputs, "B M Din", sizes)
         batch = inputs.shape[0]
         if grid.dim() == 2:
@@ -188,6 +202,8 @@ class InvariantSlotAttention(nn.Module):
         check_tensor("InvariantSlotAttention", "positions", positions, "B N 2", sizes)
         scales = self.initial_scales.expand(batch, -1, -1) if scales is None else scales
         check_tensor("InvariantSlotAttention", "scales", scales, "B N 2", sizes)
+        if mlp_mask is not None:
+            check_tensor("InvariantSlotAttention", "mlp_mask", mlp_mask, "B iterations N D", sizes)
 
         dtype, accumulate = slots.dtype, accumulate_dtype(slots.dtype)
         grid = grid.to(accumulate).contiguous()
@@ -200,7 +216,10 @@ class InvariantSlotAttention(nn.Module):
                 scales = scales.clamp(*self.scale_range)
             if iteration < self.iterations:
                 updated = self.gru(updates.to(dtype).flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
-                slots = updated + self.mlp(self.norm_mlp(updated))
+                added = self.mlp(self.norm_mlp(updated))
+                if mlp_mask is not None:
+                    added = (added * mlp_mask[:, iteration]).to(added.dtype)
+                slots = updated + added
         return InvariantSlotAttentionOutput(slots.to(dtype), attention.transpose(1, 2), positions, scales)
 
     def _tokens(self, x: Tensor, accumulate: torch.dtype) -> _Tokens:

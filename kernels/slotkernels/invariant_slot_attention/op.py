@@ -24,12 +24,17 @@ pre-activation, and the gradients of the new position (the part through the scal
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .._backends import why_not_triton
+from .._checks import describe
+from .._native import why_not_cpp
 from .._op import Op, Saved
 
 MOST_SLOTS_IN_TRITON = 128  # its softmax holds all slots of 16 tokens at a time
+# One thread of the C++ kernels does the work of 16 of PyTorch's operations, which share out a single sample, too.
+THREADS_PER_SAMPLE = 16
 
 
 class Arguments(NamedTuple):
@@ -111,6 +116,15 @@ def _why_not_triton(arguments: Arguments) -> str | None:
     return why_not_triton(arguments) or too_many
 
 
+def _why_not_cpp(arguments: Arguments) -> str | None:
+    if arguments.q.dtype != torch.float32:
+        return f"q is {describe(arguments.q)}, expected float32"
+    batch, threads = arguments.q.shape[0], torch.get_num_threads()
+    if threads > THREADS_PER_SAMPLE * batch > 0:
+        return f"{batch} samples on {threads} threads: each would be computed by one thread"
+    return why_not_cpp(arguments)
+
+
 def _empty_results(arguments: Arguments) -> Results:
     q, new = arguments.q, arguments.bias.new_empty
     pairs, frames = (*q.shape[:2], arguments.k.shape[1]), (*q.shape[:2], 2)
@@ -125,6 +139,7 @@ def _empty_gradients(arguments: BackwardArguments) -> Gradients:
 
 INVARIANT_ATTENTION = Op("invariant_attention", _empty_results, public="InvariantSlotAttention")
 INVARIANT_ATTENTION.add("triton", "slotkernels.invariant_slot_attention.triton", supports=_why_not_triton)
+INVARIANT_ATTENTION.add("cpp", "slotkernels.invariant_slot_attention.cpp", supports=_why_not_cpp)
 INVARIANT_ATTENTION.add("reference", "slotkernels.invariant_slot_attention.reference")
 INVARIANT_ATTENTION_BACKWARD = INVARIANT_ATTENTION.backward_op(_empty_gradients)
 
@@ -147,12 +162,12 @@ def bytes_moved(batch: int, slots: int, tokens: int, dim: int, itemsize: int = 4
     return rows * (4 * tokens + 3 * slots) + 3 * pairs
 
 
-def flops(batch: int, slots: int, tokens: int, dim: int, backward: bool = False) -> int:
+def flops(batch: int, slots: int, tokens: int, dim: int, backward: bool = False, learned_grid: bool = False) -> int:
     """Operations on pairs of slot and token, a multiply-add counted as two, a ReLU or its gradient's choice as one.
 
     Forward: pre-activation (4), ReLU (1) and product (2), for keys and for values. Backward: the same pre-activations
     and choices, once; the scores of the values (2); the gradients of both tokens (2 each), of the queries (2), and the
-    four sums of each that frames and positions need (1 + 2 + 2 each).
+    four sums of each that frames and positions need (1 + 2 + 2 each); a learned grid's two sums over D (2 each).
     """
-    forward, back = 2 * (4 + 1 + 2), 2 * (4 + 1) + 2 + 2 * 2 + 2 + 2 * (1 + 2 + 2)
+    forward, back = 2 * (4 + 1 + 2), 2 * (4 + 1) + 2 + 2 * 2 + 2 + 2 * (1 + 2 + 2) + 2 * (2 + 2) * learned_grid
     return (back if backward else forward) * batch * slots * tokens * dim
