@@ -9,7 +9,7 @@ from slotkernels.invariant_slot_attention.module import InvariantSlotAttention
 from torch import Tensor
 
 from profiling.bench.case import OURS, Benchmark, Case, Outputs, close_to
-from profiling.bench.slot_attention import Sizes, shape_of
+from profiling.bench.slot_attention import shape_of
 
 
 def textbook(module: InvariantSlotAttention, inputs: Tensor, grid: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ def cases(only_binding: bool, device: str) -> Iterator[Case]:
         inputs=inputs,
         variants=variants,
         # A hidden number near 0 may lie on the other side of it in float64, which moves single gradients.
-        judge=close_to(oracle, 1e-3 if dtype == torch.float32 else 5e-2, norm=("gradient",)),
+        judge=close_to(oracle, 1e-3 if dtype == torch.float32 else 0.15, norm=("gradient",)),
         bytes=0,
         flops=None,
         waits=("published", "published compiled"),
