@@ -29,12 +29,14 @@ void differentiate_ranked(const InvariantAttention& call, int64_t begin, int64_t
 }
 
 inline void attend_invariantly(const InvariantAttention& call, int64_t begin, int64_t end, const InvariantResults& to) {
-  call.shift ? attend_ranked<3>(call, begin, end, to) : attend_ranked<2>(call, begin, end, to);
+  const auto attend = call.shift ? attend_ranked<3> : attend_ranked<2>;
+  attend(call, begin, end, to);
 }
 
 inline void differentiate_invariantly(const InvariantAttention& call, int64_t begin, int64_t end,
                                       const InvariantCotangents& from, const InvariantGradients& to) {
-  call.shift ? differentiate_ranked<3>(call, begin, end, from, to) : differentiate_ranked<2>(call, begin, end, from, to);
+  const auto differentiate = call.shift ? differentiate_ranked<3> : differentiate_ranked<2>;
+  differentiate(call, begin, end, from, to);
 }
 
 }  // namespace slotkernels::LEVEL

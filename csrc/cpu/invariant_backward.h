@@ -38,7 +38,6 @@ class InvariantBackward : InvariantSample {
       along_axes ? through_relu<true, true, false>(b, VALUES, grad_updates.get(), call.v, to.v)
                       : through_relu<true, false, false>(b, VALUES, grad_updates.get(), call.v, to.v);
       collect(b, VALUES, grad_updates.get(), to.value_deviation);
-      clear_pads(scores.get());
       divide(scores.get(), VALUES);
     } else {  // as after the last iteration, of which the attention alone is used
       std::fill_n(scores.get(), pairs, 0.0f);
@@ -151,7 +150,8 @@ class InvariantBackward : InvariantSample {
     }
     float shared = lanes_sum(average);
     for (int64_t c = 0; c < 2; ++c) {
-      grad_mean[c] = (from.positions ? from.positions[slot * 2 + c] : 0.0f) - 2 * grad_variance[c] * lanes_sum(offsets[c]);
+      grad_mean[c] = from.positions ? from.positions[slot * 2 + c] : 0.0f;
+      grad_mean[c] -= 2 * grad_variance[c] * lanes_sum(offsets[c]);
       shared += grad_mean[c] * mean[c];  // the weighted mean of the grid
     }
     const float inverse = 1.0f / total(n);

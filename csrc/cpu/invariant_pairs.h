@@ -51,8 +51,8 @@ ALWAYS_INLINE void load_coordinates(const PairPlace<RANK>& place, int64_t pair, 
 
 ALWAYS_INLINE Floats relu(Floats a) { return maximum(Floats{}, a); }  // NaN stays NaN
 
-// Products of slots' vectors [slots, dim] with the ReLUs of a tile's pairs, to `scores` [slots, width]. The tile has whole
-// groups of TILE rows.
+// Products of slots' vectors [slots, dim] with the ReLUs of a tile's pairs, to `scores` [slots, width]. The tile has
+// whole groups of TILE rows.
 template <int64_t RANK>
 void score_tile(TokenTile tile, PairPlace<RANK> place, const float* vectors, float* scores) {
   const int64_t dim = place.dim, width = place.width;

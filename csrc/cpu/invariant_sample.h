@@ -1,5 +1,5 @@
-// One sample of invariant attention, padded: slots to whole groups, tokens and columns to whole vectors. Pads are zeros,
-// those of deviations 1. For one level of x86-64 (see levels.h).
+// One sample of invariant attention, padded: slots to whole groups, tokens and columns to whole vectors. Pads are
+// zeros, those of deviations 1. For one level of x86-64 (see levels.h).
 
 namespace slotkernels::LEVEL {
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from slotkernels import (
+    InvariantSlotAttention,
     cluster_slots,
     guided_labels,
     inverted_attention,
@@ -67,10 +68,19 @@ def attention() -> None:
             torch.cat([result.float().flatten() for result in results if result is not None]).sum().backward()
 
 
+def invariant_attention() -> None:
+    for batch, tokens, slots, dim in ((0, 4, 3, 5), (1, 1, 1, 1), (2, 67, 5, 37), (3, 40, 33, 64)):
+        for normed in (False, True):
+            module = InvariantSlotAttention(slots, dim, iterations=1, encoder_norm=normed)
+            grid = torch.rand(tokens, 2, requires_grad=not normed)
+            output = module(torch.randn(batch, tokens, dim), grid, mask=torch.rand(batch, tokens) > 0.2)
+            torch.cat([result.flatten() for result in output]).sum().backward()
+
+
 def main() -> None:
     torch.manual_seed(0)
     assert why_not_loaded("_C") is None, why_not_loaded("_C")
-    for exercise in (merging, sinkhorn, propagation, attention):
+    for exercise in (merging, sinkhorn, propagation, attention, invariant_attention):
         exercise()
     schemas = Path("csrc/schemas.cpp").read_text()
     defined = set(re.findall(r'm\.def\(\s*"(\w+)\(', schemas))
