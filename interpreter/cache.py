@@ -142,7 +142,8 @@ def stage_options(config: Caching, run: Path, chosen: Chosen) -> tuple[Stage[Any
     """The stage whose inputs are cached, and its options with those of the command.
 
     Raises:
-        ValueError: if the run does not hold the options of a stage of which there are several.
+        ValueError: if the run does not hold the options of a stage of which there are several, or the stage has nothing
+            to cache.
     """
     stage = chosen.method.stage(config.stage)
     if config.preset not in stage.presets:
@@ -163,7 +164,9 @@ def stage_options(config: Caching, run: Path, chosen: Chosen) -> tuple[Stage[Any
         changes["optim"] = replace(known.optim, precision=config.precision)
     elif hasattr(known, "draws"):
         changes["draws"] = config.draws
-    return stage, replace(known, **changes)
+    options = replace(known, **changes)
+    stage.require_cacheable(options)
+    return stage, options
 
 
 def open_maker(config: Caching, run: Path, root: Path, chosen: Chosen | None = None) -> Maker:

@@ -56,7 +56,9 @@ def predicted_peak(task: Task) -> int:
     themselves, buffers inside the project's own ops, and the backbone.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), LivingStorages() as living:
-        fake = dataclasses.replace(task, model=copy.deepcopy(task.model))
+        # Under the fake mode copy.deepcopy makes parameters without data, but cannot copy buffers.
+        buffers = {id(buffer): buffer.clone() for buffer in task.model.buffers()}
+        fake = dataclasses.replace(task, model=copy.deepcopy(task.model, buffers))
         kinds = zip(task.shapes(), task.dtypes(), strict=True)
         inputs = tuple(torch.zeros(shape, dtype=dtype, device=task.device) for shape, dtype in kinds)
         step = TrainingStep(fake, task.optim, task.device)

@@ -165,6 +165,13 @@ class Stage(abc.ABC, Generic[C]):
             frame_size: (H, W) that frames are resized to before the backbone. Default: as in training.
         """
 
+    def require_cacheable(self, config: C) -> None:
+        """Refuse to fill a cache that :meth:`inputs` would not read.
+
+        Raises:
+            ValueError: says why nothing can be cached.
+        """
+
     def noise(self, model: Any) -> tuple[int, ...] | None:
         """Shape, without the batch, of standard normal noise that each step draws anew; None for no noise."""
         return None

@@ -25,7 +25,7 @@ from interpreter.methods.base import Context, Encoded, Method, Segmenter
 from interpreter.methods.frames import FrameStage, encode_frames
 from interpreter.models.autocast import autocast
 from interpreter.models.decoders import BroadcastDecoder
-from interpreter.models.linking import link_slots
+from interpreter.models.linking import link_frames
 from interpreter.models.positions import patch_positions
 from interpreter.segmentation import Segmentation
 
@@ -235,7 +235,7 @@ class DinosaurSegmenter(Segmenter):
         slots, masks = encoded.by_seed[seed]
         if not chosen.link:
             return Segmentation(self.grid, masks, tensors={"slots": slots}, tied_over_time=False)
-        ids = link_slots(slots).to(slots.device)
+        ids = link_frames(slots).to(slots.device)
         linked = slots.gather(1, ids.argsort(1).unsqueeze(-1).expand_as(slots))
         across = F.one_hot(ids, slots.shape[1]).float()  # [T, N, N]
         return Segmentation(self.grid, masks, across, {"slots": linked})

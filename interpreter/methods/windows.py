@@ -6,17 +6,58 @@ window loses a random part of its tokens; the centre frame is seen whole too, as
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from interpreter.configs import FeatureStageConfig, option
+from interpreter.console import console
 from interpreter.data.frame_index import FrameIndex
-from interpreter.data.loaders import Request
+from interpreter.data.loaders import Loader, Request
 from interpreter.engine.inputs import Inputs, InputSettings
 from interpreter.engine.randomness import Stream, frame_batch, kept_batch, merge_batch, square_batch
-from interpreter.store.features import FeatureSource
+from interpreter.methods.base import Context
+from interpreter.methods.frames import FeatureStage
+from interpreter.models.backbones import Backbone
+from interpreter.store.features import FeatureSource, encode_batch
+from interpreter.store.open import streaming_loader
+
+W = TypeVar("W", bound="WindowTraining")
+
+NOT_STORED = (
+    "patches are dropped before the backbone's blocks (--token-drop-at patches), other ones in every step, so features "
+    "cannot be stored"
+)
+
+
+@dataclass(frozen=True)
+class WindowTraining(FeatureStageConfig):
+    """Options of a stage that trains on windows."""
+
+    half_window: int = option(2, at_least=0)
+    """Frames on either side of the centre of a window."""
+    token_drop: float = 0.5
+    """Share of the tokens that each frame of a window loses at random, from 0 to less than 1."""
+    token_drop_at: Literal["patches", "features"] = "patches"
+    """patches: before the blocks of the ViT, as published. Kept tokens know nothing of the others, and a frame costs
+    the backbone less, but nothing can be cached.
+    features: after the backbone, whose features are then cached; a CNN needs this."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.token_drop < 1:
+            raise ValueError(f"--token-drop must be at least 0 and less than 1, got {self.token_drop}")
+
+    @property
+    def streams(self) -> bool:
+        """Whether tokens are dropped inside the backbone, which then has to run in every step."""
+        return self.token_drop_at == "patches" and self.token_drop > 0
+
+    def kept(self, tokens: int) -> int:
+        """How many of the tokens of a frame are not dropped, rounded down, at least 1."""
+        return max(1, int(round(tokens * (1 - self.token_drop), 6)))  # 10 · (1 - 0.9) is a little less than 1
 
 
 class WindowRequest(NamedTuple):
@@ -62,6 +103,31 @@ class FeatureWindows:
                 yield features, target
             else:
                 yield features.gather(1, kept[..., None].expand(-1, -1, features.shape[2])), target
+
+
+@dataclass(frozen=True)
+class PatchWindows:
+    """Tokens are dropped before the blocks of the backbone, whose kept tokens see each other alone. Frames are decoded
+    once, and encoded twice where they are centres: their kept patches, and all of them.
+
+    Attributes:
+        backbone: a vision transformer.
+        loader: of the frames.
+        precision: of the backbone.
+    """
+
+    backbone: Backbone
+    loader: Loader
+    precision: str
+
+    def batches(self, requests: Iterable[WindowRequest]) -> Iterator[tuple[Tensor, Tensor]]:
+        """See :class:`WindowSource`."""
+        requests, ahead = itertools.tee(requests)
+        frames = self.loader.batches(request.frames for request in ahead)
+        for request, pixels in zip(requests, frames, strict=True):
+            centres = pixels.index_select(0, request.centres.to(pixels.device))
+            dropped = encode_batch(self.backbone, pixels, self.precision, request.kept)
+            yield dropped, encode_batch(self.backbone, centres, self.precision)
 
 
 @dataclass
@@ -144,3 +210,57 @@ def _with_absent_frames(features: Tensor, present: Tensor) -> Tensor:
     places = (present.flatten().cumsum(0) - 1).clamp_min(0).to(features.device)
     absent = ~present.flatten().to(features.device)
     return features.index_select(0, places).masked_fill_(absent[:, None, None], 0.0).unflatten(0, present.shape)
+
+
+class WindowStage(FeatureStage[W]):
+    """A stage that trains on windows around a frame."""
+
+    @contextmanager
+    def inputs(self, config: W, context: Context, settings: InputSettings) -> Iterator[Inputs]:
+        """See :meth:`Stage.inputs`.
+
+        Raises:
+            ValueError: if patches are to be dropped inside a backbone that cannot, or their features to be stored.
+        """
+        if not config.streams:
+            with super().inputs(config, context, settings) as inputs:
+                yield inputs
+            return
+        context.backbone.require_dropping()
+        if config.features == "stored":
+            raise ValueError(f"{NOT_STORED}; use --features streamed, or --token-drop-at features")
+        videos, data = settings.dataset.videos, context.data
+        console.print("features are streamed: each batch is decoded, and its kept patches are encoded")
+        with streaming_loader(
+            config.decoding, videos, data.frame_size, context.device, data.crop == "random"
+        ) as loader:
+            yield self._windows(PatchWindows(context.backbone, loader, context.precision), settings, config, context)
+
+    def from_features(
+        self, features: FeatureSource, shape: tuple[int, int], settings: InputSettings, config: W, context: Context
+    ) -> WindowInputs:
+        """See :meth:`FeatureStage.from_features`."""
+        return self._windows(FeatureWindows(features), settings, config, context)
+
+    def _windows(self, source: WindowSource, settings: InputSettings, config: W, context: Context) -> WindowInputs:
+        tokens, squares = context.grid[0] * context.grid[1], context.data.crop == "random"
+        shape, schedule = (tokens, context.backbone.dim), self.merge_schedule(config, settings)
+        kept = config.kept(tokens)
+        return WindowInputs(source, shape, settings, config.half_window, kept, schedule, squares)
+
+    def merge_schedule(self, config: W, settings: InputSettings) -> Callable[[int], float] | None:
+        """Of a step, the probability that the slots of a sample are not merged. None never merges."""
+        return None
+
+    def require_cacheable(self, config: W) -> None:
+        """See :meth:`Stage.require_cacheable`."""
+        if config.streams:
+            raise ValueError(
+                f"{NOT_STORED}, and there is nothing to compute beforehand; start the training itself, with "
+                "--token-drop-at features if its features are to be stored"
+            )
+
+    def describe(self, config: W, context: Context) -> str:
+        """See :meth:`Stage.describe`."""
+        kept, frames = config.kept(context.grid[0] * context.grid[1]), 2 * config.half_window + 1
+        return f"windows of {frames} frames with {kept} each of {super().describe(config, context)}"

@@ -1,8 +1,9 @@
 """Segmentations without learning that a trained model has to beat."""
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans, SpectralClustering
+
+from interpreter.metrics.assignment import partners
 
 POSITION_WEIGHT = 0.25
 """RMS length of the position vectors as a fraction of that of the centred features.
@@ -136,7 +137,7 @@ def link_segments(labels: np.ndarray, features: np.ndarray) -> np.ndarray:
         onehot = frame[None, :] == np.arange(k)[:, None]
         present = np.flatnonzero(onehot.any(axis=1))
         means = _normalised(onehot[present] @ tokens)
-        ids = linear_sum_assignment(means @ last_seen.T, maximize=True)[1] if t else present
+        ids = partners(means @ last_seen.T) if t else present
         last_seen[ids] = means
         order = np.zeros(k, np.uint8)
         order[present] = ids

@@ -1,31 +1,46 @@
 """Identities over time for methods that find the slots of each frame anew."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from interpreter.metrics.assignment import partners
 
-def link_slots(slots: Tensor) -> Tensor:
-    """Match the slots of each frame with those of the frame before, by the largest sum of cosine similarities.
+
+def link_frames(slots: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Give the slots of each frame the ids of the slots before them, as SOLV does (Aydemir et al. 2023).
+
+    From frame to frame, a Hungarian match maximises the summed cosine similarity of the slots. If a frame has more
+    slots than the one before, each extra slot takes the id of its most similar slot there, so that two slots may share
+    an id. If it has fewer, ids disappear, and they never return.
 
     Args:
         slots: [T, N, D], in any order within a frame.
+        valid: [T, N] bool, the slots to link; the values of the others do not matter. Default: all.
 
     Returns:
-        [T, N] int64 on the CPU: the id 0..N-1 of each slot. The first frame's slots keep their order, and every id
-        occurs once per frame.
+        [T, N] int64 on the CPU, -1 where not valid. The first frame's valid slots have the ids 0, 1, … in order. After
+        a frame without any valid slot, ids begin anew above those so far.
 
-    Example::
-
-        slots = torch.eye(3)[None].repeat(2, 1, 1)
-        slots[1] = slots[1].roll(1, 0)
-        link_slots(slots)  # [[0, 1, 2], [2, 0, 1]]
+    >>> slots = torch.eye(3)[None].repeat(2, 1, 1)
+    >>> slots[1] = slots[1].roll(1, 0)
+    >>> link_frames(slots).tolist()
+    [[0, 1, 2], [2, 0, 1]]
     """
     directions = F.normalize(slots.float(), dim=-1)
-    similarities = (directions[:-1] @ directions[1:].mT).cpu().numpy()  # [T - 1, N, N]: frame before, frame
-    ids = torch.arange(slots.shape[1]).repeat(len(slots), 1)
-    for frame, similarity in enumerate(similarities, start=1):
-        before, now = linear_sum_assignment(similarity, maximize=True)
-        ids[frame, now] = ids[frame - 1, before]
-    return ids
+    similarities = (directions[1:] @ directions[:-1].mT).cpu().numpy()  # [T - 1, N, N]: slots now, slots before
+    present = np.ones(slots.shape[:2], bool) if valid is None else valid.cpu().numpy()
+    ids = np.full(present.shape, -1, np.int64)
+    unused, before = 0, np.zeros(0, np.int64)
+    for frame, here in enumerate(present):
+        now = np.flatnonzero(here)
+        if len(before):
+            similarity = similarities[frame - 1][np.ix_(now, before)]
+            matched = partners(similarity)
+            ids[frame, now] = ids[frame - 1, before[np.where(matched < 0, similarity.argmax(1), matched)]]
+        else:
+            ids[frame, now] = unused + np.arange(len(now))
+            unused += len(now)
+        before = now
+    return torch.from_numpy(ids)

@@ -60,6 +60,16 @@ def patch_positions(grid: tuple[int, int], dim: int, trained_grid: tuple[int, in
     return sincos_2d(rows, columns, dim)
 
 
+def patch_coordinates(grid: tuple[int, int]) -> Tensor:
+    """Places (x, y) of the patches of a grid (h, w), [h·w, 2]: evenly from -1 to 1 along each axis, row by row.
+
+    >>> patch_coordinates((2, 3)).tolist()
+    [[-1.0, -1.0], [0.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [0.0, 1.0], [1.0, 1.0]]
+    """
+    y, x = (torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1) for n in grid)
+    return torch.cartesian_prod(y, x).flip(-1)
+
+
 def resized_positions(positions: Tensor, trained_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
     """Learned positions [M, D] of the patches of one grid (h, w), interpolated (bicubic) to those of another one."""
     if grid == trained_grid:

@@ -53,6 +53,15 @@ def _encode(backbone: Backbone, frames: np.ndarray, precision: str) -> Tensor:
         return backbone.features(torch.from_numpy(frames).to(device))
 
 
+def encode_batch(backbone: Backbone, pixels: Tensor, precision: str, keep: Tensor | None = None) -> Tensor:
+    """Features [n, M, D] of frames uint8 [n, H, W, 3], or [n, M', D] of the patches ``keep`` [n, M']; see
+    :meth:`Backbone.features`. The backbone gets at most 32 frames at once."""
+    kept = itertools.repeat(None) if keep is None else keep.split(ENCODE_BATCH)
+    with autocast(backbone.device, precision):
+        parts = zip(pixels.split(ENCODE_BATCH), kept, strict=False)
+        return torch.cat([backbone.features(*part) for part in parts])
+
+
 class StreamedFeatures:
     """Encodes each batch anew; a loader decodes the frames ahead."""
 
@@ -62,9 +71,7 @@ class StreamedFeatures:
     def batches(self, requests: Iterable[Request]) -> Iterator[Tensor]:
         """See :class:`FeatureSource`."""
         for pixels in self.loader.batches(requests):
-            with autocast(self.backbone.device, self.precision):
-                features = torch.cat([self.backbone.features(part) for part in pixels.split(ENCODE_BATCH)])
-            yield features
+            yield encode_batch(self.backbone, pixels, self.precision)
 
 
 class StoredFeatures:

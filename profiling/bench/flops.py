@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from slotkernels import invariant_slot_attention, slot_attention
+from slotkernels.invariant_slot_attention.op import GRID
 from slotkernels.sinkhorn import flops as sinkhorn_flops
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,7 +17,8 @@ def _attention_backward(*shapes: Any, **_: Any) -> int:
 
 def _invariant_backward(*shapes: Any, **_: Any) -> int:
     q, _bias, k = shapes[5:8]  # after the gradients of five results
-    return invariant_slot_attention.flops(q[0], q[1], k[1], q[2], backward=True)
+    needs = shapes[-2]
+    return invariant_slot_attention.flops(q[0], q[1], k[1], q[2], backward=True, learned_grid=needs[GRID])
 
 
 OPS = torch.ops.slotkernels

@@ -9,7 +9,7 @@ from slotkernels.invariant_slot_attention.module import InvariantSlotAttention
 from torch import Tensor
 
 from profiling.bench.case import OURS, Benchmark, Case, Outputs, close_to
-from profiling.bench.slot_attention import Sizes, shape_of
+from profiling.bench.slot_attention import shape_of
 
 
 def textbook(module: InvariantSlotAttention, inputs: Tensor, grid: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def textbook(module: InvariantSlotAttention, inputs: Tensor, grid: Tensor) -> Te
     initial = (module.initial_slots, module.initial_positions, module.initial_scales)
     slots, positions, scales = (t.expand(batch, -1, -1) for t in initial)
     for iteration in range(module.iterations + 1):
-        relative = (grid - positions.unsqueeze(2)) / (module.scale_factor * scales.unsqueeze(2))
+        relative = (grid.unsqueeze(1) - positions.unsqueeze(2)) / (module.scale_factor * scales.unsqueeze(2))
         frame = module.g(relative)
         keys, values = module.f(k + frame), module.f(v + frame)
         q = module.to_q(module.norm_slots(slots))
@@ -27,7 +27,7 @@ def textbook(module: InvariantSlotAttention, inputs: Tensor, grid: Tensor) -> Te
         weights = attention + module.eps
         weights = weights / weights.sum(-1, keepdim=True)
         positions = weights @ grid
-        squares = (grid - positions.unsqueeze(2)).square()
+        squares = (grid.unsqueeze(1) - positions.unsqueeze(2)).square()
         scales = ((weights + module.scale_eps).unsqueeze(-1) * squares).sum(2).sqrt()
         if iteration < module.iterations:
             updates = torch.einsum("bnm,bnmd->bnd", weights, values)
@@ -37,34 +37,42 @@ def textbook(module: InvariantSlotAttention, inputs: Tensor, grid: Tensor) -> Te
 
 
 def cases(device: str) -> Iterator[Case]:
-    """SOLV's size on a GPU; on a CPU its batch of kept tokens, and one larger image."""
-    for sizes in [(32, 864, 8, 768)] if device == "cuda" else [(40, 432, 8, 128), (1, 576, 8, 256)]:
-        yield _case(device, sizes)
+    """SOLV on a GPU: at the width of its features, and as it trains, with half of the tokens of 48 windows of 5 frames
+    and a learned grid. On a CPU 8 such windows, and a single image."""
+    if device == "cuda":
+        yield case(device, (32, 864, 8, 768), learned_grid=False)
+        yield case(device, (240, 432, 8, 128), learned_grid=True)
+    else:
+        yield case(device, (40, 432, 8, 128), learned_grid=True)
+        yield case(device, (1, 576, 8, 256), learned_grid=False)
 
 
-def _case(device: str, sizes: Sizes) -> Case:
+def case(device: str, sizes: tuple[int, int, int, int], learned_grid: bool) -> Case:
+    """B, M, N, D; each sample keeps M of the 2 M positions of a learned grid."""
     batch, tokens, slots, dim = sizes
     torch.manual_seed(0)
     module = InvariantSlotAttention(slots, dim).to(device)
     torch.manual_seed(0)
     exact = InvariantSlotAttention(slots, dim).to(device).double()
-    grid = torch.cartesian_prod(torch.linspace(-1, 1, tokens // 24), torch.linspace(-1, 1, 24)).to(device)
+    count = 2 * tokens if learned_grid else tokens
+    grid = torch.cartesian_prod(torch.linspace(-1, 1, count // 24), torch.linspace(-1, 1, 24)).to(device)
 
     def step(owner: InvariantSlotAttention, forward: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Outputs]:
-        places = grid.to(owner.to_q.weight.dtype)
+        places = grid.to(owner.to_q.weight.dtype).requires_grad_(learned_grid)
 
-        def run(inputs: Tensor) -> Outputs:
-            updated = forward(inputs, places)
+        def run(inputs: Tensor, kept: Tensor) -> Outputs:
+            updated = forward(inputs, places[kept])
             parameters = [owner.to_k.weight, owner.to_v.weight, owner.g.weight, *owner.f.parameters()]
-            grads = torch.autograd.grad(updated.square().mean(), parameters)
-            return {"slots": updated.detach(), "gradient of to_k": grads[0], "gradient of g": grads[2]}
+            grads = torch.autograd.grad(updated.square().mean(), [*parameters, *[places] * learned_grid])
+            named = {"gradient of to_k": grads[0], "gradient of g": grads[2]}
+            return {"slots": updated.detach(), **named, **({"gradient of grid": grads[-1]} if learned_grid else {})}
 
         return run
 
-    def exactly(inputs: Tensor) -> Outputs:
+    def exactly(inputs: Tensor, kept: Tensor) -> Outputs:
         """The equations in float64, a few samples at a time: all at once they take 32 GiB at SOLV's size."""
-        run = step(exact, lambda inputs, places: textbook(exact, inputs, places))
-        pieces = [run(piece) for piece in inputs.chunk(max(1, batch // 8))]
+        run, count = step(exact, lambda inputs, places: textbook(exact, inputs, places)), max(1, batch // 8)
+        pieces = [run(*piece) for piece in zip(inputs.chunk(count), kept.chunk(count), strict=True)]
         joined = {name: torch.stack([piece[name] for piece in pieces]) for name in pieces[0]}
         return {name: t.flatten(0, 1) if name == "slots" else t.mean(0) for name, t in joined.items()}
 
@@ -72,7 +80,8 @@ def _case(device: str, sizes: Sizes) -> Case:
         return textbook(owner, inputs, places)
 
     def inputs() -> tuple[Any, ...]:
-        return (torch.randn(batch, tokens, dim, device=device),)
+        kept = torch.rand(batch, count, device=device).argsort(1)[:, :tokens].sort(1).values
+        return torch.randn(batch, tokens, dim, device=device), kept
 
     calls, counted = module.iterations + 1, (batch, slots, tokens, dim)
     return Case(
@@ -93,7 +102,7 @@ def _case(device: str, sizes: Sizes) -> Case:
 INVARIANT_SLOT_ATTENTION = Benchmark(
     "invariant_slot_attention",
     "the module `InvariantSlotAttention` as in SOLV, three iterations and a last attention, forward and backward to "
-    "the parameters of keys and values",
+    "the parameters of keys and values, and to the grid where it is learned (M 432)",
     {
         "textbook": "SOLV's equations 13-17 in PyTorch, with keys and values of each slot, as published code has them",
         "textbook compiled": "the same under `torch.compile`",

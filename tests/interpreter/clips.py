@@ -45,3 +45,19 @@ def read_annotations(out, name):
     assert [f.name for f in files] == [f"{t:05d}.png" for t in range(len(files))]
     assert {Image.open(f).mode for f in files} == {"P"}
     return np.stack([np.asarray(Image.open(f)) for f in files])
+
+
+class Repeated:
+    """A video of so many frames, over and over."""
+
+    def __init__(self, video, count):
+        self.video, self.num_frames, self.path = video, count, video.path
+
+    def frames(self, size):
+        count = 0
+        while count < self.num_frames:
+            for frame in self.video.frames(size):
+                yield frame
+                count += 1
+                if count == self.num_frames:
+                    return

@@ -283,3 +283,5 @@ def test_cost_formulas():
     # the queries' gradient
     each = (2 + 2) + 1 + 2 + (1 + 2 + 2)
     assert flops(batch, slots, tokens, dim, backward=True) == (2 * each + 2 + 2) * pairs * dim
+    # and two sums of each for a learned grid
+    assert flops(batch, slots, tokens, dim, True, learned_grid=True) == (2 * (each + 4) + 2 + 2) * pairs * dim

@@ -77,6 +77,7 @@ class Backbone(nn.Module, abc.ABC):
             raise ValueError(f"frames must be uint8 [B, H, W, 3], got {frames.dtype} {tuple(frames.shape)}")
         height, width = self.grid((frames.shape[1], frames.shape[2]))
         if keep is not None:
+            self.require_dropping()
             _check_kept(keep, len(frames), height * width)
         with annotate("backbone"):
             x = (frames.permute(0, 3, 1, 2).float() - self.mean) / self.std
@@ -87,10 +88,14 @@ class Backbone(nn.Module, abc.ABC):
         """Patch tokens [B, M, D] of normalised frames [B, 3, H, W]."""
 
     def kept_tokens(self, x: Tensor, keep: Tensor) -> Tensor:
-        """Patch tokens [B, M', D] of the patches ``keep`` [B, M'] alone; see :meth:`features`.
+        """Patch tokens [B, M', D] of the patches ``keep`` [B, M'] alone; see :meth:`features`."""
+        raise NotImplementedError
+
+    def require_dropping(self) -> None:
+        """Refuse a backbone that cannot drop patches; others define :meth:`kept_tokens`.
 
         Raises:
-            ValueError: if this backbone cannot drop patches.
+            ValueError: names the option for such a backbone.
         """
         raise ValueError(
             f"{type(self).__name__} is no vision transformer, so patches cannot be dropped inside it; use "

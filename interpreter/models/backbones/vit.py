@@ -61,7 +61,7 @@ class VisionTransformer(Backbone):
             used[-1] = _with_keys(model, used[-1], norm_name, output)
         self.model = model
         # In a tuple, and found by name: as a submodule under a second name it would be hashed as other weights.
-        self.parts = (parent, name, norm_name)
+        self.parts = (parent, name, norm_name or "layernorm")
         self.kwargs: dict[str, object] = {}
         if config.model_type in ("vit", "vit_mae", "vit_msn"):
             self.kwargs["interpolate_pos_encoding"] = True
@@ -93,11 +93,6 @@ class VisionTransformer(Backbone):
         """See :meth:`Backbone.kept_tokens`: what the model does, with tokens dropped between embeddings and blocks."""
         model: Any = self.model
         parent, name, norm_name = self.parts
-        if model.config.model_type not in DROPPING or norm_name is None:
-            raise ValueError(
-                f"patches cannot be dropped inside a backbone of type {model.config.model_type!r}; use "
-                f"--token-drop-at features, or a model of type {', '.join(DROPPING)}"
-            )
         embedded = model.embeddings(x, **self._options(x))
         hidden: Tensor = embedded[0] if self.masked else embedded
         others = hidden.shape[1] - _count(x, self.patch)  # class and register tokens
@@ -110,6 +105,15 @@ class VisionTransformer(Backbone):
         for block in getattr(parent, name):
             hidden = block(hidden, **options)
         return getattr(model, norm_name)(hidden)[:, others:]
+
+    def require_dropping(self) -> None:
+        """See :meth:`Backbone.require_dropping`."""
+        kind = self.model.config.model_type
+        if kind not in DROPPING:
+            raise ValueError(
+                f"patches cannot be dropped inside a backbone of type {kind!r}; use --token-drop-at features, or a "
+                f"model of type {', '.join(DROPPING)}"
+            )
 
     def _options(self, x: Tensor) -> dict[str, object]:
         """What the model, or its embeddings, take besides the frames."""

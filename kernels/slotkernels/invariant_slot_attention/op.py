@@ -162,12 +162,12 @@ def bytes_moved(batch: int, slots: int, tokens: int, dim: int, itemsize: int = 4
     return rows * (4 * tokens + 3 * slots) + 3 * pairs
 
 
-def flops(batch: int, slots: int, tokens: int, dim: int, backward: bool = False) -> int:
+def flops(batch: int, slots: int, tokens: int, dim: int, backward: bool = False, learned_grid: bool = False) -> int:
     """Operations on pairs of slot and token, a multiply-add counted as two, a ReLU or its gradient's choice as one.
 
     Forward: pre-activation (4), ReLU (1) and product (2), for keys and for values. Backward: the same pre-activations
     and choices, once; the scores of the values (2); the gradients of both tokens (2 each), of the queries (2), and the
-    four sums of each that frames and positions need (1 + 2 + 2 each).
+    four sums of each that frames and positions need (1 + 2 + 2 each); a learned grid's two sums over D (2 each).
     """
-    forward, back = 2 * (4 + 1 + 2), 2 * (4 + 1) + 2 + 2 * 2 + 2 + 2 * (1 + 2 + 2)
+    forward, back = 2 * (4 + 1 + 2), 2 * (4 + 1) + 2 + 2 * 2 + 2 + 2 * (1 + 2 + 2) + 2 * (2 + 2) * learned_grid
     return (back if backward else forward) * batch * slots * tokens * dim

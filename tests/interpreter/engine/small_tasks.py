@@ -15,6 +15,10 @@ from interpreter.methods.interpreter.image_slots import SlotClips, StreamedSlots
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.methods.interpreter.stages import ImageTrainingStage, VideoTrainingStage
 from interpreter.methods.interpreter.video_stage import VideoStage
+from interpreter.methods.solv import SOLV
+from interpreter.methods.solv.config import SolvModelConfig
+from interpreter.methods.solv.model import Solv
+from interpreter.methods.windows import FeatureWindows, WindowInputs
 
 CPU = torch.device("cpu")
 LENGTHS = [4, 9]  # frames of the videos
@@ -86,6 +90,16 @@ def video_task(iterations=3, device=CPU, **changes):
     index = FrameInputs(RandomFeatures(), (6, 12), settings).index
     source = StreamedSlots(frozen, RandomFeatures(device), ["0a", "0b"], index, "fp32")
     inputs = SlotClips(source, 5, 3, (3, 16), settings)
+    return Task(model, stage.loss, inputs, stage.noise(model), optim, device)
+
+
+def window_task(iterations=3, device=CPU, **changes):
+    """SOLV with 4 slots on windows of 3 frames, of whose 6 tokens 4 are kept."""
+    torch.manual_seed(0)
+    config = SolvModelConfig(num_slots=4, dim=16, iterations=iterations, heads=2, decoder_dim=16, min_clusters=1)
+    model, optim = Solv(config, 12, (2, 3), 3).to(device), OptimConfig(**{"batch_size": 4, **changes})
+    stage, source = SOLV.stages[0], FeatureWindows(RandomFeatures(device))
+    inputs = WindowInputs(source, (6, 12), settings_of(optim), 1, 4, lambda step: 0.5)
     return Task(model, stage.loss, inputs, stage.noise(model), optim, device)
 
 

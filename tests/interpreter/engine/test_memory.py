@@ -11,7 +11,7 @@ from interpreter.engine.step import TrainingStep
 from interpreter.methods.interpreter.config import ImageModelConfig
 
 from ..peak_memory import peak_bytes
-from .small_tasks import CPU, batch_of, image_task, video_task
+from .small_tasks import CPU, batch_of, image_task, video_task, window_task
 
 
 def nbytes(tensors):
@@ -20,7 +20,7 @@ def nbytes(tensors):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("micro_batch", [None, 1])
-@pytest.mark.parametrize("make", [image_task, video_task])
+@pytest.mark.parametrize("make", [image_task, video_task, window_task])
 def test_prediction_is_what_a_step_takes(make, micro_batch, precision):
     task = make(precision=precision, micro_batch=micro_batch)
     batch = batch_of(task)

@@ -14,7 +14,7 @@ from interpreter.engine.cuda_graph import EAGER_STEPS, StepGraph, check_same_inp
 from interpreter.engine.schedule import learning_rate
 from interpreter.engine.step import Prefetched, TrainingStep
 
-from .small_tasks import CPU, Regression, image_task, video_task
+from .small_tasks import CPU, Regression, image_task, video_task, window_task
 
 OPTIM = OptimConfig(steps=20, batch_size=4, warmup_steps=3, precision="fp32")
 
@@ -67,7 +67,7 @@ def test_recomputed_blocks_keep_less_and_change_no_value(make):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [image_task, video_task])
+@pytest.mark.parametrize("make", [image_task, video_task, window_task])
 def test_compiled_steps_are_one_graph_and_equal_eager_steps(make):
     eager = train(make(iterations=1))
     counters.clear()
@@ -195,7 +195,7 @@ def test_warm_up_and_capture_share_one_side_stream(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("make", [image_task, video_task])
+@pytest.mark.parametrize("make", [image_task, video_task, window_task])
 def test_captured_steps_equal_eager_ones(make, compiled):
     device, steps = torch.device("cuda"), 16  # 11 before the capture
     eager = train(make(device=device), steps, device=device, compiled=compiled)

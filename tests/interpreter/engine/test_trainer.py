@@ -16,7 +16,7 @@ from interpreter.engine.schedule import learning_rate
 from interpreter.engine.trainer import DivergedError, Trainer
 from interpreter.interrupts import StopRequest
 
-from .small_tasks import CPU, Regression, batch_of, image_task, video_task
+from .small_tasks import CPU, Regression, batch_of, image_task, video_task, window_task
 
 OPTIM = OptimConfig(steps=10, batch_size=4, warmup_steps=3, precision="fp32")
 LOGGING = LoggingConfig(log_every=2, sample_every=5, checkpoint_every=3)
@@ -158,7 +158,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     assert [path.name for path in checkpoints(tmp_path / "image")] == ["checkpoint-00000003.safetensors"]
 
 
-@pytest.mark.parametrize("make", [image_task, video_task])
+@pytest.mark.parametrize("make", [image_task, video_task, window_task])
 def test_batch_is_a_function_of_the_step_alone(make):
     batches = list(itertools.islice(make().batches(), 5))
     torch.rand(1)
@@ -211,7 +211,7 @@ def test_video_stage_leaves_the_image_stage_alone():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [image_task, video_task])
+@pytest.mark.parametrize("make", [image_task, video_task, window_task])
 def test_compiled_step_equals_eager(make):
     task = make(iterations=1)  # each more adds seconds of compilation and no other operation
     batch = batch_of(task)

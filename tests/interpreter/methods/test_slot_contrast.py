@@ -17,6 +17,7 @@ from interpreter.models.backbones import load_backbone
 from interpreter.models.losses import slot_contrast
 from interpreter.train import main
 
+from ..clips import Repeated
 from ..runs import TWO_RANKS, curve, finish, start
 
 CONFIG = SlotContrastModelConfig(num_slots=3, dim=8, decoder_dim=16, decoder_layers=2)
@@ -108,7 +109,7 @@ def test_a_long_video_is_segmented_as_one_recurrence(scenes):
     torch.manual_seed(0)
     model = SlotContrast(dataclasses.replace(CONFIG, input_positions=True), backbone.dim, context.grid)
     segmenter = STAGE.segmenter(PRESETS["demo"], model, context)
-    video = _Repeated(open_video(next(scenes.glob("JPEGImages/*/train-00000"))), 40)
+    video = Repeated(open_video(next(scenes.glob("JPEGImages/*/train-00000"))), 40)
     kept = []
     segmentation = segmenter.segment(segmenter.encode(video, keep=kept.append))
     assert [len(chunk) for chunk in kept] == [32, 8]
@@ -117,22 +118,6 @@ def test_a_long_video_is_segmented_as_one_recurrence(scenes):
         torch.testing.assert_close(segmentation.tensors["slots"], slots)
         torch.testing.assert_close(segmentation.masks(), model.masks(slots), atol=1e-3, rtol=0)
     assert segmentation.tied_over_time
-
-
-class _Repeated:
-    """A video of so many frames, over and over."""
-
-    def __init__(self, video, count):
-        self.video, self.num_frames, self.path = video, count, video.path
-
-    def frames(self, size):
-        count = 0
-        while count < self.num_frames:
-            for frame in self.video.frames(size):
-                yield frame
-                count += 1
-                if count == self.num_frames:
-                    return
 
 
 @pytest.mark.parametrize("name", ["movi-c", "movi-e", "ytvis21"])

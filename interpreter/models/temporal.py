@@ -1,0 +1,121 @@
+"""Temporal binding of SOLV (Aydemir et al. 2023): attention over the frames of a window, for each slot by itself."""
+
+import copy
+import math
+
+import torch
+from slotkernels.ranges import annotate
+from torch import Tensor, nn
+
+from interpreter.models.dropout import Dropout
+
+
+class TemporalLayer(nn.Module):
+    """A post-norm transformer layer with a ReLU, as ``torch.nn.TransformerEncoderLayer`` by default.
+
+    Args:
+        dim: width D.
+        heads: attention heads; a divisor of ``dim``.
+        hidden_dim: width of the MLP's hidden layer.
+    """
+
+    def __init__(self, dim: int, heads: int, hidden_dim: int) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim {dim} is not divisible by the number of heads {heads}")
+        self.heads, self.dim, self.hidden_dim = heads, dim, hidden_dim
+        self.to_qkv, self.to_out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, dim))
+        nn.init.xavier_uniform_(self.to_qkv.weight)
+        for layer in (self.to_qkv, self.to_out):
+            nn.init.zeros_(layer.bias)
+
+    def noise_size(self, frames: int, queries: int) -> int:
+        """Numbers that dropout needs for each slot, with ``queries`` of the ``frames`` to update."""
+        return queries * (self.heads * frames + 2 * self.dim + self.hidden_dim)
+
+    def forward(self, x: Tensor, present: Tensor, queries: slice, dropout: Dropout) -> Tensor:
+        """Update some frames.
+
+        Args:
+            x: [B, N, F, D].
+            present: [B, F] bool, False for frames that are not attended to.
+            queries: the frames to update.
+            dropout: draws the masks.
+
+        Returns:
+            [B, N, Q, D], the updated frames.
+        """
+        q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)  # [B, N, heads, F, d]
+        logits = q[..., queries, :] @ k.mT / math.sqrt(k.shape[-1])
+        attention = logits.float().masked_fill(~present[:, None, None, None], -torch.inf).softmax(-1)
+        attended = (dropout(attention).to(v.dtype) @ v).transpose(2, 3).flatten(3)
+        x = self.norm_attention(x[:, :, queries] + dropout(self.to_out(attended)))
+        first, activation, second = self.mlp
+        return self.norm_mlp(x + dropout(second(dropout(activation(first(x))))))
+
+
+class TemporalEncoder(nn.Module):
+    """Binds the slots of one index over the frames of a window, for the frame in its centre (SOLV, section 3.2).
+
+    A learned embedding of the frame's place in the window is added to its slots, and post-norm transformer layers
+    without a final norm follow. Attention is among the F slots of one index alone: the other indices are further rows
+    of the batch. In the last layer only the centre has a query, since nothing else is returned. As PyTorch's
+    ``TransformerEncoder`` copies one layer, all layers start with equal weights.
+
+    Args:
+        dim: width D of the slots.
+        num_frames: frames F of a window, odd.
+        layers: number of layers; with 0 the centre's slots are returned as they are.
+        heads: attention heads; a divisor of ``dim``.
+        hidden_dim: width of the hidden layers of the MLPs. Default: 4 D.
+
+    Example::
+
+        encoder = TemporalEncoder(dim=128, num_frames=5)
+        slots = encoder(torch.randn(2, 5, 8, 128), torch.ones(2, 5, dtype=torch.bool))  # [2, 8, 128]
+    """
+
+    def __init__(
+        self, dim: int, num_frames: int, layers: int = 3, heads: int = 8, hidden_dim: int | None = None
+    ) -> None:
+        super().__init__()
+        if num_frames % 2 == 0:
+            raise ValueError(f"a window around a centre has an odd number of frames, got {num_frames}")
+        self.num_frames = num_frames
+        if layers:
+            self.embedding = nn.Parameter(0.02 * torch.randn(num_frames, 1, dim))
+            first = TemporalLayer(dim, heads, hidden_dim or 4 * dim)
+            self.layers = nn.ModuleList(copy.deepcopy(first) for _ in range(layers))
+        else:
+            self.layers = nn.ModuleList()
+
+    @property
+    def queries(self) -> list[slice]:
+        """The frames that each layer updates."""
+        centre = self.num_frames // 2
+        return [*[slice(None)] * (len(self.layers) - 1), slice(centre, centre + 1)] if self.layers else []
+
+    def noise_size(self) -> int:
+        """Numbers that dropout needs for each slot."""
+        frames = range(self.num_frames)
+        return sum(
+            layer.noise_size(len(frames), len(frames[queries]))
+            for layer, queries in zip(self.layers, self.queries, strict=True)
+        )
+
+    def forward(
+        self,
+        slots: Tensor,  # [B, F, N, D]
+        present: Tensor,  # [B, F] bool, False for frames beyond the ends of the video
+        dropout: Dropout | None = None,  # default: none
+    ) -> Tensor:
+        """Slots [B, N, D] of the frame in the centre, which must be present. Absent frames may hold anything finite."""
+        if not self.layers:
+            return slots[:, self.num_frames // 2]
+        with annotate("temporal binding"):
+            x = (slots + self.embedding).transpose(1, 2)
+            for layer, queries in zip(self.layers, self.queries, strict=True):
+                x = layer(x, present, queries, dropout or Dropout(None, 0.0))
+            return x.squeeze(2)
