@@ -93,7 +93,8 @@ def case(device: str, sizes: tuple[int, int, int, int], learned_grid: bool) -> C
             "textbook compiled": step(module, torch.compile(printed)),
             OURS: step(module, lambda inputs, places: module(inputs, places).slots),
         },
-        judge=close_to(exactly, 2e-3),
+        # In norm: rounding opens or closes a ReLU near 0, and moves single elements by a thousandth of the largest.
+        judge=close_to(exactly, 2e-3, norm=("gradient",)),
         bytes=calls * sum(bytes_moved(*counted, backward=backward) for backward in (False, True)),
         flops=None,
     )
