@@ -37,7 +37,8 @@ class VideosConfig:
     root: Path | None = None
     """Data set root. Default for synthetic: RUN/scenes."""
     split: str | None = "train"
-    """Split of the data set; ignored for folder and segtrack, which have none.
+    """Split of the data set, or several joined by +, such as train+valid+test; ignored for folder and segtrack, which
+    have none.
     ytvis splits: train (without the hold-out), holdout (entries 600–899 of train.json), last-300 (its 300 largest
     ids), without-last-300 (the others), all (the whole train.json), valid, test."""
     year: Literal["2016", "2017"] = "2016"

@@ -12,7 +12,7 @@ import tyro
 
 from interpreter.commands import RESUME, cli, run_command
 from interpreter.data.convert import convert_dataset
-from interpreter.data.datasets import find_sources, open_dataset
+from interpreter.data.datasets import find_sources, open_dataset, split_parts
 from interpreter.data.datasets.movi import convert_movi
 from interpreter.data.datasets.releases import RELEASES
 from interpreter.data.datasets.unopened import UnopenedVideo, UnopenedVideos
@@ -44,7 +44,7 @@ class Verify:
     root: Path
     """Data set root; it need not exist yet."""
     split: str | None = None
-    """Split to check. Default: all that exist.
+    """Split to check, or several joined by +. Default: all that exist.
     ytvis splits: train (without the hold-out), holdout (entries 600–899 of train.json), last-300 (its 300 largest
     ids), without-last-300 (the others), all (the whole train.json), valid, test."""
     year: Literal[2016, 2017] = 2017
@@ -71,7 +71,8 @@ class Convert:
     out: Path
     """Directory to write to; several splits can share it."""
     split: str | None = None
-    """Split to convert. Default: all (movi: each under its name; others: all together, as the split "all")."""
+    """Split to convert, or several joined by +. Default: all.
+    movi: each under its name. Others: all together, as the split "all", or as train-valid of train+valid."""
     year: Literal[2016, 2017] = 2017
     """Edition of DAVIS; only for davis."""
     annotations: DavisAnnotations = "unsupervised"
@@ -83,7 +84,7 @@ class Convert:
 def verify(config: Verify) -> int:
     """Print the videos, the missing and the damaged files; returns the exit status."""
     release = RELEASES[config.dataset]
-    splits = (config.split,) if config.split else release.splits
+    splits = split_parts(config.split) if config.split else release.splits
     existing: dict[str | None, UnopenedVideos] = {}
     missing = []
     for split in splits:
@@ -93,7 +94,7 @@ def verify(config: Verify) -> int:
             )
         except (FileNotFoundError, ValueError) as error:
             missing.append(f"{split or config.dataset}: {error}")
-    failed = not existing
+    failed = not existing or bool(config.split and missing)
     for split, videos in existing.items():
         findings = check_videos(videos)
         failed |= bool(findings.problems)
@@ -136,7 +137,8 @@ def convert(config: Convert) -> int:
     if config.dataset == "movi":
         if config.crop_borders:
             raise ValueError("MOVi has no black borders; leave --crop-borders out")
-        splits = convert_movi(config.root, config.out, config.split)
+        wanted = split_parts(config.split) if config.split else [None]
+        splits = [name for split in wanted for name in convert_movi(config.root, config.out, split)]
         print(f"{config.out}: splits {', '.join(splits)}. Read them with --data movi --root {config.out}")
         return 0
     dataset = open_dataset(
@@ -147,7 +149,7 @@ def convert(config: Convert) -> int:
         annotations=config.annotations,
         crop_borders=config.crop_borders,
     )
-    split = config.split or "all"
+    split = "-".join(split_parts(config.split)) if config.split else "all"
     year = f" {config.year} {config.annotations}" if config.dataset == "davis" else ""
     convert_dataset(dataset, f"{config.dataset}{year}{' cropped' if config.crop_borders else ''}", config.out, split)
     for line in filter(None, (dataset.report(), dataset.left_out)):

@@ -5,7 +5,7 @@ from pathlib import Path
 from interpreter.configs import WITHOUT_SPLITS, VideosConfig
 from interpreter.console import console
 from interpreter.data import VideoDataset, open_dataset
-from interpreter.data.datasets import find_sources
+from interpreter.data.datasets import find_sources, split_parts
 from interpreter.data.scenes.generate import generate_scenes
 
 
@@ -18,7 +18,8 @@ def open_videos(config: VideosConfig, run: Path) -> VideoDataset:
     root, split = config.root, config.split
     if config.data == "synthetic":
         split, root = split or "train", root or run / "scenes"
-        generate_scenes(root, config.num_videos, split=split)
+        for part in split_parts(split):
+            generate_scenes(root, config.num_videos, split=part)
     elif root is None:
         raise ValueError(f"--data {config.data} needs --root DIR")
     elif config.data in WITHOUT_SPLITS:

@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 from slotkernels.ranges import annotate
@@ -99,11 +101,9 @@ class TemporalEncoder(nn.Module):
 
     def noise_size(self) -> int:
         """Numbers that dropout needs for each slot."""
-        frames = range(self.num_frames)
-        return sum(
-            layer.noise_size(len(frames), len(frames[queries]))
-            for layer, queries in zip(self.layers, self.queries, strict=True)
-        )
+        frames, layers = range(self.num_frames), cast(Iterable[TemporalLayer], self.layers)
+        pairs = zip(layers, self.queries, strict=True)
+        return sum(layer.noise_size(len(frames), len(frames[queries])) for layer, queries in pairs)
 
     def forward(
         self,

@@ -19,6 +19,8 @@ BENCHMARKS = {
     "guided_labels": "guided_labels",
     "mix_slots": "decoder",
     "broadcast_decoder": "decoder",
+    "solv_binding": "solv",
+    "solv_step": "solv",
     "cluster_slots": "merging",
     "merge_slots": "merging",
     "train_image": "training",

@@ -6,15 +6,14 @@ slot, [R, N, M', D], projected in each iteration; scikit-learn on the host; ever
 numbers, [B, N, M, C + 1].
 """
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor, nn
 
-if TYPE_CHECKING:  # this file computes nothing with the model that it is compared with
-    from interpreter.methods.solv.model import Solv
+from interpreter.methods.solv.model import Solv
 
 EPS = 1e-8  # of weights over tokens, and of those under the square root of a scale
 SCALE_FACTOR = 5.0  # δ
@@ -233,7 +232,7 @@ class PublishedSolv(nn.Module):
         return [[n for n, other in enumerate(labels) if other == label] for label in dict.fromkeys(labels)]
 
     @classmethod
-    def of(cls, model: "Solv", dropout: float = 0.0) -> Self:
+    def of(cls, model: Solv, dropout: float = 0.0) -> Self:
         """The published model with the options and the weights of this project's.
 
         Raises:
@@ -264,7 +263,7 @@ class PublishedSolv(nn.Module):
         published.load_state_dict({name: torch.cat(parts) for name, parts in rows.items()})
         return published.to(model.coordinates)
 
-    def gradients_like(self, model: "Solv") -> dict[str, Tensor]:
+    def gradients_like(self, model: Solv) -> dict[str, Tensor]:
         """Gradients of its parameters under the names of those of this project's model."""
         gradients: dict[str, Tensor] = {}
         own = dict(model.named_parameters())

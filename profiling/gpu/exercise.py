@@ -34,7 +34,10 @@ def _modules(device: str) -> None:
     tokens = torch.randn(2, 75, 48, device=device)
     SlotAttention(5, 48).to(device)(tokens).slots.sum().backward()
     grid = torch.cartesian_prod(torch.linspace(-1, 1, 15), torch.linspace(-1, 1, 5)).to(device)
-    InvariantSlotAttention(5, 48).to(device)(tokens, grid).slots.sum().backward()
+    for encoder_norm in (False, True):
+        module = InvariantSlotAttention(5, 48, encoder_norm=encoder_norm).to(device)
+        for places in (grid, grid.clone().requires_grad_()):
+            module(tokens, places).slots.sum().backward()
 
 
 def _sinkhorn(device: str) -> None:

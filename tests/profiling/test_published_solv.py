@@ -14,10 +14,11 @@ PATCHES = GRID[0] * GRID[1]
 
 def build(**options):
     torch.manual_seed(0)
-    sizes = {"num_frames": FRAMES, "decoder_dim": 16, "decoder_layers": 2, "heads": 2}
-    model = PublishedSolv(SLOTS, DIM, WIDTH, GRID, **sizes, **options).double()
+    model = PublishedSolv(
+        SLOTS, DIM, WIDTH, GRID, FRAMES, decoder_dim=16, decoder_layers=2, heads=2, **options
+    ).double()
     with torch.no_grad():  # away from 0, where the place of a token in a slot's frame is infinite
-        model.slot_attention.initial_scales += 0.3
+        model.slot_attention.initial_scales.add_(0.3)
     return model
 
 

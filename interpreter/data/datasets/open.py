@@ -124,8 +124,9 @@ def open_dataset(
     Args:
         kind: one of the above.
         root: where the data is.
-        split: name of the image set or split; None opens all of them together. Must be None for ``folder`` and
-            ``segtrack``, which have no splits.
+        split: name of the image set or split, or several joined by ``+``, such as ``train+valid+test``, which are
+            opened together in that order; a video of two of them counts once. None opens all. Must be None for
+            ``folder`` and ``segtrack``, which have no splits.
         year: edition of ``davis``, 2016 or 2017.
         annotations: masks of DAVIS 2017, ``unsupervised`` or ``semi-supervised``.
         crop_borders: crop black borders off frames and masks (see `interpreter.data.video.find_borders`).
@@ -158,8 +159,29 @@ def find_sources(
     if kind == "folder":
         if split is not None:
             raise ValueError(f"a folder of videos has no splits, so split={split!r} cannot be chosen; leave it out")
-        videos: Sequence[UnopenedVideo] = find_folder(root)
-    elif kind == "davis":
+        return find_folder(root)
+    parts = [None] if split is None else split_parts(split)
+    found = [_find_split(kind, root, part, year, annotations) for part in parts]
+    return UnopenedVideos(_joined(found, f"{root}: split {split}"))
+
+
+def split_parts(split: str) -> list[str]:
+    """The splits that a name such as ``train+valid`` joins.
+
+    Raises:
+        ValueError: if one of them has no name.
+    """
+    parts = split.split("+")
+    if not all(parts):
+        raise ValueError(f"split {split!r} joins splits, but one of them has no name; write for example train+valid")
+    return parts
+
+
+def _find_split(
+    kind: DatasetKind, root: Path, split: str | None, year: int, annotations: DavisAnnotations
+) -> Sequence[UnopenedVideo]:
+    """The videos of one split, or of all if that is None."""
+    if kind == "davis":
         videos = find_davis(root, split, year, annotations)
     elif kind in ("synthetic", "movi"):
         videos = find_davis(root, split, 2017, "unsupervised")
@@ -168,7 +190,24 @@ def find_sources(
         videos = readers[kind](root, split)
     if not videos:
         raise FileNotFoundError(f"{root}: the index of {split or 'all splits'} names no video; restore it")
-    return videos if isinstance(videos, UnopenedVideos) else UnopenedVideos(videos)
+    return videos
+
+
+def _joined(splits: Sequence[Sequence[UnopenedVideo]], where: str) -> list[UnopenedVideo]:
+    """The videos of several splits in their order, without those that were in an earlier one."""
+    joined: list[UnopenedVideo] = []
+    paths: dict[str, Path] = {}
+    for videos in splits:
+        new = [one for one in videos if paths.get(one.name) != one.path]
+        for one in new:
+            if one.name in paths:
+                raise ValueError(
+                    f"{where} has two videos of the name {one.name}, {paths[one.name]} and {one.path}; rename one, or "
+                    "open the splits separately"
+                )
+        joined += new
+        paths |= {one.name: one.path for one in new}
+    return joined
 
 
 def load_all(unopened: UnopenedVideos, crop_borders: bool, central_square: bool) -> VideoDataset:
