@@ -190,21 +190,24 @@ class _Windows(RandomInputs):
         return [torch.float32, torch.float32, torch.int64, torch.bool, torch.bool]
 
 
-def task_of(config: SolvTraining) -> Task:
-    """A step at the sizes of a preset, with random weights."""
-    s, (height, width) = Sizes.of(config), config.data.frame_size
-    patch, device = FEATURES[config.backbone.backbone][1], torch.device("cpu")
-    model = Solv(config.model, s.features, (height // patch, width // patch), s.frames)
+def model_of(config: SolvTraining) -> Solv:
+    """The model at the sizes of a preset, with random weights."""
+    s, (height, width), patch = Sizes.of(config), config.data.frame_size, FEATURES[config.backbone.backbone][1]
+    return Solv(config.model, s.features, (height // patch, width // patch), s.frames)
+
+
+def task_of(config: SolvTraining, model: Solv) -> Task:
+    """A step at the sizes of a preset."""
+    s, device = Sizes.of(config), torch.device("cpu")
     shapes = ((s.frames, s.kept, s.features), (s.tokens, s.features), (s.frames, s.kept), (s.frames,), ())
     inputs = _Windows(s.batch, shapes, s.frames, device)
     stage, optim = SOLV.stage("model"), replace(config.optim, precision="fp32")
     return Task(model, stage.loss, inputs, stage.noise(model), optim, device)
 
 
-def launches(task: Task, config: SolvTraining, whole: int) -> dict[str, int]:
+def launches(model: Solv, config: SolvTraining, whole: int) -> dict[str, int]:
     """Operators and launches of each part; those of a ``whole`` step that are in no other part are the last one's."""
-    s, model = Sizes.of(config), task.model
-    assert isinstance(model, Solv)
+    s = Sizes.of(config)
     vit, found = random_backbone(config.backbone, torch.device("cpu")), {}
     with branches_of_a_gpu(), FakeTensorMode(allow_non_fake_inputs=True):
         model = without_data(model)
@@ -229,9 +232,9 @@ def _launches(run: Callable[[], object]) -> int:
 def predicted(gpu: str = "h100") -> dict[str, Any]:
     """Where a step of the preset ytvis19 goes on a GPU, predicted as ``profiling.cost`` does."""
     config, options, device = PRESETS["ytvis19"], CostOptions(), DEVICES[gpu]
-    task = task_of(config)
-    whole, of_parts = count(task), parts(config, count_parameters(task.model))
-    counted = launches(task, config, whole["operators"] + sum(whole["own launches"].values()))
+    model = model_of(config)
+    whole, of_parts = count(task_of(config, model)), parts(config, count_parameters(model))
+    counted = launches(model, config, whole["operators"] + sum(whole["own launches"].values()))
     rows: dict[str, dict[str, float]] = {}
     for name in PARTS:
         some = [part for part in of_parts if part.name == name]
