@@ -37,13 +37,13 @@ def textbook(module: InvariantSlotAttention, inputs: Tensor, grid: Tensor) -> Te
 
 
 def cases(device: str) -> Iterator[Case]:
-    """SOLV at the width of its features, and as it trains, with half of the tokens of windows of 5 frames: 48 windows
-    and a learned grid on a GPU; 8 windows on a CPU, where the textbook form needs a second a sample."""
+    """SOLV on a GPU: at the width of its features, and as it trains, with half of the tokens of 48 windows of 5 frames
+    and a learned grid. On a CPU 8 such windows, and a single image."""
     if device == "cuda":
         yield case(device, (32, 864, 8, 768), learned_grid=False)
         yield case(device, (240, 432, 8, 128), learned_grid=True)
     else:
-        yield case(device, (40, 432, 8, 128), learned_grid=False)
+        yield case(device, (40, 432, 8, 128), learned_grid=True)
         yield case(device, (1, 576, 8, 256), learned_grid=False)
 
 
@@ -93,7 +93,8 @@ def case(device: str, sizes: tuple[int, int, int, int], learned_grid: bool) -> C
             "textbook compiled": step(module, torch.compile(printed)),
             OURS: step(module, lambda inputs, places: module(inputs, places).slots),
         },
-        judge=close_to(exactly, 2e-3),
+        # In norm: rounding opens or closes a ReLU near 0, and moves single elements by a thousandth of the largest.
+        judge=close_to(exactly, 2e-3, norm=("gradient",)),
         bytes=calls * sum(bytes_moved(*counted, backward=backward) for backward in (False, True)),
         flops=None,
     )
