@@ -31,6 +31,11 @@ KEPT, CENTRES = "backbone, kept tokens of all frames", "backbone, all tokens of 
 INPUT, BINDING, TEMPORAL = "input map", "spatial binding", "temporal binding"
 MERGING, DECODER, REST = "merging, frames of the slots", "decoder and loss", "optimiser and the rest"
 BACKBONE = (KEPT, CENTRES)
+# What profiling.bench measures of it.
+BENCHMARKS = {
+    "solv_binding": [INPUT, BINDING, TEMPORAL, MERGING],
+    "solv_step": [INPUT, BINDING, TEMPORAL, MERGING, DECODER],
+}
 PARTS = (*BACKBONE, INPUT, BINDING, TEMPORAL, MERGING, DECODER, REST)
 
 
@@ -229,21 +234,28 @@ def _launches(run: Callable[[], object]) -> int:
     return counts.operators.total() + counts.launches.total()
 
 
-def predicted(gpu: str = "h100") -> dict[str, Any]:
-    """Where a step of the preset ytvis19 goes on a GPU, predicted as ``profiling.cost`` does."""
-    config, options, device = PRESETS["ytvis19"], CostOptions(), DEVICES[gpu]
+def predicted() -> dict[str, Any]:
+    """Where a step of the preset ytvis19 goes on an H100, predicted as ``profiling.cost`` does.
+
+    For an H200 the parts that ``profiling.bench`` has measured there are predicted too.
+    """
+    config, options = PRESETS["ytvis19"], CostOptions()
     model = model_of(config)
     whole, of_parts = count(task_of(config, model)), parts(config, count_parameters(model))
     counted = launches(model, config, whole["operators"] + sum(whole["own launches"].values()))
+
+    def milliseconds(name: str, gpu: str) -> float:
+        busy = sum(seconds(part, DEVICES[gpu], options) for part in of_parts if part.name == name)
+        return round(1e3 * max(busy, counted[name] * options.kernel_us * 1e-6), 3)
+
     rows: dict[str, dict[str, float]] = {}
     for name in PARTS:
         some = [part for part in of_parts if part.name == name]
-        time = max(sum(seconds(part, device, options) for part in some), counted[name] * options.kernel_us * 1e-6)
         rows[name] = {
             "flops": sum(part.flops for part in some),
             "bytes": sum(part.bytes for part in some),
             "launches": counted[name],
-            "milliseconds": round(time * 1e3, 3),
+            "milliseconds": milliseconds(name, "h100"),
         }
     total = sum(row["milliseconds"] for row in rows.values())
     cached = total - sum(rows[name]["milliseconds"] for name in BACKBONE)
@@ -253,10 +265,11 @@ def predicted(gpu: str = "h100") -> dict[str, Any]:
     return {
         "preset": "ytvis19",
         "sizes": Sizes.of(config)._asdict(),
-        "device": device.name,
+        "device": DEVICES["h100"].name,
         "assumed": {name: getattr(options, name) for name in ("mfu", "bandwidth_use", "kernel_us")},
         "host waits": whole["host waits"],
         "milliseconds": round(total, 2),
         "milliseconds on cached features": round(cached, 2),
         "parts": rows,
+        "h200": {name: round(sum(milliseconds(part, "h200") for part in of), 2) for name, of in BENCHMARKS.items()},
     }
