@@ -31,6 +31,11 @@ KEPT, CENTRES = "backbone, kept tokens of all frames", "backbone, all tokens of 
 INPUT, BINDING, TEMPORAL = "input map", "spatial binding", "temporal binding"
 MERGING, DECODER, REST = "merging, frames of the slots", "decoder and loss", "optimiser and the rest"
 BACKBONE = (KEPT, CENTRES)
+# What profiling.bench measures of it.
+BENCHMARKS = {
+    "solv_binding": [INPUT, BINDING, TEMPORAL, MERGING],
+    "solv_step": [INPUT, BINDING, TEMPORAL, MERGING, DECODER],
+}
 PARTS = (*BACKBONE, INPUT, BINDING, TEMPORAL, MERGING, DECODER, REST)
 
 
@@ -190,21 +195,24 @@ class _Windows(RandomInputs):
         return [torch.float32, torch.float32, torch.int64, torch.bool, torch.bool]
 
 
-def task_of(config: SolvTraining) -> Task:
-    """A step at the sizes of a preset, with random weights."""
-    s, (height, width) = Sizes.of(config), config.data.frame_size
-    patch, device = FEATURES[config.backbone.backbone][1], torch.device("cpu")
-    model = Solv(config.model, s.features, (height // patch, width // patch), s.frames)
+def model_of(config: SolvTraining) -> Solv:
+    """The model at the sizes of a preset, with random weights."""
+    s, (height, width), patch = Sizes.of(config), config.data.frame_size, FEATURES[config.backbone.backbone][1]
+    return Solv(config.model, s.features, (height // patch, width // patch), s.frames)
+
+
+def task_of(config: SolvTraining, model: Solv) -> Task:
+    """A step at the sizes of a preset."""
+    s, device = Sizes.of(config), torch.device("cpu")
     shapes = ((s.frames, s.kept, s.features), (s.tokens, s.features), (s.frames, s.kept), (s.frames,), ())
     inputs = _Windows(s.batch, shapes, s.frames, device)
     stage, optim = SOLV.stage("model"), replace(config.optim, precision="fp32")
     return Task(model, stage.loss, inputs, stage.noise(model), optim, device)
 
 
-def launches(task: Task, config: SolvTraining, whole: int) -> dict[str, int]:
+def launches(model: Solv, config: SolvTraining, whole: int) -> dict[str, int]:
     """Operators and launches of each part; those of a ``whole`` step that are in no other part are the last one's."""
-    s, model = Sizes.of(config), task.model
-    assert isinstance(model, Solv)
+    s = Sizes.of(config)
     vit, found = random_backbone(config.backbone, torch.device("cpu")), {}
     with branches_of_a_gpu(), FakeTensorMode(allow_non_fake_inputs=True):
         model = without_data(model)
@@ -226,21 +234,28 @@ def _launches(run: Callable[[], object]) -> int:
     return counts.operators.total() + counts.launches.total()
 
 
-def predicted(gpu: str = "h100") -> dict[str, Any]:
-    """Where a step of the preset ytvis19 goes on a GPU, predicted as ``profiling.cost`` does."""
-    config, options, device = PRESETS["ytvis19"], CostOptions(), DEVICES[gpu]
-    task = task_of(config)
-    whole, of_parts = count(task), parts(config, count_parameters(task.model))
-    counted = launches(task, config, whole["operators"] + sum(whole["own launches"].values()))
+def predicted() -> dict[str, Any]:
+    """Where a step of the preset ytvis19 goes on an H100, predicted as ``profiling.cost`` does.
+
+    For an H200 the parts that ``profiling.bench`` has measured there are predicted too.
+    """
+    config, options = PRESETS["ytvis19"], CostOptions()
+    model = model_of(config)
+    whole, of_parts = count(task_of(config, model)), parts(config, count_parameters(model))
+    counted = launches(model, config, whole["operators"] + sum(whole["own launches"].values()))
+
+    def milliseconds(name: str, gpu: str) -> float:
+        busy = sum(seconds(part, DEVICES[gpu], options) for part in of_parts if part.name == name)
+        return round(1e3 * max(busy, counted[name] * options.kernel_us * 1e-6), 3)
+
     rows: dict[str, dict[str, float]] = {}
     for name in PARTS:
         some = [part for part in of_parts if part.name == name]
-        time = max(sum(seconds(part, device, options) for part in some), counted[name] * options.kernel_us * 1e-6)
         rows[name] = {
             "flops": sum(part.flops for part in some),
             "bytes": sum(part.bytes for part in some),
             "launches": counted[name],
-            "milliseconds": round(time * 1e3, 3),
+            "milliseconds": milliseconds(name, "h100"),
         }
     total = sum(row["milliseconds"] for row in rows.values())
     cached = total - sum(rows[name]["milliseconds"] for name in BACKBONE)
@@ -250,10 +265,11 @@ def predicted(gpu: str = "h100") -> dict[str, Any]:
     return {
         "preset": "ytvis19",
         "sizes": Sizes.of(config)._asdict(),
-        "device": device.name,
+        "device": DEVICES["h100"].name,
         "assumed": {name: getattr(options, name) for name in ("mfu", "bandwidth_use", "kernel_us")},
         "host waits": whole["host waits"],
         "milliseconds": round(total, 2),
         "milliseconds on cached features": round(cached, 2),
         "parts": rows,
+        "h200": {name: round(sum(milliseconds(part, "h200") for part in of), 2) for name, of in BENCHMARKS.items()},
     }

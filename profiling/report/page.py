@@ -231,7 +231,7 @@ def page(folder: Path = RESULTS) -> str:
     for run in gpus:
         lines += run_section(run, "On a GPU", folder)
     lines += [NOT_YET] if gpus else ["## On a GPU", "", NOT_RUN, ""]
-    lines += solv_step(folder)
+    lines += solv_step(folder, runs)
     lines += ["## What compilers say", ""]
     lines += [
         "Greatest values over all launches and architectures (sm_80, sm_90, sm_100); a test fails if one grows.",

@@ -100,8 +100,8 @@ def predictions(folder: Path, run: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def solv_step(folder: Path) -> list[str]:
-    """Where a training step of SOLV goes: counted and predicted, not measured."""
+def solv_step(folder: Path, runs: dict[str, dict[str, Any]]) -> list[str]:
+    """Where a training step of SOLV goes: counted and predicted, and how far that is from what was measured."""
     path = folder / "accounting.json"
     content = json.loads(path.read_text()).get("solv") if path.exists() else None
     if content is None:
@@ -131,4 +131,14 @@ def solv_step(folder: Path) -> list[str]:
         lines.append(f"| {' | '.join(map(str, [name, *work, *shares]))} |")
     whole, cached = content["milliseconds"], content["milliseconds on cached features"]
     lines += ["", f"A step takes {ms(whole)} ms, and {ms(cached)} ms on cached features."]
+    benchmarks = runs.get("h200", {}).get("benchmarks", {})
+    if content["h200"].keys() <= benchmarks.keys():
+        lines.append("For an H200, on which these parts were measured, the same assumptions predict:")
+        lines.append("")
+        for name, expected in content["h200"].items():
+            case = benchmarks[name]["cases"][0]
+            measured = case["variants"]["slotkernels compiled"]["ms"]["median"]
+            lines.append(
+                f"- {benchmarks[name]['what']} (`{name}`): {ms(expected)} ms, measured {ms(measured)} compiled"
+            )
     return [*lines, ""]

@@ -177,7 +177,7 @@ def small_solv():
 @pytest.mark.parametrize("name", [solv.INPUT, solv.BINDING, solv.TEMPORAL, solv.DECODER])
 def test_operations_of_solv_are_those_that_pytorch_counts(name, small_solv):
     with FakeTensorMode(allow_non_fake_inputs=True):
-        piece = solv.pieces(without_data(solv.task_of(small_solv).model), small_solv)[name]
+        piece = solv.pieces(without_data(solv.model_of(small_solv)), small_solv)[name]
         with FlopCounterMode(display=False) as counter:  # does not see the project's own ops
             piece.both_ways()
     products = [part.flops for part in solv.parts(small_solv, 0) if part.name == name and not part.single]
