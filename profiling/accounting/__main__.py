@@ -4,11 +4,15 @@
     python -m profiling.accounting --update   # write that file anew
     python -m profiling.accounting --top 20   # also the operators that move the most bytes
 
-Both stages take a step at the sizes of --preset on tensors without data (nothing is computed), on the branches that a
-GPU takes: the launch code of the Triton kernels runs, and its launches are recorded. PyTorch's operators are counted
-unless they only make a view or allocate; most are one kernel on a GPU. Bytes are the sizes of all tensors that an
-operator or launch reads or writes, in-place ones twice: what is moved if no cache helps. Without --no-compiled each
-stage is also compiled, at small sizes on the CPU, to count graphs, breaks, recompilations and generated kernels.
+Both stages of Interpreter take a step at the sizes of --preset on tensors without data (nothing is computed), on the
+branches that a GPU takes: the launch code of the Triton kernels runs, and its launches are recorded. PyTorch's
+operators are counted unless they only make a view or allocate; most are one kernel on a GPU. Bytes are the sizes of all
+tensors that an operator or launch reads or writes, in-place ones twice: what is moved if no cache helps. Without
+--no-compiled each stage is also compiled, at small sizes on the CPU, to count graphs, breaks, recompilations and
+generated kernels.
+
+Of SOLV's step at its preset ytvis19, the operations, bytes and launches of each part are counted, and its time on an
+H100 is predicted as ``profiling.cost`` does.
 """
 
 import json
@@ -20,6 +24,7 @@ import torch
 from interpreter.commands import cli, run_command
 from interpreter.methods.interpreter.config import Preset
 from profiling.accounting.counts import count, count_compiled, differences
+from profiling.accounting.solv import predicted
 from profiling.common.machine import machine, save
 from profiling.common.paths import RESULTS
 from profiling.common.setups import STAGES, setup
@@ -29,7 +34,7 @@ PINNED = RESULTS / "accounting.json"
 
 @dataclass(frozen=True)
 class Options:
-    """Count what a training step of both stages launches, moves and waits for, and compare with the pinned counts."""
+    """Count what training steps launch, move and wait for, and compare with the pinned counts."""
 
     preset: Preset = "ytvis19"
     """Preset that supplies the sizes; the pinned counts belong to ytvis19."""
@@ -45,7 +50,7 @@ def stages(options: Options) -> dict[str, Any]:
     """The counts of both stages."""
     counts: dict[str, Any] = {}
     for stage in STAGES:
-        counts[stage] = count(setup(stage, options.preset, torch.device("cpu")))
+        counts[stage] = count(setup(stage, options.preset, torch.device("cpu")).task)
         if options.compiled:
             counts[stage]["compiled on a CPU"] = count_compiled(stage)
     return counts
@@ -63,17 +68,29 @@ def show(stage: str, counts: dict[str, Any], top: int) -> None:
         print(f"  {size / 1e9:8.2f} GB  {counts['calls of'].get(name, own.get(name)):4} x {name}")
 
 
+def show_parts(solv: dict[str, Any]) -> None:
+    """Print the parts of SOLV's step."""
+    waits = ", ".join(solv["host waits"]) or "none"
+    print(f"SOLV, {solv['preset']}, predicted for {solv['device']}; waits of the host: {waits}")
+    for name, row in solv["parts"].items():
+        work = f"{row['flops'] / 1e12:7.3f} TFLOP {row['bytes'] / 1e9:6.2f} GB {row['launches']:5} launches"
+        print(f"  {work} {row['milliseconds']:8.2f} ms  {name}")
+
+
 def main() -> int:
     """The command; its exit status is 1 if counts differ from the pinned ones."""
     options = cli(Options, prog="python -m profiling.accounting", description=__doc__)
     counts_by_stage = stages(options)
     for stage in counts_by_stage:
         show(stage, counts_by_stage[stage], options.top)
+    solv = predicted()
+    show_parts(solv)
     if options.update:
         if options.preset != "ytvis19" or not options.compiled:
             raise ValueError("--update writes all of the file: leave --preset and --no-compiled out")
         results = {"torch": torch.__version__, "commit": machine("cpu")["commit"], "stages": counts_by_stage}
-        what = "operators, launches, bytes and waits of a training step of each stage"
+        results["solv"] = solv
+        what = "operators, launches, bytes and waits of a training step of each stage; where a step of SOLV goes"
         save(PINNED, {"what": what, "command": "python -m profiling.accounting --update", **results})
         return 0
     if options.preset != "ytvis19":
@@ -85,7 +102,7 @@ def main() -> int:
     if not options.compiled:
         for counts in pinned["stages"].values():
             del counts["compiled on a CPU"]
-    lines = differences(pinned["stages"], counts_by_stage)
+    lines = differences(pinned["stages"], counts_by_stage) + differences(pinned["solv"], solv, "solv: ")
     print("\n".join(lines) or f"as in {PINNED.name}")
     return 1 if lines else 0
 

@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from slotkernels._backends import Backends
 from slotkernels._triton import Device, recorded
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch._inductor import metrics
 from torch._library.custom_ops import OPDEFS
@@ -24,10 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from interpreter.engine.step import TrainingStep
+from interpreter.engine.task import Task
 from interpreter.methods.interpreter.config import StageName
 from interpreter.models.attention import attend_by_products, prefers_products
 from profiling.common.paths import ROOT
-from profiling.common.setups import Setup, setup
+from profiling.common.setups import setup
+
+M = TypeVar("M", bound=nn.Module)
 
 H100 = Device(90, 132)
 ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
@@ -77,7 +80,7 @@ class Counts(TorchDispatchMode):
         if func.namespace == "slotkernels":
             return self._own(func, args, kwargs)
         name = f"{func.namespace}::{func._schema.name.split('::')[1]}"
-        if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
+        if torch.Tag.data_dependent_output in func.tags or _shape_depends_on_data(func, args):
             self.waits.note(name)
             if func is torch.ops.aten._local_scalar_dense.default:
                 return 1.0 if args[0].is_floating_point() else args[0].dtype == torch.bool or 1  # any value will do
@@ -122,6 +125,13 @@ class Counts(TorchDispatchMode):
         self.bytes[kernel] += sum(map(_nbytes, _tensors(tensors)))
 
 
+def _shape_depends_on_data(func: Any, args: Any) -> bool:
+    """Whether the host has to wait for the result's shape; indexing with numbers has the shape of the numbers."""
+    if func is torch.ops.aten.index.Tensor:
+        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return torch.Tag.dynamic_output_shape in func.tags
+
+
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
@@ -147,14 +157,20 @@ def branches_of_a_gpu() -> Iterator[None]:
         yield
 
 
-def count(stage_setup: Setup) -> dict[str, Any]:
+def without_data(model: M) -> M:
+    """A copy under a FakeTensorMode."""
+    buffers = {id(buffer): buffer.clone() for buffer in model.buffers()}  # copy.deepcopy copies parameters alone there
+    return copy.deepcopy(model, buffers)
+
+
+def count(task: Task) -> dict[str, Any]:
     """Launches, bytes and waits of one eager step; the optimiser's state exists already."""
     with ExitStack() as stack:
         stack.enter_context(branches_of_a_gpu())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        task = dataclasses.replace(stage_setup.task, model=copy.deepcopy(stage_setup.task.model))
-        inputs = tuple(torch.empty(shape) for shape in stage_setup.shapes)
-        step = TrainingStep(task, stage_setup.task.optim, torch.device("cpu"))
+        task = dataclasses.replace(task, model=without_data(task.model))
+        inputs = tuple(torch.empty(shape, dtype=kind) for shape, kind in zip(task.shapes(), task.dtypes(), strict=True))
+        step = TrainingStep(task, task.optim, torch.device("cpu"))
         step.start(0, {})
         for _ in range(2):
             waits = HostWaits()

@@ -14,6 +14,7 @@ from slotkernels.slot_attention.prepared import absorbs
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from interpreter.configs import FeatureStageConfig
 from interpreter.methods.interpreter.config import ImageTraining, VideoTraining
 from interpreter.models.backbones import EfficientNetLite0
 from profiling.common.setups import FEATURES
@@ -83,17 +84,17 @@ def slot_attention_parts(
     return parts
 
 
-def backbone(config: ImageTraining, frames: int) -> list[Part]:
-    """The frozen backbone on some frames."""
+def backbone(config: FeatureStageConfig, frames: int, kept: int | None = None, label: str = "backbone") -> list[Part]:
+    """The frozen backbone on some frames; the blocks of a ViT on all patches, or on as many as are kept of each."""
     (height, width), name = config.data.frame_size, config.backbone.backbone
     if name == "efficientnet-lite0":
-        return [Part("backbone", frames * _efficientnet_flops(height, width))]
+        return [Part(label, frames * _efficientnet_flops(height, width))]
     dim, patch = FEATURES[name]
     tokens = (height // patch) * (width // patch)
     last = config.backbone.feature_layer
     layers = VIT_LAYERS if last is None else last % VIT_LAYERS + 1
-    embed = Part("backbone", frames * 2 * tokens * dim * 3 * patch**2)
-    return [embed, *transformer("backbone", frames, tokens + 1, dim, layers, train=False)]
+    embed = Part(label, frames * 2 * tokens * dim * 3 * patch**2)
+    return [embed, *transformer(label, frames, (kept or tokens) + 1, dim, layers, train=False)]
 
 
 def _efficientnet_flops(height: int, width: int) -> float:

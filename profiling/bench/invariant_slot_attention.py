@@ -9,7 +9,7 @@ from slotkernels.invariant_slot_attention.module import InvariantSlotAttention
 from torch import Tensor
 
 from profiling.bench.case import OURS, Benchmark, Case, Outputs, close_to
-from profiling.bench.slot_attention import Sizes, shape_of
+from profiling.bench.slot_attention import shape_of
 
 
 def textbook(module: InvariantSlotAttention, inputs: Tensor, grid: Tensor) -> Tensor:
@@ -93,7 +93,8 @@ def case(device: str, sizes: tuple[int, int, int, int], learned_grid: bool) -> C
             "textbook compiled": step(module, torch.compile(printed)),
             OURS: step(module, lambda inputs, places: module(inputs, places).slots),
         },
-        judge=close_to(exactly, 2e-3),
+        # In norm: rounding opens or closes a ReLU near 0, and moves single elements by a thousandth of the largest.
+        judge=close_to(exactly, 2e-3, norm=("gradient",)),
         bytes=calls * sum(bytes_moved(*counted, backward=backward) for backward in (False, True)),
         flops=None,
     )

@@ -98,3 +98,37 @@ def predictions(folder: Path, run: dict[str, Any]) -> list[str]:
         cells = [row["figure"], row["reason"], f"{low:g} to {high:g} {row['unit']}", value, ratio, row["difference"]]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def solv_step(folder: Path) -> list[str]:
+    """Where a training step of SOLV goes: counted and predicted, not measured."""
+    path = folder / "accounting.json"
+    content = json.loads(path.read_text()).get("solv") if path.exists() else None
+    if content is None:
+        return []
+    size, assumed, rows = content["sizes"], content["assumed"], content["parts"]
+    shapes = (
+        f"B {size['batch']} windows of F {size['frames']} frames, {size['kept']} of M {size['tokens']} tokens kept, "
+        f"N {size['slots']}, C {size['features']}, D {size['dim']}, decoder {size['hidden']}"
+    )
+    lines = [
+        "## Where a training step of SOLV goes",
+        "",
+        f"**Predicted, not measured**, for one {content['device']} by `python -m profiling.accounting`",
+        f"([{path.name}](../profiling/results/{path.name})); preset `{content['preset']}`: {shapes}.",
+        "Operations and bytes come from formulas that agree with what PyTorch counts; launches are counted in an eager",
+        "step. A part takes the longest of its operations and its bytes, at the shares of the device's rates that",
+        f"`profiling.cost` assumes ({assumed['mfu']:.0%} and {assumed['bandwidth_use']:.0%}), and of its launches,",
+        f"{assumed['kernel_us']:g} µs each. With `--token-drop-at features` features come from the cache, and a",
+        "step has no backbone. Loading is left out, as it happens meanwhile.",
+        "",
+        "| part | TFLOP | GB | launches | ms | of a step | of a step on cached features |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        work = [f"{row['flops'] / 1e12:.3g}", f"{row['bytes'] / 1e9:.3g}", row["launches"], ms(row["milliseconds"])]
+        shares = [f"{row[of]:.1%}" if row[of] else "–" for of in ("share", "share on cached features")]
+        lines.append(f"| {' | '.join(map(str, [name, *work, *shares]))} |")
+    whole, cached = content["milliseconds"], content["milliseconds on cached features"]
+    lines += ["", f"A step takes {ms(whole)} ms, and {ms(cached)} ms on cached features."]
+    return [*lines, ""]

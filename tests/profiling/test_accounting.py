@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,12 +10,17 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from torch._subclasses import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.models.transformer import TransformerDecoder
+from profiling.accounting import solv
 from profiling.accounting.__main__ import PINNED
-from profiling.accounting.counts import Counts, HostWaits, count, count_compiled, differences
-from profiling.common.setups import setup
+from profiling.accounting.counts import Counts, HostWaits, count, count_compiled, differences, without_data
+from profiling.common.setups import random_backbone, setup
 
 UPDATE = "run `python -m profiling.accounting --update`, look at the difference and commit it"
 CPU = torch.device("cpu")
@@ -25,7 +31,7 @@ def pinned():
     recording = json.loads(PINNED.read_text())
     if recording["torch"] != torch.__version__:
         pytest.skip(f"{PINNED.name} was made with torch {recording['torch']}")
-    return recording["stages"]
+    return {**recording["stages"], "solv": recording["solv"]}
 
 
 def counted(function, *tensors):
@@ -40,7 +46,7 @@ def counted(function, *tensors):
 def test_a_step_is_as_pinned_and_never_waits_for_the_device(stage, pinned):
     expected = {name: value for name, value in pinned[stage].items() if name != "compiled on a CPU"}
     assert expected["host waits"] == []
-    counts = json.loads(json.dumps(count(setup(stage, "ytvis19", CPU))))
+    counts = json.loads(json.dumps(count(setup(stage, "ytvis19", CPU).task)))
     assert not differences(expected, counts), UPDATE
 
 
@@ -54,7 +60,7 @@ def test_no_fused_attention_of_a_video_step_has_a_mask(monkeypatch):
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", noting)
     stage_setup = setup("video", "davis", CPU, batch_size=2)
-    count(stage_setup)
+    count(stage_setup.task)
     model = stage_setup.task.model
     assert isinstance(model, VideoStage)
     assert isinstance(model.decoder, TransformerDecoder)
@@ -118,6 +124,10 @@ def test_waits_of_the_host_are_found(call, what):
     assert [line.split(" at ")[0] for line in counted(call, torch.ones(3))[1]][:1] == [what]
 
 
+def test_indexing_with_numbers_does_not_wait():
+    assert counted(lambda x: x[torch.tensor([2, 0])], torch.ones(3))[1] == []
+
+
 def test_a_wait_in_a_step_is_reported_with_its_line(monkeypatch):
     stage_setup = setup("image", "davis", CPU, batch_size=2)
     error = ImageStage.error
@@ -127,13 +137,13 @@ def test_a_wait_in_a_step_is_reported_with_its_line(monkeypatch):
         return value * float(value.sum() >= 0)
 
     monkeypatch.setattr(ImageStage, "error", waiting)
-    waits = count(stage_setup)["host waits"]
+    waits = count(stage_setup.task)["host waits"]
     assert len(waits) == 2  # float(), and what it asks for
     assert waits[0].startswith("Tensor.__float__ at tests/profiling/test_accounting.py:")
 
 
 def test_own_ops_are_counted_by_what_they_launch():
-    counts = count(setup("video", "davis", CPU, batch_size=2))
+    counts = count(setup("video", "davis", CPU, batch_size=2).task)
     own = counts["own launches"]
     assert own["slotkernels::cluster_slots (csrc)"] == 1
     assert own["sinkhorn_kernel"] == 1
@@ -147,3 +157,41 @@ def test_a_difference_names_its_place():
     assert differences(old, {"image": {"operators": 3, "own": {"a": 1}}}) == []
     new = {"image": {"operators": 4, "own": {"a": 1, "b": 2}}}
     assert differences(old, new) == ["image: operators: was 3, now 4", "image: own: b: was None, now 2"]
+
+
+def test_where_a_step_of_solv_goes_is_as_pinned_and_it_never_waits(pinned):
+    predicted = json.loads(json.dumps(solv.predicted()))
+    assert not differences(pinned["solv"], predicted), UPDATE
+    assert predicted["host waits"] == []
+    for of in ("share", "share on cached features"):
+        assert sum(row[of] for row in predicted["parts"].values()) == pytest.approx(1, abs=1e-3)
+    assert min(row["launches"] for row in predicted["parts"].values()) > 0
+
+
+@pytest.fixture(scope="module")
+def small_solv():
+    preset = solv.PRESETS["ytvis19"]
+    return replace(preset, optim=replace(preset.optim, batch_size=2))
+
+
+@pytest.mark.parametrize("name", [solv.INPUT, solv.BINDING, solv.TEMPORAL, solv.DECODER])
+def test_operations_of_solv_are_those_that_pytorch_counts(name, small_solv):
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        piece = solv.pieces(without_data(solv.task_of(small_solv).model), small_solv)[name]
+        with FlopCounterMode(display=False) as counter:  # does not see the project's own ops
+            piece.both_ways()
+    products = [part.flops for part in solv.parts(small_solv, 0) if part.name == name and not part.single]
+    assert sum(products) == pytest.approx(counter.get_total_flops(), rel=3e-3)
+
+
+def test_operations_of_a_vit_with_dropped_patches_are_those_that_pytorch_counts(small_solv):
+    config = replace(
+        small_solv,
+        data=replace(small_solv.data, frame_size=(56, 84)),
+        backbone=replace(small_solv.backbone, backbone="facebook/dinov2-small"),
+    )
+    backbone, kept = random_backbone(config.backbone, CPU), torch.arange(12).expand(10, 12)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        backbone.features(torch.zeros(10, 56, 84, 3, dtype=torch.uint8), kept)
+    flops = sum(part.flops for part in solv.parts(config, 0) if part.name == solv.KEPT)
+    assert flops == pytest.approx(counter.get_total_flops(), rel=1e-3)

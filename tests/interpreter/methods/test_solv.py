@@ -15,68 +15,11 @@ from interpreter.methods.solv.config import PRESETS, SolvModelConfig, SolvSettin
 from interpreter.methods.solv.model import Solv, places_of
 from interpreter.models.backbones import load_backbone
 from interpreter.models.linking import link_frames
-from profiling.bench.published_solv import PublishedSolv
 
 from ..clips import Repeated
+from .solv_models import CONFIG, FEATURES, KEPT, PATCHES, batch, build, seeded
 
-CONFIG = SolvModelConfig(num_slots=4, dim=16, heads=4, decoder_dim=24, decoder_layers=2, dropout=0.0)
-GRID, FEATURES, KEPT, FRAMES = (4, 5), 12, 9, 5
-PATCHES = GRID[0] * GRID[1]
 STAGE = SOLV.stages[0]
-
-
-def build(seed=0, frames=FRAMES, **changes):
-    torch.manual_seed(seed)
-    return Solv(dataclasses.replace(CONFIG, **changes), FEATURES, GRID, frames).double()
-
-
-def batch(size=3, kept=KEPT, seed=1):
-    """Features of windows, one of them at the beginning and one at the end of a video; all samples merge but one."""
-    generator = torch.Generator().manual_seed(seed)
-    numbers = torch.rand(size, FRAMES, PATCHES, generator=generator).argsort(-1)[..., :kept].sort(-1).values
-    whole = torch.randn(size, FRAMES, PATCHES, FEATURES, generator=generator, dtype=torch.float64)
-    present = torch.ones(size, FRAMES, dtype=torch.bool)
-    present[0, :2] = False
-    present[-1, -1] = False
-    dropped = whole.gather(2, numbers[..., None].expand(-1, -1, -1, FEATURES)) * present[..., None, None]
-    return dropped, whole[:, FRAMES // 2], numbers, present, torch.arange(size) != 1
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"frame_indices": "published"},
-        {"merge_attention": "weights"},
-        {"learn_grid": True},
-        {"frame_init": "published"},
-    ],
-    ids=str,
-)
-def test_loss_masks_and_gradients_are_those_of_the_published_computation(options):
-    model = build(merge_threshold=0.3, min_clusters=1, **options)
-    for name, parameter in model.named_parameters():  # away from what initialisation gives
-        parameter.data += 0.1 * torch.randn(parameter.shape, dtype=parameter.dtype, generator=seeded(len(name)))
-    inputs = batch()
-    loss, masks, valid = model(*inputs)
-    assert valid.all(1).tolist() == [False, True, False]  # merged but for the sample that does not merge
-    reference = PublishedSolv.of(model)
-    expected, expected_masks = reference(*inputs)
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(masks, expected_masks)
-    loss.backward()
-    expected.backward()
-    gradients = reference.gradients_like(model)
-    assert gradients.keys() == {name for name, parameter in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        # Scales near 0, which a published start may have, make some numbers large.
-        torch.testing.assert_close(
-            parameter.grad, gradients[name], rtol=1e-5, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}"
-        )
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def test_plain_binding_knows_no_places():
