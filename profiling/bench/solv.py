@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from interpreter.methods.solv.config import SolvModelConfig
 from interpreter.methods.solv.model import Merged, Solv
-from profiling.bench.case import OURS, Benchmark, Case, Outputs, close_to
+from profiling.bench.case import OURS, Benchmark, Case, Judge, Outputs, close_to
 from profiling.bench.published_solv import PublishedSolv
 
 GRID, KEPT, FRAMES, FEATURES = (24, 36), 432, 5, 768  # YouTube-VIS: DINOv2 ViT-B/14 at 336 × 504, half of the tokens
@@ -92,6 +92,27 @@ def sample_by_sample(run: Callable[..., Outputs], sums: bool) -> Callable[..., O
     return total
 
 
+def together(outputs: Outputs) -> Outputs:
+    """The same with all gradients as one vector."""
+    gradients = [tensor.flatten() for name, tensor in sorted(outputs.items()) if name.startswith("gradient")]
+    others = {name: tensor for name, tensor in outputs.items() if not name.startswith("gradient")}
+    return others | {"gradient": torch.cat(gradients)}
+
+
+def judge_of(oracle: Callable[..., Outputs], dtype: torch.dtype) -> Callable[..., Judge]:
+    """A judge of each output in float32; of all gradients together in bfloat16."""
+    # A hidden number near 0 may lie on the other side of it in float64, which moves single gradients: norms are judged.
+    if dtype == torch.float32:
+        return close_to(oracle, 1e-3, norm=("gradient",))
+
+    # In bfloat16 the gradients of some small parameters, sums over all tokens, are a third of rounding in all variants.
+    def judge(*inputs: Tensor) -> Judge:
+        close = close_to(lambda *exact: together(oracle(*exact)), 5e-2, norm=("gradient",))(*inputs)
+        return lambda outputs: close(together(outputs))
+
+    return judge
+
+
 def cases(only_binding: bool, device: str) -> Iterator[Case]:
     """8 windows in float32 on a CPU, 48 in bfloat16 on a GPU: the batch of the paper."""
     dtype, batch = (torch.bfloat16, 48) if device == "cuda" else (torch.float32, 8)
@@ -134,8 +155,7 @@ def cases(only_binding: bool, device: str) -> Iterator[Case]:
         dtype=dtype,
         inputs=inputs,
         variants=variants,
-        # A hidden number near 0 may lie on the other side of it in float64, which moves single gradients.
-        judge=close_to(oracle, 1e-3 if dtype == torch.float32 else 0.15, norm=("gradient",)),
+        judge=judge_of(oracle, dtype),
         bytes=0,
         flops=None,
         waits=("published", "published compiled"),
