@@ -19,6 +19,9 @@ class SolvModelConfig:
     """Width D of the slots."""
     iterations: int = option(3, at_least=1)
     """Updates of the slots in spatial binding; one more attention gives their final places."""
+    implicit: Literal["bilevel", "none"] = "none"
+    """Which iterations of spatial binding carry gradients. none: all, as published.
+    bilevel: the last only, and the slots' learned start gets its gradient too (Chang et al. 2022)."""
     binding: Literal["invariant", "plain"] = "invariant"
     """invariant: slot attention invariant to translation and scale, as in SOLV. plain: slot attention (Locatello et
     al. 2020), as in SOLV's ablation; the decoder then knows no places of slots."""

@@ -62,14 +62,16 @@ class Solv(nn.Module):
         initial = nn.init.uniform_(torch.empty(config.num_slots, config.dim), -bound, bound)
         self.slot_attention: InvariantSlotAttention | SlotAttention
         if config.binding == "invariant":
-            self.slot_attention = InvariantSlotAttention(config.num_slots, config.dim, iterations=config.iterations)
+            self.slot_attention = InvariantSlotAttention(
+                config.num_slots, config.dim, iterations=config.iterations, implicit=config.implicit
+            )
             self.slot_attention.initial_slots.data = initial
             if config.frame_init == "published":
                 nn.init.normal_(self.slot_attention.initial_positions, std=0.02)
                 nn.init.normal_(self.slot_attention.initial_scales, std=0.02)
         else:
             self.slot_attention = SlotAttention(
-                config.num_slots, config.dim, iterations=config.iterations + 1, implicit="none", prior=False
+                config.num_slots, config.dim, iterations=config.iterations, implicit=config.implicit, prior=False
             )
             self.initial_slots = nn.Parameter(initial)
         if config.learn_grid:

@@ -12,6 +12,7 @@ from ..slot_attention.op import hide
 from .op import INVARIANT_ATTENTION, Arguments
 
 EPS_PLACEMENTS = ("numerator", "denominator")
+IMPLICIT = ("bilevel", "detach", "none")
 
 
 class InvariantSlotAttentionOutput(NamedTuple):
@@ -40,6 +41,14 @@ class _Spread(NamedTuple):
     values_along: Tensor  # [B, M, 2] the same of the values
     axes: Tensor  # [2, 2] mean products of the axes with each other
     shift: Tensor  # [E] what layer norm's bias adds after the division
+
+
+class _State(NamedTuple):
+    """What an iteration updates."""
+
+    slots: Tensor  # [B, N, D]
+    positions: Tensor  # [B, N, 2], in the precision of the arithmetic
+    scales: Tensor  # [B, N, 2], likewise
 
 
 class _Tokens(NamedTuple):
@@ -85,9 +94,12 @@ class InvariantSlotAttention(nn.Module):
             ``A / (sum_m A + eps)`` (Biza et al.).
         encoder_dim: width of f's hidden layer; ``dim`` if None.
         encoder_norm: whether f begins with a layer norm, as in Biza et al.
+        implicit: which iterations carry gradients. "none": all, as published; "detach": the last, and the attention
+            after it; "bilevel": the same, and the initial slots, positions and scales get the gradient of those that
+            enter it (Chang et al. 2022).
 
     Raises:
-        ValueError: if a size is not positive, the range is not 0 < low < high, or the placement is unknown.
+        ValueError: if a size is not positive, the range is not 0 < low < high, or a choice is unknown.
 
     Example:
         >>> import torch, slotkernels
@@ -113,6 +125,7 @@ class InvariantSlotAttention(nn.Module):
         eps_placement: str = "numerator",
         encoder_dim: int | None = None,
         encoder_norm: bool = False,
+        implicit: str = "none",
     ) -> None:
         super().__init__()
         name = "InvariantSlotAttention"
@@ -127,9 +140,10 @@ class InvariantSlotAttention(nn.Module):
             eps_placement in EPS_PLACEMENTS,
             f"{name}: eps_placement={eps_placement!r}, expected one of {', '.join(EPS_PLACEMENTS)}",
         )
+        check_that(implicit in IMPLICIT, f"{name}: implicit={implicit!r}, expected one of {', '.join(IMPLICIT)}")
         self.num_slots, self.dim, self.input_dim, self.iterations = num_slots, dim, input_dim, iterations
         self.eps, self.scale_factor, self.scale_eps, self.scale_range = eps, scale_factor, scale_eps, scale_range
-        self.eps_placement = eps_placement
+        self.eps_placement, self.implicit = eps_placement, implicit
 
         self.initial_slots = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_slots, dim)))
         self.initial_positions = nn.Parameter(torch.empty(num_slots, 2).uniform_(-1, 1))
@@ -209,18 +223,36 @@ class InvariantSlotAttention(nn.Module):
         grid = grid.to(accumulate).contiguous()
         positions, scales = positions.to(accumulate), scales.to(accumulate)
         tokens = self._tokens(self.norm_inputs(inputs), accumulate)
-        for iteration in range(self.iterations + 1):
-            q = self.to_q(self.norm_slots(slots))
-            updates, attention, positions, scales = self._attend(q, tokens, grid, positions, scales, mask)
-            if self.scale_range is not None:
-                scales = scales.clamp(*self.scale_range)
-            if iteration < self.iterations:
-                updated = self.gru(updates.to(dtype).flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
-                added = self.mlp(self.norm_mlp(updated))
-                if mlp_mask is not None:
-                    added = (added * mlp_mask[:, iteration]).to(added.dtype)
-                slots = updated + added
-        return InvariantSlotAttentionOutput(slots.to(dtype), attention.transpose(1, 2), positions, scales)
+        masks = [None] * self.iterations if mlp_mask is None else list(mlp_mask.unbind(1))
+        state = _State(slots, positions, scales)
+        if self.implicit != "none":
+            with torch.no_grad():
+                found = state
+                for mlp_factors in masks[:-1]:
+                    found = self._step(found, tokens, grid, mask, mlp_factors)
+            # Adds 0 in value; with "bilevel" the gradient of the state goes on to the initial one (straight-through).
+            through = state if self.implicit == "bilevel" else _State(*(t.detach() for t in state))
+            state = _State(*(f + (t - t.detach()) for f, t in zip(found, through, strict=True)))
+            masks = masks[-1:]
+        for mlp_factors in masks:
+            state = self._step(state, tokens, grid, mask, mlp_factors)
+        _, attention, positions, scales = self._attend(
+            self.to_q(self.norm_slots(state.slots)), tokens, grid, state.positions, state.scales, mask
+        )
+        return InvariantSlotAttentionOutput(state.slots.to(dtype), attention.transpose(1, 2), positions, scales)
+
+    def _step(
+        self, state: _State, tokens: _Tokens, grid: Tensor, mask: Tensor | None, mlp_factors: Tensor | None
+    ) -> _State:
+        """The state after one iteration."""
+        slots = state.slots
+        q = self.to_q(self.norm_slots(slots))
+        updates, _, positions, scales = self._attend(q, tokens, grid, state.positions, state.scales, mask)
+        updated = self.gru(updates.to(slots.dtype).flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
+        added = self.mlp(self.norm_mlp(updated))
+        if mlp_factors is not None:
+            added = (added * mlp_factors).to(added.dtype)
+        return _State(updated + added, positions, scales)
 
     def _tokens(self, x: Tensor, accumulate: torch.dtype) -> _Tokens:
         """Everything that does not change between iterations."""
@@ -281,6 +313,8 @@ class InvariantSlotAttention(nn.Module):
         updates, attention, weights, positions, scales = INVARIANT_ATTENTION(arguments)
         # With eps in the numerator the weights sum to 1, or to 0 where every token is masked: a constant.
         mass = (weights if in_denominator else weights.detach()).sum(-1, keepdim=True)
+        if self.scale_range is not None:
+            scales = scales.clamp(*self.scale_range)
         return F.linear(updates, second.weight) + mass * second.bias, attention, positions, scales
 
     def _deviations(self, spread: _Spread, relative: Tensor) -> list[Tensor]:
