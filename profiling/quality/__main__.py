@@ -2,6 +2,7 @@
 
     python -m profiling.quality scenes                                  # generated scenes
     python -m profiling.quality davis --root DAVIS --backbone WEIGHTS   # DAVIS, with the weights of a ViT-S/14
+    python -m profiling.quality solv-ablation                           # SOLV's components, on generated scenes
     python -m profiling.quality page                                    # tables of docs/results.md from the results
 
 What was trained or evaluated by the same command is not computed again; rerun an interrupted command to resume. The
@@ -20,7 +21,8 @@ from profiling.common.machine import save
 from profiling.common.paths import RESULTS, ROOT
 from profiling.quality import plans
 from profiling.quality.join import joined, pictures
-from profiling.quality.page import DAVIS, PAGE, PICTURE, SCENES, with_tables
+from profiling.quality.page import DAVIS, PAGE, PICTURE, SCENES, SOLV, with_tables
+from profiling.quality.solv import solv_ablation
 from profiling.quality.steps import Command, Kind, Step, forget
 
 
@@ -53,6 +55,16 @@ class Davis(Run):
     """Weights of a DINOv2 ViT-S/14, as `--backbone` of training."""
     out: Path = Path("runs/quality/davis")
     """Directory of runs, evaluations and pictures."""
+
+
+@dataclass
+class SolvAblation(Run):
+    """Train SOLV's components and other numbers of slots on generated scenes, and evaluate each."""
+
+    out: Path = Path("runs/quality/scenes")
+    """Directory of runs, evaluations and pictures; scenes and features may be those of `scenes`."""
+    seeds: tuple[int, ...] = plans.SEEDS
+    """Seeds of the trainings."""
 
 
 @dataclass
@@ -94,7 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and run."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command = Command("quality", ("profiling.quality", *arguments)).portable
-    options = tyro.cli(Scenes | Davis | Page, prog="python -m profiling.quality", description=__doc__, args=arguments)
+    options = tyro.cli(
+        Scenes | Davis | SolvAblation | Page, prog="python -m profiling.quality", description=__doc__, args=arguments
+    )
     if isinstance(options, Page):
         changed = write_page(options.check)
         if options.check and changed:
@@ -106,6 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         drawn = sorted((options.out / "strips-interpreter").glob("*.png"))
         if drawn:
             shutil.copy(drawn[0], ROOT / PICTURE)
+    elif isinstance(options, SolvAblation):
+        steps = list(solv_ablation(options.out, options.seeds))
+        run(options, steps, "scores and costs of SOLV on generated scenes", command, RESULTS / SOLV)
     else:
         steps = list(plans.davis(options.out, options.root, options.backbone))
         what = "scores and costs on DAVIS-2016 and two sequences of DAVIS-2017"

@@ -2,13 +2,14 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from profiling.common.paths import RESULTS, ROOT
 from profiling.quality import tables
 
 PAGE = "docs/results.md"
-SCENES, DAVIS = "scenes.json", "davis.json"
+SCENES, DAVIS, SOLV = "scenes.json", "davis.json", "solv-scenes.json"
 PICTURE = "docs/results-scenes.png"
 CAPTION = "A held-out scene: frames, segments of Interpreter with association by features and guided edges, truth"
 BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -16,18 +17,27 @@ BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def blocks(root: Path = ROOT, folder: Path = RESULTS) -> dict[str, tables.Lines]:
     """The lines of every table, by name, with the picture of a scene if there is one."""
-    files = {name: json.loads((folder / name).read_text()) for name in (SCENES, DAVIS) if (folder / name).exists()}
-    scenes, davis = files.get(SCENES), files.get(DAVIS)
+    files = {
+        name: json.loads((folder / name).read_text()) for name in (SCENES, DAVIS, SOLV) if (folder / name).exists()
+    }
+    davis = files.get(DAVIS)
+    scenes = together([files[name] for name in (SCENES, SOLV) if name in files])
     not_run, picture = [tables.NOT_RUN], root / PICTURE
     drawn = ["", f"![{CAPTION}]({picture.name})", "", f"{CAPTION}."] if picture.exists() else []
     return {
         "scenes": [*tables.scores(scenes, "scenes"), *drawn] if scenes else not_run,
         "scenes-clips": tables.scores(scenes, "scenes-clips") if scenes else not_run,
+        "solv-ablation": tables.scores(scenes, "solv-ablation") if scenes else not_run,
         "davis-2016": tables.scores(davis, "davis-2016") if davis else not_run,
         "davis-2016-sequences": tables.sequences(davis) if davis else not_run,
         "davis-2017": tables.scores(davis, "davis-2017") if davis else not_run,
         "costs": tables.costs(files),
     }
+
+
+def together(results: Sequence[tables.Results]) -> tables.Results:
+    """Scores and evaluations of several files as those of one; empty if there are none."""
+    return {key: [row for one in results for row in one[key]] for key in ("scores", "evaluations")} if results else {}
 
 
 def with_tables(text: str, root: Path = ROOT, folder: Path = RESULTS) -> str:

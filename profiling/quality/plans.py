@@ -152,6 +152,7 @@ TITLES = {
     "dinosaur": "DINOSAUR",
     "slot-contrast": "Slot Contrast",
     "videosaur": "VideoSAUR",
+    "solv": "SOLV",
     "cluster": "clusters of tokens",
 }
 """Methods as the tables name them."""

@@ -18,6 +18,7 @@ from profiling.quality import plans, steps, tables
 from profiling.quality.__main__ import main, write_page
 from profiling.quality.join import costs, joined, scores
 from profiling.quality.page import DAVIS, PAGE, SCENES, with_tables
+from profiling.quality.solv import solv_ablation
 from profiling.quality.steps import Command, Step, forget
 from profiling.quality.strips import Strips, draw
 
@@ -71,11 +72,13 @@ def commands(monkeypatch):
 
 
 def plan(name):
+    if name == "solv-ablation":
+        return list(solv_ablation(Path("out")))
     made = plans.scenes(Path("out")) if name == "scenes" else plans.davis(Path("out"), Path("DAVIS"), "vit.safetensors")
     return list(made)
 
 
-@pytest.mark.parametrize("name", ["scenes", "davis"])
+@pytest.mark.parametrize("name", ["scenes", "davis", "solv-ablation"])
 def test_commands_of_a_plan_have_options_that_exist(name):
     every = plan(name)
     assert len({step.folder for step in every}) == len(every)
@@ -92,7 +95,7 @@ def test_commands_of_a_plan_have_options_that_exist(name):
                 assert (config.out, config.frame_size) == (one.folder, one.size)
 
 
-@pytest.mark.parametrize("name", ["scenes", "davis"])
+@pytest.mark.parametrize("name", ["scenes", "davis", "solv-ablation"])
 def test_steps_need_only_earlier_steps(name):
     every = plan(name)
     for index, one in enumerate(every):
@@ -273,7 +276,7 @@ def test_a_changed_number_makes_the_page_stale(tmp_path, commands):
 
 
 def test_every_table_has_its_place_on_the_page(tmp_path):
-    with pytest.raises(ValueError, match="it needs each of scenes, scenes-clips, davis-2016"):
+    with pytest.raises(ValueError, match="it needs each of scenes, scenes-clips, solv-ablation, davis-2016"):
         with_tables("<!-- table scenes -->\n<!-- end -->", tmp_path, tmp_path)
 
 

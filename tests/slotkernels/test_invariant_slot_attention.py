@@ -285,3 +285,49 @@ def test_cost_formulas():
     assert flops(batch, slots, tokens, dim, backward=True) == (2 * each + 2 + 2) * pairs * dim
     # and two sums of each for a learned grid
     assert flops(batch, slots, tokens, dim, True, learned_grid=True) == (2 * (each + 4) + 2 + 2) * pairs * dim
+
+
+def test_implicit_gradients_are_those_of_the_last_iteration_from_where_the_others_end():
+    """Bilevel and detached gradients against the last iteration by itself, started from the detached state."""
+    torch.manual_seed(0)
+    modules = {
+        name: InvariantSlotAttention(3, 8, iterations=3, implicit=name).double()
+        for name in ("none", "detach", "bilevel")
+    }
+    for module in modules.values():
+        module.load_state_dict(modules["none"].state_dict())
+    inputs, grid = torch.randn(2, 10, 8, dtype=torch.float64), torch.rand(10, 2, dtype=torch.float64)
+    weights = [torch.randn(2, 3, size, dtype=torch.float64) for size in (8, 2, 2)]
+
+    def run(module, *initial):
+        output = module(inputs, grid, **dict(zip(("slots", "positions", "scales"), initial, strict=False)))
+        loss = sum(((output.slots, output.positions, output.scales)[i] * w).sum() for i, w in enumerate(weights))
+        return output, loss
+
+    outputs, losses = zip(*(run(module) for module in modules.values()), strict=True)
+    assert all(torch.equal(output.slots, outputs[0].slots) for output in outputs)
+
+    before = InvariantSlotAttention(3, 8, iterations=2).double()
+    before.load_state_dict(modules["none"].state_dict())
+    with torch.no_grad():
+        slots = before(inputs, grid).slots
+        before.iterations = 1
+        _, _, positions, scales = before(inputs, grid)  # of the second attention
+    entering = [t.clone().requires_grad_() for t in (slots, positions, scales)]
+    last = InvariantSlotAttention(3, 8, iterations=1).double()
+    last.load_state_dict(modules["none"].state_dict())
+    output, loss = run(last, *entering)
+    torch.testing.assert_close(output.slots, outputs[0].slots)
+    loss.backward()
+    for name, part in (("detach", 1), ("bilevel", 2)):
+        losses[part].backward()
+        module = modules[name]
+        torch.testing.assert_close(module.gru.weight_hh.grad, last.gru.weight_hh.grad)
+        torch.testing.assert_close(module.to_k.weight.grad, last.to_k.weight.grad)
+        for parameter, tensor in zip(
+            (module.initial_slots, module.initial_positions, module.initial_scales), entering, strict=True
+        ):
+            if name == "detach":
+                assert parameter.grad is None
+            else:
+                torch.testing.assert_close(parameter.grad, tensor.grad.sum(0))
