@@ -276,7 +276,6 @@ class PublishedSolv(nn.Module):
 
 
 LAYER_NAMES = {
-    "slot_attention.initial_slots": "initial_slots",
     "temporal.encoder.": "temporal.",
     "self_attn.in_proj_": "to_qkv.",
     "self_attn.out_proj.": "to_out.",

@@ -24,8 +24,7 @@ Compute = Callable[..., tuple[Tensor, Outputs]]  # of the inputs: what is differ
 def bind(model: Solv, dropped: Tensor, kept: Tensor, present: Tensor, merges: Tensor) -> Merged:
     """From features to merged slots and their places, as in the forward pass of the model."""
     places = model.places()[kept]
-    initial = model.initial(present.numel(), None)
-    slots, attention = model.bind(dropped.flatten(0, 1), places.flatten(0, 1), initial)
+    slots, attention = model.bind(dropped.flatten(0, 1), places.flatten(0, 1))
     slots = model.temporal(slots.unflatten(0, present.shape), present)
     labels = torch.where(merges[:, None], model.labels(slots), torch.arange(slots.shape[1], device=slots.device))
     centre = present.shape[1] // 2
@@ -121,7 +120,7 @@ def cases(only_binding: bool, device: str) -> Iterator[Case]:
     model = Solv(CONFIG, FEATURES, GRID, FRAMES)
     distinct = torch.randn(CONFIG.num_slots - 3, CONFIG.dim)  # three pairs of slots are alike and merge, five are left
     alike = distinct[:3] + 0.05 * torch.randn(3, CONFIG.dim)
-    model.initial_slots.data = torch.cat([distinct, alike])
+    model.slot_attention.initial_slots.data = torch.cat([distinct, alike])
     model.to(device)
     published = PublishedSolv.of(model)
     exact = PublishedSolv.of(model).double()

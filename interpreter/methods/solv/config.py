@@ -17,15 +17,11 @@ class SolvModelConfig:
     """Slots N of a frame before merging, background included."""
     dim: int = option(128, at_least=1)
     """Width D of the slots."""
-    initial: Literal["learned", "gaussian"] = "learned"
-    """Where the slots of a frame start. learned: one learned vector for each slot, as in SOLV.
-    gaussian: draws of one learned Gaussian, the same for all frames of a window or video. Such slots bind to objects
-    within far fewer steps, since no two samples start alike."""
     iterations: int = option(3, at_least=1)
     """Updates of the slots in spatial binding; one more attention gives their final places."""
     implicit: Literal["bilevel", "none"] = "none"
     """Which iterations of spatial binding carry gradients. none: all, as published.
-    bilevel: the last only, and what the slots start from gets its gradient too (Chang et al. 2022)."""
+    bilevel: the last only, and the slots' learned start gets its gradient too (Chang et al. 2022)."""
     binding: Literal["invariant", "plain"] = "invariant"
     """invariant: slot attention invariant to translation and scale, as in SOLV. plain: slot attention (Locatello et
     al. 2020), as in SOLV's ablation; the decoder then knows no places of slots."""

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from interpreter.methods.solv.config import SolvModelConfig
 from interpreter.models.decoders import BroadcastDecoder, Decoded, SlotFrames
 from interpreter.models.dropout import Dropout
-from interpreter.models.initial import SharedGaussian
 from interpreter.models.positions import patch_coordinates, patch_positions, resized_positions
 from interpreter.models.temporal import TemporalEncoder
 
@@ -57,17 +56,16 @@ class Solv(nn.Module):
             nn.ReLU(),
             nn.Linear(feature_dim, config.dim),
         )
-        if config.initial == "gaussian":
-            self.prior = SharedGaussian(config.num_slots, config.dim)
-        else:
-            bound = math.sqrt(6 / (config.num_slots * config.dim + config.dim))  # Xavier of [1, N, D], as published
-            self.initial_slots = nn.Parameter(torch.empty(config.num_slots, config.dim).uniform_(-bound, bound))
+        bound = math.sqrt(
+            6 / (config.num_slots * config.dim + config.dim)
+        )  # Xavier of a tensor [1, N, D], as published
+        initial = nn.init.uniform_(torch.empty(config.num_slots, config.dim), -bound, bound)
         self.slot_attention: InvariantSlotAttention | SlotAttention
         if config.binding == "invariant":
             self.slot_attention = InvariantSlotAttention(
                 config.num_slots, config.dim, iterations=config.iterations, implicit=config.implicit
             )
-            self.slot_attention.register_parameter("initial_slots", None)  # this model passes its own
+            self.slot_attention.initial_slots.data = initial
             if config.frame_init == "published":
                 nn.init.normal_(self.slot_attention.initial_positions, std=0.02)
                 nn.init.normal_(self.slot_attention.initial_scales, std=0.02)
@@ -75,6 +73,7 @@ class Solv(nn.Module):
             self.slot_attention = SlotAttention(
                 config.num_slots, config.dim, iterations=config.iterations, implicit=config.implicit, prior=False
             )
+            self.initial_slots = nn.Parameter(initial)
         if config.learn_grid:
             self.coordinates = nn.Parameter(patch_coordinates(grid))
         else:
@@ -95,24 +94,11 @@ class Solv(nn.Module):
                 layer.reset_parameters()
 
     @property
-    def slot_noise_size(self) -> int:
-        """Numbers that drawn slots need for each sample."""
-        return self.config.num_slots * self.config.dim if self.config.initial == "gaussian" else 0
-
-    @property
     def noise_size(self) -> int:
-        """Numbers that drawn slots and dropout need for each sample, in this order."""
+        """Numbers that dropout needs for each sample."""
         config = self.config
         spatial = self.num_frames * config.iterations * config.dim if config.binding == "invariant" else 0
-        dropout = config.num_slots * (spatial + self.temporal.noise_size()) if config.dropout else 0
-        return self.slot_noise_size + dropout
-
-    def initial(self, batch: int, noise: Tensor | None) -> Tensor:
-        """Slots [batch, N, D] that frames start from: learned, or of standard normal noise [batch, N D]."""
-        if self.config.initial == "learned":
-            return self.initial_slots.expand(batch, -1, -1)
-        assert noise is not None
-        return self.prior(batch, noise.unflatten(1, (-1, self.config.dim)))
+        return config.num_slots * (spatial + self.temporal.noise_size()) if config.dropout else 0
 
     def places(self, grid: tuple[int, int] | None = None) -> Tensor:
         """Coordinates (x, y) of the patches of a grid [M, 2], by default that of the training."""
@@ -125,15 +111,14 @@ class Solv(nn.Module):
         self,
         features: Tensor,  # [R, M', C] of frames
         places: Tensor,  # [M', 2] or [R, M', 2], coordinates of their tokens
-        initial: Tensor,  # [R, N, D], see :meth:`initial`
         mlp_mask: Tensor | None = None,  # [R, iterations, N, D], of dropout
     ) -> Bound:
-        """Spatial binding: slots of each frame by itself."""
+        """Spatial binding: slots of each frame by itself, all from the same learned start."""
         tokens = self.to_tokens(features)
         if isinstance(self.slot_attention, InvariantSlotAttention):
-            found = self.slot_attention(tokens, places, initial, mlp_mask=mlp_mask)
+            found = self.slot_attention(tokens, places, mlp_mask=mlp_mask)
             return Bound(self.to_slots(found.slots), found.attention)
-        slots, attention = self.slot_attention(tokens, initial)
+        slots, attention = self.slot_attention(tokens, self.initial_slots.expand(len(tokens), -1, -1))
         return Bound(self.to_slots(slots), attention.float())
 
     def merged(
@@ -175,15 +160,11 @@ class Solv(nn.Module):
         kept: Tensor,  # [B, F, M'] int64, the numbers of the kept tokens
         present: Tensor,  # [B, F] bool, frames that exist
         merges: Tensor,  # [B] bool, whether the slots of a sample are merged
-        *noise: Tensor,  # [B, noise_size], standard normal
+        *noise: Tensor,  # [B, noise_size], standard normal, for dropout
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean squared error of the centre's features, its masks [B, M, N], and which slots are left [B, N]."""
         config, centre = self.config, self.num_frames // 2
-        of_slots, of_dropout = None, None
-        if noise:
-            of_slots, of_dropout = noise[0].split([self.slot_noise_size, noise[0].shape[1] - self.slot_noise_size], 1)
-        dropout = Dropout(of_dropout if config.dropout else None, config.dropout)
-        initial = self.initial(len(target), of_slots).repeat_interleave(self.num_frames, 0)  # the same for all frames
+        dropout = Dropout(noise[0] if noise else None, config.dropout)
         if config.input_positions:
             encoded = patch_positions(self.grid, self.feature_dim, self.grid, dropped.device)
             dropped = dropped + encoded[kept]
@@ -191,8 +172,9 @@ class Solv(nn.Module):
         mlp_mask = None
         if config.binding == "invariant":
             mlp_mask = dropout.mask(self.num_frames, config.iterations, config.num_slots, config.dim)
-        mlp_mask = None if mlp_mask is None else mlp_mask.flatten(0, 1)
-        slots, attention = self.bind(dropped.flatten(0, 1), places.flatten(0, 1), initial, mlp_mask)
+        slots, attention = self.bind(
+            dropped.flatten(0, 1), places.flatten(0, 1), None if mlp_mask is None else mlp_mask.flatten(0, 1)
+        )
         slots = self.temporal(slots.unflatten(0, present.shape), present, dropout)
         of_centre = places[:, centre] if config.frame_indices == "centre" else places.flatten(0, 1)[: len(places)]
         labels = None

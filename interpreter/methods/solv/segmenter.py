@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from interpreter.data import Video
-from interpreter.engine.randomness import torch_generator
 from interpreter.methods.base import Context, Encoded, Segmenter
 from interpreter.methods.frames import encode_frames
 from interpreter.methods.solv.config import SolvSettings
@@ -56,9 +55,8 @@ class SolvSegmenter(Segmenter):
         advance: Callable[[int], None] = lambda frames: None,
         keep: Callable[[Tensor], None] = lambda features: None,
     ) -> Encoded:
-        """See :meth:`Segmenter.encode`; only drawn slots depend on the seed."""
-        places, drawn = self.model.places(self.grid), self.model.slot_noise_size > 0
-        distinct = list(seeds) if drawn else seeds[:1]
+        """See :meth:`Segmenter.encode`; nothing is random, so the result is the same for all seeds."""
+        places = self.model.places(self.grid)
 
         def find(features: Tensor, seed: int) -> tuple[Tensor, Tensor]:
             """Slots [t, N, D] and attention [t, M, N] fp16 of features [t, M, C]."""
@@ -66,19 +64,12 @@ class SolvSegmenter(Segmenter):
                 grids = self.grid, self.model.feature_dim, self.model.grid
                 features = features + patch_positions(*grids, features.device)
             with autocast(self.device, self.precision):
-                initial = self._initial(seed).expand(len(features), -1, -1)  # the same for all frames of a video
-                slots, attention = self.model.bind(features, places, initial)
+                slots, attention = self.model.bind(features, places)
             return slots.float(), attention.half()
 
-        encoded = encode_frames(self, video, distinct, find, advance, keep)
-        bound = {seed: (self._bind_over_time(slots), attention) for seed, (slots, attention) in encoded.by_seed.items()}
-        return Encoded(encoded.frames, {seed: bound[seed if drawn else seeds[0]] for seed in seeds})
-
-    def _initial(self, seed: int) -> Tensor:
-        """Slots [1, N, D] that each frame starts from."""
-        size = self.model.slot_noise_size
-        noise = torch.randn(1, size, generator=torch_generator(self.device, seed), device=self.device)
-        return self.model.initial(1, noise)
+        encoded = encode_frames(self, video, seeds[:1], find, advance, keep)
+        slots, attention = encoded.by_seed[seeds[0]]
+        return Encoded(encoded.frames, dict.fromkeys(seeds, (self._bind_over_time(slots), attention)))
 
     def _bind_over_time(self, slots: Tensor) -> Tensor:
         """Slots [T, N, D] after temporal binding, each frame in the centre of a window."""

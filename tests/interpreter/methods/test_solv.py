@@ -120,19 +120,6 @@ def test_dropout_uses_all_noise_and_none_is_needed_without_it():
     assert model(*inputs, half)[0] != losses[0]
 
 
-def test_drawn_slots_come_from_the_noise_and_are_the_same_for_all_frames():
-    model, (dropped, target, kept, present, merges) = build(initial="gaussian"), batch()
-    assert STAGE.noise(model) == (4 * 16,)
-    noise = torch.randn(3, 4 * 16, dtype=torch.float64, generator=seeded(4))
-    loss, masks, _ = model(dropped, target, kept, present, merges, noise)
-    assert model(dropped, target, kept, present, merges, noise + 1)[0] != loss
-    swapped = noise.unflatten(1, (4, 16))[:, [1, 0, 2, 3]].flatten(1)
-    frames = model.slot_attention  # whose learned places are then swapped too
-    for parameter in (frames.initial_positions, frames.initial_scales):
-        parameter.data = parameter.data[[1, 0, 2, 3]]
-    torch.testing.assert_close(model(dropped, target, kept, present, merges, swapped)[0], loss)
-
-
 def test_merging_begins_with_none_and_ends_with_all():
     values = [keeping_probability(step, 1800, 180) for step in range(1800)]
     assert values[0] == 1.0
