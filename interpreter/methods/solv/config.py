@@ -28,6 +28,10 @@ class SolvModelConfig:
     frame_init: Literal["spread", "published"] = "spread"
     """Where the slots' places start. spread: positions uniform in [-1, 1], scales 0.1.
     published: both normal with deviation 0.02, which the public code has; a scale may then be 0 or negative."""
+    layer_init: Literal["torch", "lecun"] = "torch"
+    """How the linear layers of invariant slot attention start. torch: as PyTorch draws them, as in the public code.
+    lecun: normal with variance 1 / fan-in, as in the code of Biza et al. 2023: attention is sharper at first, and slots
+    bind to objects within far fewer steps."""
     learn_grid: bool = False
     """Train the coordinates of the patches, as published. Default: they are constant."""
     temporal_layers: int = option(3, at_least=0)

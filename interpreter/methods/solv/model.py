@@ -66,6 +66,12 @@ class Solv(nn.Module):
                 config.num_slots, config.dim, iterations=config.iterations, implicit=config.implicit
             )
             self.slot_attention.initial_slots.data = initial
+            if config.layer_init == "lecun":
+                for layer in self.slot_attention.modules():
+                    if isinstance(layer, nn.Linear):
+                        nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+                        if layer.bias is not None:
+                            nn.init.zeros_(layer.bias)
             if config.frame_init == "published":
                 nn.init.normal_(self.slot_attention.initial_positions, std=0.02)
                 nn.init.normal_(self.slot_attention.initial_scales, std=0.02)
