@@ -148,9 +148,18 @@ def _published(config: SolvTraining) -> SolvTraining:
 
 
 PRESETS: dict[str, SolvTraining] = {
+    # With gradients of the last iteration, and layers of binding that start larger, minutes of training suffice for slots
+    # to tell objects apart; as published it takes far more steps.
     "demo": SolvTraining(
         run=Path("runs/solv-demo"),
-        model=SolvModelConfig(num_slots=11, decoder_dim=256, decoder_layers=2),
+        model=SolvModelConfig(
+            num_slots=11,
+            implicit="bilevel",
+            layer_init="lecun",
+            decoder_dim=256,
+            decoder_layers=2,
+            input_positions=True,
+        ),
         half_window=1,
         token_drop_at="features",
         optim=OptimConfig(steps=2500, batch_size=8, peak_lr=1e-3, clip_norm=1.0),
