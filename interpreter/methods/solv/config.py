@@ -148,8 +148,8 @@ def _published(config: SolvTraining) -> SolvTraining:
 
 
 PRESETS: dict[str, SolvTraining] = {
-    # With gradients of the last iteration, and layers of binding that start larger, minutes of training suffice for slots
-    # to tell objects apart; as published it takes far more steps.
+    # With gradients of the last iteration, and layers of binding that start larger, slots tell objects apart within
+    # minutes; as published it takes far more steps.
     "demo": SolvTraining(
         run=Path("runs/solv-demo"),
         model=SolvModelConfig(
