@@ -2,6 +2,7 @@
 
 import dataclasses
 import doctest
+import json
 
 import pytest
 import torch
@@ -9,14 +10,17 @@ import torch
 from interpreter.configs import BackboneConfig, DataConfig
 from interpreter.data import open_video
 from interpreter.engine.schedule import learning_rate
+from interpreter.evaluate import main as evaluate
 from interpreter.methods.base import Context
 from interpreter.methods.solv import SOLV, config
 from interpreter.methods.solv.config import PRESETS, SolvModelConfig, SolvSettings, keeping_probability
 from interpreter.methods.solv.model import Solv, places_of
 from interpreter.models.backbones import load_backbone
 from interpreter.models.linking import link_frames
+from interpreter.train import main as train
 
 from ..clips import Repeated
+from ..runs import TWO_RANKS, curve, finish, start
 from .solv_models import CONFIG, FEATURES, KEPT, PATCHES, batch, build, seeded
 
 STAGE = SOLV.stages[0]
@@ -203,3 +207,44 @@ def test_one_frame_is_a_window_of_its_own(scenes):
     segmenter, _ = segmenter_of(CONFIG, scenes, frames=5)
     video = Repeated(open_video(next(scenes.glob("JPEGImages/*/train-00000"))), 1)
     assert segmenter.segment(segmenter.encode(video)).masks().shape[0] == 1
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_a_run_is_swept(scenes, tmp_path):
+    """Every step has the loss and gradient norm of one process: draws are of the whole batch, and each takes its rows."""
+    options = [
+        "--method",
+        "solv",
+        "--frame-size",
+        "64",
+        "96",
+        "--num-videos",
+        "3",
+        "--batch-size",
+        "4",
+        "--precision",
+        "fp32",
+        "--log-every",
+        "1",
+        "--sample-every",
+        "1000",
+        "--steps",
+        "4",
+        "--warmup-steps",
+        "1",
+        "--merge-epochs",
+        "2",
+    ]
+    options += ["--root", str(scenes), "--cache", str(tmp_path / "cache")]
+    runs = [tmp_path / name for name in ("alone", "together")]
+    train(["--run", str(runs[0]), *options])
+    finish(start(["--run", str(runs[1]), *options], TWO_RANKS))
+    alone, together = (curve(run, "model") for run in runs)
+    for key in ("loss", "grad_norm", "slots_left"):
+        assert [r[key] for r in together] == pytest.approx([r[key] for r in alone], rel=1e-4), key
+    sweeps = ["--sweep-merge", "0.05", "0.3", "--sweep-slots", "3", "--seeds", "0", "--baselines", "--pictures", "0"]
+    protocols = ["--protocol", "solv", "solv-published", "interpreter"]
+    evaluate(["--run", str(runs[0]), "--root", str(scenes), *sweeps, *protocols, "--out", str(tmp_path / "scores")])
+    report = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    methods = {part["method"] for part in report["results"]}
+    assert methods == {"solv", "solv, merge 0.05", "solv, merge 0.3", "solv, 3 slots"}
