@@ -211,7 +211,7 @@ def test_one_frame_is_a_window_of_its_own(scenes):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_a_run_is_swept(scenes, tmp_path):
-    """Every step has the loss and gradient norm of one process: draws are of the whole batch, and each takes its rows."""
+    """Every step has the loss and gradient norm of one process: each takes its rows of the whole batch's draws."""
     options = [
         "--method",
         "solv",
