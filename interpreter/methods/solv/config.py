@@ -163,7 +163,7 @@ PRESETS: dict[str, SolvTraining] = {
         half_window=1,
         token_drop_at="features",
         optim=OptimConfig(steps=2500, batch_size=8, peak_lr=1e-3, clip_norm=1.0),
-        merge_epochs=20,
+        merge_epochs=2,
     ),
     **_CORRECTED,
     **{f"{name}-published": _published(config) for name, config in _CORRECTED.items()},
