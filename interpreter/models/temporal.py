@@ -51,7 +51,8 @@ class TemporalLayer(nn.Module):
         """
         q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)  # [B, N, heads, F, d]
         logits = q[..., queries, :] @ k.mT / math.sqrt(k.shape[-1])
-        attention = logits.float().masked_fill(~present[:, None, None, None], -torch.inf).softmax(-1)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # under autocast
+        attention = logits.masked_fill(~present[:, None, None, None], -torch.inf).softmax(-1)
         attended = (dropout(attention).to(v.dtype) @ v).transpose(2, 3).flatten(3)
         x = self.norm_attention(x[:, :, queries] + dropout(self.to_out(attended)))
         first, activation, second = self.mlp
