@@ -162,6 +162,10 @@ class LoggingConfig:
     """Steps between two checkpoints."""
 
 
+LONG_LOGGING = LoggingConfig(log_every=50, sample_every=5_000, checkpoint_every=1_000)
+"""Of presets that train for days."""
+
+
 @dataclass(frozen=True)
 class StageConfig:
     """Options of every stage."""

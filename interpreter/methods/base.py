@@ -24,7 +24,7 @@ CONTRIBUTING.md lists the steps, and tests/interpreter/methods/test_contract.py 
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -41,6 +41,7 @@ from interpreter.store.features import FeatureMaker
 from interpreter.store.fill import Maker
 
 C = TypeVar("C", bound=StageConfig)
+S = TypeVar("S")  # dataclass of a method's settings
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,11 @@ class Encoded:
 
     frames: int
     by_seed: Mapping[int, Any]
+
+
+def with_settings(defaults: S, settings: Mapping[str, Any]) -> S:
+    """A method's settings with those replaced that are given; None leaves a setting as it is."""
+    return replace(defaults, **{name: value for name, value in settings.items() if value is not None})
 
 
 class Segmenter(abc.ABC):

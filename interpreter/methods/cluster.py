@@ -1,7 +1,7 @@
 """Clustering of the tokens of a whole video: needs no training, and no run."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from interpreter.configs import BackboneConfig, option
 from interpreter.data import Video
 from interpreter.engine.precision import in_precision, resolve_precision
-from interpreter.methods.base import Encoded, Method, Segmenter
+from interpreter.methods.base import Encoded, Method, Segmenter, with_settings
 from interpreter.methods.frames import encode_frames
 from interpreter.models.backbones import Backbone, load_backbone
 from interpreter.models.token_masks import token_masks
@@ -68,7 +68,7 @@ class ClusterSegmenter(Segmenter):
     @torch.no_grad()
     def segment(self, encoded: Encoded, seed: int = 0, **settings: Any) -> Segmentation:
         """See :meth:`Segmenter.segment`; the seed is that of the starts of k-means."""
-        chosen = replace(self.settings, **{name: value for name, value in settings.items() if value is not None})
+        chosen = with_settings(self.settings, settings)
         (tokens,) = encoded.by_seed[seed]
         groups = max(GROUPS, chosen.num_segments)
         masks = token_masks(tokens, self.grid, groups, chosen.num_segments, seed=seed, device=self.device)

@@ -11,17 +11,17 @@ from slotkernels import SlotAttention
 from torch import Tensor, nn
 
 from interpreter.configs import (
+    LONG_LOGGING,
     BackboneConfig,
     DataConfig,
     FeatureStageConfig,
-    LoggingConfig,
     OptimConfig,
     option,
 )
 from interpreter.data import Video
 from interpreter.engine.diagnostics import slot_diagnostics
 from interpreter.engine.randomness import torch_generator
-from interpreter.methods.base import Context, Encoded, Method, Segmenter
+from interpreter.methods.base import Context, Encoded, Method, Segmenter, with_settings
 from interpreter.methods.frames import FrameStage, encode_frames
 from interpreter.models.autocast import autocast
 from interpreter.models.decoders import BroadcastDecoder
@@ -73,7 +73,6 @@ _OPTIM = OptimConfig(
     weight_decay=0.0,
     clip_norm=1.0,
 )
-_LONG = LoggingConfig(log_every=50, sample_every=5_000, checkpoint_every=1_000)
 
 PRESETS: dict[str, DinosaurTraining] = {
     # Slots are interchangeable until they specialise, which takes a number of steps rather than of frames: many small
@@ -89,7 +88,7 @@ PRESETS: dict[str, DinosaurTraining] = {
         backbone=BackboneConfig(backbone="facebook/dino-vits8", feature_norm=False),
         model=DinosaurModelConfig(num_slots=24),
         optim=replace(_OPTIM, flip=False),
-        logging=_LONG,
+        logging=LONG_LOGGING,
     ),
     # The settings for COCO: real pictures with a few objects each.
     "ytvis19": DinosaurTraining(
@@ -98,7 +97,7 @@ PRESETS: dict[str, DinosaurTraining] = {
         backbone=BackboneConfig(backbone="facebook/dino-vitb16", feature_norm=False),
         model=DinosaurModelConfig(num_slots=7, dim=256, decoder_dim=2048),
         optim=_OPTIM,
-        logging=_LONG,
+        logging=LONG_LOGGING,
     ),
 }
 
@@ -231,7 +230,7 @@ class DinosaurSegmenter(Segmenter):
     @torch.no_grad()
     def segment(self, encoded: Encoded, seed: int = 0, **settings: Any) -> Segmentation:
         """See :meth:`Segmenter.segment`."""
-        chosen = replace(self.settings, **{name: value for name, value in settings.items() if value is not None})
+        chosen = with_settings(self.settings, settings)
         slots, masks = encoded.by_seed[seed]
         if not chosen.link:
             return Segmentation(self.grid, masks, tensors={"slots": slots}, tied_over_time=False)

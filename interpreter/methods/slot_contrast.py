@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from interpreter.configs import BackboneConfig, DataConfig, LoggingConfig, OptimConfig, option
+from interpreter.configs import LONG_LOGGING, BackboneConfig, DataConfig, OptimConfig, option
 from interpreter.engine.diagnostics import slot_diagnostics
 from interpreter.methods.base import Context, Method
 from interpreter.methods.recurrent import (
@@ -69,8 +69,6 @@ def published_optim(steps: int, peak_lr: float, batch_size: int, flip: bool) -> 
     )
 
 
-LONG = LoggingConfig(log_every=50, sample_every=5_000, checkpoint_every=1_000)
-
 _CORRECTED: dict[str, SlotContrastTraining] = {
     "movi-c": SlotContrastTraining(
         run=Path("runs/slot-contrast-movi-c"),
@@ -78,7 +76,7 @@ _CORRECTED: dict[str, SlotContrastTraining] = {
         backbone=BackboneConfig(backbone="facebook/dinov2-small", feature_norm=False),
         model=SlotContrastModelConfig(num_slots=11, dim=64),
         optim=published_optim(100_000, 4e-4, 64, flip=True),
-        logging=LONG,
+        logging=LONG_LOGGING,
     ),
     "movi-e": SlotContrastTraining(
         run=Path("runs/slot-contrast-movi-e"),
@@ -86,7 +84,7 @@ _CORRECTED: dict[str, SlotContrastTraining] = {
         backbone=BackboneConfig(backbone="facebook/dinov2-base", feature_norm=False),
         model=SlotContrastModelConfig(num_slots=15, dim=128),
         optim=published_optim(300_000, 4e-4, 64, flip=True),
-        logging=LONG,
+        logging=LONG_LOGGING,
     ),
     "ytvis21": SlotContrastTraining(
         run=Path("runs/slot-contrast-ytvis21"),
@@ -96,7 +94,7 @@ _CORRECTED: dict[str, SlotContrastTraining] = {
         backbone=BackboneConfig(backbone="facebook/dinov2-base", feature_norm=False),
         model=SlotContrastModelConfig(num_slots=7, dim=64),
         optim=published_optim(100_000, 8e-4, 64, flip=False),
-        logging=LONG,
+        logging=LONG_LOGGING,
     ),
 }
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from interpreter.configs import BackboneConfig, DataConfig, OptimConfig, option
+from interpreter.configs import LONG_LOGGING, BackboneConfig, DataConfig, OptimConfig, option
 from interpreter.engine.diagnostics import slot_diagnostics
 from interpreter.methods.base import Context, Method
 from interpreter.methods.recurrent import (
@@ -17,7 +17,7 @@ from interpreter.methods.recurrent import (
     RecurrentStage,
     RecurrentTraining,
 )
-from interpreter.methods.slot_contrast import LONG, published_optim
+from interpreter.methods.slot_contrast import published_optim
 from interpreter.models.losses import similarity_targets, time_similarity
 from interpreter.models.slot_mixer import SlotMixer
 
@@ -67,7 +67,7 @@ def _preset(name: str, data: DataConfig, vit: str, batch_size: int, **model: Any
         backbone=BackboneConfig(backbone=vit, feature_norm=False, output="tokens-and-keys"),
         model=VideoSaurModelConfig(**model),
         optim=published_optim(100_000, 1e-4 * batch_size / 32, batch_size, flip=True),
-        logging=LONG,
+        logging=LONG_LOGGING,
     )
 
 

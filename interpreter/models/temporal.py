@@ -64,8 +64,8 @@ class TemporalEncoder(nn.Module):
 
     A learned embedding of the frame's place in the window is added to its slots, and post-norm transformer layers
     without a final norm follow. Attention is among the F slots of one index alone: the other indices are further rows
-    of the batch. In the last layer only the centre has a query, since nothing else is returned. As PyTorch's
-    ``TransformerEncoder`` copies one layer, all layers start with equal weights.
+    of the batch. In the last layer only the centre has a query, since nothing else is returned. All layers start
+    with equal weights, as in PyTorch's ``TransformerEncoder``, which copies one layer.
 
     Args:
         dim: width D of the slots.

@@ -31,7 +31,7 @@ AS_TRAINED, APART = (), ("--merge", "False")  # of segmenting
 
 
 def solv_ablation(out: Path, seeds: Sequence[int] = SEEDS) -> Iterator[Step]:
-    """Trainings of all components and of other numbers of slots, each segmented with merging and without."""
+    """Train the components and other numbers of slots; segment the whole method with merging and without."""
     data, cache = ("--root", str(out / "data")), ("--cache", str(out / "cache"))
 
     def train(name: str, title: str, seed: int, *options: str) -> Step:

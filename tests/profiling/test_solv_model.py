@@ -16,6 +16,7 @@ from ..interpreter.methods.solv_models import batch, build, seeded
         {"merge_attention": "weights"},
         {"learn_grid": True},
         {"frame_init": "published"},
+        {"frame_indices": "published", "merge_attention": "weights", "learn_grid": True, "frame_init": "published"},
     ],
     ids=str,
 )

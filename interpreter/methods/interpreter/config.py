@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from interpreter.configs import (
+    LONG_LOGGING,
     BackboneConfig,
     DataConfig,
     Features,
@@ -165,7 +166,6 @@ _PAPER_VIDEO = VideoModelConfig(
     merge_threshold=0.15,
 )
 _PAPER_VIDEO_OPTIM = OptimConfig(steps=21_000, batch_size=96, peak_lr=2e-4, warmup_steps=1_312)
-_LONG = LoggingConfig(log_every=50, sample_every=5_000, checkpoint_every=1_000)
 _DINOV2 = BackboneConfig(backbone="facebook/dinov2-base")
 
 # Minutes on a CPU for a few hundred frames. The high rate makes the attention sharp within few steps: on ten sequences
@@ -197,7 +197,7 @@ IMAGE_PRESETS: dict[str, ImageTraining] = {
         backbone=_DINOV2,
         model=_PAPER_IMAGE,
         optim=_PAPER_IMAGE_OPTIM,
-        logging=_LONG,
+        logging=LONG_LOGGING,
     ),
     "movi-e": ImageTraining(
         run=Path("runs/movi-e"),
@@ -205,7 +205,7 @@ IMAGE_PRESETS: dict[str, ImageTraining] = {
         backbone=_DINOV2,
         model=_PAPER_IMAGE,
         optim=replace(_PAPER_IMAGE_OPTIM, warmup_steps=5_500),
-        logging=_LONG,
+        logging=LONG_LOGGING,
     ),
 }
 
@@ -232,13 +232,13 @@ VIDEO_PRESETS: dict[str, VideoTraining] = {
     "davis": VideoTraining(run=Path("runs/davis"), **_FEW_CLIPS),
     "clips": VideoTraining(run=Path("runs/clips"), **_FEW_CLIPS),
     "ytvis19": VideoTraining(
-        run=Path("runs/ytvis19"), num_frames=36, model=_PAPER_VIDEO, optim=_PAPER_VIDEO_OPTIM, logging=_LONG
+        run=Path("runs/ytvis19"), num_frames=36, model=_PAPER_VIDEO, optim=_PAPER_VIDEO_OPTIM, logging=LONG_LOGGING
     ),
     "movi-e": VideoTraining(
         run=Path("runs/movi-e"),
         num_frames=24,
         model=replace(_PAPER_VIDEO, num_slots=20),
         optim=replace(_PAPER_VIDEO_OPTIM, steps=47_000, warmup_steps=3_917),
-        logging=_LONG,
+        logging=LONG_LOGGING,
     ),
 }

@@ -6,7 +6,7 @@ or by clustering the means.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from interpreter.configs import option
 from interpreter.data import Video
 from interpreter.engine.randomness import torch_generator
-from interpreter.methods.base import Context, Encoded, Segmenter
+from interpreter.methods.base import Context, Encoded, Segmenter, with_settings
 from interpreter.methods.frames import encode_frames
 from interpreter.methods.interpreter.association import group_by_features, slot_groups
 from interpreter.methods.interpreter.config import StageName
@@ -172,7 +172,7 @@ class InterpreterSegmenter(Segmenter):
     @torch.no_grad()
     def segment(self, encoded: Encoded, seed: int = 0, **settings: Any) -> Segmentation:
         """See :meth:`interpreter.methods.base.Segmenter.segment`; ``settings`` are fields of :class:`Settings`."""
-        chosen = replace(self.settings, **{name: value for name, value in settings.items() if value is not None})
+        chosen = with_settings(self.settings, settings)
         of_video: EncodedVideo = encoded.by_seed[seed]
         slots, attention = of_video.slots, of_video.attention
         tensors = {"image_slots": slots, "image_attention": attention}

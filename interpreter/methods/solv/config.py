@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from interpreter.configs import BackboneConfig, DataConfig, LoggingConfig, OptimConfig, option
+from interpreter.configs import LONG_LOGGING, BackboneConfig, DataConfig, OptimConfig, option
 from interpreter.methods.windows import WindowTraining
 
 
@@ -39,26 +39,27 @@ class SolvModelConfig:
     heads: int = option(8, at_least=1)
     """Attention heads of that encoder."""
     dropout: float = 0.1
-    """Dropout in the slots' MLP and in the encoder over frames; 0 for none."""
+    """Dropout in the slots' MLP (invariant binding only) and in the encoder over frames; 0 for none."""
     merge: bool = True
     """Merge slots that are alike. SOLV does not merge on DAVIS."""
     merge_threshold: float = 0.12
     """Slots are merged while the cosine distance of their clusters (complete linkage) is below this."""
     min_clusters: int = option(3, at_least=1)
-    """Where merging would leave fewer slots than this, none are merged. 3 as in the public code; 1: always merge."""
+    """Where merging would leave fewer slots than this, none are merged. 3 as in the public code; 1: never cancel."""
     merge_attention: Literal["mass", "weights"] = "mass"
     """Where a merged slot is. mass: its attention is the sum of its members', as in the paper.
     weights: the sum of their weights, each of which sums to 1 over the tokens, as in the public code: small and large
     members then count alike."""
     frame_indices: Literal["centre", "published"] = "centre"
     """Whose kept tokens a merged slot's place is computed from, in training. centre: those of its frame.
-    published: those of row i of all frames of the batch for sample i, mostly another video's, as in the public code."""
+    published: for sample i those of row i of the flattened [B·F] frames, mostly another video's, as in the public
+    code."""
     decoder_dim: int = option(1024, at_least=1)
     """Width of the decoder's hidden layers."""
     decoder_layers: int = option(4, at_least=1)
     """Hidden layers of the decoder."""
     input_positions: bool = False
-    """Add sine-cosine positions to the features; useful for a CNN with plain binding.
+    """Add sine-cosine positions to the features; useful for a CNN, since a ViT's features have positions already.
     The width of the features must be a multiple of 4."""
     recompute: bool = option(False, may_change=True)
     """Compute the decoder's hidden layers again in the backward pass instead of keeping them: a fraction of the memory
@@ -79,7 +80,8 @@ class SolvTraining(WindowTraining):
     model: SolvModelConfig = field(default_factory=SolvModelConfig)
     merge_epochs: int = option(180, at_least=1)
     """The probability of not merging the slots of a sample falls in this many equal parts E of the training:
-    1 - ln(e + 1) / ln(E) in part e = 0 … E - 1. The first part never merges, the last one always does."""
+    1 - ln(e + 1) / ln(E) in part e = 0 … E - 1. The first part never merges, the last one always does.
+    With E = 1 every step merges."""
 
 
 def published_optim(steps: int, peak_lr: float) -> OptimConfig:
@@ -99,7 +101,6 @@ def published_optim(steps: int, peak_lr: float) -> OptimConfig:
 
 
 _DINOV2 = BackboneConfig(backbone="facebook/dinov2-base", feature_norm=False)
-_LONG = LoggingConfig(log_every=50, sample_every=5_000, checkpoint_every=1_000)
 _CORRECTED: dict[str, SolvTraining] = {
     "ytvis19": SolvTraining(
         run=Path("runs/solv-ytvis19"),
@@ -108,7 +109,7 @@ _CORRECTED: dict[str, SolvTraining] = {
         ),
         backbone=_DINOV2,
         optim=published_optim(300_000, 4e-4),
-        logging=_LONG,
+        logging=LONG_LOGGING,
     ),
     "movi-e": SolvTraining(
         run=Path("runs/solv-movi-e"),
@@ -116,7 +117,7 @@ _CORRECTED: dict[str, SolvTraining] = {
         backbone=_DINOV2,
         model=SolvModelConfig(num_slots=18),
         optim=published_optim(300_000, 4e-4),
-        logging=_LONG,
+        logging=LONG_LOGGING,
         merge_epochs=60,
     ),
     "davis": SolvTraining(
@@ -128,7 +129,7 @@ _CORRECTED: dict[str, SolvTraining] = {
         backbone=_DINOV2,
         model=SolvModelConfig(merge=False),
         optim=published_optim(40_000, 1e-4),
-        logging=_LONG,
+        logging=LONG_LOGGING,
         merge_epochs=300,
     ),
 }
@@ -190,8 +191,19 @@ class SolvSettings:
     """Settings of SOLV at inference."""
 
     merge: bool | None = None
-    """Merge slots that are alike. Default: as in training. Without merging a slot's number is its identity."""
+    """Merge slots that are alike. Default: as in training, or True with one of the next two settings.
+    Without merging, a slot's index is its identity."""
     merge_threshold: float | None = None
     """Slots are merged while the cosine distance of their clusters is below this. Default: as in training."""
     num_slots: int | None = option(None, at_least=1)
     """Merge until this many slots of a frame are left, instead of by the threshold."""
+
+    def __post_init__(self) -> None:
+        if self.merge is False and (self.merge_threshold is not None or self.num_slots is not None):
+            raise ValueError("--merge False leaves nothing for a merge threshold or a number of slots to choose")
+
+    @property
+    def merges(self) -> bool | None:
+        """Whether slots are merged; None for as in training."""
+        asked_for = self.merge_threshold is not None or self.num_slots is not None
+        return True if asked_for else self.merge

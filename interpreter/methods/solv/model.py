@@ -113,6 +113,18 @@ class Solv(nn.Module):
             return resized_positions(self.coordinates, self.grid, grid)
         return self.coordinates if grid == self.grid else patch_coordinates(grid).to(self.coordinates.device)
 
+    def with_positions(
+        self,
+        features: Tensor,  # [..., M', C]
+        grid: tuple[int, int] | None = None,
+        kept: Tensor | None = None,  # [..., M'] int64, numbers of the tokens; default: all of them
+    ) -> Tensor:
+        """Features with sine-cosine positions added, if the model has them."""
+        if not self.config.input_positions:
+            return features
+        positions = patch_positions(grid or self.grid, self.feature_dim, self.grid, features.device)
+        return features + (positions if kept is None else positions[kept])
+
     def bind(
         self,
         features: Tensor,  # [R, M', C] of frames
@@ -171,17 +183,17 @@ class Solv(nn.Module):
         """Mean squared error of the centre's features, its masks [B, M, N], and which slots are left [B, N]."""
         config, centre = self.config, self.num_frames // 2
         dropout = Dropout(noise[0] if noise else None, config.dropout)
-        if config.input_positions:
-            encoded = patch_positions(self.grid, self.feature_dim, self.grid, dropped.device)
-            dropped = dropped + encoded[kept]
         places = self.places()[kept]  # [B, F, M', 2]
         mlp_mask = None
         if config.binding == "invariant":
             mlp_mask = dropout.mask(self.num_frames, config.iterations, config.num_slots, config.dim)
         slots, attention = self.bind(
-            dropped.flatten(0, 1), places.flatten(0, 1), None if mlp_mask is None else mlp_mask.flatten(0, 1)
+            self.with_positions(dropped, kept=kept).flatten(0, 1),
+            places.flatten(0, 1),
+            None if mlp_mask is None else mlp_mask.flatten(0, 1),
         )
         slots = self.temporal(slots.unflatten(0, present.shape), present, dropout)
+        assert dropout.left == 0
         of_centre = places[:, centre] if config.frame_indices == "centre" else places.flatten(0, 1)[: len(places)]
         labels = None
         if config.merge:

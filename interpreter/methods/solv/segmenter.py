@@ -1,7 +1,6 @@
 """Segmenting videos with SOLV."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,13 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from interpreter.data import Video
-from interpreter.methods.base import Context, Encoded, Segmenter
+from interpreter.methods.base import Context, Encoded, Segmenter, with_settings
 from interpreter.methods.frames import encode_frames
 from interpreter.methods.solv.config import SolvSettings
 from interpreter.methods.solv.model import Solv
 from interpreter.models.autocast import autocast
 from interpreter.models.linking import link_frames
-from interpreter.models.positions import patch_positions
 from interpreter.segmentation import Segmentation
 
 FRAMES_AT_ONCE = 32
@@ -60,11 +58,8 @@ class SolvSegmenter(Segmenter):
 
         def find(features: Tensor, seed: int) -> tuple[Tensor, Tensor]:
             """Slots [t, N, D] and attention [t, M, N] fp16 of features [t, M, C]."""
-            if self.model.config.input_positions:
-                grids = self.grid, self.model.feature_dim, self.model.grid
-                features = features + patch_positions(*grids, features.device)
             with autocast(self.device, self.precision):
-                slots, attention = self.model.bind(features, places)
+                slots, attention = self.model.bind(self.model.with_positions(features, self.grid), places)
             return slots.float(), attention.half()
 
         encoded = encode_frames(self, video, seeds[:1], find, advance, keep)
@@ -87,11 +82,10 @@ class SolvSegmenter(Segmenter):
     @torch.no_grad()
     def segment(self, encoded: Encoded, seed: int = 0, **settings: Any) -> Segmentation:
         """See :meth:`Segmenter.segment`."""
-        chosen = replace(self.settings, **{name: value for name, value in settings.items() if value is not None})
-        merge = self.model.config.merge if chosen.merge is None else chosen.merge
-        merge = merge or chosen.num_slots is not None or chosen.merge_threshold is not None
+        chosen = with_settings(self.settings, settings)
+        merge = self.model.config.merge if chosen.merges is None else chosen.merges
         slots, attention = encoded.by_seed[seed]
-        masks, valid, merged_slots = torch.empty_like(attention), [], torch.empty_like(slots)
+        valid, merged_slots = [], torch.empty_like(slots)
         places = self.model.places(self.grid)
         masks = attention.new_empty(len(slots), len(places), slots.shape[1])
         for first in range(0, len(slots), FRAMES_AT_ONCE):

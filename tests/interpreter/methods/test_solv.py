@@ -27,7 +27,7 @@ STAGE = SOLV.stages[0]
 
 
 def test_plain_binding_knows_no_places():
-    """With plain binding the loss depends on the order of a frame's tokens through the decoder's target alone."""
+    """With plain binding the loss does not depend on the order of the kept tokens."""
     model, (dropped, target, kept, present, merges) = build(binding="plain"), batch()
     shuffled = dropped[:, :, torch.randperm(KEPT, generator=seeded(0))]
     torch.testing.assert_close(model(shuffled, target, kept, present, merges)[0], model(*batch())[0])
@@ -117,8 +117,10 @@ def test_dropout_uses_all_noise_and_none_is_needed_without_it():
     noise = torch.randn(3, count, dtype=torch.float64, generator=seeded(3))
     losses = [model(*inputs, noise)[0], model(*inputs, noise.clone())[0], model(*inputs)[0]]
     assert losses[0] == losses[1] != losses[2]
-    with pytest.raises(RuntimeError):
-        model(*inputs, noise[:, :-1])
+    for wrong in (noise[:, :-1], torch.cat([noise, noise[:, :1]], 1)):
+        with pytest.raises((RuntimeError, AssertionError)):
+            model(*inputs, wrong)
+    assert STAGE.noise(build(dropout=0.1, binding="plain"))[0] == 4 * model.temporal.noise_size()
     half = noise.clone()
     half[:, count // 2 :] = -9.0
     assert model(*inputs, half)[0] != losses[0]
@@ -152,24 +154,29 @@ def test_published_presets_change_what_the_public_code_computes_differently():
         }
         assert changed == {"frame_init", "learn_grid", "merge_attention", "frame_indices"}
         assert ours.optim == theirs.optim
+        assert (ours.half_window, ours.token_drop, ours.token_drop_at) == (2, 0.5, "patches")
     assert PRESETS["ytvis19"].data.split == "train+valid+test"  # without the videos for evaluation
     assert PRESETS["ytvis19-published"].data.split == "all+valid+test"
     assert not PRESETS["davis"].model.merge
+    assert PRESETS["davis-published"].init == PRESETS["ytvis19-published"].run
+    assert (PRESETS["movi-e"].model.num_slots, PRESETS["ytvis19"].model.num_slots) == (18, 8)
+    assert [PRESETS[name].merge_epochs for name in ("ytvis19", "movi-e", "davis")] == [180, 60, 300]
 
 
-def segmenter_of(model_config, scenes, frames=3, **settings):
+def segmenter_of(model_config, scenes, frames=3, size=None, **settings):
     backbone = load_backbone(BackboneConfig())
     context = Context(
         scenes, torch.device("cpu"), "fp32", DataConfig(frame_size=(64, 96)), BackboneConfig(), backbone, scenes
     )
     torch.manual_seed(0)
     model = Solv(model_config, backbone.dim, context.grid, frames)
-    return STAGE.segmenter(PRESETS["demo"], model, context, SolvSettings(**settings)), model
+    return STAGE.segmenter(PRESETS["demo"], model, context, SolvSettings(**settings), size), model
 
 
-def test_every_frame_is_the_centre_of_its_window(scenes):
+@pytest.mark.parametrize("options", [{}, {"input_positions": True, "learn_grid": True}, {"binding": "plain"}], ids=str)
+def test_every_frame_is_the_centre_of_its_window(scenes, options):
     """40 frames, which are encoded in chunks of 32: the masks are those of a forward pass on each window by itself."""
-    segmenter, model = segmenter_of(dataclasses.replace(CONFIG, merge_threshold=0.3, min_clusters=1), scenes)
+    segmenter, model = segmenter_of(dataclasses.replace(CONFIG, merge_threshold=0.3, min_clusters=1, **options), scenes)
     video = Repeated(open_video(next(scenes.glob("JPEGImages/*/train-00000"))), 40)
     kept = []
     encoded = segmenter.encode(video, (0, 1), keep=kept.append)
@@ -201,6 +208,36 @@ def test_without_merging_a_slots_number_is_its_identity(scenes):
         merged = segmenter.segment(encoded, **setting)
         assert merged.num_segments < 4 or "num_slots" not in setting
         assert merged.across is not None
+
+
+def test_never_merging_keeps_all_slots_and_contradicts_a_threshold():
+    model = build(merge=False)
+    assert model(*batch())[2].all()
+    assert STAGE.merge_schedule(PRESETS["davis"], None) is None
+    for settings in ({"merge_threshold": 0.1}, {"num_slots": 3}):
+        assert SolvSettings(**settings).merges
+        with pytest.raises(ValueError, match="--merge False leaves nothing"):
+            SolvSettings(merge=False, **settings)
+
+
+@pytest.mark.parametrize("options", [{}, {"binding": "plain"}], ids=str)
+def test_gradients_of_the_last_iteration_reach_the_slots_start(options):
+    model = build(implicit="bilevel", layer_init="lecun", **options)
+    model(*batch())[0].backward()
+    start = model.initial_slots if options else model.slot_attention.initial_slots
+    assert (start.grad.abs().amax(1) > 0).all()
+    default = build(**options)
+    for name in ("to_q", "to_k") if not options else ():
+        sharper, usual = (m.slot_attention.get_submodule(name).weight.std() for m in (model, default))
+        assert (sharper / usual).item() == pytest.approx(3**0.5, rel=0.2)
+
+
+def test_single_frames_without_temporal_binding_are_segmented_at_another_size(scenes):
+    options = {"temporal_layers": 0, "learn_grid": True}
+    segmenter, model = segmenter_of(dataclasses.replace(CONFIG, **options), scenes, frames=1, size=(96, 64))
+    assert segmenter.grid != model.grid
+    video = open_video(next(scenes.glob("JPEGImages/*/train-00000")))
+    assert segmenter.segment(segmenter.encode(video)).masks().isfinite().all()
 
 
 def test_one_frame_is_a_window_of_its_own(scenes):
