@@ -210,7 +210,9 @@ class Encoded:
 
 def with_settings(defaults: S, settings: Mapping[str, Any]) -> S:
     """A method's settings with those replaced that are given; None leaves a setting as it is."""
-    return replace(defaults, **{name: value for name, value in settings.items() if value is not None})
+    given = {name: value for name, value in settings.items() if value is not None}
+    changed: S = replace(defaults, **given)  # type: ignore[type-var]
+    return changed
 
 
 class Segmenter(abc.ABC):
