@@ -35,10 +35,7 @@ COLUMNS = {
         *(Column(t, "slot-contrast", m) for t, m in (("FG-ARI frame", "fg_ari_frame"), ("mBO frame", "mbo_frame"))),
         Column("ID switches", "slot-contrast", "identity_switches"),
     ),
-    "solv-ablation": (
-        *(Column(t, "solv", m) for t, m in (("mIoU", "miou_video"), ("FG-ARI", "fg_ari_frame"))),
-        Column("ID switches", "solv", "identity_switches"),
-    ),
+    "solv-ablation": tuple(Column(t, "solv", m) for t, m in (("mIoU", "miou_video"), ("FG-ARI", "fg_ari_frame"))),
     "davis-2016": (*(Column(t, "davis-2016", m) for t, m in (("J", "j"), ("F", "f"), ("J&F", "jf"))), *FOREGROUND),
     "davis-2017": (
         *(Column(t, "davis-2017-unsupervised", m) for t, m in (("J&F", "jf"), ("J", "j"), ("F", "f"))),
