@@ -61,7 +61,7 @@ def evaluate(config: Evaluation, chosen: Chosen | None = None) -> Scores:
 def segmenter_masks(config: Evaluation, method: Method, stored: RunConfig) -> CandidateMasks:
     """Masks of a run, or of a method that needs none, with its sweeps and baselines."""
     settings = config.settings
-    if config.clip_frames and getattr(settings, "sees_repeats", False):
+    if config.clip_frames and getattr(settings, "sees_repeats", True):
         settings = replace(settings, repeat_to=config.clip_frames)
     segmenter = open_segmenter(method, config.run, settings, config.frame_size, stored=stored)
     require_square(config.data.crop, segmenter.frame_size)

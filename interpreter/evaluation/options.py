@@ -121,7 +121,7 @@ def check_options(config: Evaluation, method: Method) -> None:
         if wrong:
             raise ValueError(message)
     tried = {name: (sweep.setting, sweep.values) for name, sweep in sweeps.items()}
-    repeats = config.clip_frames and getattr(config.settings, "sees_repeats", False)
+    repeats = config.clip_frames and getattr(config.settings, "sees_repeats", True)
     tried["--clip-frames"] = ("repeat_to", (config.clip_frames,) if config.clip_frames and repeats else ())
     for name, (setting, values) in tried.items():
         _check_setting(name, setting, values, config.settings, method)

@@ -203,6 +203,11 @@ class SolvSettings:
             raise ValueError("--merge False leaves nothing for a merge threshold or a number of slots to choose")
 
     @property
+    def sees_repeats(self) -> bool:
+        """Whether segments depend on repeats of the video: a frame sees its neighbours alone."""
+        return False
+
+    @property
     def merges(self) -> bool | None:
         """Whether slots are merged; None for as in training."""
         asked_for = self.merge_threshold is not None or self.num_slots is not None
