@@ -279,7 +279,7 @@ def test_two_processes_train_as_one_and_a_run_is_swept(scenes, tmp_path):
     alone, together = (curve(run, "model") for run in runs)
     for key in ("loss", "grad_norm", "slots_left"):
         assert [r[key] for r in together] == pytest.approx([r[key] for r in alone], rel=1e-4), key
-    sweeps = "--clip-frames 9 --sweep-merge 0.05 0.3 --sweep-slots 3 --seeds 0 --baselines --pictures 0".split()
+    sweeps = ["--clip-frames", "9", "--sweep-merge", "0.05", "0.3", "--sweep-slots", "3", "--seeds", "0", "--baselines", "--pictures", "0"]
     protocols = ["--protocol", "solv", "solv-published", "interpreter"]
     evaluate(["--run", str(runs[0]), "--root", str(scenes), *sweeps, *protocols, "--out", str(tmp_path / "scores")])
     report = json.loads((tmp_path / "scores" / "scores.json").read_text())
