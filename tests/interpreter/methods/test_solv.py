@@ -279,9 +279,11 @@ def test_two_processes_train_as_one_and_a_run_is_swept(scenes, tmp_path):
     alone, together = (curve(run, "model") for run in runs)
     for key in ("loss", "grad_norm", "slots_left"):
         assert [r[key] for r in together] == pytest.approx([r[key] for r in alone], rel=1e-4), key
-    sweeps = ["--clip-frames", "9", "--sweep-merge", "0.05", "0.3", "--sweep-slots", "3", "--seeds", "0", "--baselines", "--pictures", "0"]
+    sweeps = ["--sweep-merge", "0.05", "0.3", "--sweep-slots", "3"]
+    limits = ["--clip-frames", "9", "--seeds", "0", "--baselines", "--pictures", "0"]
     protocols = ["--protocol", "solv", "solv-published", "interpreter"]
-    evaluate(["--run", str(runs[0]), "--root", str(scenes), *sweeps, *protocols, "--out", str(tmp_path / "scores")])
+    out = ["--out", str(tmp_path / "scores")]
+    evaluate(["--run", str(runs[0]), "--root", str(scenes), *sweeps, *limits, *protocols, *out])
     report = json.loads((tmp_path / "scores" / "scores.json").read_text())
     methods = {part["method"] for part in report["results"]}
     assert methods == {"solv", "solv, merge 0.05", "solv, merge 0.3", "solv, 3 slots"}
