@@ -120,7 +120,7 @@ class BroadcastDecoder(nn.Module):
         computed again, the batch is decoded in pieces, so that the hidden layers of one piece exist at a time.
 
         Raises:
-            ValueError: if a relative decoder gets no frames, another one gets some, or they are those of another grid.
+            ValueError: if ``frames`` is missing for a relative decoder, passed to another one, or made for another grid.
         """
         with annotate("decoder"):
             positions = resized_positions(self.positions, self.grid, grid or self.grid)

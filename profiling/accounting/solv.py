@@ -235,7 +235,7 @@ def _launches(run: Callable[[], object]) -> int:
 
 
 def predicted() -> dict[str, Any]:
-    """Where a step of the preset ytvis19 goes on an H100, predicted as ``profiling.cost`` does.
+    """What each part of a step of the preset ytvis19 costs on an H100, predicted as in ``profiling.cost``.
 
     For an H200 the parts that ``profiling.bench`` has measured there are predicted too.
     """

@@ -287,7 +287,7 @@ LAYER_NAMES = {
 
 
 def names_of(name: str) -> list[str]:
-    """Names in this project's model of what a parameter here is; its rows are those of several parameters in turn.
+    """Names in this project's model of the parameters whose rows one published parameter joins.
 
     >>> names_of("temporal.encoder.layers.0.self_attn.in_proj_weight")
     ['temporal.layers.0.to_qkv.weight']

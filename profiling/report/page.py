@@ -38,7 +38,8 @@ NOT_YET = """## What no GPU has run so far
 - DINOSAUR's training step, and the mask decoders of both stages of Interpreter.
 - The training steps of Slot Contrast and VideoSAUR, and slots gathered over NCCL. Their decoder, `mix_slots` and
   recurrent slot attention are measured.
-- SOLV's backbone with dropped patches. Its step from features on is measured, and equals the captured one bit for bit.
+- SOLV's backbone with dropped patches. Its step from features on is measured; captured and
+  eager steps agree bit for bit.
 
 Hardware counters of the H200: [ncu-image-cuda.csv](../profiling/results/ncu-image-cuda.csv) for slot attention's
 forward kernel, [ncu-video-cuda.csv](../profiling/results/ncu-video-cuda.csv) for the Sinkhorn kernel. The table of
@@ -57,7 +58,7 @@ Reports of the GPU check: [gpu-figures-cuda.md](../profiling/results/gpu-figures
   uninterrupted one; the tests reached the time limit at 97 %. One of them failed, that of a step's memory, because its
   batch had more rows than attention's grid allows. The test now takes the demo's sizes.
 - Run 9: 921 of 922 tests passed, 57 were skipped. The other one judged the gradient of `mix_slots`' weight where it is
-  0 but for rounding; it now allows for that, and passed later that day together with the tests of SOLV.
+  0 but for rounding; it now allows for that, and passed in a later run that kept no report.
 """
 MARKERS = ("<!-- figures -->", "<!-- /figures -->")
 # What README shows of a device; of several names the first one that was measured.

@@ -230,7 +230,7 @@ class InvariantSlotAttention(nn.Module):
                 found = state
                 for mlp_factors in masks[:-1]:
                     found = self._step(found, tokens, grid, mask, mlp_factors)
-            # Adds 0 in value; with "bilevel" the gradient of the state goes on to the initial one (straight-through).
+            # Straight-through: adds 0 in value, but with "bilevel" routes the gradient to the initial state.
             through = state if self.implicit == "bilevel" else _State(*(t.detach() for t in state))
             state = _State(*(f + (t - t.detach()) for f, t in zip(found, through, strict=True)))
             masks = masks[-1:]

@@ -175,7 +175,7 @@ def segmenter_of(model_config, scenes, frames=3, size=None, **settings):
 
 @pytest.mark.parametrize("options", [{}, {"input_positions": True, "learn_grid": True}, {"binding": "plain"}], ids=str)
 def test_every_frame_is_the_centre_of_its_window(scenes, options):
-    """40 frames, which are encoded in chunks of 32: the masks are those of a forward pass on each window by itself."""
+    """40 frames, encoded in chunks of 32, get the same masks as in forward passes on single windows."""
     segmenter, model = segmenter_of(dataclasses.replace(CONFIG, merge_threshold=0.3, min_clusters=1, **options), scenes)
     video = Repeated(open_video(next(scenes.glob("JPEGImages/*/train-00000"))), 40)
     kept = []

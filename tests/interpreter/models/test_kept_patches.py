@@ -34,7 +34,7 @@ def kept_of(pixels, backbone):
 
 @torch.no_grad()
 def masked_features(kind, backbone, model, pixels, keep):
-    """Features of the kept patches, where all patches go through the model but nobody attends to dropped ones."""
+    """Features of the kept patches from a full pass whose attention masks hide the dropped ones."""
     x, options = normalised(pixels), {}
     count = pixels.shape[1] * pixels.shape[2] // backbone.patch**2
     if kind == "ViTMAE":
