@@ -120,7 +120,7 @@ class BroadcastDecoder(nn.Module):
         computed again, the batch is decoded in pieces, so that the hidden layers of one piece exist at a time.
 
         Raises:
-            ValueError: if ``frames`` is missing for a relative decoder, passed to another one, or made for another grid.
+            ValueError: if ``frames`` is missing for a relative decoder, passed to another one, or of another grid.
         """
         with annotate("decoder"):
             positions = resized_positions(self.positions, self.grid, grid or self.grid)
