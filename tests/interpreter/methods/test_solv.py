@@ -280,7 +280,7 @@ def test_two_processes_train_as_one_and_a_run_is_swept(scenes, tmp_path):
     for key in ("loss", "grad_norm", "slots_left"):
         assert [r[key] for r in together] == pytest.approx([r[key] for r in alone], rel=1e-4), key
     sweeps = ["--sweep-merge", "0.05", "0.3", "--sweep-slots", "3"]
-    limits = ["--clip-frames", "9", "--seeds", "0", "--baselines", "--pictures", "0"]
+    limits = ["--num-videos", "2", "--clip-frames", "9", "--seeds", "0", "--baselines", "--pictures", "0"]
     protocols = ["--protocol", "solv", "solv-published", "interpreter"]
     out = ["--out", str(tmp_path / "scores")]
     evaluate(["--run", str(runs[0]), "--root", str(scenes), *sweeps, *limits, *protocols, *out])
