@@ -89,9 +89,9 @@ def _check_options(method: Method, stage: Stage[Any], config: StageConfig) -> No
             f"parts; use {ways_to_save_memory(stage, config)}"
         )
     if stage.needs(config):
-        require_run(config.run)
+        require_run(config.run, method.name)
     if other := _run_to_start_from(stage, config):
-        require_run(other)
+        require_run(other, method.name)
 
 
 def _run_to_start_from(stage: Stage[Any], config: StageConfig) -> Path | None:

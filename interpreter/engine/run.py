@@ -187,8 +187,12 @@ def require_directory(run: Path) -> None:
         raise NotADirectoryError(f"{run} is a file; --run takes the directory that interpreter.train made")
 
 
-def require_run(run: Path) -> None:
+def require_run(run: Path, method: str = DEFAULT_METHOD) -> None:
     """Refuse a path where there is no run directory.
+
+    Args:
+        run: the path.
+        method: that such a run is trained with.
 
     Raises:
         FileNotFoundError: says which command makes one.
@@ -196,7 +200,10 @@ def require_run(run: Path) -> None:
     """
     require_directory(run)
     if not run.is_dir():
-        raise FileNotFoundError(f"no run directory at {run}; make one with: python -m interpreter.train --run {run}")
+        which = "" if method == DEFAULT_METHOD else f" --method {method}"
+        raise FileNotFoundError(
+            f"no run directory at {run}; make one with: python -m interpreter.train{which} --run {run}"
+        )
 
 
 def train_command(method: str, key: str, run: Path) -> str:

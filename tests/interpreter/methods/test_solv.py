@@ -246,6 +246,11 @@ def test_one_frame_is_a_window_of_its_own(scenes):
     assert segmenter.segment(segmenter.encode(video)).masks().shape[0] == 1
 
 
+def test_preset_that_starts_from_another_run_names_the_command_that_trains_it(scenes, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no run directory at .*; make one with: .* --method solv --run"):
+        train(["--method", "solv", "--preset", "davis", "--run", str(tmp_path / "run"), "--root", str(scenes)])
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_a_run_is_swept(scenes, tmp_path):
     """Every step has the loss and gradient norm of one process: each takes its rows of the whole batch's draws."""
