@@ -246,7 +246,8 @@ def test_one_frame_is_a_window_of_its_own(scenes):
     assert segmenter.segment(segmenter.encode(video)).masks().shape[0] == 1
 
 
-def test_preset_that_starts_from_another_run_names_the_command_that_trains_it(scenes, tmp_path):
+def test_preset_that_starts_from_another_run_names_the_command_that_trains_it(scenes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there is no runs/solv-ytvis19
     with pytest.raises(FileNotFoundError, match=r"no run directory at .*; make one with: .* --method solv --run"):
         train(["--method", "solv", "--preset", "davis", "--run", str(tmp_path / "run"), "--root", str(scenes)])
 
