@@ -11,16 +11,22 @@ Where paper and code disagree, an option chooses; its default is this project's.
 
 import copy
 from itertools import permutations, product
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-EPS = 1e-8  # of attention, of its sums, of probabilities in a logarithm and in the regularisation
-COUNT_EPS = 1e-10  # of each instance that the loss of objects counts
+from interpreter.methods.smtc.model import Smtc
+
+EPS = 1e-8  # of attention, of its sums, and of probabilities in a logarithm or a norm
+COUNT_EPS = 1e-10  # of the count of each instance
 Update = Literal["residual", "gru"]
+Implicit = Literal["bilevel", "none"]
+MaskOn = Literal["probabilities", "logits"]
+SamplingGradient = Literal["none", "reparameterised"]
+Marginals = Literal["uniform", "norm"]
 
 
 class Correlation(nn.Module):
@@ -39,11 +45,11 @@ class Correlation(nn.Module):
 
 
 class SlotAttention(nn.Module):
-    """Slot attention with gradients of the last iteration alone; parameters as in ``slotkernels.SlotAttention``."""
+    """Slot attention of both stages; parameters are named as in ``slotkernels.SlotAttention``."""
 
-    def __init__(self, dim: int, hidden_dim: int, iterations: int, update: Update) -> None:
+    def __init__(self, dim: int, hidden_dim: int, iterations: int, update: Update, implicit: Implicit) -> None:
         super().__init__()
-        self.iterations = iterations
+        self.iterations, self.implicit = iterations, implicit
         self.norm_inputs, self.norm_slots, self.norm_mlp = (nn.LayerNorm(dim) for _ in range(3))
         self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
         self.mlp = nn.Sequential(nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, dim))
@@ -66,10 +72,11 @@ class SlotAttention(nn.Module):
             slots [B, T, G, S, D], and logits [B, T, G, S, M] of the last iteration.
         """
         slots = initial
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.implicit == "none"):
             for _ in range(self.iterations - 1):
                 slots, _ = self.step(k, v, slots, mask)
-        slots = slots.detach() + (initial - initial.detach())  # the gradient of the last iteration's slots
+        if self.implicit == "bilevel":
+            slots = slots.detach() + (initial - initial.detach())  # the gradient of the slots before the last iteration
         return self.step(k, v, slots, mask)
 
     def step(self, k: Tensor, v: Tensor, slots: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -109,20 +116,17 @@ class Branch(nn.Module):
         dim: int,
         feature_dim: int,
         tokens: int,
-        *,
-        hidden_dim: int,
-        iterations: int,
-        update: Update,
+        slot_attention: SlotAttention,
         threshold: float,
-        mask_on: Literal["probabilities", "logits"],
-        sampling_gradient: Literal["none", "reparameterised"],
+        mask_on: MaskOn,
+        sampling_gradient: SamplingGradient,
         project_features: bool,
     ) -> None:
         super().__init__()
         self.threshold, self.mask_on, self.sampling_gradient = threshold, mask_on, sampling_gradient
         self.correlation = Correlation(tokens, dim)
         self.to_features = nn.Linear(feature_dim, dim) if project_features else None
-        self.slot_attention = SlotAttention(dim, hidden_dim, iterations, update)
+        self.slot_attention = slot_attention
         self.mu = nn.Parameter(torch.randn(num_semantics, dim))
         self.log_sigma = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, num_semantics, 1, dim))[0, :, 0])
         self.head = nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
@@ -170,7 +174,7 @@ def transport_plan(cost: Tensor, a: Tensor, b: Tensor, eps: float, rounds: int) 
     return alpha.unsqueeze(-1) * kernel * beta.unsqueeze(-2)
 
 
-def plan_between(x: Tensor, y: Tensor, marginals: Literal["uniform", "norm"], eps: float, rounds: int) -> Tensor:
+def plan_between(x: Tensor, y: Tensor, marginals: Marginals, eps: float, rounds: int) -> Tensor:
     """Transport plan [B, M, L] between tokens of length 1, [B, M, C] and [B, L, C]."""
     a, b = ((t.abs().sum(-1) if marginals == "norm" else torch.ones_like(t[..., 0])) for t in (x, y))
     a, b = (t / t.sum(-1, keepdim=True) for t in (a, b))
@@ -193,7 +197,7 @@ def semantic_loss(probabilities: Tensor, teacher_probabilities: Tensor, plans: d
     return torch.stack(losses).mean()
 
 
-def regularisation(probabilities: Tensor) -> Tensor:
+def overlap(probabilities: Tensor) -> Tensor:
     """Mean cosine similarity of the masks [B, T, N, M] of two semantics."""
     masks = F.normalize(probabilities + EPS, dim=-1)
     similarity = masks @ masks.mT  # [B, T, N, N]
@@ -218,7 +222,7 @@ def match(similarity: Tensor) -> Tensor:
     return columns.to(similarity.device)
 
 
-def object_loss(
+def instance_loss(
     projected: Tensor,  # [B, T, N, P, D] of length 1
     teacher_projected: Tensor,  # [B, T, N, P, D] of length 1
     valid: Tensor,  # [B, T, N, P] bool
@@ -252,6 +256,8 @@ class PublishedSmtc(nn.Module):
         hidden_dim: width of the hidden layer of the slots' MLP; D if None, as published.
         iterations: of each stage.
         update: how slots take their updates, by a sum (as in the public code) or by a GRU (as in the paper).
+        implicit: "bilevel", gradients of the last iteration alone, which the initial slots get too (as in the public
+            code); or "none", gradients through all iterations.
         threshold: τ of a semantic's mask: 0.3 as in the public code; 0.5 in the paper.
         mask_on: what τ is compared with for the instances' tokens: "probabilities" (as in the paper) or "logits" (as in
             the public code). For validity it is probabilities.
@@ -279,11 +285,12 @@ class PublishedSmtc(nn.Module):
         hidden_dim: int | None = None,
         iterations: int = 3,
         update: Update = "residual",
+        implicit: Implicit = "bilevel",
         threshold: float = 0.3,
-        mask_on: Literal["probabilities", "logits"] = "probabilities",
-        sampling_gradient: Literal["none", "reparameterised"] = "none",
+        mask_on: MaskOn = "probabilities",
+        sampling_gradient: SamplingGradient = "none",
         project_features: bool = False,
-        marginals: Literal["uniform", "norm"] = "uniform",
+        marginals: Marginals = "uniform",
         same_frame: bool = False,
         eps: float = 0.05,
         rounds: int = 3,
@@ -297,19 +304,9 @@ class PublishedSmtc(nn.Module):
         self.threshold, self.least_share, self.least_similarity = threshold, least_share, least_similarity
         self.marginals, self.eps, self.rounds = marginals, eps, rounds
         self.same_frame, self.margin = same_frame, margin
-        self.student = Branch(
-            num_semantics,
-            dim,
-            feature_dim,
-            grid[0] * grid[1],
-            hidden_dim=hidden_dim or dim,
-            iterations=iterations,
-            update=update,
-            threshold=threshold,
-            mask_on=mask_on,
-            sampling_gradient=sampling_gradient,
-            project_features=project_features,
-        )
+        tokens, slot_attention = grid[0] * grid[1], SlotAttention(dim, hidden_dim or dim, iterations, update, implicit)
+        options = (threshold, mask_on, sampling_gradient, project_features)
+        self.student = Branch(num_semantics, dim, feature_dim, tokens, slot_attention, *options)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
 
     def forward(
@@ -320,7 +317,7 @@ class PublishedSmtc(nn.Module):
         student_noise: Tensor,  # [B, T, N, P, D], standard normal
         teacher_noise: Tensor,  # [B, T, N, P, D], standard normal
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and its parts "semantic", "regularisation" and "object", of which it is the sum."""
+        """The loss, and its parts "semantic", "overlap" and "instance", of which it is the sum."""
         student: Found = self.student(student_features, partners, student_noise)
         with torch.no_grad():
             teacher: Found = self.teacher(teacher_features, partners, teacher_noise)
@@ -345,11 +342,48 @@ class PublishedSmtc(nn.Module):
         valid, teacher_valid = (valid_instances(found, *thresholds) for found in (student, teacher))
         return {
             "semantic": semantic_loss(probabilities, teacher_probabilities, plans),
-            "regularisation": regularisation(probabilities),
-            "object": object_loss(
+            "overlap": overlap(probabilities),
+            "instance": instance_loss(
                 student.projected, teacher.projected, valid, teacher_valid, self.margin, self.same_frame
             ),
         }
+
+    @classmethod
+    def of(cls, model: Smtc) -> Self:
+        """The published model with the options and the weights of this project's, from features on.
+
+        Raises:
+            ValueError: if the published model has no such loss.
+        """
+        student, config, loss = model.student, model.config.model, model.config.loss
+        weights = (loss.semantic_weight, loss.regulariser_weight, loss.instance_weight)
+        if weights != (1, 1, 1) or loss.instance_distance != "cosine":
+            raise ValueError("the published model has the sum of the losses, with cosine similarities of instances")
+        published = cls(
+            config.num_semantics,
+            student.dim,
+            student.correlation.feature_dim,
+            student.grid,
+            iterations=config.iterations,
+            update=config.update,
+            implicit=config.implicit,
+            threshold=config.mask_threshold,
+            mask_on=config.mask_on,
+            sampling_gradient=config.sampling_gradient,
+            project_features=config.project_features,
+            marginals=loss.marginals,
+            same_frame=loss.same_frame,
+            eps=loss.transport_eps,
+            rounds=loss.transport_iterations,
+            least_share=loss.area_threshold,
+            least_similarity=loss.similarity_threshold,
+            margin=loss.margin,
+        )
+        parameters = model.state_dict()
+        of_encoders = {name for name in parameters if name.split(".")[1] == "encoder"}
+        published = published.to(student.mu)  # first, or float64 weights would be rounded
+        published.load_state_dict({name: parameters[name] for name in parameters.keys() - of_encoders})
+        return published
 
     @torch.no_grad()
     def update_teacher(self, momentum: float = 0.999) -> None:

@@ -16,7 +16,7 @@ PUBLISHED_LOSS = {"marginals": "norm", "same_frame": True}
         ({}, {}),
         ({"mask_on": "logits", "mask_threshold": 0.1}, PUBLISHED_LOSS),
         ({"sampling_gradient": "reparameterised"}, {}),
-        ({"update": "gru"}, {}),
+        ({"update": "gru"}, {"similarity_threshold": 0.7}),
         ({"project_features": True, "dim": 8}, {}),
         ({"implicit": "none"}, {"marginals": "norm"}),
     ],
