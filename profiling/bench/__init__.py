@@ -19,6 +19,7 @@ BENCHMARKS = {
     "guided_labels": "guided_labels",
     "mix_slots": "decoder",
     "broadcast_decoder": "decoder",
+    "correlation": "correlation",
     "solv_binding": "solv",
     "solv_step": "solv",
     "cluster_slots": "merging",
