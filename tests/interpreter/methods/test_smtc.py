@@ -186,7 +186,7 @@ def test_links_of_instances_are_chains_of_matches():
 
 
 def test_largest_tracks_are_kept_and_the_rest_is_background():
-    attention = torch.tensor([[[0.5, 0.1, 0.3, 0.1]], [[0.1, 0.5, 0.2, 0.2]]])  # two frames of one patch
+    attention = torch.tensor([[[0.5, 0.1, 0.25, 0.15]], [[0.1, 0.5, 0.2, 0.2]]])  # two frames of one patch
     ids = torch.tensor([[[0, 1], [0, 1]], [[1, 0], [0, 1]]])
     valid = torch.ones(2, 2, 2, dtype=torch.bool)
     assert largest_tracks(attention, valid, ids, 2).tolist() == [[1, 0, 2, 0], [0, 1, 2, 0]]
@@ -196,13 +196,14 @@ def test_largest_tracks_are_kept_and_the_rest_is_background():
     assert largest_tracks(attention, torch.zeros_like(valid), ids, 2).max() == 0
 
 
-def opened(scenes, size=None, **settings):
+def opened(scenes, size=None, mask_threshold=0.3, **settings):
     """A segmenter of random weights, at the frame size of the training or another."""
     backbone = load_backbone(BackboneConfig())
     data = DataConfig(frame_size=(64, 96))
     context = Context(scenes, torch.device("cpu"), "fp32", data, BackboneConfig(), backbone, scenes)
     torch.manual_seed(0)
-    config = dataclasses.replace(PRESETS["demo"], data=data)
+    demo = PRESETS["demo"]
+    config = dataclasses.replace(demo, data=data, model=dataclasses.replace(demo.model, mask_threshold=mask_threshold))
     model = STAGE.build(config, context)
     return STAGE.segmenter(config, model, context, SmtcSettings(**settings), size), model
 
@@ -237,8 +238,8 @@ def seeded_like(segmenter, seed):
 
 
 def test_union_is_the_complement_of_what_no_valid_instance_has(scenes):
-    settings = {"area_threshold": 0.1, "similarity_threshold": 0.0}
-    segmenter, _ = opened(scenes, segments="union", **settings)
+    settings = {"area_threshold": 0.3, "similarity_threshold": 0.0}
+    segmenter, _ = opened(scenes, mask_threshold=0.125, segments="union", **settings)
     encoded = segmenter.encode(open_video(next(scenes.glob("JPEGImages/*/train-00000"))))
     union = segmenter.segment(encoded)
     tracks = segmenter.segment(encoded, segments="tracks", max_tracks=24)
