@@ -11,14 +11,15 @@ Where paper and code disagree, an option chooses; its default is this project's.
 
 import copy
 from itertools import permutations, product
-from typing import Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from interpreter.methods.smtc.model import Smtc
+if TYPE_CHECKING:  # the published computation needs nothing of this project's
+    from interpreter.methods.smtc.model import Smtc
 
 EPS = 1e-8  # of attention, of its sums, and of probabilities in a logarithm or a norm
 COUNT_EPS = 1e-10  # of the count of each instance
@@ -349,7 +350,7 @@ class PublishedSmtc(nn.Module):
         }
 
     @classmethod
-    def of(cls, model: Smtc) -> Self:
+    def of(cls, model: "Smtc") -> Self:
         """The published model with the options and the weights of this project's, from features on.
 
         Raises:
