@@ -24,6 +24,7 @@ BENCHMARKS = {
     "solv_step": "solv",
     "cluster_slots": "merging",
     "merge_slots": "merging",
+    "match_slots": "match_slots",
     "train_image": "training",
     "train_video": "training",
 }

@@ -127,6 +127,7 @@ _YTVOS = SmtcTraining(
         flip=True,
     ),
     logging=LONG_LOGGING,
+    augment=AugmentConfig(crop_side=0.8),
     encoder_start=3_000,
 )
 
@@ -138,7 +139,7 @@ PRESETS: dict[str, SmtcTraining] = {
         loss=SmtcLossConfig(area_threshold=0.02),
         optim=OptimConfig(steps=1000, batch_size=8, peak_lr=4e-4, clip_norm=1.0),
         train_backbone=False,
-        augment=AugmentConfig(photometric=False, crop=1.0),
+        augment=AugmentConfig(photometric=False, crop_side=1.0),
         stride=1,
     ),
     "ytvos": _YTVOS,
@@ -148,7 +149,7 @@ PRESETS: dict[str, SmtcTraining] = {
         model=replace(_YTVOS.model, mask_on="logits"),
         loss=replace(_YTVOS.loss, marginals="norm", same_frame=True),
         teacher=TeacherConfig(ema_encoder=False),
-        augment=AugmentConfig(crop=1.0),
+        augment=AugmentConfig(crop_side=1.0),
         optim=replace(_YTVOS.optim, flip=False),
         decay_gaussians=True,
     ),

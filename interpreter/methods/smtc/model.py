@@ -18,7 +18,7 @@ from interpreter.models.alignment import (
     valid_instances,
 )
 from interpreter.models.backbones import Backbone
-from interpreter.models.backbones.stochastic_depth import depth_factors
+from interpreter.models.backbones.depth import depth_factors
 from interpreter.models.correspondence import CorrelationEmbedding
 
 

@@ -145,7 +145,7 @@ def test_published_preset_changes_what_the_public_code_computes_differently():
     assert (ours.teacher.ema_encoder, theirs.teacher.ema_encoder) == (True, False)
     assert (ours.decay_gaussians, theirs.decay_gaussians) == (False, True)
     assert (ours.optim.flip, theirs.optim.flip) == (True, False)
-    assert ours.augment.crop < theirs.augment.crop == 1.0
+    assert ours.augment.crop_side < theirs.augment.crop_side == 1.0
     assert (ours.model.num_semantics, ours.model.num_instances, ours.num_frames, ours.stride) == (16, 4, 4, 4)
     rates = [learning_rate(step, ours.optim) for step in (0, ours.optim.steps - 1)]
     assert rates == pytest.approx([2e-5, 2e-6])
@@ -287,7 +287,7 @@ def test_trained_backbone_starts_late_and_is_used_at_inference(scenes, tmp_path)
     save_vit("ViT", tmp_path / "vit")
     run, steps = tmp_path / "run", ["--encoder-start", "2", "--encoder-lr", "1", "--momentum", "0.5"]
     options = [*OPTIONS, "--root", str(scenes), "--backbone", str(tmp_path / "vit"), "--output", "keys"]
-    views = ["--train-backbone", "--photometric", "--crop", "0.8", "--features", "auto", "--checkpoint-every", "1"]
+    views = ["--train-backbone", "--photometric", "--crop-side", "0.8", "--features", "auto", "--checkpoint-every", "1"]
     sizes = ["--num-frames", "2", "--num-semantics", "3", "--num-instances", "2", "--drop-path", "0.2"]
     weights = []
     for count in (2, 4):
