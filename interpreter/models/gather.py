@@ -1,4 +1,4 @@
-"""Rows of all processes of a job, for losses that compare the samples of the whole batch."""
+"""Rows and sums of all processes of a job, for losses that are no means over samples."""
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,17 @@ def gather_rows(rows: Tensor) -> Tensor:
         rows: of the same shape in all processes.
     """
     return rows if _world() == 1 else _gather(rows.contiguous(), _world())
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, such as the count that the loss of a whole batch is divided by; the tensor
+    itself without a job. It has no gradient.
+
+    Args:
+        value: of the same shape in all processes.
+    """
+    value = value.detach()
+    return value if _world() == 1 else _sum(value)
 
 
 def _world() -> int:
@@ -51,6 +62,18 @@ def _sum_own(grad: Tensor, world: int) -> Tensor:
 @_sum_own.register_fake
 def _(grad: Tensor, world: int) -> Tensor:
     return grad.new_empty(len(grad) // world, *grad.shape[1:])
+
+
+@torch.library.custom_op("interpreter::sum_over_ranks", mutates_args=())
+def _sum(value: Tensor) -> Tensor:
+    total = value.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
+@_sum.register_fake
+def _(value: Tensor) -> Tensor:
+    return torch.empty_like(value, memory_format=torch.contiguous_format)
 
 
 def _remember(ctx, inputs: tuple[Tensor, int], output: Tensor) -> None:  # type: ignore[no-untyped-def]
