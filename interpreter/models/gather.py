@@ -7,7 +7,7 @@ from torch import Tensor
 
 def own_rows(count: int) -> slice:
     """Which rows of :func:`gather_rows` are this process's, if each process has ``count``."""
-    rank = dist.get_rank() if _world() > 1 else 0
+    rank = dist.get_rank() if world_size() > 1 else 0
     return slice(rank * count, (rank + 1) * count)
 
 
@@ -20,7 +20,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     Args:
         rows: of the same shape in all processes.
     """
-    return rows if _world() == 1 else _gather(rows.contiguous(), _world())
+    return rows if world_size() == 1 else _gather(rows.contiguous(), world_size())
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
@@ -32,10 +32,11 @@ def sum_over_ranks(value: Tensor) -> Tensor:
         value: of the same shape in all processes.
     """
     value = value.detach()
-    return value if _world() == 1 else _sum(value)
+    return value if world_size() == 1 else _sum(value)
 
 
-def _world() -> int:
+def world_size() -> int:
+    """How many processes the job has; 1 without a job."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

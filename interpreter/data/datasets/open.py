@@ -76,6 +76,21 @@ class VideoDataset:
             masks[t] = annotation.read(t, (video.height, video.width))
         return masks
 
+    def mask(self, i: int, frame: int) -> np.ndarray:
+        """Mask of one annotated frame of video ``i``: uint8 [H, W] as in `masks`.
+
+        Args:
+            i: number of the video.
+            frame: one of its `mask_frames`.
+
+        Raises:
+            VideoError: if the mask is damaged or its size is not the video's.
+        """
+        annotation, video = self._annotations[i], self.videos[i]
+        if annotation is None:
+            raise ValueError(f"{video.path} has no masks")
+        return annotation.read(frame, (video.height, video.width))
+
     def expected_masks(self, i: int) -> str:
         """Where masks of video ``i`` were expected, and which files are there; empty if unknown."""
         annotation = self._annotations[i]
