@@ -144,7 +144,7 @@ class OptimConfig:
     clip_norm: float | None = None
     """Clip the gradient to this norm. Default: no clipping."""
     flip: bool = True
-    """Horizontal flip, the only augmentation."""
+    """Mirror half of the samples, chosen at random: whole clips of a stage that trains on clips."""
     precision: Precision = "auto"
     """auto: bf16 autocast where the hardware multiplies bf16 faster than fp32, else fp32.
     fp8-backbone: additionally the frozen ViT in float8, which changes its features slightly (docs/training.md)."""
