@@ -282,7 +282,7 @@ def test_two_processes_train_as_one_and_a_run_is_evaluated(scenes, tmp_path):
 
 
 @pytest.mark.slow
-def test_trained_backbone_starts_late_and_is_used_at_inference(scenes, tmp_path):
+def test_trained_backbone_starts_late_and_resumes_bit_for_bit(scenes, tmp_path):
     """A ViT with keys, augmented views and stochastic depth: it is frozen for two steps, and the teacher follows it."""
     save_vit("ViT", tmp_path / "vit")
     run, steps = tmp_path / "run", ["--encoder-start", "2", "--encoder-lr", "1", "--momentum", "0.5"]
@@ -300,6 +300,11 @@ def test_trained_backbone_starts_late_and_is_used_at_inference(scenes, tmp_path)
         assert torch.equal(weights[0][f"{branch}.encoder.{name}"], fresh[name])
         assert not torch.equal(weights[1][f"{branch}.encoder.{name}"], fresh[name])
     assert all(np.isfinite(record["loss"]) for record in curve(run, "model"))
+    (run / "model" / "checkpoint-00000004.safetensors").unlink()
+    train(["--run", str(run), *limited, *views, *steps, *sizes])
+    again = newest_weights(run)
+    assert again.keys() == weights[1].keys()
+    assert all(torch.equal(again[key], weights[1][key]) for key in again)
 
 
 def newest_weights(run):
