@@ -1,17 +1,17 @@
 """Label propagation on DAVIS: J&F of masks carried on from the first frame, beside copies of the first mask.
 
-    python -m profiling.label_propagation davis --root DAVIS --backbone WEIGHTS --feature-layers 8 --no-feature-norm
+    python -m profiling.label_propagation davis --root DAVIS --backbone WEIGHTS --feature-layer 8 --no-feature-norm
     python -m profiling.label_propagation page     # the tables of docs/propagate.md from the results
 
-Writes profiling/results/label-propagation-cpu.json (or -cuda). Every video is propagated once for each layer, and the
-same soft labels are scored with both kinds of edges.
+Writes profiling/results/label-propagation-block-8-cpu.json (or -cuda): each layer has a file. Every video is propagated
+once, and the same soft labels are scored with both kinds of edges.
 """
 
 import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,11 +35,12 @@ from interpreter.segmentation import Edges
 from profiling.common.machine import machine, save
 from profiling.common.paths import RESULTS, ROOT
 from profiling.quality.steps import Command
-from profiling.quality.tables import NOT_RUN, Lines, table
+from profiling.quality.tables import NOT_RUN, Lines, Results, table
 
-PAGE, RESULT = "docs/propagate.md", "label-propagation-{}.json"
+PAGE, RESULT = "docs/propagate.md", "label-propagation-{}-{}.json"
 PROTOCOL = PROTOCOLS["davis-2017"]
 EDGES: tuple[Edges, ...] = ("none", "guided")
+EDGES_GUIDED = ", guided edges"
 COLUMNS = {"jf": "J&F", "j": "J", "j_recall": "J recall", "f": "F", "f_recall": "F recall"}
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -52,8 +53,8 @@ class Davis:
     """The data set."""
     backbone: str
     """Weights of a ViT, as `--backbone` of interpreter.propagate."""
-    feature_layers: tuple[int, ...] = (-1,)
-    """Blocks whose output is used, each in turn."""
+    feature_layer: int = -1
+    """Block whose output is used."""
     feature_norm: bool = True
     """Apply the ViT's final norm."""
     frame_size: tuple[int, int] = (336, 504)
@@ -90,94 +91,83 @@ class TimedEncoder(Encoder):
 
 
 @dataclass
-class Layers:
-    """The masks that are scored: of every layer with both edges, and copies of the first mask.
+class BothEdges:
+    """The masks that are scored: propagated ones with both edges, and copies of the first mask.
 
     Attributes:
-        encoders: by the title of their layer.
-        masks: of the first frames, by video.
+        title: of the rows.
+        encoder: gives the features.
         how: numbers of the protocol.
-        seconds: processor time of each layer on all videos: decoding and propagation, without the backbone.
+        masks: of the first frames, by video.
+        seconds: processor time of all videos without the backbone: decoding and propagation.
     """
 
-    encoders: Mapping[str, TimedEncoder]
-    masks: Mapping[str, FirstMask]
+    title: str
+    encoder: TimedEncoder
     how: Propagation
-    seconds: dict[str, float] = field(default_factory=dict)
+    masks: dict[str, FirstMask] = field(default_factory=dict)
+    seconds: float = 0.0
 
     def candidates(self, video: Video, status: Callable[[str], None]) -> Iterator[Candidate]:
         """See :class:`interpreter.evaluation.candidates.CandidateMasks`."""
-        for number, (title, encoder) in enumerate(self.encoders.items()):
-            status(title)
-            maps = self._propagated(video, title, encoder)
-            for edges in EDGES:
-                entry = Entry(title, "baseline" if number or edges != "none" else "main").with_edges(edges)
-                yield Candidate(entry, None, partial(resize_labels, maps[edges]), 0)
-        yield Candidate(COPIED, None, partial(copies, self.masks[video.name].pixels[None], video.num_frames), 0)
+        mask = self.masks[video.name]
+        maps = self._propagated(video, mask)
+        for edges in EDGES:
+            entry = Entry(self.title, "main" if edges == EDGES[0] else "baseline").with_edges(edges)
+            yield Candidate(entry, None, partial(resize_labels, maps[edges]), 0)
+        yield Candidate(COPIED, None, partial(copies, mask.pixels[None], video.num_frames), 0)
 
-    def _propagated(self, video: Video, title: str, encoder: TimedEncoder) -> dict[Edges, np.ndarray]:
+    def _propagated(self, video: Video, mask: FirstMask) -> dict[Edges, np.ndarray]:
         """Ids of all pixels, uint8 [T, H, W], by edges."""
-        mask, size = self.masks[video.name], (video.height, video.width)
         maps: dict[Edges, list[np.ndarray]] = {edges: [] for edges in EDGES}
-        stream, begin, before = soft_labels(video, mask, encoder, self.how), time.process_time(), sum(encoder.seconds)
-        spent = 0.0
-        for frames, soft in stream:
-            spent += time.process_time() - begin
+        size, before, begin = (video.height, video.width), sum(self.encoder.seconds), time.process_time()
+        for frames, soft in soft_labels(video, mask, self.encoder, self.how):
+            self.seconds += time.process_time() - begin
             for edges in EDGES:
                 labelled = soft.label_maps(size, frames if edges == "guided" else None)
                 maps[edges] += [mask.ids[one.labels] for one in labelled]
             begin = time.process_time()
-        self.seconds[title] = self.seconds.get(title, 0.0) + spent - (sum(encoder.seconds) - before)
+        self.seconds -= sum(self.encoder.seconds) - before
         return {edges: np.stack([mask.pixels, *parts[1:]]) for edges, parts in maps.items()}
 
 
-def measure(options: Davis, results: Path) -> None:
+def measure(options: Davis, command: str, results: Path) -> None:
     """Propagate, score, save and print."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoders = {}
-    for layer in options.feature_layers:
-        config = BackboneConfig(options.backbone, layer, options.feature_norm)
-        opened = open_encoder(None, config, options.frame_size)
-        encoders[_title(layer)] = TimedEncoder(opened.backbone, opened.precision, opened.frame_size, opened.name)
-    rows, frames = [], 0
-    layers = Layers(encoders, {}, options.propagation)
+    title = "last block" if options.feature_layer == -1 else f"block {options.feature_layer}"
+    config = BackboneConfig(options.backbone, options.feature_layer, options.feature_norm)
+    opened = open_encoder(None, config, options.frame_size)
+    encoder = TimedEncoder(opened.backbone, opened.precision, opened.frame_size, opened.name)
+    masks, rows, frames = BothEdges(title, encoder, options.propagation), [], 0
     for year in options.years:
         dataset = open_dataset("davis", options.root, "val", year=year, annotations=options.annotations)
-        masks = {video.name: first_mask(dataset.mask(i, 0), video.name) for i, video in enumerate(dataset.videos)}
-        layers.masks = {**layers.masks, **masks}
+        for index, video in enumerate(dataset.videos):
+            masks.masks[video.name] = first_mask(dataset.mask(index, 0), video.name)
         gallery = Gallery(len(dataset) if options.pictures else 0)
-        scores = score_dataset(dataset, layers, [PROTOCOL], gallery)
+        scores = score_dataset(dataset, masks, [PROTOCOL], gallery)
         for picture in gallery.pictures():
             picture.save(Path(options.pictures or ""))
         rows += _rows(scores, f"DAVIS-{year}")
         frames += sum(scores.videos.values())
-    costs = {
-        title: {
-            "backbone": sum(encoder.seconds) / frames,
-            "decoding and propagation": layers.seconds[title] / frames,
-        }
-        for title, encoder in encoders.items()
-    }
-    arguments = ["profiling.label_propagation", *sys.argv[1:]]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     content = {
-        "what": "J&F of label propagation on DAVIS, beside copies of the first mask",
+        "what": f"J&F of label propagation on DAVIS with features of the {title}, beside copies of the first mask",
         **machine(device),
-        "command": Command("", tuple(arguments)).portable,
+        "command": command,
         "protocol": PROTOCOL.name,
         "version": PROTOCOL.version,
         "frame_size": options.frame_size,
-        "grid": next(iter(encoders.values())).backbone.grid(options.frame_size),
+        "grid": encoder.backbone.grid(options.frame_size),
         "propagation": vars(options.propagation),
         "annotations": options.annotations,
+        "features": title,
         "rows": rows,
-        "processor_seconds_per_frame": costs,
+        "processor_seconds_per_frame": {
+            "backbone": sum(encoder.seconds) / frames,
+            "decoding and propagation": masks.seconds / frames,
+        },
     }
-    save(results / RESULT.format(device), content)
-    print("\n".join([*scores_table(content), "", *sequences_table(content), "", *costs_table(content)]))
-
-
-def _title(layer: int) -> str:
-    return "last block" if layer == -1 else f"block {layer}"
+    save(results / RESULT.format(title.replace(" ", "-"), device), content)
+    print("\n".join([*scores_table([content]), "", *sequences_table([content]), "", *costs_table([content])]))
 
 
 def _rows(scores: Scores, data: str) -> list[dict[str, Any]]:
@@ -191,53 +181,68 @@ def _rows(scores: Scores, data: str) -> list[dict[str, Any]]:
     return rows
 
 
-def scores_table(results: Mapping[str, Any]) -> Lines:
-    """Numbers of every row."""
+def scores_table(results: Sequence[Results]) -> Lines:
+    """Numbers of every row, and what they were measured with."""
     rows = [
-        [row["data"], row["masks"].removesuffix(", guided edges"), row["edges"] if row["masks"] != COPIED.name else "–"]
+        [row["data"], row["masks"].removesuffix(EDGES_GUIDED), row["edges"] if row["masks"] != COPIED.name else "–"]
         + [f"{row['mean'][name]:.3f}" for name in COLUMNS]
-        for row in results["rows"]
+        for row in _rows_of(results)
     ]
-    first = {row["data"]: row for row in results["rows"]}.values()
-    counts = (f"{one['data']}: {one['videos']} sequences, {one['objects']} objects" for one in first)
-    height, width = results["frame_size"]
-    return [
+    counts = {row["data"]: f"{row['videos']} sequences with {row['objects']} objects" for row in _rows_of(results)}
+    first = results[0]
+    height, width = first["frame_size"]
+    lines = [
         *table(["data", "masks", "edges", *COLUMNS.values()], rows),
         "",
-        f"{'; '.join(counts)}. Protocol `{results['protocol']}`, frames of {height}×{width}, "
-        f"{results['grid'][0]}×{results['grid'][1]} patches; commit {results['commit']}, {results['date']}; "
-        f"`{results['command']}`.",
+        f"{'; '.join(f'{data}: {count}' for data, count in counts.items())}. Protocol `{first['protocol']}`, frames of "
+        f"{height}×{width}, {first['grid'][0]}×{first['grid'][1]} patches, annotations {first['annotations']}.",
+        "",
+    ]
+    return lines + [
+        f"- {one['features']}: `{one['command']}`, commit {one['commit']}, {one['date']}" for one in results
     ]
 
 
-def sequences_table(results: Mapping[str, Any]) -> Lines:
-    """J&F of every sequence."""
-    names = list(dict.fromkeys(row["masks"] for row in results["rows"]))
+def sequences_table(results: Sequence[Results]) -> Lines:
+    """J&F of every sequence; a dash where it was not measured."""
     values: dict[tuple[str, str], dict[str, float]] = {}
-    for row in results["rows"]:
+    for row in _rows_of(results):
         for video, value in row["jf"].items():
             values.setdefault((row["data"], video), {})[row["masks"]] = value
-    body = [[data, video, *(f"{of[name]:.2f}" for name in names)] for (data, video), of in values.items()]
+    names = list(dict.fromkeys(row["masks"] for row in _rows_of(results)))
+    body = [
+        [data, video, *(f"{of[name]:.2f}" if name in of else "–" for name in names)]
+        for (data, video), of in values.items()
+    ]
     return table(["data", "sequence", *names], body)
 
 
-def costs_table(results: Mapping[str, Any]) -> Lines:
+def costs_table(results: Sequence[Results]) -> Lines:
     """Processor time of a frame."""
-    costs = results["processor_seconds_per_frame"]
-    parts = list(next(iter(costs.values())))
-    body = [[title, *(f"{1e3 * of[part]:.0f}" for part in parts)] for title, of in costs.items()]
-    return [f"Milliseconds of processor time per frame ({results['device']}):", "", *table(["features", *parts], body)]
+    parts = list(results[0]["processor_seconds_per_frame"])
+    body = [
+        [one["features"], *(f"{1e3 * one['processor_seconds_per_frame'][part]:.0f}" for part in parts)]
+        for one in results
+    ]
+    device = results[0]["device"]
+    return [f"Milliseconds of processor time per frame ({device}):", "", *table(["features", *parts], body)]
+
+
+def _rows_of(results: Sequence[Results]) -> list[dict[str, Any]]:
+    """Rows of all files by data set; copies of the first mask, which are in every file, once and last."""
+    rows = {(row["data"], row["masks"]): row for one in results for row in one["rows"]}
+    return sorted(rows.values(), key=lambda row: (row["data"], row["masks"] == COPIED.name))
 
 
 def blocks(folder: Path = RESULTS) -> dict[str, Lines]:
     """The lines of every table of the page, by name."""
-    path = folder / RESULT.format("cpu")
-    if not path.exists():
+    paths = sorted(folder.glob(RESULT.format("*", "cpu")))
+    if not paths:
         return {name: [NOT_RUN] for name in ("scores", "sequences", "costs")}
-    results = json.loads(path.read_text())
-    source = f"Data: [{path.name}](../profiling/results/{path.name})."
+    results = [json.loads(path.read_text()) for path in paths]
+    links = ", ".join(f"[{path.name}](../profiling/results/{path.name})" for path in paths)
     return {
-        "scores": [*scores_table(results), source],
+        "scores": [*scores_table(results), "", f"Data: {links}."],
         "sequences": sequences_table(results),
         "costs": costs_table(results),
     }
@@ -260,7 +265,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Davis | Page, prog="python -m profiling.label_propagation", description=__doc__, args=arguments, config=config
     )
     if isinstance(options, Davis):
-        measure(options, RESULTS)
+        arguments = ("profiling.label_propagation", *(sys.argv[1:] if arguments is None else arguments))
+        measure(options, Command("", arguments).portable, RESULTS)
         return
     changed = write_page(options.check)
     if options.check and changed:

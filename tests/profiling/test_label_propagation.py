@@ -34,23 +34,28 @@ def test_figures_are_those_of_the_command(davis, tmp_path, monkeypatch, capsys):
     backbone = davis.parent / "vit"
     _save_vit(backbone)
     monkeypatch.setattr(label_propagation, "RESULTS", tmp_path / "results")
-    options = ["--backbone", str(backbone), "--frame-size", "96", "160", "--top-k", "3"]
-    layers = ["--feature-layers", "0", "-1", "--years", "2016", "--pictures", str(tmp_path / "pictures")]
-    main(["davis", "--root", str(davis), *options, *layers])
-    (file,) = (tmp_path / "results").iterdir()
-    results = json.loads(file.read_text())
-    assert str(tmp_path) not in file.read_text()
-    rows = {row["masks"]: row["mean"]["jf"] for row in results["rows"]}
+    options = ["--backbone", str(backbone), "--frame-size", "96", "160", "--top-k", "3", "--root", str(davis)]
+    for layer in ("0", "-1"):
+        pictures = ["--pictures", str(tmp_path / "pictures")]
+        main(["davis", *options, "--feature-layer", layer, "--years", "2016", *pictures])
+    files = sorted((tmp_path / "results").iterdir())
+    names = ("block-0", "last-block")
+    assert [path.name for path in files] == [f"label-propagation-{name}-cpu.json" for name in names]
+    assert not any(str(tmp_path) in path.read_text() for path in files)
+    rows = {row["masks"]: row["mean"]["jf"] for path in files for row in json.loads(path.read_text())["rows"]}
     for title, layer in (("block 0", "0"), ("last block", "-1")):
         for edges, suffix in (("none", ""), ("guided", ", guided edges")):
             out = tmp_path / f"{layer}-{edges}"
             more = ["--feature-layer", layer, "--edges", edges, "--data", "davis", "--year", "2016"]
-            propagate.main([*options, *more, "--root", str(davis), "--out", str(out)])
+            propagate.main([*options, *more, "--out", str(out)])
             main_row, copied, *_ = json.loads((out / "evaluation/scores.json").read_text())["results"]
             assert rows[title + suffix] == pytest.approx(main_row["mean"]["jf"], abs=1e-12)
     assert rows["copies of the first mask"] == pytest.approx(copied["mean"]["jf"], abs=1e-12)
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["best-1-disc.png"]
     assert f"| DAVIS-2016 | block 0 | none | {rows['block 0']:.3f} |" in capsys.readouterr().out
+    lines = label_propagation.blocks(tmp_path / "results")["scores"]
+    assert sum("copies of the first mask" in line for line in lines) == 1  # it is in both files
+    assert f"| DAVIS-2016 | last block | guided | {rows['last block, guided edges']:.3f} |" in "\n".join(lines)
 
 
 def _save_vit(folder):
