@@ -24,8 +24,9 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, such as the count that the loss of a whole batch is divided by; the tensor
-    itself without a job. It has no gradient.
+    """The sum of a tensor over all processes, without a gradient; the tensor itself without a job.
+
+    For a loss that is divided by a count of the whole batch, for example.
 
     Args:
         value: of the same shape in all processes.
