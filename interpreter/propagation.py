@@ -161,7 +161,7 @@ def soft_labels(
     size, stream, count = encoder.size(video), video.frames(), 0
     patches, device = encoder.backbone.grid(size), encoder.backbone.device
     fine = (patches[0] * how.upsample, patches[1] * how.upsample)
-    first = patch_labels(*(torch.from_numpy(part).to(device) for part in mask), fine)
+    first = patch_labels(torch.from_numpy(mask.pixels).to(device), torch.from_numpy(mask.ids).to(device), fine)
     carried: LabelPropagation | None = None
     while frames := list(islice(stream, FRAMES_AT_ONCE)):
         count += len(frames)
