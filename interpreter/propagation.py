@@ -54,7 +54,7 @@ class Encoder:
     name: str
 
     def size(self, video: Video) -> tuple[int, int]:
-        """Frame size (H, W) for a video; by default its own in whole patches, at most 480 pixels on the shorter side."""
+        """Frame size (H, W) for a video; by default its own in whole patches, the shorter side at most 480."""
         if self.frame_size is not None:
             return self.frame_size
         scale = min(1.0, SHORTER_SIDE / min(video.height, video.width)) / self.backbone.patch
@@ -141,43 +141,57 @@ def read_first_mask(path: Path, video: Video) -> FirstMask:
     return first_mask(pixels, path)
 
 
-def propagated(
-    video: Video, mask: FirstMask, encoder: Encoder, how: Propagation, edges: Edges = "none"
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield each frame of a video, uint8 [H, W, 3], with its ids, uint8 [H, W]; those of the first are the mask's own.
+def soft_labels(
+    video: Video, mask: FirstMask, encoder: Encoder, how: Propagation
+) -> Iterator[tuple[list[np.ndarray], Segmentation]]:
+    """Yield a few frames of a video at a time, uint8 [H, W, 3] each, with the soft labels of their patches.
 
-    The video is decoded and encoded once, a few frames at a time; memory does not grow with its length.
+    The video is decoded and encoded once; memory does not grow with its length. Segment l of the soft labels is the
+    object ``mask.ids[l]``.
 
     Args:
         video: the video.
         mask: of its first frame.
         encoder: gives the features.
         how: numbers of the protocol.
-        edges: of the masks: "none" upsamples soft labels bilinearly, "guided" sharpens them with the frames.
 
     Raises:
         ValueError: if the video is damaged, or changes meanwhile.
     """
     size, stream, count = encoder.size(video), video.frames(), 0
-    patches = encoder.backbone.grid(size)
+    patches, device = encoder.backbone.grid(size), encoder.backbone.device
     fine = (patches[0] * how.upsample, patches[1] * how.upsample)
+    first = patch_labels(torch.from_numpy(mask.pixels).to(device), torch.from_numpy(mask.ids).to(device), fine)
     carried: LabelPropagation | None = None
     while frames := list(islice(stream, FRAMES_AT_ONCE)):
         count += len(frames)
-        features = list(encoder.encode(frames, size))
-        if carried is None:
-            device = encoder.backbone.device
-            pixels, ids = (torch.from_numpy(part).to(device) for part in mask)
-            carried = LabelPropagation(features.pop(0), patch_labels(pixels, ids, fine), patches, how)
-            yield frames.pop(0), mask.pixels
-        if frames:
-            soft = torch.stack([carried.step(one) for one in features])
-            guide = frames if edges == "guided" else None
-            maps = Segmentation(fine, soft).label_maps((video.height, video.width), guide)
-            for frame, (labels, _) in zip(frames, maps, strict=True):
-                yield frame, mask.ids[labels]
+        soft: list[Tensor] = []
+        for features in encoder.encode(frames, size):
+            if carried is None:
+                carried = LabelPropagation(features, first, patches, how)
+                soft.append(first)
+            else:
+                soft.append(carried.step(features))
+        yield frames, Segmentation(fine, torch.stack(soft))
     if count != video.num_frames:
         raise changed_video(video)
+
+
+def propagated(
+    video: Video, mask: FirstMask, encoder: Encoder, how: Propagation, edges: Edges = "none"
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield each frame of a video, uint8 [H, W, 3], with its ids, uint8 [H, W]; those of the first are the mask's own.
+
+    Args:
+        video, mask, encoder, how: see :func:`soft_labels`, also for errors.
+        edges: of the masks: "none" upsamples soft labels bilinearly, "guided" sharpens them with the frames.
+    """
+    number = 0
+    for frames, soft in soft_labels(video, mask, encoder, how):
+        maps = soft.label_maps((video.height, video.width), frames if edges == "guided" else None)
+        for frame, (labels, _) in zip(frames, maps, strict=True):
+            yield frame, mask.ids[labels] if number else mask.pixels
+            number += 1
 
 
 @dataclass

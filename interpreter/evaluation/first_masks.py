@@ -37,10 +37,10 @@ class PropagatedMasks:
         status("reading masks")
         maps = self.predictions.labels(video.name, video.num_frames, (video.height, video.width))
         yield Candidate(Entry(self.name, "main"), None, partial(resize_labels, maps), self.predictions.background)
-        yield Candidate(COPIED, None, partial(_copies, maps[:1], len(maps)), self.predictions.background)
+        yield Candidate(COPIED, None, partial(copies, maps[:1], len(maps)), self.predictions.background)
 
 
-def _copies(first: np.ndarray, count: int, size: Size) -> np.ndarray:
+def copies(first: np.ndarray, count: int, size: Size) -> np.ndarray:
     """The first mask [1, H, W], once for each frame."""
     return np.repeat(resize_labels(first, size), count, axis=0)
 

@@ -167,8 +167,8 @@ def instance_consistency(
 
     Args:
         instances, teacher: vectors of the instances, normalised here.
-        valid, teacher_valid: of :func:`valid_instances`. Invalid instances do not count, and none is drawn to an invalid
-            counterpart.
+        valid, teacher_valid: of :func:`valid_instances`. Invalid instances do not count, and nothing is drawn to an
+            invalid counterpart.
         margin: "cosine": similarity to the others above which it is punished; "l2": distance below which.
         distance: "cosine" as in the public code, "l2" as in the paper, both of normalised vectors.
         same_frame: whether the teacher's view of the same frame counts as another frame, as in the public code.

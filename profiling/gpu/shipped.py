@@ -216,7 +216,8 @@ def _match_slots() -> Iterator[tuple[str, Callable[[], object]]]:
         for dtype in dtypes:
             similarity = torch.empty(*leading, count, count, dtype=dtype, device="meta")
             name = f"{' '.join(map(str, leading)) or 'one'} P{count} {str(dtype).removeprefix('torch.')}"
-            yield f"match_slots {name}", lambda a=matching_op.Arguments(similarity): matching.match_slots(a)
+            arguments = matching_op.Arguments(similarity)
+            yield f"match_slots {name}", lambda a=arguments: matching.match_slots(a)
 
 
 def _sinkhorn() -> Iterator[tuple[str, Callable[[], object]]]:

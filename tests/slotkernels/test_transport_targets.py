@@ -26,7 +26,9 @@ interpreted = pytest.mark.skipif(
 on_gpu = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
 BACKENDS = [
     pytest.param("reference", "cpu", id="reference"),
+    pytest.param("triton", "cpu", id="triton-interpreted", marks=interpreted),
     pytest.param("reference", "cuda", id="reference-cuda", marks=on_gpu),
+    pytest.param("triton", "cuda", id="triton-cuda", marks=on_gpu),
 ]
 all_backends = pytest.mark.parametrize(("backend", "device"), BACKENDS)
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from slotkernels import SlotAttention, slot_attention, use_backend
+from slotkernels import SlotAttention, inverted_attention, slot_attention, use_backend
 from slotkernels.slot_attention import SAVI, STANDARD, VIDEOSAUR
 from slotkernels.slot_attention.reference import textbook_slot_attention
 
@@ -234,6 +234,44 @@ def test_triton_kernels_together_equal_the_textbook(form, conventions):
     with use_backend("triton"):
         # float32: ten products of ten terms in a row, three times.
         assert_matches_oracle(two_stages(module, mask), oracle, inputs, names, 1e-4)
+
+
+GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
+
+
+@pytest.mark.parametrize("groups", [1, 16], ids=["semantics", "instances"])
+@pytest.mark.parametrize(
+    ("backend", "device", "dtype", "tokens"),
+    [
+        ("cpp", "cpu", torch.float32, 256),
+        ("cpp", "cpu", torch.float32, 864),
+        ("triton", "cpu", torch.float32, 40),  # in the interpreter, which is slow
+        *(
+            pytest.param("triton", "cuda", dtype, tokens, marks=GPU)
+            for dtype in (torch.float32, torch.bfloat16)
+            for tokens in (256, 864)
+        ),
+    ],
+    ids=str,
+)
+def test_kernels_serve_the_sizes_of_smtc(backend, device, dtype, tokens, groups):
+    """16 semantics, and 4 instances of each; width 384, biases, and gradients of the tokens."""
+    slots = 16 if groups == 1 else 64
+    shapes = {"q": (2, slots, 384), "k": (2, tokens, 384), "bias": (2, slots)}
+    tensors = {name: torch.randn(shape, device=device) for name, shape in shapes.items()}
+    tensors |= {name: tensors[name].to(dtype) for name in ("q", "k")}
+    tensors = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
+    mask = torch.rand(2, groups, tokens, device=device) > 0.7 if groups > 1 else None
+    if mask is not None:
+        mask[0, 3] = False
+
+    def attend(backend):
+        options = {"mask": mask, "groups": groups, "return_attention": True, "backend": backend}
+        return lambda **tensors: inverted_attention(**tensors, **options)
+
+    # float32: sums of 864 products; bf16: rounded weights and results, in sums of numbers of both signs.
+    tolerance = 1e-4 if dtype == torch.float32 else 3e-2
+    assert_matches_oracle(attend(backend), attend("reference"), tensors, ("updates", "attention"), tolerance)
 
 
 @pytest.mark.parametrize(

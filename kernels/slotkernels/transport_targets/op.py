@@ -6,10 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._backends import why_not_triton
 from .._checks import accumulate_dtype, check_number, check_positive, check_same, check_tensor, describe
 from .._op import Op
 
 OP = "transport_targets"
+MAX_COLUMNS = 4096  # tokens of y: the Triton kernel holds a whole row of scores in registers
+MAX_LABELS = 256  # labels that it accumulates there
 
 
 class Arguments(NamedTuple):
@@ -59,7 +62,16 @@ def _empty(arguments: Arguments) -> Targets:
     return Targets(x.new_empty((*x.shape[:2], labels), dtype=dtype), x.new_empty(shape, dtype=dtype))
 
 
-TRANSPORT_TARGETS = Op(OP, _empty, check=_check)
+def _why_not_triton(arguments: Arguments) -> str | None:
+    length, labels = arguments.y_values.shape[1:]
+    if length > MAX_COLUMNS:
+        return f"{length} tokens of y, at most {MAX_COLUMNS}"
+    return f"{labels} labels, at most {MAX_LABELS}" if labels > MAX_LABELS else why_not_triton(arguments)
+
+
+# Contiguous: rows lie one after the other for the kernel.
+TRANSPORT_TARGETS = Op(OP, _empty, check=_check, contiguous=True)
+TRANSPORT_TARGETS.add("triton", "slotkernels.transport_targets.triton", supports=_why_not_triton)
 TRANSPORT_TARGETS.add("reference", "slotkernels.transport_targets.reference")
 
 

@@ -9,7 +9,7 @@ from .._checks import accumulate_dtype
 from .op import TRANSPORT_TARGETS, Arguments, Targets
 
 # Numbers of a kernel matrix that are in memory at a time (one matrix at least): the caches of a CPU, some GPU's memory.
-CHUNK = {"cpu": 2**18, "cuda": 2**26}
+CHUNK = {"cpu": 2**16, "cuda": 2**26}
 RESCALE_EVERY = 8  # iterations: scaling factors could grow by (M L) an iteration, and float32 ends at 2^128
 
 
@@ -46,7 +46,7 @@ def transport_targets(arguments: Arguments) -> Targets:
         part = slice(first, first + size)
         values, *weights = (None if t is None else t[part] for t in (x_values, a, b))
         chunk = _tensors(x[part], y[part], y_values[part], values, *weights)
-        scores = torch.bmm(chunk.x, chunk.y.mT).div_(eps)  # [b, M, L]
+        scores = torch.baddbmm(chunk.x.new_zeros(1, 1, 1), chunk.x, chunk.y.mT, beta=0, alpha=1 / eps)  # [b, M, L]
         if chunk.x_values is not None:
             of_y[part] = _carried(scores.mT, chunk.b, chunk.a, chunk.x_values, iterations)
         of_x[part] = _carried(scores, chunk.a, chunk.b, chunk.y_values, iterations)

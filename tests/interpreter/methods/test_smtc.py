@@ -11,6 +11,8 @@ from slotkernels.slot_attention.reference import textbook_slot_attention
 
 from interpreter.configs import BackboneConfig, DataConfig
 from interpreter.data import open_video
+from interpreter.engine.checkpoint import load_checkpoint
+from interpreter.engine.randomness import torch_generator
 from interpreter.engine.schedule import learning_rate
 from interpreter.evaluate import main as evaluate
 from interpreter.methods.base import Context
@@ -218,7 +220,9 @@ def test_frames_are_correlated_with_those_before_them_across_chunks(scenes):
     partners = features[[1, *range(39)]]
     segmentation = segmenter.segment(encoded, 1)
     semantics, masks, instances, shares = encoded.by_seed[1]
-    noise = torch.randn(1, 8, 3, 192, generator=seeded_like(segmenter, 1))
+    model_config = model.config.model
+    shape = (1, model_config.num_semantics, model_config.num_instances, model.student.dim)
+    noise = torch.randn(shape, generator=torch_generator(segmenter.device, 1))
     with torch.no_grad():
         found = model.student.group(features, partners, noise.expand(40, -1, -1, -1))
     for one, other in ((masks, found.masks), (shares, found.shares)):
@@ -229,12 +233,6 @@ def test_frames_are_correlated_with_those_before_them_across_chunks(scenes):
     torch.testing.assert_close(joined.sum(-1), torch.ones(40, joined.shape[1]), atol=2e-3, rtol=0)
     assert segmentation.num_segments <= 21
     assert not torch.equal(segmenter.segment(encoded, 0).masks(), joined)  # another draw of the instances
-
-
-def seeded_like(segmenter, seed):
-    from interpreter.engine.randomness import torch_generator
-
-    return torch_generator(segmenter.device, seed)
 
 
 def test_union_is_the_complement_of_what_no_valid_instance_has(scenes):
@@ -282,17 +280,17 @@ def test_two_processes_train_as_one_and_a_run_is_evaluated(scenes, tmp_path):
 
 
 @pytest.mark.slow
-def test_trained_backbone_starts_late_and_is_used_at_inference(scenes, tmp_path):
+def test_trained_backbone_starts_late_and_resumes_bit_for_bit(scenes, tmp_path):
     """A ViT with keys, augmented views and stochastic depth: it is frozen for two steps, and the teacher follows it."""
     save_vit("ViT", tmp_path / "vit")
     run, steps = tmp_path / "run", ["--encoder-start", "2", "--encoder-lr", "1", "--momentum", "0.5"]
     options = [*OPTIONS, "--root", str(scenes), "--backbone", str(tmp_path / "vit"), "--output", "keys"]
     views = ["--train-backbone", "--photometric", "--crop-side", "0.8", "--features", "auto", "--checkpoint-every", "1"]
     sizes = ["--num-frames", "2", "--num-semantics", "3", "--num-instances", "2", "--drop-path", "0.2"]
+    command = ["--run", str(run), *options, *views, *steps, *sizes]
     weights = []
-    for count in (2, 4):
-        limited = [*options[: options.index("--steps")], "--steps", str(count), *options[options.index("--steps") + 2 :]]
-        train(["--run", str(run), *limited, *views, *steps, *sizes])
+    for count in ("2", "4"):
+        train([*command, "--steps", count])
         weights.append(newest_weights(run))
     fresh = load_backbone(BackboneConfig(backbone=str(tmp_path / "vit"), output="keys")).state_dict()
     name = next(key for key in fresh if key.endswith("attention.q_proj.weight"))
@@ -300,9 +298,12 @@ def test_trained_backbone_starts_late_and_is_used_at_inference(scenes, tmp_path)
         assert torch.equal(weights[0][f"{branch}.encoder.{name}"], fresh[name])
         assert not torch.equal(weights[1][f"{branch}.encoder.{name}"], fresh[name])
     assert all(np.isfinite(record["loss"]) for record in curve(run, "model"))
+    (run / "model" / "checkpoint-00000004.safetensors").unlink()
+    train([*command, "--steps", "4"])
+    again = newest_weights(run)
+    assert again.keys() == weights[1].keys()
+    assert all(torch.equal(again[key], weights[1][key]) for key in again)
 
 
 def newest_weights(run):
-    from interpreter.engine.checkpoint import load_checkpoint
-
     return load_checkpoint(run / "model").weights

@@ -70,7 +70,7 @@ def test_equal_frames_cost_the_entropy_of_their_masks():
 
 
 def test_order_of_another_frames_patches_does_not_matter():
-    masks, teacher, features = masks_of(1, 2, M, N), masks_of(1, 2, M, N, seed=1), random(1, 2, M, D, seed=2)
+    teacher, features = masks_of(1, 2, M, N, seed=1), random(1, 2, M, D, seed=2)
     order = torch.randperm(M, generator=torch.Generator().manual_seed(3))
     moved_masks, moved_features = teacher.clone(), features.clone()
     moved_masks[:, 1], moved_features[:, 1] = teacher[:, 1, order], features[:, 1, order]
