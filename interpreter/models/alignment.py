@@ -58,11 +58,11 @@ def aligned_masks(
         if marginals == "norm":
             magnitudes = directions.abs().sum(-1)  # [B, T, M]
             weights = magnitudes / magnitudes.sum(-1, keepdim=True)
-        first, second = (torch.tensor(side, device=masks.device) for side in zip(*frame_pairs(frames), strict=True))
+        first, second = zip(*frame_pairs(frames), strict=True)
 
-        def side(of: Tensor, frames: Tensor) -> Tensor:
-            """[B·pairs, M, ...] of [B, T, M, ...]."""
-            return of.index_select(1, frames).flatten(0, 1)
+        def side(of: Tensor, frames: tuple[int, ...]) -> Tensor:
+            """[B·pairs, M, ...] of [B, T, M, ...]; a tensor of indices would be copied from the host in each step."""
+            return torch.stack([of[:, frame] for frame in frames], 1).flatten(0, 1)
 
         to_first, to_second = transport_targets(
             side(directions, first),
