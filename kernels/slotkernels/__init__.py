@@ -7,12 +7,14 @@ they support. See :func:`use_backend`.
 from ._backends import use_backend
 from .guided_labels import guided_labels
 from .invariant_slot_attention import InvariantSlotAttention, InvariantSlotAttentionOutput
+from .matching import match_slots
 from .merging import cluster_slots, merge_slots
 from .mixing import mix_slots
 from .propagation import LabelMaps, propagate_attention, propagate_labels, propagate_masks
 from .sinkhorn import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
 from .slot_attention import SlotAttention, SlotAttentionOutput, inverted_attention
 from .transport_plan import sinkhorn_plan
+from .transport_targets import transport_targets
 
 __all__ = [
     "InvariantSlotAttention",
@@ -24,6 +26,7 @@ __all__ = [
     "cluster_slots",
     "guided_labels",
     "inverted_attention",
+    "match_slots",
     "merge_slots",
     "mix_slots",
     "propagate_attention",
@@ -32,5 +35,6 @@ __all__ = [
     "sinkhorn_divergence",
     "sinkhorn_plan",
     "sinkhorn_potentials",
+    "transport_targets",
     "use_backend",
 ]

@@ -19,10 +19,12 @@ BENCHMARKS = {
     "guided_labels": "guided_labels",
     "mix_slots": "decoder",
     "broadcast_decoder": "decoder",
+    "correlation": "correlation",
     "solv_binding": "solv",
     "solv_step": "solv",
     "cluster_slots": "merging",
     "merge_slots": "merging",
+    "match_slots": "match_slots",
     "train_image": "training",
     "train_video": "training",
 }
