@@ -22,6 +22,7 @@ BENCHMARKS = {
     "correlation": "correlation",
     "solv_binding": "solv",
     "solv_step": "solv",
+    "smtc_step": "smtc",
     "cluster_slots": "merging",
     "merge_slots": "merging",
     "match_slots": "match_slots",
