@@ -26,8 +26,11 @@ class SmtcStage(ViewStage[SmtcTraining]):
         """See :meth:`Stage.build`."""
         encoder: Backbone | None = None
         if config.train_backbone:
-            if context.precision == "fp8-backbone":
-                raise ValueError("--precision fp8-backbone needs a frozen backbone; use bf16, or --no-train-backbone")
+            if config.drop_path and not context.backbone.num_blocks:
+                raise ValueError(
+                    f"--drop-path {config.drop_path}: {context.backbone_config.backbone} has no blocks to leave out; use "
+                    "--drop-path 0, or a ViT"
+                )
             encoder = trainable(context.backbone)
         elif config.streams:
             encoder = copy.deepcopy(context.backbone)
