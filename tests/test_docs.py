@@ -20,7 +20,7 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 MODULE = re.compile(r"(?:python|PY\)|-m --) (?:-m )?((?:interpreter|profiling)(?:\.\w+)+)")
 COMMAND = re.compile(
-    r"(?:-m |-m -- |^)interpreter[. ](train|segment|evaluate|cache|data|convert_checkpoint)\b(?!\.)(.*)"
+    r"(?:-m |-m -- |^)interpreter[. ](train|segment|propagate|evaluate|cache|data|convert_checkpoint)\b(?!\.)(.*)"
 )
 
 

@@ -14,6 +14,7 @@ from .propagation import LabelMaps, propagate_attention, propagate_labels, propa
 from .sinkhorn import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
 from .slot_attention import SlotAttention, SlotAttentionOutput, inverted_attention
 from .transport_plan import sinkhorn_plan
+from .transport_targets import transport_targets
 
 __all__ = [
     "InvariantSlotAttention",
@@ -34,5 +35,6 @@ __all__ = [
     "sinkhorn_divergence",
     "sinkhorn_plan",
     "sinkhorn_potentials",
+    "transport_targets",
     "use_backend",
 ]

@@ -40,6 +40,9 @@ NOT_YET = """## What no GPU has run so far
   recurrent slot attention are measured.
 - SOLV's backbone with dropped patches. Its step from features on is measured; captured and
   eager steps agree bit for bit.
+- SMTC: its training step with a trained ViT, the teacher and augmented views, `transport_targets`, `match_slots`, and
+  slot attention in groups that share prepared tokens. Their kernels pass in Triton's interpreter and compile for sm_80
+  to sm_120.
 
 Hardware counters of the H200: [ncu-image-cuda.csv](../profiling/results/ncu-image-cuda.csv) for slot attention's
 forward kernel, [ncu-video-cuda.csv](../profiling/results/ncu-video-cuda.csv) for the Sinkhorn kernel. The table of

@@ -1,0 +1,156 @@
+"""Labels carried from one set of tokens to the other along entropic transport plans, without the plans themselves."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._backends import why_not_triton
+from .._checks import accumulate_dtype, check_number, check_positive, check_same, check_tensor, describe
+from .._op import Op
+
+OP = "transport_targets"
+MAX_COLUMNS = 4096  # tokens of y: the Triton kernel holds a whole row of scores in registers
+MAX_LABELS = 256  # labels that it accumulates there
+
+
+class Arguments(NamedTuple):
+    """Of one call."""
+
+    x: Tensor  # [B, M, C]
+    y: Tensor  # [B, L, C]
+    y_values: Tensor  # [B, L, N]
+    x_values: Tensor | None  # [B, M, N]
+    a: Tensor | None  # [B, M] weights of x's tokens, uniform if None
+    b: Tensor | None  # [B, L] weights of y's tokens, uniform if None
+    eps: float
+    iterations: int
+
+
+class Targets(NamedTuple):
+    """Results of ``transport_targets``."""
+
+    of_x: Tensor  # [B, M, N]
+    of_y: Tensor  # [B, L, N], or empty without x_values
+
+
+def _check(arguments: Arguments) -> None:
+    x, y, y_values, x_values, a, b, eps, iterations = arguments
+    sizes: dict[str, int] = {}
+    check_tensor(OP, "x", x, "B M C", sizes)
+    check_tensor(OP, "y", y, "B L C", sizes)
+    check_same(OP, x=x, y=y)
+    others = {"y_values": (y_values, "B L N"), "x_values": (x_values, "B M N"), "a": (a, "B M"), "b": (b, "B L")}
+    for name, (tensor, shape) in others.items():
+        if tensor is None:
+            continue
+        check_tensor(OP, name, tensor, shape, sizes)
+        if (tensor.dtype == torch.float64) != (x.dtype == torch.float64):
+            expected = "float64" if x.dtype == torch.float64 else "float32, bfloat16 or float16"
+            raise ValueError(f"{OP}: {name} is {describe(tensor)}, expected dtype {expected} for x {describe(x)}")
+        if tensor.device != x.device:
+            raise ValueError(f"{OP}: {name} is on {tensor.device}, expected the device of x: {x.device}")
+    check_number(0 < eps < math.inf, OP, "eps", eps, "a finite number > 0")
+    check_positive(OP, iterations=iterations)
+
+
+def _empty(arguments: Arguments) -> Targets:
+    x, y, y_values, x_values, *_ = arguments
+    labels, dtype = y_values.shape[2], accumulate_dtype(x.dtype)
+    shape = (0,) if x_values is None else (*y.shape[:2], labels)
+    return Targets(x.new_empty((*x.shape[:2], labels), dtype=dtype), x.new_empty(shape, dtype=dtype))
+
+
+def _why_not_triton(arguments: Arguments) -> str | None:
+    length, labels = arguments.y_values.shape[1:]
+    if length > MAX_COLUMNS:
+        return f"{length} tokens of y, at most {MAX_COLUMNS}"
+    return f"{labels} labels, at most {MAX_LABELS}" if labels > MAX_LABELS else why_not_triton(arguments)
+
+
+# Contiguous: rows lie one after the other for the kernel.
+TRANSPORT_TARGETS = Op(OP, _empty, check=_check, contiguous=True)
+TRANSPORT_TARGETS.add("triton", "slotkernels.transport_targets.triton", supports=_why_not_triton)
+TRANSPORT_TARGETS.add("reference", "slotkernels.transport_targets.reference")
+
+
+def transport_targets(
+    x: Tensor,  # [B, M, C]
+    y: Tensor,  # [B, L, C]
+    y_values: Tensor,  # [B, L, N]
+    x_values: Tensor | None = None,  # [B, M, N]
+    *,
+    eps: float = 0.05,
+    iterations: int = 3,
+    a: Tensor | None = None,  # [B, M]
+    b: Tensor | None = None,  # [B, L]
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """Carry labels from the tokens of one frame to those of another along an entropic transport plan, both ways.
+
+    For unit vectors x and y, the cost of a pair of tokens is ``1 - x · y``, and Sinkhorn's iterations (Cuturi 2013), as
+    SMTC runs them (Qian et al. 2023), give the plan Π that says how much of token u of x belongs to token v of y::
+
+        κ = exp(-(1 - x yᵀ) / eps)                                    [M, L]
+        β = 1;  iterations times:  α = a / (κ β),  β = b / (κᵀ α)
+        Π = diag(α) κ diag(β)                                         its columns sum to b
+        of_x = Π y_values                                             [M, N]
+
+    and ``of_y`` is the same from y's side: it starts with the weights of y's tokens, so that its plan's rows sum to a.
+    A loss over all pairs of tokens needs no more than that. With p the probabilities of y's tokens and q those of x's,
+    ``-Σ_uv Π[u, v] Σ_n p[v, n] log q[u, n] = -Σ_un of_x[u, n] log q[u, n]``: no tensor of M times L labels exists, and
+    no gradient of one.
+
+    Args:
+        x: [B, M, C], unit vectors: tokens of one frame; float32, float64, bfloat16 or float16.
+        y: [B, L, C], unit vectors: tokens of the other, in the dtype of ``x``.
+        y_values: [B, L, N], labels of y's tokens, finite; any of these dtypes (float64 with float64 alone).
+        x_values: [B, M, N], labels of x's tokens, for the second result.
+        eps: > 0, temperature in the unit of the cost. Arithmetic is float32 (float64 for float64): below 0.01 the
+            rounding of a product, divided by eps, is seen in the fifth digit of the results.
+        iterations: of Sinkhorn's scaling (>= 1).
+        a: [B, M], weights of x's tokens, > 0, each row summing to 1; uniform if None.
+        b: [B, L], weights of y's tokens, likewise.
+        backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
+
+    Returns:
+        ``of_x`` [B, M, N], and ``of_y`` [B, L, N] if there are ``x_values``, else None; float32 (float64 for float64).
+        They have no gradient: targets are constants.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices disagree, a set is empty or a parameter is out of its range.
+        RuntimeError: if the backend asked for by name cannot serve the call.
+
+    Example:
+        Two tokens that change places between the frames take their labels with them; each weighs a half:
+
+        >>> import torch, slotkernels
+        >>> x = torch.eye(2)[None]
+        >>> labels = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+        >>> of_x, of_y = slotkernels.transport_targets(x, x.flip(1), labels)
+        >>> of_x.round(decimals=3), of_y
+        (tensor([[[0.0000, 0.5000],
+                 [0.5000, 0.0000]]]), None)
+    """
+    values, a, b = (None if t is None else t.detach() for t in (x_values, a, b))
+    arguments = Arguments(x.detach(), y.detach(), y_values.detach(), values, a, b, float(eps), iterations)
+    of_x, of_y = TRANSPORT_TARGETS(arguments, backend)
+    return of_x, None if x_values is None else of_y
+
+
+def bytes_moved(batch: int, m: int, length: int, dim: int, labels: int, itemsize: int = 4, *, both: bool = True) -> int:
+    """Least traffic: both sets of tokens and float32 labels read once, float32 results written once.
+
+    Args:
+        batch, m, length, dim, labels: B, M, L, C and N.
+        itemsize: bytes of an element of the tokens.
+        both: whether labels are carried both ways.
+    """
+    return batch * (m + length) * (dim * itemsize + 4 * labels * (2 if both else 1))
+
+
+def flops(batch: int, m: int, length: int, dim: int, labels: int, iterations: int = 3, *, both: bool = True) -> int:
+    """Operations on pairs of tokens: the cost; each way an exponential, two sums an iteration, and the labels."""
+    each_way = 1 + 4 * iterations + 2 * labels
+    return batch * m * length * (2 * dim + each_way * (2 if both else 1))
