@@ -82,8 +82,8 @@ def aligned_masks(
 
 
 def _frames(clips: Tensor, numbers: tuple[int, ...]) -> Tensor:
-    """Frames of these numbers [pairs·B, M, ...] of [B, T, M, ...]: a view of one, a copy of several. A tensor of numbers
-    would be copied from the host in each step."""
+    """Frames of these numbers [pairs·B, M, ...] of [B, T, M, ...]: a view of one, a copy of several."""
+    # Not by a tensor of numbers, which would be copied from the host in each step.
     parts = [clips[:, number] for number in numbers]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -26,11 +26,8 @@ class SmtcStage(ViewStage[SmtcTraining]):
         """See :meth:`Stage.build`."""
         encoder: Backbone | None = None
         if config.train_backbone:
-            if config.drop_path and not context.backbone.num_blocks:
-                raise ValueError(
-                    f"--drop-path {config.drop_path}: {context.backbone_config.backbone} has no blocks to leave out; use "
-                    "--drop-path 0, or a ViT"
-                )
+            if config.drop_path:
+                context.backbone.require_depth()
             encoder = trainable(context.backbone)
         elif config.streams:
             encoder = copy.deepcopy(context.backbone)

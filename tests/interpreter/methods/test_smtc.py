@@ -176,7 +176,7 @@ def test_too_many_instances_and_a_width_that_does_not_fit_are_refused():
 
 
 def test_stochastic_depth_needs_a_transformer(scenes, tmp_path):
-    with pytest.raises(ValueError, match=r"--drop-path 0.1: efficientnet-lite0 has no blocks .* use --drop-path 0"):
+    with pytest.raises(ValueError, match=r"EfficientNetLite0 is no vision transformer.* use --drop-path 0"):
         train(["--method", "smtc", "--run", str(tmp_path / "run"), "--root", str(scenes), "--train-backbone"])
 
 
