@@ -148,6 +148,14 @@ def test_nothing_overflows_at_low_temperatures(backend, device, eps, iterations)
 
 
 @all_backends
+def test_factors_that_grow_with_each_iteration_do_not_overflow(backend, device):
+    x, y = (F.normalize(torch.randn(1, count, 2, device=device), dim=2) for count in (60, 50))
+    y_values, x_values = (torch.randn(1, count, 4, device=device).softmax(2) for count in (50, 60))
+    inputs = {"x": x, "y": y, "y_values": y_values, "x_values": x_values}
+    check(inputs, backend, 2e-3, by_sinkhorn_plan, iterations=200, eps=0.0005)
+
+
+@all_backends
 def test_equal_frames_at_a_low_temperature_keep_their_labels(backend, device):
     labels = torch.randn(1, 16, 4, device=device).softmax(2)
     tokens = torch.eye(16, device=device)[None]
