@@ -157,6 +157,9 @@ def check_options(options: PropagateOptions) -> None:
         "--root belongs to a data set, whose masks are its own; leave out either --root or the CLIP": options.clip
         is not None
         and options.data.root is not None,
+        f"--out {options.out} is the data set itself, which stays as it is; give another directory": options.data.root
+        is not None
+        and options.out.resolve() == options.data.root.resolve(),
         "--backbone, --feature-layer, --feature-norm and --output choose features without --run; a run has its own": (
             options.run is not None and options.backbone != BackboneConfig(DEFAULT_BACKBONE)
         ),

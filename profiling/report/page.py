@@ -31,6 +31,8 @@ NOT_YET = """## What no GPU has run so far
 - GeomLoss under `torch.compile`, and the image stage's step with its baselines: run 7 of the GPU check ended before
   they were measured.
 - `inverted_attention` with 64 columns on GPUs before sm_90: its number of pipeline stages changed after the run.
+- `inverted_attention` with a mask: the mask is now read once for a group instead of once for each slot, so that no
+  register spills.
 - GeomLoss and KeOps on large sets: KeOps crashes on the H200 (pykeops 2.3 with CUDA 13.0). A trial in a child process
   detects that, and `auto` uses `blocks`.
 - DALI's GPU decoders, and DDP over NCCL.

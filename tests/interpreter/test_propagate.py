@@ -155,6 +155,14 @@ def test_streamed_masks_are_those_of_the_whole_video(tmp_path, edges):
     np.testing.assert_array_equal(np.stack([one for _, one in streamed]), np.stack(expected))
 
 
+def test_video_of_one_frame_keeps_its_mask(tmp_path):
+    pictures, ids = discs(1)
+    write_palette_png(ids[0], tmp_path / "first.png")
+    folder = save_frames(tmp_path / "still", pictures, "{:05d}.png")
+    run(folder, "--mask", tmp_path / "first.png", "--out", tmp_path / "out", *BACKBONE)
+    np.testing.assert_array_equal(read_annotations(tmp_path / "out", "still"), ids)
+
+
 def test_memory_holds_a_few_frames():
     video = Alive(50)
     encoder = Encoder(Colours(), "fp32", None, "colours")
@@ -290,6 +298,7 @@ def mistakes():
         "alpha": (given(*clip_and_mask, *BACKBONE, "--alpha", "2"), "between 0 and 1"),
         "out is a file": (given(*clip_and_mask[:-1], "MASK", *BACKBONE), "is a file; give a directory"),
         "out holds annotations": (onto_masks, "already exists and is not from this command"),
+        "out is the data set": (given("--root", "PATH", "--out", "PATH"), "is the data set itself"),
         "no data set": (given("--root", "PATH", "--out", "OUT", *BACKBONE), "so it is no DAVIS root"),
     }
 
