@@ -6,7 +6,7 @@ from typing import Any
 from profiling.bench.case import OURS
 from profiling.common.paths import RESULTS
 from profiling.report.predicted import beside_predictions
-from profiling.report.recordings import busy_machine, ms, predictions, solv_step, steps, times
+from profiling.report.recordings import busy_machine, ms, predictions, smtc_step, solv_step, steps, times
 from profiling.report.results import Recorded, Row, read_recorded, read_runs, read_table, rows_of, slug
 
 HEAD = """# Benchmarks
@@ -239,6 +239,7 @@ def page(folder: Path = RESULTS) -> str:
         lines += run_section(run, "On a GPU", folder)
     lines += [NOT_YET] if gpus else ["## On a GPU", "", NOT_RUN, ""]
     lines += solv_step(folder, runs)
+    lines += smtc_step(folder)
     lines += ["## What compilers say", ""]
     lines += [
         "Greatest values over all launches and architectures (sm_80, sm_90, sm_100); a test fails if one grows.",
