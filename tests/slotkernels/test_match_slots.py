@@ -150,14 +150,6 @@ def test_compiles_fullgraph(backend, device):
     torch.testing.assert_close(*(torch.autograd.grad(value, similarity) for value in (actual, expected)))
 
 
-def test_transforms_match_each_sample_and_give_no_tangent():
-    similarity = torch.randn(3, 2, 4, 4)
-    assert torch.equal(torch.vmap(match_slots)(similarity), match_slots(similarity))
-    value, tangent = torch.func.jvp(lambda s: match_slots(s).double(), (similarity,), (similarity,))
-    assert torch.equal(value, match_slots(similarity).double())
-    assert not tangent.any()
-
-
 @pytest.mark.parametrize(("backend", "device"), BACKENDS[2:])
 def test_replays_in_a_cuda_graph(backend, device):
     similarity = torch.randn(64, 16, 4, 4, device=device)

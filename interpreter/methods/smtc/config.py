@@ -135,9 +135,9 @@ PRESETS: dict[str, SmtcTraining] = {
     # Features of a frozen network, without augmentation: they are computed once, and a step takes a second.
     "demo": SmtcTraining(
         run=Path("runs/smtc-demo"),
-        model=SmtcModelConfig(num_semantics=8, num_instances=3),
-        loss=SmtcLossConfig(area_threshold=0.02),
-        optim=OptimConfig(steps=1000, batch_size=8, peak_lr=4e-4, clip_norm=1.0),
+        model=SmtcModelConfig(num_semantics=12, num_instances=2),
+        loss=SmtcLossConfig(transport_eps=0.02, area_threshold=0.02),
+        optim=OptimConfig(steps=1500, batch_size=8, peak_lr=1e-3, clip_norm=1.0),
         train_backbone=False,
         augment=AugmentConfig(photometric=False, crop_side=1.0),
         stride=1,

@@ -57,6 +57,8 @@ def _repeatable(embeddings: Any) -> Any:
             values: Tensor = interpolate(self, tokens, height, width)
         if values is positions:  # of its own grid
             return positions
+        if not (torch.is_grad_enabled() and positions.requires_grad):
+            return values
         units = _UnitVectors(self)
         matrix = interpolate(units, tokens.new_empty(1, tokens.shape[1], positions.shape[1]), height, width)
         product = (matrix[0].double() @ positions[0].double()).to(positions.dtype)  # autocast would round fp32 products

@@ -101,9 +101,9 @@ def _kept(
     if MASKS == 1:
         return inside & (tl.load(mask + m, mask=real, other=0) != 0)[:, None]
     g = tl.arange(0, BLOCK_G)[None, :]
-    seen = tl.load(mask + (g * mask_group_stride + m[:, None]), mask=real[:, None] & (g < groups), other=0)
+    seen = tl.load(mask + g * mask_group_stride + m[:, None], mask=real[:, None] & (g < groups), other=0) != 0
     seen = tl.broadcast_to(seen[:, :, None], [seen.shape[0], BLOCK_G, BLOCK_P])
-    return inside & (tl.reshape(seen, inside.shape) != 0)
+    return inside & tl.reshape(seen, inside.shape)
 
 
 @triton.jit

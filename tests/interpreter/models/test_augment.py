@@ -109,6 +109,12 @@ def test_small_frames_are_blurred_too():
     assert adjust(frames, parameters(sigma=2.0)).float().std() < frames.float().std() / 2
 
 
+@pytest.mark.gpu
+def test_a_gpu_changes_colours_alike(clips):
+    drawn = photometry(torch.rand(COUNT, NUMBERS, generator=torch.Generator().manual_seed(3)))
+    close(adjust(clips.cuda(), drawn).cpu(), adjust(clips, drawn))
+
+
 def test_parameters_have_the_published_distribution():
     drawn = photometry(torch.rand(50_000, NUMBERS, generator=torch.Generator().manual_seed(0)))
     # 50,000 draws of a probability have a standard deviation of at most 0.0023.

@@ -107,6 +107,41 @@ def test_gradients_are_those_of_the_plain_model(kind, output, tmp_path):
             torch.testing.assert_close(parameter.grad, expected[name].grad, msg=name, atol=1e-4, rtol=1e-4)
 
 
+def operators(tensor):
+    """Names of all operators whose gradients a tensor has."""
+    todo, seen = [tensor.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [other for other, _ in node.next_functions]
+    return {node.name() for node in seen}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_need_no_interpolation(kind, tmp_path):
+    """That of a bicubic one has no deterministic kernel on a GPU."""
+    backbone, pixels = saved(kind, tmp_path)
+    assert not any("Bicubic" in name for name in operators(trainable(backbone).encode(pixels)))
+    plain = copy.deepcopy(backbone).requires_grad_(True)
+    interpolates = kind not in ("DeiT", "IJepa", "DINOv3ViT")
+    assert any("Bicubic" in name for name in operators(plain.encode(pixels))) == interpolates
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_repeat_on_a_gpu(kind, tmp_path):
+    backbone, pixels = saved(kind, tmp_path)
+    copied, pixels, found = trainable(backbone.cuda()), pixels.cuda(), []
+    for _ in range(2):
+        copied.zero_grad()
+        with autocast(pixels.device, "bf16"):
+            loss = copied.encode(pixels).pow(2).sum()
+        loss.backward()
+        found.append([p.grad.clone() for p in copied.parameters() if p.requires_grad])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def test_positions_of_an_official_dinov2_have_their_gradient(tmp_path):
     """Its interpolation has an offset."""
     from .official_dinov2 import official_weights, save
