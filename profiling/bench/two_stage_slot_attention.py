@@ -72,7 +72,7 @@ def step(module: SlotAttention, form: Form, dtype: torch.dtype) -> Function:
         enabled = dtype != torch.float32 and tokens.dtype != torch.float64
         with torch.autocast(tokens.device.type, dtype, enabled=enabled):
             results = form(module, *leaves.values(), mask)
-        sum(result.float().square().mean() for result in results).backward()
+        torch.stack([result.float().square().mean() for result in results]).sum().backward()
         outputs = dict(zip(("semantics", "attention", "instances"), (r.detach() for r in results), strict=True))
         return outputs | {f"gradient of {name}": leaf.grad for name, leaf in learned.items() if leaf.grad is not None}
 

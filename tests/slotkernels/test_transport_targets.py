@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from slotkernels import sinkhorn_plan, transport_targets
 from slotkernels.transport_targets import bytes_moved, flops
+from slotkernels.transport_targets.op import Arguments
 
 from .oracles import assert_close, assert_matches_oracle
 
@@ -283,6 +284,39 @@ def test_replays_in_a_cuda_graph(backend):
         actual = transport_targets(**inputs, backend=backend)
     graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("batch", [1, 5, 40])
+def test_scratch_memory_is_bounded_by_the_processors(batch):
+    pytest.importorskip("triton", reason="triton is not installed")
+    from slotkernels._triton import Device, recorded
+    from slotkernels.transport_targets import triton as backend
+
+    inputs = make((batch, 6, 5, 4, 2))
+    arguments = Arguments(*inputs.values(), None, None, 0.05, 3)
+    with recorded(Device(90, 8)) as launches:
+        backend.transport_targets(arguments)
+    names = launches[0].kernel.arg_names
+    of = dict(zip(names, launches[0].arguments, strict=False))
+    assert [len(of[name]) for name in ("scores", "row_potentials", "column_potentials")] == [min(batch, 8)] * 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((1, 3, 2049, 4, 2), torch.float32, "2049 tokens of y, at most 2048"),
+        ((1, 3, 4, 5, 65), torch.float32, "65 labels, at most 64"),
+        ((1, 3, 4, 5, 2), torch.float64, "float64"),
+        ((1, 3, 4, 5, 2), torch.float32, "cpu"),
+    ],
+)
+def test_triton_refuses_a_call_with_the_reason(shape, dtype, message, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    inputs = make(shape, dtype)
+    with pytest.raises(RuntimeError, match=f"backend 'triton' cannot serve this call.*{message}"):
+        transport_targets(**inputs, backend="triton")
+    check(inputs, "auto")
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def transport_kernel(
 ):  # fmt: skip
     """A program solves one problem after the other: reads x, y and labels, writes labels of x and, both ways, of y.
 
-    The scores are in scratch memory of its own, written once and read iterations + 2 times: for 256 tokens they stay in
+    The scores are in scratch memory of its own, written once and read iterations + 3 times: for 256 tokens they stay in
     the L2 cache (132 programs of 256 KiB). Registers: a tile of whole rows, potentials and sums of the columns.
     Floor: 2 M L C operations a problem; the traffic is bytes_moved.
     """

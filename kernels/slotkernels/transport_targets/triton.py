@@ -11,6 +11,7 @@ from .op import Arguments, Targets
 
 TILE = 4096  # scores of whole rows in registers: 16 a thread, and as many of three temporaries of this size
 
+WIDE = 2048  # columns whose potentials and sums take so many registers that half of that tile is left
 ALIGNED = 16  # numbers: rows of scores begin where 16 bytes are read at once, whatever L is
 
 
@@ -40,7 +41,7 @@ def transport_targets(arguments: Arguments) -> Targets:
         transport_kernel, (programs,),
         x, y, y_values, x_values, a, b, of_x, of_y, *scratch,
         batch, m, length, stride, dim, labels, iterations, math.log2(math.e) / eps,
-        ROWS=max(1, TILE // columns), COLUMNS=columns, **blocks,
+        ROWS=max(1, (TILE if columns < WIDE else TILE // 2) // columns), COLUMNS=columns, **blocks,
         TILE=128, TILE_K=32, LABELS=max(16, triton.next_power_of_2(labels)),
         PRECISION="interpreted" if INTERPRETED else "tf32x3" if single else "tf32",
         VALUE_PRECISION="interpreted" if INTERPRETED else "tf32x3", num_warps=8, num_stages=3,
