@@ -31,7 +31,8 @@ class VideosConfig:
     data: DatasetKind = "synthetic"
     """synthetic: generated scenes, made on first use.
     folder: video files and folders of numbered frames (00000.jpg, 00001.jpg …) at any depth of a directory.
-    davis: DAVIS 2016 or 2017. ytvis: YouTube-VIS 2019 or 2021. segtrack: SegTrack-v2. fbms: FBMS-59.
+    davis: DAVIS 2016 or 2017. ytvis: YouTube-VIS 2019 or 2021. ytvos: YouTube-VOS 2018 or 2019.
+    segtrack: SegTrack-v2. fbms: FBMS-59.
     movi: MOVi-C, -D or -E, after `interpreter.data convert`.
     `python -m interpreter.data verify NAME --root DIR` prints where to download each."""
     root: Path | None = None
@@ -40,7 +41,8 @@ class VideosConfig:
     """Split of the data set, or several joined by +, such as train+valid+test; ignored for folder and segtrack, which
     have none.
     ytvis splits: train (without the hold-out), holdout (entries 600–899 of train.json), last-300 (its 300 largest
-    ids), without-last-300 (the others), all (the whole train.json), valid, test."""
+    ids), without-last-300 (the others), all (the whole train.json), valid, test.
+    ytvos splits: train, valid, test, and the same with all 30 frames per second, such as train_all_frames."""
     year: Literal["2016", "2017"] = "2016"
     """Edition of DAVIS."""
     num_videos: int = option(200, at_least=1)
@@ -142,7 +144,7 @@ class OptimConfig:
     clip_norm: float | None = None
     """Clip the gradient to this norm. Default: no clipping."""
     flip: bool = True
-    """Horizontal flip, the only augmentation."""
+    """Mirror half of the samples, chosen at random: whole clips of a stage that trains on clips."""
     precision: Precision = "auto"
     """auto: bf16 autocast where the hardware multiplies bf16 faster than fp32, else fp32.
     fp8-backbone: additionally the frozen ViT in float8, which changes its features slightly (docs/training.md)."""

@@ -14,13 +14,10 @@ from interpreter.engine.videos import open_videos, published_ids
 from interpreter.evaluation.candidates import CandidateMasks, SavedMasks, SegmenterMasks
 from interpreter.evaluation.gallery import Gallery
 from interpreter.evaluation.options import Evaluation, check_options, choose_protocols, with_named_objects
+from interpreter.evaluation.output import write_evaluation
 from interpreter.evaluation.provenance import code_version
-from interpreter.evaluation.record import Provenance, format_tables, write_scores, write_videos
-from interpreter.evaluation.report import write_report
+from interpreter.evaluation.record import Provenance
 from interpreter.evaluation.scoring import Scores, score_dataset
-from interpreter.files import remove_leftovers, write_text
-from interpreter.interrupts import Interrupted, StopRequest
-from interpreter.locks import waiting_for
 from interpreter.method_options import Chosen, choose_method, parse_with_settings
 from interpreter.methods.base import Method
 from interpreter.methods.runs import open_segmenter
@@ -91,27 +88,10 @@ def _write(config: Evaluation, scores: Scores, provenance: Provenance, gallery: 
         home = config.out or config.run / "evaluation" / f"{name}-{_way(config.settings)}"
     else:
         home = config.out or Path("evaluation") / f"{name}-{provenance.subject}"
-    pictures = gallery.pictures()
-    table = format_tables(scores, provenance)
     options = asdict(config)
     settings = options.pop("settings")
     options |= {} if config.masks else settings
-    # The files of one evaluation belong together: other processes and signals wait until all of them are written.
-    with waiting_for(home / ".lock", str(home)) as lock, StopRequest() as stop:
-        if lock.exclusive:
-            remove_leftovers(home)
-        for picture in pictures:
-            picture.save(home)
-        write_text(home / "table.txt", table)
-        write_scores(home / "scores.json", scores, provenance, options)
-        write_videos(home / "videos.csv", scores, provenance)
-        write_report(home / "report.html", scores, provenance, options, pictures)
-    if stop.number:
-        raise Interrupted(stop.number)
-    print(table)
-    for title, file in {"report": "report.html", "scores": "scores.json", "videos": "videos.csv"}.items():
-        print(f"{title}: {home / file}")
-    print(f"table: {home / 'table.txt'}\npictures: {home}")
+    write_evaluation(home, scores, provenance, options, gallery)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

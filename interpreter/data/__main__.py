@@ -46,7 +46,8 @@ class Verify:
     split: str | None = None
     """Split to check, or several joined by +. Default: all that exist.
     ytvis splits: train (without the hold-out), holdout (entries 600–899 of train.json), last-300 (its 300 largest
-    ids), without-last-300 (the others), all (the whole train.json), valid, test."""
+    ids), without-last-300 (the others), all (the whole train.json), valid, test.
+    ytvos splits: train, valid, test, and the same with all 30 frames per second, such as train_all_frames."""
     year: Literal[2016, 2017] = 2017
     """Edition of DAVIS; only for davis."""
     annotations: DavisAnnotations = "unsupervised"

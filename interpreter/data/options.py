@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-DatasetKind = Literal["synthetic", "folder", "davis", "ytvis", "movi", "segtrack", "fbms"]
+DatasetKind = Literal["synthetic", "folder", "davis", "ytvis", "ytvos", "movi", "segtrack", "fbms"]
 DavisAnnotations = Literal["unsupervised", "semi-supervised"]
 LoaderName = Literal["auto", "dali", "pyav", "torch"]
 Crop = Literal["none", "central", "random"]

@@ -1,6 +1,7 @@
 """What a step trains on, as a function of its number alone: resuming needs no state of a sampler."""
 
 import abc
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -145,18 +146,48 @@ class FrameInputs(Inputs):
         return [(rows, tokens if self.windows is None else self.windows.size[0] * self.windows.size[1], dim)]
 
 
-@dataclass
-class ClipInputs(Inputs):
-    """Features [B, T, M, D] of clips of consecutive frames.
+@dataclass(frozen=True)
+class Clips:
+    """Clips of frames that are ``stride`` apart.
 
     An epoch takes one clip of each video, at a random place; the clip of a shorter video repeats from its start.
+
+    Attributes:
+        settings: see :class:`InputSettings`.
+        num_frames: length T of the clips.
+        squares: whether each clip is cut to a square at a random place (``--crop random``).
+        stride: distance of two frames of a clip in the video.
+    """
+
+    settings: InputSettings
+    num_frames: int
+    squares: bool = False
+    stride: int = 1
+
+    @functools.cached_property
+    def index(self) -> FrameIndex:
+        """The numbering of all frames."""
+        return FrameIndex.of(self.settings.dataset.videos)
+
+    def request(self, step: int) -> Request:
+        """Frames [B·T] of a step, clip by clip."""
+        optim, count = self.settings.optim, self.num_frames
+        batch, seed, rows = optim.batch_size, optim.seed, self.settings.ranks.rows(optim.batch_size)
+        frames, flips = clip_batch(self.index, batch, count, optim.flip, seed, step, self.stride)
+        offsets = square_batch(batch, count, seed, step)[rows].flatten() if self.squares else None
+        return Request(frames[rows].flatten(), flips[rows].flatten(), offsets)
+
+
+@dataclass
+class ClipInputs(Inputs):
+    """Features [B, T, M, D] of clips; see :class:`Clips`.
 
     Attributes:
         features: of all frames.
         feature_shape: (M, D) of a frame.
         settings: see :class:`InputSettings`.
         num_frames: length T of the clips.
-        squares: whether each clip is cut to a square at a random place (``--crop random``).
+        squares, stride: see :class:`Clips`.
     """
 
     features: FeatureSource
@@ -164,21 +195,16 @@ class ClipInputs(Inputs):
     settings: InputSettings
     num_frames: int
     squares: bool = False
+    stride: int = 1
     noise_stream: int = Stream.CLIP_NOISE
 
     def __post_init__(self) -> None:
-        self.index = FrameIndex.of(self.settings.dataset.videos)
-        self.frames_per_sample = self.num_frames
+        self.clips = Clips(self.settings, self.num_frames, self.squares, self.stride)
+        self.index, self.frames_per_sample = self.clips.index, self.num_frames
 
     def request(self, step: int) -> Request:
         """Frames [B·T] of a step, clip by clip."""
-        optim = self.settings.optim
-        rows = self.settings.ranks.rows(optim.batch_size)
-        frames, flips = clip_batch(self.index, optim.batch_size, self.num_frames, optim.flip, optim.seed, step)
-        offsets = None
-        if self.squares:
-            offsets = square_batch(optim.batch_size, self.num_frames, optim.seed, step)[rows].flatten()
-        return Request(frames[rows].flatten(), flips[rows].flatten(), offsets)
+        return self.clips.request(step)
 
     def batches(self, steps: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:
         """See :meth:`Inputs.batches`."""

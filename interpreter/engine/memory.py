@@ -53,7 +53,7 @@ def predicted_peak(task: Task) -> int:
     """Most bytes that are alive at once in an eager step: weights, optimiser, gradients, activations and the batch.
 
     The step runs on tensors without data, whose storages are counted. Left out are what libraries allocate for
-    themselves, buffers inside the project's own ops, and the backbone.
+    themselves, buffers inside the project's own ops, and a frozen backbone outside the model.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), LivingStorages() as living:
         # Under the fake mode copy.deepcopy makes parameters without data, but cannot copy buffers.

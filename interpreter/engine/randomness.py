@@ -29,6 +29,9 @@ class Stream(IntEnum):
     SQUARES = 6  # where the square crops of clips lie
     KEPT = 7  # which tokens of a frame are not dropped
     MERGES = 8  # which samples have their slots merged
+    PHOTOMETRIC = 9  # colours and blur of the views of clips
+    CROPS = 10  # where the crops of clips lie
+    PARTNERS = 11  # which other frame of its clip a frame is compared with
 
 
 def repeatable(device: torch.device) -> None:
@@ -122,18 +125,20 @@ def window_batch(
 
 
 def clip_batch(
-    index: FrameIndex, batch: int, num_frames: int, flip: bool, seed: int, step: int
+    index: FrameIndex, batch: int, num_frames: int, flip: bool, seed: int, step: int, stride: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Global frame numbers [batch, T] and flips [batch, T] of a step that trains on clips of T frames.
 
-    A longer video gives a random window of T frames, a shorter one repeats from its start.
+    The frames of a clip are ``stride`` apart. A longer video gives a clip at a random place, a shorter one repeats from
+    its start.
     """
     lengths, starts = index.lengths, index.starts
+    places = stride * np.arange(num_frames)
     random = random_state(seed, Stream.AUGMENTATION, step)
     frames = np.empty((batch, num_frames), np.int64)
     for row, video in enumerate(shuffled_items(len(lengths), batch, seed, step)):
-        first = random.integers(0, max(0, lengths[video] - num_frames) + 1)
-        frames[row] = starts[video] + (first + np.arange(num_frames)) % lengths[video]
+        first = random.integers(0, max(0, lengths[video] - 1 - places[-1]) + 1)
+        frames[row] = starts[video] + (first + places) % lengths[video]
     flips = random.random((batch, 1)) < (0.5 if flip else 0.0)
     return torch.from_numpy(frames), torch.from_numpy(np.repeat(flips, num_frames, axis=1))
 
@@ -159,3 +164,26 @@ def kept_batch(batch: int, num_frames: int, tokens: int, kept: int, seed: int, s
 def merge_batch(batch: int, probability: float, seed: int, step: int) -> Tensor:
     """Which samples of a step have their slots merged, bool [batch], each with ``probability``."""
     return torch.from_numpy(random_state(seed, Stream.MERGES, step).random(batch) < probability)
+
+
+def photometric_batch(batch: int, numbers: int, seed: int, step: int) -> tuple[Tensor, list[tuple[int, ...]]]:
+    """What the colours of the two views of each clip are drawn from.
+
+    Returns:
+        Uniform numbers fp32 [2, batch, ``numbers``] in [0, 1), and an order of four operations for each view.
+    """
+    random = random_state(seed, Stream.PHOTOMETRIC, step)
+    orders = [tuple(random.permutation(4).tolist()) for _ in range(2)]
+    return torch.from_numpy(random.random((2, batch, numbers), np.float32)), orders
+
+
+def crop_batch(room: tuple[int, int], batch: int, seed: int, step: int) -> Tensor:
+    """First row and column [batch, 2] of the crop of each clip, from 0 to ``room``."""
+    corners = random_state(seed, Stream.CROPS, step).integers(0, np.array(room) + 1, size=(batch, 2))
+    return torch.from_numpy(corners)
+
+
+def partner_batch(batch: int, num_frames: int, seed: int, step: int) -> Tensor:
+    """For each frame of each clip another frame of it at random, int64 [batch, T] in 0 to T - 1."""
+    distances = random_state(seed, Stream.PARTNERS, step).integers(1, num_frames, size=(batch, num_frames))
+    return torch.from_numpy((np.arange(num_frames) + distances) % num_frames)

@@ -47,7 +47,7 @@ class TrainingStep:
         rates = [learning_rate(step, optim) for step in range(optim.steps)]
         self.rates = torch.tensor(rates, dtype=torch.float32, device=device)
         groups = task.parameter_groups(task.model)
-        self.scales = [group.pop("lr_scale", 1.0) for group in groups]
+        self.scales = [(group.pop("lr_scale", 1.0), group.pop("starts_at", 0)) for group in groups]
         self.group_rates = [torch.zeros((), device=device) for _ in groups]
         self.optimizer = torch.optim.AdamW(
             groups,
@@ -102,8 +102,10 @@ class TrainingStep:
 
     def _compute(self, *batch: Tensor) -> None:
         rate = self.rates.index_select(0, self.number.view(1)).squeeze()
-        for group_rate, scale in zip(self.group_rates, self.scales, strict=True):
+        for group_rate, (scale, start) in zip(self.group_rates, self.scales, strict=True):
             group_rate.copy_(rate if scale == 1.0 else rate * scale)
+            if start:  # the decay of weights is multiplied by the rate too
+                group_rate *= self.number >= start
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for part, share, last in self._micro_batches(batch):

@@ -33,7 +33,8 @@ class Task:
         optim: optimiser settings; ``precision`` resolved.
         device: where to train.
         ranks: the processes that share each batch.
-        parameter_groups: of AdamW; each may have a factor ``lr_scale`` of the learning rate.
+        parameter_groups: of AdamW; each may have a factor ``lr_scale`` of the learning rate, and a step ``starts_at``,
+            counted from 0, up to which its rate is 0: its weights stay as they are, and are not decayed.
         after_step: called with the model after each optimiser step.
     """
 

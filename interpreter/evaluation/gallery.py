@@ -15,6 +15,7 @@ from interpreter.render import mask_grid
 from interpreter.segmentation import Edges
 
 FRAMES, HEIGHT = 6, 240
+NOT_PAINTED = 255  # what pixels in no segment become in a picture
 
 
 @dataclass
@@ -27,12 +28,13 @@ class Shown:
     truth: np.ndarray  # [n, h, w]
     edges: Edges  # of the main entry
     rows: dict[str, np.ndarray] = field(default_factory=dict)  # entry -> [n, h, w]
+    background: int | None = None  # in the rows, of pixels that are not painted
     score: float = float("nan")
 
     def draw(self) -> np.ndarray:
         """Frames, masks of each entry and the truth: uint8 [H, W, 3]."""
         frames = self.video.read(self.chosen, self.size)
-        return mask_grid(frames, self.rows, truth=self.truth, void=VOID)
+        return mask_grid(frames, self.rows, truth=self.truth, void=VOID, background=self.background)
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,15 @@ class Gallery:
         self._kept: list[Shown] = []  # best first
         self._current: Shown | None = None
 
-    def see(self, video: Video, entry: Entry, maps: np.ndarray, truth: np.ndarray, frames: np.ndarray) -> None:
+    def see(
+        self,
+        video: Video,
+        entry: Entry,
+        maps: np.ndarray,
+        truth: np.ndarray,
+        frames: np.ndarray,
+        background: int | None = None,
+    ) -> None:
         """Look at the masks of a video: those of the first seed with the edges of the main entry are shown, those of
         sweeps and blind baselines are not.
 
@@ -73,6 +83,7 @@ class Gallery:
             maps: the masks of all frames, at any size.
             truth: [t, H, W] masks of the annotated frames.
             frames: [t] numbers of these.
+            background: id in the masks of pixels in no segment, which are not painted.
         """
         if not self.count or entry.kind in ("sweep", "blind"):
             return
@@ -83,7 +94,10 @@ class Gallery:
         shown = self._current
         if entry.edges == shown.edges and entry.name not in shown.rows:
             labels = resize_labels(maps[shown.chosen], shown.size)
-            shown.rows[entry.name] = np.unique(labels, return_inverse=True)[1].reshape(labels.shape) % 256
+            colours = np.unique(labels, return_inverse=True)[1].reshape(labels.shape) % 256
+            if background is not None:
+                colours[labels == background] = shown.background = NOT_PAINTED
+            shown.rows[entry.name] = colours
 
     def forget(self) -> None:
         """Drop the video that is being seen."""

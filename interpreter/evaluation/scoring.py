@@ -188,7 +188,7 @@ def _score_video(
     for candidate in source.candidates(video, status):
         for size, group, true in groups:
             pred = candidate.labels(size)
-            gallery.see(video, candidate.entry, pred, truth, frames)
+            gallery.see(video, candidate.entry, pred, truth, frames, candidate.background)
             for protocol in group:
                 numbers = score_video(protocol, pred, true, frames=frames, void=VOID, background=candidate.background)
                 if candidate.segments is not None:

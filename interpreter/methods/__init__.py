@@ -5,13 +5,14 @@ from interpreter.methods.cluster import CLUSTER
 from interpreter.methods.dinosaur import DINOSAUR
 from interpreter.methods.interpreter import INTERPRETER
 from interpreter.methods.slot_contrast import SLOT_CONTRAST
+from interpreter.methods.smtc import SMTC
 from interpreter.methods.solv import SOLV
 from interpreter.methods.videosaur import VIDEOSAUR
 
 __all__ = ["METHODS", "find_method"]
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (INTERPRETER, DINOSAUR, SLOT_CONTRAST, VIDEOSAUR, SOLV, CLUSTER)
+    method.name: method for method in (INTERPRETER, DINOSAUR, SLOT_CONTRAST, VIDEOSAUR, SOLV, SMTC, CLUSTER)
 }
 
 

@@ -178,8 +178,9 @@ class Stage(abc.ABC, Generic[C]):
         return None
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Parameter groups of AdamW; a group may have a factor ``lr_scale`` of the learning rate. By default there is
-        one group of all parameters that need a gradient."""
+        """Parameter groups of AdamW; a group may have a factor ``lr_scale`` of the learning rate, and a step
+        ``starts_at`` up to which its weights stay as they are. By default there is one group of all parameters that
+        need a gradient."""
         return all_parameters(model)
 
     def after_step(self, model: nn.Module) -> None:

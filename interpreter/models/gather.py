@@ -1,4 +1,4 @@
-"""Rows of all processes of a job, for losses that compare the samples of the whole batch."""
+"""Rows and sums of all processes of a job, for losses that are no means over samples."""
 
 import torch
 import torch.distributed as dist
@@ -7,7 +7,7 @@ from torch import Tensor
 
 def own_rows(count: int) -> slice:
     """Which rows of :func:`gather_rows` are this process's, if each process has ``count``."""
-    rank = dist.get_rank() if _world() > 1 else 0
+    rank = dist.get_rank() if world_size() > 1 else 0
     return slice(rank * count, (rank + 1) * count)
 
 
@@ -20,10 +20,23 @@ def gather_rows(rows: Tensor) -> Tensor:
     Args:
         rows: of the same shape in all processes.
     """
-    return rows if _world() == 1 else _gather(rows.contiguous(), _world())
+    return rows if world_size() == 1 else _gather(rows.contiguous(), world_size())
 
 
-def _world() -> int:
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, without a gradient; the tensor itself without a job.
+
+    For a loss that is divided by a count of the whole batch, for example.
+
+    Args:
+        value: of the same shape in all processes.
+    """
+    value = value.detach()
+    return value if world_size() == 1 else _sum(value)
+
+
+def world_size() -> int:
+    """How many processes the job has; 1 without a job."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -51,6 +64,18 @@ def _sum_own(grad: Tensor, world: int) -> Tensor:
 @_sum_own.register_fake
 def _(grad: Tensor, world: int) -> Tensor:
     return grad.new_empty(len(grad) // world, *grad.shape[1:])
+
+
+@torch.library.custom_op("interpreter::sum_over_ranks", mutates_args=())
+def _sum(value: Tensor) -> Tensor:
+    total = value.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
+@_sum.register_fake
+def _(value: Tensor) -> Tensor:
+    return torch.empty_like(value, memory_format=torch.contiguous_format)
 
 
 def _remember(ctx, inputs: tuple[Tensor, int], output: Tensor) -> None:  # type: ignore[no-untyped-def]

@@ -18,6 +18,7 @@ def mask_grid(
     *,
     truth: np.ndarray | None = None,
     void: int = 255,
+    background: int | None = None,
     width: int = 1600,
 ) -> np.ndarray:
     """Draw a grid: a column for each frame; rows for the input, each segmentation painted over it, and the truth.
@@ -27,6 +28,7 @@ def mask_grid(
         labels: integer [n, H, W] ids in 0..255, or several of them by the title of their row.
         truth: integer [n, H, W] true object ids, 0 = background (shown black), ``void`` in light grey.
         void: id in ``truth`` of pixels that were not annotated.
+        background: id in ``labels`` of pixels that are not painted.
         width: of the picture in pixels; frames are scaled to fill it.
 
     Returns:
@@ -38,7 +40,8 @@ def mask_grid(
     rows = {"input": frames}
     for title, maps in (labels if isinstance(labels, Mapping) else {"segments": labels}).items():
         _check(title, maps, frames)
-        rows[title] = np.stack([overlay(frame, m, ALPHA) for frame, m in zip(frames, maps, strict=True)])
+        painted = [overlay(frame, m, ALPHA, background=background) for frame, m in zip(frames, maps, strict=True)]
+        rows[title] = np.stack(painted)
     if truth is not None:
         _check("truth", truth, frames)
         rows["ground truth"] = np.stack([segment_image(m, background=0, void=void) for m in truth])

@@ -7,7 +7,7 @@ from interpreter.render.palette import DISPLAY_PALETTE
 VOID_COLOUR = (230, 230, 230)
 
 
-def overlay(frame: np.ndarray, labels: np.ndarray, alpha: float = 0.5) -> np.ndarray:
+def overlay(frame: np.ndarray, labels: np.ndarray, alpha: float = 0.5, *, background: int | None = None) -> np.ndarray:
     """Tint every segment of a frame with its colour and draw a line around it, inside the segment.
 
     Lines have the segment's full colour and are one pixel wide for every 400 pixels of height.
@@ -16,6 +16,7 @@ def overlay(frame: np.ndarray, labels: np.ndarray, alpha: float = 0.5) -> np.nda
         frame: uint8 [H, W, 3], RGB.
         labels: integer [H, W] ids in 0..255; id i is painted with ``DISPLAY_PALETTE[i]``.
         alpha: opacity of the tint, 0..1.
+        background: id whose pixels stay as they are.
 
     Returns:
         uint8 [H, W, 3], a new array.
@@ -30,6 +31,8 @@ def overlay(frame: np.ndarray, labels: np.ndarray, alpha: float = 0.5) -> np.nda
     out = ((frame.astype(np.uint16) * (256 - weight) + colours.astype(np.uint16) * weight) >> 8).astype(np.uint8)
     edges = _inner_edges(labels, max(1, round(len(labels) / 400)))
     out[edges] = colours[edges]
+    if background is not None:
+        out[labels == background] = frame[labels == background]
     return out
 
 

@@ -7,6 +7,7 @@ they support. See :func:`use_backend`.
 from ._backends import use_backend
 from .guided_labels import guided_labels
 from .invariant_slot_attention import InvariantSlotAttention, InvariantSlotAttentionOutput
+from .matching import match_slots
 from .merging import cluster_slots, merge_slots
 from .mixing import mix_slots
 from .propagation import LabelMaps, propagate_attention, propagate_labels, propagate_masks
@@ -25,6 +26,7 @@ __all__ = [
     "cluster_slots",
     "guided_labels",
     "inverted_attention",
+    "match_slots",
     "merge_slots",
     "mix_slots",
     "propagate_attention",

@@ -13,6 +13,7 @@ from slotkernels import (
     cluster_slots,
     guided_labels,
     inverted_attention,
+    match_slots,
     merge_slots,
     mix_slots,
     propagate_labels,
@@ -61,6 +62,11 @@ def _merging(device: str) -> None:
     merge_slots(slots, attention, labels)
 
 
+def _matching(device: str) -> None:
+    for count in (1, 3, 5):
+        match_slots(torch.randn(7, count, count, device=device))
+
+
 def _mixing(device: str) -> None:
     hidden = torch.randn(3, 5, 11, 40, device=device, requires_grad=True)
     valid = torch.arange(5, device=device) < torch.tensor([[5], [3], [0]], device=device)
@@ -84,6 +90,7 @@ OPS: dict[str, Callable[[str], None]] = {
     "sinkhorn": _sinkhorn,
     "labels": _labels,
     "merging": _merging,
+    "matching": _matching,
     "mixing": _mixing,
     "transport": _transport,
 }

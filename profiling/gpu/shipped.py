@@ -7,6 +7,8 @@ from slotkernels.guided_labels import triton as guided_labels
 from slotkernels.guided_labels.op import GuidedArguments, default_radius
 from slotkernels.invariant_slot_attention import op as invariant_op
 from slotkernels.invariant_slot_attention import triton as invariant_slot_attention
+from slotkernels.matching import op as matching_op
+from slotkernels.matching import triton as matching
 from slotkernels.mixing import op as mixing_op
 from slotkernels.mixing import triton as mixing
 from slotkernels.propagation import triton as propagation
@@ -37,6 +39,7 @@ def shipped() -> Iterator[tuple[str, Callable[[], object]]]:
     yield from _propagate_labels()
     yield from _guided_labels()
     yield from _mix_slots()
+    yield from _match_slots()
     yield from _sinkhorn()
     yield from _transport_targets()
 
@@ -45,17 +48,21 @@ def _inverted_attention() -> Iterator[tuple[str, Callable[[], object]]]:
     # (B, M, N, D, groups): the benchmark's, then the limits and what is in between.
     shapes = [(128, 864, 32, 768, 1), (96, 1152, 8, 768, 1), (64, 576, 11, 64, 1), (1, 864, 32, 768, 1),
               (8, 863, 20, 127, 1), (8, 864, 33, 1024, 1), (8, 864, 128, 1024, 1), (8, 864, 64, 384, 1),
-              (8, 96, 11, 192, 1), (8, 864, 16, 768, 4)]  # fmt: skip
+              (8, 96, 11, 192, 1), (8, 864, 16, 768, 4), (128, 256, 16, 384, 1), (128, 256, 64, 384, 16),
+              (128, 864, 64, 384, 16)]  # fmt: skip
     for dtype, precisions in PRECISIONS.items():
         for batch, tokens, slots, dim, groups in shapes if dtype != torch.float16 else shapes[:1]:
             for precision in precisions if (slots, dim) == (32, 768) and batch > 1 else precisions[:1]:
                 q, k = (torch.empty(batch, n, dim, dtype=dtype, device="meta") for n in (slots, tokens))
-                for with_v in (False, True) if batch == 128 else (False,):
+                masked = dim == 384 and groups > 1  # SMTC's instances see tokens of their semantic
+                mask = torch.empty(batch, groups, tokens, dtype=torch.bool, device="meta") if masked else None
+                for with_v in (False, True) if (batch, dim) == (128, 768) else (False,):
                     v = torch.empty_like(k) if with_v else None
                     bias = torch.empty(batch, slots, device="meta")
                     options = (dim**-0.5, 1e-8, 0.0, groups, precision or "ieee", not with_v)
-                    forward = Arguments(q, k, v, bias, None, *options)
-                    name = f"B{batch} M{tokens} N{slots} D{dim}" + f" G{groups}" * (groups > 1) + " v" * with_v
+                    forward = Arguments(q, k, v, bias, mask, *options)
+                    name = f"B{batch} M{tokens} N{slots} D{dim}" + f" G{groups}" * (groups > 1)
+                    name += " masked" * masked + " v" * with_v
                     name = f"{name} {str(dtype).removeprefix('torch.')} {precision}".strip()
                     yield (
                         f"inverted_attention forward {name}",
@@ -197,6 +204,23 @@ def _mix_slots() -> Iterator[tuple[str, Callable[[], object]]]:
                     backward = mixing_op.BackwardArguments(grads, hidden, weight, valid, masks)
                     label = f"mix_slots backward {name}" + " masks" * (of_masks is not None)
                     yield label, lambda a=backward: mixing.mix_slots_backward(a)
+
+
+def _match_slots() -> Iterator[tuple[str, Callable[[], object]]]:
+    # (pairs of frames, semantics, P): SMTC, fewer and more instances, and one problem.
+    for leading, count, dtypes in (
+        ((12, 32, 16), 4, (torch.float32, torch.bfloat16, torch.float16)),
+        ((12, 32, 16), 1, (torch.float32,)),
+        ((12, 32, 16), 2, (torch.float32,)),
+        ((12, 32, 16), 3, (torch.float32,)),
+        ((12, 32, 16), 5, (torch.float32, torch.bfloat16)),
+        ((), 4, (torch.float32,)),
+    ):
+        for dtype in dtypes:
+            similarity = torch.empty(*leading, count, count, dtype=dtype, device="meta")
+            name = f"{' '.join(map(str, leading)) or 'one'} P{count} {str(dtype).removeprefix('torch.')}"
+            arguments = matching_op.Arguments(similarity)
+            yield f"match_slots {name}", lambda a=arguments: matching.match_slots(a)
 
 
 def _sinkhorn() -> Iterator[tuple[str, Callable[[], object]]]:

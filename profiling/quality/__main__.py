@@ -3,6 +3,7 @@
     python -m profiling.quality scenes                                  # generated scenes
     python -m profiling.quality davis --root DAVIS --backbone WEIGHTS   # DAVIS, with the weights of a ViT-S/14
     python -m profiling.quality solv-ablation                           # SOLV's components, on generated scenes
+    python -m profiling.quality smtc                                    # SMTC, on generated scenes
     python -m profiling.quality page                                    # tables of docs/results.md from the results
 
 What was trained or evaluated by the same command is not computed again; rerun an interrupted command to resume. The
@@ -21,7 +22,8 @@ from profiling.common.machine import save
 from profiling.common.paths import RESULTS, ROOT
 from profiling.quality import plans
 from profiling.quality.join import joined, pictures
-from profiling.quality.page import DAVIS, PAGE, PICTURE, SCENES, SOLV, with_tables
+from profiling.quality.page import DAVIS, PAGE, PICTURE, SCENES, SMTC, SOLV, with_tables
+from profiling.quality.smtc import smtc_scenes
 from profiling.quality.solv import solv_ablation
 from profiling.quality.steps import Command, Kind, Step, forget
 
@@ -68,6 +70,16 @@ class SolvAblation(Run):
 
 
 @dataclass
+class Smtc(Run):
+    """Train SMTC on generated scenes, and evaluate it."""
+
+    out: Path = Path("runs/quality/scenes")
+    """Directory of runs, evaluations and pictures; scenes and features may be those of `scenes`."""
+    seeds: tuple[int, ...] = plans.SEEDS
+    """Seeds of the trainings."""
+
+
+@dataclass
 class Page:
     """Write the tables of docs/results.md from profiling/results."""
 
@@ -106,9 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and run."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command = Command("quality", ("profiling.quality", *arguments)).portable
-    options = tyro.cli(
-        Scenes | Davis | SolvAblation | Page, prog="python -m profiling.quality", description=__doc__, args=arguments
-    )
+    plan = Scenes | Davis | SolvAblation | Smtc | Page
+    options = tyro.cli(plan, prog="python -m profiling.quality", description=__doc__, args=arguments)
     if isinstance(options, Page):
         changed = write_page(options.check)
         if options.check and changed:
@@ -123,6 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif isinstance(options, SolvAblation):
         steps = list(solv_ablation(options.out, options.seeds))
         run(options, steps, "scores and costs of SOLV on generated scenes", command, RESULTS / SOLV)
+    elif isinstance(options, Smtc):
+        steps = list(smtc_scenes(options.out, options.seeds))
+        run(options, steps, "scores and costs of SMTC on generated scenes", command, RESULTS / SMTC)
     else:
         steps = list(plans.davis(options.out, options.root, options.backbone))
         what = "scores and costs on DAVIS-2016 and two sequences of DAVIS-2017"

@@ -9,7 +9,7 @@ from profiling.common.paths import RESULTS, ROOT
 from profiling.quality import tables
 
 PAGE = "docs/results.md"
-SCENES, DAVIS, SOLV = "scenes.json", "davis.json", "solv-scenes.json"
+SCENES, DAVIS, SOLV, SMTC = "scenes.json", "davis.json", "solv-scenes.json", "smtc-scenes.json"
 PICTURE = "docs/results-scenes.png"
 CAPTION = "A held-out scene: frames, segments of Interpreter with association by features and guided edges, truth"
 BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -17,11 +17,10 @@ BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def blocks(root: Path = ROOT, folder: Path = RESULTS) -> dict[str, tables.Lines]:
     """The lines of every table, by name, with the picture of a scene if there is one."""
-    files = {
-        name: json.loads((folder / name).read_text()) for name in (SCENES, DAVIS, SOLV) if (folder / name).exists()
-    }
+    names = (SCENES, DAVIS, SOLV, SMTC)
+    files = {name: json.loads((folder / name).read_text()) for name in names if (folder / name).exists()}
     davis = files.get(DAVIS)
-    scenes = together([files[name] for name in (SCENES, SOLV) if name in files])
+    scenes = together([files[name] for name in (SCENES, SOLV, SMTC) if name in files])
     not_run, picture = [tables.NOT_RUN], root / PICTURE
     drawn = ["", f"![{CAPTION}]({picture.name})", "", f"{CAPTION}."] if picture.exists() else []
     return {

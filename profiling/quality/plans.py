@@ -153,6 +153,7 @@ TITLES = {
     "slot-contrast": "Slot Contrast",
     "videosaur": "VideoSAUR",
     "solv": "SOLV",
+    "smtc": "SMTC",
     "cluster": "clusters of tokens",
 }
 """Methods as the tables name them."""

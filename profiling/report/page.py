@@ -31,6 +31,8 @@ NOT_YET = """## What no GPU has run so far
 - GeomLoss under `torch.compile`, and the image stage's step with its baselines: run 7 of the GPU check ended before
   they were measured.
 - `inverted_attention` with 64 columns on GPUs before sm_90: its number of pipeline stages changed after the run.
+- `inverted_attention` with a mask: the mask is now read once for a group instead of once for each slot, so that no
+  register spills.
 - GeomLoss and KeOps on large sets: KeOps crashes on the H200 (pykeops 2.3 with CUDA 13.0). A trial in a child process
   detects that, and `auto` uses `blocks`.
 - DALI's GPU decoders, and DDP over NCCL.
@@ -40,6 +42,9 @@ NOT_YET = """## What no GPU has run so far
   recurrent slot attention are measured.
 - SOLV's backbone with dropped patches. Its step from features on is measured; captured and
   eager steps agree bit for bit.
+- SMTC: its training step with a trained ViT, the teacher and augmented views, `transport_targets`, `match_slots`, and
+  slot attention in groups that share prepared tokens. Their kernels pass in Triton's interpreter and compile for sm_80
+  to sm_120.
 
 Hardware counters of the H200: [ncu-image-cuda.csv](../profiling/results/ncu-image-cuda.csv) for slot attention's
 forward kernel, [ncu-video-cuda.csv](../profiling/results/ncu-video-cuda.csv) for the Sinkhorn kernel. The table of

@@ -70,6 +70,17 @@ def test_overlay_shows_the_frame_at_alpha_0_and_labels_at_1():
         render.overlay(frame, labels[:-1])
 
 
+def test_background_is_not_painted():
+    frame, labels = np.full((32, 48, 3), 100, np.uint8), moving_square()[0]
+    out, ground = render.overlay(frame, labels, 0.5, background=0), labels == 0
+    assert (out[ground] == 100).all()
+    np.testing.assert_array_equal(out[~ground], render.overlay(frame, labels, 0.5)[~ground])
+    empty = {"masks": np.zeros_like(labels)[None]}
+    for background, gray in ((None, False), (0, True)):
+        grid = render.mask_grid(frame[None], empty, background=background)
+        assert (grid[3 * len(grid) // 4, grid.shape[1] // 2] == 100).all() == gray
+
+
 @pytest.mark.parametrize("fps", [25, Fraction(30000, 1001), 23.976])
 @pytest.mark.parametrize("size", [(64, 96), (65, 97)])
 def test_mp4_is_read_back(tmp_path, fps, size):

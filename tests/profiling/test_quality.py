@@ -17,7 +17,8 @@ from profiling.common.paths import RESULTS, ROOT
 from profiling.quality import plans, steps, tables
 from profiling.quality.__main__ import main, write_page
 from profiling.quality.join import costs, joined, scores
-from profiling.quality.page import DAVIS, PAGE, SCENES, with_tables
+from profiling.quality.page import DAVIS, PAGE, SCENES, SMTC, SOLV, with_tables
+from profiling.quality.smtc import smtc_scenes
 from profiling.quality.solv import solv_ablation
 from profiling.quality.steps import Command, Step, forget
 from profiling.quality.strips import Strips, draw
@@ -74,11 +75,13 @@ def commands(monkeypatch):
 def plan(name):
     if name == "solv-ablation":
         return list(solv_ablation(Path("out")))
+    if name == "smtc":
+        return list(smtc_scenes(Path("out")))
     made = plans.scenes(Path("out")) if name == "scenes" else plans.davis(Path("out"), Path("DAVIS"), "vit.safetensors")
     return list(made)
 
 
-@pytest.mark.parametrize("name", ["scenes", "davis", "solv-ablation"])
+@pytest.mark.parametrize("name", ["scenes", "davis", "solv-ablation", "smtc"])
 def test_commands_of_a_plan_have_options_that_exist(name):
     every = plan(name)
     assert len({step.folder for step in every}) == len(every)
@@ -95,7 +98,7 @@ def test_commands_of_a_plan_have_options_that_exist(name):
                 assert (config.out, config.frame_size) == (one.folder, one.size)
 
 
-@pytest.mark.parametrize("name", ["scenes", "davis", "solv-ablation"])
+@pytest.mark.parametrize("name", ["scenes", "davis", "solv-ablation", "smtc"])
 def test_steps_need_only_earlier_steps(name):
     every = plan(name)
     for index, one in enumerate(every):
@@ -280,6 +283,15 @@ def test_every_table_has_its_place_on_the_page(tmp_path):
         with_tables("<!-- table scenes -->\n<!-- end -->", tmp_path, tmp_path)
 
 
+def test_all_methods_on_scenes_share_data_and_write_folders_of_their_own():
+    of_plans = [plan(name) for name in ("scenes", "solv-ablation", "smtc")]
+    folders = [one.folder for steps_of_plan in of_plans for one in steps_of_plan]
+    assert len(set(folders)) == len(folders)
+    for one in (one for steps_of_plan in of_plans for one in steps_of_plan if one.kind == "evaluate"):
+        arguments = one.commands[0].arguments
+        assert arguments[arguments.index("--root") + 1] == "out/data"
+
+
 def test_dry_run_lists_commands_and_runs_nothing(tmp_path, commands, capsys):
     main(["scenes", "--dry-run", "--out", str(tmp_path / "out")])
     lines = capsys.readouterr().out.splitlines()
@@ -290,7 +302,7 @@ def test_dry_run_lists_commands_and_runs_nothing(tmp_path, commands, capsys):
 
 
 def test_results_of_the_page_hold_no_absolute_path():
-    for name in (SCENES, DAVIS):
+    for name in (SCENES, DAVIS, SOLV, SMTC):
         path = RESULTS / name
         assert not path.exists() or not re.search(r'[" ]/\w+/', path.read_text()), path
 

@@ -13,6 +13,7 @@ from slotkernels import (
     cluster_slots,
     guided_labels,
     inverted_attention,
+    match_slots,
     merge_slots,
     mix_slots,
     propagate_attention,
@@ -343,6 +344,11 @@ def test_results_without_derivatives():
     labels = torch.func.jvp(lambda s: cluster_slots(s, 0.5)[0].double(), (slots,), (slots,))
     assert torch.equal(labels[0], cluster_slots(slots, 0.5)[0].double())
     assert not labels[1].any()
+    similarity = rand(3, 2, 4, 4)
+    partners, tangent = torch.func.jvp(lambda s: match_slots(s).double(), (similarity,), (similarity,))
+    assert torch.equal(partners, match_slots(similarity).double())
+    assert not tangent.any()
+    assert torch.equal(torch.vmap(match_slots)(similarity), match_slots(similarity))
     maps = torch.vmap(lambda i, v: propagate_labels(i[None], v[None], (2, 3))[0])(image, video)
     assert torch.equal(maps, propagate_labels(image, video, (2, 3)))
     guide = torch.randint(0, 256, (*image.shape[:2], 4, 6, 3), dtype=torch.uint8)

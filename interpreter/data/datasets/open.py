@@ -14,6 +14,7 @@ from interpreter.data.datasets.folder import find_folder
 from interpreter.data.datasets.segtrack import find_segtrack
 from interpreter.data.datasets.unopened import UnopenedVideo, UnopenedVideos
 from interpreter.data.datasets.ytvis import find_ytvis
+from interpreter.data.datasets.ytvos import find_ytvos
 from interpreter.data.options import DatasetKind, DavisAnnotations
 from interpreter.data.threads import cpu_count, reading_threads
 from interpreter.data.video import CentralSquare, CroppedVideo, Video, VideoError, find_borders
@@ -75,6 +76,21 @@ class VideoDataset:
             masks[t] = annotation.read(t, (video.height, video.width))
         return masks
 
+    def mask(self, i: int, frame: int) -> np.ndarray:
+        """Mask of one annotated frame of video ``i``: uint8 [H, W] as in `masks`.
+
+        Args:
+            i: number of the video.
+            frame: one of its `mask_frames`.
+
+        Raises:
+            VideoError: if the mask is damaged or its size is not the video's.
+        """
+        annotation, video = self._annotations[i], self.videos[i]
+        if annotation is None:
+            raise ValueError(f"{video.path} has no masks")
+        return annotation.read(frame, (video.height, video.width))
+
     def expected_masks(self, i: int) -> str:
         """Where masks of video ``i`` were expected, and which files are there; empty if unknown."""
         annotation = self._annotations[i]
@@ -113,6 +129,8 @@ def open_dataset(
       600–899 of train.json), ``last-300`` (its 300 largest ids), ``without-last-300`` (the others), ``all`` (the whole
       train.json), ``valid``, ``test``. Crowd regions are void; where objects overlap, the later one in the file is in
       front.
+    - ``ytvos``: YouTube-VOS 2018 or 2019 as published, splits ``train``, ``valid``, ``test`` and the same with
+      ``_all_frames``; masks are optional.
     - ``movi``: MOVi-C, D or E after ``python -m interpreter.data convert movi``.
     - ``segtrack``: SegTrack-v2 as published; where objects overlap, the one with the higher number is in front.
     - ``fbms``: FBMS-59 as published, splits ``train`` and ``test``; few frames have masks.
@@ -186,7 +204,7 @@ def _find_split(
     elif kind in ("synthetic", "movi"):
         videos = find_davis(root, split, 2017, "unsupervised")
     else:
-        readers = {"ytvis": find_ytvis, "segtrack": find_segtrack, "fbms": find_fbms}
+        readers = {"ytvis": find_ytvis, "ytvos": find_ytvos, "segtrack": find_segtrack, "fbms": find_fbms}
         videos = readers[kind](root, split)
     if not videos:
         raise FileNotFoundError(f"{root}: the index of {split or 'all splits'} names no video; restore it")

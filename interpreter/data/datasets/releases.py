@@ -40,6 +40,16 @@ RELEASES = {
   ROOT/test.json,  ROOT/test/JPEGImages/…  (optional)""",
         ("train", "holdout", "valid", "test"),
     ),
+    "ytvos": Release(
+        "YouTube-VOS 2018 or 2019 (Xu et al., ECCV 2018)",
+        ("https://youtube-vos.org/dataset/vos/ (registration; train.zip, valid.zip, test.zip, and *_all_frames.zip)",),
+        """  ROOT/train/JPEGImages/003234408d/00000.jpg …
+  ROOT/train/Annotations/003234408d/00000.png …      (optional)
+  ROOT/train/meta.json                               (optional)
+  ROOT/valid/…, ROOT/test/…                          (likewise; masks of the frames where an object appears first)
+  ROOT/train_all_frames/JPEGImages/…                 (30 frames per second; likewise valid_all_frames, …)""",
+        ("train", "valid", "test", "train_all_frames", "valid_all_frames", "test_all_frames"),
+    ),
     "davis": Release(
         "DAVIS 2016 (Perazzi et al., CVPR 2016) and 2017 (Pont-Tuset et al. 2017, Caelles et al. 2019)",
         (

@@ -1,4 +1,4 @@
-"""The interface of a frozen feature extractor."""
+"""The interface of a feature extractor."""
 
 import abc
 
@@ -10,9 +10,10 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module, abc.ABC):
-    """A frozen network that turns frames into patch tokens. Always in evaluation mode, never with gradients.
+    """A network that turns frames into patch tokens. Always in evaluation mode.
 
-    Subclasses implement :meth:`tokens` and, if tokens can be dropped inside, :meth:`kept_tokens`.
+    It is frozen, except for the copy that :func:`trainable` makes. Subclasses implement :meth:`tokens` and, if tokens
+    can be dropped inside, :meth:`kept_tokens`; if branches of blocks can be left out, :meth:`scaled_tokens`.
 
     Args:
         dim: width D of the features.
@@ -73,15 +74,55 @@ class Backbone(nn.Module, abc.ABC):
             ValueError: if the frames are not of that type and shape, their size does not fit the patch, ``keep`` is
                 none of the above, or the backbone cannot drop patches.
         """
-        if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
-            raise ValueError(f"frames must be uint8 [B, H, W, 3], got {frames.dtype} {tuple(frames.shape)}")
-        height, width = self.grid((frames.shape[1], frames.shape[2]))
+        height, width = self._checked_grid(frames)
         if keep is not None:
             self.require_dropping()
             _check_kept(keep, len(frames), height * width)
         with annotate("backbone"):
-            x = (frames.permute(0, 3, 1, 2).float() - self.mean) / self.std
+            x = self._normalised(frames)
             return (self.tokens(x) if keep is None else self.kept_tokens(x, keep.to(x.device))).float()
+
+    def encode(self, frames: Tensor, depth: Tensor | None = None) -> Tensor:
+        """The same as :meth:`features`, with gradients if parameters need them; see :func:`trainable`.
+
+        Args:
+            frames: uint8 [R, H, W, 3], RGB.
+            depth: factors [R, L, 2] of the attention and the MLP branch of each of the L = ``num_blocks`` blocks, for
+                stochastic depth; see :func:`depth_factors`. Default: all 1.
+
+        Returns:
+            [R, M, D] fp32.
+
+        Raises:
+            ValueError: as :meth:`features`; if ``depth`` has another shape, or the backbone is no plain transformer.
+        """
+        self._checked_grid(frames)
+        if depth is not None:
+            self.require_depth()
+            if depth.shape != (len(frames), self.num_blocks, 2):
+                raise ValueError(f"depth must be [{len(frames)}, {self.num_blocks}, 2], got {list(depth.shape)}")
+        with annotate("backbone"):
+            x = self._normalised(frames)
+            return (self.tokens(x) if depth is None else self.scaled_tokens(x, depth)).float()
+
+    def _checked_grid(self, frames: Tensor) -> tuple[int, int]:
+        """Patch grid of frames, if they are frames."""
+        if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+            raise ValueError(f"frames must be uint8 [B, H, W, 3], got {frames.dtype} {tuple(frames.shape)}")
+        return self.grid((frames.shape[1], frames.shape[2]))
+
+    def _normalised(self, frames: Tensor) -> Tensor:
+        return (frames.permute(0, 3, 1, 2).float() - self.mean) / self.std
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks L of a transformer."""
+        return 0
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """A frame size (H, W) that it takes, of a transformer the one that it was trained on."""
+        return 2 * self.patch, 2 * self.patch
 
     @abc.abstractmethod
     def tokens(self, x: Tensor) -> Tensor:
@@ -89,6 +130,10 @@ class Backbone(nn.Module, abc.ABC):
 
     def kept_tokens(self, x: Tensor, keep: Tensor) -> Tensor:
         """Patch tokens [B, M', D] of the patches ``keep`` [B, M'] alone; see :meth:`features`."""
+        raise NotImplementedError
+
+    def scaled_tokens(self, x: Tensor, depth: Tensor) -> Tensor:
+        """Patch tokens [B, M, D] with the branches of the blocks multiplied by ``depth``; see :meth:`encode`."""
         raise NotImplementedError
 
     def require_dropping(self) -> None:
@@ -100,6 +145,17 @@ class Backbone(nn.Module, abc.ABC):
         raise ValueError(
             f"{type(self).__name__} is no vision transformer, so patches cannot be dropped inside it; use "
             "--token-drop-at features"
+        )
+
+    def require_depth(self) -> None:
+        """Refuse a backbone without stochastic depth; others define :meth:`scaled_tokens`.
+
+        Raises:
+            ValueError: names the option for such a backbone.
+        """
+        raise ValueError(
+            f"{type(self).__name__} is no vision transformer, so branches cannot be left out inside it; use "
+            "--drop-path 0"
         )
 
 

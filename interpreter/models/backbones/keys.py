@@ -38,8 +38,12 @@ class TokensAndKeys(nn.Module):
 
     def forward(self, hidden: Tensor, *arguments: object, **options: object) -> Tensor:
         """Output and keys of what the block gets."""
+        return self.joined(hidden, self.block(hidden, *arguments, **options))
+
+    def joined(self, hidden: Tensor, output: Tensor) -> Tensor:
+        """The block's output, and the keys of what it got."""
         norm, to_keys = key_layers(self.block)  # each time anew: float8 layers may have replaced them
-        return torch.cat([self.norm(self.block(hidden, *arguments, **options)), to_keys(norm(hidden))], -1)
+        return torch.cat([self.norm(output), to_keys(norm(hidden))], -1)
 
 
 def key_layers(block: nn.Module) -> tuple[nn.Module, nn.Module]:

@@ -8,13 +8,15 @@ from torch import Tensor, nn
 from interpreter.configs import FeatureOutput
 
 from .base import IMAGENET_MEAN, IMAGENET_STD, Backbone
+from .depth import scaled_block
 from .keys import Keys, TokensAndKeys, key_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Types of models whose blocks see the positions of patches in nothing but their tokens, or in DINOv3's rotations.
-DROPPING = ("vit", "vit_mae", "vit_msn", "deit", "ijepa", "dinov2", "dinov2_with_registers", "dinov3_vit")
+# Types of models whose blocks can be run one by one: they see the positions of patches in nothing but their tokens, or
+# in DINOv3's rotations, and add the output of an attention and of an MLP branch.
+PLAIN = ("vit", "vit_mae", "vit_msn", "deit", "ijepa", "dinov2", "dinov2_with_registers", "dinov3_vit")
 
 
 class VisionTransformer(Backbone):
@@ -89,30 +91,61 @@ class VisionTransformer(Backbone):
         """Patch tokens [B, M, D], or their keys or both, without class and register tokens."""
         return self.model(pixel_values=x, **self._options(x)).last_hidden_state[:, -_count(x, self.patch) :]
 
+    @property
+    def num_blocks(self) -> int:
+        """See :meth:`Backbone.num_blocks`; a last block that is replaced by its keys counts too."""
+        parent, name, _ = self.parts
+        return len(getattr(parent, name))
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """See :meth:`Backbone.native_size`."""
+        size = self.model.config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return height // self.patch * self.patch, width // self.patch * self.patch
+
     def kept_tokens(self, x: Tensor, keep: Tensor) -> Tensor:
-        """See :meth:`Backbone.kept_tokens`: what the model does, with tokens dropped between embeddings and blocks."""
+        """See :meth:`Backbone.kept_tokens`."""
+        return self._block_by_block(x, keep=keep)
+
+    def scaled_tokens(self, x: Tensor, depth: Tensor) -> Tensor:
+        """See :meth:`Backbone.scaled_tokens`."""
+        return self._block_by_block(x, depth=depth)
+
+    def _block_by_block(self, x: Tensor, keep: Tensor | None = None, depth: Tensor | None = None) -> Tensor:
+        """What the model does, with tokens dropped before the blocks, or branches of the blocks multiplied."""
         model: Any = self.model
         parent, name, norm_name = self.parts
         embedded = model.embeddings(x, **self._options(x))
         hidden: Tensor = embedded[0] if self.masked else embedded
         others = hidden.shape[1] - _count(x, self.patch)  # class and register tokens
-        kept = (others + keep)[..., None].expand(-1, -1, hidden.shape[2])
-        hidden = torch.cat([hidden[:, :others], hidden.gather(1, kept)], 1)
-        options: dict[str, object] = {}
-        if hasattr(model, "rope_embeddings"):
-            # [B, 1, M', d], for all heads
-            options["position_embeddings"] = tuple(part[keep][:, None] for part in model.rope_embeddings(x))
-        for block in getattr(parent, name):
-            hidden = block(hidden, **options)
+        rotations = model.rope_embeddings(x) if hasattr(model, "rope_embeddings") else None
+        if keep is not None:
+            kept = (others + keep)[..., None].expand(-1, -1, hidden.shape[2])
+            hidden = torch.cat([hidden[:, :others], hidden.gather(1, kept)], 1)
+            if rotations is not None:
+                rotations = tuple(part[keep][:, None] for part in rotations)  # [B, 1, M', d], for all heads
+        options = {} if rotations is None else {"position_embeddings": rotations}
+        for number, block in enumerate(getattr(parent, name)):
+            if depth is None:
+                hidden = block(hidden, **options)
+            else:
+                hidden = scaled_block(block, hidden, depth[:, number], options)
         return getattr(model, norm_name)(hidden)[:, others:]
 
     def require_dropping(self) -> None:
         """See :meth:`Backbone.require_dropping`."""
+        self._require_plain("patches cannot be dropped inside", "--token-drop-at features")
+
+    def require_depth(self) -> None:
+        """See :meth:`Backbone.require_depth`."""
+        self._require_plain("branches cannot be left out inside", "--drop-path 0")
+
+    def _require_plain(self, fault: str, remedy: str) -> None:
         kind = self.model.config.model_type
-        if kind not in DROPPING:
+        if kind not in PLAIN:
             raise ValueError(
-                f"patches cannot be dropped inside a backbone of type {kind!r}; use --token-drop-at features, or a "
-                f"model of type {', '.join(DROPPING)}"
+                f"{fault} a backbone of type {kind!r}; use {remedy}, or a model of type {', '.join(PLAIN)}"
             )
 
     def _options(self, x: Tensor) -> dict[str, object]:

@@ -21,13 +21,15 @@ That configuration and SAVi's (small, and SAVi++) have no MLP.
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._checks import check_that, describe
 from .conventions import LOCATELLO, LUCIDRAINS, SAVI, SLOTFORMER, STANDARD, VIDEOSAUR, Conventions
+
+M = TypeVar("M", bound=nn.Module)
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 30  # names listed in an error message
@@ -257,6 +259,19 @@ def read_published(
     sizes = {"dim": dim, "input_dim": input_dim, "qkv_dim": qkv_dim, "hidden_dim": mlp[0][0] if mlp else None}
     conventions = match.layout.conventions._replace(use_mlp=bool(mlp), qkv_bias="to_q.bias" in tensors)
     return sizes | {"iterations": match.layout.iterations}, conventions, tensors
+
+
+def load_parameters(module: M, tensors: Mapping[str, Tensor], style: str) -> M:
+    """``module`` with the parameters that :func:`read_published` returned.
+
+    Raises:
+        ValueError: if a shape is wrong.
+    """
+    shapes = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
+    wrong = [f"{n} is {list(t.shape)}, expected {shapes[n]}" for n, t in tensors.items() if list(t.shape) != shapes[n]]
+    check_that(not wrong, f"load_published: {style}: {'; '.join(wrong)}")
+    module.load_state_dict(tensors, strict=False)
+    return module
 
 
 def _flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

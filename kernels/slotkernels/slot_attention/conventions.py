@@ -15,6 +15,7 @@ from .._checks import check_that
 from .op import EPS_PLACEMENTS
 
 GRU_STATES = ("slots", "normalised")
+UPDATES = ("gru", "residual")
 
 
 class Conventions(NamedTuple):
@@ -54,6 +55,15 @@ LUCIDRAINS = Conventions(qkv_bias=True)  # lucidrains/slot-attention, evelinehon
 SAVI = Conventions(eps_placement="denominator", norm_eps=1e-6)  # google-research/slot-attention-video, SAVi-pytorch
 SLOTFORMER = Conventions(eps=1e-6)  # pairlab/SlotFormer
 VIDEOSAUR = Conventions(gru_state="normalised")  # martius-lab/videosaur, and Slot Contrast
+
+
+def check_update(caller: str, update: str, conventions: Conventions, qkv_dim: int, dim: int) -> None:
+    """Raise ValueError if slots of width ``dim`` cannot take in their means of the tokens by this ``update``."""
+    check_that(update in UPDATES, f"{caller}: update={update!r}, expected one of {', '.join(UPDATES)}")
+    if update == "residual":
+        state = conventions.gru_state
+        check_that(qkv_dim == dim, f"{caller}: qkv_dim={qkv_dim}, expected dim={dim} for update='residual'")
+        check_that(state == "slots", f"{caller}: gru_state={state!r}, expected 'slots' for update='residual'")
 
 
 class FormerOptions(TypedDict, total=False):

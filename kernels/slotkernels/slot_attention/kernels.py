@@ -17,11 +17,11 @@ WEIGHT_SCALE = tl.constexpr(16384.0)
 
 @triton.jit
 def _columns(groups, slots_per_group, BLOCK_G: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Slot, group and validity of each of the BLOCK_G · BLOCK_P columns."""
+    """Slot and validity of each of the BLOCK_G · BLOCK_P columns."""
     column = tl.arange(0, BLOCK_G * BLOCK_P)
     group = column // BLOCK_P
     member = column % BLOCK_P
-    return group * slots_per_group + member, group, (member < slots_per_group) & (group < groups)
+    return group * slots_per_group + member, (member < slots_per_group) & (group < groups)
 
 
 @triton.jit
@@ -90,13 +90,20 @@ def _softmax(logits, BLOCK_G: tl.constexpr, BLOCK_P: tl.constexpr):
 
 
 @triton.jit
-def _kept(mask, mask_group_stride, m, group, inside, MASKS: tl.constexpr):
-    """Which weights of a tile [BLOCK_M, BLOCK_N] count: tokens inside, and not masked (for all, or for the group)."""
+def _kept(
+    mask, mask_group_stride, m, real, groups, inside, MASKS: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_P: tl.constexpr
+):
+    """Which weights of a tile [BLOCK_M, BLOCK_N] count: tokens inside, and not masked (for all, or for the group).
+    The mask is read once a token (and group) and then broadcast: read once a slot, it takes registers that spill.
+    """
     if MASKS == 0:
         return inside
     if MASKS == 1:
-        return inside & (tl.load(mask + m[:, None], mask=inside, other=0) != 0)
-    return inside & (tl.load(mask + group[None, :] * mask_group_stride + m[:, None], mask=inside, other=0) != 0)
+        return inside & (tl.load(mask + m, mask=real, other=0) != 0)[:, None]
+    g = tl.arange(0, BLOCK_G)[None, :]
+    seen = tl.load(mask + g * mask_group_stride + m[:, None], mask=real[:, None] & (g < groups), other=0) != 0
+    seen = tl.broadcast_to(seen[:, :, None], [seen.shape[0], BLOCK_G, BLOCK_P])
+    return inside & tl.reshape(seen, inside.shape)
 
 
 @triton.jit
@@ -116,7 +123,7 @@ def forward_kernel(
     Floor: tokens · (D + Dv if v) · itemsize bytes; 2 · tokens · N · (D + Dv) operations.
     """
     value_slice, split, b = _place(splits, slices)
-    n, group, slot = _columns(groups, slots_per_group, BLOCK_G, BLOCK_P)
+    n, slot = _columns(groups, slots_per_group, BLOCK_G, BLOCK_P)
     writes = slot & (n * 0 + value_slice == 0)  # slices compute the same attention: the first one writes it
     slots = groups * slots_per_group
     k, v = k + b * k_stride, v + b * v_stride
@@ -156,7 +163,7 @@ def forward_kernel(
         inside = real[:, None] & slot[None, :]
         if WRITE_ATTENTION:
             tl.store(attention + n[None, :] * tokens + m[:, None], weights, mask=real[:, None] & writes[None, :])
-        kept = _kept(mask, mask_group_stride, m, group, inside, MASKS)
+        kept = _kept(mask, mask_group_stride, m, real, groups, inside, MASKS, BLOCK_G, BLOCK_P)
         weights = tl.where(kept, weights + weight_eps, 0.0)
         total += tl.sum(weights, 0)
         weights = tl.trans((weights * WEIGHT_SCALE).to(v.dtype.element_ty))
@@ -202,7 +209,7 @@ def backward_kernel(
     Floor: tokens · D · itemsize bytes, twice with grad_k; 3 products of 2 · tokens · N · D operations, 5 with grad_k.
     """
     piece_slice, split, b = _place(splits, slices)
-    n, group, slot = _columns(groups, slots_per_group, BLOCK_G, BLOCK_P)
+    n, slot = _columns(groups, slots_per_group, BLOCK_G, BLOCK_P)
     slots = groups * slots_per_group
     k, v = k + b * k_stride, v + b * v_stride
     mask = mask + b * mask_stride
@@ -254,7 +261,7 @@ def backward_kernel(
             )
         weights = _softmax(logits * scale + shift[None, :], BLOCK_G, BLOCK_P)
         inside = real[:, None] & slot[None, :]
-        kept = _kept(mask, mask_group_stride, m, group, inside, MASKS)
+        kept = _kept(mask, mask_group_stride, m, real, groups, inside, MASKS, BLOCK_G, BLOCK_P)
         grad = tl.where(kept, grad / divisor[None, :] + constant[None, :], 0.0)
         if HAS_GRAD_ATTENTION:
             grad += tl.load(grad_attention + n[None, :] * tokens + m[:, None], mask=inside, other=0.0)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from .._checks import check_number, check_positive, check_tensor, check_that
 from ..ranges import annotate
 from ..slot_update import add_norm, gru_norm
-from .checkpoints import read_published
-from .conventions import STANDARD, Conventions, FormerOptions, with_former_options
+from .checkpoints import load_parameters, read_published
+from .conventions import STANDARD, Conventions, FormerOptions, check_update, with_former_options
 from .op import by_group, hide
 from .prepared import PreparedTokens, Weights, absorbs, cast, cast_gates, fold
 
@@ -62,6 +62,7 @@ class SlotAttention(nn.Module):
             that enter it; "detach": the same, but nothing reaches the prior; "none": backpropagation through all
             iterations.
         groups: slots compete only within their group, N / groups of them (semantic-aware slot attention, SMTC eq. 7).
+        update: "gru"; "residual" adds the means of the tokens to the slots instead (SMTC), so ``qkv_dim`` is ``dim``.
         qkv_dim: width of queries, keys and values; ``dim`` if None. SAVi++ has 256 for slots of width 128.
         conventions: of the implementation to follow, such as ``slotkernels.slot_attention.SAVI``.
         prior: whether the module learns the Gaussian (``mu``, ``log_sigma``) of :meth:`sample_slots`. With False,
@@ -92,6 +93,7 @@ class SlotAttention(nn.Module):
         implicit: str = "bilevel",
         *,
         groups: int = 1,
+        update: str = "gru",
         qkv_dim: int | None = None,
         conventions: Conventions = STANDARD,
         prior: bool = True,
@@ -104,14 +106,12 @@ class SlotAttention(nn.Module):
         check_positive("SlotAttention", num_slots=num_slots, dim=dim, input_dim=input_dim, qkv_dim=qkv_dim)
         check_positive("SlotAttention", iterations=iterations)
         check_that(implicit in IMPLICIT, f"SlotAttention: implicit={implicit!r}, expected one of {', '.join(IMPLICIT)}")
-        check_that(
-            groups >= 1 and num_slots % groups == 0,
-            f"SlotAttention: groups={groups}, expected a divisor of num_slots={num_slots}",
-        )
+        check_update("SlotAttention", update, conventions, qkv_dim, dim)
+        _check_groups(groups, num_slots)
         self.num_slots, self.dim, self.input_dim, self.qkv_dim, self.groups = num_slots, dim, input_dim, qkv_dim, groups
-        self.iterations, self.implicit, self.conventions, self.prior = iterations, implicit, conventions, prior
+        self.iterations, self.implicit, self.update, self.prior = iterations, implicit, update, prior
+        self.conventions = conventions
         self.scale = qkv_dim**-0.5 if conventions.scale is None else float(conventions.scale)
-
         bias, norm_eps = conventions.qkv_bias, conventions.norm_eps
         if prior:
             self.mu = nn.Parameter(torch.randn(dim) * dim**-0.5)
@@ -123,37 +123,43 @@ class SlotAttention(nn.Module):
         self.to_q = nn.Linear(dim, qkv_dim, bias=bias)
         self.to_k = nn.Linear(input_dim, qkv_dim, bias=bias)
         self.to_v = nn.Linear(input_dim, qkv_dim, bias=bias)
-        self.gru = nn.GRUCell(qkv_dim, dim)
+        if update == "gru":
+            self.gru = nn.GRUCell(qkv_dim, dim)
         if conventions.use_mlp:
             self.mlp = nn.Sequential(nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, dim))
         for projection in (self.to_q, self.to_k, self.to_v):
             nn.init.xavier_uniform_(projection.weight)
 
     def step(
-        self, slots: Tensor, normalised: Tensor, prepared: PreparedTokens, return_attention: bool
+        self, slots: Tensor, normalised: Tensor, prepared: PreparedTokens, groups: int, return_attention: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """One iteration: slots compete for tokens, and each takes the mean of those that it won into its state.
 
         Args:
             slots, normalised: [B, N, D], the state and its layer norm.
             prepared: the tokens that the slots compete for, and the weights.
+            groups: slots compete within N / groups of them.
             return_attention: whether to return the attention.
 
         Returns:
             new slots [B, N, D], the same normalised, and attention [B, M, N] or None.
         """
-        weights = prepared.weights
+        weights, use_mlp = prepared.weights, self.conventions.use_mlp
         q = F.linear(normalised, *weights.q)  # [B, N, Dqkv]
-        updates, attention = prepared.attend(q, self.scale, self.conventions, self.groups, return_attention)
-        # Normalised again, not as cast for the queries: under autocast the state keeps the precision of the slots.
-        state = slots if self.conventions.gru_state == "slots" else self._normalise(slots, slots.dtype)
-        gates_input = F.linear(updates, *weights.gates_input)  # [B, N, 3D]
-        gates_hidden = F.linear(state.to(updates.dtype), *weights.gates_hidden)  # [B, N, 3D]
-        if not self.conventions.use_mlp:
-            return *gru_norm(gates_input, gates_hidden, state, *_affine(self.norm_slots)), attention
-        slots, normalised = gru_norm(gates_input, gates_hidden, state, *_affine(self.norm_mlp))
-        hidden = F.relu(F.linear(normalised, *weights.mlp[0]), inplace=True)
-        return *add_norm(slots, F.linear(hidden, *weights.mlp[1]), *_affine(self.norm_slots)), attention
+        updates, attention = prepared.attend(q, self.scale, self.conventions, groups, return_attention)
+        norm = _affine(self.norm_mlp if use_mlp else self.norm_slots)  # that of what follows
+        if weights.gates:
+            # Normalised again, not as cast for the queries: under autocast the state keeps the precision of the slots.
+            state = slots if self.conventions.gru_state == "slots" else self._normalise(slots, slots.dtype)
+            gates_input = F.linear(updates, *weights.gates[0])  # [B, N, 3D]
+            gates_hidden = F.linear(state.to(updates.dtype), *weights.gates[1])  # [B, N, 3D]
+            slots, normalised = gru_norm(gates_input, gates_hidden, state, *norm)
+        else:
+            slots, normalised = add_norm(slots, updates, *norm)
+        if use_mlp:
+            hidden = F.relu(F.linear(normalised, *weights.mlp[0]), inplace=True)
+            slots, normalised = add_norm(slots, F.linear(hidden, *weights.mlp[1]), *_affine(self.norm_slots))
+        return slots, normalised, attention
 
     def forward(
         self,
@@ -162,6 +168,7 @@ class SlotAttention(nn.Module):
         mask: Tensor | None = None,
         *,
         iterations: int | None = None,
+        groups: int | None = None,
         sharpness: float = 1.0,
     ) -> SlotAttentionOutput:
         """Compress tokens into slots.
@@ -170,15 +177,16 @@ class SlotAttention(nn.Module):
             inputs: [B, M, Din] tokens, not yet normalised; or what :meth:`prepare` made of them.
             slots: [B, N, D] initial slots, any N that ``groups`` divides; drawn from the prior if None.
             mask: [B, M] or [B, groups, M] bool, False for tokens to ignore, whatever they hold. Prepared tokens have
-                theirs.
+                theirs (:meth:`PreparedTokens.masked`).
             iterations: of this call, >= 1. Default: the module's.
+            groups: of this call, a divisor of N. Default: the module's.
             sharpness: > 0, factor of the logits in this call; above 1 tokens are shared by fewer slots.
 
         Returns:
             slots [B, N, D] and the last iteration's attention [B, M, N], float32 (float64 for float64).
 
         Raises:
-            ValueError: if a shape or dtype is not as above, or there are neither slots nor a prior.
+            ValueError: if a shape, dtype or number is not as above, or there are neither slots nor a prior.
         """
         check_number(sharpness > 0, "SlotAttention", "sharpness", sharpness, "a number > 0")
         sizes = {"Din": self.input_dim, "D": self.dim}
@@ -191,7 +199,9 @@ class SlotAttention(nn.Module):
         check_tensor("SlotAttention", "slots", slots, "B N D", sizes)
 
         iterations = self.iterations if iterations is None else iterations
+        groups = self.groups if groups is None else groups
         check_positive("SlotAttention", iterations=iterations)
+        _check_groups(groups, slots.shape[1])
         if isinstance(inputs, PreparedTokens):
             prepared = inputs
         else:
@@ -200,13 +210,13 @@ class SlotAttention(nn.Module):
             prepared = prepared._replace(weights=prepared.weights.sharpened(sharpness))
         initial, no_grad_iterations = slots, 0 if self.implicit == "none" else iterations - 1
         with torch.no_grad():
-            slots, _ = self._iterate(slots, prepared, no_grad_iterations, return_attention=False)
+            slots, _ = self._iterate(slots, prepared, groups, no_grad_iterations, return_attention=False)
         if self.implicit != "none":
             slots = slots.detach()
         if self.implicit == "bilevel":
             # Straight-through: adds 0 in value, but routes the gradient to the initial slots (Chang et al. 2022).
             slots = slots + (initial - initial.detach())
-        slots, attention = self._iterate(slots, prepared, iterations - no_grad_iterations)
+        slots, attention = self._iterate(slots, prepared, groups, iterations - no_grad_iterations)
         assert attention is not None
         return SlotAttentionOutput(slots, attention)
 
@@ -227,8 +237,9 @@ class SlotAttention(nn.Module):
         Args:
             inputs: [B, M, Din] tokens, not yet normalised.
             mask: as in :meth:`forward`.
-            num_slots: N of the calls, the module's if None. Any other N works too: this and ``iterations`` decide only
-                which form is cheaper, keys and values or absorbed projections.
+            num_slots: N of the calls, the module's if None; the sum of theirs if several calls share the tokens. Any
+                other N works too: this and ``iterations`` decide only which form is cheaper, keys and values or
+                absorbed projections.
             iterations: of all calls for the same tokens, the module's if None.
 
         Raises:
@@ -298,7 +309,8 @@ class SlotAttention(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes shown by ``print(module)``."""
-        return f"num_slots={self.num_slots}, dim={self.dim}, iterations={self.iterations}, implicit={self.implicit!r}"
+        names = ("num_slots", "dim", "iterations", "implicit", "update")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     @classmethod
     def load_published(
@@ -316,9 +328,9 @@ class SlotAttention(nn.Module):
     ) -> "SlotAttention":
         """Build the module from published parameters, with the conventions of the code that they were trained with.
 
-        Sizes are read from the tensors, and whether there are biases and an MLP. Everything else is the style's, see
-        ``checkpoints.py`` for its sources. Nothing is unpickled: load the file first, with ``safetensors`` or
-        ``torch.load(..., weights_only=True)``.
+        Sizes are read from the tensors, and whether there are biases and an MLP; the rest is the style's (sources in
+        ``checkpoints.py``). Nothing is unpickled: load the file with ``safetensors`` or
+        ``torch.load(..., weights_only=True)`` first.
 
         Args:
             state_dict: name to tensor or array, nested or flat: of the slot attention alone, or of a larger model.
@@ -333,9 +345,8 @@ class SlotAttention(nn.Module):
             eps, former: deprecated, the fields of :class:`Conventions` one by one.
 
         Returns:
-            The module on the CPU, in the dtype of the parameters. A logger named after ``checkpoints.py`` lists what
-            was loaded. There is a warning where ``mu`` and ``log_sigma`` are not loaded because initial slots come from
-            another module, not from one Gaussian for all slots: then :meth:`forward` needs ``slots``.
+            The module on the CPU, in the dtype of the parameters; a logger named after ``checkpoints.py`` lists them. A
+            warning says where ``mu`` and ``log_sigma`` are not among them: then :meth:`forward` needs ``slots``.
 
         Raises:
             ValueError: if the style is unknown, a name is missing, ambiguous or not expected, or a shape is wrong.
@@ -346,35 +357,27 @@ class SlotAttention(nn.Module):
         of_style = with_former_options("load_published", of_style, {"eps": eps, **former}, f"{style.upper()}._replace")
         options["iterations"] = options["iterations"] if iterations is None else iterations
         module = cls(num_slots, implicit=implicit, conventions=of_style, **options).to(tensors["to_q.weight"].dtype)
-        shapes = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
-        wrong = [
-            f"{n} is {list(t.shape)}, expected {shapes[n]}" for n, t in tensors.items() if list(t.shape) != shapes[n]
-        ]
-        check_that(not wrong, f"load_published: {style}: {'; '.join(wrong)}")
-        module.load_state_dict(tensors, strict=False)
-        return module
+        return load_parameters(module, tensors, style)
 
     def _weights(self, dtype: torch.dtype) -> Weights:
-        gates_input, gates_hidden = cast_gates(self.gru, dtype)
         layers = list(self.mlp) if self.conventions.use_mlp else []
         return Weights(
             q=cast(self.to_q, dtype),
             k=fold(self.to_k, self.norm_inputs, dtype),
             v=fold(self.to_v, self.norm_inputs, dtype),
-            gates_input=gates_input,
-            gates_hidden=gates_hidden,
+            gates=cast_gates(self.gru, dtype) if self.update == "gru" else (),
             mlp=tuple(cast(layer, dtype) for layer in layers if isinstance(layer, nn.Linear)),
         )
 
     def _iterate(
-        self, slots: Tensor, prepared: PreparedTokens, iterations: int, return_attention: bool = True
+        self, slots: Tensor, prepared: PreparedTokens, groups: int, iterations: int, return_attention: bool = True
     ) -> tuple[Tensor, Tensor | None]:
         """Slots after so many iterations, and the attention of the last."""
         normalised, attention = self._normalise(slots, prepared.k.dtype), None
         for iteration in range(iterations):
             returned = return_attention and iteration == iterations - 1
             with annotate("slot attention iteration"):
-                slots, normalised, attention = self.step(slots, normalised, prepared, returned)
+                slots, normalised, attention = self.step(slots, normalised, prepared, groups, returned)
         return slots, attention
 
     def _normalise(self, slots: Tensor, dtype: torch.dtype) -> Tensor:
@@ -385,6 +388,11 @@ class SlotAttention(nn.Module):
         device = inputs.device.type
         enabled = torch.is_autocast_enabled(device)
         return torch.get_autocast_dtype(device) if enabled else self.to_q.weight.dtype
+
+
+def _check_groups(groups: int, num_slots: int) -> None:
+    fits = groups >= 1 and num_slots % groups == 0
+    check_number(fits, "SlotAttention", "groups", groups, f"a divisor of num_slots={num_slots}")
 
 
 def _affine(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:

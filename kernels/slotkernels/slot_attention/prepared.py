@@ -36,8 +36,7 @@ class Weights(NamedTuple):
     q: Linear
     k: Folded
     v: Folded
-    gates_input: Linear
-    gates_hidden: Linear
+    gates: tuple[Linear, ...]  # of the updates and of the state; none without a GRU
     mlp: tuple[Linear, ...]  # two, or none
 
     def sharpened(self, factor: float) -> "Weights":
@@ -105,13 +104,45 @@ class PreparedTokens(NamedTuple):
         parts = zip(*map(of_frames, (self.k, self.v, self.mask)), strict=True)
         return [PreparedTokens(k, v, mask, self.weights) for k, v, mask in parts]  # type: ignore[arg-type]
 
+    def masked(self, mask: Tensor) -> "PreparedTokens":
+        """The same tokens for calls that see only those where ``mask`` is True.
+
+        The tokens must be finite, except those that are hidden already: they stay hidden from all groups.
+
+        Args:
+            mask: [B, M] or [B, groups, M] bool, False for tokens to ignore (in that group).
+
+        Raises:
+            ValueError: if a shape or dtype is not as above.
+
+        Example:
+            Slots in two groups, each on tokens of its own (the second stage of SMTC):
+
+            >>> import torch
+            >>> from slotkernels import SlotAttention
+            >>> slot_attention = SlotAttention(num_slots=6, dim=8)
+            >>> prepared, slots = slot_attention.prepare(torch.randn(2, 16, 8)), slot_attention.sample_slots(2)
+            >>> mask = torch.rand(2, 2, 16) > 0.5
+            >>> slot_attention(prepared.masked(mask), slots, groups=2).attention.shape
+            torch.Size([2, 16, 6])
+        """
+        sizes = {"B": self.k.shape[0], "M": self.k.shape[1]}
+        groups = 1 if self.mask is None else self.mask.shape[1]
+        if groups > 1:
+            sizes["groups"] = groups
+        shape = "B M" if mask.dim() == 2 else "B groups M"
+        check_tensor("PreparedTokens.masked", "mask", mask, shape, sizes, dtypes=(torch.bool,))
+        seen = mask.unsqueeze(1) if mask.dim() == 2 else mask
+        return self._replace(mask=seen if self.mask is None else seen & self.mask)
+
     def check(self, mask: Tensor | None, dtype: torch.dtype, sizes: dict[str, int]) -> None:
         """Check that a call has no other ``mask`` and computes in ``dtype``, and fix B in ``sizes``.
 
         Raises:
             ValueError: if not.
         """
-        check_that(mask is None, "SlotAttention: mask with prepared tokens, expected it in prepare(inputs, mask)")
+        expected = "expected it in prepare(inputs, mask) or in prepared.masked(mask)"
+        check_that(mask is None, f"SlotAttention: mask with prepared tokens, {expected}")
         check_tensor("SlotAttention", "prepared.k", self.k, "B M K", sizes)
         check_that(
             self.k.dtype == dtype,

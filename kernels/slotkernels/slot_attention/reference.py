@@ -13,16 +13,22 @@ from .op import INVERTED_ATTENTION, Arguments, BackwardArguments, Gradients, Res
 
 
 def textbook_slot_attention(
-    module: SlotAttention, inputs: Tensor, slots: Tensor, mask: Tensor | None = None, implicit: str | None = None
+    module: SlotAttention,
+    inputs: Tensor,
+    slots: Tensor,
+    mask: Tensor | None = None,
+    implicit: str | None = None,
+    groups: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Slot attention as printed (Locatello et al. 2020, algorithm 1), on the parameters of ``module``.
 
     Keys and values are computed, the softmax is written out, autograd does the rest; the slots of the iterations
-    before the last are cut from it as ``implicit`` says, ``module.implicit`` if None.
+    before the last are cut from it as ``implicit`` says. ``implicit`` and ``groups`` are the module's if None.
+    Where ``mask`` hides all tokens, the update is 0.
     """
     x = module.norm_inputs(inputs)
     k, v = module.to_k(x), module.to_v(x)
-    initial, implicit = slots, implicit or module.implicit
+    initial, implicit, groups = slots, implicit or module.implicit, groups or module.groups
     conventions = module.conventions
     in_numerator = conventions.eps_placement == "numerator"
     for iteration in range(module.iterations):
@@ -32,16 +38,19 @@ def textbook_slot_attention(
                 slots = slots + (initial - initial.detach())
         normalised = module.norm_slots(slots)
         q = module.to_q(normalised)
-        logits = (k @ q.transpose(1, 2) * module.scale).unflatten(2, (module.groups, -1))
+        logits = (k @ q.transpose(1, 2) * module.scale).unflatten(2, (groups, -1))
         attention = logits.softmax(dim=-1)  # [B, M, groups, N / groups]
         weights = attention + conventions.eps if in_numerator else attention
         if mask is not None:
             weights = weights * (mask.unsqueeze(1) if mask.dim() == 2 else mask).transpose(1, 2).unsqueeze(-1)
         weights, attention = weights.flatten(2), attention.flatten(2)
-        weights = weights / (weights.sum(dim=1, keepdim=True) + (0 if in_numerator else conventions.eps))
-        updates = weights.transpose(1, 2) @ v
-        state = slots if conventions.gru_state == "slots" else normalised
-        slots = module.gru(updates.flatten(0, 1), state.flatten(0, 1)).view_as(slots)
+        total = weights.sum(dim=1, keepdim=True) + (0 if in_numerator else conventions.eps)
+        updates = (weights / _divisor(total)).transpose(1, 2) @ v
+        if module.update == "residual":
+            slots = slots + updates
+        else:
+            state = slots if conventions.gru_state == "slots" else normalised
+            slots = module.gru(updates.flatten(0, 1), state.flatten(0, 1)).view_as(slots)
         if conventions.use_mlp:
             slots = slots + module.mlp(module.norm_mlp(slots))
     return slots, attention

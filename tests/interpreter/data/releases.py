@@ -99,6 +99,36 @@ def write_ytvis(root, videos, annotations, part="train", index=None):
     return path
 
 
+# --- YouTube-VOS ---------------------------------------------------------------------------------------------------
+
+
+def write_ytvos(root, name, masks, part="train", size=(24, 40), every=5, all_frames=False):
+    """A video with a frame for each of ``masks`` (ids [H, W], or None where no mask is published), and its entry in the
+    index; with ``all_frames`` the frames in between too, but no masks and no index."""
+    folder, indices = root / f"{part}{'_all_frames' * all_frames}", [every * t for t in range(len(masks))]
+    numbers = range(indices[-1] + 1) if all_frames else indices
+    frames = write_frames(folder / "JPEGImages" / name, len(numbers), size, sum(name.encode()), "{:05d}.jpg")
+    for number, frame in reversed(list(zip(numbers, frames, strict=True))):
+        frame.rename(frame.with_name(f"{number:05d}.jpg"))
+    if all_frames:
+        return
+    truth = folder / "Annotations" / name
+    truth.mkdir(parents=True)
+    objects = {}
+    for number, mask in zip(indices, masks, strict=True):
+        if mask is not None:
+            image = Image.fromarray(mask.astype(np.uint8))
+            image.putpalette(np.random.default_rng(0).bytes(768))
+            image.save(truth / f"{number:05d}.png")
+            for label in np.unique(mask[mask > 0]).tolist():
+                entry = objects.setdefault(str(label), {"category": "penguin", "frames": []})
+                entry["frames"].append(f"{number:05d}")
+    index = folder / "meta.json"
+    content = json.loads(index.read_text()) if index.exists() else {"videos": {}}
+    content["videos"][name] = {"objects": objects}
+    index.write_text(json.dumps(content))
+
+
 # --- MOVi, as TensorFlow Datasets writes it --------------------------------------------------------------------------
 
 

@@ -79,7 +79,7 @@ def test_mistakes_are_explained(tmp_path):
         open_dataset("folder", tmp_path)
     with pytest.raises(FileNotFoundError, match="no such file"):
         open_dataset("folder", tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="choose from synthetic, folder, davis, ytvis, movi, segtrack, fbms"):
+    with pytest.raises(ValueError, match="choose from synthetic, folder, davis, ytvis, ytvos, movi, segtrack, fbms"):
         open_dataset("imagenet", tmp_path)
     with pytest.raises(ValueError, match="no splits"):
         open_dataset("folder", tmp_path, "train")

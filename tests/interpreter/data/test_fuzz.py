@@ -21,6 +21,7 @@ from .releases import (
     write_fbms,
     write_segtrack,
     write_ytvis,
+    write_ytvos,
     ytvis_annotation,
     ytvis_video,
 )
@@ -38,6 +39,10 @@ def make_ytvis(root):
         [uncompressed(MASKS[1]), compressed(MASKS[2]), None],
     ]
     return write_ytvis(root, [video], [ytvis_annotation(n, video, track) for n, track in enumerate(tracks)]).parent
+
+
+def make_ytvos(root):
+    write_ytvos(root, "a", [MASKS[0], None, 2 * MASKS[1].astype(int)], size=SIZE)
 
 
 def make_segtrack(suffix):
@@ -64,6 +69,7 @@ def make_davis(root):
 
 RELEASES = {
     "ytvis": ("ytvis", make_ytvis),
+    "ytvos": ("ytvos", make_ytvos),
     "segtrack-png": ("segtrack", make_segtrack(".png")),
     "segtrack-bmp": ("segtrack", make_segtrack(".bmp")),
     "fbms-ppm": ("fbms", make_fbms(gray=False)),

@@ -82,6 +82,7 @@ def test_splits_of_fbms_are_joined(tmp_path):
     [
         ("ytvis", "train+nowhere", "splits train, .*, not 'nowhere'"),
         ("davis", "train+nowhere+test", r"no image set nowhere\.txt; .*2017/train"),
+        ("ytvos", "nowhere", "splits train, valid, test, train_all_frames, .*, not 'nowhere'"),
         ("fbms", "nowhere+train", "splits train and test, not 'nowhere'"),
         ("ytvis", "train+", r"split 'train\+' joins splits, but one of them has no name"),
         ("davis", "+", r"split '\+' joins splits, but one of them has no name"),

@@ -117,3 +117,27 @@ def test_operator_without_deterministic_kernel_names_a_remedy():
     with pytest.raises(RuntimeError, match="size") as other, explained():
         torch.zeros(3) @ torch.zeros(2)
     assert not isinstance(other.value, NotRepeatableError)
+
+
+def test_frames_of_a_clip_are_a_stride_apart():
+    index, firsts = FrameIndex([40, 13, 5]), set()
+    for step in range(60):
+        frames, _ = clip_batch(index, 3, 4, False, 0, step, 4)
+        for clip in frames:
+            (video, *_), numbers = index.locate(clip)
+            if video == 2:  # shorter than the 13 frames of such a clip
+                assert numbers.tolist() == [0, 4, 3, 2]
+            else:
+                assert np.diff(numbers).tolist() == [4, 4, 4]
+                firsts.add((video, int(numbers[0])))
+    assert {first for video, first in firsts if video == 1} == {0}
+    assert {first for video, first in firsts if video == 0} <= set(range(28))
+    assert len(firsts) > 20
+
+
+def test_a_stride_of_one_draws_what_it_always_drew():
+    """Runs resume with the clips of before."""
+    frames, flips = clip_batch(FrameIndex([5, 9, 30]), 3, 4, True, 1, 2)
+    assert torch.equal(frames, clip_batch(FrameIndex([5, 9, 30]), 3, 4, True, 1, 2, 1)[0])
+    assert frames.tolist() == [[10, 11, 12, 13], [31, 32, 33, 34], [0, 1, 2, 3]]
+    assert flips[:, 0].tolist() == [True, True, False]

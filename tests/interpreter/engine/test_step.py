@@ -124,6 +124,34 @@ def test_groups_have_their_rates_and_after_step_sees_new_weights(compiled):
     assert any((plain[name] - weights[name]).abs().max() > 1e-4 for name in plain if plain[name].ndim == 1)
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_group_rests_until_its_step(compiled):
+    """Not even its weights decay; afterwards it learns, though the number of the step is read on the device alone."""
+
+    def groups(model):
+        return [{"params": [model.weight], "starts_at": 3, "lr_scale": 0.5}, {"params": [model.bias]}]
+
+    task = Regression()
+    task.parameter_groups = groups
+    optim = replace(OPTIM, weight_decay=0.5, start_lr=0.1, peak_lr=0.1)
+    step = TrainingStep(task, optim, CPU, compiled)
+    step.start(0, {})
+    weights = [task.model.weight.detach().clone()]
+    for number, batch in enumerate(itertools.islice(task.batches(), 5)):
+        bias = task.model.bias.detach().clone()
+        step.run(batch)
+        weights.append(task.model.weight.detach().clone())
+        assert torch.equal(weights[-1], weights[-2]) == (number < 3)
+        assert not torch.equal(task.model.bias, bias)
+    later = Regression()
+    later.parameter_groups = groups
+    resumed = TrainingStep(later, optim, CPU)
+    resumed.start(3, {})
+    before = later.model.weight.detach().clone()
+    resumed.run(batch)
+    assert not torch.equal(later.model.weight, before)
+
+
 def test_weights_do_not_change_after_a_step_that_is_not_finite():
     def spoil(step, loss):
         return loss * float("nan") if step == 3 else loss

@@ -117,6 +117,23 @@ def test_gallery_holds_no_more_than_it_shows():
     assert len(gallery._kept) == 4
 
 
+def test_pixels_in_no_segment_are_not_painted():
+    truth = np.zeros((1, 4, 6), np.uint8)
+    truth[:, :, 3:] = 1
+    video = SimpleNamespace(name="walk", width=6, height=4, num_frames=1)
+    video.read = lambda chosen, size: np.full((len(chosen), *size, 3), 100, np.uint8)
+    unpainted = {}
+    for background in (None, 0):
+        gallery = Gallery(1)
+        gallery.see(video, Entry("masks", "main"), 7 * truth, truth, np.zeros(1, int), background)
+        gallery.keep(1.0)
+        image = gallery.pictures()[0].image
+        row = image[len(image) // 2]  # through the masks, between input and truth
+        unpainted[background] = (row == 100).all(1).mean()
+    assert unpainted[None] == 0
+    assert unpainted[0] == pytest.approx(0.5, abs=0.05)  # the left half of each frame
+
+
 def test_pictures_stay_in_their_folder(tmp_path):
     for picture in seen(Gallery(1), [0.1, 0.2]):
         picture.save(tmp_path / "out")

@@ -1,0 +1,61 @@
+"""What is scored of masks that were carried on from the first frame: the masks, and copies of the first one."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from interpreter.configs import VideosConfig
+from interpreter.data import Video, VideoDataset
+from interpreter.data.predictions import PredictionError, Predictions
+from interpreter.evaluation.candidates import Candidate, Entry, Size
+from interpreter.metrics import PROTOCOLS, Protocol, resize_labels
+
+COPIED = Entry("copies of the first mask", "baseline")
+LEAST_FRAMES = 3  # annotated ones: the protocols leave out the first and the last of them
+
+
+@dataclass(frozen=True)
+class PropagatedMasks:
+    """Saved masks whose first frame is the one that was given, and the baseline of a mask that does not move.
+
+    Attributes:
+        predictions: the masks.
+        name: of their row.
+        failed: why a video has no masks or cannot be scored, by its name.
+    """
+
+    predictions: Predictions
+    name: str
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    def candidates(self, video: Video, status: Callable[[str], None]) -> Iterator[Candidate]:
+        """See :class:`interpreter.evaluation.candidates.CandidateMasks`."""
+        if video.name in self.failed:
+            raise PredictionError(self.failed[video.name])
+        status("reading masks")
+        maps = self.predictions.labels(video.name, video.num_frames, (video.height, video.width))
+        yield Candidate(Entry(self.name, "main"), None, partial(resize_labels, maps), self.predictions.background)
+        yield Candidate(COPIED, None, partial(copies, maps[:1], len(maps)), self.predictions.background)
+
+
+def copies(first: np.ndarray, count: int, size: Size) -> np.ndarray:
+    """The first mask [1, H, W], once for each frame."""
+    return np.repeat(resize_labels(first, size), count, axis=0)
+
+
+def protocols_for(config: VideosConfig) -> list[Protocol]:
+    """The semi-supervised protocol, and on DAVIS-2016 its own."""
+    names = ["davis-2017", "davis-2016"] if (config.data, config.year) == ("davis", "2016") else ["davis-2017"]
+    return [PROTOCOLS[name] for name in names]
+
+
+def not_scorable(dataset: VideoDataset) -> dict[str, str]:
+    """Videos with too few masks to score others against, by name, and why."""
+    counts = {video.name: len(dataset.mask_frames(index)) for index, video in enumerate(dataset.videos)}
+    return {
+        name: f"{name}: {count} annotated frames, but scoring needs {LEAST_FRAMES}, as the first and last are left out"
+        for name, count in counts.items()
+        if count < LEAST_FRAMES
+    }

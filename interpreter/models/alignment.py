@@ -1,0 +1,210 @@
+"""Losses of SMTC (Qian et al. 2023): the masks and the instances of a clip's frames agree with those of a teacher."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from slotkernels import match_slots, transport_targets
+from torch import Tensor
+
+from interpreter.models.gather import sum_over_ranks, world_size
+
+Marginals = Literal["uniform", "norm"]
+Distance = Literal["cosine", "l2"]
+EPS = 1e-8  # of probabilities under a logarithm or a norm
+SMALLEST_SQUARE = 1e-12  # of a distance: a square root has no gradient at 0
+
+
+def frame_pairs(frames: int) -> Iterator[tuple[int, int]]:
+    """Pairs (i, j) of different frames, i < j.
+
+    >>> list(frame_pairs(3))
+    [(0, 1), (0, 2), (1, 2)]
+    """
+    return ((i, j) for i in range(frames) for j in range(i + 1, frames))
+
+
+@torch.no_grad()
+def aligned_masks(
+    masks: Tensor,  # [B, T, M, N]
+    features: Tensor,  # [B, T, M, C]
+    eps: float = 0.05,
+    iterations: int = 3,
+    marginals: Marginals = "uniform",
+) -> Tensor:
+    """The masks of all other frames, carried to each frame by optimal transport between their patches.
+
+    Between the frames i and j, Π is the entropic transport plan for the cosine distance of their features. Frame i gets
+    ``Σ_j Π_ij masks_j``; each plan sums to 1, so the result sums to T - 1 over patches and slots.
+
+    Args:
+        masks: of the teacher; each row over N sums to 1.
+        features: of the teacher's encoder, normalised here.
+        eps: temperature of the plans.
+        iterations: of Sinkhorn's algorithm; the last ends with the patches of frame j.
+        marginals: how much a patch weighs. "uniform": all alike, as in the paper; "norm": by the sum of the magnitudes
+            of its normalised features, as in the public code.
+
+    Returns:
+        [B, T, M, N], without gradient.
+    """
+    frames = masks.shape[1]
+    with torch.autocast(masks.device.type, enabled=False):
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        directions = F.normalize(features.to(dtype), dim=-1)
+        masks = masks.to(dtype)
+        weights = None
+        if marginals == "norm":
+            magnitudes = directions.abs().sum(-1)  # [B, T, M]
+            weights = magnitudes / magnitudes.sum(-1, keepdim=True)
+        # A GPU solves the problems of all pairs at once; a CPU a few at a time, and needs no copies of the frames.
+        together = list(frame_pairs(frames))
+        calls = [together] if masks.device.type == "cuda" else [[pair] for pair in together]
+        sums: list[list[Tensor]] = [[] for _ in range(frames)]
+        for pairs in calls:
+            first, second = zip(*pairs, strict=True)
+            carried = transport_targets(
+                _frames(directions, first),
+                _frames(directions, second),
+                _frames(masks, second),
+                _frames(masks, first),
+                eps=eps,
+                iterations=iterations,
+                a=None if weights is None else _frames(weights, first),
+                b=None if weights is None else _frames(weights, second),
+            )
+            for numbers, targets in zip((first, second), carried, strict=True):
+                assert targets is not None
+                for number, target in zip(numbers, targets.unflatten(0, (len(pairs), -1)), strict=True):
+                    sums[number].append(target)
+        return torch.stack([torch.stack(parts).sum(0) for parts in sums], 1)
+
+
+def _frames(clips: Tensor, numbers: tuple[int, ...]) -> Tensor:
+    """Frames of these numbers [pairs·B, M, ...] of [B, T, M, ...]: a view of one, a copy of several."""
+    # Not by a tensor of numbers, which would be copied from the host in each step.
+    parts = [clips[:, number] for number in numbers]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def semantic_alignment(masks: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of the masks with those that the teacher's other frames carry here (SMTC, equation 9).
+
+    Args:
+        masks: [B, T, M, N], each row over N sums to 1.
+        targets: [B, T, M, N], of :func:`aligned_masks`.
+
+    Returns:
+        The mean over samples and ordered pairs of frames, a scalar.
+
+    Example:
+        >>> masks = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).expand(1, 2, 2, 2)  # two equal frames
+        >>> round(semantic_alignment(masks, masks / 2).item(), 6)
+        0.0
+    """
+    samples, frames = masks.shape[:2]
+    # Shifted before the logarithm as published; a probability of 1 then costs -1e-8.
+    return -(targets * (masks.to(targets.dtype) + EPS).log()).sum() / (samples * frames * (frames - 1))
+
+
+def mask_regulariser(masks: Tensor) -> Tensor:
+    """Mean cosine similarity of the masks of different slots (SMTC, equation 10): low if they share no patch.
+
+    Args:
+        masks: [..., M, N], at least 0.
+
+    Returns:
+        A scalar from 0 to 1; 0 for a single slot.
+
+    Example:
+        >>> mask_regulariser(torch.eye(3)[None]) < 1e-6, mask_regulariser(torch.full((1, 4, 3), 1 / 3))
+        (tensor(True), tensor(1.))
+    """
+    slots = masks.shape[-1]
+    with torch.autocast(masks.device.type, enabled=False):
+        directions = F.normalize(masks + EPS, dim=-2)
+        similarity = directions.mT @ directions  # [..., N, N]
+        others = ~torch.eye(slots, dtype=torch.bool, device=masks.device)
+        return (similarity * others).sum((-2, -1)).mean() / max(1, slots * (slots - 1))
+
+
+@torch.no_grad()
+def valid_instances(
+    masks: Tensor,  # [..., M, N]
+    semantics: Tensor,  # [..., N, D]
+    instances: Tensor,  # [..., N, P, D]
+    mask_threshold: float,
+    area_threshold: float,
+    similarity_threshold: float,
+) -> Tensor:
+    """Which instances are there (SMTC, equation 11): their semantic covers enough of the frame, and they resemble it.
+
+    Args:
+        masks: probability of each semantic.
+        semantics, instances: their slots.
+        mask_threshold: τ, a patch belongs to a semantic above this probability.
+        area_threshold: τ1, share of the patches that a semantic has to exceed.
+        similarity_threshold: τ2, cosine similarity that an instance and its semantic have to exceed.
+
+    Returns:
+        [..., N, P] bool.
+    """
+    area = (masks > mask_threshold).float().mean(-2)  # [..., N]
+    similarity = F.cosine_similarity(semantics.unsqueeze(-2).float(), instances.float(), dim=-1)
+    return (area > area_threshold).unsqueeze(-1) & (similarity > similarity_threshold)
+
+
+def instance_consistency(
+    instances: Tensor,  # [B, T, N, P, D]
+    teacher: Tensor,  # [B, T, N, P, D]
+    valid: Tensor,  # [B, T, N, P] bool
+    teacher_valid: Tensor,  # [B, T, N, P] bool
+    margin: float = 0.5,
+    distance: Distance = "cosine",
+    same_frame: bool = False,
+) -> Tensor:
+    """Each valid instance is near its counterpart in the teacher's other frames, and far from the others there (SMTC,
+    equation 12).
+
+    Counterparts are matched one to one within a semantic, by the cosine similarity.
+
+    Args:
+        instances, teacher: vectors of the instances, normalised here.
+        valid, teacher_valid: of :func:`valid_instances`. Invalid instances do not count, and nothing is drawn to an
+            invalid counterpart.
+        margin: "cosine": similarity to the others above which it is punished; "l2": distance below which.
+        distance: "cosine" as in the public code, "l2" as in the paper, both of normalised vectors.
+        same_frame: whether the teacher's view of the same frame counts as another frame, as in the public code.
+
+    Returns:
+        A scalar: the sum over valid instances of all pairs of frames, divided by their number in all processes of a
+        job, times the number of processes. Averaged over processes, as their gradients are, it is the mean.
+
+    Example:
+        >>> slots = torch.eye(2).expand(1, 2, 1, 2, 2)  # one semantic of two orthogonal instances, in two equal frames
+        >>> there = torch.ones(1, 2, 1, 2, dtype=torch.bool)
+        >>> instance_consistency(slots, slots, there, there).item()
+        -1.0
+    """
+    frames, number = instances.shape[1], instances.shape[3]
+    with torch.autocast(instances.device.type, enabled=False):
+        dtype = torch.promote_types(instances.dtype, torch.float32)
+        instances, teacher = (F.normalize(t.to(dtype), dim=-1) for t in (instances, teacher.detach()))
+        ours, theirs = instances.movedim(2, 1).flatten(2, 3), teacher.movedim(2, 1).flatten(2, 3)  # [B, N, T·P, D]
+        cosine = (ours @ theirs.mT).unflatten(2, (frames, number)).unflatten(4, (frames, number))
+        cosine = cosine.movedim(4, 3).movedim(1, 3)  # [B, T, T, N, P, P]: frames and instances, ours before theirs
+        matched = F.one_hot(match_slots(cosine.detach()), number).bool()
+        if distance == "cosine":
+            near, far = -cosine, F.relu(cosine - margin)
+        else:
+            apart = (2 - 2 * cosine).clamp_min(SMALLEST_SQUARE).sqrt()
+            near, far = apart, F.relu(margin - apart)
+        counterpart_valid = (matched & teacher_valid[:, None, :, :, None]).any(-1)  # [B, T, T, N, P]
+        near = (near * matched).sum(-1) * counterpart_valid
+        far = (far * ~matched).sum(-1) / max(1, number - 1)
+        counted = valid[:, :, None].expand_as(near)
+        if not same_frame:
+            counted = counted & ~torch.eye(frames, dtype=torch.bool, device=valid.device)[:, :, None, None]
+        count = sum_over_ranks(counted.sum()).clamp_min(1).to(dtype)
+        return ((near + far) * counted).sum() * (world_size() / count)

@@ -1,0 +1,61 @@
+"""Stochastic depth: branches of a vision transformer's blocks that are left out at random (Huang et al. 2016)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .keys import Keys, TokensAndKeys
+
+NORMS = (("norm1", "norm2"), ("layernorm_before", "layernorm_after"))  # names of a block's two norms
+
+
+def depth_factors(noise: Tensor, rate: float) -> Tensor:
+    """Factors of the attention and the MLP branch of each block, as in DINO.
+
+    A branch of block l of L is left out (0) with probability p = ``rate`` l / (L - 1), the same for both, drawn apart;
+    else it is multiplied by 1 / (1 - p).
+
+    >>> depth_factors(torch.zeros(1, 6), rate=0.2)  # 0 is the median: nothing is left out
+    tensor([[[1.0000, 1.0000],
+             [1.1111, 1.1111],
+             [1.2500, 1.2500]]])
+
+    Args:
+        noise: standard normal [R, 2 L], of the R frames.
+        rate: of the last block, at least 0 and below 1.
+
+    Returns:
+        [R, L, 2], for :meth:`Backbone.encode`.
+    """
+    rates = torch.linspace(0.0, rate, noise.shape[1] // 2, device=noise.device, dtype=noise.dtype)[:, None]
+    kept = torch.special.ndtr(noise.unflatten(1, (-1, 2))) <= 1 - rates
+    return kept.to(noise.dtype) / (1 - rates)
+
+
+def scaled_block(block: nn.Module, hidden: Tensor, factors: Tensor, options: Mapping[str, object]) -> Tensor:
+    """The output [R, M, C] of a block whose attention and MLP branch are multiplied by ``factors`` [R, 2].
+
+    Args:
+        block: of a type of model that :meth:`VisionTransformer.require_blocks` accepts.
+        hidden: [R, M, C], what it gets.
+        factors: where 1, the block computes what it always does.
+        options: what else its attention gets, such as DINOv3's rotations.
+    """
+    if isinstance(block, Keys):  # has no branches
+        return block(hidden, **options)
+    if isinstance(block, TokensAndKeys):
+        return block.joined(hidden, scaled_block(block.block, hidden, factors, options))
+    layers: Any = block
+    before, after = next(pair for pair in NORMS if hasattr(block, pair[0]))
+    attention, mlp = factors[:, :, None, None].unbind(1)
+    branch = layers.attention(getattr(block, before)(hidden), **options)[0]
+    hidden = hidden + (attention * _layer_scale(block, "layer_scale1", branch)).to(hidden.dtype)
+    branch = layers.mlp(getattr(block, after)(hidden))
+    return hidden + (mlp * _layer_scale(block, "layer_scale2", branch)).to(hidden.dtype)
+
+
+def _layer_scale(block: nn.Module, name: str, branch: Tensor) -> Tensor:
+    """A branch multiplied by what the block has learned for each channel; DINO, MAE and the like have nothing."""
+    return getattr(block, name)(branch) if hasattr(block, name) else branch

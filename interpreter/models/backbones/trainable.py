@@ -1,0 +1,76 @@
+"""A copy of a backbone that is trained further."""
+
+import copy
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import Backbone
+from .float8 import Float8Linear
+
+
+def trainable(backbone: Backbone) -> Backbone:
+    """A copy whose parameters need gradients, which :meth:`Backbone.encode` computes.
+
+    Those that no output depends on, such as the mask token of DINOv2 or the pooler of a ViT, stay frozen: an optimiser
+    would decay them, and processes that train together would wait for their gradients. The copy has the parameter names
+    of the original and stays in evaluation mode: it has no dropout besides the stochastic depth of
+    :meth:`Backbone.encode`.
+
+    Args:
+        backbone: in fp32; it stays as it is.
+
+    Raises:
+        ValueError: if its linear layers are float8.
+    """
+    if any(isinstance(module, Float8Linear) for module in backbone.modules()):
+        raise ValueError(
+            "--precision fp8-backbone: float8 layers have no gradients, so this backbone cannot be trained; use "
+            "--precision bf16, or --no-train-backbone"
+        )
+    copied = copy.deepcopy(backbone).requires_grad_(True)
+    for module in copied.modules():
+        if hasattr(module, "interpolate_pos_encoding") and hasattr(module, "position_embeddings"):
+            module.__dict__["interpolate_pos_encoding"] = MethodType(_repeatable(module), module)
+    # Tensors on "meta" have shapes and gradient functions, but no values: nothing is computed.
+    probe = copy.deepcopy(copied).to("meta")
+    frames = torch.empty(1, *probe.native_size, 3, dtype=torch.uint8, device="meta")
+    gradients = torch.autograd.grad(probe.encode(frames).sum(), list(probe.parameters()), allow_unused=True)
+    for parameter, gradient in zip(copied.parameters(), gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
+    return copied
+
+
+def _repeatable(embeddings: Any) -> Any:
+    """Interpolation of position embeddings with the same values, and a gradient that a GPU can repeat.
+
+    The gradient of bicubic interpolation has no deterministic kernel. The interpolation is linear in the embeddings, so
+    its gradient is a product with a matrix: what it makes of the unit vectors.
+    """
+    interpolate = embeddings.interpolate_pos_encoding.__func__
+
+    def interpolate_pos_encoding(self: Any, tokens: Tensor, height: int, width: int) -> Tensor:
+        positions = self.position_embeddings  # [1, P, C]
+        with torch.no_grad():
+            values: Tensor = interpolate(self, tokens, height, width)
+        if values is positions:  # of its own grid
+            return positions
+        if not (torch.is_grad_enabled() and positions.requires_grad):
+            return values
+        units = _UnitVectors(self)
+        matrix = interpolate(units, tokens.new_empty(1, tokens.shape[1], positions.shape[1]), height, width)
+        product = (matrix[0].double() @ positions[0].double()).to(positions.dtype)  # autocast would round fp32 products
+        return values + (product - product.detach())
+
+    return interpolate_pos_encoding
+
+
+class _UnitVectors:
+    """Embeddings whose positions [1, P, P] are the unit vectors."""
+
+    def __init__(self, embeddings: Any) -> None:
+        positions = embeddings.position_embeddings
+        self.position_embeddings = torch.eye(positions.shape[1], dtype=positions.dtype, device=positions.device)[None]
+        self.patch_embeddings, self.patch_size = embeddings.patch_embeddings, getattr(embeddings, "patch_size", None)
