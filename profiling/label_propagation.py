@@ -210,6 +210,7 @@ def sequences_table(results: Sequence[Results]) -> Lines:
         for video, value in row["jf"].items():
             values.setdefault((row["data"], video), {})[row["masks"]] = value
     names = list(dict.fromkeys(row["masks"] for row in _rows_of(results)))
+    names.sort(key=COPIED.name.__eq__)  # last
     body = [
         [data, video, *(f"{of[name]:.2f}" if name in of else "–" for name in names)]
         for (data, video), of in values.items()

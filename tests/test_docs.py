@@ -88,6 +88,8 @@ def test_options_of_the_commands_on_a_page_exist(name):
         for option in ("--method", "--stage"):  # the options of training depend on them
             if command == "train" and option in words:
                 arguments += [option, words[words.index(option) + 1]]
+        if command in ("segment", "evaluate") and "--method" not in words and name.startswith("docs/methods/"):
+            arguments += ["--method", Path(name).stem.replace("_", "-")]  # that of the run, whose settings are options
         known = set(re.findall(r"--[a-z][\w-]*", help_of(command, *arguments)))
         unknown += [f"{command} {word}" for word in words if word.startswith("--") and word.split("=")[0] not in known]
     assert unknown == []

@@ -58,30 +58,34 @@ def aligned_masks(
         if marginals == "norm":
             magnitudes = directions.abs().sum(-1)  # [B, T, M]
             weights = magnitudes / magnitudes.sum(-1, keepdim=True)
-        first, second = zip(*frame_pairs(frames), strict=True)
-
-        def side(of: Tensor, frames: tuple[int, ...]) -> Tensor:
-            """[B·pairs, M, ...] of [B, T, M, ...]; a tensor of indices would be copied from the host in each step."""
-            return torch.stack([of[:, frame] for frame in frames], 1).flatten(0, 1)
-
-        to_first, to_second = transport_targets(
-            side(directions, first),
-            side(directions, second),
-            side(masks, second),
-            side(masks, first),
-            eps=eps,
-            iterations=iterations,
-            a=None if weights is None else side(weights, first),
-            b=None if weights is None else side(weights, second),
-        )
-        assert to_second is not None
-        pairs = (len(masks), -1)
-        by_pair = zip(to_first.unflatten(0, pairs).unbind(1), to_second.unflatten(0, pairs).unbind(1), strict=True)
+        # A GPU solves the problems of all pairs at once; a CPU a few at a time, and needs no copies of the frames.
+        together = list(frame_pairs(frames))
+        calls = [together] if masks.device.type == "cuda" else [[pair] for pair in together]
         sums: list[list[Tensor]] = [[] for _ in range(frames)]
-        for (i, j), (at_i, at_j) in zip(frame_pairs(frames), by_pair, strict=True):
-            sums[i].append(at_i)
-            sums[j].append(at_j)
+        for pairs in calls:
+            first, second = zip(*pairs, strict=True)
+            carried = transport_targets(
+                _frames(directions, first),
+                _frames(directions, second),
+                _frames(masks, second),
+                _frames(masks, first),
+                eps=eps,
+                iterations=iterations,
+                a=None if weights is None else _frames(weights, first),
+                b=None if weights is None else _frames(weights, second),
+            )
+            for numbers, targets in zip((first, second), carried, strict=True):
+                assert targets is not None
+                for number, target in zip(numbers, targets.unflatten(0, (len(pairs), -1)), strict=True):
+                    sums[number].append(target)
         return torch.stack([torch.stack(parts).sum(0) for parts in sums], 1)
+
+
+def _frames(clips: Tensor, numbers: tuple[int, ...]) -> Tensor:
+    """Frames of these numbers [pairs·B, M, ...] of [B, T, M, ...]: a view of one, a copy of several."""
+    # Not by a tensor of numbers, which would be copied from the host in each step.
+    parts = [clips[:, number] for number in numbers]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def semantic_alignment(masks: Tensor, targets: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ tensors that an operator or launch reads or writes, in-place ones twice: what is
 --no-compiled each stage is also compiled, at small sizes on the CPU, to count graphs, breaks, recompilations and
 generated kernels.
 
-Of SOLV's step at its preset ytvis19, the operations, bytes and launches of each part are counted, and its time on an
-H100 is predicted as ``profiling.cost`` does.
+Of the steps of SOLV at its preset ytvis19 and of SMTC at its preset ytvos, the operations, bytes and launches of each
+part are counted, and its time on an H100 is predicted as ``profiling.cost`` does.
 """
 
 import json
@@ -23,8 +23,8 @@ import torch
 
 from interpreter.commands import cli, run_command
 from interpreter.methods.interpreter.config import Preset
+from profiling.accounting import smtc, solv
 from profiling.accounting.counts import count, count_compiled, differences
-from profiling.accounting.solv import predicted
 from profiling.common.machine import machine, save
 from profiling.common.paths import RESULTS
 from profiling.common.setups import STAGES, setup
@@ -68,11 +68,11 @@ def show(stage: str, counts: dict[str, Any], top: int) -> None:
         print(f"  {size / 1e9:8.2f} GB  {counts['calls of'].get(name, own.get(name)):4} x {name}")
 
 
-def show_parts(solv: dict[str, Any]) -> None:
-    """Print the parts of SOLV's step."""
-    waits = ", ".join(solv["host waits"]) or "none"
-    print(f"SOLV, {solv['preset']}, predicted for {solv['device']}; waits of the host: {waits}")
-    for name, row in solv["parts"].items():
+def show_parts(method: str, content: dict[str, Any]) -> None:
+    """Print the parts of a method's step."""
+    waits = ", ".join(content["host waits"]) or "none"
+    print(f"{method}, {content['preset']}, predicted for {content['device']}; waits of the host: {waits}")
+    for name, row in content["parts"].items():
         work = f"{row['flops'] / 1e12:7.3f} TFLOP {row['bytes'] / 1e9:6.2f} GB {row['launches']:5} launches"
         print(f"  {work} {row['milliseconds']:8.2f} ms  {name}")
 
@@ -83,14 +83,19 @@ def main() -> int:
     counts_by_stage = stages(options)
     for stage in counts_by_stage:
         show(stage, counts_by_stage[stage], options.top)
-    solv = predicted()
-    show_parts(solv)
+    of_methods = {"solv": solv.predicted(), "smtc": smtc.predicted()}
+    for method, content in of_methods.items():
+        show_parts(method.upper(), content)
     if options.update:
         if options.preset != "ytvis19" or not options.compiled:
             raise ValueError("--update writes all of the file: leave --preset and --no-compiled out")
-        results = {"torch": torch.__version__, "commit": machine("cpu")["commit"], "stages": counts_by_stage}
-        results["solv"] = solv
-        what = "operators, launches, bytes and waits of a training step of each stage; where a step of SOLV goes"
+        results = {
+            "torch": torch.__version__,
+            "commit": machine("cpu")["commit"],
+            "stages": counts_by_stage,
+            **of_methods,
+        }
+        what = "operators, launches, bytes and waits of a training step of each stage; where steps of SOLV and SMTC go"
         save(PINNED, {"what": what, "command": "python -m profiling.accounting --update", **results})
         return 0
     if options.preset != "ytvis19":
@@ -102,7 +107,9 @@ def main() -> int:
     if not options.compiled:
         for counts in pinned["stages"].values():
             del counts["compiled on a CPU"]
-    lines = differences(pinned["stages"], counts_by_stage) + differences(pinned["solv"], solv, "solv: ")
+    lines = differences(pinned["stages"], counts_by_stage)
+    for method, content in of_methods.items():
+        lines += differences(pinned[method], content, f"{method}: ")
     print("\n".join(lines) or f"as in {PINNED.name}")
     return 1 if lines else 0
 

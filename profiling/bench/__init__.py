@@ -18,6 +18,7 @@ BENCHMARKS = {
     "propagate_labels": "propagation",
     "propagate_attention": "propagation",
     "guided_labels": "guided_labels",
+    "transport_targets": "transport_targets",
     "mix_slots": "decoder",
     "broadcast_decoder": "decoder",
     "correlation": "correlation",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,12 @@ from interpreter.models.backbones import Backbone, EfficientNetLite0, VisionTran
 
 STAGES: tuple[StageName, ...] = ("image", "video")
 # Width of the features and pixels of a patch's side of the presets' backbones.
-FEATURES = {"efficientnet-lite0": (192, 16), "facebook/dinov2-small": (384, 14), "facebook/dinov2-base": (768, 14)}
+FEATURES = {
+    "efficientnet-lite0": (192, 16),
+    "facebook/dinov2-small": (384, 14),
+    "facebook/dinov2-base": (768, 14),
+    "facebook/dino-vits16": (384, 16),
+}
 FRAMES_AT_ONCE = 32  # that the backbone encodes in one call
 
 
@@ -142,12 +148,15 @@ def random_backbone(config: BackboneConfig, device: torch.device) -> Backbone:
     """A preset's backbone, with random weights if it is a ViT: nothing is downloaded."""
     if config.backbone == "efficientnet-lite0":
         return EfficientNetLite0().to(device)
-    from transformers import Dinov2Config, Dinov2Model
+    from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
     width, patch = FEATURES[config.backbone]
-    model = Dinov2Model(
-        Dinov2Config(hidden_size=width, num_attention_heads=width // 64, patch_size=patch, image_size=518)
-    )
+    sizes: dict[str, Any] = {"hidden_size": width, "num_attention_heads": width // 64, "patch_size": patch}
+    model: Any
+    if config.backbone.startswith("facebook/dino-"):
+        model = ViTModel(ViTConfig(**sizes, intermediate_size=4 * width, image_size=224), add_pooling_layer=False)
+    else:
+        model = Dinov2Model(Dinov2Config(**sizes, image_size=518))
     backbone = VisionTransformer(model, config.feature_layer, config.feature_norm, output=config.output)
     return backbone.requires_grad_(False).to(device)
 

@@ -18,6 +18,7 @@ from slotkernels import (
     mix_slots,
     propagate_labels,
     sinkhorn_divergence,
+    transport_targets,
 )
 from slotkernels.invariant_slot_attention.module import InvariantSlotAttention
 from torch import Tensor
@@ -74,6 +75,15 @@ def _mixing(device: str) -> None:
         (mixed.square().sum() + masks.square().sum()).backward()
 
 
+def _transport(device: str) -> None:
+    for m, length, dtype in ((35, 70, torch.bfloat16), (70, 300, torch.float32)):
+        x, y = (torch.randn(3, n, 40, device=device, dtype=dtype) / 40**0.5 for n in (m, length))
+        x_values, y_values = (torch.rand(3, n, 5, device=device) for n in (m, length))
+        weights = torch.rand(3, m, device=device).softmax(1)
+        transport_targets(x, y, y_values, x_values, a=weights)
+        transport_targets(x, y, y_values)
+
+
 OPS: dict[str, Callable[[str], None]] = {
     "inverted": _inverted,
     "modules": _modules,
@@ -82,6 +92,7 @@ OPS: dict[str, Callable[[str], None]] = {
     "merging": _merging,
     "matching": _matching,
     "mixing": _mixing,
+    "transport": _transport,
 }
 
 

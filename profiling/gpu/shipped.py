@@ -25,6 +25,8 @@ from slotkernels.slot_update.op import (
     GruNormBackwardArguments,
     GruNormCotangents,
 )
+from slotkernels.transport_targets import op as transport_op
+from slotkernels.transport_targets import triton as transport_targets
 
 PRECISIONS = {torch.bfloat16: ("",), torch.float16: ("",), torch.float32: ("tf32x3", "ieee")}
 
@@ -39,6 +41,7 @@ def shipped() -> Iterator[tuple[str, Callable[[], object]]]:
     yield from _mix_slots()
     yield from _match_slots()
     yield from _sinkhorn()
+    yield from _transport_targets()
 
 
 def _inverted_attention() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -259,3 +262,24 @@ def _sinkhorn() -> Iterator[tuple[str, Callable[[], object]]]:
         transports = (transport_x, transport_y if both else None)
         arguments = sinkhorn_problem.BackwardArguments(*grads, x, y, a, b, *transports, precision)
         yield f"sinkhorn backward {name}", lambda a=arguments: sinkhorn.sinkhorn_backward(a)
+
+
+def _transport_targets() -> Iterator[tuple[str, Callable[[], object]]]:
+    # (B, M, L, C, N): SMTC's pairs at 256² and at 336 x 504, one video, ragged sizes, the limits.
+    for shape, dtypes, both, weighted in (
+        ((768, 256, 256, 384, 16), (torch.bfloat16, torch.float32), True, False),
+        ((768, 256, 256, 384, 16), (torch.bfloat16,), True, True),
+        ((96, 864, 864, 384, 16), (torch.bfloat16, torch.float32), True, False),
+        ((6, 1500, 1500, 768, 16), (torch.float32,), True, False),
+        ((6, 255, 257, 63, 5), (torch.float16,), False, True),
+        ((6, 2048, 2048, 384, 64), (torch.bfloat16, torch.float32), True, True),
+    ):
+        batch, m, length, dim, labels = shape
+        for dtype in dtypes:
+            x, y = (torch.empty(batch, count, dim, dtype=dtype, device="meta") for count in (m, length))
+            y_values, x_values = (torch.empty(batch, count, labels, device="meta") for count in (length, m))
+            a, b = (torch.empty(batch, count, device="meta") if weighted else None for count in (m, length))
+            name = f"B{batch} M{m} L{length} C{dim} N{labels} {str(dtype).removeprefix('torch.')}"
+            name += " both" * both + " weights" * weighted
+            arguments = transport_op.Arguments(x, y, y_values, x_values if both else None, a, b, 0.05, 3)
+            yield f"transport_targets {name}", lambda a=arguments: transport_targets.transport_targets(a)

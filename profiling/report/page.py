@@ -6,7 +6,7 @@ from typing import Any
 from profiling.bench.case import OURS
 from profiling.common.paths import RESULTS
 from profiling.report.predicted import beside_predictions
-from profiling.report.recordings import busy_machine, ms, predictions, solv_step, steps, times
+from profiling.report.recordings import busy_machine, ms, predictions, smtc_step, solv_step, steps, times
 from profiling.report.results import Recorded, Row, read_recorded, read_runs, read_table, rows_of, slug
 
 HEAD = """# Benchmarks
@@ -31,6 +31,8 @@ NOT_YET = """## What no GPU has run so far
 - GeomLoss under `torch.compile`, and the image stage's step with its baselines: run 7 of the GPU check ended before
   they were measured.
 - `inverted_attention` with 64 columns on GPUs before sm_90: its number of pipeline stages changed after the run.
+- `inverted_attention` with a mask: the mask is now read once for a group instead of once for each slot, so that no
+  register spills.
 - GeomLoss and KeOps on large sets: KeOps crashes on the H200 (pykeops 2.3 with CUDA 13.0). A trial in a child process
   detects that, and `auto` uses `blocks`.
 - DALI's GPU decoders, and DDP over NCCL.
@@ -237,6 +239,7 @@ def page(folder: Path = RESULTS) -> str:
         lines += run_section(run, "On a GPU", folder)
     lines += [NOT_YET] if gpus else ["## On a GPU", "", NOT_RUN, ""]
     lines += solv_step(folder, runs)
+    lines += smtc_step(folder)
     lines += ["## What compilers say", ""]
     lines += [
         "Greatest values over all launches and architectures (sm_80, sm_90, sm_100); a test fails if one grows.",

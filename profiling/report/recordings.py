@@ -100,37 +100,76 @@ def predictions(folder: Path, run: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def solv_step(folder: Path, runs: dict[str, dict[str, Any]]) -> list[str]:
-    """Where a training step of SOLV goes: counted and predicted, and how far that is from what was measured."""
-    path = folder / "accounting.json"
-    content = json.loads(path.read_text()).get("solv") if path.exists() else None
-    if content is None:
-        return []
-    size, assumed, rows = content["sizes"], content["assumed"], content["parts"]
-    shapes = (
-        f"B {size['batch']} windows of F {size['frames']} frames, {size['kept']} of M {size['tokens']} tokens kept, "
-        f"N {size['slots']}, C {size['features']}, D {size['dim']}, decoder {size['hidden']}"
-    )
+def _where_a_step_goes(
+    path: Path, method: str, content: dict[str, Any], shapes: str, without: str, note: str
+) -> list[str]:
+    """A table of the parts of a method's step, counted and predicted; ``without`` a backbone, as its keys say it."""
+    assumed, of = content["assumed"], ("share", f"share {without}")
     lines = [
-        "## Where a training step of SOLV goes",
+        f"## Where a training step of {method} goes",
         "",
         f"**Predicted, not measured**, for one {content['device']} by `python -m profiling.accounting`",
         f"([{path.name}](../profiling/results/{path.name})); preset `{content['preset']}`: {shapes}.",
         "Operations and bytes come from formulas that agree with what PyTorch counts; launches are counted in an eager",
         "step. A part takes the longest of its operations and its bytes, at the shares of the device's rates that",
         f"`profiling.cost` assumes ({assumed['mfu']:.0%} and {assumed['bandwidth_use']:.0%}), and of its launches,",
-        f"{assumed['kernel_us']:g} µs each. With `--token-drop-at features` features come from the cache, and a",
-        "step has no backbone. Loading is left out, as it happens meanwhile.",
-        "",
-        "| part | TFLOP | GB | launches | ms | of a step | of a step on cached features |",
-        "|---|---|---|---|---|---|---|",
     ]
-    for name, row in rows.items():
+    head = f"| part | TFLOP | GB | launches | ms | of a step | of a step {without} |"
+    table = [head, "|---|---|---|---|---|---|---|"]
+    for name, row in content["parts"].items():
         work = [f"{row['flops'] / 1e12:.3g}", f"{row['bytes'] / 1e9:.3g}", row["launches"], ms(row["milliseconds"])]
-        shares = [f"{row[of]:.1%}" if row[of] else "–" for of in ("share", "share on cached features")]
-        lines.append(f"| {' | '.join(map(str, [name, *work, *shares]))} |")
-    whole, cached = content["milliseconds"], content["milliseconds on cached features"]
-    lines += ["", f"A step takes {ms(whole)} ms, and {ms(cached)} ms on cached features."]
+        shares = [f"{row[share]:.1%}" if row[share] else "–" for share in of]
+        table.append(f"| {' | '.join(map(str, [name, *work, *shares]))} |")
+    whole, rest = content["milliseconds"], content[f"milliseconds {without}"]
+    return [
+        *lines,
+        f"{assumed['kernel_us']:g} µs each. {note}",
+        "",
+        *table,
+        "",
+        f"A step takes {ms(whole)} ms, and {ms(rest)} ms {without}.",
+    ]
+
+
+def _parts_of(path: Path, method: str) -> dict[str, Any] | None:
+    """What is recorded of a method's step."""
+    return json.loads(path.read_text()).get(method) if path.exists() else None
+
+
+def smtc_step(folder: Path) -> list[str]:
+    """Where a training step of SMTC goes: counted and predicted."""
+    path = folder / "accounting.json"
+    content = _parts_of(path, "smtc")
+    if content is None:
+        return []
+    size = content["sizes"]
+    shapes = (
+        f"B {size['batch']} clips of T {size['frames']} frames, M {size['tokens']}, N {size['semantics']}, "
+        f"P {size['instances']}, C {size['features']}, D {size['dim']}"
+    )
+    note = (
+        "With a frozen backbone and no augmentation features come\n"
+        "from the cache, and a step has no backbone. Loading and augmentation are left out."
+    )
+    return [*_where_a_step_goes(path, "SMTC", content, shapes, "from features on", note), ""]
+
+
+def solv_step(folder: Path, runs: dict[str, dict[str, Any]]) -> list[str]:
+    """Where a training step of SOLV goes: counted and predicted, and how far that is from what was measured."""
+    path = folder / "accounting.json"
+    content = _parts_of(path, "solv")
+    if content is None:
+        return []
+    size = content["sizes"]
+    shapes = (
+        f"B {size['batch']} windows of F {size['frames']} frames, {size['kept']} of M {size['tokens']} tokens kept, "
+        f"N {size['slots']}, C {size['features']}, D {size['dim']}, decoder {size['hidden']}"
+    )
+    note = (
+        "With `--token-drop-at features` features come from the cache, and a\n"
+        "step has no backbone. Loading is left out, as it happens meanwhile."
+    )
+    lines = _where_a_step_goes(path, "SOLV", content, shapes, "on cached features", note)
     benchmarks = runs.get("h200", {}).get("benchmarks", {})
     if content["h200"].keys() <= benchmarks.keys():
         lines.append("For an H200, on which these parts were measured, the same assumptions predict:")

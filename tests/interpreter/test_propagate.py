@@ -13,7 +13,8 @@ from PIL import Image
 
 from interpreter import evaluate, propagate
 from interpreter.commands import run_command
-from interpreter.data import Video, open_video
+from interpreter.data import Video, open_dataset, open_video
+from interpreter.metrics import PROTOCOLS, score_video
 from interpreter.models.backbones import Backbone
 from interpreter.models.label_propagation import LabelPropagation, Propagation, patch_labels
 from interpreter.propagate import propagate_video
@@ -208,6 +209,9 @@ def test_data_set_is_scored_as_evaluate_scores_its_masks(scenes, tmp_path, capsy
     propagated_row, copied = rows["propagated, efficientnet-lite0"], rows["copies of the first mask"]
     assert propagated_row["mean"]["jf"] > copied["mean"]["jf"] + 0.1
     assert (copied["kind"], report["split"], report["skipped"]) == ("baseline", "val", [])
+    truths = [dataset.masks(i) for dataset in [open_dataset("synthetic", scenes, "val")] for i in range(2)]
+    copies = [score_video(PROTOCOLS["davis-2017"], np.repeat(m[:1], len(m), 0), m, background=0)["jf"] for m in truths]
+    assert copied["mean"]["jf"] == pytest.approx(np.mean(np.concatenate(copies)), abs=1e-12)
     assert "copies of the first mask" in capsys.readouterr().out
     assert sorted(path.name for path in (out / "previews").iterdir()) == [f"{name}.png" for name in report["frames"]]
     masks = ("--masks", out / "Annotations", *data, "--protocol", "davis-2017", "--out", tmp_path / "again")

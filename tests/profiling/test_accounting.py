@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.models.transformer import TransformerDecoder
-from profiling.accounting import solv
+from profiling.accounting import smtc, solv
 from profiling.accounting.__main__ import PINNED
 from profiling.accounting.counts import Counts, HostWaits, count, count_compiled, differences, without_data
 from profiling.common.setups import random_backbone, setup
@@ -31,7 +31,7 @@ def pinned():
     recording = json.loads(PINNED.read_text())
     if recording["torch"] != torch.__version__:
         pytest.skip(f"{PINNED.name} was made with torch {recording['torch']}")
-    return {**recording["stages"], "solv": recording["solv"]}
+    return {**recording["stages"], "solv": recording["solv"], "smtc": recording["smtc"]}
 
 
 def counted(function, *tensors):
@@ -195,3 +195,35 @@ def test_operations_of_a_vit_with_dropped_patches_are_those_that_pytorch_counts(
         backbone.features(torch.zeros(10, 56, 84, 3, dtype=torch.uint8), kept)
     flops = sum(part.flops for part in solv.parts(config, 0) if part.name == solv.KEPT)
     assert flops == pytest.approx(counter.get_total_flops(), rel=1e-3)
+
+
+def test_where_a_step_of_smtc_goes_is_as_pinned_and_it_never_waits(pinned):
+    predicted = json.loads(json.dumps(smtc.predicted()))
+    assert not differences(pinned["smtc"], predicted), UPDATE
+    assert predicted["host waits"] == []
+    for of in ("share", "share from features on"):
+        assert sum(row[of] for row in predicted["parts"].values()) == pytest.approx(1, abs=1e-3)
+    assert min(row["launches"] for row in predicted["parts"].values()) > 0
+
+
+@pytest.fixture(scope="module")
+def small_smtc():
+    preset = smtc.PRESETS[smtc.PRESET]
+    config = replace(preset, optim=replace(preset.optim, batch_size=2))
+    return smtc.model_of(config), config
+
+
+@pytest.mark.parametrize("name", [smtc.STUDENT, smtc.TEACHER, smtc.CORRELATION, smtc.SLOTS, smtc.LOSSES])
+def test_operations_of_smtc_are_those_that_pytorch_counts(name, small_smtc):
+    model, config = small_smtc
+    with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):
+        pieces = smtc.pieces(without_data(model), config)
+        counted = {}
+        for piece in ("groups", smtc.CORRELATION) if name == smtc.SLOTS else (name,):
+            with FlopCounterMode(display=False) as counter:  # does not see the project's own ops
+                pieces[piece]()
+            counted[piece] = counter.get_total_flops()
+    flops = counted[name] if name in counted else counted["groups"] - counted[smtc.CORRELATION]
+    attention = sum(part.flops for part in smtc._attention(smtc.Sizes.of(config), config.model.iterations))
+    products = sum(part.flops for part in smtc.parts(config, 0) if part.name == name and not part.single)
+    assert products - (attention if name == smtc.SLOTS else 0) == pytest.approx(flops, rel=4e-3)

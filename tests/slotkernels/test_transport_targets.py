@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from slotkernels import sinkhorn_plan, transport_targets
 from slotkernels.transport_targets import bytes_moved, flops
+from slotkernels.transport_targets.op import Arguments
 
 from .oracles import assert_close, assert_matches_oracle
 
@@ -144,6 +145,14 @@ def outliers(device):
 def test_nothing_overflows_at_low_temperatures(backend, device, eps, iterations):
     # Rounding of 6e-8 in products of 1, divided by eps, in exponents, and again as potentials grow.
     check(outliers(device), backend, 1e-6 / eps, by_sinkhorn_plan, iterations=iterations, eps=eps)
+
+
+@all_backends
+def test_factors_that_grow_with_each_iteration_do_not_overflow(backend, device):
+    x, y = (F.normalize(torch.randn(1, count, 2, device=device), dim=2) for count in (60, 50))
+    y_values, x_values = (torch.randn(1, count, 4, device=device).softmax(2) for count in (50, 60))
+    inputs = {"x": x, "y": y, "y_values": y_values, "x_values": x_values}
+    check(inputs, backend, 2e-3, by_sinkhorn_plan, iterations=200, eps=0.0005)
 
 
 @all_backends
@@ -283,6 +292,39 @@ def test_replays_in_a_cuda_graph(backend):
         actual = transport_targets(**inputs, backend=backend)
     graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("batch", [1, 5, 40])
+def test_scratch_memory_is_bounded_by_the_processors(batch):
+    pytest.importorskip("triton", reason="triton is not installed")
+    from slotkernels._triton import Device, recorded
+    from slotkernels.transport_targets import triton as backend
+
+    inputs = make((batch, 6, 5, 4, 2))
+    arguments = Arguments(*inputs.values(), None, None, 0.05, 3)
+    with recorded(Device(90, 8)) as launches:
+        backend.transport_targets(arguments)
+    names = launches[0].kernel.arg_names
+    of = dict(zip(names, launches[0].arguments, strict=False))
+    assert [len(of[name]) for name in ("scores", "row_potentials", "column_potentials")] == [min(batch, 8)] * 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((1, 3, 2049, 4, 2), torch.float32, "2049 tokens of y, at most 2048"),
+        ((1, 3, 4, 5, 65), torch.float32, "65 labels, at most 64"),
+        ((1, 3, 4, 5, 2), torch.float64, "float64"),
+        ((1, 3, 4, 5, 2), torch.float32, "cpu"),
+    ],
+)
+def test_triton_refuses_a_call_with_the_reason(shape, dtype, message, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    inputs = make(shape, dtype)
+    with pytest.raises(RuntimeError, match=f"backend 'triton' cannot serve this call.*{message}"):
+        transport_targets(**inputs, backend="triton")
+    check(inputs, "auto")
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ class SmtcStage(ViewStage[SmtcTraining]):
         """See :meth:`Stage.build`."""
         encoder: Backbone | None = None
         if config.train_backbone:
-            if context.precision == "fp8-backbone":
-                raise ValueError("--precision fp8-backbone needs a frozen backbone; use bf16, or --no-train-backbone")
+            if config.drop_path:
+                context.backbone.require_depth()
             encoder = trainable(context.backbone)
         elif config.streams:
             encoder = copy.deepcopy(context.backbone)

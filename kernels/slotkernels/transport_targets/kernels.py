@@ -40,10 +40,10 @@ def _log_weights(weights, offset, index, count):
 
 @triton.jit
 def _write_scores(
-    x, y, scores, m, length, dim, scale,
+    x, y, scores, m, length, stride, dim, scale,
     BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``scale * x @ y^T`` [M, L], a tile after the other."""
+    """``scale * x @ y^T`` [M, L], a tile after the other, with -inf from L up to the stride of a row."""
     piece = tl.arange(0, BLOCK_C)
     for tile in range(tl.cdiv(m, BLOCK_M) * tl.cdiv(length, BLOCK_L)):
         u = tile // tl.cdiv(length, BLOCK_L) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -56,15 +56,16 @@ def _write_scores(
             x_tile = tl.load(rows, mask=(u < m)[:, None] & inside[None, :], other=0.0)
             y_tile = tl.load(columns, mask=(v < length)[None, :] & inside[:, None], other=0.0)
             products = _dot(x_tile, y_tile, products, PRECISION)
-        inside = (u < m)[:, None] & (v < length)[None, :]
-        tl.store(scores + u[:, None] * length + v[None, :], products * scale, mask=inside)
+        inside = (u < m)[:, None] & (v < stride)[None, :]
+        written = tl.where((v < length)[None, :], products * scale, float("-inf"))
+        tl.store(scores + u[:, None] * stride + v[None, :], written, mask=inside)
 
 
 @triton.jit
-def _load_rows(scores, row, m, column, length):
+def _load_rows(scores, row, m, column, stride):
     """A tile of whole rows [ROWS, COLUMNS]; -inf outside."""
-    inside = (row < m)[:, None] & (column < length)[None, :]
-    return tl.load(scores + row[:, None] * length + column[None, :], mask=inside, other=float("-inf"))
+    inside = (row < m)[:, None] & (column < stride)[None, :]
+    return tl.load(scores + row[:, None] * stride + column[None, :], mask=inside, other=float("-inf"))
 
 
 @triton.jit
@@ -93,14 +94,14 @@ def _next(potential, log_b, sums):
 
 
 @triton.jit
-def _begin(scores, a, sample, row_potentials, log_b, m, length, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _begin(scores, a, sample, row_potentials, log_b, m, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """The first iteration forth from β = 1, and the first columns back: log2 β of both [COLUMNS]."""
     column = tl.arange(0, COLUMNS)
     forth, back = (tl.full([COLUMNS], float("-inf"), tl.float32),) * 2
     forth_total, back_total = (tl.zeros([COLUMNS], tl.float32),) * 2
     for start in range(0, m, ROWS):
         row = start + tl.arange(0, ROWS)
-        tile = _load_rows(scores, row, m, column, length)
+        tile = _load_rows(scores, row, m, column, stride)
         _, _, potential = _rows(tile, _log_weights(a, sample * m, row, m))
         tl.store(row_potentials + row, potential, mask=row < m)
         back, back_total = _add_columns(back, back_total, tile)
@@ -110,7 +111,7 @@ def _begin(scores, a, sample, row_potentials, log_b, m, length, ROWS: tl.constex
 
 @triton.jit
 def _iterate(
-    scores, a, sample, row_potentials, forth, back, log_b, m, length,
+    scores, a, sample, row_potentials, forth, back, log_b, m, stride,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
     """The next α and β of both ways from one pass over the scores: log2 β of both [COLUMNS]."""
@@ -118,7 +119,7 @@ def _iterate(
     forth_sums, back_sums = (tl.zeros([ROWS, COLUMNS], tl.float32),) * 2
     for start in range(0, m, ROWS):
         row = start + tl.arange(0, ROWS)
-        tile, log_a = _load_rows(scores, row, m, column, length), _log_weights(a, sample * m, row, m)
+        tile, log_a = _load_rows(scores, row, m, column, stride), _log_weights(a, sample * m, row, m)
         powers, factors, potential = _rows(tile + forth[None, :], log_a)
         tl.store(row_potentials + row, potential, mask=row < m)
         forth_sums += powers * factors[:, None]
@@ -130,12 +131,12 @@ def _iterate(
 
 
 @triton.jit
-def _end(scores, a, sample, row_potentials, back, m, length, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _end(scores, a, sample, row_potentials, back, m, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """The last α back."""
     column = tl.arange(0, COLUMNS)
     for start in range(0, m, ROWS):
         row = start + tl.arange(0, ROWS)
-        tile = _load_rows(scores, row, m, column, length)
+        tile = _load_rows(scores, row, m, column, stride)
         _, _, potential = _rows(tile + back[None, :], _log_weights(a, sample * m, row, m))
         tl.store(row_potentials + row, potential, mask=row < m)
 
@@ -143,7 +144,7 @@ def _end(scores, a, sample, row_potentials, back, m, length, ROWS: tl.constexpr,
 @triton.jit
 def _carry(
     scores, row_stride, column_stride, row_potentials, column_potentials, values, results, m, length, labels,
-    TILE: tl.constexpr, LABELS: tl.constexpr, PRECISION: tl.constexpr,
+    TILE: tl.constexpr, TILE_K: tl.constexpr, LABELS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The plan [M, L], a tile after the other, times the values [L, N]; strides exchanged, the transposed plan."""
     label = tl.arange(0, LABELS)
@@ -151,8 +152,8 @@ def _carry(
         u = first + tl.arange(0, TILE)
         alpha = tl.load(row_potentials + u, mask=u < m, other=float("-inf"))
         carried = tl.zeros([TILE, LABELS], tl.float32)
-        for start in range(0, length, TILE):
-            v = start + tl.arange(0, TILE)
+        for start in range(0, length, TILE_K):
+            v = start + tl.arange(0, TILE_K)
             inside = (u < m)[:, None] & (v < length)[None, :]
             beta = tl.load(column_potentials + v, mask=v < length, other=float("-inf"))
             pointers = scores + u[:, None] * row_stride + v[None, :] * column_stride
@@ -175,52 +176,53 @@ def transport_kernel(
     b,  # [B, L] or None
     of_x,  # out [B, M, N]
     of_y,  # out [B, L, N], if there are x_values
-    scores,  # scratch [programs, M, L]
+    scores,  # scratch [programs, M, stride]
     row_potentials,  # scratch [programs, M]
     column_potentials,  # scratch [programs, 2, L]
-    batch, m, length, dim, labels, iterations,
+    batch, m, length, stride, dim, labels, iterations,
     scale,  # log2 e / eps
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr,
-    TILE: tl.constexpr, LABELS: tl.constexpr, PRECISION: tl.constexpr, VALUE_PRECISION: tl.constexpr,
+    TILE: tl.constexpr, TILE_K: tl.constexpr, LABELS: tl.constexpr,
+    PRECISION: tl.constexpr, VALUE_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program solves one problem after the other: reads x, y and labels, writes labels of x and, both ways, of y.
 
-    The scores are in scratch memory of its own, written once and read iterations + 2 times: for 256 tokens they stay in
+    The scores are in scratch memory of its own, written once and read iterations + 3 times: for 256 tokens they stay in
     the L2 cache (132 programs of 256 KiB). Registers: a tile of whole rows, potentials and sums of the columns.
     Floor: 2 M L C operations a problem; the traffic is bytes_moved.
     """
     program, programs = tl.program_id(0).to(tl.int64), tl.num_programs(0)
-    scores += program * m * length
+    scores += program * m * stride
     row_potentials += program * m
     column_potentials += program * 2 * length
     column = tl.arange(0, COLUMNS)
     BACK: tl.constexpr = x_values is not None
     for sample in range(program, batch, programs):
         _write_scores(
-            x + sample * m * dim, y + sample * length * dim, scores, m, length, dim, scale,
+            x + sample * m * dim, y + sample * length * dim, scores, m, length, stride, dim, scale,
             BLOCK_M, BLOCK_L, BLOCK_C, PRECISION,
         )  # fmt: skip
         tl.debug_barrier()  # what other threads wrote is read
         log_b = _log_weights(b, sample * length, column, length)
-        forth, back = _begin(scores, a, sample, row_potentials, log_b, m, length, ROWS, COLUMNS)
+        forth, back = _begin(scores, a, sample, row_potentials, log_b, m, stride, ROWS, COLUMNS)
         for _ in range(iterations - 1):
             forth, back = _iterate(
-                scores, a, sample, row_potentials, forth, back, log_b, m, length, ROWS, COLUMNS, BACK
+                scores, a, sample, row_potentials, forth, back, log_b, m, stride, ROWS, COLUMNS, BACK
             )  # fmt: skip
         tl.store(column_potentials + column, forth, mask=column < length)
         tl.debug_barrier()
         _carry(
-            scores, length, 1, row_potentials, column_potentials, y_values + sample * length * labels,
-            of_x + sample * m * labels, m, length, labels, TILE, LABELS, VALUE_PRECISION,
+            scores, stride, 1, row_potentials, column_potentials, y_values + sample * length * labels,
+            of_x + sample * m * labels, m, length, labels, TILE, TILE_K, LABELS, VALUE_PRECISION,
         )  # fmt: skip
         tl.debug_barrier()
         if BACK:
             tl.store(column_potentials + length + column, back, mask=column < length)
-            _end(scores, a, sample, row_potentials, back, m, length, ROWS, COLUMNS)
+            _end(scores, a, sample, row_potentials, back, m, stride, ROWS, COLUMNS)
             tl.debug_barrier()
             _carry(
-                scores, 1, length, column_potentials + length, row_potentials, x_values + sample * m * labels,
-                of_y + sample * length * labels, length, m, labels, TILE, LABELS, VALUE_PRECISION,
+                scores, 1, stride, column_potentials + length, row_potentials, x_values + sample * m * labels,
+                of_y + sample * length * labels, length, m, labels, TILE, TILE_K, LABELS, VALUE_PRECISION,
             )  # fmt: skip
             tl.debug_barrier()

@@ -11,8 +11,8 @@ from .._checks import accumulate_dtype, check_number, check_positive, check_same
 from .._op import Op
 
 OP = "transport_targets"
-MAX_COLUMNS = 4096  # tokens of y: the Triton kernel holds a whole row of scores in registers
-MAX_LABELS = 256  # labels that it accumulates there
+MAX_COLUMNS = 2048  # tokens of y: the Triton kernel holds a whole row of scores in registers
+MAX_LABELS = 64  # labels that it accumulates there
 
 
 class Arguments(NamedTuple):
@@ -69,8 +69,7 @@ def _why_not_triton(arguments: Arguments) -> str | None:
     return f"{labels} labels, at most {MAX_LABELS}" if labels > MAX_LABELS else why_not_triton(arguments)
 
 
-# Contiguous: rows lie one after the other for the kernel.
-TRANSPORT_TARGETS = Op(OP, _empty, check=_check, contiguous=True)
+TRANSPORT_TARGETS = Op(OP, _empty, check=_check)
 TRANSPORT_TARGETS.add("triton", "slotkernels.transport_targets.triton", supports=_why_not_triton)
 TRANSPORT_TARGETS.add("reference", "slotkernels.transport_targets.reference")
 

@@ -224,4 +224,4 @@ def test_ways_to_save_memory_are_options_of_the_stage(method, stage):
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(options):
         main(["--method", method.name, "--stage", stage.name, "--help"])
     assert all(way in options.getvalue() for way in re.findall(r"--[a-z-]+", ways))
-    assert ways.endswith(" or a smaller --batch-size")
+    assert ways.endswith("a smaller --batch-size")

@@ -175,6 +175,11 @@ def test_too_many_instances_and_a_width_that_does_not_fit_are_refused():
         build(dim=8)
 
 
+def test_stochastic_depth_needs_a_transformer(scenes, tmp_path):
+    with pytest.raises(ValueError, match=r"EfficientNetLite0 is no vision transformer.* use --drop-path 0"):
+        train(["--method", "smtc", "--run", str(tmp_path / "run"), "--root", str(scenes), "--train-backbone"])
+
+
 def test_links_of_instances_are_chains_of_matches():
     assert doctest.testmod(segmenter).attempted > 0
     assert doctest.testmod(segmenter).failed == 0
