@@ -13,7 +13,7 @@ from torch import Tensor
 from profiling.bench.case import OURS, Benchmark, Case, Function, Outputs, close_to
 
 Sizes = tuple[int, int, int, int, int]  # B, M, D, N, P
-Form = Callable[[SlotAttention, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+Form = Callable[..., tuple[Tensor, ...]]  # of a module, tokens, means, draws and mask
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 
 

@@ -72,7 +72,7 @@ def _register_limit(tile: tiles.Tile, kind: str, dim: int, single: bool) -> int 
     """Registers of a thread where the assembler, left to itself, would spill to fit more programs on a processor."""
     columns = tile.block_g * tile.block_p
     if kind == "tokens" and single:
-        return 208
+        return 208 if tile.block_g == 1 else 224  # masks of groups take some more
     if kind == "queries" and tile.keep and columns * dim <= SMALL_TILE:
         return 128
     return 255 if kind == "forward" and not tile.keep and not single and columns == 64 else None
