@@ -11,6 +11,7 @@ from .op import TRANSPORT_TARGETS, Arguments, Targets
 # Numbers of a kernel matrix that are in memory at a time (one matrix at least): the caches of a CPU, some GPU's memory.
 CHUNK = {"cpu": 2**16, "cuda": 2**26}
 RESCALE_EVERY = 8  # iterations: scaling factors could grow by (M L) an iteration, and float32 ends at 2^128
+REACH = 60.0  # of the logarithms of a vector of factors: exp(-60) leaves room for the sums that divide by it
 
 
 @TRANSPORT_TARGETS.composite
@@ -47,9 +48,15 @@ def transport_targets(arguments: Arguments) -> Targets:
         values, *weights = (None if t is None else t[part] for t in (x_values, a, b))
         chunk = _tensors(x[part], y[part], y_values[part], values, *weights)
         scores = torch.baddbmm(chunk.x.new_zeros(1, 1, 1), chunk.x, chunk.y.mT, beta=0, alpha=1 / eps)  # [b, M, L]
-        if chunk.x_values is not None:
+        if chunk.x_values is None:
+            of_x[part] = _carried(scores, chunk.a, chunk.b, chunk.y_values, iterations)
+            continue
+        rows = scores.amax(2, keepdim=True)
+        if _shares(rows, iterations):
+            of_x[part], of_y[part] = _carried_both_ways(scores, rows, chunk, chunk.x_values, iterations)
+        else:
             of_y[part] = _carried(scores.mT, chunk.b, chunk.a, chunk.x_values, iterations)
-        of_x[part] = _carried(scores, chunk.a, chunk.b, chunk.y_values, iterations)
+            of_x[part] = _carried(scores, chunk.a, chunk.b, chunk.y_values, iterations)
     return Targets(of_x, of_y)
 
 
@@ -75,6 +82,36 @@ def _tensors(
     values = None if x_values is None else x_values.to(dtype)
     weights = (uniform(t) if w is None else w.to(dtype) for t, w in ((x, a), (y, b)))
     return _Tensors(x.to(dtype), y.to(dtype), y_values.to(dtype), values, *weights)
+
+
+def _shares(rows: Tensor, iterations: int) -> bool:
+    """Whether one scaled kernel matrix serves both ways in float32, given the largest score of each row [b, M, 1].
+
+    It is read from the values, for which a GPU would have to wait: that has the Triton kernel instead.
+    """
+    if rows.device.type != "cpu" or iterations > RESCALE_EVERY:
+        return False
+    return not bool((rows.amax(1) - rows.amin(1) > REACH).any())
+
+
+def _carried_both_ways(
+    scores: Tensor, rows: Tensor, chunk: _Tensors, x_values: Tensor, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """Π ``y_values`` [b, M, N] and its mirror image [b, L, N] from one matrix, which takes the place of the scores."""
+    a, b = chunk.a.unsqueeze(2), chunk.b.unsqueeze(2)  # [b, M, 1], [b, L, 1]
+    kernel = scores.sub_(rows)
+    columns = kernel.amax(1, keepdim=True)  # [b, 1, L]
+    kernel = kernel.sub_(columns).exp_()
+    # Where x's way starts, β = 1 on y's side; where y's way starts, 1 on x's side, up to a factor that cancels.
+    y_side, x_side = columns.mT.exp(), (rows - rows.amax(1, keepdim=True)).exp()
+    transposed = kernel.mT
+    for _ in range(iterations):  # bmm: matmul would expand its arguments first, which takes as long as a small product
+        x_alpha = a / torch.bmm(kernel, y_side)
+        y_side = b / torch.bmm(transposed, x_alpha)
+        y_alpha = b / torch.bmm(transposed, x_side)
+        x_side = a / torch.bmm(kernel, y_alpha)
+    of_x = torch.bmm(kernel, y_side * chunk.y_values).mul_(x_alpha)
+    return of_x, torch.bmm(transposed, x_side * x_values).mul_(y_alpha)
 
 
 def _carried(scores: Tensor, a: Tensor, b: Tensor, values: Tensor, iterations: int) -> Tensor:

@@ -6,15 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from interpreter.engine.memory import LivingStorages
 from interpreter.models import correspondence
 from interpreter.models.correspondence import CorrelationEmbedding, resized_features
 
 GRID, WIDTH, DIM = (3, 4), 5, 6
 
 
-def build(grid=GRID, dtype=torch.float64):
+def build(grid=GRID, dtype=torch.float64, width=WIDTH, dim=DIM):
     torch.manual_seed(0)
-    return CorrelationEmbedding(WIDTH, DIM, grid).to(dtype)
+    return CorrelationEmbedding(width, dim, grid).to(dtype)
 
 
 def draw(*shape, dtype=torch.float64):
@@ -22,9 +23,11 @@ def draw(*shape, dtype=torch.float64):
     return [torch.randn(*shape, dtype=dtype, requires_grad=True) for _ in range(2)]
 
 
+@pytest.mark.parametrize(("width", "dim"), [(WIDTH, DIM), (32, 24)])
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
-def test_values_and_gradients_are_those_of_the_explicit_map(batch):
-    embedding, (features, partners) = build(), draw(*batch, 12, WIDTH)
+def test_values_and_gradients_are_those_of_the_explicit_map(batch, width, dim):
+    embedding, (features, partners) = build(width=width, dim=dim), draw(*batch, 12, width)
+    assert embedding.maps(12) == (width == 32)
     correlation = features @ partners.mT
     expected = F.linear(correlation, embedding.weight.t(), embedding.bias)
     inputs = [features, partners, *embedding.parameters()]
@@ -32,6 +35,17 @@ def test_values_and_gradients_are_those_of_the_explicit_map(batch):
     result = embedding(features, partners)
     torch.testing.assert_close(result, expected)
     torch.testing.assert_close(torch.autograd.grad(result, inputs, grad), torch.autograd.grad(expected, inputs, grad))
+
+
+def test_no_map_of_many_tokens_exists():
+    """Of ViT-S: the map of 256 tokens is smaller than the matrix that replaces it, that of 864 is larger."""
+    assert CorrelationEmbedding(384, 384, (16, 16)).maps(256)
+    assert not CorrelationEmbedding(384, 384, (24, 36)).maps(864)
+    assert not CorrelationEmbedding(384, 384, (16, 16)).maps(1500)
+    embedding, (features, partners) = build((24, 36), torch.float32), draw(1, 864, WIDTH, dtype=torch.float32)
+    with LivingStorages() as living:
+        embedding(features, partners).sum().backward()
+    assert living.peak < 864 * 864 * 4
 
 
 def test_it_starts_as_the_layer_of_the_explicit_map():
