@@ -61,7 +61,7 @@ def aligned_masks(
         # A GPU solves the problems of all pairs at once; a CPU a few at a time, and needs no copies of the frames.
         together = list(frame_pairs(frames))
         calls = [together] if masks.device.type == "cuda" else [[pair] for pair in together]
-        sums: list[list[Tensor]] = [[] for _ in range(frames)]
+        sums = torch.zeros(masks.shape, dtype=dtype, device=masks.device)
         for pairs in calls:
             first, second = zip(*pairs, strict=True)
             carried = transport_targets(
@@ -77,8 +77,8 @@ def aligned_masks(
             for numbers, targets in zip((first, second), carried, strict=True):
                 assert targets is not None
                 for number, target in zip(numbers, targets.unflatten(0, (len(pairs), -1)), strict=True):
-                    sums[number].append(target)
-        return torch.stack([torch.stack(parts).sum(0) for parts in sums], 1)
+                    sums[:, number] += target
+        return sums
 
 
 def _frames(clips: Tensor, numbers: tuple[int, ...]) -> Tensor:

@@ -50,16 +50,17 @@ def by_targets(features: Tensor, teacher: Tensor, student: Tensor, backend: str 
     """The same from the labels that each plan carries: both ways for each of 6 pairs, in one call on a GPU. On a CPU,
     which solves few problems at a time, a call for each pair takes views of the frames instead of copies.
     """
-    labels, logs = teacher.mT, (student + TINY).log().mT  # [B, T, M, N]
-    total = features.new_zeros(())
+    labels = teacher.mT  # [B, T, M, N]
+    sums = torch.zeros_like(labels, memory_format=torch.contiguous_format)
     for pairs in [UNORDERED] if features.is_cuda else [[pair] for pair in UNORDERED]:
         first, second = ([pair[side] for pair in pairs] for side in (0, 1))
         x, y, of_x, of_y = (_frames(t, side) for t in (features, labels) for side in (first, second))
         targets = transport_targets(x, y, of_y, of_x, eps=EPS, iterations=ITERATIONS, backend=backend)
         for side, target in zip((first, second), targets, strict=True):
             assert target is not None
-            total = total - (target * _frames(logs, side)).sum()
-    return total / (len(PAIRS) * features.shape[0])
+            for number, of_frame in zip(side, target.unflatten(0, (len(side), -1)), strict=True):
+                sums[:, number] += of_frame
+    return -(sums * (student + TINY).log().mT).sum() / (len(PAIRS) * features.shape[0])
 
 
 def _frames(clips: Tensor, numbers: list[int]) -> Tensor:
