@@ -92,8 +92,10 @@ def _encoder(name: str, s: Sizes, patch: int, train: bool) -> list[Part]:
 
 
 def _correlation(s: Sizes) -> list[Part]:
-    """Two products for each frame and branch; partners are gathered, and the embedding is added, in float32."""
-    products = (FORWARD + BOTH_WAYS) * 2 * 2 * s.images * s.tokens * s.features * s.dim
+    """Two products for each frame and branch, in the order that takes less; partners are gathered, and the embedding is
+    added, in float32."""
+    by_map, by_matrix = s.tokens * (s.features + s.dim), 2 * s.features * s.dim
+    products = (FORWARD + BOTH_WAYS) * 2 * s.images * s.tokens * min(by_map, by_matrix)
     return [Part(CORRELATION, products, (2 + 1) * s.images * s.tokens * (s.features * (4 + 4) + s.dim * (4 + 2 + 4)))]
 
 

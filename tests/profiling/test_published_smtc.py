@@ -196,6 +196,8 @@ def test_projected_features_take_the_place_of_the_features():
     features, other, partners, *noise = clips()
     loss, _ = model(features[..., :5], other[..., :5], partners, *noise)
     loss.backward()
+    assert isinstance(model.student.to_features, torch.nn.Linear)
+    assert model.student.to_features.weight.grad is not None
     assert model.student.to_features.weight.grad.any()
     with torch.no_grad():  # the identity is the form without the layer
         wide = build(project_features=True).student

@@ -31,7 +31,10 @@ def test_losses_and_gradients_are_those_of_the_published_computation(options, lo
     ours, theirs = (half.reshape(shape) for half in noise.chunk(2, 1))
     expected, losses = reference(student, teacher, partners, ours, theirs)
     for name, part in losses.items():
-        torch.testing.assert_close(numbers[name], part.detach(), msg=lambda text, name=name: f"{name}: {text}")
+        try:
+            torch.testing.assert_close(numbers[name], part.detach())
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from error
     assert 0 < numbers["valid"] < 1
     torch.testing.assert_close(total, expected)
     total.backward()
