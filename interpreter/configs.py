@@ -87,7 +87,7 @@ def require_square(crop: Crop, frame_size: tuple[int, int]) -> None:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """The frozen feature extractor."""
+    """The network that computes features; frozen unless a method trains it."""
 
     backbone: str = "efficientnet-lite0"
     """efficientnet-lite0 (its weights come with the installation);

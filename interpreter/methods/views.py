@@ -40,8 +40,8 @@ class AugmentConfig:
 
     photometric: bool = True
     """Change colours and blur each view, all its frames alike: gray with probability 0.2; brightness, contrast and
-    saturation by up to 40 % and hue by up to a tenth of a turn with probability 0.8; a blur of 0.1 to 2 pixels with
-    probability 0.5."""
+    saturation by up to 40 % and hue by up to a tenth of a turn, in random order, with probability 0.8; a Gaussian
+    blur, σ from 0.1 to 2 pixels, with probability 0.5."""
     crop_side: float = 1.0
     """Side of a random crop relative to the frame, the same for both views and all frames of a clip; 1 for whole
     frames. Frames are decoded at --frame-size divided by it, so that nothing is enlarged."""
@@ -51,7 +51,11 @@ class AugmentConfig:
             raise ValueError(f"--crop-side must be more than 0 and at most 1, got {self.crop_side}")
 
     def decoded_size(self, frame_size: tuple[int, int]) -> tuple[int, int]:
-        """Size (H, W) that frames are decoded at, for crops of ``frame_size``."""
+        """Size (H, W) that frames are decoded at, for crops of ``frame_size``.
+
+        >>> AugmentConfig(crop_side=0.8).decoded_size((256, 256))
+        (320, 320)
+        """
         height, width = (math.ceil(round(side / self.crop_side, 6)) for side in frame_size)
         return height, width
 
@@ -65,8 +69,8 @@ class ViewTraining(FeatureStageConfig):
     stride: int = option(4, at_least=1)
     """Distance of two frames of a clip in the video."""
     partner: Partner = "previous"
-    """Which other frame of its clip each frame is compared with. previous: the frame before it, and the last one for
-    the first. random: another one in every step."""
+    """Which other frame of its clip each frame is correlated with. previous: the frame before it, and the last one for
+    the first. random: drawn in every step. At inference it is the frame before."""
     train_backbone: bool = True
     """Train the backbone too, which then encodes every batch anew."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

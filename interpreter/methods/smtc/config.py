@@ -82,7 +82,8 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class SmtcTraining(ViewTraining):
-    """Train SMTC: semantics and their instances agree over the frames of a clip, as student and teacher see them.
+    """Train SMTC: slots for semantics and their instances, which have to agree with those that a teacher finds in other
+    frames of the clip.
 
     Defaults below come from the chosen preset.
     """
@@ -107,9 +108,10 @@ class SmtcTraining(ViewTraining):
                 f"--num-instances {self.model.num_instances}: instances are matched by trying all orders, so at most "
                 f"{MOST_INSTANCES} of a semantic are possible; for more objects, raise --num-semantics"
             )
-        for name, value in (("momentum", self.teacher.momentum), ("drop-path", self.drop_path)):
-            if not 0 <= value < 1 and not (name == "momentum" and value == 1):
-                raise ValueError(f"--{name} {value}: a number from 0 to below 1 is needed")
+        if not 0 <= self.teacher.momentum <= 1:
+            raise ValueError(f"--momentum {self.teacher.momentum}: a number from 0 to 1 is needed")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"--drop-path {self.drop_path}: a number from 0 to below 1 is needed")
 
 
 _YTVOS = SmtcTraining(

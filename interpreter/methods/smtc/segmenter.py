@@ -134,6 +134,11 @@ def largest_tracks(attention: Tensor, valid: Tensor, ids: Tensor, count: int) ->
 
     Returns:
         [T, N·P] int64; tracks are numbered from 1 in the order of their semantics and ids.
+
+    >>> attention = torch.tensor([[[0.7, 0.3]], [[0.2, 0.8]]])  # two frames of a patch; the instances change places
+    >>> ids = torch.tensor([[[0, 1]], [[1, 0]]])
+    >>> largest_tracks(attention, torch.ones(2, 1, 2, dtype=torch.bool), ids, count=1).tolist()
+    [[1, 0], [0, 1]]
     """
     semantics, number = valid.shape[1:]
     tracks = (ids + number * torch.arange(semantics, device=ids.device)[:, None]).flatten(1)  # [T, N·P]

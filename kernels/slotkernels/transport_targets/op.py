@@ -96,7 +96,8 @@ def transport_targets(
         Π = diag(α) κ diag(β)                                         its columns sum to b
         of_x = Π y_values                                             [M, N]
 
-    and ``of_y`` is the same from y's side: it starts with the weights of y's tokens, so that its plan's rows sum to a.
+    and ``of_y`` is the same from y's side, with x and y exchanged: its iterations begin with the update of y's factors
+    and end with that of x's, so that its plan's rows sum to a.
     A loss over all pairs of tokens needs no more than that. With p the probabilities of y's tokens and q those of x's,
     ``-Σ_uv Π[u, v] Σ_n p[v, n] log q[u, n] = -Σ_un of_x[u, n] log q[u, n]``: no tensor of M times L labels exists, and
     no gradient of one.

@@ -1,5 +1,6 @@
 """Two views of clips, from pixels and from features, and the options that choose between them."""
 
+import doctest
 import re
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from interpreter.engine.distributed import Ranks
 from interpreter.engine.inputs import Clips, InputSettings
 from interpreter.engine.randomness import Stream, crop_batch, partner_batch, photometric_batch
 from interpreter.methods import METHODS
+from interpreter.methods import views as module
 from interpreter.methods.base import Context, Method
 from interpreter.methods.views import AugmentConfig, FeatureViews, ViewInputs, ViewStage, ViewTraining, partners
 from interpreter.models import augment
@@ -25,6 +27,11 @@ from ..store.small_caches import LENGTHS, SIZE, write_frames
 
 CPU, T = torch.device("cpu"), 3
 PLAIN = AugmentConfig(photometric=False)
+
+
+def test_examples():
+    assert doctest.testmod(module).attempted > 0
+    assert doctest.testmod(module).failed == 0
 
 
 class SmallStage(ViewStage):

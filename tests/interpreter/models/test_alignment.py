@@ -1,5 +1,6 @@
 """Losses of SMTC against their formulas, written out."""
 
+import doctest
 import itertools
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
+from interpreter.models import alignment
 from interpreter.models.alignment import (
     aligned_masks,
     instance_consistency,
@@ -16,6 +18,11 @@ from interpreter.models.alignment import (
 )
 
 B, T, M, N, P, D = 2, 3, 10, 4, 3, 6
+
+
+def test_examples():
+    assert doctest.testmod(alignment).attempted > 0
+    assert doctest.testmod(alignment).failed == 0
 
 
 def random(*shape, seed=0):
