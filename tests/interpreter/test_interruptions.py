@@ -22,6 +22,7 @@ from interpreter.data.scenes import generate as synthetic
 from interpreter.data.scenes import generate_scenes
 from interpreter.engine.checkpoint import load_checkpoint
 from interpreter.engine.records import RunLog
+from interpreter.evaluation import output
 from interpreter.interrupts import Interrupted, StopRequest
 from interpreter.locks import Lock, LockedError
 
@@ -326,13 +327,14 @@ def test_interruption_does_not_wait_for_threads_that_only_read(
 @pytest.mark.parametrize("phase", ["score_dataset", "write_scores"])
 @pytest.mark.usefixtures("interruptible")
 def test_interrupted_evaluation_writes_everything_or_nothing(phase, tiny_run, scenes, tmp_path, monkeypatch):
-    function, out = getattr(evaluate, phase), tmp_path / "out"
+    module = evaluate if phase == "score_dataset" else output
+    function, out = getattr(module, phase), tmp_path / "out"
 
     def signalled(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return function(*arguments)
 
-    monkeypatch.setattr(evaluate, phase, signalled)
+    monkeypatch.setattr(module, phase, signalled)
     options = ["--root", str(scenes), "--split", "val", "--num-videos", "2", "--seeds", "0", "--baselines", "grid"]
     with pytest.raises(Interrupted):
         evaluate.main(["--run", str(tiny_run), *options, "--pictures", "0", "--out", str(out)])
