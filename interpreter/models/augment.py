@@ -1,7 +1,7 @@
 """Photometric augmentation of clips, with parameters that are drawn outside, so that a batch is a function of its step.
 
-The colour operations are those of kornia: they take one parameter for each frame of a batch, so that nothing loops over
-samples.
+Colours are changed by kornia's functions. They take a batch of frames and one parameter for each frame, so there is no
+loop over samples.
 """
 
 import math

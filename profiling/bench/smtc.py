@@ -1,7 +1,7 @@
 """SMTC's training step from features on: this project's model against the published computation.
 
-Forward, backward, AdamW and the teacher's moving average. Features are those of a few objects that all frames of a clip
-show, so that some semantics are large enough for instances to count.
+A step is forward, backward, AdamW and the teacher's moving average. The features imitate clips whose frames show the
+same few objects, so that some semantics are large enough for instances to count.
 """
 
 import copy
