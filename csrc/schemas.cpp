@@ -15,7 +15,7 @@ STABLE_TORCH_LIBRARY(slotkernels_native, m) {
   m.def(
       "inverted_attention_backward(Tensor? grad_updates, Tensor? grad_total, Tensor? grad_attention, Tensor q, Tensor k, "
       "Tensor? v, Tensor? bias, Tensor? mask, float scale, float weight_eps, float total_eps, int groups, "
-      "Tensor updates, Tensor total, bool need_q, bool need_k, bool need_v, bool need_bias) -> "
+      "Tensor updates, Tensor total, Tensor? attention, bool need_q, bool need_k, bool need_v, bool need_bias) -> "
       "(Tensor, Tensor, Tensor, Tensor)");
   // As in kernels/slotkernels/invariant_slot_attention/reference.py; float32, and all contiguous.
   m.def(

@@ -9,7 +9,7 @@ import slotkernels  # registers the ops
 import torch
 from slotkernels import inverted_attention
 from slotkernels.slot_attention import bytes_moved, flops, tiles
-from slotkernels.slot_attention.op import INVERTED_ATTENTION, Arguments
+from slotkernels.slot_attention.op import INVERTED_ATTENTION, Arguments, attend
 
 from .label_cases import needs_cpp
 from .oracles import assert_close, assert_compiles, assert_matches_oracle
@@ -282,18 +282,48 @@ def test_opcheck(backend, dtype, with_v):
     inputs = [None if t is None else t.detach() for t in (q, k, v, bias)]
     saved = (updates.detach(), total.detach())
     needs = [True, True, with_v, True, False]
-    backward = (*grads, *inputs, mask.unsqueeze(1), *options, True, *saved, needs, backend)
-    torch.library.opcheck(torch.ops.slotkernels.inverted_attention_backward, backward)
+    for kept in (attention.detach(), None):
+        backward = (*grads, *inputs, mask.unsqueeze(1), *options, True, *saved, needs, kept, backend)
+        torch.library.opcheck(torch.ops.slotkernels.inverted_attention_backward, backward)
 
 
-def test_compiles_fullgraph_with_equal_values_and_gradients(backend):
+@pytest.mark.parametrize("return_attention", [True, False])
+def test_compiles_fullgraph_with_equal_values_and_gradients(backend, return_attention):
     tensors, mask = make((2, 7, 3, 5), torch.float32, True, True)
 
     def loss(q, k, v):
-        updates, attention = inverted_attention(q, k, v, mask=mask, return_attention=True, backend=backend)
-        return updates.square().sum() + attention.square().sum()
+        options = {"mask": mask, "return_attention": return_attention, "backend": backend}
+        updates, attention = inverted_attention(q, k, v, **options)
+        return updates.square().sum() + (attention.square().sum() if return_attention else 0)
 
     assert_compiles(loss, *tensors.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("groups", [1, 3])
+def test_on_a_cpu_the_backward_pass_reads_the_kept_attention(backend, dtype, groups):
+    if backend == "triton":
+        pytest.skip("computes the attention again")
+    tensors, mask = make((2, 70, 6, 12), dtype, False, True, groups=groups)
+    q, k = tensors["q"], tensors["k"].detach()
+    updates, _ = inverted_attention(q, k, mask=mask, groups=groups, backend=backend)
+    (expected,) = torch.autograd.grad(updates.sum(), q, retain_graph=True)
+    q.data.fill_(float("nan"))  # which attention computed again would show
+    assert torch.equal(torch.autograd.grad(updates.sum(), q)[0], expected)
+
+
+def test_the_attention_is_kept_on_a_cpu_alone_and_only_for_a_backward_pass(backend):
+    tensors, _ = make((2, 7, 3, 5), torch.float32, False, False)
+
+    def kept(q, k):
+        return attend(Arguments(q, k, None, None, None, 1.0, 1e-8, 0.0, 1, "ieee", False), backend)[2].numel() > 0
+
+    q, k = tensors["q"], tensors["k"].detach()
+    assert kept(q, k)
+    assert not kept(q.detach(), k)
+    with torch.no_grad():
+        assert not kept(q, k)
+    assert not kept(q.detach().to("meta").requires_grad_(), k.to("meta"))  # stands for a GPU
 
 
 @pytest.mark.gpu
@@ -392,6 +422,7 @@ def test_cost_formulas():
     assert bytes_moved(1, 2, 3, 4, backward="queries") == (3 + 3 * 2) * 16
     assert bytes_moved(1, 2, 3, 4, backward="tokens") == (2 * 3 + 3 * 2) * 16
     assert [flops(1, 2, 3, 4, backward=kind) for kind in ("", "queries", "tokens")] == [96, 144, 240]
+    assert [flops(1, 2, 3, 4, backward=kind, kept=True) for kind in ("", "queries", "tokens")] == [96, 96, 192]
 
 
 def test_public_names():

@@ -13,11 +13,10 @@ def inverted_attention(arguments: Arguments) -> Results:
 
 def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
     """As in ``reference.py``."""
-    grads, forward, updates, total, needs = arguments
+    grads, forward, updates, total, needs, attention = arguments
     native = torch.ops.slotkernels_native.inverted_attention_backward
-    return Gradients(
-        *native(*map(_contiguous, grads), *_as_read(forward), updates.contiguous(), total.contiguous(), *needs[:4])
-    )
+    results = map(_contiguous, (updates, total, attention))
+    return Gradients(*native(*map(_contiguous, grads), *_as_read(forward), *results, *needs[:4]))
 
 
 def _as_read(arguments: Arguments) -> tuple[Tensor | float | None, ...]:

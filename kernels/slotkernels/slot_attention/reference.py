@@ -83,14 +83,14 @@ def composite_inverted_attention(arguments: Arguments) -> Results:
 
 
 def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
-    """Gradients of q, k, v and bias, the attention being recomputed.
+    """Gradients of q, k, v and bias; the attention is computed again unless it was kept.
 
     ``sum_m w grad_w`` of a slot is ``grad_updates · updates``: no pass over the tokens is spent on it.
     """
-    (grad_updates, grad_total, grad_attention), forward, updates, total, needs = arguments
+    (grad_updates, grad_total, grad_attention), forward, updates, total, needs, kept = arguments
     q, k, v, _, mask, *_ = forward
     dtype, values = q.dtype, k if v is None else v
-    attention, divisor = _attend(forward), _divisor(total).unsqueeze(-1)
+    attention, divisor = _attend(forward) if kept is None else kept, _divisor(total).unsqueeze(-1)
     if grad_updates is None:
         grad_updates = torch.zeros_like(updates)
     grad = torch.bmm(grad_updates, values.transpose(1, 2)).to(attention.dtype)
@@ -112,7 +112,7 @@ def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
     grad_q = torch.bmm(grad_logits, k) if need_q else q.new_empty(0)
     grad_k, grad_v = q.new_empty(0), q.new_empty(0)
     if need_k or need_v:
-        weights = _masked(attention.add_(forward.weight_eps), mask).div_(divisor).to(dtype)
+        weights = _masked(attention + forward.weight_eps, mask).div_(divisor).to(dtype)
     if need_k and v is None:  # k is read and written once: both of its gradients come out of one product
         grad_k = torch.bmm(torch.cat((grad_logits, weights), 1).transpose(1, 2), torch.cat((q, grad_updates), 1))
     elif need_k:
