@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._backends import why_not_triton
-from .._checks import accumulate_dtype, check_number, check_same, check_tensor, check_that, describe
+from .._checks import accumulate_dtype, check_number, check_same, check_tensor, check_that
 from .._native import why_not_cpp
 from .._op import Op, Saved
 from .tiles import MAX_COLUMNS, MAX_DIM, group_columns
@@ -125,8 +125,6 @@ def _why_not_triton(arguments: Arguments) -> str | None:
 
 
 def _why_not_cpp(arguments: Arguments) -> str | None:
-    if arguments.q.dtype != torch.float32:
-        return f"q is {describe(arguments.q)}, expected float32"
     batch, threads = arguments.q.shape[0], torch.get_num_threads()
     if threads > THREADS_PER_SAMPLE * batch > 0:
         return f"{batch} samples on {threads} threads: each would be computed by one thread"

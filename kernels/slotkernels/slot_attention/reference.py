@@ -106,13 +106,27 @@ def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
     shared = grad.unflatten(1, by_group).sum(2, keepdim=True)
     grad -= (attention.unflatten(1, by_group) * shared).flatten(1, 2)
 
-    need_q, need_k, need_v, need_bias, _ = needs
-    grad_bias = grad.sum(-1) if need_bias else q.new_empty(0)
+    grad_bias = grad.sum(-1) if needs[3] else q.new_empty(0)
     grad_logits = grad.mul_(forward.scale).to(dtype)
+    weights = q.new_empty(0)
+    if needs[1] or needs[2]:
+        weights = _masked(attention + forward.weight_eps, mask).div_(divisor).to(dtype)
+    return gradients_from_products(forward, grad_updates, grad_logits, weights, grad_bias, needs)
+
+
+def gradients_from_products(
+    forward: Arguments,
+    grad_updates: Tensor,  # [B, N, Dv]
+    grad_logits: Tensor,  # [B, N, M], of the products q·k
+    weights: Tensor,  # [B, N, M], read if k or v needs a gradient
+    grad_bias: Tensor,
+    needs: list[bool],
+) -> Gradients:
+    """The products that end the backward pass."""
+    q, k, v, *_ = forward
+    need_q, need_k, need_v, *_ = needs
     grad_q = torch.bmm(grad_logits, k) if need_q else q.new_empty(0)
     grad_k, grad_v = q.new_empty(0), q.new_empty(0)
-    if need_k or need_v:
-        weights = _masked(attention + forward.weight_eps, mask).div_(divisor).to(dtype)
     if need_k and v is None:  # k is read and written once: both of its gradients come out of one product
         grad_k = torch.bmm(torch.cat((grad_logits, weights), 1).transpose(1, 2), torch.cat((q, grad_updates), 1))
     elif need_k:
