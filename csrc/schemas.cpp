@@ -17,7 +17,8 @@ STABLE_TORCH_LIBRARY(slotkernels_native, m) {
       "Tensor? v, Tensor? bias, Tensor? mask, float scale, float weight_eps, float total_eps, int groups, "
       "Tensor updates, Tensor total, Tensor? attention, bool need_q, bool need_k, bool need_v, bool need_bias) -> "
       "(Tensor, Tensor, Tensor, Tensor)");
-  // Between its products, for bfloat16 or float16; statistics and attention are float32, and all are contiguous.
+  // Between its products, for bfloat16 or float16; statistics and attention are float32, and all are contiguous. The
+  // products, logits and grad_weights, are [B, M, N], all else is [B, N, M].
   m.def(
       "attention_weights(Tensor logits, Tensor? bias, Tensor? mask, float scale, float weight_eps, float total_eps, "
       "int groups, bool return_attention) -> (Tensor, Tensor, Tensor)");

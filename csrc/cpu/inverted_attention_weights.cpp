@@ -25,12 +25,13 @@ typedef std::vector<int64_t> Sizes;
 
 const float* pointer(const Maybe& tensor) { return tensor ? tensor->const_data_ptr<float>() : nullptr; }
 
+// Of products [B, tokens, slots].
 Competition view(const Tensor& products, const Maybe& bias, const Maybe& mask, double scale, double weight_eps,
                  double total_eps, int64_t groups) {
   return {pointer(bias),
           mask ? mask->const_data_ptr<bool>() : nullptr,
-          products.size(1),
           products.size(2),
+          products.size(1),
           groups,
           mask ? mask->size(1) : 1,
           static_cast<float>(scale),

@@ -11,7 +11,8 @@
 namespace slotkernels {
 
 // One call; all tensors are contiguous. What depends on slots and tokens is [B, slots, tokens] in the format of the
-// products or, where it says floats, in float32.
+// products or, where it says floats, in float32; the products themselves, logits and the gradient of the weights, are
+// [B, tokens, slots].
 struct Competition {
   const float* bias;  // [B, slots], or null
   const bool* mask;   // [B, mask_groups, tokens], or null

@@ -1,12 +1,37 @@
 // Softmax over the slots and mean over the tokens of one sample on one thread, and their gradient, for one level of
 // x86-64 (see levels.h).
 //
-// Logits are read once and weights are written once; what is in between, [slots, tokens] floats, stays in the second
-// cache. Floor: an exponential for each slot and token forward, the memory's bandwidth backward.
+// Products with tokens on the left are a quarter faster than with slots on the left, so they come as [tokens, slots] and
+// are turned in registers: all else is [slots, tokens]. They are read once and weights are written once; the attention in
+// between, [slots, tokens] floats, stays in the second cache. Floor: an exponential for each slot and token forward, the
+// memory's bandwidth backward.
 
 #include "simd.h"
 
 namespace slotkernels::LEVEL {
+
+// Of two rows whose blocks of H lanes are (a0 a1 ...) and (b0 b1 ...): (a0 b0 a2 b2 ...) and (a1 b1 a3 b3 ...).
+template <int64_t H, size_t... Lane>
+ALWAYS_INLINE void exchange(Floats& a, Floats& b, std::index_sequence<Lane...>) {
+  constexpr auto even = [](size_t lane) { return lane / H % 2 ? lane - H + LANES : lane; };
+#if __has_builtin(__builtin_shufflevector)
+  const Floats first = __builtin_shufflevector(a, b, even(Lane)...);
+  b = __builtin_shufflevector(a, b, (even(Lane) + H)...);
+#else  // GCC 11
+  const Floats first = __builtin_shuffle(a, b, Ints{even(Lane)...});
+  b = __builtin_shuffle(a, b, Ints{(even(Lane) + H)...});
+#endif
+  a = first;
+}
+
+// Row i becomes column i.
+template <int64_t H = LANES / 2>
+ALWAYS_INLINE void turn(Floats (&rows)[LANES]) {
+  for (int64_t i = 0; i < LANES; ++i) {
+    if (i / H % 2 == 0) exchange<H>(rows[i], rows[i + H], std::make_index_sequence<LANES>());
+  }
+  if constexpr (H > 1) turn<H / 2>(rows);
+}
 
 template <class T>
 class CompetitionOfSample {
@@ -16,26 +41,24 @@ class CompetitionOfSample {
         members(call.slots / call.groups),
         width(padded(call.tokens)),
         seen(scratch(call.mask_groups * width)),
-        column(scratch(members * LANES)),
+        columns(scratch(padded(call.slots) * LANES)),
         sums(scratch(call.slots * LANES)) {
-    if (!call.mask) {
-      for (int64_t m = 0; m < call.tokens; ++m) seen[m] = 1.0f;
-    }
+    if (!call.mask) std::fill_n(seen.get(), call.tokens, 1.0f);
   }
 
   void weigh(int64_t b, const Weighing& pass) {
     look(b);
+    const int64_t sample = b * call.slots * call.tokens;
     if (!pass.attention && !own) own = scratch(call.slots * call.tokens);
-    float* attention = pass.attention ? pass.attention + b * call.slots * call.tokens : own.get();
-    const T* logits = static_cast<const T*>(pass.logits) + b * call.slots * call.tokens;
+    float* attention = pass.attention ? pass.attention + sample : own.get();
     const float* bias = call.bias ? call.bias + b * call.slots : nullptr;
-    for (int64_t first = 0; first < call.slots; first += members) {
-      for_vectors(call.tokens, [&](int64_t m, int64_t count) {
-        softmax(logits + first * call.tokens + m, bias ? bias + first : nullptr, count,
-                attention + first * call.tokens + m);
-      });
-    }
-    T* weights = static_cast<T*>(pass.weights) + b * call.slots * call.tokens;
+    for_vectors(call.tokens, [&](int64_t m, int64_t count) {
+      read(static_cast<const T*>(pass.logits) + sample + m * call.slots, count);
+      for (int64_t first = 0; first < call.slots; first += members) {
+        softmax(first, bias, count, attention + first * call.tokens + m);
+      }
+    });
+    T* weights = static_cast<T*>(pass.weights) + sample;
     for (int64_t n = 0; n < call.slots; ++n) {
       const float *row = attention + n * call.tokens, *counts = seen_by(n);
       Floats sum{};
@@ -50,40 +73,20 @@ class CompetitionOfSample {
     look(b);
     const int64_t first_slot = b * call.slots, sample = first_slot * call.tokens;
     std::fill_n(sums.get(), call.slots * LANES, 0.0f);
-    for (int64_t first = 0; first < call.slots; first += members) {
-      std::vector<OfSlot> slots(members);
-      for (int64_t i = 0; i < members; ++i) slots[i] = slot(pass, first_slot + first + i);
-      const float* counts = seen_by(first);
-      const int64_t begin = sample + first * call.tokens;
-      for_vectors(call.tokens, [&](int64_t m, int64_t count) {
-        const float* attention = pass.attention + begin + m;
-        const T* grad = static_cast<const T*>(pass.grad_weights) + begin + m;
-        Floats shared{};
-        for (int64_t i = 0; i < members; ++i) {
-          const int64_t at = i * call.tokens;
-          const Floats of_mean = (load_part(grad + at, count) - slots[i].inner) * slots[i].factor + slots[i].more;
-          Floats of_attention = of_mean * load(counts + m);
-          if (pass.grad_attention) of_attention += load_part(pass.grad_attention + begin + m + at, count);
-          shared += load_part(attention + at, count) * of_attention;
-          store(column.get() + i * LANES, of_attention);
-        }
-        T* to = static_cast<T*>(pass.grad_logits) + begin + m;
-        for (int64_t i = 0; i < members; ++i) {
-          const int64_t at = i * call.tokens;
-          const Floats of_logit = load_part(attention + at, count) * (load(column.get() + i * LANES) - shared);
-          float* sum = sums.get() + (first + i) * LANES;
-          store(sum, load(sum) + of_logit);
-          store_part(to + at, of_logit * call.scale, count);
-        }
-      });
-      if (!pass.weights) continue;
-      T* weights = static_cast<T*>(pass.weights) + begin;
-      for (int64_t i = 0; i < members; ++i) {
-        write(pass.attention + begin + i * call.tokens, counts, slots[i].factor, weights + i * call.tokens);
+    std::vector<OfSlot> of_slots(call.slots);
+    for (int64_t n = 0; n < call.slots; ++n) of_slots[n] = of_slot(pass, first_slot + n);
+    for_vectors(call.tokens, [&](int64_t m, int64_t count) {
+      read(static_cast<const T*>(pass.grad_weights) + sample + m * call.slots, count);
+      for (int64_t first = 0; first < call.slots; first += members) {
+        through_softmax(first, of_slots.data(), m, count, pass, sample);
       }
+    });
+    for (int64_t n = 0; n < call.slots; ++n) {
+      if (pass.grad_bias) pass.grad_bias[first_slot + n] = lanes_sum(load(sums.get() + n * LANES));
+      if (!pass.weights) continue;
+      const int64_t row = sample + n * call.tokens;
+      write(pass.attention + row, seen_by(n), of_slots[n].factor, static_cast<T*>(pass.weights) + row);
     }
-    if (!pass.grad_bias) return;
-    for (int64_t n = 0; n < call.slots; ++n) pass.grad_bias[first_slot + n] = lanes_sum(load(sums.get() + n * LANES));
   }
 
  private:
@@ -94,7 +97,9 @@ class CompetitionOfSample {
 
   const Competition& call;
   const int64_t members, width;
-  Scratch seen, column, sums, own;
+  // What tokens count for each group of the mask; of as many tokens as a vector holds, a vector for each slot; a sum for
+  // each slot; and the attention if nobody wants it.
+  Scratch seen, columns, sums, own;
 
   static float divisor(float total) { return total == 0 ? 1.0f : total; }  // no token is seen: the update is 0
 
@@ -103,6 +108,20 @@ class CompetitionOfSample {
     for (int64_t l = 0; l < LANES; ++l) sum += lanes[l];
     return sum;
   }
+
+  // Rows of `count` tokens become columns, a vector for each slot.
+  ALWAYS_INLINE void read(const T* rows, int64_t count) {
+    for_vectors(call.slots, [&](int64_t n, int64_t slots) {
+      Floats turned[LANES];
+      for (int64_t l = 0; l < LANES; ++l) {
+        turned[l] = l < count ? load_part(rows + l * call.slots + n, slots) : Floats{};
+      }
+      turn(turned);
+      for (int64_t l = 0; l < LANES; ++l) store(column(n + l), turned[l]);
+    });
+  }
+
+  float* column(int64_t n) const { return columns.get() + n * LANES; }
 
   // One for the tokens that each group of the mask sees, zero for others and for what pads the row.
   void look(int64_t b) {
@@ -116,23 +135,42 @@ class CompetitionOfSample {
   const float* seen_by(int64_t n) const { return seen.get() + (call.mask_groups == 1 ? 0 : n / members * width); }
 
   // Softmax over the slots of a group, of as many tokens as a vector holds.
-  ALWAYS_INLINE void softmax(const T* logits, const float* bias, int64_t count, float* to) {
+  ALWAYS_INLINE void softmax(int64_t first, const float* bias, int64_t count, float* to) {
     constexpr float LOG2_E = 1.44269504088896340736f;
     Floats greatest{};
-    for (int64_t i = 0; i < members; ++i) {
-      const Floats logit = load_part(logits + i * call.tokens, count) * call.scale + (bias ? bias[i] : 0.0f);
-      store(column.get() + i * LANES, logit);
-      greatest = i ? maximum(greatest, logit) : logit;
+    for (int64_t n = first; n < first + members; ++n) {
+      const Floats logit = load(column(n)) * call.scale + (bias ? bias[n] : 0.0f);
+      store(column(n), logit);
+      greatest = n == first ? logit : maximum(greatest, logit);
     }
     Floats sum{};
-    for (int64_t i = 0; i < members; ++i) {
-      const Floats power = exp2_nonpositive((load(column.get() + i * LANES) - greatest) * LOG2_E);
-      store(column.get() + i * LANES, power);
+    for (int64_t n = first; n < first + members; ++n) {
+      const Floats power = exp2_nonpositive((load(column(n)) - greatest) * LOG2_E);
+      store(column(n), power);
       sum += power;
     }
     const Floats inverse = 1.0f / sum;
-    for (int64_t i = 0; i < members; ++i) {
-      store_part(to + i * call.tokens, load(column.get() + i * LANES) * inverse, count);
+    for (int64_t i = 0; i < members; ++i) store_part(to + i * call.tokens, load(column(first + i)) * inverse, count);
+  }
+
+  // The gradient of the logits of a group, for the tokens whose gradients of weights are in the columns.
+  ALWAYS_INLINE void through_softmax(int64_t first, const OfSlot* of_slots, int64_t m, int64_t count,
+                                     const WeighingBackward& pass, int64_t sample) {
+    const Floats counts = load(seen_by(first) + m);
+    Floats shared{};
+    for (int64_t n = first; n < first + members; ++n) {
+      const int64_t at = sample + n * call.tokens + m;
+      const OfSlot& of = of_slots[n];
+      Floats grad = ((load(column(n)) - of.inner) * of.factor + of.more) * counts;
+      if (pass.grad_attention) grad += load_part(pass.grad_attention + at, count);
+      shared += load_part(pass.attention + at, count) * grad;
+      store(column(n), grad);
+    }
+    for (int64_t n = first; n < first + members; ++n) {
+      const int64_t at = sample + n * call.tokens + m;
+      const Floats of_logit = load_part(pass.attention + at, count) * (load(column(n)) - shared);
+      store(sums.get() + n * LANES, load(sums.get() + n * LANES) + of_logit);
+      store_part(static_cast<T*>(pass.grad_logits) + at, of_logit * call.scale, count);
     }
   }
 
@@ -148,7 +186,7 @@ class CompetitionOfSample {
   }
 
   // The gradient of the weights has their mean subtracted: its product with the update.
-  static OfSlot slot(const WeighingBackward& pass, int64_t slot) {
+  static OfSlot of_slot(const WeighingBackward& pass, int64_t slot) {
     const T* update = static_cast<const T*>(pass.updates) + slot * pass.value_dim;
     const T* grad = static_cast<const T*>(pass.grad_updates) + slot * pass.value_dim;
     Floats inner{};

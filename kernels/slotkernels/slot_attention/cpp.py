@@ -31,7 +31,7 @@ def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
     if attention is None:
         attention = _weigh(forward, True)[2]
     grad_updates = torch.zeros_like(updates) if grads.updates is None else grads.updates.contiguous()
-    grad_weights = torch.bmm(grad_updates, (forward.k if forward.v is None else forward.v).transpose(1, 2))
+    grad_weights = torch.bmm(forward.k if forward.v is None else forward.v, grad_updates.transpose(1, 2))
     others = map(_contiguous, (*grads[1:], updates, total, attention, forward.mask))
     grad_logits, weights, grad_bias = _NATIVE.attention_weights_backward(
         grad_weights.contiguous(),
@@ -49,7 +49,7 @@ def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
 def _weigh(arguments: Arguments, return_attention: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Normalised weights [B, N, M] in the dtype of the products, their totals, and the attention or [0]."""
     q, k, _, bias, mask, scale, weight_eps, total_eps, groups, *_ = arguments
-    logits = torch.bmm(q, k.transpose(1, 2)).contiguous()
+    logits = torch.bmm(k, q.transpose(1, 2)).contiguous()
     settings = (scale, weight_eps, total_eps, groups, return_attention)
     return _NATIVE.attention_weights(logits, _contiguous(bias), _contiguous(mask), *settings)
 
