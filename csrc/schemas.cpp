@@ -26,6 +26,9 @@ STABLE_TORCH_LIBRARY(slotkernels_native, m) {
       "attention_weights_backward(Tensor grad_weights, Tensor grad_updates, Tensor? grad_total, Tensor? grad_attention, "
       "Tensor updates, Tensor total, Tensor attention, Tensor? mask, float scale, float weight_eps, int groups, "
       "bool need_weights, bool need_bias) -> (Tensor, Tensor, Tensor)");
+  // The layer norm of its tokens; any 16- or 32-bit float in and out, statistics are float32, and all are contiguous.
+  m.def("token_norm(Tensor tokens, float eps, ScalarType dtype) -> (Tensor, Tensor, Tensor)");
+  m.def("token_norm_backward(Tensor grad, Tensor tokens, Tensor mean, Tensor rstd) -> Tensor");
   // As in kernels/slotkernels/invariant_slot_attention/reference.py; float32, and all contiguous.
   m.def(
       "invariant_attention(Tensor q, Tensor bias, Tensor k, Tensor v, Tensor frame, Tensor grid, Tensor positions, "

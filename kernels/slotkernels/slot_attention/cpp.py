@@ -7,6 +7,7 @@ instructions that are made for them, and what lies between is C++ (``csrc/cpu/in
 import torch
 from torch import Tensor
 
+from . import token_norm as norm
 from .op import Arguments, BackwardArguments, Gradients, Results
 from .reference import gradients_from_products
 
@@ -44,6 +45,16 @@ def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
         needs[3],
     )
     return gradients_from_products(forward, grad_updates, grad_logits, weights, grad_bias, needs)
+
+
+def token_norm(arguments: norm.Arguments) -> norm.Results:
+    """As in ``reference.py``; ``csrc/cpu/token_norm.cpp``."""
+    return norm.Results(*_NATIVE.token_norm(*arguments))
+
+
+def token_norm_backward(arguments: norm.BackwardArguments) -> Tensor:
+    """As in ``reference.py``."""
+    return _NATIVE.token_norm_backward(*arguments)
 
 
 def _weigh(arguments: Arguments, return_attention: bool) -> tuple[Tensor, Tensor, Tensor]:

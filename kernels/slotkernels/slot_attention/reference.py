@@ -5,9 +5,11 @@ faster than a softmax over 8 adjacent numbers on a CPU) and the updates are one 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .._checks import accumulate_dtype
+from . import token_norm as norm
 from .module import SlotAttention
 from .op import INVERTED_ATTENTION, Arguments, BackwardArguments, Gradients, Results
 
@@ -134,6 +136,33 @@ def gradients_from_products(
     if need_v:
         grad_v = torch.bmm(weights.transpose(1, 2), grad_updates)
     return Gradients(grad_q, grad_k, grad_v, grad_bias)
+
+
+def token_norm(arguments: norm.Arguments) -> norm.Results:
+    """Tokens less their mean, over their deviation; the sums are float32 at least."""
+    tokens = arguments.tokens.to(accumulate_dtype(arguments.tokens.dtype))
+    mean = tokens.mean(2)
+    rstd = ((tokens - mean.unsqueeze(2)).square().mean(2) + arguments.eps).rsqrt()
+    return norm.Results(_normal(tokens, mean, rstd).to(arguments.dtype), mean, rstd)
+
+
+@norm.TOKEN_NORM.composite
+def composite_token_norm(arguments: norm.Arguments) -> tuple[Tensor]:
+    """:func:`token_norm` as PyTorch differentiates and transforms it in every mode."""
+    tokens, eps, dtype = arguments
+    return (F.layer_norm(tokens, (tokens.shape[2],), eps=eps).to(dtype),)
+
+
+def token_norm_backward(arguments: norm.BackwardArguments) -> Tensor:
+    """The gradient less its mean and its part along the normalised token, over the deviation."""
+    grad, tokens, mean, rstd = arguments
+    grad, normal = grad.to(mean.dtype), _normal(tokens.to(mean.dtype), mean, rstd)
+    along = (grad * normal).mean(2, keepdim=True)
+    return ((grad - grad.mean(2, keepdim=True) - normal * along) * rstd.unsqueeze(2)).to(tokens.dtype)
+
+
+def _normal(tokens: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    return (tokens - mean.unsqueeze(2)) * rstd.unsqueeze(2)
 
 
 def _attend(arguments: Arguments) -> Tensor:
