@@ -17,6 +17,7 @@ from slotkernels import (
     sinkhorn_potentials,
 )
 from slotkernels._native import why_not_loaded
+from slotkernels.slot_attention.token_norm import TOKEN_NORM, Arguments
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -68,6 +69,14 @@ def attention() -> None:
             torch.cat([result.float().flatten() for result in results if result is not None]).sum().backward()
 
 
+def token_norm() -> None:
+    for dtype in DTYPES:
+        for shape in ((0, 4, 3), (1, 1, 1), (2, 67, 37), (3, 40, 64)):
+            tokens = torch.randn(shape).to(dtype).requires_grad_()
+            for result in DTYPES:
+                TOKEN_NORM(Arguments(tokens, 1e-5, result))[0].float().sum().backward()
+
+
 def invariant_attention() -> None:
     for batch, tokens, slots, dim in ((0, 4, 3, 5), (1, 1, 1, 1), (2, 67, 5, 37), (3, 40, 33, 64)):
         for normed in (False, True):
@@ -80,7 +89,7 @@ def invariant_attention() -> None:
 def main() -> None:
     torch.manual_seed(0)
     assert why_not_loaded("_C") is None, why_not_loaded("_C")
-    for exercise in (merging, sinkhorn, propagation, attention, invariant_attention):
+    for exercise in (merging, sinkhorn, propagation, attention, token_norm, invariant_attention):
         exercise()
     schemas = Path("csrc/schemas.cpp").read_text()
     defined = set(re.findall(r'm\.def\(\s*"(\w+)\(', schemas))

@@ -9,6 +9,7 @@ from slotkernels.slot_attention import SAVI, STANDARD, Conventions, reference
 from slotkernels.slot_attention.prepared import absorbs
 from slotkernels.slot_attention.reference import textbook_slot_attention
 
+from .label_cases import needs_cpp
 from .oracles import assert_matches_oracle
 
 IMPLICIT = ["bilevel", "detach", "none"]
@@ -313,14 +314,14 @@ def test_a_captured_step_replays_on_new_tokens():
     assert all(torch.equal(one, other) for one, other in zip(captured, step(), strict=True))
 
 
-@pytest.mark.parametrize(("dtype", "copies"), [(torch.bfloat16, 0), (torch.float32, 1)], ids=str)
-def test_tokens_are_cast_at_most_once_for_all_iterations(dtype, copies):
+@needs_cpp  # whose layer norm writes what the products read
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_tokens_are_never_copied_from_one_dtype_to_another(dtype):
     module = SlotAttention(4, 32, 24)
     inputs, initial = torch.randn(2, 50, 24).to(dtype), module.sample_slots(2).detach()
     with torch.autocast("cpu", torch.bfloat16), torch.profiler.profile(record_shapes=True) as profile:
         module(inputs, initial)
-    copy_events = [e for e in profile.events() if e.name == "aten::copy_" and e.input_shapes[0] == [2, 50, 24]]
-    assert len(copy_events) == copies
+    assert not [e for e in profile.events() if e.name == "aten::copy_" and e.input_shapes[0] == [2, 50, 24]]
 
 
 @pytest.mark.parametrize("implicit", IMPLICIT)

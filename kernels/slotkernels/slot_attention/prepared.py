@@ -184,12 +184,19 @@ class PreparedTokens(NamedTuple):
             return_attention=return_attention,
         )
         updates, total, attention = attend(arguments)
-        if v is None:  # and values out of the updates: Σ w v = Wv Σ w x + (Σ w) bv
-            total_eps = arguments.total_eps
-            sum_of_weights = 1 - total_eps / total if total_eps else (total > 0).to(total.dtype)  # 0: no token is seen
-            updates = F.linear(updates, weights.v.weight)
-            updates = updates + (sum_of_weights.unsqueeze(-1) * weights.v.bias).to(updates.dtype)
+        if v is None:  # and values out of the updates: Σ w v = Wv Σ w x̂ + (Σ w) bv
+            updates = self._values(updates, total, arguments)
         return updates, attention.transpose(1, 2) if return_attention else None
+
+    def _values(self, means: Tensor, total: Tensor, arguments: Arguments) -> Tensor:
+        """Means of the values [B, N, Dqkv] from those of the tokens."""
+        weight, bias = self.weights.v
+        if arguments.mask is None and arguments.weight_eps > 0:  # the weights of every slot add up to 1
+            return F.linear(means, weight, bias.to(means.dtype))
+        total_eps = arguments.total_eps
+        sum_of_weights = 1 - total_eps / total if total_eps else (total > 0).to(total.dtype)  # 0: no token is seen
+        updates = F.linear(means, weight)
+        return updates + (sum_of_weights.unsqueeze(-1) * bias).to(updates.dtype)
 
 
 def absorbs(tokens: int, slots: int, dim: int, input_dim: int, iterations: int, backward: int) -> bool:
