@@ -39,6 +39,20 @@ STABLE_TORCH_LIBRARY(slotkernels_native, m) {
       "sinkhorn_backward(Tensor? grad_value, Tensor? grad_f, Tensor? grad_g, Tensor x, Tensor y, Tensor? a, Tensor? b, "
       "Tensor? pull_x, Tensor? pull_y) -> (Tensor, Tensor)");
 
+  // As in kernels/slotkernels/slot_update/reference.py; any 16- or 32-bit float in, statistics and affine float32, and
+  // all contiguous.
+  m.def(
+      "gru_norm(Tensor gates_input, Tensor gates_hidden, Tensor slots, Tensor weight, Tensor bias, float norm_eps) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "gru_norm_backward(Tensor? grad_slots, Tensor? grad_normalised, Tensor gates_input, Tensor gates_hidden, "
+      "Tensor slots, Tensor weight, Tensor mean, Tensor rstd) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "add_norm(Tensor slots, Tensor update, Tensor weight, Tensor bias, float norm_eps) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "add_norm_backward(Tensor? grad_total, Tensor grad_normalised, Tensor total, Tensor weight, Tensor mean, "
+      "Tensor rstd) -> (Tensor, Tensor, Tensor)");
   // As in kernels/slotkernels/propagation/reference.py; any 16- or 32-bit float in.
   m.def(
       "propagate_labels(Tensor image_attention, Tensor video_attention, Tensor? labels, int height, int width, "
