@@ -50,6 +50,13 @@ STABLE_TORCH_LIBRARY(slotkernels_native, m) {
   m.def(
       "sinkhorn_backward(Tensor? grad_value, Tensor? grad_f, Tensor? grad_g, Tensor x, Tensor y, Tensor? a, Tensor? b, "
       "Tensor? pull_x, Tensor? pull_y) -> (Tensor, Tensor)");
+  // As in csrc/cpu/streaming.h: float32 and contiguous; n and m are the numbers of points without padding.
+  m.def(
+      "streaming_sums(Tensor x, Tensor panels, Tensor r, Tensor s, Tensor a, Tensor b, Tensor scale, int n, int m, "
+      "int p, bool same) -> (Tensor, Tensor)");
+  m.def(
+      "streaming_slopes(Tensor x, Tensor y, Tensor panels, Tensor r, Tensor s, Tensor b, Tensor scale, int n, int m, "
+      "int p) -> (Tensor, Tensor)");
 
   // As in kernels/slotkernels/slot_update/reference.py; any 16- or 32-bit float in, statistics and affine float32, and
   // all contiguous.

@@ -51,6 +51,7 @@ from torch import Tensor
 
 from . import _derivatives
 from ._backends import Backends, device_of, requested_backend, without_autocast
+from ._direct import observed, requires_grad
 
 A = TypeVar("A", bound=tuple[Any, ...])  # the NamedTuple of an op's arguments
 R = TypeVar("R")  # a tensor, or a tuple or NamedTuple of tensors
@@ -116,6 +117,8 @@ class Op(Backends, Generic[A, R]):
             [inspect.Parameter(field, kind, annotation=annotation) for field, annotation in leaves],
             return_annotation=tuple.__class_getitem__(parts) if parts else returned,
         )
+        self._implementation = implementation
+        self._function: Any = None  # the differentiable op outside the dispatcher, a torch.autograd.Function
         self._definition = torch.library.custom_op(f"slotkernels::{name}", implementation, mutates_args=())
         self._definition.register_fake(fake)
         self._registered = self._definition._opoverload
@@ -137,7 +140,14 @@ class Op(Backends, Generic[A, R]):
 
     def apply(self, arguments: A, backend: str) -> R:
         """The registered op itself: no check, and ``backend`` as it is."""
-        return self._results(self._registered(*self._fields.unpack(arguments), backend))
+        leaves = self._fields.unpack(arguments)
+        call = self._registered
+        if not observed(leaves):
+            if not requires_grad(leaves):
+                call = self._implementation
+            elif self._function is not None:
+                call = self._function.apply
+        return self._results(call(*leaves, backend))
 
     def composite(self, function: Callable[[A], Any]) -> Callable[[A], Any]:
         """Register the decorated function as the op's composite form, made of PyTorch's operations.
@@ -198,6 +208,11 @@ class Op(Backends, Generic[A, R]):
             if constant_results:
                 ctx.mark_non_differentiable(*[results[i] for i in constant_results])
 
+        def forward(ctx: Any, *values: Any) -> Any:
+            output = self._implementation(*values)
+            remember(ctx, values, output)
+            return output
+
         def register(gradients: Callable[..., Iterable[Tensor | None]]) -> Callable[..., Iterable[Tensor | None]]:
             def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
                 of_inputs: list[Tensor | None] = [None] * (len(fields.names) + 1)
@@ -224,6 +239,8 @@ class Op(Backends, Generic[A, R]):
                 return tuple(of_inputs)
 
             self._definition.register_autograd(backward, setup_context=remember)
+            parts = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+            self._function = type(self.function, (torch.autograd.Function,), parts)
             return gradients
 
         return register
