@@ -17,6 +17,7 @@ from slotkernels import (
     sinkhorn_potentials,
 )
 from slotkernels._native import why_not_loaded
+from slotkernels.slot_update import add_norm, gru_norm
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -77,10 +78,21 @@ def invariant_attention() -> None:
             torch.cat([result.flatten() for result in output]).sum().backward()
 
 
+def slot_update() -> None:
+    for dtype in DTYPES:
+        for state in DTYPES:
+            for rows, dim in ((0, 4), (1, 1), (3, 17), (70, 37), (5, 64)):
+                tensors = [torch.randn(rows, n * dim).to(dtype).requires_grad_() for n in (3, 3, 1)]
+                slots, affine = torch.randn(rows, dim).to(state).requires_grad_(), torch.randn(2, dim)
+                for results in (gru_norm(*tensors[:2], slots, *affine), add_norm(slots, tensors[2], *affine)):
+                    torch.cat([result.float() for result in results]).sum().backward(retain_graph=True)
+                    results[0].float().sum().backward()
+
+
 def main() -> None:
     torch.manual_seed(0)
     assert why_not_loaded("_C") is None, why_not_loaded("_C")
-    for exercise in (merging, sinkhorn, propagation, attention, invariant_attention):
+    for exercise in (merging, sinkhorn, propagation, attention, invariant_attention, slot_update):
         exercise()
     schemas = Path("csrc/schemas.cpp").read_text()
     defined = set(re.findall(r'm\.def\(\s*"(\w+)\(', schemas))
