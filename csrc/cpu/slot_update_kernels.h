@@ -2,10 +2,12 @@
 //
 // A row is read from memory once and its results are written once, each way; what is used again, of one row, stays in
 // the cache: new slots forward, the three gates and the new slots backward. Floor: the memory's bandwidth, 9 rows
-// forward and 16 backward for gru_norm, 4 and 4 for add_norm (see bytes_moved in op.py). A gate costs an exponential
-// and a division.
+// forward and 16 backward for gru_norm, 4 and 4 for add_norm (see bytes_moved in op.py). A gate costs an exponential,
+// and two divisions serve all three.
 
 #include "simd.h"
+
+#include "products.h"
 
 #include "slot_update_rows.h"
 
@@ -26,17 +28,23 @@ ALWAYS_INLINE Power power_of_e(Floats x) {
 
 ALWAYS_INLINE Floats within(Floats x, float limit) { return minimum(Floats{} + limit, maximum(Floats{} - limit, x)); }
 
-// Relative error below 5e-7 for x > -87, and the value there below; NaN for NaN.
+// Relative error below 5e-7 for x > -43, and the value there below; NaN for NaN.
 ALWAYS_INLINE Floats sigmoid(Floats x) {
-  const Power power = power_of_e(within(-x, 87.0f));
+  const Power power = power_of_e(within(-x, 43.0f));
   return 1.0f / (power.scale * power.rest + (power.scale + 1.0f));
 }
 
-// Relative error below 5e-7; NaN for NaN.
-ALWAYS_INLINE Floats tanh(Floats x) {
-  const Power power = power_of_e(within(x + x, 40.0f));
-  const Floats less_one = power.scale * power.rest + (power.scale - 1.0f);
-  return less_one / (less_one + 2.0f);
+struct UpdateAndCandidate {
+  Floats update, candidate;
+};
+
+// Sigmoid of one and tanh of the other, of the same accuracy; a division costs as much as an exponential.
+ALWAYS_INLINE UpdateAndCandidate sigmoid_and_tanh(Floats x, Floats y) {
+  const Power first = power_of_e(within(-x, 43.0f)), second = power_of_e(within(y + y, 40.0f));
+  const Floats below = first.scale * first.rest + (first.scale + 1.0f);
+  const Floats less_one = second.scale * second.rest + (second.scale - 1.0f), more_one = less_one + 2.0f;
+  const Floats inverse = 1.0f / (below * more_one);
+  return {more_one * inverse, less_one * below * inverse};
 }
 
 // The gates of one row, in GRUCell's order.
@@ -46,9 +54,15 @@ struct GateRow {
 
   ALWAYS_INLINE Floats from_hidden(int64_t i, int64_t count) const { return load_part(hidden + 2 * dim + i, count); }
   ALWAYS_INLINE Floats reset(int64_t i, int64_t count) const { return sigmoid(sum(i, count)); }
-  ALWAYS_INLINE Floats update(int64_t i, int64_t count) const { return sigmoid(sum(dim + i, count)); }
-  ALWAYS_INLINE Floats candidate(int64_t i, int64_t count, Floats reset) const {
-    return tanh(load_part(input + 2 * dim + i, count) + reset * from_hidden(i, count));
+  ALWAYS_INLINE UpdateAndCandidate others(int64_t i, int64_t count, Floats reset) const {
+    return sigmoid_and_tanh(sum(dim + i, count),
+                            load_part(input + 2 * dim + i, count) + reset * from_hidden(i, count));
+  }
+  ALWAYS_INLINE void fetch_next(int64_t i) const {
+    for (int64_t gate = 0; gate < 3; ++gate) {
+      fetch(input + (3 + gate) * dim + i);
+      fetch(hidden + (3 + gate) * dim + i);
+    }
   }
 
  private:
@@ -66,9 +80,11 @@ inline void gru_norm_rows(const GruInputs& from, const Norm& norm, int64_t begin
     const GateRow gates{input.read(row), hidden.read(row), dim};
     const float* previous = slots.read(row);
     float* value = new_slots.begin(row);
-    for_vectors(dim, [&](int64_t i, int64_t count) {
-      const Floats candidate = gates.candidate(i, count, gates.reset(i, count));
-      store_part(value + i, candidate + gates.update(i, count) * (load_part(previous + i, count) - candidate), count);
+    for_vectors(dim, [&](int64_t i, int64_t count) INLINED {
+      gates.fetch_next(i);
+      fetch(previous + dim + i);
+      const auto [update, candidate] = gates.others(i, count, gates.reset(i, count));
+      store_part(value + i, candidate + update * (load_part(previous + i, count) - candidate), count);
     });
     new_slots.end(row);
     round_row(to.slots.format, value, dim);  // what is normalised is what is returned
@@ -122,8 +138,11 @@ class GruNormBackward {
   float* value() const { return kept.get() + 3 * padded(dim); }
 
   void keep(const GateRow& gates, const float* previous) const {
-    for_vectors(dim, [&](int64_t i, int64_t count) {
-      const Floats r = gates.reset(i, count), z = gates.update(i, count), n = gates.candidate(i, count, r);
+    for_vectors(dim, [&](int64_t i, int64_t count) INLINED {
+      gates.fetch_next(i);
+      fetch(previous + dim + i);
+      const Floats r = gates.reset(i, count);
+      const auto [z, n] = gates.others(i, count, r);
       store(reset() + i, r);
       store(update() + i, z);
       store(candidate() + i, n);
@@ -135,7 +154,7 @@ class GruNormBackward {
   template <bool NORM>
   void differentiate(int64_t row, const GateRow& gates, const float* previous, const float* cotangent) const {
     float *grad_input = to_input.begin(row), *grad_hidden = to_hidden.begin(row), *grad_slots = to_slots.begin(row);
-    for_vectors(dim, [&](int64_t i, int64_t count) {
+    for_vectors(dim, [&](int64_t i, int64_t count) INLINED {
       const Floats r = load(reset() + i), z = load(update() + i), n = load(candidate() + i);
       Floats grad = load_part(cotangent + i, count);
       if (NORM) grad += norm.at(i, count, load(value() + i));
@@ -175,7 +194,9 @@ inline void add_norm_rows(const Input& slots, const Input& update, const Norm& n
   for (int64_t row = begin; row < end; ++row) {
     const float *a = left.read(row), *b = right.read(row);
     float* sum = total.begin(row);
-    for_vectors(dim, [&](int64_t i, int64_t count) {
+    for_vectors(dim, [&](int64_t i, int64_t count) INLINED {
+      fetch(a + dim + i);
+      fetch(b + dim + i);
       store_part(sum + i, load_part(a + i, count) + load_part(b + i, count), count);
     });
     total.end(row);
@@ -196,7 +217,7 @@ inline void add_norm_backward_blocks(const Input& total, const Input& grad_total
     const float *value = values.read(row), *cotangent = cotangents.read(row);
     row_norm.begin(row, value, sums + row / block * 2 * dim);
     float *grad = grad_slots.begin(row), *other = grad_update.begin(row);
-    for_vectors(dim, [&](int64_t i, int64_t count) {
+    for_vectors(dim, [&](int64_t i, int64_t count) INLINED {
       const Floats both = row_norm.at(i, count, load_part(value + i, count)) + load_part(cotangent + i, count);
       store_part(grad + i, both, count);
       if (to_update.data) store_part(other + i, both, count);

@@ -1,5 +1,9 @@
 // Rows of the slot update as floats, and their layer norm: for one level of x86-64 (see levels.h).
 
+// Behind the arguments of a lambda that is called for whole vectors and for parts: GCC would share one body.
+#undef INLINED
+#define INLINED __attribute__((always_inline))
+
 namespace slotkernels::LEVEL {
 
 // The rows of a tensor: where they lie if they are floats, else one at a time in memory of its own.
@@ -14,7 +18,7 @@ class RowReader {
     if (in_place) return static_cast<const float*>(from.data) + row * width;
     if (!from.data) return own.get();
     with_format(from.format, from.data, [&](auto* rows) {
-      for_vectors(width, [&](int64_t i, int64_t count) {
+      for_vectors(width, [&](int64_t i, int64_t count) INLINED {
         store(own.get() + i, load_part(rows + row * width + i, count));
       });
     });
@@ -41,7 +45,7 @@ class RowWriter {
   void end(int64_t row) const {
     if (in_place || !to.data) return;
     with_format(to.format, to.data, [&](auto* rows) {
-      for_vectors(width, [&](int64_t i, int64_t count) {
+      for_vectors(width, [&](int64_t i, int64_t count) INLINED {
         store_part(rows + row * width + i, load(own.get() + i), count);
       });
     });
@@ -59,7 +63,7 @@ inline void round_row(Format format, float* row, int64_t width) {
   if (format == Format::FLOAT) return;
   const void* typed = row;  // for its type alone
   with_format(format, typed, [&](auto* type) {
-    for_vectors(width, [&](int64_t i, int64_t count) {
+    for_vectors(width, [&](int64_t i, int64_t count) INLINED {
       std::remove_const_t<std::remove_pointer_t<decltype(type)>> rounded[LANES];
       store(rounded, load_part(row + i, count));
       store_part(row + i, load(rounded), count);
@@ -67,11 +71,18 @@ inline void round_row(Format format, float* row, int64_t width) {
   });
 }
 
+template <int64_t H = LANES / 2>
 ALWAYS_INLINE float lanes_sum(Floats lanes) {
-  float sum = 0;
-  for (int64_t l = 0; l < LANES; ++l) sum += lanes[l];
-  return sum;
+  const Floats folded = fold<H>(lanes, lanes, std::make_index_sequence<LANES>());
+  if constexpr (H == 1) {
+    return folded[0];
+  } else {
+    return lanes_sum<H / 2>(folded);
+  }
 }
+
+// Brings the place of a later load into the second-level cache. The processor does not see where the next row begins.
+ALWAYS_INLINE void fetch(const float* ahead) { __builtin_prefetch(ahead, 0, 2); }
 
 // The first `count` lanes; zeros beside them.
 ALWAYS_INLINE Floats first_lanes(Floats value, int64_t count) {
@@ -101,14 +112,14 @@ class RowNorm {
 
   void apply(int64_t row, const float* value) const {
     const int64_t dim = norm.dim;
-    const float mean = sum_row(dim, [&](int64_t i, int64_t count) { return load_part(value + i, count); }) / dim;
-    const float variance = sum_row(dim, [&](int64_t i, int64_t count) {
+    const float mean = sum_row(dim, [&](int64_t i, int64_t count) INLINED { return load_part(value + i, count); }) / dim;
+    const float variance = sum_row(dim, [&](int64_t i, int64_t count) INLINED {
       const Floats centred = load_part(value + i, count) - mean;
       return centred * centred;
     });
     const float rstd = 1.0f / std::sqrt(variance / dim + norm.eps);
     float* normalised = writer.begin(row);
-    for_vectors(dim, [&](int64_t i, int64_t count) {
+    for_vectors(dim, [&](int64_t i, int64_t count) INLINED {
       const Floats normal = (load_part(value + i, count) - mean) * rstd;
       store_part(normalised + i, normal * load_part(norm.weight + i, count) + load_part(norm.bias + i, count), count);
     });
@@ -135,7 +146,8 @@ class RowNormGradient {
     mean = norm.mean[row];
     rstd = norm.rstd[row];
     Floats scaled{}, along{};
-    for_vectors(dim, [&](int64_t i, int64_t count) {
+    for_vectors(dim, [&](int64_t i, int64_t count) INLINED {
+      fetch(grad + dim + i);
       const Floats cotangent = load_part(grad + i, count);  // zeros in lanes that do not count
       const Floats normal = (load_part(value + i, count) - mean) * rstd, term = cotangent * normal;
       const Floats factor = load_part(norm.weight + i, count);

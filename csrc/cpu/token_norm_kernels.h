@@ -5,6 +5,8 @@
 
 #include "simd.h"
 
+#include "products.h"
+
 #include "slot_update_rows.h"
 
 namespace slotkernels::LEVEL {

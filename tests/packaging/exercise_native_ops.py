@@ -20,6 +20,7 @@ from slotkernels._native import why_not_loaded
 from slotkernels.sinkhorn.op import make_problem
 from slotkernels.sinkhorn.streaming import STREAMING
 from slotkernels.slot_attention.token_norm import TOKEN_NORM, Arguments
+from slotkernels.slot_update import add_norm, gru_norm
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -96,10 +97,31 @@ def invariant_attention() -> None:
             torch.cat([result.flatten() for result in output]).sum().backward()
 
 
+def slot_update() -> None:
+    for dtype in DTYPES:
+        for state in DTYPES:
+            for rows, dim in ((0, 4), (1, 1), (3, 17), (70, 37), (5, 64)):
+                tensors = [torch.randn(rows, n * dim).to(dtype).requires_grad_() for n in (3, 3, 1)]
+                slots, affine = torch.randn(rows, dim).to(state).requires_grad_(), torch.randn(2, dim)
+                for results in (gru_norm(*tensors[:2], slots, *affine), add_norm(slots, tensors[2], *affine)):
+                    torch.cat([result.float() for result in results]).sum().backward(retain_graph=True)
+                    results[0].float().sum().backward()
+
+
 def main() -> None:
     torch.manual_seed(0)
     assert why_not_loaded("_C") is None, why_not_loaded("_C")
-    for exercise in (merging, sinkhorn, streaming_sinkhorn, propagation, attention, token_norm, invariant_attention):
+    parts = (
+        merging,
+        sinkhorn,
+        streaming_sinkhorn,
+        propagation,
+        attention,
+        token_norm,
+        invariant_attention,
+        slot_update,
+    )
+    for exercise in (*parts, slot_update):
         exercise()
     schemas = Path("csrc/schemas.cpp").read_text()
     defined = set(re.findall(r'm\.def\(\s*"(\w+)\(', schemas))

@@ -9,6 +9,8 @@ import pytest
 import torch
 from slotkernels._op import Op, Saved
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Arguments(NamedTuple):
@@ -128,3 +130,39 @@ def test_second_derivative_is_refused_or_composite(monkeypatch):
     (grad,) = torch.autograd.grad(op(Arguments(x, None, 2.0)).product.pow(2).sum(), x, create_graph=True)
     assert torch.equal(torch.autograd.grad(grad.sum(), x)[0], torch.full((3,), 8.0))
     assert torch.equal(torch.func.jvp(lambda x: op(Arguments(x, None, 2.0))[0], (x,), (x,))[1], 2 * x)
+
+
+def test_the_dispatcher_is_passed_over_where_nothing_observes(monkeypatch):
+    op, op_backward, calls = make(monkeypatch)
+
+    def results():
+        x = torch.randn(3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        product = op(Arguments(x, None, 2.0)).product
+        return product.detach(), *torch.autograd.grad(product.square().sum(), x)
+
+    class Recording(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    seen: list[str] = []
+    with Recording():
+        expected = results()
+    both = [f"slotkernels.{name}.default" for name in (op.function, op_backward.function)]
+    assert [name for name in seen if name.startswith("slotkernels")] == both
+    with torch.profiler.profile() as profile:
+        results()
+    assert {f"slotkernels::{op.function}", f"slotkernels::{op_backward.function}"} <= {e.key for e in profile.events()}
+    monkeypatch.setattr(op, "_registered", None)
+    monkeypatch.setattr(op_backward, "_registered", None)
+    assert all(map(torch.equal, results(), expected))
+    assert len(calls) == 6
+
+
+def test_tensors_without_memory_and_subclasses_reach_the_dispatcher(monkeypatch):
+    op, _, calls = make(monkeypatch)
+    assert op(Arguments(torch.randn(3, device="meta"), None, 2.0)).product.is_meta
+    with FakeTensorMode():
+        fake = torch.randn(3)
+    assert isinstance(op(Arguments(fake, None, 2.0)).product, FakeTensor)
+    assert not calls
