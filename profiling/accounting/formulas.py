@@ -25,6 +25,7 @@ from profiling.common.setups import FEATURES
 NORM, NORM_BACKWARD = (4 + 2) + (4 + 2), (2 + 4 + 4) + (4 + 2)
 GELU, GELU_BACKWARD = 8 + 8, (8 + 8) + 8  # of a layer 4 times as wide
 SOFTMAX, SOFTMAX_BACKWARD = 2 + 2, (2 + 2) + 2  # per token, head and slot of absorbed cross-attention
+DECODER = "shared"  # in result files: what is equal for all samples is computed once (:func:`decoder`)
 ADAMW = 4 * (4 + 3)  # bytes per parameter: weight, gradient and two moments read; all but the gradient written
 VIT_LAYERS = 12
 
