@@ -5,7 +5,7 @@ Keys and values are linear in the normalised tokens, so their projections can be
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -267,7 +267,7 @@ def saved_by_merging(rows: int, width: int, projection: Sequence[int]) -> int:
     return rows * (dim * (width + input_dim) - width * input_dim) - width * dim * input_dim
 
 
-def weights_of(module: nn.Module, dtype: torch.dtype) -> Weights:
+def weights_of(module: Any, dtype: torch.dtype) -> Weights:
     """The weights of a :class:`SlotAttention` in ``dtype``."""
     layers = module.mlp if module.conventions.use_mlp else ()
     return Weights(
