@@ -5,17 +5,6 @@ namespace slotkernels::LEVEL {
 // Elements between a load and what it fetches ahead: rows are short, and the processor sees no stream.
 constexpr int64_t AHEAD = 4096;
 
-// use(the pointer with its type); Void is const void or void.
-template <class Void, class Use>
-ALWAYS_INLINE void with_format(Format format, Void* points, Use use) {
-  constexpr bool CONST = std::is_const_v<Void>;
-  switch (format) {
-    case Format::FLOAT: return use(static_cast<std::conditional_t<CONST, const float, float>*>(points));
-    case Format::BFLOAT: return use(static_cast<std::conditional_t<CONST, const Bfloat, Bfloat>*>(points));
-    case Format::HALF: return use(static_cast<std::conditional_t<CONST, const Half, Half>*>(points));
-  }
-}
-
 // Adds R rows to the sum, and to the box if there is one.
 template <int64_t R, class T>
 ALWAYS_INLINE void scan_rows(const T* rows, int64_t dim, float* sum, const Box* box) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "sinkhorn.h"
+#include "tensor_format.h"
 
 #define KERNELS "sinkhorn_kernels.h"
 #include "levels.h"
@@ -22,15 +23,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 typedef std::optional<Tensor> Maybe;
-
-Format format(const Tensor& points) {
-  switch (points.scalar_type()) {
-    case ScalarType::Float: return Format::FLOAT;
-    case ScalarType::BFloat16: return Format::BFLOAT;
-    case ScalarType::Half: return Format::HALF;
-    default: STD_TORCH_CHECK(false, "slotkernels: expected float32, bfloat16 or float16 points");
-  }
-}
 
 // Float32 and contiguous; the tensor must outlive the pointer.
 Maybe readable(const Maybe& tensor) {

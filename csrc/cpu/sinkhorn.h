@@ -6,11 +6,10 @@
 #include <cstdint>
 #include <limits>
 
+#include "format.h"
 #include "scratch.h"
 
 namespace slotkernels {
-
-enum class Format { FLOAT, BFLOAT, HALF };
 
 struct Points {
   const void *x, *y;  // [B, n, dim] and [B, m, dim]

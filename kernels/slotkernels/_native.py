@@ -45,8 +45,9 @@ def _why_not(device: str, libraries: tuple[str, ...], arguments: Arguments) -> s
     actual = _backends.device_of(arguments).type
     if actual != device:
         return f"tensors on {actual}"
-    if any(t.dtype == torch.float64 for t in tensors_of(arguments)):
-        return "float64 tensors"
+    for tensor in tensors_of(arguments):
+        if tensor.dtype == torch.float64:
+            return "float64 tensors"
     reason = next((reason for reason in map(why_not_loaded, libraries) if reason is not None), None)
     if reason is not None:
         _warn_once(reason)

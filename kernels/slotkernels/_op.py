@@ -51,6 +51,7 @@ from torch import Tensor
 
 from . import _derivatives
 from ._backends import Backends, device_of, requested_backend, without_autocast
+from ._direct import observed, requires_grad
 
 A = TypeVar("A", bound=tuple[Any, ...])  # the NamedTuple of an op's arguments
 R = TypeVar("R")  # a tensor, or a tuple or NamedTuple of tensors
@@ -116,6 +117,8 @@ class Op(Backends, Generic[A, R]):
             [inspect.Parameter(field, kind, annotation=annotation) for field, annotation in leaves],
             return_annotation=tuple.__class_getitem__(parts) if parts else returned,
         )
+        self._implementation = implementation
+        self._function: Any = None  # the differentiable op outside the dispatcher, a torch.autograd.Function
         self._definition = torch.library.custom_op(f"slotkernels::{name}", implementation, mutates_args=())
         self._definition.register_fake(fake)
         self._registered = self._definition._opoverload
@@ -137,7 +140,14 @@ class Op(Backends, Generic[A, R]):
 
     def apply(self, arguments: A, backend: str) -> R:
         """The registered op itself: no check, and ``backend`` as it is."""
-        return self._results(self._registered(*self._fields.unpack(arguments), backend))
+        leaves = self._fields.unpack(arguments)
+        call = self._registered
+        if not observed(leaves):
+            if not requires_grad(leaves):
+                call = self._implementation
+            elif self._function is not None:
+                call = self._function.apply
+        return self._results(call(*leaves, backend))
 
     def composite(self, function: Callable[[A], Any]) -> Callable[[A], Any]:
         """Register the decorated function as the op's composite form, made of PyTorch's operations.
@@ -163,7 +173,7 @@ class Op(Backends, Generic[A, R]):
     def differentiable(
         self,
         *,
-        keep: Iterable[str] = (),
+        keep: Iterable[str] | Callable[[A], Iterable[str]] = (),
         inputs: Iterable[str] | None = None,
         constant: Iterable[str] = (),
     ) -> Callable[[Callable[..., Iterable[Tensor | None]]], Callable[..., Iterable[Tensor | None]]]:
@@ -174,20 +184,22 @@ class Op(Backends, Generic[A, R]):
         needed may be anything. In a backward pass that is differentiated itself, the composite form takes its place.
 
         Args:
-            keep: names of the results that the gradient reads.
+            keep: names of the results that the gradient reads, or a function of the arguments that returns them.
             inputs: names of the tensor arguments that it reads; all if None.
             constant: names of the results and tensor arguments that have no gradient.
         """
         fields, tensors, names = self._fields, self._fields.tensors, self._result_names
-        read, kept, constants = None if inputs is None else set(inputs), set(keep), set(constant)
+        read, constants = None if inputs is None else set(inputs), set(constant)
         kept_inputs = [i for i in tensors if read is None or fields.names[i] in read]
-        kept_results = [i for i, name in enumerate(names) if name in kept]
         constant_results = [i for i, name in enumerate(names) if name in constants]
+        names_to_keep = () if callable(keep) else tuple(keep)
         varying = [(i, fields.names[i] not in constants) for i in tensors]
 
         def remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             results = output if isinstance(output, tuple) else (output,)
-            ctx.save_for_backward(*[inputs[i] for i in kept_inputs], *[results[i] for i in kept_results])
+            kept = set(keep(fields.pack(inputs)) if callable(keep) else names_to_keep)
+            ctx.kept_results = [i for i, name in enumerate(names) if name in kept]
+            ctx.save_for_backward(*[inputs[i] for i in kept_inputs], *[results[i] for i in ctx.kept_results])
             settings: list[Any] = list(inputs)
             for i in tensors:
                 settings[i] = None
@@ -195,6 +207,11 @@ class Op(Backends, Generic[A, R]):
             ctx.set_materialize_grads(False)
             if constant_results:
                 ctx.mark_non_differentiable(*[results[i] for i in constant_results])
+
+        def forward(ctx: Any, *values: Any) -> Any:
+            output = self._implementation(*values)
+            remember(ctx, values, output)
+            return output
 
         def register(gradients: Callable[..., Iterable[Tensor | None]]) -> Callable[..., Iterable[Tensor | None]]:
             def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -205,7 +222,7 @@ class Op(Backends, Generic[A, R]):
                 saved_tensors = iter(ctx.saved_tensors)
                 for i in kept_inputs:
                     values[i] = next(saved_tensors)
-                for i in kept_results:
+                for i in ctx.kept_results:
                     results[i] = next(saved_tensors)
                 needed, backend = ctx.needs_input_grad, values[-1]
                 needs = [needed[i] and varies for i, varies in varying]
@@ -222,6 +239,8 @@ class Op(Backends, Generic[A, R]):
                 return tuple(of_inputs)
 
             self._definition.register_autograd(backward, setup_context=remember)
+            parts = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+            self._function = type(self.function, (torch.autograd.Function,), parts)
             return gradients
 
         return register

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from slotkernels.slot_update import add_norm, gru_norm
 from torch import nn
 
+from .label_cases import needs_cpp
 from .oracles import assert_close, assert_matches_oracle
 
 # Arithmetic is float32 on rounded inputs, so half types are rounded once, at the end: 2^-11 (fp16), 2^-8 (bf16), and
@@ -26,6 +27,7 @@ interpreted = pytest.mark.skipif(
 on_gpu = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
 BACKENDS = [
     pytest.param("reference", "cpu", id="reference"),
+    pytest.param("cpp", "cpu", id="cpp", marks=needs_cpp),
     pytest.param("triton", "cpu", id="triton-interpreted", marks=interpreted),
     pytest.param("reference", "cuda", id="reference-cuda", marks=on_gpu),
     pytest.param("triton", "cuda", id="triton-cuda", marks=on_gpu),
@@ -117,7 +119,7 @@ def test_reference_in_float64(op, shape):
 
 
 @pytest.mark.parametrize("dtype", GATES, ids=str)
-@pytest.mark.parametrize(("backend", "device"), BACKENDS[2:])
+@pytest.mark.parametrize(("backend", "device"), BACKENDS[3:])
 @both_ops
 def test_full_size(op, backend, device, dtype):
     check(op, *make(op, *FULL_SIZE, dtype, device), backend)

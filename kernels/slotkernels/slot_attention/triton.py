@@ -128,7 +128,7 @@ def inverted_attention(arguments: Arguments) -> Results:
 
 def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
     """As in ``reference.py``."""
-    (grad_updates, grad_total, grad_attention), forward, updates, total, needs = arguments
+    (grad_updates, grad_total, grad_attention), forward, updates, total, needs, _ = arguments
     q, k, v, *_ = forward
     need_q, need_k, need_v, need_bias, _ = needs
     need_tokens = need_k or need_v

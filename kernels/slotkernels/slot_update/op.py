@@ -21,6 +21,7 @@ from torch import Tensor
 from .. import _derivatives
 from .._backends import why_not_triton
 from .._checks import FLOATS, accumulate_dtype, describe
+from .._native import why_not_cpp
 from .._op import Op, Saved
 
 MAX_DIM = 1024  # width of a row that the Triton kernels hold in registers
@@ -189,6 +190,7 @@ ADD_NORM = Op("add_norm", _empty_add_norm, check=_check_add_norm, contiguous=Tru
 for _op in (GRU_NORM, ADD_NORM):
     _op.add("reference", "slotkernels.slot_update.reference")
     _op.add("triton", "slotkernels.slot_update.triton", _why_not_triton)
+    _op.add("cpp", "slotkernels.slot_update.cpp", why_not_cpp)
 GRU_NORM_BACKWARD = GRU_NORM.backward_op(_empty_gru_norm_gradients)
 ADD_NORM_BACKWARD = ADD_NORM.backward_op(_empty_add_norm_gradients)
 
