@@ -16,22 +16,25 @@ from ._derivatives import transformed
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def observed(values: Iterable[Any]) -> bool:
-    """Whether anything but a backend has to see a call with these arguments."""
+def observed() -> bool:
+    """Whether a compiler, profiler, transform, mode or tracer has to see calls of registered ops."""
     if torch.compiler.is_compiling() or transformed() or torch.autograd._profiler_enabled():  # type: ignore[attr-defined]
         return True
     c = torch._C
-    if c._len_torch_dispatch_stack() or c._len_torch_function_stack() or c._get_tracing_state() is not None:
-        return True
-    return any(isinstance(value, Tensor) and not _is_plain(value) for value in values)
+    return bool(c._len_torch_dispatch_stack() or c._len_torch_function_stack()) or c._get_tracing_state() is not None
 
 
-def requires_grad(values: Iterable[Any]) -> bool:
-    """Whether autograd has to record a call with these arguments."""
-    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
+def examine(values: Iterable[Any]) -> tuple[bool, bool, bool]:
+    """Of the tensors among the arguments: all are plain, one requires a gradient, and all are contiguous.
 
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether a backend can compute on the tensor as it is: it has memory, and is no batch of ``is_grads_batched``."""
+    Plain tensors have memory, and are no subclass and no batch of ``is_grads_batched``. One loop, for speed.
+    """
     is_batched = torch._C._functorch.is_legacy_batchedtensor
-    return type(tensor) in _PLAIN and not tensor.is_meta and not is_batched(tensor)
+    requires_grad, contiguous = False, True
+    for value in values:
+        if isinstance(value, Tensor):
+            if type(value) not in _PLAIN or value.is_meta or is_batched(value):
+                return False, False, False
+            requires_grad = requires_grad or value.requires_grad
+            contiguous = contiguous and value.is_contiguous()
+    return True, requires_grad, contiguous

@@ -51,7 +51,7 @@ from torch import Tensor
 
 from . import _derivatives
 from ._backends import Backends, device_of, requested_backend, without_autocast
-from ._direct import observed, requires_grad
+from ._direct import examine, observed
 
 A = TypeVar("A", bound=tuple[Any, ...])  # the NamedTuple of an op's arguments
 R = TypeVar("R")  # a tensor, or a tuple or NamedTuple of tensors
@@ -141,13 +141,16 @@ class Op(Backends, Generic[A, R]):
     def apply(self, arguments: A, backend: str) -> R:
         """The registered op itself: no check, and ``backend`` as it is."""
         leaves = self._fields.unpack(arguments)
-        call = self._registered
-        if not observed(leaves):
-            if not requires_grad(leaves):
-                call = self._implementation
-            elif self._function is not None:
-                call = self._function.apply
-        return self._results(call(*leaves, backend))
+        if not observed():
+            plain, requires_grad, contiguous = examine(leaves)
+            if plain and requires_grad and torch.is_grad_enabled():
+                if self._function is not None:
+                    return self._results(self._function.apply(*leaves, backend, arguments if contiguous else None))
+            elif plain:
+                return self._results(
+                    self.run(backend, arguments) if contiguous else self._implementation(*leaves, backend)
+                )
+        return self._results(self._registered(*leaves, backend))
 
     def composite(self, function: Callable[[A], Any]) -> Callable[[A], Any]:
         """Register the decorated function as the op's composite form, made of PyTorch's operations.
@@ -209,8 +212,9 @@ class Op(Backends, Generic[A, R]):
                 ctx.mark_non_differentiable(*[results[i] for i in constant_results])
 
         def forward(ctx: Any, *values: Any) -> Any:
-            output = self._implementation(*values)
-            remember(ctx, values, output)
+            *inputs, arguments = values  # the inputs as they are in ``arguments``, or None if not all are contiguous
+            output = self._implementation(*inputs) if arguments is None else self.run(inputs[-1], arguments)
+            remember(ctx, tuple(inputs), output)
             return output
 
         def register(gradients: Callable[..., Iterable[Tensor | None]]) -> Callable[..., Iterable[Tensor | None]]:
@@ -239,7 +243,11 @@ class Op(Backends, Generic[A, R]):
                 return tuple(of_inputs)
 
             self._definition.register_autograd(backward, setup_context=remember)
-            parts = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+
+            def backward_directly(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+                return (*backward(ctx, *grads), None)
+
+            parts = {"forward": staticmethod(forward), "backward": staticmethod(backward_directly)}
             self._function = type(self.function, (torch.autograd.Function,), parts)
             return gradients
 

@@ -10,7 +10,7 @@ import torch
 from slotkernels.slot_update.op import ADD_NORM, GRU_NORM, AddNormArguments, GruNormArguments
 
 from .label_cases import needs_cpp
-from .test_slot_update import OPS, TOLERANCE, both_ops, check, make, run
+from .slot_update_cases import OPS, TOLERANCE, both_ops, check, make, run
 
 pytestmark = needs_cpp
 

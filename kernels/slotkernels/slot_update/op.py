@@ -206,7 +206,7 @@ def _gru_norm_gradients(
     grads, statistics = GruNormCotangents(grad_slots, grad_normalised), saved.results[2:]
     arguments = GruNormBackwardArguments(grads, gates_input, gates_hidden, slots, weight, *statistics)
     *gradients, affine = GRU_NORM_BACKWARD.apply(arguments, saved.backend)
-    if grad_normalised is None:
+    if grad_normalised is None or not any(saved.needs[3:]):
         return gradients
     return [*gradients, affine[0].to(weight.dtype), affine[1].to(bias.dtype)]
 
@@ -236,6 +236,8 @@ def _add_norm_gradients(
     arguments = AddNormBackwardArguments(grad_total, grad_normalised, total, weight, mean, rstd)
     gradients = ADD_NORM_BACKWARD.apply(arguments, saved.backend)
     grad_update = gradients.slots if dtype == total.dtype else gradients.update
+    if not any(saved.needs[2:]):
+        return [gradients.slots, grad_update]
     return [gradients.slots, grad_update, gradients.affine[0].to(weight.dtype), gradients.affine[1].to(bias.dtype)]
 
 

@@ -1,4 +1,4 @@
-"""The slot update's pointwise parts in plain PyTorch: the oracle of every other backend, and what a CPU runs.
+"""The slot update's pointwise parts in plain PyTorch: the oracle of every other backend.
 
 On a CPU fresh memory costs as much as the arithmetic (page faults), so buffers are used again where their value is no
 longer needed. Layer norms go through ATen's own kernels, one pass over a row each way.
