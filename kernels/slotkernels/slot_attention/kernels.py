@@ -127,7 +127,7 @@ def forward_kernel(
     BLOCK_M: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr, CHUNKS: tl.constexpr, BLOCK_DV: tl.constexpr, VALUE_CHUNKS: tl.constexpr,
     EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
-    KEEP: tl.constexpr, ACCUMULATORS: tl.constexpr, HAS_BIAS: tl.constexpr, MASKS: tl.constexpr,
+    KEEP: tl.constexpr, HAS_BIAS: tl.constexpr, MASKS: tl.constexpr,
     WRITE_ATTENTION: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Reads its share of the tokens once (v only if it is not k) and one q; writes [N, Dv] sums and [N] totals.
@@ -163,22 +163,15 @@ def forward_kernel(
         real = m < tokens
         token_rows = k + m.to(tl.int64) * k_row
         pieces = ()
-        even = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        odd = even
+        logits = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         if KEEP:
             for c in tl.static_range(CHUNKS):
                 piece = _load(token_rows, real, c * BLOCK_D, dim, BLOCK_D, EVEN_D)
-                if c % ACCUMULATORS == 0:
-                    even = _dot(piece, tl.trans(queries[c]), even, PRECISION)
-                else:
-                    odd = _dot(piece, tl.trans(queries[c]), odd, PRECISION)
+                logits = _dot(piece, tl.trans(queries[c]), logits, PRECISION)
                 pieces = pieces + (piece,)
         else:
-            even = _stream(even, token_rows, real, query_rows, slot, dim, BLOCK_D, CHUNKS, EVEN_D, PRECISION)
-        logits = even * scale + shift[None, :]
-        if KEEP and ACCUMULATORS == 2:
-            logits += odd * scale  # even + odd would be compiled to one chain of products again
-        weights = _softmax(logits, BLOCK_G, BLOCK_P)
+            logits = _stream(logits, token_rows, real, query_rows, slot, dim, BLOCK_D, CHUNKS, EVEN_D, PRECISION)
+        weights = _softmax(logits * scale + shift[None, :], BLOCK_G, BLOCK_P)
         inside = real[:, None] & slot[None, :]
         if WRITE_ATTENTION:
             tl.store(attention + n[None, :] * tokens + m[:, None], weights, mask=real[:, None] & writes[None, :])
@@ -210,7 +203,7 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    q, k, v, bias, mask, total, updates, grad_updates, grad_total, grad_attention,
+    q, k, v, bias, mask, total, inner, updates, grad_updates, grad_total, grad_attention,
     grad_q, grad_bias, grad_k, grad_v,
     q_stride, q_row, k_stride, k_row, v_stride, v_row, mask_stride, mask_group_stride,
     scale, weight_eps,
@@ -240,17 +233,15 @@ def backward_kernel(
 
     queries, cotangents, sums = (), (), ()
     # A slot's sum over the tokens of weight * (v · grad_updates), without a pass over them.
-    inner = tl.zeros([BLOCK_N], tl.float32)
+    share = tl.zeros([BLOCK_N], tl.float32)
     if KEEP:
         for c in tl.static_range(CHUNKS):
             queries = queries + (_load(query_rows, slot, c * BLOCK_D, dim, BLOCK_D, EVEN_D),)
             cotangent = _load(grad_rows, slot, c * BLOCK_D, dim, BLOCK_D, EVEN_D)
-            inner += _row_products(cotangent, _load(update_rows, slot, c * BLOCK_D, dim, BLOCK_D, EVEN_D))
+            share += _row_products(cotangent, _load(update_rows, slot, c * BLOCK_D, dim, BLOCK_D, EVEN_D))
             cotangents = cotangents + (cotangent,)
     else:
-        for i in range(VALUE_CHUNKS):
-            cotangent = _load(grad_rows, slot, i * BLOCK_DV, value_dim, BLOCK_DV, EVEN_DV)
-            inner += _row_products(cotangent, _load(update_rows, slot, i * BLOCK_DV, value_dim, BLOCK_DV, EVEN_DV))
+        share = tl.load(inner + row, mask=slot, other=0.0)  # here its products would take registers from the sums
     if NEED_Q:
         for c in tl.static_range(SLICE_CHUNKS):
             sums = sums + (tl.zeros([BLOCK_N, BLOCK_D], tl.float32),)
@@ -259,7 +250,7 @@ def backward_kernel(
         shift = tl.load(bias + row, mask=slot, other=0.0).to(tl.float32)
     shift = tl.where(slot, shift, float("-inf"))
     inverse = _inverse(tl.load(total + row, mask=slot, other=1.0))
-    constant = -inner * inverse
+    constant = -share * inverse
     if HAS_GRAD_TOTAL:
         constant += tl.load(grad_total + row, mask=slot, other=0.0)
     bias_sum = tl.zeros([BLOCK_N], tl.float32)

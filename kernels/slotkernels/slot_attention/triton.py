@@ -92,8 +92,7 @@ def _constants(plan: _Plan, precision: str, kind: str) -> dict[str, Any]:
         "BLOCK_M": tile.block_m, "BLOCK_G": tile.block_g, "BLOCK_P": tile.block_p,
         "BLOCK_D": tile.block_d, "CHUNKS": tile.chunks, "BLOCK_DV": tile.block_dv,
         "EVEN_D": dim % (tile.block_d * share) == 0, "EVEN_DV": value_dim % (tile.block_dv * value_share) == 0,
-        "KEEP": tile.keep, "PRECISION": precision,
-        "HAS_BIAS": plan.has_bias, "MASKS": plan.masks,
+        "KEEP": tile.keep, "PRECISION": precision, "HAS_BIAS": plan.has_bias, "MASKS": plan.masks,
         "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip
 
@@ -117,8 +116,7 @@ def inverted_attention(arguments: Arguments) -> Results:
         forward_kernel, plan.grid,
         plan.q, plan.k, plan.v, plan.bias, plan.mask, partial, totals, attention,
         *plan.strides, arguments.scale, arguments.weight_eps, arguments.total_eps, *plan.sizes,
-        VALUE_CHUNKS=plan.tile.slice_chunks, ACCUMULATORS=plan.tile.accumulators,
-        WRITE_ATTENTION=arguments.return_attention, LAST=last,
+        VALUE_CHUNKS=plan.tile.slice_chunks, WRITE_ATTENTION=arguments.return_attention, LAST=last,
         **plan.constants,
     )  # fmt: skip
     if not last:
@@ -143,8 +141,10 @@ def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
     grad_attention = None if grad_attention is None else grad_attention.contiguous()
 
     def run(plan: _Plan, sums: bool, tokens: bool) -> None:
-        # Sums of all tokens are results; those of a share of them are added in fp32.
-        whole = plan.splits == 1
+        inner = total if plan.tile.keep else (grad_updates.float() * updates).sum(-1)  # kept: the kernel forms it
+        # Sums of all tokens are results; those of a share of them are added in fp32. (Wide slots that are not kept have
+        # no registers left for the conversion.)
+        whole = plan.splits == 1 and plan.tile.keep
         partial, partial_bias = grad_q, grad_bias
         if sums and not (whole and need_q):
             partial = q.new_empty((plan.splits, *q.shape), dtype=torch.float32)
@@ -152,7 +152,7 @@ def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
             partial_bias = q.new_empty((plan.splits, *total.shape), dtype=torch.float32)
         launch(
             backward_kernel, plan.grid,
-            plan.q, plan.k, plan.v, plan.bias, plan.mask, total, updates, grad_updates,
+            plan.q, plan.k, plan.v, plan.bias, plan.mask, total, inner, updates, grad_updates,
             total if grad_total is None else grad_total,
             total if grad_attention is None else grad_attention,
             partial, partial_bias, grad_k, grad_v,
