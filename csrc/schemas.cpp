@@ -15,8 +15,20 @@ STABLE_TORCH_LIBRARY(slotkernels_native, m) {
   m.def(
       "inverted_attention_backward(Tensor? grad_updates, Tensor? grad_total, Tensor? grad_attention, Tensor q, Tensor k, "
       "Tensor? v, Tensor? bias, Tensor? mask, float scale, float weight_eps, float total_eps, int groups, "
-      "Tensor updates, Tensor total, bool need_q, bool need_k, bool need_v, bool need_bias) -> "
+      "Tensor updates, Tensor total, Tensor? attention, bool need_q, bool need_k, bool need_v, bool need_bias) -> "
       "(Tensor, Tensor, Tensor, Tensor)");
+  // Between its products, for bfloat16 or float16; statistics and attention are float32, and all are contiguous. The
+  // products, logits and grad_weights, are [B, M, N], all else is [B, N, M].
+  m.def(
+      "attention_weights(Tensor logits, Tensor? bias, Tensor? mask, float scale, float weight_eps, float total_eps, "
+      "int groups, bool return_attention) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "attention_weights_backward(Tensor grad_weights, Tensor grad_updates, Tensor? grad_total, Tensor? grad_attention, "
+      "Tensor updates, Tensor total, Tensor attention, Tensor? mask, float scale, float weight_eps, int groups, "
+      "bool need_weights, bool need_bias) -> (Tensor, Tensor, Tensor)");
+  // The layer norm of its tokens; any 16- or 32-bit float in and out, statistics are float32, and all are contiguous.
+  m.def("token_norm(Tensor tokens, float eps, ScalarType dtype) -> (Tensor, Tensor, Tensor)");
+  m.def("token_norm_backward(Tensor grad, Tensor tokens, Tensor mean, Tensor rstd) -> Tensor");
   // As in kernels/slotkernels/invariant_slot_attention/reference.py; float32, and all contiguous.
   m.def(
       "invariant_attention(Tensor q, Tensor bias, Tensor k, Tensor v, Tensor frame, Tensor grid, Tensor positions, "
@@ -38,6 +50,13 @@ STABLE_TORCH_LIBRARY(slotkernels_native, m) {
   m.def(
       "sinkhorn_backward(Tensor? grad_value, Tensor? grad_f, Tensor? grad_g, Tensor x, Tensor y, Tensor? a, Tensor? b, "
       "Tensor? pull_x, Tensor? pull_y) -> (Tensor, Tensor)");
+  // As in csrc/cpu/streaming.h: float32 and contiguous; n and m are the numbers of points without padding.
+  m.def(
+      "streaming_sums(Tensor x, Tensor panels, Tensor r, Tensor s, Tensor a, Tensor b, Tensor scale, int n, int m, "
+      "int p, bool same) -> (Tensor, Tensor)");
+  m.def(
+      "streaming_slopes(Tensor x, Tensor y, Tensor panels, Tensor r, Tensor s, Tensor b, Tensor scale, int n, int m, "
+      "int p) -> (Tensor, Tensor)");
 
   // As in kernels/slotkernels/slot_update/reference.py; any 16- or 32-bit float in, statistics and affine float32, and
   // all contiguous.

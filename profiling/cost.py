@@ -116,15 +116,15 @@ def _kernels(stage: StageName) -> int:
     return counts["operators"] + sum(counts["own launches"].values())
 
 
-def predict(stage: StageName, gpus: int, options: Options) -> Step:
-    """A stage's step on as many GPUs as share the preset's batch."""
+def predict(stage: StageName, gpus: int, options: Options, textbook: bool = False) -> Step:
+    """A stage's step on as many GPUs as share the preset's batch; ``textbook`` as in `formulas.decoder`."""
     (image, video), device = configs(options.preset), device_of(options)
     rows = optim_of(stage, options.preset).batch_size // gpus
     parameters, memory = _model(stage, options.preset, rows, options.gpu != "this-cpu")
     if stage == "image":
-        parts = formulas.image_step(image, rows, parameters)
+        parts = formulas.image_step(image, rows, parameters, textbook=textbook)
     else:
-        parts = formulas.video_step(video, image, rows, parameters)
+        parts = formulas.video_step(video, image, rows, parameters, textbook=textbook)
     busy = sum(seconds(part, device, options) for part in parts)
     if options.gpu != "this-cpu":
         busy = max(busy, _kernels(stage) * options.kernel_us * 1e-6)

@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor> inverted_attention(const Tensor& q, const Ten
 std::tuple<Tensor, Tensor, Tensor, Tensor> inverted_attention_backward(
     const Maybe& grad_updates, const Maybe& grad_total, const Maybe& grad_attention, const Tensor& q, const Tensor& k,
     const Maybe& v, const Maybe& bias, const Maybe& mask, double scale, double weight_eps, double total_eps,
-    int64_t groups, const Tensor& updates, const Tensor& total, bool need_q, bool need_k, bool need_v, bool need_bias) {
+    int64_t groups, const Tensor& updates, const Tensor& total, const Maybe& attention, bool need_q, bool need_k, bool need_v, bool need_bias) {
   const Attention call = view(q, k, v, bias, mask, scale, weight_eps, total_eps, groups);
   const int64_t batch = q.size(0);
   const auto gradient = [&](bool needed, std::vector<int64_t> sizes) {
@@ -79,7 +79,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> inverted_attention_backward(
   Tensor grad_v = gradient(need_v, {batch, call.tokens, call.value_dim});
   Tensor grad_bias = gradient(need_bias, {batch, call.slots});
   const Cotangents from{pointer(grad_updates), pointer(grad_total), pointer(grad_attention),
-                        updates.const_data_ptr<float>(), total.const_data_ptr<float>()};
+                        updates.const_data_ptr<float>(), total.const_data_ptr<float>(), pointer(attention)};
   const Gradients to{need_q ? grad_q.mutable_data_ptr<float>() : nullptr,
                      need_k ? grad_k.mutable_data_ptr<float>() : nullptr,
                      need_v ? grad_v.mutable_data_ptr<float>() : nullptr,

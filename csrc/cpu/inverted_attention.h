@@ -23,10 +23,11 @@ struct Attended {
   float *updates, *total, *attention;
 };
 
-// Gradients of the results (each may be null), and the results that the backward pass reads.
+// Gradients of the results (each may be null), and the results that the backward pass reads; without the attention it is
+// computed again.
 struct Cotangents {
   const float *updates, *total, *attention;
-  const float *forward_updates, *forward_total;
+  const float *forward_updates, *forward_total, *forward_attention;
 };
 
 // Gradients of the inputs; null where none is needed. Without values of its own, `k` has the gradient of both roles.

@@ -62,13 +62,33 @@ ALWAYS_INLINE Floats exp2_rest(Floats f) {
   return q * f;
 }
 
+// The parts of 2^(n + f) for an integer n in [-127, 128], which is 0 at n = -127 and infinity at n = 128, and f in
+// [-1/2, 1/2]. `shifted` is n + ROUND, whose lowest bits hold n + 127.
+constexpr float ROUND = 0x1.8p23f + 127;  // adding it rounds to an integer
+
+ALWAYS_INLINE Floats exp2_parts(Floats shifted, Floats f) {
+  return (exp2_rest(f) + 1.0f) * (Floats)((Ints)shifted << 23);
+}
+
 // 2^t for t <= 0: relative error below 2e-7, 1 at 0, 0 below -126, NaN for NaN.
 ALWAYS_INLINE Floats exp2_nonpositive(Floats t) {
-  constexpr float ROUND = 0x1.8p23f + 127;  // adding it rounds to an integer, which the lowest bits then hold plus 127
   const Floats shifted = t + ROUND;
-  const Floats f = t - (shifted - ROUND);
-  const Floats scale = (Floats)((Ints)shifted << 23);
-  return where(less(t, Floats{} - 126.0f), Floats{}, (exp2_rest(f) + 1.0f) * scale);
+  return where(less(t, Floats{} - 126.0f), Floats{}, exp2_parts(shifted, t - (shifted - ROUND)));
+}
+
+// 2^t: relative error below 2e-7, 1 at 0, 0 below -126.5, infinity from 127.5, NaN for NaN.
+ALWAYS_INLINE Floats exp2_any(Floats t) {
+  t = minimum(Floats{} + 128.0f, maximum(Floats{} - 127.0f, t));
+  const Floats shifted = t + ROUND;
+  return exp2_parts(shifted, t - (shifted - ROUND));
+}
+
+// e^t: relative error below 3e-7, 1 at 0, 0 below -87.68, infinity from 88.38, NaN for NaN.
+ALWAYS_INLINE Floats exp_any(Floats t) {
+  t = minimum(Floats{} + 88.73f, maximum(Floats{} - 88.03f, t));
+  const Floats shifted = t * 1.44269504088896340736f + ROUND, n = shifted - ROUND;
+  const Floats rest = (t - n * 0.693145751953125f) - n * 1.42860682030941723212e-6f;  // less n log 2, in two parts
+  return exp2_parts(shifted, rest * 1.44269504088896340736f);
 }
 
 // log(s) of positive normal numbers: relative error below 2e-7, 0 at 1, NaN for NaN and infinity.

@@ -18,7 +18,7 @@ def attend(
     mask: Tensor | None,  # broadcasts to [B, heads, L, S], True where a query attends to a key
 ) -> Tensor:
     """``softmax(q kᵀ / sqrt(d)) v`` [B, heads, L, d], by the kernel that suits device, type and mask."""
-    if prefers_products(q.device.type, q, k, mask):
+    if prefers_products(q.device.type, q):
         return attend_by_products(q, k, v, mask)
     if _flash is not None and mask is None and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
         deterministic = torch.are_deterministic_algorithms_enabled()
@@ -27,14 +27,11 @@ def attend(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def prefers_products(device_type: str, q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
+def prefers_products(device_type: str, q: Tensor) -> bool:
     """Whether two matrix products are faster than a fused kernel on this type of device."""
-    if device_type == "cpu":
-        # The CPU's fused kernel is several times slower in bfloat16, forward and backward (docs/measured-facts.md).
-        # Without gradients videos may be long, and only the fused kernel's memory is linear in their length.
-        return q.dtype == torch.bfloat16 and torch.is_grad_enabled()
-    # Flash attention takes no mask. With at most d keys the logits are no larger than the queries.
-    return mask is not None and k.shape[-2] <= q.shape[-1]
+    # The CPU's fused kernel is several times slower in bfloat16, forward and backward (docs/measured-facts.md).
+    # Without gradients videos may be long, and only the fused kernel's memory is linear in their length.
+    return device_type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
 
 
 def attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

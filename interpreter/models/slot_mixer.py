@@ -91,7 +91,7 @@ class SlotMixer(nn.Module):
     def _mix(self, slots: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
         """Masks [B, M, K] and mixtures [B, M, D]."""
         positions = resized_positions(self.positions, self.grid, grid or self.grid)
-        queries, memory = positions.expand(len(slots), -1, -1), self.norm_memory(slots)
+        queries, memory = positions[None], self.norm_memory(slots)
         for block in self.blocks:
             queries = block(queries, memory=memory)
         q, k = self.to_q(self.norm_queries(queries)), self.to_k(self.norm_slots(slots))

@@ -176,7 +176,7 @@ class Op(Backends, Generic[A, R]):
     def differentiable(
         self,
         *,
-        keep: Iterable[str] = (),
+        keep: Iterable[str] | Callable[[A], Iterable[str]] = (),
         inputs: Iterable[str] | None = None,
         constant: Iterable[str] = (),
     ) -> Callable[[Callable[..., Iterable[Tensor | None]]], Callable[..., Iterable[Tensor | None]]]:
@@ -187,20 +187,22 @@ class Op(Backends, Generic[A, R]):
         needed may be anything. In a backward pass that is differentiated itself, the composite form takes its place.
 
         Args:
-            keep: names of the results that the gradient reads.
+            keep: names of the results that the gradient reads, or a function of the arguments that returns them.
             inputs: names of the tensor arguments that it reads; all if None.
             constant: names of the results and tensor arguments that have no gradient.
         """
         fields, tensors, names = self._fields, self._fields.tensors, self._result_names
-        read, kept, constants = None if inputs is None else set(inputs), set(keep), set(constant)
+        read, constants = None if inputs is None else set(inputs), set(constant)
         kept_inputs = [i for i in tensors if read is None or fields.names[i] in read]
-        kept_results = [i for i, name in enumerate(names) if name in kept]
         constant_results = [i for i, name in enumerate(names) if name in constants]
+        names_to_keep = () if callable(keep) else tuple(keep)
         varying = [(i, fields.names[i] not in constants) for i in tensors]
 
         def remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             results = output if isinstance(output, tuple) else (output,)
-            ctx.save_for_backward(*[inputs[i] for i in kept_inputs], *[results[i] for i in kept_results])
+            kept = set(keep(fields.pack(inputs)) if callable(keep) else names_to_keep)
+            ctx.kept_results = [i for i, name in enumerate(names) if name in kept]
+            ctx.save_for_backward(*[inputs[i] for i in kept_inputs], *[results[i] for i in ctx.kept_results])
             settings: list[Any] = list(inputs)
             for i in tensors:
                 settings[i] = None
@@ -224,7 +226,7 @@ class Op(Backends, Generic[A, R]):
                 saved_tensors = iter(ctx.saved_tensors)
                 for i in kept_inputs:
                     values[i] = next(saved_tensors)
-                for i in kept_results:
+                for i in ctx.kept_results:
                     results[i] = next(saved_tensors)
                 needed, backend = ctx.needs_input_grad, values[-1]
                 needs = [needed[i] and varies for i, varies in varying]

@@ -146,7 +146,7 @@ def branches_of_a_gpu() -> Iterator[None]:
     """Attention and norms of all gradients at once as on a GPU; no other code asks for the device."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        if prefers_products("cuda", q, k, mask):
+        if prefers_products("cuda", q):
             return attend_by_products(q, k, v, mask)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 

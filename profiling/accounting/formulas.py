@@ -1,9 +1,9 @@
 """Operations and bytes of the parts of a training step, from the sizes alone.
 
 A multiply-add counts as two operations, the backward pass of a product as two products. Bytes of a part of products are
-those of the ops' own formulas (slot attention, Sinkhorn), else none: memory does not limit large products. Each
-transformer has a second part, the bytes that its kernels between the products move under bfloat16 autocast when each is
-fused as torch.compile does: inputs once, outputs once.
+those of the ops' own formulas (slot attention, Sinkhorn), else none: memory does not limit large products, and what
+they read and write is part of their own time. Each transformer has a second part, the bytes that its kernels between
+the products move under bfloat16 autocast when they are fused as torch.compile does: inputs once, outputs once.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from interpreter.configs import FeatureStageConfig
 from interpreter.methods.interpreter.config import ImageTraining, VideoTraining
 from interpreter.models.backbones import EfficientNetLite0
+from interpreter.models.transformer import absorbs as absorbs_attention
 from profiling.common.setups import FEATURES
 
-# Bytes per token and channel of a block's forward pass: fp32 stream, bf16 operands; reads and writes in order.
-SELF = (4 + 2) + (2 + 6) + (6 + 2) + (2 + 2) + (4 + 2 + 4)  # norm, qkv, attention, out, residual
-CROSS = (4 + 2) + (2 + 2) + (2 + 2) + (2 + 2) + (4 + 2 + 4)  # norm, q, attention, out, residual
-MLP = (4 + 2) + (2 + 8) + (8 + 8) + (8 + 2) + (4 + 2 + 4)  # norm, up, GELU, down, residual
+# Bytes per token and channel of a block's kernels between the products, forward and backward: fp32 stream, bf16
+# operands; reads and writes in order. A product's result is added to the stream and the sum normalised in one kernel.
+NORM, NORM_BACKWARD = (4 + 2) + (4 + 2), (2 + 4 + 4) + (4 + 2)
+GELU, GELU_BACKWARD = 8 + 8, (8 + 8) + 8  # of a layer 4 times as wide
+SOFTMAX, SOFTMAX_BACKWARD = 2 + 2, (2 + 2) + 2  # per token, head and slot of absorbed cross-attention
 ADAMW = 4 * (4 + 3)  # bytes per parameter: weight, gradient and two moments read; all but the gradient written
 VIT_LAYERS = 12
 
@@ -48,17 +50,43 @@ class Part:
         return Part(self.name, self.flops * factor, self.bytes * factor, self.single)
 
 
+def between(norms: int, *, train: bool = True) -> int:
+    """Bytes per token and channel of a block's kernels between the products, with ``norms`` LayerNorms."""
+    return norms * (NORM + train * NORM_BACKWARD) + GELU + train * GELU_BACKWARD
+
+
 def transformer(
-    name: str, batch: int, tokens: int, dim: int, layers: int, *, memory: int = 0, out_dim: int = 0, train: bool = True
+    name: str, batch: int, tokens: int, dim: int, layers: int, *, out_dim: int = 0, train: bool = True
 ) -> list[Part]:
-    """Products, and the kernels between them, of pre-norm blocks; ``memory`` tokens are cross-attended to if any."""
+    """Products, and the kernels between them, of an encoder's pre-norm blocks, and of a linear layer after them."""
     block = tokens * (24 * dim * dim + 4 * tokens * dim)
-    if memory:
-        block += 4 * (tokens + memory) * dim * dim + 4 * tokens * memory * dim
-    moved = (SELF + MLP + (CROSS if memory else 0)) * tokens * dim
-    passes = batch * (3 if train else 1)
-    head = 2 * tokens * dim * out_dim
-    return [Part(name, passes * (layers * block + head)), Part(f"{name}, between products", 0, passes * layers * moved)]
+    passes, head = batch * (3 if train else 1), 2 * tokens * dim * out_dim
+    moved = batch * layers * tokens * dim * between(2, train=train)
+    return [Part(name, passes * (layers * block + head)), Part(f"{name}, between products", 0, moved)]
+
+
+def decoder(
+    batch: int, tokens: int, dim: int, layers: int, heads: int, slots: int, out_dim: int, *, textbook: bool = False
+) -> list[Part]:
+    """Products, and the kernels between them, of a step of the transformer decoder.
+
+    The first block's self-attention, and its queries of the slots, are computed once a step; projections of queries and
+    results are applied to the slots where that takes less. ``textbook``: neither, as in steps measured before.
+    """
+    attend_self, project, mlp = tokens * (8 * dim * dim + 4 * tokens * dim), 2 * tokens * dim * dim, 16 * dim * dim
+    columns, once = heads * slots, 0 if textbook else 1  # blocks that begin once a step
+    if not textbook and absorbs_attention(tokens, slots, heads, dim):
+        queries, rest, softmax = 0, 8 * slots * dim * dim + 4 * tokens * columns * dim, SOFTMAX + SOFTMAX_BACKWARD
+    else:
+        queries, rest, softmax = project, project + 4 * slots * dim * dim + 4 * tokens * slots * dim, 0
+    begin = attend_self + queries
+    of_sample = (layers - once) * begin + layers * (rest + tokens * mlp) + 2 * tokens * dim * out_dim
+    norms = layers * between(3) - 2 * once * (NORM + NORM_BACKWARD)
+    moved = batch * tokens * (dim * norms + layers * columns * softmax)
+    return [
+        Part("decoder", 3 * (batch * of_sample + once * begin)),
+        Part("decoder, between products", 0, moved),
+    ]
 
 
 def slot_attention_parts(
@@ -111,20 +139,23 @@ def image_encode(config: ImageTraining, frames: int, *, train: bool = False) -> 
     return slot_attention_parts(*sizes, train=train, token_gradient=False)
 
 
-def image_step(config: ImageTraining, batch: int, parameters: int) -> list[Part]:
-    """A training step of the image stage on stored features."""
+def image_step(config: ImageTraining, batch: int, parameters: int, *, textbook: bool = False) -> list[Part]:
+    """A training step of the image stage on stored features; ``textbook`` as in :func:`decoder`."""
     model, (dim, tokens) = config.model, features(config)
-    layers, memory = model.decoder_layers, model.num_slots
+    sizes = (batch, tokens, model.dim, model.decoder_layers, model.heads, model.num_slots, dim)
     return [
         *image_encode(config, batch, train=True),
-        *transformer("decoder", batch, tokens, model.dim, layers, memory=memory, out_dim=dim),
+        *decoder(*sizes, textbook=textbook),
         Part("loss", 0, batch * tokens * dim * (2 + 4 + 2)),
         Part("optimizer", 0, ADAMW * parameters),
     ]
 
 
-def video_step(config: VideoTraining, image: ImageTraining, batch: int, parameters: int) -> list[Part]:
-    """A training step of the video stage on stored image slots, or on the stored means of their tokens."""
+def video_step(
+    config: VideoTraining, image: ImageTraining, batch: int, parameters: int, *, textbook: bool = False
+) -> list[Part]:
+    """A training step of the video stage on stored image slots, or on the stored means of their tokens; ``textbook`` as
+    in :func:`decoder`."""
     model, frames, slots = config.model, config.num_frames, image.model.num_slots
     width = image.model.dim if model.inputs == "slots" else features(image)[0] + 2
     tokens, count = frames * slots, model.num_slots
@@ -134,19 +165,23 @@ def video_step(config: VideoTraining, image: ImageTraining, batch: int, paramete
         Part("encoder", embed),
         *transformer("encoder", batch, tokens, model.dim, model.encoder_layers),
         *slot_attention_parts(*sizes, train=True, token_gradient=True),
-        *(_mask_decoder if model.decoder == "masks" else _set_decoder)(config, batch, slots, width),
+        *(
+            _mask_decoder(config, batch, slots, width)
+            if model.decoder == "masks"
+            else _set_decoder(config, batch, slots, width, textbook)
+        ),
         Part("optimizer", 0, ADAMW * parameters),
     ]
 
 
-def _set_decoder(config: VideoTraining, batch: int, slots: int, width: int) -> list[Part]:
+def _set_decoder(config: VideoTraining, batch: int, slots: int, width: int, textbook: bool) -> list[Part]:
     """A transformer decoder and the Sinkhorn divergence."""
     model, frames = config.model, config.num_frames
     pairs, kept = (batch * frames, slots, slots, width), (True, False)
-    layers, memory = model.decoder_layers, model.num_slots
+    sizes = (batch, frames * slots, model.dim, model.decoder_layers, model.heads, model.num_slots, width)
     back = (sinkhorn.flops(*pairs, kept=kept, backward=True), sinkhorn.bytes_moved(*pairs, kept=kept, backward=True))
     return [
-        *transformer("decoder", batch, frames * slots, model.dim, layers, memory=memory, out_dim=width),
+        *decoder(*sizes, textbook=textbook),
         Part("loss", sinkhorn.flops(*pairs, kept=kept), sinkhorn.bytes_moved(*pairs, kept=kept), single=True),
         Part("loss", *back, single=True),
     ]

@@ -22,7 +22,7 @@ from interpreter.methods.solv import SOLV
 from interpreter.methods.solv.config import PRESETS, SolvTraining
 from interpreter.methods.solv.model import Merged, Solv
 from profiling.accounting.counts import Counts, HostWaits, branches_of_a_gpu, count, without_data
-from profiling.accounting.formulas import ADAMW, MLP, SELF, Part, backbone
+from profiling.accounting.formulas import ADAMW, Part, backbone, between
 from profiling.common.setups import FEATURES, FRAMES_AT_ONCE, RandomInputs, random_backbone
 from profiling.cost import DEVICES, seconds
 from profiling.cost import Options as CostOptions
@@ -103,8 +103,8 @@ def _temporal(s: Sizes, layers: int) -> list[Part]:
     """Layers over the frames of each slot; the last one updates the centre alone."""
     queries = [s.frames] * (layers - 1) + [1] * bool(layers)
     width = sum(2 * (3 * s.frames + 9 * q) * s.dim**2 + 4 * q * s.frames * s.dim for q in queries)
-    moved = (SELF + MLP) * s.dim * sum(queries)
-    return [Part(TEMPORAL, 3 * s.batch * s.slots * width, 3 * s.batch * s.slots * moved)]
+    moved = between(2) * s.dim * sum(queries)
+    return [Part(TEMPORAL, 3 * s.batch * s.slots * width, s.batch * s.slots * moved)]
 
 
 def _merging(s: Sizes) -> list[Part]:

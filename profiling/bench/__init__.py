@@ -21,6 +21,7 @@ BENCHMARKS = {
     "transport_targets": "transport_targets",
     "mix_slots": "decoder",
     "broadcast_decoder": "decoder",
+    "transformer_decoder": "transformer_decoder",
     "correlation": "correlation",
     "solv_binding": "solv",
     "solv_step": "solv",

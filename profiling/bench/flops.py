@@ -11,8 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def _attention_backward(*shapes: Any, **_: Any) -> int:
-    q, k = [shape for shape in shapes[1:] if isinstance(shape, torch.Size) and len(shape) == 3][:2]
-    return slot_attention.flops(q[0], q[1], k[1], q[2], backward="queries")
+    q, k = shapes[3:5]  # after the gradients of three results
+    needs, attention, _backend = shapes[-3:]
+    kind = "tokens" if needs[1] or needs[2] else "queries"
+    return slot_attention.flops(q[0], q[1], k[1], q[2], backward=kind, kept=attention is not None)
 
 
 def _invariant_backward(*shapes: Any, **_: Any) -> int:

@@ -24,9 +24,9 @@ def correlated(batch: int, count: int, dim: int) -> Tensor:
     return objects.gather(1, which) + 0.25 * torch.randn(batch, count, dim)
 
 
-def one_by_one(slots: Tensor) -> Outputs:
+def one_by_one(slots: Tensor, threshold: float = THRESHOLD) -> Outputs:
     """The loop over scikit-learn that the op replaces."""
-    model = AgglomerativeClustering(None, metric="cosine", linkage="complete", distance_threshold=THRESHOLD)
+    model = AgglomerativeClustering(None, metric="cosine", linkage="complete", distance_threshold=threshold)
     return {"labels": torch.tensor([model.fit_predict(problem).tolist() for problem in slots.cpu().numpy()])}
 
 

@@ -63,7 +63,7 @@ def attention_cases(device: str) -> Iterator[Case]:
             },
             judge=close_to(textbook_attention, TOLERANCE[dtype]),
             bytes=sum(bytes_moved(*counted, itemsize=dtype.itemsize, backward=kind) for kind in ("", "queries")),
-            flops=sum(flops(*counted, backward=kind) for kind in ("", "queries")),
+            flops=sum(flops(*counted, backward=kind, kept=device == "cpu") for kind in ("", "queries")),
         )
 
 

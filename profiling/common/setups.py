@@ -18,6 +18,7 @@ from interpreter.methods.interpreter.config import (
     ImageTraining,
     Preset,
     StageName,
+    VideoModelConfig,
     VideoTraining,
 )
 from interpreter.methods.interpreter.image_slots import video_inputs
@@ -110,6 +111,7 @@ def setup(
     batch_size: int | None = None,
     precision: Precision = "auto",
     micro_batch: int | None = None,
+    video_model: VideoModelConfig | None = None,
 ) -> Setup:
     """A stage with random weights, the same ones at each call.
 
@@ -120,8 +122,10 @@ def setup(
         batch_size: frames or videos of a step; None for the preset's.
         precision: of the step; "auto" for what training would use on this device.
         micro_batch: frames or videos of a forward and backward pass; None for the preset's.
+        video_model: the video stage's model; None for the preset's.
     """
     image, video = configs(preset)
+    video = replace(video, model=video_model or video.model)
     dim, patch = FEATURES[image.backbone.backbone]
     grid = (image.data.frame_size[0] // patch, image.data.frame_size[1] // patch)
     size = batch_size or optim_of(stage, preset).batch_size

@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 from profiling.common.paths import ROOT
@@ -38,6 +39,8 @@ TESTS = (
     "efficientnet-lite-pytorch==0.1.0",
     "pycocotools",
     "geomloss",
+    "kornia",
+    "kornia-rs",
     "scikit-video==1.1.11",
 )
 SOURCES = ("pykeops", "keopscore")
@@ -65,6 +68,20 @@ def fetch(packages: tuple[str, ...], sources: tuple[str, ...], folder: Path) -> 
     run(*pip, "download", "--no-deps", "--only-binary=:all:", *constraint, "--dest", folder, *packages)
     if sources:
         run(*pip, "wheel", "--no-deps", *constraint, "--wheel-dir", folder, *sources)
+    for wheel in folder.glob("*.whl"):
+        repack(wheel)
+
+
+def repack(wheel: Path) -> None:
+    """Compress a wheel with LZMA, which takes a quarter off large libraries."""
+    smaller = wheel.with_suffix(".repacked")
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(smaller, "w", zipfile.ZIP_LZMA) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    if smaller.stat().st_size < wheel.stat().st_size:
+        smaller.replace(wheel)
+    else:
+        smaller.unlink()
 
 
 def build_ops(folder: Path, arch: str) -> None:

@@ -17,8 +17,9 @@ disagree.
 
 - The values of all variants are compared with float64 before any is timed; a wrong variant gets no time.
 - Variants take turns. A ratio compares two times of the same turn; the tables show its median over all turns, with
-  quartiles in brackets. **Above 1×, slotkernels is faster; below, the baseline is.** On a GPU each variant of a
-  training step runs in a process of its own, and the ratio compares its times with our median.
+  quartiles in brackets. **Above 1×, slotkernels is faster; below, the baseline is.** Where the quartiles lie on both
+  sides of 1×, the two count as equal. On a GPU each variant of a training step runs in a process of its own, and the
+  ratio compares its times with our median.
 - The floor is the least time for the work that no implementation can avoid: `bytes_moved()` at the rate of a large
   copy, or `flops()` at the rate of a large matrix product of the same dtype, whichever takes longer. Both rates are
   measured in the same run. For a module or a training step, the floor counts the matrix products of our form of it.
@@ -106,9 +107,7 @@ def summary(rows: list[Row], device: str) -> list[str]:
 
 def losses(rows: list[Row]) -> str:
     """Every baseline that is faster."""
-    slower = [
-        f"{row.name} ({row.size}): {name} {times(r)}" for row in rows for name, r in row.baselines.items() if r < 1
-    ]
+    slower = [f"{row.name} ({row.size}): {name} {times(r)}" for row in rows for name, r in row.faster.items()]
     if slower:
         return f"**Slower than a baseline:** {'; '.join(slower)}."
     timed = any(row.baselines for row in rows)
@@ -272,12 +271,12 @@ def readme_block(folder: Path = RESULTS) -> str:
             ratios = [f"{times(one[1])} {one[0]}" if one else "not timed" for one in (row.usual, row.strongest)]
             ratios[-1] += untimed(row)
             lines.append(f"| {' | '.join([f'`{name}`', row.size, *ratios, format(row.case['of_floor'], '.0%')])} |")
-    strongest = [row.strongest[1] for run in runs.values() for row in rows_of(run) if row.strongest]
-    lost = sum(ratio < 1 for ratio in strongest)
+    compared = [row for run in runs.values() for row in rows_of(run) if row.baselines]
+    lost = sum(bool(row.faster) for row in compared)
     missing = "" if any(run["kind"] == "cuda" for run in runs.values()) else " **No GPU has run it so far.**"
     lines += [
         "",
-        f"A selection: of all {len(strongest)} cases with a baseline, {lost} are slower than one. "
+        f"A selection: of all {len(compared)} cases with a baseline, {lost} are slower than one. "
         f"[All of them](docs/benchmarks.md).{missing}",
     ]
     return "\n".join(lines)

@@ -38,6 +38,12 @@ class Row:
         return dict(sorted(ratios.items(), key=lambda item: item[1]))
 
     @property
+    def faster(self) -> dict[str, float]:
+        """The baselines that are faster: their ratio's upper quartile is below 1, too."""
+        timed = self.case["variants"]
+        return {name: ratio for name, ratio in self.baselines.items() if timed[name]["times_ours"]["upper"] < 1}
+
+    @property
     def left_out(self) -> dict[str, str]:
         """Variants that were not measured, and why."""
         return {name: why for name, why in self.case["left_out"].items() if name not in self.case["variants"]}

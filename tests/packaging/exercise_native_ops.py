@@ -17,6 +17,8 @@ from slotkernels import (
     sinkhorn_potentials,
 )
 from slotkernels._native import why_not_loaded
+from slotkernels.sinkhorn.op import make_problem
+from slotkernels.sinkhorn.streaming import STREAMING
 from slotkernels.slot_update import add_norm, gru_norm
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -43,6 +45,14 @@ def sinkhorn() -> None:
                 for debias in (True, False):
                     f, g = sinkhorn_potentials(x, y, a, b, p=p, diameter=8.0, debias=debias)
                     (f.float().sum() + g.float().sum()).backward()
+
+
+def streaming_sinkhorn() -> None:
+    for batch, rows, columns, dim in ((0, 4, 4, 3), (1, 1, 1, 1), (2, 193, 17, 37), (1, 32, 400, 64)):
+        for p in (1, 2):
+            x, y = (torch.randn(batch, n, dim, requires_grad=True) for n in (rows, columns))
+            problem = make_problem("exercise", x, y, p=p, blur=0.05, scaling=0.5, diameter=8.0)
+            STREAMING.apply(problem, "cpp").value.sum().backward()
 
 
 def propagation() -> None:
@@ -92,7 +102,8 @@ def slot_update() -> None:
 def main() -> None:
     torch.manual_seed(0)
     assert why_not_loaded("_C") is None, why_not_loaded("_C")
-    for exercise in (merging, sinkhorn, propagation, attention, invariant_attention, slot_update):
+    ops = (merging, sinkhorn, streaming_sinkhorn, propagation, attention, invariant_attention, slot_update)
+    for exercise in ops:
         exercise()
     schemas = Path("csrc/schemas.cpp").read_text()
     defined = set(re.findall(r'm\.def\(\s*"(\w+)\(', schemas))

@@ -38,6 +38,17 @@ def test_only_a_missing_package_is_unpacked(tmp_path):
     assert done.stdout == "2.0\n"
 
 
+def test_a_large_wheel_is_repacked_with_the_same_files(tmp_path):
+    text, path = b"words " * 200_000, tmp_path / "package-1-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("package/words.txt", text)
+    carry.repack(path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.stat().st_size < len(text) / 100
+    unpack_wheels(tmp_path, tmp_path / "site")
+    assert (tmp_path / "site" / "package" / "words.txt").read_bytes() == text
+
+
 def test_a_wheel_writes_nothing_outside_its_folder(tmp_path):
     with zipfile.ZipFile(tmp_path / "evil_package-1-py3-none-any.whl", "w") as archive:
         archive.writestr("../outside.py", "x = 1\n")

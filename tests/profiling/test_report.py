@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from profiling.report.__main__ import ROOT, stale
-from profiling.report.page import MARKERS, page, with_figures
+from profiling.report.page import MARKERS, page, readme_block, with_figures
 from profiling.report.plot import digest, draw, read_digest
 from profiling.report.predicted import beside_predictions
 from profiling.report.results import RESULTS, read_runs
@@ -78,10 +78,17 @@ def test_losses_are_listed_and_the_strongest_is_the_fastest(folder):
     assert "**Slower than a baseline:** op (B 8, grid 24×36): compiled **0.5×**." in text
     assert "| eager 3× | compiled **0.5×**; not timed: absent | 1 | 0.25 (memory) | 25 % |" in text
     assert "| compiled | 0.5 (0.45–0.55) | **0.5×** (0.45–0.55) | 1.5 | 1e-06 |" in text
+
     assert "op by `cpp`. 7 GFLOP/s (5 % of a large product), 5 GB/s (25 % of a copy); floor 0.25 ms, memory." in text
     assert "Left out: absent (not installed)." in text
     save(folder, "bench-cpu.json", run_of("cpu", "op", eager=3.0))
     assert "No baseline that was timed is faster in any case." in page(folder)
+
+
+def test_a_baseline_whose_quartiles_lie_on_both_sides_of_ours_is_no_loss(folder):
+    save(folder, "bench-cpu.json", run_of("cpu", "op", eager=0.95))  # 0.855 to 1.045
+    assert "No baseline that was timed is faster in any case." in page(folder)
+    assert "of all 1 cases with a baseline, 0 are slower than one" in readme_block(folder)
 
 
 def test_the_page_says_so_until_a_gpu_has_results(folder):

@@ -9,7 +9,7 @@ import slotkernels  # registers the ops
 import torch
 from slotkernels import inverted_attention
 from slotkernels.slot_attention import bytes_moved, flops, tiles
-from slotkernels.slot_attention.op import INVERTED_ATTENTION, Arguments
+from slotkernels.slot_attention.op import INVERTED_ATTENTION, Arguments, attend
 
 from .label_cases import needs_cpp
 from .oracles import assert_close, assert_compiles, assert_matches_oracle
@@ -35,9 +35,6 @@ CASES = (
 
 @pytest.fixture(params=["reference", pytest.param("cpp", marks=needs_cpp), "triton"])
 def backend(request):
-    dtype = request.node.callspec.params.get("dtype", torch.float32)
-    if request.param == "cpp" and dtype != torch.float32:
-        pytest.skip("the C++ kernels serve float32")
     return request.param
 
 
@@ -106,8 +103,8 @@ def check(tensors, mask, backend, tolerance, cotangents=("updates", "attention")
 def test_values_and_gradients_equal_the_float64_oracle(dtype, backend, device, shape, with_v, with_mask):
     if backend == "triton" and dtype == torch.float64:
         pytest.skip("Triton kernels compute in float32")
-    if backend == "cpp" and dtype != torch.float32:
-        pytest.skip("the C++ kernels serve float32")
+    if backend == "cpp" and dtype == torch.float64:
+        pytest.skip("the C++ kernels compute in float32")
     tensors, mask = make(shape, dtype, with_v, with_mask, with_bias=with_mask, device=device)
     check(tensors, mask, backend, tolerance_of(dtype))
 
@@ -282,18 +279,48 @@ def test_opcheck(backend, dtype, with_v):
     inputs = [None if t is None else t.detach() for t in (q, k, v, bias)]
     saved = (updates.detach(), total.detach())
     needs = [True, True, with_v, True, False]
-    backward = (*grads, *inputs, mask.unsqueeze(1), *options, True, *saved, needs, backend)
-    torch.library.opcheck(torch.ops.slotkernels.inverted_attention_backward, backward)
+    for kept in (attention.detach(), None):
+        backward = (*grads, *inputs, mask.unsqueeze(1), *options, True, *saved, needs, kept, backend)
+        torch.library.opcheck(torch.ops.slotkernels.inverted_attention_backward, backward)
 
 
-def test_compiles_fullgraph_with_equal_values_and_gradients(backend):
+@pytest.mark.parametrize("return_attention", [True, False])
+def test_compiles_fullgraph_with_equal_values_and_gradients(backend, return_attention):
     tensors, mask = make((2, 7, 3, 5), torch.float32, True, True)
 
     def loss(q, k, v):
-        updates, attention = inverted_attention(q, k, v, mask=mask, return_attention=True, backend=backend)
-        return updates.square().sum() + attention.square().sum()
+        options = {"mask": mask, "return_attention": return_attention, "backend": backend}
+        updates, attention = inverted_attention(q, k, v, **options)
+        return updates.square().sum() + (attention.square().sum() if return_attention else 0)
 
     assert_compiles(loss, *tensors.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("groups", [1, 3])
+def test_on_a_cpu_the_backward_pass_reads_the_kept_attention(backend, dtype, groups):
+    if backend == "triton":
+        pytest.skip("computes the attention again")
+    tensors, mask = make((2, 70, 6, 12), dtype, False, True, groups=groups)
+    q, k = tensors["q"], tensors["k"].detach()
+    updates, _ = inverted_attention(q, k, mask=mask, groups=groups, backend=backend)
+    (expected,) = torch.autograd.grad(updates.sum(), q, retain_graph=True)
+    q.data.fill_(float("nan"))  # which attention computed again would show
+    assert torch.equal(torch.autograd.grad(updates.sum(), q)[0], expected)
+
+
+def test_the_attention_is_kept_on_a_cpu_alone_and_only_for_a_backward_pass(backend):
+    tensors, _ = make((2, 7, 3, 5), torch.float32, False, False)
+
+    def kept(q, k):
+        return attend(Arguments(q, k, None, None, None, 1.0, 1e-8, 0.0, 1, "ieee", False), backend)[2].numel() > 0
+
+    q, k = tensors["q"], tensors["k"].detach()
+    assert kept(q, k)
+    assert not kept(q.detach(), k)
+    with torch.no_grad():
+        assert not kept(q, k)
+    assert not kept(q.detach().to("meta").requires_grad_(), k.to("meta"))  # stands for a GPU
 
 
 @pytest.mark.gpu
@@ -357,8 +384,8 @@ def test_triton_by_name_says_why_it_cannot_serve_a_call(q, k, message):
 
 @needs_cpp
 def test_cpp_by_name_says_why_it_cannot_serve_a_call(monkeypatch):
-    with pytest.raises(RuntimeError, match=r"q is bfloat16 \[1, 2, 4\], expected float32"):
-        inverted_attention(*torch.zeros(2, 1, 2, 4).bfloat16(), backend="cpp")
+    with pytest.raises(RuntimeError, match="float64 tensors"):
+        inverted_attention(*torch.zeros(2, 1, 2, 4).double(), backend="cpp")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
     q = torch.zeros(2, 2, 4)
     with pytest.raises(RuntimeError, match="2 samples on 5 threads: each would be computed by one thread"):
@@ -392,6 +419,7 @@ def test_cost_formulas():
     assert bytes_moved(1, 2, 3, 4, backward="queries") == (3 + 3 * 2) * 16
     assert bytes_moved(1, 2, 3, 4, backward="tokens") == (2 * 3 + 3 * 2) * 16
     assert [flops(1, 2, 3, 4, backward=kind) for kind in ("", "queries", "tokens")] == [96, 144, 240]
+    assert [flops(1, 2, 3, 4, backward=kind, kept=True) for kind in ("", "queries", "tokens")] == [96, 96, 192]
 
 
 def test_public_names():

@@ -1,6 +1,7 @@
 """Exponential, logarithm and 16-bit conversions of csrc/cpu/simd.h, at every level of x86-64 that this CPU has."""
 
 import ctypes
+import math
 import shutil
 import subprocess
 from pathlib import Path
@@ -31,6 +32,8 @@ inline void apply(int which, const char* from, char* to, int64_t count) {
       case 3: store_part(results, load_part(reinterpret_cast<const Bfloat*>(from) + i, part), part); break;
       case 4: store_part(reinterpret_cast<Half*>(to) + i, load_part(floats, part), part); break;
       case 5: store_part(reinterpret_cast<Bfloat*>(to) + i, load_part(floats, part), part); break;
+      case 6: store_part(results, exp2_any(load_part(floats, part)), part); break;
+      case 7: store_part(results, exp_any(load_part(floats, part)), part); break;
     }
   }
 }
@@ -82,6 +85,17 @@ def test_exp2_errs_by_less_than_two_ulp(apply):
     edges = torch.tensor([0.0, -0.0, -126.0, -126.00001, -200.0, -1e30, -float("inf"), float("nan")])
     expected = torch.tensor([1.0, 1.0, 2.0**-126, 0.0, 0.0, 0.0, 0.0, float("nan")])
     torch.testing.assert_close(apply(0, edges, torch.float32), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(("which", "base", "tolerance"), [(6, 2.0, 2e-7), (7, math.e, 3e-7)], ids=["exp2", "exp"])
+def test_exponentials_of_any_number(apply, which, base, tolerance):
+    unit = math.log(2) / math.log(base)  # of t: one power of two
+    t = unit * torch.cat((torch.linspace(-126, 127.49, 2_000_003), torch.logspace(-30, 0, 1001)))
+    assert relative_error(apply(which, t, torch.float32), (t.double() * math.log(base)).exp()) < tolerance
+    infinity = float("inf")
+    edges = torch.tensor([0.0, -126.6 * unit, -1e30, -infinity, 127.6 * unit, 1e30, infinity, float("nan")])
+    expected = torch.tensor([1.0, 0.0, 0.0, 0.0, infinity, infinity, infinity, float("nan")])
+    torch.testing.assert_close(apply(which, edges, torch.float32), expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_log_errs_by_less_than_two_ulp(apply):

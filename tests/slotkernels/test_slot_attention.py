@@ -125,6 +125,15 @@ def test_frozen_tokens_get_no_gradient_of_their_size(monkeypatch):
     assert module.norm_inputs.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize(("implicit", "kept"), [("bilevel", 1), ("detach", 1), ("none", 3)])
+def test_one_attention_is_kept_for_each_iteration_that_is_differentiated(implicit, kept):
+    module, inputs = make(implicit, iterations=3)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t):
+        module(inputs)
+    assert saved.count((2, module.num_slots, 7)) == kept
+
+
 def test_the_cheaper_form_is_chosen():
     # Two matrix products for each line of the docstring: [rows, inner, columns], tripled where differentiated.
     def cost(products):

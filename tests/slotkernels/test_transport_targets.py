@@ -191,7 +191,7 @@ def test_the_order_of_tokens_does_not_matter(backend, device):
     expected, _ = transport_targets(**inputs, backend=backend)
     order = torch.randperm(10)
     shuffled = inputs | {name: inputs[name][:, order] for name in ("y", "y_values")}
-    assert_close("of_x", transport_targets(**shuffled, backend=backend)[0], expected, 1e-6)
+    assert_close("of_x", transport_targets(**shuffled, backend=backend)[0], expected, 3e-6)  # sums in another order
 
 
 @all_backends

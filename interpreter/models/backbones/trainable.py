@@ -73,4 +73,7 @@ class _UnitVectors:
     def __init__(self, embeddings: Any) -> None:
         positions = embeddings.position_embeddings
         self.position_embeddings = torch.eye(positions.shape[1], dtype=positions.dtype, device=positions.device)[None]
-        self.patch_embeddings, self.patch_size = embeddings.patch_embeddings, getattr(embeddings, "patch_size", None)
+        self.embeddings = embeddings
+
+    def __getattr__(self, name: str) -> Any:  # which attributes are read depends on the version of transformers
+        return getattr(self.embeddings, name)

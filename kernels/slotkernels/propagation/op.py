@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from .. import _derivatives
-from .._backends import why_not_triton
+from .._backends import Backends, requested_backend, why_not_triton, without_autocast
 from .._checks import check_tensor, check_that, describe
 from .._native import why_not_cpp
-from .._op import Op, Saved
+from .._op import Op
 
 # Limits of the Triton kernel: positions (in half pixels times patches) fit 32 bits, and so does the launch grid.
 MAX_SIDE, MAX_FRAMES = 16384, 65535
@@ -31,21 +31,6 @@ class AttentionMaps(NamedTuple):
     image_attention: Tensor  # [B, T, M, N]
     video_attention: Tensor  # [B, T, N, K]
     clusters: Tensor | None  # int64 [B, K]; a slot whose cluster is outside 0..K-1 is dropped, and its attention is 0
-
-
-class AttentionGradients(NamedTuple):
-    """Gradients of the two attention maps; empty for one that is not needed."""
-
-    image_attention: Tensor  # [B, T, M, N]
-    video_attention: Tensor  # [B, T, N, K]
-
-
-class AttentionBackwardArguments(NamedTuple):
-    """Arguments of the backward pass of ``propagate_attention``."""
-
-    grad: Tensor  # [B, T, M, K]
-    forward: AttentionMaps
-    needs: list[bool]  # of the image attention, of the video attention
 
 
 class LabelArguments(NamedTuple):
@@ -153,15 +138,6 @@ def _why_not_triton(arguments: LabelArguments) -> str | None:
     return why_not_triton(arguments)
 
 
-def _empty_attention(maps: AttentionMaps) -> Tensor:
-    return maps.image_attention.new_empty(*maps.image_attention.shape[:3], maps.video_attention.shape[3])
-
-
-def _empty_gradients(arguments: AttentionBackwardArguments) -> AttentionGradients:
-    pairs = zip(arguments.forward[:2], arguments.needs, strict=True)
-    return AttentionGradients(*(t.new_empty(t.shape if need else 0) for t, need in pairs))
-
-
 def empty_labels(arguments: LabelArguments) -> LabelResults:
     """Uninitialised results of the shapes and dtypes of the op."""
     frames, slots = arguments.image_attention.shape[:2], arguments.video_attention.shape[3]
@@ -187,23 +163,17 @@ def _empty_masks(arguments: MaskArguments) -> Tensor:
     return arguments.image_attention.new_empty(*frames, len(arguments.objects), *maps)
 
 
-# No kernel would beat torch.bmm in propagate_attention, which reads and writes each attention map once (summing columns
-# before adds N·K numbers a frame to its M·(N + K)); soft masks take the time of writing them.
-PROPAGATE_ATTENTION = Op("propagate_attention", _empty_attention)
+# No kernel would beat torch.matmul in propagate_attention, which reads and writes each attention map once (summing
+# columns before adds N·K numbers a frame to its M·(N + K)); soft masks take the time of writing them. It is not
+# registered with PyTorch either: the calls of a registered op and its backward pass are overhead that a CPU notices.
+PROPAGATE_ATTENTION = Backends("propagate_attention")
 PROPAGATE_ATTENTION.add("reference", "slotkernels.propagation.reference")
-PROPAGATE_ATTENTION_BACKWARD = PROPAGATE_ATTENTION.backward_op(_empty_gradients)
 PROPAGATE_MASKS = Op("propagate_masks", _empty_masks)
 PROPAGATE_MASKS.add("reference", "slotkernels.propagation.reference")
 PROPAGATE_LABELS = Op("propagate_labels", empty_labels)
 PROPAGATE_LABELS.add("reference", "slotkernels.propagation.reference")
 PROPAGATE_LABELS.add("triton", "slotkernels.propagation.triton", supports=_why_not_triton)
 PROPAGATE_LABELS.add("cpp", "slotkernels.propagation.cpp", supports=why_not_cpp)
-
-
-@PROPAGATE_ATTENTION.differentiable()
-def _gradients(saved: Saved[AttentionMaps, Tensor], grad: Tensor) -> AttentionGradients:
-    arguments = AttentionBackwardArguments(grad, saved.arguments, saved.needs[:2])
-    return PROPAGATE_ATTENTION_BACKWARD.apply(arguments, saved.backend)
 
 
 def propagate_attention(
@@ -247,7 +217,9 @@ def propagate_attention(
     """
     maps = AttentionMaps(image_attention, video_attention, _renamed("propagate_attention", clusters, labels))
     check_attention("propagate_attention", maps)
-    return PROPAGATE_ATTENTION(without_dropped(maps), backend)
+    with without_autocast(image_attention.device):
+        chosen = PROPAGATE_ATTENTION.select(requested_backend(backend), maps)
+        return PROPAGATE_ATTENTION.load(chosen)(without_dropped(maps))
 
 
 @overload

@@ -15,22 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._checks import accumulate_dtype
-from .op import (
-    PROPAGATE_ATTENTION,
-    AttentionBackwardArguments,
-    AttentionGradients,
-    AttentionMaps,
-    LabelArguments,
-    LabelResults,
-    MaskArguments,
-)
+from .op import AttentionMaps, LabelArguments, LabelResults, MaskArguments
 
 CHUNK_BYTES = 32 << 20  # frames are processed in groups whose soft masks stay below this (at least one frame a group)
 
 
-@PROPAGATE_ATTENTION.composite
 def propagate_attention(maps: AttentionMaps) -> Tensor:
-    """[B, T, M, K]; products of half types are summed in fp32 by ``torch.bmm``."""
+    """[B, T, M, K]; PyTorch sums products of half types in fp32, and differentiates them in every mode."""
     image = maps.image_attention.flatten(0, 1)  # [B·T, M, N]
     return torch.bmm(image, merged_video(maps).to(image.dtype)).unflatten(0, maps.image_attention.shape[:2])
 
@@ -96,33 +87,17 @@ def propagate_masks(arguments: MaskArguments) -> Tensor:
     return masks.unflatten(0, maps.image_attention.shape[:2])
 
 
-def propagate_attention_backward(arguments: AttentionBackwardArguments) -> AttentionGradients:
-    """Gradients of both attention maps; an empty tensor for one that is not needed."""
-    maps, frames = arguments.forward, arguments.forward.image_attention.shape[:2]
-    image, video, clusters = maps.image_attention.flatten(0, 1), maps.video_attention, maps.clusters
-    grad = arguments.grad.flatten(0, 1)  # [B·T, M, K]
-    grad_image, grad_video = image.new_empty(0), video.new_empty(0)
-    if arguments.needs[0]:
-        grad_image = torch.bmm(grad, merged_video(maps).to(image.dtype).transpose(1, 2)).unflatten(0, frames)
-    if arguments.needs[1]:
-        grad_video = torch.bmm(image.transpose(1, 2), grad).unflatten(0, frames)
-        if clusters is not None:
-            grad_video = grad_video @ _members(clusters, grad_video.dtype).transpose(2, 3)
-        grad_video = grad_video.to(video.dtype)
-    return AttentionGradients(grad_image, grad_video)
-
-
-def _members(clusters: Tensor, dtype: torch.dtype) -> Tensor:
-    """One-hot membership [B, 1, K, C] with C = K; a slot whose cluster is outside 0..C-1 belongs to none."""
-    return (clusters.unsqueeze(2) == torch.arange(clusters.shape[1], device=clusters.device)).to(dtype).unsqueeze(1)
-
-
 def merged_video(maps: AttentionMaps) -> Tensor:
     """Video attention [B·T, N, K] in fp32 (or float64), the columns of each cluster summed."""
     video = maps.video_attention.to(accumulate_dtype(maps.video_attention.dtype))
     if maps.clusters is not None:
         video = video @ _members(maps.clusters, video.dtype)
     return video.flatten(0, 1)
+
+
+def _members(clusters: Tensor, dtype: torch.dtype) -> Tensor:
+    """One-hot membership [B, 1, K, C] with C = K; a slot whose cluster is outside 0..C-1 belongs to none."""
+    return (clusters.unsqueeze(2) == torch.arange(clusters.shape[1], device=clusters.device)).to(dtype).unsqueeze(1)
 
 
 def label_statistics(labels: Tensor, slots: int) -> tuple[Tensor, Tensor]:

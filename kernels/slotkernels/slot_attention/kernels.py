@@ -63,6 +63,12 @@ def _stream(
 
 
 @triton.jit
+def _row_products(a, b):
+    """Sum of the products of the elements of each row, in fp32."""
+    return tl.sum(a.to(tl.float32) * b.to(tl.float32), 1)
+
+
+@triton.jit
 def _by_group(values, BLOCK_G: tl.constexpr, BLOCK_P: tl.constexpr):
     return tl.reshape(values, [values.shape[0], BLOCK_G, BLOCK_P])
 
@@ -77,16 +83,22 @@ def _group_sum(values, BLOCK_G: tl.constexpr, BLOCK_P: tl.constexpr):
 
 
 @triton.jit
+def _inverse(total):
+    """1 / total, and 1 where the total is 0. Finite: a total below the least normal number counts as that."""
+    return 1.0 / tl.where(total == 0.0, 1.0, tl.maximum(total, 1.1754944e-38))
+
+
+@triton.jit
 def _softmax(logits, BLOCK_G: tl.constexpr, BLOCK_P: tl.constexpr):
     """Softmax [BLOCK_M, BLOCK_N] over the slots of each group; columns at -inf get 0, a group of them too."""
     if BLOCK_G == 1:
-        top = tl.broadcast_to(tl.max(logits, 1)[:, None], logits.shape)
-    else:
-        grouped = _by_group(logits, BLOCK_G, BLOCK_P)
-        top = tl.reshape(tl.broadcast_to(tl.max(grouped, 2)[:, :, None], grouped.shape), logits.shape)
-    powers = tl.exp(logits - tl.where(top == float("-inf"), 0.0, top))
-    total = _group_sum(powers, BLOCK_G, BLOCK_P)
-    return powers / tl.where(total == 0.0, 1.0, total)
+        top = tl.max(logits, 1)
+        powers = tl.exp(logits - tl.where(top == float("-inf"), 0.0, top)[:, None])
+        return powers * _inverse(tl.sum(powers, 1))[:, None]
+    grouped = _by_group(logits, BLOCK_G, BLOCK_P)
+    top = tl.max(grouped, 2)
+    powers = tl.exp(grouped - tl.where(top == float("-inf"), 0.0, top)[:, :, None])
+    return tl.reshape(powers * _inverse(tl.sum(powers, 2))[:, :, None], logits.shape)
 
 
 @triton.jit
@@ -115,7 +127,7 @@ def forward_kernel(
     BLOCK_M: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr, CHUNKS: tl.constexpr, BLOCK_DV: tl.constexpr, VALUE_CHUNKS: tl.constexpr,
     EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
-    KEEP: tl.constexpr, HAS_BIAS: tl.constexpr, MASKS: tl.constexpr,
+    KEEP: tl.constexpr, ACCUMULATORS: tl.constexpr, HAS_BIAS: tl.constexpr, MASKS: tl.constexpr,
     WRITE_ATTENTION: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Reads its share of the tokens once (v only if it is not k) and one q; writes [N, Dv] sums and [N] totals.
@@ -151,15 +163,22 @@ def forward_kernel(
         real = m < tokens
         token_rows = k + m.to(tl.int64) * k_row
         pieces = ()
-        logits = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        even = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        odd = even
         if KEEP:
             for c in tl.static_range(CHUNKS):
                 piece = _load(token_rows, real, c * BLOCK_D, dim, BLOCK_D, EVEN_D)
-                logits = _dot(piece, tl.trans(queries[c]), logits, PRECISION)
+                if c % ACCUMULATORS == 0:
+                    even = _dot(piece, tl.trans(queries[c]), even, PRECISION)
+                else:
+                    odd = _dot(piece, tl.trans(queries[c]), odd, PRECISION)
                 pieces = pieces + (piece,)
         else:
-            logits = _stream(logits, token_rows, real, query_rows, slot, dim, BLOCK_D, CHUNKS, EVEN_D, PRECISION)
-        weights = _softmax(logits * scale + shift[None, :], BLOCK_G, BLOCK_P)
+            even = _stream(even, token_rows, real, query_rows, slot, dim, BLOCK_D, CHUNKS, EVEN_D, PRECISION)
+        logits = even * scale + shift[None, :]
+        if KEEP and ACCUMULATORS == 2:
+            logits += odd * scale  # even + odd would be compiled to one chain of products again
+        weights = _softmax(logits, BLOCK_G, BLOCK_P)
         inside = real[:, None] & slot[None, :]
         if WRITE_ATTENTION:
             tl.store(attention + n[None, :] * tokens + m[:, None], weights, mask=real[:, None] & writes[None, :])
@@ -191,7 +210,7 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    q, k, v, bias, mask, total, inner, grad_updates, grad_total, grad_attention,
+    q, k, v, bias, mask, total, updates, grad_updates, grad_total, grad_attention,
     grad_q, grad_bias, grad_k, grad_v,
     q_stride, q_row, k_stride, k_row, v_stride, v_row, mask_stride, mask_group_stride,
     scale, weight_eps,
@@ -217,12 +236,21 @@ def backward_kernel(
     BLOCK_N: tl.constexpr = BLOCK_G * BLOCK_P
     row = b * slots + n
     query_rows, grad_rows = q + b * q_stride + n * q_row, grad_updates + row * value_dim
+    update_rows = updates + row * value_dim
 
     queries, cotangents, sums = (), (), ()
+    # A slot's sum over the tokens of weight * (v · grad_updates), without a pass over them.
+    inner = tl.zeros([BLOCK_N], tl.float32)
     if KEEP:
         for c in tl.static_range(CHUNKS):
             queries = queries + (_load(query_rows, slot, c * BLOCK_D, dim, BLOCK_D, EVEN_D),)
-            cotangents = cotangents + (_load(grad_rows, slot, c * BLOCK_D, dim, BLOCK_D, EVEN_D),)
+            cotangent = _load(grad_rows, slot, c * BLOCK_D, dim, BLOCK_D, EVEN_D)
+            inner += _row_products(cotangent, _load(update_rows, slot, c * BLOCK_D, dim, BLOCK_D, EVEN_D))
+            cotangents = cotangents + (cotangent,)
+    else:
+        for i in range(VALUE_CHUNKS):
+            cotangent = _load(grad_rows, slot, i * BLOCK_DV, value_dim, BLOCK_DV, EVEN_DV)
+            inner += _row_products(cotangent, _load(update_rows, slot, i * BLOCK_DV, value_dim, BLOCK_DV, EVEN_DV))
     if NEED_Q:
         for c in tl.static_range(SLICE_CHUNKS):
             sums = sums + (tl.zeros([BLOCK_N, BLOCK_D], tl.float32),)
@@ -230,9 +258,8 @@ def backward_kernel(
     if HAS_BIAS:
         shift = tl.load(bias + row, mask=slot, other=0.0).to(tl.float32)
     shift = tl.where(slot, shift, float("-inf"))
-    divisor = tl.load(total + row, mask=slot, other=1.0)
-    divisor = tl.where(divisor == 0.0, 1.0, divisor)
-    constant = -tl.load(inner + row, mask=slot, other=0.0) / divisor
+    inverse = _inverse(tl.load(total + row, mask=slot, other=1.0))
+    constant = -inner * inverse
     if HAS_GRAD_TOTAL:
         constant += tl.load(grad_total + row, mask=slot, other=0.0)
     bias_sum = tl.zeros([BLOCK_N], tl.float32)
@@ -262,7 +289,7 @@ def backward_kernel(
         weights = _softmax(logits * scale + shift[None, :], BLOCK_G, BLOCK_P)
         inside = real[:, None] & slot[None, :]
         kept = _kept(mask, mask_group_stride, m, real, groups, inside, MASKS, BLOCK_G, BLOCK_P)
-        grad = tl.where(kept, grad / divisor[None, :] + constant[None, :], 0.0)
+        grad = tl.where(kept, grad * inverse[None, :] + constant[None, :], 0.0)
         if HAS_GRAD_ATTENTION:
             grad += tl.load(grad_attention + n[None, :] * tokens + m[:, None], mask=inside, other=0.0)
         grad = weights * (grad - _group_sum(grad * weights, BLOCK_G, BLOCK_P))
@@ -279,7 +306,7 @@ def backward_kernel(
             sums = new_sums
         grad_k_rows = grad_k + (b * tokens + wide)[:, None] * dim
         if NEED_K or NEED_V:
-            weights = tl.where(kept, (weights + weight_eps) / divisor[None, :], 0.0).to(k.dtype.element_ty)
+            weights = tl.where(kept, (weights + weight_eps) * inverse[None, :], 0.0).to(k.dtype.element_ty)
         if NEED_K and KEEP:
             for c in tl.static_range(CHUNKS):
                 out = _dot(grad, queries[c], tl.zeros([BLOCK_M, BLOCK_D], tl.float32), PRECISION)

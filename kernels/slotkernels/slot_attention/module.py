@@ -19,6 +19,7 @@ from .checkpoints import load_parameters, read_published
 from .conventions import STANDARD, Conventions, FormerOptions, check_update, with_former_options
 from .op import by_group, hide
 from .prepared import PreparedTokens, Weights, absorbs, cast, cast_gates, fold
+from .token_norm import normalise
 
 IMPLICIT = ("bilevel", "detach", "none")
 
@@ -261,8 +262,7 @@ class SlotAttention(nn.Module):
         if mask is not None:
             inputs = hide(inputs, mask)
         dtype = self._product_dtype(inputs)
-        with torch.autocast(inputs.device.type, enabled=False):  # which would cast 16-bit tokens to float32 on a GPU
-            x = F.layer_norm(inputs, (self.input_dim,), eps=self.norm_inputs.eps).to(dtype)
+        x = normalise(inputs, self.norm_inputs.eps, dtype)
         weights = self._weights(x.dtype)
         differentiated = iterations if self.implicit == "none" else 1
         backward = differentiated if torch.is_grad_enabled() else 0

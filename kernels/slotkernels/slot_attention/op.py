@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._backends import why_not_triton
-from .._checks import accumulate_dtype, check_number, check_same, check_tensor, check_that, describe
+from .._checks import accumulate_dtype, check_number, check_same, check_tensor, check_that
 from .._native import why_not_cpp
 from .._op import Op, Saved
 from .tiles import MAX_COLUMNS, MAX_DIM, group_columns
@@ -38,7 +38,7 @@ class Arguments(NamedTuple):
     total_eps: float  # added to the sum that weights are divided by
     groups: int  # slots compete within N / groups of them
     precision: str  # of float32 products on tensor cores
-    return_attention: bool
+    return_attention: bool  # asked for by the caller or, on a CPU, read by the backward pass (see `attend`)
 
 
 class Results(NamedTuple):
@@ -58,13 +58,14 @@ class Cotangents(NamedTuple):
 
 
 class BackwardArguments(NamedTuple):
-    """Of the backward pass, which computes the attention again."""
+    """Of the backward pass, which computes the attention again unless it was kept."""
 
     grads: Cotangents
     forward: Arguments
     updates: Tensor  # [B, N, Dv]
     total: Tensor  # [B, N]
     needs: list[bool]  # of q, k, v, bias and mask: whether a gradient is needed
+    attention: Tensor | None = None  # [B, N, M] as the forward pass returned it; None: it is computed again
 
 
 class Gradients(NamedTuple):
@@ -124,8 +125,6 @@ def _why_not_triton(arguments: Arguments) -> str | None:
 
 
 def _why_not_cpp(arguments: Arguments) -> str | None:
-    if arguments.q.dtype != torch.float32:
-        return f"q is {describe(arguments.q)}, expected float32"
     batch, threads = arguments.q.shape[0], torch.get_num_threads()
     if threads > THREADS_PER_SAMPLE * batch > 0:
         return f"{batch} samples on {threads} threads: each would be computed by one thread"
@@ -139,11 +138,29 @@ INVERTED_ATTENTION.add("triton", "slotkernels.slot_attention.triton", _why_not_t
 INVERTED_ATTENTION_BACKWARD = INVERTED_ATTENTION.backward_op(_empty_gradients)
 
 
-@INVERTED_ATTENTION.differentiable(keep=("updates", "total"))
+def _keeps_attention(arguments: Arguments) -> bool:
+    """On a CPU a product takes longer than reading an attention from memory, on a GPU it is the other way round."""
+    return arguments.q.device.type == "cpu"
+
+
+def _kept(arguments: Arguments) -> tuple[str, ...]:
+    kept = arguments.return_attention and _keeps_attention(arguments)
+    return ("updates", "total", "attention") if kept else ("updates", "total")
+
+
+@INVERTED_ATTENTION.differentiable(keep=_kept)
 def _gradients(saved: Saved[Arguments, Results], *grads: Tensor | None) -> Gradients:
-    updates, total, _ = saved.results
-    arguments = BackwardArguments(Cotangents(*grads), saved.arguments, updates, total, saved.needs)
+    updates, total, attention = saved.results
+    arguments = BackwardArguments(Cotangents(*grads), saved.arguments, updates, total, saved.needs, attention)
     return INVERTED_ATTENTION_BACKWARD.apply(arguments, saved.backend)
+
+
+def attend(arguments: Arguments, backend: str = "auto") -> Results:
+    """The op, which on a CPU returns its attention, asked for or not, where a backward pass will read it."""
+    differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:4])
+    if differentiated and _keeps_attention(arguments):
+        arguments = arguments._replace(return_attention=True)
+    return INVERTED_ATTENTION(arguments, backend)
 
 
 def inverted_attention(
@@ -224,7 +241,7 @@ def inverted_attention(
         precision=precision,
         return_attention=return_attention,
     )
-    updates, _, attention = INVERTED_ATTENTION(arguments, backend)
+    updates, _, attention = attend(arguments, backend)
     return updates, attention.transpose(1, 2) if return_attention else None
 
 
@@ -263,9 +280,11 @@ def bytes_moved(batch: int, slots: int, tokens: int, dim: int, itemsize: int = 4
     return batch * dim * itemsize * rows
 
 
-def flops(batch: int, slots: int, tokens: int, dim: int, backward: str = "") -> int:
+def flops(batch: int, slots: int, tokens: int, dim: int, backward: str = "", *, kept: bool = False) -> int:
     """Multiply-adds (counted as two) of one ``inverted_attention`` with v = k; the softmax is left out.
 
-    Backward recomputes the logits, and has products for the weights' gradient, the queries' and, for the tokens', two.
+    Backward recomputes the logits unless the attention was ``kept``, as on a CPU; it has products for the weights'
+    gradient, the queries' and, for the tokens', two.
     """
-    return {"": 2, "queries": 3, "tokens": 5}[backward] * 2 * batch * slots * tokens * dim
+    products = {"": 2, "queries": 3, "tokens": 5}[backward] - (kept and backward != "")
+    return products * 2 * batch * slots * tokens * dim

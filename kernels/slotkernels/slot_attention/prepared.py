@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .._backends import without_autocast
 from .._checks import check_number, check_tensor, check_that, describe
 from .conventions import Conventions
-from .op import INVERTED_ATTENTION, Arguments
+from .op import Arguments, attend
 
 
 class Linear(NamedTuple):
@@ -183,7 +183,7 @@ class PreparedTokens(NamedTuple):
             precision="tf32x3",
             return_attention=return_attention,
         )
-        updates, total, attention = INVERTED_ATTENTION(arguments)
+        updates, total, attention = attend(arguments)
         if v is None:  # and values out of the updates: Σ w v = Wv Σ w x + (Σ w) bv
             total_eps = arguments.total_eps
             sum_of_weights = 1 - total_eps / total if total_eps else (total > 0).to(total.dtype)  # 0: no token is seen

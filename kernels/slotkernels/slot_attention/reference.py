@@ -5,9 +5,11 @@ faster than a softmax over 8 adjacent numbers on a CPU) and the updates are one 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .._checks import accumulate_dtype
+from . import token_norm as norm
 from .module import SlotAttention
 from .op import INVERTED_ATTENTION, Arguments, BackwardArguments, Gradients, Results
 
@@ -83,14 +85,14 @@ def composite_inverted_attention(arguments: Arguments) -> Results:
 
 
 def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
-    """Gradients of q, k, v and bias, the attention being recomputed.
+    """Gradients of q, k, v and bias; the attention is computed again unless it was kept.
 
     ``sum_m w grad_w`` of a slot is ``grad_updates · updates``: no pass over the tokens is spent on it.
     """
-    (grad_updates, grad_total, grad_attention), forward, updates, total, needs = arguments
+    (grad_updates, grad_total, grad_attention), forward, updates, total, needs, kept = arguments
     q, k, v, _, mask, *_ = forward
     dtype, values = q.dtype, k if v is None else v
-    attention, divisor = _attend(forward), _divisor(total).unsqueeze(-1)
+    attention, divisor = _attend(forward) if kept is None else kept, _divisor(total).unsqueeze(-1)
     if grad_updates is None:
         grad_updates = torch.zeros_like(updates)
     grad = torch.bmm(grad_updates, values.transpose(1, 2)).to(attention.dtype)
@@ -106,13 +108,27 @@ def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
     shared = grad.unflatten(1, by_group).sum(2, keepdim=True)
     grad -= (attention.unflatten(1, by_group) * shared).flatten(1, 2)
 
-    need_q, need_k, need_v, need_bias, _ = needs
-    grad_bias = grad.sum(-1) if need_bias else q.new_empty(0)
+    grad_bias = grad.sum(-1) if needs[3] else q.new_empty(0)
     grad_logits = grad.mul_(forward.scale).to(dtype)
+    weights = q.new_empty(0)
+    if needs[1] or needs[2]:
+        weights = _masked(attention + forward.weight_eps, mask).div_(divisor).to(dtype)
+    return gradients_from_products(forward, grad_updates, grad_logits, weights, grad_bias, needs)
+
+
+def gradients_from_products(
+    forward: Arguments,
+    grad_updates: Tensor,  # [B, N, Dv]
+    grad_logits: Tensor,  # [B, N, M], of the products q·k
+    weights: Tensor,  # [B, N, M], read if k or v needs a gradient
+    grad_bias: Tensor,
+    needs: list[bool],
+) -> Gradients:
+    """The products that end the backward pass."""
+    q, k, v, *_ = forward
+    need_q, need_k, need_v, *_ = needs
     grad_q = torch.bmm(grad_logits, k) if need_q else q.new_empty(0)
     grad_k, grad_v = q.new_empty(0), q.new_empty(0)
-    if need_k or need_v:
-        weights = _masked(attention.add_(forward.weight_eps), mask).div_(divisor).to(dtype)
     if need_k and v is None:  # k is read and written once: both of its gradients come out of one product
         grad_k = torch.bmm(torch.cat((grad_logits, weights), 1).transpose(1, 2), torch.cat((q, grad_updates), 1))
     elif need_k:
@@ -120,6 +136,33 @@ def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
     if need_v:
         grad_v = torch.bmm(weights.transpose(1, 2), grad_updates)
     return Gradients(grad_q, grad_k, grad_v, grad_bias)
+
+
+def token_norm(arguments: norm.Arguments) -> norm.Results:
+    """Tokens less their mean, over their deviation; the sums are float32 at least."""
+    tokens = arguments.tokens.to(accumulate_dtype(arguments.tokens.dtype))
+    mean = tokens.mean(2)
+    rstd = ((tokens - mean.unsqueeze(2)).square().mean(2) + arguments.eps).rsqrt()
+    return norm.Results(_normal(tokens, mean, rstd).to(arguments.dtype), mean, rstd)
+
+
+@norm.TOKEN_NORM.composite
+def composite_token_norm(arguments: norm.Arguments) -> tuple[Tensor]:
+    """:func:`token_norm` as PyTorch differentiates and transforms it in every mode."""
+    tokens, eps, dtype = arguments
+    return (F.layer_norm(tokens, (tokens.shape[2],), eps=eps).to(dtype),)
+
+
+def token_norm_backward(arguments: norm.BackwardArguments) -> Tensor:
+    """The gradient less its mean and its part along the normalised token, over the deviation."""
+    grad, tokens, mean, rstd = arguments
+    grad, normal = grad.to(mean.dtype), _normal(tokens.to(mean.dtype), mean, rstd)
+    along = (grad * normal).mean(2, keepdim=True)
+    return ((grad - grad.mean(2, keepdim=True) - normal * along) * rstd.unsqueeze(2)).to(tokens.dtype)
+
+
+def _normal(tokens: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    return (tokens - mean.unsqueeze(2)) * rstd.unsqueeze(2)
 
 
 def _attend(arguments: Arguments) -> Tensor:

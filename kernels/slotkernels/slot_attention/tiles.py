@@ -28,6 +28,7 @@ class Tile(NamedTuple):
     keep: bool  # queries and a tile of tokens stay in shared memory for all products
     warps: int
     stages: int
+    accumulators: int = 1  # of the logits: 2 take turns at the pieces, so that half of the products wait for another
 
 
 def power_of_two(value: int) -> int:
@@ -90,7 +91,9 @@ def tile(
                 fits = kept + tokens + 8 * block_n * block_m + 4096 <= shared_bytes(capability)
                 if fits and 4 * block_n * chunks * block_d <= KEPT_BYTES:
                     sizes = (block_d, chunks, block_d, chunks, chunks)
-                    return Tile(block_m, block_g, block_p, *sizes, keep=True, warps=8, stages=stages)
+                    # Backward, logits and their gradient are two chains already, and registers are short.
+                    chains = min(chunks, 2) if kind == "forward" else 1
+                    return Tile(block_m, block_g, block_p, *sizes, True, 8, stages, chains)
 
     # Operands of backward, and of products in three parts of tf32, take registers from the accumulators.
     backward, single, many = kind != "forward", itemsize != 2, block_n > 64

@@ -92,7 +92,8 @@ def _constants(plan: _Plan, precision: str, kind: str) -> dict[str, Any]:
         "BLOCK_M": tile.block_m, "BLOCK_G": tile.block_g, "BLOCK_P": tile.block_p,
         "BLOCK_D": tile.block_d, "CHUNKS": tile.chunks, "BLOCK_DV": tile.block_dv,
         "EVEN_D": dim % (tile.block_d * share) == 0, "EVEN_DV": value_dim % (tile.block_dv * value_share) == 0,
-        "KEEP": tile.keep, "PRECISION": precision, "HAS_BIAS": plan.has_bias, "MASKS": plan.masks,
+        "KEEP": tile.keep, "PRECISION": precision,
+        "HAS_BIAS": plan.has_bias, "MASKS": plan.masks,
         "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip
 
@@ -116,7 +117,8 @@ def inverted_attention(arguments: Arguments) -> Results:
         forward_kernel, plan.grid,
         plan.q, plan.k, plan.v, plan.bias, plan.mask, partial, totals, attention,
         *plan.strides, arguments.scale, arguments.weight_eps, arguments.total_eps, *plan.sizes,
-        VALUE_CHUNKS=plan.tile.slice_chunks, WRITE_ATTENTION=arguments.return_attention, LAST=last,
+        VALUE_CHUNKS=plan.tile.slice_chunks, ACCUMULATORS=plan.tile.accumulators,
+        WRITE_ATTENTION=arguments.return_attention, LAST=last,
         **plan.constants,
     )  # fmt: skip
     if not last:
@@ -126,7 +128,7 @@ def inverted_attention(arguments: Arguments) -> Results:
 
 def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
     """As in ``reference.py``."""
-    (grad_updates, grad_total, grad_attention), forward, updates, total, needs = arguments
+    (grad_updates, grad_total, grad_attention), forward, updates, total, needs, _ = arguments
     q, k, v, *_ = forward
     need_q, need_k, need_v, need_bias, _ = needs
     need_tokens = need_k or need_v
@@ -136,16 +138,21 @@ def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
     if q.shape[0] == 0:
         return Gradients(grad_q, grad_k, grad_v, grad_bias)
     grad_updates = torch.zeros_like(updates) if grad_updates is None else grad_updates.contiguous()
-    inner = (grad_updates.float() * updates).sum(-1)
+    updates = updates.contiguous()
     grad_total = None if grad_total is None else grad_total.contiguous()
     grad_attention = None if grad_attention is None else grad_attention.contiguous()
 
     def run(plan: _Plan, sums: bool, tokens: bool) -> None:
-        partial = q.new_empty((plan.splits, *q.shape) if sums else (0,), dtype=torch.float32)
-        partial_bias = q.new_empty((plan.splits, *total.shape) if sums else (0,), dtype=torch.float32)
+        # Sums of all tokens are results; those of a share of them are added in fp32.
+        whole = plan.splits == 1
+        partial, partial_bias = grad_q, grad_bias
+        if sums and not (whole and need_q):
+            partial = q.new_empty((plan.splits, *q.shape), dtype=torch.float32)
+        if sums and not (whole and need_bias):
+            partial_bias = q.new_empty((plan.splits, *total.shape), dtype=torch.float32)
         launch(
             backward_kernel, plan.grid,
-            plan.q, plan.k, plan.v, plan.bias, plan.mask, total, inner, grad_updates,
+            plan.q, plan.k, plan.v, plan.bias, plan.mask, total, updates, grad_updates,
             total if grad_total is None else grad_total,
             total if grad_attention is None else grad_attention,
             partial, partial_bias, grad_k, grad_v,
@@ -154,9 +161,9 @@ def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
             HAS_GRAD_TOTAL=grad_total is not None, HAS_GRAD_ATTENTION=grad_attention is not None,
             NEED_Q=sums, NEED_K=tokens and need_k, NEED_V=tokens and need_v, **plan.constants,
         )  # fmt: skip
-        if sums and need_q:
+        if sums and need_q and not whole:
             plan.reduce(partial, grad_q, partial_bias, partial_bias, 0.0, divide=False)
-        if sums and need_bias:
+        if sums and need_bias and not whole:
             torch.sum(partial_bias, 0, out=grad_bias)
 
     need_sums = need_q or need_bias

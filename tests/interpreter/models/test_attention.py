@@ -9,7 +9,7 @@ import torch
 from torch.nn import attention as torch_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from interpreter.methods.interpreter.config import VIDEO_PRESETS, Preset
+from interpreter.methods.interpreter.config import IMAGE_PRESETS, VIDEO_PRESETS, Preset
 from interpreter.models import attention
 from interpreter.models.attention import (
     attend,
@@ -18,9 +18,9 @@ from interpreter.models.attention import (
     compare,
     fastest,
     installed,
-    prefers_products,
     use,
 )
+from interpreter.models.transformer import absorbs
 
 CPU = torch.device("cpu")
 
@@ -165,19 +165,12 @@ def test_masked_attention_by_products_equals_float64(form):
         assert not grad.masked_select(~mask.mT).any()
 
 
-def test_short_masked_memories_are_attended_by_products_on_a_gpu():
-    q, short, long = torch.empty(1, 2, 50, 16), torch.empty(1, 2, 16, 16), torch.empty(1, 2, 17, 16)
-    mask = torch.ones(1, 1, 1, 16, dtype=torch.bool)
-    assert prefers_products("cuda", q, short, mask)
-    assert not prefers_products("cuda", q, short, None)
-    assert not prefers_products("cuda", q, long, mask)
-
-
 @pytest.mark.parametrize("preset", get_args(Preset))
-def test_the_slots_of_every_preset_are_a_short_memory(preset):
-    """A mask would prevent flash attention in the video decoder on a GPU."""
-    model = VIDEO_PRESETS[preset].model
-    assert model.num_slots <= model.dim // model.heads
+def test_the_slots_of_every_preset_are_absorbed(preset):
+    """Then the mask of the slots is a part of the logits' bias: a masked kernel would rule out flash attention."""
+    config, model = VIDEO_PRESETS[preset], VIDEO_PRESETS[preset].model
+    image = IMAGE_PRESETS[preset].model
+    assert absorbs(config.num_frames * image.num_slots, model.num_slots, model.heads, model.dim)
 
 
 def test_the_choice_on_a_cpu_is_reported():

@@ -84,7 +84,13 @@ class Pair:
     ) -> Tensor:
         """Logarithms [B, N] of sums [B, 1, N]; those out of range are computed again as log-sum-exps."""
         logs = sums.squeeze(1).double().log_()
-        bad = out_of_range(sums).squeeze(1)
+        self.replace_logs(logs, out_of_range(sums).squeeze(1), x, y, log_b, eps, f, g)
+        return logs
+
+    def replace_logs(
+        self, logs: Tensor, bad: Tensor, x: Tensor, y: Tensor, log_b: Tensor, eps: float | Tensor, f: Tensor, g: Tensor
+    ) -> None:
+        """Compute the logarithms [B, N] that the mask ``bad`` selects as log-sum-exps, and write them to ``logs``."""
         g = g + eps * log_b
         for k in bad.any(1).nonzero().squeeze(1).tolist():
             one, rows = slice(k, k + 1), bad[k]
@@ -93,7 +99,6 @@ class Pair:
             for _, i, _, exponents, _ in self._blocks(x[one, rows], y[one], temperature, f[one, rows], g[one]):
                 again[:, i] = again[:, i].logaddexp(exponents.div_(LOG2E).logsumexp(2).double())
             logs[one, rows] = again
-        return logs
 
     def _blocks(
         self, x: Tensor, y: Tensor, eps: float | Tensor, f: Tensor, g: Tensor, half: bool = False

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._checks import accumulate_dtype
-from ..._native import why_not_loaded
+from ..._native import why_not_cpp, why_not_loaded
 from ..._op import Op, Saved
 from ..problem import Problem
 from ..reference import weight_gradient
@@ -36,6 +36,7 @@ def _empty_gradients(arguments: StreamingBackwardArguments) -> tuple[Tensor, Ten
 
 
 STREAMING = Op("sinkhorn_streaming", _empty, public="sinkhorn divergence")
+STREAMING.add("cpp", "slotkernels.sinkhorn.streaming.cpp", supports=why_not_cpp)
 STREAMING.add("keops", "slotkernels.sinkhorn.streaming.keops", supports=keops.why_not)
 STREAMING.add("blocks", "slotkernels.sinkhorn.streaming.blocks")
 BACKWARD = STREAMING.backward_op(_empty_gradients)

@@ -1,0 +1,68 @@
+// The layer norm of tokens on CPUs: kernels/slotkernels/slot_attention/reference.py says what is computed. Threads share
+// out the rows.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <tuple>
+#include <vector>
+
+#include "slot_update.h"
+#include "tensor_format.h"
+
+#define KERNELS "token_norm_kernels.h"
+#include "levels.h"
+
+namespace slotkernels {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+typedef std::vector<int64_t> Sizes;
+
+constexpr int64_t ELEMENTS = 1 << 16;  // worth a thread: some 20 µs of work
+
+Input input(const Tensor& tensor) { return {tensor.const_data_ptr(), format(tensor)}; }
+
+Output output(const Tensor& tensor) { return {tensor.mutable_data_ptr(), format(tensor)}; }
+
+Sizes sizes(const Tensor& tensor) { return Sizes(tensor.sizes().begin(), tensor.sizes().end()); }
+
+// Contiguous tokens [B, M, D]; `dtype` is that of the result.
+std::tuple<Tensor, Tensor, Tensor> token_norm(const Tensor& tokens, double eps, ScalarType dtype) {
+  using torch::stable::new_empty;
+  const int64_t rows = tokens.size(0) * tokens.size(1), dim = tokens.size(2);
+  Tensor normalised = new_empty(tokens, sizes(tokens), dtype);
+  Tensor mean = new_empty(tokens, {tokens.size(0), tokens.size(1)}, ScalarType::Float);
+  Tensor rstd = new_empty(tokens, {tokens.size(0), tokens.size(1)}, ScalarType::Float);
+  const Input from = input(tokens);
+  const Output to = output(normalised);
+  float *means = mean.mutable_data_ptr<float>(), *rstds = rstd.mutable_data_ptr<float>();
+  const auto solve = BEST_LEVEL(token_norm_rows);
+  torch::stable::parallel_for(0, rows, 1 + ELEMENTS / dim, [&](int64_t begin, int64_t end) {
+    solve(from, dim, static_cast<float>(eps), begin, end, to, means, rstds);
+  });
+  return {normalised, mean, rstd};
+}
+
+Tensor token_norm_backward(const Tensor& grad, const Tensor& tokens, const Tensor& mean, const Tensor& rstd) {
+  const int64_t rows = tokens.size(0) * tokens.size(1), dim = tokens.size(2);
+  Tensor result = torch::stable::new_empty(tokens, sizes(tokens));
+  const Input from = input(tokens), cotangent = input(grad);
+  const Output to = output(result);
+  const float *means = mean.const_data_ptr<float>(), *rstds = rstd.const_data_ptr<float>();
+  const auto solve = BEST_LEVEL(token_norm_backward_rows);
+  torch::stable::parallel_for(0, rows, 1 + ELEMENTS / dim, [&](int64_t begin, int64_t end) {
+    solve(from, cotangent, dim, means, rstds, begin, end, to);
+  });
+  return result;
+}
+
+}  // namespace
+}  // namespace slotkernels
+
+STABLE_TORCH_LIBRARY_IMPL(slotkernels_native, CPU, m) {
+  m.impl("token_norm", TORCH_BOX(&slotkernels::token_norm));
+  m.impl("token_norm_backward", TORCH_BOX(&slotkernels::token_norm_backward));
+}
