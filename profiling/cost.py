@@ -76,14 +76,19 @@ class Options:
     """Assumed: GB/s between machines for each GPU, one way (400 Gbit/s)."""
 
 
+def _on_cpu() -> dict[str, Any]:
+    """Rates and steps of the CPU."""
+    return json.loads((RESULTS / "training-cpu.json").read_text())
+
+
 def device_of(options: Options) -> Device:
     """The device's figures."""
     if options.gpu != "this-cpu":
         return DEVICES[options.gpu]
-    recording = json.loads((RESULTS / "training-cpu.json").read_text())
+    recording = _on_cpu()
     rate, copy = recording["limits"]["gflops"] / 1e3, recording["limits"]["gbytes"]
-    # Products in float32 take about four times as long there (bfloat16 has instructions of its own).
-    return Device(recording["device"], rate, rate / 4, copy, 0.0, 0.0, "rates measured, training-cpu.json")
+    # Products in float32 take about twice as long there (bfloat16 has instructions of its own).
+    return Device(recording["device"], rate, rate / 2, copy, 0.0, 0.0, "rates measured, training-cpu.json")
 
 
 def seconds(part: Part, device: Device, options: Options) -> float:
@@ -116,6 +121,13 @@ def _kernels(stage: StageName) -> int:
     return counts["operators"] + sum(counts["own launches"].values())
 
 
+def _starts(stage: StageName) -> float:
+    """Microseconds in which the threads of the CPU take up the kernels of a compiled step of the demo."""
+    recording = _on_cpu()
+    entry = next(entry for entry in recording["entries"] if entry["stage"] == stage)
+    return entry["kernels"] * recording["limits"]["start_us"]
+
+
 def predict(stage: StageName, gpus: int, options: Options, textbook: bool = False) -> Step:
     """A stage's step on as many GPUs as share the preset's batch; ``textbook`` as in `formulas.decoder`."""
     (image, video), device = configs(options.preset), device_of(options)
@@ -126,7 +138,9 @@ def predict(stage: StageName, gpus: int, options: Options, textbook: bool = Fals
     else:
         parts = formulas.video_step(video, image, rows, parameters, textbook=textbook)
     busy = sum(seconds(part, device, options) for part in parts)
-    if options.gpu != "this-cpu":
+    if options.gpu == "this-cpu":  # which starts no kernel before the one before it has ended
+        busy += _starts(stage) * 1e-6
+    else:
         busy = max(busy, _kernels(stage) * options.kernel_us * 1e-6)
     exchange = 0.0
     if gpus > 1:
@@ -137,24 +151,77 @@ def predict(stage: StageName, gpus: int, options: Options, textbook: bool = Fals
     return Step(rows, parts, busy + exchange, exchange, memory)
 
 
-def measured(stage: StageName, options: Options) -> tuple[str, float] | None:
-    """Mode and median seconds of a measured step of this preset on one such device, if profiling/results holds one."""
+class Measured(NamedTuple):
+    """A recorded step."""
+
+    mode: str
+    seconds: float
+    textbook: bool  # with a decoder that computes all for each sample (`formulas.decoder`)
+    file: str
+
+
+def measured(stage: StageName, options: Options) -> Measured | None:
+    """The median step of this preset on one such device, if profiling/results holds one; compiled, as formulas are."""
     if options.gpu == "this-cpu":
-        recording = json.loads((RESULTS / "training-cpu.json").read_text())
+        name, recording = "training-cpu.json", _on_cpu()
         preset = re.search(r"--preset (\S+)", recording["command"])
         if options.preset != (preset[1] if preset else "demo"):
             return None
         entry = next(entry for entry in recording["entries"] if entry["stage"] == stage)
-        return "compiled", entry["modes"]["compiled"]["median"] / 1e3
-    path = RESULTS / "steps-cuda.json"
-    if not path.exists():
-        return None
-    steps = json.loads(path.read_text())["steps"]
-    for mode in ("captured", "compiled-captured"):
-        timed = steps.get(f"{stage} {mode}")
-        if timed and timed["preset"] == options.preset and options.gpu in timed["device"].lower():
-            return mode, timed["milliseconds"]["median"] / 1e3
+        seconds_of_step = entry["modes"]["compiled"]["median"] / 1e3
+        return Measured("compiled", seconds_of_step, recording.get("decoder") != formulas.DECODER, name)
+    for name in ("steps-cuda.json", *sorted(path.name for path in RESULTS.glob("bench-*cuda.json"))):
+        found = _recorded(name, stage, options)
+        if found:
+            return found
     return None
+
+
+def _recorded(name: str, stage: StageName, options: Options) -> Measured | None:
+    """A step on a GPU in a file of ``profiling.step`` or ``profiling.bench``."""
+    path = RESULTS / name
+    content = json.loads(path.read_text()) if path.exists() else {}
+    timed = content.get("steps", {}).get(f"{stage} compiled-captured")
+    if timed and timed["preset"] == options.preset and options.gpu in timed["device"].lower():
+        textbook = timed.get("decoder") != formulas.DECODER
+        return Measured("compiled-captured", timed["milliseconds"]["median"] / 1e3, textbook, name)
+    steps = content.get("benchmarks", {}).get(f"train_{stage}")
+    if not steps or options.preset != "ytvis19" or options.gpu not in content["device"].lower():
+        return None
+    variant = steps["cases"][0]["variants"].get("slotkernels compiled and captured")
+    if variant is None:
+        return None
+    # Those measured before the decoder's savings have no compiled textbook.
+    return Measured(
+        "compiled-captured", variant["ms"]["median"] / 1e3, "textbook compiled" not in steps["against"], name
+    )
+
+
+def error_of(stage: StageName, options: Options, found: Measured) -> tuple[float, float]:
+    """The prediction, in seconds, for the code that was measured, and its relative error."""
+    seconds_of_step = predict(stage, 1, options, found.textbook).seconds
+    return seconds_of_step, seconds_of_step / found.seconds - 1
+
+
+def error_row(preset: Preset, gpu: Any, stage: StageName) -> str:
+    """The row of docs/scaling.md: preset and stage, device, milliseconds measured and predicted, error, hours now."""
+    options = Options(preset=preset, gpu=gpu)
+    found = measured(stage, options)
+    if found is None:
+        raise ValueError(f"profiling/results holds no step of preset {preset}, {stage} stage, on {gpu}")
+    predicted, error = error_of(stage, options, found)
+    now = predict(stage, 1, options).seconds
+    form = "textbook" if found.textbook else "shared"
+    cells = (
+        f"`{preset}`, {stage}, {gpu}",
+        f"{found.seconds * 1e3:.1f} ({found.mode}, {form})",
+        f"{predicted * 1e3:.1f}",
+        f"{error:+.0%}",
+        f"{now * 1e3:.1f}",
+        f"{now * optim_of(stage, preset).steps / 3600:.2f}",
+        f"[{found.file}](../profiling/results/{found.file})",
+    )
+    return "| " + " | ".join(cells) + " |"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -194,11 +261,12 @@ def steps_table(options: Options) -> str:
             memory = number(step.memory / 1e9)
             if 0 < device.memory < step.memory / 1e9:
                 memory += f", of {device.memory:g}: --micro-batch or --recompute"
-            measurement = measured(stage, options) if gpus == 1 else None
+            found = measured(stage, options) if gpus == 1 else None
             error = "not measured"
-            if measurement:
-                mode, time = measurement
-                error = f"{time * 1e3:.1f} ms {mode}: prediction {step.seconds / time - 1:+.0%}"
+            if found:
+                form = " with the textbook's decoder" if found.textbook else ""
+                relative = error_of(stage, options, found)[1]
+                error = f"{found.seconds * 1e3:.1f} ms {found.mode}{form}: prediction of it {relative:+.0%}"
             rows.append(
                 (stage, str(gpus) + f" of {available}" * (gpus < available), str(step.rows), number(step.seconds * 1e3),
                  number(step.exchange * 1e3), memory, f"{optim.steps:,}", number(hours), number(hours * gpus),
@@ -256,7 +324,9 @@ def report(options: Options) -> str:
         f"bfloat16, {number(device.gbytes)} GB/s{memory}; {device.source}). Assumed: products reach {options.mfu:.0%} "
         f"of the rate, other kernels {options.bandwidth_use:.0%} of the bandwidth"
     )
-    if options.gpu != "this-cpu":
+    if options.gpu == "this-cpu":
+        head += ". Added: the measured start of each kernel of the demo's compiled step"
+    else:
         head += f", kernels start {options.kernel_us:g} µs apart"
     if max(options.gpus) > MACHINE:
         head += f", machines of {MACHINE} GPUs exchange {options.network:g} GB/s a GPU"

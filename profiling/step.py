@@ -26,6 +26,7 @@ from interpreter.engine.randomness import repeatable
 from interpreter.engine.step import Prefetched, TrainingStep
 from interpreter.methods.interpreter.config import Preset, StageName
 from profiling.accounting.breakdown import breakdown
+from profiling.accounting.formulas import DECODER
 from profiling.common.machine import machine, save
 from profiling.common.setups import Encoder, RandomInputs, Setup, random_frames, setup
 from profiling.common.timing import synchronize
@@ -127,6 +128,7 @@ def run(options: Options) -> dict[str, Any]:
         "deterministic": options.deterministic,
         "frames": stage_setup.task.frames_per_step,
         "precision": optim.precision,
+        "decoder": DECODER,
         "loss_of_first_steps": loss,
         "warm_up_s": warm_up,
         "milliseconds": {"median": statistics.median(times), "least": min(times), "greatest": max(times)},

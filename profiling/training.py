@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from slotkernels import sinkhorn_divergence
 from torch import Tensor
+from torch._dynamo.utils import counters
+from torch._inductor import metrics
 
 from interpreter.engine.cuda_graph import EAGER_STEPS
 from interpreter.engine.randomness import repeatable
@@ -28,6 +30,7 @@ from interpreter.methods.interpreter.config import Preset
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.methods.interpreter.video_stage import VideoSlots
 from interpreter.models.autocast import autocast
+from profiling.accounting.formulas import DECODER
 from profiling.bench.flops import count_flops
 from profiling.common.machine import machine, save
 from profiling.common.setups import STAGES, Encoder, Setup, random_frames, setup
@@ -91,6 +94,8 @@ def benchmark(stage: str, stage_setup: Setup, rate: float, seconds: float) -> di
     modes: dict[str, dict[str, Any]] = {"eager": {}, "compiled": {"compiled": True}}
     if device.type == "cuda":
         modes |= {"captured": {"captured": True}, "compiled and captured": {"compiled": True, "captured": True}}
+    metrics.reset()
+    counters.clear()
     weights = {key: value.clone() for key, value in task.model.state_dict().items()}
     runs: dict[str, Run] = {}
     losses = {}
@@ -114,6 +119,7 @@ def benchmark(stage: str, stage_setup: Setup, rate: float, seconds: float) -> di
         "stage": stage,
         "frames": task.frames_per_step,
         "gflop": flops / 1e9,
+        "kernels": metrics.generated_kernel_count + counters["inductor"]["extern_calls"],  # of the compiled step
         "losses": losses,
         "modes": {
             mode: {**t, "utilisation": flops / 1e6 / t["median"] / rate, "peak_mib": peaks[mode]}
@@ -122,6 +128,12 @@ def benchmark(stage: str, stage_setup: Setup, rate: float, seconds: float) -> di
         "parts": interleaved(parts, device.type, seconds),
         "uncached, on top": interleaved({"": uncached}, device.type, seconds / 4)[""],
     }
+
+
+def start_us(device: str) -> float:
+    """Microseconds of the smallest kernel that all threads share: a scaling of numbers that the caches hold."""
+    numbers = torch.randn(2**16, device=device)
+    return 1e3 * interleaved({"": lambda: numbers.mul_(1.0)}, device, 0.5)[""]["median"]
 
 
 def show(entry: dict[str, Any]) -> None:
@@ -160,7 +172,8 @@ def main() -> None:
         precision = stage_setup.task.optim.precision
         if "limits" not in results:
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            results |= {"precision": precision, "limits": limits(options.device, dtype), "entries": []}
+            reached = limits(options.device, dtype) | {"start_us": start_us(options.device)}
+            results |= {"precision": precision, "decoder": DECODER, "limits": reached, "entries": []}
         entry = benchmark(stage, stage_setup, results["limits"]["gflops"], options.seconds)
         results["entries"].append(entry)
         show(entry)

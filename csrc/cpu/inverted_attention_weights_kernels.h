@@ -1,10 +1,10 @@
 // Softmax over the slots and mean over the tokens of one sample on one thread, and their gradient, for one level of
 // x86-64 (see levels.h).
 //
-// Products with tokens on the left are a quarter faster than with slots on the left, so they come as [tokens, slots] and
-// are turned in registers: all else is [slots, tokens]. They are read once and weights are written once; the attention in
-// between, [slots, tokens] floats, stays in the second cache. Floor: an exponential for each slot and token forward, the
-// memory's bandwidth backward.
+// oneDNN's products with the tokens on the left are faster than those with the slots on the left, so they come as
+// [tokens, slots] and are turned in registers: all else is [slots, tokens]. They are read once and weights are written
+// once; the attention in between, [slots, tokens] floats, stays in the second cache. Floor: an exponential for each slot
+// and token forward, the memory's bandwidth backward.
 
 #include "simd.h"
 

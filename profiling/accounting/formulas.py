@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from slotkernels import sinkhorn, slot_attention
-from slotkernels.slot_attention.prepared import absorbs
+from slotkernels.slot_attention.prepared import absorbs, saved_by_merging
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,6 +25,7 @@ from profiling.common.setups import FEATURES
 NORM, NORM_BACKWARD = (4 + 2) + (4 + 2), (2 + 4 + 4) + (4 + 2)
 GELU, GELU_BACKWARD = 8 + 8, (8 + 8) + 8  # of a layer 4 times as wide
 SOFTMAX, SOFTMAX_BACKWARD = 2 + 2, (2 + 2) + 2  # per token, head and slot of absorbed cross-attention
+DECODER = "shared"  # in result files: what is equal for all samples is computed once (:func:`decoder`)
 ADAMW = 4 * (4 + 3)  # bytes per parameter: weight, gradient and two moments read; all but the gradient written
 VIT_LAYERS = 12
 
@@ -96,12 +97,15 @@ def slot_attention_parts(
     name, backward = "slot attention", int(train)
     rows, width = 2 * batch * slots, 15 * dim * dim  # q, GRU (6), MLP (8)
     parts = [Part(f"{name}, norm of tokens", 0, 6 * batch * tokens * input_dim)]  # fp32 read, bf16 written
+    saved = 0
     if absorbs(tokens, slots, dim, input_dim, iterations, backward):
         width, token_dim = width + 2 * dim * input_dim, input_dim
+        free = batch * slots * (iterations - backward)  # slots without gradients
+        saved = sum(2 * max(0, saved_by_merging(free, outputs, (dim, input_dim))) for outputs in (dim, 3 * dim))
     else:
         token_dim = dim
         parts.append(Part(f"{name}, keys and values", 4 * batch * tokens * dim * input_dim * (1 + 2 * backward)))
-    parts.append(Part(f"{name}, slots", (iterations + 2 * backward) * rows * width))
+    parts.append(Part(f"{name}, slots", (iterations + 2 * backward) * rows * width - saved))
     sizes = (batch, slots, tokens, token_dim)
     forward = Part(name, slot_attention.flops(*sizes), slot_attention.bytes_moved(*sizes, itemsize=2))
     parts.append(forward.times(iterations))

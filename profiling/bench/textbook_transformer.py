@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from interpreter.models.transformer import Attention as OurAttention
 from interpreter.models.transformer import TransformerDecoder, TransformerEncoder
 
 
@@ -94,7 +95,7 @@ class Decoder(nn.Module):
 def textbook_of(module: TransformerEncoder | TransformerDecoder) -> nn.Module:
     """The textbook's form of a transformer, with copies of its parameters."""
     (dim,), depth = module.norm.normalized_shape, len(module.blocks)
-    heads = module.blocks[0].attend_self.heads if depth else 1  # type: ignore[union-attr]
+    heads = next(child.heads for child in module.modules() if isinstance(child, OurAttention)) if depth else 1
     form: nn.Module
     if isinstance(module, TransformerDecoder):
         form = Decoder(dim, module.head.out_features, depth, heads)

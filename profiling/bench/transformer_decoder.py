@@ -72,7 +72,8 @@ def case(size: Size, dtype: torch.dtype, device: str) -> Case:
     init_transformer(ours)
     ours.to(device)
     textbook = textbook_of(ours)
-    queries = sincos_2d(*(torch.arange(n, device=device) for n in size.grid), size.dim)
+    rows, columns = (torch.arange(n, device=device) for n in size.grid)
+    queries = sincos_2d(rows, columns, size.dim)
     around, shape = context(device, dtype), (size.batch, len(queries), size.out_dim)
 
     def inputs() -> tuple[Tensor, ...]:

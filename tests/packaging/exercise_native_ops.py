@@ -19,6 +19,7 @@ from slotkernels import (
 from slotkernels._native import why_not_loaded
 from slotkernels.sinkhorn.op import make_problem
 from slotkernels.sinkhorn.streaming import STREAMING
+from slotkernels.slot_attention.token_norm import TOKEN_NORM, Arguments
 from slotkernels.slot_update import add_norm, gru_norm
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -79,6 +80,14 @@ def attention() -> None:
             torch.cat([result.float().flatten() for result in results if result is not None]).sum().backward()
 
 
+def token_norm() -> None:
+    for dtype in DTYPES:
+        for shape in ((0, 4, 3), (1, 1, 1), (2, 67, 37), (3, 40, 64)):
+            tokens = torch.randn(shape).to(dtype).requires_grad_()
+            for result in DTYPES:
+                TOKEN_NORM(Arguments(tokens, 1e-5, result))[0].float().sum().backward()
+
+
 def invariant_attention() -> None:
     for batch, tokens, slots, dim in ((0, 4, 3, 5), (1, 1, 1, 1), (2, 67, 5, 37), (3, 40, 33, 64)):
         for normed in (False, True):
@@ -102,8 +111,17 @@ def slot_update() -> None:
 def main() -> None:
     torch.manual_seed(0)
     assert why_not_loaded("_C") is None, why_not_loaded("_C")
-    ops = (merging, sinkhorn, streaming_sinkhorn, propagation, attention, invariant_attention, slot_update)
-    for exercise in ops:
+    parts = (
+        merging,
+        sinkhorn,
+        streaming_sinkhorn,
+        propagation,
+        attention,
+        token_norm,
+        invariant_attention,
+        slot_update,
+    )
+    for exercise in parts:
         exercise()
     schemas = Path("csrc/schemas.cpp").read_text()
     defined = set(re.findall(r'm\.def\(\s*"(\w+)\(', schemas))

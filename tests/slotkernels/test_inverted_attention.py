@@ -254,6 +254,18 @@ def test_equal_calls_give_equal_bits(backend):
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
+@needs_cpp
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_cpp_results_do_not_depend_on_the_threads(dtype):
+    tensors, mask = make((3, 150, 6, 12), dtype, False, True, True)
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        outputs = inverted_attention(**tensors, mask=mask, return_attention=True, backend="cpp")
+        results.append([*outputs, *torch.autograd.grad(outputs[0].square().sum(), list(tensors.values()))])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
 def test_attention_is_returned_only_on_request(backend):
     q = torch.randn(1, 2, 3)
     assert inverted_attention(q, q, backend=backend)[1] is None

@@ -242,8 +242,10 @@ def test_auto_streams_by_size_and_built_backends(monkeypatch):
 
     monkeypatch.setattr(op, "_has_cpp", lambda: True)
     assert not prefers_streaming("auto", *sizes(3456, 32, 32, 768))
-    assert not prefers_streaming("auto", *sizes(8, 2896, 2896, 3))  # 128 MiB of costs in each problem
-    assert prefers_streaming("auto", *sizes(1, 2896, 2897, 3))
+    assert not prefers_streaming("auto", *sizes(8, 1448, 1448, 64))  # 32 MiB of costs in each problem
+    assert prefers_streaming("auto", *sizes(1, 1448, 1449, 3))
+    assert not prefers_streaming("auto", *sizes(8, 2896, 2896, 768))  # 128 MiB
+    assert prefers_streaming("auto", *sizes(1, 2896, 2897, 768))
     assert not prefers_streaming("auto", *sizes(96, 32, 32, 768, dtype=torch.float64))
     assert prefers_streaming("auto", *sizes(1000, 100, 100, 3, dtype=torch.float64))  # dense, they would hold 16 copies
     monkeypatch.setattr(op, "_has_cpp", lambda: False)

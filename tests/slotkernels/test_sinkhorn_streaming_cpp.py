@@ -6,11 +6,12 @@ import sys
 
 import pytest
 import torch
+from slotkernels import sinkhorn_divergence
 from slotkernels._native import why_not_loaded
 from slotkernels.sinkhorn.problem import BackwardArguments, Problem
 from slotkernels.sinkhorn.reference import sinkhorn as dense
 from slotkernels.sinkhorn.reference import sinkhorn_backward as dense_backward
-from slotkernels.sinkhorn.streaming import STREAMING, blocks, cpp
+from slotkernels.sinkhorn.streaming import STREAMING, blocks, cpp, op, prefers_streaming
 
 from .sinkhorn_cases import points, weights
 
@@ -162,6 +163,22 @@ def test_strided_and_empty_inputs():
     empty = stream(x[:0], y[:0], diameter=1.0)
     assert empty["value"].shape == (0,)
     assert empty["grad_x"].shape == (0, 12, 3)
+
+
+def test_auto_streams_where_it_is_faster_and_differentiates_twice(monkeypatch):
+    monkeypatch.setattr(op, "FASTER_COSTS", 0)
+    monkeypatch.setattr(op, "FASTER_COSTS_PER_DIM", 0)
+    x, y = sets(1, 30, 20, 3)
+    assert prefers_streaming("auto", x, y)
+    second = []
+    for backend in ("auto", "reference"):
+        leaf = x.clone().requires_grad_()
+        value = sinkhorn_divergence(leaf, y, blur=0.5, backend=backend)
+        (first,) = torch.autograd.grad(value.sum(), leaf, create_graph=True)
+        second.append([value, first, *torch.autograd.grad(first.square().sum(), leaf)])
+    value, _ = torch.func.jvp(lambda x: sinkhorn_divergence(x, y, blur=0.5), (x,), (y[:, :1].expand_as(x),))
+    torch.testing.assert_close(second[0], second[1], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(value, second[1][0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("level", ["avx2", "default"])

@@ -6,9 +6,10 @@ import pytest
 import torch
 from slotkernels import SlotAttention, slot_attention, use_backend
 from slotkernels.slot_attention import SAVI, STANDARD, Conventions, reference
-from slotkernels.slot_attention.prepared import absorbs
+from slotkernels.slot_attention.prepared import absorbs, weights_of
 from slotkernels.slot_attention.reference import textbook_slot_attention
 
+from .label_cases import needs_cpp
 from .oracles import assert_matches_oracle
 
 IMPLICIT = ["bilevel", "detach", "none"]
@@ -180,7 +181,7 @@ def test_modes_differ_only_in_gradient():
         module, inputs = make(implicit)
         outputs.append(module(inputs, torch.ones(2, 3, 6).double() * torch.arange(3).view(1, 3, 1)).slots)
     assert torch.equal(outputs[0], outputs[1])
-    assert torch.equal(outputs[0], outputs[2])
+    torch.testing.assert_close(outputs[0], outputs[2], rtol=1e-12, atol=1e-12)  # weights are merged in the first two
 
 
 def test_samples_follow_the_prior_and_the_generator():
@@ -237,7 +238,7 @@ def test_folded_biases_keep_their_precision_under_autocast():
     module, _ = make(dim=32, input_dim=24, conventions=STANDARD._replace(qkv_bias=True))
     module.float()
     with torch.autocast("cpu", torch.bfloat16):
-        weights = module._weights(torch.bfloat16)
+        weights = weights_of(module, torch.bfloat16)
     for linear, folded in ((module.to_k, weights.k), (module.to_v, weights.v)):
         exact = linear.weight.double() @ module.norm_inputs.bias.double() + linear.bias.double()
         assert folded.weight.dtype == torch.bfloat16
@@ -313,14 +314,14 @@ def test_a_captured_step_replays_on_new_tokens():
     assert all(torch.equal(one, other) for one, other in zip(captured, step(), strict=True))
 
 
-@pytest.mark.parametrize(("dtype", "copies"), [(torch.bfloat16, 0), (torch.float32, 1)], ids=str)
-def test_tokens_are_cast_at_most_once_for_all_iterations(dtype, copies):
+@needs_cpp  # whose layer norm writes what the products read
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_tokens_are_never_copied_from_one_dtype_to_another(dtype):
     module = SlotAttention(4, 32, 24)
     inputs, initial = torch.randn(2, 50, 24).to(dtype), module.sample_slots(2).detach()
     with torch.autocast("cpu", torch.bfloat16), torch.profiler.profile(record_shapes=True) as profile:
         module(inputs, initial)
-    copy_events = [e for e in profile.events() if e.name == "aten::copy_" and e.input_shapes[0] == [2, 50, 24]]
-    assert len(copy_events) == copies
+    assert not [e for e in profile.events() if e.name == "aten::copy_" and e.input_shapes[0] == [2, 50, 24]]
 
 
 @pytest.mark.parametrize("implicit", IMPLICIT)

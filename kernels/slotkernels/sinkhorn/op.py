@@ -14,7 +14,7 @@ from . import cpp
 from .composite import composite_sinkhorn
 from .problem import BackwardArguments, Problem, Solution
 from .reference import weight_gradient
-from .streaming import STREAMING, prefers_streaming
+from .streaming import STREAMING, must_stream, prefers_streaming
 from .weightless import move_weightless
 
 MOST_POINTS = 128  # of a set that the Triton kernels serve: its cost matrix is held on chip
@@ -131,6 +131,8 @@ def solve(op: str, problem: Problem, backend: str, potentials: bool) -> tuple[Te
     backend = requested_backend(backend)
     x, y, a, b, *_ = problem
     streams, transformed = prefers_streaming(backend, x, y), _derivatives.takes_composite(op, backend)
+    if transformed and streams and must_stream(x, y):
+        raise RuntimeError(_derivatives.no_derivatives(op, backend, "inside torch.func or in forward mode"))
     moved = None
     if a is not None or b is not None:
         in_place = potentials or transformed or _wants_gradient(a) or _wants_gradient(b)
@@ -138,8 +140,6 @@ def solve(op: str, problem: Problem, backend: str, potentials: bool) -> tuple[Te
             backend = _instead_of_triton(op, backend, x)
         moved = move_weightless(x, y, a, b, in_place, problem.blur)
         problem = problem._replace(x=moved.x, y=moved.y, a=moved.a, b=moved.b)
-    if transformed and streams:
-        raise RuntimeError(_derivatives.no_derivatives(op, backend, "inside torch.func or in forward mode"))
     if transformed:
         with without_autocast(x.device):
             value, f, g = composite_sinkhorn(problem)

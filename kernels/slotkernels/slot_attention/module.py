@@ -18,7 +18,7 @@ from ..slot_update import add_norm, gru_norm
 from .checkpoints import load_parameters, read_published
 from .conventions import STANDARD, Conventions, FormerOptions, check_update, with_former_options
 from .op import by_group, hide
-from .prepared import PreparedTokens, Weights, absorbs, cast, cast_gates, fold
+from .prepared import PreparedTokens, absorbs, weights_of
 from .token_norm import normalise
 
 IMPLICIT = ("bilevel", "detach", "none")
@@ -146,17 +146,15 @@ class SlotAttention(nn.Module):
             new slots [B, N, D], the same normalised, and attention [B, M, N] or None.
         """
         weights, use_mlp = prepared.weights, self.conventions.use_mlp
-        q = F.linear(normalised, *weights.q)  # [B, N, Dqkv]
-        updates, attention = prepared.attend(q, self.scale, self.conventions, groups, return_attention)
+        taken, attention = prepared.attend(normalised, self.scale, self.conventions, groups, return_attention)
         norm = _affine(self.norm_mlp if use_mlp else self.norm_slots)  # that of what follows
         if weights.gates:
             # Normalised again, not as cast for the queries: under autocast the state keeps the precision of the slots.
             state = slots if self.conventions.gru_state == "slots" else self._normalise(slots, slots.dtype)
-            gates_input = F.linear(updates, *weights.gates[0])  # [B, N, 3D]
-            gates_hidden = F.linear(state.to(updates.dtype), *weights.gates[1])  # [B, N, 3D]
-            slots, normalised = gru_norm(gates_input, gates_hidden, state, *norm)
+            gates_hidden = F.linear(state.to(taken.dtype), *weights.gates[1])  # [B, N, 3D]
+            slots, normalised = gru_norm(taken, gates_hidden, state, *norm)
         else:
-            slots, normalised = add_norm(slots, updates, *norm)
+            slots, normalised = add_norm(slots, taken, *norm)
         if use_mlp:
             hidden = F.relu(F.linear(normalised, *weights.mlp[0]), inplace=True)
             slots, normalised = add_norm(slots, F.linear(hidden, *weights.mlp[1]), *_affine(self.norm_slots))
@@ -263,11 +261,12 @@ class SlotAttention(nn.Module):
             inputs = hide(inputs, mask)
         dtype = self._product_dtype(inputs)
         x = normalise(inputs, self.norm_inputs.eps, dtype)
-        weights = self._weights(x.dtype)
+        weights = weights_of(self, x.dtype)
         differentiated = iterations if self.implicit == "none" else 1
         backward = differentiated if torch.is_grad_enabled() else 0
         if absorbs(x.shape[1], num_slots, self.qkv_dim, self.input_dim, iterations, backward):
-            return PreparedTokens(x, None, by_group(mask), weights)
+            merged = weights.merged(x.shape[0] * num_slots * (iterations - backward))
+            return PreparedTokens(x, None, by_group(mask), merged)
         k, v = (F.linear(x, weight, bias.to(x.dtype)) for weight, bias in (weights.k, weights.v))
         return PreparedTokens(k, v, by_group(mask), weights)
 
@@ -358,16 +357,6 @@ class SlotAttention(nn.Module):
         options["iterations"] = options["iterations"] if iterations is None else iterations
         module = cls(num_slots, implicit=implicit, conventions=of_style, **options).to(tensors["to_q.weight"].dtype)
         return load_parameters(module, tensors, style)
-
-    def _weights(self, dtype: torch.dtype) -> Weights:
-        layers = list(self.mlp) if self.conventions.use_mlp else []
-        return Weights(
-            q=cast(self.to_q, dtype),
-            k=fold(self.to_k, self.norm_inputs, dtype),
-            v=fold(self.to_v, self.norm_inputs, dtype),
-            gates=cast_gates(self.gru, dtype) if self.update == "gru" else (),
-            mlp=tuple(cast(layer, dtype) for layer in layers if isinstance(layer, nn.Linear)),
-        )
 
     def _iterate(
         self, slots: Tensor, prepared: PreparedTokens, groups: int, iterations: int, return_attention: bool = True

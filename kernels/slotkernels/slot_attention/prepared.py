@@ -4,7 +4,8 @@ Keys and values are linear in the normalised tokens, so their projections can be
 (*absorbed*); :func:`absorbs` chooses the cheaper form.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,14 @@ class Folded(NamedTuple):
     bias: Tensor  # [Dqkv], never cast
 
 
+class Merged(NamedTuple):
+    """The product of two weights that follow each other in the absorbed form, without gradients."""
+
+    weight: Tensor  # Wkᵀ Wq [Din, D], or W_ih Wv [3D, Din]
+    bias: Tensor | None  # Wkᵀ bq [Din], or b_ih [3D]
+    shift: Tensor  # Wqᵀ bk [D], or W_ih bv [3D]; never cast
+
+
 class Weights(NamedTuple):
     """Weights of an iteration, cast to the dtype of the products once for all iterations."""
 
@@ -38,11 +47,38 @@ class Weights(NamedTuple):
     v: Folded
     gates: tuple[Linear, ...]  # of the updates and of the state; none without a GRU
     mlp: tuple[Linear, ...]  # two, or none
+    merged_q: Merged | None = None  # of q and k, for iterations without gradients
+    merged_gates: Merged | None = None  # of v and the updates' gates, for the same
 
     def sharpened(self, factor: float) -> "Weights":
         """Weights whose logits are ``factor`` times as large: logits are linear in q, and q in its projection."""
         weight, bias = self.q
-        return self._replace(q=Linear(factor * weight, None if bias is None else factor * bias))
+        sharp = self._replace(q=Linear(factor * weight, None if bias is None else factor * bias))
+        if self.merged_q is None:
+            return sharp
+        weight, bias, shift = self.merged_q
+        merged = Merged(factor * weight, None if bias is None else factor * bias, factor * shift)
+        return sharp._replace(merged_q=merged)
+
+    def merged(self, rows: int) -> "Weights":
+        """Weights with those products of two that take fewer operations for ``rows`` slots.
+
+        Args:
+            rows: slots that go through the products without gradients, summed over samples and iterations.
+        """
+        (q, q_bias), k, v = self.q, self.k, self.v
+        merged_q = merged_gates = None
+        with torch.no_grad():
+            if saved_by_merging(rows, q.shape[1], k.weight.shape) > 0:
+                # Left out: bq·bk, which all slots have in common, so that the softmax over them is the same.
+                with without_autocast(q.device):
+                    bias = None if q_bias is None else k.weight.t() @ q_bias
+                    merged_q = Merged(k.weight.t() @ q, bias, q.to(k.bias.dtype).t() @ k.bias)
+            if self.gates and saved_by_merging(rows, self.gates[0].weight.shape[0], v.weight.shape) > 0:
+                weight, bias = self.gates[0]
+                with without_autocast(weight.device):
+                    merged_gates = Merged(weight @ v.weight, bias, weight.to(v.bias.dtype) @ v.bias)
+        return self._replace(merged_q=merged_q, merged_gates=merged_gates)
 
 
 class PreparedTokens(NamedTuple):
@@ -151,25 +187,33 @@ class PreparedTokens(NamedTuple):
         )
 
     def attend(
-        self, q: Tensor, scale: float, conventions: Conventions, groups: int, return_attention: bool
+        self, normalised: Tensor, scale: float, conventions: Conventions, groups: int, return_attention: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Inverted attention of slots to the tokens, in either form.
+        """Inverted attention of slots to the tokens, in either form, up to what the slots are updated with.
 
         Args:
-            q: [B, N, Dqkv] queries.
+            normalised: [B, N, D] slots.
             scale: factor of the logits.
             conventions: where eps is, and how large.
             groups: slots compete within N / groups of them.
             return_attention: whether to return the attention.
 
         Returns:
-            updates [B, N, Dqkv], and attention [B, M, N] or None.
+            the updates' part of the gates [B, N, 3D], or updates [B, N, Dqkv] without a GRU; attention [B, M, N] or
+            None.
         """
         k, v, mask, weights = self
         bias, in_numerator = None, conventions.eps_placement == "numerator"
-        if v is None:  # keys are absorbed into the queries: k·q = x·(Wkᵀ q) + bk·q
-            bias = (q.to(weights.k.bias.dtype) * weights.k.bias).sum(-1) * scale
-            q = F.linear(q, weights.k.weight.t())
+        merged = v is None and not torch.is_grad_enabled()
+        if merged and weights.merged_q is not None:
+            weight, shift = weights.merged_q[:2], weights.merged_q.shift
+            bias = (normalised.to(shift.dtype) * shift).sum(-1) * scale
+            q = F.linear(normalised, *weight)
+        else:
+            q = F.linear(normalised, *weights.q)  # [B, N, Dqkv]
+            if v is None:  # keys are absorbed into the queries: k·q = x·(Wkᵀ q) + bk·q
+                bias = (q.to(weights.k.bias.dtype) * weights.k.bias).sum(-1) * scale
+                q = F.linear(q, weights.k.weight.t())
         arguments = Arguments(
             q,
             k,
@@ -184,12 +228,24 @@ class PreparedTokens(NamedTuple):
             return_attention=return_attention,
         )
         updates, total, attention = attend(arguments)
-        if v is None:  # and values out of the updates: Σ w v = Wv Σ w x + (Σ w) bv
-            total_eps = arguments.total_eps
-            sum_of_weights = 1 - total_eps / total if total_eps else (total > 0).to(total.dtype)  # 0: no token is seen
-            updates = F.linear(updates, weights.v.weight)
-            updates = updates + (sum_of_weights.unsqueeze(-1) * weights.v.bias).to(updates.dtype)
+        if v is None:  # and values out of the updates: Σ w v = Wv Σ w x̂ + (Σ w) bv
+            if merged and weights.merged_gates is not None:
+                updates = _of_means(updates, total, arguments, weights.merged_gates)
+                return updates, attention.transpose(1, 2) if return_attention else None
+            updates = _of_means(updates, total, arguments, Merged(weights.v.weight, None, weights.v.bias))
+        if weights.gates:
+            updates = F.linear(updates, *weights.gates[0])
         return updates, attention.transpose(1, 2) if return_attention else None
+
+
+def _of_means(means: Tensor, total: Tensor, arguments: Arguments, linear: Merged) -> Tensor:
+    """Weighted sums of W x + shift, plus a bias, from the weighted sums of tokens x: [B, N, out] of [B, N, Din]."""
+    weight, bias, shift = linear
+    if arguments.mask is None and arguments.weight_eps > 0:  # the weights of every slot add up to 1
+        return F.linear(means, weight, (shift if bias is None else bias + shift).to(means.dtype))
+    total_eps = arguments.total_eps
+    sum_of_weights = 1 - total_eps / total if total_eps else (total > 0).to(total.dtype)  # 0: no token is seen
+    return F.linear(means, weight, bias) + (sum_of_weights.unsqueeze(-1) * shift).to(means.dtype)
 
 
 def absorbs(tokens: int, slots: int, dim: int, input_dim: int, iterations: int, backward: int) -> bool:
@@ -203,6 +259,28 @@ def absorbs(tokens: int, slots: int, dim: int, input_dim: int, iterations: int, 
     absorbed = passes * slots * input_dim * (tokens + dim)
     projected = passes * slots * dim * tokens + (3 if backward else 1) * tokens * dim * input_dim
     return absorbed <= projected
+
+
+def saved_by_merging(rows: int, width: int, projection: Sequence[int]) -> int:
+    """Multiply-adds that ``rows`` slots save by the product of two weights, less the cost of this product.
+
+    One weight leads from or to ``width``, the other is the projection [Dqkv, Din] of keys or values: apart, a slot
+    takes Dqkv · (width + Din), merged width · Din, and merging takes width · Dqkv · Din once.
+    """
+    dim, input_dim = projection
+    return rows * (dim * (width + input_dim) - width * input_dim) - width * dim * input_dim
+
+
+def weights_of(module: Any, dtype: torch.dtype) -> Weights:
+    """The weights of a :class:`SlotAttention` in ``dtype``."""
+    layers = module.mlp if module.conventions.use_mlp else ()
+    return Weights(
+        q=cast(module.to_q, dtype),
+        k=fold(module.to_k, module.norm_inputs, dtype),
+        v=fold(module.to_v, module.norm_inputs, dtype),
+        gates=cast_gates(module.gru, dtype) if module.update == "gru" else (),
+        mlp=tuple(cast(layer, dtype) for layer in layers if isinstance(layer, nn.Linear)),
+    )
 
 
 def cast(linear: nn.Linear, dtype: torch.dtype) -> Linear:

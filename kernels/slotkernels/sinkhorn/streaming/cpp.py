@@ -1,10 +1,10 @@
 """Streaming Sinkhorn on a CPU, in C++ (``csrc/cpu/streaming.cpp``): tiles of pairs that stay in registers.
 
-As in ``blocks.py``, both updates of two sets share their exponentials ``K_ij = exp((f_i + g_j - C_ij) / eps)``. Products
-of points are float32, all else in an exponent is exact: each set is centred on its own mean, the terms of one point are
-float64, their whole part (to the base 2) enters the exponent, and the rest becomes a factor of the point's weight. So an
-exponent errs by some ``2^-24 |x| |y| / eps``. Where that exceeds ``LARGEST_ERROR``, and where a sum leaves the range of
-float32, ``blocks.py`` computes the step with float64 products.
+As in ``blocks.py``, both updates of two sets share their exponentials ``K_ij = exp((f_i + g_j - C_ij) / eps)``.
+Products of points are float32. All else in an exponent is exact: each set is centred on its own mean, the terms of one
+point are float64, their whole part (to the base 2) enters the exponent, and the rest becomes a factor of the point's
+weight. An exponent then errs by some ``2^-24 |x| |y| / eps``. Where that exceeds ``LARGEST_ERROR``, and where a sum
+leaves the range of float32, ``blocks.py`` computes the step with float64 products.
 """
 
 from functools import cached_property
@@ -113,8 +113,8 @@ class Pair:
             return self.blocks.gradient(eps, f, g)
         x, y = self.x, self.y
         totals, pulls = torch.ops.slotkernels_native.streaming_slopes(
-            x.rows, y.rows, y.panels, x.pad(terms.r, NONE), y.pad(terms.s, NONE), y.pad(terms.s_rest.exp2()), terms.scale,
-            x.count, y.count, self.p,
+            x.rows, y.rows, y.panels, x.pad(terms.r, NONE), y.pad(terms.s, NONE), y.pad(terms.s_rest.exp2()),
+            terms.scale, x.count, y.count, self.p,
         )  # fmt: skip
         slopes = (self.shifted * totals.unsqueeze(2)).sub_(pulls) if self.p == 2 else pulls
         return slopes.mul_(terms.r_rest.exp2().unsqueeze(2))

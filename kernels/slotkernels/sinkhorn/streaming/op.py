@@ -4,14 +4,16 @@ A backend brings a :class:`~slotkernels.sinkhorn.streaming.pair.Pair`, which vis
 gradient are the same for all backends (``annealing.py``).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from ..._checks import accumulate_dtype
+from ..._derivatives import composite_gradients
 from ..._native import why_not_cpp, why_not_loaded
 from ..._op import Op, Saved
+from ..composite import composite_sinkhorn
 from ..problem import Problem
 from ..reference import weight_gradient
 from . import keops
@@ -20,6 +22,9 @@ from .problem import StreamingBackwardArguments, StreamingSolution
 # Bytes of costs beyond which "auto" streams: those of one problem where C++ solves the problems one by one, else those
 # of the whole batch (of which the reference holds about 16 copies).
 LARGEST_COSTS = {"cpp": 2**27, "reference": 2**26, "accelerator": 2**30}
+# Bytes of costs of one problem beyond which C++ is faster if it streams: at least the former, and the latter for each
+# dimension, as streaming multiplies points in every step.
+FASTER_COSTS, FASTER_COSTS_PER_DIM = 2**25, 2**19
 
 
 def _empty(problem: Problem) -> StreamingSolution:
@@ -46,6 +51,9 @@ BACKWARD = STREAMING.backward_op(_empty_gradients)
 def _gradients(saved: Saved[Problem, StreamingSolution], *grads: Tensor | None) -> Iterable[Tensor | None]:
     grad_value, grad_f, grad_g, _ = grads
     need_x, need_y, need_a, need_b = saved.needs
+    x, y, *_ = saved.arguments
+    if saved.twice and not must_stream(x, y):  # streamed because it is faster: all costs fit
+        return composite_gradients(_of_tensors(saved.arguments), saved.arguments[:4], saved.needs, grads)
     grad_x = grad_y = None
     if need_x or need_y:
         problem = saved.arguments._replace(keep_x=need_x, keep_y=need_y)
@@ -56,24 +64,47 @@ def _gradients(saved: Saved[Problem, StreamingSolution], *grads: Tensor | None) 
     return grad_x, grad_y, grad_a, grad_b
 
 
+def _of_tensors(problem: Problem) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """The op made of PyTorch's operations, as a function of the problem's tensors."""
+
+    def function(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        return composite_sinkhorn(problem._replace(x=x, y=y, a=a, b=b))
+
+    return function
+
+
 @torch.compiler.assume_constant_result  # Dynamo cannot trace the search for a library
 def _has_cpp() -> bool:
     return why_not_loaded("_C") is None
 
 
-def prefers_streaming(backend: str, x: Tensor, y: Tensor) -> bool:
-    """Whether a call runs on ``slotkernels::sinkhorn_streaming``; decided by shapes alone, so that it can be traced.
-
-    ``"keops"`` and ``"blocks"`` always do, other backends never, and ``"auto"`` does where the costs, ``(N + M)²``
-    numbers a problem, exceed ``LARGEST_COSTS``. The limit is set by memory: the dense kernels are faster up to there
-    and beyond, and on an accelerator streaming makes the host wait and cannot be captured in a CUDA graph.
-    """
-    if backend != "auto":
-        return backend in ("keops", "blocks")
+def _costs(x: Tensor, y: Tensor) -> tuple[str, int]:
+    """The key of ``LARGEST_COSTS`` that a call of "auto" falls under, and the bytes that it limits."""
     if x.device.type != "cpu":
         kind = "accelerator"
     else:
         kind = "cpp" if x.dtype != torch.float64 and _has_cpp() else "reference"
     problems = 1 if kind == "cpp" else x.shape[0]
     itemsize = 8 if x.dtype == torch.float64 else 4
-    return problems * (x.shape[1] + y.shape[1]) ** 2 * itemsize > LARGEST_COSTS[kind]
+    return kind, problems * (x.shape[1] + y.shape[1]) ** 2 * itemsize
+
+
+def prefers_streaming(backend: str, x: Tensor, y: Tensor) -> bool:
+    """Whether a call runs on ``slotkernels::sinkhorn_streaming``; decided by shapes alone, so that it can be traced.
+
+    ``"keops"`` and ``"blocks"`` always do, other backends never, and ``"auto"`` does where the costs, ``(N + M)²``
+    numbers a problem, exceed a limit. Without C++, and on an accelerator, it is ``LARGEST_COSTS``: the dense kernels
+    are faster up to there and beyond, and on an accelerator streaming makes the host wait and cannot be captured in a
+    CUDA graph. In C++ stored costs that leave the cache are slower than products of few dimensions: ``FASTER_COSTS``.
+    """
+    if backend != "auto":
+        return backend in ("keops", "blocks")
+    kind, costs = _costs(x, y)
+    limit = LARGEST_COSTS[kind]
+    return costs > (min(limit, max(FASTER_COSTS, FASTER_COSTS_PER_DIM * x.shape[2])) if kind == "cpp" else limit)
+
+
+def must_stream(x: Tensor, y: Tensor) -> bool:
+    """Whether the costs exceed ``LARGEST_COSTS``, so that even a derivative that needs all of them is refused."""
+    kind, costs = _costs(x, y)
+    return costs > LARGEST_COSTS[kind]
