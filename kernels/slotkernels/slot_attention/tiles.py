@@ -90,7 +90,7 @@ def tile(
                 fits = kept + tokens + 8 * block_n * block_m + 4096 <= shared_bytes(capability)
                 if fits and 4 * block_n * chunks * block_d <= KEPT_BYTES:
                     sizes = (block_d, chunks, block_d, chunks, chunks)
-                    # Few slots keep few warps busy: with 8 of them 4 are 1.4 times as fast as 8 (docs/measured-facts.md).
+                    # Few slots keep few warps busy (docs/measured-facts.md).
                     warps = 4 if block_n == 16 and kind != "both" else 8
                     return Tile(block_m, block_g, block_p, *sizes, keep=True, warps=warps, stages=stages)
 

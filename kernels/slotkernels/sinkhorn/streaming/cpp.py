@@ -90,15 +90,15 @@ class Pair:
         terms = _Terms(self, eps, f, f if g is None else g)
         if terms.err:
             return self.blocks.softmin(eps, f, g)
-        x, y, same = self.x, self.y, g is None
+        x, y = self.x, self.y
         a = (x.log_weights + terms.r_rest / LOG2E).exp()
         b = (y.log_weights + terms.s_rest / LOG2E).exp()
         sums = torch.ops.slotkernels_native.streaming_sums(
             x.rows, y.panels, x.pad(terms.r, NONE), y.pad(terms.s, NONE), x.pad(a), y.pad(b), terms.scale,
-            x.count, y.count, self.p, same,
+            x.count, y.count, self.p, g is None,
         )  # fmt: skip
         rows, columns = sums
-        if same:
+        if g is None:
             return f - terms.eps * self._logs(rows + columns, terms.r_rest, x, y, terms.eps, f, f)
         logs = (
             self._logs(rows, terms.r_rest, x, y, terms.eps, f, g),
