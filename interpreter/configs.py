@@ -150,6 +150,9 @@ class OptimConfig:
     fp8-backbone: additionally the frozen ViT in float8, which changes its features slightly (docs/training.md)."""
     seed: int = 0
     """Seed of everything random."""
+    deterministic: bool = True
+    """On a GPU: compute the same numbers each time, so that a resumed run ends like one that was never stopped.
+    Without, attention may be cuDNN's, which takes about half the time backward (docs/training.md)."""
 
 
 @dataclass(frozen=True)

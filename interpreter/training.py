@@ -63,7 +63,8 @@ def train(method: Method, stage: Stage[Any], config: StageConfig) -> None:
     with exclusive_run(config.run, [s.name for s in method.stages]), joined() as ranks, explained():
         console.quiet = not ranks.first
         device = device_of_rank()
-        repeatable(device)
+        if config.optim.deterministic:
+            repeatable(device)
         train_stage(method, stage, config, stop, ranks, device)
         if stop.number:  # even after the last step: the signal is meant for the commands that follow as well
             raise Interrupted(stop.number)

@@ -170,11 +170,9 @@ def measured(stage: StageName, options: Options) -> Measured | None:
         entry = next(entry for entry in recording["entries"] if entry["stage"] == stage)
         seconds_of_step = entry["modes"]["compiled"]["median"] / 1e3
         return Measured("compiled", seconds_of_step, recording.get("decoder") != formulas.DECODER, name)
-    for name in ("steps-cuda.json", *sorted(path.name for path in RESULTS.glob("bench-*cuda.json"))):
-        found = _recorded(name, stage, options)
-        if found:
-            return found
-    return None
+    names = [path.name for kind in ("steps", "bench") for path in sorted(RESULTS.glob(f"{kind}-*cuda.json"))]
+    found = [step for step in (_recorded(name, stage, options) for name in names) if step]
+    return min(found, key=lambda step: step.textbook, default=None)  # the first, of the present decoder if there is one
 
 
 def _recorded(name: str, stage: StageName, options: Options) -> Measured | None:

@@ -66,7 +66,7 @@ def explained() -> Iterator[None]:
         raise NotRepeatableError(
             f"{str(error).split(' does not have')[0]} has no deterministic kernel in PyTorch {torch.__version__}, so a "
             "resumed run would end with other weights. If the backbone uses it, compute its features beforehand with "
-            "`python -m interpreter.cache`; otherwise please report it"
+            "`python -m interpreter.cache`; otherwise train with --no-deterministic, and please report it"
         ) from error
 
 

@@ -48,15 +48,15 @@ def attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> 
 REPLACE_AT = 0.9  # of the time of PyTorch's own kernel
 # Packages that replace PyTorch's flash kernel below scaled_dot_product_attention, by PyTorch's names for them.
 REPLACEMENTS = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute.interface"}
-NAMES = {"FA3": "flash-attn-3", "FA4": "flash-attn-4"}
+NAMES = {"cudnn": "cuDNN's attention", "FA3": "flash-attn-3", "FA4": "flash-attn-4"}
 
 
 def choose_attention(device: torch.device, precision: str, shape: tuple[int, int, int, int]) -> str:
     """Let :func:`attend` use the fastest kernel for a shape, and return a line that names it.
 
-    On a GPU in half precision PyTorch's own kernel is timed against those of the installed packages flash-attn,
-    flash-attn-3 and flash-attn-4, forward and backward. A kernel whose results differ is not used. The choice holds for
-    the whole process.
+    On a GPU in half precision PyTorch's own kernel is timed against cuDNN's and those of the installed packages
+    flash-attn, flash-attn-3 and flash-attn-4, forward and backward. A kernel whose results differ is not used. The
+    choice holds for the whole process.
 
     Args:
         device: where attention runs.
@@ -87,24 +87,29 @@ def choose_attention(device: torch.device, precision: str, shape: tuple[int, int
 
 
 def use(name: str) -> None:
-    """Let :func:`attend` use a kernel: "sdpa" (PyTorch's choice), "flash-attn", "FA3" or "FA4"."""
+    """Let :func:`attend` use a kernel: "sdpa" (PyTorch's choice), "cudnn", "flash-attn", "FA3" or "FA4"."""
     global _flash
     _flash = None
+    torch.backends.cuda.enable_flash_sdp(name != "cudnn")
     if torch_attention.current_flash_attention_impl():
         torch_attention.restore_flash_attention_impl()
     if name == "flash-attn":
         from flash_attn import flash_attn_func
 
         _flash = flash_attn_func
-    elif name != "sdpa":
+    elif name not in ("sdpa", "cudnn"):
         torch_attention.activate_flash_attention_impl(name)
 
 
 def installed() -> list[str]:
-    """Names of the kernels, besides PyTorch's own, whose packages are installed."""
-    # Not PyTorch's cuDNN attention: its backward pass differs from run to run, so training on a GPU rules it out.
-    replacements = [name for name, module in REPLACEMENTS.items() if _is_installed(module)]
-    return [*(["flash-attn"] if _is_installed("flash_attn.flash_attn_interface") else []), *replacements]
+    """Names of the kernels, besides PyTorch's choice, that are installed and allowed."""
+    names = []
+    # The backward pass of cuDNN's attention differs from run to run.
+    if torch.backends.cudnn.is_available() and not torch.are_deterministic_algorithms_enabled():
+        names.append("cudnn")
+    if _is_installed("flash_attn.flash_attn_interface"):
+        names.append("flash-attn")
+    return names + [name for name, module in REPLACEMENTS.items() if _is_installed(module)]
 
 
 def _is_installed(module: str) -> bool:

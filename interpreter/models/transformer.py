@@ -1,6 +1,7 @@
 """Pre-norm transformer encoder and decoder."""
 
 import torch
+from slotkernels.slot_update import add_norm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -53,9 +54,10 @@ class Attention(nn.Module):
     def _absorbed(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """:meth:`forward` from keys and values."""
         (batch, heads, size, depth), k = k.shape, k * (self.sharpness * k.shape[-1] ** -0.5)
-        keys = (k @ self.to_q.weight.unflatten(0, (heads, depth))).flatten(1, 2)  # [B, heads S, D]
-        values = (v @ self.to_out.weight.t().unflatten(0, (heads, depth))).flatten(1, 2)  # [B, heads S, D]
-        bias = (k @ self.to_q.bias.view(heads, depth, 1)).flatten(2)  # [B, heads, S]
+        # A product for each head: for each sample too, the weights would be copied to all of them.
+        keys = torch.einsum("bhsd,hdc->bhsc", k, self.to_q.weight.unflatten(0, (heads, depth))).flatten(1, 2)
+        values = torch.einsum("bhsd,chd->bhsc", v, self.to_out.weight.unflatten(1, (heads, depth))).flatten(1, 2)
+        bias = torch.einsum("bhsd,hd->bhs", k, self.to_q.bias.unflatten(0, (heads, depth)))
         if mask is not None:
             bias = bias.masked_fill(~mask[:, None], -torch.inf)
         logits = torch.baddbmm(bias.flatten(1)[:, None], x.expand(batch, -1, -1), keys.mT)  # [B, L, heads S]
@@ -115,19 +117,32 @@ class Block(nn.Module):
 
         Masks [B, L] and [B, S] are False where a token is ignored.
         """
+        branch = None
         if self.norm_self is not None and self.attend_self is not None:
             h = self.norm_self(x)
-            x = x + self.attend_self(h, h, mask)
+            branch = self.attend_self(h, h, mask)
         if self.norm_cross is not None and self.attend_cross is not None:
             assert memory is not None
-            x = x + self.attend_cross(self.norm_cross(x), memory, memory_mask)
-        return x + self._mlp(x)
+            x, h = _add_norm(x, branch, self.norm_cross)
+            branch = self.attend_cross(h, memory, memory_mask)
+        x, h = _add_norm(x, branch, self.norm_mlp)
+        return x + self._mlp(h)
 
-    def _mlp(self, x: Tensor) -> Tensor:
+    def _mlp(self, h: Tensor) -> Tensor:
         """The MLP; without gradients in pieces, as its hidden layer is 4 times as wide and a video may be long."""
         if torch.is_grad_enabled():
-            return self.mlp(self.norm_mlp(x))
-        return torch.cat([self.mlp(self.norm_mlp(piece)) for piece in x.split(MLP_TOKENS, 1)], 1)
+            return self.mlp(h)
+        return torch.cat([self.mlp(piece) for piece in h.split(MLP_TOKENS, 1)], 1)
+
+
+def _add_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """``x + branch`` and its norm, in one pass; a compiler makes one pass of PyTorch's operations itself."""
+    if branch is None:
+        return x, norm(x)
+    if torch.compiler.is_compiling() or x.shape != branch.shape:
+        x = x + branch
+        return x, norm(x)
+    return add_norm(x, branch, norm.weight, norm.bias, norm.eps)
 
 
 def _run(block: nn.Module, recompute: bool, *arguments: Tensor | None) -> Tensor:

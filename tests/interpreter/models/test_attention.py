@@ -106,13 +106,25 @@ def test_only_a_clearly_faster_kernel_replaces_pytorchs():
     assert fastest({"sdpa": 1.0, "FA4": 0.6, "flash-attn": 0.8}) == "FA4"
 
 
-def test_installed_packages_are_found_and_their_absence_too(package):
+def test_installed_packages_are_found_and_their_absence_too(package, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: False)
     assert installed() == []
     package("flash_attn.flash_attn_interface")
     assert installed() == ["flash-attn"]
     package("flash_attn.cute.interface")
     package("flash_attn_interface")
     assert installed() == ["flash-attn", "FA3", "FA4"]
+
+
+def test_cudnn_is_tried_unless_training_has_to_be_repeatable(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    assert installed() == ["cudnn"]
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert installed() == []
+    use("cudnn")
+    assert not torch.backends.cuda.flash_sdp_enabled()
+    use("sdpa")
+    assert torch.backends.cuda.flash_sdp_enabled()
 
 
 def test_flash_attn_4_replaces_pytorchs_flash_kernel_until_reset(package):
