@@ -232,16 +232,19 @@ def backward_kernel(
     update_rows = updates + row * value_dim
 
     queries, cotangents, sums = (), (), ()
-    # A slot's sum over the tokens of weight * (v · grad_updates), without a pass over them.
+    # A slot's sum over the tokens of weight * (v · grad_updates), without a pass over them. Its products take registers
+    # that sums of slices and gradients of tokens need; then it is passed as inner.
+    ALONE: tl.constexpr = KEEP and not (NEED_K or NEED_V)
     share = tl.zeros([BLOCK_N], tl.float32)
     if KEEP:
         for c in tl.static_range(CHUNKS):
             queries = queries + (_load(query_rows, slot, c * BLOCK_D, dim, BLOCK_D, EVEN_D),)
             cotangent = _load(grad_rows, slot, c * BLOCK_D, dim, BLOCK_D, EVEN_D)
-            share += _row_products(cotangent, _load(update_rows, slot, c * BLOCK_D, dim, BLOCK_D, EVEN_D))
+            if ALONE:
+                share += _row_products(cotangent, _load(update_rows, slot, c * BLOCK_D, dim, BLOCK_D, EVEN_D))
             cotangents = cotangents + (cotangent,)
-    else:
-        share = tl.load(inner + row, mask=slot, other=0.0)  # here its products would take registers from the sums
+    if not ALONE:
+        share = tl.load(inner + row, mask=slot, other=0.0)
     if NEED_Q:
         for c in tl.static_range(SLICE_CHUNKS):
             sums = sums + (tl.zeros([BLOCK_N, BLOCK_D], tl.float32),)

@@ -141,7 +141,8 @@ def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
     grad_attention = None if grad_attention is None else grad_attention.contiguous()
 
     def run(plan: _Plan, sums: bool, tokens: bool) -> None:
-        inner = total if plan.tile.keep else (grad_updates.float() * updates).sum(-1)  # kept: the kernel forms it
+        alone = plan.tile.keep and not tokens  # then the kernel has the registers to form it
+        inner = total if alone else (grad_updates.float() * updates).sum(-1)
         # Sums of all tokens are results; those of a share of them are added in fp32. (Wide slots that are not kept have
         # no registers left for the conversion.)
         whole = plan.splits == 1 and plan.tile.keep
