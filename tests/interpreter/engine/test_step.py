@@ -63,7 +63,7 @@ def test_recomputed_blocks_keep_less_and_change_no_value(make):
     few, saved[:] = sum(saved), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
         train(make())
-    assert few < sum(saved) / 2
+    assert few < 0.6 * sum(saved)
 
 
 @pytest.mark.slow
