@@ -119,7 +119,7 @@ class Block(nn.Module):
         """
         branch = None
         if self.norm_self is not None and self.attend_self is not None:
-            h = self.norm_self(x)
+            h = _rounded(self.norm_self(x))
             branch = self.attend_self(h, h, mask)
         if self.norm_cross is not None and self.attend_cross is not None:
             assert memory is not None
@@ -133,6 +133,12 @@ class Block(nn.Module):
         if torch.is_grad_enabled():
             return self.mlp(h)
         return torch.cat([self.mlp(piece) for piece in h.split(MLP_TOKENS, 1)], 1)
+
+
+def _rounded(h: Tensor) -> Tensor:
+    """What several linear layers read, in the dtype of their products: under autocast each would round it by itself."""
+    kind = h.device.type
+    return h.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else h
 
 
 def _add_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
