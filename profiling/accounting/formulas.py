@@ -100,7 +100,7 @@ def slot_attention_parts(
     saved = 0
     if absorbs(tokens, slots, dim, input_dim, iterations, backward):
         width, token_dim = width + 2 * dim * input_dim, input_dim
-        free = batch * slots * (iterations - backward)  # slots without gradients
+        free = batch * slots * (iterations - 1) if train else 0  # slots without gradients, in a step with them
         saved = sum(2 * max(0, saved_by_merging(free, outputs, (dim, input_dim))) for outputs in (dim, 3 * dim))
     else:
         token_dim = dim

@@ -105,7 +105,7 @@ def _slot_attention(s: Sizes, iterations: int, train: bool) -> list[Part]:
     slots, passes = s.semantics * (1 + s.instances), iterations + (2 if train else 0)
     norm = Part(SLOTS, 0, s.images * s.tokens * s.dim * ((4 + 2) + (4 + 2 + 4 if train else 0)))
     if absorbs(s.tokens, slots, s.dim, s.dim, iterations, int(train)):
-        free = s.images * slots * (iterations - int(train))  # slots without gradients
+        free = s.images * slots * (iterations - 1) if train else 0  # slots without gradients, in a step with them
         saved = max(0, saved_by_merging(free, s.dim, (s.dim, s.dim)))
         return [norm, Part(SLOTS, passes * 2 * s.images * slots * 5 * s.dim**2 - 2 * saved)]
     projections = (BOTH_WAYS if train else FORWARD) * 2 * 2 * s.images * s.tokens * s.dim**2

@@ -69,10 +69,10 @@ def in_turn(answers):
 
 
 def operations(module, rows, decide, monkeypatch):
-    """Of the products with weights in a call without gradients on ``rows`` samples, merging included."""
+    """Of the forward products of a call on ``rows`` samples, whose first iteration has no gradients; merging included."""
     monkeypatch.setattr(prepared, "saved_by_merging", decide)
     inputs, initial = torch.randn(rows, 2, module.input_dim), torch.randn(rows, SLOTS, module.dim)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter:
         module(inputs, initial)
     return counter.get_total_flops()
 
@@ -82,7 +82,7 @@ def operations(module, rows, decide, monkeypatch):
 def test_weights_are_merged_where_that_takes_fewer_operations(monkeypatch, dim, width, qkv_dim, update):
     monkeypatch.setattr(slot_attention.module, "absorbs", lambda *sizes: True)
     qkv_dim = qkv_dim if update == "gru" else dim
-    module = make(dim, width, torch.float32, 1, 4, qkv_dim=qkv_dim, update=update)
+    module = make(dim, width, torch.float32, 2, 4, qkv_dim=qkv_dim, update=update)
     formula, chosen = prepared.saved_by_merging, set()
     for rows in (1, 2, 4, 16):
         # In the order of the calls: queries and keys, then values and gates.
@@ -93,3 +93,14 @@ def test_weights_are_merged_where_that_takes_fewer_operations(monkeypatch, dim, 
         assert count == min(counts.values()), f"{rows} samples: {count} of {counts}"
         chosen.add(min(counts, key=counts.get))
     assert (len(chosen) > 1) == (qkv_dim >= min(dim, width)), chosen  # narrow projections are never merged
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_result_without_gradients_does_not_depend_on_the_batch(monkeypatch, rows):
+    def refuse(*sizes):
+        raise AssertionError("the choice depends on the batch")
+
+    monkeypatch.setattr(slot_attention.module, "absorbs", lambda *sizes: True)
+    monkeypatch.setattr(prepared, "saved_by_merging", refuse)
+    with torch.no_grad():
+        make()(torch.randn(rows, TOKENS, WIDTH).double(), torch.randn(rows, SLOTS, DIM).double())

@@ -265,8 +265,10 @@ class SlotAttention(nn.Module):
         differentiated = iterations if self.implicit == "none" else 1
         backward = differentiated if torch.is_grad_enabled() else 0
         if absorbs(x.shape[1], num_slots, self.qkv_dim, self.input_dim, iterations, backward):
-            merged = weights.merged(x.shape[0] * num_slots * (iterations - backward))
-            return PreparedTokens(x, None, by_group(mask), merged)
+            # Without gradients a sample's slots may not depend on what else is in the batch, as the choice would.
+            if backward:
+                weights = weights.merged(x.shape[0] * num_slots * (iterations - backward))
+            return PreparedTokens(x, None, by_group(mask), weights)
         k, v = (F.linear(x, weight, bias.to(x.dtype)) for weight, bias in (weights.k, weights.v))
         return PreparedTokens(k, v, by_group(mask), weights)
 
