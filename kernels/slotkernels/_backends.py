@@ -36,6 +36,7 @@ _override: ContextVar[str | None] = ContextVar("slotkernels_backend", default=No
 Arguments = tuple[Any, ...]  # a NamedTuple of tensors, settings, lists of them, and other NamedTuples
 Supports = Callable[[Any], str | None]
 _NESTED = (tuple, list)
+_ONLY_BY_NAME = ("triton", "keops")  # on a CPU correct but slow: Triton's interpreter (1000x), KeOps' loops (10x)
 
 
 class KernelBuildError(RuntimeError):
@@ -62,6 +63,17 @@ def tensors_of(arguments: Arguments | list[Any]) -> Iterator[Tensor]:
             yield from tensors_of(value)
 
 
+def has_float64(arguments: Arguments | list[Any]) -> bool:
+    """Whether any of the tensors is float64; a loop and no generator, for speed: every call comes here."""
+    for value in arguments:
+        if isinstance(value, Tensor):
+            if value.dtype == torch.float64:
+                return True
+        elif isinstance(value, _NESTED) and has_float64(value):
+            return True
+    return False
+
+
 def device_of(arguments: Arguments) -> torch.device:
     """Device of the first tensor (all tensors of a call share it)."""
     for value in arguments:  # a loop and no generator, for speed: every call comes here
@@ -85,6 +97,7 @@ class Backends:
 
     def __init__(self, name: str, function: str | None = None, like: "Backends | None" = None) -> None:
         self.name, self.function = name, function or name
+        # fastest first
         self._backends: dict[str, tuple[str, Supports]] = {} if like is None else like._backends
         self._unbuilt: set[tuple[str, ...]] = set() if like is None else like._unbuilt  # calls without a kernel
         self._warned: set[str] = set() if like is None else like._warned  # kernels
@@ -95,7 +108,9 @@ class Backends:
         Otherwise ``supports`` returns the reason, which the user reads when asking for this backend by name. For a
         backward pass it is asked about ``arguments.forward`` where there is such a field.
         """
-        self._backends[check_name(backend)] = (module, supports)
+        added = {**self._backends, check_name(backend): (module, supports)}
+        self._backends.clear()  # and not another dictionary: the backward pass shares this one
+        self._backends.update((name, added[name]) for name in BACKENDS if name in added)
 
     def available(self, arguments: Arguments) -> tuple[str, ...]:
         """Names of the backends that can serve the call, fastest first."""
@@ -108,14 +123,14 @@ class Backends:
             ValueError: if no backend has that name.
             RuntimeError: if the backend asked for by name cannot serve the call; the message says why.
         """
-        if check_name(requested, allow_auto=True) == "auto":
-            device = device_of(arguments)
-            for name in BACKENDS:
-                if name in without or name not in self._backends or _only_by_name(name, device):
+        if requested == "auto":
+            on_cpu, asked = device_of(arguments).type == "cpu", getattr(arguments, "forward", arguments)
+            for name, (_, supports) in self._backends.items():
+                if name in without or (on_cpu and name in _ONLY_BY_NAME):
                     continue
-                if self._refusal(name, arguments) is None:
+                if supports(asked) is None:
                     return name
-        reason = self._refusal(requested, arguments)
+        reason = self._refusal(check_name(requested, allow_auto=True), arguments)
         if reason is not None:
             raise RuntimeError(self._cannot_serve(requested, arguments, f"{reason}."))
         return requested
@@ -131,18 +146,24 @@ class Backends:
         Raises:
             RuntimeError: if a kernel cannot be built and the backend was asked for by name, or the mode is strict.
         """
-        _check_no_tangent(self.name, arguments)
-        with without_autocast(device_of(arguments)):
-            backend = self.select(requested, arguments, self._without(requested, arguments))
-            try:
-                return self.load(backend)(arguments)
-            except KernelBuildError as error:
-                self._note_unbuilt(requested, backend, arguments, error)
+        if forward_ad._current_level >= 0:
+            _check_no_tangent(self.name, arguments)
+        if torch._C._is_any_autocast_enabled():  # a context manager that does nothing costs time too
+            with without_autocast(device_of(arguments)):
+                return self._run(requested, arguments)
+        return self._run(requested, arguments)
+
+    def _run(self, requested: str, arguments: Arguments) -> Any:
+        backend = self.select(requested, arguments, self._without(requested, arguments) if self._unbuilt else ())
+        try:
+            return self.load(backend)(arguments)
+        except KernelBuildError as error:
+            self._note_unbuilt(requested, backend, arguments, error)
         return self.run(requested, arguments)
 
     def _without(self, requested: str, arguments: Arguments) -> tuple[str, ...]:
         """Backends that "auto" passes over because their kernels could not be built for an earlier call like this."""
-        if not self._unbuilt or requested != "auto":
+        if requested != "auto":
             return ()
         kind = self._kind(arguments)
         return tuple(name for name in self._backends if (name, *kind) in self._unbuilt)
@@ -185,8 +206,6 @@ def _check_no_tangent(op: str, arguments: Arguments) -> None:
 
     Eager calls never come here with one (see ``_derivatives.py``), but a compiled function was traced without.
     """
-    if forward_ad._current_level < 0:
-        return
     for tensor in tensors_of(arguments):
         if not tensor.requires_grad and forward_ad.unpack_dual(tensor).tangent is not None:
             raise RuntimeError(
@@ -199,11 +218,6 @@ def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     """Ops choose their precision themselves."""
     enabled = torch.is_autocast_enabled(device.type)  # only where it is on, as turning it off costs 10 us
     return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
-
-
-def _only_by_name(name: str, device: torch.device) -> bool:
-    """Whether a backend is correct but slow on a CPU: Triton's interpreter (1000x), KeOps' scalar loops (10x)."""
-    return name in ("triton", "keops") and device.type == "cpu"
 
 
 def check_name(name: str, allow_auto: bool = False) -> str:
@@ -249,12 +263,13 @@ def _default_backend() -> str:
     name = _override.get()
     if name is not None:
         return name
-    return check_name(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", allow_auto=True)
+    name = os.environ.get(ENVIRONMENT_VARIABLE)
+    return check_name(name, allow_auto=True) if name else "auto"
 
 
 def requested_backend(backend: str) -> str:
     """The backend that a call asks for: its argument, else ``use_backend``, else the environment, else "auto"."""
-    return _default_backend() if check_name(backend, allow_auto=True) == "auto" else backend
+    return _default_backend() if backend == "auto" else check_name(backend)
 
 
 @cache
@@ -266,7 +281,7 @@ def why_not_triton(arguments: Arguments) -> str | None:
     """Why no Triton kernel can serve the call, or None; every op with such kernels checks this first."""
     if not _has_triton():
         return "triton is not installed"
-    if any(t.dtype == torch.float64 for t in tensors_of(arguments)):
+    if has_float64(arguments):
         return "float64 tensors"
     device = device_of(arguments)
     interpreted = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")

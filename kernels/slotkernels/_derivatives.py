@@ -10,7 +10,7 @@ every mode. It serves calls with backend "auto" or "reference"
 A backend that is asked for by name is never replaced: it raises.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -59,10 +59,12 @@ def composite(function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
 
 
-def differentiates_again(backend: str, grads: Sequence[Tensor | None]) -> bool:
+def differentiates_again(backend: str, grads: Iterable[Tensor]) -> bool:
     """Whether a backward pass has to be differentiable itself, or is transformed: asked in that pass."""
-    vectorised = any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads)
-    return backend in COMPOSITE_BACKENDS and (torch.is_grad_enabled() or transformed() or vectorised)
+    if backend not in COMPOSITE_BACKENDS:
+        return False
+    vectorised = torch._C._functorch.is_legacy_batchedtensor  # by is_grads_batched=True
+    return torch.is_grad_enabled() or transformed() or any(map(vectorised, grads))
 
 
 def composite_gradients(

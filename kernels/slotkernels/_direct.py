@@ -5,7 +5,6 @@ subclasses and transforms see one operation. Where none of them is there, :class
 from a plain ``torch.autograd.Function``, with the same gradient.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,6 +13,8 @@ from torch import Tensor
 from ._derivatives import transformed
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def observed() -> bool:
@@ -24,17 +25,22 @@ def observed() -> bool:
     return bool(c._len_torch_dispatch_stack() or c._len_torch_function_stack()) or c._get_tracing_state() is not None
 
 
-def examine(values: Iterable[Any]) -> tuple[bool, bool, bool]:
-    """Of the tensors among the arguments: all are plain, one requires a gradient, and all are contiguous.
+def examine(values: tuple[Any, ...]) -> tuple[bool, bool, bool]:
+    """Of the tensors among the arguments, nested ones too: all are plain, one requires a gradient, all are contiguous.
 
-    Plain tensors have memory, and are no subclass and no batch of ``is_grads_batched``. One loop, for speed.
+    Plain tensors have memory, and are no subclass, no batch of ``is_grads_batched`` and no tensor that has left a
+    transform of ``torch.func``. One loop without generators, for speed: every eager call comes here.
     """
-    is_batched = torch._C._functorch.is_legacy_batchedtensor
     requires_grad, contiguous = False, True
     for value in values:
         if isinstance(value, Tensor):
-            if type(value) not in _PLAIN or value.is_meta or is_batched(value):
+            if type(value) not in _PLAIN or value.is_meta or _is_batched(value) or _is_wrapped(value):
                 return False, False, False
             requires_grad = requires_grad or value.requires_grad
             contiguous = contiguous and value.is_contiguous()
+        elif isinstance(value, tuple):
+            plain, one_requires, all_contiguous = examine(value)
+            if not plain:
+                return False, False, False
+            requires_grad, contiguous = requires_grad or one_requires, contiguous and all_contiguous
     return True, requires_grad, contiguous

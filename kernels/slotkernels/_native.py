@@ -12,7 +12,7 @@ from importlib.machinery import PathFinder
 import torch
 
 from . import _backends
-from ._backends import Arguments, tensors_of
+from ._backends import Arguments, has_float64
 
 _BUILD = "`pip install --no-build-isolation -v .` in the project's folder builds it, or says why not"
 
@@ -45,13 +45,14 @@ def _why_not(device: str, libraries: tuple[str, ...], arguments: Arguments) -> s
     actual = _backends.device_of(arguments).type
     if actual != device:
         return f"tensors on {actual}"
-    for tensor in tensors_of(arguments):
-        if tensor.dtype == torch.float64:
-            return "float64 tensors"
-    reason = next((reason for reason in map(why_not_loaded, libraries) if reason is not None), None)
-    if reason is not None:
-        _warn_once(reason)
-    return reason
+    if has_float64(arguments):
+        return "float64 tensors"
+    for library in libraries:
+        reason = why_not_loaded(library)
+        if reason is not None:
+            _warn_once(reason)
+            return reason
+    return None
 
 
 def why_not_cpp(arguments: Arguments) -> str | None:

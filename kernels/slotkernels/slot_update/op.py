@@ -141,7 +141,7 @@ def _check_like(op: str, name: str, tensor: Tensor, slots: Tensor, shape: tuple[
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{op}: {name} is {describe(tensor)}, expected {list(shape)} for slots {describe(slots)}")
     double = torch.float64
-    if tensor.dtype not in FLOATS or (tensor.dtype == double) != (slots.dtype == double):
+    if tensor.dtype != slots.dtype and (tensor.dtype not in FLOATS or double in (tensor.dtype, slots.dtype)):
         expected = "float64" if slots.dtype == double else "float32, bfloat16 or float16"
         raise ValueError(f"{op}: {name} is {describe(tensor)}, expected dtype {expected} for slots {describe(slots)}")
     if tensor.device != slots.device:
@@ -202,13 +202,13 @@ def _gru_norm_gradients(
     grad_normalised: Tensor | None,
     *constant: Tensor | None,
 ) -> list[Tensor]:
-    gates_input, gates_hidden, slots, weight, bias, *_ = saved.arguments
+    gates_input, gates_hidden, slots, weight, *_ = saved.arguments
     grads, statistics = GruNormCotangents(grad_slots, grad_normalised), saved.results[2:]
     arguments = GruNormBackwardArguments(grads, gates_input, gates_hidden, slots, weight, *statistics)
     *gradients, affine = GRU_NORM_BACKWARD.apply(arguments, saved.backend)
     if grad_normalised is None or not any(saved.needs[3:]):
         return gradients
-    return [*gradients, affine[0].to(weight.dtype), affine[1].to(bias.dtype)]
+    return [*gradients, *affine.unbind()]  # autograd casts them to the dtypes of weight and bias
 
 
 # The operands are not kept: the caller holds their sum anyway.
@@ -238,7 +238,7 @@ def _add_norm_gradients(
     grad_update = gradients.slots if dtype == total.dtype else gradients.update
     if not any(saved.needs[2:]):
         return [gradients.slots, grad_update]
-    return [gradients.slots, grad_update, gradients.affine[0].to(weight.dtype), gradients.affine[1].to(bias.dtype)]
+    return [gradients.slots, grad_update, *gradients.affine.unbind()]  # autograd casts these too
 
 
 def gru_norm(
@@ -286,8 +286,7 @@ def gru_norm(
         True
     """
     arguments = GruNormArguments(gates_input, gates_hidden, slots, weight, bias, float(norm_eps))
-    new_slots, normalised, *_ = GRU_NORM(arguments, backend)
-    return new_slots, normalised
+    return GRU_NORM(arguments, backend)[:2]
 
 
 def add_norm(
@@ -324,8 +323,7 @@ def add_norm(
         >>> torch.equal(total, slots + update), torch.allclose(normalised, norm(total), atol=1e-5)
         (True, True)
     """
-    total, normalised, *_ = ADD_NORM(AddNormArguments(slots, update, weight, bias, float(norm_eps)), backend)
-    return total, normalised
+    return ADD_NORM(AddNormArguments(slots, update, weight, bias, float(norm_eps)), backend)[:2]
 
 
 def composite_norm(rows: Tensor, weight: Tensor, bias: Tensor, norm_eps: float, dtype: torch.dtype) -> Tensor:
