@@ -184,7 +184,7 @@ class Backends:
                 f"slotkernels.{self.name}: {error} Backend {other!r} serves this call and others like it, more slowly; "
                 f"{STRICT_VARIABLE}=1 raises instead, with the compiler's whole message.",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _cannot_serve(self, backend: str, arguments: Arguments, reason: str) -> str:

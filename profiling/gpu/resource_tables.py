@@ -16,8 +16,6 @@ CUDA_TABLE = TABLE.with_name("resources-cuda.csv")
 # Launches that are known to spill, and how many bytes: on a B200 with Triton 3.7.1 (3.9.0 spills nothing there). Others
 # may not spill at all.
 KNOWN_SPILLS = {
-    "inverted_attention backward tokens B128 M864 N32 D768 v bfloat16": 16,
-    "inverted_attention backward tokens B128 M864 N32 D768 v float16": 16,
     "sinkhorn backward B3456 N32 M32 D768 bfloat16 p2 batch": 12,
     "sinkhorn forward B1024 N64 M64 D256 float32 tf32x3 p1 problem both weights": 88,
     "sinkhorn forward B512 N128 M128 D256 float32 tf32x3 p1 problem both weights": 16,

@@ -33,8 +33,8 @@ NOT_YET = """## What no GPU has run so far
   they were measured.
 - `inverted_attention` with 64 columns on GPUs before sm_90: its number of pipeline stages changed after the run.
 - `inverted_attention` as it is now: after the last run, four warps became its rule for few slots, as a trial had
-  measured ([inverted-attention-tiles-cuda.json](../profiling/results/inverted-attention-tiles-cuda.json)), and gradients
-  of tokens use a sum that is formed before the kernel again. Merged weights of slot attention.
+  measured ([inverted-attention-tiles-cuda.json](../profiling/results/inverted-attention-tiles-cuda.json)), and
+  gradients of tokens use a sum that is formed before the kernel again. Merged weights of slot attention.
 - `--no-deterministic`, and the fused norms of the transformers outside `--compile`.
 - GeomLoss and KeOps on large sets: KeOps crashes on the H200 (pykeops 2.3 with CUDA 13.0). A trial in a child process
   detects that, and `auto` uses `blocks`.

@@ -143,7 +143,7 @@ def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
     def run(plan: _Plan, sums: bool, tokens: bool) -> None:
         alone = plan.tile.keep and not tokens  # then the kernel has the registers to form it
         inner = total if alone else (grad_updates.float() * updates).sum(-1)
-        # Sums of all tokens are results, converted where registers are left; those of a share of them are added in fp32.
+        # Sums of all tokens are results, converted where registers are left; those of a share are added in fp32.
         whole = plan.splits == 1 and alone
         partial, partial_bias = grad_q, grad_bias
         if sums and not (whole and need_q):
