@@ -152,7 +152,7 @@ class OptimConfig:
     """Seed of everything random."""
     deterministic: bool = True
     """On a GPU: compute the same numbers each time, so that a resumed run ends like one that was never stopped.
-    Without, attention may be cuDNN's, which takes about half the time backward (docs/training.md)."""
+    Without, attention may be cuDNN's, which is faster backward (docs/training.md)."""
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
     python -m profiling.demo_compiled --stage image --out profiling/results/demo-compiled-cpu.json
     python -m profiling.demo_compiled --stage video --out profiling/results/demo-compiled-cpu.json
 
-Takes steps of a stage at the demo's sizes on random inputs, eager and compiled, each in this process and the compiled
-ones with an empty cache of the compiler. The time of the demo's training follows from the first step, the median of
-the others, and the number of steps in the Makefile. Reading videos takes the same time either way and is left out.
+Takes steps of a stage at the demo's sizes on random inputs, eager and compiled, in one process; the compiler starts
+with an empty cache. The time of the demo's training follows from the first step, the median of the others, and the
+number of steps in the Makefile. Reading videos takes the same time either way and is left out.
 """
 
 import argparse

@@ -28,7 +28,7 @@ class Options:
 
 
 def seconds(x: torch.Tensor, y: torch.Tensor, backend: str) -> dict[str, Any]:
-    """One step, forward and backward: the first uses no memory or kernel that a second would not."""
+    """Times of one forward and backward pass; without a warm-up, as it compiles nothing and later ones take as long."""
     leaf = x.clone().requires_grad_()
     start = time.perf_counter()
     value = sinkhorn_divergence(leaf, y, backend=backend)

@@ -54,9 +54,9 @@ NAMES = {"cudnn": "cuDNN's attention", "FA3": "flash-attn-3", "FA4": "flash-attn
 def choose_attention(device: torch.device, precision: str, shape: tuple[int, int, int, int]) -> str:
     """Let :func:`attend` use the fastest kernel for a shape, and return a line that names it.
 
-    On a GPU in half precision PyTorch's own kernel is timed against cuDNN's and those of the installed packages
-    flash-attn, flash-attn-3 and flash-attn-4, forward and backward. A kernel whose results differ is not used. The
-    choice holds for the whole process.
+    On a GPU in half precision PyTorch's own kernel is timed against those of the installed packages flash-attn,
+    flash-attn-3 and flash-attn-4 and, unless training is deterministic, against cuDNN's, forward and backward. A kernel
+    whose results differ is not used. The choice holds for the whole process.
 
     Args:
         device: where attention runs.
@@ -91,6 +91,7 @@ def use(name: str) -> None:
     global _flash
     _flash = None
     torch.backends.cuda.enable_flash_sdp(name != "cudnn")
+    torch.backends.cuda.enable_mem_efficient_sdp(name != "cudnn")
     if torch_attention.current_flash_attention_impl():
         torch_attention.restore_flash_attention_impl()
     if name == "flash-attn":

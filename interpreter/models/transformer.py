@@ -54,7 +54,7 @@ class Attention(nn.Module):
     def _absorbed(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """:meth:`forward` from keys and values."""
         (batch, heads, size, depth), k = k.shape, k * (self.sharpness * k.shape[-1] ** -0.5)
-        # A product for each head: for each sample too, the weights would be copied to all of them.
+        # One product a head over all samples: one a sample and head would copy the weights for each sample.
         keys = torch.einsum("bhsd,hdc->bhsc", k, self.to_q.weight.unflatten(0, (heads, depth))).flatten(1, 2)
         values = torch.einsum("bhsd,chd->bhsc", v, self.to_out.weight.unflatten(1, (heads, depth))).flatten(1, 2)
         bias = torch.einsum("bhsd,hd->bhs", k, self.to_q.bias.unflatten(0, (heads, depth)))

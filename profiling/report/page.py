@@ -54,7 +54,7 @@ forward kernel, [ncu-video-cuda.csv](../profiling/results/ncu-video-cuda.csv) fo
 training steps above computes the video stage's 96 videos in two halves of 48;
 [steps-video-96-cuda.json](../profiling/results/steps-video-96-cuda.json) has the step with all 96 at once. Both were
 measured before the decoders' savings; [steps-decoder-cuda.json](../profiling/results/steps-decoder-cuda.json) has the
-present steps, and [steps-before-cuda.json](../profiling/results/steps-before-cuda.json) those of before on the same
+steps with them, and [steps-before-cuda.json](../profiling/results/steps-before-cuda.json) those without on the same
 machine.
 
 Reports of the GPU check: [gpu-figures-cuda.md](../profiling/results/gpu-figures-cuda.md), and for its proof

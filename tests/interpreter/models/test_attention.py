@@ -122,9 +122,10 @@ def test_cudnn_is_tried_unless_training_has_to_be_repeatable(monkeypatch):
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     assert installed() == []
     use("cudnn")
-    assert not torch.backends.cuda.flash_sdp_enabled()
+    enabled = (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.mem_efficient_sdp_enabled)
+    assert not any(kernel() for kernel in enabled)
     use("sdpa")
-    assert torch.backends.cuda.flash_sdp_enabled()
+    assert all(kernel() for kernel in enabled)
 
 
 def test_flash_attn_4_replaces_pytorchs_flash_kernel_until_reset(package):
