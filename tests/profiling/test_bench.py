@@ -234,7 +234,7 @@ def test_training_steps_run_apart_on_a_gpu_only(monkeypatch):
 
     assert not next(training.TRAIN_IMAGE.cases("cpu")).apart
     monkeypatch.setattr(training, "repeatable", lambda device: None)
-    monkeypatch.setattr(training, "setup", lambda stage, *_: setup(stage, "demo", torch.device("cpu")))
+    monkeypatch.setattr(training, "setup", lambda stage, *_, **__: setup(stage, "demo", torch.device("cpu")))
     on_gpu = next(training.TRAIN_IMAGE.cases("cuda"))
     assert on_gpu.apart
     assert f"{OURS} compiled and captured" in on_gpu.variants

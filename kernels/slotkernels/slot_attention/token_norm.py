@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._backends import without_autocast
+from .._backends import requested_backend, without_autocast
 from .._checks import accumulate_dtype, check_number, check_tensor
 from .._native import why_not_cpp
 from .._op import Op, Saved
@@ -71,7 +71,9 @@ def _gradients(saved: Saved[Arguments, Results], *grads: Tensor | None) -> tuple
 
 def normalise(tokens: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """``tokens`` [B, M, D] of mean 0 and variance 1 along D, in ``dtype``."""
-    if tokens.device.type == "cpu" and tokens.dtype == torch.float32 and dtype.itemsize == 2:
+    # `use_backend` may ask for a backend of inverted attention that this op has not.
+    served = requested_backend("auto") in ("auto", "cpp", "reference")
+    if served and tokens.device.type == "cpu" and tokens.dtype == torch.float32 and dtype.itemsize == 2:
         return TOKEN_NORM(Arguments(tokens, eps, dtype))[0]
     with without_autocast(tokens.device):  # which would cast 16-bit tokens to float32 on a GPU
         return F.layer_norm(tokens, (tokens.shape[2],), eps=eps).to(dtype)
