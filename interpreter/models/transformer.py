@@ -38,7 +38,7 @@ class Attention(nn.Module):
         """Attend, [B, L, D].
 
         Args:
-            x: queries [B, L, D], or [1, L, D] if they are those of all samples.
+            x: queries [B, L, D], or [1, L, D] if all samples have the same.
             memory: [B, S, D].
             mask: [B, S], False where the memory is ignored.
         """
@@ -113,7 +113,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, memory: Tensor | None = None, memory_mask: Tensor | None = None
     ) -> Tensor:
-        """Update x [B, L, D], or [1, L, D] if it is that of all samples of the memory [B, S, D].
+        """Update x [B, L, D], or [1, L, D] if all samples of the memory [B, S, D] have the same.
 
         Masks [B, L] and [B, S] are False where a token is ignored.
         """
