@@ -5,4 +5,14 @@ namespace slotkernels {
 
 enum class Format { FLOAT, BFLOAT, HALF };
 
+struct Input {
+  const void* data;  // or null: rows of zeros
+  Format format;
+};
+
+struct Output {
+  void* data;  // or null: nothing is written
+  Format format;
+};
+
 }  // namespace slotkernels

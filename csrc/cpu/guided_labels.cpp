@@ -21,7 +21,7 @@ Guide guide_of(const Tensor& tensor) {
 }
 
 // `merged` is contiguous.
-LabelTensors guided_labels(const Tensor& image, const Tensor& video, const std::optional<Tensor>& merged,
+LabelTensors guided_labels(const Tensor& image, const Tensor& video, const Maybe& merged,
                            const Tensor& guide, int64_t height, int64_t width, int64_t window, double epsilon,
                            int64_t subsample, bool confidence, bool statistics) {
   auto [labelling, results] = label_job(image, video, merged, Axis(height, guide.size(2)), Axis(width, guide.size(3)),

@@ -5,23 +5,17 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <optional>
 #include <tuple>
 #include <vector>
 
 #include "invariant_attention.h"
+#include "tensors.h"
 
 #define KERNELS "invariant_attention_kernels.h"
 #include "levels.h"
 
 namespace slotkernels {
 namespace {
-
-using torch::stable::Tensor;
-typedef std::optional<Tensor> Maybe;
-typedef std::vector<int64_t> Sizes;
-
-const float* pointer(const Maybe& tensor) { return tensor ? tensor->const_data_ptr<float>() : nullptr; }
 
 InvariantAttention view(const Tensor& q, const Tensor& bias, const Tensor& k, const Tensor& v, const Tensor& frame,
                         const Tensor& grid, const Tensor& positions, const Tensor& scales, const Maybe& shift,
@@ -62,7 +56,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> invariant_attention(
   const InvariantAttention call = view(q, bias, k, v, frame, grid, positions, scales, shift, key_deviation,
                                        value_deviation, mask, scale, scale_factor, eps, denominator, scale_eps);
   const int64_t batch = q.size(0);
-  const auto empty = [&](Sizes sizes) { return torch::stable::new_empty(q, sizes); };
   Tensor updates = empty({batch, call.slots, call.dim});
   Tensor attention = empty({batch, call.slots, call.tokens}), weights = empty({batch, call.slots, call.tokens});
   Tensor new_positions = empty({batch, call.slots, 2}), new_scales = empty({batch, call.slots, 2});
@@ -90,9 +83,7 @@ Eleven invariant_attention_backward(
   const InvariantAttention call = view(q, bias, k, v, frame, grid, positions, scales, shift, key_deviation,
                                        value_deviation, mask, scale, scale_factor, eps, denominator, scale_eps);
   const int64_t batch = q.size(0), slots = call.slots, tokens = call.tokens, dim = call.dim, rank = call.rank();
-  const auto gradient = [&](bool needed, Sizes sizes) {
-    return torch::stable::new_empty(q, needed ? sizes : Sizes{0});
-  };
+  const auto gradient = [](bool needed, const Sizes& sizes) { return empty(needed ? sizes : Sizes{0}); };
   Tensor grad_q = gradient(need_q, {batch, slots, dim}), grad_bias = gradient(need_bias, {batch, slots});
   Tensor grad_k = gradient(need_k, {batch, tokens, dim}), grad_v = gradient(need_v, {batch, tokens, dim});
   Tensor grad_frame = gradient(need_frame, {2, dim}), grad_shift = gradient(need_shift, {dim});

@@ -5,22 +5,16 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <optional>
 #include <tuple>
-#include <vector>
 
 #include "inverted_attention.h"
+#include "tensors.h"
 
 #define KERNELS "inverted_attention_kernels.h"
 #include "levels.h"
 
 namespace slotkernels {
 namespace {
-
-using torch::stable::Tensor;
-typedef std::optional<Tensor> Maybe;
-
-const float* pointer(const Maybe& tensor) { return tensor ? tensor->const_data_ptr<float>() : nullptr; }
 
 Attention view(const Tensor& q, const Tensor& k, const Maybe& v, const Maybe& bias, const Maybe& mask, double scale,
                double weight_eps, double total_eps, int64_t groups) {
@@ -53,10 +47,8 @@ std::tuple<Tensor, Tensor, Tensor> inverted_attention(const Tensor& q, const Ten
                                                       bool return_attention) {
   const Attention call = view(q, k, v, bias, mask, scale, weight_eps, total_eps, groups);
   const int64_t batch = q.size(0);
-  using torch::stable::new_empty;
-  Tensor updates = new_empty(q, {batch, call.slots, call.value_dim}), total = new_empty(q, {batch, call.slots});
-  Tensor attention = new_empty(q, return_attention ? std::vector<int64_t>{batch, call.slots, call.tokens}
-                                                   : std::vector<int64_t>{0});
+  Tensor updates = empty({batch, call.slots, call.value_dim}), total = empty({batch, call.slots});
+  Tensor attention = empty(return_attention ? Sizes{batch, call.slots, call.tokens} : Sizes{0});
   const Attended to{updates.mutable_data_ptr<float>(), total.mutable_data_ptr<float>(),
                     return_attention ? attention.mutable_data_ptr<float>() : nullptr};
   const auto attend = BEST_LEVEL(attend_samples);
@@ -68,12 +60,11 @@ std::tuple<Tensor, Tensor, Tensor> inverted_attention(const Tensor& q, const Ten
 std::tuple<Tensor, Tensor, Tensor, Tensor> inverted_attention_backward(
     const Maybe& grad_updates, const Maybe& grad_total, const Maybe& grad_attention, const Tensor& q, const Tensor& k,
     const Maybe& v, const Maybe& bias, const Maybe& mask, double scale, double weight_eps, double total_eps,
-    int64_t groups, const Tensor& updates, const Tensor& total, const Maybe& attention, bool need_q, bool need_k, bool need_v, bool need_bias) {
+    int64_t groups, const Tensor& updates, const Tensor& total, const Maybe& attention,
+    bool need_q, bool need_k, bool need_v, bool need_bias) {
   const Attention call = view(q, k, v, bias, mask, scale, weight_eps, total_eps, groups);
   const int64_t batch = q.size(0);
-  const auto gradient = [&](bool needed, std::vector<int64_t> sizes) {
-    return torch::stable::new_empty(q, needed ? sizes : std::vector<int64_t>{0});
-  };
+  const auto gradient = [](bool needed, const Sizes& sizes) { return empty(needed ? sizes : Sizes{0}); };
   Tensor grad_q = gradient(need_q, {batch, call.slots, call.dim});
   Tensor grad_k = gradient(need_k, {batch, call.tokens, call.dim});
   Tensor grad_v = gradient(need_v, {batch, call.tokens, call.value_dim});

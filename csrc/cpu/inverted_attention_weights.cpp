@@ -5,25 +5,16 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <optional>
 #include <tuple>
-#include <vector>
 
 #include "inverted_attention_weights.h"
-#include "tensor_format.h"
+#include "tensors.h"
 
 #define KERNELS "inverted_attention_weights_kernels.h"
 #include "levels.h"
 
 namespace slotkernels {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-typedef std::optional<Tensor> Maybe;
-typedef std::vector<int64_t> Sizes;
-
-const float* pointer(const Maybe& tensor) { return tensor ? tensor->const_data_ptr<float>() : nullptr; }
 
 // Of products [B, tokens, slots].
 Competition view(const Tensor& products, const Maybe& bias, const Maybe& mask, double scale, double weight_eps,
@@ -46,13 +37,11 @@ int64_t grain(const Competition& call) { return 1 + (1 << 15) / (call.slots * ca
 std::tuple<Tensor, Tensor, Tensor> attention_weights(const Tensor& logits, const Maybe& bias, const Maybe& mask,
                                                      double scale, double weight_eps, double total_eps, int64_t groups,
                                                      bool return_attention) {
-  using torch::stable::new_empty;
   const Competition call = view(logits, bias, mask, scale, weight_eps, total_eps, groups);
   const int64_t batch = logits.size(0);
-  Tensor weights = new_empty(logits, {batch, call.slots, call.tokens});
-  Tensor total = new_empty(logits, {batch, call.slots}, ScalarType::Float);
-  Tensor attention =
-      new_empty(logits, return_attention ? Sizes{batch, call.slots, call.tokens} : Sizes{0}, ScalarType::Float);
+  Tensor weights = empty({batch, call.slots, call.tokens}, logits.scalar_type());
+  Tensor total = empty({batch, call.slots});
+  Tensor attention = empty(return_attention ? Sizes{batch, call.slots, call.tokens} : Sizes{0});
   const Weighing pass{logits.const_data_ptr(), return_attention ? attention.mutable_data_ptr<float>() : nullptr,
                       total.mutable_data_ptr<float>(), weights.mutable_data_ptr()};
   const auto weigh = BEST_LEVEL(weigh_samples);
@@ -64,13 +53,12 @@ std::tuple<Tensor, Tensor, Tensor> attention_weights_backward(
     const Tensor& grad_weights, const Tensor& grad_updates, const Maybe& grad_total, const Maybe& grad_attention,
     const Tensor& updates, const Tensor& total, const Tensor& attention, const Maybe& mask, double scale,
     double weight_eps, int64_t groups, bool need_weights, bool need_bias) {
-  using torch::stable::new_empty;
   const Competition call = view(grad_weights, Maybe(), mask, scale, weight_eps, 0.0, groups);
   const int64_t batch = grad_weights.size(0);
   const Sizes sizes{batch, call.slots, call.tokens};
-  Tensor grad_logits = new_empty(grad_weights, sizes);
-  Tensor weights = new_empty(grad_weights, need_weights ? sizes : Sizes{0});
-  Tensor grad_bias = new_empty(total, need_bias ? Sizes{batch, call.slots} : Sizes{0});
+  Tensor grad_logits = empty(sizes, grad_weights.scalar_type());
+  Tensor weights = empty(need_weights ? sizes : Sizes{0}, grad_weights.scalar_type());
+  Tensor grad_bias = empty(need_bias ? Sizes{batch, call.slots} : Sizes{0});
   const WeighingBackward pass{grad_weights.const_data_ptr(),
                               grad_updates.const_data_ptr(),
                               updates.const_data_ptr(),

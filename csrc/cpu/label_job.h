@@ -4,16 +4,14 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <optional>
 #include <tuple>
 #include <utility>
 
 #include "propagation.h"
+#include "tensors.h"
 
 namespace slotkernels {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using LabelTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // labels, confidence, areas, boxes
 
 inline Map view(const Tensor& tensor) {
@@ -31,14 +29,13 @@ inline Map view(const Tensor& tensor) {
 
 // What to compute, and the tensors that it is written to. `merged` is contiguous.
 inline std::pair<Labelling, LabelTensors> label_job(const Tensor& image, const Tensor& video,
-                                                    const std::optional<Tensor>& merged, Axis rows, Axis columns,
+                                                    const Maybe& merged, Axis rows, Axis columns,
                                                     bool confidence, bool statistics) {
   const int64_t batch = image.size(0), frames = image.size(1), objects = video.size(3);
-  const std::vector<int64_t> none{0}, pixels{batch, frames, rows.pixels, columns.pixels};
-  const std::vector<int64_t> counts{batch, frames, objects}, corners{batch, frames, objects, 4};
-  using torch::stable::new_empty, torch::stable::new_zeros;
-  Tensor labels = new_empty(image, pixels, ScalarType::Byte);
-  Tensor margins = new_empty(image, confidence ? pixels : none, ScalarType::Half);
+  const Sizes none{0}, pixels{batch, frames, rows.pixels, columns.pixels};
+  const Sizes counts{batch, frames, objects}, corners{batch, frames, objects, 4};
+  using torch::stable::new_zeros;
+  Tensor labels = empty(pixels, ScalarType::Byte), margins = empty(confidence ? pixels : none, ScalarType::Half);
   Tensor areas = new_zeros(image, statistics ? counts : none, ScalarType::Int);
   Tensor boxes = new_zeros(image, statistics ? corners : none, ScalarType::Int);
 

@@ -5,11 +5,10 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <optional>
 #include <tuple>
-#include <vector>
 
 #include "../linkage.h"
+#include "tensors.h"
 
 #define KERNELS "merging_kernels.h"
 #include "levels.h"
@@ -20,14 +19,11 @@ namespace {
 constexpr int64_t WORTH_A_THREAD = 1 << 18;  // multiplications
 constexpr int64_t CLUSTERING = 200;          // what it costs for each pair of slots, in multiplications
 
-using torch::stable::Tensor;
-
-std::tuple<Tensor, Tensor> cluster_slots(Tensor slots, std::optional<Tensor> mask, double threshold, int64_t n_clusters,
+std::tuple<Tensor, Tensor> cluster_slots(Tensor slots, Maybe mask, double threshold, int64_t n_clusters,
                                          int64_t linkage, int64_t min_clusters) {
   const int64_t batch = slots.size(0), count = slots.size(1), width = slots.size(2);
-  const auto integers = torch::headeronly::ScalarType::Long;
-  const Tensor labels = torch::stable::new_empty(slots, {batch, count}, integers);
-  const Tensor counts = torch::stable::new_empty(slots, {batch}, integers);
+  const Tensor labels = empty({batch, count}, ScalarType::Long);
+  const Tensor counts = empty({batch}, ScalarType::Long);
   const float* from = slots.const_data_ptr<float>();
   const bool* valid = mask ? mask->const_data_ptr<bool>() : nullptr;
   int64_t *to_labels = labels.mutable_data_ptr<int64_t>(), *to_counts = counts.mutable_data_ptr<int64_t>();

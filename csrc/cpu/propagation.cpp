@@ -13,7 +13,7 @@ namespace slotkernels {
 namespace {
 
 // `merged` is contiguous.
-LabelTensors propagate_labels(const Tensor& image, const Tensor& video, const std::optional<Tensor>& merged,
+LabelTensors propagate_labels(const Tensor& image, const Tensor& video, const Maybe& merged,
                               int64_t height, int64_t width, int64_t out_height, int64_t out_width, bool confidence,
                               bool statistics) {
   const auto [job, results] = label_job(image, video, merged, Axis(height, out_height), Axis(width, out_width),

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "sinkhorn.h"
-#include "tensor_format.h"
+#include "tensors.h"
 
 #define KERNELS "sinkhorn_kernels.h"
 #include "levels.h"
@@ -20,17 +20,11 @@
 namespace slotkernels {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-typedef std::optional<Tensor> Maybe;
-
 // Float32 and contiguous; the tensor must outlive the pointer.
 Maybe readable(const Maybe& tensor) {
   if (!tensor) return tensor;
   return torch::stable::contiguous(torch::stable::to(*tensor, ScalarType::Float));
 }
-
-const float* pointer(const Maybe& tensor) { return tensor ? tensor->const_data_ptr<float>() : nullptr; }
 
 Points view(const Tensor& x, const Tensor& y, const Maybe& a, const Maybe& b) {
   return {x.const_data_ptr(), y.const_data_ptr(), format(x), x.size(1), y.size(1), x.size(2), pointer(a), pointer(b)};
@@ -70,7 +64,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sinkhorn(const Tensor& x_, co
   const Tensor x = torch::stable::contiguous(x_), y = torch::stable::contiguous(y_);
   const Maybe a = readable(a_), b = readable(b_);
   const int64_t batch = x.size(0), n = x.size(1), m = y.size(1);
-  const auto empty = [&](std::vector<int64_t> sizes) { return torch::stable::new_empty(x, sizes, ScalarType::Float); };
   Tensor value = empty({batch}), f = empty({batch, n}), g = empty({batch, m});
   Tensor pull_x = keep_x ? empty({batch, n, n + m}) : empty({0});
   Tensor pull_y = keep_y ? empty({batch, m, n + m}) : empty({0});
@@ -97,8 +90,7 @@ std::tuple<Tensor, Tensor> sinkhorn_backward(const Maybe& grad_value_, const May
   const Maybe grad_value = readable(grad_value_), grad_f = readable(grad_f_), grad_g = readable(grad_g_);
   const Maybe a = readable(a_), b = readable(b_), pull_x = readable(pull_x_), pull_y = readable(pull_y_);
   const auto gradient = [](const Tensor& points, const Maybe& pull) {
-    return torch::stable::new_empty(points, pull ? std::vector<int64_t>(points.sizes().begin(), points.sizes().end())
-                                                 : std::vector<int64_t>{0});
+    return empty(pull ? sizes(points) : Sizes{0}, points.scalar_type());
   };
   Tensor grad_x = gradient(x, pull_x), grad_y = gradient(y, pull_y);
 

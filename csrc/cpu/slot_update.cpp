@@ -6,12 +6,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <optional>
 #include <tuple>
-#include <vector>
 
 #include "slot_update.h"
-#include "tensor_format.h"
+#include "tensors.h"
 
 #define KERNELS "slot_update_kernels.h"
 #include "levels.h"
@@ -19,25 +17,12 @@
 namespace slotkernels {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-typedef std::optional<Tensor> Maybe;
-typedef std::vector<int64_t> Sizes;
-
-constexpr int64_t GRU_ELEMENTS = 1 << 15, ADD_ELEMENTS = 1 << 16;  // worth a thread: some 20 µs of work
+constexpr int64_t GRU_ELEMENTS = 1 << 13, ADD_ELEMENTS = 1 << 14;  // worth a thread: twice what it costs to start one
 constexpr int64_t MIN_BLOCK = 32, MAX_BLOCKS = 64;                 // the sums of a block cost 2 rows
-
-Input input(const Tensor& tensor) { return {tensor.const_data_ptr(), format(tensor)}; }
-
-Input input(const Maybe& tensor) { return tensor ? input(*tensor) : Input{nullptr, Format::FLOAT}; }
-
-Output output(const Tensor& tensor) { return {tensor.mutable_data_ptr(), format(tensor)}; }
 
 Tensor floats(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Float ? tensor : torch::stable::to(tensor, ScalarType::Float);
 }
-
-Sizes sizes(const Tensor& tensor) { return Sizes(tensor.sizes().begin(), tensor.sizes().end()); }
 
 int64_t rows(const Tensor& slots, int64_t dim) { return slots.numel() / dim; }
 
@@ -45,8 +30,8 @@ struct Results {
   Tensor slots, normalised, mean, rstd;
 
   Results(const Tensor& like, ScalarType dtype)
-      : slots(torch::stable::new_empty(like, sizes(like))),
-        normalised(torch::stable::new_empty(like, sizes(like), dtype)),
+      : slots(empty(sizes(like), like.scalar_type())),
+        normalised(empty(sizes(like), dtype)),
         mean(statistics(like)),
         rstd(statistics(like)) {}
 
@@ -58,7 +43,7 @@ struct Results {
   static Tensor statistics(const Tensor& like) {
     Sizes rows = sizes(like);
     rows.pop_back();
-    return torch::stable::new_empty(like, rows, ScalarType::Float);
+    return empty(rows);
   }
 };
 
@@ -104,13 +89,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru_norm_backward(const Maybe& grad_s
                                                              const Tensor& gates_input, const Tensor& gates_hidden,
                                                              const Tensor& slots, const Tensor& weight_,
                                                              const Tensor& mean, const Tensor& rstd) {
-  using torch::stable::new_empty;
   const Tensor weight = floats(weight_);
   const int64_t dim = weight.size(0);
-  Tensor grad_input = new_empty(gates_input, sizes(gates_input));
-  Tensor grad_hidden = new_empty(gates_hidden, sizes(gates_hidden));
-  Tensor grad_state = new_empty(slots, sizes(slots));
-  Tensor affine = new_empty(mean, grad_normalised ? Sizes{2, dim} : Sizes{0});
+  const Sizes wide = sizes(gates_input);
+  Tensor grad_input = empty(wide, gates_input.scalar_type()), grad_hidden = empty(wide, gates_input.scalar_type());
+  Tensor grad_state = empty(sizes(slots), slots.scalar_type());
+  Tensor affine = empty(grad_normalised ? Sizes{2, dim} : Sizes{0});
   const GruInputs from{input(gates_input), input(gates_hidden), input(slots)};
   const Input cotangent = input(grad_slots);
   const NormGradient norm{input(grad_normalised), weight.const_data_ptr<float>(), mean.const_data_ptr<float>(),
@@ -142,13 +126,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_norm(const Tensor& slots, const T
 std::tuple<Tensor, Tensor, Tensor> add_norm_backward(const Maybe& grad_total, const Tensor& grad_normalised,
                                                      const Tensor& total, const Tensor& weight_, const Tensor& mean,
                                                      const Tensor& rstd) {
-  using torch::stable::new_empty;
   const Tensor weight = floats(weight_);
   const int64_t dim = weight.size(0);
   const bool shared = grad_normalised.scalar_type() == total.scalar_type();
-  Tensor grad_slots = new_empty(total, sizes(total));
-  Tensor grad_update = new_empty(grad_normalised, shared ? Sizes{0} : sizes(total));
-  Tensor affine = new_empty(mean, {2, dim});
+  Tensor grad_slots = empty(sizes(total), total.scalar_type());
+  Tensor grad_update = empty(shared ? Sizes{0} : sizes(total), grad_normalised.scalar_type());
+  Tensor affine = empty({2, dim});
   const Input values = input(total), cotangent = input(grad_total);
   const NormGradient norm{input(grad_normalised), weight.const_data_ptr<float>(), mean.const_data_ptr<float>(),
                           rstd.const_data_ptr<float>(), dim};

@@ -10,16 +10,6 @@
 
 namespace slotkernels {
 
-struct Input {
-  const void* data;  // or null: rows of zeros
-  Format format;
-};
-
-struct Output {
-  void* data;  // or null: nothing is written
-  Format format;
-};
-
 // Weight and bias of a layer norm [dim].
 struct Norm {
   const float *weight, *bias;

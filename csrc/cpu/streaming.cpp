@@ -8,18 +8,15 @@
 
 #include <atomic>
 #include <tuple>
-#include <vector>
 
 #include "streaming.h"
+#include "tensors.h"
 
 #define KERNELS "streaming_kernels.h"
 #include "levels.h"
 
 namespace slotkernels {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // do_one(0), …, do_one(count - 1): each is taken by the next free thread, as their costs differ.
 template <class Do>
@@ -41,8 +38,8 @@ std::tuple<Tensor, Tensor> streaming_sums(const Tensor& x, const Tensor& panels,
                                           const Tensor& a, const Tensor& b, const Tensor& scale, int64_t n, int64_t m,
                                           int64_t p, bool same) {
   const int64_t batch = x.size(0), width = s.size(1);
-  Tensor rows = torch::stable::new_empty(x, std::vector<int64_t>{batch, n}, ScalarType::Double);
-  Tensor columns = torch::stable::new_empty(x, std::vector<int64_t>{batch, m}, ScalarType::Double);
+  Tensor rows = empty({batch, n}, ScalarType::Double);
+  Tensor columns = empty({batch, m}, ScalarType::Double);
   const Pairs call = view(x, x, panels, r, s, a, b, scale, n, m, p, same);
   const Bands bands(n);
   const Scratch partial = scratch(batch * bands.count * width);
@@ -69,8 +66,8 @@ std::tuple<Tensor, Tensor> streaming_slopes(const Tensor& x, const Tensor& y, co
                                             const Tensor& s, const Tensor& b, const Tensor& scale, int64_t n, int64_t m,
                                             int64_t p) {
   const int64_t batch = x.size(0), dim = panels.size(2), count = blocks(n);
-  Tensor totals = torch::stable::new_empty(x, std::vector<int64_t>{batch, n}, ScalarType::Double);
-  Tensor pulls = torch::stable::new_empty(x, std::vector<int64_t>{batch, n, dim}, ScalarType::Double);
+  Tensor totals = empty({batch, n}, ScalarType::Double);
+  Tensor pulls = empty({batch, n, dim}, ScalarType::Double);
   const Pairs call = view(x, y, panels, r, s, r, b, scale, n, m, p, false);
   double* to_totals = totals.mutable_data_ptr<double>();
   double* to_pulls = pulls.mutable_data_ptr<double>();

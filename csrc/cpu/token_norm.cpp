@@ -6,10 +6,9 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <tuple>
-#include <vector>
 
 #include "slot_update.h"
-#include "tensor_format.h"
+#include "tensors.h"
 
 #define KERNELS "token_norm_kernels.h"
 #include "levels.h"
@@ -17,25 +16,13 @@
 namespace slotkernels {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-typedef std::vector<int64_t> Sizes;
-
 constexpr int64_t ELEMENTS = 1 << 16;  // worth a thread: some 20 µs of work
-
-Input input(const Tensor& tensor) { return {tensor.const_data_ptr(), format(tensor)}; }
-
-Output output(const Tensor& tensor) { return {tensor.mutable_data_ptr(), format(tensor)}; }
-
-Sizes sizes(const Tensor& tensor) { return Sizes(tensor.sizes().begin(), tensor.sizes().end()); }
 
 // Contiguous tokens [B, M, D]; `dtype` is that of the result.
 std::tuple<Tensor, Tensor, Tensor> token_norm(const Tensor& tokens, double eps, ScalarType dtype) {
-  using torch::stable::new_empty;
   const int64_t rows = tokens.size(0) * tokens.size(1), dim = tokens.size(2);
-  Tensor normalised = new_empty(tokens, sizes(tokens), dtype);
-  Tensor mean = new_empty(tokens, {tokens.size(0), tokens.size(1)}, ScalarType::Float);
-  Tensor rstd = new_empty(tokens, {tokens.size(0), tokens.size(1)}, ScalarType::Float);
+  Tensor normalised = empty(sizes(tokens), dtype);
+  Tensor mean = empty({tokens.size(0), tokens.size(1)}), rstd = empty({tokens.size(0), tokens.size(1)});
   const Input from = input(tokens);
   const Output to = output(normalised);
   float *means = mean.mutable_data_ptr<float>(), *rstds = rstd.mutable_data_ptr<float>();
@@ -48,7 +35,7 @@ std::tuple<Tensor, Tensor, Tensor> token_norm(const Tensor& tokens, double eps, 
 
 Tensor token_norm_backward(const Tensor& grad, const Tensor& tokens, const Tensor& mean, const Tensor& rstd) {
   const int64_t rows = tokens.size(0) * tokens.size(1), dim = tokens.size(2);
-  Tensor result = torch::stable::new_empty(tokens, sizes(tokens));
+  Tensor result = empty(sizes(tokens), tokens.scalar_type());
   const Input from = input(tokens), cotangent = input(grad);
   const Output to = output(result);
   const float *means = mean.const_data_ptr<float>(), *rstds = rstd.const_data_ptr<float>();

@@ -35,11 +35,11 @@ def prefers_products(device_type: str, q: Tensor) -> bool:
 
 
 def attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """:func:`attend` as two matrix products with the softmax in float32 between them."""
+    """:func:`attend` as two matrix products; PyTorch's softmax computes in float32 whatever the logits' dtype is."""
     logits = q @ (k * k.shape[-1] ** -0.5).transpose(-1, -2)
     if mask is not None:
         logits = logits.masked_fill(~mask, -torch.inf)
-    return logits.float().softmax(-1).to(q.dtype) @ v
+    return logits.softmax(-1).to(q.dtype) @ v
 
 
 # Choosing the kernel. Other kernels are timed against PyTorch's own and used only if they are clearly faster, so that a

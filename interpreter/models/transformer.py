@@ -61,8 +61,7 @@ class Attention(nn.Module):
         if mask is not None:
             bias = bias.masked_fill(~mask[:, None], -torch.inf)
         logits = torch.baddbmm(bias.flatten(1)[:, None], x.expand(batch, -1, -1), keys.mT)  # [B, L, heads S]
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        weights = logits.unflatten(2, (heads, size)).to(wide).softmax(-1).flatten(2).to(logits.dtype)
+        weights = logits.unflatten(2, (heads, size)).softmax(-1).flatten(2).to(logits.dtype)
         return torch.baddbmm(self.to_out.bias, weights, values)
 
 

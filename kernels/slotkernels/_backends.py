@@ -74,12 +74,17 @@ def has_float64(arguments: Arguments | list[Any]) -> bool:
     return False
 
 
-def device_of(arguments: Arguments) -> torch.device:
-    """Device of the first tensor (all tensors of a call share it)."""
+def first_tensor(arguments: Arguments) -> Tensor:
+    """The first tensor; all tensors of a call share its device."""
     for value in arguments:  # a loop and no generator, for speed: every call comes here
         if isinstance(value, Tensor):
-            return value.device
-    return next(tensors_of(arguments)).device
+            return value
+    return next(tensors_of(arguments))
+
+
+def device_of(arguments: Arguments) -> torch.device:
+    """Device of all tensors of a call."""
+    return first_tensor(arguments).device
 
 
 def _always(arguments: Arguments) -> str | None:
@@ -124,7 +129,7 @@ class Backends:
             RuntimeError: if the backend asked for by name cannot serve the call; the message says why.
         """
         if requested == "auto":
-            on_cpu, asked = device_of(arguments).type == "cpu", getattr(arguments, "forward", arguments)
+            on_cpu, asked = first_tensor(arguments).is_cpu, getattr(arguments, "forward", arguments)
             for name, (_, supports) in self._backends.items():
                 if name in without or (on_cpu and name in _ONLY_BY_NAME):
                     continue
@@ -140,8 +145,13 @@ class Backends:
         module = self._backends[backend][0]
         return getattr(sys.modules.get(module) or importlib.import_module(module), self.function)
 
-    def run(self, requested: str, arguments: Arguments) -> Any:
+    def run(self, requested: str, arguments: Arguments, chosen: str | None = None) -> Any:
         """Call the selected backend's function with the arguments, with autocast off.
+
+        Args:
+            requested: "auto", or the name of a backend.
+            arguments: of the operation.
+            chosen: what :meth:`choose` answered for this call, or a backward pass's forward one; asked here if None.
 
         Raises:
             RuntimeError: if a kernel cannot be built and the backend was asked for by name, or the mode is strict.
@@ -150,16 +160,20 @@ class Backends:
             _check_no_tangent(self.name, arguments)
         if torch._C._is_any_autocast_enabled():  # a context manager that does nothing costs time too
             with without_autocast(device_of(arguments)):
-                return self._run(requested, arguments)
-        return self._run(requested, arguments)
+                return self._run(requested, arguments, chosen)
+        return self._run(requested, arguments, chosen)
 
-    def _run(self, requested: str, arguments: Arguments) -> Any:
-        backend = self.select(requested, arguments, self._without(requested, arguments) if self._unbuilt else ())
+    def _run(self, requested: str, arguments: Arguments, chosen: str | None) -> Any:
+        backend = self.choose(requested, arguments) if chosen is None or self._unbuilt else chosen
         try:
             return self.load(backend)(arguments)
         except KernelBuildError as error:
             self._note_unbuilt(requested, backend, arguments, error)
         return self.run(requested, arguments)
+
+    def choose(self, requested: str, arguments: Arguments) -> str:
+        """:meth:`select` among the backends whose kernels could be built for earlier calls like this."""
+        return self.select(requested, arguments, self._without(requested, arguments) if self._unbuilt else ())
 
     def _without(self, requested: str, arguments: Arguments) -> tuple[str, ...]:
         """Backends that "auto" passes over because their kernels could not be built for an earlier call like this."""
@@ -263,8 +277,9 @@ def _default_backend() -> str:
     name = _override.get()
     if name is not None:
         return name
-    name = os.environ.get(ENVIRONMENT_VARIABLE)
-    return check_name(name, allow_auto=True) if name else "auto"
+    if ENVIRONMENT_VARIABLE not in os.environ:  # asked first, as `get` raises and catches an error within: 1 us
+        return "auto"
+    return check_name(os.environ[ENVIRONMENT_VARIABLE] or "auto", allow_auto=True)
 
 
 def requested_backend(backend: str) -> str:

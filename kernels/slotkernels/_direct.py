@@ -33,11 +33,13 @@ def examine(values: tuple[Any, ...]) -> tuple[bool, bool, bool]:
     """
     requires_grad, contiguous = False, True
     for value in values:
-        if isinstance(value, Tensor):
-            if type(value) not in _PLAIN or value.is_meta or _is_batched(value) or _is_wrapped(value):
+        if type(value) in _PLAIN:
+            if value.is_meta or _is_batched(value) or _is_wrapped(value):
                 return False, False, False
             requires_grad = requires_grad or value.requires_grad
             contiguous = contiguous and value.is_contiguous()
+        elif isinstance(value, Tensor):
+            return False, False, False
         elif isinstance(value, tuple):
             plain, one_requires, all_contiguous = examine(value)
             if not plain:

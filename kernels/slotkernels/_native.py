@@ -11,8 +11,7 @@ from importlib.machinery import PathFinder
 
 import torch
 
-from . import _backends
-from ._backends import Arguments, has_float64
+from ._backends import Arguments, first_tensor, has_float64
 
 _BUILD = "`pip install --no-build-isolation -v .` in the project's folder builds it, or says why not"
 
@@ -42,9 +41,9 @@ def _warn_once(reason: str) -> None:
 
 
 def _why_not(device: str, libraries: tuple[str, ...], arguments: Arguments) -> str | None:
-    actual = _backends.device_of(arguments).type
-    if actual != device:
-        return f"tensors on {actual}"
+    tensor = first_tensor(arguments)
+    if not (tensor.is_cpu if device == "cpu" else tensor.is_cuda):
+        return f"tensors on {tensor.device.type}"
     if has_float64(arguments):
         return "float64 tensors"
     for library in libraries:

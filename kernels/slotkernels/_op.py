@@ -29,7 +29,7 @@ An op's file contains these parts, in this order::
     @OP.differentiable(keep=("total",))
     def _gradients(saved: Saved[Arguments, Results], *grads: Tensor | None) -> tuple[Tensor, ...]:
         forward = BackwardArguments(Cotangents(*grads), saved.arguments, saved.results.total, saved.needs)
-        return OP_BACKWARD.apply(forward, saved.backend)
+        return OP_BACKWARD.apply(forward, saved.backend, saved.chosen)
 
     def inverted_attention(q, k, ..., backend="auto"):
         return OP(Arguments(q, k, scale), backend).updates
@@ -66,6 +66,7 @@ class Saved(NamedTuple, Generic[A, R]):
     results: R  # likewise
     needs: list[bool]  # which tensors of the arguments need a gradient, in order
     backend: str  # that the forward pass was asked to run on
+    chosen: str | None  # that it ran on, where that is known
     twice: bool  # whether the gradient is differentiated itself
 
 
@@ -138,16 +139,17 @@ class Op(Backends, Generic[A, R]):
                 return self._composite(arguments)
         return self.apply(arguments, backend)
 
-    def apply(self, arguments: A, backend: str) -> R:
-        """The registered op itself: no check, and ``backend`` as it is."""
+    def apply(self, arguments: A, backend: str, chosen: str | None = None) -> R:
+        """The registered op itself: no check, and ``backend`` as it is; ``chosen`` as in :meth:`Backends.run`."""
         if not observed():
             plain, requires_grad, contiguous = examine(arguments)
+            ready = contiguous or not self._contiguous
             if plain and requires_grad and torch.is_grad_enabled():
                 if self._record is not None:
                     leaves = self._fields.unpack(arguments)
-                    return self._results(self._record(*leaves, backend, arguments if contiguous else None))
-            elif plain and contiguous:
-                return self._results(self.run(backend, arguments))
+                    return self._results(self._record(*leaves, backend, arguments if ready else None))
+            elif plain and ready:
+                return self._results(self.run(backend, arguments, chosen))
             elif plain:
                 return self._results(self._implementation(*self._fields.unpack(arguments), backend))
         return self._results(self._registered(*self._fields.unpack(arguments), backend))
@@ -215,13 +217,17 @@ class Op(Backends, Generic[A, R]):
                 ctx.mark_non_differentiable(*[results[i] for i in constant_results])
 
         def forward(ctx: Any, *values: Any) -> Any:
-            inputs, arguments = values[:-1], values[-1]  # the same ones, or None if not all are contiguous
-            output = self._implementation(*inputs) if arguments is None else self.run(inputs[-1], arguments)
+            inputs, arguments = values[:-1], values[-1]  # the same ones, or None if some have to be made contiguous
+            if arguments is None:
+                ctx.chosen, output = None, self._implementation(*inputs)
+            else:
+                ctx.chosen = self.choose(inputs[-1], arguments)
+                output = self.run(inputs[-1], arguments, ctx.chosen)
             remember(ctx, inputs, output)
             return output
 
         def register(gradients: Callable[..., Iterable[Tensor | None]]) -> Callable[..., Iterable[Tensor | None]]:
-            def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            def backward(ctx: Any, *grads: Tensor | None, chosen: str | None = None) -> tuple[Tensor | None, ...]:
                 of_inputs: list[Tensor | None] = [None] * (len(fields.names) + 1)
                 given = [grad for grad in grads if grad is not None]
                 if not given:
@@ -240,7 +246,7 @@ class Op(Backends, Generic[A, R]):
                     function, leaves = self._of_tensors(values), [values[i] for i in tensors]
                     each = _derivatives.composite_gradients(function, leaves, needs, grads)
                 else:
-                    saved = Saved(fields.pack(values), self._results(results), needs, backend, twice)
+                    saved = Saved(fields.pack(values), self._results(results), needs, backend, chosen, twice)
                     each = gradients(saved, *grads)
                 for i, need, grad in zip(tensors, needs, each, strict=False):
                     of_inputs[i] = grad if need else None
@@ -249,7 +255,7 @@ class Op(Backends, Generic[A, R]):
             self._definition.register_autograd(backward, setup_context=remember)
 
             def backward_directly(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-                return (*backward(ctx, *grads), None)
+                return (*backward(ctx, *grads, chosen=ctx.chosen), None)
 
             parts = {"forward": staticmethod(forward), "backward": staticmethod(backward_directly)}
             function: Any = type(self.function, (torch.autograd.Function,), parts)

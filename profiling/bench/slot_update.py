@@ -21,34 +21,42 @@ BYTES = (gru_norm_bytes_moved, add_norm_bytes_moved)
 FLOPS = (gru_norm_flops, add_norm_flops)
 
 
-def textbook(gates_input: Tensor, gates_hidden: Tensor, slots: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
+Affine = tuple[Tensor, Tensor]  # weight and bias of a layer norm [D]
+
+
+def textbook(
+    gates_input: Tensor, gates_hidden: Tensor, slots: Tensor, update: Tensor, first: Affine, second: Affine
+) -> tuple[Tensor, Tensor]:
     """The gates of ``torch.nn.GRUCell`` in the order r, z, n, written out."""
     dim = slots.shape[1]
     (reset_i, update_i, new_i), (reset_h, update_h, new_h) = (t.chunk(3, -1) for t in (gates_input, gates_hidden))
     reset, keep = (reset_i + reset_h).sigmoid(), (update_i + update_h).sigmoid()
     state = torch.lerp((new_i + reset * new_h).tanh().to(slots.dtype), slots, keep.to(slots.dtype))
-    normalised = F.layer_norm(state, (dim,))
+    normalised = F.layer_norm(state, (dim,), *first)
     total = state + (update + normalised)
-    return total, F.layer_norm(total, (dim,))
+    return total, F.layer_norm(total, (dim,), *second)
 
 
-def ours(gates_input: Tensor, gates_hidden: Tensor, slots: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
+def ours(
+    gates_input: Tensor, gates_hidden: Tensor, slots: Tensor, update: Tensor, first: Affine, second: Affine
+) -> tuple[Tensor, Tensor]:
     """The two ops."""
-    one, zero = slots.new_ones(slots.shape[1]), slots.new_zeros(slots.shape[1])
-    state, normalised = gru_norm(gates_input, gates_hidden, slots, one, zero)
-    return add_norm(state, update + normalised, one, zero)
+    state, normalised = gru_norm(gates_input, gates_hidden, slots, *first)
+    return add_norm(state, update + normalised, *second)
+
+
+NAMES = ("gates_input", "gates_hidden", "slots", "update", "weight 1", "bias 1", "weight 2", "bias 2")
 
 
 def step(function: Any) -> Any:
-    """Forward, and backward to all four tensors."""
+    """Forward, and backward to all four tensors and to weights and biases of both norms, as training needs them."""
 
-    def run(gates_input: Tensor, gates_hidden: Tensor, slots: Tensor, update: Tensor, grad: Tensor) -> Outputs:
-        leaves = [t.detach().requires_grad_() for t in (gates_input, gates_hidden, slots, update)]
-        total, normalised = function(*leaves)
+    def run(grad: Tensor, *tensors: Tensor) -> Outputs:
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        total, normalised = function(*leaves[:4], leaves[4:6], leaves[6:])
         grads = torch.autograd.grad([total, normalised], leaves, [grad, grad.to(normalised.dtype)])
-        names = ("gradient of gates_input", "gradient of gates_hidden", "gradient of slots", "gradient of update")
-        outputs = {"slots": total.detach(), "normalised": normalised.detach()}
-        return outputs | dict(zip(names, grads, strict=True))
+        named = {f"gradient of {name}": gradient for name, gradient in zip(NAMES, grads, strict=True)}
+        return {"slots": total.detach(), "normalised": normalised.detach(), **named}
 
     return run
 
@@ -59,7 +67,8 @@ def cases(device: str) -> Iterator[Case]:
     for rows, dim in (large, (3456 * 32, 768)) if device == "cuda" else (large, small):
 
         def inputs(rows: int = rows, dim: int = dim) -> tuple[Tensor, ...]:
-            return tuple(torch.randn(rows, n * dim, device=device) for n in (3, 3, 1, 1, 1))
+            shapes = ((rows, dim), (rows, 3 * dim), (rows, 3 * dim), (rows, dim), (rows, dim), *[(dim,)] * 4)
+            return tuple(torch.randn(shape, device=device) for shape in shapes)
 
         sizes = (rows, dim)
         yield Case(

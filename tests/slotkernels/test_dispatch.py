@@ -141,14 +141,22 @@ def test_a_backend_module_is_imported_only_when_it_runs():
 def test_backward_runs_on_the_backend_of_its_forward(monkeypatch):
     calls = []
     run = Backends.run
-    monkeypatch.setattr(
-        Backends, "run", lambda self, requested, call: calls.append(requested) or run(self, requested, call)
-    )
+    monkeypatch.setattr(Backends, "run", lambda self, asked, *rest: calls.append(asked) or run(self, asked, *rest))
     q = torch.randn(1, 2, 3, requires_grad=True)
     with slotkernels.use_backend("reference"):
         updates, _ = slotkernels.inverted_attention(q, q)
     updates.sum().backward()  # outside the block
     assert calls == ["reference", "reference"]
+
+
+def test_backward_of_an_eager_call_does_not_choose_again(monkeypatch):
+    chosen = []
+    select = Backends.select
+    monkeypatch.setattr(Backends, "select", lambda self, *rest: chosen.append(self.function) or select(self, *rest))
+    q = torch.randn(1, 2, 3, requires_grad=True)
+    updates, _ = slotkernels.inverted_attention(q, q)
+    updates.backward(torch.ones(1, 2, 3))
+    assert chosen == ["inverted_attention"]
 
 
 def test_ops_are_not_touched_by_autocast():

@@ -160,6 +160,16 @@ def test_auto_falls_back_with_one_warning_and_does_not_retry(toy):
 
 
 @pytest.mark.usefixtures("lenient")
+def test_a_backend_chosen_before_is_not_retried_either(toy):
+    op, _, called = toy
+    x = torch.zeros(2, 3)
+    with pytest.warns(RuntimeWarning):
+        assert op.run("auto", Toy(x), "cuda") is x
+    assert op.run("auto", Toy(x), "cuda") is x  # as a backward pass asks for the forward's
+    assert called == ["cuda", "reference", "reference"]
+
+
+@pytest.mark.usefixtures("lenient")
 def test_backend_by_name_raises_even_after_auto_fell_back(toy):
     op, *_ = toy
     with pytest.warns(RuntimeWarning):

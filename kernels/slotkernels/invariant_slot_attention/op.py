@@ -147,7 +147,7 @@ INVARIANT_ATTENTION_BACKWARD = INVARIANT_ATTENTION.backward_op(_empty_gradients)
 @INVARIANT_ATTENTION.differentiable(keep=("attention", "weights", "positions", "scales"), constant=("mask",))
 def _gradients(saved: Saved[Arguments, Results], *grads: Tensor | None) -> Gradients:
     arguments = BackwardArguments(Cotangents(*grads), saved.arguments, *saved.results[1:], saved.needs)
-    return INVARIANT_ATTENTION_BACKWARD.apply(arguments, saved.backend)
+    return INVARIANT_ATTENTION_BACKWARD.apply(arguments, saved.backend, saved.chosen)
 
 
 def bytes_moved(batch: int, slots: int, tokens: int, dim: int, itemsize: int = 4, backward: bool = False) -> int:

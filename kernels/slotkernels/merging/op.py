@@ -103,7 +103,8 @@ MERGE_SLOTS_BACKWARD = MERGE_SLOTS.backward_op(_empty_gradients)
 
 @MERGE_SLOTS.differentiable(constant=("valid",))
 def _gradients(saved: Saved[MergeArguments, Merged], *grads: Tensor | None) -> MergeGradients:
-    return MERGE_SLOTS_BACKWARD.apply(MergeBackwardArguments(grads[0], grads[1], saved.arguments), saved.backend)
+    arguments = MergeBackwardArguments(grads[0], grads[1], saved.arguments)
+    return MERGE_SLOTS_BACKWARD.apply(arguments, saved.backend, saved.chosen)
 
 
 def cluster_slots(

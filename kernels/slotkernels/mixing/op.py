@@ -107,7 +107,7 @@ MIX_SLOTS_BACKWARD = MIX_SLOTS.backward_op(_empty_gradients)
 def _gradients(saved: Saved[Arguments, Mixture], *grads: Tensor | None) -> list[Tensor | None]:
     hidden, weight, bias, valid = saved.arguments
     arguments = BackwardArguments(Cotangents(*grads), hidden, weight, valid, saved.results.masks)
-    of_hidden, of_weight = MIX_SLOTS_BACKWARD.apply(arguments, saved.backend)
+    of_hidden, of_weight = MIX_SLOTS_BACKWARD.apply(arguments, saved.backend, saved.chosen)
     return [of_hidden, of_weight.to(weight.dtype), torch.zeros_like(bias)]
 
 

@@ -112,7 +112,7 @@ def _gradients(saved: Saved[Problem, Solution], *grads: Tensor | None) -> Iterab
     transport_x = solution.transport_x if problem.keep_x else None
     transport_y = solution.transport_y if problem.keep_y else None
     arguments = BackwardArguments(grad_value, grad_f, grad_g, x, y, a, b, transport_x, transport_y, problem.precision)
-    grad_x, grad_y = BACKWARD.apply(arguments, saved.backend)
+    grad_x, grad_y = BACKWARD.apply(arguments, saved.backend, saved.chosen)
     _, _, need_a, need_b = saved.needs
     return (
         grad_x if problem.keep_x else None,

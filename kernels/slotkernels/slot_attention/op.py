@@ -152,7 +152,7 @@ def _kept(arguments: Arguments) -> tuple[str, ...]:
 def _gradients(saved: Saved[Arguments, Results], *grads: Tensor | None) -> Gradients:
     updates, total, attention = saved.results
     arguments = BackwardArguments(Cotangents(*grads), saved.arguments, updates, total, saved.needs, attention)
-    return INVERTED_ATTENTION_BACKWARD.apply(arguments, saved.backend)
+    return INVERTED_ATTENTION_BACKWARD.apply(arguments, saved.backend, saved.chosen)
 
 
 def attend(arguments: Arguments, backend: str = "auto") -> Results:

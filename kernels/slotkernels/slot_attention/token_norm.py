@@ -66,7 +66,8 @@ TOKEN_NORM_BACKWARD = TOKEN_NORM.backward_op(_empty_gradient)
 def _gradients(saved: Saved[Arguments, Results], *grads: Tensor | None) -> tuple[Tensor]:
     (grad, *_), (_, mean, rstd) = grads, saved.results
     assert grad is not None
-    return (TOKEN_NORM_BACKWARD.apply(BackwardArguments(grad, saved.arguments.tokens, mean, rstd), saved.backend),)
+    arguments = BackwardArguments(grad, saved.arguments.tokens, mean, rstd)
+    return (TOKEN_NORM_BACKWARD.apply(arguments, saved.backend, saved.chosen),)
 
 
 def normalise(tokens: Tensor, eps: float, dtype: torch.dtype) -> Tensor:

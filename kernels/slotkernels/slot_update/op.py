@@ -138,7 +138,7 @@ def _check_state(op: str, slots: Tensor, norm_eps: float) -> int:
 
 def _check_like(op: str, name: str, tensor: Tensor, slots: Tensor, shape: tuple[int, ...]) -> None:
     """Check shape, device, and that float64 comes with float64: no other mixture loses precision unasked."""
-    if tuple(tensor.shape) != shape:
+    if tensor.shape != shape:
         raise ValueError(f"{op}: {name} is {describe(tensor)}, expected {list(shape)} for slots {describe(slots)}")
     double = torch.float64
     if tensor.dtype != slots.dtype and (tensor.dtype not in FLOATS or double in (tensor.dtype, slots.dtype)):
@@ -205,7 +205,7 @@ def _gru_norm_gradients(
     gates_input, gates_hidden, slots, weight, *_ = saved.arguments
     grads, statistics = GruNormCotangents(grad_slots, grad_normalised), saved.results[2:]
     arguments = GruNormBackwardArguments(grads, gates_input, gates_hidden, slots, weight, *statistics)
-    *gradients, affine = GRU_NORM_BACKWARD.apply(arguments, saved.backend)
+    *gradients, affine = GRU_NORM_BACKWARD.apply(arguments, saved.backend, saved.chosen)
     if grad_normalised is None or not any(saved.needs[3:]):
         return gradients
     return [*gradients, *affine.unbind()]  # autograd casts them to the dtypes of weight and bias
@@ -234,7 +234,7 @@ def _add_norm_gradients(
             grad = grad if grad_total is None else grad + grad_total
         return [grad, None if grad is None else grad.to(dtype), *affine]
     arguments = AddNormBackwardArguments(grad_total, grad_normalised, total, weight, mean, rstd)
-    gradients = ADD_NORM_BACKWARD.apply(arguments, saved.backend)
+    gradients = ADD_NORM_BACKWARD.apply(arguments, saved.backend, saved.chosen)
     grad_update = gradients.slots if dtype == total.dtype else gradients.update
     if not any(saved.needs[2:]):
         return [gradients.slots, grad_update]

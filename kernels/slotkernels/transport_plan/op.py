@@ -85,7 +85,7 @@ def _gradients(saved: Saved[Problem, Solution], grad: Tensor, *_: None) -> Seque
         return _derivatives.composite_gradients(plan, inputs, saved.needs, (grad,))
     history, need_cost = saved.results.history, saved.needs[0]
     arguments = BackwardArguments(grad, cost, a, b, history, stopped, problem.eps, need_cost)
-    grads = BACKWARD.apply(arguments, saved.backend)
+    grads = BACKWARD.apply(arguments, saved.backend, saved.chosen)
     return [None if t is None else g.to(t.dtype) for g, t in zip(grads, inputs, strict=True)]
 
 

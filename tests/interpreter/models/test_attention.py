@@ -7,7 +7,6 @@ from typing import get_args
 import pytest
 import torch
 from torch.nn import attention as torch_attention
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from interpreter.methods.interpreter.config import IMAGE_PRESETS, VIDEO_PRESETS, Preset
 from interpreter.models import attention
@@ -51,20 +50,6 @@ def inputs(seed=0):
 def oracle(q, k, v, mask):
     logits = torch.einsum("bhld,bhsd->bhls", q, k) / q.shape[-1] ** 0.5
     return torch.einsum("bhls,bhsd->bhld", logits.masked_fill(~mask, -torch.inf).softmax(-1), v)
-
-
-class Softmaxes(TorchDispatchMode):
-    """Notes the dtype of each softmax."""
-
-    def __init__(self, dtypes):
-        super().__init__()
-        self.dtypes = dtypes
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten._softmax.default:
-            self.dtypes.append(out.dtype)
-        return out
 
 
 def kernels(monkeypatch, functions):
@@ -164,18 +149,31 @@ def test_masked_attention_by_products_equals_float64(form):
     leaves = [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
     cotangent = torch.randn(shapes[0])
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    softmaxes = []
-    with torch.autocast("cpu", torch.bfloat16, enabled=form == "autocast"), Softmaxes(softmaxes):
+    with torch.autocast("cpu", torch.bfloat16, enabled=form == "autocast"):
         out = attend_by_products(*leaves, mask)
     expected = oracle(*exact, mask)
     grads = torch.autograd.grad(out, leaves, cotangent.to(out.dtype))
     expected_grads = torch.autograd.grad(expected, exact, cotangent.double())
-    assert softmaxes == [torch.float32]
     tolerance = 1e-5 if form == "float32" else 3e-2
     for actual, reference in zip((out, *grads), (expected, *expected_grads), strict=True):
         assert (actual.double() - reference).abs().max() < tolerance * reference.abs().max()
     for grad in grads[1:]:  # of masked keys and values, which must be zero
         assert not grad.masked_select(~mask.mT).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_softmax_of_16_bit_logits_adds_in_float32(dtype):
+    """Products leave 16-bit logits; without this, sums over many keys would lose the small weights."""
+    torch.manual_seed(0)
+    logits = torch.randn(16, 3000).to(dtype).requires_grad_()
+    weights, cotangent = logits.softmax(-1), torch.randn(16, 3000).to(dtype)
+    exact = logits.detach().double().softmax(-1)
+    ulp = torch.finfo(dtype).eps
+    torch.testing.assert_close(weights.double(), exact, rtol=ulp, atol=torch.finfo(dtype).smallest_normal)
+    weights.backward(cotangent)
+    mean = (cotangent.double() * weights.detach().double()).sum(-1, keepdim=True)
+    expected = weights.detach().double() * (cotangent.double() - mean)
+    torch.testing.assert_close(logits.grad.double(), expected, rtol=ulp, atol=1e-6)
 
 
 @pytest.mark.parametrize("preset", get_args(Preset))

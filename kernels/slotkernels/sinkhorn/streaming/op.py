@@ -58,7 +58,7 @@ def _gradients(saved: Saved[Problem, StreamingSolution], *grads: Tensor | None) 
     if need_x or need_y:
         problem = saved.arguments._replace(keep_x=need_x, keep_y=need_y)
         arguments = StreamingBackwardArguments(grad_value, grad_f, grad_g, problem, saved.results.state)
-        grad_x, grad_y = BACKWARD.apply(arguments, saved.backend)
+        grad_x, grad_y = BACKWARD.apply(arguments, saved.backend, saved.chosen)
     grad_a = weight_gradient(grad_value, saved.results.f, saved.arguments.a) if need_a else None
     grad_b = weight_gradient(grad_value, saved.results.g, saved.arguments.b) if need_b else None
     return grad_x, grad_y, grad_a, grad_b
