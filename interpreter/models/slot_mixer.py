@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from interpreter.models.positions import resized_positions
 from interpreter.models.recurrent import LogitScale, sharpness_of
-from interpreter.models.transformer import Block, init_attention
+from interpreter.models.transformer import Block, add_and_norm, init_attention, run_blocks
 
 
 class Mixed(NamedTuple):
@@ -91,10 +91,9 @@ class SlotMixer(nn.Module):
     def _mix(self, slots: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
         """Masks [B, M, K] and mixtures [B, M, D]."""
         positions = resized_positions(self.positions, self.grid, grid or self.grid)
-        queries, memory = positions[None], self.norm_memory(slots)
-        for block in self.blocks:
-            queries = block(queries, memory=memory)
-        q, k = self.to_q(self.norm_queries(queries)), self.to_k(self.norm_slots(slots))
+        memory = self.norm_memory(slots)
+        _, queries = add_and_norm(*run_blocks(self.blocks, positions[None], memory=memory), self.norm_queries)
+        q, k = self.to_q(queries), self.to_k(self.norm_slots(slots))
         logits = q @ k.mT * q.shape[-1] ** -0.5
         masks = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
         return masks, masks.to(slots.dtype) @ slots + positions

@@ -1,5 +1,7 @@
 """Pre-norm transformer encoder and decoder."""
 
+from collections.abc import Iterable
+
 import torch
 from slotkernels.slot_update import add_norm
 from torch import Tensor, nn
@@ -116,16 +118,28 @@ class Block(nn.Module):
 
         Masks [B, L] and [B, S] are False where a token is ignored.
         """
-        branch = None
+        x, branch = self.terms(x, None, mask, memory, memory_mask)
+        return x + branch
+
+    def terms(
+        self,
+        x: Tensor,
+        branch: Tensor | None,
+        mask: Tensor | None = None,
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`forward` of ``x + branch``, as two terms: the norm that follows adds them up in its own pass."""
         if self.norm_self is not None and self.attend_self is not None:
-            h = _rounded(self.norm_self(x))
+            x, h = add_and_norm(x, branch, self.norm_self)
+            h = _rounded(h)
             branch = self.attend_self(h, h, mask)
         if self.norm_cross is not None and self.attend_cross is not None:
             assert memory is not None
-            x, h = _add_norm(x, branch, self.norm_cross)
+            x, h = add_and_norm(x, branch, self.norm_cross)
             branch = self.attend_cross(h, memory, memory_mask)
-        x, h = _add_norm(x, branch, self.norm_mlp)
-        return x + self._mlp(h)
+        x, h = add_and_norm(x, branch, self.norm_mlp)
+        return x, self._mlp(h)
 
     def _mlp(self, h: Tensor) -> Tensor:
         """The MLP; without gradients in pieces, as its hidden layer is 4 times as wide and a video may be long."""
@@ -140,8 +154,8 @@ def _rounded(h: Tensor) -> Tensor:
     return h.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else h
 
 
-def _add_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """``x + branch`` and its norm, in one pass; a compiler makes one pass of PyTorch's operations itself."""
+def add_and_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """``x + branch``, and its norm in the dtype of ``branch``, in one pass; a compiler makes one pass itself."""
     if branch is None:
         return x, norm(x)
     if torch.compiler.is_compiling() or x.shape != branch.shape:
@@ -150,11 +164,29 @@ def _add_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Ten
     return add_norm(x, branch, norm.weight, norm.bias, norm.eps)
 
 
-def _run(block: nn.Module, recompute: bool, *arguments: Tensor | None) -> Tensor:
-    """A block; with ``recompute`` only its input is kept for the backward pass, which computes the rest again."""
-    if recompute and torch.is_grad_enabled():
-        return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)  # nothing in it is random
-    return block(*arguments)
+def run_blocks(
+    blocks: Iterable[nn.Module],
+    x: Tensor,
+    mask: Tensor | None = None,
+    memory: Tensor | None = None,
+    memory_mask: Tensor | None = None,
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Blocks one after the other, arguments and results as of :meth:`Block.terms`.
+
+    With ``recompute`` only a block's input is kept for the backward pass, which computes the rest again.
+    """
+    branch = None
+    for block in blocks:
+        assert isinstance(block, Block)
+        if recompute and torch.is_grad_enabled():
+            x = x if branch is None else x + branch  # one tensor to keep, and not two
+            x, branch = checkpoint(
+                block.terms, x, None, mask, memory, memory_mask, use_reentrant=False, preserve_rng_state=False
+            )  # no random number is drawn in a block
+        else:
+            x, branch = block.terms(x, branch, mask, memory, memory_mask)
+    return x, branch
 
 
 class TransformerEncoder(nn.Module):
@@ -171,9 +203,8 @@ class TransformerEncoder(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode x."""
-        for block in self.blocks:
-            x = _run(block, self.recompute, x, mask)
-        return self.norm(x)
+        x, branch = run_blocks(self.blocks, x, mask, recompute=self.recompute)
+        return self.norm(x if branch is None else x + branch)  # under autocast `add_and_norm` would round the result
 
 
 class TransformerDecoder(nn.Module):
@@ -193,10 +224,9 @@ class TransformerDecoder(nn.Module):
     def forward(self, queries: Tensor, slots: Tensor, slot_mask: Tensor | None = None) -> Tensor:
         """Decode; ``slot_mask`` [B, S] is False for slots that were merged away."""
         # One sample until the first cross-attention: up to there nothing depends on the slots.
-        x, memory = queries[None], self.norm_slots(slots)
-        for block in self.blocks:
-            x = _run(block, self.recompute, x, None, memory, slot_mask)
-        return self.head(self.norm(x))
+        memory = self.norm_slots(slots)
+        terms = run_blocks(self.blocks, queries[None], None, memory, slot_mask, self.recompute)
+        return self.head(add_and_norm(*terms, self.norm)[1])
 
 
 def init_transformer(module: nn.Module) -> None:
