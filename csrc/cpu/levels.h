@@ -17,6 +17,7 @@
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define LEVELS 1
+#include <immintrin.h>
 
 #define LEVEL v4
 #define FLOATS_IN_REGISTER 16

@@ -38,9 +38,14 @@ ALWAYS_INLINE V where(Ints mask, V yes, V no) {
   return mask ? yes : no;
 }
 
-ALWAYS_INLINE Floats maximum(Floats a, Floats b) { return where(less(b, a), a, b); }  // b where either is NaN
-
+// b where either is NaN. Of the portable form GCC makes two instructions with AVX-512; of a mask of ones, none.
+#if FLOATS_IN_REGISTER == 16
+ALWAYS_INLINE Floats maximum(Floats a, Floats b) { return _mm512_maskz_max_ps(-1, a, b); }
+ALWAYS_INLINE Floats minimum(Floats a, Floats b) { return _mm512_maskz_min_ps(-1, a, b); }
+#else
+ALWAYS_INLINE Floats maximum(Floats a, Floats b) { return where(less(b, a), a, b); }
 ALWAYS_INLINE Floats minimum(Floats a, Floats b) { return where(less(a, b), a, b); }
+#endif
 
 // from[index[l]] in lane l; indices are 0..LANES - 1.
 ALWAYS_INLINE Floats pick(const float* from, Ints index) {
