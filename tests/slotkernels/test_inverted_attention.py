@@ -1,22 +1,19 @@
-"""Inverted attention against a float64 oracle: values, gradients, masks, groups, limits, compilation."""
+"""Inverted attention against a float64 oracle: values, gradients, masks, groups, limits."""
 
 import os
 import subprocess
 import sys
 
 import pytest
-import slotkernels  # registers the ops
 import torch
 from slotkernels import inverted_attention
 from slotkernels.slot_attention import bytes_moved, flops, tiles
-from slotkernels.slot_attention.op import INVERTED_ATTENTION, Arguments, attend
+from slotkernels.slot_attention.op import INVERTED_ATTENTION, Arguments
 
+from .attention_cases import BACKENDS, TOLERANCE, check, make, tolerance_of
 from .label_cases import needs_cpp
-from .oracles import assert_close, assert_compiles, assert_matches_oracle
+from .oracles import assert_close, assert_matches_oracle
 
-# Half types: logits, weights and updates are each rounded once to 8 (bf16) or 11 (fp16) bits; logits here are below
-# 4, so one rounding moves the softmax by at most 4 * 2^-9 = 8e-3 (bf16) or 1e-3 (fp16). fp32: sums of <= 1024 terms.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 SHAPES = [(2, 7, 3, 5), (1, 1, 1, 1), (3, 33, 20, 127), (2, 863, 8, 64), (1, 7, 33, 1024), (0, 7, 3, 5)]  # B, M, N, D
 # Triton's interpreter takes some 5 ms for each operation of a program, so its shapes are small and each has a purpose:
 # ragged; one of all; several splits of the tokens; pieces of a width; 33 slots in 64 columns, 65 in 128; no batch.
@@ -33,67 +30,9 @@ CASES = (
 )
 
 
-@pytest.fixture(params=["reference", pytest.param("cpp", marks=needs_cpp), "triton"])
+@pytest.fixture(params=BACKENDS)
 def backend(request):
     return request.param
-
-
-def textbook(q, k, v=None, bias=None, mask=None, scale=None, eps=1e-8, eps_placement="numerator", groups=1):
-    """Float64 oracle, written from the papers: token-major, one group after the other, autograd does the rest."""
-    v = k if v is None else v
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    size, updates, attentions = q.shape[1] // groups, [], []
-    for group in range(groups):
-        members = slice(group * size, (group + 1) * size)
-        logits = k @ q[:, members].transpose(1, 2) * scale
-        attention = (logits if bias is None else logits + bias[:, None, members]).softmax(-1)
-        weights = attention + eps if eps_placement == "numerator" else attention
-        if mask is not None:
-            weights = weights * (mask if mask.dim() == 2 else mask[:, group]).unsqueeze(-1)
-        total = weights.sum(1, keepdim=True) + (eps if eps_placement == "denominator" else 0)
-        updates.append((weights / total.where(total > 0, torch.ones_like(total))).transpose(1, 2) @ v)
-        attentions.append(attention)
-    return torch.cat(updates, 1), torch.cat(attentions, 2)
-
-
-def make(shape, dtype, with_v, with_mask, with_bias=False, groups=1, device="cpu"):
-    """Tensors by name that need gradients, and a mask in which each group keeps a token."""
-    batch, tokens, slots, dim = shape
-    tensors = {name: torch.randn(batch, n, dim).to(dtype) for name, n in (("q", slots), ("k", tokens))}
-    if with_v:
-        value_dim = dim + 2 if dim < 1024 else dim - 2  # another width, and 1024 is the largest
-        tensors["v"] = torch.randn(batch, tokens, value_dim).to(dtype)
-    if with_bias:
-        tensors["bias"] = torch.randn(batch, slots, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    mask = torch.rand((batch, tokens) if groups == 1 else (batch, groups, tokens)) > 0.3 if with_mask else None
-    if mask is not None and batch:
-        mask[..., 0] = True
-    tensors = {name: t.to(device).requires_grad_() for name, t in tensors.items()}
-    return tensors, None if mask is None else mask.to(device)
-
-
-def tolerance_of(dtype):
-    """For a name; the bias' gradient is a sum over tokens whose terms cancel."""
-    return lambda name, tensor: TOLERANCE[dtype] * (2 if name == "gradient of bias" else 1)
-
-
-def check(tensors, mask, backend, tolerance, cotangents=("updates", "attention"), **options):
-    """Values and gradients of one call against the oracle, for random cotangents of some results."""
-    if "updates" not in cotangents and "v" in tensors:  # which the attention does not depend on
-        tensors = tensors | {"v": tensors["v"].detach()}
-    (batch, slots, _), tokens = tensors["q"].shape, tensors["k"].shape[1]
-    width = tensors.get("v", tensors["k"]).shape[2]
-    shapes = {"updates": (batch, slots, width), "attention": (batch, tokens, slots)}
-    actual = assert_matches_oracle(
-        lambda **t: inverted_attention(**t, mask=mask, return_attention=True, backend=backend, **options),
-        lambda **t: textbook(**t, mask=mask, **{n: o for n, o in options.items() if n != "precision"}),
-        tensors,
-        ("updates", "attention"),
-        tolerance,
-        cotangents={name: torch.randn(shapes[name]).to(tensors["q"].device) for name in cotangents},
-    )
-    assert actual["updates"].dtype == tensors["q"].dtype
-    assert actual["attention"].dtype == (torch.float64 if tensors["q"].dtype == torch.float64 else torch.float32)
 
 
 @pytest.mark.parametrize("with_mask", [False, True])
@@ -233,18 +172,6 @@ def test_large_logits_stay_finite(backend):
     torch.testing.assert_close(attention[0, 0], torch.tensor([1.0, 0.0]))
 
 
-def test_non_contiguous_inputs(backend):
-    q, k = torch.randn(4, 2, 3).permute(1, 2, 0), torch.randn(2, 4, 14)[:, :, ::2].transpose(1, 2)
-    mask = torch.rand(7, 2).t() > 0.3
-    assert not q.is_contiguous()
-    assert not k.is_contiguous()
-    expected, _ = inverted_attention(q.contiguous(), k.contiguous(), mask=mask.contiguous(), backend=backend)
-    torch.testing.assert_close(inverted_attention(q, k, mask=mask, backend=backend)[0], expected)
-    every_other = torch.randn(2, 14, 4)[:, ::2]  # rows in one piece, strides of their own: no copy is needed
-    expected, _ = inverted_attention(q.contiguous(), every_other.contiguous(), backend=backend)
-    torch.testing.assert_close(inverted_attention(q, every_other, backend=backend)[0], expected)
-
-
 def test_equal_calls_give_equal_bits(backend):
     tensors, mask = make((2, 150, 6, 12), torch.float32, False, True, True)
     results = []
@@ -266,154 +193,11 @@ def test_cpp_results_do_not_depend_on_the_threads(dtype):
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
-def test_attention_is_returned_only_on_request(backend):
-    q = torch.randn(1, 2, 3)
-    assert inverted_attention(q, q, backend=backend)[1] is None
-
-
 @pytest.mark.parametrize("needed", ["q", "k", "v", "bias"])
 def test_gradient_of_one_argument_alone(backend, needed):
     tensors, _ = make((2, 7, 3, 5), torch.float32, True, False, True)
     tensors = {name: t.detach().requires_grad_(name == needed) for name, t in tensors.items()}
     check(tensors, None, backend, tolerance_of(torch.float32), ("updates",))
-
-
-@pytest.mark.parametrize("with_v", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_opcheck(backend, dtype, with_v):
-    tensors, mask = make((2, 7, 3, 5), dtype, with_v, True, True)
-    q, k, v, bias = (tensors.get(name) for name in ("q", "k", "v", "bias"))
-    options = (0.5, 1e-8, 0.0, 1, "ieee")
-    arguments = (q, k, v, bias, mask.unsqueeze(1), *options, True, backend)
-    torch.library.opcheck(torch.ops.slotkernels.inverted_attention, arguments, atol=1e-2, rtol=1e-2)
-    updates, total, attention = torch.ops.slotkernels.inverted_attention(*arguments)
-    grads = (torch.randn_like(updates), torch.randn_like(total), torch.randn_like(attention))
-    inputs = [None if t is None else t.detach() for t in (q, k, v, bias)]
-    saved = (updates.detach(), total.detach())
-    needs = [True, True, with_v, True, False]
-    for kept in (attention.detach(), None):
-        backward = (*grads, *inputs, mask.unsqueeze(1), *options, True, *saved, needs, kept, backend)
-        torch.library.opcheck(torch.ops.slotkernels.inverted_attention_backward, backward)
-
-
-@pytest.mark.parametrize("return_attention", [True, False])
-def test_compiles_fullgraph_with_equal_values_and_gradients(backend, return_attention):
-    tensors, mask = make((2, 7, 3, 5), torch.float32, True, True)
-
-    def loss(q, k, v):
-        options = {"mask": mask, "return_attention": return_attention, "backend": backend}
-        updates, attention = inverted_attention(q, k, v, **options)
-        return updates.square().sum() + (attention.square().sum() if return_attention else 0)
-
-    assert_compiles(loss, *tensors.values())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("groups", [1, 3])
-def test_on_a_cpu_the_backward_pass_reads_the_kept_attention(backend, dtype, groups):
-    if backend == "triton":
-        pytest.skip("computes the attention again")
-    tensors, mask = make((2, 70, 6, 12), dtype, False, True, groups=groups)
-    q, k = tensors["q"], tensors["k"].detach()
-    updates, _ = inverted_attention(q, k, mask=mask, groups=groups, backend=backend)
-    (expected,) = torch.autograd.grad(updates.sum(), q, retain_graph=True)
-    q.data.fill_(float("nan"))  # which attention computed again would show
-    assert torch.equal(torch.autograd.grad(updates.sum(), q)[0], expected)
-
-
-def test_the_attention_is_kept_on_a_cpu_alone_and_only_for_a_backward_pass(backend):
-    tensors, _ = make((2, 7, 3, 5), torch.float32, False, False)
-
-    def kept(q, k):
-        return attend(Arguments(q, k, None, None, None, 1.0, 1e-8, 0.0, 1, "ieee", False), backend)[2].numel() > 0
-
-    q, k = tensors["q"], tensors["k"].detach()
-    assert kept(q, k)
-    assert not kept(q.detach(), k)
-    with torch.no_grad():
-        assert not kept(q, k)
-    assert not kept(q.detach().to("meta").requires_grad_(), k.to("meta"))  # stands for a GPU
-
-
-@pytest.mark.gpu
-def test_a_captured_graph_replays_on_new_inputs():
-    tensors, mask = make((2, 863, 8, 64), torch.bfloat16, False, True, device="cuda")
-
-    def step():
-        outputs = inverted_attention(**tensors, mask=mask, return_attention=True, backend="triton")
-        return [*outputs, *torch.autograd.grad(outputs[0].square().sum(), list(tensors.values()))]
-
-    step()  # compiles
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    with torch.no_grad():
-        tensors["k"].copy_(torch.randn_like(tensors["k"]))
-    graph.replay()
-    assert all(torch.equal(one, other) for one, other in zip(captured, step(), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"q": torch.zeros(2, 3)}, r"q is float32 \[2, 3\], expected \[B, N, D\]"),
-        ({"k": torch.zeros(2, 7, 4)}, r"k is float32 \[2, 7, 4\], expected \[B, M, D\] with D = 5"),
-        ({"k": torch.zeros(3, 7, 5)}, r"k is .* with B = 2"),
-        ({"k": torch.zeros(2, 0, 5)}, r"k is float32 \[2, 0, 5\].* with M > 0"),
-        ({"q": torch.zeros(2, 3, 5, dtype=torch.int32)}, r"q is int32 .*expected dtype float32"),
-        ({"k": torch.zeros(2, 7, 5).double()}, "k is float64 .*expected the dtype and device of q"),
-        ({"v": torch.zeros(2, 6, 5)}, r"v is float32 \[2, 6, 5\], expected \[B, M, Dv\] with M = 7"),
-        ({"bias": torch.zeros(2, 4)}, r"bias is float32 \[2, 4\], expected \[B, N\] with N = 3"),
-        ({"bias": torch.zeros(2, 3).bfloat16()}, r"bias is bfloat16 \[2, 3\], expected dtype float32"),
-        ({"mask": torch.ones(2, 7)}, r"mask is float32 .*, expected dtype bool"),
-        ({"mask": torch.ones(2, 8, dtype=torch.bool)}, r"mask is bool .* with M = 7"),
-        ({"mask": torch.ones(2, 2, 7, dtype=torch.bool), "groups": 3}, r"mask is bool \[2, 2, 7\].* with G = 3"),
-        ({"groups": 2}, "groups=2, expected a divisor of the 3 slots"),
-        ({"eps": -1.0}, r"eps=-1.0, expected a number >= 0"),
-        ({"eps": float("nan")}, r"eps=nan"),
-        ({"eps_placement": "outside"}, "eps_placement='outside', expected one of numerator, denominator"),
-        ({"precision": "fp32"}, "precision='fp32', expected one of ieee, tf32x3, tf32"),
-    ],
-)
-def test_bad_input_is_a_value_error_that_names_it(arguments, message):
-    good = {"q": torch.zeros(2, 3, 5), "k": torch.zeros(2, 7, 5)}
-    with pytest.raises(ValueError, match=message):
-        inverted_attention(**(good | arguments))
-
-
-@pytest.mark.parametrize(
-    ("q", "k", "message"),
-    [
-        (torch.zeros(1, 129, 4), torch.zeros(1, 2, 4), "129 slots in 1 groups fill 256 columns, at most 128"),
-        (torch.zeros(1, 2, 1025), torch.zeros(1, 2, 1025), "width 1025, at most 1024"),
-        (torch.zeros(1, 2, 4).double(), torch.zeros(1, 2, 4).double(), "float64"),
-    ],
-)
-def test_triton_by_name_says_why_it_cannot_serve_a_call(q, k, message):
-    with pytest.raises(RuntimeError, match=message):
-        inverted_attention(q, k, backend="triton")
-
-
-@needs_cpp
-def test_cpp_by_name_says_why_it_cannot_serve_a_call(monkeypatch):
-    with pytest.raises(RuntimeError, match="float64 tensors"):
-        inverted_attention(*torch.zeros(2, 1, 2, 4).double(), backend="cpp")
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    q = torch.zeros(2, 2, 4)
-    with pytest.raises(RuntimeError, match="2 samples on 5 threads: each would be computed by one thread"):
-        inverted_attention(q, q, backend="cpp")
-
-
-@needs_cpp
-def test_frames_of_clips_are_read_where_they_are(monkeypatch):
-    clips, q = torch.randn(2, 3, 20, 16, requires_grad=True), torch.randn(2, 5, 16)
-    frame, expected = clips.unbind(1)[1], clips[:, 1].detach().contiguous()
-    copies = []
-    monkeypatch.setattr(torch.Tensor, "contiguous", lambda t: copies.append(t.shape) or t.clone())
-    updates, _ = inverted_attention(q, frame, backend="cpp")
-    assert frame.shape not in copies
-    monkeypatch.undo()
-    assert torch.equal(updates, inverted_attention(q, expected, backend="cpp")[0])
 
 
 @needs_cpp
@@ -432,7 +216,3 @@ def test_cost_formulas():
     assert bytes_moved(1, 2, 3, 4, backward="tokens") == (2 * 3 + 3 * 2) * 16
     assert [flops(1, 2, 3, 4, backward=kind) for kind in ("", "queries", "tokens")] == [96, 144, 240]
     assert [flops(1, 2, 3, 4, backward=kind, kept=True) for kind in ("", "queries", "tokens")] == [96, 96, 192]
-
-
-def test_public_names():
-    assert set(slotkernels.__all__) <= set(dir(slotkernels))
