@@ -4,6 +4,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from interpreter.heap import keep_freed_memory
 from interpreter.openmp import short_waits
 from interpreter.versions import own_version, require_versions
 
@@ -20,6 +21,7 @@ _is_command = _program in (__name__, f"{__name__}.exe") or (
 )
 if _is_command:
     os.environ.update(short_waits(os.environ))
+    keep_freed_memory(os.environ)
 require_versions(_is_command)
 
 

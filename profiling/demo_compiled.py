@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from interpreter.engine.step import TrainingStep
+from interpreter.heap import keep_freed_memory
 from interpreter.methods.interpreter.config import StageName
 from profiling.common.machine import machine, save
 from profiling.common.paths import ROOT
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="add the results to this JSON file")
     options = parser.parse_args()
     torch.set_num_threads(2)
+    keep_freed_memory(os.environ)  # as the demo's commands do
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         measured = {mode: timed(options.stage, mode == "compiled", options.seconds) for mode in ("eager", "compiled")}

@@ -9,6 +9,7 @@ timed forward and backward, each alone in eager mode. Utilisation is that of the
 """
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch._inductor import metrics
 from interpreter.engine.cuda_graph import EAGER_STEPS
 from interpreter.engine.randomness import repeatable
 from interpreter.engine.step import TrainingStep
+from interpreter.heap import keep_freed_memory
 from interpreter.methods.interpreter.config import Preset
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.methods.interpreter.video_stage import VideoSlots
@@ -164,6 +166,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     repeatable(device)
+    keep_freed_memory(os.environ)  # as the commands do
     what = f"training steps of the preset {options.preset}, their parts, and what a cache saves"
     results: dict[str, Any] = {"what": what, **machine(options.device)}
     sizes = options.batch_size or (None, None)

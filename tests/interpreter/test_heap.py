@@ -1,0 +1,44 @@
+"""The commands keep freed memory; a library does not, and what a user has chosen stays."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from interpreter.heap import CHOSEN_BY_USER
+
+# Pages that the system hands out while eight blocks of 4 MiB are made, written and freed, in each of 20 rounds.
+ROUNDS = """
+import resource
+def pages():
+    blocks = [bytearray(b"x") * 2**22 for _ in range(8)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+counts = [pages() for _ in range(20)]
+print((counts[-1] - counts[9]) // 10)
+"""
+
+
+def pages_of_a_round(program, **chosen):
+    clean = {name: value for name, value in os.environ.items() if name not in CHOSEN_BY_USER}
+    command = [sys.executable, "-c", program + ROUNDS]
+    return int(subprocess.run(command, capture_output=True, text=True, env=clean | chosen, check=True).stdout)
+
+
+AS_COMMAND = "import sys; sys.argv[0] = 'interpreter'; import interpreter\n"  # as the installed script is called
+pytestmark = pytest.mark.skipif(pages_of_a_round("") < 1000, reason="this C library keeps freed memory itself")
+
+
+def test_commands_keep_freed_memory():
+    assert pages_of_a_round(AS_COMMAND) < 100  # and not 8192
+
+
+def test_an_import_leaves_the_memory_of_its_program_alone():
+    assert pages_of_a_round("import interpreter, interpreter.heap\n") > 1000
+
+
+@pytest.mark.parametrize(
+    "chosen", [{"MALLOC_TRIM_THRESHOLD_": "131072"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"}]
+)
+def test_the_users_choice_stays(chosen):
+    assert pages_of_a_round(AS_COMMAND, **chosen) > 1000
