@@ -62,9 +62,10 @@ class Attention(nn.Module):
         bias = torch.einsum("bhsd,hd->bhs", k, self.to_q.bias.unflatten(0, (heads, depth)))
         if mask is not None:
             bias = bias.masked_fill(~mask[:, None], -torch.inf)
-        logits = torch.baddbmm(bias.flatten(1)[:, None], x.expand(batch, -1, -1), keys.mT)  # [B, L, heads S]
-        weights = logits.unflatten(2, (heads, size)).softmax(-1).flatten(2).to(logits.dtype)
-        return torch.baddbmm(self.to_out.bias, weights, values)
+        # Queries come last, [B, heads S, L]: a softmax over few slots is fast where each step serves many queries.
+        logits = torch.baddbmm(bias.flatten(1)[..., None], keys, x.expand(batch, -1, -1).mT)
+        weights = logits.unflatten(1, (heads, size)).softmax(2).flatten(1, 2).to(logits.dtype)
+        return torch.baddbmm(self.to_out.bias, weights.mT, values)
 
 
 def absorbs(queries: int, memory: int, heads: int, dim: int) -> bool:
@@ -158,10 +159,10 @@ def add_and_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[
     """``x + branch``, and its norm in the dtype of ``branch``, in one pass; a compiler makes one pass itself."""
     if branch is None:
         return x, norm(x)
-    if torch.compiler.is_compiling() or x.shape != branch.shape:
+    if torch.compiler.is_compiling():
         x = x + branch
         return x, norm(x)
-    return add_norm(x, branch, norm.weight, norm.bias, norm.eps)
+    return add_norm(x.expand_as(branch), branch, norm.weight, norm.bias, norm.eps)
 
 
 def run_blocks(
