@@ -2,7 +2,7 @@
 
 By default the C library gives free memory at the end of its heap back to the system, as soon as there is twice as much
 of it as the largest block that was ever freed. A training step frees all that it made, and the next one needs the same
-again: the system then clears and maps each page anew. Keeping the memory shortens a step by a tenth to a quarter
+again: the system then clears and maps each page anew. Keeping the memory shortens a step by a tenth to a third
 (`python -m profiling.heap`). Its peak does not grow; it only stays.
 """
 

@@ -35,7 +35,8 @@ NOT_YET = """## What no GPU has run so far
 - `inverted_attention` as it is now: after the last run, four warps became its rule for few slots, as a trial had
   measured ([inverted-attention-tiles-cuda.json](../profiling/results/inverted-attention-tiles-cuda.json)), and
   gradients of tokens use a sum that is formed before the kernel again. Merged weights of slot attention.
-- `--no-deterministic`, and the fused norms of the transformers outside `--compile`.
+- `--no-deterministic`; in the transformers, the fused norms outside `--compile` and, with or without it, logits of
+  absorbed attention with the queries as the last dimension.
 - GeomLoss and KeOps on large sets: KeOps crashes on the H200 (pykeops 2.3 with CUDA 13.0). A trial in a child process
   detects that, and `auto` uses `blocks`.
 - DALI's GPU decoders, and DDP over NCCL.
