@@ -1,9 +1,10 @@
 """What the commands do with memory that PyTorch frees on a CPU: they keep it for the next step.
 
-By default the C library gives free memory at the end of its heap back to the system, as soon as there is twice as much
-of it as the largest block that was ever freed. A training step frees all that it made, and the next one needs the same
-again: the system then clears and maps each page anew. Keeping the memory shortens a step by a tenth to a third
-(`python -m profiling.heap`). Its peak does not grow; it only stays.
+By default the C library returns free memory at the end of its heap to the system once there is more of it than a
+threshold: 128 KiB at first, then twice the largest separately mapped block that was freed, at most 64 MiB. A training
+step frees all that it made, and the next one needs the same again: the system then clears and maps each page anew.
+Keeping the memory shortens a step by a tenth to a third (`python -m profiling.heap`). The peak stays the same; the
+process keeps it until it ends.
 """
 
 import ctypes
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Mapping
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-NEVER = 2**31 - 1
+NEVER = -1
 LARGEST = 2**25  # bytes, the greatest that the library chooses itself; what is larger is given back as before
 CHOSEN_BY_USER = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_")
 

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <tuple>
 
 #include "slot_update.h"
@@ -17,7 +18,7 @@
 namespace slotkernels {
 namespace {
 
-constexpr int64_t GRU_ELEMENTS = 1 << 13, ADD_ELEMENTS = 1 << 14;  // worth a thread: twice what it costs to start one
+constexpr int64_t GRU_ELEMENTS = 1 << 13, ADD_ELEMENTS = 1 << 14;  // a thread's least: twice its start
 constexpr int64_t MIN_BLOCK = 32, MAX_BLOCKS = 64;                 // the sums of a block cost 2 rows
 
 Tensor floats(const Tensor& tensor) {

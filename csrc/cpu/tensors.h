@@ -36,7 +36,7 @@ inline const float* pointer(const Maybe& tensor) { return tensor ? tensor->const
 
 inline Sizes sizes(const Tensor& tensor) { return Sizes(tensor.sizes().begin(), tensor.sizes().end()); }
 
-// A contiguous tensor; torch::stable::new_empty looks its op up by name at each call, which costs a microsecond more.
+// A contiguous tensor, not initialised. torch::stable::new_empty looks its op up by name at each call: 1 µs more.
 inline Tensor empty(const Sizes& sizes, ScalarType dtype = ScalarType::Float) {
   const int64_t rank = static_cast<int64_t>(sizes.size());
   Sizes strides(rank);

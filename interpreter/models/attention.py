@@ -35,7 +35,7 @@ def prefers_products(device_type: str, q: Tensor) -> bool:
 
 
 def attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """:func:`attend` as two matrix products; PyTorch's softmax computes in float32 whatever the logits' dtype is."""
+    """:func:`attend` as two matrix products; PyTorch's softmax computes in at least float32."""
     logits = q @ (k * k.shape[-1] ** -0.5).transpose(-1, -2)
     if mask is not None:
         logits = logits.masked_fill(~mask, -torch.inf)

@@ -62,7 +62,7 @@ class Attention(nn.Module):
         bias = torch.einsum("bhsd,hd->bhs", k, self.to_q.bias.unflatten(0, (heads, depth)))
         if mask is not None:
             bias = bias.masked_fill(~mask[:, None], -torch.inf)
-        # Queries come last, [B, heads S, L]: a softmax over few slots is fast where each step serves many queries.
+        # [B, heads S, L]: PyTorch's softmax over few slots is faster on a CPU if queries are the last dimension.
         logits = torch.baddbmm(bias.flatten(1)[..., None], keys, x.expand(batch, -1, -1).mT)
         weights = logits.unflatten(1, (heads, size)).softmax(2).flatten(1, 2).to(logits.dtype)
         return torch.baddbmm(self.to_out.bias, weights.mT, values)
@@ -156,7 +156,11 @@ def _rounded(h: Tensor) -> Tensor:
 
 
 def add_and_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """``x + branch``, and its norm in the dtype of ``branch``, in one pass; a compiler makes one pass itself."""
+    """``x + branch`` and the layer norm of that sum.
+
+    Outside a compiler one kernel computes both, and the norm has the dtype of ``branch``. A compiler fuses PyTorch's
+    operations itself.
+    """
     if branch is None:
         return x, norm(x)
     if torch.compiler.is_compiling():
@@ -175,7 +179,8 @@ def run_blocks(
 ) -> tuple[Tensor, Tensor | None]:
     """Blocks one after the other, arguments and results as of :meth:`Block.terms`.
 
-    With ``recompute`` only a block's input is kept for the backward pass, which computes the rest again.
+    With ``recompute`` only a block's input is kept for the backward pass, which computes the rest again. Results then
+    differ by rounding, as a norm and the sum before it are computed apart.
     """
     branch = None
     for block in blocks:

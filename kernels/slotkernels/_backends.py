@@ -151,7 +151,7 @@ class Backends:
         Args:
             requested: "auto", or the name of a backend.
             arguments: of the operation.
-            chosen: what :meth:`choose` answered for this call, or a backward pass's forward one; asked here if None.
+            chosen: the backend to use, as :meth:`choose` returned it here or in the forward pass; None: choose now.
 
         Raises:
             RuntimeError: if a kernel cannot be built and the backend was asked for by name, or the mode is strict.
@@ -164,11 +164,12 @@ class Backends:
         return self._run(requested, arguments, chosen)
 
     def _run(self, requested: str, arguments: Arguments, chosen: str | None) -> Any:
-        backend = self.choose(requested, arguments) if chosen is None or self._unbuilt else chosen
+        if chosen is None or (self._unbuilt and (chosen, *self._kind(arguments)) in self._unbuilt):
+            chosen = self.choose(requested, arguments)
         try:
-            return self.load(backend)(arguments)
+            return self.load(chosen)(arguments)
         except KernelBuildError as error:
-            self._note_unbuilt(requested, backend, arguments, error)
+            self._note_unbuilt(requested, chosen, arguments, error)
         return self.run(requested, arguments)
 
     def choose(self, requested: str, arguments: Arguments) -> str:
@@ -277,7 +278,7 @@ def _default_backend() -> str:
     name = _override.get()
     if name is not None:
         return name
-    if ENVIRONMENT_VARIABLE not in os.environ:  # asked first, as `get` raises and catches an error within: 1 us
+    if ENVIRONMENT_VARIABLE not in os.environ:  # `get` of an absent name raises and catches a KeyError inside: 1 us
         return "auto"
     return check_name(os.environ[ENVIRONMENT_VARIABLE] or "auto", allow_auto=True)
 

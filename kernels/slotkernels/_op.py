@@ -66,7 +66,7 @@ class Saved(NamedTuple, Generic[A, R]):
     results: R  # likewise
     needs: list[bool]  # which tensors of the arguments need a gradient, in order
     backend: str  # that the forward pass was asked to run on
-    chosen: str | None  # that it ran on, where that is known
+    chosen: str | None  # the one it was given to; None where the call went through PyTorch's dispatcher
     twice: bool  # whether the gradient is differentiated itself
 
 
@@ -217,7 +217,7 @@ class Op(Backends, Generic[A, R]):
                 ctx.mark_non_differentiable(*[results[i] for i in constant_results])
 
         def forward(ctx: Any, *values: Any) -> Any:
-            inputs, arguments = values[:-1], values[-1]  # the same ones, or None if some have to be made contiguous
+            inputs, arguments = values[:-1], values[-1]  # in one tuple, or None if some have to be made contiguous
             if arguments is None:
                 ctx.chosen, output = None, self._implementation(*inputs)
             else:

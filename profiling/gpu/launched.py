@@ -10,6 +10,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -32,6 +33,7 @@ from profiling.common.setups import setup
 from profiling.gpu.shipped import shipped
 
 HOPPER = Device(90, 132)  # an H100 or H200
+ON_GPU = SimpleNamespace(is_cpu=False, is_cuda=True, device=torch.device("cuda", 0))  # what backends ask of a tensor
 STEPS = {"train_image": "image", "train_video": "video"}
 SHIPPED = "shipped"  # the launches of profiling/gpu/shipped.py
 SOURCES = (*STEPS, *(name for name in BENCHMARKS if name not in STEPS), SHIPPED)
@@ -98,7 +100,7 @@ class Launches(TorchDispatchMode):
 
         def run(op: Backends, requested: str, arguments: Any) -> Any:
             with (
-                mock.patch.object(_backends, "device_of", return_value=torch.device("cuda", 0)),
+                mock.patch.object(_backends, "first_tensor", return_value=ON_GPU),
                 mock.patch("torch.cuda.get_device_capability", return_value=divmod(HOPPER.capability, 10)),
             ):
                 if op.select(requested, arguments) != "triton":

@@ -9,6 +9,7 @@ import slotkernels
 import torch
 from slotkernels import _backends
 from slotkernels._backends import Backends, requested_backend, why_not_triton
+from slotkernels.slot_attention.op import INVERTED_ATTENTION
 
 
 class Toy(NamedTuple):
@@ -152,6 +153,7 @@ def test_backward_runs_on_the_backend_of_its_forward(monkeypatch):
 def test_backward_of_an_eager_call_does_not_choose_again(monkeypatch):
     chosen = []
     select = Backends.select
+    monkeypatch.setattr(INVERTED_ATTENTION, "_unbuilt", set())
     monkeypatch.setattr(Backends, "select", lambda self, *rest: chosen.append(self.function) or select(self, *rest))
     q = torch.randn(1, 2, 3, requires_grad=True)
     updates, _ = slotkernels.inverted_attention(q, q)
