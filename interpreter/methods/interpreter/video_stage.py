@@ -135,7 +135,8 @@ class VideoStage(nn.Module):
     def error(self, video: VideoSlots, inputs: Tensor, masses: Tensor | None = None) -> Tensor:
         """How far [B] the reconstruction is from the inputs [B, T, N, D_input], mean over steps: Sinkhorn divergence,
         or with the decoder masks the mean squared error."""
-        reconstructed = self.decode(video, *inputs.shape[1:3], masses=masses).to(inputs.dtype)
+        frames, count = inputs.shape[1:3]
+        reconstructed = self.decode(video, frames, count, masses).to(inputs.dtype)
         with annotate("loss"):
             if masses is not None:
                 return self._weighted_error(reconstructed, inputs, masses)
