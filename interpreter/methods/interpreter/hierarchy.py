@@ -156,8 +156,11 @@ def group_windows(
 
 def _where(condition: Tensor, chosen: VideoSlots, others: VideoSlots) -> VideoSlots:
     """For each video the one or the other."""
-    rows = (condition.view(-1, *[1] * (t.dim() - 1)) for t in chosen)
-    return VideoSlots(*(torch.where(c, a, b) for c, a, b in zip(rows, chosen, others, strict=True)))
+    mixed = [
+        None if a is None or b is None else torch.where(condition.view(-1, *[1] * (a.dim() - 1)), a, b)
+        for a, b in zip(chosen, others, strict=True)
+    ]
+    return VideoSlots(*mixed)  # type: ignore[arg-type]  # None without a gate
 
 
 def summarise(video: VideoSlots, windows: Slots) -> Slots:

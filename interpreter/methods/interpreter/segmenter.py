@@ -279,7 +279,7 @@ class InterpreterSegmenter(Segmenter):
             tied = level == chosen.top
             if level == 1:
                 return Segmentation(self.grid, attention, None, {}, tied)
-            count = int(levels[level - 2].valid.sum(1).max())  # merged slots come first
+            count = int(levels[level - 2].valid.any(0).nonzero().max()) + 1  # merged slots come first
             across = propagate(levels[: level - 1], frames)[..., :count]
             return Segmentation(self.grid, attention, across, {"video_attention": across}, tied)
 
@@ -374,6 +374,4 @@ class InterpreterSegmenter(Segmenter):
                 merged = stage.group(context, initial, merge_threshold, iterations, sharpness)
                 draws.append((stage.error(merged, inputs).item(), merged))
         best = min(draws, key=lambda draw: draw[0])[1]
-        # Merged slots come first: clusters are numbered in the order of their first members.
-        count = int(best.valid[0].sum())
-        return best.slots[0, :count].float(), best.attention[0, :, :, :count].float()
+        return best.slots[0, best.valid[0]].float(), best.attention[0, ..., best.valid[0]].float()
