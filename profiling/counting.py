@@ -76,6 +76,20 @@ VARIANTS = {
     "gate 0.3": Variant("16 slots, gate of weight 0.3", replace(BEST, num_slots=16, gate=0.3), 1e-3, 500, 16),
 }
 Group = Callable[[Held, int], Tensor]  # a scene and a seed -> [T, N, K], slots over segments
+_done: dict[tuple[Any, ...], Any] = {}  # what several rows start from
+
+
+def once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Remember the results of a function of objects that live as long as the study."""
+
+    def remembered(*arguments: Any, **options: Any) -> Any:
+        values = (*arguments, *options.values())
+        key = (function.__name__, *(value if isinstance(value, int) else id(value) for value in values))
+        if key not in _done:
+            _done[key] = function(*arguments, **options)
+        return _done[key]
+
+    return remembered
 
 
 def scenes_of(folder: Path, seed: int, kind: str) -> tuple[tuple[int, int], list[Held]]:
@@ -128,11 +142,13 @@ def described(scene: Held) -> TokenMeans:
     return TokenMeans(scene["means"].float(), scene["places"].float(), scene["masses"].float())
 
 
+@once
 def by_features(scene: Held, seed: int, count: int) -> Tensor:
     """K-means, one-hot [T, N, count]."""
     return F.one_hot(group_by_features(described(scene), count, seed), count).float()
 
 
+@once
 @torch.no_grad()
 def by_stage(stage: VideoStage, scene: Held, seed: int, count: int) -> tuple[VideoSlots, float]:
     """The draw of least loss of the video stage's slots, and its loss."""
@@ -194,6 +210,7 @@ def shortest(losses: Sequence[float], observations: float) -> int:
     return LADDER[int(np.argmin(lengths))]
 
 
+@once
 def inertias(scene: Held, seed: int) -> list[float]:
     """Losses of k-means along the ladder."""
     means = described(scene)
