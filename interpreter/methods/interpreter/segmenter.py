@@ -225,7 +225,10 @@ class InterpreterSegmenter(Segmenter):
             initial = stage.slot_attention.sample_slots(len(features), generator, num_slots=count)
             with autocast(self.device, self.precision):
                 draws.append(stage.encode(features, self.grid, initial, iterations))
-                errors.append(stage.error(draws[-1], features, self.grid))
+                if stage.config.restarts > 1:  # a single draw has nothing to be compared with
+                    errors.append(stage.error(draws[-1], features, self.grid))
+        if not errors:
+            return ImageSlots(draws[0].slots.float().contiguous(), draws[0].attention.float().contiguous())
         best = torch.stack(errors).argmin(0)
         slots = torch.stack([draw.slots for draw in draws])[best, frames]
         attention = torch.stack([draw.attention for draw in draws])[best, frames]
