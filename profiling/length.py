@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -37,6 +37,7 @@ from interpreter.data import open_dataset
 from interpreter.data.scenes import generate_scenes
 from interpreter.data.threads import cpu_count
 from interpreter.methods.interpreter import INTERPRETER
+from interpreter.methods.interpreter import segmenter as grouping
 from interpreter.methods.interpreter.config import ImageModelConfig, ImageTraining, VideoModelConfig, VideoTraining
 from interpreter.methods.interpreter.segmenter import InterpreterSegmenter, Settings
 from interpreter.methods.interpreter.video_stage import VideoStage
@@ -128,7 +129,8 @@ class Options:
     ways: tuple[Way, ...] = ("encoder", "masks", "levels")
     """How image slots become segments."""
     kept: tuple[Kept, ...] = ("auto", "file")
-    """Where the attention of the patches is. auto: in memory if it fits. file: in a file, for the longest video alone."""
+    """Where the attention of the patches is.
+    auto: in memory if it fits. file: in a file, for the longest video alone."""
     limit: float = 600.0
     """Seconds after which a row is given up."""
     out: Path = RESULT
@@ -183,8 +185,8 @@ class Memory:
     """The most memory that the process took since this began, beyond what it took then."""
 
     def __init__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
         self.baseline, self.peak = self._now(), (0, 0)
-        self.peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -208,7 +210,6 @@ class Memory:
         return {
             "attention_bytes": attention,
             "baseline_bytes": self.baseline[0],
-            "peak_before_bytes": self.peak_before,
             "peak_bytes": highest,
             "sampled_peak_bytes": self.peak[0],
             "beyond_attention_bytes": highest - self.baseline[0] - attention,
@@ -218,12 +219,12 @@ class Memory:
 
 
 @contextmanager
-def timed(owner: Any, method: str, seconds: dict[str, float], part: str) -> Iterator[None]:
-    """Add the seconds of a method's calls to those of a part."""
-    original = getattr(owner, method)
+def timed(owner: Any, method: str, seconds: dict[str, float], name: Callable[..., str]) -> Iterator[None]:
+    """Add the seconds of a method's calls to those of a part, whose name depends on the arguments."""
+    original, own = getattr(owner, method), method in vars(owner)
 
     def call(*arguments: Any, **options: Any) -> Any:
-        begin = time.perf_counter()
+        begin, part = time.perf_counter(), name(*arguments)
         try:
             return original(*arguments, **options)
         finally:
@@ -233,7 +234,7 @@ def timed(owner: Any, method: str, seconds: dict[str, float], part: str) -> Iter
     try:
         yield
     finally:
-        if isinstance(owner, type):
+        if own:
             setattr(owner, method, original)
         else:
             delattr(owner, method)
@@ -255,22 +256,21 @@ def features_of(folder: Path) -> Path:
     return path
 
 
-def run_of(folder: Path, way: Way) -> Path:
-    """A run with random weights."""
+def make_run(folder: Path, way: Way) -> None:
+    """A run with random weights, in the folder of the way's name."""
     run, backbone = folder / way, BackboneConfig(str(folder / "vit"))
     data = DataConfig(root=folder / "scenes", frame_size=SIZE)
     stages: dict[str, Any] = {"image": ImageTraining(run=run, data=data, backbone=backbone, model=IMAGE, optim=OPTIM)}
     for key, options in WAYS[way].video.items():
         stages[key] = VideoTraining(run=run, optim=OPTIM, **options)
     write_random_run(INTERPRETER, run, stages)
-    return run
 
 
 def measure_here(folder: str, way: Way, frames: int, kept: Kept) -> str:
     """Segment a video in this process; returns seconds and bytes as JSON."""
     torch.set_num_threads(cpu_count())
-    path, run = features_of(Path(folder)), run_of(Path(folder), way)
-    segmenter = open_segmenter(INTERPRETER, run, Settings(association="learned", **WAYS[way].settings))
+    path = features_of(Path(folder))
+    segmenter = open_segmenter(INTERPRETER, Path(folder) / way, Settings(association="learned", **WAYS[way].settings))
     assert isinstance(segmenter, InterpreterSegmenter)
     grid = segmenter.grid
     tokens = grid[0] * grid[1]
@@ -294,11 +294,17 @@ def segment_all(segmenter: InterpreterSegmenter, frames: int) -> tuple[dict[str,
     stored, inside = segmenter.backbone, dict[str, float]()
     assert isinstance(stored, StoredFeatures)
     before = stored.seconds
+
+    def of_level(part: str) -> Callable[..., str]:
+        levels = {id(stage): number for number, (stage, _) in enumerate(segmenter.stages, start=2)}
+        return lambda stage, *_: f"of grouping: level {levels[id(stage)]}, {part}"
+
     with (
-        timed(segmenter, "find_image_slots", inside, "image slots"),
-        timed(VideoStage, "encode_slots", inside, "of grouping: encoder"),
-        timed(VideoStage, "group", inside, "of grouping: slot attention and merging"),
-        timed(VideoStage, "error", inside, "of grouping: loss"),
+        timed(segmenter, "find_image_slots", inside, lambda *_: "image slots"),
+        timed(VideoStage, "encode_slots", inside, of_level("encoder")),
+        timed(VideoStage, "group", inside, of_level("slot attention and merging")),
+        timed(VideoStage, "error", inside, of_level("loss")),
+        timed(grouping, "propagate", inside, lambda *_: "of grouping: propagation through the levels"),
     ):
         begin = time.perf_counter()
         encoded = segmenter.encode(StoredVideo(frames))  # type: ignore[arg-type]
@@ -361,6 +367,7 @@ def main() -> int:
     options.folder.mkdir(parents=True, exist_ok=True)
     features_of(options.folder)
     for way in options.ways:
+        make_run(options.folder, way)
         for kept in options.kept:
             for frames in options.lengths if kept == "auto" else (max(options.lengths),):
                 if frames > WAYS[way].longest:

@@ -77,7 +77,7 @@ def encode_frames(
         segmenter: its backbone, frame size and precision are used.
         video, seeds, advance, keep: see :meth:`Segmenter.encode`.
         find: computes tensors [t, ...] from the features [t, M, C] of t consecutive frames and a seed.
-        elsewhere: whether tensors in half precision, which have a row for each patch, may be kept in memory of the
+        elsewhere: whether tensors [t, M, ...] in half precision, of a row for each patch, may be kept in memory of the
             host or in a file if they are too large (:mod:`interpreter.large`).
 
     Returns:
@@ -98,10 +98,9 @@ def encode_frames(
             parts = find(features, seed)
             if seed not in by_seed:  # one allocation for all frames: joining chunks would take twice the memory
                 by_seed[seed] = tuple(
-                    tensors.empty(
-                        part.shape[1:], part.dtype, "attention of the patches", elsewhere and part.dtype == torch.half
-                    )
+                    tensors.empty(part.shape[1:], part.dtype, "attention of the patches", elsewhere and large)
                     for part in parts
+                    for large in [part.dtype == torch.half and part.shape[1] == features.shape[1]]
                 )
             if count <= frames:
                 for whole, part in zip(by_seed[seed], parts, strict=True):

@@ -375,7 +375,9 @@ class InterpreterSegmenter(Segmenter):
                 noise = torch.randn(shape, generator=generator, device=self.device)
                 initial = prior.sample_slots(1, noise=noise)
                 merged = stage.group(context, initial, merge_threshold, iterations, sharpness)
-                draws.append((stage.error(merged, inputs).item(), merged))
+                # A single draw has nothing to be compared with, and the decoder's time is quadratic in the length.
+                error = stage.error(merged, inputs).item() if stage.config.restarts > 1 else 0.0
+                draws.append((error, merged))
         best = min(draws, key=lambda draw: draw[0])[1]
         # Merged slots come first: clusters are numbered in the order of their first members.
         count = int(best.valid[0].sum())
