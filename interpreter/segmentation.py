@@ -55,7 +55,8 @@ class Segmentation:
 
     Attributes:
         grid: patch grid (h, w), M = h w.
-        attention: [T, M, N] fp16, patches over the slots of their frame; each row over N sums to 1.
+        attention: [T, M, N] fp16, patches over the slots of their frame; each row over N sums to 1. It may be elsewhere
+            than ``across``, or in a file, if it is large (:mod:`interpreter.large`).
         across: [T, N, S], slots over segments, each row over S sums to 1; None if each slot is a segment.
         tensors: what ``segment`` writes to slots.safetensors, by name.
         tied_over_time: whether a segment is the same object in all frames.
@@ -80,16 +81,26 @@ class Segmentation:
         """Number of segments S."""
         return (self.attention if self.across is None else self.across).shape[-1]
 
+    @property
+    def device(self) -> torch.device:
+        """Where masks and label maps are computed."""
+        return (self.attention if self.across is None else self.across).device
+
     def masks(self, frames: slice = slice(None)) -> Tensor:
         """Soft masks at patch resolution, [t, M, S] fp32; each row sums to 1."""
-        attention = self.attention[frames].float()
         if self.across is None:
-            return attention
+            return self.attention[frames].float()
+        attention = self.attention[frames].to(self.across.device, torch.float32)
         return propagate_attention(attention[None], self.across[frames][None])[0]
 
     def labels(self, frames: slice = slice(None), size: tuple[int, int] | None = None) -> np.ndarray:
         """Segment of each pixel, uint8 [t, H, W]; ``size`` (H, W), by default the patch grid."""
-        return propagate_labels(*self._factors(frames), self.grid, size)[0].cpu().numpy()
+        if self.across is None or self.attention.device == self.across.device:
+            return propagate_labels(*self._factors(frames), self.grid, size)[0].cpu().numpy()
+        chosen = range(len(self))[frames]  # the attention may be too large for the device
+        pieces = (chosen[start : start + LABELS_AT_ONCE] for start in range(0, max(len(chosen), 1), LABELS_AT_ONCE))
+        factors = (self._factors(slice(piece.start, piece.stop, piece.step)) for piece in pieces)
+        return np.concatenate([propagate_labels(*pair, self.grid, size)[0].cpu().numpy() for pair in factors])
 
     def label_maps(
         self, size: tuple[int, int] | None = None, guide: Iterable[np.ndarray] | None = None
@@ -138,11 +149,11 @@ class Segmentation:
                 )
         if len(frames) < part.stop - part.start:
             raise ValueError(f"the guide has {part.start + len(frames)} frames, but {len(self)} were segmented")
-        return torch.from_numpy(np.stack(frames)).to(self.attention.device)[None]
+        return torch.from_numpy(np.stack(frames)).to(self.device)[None]
 
     def _factors(self, frames: slice) -> tuple[Tensor, Tensor]:
         """Both factors of the masks, as a batch of one video. Where each slot is a segment, the second is identity."""
-        attention, across = self.attention[frames], self.across
+        attention, across = self.attention[frames].to(self.device), self.across
         if across is None:
             across = torch.eye(self.num_segments, device=attention.device).expand(len(self), -1, -1)
         return attention[None], across[frames][None]

@@ -339,7 +339,10 @@ class InterpreterSegmenter(Segmenter):
             initial = stage.slot_attention.sample_slots(len(features), generator, num_slots=count)
             with autocast(self.device, self.precision):
                 draws.append(stage.encode(features, self.grid, initial, iterations))
-                errors.append(stage.error(draws[-1], features, self.grid))
+                if stage.config.restarts > 1:  # a single draw has nothing to be compared with
+                    errors.append(stage.error(draws[-1], features, self.grid))
+        if not errors:
+            return ImageSlots(draws[0].slots.float().contiguous(), draws[0].attention.float().contiguous())
         best = torch.stack(errors).argmin(0)
         slots = torch.stack([draw.slots for draw in draws])[best, frames]
         attention = torch.stack([draw.attention for draw in draws])[best, frames]
@@ -372,7 +375,9 @@ class InterpreterSegmenter(Segmenter):
                 noise = torch.randn(shape, generator=generator, device=self.device)
                 initial = prior.sample_slots(1, noise=noise)
                 merged = stage.group(context, initial, merge_threshold, iterations, sharpness)
-                draws.append((stage.error(merged, inputs).item(), merged))
+                # A single draw has nothing to be compared with, and the decoder's time is quadratic in the length.
+                error = stage.error(merged, inputs).item() if stage.config.restarts > 1 else 0.0
+                draws.append((error, merged))
         best = min(draws, key=lambda draw: draw[0])[1]
         # Merged slots come first: clusters are numbered in the order of their first members.
         count = int(best.valid[0].sum())
