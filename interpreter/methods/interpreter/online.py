@@ -1,0 +1,133 @@
+"""Segment a live stream window by window, with segments that keep their numbers.
+
+Each window is encoded as a video of its own: its frames become image slots, with the same draws of the prior in every
+window. What carries the numbers from window to window is an :class:`OverTime`, one for each way to group image slots.
+Both group the first window exactly as the same frames in a file, and start each later window from the window before.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from slotkernels import cluster_slots
+from torch import Tensor
+
+from interpreter.data import Video
+from interpreter.methods.base import Segmenter
+from interpreter.methods.interpreter.association import Scaling, feature_clusters, scaling_of, slot_descriptions
+from interpreter.methods.interpreter.image_slots import EncodedVideo
+from interpreter.methods.interpreter.video_stage import VideoSlots
+from interpreter.models.clustering import lloyd
+from interpreter.segmentation import Segmentation
+
+HISTORY = 8  # windows, the newest included, whose slots the clusters of association by features follow
+
+
+class OverTime(Protocol):
+    """Groups the image slots of one window after the other."""
+
+    def add(self, window: EncodedVideo) -> Tensor:
+        """Slots over segments [t, N, S] of the next window of t frames; S may differ from window to window."""
+
+
+class FeaturesOverTime:
+    """Association by features: k-means of the first window, then Lloyd's algorithm from the centres so far.
+
+    Later windows are described with the scaling of the first, and clustered together with the slots of the
+    :data:`HISTORY` - 1 windows before, so that a short absence does not change a cluster. A cluster without a slot in
+    all of these windows moves to the slot that is farthest from its own cluster, as always in k-means: a segment that
+    stays away gives its number to something new.
+
+    Args:
+        segments: how many; fewer if the first window has fewer slots.
+        seed: of the starts of k-means.
+    """
+
+    def __init__(self, segments: int, seed: int) -> None:
+        self.segments, self.seed = segments, seed
+        self._scaling: Scaling | None = None
+        self._centres: Tensor | None = None  # [S, C + 2]
+        self._recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=HISTORY)  # descriptions [n, C + 2], weights [n]
+
+    def add(self, window: EncodedVideo) -> Tensor:
+        """See :meth:`OverTime.add`."""
+        described = window.described
+        assert described is not None, "windows are encoded with the means of their slots"
+        self._scaling = self._scaling or scaling_of(described)
+        points = slot_descriptions(described, self._scaling).flatten(0, 1)
+        self._recent.append((points, described.masses.sqrt().flatten()))
+        if self._centres is None:
+            clusters = feature_clusters(described, min(self.segments, len(points)), self.seed)
+        else:
+            recent, weights = (torch.cat(parts) for parts in zip(*self._recent, strict=True))
+            clusters = lloyd(recent, self._centres, weights=weights)
+        self._centres = clusters.centres
+        labels = clusters.labels[-len(points) :].view(described.masses.shape)
+        return F.one_hot(labels, len(self._centres)).float()
+
+
+class VideoSlotsOverTime:
+    """The trained video stage, recurrent over windows as slot attention over frames is (Kipf et al. 2022, SAVi).
+
+    The first window starts from draws of the prior; each later one from the K video slots of the window before, as
+    they were before merging. Merging never renumbers: in each window the slots that are alike are written under the
+    lowest of their numbers, and a slot that differs again, because it found an object of its own, has its own number.
+
+    Args:
+        inputs_of: what the video stage gets of a window's slots, [t, N, D_input].
+        group: (inputs, starts [R, K, D]) -> the best of R groupings.
+        draws: starts of the first window, [R, K, D].
+        threshold: cosine distance below which ``group`` merges.
+        repeat_to: inputs of a shorter window are repeated up to this many frames.
+    """
+
+    def __init__(
+        self,
+        inputs_of: Callable[[EncodedVideo], Tensor],
+        group: Callable[[Tensor, Tensor], VideoSlots],
+        draws: Tensor,
+        threshold: float,
+        repeat_to: int = 0,
+    ) -> None:
+        self.inputs_of, self.group, self.threshold, self.repeat_to = inputs_of, group, threshold, repeat_to
+        self._starts, self._numbered = draws, False
+
+    def add(self, window: EncodedVideo) -> Tensor:
+        """See :meth:`OverTime.add`; S is at most K."""
+        inputs, frames = self.inputs_of(window), len(window.slots)
+        places = torch.arange(max(frames, self.repeat_to), device=inputs.device) % frames
+        grouped = self.group(inputs[places], self._starts)
+        labels = cluster_slots(grouped.unmerged, self.threshold)[0][0].tolist()
+        numbers = [labels.index(cluster) for cluster in range(max(labels) + 1)]  # the lowest of each cluster
+        if not self._numbered:  # the clusters of the first window are numbered like those of a file
+            order = [*numbers, *(slot for slot in range(len(labels)) if slot not in numbers)]
+            grouped = grouped._replace(unmerged=grouped.unmerged[:, order])
+            numbers, self._numbered = list(range(len(numbers))), True
+        self._starts = grouped.unmerged.float()
+        across = inputs.new_zeros(frames, inputs.shape[1], numbers[-1] + 1)
+        across[..., numbers] = grouped.attention[0, :frames, :, : len(numbers)].float()
+        return across
+
+
+class OnlineSegmenter:
+    """See :class:`interpreter.methods.base.Online`.
+
+    Args:
+        segmenter: encodes windows to :class:`EncodedVideo`.
+        over_time: groups their slots; None: each frame is segmented by itself.
+        seed: of the image slots' prior.
+        window: frames of a window.
+    """
+
+    def __init__(self, segmenter: Segmenter, over_time: OverTime | None, seed: int, window: int) -> None:
+        self.segmenter, self.over_time, self.seed, self.window = segmenter, over_time, seed, window
+
+    @torch.no_grad()
+    def add(self, video: Video) -> Segmentation:
+        """Segment the next window."""
+        encoded: EncodedVideo = self.segmenter.encode(video, (self.seed,)).by_seed[self.seed]
+        across = None if self.over_time is None else self.over_time.add(encoded)
+        grid, attention = self.segmenter.grid, encoded.attention
+        return Segmentation(grid, attention, across, tied_over_time=self.over_time is not None)
