@@ -92,9 +92,8 @@ class LiveVideo:
     def __exit__(self, *error: object) -> None:
         self._abandoned.set()
         self._bytes.stop()
-        if self._bytes.interruptible:
-            self._thread.join()
-            self._bytes.close()
+        self._thread.join(None if self._bytes.interruptible else 1)
+        self._bytes.close()
 
     def take(self, count: int, stop: Callable[[], bool] = lambda: False) -> list[LiveFrame]:
         """The next ``count`` frames; fewer at the end of the stream.
@@ -182,13 +181,13 @@ class LiveVideo:
 
     def _pictures(self, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
         """Decoded frames; after damage those that the decoder holds back, then the error."""
-        problem, end, between = "", 0, 0
+        problem, end, between = "", 0, None
         for packet in container.demux(stream):
             if packet.is_corrupt:
                 problem = "a damaged or cut packet"
                 break
             if packet.size and packet.pos is not None:
-                between, end = packet.pos - end, packet.pos + packet.size
+                between, end = packet.pos - end if end else None, packet.pos + packet.size
             try:
                 frames = packet.decode()
             except av.FFmpegError as error:
@@ -198,11 +197,11 @@ class LiveVideo:
         if problem:
             with suppress(av.FFmpegError):
                 yield from stream.codec_context.decode(None)
-        # FFmpeg drops a last frame of Y4M that is cut. The header of a frame has one length, that of the file another.
-        elif container.format.name == "yuv4mpegpipe" and end and self._bytes.count - end not in (0, between):
-            problem = "it ends inside a frame"
-        elif self._bytes.elements.inside:
-            problem = "it ends inside a frame"
+        else:
+            # FFmpeg drops a last frame of Y4M that is cut; all frames have headers of one length.
+            is_y4m = container.format.name == "yuv4mpegpipe" and between is not None
+            if (is_y4m and self._bytes.count - end != between) or self._bytes.elements.inside:
+                problem = "it ends inside a frame"
         if problem:
             raise VideoError(f"{NAME}: {problem}")
 
@@ -255,8 +254,9 @@ class _Bytes:
 
     def close(self) -> None:
         """Free what ``stop`` needs; the thread must have ended."""
-        for descriptor in self._wake:
-            os.close(descriptor)
+        if self.interruptible:
+            for descriptor in self._wake:
+                os.close(descriptor)
 
 
 class HeldFrames(Video):

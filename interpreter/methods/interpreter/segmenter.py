@@ -267,7 +267,7 @@ class InterpreterSegmenter(Segmenter):
         return torch.cat(draws)
 
     def best_grouping(self, inputs: Tensor, starts: Tensor, merge_threshold: float | None = None) -> VideoSlots:
-        """Group inputs [T, N, D_input] from each of the starts [R, K, D] of the video slots; keep that of least loss."""
+        """Group inputs [T, N, D_input] from each of R starts [R, K, D] of the video slots; keep that of least loss."""
         stage, inputs = self.video_stage, inputs[None]
         assert stage is not None
         iterations, sharpness = stage.config.inference_iterations, stage.config.inference_sharpness
@@ -283,7 +283,7 @@ class InterpreterSegmenter(Segmenter):
         """See :meth:`interpreter.methods.base.Segmenter.online`; by default windows are as long as in training."""
         chosen, stage = self.settings, self.video_stage
         if chosen.masks_from == "tokens":
-            raise ValueError("--masks-from tokens needs the tokens of all frames; in a live stream slots make the masks")
+            raise ValueError("--masks-from tokens needs all frames at once: in a live stream slots make the masks")
         by_slots = copy(self)
         way = self._way(chosen)
         over_time: OverTime | None = None
