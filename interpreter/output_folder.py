@@ -23,7 +23,7 @@ def make_output_folder(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def written_together(out: Path, names: Sequence[str]) -> Iterator[Path]:
+def written_together(out: Path, names: Sequence[str], absent: Sequence[str] = ()) -> Iterator[Path]:
     """Yield a temporary folder inside ``out``; when the block ends without an error, its entries move to ``out``.
 
     An error or a signal inside the block leaves ``out`` as it was. The moves follow one another, in the order of
@@ -33,6 +33,7 @@ def written_together(out: Path, names: Sequence[str]) -> Iterator[Path]:
     Args:
         out: the folder.
         names: files or folders, relative to ``out``, that the block makes in the temporary folder.
+        absent: files of an earlier call, relative to ``out``, that this one does not make: they are deleted.
 
     Raises:
         OSError: if ``out`` cannot be written, such as on a full disk.
@@ -53,6 +54,8 @@ def written_together(out: Path, names: Sequence[str]) -> Iterator[Path]:
                 if place.is_dir():
                     place.rename(folder / f"previous-{number}")
                 (folder / name).replace(place)
+            for name in absent:
+                (out / name).unlink(missing_ok=True)
     if stop.number:
         raise Interrupted(stop.number)
 

@@ -23,7 +23,7 @@ from interpreter.methods.base import Segmenter
 from interpreter.methods.runs import open_segmenter
 from interpreter.output_folder import make_output_folder
 from interpreter.render import DISPLAY_PALETTE
-from interpreter.segmentation import FILES, Edges, SegmentedVideo, check_count, check_output
+from interpreter.segmentation import FILES, HIERARCHY, Edges, SegmentedVideo, check_count, check_output
 
 PROG = "python -m interpreter.segment"
 Cut = Literal["none", "central"]
@@ -166,9 +166,11 @@ def print_report(result: SegmentedVideo, shares: np.ndarray, out: Path) -> None:
     empty = [str(index + 1) for index, share in enumerate(shares) if share == 0]
     if empty:
         console.print(f"empty segments, without a pixel in any frame: {', '.join(empty)}")
-    if not result.segmentation.tied_over_time:
+    if not result.segmentation.tied_over_time and result.segmentation.hierarchy:
+        console.print(f"a number means another object in every window; {HIERARCHY} lists the windows")
+    elif not result.segmentation.tied_over_time:
         console.print("each frame was segmented by itself: a number means another object in every frame")
-    for name in (f"Annotations/{video.name}", *FILES):
+    for name in (f"Annotations/{video.name}", *FILES, *([HIERARCHY] if result.segmentation.hierarchy else [])):
         console.print(str(out / name), markup=False)
 
 

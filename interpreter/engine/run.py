@@ -207,9 +207,10 @@ def require_run(run: Path, method: str = DEFAULT_METHOD) -> None:
 
 
 def train_command(method: str, key: str, run: Path) -> str:
-    """The command line that trains a stage; of a key such as video-3 it names the stage, ``--stage video``."""
+    """The command line that trains a stage; that of the key video-3 names its level: ``--stage video --level 3``."""
     which = "" if method == DEFAULT_METHOD else f" --method {method}"
-    return f"python -m interpreter.train{which} --stage {key.partition('-')[0]} --run {run}"
+    stage, _, level = key.partition("-")
+    return f"python -m interpreter.train{which} --stage {stage}{f' --level {level}' if level else ''} --run {run}"
 
 
 def unfinished(run: Path, key: str, stored: RunConfig) -> str | None:

@@ -6,7 +6,7 @@ or by clustering the means.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,8 @@ from interpreter.engine.randomness import torch_generator
 from interpreter.methods.base import Context, Encoded, Segmenter, with_settings
 from interpreter.methods.frames import encode_frames
 from interpreter.methods.interpreter.association import group_by_features, slot_groups
-from interpreter.methods.interpreter.config import StageName
+from interpreter.methods.interpreter.config import StageName, level_key
+from interpreter.methods.interpreter.hierarchy import Level, Slots, Windows, apply_level, describe, propagate
 from interpreter.methods.interpreter.image_slots import EncodedVideo
 from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
 from interpreter.methods.interpreter.token_means import TokenMeans, means_as_inputs, token_means
@@ -45,7 +46,15 @@ class Settings:
     association: Association = "features"
     """How the image slots of all frames become segments.
     features: by k-means of the mean features of the slots' tokens, for which only the image stage has to be trained.
-    learned: by the trained video stage."""
+    learned: by the trained video stage. With --level 3 or --levels 3 and more, the trained levels always do it."""
+    level: int | None = option(None, at_least=1)
+    """Level of the hierarchy whose segments are written: 1 for the slots of each frame, 2 for the video stage, 3 and
+    more for levels that were trained with --level. Default: the highest of --levels."""
+    levels: int | None = option(None, at_least=2)
+    """Levels of the hierarchy. Above 2, each level below the highest works in windows of the video, in which its
+    segments are numbered anew. Default: 2, or --level if that is more."""
+    outlines: int | None = option(None, at_least=1)
+    """The overlay also outlines the segments of this lower level."""
     masks_from: Masks | None = None
     """slots: a segment is the union of its image slots, in each frame.
     tokens: groups of slots start a k-means of the tokens of all frames, whose clusters are merged into the segments;
@@ -65,6 +74,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse settings where nothing would use them."""
+        self._check_levels()
         for name in ("masks_from", "merge_threshold", "num_slots"):
             if self.stage == "image" and getattr(self, name) is not None:
                 raise ValueError(f"{name} groups the slots of a video: it has no meaning with --stage image")
@@ -75,15 +85,48 @@ class Settings:
         if self.association == "learned" and self.masks_from == "tokens":
             raise ValueError("masks_from=tokens needs --association features: the video stage groups slots, not tokens")
 
+    def _check_levels(self) -> None:
+        """Refuse levels that contradict each other."""
+        if self.stage == "image" and (self.level or self.levels or self.outlines):
+            raise ValueError("level, levels and outlines have no meaning with --stage image, which is level 1 alone")
+        if self.level is not None and self.level > self.top:
+            raise ValueError(f"level {self.level} is above the highest of the {self.top} levels; raise --levels")
+        if self.outlines is not None and self.outlines >= self.written:
+            raise ValueError(f"outlines {self.outlines} must be a level below the one that is written, {self.written}")
+        if self.top > 2 and self.masks_from is not None:
+            raise ValueError("masks_from is a setting of two levels: more levels group slots")
+        if self.top > 2 and self.repeat_to is not None:
+            raise ValueError("repeat_to is a setting of two levels: more levels pad short videos")
+
+    @property
+    def top(self) -> int:
+        """The highest level."""
+        return self.levels or max(2, self.level or 2)
+
+    @property
+    def written(self) -> int:
+        """The level whose segments are written."""
+        return self.level or self.top
+
     @property
     def sees_repeats(self) -> bool:
         """Whether repeats of a short video change its segments."""
         return segmenting_stage(self) == "video"
 
 
+Way = Literal["image", "learned", "features"]
+
+
+def way_of(settings: Settings) -> Way:
+    """How segments are made of image slots."""
+    if settings.stage == "image" or (settings.written, settings.top) == (1, 2):
+        return "image"
+    return "learned" if settings.top > 2 else settings.association
+
+
 def segmenting_stage(settings: Settings) -> str:
     """The stage that has to be trained for these settings."""
-    return "video" if settings.stage == "video" and settings.association == "learned" else "image"
+    return level_key(settings.top) if way_of(settings) == "learned" else "image"
 
 
 class InterpreterSegmenter(Segmenter):
@@ -92,7 +135,8 @@ class InterpreterSegmenter(Segmenter):
     Args:
         context: supplies backbone, precision and the frame size of the training.
         image_stage: trained image stage.
-        video_stage: trained video stage; None for frames by themselves and for association by features.
+        stages: trained video stages of the levels 2, 3, …, each with the windows that its steps are cut into, None for
+            the highest one, which sees the whole video; empty for frames by themselves and association by features.
         settings: settings of :meth:`segment`.
         frame_size: size (H, W) that frames are resized to before the backbone; by default as in training.
     """
@@ -101,33 +145,40 @@ class InterpreterSegmenter(Segmenter):
         self,
         context: Context,
         image_stage: ImageStage,
-        video_stage: VideoStage | None,
+        stages: Sequence[tuple[VideoStage, Windows | None]],
         settings: Settings,
         frame_size: tuple[int, int] | None = None,
     ) -> None:
-        self.backbone, self.image_stage, self.video_stage = context.backbone, image_stage, video_stage
+        self.backbone, self.image_stage, self.stages = context.backbone, image_stage, list(stages)
         self.settings, self.precision = settings, context.precision
         self.frame_size = frame_size or context.data.frame_size
-        self.name = {"image": "image stage", "learned": "video stage", "features": "association by features"}[
-            self._way(settings)
-        ]
+        way = self._way(settings)
+        named = {"image": "image stage", "learned": "video stage", "features": "association by features"}
+        self.name = f"level {settings.written} of {settings.top}" if settings.top > 2 else named[way]
         self.num_segments = self._num_segments(settings)
 
-    def _way(self, settings: Settings) -> Literal["image", "learned", "features"]:
+    @property
+    def video_stage(self) -> VideoStage | None:
+        """The video stage, which is that of level 2; None if it was not opened."""
+        return self.stages[0][0] if self.stages else None
+
+    def _way(self, settings: Settings) -> Way:
         """How segments are made of image slots."""
-        if settings.stage == "image":
-            return "image"
-        if settings.association == "learned" and self.video_stage is None:
-            raise ValueError("association=learned needs the trained video stage, which was not opened")
-        return settings.association
+        way = way_of(settings)
+        if way == "learned" and len(self.stages) != settings.top - 1:
+            which = "the trained video stage" if settings.top == 2 else f"{settings.top} trained levels"
+            raise ValueError(f"association=learned needs {which}, which was not opened")
+        return way
 
     def _num_segments(self, settings: Settings) -> int:
         way = self._way(settings)
         if way == "image":
             return self._num_image_slots(settings)
         if way == "learned":
-            assert self.video_stage is not None
-            return settings.num_slots or self.video_stage.config.num_slots
+            if settings.written == 1:
+                return self._num_image_slots(settings)
+            trained: int = self.stages[settings.written - 2][0].config.num_slots
+            return (settings.num_slots if settings.written == settings.top else None) or trained
         return settings.num_slots or SEGMENTS
 
     def _num_image_slots(self, settings: Settings) -> int:
@@ -156,10 +207,18 @@ class InterpreterSegmenter(Segmenter):
         generators = {seed: torch_generator(self.device, seed, 0) for seed in seeds}
         by_tokens = self._by_tokens(self.settings)
 
+        several = self._way(self.settings) == "learned" and self.settings.top > 2
+
         def find(features: Tensor, seed: int) -> tuple[Tensor, ...]:
             found = self.find_image_slots(features, generators[seed])
+            means = token_means(features, found.attention, self.grid)
+            if several:  # as in the caches that these levels train on: half of the memory of a long video
+                kept = (
+                    means.features.half() if self._reads_means() else means.features.new_empty(*means.masses.shape, 0)
+                )
+                return found.slots.half(), found.attention.half(), kept, means.places.half(), means.masses
             tokens = (features.half(),) if by_tokens and seed == seeds[0] else ()  # the same for all seeds
-            return found.slots, found.attention.half(), *token_means(features, found.attention, self.grid), *tokens
+            return found.slots, found.attention.half(), *means, *tokens
 
         encoded = encode_frames(self, video, seeds, find, advance, keep)
         shared = encoded.by_seed[seeds[0]][-1] if by_tokens else None
@@ -179,14 +238,20 @@ class InterpreterSegmenter(Segmenter):
         way = self._way(chosen)
         if way == "image":
             return Segmentation(self.grid, attention, None, tensors, tied_over_time=False)
+        if way == "learned" and chosen.top > 2:
+            return self._by_levels(of_video, seed, chosen, tensors)
         if way == "learned":
             inputs = self._video_inputs(of_video)
             places = torch.arange(max(len(slots), chosen.repeat_to or 0), device=slots.device) % len(slots)
             video_slots, across = self.group_over_time(inputs[places], seed, chosen.num_slots, chosen.merge_threshold)
             across = across[: len(slots)]
             tensors |= {"video_slots": video_slots, "video_attention": across}
-            return Segmentation(self.grid, attention, across, tensors)
-        return self._by_features(of_video, seed, chosen, tensors)
+            segmentation = Segmentation(self.grid, attention, across, tensors)
+        else:
+            segmentation = self._by_features(of_video, seed, chosen, tensors)
+        if chosen.outlines is not None:  # level 1 is the only one below
+            segmentation = replace(segmentation, outlines=Segmentation(self.grid, attention))
+        return segmentation
 
     def _video_inputs(self, of_video: EncodedVideo) -> Tensor:
         """What the video stage gets of each slot, [T, N, D_input]."""
@@ -195,6 +260,55 @@ class InterpreterSegmenter(Segmenter):
             return of_video.slots
         assert of_video.described is not None, "the cache of a stage that reads means has them"
         return means_as_inputs(torch.cat([of_video.described.features, of_video.described.places], -1))
+
+    def _reads_means(self) -> bool:
+        """Whether a level reads means of tokens."""
+        return any(stage.config.inputs == "means" for stage, _ in self.stages)
+
+    def _by_levels(
+        self, of_video: EncodedVideo, seed: int, chosen: Settings, tensors: dict[str, Tensor]
+    ) -> Segmentation:
+        """The segments of one of more than two levels."""
+        attention, frames = of_video.attention, len(of_video.slots)
+        levels = self.find_levels(of_video, seed, chosen)
+        for number, level in enumerate(levels, start=2):
+            tensors |= {f"level_{number}_slots": level.slots.slots[0], f"level_{number}_attention": level.attention}
+        hierarchy = describe(levels, frames)
+
+        def at(level: int) -> Segmentation:
+            tied = level == chosen.top
+            if level == 1:
+                return Segmentation(self.grid, attention, None, {}, tied)
+            count = int(levels[level - 2].valid.sum(1).max())  # merged slots come first
+            across = propagate(levels[: level - 1], frames)[..., :count]
+            return Segmentation(self.grid, attention, across, {"video_attention": across}, tied)
+
+        written = at(chosen.written)
+        outlines = None if chosen.outlines is None else at(chosen.outlines)
+        return replace(written, tensors=tensors | written.tensors, hierarchy=hierarchy, outlines=outlines)
+
+    def find_levels(self, of_video: EncodedVideo, seed: int, chosen: Settings) -> list[Level]:
+        """Levels 2, 3, … of an encoded video, each on top of the one below."""
+        described = of_video.described
+        assert described is not None, "segment and evaluate encode videos with their means"
+        means = torch.cat([described.features, described.places], -1)[None] if self._reads_means() else None
+        below = Slots(of_video.slots[None], described.masses[None], means)
+        levels: list[Level] = []
+        for stage, windows in self.stages:
+            number = len(levels) + 2
+            top = number == chosen.top
+            prior = stage.slot_attention
+            shape = (stage.config.restarts, (chosen.num_slots if top else None) or prior.num_slots, prior.dim)
+
+            def noise(window: int, number: int = number, shape: tuple[int, ...] = shape) -> Tensor:
+                generator = torch_generator(self.device, seed, number - 1, window)
+                return torch.randn(shape, generator=generator, device=self.device)
+
+            threshold = chosen.merge_threshold if top else None
+            cut = windows or Windows(max(1, below.slots.shape[1]))
+            levels.append(apply_level(stage, below, cut, noise, number > 2, self.precision, merge_threshold=threshold))
+            below = levels[-1].slots
+        return levels
 
     def _by_features(
         self, of_video: EncodedVideo, seed: int, chosen: Settings, tensors: dict[str, Tensor]
@@ -225,7 +339,10 @@ class InterpreterSegmenter(Segmenter):
             initial = stage.slot_attention.sample_slots(len(features), generator, num_slots=count)
             with autocast(self.device, self.precision):
                 draws.append(stage.encode(features, self.grid, initial, iterations))
-                errors.append(stage.error(draws[-1], features, self.grid))
+                if stage.config.restarts > 1:  # a single draw has nothing to be compared with
+                    errors.append(stage.error(draws[-1], features, self.grid))
+        if not errors:
+            return ImageSlots(draws[0].slots.float().contiguous(), draws[0].attention.float().contiguous())
         best = torch.stack(errors).argmin(0)
         slots = torch.stack([draw.slots for draw in draws])[best, frames]
         attention = torch.stack([draw.attention for draw in draws])[best, frames]
@@ -258,7 +375,9 @@ class InterpreterSegmenter(Segmenter):
                 noise = torch.randn(shape, generator=generator, device=self.device)
                 initial = prior.sample_slots(1, noise=noise)
                 merged = stage.group(context, initial, merge_threshold, iterations, sharpness)
-                draws.append((stage.error(merged, inputs).item(), merged))
+                # A single draw has nothing to be compared with, and the decoder's time is quadratic in the length.
+                error = stage.error(merged, inputs).item() if stage.config.restarts > 1 else 0.0
+                draws.append((error, merged))
         best = min(draws, key=lambda draw: draw[0])[1]
         # Merged slots come first: clusters are numbered in the order of their first members.
         count = int(best.valid[0].sum())
