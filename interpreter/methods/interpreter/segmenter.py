@@ -450,7 +450,8 @@ class InterpreterSegmenter(Segmenter):
 
     def _trained_frames(self) -> int:
         """Frames of the clips that the run's video stage was trained on; the default of training if it has none."""
-        if self.video_stage is not None:
-            return self.video_stage.num_frames
+        if self.stages:
+            stage, windows = self.stages[0]
+            return stage.num_frames if windows is None else windows.length
         options = read_config(self.run).options("video", VideoTraining)
         return options.num_frames if options else VideoTraining.num_frames
