@@ -25,6 +25,11 @@ from interpreter.segmentation import Segmentation
 HISTORY = 8  # windows, the newest included, whose slots the clusters of association by features follow
 
 
+# Iterations of slot attention in each window but the first. More of them move the slots further from where they were,
+# and with them the segments of a scene that does not change; recurrent methods take 1 or 2 a frame, too.
+LATER_ITERATIONS = 1
+
+
 class OverTime(Protocol):
     """Groups the image slots of one window after the other."""
 
@@ -71,13 +76,13 @@ class FeaturesOverTime:
 class VideoSlotsOverTime:
     """The trained video stage, recurrent over windows as slot attention over frames is (Kipf et al. 2022, SAVi).
 
-    The first window starts from draws of the prior; each later one from the K video slots of the window before, as
-    they were before merging. Merging never renumbers: in each window the slots that are alike are written under the
+    The first window starts from draws of the prior; each later one, with :data:`LATER_ITERATIONS`, from the K video
+    slots of the window before, as they were before merging. Merging never renumbers: in each window the slots that are alike are written under the
     lowest of their numbers, and a slot that differs again, because it found an object of its own, has its own number.
 
     Args:
         inputs_of: what the video stage gets of a window's slots, [t, N, D_input].
-        group: (inputs, starts [R, K, D]) -> the best of R groupings.
+        group: (inputs, starts [R, K, D], iterations or None for the usual number) -> the best of R groupings.
         draws: starts of the first window, [R, K, D].
         threshold: cosine distance below which ``group`` merges.
         repeat_to: inputs of a shorter window are repeated up to this many frames.
@@ -86,7 +91,7 @@ class VideoSlotsOverTime:
     def __init__(
         self,
         inputs_of: Callable[[EncodedVideo], Tensor],
-        group: Callable[[Tensor, Tensor], VideoSlots],
+        group: Callable[[Tensor, Tensor, int | None], VideoSlots],
         draws: Tensor,
         threshold: float,
         repeat_to: int = 0,
@@ -98,7 +103,7 @@ class VideoSlotsOverTime:
         """See :meth:`OverTime.add`; S is at most K."""
         inputs, frames = self.inputs_of(window), len(window.slots)
         places = torch.arange(max(frames, self.repeat_to), device=inputs.device) % frames
-        grouped = self.group(inputs[places], self._starts)
+        grouped = self.group(inputs[places], self._starts, LATER_ITERATIONS if self._numbered else None)
         labels = cluster_slots(grouped.unmerged, self.threshold)[0][0].tolist()
         numbers = [labels.index(cluster) for cluster in range(max(labels) + 1)]  # the lowest of each cluster
         if not self._numbered:  # the clusters of the first window are numbered like those of a file

@@ -266,11 +266,13 @@ class InterpreterSegmenter(Segmenter):
                 draws.append(prior.sample_slots(1, noise=noise))
         return torch.cat(draws)
 
-    def best_grouping(self, inputs: Tensor, starts: Tensor, merge_threshold: float | None = None) -> VideoSlots:
+    def best_grouping(
+        self, inputs: Tensor, starts: Tensor, merge_threshold: float | None = None, iterations: int | None = None
+    ) -> VideoSlots:
         """Group inputs [T, N, D_input] from each of R starts [R, K, D] of the video slots; keep that of least loss."""
         stage, inputs = self.video_stage, inputs[None]
         assert stage is not None
-        iterations, sharpness = stage.config.inference_iterations, stage.config.inference_sharpness
+        iterations, sharpness = iterations or stage.config.inference_iterations, stage.config.inference_sharpness
         groupings = []
         with autocast(self.device, self.precision):
             context = stage.encode_slots(inputs)
@@ -295,7 +297,7 @@ class InterpreterSegmenter(Segmenter):
             threshold = stage.config.merge_threshold if chosen.merge_threshold is None else chosen.merge_threshold
             over_time = VideoSlotsOverTime(
                 self._video_inputs,
-                lambda inputs, starts: self.best_grouping(inputs, starts, threshold),
+                lambda inputs, starts, iterations: self.best_grouping(inputs, starts, threshold, iterations),
                 self.prior_draws(seed, chosen.num_slots),
                 threshold,
                 chosen.repeat_to or 0,
