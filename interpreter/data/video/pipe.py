@@ -197,13 +197,26 @@ class LiveVideo:
         if problem:
             with suppress(av.FFmpegError):
                 yield from stream.codec_context.decode(None)
-        else:
-            # FFmpeg drops a last frame of Y4M that is cut; all frames have headers of one length.
-            is_y4m = container.format.name == "yuv4mpegpipe" and between is not None
-            if (is_y4m and self._bytes.count - end != between) or self._bytes.elements.inside:
-                problem = "it ends inside a frame"
+        elif self._ends_inside(container.format.name, end, between):
+            problem = "it ends inside a frame"
         if problem:
             raise VideoError(f"{NAME}: {problem}")
+
+    def _ends_inside(self, container: str, end: int, between: int | None) -> bool:
+        """Whether the bytes end inside a frame, which FFmpeg drops silently.
+
+        Args:
+            container: FFmpeg's name of it.
+            end: of the last packet, in bytes.
+            between: bytes from one packet to the next; None if there was one packet.
+        """
+        count = self._bytes.count
+        if container == "yuv4mpegpipe" and between is not None:
+            # Where a packet begins, behind the header of its frame or before it, depends on FFmpeg's version.
+            return count - end not in (0, between)
+        if container == "mpegts":
+            return all(count % length for length in (188, 192, 204))
+        return self._bytes.elements.inside
 
 
 class _Bytes:

@@ -121,6 +121,7 @@ def best_of(
     precision: str,
     merge_threshold: float | None = None,
     masses: Tensor | None = None,  # [B, L, N]
+    iterations: int | None = None,
 ) -> VideoSlots:
     """Video slots of B videos, or windows of them: for each one the best of R starts, by the loss.
 
@@ -131,15 +132,15 @@ def best_of(
         precision: see :func:`interpreter.models.autocast.autocast`.
         merge_threshold: see :meth:`VideoStage.group`.
         masses: of the inputs, see :class:`VideoStage`.
+        iterations: of slot attention. Default: the configuration's, of inference.
     """
     config, best = stage.config, None
+    iterations = iterations or config.inference_iterations
     least = inputs.new_full((len(inputs),), torch.inf)
     with autocast(inputs.device, precision):
         context = stage.encode_slots(inputs, masses)
         for initial in starts:
-            found = stage.group(
-                context, initial, merge_threshold, config.inference_iterations, config.inference_sharpness, masses
-            )
+            found = stage.group(context, initial, merge_threshold, iterations, config.inference_sharpness, masses)
             if len(starts) == 1:  # nothing to compare it with, and a decoder's time may be quadratic in the length
                 return found
             error = stage.error(found, inputs, masses)

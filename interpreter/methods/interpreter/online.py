@@ -26,6 +26,11 @@ from interpreter.segmentation import Segmentation
 HISTORY = 8  # windows, the newest included, whose slots the clusters of association by features follow
 
 
+# Iterations of slot attention in each window but the first. More of them move the slots further from where they were,
+# and with them the segments of a scene that does not change; recurrent methods take 1 or 2 a frame, too.
+LATER_ITERATIONS = 1
+
+
 class OverTime(Protocol):
     """Groups the image slots of one window after the other."""
 
@@ -77,16 +82,16 @@ class Numbers:
     """
 
     def __init__(self) -> None:
-        self._known = False
+        self.known = False
 
     def keep(self, grouped: VideoSlots, threshold: float) -> tuple[Tensor, Tensor]:
         """Slots [1, K, D] before merging, to start the next window from, and the attention [1, T, N, S] by numbers."""
         labels = cluster_slots(grouped.unmerged, threshold)[0][0].tolist()
         numbers = [labels.index(cluster) for cluster in range(max(labels) + 1)]  # the lowest of each cluster
         slots = grouped.unmerged.float()
-        if not self._known:
+        if not self.known:
             slots = slots[:, [*numbers, *(slot for slot in range(len(labels)) if slot not in numbers)]]
-            numbers, self._known = list(range(len(numbers))), True
+            numbers, self.known = list(range(len(numbers))), True
         attention = grouped.attention.new_zeros(*grouped.attention.shape[:3], numbers[-1] + 1, dtype=torch.float32)
         attention[..., numbers] = grouped.attention[..., : len(numbers)].float()
         return slots, attention
@@ -95,13 +100,12 @@ class Numbers:
 class VideoSlotsOverTime:
     """The trained video stage, recurrent over windows as slot attention over frames is (Kipf et al. 2022, SAVi).
 
-    The first window starts from draws of the prior; each later one from the K video slots of the window before, as
-    they were before merging. Merging never renumbers: in each window the slots that are alike are written under the
-    lowest of their numbers, and a slot that differs again, because it found an object of its own, has its own number.
+    The first window starts from draws of the prior; each later one, with :data:`LATER_ITERATIONS`, from the K video
+    slots of the window before, as they were before merging (see :class:`Numbers`).
 
     Args:
         inputs_of: what the video stage gets of a window's slots, [t, N, D_input].
-        group: (inputs, starts [R, 1, K, D]) -> the best of R groupings.
+        group: (inputs, starts [R, 1, K, D], iterations or None for the usual number) -> the best of R groupings.
         draws: starts of the first window, [R, 1, K, D].
         threshold: cosine distance below which ``group`` merges.
         repeat_to: inputs of a shorter window are repeated up to this many frames.
@@ -110,7 +114,7 @@ class VideoSlotsOverTime:
     def __init__(
         self,
         inputs_of: Callable[[EncodedVideo], Tensor],
-        group: Callable[[Tensor, Tensor], VideoSlots],
+        group: Callable[[Tensor, Tensor, int | None], VideoSlots],
         draws: Tensor,
         threshold: float,
         repeat_to: int = 0,
@@ -122,7 +126,7 @@ class VideoSlotsOverTime:
         """See :meth:`OverTime.add`; S is at most K."""
         inputs, frames = self.inputs_of(window), len(window.slots)
         places = torch.arange(max(frames, self.repeat_to), device=inputs.device) % frames
-        grouped = self.group(inputs[places], self._starts)
+        grouped = self.group(inputs[places], self._starts, LATER_ITERATIONS if self._numbers.known else None)
         slots, attention = self._numbers.keep(grouped, self.threshold)
         self._starts = slots[None]
         return attention[0, :frames]
@@ -168,7 +172,10 @@ class LevelsOverTime:
         self._recent.append(slots)
         seen = Slots.joined(list(self._recent))
         inputs = seen.inputs(self.top.config.inputs)
-        grouped = best_of(self.top, inputs, self._starts, self.precision, self.threshold, seen.masses)
+        iterations = LATER_ITERATIONS if self._numbers.known else None
+        grouped = best_of(
+            self.top, inputs, self._starts, self.precision, self.threshold, seen.masses, iterations=iterations
+        )
         starts, across = self._numbers.keep(grouped, self.threshold)
         self._starts = starts[None]
         return attention[0] @ across[0, -1]

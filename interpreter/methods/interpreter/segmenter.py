@@ -411,7 +411,9 @@ class InterpreterSegmenter(Segmenter):
             threshold = stage.config.merge_threshold if chosen.merge_threshold is None else chosen.merge_threshold
             over_time = VideoSlotsOverTime(
                 self._video_inputs,
-                lambda inputs, starts: best_of(stage, inputs[None], starts, self.precision, threshold),
+                lambda inputs, starts, iterations: best_of(
+                    stage, inputs[None], starts, self.precision, threshold, iterations=iterations
+                ),
                 self.prior_draws(seed, chosen.num_slots),
                 threshold,
                 chosen.repeat_to or 0,
