@@ -74,6 +74,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse settings where nothing would use them."""
+        self._check_levels()
         for name in ("masks_from", "merge_threshold", "num_slots"):
             if self.stage == "image" and getattr(self, name) is not None:
                 raise ValueError(f"{name} groups the slots of a video: it has no meaning with --stage image")
@@ -83,7 +84,6 @@ class Settings:
             raise ValueError("merge_threshold is a setting of --association learned: features merge nothing")
         if self.association == "learned" and self.masks_from == "tokens":
             raise ValueError("masks_from=tokens needs --association features: the video stage groups slots, not tokens")
-        self._check_levels()
 
     def _check_levels(self) -> None:
         """Refuse levels that contradict each other."""
