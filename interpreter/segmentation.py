@@ -5,6 +5,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -226,16 +227,21 @@ def check_output(out: Path, video: Video, alpha: float) -> None:
     Raises:
         ValueError: says which option to change.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"--alpha {alpha}: the opacity must be between 0 and 1")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; give a directory")
+    check_place(out, alpha)
     source, annotations = video.path.resolve(), (out / "Annotations" / video.name).resolve()
     written = {out.resolve(), *((out / name).resolve() for name in (*FILES, HIERARCHY))}
     if source in written or source.is_relative_to(annotations):
         raise ValueError(f"--out {out} would overwrite {video.path}; give another directory")
     if annotations.exists() and not (out / "slots.safetensors").exists():
         raise ValueError(f"{annotations} already exists and is not from this command; give another --out")
+
+
+def check_place(out: Path, alpha: float) -> None:
+    """Refuse a directory or an opacity that is none, whatever is segmented; ValueError says which option to change."""
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"--alpha {alpha}: the opacity must be between 0 and 1")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a directory")
 
 
 def check_count(segments: int) -> None:
@@ -272,9 +278,7 @@ def _write_pictures(folder: Path, segmented: SegmentedVideo, alpha: float, advan
     video, count = segmented.video, len(segmented.segmentation)
     pixels = np.zeros(segmented.segmentation.num_segments, np.int64)
     chosen = set(np.linspace(0, count - 1, min(PREVIEW_FRAMES, count)).round().astype(int).tolist())
-    shape = video.height / (video.width * video.pixel_aspect)  # as it is shown, while label maps are of stored pixels
-    size = (max(1, round(PREVIEW_WIDTH * shape)), PREVIEW_WIDTH)
-    shown = []
+    shown: list[Shown] = []
     with (
         VideoWriter(folder / "overlay.mp4", video.fps, (video.height, video.width), video.pixel_aspect) as painted,
         RleWriter(folder / "segments.json") as codes,
@@ -287,11 +291,27 @@ def _write_pictures(folder: Path, segmented: SegmentedVideo, alpha: float, advan
             codes.write(video.name, labels)
             pixels += areas
             if number in chosen:
-                shown.append((resize(frame, size), resize_labels(labels[None], size)[0]))
+                shown.append(show(frame, labels, video.pixel_aspect))
             advance()
-    frames, maps = (np.stack(images) for images in zip(*shown, strict=True))
-    Image.fromarray(mask_grid(frames, maps, width=PREVIEW_WIDTH * len(frames))).save(folder / "preview.png")
+    write_preview(folder / "preview.png", shown)
     return pixels / pixels.sum()
+
+
+Shown = tuple[np.ndarray, np.ndarray]
+"""A frame and its label map, in the size of the preview."""
+
+
+def show(frame: np.ndarray, labels: np.ndarray, pixel_aspect: Fraction) -> Shown:
+    """A column of the preview, as players show the frame, while label maps are of stored pixels."""
+    height, width = labels.shape
+    size = (max(1, round(PREVIEW_WIDTH * height / (width * pixel_aspect))), PREVIEW_WIDTH)
+    return resize(frame, size), resize_labels(labels[None], size)[0]
+
+
+def write_preview(path: Path, shown: Sequence[Shown]) -> None:
+    """Write frames and their segments side by side."""
+    frames, maps = (np.stack(images) for images in zip(*shown, strict=True))
+    Image.fromarray(mask_grid(frames, maps, width=PREVIEW_WIDTH * len(frames))).save(path)
 
 
 def _outlines(segmented: SegmentedVideo) -> Iterator[np.ndarray | None]:

@@ -114,20 +114,20 @@ class Level(NamedTuple):
         return (torch.arange(steps)[:, None] - centres).abs().argmin(1)
 
 
-def group_windows(
+def best_of(
     stage: VideoStage,
     windows: Slots,  # [B, L, N, ...]
-    noise: Tensor,  # [R, B, K, D]
+    starts: Tensor,  # [R, B, K, D]
     weighted: bool,
     precision: str,
     merge_threshold: float | None = None,
-) -> tuple[Slots, Tensor]:
-    """Slots [B, 1, K, ...] of windows, and the attention [B, L, N, K] over them: of R draws the one of least loss.
+) -> VideoSlots:
+    """Video slots of windows: for each one the best of R starts, by the loss.
 
     Args:
         stage: of the level above.
         windows: slots of the level below, one window of each of B videos or draws.
-        noise: standard normal, of the draws.
+        starts: initial slots.
         weighted: whether masses weigh in the loss, as they do above level 2.
         precision: see :func:`interpreter.models.autocast.autocast`.
         merge_threshold: see :meth:`VideoStage.group`.
@@ -138,19 +138,37 @@ def group_windows(
     least = inputs.new_full((len(inputs),), torch.inf)
     with autocast(inputs.device, precision):
         context = stage.encode_slots(inputs, masses)
-        for draw in noise:
-            initial = stage.slot_attention.sample_slots(len(draw), noise=draw)
+        for initial in starts:
             found = stage.group(
                 context, initial, merge_threshold, config.inference_iterations, config.inference_sharpness, masses
             )
-            if len(noise) == 1:
-                best = found
-                break
+            if len(starts) == 1:  # nothing to compare it with
+                return found
             error = stage.error(found, inputs, masses)
             better = error < least
             least = error.minimum(least)
             best = found if best is None else _where(better, found, best)
     assert best is not None
+    return best
+
+
+def group_windows(
+    stage: VideoStage,
+    windows: Slots,  # [B, L, N, ...]
+    noise: Tensor,  # [R, B, K, D]
+    weighted: bool,
+    precision: str,
+    merge_threshold: float | None = None,
+) -> tuple[Slots, Tensor]:
+    """Slots [B, 1, K, ...] of windows and the attention [B, L, N, K] over them, by the best of R draws of the prior.
+
+    Args:
+        noise: standard normal.
+        stage, windows, weighted, precision, merge_threshold: see :func:`best_of`.
+    """
+    with autocast(noise.device, precision):
+        starts = torch.stack([stage.slot_attention.sample_slots(len(draw), noise=draw) for draw in noise])
+    best = best_of(stage, windows, starts, weighted, precision, merge_threshold)
     return summarise(best, windows), best.attention.float()
 
 
