@@ -116,25 +116,23 @@ class Level(NamedTuple):
 
 def best_of(
     stage: VideoStage,
-    windows: Slots,  # [B, L, N, ...]
+    inputs: Tensor,  # [B, L, N, D_input]
     starts: Tensor,  # [R, B, K, D]
-    weighted: bool,
     precision: str,
     merge_threshold: float | None = None,
+    masses: Tensor | None = None,  # [B, L, N]
 ) -> VideoSlots:
-    """Video slots of windows: for each one the best of R starts, by the loss.
+    """Video slots of B videos, or windows of them: for each one the best of R starts, by the loss.
 
     Args:
-        stage: of the level above.
-        windows: slots of the level below, one window of each of B videos or draws.
+        stage: finds them.
+        inputs: what it gets of each slot of the level below.
         starts: initial slots.
-        weighted: whether masses weigh in the loss, as they do above level 2.
         precision: see :func:`interpreter.models.autocast.autocast`.
         merge_threshold: see :meth:`VideoStage.group`.
+        masses: of the inputs, see :class:`VideoStage`.
     """
-    config, inputs = stage.config, windows.inputs(stage.config.inputs)
-    masses = windows.masses if weighted else None
-    best: VideoSlots | None = None
+    config, best = stage.config, None
     least = inputs.new_full((len(inputs),), torch.inf)
     with autocast(inputs.device, precision):
         context = stage.encode_slots(inputs, masses)
@@ -142,12 +140,11 @@ def best_of(
             found = stage.group(
                 context, initial, merge_threshold, config.inference_iterations, config.inference_sharpness, masses
             )
-            if len(starts) == 1:  # nothing to compare it with
+            if len(starts) == 1:  # nothing to compare it with, and a decoder's time may be quadratic in the length
                 return found
             error = stage.error(found, inputs, masses)
-            better = error < least
+            best = found if best is None else _where(error < least, found, best)
             least = error.minimum(least)
-            best = found if best is None else _where(better, found, best)
     assert best is not None
     return best
 
@@ -164,18 +161,24 @@ def group_windows(
 
     Args:
         noise: standard normal.
-        stage, windows, weighted, precision, merge_threshold: see :func:`best_of`.
+        stage, precision, merge_threshold: see :func:`best_of`.
+        windows: slots of the level below, one window of each of B videos or draws.
+        weighted: whether masses weigh in the loss, as they do above level 2.
     """
     with autocast(noise.device, precision):
         starts = torch.stack([stage.slot_attention.sample_slots(len(draw), noise=draw) for draw in noise])
-    best = best_of(stage, windows, starts, weighted, precision, merge_threshold)
+    masses = windows.masses if weighted else None
+    best = best_of(stage, windows.inputs(stage.config.inputs), starts, precision, merge_threshold, masses)
     return summarise(best, windows), best.attention.float()
 
 
 def _where(condition: Tensor, chosen: VideoSlots, others: VideoSlots) -> VideoSlots:
     """For each video the one or the other."""
-    rows = (condition.view(-1, *[1] * (t.dim() - 1)) for t in chosen)
-    return VideoSlots(*(torch.where(c, a, b) for c, a, b in zip(rows, chosen, others, strict=True)))
+    mixed = [
+        None if a is None or b is None else torch.where(condition.view(-1, *[1] * (a.dim() - 1)), a, b)
+        for a, b in zip(chosen, others, strict=True)
+    ]
+    return VideoSlots(*mixed)  # type: ignore[arg-type]  # None without a gate
 
 
 def summarise(video: VideoSlots, windows: Slots) -> Slots:

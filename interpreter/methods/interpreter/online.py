@@ -101,8 +101,8 @@ class VideoSlotsOverTime:
 
     Args:
         inputs_of: what the video stage gets of a window's slots, [t, N, D_input].
-        group: (inputs, starts [R, K, D]) -> the best of R groupings.
-        draws: starts of the first window, [R, K, D].
+        group: (inputs, starts [R, 1, K, D]) -> the best of R groupings.
+        draws: starts of the first window, [R, 1, K, D].
         threshold: cosine distance below which ``group`` merges.
         repeat_to: inputs of a shorter window are repeated up to this many frames.
     """
@@ -123,7 +123,8 @@ class VideoSlotsOverTime:
         inputs, frames = self.inputs_of(window), len(window.slots)
         places = torch.arange(max(frames, self.repeat_to), device=inputs.device) % frames
         grouped = self.group(inputs[places], self._starts)
-        self._starts, attention = self._numbers.keep(grouped, self.threshold)
+        slots, attention = self._numbers.keep(grouped, self.threshold)
+        self._starts = slots[None]
         return attention[0, :frames]
 
 
@@ -166,7 +167,8 @@ class LevelsOverTime:
         self._windows += 1
         self._recent.append(slots)
         seen = Slots.joined(list(self._recent))
-        grouped = best_of(self.top, seen, self._starts, True, self.precision, self.threshold)
+        inputs = seen.inputs(self.top.config.inputs)
+        grouped = best_of(self.top, inputs, self._starts, self.precision, self.threshold, seen.masses)
         starts, across = self._numbers.keep(grouped, self.threshold)
         self._starts = starts[None]
         return attention[0] @ across[0, -1]

@@ -23,7 +23,7 @@ from interpreter.methods.base import Context, Encoded, Segmenter, with_settings
 from interpreter.methods.frames import encode_frames
 from interpreter.methods.interpreter.association import group_by_features, slot_groups
 from interpreter.methods.interpreter.config import StageName, VideoTraining, level_key
-from interpreter.methods.interpreter.hierarchy import Level, Slots, Windows, apply_level, describe, propagate
+from interpreter.methods.interpreter.hierarchy import Level, Slots, Windows, apply_level, best_of, describe, propagate
 from interpreter.methods.interpreter.image_slots import EncodedVideo
 from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
 from interpreter.methods.interpreter.online import (
@@ -34,7 +34,7 @@ from interpreter.methods.interpreter.online import (
     VideoSlotsOverTime,
 )
 from interpreter.methods.interpreter.token_means import TokenMeans, means_as_inputs, token_means
-from interpreter.methods.interpreter.video_stage import VideoSlots, VideoStage
+from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.models.autocast import autocast
 from interpreter.models.backbones.vit import VisionTransformer
 from interpreter.models.token_masks import token_masks
@@ -289,7 +289,7 @@ class InterpreterSegmenter(Segmenter):
             tied = level == chosen.top
             if level == 1:
                 return Segmentation(self.grid, attention, None, {}, tied)
-            count = int(levels[level - 2].valid.sum(1).max())  # merged slots come first
+            count = int(levels[level - 2].valid.any(0).nonzero().max()) + 1  # merged slots come first
             across = propagate(levels[: level - 1], frames)[..., :count]
             return Segmentation(self.grid, attention, across, {"video_attention": across}, tied)
 
@@ -377,13 +377,13 @@ class InterpreterSegmenter(Segmenter):
         Returns:
             Video slots [C, D], and the attention [T, N, C] of the image slots over them.
         """
-        best = self.best_grouping(inputs, self.prior_draws(seed, num_slots), merge_threshold)
-        # Merged slots come first: clusters are numbered in the order of their first members.
-        count = int(best.valid[0].sum())
-        return best.slots[0, :count].float(), best.attention[0, :, :, :count].float()
+        assert self.video_stage is not None
+        starts = self.prior_draws(seed, num_slots)
+        best = best_of(self.video_stage, inputs[None], starts, self.precision, merge_threshold)
+        return best.slots[0, best.valid[0]].float(), best.attention[0, ..., best.valid[0]].float()
 
     def prior_draws(self, seed: int, num_slots: int | None = None) -> Tensor:
-        """The ``restarts`` draws [R, K, D] of the video slots' prior."""
+        """The ``restarts`` draws [R, 1, K, D] of the video slots' prior."""
         assert self.video_stage is not None
         generator, prior = torch_generator(self.device, seed, 1), self.video_stage.slot_attention
         shape, draws = (1, num_slots or prior.num_slots, prior.dim), []
@@ -391,22 +391,7 @@ class InterpreterSegmenter(Segmenter):
             for _ in range(self.video_stage.config.restarts):
                 noise = torch.randn(shape, generator=generator, device=self.device)
                 draws.append(prior.sample_slots(1, noise=noise))
-        return torch.cat(draws)
-
-    def best_grouping(self, inputs: Tensor, starts: Tensor, merge_threshold: float | None = None) -> VideoSlots:
-        """Group inputs [T, N, D_input] from each of R starts [R, K, D] of the video slots; keep that of least loss."""
-        stage, inputs = self.video_stage, inputs[None]
-        assert stage is not None
-        iterations, sharpness = stage.config.inference_iterations, stage.config.inference_sharpness
-        groupings = []
-        with autocast(self.device, self.precision):
-            context = stage.encode_slots(inputs)
-            for initial in starts.split(1):
-                merged = stage.group(context, initial, merge_threshold, iterations, sharpness)
-                # A single start has nothing to be compared with, and the decoder's time is quadratic in the length.
-                error = stage.error(merged, inputs).item() if len(starts) > 1 else 0.0
-                groupings.append((error, merged))
-        return min(groupings, key=lambda grouping: grouping[0])[1]
+        return torch.stack(draws)
 
     def online(self, seed: int = 0, window: int | None = None) -> OnlineSegmenter:
         """See :meth:`interpreter.methods.base.Segmenter.online`; by default windows are as long as in training."""
@@ -426,7 +411,7 @@ class InterpreterSegmenter(Segmenter):
             threshold = stage.config.merge_threshold if chosen.merge_threshold is None else chosen.merge_threshold
             over_time = VideoSlotsOverTime(
                 self._video_inputs,
-                lambda inputs, starts: self.best_grouping(inputs, starts, threshold),
+                lambda inputs, starts: best_of(stage, inputs[None], starts, self.precision, threshold),
                 self.prior_draws(seed, chosen.num_slots),
                 threshold,
                 chosen.repeat_to or 0,
@@ -450,7 +435,8 @@ class InterpreterSegmenter(Segmenter):
 
     def _trained_frames(self) -> int:
         """Frames of the clips that the run's video stage was trained on; the default of training if it has none."""
-        if self.video_stage is not None:
-            return self.video_stage.num_frames
+        if self.stages:
+            stage, windows = self.stages[0]
+            return stage.num_frames if windows is None else windows.length
         options = read_config(self.run).options("video", VideoTraining)
         return options.num_frames if options else VideoTraining.num_frames
