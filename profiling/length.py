@@ -154,7 +154,7 @@ class StoredFeatures:
     """Takes the place of the backbone: reads the features of frames by their numbers.
 
     Args:
-        path: of fp16 [DISTINCT, M, C].
+        path: of fp16 [frames, M, C]; after the last frame comes the first one again.
         shape: (M, C).
         grid: of the patches.
     """
@@ -163,6 +163,7 @@ class StoredFeatures:
 
     def __init__(self, path: Path, shape: tuple[int, int], grid: tuple[int, int]) -> None:
         self.path, self.shape, self._grid, self.seconds = path, shape, grid, 0.0
+        self.distinct = path.stat().st_size // (2 * math.prod(shape))
 
     def grid(self, frame_size: tuple[int, int]) -> tuple[int, int]:
         """See :meth:`Backbone.grid`."""
@@ -173,7 +174,7 @@ class StoredFeatures:
         begin = time.perf_counter()
         row, parts = math.prod(self.shape), []
         for high, middle, low in frames.flatten(1).tolist():
-            place = ((high << 16) + (middle << 8) + low) % DISTINCT
+            place = ((high << 16) + (middle << 8) + low) % self.distinct
             # Not memory-mapped: its pages would count as memory of the process.
             parts.append(np.fromfile(self.path, np.float16, row, offset=2 * row * place).reshape(self.shape))
         features = torch.from_numpy(np.stack(parts)).float()
@@ -276,11 +277,11 @@ def measure_here(folder: str, way: Way, frames: int, kept: Kept) -> str:
     tokens = grid[0] * grid[1]
     stored = StoredFeatures(path, (tokens, WIDTH), grid)
     segmenter.backbone = stored  # type: ignore[assignment]
-    segment_all(segmenter, 2 * WINDOW)  # libraries take their memory in the first calls
+    memory = Memory()
+    segment_all(segmenter, 2 * WINDOW)  # the first calls are slower
     attention = frames * tokens * SLOTS * 2
     if kept == "file":
         large.SHARE = 0.0
-    stored.seconds, memory = 0.0, Memory()
     seconds, segments = segment_all(segmenter, frames)
     parts = {name: round(value, 3) for name, value in seconds.items()}
     total = sum(value for name, value in seconds.items() if not name.startswith("of ") and name != "reading")
@@ -334,7 +335,7 @@ def measure(folder: Path, way: Way, frames: int, kept: Kept, limit: float) -> di
 
 def fits(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Of each way: the exponent e of seconds ~ frames^e, and the time of a frame relative to the shortest video."""
-    result = {}
+    result: dict[str, Any] = {}
     for way in WAYS:
         mine = [row for row in rows if row["way"] == way and row["attention"] == "auto" and "total" in row]
         if len(mine) > 1:
