@@ -6,7 +6,9 @@ or by clustering the means.
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,13 +18,21 @@ from torch import Tensor
 from interpreter.configs import option
 from interpreter.data import Video
 from interpreter.engine.randomness import torch_generator
+from interpreter.engine.run import read_config
 from interpreter.methods.base import Context, Encoded, Segmenter, with_settings
 from interpreter.methods.frames import encode_frames
 from interpreter.methods.interpreter.association import group_by_features, slot_groups
-from interpreter.methods.interpreter.config import StageName, level_key
-from interpreter.methods.interpreter.hierarchy import Level, Slots, Windows, apply_level, describe, propagate
+from interpreter.methods.interpreter.config import StageName, VideoTraining, level_key
+from interpreter.methods.interpreter.hierarchy import Level, Slots, Windows, apply_level, best_of, describe, propagate
 from interpreter.methods.interpreter.image_slots import EncodedVideo
 from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
+from interpreter.methods.interpreter.online import (
+    FeaturesOverTime,
+    LevelsOverTime,
+    OnlineSegmenter,
+    OverTime,
+    VideoSlotsOverTime,
+)
 from interpreter.methods.interpreter.token_means import TokenMeans, means_as_inputs, token_means
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.models.autocast import autocast
@@ -74,6 +84,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse settings where nothing would use them."""
+        self._check_levels()
         for name in ("masks_from", "merge_threshold", "num_slots"):
             if self.stage == "image" and getattr(self, name) is not None:
                 raise ValueError(f"{name} groups the slots of a video: it has no meaning with --stage image")
@@ -83,7 +94,6 @@ class Settings:
             raise ValueError("merge_threshold is a setting of --association learned: features merge nothing")
         if self.association == "learned" and self.masks_from == "tokens":
             raise ValueError("masks_from=tokens needs --association features: the video stage groups slots, not tokens")
-        self._check_levels()
 
     def _check_levels(self) -> None:
         """Refuse levels that contradict each other."""
@@ -150,7 +160,7 @@ class InterpreterSegmenter(Segmenter):
         frame_size: tuple[int, int] | None = None,
     ) -> None:
         self.backbone, self.image_stage, self.stages = context.backbone, image_stage, list(stages)
-        self.settings, self.precision = settings, context.precision
+        self.settings, self.precision, self.run = settings, context.precision, context.run
         self.frame_size = frame_size or context.data.frame_size
         way = self._way(settings)
         named = {"image": "image stage", "learned": "video stage", "features": "association by features"}
@@ -287,13 +297,16 @@ class InterpreterSegmenter(Segmenter):
         outlines = None if chosen.outlines is None else at(chosen.outlines)
         return replace(written, tensors=tensors | written.tensors, hierarchy=hierarchy, outlines=outlines)
 
-    def find_levels(self, of_video: EncodedVideo, seed: int, chosen: Settings) -> list[Level]:
-        """Levels 2, 3, … of an encoded video, each on top of the one below."""
+    def slots_of(self, of_video: EncodedVideo) -> Slots:
+        """The image slots of an encoded video, as the level above reads them."""
         described = of_video.described
         assert described is not None, "segment and evaluate encode videos with their means"
         means = torch.cat([described.features, described.places], -1)[None] if self._reads_means() else None
-        below = Slots(of_video.slots[None], described.masses[None], means)
-        levels: list[Level] = []
+        return Slots(of_video.slots[None], described.masses[None], means)
+
+    def find_levels(self, of_video: EncodedVideo, seed: int, chosen: Settings) -> list[Level]:
+        """Levels 2, 3, … of an encoded video, each on top of the one below."""
+        below, levels = self.slots_of(of_video), list[Level]()
         for stage, windows in self.stages:
             number = len(levels) + 2
             top = number == chosen.top
@@ -339,7 +352,10 @@ class InterpreterSegmenter(Segmenter):
             initial = stage.slot_attention.sample_slots(len(features), generator, num_slots=count)
             with autocast(self.device, self.precision):
                 draws.append(stage.encode(features, self.grid, initial, iterations))
-                errors.append(stage.error(draws[-1], features, self.grid))
+                if stage.config.restarts > 1:  # a single draw has nothing to be compared with
+                    errors.append(stage.error(draws[-1], features, self.grid))
+        if not errors:
+            return ImageSlots(draws[0].slots.float().contiguous(), draws[0].attention.float().contiguous())
         best = torch.stack(errors).argmin(0)
         slots = torch.stack([draw.slots for draw in draws])[best, frames]
         attention = torch.stack([draw.attention for draw in draws])[best, frames]
@@ -361,17 +377,68 @@ class InterpreterSegmenter(Segmenter):
         Returns:
             Video slots [C, D], and the attention [T, N, C] of the image slots over them.
         """
-        stage, inputs = self.video_stage, inputs[None]
-        assert stage is not None
-        generator, prior = torch_generator(self.device, seed, 1), stage.slot_attention
-        iterations, sharpness = stage.config.inference_iterations, stage.config.inference_sharpness
+        assert self.video_stage is not None
+        starts = self.prior_draws(seed, num_slots)
+        best = best_of(self.video_stage, inputs[None], starts, self.precision, merge_threshold)
+        return best.slots[0, best.valid[0]].float(), best.attention[0, ..., best.valid[0]].float()
+
+    def prior_draws(self, seed: int, num_slots: int | None = None) -> Tensor:
+        """The ``restarts`` draws [R, 1, K, D] of the video slots' prior."""
+        assert self.video_stage is not None
+        generator, prior = torch_generator(self.device, seed, 1), self.video_stage.slot_attention
         shape, draws = (1, num_slots or prior.num_slots, prior.dim), []
         with autocast(self.device, self.precision):
-            context = stage.encode_slots(inputs)
-            for _ in range(stage.config.restarts):
+            for _ in range(self.video_stage.config.restarts):
                 noise = torch.randn(shape, generator=generator, device=self.device)
-                initial = prior.sample_slots(1, noise=noise)
-                merged = stage.group(context, initial, merge_threshold, iterations, sharpness)
-                draws.append((stage.error(merged, inputs).item(), merged))
-        best = min(draws, key=lambda draw: draw[0])[1]
-        return best.slots[0, best.valid[0]].float(), best.attention[0, ..., best.valid[0]].float()
+                draws.append(prior.sample_slots(1, noise=noise))
+        return torch.stack(draws)
+
+    def online(self, seed: int = 0, window: int | None = None) -> OnlineSegmenter:
+        """See :meth:`interpreter.methods.base.Segmenter.online`; by default windows are as long as in training."""
+        chosen, stage = self.settings, self.video_stage
+        if chosen.masks_from == "tokens":
+            raise ValueError("--masks-from tokens needs all frames at once: in a live stream slots make the masks")
+        by_slots = copy(self)
+        way = self._way(chosen)
+        over_time: OverTime | None = None
+        if way == "features":
+            by_slots.settings = replace(chosen, masks_from="slots")
+            over_time = FeaturesOverTime(self._num_segments(chosen), seed)
+        elif way == "learned" and chosen.top > 2:
+            over_time = self._levels_over_time(seed, chosen)
+        elif way == "learned":
+            assert stage is not None
+            threshold = stage.config.merge_threshold if chosen.merge_threshold is None else chosen.merge_threshold
+            over_time = VideoSlotsOverTime(
+                self._video_inputs,
+                lambda inputs, starts, iterations: best_of(
+                    stage, inputs[None], starts, self.precision, threshold, iterations=iterations
+                ),
+                self.prior_draws(seed, chosen.num_slots),
+                threshold,
+                chosen.repeat_to or 0,
+            )
+        return OnlineSegmenter(by_slots, over_time, seed, window or self._trained_frames())
+
+    def _levels_over_time(self, seed: int, chosen: Settings) -> LevelsOverTime:
+        if (chosen.top, chosen.written) != (3, 3):
+            raise ValueError("a live stream is segmented by two or three levels, and the highest is written")
+        (low, _), (top, _) = self.stages
+
+        def start(stage: VideoStage, level: int, window: int, count: int | None = None) -> Tensor:
+            shape = (stage.config.restarts, 1, count or stage.slot_attention.num_slots, stage.slot_attention.dim)
+            generator = torch_generator(self.device, seed, level - 1, window)
+            return torch.randn(shape, generator=generator, device=self.device)
+
+        noise = start(top, 3, 0, chosen.num_slots)
+        return LevelsOverTime(
+            low, top, self.slots_of, partial(start, low, 2), noise, chosen.merge_threshold, self.precision
+        )
+
+    def _trained_frames(self) -> int:
+        """Frames of the clips that the run's video stage was trained on; the default of training if it has none."""
+        if self.stages:
+            stage, windows = self.stages[0]
+            return stage.num_frames if windows is None else windows.length
+        options = read_config(self.run).options("video", VideoTraining)
+        return options.num_frames if options else VideoTraining.num_frames

@@ -83,7 +83,7 @@ class VideoStage(nn.Module):
         """Self-attention among the inputs [B, T, N, D_input] of a video, with time encodings: [B, T, N, D]."""
         with annotate("encoder"):
             time = sincos_1d(self.times(inputs.shape[1], inputs.device), self.config.dim)
-            x = self.embed(inputs) + self.config.time_scale * time[:, None]
+            x = self.embed(_without_padding(inputs, masses)) + self.config.time_scale * time[:, None]
             return self.encoder(x.flatten(1, 2), _exists(masses)).unflatten(1, inputs.shape[1:3])
 
     def group(
@@ -152,8 +152,6 @@ class VideoStage(nn.Module):
         """Mean over videos of :meth:`error` and of the gate's penalty, and the video slots."""
         target = inputs.detach()
         target = target.to(torch.promote_types(target.dtype, torch.float32))
-        if masses is not None:
-            target = target.masked_fill((masses == 0).unsqueeze(3), 0.0)
         video = self.encode(target, slots, masses, gate_noise)
         loss = self.error(video, target, masses).mean()
         return loss if video.sparsity is None else loss + self.config.gate * video.sparsity.mean(), video
@@ -165,7 +163,7 @@ class VideoStage(nn.Module):
         reconstructed = self.decode(video, frames, count, masses).to(inputs.dtype)
         with annotate("loss"):
             if masses is not None:
-                return self._weighted_error(reconstructed, inputs, masses)
+                return self._weighted_error(reconstructed, _without_padding(inputs, masses), masses)
             if self.config.decoder == "masks":
                 return F.mse_loss(reconstructed, inputs, reduction="none").mean((1, 2, 3))
             divergence = sinkhorn_divergence(
@@ -199,6 +197,11 @@ class VideoStage(nn.Module):
                 diameter="problem" if self.config.diameter is None else self.config.diameter,
             ).unflatten(0, inputs.shape[:2])
         return error.masked_fill(~present, 0.0).sum(1) / present.sum(1)
+
+
+def _without_padding(inputs: Tensor, masses: Tensor | None) -> Tensor:
+    """Inputs [B, T, N, D_input] with zeros instead of padding: ignored, a NaN would still come back as 0 · NaN."""
+    return inputs if masses is None else inputs.masked_fill((masses == 0).unsqueeze(3), 0.0)
 
 
 def _exists(masses: Tensor | None) -> Tensor | None:

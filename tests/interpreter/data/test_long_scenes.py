@@ -22,7 +22,7 @@ def long_scene(seed, objects=(3, 8), num_frames=600):
 
 @pytest.fixture(scope="module")
 def long_scenes():
-    return [long_scene(seed) for seed in range(3)]
+    return [long_scene(seed) for seed in range(2)]
 
 
 @pytest.fixture(scope="module")
