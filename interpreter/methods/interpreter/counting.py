@@ -10,6 +10,8 @@ from scipy.cluster.hierarchy import average
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
+from interpreter.methods.interpreter.token_means import TokenMeans
+
 MOST = 16  # segments to start from: the most that "auto" can find
 SHARE = 0.55  # of the distance of the last merge; see docs/methods/interpreter.md
 SHRINKAGE = 1.0  # identity added to the covariance, in units of its mean eigenvalue
@@ -127,6 +129,30 @@ def merge_segments(
         [0, 0, 1]
     """
     return merge_alike(segment_distances(points, members, weights), share).to(points.device)
+
+
+def merge_attention(described: TokenMeans, across: Tensor, share: float = SHARE) -> Tensor:
+    """Attention over the segments that are left of a video's; the image slots' mean features say which are alike.
+
+    Args:
+        described: means of the image slots' tokens, each of which weighs as the square root of its mass.
+        across: [T, N, K], attention of the image slots over K segments.
+        share: see :func:`merge_alike`.
+
+    Returns:
+        [T, N, C]: the attention over the parts of a segment is added.
+
+    Example:
+        >>> features = torch.tensor([[[0.0], [0.1], [9.0]], [[0.1], [0.0], [9.1]]])
+        >>> described = TokenMeans(features, torch.zeros(2, 3, 2), torch.ones(2, 3))
+        >>> merge_attention(described, torch.eye(3).expand(2, 3, 3))[0]
+        tensor([[1., 0.],
+                [1., 0.],
+                [0., 1.]])
+    """
+    weights = described.masses.sqrt().flatten()
+    labels = merge_segments(described.features.flatten(0, 1), across.flatten(0, 1), weights, share)
+    return across @ torch.nn.functional.one_hot(labels).to(across.dtype)
 
 
 def _cut(merges: np.ndarray, height: float) -> np.ndarray:
