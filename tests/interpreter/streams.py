@@ -11,11 +11,17 @@ import numpy as np
 # format, codec, pixels, options of the codec and of the container: what a live writer sends, frame by frame
 LIVE = {
     "mkv": ("matroska", "libx264", "yuv420p", {"tune": "zerolatency"}, {"cluster_time_limit": "1"}),
-    "webm": ("webm", "libvpx-vp9", "yuv420p", {"lag-in-frames": "0", "deadline": "realtime"}, {"cluster_time_limit": "1"}),
+    "webm": (
+        "webm",
+        "libvpx-vp9",
+        "yuv420p",
+        {"lag-in-frames": "0", "deadline": "realtime"},
+        {"cluster_time_limit": "1"},
+    ),
     "mpegts": ("mpegts", "libx264", "yuv420p", {"tune": "zerolatency"}, {}),
     "y4m": ("yuv4mpegpipe", "rawvideo", "yuv420p", {}, {}),
 }
-BARE = ("h264", "libx264", "yuv420p", {"tune": "zerolatency"}, {})
+BARE: tuple[str, str, str, dict[str, str], dict[str, str]] = ("h264", "libx264", "yuv420p", {"tune": "zerolatency"}, {})
 
 
 class Sink:

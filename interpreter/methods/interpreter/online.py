@@ -77,8 +77,9 @@ class VideoSlotsOverTime:
     """The trained video stage, recurrent over windows as slot attention over frames is (Kipf et al. 2022, SAVi).
 
     The first window starts from draws of the prior; each later one, with :data:`LATER_ITERATIONS`, from the K video
-    slots of the window before, as they were before merging. Merging never renumbers: in each window the slots that are alike are written under the
-    lowest of their numbers, and a slot that differs again, because it found an object of its own, has its own number.
+    slots of the window before, as they were before merging. Merging never renumbers: in each window the slots that are
+    alike are written under the lowest of their numbers, and a slot that differs again, because it found an object of
+    its own, has its own number.
 
     Args:
         inputs_of: what the video stage gets of a window's slots, [t, N, D_input].
