@@ -212,7 +212,8 @@ def test_attention_is_held_once(tmp_path, monkeypatch):
     """Memory beyond slots, attention and means is that of a short video. 24x36 patches, 32 slots: 59 kB a frame."""
     stage = ImageStage(ImageModelConfig(num_slots=32, dim=16), feature_dim=8, grid=(24, 36))
     backbone = SimpleNamespace(grid=lambda size: (24, 36), device=torch.device("cpu"))
-    context = SimpleNamespace(backbone=backbone, precision="fp32", data=SimpleNamespace(frame_size=(48, 64)))
+    data = SimpleNamespace(frame_size=(48, 64))
+    context = SimpleNamespace(backbone=backbone, precision="fp32", data=data, run=None)
     segmenter = InterpreterSegmenter(context, stage, None, Settings(stage="image"))
     # What the backbone needs for a batch would hide the rest.
     monkeypatch.setattr(frames, "encode", lambda backbone, stream, precision: (torch.zeros(1, 864, 8) for _ in stream))
