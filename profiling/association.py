@@ -222,10 +222,11 @@ def train(variant: Variant, scenes: Held, seed: int) -> tuple[VideoStage, float,
         times = torch.arange(variant.frames)
         inputs = inputs_of({k: v[chosen, flips, draws, times] for k, v in scenes.items()}, variant)
         noise = torch.randn(len(chosen), variant.model.num_slots, variant.model.dim, generator=generator)
+        of_gate = {} if stage.gate is None else {"gate_noise": torch.randn(noise.shape[:2], generator=generator)}
         cosine = 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (variant.steps - warmup))
         optimizer.param_groups[0]["lr"] = variant.lr * ((step + 1) / warmup if step < warmup else cosine)
         with autocast(CPU, "bf16"):
-            loss, _ = stage(inputs, stage.slot_attention.sample_slots(len(chosen), noise=noise))
+            loss, _ = stage(inputs, stage.slot_attention.sample_slots(len(chosen), noise=noise), **of_gate)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
