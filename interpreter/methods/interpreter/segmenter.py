@@ -23,7 +23,17 @@ from interpreter.methods.base import Context, Encoded, Segmenter, with_settings
 from interpreter.methods.frames import encode_frames
 from interpreter.methods.interpreter.association import group_by_features, slot_groups
 from interpreter.methods.interpreter.config import StageName, VideoTraining, level_key
-from interpreter.methods.interpreter.hierarchy import Level, Slots, Windows, apply_level, best_of, describe, propagate
+from interpreter.methods.interpreter.counting import MOST, merge_segments
+from interpreter.methods.interpreter.hierarchy import (
+    Level,
+    Slots,
+    Windows,
+    apply_level,
+    best_of,
+    describe,
+    merge_alike_slots,
+    propagate,
+)
 from interpreter.methods.interpreter.image_slots import EncodedVideo
 from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
 from interpreter.methods.interpreter.online import (
@@ -72,9 +82,10 @@ class Settings:
     image_slots: int | None = option(None, at_least=1)
     """Image slots of each frame; more slots give smaller parts, which the grouping joins again. Default: twice as many
     as in training; as many with --stage image, and for a video stage that reads slots."""
-    num_slots: int | None = option(None, at_least=1)
+    num_slots: int | Literal["auto"] | None = option(None, at_least=1)
     """Number of segments. Default: 9. With --association learned, number of video slots before merging; default: as
-    in training."""
+    in training.
+    auto: as many as the video needs, at most 16: segments whose mean features are alike are merged."""
     merge_threshold: float | None = None
     """Learned association: video slots closer than this cosine distance are merged; a higher value gives fewer
     segments. Default: as in training."""
@@ -125,6 +136,17 @@ class Settings:
 
 
 Way = Literal["image", "learned", "features"]
+
+
+def _most(num_slots: int | str | None) -> int | None:
+    """How many segments a grouping looks for before those that are alike are merged; None for its default."""
+    return MOST if num_slots == "auto" else num_slots  # type: ignore[return-value]
+
+
+def alike(described: TokenMeans, across: Tensor) -> Tensor:
+    """Parts over segments, one-hot [K, S], where parts that are alike become one; ``across`` [T, N, K]."""
+    points, weights = described.features.flatten(0, 1), described.masses.sqrt().flatten()
+    return F.one_hot(merge_segments(points, across.flatten(0, 1), weights)).float()
 
 
 def way_of(settings: Settings) -> Way:
@@ -188,8 +210,8 @@ class InterpreterSegmenter(Segmenter):
             if settings.written == 1:
                 return self._num_image_slots(settings)
             trained: int = self.stages[settings.written - 2][0].config.num_slots
-            return (settings.num_slots if settings.written == settings.top else None) or trained
-        return settings.num_slots or SEGMENTS
+            return (_most(settings.num_slots) if settings.written == settings.top else None) or trained
+        return _most(settings.num_slots) or SEGMENTS
 
     def _num_image_slots(self, settings: Settings) -> int:
         trained: int = self.image_stage.config.num_slots
@@ -253,8 +275,13 @@ class InterpreterSegmenter(Segmenter):
         if way == "learned":
             inputs = self._video_inputs(of_video)
             places = torch.arange(max(len(slots), chosen.repeat_to or 0), device=slots.device) % len(slots)
-            video_slots, across = self.group_over_time(inputs[places], seed, chosen.num_slots, chosen.merge_threshold)
+            count = _most(chosen.num_slots)
+            video_slots, across = self.group_over_time(inputs[places], seed, count, chosen.merge_threshold)
             across = across[: len(slots)]
+            if chosen.num_slots == "auto":
+                assert of_video.described is not None, "segment and evaluate encode videos with their means"
+                members = alike(of_video.described, across)
+                video_slots, across = (members / members.sum(0)).mT @ video_slots, across @ members
             tensors |= {"video_slots": video_slots, "video_attention": across}
             segmentation = Segmentation(self.grid, attention, across, tensors)
         else:
@@ -311,7 +338,7 @@ class InterpreterSegmenter(Segmenter):
             number = len(levels) + 2
             top = number == chosen.top
             prior = stage.slot_attention
-            shape = (stage.config.restarts, (chosen.num_slots if top else None) or prior.num_slots, prior.dim)
+            shape = (stage.config.restarts, (_most(chosen.num_slots) if top else None) or prior.num_slots, prior.dim)
 
             def noise(window: int, number: int = number, shape: tuple[int, ...] = shape) -> Tensor:
                 generator = torch_generator(self.device, seed, number - 1, window)
@@ -320,6 +347,8 @@ class InterpreterSegmenter(Segmenter):
             threshold = chosen.merge_threshold if top else None
             cut = windows or Windows(max(1, below.slots.shape[1]))
             levels.append(apply_level(stage, below, cut, noise, number > 2, self.precision, merge_threshold=threshold))
+            if top and chosen.num_slots == "auto":
+                levels[-1] = merge_alike_slots(levels[-1], below)
             below = levels[-1].slots
         return levels
 
@@ -329,8 +358,11 @@ class InterpreterSegmenter(Segmenter):
         assert of_video.described is not None, "only the learned association reads slots of the cache"
         described = of_video.described
         segments = min(self._num_segments(chosen), described.masses.numel())
+        across = F.one_hot(group_by_features(described, segments, seed), segments).float()
+        if chosen.num_slots == "auto":
+            across = across @ alike(described, across)
+            segments = across.shape[-1]
         if not self._by_tokens(chosen):
-            across = F.one_hot(group_by_features(described, segments, seed), segments).float()
             return Segmentation(self.grid, of_video.attention, across, tensors | {"video_attention": across})
         if of_video.tokens is None:
             raise ValueError("masks_from=tokens has to be among the settings that the segmenter is opened with")
@@ -396,6 +428,8 @@ class InterpreterSegmenter(Segmenter):
     def online(self, seed: int = 0, window: int | None = None) -> OnlineSegmenter:
         """See :meth:`interpreter.methods.base.Segmenter.online`; by default windows are as long as in training."""
         chosen, stage = self.settings, self.video_stage
+        if chosen.num_slots == "auto":
+            raise ValueError("--num-slots auto needs all frames at once: give a number for a live stream")
         if chosen.masks_from == "tokens":
             raise ValueError("--masks-from tokens needs all frames at once: in a live stream slots make the masks")
         by_slots = copy(self)
@@ -430,7 +464,7 @@ class InterpreterSegmenter(Segmenter):
             generator = torch_generator(self.device, seed, level - 1, window)
             return torch.randn(shape, generator=generator, device=self.device)
 
-        noise = start(top, 3, 0, chosen.num_slots)
+        noise = start(top, 3, 0, _most(chosen.num_slots))
         return LevelsOverTime(
             low, top, self.slots_of, partial(start, low, 2), noise, chosen.merge_threshold, self.precision
         )
