@@ -93,7 +93,10 @@ class PartlyMasked(VideoStage):
         if undone == "additive":
             for block in self.encoder.blocks:
                 assert isinstance(block, Block)
-                block.attend_self = AdditiveAttention(config.dim, config.heads)
+                additive = AdditiveAttention(config.dim, config.heads)
+                assert block.attend_self is not None
+                additive.load_state_dict(block.attend_self.state_dict())
+                block.attend_self = additive
 
     def encode_slots(self, inputs: Tensor, masses: Tensor | None = None) -> Tensor:
         """See :meth:`VideoStage.encode_slots`."""
