@@ -7,23 +7,21 @@ or by clustering the means.
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interpreter.configs import option
 from interpreter.data import Video
 from interpreter.engine.randomness import torch_generator
 from interpreter.engine.run import read_config
 from interpreter.methods.base import Context, Encoded, Segmenter, with_settings
 from interpreter.methods.frames import encode_frames
-from interpreter.methods.interpreter.association import group_by_features, slot_groups
-from interpreter.methods.interpreter.config import StageName, VideoTraining, level_key
-from interpreter.methods.interpreter.counting import MOST, merge_segments
+from interpreter.methods.interpreter.association import alike, group_by_features, slot_groups
+from interpreter.methods.interpreter.config import VideoTraining
 from interpreter.methods.interpreter.hierarchy import (
     Level,
     Slots,
@@ -43,6 +41,7 @@ from interpreter.methods.interpreter.online import (
     OverTime,
     VideoSlotsOverTime,
 )
+from interpreter.methods.interpreter.settings import Settings, Way, way_of
 from interpreter.methods.interpreter.token_means import TokenMeans, means_as_inputs, token_means
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.models.autocast import autocast
@@ -51,114 +50,6 @@ from interpreter.models.token_masks import token_masks
 from interpreter.segmentation import Segmentation
 
 SEGMENTS = 9  # of a video, with association by features
-
-Association = Literal["features", "learned"]
-Masks = Literal["slots", "tokens"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of Interpreter."""
-
-    stage: StageName = "video"
-    """video: segments keep their identity over time.
-    image: each frame is segmented by itself."""
-    association: Association = "features"
-    """How the image slots of all frames become segments.
-    features: by k-means of the mean features of the slots' tokens, for which only the image stage has to be trained.
-    learned: by the trained video stage. With --level 3 or --levels 3 and more, the trained levels always do it."""
-    level: int | None = option(None, at_least=1)
-    """Level of the hierarchy whose segments are written: 1 for the slots of each frame, 2 for the video stage, 3 and
-    more for levels that were trained with --level. Default: the highest of --levels."""
-    levels: int | None = option(None, at_least=2)
-    """Levels of the hierarchy. Above 2, each level below the highest works in windows of the video, in which its
-    segments are numbered anew. Default: 2, or --level if that is more."""
-    outlines: int | None = option(None, at_least=1)
-    """The overlay also outlines the segments of this lower level."""
-    masks_from: Masks | None = None
-    """slots: a segment is the union of its image slots, in each frame.
-    tokens: groups of slots start a k-means of the tokens of all frames, whose clusters are merged into the segments;
-    needs --association features. Default: tokens on a ViT with association by features, else slots."""
-    image_slots: int | None = option(None, at_least=1)
-    """Image slots of each frame; more slots give smaller parts, which the grouping joins again. Default: twice as many
-    as in training; as many with --stage image, and for a video stage that reads slots."""
-    num_slots: int | Literal["auto"] | None = option(None, at_least=1)
-    """Number of segments. Default: 9. With --association learned, number of video slots before merging; default: as
-    in training.
-    auto: as many as the video needs, at most 16: segments whose mean features are alike are merged."""
-    merge_threshold: float | None = None
-    """Learned association: video slots closer than this cosine distance are merged; a higher value gives fewer
-    segments. Default: as in training."""
-    repeat_to: int | None = option(None, at_least=1)
-    """With --association learned: repeat a shorter video from its start until the video stage gets this many frames;
-    repeats are not written. Default: no repeats."""
-
-    def __post_init__(self) -> None:
-        """Refuse settings where nothing would use them."""
-        self._check_levels()
-        for name in ("masks_from", "merge_threshold", "num_slots"):
-            if self.stage == "image" and getattr(self, name) is not None:
-                raise ValueError(f"{name} groups the slots of a video: it has no meaning with --stage image")
-        if self.repeat_to is not None and not self.sees_repeats:
-            raise ValueError("repeat_to is a setting of --association learned: only the video stage sees repeats")
-        if self.association == "features" and self.merge_threshold is not None:
-            raise ValueError("merge_threshold is a setting of --association learned: features merge nothing")
-        if self.association == "learned" and self.masks_from == "tokens":
-            raise ValueError("masks_from=tokens needs --association features: the video stage groups slots, not tokens")
-
-    def _check_levels(self) -> None:
-        """Refuse levels that contradict each other."""
-        if self.stage == "image" and (self.level or self.levels or self.outlines):
-            raise ValueError("level, levels and outlines have no meaning with --stage image, which is level 1 alone")
-        if self.level is not None and self.level > self.top:
-            raise ValueError(f"level {self.level} is above the highest of the {self.top} levels; raise --levels")
-        if self.outlines is not None and self.outlines >= self.written:
-            raise ValueError(f"outlines {self.outlines} must be a level below the one that is written, {self.written}")
-        if self.top > 2 and self.masks_from is not None:
-            raise ValueError("masks_from is a setting of two levels: more levels group slots")
-        if self.top > 2 and self.repeat_to is not None:
-            raise ValueError("repeat_to is a setting of two levels: more levels pad short videos")
-
-    @property
-    def top(self) -> int:
-        """The highest level."""
-        return self.levels or max(2, self.level or 2)
-
-    @property
-    def written(self) -> int:
-        """The level whose segments are written."""
-        return self.level or self.top
-
-    @property
-    def sees_repeats(self) -> bool:
-        """Whether repeats of a short video change its segments."""
-        return segmenting_stage(self) == "video"
-
-
-Way = Literal["image", "learned", "features"]
-
-
-def _most(num_slots: int | str | None) -> int | None:
-    """How many segments a grouping looks for before those that are alike are merged; None for its default."""
-    return MOST if num_slots == "auto" else num_slots  # type: ignore[return-value]
-
-
-def alike(described: TokenMeans, across: Tensor) -> Tensor:
-    """Parts over segments, one-hot [K, S], where parts that are alike become one; ``across`` [T, N, K]."""
-    points, weights = described.features.flatten(0, 1), described.masses.sqrt().flatten()
-    return F.one_hot(merge_segments(points, across.flatten(0, 1), weights)).float()
-
-
-def way_of(settings: Settings) -> Way:
-    """How segments are made of image slots."""
-    if settings.stage == "image" or (settings.written, settings.top) == (1, 2):
-        return "image"
-    return "learned" if settings.top > 2 else settings.association
-
-
-def segmenting_stage(settings: Settings) -> str:
-    """The stage that has to be trained for these settings."""
-    return level_key(settings.top) if way_of(settings) == "learned" else "image"
 
 
 class InterpreterSegmenter(Segmenter):
@@ -210,8 +101,8 @@ class InterpreterSegmenter(Segmenter):
             if settings.written == 1:
                 return self._num_image_slots(settings)
             trained: int = self.stages[settings.written - 2][0].config.num_slots
-            return (_most(settings.num_slots) if settings.written == settings.top else None) or trained
-        return _most(settings.num_slots) or SEGMENTS
+            return (settings.count if settings.written == settings.top else None) or trained
+        return settings.count or SEGMENTS
 
     def _num_image_slots(self, settings: Settings) -> int:
         trained: int = self.image_stage.config.num_slots
@@ -275,8 +166,7 @@ class InterpreterSegmenter(Segmenter):
         if way == "learned":
             inputs = self._video_inputs(of_video)
             places = torch.arange(max(len(slots), chosen.repeat_to or 0), device=slots.device) % len(slots)
-            count = _most(chosen.num_slots)
-            video_slots, across = self.group_over_time(inputs[places], seed, count, chosen.merge_threshold)
+            video_slots, across = self.group_over_time(inputs[places], seed, chosen.count, chosen.merge_threshold)
             across = across[: len(slots)]
             if chosen.num_slots == "auto":
                 assert of_video.described is not None, "segment and evaluate encode videos with their means"
@@ -338,7 +228,7 @@ class InterpreterSegmenter(Segmenter):
             number = len(levels) + 2
             top = number == chosen.top
             prior = stage.slot_attention
-            shape = (stage.config.restarts, (_most(chosen.num_slots) if top else None) or prior.num_slots, prior.dim)
+            shape = (stage.config.restarts, (chosen.count if top else None) or prior.num_slots, prior.dim)
 
             def noise(window: int, number: int = number, shape: tuple[int, ...] = shape) -> Tensor:
                 generator = torch_generator(self.device, seed, number - 1, window)
@@ -464,7 +354,7 @@ class InterpreterSegmenter(Segmenter):
             generator = torch_generator(self.device, seed, level - 1, window)
             return torch.randn(shape, generator=generator, device=self.device)
 
-        noise = start(top, 3, 0, _most(chosen.num_slots))
+        noise = start(top, 3, 0, chosen.count)
         return LevelsOverTime(
             low, top, self.slots_of, partial(start, low, 2), noise, chosen.merge_threshold, self.precision
         )

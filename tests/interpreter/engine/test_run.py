@@ -18,7 +18,7 @@ from interpreter.engine.run import (
 )
 from interpreter.methods import METHODS
 from interpreter.methods.interpreter.config import ImageTraining, VideoTraining
-from interpreter.methods.interpreter.segmenter import Settings
+from interpreter.methods.interpreter.settings import Settings
 
 STAGES = [stage.presets["demo"] for method in METHODS.values() for stage in method.stages]
 OPTIONS = [

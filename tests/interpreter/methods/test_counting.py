@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist, squareform
 from interpreter.data import open_video
 from interpreter.methods.interpreter import INTERPRETER, counting
 from interpreter.methods.interpreter.counting import MOST, SHRINKAGE, merge_alike, merge_segments, segment_distances
-from interpreter.methods.interpreter.segmenter import Settings
+from interpreter.methods.interpreter.settings import Settings
 from interpreter.methods.runs import open_segmenter
 from interpreter.train import main as train
 
