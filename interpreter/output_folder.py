@@ -23,7 +23,7 @@ def make_output_folder(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def written_together(out: Path, names: Sequence[str]) -> Iterator[Path]:
+def written_together(out: Path, names: Sequence[str], absent: Sequence[str] = ()) -> Iterator[Path]:
     """Yield a temporary folder inside ``out``; when the block ends without an error, its entries move to ``out``.
 
     An error or a signal inside the block leaves ``out`` as it was. The moves follow one another, in the order of
@@ -33,6 +33,7 @@ def written_together(out: Path, names: Sequence[str]) -> Iterator[Path]:
     Args:
         out: the folder.
         names: files or folders, relative to ``out``, that the block makes in the temporary folder.
+        absent: files of an earlier call, relative to ``out``, that this one does not make: they are deleted.
 
     Raises:
         OSError: if ``out`` cannot be written, such as on a full disk.
@@ -46,14 +47,14 @@ def written_together(out: Path, names: Sequence[str]) -> Iterator[Path]:
                 text = f"the disk is full: nothing was written to {out}, and its files are unchanged"
                 raise OSError(errno.ENOSPC, text) from error
             raise
-        stopped = move_together(folder, out, names)
+        stopped = move_together(folder, out, names, absent)
     if stopped:
         raise Interrupted(stopped)
 
 
-def move_together(folder: Path, out: Path, names: Sequence[str]) -> int:
-    """Move entries from a private folder to ``out``, while signals and other processes wait; returns a signal that
-    came meanwhile, or 0."""
+def move_together(folder: Path, out: Path, names: Sequence[str], absent: Sequence[str] = ()) -> int:
+    """Move entries from a private folder to ``out``, and delete those that are to be absent, while signals and other
+    processes wait; returns a signal that came meanwhile, or 0."""
     with waiting_for(out / ".lock", str(out)), StopRequest() as stop:
         for number, name in enumerate(names):
             place = out / name
@@ -61,6 +62,8 @@ def move_together(folder: Path, out: Path, names: Sequence[str]) -> int:
             if place.is_dir():
                 place.rename(folder / f"previous-{number}")
             (folder / name).replace(place)
+        for name in absent:
+            (out / name).unlink(missing_ok=True)
     return stop.number
 
 

@@ -24,7 +24,7 @@ from interpreter.methods.base import Segmenter
 from interpreter.methods.runs import open_segmenter
 from interpreter.output_folder import make_output_folder
 from interpreter.render import DISPLAY_PALETTE
-from interpreter.segmentation import FILES, Edges, SegmentedVideo, check_count, check_output
+from interpreter.segmentation import FILES, HIERARCHY, Edges, SegmentedVideo, check_count, check_output
 from interpreter.streaming import (
     NAME,
     STREAM_FILES,
@@ -173,8 +173,10 @@ def print_report(result: SegmentedVideo, shares: np.ndarray, out: Path) -> None:
         left_out.add(image, " not numbered like the frames")
     if left_out.groups:
         console.print(str(left_out), markup=False)
-    _print_segments(console, shares, result.segmentation.tied_over_time)
-    for name in (f"Annotations/{video.name}", *FILES):
+    hierarchy = [HIERARCHY] if result.segmentation.hierarchy else []
+    tied = result.segmentation.tied_over_time
+    _print_segments(console, shares, tied, f"every window; {HIERARCHY} lists the windows" if hierarchy else None)
+    for name in (f"Annotations/{video.name}", *FILES, *hierarchy):
         console.print(str(out / name), markup=False)
 
 
@@ -194,7 +196,7 @@ def _console() -> Console:
     return Console(soft_wrap=True, highlight=False)
 
 
-def _print_segments(console: Console, shares: np.ndarray, tied_over_time: bool) -> None:
+def _print_segments(console: Console, shares: np.ndarray, tied_over_time: bool, until: str | None = None) -> None:
     table = Table()
     table.add_column("segment", justify="right")
     table.add_column("colour")
@@ -206,7 +208,9 @@ def _print_segments(console: Console, shares: np.ndarray, tied_over_time: bool) 
     empty = [str(index + 1) for index, share in enumerate(shares) if share == 0]
     if empty:
         console.print(f"empty segments, without a pixel in any frame: {', '.join(empty)}")
-    if not tied_over_time:
+    if not tied_over_time and until:
+        console.print(f"a number means another object in {until}")
+    elif not tied_over_time:
         console.print("each frame was segmented by itself: a number means another object in every frame")
 
 

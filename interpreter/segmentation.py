@@ -1,13 +1,14 @@
 """Segmentation of a video: soft masks at patch resolution, label maps of any size, and the files made of them."""
 
+import itertools
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from interpreter.console import progress_bar
 from interpreter.data import Video
 from interpreter.data.images import resize
-from interpreter.files import written_whole
+from interpreter.files import write_text, written_whole
 from interpreter.metrics.label_maps import resize_labels
 from interpreter.output_folder import written_together
 from interpreter.render import mask_grid, overlay, write_palette_png
@@ -32,6 +33,7 @@ LABELS_AT_ONCE = 8  # frames whose label maps are made together
 PREVIEW_FRAMES, PREVIEW_WIDTH = 6, 270
 MAX_SEGMENTS = 254  # ids 1..254: DAVIS reads 0 as background and 255 as void
 FILES = ("slots.safetensors", "overlay.mp4", "segments.json", "preview.png")
+HIERARCHY = "hierarchy.json"  # of methods with several levels alone
 
 
 class LabelMap(NamedTuple):
@@ -54,10 +56,14 @@ class Segmentation:
 
     Attributes:
         grid: patch grid (h, w), M = h w.
-        attention: [T, M, N] fp16, patches over the slots of their frame; each row over N sums to 1.
+        attention: [T, M, N] fp16, patches over the slots of their frame; each row over N sums to 1. It may be elsewhere
+            than ``across``, or in a file, if it is large (:mod:`interpreter.large`).
         across: [T, N, S], slots over segments, each row over S sums to 1; None if each slot is a segment.
         tensors: what ``segment`` writes to slots.safetensors, by name.
         tied_over_time: whether a segment is the same object in all frames.
+        hierarchy: of methods with several levels, which segment of a level is part of which of the next: what is
+            written to hierarchy.json.
+        outlines: a finer segmentation, whose segments the overlay outlines.
     """
 
     grid: tuple[int, int]
@@ -65,6 +71,8 @@ class Segmentation:
     across: Tensor | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict)
     tied_over_time: bool = True
+    hierarchy: list[dict[str, Any]] | None = None
+    outlines: "Segmentation | None" = None
 
     def __len__(self) -> int:
         return len(self.attention)
@@ -74,16 +82,26 @@ class Segmentation:
         """Number of segments S."""
         return (self.attention if self.across is None else self.across).shape[-1]
 
+    @property
+    def device(self) -> torch.device:
+        """Where masks and label maps are computed."""
+        return (self.attention if self.across is None else self.across).device
+
     def masks(self, frames: slice = slice(None)) -> Tensor:
         """Soft masks at patch resolution, [t, M, S] fp32; each row sums to 1."""
-        attention = self.attention[frames].float()
         if self.across is None:
-            return attention
+            return self.attention[frames].float()
+        attention = self.attention[frames].to(self.across.device, torch.float32)
         return propagate_attention(attention[None], self.across[frames][None])[0]
 
     def labels(self, frames: slice = slice(None), size: tuple[int, int] | None = None) -> np.ndarray:
         """Segment of each pixel, uint8 [t, H, W]; ``size`` (H, W), by default the patch grid."""
-        return propagate_labels(*self._factors(frames), self.grid, size)[0].cpu().numpy()
+        if self.across is None or self.attention.device == self.across.device:
+            return propagate_labels(*self._factors(frames), self.grid, size)[0].cpu().numpy()
+        chosen = range(len(self))[frames]  # the attention may be too large for the device
+        pieces = (chosen[start : start + LABELS_AT_ONCE] for start in range(0, max(len(chosen), 1), LABELS_AT_ONCE))
+        factors = (self._factors(slice(piece.start, piece.stop, piece.step)) for piece in pieces)
+        return np.concatenate([propagate_labels(*pair, self.grid, size)[0].cpu().numpy() for pair in factors])
 
     def label_maps(
         self, size: tuple[int, int] | None = None, guide: Iterable[np.ndarray] | None = None
@@ -132,11 +150,11 @@ class Segmentation:
                 )
         if len(frames) < part.stop - part.start:
             raise ValueError(f"the guide has {part.start + len(frames)} frames, but {len(self)} were segmented")
-        return torch.from_numpy(np.stack(frames)).to(self.attention.device)[None]
+        return torch.from_numpy(np.stack(frames)).to(self.device)[None]
 
     def _factors(self, frames: slice) -> tuple[Tensor, Tensor]:
         """Both factors of the masks, as a batch of one video. Where each slot is a segment, the second is identity."""
-        attention, across = self.attention[frames], self.across
+        attention, across = self.attention[frames].to(self.device), self.across
         if across is None:
             across = torch.eye(self.num_segments, device=attention.device).expand(len(self), -1, -1)
         return attention[None], across[frames][None]
@@ -192,10 +210,14 @@ class SegmentedVideo:
         check_output(out, self.video, alpha)
         check_count(segmentation.num_segments)
         # slots.safetensors is moved first: by it check_output recognises annotations of an earlier call.
-        names = (*FILES, f"Annotations/{self.video.name}")
-        with written_together(out, names) as folder, progress_bar("frames") as progress:
+        hierarchy = segmentation.hierarchy
+        names = (*FILES, f"Annotations/{self.video.name}", *([HIERARCHY] if hierarchy else []))
+        absent = () if hierarchy else (HIERARCHY,)
+        with written_together(out, names, absent) as folder, progress_bar("frames") as progress:
             bar = progress.add_task("write", total=len(segmentation), status=self.video.name)
             _write_slots(folder / "slots.safetensors", self)
+            if hierarchy:
+                write_text(folder / HIERARCHY, json.dumps({"format": 1, "levels": hierarchy}) + "\n")
             return _write_pictures(folder, self, alpha, lambda: progress.advance(bar))
 
 
@@ -207,7 +229,7 @@ def check_output(out: Path, video: Video, alpha: float) -> None:
     """
     check_place(out, alpha)
     source, annotations = video.path.resolve(), (out / "Annotations" / video.name).resolve()
-    written = {out.resolve(), *((out / name).resolve() for name in FILES)}
+    written = {out.resolve(), *((out / name).resolve() for name in (*FILES, HIERARCHY))}
     if source in written or source.is_relative_to(annotations):
         raise ValueError(f"--out {out} would overwrite {video.path}; give another directory")
     if annotations.exists() and not (out / "slots.safetensors").exists():
@@ -261,9 +283,11 @@ def _write_pictures(folder: Path, segmented: SegmentedVideo, alpha: float, advan
         VideoWriter(folder / "overlay.mp4", video.fps, (video.height, video.width), video.pixel_aspect) as painted,
         RleWriter(folder / "segments.json") as codes,
     ):
-        for number, (frame, (labels, areas)) in enumerate(_frames_with_maps(segmented)):
+        for number, ((frame, (labels, areas)), finer) in enumerate(
+            zip(_frames_with_maps(segmented), _outlines(segmented), strict=True)
+        ):
             write_palette_png(labels + 1, folder / "Annotations" / video.name / f"{number:05d}.png")
-            painted.write(overlay(frame, labels, alpha))
+            painted.write(overlay(frame, labels, alpha, outlines=finer))
             codes.write(video.name, labels)
             pixels += areas
             if number in chosen:
@@ -288,6 +312,14 @@ def write_preview(path: Path, shown: Sequence[Shown]) -> None:
     """Write frames and their segments side by side."""
     frames, maps = (np.stack(images) for images in zip(*shown, strict=True))
     Image.fromarray(mask_grid(frames, maps, width=PREVIEW_WIDTH * len(frames))).save(path)
+
+
+def _outlines(segmented: SegmentedVideo) -> Iterator[np.ndarray | None]:
+    """The finer segments of each frame that the overlay outlines, or None; decodes the video for their edges."""
+    finer = segmented.segmentation.outlines
+    if finer is None:
+        return itertools.repeat(None, len(segmented.segmentation))
+    return replace(segmented, segmentation=finer).labels()
 
 
 def _frames_with_maps(segmented: SegmentedVideo) -> Iterator[tuple[np.ndarray, LabelMap]]:

@@ -3,7 +3,6 @@
 import inspect
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from interpreter.commands import RESUME, cli, parse_first, rename_options, run_command
@@ -49,17 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     method, stage, config = parse_stage(sys.argv[1:] if arguments is None else arguments)
     train(method, stage, config)
-    console.print(f"{stage.name} stage done. Next: {_next_commands(method, stage, config.run)}")
+    console.print(f"{stage.key(config)} stage done. Next: {_next_commands(method, stage, config)}")
     return 0
 
 
-def _next_commands(method: Method, stage: Stage[Any], run: Path) -> str:
+def _next_commands(method: Method, stage: Stage[Any], config: StageConfig) -> str:
     """What can be done with a run whose stages up to this one are trained."""
+    run, use = config.run, stage.to_segment(config)
     names = [s.name for s in method.stages]
     trained, following = names[: names.index(stage.name) + 1], names[names.index(stage.name) + 1 :]
     commands = []
-    if stage.to_segment or method.segmenting_stage(method.settings()) in trained:
-        options = f" {stage.to_segment}" if stage.to_segment else ""
+    if use or method.segmenting_stage(method.settings()) in trained:
+        options = f" {use}" if use else ""
         commands.append(f"python -m interpreter.segment CLIP.mp4 --run {run} --out DIR{options}")
         commands.append(f"python -m interpreter.evaluate --run {run}{options}")
     if following:

@@ -34,17 +34,18 @@ class WeightedVideoStage(VideoStage):
         weights = masses.float() ** self.power
         return weights / weights.sum(-1, keepdim=True)
 
-    def encode_slots(self, inputs: Tensor) -> Tensor:
+    def encode_slots(self, inputs: Tensor, masses: None = None) -> Tensor:  # type: ignore[override]
         """See :meth:`VideoStage.encode_slots`; the masses stay the last channel: [B, T, N, D + 1]."""
         return torch.cat([super().encode_slots(inputs[..., :-1]).float(), inputs[..., -1:]], -1)
 
-    def group(
+    def group(  # type: ignore[override]
         self,
         context: Tensor,
         slots: Tensor | None = None,
         merge_threshold: float | None = None,
         iterations: int | None = None,
         sharpness: float = 1.0,
+        masses: None = None,
     ) -> VideoSlots:
         """See :meth:`VideoStage.group`; nothing is merged."""
         tokens, weights = context[..., :-1].flatten(1, 2), self.weights(context[..., -1]).flatten(1)
@@ -54,7 +55,7 @@ class WeightedVideoStage(VideoStage):
         valid = torch.ones(slots.shape[:2], dtype=torch.bool)
         return VideoSlots(slots, attention.unflatten(1, context.shape[1:3]), valid, slots)
 
-    def error(self, video: VideoSlots, inputs: Tensor) -> Tensor:
+    def error(self, video: VideoSlots, inputs: Tensor, masses: None = None) -> Tensor:  # type: ignore[override]
         """See :meth:`VideoStage.error`."""
         target, weights = inputs[..., :-1], self.weights(inputs[..., -1])
         reconstructed = self.decode(video, *target.shape[1:3]).float()

@@ -173,7 +173,7 @@ def check_ranges(options: Any) -> None:
             check_ranges(value)
         elif least is not None and value is not None:
             for number in value if isinstance(value, tuple) else (value,):
-                if number < least:
+                if not isinstance(number, str) and number < least:
                     raise ValueError(f"{flag(option.name)} must be at least {least}, got {number}")
 
 
@@ -207,9 +207,10 @@ def require_run(run: Path, method: str = DEFAULT_METHOD) -> None:
 
 
 def train_command(method: str, key: str, run: Path) -> str:
-    """The command line that trains a stage; of a key such as video-3 it names the stage, ``--stage video``."""
+    """The command line that trains a stage; that of the key video-3 names its level: ``--stage video --level 3``."""
     which = "" if method == DEFAULT_METHOD else f" --method {method}"
-    return f"python -m interpreter.train{which} --stage {key.partition('-')[0]} --run {run}"
+    stage, _, level = key.partition("-")
+    return f"python -m interpreter.train{which} --stage {stage}{f' --level {level}' if level else ''} --run {run}"
 
 
 def unfinished(run: Path, key: str, stored: RunConfig) -> str | None:

@@ -101,7 +101,6 @@ class Stage(abc.ABC, Generic[C]):
         name: on the command line (``--stage``) and of its directory, RUN/NAME; a word without a hyphen.
         config: dataclass of its command line's options.
         presets: named defaults of these options; "demo" has to be among them.
-        to_segment: options with which ``segment`` and ``evaluate`` use this stage, if they do not by default.
         additive: whether the loss is a mean over samples. If not, such as with negatives from the whole batch,
             ``--micro-batch`` is refused.
     """
@@ -109,7 +108,6 @@ class Stage(abc.ABC, Generic[C]):
     name: ClassVar[str]
     config: type[C]
     presets: Mapping[str, C]
-    to_segment: ClassVar[str] = ""
     additive: ClassVar[bool] = True
 
     def key(self, config: C) -> str:
@@ -123,6 +121,10 @@ class Stage(abc.ABC, Generic[C]):
     def needs(self, config: C) -> tuple[str, ...]:
         """Keys of the trained stages that this one is built on; the first of them supplies data and backbone."""
         return ()
+
+    def to_segment(self, config: C) -> str:
+        """Options with which ``segment`` and ``evaluate`` use this stage; empty if they do by default."""
+        return ""
 
     @abc.abstractmethod
     def build(self, config: C, context: Context) -> nn.Module:

@@ -227,11 +227,23 @@ class TransformerDecoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, out_dim)
 
-    def forward(self, queries: Tensor, slots: Tensor, slot_mask: Tensor | None = None) -> Tensor:
-        """Decode; ``slot_mask`` [B, S] is False for slots that were merged away."""
-        # One sample until the first cross-attention: up to there nothing depends on the slots.
-        memory = self.norm_slots(slots)
-        terms = run_blocks(self.blocks, queries[None], None, memory, slot_mask, self.recompute)
+    def forward(
+        self,
+        queries: Tensor,
+        slots: Tensor,
+        slot_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        slot_weights: Tensor | None = None,
+    ) -> Tensor:
+        """Decode; ``slot_mask`` [B, S] is False for slots that were merged away, ``query_mask`` [B, L] for padding.
+        ``slot_weights`` [B, S] multiply the normalised slots, so that a gate gets a gradient."""
+        # One sample until the first cross-attention: up to there nothing depends on the slots, unless on the padding.
+        x, memory = queries[None], self.norm_slots(slots)
+        if slot_weights is not None:
+            memory = memory * slot_weights[..., None].to(memory.dtype)
+        if query_mask is not None:
+            x = x.expand(len(query_mask), -1, -1)
+        terms = run_blocks(self.blocks, x, query_mask, memory, slot_mask, self.recompute)
         return self.head(add_and_norm(*terms, self.norm)[1])
 
 

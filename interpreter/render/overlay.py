@@ -7,7 +7,14 @@ from interpreter.render.palette import DISPLAY_PALETTE
 VOID_COLOUR = (230, 230, 230)
 
 
-def overlay(frame: np.ndarray, labels: np.ndarray, alpha: float = 0.5, *, background: int | None = None) -> np.ndarray:
+def overlay(
+    frame: np.ndarray,
+    labels: np.ndarray,
+    alpha: float = 0.5,
+    *,
+    background: int | None = None,
+    outlines: np.ndarray | None = None,
+) -> np.ndarray:
     """Tint every segment of a frame with its colour and draw a line around it, inside the segment.
 
     Lines have the segment's full colour and are one pixel wide for every 400 pixels of height.
@@ -17,18 +24,23 @@ def overlay(frame: np.ndarray, labels: np.ndarray, alpha: float = 0.5, *, backgr
         labels: integer [H, W] ids in 0..255; id i is painted with ``DISPLAY_PALETTE[i]``.
         alpha: opacity of the tint, 0..1.
         background: id whose pixels stay as they are.
+        outlines: integer [H, W] ids of finer segments, between which white lines are drawn.
 
     Returns:
         uint8 [H, W, 3], a new array.
 
     Raises:
-        ValueError: if the two disagree in size.
+        ValueError: if sizes disagree.
     """
     _check(frame, labels)
     colours = DISPLAY_PALETTE[labels]
     # 8-bit fixed point: three times as fast as float, and exact enough for a picture.
     weight = round(alpha * 256)
     out = ((frame.astype(np.uint16) * (256 - weight) + colours.astype(np.uint16) * weight) >> 8).astype(np.uint8)
+    if outlines is not None:
+        _check(frame, outlines)
+        finer = _inner_edges(outlines, 1)
+        out[finer] = out[finer] // 2 + 127
     edges = _inner_edges(labels, max(1, round(len(labels) / 400)))
     out[edges] = colours[edges]
     if background is not None:

@@ -111,7 +111,7 @@ class FeatureMaker:
         flip: mirrored frames too.
     """
 
-    name = "features"
+    name, unit = "features", "frames"
 
     def __init__(
         self,
@@ -142,6 +142,10 @@ class FeatureMaker:
             mirrored: Store(root, {"kind": "features", **self.recipe, "flip": mirrored}, rows)
             for mirrored in ((False, True) if flip else (False,))
         }
+
+    def rows(self, video: Video) -> int:
+        """See :class:`interpreter.store.fill.Maker`."""
+        return video.num_frames
 
     def pieces(self, video: Video, digest: str, flips: Sequence[bool]) -> Iterator[tuple[bool, int, Tensor]]:
         """Yield (flip, first frame, features [≤32, M, D] in the type of the files): stored ones, or encoded now.

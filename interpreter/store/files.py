@@ -81,7 +81,7 @@ class Store:
     Args:
         root: directory of all stores.
         recipe: what the values depend on besides the video, in JSON's types; ``recipe["kind"]`` names the directory.
-        rows: type and shape of one frame's row of each tensor; a video of T frames has [T, *shape].
+        rows: type and shape of a row of each tensor, of a frame as a rule; a video of T frames has [T, *shape].
     """
 
     def __init__(self, root: Path, recipe: Mapping[str, Any], rows: Rows) -> None:
@@ -118,14 +118,19 @@ class Store:
             return {name: file.get_tensor(name) for name in self.rows}
 
     @contextmanager
-    def writing(self, video: Video, digest: str) -> Iterator[Write]:
+    def writing(self, video: Video, digest: str, rows: int | None = None) -> Iterator[Write]:
         """Yield ``write(name, start, rows)``; the file appears complete when the block ends without an error, or never.
+
+        Args:
+            video: the video.
+            digest: of its bytes.
+            rows: of its tensors. Default: its frames.
 
         Raises:
             ValueError: if a value does not fit its type, or rows are missing.
             OSError: if the disk is full.
         """
-        frames = video.num_frames
+        frames = video.num_frames if rows is None else rows
         header, data = self._header(digest, frames)
         filled = dict.fromkeys(self.rows, 0)
         with written_whole(self.path(digest)) as temporary, temporary.open("wb") as file:

@@ -36,11 +36,16 @@ class Maker(Protocol):
 
     Attributes:
         name: what the files hold, for messages.
+        unit: what a row of a file is of, for messages: "frames", or "windows" of them.
         stores: one for each flip.
     """
 
     name: str
+    unit: str
     stores: Mapping[bool, Store]
+
+    def rows(self, video: Video) -> int:
+        """How many rows the tensors of a video have."""
 
     def make(self, video: Video, content: Content, flips: Sequence[bool], check: Callable[[], None]) -> None:
         """Write the files of a video.
@@ -104,10 +109,10 @@ class Cache:
     def __init__(self, maker: Maker, videos: Sequence[Video], contents: Sequence[Content]) -> None:
         self.maker, self.videos, self.contents = maker, videos, contents
         self.name, self.root = maker.name, maker.stores[False].directory.parent
-        self.lengths = [video.num_frames for video in videos]
+        self.lengths = [maker.rows(video) for video in videos]
 
     def table(self) -> FrameTable:
-        """Rows of all frames; every file has to exist."""
+        """Rows of all videos; every file has to exist."""
         return FrameTable(self.maker.stores, [content.digest for content in self.contents], FrameIndex(self.lengths))
 
     def missing(self) -> dict[int, list[bool]]:
@@ -174,7 +179,7 @@ class Cache:
         needed, free = self.num_bytes(missing), self.free_bytes()
         there = len({content.digest for content in self.contents}) - len(missing)
         console.print(
-            f"{self.name} of {len(self.videos)} videos, {sum(self.lengths)} frames"
+            f"{self.name} of {len(self.videos)} videos, {sum(self.lengths)} {self.maker.unit}"
             f"{', both flips' if True in self.maker.stores else ''}: {gigabytes(self.num_bytes())} in {self.root}; "
             f"{there} videos are there, {len(missing)} to make ({gigabytes(needed)}, {gigabytes(free)} free)",
             highlight=False,
@@ -197,7 +202,7 @@ class Cache:
         ending = threading.Event()
         # Kernels run on the device that is current for their thread.
         begin = partial(torch.cuda.set_device, torch.cuda.current_device()) if torch.cuda.is_available() else None
-        with progress_bar("frames") as progress, ThreadPoolExecutor(workers, initializer=begin) as pool:
+        with progress_bar(self.maker.unit) as progress, ThreadPoolExecutor(workers, initializer=begin) as pool:
             total = sum(self.lengths[number] for number in flips_of)
             bar = progress.add_task(self.name, total=total, status="")
             try:

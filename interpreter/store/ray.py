@@ -71,7 +71,10 @@ class Worker:
                 content = read_content(video)
                 missing = []
                 for flip, store in self.maker.stores.items():
-                    target, size = self._target(store.path(content.digest)), store.num_bytes(content.digest, len(video))
+                    target, size = (
+                        self._target(store.path(content.digest)),
+                        store.num_bytes(content.digest, self.maker.rows(video)),
+                    )
                     # Objects appear whole at the end of an upload, and a partial one has another size.
                     if not self.out.exists(target) or self.out.size(target) != size:
                         missing.append(flip)

@@ -143,7 +143,8 @@ class Backends:
     def load(self, backend: str) -> Callable[[Any], Any]:
         """The function of the backend of that name."""
         module = self._backends[backend][0]
-        return getattr(sys.modules.get(module) or importlib.import_module(module), self.function)
+        function = getattr(sys.modules.get(module), self.function, None)  # none yet while another thread imports it
+        return function or getattr(importlib.import_module(module), self.function)
 
     def run(self, requested: str, arguments: Arguments, chosen: str | None = None) -> Any:
         """Call the selected backend's function with the arguments, with autocast off.

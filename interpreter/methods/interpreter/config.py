@@ -18,6 +18,7 @@ from interpreter.configs import (
 
 StageName = Literal["image", "video"]
 VideoInputs = Literal["slots", "means"]
+Short = Literal["repeat", "mask"]
 Preset = Literal["demo", "davis", "clips", "ytvis19", "movi-e"]
 
 
@@ -69,7 +70,7 @@ class VideoModelConfig(SlotModelConfig):
     """The video stage."""
 
     inputs: VideoInputs = "slots"
-    """What describes an image slot to the video stage.
+    """What describes a slot of the level below to the video stage.
     slots: the slot itself, as in the paper. means: the mean feature and the mean position of its tokens, which hardly
     depend on the random draw that the slot started from."""
     decoder: Literal["transformer", "masks"] = "transformer"
@@ -98,9 +99,14 @@ class VideoModelConfig(SlotModelConfig):
     """Sinkhorn divergence: ratio between successive scales."""
     diameter: float | None = None
     """Sinkhorn divergence: first scale. Default: diagonal of the bounding box of each batch, as in GeomLoss."""
+    gate: float = 0.0
+    """A gate keeps or drops each video slot, so that their number follows the video (adaptive slot attention, Fan et
+    al. 2024). This weight times the mean probability of keeping a slot is added to the loss; 0 for no gate."""
 
     def __post_init__(self) -> None:
-        """Refuse a sharpness that is none."""
+        """Refuse a sharpness that is none, and a weight below 0."""
+        if self.gate < 0:
+            raise ValueError(f"--gate must be at least 0, got {self.gate}")
         if not self.inference_sharpness > 0:
             raise ValueError(f"--inference-sharpness must be above 0, got {self.inference_sharpness}")
 
@@ -131,11 +137,25 @@ class VideoTraining(StageConfig):
     """Train the video stage: image slots of all frames become video slots.
 
     The image stage of the same run directory supplies backbone, data and frame size. Defaults below come from the
-    chosen preset.
+    chosen preset. With --level 3 or more, another video stage is trained on top of the one below: the slots of
+    consecutive windows of the video become the slots of the whole video.
     """
 
+    level: int = option(2, at_least=2)
+    """Level of the hierarchy, counted from the image stage, which is level 1. A level k above 2 needs the level below,
+    and is kept in RUN/video-k."""
+    window: int | None = option(None, at_least=1)
+    """With --level 3 or more: length of the windows of the level below, in its own steps: frames for --level 3, windows
+    of level 2 for --level 4. Default: --num-frames of the level below."""
+    overlap: int = option(0, at_least=0)
+    """With --level 3 or more: steps that two consecutive windows of the level below have in common."""
     num_frames: int = option(24, at_least=1)
-    """Frames per clip T; shorter videos repeat, longer ones are cropped at random."""
+    """Frames per clip T; longer videos are cropped at random. With --level 3 or more: windows of the level below."""
+    short: Short | None = None
+    """What happens to videos that are shorter than a clip.
+    repeat: they repeat from their start, as in the paper.
+    mask: the rest of the clip is padding, on which nothing depends.
+    Default: repeat at level 2, mask above it."""
     model: VideoModelConfig = field(default_factory=VideoModelConfig)
     features: Features = option("auto", may_change=True)
     """stored: compute the image slots of all frames once and store them in the cache; steps decode nothing.
@@ -147,6 +167,26 @@ class VideoTraining(StageConfig):
     """Train on an image stage that has not reached its last step; its slots would change if it trained on."""
     cache: Path | None = option(None, may_change=True)
     """Directory of cached features and slots. Default: that of the image stage."""
+
+    def __post_init__(self) -> None:
+        """Refuse windows that make no sense."""
+        if self.level == 2 and (self.window is not None or self.overlap):
+            raise ValueError(
+                "--window and --overlap need --level 3 or more: they cut the level below into windows, and the steps "
+                "of level 2 are single frames"
+            )
+        if self.window is not None and 0 < self.window <= self.overlap:
+            raise ValueError(f"--overlap {self.overlap} must be less than --window {self.window}")
+
+    @property
+    def masked(self) -> bool:
+        """Whether short videos are padded, and not repeated."""
+        return (self.short or ("repeat" if self.level == 2 else "mask")) == "mask"
+
+
+def level_key(level: int) -> str:
+    """Key of the stage of a level: level 1 is the image stage, level 2 the video stage, level 3 is video-3."""
+    return {1: "image", 2: "video"}.get(level, f"video-{level}")
 
 
 # Settings of the paper, which counts epochs: warm-ups and steps follow from epochs and batch size.

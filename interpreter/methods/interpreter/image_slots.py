@@ -158,9 +158,26 @@ class StoredSlots:
         return EncodedVideo(slots, attention, described)
 
 
+def slot_request(index: FrameIndex, num_frames: int, draws: int, settings: InputSettings, step: int) -> SlotRequest:
+    """Frame numbers, flips and draws of a step that trains on clips of T frames, each [B, T]."""
+    optim = settings.optim
+    rows = settings.ranks.rows(optim.batch_size)
+    frames, flips = clip_batch(index, optim.batch_size, num_frames, optim.flip, optim.seed, step)
+    random = random_state(optim.seed, Stream.DRAWS, step)
+    drawn = torch.from_numpy(random.integers(draws, size=frames.shape))
+    return frames[rows], flips[rows], drawn[rows]
+
+
+def present_steps(index: FrameIndex, frames: Tensor) -> Tensor:
+    """Which frames [B, T] of clips are no repeats of a video that is shorter than T, bool on the CPU."""
+    videos, _ = index.locate(frames[:, 0])
+    return torch.arange(frames.shape[1]) < torch.from_numpy(index.lengths[videos])[:, None]
+
+
 @dataclass
 class SlotClips(Inputs):
-    """Inputs [B, T, N, D_input] of clips of T frames, each frame by one of its R draws.
+    """Inputs [B, T, N, D_input] of clips of T frames, each frame by one of its R draws; with ``masked`` also their
+    masses [B, T, N], 1 or 0.
 
     Attributes:
         slots: of all frames.
@@ -168,6 +185,7 @@ class SlotClips(Inputs):
         draws: R.
         slot_shape: (N, D_input).
         settings: see :class:`InputSettings`.
+        masked: whether the rest of a clip of a shorter video is padding, or repeats the video.
     """
 
     slots: SlotSource
@@ -175,6 +193,7 @@ class SlotClips(Inputs):
     draws: int
     slot_shape: tuple[int, int]
     settings: InputSettings
+    masked: bool = False
     noise_stream: int = Stream.CLIP_NOISE
 
     def __post_init__(self) -> None:
@@ -185,22 +204,24 @@ class SlotClips(Inputs):
 
     def request(self, step: int) -> SlotRequest:
         """Frame numbers, flips and draws of a step, each [B, T]."""
-        optim = self.settings.optim
-        rows = self.settings.ranks.rows(optim.batch_size)
-        frames, flips = clip_batch(self.index, optim.batch_size, self.num_frames, optim.flip, optim.seed, step)
-        random = random_state(optim.seed, Stream.DRAWS, step)
-        draws = torch.from_numpy(random.integers(self.draws, size=frames.shape))
-        return frames[rows], flips[rows], draws[rows]
+        return slot_request(self.index, self.num_frames, self.draws, self.settings, step)
 
     def batches(self, steps: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:
         """See :meth:`Inputs.batches`."""
-        flat = (tuple(part.flatten() for part in self.request(step)) for step in steps)
-        for slots in self.slots.batches(flat):  # type: ignore[arg-type]
-            yield (slots.unflatten(0, (-1, self.num_frames)),)
+        requests, ahead = itertools.tee(map(self.request, steps))
+        flat = (tuple(part.flatten() for part in request) for request in ahead)
+        for (frames, _, _), slots in zip(requests, self.slots.batches(flat), strict=True):  # type: ignore[arg-type]
+            inputs = slots.unflatten(0, (-1, self.num_frames))
+            if self.masked:
+                masses = present_steps(self.index, frames).to(inputs)
+                yield inputs, masses.unsqueeze(2).expand(-1, -1, self.slot_shape[0])
+            else:
+                yield (inputs,)
 
     def shapes(self, rows: int) -> list[tuple[int, ...]]:
         """See :meth:`Inputs.shapes`."""
-        return [(rows, self.num_frames, *self.slot_shape)]
+        masses = [(rows, self.num_frames, self.slot_shape[0])] if self.masked else []
+        return [(rows, self.num_frames, *self.slot_shape), *masses]
 
     def encoded(self, number: int) -> Encoded | None:
         """See :meth:`Inputs.encoded`: the first draw of each frame."""
@@ -223,7 +244,7 @@ class SlotMaker:
         inputs: what the video stage gets of a slot.
     """
 
-    name = "image slots"
+    name, unit = "image slots", "frames"
 
     def __init__(
         self,
@@ -255,6 +276,10 @@ class SlotMaker:
         self.stores: Mapping[bool, Store] = {
             flip: Store(root, {**recipe, "flip": flip}, rows) for flip in features.stores
         }
+
+    def rows(self, video: Video) -> int:
+        """See :class:`interpreter.store.fill.Maker`."""
+        return video.num_frames
 
     def make(self, video: Video, content: Content, flips: Sequence[bool], check: Callable[[], None]) -> None:
         """See :class:`interpreter.store.fill.Maker`."""

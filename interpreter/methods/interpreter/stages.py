@@ -1,6 +1,6 @@
-"""Both stages of Interpreter under the contract of a stage."""
+"""Both stages of Interpreter under the contract of a stage; the video stage is also that of every level above it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -10,16 +10,25 @@ from interpreter.configs import Dtype
 from interpreter.console import console
 from interpreter.data.frame_index import FrameIndex
 from interpreter.engine.diagnostics import slot_diagnostics
-from interpreter.engine.inputs import InputSettings, Windows
+from interpreter.engine.inputs import Inputs, InputSettings, Windows
 from interpreter.methods.base import Context, Stage, Trained
 from interpreter.methods.frames import FrameStage
-from interpreter.methods.interpreter.config import IMAGE_PRESETS, VIDEO_PRESETS, ImageTraining, VideoTraining
+from interpreter.methods.interpreter.config import (
+    IMAGE_PRESETS,
+    VIDEO_PRESETS,
+    ImageTraining,
+    VideoTraining,
+    level_key,
+)
+from interpreter.methods.interpreter.hierarchy import windows_below
 from interpreter.methods.interpreter.image_slots import SlotClips, SlotMaker, SlotSource, StoredSlots, StreamedSlots
 from interpreter.methods.interpreter.image_stage import ImageStage
-from interpreter.methods.interpreter.segmenter import InterpreterSegmenter, Settings
+from interpreter.methods.interpreter.level_slots import LevelBelow, LevelClips, LevelMaker
+from interpreter.methods.interpreter.segmenter import InterpreterSegmenter
+from interpreter.methods.interpreter.settings import Settings
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.store.features import StreamedFeatures
-from interpreter.store.fill import default_workers, read_contents
+from interpreter.store.fill import Maker, default_workers, read_contents
 from interpreter.store.open import complete_cache, streaming_loader
 
 
@@ -55,7 +64,7 @@ class ImageTrainingStage(FrameStage[ImageTraining]):
         frame_size: tuple[int, int] | None = None,
     ) -> InterpreterSegmenter:
         """See :meth:`Stage.segmenter`."""
-        return InterpreterSegmenter(context, model, None, settings or Settings(stage="image"), frame_size)
+        return InterpreterSegmenter(context, model, (), settings or Settings(stage="image"), frame_size)
 
     def attention(self, config: ImageTraining, context: Context) -> tuple[int, int, int] | None:
         """See :meth:`Stage.attention`."""
@@ -71,33 +80,56 @@ class ImageTrainingStage(FrameStage[ImageTraining]):
 
 
 class VideoTrainingStage(Stage[VideoTraining]):
-    """Video stage: slots of whole clips reconstruct the image slots of their frames."""
+    """Video stage: slots of whole clips reconstruct the image slots of their frames. Above level 2, slots of several
+    windows reconstruct the slots of the level below in each window."""
 
     name, config, presets = "video", VideoTraining, VIDEO_PRESETS
-    to_segment = "--association learned"
+
+    def key(self, config: VideoTraining) -> str:
+        """See :meth:`Stage.key`."""
+        return level_key(config.level)
+
+    def to_segment(self, config: VideoTraining) -> str:
+        """See :meth:`Stage.to_segment`."""
+        return "--association learned" if config.level == 2 else f"--level {config.level}"
 
     def needs(self, config: VideoTraining) -> tuple[str, ...]:
         """See :meth:`Stage.needs`."""
-        return ("image",)
+        return (level_key(config.level - 1),)
 
     def build(self, config: VideoTraining, context: Context) -> VideoStage:
         """See :meth:`Stage.build`."""
-        return VideoStage(config.model, self._input_dim(config, context), config.num_frames)
+        return VideoStage(config.model, self._input_shape(config, context)[1], config.num_frames)
 
     @contextmanager
-    def inputs(self, config: VideoTraining, context: Context, settings: InputSettings) -> Iterator[SlotClips]:
+    def inputs(self, config: VideoTraining, context: Context, settings: InputSettings) -> Iterator[Inputs]:
         """See :meth:`Stage.inputs`."""
-        image = self._image(context).config.model
+        if config.level > 2:
+            yield self._window_inputs(config, context, settings)
+            return
+        shape = self._input_shape(config, context)
         with self._slots(config, context, settings) as slots:
-            shape = (image.num_slots, self._input_dim(config, context))
-            yield SlotClips(slots, config.num_frames, config.draws, shape, settings)
+            yield SlotClips(slots, config.num_frames, config.draws, shape, settings, config.masked)
+
+    def _window_inputs(self, config: VideoTraining, context: Context, settings: InputSettings) -> LevelClips:
+        videos = settings.dataset.videos
+        if config.features == "streamed":
+            raise ValueError(
+                "--features streamed: a level above 2 trains on the stored slots of the level below, which take little "
+                "room; use --features stored"
+            )
+        contents = read_contents(videos, default_workers())
+        cache = complete_cache("stored", self._maker(config, context, settings), videos, contents)
+        assert cache is not None, "a stored cache is always filled"
+        shape, inputs = self._input_shape(config, context), config.model.inputs
+        clips = config.num_frames, config.draws, inputs, shape, settings, config.masked
+        return LevelClips(cache.table(), context.device, *clips)
 
     @contextmanager
     def _slots(self, config: VideoTraining, context: Context, settings: InputSettings) -> Iterator[SlotSource]:
         videos, size, device = settings.dataset.videos, context.data.frame_size, context.device
         contents = read_contents(videos, default_workers())
-        make = partial(self.maker, config, context, flip=settings.optim.flip)
-        if cache := complete_cache(config.features, make, videos, contents):
+        if cache := complete_cache(config.features, self._maker(config, context, settings), videos, contents):
             yield StoredSlots(cache.table(), device, config.model.inputs)
             return
         console.print(
@@ -110,22 +142,32 @@ class VideoTrainingStage(Stage[VideoTraining]):
             index, inputs = FrameIndex.of(videos), config.model.inputs
             yield StreamedSlots(image_stage, features, digests, index, context.precision, inputs)
 
-    def maker(self, config: VideoTraining, context: Context, dtype: Dtype, flip: bool) -> SlotMaker:
+    def _maker(self, config: VideoTraining, context: Context, settings: InputSettings) -> Callable[[Dtype], Maker]:
+        return partial(self.maker, config, context, flip=settings.optim.flip)
+
+    def maker(self, config: VideoTraining, context: Context, dtype: Dtype, flip: bool) -> Maker:
         """See :meth:`Stage.maker`."""
-        image = self._image(context)
+        image, inputs = self._image(context), config.model.inputs
         features = context.feature_maker(dtype, flip)
-        return SlotMaker(context.store, features, image.model, image.weights, config.draws, config.model.inputs)
+        if config.level == 2:
+            return SlotMaker(context.store, features, image.model, image.weights, config.draws, inputs)
+        levels = self._below(config, context)
+        return LevelMaker(context.store, features, image.model, image.weights, levels, config.draws, inputs)
 
     def noise(self, model: VideoStage) -> tuple[int, int]:
-        """See :meth:`Stage.noise`."""
-        return model.config.num_slots, model.config.dim
+        """See :meth:`Stage.noise`; the last number of each slot is the gate's, if there is one."""
+        return model.config.num_slots, model.config.dim + (model.gate is not None)
 
     def loss(self, model: VideoStage, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """How well video slots, drawn by noise [B, K, D], reconstruct the inputs [B, T, N, D_input]; the numbers to log
-        describe the merged slots."""
-        inputs, noise = batch
-        loss, video = model(inputs, model.slot_attention.sample_slots(len(noise), noise=noise))
-        diagnostics = slot_diagnostics(video.attention.flatten(1, 2), video.valid)
+        """How well video slots, drawn by noise [B, K, D], reconstruct the inputs [B, T, N, D_input] with their masses
+        [B, T, N], if they have any; the numbers to log describe the merged slots."""
+        inputs, *rest, noise = batch
+        masses, gate_noise = rest[0] if rest else None, None
+        if model.gate is not None:
+            noise, gate_noise = noise[..., :-1], noise[..., -1]
+        loss, video = model(inputs, model.slot_attention.sample_slots(len(noise), noise=noise), masses, gate_noise)
+        tokens = None if masses is None else (masses > 0).flatten(1)
+        diagnostics = slot_diagnostics(video.attention.flatten(1, 2), video.valid, tokens)
         return loss, diagnostics | {"merged_slots": video.valid.sum(1).float().mean()}
 
     def segmenter(
@@ -137,24 +179,40 @@ class VideoTrainingStage(Stage[VideoTraining]):
         frame_size: tuple[int, int] | None = None,
     ) -> InterpreterSegmenter:
         """See :meth:`Stage.segmenter`."""
-        settings = settings or Settings(association="learned")
-        return InterpreterSegmenter(context, self._image(context).model, model, settings, frame_size)
+        settings = settings or Settings(association="learned", levels=config.level)
+        stages = [*((level.stage, level.windows) for level in self._below(config, context)), (model, None)]
+        return InterpreterSegmenter(context, self._image(context).model, stages, settings, frame_size)
 
     def attention(self, config: VideoTraining, context: Context) -> tuple[int, int, int] | None:
         """See :meth:`Stage.attention`."""
-        model, image = config.model, self._image(context).config.model
+        model = config.model
         if not model.encoder_layers and model.decoder == "masks":
             return None
-        return model.heads, config.num_frames * image.num_slots, model.dim // model.heads
+        return model.heads, config.num_frames * self._input_shape(config, context)[0], model.dim // model.heads
 
     def describe(self, config: VideoTraining, context: Context) -> str:
         """See :meth:`Stage.describe`."""
-        return f"{config.num_frames} frames of {self._image(context).config.model.num_slots} slots"
+        slots = self._input_shape(config, context)[0]
+        if config.level == 2:
+            return f"{config.num_frames} frames of {slots} slots"
+        windows = self._below(config, context)[-1].windows
+        unit = "frames" if config.level == 3 else "windows"
+        return f"{config.num_frames} windows of {windows.length} {unit} (overlap {windows.overlap}), {slots} slots each"
 
-    def _input_dim(self, config: VideoTraining, context: Context) -> int:
-        """Width of what the video stage gets of an image slot."""
+    def _input_shape(self, config: VideoTraining, context: Context) -> tuple[int, int]:
+        """Number of slots of a step of the level below, and width of what this level gets of each."""
         image: ImageStage = self._image(context).model
-        return image.config.dim if config.model.inputs == "slots" else image.feature_dim + 2
+        below = context.earlier[level_key(config.level - 1)].config.model
+        return below.num_slots, below.dim if config.model.inputs == "slots" else image.feature_dim + 2
+
+    def _below(self, config: VideoTraining, context: Context) -> list[LevelBelow]:
+        """Levels 2, 3, … below this one, with the windows that the level above each sees."""
+        stages = [context.earlier[level_key(level)] for level in range(2, config.level)]
+        above = [*(stage.config for stage in stages[1:]), config]
+        return [
+            LevelBelow(stage.model, stage.weights, windows_below(stage.config, over))
+            for stage, over in zip(stages, above, strict=False)
+        ]
 
     def _image(self, context: Context) -> Trained:
         return context.earlier["image"]

@@ -1,4 +1,7 @@
-"""Video stage: the image slots of all frames become K video slots (docs/methods/interpreter.md)."""
+"""Video stage: the slots of all steps of a video become K video slots (docs/methods/interpreter.md).
+
+The steps of level 2 are frames with their image slots, those of level 3 are windows with their video slots, and so on.
+"""
 
 from typing import NamedTuple
 
@@ -9,17 +12,20 @@ from slotkernels.ranges import annotate
 from torch import Tensor, nn
 
 from interpreter.methods.interpreter.config import VideoModelConfig
+from interpreter.models.gate import SlotGate, restrict_attention
 from interpreter.models.positions import sincos_1d, sincos_2d
 from interpreter.models.transformer import TransformerDecoder, TransformerEncoder, init_transformer
 
 
 class VideoSlots(NamedTuple):
-    """Slots and attention of a batch of videos, after merging."""
+    """Slots and attention of a batch of videos, after merging and the gate."""
 
-    slots: Tensor  # [B, K, D], rows that are not valid are zero
+    slots: Tensor  # [B, K, D], rows that were merged away are zero
     attention: Tensor  # [B, T, N, K], each row over K sums to 1
-    valid: Tensor  # [B, K] bool: slots that are left after merging
+    valid: Tensor  # [B, K] bool: slots that are left after merging, and that the gate keeps
     unmerged: Tensor  # [B, K, D], the slots before merging
+    keep: Tensor | None = None  # [B, K], 1 where valid and else 0, with the gradient of the gate; None without a gate
+    sparsity: Tensor | None = None  # [B], mean probability that a slot is kept
 
 
 class VideoStage(nn.Module):
@@ -31,6 +37,13 @@ class VideoStage(nn.Module):
         frame's inputs in any order: the loss, a Sinkhorn divergence, compares them as sets.
     masks: each input is ``Â @ (W s + b)``, the mean of linear functions of the video slots s, weighted by its attention
         Â. The loss is the mean squared error, and only sharp attention makes it small.
+
+    Inputs may have masses [B, T, N], at least 0: what each one stands for, in any unit. They weigh an input in the loss
+    of its step; steps weigh the same. An input of mass 0 is padding, and so is a step whose inputs all are: whatever
+    they hold, nothing depends on them. Every sample needs a step that is not padding.
+
+    With a gate (``--gate``) slots are dropped after merging. The attention is shared by the others, and the decoder
+    does not see the dropped ones.
 
     Args:
         config: widths, depths, the decoder and the number of video slots.
@@ -59,18 +72,19 @@ class VideoStage(nn.Module):
         init_transformer(self.encoder)
         if config.decoder == "transformer":
             init_transformer(self.decoder)
+        self.gate = SlotGate(config.dim) if config.gate else None
 
     def times(self, frames: int, device: torch.device) -> Tensor:
         """Positions in time [T] of a video of ``frames`` frames."""
         step = min(1.0, (self.num_frames - 1) / max(frames - 1, 1))
         return torch.arange(frames, device=device) * step
 
-    def encode_slots(self, inputs: Tensor) -> Tensor:
+    def encode_slots(self, inputs: Tensor, masses: Tensor | None = None) -> Tensor:
         """Self-attention among the inputs [B, T, N, D_input] of a video, with time encodings: [B, T, N, D]."""
         with annotate("encoder"):
             time = sincos_1d(self.times(inputs.shape[1], inputs.device), self.config.dim)
-            x = self.embed(inputs) + self.config.time_scale * time[:, None]
-            return self.encoder(x.flatten(1, 2)).unflatten(1, inputs.shape[1:3])
+            x = self.embed(_without_padding(inputs, masses)) + self.config.time_scale * time[:, None]
+            return self.encoder(x.flatten(1, 2), _exists(masses)).unflatten(1, inputs.shape[1:3])
 
     def group(
         self,
@@ -79,6 +93,8 @@ class VideoStage(nn.Module):
         merge_threshold: float | None = None,
         iterations: int | None = None,
         sharpness: float = 1.0,
+        masses: Tensor | None = None,
+        gate_noise: Tensor | None = None,
     ) -> VideoSlots:
         """Video slots of what :meth:`encode_slots` returned.
 
@@ -88,39 +104,66 @@ class VideoStage(nn.Module):
             merge_threshold: cosine distance below which slots are merged. Default: the configuration's.
             iterations: of slot attention. Default: training's.
             sharpness: factor of the logits of slot attention.
+            masses: [B, T, N] of the inputs; those of mass 0 are ignored.
+            gate_noise: [B, K] standard normal, that the gate draws its decisions by. Default: no noise.
         """
-        tokens = context.flatten(1, 2)
-        unmerged, attention = self.slot_attention(tokens, slots, iterations=iterations, sharpness=sharpness)
+        tokens, exists = context.flatten(1, 2), _exists(masses)
+        unmerged, attention = self.slot_attention(tokens, slots, exists, iterations=iterations, sharpness=sharpness)
         threshold = self.config.merge_threshold if merge_threshold is None else merge_threshold
         with annotate("merging"):
             labels, _ = cluster_slots(unmerged.detach(), threshold)
             merged, attention, valid = merge_slots(unmerged, attention, labels)
-        return VideoSlots(merged, attention.unflatten(1, context.shape[1:3]), valid, unmerged)
+        keep = sparsity = None
+        if self.gate is not None:
+            kept = self.gate(merged, valid, gate_noise)
+            sparsity = kept.probability.sum(1) / valid.sum(1)
+            keep, valid = kept.keep, kept.mask
+            attention = restrict_attention(attention, keep)
+        return VideoSlots(merged, attention.unflatten(1, context.shape[1:3]), valid, unmerged, keep, sparsity)
 
-    def encode(self, inputs: Tensor, slots: Tensor | None = None) -> VideoSlots:
+    def encode(
+        self,
+        inputs: Tensor,
+        slots: Tensor | None = None,
+        masses: Tensor | None = None,
+        gate_noise: Tensor | None = None,
+    ) -> VideoSlots:
         """Video slots of inputs [B, T, N, D_input]; ``slots`` [B, K, D] is a draw of the prior."""
-        return self.group(self.encode_slots(inputs), slots)
+        return self.group(self.encode_slots(inputs, masses), slots, masses=masses, gate_noise=gate_noise)
 
-    def decode(self, video: VideoSlots, frames: int, count: int) -> Tensor:
+    def decode(self, video: VideoSlots, frames: int, count: int, masses: Tensor | None = None) -> Tensor:
         """Reconstruct the inputs [B, T, N, D_input] from the merged video slots."""
         device = video.slots.device
         with annotate("decoder"):
             if self.config.decoder == "masks":
                 return video.attention @ self.decoder(video.slots)[:, None]
             queries = sincos_2d(self.times(frames, device), torch.arange(count, device=device), self.config.dim)
-            return self.decoder(queries, video.slots, video.valid).unflatten(1, (frames, count))
+            present = None if masses is None else (masses > 0).any(2).repeat_interleave(count, 1)
+            queries = queries.to(video.slots.dtype)
+            return self.decoder(queries, video.slots, video.valid, present, video.keep).unflatten(1, (frames, count))
 
-    def forward(self, inputs: Tensor, slots: Tensor | None = None) -> tuple[Tensor, VideoSlots]:
-        """Mean over videos of :meth:`error`, and the video slots."""
-        target = inputs.detach().float()
-        video = self.encode(target, slots)
-        return self.error(video, target).mean(), video
+    def forward(
+        self,
+        inputs: Tensor,
+        slots: Tensor | None = None,
+        masses: Tensor | None = None,
+        gate_noise: Tensor | None = None,
+    ) -> tuple[Tensor, VideoSlots]:
+        """Mean over videos of :meth:`error` and of the gate's penalty, and the video slots."""
+        target = inputs.detach()
+        target = target.to(torch.promote_types(target.dtype, torch.float32))
+        video = self.encode(target, slots, masses, gate_noise)
+        loss = self.error(video, target, masses).mean()
+        return loss if video.sparsity is None else loss + self.config.gate * video.sparsity.mean(), video
 
-    def error(self, video: VideoSlots, inputs: Tensor) -> Tensor:
-        """How far [B] the reconstruction is from the inputs [B, T, N, D_input], mean over frames: Sinkhorn divergence,
+    def error(self, video: VideoSlots, inputs: Tensor, masses: Tensor | None = None) -> Tensor:
+        """How far [B] the reconstruction is from the inputs [B, T, N, D_input], mean over steps: Sinkhorn divergence,
         or with the decoder masks the mean squared error."""
-        reconstructed = self.decode(video, *inputs.shape[1:3]).float()
+        frames, count = inputs.shape[1:3]
+        reconstructed = self.decode(video, frames, count, masses).to(inputs.dtype)
         with annotate("loss"):
+            if masses is not None:
+                return self._weighted_error(reconstructed, _without_padding(inputs, masses), masses)
             if self.config.decoder == "masks":
                 return F.mse_loss(reconstructed, inputs, reduction="none").mean((1, 2, 3))
             divergence = sinkhorn_divergence(
@@ -131,3 +174,36 @@ class VideoStage(nn.Module):
                 diameter="batch" if self.config.diameter is None else self.config.diameter,
             )
         return divergence.unflatten(0, inputs.shape[:2]).mean(1)
+
+    def _weighted_error(self, reconstructed: Tensor, inputs: Tensor, masses: Tensor) -> Tensor:
+        """:meth:`error` of inputs with masses, which a Sinkhorn divergence takes as weights of the set of a step.
+
+        Its annealing starts at the diameter of each step by itself: one box around the batch, as without masses, would
+        make the loss of a clip depend on the others, and on the padding.
+        """
+        totals = masses.sum(2, keepdim=True)
+        present = totals[..., 0] > 0
+        weights = (masses / totals).masked_fill(~present.unsqueeze(2), 1 / masses.shape[2])
+        if self.config.decoder == "masks":
+            error = ((reconstructed - inputs).square().mean(3) * weights).sum(2)
+        else:
+            error = sinkhorn_divergence(
+                reconstructed.flatten(0, 1),
+                inputs.flatten(0, 1),
+                None,
+                weights.flatten(0, 1),
+                blur=self.config.blur,
+                scaling=self.config.scaling,
+                diameter="problem" if self.config.diameter is None else self.config.diameter,
+            ).unflatten(0, inputs.shape[:2])
+        return error.masked_fill(~present, 0.0).sum(1) / present.sum(1)
+
+
+def _without_padding(inputs: Tensor, masses: Tensor | None) -> Tensor:
+    """Inputs [B, T, N, D_input] with zeros instead of padding: ignored, a NaN would still come back as 0 · NaN."""
+    return inputs if masses is None else inputs.masked_fill((masses == 0).unsqueeze(3), 0.0)
+
+
+def _exists(masses: Tensor | None) -> Tensor | None:
+    """Which of the inputs with masses [B, T, N] are no padding, [B, T·N]."""
+    return None if masses is None else (masses > 0).flatten(1)

@@ -163,6 +163,8 @@ def _instead_of_triton(op: str, backend: str, x: Tensor) -> str:
 def sinkhorn_divergence(
     x: Tensor,  # [B, N, D]
     y: Tensor,  # [B, M, D]
+    a: Tensor | None = None,  # [B, N]
+    b: Tensor | None = None,  # [B, M]
     *,
     p: int = 2,
     blur: float = 0.05,
@@ -172,7 +174,7 @@ def sinkhorn_divergence(
     check_finite: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """Debiased Sinkhorn divergence of uniform point sets (Feydy et al. 2019, eq. 3), equal to GeomLoss's.
+    """Debiased Sinkhorn divergence of point sets (Feydy et al. 2019, eq. 3), equal to GeomLoss's.
 
     Cost ``|x - y|^p / p``, temperature annealed from ``diameter^p`` to ``blur^p`` by ``scaling^p`` a step, symmetric
     averaged log-domain updates; the last update carries the gradient. See ``docs/sinkhorn.md``.
@@ -180,6 +182,9 @@ def sinkhorn_divergence(
     Args:
         x: [B, N, D] points; float32, float64, bfloat16 or float16.
         y: [B, M, D] points, dtype of ``x``.
+        a: [B, N] weights of x, >= 0, each row summing to 1; uniform if None. A point of weight 0 changes nothing,
+            whatever its coordinates: sets of different sizes are padded with such points.
+        b: [B, M] weights of y, likewise.
         p: 1 or 2.
         blur: > 0, in the unit of the points; details of the sets below this scale do not count.
         scaling: ratio in (0, 1) of successive scales.
@@ -191,7 +196,8 @@ def sinkhorn_divergence(
         backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
 
     Returns:
-        [B] float32 (float64 for float64 inputs), not below 0. Differentiable in x and y.
+        [B] float32 (float64 for float64 inputs), not below 0. Differentiable in x and y, and in the weights. Of a
+        problem where neither set has a point with weight it is 0, where one has none it is NaN.
 
     Raises:
         ValueError: if shapes or dtypes disagree, a set is empty, a parameter is out of its range, or a point is not
@@ -207,9 +213,16 @@ def sinkhorn_divergence(
         >>> value = sinkhorn_divergence(x, x + 2)
         >>> [round(v, 3) for v in value.tolist()]
         [2.0]
+
+        The last point is padding.
+
+        >>> weights = torch.tensor([[0.5, 0.5, 0.0]])
+        >>> value = sinkhorn_divergence(x, x[:, :2] + 2, weights)
+        >>> [round(v, 3) for v in value.tolist()]
+        [2.0]
     """
     problem = make_problem(
-        "sinkhorn_divergence", x, y,
+        "sinkhorn_divergence", x, y, a, b,
         p=p, blur=blur, scaling=scaling, diameter=diameter, precision=precision, check_finite=check_finite,
     )  # fmt: skip
     return solve("sinkhorn_divergence", problem, backend, potentials=False)[0]

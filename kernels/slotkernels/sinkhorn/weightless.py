@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.compiler import is_compiling
 
 from .._derivatives import is_batched
@@ -72,7 +73,7 @@ def move_weightless(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, in
 
 def all_have_weight(weights: Tensor) -> bool:
     """Whether all weights are above 0, as far as the host can read them cheaply; False otherwise."""
-    if weights.device.type != "cpu" or is_compiling() or is_batched(weights):
+    if weights.device.type != "cpu" or is_compiling() or is_batched(weights) or isinstance(weights, FakeTensor):
         return False
     return bool((weights > 0).all())
 
