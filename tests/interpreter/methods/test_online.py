@@ -54,7 +54,7 @@ def merging_group(attention_to, threshold, calls):
 
     def group(inputs, starts, iterations):
         calls.append(iterations)
-        unmerged = attention_to(starts[:1], len(calls))
+        unmerged = attention_to(starts[0], len(calls))
         attention = torch.softmax(20 * inputs.flatten(0, 1) @ unmerged[0].T, -1)[None]
         merged, attention, valid = merge_slots(unmerged, attention, cluster_slots(unmerged, threshold)[0])
         return VideoSlots(merged, attention.unflatten(1, inputs.shape[:2]), valid, unmerged)
@@ -64,7 +64,7 @@ def merging_group(attention_to, threshold, calls):
 
 def test_video_slots_keep_their_numbers_and_merging_never_renumbers():
     # Draws 0 and 1 are alike, so the first window has clusters {0, 1}, {2}, {3}.
-    draws = torch.tensor([[[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]])
+    draws = torch.tensor([[[[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]]])
     moved = {
         2: {3: [0, 1.0, 0]},  # the duplicate, numbered behind the others, joins number 1
         3: {3: [0, 0.6, -0.8]},  # and then stands alone
@@ -96,6 +96,6 @@ def test_a_shorter_window_is_repeated():
         lengths.append(len(inputs))
         return merging_group(lambda starts, call: starts, 0.05, [])(inputs, starts, iterations)
 
-    over_time = VideoSlotsOverTime(lambda encoded: encoded.slots, group, torch.eye(3)[None], 0.05, repeat_to=6)
+    over_time = VideoSlotsOverTime(lambda encoded: encoded.slots, group, torch.eye(3)[None, None], 0.05, repeat_to=6)
     assert [len(over_time.add(window(0, frames)[0])) for frames in (4, 8, 1)] == [4, 8, 1]
     assert lengths == [6, 8, 6]
