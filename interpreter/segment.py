@@ -233,6 +233,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _segment_standard_input(chosen: Chosen, options: SegmentOptions) -> int:
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
         raise ValueError(f"standard input is no stream but a terminal: pipe a video into it, {TO_SEGMENT_LIVE}")
+    if options.run is None:
+        raise ValueError("a live stream needs --run DIR, a trained run of the method interpreter")
     check_stream_output(options.out, options.alpha)
     how = StreamOptions(options.window, options.crop, options.edges, options.alpha, options.seed)
     segmenter = open_segmenter(chosen.method, options.run, options.settings, options.frame_size, stored=chosen.stored)

@@ -194,7 +194,7 @@ def write_stream(file: BinaryIO, segmenter: Segmenter, out: Path, options: Strea
             raise live.error or Interrupted(stop.number, "No frame had come.")
         make_output_folder(out)
         first = _cropped(HeldFrames([taken[0].pixels]), options.crop)
-        delay = online.window - 1 + live.held
+        delay = live.delay(online.window)
         result = SegmentedStream(out, (first.height, first.width), online.window, delay)
         console.print(
             f"{NAME}: {first.height}x{first.width} (height x width); labels follow the frames by at most {delay} "

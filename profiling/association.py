@@ -35,7 +35,8 @@ from interpreter.methods.interpreter import INTERPRETER
 from interpreter.methods.interpreter.association import RESTARTS, group_by_features, slot_descriptions
 from interpreter.methods.interpreter.config import VideoModelConfig
 from interpreter.methods.interpreter.image_slots import encode_slots
-from interpreter.methods.interpreter.segmenter import InterpreterSegmenter, Settings
+from interpreter.methods.interpreter.segmenter import InterpreterSegmenter
+from interpreter.methods.interpreter.settings import Settings
 from interpreter.methods.interpreter.token_means import TokenMeans, means_as_inputs, token_means
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.methods.runs import open_segmenter

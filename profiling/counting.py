@@ -37,7 +37,7 @@ from interpreter.data.scenes import generate_scenes
 from interpreter.engine.randomness import torch_generator
 from interpreter.methods.interpreter.association import group_by_features, slot_descriptions
 from interpreter.methods.interpreter.counting import MOST, SHARE, merge_alike, merge_attention, segment_distances
-from interpreter.methods.interpreter.segmenter import Settings
+from interpreter.methods.interpreter.settings import Settings
 from interpreter.methods.interpreter.token_means import TokenMeans
 from interpreter.methods.interpreter.video_stage import VideoSlots, VideoStage
 from interpreter.metrics import PROTOCOLS, score_video, summarise

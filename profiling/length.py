@@ -39,7 +39,8 @@ from interpreter.data.threads import cpu_count
 from interpreter.methods.interpreter import INTERPRETER
 from interpreter.methods.interpreter import segmenter as grouping
 from interpreter.methods.interpreter.config import ImageModelConfig, ImageTraining, VideoModelConfig, VideoTraining
-from interpreter.methods.interpreter.segmenter import InterpreterSegmenter, Settings
+from interpreter.methods.interpreter.segmenter import InterpreterSegmenter
+from interpreter.methods.interpreter.settings import Settings
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.methods.runs import open_segmenter
 from interpreter.models.backbones import load_backbone

@@ -21,7 +21,7 @@ LIVE = {
     "mpegts": ("mpegts", "libx264", "yuv420p", {"tune": "zerolatency"}, {}),
     "y4m": ("yuv4mpegpipe", "rawvideo", "yuv420p", {}, {}),
 }
-BARE = ("h264", "libx264", "yuv420p", {"tune": "zerolatency"}, {})
+BARE: tuple[str, str, str, dict[str, str], dict[str, str]] = ("h264", "libx264", "yuv420p", {"tune": "zerolatency"}, {})
 
 
 class Sink:

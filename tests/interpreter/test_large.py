@@ -11,7 +11,7 @@ import torch
 from interpreter import large
 from interpreter.data import open_video
 from interpreter.methods import METHODS
-from interpreter.methods.interpreter.segmenter import Settings
+from interpreter.methods.interpreter.settings import Settings
 from interpreter.methods.runs import open_segmenter
 from interpreter.segmentation import SegmentedVideo
 

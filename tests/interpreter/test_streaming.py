@@ -22,6 +22,7 @@ from interpreter.data.video.pipe import HeldFrames, LiveVideo
 from interpreter.files import write_text
 from interpreter.interrupts import Interrupted
 from interpreter.locks import Lock, LockedError
+from interpreter.methods.base import Segmenter
 from interpreter.streaming import STREAM_FILES
 
 from .clips import make_clip, read_annotations
@@ -42,9 +43,11 @@ def frames_of(content):
 
 def segment_standard_input(content, arguments, monkeypatch):
     """Run the command on these bytes; returns its exit status."""
-    with piped(content) as file, pytest.raises(SystemExit) as left:
+    words = [str(argument) for argument in ("-", *arguments)]
+    with piped(content) as file:
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=file, closed=False, isatty=lambda: False))
-        run_command(lambda: segment.main([str(argument) for argument in ("-", *arguments)]))
+        with pytest.raises(SystemExit) as left:
+            run_command(lambda: segment.main(words))
     return left.value.code
 
 
@@ -79,7 +82,7 @@ def test_first_window_is_labelled_like_a_file(tmp_path, tiny_run, kind, way):
     np.testing.assert_array_equal(labels[:4], np.stack(list(whole.labels())) + 1)
     assert json.loads((tmp_path / "out/stream.json").read_text()) == {
         "window": 4,
-        "delay": 5,  # of these containers and codecs
+        "delay": 8,  # a tenth of a second and five frames, which FFmpeg reads before the first
         "fps": "24",
         "size": [64, 96],
         "edges": "guided",
@@ -88,15 +91,13 @@ def test_first_window_is_labelled_like_a_file(tmp_path, tiny_run, kind, way):
     }
 
 
-@pytest.mark.parametrize("way", ["features", "learned"])
-def test_a_scene_at_rest_keeps_its_numbers(tmp_path, tiny_run, way):
+def test_a_scene_at_rest_keeps_its_numbers(tmp_path, tiny_run):
     scene = np.repeat(moving(1), 24, axis=0)
     with piped(stream("y4m", scene)) as file:
-        segment_stream(file, tiny_run, tmp_path / "out", window=4, edges="none", **WAYS[way])
+        segment_stream(file, tiny_run, tmp_path / "out", window=4, edges="none", **WAYS["features"])
     labels = read_annotations(tmp_path / "out", "stream")
     assert len(np.unique(labels[0])) > 1
-    agree = [(window == labels[:4]).mean() for window in labels.reshape(6, 4, 64, 96)]
-    assert min(agree) == 1 if way == "features" else min(agree) > 0.9
+    assert all((window == labels[:4]).all() for window in labels.reshape(6, 4, 64, 96))
 
 
 def test_windows_are_as_long_as_in_training_by_default(tmp_path, tiny_run):
@@ -120,14 +121,14 @@ def test_cut_stream_keeps_what_came(tmp_path, tiny_run, kind, monkeypatch, capsy
     content, out = stream(kind, moving(20)), tmp_path / "out"
     content = content[: int(0.6 * len(content))]
     count = len(frames_of(content))
-    assert count % 4  # the last window is a shorter one
-    assert segment_standard_input(content, ["--run", tiny_run, "--out", out, "--window", 4], monkeypatch) == 1
+    window = next(length for length in (9, 10, 11) if count % length)  # the last window is a shorter one
+    assert segment_standard_input(content, ["--run", tiny_run, "--out", out, "--window", window], monkeypatch) == 1
     require_files(out, count, (64, 96))
     printed = capsys.readouterr()
     errors = [line for line in printed.err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
     assert errors[0].endswith(f"The stream was cut after {count} frames, which are labelled in {out}")
-    assert "labels follow the frames by at most 5 frames (0.21 s at 24 fps)" in printed.err
+    assert f"labels follow the frames by at most {window + 1} frames ({(window + 1) / 24:.2f} s" in printed.err
     assert f"stream: {count} frames of 64x96" in printed.out
     assert json.loads((out / "stream.json").read_text())["cut"].startswith("standard input: ")
 
@@ -169,21 +170,20 @@ def wait_for(path, process):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("kind", LIVE)
+@pytest.mark.parametrize("kind", ["mkv", "mpegts", "y4m"])  # an encoder of WebM begins late
 def test_labels_come_with_the_stated_delay(tmp_path, tiny_run, kind):
-    """The writer sends window + delay frames less one and then waits: the first window is there."""
+    """The writer sends the first frame and as many as the delay, and then waits: labels come nevertheless."""
     pieces, out = sent(kind, moving(30)), tmp_path / "out"
     with running(out, tiny_run, "--window", 6) as process:
-        delay = 7  # window + 1
+        delay = 8
         for piece in pieces[: delay + 1]:
             process.stdin.write(piece)
             process.stdin.flush()
         wait_for(out / "Annotations/stream/00000.png", process)
         assert json.loads((out / "stream.json").read_text())["delay"] == delay
-        for piece in pieces[delay + 1 : 20]:
-            process.stdin.write(piece)
-            process.stdin.flush()
-        wait_for(out / "Annotations/stream/00011.png", process)
+        process.stdin.write(b"".join(pieces[delay + 1 : 20]))
+        process.stdin.flush()
+        wait_for(out / "Annotations/stream/00011.png", process)  # 12 + 8 frames were sent
         assert not (out / "overlay.mp4").exists()
         process.stdin.write(b"".join(pieces[20:]))
         process.stdin.close()
@@ -295,7 +295,9 @@ def test_what_a_stream_cannot_have_is_one_line(tmp_path, tiny_run, options, word
 def test_other_methods_are_refused(tmp_path, monkeypatch, capsys):
     arguments = ["--method", "cluster", "--out", tmp_path / "out"]
     assert segment_standard_input(b"", arguments, monkeypatch) == 1
-    assert "a live stream needs a run of the method interpreter" in capsys.readouterr().err
+    assert "a live stream needs --run DIR, a trained run of the method interpreter" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="a live stream needs a run of the method interpreter"):
+        Segmenter.online(SimpleNamespace())
 
 
 def test_window_is_refused_for_a_file(tmp_path, tiny_run):

@@ -1,5 +1,6 @@
 """A live stream: a container that is read once, from a pipe, and decoded while it comes."""
 
+import math
 import os
 import queue
 import select
@@ -28,9 +29,9 @@ from interpreter.data.video.streams import choose_unread_stream
 
 NAME = "standard input"
 REMUX = "ffmpeg -i IN -c copy -f matroska - | python -m interpreter.segment - …"
-# FFmpeg reads the start of a stream before the first frame: at most half a second of it, or the first labels would be
-# late. Its default is 5 seconds.
-_PROBE = {"analyzeduration": "500000"}
+# FFmpeg reads the start of a stream before the first frame: a tenth of a second of it and up to 5 frames, or the first
+# labels would be late. Its default is 5 seconds.
+_PROBE, _PROBE_RATE, _PROBE_FRAMES = {"analyzeduration": "100000"}, 10, 5
 # A container knows the end of a frame only when the next begins, and so does the parser of MPEG-TS after it.
 _HELD_BY_CONTAINER = 2
 _POLL = 0.1  # seconds between looks at whether to stop
@@ -65,6 +66,7 @@ class LiveVideo:
     Attributes:
         fps, height, width, pixel_aspect: as of a :class:`Video`; known from the first frame on.
         held: frames that container and decoder hold back at most.
+        probed: frames that are read before the first one is decoded, at most.
         error: why it ended too early; None if it did not, or has not ended.
 
     Args:
@@ -77,6 +79,7 @@ class LiveVideo:
     width: int
     pixel_aspect: Fraction
     held: int
+    probed: int
 
     def __init__(self, file: BinaryIO, ahead: int) -> None:
         self.error: Exception | None = None
@@ -94,6 +97,10 @@ class LiveVideo:
         self._bytes.stop()
         self._thread.join(None if self._bytes.interruptible else 1)
         self._bytes.close()
+
+    def delay(self, window: int) -> int:
+        """Frames that have come when a window of so many is complete, counted from its first; at most."""
+        return max(window - 1 + self.held, self.probed)
 
     def take(self, count: int, stop: Callable[[], bool] = lambda: False) -> list[LiveFrame]:
         """The next ``count`` frames; fewer at the end of the stream.
@@ -172,7 +179,9 @@ class LiveVideo:
                 first, orientation = frame, consistency.orientation_of(frame) or UPRIGHT
                 self.height, self.width = to_rgb(frame, orientation, reformatter).shape[:2]
                 self.pixel_aspect = pixel_aspect(stream.sample_aspect_ratio, orientation)
-                self.held = _HELD_BY_CONTAINER + stream.codec_context.reorder_depth
+                reordered = stream.codec_context.reorder_depth
+                self.held = _HELD_BY_CONTAINER + reordered
+                self.probed = math.ceil(self.fps / _PROBE_RATE) + _PROBE_FRAMES + reordered
             consistency.require(first, frame, number, orientation)
             ending.see_picture(frame)
             yield to_rgb(frame, orientation, reformatter)
@@ -227,7 +236,7 @@ class _Bytes:
         self._head: bytes | None = b""
         self._file, self._wake = file, (-1, -1)
         # read1 returns what is there; read would wait until its buffer is full, for seconds of a live stream.
-        self._read: Callable[[int], bytes | None] = getattr(file, "read1", file.read)
+        self._read: Callable[[int], bytes | None] = file.read1 if hasattr(file, "read1") else file.read
         self.interruptible, descriptor = False, -1
         with suppress(OSError, AttributeError):  # no file of the system
             descriptor = file.fileno()

@@ -175,7 +175,7 @@ class VideoTraining(StageConfig):
                 "--window and --overlap need --level 3 or more: they cut the level below into windows, and the steps "
                 "of level 2 are single frames"
             )
-        if self.window is not None and self.overlap >= self.window:
+        if self.window is not None and 0 < self.window <= self.overlap:
             raise ValueError(f"--overlap {self.overlap} must be less than --window {self.window}")
 
     @property

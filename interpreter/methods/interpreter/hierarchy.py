@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from interpreter.methods.interpreter.config import VideoInputs, VideoTraining
+from interpreter.methods.interpreter.counting import merge_segments
 from interpreter.methods.interpreter.token_means import means_as_inputs
 from interpreter.methods.interpreter.video_stage import VideoSlots, VideoStage
 from interpreter.models.autocast import autocast
@@ -218,6 +220,23 @@ def apply_level(
         attention.append(over)
     slots = Slots(*(None if t is None else t.transpose(0, 1) for t in Slots.joined(found, dim=0)))  # type: ignore[arg-type]
     return Level(slots, torch.cat(attention), starts)
+
+
+def merge_alike_slots(level: Level, below: Slots) -> Level:
+    """A level of one window whose slots that are alike are merged (:mod:`interpreter.methods.interpreter.counting`),
+    judged by the means of the slots of the level below, or where there are none, by these slots."""
+    points = below.slots if below.means is None else below.means[..., :-2]
+    labels = merge_segments(
+        points.float().flatten(0, 2), level.attention[0].flatten(0, 1), below.masses.sqrt().flatten()
+    )
+    slots, masses, means = level.slots
+    members = F.one_hot(labels).float()  # [K, S]
+    shares = members * (masses[0, 0] > 0)[:, None]
+    shares = shares / shares.sum(0).clamp_min(SMALLEST)
+    if means is not None:
+        weights = members * masses[0, 0][:, None]
+        means = (weights / weights.sum(0).clamp_min(SMALLEST)).mT @ means
+    return Level(Slots(shares.mT @ slots, masses @ members, means), level.attention @ members, level.starts)
 
 
 def propagate(levels: Sequence[Level], frames: int) -> Tensor:

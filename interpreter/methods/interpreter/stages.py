@@ -24,7 +24,8 @@ from interpreter.methods.interpreter.hierarchy import windows_below
 from interpreter.methods.interpreter.image_slots import SlotClips, SlotMaker, SlotSource, StoredSlots, StreamedSlots
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.methods.interpreter.level_slots import LevelBelow, LevelClips, LevelMaker
-from interpreter.methods.interpreter.segmenter import InterpreterSegmenter, Settings
+from interpreter.methods.interpreter.segmenter import InterpreterSegmenter
+from interpreter.methods.interpreter.settings import Settings
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.store.features import StreamedFeatures
 from interpreter.store.fill import Maker, default_workers, read_contents

@@ -1,13 +1,19 @@
 """The number of segments: distances, merges and what is found on points whose number of groups is known."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from scipy.cluster.hierarchy import average, fcluster
 from scipy.spatial.distance import cdist, squareform
 
-from interpreter.methods.interpreter import counting
-from interpreter.methods.interpreter.counting import SHRINKAGE, merge_alike, merge_segments, segment_distances
+from interpreter.data import open_video
+from interpreter.methods.interpreter import INTERPRETER, counting
+from interpreter.methods.interpreter.counting import MOST, SHRINKAGE, merge_alike, merge_segments, segment_distances
+from interpreter.methods.interpreter.settings import Settings
+from interpreter.methods.runs import open_segmenter
+from interpreter.train import main as train
 
 
 def random(seed=0):
@@ -84,3 +90,36 @@ def test_invalid_arguments_are_named():
         segment_distances(torch.ones(3, 2), torch.ones(3, 2), torch.ones(4))
     with pytest.raises(ValueError, match=r"share must be between 0 and 1, got 1\.5"):
         merge_alike(torch.zeros(2, 2), 1.5)
+
+
+@pytest.mark.parametrize("association", ["features", "learned"])
+def test_auto_merges_what_a_grouping_into_sixteen_finds(tiny_run, scenes, association):
+    clip = open_video(scenes / "JPEGImages" / "480p" / "train-00000")
+    segmenter = open_segmenter(INTERPRETER, tiny_run, Settings(association=association, num_slots="auto"))
+    assert segmenter.num_segments == MOST
+    encoded = segmenter.encode(clip)
+    found = segmenter.segment(encoded)
+    parts = segmenter.segment(encoded, num_slots=MOST).across
+    described = encoded.by_seed[0].described
+    labels = merge_segments(described.features.flatten(0, 1), parts.flatten(0, 1), described.masses.sqrt().flatten())
+    assert found.num_segments == int(labels.max()) + 1 < parts.shape[-1]
+    for segment in range(found.num_segments):
+        torch.testing.assert_close(found.across[..., segment], parts[..., labels == segment].sum(-1))
+
+
+def test_auto_merges_slots_of_the_highest_level(tiny_run, video_options, scenes, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    train(["--run", str(run), *video_options, "--level", "3", "--merge-threshold", "0"])
+    segmenter = open_segmenter(INTERPRETER, run, Settings(level=3, num_slots="auto"))
+    encoded = segmenter.encode(open_video(scenes / "JPEGImages" / "480p" / "train-00000"))
+    *_, top = segmenter.find_levels(encoded.by_seed[0], 0, segmenter.settings)
+    assert top.attention.shape[-1] < MOST
+    torch.testing.assert_close(top.attention.sum(-1), torch.ones(top.attention.shape[:-1]))
+    torch.testing.assert_close(top.slots.masses.sum(), torch.ones(()))
+    assert segmenter.segment(encoded).num_segments == top.attention.shape[-1]
+
+
+def test_a_stream_needs_a_number_of_segments(tiny_run):
+    segmenter = open_segmenter(INTERPRETER, tiny_run, Settings(num_slots="auto"))
+    with pytest.raises(ValueError, match="--num-slots auto needs all frames at once"):
+        segmenter.online()

@@ -16,7 +16,7 @@ from interpreter.methods.interpreter.hierarchy import (
     group_windows,
     propagate,
 )
-from interpreter.methods.interpreter.segmenter import Settings, segmenting_stage
+from interpreter.methods.interpreter.settings import Settings, segmenting_stage
 from interpreter.methods.interpreter.video_stage import VideoStage
 
 CONFIG = VideoModelConfig(num_slots=4, dim=16, encoder_layers=1, decoder_layers=1, heads=2, restarts=3)

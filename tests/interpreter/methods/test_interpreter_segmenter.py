@@ -14,7 +14,8 @@ from interpreter.methods import METHODS, frames
 from interpreter.methods.interpreter.association import group_by_features, slot_groups
 from interpreter.methods.interpreter.config import ImageModelConfig
 from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
-from interpreter.methods.interpreter.segmenter import InterpreterSegmenter, Settings
+from interpreter.methods.interpreter.segmenter import InterpreterSegmenter
+from interpreter.methods.interpreter.settings import Settings
 from interpreter.methods.runs import open_segmenter
 from interpreter.models.token_masks import token_masks
 

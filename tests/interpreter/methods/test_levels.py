@@ -13,7 +13,7 @@ from interpreter.cache import main as cache
 from interpreter.data import open_video
 from interpreter.methods.interpreter import INTERPRETER
 from interpreter.methods.interpreter.hierarchy import Slots, propagate
-from interpreter.methods.interpreter.segmenter import Settings
+from interpreter.methods.interpreter.settings import Settings
 from interpreter.methods.runs import open_segmenter
 from interpreter.segment import main as segment
 from interpreter.train import main as train
