@@ -36,7 +36,7 @@ from interpreter.data import VideoDataset, open_dataset
 from interpreter.data.scenes import generate_scenes
 from interpreter.engine.randomness import torch_generator
 from interpreter.methods.interpreter.association import group_by_features, slot_descriptions
-from interpreter.methods.interpreter.counting import MOST, SHARE, merge_alike, merge_attention, segment_distances
+from interpreter.methods.interpreter.counting import MOST, SHARE, alike, merge_alike, segment_distances
 from interpreter.methods.interpreter.settings import Settings
 from interpreter.methods.interpreter.token_means import TokenMeans
 from interpreter.methods.interpreter.video_stage import VideoSlots, VideoStage
@@ -177,7 +177,7 @@ def merged(across: Tensor, labels: Tensor) -> Tensor:
 
 def auto(scene: Held, across: Tensor, share: float = SHARE) -> Tensor:
     """Segments merged as ``--num-slots auto`` does."""
-    return merge_attention(described(scene), across, share)
+    return across @ alike(described(scene), across, share)
 
 
 def longest_interval(scene: Held, across: Tensor) -> Tensor:

@@ -60,12 +60,14 @@ class Variant:
             box, or all; None for none.
         repeat: whether short clips repeat, and nothing is padded.
         even: whether a batch has so many clips that it holds as many frames that are no padding as one that repeats.
+        in_time: whether there are so many fewer steps that all clips together are as many as without ``even``.
     """
 
     what: str
     undone: str | None = None
     repeat: bool = False
     even: bool = False
+    in_time: bool = False
 
 
 VARIANTS = {
@@ -73,6 +75,9 @@ VARIANTS = {
     "mask": Variant("short clips are padded, and the padding is masked everywhere"),
     "mask-even": Variant(
         "the same, with more clips, so that a batch holds as many frames as one that repeats", even=True
+    ),
+    "mask-in-time": Variant(
+        "the same, with fewer steps, so that training takes as long as with repeats", even=True, in_time=True
     ),
     "loss": Variant("padding weighs in the loss: its targets are zeros, and the mean runs over all steps", "loss"),
     "normaliser": Variant("the sum over a clip's steps is divided by the length of the batch", "normaliser"),
@@ -211,6 +216,7 @@ def train(variant: Variant, scenes: Clips, held: Clips, seed: int, steps: int, l
     optimizer = torch.optim.AdamW(stage.parameters(), lr=lr, weight_decay=0.005)
     lengths = cut(len(slots))
     rows = round(BATCH * FRAMES / lengths.float().mean().item()) if variant.even else BATCH
+    steps = round(steps * BATCH / rows) if variant.in_time else steps
     generator, warmup, every = torch.Generator().manual_seed(seed), max(1, steps // 10), max(1, steps // 10)
     norms, merged, curve, seconds, diverged, times = [], [], [], 0.0, False, torch.arange(FRAMES)
     for step in range(steps + 1):
@@ -311,7 +317,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
     from interpreter.render.palette import LINE_COLOURS
 
-    colours = (*LINE_COLOURS, "#7f7f7f", "#8c564b", "#17becf", "#bcbd22", "#222222")
+    colours = (*LINE_COLOURS, "#7f7f7f", "#8c564b", "#17becf", "#bcbd22", "#9467bd", "#222222")
     figure = Figure(figsize=(12.5, 4.2), layout="constrained")
     panels = figure.subplots(1, 3)
     for colour, name in zip(colours, VARIANTS, strict=True):

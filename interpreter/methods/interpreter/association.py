@@ -8,10 +8,8 @@ frames finds the segments: an object looks alike in all frames, and hardly moves
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from interpreter.methods.interpreter.counting import merge_segments
 from interpreter.methods.interpreter.token_means import POSITION_WEIGHT, TokenMeans
 from interpreter.models.clustering import Clusters, weighted_kmeans
 
@@ -72,17 +70,6 @@ def group_by_features(described: TokenMeans, segments: int, seed: int = 0) -> Te
 def feature_clusters(described: TokenMeans, segments: int, seed: int = 0) -> Clusters:
     """What :func:`group_by_features` takes its labels from: the clusters of the descriptions of T·N slots."""
     return _clusters(described, described.masses.sqrt(), segments, seed)
-
-
-def alike(described: TokenMeans, across: Tensor) -> Tensor:
-    """Parts over segments, one-hot [K, S]: parts of a video that are alike become one segment (``--num-slots auto``).
-
-    Args:
-        described: means of the slots' tokens in all frames.
-        across: [T, N, K], slots over parts.
-    """
-    points, weights = described.features.flatten(0, 1), described.masses.sqrt().flatten()
-    return F.one_hot(merge_segments(points, across.flatten(0, 1), weights)).float()
 
 
 def slot_groups(described: TokenMeans, segments: int, seed: int = 0) -> Tensor:

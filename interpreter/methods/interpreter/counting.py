@@ -6,6 +6,7 @@ alike, measured against how much features vary within segments and how much the 
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.cluster.hierarchy import average
 from scipy.spatial.distance import squareform
 from torch import Tensor
@@ -131,28 +132,23 @@ def merge_segments(
     return merge_alike(segment_distances(points, members, weights), share).to(points.device)
 
 
-def merge_attention(described: TokenMeans, across: Tensor, share: float = SHARE) -> Tensor:
-    """Attention over the segments that are left of a video's; the image slots' mean features say which are alike.
+def alike(described: TokenMeans, across: Tensor, share: float = SHARE) -> Tensor:
+    """Which segments of a video become one: parts over segments, one-hot [K, C] in the dtype of ``across``.
 
     Args:
         described: means of the image slots' tokens, each of which weighs as the square root of its mass.
-        across: [T, N, K], attention of the image slots over K segments.
+        across: [T, N, K], attention of the image slots over K segments, the parts.
         share: see :func:`merge_alike`.
-
-    Returns:
-        [T, N, C]: the attention over the parts of a segment is added.
 
     Example:
         >>> features = torch.tensor([[[0.0], [0.1], [9.0]], [[0.1], [0.0], [9.1]]])
         >>> described = TokenMeans(features, torch.zeros(2, 3, 2), torch.ones(2, 3))
-        >>> merge_attention(described, torch.eye(3).expand(2, 3, 3))[0]
-        tensor([[1., 0.],
-                [1., 0.],
-                [0., 1.]])
+        >>> alike(described, torch.eye(3).expand(2, 3, 3)).tolist()
+        [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
     """
     weights = described.masses.sqrt().flatten()
     labels = merge_segments(described.features.flatten(0, 1), across.flatten(0, 1), weights, share)
-    return across @ torch.nn.functional.one_hot(labels).to(across.dtype)
+    return F.one_hot(labels).to(across.dtype)
 
 
 def _cut(merges: np.ndarray, height: float) -> np.ndarray:

@@ -20,8 +20,9 @@ from interpreter.engine.randomness import torch_generator
 from interpreter.engine.run import read_config
 from interpreter.methods.base import Context, Encoded, Segmenter, with_settings
 from interpreter.methods.frames import encode_frames
-from interpreter.methods.interpreter.association import alike, group_by_features, slot_groups
+from interpreter.methods.interpreter.association import group_by_features, slot_groups
 from interpreter.methods.interpreter.config import VideoTraining
+from interpreter.methods.interpreter.counting import alike
 from interpreter.methods.interpreter.hierarchy import (
     Level,
     Slots,
