@@ -10,7 +10,7 @@ Each image stage is the preset demo's at half of its steps, and so is each video
 here with 9 slots, and with 16 slots and a gate. Held-out scenes, 4 of each number of objects, are seen at 256×384 with
 22 image slots; their descriptions and the trained stages are kept in DIR. The criterion of "auto" was found on the
 held-out scenes, with the image stage of seed 0; the rows "calibration" are training scenes, whose masks had no part in
-that. The error of the count is that of the segments which cover at least 0.1 % of the video's pixels, without one for
+that, and the rows "fresh" are further held-out scenes, looked at once. The error of the count is that of the segments which cover at least 0.1 % of the video's pixels, without one for
 the background, against the objects that are visible. Writes profiling/results/counting-cpu.json and prints the table.
 """
 
@@ -116,9 +116,10 @@ def _datasets(folder: Path, seed: int, kind: str) -> list[tuple[VideoDataset, in
     """Data sets, and how many of the videos of each are used."""
     if kind == "calibration":
         return [(open_dataset("synthetic", folder / f"seed{seed}/scenes", "train"), CALIBRATION)]
-    for count in range(1, OBJECTS + 1):
-        generate_scenes(folder / "val", SCENES, num_frames=FRAMES, split=f"val-{count}", objects=(count, count))
-    return [(open_dataset("synthetic", folder / "val", f"val-{count}"), SCENES) for count in range(1, OBJECTS + 1)]
+    splits = {count: f"{'val' if kind == 'held' else kind}-{count}" for count in range(1, OBJECTS + 1)}
+    for count, split in splits.items():
+        generate_scenes(folder / "val", SCENES, num_frames=FRAMES, split=split, objects=(count, count))
+    return [(open_dataset("synthetic", folder / "val", split), SCENES) for split in splits.values()]
 
 
 def trained(name: str, folder: Path, seed: int) -> VideoStage:
@@ -277,6 +278,13 @@ def rows_of_stages(folder: Path, seed: int) -> dict[str, Group]:
     return {f"learned: {name}": row for name, row in rows.items()}
 
 
+def rows_of_confirmation(folder: Path, seed: int) -> dict[str, Group]:
+    """The chosen criterion and fixed numbers, for scenes that nothing was chosen on."""
+    named = {**rows_of_features(), **rows_of_stages(folder, seed)}
+    chosen = [*(f"features: fixed {k}" for k in (7, 9, 11)), "features: auto", "learned: fixed 9", "learned: auto"]
+    return {f"fresh {name}": named[name] for name in chosen}
+
+
 def rows_of_calibration() -> dict[str, Group]:
     """The criteria with several constants, and fixed numbers, for training scenes."""
     rows: dict[str, Group] = {f"fixed {k}": partial(by_features, count=k) for k in (7, 9)}
@@ -332,14 +340,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of the runs, seed0, seed1 and so on, and of what is computed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the runs, and of all training here")
+    text = "of scenes: of the training; held out; held out and not looked at when the criterion was found"
+    kinds = ("calibration", "held", "fresh")
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, help=text)
     options = parser.parse_args()
     torch.set_num_threads(1)
     for seed in options.seeds:
-        held = scenes_of(options.folder, seed, "held")
-        todo = [(*held, rows_of_features() | rows_of_stages(options.folder, seed))]
-        if seed == 0:
-            todo.insert(0, (*scenes_of(options.folder, seed, "calibration"), rows_of_calibration()))
-        for grid, scenes, groups in todo:
+        of_features, of_stages = rows_of_features(), partial(rows_of_stages, options.folder, seed)
+        for kind in options.kinds:
+            if kind == "calibration":
+                groups = {} if seed else rows_of_calibration()
+            else:
+                groups = of_features | of_stages() if kind == "held" else rows_of_confirmation(options.folder, seed)
+            grid, scenes = scenes_of(options.folder, seed, kind) if groups else ((0, 0), [])
             for name, group in groups.items():
                 keep({"row": name, "seed": seed, "scores": score(grid, scenes, group, seed)})
     print(table(json.loads(RESULT.read_text())["rows"]))
