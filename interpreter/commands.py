@@ -94,7 +94,7 @@ def _explain(error: BaseException, known: tuple[type[Exception], ...], stopped: 
     if isinstance(error, KeyboardInterrupt):
         number = getattr(error, "number", signal.SIGINT)
         if number != SIGPIPE and os.environ.get("RANK", "0") == "0":  # one process of a job speaks for all
-            _print_red(f"stopped by {signal.Signals(number).name}. {stopped}")
+            _print_red(f"stopped by {signal.Signals(number).name}. {getattr(error, 'note', '') or stopped}")
         return 128 + number
     if isinstance(error, (ValueError, OSError, *known)):
         named = isinstance(error, OSError) and error.strerror and not error.filename

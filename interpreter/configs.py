@@ -47,6 +47,12 @@ class VideosConfig:
     """Edition of DAVIS."""
     num_videos: int = option(200, at_least=1)
     """Number of scenes to generate for synthetic data."""
+    scene_frames: int = option(24, at_least=1)
+    """Frames of each generated scene."""
+    scene_objects: tuple[int, int] = option((3, 8), at_least=1)
+    """Fewest and most objects of a generated scene, at most 12."""
+    scene_absences: bool = False
+    """Objects of generated scenes leave the view for a while and return; for scenes of 100 frames or more."""
     annotations: DavisAnnotations = "unsupervised"
     """Which masks of DAVIS 2017: of every salient object, or of the objects of the first frame."""
     crop_borders: bool = False

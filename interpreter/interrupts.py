@@ -17,11 +17,14 @@ SAME_SIGNAL_SECONDS = 0.3
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asks this process to end. ``number`` is that signal; 128 + number is the exit status."""
+    """A signal asks this process to end. ``number`` is that signal; 128 + number is the exit status.
 
-    def __init__(self, number: int) -> None:
+    ``note`` says what is left and what to do, where that is not what the command always says.
+    """
+
+    def __init__(self, number: int, note: str = "") -> None:
         super().__init__(number)
-        self.number = number
+        self.number, self.note = number, note
 
 
 class StopRequest:

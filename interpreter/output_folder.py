@@ -39,7 +39,7 @@ def written_together(out: Path, names: Sequence[str], absent: Sequence[str] = ()
         OSError: if ``out`` cannot be written, such as on a full disk.
         Interrupted: after the moves, if a signal came meanwhile.
     """
-    with _private_folder(out) as folder:
+    with private_folder(out) as folder:
         try:
             yield folder
         except OSError as error:
@@ -47,21 +47,28 @@ def written_together(out: Path, names: Sequence[str], absent: Sequence[str] = ()
                 text = f"the disk is full: nothing was written to {out}, and its files are unchanged"
                 raise OSError(errno.ENOSPC, text) from error
             raise
-        with waiting_for(out / ".lock", str(out)), StopRequest() as stop:
-            for number, name in enumerate(names):
-                place = out / name
-                place.parent.mkdir(parents=True, exist_ok=True)
-                if place.is_dir():
-                    place.rename(folder / f"previous-{number}")
-                (folder / name).replace(place)
-            for name in absent:
-                (out / name).unlink(missing_ok=True)
-    if stop.number:
-        raise Interrupted(stop.number)
+        stopped = move_together(folder, out, names, absent)
+    if stopped:
+        raise Interrupted(stopped)
+
+
+def move_together(folder: Path, out: Path, names: Sequence[str], absent: Sequence[str] = ()) -> int:
+    """Move entries from a private folder to ``out``, and delete those that are to be absent, while signals and other
+    processes wait; returns a signal that came meanwhile, or 0."""
+    with waiting_for(out / ".lock", str(out)), StopRequest() as stop:
+        for number, name in enumerate(names):
+            place = out / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if place.is_dir():
+                place.rename(folder / f"previous-{number}")
+            (folder / name).replace(place)
+        for name in absent:
+            (out / name).unlink(missing_ok=True)
+    return stop.number
 
 
 @contextlib.contextmanager
-def _private_folder(out: Path) -> Iterator[Path]:
+def private_folder(out: Path) -> Iterator[Path]:
     """Yield a folder inside ``out`` for this process alone; remove it afterwards, and those of killed processes."""
     with waiting_for(out / ".lock", str(out)):
         for other in out.glob(".segment-*"):

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import tyro
@@ -12,21 +12,34 @@ from rich.console import Console
 from rich.table import Table
 
 from interpreter.commands import run_command
-from interpreter.configs import require_square
+from interpreter.configs import option, require_square
 from interpreter.console import progress_bar
-from interpreter.data import FrameFolder, Video, open_video
+from interpreter.data import FrameFolder, Video, VideoError, open_video
 from interpreter.data.tree import LeftOut
 from interpreter.data.video.squares import CentralSquare, uncut
 from interpreter.engine.run import check_ranges
-from interpreter.method_options import choose_method, parse_with_settings
+from interpreter.interrupts import Interrupted
+from interpreter.method_options import Chosen, choose_method, parse_with_settings
 from interpreter.methods.base import Segmenter
 from interpreter.methods.runs import open_segmenter
 from interpreter.output_folder import make_output_folder
 from interpreter.render import DISPLAY_PALETTE
 from interpreter.segmentation import FILES, HIERARCHY, Edges, SegmentedVideo, check_count, check_output
+from interpreter.streaming import (
+    NAME,
+    STREAM_FILES,
+    Cut,
+    SegmentedStream,
+    StreamOptions,
+    check_stream_output,
+    segment_stream,
+    write_stream,
+)
+
+__all__ = ["SegmentOptions", "SegmentedStream", "SegmentedVideo", "main", "segment_stream", "segment_video"]
 
 PROG = "python -m interpreter.segment"
-Cut = Literal["none", "central"]
+TO_SEGMENT_LIVE = "ffmpeg -i CAMERA -c copy -f mpegts - | python -m interpreter.segment - --run RUN --out OUT"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +48,17 @@ class SegmentOptions:
 
     Writes below OUT: Annotations/NAME/00000.png … (the pixel's value is its segment, counted from 1), overlay.mp4,
     segments.json (YouTube-VIS RLE), slots.safetensors and preview.png. Files of an earlier call are replaced.
+    A live stream (-) is labelled while it comes; it has stream.json instead of slots.safetensors.
 
     Examples:
       python -m interpreter.segment clip.mp4 --run runs/demo --out out
       python -m interpreter.segment frames --run runs/demo --out out --frame-size 192 288
+      ffmpeg -i rtsp://CAMERA -c copy -f mpegts - | python -m interpreter.segment - --run runs/demo --out out
     """
 
     clip: tyro.conf.Positional[Path]
-    """Video file, or folder of numbered images (00000.jpg, 00001.jpg …) without a video file among them."""
+    """Video file, or folder of numbered images (00000.jpg, 00001.jpg …) without a video file among them;
+    - for a live stream on standard input: Matroska, WebM, MPEG-TS, Y4M or another container that needs no seeking."""
     run: Path | None = None
     """Directory of a trained run."""
     method: str | None = None
@@ -61,6 +77,9 @@ class SegmentOptions:
     """Opacity of the overlay's tint, 0 to 1; 0 draws contours only."""
     seed: int = 0
     """Seed of the slot prior."""
+    window: int | None = option(None, at_least=1)
+    """Live stream: frames that are segmented together, and by which labels are late. Default: as many as the video
+    stage was trained with."""
     settings: Any = None  # of the method; parse_with_settings puts its dataclass here
 
 
@@ -146,15 +165,7 @@ def print_report(result: SegmentedVideo, shares: np.ndarray, out: Path) -> None:
         shares: [segments] share of its pixels in each segment, as :meth:`SegmentedVideo.write` returns it.
         out: directory that was written to.
     """
-    video = result.video
-    table = Table()
-    table.add_column("segment", justify="right")
-    table.add_column("colour")
-    table.add_column("area", justify="right")
-    for index, share in enumerate(shares):
-        colour = "#" + bytes(DISPLAY_PALETTE[index]).hex()
-        table.add_row(str(index + 1), f"[{colour}]████[/]", f"{share:.1%}")
-    console = Console(soft_wrap=True, highlight=False)
+    video, console = result.video, _console()
     frames = f"{len(result.segmentation)} frames of {video.height}x{video.width} (height x width)"
     console.print(f"{video.name}: {frames}, {len(shares)} segments", markup=False)
     left_out = LeftOut()
@@ -162,27 +173,77 @@ def print_report(result: SegmentedVideo, shares: np.ndarray, out: Path) -> None:
         left_out.add(image, " not numbered like the frames")
     if left_out.groups:
         console.print(str(left_out), markup=False)
+    hierarchy = [HIERARCHY] if result.segmentation.hierarchy else []
+    tied = result.segmentation.tied_over_time
+    _print_segments(console, shares, tied, f"every window; {HIERARCHY} lists the windows" if hierarchy else None)
+    for name in (f"Annotations/{video.name}", *FILES, *hierarchy):
+        console.print(str(out / name), markup=False)
+
+
+def print_stream_report(result: SegmentedStream) -> None:
+    """Print a table of the segments of a stream, how late its labels were, and the files that were written."""
+    console, shares = _console(), result.shares
+    frames = f"{result.frames} frames of {result.size[0]}x{result.size[1]} (height x width)"
+    console.print(
+        f"{NAME}: {frames}, {len(shares)} segments; labels came {result.seconds:.2f} s after decoding at most"
+    )
+    _print_segments(console, shares, result.tied_over_time)
+    for name in (f"Annotations/{NAME}", *STREAM_FILES):
+        console.print(str(result.out / name), markup=False)
+
+
+def _console() -> Console:
+    return Console(soft_wrap=True, highlight=False)
+
+
+def _print_segments(console: Console, shares: np.ndarray, tied_over_time: bool, until: str | None = None) -> None:
+    table = Table()
+    table.add_column("segment", justify="right")
+    table.add_column("colour")
+    table.add_column("area", justify="right")
+    for index, share in enumerate(shares):
+        colour = "#" + bytes(DISPLAY_PALETTE[index]).hex()
+        table.add_row(str(index + 1), f"[{colour}]████[/]", f"{share:.1%}")
     console.print(table)
     empty = [str(index + 1) for index, share in enumerate(shares) if share == 0]
     if empty:
         console.print(f"empty segments, without a pixel in any frame: {', '.join(empty)}")
-    if not result.segmentation.tied_over_time and result.segmentation.hierarchy:
-        console.print(f"a number means another object in every window; {HIERARCHY} lists the windows")
-    elif not result.segmentation.tied_over_time:
+    if not tied_over_time and until:
+        console.print(f"a number means another object in {until}")
+    elif not tied_over_time:
         console.print("each frame was segmented by itself: a number means another object in every frame")
-    for name in (f"Annotations/{video.name}", *FILES, *([HIERARCHY] if result.segmentation.hierarchy else [])):
-        console.print(str(out / name), markup=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     chosen, options = parse_with_settings(SegmentOptions, sys.argv[1:] if arguments is None else arguments, PROG)
+    if options.clip == Path("-"):
+        return _segment_standard_input(chosen, options)
+    if options.window is not None:
+        raise ValueError("--window is an option of live streams (python -m interpreter.segment - …): leave it out")
     video = _open(options.clip, options.crop)
     check_output(options.out, video, options.alpha)
     segmenter = open_segmenter(chosen.method, options.run, options.settings, options.frame_size, stored=chosen.stored)
     require_square(options.crop, segmenter.frame_size)
     result, shares = _segment_and_write(video, segmenter, options.seed, options.edges, options.out, options.alpha)
     print_report(result, shares, options.out)
+    return 0
+
+
+def _segment_standard_input(chosen: Chosen, options: SegmentOptions) -> int:
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        raise ValueError(f"standard input is no stream but a terminal: pipe a video into it, {TO_SEGMENT_LIVE}")
+    if options.run is None:
+        raise ValueError("a live stream needs --run DIR, a trained run of the method interpreter")
+    check_stream_output(options.out, options.alpha)
+    how = StreamOptions(options.window, options.crop, options.edges, options.alpha, options.seed)
+    segmenter = open_segmenter(chosen.method, options.run, options.settings, options.frame_size, stored=chosen.stored)
+    result = write_stream(sys.stdin.buffer, segmenter, options.out, how)
+    print_stream_report(result)
+    if result.stopped:
+        raise Interrupted(result.stopped, result.kept)
+    if result.cut:
+        raise VideoError(f"{result.cut}. {result.kept}")
     return 0
 
 

@@ -5,6 +5,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -55,7 +56,8 @@ class Segmentation:
 
     Attributes:
         grid: patch grid (h, w), M = h w.
-        attention: [T, M, N] fp16, patches over the slots of their frame; each row over N sums to 1.
+        attention: [T, M, N] fp16, patches over the slots of their frame; each row over N sums to 1. It may be elsewhere
+            than ``across``, or in a file, if it is large (:mod:`interpreter.large`).
         across: [T, N, S], slots over segments, each row over S sums to 1; None if each slot is a segment.
         tensors: what ``segment`` writes to slots.safetensors, by name.
         tied_over_time: whether a segment is the same object in all frames.
@@ -80,16 +82,26 @@ class Segmentation:
         """Number of segments S."""
         return (self.attention if self.across is None else self.across).shape[-1]
 
+    @property
+    def device(self) -> torch.device:
+        """Where masks and label maps are computed."""
+        return (self.attention if self.across is None else self.across).device
+
     def masks(self, frames: slice = slice(None)) -> Tensor:
         """Soft masks at patch resolution, [t, M, S] fp32; each row sums to 1."""
-        attention = self.attention[frames].float()
         if self.across is None:
-            return attention
+            return self.attention[frames].float()
+        attention = self.attention[frames].to(self.across.device, torch.float32)
         return propagate_attention(attention[None], self.across[frames][None])[0]
 
     def labels(self, frames: slice = slice(None), size: tuple[int, int] | None = None) -> np.ndarray:
         """Segment of each pixel, uint8 [t, H, W]; ``size`` (H, W), by default the patch grid."""
-        return propagate_labels(*self._factors(frames), self.grid, size)[0].cpu().numpy()
+        if self.across is None or self.attention.device == self.across.device:
+            return propagate_labels(*self._factors(frames), self.grid, size)[0].cpu().numpy()
+        chosen = range(len(self))[frames]  # the attention may be too large for the device
+        pieces = (chosen[start : start + LABELS_AT_ONCE] for start in range(0, max(len(chosen), 1), LABELS_AT_ONCE))
+        factors = (self._factors(slice(piece.start, piece.stop, piece.step)) for piece in pieces)
+        return np.concatenate([propagate_labels(*pair, self.grid, size)[0].cpu().numpy() for pair in factors])
 
     def label_maps(
         self, size: tuple[int, int] | None = None, guide: Iterable[np.ndarray] | None = None
@@ -138,11 +150,11 @@ class Segmentation:
                 )
         if len(frames) < part.stop - part.start:
             raise ValueError(f"the guide has {part.start + len(frames)} frames, but {len(self)} were segmented")
-        return torch.from_numpy(np.stack(frames)).to(self.attention.device)[None]
+        return torch.from_numpy(np.stack(frames)).to(self.device)[None]
 
     def _factors(self, frames: slice) -> tuple[Tensor, Tensor]:
         """Both factors of the masks, as a batch of one video. Where each slot is a segment, the second is identity."""
-        attention, across = self.attention[frames], self.across
+        attention, across = self.attention[frames].to(self.device), self.across
         if across is None:
             across = torch.eye(self.num_segments, device=attention.device).expand(len(self), -1, -1)
         return attention[None], across[frames][None]
@@ -215,16 +227,21 @@ def check_output(out: Path, video: Video, alpha: float) -> None:
     Raises:
         ValueError: says which option to change.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"--alpha {alpha}: the opacity must be between 0 and 1")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; give a directory")
+    check_place(out, alpha)
     source, annotations = video.path.resolve(), (out / "Annotations" / video.name).resolve()
     written = {out.resolve(), *((out / name).resolve() for name in (*FILES, HIERARCHY))}
     if source in written or source.is_relative_to(annotations):
         raise ValueError(f"--out {out} would overwrite {video.path}; give another directory")
     if annotations.exists() and not (out / "slots.safetensors").exists():
         raise ValueError(f"{annotations} already exists and is not from this command; give another --out")
+
+
+def check_place(out: Path, alpha: float) -> None:
+    """Refuse a directory or an opacity that is none, whatever is segmented; ValueError says which option to change."""
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"--alpha {alpha}: the opacity must be between 0 and 1")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a directory")
 
 
 def check_count(segments: int) -> None:
@@ -261,9 +278,7 @@ def _write_pictures(folder: Path, segmented: SegmentedVideo, alpha: float, advan
     video, count = segmented.video, len(segmented.segmentation)
     pixels = np.zeros(segmented.segmentation.num_segments, np.int64)
     chosen = set(np.linspace(0, count - 1, min(PREVIEW_FRAMES, count)).round().astype(int).tolist())
-    shape = video.height / (video.width * video.pixel_aspect)  # as it is shown, while label maps are of stored pixels
-    size = (max(1, round(PREVIEW_WIDTH * shape)), PREVIEW_WIDTH)
-    shown = []
+    shown: list[Shown] = []
     with (
         VideoWriter(folder / "overlay.mp4", video.fps, (video.height, video.width), video.pixel_aspect) as painted,
         RleWriter(folder / "segments.json") as codes,
@@ -276,11 +291,27 @@ def _write_pictures(folder: Path, segmented: SegmentedVideo, alpha: float, advan
             codes.write(video.name, labels)
             pixels += areas
             if number in chosen:
-                shown.append((resize(frame, size), resize_labels(labels[None], size)[0]))
+                shown.append(show(frame, labels, video.pixel_aspect))
             advance()
-    frames, maps = (np.stack(images) for images in zip(*shown, strict=True))
-    Image.fromarray(mask_grid(frames, maps, width=PREVIEW_WIDTH * len(frames))).save(folder / "preview.png")
+    write_preview(folder / "preview.png", shown)
     return pixels / pixels.sum()
+
+
+Shown = tuple[np.ndarray, np.ndarray]
+"""A frame and its label map, in the size of the preview."""
+
+
+def show(frame: np.ndarray, labels: np.ndarray, pixel_aspect: Fraction) -> Shown:
+    """A column of the preview, as players show the frame, while label maps are of stored pixels."""
+    height, width = labels.shape
+    size = (max(1, round(PREVIEW_WIDTH * height / (width * pixel_aspect))), PREVIEW_WIDTH)
+    return resize(frame, size), resize_labels(labels[None], size)[0]
+
+
+def write_preview(path: Path, shown: Sequence[Shown]) -> None:
+    """Write frames and their segments side by side."""
+    frames, maps = (np.stack(images) for images in zip(*shown, strict=True))
+    Image.fromarray(mask_grid(frames, maps, width=PREVIEW_WIDTH * len(frames))).save(path)
 
 
 def _outlines(segmented: SegmentedVideo) -> Iterator[np.ndarray | None]:

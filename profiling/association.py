@@ -35,7 +35,8 @@ from interpreter.methods.interpreter import INTERPRETER
 from interpreter.methods.interpreter.association import RESTARTS, group_by_features, slot_descriptions
 from interpreter.methods.interpreter.config import VideoModelConfig
 from interpreter.methods.interpreter.image_slots import encode_slots
-from interpreter.methods.interpreter.segmenter import InterpreterSegmenter, Settings
+from interpreter.methods.interpreter.segmenter import InterpreterSegmenter
+from interpreter.methods.interpreter.settings import Settings
 from interpreter.methods.interpreter.token_means import TokenMeans, means_as_inputs, token_means
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.methods.runs import open_segmenter
@@ -222,10 +223,11 @@ def train(variant: Variant, scenes: Held, seed: int) -> tuple[VideoStage, float,
         times = torch.arange(variant.frames)
         inputs = inputs_of({k: v[chosen, flips, draws, times] for k, v in scenes.items()}, variant)
         noise = torch.randn(len(chosen), variant.model.num_slots, variant.model.dim, generator=generator)
+        of_gate = {} if stage.gate is None else {"gate_noise": torch.randn(noise.shape[:2], generator=generator)}
         cosine = 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (variant.steps - warmup))
         optimizer.param_groups[0]["lr"] = variant.lr * ((step + 1) / warmup if step < warmup else cosine)
         with autocast(CPU, "bf16"):
-            loss, _ = stage(inputs, stage.slot_attention.sample_slots(len(chosen), noise=noise))
+            loss, _ = stage(inputs, stage.slot_attention.sample_slots(len(chosen), noise=noise), **of_gate)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -32,7 +32,8 @@ from interpreter.engine.randomness import torch_generator
 from interpreter.methods.interpreter import INTERPRETER
 from interpreter.methods.interpreter.config import VideoModelConfig
 from interpreter.methods.interpreter.image_slots import encode_slots
-from interpreter.methods.interpreter.segmenter import InterpreterSegmenter, Settings
+from interpreter.methods.interpreter.segmenter import InterpreterSegmenter
+from interpreter.methods.interpreter.settings import Settings
 from interpreter.methods.interpreter.video_stage import VideoSlots, VideoStage
 from interpreter.methods.runs import open_segmenter
 from interpreter.metrics import PROTOCOLS, score_video, summarise
@@ -110,7 +111,8 @@ class PartlyMasked(VideoStage):
         if self.undone in ("attention", "all"):
             return super().group(context, slots, *args, **options)
         if self.undone != "clustering":
-            return super().group(context, slots, *args, masses=masses, **options)
+            options["masses"] = masses
+            return super().group(context, slots, *args, **options)
         fed = super().group(context, slots, 0.0, **options).unmerged
         labels, _ = cluster_slots(fed.detach(), self.config.merge_threshold)
         apart = super().group(context, slots, 0.0, masses=masses, **options)

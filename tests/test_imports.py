@@ -16,7 +16,7 @@ LAYERS = [
     ["slotkernels"],
     [
         f"interpreter.{name}"
-        for name in ("files", "output_folder", "locks", "interrupts", "versions", "openmp", "heap", "console")
+        for name in ("files", "output_folder", "locks", "interrupts", "versions", "openmp", "heap", "console", "large")
     ],
     ["interpreter.data", "interpreter.metrics"],
     ["interpreter.configs"],

@@ -173,7 +173,7 @@ def check_ranges(options: Any) -> None:
             check_ranges(value)
         elif least is not None and value is not None:
             for number in value if isinstance(value, tuple) else (value,):
-                if number < least:
+                if not isinstance(number, str) and number < least:
                     raise ValueError(f"{flag(option.name)} must be at least {least}, got {number}")
 
 

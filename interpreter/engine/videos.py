@@ -19,7 +19,14 @@ def open_videos(config: VideosConfig, run: Path) -> VideoDataset:
     if config.data == "synthetic":
         split, root = split or "train", root or run / "scenes"
         for part in split_parts(split):
-            generate_scenes(root, config.num_videos, split=part)
+            generate_scenes(
+                root,
+                config.num_videos,
+                num_frames=config.scene_frames,
+                split=part,
+                objects=config.scene_objects,
+                absences=config.scene_absences,
+            )
     elif root is None:
         raise ValueError(f"--data {config.data} needs --root DIR")
     elif config.data in WITHOUT_SPLITS:

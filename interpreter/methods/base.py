@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -274,6 +274,34 @@ class Segmenter(abc.ABC):
             seed: one of its seeds.
             settings: fields of the method's settings that replace those it was opened with, such as
                 ``merge_threshold=0.2``. None leaves a setting as it is.
+        """
+
+    def online(self, seed: int = 0, window: int | None = None) -> "Online":
+        """Begin to segment a live stream; by default no method can.
+
+        Args:
+            seed: of the slot prior.
+            window: frames that are segmented together. Default: the method's own.
+
+        Raises:
+            ValueError: if the method, or a setting that it was opened with, needs the whole video.
+        """
+        raise ValueError("this method segments whole videos; a live stream needs a run of the method interpreter")
+
+
+class Online(Protocol):
+    """Segments a live stream, window by window.
+
+    Attributes:
+        window: frames that are segmented together; the last window of a stream may be shorter.
+    """
+
+    window: int
+
+    def add(self, video: Video) -> Segmentation:
+        """Segment the next window; a segment has the number that it had in the windows before.
+
+        What is kept from window to window does not grow with the length of the stream.
         """
 
 

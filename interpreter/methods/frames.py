@@ -6,11 +6,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from interpreter.configs import Dtype, FeatureStageConfig
 from interpreter.data import Video
 from interpreter.engine.inputs import FrameInputs, Inputs, InputSettings, Windows
+from interpreter.large import FrameTensor, FrameTensors
 from interpreter.methods.base import Context, Encoded, Segmenter, Stage
 from interpreter.segmentation import changed_video
 from interpreter.store.features import FeatureMaker, FeatureSource, encode
@@ -67,6 +69,7 @@ def encode_frames(
     find: Callable[[Tensor, int], tuple[Tensor, ...]],
     advance: Callable[[int], None],
     keep: Callable[[Tensor], None],
+    elsewhere: bool = True,
 ) -> Encoded:
     """Stream a video through the backbone, and keep what a method computes of each frame.
 
@@ -74,15 +77,19 @@ def encode_frames(
         segmenter: its backbone, frame size and precision are used.
         video, seeds, advance, keep: see :meth:`Segmenter.encode`.
         find: computes tensors [t, ...] from the features [t, M, C] of t consecutive frames and a seed.
+        elsewhere: whether tensors [t, M, ...] in half precision, of a row for each patch, may be kept in memory of the
+            host or in a file if they are too large (:mod:`interpreter.large`).
 
     Returns:
         For each seed a tuple of these tensors for all frames, [T, ...].
 
     Raises:
         ValueError: if the video is damaged, or changes meanwhile.
+        OSError: if the tensors fit neither into memory nor on the disk.
     """
-    by_seed: dict[int, tuple[Tensor, ...]] = {}
+    by_seed: dict[int, tuple[FrameTensor, ...]] = {}
     frames, count = video.num_frames, 0
+    tensors = FrameTensors(frames, segmenter.device)
     for features in encode(segmenter.backbone, video.frames(segmenter.frame_size), segmenter.precision):
         keep(features)
         chunk = slice(count, count + len(features))
@@ -90,11 +97,15 @@ def encode_frames(
         for seed in seeds:
             parts = find(features, seed)
             if seed not in by_seed:  # one allocation for all frames: joining chunks would take twice the memory
-                by_seed[seed] = tuple(part.new_empty(frames, *part.shape[1:]) for part in parts)
+                by_seed[seed] = tuple(
+                    tensors.empty(part.shape[1:], part.dtype, "attention of the patches", elsewhere and large)
+                    for part in parts
+                    for large in [part.dtype == torch.half and part.shape[1] == features.shape[1]]
+                )
             if count <= frames:
                 for whole, part in zip(by_seed[seed], parts, strict=True):
-                    whole[chunk] = part
+                    whole.write(chunk, part)
         advance(len(features))
     if count != frames:
         raise changed_video(video)
-    return Encoded(frames, by_seed)
+    return Encoded(frames, {seed: tuple(whole.tensor for whole in wholes) for seed, wholes in by_seed.items()})

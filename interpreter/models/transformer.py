@@ -228,11 +228,19 @@ class TransformerDecoder(nn.Module):
         self.head = nn.Linear(dim, out_dim)
 
     def forward(
-        self, queries: Tensor, slots: Tensor, slot_mask: Tensor | None = None, query_mask: Tensor | None = None
+        self,
+        queries: Tensor,
+        slots: Tensor,
+        slot_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        slot_weights: Tensor | None = None,
     ) -> Tensor:
-        """Decode; ``slot_mask`` [B, S] is False for slots that were merged away, ``query_mask`` [B, L] for padding."""
+        """Decode; ``slot_mask`` [B, S] is False for slots that were merged away, ``query_mask`` [B, L] for padding.
+        ``slot_weights`` [B, S] multiply the normalised slots, so that a gate gets a gradient."""
         # One sample until the first cross-attention: up to there nothing depends on the slots, unless on the padding.
         x, memory = queries[None], self.norm_slots(slots)
+        if slot_weights is not None:
+            memory = memory * slot_weights[..., None].to(memory.dtype)
         if query_mask is not None:
             x = x.expand(len(query_mask), -1, -1)
         terms = run_blocks(self.blocks, x, query_mask, memory, slot_mask, self.recompute)

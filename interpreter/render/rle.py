@@ -1,8 +1,11 @@
 """Masks in the results format of YouTube-VIS: one entry for each object, one RLE (or null) for each frame."""
 
+import itertools
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from pycocotools import mask as coco
@@ -53,6 +56,72 @@ class RleWriter:
                 file.write("[]" if separator == "[" else "]")
 
 
+class RleSpool:
+    """Writes what :class:`RleWriter` writes of one video, of any length: codes wait in files, not in memory.
+
+    Args:
+        path: of the JSON file; it appears, complete, when the block ends well.
+        video_id: of the video.
+        folder: for the codes of each object; it is removed at the end.
+    """
+
+    def __init__(self, path: Path, video_id: int | str, folder: Path) -> None:
+        self.path, self.video_id, self.folder = path, video_id, folder
+        self._length, self._size = 0, [0, 0]
+        self._files: dict[int, TextIO] = {}
+        folder.mkdir(parents=True)
+
+    def write(self, labels: np.ndarray) -> None:
+        """Append a frame, integer [H, W] ids."""
+        self._size = list(labels.shape)
+        for label, counts in _codes(labels):
+            if label not in self._files:
+                self._files[label] = (self.folder / str(label)).open("w+", encoding="ascii")
+            self._files[label].write(f"{self._length} {counts.decode('ascii')}\n")
+        self._length += 1
+
+    def __enter__(self) -> "RleSpool":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                with written_whole(self.path) as temporary, temporary.open("w", encoding="ascii") as file:
+                    file.write("[")
+                    for number, label in enumerate(sorted(self._files)):
+                        file.write(", " * bool(number))
+                        file.writelines(self._entry(label))
+                    file.write("]")
+        finally:
+            for opened in self._files.values():
+                opened.close()
+            shutil.rmtree(self.folder)
+
+    def _entry(self, label: int) -> Iterator[str]:
+        """The text of an object's entry, in pieces."""
+        entry = json.dumps({"video_id": self.video_id, "category_id": 1, "score": 1.0, "segmentations": []})
+        yield entry.removesuffix("]}")
+        frame, separator = 0, ""
+        self._files[label].seek(0)
+        for line in self._files[label]:
+            number, counts = line.split()
+            code = json.dumps({"size": self._size, "counts": counts})
+            for text in (*itertools.repeat("null", int(number) - frame), code):
+                yield separator + text
+                separator = ", "
+            frame = int(number) + 1
+        for _ in range(frame, self._length):
+            yield separator + "null"
+        yield "]}"
+
+
+def _codes(labels: np.ndarray) -> Iterator[tuple[int, bytes]]:
+    """Each id of a label map in ascending order, and the counts of its RLE."""
+    columns_first = np.asfortranarray(labels)  # the order of COCO's runs
+    for label in np.unique(labels).tolist():
+        yield label, coco.encode((columns_first == label).view(np.uint8))["counts"]
+
+
 class _Video:
     """The codes of one video: id -> {frame: counts of its RLE}."""
 
@@ -67,10 +136,8 @@ class _Video:
         if self.size not in (None, labels.shape):
             raise ValueError(f"labels {labels.shape} differ in size from the frames before, {self.size}")
         self.size = labels.shape
-        columns_first = np.asfortranarray(labels)  # the order of COCO's runs
-        for label in np.unique(labels).tolist():
-            rle = coco.encode((columns_first == label).view(np.uint8))
-            self.objects.setdefault(label, {})[self.length] = rle["counts"]
+        for label, counts in _codes(labels):
+            self.objects.setdefault(label, {})[self.length] = counts
         self.length += 1
 
     def entries(self, video_id: int | str) -> Iterator[Entry]:

@@ -1,6 +1,8 @@
 """Attention propagation: the product, and label maps against product, interpolation and argmax in PyTorch."""
 
 from collections.abc import Iterator
+from functools import reduce
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ SHAPES: tuple[tuple[Any, str], ...] = (
     (VIDEO, "noise"),
     ((24, (24, 24), 32, 20, (336, 336)), "objects"),  # MOVi-E
     ((8, (24, 36), 32, 8, (720, 1280)), "objects"),  # HD
+    ((36, (24, 36), 32, (16, 8), (336, 504)), "objects"),  # three levels: K2 video slots, and K3 above them
 )
 
 
@@ -38,6 +41,12 @@ def blobs(frames: int, grid: tuple[int, int], slots: int, objects: int) -> tuple
     return image.unsqueeze(0), video.unsqueeze(0)
 
 
+def shared_levels(frames: int, slots: tuple[int, ...], device: str) -> list[Tensor]:
+    """Attention [1, T, K2, K3], … of the levels above the video slots, each one map that all frames share."""
+    shared = [(4 * torch.randn(1, 1, *pair, device=device)).softmax(-1) for pair in pairwise(slots)]
+    return [level.expand(1, frames, -1, -1) for level in shared]
+
+
 def exact_labels(image: Tensor, video: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Labels [T, H, W] in float64, and where the two best scores differ by more than rounding."""
     labels, clear = [], []
@@ -50,25 +59,36 @@ def exact_labels(image: Tensor, video: Tensor, grid: tuple[int, int], size: tupl
 
 
 def label_cases(device: str) -> Iterator[Case]:
-    """Sizes of YTVIS-19, MOVi-E and HD; attention as in a segmentation, and noise, the worst case."""
+    """Sizes of YTVIS-19, MOVi-E and HD; attention as in a segmentation, and noise, the worst case; three levels."""
     for (frames, grid, slots, objects, size), kind in SHAPES:
+        above = (objects,) if isinstance(objects, int) else objects  # slots of the levels, from the lowest up
 
-        def inputs(kind: str = kind, arguments: Any = (frames, grid, slots, objects)) -> tuple[Tensor, ...]:
-            return tuple(t.to(device) for t in {"noise": noise, "objects": blobs}[kind](*arguments))
+        def inputs(
+            kind: str = kind, arguments: Any = (frames, grid, slots, above[0]), above: Any = above
+        ) -> tuple[Tensor, ...]:
+            maps = {"noise": noise, "objects": blobs}[kind](*arguments)
+            return (*(t.to(device) for t in maps), *shared_levels(arguments[0], above, device))
 
-        def chain(image: Tensor, video: Tensor, grid: Any = grid, size: Any = size) -> Outputs:
-            masks = torch.bmm(image[0], video[0]).transpose(1, 2).unflatten(2, grid)
+        def chain(image: Tensor, *levels: Tensor, grid: Any = grid, size: Any = size) -> Outputs:
+            masks = image[0]
+            for level in levels:
+                masks = torch.bmm(masks, level[0])
+            masks = masks.transpose(1, 2).unflatten(2, grid)
             return {"labels": F.interpolate(masks, size, mode="bilinear", align_corners=False).argmax(1)}
 
-        def with_max(image: Tensor, video: Tensor, grid: Any = grid, size: Any = size) -> Outputs:
-            masks = torch.bmm(video[0].mT, image[0].mT).unflatten(2, grid)
+        def with_max(image: Tensor, *levels: Tensor, grid: Any = grid, size: Any = size) -> Outputs:
+            masks = image[0].mT
+            for level in levels:
+                masks = torch.bmm(level[0].mT, masks)
+            masks = masks.unflatten(2, grid)
             return {"labels": F.interpolate(masks, size, mode="bilinear", align_corners=False).max(1).indices}
 
-        def ours(image: Tensor, video: Tensor, grid: Any = grid, size: Any = size, extras: bool = False) -> Outputs:
-            result = propagate_labels(image, video, grid, size, confidence=extras, statistics=extras)
+        def ours(image: Tensor, *levels: Tensor, grid: Any = grid, size: Any = size, extras: bool = False) -> Outputs:
+            result = propagate_labels(image, levels, grid, size, confidence=extras, statistics=extras)
             return {"labels": (result if isinstance(result, Tensor) else result.labels)[0]}
 
-        def judge(image: Tensor, video: Tensor, grid: Any = grid, size: Any = size) -> Judge:
+        def judge(image: Tensor, *levels: Tensor, grid: Any = grid, size: Any = size) -> Judge:
+            video = reduce(torch.matmul, [level.double() for level in levels])
             labels, clear = exact_labels(image, video, grid, size)
 
             def check(outputs: Outputs) -> dict[str, float]:
@@ -79,7 +99,7 @@ def label_cases(device: str) -> Iterator[Case]:
 
             return check
 
-        counted = (1, frames, grid[0] * grid[1], slots, objects, size[0] * size[1])
+        counted = (1, frames, grid[0] * grid[1], slots, above, size[0] * size[1])
         yield Case(
             shape={"T": frames, "grid": grid, "N": slots, "K": objects, "size": size, "attention": kind},
             dtype=torch.float32,
@@ -89,7 +109,7 @@ def label_cases(device: str) -> Iterator[Case]:
                 "max": with_max,
                 "argmax compiled": torch.compile(chain),
                 OURS: ours,
-                f"{OURS} extras": lambda image, video, ours=ours: ours(image, video, extras=True),
+                f"{OURS} extras": lambda *maps, ours=ours: ours(*maps, extras=True),
             },
             judge=judge,
             bytes=bytes_moved(*counted),
@@ -137,7 +157,7 @@ def attention_cases(device: str) -> Iterator[Case]:
 
 PROPAGATE_LABELS = Benchmark(
     "propagate_labels",
-    "label maps of a video at full resolution from the two attention maps",
+    "label maps of a video at full resolution from its attention maps",
     {
         "argmax": "`torch.bmm`, `F.interpolate` and `argmax`",
         "max": "the same with the objects first and `max`, which is faster on some sizes",

@@ -15,7 +15,7 @@ from pycocotools import mask as coco
 
 from interpreter import render
 from interpreter.render import curves
-from interpreter.render.rle import RleWriter
+from interpreter.render.rle import RleSpool, RleWriter
 from interpreter.render.video import VideoWriter
 
 RED = np.array([200, 30, 60], np.uint8)
@@ -268,3 +268,13 @@ def test_curves_are_drawn_for_every_finite_quantity(tmp_path):
         assert np.asarray(image.convert("L")).std() > 5
     with pytest.raises(ValueError, match="nothing to plot"):
         render.plot_curves([{"loss": 1.0}], path)
+
+
+def test_spooled_rle_is_the_same_file(tmp_path):
+    labels = moving_square()
+    rle_entries(tmp_path / "a.json", "x y", labels)
+    with RleSpool(tmp_path / "b.json", "x y", tmp_path / "codes") as spool:
+        for frame in labels:
+            spool.write(frame)
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert not (tmp_path / "codes").exists()

@@ -148,6 +148,36 @@ def test_samples_loss_equals_geomloss_with_weights(p, debias):
     assert_same_loss(ours, geomloss, a.unsqueeze(-1), x, b.unsqueeze(-1), y)
 
 
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_weighted_divergence_equals_geomloss_in_value_and_gradient(shape, p):
+    x, y = points(*shape)
+    a, b = weights(shape[0], shape[1]), weights(shape[0], shape[2])
+    loss = partial(sinkhorn_divergence, p=p)
+    assert_same_loss(lambda a, x, b, y: loss(x, y, a, b), tensorized(p=p), a, x, b, y)
+    uniform = torch.full_like(b, 1 / shape[2])
+    assert_same_loss(lambda a, x, b, y: loss(x, y, a), lambda a, x, b, y: tensorized(p=p)(a, x, uniform, y), a, x, b, y)
+
+
+@pytest.mark.parametrize("filler", [0.0, 1e6, float("nan")])
+def test_padding_by_points_without_weight_equals_each_set_alone(filler):
+    """Two pairs of sets of 3 and 5, and of 6 and 2 points, in one call: values and gradients."""
+    x, y = points(2, 6, 5, 4, grad=False)
+    counts = ((3, 5), (6, 2))
+    real = [torch.arange(6) < torch.tensor([[3], [6]]), torch.arange(5) < torch.tensor([[5], [2]])]
+    x, y = (t.masked_fill(~r.unsqueeze(2), filler).requires_grad_() for t, r in zip((x, y), real, strict=True))
+    a, b = (r.double() / r.sum(1, keepdim=True) for r in real)
+    value = sinkhorn_divergence(x, y, a, b, diameter=9.0)
+    grads = torch.autograd.grad(value.sum(), (x, y))
+    for k, (n, m) in enumerate(counts):
+        alone = [t.detach().requires_grad_() for t in (x[k : k + 1, :n], y[k : k + 1, :m])]
+        expected = sinkhorn_divergence(*alone, diameter=9.0)
+        torch.testing.assert_close(value[k : k + 1], expected)
+        of_points = [grads[0][k : k + 1, :n], grads[1][k : k + 1, :m]]
+        torch.testing.assert_close(of_points, list(torch.autograd.grad(expected.sum(), alone)))
+    assert not any(grad[~r].any() for grad, r in zip(grads, real, strict=True))
+
+
 def test_points_of_zero_weight_are_ignored():
     x, y = points(2, 5, 4, 3)
     a = torch.tensor([0.5, 0.0, 0.25, 0.25, 0.0], dtype=torch.float64).repeat(2, 1)
@@ -184,6 +214,14 @@ def test_potentials_equal_geomloss_in_value_and_gradient(debias):
             r"x is float32 \[2, 3\], expected \[B, N, D\]",
         ),
         (lambda: sinkhorn_divergence(torch.zeros(2, 3, 4), torch.zeros(2, 3, 5)), r"y is .* with D = 4"),
+        (
+            lambda: sinkhorn_divergence(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.ones(2, 4)),
+            r"a is float32 \[2, 4\], expected \[B, N\] with N = 3",
+        ),
+        (
+            lambda: sinkhorn_divergence(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), b=torch.ones(3)),
+            r"b is float32 \[3\], expected \[B, M\]",
+        ),
         (lambda: sinkhorn_divergence(torch.zeros(2, 0, 4), torch.zeros(2, 3, 4)), "x is .* with N > 0"),
         (lambda: sinkhorn_divergence(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4).double()), "y is float64"),
         (lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, p=3), "p=3, expected 1 or 2"),
@@ -222,6 +260,22 @@ def test_compiles_fullgraph_with_equal_values_and_gradients(diameter):
     assert_compiles(loss, x, y)
 
 
+@pytest.mark.parametrize("diameter", ["batch", "problem", 12.0])
+@pytest.mark.parametrize("learned", [False, True], ids=["fixed", "learned"])
+def test_compiles_fullgraph_with_weights(diameter, learned):
+    x, y = points(3, 4, 5, 6)
+    a, b = weights(3, 4, learned), weights(3, 5, learned)
+    padding = torch.zeros_like(a, dtype=torch.bool)
+    padding[1, 2:] = True
+
+    def loss(x, y, a=a, b=b):
+        a = a.masked_fill(padding, 0.0)
+        a = a / a.sum(1, keepdim=True)
+        return sinkhorn_divergence(x, y, a, b, diameter=diameter).square().sum()
+
+    assert_compiles(loss, x, y, *((a, b) if learned else ()))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler: no g++ found")
 def test_a_training_step_compiles_with_inductor():
@@ -229,12 +283,16 @@ def test_a_training_step_compiles_with_inductor():
     x, y = points(2, 4, 4, 3, dtype=torch.float32)
     layer = torch.nn.Linear(3, 3)
 
-    def loss(x):
-        return sinkhorn_divergence(layer(x), y, diameter=12.0).mean()
+    def loss(x, sizes):
+        valid = torch.arange(4) < sizes.unsqueeze(1)
+        padded = sinkhorn_divergence(layer(x), y, valid / valid.sum(1, keepdim=True), diameter=12.0)
+        return (sinkhorn_divergence(layer(x), y, diameter=12.0) + padded).mean()
 
-    expected = torch.autograd.grad(loss(x), layer.weight)
-    actual = torch.autograd.grad(torch.compile(loss, fullgraph=True)(x), layer.weight)
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    compiled = torch.compile(loss, fullgraph=True)
+    for sizes in (torch.tensor([4, 2]), torch.tensor([1, 3])):
+        expected = torch.autograd.grad(loss(x, sizes), layer.weight)
+        actual = torch.autograd.grad(compiled(x, sizes), layer.weight)
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_cost_formulas():

@@ -270,6 +270,12 @@ def test_compiles_fullgraph_with_equal_values_and_gradients(diameter):
 
     assert_compiles(loss, x, y, rtol=0.0, atol=0.0)
 
+    def weighted(x, y):  # as in a training step: some points are padding
+        a = (torch.arange(4) < torch.tensor([[4], [2], [3]])).float()
+        return sinkhorn_divergence(x, y, a / a.sum(1, keepdim=True), diameter=diameter, backend="cpp").square().sum()
+
+    assert_compiles(weighted, x, y, rtol=0.0, atol=0.0)
+
 
 def test_auto_selects_cpp_and_refusals_name_the_reason(monkeypatch):
     problem = partial(make_problem, "test", p=2, blur=0.05, scaling=0.5, diameter="batch")

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,17 +42,22 @@ def has_video(root: Path, name: str, num_frames: int | None = None) -> bool:
 def write_video(root: Path, name: str, masks: Iterable[Picture], frames: Iterable[Picture]) -> None:
     """Write one video under a temporary name and rename it: masks first, so that a video with frames is complete.
 
+    Masks and frames are taken in turn, so that whoever makes both at once need not keep either.
+
     Raises:
         OSError: if it cannot be written; :func:`locked` then removes the partial files.
     """
-    for part, pictures in ((MASKS, masks), (FRAMES, frames)):
-        partial, final = root / part / f".{name}.partial", root / part / name
-        for leftover in (partial, final):  # of an interrupted run
+    partial = {part: root / part / f".{name}.partial" for part in (MASKS, FRAMES)}
+    for part, folder in partial.items():
+        for leftover in (folder, root / part / name):  # of an interrupted run
             shutil.rmtree(leftover, ignore_errors=True)
-        partial.mkdir()
-        for picture in pictures:
-            (partial / f"{picture.frame:05d}{picture.suffix}").write_bytes(picture.content)
-        partial.rename(final)
+        folder.mkdir()
+    for pair in zip_longest(masks, frames):
+        for folder, picture in zip(partial.values(), pair, strict=True):
+            if picture is not None:
+                (folder / f"{picture.frame:05d}{picture.suffix}").write_bytes(picture.content)
+    for part, folder in partial.items():
+        folder.rename(root / part / name)
 
 
 def write_set(root: Path, split: str, names: Iterable[str]) -> None:
@@ -59,20 +65,22 @@ def write_set(root: Path, split: str, names: Iterable[str]) -> None:
     write_text(root / SETS / f"{split}.txt", "".join(f"{name}\n" for name in names))
 
 
-def claim(manifest: Path, record: Mapping[str, Any]) -> None:
+def claim(manifest: Path, record: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
     """Record in a manifest what a split is made of, or compare with an existing manifest.
 
     Args:
         manifest: the JSON file.
         record: what the split is made of; ``num_videos`` may be larger than before, everything else must be equal.
+        defaults: values of entries that are left out where they are equal to these: of entries that older manifests
+            lack.
 
     Raises:
         ValueError: if the split was made of something else, or of more videos.
     """
-    record = json.loads(json.dumps(record))
+    record, defaults = json.loads(json.dumps([record, defaults or {}]))
     if manifest.exists():
         try:
-            existing = json.loads(read_text(manifest))
+            existing = {**defaults, **json.loads(read_text(manifest))}
             before = int(existing["num_videos"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{manifest}: damaged ({error!r}); delete it and run the same command again") from error
@@ -86,6 +94,7 @@ def claim(manifest: Path, record: Mapping[str, Any]) -> None:
                 f"{manifest}: this split was made with {', '.join(different)}; "
                 "choose another root or split, or delete this one"
             )
+    record = {k: v for k, v in record.items() if k not in defaults or v != defaults[k]}
     write_text(manifest, json.dumps(record, indent=2) + "\n")
 
 

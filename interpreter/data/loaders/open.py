@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
-import psutil
 import torch
 
 from interpreter.data.loaders.base import Loader
@@ -15,6 +14,7 @@ from interpreter.data.options import LoaderName
 from interpreter.data.threads import cpu_count
 from interpreter.data.video import CentralSquare, CroppedVideo, FrameFolder, Size, Video
 from interpreter.data.video.squares import uncut_size
+from interpreter.large import free_memory
 
 # What `fn.decoders.video` of DALI 2.4 decodes, by FFmpeg's names.
 DALI_CPU_CODECS = frozenset({"vp8", "vp9", "mjpeg"})
@@ -138,17 +138,6 @@ def dali_obstacle(videos: Sequence[Video], device: torch.device, squares: bool =
         return None
     reason, count = obstacles.most_common(1)[0]
     return f"{reason}: {first[reason]}" + (f" and {count - 1} more" if count > 1 else "")
-
-
-def free_memory() -> int:
-    """Bytes of memory that this process may still use; respects the limit of a container."""
-    free = psutil.virtual_memory().available
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except OSError:  # no such limit here
-        return free
-    return free if limit == "max" else min(free, int(limit) - used)
 
 
 def dali_is_installed() -> bool:

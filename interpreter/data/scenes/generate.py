@@ -9,6 +9,7 @@ import threading
 import zlib
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
+from itertools import tee
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -27,20 +28,25 @@ from interpreter.data.datasets.layout import (
     write_set,
     write_video,
 )
-from interpreter.data.scenes.scene import Scene, make_scene
+from interpreter.data.scenes.scene import MOST_OBJECTS, Scene, make_scene
 from interpreter.data.threads import cpu_count, reading_threads
 from interpreter.interrupts import SIGNALS
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """All settings that determine a video, apart from its index. Raise ``version`` when the pictures change."""
+    """All settings that determine a video, apart from its index. Raise ``version`` when the pictures change.
+
+    Those that are younger than version 1 are recorded only if they differ from their defaults.
+    """
 
     seed: int
     size: tuple[int, int]
     num_frames: int
     split: str
     version: int = 1
+    objects: tuple[int, int] = (3, 8)
+    absences: bool = False
 
     def name(self, index: int) -> str:
         return f"{self.split}-{index:05d}"
@@ -48,7 +54,7 @@ class _Recipe:
     def scene(self, index: int) -> Scene:
         # The split is part of the seed, so train and val differ; nothing else is, so the worker does not matter.
         rng = np.random.default_rng([self.seed, zlib.crc32(self.split.encode()), index])
-        return make_scene(rng, self.size, self.num_frames)
+        return make_scene(rng, self.size, self.num_frames, self.objects, self.absences)
 
 
 def generate_scenes(
@@ -59,12 +65,14 @@ def generate_scenes(
     num_frames: int = 24,
     workers: int | None = None,
     split: str = "train",
+    objects: tuple[int, int] = (3, 8),
+    absences: bool = False,
 ) -> None:
     """Generate videos of moving, occluding, textured objects with exact masks.
 
-    Each video shows 3 to 8 objects. It depends on seed, split and its index alone, bit for bit, for any number of
-    workers. If interrupted, the same call continues; a finished split is left as it is, and a larger number of videos
-    adds to it. Read it with open_dataset("synthetic", root, split).
+    Each video depends on these arguments and its index alone, bit for bit, for any number of videos and workers. If
+    interrupted, the same call continues; a finished split is left as it is, and a larger number of videos adds to it.
+    Read it with open_dataset("synthetic", root, split).
 
     >>> generate_scenes(folder / "scenes", num_videos=2, size=(48, 64), num_frames=3, workers=1)
     >>> open_dataset("synthetic", folder / "scenes", "train")[0]
@@ -78,6 +86,10 @@ def generate_scenes(
         num_frames: frames per video.
         workers: processes; by default one per core.
         split: name of the image set.
+        objects: fewest and most objects of a video, 1 to 12; all numbers in between are equally frequent.
+        absences: objects leave the view for about 10 to 60 frames and return with the same id, again and again, and
+            the camera wanders; for videos of 100 frames or more. At least one object is in view in every frame, so a
+            single object never leaves.
 
     Raises:
         ValueError: if an argument is out of range, or the split exists with other parameters or more videos.
@@ -90,10 +102,16 @@ def generate_scenes(
         )
     if not split or not split.replace("-", "").replace("_", "").isalnum():
         raise ValueError(f"split must be made of letters, digits, - and _, not {split!r}")
-    recipe = _Recipe(seed, size, num_frames, split)
+    fewest, most = objects
+    if not 1 <= fewest <= most <= MOST_OBJECTS:
+        raise ValueError(
+            f"objects must be the fewest and the most of a scene, from 1 to {MOST_OBJECTS}, not {fewest} and {most}"
+        )
+    recipe = _Recipe(seed, size, num_frames, split, objects=(fewest, most), absences=absences)
     make_folders(root)
     with locked(root):
-        claim(root / f"scenes-{split}.json", {**asdict(recipe), "num_videos": num_videos})
+        younger = {"objects": _Recipe.objects, "absences": _Recipe.absences}
+        claim(root / f"scenes-{split}.json", {**asdict(recipe), "num_videos": num_videos}, younger)
         missing = [i for i in range(num_videos) if not has_video(root, recipe.name(i))]
         _write_all(root, recipe, missing, workers or cpu_count())
         write_set(root, split, (recipe.name(i) for i in range(num_videos)))
@@ -170,7 +188,7 @@ def _serve() -> None:
     for number in SIGNALS:  # a scheduler sends them to every process; the parent decides when this one ends
         signal.signal(number, signal.SIG_IGN)
     root, recipe = json.loads(sys.stdin.readline())
-    recipe = _Recipe(**{**recipe, "size": tuple(recipe["size"])})
+    recipe = _Recipe(**{**recipe, "size": tuple(recipe["size"]), "objects": tuple(recipe["objects"])})
     indices: SimpleQueue[int] = SimpleQueue()
 
     def receive() -> None:
@@ -189,13 +207,15 @@ def _serve() -> None:
 
 
 def _write_video(root: Path, recipe: _Recipe, index: int) -> None:
-    """Render and write one video."""
-    frames, masks = recipe.scene(index).render()
-    # Full chroma resolution: object borders are often borders of hue.
-    jpegs = (encoded(Image.fromarray(frame), "JPEG", quality=95, subsampling=0) for frame in frames)
+    """Render and write one video, frame by frame."""
+    frames, masks = tee(recipe.scene(index).frames())  # they are taken in turn, so that one frame is in memory
     write_video(
         root,
         recipe.name(index),
-        (Picture(t, ".png", encoded_mask(mask)) for t, mask in enumerate(masks)),
-        (Picture(t, ".jpg", jpeg) for t, jpeg in enumerate(jpegs)),
+        (Picture(t, ".png", encoded_mask(mask)) for t, (_, mask) in enumerate(masks)),
+        # Full chroma resolution: object borders are often borders of hue.
+        (
+            Picture(t, ".jpg", encoded(Image.fromarray(frame), "JPEG", quality=95, subsampling=0))
+            for t, (frame, _) in enumerate(frames)
+        ),
     )

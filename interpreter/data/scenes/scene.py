@@ -4,16 +4,19 @@ A toy relative of MOVi (Greff et al. 2022). Every frame is computed from formula
 for colours; a pixel belongs to the nearest object that covers at least half of it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.random import Generator
 
+from interpreter.data.scenes.motion import bounce, ease_camera, leave_and_return, roam, wander_camera
 from interpreter.data.scenes.textures import PATTERNS, background_texture, object_texture
 
-MIN_OBJECTS, MAX_OBJECTS = 3, 8
+MOST_OBJECTS = 12  # more would hide the background, or each other
 _ANGLES = 1024  # resolution of an outline
 _TEXTURE_REACH = 1.25  # object textures cover -1.25..1.25 object radii
+_SHADOW_REACH = 0.5  # a shadow reaches less than half a radius beyond the outline
 
 
 @dataclass(frozen=True)
@@ -60,21 +63,28 @@ class Scene:
     camera: np.ndarray
     light: np.ndarray
 
+    def frames(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Render one frame after the other, so that a long video need not fit into memory.
+
+        Yields:
+            frame: uint8 [H, W, 3] RGB.
+            mask: uint8 [H, W], 0 background and the ids of the visible objects.
+        """
+        for t in range(len(self.camera)):
+            colour, mask = self._background(t), np.zeros(self.size, np.uint8)
+            for thing, identity in zip(self.objects, self.ids, strict=True):
+                _draw(thing, t, self.light, identity, colour, mask)
+            yield np.rint(colour * 255).astype(np.uint8), mask
+
     def render(self) -> tuple[np.ndarray, np.ndarray]:
-        """Render all frames.
+        """Render all frames at once.
 
         Returns:
             frames: uint8 [T, H, W, 3] RGB.
             masks: uint8 [T, H, W], 0 background and the ids of the visible objects.
         """
-        frames = np.empty((len(self.camera), *self.size, 3), np.uint8)
-        masks = np.zeros((len(self.camera), *self.size), np.uint8)
-        for t in range(len(self.camera)):
-            colour = self._background(t)
-            for thing, identity in zip(self.objects, self.ids, strict=True):
-                _draw(thing, t, self.light, identity, colour, masks[t])
-            frames[t] = np.rint(colour * 255)
-        return frames, masks
+        frames, masks = zip(*self.frames(), strict=True)
+        return np.stack(frames), np.stack(masks)
 
     def _background(self, t: int) -> np.ndarray:
         corner, zoom = self.camera[t, :2], self.camera[t, 2]
@@ -87,32 +97,52 @@ class Scene:
         return view
 
 
-def make_scene(rng: Generator, size: tuple[int, int], num_frames: int) -> Scene:
-    """Draw a random scene of 3 to 8 objects for frames of ``size`` = (height, width)."""
-    count = int(rng.integers(MIN_OBJECTS, MAX_OBJECTS + 1))
+def make_scene(
+    rng: Generator,
+    size: tuple[int, int],
+    num_frames: int,
+    objects: tuple[int, int] = (3, 8),
+    absences: bool = False,
+) -> Scene:
+    """Draw a random scene.
+
+    Args:
+        rng: source of randomness.
+        size: height and width of the frames.
+        num_frames: frames of the video.
+        objects: fewest and most objects, 1 to 12.
+        absences: whether objects leave the view for a while and return, and the camera wanders instead of easing along
+            a line.
+    """
+    count = int(rng.integers(objects[0], objects[1] + 1))
     patterns = rng.permutation(len(PATTERNS))
     hues = rng.uniform() + (np.arange(count) + rng.uniform(-0.3, 0.3, count)) / count
     # Each takes 3.5 to 12 % of the image at scale 1, fewer the more there are, so that the background stays visible.
     largest = min(0.12, 0.6 / count)
     areas = np.exp(rng.uniform(np.log(0.035), np.log(largest), count))
-    objects = [
+    move, move_camera = (roam, wander_camera) if absences else (bounce, ease_camera)
+    things = [
         SceneObject(
             outline=_outline(rng),
             texture=object_texture(rng, PATTERNS[patterns[i % len(PATTERNS)]], float(hues[i])),
             bulge=float(rng.uniform(0.35, 0.95)),
             gloss=float(rng.choice((0.0, 0.15, 0.4))),
-            **_motion(rng, size, num_frames, float(np.sqrt(areas[i] * size[0] * size[1] / np.pi))),
+            **move(rng, size, num_frames, float(np.sqrt(areas[i] * size[0] * size[1] / np.pi))),
         )
         for i in range(count)
     ]
+    if absences:
+        hidden_at = [thing.radius.max() * (thing.outline.max() + _SHADOW_REACH) + 2 for thing in things]
+        centres = leave_and_return(rng, size, [thing.centre for thing in things], hidden_at)
+        things = [replace(thing, centre=centre) for thing, centre in zip(things, centres, strict=True)]
     margin = 0.35 * min(size)
     background = background_texture(rng, (round(size[0] + 2 * margin), round(size[1] + 2 * margin)))
     return Scene(
         size=size,
-        objects=objects,
+        objects=things,
         ids=(1 + rng.permutation(count)).astype(np.uint8),
         background=background,
-        camera=_camera(rng, size, background.shape[:2], num_frames),
+        camera=move_camera(rng, size, background.shape[:2], num_frames),
         light=_unit(np.array([-rng.uniform(0.4, 0.8), rng.uniform(-0.7, 0.7), 1.0])),
     )
 
@@ -142,39 +172,6 @@ def _outline(rng: Generator) -> np.ndarray:
         strength = rng.normal(0, 0.28, 4) / harmonics**0.8
         radius = np.exp((strength * np.cos(harmonics * angle[:, None] + rng.uniform(0, 6.28, 4))).sum(1))
     return radius / np.sqrt((radius**2).mean())
-
-
-def _motion(rng: Generator, size: tuple[int, int], num_frames: int, radius: float) -> dict[str, np.ndarray]:
-    """A smooth path that bounces near the border, or beyond it so that the object leaves and comes back."""
-    time = np.arange(num_frames)
-    extent = np.array(size, np.float64)
-    leaves = rng.uniform() < 0.25
-    inset = -1.1 * radius if leaves else 0.5 * radius
-    low, high = inset, extent - inset
-    heading = rng.uniform(0, 2 * np.pi)
-    speed = min(size) / 128 * rng.uniform(*((3.0, 5.5) if leaves else (0.6, 3.2)))
-    straight = rng.uniform(low, high) + speed * time[:, None] * np.array([np.sin(heading), np.cos(heading)])
-    sway = rng.uniform(0, 0.06, 2) * extent * np.sin(2 * np.pi * time[:, None] / rng.uniform(20, 40, 2))
-    path = (straight - low) / (high - low)
-    bounced = 1 - np.abs(path % 2 - 1)  # triangle wave: reflection at both ends
-    swell = 1 + rng.uniform(0, 0.13) * np.sin(2 * np.pi * time / rng.uniform(16, 40) + rng.uniform(0, 2 * np.pi))
-    return {
-        "radius": radius * swell,
-        "centre": low + bounced * (high - low) + sway,
-        "rotation": rng.uniform(0, 2 * np.pi) + rng.uniform(-0.09, 0.09) * time,
-    }
-
-
-def _camera(rng: Generator, size: tuple[int, int], canvas: tuple[int, ...], num_frames: int) -> np.ndarray:
-    """Corner and zoom over time, so that the view eases along a line that stays on the canvas."""
-    first, last = rng.uniform(-0.06, 0.06, 2)
-    zoom = 1 + np.linspace(first, last, num_frames)
-    room = np.array(canvas[:2]) - 1 - 1.06 * (np.array(size) - 1)
-    middle = room * rng.uniform(0.35, 0.65, 2)
-    heading = rng.uniform(0, 2 * np.pi)
-    reach = rng.uniform(0.1, 0.35) * room * np.array([np.sin(heading), np.cos(heading)])
-    along = np.sin(np.linspace(-0.5, 0.5, num_frames) * np.pi * rng.uniform(0.6, 1))
-    return np.concatenate([middle + along[:, None] * reach, zoom[:, None]], axis=1)
 
 
 def _draw(thing: SceneObject, t: int, light: np.ndarray, identity: int, colour: np.ndarray, mask: np.ndarray) -> None:

@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,19 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from interpreter.data.images import resize
 from interpreter.data.video.base import Size, Video, VideoError
 from interpreter.data.video.containers import Ending, asf_size, find_gaps, gif_is_cut
-from interpreter.data.video.orientation import UPRIGHT, Orientation, orientation_of
+from interpreter.data.video.orientation import UPRIGHT
+from interpreter.data.video.pictures import Consistency, frame_rate, pixel_aspect, to_rgb
 from interpreter.data.video.streams import choose_stream
 
 # Old titles are often not UTF-8; PyAV 19 takes them as they are and has no such option.
 TITLES: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 
-# Exact YUV to RGB arithmetic: FFmpeg's default takes CPU-dependent short cuts that also darken by one level.
-_EXACT = (
-    int(Interpolation.BICUBIC)
-    | int(Interpolation.ACCURATE_RND)
-    | int(Interpolation.BITEXACT)
-    | int(Interpolation.FULL_CHR_H_INT)
-)
 # Containers whose index leads to key frames by presentation time. Others are decoded from the start.
 _SEEKABLE = ("mov", "matroska", "avi")
 # Containers and codecs of which each packet contains exactly one picture, by definition. Not VP8 and MPEG-4, whose
@@ -88,18 +81,19 @@ class VideoFile(Video):
             except ValueError as error:
                 raise VideoError(f"{path}: {error}; give a video file or a folder of frames") from error
             self._index, self.num_streams = container.streams.video.index(stream), len(container.streams.video)
-            self.fps = stream.average_rate or stream.guessed_rate or Fraction(24)
+            self.fps = frame_rate(stream)
             self._seekable = container.format.name.startswith(_SEEKABLE)
             self.codec = stream.codec_context.codec.canonical_name
-            aspect = stream.sample_aspect_ratio or Fraction(1)
+            aspect = stream.sample_aspect_ratio
+        self.orientation = UPRIGHT  # until its first frame is known
         with closing(self._decode(whole=False)) as decoded:
             first = next(decoded, None)
         if first is None:
             raise VideoError(f"{path}: no frame could be decoded; the file is truncated, download or copy it again")
         self._first_time = first.pts
-        self.orientation = self._orientation_of(first) or UPRIGHT
+        self.orientation = self._consistency.orientation_of(first) or UPRIGHT
         self.height, self.width = self._to_rgb(first, VideoReformatter()).shape[:2]
-        self.pixel_aspect = 1 / aspect if self.orientation.transposed else aspect
+        self.pixel_aspect = pixel_aspect(aspect, self.orientation)
 
     @property
     def num_frames(self) -> int:
@@ -206,6 +200,7 @@ class VideoFile(Video):
         times: list[int | None] = []
         keys: list[int] = []
         first: av.VideoFrame | None = None
+        consistency = self._consistency
         with self._open() as container:
             stream = container.streams.video[self._index]
             stream.codec_context.thread_count = 1  # errors then surface at the same frame in every run
@@ -218,7 +213,7 @@ class VideoFile(Video):
                     if frame.is_corrupt and seek is None:
                         raise self._damaged(f"frame {len(times)} is damaged")
                     first = first or frame
-                    self._require_same(first, frame, len(times))
+                    consistency.require(first, frame, len(times), self.orientation)
                     yield frame
                     ending.see_picture(frame)
                     if frame.key_frame:
@@ -263,32 +258,13 @@ class VideoFile(Video):
                 raise self._damaged(f"a damaged or cut packet after frame {number}")
             yield packet
 
-    def _require_same(self, first: av.VideoFrame, frame: av.VideoFrame, number: int) -> None:
-        """Refuse a change of size or orientation; neither is damage."""
-        if (frame.width, frame.height) != (first.width, first.height):
-            raise VideoError(
-                f"{self.path}: the size changes from {first.width}x{first.height} to {frame.width}x{frame.height} "
-                f"(width x height) at frame {number}; re-encode it to one size with ffmpeg -i {self._quoted} -vf "
-                f"scale={self.width}:{self.height},setsar=1 OUT.mp4"
-            )
-        if frame is not first and self._orientation_of(frame) not in (None, self.orientation):
-            raise VideoError(
-                f"{self.path}: the orientation changes at frame {number}; re-encode it with ffmpeg -noautorotate -i "
-                f"{self._quoted} OUT.mp4, which leaves all frames as they are stored, or cut it there"
-            )
-
-    def _orientation_of(self, frame: av.VideoFrame) -> Orientation | None:
-        try:
-            return orientation_of(frame)
-        except ValueError as error:
-            raise VideoError(
-                f"{self.path}: {error} neither turns by a multiple of 90 degrees nor mirrors; re-encode it upright "
-                f"with ffmpeg -i {self._quoted} OUT.mp4"
-            ) from error
-
     def _to_rgb(self, frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
         """Convert to uint8 [H, W, 3], turned the way the file asks."""
-        return self.orientation.turn(reformatter.reformat(frame, format="rgb24", interpolation=_EXACT).to_ndarray())
+        return to_rgb(frame, self.orientation, reformatter)
+
+    @property
+    def _consistency(self) -> Consistency:
+        return Consistency(str(self.path), self._quoted)
 
     @property
     def _quoted(self) -> str:

@@ -22,15 +22,33 @@ def choose_stream(container: InputContainer) -> VideoStream:
     Raises:
         ValueError: if no stream is a video.
     """
+    candidates = _candidates(container)
+    if len(candidates) > 1:
+        lengths = _lengths(container, candidates)
+        candidates = [stream for stream in candidates if 2 * lengths[stream.index] >= max(lengths.values())]
+    return _preferred(candidates)
+
+
+def choose_unread_stream(container: InputContainer) -> VideoStream:
+    """As :func:`choose_stream`, but nothing is read, because a pipe can be read only once: lengths play no part.
+
+    Raises:
+        ValueError: if no stream is a video.
+    """
+    return _preferred(_candidates(container))
+
+
+def _candidates(container: InputContainer) -> list[VideoStream]:
     streams = [stream for stream in container.streams.video if stream.codec_context]  # None: FFmpeg lacks the codec
     if container.format.name == "tty" or not streams:
         raise ValueError("holds no video stream that FFmpeg decodes")
     candidates = [stream for stream in streams if not stream.disposition & _NO_VIDEO]
     if not candidates:
         raise ValueError("holds only cover art, thumbnails or the tiles of an image, no video")
-    if len(candidates) > 1:
-        lengths = _lengths(container, candidates)
-        candidates = [stream for stream in candidates if 2 * lengths[stream.index] >= max(lengths.values())]
+    return candidates
+
+
+def _preferred(candidates: list[VideoStream]) -> VideoStream:
     return max(
         candidates,
         key=lambda stream: (bool(stream.disposition & Disposition.default), stream.width * stream.height),

@@ -1,7 +1,7 @@
 """Interpreter: image slots of frozen features, then video slots over the image slots of all frames."""
 
 from interpreter.methods.base import Method
-from interpreter.methods.interpreter.segmenter import Settings, segmenting_stage
+from interpreter.methods.interpreter.settings import Settings, segmenting_stage
 from interpreter.methods.interpreter.stages import ImageTrainingStage, VideoTrainingStage
 
 __all__ = ["INTERPRETER"]

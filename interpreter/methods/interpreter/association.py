@@ -5,6 +5,8 @@ described by the mean feature and the mean position of its tokens, and weighted 
 frames finds the segments: an object looks alike in all frames, and hardly moves between two of them.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -15,18 +17,32 @@ RESTARTS = 8  # of k-means
 GROUPS = 16  # of slots, where the tokens decide on the segments
 
 
-def slot_descriptions(described: TokenMeans) -> Tensor:
-    """Mean features of slots, with their positions appended: [T, N, C + 2].
+class Scaling(NamedTuple):
+    """How the descriptions of slots are centred and scaled; they can be compared only under one scaling."""
 
-    Args:
-        described: means of the slots' tokens in all frames.
-    """
+    centre: Tensor  # [C], of the features
+    position: Tensor  # scalar, factor of positions
+
+
+def scaling_of(described: TokenMeans) -> Scaling:
+    """Features around their mean, and positions whose length is POSITION_WEIGHT times that of the features."""
     means, places, masses = described
     weights = masses.unsqueeze(-1) / masses.sum()
     centre = (weights * means).sum((0, 1))
     length = (weights * (means - centre).square()).sum().sqrt()
     spread = (weights * places.square()).sum().sqrt().clamp_min(1e-12)
-    return torch.cat([means - centre, places * (POSITION_WEIGHT * length / spread)], -1)
+    return Scaling(centre, POSITION_WEIGHT * length / spread)
+
+
+def slot_descriptions(described: TokenMeans, scaling: Scaling | None = None) -> Tensor:
+    """Mean features of slots, with their positions appended: [T, N, C + 2].
+
+    Args:
+        described: means of the slots' tokens in all frames.
+        scaling: of an earlier window of the same stream. Default: of these frames.
+    """
+    centre, position = scaling or scaling_of(described)
+    return torch.cat([described.features - centre, described.places * position], -1)
 
 
 def group_by_features(described: TokenMeans, segments: int, seed: int = 0) -> Tensor:
@@ -48,7 +64,12 @@ def group_by_features(described: TokenMeans, segments: int, seed: int = 0) -> Te
         >>> bool(labels[0, 0] == labels[1, 1]), bool(labels[0, 1] == labels[1, 0]), bool(labels[0, 0] == labels[0, 1])
         (True, True, False)
     """
-    return _clusters(described, described.masses.sqrt(), segments, seed).labels.view(described.masses.shape)
+    return feature_clusters(described, segments, seed).labels.view(described.masses.shape)
+
+
+def feature_clusters(described: TokenMeans, segments: int, seed: int = 0) -> Clusters:
+    """What :func:`group_by_features` takes its labels from: the clusters of the descriptions of T·N slots."""
+    return _clusters(described, described.masses.sqrt(), segments, seed)
 
 
 def slot_groups(described: TokenMeans, segments: int, seed: int = 0) -> Tensor:

@@ -99,9 +99,14 @@ class VideoModelConfig(SlotModelConfig):
     """Sinkhorn divergence: ratio between successive scales."""
     diameter: float | None = None
     """Sinkhorn divergence: first scale. Default: diagonal of the bounding box of each batch, as in GeomLoss."""
+    gate: float = 0.0
+    """A gate keeps or drops each video slot, so that their number follows the video (adaptive slot attention, Fan et
+    al. 2024). This weight times the mean probability of keeping a slot is added to the loss; 0 for no gate."""
 
     def __post_init__(self) -> None:
-        """Refuse a sharpness that is none."""
+        """Refuse a sharpness that is none, and a weight below 0."""
+        if self.gate < 0:
+            raise ValueError(f"--gate must be at least 0, got {self.gate}")
         if not self.inference_sharpness > 0:
             raise ValueError(f"--inference-sharpness must be above 0, got {self.inference_sharpness}")
 
@@ -170,7 +175,7 @@ class VideoTraining(StageConfig):
                 "--window and --overlap need --level 3 or more: they cut the level below into windows, and the steps "
                 "of level 2 are single frames"
             )
-        if self.window is not None and self.overlap >= self.window:
+        if self.window is not None and 0 < self.window <= self.overlap:
             raise ValueError(f"--overlap {self.overlap} must be less than --window {self.window}")
 
     @property

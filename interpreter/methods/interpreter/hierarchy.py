@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from interpreter.methods.interpreter.config import VideoInputs, VideoTraining
+from interpreter.methods.interpreter.counting import merge_segments
 from interpreter.methods.interpreter.token_means import means_as_inputs
 from interpreter.methods.interpreter.video_stage import VideoSlots, VideoStage
 from interpreter.models.autocast import autocast
@@ -114,6 +116,42 @@ class Level(NamedTuple):
         return (torch.arange(steps)[:, None] - centres).abs().argmin(1)
 
 
+def best_of(
+    stage: VideoStage,
+    inputs: Tensor,  # [B, L, N, D_input]
+    starts: Tensor,  # [R, B, K, D]
+    precision: str,
+    merge_threshold: float | None = None,
+    masses: Tensor | None = None,  # [B, L, N]
+    iterations: int | None = None,
+) -> VideoSlots:
+    """Video slots of B videos, or windows of them: for each one the best of R starts, by the loss.
+
+    Args:
+        stage: finds them.
+        inputs: what it gets of each slot of the level below.
+        starts: initial slots.
+        precision: see :func:`interpreter.models.autocast.autocast`.
+        merge_threshold: see :meth:`VideoStage.group`.
+        masses: of the inputs, see :class:`VideoStage`.
+        iterations: of slot attention. Default: the configuration's, of inference.
+    """
+    config, best = stage.config, None
+    iterations = iterations or config.inference_iterations
+    least = inputs.new_full((len(inputs),), torch.inf)
+    with autocast(inputs.device, precision):
+        context = stage.encode_slots(inputs, masses)
+        for initial in starts:
+            found = stage.group(context, initial, merge_threshold, iterations, config.inference_sharpness, masses)
+            if len(starts) == 1:  # nothing to compare it with, and a decoder's time may be quadratic in the length
+                return found
+            error = stage.error(found, inputs, masses)
+            best = found if best is None else _where(error < least, found, best)
+            least = error.minimum(least)
+    assert best is not None
+    return best
+
+
 def group_windows(
     stage: VideoStage,
     windows: Slots,  # [B, L, N, ...]
@@ -122,42 +160,28 @@ def group_windows(
     precision: str,
     merge_threshold: float | None = None,
 ) -> tuple[Slots, Tensor]:
-    """Slots [B, 1, K, ...] of windows, and the attention [B, L, N, K] over them: of R draws the one of least loss.
+    """Slots [B, 1, K, ...] of windows and the attention [B, L, N, K] over them, by the best of R draws of the prior.
 
     Args:
-        stage: of the level above.
+        noise: standard normal.
+        stage, precision, merge_threshold: see :func:`best_of`.
         windows: slots of the level below, one window of each of B videos or draws.
-        noise: standard normal, of the draws.
         weighted: whether masses weigh in the loss, as they do above level 2.
-        precision: see :func:`interpreter.models.autocast.autocast`.
-        merge_threshold: see :meth:`VideoStage.group`.
     """
-    config, inputs = stage.config, windows.inputs(stage.config.inputs)
+    with autocast(noise.device, precision):
+        starts = torch.stack([stage.slot_attention.sample_slots(len(draw), noise=draw) for draw in noise])
     masses = windows.masses if weighted else None
-    best: VideoSlots | None = None
-    least = inputs.new_full((len(inputs),), torch.inf)
-    with autocast(inputs.device, precision):
-        context = stage.encode_slots(inputs, masses)
-        for draw in noise:
-            initial = stage.slot_attention.sample_slots(len(draw), noise=draw)
-            found = stage.group(
-                context, initial, merge_threshold, config.inference_iterations, config.inference_sharpness, masses
-            )
-            if len(noise) == 1:
-                best = found
-                break
-            error = stage.error(found, inputs, masses)
-            better = error < least
-            least = error.minimum(least)
-            best = found if best is None else _where(better, found, best)
-    assert best is not None
+    best = best_of(stage, windows.inputs(stage.config.inputs), starts, precision, merge_threshold, masses)
     return summarise(best, windows), best.attention.float()
 
 
 def _where(condition: Tensor, chosen: VideoSlots, others: VideoSlots) -> VideoSlots:
     """For each video the one or the other."""
-    rows = (condition.view(-1, *[1] * (t.dim() - 1)) for t in chosen)
-    return VideoSlots(*(torch.where(c, a, b) for c, a, b in zip(rows, chosen, others, strict=True)))
+    mixed = [
+        None if a is None or b is None else torch.where(condition.view(-1, *[1] * (a.dim() - 1)), a, b)
+        for a, b in zip(chosen, others, strict=True)
+    ]
+    return VideoSlots(*mixed)  # type: ignore[arg-type]  # None without a gate
 
 
 def summarise(video: VideoSlots, windows: Slots) -> Slots:
@@ -196,6 +220,23 @@ def apply_level(
         attention.append(over)
     slots = Slots(*(None if t is None else t.transpose(0, 1) for t in Slots.joined(found, dim=0)))  # type: ignore[arg-type]
     return Level(slots, torch.cat(attention), starts)
+
+
+def merge_alike_slots(level: Level, below: Slots) -> Level:
+    """A level of one window whose slots that are alike are merged (:mod:`interpreter.methods.interpreter.counting`),
+    judged by the means of the slots of the level below, or where there are none, by these slots."""
+    points = below.slots if below.means is None else below.means[..., :-2]
+    labels = merge_segments(
+        points.float().flatten(0, 2), level.attention[0].flatten(0, 1), below.masses.sqrt().flatten()
+    )
+    slots, masses, means = level.slots
+    members = F.one_hot(labels).float()  # [K, S]
+    shares = members * (masses[0, 0] > 0)[:, None]
+    shares = shares / shares.sum(0).clamp_min(SMALLEST)
+    if means is not None:
+        weights = members * masses[0, 0][:, None]
+        means = (weights / weights.sum(0).clamp_min(SMALLEST)).mT @ means
+    return Level(Slots(shares.mT @ slots, masses @ members, means), level.attention @ members, level.starts)
 
 
 def propagate(levels: Sequence[Level], frames: int) -> Tensor:

@@ -6,23 +6,43 @@ or by clustering the means.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from copy import copy
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interpreter.configs import option
 from interpreter.data import Video
 from interpreter.engine.randomness import torch_generator
+from interpreter.engine.run import read_config
 from interpreter.methods.base import Context, Encoded, Segmenter, with_settings
 from interpreter.methods.frames import encode_frames
 from interpreter.methods.interpreter.association import group_by_features, slot_groups
-from interpreter.methods.interpreter.config import StageName, level_key
-from interpreter.methods.interpreter.hierarchy import Level, Slots, Windows, apply_level, describe, propagate
+from interpreter.methods.interpreter.config import VideoTraining
+from interpreter.methods.interpreter.counting import alike
+from interpreter.methods.interpreter.hierarchy import (
+    Level,
+    Slots,
+    Windows,
+    apply_level,
+    best_of,
+    describe,
+    merge_alike_slots,
+    propagate,
+)
 from interpreter.methods.interpreter.image_slots import EncodedVideo
 from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
+from interpreter.methods.interpreter.online import (
+    FeaturesOverTime,
+    LevelsOverTime,
+    OnlineSegmenter,
+    OverTime,
+    VideoSlotsOverTime,
+)
+from interpreter.methods.interpreter.settings import Settings, Way, way_of
 from interpreter.methods.interpreter.token_means import TokenMeans, means_as_inputs, token_means
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.models.autocast import autocast
@@ -31,102 +51,6 @@ from interpreter.models.token_masks import token_masks
 from interpreter.segmentation import Segmentation
 
 SEGMENTS = 9  # of a video, with association by features
-
-Association = Literal["features", "learned"]
-Masks = Literal["slots", "tokens"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of Interpreter."""
-
-    stage: StageName = "video"
-    """video: segments keep their identity over time.
-    image: each frame is segmented by itself."""
-    association: Association = "features"
-    """How the image slots of all frames become segments.
-    features: by k-means of the mean features of the slots' tokens, for which only the image stage has to be trained.
-    learned: by the trained video stage. With --level 3 or --levels 3 and more, the trained levels always do it."""
-    level: int | None = option(None, at_least=1)
-    """Level of the hierarchy whose segments are written: 1 for the slots of each frame, 2 for the video stage, 3 and
-    more for levels that were trained with --level. Default: the highest of --levels."""
-    levels: int | None = option(None, at_least=2)
-    """Levels of the hierarchy. Above 2, each level below the highest works in windows of the video, in which its
-    segments are numbered anew. Default: 2, or --level if that is more."""
-    outlines: int | None = option(None, at_least=1)
-    """The overlay also outlines the segments of this lower level."""
-    masks_from: Masks | None = None
-    """slots: a segment is the union of its image slots, in each frame.
-    tokens: groups of slots start a k-means of the tokens of all frames, whose clusters are merged into the segments;
-    needs --association features. Default: tokens on a ViT with association by features, else slots."""
-    image_slots: int | None = option(None, at_least=1)
-    """Image slots of each frame; more slots give smaller parts, which the grouping joins again. Default: twice as many
-    as in training; as many with --stage image, and for a video stage that reads slots."""
-    num_slots: int | None = option(None, at_least=1)
-    """Number of segments. Default: 9. With --association learned, number of video slots before merging; default: as
-    in training."""
-    merge_threshold: float | None = None
-    """Learned association: video slots closer than this cosine distance are merged; a higher value gives fewer
-    segments. Default: as in training."""
-    repeat_to: int | None = option(None, at_least=1)
-    """With --association learned: repeat a shorter video from its start until the video stage gets this many frames;
-    repeats are not written. Default: no repeats."""
-
-    def __post_init__(self) -> None:
-        """Refuse settings where nothing would use them."""
-        for name in ("masks_from", "merge_threshold", "num_slots"):
-            if self.stage == "image" and getattr(self, name) is not None:
-                raise ValueError(f"{name} groups the slots of a video: it has no meaning with --stage image")
-        if self.repeat_to is not None and not self.sees_repeats:
-            raise ValueError("repeat_to is a setting of --association learned: only the video stage sees repeats")
-        if self.association == "features" and self.merge_threshold is not None:
-            raise ValueError("merge_threshold is a setting of --association learned: features merge nothing")
-        if self.association == "learned" and self.masks_from == "tokens":
-            raise ValueError("masks_from=tokens needs --association features: the video stage groups slots, not tokens")
-        self._check_levels()
-
-    def _check_levels(self) -> None:
-        """Refuse levels that contradict each other."""
-        if self.stage == "image" and (self.level or self.levels or self.outlines):
-            raise ValueError("level, levels and outlines have no meaning with --stage image, which is level 1 alone")
-        if self.level is not None and self.level > self.top:
-            raise ValueError(f"level {self.level} is above the highest of the {self.top} levels; raise --levels")
-        if self.outlines is not None and self.outlines >= self.written:
-            raise ValueError(f"outlines {self.outlines} must be a level below the one that is written, {self.written}")
-        if self.top > 2 and self.masks_from is not None:
-            raise ValueError("masks_from is a setting of two levels: more levels group slots")
-        if self.top > 2 and self.repeat_to is not None:
-            raise ValueError("repeat_to is a setting of two levels: more levels pad short videos")
-
-    @property
-    def top(self) -> int:
-        """The highest level."""
-        return self.levels or max(2, self.level or 2)
-
-    @property
-    def written(self) -> int:
-        """The level whose segments are written."""
-        return self.level or self.top
-
-    @property
-    def sees_repeats(self) -> bool:
-        """Whether repeats of a short video change its segments."""
-        return segmenting_stage(self) == "video"
-
-
-Way = Literal["image", "learned", "features"]
-
-
-def way_of(settings: Settings) -> Way:
-    """How segments are made of image slots."""
-    if settings.stage == "image" or (settings.written, settings.top) == (1, 2):
-        return "image"
-    return "learned" if settings.top > 2 else settings.association
-
-
-def segmenting_stage(settings: Settings) -> str:
-    """The stage that has to be trained for these settings."""
-    return level_key(settings.top) if way_of(settings) == "learned" else "image"
 
 
 class InterpreterSegmenter(Segmenter):
@@ -150,7 +74,7 @@ class InterpreterSegmenter(Segmenter):
         frame_size: tuple[int, int] | None = None,
     ) -> None:
         self.backbone, self.image_stage, self.stages = context.backbone, image_stage, list(stages)
-        self.settings, self.precision = settings, context.precision
+        self.settings, self.precision, self.run = settings, context.precision, context.run
         self.frame_size = frame_size or context.data.frame_size
         way = self._way(settings)
         named = {"image": "image stage", "learned": "video stage", "features": "association by features"}
@@ -178,8 +102,8 @@ class InterpreterSegmenter(Segmenter):
             if settings.written == 1:
                 return self._num_image_slots(settings)
             trained: int = self.stages[settings.written - 2][0].config.num_slots
-            return (settings.num_slots if settings.written == settings.top else None) or trained
-        return settings.num_slots or SEGMENTS
+            return (settings.count if settings.written == settings.top else None) or trained
+        return settings.count or SEGMENTS
 
     def _num_image_slots(self, settings: Settings) -> int:
         trained: int = self.image_stage.config.num_slots
@@ -243,8 +167,12 @@ class InterpreterSegmenter(Segmenter):
         if way == "learned":
             inputs = self._video_inputs(of_video)
             places = torch.arange(max(len(slots), chosen.repeat_to or 0), device=slots.device) % len(slots)
-            video_slots, across = self.group_over_time(inputs[places], seed, chosen.num_slots, chosen.merge_threshold)
+            video_slots, across = self.group_over_time(inputs[places], seed, chosen.count, chosen.merge_threshold)
             across = across[: len(slots)]
+            if chosen.num_slots == "auto":
+                assert of_video.described is not None, "segment and evaluate encode videos with their means"
+                members = alike(of_video.described, across)
+                video_slots, across = (members / members.sum(0)).mT @ video_slots, across @ members
             tensors |= {"video_slots": video_slots, "video_attention": across}
             segmentation = Segmentation(self.grid, attention, across, tensors)
         else:
@@ -279,7 +207,7 @@ class InterpreterSegmenter(Segmenter):
             tied = level == chosen.top
             if level == 1:
                 return Segmentation(self.grid, attention, None, {}, tied)
-            count = int(levels[level - 2].valid.sum(1).max())  # merged slots come first
+            count = int(levels[level - 2].valid.any(0).nonzero().max()) + 1  # merged slots come first
             across = propagate(levels[: level - 1], frames)[..., :count]
             return Segmentation(self.grid, attention, across, {"video_attention": across}, tied)
 
@@ -287,18 +215,21 @@ class InterpreterSegmenter(Segmenter):
         outlines = None if chosen.outlines is None else at(chosen.outlines)
         return replace(written, tensors=tensors | written.tensors, hierarchy=hierarchy, outlines=outlines)
 
-    def find_levels(self, of_video: EncodedVideo, seed: int, chosen: Settings) -> list[Level]:
-        """Levels 2, 3, … of an encoded video, each on top of the one below."""
+    def slots_of(self, of_video: EncodedVideo) -> Slots:
+        """The image slots of an encoded video, as the level above reads them."""
         described = of_video.described
         assert described is not None, "segment and evaluate encode videos with their means"
         means = torch.cat([described.features, described.places], -1)[None] if self._reads_means() else None
-        below = Slots(of_video.slots[None], described.masses[None], means)
-        levels: list[Level] = []
+        return Slots(of_video.slots[None], described.masses[None], means)
+
+    def find_levels(self, of_video: EncodedVideo, seed: int, chosen: Settings) -> list[Level]:
+        """Levels 2, 3, … of an encoded video, each on top of the one below."""
+        below, levels = self.slots_of(of_video), list[Level]()
         for stage, windows in self.stages:
             number = len(levels) + 2
             top = number == chosen.top
             prior = stage.slot_attention
-            shape = (stage.config.restarts, (chosen.num_slots if top else None) or prior.num_slots, prior.dim)
+            shape = (stage.config.restarts, (chosen.count if top else None) or prior.num_slots, prior.dim)
 
             def noise(window: int, number: int = number, shape: tuple[int, ...] = shape) -> Tensor:
                 generator = torch_generator(self.device, seed, number - 1, window)
@@ -307,6 +238,8 @@ class InterpreterSegmenter(Segmenter):
             threshold = chosen.merge_threshold if top else None
             cut = windows or Windows(max(1, below.slots.shape[1]))
             levels.append(apply_level(stage, below, cut, noise, number > 2, self.precision, merge_threshold=threshold))
+            if top and chosen.num_slots == "auto":
+                levels[-1] = merge_alike_slots(levels[-1], below)
             below = levels[-1].slots
         return levels
 
@@ -316,8 +249,11 @@ class InterpreterSegmenter(Segmenter):
         assert of_video.described is not None, "only the learned association reads slots of the cache"
         described = of_video.described
         segments = min(self._num_segments(chosen), described.masses.numel())
+        across = F.one_hot(group_by_features(described, segments, seed), segments).float()
+        if chosen.num_slots == "auto":
+            across = across @ alike(described, across)
+            segments = across.shape[-1]
         if not self._by_tokens(chosen):
-            across = F.one_hot(group_by_features(described, segments, seed), segments).float()
             return Segmentation(self.grid, of_video.attention, across, tensors | {"video_attention": across})
         if of_video.tokens is None:
             raise ValueError("masks_from=tokens has to be among the settings that the segmenter is opened with")
@@ -339,7 +275,10 @@ class InterpreterSegmenter(Segmenter):
             initial = stage.slot_attention.sample_slots(len(features), generator, num_slots=count)
             with autocast(self.device, self.precision):
                 draws.append(stage.encode(features, self.grid, initial, iterations))
-                errors.append(stage.error(draws[-1], features, self.grid))
+                if stage.config.restarts > 1:  # a single draw has nothing to be compared with
+                    errors.append(stage.error(draws[-1], features, self.grid))
+        if not errors:
+            return ImageSlots(draws[0].slots.float().contiguous(), draws[0].attention.float().contiguous())
         best = torch.stack(errors).argmin(0)
         slots = torch.stack([draw.slots for draw in draws])[best, frames]
         attention = torch.stack([draw.attention for draw in draws])[best, frames]
@@ -361,19 +300,70 @@ class InterpreterSegmenter(Segmenter):
         Returns:
             Video slots [C, D], and the attention [T, N, C] of the image slots over them.
         """
-        stage, inputs = self.video_stage, inputs[None]
-        assert stage is not None
-        generator, prior = torch_generator(self.device, seed, 1), stage.slot_attention
-        iterations, sharpness = stage.config.inference_iterations, stage.config.inference_sharpness
+        assert self.video_stage is not None
+        starts = self.prior_draws(seed, num_slots)
+        best = best_of(self.video_stage, inputs[None], starts, self.precision, merge_threshold)
+        return best.slots[0, best.valid[0]].float(), best.attention[0, ..., best.valid[0]].float()
+
+    def prior_draws(self, seed: int, num_slots: int | None = None) -> Tensor:
+        """The ``restarts`` draws [R, 1, K, D] of the video slots' prior."""
+        assert self.video_stage is not None
+        generator, prior = torch_generator(self.device, seed, 1), self.video_stage.slot_attention
         shape, draws = (1, num_slots or prior.num_slots, prior.dim), []
         with autocast(self.device, self.precision):
-            context = stage.encode_slots(inputs)
-            for _ in range(stage.config.restarts):
+            for _ in range(self.video_stage.config.restarts):
                 noise = torch.randn(shape, generator=generator, device=self.device)
-                initial = prior.sample_slots(1, noise=noise)
-                merged = stage.group(context, initial, merge_threshold, iterations, sharpness)
-                draws.append((stage.error(merged, inputs).item(), merged))
-        best = min(draws, key=lambda draw: draw[0])[1]
-        # Merged slots come first: clusters are numbered in the order of their first members.
-        count = int(best.valid[0].sum())
-        return best.slots[0, :count].float(), best.attention[0, :, :, :count].float()
+                draws.append(prior.sample_slots(1, noise=noise))
+        return torch.stack(draws)
+
+    def online(self, seed: int = 0, window: int | None = None) -> OnlineSegmenter:
+        """See :meth:`interpreter.methods.base.Segmenter.online`; by default windows are as long as in training."""
+        chosen, stage = self.settings, self.video_stage
+        if chosen.num_slots == "auto":
+            raise ValueError("--num-slots auto needs all frames at once: give a number for a live stream")
+        if chosen.masks_from == "tokens":
+            raise ValueError("--masks-from tokens needs all frames at once: in a live stream slots make the masks")
+        by_slots = copy(self)
+        way = self._way(chosen)
+        over_time: OverTime | None = None
+        if way == "features":
+            by_slots.settings = replace(chosen, masks_from="slots")
+            over_time = FeaturesOverTime(self._num_segments(chosen), seed)
+        elif way == "learned" and chosen.top > 2:
+            over_time = self._levels_over_time(seed, chosen)
+        elif way == "learned":
+            assert stage is not None
+            threshold = stage.config.merge_threshold if chosen.merge_threshold is None else chosen.merge_threshold
+            over_time = VideoSlotsOverTime(
+                self._video_inputs,
+                lambda inputs, starts, iterations: best_of(
+                    stage, inputs[None], starts, self.precision, threshold, iterations=iterations
+                ),
+                self.prior_draws(seed, chosen.num_slots),
+                threshold,
+                chosen.repeat_to or 0,
+            )
+        return OnlineSegmenter(by_slots, over_time, seed, window or self._trained_frames())
+
+    def _levels_over_time(self, seed: int, chosen: Settings) -> LevelsOverTime:
+        if (chosen.top, chosen.written) != (3, 3):
+            raise ValueError("a live stream is segmented by two or three levels, and the highest is written")
+        (low, _), (top, _) = self.stages
+
+        def start(stage: VideoStage, level: int, window: int, count: int | None = None) -> Tensor:
+            shape = (stage.config.restarts, 1, count or stage.slot_attention.num_slots, stage.slot_attention.dim)
+            generator = torch_generator(self.device, seed, level - 1, window)
+            return torch.randn(shape, generator=generator, device=self.device)
+
+        noise = start(top, 3, 0, chosen.count)
+        return LevelsOverTime(
+            low, top, self.slots_of, partial(start, low, 2), noise, chosen.merge_threshold, self.precision
+        )
+
+    def _trained_frames(self) -> int:
+        """Frames of the clips that the run's video stage was trained on; the default of training if it has none."""
+        if self.stages:
+            stage, windows = self.stages[0]
+            return stage.num_frames if windows is None else windows.length
+        options = read_config(self.run).options("video", VideoTraining)
+        return options.num_frames if options else VideoTraining.num_frames

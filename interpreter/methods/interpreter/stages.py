@@ -24,7 +24,8 @@ from interpreter.methods.interpreter.hierarchy import windows_below
 from interpreter.methods.interpreter.image_slots import SlotClips, SlotMaker, SlotSource, StoredSlots, StreamedSlots
 from interpreter.methods.interpreter.image_stage import ImageStage
 from interpreter.methods.interpreter.level_slots import LevelBelow, LevelClips, LevelMaker
-from interpreter.methods.interpreter.segmenter import InterpreterSegmenter, Settings
+from interpreter.methods.interpreter.segmenter import InterpreterSegmenter
+from interpreter.methods.interpreter.settings import Settings
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.store.features import StreamedFeatures
 from interpreter.store.fill import Maker, default_workers, read_contents
@@ -154,15 +155,17 @@ class VideoTrainingStage(Stage[VideoTraining]):
         return LevelMaker(context.store, features, image.model, image.weights, levels, config.draws, inputs)
 
     def noise(self, model: VideoStage) -> tuple[int, int]:
-        """See :meth:`Stage.noise`."""
-        return model.config.num_slots, model.config.dim
+        """See :meth:`Stage.noise`; the last number of each slot is the gate's, if there is one."""
+        return model.config.num_slots, model.config.dim + (model.gate is not None)
 
     def loss(self, model: VideoStage, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """How well video slots, drawn by noise [B, K, D], reconstruct the inputs [B, T, N, D_input] with their masses
         [B, T, N], if they have any; the numbers to log describe the merged slots."""
         inputs, *rest, noise = batch
-        masses = rest[0] if rest else None
-        loss, video = model(inputs, model.slot_attention.sample_slots(len(noise), noise=noise), masses)
+        masses, gate_noise = rest[0] if rest else None, None
+        if model.gate is not None:
+            noise, gate_noise = noise[..., :-1], noise[..., -1]
+        loss, video = model(inputs, model.slot_attention.sample_slots(len(noise), noise=noise), masses, gate_noise)
         tokens = None if masses is None else (masses > 0).flatten(1)
         diagnostics = slot_diagnostics(video.attention.flatten(1, 2), video.valid, tokens)
         return loss, diagnostics | {"merged_slots": video.valid.sum(1).float().mean()}

@@ -12,17 +12,20 @@ from slotkernels.ranges import annotate
 from torch import Tensor, nn
 
 from interpreter.methods.interpreter.config import VideoModelConfig
+from interpreter.models.gate import SlotGate, restrict_attention
 from interpreter.models.positions import sincos_1d, sincos_2d
 from interpreter.models.transformer import TransformerDecoder, TransformerEncoder, init_transformer
 
 
 class VideoSlots(NamedTuple):
-    """Slots and attention of a batch of videos, after merging."""
+    """Slots and attention of a batch of videos, after merging and the gate."""
 
-    slots: Tensor  # [B, K, D], rows that are not valid are zero
+    slots: Tensor  # [B, K, D], rows that were merged away are zero
     attention: Tensor  # [B, T, N, K], each row over K sums to 1
-    valid: Tensor  # [B, K] bool: slots that are left after merging
+    valid: Tensor  # [B, K] bool: slots that are left after merging, and that the gate keeps
     unmerged: Tensor  # [B, K, D], the slots before merging
+    keep: Tensor | None = None  # [B, K], 1 where valid and else 0, with the gradient of the gate; None without a gate
+    sparsity: Tensor | None = None  # [B], mean probability that a slot is kept
 
 
 class VideoStage(nn.Module):
@@ -38,6 +41,9 @@ class VideoStage(nn.Module):
     Inputs may have masses [B, T, N], at least 0: what each one stands for, in any unit. They weigh an input in the loss
     of its step; steps weigh the same. An input of mass 0 is padding, and so is a step whose inputs all are: whatever
     they hold, nothing depends on them. Every sample needs a step that is not padding.
+
+    With a gate (``--gate``) slots are dropped after merging. The attention is shared by the others, and the decoder
+    does not see the dropped ones.
 
     Args:
         config: widths, depths, the decoder and the number of video slots.
@@ -66,6 +72,7 @@ class VideoStage(nn.Module):
         init_transformer(self.encoder)
         if config.decoder == "transformer":
             init_transformer(self.decoder)
+        self.gate = SlotGate(config.dim) if config.gate else None
 
     def times(self, frames: int, device: torch.device) -> Tensor:
         """Positions in time [T] of a video of ``frames`` frames."""
@@ -87,6 +94,7 @@ class VideoStage(nn.Module):
         iterations: int | None = None,
         sharpness: float = 1.0,
         masses: Tensor | None = None,
+        gate_noise: Tensor | None = None,
     ) -> VideoSlots:
         """Video slots of what :meth:`encode_slots` returned.
 
@@ -97,6 +105,7 @@ class VideoStage(nn.Module):
             iterations: of slot attention. Default: training's.
             sharpness: factor of the logits of slot attention.
             masses: [B, T, N] of the inputs; those of mass 0 are ignored.
+            gate_noise: [B, K] standard normal, that the gate draws its decisions by. Default: no noise.
         """
         tokens, exists = context.flatten(1, 2), _exists(masses)
         unmerged, attention = self.slot_attention(tokens, slots, exists, iterations=iterations, sharpness=sharpness)
@@ -104,11 +113,23 @@ class VideoStage(nn.Module):
         with annotate("merging"):
             labels, _ = cluster_slots(unmerged.detach(), threshold)
             merged, attention, valid = merge_slots(unmerged, attention, labels)
-        return VideoSlots(merged, attention.unflatten(1, context.shape[1:3]), valid, unmerged)
+        keep = sparsity = None
+        if self.gate is not None:
+            kept = self.gate(merged, valid, gate_noise)
+            sparsity = kept.probability.sum(1) / valid.sum(1)
+            keep, valid = kept.keep, kept.mask
+            attention = restrict_attention(attention, keep)
+        return VideoSlots(merged, attention.unflatten(1, context.shape[1:3]), valid, unmerged, keep, sparsity)
 
-    def encode(self, inputs: Tensor, slots: Tensor | None = None, masses: Tensor | None = None) -> VideoSlots:
+    def encode(
+        self,
+        inputs: Tensor,
+        slots: Tensor | None = None,
+        masses: Tensor | None = None,
+        gate_noise: Tensor | None = None,
+    ) -> VideoSlots:
         """Video slots of inputs [B, T, N, D_input]; ``slots`` [B, K, D] is a draw of the prior."""
-        return self.group(self.encode_slots(inputs, masses), slots, masses=masses)
+        return self.group(self.encode_slots(inputs, masses), slots, masses=masses, gate_noise=gate_noise)
 
     def decode(self, video: VideoSlots, frames: int, count: int, masses: Tensor | None = None) -> Tensor:
         """Reconstruct the inputs [B, T, N, D_input] from the merged video slots."""
@@ -119,16 +140,21 @@ class VideoStage(nn.Module):
             queries = sincos_2d(self.times(frames, device), torch.arange(count, device=device), self.config.dim)
             present = None if masses is None else (masses > 0).any(2).repeat_interleave(count, 1)
             queries = queries.to(video.slots.dtype)
-            return self.decoder(queries, video.slots, video.valid, present).unflatten(1, (frames, count))
+            return self.decoder(queries, video.slots, video.valid, present, video.keep).unflatten(1, (frames, count))
 
     def forward(
-        self, inputs: Tensor, slots: Tensor | None = None, masses: Tensor | None = None
+        self,
+        inputs: Tensor,
+        slots: Tensor | None = None,
+        masses: Tensor | None = None,
+        gate_noise: Tensor | None = None,
     ) -> tuple[Tensor, VideoSlots]:
-        """Mean over videos of :meth:`error`, and the video slots."""
+        """Mean over videos of :meth:`error` and of the gate's penalty, and the video slots."""
         target = inputs.detach()
         target = target.to(torch.promote_types(target.dtype, torch.float32))
-        video = self.encode(target, slots, masses)
-        return self.error(video, target, masses).mean(), video
+        video = self.encode(target, slots, masses, gate_noise)
+        loss = self.error(video, target, masses).mean()
+        return loss if video.sparsity is None else loss + self.config.gate * video.sparsity.mean(), video
 
     def error(self, video: VideoSlots, inputs: Tensor, masses: Tensor | None = None) -> Tensor:
         """How far [B] the reconstruction is from the inputs [B, T, N, D_input], mean over steps: Sinkhorn divergence,

@@ -71,7 +71,8 @@ class SmtcSegmenter(Segmenter):
                 )
             return found.semantics.float(), found.masks.half(), found.instances.float(), found.shares.half()
 
-        return encode_frames(self, video, seeds, find, advance, keep)
+        # Masks and shares are multiplied for the whole video.
+        return encode_frames(self, video, seeds, find, advance, keep, elsewhere=False)
 
     @torch.no_grad()
     def segment(self, encoded: Encoded, seed: int = 0, **settings: Any) -> Segmentation:

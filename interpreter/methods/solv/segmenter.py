@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from interpreter.data import Video
+from interpreter.large import FrameTensors
 from interpreter.methods.base import Context, Encoded, Segmenter, with_settings
 from interpreter.methods.frames import encode_frames
 from interpreter.methods.solv.config import SolvSettings
@@ -87,17 +88,17 @@ class SolvSegmenter(Segmenter):
         slots, attention = encoded.by_seed[seed]
         valid, merged_slots = [], torch.empty_like(slots)
         places = self.model.places(self.grid)
-        masks = attention.new_empty(len(slots), len(places), slots.shape[1])
+        masks = FrameTensors(len(slots), self.device).empty((len(places), slots.shape[1]), attention.dtype, "masks")
         for first in range(0, len(slots), FRAMES_AT_ONCE):
-            part = slice(first, first + FRAMES_AT_ONCE)
+            part = slice(first, min(first + FRAMES_AT_ONCE, len(slots)))
             labels = self.model.labels(slots[part], chosen.merge_threshold, chosen.num_slots) if merge else None
             with autocast(self.device, self.precision):
-                merged = self.model.merged(slots[part], attention[part].float(), places, labels)
-                masks[part] = self.model.decode(merged, self.grid).masks.half()
+                merged = self.model.merged(slots[part], attention[part].to(slots), places, labels)
+                masks.write(part, self.model.decode(merged, self.grid).masks.half())
             merged_slots[part] = merged.slots
             valid.append(merged.valid)
         if not merge:
-            return Segmentation(self.grid, masks, tensors={"slots": merged_slots})
-        ids = link_frames(merged_slots, torch.cat(valid)).to(masks.device)
+            return Segmentation(self.grid, masks.tensor, tensors={"slots": merged_slots})
+        ids = link_frames(merged_slots, torch.cat(valid)).to(slots.device)
         across = F.one_hot(ids.clamp_min(0), int(ids.max()) + 1).float()  # [T, N, S]; masks are 0 where an id is -1
-        return Segmentation(self.grid, masks, across, {"slots": merged_slots, "ids": ids})
+        return Segmentation(self.grid, masks.tensor, across, {"slots": merged_slots, "ids": ids})

@@ -9,27 +9,28 @@ patches, N image slots, K video slots, H by W pixels.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, overload
 
 from torch import Tensor, uint8
 
 from .. import _derivatives
 from .._backends import why_not_triton
-from .._checks import check_number, check_positive, check_tensor, check_that, describe
+from .._checks import check_number, check_positive, check_tensor
 from .._native import why_not_cpp
 from .._op import Op
 from ..propagation import bytes_moved as labels_bytes_moved
+from ..propagation import flops as labels_flops
+from ..propagation.levels import VideoAttention, check_attention, check_few_slots, levels_counted, levels_of
 from ..propagation.op import (
     MAX_SIDE,
-    AttentionMaps,
     LabelArguments,
     LabelMaps,
     LabelResults,
-    check_attention,
     check_sizes,
+    detached_maps,
     empty_labels,
     requested,
-    without_dropped,
 )
 
 MIDDLE = 0.5  # subtracted from colours: covariances of numbers around zero lose fewer digits
@@ -86,7 +87,7 @@ GUIDED_LABELS.add("cpp", "slotkernels.guided_labels.cpp", supports=why_not_cpp)
 @overload
 def guided_labels(
     image_attention: Tensor,
-    video_attention: Tensor,
+    video_attention: VideoAttention,
     grid: tuple[int, int],
     guide: Tensor,
     *,
@@ -101,7 +102,7 @@ def guided_labels(
 @overload
 def guided_labels(
     image_attention: Tensor,
-    video_attention: Tensor,
+    video_attention: VideoAttention,
     grid: tuple[int, int],
     guide: Tensor,
     *,
@@ -115,7 +116,7 @@ def guided_labels(
 ) -> LabelMaps: ...
 def guided_labels(
     image_attention: Tensor,  # [B, T, M, N]
-    video_attention: Tensor,  # [B, T, N, K]
+    video_attention: VideoAttention,  # [B, T, N, K], or a sequence of levels
     grid: tuple[int, int],
     guide: Tensor,  # [B, T, H, W, 3]
     *,
@@ -146,6 +147,8 @@ def guided_labels(
     Args:
         image_attention: [B, T, M, N], attention of patches over image slots; each row over N sums to 1.
         video_attention: [B, T, N, K], attention of image slots over video slots; each row over K sums to 1; K <= 255.
+            With levels above the video slots a sequence, from the lowest up: [B, T, N, K2], [B, T, K2, K3], …; K is
+            then that of the last. An upper map that many frames share may be expanded, and is never copied.
         grid: (h, w) of the patch grid, h * w = M, rows first.
         guide: uint8 [B, T, H, W, 3], the frames in colour, at the resolution of the label maps.
         radius: of the filter's windows in pixels of the frame, rounded to blocks (one block at least); 1.7 patches if
@@ -179,22 +182,22 @@ def guided_labels(
         tensor([[[[0, 0, 0, 1, 1, 1, 1, 1]]]], dtype=torch.uint8)
     """
     op = "guided_labels"
-    maps = AttentionMaps(image_attention, video_attention, clusters)
-    check_attention(op, maps)
-    batch, frames, slots = *image_attention.shape[:2], video_attention.shape[3]
+    levels = levels_of(video_attention)
+    check_attention(op, image_attention, levels, clusters)
+    batch, frames = image_attention.shape[:2]
     check_tensor(op, "guide", guide, "B T H W 3", {"B": batch, "T": frames, "3": 3}, dtypes=(uint8,))
     if guide.device != image_attention.device:
         raise ValueError(f"{op}: guide is on {guide.device}, expected {image_attention.device}")
     height, width, *size = check_sizes(op, image_attention, grid, (guide.shape[2], guide.shape[3]))
-    check_that(slots <= 255, f"{op}: video_attention is {describe(video_attention)}, expected K <= 255")
+    check_few_slots(op, levels)
     radius = default_radius((height, width), (size[0], size[1])) if radius is None else radius
     check_number(radius >= 0, op, "radius", radius, "0 or more pixels")
     check_number(LEAST_EPSILON <= epsilon < math.inf, op, "epsilon", epsilon, f"{LEAST_EPSILON:g} or more")
     check_positive(op, subsample=subsample)
     if confidence:
         not_differentiable = "filter the masks with PyTorch's own operations, or detach the attention"
-        _derivatives.refuse(op, not_differentiable, image_attention, video_attention)
-    maps = without_dropped(AttentionMaps(image_attention.detach(), video_attention.detach(), clusters))
+        _derivatives.refuse(op, not_differentiable, image_attention, *levels)
+    maps = detached_maps(image_attention, levels, clusters)
     # A window of twice the grid's side covers all of it, wherever it lies.
     window = max(1, min(round(radius / subsample), max(low_size(size[0], size[1], subsample))))
     arguments = GuidedArguments(*maps, guide, height, width, window, float(epsilon), subsample, confidence, statistics)
@@ -206,19 +209,27 @@ def bytes_moved(
     frames: int,
     tokens: int,
     slots: int,
-    video_slots: int,
+    video_slots: int | Sequence[int],
     pixels: int,
     itemsize: int = 4,
     confidence: bool = False,
     statistics: bool = False,
 ) -> int:
-    """Least traffic: both attention maps and the guide read once, each result written once."""
+    """Least traffic: all attention maps and the guide read once, each result written once."""
     return 3 * batch * frames * pixels + labels_bytes_moved(
         batch, frames, tokens, slots, video_slots, pixels, itemsize, confidence, statistics
     )
 
 
-def flops(batch: int, frames: int, tokens: int, slots: int, video_slots: int, pixels: int, low_pixels: int) -> int:
+def flops(
+    batch: int,
+    frames: int,
+    tokens: int,
+    slots: int,
+    video_slots: int | Sequence[int],
+    pixels: int,
+    low_pixels: int,
+) -> int:
     """Operations of ``guided_labels`` on ``low_pixels`` blocks; what depends on the guide alone is left out.
 
     For each segment, at a block: 4 to interpolate its score, 3 products with colours, 32 for 8 box means (running sums
@@ -226,4 +237,6 @@ def flops(batch: int, frames: int, tokens: int, slots: int, video_slots: int, pi
     to apply them, 1 to compare.
     """
     block, pixel = 4 + 3 + 32 + 6 + 13 + 6, 8 + 6 + 1
-    return batch * frames * video_slots * (2 * tokens * slots + block * low_pixels + pixel * pixels)
+    products = labels_flops(batch, frames, tokens, slots, video_slots, 0)
+    segments = batch * frames * levels_counted(video_slots)[-1]
+    return products + segments * (block * low_pixels + pixel * pixels)

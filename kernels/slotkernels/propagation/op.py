@@ -4,7 +4,8 @@
     masks = upsampled scores  # [B, T, K, H, W], propagate_masks
     labels = masks.argmax(2)  # [B, T, H, W], propagate_labels, which never stores scores or masks
 
-B videos of T frames, M patches, N image slots, K video slots, H by W pixels.
+``video_attention`` may be the product of the maps of several levels (``levels.py``). B videos of T frames, M patches, N
+image slots, K video slots, H by W pixels.
 """
 
 import warnings
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from .. import _derivatives
 from .._backends import Backends, requested_backend, why_not_triton, without_autocast
-from .._checks import check_tensor, check_that, describe
+from .._checks import check_that, describe
 from .._native import why_not_cpp
 from .._op import Op
+from .levels import VideoAttention, check_attention, check_few_slots, levels_of, product_of
 
 # Limits of the Triton kernel: positions (in half pixels times patches) fit 32 bits, and so does the launch grid.
 MAX_SIDE, MAX_FRAMES = 16384, 65535
@@ -85,19 +87,6 @@ class LabelMaps(NamedTuple):
     boxes: Tensor | None  # int32 [B, T, K, 4], (x0, y0, x1, y1) of the smallest crop [y0:y1, x0:x1] around it, or zeros
 
 
-def check_attention(op: str, maps: AttentionMaps) -> None:
-    """Check that the attention maps and the clusters agree in B, T, N, K and the device."""
-    sizes: dict[str, int] = {}
-    check_tensor(op, "image_attention", maps.image_attention, "B T M N", sizes)
-    check_tensor(op, "video_attention", maps.video_attention, "B T N K", sizes)
-    if maps.clusters is not None:
-        check_tensor(op, "clusters", maps.clusters, "B K", sizes, dtypes=(torch.int64,))
-    device = maps.image_attention.device
-    for name, tensor in zip(maps._fields, maps, strict=True):
-        if tensor is not None and tensor.device != device:
-            raise ValueError(f"{op}: {name} is on {tensor.device}, expected {device}")
-
-
 def check_sizes(
     op: str, image: Tensor, grid: tuple[int, int], size: tuple[int, int] | None
 ) -> tuple[int, int, int, int]:
@@ -111,13 +100,9 @@ def check_sizes(
     return height, width, out_height, out_width
 
 
-def without_dropped(maps: AttentionMaps) -> AttentionMaps:
-    """Set the attention to dropped slots to zero: it may contain NaN, and 0 times NaN is NaN."""
-    image, video, clusters = maps
-    if clusters is None:
-        return maps
-    dropped = (clusters < 0) | (clusters >= clusters.shape[1])
-    return AttentionMaps(image, video.masked_fill(dropped.unsqueeze(1).unsqueeze(1), 0.0), clusters)
+def detached_maps(image: Tensor, levels: tuple[Tensor, ...], clusters: Tensor | None) -> AttentionMaps:
+    """Arguments of the ops that have no gradient."""
+    return AttentionMaps(image.detach(), product_of(tuple(level.detach() for level in levels), clusters), clusters)
 
 
 def _renamed(op: str, clusters: Tensor | None, labels: Tensor | None) -> Tensor | None:
@@ -178,7 +163,7 @@ PROPAGATE_LABELS.add("cpp", "slotkernels.propagation.cpp", supports=why_not_cpp)
 
 def propagate_attention(
     image_attention: Tensor,  # [B, T, M, N]
-    video_attention: Tensor,  # [B, T, N, K]
+    video_attention: VideoAttention,  # [B, T, N, K], or a sequence of levels
     clusters: Tensor | None = None,  # [B, K]
     *,
     labels: Tensor | None = None,  # deprecated name of clusters
@@ -186,12 +171,15 @@ def propagate_attention(
 ) -> Tensor:
     """Carry patch-level attention up to video slots: ``Mask[t] = A[t] @ Ahat[t]`` (Interpreter, section 3.2).
 
-    Products are summed in fp32 for half types. Differentiable in both attention maps.
+    With several levels ``Mask[t] = A1[t] @ (A2[t] @ (A3[t] @ …))``. Products are summed in fp32 for half types.
+    Differentiable in all attention maps.
 
     Args:
         image_attention: [B, T, M, N], attention of patches over image slots; each row over N sums to 1.
         video_attention: [B, T, N, K], attention of image slots over video slots; each row over K sums to 1.
-        clusters: int64 [B, K], the cluster of each video slot, such as the labels of
+            With levels above the video slots a sequence, from the lowest up: [B, T, N, K2], [B, T, K2, K3], …; K is
+            then that of the last. An upper map that many frames share may be expanded, and is never copied.
+        clusters: int64 [B, K], the cluster of each video slot (of the last level), such as the labels of
             :func:`~slotkernels.cluster_slots`. Slots of one cluster count as one, as if their columns of the result
             were summed. Slots whose cluster is outside 0..K-1, such as -1, are dropped; their attention may be
             anything, NaN included.
@@ -214,18 +202,25 @@ def propagate_attention(
         torch.Size([1, 4, 6, 2])
         >>> torch.allclose(masks, image_attention @ video_attention)
         True
+
+        A third level: the 2 video slots belong to one object, in all frames.
+
+        >>> objects = torch.tensor([[1.0], [1.0]]).expand(1, 4, 2, 1)
+        >>> slotkernels.propagate_attention(image_attention, [video_attention, objects]).shape
+        torch.Size([1, 4, 6, 1])
     """
-    maps = AttentionMaps(image_attention, video_attention, _renamed("propagate_attention", clusters, labels))
-    check_attention("propagate_attention", maps)
+    levels, clusters = levels_of(video_attention), _renamed("propagate_attention", clusters, labels)
+    check_attention("propagate_attention", image_attention, levels, clusters)
     with without_autocast(image_attention.device):
+        maps = AttentionMaps(image_attention, product_of(levels, clusters), clusters)
         chosen = PROPAGATE_ATTENTION.select(requested_backend(backend), maps)
-        return PROPAGATE_ATTENTION.load(chosen)(without_dropped(maps))
+        return PROPAGATE_ATTENTION.load(chosen)(maps)
 
 
 @overload
 def propagate_labels(
     image_attention: Tensor,
-    video_attention: Tensor,
+    video_attention: VideoAttention,
     grid: tuple[int, int],
     size: tuple[int, int] | None = None,
     *,
@@ -237,7 +232,7 @@ def propagate_labels(
 @overload
 def propagate_labels(
     image_attention: Tensor,
-    video_attention: Tensor,
+    video_attention: VideoAttention,
     grid: tuple[int, int],
     size: tuple[int, int] | None = None,
     *,
@@ -248,7 +243,7 @@ def propagate_labels(
 ) -> LabelMaps: ...
 def propagate_labels(
     image_attention: Tensor,  # [B, T, M, N]
-    video_attention: Tensor,  # [B, T, N, K]
+    video_attention: VideoAttention,  # [B, T, N, K], or a sequence of levels
     grid: tuple[int, int],
     size: tuple[int, int] | None = None,
     *,
@@ -271,6 +266,8 @@ def propagate_labels(
     Args:
         image_attention: [B, T, M, N], attention of patches over image slots; each row over N sums to 1.
         video_attention: [B, T, N, K], attention of image slots over video slots; each row over K sums to 1; K <= 255.
+            With levels above the video slots a sequence, from the lowest up: [B, T, N, K2], [B, T, K2, K3], …; K is
+            then that of the last. An upper map that many frames share may be expanded, and is never copied.
         grid: (h, w) of the patch grid, h * w = M, rows first.
         size: (H, W) of the label maps in pixels, larger or smaller than the grid; the grid itself if None.
         clusters: int64 [B, K], clusters of video slots as in :func:`propagate_attention`; the result then holds
@@ -295,21 +292,20 @@ def propagate_labels(
         tensor([[[[0, 0, 0, 1, 1, 1],
                   [0, 0, 0, 1, 1, 1]]]], dtype=torch.uint8)
     """
-    maps = AttentionMaps(image_attention, video_attention, _renamed("propagate_labels", clusters, labels))
-    check_attention("propagate_labels", maps)
+    levels, clusters = levels_of(video_attention), _renamed("propagate_labels", clusters, labels)
+    check_attention("propagate_labels", image_attention, levels, clusters)
     sizes = check_sizes("propagate_labels", image_attention, grid, size)
-    if video_attention.shape[3] > 255:
-        raise ValueError(f"propagate_labels: video_attention is {describe(video_attention)}, expected K <= 255")
+    check_few_slots("propagate_labels", levels)
     if confidence:
-        _derivatives.refuse("propagate_labels", NOT_DIFFERENTIABLE, image_attention, video_attention)
-    maps = without_dropped(AttentionMaps(image_attention.detach(), video_attention.detach(), maps.clusters))
+        _derivatives.refuse("propagate_labels", NOT_DIFFERENTIABLE, image_attention, *levels)
+    maps = detached_maps(image_attention, levels, clusters)
     results = PROPAGATE_LABELS(LabelArguments(*maps, *sizes, confidence, statistics), backend)
     return requested(results, confidence, statistics)
 
 
 def propagate_masks(
     image_attention: Tensor,  # [B, T, M, N]
-    video_attention: Tensor,  # [B, T, N, K]
+    video_attention: VideoAttention,  # [B, T, N, K], or a sequence of levels
     grid: tuple[int, int],
     size: tuple[int, int] | None = None,
     *,
@@ -325,6 +321,8 @@ def propagate_masks(
     Args:
         image_attention: [B, T, M, N], attention of patches over image slots; each row over N sums to 1.
         video_attention: [B, T, N, K], attention of image slots over video slots; each row over K sums to 1.
+            With levels above the video slots a sequence, from the lowest up: [B, T, N, K2], [B, T, K2, K3], …; K is
+            then that of the last. An upper map that many frames share may be expanded, and is never copied.
         grid: (h, w) of the patch grid, h * w = M, rows first.
         size: (H, W) of the masks in pixels, larger or smaller than the grid; the grid itself if None.
         objects: video slots (or clusters, with ``clusters``) to return, each in 0..K-1.
@@ -345,34 +343,12 @@ def propagate_masks(
         >>> slotkernels.propagate_masks(attention, attention, (1, 2), (1, 4), objects=[1])
         tensor([[[[[0.0000, 0.2500, 0.7500, 1.0000]]]]])
     """
-    maps = AttentionMaps(image_attention, video_attention, _renamed("propagate_masks", clusters, labels))
-    check_attention("propagate_masks", maps)
+    levels, clusters = levels_of(video_attention), _renamed("propagate_masks", clusters, labels)
+    check_attention("propagate_masks", image_attention, levels, clusters)
     sizes = check_sizes("propagate_masks", image_attention, grid, size)
-    objects, slots = list(objects), video_attention.shape[3]
+    objects, slots = list(objects), levels[-1].shape[3]
     in_range = len(objects) > 0 and all(0 <= k < slots for k in objects)
     check_that(in_range, f"propagate_masks: objects={objects}, expected some of 0..{slots - 1}")
-    _derivatives.refuse("propagate_masks", NOT_DIFFERENTIABLE, image_attention, video_attention)
-    maps = without_dropped(AttentionMaps(image_attention.detach(), video_attention.detach(), maps.clusters))
+    _derivatives.refuse("propagate_masks", NOT_DIFFERENTIABLE, image_attention, *levels)
+    maps = detached_maps(image_attention, levels, clusters)
     return PROPAGATE_MASKS(MaskArguments(*maps, *sizes, objects), backend)
-
-
-def bytes_moved(
-    batch: int,
-    frames: int,
-    tokens: int,
-    slots: int,
-    video_slots: int,
-    pixels: int,
-    itemsize: int = 4,
-    confidence: bool = False,
-    statistics: bool = False,
-) -> int:
-    """Least traffic of ``propagate_labels``: both attention maps read once, each result written once."""
-    written = pixels * (3 if confidence else 1) + (20 * video_slots if statistics else 0)
-    return batch * frames * (itemsize * slots * (tokens + video_slots) + written)
-
-
-def flops(batch: int, frames: int, tokens: int, slots: int, video_slots: int, pixels: int) -> int:
-    """Operations of ``propagate_labels``: the product; for each pixel and object 2 to interpolate and 1 to compare."""
-    # interpolation along x is left out: the pixels of a column between two rows of patches share it
-    return batch * frames * video_slots * (2 * tokens * slots + 3 * pixels)

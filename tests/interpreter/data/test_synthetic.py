@@ -1,5 +1,6 @@
 """Generated data sets depend on seed, split and index alone, and can be interrupted."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -120,7 +121,16 @@ def test_interrupted_generation_continues(scenes, tmp_path, monkeypatch, saves):
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"size": (48, 80)}, {"num_frames": 4}, {"num_videos": 4}], ids=lambda c: next(iter(c))
+    "change",
+    [
+        {"seed": 1},
+        {"size": (48, 80)},
+        {"num_frames": 4},
+        {"num_videos": 4},
+        {"objects": (1, 12)},
+        {"absences": True},
+    ],
+    ids=lambda c: next(iter(c)),
 )
 def test_other_parameters_are_an_error_not_a_mixture(scenes, change):
     before = digest(scenes)
@@ -128,6 +138,18 @@ def test_other_parameters_are_an_error_not_a_mixture(scenes, change):
     with pytest.raises(ValueError, match=rf"scenes-train\.json: .*{key}=.*now .*choose another root or split"):
         generate_scenes(scenes, **{"num_videos": 5, **SMALL, **change})
     assert digest(scenes) == before
+
+
+def test_manifest_names_younger_settings_only_where_they_were_chosen(scenes, tmp_path):
+    old = json.loads((scenes / "scenes-train.json").read_text())
+    assert old == {"seed": 0, "size": [48, 64], "num_frames": 3, "split": "train", "version": 1, "num_videos": 5}
+    chosen = {"objects": (2, 4), "absences": True}
+    generate_scenes(tmp_path, 1, workers=1, **SMALL, **chosen)
+    made = json.loads((tmp_path / "scenes-train.json").read_text())
+    assert made == {**old, "num_videos": 1, "objects": [2, 4], "absences": True}
+    generate_scenes(tmp_path, 3, workers=2, **SMALL, **chosen)
+    with pytest.raises(ValueError, match=r"objects=\[2, 4\] \(now \[3, 8\]\), absences=True \(now False\)"):
+        generate_scenes(tmp_path, 3, **SMALL)
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,12 @@ from interpreter.engine.run import (
 )
 from interpreter.methods import METHODS
 from interpreter.methods.interpreter.config import ImageTraining, VideoTraining
-from interpreter.methods.interpreter.segmenter import Settings
+from interpreter.methods.interpreter.settings import Settings
 
+STAGES = [stage.presets["demo"] for method in METHODS.values() for stage in method.stages]
 OPTIONS = [
-    *(stage.presets["demo"] for method in METHODS.values() for stage in method.stages),
+    *(options for options in STAGES if not isinstance(options, VideoTraining)),
+    VideoTraining(run=Path("run"), level=3),  # like the settings below
     *(method.settings() for method in METHODS.values() if method.settings is not Settings),
     Settings(association="learned"),  # which all of its options have a meaning for
     Caching(run=Path("run")),

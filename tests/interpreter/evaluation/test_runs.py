@@ -21,7 +21,7 @@ from interpreter.evaluation.candidates import KEPT_FRAMES, Candidate, Entry, Seg
 from interpreter.evaluation.record import Provenance, format_tables
 from interpreter.evaluation.scoring import Row, Scores, number, score_dataset
 from interpreter.methods import METHODS
-from interpreter.methods.interpreter.segmenter import Settings
+from interpreter.methods.interpreter.settings import Settings
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.methods.runs import open_segmenter
 from interpreter.metrics import PROTOCOLS, kmeans_segments

@@ -14,7 +14,8 @@ from interpreter.methods import METHODS, frames
 from interpreter.methods.interpreter.association import group_by_features, slot_groups
 from interpreter.methods.interpreter.config import ImageModelConfig
 from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
-from interpreter.methods.interpreter.segmenter import InterpreterSegmenter, Settings
+from interpreter.methods.interpreter.segmenter import InterpreterSegmenter
+from interpreter.methods.interpreter.settings import Settings
 from interpreter.methods.runs import open_segmenter
 from interpreter.models.token_masks import token_masks
 
@@ -55,6 +56,20 @@ def test_frame_keeps_the_draw_that_reconstructs_it_best(segmenter):
     for frame, draw in enumerate(best):
         torch.testing.assert_close(slots[frame], draws[draw].slots[frame])
         torch.testing.assert_close(attention[frame], draws[draw].attention[frame])
+
+
+@torch.no_grad()
+def test_single_draw_is_not_reconstructed(segmenter, monkeypatch):
+    stage = segmenter.image_stage
+    features = torch.randn(6, 4 * 6, stage.feature_dim, generator=torch.Generator().manual_seed(0))
+    with_restarts(stage, 1)
+    slots, attention, _ = segmenter.find_image_slots(features, torch.Generator().manual_seed(1))
+    initial = stage.slot_attention.sample_slots(6, torch.Generator().manual_seed(1))
+    draw = stage.encode(features, slots=initial, iterations=6)
+    assert torch.equal(slots, draw.slots)
+    assert torch.equal(attention, draw.attention)
+    monkeypatch.setattr(stage, "decode", None)  # it costs as much as the slots
+    segmenter.find_image_slots(features, torch.Generator())
 
 
 @torch.no_grad()
@@ -212,7 +227,8 @@ def test_attention_is_held_once(tmp_path, monkeypatch):
     """Memory beyond slots, attention and means is that of a short video. 24x36 patches, 32 slots: 59 kB a frame."""
     stage = ImageStage(ImageModelConfig(num_slots=32, dim=16), feature_dim=8, grid=(24, 36))
     backbone = SimpleNamespace(grid=lambda size: (24, 36), device=torch.device("cpu"))
-    context = SimpleNamespace(backbone=backbone, precision="fp32", data=SimpleNamespace(frame_size=(48, 64)))
+    data = SimpleNamespace(frame_size=(48, 64))
+    context = SimpleNamespace(backbone=backbone, precision="fp32", data=data, run=tmp_path)
     segmenter = InterpreterSegmenter(context, stage, (), Settings(stage="image"))
     # What the backbone needs for a batch would hide the rest.
     monkeypatch.setattr(frames, "encode", lambda backbone, stream, precision: (torch.zeros(1, 864, 8) for _ in stream))

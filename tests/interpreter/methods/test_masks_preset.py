@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from interpreter.data import open_video
 from interpreter.methods import METHODS
 from interpreter.methods.interpreter.config import IMAGE_PRESETS, VIDEO_PRESETS
-from interpreter.methods.interpreter.segmenter import Settings
+from interpreter.methods.interpreter.settings import Settings
 from interpreter.methods.runs import open_segmenter
 from interpreter.train import main, parse_stage
 

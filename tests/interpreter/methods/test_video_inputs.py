@@ -11,7 +11,7 @@ from interpreter.data import open_video
 from interpreter.methods.interpreter import INTERPRETER
 from interpreter.methods.interpreter.config import VIDEO_PRESETS, VideoModelConfig
 from interpreter.methods.interpreter.image_slots import EncodedVideo
-from interpreter.methods.interpreter.segmenter import Settings
+from interpreter.methods.interpreter.settings import Settings
 from interpreter.methods.interpreter.token_means import means_as_inputs, token_means
 from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.methods.runs import open_segmenter

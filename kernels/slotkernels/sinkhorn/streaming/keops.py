@@ -83,9 +83,14 @@ def _why_not_imported() -> str | None:
             import pykeops.torch  # noqa: F401
     except Exception as error:  # a broken installation may raise anything
         return f"pykeops cannot be imported ({type(error).__name__}: {error}; {_HOW})"
-    # KeOps saves its cache at exit. This handler is registered later, so it runs earlier; the lock is freed with us.
-    atexit.register(contextlib.ExitStack().enter_context, _alone())
+    _alone_at_exit()
     return None
+
+
+@cache  # a second handler would wait for the lock of the first for ever
+def _alone_at_exit() -> None:
+    """Take the lock when the process ends, before KeOps saves its cache; it is freed with the process."""
+    atexit.register(contextlib.ExitStack().enter_context, _alone())  # later than KeOps's handler, so it runs earlier
 
 
 def _why_not_found(device: torch.device) -> str | None:

@@ -1,0 +1,321 @@
+"""A live stream: a container that is read once, from a pipe, and decoded while it comes."""
+
+import math
+import os
+import queue
+import select
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from interpreter.data.images import resize
+from interpreter.data.video.base import Size, Video, VideoError
+from interpreter.data.video.boxes import Elements, index_comes_last
+from interpreter.data.video.containers import Ending
+from interpreter.data.video.file import TITLES
+from interpreter.data.video.orientation import UPRIGHT
+from interpreter.data.video.pictures import Consistency, frame_rate, pixel_aspect, to_rgb
+from interpreter.data.video.streams import choose_unread_stream
+
+NAME = "standard input"
+REMUX = "ffmpeg -i IN -c copy -f matroska - | python -m interpreter.segment - …"
+# FFmpeg reads the start of a stream before the first frame: a tenth of a second of it and up to 5 frames, or the first
+# labels would be late. Its default is 5 seconds.
+_PROBE, _PROBE_RATE, _PROBE_FRAMES = {"analyzeduration": "100000"}, 10, 5
+# A container knows the end of a frame only when the next begins, and so does the parser of MPEG-TS after it.
+_HELD_BY_CONTAINER = 2
+_POLL = 0.1  # seconds between looks at whether to stop
+_HEAD = 1 << 16  # bytes in which an MP4 shows whether its index comes first
+
+
+class LiveFrame(NamedTuple):
+    """A decoded frame."""
+
+    pixels: np.ndarray  # uint8 [H, W, 3] RGB
+    decoded: float  # when, by time.monotonic()
+
+
+class _End(NamedTuple):
+    error: Exception | None
+
+
+class LiveVideo:
+    """The frames of a stream in presentation order, with the pixels that a file of the same bytes would give.
+
+    A thread reads and decodes ahead, so that the pipe is emptied while frames are segmented; a full queue makes the
+    writer wait. It is a context manager, which ends that thread::
+
+        with LiveVideo(sys.stdin.buffer, ahead=24) as live:
+            while frames := live.take(24):
+                ...
+            if live.error:  # it was cut, or damaged: take gave the frames before
+                ...
+
+    Damage, a cut and a change of size or orientation end the stream, as strictly as in a file.
+
+    Attributes:
+        fps, height, width, pixel_aspect: as of a :class:`Video`; known from the first frame on.
+        held: frames that container and decoder hold back at most.
+        probed: frames that are read before the first one is decoded, at most.
+        error: why it ended too early; None if it did not, or has not ended.
+
+    Args:
+        file: a binary file object; it is read once, from where it is, and never sought.
+        ahead: frames that are decoded before they are taken, at most.
+    """
+
+    fps: Fraction
+    height: int
+    width: int
+    pixel_aspect: Fraction
+    held: int
+    probed: int
+
+    def __init__(self, file: BinaryIO, ahead: int) -> None:
+        self.error: Exception | None = None
+        self._bytes = _Bytes(file)
+        self._queue: queue.Queue[LiveFrame | _End] = queue.Queue(ahead)
+        self._over, self._abandoned = False, threading.Event()
+        self._thread = threading.Thread(target=self._run, name="live video", daemon=True)
+
+    def __enter__(self) -> "LiveVideo":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._abandoned.set()
+        self._bytes.stop()
+        self._thread.join(None if self._bytes.interruptible else 1)
+        self._bytes.close()
+
+    def delay(self, window: int) -> int:
+        """Frames that have come when a window of so many is complete, counted from its first; at most."""
+        return max(window - 1 + self.held, self.probed)
+
+    def take(self, count: int, stop: Callable[[], bool] = lambda: False) -> list[LiveFrame]:
+        """The next ``count`` frames; fewer at the end of the stream.
+
+        Args:
+            count: at least 1.
+            stop: whether to read no further. Frames that have come until then are returned, by this call and later
+                ones.
+        """
+        frames: list[LiveFrame] = []
+        while len(frames) < count and not self._over:
+            if stopped := stop():
+                self._bytes.stop()
+            try:
+                item = self._queue.get(timeout=_POLL)
+            except queue.Empty:
+                self._over = stopped and not self._bytes.interruptible
+                continue
+            if isinstance(item, _End):
+                self._over, self.error = True, item.error
+            else:
+                frames.append(item)
+        return frames
+
+    def _run(self) -> None:
+        error: Exception | None = None
+        try:
+            with closing(self._decode()) as decoded:
+                for frame in decoded:
+                    if not self._put(LiveFrame(frame, time.monotonic())):
+                        return
+        except Exception as problem:
+            error = problem
+        self._put(_End(None if self._bytes.stopped else error))
+
+    def _put(self, item: LiveFrame | _End) -> bool:
+        """Queue an item; False if nobody takes it any more."""
+        while not self._abandoned.is_set():
+            with suppress(queue.Full):
+                self._queue.put(item, timeout=_POLL)
+                return True
+        return False
+
+    def _decode(self) -> Generator[np.ndarray, None, None]:
+        count = 0
+        try:
+            with av.open(self._bytes, options=_PROBE, **TITLES) as container:
+                for frame in self._frames(container):
+                    yield frame
+                    count += 1
+        except av.FFmpegError as error:
+            if not self._bytes.count:
+                raise VideoError(f"{NAME}: nothing came; pipe a video into the command: {REMUX}") from error
+            if count:
+                raise VideoError(f"{NAME}: damaged or cut ({error.strerror})") from error
+            raise VideoError(
+                f"{NAME}: cannot be decoded ({error.strerror}); it is no video, or none that can be streamed: {REMUX}"
+            ) from error
+        if not count:
+            raise VideoError(f"{NAME}: no frame could be decoded; it was cut, or begins without a key frame")
+
+    def _frames(self, container: InputContainer) -> Iterator[np.ndarray]:
+        try:
+            stream = choose_unread_stream(container)
+        except ValueError as error:
+            raise VideoError(f"{NAME}: {error}") from error
+        stream.codec_context.thread_count = 1  # several would hold back frames, and errors would come later
+        self.fps = frame_rate(stream)
+        ending, consistency = Ending(container, stream, self.fps), Consistency(NAME, "IN")
+        reformatter = VideoReformatter()
+        first, orientation = None, UPRIGHT
+        for number, frame in enumerate(self._pictures(container, stream)):
+            if frame.is_corrupt:
+                raise VideoError(f"{NAME}: a damaged or cut frame")
+            if first is None:
+                first, orientation = frame, consistency.orientation_of(frame) or UPRIGHT
+                self.height, self.width = to_rgb(frame, orientation, reformatter).shape[:2]
+                self.pixel_aspect = pixel_aspect(stream.sample_aspect_ratio, orientation)
+                reordered = stream.codec_context.reorder_depth
+                self.held = _HELD_BY_CONTAINER + reordered
+                self.probed = math.ceil(self.fps / _PROBE_RATE) + _PROBE_FRAMES + reordered
+            consistency.require(first, frame, number, orientation)
+            ending.see_picture(frame)
+            yield to_rgb(frame, orientation, reformatter)
+        if missing := ending.missing():
+            raise VideoError(f"{NAME}: it ends after {missing[0]:.2f} s of {missing[1]:.2f} s")
+
+    def _pictures(self, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+        """Decoded frames; after damage those that the decoder holds back, then the error."""
+        problem, end, between = "", 0, None
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                problem = "a damaged or cut packet"
+                break
+            if packet.size and packet.pos is not None:
+                between, end = packet.pos - end if end else None, packet.pos + packet.size
+            try:
+                frames = packet.decode()
+            except av.FFmpegError as error:
+                problem = f"a damaged or cut packet ({error.strerror})"
+                break
+            yield from frames
+        if problem:
+            with suppress(av.FFmpegError):
+                yield from stream.codec_context.decode(None)
+        elif self._ends_inside(container.format.name, end, between):
+            problem = "it ends inside a frame"
+        if problem:
+            raise VideoError(f"{NAME}: {problem}")
+
+    def _ends_inside(self, container: str, end: int, between: int | None) -> bool:
+        """Whether the bytes end inside a frame, which FFmpeg drops silently.
+
+        Args:
+            container: FFmpeg's name of it.
+            end: of the last packet, in bytes.
+            between: bytes from one packet to the next; None if there was one packet.
+        """
+        count = self._bytes.count
+        if container == "yuv4mpegpipe" and between is not None:
+            # Where a packet begins, behind the header of its frame or before it, depends on FFmpeg's version.
+            return count - end not in (0, between)
+        if container == "mpegts":
+            return all(count % length for length in (188, 192, 204))
+        return self._bytes.elements.inside
+
+
+class _Bytes:
+    """What FFmpeg reads from: bytes as they come, and an end when asked to stop. Without ``seek``: a pipe has none."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.count, self.stopped, self.elements = 0, False, Elements()
+        self._head: bytes | None = b""
+        self._file, self._wake = file, (-1, -1)
+        # read1 returns what is there; read would wait until its buffer is full, for seconds of a live stream.
+        self._read: Callable[[int], bytes | None] = file.read1 if hasattr(file, "read1") else file.read
+        self.interruptible, descriptor = False, -1
+        with suppress(OSError, AttributeError):  # no file of the system
+            descriptor = file.fileno()
+            if hasattr(select, "poll"):  # Windows has none
+                self._wake, self.interruptible = os.pipe(), True
+        if self.interruptible:
+            self._poll = select.poll()
+            for watched in (descriptor, self._wake[0]):
+                self._poll.register(watched, select.POLLIN)
+
+    def read(self, size: int) -> bytes:
+        """At most ``size`` bytes; none at the end."""
+        if self.interruptible and not self.stopped:
+            self._poll.poll()
+        data = b"" if self.stopped else self._read(size) or b""
+        self.count += len(data)
+        self.elements.feed(data)
+        self._look_for_the_index(data)
+        return data
+
+    def _look_for_the_index(self, data: bytes) -> None:
+        if self._head is None:
+            return
+        self._head += data
+        last = index_comes_last(self._head)
+        if last:
+            raise VideoError(f"{NAME}: an MP4 or MOV with its index at the end cannot be streamed; remux it: {REMUX}")
+        if last is False or len(self._head) > _HEAD:
+            self._head = None
+
+    def stop(self) -> None:
+        """End the stream here, also for a thread that waits for more."""
+        if not self.stopped:
+            self.stopped = True
+            if self.interruptible:
+                os.write(self._wake[1], b".")
+
+    def close(self) -> None:
+        """Free what ``stop`` needs; the thread must have ended."""
+        if self.interruptible:
+            for descriptor in self._wake:
+                os.close(descriptor)
+
+
+class HeldFrames(Video):
+    """Frames in memory as a video, such as a window of a stream.
+
+    >>> HeldFrames([np.zeros((4, 6, 3), np.uint8)]).read([0], size=(2, 3)).shape
+    (1, 2, 3, 3)
+
+    Args:
+        pixels: uint8 [H, W, 3] RGB each, of one size; at least one.
+        name: of the video.
+        fps, pixel_aspect: see :class:`Video`.
+    """
+
+    def __init__(
+        self,
+        pixels: Sequence[np.ndarray],
+        name: str = "stream",
+        fps: Fraction = Fraction(24),
+        pixel_aspect: Fraction = Fraction(1),
+    ) -> None:
+        self._pixels, self.path, self.name = pixels, Path("-"), name
+        self.fps, self.pixel_aspect = fps, pixel_aspect
+        self.height, self.width = pixels[0].shape[:2]
+
+    @property
+    def num_frames(self) -> int:
+        """See `Video.num_frames`."""
+        return len(self._pixels)
+
+    def check(self) -> None:
+        """See `Video.check`: they are decoded already."""
+
+    def _stream(self, size: Size | None) -> Iterator[np.ndarray]:
+        for _, frame in self._pick(list(range(len(self._pixels)))):
+            yield resize(frame, size)
+
+    def _pick(self, indices: list[int]) -> Iterator[tuple[int, Any]]:
+        for index in indices:
+            yield index, self._pixels[index]
