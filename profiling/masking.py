@@ -59,7 +59,7 @@ class Variant:
         undone: the part of the masking that is left out: encoder, additive, attention, clustering, loss, normaliser,
             box, or all; None for none.
         repeat: whether short clips repeat, and nothing is padded.
-        even: whether a batch has so many clips that it holds as many frames that are no padding as one that repeats.
+        even: whether a batch has so many more clips that padded ones hold as many frames as 8 clips that repeat.
         in_time: whether there are so many fewer steps that all clips together are as many as without ``even``.
     """
 
@@ -72,13 +72,10 @@ class Variant:
 
 VARIANTS = {
     "repeat": Variant("short clips repeat from their start, as in the paper", repeat=True),
+    "repeat-even": Variant("the same, with as many clips as mask-even", repeat=True, even=True),
     "mask": Variant("short clips are padded, and the padding is masked everywhere"),
-    "mask-even": Variant(
-        "the same, with more clips, so that a batch holds as many frames as one that repeats", even=True
-    ),
-    "mask-in-time": Variant(
-        "the same, with fewer steps, so that training takes as long as with repeats", even=True, in_time=True
-    ),
+    "mask-even": Variant("the same, with so many clips that a batch has as many frames as that of repeat", even=True),
+    "mask-in-time": Variant("the same, with so few steps that it takes as long as repeat", even=True, in_time=True),
     "loss": Variant("padding weighs in the loss: its targets are zeros, and the mean runs over all steps", "loss"),
     "normaliser": Variant("the sum over a clip's steps is divided by the length of the batch", "normaliser"),
     "encoder": Variant("inputs attend to padding in the encoder", "encoder"),
@@ -317,12 +314,13 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
     from interpreter.render.palette import LINE_COLOURS
 
-    colours = (*LINE_COLOURS, "#7f7f7f", "#8c564b", "#17becf", "#bcbd22", "#9467bd", "#222222")
+    colours = (*LINE_COLOURS, "#7f7f7f", "#8c564b", "#17becf", "#bcbd22", "#9467bd", "#9edae5", "#222222")
     figure = Figure(figsize=(12.5, 4.2), layout="constrained")
     panels = figure.subplots(1, 3)
     for colour, name in zip(colours, VARIANTS, strict=True):
         rows = [row for row in result["rows"] if row["row"] == name and not row["diverged"]]
         if not rows:
+            panels[2].plot([], [], color=colour, label=f"{name}: not finite")
             continue
         style = {"color": colour, "linewidth": 2.2 if name in ("repeat", "mask") else 1.2, "label": name}
         for panel, key in zip(panels, ("whole", "short"), strict=False):
@@ -336,7 +334,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for panel, title in zip(panels, titles, strict=True):
         panel.set_title(title, fontsize=10, loc="left")
         panel.set_xlabel("step", fontsize=9)
-        panel.set_yscale("log")
+        panel.set_ylim(bottom=0)
         panel.tick_params(labelsize=8, which="both")
         panel.grid(alpha=0.25, linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
