@@ -10,8 +10,9 @@ Each image stage is the preset demo's at half of its steps, and so is each video
 here with 9 slots, and with 16 slots and a gate. Held-out scenes, 4 of each number of objects, are seen at 256×384 with
 22 image slots; their descriptions and the trained stages are kept in DIR. The criterion of "auto" was found on the
 held-out scenes, with the image stage of seed 0; the rows "calibration" are training scenes, whose masks had no part in
-that, and the rows "fresh" are further held-out scenes, looked at once. The error of the count is that of the segments which cover at least 0.1 % of the video's pixels, without one for
-the background, against the objects that are visible. Writes profiling/results/counting-cpu.json and prints the table.
+that, and the rows "fresh" are further held-out scenes, looked at once. The error of the count is that of the segments
+which cover at least 0.1 % of the video's pixels, without one for the background, against the objects that are visible.
+Writes profiling/results/counting-cpu.json and prints the table.
 """
 
 import argparse
