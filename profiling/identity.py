@@ -7,12 +7,13 @@ Rerun an interrupted command to resume: what was trained, rendered, encoded or s
 computed again when a stage that it depends on was trained anew.
 """
 
+import itertools
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from interpreter.data.scenes import generate_scenes
 from interpreter.engine.run import load_stage_state, weights_hash
 from interpreter.methods.base import Encoded
 from interpreter.methods.interpreter import INTERPRETER
+from interpreter.methods.interpreter.association import group_by_features
 from interpreter.methods.interpreter.hierarchy import Level, propagate
 from interpreter.methods.interpreter.image_slots import EncodedVideo
 from interpreter.methods.interpreter.segmenter import InterpreterSegmenter, Settings
@@ -44,7 +46,7 @@ from profiling.report.draw_identity import draw
 WHAT = "identity over a long video: switches, fragments and returns of objects against length"
 RESULT, PICTURE = RESULTS / "identity-cpu.json", ROOT / "docs" / "identity.png"
 LENGTHS = (24, 48, 96, 192, 384, 600)
-SCENES = 8
+SCENES, SIZE = 6, (256, 384)  # held out, and the size that their frames are resized to
 SPLIT = "val"
 WINDOW, OVERLAP = 12, 4  # frames of a window of level 2
 TRAINING = {  # options of each stage
@@ -97,6 +99,7 @@ class Case:
         """Of the patches over the image slots, [T, M, N]."""
         return self.encoded.by_seed[self.seed].attention
 
+    @cached_property
     def windows(self) -> Level:
         """Level 2 in windows."""
         segmenter = self.segmenters.three
@@ -131,13 +134,13 @@ def three_levels(case: Case) -> np.ndarray:
 
 def linked_slots(case: Case) -> np.ndarray:
     """Slots of consecutive windows matched by their cosine similarity."""
-    level = case.windows()
+    level = case.windows
     return case.joined(level, link_frames(level.slots.slots[0]))
 
 
 def linked_masks(case: Case) -> np.ndarray:
     """Segments of consecutive windows matched by the IoU of their masks in the frames that both have."""
-    level, grid = case.windows(), case.segmenters.two.grid
+    level, grid = case.windows, case.segmenters.two.grid
     length = level.attention.shape[1]
     count = level.attention.shape[3]
     masks, ids = [], torch.arange(count).expand(len(level.starts), -1).clone()
@@ -161,19 +164,15 @@ def by_features(case: Case) -> np.ndarray:
     return case.labels(segmentation.across, case.truth.shape[1:])
 
 
-def bound(case: Case) -> np.ndarray:
-    """Each segment of a window gets the id of the object, or of the background, that most of its pixels show."""
-    level = case.windows()
-    frames, length = len(case.truth), level.attention.shape[1]
-    objects = int(case.truth.max()) + 1
-    ids = torch.zeros(level.attention.shape[0], level.attention.shape[3], dtype=torch.long)
-    for window, start in enumerate(level.starts):
-        part = replace(case, encoded=cut(case.encoded, start, length), truth=case.truth[start : start + length])
-        labels = part.labels(level.attention[window], part.truth.shape[1:]).astype(np.int64)
-        pixels = np.bincount((labels * objects + part.truth).ravel(), minlength=ids.shape[1] * objects)
-        ids[window] = torch.from_numpy(pixels.reshape(-1, objects).argmax(1))
-    assert len(level.owners(frames)) == frames
-    return case.joined(level, ids)
+def grouped_windows(case: Case) -> np.ndarray:
+    """K-means of the segments of all windows, in place of level 3."""
+    level = case.windows
+    means = level.slots.means
+    assert means is not None, "the preset demo reads means"
+    features, places = means[0].split([means.shape[-1] - 2, 2], -1)
+    described = TokenMeans(features, places, level.slots.masses[0])
+    segments = min(case.segmenters.three.num_segments, described.masses.numel())
+    return case.joined(level, group_by_features(described, segments, case.seed))
 
 
 @dataclass(frozen=True)
@@ -207,9 +206,9 @@ WAYS = {
         ("image", "video"),
     ),
     "features": Way("association by features: k-means of the image slots of the whole video", by_features, ("image",)),
-    "bound": Way(
-        "no method but a bound: level 2 in the same windows, whose segments are named by the true masks",
-        bound,
+    "grouped-windows": Way(
+        "level 2 in the same windows, and k-means of the segments of all windows in place of level 3",
+        grouped_windows,
         ("image", "video"),
     ),
 }
@@ -241,7 +240,7 @@ def segmenters_of(run: Path) -> Segmenters:
     """Open the run."""
 
     def opened(settings: Settings) -> InterpreterSegmenter:
-        segmenter = open_segmenter(INTERPRETER, run, settings)
+        segmenter = open_segmenter(INTERPRETER, run, settings, SIZE)
         assert isinstance(segmenter, InterpreterSegmenter)
         return segmenter
 
@@ -291,23 +290,24 @@ def main() -> int:
         return encoded_scenes(folder, segmenters.two, options.seeds, weights["image"])
 
     rows = json.loads(options.out.read_text())["rows"] if options.out.is_file() else []
-    for name in options.ways or tuple(WAYS):
-        way = WAYS[name]
-        trained_on = " ".join(weights[key] for key in way.stages)
-        for frames in options.lengths:
-            for seed in options.seeds:
-                key = {"way": name, "frames": frames, "seed": seed}
-                old = [row for row in rows if all(row[part] == value for part, value in key.items())]
-                if old and old[0]["weights"] == trained_on:
-                    continue
-                videos = [
-                    scores_of(
-                        way.labels(Case(segmenters, cut(encoded, 0, frames), seed, truth[:frames])), truth[:frames]
-                    )
-                    for encoded, truth in scenes()
-                ]
-                rows = [row for row in rows if row not in old] + [{**key, "weights": trained_on, **row_of(videos)}]
-                write(options.out, rows)
+    for seed, frames in itertools.product(options.seeds, options.lengths):
+        missing = {}
+        for name in options.ways or tuple(WAYS):
+            key = {"way": name, "frames": frames, "seed": seed}
+            key["weights"] = " ".join(weights[stage] for stage in WAYS[name].stages)
+            if not any(all(row[part] == value for part, value in key.items()) for row in rows):
+                missing[name] = key
+        if not missing:
+            continue
+        videos: dict[str, list[dict[str, Any]]] = {name: [] for name in missing}
+        for encoded, truth in scenes():
+            case = Case(segmenters, cut(encoded, 0, frames), seed, truth[:frames])
+            for name, scores in videos.items():
+                scores.append(scores_of(WAYS[name].labels(case), case.truth))
+        for name, key in missing.items():
+            rows = [row for row in rows if (row["way"], row["frames"], row["seed"]) != (name, frames, seed)]
+            rows.append({**key, **row_of(videos[name])})
+        write(options.out, rows)
     draw(json.loads(options.out.read_text()), PICTURE)
     return 0
 
@@ -323,10 +323,10 @@ def write(out: Path, rows: list[dict[str, Any]]) -> None:
             "command": "python -m profiling.identity DIR",  # rows may come from several calls
             "ways": {name: way.what for name, way in WAYS.items()},
             "training": TRAINING,
-            "scenes": f"{SCENES} held-out scenes of {max(LENGTHS)} frames with absences; shorter videos are their "
-            "starts",
+            "scenes": f"{SCENES} held-out scenes of {max(LENGTHS)} frames of 128x192 with absences, which the backbone "
+            f"gets as {SIZE[0]}x{SIZE[1]}; shorter videos are their starts",
             "seeds": "of the slots' draws, of one trained run",
-            "scored": f"protocol {PROTOCOL.name}, at the scenes' own size of 128x192, with edges from the soft masks",
+            "scored": f"protocol {PROTOCOL.name}, at the scenes' own size, with edges from the soft masks",
             "returns": RETURNS,
             "summary": summary(rows, WAYS),
             "rows": rows,

@@ -15,16 +15,16 @@ NAMES = {
     "linked-slots": "windows linked by slots (as SOLV)",
     "linked-masks": "windows linked by shared frames (as STEm-Seg)",
     "features": "association by features (k-means)",
-    "bound": "bound: windows named by the truth",
+    "grouped-windows": "windows grouped by k-means",
 }
-COLOURS = dict(zip(NAMES, (*LINE_COLOURS[:5], "#8c8c8c"), strict=True))
+COLOURS = dict(zip(NAMES, LINE_COLOURS, strict=True))
 PANELS = {
     "identity_switches": "identity switches of an object",
     "fragmentations": "fragmentations of an object",
     "miou_video": "video mIoU",
     "fg_ari_video": "FG-ARI of the whole video",
     "same_id": "share of returns under the old id",
-    "same_id_tracked": "the same, with IoU ≥ 0.5 on both sides",
+    "same_id_matched": "the same, under the object's own segment",
 }
 
 
@@ -57,15 +57,14 @@ def _line(axes: Axes, entries: list[dict[str, Any]], metric: str, name: str, way
         return
     frames = [entry["frames"] for entry in entries]
     mean, std = (np.array([entry[metric][part] for entry in entries]) for part in ("mean", "seeds_std"))
-    colour, is_bound = COLOURS[way], way == "bound"
+    colour = COLOURS[way]
     axes.fill_between(frames, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
     axes.plot(
         frames,
         mean,
         color=colour,
-        marker=None if is_bound else "o",
+        marker="o",
         markersize=4,
-        linewidth=1.2 if is_bound else 2.4 if way == "levels" else 1.6,
-        linestyle=(0, (4, 3)) if is_bound else "-",
+        linewidth=2.6 if way == "levels" else 1.5,
         label=name,
     )

@@ -23,14 +23,14 @@ def test_a_return_counts_after_a_long_absence_alone():
     true[3 : 3 + AWAY, 0, 2] = 0
     pred = np.where(true == 2, 5, true)
     pred[3 + AWAY :, 0, 2] = 6
-    assert sorted(returns(contingency(pred, true))) == [(False, False), (True, True)]
+    assert sorted(returns(contingency(pred, true))) == [(False, False, False), (True, True, True)]
 
 
-def test_a_return_under_the_segment_of_the_background_is_not_tracked():
-    """A video with a single segment keeps every id, but tracks nothing."""
+def test_a_segment_of_two_objects_is_matched_with_one_of_them():
+    """A video with a single segment keeps every id, but it is the segment of one object alone, and tracks none."""
     true = np.zeros((AWAY + 2, 1, 8), np.int64)
-    true[[0, -1], 0, 0] = 1
-    assert returns(contingency(np.zeros_like(true), true)) == [(True, False)]
+    true[[0, -1], 0, 0], true[[0, -1], 0, 1] = 1, 2
+    assert sorted(returns(contingency(np.zeros_like(true), true))) == [(True, False, False), (True, True, False)]
 
 
 def test_windows_are_linked_by_the_frames_that_both_have(monkeypatch):
@@ -44,5 +44,5 @@ def test_windows_are_linked_by_the_frames_that_both_have(monkeypatch):
         grid = (1, 3)
 
     case = Case(identity.Segmenters(Two(), Two(), Two()), Encoded(5, {0: video}), 0, np.zeros((5, 1, 3), np.uint8))
-    monkeypatch.setattr(Case, "windows", lambda case: level)
+    monkeypatch.setattr(Case, "windows", level)
     assert (identity.linked_masks(case) == [[0, 1, 2]]).all()
