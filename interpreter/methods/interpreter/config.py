@@ -18,6 +18,7 @@ from interpreter.configs import (
 
 StageName = Literal["image", "video"]
 VideoInputs = Literal["slots", "means"]
+Start = Literal["below", "random"]
 Short = Literal["repeat", "mask"]
 Preset = Literal["demo", "davis", "clips", "ytvis19", "movi-e"]
 
@@ -149,6 +150,10 @@ class VideoTraining(StageConfig):
     of level 2 for --level 4. Default: --num-frames of the level below."""
     overlap: int = option(0, at_least=0)
     """With --level 3 or more: steps that two consecutive windows of the level below have in common."""
+    start: Start = "below"
+    """With --level 3 or more: weights that training starts from.
+    below: those of the level below, if both levels read means and have the same sizes; else random ones.
+    random: random ones."""
     num_frames: int = option(24, at_least=1)
     """Frames per clip T; longer videos are cropped at random. With --level 3 or more: windows of the level below."""
     short: Short | None = None

@@ -99,7 +99,13 @@ class VideoTrainingStage(Stage[VideoTraining]):
 
     def build(self, config: VideoTraining, context: Context) -> VideoStage:
         """See :meth:`Stage.build`."""
-        return VideoStage(config.model, self._input_shape(config, context)[1], config.num_frames)
+        model = VideoStage(config.model, self._input_shape(config, context)[1], config.num_frames)
+        if config.level > 2 and config.start == "below":
+            below: VideoStage = context.earlier[level_key(config.level - 1)].model
+            if model.config.inputs == below.config.inputs == "means" and _shapes(model) == _shapes(below):
+                # Means mean the same on all levels, and the level below has seen many more of them.
+                model.load_state_dict(below.state_dict())
+        return model
 
     @contextmanager
     def inputs(self, config: VideoTraining, context: Context, settings: InputSettings) -> Iterator[Inputs]:
@@ -216,3 +222,7 @@ class VideoTrainingStage(Stage[VideoTraining]):
 
     def _image(self, context: Context) -> Trained:
         return context.earlier["image"]
+
+
+def _shapes(module: VideoStage) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +15,11 @@ from safetensors.torch import load_file
 from interpreter.cache import main as cache
 from interpreter.data import open_video
 from interpreter.methods.interpreter import INTERPRETER
+from interpreter.methods.interpreter.config import VideoModelConfig, VideoTraining
 from interpreter.methods.interpreter.hierarchy import Slots, propagate
 from interpreter.methods.interpreter.settings import Settings
+from interpreter.methods.interpreter.stages import VideoTrainingStage
+from interpreter.methods.interpreter.video_stage import VideoStage
 from interpreter.methods.runs import open_segmenter
 from interpreter.segment import main as segment
 from interpreter.train import main as train
@@ -174,3 +180,22 @@ def test_slots_of_a_stage_that_reads_means_come_from_half_precision(means_level_
     levels = segmenter.find_levels(encoded, 0, segmenter.settings)
     assert isinstance(levels[0].slots, Slots)
     assert levels[0].slots.means.shape[-1] == segmenter.backbone.dim + 2
+
+
+def test_a_level_that_reads_means_starts_from_the_weights_below():
+    model = VideoModelConfig(
+        dim=16, heads=2, inputs="means", decoder="masks", encoder_layers=0, merge_threshold=0.0, num_slots=3
+    )
+    config = VideoTraining(run=Path("run"), model=model)
+    below = VideoStage(model, 10, 4)
+    image, video = SimpleNamespace(model=SimpleNamespace(feature_dim=8)), SimpleNamespace(model=below, config=config)
+    context = SimpleNamespace(earlier={"image": image, "video": video})
+
+    def starts_from_below(**options):
+        built = VideoTrainingStage().build(replace(config, level=3, **options), context)
+        return torch.equal(built.decoder.weight, below.decoder.weight) if built.config.dim == 16 else False
+
+    assert starts_from_below()
+    assert not starts_from_below(start="random")
+    assert not starts_from_below(model=replace(model, inputs="slots"))
+    assert not starts_from_below(model=replace(model, dim=32))  # has no such sizes below
