@@ -87,8 +87,8 @@ class VideoModelConfig(SlotModelConfig):
     inference_sharpness: float = 1.0
     """After training: factor of the logits of slot attention; above 1 attention is sharper than in training."""
     encoder_layers: int = option(2, at_least=0)
-    """Layers of the transformer encoder over all image slots of a video; 0 for none, so that time and memory grow
-    linearly with the video's length."""
+    """Layers of the transformer encoder over all image slots of a video; 0 for none; then time grows linearly
+    with the video's length instead of quadratically."""
     time_scale: float = 0.0
     """Factor of the time encoding that is added to the image slots; the paper uses 1.
     Early in training, large values make slots specialise on time intervals instead of objects."""
@@ -99,13 +99,14 @@ class VideoModelConfig(SlotModelConfig):
     scaling: float = 0.5
     """Sinkhorn divergence: ratio between successive scales."""
     diameter: float | None = None
-    """Sinkhorn divergence: first scale. Default: diagonal of the bounding box of each batch, as in GeomLoss."""
+    """Sinkhorn divergence: first scale. Default: diagonal of the bounding box around the points of the batch, as in
+    GeomLoss; with padding or above level 2, around the points of each frame or window."""
     gate: float = 0.0
     """A gate keeps or drops each video slot, so that their number follows the video (adaptive slot attention, Fan et
     al. 2024). This weight times the mean probability of keeping a slot is added to the loss; 0 for no gate."""
 
     def __post_init__(self) -> None:
-        """Refuse a sharpness that is none, and a weight below 0."""
+        """Check that the sharpness is positive and the gate's weight not negative."""
         if self.gate < 0:
             raise ValueError(f"--gate must be at least 0, got {self.gate}")
         if not self.inference_sharpness > 0:
@@ -151,9 +152,9 @@ class VideoTraining(StageConfig):
     overlap: int = option(0, at_least=0)
     """With --level 3 or more: steps that two consecutive windows of the level below have in common."""
     start: Start = "below"
-    """With --level 3 or more: weights that training starts from.
-    below: those of the level below, if both levels read means and have the same sizes; else random ones.
-    random: random ones."""
+    """With --level 3 or more: initial weights.
+    below: copy the weights of the level below, if both levels read means and have equal sizes; otherwise random.
+    random: always random."""
     num_frames: int = option(24, at_least=1)
     """Frames per clip T; longer videos are cropped at random. With --level 3 or more: windows of the level below."""
     short: Short | None = None

@@ -319,6 +319,8 @@ class InterpreterSegmenter(Segmenter):
     def online(self, seed: int = 0, window: int | None = None) -> OnlineSegmenter:
         """See :meth:`interpreter.methods.base.Segmenter.online`; by default windows are as long as in training."""
         chosen, stage = self.settings, self.video_stage
+        if chosen.outlines is not None:
+            raise ValueError("--outlines needs the whole video: leave it out for a live stream")
         if chosen.num_slots == "auto":
             raise ValueError("--num-slots auto needs all frames at once: give a number for a live stream")
         if chosen.masks_from == "tokens":

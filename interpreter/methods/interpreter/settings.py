@@ -22,15 +22,16 @@ class Settings:
     association: Association = "features"
     """How the image slots of all frames become segments.
     features: by k-means of the mean features of the slots' tokens, for which only the image stage has to be trained.
-    learned: by the trained video stage. With --level 3 or --levels 3 and more, the trained levels always do it."""
+    learned: by the trained video stage. Ignored with more than two levels, which always use the trained stages."""
     level: int | None = option(None, at_least=1)
-    """Level of the hierarchy whose segments are written: 1 for the slots of each frame, 2 for the video stage, 3 and
-    more for levels that were trained with --level. Default: the highest of --levels."""
+    """Level whose segments are written: 1, the image slots of each frame; 2, the segments of the video (k-means, or the
+    video stage with --association learned); 3 and more, a level trained with `train --level`. Default: the highest of
+    --levels."""
     levels: int | None = option(None, at_least=2)
     """Levels of the hierarchy. Above 2, each level below the highest works in windows of the video, in which its
     segments are numbered anew. Default: 2, or --level if that is more."""
     outlines: int | None = option(None, at_least=1)
-    """The overlay also outlines the segments of this lower level."""
+    """Also outline the segments of this lower level in the overlay, such as 2 with --level 3."""
     masks_from: Masks | None = None
     """slots: a segment is the union of its image slots, in each frame.
     tokens: groups of slots start a k-means of the tokens of all frames, whose clusters are merged into the segments;
