@@ -29,7 +29,7 @@ from interpreter.engine.videos import open_videos
 from interpreter.method_options import Chosen, choose_method
 from interpreter.methods import METHODS
 from interpreter.methods.base import Context, Stage
-from interpreter.methods.runs import open_context
+from interpreter.methods.runs import needed_stages, open_context
 from interpreter.store.features import NOT_STORED
 from interpreter.store.fill import Cache, Maker, Shard, default_workers, read_contents
 
@@ -62,7 +62,8 @@ class Caching:
     """Method of the run. Default: the one in its configuration."""
     stage: str = "video"
     """Stage whose inputs are computed. For the method interpreter:
-    image (features), or video (image slots and their attention, from the trained image stage of the run)."""
+    image (features), video (image slots and their attention, from the trained image stage of the run), or video-3 and
+    more (slots of the level below, for a level whose training has begun)."""
     preset: tyro.conf.Suppress[str] = "demo"  # read first, since other defaults depend on it
     cache: Path | None = None
     """Directory of the cached files. Default: the --cache that this run was trained with, else RUN/cache."""
@@ -105,7 +106,12 @@ def parse(arguments: Sequence[str]) -> tuple[Chosen, Caching]:
         ValueError: if the run belongs to another method, the method trains nothing, or the preset is unknown.
     """
     arguments = rename_options(arguments, {"--samples": "--draws"})
-    options: dict[str, dict[str, Any]] = {"run": {"type": Path}, "method": {"choices": METHODS}, "preset": {}}
+    options: dict[str, dict[str, Any]] = {
+        "run": {"type": Path},
+        "method": {"choices": METHODS},
+        "preset": {},
+        "stage": {},
+    }
     named, rest = parse_first(arguments, PROG, **options)
     method, stored = choose_method(named.method, named.run)
     if not method.stages:
@@ -119,11 +125,12 @@ def parse(arguments: Sequence[str]) -> tuple[Chosen, Caching]:
         method, stored = choose_method(method.name, run)
     begun = {key: stored.options(key, method.stage(key).config) for key in stored.stages}
     source: Any = begun.get(first.key(preset)) or preset  # supplies data and backbone
-    latest: Any = next(reversed(begun.values()), source)
+    stage = named.stage or method.stages[-1].name
+    latest: Any = begun.get(stage) or next(reversed(begun.values()), source)
     defaults = Caching(
         run=run,
         method=method.name,
-        stage=method.stages[-1].name,
+        stage=stage,
         preset=named.preset or "demo",
         cache=latest.cache or source.cache,
         draws=getattr(latest, "draws", Caching.draws),
@@ -184,7 +191,7 @@ def open_maker(config: Caching, run: Path, root: Path, chosen: Chosen | None = N
     """
     chosen = chosen or choose_method(config.method, run)
     stage, options = stage_options(config, run, chosen)
-    for needed in stage.needs(options):
+    for needed in needed_stages(chosen.method, stage, options, chosen.stored):
         require_finished(run, needed, chosen.stored, config.allow_unfinished)
     context = open_context(chosen.method, stage, options, run, device_of_rank(), chosen.stored)
     if context.earlier:
@@ -239,7 +246,7 @@ def fill_with_ray(config: Caching, chosen: Chosen) -> None:
         raise ValueError("--engine ray encodes whole frames; use --crop none and --no-crop-borders, or --engine local")
     stage, options = stage_options(config, config.run, chosen)
     needed: list[Path] = []
-    for key in stage.needs(options):
+    for key in needed_stages(chosen.method, stage, options, chosen.stored):
         require_finished(config.run, key, chosen.stored, config.allow_unfinished)
         load_stage_state(config.run, key, config.method)  # fails here, not in a process of the cluster
         needed += [config.run / "config.json", *checkpoints(config.run / key)[-1:]]

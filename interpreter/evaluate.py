@@ -78,10 +78,8 @@ def saved_masks(config: Evaluation) -> CandidateMasks:
 
 def _way(settings: Any) -> str:
     """How a run segments, for the name of a folder."""
-    stage: str = getattr(settings, "stage", "model")
-    if getattr(settings, "top", 2) > 2:
-        return f"level-{settings.written}-of-{settings.top}"
-    return f"{stage}-{settings.association}" if stage == "video" and hasattr(settings, "association") else stage
+    kind: str = getattr(settings, "kind", getattr(settings, "stage", "model"))
+    return kind
 
 
 def _write(config: Evaluation, scores: Scores, provenance: Provenance, gallery: Gallery) -> None:

@@ -173,9 +173,9 @@ def print_report(result: SegmentedVideo, shares: np.ndarray, out: Path) -> None:
         left_out.add(image, " not numbered like the frames")
     if left_out.groups:
         console.print(str(left_out), markup=False)
-    hierarchy = [HIERARCHY] if result.segmentation.hierarchy else []
-    tied = result.segmentation.tied_over_time
-    _print_segments(console, shares, tied, f"every window; {HIERARCHY} lists the windows" if hierarchy else None)
+    segmentation, hierarchy = result.segmentation, [HIERARCHY] if result.segmentation.hierarchy else []
+    until = f"every window; {HIERARCHY} lists the windows" if hierarchy and segmentation.across is not None else None
+    _print_segments(console, shares, segmentation.tied_over_time, until)
     for name in (f"Annotations/{video.name}", *FILES, *hierarchy):
         console.print(str(out / name), markup=False)
 

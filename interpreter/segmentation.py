@@ -232,6 +232,8 @@ def check_output(out: Path, video: Video, alpha: float) -> None:
     written = {out.resolve(), *((out / name).resolve() for name in (*FILES, HIERARCHY))}
     if source in written or source.is_relative_to(annotations):
         raise ValueError(f"--out {out} would overwrite {video.path}; give another directory")
+    if (out / "stream.json").exists():
+        raise ValueError(f"--out {out} holds the files of a live stream; give another directory")
     if annotations.exists() and not (out / "slots.safetensors").exists():
         raise ValueError(f"{annotations} already exists and is not from this command; give another --out")
 

@@ -164,6 +164,8 @@ def check_stream_output(out: Path, alpha: float) -> None:
     """
     check_place(out, alpha)
     annotations = out / "Annotations" / NAME
+    if (out / "slots.safetensors").exists():
+        raise ValueError(f"{out} holds the files of a segmented video; give another --out")
     if annotations.exists() and not (out / "stream.json").exists():
         raise ValueError(f"{annotations} already exists and is not from a stream; give another --out")
 

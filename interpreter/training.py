@@ -38,7 +38,7 @@ from interpreter.files import remove_leftovers
 from interpreter.interrupts import Interrupted, StopRequest
 from interpreter.locks import Lock, LockedError
 from interpreter.methods.base import Context, Method, Stage
-from interpreter.methods.runs import open_context
+from interpreter.methods.runs import needed_stages, open_context
 from interpreter.models.attention import choose_attention
 from interpreter.models.backbones import VisionTransformer
 from interpreter.segmentation import Segmentation
@@ -156,7 +156,7 @@ def train_stage(
 ) -> None:
     """Train a stage; see :func:`train`. The order of events: earlier stages, model, data, inputs, training."""
     key, stored = stage.key(config), _stored_config(method, config.run)
-    for needed in stage.needs(config):
+    for needed in needed_stages(method, stage, config, stored):
         require_finished(config.run, needed, stored, getattr(config, "allow_unfinished", False))
     if checkpoints(config.run / key):
         require_same(stored.options(key, stage.config), config)

@@ -103,6 +103,7 @@ def check_options(config: Evaluation, method: Method) -> None:
         f"{' '.join(changed)} needs --run: saved masks have no settings": saved and changed,
         "--frame-size needs --run: saved masks have no backbone": saved and config.frame_size,
         "--clip-frames needs --run: saved masks have as many frames as the video": saved and config.clip_frames,
+        "--outlines is an option of segment: scores have no overlay": getattr(config.settings, "outlines", None),
         "--edges needs --run: saved masks have no soft masks": saved and config.edges != ("none",),
         f"--edges must be none, guided or both, got {list(config.edges)}": not config.edges
         or len(set(config.edges)) < len(config.edges),

@@ -46,6 +46,17 @@ def open_context(
     return Context(run, device, precision, config.data, config.backbone, backbone, config.cache or run / "cache")
 
 
+def needed_stages(method: Method, stage: Stage[Any], config: Any, stored: RunConfig) -> list[str]:
+    """Keys of the stages that a stage is built on, directly or through another one, the first trained first."""
+    keys: list[str] = []
+    for key in stage.needs(config):
+        below = method.stage(key)
+        options = stored.options(key, below.config)
+        earlier = needed_stages(method, below, options, stored) if options else []
+        keys += [k for k in (*earlier, key) if k not in keys]
+    return keys
+
+
 def load_trained(
     method: Method, run: Path, key: str, device: torch.device, stored: RunConfig | None = None
 ) -> tuple[Context, Trained]:
@@ -109,7 +120,7 @@ def open_segmenter(
     key = method.segmenting_stage(settings)
     stage = method.stage(key)
     options = stored.options(key, stage.config)
-    for used in (*(stage.needs(options) if options else ()), key):
+    for used in (*(needed_stages(method, stage, options, stored) if options else ()), key):
         require_finished(run, used, stored, allow_unfinished=True)
     context, trained = load_trained(method, run, key, device, stored)
     return _with_valid_size(stage.segmenter(trained.config, trained.model, context, settings, frame_size))

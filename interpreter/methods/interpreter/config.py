@@ -166,9 +166,10 @@ class VideoTraining(StageConfig):
     features: Features = option("auto", may_change=True)
     """stored: compute the image slots of all frames once and store them in the cache; steps decode nothing.
     streamed: decode, encode and compute the slots of each batch again.
-    auto: stored if that takes at most half of the free disk, else streamed."""
+    auto: stored if that takes at most half of the free disk, else streamed. With --level 3 or more always stored."""
     draws: int = option(4, at_least=1)
-    """Draws R of the image stage's slot prior for each frame; each step picks one of them at random."""
+    """Draws R of the image stage's slot prior for each frame, and above level 2 of the priors of all lower levels; each
+    step picks one of them at random."""
     allow_unfinished: bool = option(False, may_change=True)
     """Train on an image stage that has not reached its last step; its slots would change if it trained on."""
     cache: Path | None = option(None, may_change=True)

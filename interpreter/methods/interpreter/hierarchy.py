@@ -112,8 +112,9 @@ class Level(NamedTuple):
 
     def owners(self, steps: int) -> Tensor:
         """The window [steps] that each step belongs to, on the CPU."""
-        centres = torch.tensor(self.starts) + (self.attention.shape[1] - 1) / 2
-        return (torch.arange(steps)[:, None] - centres).abs().argmin(1)
+        centres = torch.tensor(self.starts, dtype=torch.float64) + (self.attention.shape[1] - 1) / 2
+        between = (centres[1:] + centres[:-1]) / 2
+        return torch.searchsorted(between, torch.arange(steps, dtype=torch.float64))  # on a tie the earlier window
 
 
 def best_of(
@@ -124,6 +125,7 @@ def best_of(
     merge_threshold: float | None = None,
     masses: Tensor | None = None,  # [B, L, N]
     iterations: int | None = None,
+    weights: Tensor | None = None,  # [B, L, N]
 ) -> VideoSlots:
     """Video slots of B videos, or windows of them: for each one the best of R starts, by the loss.
 
@@ -135,6 +137,7 @@ def best_of(
         merge_threshold: see :meth:`VideoStage.group`.
         masses: of the inputs, see :class:`VideoStage`.
         iterations: of slot attention. Default: the configuration's, of inference.
+        weights: masses of the loss alone. Default: ``masses``.
     """
     config, best = stage.config, None
     iterations = iterations or config.inference_iterations
@@ -145,7 +148,7 @@ def best_of(
             found = stage.group(context, initial, merge_threshold, iterations, config.inference_sharpness, masses)
             if len(starts) == 1:  # nothing to compare it with, and a decoder's time may be quadratic in the length
                 return found
-            error = stage.error(found, inputs, masses)
+            error = stage.error(found, inputs, masses if weights is None else weights)
             best = found if best is None else _where(error < least, found, best)
             least = error.minimum(least)
     assert best is not None
@@ -170,9 +173,20 @@ def group_windows(
     """
     with autocast(noise.device, precision):
         starts = torch.stack([stage.slot_attention.sample_slots(len(draw), noise=draw) for draw in noise])
-    masses = windows.masses if weighted else None
-    best = best_of(stage, windows.inputs(stage.config.inputs), starts, precision, merge_threshold, masses)
+    # Without masses the loss of a window would depend on the windows that are in its batch.
+    masses, weights = (windows.masses, None) if weighted else (None, torch.ones_like(windows.masses))
+    inputs = windows.inputs(stage.config.inputs)
+    best = best_of(stage, inputs, starts, precision, merge_threshold, masses, weights=weights)
+    best = _valid_first(best)
     return summarise(best, windows), best.attention.float()
+
+
+def _valid_first(video: VideoSlots) -> VideoSlots:
+    """The same slots, those that a gate dropped last; merged ones are last already."""
+    order = torch.argsort((~video.valid).int(), dim=1, stable=True)  # [B, K]
+    slots = video.slots.gather(1, order.unsqueeze(2).expand_as(video.slots))
+    attention = video.attention.gather(3, order[:, None, None].expand_as(video.attention))
+    return video._replace(slots=slots, attention=attention, valid=video.valid.gather(1, order))
 
 
 def _where(condition: Tensor, chosen: VideoSlots, others: VideoSlots) -> VideoSlots:
@@ -268,14 +282,16 @@ def describe(levels: Sequence[Level], frames: int) -> list[dict[str, Any]]:
     """The hierarchy of levels 2, 3, … in JSON's types, as written to hierarchy.json: see docs/segment.md."""
     described = []
     spans = [(t, t) for t in range(frames)]  # first and last frame of each step
+    levels = [level._replace(attention=level.attention.cpu()) for level in levels]
     for number, level in enumerate(levels):
         length = level.attention.shape[1]
         spans = [(spans[s][0], spans[min(s + length, len(spans)) - 1][1]) for s in level.starts]
         above = levels[number + 1] if number + 1 < len(levels) else None
         owners = None if above is None else above.owners(len(level.starts))
+        all_masses, all_valid = level.slots.masses[0].tolist(), level.valid.tolist()
         windows = []
         for window, span in enumerate(spans):
-            masses, valid = level.slots.masses[0, window].tolist(), level.valid[window].tolist()
+            masses, valid = all_masses[window], all_valid[window]
             segments: list[dict[str, Any]] = [
                 {"segment": k + 1, "mass": round(mass, 6)}
                 for k, (mass, exists) in enumerate(zip(masses, valid, strict=True))

@@ -157,8 +157,9 @@ class LevelMaker:
                 for draw in range(self.draws)
             ]
             noise = torch.from_numpy(np.stack(drawn)).to(slots.slots.device)[None]
-            with torch.no_grad():
-                yield group_windows(level.stage, slots, noise, number > 0, self.features.precision)[0]
+            with torch.no_grad():  # not around the yield, or the caller would compute without gradients too
+                found, _ = group_windows(level.stage, slots, noise, number > 0, self.features.precision)
+            yield found
 
 
 @dataclass
@@ -189,6 +190,7 @@ class LevelClips(Inputs):
     def __post_init__(self) -> None:
         self.frames_per_sample = self.num_steps
         self.index: FrameIndex = self.table.index
+        self.digests = self.table.digests
 
     def batches(self, steps: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:
         """See :meth:`Inputs.batches`."""

@@ -52,13 +52,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse settings where nothing would use them."""
+        if isinstance(self.num_slots, str) and self.num_slots != "auto":
+            raise ValueError(f"num_slots must be a number or auto, got {self.num_slots!r}")
         self._check_levels()
         for name in ("masks_from", "merge_threshold", "num_slots"):
-            if self.stage == "image" and getattr(self, name) is not None:
-                raise ValueError(f"{name} groups the slots of a video: it has no meaning with --stage image")
+            if way_of(self) == "image" and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} groups the slots of a video: it has no meaning with --stage image or --level 1"
+                )
         if self.repeat_to is not None and not self.sees_repeats:
             raise ValueError("repeat_to is a setting of --association learned: only the video stage sees repeats")
-        if self.association == "features" and self.merge_threshold is not None:
+        if way_of(self) == "features" and self.merge_threshold is not None:
             raise ValueError("merge_threshold is a setting of --association learned: features merge nothing")
         if self.association == "learned" and self.masks_from == "tokens":
             raise ValueError("masks_from=tokens needs --association features: the video stage groups slots, not tokens")
@@ -71,6 +75,11 @@ class Settings:
             raise ValueError(f"level {self.level} is above the highest of the {self.top} levels; raise --levels")
         if self.outlines is not None and self.outlines >= self.written:
             raise ValueError(f"outlines {self.outlines} must be a level below the one that is written, {self.written}")
+        for name in ("num_slots", "merge_threshold"):
+            if self.written < self.top and self.top > 2 and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} is a setting of the highest level, {self.top}, but level {self.written} is written"
+                )
         if self.top > 2 and self.masks_from is not None:
             raise ValueError("masks_from is a setting of two levels: more levels group slots")
         if self.top > 2 and self.repeat_to is not None:
@@ -90,6 +99,14 @@ class Settings:
     def count(self) -> int | None:
         """Segments that a grouping looks for, of which those that are alike may be merged; None for its default."""
         return MOST if self.num_slots == "auto" else self.num_slots
+
+    @property
+    def kind(self) -> str:
+        """How segments are made, for the name of a folder."""
+        if self.top > 2:
+            return f"level-{self.written}-of-{self.top}"
+        way = way_of(self)
+        return way if way == "image" else f"video-{way}"
 
     @property
     def sees_repeats(self) -> bool:

@@ -192,8 +192,8 @@ class VideoTrainingStage(Stage[VideoTraining]):
     def attention(self, config: VideoTraining, context: Context) -> tuple[int, int, int] | None:
         """See :meth:`Stage.attention`."""
         model = config.model
-        if not model.encoder_layers and model.decoder == "masks":
-            return None
+        if config.masked or config.level > 2 or (not model.encoder_layers and model.decoder == "masks"):
+            return None  # none, or with a mask, for which there is one kernel
         return model.heads, config.num_frames * self._input_shape(config, context)[0], model.dim // model.heads
 
     def describe(self, config: VideoTraining, context: Context) -> str:

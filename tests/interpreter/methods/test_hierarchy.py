@@ -153,13 +153,10 @@ def test_hierarchy_names_the_parent_of_each_segment():
 def test_one_window_over_the_whole_video_is_the_video_stage():
     """Bit for bit: a single window of level 2 is what the method with two levels computes."""
     stage, below, frames = build(12), image_slots(6), 6
-    noise = torch.randn(3, 1, 4, 16, generator=torch_generator(torch.device("cpu"), 0, 1))
+    noise = torch.randn(1, 1, 4, 16, generator=torch_generator(torch.device("cpu"), 0, 1))
     level = apply_level(stage, below, Windows(frames), lambda window: noise[:, 0], False, "fp32")
-    context, draws = stage.encode_slots(below.slots), []
-    for draw in noise:
-        found = stage.group(context, stage.slot_attention.sample_slots(1, noise=draw), None, 6, 1.0)
-        draws.append((stage.error(found, below.slots).item(), found))
-    best = min(draws, key=lambda draw: draw[0])[1]
+    initial = stage.slot_attention.sample_slots(1, noise=noise[0])
+    best = stage.group(stage.encode_slots(below.slots), initial, None, 6, 1.0)
     assert torch.equal(level.slots.slots[0], best.slots)
     assert torch.equal(level.attention, best.attention)
     assert torch.equal(level.valid, best.valid)
@@ -175,6 +172,34 @@ def test_masses_and_means_are_those_of_the_patches_that_a_slot_stands_for():
     for k in range(4):
         weights = held[..., k] / held[..., k].sum()
         torch.testing.assert_close(slots.means[0, 0, k], (weights[..., None] * below.means[0]).sum((0, 1)))
+
+
+@torch.no_grad()
+def test_the_kept_draw_is_the_one_of_least_loss():
+    stage, below = build(12), image_slots(6)
+    noise = torch.randn(5, 1, 4, 16, generator=torch_generator(torch.device("cpu"), 3))
+    losses = []
+    for draw in noise:
+        found = stage.encode(below.slots, stage.slot_attention.sample_slots(1, noise=draw))
+        losses.append(stage.error(found, below.slots, torch.ones_like(below.masses)).item())
+    stage.config = dataclasses.replace(stage.config, inference_iterations=stage.config.iterations)
+    best, _ = group_windows(stage, below, noise, False, "fp32")
+    first, _ = group_windows(stage, below, noise[[losses.index(min(losses))]], False, "fp32")
+    assert torch.equal(best.slots, first.slots)
+    assert len(set(losses)) == 5
+
+
+def test_slots_that_a_gate_dropped_come_last():
+    stage = build(12, gate=0.1, merge_threshold=0.0)
+    stage.config = dataclasses.replace(stage.config, inference_iterations=stage.config.iterations)
+    below, noise = image_slots(6), torch.randn(1, 1, 4, 16, generator=torch_generator(torch.device("cpu"), 5))
+    found = stage.encode(below.slots, stage.slot_attention.sample_slots(1, noise=noise[0]))
+    stage.gate.logit.bias -= stage.gate(found.unmerged).probability.logit().median()  # drops about half
+    slots, attention = group_windows(stage, below, noise, False, "fp32")
+    kept = slots.masses[0, 0] > 0
+    assert 0 < int(kept.sum()) < 4
+    assert kept.tolist() == sorted(kept.tolist(), reverse=True)
+    assert not attention[..., ~kept].any()
 
 
 @torch.no_grad()
