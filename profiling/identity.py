@@ -9,6 +9,7 @@ computed again when a stage that it depends on was trained anew.
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ from interpreter.commands import cli, run_command
 from interpreter.data import open_dataset
 from interpreter.data.scenes import generate_scenes
 from interpreter.engine.run import load_stage_state, weights_hash
+from interpreter.files import write_text
 from interpreter.methods.base import Encoded
 from interpreter.methods.interpreter import INTERPRETER
 from interpreter.methods.interpreter.association import group_by_features
@@ -55,6 +57,7 @@ TRAINING = {  # options of each stage
     "video": "--stage video --steps 600",
     "video-3": f"--stage video --level 3 --window {WINDOW} --overlap {OVERLAP} --num-frames 16",
 }
+RANDOM = f"{TRAINING['video-3']} --start random"  # another level 3, in the run DIR/random
 
 Labels = Callable[["Case"], np.ndarray]
 
@@ -79,10 +82,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Segmenters:
-    """The trained run, with two levels, with three, and with association by features."""
+    """The trained run, with two levels, with three, with another level 3, and with association by features."""
 
     two: InterpreterSegmenter
     three: InterpreterSegmenter
+    random: InterpreterSegmenter
     features: InterpreterSegmenter
 
 
@@ -111,6 +115,12 @@ class Case:
         grid = self.segmenters.two.grid
         return propagate_labels(self.attention.float()[None], across[None].contiguous(), grid, size)[0].numpy()
 
+    def segmented(self, segmenter: InterpreterSegmenter) -> np.ndarray:
+        """Label maps of a segmenter."""
+        segmentation = segmenter.segment(self.encoded, self.seed)
+        assert segmentation.across is not None
+        return self.labels(segmentation.across, self.truth.shape[1:])
+
     def joined(self, level: Level, ids: Tensor) -> np.ndarray:
         """Label maps of windows whose segments have the ids [W, K]."""
         frames = len(self.truth)
@@ -121,16 +131,22 @@ class Case:
 
 def whole(case: Case) -> np.ndarray:
     """The whole video in one level."""
-    segmentation = case.segmenters.two.segment(case.encoded, case.seed)
-    assert segmentation.across is not None
-    return case.labels(segmentation.across, case.truth.shape[1:])
+    return case.segmented(case.segmenters.two)
 
 
 def three_levels(case: Case) -> np.ndarray:
     """Level 2 in windows, level 3 over all windows."""
-    segmentation = case.segmenters.three.segment(case.encoded, case.seed)
-    assert segmentation.across is not None
-    return case.labels(segmentation.across, case.truth.shape[1:])
+    return case.segmented(case.segmenters.three)
+
+
+def three_levels_random(case: Case) -> np.ndarray:
+    """The same, with a level 3 that was trained from random weights."""
+    return case.segmented(case.segmenters.random)
+
+
+def by_features(case: Case) -> np.ndarray:
+    """K-means of the image slots of the whole video."""
+    return case.segmented(case.segmenters.features)
 
 
 def linked_slots(case: Case) -> np.ndarray:
@@ -156,13 +172,6 @@ def linked_masks(case: Case) -> np.ndarray:
             either = now.sum(0)[:, None] + before.sum(0) - shared
             ids[window] = ids[window - 1, partners((shared / either.clamp_min(1)).numpy())]
     return case.joined(level, ids)
-
-
-def by_features(case: Case) -> np.ndarray:
-    """K-means of the image slots of the whole video."""
-    segmentation = case.segmenters.features.segment(case.encoded, case.seed)
-    assert segmentation.across is not None
-    return case.labels(segmentation.across, case.truth.shape[1:])
 
 
 def grouped_windows(case: Case) -> np.ndarray:
@@ -194,6 +203,11 @@ class Way:
 WAYS = {
     "whole": Way("the whole video in one level: two levels, association learned", whole, ("image", "video")),
     "levels": Way("three levels: level 2 in windows, level 3 over all windows", three_levels, tuple(TRAINING)),
+    "levels-random": Way(
+        "the same, but level 3 was trained from random weights instead of those of level 2",
+        three_levels_random,
+        ("image", "video", "random"),
+    ),
     "linked-slots": Way(
         "level 2 in the same windows; a Hungarian match of the slots of consecutive windows by cosine similarity, as "
         "SOLV does from frame to frame (Aydemir et al. 2023)",
@@ -228,24 +242,46 @@ def cut(encoded: Encoded, start: int, frames: int) -> Encoded:
 
 def train(folder: Path) -> dict[str, str]:
     """Train the stages of the run that are not trained yet; returns the hash of the weights of each."""
-    run = folder / "run"
-    hashes = {}
-    for key, arguments in TRAINING.items():
-        command = [sys.executable, "-m", "interpreter.train", "--run", str(run), *arguments.split()]
-        subprocess.run(command, check=True)
-        hashes[key] = weights_hash(load_stage_state(run, key, INTERPRETER.name))
-    return hashes
+    run, random = folder / "run", folder / "random"
+    for arguments in TRAINING.values():
+        _train(run, arguments)
+    if not random.is_dir():
+        part = folder / "random.part"
+        shutil.rmtree(part, ignore_errors=True)
+        for key in ("scenes", "image", "video"):
+            shutil.copytree(run / key, part / key)
+        config = json.loads((run / "config.json").read_text())
+        for entries in (config["stages"], config["trained_on"]):
+            del entries["video-3"]
+        write_text(part / "config.json", json.dumps(config, indent=1))
+        part.rename(random)
+    _train(random, f"{RANDOM} --cache {run / 'cache'}")
+    of = {**dict.fromkeys(TRAINING, run), "random": random}
+    return {
+        name: weights_hash(load_stage_state(where, "video-3" if name == "random" else name, INTERPRETER.name))
+        for name, where in of.items()
+    }
 
 
-def segmenters_of(run: Path) -> Segmenters:
-    """Open the run."""
+def _train(run: Path, arguments: str) -> None:
+    command = [sys.executable, "-m", "interpreter.train", "--run", str(run), *arguments.split()]
+    subprocess.run(command, check=True)
 
-    def opened(settings: Settings) -> InterpreterSegmenter:
-        segmenter = open_segmenter(INTERPRETER, run, settings, SIZE)
+
+def segmenters_of(folder: Path) -> Segmenters:
+    """Open the runs."""
+
+    def opened(run: str, settings: Settings) -> InterpreterSegmenter:
+        segmenter = open_segmenter(INTERPRETER, folder / run, settings, SIZE)
         assert isinstance(segmenter, InterpreterSegmenter)
         return segmenter
 
-    return Segmenters(opened(Settings(association="learned")), opened(Settings(level=3)), opened(Settings()))
+    return Segmenters(
+        two=opened("run", Settings(association="learned")),
+        three=opened("run", Settings(level=3)),
+        random=opened("random", Settings(level=3)),
+        features=opened("run", Settings()),
+    )
 
 
 def encoded_scenes(
@@ -284,7 +320,7 @@ def main() -> int:
     folder = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     weights = train(folder)
-    segmenters = segmenters_of(folder / "run")
+    segmenters = segmenters_of(folder)
 
     @cache
     def scenes() -> list[tuple[Encoded, np.ndarray]]:
@@ -323,7 +359,7 @@ def write(out: Path, rows: list[dict[str, Any]]) -> None:
             **machine("cpu"),
             "command": "python -m profiling.identity DIR",  # rows may come from several calls
             "ways": {name: way.what for name, way in WAYS.items()},
-            "training": TRAINING,
+            "training": {**TRAINING, "levels-random": RANDOM},
             "scenes": f"{SCENES} held-out scenes of {max(LENGTHS)} frames of 128x192 with absences, which the backbone "
             f"gets as {SIZE[0]}x{SIZE[1]}; shorter videos are their starts",
             "seeds": "of the slots' draws, of one trained run",

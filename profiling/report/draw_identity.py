@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from interpreter.render.palette import LINE_COLOURS
+from profiling.identity_scores import KEPT
 
 NAMES = {
     "levels": "three levels",
@@ -18,13 +19,14 @@ NAMES = {
     "grouped-windows": "windows grouped by k-means",
 }
 COLOURS = dict(zip(NAMES, LINE_COLOURS, strict=True))
+LEAST_RETURNS = 10  # for a share of them to be drawn
 PANELS = {
-    "identity_switches": "identity switches of an object",
-    "fragmentations": "fragmentations of an object",
+    "identity_switches_per_100": "identity switches per 100 frames",
+    "fragmentations_per_100": "fragmentations per 100 frames",
     "miou_video": "video mIoU",
     "fg_ari_video": "FG-ARI of the whole video",
     "same_id": "share of returns under the old id",
-    "same_id_matched": "the same, under the object's own segment",
+    "same_id_matched": "of returns, in the object's own segment",
 }
 
 
@@ -34,13 +36,16 @@ def draw(results: dict[str, Any], path: Path) -> None:
     panels = figure.subplots(2, 3)
     for axes, (metric, title) in zip(panels.flat, PANELS.items(), strict=True):
         for way, name in NAMES.items():
-            _line(axes, [e for e in results["summary"] if e["way"] == way and metric in e], metric, name, way)
+            mine = [entry for entry in results["summary"] if entry["way"] == way and metric in entry]
+            if metric in KEPT:
+                mine = [entry for entry in mine if entry["returns"] >= LEAST_RETURNS]
+            _line(axes, mine, metric, name, way)
         axes.set_ylabel(title, fontsize=9)
         axes.set_xscale("log")
         lengths = sorted({entry["frames"] for entry in results["summary"]})
         axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.minorticks_off()
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.02 if metric in KEPT else None)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.set_axisbelow(True)
