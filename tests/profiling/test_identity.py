@@ -43,8 +43,7 @@ def test_windows_are_linked_by_the_frames_that_both_have(monkeypatch):
     class Two:
         grid = (1, 3)
 
-    case = Case(
-        identity.Segmenters(Two(), Two(), Two(), Two()), Encoded(5, {0: video}), 0, np.zeros((5, 1, 3), np.uint8)
-    )
+    segmenters = identity.Segmenters(*[Two()] * 4)  # type: ignore[arg-type]
+    case = Case(segmenters, Encoded(5, {0: video}), 0, np.zeros((5, 1, 3), np.uint8))
     monkeypatch.setattr(Case, "windows", level)
     assert (identity.linked_masks(case) == [[0, 1, 2]]).all()
