@@ -207,7 +207,7 @@ def summarise(video: VideoSlots, windows: Slots) -> Slots:
     if windows.means is not None:
         sums = torch.einsum("blnk,blnc->bkc", held, windows.means.float())
         means = (sums / held.sum((1, 2)).unsqueeze(2).clamp_min(SMALLEST)).unsqueeze(1)
-    return Slots(video.slots.float().unsqueeze(1), (masses * video.valid).unsqueeze(1), means)
+    return Slots(video.slots.float().unsqueeze(1), masses.unsqueeze(1), means)
 
 
 def apply_level(

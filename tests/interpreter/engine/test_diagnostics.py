@@ -51,3 +51,15 @@ def test_slots_that_were_merged_away_are_not_dead():
 
 def test_a_single_slot_is_no_division_by_zero():
     assert values(torch.ones(1, 5, 1)) == pytest.approx({"effective_slots": 1, "dead_slots": 0, "attention_entropy": 0})
+
+
+def test_padding_counts_for_nothing():
+    """Two samples of 5 and 3 tokens, padded to 7 by tokens that would change every number."""
+    attention = torch.randn(2, 7, 4, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    tokens = torch.arange(7) < torch.tensor([5, 3])[:, None]
+    attention[0, :5, 3] = attention[1, :3, 3] = 0.0  # a slot that padding alone would win
+    attention[~tokens] = torch.tensor([0.0, 0.0, 0.0, 1.0])
+    padded = {name: tensor.item() for name, tensor in slot_diagnostics(attention, tokens=tokens).items()}
+    alone = [values(sample[:count][None]) for sample, count in zip(attention, (5, 3), strict=True)]
+    assert padded == pytest.approx({name: (alone[0][name] + alone[1][name]) / 2 for name in padded})
+    assert padded["dead_slots"] >= 1 / 4
