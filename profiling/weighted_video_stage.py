@@ -46,6 +46,7 @@ class WeightedVideoStage(VideoStage):
         iterations: int | None = None,
         sharpness: float = 1.0,
         masses: None = None,
+        gate_noise: None = None,
     ) -> VideoSlots:
         """See :meth:`VideoStage.group`; nothing is merged."""
         tokens, weights = context[..., :-1].flatten(1, 2), self.weights(context[..., -1]).flatten(1)

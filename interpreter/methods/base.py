@@ -113,8 +113,8 @@ class Stage(abc.ABC, Generic[C]):
     def key(self, config: C) -> str:
         """Name of its directory and of its entry in config.json.
 
-        By default ``name``. A stage that a run may hold several of appends a hyphen and what tells them apart, such as
-        video-3 for the third level of a hierarchy.
+        By default ``name``. A stage that a run may hold several of has an option ``level`` and appends a hyphen and its
+        value, such as video-3 for the third level of a hierarchy.
         """
         return self.name
 

@@ -235,7 +235,10 @@ def test_earlier_stream_stays_until_a_frame_comes(tmp_path, tiny_run):
 def test_annotations_of_another_command_are_refused(tmp_path, tiny_run):
     clip = make_clip(tmp_path / "stream.mp4", frames=2)
     segment_video(clip, tiny_run, tmp_path / "out")
-    with piped(stream("y4m", moving(2))) as file, pytest.raises(ValueError, match="not from a stream; give another"):
+    with (
+        piped(stream("y4m", moving(2))) as file,
+        pytest.raises(ValueError, match="holds the files of a segmented video; give another"),
+    ):
         segment_stream(file, tiny_run, tmp_path / "out")
     assert len(read_annotations(tmp_path / "out", "stream")) == 2
     write_text(tmp_path / "other" / "stream.json", "{}")

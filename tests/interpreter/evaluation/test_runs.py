@@ -280,7 +280,9 @@ def test_data_without_masks_is_refused_by_name(run, scenes, tmp_path):
 def test_clip_repeats_short_videos_and_cuts_long_ones(clip_frames, seen, scored, run, data, monkeypatch):
     clips, encoded = [], []
     encode_slots, features = VideoStage.encode_slots, Backbone.features
-    monkeypatch.setattr(VideoStage, "encode_slots", lambda self, s: clips.append(s[0]) or encode_slots(self, s))
+    monkeypatch.setattr(
+        VideoStage, "encode_slots", lambda self, s, *rest: clips.append(s[0]) or encode_slots(self, s, *rest)
+    )
     monkeypatch.setattr(Backbone, "features", lambda self, f: encoded.append(len(f)) or features(self, f))
     learned = Settings(association="learned")  # whose encoder sees the repeats
     config = Evaluation(

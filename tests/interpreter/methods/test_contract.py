@@ -214,7 +214,9 @@ def test_method_without_stages_has_nothing_to_cache():
 
 def test_cache_wants_the_options_of_a_level(run_of):
     run = run_of(LEVELS)
-    with pytest.raises(ValueError, match=r"does not hold the options of --stage level-4 yet; .* --stage level --run"):
+    with pytest.raises(
+        ValueError, match=r"does not hold the options of --stage level-4 yet; .* --stage level --level 4 --run"
+    ):
         cache(["--run", str(run), "--stage", "level-4"])
 
 
