@@ -42,6 +42,8 @@ NOT_YET = """## What no GPU has run so far
 - DALI's GPU decoders, and DDP over NCCL.
 - Points of weight 0, and derivatives other than the gradient: their tests run on a CPU only. The kernels are unchanged.
 - DINOSAUR's training step, and the mask decoders of both stages of Interpreter.
+- Interpreter's levels above the video stage, padded clips, the gate, several attention maps in one call, live streams,
+  and attention of long videos in memory of the host.
 - The training steps of Slot Contrast and VideoSAUR, and slots gathered over NCCL. Their decoder, `mix_slots` and
   recurrent slot attention are measured.
 - SOLV's backbone with dropped patches. Its step from features on is measured; captured and
