@@ -128,8 +128,8 @@ def segment_stream(
 ) -> SegmentedStream:
     """Segment a live stream while it comes, for example ``segment_stream(sys.stdin.buffer, "runs/demo", "out")``.
 
-    Label maps are written as soon as a window is complete. A stream that is cut or damaged is no error here: the files
-    are those of the frames before, and ``cut`` says why it ended.
+    Label maps are written as soon as a window is complete. A stream that is cut or damaged raises no error: the files
+    hold the frames that came before, and ``cut`` gives the reason.
 
     Args:
         file: binary file object with a container that can be read without seeking, such as a pipe or a socket's file.

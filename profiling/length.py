@@ -38,7 +38,7 @@ from interpreter.data.scenes import generate_scenes
 from interpreter.data.threads import cpu_count
 from interpreter.methods.interpreter import INTERPRETER
 from interpreter.methods.interpreter import segmenter as grouping
-from interpreter.methods.interpreter.config import ImageModelConfig, ImageTraining, VideoModelConfig, VideoTraining
+from interpreter.methods.interpreter.config import IMAGE_PRESETS, VIDEO_PRESETS, ImageTraining, VideoTraining
 from interpreter.methods.interpreter.segmenter import InterpreterSegmenter
 from interpreter.methods.interpreter.settings import Settings
 from interpreter.methods.interpreter.video_stage import VideoStage
@@ -64,20 +64,8 @@ Way = Literal["encoder", "masks", "levels"]
 Kept = Literal["auto", "file"]
 
 OPTIM = OptimConfig(steps=1, flip=False)
-IMAGE = ImageModelConfig(
-    num_slots=SLOTS, dim=WIDTH, heads=6, inference_iterations=3, restarts=1, decoder_layers=4, input_positions=False
-)
-PAPER = VideoModelConfig(
-    num_slots=8,
-    dim=WIDTH,
-    heads=6,
-    inference_iterations=3,
-    restarts=1,
-    encoder_layers=4,
-    decoder_layers=4,
-    time_scale=1.0,
-    merge_threshold=0.15,
-)
+IMAGE = replace(IMAGE_PRESETS["ytvis19"].model, num_slots=SLOTS, dim=WIDTH, heads=6)
+PAPER = replace(VIDEO_PRESETS["ytvis19"].model, dim=WIDTH, heads=6)
 WINDOW = 24  # frames of a window of level 2, and windows that level 3 is trained on
 
 

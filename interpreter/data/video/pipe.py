@@ -137,7 +137,7 @@ class LiveVideo:
         self._put(_End(None if self._bytes.stopped else error))
 
     def _put(self, item: LiveFrame | _End) -> bool:
-        """Queue an item; False if nobody takes it any more."""
+        """Queue an item. Returns False once the stream was closed, since no one will take it."""
         while not self._abandoned.is_set():
             with suppress(queue.Full):
                 self._queue.put(item, timeout=_POLL)
@@ -235,7 +235,7 @@ class _Bytes:
         self.count, self.stopped, self.elements = 0, False, Elements()
         self._head: bytes | None = b""
         self._file, self._wake = file, (-1, -1)
-        # read1 returns what is there; read would wait until its buffer is full, for seconds of a live stream.
+        # read1 returns the bytes that have arrived. read blocks until its buffer is full: seconds, for a live stream.
         self._read: Callable[[int], bytes | None] = file.read1 if hasattr(file, "read1") else file.read
         self.interruptible, descriptor = False, -1
         with suppress(OSError, AttributeError):  # no file of the system
