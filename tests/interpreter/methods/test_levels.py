@@ -13,10 +13,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from interpreter.cache import main as cache
+from interpreter.configs import OptimConfig
 from interpreter.data import open_video
+from interpreter.data.frame_index import FrameIndex
+from interpreter.engine.distributed import Ranks
+from interpreter.engine.inputs import InputSettings
 from interpreter.methods.interpreter import INTERPRETER
 from interpreter.methods.interpreter.config import VideoModelConfig, VideoTraining
 from interpreter.methods.interpreter.hierarchy import Slots, propagate
+from interpreter.methods.interpreter.level_slots import LevelClips
 from interpreter.methods.interpreter.settings import Settings
 from interpreter.methods.interpreter.stages import VideoTrainingStage
 from interpreter.methods.interpreter.video_stage import VideoStage
@@ -199,3 +204,23 @@ def test_a_level_that_reads_means_starts_from_the_weights_below():
     assert not starts_from_below(start="random")
     assert not starts_from_below(model=replace(model, inputs="slots"))
     assert not starts_from_below(model=replace(model, dim=32))  # has no such sizes below
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_windows_that_a_short_video_lacks_have_no_mass(masked):
+    """Videos of 3 and 8 windows, in clips of 5: a row is its window's number, and every slot has mass 1."""
+
+    class Table:
+        index, digests = FrameIndex([3, 8]), ("short", "long")
+
+        def rows(self, name, windows, flips, draws):
+            return torch.ones(len(windows), 2) if name == "masses" else windows[:, None, None].expand(-1, 2, 4).float()
+
+    settings = InputSettings(None, OptimConfig(steps=4, batch_size=2), Ranks())
+    clips = LevelClips(Table(), torch.device("cpu"), 5, 1, "slots", (2, 4), settings, masked)
+    for inputs, masses in clips.batches(range(4)):
+        short = (inputs[:, 0, 0, 0] < 3).tolist()
+        assert sorted(short) == [False, True]
+        for row, is_short in enumerate(short):
+            assert masses[row, :, 0].tolist() == ([1, 1, 1, 0, 0] if masked and is_short else [1] * 5)
+        assert [tuple(t.shape) for t in (inputs, masses)] == clips.shapes(2)
