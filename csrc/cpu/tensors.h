@@ -43,8 +43,8 @@ inline Tensor empty(const Sizes& sizes, ScalarType dtype = ScalarType::Float) {
   for (int64_t d = rank - 1, stride = 1; d >= 0; stride *= std::max<int64_t>(1, sizes[d--])) strides[d] = stride;
   const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(rank, sizes.data(), strides.data(), type,
-                                                         aoti_torch_device_type_cpu(), 0, &made));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(rank, sizes.data(), strides.data(), type,
+                                                  aoti_torch_device_type_cpu(), 0, &made));
   return Tensor(made);
 }
 

@@ -89,7 +89,7 @@ def build_ops(folder: Path, arch: str) -> None:
     build = folder / "build"
     run(
         sys.executable, "setup.py", "build_ext", "--build-lib", build, "--build-temp", folder / "temp",
-        FORCE_CUDA="1", TORCH_CUDA_ARCH_LIST=arch,
+        FORCE_CUDA="1", SLOTKERNELS_BUILD="1", TORCH_CUDA_ARCH_LIST=arch,
         PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     )  # fmt: skip
     for library in build.rglob("*.so"):
