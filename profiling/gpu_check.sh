@@ -3,7 +3,7 @@
 # valuable parts run first.
 #
 #   profiling/gpu_check.sh figures              # device, csrc, a smoke test of each op, training steps, benchmarks
-#   profiling/gpu_check.sh proof                # all GPU tests, exact resume, sanitizer, benchmarks of baselines, ncu
+#   profiling/gpu_check.sh proof                # GPU tests, exact resume, sanitizer, benchmarks of baselines, ncu, commands
 #   profiling/gpu_check.sh figures --list       # names of the parts
 #   profiling/gpu_check.sh figures --only 'step|bench'  # only the parts whose names begin so
 #   profiling/gpu_check.sh proof --device cpu   # dry run: the same parts at small sizes on any machine
@@ -65,6 +65,7 @@ if [ "$DEVICE" = cuda ]; then
     RESUME=(-m gpu tests/interpreter/test_resume.py)
     BASELINES=(inverted propagate_l guided_l slot_u cluster merge propagate_a invariant mix broadcast recurrent slot_a
         sinkhorn_d sinkhorn_s train)
+    COMMANDS=(STEPS=200 VIDEOS=32)
     WORKERS=12
 else
     STEP=(--device cpu --preset demo --batch-size 2 --steps 2 --breakdown)
@@ -74,6 +75,7 @@ else
     SUITE=(-k "not triton" tests/slotkernels/test_dispatch.py tests/slotkernels/test_slot_attention.py tests/interpreter/engine)
     RESUME=(-k "killed_run_goes_on and image" tests/interpreter/test_resume.py)
     BASELINES=(slot_u cluster merge propagate_a)
+    COMMANDS=(STEPS=4 VIDEOS=6 COMPILE=)
     WORKERS=2
 fi
 PYTEST=("$PYTHON" -m pytest -q -p no:cacheprovider)
@@ -165,6 +167,7 @@ print(*(n for n in ('xdist', 'pytest_reportlog', 'pytest_timeout') if u.find_spe
     count image '^(forward|backward)_kernel'
     count video '^sinkhorn_kernel'
     decode
+    TAIL=40 part "commands" 300 env "${COMMANDS[@]}" PYTHON="$PYTHON" profiling/gpu/commands.sh
     end_report
 }
 

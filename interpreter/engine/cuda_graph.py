@@ -12,8 +12,8 @@ EAGER_STEPS = 11  # before a graph is captured: kernels are compiled, buffers ar
 class StepGraph:
     """A function of tensors on a GPU, replayed as one CUDA graph.
 
-    The first ``EAGER_STEPS`` calls run eagerly. The next one captures the function with its own input tensors, into
-    which each batch is copied: inputs must keep their shapes and dtypes.
+    Each batch is copied into tensors of the graph's own, from the first call on: inputs must keep their shapes and
+    dtypes, but not their strides. The first ``EAGER_STEPS`` calls run eagerly, and the next one captures the function.
     """
 
     def __init__(self, function: Callable[..., None]) -> None:
@@ -26,31 +26,40 @@ class StepGraph:
         """Compute or replay.
 
         Raises:
-            ValueError: if shapes or dtypes differ from those captured; says which.
+            ValueError: if shapes or dtypes differ from the first batch's; says which.
         """
         self.calls += 1
         if self.side is None:
             # A capture needs a side stream, and warm-up should use the one that is captured. It is always the same
             # one: the caching allocator keeps free memory per stream, so a new stream would allocate everything anew.
             self.side = torch.cuda.Stream()
+            self.inputs = own_tensors(batch)
+        check_same_inputs(self.inputs, batch)
+        for own, new in zip(self.inputs, batch, strict=True):
+            own.copy_(new)
         if self.calls <= EAGER_STEPS:
             self.side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.side):
-                self.function(*batch)
+                self.function(*self.inputs)
             torch.cuda.current_stream().wait_stream(self.side)
             return
         if self.graph is None:
-            self.inputs = tuple(t.clone() for t in batch)
             self.graph = torch.cuda.CUDAGraph()
             # "thread_local": threads of a loader may allocate and copy meanwhile.
             capture = torch.cuda.graph(self.graph, stream=self.side, capture_error_mode="thread_local")
             with annotate("graph capture"), capture:
                 self.function(*self.inputs)
-        check_same_inputs(self.inputs, batch)
-        for captured, new in zip(self.inputs, batch, strict=True):
-            captured.copy_(new)
         with annotate("graph replay"):
             self.graph.replay()
+
+
+def own_tensors(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Contiguous tensors that each batch is copied into.
+
+    torch.compile compiles a function again for other strides, which a capture does not allow; so eager steps already
+    take these tensors, and not a batch that may hold slices or broadcast tensors.
+    """
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in batch)
 
 
 def check_same_inputs(captured: tuple[Tensor, ...], batch: tuple[Tensor, ...]) -> None:

@@ -214,7 +214,7 @@ class SlotClips(Inputs):
             inputs = slots.unflatten(0, (-1, self.num_frames))
             if self.masked:
                 masses = present_steps(self.index, frames).to(inputs)
-                yield inputs, masses.unsqueeze(2).expand(-1, -1, self.slot_shape[0])
+                yield inputs, masses.unsqueeze(2).repeat(1, 1, self.slot_shape[0])
             else:
                 yield (inputs,)
 

@@ -80,17 +80,23 @@ def image_task(iterations=3, device=CPU, config=SMALL, feature_shape=(6, 12), gr
     return Task(model, stage.loss, inputs, stage.noise(model), optim, device)
 
 
-def video_task(iterations=3, device=CPU, **changes):
+def video_task(iterations=3, device=CPU, gate=0.0, **changes):
     """The video stage with 4 slots on clips of 5 frames, whose image slots are computed anew for each batch."""
     frozen = image_task(device=device).model.requires_grad_(False)
     torch.manual_seed(1)
-    config = VideoModelConfig(num_slots=4, dim=16, iterations=iterations, encoder_layers=1, decoder_layers=1, heads=2)
+    layers = {"encoder_layers": 1, "decoder_layers": 1, "heads": 2}
+    config = VideoModelConfig(num_slots=4, dim=16, iterations=iterations, gate=gate, **layers)
     model, optim = VideoStage(config, 16, 5).to(device), OptimConfig(**{"batch_size": 2, **changes})
     settings, stage = settings_of(optim), VideoTrainingStage()
     index = FrameInputs(RandomFeatures(), (6, 12), settings).index
     source = StreamedSlots(frozen, RandomFeatures(device), ["0a", "0b"], index, "fp32")
     inputs = SlotClips(source, 5, 3, (3, 16), settings)
     return Task(model, stage.loss, inputs, stage.noise(model), optim, device)
+
+
+def gated_task(**changes):
+    """The same with a gate."""
+    return video_task(gate=0.1, **changes)
 
 
 def window_task(iterations=3, device=CPU, **changes):

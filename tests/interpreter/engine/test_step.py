@@ -14,7 +14,7 @@ from interpreter.engine.cuda_graph import EAGER_STEPS, StepGraph, check_same_inp
 from interpreter.engine.schedule import learning_rate
 from interpreter.engine.step import Prefetched, TrainingStep
 
-from .small_tasks import CPU, Regression, image_task, video_task, window_task
+from .small_tasks import CPU, Regression, gated_task, image_task, video_task, window_task
 
 OPTIM = OptimConfig(steps=20, batch_size=4, warmup_steps=3, precision="fp32")
 
@@ -181,49 +181,77 @@ def test_inputs_of_another_size_are_refused_by_name():
         check_same_inputs(old, (old[0], torch.zeros(4)))
 
 
-def test_warm_up_and_capture_share_one_side_stream(monkeypatch):
-    """The allocator keeps free memory per stream: one stream for each call would allocate all memory anew."""
-    streams, used = [], []
+@pytest.fixture
+def streams(monkeypatch):
+    """Stands in for CUDA: the streams that are made, and the one in use at the end of the list ``streams.current``."""
 
     class Stream:
         def __init__(self):
-            streams.append(self)
+            made.append(self)
 
         def wait_stream(self, other):
             pass
 
     class Graph:
         def replay(self):
-            used.append("replay")
+            pass
 
-    current = [main := Stream()]
-    streams.clear()
+    class Made(list):
+        current: list
 
     @contextmanager
     def on(stream):
-        current.append(stream)
+        made.current.append(stream)
         yield
-        current.pop()
+        made.current.pop()
 
     def graph(cuda_graph, stream=None, capture_error_mode=None):
         return on(stream or Stream())  # without a stream, PyTorch captures on one of its own
 
+    made = Made()
+    made.current = [Stream()]
+    made.clear()
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: made.current[-1])
     monkeypatch.setattr(torch.cuda, "stream", on)
     monkeypatch.setattr(torch.cuda, "graph", graph)
-    step = StepGraph(lambda x: used.append(current[-1]))
+    return made
+
+
+def test_warm_up_and_capture_share_one_side_stream(streams):
+    """The allocator keeps free memory per stream: one stream for each call would allocate all memory anew."""
+    used, main = [], streams.current[0]
+    step = StepGraph(lambda x: used.append(streams.current[-1]))
     for _ in range(EAGER_STEPS + 3):
         step.run((torch.zeros(2),))
     assert len(streams) == 1
     assert streams[0] is not main
-    assert used == [*(EAGER_STEPS + 1) * streams, *3 * ["replay"]]
+    assert used == (EAGER_STEPS + 1) * streams
+
+
+def test_every_call_has_the_same_tensors_whatever_strides_the_batch_has(streams):
+    """For new strides torch.compile would compile again, which fails during a capture."""
+    pointers, values, strides = set(), [], set()
+
+    def function(*tensors):
+        pointers.add(tuple(t.data_ptr() for t in tensors))
+        strides.add(tuple(t.stride() for t in tensors))
+        values.append([t.tolist() for t in tensors])
+
+    step, batches = StepGraph(function), []
+    for number in range(EAGER_STEPS + 1):
+        wide = torch.full((2, 3), float(number))
+        batches.append((wide[:, 1], wide[:, :1].expand(2, 4)))
+        step.run(batches[-1])
+    assert len(pointers) == 1
+    assert strides == {((1,), (4, 1))}
+    assert values == [[t.tolist() for t in batch] for batch in batches]
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("make", [image_task, video_task, window_task])
+@pytest.mark.parametrize("make", [image_task, video_task, gated_task, window_task])
 def test_captured_steps_equal_eager_ones(make, compiled):
     device, steps = torch.device("cuda"), 16  # 11 before the capture
     eager = train(make(device=device), steps, device=device, compiled=compiled)
