@@ -67,8 +67,8 @@ class InvariantSlotAttention(nn.Module):
     keys ``f(Wk x + g(r))`` and values ``f(Wv x + g(r))``, f = Linear-ReLU-Linear, g = Linear. After each attention
     the frame is estimated again: S_p is the attention-weighted mean of the grid, S_s the weighted standard deviation.
     After ``iterations`` updates of the slots, one more attention computes the attention and the frames that are
-    returned. Its queries are made of the slots' layer norm. The slots are returned as they are before that norm (Biza et
-    al.), and with ``final_norm=True`` as they are after it, which SOLV's public code passes on to its last linear layer.
+    returned. Its queries are made of the slots' layer norm. The slots are returned as they are before that norm (Biza
+    et al.), and with ``final_norm=True`` as they are after it: SOLV's public code gives these to its last linear layer.
 
     The keys and values of each slot, [B, N, M, D], are never stored. f's second layer is applied to the queries and to
     the updates instead; its first layer is applied to the tokens, where it is merged with Wk and Wv. What remains for
