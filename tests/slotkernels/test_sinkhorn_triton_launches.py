@@ -127,7 +127,7 @@ def test_compiles_fullgraph_with_equal_values_and_gradients(diameter, device):
 
 
 def forward_and_backward(x, y, diameter, grad_value):
-    problem = Problem(x, y, None, None, *diameter, 2, 0.05, 0.5, True, True, True, "tf32x3")
+    problem = Problem(x, y, None, None, *diameter, 2, 0.05, 0.5, None, True, False, True, True, "tf32x3")
     transports = backend.sinkhorn(problem)[3:]
     backend.sinkhorn_backward(BackwardArguments(grad_value, None, None, x, y, None, None, *transports, "tf32x3"))
 
