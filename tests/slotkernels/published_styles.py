@@ -1,7 +1,7 @@
 """Published styles of slot attention: each in a few lines, and its state dict as names, shapes and a seed.
 
-Names and shapes were read in the repositories (November 2026). ``prefix`` and ``around`` are the surroundings in a
-checkpoint of the repository's whole model, where slot attention is a part of one.
+Names and shapes were read in the repositories (November 2026; those of Slot Contrast in a copy). ``prefix`` and
+``around`` are the surroundings in a checkpoint of the repository's whole model, where slot attention is a part of one.
 """
 
 from collections.abc import Callable
