@@ -39,8 +39,10 @@ struct Schedule {
 
 // Unbalanced transport: rho times the divergence of a plan's marginals from the weights is added to its cost. Balanced
 // transport has an infinite rho. See unbalanced.py for the formulas; here they are in terms of a point's last softmin
-// before it is damped. That softmin over rho + eps is the potential over rho, for the smallest rho as well.
+// before it is damped: that softmin over rho + eps is the potential over rho, for the smallest rho as well.
 struct Penalty {
+  static constexpr double LARGEST_EXPONENT = 60;  // as in unbalanced.py
+
   double rho, eps;  // eps: of the last step
   bool terms;       // the results are the terms of the value instead of potentials
 
@@ -52,13 +54,19 @@ struct Penalty {
   double difference(double other, double own) const {
     if (!terms) return damping(eps) * (other - own);
     // Of the two exponentials the larger is a factor: rho times their difference would leave no digits of a large rho.
-    const double total = rho + eps, larger = std::exp(-std::min(other, own) / total);
-    return (rho + eps / 2) * larger * std::copysign(std::expm1(-std::abs(other - own) / total), other - own);
+    const double a = exponent(other), b = exponent(own);
+    return (rho + eps / 2) * std::exp(std::max(a, b)) * std::copysign(std::expm1(-std::abs(a - b)), b - a);
   }
 
   // Its derivative with respect to the softmin over the other set, and minus that with respect to the one over its own.
   double slope(double softmin) const {
-    return terms ? (rho + eps / 2) / (rho + eps) * std::exp(-softmin / (rho + eps)) : damping(eps);
+    return terms ? (rho + eps / 2) / (rho + eps) * std::exp(exponent(softmin)) : damping(eps);
+  }
+
+ private:
+  double exponent(double softmin) const {  // NaN for NaN
+    const double exact = -softmin / (rho + eps);
+    return exact > LARGEST_EXPONENT ? LARGEST_EXPONENT : exact;
   }
 };
 

@@ -35,23 +35,18 @@ def random_weights(batch, count, generator):
     return w / w.sum(1, keepdim=True)
 
 
-def _settings(options):
-    """Settings of the op: neither ``reach`` nor ``potentials``."""
-    *others, debias = options
-    return *others, None, debias, False
-
-
-def solve(x, y, a, b, options, backend, keep=(True, True)):
-    """Value, both potentials, and the gradients of x and y for cotangents of all three."""
+def solve(x, y, a, b, options, backend, keep=(True, True), reach=None, potentials=False):
+    """Value, both potentials (or terms), and the gradients of x and y for cotangents of all three."""
     x, y = (t.detach().clone().requires_grad_(k) for t, k in zip((x, y), keep, strict=True))
-    outputs = torch.ops.slotkernels.sinkhorn(x, y, a, b, *_settings(options), *keep, "ieee", backend)[:3]
+    options = (*options[:-1], reach, options[-1], potentials)
+    outputs = torch.ops.slotkernels.sinkhorn(x, y, a, b, *options, *keep, "ieee", backend)[:3]
     generator = torch.Generator().manual_seed(1)
     cotangents = [torch.randn(t.shape, generator=generator).to(t.dtype) for t in outputs]
     learned = [t for t, k in zip((x, y), keep, strict=True) if k]
     return [*(t.detach() for t in outputs), *torch.autograd.grad(outputs, learned, cotangents)]
 
 
-def compare(x, y, a, b, options):
+def compare(x, y, a, b, options, **unbalanced):
     """C++ against float64: at most 4 times the error of the float32 reference, above a floor.
 
     The floor: |x|² - 2 x·y + |y|² leaves an error of a rounding of the squared diameter in a squared distance, half of
@@ -60,10 +55,10 @@ def compare(x, y, a, b, options):
     """
     diameter, _, p, blur = options[:4]
     double = [None if t is None else t.double() for t in (x, y, a, b)]
-    expected = solve(*double, options, "reference")
+    expected = solve(*double, options, "reference", **unbalanced)
     single = [None if t is None else t.float() for t in (x, y, a, b)]
-    reference = solve(*single, options, "reference")
-    actual = solve(x, y, a, b, options, "cpp")
+    reference = solve(*single, options, "reference", **unbalanced)
+    actual = solve(x, y, a, b, options, "cpp", **unbalanced)
 
     both = torch.cat((double[0], double[1]), 1).flatten(0, 1)
     scale = max((both.amax(0) - both.amin(0)).norm().item(), diameter or 0)
@@ -71,19 +66,24 @@ def compare(x, y, a, b, options):
     cost = ROUNDING * (scale**2 / nearest if p == 1 else scale**2)
     # A temperature of d^p multiplies a rounded logarithm: the sum of both potentials does not keep that error.
     potential = cost + ROUNDING * scale**p
+    gradient = 0.0
+    if unbalanced.get("reach"):  # masses that are not 1 add their logarithms times eps, and scale everything
+        mass = max([1.0, *(t.sum(1).max().item() for t in double[2:] if t is not None)])
+        potential = mass * (potential + ROUNDING * blur**p)
+        gradient = mass * ROUNDING * both.norm(dim=1).max().item()  # a small difference of the points' own weights
     slope = ROUNDING + cost / blur**p + (cost / nearest if p == 1 else 0)
     stored = (
         0 if x.dtype == torch.float32 else torch.finfo(x.dtype).eps / 2
     )  # gradients are rounded to the inputs' type
     for name, result, single, exact in zip(("value", "f", "g", "x", "y"), actual, reference, expected, strict=True):
         assert result.dtype == (x.dtype if name in "xy" else torch.float32)
-        floor = slope * exact.abs().max().item() if name in "xy" else potential
+        floor = slope * exact.abs().max().item() + gradient if name in "xy" else potential
         allowed = 4 * (single.double() - exact).abs().max().item() + 4 * floor
         error = (result.double() - exact).abs() - (stored * exact.abs() if name in "xy" else 0)
         assert error.max().item() <= allowed, f"{name}: error {error.max().item():.2e}, allowed {allowed:.2e}"
 
 
-@settings(max_examples=150)
+@settings(max_examples=200)
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.integers(1, 130)),
     seed=st.integers(0, 10_000),
@@ -92,21 +92,27 @@ def compare(x, y, a, b, options):
     p=st.sampled_from([1, 2]),
     log_blur=st.floats(-2, 1),
     scaling=st.sampled_from([0.3, 0.5, 0.8]),
+    reach=st.sampled_from([None, 0.03, 0.5, 5.0, 1e3, 1e6]),
     debias=st.booleans(),
+    potentials=st.booleans(),
     spread=st.sampled_from([0.3, 1.0, 3.0]),
 )
-@example((2, 128, 100, 33), 0, (True, True), (None, False), 2, -1.3, 0.5, True, 1.0)
-@example((1, 100, 128, 7), 0, (False, False), (None, True), 1, -1.0, 0.5, False, 1.0)
-@example((2, 16, 32, 48), 0, (False, False), (None, False), 2, 0.0, 0.5, True, 1.0)
-@example((1, 1, 1, 1), 0, (False, False), (None, True), 1, 0.0, 0.5, True, 1.0)
+@example((2, 128, 100, 33), 0, (True, True), (None, False), 2, -1.3, 0.5, None, True, False, 1.0)
+@example((1, 100, 128, 7), 0, (False, False), (None, True), 1, -1.0, 0.5, None, False, False, 1.0)
+@example((2, 16, 32, 48), 0, (False, False), (None, False), 2, 0.0, 0.5, None, True, False, 1.0)
+@example((1, 1, 1, 1), 0, (False, False), (None, True), 1, 0.0, 0.5, None, True, False, 1.0)
+@example((2, 33, 20, 17), 0, (True, True), (None, False), 2, -1.0, 0.5, 5.0, True, False, 1.0)
+@example((2, 33, 20, 17), 0, (True, False), (None, True), 1, -1.0, 0.5, 5.0, False, True, 1.0)
 def test_error_is_of_the_size_of_the_float32_reference(
-    shape, seed, weighted, diameter, p, log_blur, scaling, debias, spread
+    shape, seed, weighted, diameter, p, log_blur, scaling, reach, debias, potentials, spread
 ):
     batch, n, m, dim = shape
     x, y = clouds(batch, n, m, dim, seed, spread)
     generator = torch.Generator().manual_seed(seed)
     a, b = (random_weights(batch, count, generator) if w else None for w, count in zip(weighted, (n, m), strict=True))
-    compare(x, y, a, b, (*diameter, p, 10**log_blur, scaling, debias))
+    if reach is not None:  # masses may differ
+        a, b = (None if w is None else mass * w for w, mass in ((a, 0.3), (b, 4.0)))
+    compare(x, y, a, b, (*diameter, p, 10**log_blur, scaling, debias), reach=reach, potentials=potentials)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
