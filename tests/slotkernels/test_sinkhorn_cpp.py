@@ -67,9 +67,10 @@ def compare(x, y, a, b, options, **unbalanced):
     # A temperature of d^p multiplies a rounded logarithm: the sum of both potentials does not keep that error.
     potential = cost + ROUNDING * scale**p
     gradient = 0.0
-    if unbalanced.get("reach"):  # masses that are not 1 add their logarithms times eps, and scale everything
+    if reach := unbalanced.get("reach"):  # logarithms of masses enter times eps or rho, and masses scale everything
         mass = max([1.0, *(t.sum(1).max().item() for t in double[2:] if t is not None)])
-        potential = mass * (potential + ROUNDING * blur**p)
+        of_masses = min(reach**p, max(t.abs().max().item() for t in expected[1:3]))
+        potential = mass * (potential + ROUNDING * (blur**p + of_masses))
         gradient = mass * ROUNDING * both.norm(dim=1).max().item()  # a small difference of the points' own weights
     slope = ROUNDING + cost / blur**p + (cost / nearest if p == 1 else 0)
     stored = (
@@ -124,6 +125,7 @@ def test_half_precision_inputs_are_computed_in_float32(shape, dtype):
     generator = torch.Generator().manual_seed(0)
     a, b = (random_weights(shape[0], count, generator).to(dtype) for count in shape[1:3])
     compare(x, y, a, b, (None, True, 2, 0.5, 0.5, False))
+    compare(x, y, a, b, (None, True, 2, 0.5, 0.5, True), reach=4.0)
 
 
 def test_strided_inputs_and_one_gradient_alone():
@@ -165,7 +167,7 @@ def test_results_do_not_depend_on_threads_or_on_the_run():
         runs = []
         for threads in (1, 1, 2):
             torch.set_num_threads(threads)
-            runs.append(solve(x, y, None, None, options, "cpp"))
+            runs.append(solve(x, y, None, None, options, "cpp") + solve(x, y, None, None, options, "cpp", reach=4.0))
         assert all(torch.equal(t, s) for run in runs[1:] for t, s in zip(run, runs[0], strict=True))
 
 
@@ -250,8 +252,10 @@ def test_empty_batch():
 def test_opcheck(debias):
     x, y = (t.requires_grad_() for t in clouds(2, 4, 5, 3, seed=0))
     a, b = (random_weights(2, count, torch.Generator().manual_seed(0)).requires_grad_() for count in (4, 5))
-    for diameter, per_problem, weights in ((None, False, (a, b)), (None, True, (None, None)), (4.0, False, (a, None))):
-        options = (diameter, per_problem, 2, 0.05, 0.5, None, debias, False, True, True, "ieee", "cpp")
+    for diameter, per_problem, weights, reach in (
+        (None, False, (a, b), None), (None, True, (None, None), 2.0), (4.0, False, (a, None), None)
+    ):  # fmt: skip
+        options = (diameter, per_problem, 2, 0.05, 0.5, reach, debias, False, True, True, "ieee", "cpp")
         torch.library.opcheck(torch.ops.slotkernels.sinkhorn, (x, y, *weights, *options), atol=1e-4, rtol=1e-4)
     strided = [t.detach().transpose(0, 2).contiguous().transpose(0, 2) for t in (x, y)]
     grads = (torch.randn(2), torch.randn(2, 4), None)
@@ -316,12 +320,13 @@ LEVEL = """
 import sys, torch
 from slotkernels import sinkhorn_divergence
 results = []
-for p, (batch, n, m, dim), dtype in (
-    (2, (3, 9, 20, 37), torch.float32), (1, (2, 33, 4, 16), torch.float16), (2, (2, 5, 5, 9), torch.bfloat16)
+for p, (batch, n, m, dim), dtype, reach in (
+    (2, (3, 9, 20, 37), torch.float32, None), (1, (2, 33, 4, 16), torch.float16, None),
+    (2, (2, 5, 5, 9), torch.bfloat16, None), (2, (2, 9, 20, 37), torch.float32, 5.0),
 ):
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(batch, count, dim, generator=generator).to(dtype).requires_grad_() for count in (n, m))
-    value = sinkhorn_divergence(x, y, p=p, blur=0.5, backend="cpp")
+    value = sinkhorn_divergence(x, y, p=p, blur=0.5, reach=reach, backend="cpp")
     results += [value.detach(), *torch.autograd.grad(value.sum(), (x, y))]
 torch.save(results, sys.argv[1])
 """
