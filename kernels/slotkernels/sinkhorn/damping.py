@@ -25,21 +25,23 @@ def _expm1(x):
 @triton.jit
 def damped(potential, eps, rho, REACH: tl.constexpr):
     """The potential of unbalanced transport from that of balanced transport."""
-    if REACH == "none":
-        return potential
-    return potential * (rho / (rho + eps))
+    if REACH != "none":
+        potential = potential * (rho / (rho + eps))
+    return potential
 
 
 @triton.jit
 def end_of(potential, final, rho, REACH: tl.constexpr):
-    """What a potential of the last step adds to the results, and the factor of its gradient.
+    """What a potential of the last step adds to the results, and the factor of its gradient (unused if it is 1).
 
     The value's terms ``-(rho + final / 2) (exp(-f / rho) - 1)`` keep their digits however large rho is.
     """
-    if REACH == "none":
-        return potential, 1.0
-    damping = rho / (rho + final)
-    if REACH == "potentials":
-        return potential * damping, tl.zeros_like(potential) + damping
-    less = _expm1(potential * damping * (-1.0 / rho))
-    return -(rho + 0.5 * final) * less, (1.0 + less) * (damping * (1.0 + 0.5 * final / rho))
+    slope = potential
+    if REACH != "none":
+        damping = rho / (rho + final)
+        if REACH == "potentials":
+            potential, slope = potential * damping, tl.zeros_like(potential) + damping
+        else:
+            less = _expm1(potential * damping * (-1.0 / rho))
+            potential, slope = -(rho + 0.5 * final) * less, (1.0 + less) * (damping * (1.0 + 0.5 * final / rho))
+    return potential, slope
