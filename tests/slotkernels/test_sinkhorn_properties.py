@@ -8,9 +8,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
-from slotkernels import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
+from slotkernels import sinkhorn_divergence, sinkhorn_potentials
 from slotkernels.sinkhorn import SINKHORN
-from slotkernels.sinkhorn.op import make_problem
+from slotkernels.sinkhorn.op import make_problem, solve
 from slotkernels.sinkhorn.reference import sinkhorn as oracle
 
 # KeOps compiles for seconds for each dimension: test_sinkhorn_keops.py tests it at one.
@@ -132,6 +132,13 @@ def test_agrees_with_the_float64_oracle(backend, problem, p, blur, scaling, debi
     compare_with_oracle(backend, problem, p, blur, scaling, debias, diameter)
 
 
+@pytest.mark.parametrize("backend", ["reference", "blocks"])
+@settings(max_examples=20, **LIMITS)
+@given(**CALLS, reach=st.floats(-1, 2).map(lambda e: 10**e))
+def test_unbalanced_agrees_with_the_float64_oracle(backend, problem, p, blur, scaling, debias, diameter, reach):
+    compare_with_oracle(backend, problem, p, blur, scaling, debias, diameter, reach)
+
+
 @pytest.mark.skipif("triton" not in BACKENDS, reason="Triton is not installed")
 @settings(max_examples=4, **LIMITS)
 @given(**CALLS)
@@ -141,14 +148,14 @@ def test_triton_agrees_with_the_float64_oracle(problem, p, blur, scaling, debias
     )  # it takes no weights here
 
 
-def compare_with_oracle(backend, problem, p, blur, scaling, debias, diameter):
+def compare_with_oracle(backend, problem, p, blur, scaling, debias, diameter, reach=None):
     x, y, a, b = problem
-    options = {"p": p, "blur": blur, "scaling": scaling, "diameter": diameter, "debias": debias}
-    value, f, g, *transports = oracle(make_problem("test", x, y, a, b, **options)._replace(keep_x=True, keep_y=True))
+    options = {"p": p, "blur": blur, "scaling": scaling, "diameter": diameter, "debias": debias, "reach": reach}
+    exact = make_problem("test", x, y, a, b, **options, potentials=True)
+    _, f, g, *transports = oracle(exact._replace(keep_x=True, keep_y=True))
     small = [None if t is None else t.float() for t in (x, y, a, b)]
     x32, y32 = (t.requires_grad_() for t in small[:2])
-    options["backend"] = backend
-    potentials = sinkhorn_potentials(*small, **options)
+    potentials = sinkhorn_potentials(*small, **options, backend=backend)
     # A cost carries an error of 2^-22 of the largest squared norm (p = 1: of the square root, at worst), and the
     # steps average it; costs are compared as they are.
     largest = max(x.square().sum(-1).max().item(), y.square().sum(-1).max().item())
@@ -162,9 +169,9 @@ def compare_with_oracle(backend, problem, p, blur, scaling, debias, diameter):
         for grad, transport in zip(grads, transports, strict=True):
             bound = 30 * error / blur**p * (1 + points.abs().max()) + 1e-4
             torch.testing.assert_close(grad.double(), transport @ points, rtol=1e-3, atol=bound.item())
-    loss = SamplesLoss(**options)
-    arguments = small[:2] if a is None else (small[2], small[0], small[3], small[1])
-    torch.testing.assert_close(loss(*arguments).double(), value, rtol=1e-5, atol=20 * error + 1e-6)
+    value = solve("test", make_problem("test", *small, **options), backend)[0]
+    expected = oracle(exact._replace(potentials=False)).value
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=20 * error + 1e-6)
 
 
 @every_backend
