@@ -46,7 +46,8 @@ STABLE_TORCH_LIBRARY(slotkernels_native, m) {
   // Arguments and results as in kernels/slotkernels/sinkhorn/reference.py; float32 results, any 16- or 32-bit float in.
   m.def(
       "sinkhorn(Tensor x, Tensor y, Tensor? a, Tensor? b, float? diameter, bool per_problem, int p, float blur, "
-      "float scaling, bool debias, bool keep_x, bool keep_y) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "float scaling, float? reach, bool debias, bool potentials, bool keep_x, bool keep_y) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "sinkhorn_backward(Tensor? grad_value, Tensor? grad_f, Tensor? grad_g, Tensor x, Tensor y, Tensor? a, Tensor? b, "
       "Tensor? pull_x, Tensor? pull_y) -> (Tensor, Tensor)");

@@ -60,7 +60,8 @@ double batch_diameter(const Points& points, int64_t batch) {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sinkhorn(const Tensor& x_, const Tensor& y_, const Maybe& a_,
                                                             const Maybe& b_, std::optional<double> diameter,
                                                             bool per_problem, int64_t p, double blur, double scaling,
-                                                            bool debias, bool keep_x, bool keep_y) {
+                                                            std::optional<double> reach, bool debias, bool potentials,
+                                                            bool keep_x, bool keep_y) {
   const Tensor x = torch::stable::contiguous(x_), y = torch::stable::contiguous(y_);
   const Maybe a = readable(a_), b = readable(b_);
   const int64_t batch = x.size(0), n = x.size(1), m = y.size(1);
@@ -68,18 +69,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sinkhorn(const Tensor& x_, co
   Tensor pull_x = keep_x ? empty({batch, n, n + m}) : empty({0});
   Tensor pull_y = keep_y ? empty({batch, m, n + m}) : empty({0});
 
-  Forward call{view(x, y, a, b), static_cast<int>(p), blur, scaling};
+  const Points points = view(x, y, a, b);
+  const double start = diameter ? *diameter : per_problem ? 0 : batch_diameter(points, batch);
+  const double rho = reach ? std::pow(*reach, p) : std::numeric_limits<double>::infinity();
+  Forward call{points, static_cast<int>(p), blur, scaling, start, Penalty(rho, std::pow(blur, p), !potentials)};
   call.per_problem = !diameter && per_problem;
   call.debias = debias;
-  call.diameter = diameter ? *diameter : per_problem ? 0 : batch_diameter(call.points, batch);
   call.value = value.mutable_data_ptr<float>();
   call.f = f.mutable_data_ptr<float>();
   call.g = g.mutable_data_ptr<float>();
   call.pull_x = keep_x ? pull_x.mutable_data_ptr<float>() : nullptr;
   call.pull_y = keep_y ? pull_y.mutable_data_ptr<float>() : nullptr;
   const auto solve = BEST_LEVEL(solve);
-  torch::stable::parallel_for(0, batch, grain(call.points),
-                              [&](int64_t begin, int64_t end) { solve(call, begin, end); });
+  torch::stable::parallel_for(0, batch, grain(points), [&](int64_t begin, int64_t end) { solve(call, begin, end); });
   return {value, f, g, pull_x, pull_y};
 }
 

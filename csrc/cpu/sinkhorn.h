@@ -37,10 +37,44 @@ struct Schedule {
   }
 };
 
+// Unbalanced transport: rho times the divergence of a plan's marginals from the weights is added to its cost. Balanced
+// transport has an infinite rho. See unbalanced.py for the formulas; here they are in terms of a point's last softmin
+// before it is damped: that softmin over rho + eps is the potential over rho, for the smallest rho as well.
+struct Penalty {
+  static constexpr double LARGEST_EXPONENT = 60;  // as in unbalanced.py
+
+  double rho, eps;  // eps: of the last step
+  bool terms;       // the results are the terms of the value instead of potentials
+
+  Penalty(double rho, double eps, bool terms) : rho(rho), eps(eps), terms(terms && std::isfinite(rho)) {}
+
+  double damping(double eps) const { return 1 / (1 + eps / rho); }
+
+  // What is returned of a point, from its softmins over the other set and over its own (0 without debiasing).
+  double difference(double other, double own) const {
+    if (!terms) return damping(eps) * (other - own);
+    // Of the two exponentials the larger is a factor: rho times their difference would leave no digits of a large rho.
+    const double a = exponent(other), b = exponent(own);
+    return (rho + eps / 2) * std::exp(std::max(a, b)) * std::copysign(std::expm1(-std::abs(a - b)), b - a);
+  }
+
+  // Its derivative with respect to the softmin over the other set, and minus that with respect to the one over its own.
+  double slope(double softmin) const {
+    return terms ? (rho + eps / 2) / (rho + eps) * std::exp(exponent(softmin)) : damping(eps);
+  }
+
+ private:
+  double exponent(double softmin) const {  // NaN for NaN
+    const double exact = -softmin / (rho + eps);
+    return exact > LARGEST_EXPONENT ? LARGEST_EXPONENT : exact;
+  }
+};
+
 struct Forward {
   Points points;
   int p;
   double blur, scaling, diameter;  // the diameter is computed from each problem's points if `per_problem`
+  Penalty penalty;
   bool per_problem, debias;
   float *value, *f, *g;
   float *pull_x, *pull_y;  // null where the gradient is not wanted

@@ -190,7 +190,7 @@ class Problem {
     std::fill_n(own.value, width, 0.0f);
     for (int64_t i = -1; i < schedule.length; ++i) {
       const double eps = schedule.at(std::max<int64_t>(i, 0));
-      const float kept = i < 0 ? 0.0f : 0.5f, added = i < 0 ? 1.0f : 0.5f;
+      const float kept = i < 0 ? 0.0f : 0.5f, added = (1 - kept) * call.penalty.damping(eps);
       softmins(eps, [&](Potential& potential, int64_t column, Floats highest, Floats sum) {
         const Floats update = -(highest + static_cast<float>(eps) * log_positive(sum));
         store(potential.value + column, kept * load(potential.value + column) + added * update);
@@ -203,11 +203,12 @@ class Problem {
     });
   }
 
+  // After the last step `value` is the softmin itself, without damping.
   void write(int64_t problem) {
     const auto copy = [&](Set set, float* to, const float* weights) {
       double total = 0;
       for (int64_t i = 0; i < set.count; ++i) {
-        const float potential = cross.value[set.first + i] - (call.debias ? own.value[set.first + i] : 0.0f);
+        const float potential = call.penalty.difference(cross.value[set.first + i], own.value[set.first + i]);
         to[problem * set.count + i] = potential;
         total += weights ? static_cast<double>(potential) * weights[problem * set.count + i] : potential;
       }
@@ -223,18 +224,21 @@ class Problem {
     for (int64_t i = 0; i < set.count; ++i, pull += x.count + y.count) {
       const float* row = costs + (set.first + i) * cost_stride;
       float* to = pull;
-      double total = call.p == 2 && !call.debias ? 1 : 0;  // the softmaxes' sums are 1 for p = 2
+      const double cross_slope = call.penalty.slope(cross.value[set.first + i]);
+      const double own_slope = call.debias ? call.penalty.slope(own.value[set.first + i]) : 0;
+      double total = call.p == 2 ? cross_slope - own_slope : 0;  // the softmaxes' sums are 1 for p = 2
       for (const Set& other : {x, y}) {
         const bool is_own = other.first == set.first;
         const Potential& potential = is_own ? own : cross;
         if (is_own && !call.debias) {
           std::fill_n(to, other.count, 0.0f);
         } else {
-          const float highest = potential.highest[set.first + i], inverse = 1 / potential.sum[set.first + i];
+          const float highest = potential.highest[set.first + i];
+          const float factor = static_cast<float>(is_own ? own_slope : cross_slope) / potential.sum[set.first + i];
           for_vectors(other.count, [&](int64_t j, int64_t count) {
             const Floats cost = load(row + other.first + j);
             const Floats exponent = (load(potential.shifted + other.first + j) - cost - highest) * scale;
-            Floats weight = exp2_nonpositive(exponent) * inverse;
+            Floats weight = exp2_nonpositive(exponent) * factor;
             if (call.p == 1) {
               weight = where(less(cost, Floats{} + NEAREST_DISTANCE), Floats{}, weight / cost);
               for (int64_t lane = 0; lane < count; ++lane) total += is_own ? -weight[lane] : weight[lane];

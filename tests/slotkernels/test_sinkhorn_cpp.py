@@ -35,23 +35,18 @@ def random_weights(batch, count, generator):
     return w / w.sum(1, keepdim=True)
 
 
-def _settings(options):
-    """Settings of the op: neither ``reach`` nor ``potentials``."""
-    *others, debias = options
-    return *others, None, debias, False
-
-
-def solve(x, y, a, b, options, backend, keep=(True, True)):
-    """Value, both potentials, and the gradients of x and y for cotangents of all three."""
+def solve(x, y, a, b, options, backend, keep=(True, True), reach=None, potentials=False):
+    """Value, both potentials (or terms), and the gradients of x and y for cotangents of all three."""
     x, y = (t.detach().clone().requires_grad_(k) for t, k in zip((x, y), keep, strict=True))
-    outputs = torch.ops.slotkernels.sinkhorn(x, y, a, b, *_settings(options), *keep, "ieee", backend)[:3]
+    options = (*options[:-1], reach, options[-1], potentials)
+    outputs = torch.ops.slotkernels.sinkhorn(x, y, a, b, *options, *keep, "ieee", backend)[:3]
     generator = torch.Generator().manual_seed(1)
     cotangents = [torch.randn(t.shape, generator=generator).to(t.dtype) for t in outputs]
     learned = [t for t, k in zip((x, y), keep, strict=True) if k]
     return [*(t.detach() for t in outputs), *torch.autograd.grad(outputs, learned, cotangents)]
 
 
-def compare(x, y, a, b, options):
+def compare(x, y, a, b, options, **unbalanced):
     """C++ against float64: at most 4 times the error of the float32 reference, above a floor.
 
     The floor: |x|² - 2 x·y + |y|² leaves an error of a rounding of the squared diameter in a squared distance, half of
@@ -60,10 +55,10 @@ def compare(x, y, a, b, options):
     """
     diameter, _, p, blur = options[:4]
     double = [None if t is None else t.double() for t in (x, y, a, b)]
-    expected = solve(*double, options, "reference")
+    expected = solve(*double, options, "reference", **unbalanced)
     single = [None if t is None else t.float() for t in (x, y, a, b)]
-    reference = solve(*single, options, "reference")
-    actual = solve(x, y, a, b, options, "cpp")
+    reference = solve(*single, options, "reference", **unbalanced)
+    actual = solve(x, y, a, b, options, "cpp", **unbalanced)
 
     both = torch.cat((double[0], double[1]), 1).flatten(0, 1)
     scale = max((both.amax(0) - both.amin(0)).norm().item(), diameter or 0)
@@ -71,19 +66,25 @@ def compare(x, y, a, b, options):
     cost = ROUNDING * (scale**2 / nearest if p == 1 else scale**2)
     # A temperature of d^p multiplies a rounded logarithm: the sum of both potentials does not keep that error.
     potential = cost + ROUNDING * scale**p
+    gradient = 0.0
+    if reach := unbalanced.get("reach"):  # logarithms of masses enter times eps or rho, and masses scale everything
+        mass = max([1.0, *(t.sum(1).max().item() for t in double[2:] if t is not None)])
+        of_masses = min(reach**p, max(t.abs().max().item() for t in expected[1:3]))
+        potential = mass * (potential + ROUNDING * (blur**p + of_masses))
+        gradient = mass * ROUNDING * both.norm(dim=1).max().item()  # a small difference of the points' own weights
     slope = ROUNDING + cost / blur**p + (cost / nearest if p == 1 else 0)
     stored = (
         0 if x.dtype == torch.float32 else torch.finfo(x.dtype).eps / 2
     )  # gradients are rounded to the inputs' type
     for name, result, single, exact in zip(("value", "f", "g", "x", "y"), actual, reference, expected, strict=True):
         assert result.dtype == (x.dtype if name in "xy" else torch.float32)
-        floor = slope * exact.abs().max().item() if name in "xy" else potential
+        floor = slope * exact.abs().max().item() + gradient if name in "xy" else potential
         allowed = 4 * (single.double() - exact).abs().max().item() + 4 * floor
         error = (result.double() - exact).abs() - (stored * exact.abs() if name in "xy" else 0)
         assert error.max().item() <= allowed, f"{name}: error {error.max().item():.2e}, allowed {allowed:.2e}"
 
 
-@settings(max_examples=150)
+@settings(max_examples=200)
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.integers(1, 130)),
     seed=st.integers(0, 10_000),
@@ -92,21 +93,27 @@ def compare(x, y, a, b, options):
     p=st.sampled_from([1, 2]),
     log_blur=st.floats(-2, 1),
     scaling=st.sampled_from([0.3, 0.5, 0.8]),
+    reach=st.sampled_from([None, 0.03, 0.5, 5.0, 1e3, 1e6]),
     debias=st.booleans(),
+    potentials=st.booleans(),
     spread=st.sampled_from([0.3, 1.0, 3.0]),
 )
-@example((2, 128, 100, 33), 0, (True, True), (None, False), 2, -1.3, 0.5, True, 1.0)
-@example((1, 100, 128, 7), 0, (False, False), (None, True), 1, -1.0, 0.5, False, 1.0)
-@example((2, 16, 32, 48), 0, (False, False), (None, False), 2, 0.0, 0.5, True, 1.0)
-@example((1, 1, 1, 1), 0, (False, False), (None, True), 1, 0.0, 0.5, True, 1.0)
+@example((2, 128, 100, 33), 0, (True, True), (None, False), 2, -1.3, 0.5, None, True, False, 1.0)
+@example((1, 100, 128, 7), 0, (False, False), (None, True), 1, -1.0, 0.5, None, False, False, 1.0)
+@example((2, 16, 32, 48), 0, (False, False), (None, False), 2, 0.0, 0.5, None, True, False, 1.0)
+@example((1, 1, 1, 1), 0, (False, False), (None, True), 1, 0.0, 0.5, None, True, False, 1.0)
+@example((2, 33, 20, 17), 0, (True, True), (None, False), 2, -1.0, 0.5, 5.0, True, False, 1.0)
+@example((2, 33, 20, 17), 0, (True, False), (None, True), 1, -1.0, 0.5, 5.0, False, True, 1.0)
 def test_error_is_of_the_size_of_the_float32_reference(
-    shape, seed, weighted, diameter, p, log_blur, scaling, debias, spread
+    shape, seed, weighted, diameter, p, log_blur, scaling, reach, debias, potentials, spread
 ):
     batch, n, m, dim = shape
     x, y = clouds(batch, n, m, dim, seed, spread)
     generator = torch.Generator().manual_seed(seed)
     a, b = (random_weights(batch, count, generator) if w else None for w, count in zip(weighted, (n, m), strict=True))
-    compare(x, y, a, b, (*diameter, p, 10**log_blur, scaling, debias))
+    if reach is not None:  # masses may differ
+        a, b = (None if w is None else mass * w for w, mass in ((a, 0.3), (b, 4.0)))
+    compare(x, y, a, b, (*diameter, p, 10**log_blur, scaling, debias), reach=reach, potentials=potentials)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -118,6 +125,7 @@ def test_half_precision_inputs_are_computed_in_float32(shape, dtype):
     generator = torch.Generator().manual_seed(0)
     a, b = (random_weights(shape[0], count, generator).to(dtype) for count in shape[1:3])
     compare(x, y, a, b, (None, True, 2, 0.5, 0.5, False))
+    compare(x, y, a, b, (None, True, 2, 0.5, 0.5, True), reach=4.0)
 
 
 def test_strided_inputs_and_one_gradient_alone():
@@ -159,7 +167,7 @@ def test_results_do_not_depend_on_threads_or_on_the_run():
         runs = []
         for threads in (1, 1, 2):
             torch.set_num_threads(threads)
-            runs.append(solve(x, y, None, None, options, "cpp"))
+            runs.append(solve(x, y, None, None, options, "cpp") + solve(x, y, None, None, options, "cpp", reach=4.0))
         assert all(torch.equal(t, s) for run in runs[1:] for t, s in zip(run, runs[0], strict=True))
 
 
@@ -244,8 +252,10 @@ def test_empty_batch():
 def test_opcheck(debias):
     x, y = (t.requires_grad_() for t in clouds(2, 4, 5, 3, seed=0))
     a, b = (random_weights(2, count, torch.Generator().manual_seed(0)).requires_grad_() for count in (4, 5))
-    for diameter, per_problem, weights in ((None, False, (a, b)), (None, True, (None, None)), (4.0, False, (a, None))):
-        options = (diameter, per_problem, 2, 0.05, 0.5, None, debias, False, True, True, "ieee", "cpp")
+    for diameter, per_problem, weights, reach in (
+        (None, False, (a, b), None), (None, True, (None, None), 2.0), (4.0, False, (a, None), None)
+    ):  # fmt: skip
+        options = (diameter, per_problem, 2, 0.05, 0.5, reach, debias, False, True, True, "ieee", "cpp")
         torch.library.opcheck(torch.ops.slotkernels.sinkhorn, (x, y, *weights, *options), atol=1e-4, rtol=1e-4)
     strided = [t.detach().transpose(0, 2).contiguous().transpose(0, 2) for t in (x, y)]
     grads = (torch.randn(2), torch.randn(2, 4), None)
@@ -310,12 +320,13 @@ LEVEL = """
 import sys, torch
 from slotkernels import sinkhorn_divergence
 results = []
-for p, (batch, n, m, dim), dtype in (
-    (2, (3, 9, 20, 37), torch.float32), (1, (2, 33, 4, 16), torch.float16), (2, (2, 5, 5, 9), torch.bfloat16)
+for p, (batch, n, m, dim), dtype, reach in (
+    (2, (3, 9, 20, 37), torch.float32, None), (1, (2, 33, 4, 16), torch.float16, None),
+    (2, (2, 5, 5, 9), torch.bfloat16, None), (2, (2, 9, 20, 37), torch.float32, 5.0),
 ):
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(batch, count, dim, generator=generator).to(dtype).requires_grad_() for count in (n, m))
-    value = sinkhorn_divergence(x, y, p=p, blur=0.5, backend="cpp")
+    value = sinkhorn_divergence(x, y, p=p, blur=0.5, reach=reach, backend="cpp")
     results += [value.detach(), *torch.autograd.grad(value.sum(), (x, y))]
 torch.save(results, sys.argv[1])
 """

@@ -23,10 +23,10 @@ NAMES = ("value", "f", "g", "grad_x", "grad_y")
 TOLERANCES = {"value": 1e-6, "f": 3e-4, "g": 3e-4, "grad_x": 5e-4, "grad_y": 5e-4}
 
 
-def problem(x, y, a=None, b=None, *, diameter=None, p=2, blur=0.05, scaling=0.5, reach=None, debias=True):
+def problem(x, y, a=None, b=None, *, diameter=None, p=2, blur=0.05, scaling=0.5, reach=None, **others):
     number = None if diameter in (None, "problem") else diameter
-    settings = (p, blur, scaling, reach, debias, False, True, True, "ieee")
-    return Problem(x, y, a, b, number, diameter == "problem", *settings)
+    settings = (p, blur, scaling, reach, others.get("debias", True), others.get("potentials", False))
+    return Problem(x, y, a, b, number, diameter == "problem", *settings, True, True, "ieee")
 
 
 def stream(*tensors, backend="cpp", **options):
@@ -76,9 +76,23 @@ def test_weights_diameters_and_bias_equal_the_float64_oracle(diameter, p):
     x, y = (torch.tensor([0.1, 1, 3]).view(3, 1, 1) * t for t in (x, y))
     a, b = weights(3, 70, grad=False).float(), weights(3, 200, grad=False).float()
     a[:, ::3], b[1, 5:150] = 0, 0
-    for debias in (True, False):
-        options = {"diameter": diameter, "p": p, "debias": debias}
+    for debias, reach in ((True, None), (False, None), (True, 3.0)):
+        options = {"diameter": diameter, "p": p, "debias": debias, "reach": reach}
         assert_near(stream(x, y, a, b, **options), oracle(x, y, a, b, **options))
+
+
+@pytest.mark.parametrize("potentials", [True, False])
+@pytest.mark.parametrize("reach", [0.3, 3.0, 1e3, 1e6])
+@pytest.mark.parametrize("p", [1, 2])
+def test_unbalanced_transport_equals_the_float64_oracle(p, reach, potentials):
+    """Also where no partner is within reach of most points, so that their sums of exponentials vanish."""
+    x, y = sets(2, 230, 120, 4)
+    x[0] *= 4
+    a, b = 0.4 * weights(2, 230, grad=False).float(), 3 * weights(2, 120, grad=False).float()
+    for debias in (True, False):
+        options = {"p": p, "reach": reach, "debias": debias, "potentials": potentials}
+        assert_near(stream(x, y, a, b, **options), oracle(x, y, a, b, **options))
+        assert_near(stream(x, y, **options), oracle(x, y, **options))
 
 
 def test_more_rows_than_bands_and_panels_than_a_flush():

@@ -4,7 +4,8 @@ As in ``blocks.py``, both updates of two sets share their exponentials ``K_ij = 
 Products of points are float32. All else in an exponent is exact: each set is centred on its own mean, the terms of one
 point are float64, their whole part (to the base 2) enters the exponent, and the rest becomes a factor of the point's
 weight. An exponent then errs by some ``2^-24 |x| |y| / eps``. Where that exceeds ``LARGEST_ERROR``, and where a sum
-leaves the range of float32, ``blocks.py`` computes the step with float64 products.
+leaves the range of float32, ``blocks.py`` computes the step with float64 products, which takes longer. With ``reach``
+that is also where points have no partner within several times the reach, as a sum is near ``exp(-f_i / rho)``.
 """
 
 from functools import cached_property
