@@ -9,6 +9,7 @@ from torch import Tensor
 from .. import _derivatives
 from .._backends import requested_backend, without_autocast
 from .._checks import accumulate_dtype, check_number, check_positive, check_same, check_tensor, check_that
+from .._native import why_not_cpp
 from .._op import Op, Saved
 from ..sinkhorn.reference import NEAREST
 from ..sinkhorn.streaming.pair import centre
@@ -65,7 +66,12 @@ def _empty_gradients(arguments: BackwardArguments) -> tuple[Tensor, Tensor, Tens
     return cost.new_empty(cost.shape if arguments.need_cost else 0), grad_a, grad_b
 
 
+def _why_not_cpp(arguments: Problem | BackwardArguments) -> str | None:
+    return why_not_cpp(arguments, float64=True)
+
+
 PLAN = Op("sinkhorn_plan", _empty)
+PLAN.add("cpp", "slotkernels.transport_plan.cpp", supports=_why_not_cpp)
 PLAN.add("reference", "slotkernels.transport_plan.reference")
 BACKWARD = PLAN.backward_op(_empty_gradients)
 
