@@ -16,6 +16,7 @@ from slotkernels.transport_plan import bytes_moved, flops
 from slotkernels.transport_plan import reference as backend
 
 from .oracles import assert_compiles, assert_matches_oracle
+from .plan_cases import assert_equals_unrolled, problem, unrolled
 
 SHAPES = [(2, 7, 9), (3, 1, 5), (2, 5, 1), (1, 1, 1), (2, 33, 20)]
 
@@ -32,13 +33,6 @@ def form(request, monkeypatch):
         yield request.param
 
 
-def problem(batch, n, m, dtype=torch.float64, grad=True):
-    cost = torch.rand(batch, n, m, dtype=torch.float64).to(dtype)
-    weights = [torch.rand(batch, count, dtype=torch.float64) + 0.1 for count in (n, m)]
-    a, b = ((w / w.sum(1, keepdim=True)).to(dtype) for w in weights)
-    return [t.requires_grad_(grad) for t in (cost, a, b)]
-
-
 def numpy_plan(cost, a, b, eps, iterations):
     """One problem, written down from the definition."""
     cost, log_a, log_b = cost / eps, np.log(a)[:, None], np.log(b)[None]
@@ -47,27 +41,6 @@ def numpy_plan(cost, a, b, eps, iterations):
         g = -logsumexp(log_a + f - cost, axis=0, keepdims=True)
         f = -logsumexp(log_b + g - cost, axis=1, keepdims=True)
     return np.exp(log_a + log_b + f + g - cost)
-
-
-def unrolled(cost, a, b, eps, iterations):
-    """The same in PyTorch, for its gradients."""
-    cost, log_a, log_b = cost / eps, a.log().unsqueeze(2), b.log().unsqueeze(1)
-    f = torch.zeros_like(log_a)
-    for _ in range(iterations):
-        g = -(log_a + f - cost).logsumexp(1, keepdim=True)
-        f = -(log_b + g - cost).logsumexp(2, keepdim=True)
-    return (log_a + log_b + f + g - cost).exp()
-
-
-def assert_equals_unrolled(inputs, eps, iterations, tolerance):
-    """The plan and its gradients, against those of unrolled iterations in float64."""
-    return assert_matches_oracle(
-        lambda **t: [sinkhorn_plan(**t, eps=eps, iterations=iterations)],
-        lambda **t: [unrolled(**t, eps=eps, iterations=iterations)],
-        dict(zip(("cost", "a", "b"), inputs, strict=True)),
-        ["plan"],
-        tolerance,
-    )
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 40])
