@@ -51,6 +51,11 @@ STABLE_TORCH_LIBRARY(slotkernels_native, m) {
   m.def(
       "sinkhorn_backward(Tensor? grad_value, Tensor? grad_f, Tensor? grad_g, Tensor x, Tensor y, Tensor? a, Tensor? b, "
       "Tensor? pull_x, Tensor? pull_y) -> (Tensor, Tensor)");
+  // As in kernels/slotkernels/transport_plan/problem.py, and with a tolerance the error of the columns [1]; any float in,
+  // the plan float64 for float64 costs, else float32.
+  m.def(
+      "transport_plan(Tensor cost, Tensor? a, Tensor? b, float eps, int iterations, float? tolerance, bool keep) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
   // As in csrc/cpu/streaming.h: float32 and contiguous; n and m are the numbers of points without padding.
   m.def(
       "streaming_sums(Tensor x, Tensor panels, Tensor r, Tensor s, Tensor a, Tensor b, Tensor scale, int n, int m, "

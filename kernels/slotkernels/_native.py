@@ -40,11 +40,11 @@ def _warn_once(reason: str) -> None:
         warnings.warn(f"slotkernels runs slower than it could: {reason}", RuntimeWarning, stacklevel=2)
 
 
-def _why_not(device: str, libraries: tuple[str, ...], arguments: Arguments) -> str | None:
+def _why_not(device: str, libraries: tuple[str, ...], arguments: Arguments, float64: bool = False) -> str | None:
     tensor = first_tensor(arguments)
     if not (tensor.is_cpu if device == "cpu" else tensor.is_cuda):
         return f"tensors on {tensor.device.type}"
-    if has_float64(arguments):
+    if not float64 and has_float64(arguments):
         return "float64 tensors"
     for library in libraries:
         reason = why_not_loaded(library)
@@ -54,9 +54,14 @@ def _why_not(device: str, libraries: tuple[str, ...], arguments: Arguments) -> s
     return None
 
 
-def why_not_cpp(arguments: Arguments) -> str | None:
-    """Why no C++ kernel can serve the call, or None; every op with such kernels checks this first."""
-    return _why_not("cpu", ("_C",), arguments)
+def why_not_cpp(arguments: Arguments, float64: bool = False) -> str | None:
+    """Why no C++ kernel can serve the call, or None; every op with such kernels checks this first.
+
+    Args:
+        arguments: of the op.
+        float64: whether the kernel serves it.
+    """
+    return _why_not("cpu", ("_C",), arguments, float64)
 
 
 def why_not_cuda(arguments: Arguments) -> str | None:

@@ -15,6 +15,7 @@ BENCHMARKS = {
     "slot_update": "slot_update",
     "sinkhorn_divergence": "sinkhorn",
     "sinkhorn_streaming": "sinkhorn",
+    "sinkhorn_plan": "plan",
     "propagate_labels": "propagation",
     "propagate_attention": "propagation",
     "guided_labels": "guided_labels",

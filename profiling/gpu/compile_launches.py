@@ -18,8 +18,8 @@ from profiling.gpu.cubin import Resources, occupancy, read_report
 from profiling.gpu.shipped import shipped
 
 DEVICES = {80: Device(80, 108), 90: Device(90, 132), 100: Device(100, 148)}  # A100, H100, B200
-TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64",
-         torch.uint8: "u8", torch.bool: "i1"}  # fmt: skip
+TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16",
+         torch.int32: "i32", torch.int64: "i64", torch.uint8: "u8", torch.bool: "i1"}  # fmt: skip
 UNEVEN = ("EVEN_D", "EVEN_DV", "LAST", "enable_fp_fusion")  # switches that depend on sizes, or are always on
 
 

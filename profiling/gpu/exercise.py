@@ -18,6 +18,7 @@ from slotkernels import (
     mix_slots,
     propagate_labels,
     sinkhorn_divergence,
+    sinkhorn_plan,
     transport_targets,
 )
 from slotkernels.invariant_slot_attention.module import InvariantSlotAttention
@@ -82,6 +83,9 @@ def _transport(device: str) -> None:
         weights = torch.rand(3, m, device=device).softmax(1)
         transport_targets(x, y, y_values, x_values, a=weights)
         transport_targets(x, y, y_values)
+        cost = (1 - x @ y.mT).requires_grad_()
+        sinkhorn_plan(cost, weights.to(dtype), eps=0.1, iterations=5).square().sum().backward()
+        sinkhorn_plan(20 * cost.detach(), eps=0.01, iterations=5)  # columns take passes of their own
 
 
 OPS: dict[str, Callable[[str], None]] = {

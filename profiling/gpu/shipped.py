@@ -25,6 +25,8 @@ from slotkernels.slot_update.op import (
     GruNormBackwardArguments,
     GruNormCotangents,
 )
+from slotkernels.transport_plan import problem as plan_problem
+from slotkernels.transport_plan import triton as transport_plan
 from slotkernels.transport_targets import op as transport_op
 from slotkernels.transport_targets import triton as transport_targets
 
@@ -42,6 +44,7 @@ def shipped() -> Iterator[tuple[str, Callable[[], object]]]:
     yield from _match_slots()
     yield from _sinkhorn()
     yield from _transport_targets()
+    yield from _sinkhorn_plan()
 
 
 def _inverted_attention() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -287,3 +290,24 @@ def _transport_targets() -> Iterator[tuple[str, Callable[[], object]]]:
             name += " both" * both + " weights" * weighted
             arguments = transport_op.Arguments(x, y, y_values, x_values if both else None, a, b, 0.05, 3)
             yield f"transport_targets {name}", lambda a=arguments: transport_targets.transport_targets(a)
+
+
+def _sinkhorn_plan() -> Iterator[tuple[str, Callable[[], object]]]:
+    # (B, N, M): slots of frames, patches of frames, one video, ragged sizes, the limits.
+    for shape, dtype, weighted, keep in (
+        ((3456, 32, 32), torch.float32, False, True),
+        ((64, 64, 100), torch.bfloat16, True, True),
+        ((128, 196, 256), torch.float32, False, True),
+        ((96, 864, 864), torch.float32, False, True),
+        ((96, 864, 864), torch.float32, False, False),
+        ((96, 864, 864), torch.bfloat16, True, True),
+        ((1, 864, 864), torch.float32, False, True),
+        ((6, 257, 255), torch.float16, True, False),
+        ((6, 2048, 2048), torch.float32, True, True),
+    ):
+        batch, n, m = shape
+        cost = torch.empty(shape, dtype=dtype, device="meta")
+        a, b = (torch.empty(batch, count, dtype=dtype, device="meta") if weighted else None for count in (n, m))
+        name = f"B{batch} N{n} M{m} {str(dtype).removeprefix('torch.')}" + " weights" * weighted + " history" * keep
+        problem = plan_problem.Problem(cost, a, b, 0.05, 100, None, keep)
+        yield f"sinkhorn_plan {name}", lambda p=problem: transport_plan.sinkhorn_plan(p)

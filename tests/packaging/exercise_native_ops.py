@@ -14,6 +14,7 @@ from slotkernels import (
     inverted_attention,
     propagate_labels,
     sinkhorn_divergence,
+    sinkhorn_plan,
     sinkhorn_potentials,
 )
 from slotkernels._native import why_not_loaded
@@ -54,6 +55,16 @@ def streaming_sinkhorn() -> None:
             x, y = (torch.randn(batch, n, dim, requires_grad=True) for n in (rows, columns))
             problem = make_problem("exercise", x, y, p=p, blur=0.05, scaling=0.5, diameter=8.0)
             STREAMING.apply(problem, "cpp").value.sum().backward()
+
+
+def transport_plan() -> None:
+    for batch, rows, columns in ((0, 4, 4), (1, 1, 1), (3, 7, 5), (2, 130, 33), (1, 370, 360)):
+        for dtype in (*DTYPES, torch.float64):
+            cost = torch.rand(batch, rows, columns).to(dtype).requires_grad_()
+            weights = torch.rand(batch, rows).softmax(1).to(dtype)
+            for tolerance in (None, 1e-3):
+                sinkhorn_plan(cost, weights, eps=0.1, iterations=50, tolerance=tolerance).sum().backward()
+            sinkhorn_plan(cost.detach() * 50, eps=0.02, iterations=3)
 
 
 def propagation() -> None:
@@ -122,6 +133,7 @@ def main() -> None:
         merging,
         sinkhorn,
         streaming_sinkhorn,
+        transport_plan,
         propagation,
         attention,
         token_norm,

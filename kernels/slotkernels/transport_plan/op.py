@@ -7,14 +7,17 @@ import torch
 from torch import Tensor
 
 from .. import _derivatives
-from .._backends import requested_backend, without_autocast
+from .._backends import requested_backend, why_not_triton, without_autocast
 from .._checks import accumulate_dtype, check_number, check_positive, check_same, check_tensor, check_that
+from .._native import why_not_cpp
 from .._op import Op, Saved
 from ..sinkhorn.reference import NEAREST
 from ..sinkhorn.streaming.pair import centre
 from ..sinkhorn.weightless import all_have_weight, move_weightless
 from .composite import composite_plan
 from .problem import BackwardArguments, Problem, Solution
+
+MAX_COLUMNS = 2048  # of the Triton kernel, which holds a whole row of costs in registers
 
 
 def _check(
@@ -65,7 +68,20 @@ def _empty_gradients(arguments: BackwardArguments) -> tuple[Tensor, Tensor, Tens
     return cost.new_empty(cost.shape if arguments.need_cost else 0), grad_a, grad_b
 
 
+def _why_not_triton(arguments: Problem | BackwardArguments) -> str | None:
+    _, n, m = arguments.cost.shape
+    if m > MAX_COLUMNS:
+        return f"{m} columns, at most {MAX_COLUMNS}"
+    return f"{n} x {m} costs, fewer than 2^31" if n * m >= 2**31 else why_not_triton(arguments[:4])
+
+
+def _why_not_cpp(arguments: Problem | BackwardArguments) -> str | None:
+    return why_not_cpp(arguments, float64=True)
+
+
 PLAN = Op("sinkhorn_plan", _empty)
+PLAN.add("triton", "slotkernels.transport_plan.triton", supports=_why_not_triton)
+PLAN.add("cpp", "slotkernels.transport_plan.cpp", supports=_why_not_cpp)
 PLAN.add("reference", "slotkernels.transport_plan.reference")
 BACKWARD = PLAN.backward_op(_empty_gradients)
 

@@ -61,7 +61,7 @@ def iterate(kind: Callable[[Tensor, Tensor, Tensor, float], Updates], problem: P
         if tolerance is not None and made and (made % CHECK_EVERY == 0 or made == iterations):
             error = _column_error(b, g, new_g, tolerance)
             if made == iterations and not error <= tolerance:
-                _warn(error, iterations, tolerance)
+                warn_of_error(error, iterations, tolerance)
             if made == iterations or error <= tolerance:
                 break
         g = new_g
@@ -136,7 +136,8 @@ def _column_error(b: Tensor, g: Tensor, new_g: Tensor, tolerance: float) -> floa
     return float(errors.max()) if len(errors) else 0.0
 
 
-def _warn(error: float, iterations: int, tolerance: float) -> None:
+def warn_of_error(error: float, iterations: int, tolerance: float) -> None:
+    """Warn that the columns did not reach the tolerance."""
     warnings.warn(
         f"slotkernels.sinkhorn_plan: the columns are {error:.3g} away from b after {iterations} iterations, expected "
         f"tolerance={tolerance:.3g}; take more iterations or a larger eps",
@@ -224,6 +225,7 @@ class Absorbed(LogDomain):
         """The plan after an update of the rows, normalised by its own sums; it takes the matrix away."""
         if not self.fresh:
             return super().plan(g)
+        self.matrix.clamp_(max=torch.finfo(self.matrix.dtype).max)  # infinite for columns without weight, perhaps
         return self._normalised(self.matrix.mul_((self.b * (g - self.g0).exp2()).to(self.matrix.dtype)))
 
 
@@ -238,11 +240,13 @@ class Kernel:
         self.cost, self.scale = cost, LOG2E / eps
         self.matrix = torch.empty_like(cost, memory_format=torch.contiguous_format)
         self.total = torch.zeros_like(self.matrix)
+        # K_ij <= 1 / b_j or 1 / a_i: only a pair of points without weight exceeds this, and its K must not be infinite.
+        self.highest = 0.8 * math.log2(torch.finfo(cost.dtype).max)
 
     def move(self, f: Tensor, g: Tensor) -> None:
         """Go to potentials f [B, N, 1] and g [B, 1, M]."""
         f, g = f.to(self.cost.dtype), g.to(self.cost.dtype)
-        torch.sub(g, self.cost, alpha=self.scale, out=self.matrix).add_(f).exp2_()
+        torch.sub(g, self.cost, alpha=self.scale, out=self.matrix).add_(f).clamp_(max=self.highest).exp2_()
 
     def over_rows(self, x: Tensor) -> Tensor:
         """``sum_i x_i K_ij`` [B, 1, M]."""

@@ -1,0 +1,20 @@
+"""Transport plans on a CPU, in C++ (``csrc/cpu/transport_plan.cpp``): the reference's absorbed form.
+
+An iteration reads the absorbed matrix once, for the update of the rows and the following one of the columns. Threads
+share out the problems, or the rows of a large one. The backward pass is the reference's.
+"""
+
+import torch
+
+from .problem import Problem, Solution
+from .reference import sinkhorn_plan_backward, warn_of_error
+
+__all__ = ["sinkhorn_plan", "sinkhorn_plan_backward"]
+
+
+def sinkhorn_plan(problem: Problem) -> Solution:
+    """As :func:`slotkernels.transport_plan.reference.sinkhorn_plan`."""
+    plan, history, made, error = torch.ops.slotkernels_native.transport_plan(*problem)
+    if problem.tolerance is not None and not error.item() <= problem.tolerance:
+        warn_of_error(error.item(), problem.iterations, problem.tolerance)
+    return Solution(plan, history, made)
