@@ -254,7 +254,7 @@ def _sinkhorn() -> Iterator[tuple[str, Callable[[], object]]]:
         name = f"B{batch} N{n} M{m} D{dim} {kind} {precision} p{p} {'batch' if diameter is None else diameter}"
         name = " ".join(name.split()) + " both" * both + " weights" * weighted
         start = diameter if isinstance(diameter, float) else None
-        options = (start, diameter == "problem", p, 0.05, 0.5, True, True, both, precision)
+        options = (start, diameter == "problem", p, 0.05, 0.5, None, True, False, True, both, precision)
         problem = sinkhorn_problem.Problem(x, y, a, b, *options)
         yield f"sinkhorn forward {name}", lambda a=problem: sinkhorn.sinkhorn(a)
         transport_x, transport_y = (torch.empty(batch, count, n + m, device="meta") for count in (n, m))

@@ -32,7 +32,8 @@ def solve(x, y, a=None, b=None, diameter=(3.0, False), p=2, debias=True, blur=0.
           backend="triton"):  # fmt: skip
     """Value and both potentials."""
     keep = x.requires_grad, y.requires_grad
-    return SINKHORN.apply(Problem(x, y, a, b, *diameter, p, blur, scaling, debias, *keep, precision), backend)[:3]
+    settings = (p, blur, scaling, None, debias, False, *keep, precision)
+    return SINKHORN.apply(Problem(x, y, a, b, *diameter, *settings), backend)[:3]
 
 
 def double(*tensors):

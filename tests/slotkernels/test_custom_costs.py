@@ -25,7 +25,7 @@ def lopsided(x, y):
 
 
 def euclidean(x, y):
-    return (x.unsqueeze(2) - y.unsqueeze(1)).square().sum(3).clamp_min(1e-16).sqrt()
+    return (x.unsqueeze(2) - y.unsqueeze(1)).square().sum(3).clamp_min(1e-8).sqrt()
 
 
 def half_squared(x, y):
@@ -52,7 +52,9 @@ def test_functions_equal_geomloss_in_value_and_gradient(options):
         )
         assert_same_loss(ours, theirs, *arguments)
         ours.potentials = theirs.potentials = True
-        assert_same_potentials(ours, theirs, *(t if t.dim() > 1 and t.shape[-1] == 3 else t.detach() for t in arguments))
+        assert_same_potentials(
+            ours, theirs, *(t if t.dim() > 1 and t.shape[-1] == 3 else t.detach() for t in arguments)
+        )
 
 
 def test_a_function_of_the_default_cost_changes_nothing():
@@ -88,46 +90,24 @@ def test_second_and_forward_derivatives_equal_geomloss():
     torch.testing.assert_close(of_each, SamplesLoss(cost=lopsided, blur=0.7, diameter=9.0)(x, y))
 
 
-FORMULAS = {1: "Norm2(X-Y)", 2: "(SqDist(X,Y) / IntCst(2))"}
+FORMULA = "(SqDist(X,Y) / IntCst(2))"
 
 
 @needs_keops
-@pytest.mark.parametrize("p", [1, 2])
-def test_formulas_equal_geomloss_in_value_and_gradient(p):
-    """One problem at a time, as GeomLoss takes no batches of them."""
-    x, y = points(1, 6, 5)
-    a, b = weights(1, 6), weights(1, 5)
-    for options in ({}, {"reach": 0.8}, {"debias": False}):
-        options = {"p": p, "cost": FORMULAS[p], "blur": 0.3, **options}
-        online = geomloss.SamplesLoss(backend="online", **options)
-        for backend in ("online", "auto", "keops"):
-            assert_same_loss(SamplesLoss(backend=backend, **options), online, a, x, b, y)
-        ours = SamplesLoss(potentials=True, **options)
-        online.potentials = True
-        assert_same_potentials(ours, online, a.detach(), x, b.detach(), y)
-
-
-@needs_keops
-def test_formulas_take_batches_and_equal_functions():
+def test_formulas_equal_the_function_in_value_and_gradient():
     x, y = points(3, 6, 5)
-    for options in ({}, {"diameter": "problem"}):
-        formula, function = (SamplesLoss(cost=cost, **options) for cost in (FORMULAS[2], half_squared))
-        assert_same_loss(formula, function, x, y)
+    a, b = weights(3, 6), weights(3, 5)
+    for options in ({}, {"reach": 0.8, "debias": False}, {"diameter": "problem"}):
+        formula, function = (SamplesLoss(blur=0.3, cost=cost, **options) for cost in (FORMULA, half_squared))
+        assert_same_loss(formula, function, a, x, b, y)
+        formula.potentials = function.potentials = True
+        assert_same_potentials(formula, function, a.detach(), x, b.detach(), y)
+    for backend in ("online", "multiscale", "keops"):
+        torch.testing.assert_close(SamplesLoss(cost=FORMULA, backend=backend)(x, y), SamplesLoss()(x, y))
 
 
 @needs_keops
-def test_second_derivatives_of_formulas_equal_geomloss():
-    x, y = points(1, 6, 5)
-    direction, results = torch.randn_like(x), []
-    for module in (SamplesLoss, geomloss.SamplesLoss):
-        loss = module(cost=FORMULAS[2], blur=0.7, backend="online")
-        (grad,) = torch.autograd.grad(loss(x, y).sum(), x, create_graph=True)
-        results.append(torch.autograd.grad((grad * direction).sum(), x))
-    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
-
-
-@needs_keops
-@pytest.mark.parametrize("pair", [(FORMULAS[2], manhattan), (manhattan, FORMULAS[2])], ids=["formula", "function"])
+@pytest.mark.parametrize("pair", [(FORMULA, manhattan), (manhattan, FORMULA)], ids=["formula", "function"])
 def test_of_a_pair_the_size_of_the_sets_chooses(monkeypatch, pair):
     x, y = points(1, 6, 5)
     loss = SamplesLoss(cost=pair)
@@ -136,21 +116,12 @@ def test_of_a_pair_the_size_of_the_sets_chooses(monkeypatch, pair):
     torch.testing.assert_close(loss(x, y), SamplesLoss(cost=half_squared)(x, y))
 
 
-@needs_keops
-def test_pairs_equal_geomloss_s_multiscale():
-    """Without truncation GeomLoss's multiscale backend is exact once its clusters are points."""
-    x, y = (t[0] for t in points(1, 6, 5))
-    options = {"cost": (FORMULAS[2], half_squared), "backend": "multiscale", "truncate": None, "cluster_scale": 1e-3}
-    ours, theirs = (module(potentials=True, **options) for module in (SamplesLoss, geomloss.SamplesLoss))
-    torch.testing.assert_close(ours(x, y), theirs(x, y), rtol=1e-6, atol=1e-6)
-
-
 POINTS = torch.zeros(1, 2, 3)
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"cost": "Norm2(X-Y)", "backend": "tensorized"}, "is a KeOps formula, and backend='tensorized' takes a function"),
-    ({"cost": manhattan, "backend": "multiscale"}, "cost is a function, and backend='multiscale' takes a KeOps formu"),
+    ({"cost": "Norm2(X-Y)", "backend": "tensorized"}, "is the KeOps formula .*'tensorized'; expected a function"),
+    ({"cost": manhattan, "backend": "multiscale"}, "cost is a function, .*'multiscale'; expected a KeOps formula"),
     ({"cost": 3}, "cost=3, expected a function, a KeOps formula or the pair of both"),
     ({"cost": manhattan, "backend": "triton"}, "backend='triton' computes .* alone, expected 'auto' or one of tensor"),
     ({"cost": lambda x, y: x.sum(2)}, r"the cost returned \[1, 2\], expected \[B, N, M\] = \[1, 2, 2\]"),

@@ -30,19 +30,35 @@ def rational(x, y, blur=0.05, use_keops=False, ranges=None):
 LOSSES = [*((name, {}) for name in KERNELS), ("hausdorff", {"kernel": rational}), ("energy", {"kernel": rational})]
 
 
-@pytest.mark.parametrize("backend", ["tensorized", pytest.param("online", marks=needs_keops)])
 @pytest.mark.parametrize(("loss", "options"), LOSSES)
-def test_values_potentials_and_gradients_equal_geomloss(loss, options, backend):
+def test_values_potentials_and_gradients_equal_geomloss(loss, options):
     x, y = points(2, 6, 5)
     a, b = weights(2, 6), weights(2, 5)
-    options = {"blur": 0.7, "backend": backend, **options}
-    # Distances are flat below 1e-4 here, and in GeomLoss's tensorized backend, but not in its online one.
-    tolerance = 1e-4 if backend == "online" and loss != "gaussian" else 1e-9
+    options = {"blur": 0.7, "backend": "tensorized", **options}
     for arguments in ((a, x, b, y), (x, y), (a[0], x[0], b[0], y[0])):
         ours, theirs = (module(loss, **options) for module in (SamplesLoss, geomloss.SamplesLoss))
-        assert_same_loss(ours, theirs, *arguments, tolerance=tolerance)
+        assert_same_loss(ours, theirs, *arguments)
         ours.potentials = theirs.potentials = True
-        assert_same_potentials(ours, theirs, *arguments, tolerance=tolerance)
+        assert_same_potentials(ours, theirs, *arguments)
+
+
+@needs_keops
+@pytest.mark.parametrize(("loss", "kernel"), [("energy", None), ("hausdorff", rational)])
+def test_keops_equals_the_dense_kernel_in_value_and_gradient(loss, kernel):
+    x, y = points(2, 6, 5)
+    a, b = weights(2, 6), weights(2, 5)
+    online, dense = (SamplesLoss(loss, kernel=kernel, blur=0.7, backend=name) for name in ("online", "tensorized"))
+    assert_same_loss(online, dense, a, x, b, y)
+    online.potentials = dense.potentials = True
+    torch.testing.assert_close(online(a, x, b, y), dense(a, x, b, y))
+
+
+@needs_keops
+@pytest.mark.parametrize("loss", ["gaussian", "laplacian"])
+def test_keops_equals_the_dense_kernel_in_value(loss):
+    """Its gradients are KeOps's own, from the same formula; each would be compiled for half a minute."""
+    x, y = (t.detach() for t in points(2, 6, 5))
+    torch.testing.assert_close(*(SamplesLoss(loss, blur=0.7, backend=name)(x, y) for name in ("keops", "tensorized")))
 
 
 def second_derivatives(loss, tensors):
@@ -70,16 +86,17 @@ def test_forward_mode_is_the_product_with_the_gradient():
 
 
 @needs_keops
-@pytest.mark.parametrize("potentials", [False, True])
-def test_large_sets_go_through_keops(monkeypatch, potentials):
-    x, y = points(2, 6, 5)
-    loss = SamplesLoss("gaussian", blur=0.7, potentials=potentials)
-    expected = loss(x, y)
+def test_large_sets_go_through_keops(monkeypatch):
+    x, y = (t.detach() for t in points(2, 6, 5))
     calls = []
-    monkeypatch.setattr(keops_autograd, "MOST_PAIRS", 29)
     monkeypatch.setattr("slotkernels.sinkhorn.kernel_norms.compile_first", lambda *args: calls.append(args))
-    torch.testing.assert_close(loss(x, y), expected)
-    assert calls
+    for limit, through_keops in ((30, False), (29, True)):
+        monkeypatch.setattr(keops_autograd, "MOST_PAIRS", limit)
+        torch.testing.assert_close(SamplesLoss("energy")(x, y), SamplesLoss("energy", backend="tensorized")(x, y))
+        assert bool(calls) == through_keops
+    monkeypatch.setattr(keops_autograd, "MOST_PAIRS", 30)
+    monkeypatch.setattr(keops_autograd, "MOST_BYTES", 2 * 30 * 8 - 1)
+    assert keops_autograd.is_large(x, y)
 
 
 def test_missing_keops_is_named_with_the_remedy(monkeypatch):
@@ -107,11 +124,10 @@ def test_points_far_from_the_origin_keep_their_precision():
         torch.testing.assert_close(loss(x + 1024, y + 1024), loss(x, y), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("use_keops", [False, pytest.param(True, marks=needs_keops)])
-def test_identical_points_have_zero_loss_and_gradient(use_keops):
+def test_identical_points_have_zero_loss_and_gradient():
     x = torch.ones(1, 4, 3, dtype=torch.float64, requires_grad=True)
     for name in KERNELS:
-        value = SamplesLoss(name, backend="online" if use_keops else "tensorized")(x, x.detach().clone())
+        value = SamplesLoss(name)(x, x.detach().clone())
         (grad,) = torch.autograd.grad(value.sum(), x)
         assert value.abs().max() < 1e-12
         assert grad.abs().max() < 1e-12

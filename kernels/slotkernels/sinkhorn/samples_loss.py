@@ -1,5 +1,6 @@
 """A drop-in for ``geomloss.SamplesLoss``: its arguments, shapes and dtypes; the losses are in other files."""
 
+import math
 from collections.abc import Callable
 from functools import reduce
 from typing import NamedTuple
@@ -8,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from .._backends import requested_backend
-from .._checks import FLOATS, accumulate_dtype, check_same, check_that, describe
+from .._checks import FLOATS, accumulate_dtype, check_number, check_same, check_that, describe
 from . import keops_autograd
 from .custom_costs import Cost, custom_sinkhorn
 from .kernel_norms import KERNELS, kernel_norm
 from .op import make_problem, solve
+from .problem import Problem
 
 LOSSES = ("sinkhorn", "hausdorff", *KERNELS)
 # GeomLoss's names of its backends. For |x - y|^p / p they compute the same, so that "auto" may choose by size.
@@ -132,47 +134,43 @@ class SamplesLoss(nn.Module):
         x, y, a, b, *_ = sets
         if sets.dtype == torch.float64:
             x, y = x.double(), y.double()
-        problem = make_problem(
-            "SamplesLoss", x, y, a, b, p=int(self.p), blur=self.blur, scaling=self.scaling, diameter=self._diameter(),
-            debias=self.debias,
-        )  # fmt: skip
-        value, f, g = solve("SamplesLoss", problem, _EUCLIDEAN.get(self.backend, self.backend), self.potentials)
+        problem = self._problem(x, y, a, b)._replace(p=int(self.p))
+        value, f, g = solve("SamplesLoss", problem, _EUCLIDEAN.get(self.backend, self.backend))
         return (f, g) if self.potentials else value
 
     def _custom_sinkhorn(self, sets: _Sets) -> Tensor | tuple[Tensor, Tensor]:
-        x, y, *_ = sets
-        cost = self.cost
-        kinds = (cost if isinstance(cost, tuple) else (cost,)) if cost is not None else ()
-        formula = next((kind for kind in kinds if isinstance(kind, str)), None)
-        function = next((kind for kind in kinds if callable(kind)), None)
+        check_number(0 < self.p < math.inf, "SamplesLoss", "p", self.p, "a number > 0: the temperature is blur^p")
+        costs = self.cost if isinstance(self.cost, tuple) else (self.cost,)
+        formula = next((cost for cost in costs if isinstance(cost, str)), None)
+        function = next((cost for cost in costs if callable(cost)), None)
         known = formula is not None or function is not None
-        check_that(known, f"SamplesLoss: cost={cost!r}, expected a function, a KeOps formula or the pair of both")
-        if self._use_keops(sets, dense=function is not None, keops=formula is not None):
-            check_that(
-                formula is not None,
-                f"SamplesLoss: cost is a function, and backend={self.backend!r} takes a KeOps formula as "
-                "'SqDist(X,Y)'; expected a formula, or backend='tensorized'",
-            )
-            assert formula is not None
-            points = [t.to(accumulate_dtype(sets.dtype)) for t in (x, y)]
-            chosen: Cost | str = formula
-        else:
-            check_that(
-                function is not None,
-                f"SamplesLoss: cost={formula!r} is a KeOps formula, and backend={self.backend!r} takes a function; "
-                "expected a function of x and y, or backend='online'",
-            )
-            assert function is not None
-            points, chosen = [x, y], function
-        return custom_sinkhorn(
-            points[0], points[1], *sets.weights(), chosen, p=self.p, blur=self.blur, reach=self.reach,
-            diameter=self._diameter(), scaling=self.scaling, debias=self.debias, potentials=self.potentials,
+        check_that(known, f"SamplesLoss: cost={self.cost!r}, expected a function, a KeOps formula or the pair of both")
+        use_keops = self._use_keops(sets, dense=function is not None, keops=formula is not None)
+        cost, what, remedy = (
+            (formula, "a function", "a KeOps formula as 'SqDist(X,Y)', or backend='tensorized'")
+            if use_keops
+            else (function, f"the KeOps formula {formula!r}", "a function of x and y, or backend='online'")
+        )
+        if cost is None:
+            raise ValueError(f"SamplesLoss: cost is {what}, with backend={self.backend!r}; expected {remedy}")
+        dtype = accumulate_dtype(sets.dtype)
+        points = [t.to(dtype) if use_keops else t for t in (sets.x, sets.y)]
+        problem = self._problem(points[0], points[1], *sets.weights())._replace(p=self.p)  # type: ignore[arg-type]
+        return custom_sinkhorn(problem, cost)
+
+    def _problem(self, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Problem:
+        """The problem of these sets, whose p is to be replaced."""
+        return make_problem(
+            "SamplesLoss", x, y, a, b, p=2, blur=self.blur, scaling=self.scaling, reach=self.reach,
+            diameter="batch" if self.diameter is None else self.diameter, debias=self.debias,
+            potentials=self.potentials,
         )  # fmt: skip
 
     def _kernel_norm(self, sets: _Sets) -> Tensor | tuple[Tensor, Tensor]:
         kernel = KERNELS.get(self.loss) if self.kernel is None else self.kernel
         check_that(kernel is not None, "SamplesLoss: loss='hausdorff' and kernel=None, expected a kernel(x, y, blur=…)")
         assert kernel is not None
+        check_number(self.blur > 0, "SamplesLoss", "blur", self.blur, "a number > 0")
         use_keops = self._use_keops(sets, dense=True, keops=True)
         x, y, *_ = sets
         if use_keops or self.kernel is None:
@@ -194,9 +192,6 @@ class SamplesLoss(nn.Module):
         if use_keops:
             keops_autograd.check_keops("SamplesLoss", sets.x, sets.y)
         return use_keops
-
-    def _diameter(self) -> float | str:
-        return "batch" if self.diameter is None else self.diameter
 
     def _is_multiscale(self, sets: _Sets) -> bool:
         """Whether GeomLoss would take its multiscale backend, whose potentials are [N] and not [1, N]."""
@@ -223,10 +218,12 @@ def _sets(args: tuple[Tensor, ...]) -> _Sets:
     check_that(fits, f"SamplesLoss: {shapes}, expected the same D, and the same B for batches")
     check_that(x.shape[-2] > 0 and y.shape[-2] > 0, f"SamplesLoss: {shapes}, expected N > 0 and M > 0")
     check_same("SamplesLoss", x=x, y=y)
-    of_weights = [_weights(name, w, points) for name, w, points in (("a", a, x), ("b", b, y))]
-    dtype = reduce(torch.promote_types, [x.dtype, *(w.dtype for w in of_weights if w is not None)])
+    a, b = _weights("a", a, x), _weights("b", b, y)
+    dtype = reduce(torch.promote_types, [x.dtype, *(w.dtype for w in (a, b) if w is not None)])
     batched = x.dim() == 3
-    return _Sets(*((x, y) if batched else (x.unsqueeze(0), y.unsqueeze(0))), *of_weights, dtype, batched)
+    if not batched:
+        x, y = x.unsqueeze(0), y.unsqueeze(0)
+    return _Sets(x, y, a, b, dtype, batched)
 
 
 def _weights(name: str, weights: Tensor | None, points: Tensor) -> Tensor | None:

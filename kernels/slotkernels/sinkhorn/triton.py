@@ -107,7 +107,7 @@ def batch_diameter(x: Tensor, y: Tensor) -> Tensor:
 
 def sinkhorn(problem: Problem) -> Solution:
     """As in ``reference.py``; the products of half-precision points are exact whatever ``precision``."""
-    x, y, a, b, diameter, per_problem, p, blur, scaling, debias, keep_x, keep_y, precision = problem
+    x, y, a, b, diameter, per_problem, p, blur, scaling, _, debias, _, keep_x, keep_y, precision = problem
     (batch, n, dim), m = x.shape, y.shape[1]
     value, f, g = (x.new_empty(shape, dtype=torch.float32) for shape in ((batch,), (batch, n), (batch, m)))
     transport_x = x.new_empty((batch, n, n + m) if keep_x else (0,), dtype=torch.float32)
