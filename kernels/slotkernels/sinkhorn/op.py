@@ -100,8 +100,6 @@ def _why_not_triton(arguments: Problem | BackwardArguments) -> str | None:
     largest = max(arguments.x.shape[1], arguments.y.shape[1])
     if largest > MOST_POINTS:
         return f"a set of {largest} points (at most {MOST_POINTS})"
-    if isinstance(arguments, Problem) and arguments.reach is not None:
-        return "unbalanced transport (reach)"
     return why_not_triton(arguments)
 
 
