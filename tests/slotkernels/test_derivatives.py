@@ -24,7 +24,6 @@ from slotkernels import (
     sinkhorn_potentials,
     use_backend,
 )
-from slotkernels.sinkhorn.streaming import LARGEST_COSTS
 from slotkernels.slot_attention import LUCIDRAINS
 from slotkernels.slot_attention.reference import textbook_slot_attention
 from slotkernels.slot_update import add_norm, gru_norm
@@ -324,19 +323,6 @@ def test_a_backend_by_name_says_that_it_has_one_derivative(backend, function, op
     (first,) = torch.autograd.grad(call(leaf).pow(2).sum(), leaf, create_graph=True)
     with pytest.raises(RuntimeError, match=f"backend '{backend}' cannot be differentiated a second time"):
         first.sum().backward()
-
-
-def test_sets_that_are_streamed_say_so(monkeypatch):
-    monkeypatch.setitem(LARGEST_COSTS, "reference", 1)
-    x, y = rand(2, 4, 3), rand(2, 5, 3)
-    with pytest.raises(RuntimeError, match=r"sinkhorn_divergence: sets as large as these are streamed"):
-        torch.func.grad(lambda x: sinkhorn_divergence(x, y).sum())(x)
-    leaf = x.clone().requires_grad_()
-    (first,) = torch.autograd.grad(sinkhorn_divergence(leaf, y).sum(), leaf, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"sets as large as these are streamed.* a second time"):
-        first.sum().backward()
-    dense = torch.func.grad(lambda x: sinkhorn_divergence(x, y, backend="reference").sum())(x)
-    torch.testing.assert_close(dense, first)
 
 
 def test_results_without_derivatives():

@@ -14,7 +14,7 @@ from . import cpp
 from .composite import composite_sinkhorn
 from .problem import BackwardArguments, Problem, Solution
 from .reference import weight_gradient
-from .streaming import STREAMING, must_stream, prefers_streaming
+from .streaming import STREAMING, composite_streaming, must_stream, prefers_streaming, why_not_composite
 from .weightless import move_weightless
 
 MOST_POINTS = 128  # of a set that the Triton kernels serve: its cost matrix is held on chip
@@ -138,8 +138,13 @@ def solve(op: str, problem: Problem, backend: str) -> tuple[Tensor, Tensor, Tens
     backend = requested_backend(backend)
     x, y, a, b, *_ = problem
     streams, transformed = prefers_streaming(backend, x, y), _derivatives.takes_composite(op, backend)
-    if transformed and streams and must_stream(x, y):
-        raise RuntimeError(_derivatives.no_derivatives(op, backend, "inside torch.func or in forward mode"))
+    composite = composite_sinkhorn
+    if transformed and streams:
+        reason = why_not_composite(problem)
+        if reason is None:
+            composite = composite_streaming
+        elif must_stream(x, y):
+            raise RuntimeError(_derivatives.no_derivatives(op, backend, reason))
     moved = None
     if a is not None or b is not None:
         in_place = problem.potentials or transformed or _wants_gradient(a) or _wants_gradient(b)
@@ -149,7 +154,7 @@ def solve(op: str, problem: Problem, backend: str) -> tuple[Tensor, Tensor, Tens
         problem = problem._replace(x=moved.x, y=moved.y, a=moved.a, b=moved.b)
     if transformed:
         with without_autocast(x.device):
-            value, f, g = composite_sinkhorn(problem)
+            value, f, g = composite(problem)
     elif streams:
         value, f, g, *_ = STREAMING.apply(problem, backend)
     else:

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from .problem import Problem
 
+# Largest -f / rho in an exponential. exp(-f / rho) times a point's weight is the mass of its row of the plan, so only a
+# point without weight exceeds this; without a bound such a point makes the value infinity times zero.
+LARGEST_EXPONENT = 60.0
+
 
 def damping(eps: float | Tensor, p: int, reach: float | None) -> float | Tensor:
     """Factor of every softmin at the temperature ``eps``."""
@@ -29,8 +33,8 @@ def difference(cross: Tensor, own: Tensor | None, problem: Problem) -> Tensor:
     if problem.reach is None or problem.potentials:
         return cross if own is None else cross - own
     rho = problem.reach**problem.p
-    at_cross = (-cross / rho).expm1()
-    total = -at_cross if own is None else (-own / rho).expm1() - at_cross
+    at_cross = _exponent(cross, rho).expm1()
+    total = -at_cross if own is None else _exponent(own, rho).expm1() - at_cross
     return (rho + problem.blur**problem.p / 2) * total
 
 
@@ -41,4 +45,8 @@ def slope(potentials: Tensor, problem: Problem) -> Tensor:
     if problem.reach is None or problem.potentials:
         return torch.ones_like(potentials) * scale
     rho = problem.reach**problem.p
-    return (-potentials / rho).exp() * (scale * (1 + eps / (2 * rho)))
+    return _exponent(potentials, rho).exp() * (scale * (1 + eps / (2 * rho)))
+
+
+def _exponent(potentials: Tensor, rho: float) -> Tensor:
+    return (-potentials / rho).clamp_max(LARGEST_EXPONENT)

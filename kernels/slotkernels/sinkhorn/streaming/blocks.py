@@ -133,12 +133,17 @@ class Pair:
             yield k, i, j, exponent.copy_(product if self.p == 2 else total), product
 
 
+def budget(device: torch.device) -> int:
+    """Pairs per block."""
+    return BLOCK["cpu"] * torch.get_num_threads() if device.type == "cpu" else BLOCK["accelerator"]
+
+
 def _block_shape(batch: int, n: int, m: int, device: torch.device) -> tuple[int, int, int]:
     """Problems, rows and columns of a block: nearly square, with several problems if they are small."""
-    budget = BLOCK["cpu"] * torch.get_num_threads() if device.type == "cpu" else BLOCK["accelerator"]
-    height = min(n, max(math.isqrt(budget), budget // m))
-    width = min(m, max(math.isqrt(budget), budget // n))
-    return min(batch, max(1, budget // (height * width))), height, width
+    pairs = budget(device)
+    height = min(n, max(math.isqrt(pairs), pairs // m))
+    width = min(m, max(math.isqrt(pairs), pairs // n))
+    return min(batch, max(1, pairs // (height * width))), height, width
 
 
 def _tiles(

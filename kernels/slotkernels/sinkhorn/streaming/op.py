@@ -13,10 +13,10 @@ from ..._checks import accumulate_dtype
 from ..._derivatives import composite_gradients
 from ..._native import why_not_cpp, why_not_loaded
 from ..._op import Op, Saved
-from ..composite import composite_sinkhorn
 from ..problem import Problem
 from ..reference import weight_gradient
 from . import keops
+from .composite import anneal_and_update, constant, last_update
 from .problem import StreamingBackwardArguments, StreamingSolution
 
 # Bytes of costs beyond which "auto" streams: those of one problem where C++ solves the problems one by one, else those
@@ -51,9 +51,9 @@ BACKWARD = STREAMING.backward_op(_empty_gradients)
 def _gradients(saved: Saved[Problem, StreamingSolution], *grads: Tensor | None) -> Iterable[Tensor | None]:
     grad_value, grad_f, grad_g, _ = grads
     need_x, need_y, need_a, need_b = saved.needs
-    x, y, *_ = saved.arguments
-    if saved.twice and not must_stream(x, y):  # streamed because it is faster: all costs fit
-        return composite_gradients(_of_tensors(saved.arguments), saved.arguments[:4], saved.needs, grads)
+    if saved.twice:
+        function = _of_tensors(saved.arguments, saved.results.state)
+        return composite_gradients(function, saved.arguments[:4], saved.needs, grads[:3])
     grad_x = grad_y = None
     if need_x or need_y:
         problem = saved.arguments._replace(keep_x=need_x, keep_y=need_y)
@@ -64,13 +64,19 @@ def _gradients(saved: Saved[Problem, StreamingSolution], *grads: Tensor | None) 
     return grad_x, grad_y, grad_a, grad_b
 
 
-def _of_tensors(problem: Problem) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """The op made of PyTorch's operations, as a function of the problem's tensors."""
+def _of_tensors(problem: Problem, state: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """The op made of PyTorch's operations, as a function of the problem's tensors; ``state`` as the op returned it."""
+    still = constant(problem)
 
     def function(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        return composite_sinkhorn(problem._replace(x=x, y=y, a=a, b=b))
+        return last_update(problem._replace(x=x, y=y, a=a, b=b), still, state[0])
 
     return function
+
+
+def composite_streaming(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """Values [B] and potentials [B, N] and [B, M], made of PyTorch's operations; for use inside a transform."""
+    return anneal_and_update(problem, lambda still: STREAMING.run("auto", still).state)
 
 
 @torch.compiler.assume_constant_result  # Dynamo cannot trace the search for a library
