@@ -61,11 +61,10 @@ def kernel_options() -> Iterator[dict[str, Any]]:
 
 def combinations(every: int) -> list[tuple[dict[str, Any], str, str, str]]:
     """Options with each dtype, in random order, each with a shape and weights drawn at random."""
-    draw = random.Random(0)
-    chosen = [
-        (options, dtype, draw.choice(SHAPES), draw.choice(WEIGHTS))
-        for options, dtype in itertools.product((*sinkhorn_options(), *kernel_options()), DTYPES)
-    ]
+    draw, chosen = random.Random(0), []
+    for options, dtype in itertools.product((*sinkhorn_options(), *kernel_options()), DTYPES):
+        kinds = WEIGHTS if options["loss"] == "sinkhorn" else WEIGHTS[:-1]  # GeomLoss has no kernels of integer weights
+        chosen.append((options, dtype, draw.choice(SHAPES), draw.choice(kinds)))
     draw.shuffle(chosen)
     return chosen[::every]
 
@@ -113,8 +112,6 @@ def kind_of(name: str) -> str:
 
 def compare(options: dict[str, Any], dtype: str, shape: str, weights: str) -> dict[str, float]:
     """Largest relative difference of each kind of result."""
-    if weights == "integer" and options["loss"] != "sinkhorn":  # which GeomLoss refuses
-        weights = "random"
     unbalanced = options["loss"] != "sinkhorn" or options["reach"] is not None
     tensors = inputs(dtype, shape, weights, mass=2.5 if unbalanced else 1.0)
     modules = [SamplesLoss(**options), geomloss.SamplesLoss(**options, backend="tensorized")]
