@@ -88,7 +88,7 @@ class SamplesLoss(nn.Module):
         >>> round(loss(x, x + 1).item(), 3)
         1.0
         >>> round(SamplesLoss("energy")(x, x + 1).item(), 3)
-        0.957
+        1.016
     """
 
     def __init__(
