@@ -200,15 +200,6 @@ def test_potentials_equal_geomloss_in_value_and_gradient(debias):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: SamplesLoss("energy"), "loss='energy', expected 'sinkhorn'; use geomloss"),
-        (lambda: SamplesLoss(reach=0.3), "reach=0.3, expected None"),
-        (lambda: SamplesLoss(cost="X"), "cost='X', expected None"),
-        (lambda: SamplesLoss()(torch.zeros(2, 3)), r"1 arguments, expected \(x, y\)"),
-        (lambda: SamplesLoss()(torch.zeros(2, 3), torch.zeros(1, 2, 3)), r"both \[N, D\] or \[B, N, D\]"),
-        (
-            lambda: SamplesLoss()(torch.ones(3), torch.zeros(2, 3), torch.ones(2), torch.zeros(2, 3)),
-            r"a is float32 \[3\], expected \[2\]",
-        ),
         (
             lambda: sinkhorn_divergence(torch.zeros(2, 3), torch.zeros(2, 3)),
             r"x is float32 \[2, 3\], expected \[B, N, D\]",

@@ -1,43 +1,84 @@
-"""A drop-in for ``geomloss.SamplesLoss`` with ``loss="sinkhorn"``."""
+"""A drop-in for ``geomloss.SamplesLoss``: its arguments, shapes and dtypes; the losses are in other files."""
 
+import math
 from collections.abc import Callable
+from functools import reduce
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_that, describe
+from .._backends import requested_backend
+from .._checks import FLOATS, accumulate_dtype, check_number, check_same, check_that, describe
+from . import keops_autograd
+from .custom_costs import Cost, custom_sinkhorn
+from .kernel_norms import KERNELS, kernel_norm
 from .op import make_problem, solve
+from .problem import Problem
 
-# GeomLoss's names of its backends; they compute the same, so that "auto" may choose by the size of the sets.
-_GEOMLOSS = dict.fromkeys(("tensorized", "online", "multiscale"), "auto")
+LOSSES = ("sinkhorn", "hausdorff", *KERNELS)
+# GeomLoss's names of its backends. For |x - y|^p / p they compute the same, so that "auto" may choose by size.
+_EUCLIDEAN = dict.fromkeys(("tensorized", "online", "multiscale"), "auto")
+_CUSTOM = {"tensorized": "reference", "online": "keops", "multiscale": "keops"}
+# GeomLoss's "auto" drops the batch of one from potentials above this many pairs, where it turns to "multiscale".
+_MULTISCALE_PAIRS = 10_000**2
+
+
+class _Sets(NamedTuple):
+    """Points and weights in batches, and the shapes of the results."""
+
+    x: Tensor  # [B, N, D]
+    y: Tensor  # [B, M, D]
+    a: Tensor | None  # [B, N]
+    b: Tensor | None  # [B, M]
+    dtype: torch.dtype  # of the results: what PyTorch promotes points and weights to
+    batched: bool
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Weights of both sets in the dtype of the arithmetic; uniform ones where there are none."""
+        sides, dtype = ((self.x, self.a), (self.y, self.b)), accumulate_dtype(self.dtype)
+        a, b = (
+            points.new_full(points.shape[:2], 1 / points.shape[1], dtype=dtype) if w is None else w.to(dtype)
+            for points, w in sides
+        )
+        return a, b
 
 
 class SamplesLoss(nn.Module):
-    """Sinkhorn divergence between weighted point sets, with the signature of ``geomloss.SamplesLoss``.
+    """Divergence of weighted point sets, with the signature, values and derivatives of ``geomloss.SamplesLoss``.
 
     Called as ``loss(x, y)`` or ``loss(a, x, b, y)`` with points [N, D] and [M, D], or [B, N, D] and [B, M, D], and
     weights [N] and [M] (or [N, 1] …), batched likewise. Returns a scalar, or [B] for batches; with
-    ``potentials=True`` the pair of dual potentials, shaped like the weights. Gradients reach points and weights. Points
-    of weight 0 change nothing, whatever their coordinates. Higher derivatives are GeomLoss's; see ``docs/sinkhorn.md``.
+    ``potentials=True`` the pair of dual potentials [1, N] and [1, M], or [B, N] and [B, M]. The dtype is the one that
+    PyTorch promotes points and weights to (integer weights count as float32); arithmetic is at least float32. Options
+    may be changed between calls, as in ``loss.blur = 0.1``. ``docs/sinkhorn.md`` lists the differences from GeomLoss.
 
     Args:
-        loss: only "sinkhorn".
-        p: cost ``|x - y|^p / p``, 1 or 2.
-        blur: finest scale; the final temperature is ``blur^p``.
-        reach: only None (balanced transport: both sets have the same total weight).
+        loss: "sinkhorn", the Sinkhorn divergence of ``sinkhorn_divergence``; or half the squared norm of a kernel:
+            "gaussian" ``exp(-|x - y|² / 2 blur²)``, "laplacian" ``exp(-|x - y| / blur)``, "energy" ``-|x - y|``,
+            "hausdorff" (``kernel``). All options but ``blur``, ``kernel`` and ``potentials`` are of "sinkhorn" alone.
+        p: the cost is ``|x - y|^p / p``, with p 1 or 2, and the final temperature ``blur^p``.
+        blur: finest scale > 0, in the unit of the points.
+        reach: distance > 0 beyond which mass is left in place rather than transported; weights then need not sum to 1.
+            None for balanced transport: both sets have the same total weight.
         diameter: start of the annealing; None takes one bounding box around the whole batch ("batch"), "problem" one
             around each of its problems.
         scaling: ratio of successive scales, in (0, 1).
-        truncate: accepted and unused, as by GeomLoss's tensorized backend; so are ``kernel``, ``cluster_scale``,
-            ``verbose``.
-        cost: only None.
+        truncate: accepted and unused, as no sum is truncated; so are ``cluster_scale`` and ``verbose``.
+        cost: instead of ``|x - y|^p / p``: a function of x [B, N, D] and y [B, M, D] that returns [B, N, M]; a KeOps
+            formula of X and Y, as "Norm2(X-Y)"; or the pair of both, of which the size of the sets chooses. p may then
+            be any number > 0.
+        kernel: instead of the kernel of the loss: a function ``kernel(x, y, blur=, use_keops=, ranges=)`` of x
+            [B, N, D] and y [B, M, D] that returns [B, N, M], or a KeOps ``LazyTensor`` if ``use_keops`` is True.
         debias: the divergence (True) or the entropic transport cost (False).
         potentials: return dual potentials instead of the value.
-        backend: "auto", a slotkernels backend, or GeomLoss's "tensorized", "online" or "multiscale", all of which mean
-            "auto" here: exact for all sizes, in linear memory for large sets.
+        backend: "auto"; a slotkernels backend; or GeomLoss's "tensorized", "online" or "multiscale". All compute the
+            same. For kernels, and costs given as functions, "tensorized" stores all pairs, "online" and "multiscale"
+            sum over pairs by KeOps, and "auto" does so above 25 million pairs.
 
     Raises:
-        ValueError: if an option is not supported, or shapes do not fit.
+        ValueError: if an option is not supported, or shapes do not fit; when called.
+        RuntimeError: if KeOps is needed and cannot serve the call.
 
     Example:
         >>> import torch
@@ -46,18 +87,20 @@ class SamplesLoss(nn.Module):
         >>> x = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
         >>> round(loss(x, x + 1).item(), 3)
         1.0
+        >>> round(SamplesLoss("energy")(x, x + 1).item(), 3)
+        1.016
     """
 
     def __init__(
         self,
         loss: str = "sinkhorn",
-        p: int = 2,
+        p: float = 2,
         blur: float = 0.05,
         reach: float | None = None,
         diameter: float | str | None = None,
         scaling: float = 0.5,
         truncate: float | None = 5,
-        cost: Callable | str | None = None,
+        cost: Cost | str | tuple[str, Cost] | None = None,
         kernel: Callable | None = None,
         cluster_scale: float | None = None,
         debias: bool = True,
@@ -66,49 +109,132 @@ class SamplesLoss(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        check_that(
-            loss == "sinkhorn", f"SamplesLoss: loss={loss!r}, expected 'sinkhorn'; use geomloss for other losses"
-        )
-        check_that(reach is None, f"SamplesLoss: reach={reach}, expected None (balanced transport only)")
-        check_that(cost is None, f"SamplesLoss: cost={cost!r}, expected None (|x - y|^p / p)")
         self.loss, self.p, self.blur, self.reach, self.diameter, self.scaling = loss, p, blur, reach, diameter, scaling
         self.truncate, self.cost, self.kernel, self.cluster_scale = truncate, cost, kernel, cluster_scale
         self.debias, self.potentials, self.verbose, self.backend = debias, potentials, verbose, backend
 
     def forward(self, *args: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Loss of ``(x, y)`` or ``(a, x, b, y)``; see the class."""
-        check_that(len(args) in (2, 4), f"SamplesLoss: {len(args)} arguments, expected (x, y) or (a, x, b, y)")
-        a, x, b, y = (None, args[0], None, args[1]) if len(args) == 2 else args
-        shapes = f"x {describe(x)} and y {describe(y)}"
-        check_that(
-            x.dim() == y.dim() and x.dim() in (2, 3), f"SamplesLoss: {shapes}, expected both [N, D] or [B, N, D]"
+        check_that(self.loss in LOSSES, f"SamplesLoss: loss={self.loss!r}, expected one of {', '.join(LOSSES)}")
+        sets = _sets(args)
+        if self.loss != "sinkhorn":
+            result = self._kernel_norm(sets)
+        elif self.cost is not None:
+            result = self._custom_sinkhorn(sets)
+        else:
+            result = self._sinkhorn(sets)
+        if isinstance(result, Tensor):
+            value = result.to(sets.dtype)
+            return value if sets.batched else value[0]
+        f, g = (t.to(sets.dtype) for t in result)
+        return (f[0], g[0]) if len(f) == 1 and self._is_multiscale(sets) else (f, g)
+
+    def _sinkhorn(self, sets: _Sets) -> Tensor | tuple[Tensor, Tensor]:
+        check_that(self.p in (1, 2), f"SamplesLoss: p={self.p}, expected 1 or 2, or a cost")
+        x, y, a, b, *_ = sets
+        if sets.dtype == torch.float64:
+            x, y = x.double(), y.double()
+        problem = self._problem(x, y, a, b)._replace(p=int(self.p))
+        value, f, g = solve("SamplesLoss", problem, _EUCLIDEAN.get(self.backend, self.backend))
+        return (f, g) if self.potentials else value
+
+    def _custom_sinkhorn(self, sets: _Sets) -> Tensor | tuple[Tensor, Tensor]:
+        check_number(0 < self.p < math.inf, "SamplesLoss", "p", self.p, "a number > 0: the temperature is blur^p")
+        costs = self.cost if isinstance(self.cost, tuple) else (self.cost,)
+        formula = next((cost for cost in costs if isinstance(cost, str)), None)
+        function = next((cost for cost in costs if callable(cost)), None)
+        known = formula is not None or function is not None
+        check_that(known, f"SamplesLoss: cost={self.cost!r}, expected a function, a KeOps formula or the pair of both")
+        use_keops = self._use_keops(sets, dense=function is not None, keops=formula is not None)
+        cost, what, remedy = (
+            (formula, "a function", "a KeOps formula as 'SqDist(X,Y)', or backend='tensorized'")
+            if use_keops
+            else (function, f"the KeOps formula {formula!r}", "a function of x and y, or backend='online'")
         )
-        rows_a, rows_b = self._weights("a", a, x), self._weights("b", b, y)
-        single = x.dim() == 2
-        if single:
-            x, y = x.unsqueeze(0), y.unsqueeze(0)
-        diameter = "batch" if self.diameter is None else self.diameter
-        backend = _GEOMLOSS.get(self.backend, self.backend)
-        problem = make_problem(
-            "SamplesLoss", x, y, rows_a, rows_b,
-            p=self.p, blur=self.blur, scaling=self.scaling, diameter=diameter, debias=self.debias,
+        if cost is None:
+            raise ValueError(f"SamplesLoss: cost is {what}, with backend={self.backend!r}; expected {remedy}")
+        dtype = accumulate_dtype(sets.dtype)
+        points = [t.to(dtype) if use_keops else t for t in (sets.x, sets.y)]
+        problem = self._problem(points[0], points[1], *sets.weights())._replace(p=self.p)  # type: ignore[arg-type]
+        return custom_sinkhorn(problem, cost)
+
+    def _problem(self, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Problem:
+        """The problem of these sets, whose p is to be replaced."""
+        return make_problem(
+            "SamplesLoss", x, y, a, b, p=2, blur=self.blur, scaling=self.scaling, reach=self.reach,
+            diameter="batch" if self.diameter is None else self.diameter, debias=self.debias,
             potentials=self.potentials,
         )  # fmt: skip
-        value, f, g = solve("SamplesLoss", problem, backend)
-        if self.potentials:
-            f, g = (t[0] if single else t for t in (f, g))
-            return (f if a is None else f.view_as(a)), (g if b is None else g.view_as(b))
-        return value[0] if single else value
 
-    @staticmethod
-    def _weights(name: str, weights: Tensor | None, points: Tensor) -> Tensor | None:
-        """Weights as [B, N]."""
-        if weights is None:
-            return None
-        expected = points.shape[:-1]
-        fits = weights.shape in (expected, torch.Size((*expected, 1)))
-        check_that(
-            fits,
-            f"SamplesLoss: {name} is {describe(weights)}, expected {list(expected)} for points {describe(points)}",
-        )
-        return weights.reshape(-1, expected[-1])
+    def _kernel_norm(self, sets: _Sets) -> Tensor | tuple[Tensor, Tensor]:
+        kernel = KERNELS.get(self.loss) if self.kernel is None else self.kernel
+        check_that(kernel is not None, "SamplesLoss: loss='hausdorff' and kernel=None, expected a kernel(x, y, blur=…)")
+        assert kernel is not None
+        check_number(self.blur > 0, "SamplesLoss", "blur", self.blur, "a number > 0")
+        use_keops = self._use_keops(sets, dense=True, keops=True)
+        x, y, *_ = sets
+        if use_keops or self.kernel is None:
+            x, y = (t.to(accumulate_dtype(sets.dtype)) for t in (x, y))
+        if self.kernel is None:  # kernels see differences of points only, which cancel less near the origin
+            origin = x.detach().mean(1, keepdim=True)
+            x, y = x - origin, y - origin
+        return kernel_norm(x, y, *sets.weights(), kernel, self.blur, use_keops, self.potentials)
+
+    def _use_keops(self, sets: _Sets, dense: bool, keops: bool) -> bool:
+        """Whether this call of a cost or kernel, which is ``dense`` or ``keops`` or both, goes through KeOps."""
+        backend = requested_backend(_CUSTOM.get(self.backend, self.backend))
+        message = f"SamplesLoss: backend={backend!r} computes |x - y|^p / p alone, expected 'auto' or one of "
+        check_that(backend in ("auto", *_CUSTOM.values()), message + ", ".join(_CUSTOM))
+        if backend == "auto":
+            use_keops = keops and (not dense or keops_autograd.is_large(sets.x, sets.y))
+        else:
+            use_keops = backend == "keops"
+        if use_keops:
+            keops_autograd.check_keops("SamplesLoss", sets.x, sets.y)
+        return use_keops
+
+    def _is_multiscale(self, sets: _Sets) -> bool:
+        """Whether GeomLoss would take its multiscale backend, whose potentials are [N] and not [1, N]."""
+        pairs, dim = sets.x.shape[1] * sets.y.shape[1], sets.x.shape[2]
+        chosen = pairs > _MULTISCALE_PAIRS and dim <= 3 and self.p == 2 and self.loss == "sinkhorn"
+        return self.backend == "multiscale" or (self.backend == "auto" and chosen)
+
+
+def _sets(args: tuple[Tensor, ...]) -> _Sets:
+    """The arguments of a call, after checking them."""
+    expected = "expected (x, y) or (a, x, b, y)"
+    check_that(
+        len(args) != 6,
+        f"SamplesLoss: 6 arguments, {expected}: leave out the cluster labels, the first and the fourth argument; they "
+        "steer GeomLoss's truncation, and here no sum is truncated",
+    )
+    check_that(len(args) in (2, 4), f"SamplesLoss: {len(args)} arguments, {expected}")
+    a, x, b, y = (None, args[0], None, args[1]) if len(args) == 2 else args
+    for name, points in (("x", x), ("y", y)):
+        check_that(points.dtype in FLOATS, f"SamplesLoss: {name} is {describe(points)}, expected floats")
+    shapes = f"x {describe(x)} and y {describe(y)}"
+    check_that(x.dim() == y.dim() and x.dim() in (2, 3), f"SamplesLoss: {shapes}, expected both [N, D] or [B, N, D]")
+    fits = x.shape[-1] == y.shape[-1] and x.shape[:-2] == y.shape[:-2]
+    check_that(fits, f"SamplesLoss: {shapes}, expected the same D, and the same B for batches")
+    check_that(x.shape[-2] > 0 and y.shape[-2] > 0, f"SamplesLoss: {shapes}, expected N > 0 and M > 0")
+    check_same("SamplesLoss", x=x, y=y)
+    a, b = _weights("a", a, x), _weights("b", b, y)
+    dtype = reduce(torch.promote_types, [x.dtype, *(w.dtype for w in (a, b) if w is not None)])
+    batched = x.dim() == 3
+    if not batched:
+        x, y = x.unsqueeze(0), y.unsqueeze(0)
+    return _Sets(x, y, a, b, dtype, batched)
+
+
+def _weights(name: str, weights: Tensor | None, points: Tensor) -> Tensor | None:
+    """Floating weights as [B, N]."""
+    if weights is None:
+        return None
+    expected = points.shape[:-1]
+    fits = weights.shape in (expected, torch.Size((*expected, 1)))
+    message = f"SamplesLoss: {name} is {describe(weights)}, expected {list(expected)} for points {describe(points)}"
+    check_that(fits, message)
+    on = f"SamplesLoss: {name} is on {weights.device}, expected the device of the points, {points.device}"
+    check_that(weights.device == points.device, on)
+    weights = weights if weights.is_floating_point() else weights.to(torch.get_default_dtype())
+    return weights.reshape(-1, expected[-1])

@@ -65,7 +65,7 @@ def _folder() -> Path:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """One process at a time: KeOps writes its cache in place, where another process could read half a file."""
     import fcntl  # here, as it is missing on Windows (and so is KeOps)
 
@@ -79,7 +79,7 @@ def _why_not_imported() -> str | None:
     if importlib.util.find_spec("pykeops") is None:
         return f"pykeops is not installed ({_HOW})"
     try:
-        with _alone(), contextlib.redirect_stdout(io.StringIO()):  # the import prints a report on the machine
+        with alone(), contextlib.redirect_stdout(io.StringIO()):  # the import prints a report on the machine
             import pykeops.torch  # noqa: F401
     except Exception as error:  # a broken installation may raise anything
         return f"pykeops cannot be imported ({type(error).__name__}: {error}; {_HOW})"
@@ -90,7 +90,7 @@ def _why_not_imported() -> str | None:
 @cache  # a second handler would wait for the lock of the first for ever
 def _alone_at_exit() -> None:
     """Take the lock when the process ends, before KeOps saves its cache; it is freed with the process."""
-    atexit.register(contextlib.ExitStack().enter_context, _alone())  # later than KeOps's handler, so it runs earlier
+    atexit.register(contextlib.ExitStack().enter_context, alone())  # later than KeOps's handler, so it runs earlier
 
 
 def _why_not_found(device: torch.device) -> str | None:
@@ -172,7 +172,7 @@ def _reduction(name: str, p: int, dim: int, dtype: torch.dtype, device: torch.de
     verbose = pykeops.verbose
     pykeops.set_verbose(False)
     try:
-        with _alone():
+        with alone():
             reduction(point, point, *[number] * (len(variables) - 2), backend=_backend(device))
     except Exception as error:
         raise RuntimeError(

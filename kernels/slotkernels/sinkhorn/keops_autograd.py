@@ -1,0 +1,87 @@
+"""What custom costs and kernel norms share where KeOps computes and differentiates their sums over all pairs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _derivatives
+from .problem import Problem
+from .streaming import keops
+
+# "auto" stores costs and kernels up to these sizes: pairs of one problem, as in GeomLoss, and bytes of the batch.
+MOST_PAIRS, MOST_BYTES = 5000**2, 2**30
+
+
+def is_large(x: Tensor, y: Tensor) -> bool:
+    """Whether "auto" stores no matrix of all pairs."""
+    pairs = x.shape[1] * y.shape[1]
+    return pairs > MOST_PAIRS or len(x) * pairs * x.element_size() > MOST_BYTES
+
+
+def check_keops(op: str, x: Tensor, y: Tensor) -> None:
+    """Raise RuntimeError unless KeOps can serve the call."""
+    reason = keops.why_not(Problem(x, y, *[None] * (len(Problem._fields) - 2)))  # type: ignore[arg-type]
+    if reason is None and _derivatives.transformed():
+        reason = "it has no forward mode, and torch.func cannot transform it"
+    if reason is not None:
+        size = f"sets of {x.shape[1]} and {y.shape[1]} points"
+        raise RuntimeError(
+            f"{op}: KeOps cannot sum over {size}: {reason}; backend='tensorized' stores all pairs instead, if memory "
+            "allows"
+        )
+
+
+class _AfterStream(torch.autograd.Function):
+    """The same tensor, forward and backward, once the current stream has computed it: KeOps does not wait for it."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        _synchronize(tensor)
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return after_stream(grad)
+
+
+def _synchronize(tensor: Tensor) -> None:
+    if tensor.is_cuda and torch.cuda.current_stream() != torch.cuda.default_stream():
+        torch.cuda.current_stream().synchronize()
+
+
+def after_stream(tensor: Tensor) -> Tensor:
+    """Argument or result of a KeOps call: KeOps runs on the NULL stream, which waits for no other."""
+    return _AfterStream.apply(tensor)
+
+
+_compiled: set[tuple[Any, ...]] = set()
+
+
+def compile_first(key: str, reduction: Callable[..., Tensor], *tensors: Tensor) -> None:
+    """Let KeOps compile ``reduction(*tensors)`` and its gradients on single points, one process at a time.
+
+    KeOps writes its cache in place, where another process could read half a file. A compilation takes some 6 s, and
+    happens once for each ``key``, width, dtype and set of gradients.
+    """
+    width, dtype, device = tensors[0].shape[-1], tensors[0].dtype, tensors[0].device
+    needs = tuple(t.requires_grad and torch.is_grad_enabled() for t in tensors)
+    kind = (key, width, dtype, device, needs)
+    if kind in _compiled:
+        return
+    singles = [torch.ones((1,) * (t.dim() - 1) + (t.shape[-1],), dtype=dtype, device=device) for t in tensors]
+    for single, need in zip(singles, needs, strict=True):
+        single.requires_grad_(need)
+    import pykeops
+
+    verbose = pykeops.verbose
+    pykeops.set_verbose(False)
+    try:
+        with keops.alone():
+            result = reduction(*singles)
+            if any(needs):
+                torch.autograd.grad(result.sum(), [t for t in singles if t.requires_grad], allow_unused=True)
+    finally:
+        pykeops.set_verbose(verbose)
+    _compiled.add(kind)
