@@ -78,9 +78,18 @@ class Recorded:
 
     forward: Callable[[Any], Any]
     arguments: Any
+    results: tuple[Tensor, ...]
     own_gradient: bool  # whether a backward function differentiates it, and not PyTorch
     backward: Callable[[Any], Any] | None = None  # None if it was not called
     backward_arguments: Any = None
+
+    @property
+    def kept(self) -> list[int]:
+        """Places of the results that the backward pass reads."""
+        if self.backward is None:
+            return []
+        read = {tensor.data_ptr() for tensor in tensors_of(self.backward_arguments)}
+        return [i for i, tensor in enumerate(tensors_of(self.results)) if tensor.numel() and tensor.data_ptr() in read]
 
 
 def calls() -> dict[str, Call]:
@@ -154,15 +163,16 @@ def runner(call: Call, gradients: bool) -> Callable[[], Any]:
 
 def record(run: Callable[[], Any]) -> list[Recorded]:
     """What the backends are called with, in the order of the forward pass."""
-    entries: list[tuple[Backends, Callable[[Any], Any], Any]] = []
+    entries: list[tuple[Backends, Callable[[Any], Any], Any, Any]] = []
     load = Backends.load
 
     def recording(op: Backends, backend: str) -> Callable[[Any], Any]:
         function = load(op, backend)
 
         def observed(arguments: Any) -> Any:
-            entries.append((op, function, arguments))
-            return function(arguments)
+            results = function(arguments)
+            entries.append((op, function, arguments, (results,) if isinstance(results, Tensor) else tuple(results)))
+            return results
 
         return observed
 
@@ -171,12 +181,12 @@ def record(run: Callable[[], Any]) -> list[Recorded]:
     forward = [entry for entry in entries if not entry[0].function.endswith(BACKWARD)]
     backward = [entry for entry in entries if entry[0].function.endswith(BACKWARD)]
     recorded: list[Recorded] = []
-    for op, function, arguments in reversed(forward):  # backward passes come in the reverse order
+    for op, *call in reversed(forward):  # backward passes come in the reverse order
         own = isinstance(op, Op)
         if backward and backward[0][0].function == op.function + BACKWARD:
-            recorded.append(Recorded(function, arguments, own, *backward.pop(0)[1:]))
+            recorded.append(Recorded(*call, own, *backward.pop(0)[1:3]))
         else:
-            recorded.append(Recorded(function, arguments, own))
+            recorded.append(Recorded(*call, own))
     assert not backward, f"backward passes without their forward ones: {backward}"
     return recorded[::-1]
 
@@ -184,18 +194,20 @@ def record(run: Callable[[], Any]) -> list[Recorded]:
 def bare_function(recorded: Recorded) -> Callable[..., Any]:
     """The recorded call of one op as an autograd function of its tensors."""
     forward_of, backward_of = recorded.forward, recorded.backward
-    arguments, backward_arguments = recorded.arguments, recorded.backward_arguments
+    arguments, backward_arguments, kept = recorded.arguments, recorded.backward_arguments, recorded.kept
 
     def forward(ctx: Any, *tensors: Tensor) -> Any:
-        ctx.save_for_backward(*tensors)
         results = forward_of(arguments)
-        return results if isinstance(results, Tensor) else tuple(results)
+        results = (results,) if isinstance(results, Tensor) else tuple(results)
+        ctx.save_for_backward(*tensors, *[results[i] for i in kept])
+        ctx.set_materialize_grads(False)
+        return results
 
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
         tensors = ctx.saved_tensors
         if backward_of is not None:
             backward_of(backward_arguments)
-        return tensors  # of the shapes of the gradients; their values do not matter
+        return tensors[: len(tensors) - len(kept)]  # of the gradients' shapes; their values do not matter
 
     parts = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     function: Any = type("Bare", (torch.autograd.Function,), parts)

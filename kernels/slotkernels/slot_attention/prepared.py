@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._backends import without_autocast
 from .._checks import check_number, check_tensor, check_that, describe
 from .conventions import Conventions
-from .op import Arguments, attend
+from .op import INVERTED_ATTENTION, Arguments, reads_attention
 
 
 class Linear(NamedTuple):
@@ -225,9 +225,9 @@ class PreparedTokens(NamedTuple):
             total_eps=0.0 if in_numerator else conventions.eps,
             groups=groups,
             precision="tf32x3",
-            return_attention=return_attention,
+            return_attention=return_attention or reads_attention(q, k, v, bias),
         )
-        updates, total, attention = attend(arguments)
+        updates, total, attention = INVERTED_ATTENTION(arguments)
         if v is None:  # and values out of the updates: Σ w v = Wv Σ w x̂ + (Σ w) bv
             if merged and weights.merged_gates is not None:
                 updates = _of_means(updates, total, arguments, weights.merged_gates)
