@@ -165,11 +165,10 @@ class Backends:
         if forward_ad._current_level >= 0:
             _check_no_tangent(self.name, arguments)
         if torch._C._is_any_autocast_enabled():  # a context manager that does nothing costs time too
-            with without_autocast(device_of(arguments)):
-                return self._run(requested, arguments, chosen)
-        return self._run(requested, arguments, chosen)
-
-    def _run(self, requested: str, arguments: Arguments, chosen: str | None) -> Any:
+            device = device_of(arguments)
+            if torch.is_autocast_enabled(device.type):
+                with without_autocast(device):
+                    return self.run(requested, arguments, chosen)
         if chosen is None or (self._unbuilt and (chosen, *self._kind(arguments)) in self._unbuilt):
             chosen = self.choose(requested, arguments)
         try:

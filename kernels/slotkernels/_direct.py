@@ -60,9 +60,9 @@ def examine(values: Iterable[Any]) -> tuple[bool, bool]:
     return True, requires_grad
 
 
-def are_plain(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether all of the tensors are plain; of saved tensors and their gradients no one is on the device "meta"."""
-    for tensor in tensors:
+def are_plain(grads: Iterable[Tensor | None]) -> bool:
+    """Whether all of the gradients, whose device is that of plain tensors, are plain themselves."""
+    for tensor in grads:
         if tensor is not None and (type(tensor) not in _PLAIN or _is_batched(tensor) or _is_wrapped(tensor)):
             return False
     return True

@@ -10,7 +10,6 @@ from functools import cache
 from importlib.machinery import PathFinder
 
 import torch
-from torch import Tensor
 
 from ._backends import Arguments, first_tensor, has_float64
 
@@ -42,7 +41,7 @@ def _warn_once(reason: str) -> None:
 
 
 def _why_not(device: str, libraries: tuple[str, ...], arguments: Arguments) -> str | None:
-    tensor = arguments[0] if type(arguments[0]) is Tensor else first_tensor(arguments)
+    tensor = first_tensor(arguments)
     if not (tensor.is_cpu if device == "cpu" else tensor.is_cuda):
         return f"tensors on {tensor.device.type}"
     if has_float64(arguments):

@@ -136,7 +136,10 @@ class Op(Backends, Generic[A, R]):
         """
         if self._check is not None:
             self._check(arguments)
-        backend = requested_backend(backend)
+        return self.checked(arguments, requested_backend(backend))
+
+    def checked(self, arguments: A, backend: str) -> R:
+        """As a call, for arguments that need no check, on the backend that :func:`requested_backend` says."""
         if not observed():
             return self._directly(arguments, backend)
         if self._composite is not None and _derivatives.takes_composite(self.public, backend):
@@ -217,14 +220,15 @@ class Op(Backends, Generic[A, R]):
         read, constants = None if inputs is None else set(inputs), set(constant)
         kept_inputs = [i for i in tensors if read is None or fields.names[i] in read]
         constant_results = [i for i, name in enumerate(names) if name in constants]
+        places = {name: i for i, name in enumerate(names)}
         always_kept = [] if callable(keep) else [i for i, name in enumerate(names) if name in set(keep)]
         constant_inputs = [place for place, i in enumerate(tensors) if fields.names[i] in constants]
 
         def remember(ctx: Any, leaves: Sequence[Any], arguments: A, output: Any) -> None:
             results = output if isinstance(output, tuple) else (output,)
-            ctx.kept_results = [names.index(name) for name in keep(arguments)] if callable(keep) else always_kept
-            ctx.save_for_backward(*[leaves[i] for i in kept_inputs], *[results[i] for i in ctx.kept_results])
-            ctx.settings = settings = list(leaves)
+            kept_results = [places[name] for name in keep(arguments)] if callable(keep) else always_kept
+            ctx.save_for_backward(*[leaves[i] for i in kept_inputs], *[results[i] for i in kept_results])
+            ctx.kept_results, ctx.settings = kept_results, (settings := list(leaves))
             for i in tensors:
                 settings[i] = None
             ctx.set_materialize_grads(False)
@@ -279,11 +283,11 @@ class Op(Backends, Generic[A, R]):
             self._definition.register_autograd(backward, setup_context=remember_registered)
 
             def backward_directly(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-                saved, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
+                needed = ctx.needs_input_grad[1:]
                 if not _any(grads):
                     return (None,) * (1 + len(needed))
-                direct = not torch.is_grad_enabled() and not observed() and are_plain(grads) and are_plain(saved)
-                return (None, *of_tensors(ctx, needed, saved, grads, ctx.chosen if direct else None))
+                direct = not torch.is_grad_enabled() and not observed() and are_plain(grads)
+                return (None, *of_tensors(ctx, needed, ctx.saved_tensors, grads, ctx.chosen if direct else None))
 
             parts = {"forward": staticmethod(forward), "backward": staticmethod(backward_directly)}
             function: Any = type(self.function, (torch.autograd.Function,), parts)

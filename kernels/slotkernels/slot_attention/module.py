@@ -149,8 +149,11 @@ class SlotAttention(nn.Module):
         taken, attention = prepared.attend(normalised, self.scale, self.conventions, groups, return_attention)
         norm = _affine(self.norm_mlp if use_mlp else self.norm_slots)  # that of what follows
         if weights.gates:
-            # Normalised again, not as cast for the queries: under autocast the state keeps the precision of the slots.
-            state = slots if self.conventions.gru_state == "slots" else self._normalise(slots, slots.dtype)
+            state = slots
+            if self.conventions.gru_state == "normalised":
+                # Under autocast they are normalised again: the state keeps the precision of the slots.
+                cast = normalised.dtype != slots.dtype
+                state = self._normalise(slots, slots.dtype) if cast else normalised
             gates_hidden = F.linear(state.to(taken.dtype), *weights.gates[1])  # [B, N, 3D]
             slots, normalised = gru_norm(taken, gates_hidden, state, *norm)
         else:
@@ -265,6 +268,7 @@ class SlotAttention(nn.Module):
         differentiated = iterations if self.implicit == "none" else 1
         backward = differentiated if torch.is_grad_enabled() else 0
         if absorbs(x.shape[1], num_slots, self.qkv_dim, self.input_dim, iterations, backward):
+            weights = weights.absorbed(self.scale)
             # Without gradients a sample's slots may not depend on what else is in the batch, as the choice would.
             if backward:
                 weights = weights.merged(x.shape[0] * num_slots * (iterations - backward))

@@ -78,8 +78,9 @@ class Gradients(NamedTuple):
 
 
 def _check(arguments: Arguments) -> None:
-    op, (q, k, v, bias, mask, *_) = "inverted_attention", arguments
+    op = "inverted_attention"
     sizes: dict[str, int] = {}
+    q, k, v, bias, mask, _, _, _, groups, precision, _ = arguments
     check_tensor(op, "q", q, "B N D", sizes)
     check_tensor(op, "k", k, "B M D", sizes)
     if v is not None:
@@ -87,14 +88,14 @@ def _check(arguments: Arguments) -> None:
     check_same(op, q=q, k=k, v=v)
     if bias is not None:
         check_tensor(op, "bias", bias, "B N", sizes, dtypes=(accumulate_dtype(q.dtype),))
-    groups, slots = arguments.groups, q.shape[1]
+    slots = sizes["N"]
     if groups < 1 or slots % groups:
         raise ValueError(f"{op}: groups={groups}, expected a divisor of the {slots} slots")
     if mask is not None:
         sizes["G"] = groups if mask.dim() != 3 or mask.shape[1] != 1 else 1
         check_tensor(op, "mask", mask, "B G M", sizes, dtypes=(torch.bool,))
-    if arguments.precision not in PRECISIONS:
-        raise ValueError(f"{op}: precision={arguments.precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"{op}: precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
 
 
 def _empty_results(arguments: Arguments) -> Results:
@@ -137,7 +138,7 @@ INVERTED_ATTENTION_BACKWARD = INVERTED_ATTENTION.backward_op(_empty_gradients)
 
 
 def _kept(arguments: Arguments) -> tuple[str, ...]:
-    kept = arguments.return_attention and arguments.q.device.type == "cpu"
+    kept = arguments.return_attention and arguments.q.is_cpu
     return ("updates", "total", "attention") if kept else ("updates", "total")
 
 
@@ -229,12 +230,12 @@ def inverted_attention(
         v,
         bias,
         by_group(mask),
-        scale=q.shape[-1] ** -0.5 if scale is None else float(scale),
-        weight_eps=eps if in_numerator else 0.0,
-        total_eps=0.0 if in_numerator else eps,
-        groups=groups,
-        precision=precision,
-        return_attention=return_attention or reads_attention(q, k, v, bias),
+        q.shape[-1] ** -0.5 if scale is None else float(scale),
+        eps if in_numerator else 0.0,
+        0.0 if in_numerator else eps,
+        groups,
+        precision,
+        return_attention or reads_attention(q, k, v, bias),
     )
     updates, _, attention = INVERTED_ATTENTION(arguments, backend)
     return updates, attention.transpose(1, 2) if return_attention else None
