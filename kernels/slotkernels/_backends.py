@@ -31,13 +31,14 @@ BACKENDS = ("cuda", "triton", "cpp", "keops", "blocks", "reference")
 ENVIRONMENT_VARIABLE = "SLOTKERNELS_BACKEND"
 STRICT_VARIABLE = "SLOTKERNELS_STRICT"
 
+_any_autocast = torch._C._is_any_autocast_enabled
 _environment, _ENVIRONMENT_KEY = os.environ._data, os.environ.encodekey(ENVIRONMENT_VARIABLE)  # type: ignore[attr-defined]
 _override: ContextVar[str | None] = ContextVar("slotkernels_backend", default=None)
 
 Arguments = tuple[Any, ...]  # a NamedTuple of tensors, settings, lists of them, and other NamedTuples
 Supports = Callable[[Any], str | None]
 _NESTED = (tuple, list)
-_PLAIN, _SETTINGS = (Tensor, torch.nn.Parameter), (float, int, bool, str, type(None))  # types that most arguments have
+_SETTINGS = frozenset((float, int, bool, str, type(None)))  # types of arguments that hold no tensor
 _ONLY_BY_NAME = ("triton", "keops")  # on a CPU correct but slow: Triton's interpreter (1000x), KeOps' loops (10x)
 
 
@@ -68,10 +69,9 @@ def tensors_of(arguments: Arguments | list[Any]) -> Iterator[Tensor]:
 def has_float64(arguments: Arguments | list[Any]) -> bool:
     """Whether any of the tensors is float64; a loop and no generator, for speed: every call comes here."""
     for value in arguments:
-        kind = type(value)
-        if kind in _SETTINGS:
+        if type(value) in _SETTINGS:
             continue
-        if kind in _PLAIN or isinstance(value, Tensor):
+        if isinstance(value, Tensor):
             if value.dtype is torch.float64:
                 return True
         elif isinstance(value, _NESTED) and has_float64(value):
@@ -164,7 +164,7 @@ class Backends:
         """
         if forward_ad._current_level >= 0:
             _check_no_tangent(self.name, arguments)
-        if torch._C._is_any_autocast_enabled():  # a context manager that does nothing costs time too
+        if _any_autocast():  # a context manager that does nothing costs time too
             device = device_of(arguments)
             if torch.is_autocast_enabled(device.type):
                 with without_autocast(device):

@@ -71,6 +71,9 @@ class Saved(NamedTuple, Generic[A, R]):
     twice: bool  # whether the gradient is differentiated itself
 
 
+_saved = partial(tuple.__new__, Saved)  # in C, unlike the constructor of a NamedTuple
+
+
 class Op(Backends, Generic[A, R]):
     """An operation that is registered with PyTorch, with its backends.
 
@@ -267,8 +270,8 @@ class Op(Backends, Generic[A, R]):
                     function, leaves = self._of_tensors(values), [values[i] for i in tensors]
                     each = _derivatives.composite_gradients(function, leaves, needs, grads)
                 else:
-                    made = self._results(results)
-                    each = gradients(Saved(fields.pack(values), made, needs, ctx.backend, chosen, twice), *grads)
+                    parts = fields.pack(values), self._results(results), needs, ctx.backend, chosen, twice
+                    each = gradients(_saved(parts), *grads)
                 found = [grad if need else None for grad, need in zip(each, needs)]  # noqa: B905 strict costs time
                 return found if len(found) == len(needs) else found + [None] * (len(needs) - len(found))
 
@@ -289,8 +292,8 @@ class Op(Backends, Generic[A, R]):
                 direct = not torch.is_grad_enabled() and not observed() and are_plain(grads)
                 return (None, *of_tensors(ctx, needed, ctx.saved_tensors, grads, ctx.chosen if direct else None))
 
-            parts = {"forward": staticmethod(forward), "backward": staticmethod(backward_directly)}
-            function: Any = type(self.function, (torch.autograd.Function,), parts)
+            methods = {"forward": staticmethod(forward), "backward": staticmethod(backward_directly)}
+            function: Any = type(self.function, (torch.autograd.Function,), methods)
             # Function.apply of the base class: without its look for transforms, which ``observed`` has taken, 3 us less
             self._record = super(torch.autograd.Function, function).apply  # type: ignore[misc]
             return gradients
@@ -336,7 +339,7 @@ class _Fields:
             self.names += [name] if nested is None else [f"{name}_{leaf}" for leaf in nested.names]
             self.types += [annotation] if nested is None else nested.types
         self.tensors = [i for i, annotation in enumerate(self.types) if annotation in _TENSORS]
-        self._make, self._count = partial(tuple.__new__, kind), len(self.names)  # in C, unlike the kind's own _make
+        self._make, self._count = partial(tuple.__new__, kind), len(self.names)
         self._flat = len(self._parts) == len(self.names) and not any(nested for _, nested in self._parts)
 
     def unpack(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
