@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from ._derivatives import transformed
+from torch.autograd import forward_ad
 
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
 _SETTINGS = frozenset((float, int, bool, str, list, type(None), torch.dtype))  # other arguments than tensors
+_transform = torch._C._functorch.maybe_current_level
 _modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
 _tracing_state = torch._C._get_tracing_state
 _profiler_enabled = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
@@ -26,7 +26,8 @@ def observed() -> bool:
     """Whether a compiler, profiler, transform, mode or tracer has to see calls of registered ops."""
     return bool(
         torch.compiler.is_compiling()
-        or transformed()
+        or _transform() is not None
+        or forward_ad._current_level >= 0
         or _profiler_enabled()
         or _modes()
         or _function_modes()

@@ -227,50 +227,53 @@ class Op(Backends, Generic[A, R]):
         always_kept = [] if callable(keep) else [i for i, name in enumerate(names) if name in set(keep)]
         constant_inputs = [place for place, i in enumerate(tensors) if fields.names[i] in constants]
 
-        def remember(ctx: Any, leaves: Sequence[Any], arguments: A, output: Any) -> None:
+        def remember(
+            ctx: Any, leaves: Sequence[Any], arguments: A, output: Any, backend: str, chosen: str | None
+        ) -> None:
             results = output if isinstance(output, tuple) else (output,)
             kept_results = [places[name] for name in keep(arguments)] if callable(keep) else always_kept
             ctx.save_for_backward(*[leaves[i] for i in kept_inputs], *[results[i] for i in kept_results])
-            ctx.kept_results, ctx.settings = kept_results, (settings := list(leaves))
+            settings = list(leaves)
             for i in tensors:
                 settings[i] = None
+            ctx.call = settings, kept_results, backend, chosen
             ctx.set_materialize_grads(False)
             if constant_results:
                 ctx.mark_non_differentiable(*[results[i] for i in constant_results])
 
         def remember_registered(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            ctx.backend = inputs[-1]
-            remember(ctx, inputs[:-1], fields.pack(inputs), output)
+            remember(ctx, inputs[:-1], fields.pack(inputs), output, inputs[-1], None)
 
         def forward(ctx: Any, call: tuple[A, str], *given: Tensor | None) -> Any:
             arguments, backend = call  # `given` are its tensors, which autograd follows
-            ctx.backend, ctx.chosen = backend, self.choose(backend, arguments)
-            output = self.run(backend, self._as_read(arguments) if self._contiguous else arguments, ctx.chosen)
-            remember(ctx, fields.unpack(arguments), arguments, output)
+            chosen = self.choose(backend, arguments)
+            output = self.run(backend, self._as_read(arguments) if self._contiguous else arguments, chosen)
+            remember(ctx, fields.unpack(arguments), arguments, output, backend, chosen)
             return output
 
         def register(gradients: Callable[..., Iterable[Tensor | None]]) -> Callable[..., Iterable[Tensor | None]]:
             def of_tensors(
-                ctx: Any, needed: Sequence[bool], saved_tensors: Sequence[Tensor], grads: Sequence[Tensor | None],
-                chosen: str | None,
-            ) -> list[Tensor | None]:  # fmt: skip
-                values, results, place = ctx.settings.copy(), [None] * len(names), 0
+                ctx: Any, needed: Sequence[bool], grads: Sequence[Tensor | None], direct: bool
+            ) -> list[Tensor | None]:
+                settings, kept_results, backend, chosen = ctx.call
+                chosen = chosen if direct else None
+                values, results, saved_tensors, place = settings.copy(), [None] * len(names), ctx.saved_tensors, 0
                 for i in kept_inputs:
                     values[i] = saved_tensors[place]
                     place += 1
-                for i in ctx.kept_results:
+                for i in kept_results:
                     results[i] = saved_tensors[place]
                     place += 1
                 needs = list(needed)
                 for i in constant_inputs:
                     needs[i] = False
-                twice = chosen is None and _derivatives.differentiates_again(ctx.backend, grads)
+                twice = chosen is None and _derivatives.differentiates_again(backend, grads)
                 each: Iterable[Tensor | None]
                 if twice and read is None and self._composite is not None:
                     function, leaves = self._of_tensors(values), [values[i] for i in tensors]
                     each = _derivatives.composite_gradients(function, leaves, needs, grads)
                 else:
-                    parts = fields.pack(values), self._results(results), needs, ctx.backend, chosen, twice
+                    parts = fields.pack(values), self._results(results), needs, backend, chosen, twice
                     each = gradients(_saved(parts), *grads)
                 found = [grad if need else None for grad, need in zip(each, needs)]  # noqa: B905 strict costs time
                 return found if len(found) == len(needs) else found + [None] * (len(needs) - len(found))
@@ -279,7 +282,7 @@ class Op(Backends, Generic[A, R]):
                 of_inputs: list[Tensor | None] = [None] * (len(fields.names) + 1)
                 if _any(grads):
                     needed = [ctx.needs_input_grad[i] for i in tensors]
-                    for i, grad in zip(tensors, of_tensors(ctx, needed, ctx.saved_tensors, grads, None), strict=True):
+                    for i, grad in zip(tensors, of_tensors(ctx, needed, grads, False), strict=True):
                         of_inputs[i] = grad
                 return tuple(of_inputs)
 
@@ -290,7 +293,7 @@ class Op(Backends, Generic[A, R]):
                 if not _any(grads):
                     return (None,) * (1 + len(needed))
                 direct = not torch.is_grad_enabled() and not observed() and are_plain(grads)
-                return (None, *of_tensors(ctx, needed, ctx.saved_tensors, grads, ctx.chosen if direct else None))
+                return (None, *of_tensors(ctx, needed, grads, direct))
 
             methods = {"forward": staticmethod(forward), "backward": staticmethod(backward_directly)}
             function: Any = type(self.function, (torch.autograd.Function,), methods)

@@ -211,8 +211,9 @@ class SlotAttention(nn.Module):
         if sharpness != 1:
             prepared = prepared._replace(weights=prepared.weights.sharpened(sharpness))
         initial, no_grad_iterations = slots, 0 if self.implicit == "none" else iterations - 1
-        with torch.no_grad():
-            slots, _ = self._iterate(slots, prepared, groups, no_grad_iterations, return_attention=False)
+        if no_grad_iterations:
+            with torch.no_grad():
+                slots, _ = self._iterate(slots, prepared, groups, no_grad_iterations, return_attention=False)
         if self.implicit != "none":
             slots = slots.detach()
         if self.implicit == "bilevel":

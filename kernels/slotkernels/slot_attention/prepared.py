@@ -47,13 +47,13 @@ class Weights(NamedTuple):
     v: Folded
     gates: tuple[Linear, ...]  # of the updates and of the state; none without a GRU
     mlp: tuple[Linear, ...]  # two, or none
-    k_shift: Tensor | None = None  # [Dqkv], k.bias times the scale of the logits, where keys are absorbed
+    absorbed_k: Folded | None = None  # keys' projection as queries take it, if absorbed; see `absorbed`
     merged_q: Merged | None = None  # of q and k, for iterations without gradients
     merged_gates: Merged | None = None  # of v and the updates' gates, for the same
 
     def absorbed(self, scale: float) -> "Weights":
-        """Weights for absorbed keys, whose logits have this scale."""
-        return self._replace(k_shift=scale * self.k.bias)
+        """Weights for absorbed keys, whose logits have this scale: Wkᵀ [Din, Dqkv], and scale · bk [Dqkv]."""
+        return self._replace(absorbed_k=Folded(self.k.weight.t(), scale * self.k.bias))
 
     def sharpened(self, factor: float) -> "Weights":
         """Weights whose logits are ``factor`` times as large: logits are linear in q, and q in its projection."""
@@ -217,9 +217,11 @@ class PreparedTokens(NamedTuple):
         else:
             q = F.linear(normalised, *weights.q)  # [B, N, Dqkv]
             if v is None:  # keys are absorbed into the queries: k·q = x·(Wkᵀ q) + bk·q
-                assert weights.k_shift is not None
-                bias = (q.to(weights.k_shift.dtype) * weights.k_shift).sum(-1)
-                q = F.linear(q, weights.k.weight.t())
+                assert weights.absorbed_k is not None
+                weight, shift = weights.absorbed_k
+                with without_autocast(q.device):
+                    bias = q.to(shift.dtype) @ shift
+                q = F.linear(q, weight)
         arguments = Arguments(
             q,
             k,
