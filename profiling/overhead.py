@@ -6,7 +6,7 @@ Each public op and module runs at a tiny size. Its backend's functions and their
 and backward. Then these turns alternate:
 
 - *bare*: the recorded functions on the recorded arguments. With gradients, a ``torch.autograd.Function`` that saves its
-  tensors, calls the forward function, and in its backward pass the backward function: what a user would write by hand.
+  tensors and what the backward pass reads of its results, calls the forward function, and in its backward pass the backward function: what a user would write by hand.
   A module runs as it is, with these functions in place of its ops.
 - *public*: the public call, without gradients, or forward and backward.
 
@@ -139,7 +139,7 @@ def calls() -> dict[str, Call]:
             lambda: slotkernels.propagate_masks(maps[0].detach(), maps[1].detach(), grid, (8, 8), objects=[0, 2])
         ),
         "guided_labels": Call(lambda: slotkernels.guided_labels(*maps, grid, guide)),
-        "transport_targets": Call(lambda: slotkernels.transport_targets(*unit, unit[0])),
+        "transport_targets": Call(lambda: slotkernels.transport_targets(unit[0], unit[1], unit[0])),
     }
 
 
@@ -181,12 +181,10 @@ def record(run: Callable[[], Any]) -> list[Recorded]:
     forward = [entry for entry in entries if not entry[0].function.endswith(BACKWARD)]
     backward = [entry for entry in entries if entry[0].function.endswith(BACKWARD)]
     recorded: list[Recorded] = []
-    for op, *call in reversed(forward):  # backward passes come in the reverse order
-        own = isinstance(op, Op)
-        if backward and backward[0][0].function == op.function + BACKWARD:
-            recorded.append(Recorded(*call, own, *backward.pop(0)[1:3]))
-        else:
-            recorded.append(Recorded(*call, own))
+    for op, function, arguments, results in reversed(forward):  # backward passes come in the reverse order
+        differentiated = bool(backward) and backward[0][0].function == op.function + BACKWARD
+        _, of_backward, its_arguments, _ = backward.pop(0) if differentiated else (op, None, None, None)
+        recorded.append(Recorded(function, arguments, results, isinstance(op, Op), of_backward, its_arguments))
     assert not backward, f"backward passes without their forward ones: {backward}"
     return recorded[::-1]
 

@@ -159,7 +159,8 @@ class SlotAttention(nn.Module):
         else:
             slots, normalised = add_norm(slots, taken, *norm)
         if use_mlp:
-            hidden = F.relu(F.linear(normalised, *weights.mlp[0]), inplace=True)
+            # With gradients not in place: F.linear returns a view here, and autograd would copy its base.
+            hidden = F.relu(F.linear(normalised, *weights.mlp[0]), inplace=not torch.is_grad_enabled())
             slots, normalised = add_norm(slots, F.linear(hidden, *weights.mlp[1]), *_affine(self.norm_slots))
         return slots, normalised, attention
 

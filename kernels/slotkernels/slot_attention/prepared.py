@@ -211,17 +211,17 @@ class PreparedTokens(NamedTuple):
         bias, in_numerator = None, conventions.eps_placement == "numerator"
         merged = v is None and not torch.is_grad_enabled()
         if merged and weights.merged_q is not None:
-            weight, shift = weights.merged_q[:2], weights.merged_q.shift
+            weight, weight_bias, shift = weights.merged_q
             bias = (normalised.to(shift.dtype) * shift).sum(-1) * scale
-            q = F.linear(normalised, *weight)
+            q = F.linear(normalised, weight, weight_bias)
         else:
             q = F.linear(normalised, *weights.q)  # [B, N, Dqkv]
             if v is None:  # keys are absorbed into the queries: k·q = x·(Wkᵀ q) + bk·q
                 assert weights.absorbed_k is not None
-                weight, shift = weights.absorbed_k
+                transposed, shift = weights.absorbed_k
                 with without_autocast(q.device):
                     bias = q.to(shift.dtype) @ shift
-                q = F.linear(q, weight)
+                q = F.linear(q, transposed)
         arguments = Arguments(
             q,
             k,
