@@ -6,8 +6,8 @@ Each public op and module runs at a tiny size. Its backend's functions and their
 and backward. Then these turns alternate:
 
 - *bare*: the recorded functions on the recorded arguments. With gradients, a ``torch.autograd.Function`` that saves its
-  tensors and what the backward pass reads of its results, calls the forward function, and in its backward pass the backward function: what a user would write by hand.
-  A module runs as it is, with these functions in place of its ops.
+  tensors and what the backward pass reads of its results, calls the forward function, and in its backward pass the
+  backward function: what a user would write by hand. A module runs as it is, with these functions in place of its ops.
 - *public*: the public call, without gradients, or forward and backward.
 
 The overhead is their difference, divided by the number of calls of ops inside. A registered op that goes through
