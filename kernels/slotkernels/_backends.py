@@ -31,11 +31,14 @@ BACKENDS = ("cuda", "triton", "cpp", "keops", "blocks", "reference")
 ENVIRONMENT_VARIABLE = "SLOTKERNELS_BACKEND"
 STRICT_VARIABLE = "SLOTKERNELS_STRICT"
 
+_any_autocast = torch._C._is_any_autocast_enabled
+_environment, _ENVIRONMENT_KEY = os.environ._data, os.environ.encodekey(ENVIRONMENT_VARIABLE)  # type: ignore[attr-defined]
 _override: ContextVar[str | None] = ContextVar("slotkernels_backend", default=None)
 
 Arguments = tuple[Any, ...]  # a NamedTuple of tensors, settings, lists of them, and other NamedTuples
 Supports = Callable[[Any], str | None]
 _NESTED = (tuple, list)
+_SETTINGS = frozenset((float, int, bool, str, type(None)))  # types of arguments that hold no tensor
 _ONLY_BY_NAME = ("triton", "keops")  # on a CPU correct but slow: Triton's interpreter (1000x), KeOps' loops (10x)
 
 
@@ -66,8 +69,10 @@ def tensors_of(arguments: Arguments | list[Any]) -> Iterator[Tensor]:
 def has_float64(arguments: Arguments | list[Any]) -> bool:
     """Whether any of the tensors is float64; a loop and no generator, for speed: every call comes here."""
     for value in arguments:
+        if type(value) in _SETTINGS:
+            continue
         if isinstance(value, Tensor):
-            if value.dtype == torch.float64:
+            if value.dtype is torch.float64:
                 return True
         elif isinstance(value, _NESTED) and has_float64(value):
             return True
@@ -159,12 +164,11 @@ class Backends:
         """
         if forward_ad._current_level >= 0:
             _check_no_tangent(self.name, arguments)
-        if torch._C._is_any_autocast_enabled():  # a context manager that does nothing costs time too
-            with without_autocast(device_of(arguments)):
-                return self._run(requested, arguments, chosen)
-        return self._run(requested, arguments, chosen)
-
-    def _run(self, requested: str, arguments: Arguments, chosen: str | None) -> Any:
+        if _any_autocast():  # a context manager that does nothing costs time too
+            device = device_of(arguments)
+            if torch.is_autocast_enabled(device.type):
+                with without_autocast(device):
+                    return self.run(requested, arguments, chosen)
         if chosen is None or (self._unbuilt and (chosen, *self._kind(arguments)) in self._unbuilt):
             chosen = self.choose(requested, arguments)
         try:
@@ -279,9 +283,9 @@ def _default_backend() -> str:
     name = _override.get()
     if name is not None:
         return name
-    if ENVIRONMENT_VARIABLE not in os.environ:  # `get` of an absent name raises and catches a KeyError inside: 1 us
-        return "auto"
-    return check_name(os.environ[ENVIRONMENT_VARIABLE] or "auto", allow_auto=True)
+    # Behind os.environ, whose look for an absent name raises and catches a KeyError: 1 to 3 us of each call.
+    value = _environment.get(_ENVIRONMENT_KEY)
+    return "auto" if not value else check_name(os.environ[ENVIRONMENT_VARIABLE], allow_auto=True)
 
 
 def requested_backend(backend: str) -> str:

@@ -1,5 +1,7 @@
 """Checks of arguments; every error names the argument, its shape and what was expected."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,25 +25,33 @@ def check_tensor(
 
     The first tensor that uses a letter fixes it. Only the batch letters B and T may be zero.
     """
-    letters = shape.split()
-    expected = f"[{', '.join(letters)}]"
-    if tensor.dim() != len(letters):
-        raise ValueError(f"{op}: {name} is {describe(tensor)}, expected {expected}")
+    letters, actual = shape.split(), tensor.shape
+    if len(actual) != len(letters):
+        raise ValueError(f"{op}: {name} is {describe(tensor)}, expected {_listed(letters)}")
     if tensor.dtype not in dtypes:
         allowed = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise ValueError(f"{op}: {name} is {describe(tensor)}, expected dtype {allowed}")
-    for letter, size in zip(letters, tensor.shape, strict=True):
+    for letter, size in zip(letters, actual, strict=True):
         if sizes.setdefault(letter, size) != size:
-            raise ValueError(f"{op}: {name} is {describe(tensor)}, expected {expected} with {letter} = {sizes[letter]}")
+            expected = f"{_listed(letters)} with {letter} = {sizes[letter]}"
+            raise ValueError(f"{op}: {name} is {describe(tensor)}, expected {expected}")
         if size == 0 and letter not in ("B", "T"):
-            raise ValueError(f"{op}: {name} is {describe(tensor)}, expected {expected} with {letter} > 0")
+            raise ValueError(f"{op}: {name} is {describe(tensor)}, expected {_listed(letters)} with {letter} > 0")
+
+
+def _listed(letters: Sequence[str]) -> str:
+    return f"[{', '.join(letters)}]"
 
 
 def check_same(op: str, **tensors: Tensor | None) -> None:
     """Check that the tensors share dtype and device."""
-    (first_name, first), *others = [(name, t) for name, t in tensors.items() if t is not None]
-    for name, tensor in others:
-        if tensor.dtype != first.dtype or tensor.device != first.device:
+    first_name, first = "", None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if first is None:
+            first_name, first = name, tensor
+        elif tensor.dtype != first.dtype or tensor.device != first.device:
             raise ValueError(
                 f"{op}: {name} is {describe(tensor)} on {tensor.device}, "
                 f"expected the dtype and device of {first_name}: {describe(first)} on {first.device}"

@@ -59,12 +59,12 @@ def composite(function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
 
 
-def differentiates_again(backend: str, grads: Iterable[Tensor]) -> bool:
+def differentiates_again(backend: str, grads: Iterable[Tensor | None]) -> bool:
     """Whether a backward pass has to be differentiable itself, or is transformed: asked in that pass."""
     if backend not in COMPOSITE_BACKENDS:
         return False
     vectorised = torch._C._functorch.is_legacy_batchedtensor  # by is_grads_batched=True
-    return torch.is_grad_enabled() or transformed() or any(map(vectorised, grads))
+    return torch.is_grad_enabled() or transformed() or any(g is not None and vectorised(g) for g in grads)
 
 
 def composite_gradients(

@@ -44,6 +44,7 @@ package's ``__init__.py`` imports it, so that it is there before the first call 
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
 
 import torch
@@ -51,7 +52,7 @@ from torch import Tensor
 
 from . import _derivatives
 from ._backends import Backends, device_of, requested_backend, without_autocast
-from ._direct import examine, observed
+from ._direct import all_contiguous, are_plain, examine, observed
 
 A = TypeVar("A", bound=tuple[Any, ...])  # the NamedTuple of an op's arguments
 R = TypeVar("R")  # a tensor, or a tuple or NamedTuple of tensors
@@ -66,8 +67,11 @@ class Saved(NamedTuple, Generic[A, R]):
     results: R  # likewise
     needs: list[bool]  # which tensors of the arguments need a gradient, in order
     backend: str  # that the forward pass was asked to run on
-    chosen: str | None  # the one it was given to; None where the call went through PyTorch's dispatcher
+    chosen: str | None  # the one that it ran on; None where either pass goes through PyTorch's dispatcher
     twice: bool  # whether the gradient is differentiated itself
+
+
+_saved = partial(tuple.__new__, Saved)  # in C, unlike the constructor of a NamedTuple
 
 
 class Op(Backends, Generic[A, R]):
@@ -100,13 +104,15 @@ class Op(Backends, Generic[A, R]):
         hints = get_type_hints(empty)
         returned = hints.pop("return")
         self._fields = _Fields(*hints.values())
-        self._results: Callable[[Any], Any] = getattr(returned, "_make", lambda results: results)
+        self._results: Callable[[Any], Any] = (
+            partial(tuple.__new__, returned) if hasattr(returned, "_fields") else lambda results: results
+        )
         parts = tuple(get_type_hints(returned).values()) if hasattr(returned, "_fields") else ()
         self._result_names: tuple[str, ...] = getattr(returned, "_fields", ())
 
         def implementation(*values: Any) -> Any:
             if contiguous:
-                values = tuple(value.contiguous() if isinstance(value, Tensor) else value for value in values)
+                values = tuple(map(_contiguous, values))
             return self.run(values[-1], self._fields.pack(values))
 
         def fake(*values: Any) -> Any:
@@ -133,26 +139,46 @@ class Op(Backends, Generic[A, R]):
         """
         if self._check is not None:
             self._check(arguments)
-        backend = requested_backend(backend)
+        return self.checked(arguments, requested_backend(backend))
+
+    def checked(self, arguments: A, backend: str) -> R:
+        """As a call, for arguments that need no check, on the backend that :func:`requested_backend` says."""
+        if not observed():
+            return self._directly(arguments, backend)
         if self._composite is not None and _derivatives.takes_composite(self.public, backend):
             with without_autocast(device_of(arguments)):
                 return self._composite(arguments)
-        return self.apply(arguments, backend)
+        return self._results(self._registered(*self._fields.unpack(arguments), backend))
 
     def apply(self, arguments: A, backend: str, chosen: str | None = None) -> R:
-        """The registered op itself: no check, and ``backend`` as it is; ``chosen`` as in :meth:`Backends.run`."""
+        """The registered op itself: no check, and ``backend`` as it is.
+
+        Args:
+            arguments: of the op.
+            backend: that was asked for.
+            chosen: in a backward pass that passes PyTorch's dispatcher over, ``Saved.chosen``; else None.
+        """
+        if chosen is not None:
+            return self.run(backend, self._as_read(arguments) if self._contiguous else arguments, chosen)
         if not observed():
-            plain, requires_grad, contiguous = examine(arguments)
-            ready = contiguous or not self._contiguous
-            if plain and requires_grad and torch.is_grad_enabled():
-                if self._record is not None:
-                    leaves = self._fields.unpack(arguments)
-                    return self._results(self._record(*leaves, backend, arguments if ready else None))
-            elif plain and ready:
-                return self._results(self.run(backend, arguments, chosen))
-            elif plain:
-                return self._results(self._implementation(*self._fields.unpack(arguments), backend))
+            return self._directly(arguments, backend)
         return self._results(self._registered(*self._fields.unpack(arguments), backend))
+
+    def _directly(self, arguments: A, backend: str) -> R:
+        """The op where nothing observes it: without PyTorch's dispatcher, unless a tensor needs it."""
+        plain, requires_grad = examine(arguments)
+        if plain and not (requires_grad and torch.is_grad_enabled()):
+            return self.run(backend, self._as_read(arguments) if self._contiguous else arguments)
+        leaves = self._fields.unpack(arguments)
+        if plain and self._record is not None:
+            return self._results(self._record((arguments, backend), *[leaves[i] for i in self._fields.tensors]))
+        return self._results(self._registered(*leaves, backend))
+
+    def _as_read(self, arguments: A) -> A:
+        """The arguments with contiguous tensors."""
+        if all_contiguous(arguments):
+            return arguments
+        return self._fields.pack([_contiguous(leaf) for leaf in self._fields.unpack(arguments)])
 
     def composite(self, function: Callable[[A], Any]) -> Callable[[A], Any]:
         """Register the decorated function as the op's composite form, made of PyTorch's operations.
@@ -197,68 +223,80 @@ class Op(Backends, Generic[A, R]):
         read, constants = None if inputs is None else set(inputs), set(constant)
         kept_inputs = [i for i in tensors if read is None or fields.names[i] in read]
         constant_results = [i for i, name in enumerate(names) if name in constants]
+        places = {name: i for i, name in enumerate(names)}
         always_kept = [] if callable(keep) else [i for i, name in enumerate(names) if name in set(keep)]
-        varying = [(i, fields.names[i] not in constants) for i in tensors]
+        constant_inputs = [place for place, i in enumerate(tensors) if fields.names[i] in constants]
 
-        def remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        def remember(
+            ctx: Any, leaves: Sequence[Any], arguments: A, output: Any, backend: str, chosen: str | None
+        ) -> None:
             results = output if isinstance(output, tuple) else (output,)
-            kept_results = always_kept
-            if callable(keep):
-                kept = set(keep(fields.pack(inputs)))
-                kept_results = [i for i, name in enumerate(names) if name in kept]
-            ctx.kept_results = kept_results
-            ctx.save_for_backward(*[inputs[i] for i in kept_inputs], *[results[i] for i in kept_results])
-            settings: list[Any] = list(inputs)
+            kept_results = [places[name] for name in keep(arguments)] if callable(keep) else always_kept
+            ctx.save_for_backward(*[leaves[i] for i in kept_inputs], *[results[i] for i in kept_results])
+            settings = list(leaves)
             for i in tensors:
                 settings[i] = None
-            ctx.settings = settings
+            ctx.call = settings, kept_results, backend, chosen
             ctx.set_materialize_grads(False)
             if constant_results:
                 ctx.mark_non_differentiable(*[results[i] for i in constant_results])
 
-        def forward(ctx: Any, *values: Any) -> Any:
-            inputs, arguments = values[:-1], values[-1]  # in one tuple, or None if some have to be made contiguous
-            if arguments is None:
-                ctx.chosen, output = None, self._implementation(*inputs)
-            else:
-                ctx.chosen = self.choose(inputs[-1], arguments)
-                output = self.run(inputs[-1], arguments, ctx.chosen)
-            remember(ctx, inputs, output)
+        def remember_registered(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            remember(ctx, inputs[:-1], fields.pack(inputs), output, inputs[-1], None)
+
+        def forward(ctx: Any, call: tuple[A, str], *given: Tensor | None) -> Any:
+            arguments, backend = call  # `given` are its tensors, which autograd follows
+            chosen = self.choose(backend, arguments)
+            output = self.run(backend, self._as_read(arguments) if self._contiguous else arguments, chosen)
+            remember(ctx, fields.unpack(arguments), arguments, output, backend, chosen)
             return output
 
         def register(gradients: Callable[..., Iterable[Tensor | None]]) -> Callable[..., Iterable[Tensor | None]]:
-            def backward(ctx: Any, *grads: Tensor | None, chosen: str | None = None) -> tuple[Tensor | None, ...]:
-                of_inputs: list[Tensor | None] = [None] * (len(fields.names) + 1)
-                given = [grad for grad in grads if grad is not None]
-                if not given:
-                    return tuple(of_inputs)
-                values, results = list(ctx.settings), [None] * len(names)
-                saved_tensors = ctx.saved_tensors
-                for i, tensor in zip(kept_inputs, saved_tensors, strict=False):
-                    values[i] = tensor
-                for i, tensor in zip(ctx.kept_results, saved_tensors[len(kept_inputs) :], strict=True):
-                    results[i] = tensor
-                needed, backend = ctx.needs_input_grad, values[-1]
-                needs = [needed[i] and varies for i, varies in varying]
-                twice = _derivatives.differentiates_again(backend, given)
+            def of_tensors(
+                ctx: Any, needed: Sequence[bool], grads: Sequence[Tensor | None], direct: bool
+            ) -> list[Tensor | None]:
+                settings, kept_results, backend, chosen = ctx.call
+                chosen = chosen if direct else None
+                values, results, saved_tensors, place = settings.copy(), [None] * len(names), ctx.saved_tensors, 0
+                for i in kept_inputs:
+                    values[i] = saved_tensors[place]
+                    place += 1
+                for i in kept_results:
+                    results[i] = saved_tensors[place]
+                    place += 1
+                needs = list(needed)
+                for i in constant_inputs:
+                    needs[i] = False
+                twice = chosen is None and _derivatives.differentiates_again(backend, grads)
                 each: Iterable[Tensor | None]
                 if twice and read is None and self._composite is not None:
                     function, leaves = self._of_tensors(values), [values[i] for i in tensors]
                     each = _derivatives.composite_gradients(function, leaves, needs, grads)
                 else:
-                    saved = Saved(fields.pack(values), self._results(results), needs, backend, chosen, twice)
-                    each = gradients(saved, *grads)
-                for i, need, grad in zip(tensors, needs, each, strict=False):
-                    of_inputs[i] = grad if need else None
+                    parts = fields.pack(values), self._results(results), needs, backend, chosen, twice
+                    each = gradients(_saved(parts), *grads)
+                found = [grad if need else None for grad, need in zip(each, needs)]  # noqa: B905 strict costs time
+                return found if len(found) == len(needs) else found + [None] * (len(needs) - len(found))
+
+            def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+                of_inputs: list[Tensor | None] = [None] * (len(fields.names) + 1)
+                if _any(grads):
+                    needed = [ctx.needs_input_grad[i] for i in tensors]
+                    for i, grad in zip(tensors, of_tensors(ctx, needed, grads, False), strict=True):
+                        of_inputs[i] = grad
                 return tuple(of_inputs)
 
-            self._definition.register_autograd(backward, setup_context=remember)
+            self._definition.register_autograd(backward, setup_context=remember_registered)
 
             def backward_directly(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-                return (*backward(ctx, *grads, chosen=ctx.chosen), None)
+                needed = ctx.needs_input_grad[1:]
+                if not _any(grads):
+                    return (None,) * (1 + len(needed))
+                direct = not torch.is_grad_enabled() and not observed() and are_plain(grads)
+                return (None, *of_tensors(ctx, needed, grads, direct))
 
-            parts = {"forward": staticmethod(forward), "backward": staticmethod(backward_directly)}
-            function: Any = type(self.function, (torch.autograd.Function,), parts)
+            methods = {"forward": staticmethod(forward), "backward": staticmethod(backward_directly)}
+            function: Any = type(self.function, (torch.autograd.Function,), methods)
             # Function.apply of the base class: without its look for transforms, which ``observed`` has taken, 3 us less
             self._record = super(torch.autograd.Function, function).apply  # type: ignore[misc]
             return gradients
@@ -279,6 +317,17 @@ class Op(Backends, Generic[A, R]):
         return function
 
 
+def _contiguous(value: Any) -> Any:
+    return value.contiguous() if isinstance(value, Tensor) else value
+
+
+def _any(grads: Sequence[Tensor | None]) -> bool:
+    for grad in grads:  # a loop and no generator, for speed  # noqa: SIM110
+        if grad is not None:
+            return True
+    return False
+
+
 class _Fields:
     """The leaves of a NamedTuple of arguments, which may hold others: ``forward: Arguments`` is ``forward_q``, …"""
 
@@ -293,6 +342,7 @@ class _Fields:
             self.names += [name] if nested is None else [f"{name}_{leaf}" for leaf in nested.names]
             self.types += [annotation] if nested is None else nested.types
         self.tensors = [i for i, annotation in enumerate(self.types) if annotation in _TENSORS]
+        self._make, self._count = partial(tuple.__new__, kind), len(self.names)
         self._flat = len(self._parts) == len(self.names) and not any(nested for _, nested in self._parts)
 
     def unpack(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -307,7 +357,7 @@ class _Fields:
     def pack(self, leaves: Sequence[Any], start: int = 0) -> Any:
         """The NamedTuple whose leaves begin at ``start``; what follows them is left out."""
         if self._flat:
-            return self._kind(*leaves[start : start + len(self.names)])
+            return self._make(leaves if len(leaves) == self._count else leaves[start : start + self._count])
         return self._kind(
             *[leaves[start + at] if nested is None else nested.pack(leaves, start + at) for at, nested in self._parts]
         )

@@ -10,6 +10,7 @@ BENCHMARKS = {
     "slot_attention": "slot_attention",
     "inverted_attention": "slot_attention",
     "recurrent_slot_attention": "recurrent_slot_attention",
+    "slot_contrast_attention": "slot_contrast",
     "two_stage_slot_attention": "two_stage_slot_attention",
     "invariant_slot_attention": "invariant_slot_attention",
     "slot_update": "slot_update",

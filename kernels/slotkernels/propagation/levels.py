@@ -46,7 +46,8 @@ def check_attention(op: str, image: Tensor, levels: tuple[Tensor, ...], clusters
 def check_few_slots(op: str, levels: tuple[Tensor, ...]) -> None:
     """Check that labels of the last level fit a byte."""
     last = levels[-1]
-    check_that(last.shape[3] <= 255, f"{op}: {names_of(levels)[-1]} is {describe(last)}, expected K <= 255")
+    if last.shape[3] > 255:
+        raise ValueError(f"{op}: {names_of(levels)[-1]} is {describe(last)}, expected K <= 255")
 
 
 def product_of(levels: tuple[Tensor, ...], clusters: Tensor | None) -> Tensor:

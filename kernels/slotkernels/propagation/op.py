@@ -92,11 +92,11 @@ def check_sizes(
 ) -> tuple[int, int, int, int]:
     """Height and width of the grid and of the result."""
     (height, width), tokens = grid, image.shape[2]
-    fits = height > 0 and width > 0 and height * width == tokens
-    check_that(fits, f"{op}: grid={tuple(grid)}, expected h * w = {tokens} tokens of {describe(image)}")
+    if not (height > 0 and width > 0 and height * width == tokens):
+        raise ValueError(f"{op}: grid={tuple(grid)}, expected h * w = {tokens} tokens of {describe(image)}")
     out_height, out_width = grid if size is None else size
-    fits = out_height > 0 and out_width > 0 and out_height * out_width < 2**31
-    check_that(fits, f"{op}: size={size}, expected (H, W) > 0 with less than 2^31 pixels")
+    if not (out_height > 0 and out_width > 0 and out_height * out_width < 2**31):
+        raise ValueError(f"{op}: size={size}, expected (H, W) > 0 with less than 2^31 pixels")
     return height, width, out_height, out_width
 
 

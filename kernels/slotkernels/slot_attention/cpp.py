@@ -68,8 +68,18 @@ def _weigh(arguments: Arguments, return_attention: bool) -> tuple[Tensor, Tensor
 def _as_read(arguments: Arguments) -> tuple[Tensor | float | None, ...]:
     """Both passes read contiguous tensors, but samples of k and v may be apart, as those of one frame of clips are."""
     q, k, v, bias, mask, *settings = arguments[:9]
-    tokens = [t if t is None or t[:1].is_contiguous() else t.contiguous() for t in (k, v)]
-    return q.contiguous(), *tokens, _contiguous(bias), _contiguous(mask), *settings
+    return (
+        q.contiguous(),
+        _of_samples(k),
+        None if v is None else _of_samples(v),
+        _contiguous(bias),
+        _contiguous(mask),
+        *settings,
+    )
+
+
+def _of_samples(tokens: Tensor) -> Tensor:
+    return tokens if tokens.is_contiguous() or tokens[:1].is_contiguous() else tokens.contiguous()
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:

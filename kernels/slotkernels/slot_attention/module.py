@@ -149,14 +149,18 @@ class SlotAttention(nn.Module):
         taken, attention = prepared.attend(normalised, self.scale, self.conventions, groups, return_attention)
         norm = _affine(self.norm_mlp if use_mlp else self.norm_slots)  # that of what follows
         if weights.gates:
-            # Normalised again, not as cast for the queries: under autocast the state keeps the precision of the slots.
-            state = slots if self.conventions.gru_state == "slots" else self._normalise(slots, slots.dtype)
+            state = slots
+            if self.conventions.gru_state == "normalised":
+                # Under autocast they are normalised again: the state keeps the precision of the slots.
+                cast = normalised.dtype != slots.dtype
+                state = self._normalise(slots, slots.dtype) if cast else normalised
             gates_hidden = F.linear(state.to(taken.dtype), *weights.gates[1])  # [B, N, 3D]
             slots, normalised = gru_norm(taken, gates_hidden, state, *norm)
         else:
             slots, normalised = add_norm(slots, taken, *norm)
         if use_mlp:
-            hidden = F.relu(F.linear(normalised, *weights.mlp[0]), inplace=True)
+            # With gradients not in place: F.linear returns a view here, and autograd would copy its base.
+            hidden = F.relu(F.linear(normalised, *weights.mlp[0]), inplace=not torch.is_grad_enabled())
             slots, normalised = add_norm(slots, F.linear(hidden, *weights.mlp[1]), *_affine(self.norm_slots))
         return slots, normalised, attention
 
@@ -208,8 +212,9 @@ class SlotAttention(nn.Module):
         if sharpness != 1:
             prepared = prepared._replace(weights=prepared.weights.sharpened(sharpness))
         initial, no_grad_iterations = slots, 0 if self.implicit == "none" else iterations - 1
-        with torch.no_grad():
-            slots, _ = self._iterate(slots, prepared, groups, no_grad_iterations, return_attention=False)
+        if no_grad_iterations:
+            with torch.no_grad():
+                slots, _ = self._iterate(slots, prepared, groups, no_grad_iterations, return_attention=False)
         if self.implicit != "none":
             slots = slots.detach()
         if self.implicit == "bilevel":
@@ -265,6 +270,7 @@ class SlotAttention(nn.Module):
         differentiated = iterations if self.implicit == "none" else 1
         backward = differentiated if torch.is_grad_enabled() else 0
         if absorbs(x.shape[1], num_slots, self.qkv_dim, self.input_dim, iterations, backward):
+            weights = weights.absorbed(self.scale)
             # Without gradients a sample's slots may not depend on what else is in the batch, as the choice would.
             if backward:
                 weights = weights.merged(x.shape[0] * num_slots * (iterations - backward))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._backends import why_not_triton
-from .._checks import accumulate_dtype, check_number, check_same, check_tensor, check_that
+from .._checks import accumulate_dtype, check_number, check_same, check_tensor
 from .._native import why_not_cpp
 from .._op import Op, Saved
 from .tiles import MAX_COLUMNS, MAX_DIM, group_columns
@@ -38,7 +38,7 @@ class Arguments(NamedTuple):
     total_eps: float  # added to the sum that weights are divided by
     groups: int  # slots compete within N / groups of them
     precision: str  # of float32 products on tensor cores
-    return_attention: bool  # asked for by the caller or, on a CPU, read by the backward pass (see `attend`)
+    return_attention: bool  # asked for by the caller or, on a CPU, read by the backward pass (`reads_attention`)
 
 
 class Results(NamedTuple):
@@ -78,8 +78,9 @@ class Gradients(NamedTuple):
 
 
 def _check(arguments: Arguments) -> None:
-    op, (q, k, v, bias, mask, *_) = "inverted_attention", arguments
+    op = "inverted_attention"
     sizes: dict[str, int] = {}
+    q, k, v, bias, mask, _, _, _, groups, precision, _ = arguments
     check_tensor(op, "q", q, "B N D", sizes)
     check_tensor(op, "k", k, "B M D", sizes)
     if v is not None:
@@ -87,16 +88,14 @@ def _check(arguments: Arguments) -> None:
     check_same(op, q=q, k=k, v=v)
     if bias is not None:
         check_tensor(op, "bias", bias, "B N", sizes, dtypes=(accumulate_dtype(q.dtype),))
-    groups, slots = arguments.groups, q.shape[1]
+    slots = sizes["N"]
     if groups < 1 or slots % groups:
         raise ValueError(f"{op}: groups={groups}, expected a divisor of the {slots} slots")
     if mask is not None:
         sizes["G"] = groups if mask.dim() != 3 or mask.shape[1] != 1 else 1
         check_tensor(op, "mask", mask, "B G M", sizes, dtypes=(torch.bool,))
-    check_that(
-        arguments.precision in PRECISIONS,
-        f"{op}: precision={arguments.precision!r}, expected one of {', '.join(PRECISIONS)}",
-    )
+    if precision not in PRECISIONS:
+        raise ValueError(f"{op}: precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
 
 
 def _empty_results(arguments: Arguments) -> Results:
@@ -138,13 +137,8 @@ INVERTED_ATTENTION.add("triton", "slotkernels.slot_attention.triton", _why_not_t
 INVERTED_ATTENTION_BACKWARD = INVERTED_ATTENTION.backward_op(_empty_gradients)
 
 
-def _keeps_attention(arguments: Arguments) -> bool:
-    """On a CPU a product takes longer than reading an attention from memory, on a GPU it is the other way round."""
-    return arguments.q.device.type == "cpu"
-
-
 def _kept(arguments: Arguments) -> tuple[str, ...]:
-    kept = arguments.return_attention and _keeps_attention(arguments)
+    kept = arguments.return_attention and arguments.q.is_cpu
     return ("updates", "total", "attention") if kept else ("updates", "total")
 
 
@@ -155,12 +149,15 @@ def _gradients(saved: Saved[Arguments, Results], *grads: Tensor | None) -> Gradi
     return INVERTED_ATTENTION_BACKWARD.apply(arguments, saved.backend, saved.chosen)
 
 
-def attend(arguments: Arguments, backend: str = "auto") -> Results:
-    """The op, which on a CPU returns its attention, asked for or not, where a backward pass will read it."""
-    differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:4])
-    if differentiated and _keeps_attention(arguments):
-        arguments = arguments._replace(return_attention=True)
-    return INVERTED_ATTENTION(arguments, backend)
+def reads_attention(q: Tensor, k: Tensor, v: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether a backward pass will read the attention, so that it is returned even if nobody asks for it.
+
+    On a CPU a product takes longer than reading an attention from memory, on a GPU it is the other way round.
+    """
+    if not torch.is_grad_enabled() or q.device.type != "cpu":
+        return False
+    differentiated = q.requires_grad or k.requires_grad
+    return differentiated or (v is not None and v.requires_grad) or (bias is not None and bias.requires_grad)
 
 
 def inverted_attention(
@@ -220,10 +217,9 @@ def inverted_attention(
         >>> torch.allclose(attention.sum(-1), torch.ones(2, 16))  # tokens are shared out among the slots
         True
     """
-    check_that(
-        eps_placement in EPS_PLACEMENTS,
-        f"inverted_attention: eps_placement={eps_placement!r}, expected one of {', '.join(EPS_PLACEMENTS)}",
-    )
+    if eps_placement not in EPS_PLACEMENTS:
+        choices = ", ".join(EPS_PLACEMENTS)
+        raise ValueError(f"inverted_attention: eps_placement={eps_placement!r}, expected one of {choices}")
     check_number(eps >= 0, "inverted_attention", "eps", eps, "a number >= 0")
     in_numerator = eps_placement == "numerator"
     if mask is not None:
@@ -234,14 +230,14 @@ def inverted_attention(
         v,
         bias,
         by_group(mask),
-        scale=q.shape[-1] ** -0.5 if scale is None else float(scale),
-        weight_eps=eps if in_numerator else 0.0,
-        total_eps=0.0 if in_numerator else eps,
-        groups=groups,
-        precision=precision,
-        return_attention=return_attention,
+        q.shape[-1] ** -0.5 if scale is None else float(scale),
+        eps if in_numerator else 0.0,
+        0.0 if in_numerator else eps,
+        groups,
+        precision,
+        return_attention or reads_attention(q, k, v, bias),
     )
-    updates, _, attention = attend(arguments, backend)
+    updates, _, attention = INVERTED_ATTENTION(arguments, backend)
     return updates, attention.transpose(1, 2) if return_attention else None
 
 

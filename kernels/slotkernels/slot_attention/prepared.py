@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._backends import without_autocast
 from .._checks import check_number, check_tensor, check_that, describe
 from .conventions import Conventions
-from .op import Arguments, attend
+from .op import INVERTED_ATTENTION, Arguments, reads_attention
 
 
 class Linear(NamedTuple):
@@ -47,8 +47,13 @@ class Weights(NamedTuple):
     v: Folded
     gates: tuple[Linear, ...]  # of the updates and of the state; none without a GRU
     mlp: tuple[Linear, ...]  # two, or none
+    absorbed_k: Folded | None = None  # keys' projection as queries take it, if absorbed; see `absorbed`
     merged_q: Merged | None = None  # of q and k, for iterations without gradients
     merged_gates: Merged | None = None  # of v and the updates' gates, for the same
+
+    def absorbed(self, scale: float) -> "Weights":
+        """Weights for absorbed keys, whose logits have this scale: Wkᵀ [Din, Dqkv], and scale · bk [Dqkv]."""
+        return self._replace(absorbed_k=Folded(self.k.weight.t(), scale * self.k.bias))
 
     def sharpened(self, factor: float) -> "Weights":
         """Weights whose logits are ``factor`` times as large: logits are linear in q, and q in its projection."""
@@ -206,14 +211,17 @@ class PreparedTokens(NamedTuple):
         bias, in_numerator = None, conventions.eps_placement == "numerator"
         merged = v is None and not torch.is_grad_enabled()
         if merged and weights.merged_q is not None:
-            weight, shift = weights.merged_q[:2], weights.merged_q.shift
+            weight, weight_bias, shift = weights.merged_q
             bias = (normalised.to(shift.dtype) * shift).sum(-1) * scale
-            q = F.linear(normalised, *weight)
+            q = F.linear(normalised, weight, weight_bias)
         else:
             q = F.linear(normalised, *weights.q)  # [B, N, Dqkv]
             if v is None:  # keys are absorbed into the queries: k·q = x·(Wkᵀ q) + bk·q
-                bias = (q.to(weights.k.bias.dtype) * weights.k.bias).sum(-1) * scale
-                q = F.linear(q, weights.k.weight.t())
+                assert weights.absorbed_k is not None
+                transposed, shift = weights.absorbed_k
+                with without_autocast(q.device):
+                    bias = q.to(shift.dtype) @ shift
+                q = F.linear(q, transposed)
         arguments = Arguments(
             q,
             k,
@@ -225,9 +233,9 @@ class PreparedTokens(NamedTuple):
             total_eps=0.0 if in_numerator else conventions.eps,
             groups=groups,
             precision="tf32x3",
-            return_attention=return_attention,
+            return_attention=return_attention or reads_attention(q, k, v, bias),
         )
-        updates, total, attention = attend(arguments)
+        updates, total, attention = INVERTED_ATTENTION(arguments)
         if v is None:  # and values out of the updates: Σ w v = Wv Σ w x̂ + (Σ w) bv
             if merged and weights.merged_gates is not None:
                 updates = _of_means(updates, total, arguments, weights.merged_gates)

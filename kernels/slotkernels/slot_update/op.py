@@ -106,46 +106,51 @@ class AddNormGradients(NamedTuple):
 
 def _check_gru_norm(arguments: GruNormArguments) -> None:
     gates_input, gates_hidden, slots, weight, bias, norm_eps = arguments
-    dim = _check_state("gru_norm", slots, norm_eps)
-    for name, gates in (("gates_input", gates_input), ("gates_hidden", gates_hidden)):
-        _check_like("gru_norm", name, gates, slots, (*slots.shape[:-1], 3 * dim))
+    shape = _check_state("gru_norm", slots, norm_eps)
+    row, of_gates = shape[-1:], (*shape[:-1], 3 * shape[-1])
+    others = (("gates_input", gates_input, of_gates), ("gates_hidden", gates_hidden, of_gates))
+    _check_like("gru_norm", slots, (*others, ("weight", weight, row), ("bias", bias, row)))
     if gates_hidden.dtype != gates_input.dtype:
         raise ValueError(
             f"gru_norm: gates_hidden is {describe(gates_hidden)}, expected the dtype of gates_input: "
             f"{describe(gates_input)}"
         )
-    _check_like("gru_norm", "weight", weight, slots, (dim,))
-    _check_like("gru_norm", "bias", bias, slots, (dim,))
 
 
 def _check_add_norm(arguments: AddNormArguments) -> None:
     slots, update, weight, bias, norm_eps = arguments
-    dim = _check_state("add_norm", slots, norm_eps)
-    _check_like("add_norm", "update", update, slots, tuple(slots.shape))
-    _check_like("add_norm", "weight", weight, slots, (dim,))
-    _check_like("add_norm", "bias", bias, slots, (dim,))
+    shape = _check_state("add_norm", slots, norm_eps)
+    row = shape[-1:]
+    _check_like("add_norm", slots, (("update", update, shape), ("weight", weight, row), ("bias", bias, row)))
 
 
-def _check_state(op: str, slots: Tensor, norm_eps: float) -> int:
-    if slots.dim() == 0 or slots.shape[-1] == 0:
+def _check_state(op: str, slots: Tensor, norm_eps: float) -> torch.Size:
+    """Check the slots and eps, and return the slots' shape."""
+    shape = slots.shape
+    if len(shape) == 0 or shape[-1] == 0:
         raise ValueError(f"{op}: slots is {describe(slots)}, expected [..., D] with D > 0")
     if slots.dtype not in FLOATS:
         raise ValueError(f"{op}: slots is {describe(slots)}, expected dtype float32, float64, bfloat16 or float16")
     if not 0 <= norm_eps < math.inf:
         raise ValueError(f"{op}: norm_eps={norm_eps}, expected a finite number >= 0")
-    return slots.shape[-1]
+    return shape
 
 
-def _check_like(op: str, name: str, tensor: Tensor, slots: Tensor, shape: tuple[int, ...]) -> None:
+def _check_like(op: str, slots: Tensor, others: tuple[tuple[str, Tensor, tuple[int, ...]], ...]) -> None:
     """Check shape, device, and that float64 comes with float64: no other mixture loses precision unasked."""
-    if tensor.shape != shape:
-        raise ValueError(f"{op}: {name} is {describe(tensor)}, expected {list(shape)} for slots {describe(slots)}")
-    double = torch.float64
-    if tensor.dtype != slots.dtype and (tensor.dtype not in FLOATS or double in (tensor.dtype, slots.dtype)):
-        expected = "float64" if slots.dtype == double else "float32, bfloat16 or float16"
-        raise ValueError(f"{op}: {name} is {describe(tensor)}, expected dtype {expected} for slots {describe(slots)}")
-    if tensor.device != slots.device:
-        raise ValueError(f"{op}: {name} is on {tensor.device}, expected the device of slots: {slots.device}")
+    dtype, device, double = slots.dtype, slots.device, torch.float64
+    for name, tensor, shape in others:
+        if tensor.shape != shape:
+            expected = f"{list(shape)} for slots {describe(slots)}"
+            raise ValueError(f"{op}: {name} is {describe(tensor)}, expected {expected}")
+        other = tensor.dtype
+        if other != dtype and (other not in FLOATS or double in (other, dtype)):
+            expected = "float64" if dtype == double else "float32, bfloat16 or float16"
+            raise ValueError(
+                f"{op}: {name} is {describe(tensor)}, expected dtype {expected} for slots {describe(slots)}"
+            )
+        if tensor.device != device:
+            raise ValueError(f"{op}: {name} is on {tensor.device}, expected the device of slots: {device}")
 
 
 def _empty_gru_norm(arguments: GruNormArguments) -> Results:

@@ -41,13 +41,14 @@ def _check(arguments: Arguments) -> None:
     check_tensor(OP, "x", x, "B M C", sizes)
     check_tensor(OP, "y", y, "B L C", sizes)
     check_same(OP, x=x, y=y)
-    others = {"y_values": (y_values, "B L N"), "x_values": (x_values, "B M N"), "a": (a, "B M"), "b": (b, "B L")}
-    for name, (tensor, shape) in others.items():
+    double = x.dtype == torch.float64
+    others = (("y_values", y_values, "B L N"), ("x_values", x_values, "B M N"), ("a", a, "B M"), ("b", b, "B L"))
+    for name, tensor, shape in others:
         if tensor is None:
             continue
         check_tensor(OP, name, tensor, shape, sizes)
-        if (tensor.dtype == torch.float64) != (x.dtype == torch.float64):
-            expected = "float64" if x.dtype == torch.float64 else "float32, bfloat16 or float16"
+        if (tensor.dtype == torch.float64) != double:
+            expected = "float64" if double else "float32, bfloat16 or float16"
             raise ValueError(f"{OP}: {name} is {describe(tensor)}, expected dtype {expected} for x {describe(x)}")
         if tensor.device != x.device:
             raise ValueError(f"{OP}: {name} is on {tensor.device}, expected the device of x: {x.device}")
