@@ -227,34 +227,38 @@ def _sinkhorn() -> Iterator[tuple[str, Callable[[], object]]]:
     single, half = torch.float32, torch.bfloat16
     video = (3456, 32, 32, 768)  # the frames of 96 videos, 32 image slots each
     wide, limit = (1024, 64, 64, 256), (512, 128, 128, 256)  # all matrices at once, one at a time
-    # (B, N, M, D), dtype, precision, p, diameter (None: of the batch), gradients of both sets, weights
-    for shape, dtype, precision, p, diameter, both, weighted in (
-        (video, single, "tf32x3", 2, 100.0, False, False),
-        (video, single, "tf32x3", 2, None, False, False),
-        (video, single, "tf32x3", 2, "problem", False, False),
-        (video, single, "tf32x3", 1, 100.0, True, True),
-        (video, single, "tf32", 2, 100.0, False, False),
-        (video, single, "ieee", 2, 100.0, False, False),
-        (video, half, "", 2, None, False, False),
-        ((4096, 11, 11, 128), single, "tf32x3", 2, 100.0, True, False),
-        ((64, 8, 20, 63), single, "tf32x3", 2, "problem", True, True),
-        ((2304, 20, 20, 768), single, "tf32x3", 2, 100.0, False, False),
-        (wide, single, "tf32x3", 2, 100.0, False, False),
-        (wide, single, "tf32x3", 1, "problem", True, True),
-        (wide, single, "ieee", 2, None, True, False),
-        (limit, single, "tf32x3", 2, 100.0, False, False),
-        (limit, single, "tf32x3", 1, "problem", True, True),
-        (limit, single, "ieee", 2, "problem", True, True),
-        (limit, half, "", 1, 100.0, True, False),
-        ((512, 100, 50, 300), single, "tf32x3", 2, 100.0, True, False),
+    # (B, N, M, D), dtype, precision, p, diameter (None: of the batch), gradients of both sets, weights, reach
+    for shape, dtype, precision, p, diameter, both, weighted, reach in (
+        (video, single, "tf32x3", 2, 100.0, False, False, None),
+        (video, single, "tf32x3", 2, None, False, False, None),
+        (video, single, "tf32x3", 2, "problem", False, False, None),
+        (video, single, "tf32x3", 1, 100.0, True, True, None),
+        (video, single, "tf32", 2, 100.0, False, False, None),
+        (video, single, "ieee", 2, 100.0, False, False, None),
+        (video, half, "", 2, None, False, False, None),
+        ((4096, 11, 11, 128), single, "tf32x3", 2, 100.0, True, False, None),
+        ((64, 8, 20, 63), single, "tf32x3", 2, "problem", True, True, None),
+        ((2304, 20, 20, 768), single, "tf32x3", 2, 100.0, False, False, None),
+        (wide, single, "tf32x3", 2, 100.0, False, False, None),
+        (wide, single, "tf32x3", 1, "problem", True, True, None),
+        (wide, single, "ieee", 2, None, True, False, None),
+        (limit, single, "tf32x3", 2, 100.0, False, False, None),
+        (limit, single, "tf32x3", 1, "problem", True, True, None),
+        (limit, single, "ieee", 2, "problem", True, True, None),
+        (limit, half, "", 1, 100.0, True, False, None),
+        ((512, 100, 50, 300), single, "tf32x3", 2, 100.0, True, False, None),
+        (video, single, "tf32x3", 2, 100.0, False, False, 1.0),
+        (video, single, "tf32x3", 1, None, True, True, 1.0),
+        (limit, single, "tf32x3", 2, "problem", True, True, 1.0),
     ):
         (batch, n, m, dim), kind = shape, str(dtype).removeprefix("torch.")
         x, y = (torch.empty(batch, count, dim, dtype=dtype, device="meta") for count in (n, m))
         a, b = (torch.empty(batch, count, device="meta") if weighted else None for count in (n, m))
         name = f"B{batch} N{n} M{m} D{dim} {kind} {precision} p{p} {'batch' if diameter is None else diameter}"
         name = " ".join(name.split()) + " both" * both + " weights" * weighted
+        name += "" if reach is None else f" reach {reach:g}"
         start = diameter if isinstance(diameter, float) else None
-        options = (start, diameter == "problem", p, 0.05, 0.5, True, True, both, precision)
+        options = (start, diameter == "problem", p, 0.05, 0.5, reach, True, False, True, both, precision)
         problem = sinkhorn_problem.Problem(x, y, a, b, *options)
         yield f"sinkhorn forward {name}", lambda a=problem: sinkhorn.sinkhorn(a)
         transport_x, transport_y = (torch.empty(batch, count, n + m, device="meta") for count in (n, m))

@@ -1,4 +1,8 @@
-"""Published styles of slot attention: each written in a few lines, with random parameters under the published names."""
+"""Published styles of slot attention: each in a few lines, and its state dict as names, shapes and a seed.
+
+Names and shapes were read in the repositories (November 2026; those of Slot Contrast in a copy). ``prefix`` and
+``around`` are the surroundings in a checkpoint of the repository's whole model, where slot attention is a part of one.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from slotkernels import SlotAttention
-from slotkernels.slot_attention import LOCATELLO, LUCIDRAINS, SAVI, SLOTFORMER, STANDARD, VIDEOSAUR, Conventions
+from slotkernels.slot_attention import LOCATELLO, LUCIDRAINS, OCLF, SAVI, SLOTFORMER, STANDARD, VIDEOSAUR, Conventions
 
 M, DIN, D, N, QKV, H = 7, 5, 6, 3, 4, 8
 
@@ -151,9 +155,27 @@ def videosaur(p, x, s, iterations=3, eps=1e-8, scale=None):
     return s, attention.mT
 
 
+def oclf(p, x, s, iterations=3, eps=1e-8):
+    """Object-Centric Learning Framework (DINOSAUR), one head: norm, then attention, GRU, MLP within ``ff_mlp``."""
+
+    def project(name, x):
+        return x @ p[f"{name}.weight"].T + p.get(f"{name}.bias", 0)
+
+    x = torch_norm(p, "norm_input", x)
+    keys, values = project("to_k", x), project("to_v", x)
+    for _ in range(iterations):
+        queries = project("to_q", torch_norm(p, "norm_slots", s))
+        attention = (torch.einsum("bnd,bmd->bnm", queries, keys) / keys.shape[-1] ** 0.5).softmax(1)
+        weights = attention + eps
+        s = torch_gru(p, torch.einsum("bnm,bmd->bnd", weights / weights.sum(2, keepdim=True), values), s)
+        if "ff_mlp.module.0.weight" in p:
+            s = s + torch_mlp(p, "ff_mlp.module.1", "ff_mlp.module.3", torch_norm(p, "ff_mlp.module.0", s))
+    return s, attention.mT
+
+
 def shapes_of(text):
     """Lines of a name, or of several that share a shape, and that shape."""
-    sizes = {"M": M, "Din": DIN, "D": D, "3D": 3 * D, "QKV": QKV, "H": H}
+    sizes = {"M": M, "N": N, "Din": DIN, "D": D, "3D": 3 * D, "QKV": QKV, "H": H}
     rows = (line.split(":") for line in text.strip().splitlines())
     return {
         name: tuple(sizes.get(s) or int(s) for s in shape.split()) for names, shape in rows for name in names.split()
@@ -181,16 +203,8 @@ gru.dense_ir.bias gru.dense_iz.bias gru.dense_in.bias gru.dense_hn.bias: D
 """
 PORT = ("norm_inputs", "norm_slots", "norm_mlp", "project_q", "project_k", "project_v")
 LUCIDRAINS_NAMES = ("norm_input", "norm_slots", "norm_pre_ff", "to_q", "to_k", "to_v")
-VIDEOSAUR_NAMES = (
-    "norm_features",
-    "norm_slots",
-    "mlp.layers.0",
-    "to_q",
-    "to_k",
-    "to_v",
-    "mlp.layers.1",
-    "mlp.layers.3",
-)
+VIDEOSAUR_NAMES = ("norm_features", "norm_slots", "mlp.layers.0", "to_q", "to_k", "to_v")
+OCLF_NAMES = ("norm_input", "norm_slots", "ff_mlp.module.0", "to_q", "to_k", "to_v")
 SAVI_PYTORCH = ("layernorm_input", "layernorm_q", "mlp.layernorm_module", "dense_q", "dense_k", "dense_v")
 FLAX = """LayerNorm_0.scale LayerNorm_0.bias: D
 LayerNorm_1.scale LayerNorm_1.bias: Din
@@ -218,6 +232,14 @@ mlp/layer_with_weights-1/kernel: H D
 """
 
 
+def draw(shapes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: 0.6 * torch.randn(shape, generator=generator, dtype=torch.float64)
+        for name, shape in shapes_of(shapes).items()
+    }
+
+
 @dataclass
 class Variant:
     style: str
@@ -225,13 +247,20 @@ class Variant:
     shapes: str
     conventions: Conventions = STANDARD
     own_prior: bool = True
+    sigma: Callable = torch.exp  # deviation of the initial slots, of what is saved
+    prefix: str = ""
+    around: str = ""
+    prior_around: tuple = ()  # names of mean and logarithm of the deviation in ``around``
 
     def parameters(self, seed=5):
-        generator = torch.Generator().manual_seed(seed)
-        return {
-            name: 0.6 * torch.randn(shape, generator=generator, dtype=torch.float64)
-            for name, shape in shapes_of(self.shapes).items()
-        }
+        parameters = draw(self.shapes, seed)
+        if self.sigma is torch.clone:  # the deviation itself
+            parameters["slots_sigma"].abs_()
+        return parameters
+
+    def checkpoint(self, seed=5):
+        """Slot attention in a checkpoint of the whole model."""
+        return {self.prefix + name: p for name, p in self.parameters(seed).items()} | draw(self.around, seed + 1)
 
     def load(self, parameters, **options):
         if self.own_prior:
@@ -240,8 +269,10 @@ class Variant:
             return SlotAttention.load_published(parameters, style=self.style, **options)
 
 
+OCLF_PRIOR = ("state_dict.models.conditioning.slots_mu", "state_dict.models.conditioning.slots_logsigma")
 MU_LOG_SIGMA = "slots_mu slots_log_sigma: 1 1 D\n"
 MU_LOGSIGMA = "slots_mu slots_logsigma: 1 1 D\n"
+MU_SIGMA = "slots_mu slots_sigma: 1 1 D\n"
 VARIANTS = {
     "locatello-keras": Variant("locatello", keras, KERAS, LOCATELLO),
     "locatello-port": Variant("locatello", port, torch_shapes(*PORT, "mlp.0", "mlp.2") + TORCH_GRU + MU_LOG_SIGMA),
@@ -254,7 +285,30 @@ VARIANTS = {
     "lucidrains-without-biases": Variant(
         "lucidrains", first_lucidrains, torch_shapes(*LUCIDRAINS_NAMES, "mlp.0", "mlp.2") + TORCH_GRU + MU_LOGSIGMA
     ),
+    "lucidrains-0.1": Variant(
+        "lucidrains",
+        first_lucidrains,
+        torch_shapes(*LUCIDRAINS_NAMES, "mlp.0", "mlp.2") + TORCH_GRU + MU_SIGMA,
+        sigma=torch.abs,
+    ),
+    "lucidrains-1.0": Variant(
+        "lucidrains",
+        lucidrains,
+        torch_shapes(*LUCIDRAINS_NAMES, "mlp.0", "mlp.2", bias=True) + TORCH_GRU + MU_SIGMA,
+        LUCIDRAINS,
+        sigma=torch.abs,
+    ),
     "lucidrains-evelinehong": Variant(
+        "lucidrains",
+        evelinehong,
+        torch_shapes(*LUCIDRAINS_NAMES, "fc1", "fc2", bias=True) + TORCH_GRU + MU_SIGMA,
+        LUCIDRAINS,
+        sigma=torch.clone,
+        prefix="model_state_dict.slot_attention.",
+        around="model_state_dict.fc1.weight model_state_dict.fc2.weight: D D\n"
+        "model_state_dict.fc1.bias model_state_dict.fc2.bias: D\n",
+    ),
+    "lucidrains-evelinehong-log": Variant(
         "lucidrains",
         evelinehong,
         torch_shapes(*LUCIDRAINS_NAMES, "fc1", "fc2", bias=True) + TORCH_GRU + MU_LOG_SIGMA,
@@ -276,8 +330,28 @@ VARIANTS = {
         + TORCH_GRU,
         SLOTFORMER,
         False,
+        prefix="state_dict.slot_attention.",
+        around="state_dict.init_latents: 1 N D\nstate_dict.encoder_out_layer.0.weight: D\n",
     ),
-    "videosaur": Variant("videosaur", videosaur, torch_shapes(*VIDEOSAUR_NAMES) + TORCH_GRU, VIDEOSAUR, False),
+    "videosaur": Variant(
+        "videosaur",
+        videosaur,
+        torch_shapes(*VIDEOSAUR_NAMES, "mlp.layers.1", "mlp.layers.3") + TORCH_GRU,
+        VIDEOSAUR,
+        False,
+        prefix="state_dict.processor.module.corrector.",
+        around="state_dict.initializer.mean state_dict.initializer.log_std: 1 1 D\n",
+        prior_around=("state_dict.initializer.mean", "state_dict.initializer.log_std"),
+    ),
+    "slot-contrast": Variant(
+        "videosaur",
+        videosaur,
+        torch_shapes(*VIDEOSAUR_NAMES, "mlp.layers.1", "mlp.layers.3") + TORCH_GRU,
+        VIDEOSAUR,
+        False,
+        prefix="state_dict.processor.module.corrector.",
+        around="state_dict.initializer.slots: 1 N D\n",
+    ),
     "videosaur-without-mlp": Variant(
         "videosaur",
         videosaur,
@@ -285,6 +359,36 @@ VARIANTS = {
         + TORCH_GRU.replace("weight_ih: 3D D", "weight_ih: 3D QKV"),
         VIDEOSAUR,
         False,
+    ),
+    "oclf": Variant(  # with the names of DINOSAUR, and widths as in its slot attention on images
+        "oclf",
+        oclf,
+        torch_shapes(*OCLF_NAMES, "ff_mlp.module.1", "ff_mlp.module.3", qkv="QKV")
+        + TORCH_GRU.replace("weight_ih: 3D D", "weight_ih: 3D QKV"),
+        OCLF,
+        False,
+        prefix="state_dict.models.perceptual_grouping.slot_attention.",
+        around=f"{OCLF_PRIOR[0]} {OCLF_PRIOR[1]}: 1 1 D\n"
+        "state_dict.models.perceptual_grouping.positional_embedding.layers.1.0.weight: Din\n",
+        prior_around=OCLF_PRIOR,
+    ),
+    "oclf-with-biases": Variant(
+        "oclf",
+        oclf,
+        torch_shapes(*OCLF_NAMES, "ff_mlp.module.1", "ff_mlp.module.3", bias=True) + TORCH_GRU,
+        OCLF,
+        False,
+        prefix="state_dict.models.perceptual_grouping.slot_attention.",
+        around=f"{OCLF_PRIOR[0]} {OCLF_PRIOR[1]}: 1 N D\n",  # a Gaussian for each slot
+    ),
+    "oclf-without-mlp": Variant(
+        "oclf",
+        oclf,
+        torch_shapes("norm_input", "norm_slots", "", "to_q", "to_k", "to_v", "", "") + TORCH_GRU,
+        OCLF,
+        False,
+        prefix="state_dict.models.perceptual_grouping.slot_attention.",
+        around="state_dict.models.conditioning.slots: 1 N D\n",  # learned slots
     ),
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())

@@ -28,11 +28,12 @@ def weights(shape, device="cpu"):
     return [(w / w.sum(1, keepdim=True)).to(device) for w in (a, b)]
 
 
-def solve(x, y, a=None, b=None, diameter=(3.0, False), p=2, debias=True, blur=0.3, scaling=0.5, precision="tf32x3",
-          backend="triton"):  # fmt: skip
-    """Value and both potentials."""
-    keep = x.requires_grad, y.requires_grad
-    return SINKHORN.apply(Problem(x, y, a, b, *diameter, p, blur, scaling, debias, *keep, precision), backend)[:3]
+def solve(x, y, a=None, b=None, diameter=(3.0, False), p=2, debias=True, blur=0.3, scaling=0.5, reach=None,
+          potentials=False, precision="tf32x3", backend="triton"):  # fmt: skip
+    """Value and both potentials; with reach, the value and its terms or, with ``potentials``, the potentials alone."""
+    settings = p, blur, scaling, reach, debias, potentials, x.requires_grad, y.requires_grad, precision
+    results = SINKHORN.apply(Problem(x, y, a, b, *diameter, *settings), backend)[:3]
+    return results[1:] if potentials else results
 
 
 def double(*tensors):

@@ -5,6 +5,7 @@ import torch
 from slotkernels import InvariantSlotAttention, InvariantSlotAttentionOutput, use_backend
 from slotkernels.invariant_slot_attention import bytes_moved, flops
 
+from .label_cases import needs_cpp
 from .oracles import assert_matches_oracle
 
 
@@ -49,7 +50,7 @@ def slot_by_slot(module, inputs, grid, mask, initial_positions=None, initial_sca
                 slots = module.gru(updates, slots)
                 added = module.mlp(module.norm_mlp(slots))
                 slots = slots + (added if mlp_mask is None else mlp_mask[row, iteration] * added)
-        outputs.append((slots, attention, positions, scales))
+        outputs.append((module.norm_slots(slots) if module.final_norm else slots, attention, positions, scales))
     return [torch.stack(parts) for parts in zip(*outputs, strict=True)]
 
 
@@ -57,7 +58,7 @@ VARIANTS = [
     {},
     {"scale_range": (0.3, 0.5), "eps": 0.01, "scale_eps": 0.1},
     {"eps_placement": "denominator", "eps": 0.01, "encoder_dim": 4},
-    {"encoder_norm": True, "encoder_dim": 9, "scale_range": (0.3, 0.5)},
+    {"encoder_norm": True, "encoder_dim": 9, "scale_range": (0.3, 0.5), "final_norm": True},
 ]
 
 
@@ -86,6 +87,27 @@ def compare(module, inputs, grid, mask, **frames):
     )
 
 
+@pytest.mark.parametrize("options", [{}, {"encoder_norm": True, "eps_placement": "denominator"}], ids=str)
+@pytest.mark.parametrize("shape", [(7, 2), (2, 7, 2)], ids=str)
+def test_gradient_of_the_grid_equals_finite_differences(shape, options):
+    module, inputs, _ = make(**options)
+    grid = torch.rand(shape, dtype=torch.float64).mul(2).sub(1).requires_grad_()
+    mask = torch.arange(7).expand(2, 7) != 3
+    assert torch.autograd.gradcheck(lambda grid: module(inputs.detach(), grid, mask=mask), grid, atol=1e-5)
+    hidden = torch.autograd.grad(module(inputs, grid, mask=mask).slots.sum(), grid)[0][..., 3, :]
+    assert torch.equal(hidden, torch.zeros_like(hidden))
+
+
+def test_final_norm_changes_the_returned_slots_alone():
+    module, inputs, grid = make()
+    torch.nn.init.normal_(module.norm_slots.weight)
+    before = module(inputs, grid)
+    module.final_norm = True
+    after = module(inputs, grid)
+    assert torch.equal(after.slots, module.norm_slots(before.slots))
+    assert all(torch.equal(one, other) for one, other in zip(before[1:], after[1:], strict=True))
+
+
 def test_the_published_code_of_biza_et_al():
     options = {"eps_placement": "denominator", "encoder_norm": True, "encoder_dim": 12, "scale_range": (0.001, 2.0)}
     module, inputs, grid = make(**options)
@@ -110,14 +132,15 @@ def test_a_mask_multiplies_what_the_mlp_adds():
     assert all(torch.equal(one, other) for one, other in zip(ones, module(inputs, grid), strict=True))
 
 
+@pytest.mark.parametrize("backend", ["triton", pytest.param("cpp", marks=needs_cpp)])
 @pytest.mark.parametrize("options", [{}, {"encoder_norm": True, "eps_placement": "denominator"}], ids=str)
-def test_triton_equals_the_reference_in_float32(options):
+def test_kernels_equal_the_reference_in_float32(options, backend):
     module, inputs, grid = make(**options)
     module, inputs, grid = module.float(), inputs.detach().float(), grid.float()
     parameters, results = [grid.requires_grad_(), *module.parameters()], []
     cotangents = [torch.randn(2, 3, 6), torch.randn(2, 7, 3), torch.randn(2, 3, 2), torch.randn(2, 3, 2)]
-    for backend in ("reference", "triton"):
-        with use_backend(backend):
+    for name in ("reference", backend):
+        with use_backend(name):
             output = module(inputs, grid)
         results.append([*output, *torch.autograd.grad(list(output), parameters, cotangents)])
     # Three rounds of attention, in which a slot's scale divides, turn the 1e-7 of float32 into 1e-5.

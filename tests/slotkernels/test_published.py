@@ -8,7 +8,7 @@ import torch
 from slotkernels import SlotAttention, slot_attention
 from slotkernels.slot_attention import SAVI, STANDARD, VIDEOSAUR, Conventions
 
-from .published_styles import DIN, QKV, VARIANTS, D, M, N, every_variant, flax, keras, lucidrains, videosaur
+from .published_styles import DIN, QKV, VARIANTS, D, M, N, every_variant, flax, keras, lucidrains, oclf, videosaur
 
 FORMS = ["absorbed", "projected"]
 
@@ -110,9 +110,48 @@ def test_a_prior_among_the_names_is_loaded(name):
     variant = VARIANTS[name]
     parameters = variant.parameters()
     module = variant.load(parameters)
-    log_sigma = next(name for name in parameters if "sigma" in name)
+    sigma = next(p for name, p in parameters.items() if "sigma" in name)
     assert torch.equal(module.mu, parameters["slots_mu"].flatten())
-    assert torch.equal(module.log_sigma, parameters[log_sigma].flatten())
+    torch.testing.assert_close(module.log_sigma.exp(), variant.sigma(sigma).flatten())
+
+
+@pytest.mark.filterwarnings("ignore:load_published.*mu and log_sigma")
+@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.prefix])
+def test_checkpoint_of_a_whole_model_gives_the_same_module(name):
+    variant, (inputs, slots) = VARIANTS[name], tokens_and_slots()
+    checkpoint, parameters = variant.checkpoint(), variant.parameters()
+    module = SlotAttention.load_published(checkpoint, variant.style)
+    check(module, lambda *args: variant.run(parameters, *args), inputs, slots)
+    for ours, theirs in zip(("mu", "log_sigma"), variant.prior_around, strict=False):
+        assert torch.equal(getattr(module, ours), checkpoint[theirs].flatten())
+
+
+@pytest.mark.parametrize("name", ["slot-contrast", "oclf-with-biases", "oclf-without-mlp"])
+def test_initial_slots_without_one_gaussian_are_announced(name):
+    with pytest.warns(UserWarning, match="mu and log_sigma are not loaded, give slots to forward"):
+        SlotAttention.load_published(VARIANTS[name].checkpoint(), VARIANTS[name].style)
+
+
+def test_a_deviation_of_zero_draws_the_mean_and_stays_finite():
+    parameters = VARIANTS["lucidrains-evelinehong"].parameters()
+    parameters["slots_sigma"][..., :2] = 0
+    module = SlotAttention.load_published(parameters, "lucidrains")
+    draws = module.sample_slots(5)
+    assert torch.equal(draws[..., :2], module.mu[:2].expand(5, 7, 2))
+    assert (draws[..., 2:] - module.mu[2:]).abs().min() > 0
+    draws.sum().backward()
+    assert module.log_sigma.isfinite().all()
+    assert module.log_sigma.grad.isfinite().all()
+
+
+def test_implicit_differentiation_of_oclf_is_one_more_iteration():
+    variant, (inputs, slots) = VARIANTS["oclf"], tokens_and_slots()
+    parameters = variant.parameters()
+
+    def published(x, s):
+        return oclf(parameters, x, oclf(parameters, x, s)[0].detach(), iterations=1)
+
+    check(variant.load(parameters, implicit="detach", iterations=4), published, inputs, slots)
 
 
 @pytest.mark.parametrize("processor", ["processor.module.corrector.", "model.processor.corrector."])
@@ -180,6 +219,12 @@ def without(name, key):
     return parameters
 
 
+def with_negative_deviation():
+    parameters = VARIANTS["lucidrains-evelinehong"].parameters()
+    parameters["slots_sigma"][0, 0, 1] = -0.5
+    return parameters
+
+
 def with_shape(name, key, *shape):
     return VARIANTS[name].parameters() | {key: torch.ones(shape, dtype=torch.float64)}
 
@@ -187,7 +232,7 @@ def with_shape(name, key, *shape):
 @pytest.mark.parametrize(
     ("parameters", "style", "message"),
     [
-        ({}, "dinosaur", "style='dinosaur', expected one of locatello, lucidrains, savi, videosaur"),
+        ({}, "dinosaur", "style='dinosaur', expected one of locatello, lucidrains, savi, videosaur, oclf"),
         ({}, "savi", "no name of this style; found nothing; expected the names of google-research/slot-attention-vid"),
         ({"a.b": torch.ones(1)}, "videosaur", "found a.b; expected the names of martius-lab/videosaur: norm_features"),
         (without("lucidrains", "to_k.weight"), "lucidrains", "slot-attention with prefix ''; missing to_k.weight;"),
@@ -197,6 +242,9 @@ def with_shape(name, key, *shape):
         (with_shape("videosaur", "gate_proj.weight", 2, 2), "videosaur", "prefix ''; unexpected gate_proj.weight"),
         (VARIANTS["savi-flax"].parameters(), "videosaur", "found LayerNorm_0.scale, LayerNorm_0.bias, LayerNorm_1"),
         (with_shape("locatello-port", "gru.bias_hh", 7), "locatello", r"gru.bias_hh is \[7\], expected \[18\]"),
+        (without("oclf", "ff_mlp.module.3.bias"), "oclf", "missing ff_mlp.module.3.bias;"),
+        (with_shape("oclf-without-mlp", "ff_mlp.0.weight", D), "oclf", "prefix ''; unexpected ff_mlp.0.weight"),
+        (with_negative_deviation(), "lucidrains", "slots_sigma has a standard deviation of -0.5, expected at least 0"),
         (with_shape("lucidrains", "slots_mu", 1, 4, D), "lucidrains", r"mu is \[4, 6\], expected \[6\]"),
         (with_shape("lucidrains", "to_q.weight", D), "lucidrains", r"float64 \[6\] where a matrix was expected"),
         (with_shape("locatello-keras", "gru/bias", 3 * D), "locatello", r"gru.bias is float64 \[18\]: not of the exp"),

@@ -236,12 +236,13 @@ def test_invalid_input_raises_a_value_error_naming_it(call, message):
         call()
 
 
+@pytest.mark.parametrize("reach", [None, 1.5])
 @pytest.mark.parametrize("debias", [True, False])
-def test_opcheck(debias):
+def test_opcheck(debias, reach):
     x, y = points(2, 4, 5, 3, dtype=torch.float32)
     a, b = (w.float().detach().requires_grad_() for w in (weights(2, 4), weights(2, 5)))
     for diameter, per_problem, w in ((None, False, (a, b)), (None, True, (None, None)), (4.0, False, (a, None))):
-        options = (diameter, per_problem, 2, 0.05, 0.5, debias, True, True, "tf32x3", "auto")
+        options = (diameter, per_problem, 2, 0.05, 0.5, reach, debias, False, True, True, "tf32x3", "auto")
         torch.library.opcheck(torch.ops.slotkernels.sinkhorn, (x, y, *w, *options), atol=1e-4, rtol=1e-4)
     strided = [t.detach().transpose(0, 2).contiguous().transpose(0, 2) for t in (x, y)]
     grads = (torch.randn(2), torch.randn(2, 4), None)

@@ -35,10 +35,16 @@ def random_weights(batch, count, generator):
     return w / w.sum(1, keepdim=True)
 
 
+def _settings(options):
+    """Settings of the op: neither ``reach`` nor ``potentials``."""
+    *others, debias = options
+    return *others, None, debias, False
+
+
 def solve(x, y, a, b, options, backend, keep=(True, True)):
     """Value, both potentials, and the gradients of x and y for cotangents of all three."""
     x, y = (t.detach().clone().requires_grad_(k) for t, k in zip((x, y), keep, strict=True))
-    outputs = torch.ops.slotkernels.sinkhorn(x, y, a, b, *options, *keep, "ieee", backend)[:3]
+    outputs = torch.ops.slotkernels.sinkhorn(x, y, a, b, *_settings(options), *keep, "ieee", backend)[:3]
     generator = torch.Generator().manual_seed(1)
     cotangents = [torch.randn(t.shape, generator=generator).to(t.dtype) for t in outputs]
     learned = [t for t, k in zip((x, y), keep, strict=True) if k]
@@ -133,7 +139,7 @@ def test_gradients_of_one_output_alone():
     for output in range(3):
         results = [
             torch.ops.slotkernels.sinkhorn(
-                *points, None, None, 8.0, False, 2, 0.5, 0.5, True, True, True, "ieee", backend
+                *points, None, None, 8.0, False, 2, 0.5, 0.5, None, True, False, True, True, "ieee", backend
             )
             for points, backend in (((x, y), "cpp"), ((x64, y64), "reference"))
         ]
@@ -239,7 +245,7 @@ def test_opcheck(debias):
     x, y = (t.requires_grad_() for t in clouds(2, 4, 5, 3, seed=0))
     a, b = (random_weights(2, count, torch.Generator().manual_seed(0)).requires_grad_() for count in (4, 5))
     for diameter, per_problem, weights in ((None, False, (a, b)), (None, True, (None, None)), (4.0, False, (a, None))):
-        options = (diameter, per_problem, 2, 0.05, 0.5, debias, True, True, "ieee", "cpp")
+        options = (diameter, per_problem, 2, 0.05, 0.5, None, debias, False, True, True, "ieee", "cpp")
         torch.library.opcheck(torch.ops.slotkernels.sinkhorn, (x, y, *weights, *options), atol=1e-4, rtol=1e-4)
     strided = [t.detach().transpose(0, 2).contiguous().transpose(0, 2) for t in (x, y)]
     grads = (torch.randn(2), torch.randn(2, 4), None)

@@ -31,9 +31,10 @@ def _small_blocks(monkeypatch):
     monkeypatch.setitem(blocks.BLOCK, "cpu", 64)
 
 
-def problem(x, y, a=None, b=None, *, diameter=None, p=2, blur=0.05, scaling=0.5, debias=True):
+def problem(x, y, a=None, b=None, *, diameter=None, p=2, blur=0.05, scaling=0.5, reach=None, debias=True):
     number = None if diameter in (None, "problem") else diameter
-    return Problem(x, y, a, b, number, diameter == "problem", p, blur, scaling, debias, False, False, "ieee")
+    settings = (p, blur, scaling, reach, debias, False, False, False, "ieee")
+    return Problem(x, y, a, b, number, diameter == "problem", *settings)
 
 
 def stream(*tensors, backend="blocks", **options):

@@ -23,9 +23,10 @@ NAMES = ("value", "f", "g", "grad_x", "grad_y")
 TOLERANCES = {"value": 1e-6, "f": 3e-4, "g": 3e-4, "grad_x": 5e-4, "grad_y": 5e-4}
 
 
-def problem(x, y, a=None, b=None, *, diameter=None, p=2, blur=0.05, scaling=0.5, debias=True):
+def problem(x, y, a=None, b=None, *, diameter=None, p=2, blur=0.05, scaling=0.5, reach=None, debias=True):
     number = None if diameter in (None, "problem") else diameter
-    return Problem(x, y, a, b, number, diameter == "problem", p, blur, scaling, debias, True, True, "ieee")
+    settings = (p, blur, scaling, reach, debias, False, True, True, "ieee")
+    return Problem(x, y, a, b, number, diameter == "problem", *settings)
 
 
 def stream(*tensors, backend="cpp", **options):

@@ -108,7 +108,7 @@ def test_opcheck(diameter, device):
     shape = (2, 3, 4, 5)
     x, y = points(shape, device=device)
     a, b = weights(shape, device)
-    options = (*diameter, 2, 0.3, 0.2, True, True, True, "tf32x3", "triton")
+    options = (*diameter, 2, 0.3, 0.2, None, True, False, True, True, "tf32x3", "triton")
     torch.library.opcheck(torch.ops.slotkernels.sinkhorn, (x, y, a, b, *options), atol=1e-5, rtol=1e-5)
     saved = (x.detach(), y.detach(), a, b, *balanced_weights(*shape[:3], device), "tf32x3", "triton")
     grads = torch.randn(2, device=device), None, torch.randn(2, 4, device=device)
@@ -127,7 +127,7 @@ def test_compiles_fullgraph_with_equal_values_and_gradients(diameter, device):
 
 
 def forward_and_backward(x, y, diameter, grad_value):
-    problem = Problem(x, y, None, None, *diameter, 2, 0.05, 0.5, True, True, True, "tf32x3")
+    problem = Problem(x, y, None, None, *diameter, 2, 0.05, 0.5, None, True, False, True, True, "tf32x3")
     transports = backend.sinkhorn(problem)[3:]
     backend.sinkhorn_backward(BackwardArguments(grad_value, None, None, x, y, None, None, *transports, "tf32x3"))
 

@@ -26,7 +26,7 @@ class InvariantSlotAttentionOutput(NamedTuple):
         (True, torch.Size([2, 3, 2]))
     """
 
-    slots: Tensor  # [B, N, D]
+    slots: Tensor  # [B, N, D], after the last update; with ``final_norm`` after their layer norm too
     attention: Tensor  # [B, M, N], each row over N sums to 1
     positions: Tensor  # [B, N, 2], in the unit of the grid
     scales: Tensor  # [B, N, 2], in the unit of the grid
@@ -67,7 +67,8 @@ class InvariantSlotAttention(nn.Module):
     keys ``f(Wk x + g(r))`` and values ``f(Wv x + g(r))``, f = Linear-ReLU-Linear, g = Linear. After each attention
     the frame is estimated again: S_p is the attention-weighted mean of the grid, S_s the weighted standard deviation.
     After ``iterations`` updates of the slots, one more attention computes the attention and the frames that are
-    returned.
+    returned. Its queries are made of the slots' layer norm. The slots are returned as they are before that norm (Biza
+    et al.), and with ``final_norm=True`` as they are after it: SOLV's public code gives these to its last linear layer.
 
     The keys and values of each slot, [B, N, M, D], are never stored. f's second layer is applied to the queries and to
     the updates instead; its first layer is applied to the tokens, where it is merged with Wk and Wv. What remains for
@@ -94,6 +95,8 @@ class InvariantSlotAttention(nn.Module):
             ``A / (sum_m A + eps)`` (Biza et al.).
         encoder_dim: width of f's hidden layer; ``dim`` if None.
         encoder_norm: whether f begins with a layer norm, as in Biza et al.
+        final_norm: return the slots after the layer norm that the last attention's queries are made of (SOLV), not
+            before it (Biza et al.).
         implicit: which iterations carry gradients. "none": all, as published; "detach": the last, and the attention
             after it; "bilevel": the same, and the initial slots, positions and scales get the gradient of those that
             enter it (Chang et al. 2022).
@@ -126,6 +129,7 @@ class InvariantSlotAttention(nn.Module):
         encoder_dim: int | None = None,
         encoder_norm: bool = False,
         implicit: str = "none",
+        final_norm: bool = False,
     ) -> None:
         super().__init__()
         name = "InvariantSlotAttention"
@@ -143,7 +147,7 @@ class InvariantSlotAttention(nn.Module):
         check_that(implicit in IMPLICIT, f"{name}: implicit={implicit!r}, expected one of {', '.join(IMPLICIT)}")
         self.num_slots, self.dim, self.input_dim, self.iterations = num_slots, dim, input_dim, iterations
         self.eps, self.scale_factor, self.scale_eps, self.scale_range = eps, scale_factor, scale_eps, scale_range
-        self.eps_placement, self.implicit = eps_placement, implicit
+        self.eps_placement, self.implicit, self.final_norm = eps_placement, implicit, final_norm
 
         self.initial_slots = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_slots, dim)))
         self.initial_positions = nn.Parameter(torch.empty(num_slots, 2).uniform_(-1, 1))
@@ -174,8 +178,8 @@ class InvariantSlotAttention(nn.Module):
 
         Args:
             inputs: [B, M, Din] tokens; the module normalises them.
-            grid: [M, 2] or [B, M, 2] position of each token, usually in [-1, 1]. A learned grid gets a gradient; where
-                tokens are dropped, pass the rows of those that are left, ``grid[kept]``.
+            grid: [M, 2] or [B, M, 2] position of each token, usually in [-1, 1]. A grid that requires a gradient gets
+                it, on every backend. Where tokens are dropped, pass the rows of those that are left, ``grid[kept]``.
             slots: [B, N, D] initial slots; the learned ones if None.
             mask: [B, M] bool, False for tokens to ignore; they and their positions may be anything, NaN included.
             positions: [B, N, 2] initial positions; the learned ones if None.
@@ -184,7 +188,7 @@ class InvariantSlotAttention(nn.Module):
                 dropout mask of the caller, 0 or 1 / (1 - p) (SOLV: p = 0.1); ones if None. It gets a gradient.
 
         Returns:
-            slots [B, N, D], attention [B, M, N], positions [B, N, 2] and scales [B, N, 2].
+            slots [B, N, D] (see ``final_norm``), attention [B, M, N], positions [B, N, 2] and scales [B, N, 2].
 
         Raises:
             ValueError: if a shape or dtype is not as above.
@@ -236,10 +240,12 @@ class InvariantSlotAttention(nn.Module):
             masks = masks[-1:]
         for mlp_factors in masks:
             state = self._step(state, tokens, grid, mask, mlp_factors)
+        normalised = self.norm_slots(state.slots)
         _, attention, positions, scales = self._attend(
-            self.to_q(self.norm_slots(state.slots)), tokens, grid, state.positions, state.scales, mask
+            self.to_q(normalised), tokens, grid, state.positions, state.scales, mask
         )
-        return InvariantSlotAttentionOutput(state.slots.to(dtype), attention.transpose(1, 2), positions, scales)
+        returned = normalised if self.final_norm else state.slots
+        return InvariantSlotAttentionOutput(returned.to(dtype), attention.transpose(1, 2), positions, scales)
 
     def _step(
         self, state: _State, tokens: _Tokens, grid: Tensor, mask: Tensor | None, mlp_factors: Tensor | None

@@ -15,6 +15,8 @@ THREADS_PER_PROBLEM, LARGE = 8, 1024
 
 def why_not(arguments: Problem | BackwardArguments) -> str | None:
     """Why these kernels do not serve the call, or None."""
+    if isinstance(arguments, Problem) and arguments.reach is not None:
+        return "unbalanced transport (reach)"
     batch, n, _ = arguments.x.shape
     points, threads = n + arguments.y.shape[1], torch.get_num_threads()
     if points > MOST_POINTS:
@@ -26,7 +28,8 @@ def why_not(arguments: Problem | BackwardArguments) -> str | None:
 
 def sinkhorn(problem: Problem) -> Solution:
     """As :func:`slotkernels.sinkhorn.reference.sinkhorn`, in float32 whatever the ``precision``."""
-    return Solution(*torch.ops.slotkernels_native.sinkhorn(*problem[:-1]))
+    settings = (problem.debias, problem.keep_x, problem.keep_y)
+    return Solution(*torch.ops.slotkernels_native.sinkhorn(*problem[:9], *settings))
 
 
 def sinkhorn_backward(arguments: BackwardArguments) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
+from .damping import damped, end_of
 from .products import INTERPRETED, all_products, cross_products, own_products
 from .reference import NEAREST as _NEAREST
 from .schedule import LONGEST_RATIO as _LONGEST_RATIO
@@ -184,36 +185,45 @@ def _add(pointer, part, inside, FIRST: tl.constexpr):
 
 @triton.jit
 def _cross(
-    costs, a_logs, b_logs, start, ratio, final, steps, f_out, g_out, pull_x, pull_y, n, m,
-    P: tl.constexpr, KEEP_X: tl.constexpr, KEEP_Y: tl.constexpr, FIRST: tl.constexpr,
+    costs, a_logs, b_logs, start, ratio, final, steps, rho, f_out, g_out, pull_x, pull_y, n, m,
+    P: tl.constexpr, REACH: tl.constexpr, KEEP_X: tl.constexpr, KEEP_Y: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
     """Transport x to y: adds to both potentials, and writes the factors of the other set, with a minus, to the pulls.
 
-    For p = 1 their sum goes to the diagonal, which makes a row of the pull add up to zero; for p = 2 it does.
+    Their sum goes to the diagonal, which makes a row of the pull add up to zero; for p = 2 without reach it does.
     """
+    DIAGONAL: tl.constexpr = P == 1 or REACH != "none"
     f, _ = _row_softmin(costs, b_logs, tl.zeros_like(b_logs), start)
     g, _ = _column_softmin(costs, a_logs, tl.zeros_like(a_logs), start)
+    f, g = damped(f, start, rho, REACH), damped(g, start, rho, REACH)
     eps = start
     for step in range(steps + 2):
         now = tl.where(step > steps, final, eps)
         toward_f, _ = _row_softmin(costs, b_logs, g, now)
         toward_g, _ = _column_softmin(costs, a_logs, f, now)
+        toward_f, toward_g = damped(toward_f, now, rho, REACH), damped(toward_g, now, rho, REACH)
         f, g = 0.5 * (f + toward_f), 0.5 * (g + toward_g)
         eps = tl.where(step > 0, eps * ratio, eps)
     row, column = _numbers(costs.shape[0], costs.shape[2]), _numbers(costs.shape[1], costs.shape[3])
     i, j = row[:, None, :, None], column[None, :, None, :]
     end, softmax = _column_softmin(costs, a_logs, f, final)
+    end, slope = end_of(end, final, rho, REACH)
     _add(g_out + column, end, column < m, FIRST)
     if KEEP_Y:
         factors = _factors(softmax, costs, P)
-        if P == 1:
+        if REACH != "none":
+            factors *= slope[None, :, None, :]
+        if DIAGONAL:
             _add(pull_y + n + column * (n + m + 1), _sum_of_columns(factors), column < m, FIRST)
         tl.store(pull_y + (j * (n + m) + i), -factors, mask=(i < n) & (j < m))
     end, softmax = _row_softmin(costs, b_logs, g, final)
+    end, slope = end_of(end, final, rho, REACH)
     _add(f_out + row, end, row < n, FIRST)
     if KEEP_X:
         factors = _minus_factors(softmax, costs, P)
-        if P == 1:
+        if REACH != "none":
+            factors *= slope[:, None, :, None]
+        if DIAGONAL:
             _add(pull_x + row * (n + m + 1), -_sum_of_rows(factors), row < n, FIRST)
         else:  # p = 1 has no registers for it
             i, j = _anew(i), _anew(j)
@@ -222,40 +232,45 @@ def _cross(
 
 @triton.jit
 def _own(
-    products, logs, start, ratio, final, steps, f_out, pull, count, width,
-    keep, P: tl.constexpr, FIRST: tl.constexpr,
+    products, logs, start, ratio, final, steps, rho, f_out, pull, count, width,
+    keep, P: tl.constexpr, REACH: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
     """Transport a set to itself: takes from its potentials, and writes the factors of its points to its pull.
 
     ``logs`` and the potentials between steps run along columns.
     """
     costs = _own_costs(products, P)
+    DIAGONAL: tl.constexpr = P == 1 or REACH != "none"
     f, _ = _row_softmin(costs, logs, tl.zeros_like(logs), start)
-    f = tl.reshape(f, logs.shape)
+    f = tl.reshape(damped(f, start, rho, REACH), logs.shape)
     eps = start
     for step in range(steps + 2):
-        toward, _ = _row_softmin(costs, logs, f, tl.where(step > steps, final, eps))
-        f = 0.5 * (f + tl.reshape(toward, logs.shape))
+        now = tl.where(step > steps, final, eps)
+        toward, _ = _row_softmin(costs, logs, f, now)
+        f = 0.5 * (f + tl.reshape(damped(toward, now, rho, REACH), logs.shape))
         eps = tl.where(step > 0, eps * ratio, eps)
     row = _numbers(costs.shape[0], costs.shape[2])
     end, softmax = _row_softmin(costs, logs, f, final)
+    end, slope = end_of(end, final, rho, REACH)
     _add(f_out + row, -end, row < count, FIRST)
     if keep:
         factors = _factors(softmax, costs, P)
         i, j = row[:, None, :, None], _columns(costs)
         inside = (i < count) & (j < count)
-        if P == 1:
+        if REACH != "none":
+            factors = tl.where(i == j, 0.0, factors * slope[:, None, :, None])
+        if DIAGONAL:
             inside = inside & (i != j)
             _add(pull + row * (width + 1), -_sum_of_rows(factors), row < count, FIRST)
         tl.store(pull + (_anew(i) * _anew(width) + j), factors, mask=inside)
 
 
 @triton.jit
-def _store_identity(pull, count, width, BLOCK: tl.constexpr, P: tl.constexpr):
-    """Write a set's part of its pull without debiasing: all but the diagonal for p = 1."""
+def _store_identity(pull, count, width, BLOCK: tl.constexpr, DIAGONAL: tl.constexpr):
+    """Write a set's part of its pull without debiasing: all but the diagonal if that is there already."""
     i, j = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
     inside = (i < count) & (j < count)
-    if P == 1:
+    if DIAGONAL:
         inside = inside & (i != j)
     tl.store(pull + i * width + j, tl.where(i == j, 1.0, 0.0), mask=inside)
 
@@ -276,12 +291,14 @@ def sinkhorn_kernel(
     n, m, dim,
     start, steps,  # first temperature and number of steps down from it, used if DIAMETER is "number"
     blur, scaling, final,
-    P: tl.constexpr, DEBIAS: tl.constexpr, KEEP_X: tl.constexpr, KEEP_Y: tl.constexpr, DIAMETER: tl.constexpr,
-    WEIGHTED: tl.constexpr,
+    rho,  # strength of the marginals, used unless REACH is "none"
+    P: tl.constexpr, REACH: tl.constexpr, DEBIAS: tl.constexpr, KEEP_X: tl.constexpr, KEEP_Y: tl.constexpr,
+    DIAMETER: tl.constexpr, WEIGHTED: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, TOGETHER: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Reads one x and one y (twice unless TOGETHER), writes value, potentials and pulls of one problem.
+    REACH: "none" for balanced transport; else f and g are "potentials", or the terms of the "value".
     Registers: the cost matrices, all three if TOGETHER, else one at a time. Shared memory: pieces on the way.
     Floor: (N + M) · D · itemsize bytes read, 4 · (N + M)² bytes of pulls written.
     """
@@ -307,7 +324,7 @@ def sinkhorn_kernel(
         )  # fmt: skip
         x_norms, y_norms = tl.reshape(x_norms, [NR, BLOCK_N // NR]), tl.reshape(y_norms, [MC, BLOCK_M // MC])
 
-    final, blur, scaling = _scalar(final), _scalar(blur), _scalar(scaling)
+    final, blur, scaling, rho = _scalar(final), _scalar(blur), _scalar(scaling), _scalar(rho)
     ratio = scaling * scaling if P == 2 else scaling
     if DIAMETER == "number":
         first, count = _scalar(start), _scalar(steps).to(tl.int32)
@@ -328,12 +345,18 @@ def sinkhorn_kernel(
     # of the smaller problems go first.
     OWN_FIRST: tl.constexpr = DEBIAS and TOGETHER
     if OWN_FIRST:
-        _own(x_products, a_column_logs, first, ratio, final, count, x_potentials, x_pull, n, width, KEEP_X, P, True)
-        _own(y_products, b_logs, first, ratio, final, count, y_potentials, y_pull + n, m, width, KEEP_Y, P, True)
+        _own(
+            x_products, a_column_logs, first, ratio, final, count, rho, x_potentials, x_pull, n, width,
+            KEEP_X, P, REACH, True,
+        )  # fmt: skip
+        _own(
+            y_products, b_logs, first, ratio, final, count, rho, y_potentials, y_pull + n, m, width,
+            KEEP_Y, P, REACH, True,
+        )  # fmt: skip
         tl.debug_barrier()
     _cross(
         _costs(products, x_norms, y_norms, P), a_logs, b_logs, first, ratio, final, count,
-        x_potentials, y_potentials, x_pull, y_pull, n, m, P, KEEP_X, KEEP_Y, not OWN_FIRST,
+        rho, x_potentials, y_potentials, x_pull, y_pull, n, m, P, REACH, KEEP_X, KEEP_Y, not OWN_FIRST,
     )  # fmt: skip
     tl.debug_barrier()
     if DEBIAS and not TOGETHER:
@@ -349,12 +372,12 @@ def sinkhorn_kernel(
             potentials = tl.where(of_x, f, g) + problem * size
             pull = tl.where(of_x, pull_x, pull_y + n) + problem * size * width
             keep = tl.where(of_x, KEEP_X, KEEP_Y)
-            _own(products, logs, first, ratio, final, count, potentials, pull, size, width, keep, P, False)
+            _own(products, logs, first, ratio, final, count, rho, potentials, pull, size, width, keep, P, REACH, False)
         tl.debug_barrier()
     if not DEBIAS and KEEP_X:
-        _store_identity(x_pull, n, width, BLOCK_N, P)
+        _store_identity(x_pull, n, width, BLOCK_N, P == 1 or REACH != "none")
     if not DEBIAS and KEEP_Y:
-        _store_identity(y_pull + n, m, width, BLOCK_M, P)
+        _store_identity(y_pull + n, m, width, BLOCK_M, P == 1 or REACH != "none")
 
     total = tl.zeros([], tl.float32)
     k = _anew(tl.arange(0, BLOCK_N if BLOCK_N > BLOCK_M else BLOCK_M))

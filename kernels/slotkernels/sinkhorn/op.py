@@ -32,7 +32,9 @@ def make_problem(
     blur: float,
     scaling: float,
     diameter: float | str,
+    reach: float | None = None,
     debias: bool = True,
+    potentials: bool = False,
     precision: str = "tf32x3",
     check_finite: bool = False,
 ) -> Problem:
@@ -47,6 +49,7 @@ def make_problem(
     check_number(p in (1, 2), op, "p", p, "1 or 2")
     check_number(0 < blur < math.inf, op, "blur", blur, "a finite number > 0")
     check_number(0 < scaling < 1, op, "scaling", scaling, "a number in (0, 1)")
+    check_number(reach is None or 0 < reach < math.inf, op, "reach", reach, "None or a finite number > 0")
     check_that(precision in PRECISIONS, f"{op}: precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
     if isinstance(diameter, str):
         choices = "batch, problem or a number"
@@ -61,7 +64,11 @@ def make_problem(
             bad = int(wrong.sum())
             check_that(bad == 0, f"{op}: {bad} numbers of {name} are not finite, expected none (check_finite=True)")
     keep = (_wants_gradient(x), _wants_gradient(y))
-    return Problem(x, y, a, b, start, diameter == "problem", p, float(blur), float(scaling), debias, *keep, precision)
+    reach = None if reach is None else float(reach)
+    return Problem(
+        x, y, a, b, start, diameter == "problem", p, float(blur), float(scaling), reach, debias, potentials, *keep,
+        precision,
+    )  # fmt: skip
 
 
 def _wants_gradient(tensor: Tensor | None) -> bool:
@@ -122,11 +129,11 @@ def _gradients(saved: Saved[Problem, Solution], *grads: Tensor | None) -> Iterab
     )
 
 
-def solve(op: str, problem: Problem, backend: str, potentials: bool) -> tuple[Tensor, Tensor, Tensor]:
+def solve(op: str, problem: Problem, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """Value [B] and potentials [B, N] and [B, M].
 
-    Without ``potentials`` only the value is used: then points without weight may be moved, and their potentials with
-    them.
+    Without ``problem.potentials`` only the value is used: then points without weight may be moved, and their potentials
+    with them.
     """
     backend = requested_backend(backend)
     x, y, a, b, *_ = problem
@@ -135,7 +142,7 @@ def solve(op: str, problem: Problem, backend: str, potentials: bool) -> tuple[Te
         raise RuntimeError(_derivatives.no_derivatives(op, backend, "inside torch.func or in forward mode"))
     moved = None
     if a is not None or b is not None:
-        in_place = potentials or transformed or _wants_gradient(a) or _wants_gradient(b)
+        in_place = problem.potentials or transformed or _wants_gradient(a) or _wants_gradient(b)
         if in_place and not (streams or transformed):
             backend = _instead_of_triton(op, backend, x)
         moved = move_weightless(x, y, a, b, in_place, problem.blur)
@@ -170,6 +177,7 @@ def sinkhorn_divergence(
     blur: float = 0.05,
     scaling: float = 0.5,
     diameter: float | str = "batch",
+    reach: float | None = None,
     precision: str = "tf32x3",
     check_finite: bool = False,
     backend: str = "auto",
@@ -182,14 +190,16 @@ def sinkhorn_divergence(
     Args:
         x: [B, N, D] points; float32, float64, bfloat16 or float16.
         y: [B, M, D] points, dtype of ``x``.
-        a: [B, N] weights of x, >= 0, each row summing to 1; uniform if None. A point of weight 0 changes nothing,
-            whatever its coordinates: sets of different sizes are padded with such points.
+        a: [B, N] weights of x, >= 0, each row summing to 1 (without ``reach``); uniform if None. A point of weight 0
+            changes nothing, whatever its coordinates: sets of different sizes are padded with such points.
         b: [B, M] weights of y, likewise.
         p: 1 or 2.
         blur: > 0, in the unit of the points; details of the sets below this scale do not count.
         scaling: ratio in (0, 1) of successive scales.
         diameter: where the annealing starts: "batch", the diagonal of one bounding box around all points (GeomLoss);
             "problem", one box for each of the B problems; or a number > 0.
+        reach: distance > 0 beyond which mass is left in place rather than transported (unbalanced transport), in the
+            unit of the points; None for balanced transport. With it the weights need not sum to 1.
         precision: of float32 products on tensor cores: "ieee", "tf32x3" (three products, float32 accuracy) or "tf32".
         check_finite: raise an error if a point is not finite. The host then waits for the device. Without it such
             points make the value NaN: of all problems with ``diameter="batch"``, else only of their own.
@@ -223,9 +233,9 @@ def sinkhorn_divergence(
     """
     problem = make_problem(
         "sinkhorn_divergence", x, y, a, b,
-        p=p, blur=blur, scaling=scaling, diameter=diameter, precision=precision, check_finite=check_finite,
+        p=p, blur=blur, scaling=scaling, diameter=diameter, reach=reach, precision=precision, check_finite=check_finite,
     )  # fmt: skip
-    return solve("sinkhorn_divergence", problem, backend, potentials=False)[0]
+    return solve("sinkhorn_divergence", problem, backend)[0]
 
 
 def sinkhorn_potentials(
@@ -238,12 +248,13 @@ def sinkhorn_potentials(
     blur: float = 0.05,
     scaling: float = 0.5,
     diameter: float | str = "batch",
+    reach: float | None = None,
     debias: bool = True,
     precision: str = "tf32x3",
     check_finite: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Dual potentials of the (debiased) transport problem; ``<a, f> + <b, g>`` is its value.
+    """Dual potentials of the (debiased) transport problem; ``<a, f> + <b, g>`` is its value, without ``reach``.
 
     Args:
         x: [B, N, D] points; float32, float64, bfloat16 or float16.
@@ -251,8 +262,8 @@ def sinkhorn_potentials(
         a: [B, N] weights of x, each row summing to 1; uniform if None. No gradient flows to them here, as in GeomLoss.
             A point of weight 0 changes nothing; it still has a potential, see ``docs/sinkhorn.md``.
         b: [B, M] weights of y.
-        p: as for :func:`sinkhorn_divergence`, and so are ``blur``, ``scaling``, ``diameter``, ``precision``,
-            ``check_finite`` and ``backend``.
+        p: as for :func:`sinkhorn_divergence`, and so are ``blur``, ``scaling``, ``diameter``, ``reach``,
+            ``precision``, ``check_finite`` and ``backend``.
         debias: subtract the potentials of x→x and y→y.
 
     Returns:
@@ -274,10 +285,10 @@ def sinkhorn_potentials(
     a, b = (None if w is None else w.detach() for w in (a, b))
     problem = make_problem(
         "sinkhorn_potentials", x, y, a, b,
-        p=p, blur=blur, scaling=scaling, diameter=diameter, debias=debias, precision=precision,
-        check_finite=check_finite,
+        p=p, blur=blur, scaling=scaling, diameter=diameter, reach=reach, debias=debias, potentials=True,
+        precision=precision, check_finite=check_finite,
     )  # fmt: skip
-    return solve("sinkhorn_potentials", problem, backend, potentials=True)[1:]
+    return solve("sinkhorn_potentials", problem, backend)[1:]
 
 
 def bytes_moved(

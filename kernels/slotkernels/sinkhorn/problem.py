@@ -17,17 +17,19 @@ class Problem(NamedTuple):
     p: int
     blur: float
     scaling: float
+    reach: float | None  # None: balanced
     debias: bool
+    potentials: bool  # f and g are the potentials; else, with reach, the terms of the value (``unbalanced.py``)
     keep_x: bool  # also return the transport weights that the gradient of x needs
     keep_y: bool  # and those of y
     precision: str
 
 
 class Solution(NamedTuple):
-    """Values, potentials, and the transport weights from which the backward pass forms gradients.
+    """Values ``<a, f> + <b, g>``, potentials, and the transport weights from which the backward pass forms gradients.
 
-    Row i of ``transport_x`` holds the weights of all points, those of x first, in the gradient of f_i with respect to
-    x_i.
+    With ``reach`` and without ``potentials``, f and g are the terms of the value. Row i of ``transport_x`` holds the
+    weights of all points, those of x first, in the gradient of f_i with respect to x_i.
     """
 
     value: Tensor  # [B]

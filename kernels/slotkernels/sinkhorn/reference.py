@@ -14,6 +14,7 @@ from torch import Tensor
 from .._checks import accumulate_dtype
 from .problem import BackwardArguments, Problem, Solution
 from .schedule import bounding_diameter, epsilon_schedule
+from .unbalanced import damping, difference, slope
 
 # Squared distance below which the cost |x - y| is flat (p = 1), as in GeomLoss.
 NEAREST = 1e-8
@@ -25,25 +26,24 @@ def sinkhorn(problem: Problem) -> Solution:
     """Anneal, take one last full step at ``blur^p``, and combine the potentials of the four problems."""
     n, m, eps = problem.x.shape[1], problem.y.shape[1], problem.blur**problem.p
     costs, last = anneal(problem)
-    final = _softmin(eps, costs, last)  # [4, B, L]
-    f, g = (final[0] - final[2], final[1] - final[3]) if problem.debias else (final[0], final[1])
+    final = _update(eps, costs, last, problem)  # [4, B, L]
+    own = final[2:] if problem.debias else (None, None)
+    f, g = difference(final[0], own[0], problem), difference(final[1], own[1], problem)
     f, g = f[:, :n].clone(), g[:, :m].clone()
     value = _mean(f, problem.a).add_(_mean(g, problem.b))
     if problem.debias:
         value.clamp_min_(0)
     transport_x, transport_y = f.new_empty(0), g.new_empty(0)
     if problem.keep_x:
-        other, own = _transport_weights(costs, last, problem.p, eps, 0, 2 if problem.debias else None, (n, m))
-        transport_x = torch.cat((own, other), 2)
+        transport_x = torch.cat(_transport_weights(costs, last, final, problem, 0, (n, m))[::-1], 2)
     if problem.keep_y:
-        other, own = _transport_weights(costs, last, problem.p, eps, 1, 3 if problem.debias else None, (m, n))
-        transport_y = torch.cat((other, own), 2)
+        transport_y = torch.cat(_transport_weights(costs, last, final, problem, 1, (m, n)), 2)
     return Solution(value, f, g, transport_x, transport_y)
 
 
 def anneal(problem: Problem) -> tuple[Tensor, Tensor]:
     """Costs [L, 4, B, L] of all problems, and log-weights plus potentials over eps [L, 4, B] before the last update."""
-    x, y, a, b, diameter, per_problem, p, blur, scaling, debias, *_ = problem
+    x, y, a, b, diameter, per_problem, p, blur, scaling, _, debias, *_ = problem
     length = max(x.shape[1], y.shape[1])
     logs = _stack_logs(x, y, a, b, length, debias)
     costs = _all_costs(_pad(x, length), _pad(y, length), p, debias)
@@ -51,8 +51,8 @@ def anneal(problem: Problem) -> tuple[Tensor, Tensor]:
     start = bounding_diameter(x, y, per_problem, a, b) if diameter is None else diameter
     for eps, active in epsilon_schedule(start, p, blur, scaling):
         if potentials is None:
-            potentials = _softmin(eps, costs, logs)
-        updates = _softmin(eps, costs, _columns(logs, potentials, eps)).add_(potentials).mul_(0.5)
+            potentials = _update(eps, costs, logs, problem)
+        updates = _update(eps, costs, _columns(logs, potentials, eps), problem).add_(potentials).mul_(0.5)
         potentials = updates if active is None else torch.where(active, updates, potentials)
     assert potentials is not None
     return costs, _columns(logs, potentials, blur**p)
@@ -68,6 +68,15 @@ def _softmin(eps: float | Tensor, costs: Tensor, h: Tensor) -> Tensor:
     highest = logits.amax(0)
     # exp(-80) is negligible next to the largest term, 1, and exp is 10x slower on a CPU where it underflows.
     return logits.sub_(highest).clamp_min_(-80).exp_().sum(0).log_().add_(highest).mul_(-eps)
+
+
+def _update(eps: float | Tensor, costs: Tensor, h: Tensor, problem: Problem) -> Tensor:
+    """The softmin, damped if transport is unbalanced."""
+    softmin = _softmin(eps, costs, h)
+    if problem.reach is None:
+        return softmin
+    factor = damping(eps, problem.p, problem.reach)
+    return softmin.mul_(factor.to(softmin.dtype) if isinstance(factor, Tensor) else factor)
 
 
 def _columns(logs: Tensor, potentials: Tensor, eps: float | Tensor) -> Tensor:
@@ -129,27 +138,32 @@ def _all_costs(x: Tensor, y: Tensor, p: int, debias: bool) -> Tensor:
 
 
 def _transport_weights(
-    costs: Tensor, h: Tensor, p: int, eps: float, cross: int, own: int | None, sizes: tuple[int, int]
+    costs: Tensor, h: Tensor, final: Tensor, problem: Problem, cross: int, sizes: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Weights of the other set's points [B, R, C] and of the own points [B, R, R] in the gradients of R potentials.
 
     A potential is ``-eps log sum_j exp(h_j - C_ij / eps)``; its gradient is ``sum_j P_ij dC_ij/dx_i``, where P is the
     softmax over j and ``dC_ij/dx_i = x_i - y_j`` (p = 2), or that over the distance (p = 1). All else is constant.
+    With ``reach`` each row is scaled by the slope of the damped update or of its term.
     """
     rows, columns = sizes
+    p, eps = problem.p, problem.blur**problem.p
+    scales = slope(final[..., :rows], problem)  # [4, B, R]
 
-    def slopes(problem: int, count: int) -> Tensor:
-        cost = costs[:count, problem, :, :rows]  # [columns, B, rows]
-        softmax = torch.add(h[:count, problem].unsqueeze(-1), cost, alpha=-1 / eps).softmax(0)
+    def slopes(index: int, count: int) -> Tensor:
+        cost = costs[:count, index, :, :rows]  # [columns, B, rows]
+        softmax = torch.add(h[:count, index].unsqueeze(-1), cost, alpha=-1 / eps).softmax(0)
         if p == 1:
             softmax = softmax.div_(cost).masked_fill_(cost < NEAREST**0.5 * (1 + 1e-6), 0.0)
+        if problem.reach is not None:
+            softmax = softmax.mul_(scales[index])
         return softmax.permute(1, 2, 0)
 
     toward = slopes(cross, columns)
-    away = torch.zeros_like(toward[:, :, :1]).expand(-1, -1, rows) if own is None else slopes(own, rows)
+    away = slopes(cross + 2, rows) if problem.debias else torch.zeros_like(toward[:, :, :1]).expand(-1, -1, rows)
     totals = toward.sum(2) - away.sum(2)
-    if p == 2:
-        totals = torch.full_like(totals, 1.0 if own is None else 0.0)  # exactly: every softmax sums to 1
+    if p == 2:  # exactly: every softmax sums to 1
+        totals = scales[cross] - scales[cross + 2] if problem.debias else scales[cross]
     return toward.neg(), away + torch.diag_embed(totals)
 
 

@@ -92,8 +92,9 @@ class SamplesLoss(nn.Module):
         problem = make_problem(
             "SamplesLoss", x, y, rows_a, rows_b,
             p=self.p, blur=self.blur, scaling=self.scaling, diameter=diameter, debias=self.debias,
+            potentials=self.potentials,
         )  # fmt: skip
-        value, f, g = solve("SamplesLoss", problem, backend, self.potentials)
+        value, f, g = solve("SamplesLoss", problem, backend)
         if self.potentials:
             f, g = (t[0] if single else t for t in (f, g))
             return (f if a is None else f.view_as(a)), (g if b is None else g.view_as(b))

@@ -107,7 +107,7 @@ def batch_diameter(x: Tensor, y: Tensor) -> Tensor:
 
 def sinkhorn(problem: Problem) -> Solution:
     """As in ``reference.py``; the products of half-precision points are exact whatever ``precision``."""
-    x, y, a, b, diameter, per_problem, p, blur, scaling, debias, keep_x, keep_y, precision = problem
+    x, y, a, b, diameter, per_problem, p, blur, scaling, reach, debias, potentials, keep_x, keep_y, precision = problem
     (batch, n, dim), m = x.shape, y.shape[1]
     value, f, g = (x.new_empty(shape, dtype=torch.float32) for shape in ((batch,), (batch, n), (batch, m)))
     transport_x = x.new_empty((batch, n, n + m) if keep_x else (0,), dtype=torch.float32)
@@ -124,11 +124,12 @@ def sinkhorn(problem: Problem) -> Solution:
     else:
         kind, box = "batch", batch_diameter(x, y)
     size = tile(n, m, x.element_size(), precision, kind)
+    unbalanced = "none" if reach is None else "potentials" if potentials else "value"
     launch(
         sinkhorn_kernel, (batch,),
         x, y, x if a is None else a, y if b is None else b, box, value, f, g, transport_x, transport_y,
-        *_strides(x, y, a, b), n, m, dim, start, steps, blur, scaling, blur**p,
-        P=p, DEBIAS=debias, KEEP_X=keep_x, KEEP_Y=keep_y, DIAMETER=kind, WEIGHTED=a is not None,
+        *_strides(x, y, a, b), n, m, dim, start, steps, blur, scaling, blur**p, 0.0 if reach is None else reach**p,
+        P=p, REACH=unbalanced, DEBIAS=debias, KEEP_X=keep_x, KEEP_Y=keep_y, DIAMETER=kind, WEIGHTED=a is not None,
         BLOCK_N=size.block_n, BLOCK_M=size.block_m, ROWS=size.rows, COLUMNS=size.columns,
         BLOCK_D=size.block_d, EVEN_D=dim % size.block_d == 0, TOGETHER=size.together,
         PRECISION=precision if x.dtype == torch.float32 else "half", num_warps=size.warps, num_stages=size.stages,

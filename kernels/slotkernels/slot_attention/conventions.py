@@ -55,6 +55,7 @@ LUCIDRAINS = Conventions(qkv_bias=True)  # lucidrains/slot-attention, evelinehon
 SAVI = Conventions(eps_placement="denominator", norm_eps=1e-6)  # google-research/slot-attention-video, SAVi-pytorch
 SLOTFORMER = Conventions(eps=1e-6)  # pairlab/SlotFormer
 VIDEOSAUR = Conventions(gru_state="normalised")  # martius-lab/videosaur, and Slot Contrast
+OCLF = Conventions()  # amazon-science/object-centric-learning-framework (DINOSAUR): one head
 
 
 def check_update(caller: str, update: str, conventions: Conventions, qkv_dim: int, dim: int) -> None:

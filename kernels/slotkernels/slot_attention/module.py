@@ -330,14 +330,14 @@ class SlotAttention(nn.Module):
         """Build the module from published parameters, with the conventions of the code that they were trained with.
 
         Sizes are read from the tensors, and whether there are biases and an MLP; the rest is the style's (sources in
-        ``checkpoints.py``). Nothing is unpickled: load the file with ``safetensors`` or
+        ``layouts.py``). Nothing is unpickled: load the file with ``safetensors`` or
         ``torch.load(..., weights_only=True)`` first.
 
         Args:
             state_dict: name to tensor or array, nested or flat: of the slot attention alone, or of a larger model.
                 Names from PyTorch, TensorFlow checkpoints (``reader.get_tensor``) or Flax parameters.
             style: "locatello" (Locatello et al. 2020, TensorFlow or PyTorch), "lucidrains", "savi" (Flax, SAVi-pytorch
-                or SlotFormer), or "videosaur" (and Slot Contrast).
+                or SlotFormer), "videosaur" (and Slot Contrast), or "oclf" (DINOSAUR).
             prefix: where the slot attention's names begin, such as "processor.corrector."; found if None.
             num_slots: N of :meth:`sample_slots`, which the parameters do not tell: they are shared by all slots.
             implicit: as in the constructor; published code backpropagates through all iterations.
@@ -350,7 +350,8 @@ class SlotAttention(nn.Module):
             warning says where ``mu`` and ``log_sigma`` are not among them: then :meth:`forward` needs ``slots``.
 
         Raises:
-            ValueError: if the style is unknown, a name is missing, ambiguous or not expected, or a shape is wrong.
+            ValueError: if the style is unknown, a name is missing, ambiguous or not expected, a shape is wrong, or a
+                standard deviation of the initial slots is negative.
         """
         options, of_style, tensors = read_published(state_dict, style, prefix)
         if conventions is not None:
