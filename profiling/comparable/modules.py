@@ -15,6 +15,7 @@ from profiling.comparable.peers import Numbers, Peers
 BATCH, M, N, DIN, D, H, ITERATIONS = 2, 23, 5, 7, 12, 20, 3
 VIDEOSAUR, SLOT_CONTRAST = "martius-lab/videosaur", "LiZhYun/exp_slotcontrast"
 SAVI, KERAS = "google-research/slot-attention-video", "google-research/google-research"
+OCLF, EVELINEHONG = "amazon-science/object-centric-learning-framework", "evelinehong/slot-attention-pytorch"
 GRU = {"gru.weight_ih": (3 * D, D), "gru.weight_hh": (3 * D, D), "gru.bias_ih": (3 * D,), "gru.bias_hh": (3 * D,)}
 
 
@@ -38,6 +39,21 @@ LUCIDRAINS_SHAPES = {
     **_norm("norm_input", D),
     **_norm("norm_slots", D),
     **_norm("norm_pre_ff", D),
+}
+EVELINEHONG_SHAPES = {
+    {"slots_logsigma": "slots_sigma"}.get(name, name.replace("mlp.0", "fc1").replace("mlp.2", "fc2")): shape
+    for name, shape in LUCIDRAINS_SHAPES.items()
+}
+OCLF_SHAPES = {
+    **_linear("to_k", D, DIN, bias=False),
+    **_linear("to_v", D, DIN, bias=False),
+    **_linear("to_q", D, D, bias=False),
+    **GRU,
+    **_norm("ff_mlp.module.0", D),
+    **_linear("ff_mlp.module.1", H, D),
+    **_linear("ff_mlp.module.3", D, H),
+    **_norm("norm_input", DIN),
+    **_norm("norm_slots", D),
 }
 VIDEOSAUR_SHAPES = {
     **_linear("to_k", D, DIN, bias=False),
@@ -85,9 +101,10 @@ KERAS_SHAPES = {
 
 
 def parameters(shapes: dict[str, tuple[int, ...]], case: int) -> dict[str, np.ndarray]:
-    """Random parameters under the published names."""
+    """Random parameters under the published names; a deviation is positive."""
     rng = np.random.default_rng(case)
-    return {name: 0.5 * rng.standard_normal(shape) for name, shape in shapes.items()}
+    values = {name: 0.5 * rng.standard_normal(shape) for name, shape in shapes.items()}
+    return {name: np.abs(value) if name == "slots_sigma" else value for name, value in values.items()}
 
 
 def inputs(case: int, width: int = DIN) -> tuple[np.ndarray, np.ndarray]:
@@ -120,8 +137,8 @@ def ours(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # slots are given, so that no prior is needed
             module = SlotAttention.load_published(state, style=style, iterations=ITERATIONS)
-        if style == "lucidrains":
-            slots = state["slots_mu"] + state["slots_logsigma"].exp() * slots
+        if style == "lucidrains":  # as our module draws slots, with its own prior
+            slots = module.mu + module.log_sigma.exp() * slots
         if dtype == torch.float32:
             with torch.no_grad():
                 return module(tokens, slots).slots.double().numpy().ravel()
@@ -148,6 +165,55 @@ def lucidrains(peers: Peers) -> tuple[str, Numbers]:
         return _outputs(slots, tokens, case)
 
     return version, numbers
+
+
+def evelinehong(peers: Peers) -> tuple[str, Numbers]:
+    """The port of evelinehong, whose prior is a mean and a deviation."""
+    noise = SimpleNamespace(value=None)
+
+    class Drawn:
+        """PyTorch, with normal numbers that are given."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+        def normal(self, mean: Tensor, deviation: Tensor) -> Tensor:
+            return mean + deviation * noise.value
+
+    given = {"torch": Drawn(), "nn": nn, "F": nn.functional}
+    published = peers.definitions(EVELINEHONG, "model.py", ("SlotAttention",), **given)["SlotAttention"]
+
+    def numbers(case: int) -> np.ndarray:
+        module = published(N, D, iters=ITERATIONS, hidden_dim=H).double()
+        module.load_state_dict(_state(EVELINEHONG_SHAPES, case, torch.float64))
+        tokens, noise.value = (torch.from_numpy(t) for t in inputs(case, D))
+        tokens.requires_grad_()
+        return _outputs(module(tokens), tokens, case)
+
+    return peers.commit(EVELINEHONG), numbers
+
+
+def oclf(peers: Peers) -> tuple[str, Numbers]:
+    """OCLF's module, which DINOSAUR uses."""
+    from typing import Optional, Union
+
+    types = {"Optional": Optional, "Union": Union, "Callable": Callable, "List": list, "torch": torch, "nn": nn}
+    folder = "ocl/neural_networks"
+    residual = peers.definitions(OCLF, f"{folder}/wrappers.py", ("Residual",), nn=nn)["Residual"]
+    names = ("get_activation_fn", "build_mlp", "build_two_layer_mlp")
+    built = peers.definitions(OCLF, f"{folder}/convenience.py", names, Residual=residual, **types)
+    path = "ocl/perceptual_grouping.py"
+    published = peers.definitions(OCLF, path, ("SlotAttention",), **types)["SlotAttention"]
+
+    def numbers(case: int) -> np.ndarray:
+        mlp = built["build_two_layer_mlp"](D, D, H, initial_layer_norm=True, residual=True)
+        module = published(D, DIN, iters=ITERATIONS, ff_mlp=mlp).double()
+        module.load_state_dict(_state(OCLF_SHAPES, case, torch.float64))
+        tokens, slots = (torch.from_numpy(t) for t in inputs(case))
+        tokens.requires_grad_()
+        return _outputs(module(tokens, slots)[0], tokens, case)
+
+    return peers.commit(OCLF), numbers
 
 
 def _activation(_: Any) -> nn.Module:

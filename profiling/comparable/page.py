@@ -9,6 +9,8 @@ from profiling.comparable.peers import Comparison
 from profiling.comparable.rows import COMPARISONS
 
 PAGE, FILE = "docs/comparable.md", "comparable-cpu.json"
+GEOMLOSS = "geomloss-options-cpu.json"  # of profiling.geomloss_options
+GEOMLOSS_BOUNDS = {"float64": 1e-9, "float32": 1e-3}
 BLOCK = re.compile(r"(<!-- table -->\n).*?(<!-- end -->)", re.DOTALL)
 HEAD = ["| peer | compared | numbers | largest difference | who is right | row |", "|---|---|---|---|---|---|"]
 
@@ -22,6 +24,8 @@ def with_tables(text: str, folder: Path) -> str:
     path = folder / FILE
     rows = {row["name"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
     lines = HEAD + [line(comparison, rows.get(comparison.name)) for comparison in COMPARISONS]
+    if (folder / GEOMLOSS).exists():
+        lines += geomloss_options(json.loads((folder / GEOMLOSS).read_text()))
     if not BLOCK.search(text):
         raise ValueError(f"{PAGE} lacks the markers <!-- table --> and <!-- end -->")
     return BLOCK.sub(lambda match: f"{match[1]}\n" + "\n".join(lines) + f"\n\n{match[2]}", text)
@@ -32,19 +36,36 @@ def line(comparison: Comparison, row: dict[str, Any] | None) -> str:
     if row is None:
         cells = [comparison.peer, comparison.compared, "–", "not run", "not known", f"`{comparison.name}`"]
         return f"| {' | '.join(cells)} |"
-    found = row["largest_difference"]
-    size = "0" if found == 0 else f"{found:.0e}".replace("e-0", "e-") if found < 0.01 else f"{found:.2f}"
+    found, bound = row["largest_difference"], comparison.bound
     peer = f"{comparison.peer} ({row['version']})"
     numbers = f"{row['numbers']:,} in {row['cases']} cases"
-    cells = [peer, comparison.compared, numbers, size, verdict(comparison, found), f"`{comparison.name}`"]
-    return f"| {' | '.join(cells)} |"
+    right = comparison.remark if bound is None else verdict(found, bound, comparison.remark)
+    return f"| {' | '.join([peer, comparison.compared, numbers, size(found), right, f'`{comparison.name}`'])} |"
 
 
-def verdict(comparison: Comparison, found: float) -> str:
+def geomloss_options(results: dict[str, Any]) -> list[str]:
+    """Rows of the options of GeomLoss's module, a row for each family and dtype."""
+    rows = []
+    for group, differences in results["largest"].items():
+        kinds = {kind: entry["difference"] for kind, entry in differences.items() if kind != "combinations"}
+        family, dtype = group.split(", ")
+        compared = f"{family}: " + ", ".join(f"{kind} {size(found)}" for kind, found in kinds.items())
+        found = max(kinds.values())
+        right = verdict(found, GEOMLOSS_BOUNDS.get(dtype, GEOMLOSS_BOUNDS["float32"]), "")
+        peer = f"GeomLoss, all options of SamplesLoss, {dtype} (geomloss {results['geomloss']})"
+        numbers = f"{differences['combinations']:,} combinations"
+        rows.append(f"| {' | '.join([peer, compared, numbers, size(found), right, '`profiling.geomloss_options`'])} |")
+    return rows
+
+
+def size(found: float) -> str:
+    """A difference with one digit."""
+    return "0" if found == 0 else f"{found:.0e}".replace("e-0", "e-") if found < 0.01 else f"{found:.2f}"
+
+
+def verdict(found: float, bound: float, remark: str) -> str:
     """Who is right: both where rounding explains the difference."""
-    if comparison.bound is None:
-        return comparison.remark
-    if found <= comparison.bound:
+    if found <= bound:
         equal = "both, equal" if found == 0 else "both, equal up to rounding"
-        return f"{equal}. {comparison.remark}" if comparison.remark else equal
-    return f"**not equal** (more than {comparison.bound:g}). {comparison.remark}".rstrip()
+        return f"{equal}. {remark}" if remark else equal
+    return f"**not equal** (more than {bound:g}). {remark}".rstrip()

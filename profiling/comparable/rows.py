@@ -158,6 +158,26 @@ COMPARISONS = (
         for name, place in GROUPERS.items()
     ),
     Comparison(
+        "oclf-module",
+        "OCLF (DINOSAUR), SlotAttention",
+        "slots after three iterations and the gradient of the tokens, float64",
+        "One head; our module has no heads.",
+        8,
+        ROUNDING,
+        modules.ours("oclf", modules.OCLF_SHAPES),
+        modules.oclf,
+    ),
+    Comparison(
+        "evelinehong",
+        "evelinehong, SlotAttention (`slots_sigma`)",
+        "slots after three iterations, drawn with the loaded prior, and the gradient of the tokens, float64",
+        "",
+        8,
+        ROUNDING,
+        modules.ours("lucidrains", modules.EVELINEHONG_SHAPES, modules.D),
+        modules.evelinehong,
+    ),
+    Comparison(
         "savi-module",
         "SAVi, SlotAttention in Flax",
         "slots after three iterations, float32",
@@ -187,6 +207,17 @@ COMPARISONS = (
         1e-10,
         transport.geomloss_ours,
         transport.geomloss,
+    ),
+    Comparison(
+        "geomloss-reach",
+        "GeomLoss, SamplesLoss with reach",
+        "values and gradients of the unbalanced divergence, sets of different mass: `sinkhorn_divergence`, float64",
+        "Both gradients lack a factor, (ρ + ε) / (ρ + ε/2) at convergence, because autograd never calls GeomLoss's own "
+        "correction.",
+        len(transport.UNBALANCED),
+        1e-10,
+        transport.reach_ours,
+        transport.geomloss_reach,
     ),
     Comparison(
         "pot",

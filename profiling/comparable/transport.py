@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from slotkernels import SamplesLoss, cluster_slots, match_slots, sinkhorn_plan
+from slotkernels import SamplesLoss, cluster_slots, match_slots, sinkhorn_divergence, sinkhorn_plan
 
 from profiling.comparable.peers import Numbers, Peers
 
 OPTIONS = list(itertools.product((1, 2), (0.05, 0.3), (0.5, 0.9), (True, False), (None, 2.0), (True, False)))
 """p, blur, scaling, debias, diameter, weights given."""
+UNBALANCED = list(itertools.product((1, 2), (0.05, 0.3), (0.5, 0.9), (0.3, 2.0), (True, False)))
+"""p, blur, scaling, reach, weights given."""
 LINKAGES = ("average", "complete", "single")
 
 
@@ -47,6 +49,32 @@ def geomloss(peers: Peers) -> tuple[str, Numbers]:
         return package.SamplesLoss(*arguments, backend="tensorized", **options)
 
     return version, lambda case: _divergence(tensorized, case)
+
+
+def _unbalanced(compute: Any, case: int) -> np.ndarray:
+    """Values and gradients; sets of different mass where weights are given."""
+    x, y, a, b = _clouds(case)
+    p, blur, scaling, reach, weighted = UNBALANCED[case]
+    weights = (2.5 * a, b) if weighted else ()
+    values = compute(x, y, weights, p=p, blur=blur, scaling=scaling, reach=reach)
+    gradients = torch.autograd.grad(values.sum(), (x, y, a, b) if weighted else (x, y))
+    return torch.cat([t.detach().flatten() for t in (values, *gradients)]).numpy()
+
+
+def reach_ours(case: int) -> np.ndarray:
+    """The unbalanced Sinkhorn divergence."""
+    return _unbalanced(lambda x, y, weights, **options: sinkhorn_divergence(x, y, *weights, **options), case)
+
+
+def geomloss_reach(peers: Peers) -> tuple[str, Numbers]:
+    """GeomLoss's with ``reach``, dense."""
+    package, version = peers.package("geomloss", "geomloss")
+
+    def compute(x: torch.Tensor, y: torch.Tensor, weights: tuple[torch.Tensor, ...], **options: Any) -> Any:
+        loss = package.SamplesLoss("sinkhorn", backend="tensorized", **options)
+        return loss(weights[0], x, weights[1], y) if weights else loss(x, y)
+
+    return version, lambda case: _unbalanced(compute, case)
 
 
 def _problem(case: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:

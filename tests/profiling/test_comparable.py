@@ -8,7 +8,7 @@ import pytest
 
 from profiling.common.paths import RESULTS, ROOT
 from profiling.comparable.__main__ import compare
-from profiling.comparable.page import FILE, PAGE, line, with_tables
+from profiling.comparable.page import FILE, PAGE, geomloss_options, line, with_tables
 from profiling.comparable.peers import Comparison, MissingPeerError, Peers, difference
 from profiling.comparable.rows import COMPARISONS
 
@@ -77,3 +77,14 @@ def test_a_definition_of_a_clone_runs_without_the_imports_of_its_file(tmp_path):
     with pytest.raises(MissingPeerError, match="pip install no-such"):
         peers.package("no_such_module", "no-such")
     assert "missing" not in sys.modules
+
+
+def test_rows_of_geomloss_options_name_the_largest_difference_of_each_kind():
+    kinds = {"value": {"difference": 1e-15}, "gradient of points": {"difference": 2e-13}}
+    results = {"geomloss": "0.3.1", "largest": {"sinkhorn, float64": {"combinations": 96, **kinds}}}
+    assert geomloss_options(results) == [
+        "| GeomLoss, all options of SamplesLoss, float64 (geomloss 0.3.1) | sinkhorn: value 1e-15, gradient of points "
+        "2e-13 | 96 combinations | 2e-13 | both, equal up to rounding | `profiling.geomloss_options` |"
+    ]
+    kinds["value"]["difference"] = 1e-6
+    assert "**not equal** (more than 1e-09)" in geomloss_options(results)[0]
