@@ -10,6 +10,8 @@ from profiling.comparable.rows import COMPARISONS
 
 PAGE, FILE = "docs/comparable.md", "comparable-cpu.json"
 GEOMLOSS = "geomloss-options-cpu.json"  # of profiling.geomloss_options
+DROP_IN = "dropin-cpu.json"  # of profiling.dropin
+DROP_IN_BOUND = 1e-5  # float32, after several steps of training
 GEOMLOSS_BOUNDS = {"float64": 1e-9, "float32": 1e-3}
 BLOCK = re.compile(r"(<!-- table -->\n).*?(<!-- end -->)", re.DOTALL)
 HEAD = ["| peer | compared | numbers | largest difference | who is right | row |", "|---|---|---|---|---|---|"]
@@ -26,6 +28,8 @@ def with_tables(text: str, folder: Path) -> str:
     lines = HEAD + [line(comparison, rows.get(comparison.name)) for comparison in COMPARISONS]
     if (folder / GEOMLOSS).exists():
         lines += geomloss_options(json.loads((folder / GEOMLOSS).read_text()))
+    if (folder / DROP_IN).exists():
+        lines += drop_in(json.loads((folder / DROP_IN).read_text()))
     if not BLOCK.search(text):
         raise ValueError(f"{PAGE} lacks the markers <!-- table --> and <!-- end -->")
     return BLOCK.sub(lambda match: f"{match[1]}\n" + "\n".join(lines) + f"\n\n{match[2]}", text)
@@ -55,6 +59,20 @@ def geomloss_options(results: dict[str, Any]) -> list[str]:
         peer = f"GeomLoss, all options of SamplesLoss, {dtype} (geomloss {results['geomloss']})"
         numbers = f"{differences['combinations']:,} combinations"
         rows.append(f"| {' | '.join([peer, compared, numbers, size(found), right, '`profiling.geomloss_options`'])} |")
+    return rows
+
+
+def drop_in(results: dict[str, Any]) -> list[str]:
+    """Rows of the example programs before and after the change of import, with the ratio of their times."""
+    rows = []
+    for name, pair in results["pairs"].items():
+        ratio = pair["ratio"]
+        time = f"{ratio['median']:.2f}× [{ratio['lower quartile']:.2f}, {ratio['upper quartile']:.2f}]"
+        compared = f"losses of training before and after the change of import; time of a step before / after: {time}"
+        found = pair["largest relative difference"]
+        cells = [f"`examples/dropin/{name}`", compared, f"{len(pair['losses'])} steps", size(found)]
+        cells += [verdict(found, DROP_IN_BOUND, ""), "`profiling.dropin`"]
+        rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from profiling.common.paths import RESULTS, ROOT
 from profiling.comparable.__main__ import compare
-from profiling.comparable.page import FILE, PAGE, geomloss_options, line, with_tables
+from profiling.comparable.page import FILE, PAGE, drop_in, geomloss_options, line, with_tables
 from profiling.comparable.peers import Comparison, MissingPeerError, Peers, difference
 from profiling.comparable.rows import COMPARISONS
 
@@ -88,3 +88,12 @@ def test_rows_of_geomloss_options_name_the_largest_difference_of_each_kind():
     ]
     kinds["value"]["difference"] = 1e-6
     assert "**not equal** (more than 1e-09)" in geomloss_options(results)[0]
+
+
+def test_rows_of_drop_in_pairs_show_difference_and_time():
+    ratio = {"lower quartile": 1.182, "median": 1.2897, "upper quartile": 1.336}
+    pair = {"losses": [[1.0, 1.0]] * 5, "largest relative difference": 7.8e-08, "ratio": ratio}
+    assert drop_in({"pairs": {"lucidrains": pair}}) == [
+        "| `examples/dropin/lucidrains` | losses of training before and after the change of import; time of a step "
+        "before / after: 1.29× [1.18, 1.34] | 5 steps | 8e-8 | both, equal up to rounding | `profiling.dropin` |"
+    ]
