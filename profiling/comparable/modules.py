@@ -15,6 +15,7 @@ from profiling.comparable.peers import Numbers, Peers
 BATCH, M, N, DIN, D, H, ITERATIONS = 2, 23, 5, 7, 12, 20, 3
 VIDEOSAUR, SLOT_CONTRAST = "martius-lab/videosaur", "LiZhYun/exp_slotcontrast"
 SAVI, KERAS = "google-research/slot-attention-video", "google-research/google-research"
+SLOTFORMER = "pairlab/SlotFormer"
 OCLF, EVELINEHONG = "amazon-science/object-centric-learning-framework", "evelinehong/slot-attention-pytorch"
 GRU = {"gru.weight_ih": (3 * D, D), "gru.weight_hh": (3 * D, D), "gru.bias_ih": (3 * D,), "gru.bias_hh": (3 * D,)}
 
@@ -43,6 +44,17 @@ LUCIDRAINS_SHAPES = {
 EVELINEHONG_SHAPES = {
     {"slots_logsigma": "slots_sigma"}.get(name, name.replace("mlp.0", "fc1").replace("mlp.2", "fc2")): shape
     for name, shape in LUCIDRAINS_SHAPES.items()
+}
+SLOTFORMER_SHAPES = {
+    **_linear("project_k", D, DIN, bias=False),
+    **_linear("project_v", D, DIN, bias=False),
+    **_norm("project_q.0", D),
+    **_linear("project_q.1", D, D, bias=False),
+    **GRU,
+    **_norm("mlp.0", D),
+    **_linear("mlp.1", H, D),
+    **_linear("mlp.3", D, H),
+    **_norm("norm_inputs", DIN),
 }
 OCLF_SHAPES = {
     **_linear("to_k", D, DIN, bias=False),
@@ -191,6 +203,22 @@ def evelinehong(peers: Peers) -> tuple[str, Numbers]:
         return _outputs(module(tokens), tokens, case)
 
     return peers.commit(EVELINEHONG), numbers
+
+
+def slotformer(peers: Peers) -> tuple[str, Numbers]:
+    """SlotFormer's module, which its SAVi uses."""
+    given = {"torch": torch, "nn": nn, "F": nn.functional}
+    path = "slotformer/base_slots/models/savi.py"
+    published = peers.definitions(SLOTFORMER, path, ("SlotAttention",), **given)["SlotAttention"]
+
+    def numbers(case: int) -> np.ndarray:
+        module = published(DIN, ITERATIONS, N, D, H).double()
+        module.load_state_dict(_state(SLOTFORMER_SHAPES, case, torch.float64))
+        tokens, slots = (torch.from_numpy(t) for t in inputs(case))
+        tokens.requires_grad_()
+        return _outputs(module(tokens, slots), tokens, case)
+
+    return peers.commit(SLOTFORMER), numbers
 
 
 def oclf(peers: Peers) -> tuple[str, Numbers]:

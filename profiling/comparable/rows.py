@@ -178,6 +178,16 @@ COMPARISONS = (
         modules.evelinehong,
     ),
     Comparison(
+        "slotformer",
+        "SlotFormer, SlotAttention of its SAVi",
+        "slots after three iterations and the gradient of the tokens, float64",
+        "",
+        8,
+        ROUNDING,
+        modules.ours("savi", modules.SLOTFORMER_SHAPES),
+        modules.slotformer,
+    ),
+    Comparison(
         "savi-module",
         "SAVi, SlotAttention in Flax",
         "slots after three iterations, float32",
