@@ -1,6 +1,8 @@
 """segments.json as results of YouTube-VIS: numbers of videos, and what its API checks when it loads results."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -85,6 +87,12 @@ def test_command_and_function_take_a_number(tmp_path, tiny_run):
     for out, number in (("a", 12), ("b", 0)):
         assert {entry["video_id"] for entry in json.loads((tmp_path / out / "segments.json").read_text())} == {number}
         assert json.loads((tmp_path / out / "videos.json").read_text())["videos"][0]["id"] == number
+
+
+def test_live_stream_takes_no_number(tmp_path, tiny_run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(closed=False, isatty=lambda: False))
+    with pytest.raises(ValueError, match="a live stream has the number 1: leave it out"):
+        segment.main(["-", "--run", str(tiny_run), "--out", str(tmp_path / "out"), "--video-id", "3"])
 
 
 def test_numbers_are_those_of_the_index(release):
