@@ -47,7 +47,8 @@ class SegmentOptions:
     """Segment one video, at its own resolution and frame rate.
 
     Writes below OUT: Annotations/NAME/00000.png … (the pixel's value is its segment, counted from 1), overlay.mp4,
-    segments.json (YouTube-VIS RLE), slots.safetensors and preview.png. Files of an earlier call are replaced.
+    segments.json (YouTube-VIS RLE) with videos.json (the name behind its video_id), slots.safetensors and preview.png.
+    Files of an earlier call are replaced.
     A live stream (-) is labelled while it comes; it has stream.json instead of slots.safetensors.
 
     Examples:
@@ -77,6 +78,9 @@ class SegmentOptions:
     """Opacity of the overlay's tint, 0 to 1; 0 draws contours only."""
     seed: int = 0
     """Seed of the slot prior."""
+    video_id: int | None = option(None, at_least=0)
+    """Number of the video in segments.json. Default: for a folder of YouTube-VIS, the number in its index (train.json);
+    else 1."""
     window: int | None = option(None, at_least=1)
     """Live stream: frames that are segmented together, and by which labels are late. Default: as many as the video
     stage was trained with."""
@@ -94,6 +98,7 @@ def segment_video(
     edges: Edges = "guided",
     alpha: float = 0.5,
     seed: int = 0,
+    video_id: int | None = None,
     **settings: Any,
 ) -> SegmentedVideo:
     """Segment a video file or folder of frames.
@@ -110,6 +115,7 @@ def segment_video(
         edges: of the segments: "guided" by the frames, or "none", those of the upsampled soft masks.
         alpha: opacity of the overlay's tint, 0..1.
         seed: of the slot prior.
+        video_id: number of the video in segments.json, as for :meth:`SegmentedVideo.write`.
         settings: of the method, such as ``stage="image"``; ``python -m interpreter.segment --help`` lists them.
 
     Raises:
@@ -131,7 +137,7 @@ def segment_video(
     require_square(crop, segmenter.frame_size)
     if out is None:
         return _segment(video, segmenter, seed, edges)
-    return _segment_and_write(video, segmenter, seed, edges, Path(out), alpha)[0]
+    return _segment_and_write(video, segmenter, seed, edges, Path(out), alpha, video_id)[0]
 
 
 def _open(path: str | Path, crop: Cut) -> Video:
@@ -147,14 +153,14 @@ def _segment(video: Video, segmenter: Segmenter, seed: int, edges: Edges) -> Seg
 
 
 def _segment_and_write(
-    video: Video, segmenter: Segmenter, seed: int, edges: Edges, out: Path, alpha: float
+    video: Video, segmenter: Segmenter, seed: int, edges: Edges, out: Path, alpha: float, video_id: int | None
 ) -> tuple[SegmentedVideo, np.ndarray]:
     """The segmented video, and the share of its pixels in each segment."""
     check_count(segmenter.num_segments)
     _ = video.num_frames  # counting is cheap compared with encoding, and finds damage at the end of a file first
     make_output_folder(out)
     result = _segment(video, segmenter, seed, edges)
-    return result, result.write(out, alpha)
+    return result, result.write(out, alpha, video_id)
 
 
 def print_report(result: SegmentedVideo, shares: np.ndarray, out: Path) -> None:
@@ -225,7 +231,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_output(options.out, video, options.alpha)
     segmenter = open_segmenter(chosen.method, options.run, options.settings, options.frame_size, stored=chosen.stored)
     require_square(options.crop, segmenter.frame_size)
-    result, shares = _segment_and_write(video, segmenter, options.seed, options.edges, options.out, options.alpha)
+    result, shares = _segment_and_write(
+        video, segmenter, options.seed, options.edges, options.out, options.alpha, options.video_id
+    )
     print_report(result, shares, options.out)
     return 0
 
@@ -235,6 +243,8 @@ def _segment_standard_input(chosen: Chosen, options: SegmentOptions) -> int:
         raise ValueError(f"standard input is no stream but a terminal: pipe a video into it, {TO_SEGMENT_LIVE}")
     if options.run is None:
         raise ValueError("a live stream needs --run DIR, a trained run of the method interpreter")
+    if options.video_id is not None:
+        raise ValueError("--video-id is an option of files and folders; a live stream has the number 1: leave it out")
     check_stream_output(options.out, options.alpha)
     how = StreamOptions(options.window, options.crop, options.edges, options.alpha, options.seed)
     segmenter = open_segmenter(chosen.method, options.run, options.settings, options.frame_size, stored=chosen.stored)

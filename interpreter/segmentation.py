@@ -19,7 +19,9 @@ from torch import Tensor
 
 from interpreter.console import progress_bar
 from interpreter.data import Video
+from interpreter.data.datasets.ytvis import published_number
 from interpreter.data.images import resize
+from interpreter.data.video.squares import uncut
 from interpreter.files import write_text, written_whole
 from interpreter.metrics.label_maps import resize_labels
 from interpreter.output_folder import written_together
@@ -32,7 +34,7 @@ upsampled bilinearly."""
 LABELS_AT_ONCE = 8  # frames whose label maps are made together
 PREVIEW_FRAMES, PREVIEW_WIDTH = 6, 270
 MAX_SEGMENTS = 254  # ids 1..254: DAVIS reads 0 as background and 255 as void
-FILES = ("slots.safetensors", "overlay.mp4", "segments.json", "preview.png")
+FILES = ("slots.safetensors", "overlay.mp4", "segments.json", "videos.json", "preview.png")
 HIERARCHY = "hierarchy.json"  # of methods with several levels alone
 
 
@@ -188,7 +190,7 @@ class SegmentedVideo:
         """
         return (labels for labels, _ in self.label_maps(size))
 
-    def write(self, out: str | Path, alpha: float = 0.5) -> np.ndarray:
+    def write(self, out: str | Path, alpha: float = 0.5, video_id: int | None = None) -> np.ndarray:
         """Write label maps, overlay, RLE, slots and preview (docs/segment.md); decodes the video once more.
 
         An error or Ctrl-C before all files are complete leaves ``out`` as it was before. Several processes may write
@@ -197,6 +199,8 @@ class SegmentedVideo:
         Args:
             out: directory to write to; files of an earlier call are replaced.
             alpha: opacity of the overlay's tint, 0..1.
+            video_id: number of the video in segments.json. Default: the one that YouTube-VIS gives it
+                (:func:`interpreter.data.datasets.ytvis.published_number`), else 1.
 
         Returns:
             [segments] share of the video's pixels in each segment; they sum to 1.
@@ -218,7 +222,9 @@ class SegmentedVideo:
             _write_slots(folder / "slots.safetensors", self)
             if hierarchy:
                 write_text(folder / HIERARCHY, json.dumps({"format": 1, "levels": hierarchy}) + "\n")
-            return _write_pictures(folder, self, alpha, lambda: progress.advance(bar))
+            if video_id is None:
+                video_id = published_number(uncut(self.video).path) or 1
+            return _write_pictures(folder, self, alpha, video_id, lambda: progress.advance(bar))
 
 
 def check_output(out: Path, video: Video, alpha: float) -> None:
@@ -271,10 +277,12 @@ def _write_slots(path: Path, segmented: SegmentedVideo) -> None:
         )
 
 
-def _write_pictures(folder: Path, segmented: SegmentedVideo, alpha: float, advance: Callable[[], None]) -> np.ndarray:
+def _write_pictures(
+    folder: Path, segmented: SegmentedVideo, alpha: float, video_id: int, advance: Callable[[], None]
+) -> np.ndarray:
     """Write every file that shows label maps; returns the share [segments] of the pixels in each segment."""
     # Imported here because they load PyAV and pycocotools, which training on stored features does not need.
-    from interpreter.render.rle import RleWriter
+    from interpreter.render.rle import ListedVideo, RleWriter, write_videos
     from interpreter.render.video import VideoWriter
 
     video, count = segmented.video, len(segmented.segmentation)
@@ -290,11 +298,12 @@ def _write_pictures(folder: Path, segmented: SegmentedVideo, alpha: float, advan
         ):
             write_palette_png(labels + 1, folder / "Annotations" / video.name / f"{number:05d}.png")
             painted.write(overlay(frame, labels, alpha, outlines=finer))
-            codes.write(video.name, labels)
+            codes.write(video_id, labels)
             pixels += areas
             if number in chosen:
                 shown.append(show(frame, labels, video.pixel_aspect))
             advance()
+    write_videos(folder / "videos.json", [ListedVideo(video_id, video.name, video.height, video.width, count)])
     write_preview(folder / "preview.png", shown)
     return pixels / pixels.sum()
 

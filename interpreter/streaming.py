@@ -42,7 +42,8 @@ from interpreter.segmentation import (
 Cut = Literal["none", "central"]
 
 NAME = "stream"
-STREAM_FILES = ("stream.json", "overlay.mp4", "segments.json", "preview.png")
+VIDEO_ID = 1  # of the stream, in segments.json
+STREAM_FILES = ("stream.json", "overlay.mp4", "segments.json", "videos.json", "preview.png")
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,7 @@ class _Files:
     def _open(self) -> Iterator[tuple[Any, Any]]:
         """Replace an earlier stream; at the end complete all files but the label maps."""
         # Imported here because they load PyAV and pycocotools.
-        from interpreter.render.rle import RleSpool
+        from interpreter.render.rle import ListedVideo, RleSpool, write_videos
         from interpreter.render.video import VideoWriter
 
         result, live = self.result, self.live
@@ -299,9 +300,10 @@ class _Files:
                 self._describe(result.out / "stream.json", None)
                 with (
                     VideoWriter(folder / "overlay.mp4", live.fps, result.size, live.pixel_aspect) as painted,
-                    RleSpool(folder / "segments.json", NAME, folder / "codes") as codes,
+                    RleSpool(folder / "segments.json", VIDEO_ID, folder / "codes") as codes,
                 ):
                     yield painted, codes
+                write_videos(folder / "videos.json", [ListedVideo(VIDEO_ID, NAME, *result.size, result.frames)])
                 self._preview.write(folder / "preview.png")
                 self._describe(folder / "stream.json", result.frames)
                 move_together(folder, result.out, STREAM_FILES)

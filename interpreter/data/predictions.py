@@ -83,14 +83,15 @@ def open_predictions(path: str | Path, video_ids: Mapping[str, int | str] | None
     - ``youtube-vis``: a results file, a list of ``{"video_id", "category_id", "score", "segmentations"}`` with an RLE
       or null for each frame. The entries of a video become segments 1, 2 … in the order of the file, whatever their
       category. Where entries overlap, that of the higher score has the pixel, of equal scores the earlier one. Pixels
-      in no entry are 0, which is background: no segment, hence no candidate for any object.
+      in no entry are 0, which is background: no segment, hence no candidate for any object. If ``videos.json`` beside
+      the file lists a ``video_id`` with a name, as those of ``interpreter.segment`` do, it is the video of that name.
     - ``npz``: DIR/VIDEO.npz with one array ``masks`` or ``labels``, or one file FILE.npz with an array for each video
       under its name; integers [T, H, W]. Every id is a segment, 0 included.
 
     Args:
         path: folder or file.
-        video_ids: name of each video of the data set -> its ``video_id`` in a YouTube-VIS file. By default the id is
-            the name.
+        video_ids: name of each video of the data set -> its ``video_id`` in a YouTube-VIS file that has no
+            ``videos.json``. By default the id is the name.
 
     Raises:
         FileNotFoundError: if there is nothing at ``path``, or no file of any of the formats.
@@ -175,9 +176,16 @@ class _YouTubeVis(Predictions):
             if not isinstance(entry, dict) or type(entry.get("video_id")) not in (int, str):
                 raise PredictionError(f"{path}: entry {number} is not an object with a video_id (number or string)")
             self._entries[str(entry["video_id"])].append((number, entry))
-        by_name = {key: key for key in self._entries} if video_ids is None else video_ids
-        self._ids = {normal(name): str(key) for name, key in by_name.items() if str(key) in self._entries}
+        self._ids = self._by_name(video_ids)
         self.names = sorted(self._ids, key=natural_key)
+
+    def _by_name(self, video_ids: Mapping[str, int | str] | None) -> dict[str, str]:
+        """The id of each video in the file, by the video's name."""
+        listed = _listed_names(self.path.with_name("videos.json"))
+        by_name = {key: key for key in self._entries} if video_ids is None else video_ids
+        ids = {name: str(key) for name, key in by_name.items() if str(key) not in listed}
+        ids |= {name: key for key, name in listed.items() if video_ids is None or name in video_ids}
+        return {normal(name): key for name, key in ids.items() if key in self._entries}
 
     def _read(self, name: str, num_frames: int, size: tuple[int, int]) -> np.ndarray:
         entries = self._entries[self._ids[name]]
@@ -204,6 +212,29 @@ class _YouTubeVis(Predictions):
         if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
             raise PredictionError(f"{self.path}: entry {number} has score {score!r}, which is no finite number")
         return score
+
+
+def _listed_names(path: Path) -> dict[str, str]:
+    """The name of each video that a ``videos.json`` lists, by its number; empty if there is no such file.
+
+    Raises:
+        PredictionError: if the file is damaged, or gives a number to two videos.
+    """
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise PredictionError(f"{path}: not a JSON file that can be read ({error})") from error
+    videos = content.get("videos") if isinstance(content, dict) else None
+    names: dict[str, str] = {}
+    for video in videos if isinstance(videos, list) else ():
+        number, name = (video.get("id"), video.get("name")) if isinstance(video, dict) else (None, None)
+        if type(number) is not int or not isinstance(name, str):
+            continue
+        if names.setdefault(str(number), name) != name:
+            raise PredictionError(f"{path}: video {number} is both {names[str(number)]!r} and {name!r}")
+    return names
 
 
 class _NpzFolder(Predictions):

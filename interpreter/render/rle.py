@@ -3,16 +3,37 @@
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import numpy as np
 from pycocotools import mask as coco
 
-from interpreter.files import written_whole
+from interpreter.files import write_text, written_whole
 
 Entry = dict[str, object]
+CATEGORY = 1  # the format requires one; every ground truth of YouTube-VIS has a category 1
+
+
+class ListedVideo(NamedTuple):
+    """What :func:`write_videos` writes of a video."""
+
+    id: int
+    name: str
+    height: int
+    width: int
+    length: int  # frames
+
+
+def write_videos(path: str | Path, videos: Iterable[ListedVideo]) -> None:
+    """Write the numbers and names of videos, in the form of YouTube-VIS's ground truth without annotations.
+
+    So the YouTube-VIS API opens the file, and loads results for it, where the data set has no ground truth of its own.
+    """
+    categories = [{"id": CATEGORY, "name": "segment"}]
+    content = {"videos": [video._asdict() for video in videos], "categories": categories, "annotations": []}
+    write_text(Path(path), json.dumps(content) + "\n")
 
 
 class RleWriter:
@@ -24,7 +45,8 @@ class RleWriter:
     Each id that occurs is an object, also that of a slot that covers the background. Its entry is ``{"video_id",
     "category_id": 1, "score": 1.0, "segmentations": [...]}`` with a compressed COCO RLE ``{"size": [H, W], "counts":
     str}`` for each frame, None for the frames without it. The format requires a category and a score; without labels
-    there are neither, so all are the same. Entries of a video are in ascending order of the ids.
+    there are neither, so all are the same. Entries of a video are in ascending order of the ids. The YouTube-VIS API
+    accepts the file for a ground truth that has the video's number.
 
     Args:
         path: of the JSON file; missing folders are made.
@@ -35,7 +57,7 @@ class RleWriter:
         self._videos: dict[int | str, _Video] = {}
 
     def write(self, video_id: int | str, labels: np.ndarray) -> None:
-        """Append a frame to a video: integer [H, W] ids, the same in all of its frames.
+        """Append a frame to the video of a number (or name): integer [H, W] ids, the same in all of its frames.
 
         Raises:
             ValueError: if the frame is not [H, W] integers, or of another size than the video's frames before it.
@@ -99,7 +121,7 @@ class RleSpool:
 
     def _entry(self, label: int) -> Iterator[str]:
         """The text of an object's entry, in pieces."""
-        entry = json.dumps({"video_id": self.video_id, "category_id": 1, "score": 1.0, "segmentations": []})
+        entry = json.dumps({"video_id": self.video_id, "category_id": CATEGORY, "score": 1.0, "segmentations": []})
         yield entry.removesuffix("]}")
         frame, separator = 0, ""
         self._files[label].seek(0)
@@ -146,4 +168,4 @@ class _Video:
                 {"size": list(self.size or ()), "counts": codes[frame].decode("ascii")} if frame in codes else None
                 for frame in range(self.length)
             ]
-            yield {"video_id": video_id, "category_id": 1, "score": 1.0, "segmentations": segmentations}
+            yield {"video_id": video_id, "category_id": CATEGORY, "score": 1.0, "segmentations": segmentations}

@@ -24,7 +24,7 @@ from interpreter.segmentation import Segmentation, SegmentedVideo, check_output
 from .clips import SOURCES, make_clip, read_annotations
 from .videos import encode
 
-OUTPUTS = ["Annotations", "overlay.mp4", "preview.png", "segments.json", "slots.safetensors"]
+OUTPUTS = ["Annotations", "overlay.mp4", "preview.png", "segments.json", "slots.safetensors", "videos.json"]
 
 
 def invented(video, segments=5, seed=0, image_only=False, edges="guided"):
@@ -63,7 +63,7 @@ def test_written_files_agree_with_the_label_maps(tmp_path, source, image_only, e
     entries = json.loads((out / "segments.json").read_text())
     assert len(entries) == (counts > 0).sum()
     for index, entry in zip(np.flatnonzero(counts), entries, strict=True):
-        assert entry["video_id"] == video.name
+        assert entry["video_id"] == 1
         for mask, code in zip(labels == index, entry["segmentations"], strict=True):
             decoded = np.zeros(size, bool) if code is None else coco.decode(code).astype(bool)
             np.testing.assert_array_equal(decoded, mask)

@@ -65,6 +65,9 @@ def require_files(out, count, size):
         np.testing.assert_array_equal(masks, labels == value)
         covered += masks
     assert (covered == 1).all()
+    listed = {"id": 1, "name": "stream", "height": size[0], "width": size[1], "length": count}
+    assert json.loads((out / "videos.json").read_text())["videos"] == [listed]
+    assert {entry["video_id"] for entry in entries} == {1}
     Image.open(out / "preview.png").load()
     return labels
 

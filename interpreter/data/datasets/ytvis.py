@@ -1,6 +1,7 @@
 """YouTube-VIS 2019 and 2021 as published (Yang et al. 2019): JPEG folders, and one JSON file with run-length codes."""
 
 import json
+import re
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -142,6 +143,42 @@ def find_index(root: Path, part: str) -> Path:
             return place
     names = " or ".join(place.relative_to(root).as_posix() for place in places)
     raise FileNotFoundError(f"{root}: no {names}; it holds {listing(root)}")
+
+
+def published_number(folder: Path) -> int | None:
+    """The number that YouTube-VIS gives a video, by which results name it (``video_id``).
+
+    Args:
+        folder: of the video's frames, ``ROOT/SPLIT/JPEGImages/NAME`` for a video of YouTube-VIS.
+
+    Returns:
+        Its id in the index of the split; None if it is in no folder of YouTube-VIS, or not in the index.
+    """
+    folder = folder.resolve()
+    frames = folder.parent
+    if frames.name != "JPEGImages" or not folder.is_dir():
+        return None
+    try:
+        text = read_text(find_index(frames.parent.parent, frames.parent.name))
+    except FileNotFoundError:
+        return None
+    # The list of videos is small; the annotations beside it take seconds to parse.
+    for start in re.finditer(r'"videos"\s*:\s*(?=\[)', text):
+        try:
+            videos, _ = json.JSONDecoder().raw_decode(text, start.end())
+        except (ValueError, RecursionError):
+            continue
+        for video in videos:
+            if isinstance(video, dict) and type(video.get("id")) is int and _folder_of(video) == folder.name:
+                return int(video["id"])
+    return None
+
+
+def _folder_of(video: Mapping[str, Any]) -> str:
+    """The folder of a video's frames, below JPEGImages."""
+    names = video.get("file_names")
+    first = names[0] if isinstance(names, list) and names else ""
+    return str(first).replace("\\", "/").rpartition("/")[0]
 
 
 def _load(index: Path) -> dict[str, Any]:

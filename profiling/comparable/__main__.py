@@ -1,0 +1,96 @@
+"""Compare our numbers with those of published code, and write the tables of docs/comparable.md.
+
+    python -m profiling.comparable                                  # peers that are installed
+    python -m profiling.comparable --clones CLONES --packages DIR   # also those in clones, and packages elsewhere
+    python -m profiling.comparable --page                           # the page only, from the recorded results
+
+Peers without a package are read from clones in CLONES/OWNER/NAME. Of a clone, single functions and classes are
+executed, without the imports of their file. `pip install --target DIR` puts packages where they do not change the
+environment. A row whose peer is missing keeps its recorded result.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from profiling.common.machine import machine, save
+from profiling.common.paths import RESULTS, ROOT
+from profiling.comparable.page import FILE, PAGE, with_tables
+from profiling.comparable.peers import Comparison, MissingPeerError, Peers, difference
+from profiling.comparable.rows import COMPARISONS
+
+KEPT = 2  # cases whose numbers by the peer are recorded, for tests without it
+DIGITS = 40  # numbers of such a case that are recorded
+
+
+@dataclass
+class Options:
+    """Compare our numbers with those of published code."""
+
+    clones: Path | None = None
+    """Folder with clones of peers, CLONES/OWNER/NAME."""
+    packages: tuple[Path, ...] = ()
+    """Folders with packages of peers, searched after the environment's own."""
+    only: tuple[str, ...] = ()
+    """Names of the rows to run. Default: all."""
+    page: bool = False
+    """Run nothing; write the tables of the page from the recorded results."""
+
+
+def compare(comparison: Comparison, peers: Peers) -> dict[str, Any]:
+    """Run both sides on every case.
+
+    Raises:
+        MissingPeerError: if the peer is not there.
+    """
+    version, theirs = comparison.theirs(peers)
+    pairs = [(comparison.ours(case), theirs(case)) for case in range(comparison.cases)]
+    return {
+        "name": comparison.name,
+        "version": version,
+        "cases": comparison.cases,
+        "numbers": sum(len(theirs) for _, theirs in pairs),
+        "largest_difference": max(difference(*pair) for pair in pairs),
+        "bound": comparison.bound,
+        "date": date.today().isoformat(),
+        "values": [theirs[:DIGITS].tolist() for _, theirs in pairs[:KEPT]],
+    }
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    options = tyro.cli(Options, prog="python -m profiling.comparable", description=__doc__)
+    path = RESULTS / FILE
+    if not options.page:
+        sys.path += [str(folder) for folder in options.packages]
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        recorded = json.loads(path.read_text())["rows"] if path.exists() else []
+        rows = {row["name"]: row for row in recorded}
+        unknown = set(options.only) - {comparison.name for comparison in COMPARISONS}
+        if unknown:
+            names = ", ".join(comparison.name for comparison in COMPARISONS)
+            sys.exit(f"--only {', '.join(sorted(unknown))}: no such row; there are {names}")
+        for comparison in COMPARISONS:
+            if options.only and comparison.name not in options.only:
+                continue
+            try:
+                rows[comparison.name] = compare(comparison, Peers(options.clones))
+                print(comparison.name, rows[comparison.name]["largest_difference"])
+            except MissingPeerError as error:
+                print(f"{comparison.name}: {error}")
+        ordered = [rows[comparison.name] for comparison in COMPARISONS if comparison.name in rows]
+        command = "python -m profiling.comparable --clones CLONES --packages PACKAGES"  # without paths of this machine
+        save(path, {**machine("cpu"), "command": command, "rows": ordered})
+    page = ROOT / PAGE
+    page.write_text(with_tables(page.read_text(), RESULTS))
+    print(page.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
