@@ -14,7 +14,7 @@ NEEDS = {"lucidrains": "slot_attention", "savi": None, "slot_contrast": None, "s
 
 def run(*arguments, check=True, **variables):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **variables}
-    command = [sys.executable, PROGRAM, *map(str, arguments)]
+    command = [sys.executable, str(PROGRAM), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert not check or done.returncode == 0, done.stderr
     return done
@@ -27,8 +27,8 @@ def test_every_pair_has_a_model_before_and_after():
 
 @pytest.mark.parametrize("name", NEEDS)
 def test_losses_before_and_after_are_equal(name, tmp_path):
-    if NEEDS[name]:
-        pytest.importorskip(NEEDS[name], reason=f"{NEEDS[name]} is not installed; {PROGRAM.name} names the command")
+    if needs := NEEDS[name]:
+        pytest.importorskip(needs, reason=f"{needs} is not installed; {PROGRAM.name} names the command")
     printed = run(name, "--steps", 3, "--seconds", 0, "--json", tmp_path / "pairs.json").stdout
     result = json.loads((tmp_path / "pairs.json").read_text())[name]
     assert len(result["losses"]) == 3

@@ -44,7 +44,7 @@ def link_with_requirements(name, site):
     """Make an installed distribution, and what it requires, importable from another folder of packages."""
     requirements = pytest.importorskip("packaging.requirements", reason="packaging is not installed")
     distribution = metadata.distribution(name)
-    for file in distribution.files:
+    for file in distribution.files or []:
         place = site / file.parts[0]
         if file.parts[0] not in ("..", "__pycache__", "bin") and not place.exists():
             place.symlink_to(distribution.locate_file(file.parts[0]))
