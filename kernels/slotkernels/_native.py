@@ -13,7 +13,7 @@ import torch
 
 from ._backends import Arguments, first_tensor, has_float64
 
-_BUILD = "`pip install --no-build-isolation -v .` in the project's folder builds it, or says why not"
+_BUILD = "`pip install --no-build-isolation -v .` in the project's folder, or `-v ./kernels`, builds it or says why not"
 
 
 @cache

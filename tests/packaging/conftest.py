@@ -31,8 +31,8 @@ def sources(tmp_path):
     copy = tmp_path / "sources"
     unwanted = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
     for folder in ("csrc", "kernels", "interpreter"):
-        shutil.copytree(ROOT / folder, copy / folder, ignore=unwanted)
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copytree(ROOT / folder, copy / folder, symlinks=True, ignore=unwanted)
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     return copy
 

@@ -1,0 +1,31 @@
+"""A small SAVi (Kipf et al. 2022): the slots of a frame start from those predicted for it."""
+
+import torch
+from textbook.savi import SlotAttention
+from torch import Tensor, nn
+
+
+class Model(nn.Module):
+    """Videos [B, T, 3, 32, 32] to the error of their reconstruction from slots."""
+
+    def __init__(self, num_slots: int = 7, dim: int = 64) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, dim, 5, padding=2), nn.ReLU())
+        self.places = nn.Parameter(torch.randn(32 * 32, dim) * 0.1)
+        self.initial = nn.Parameter(torch.randn(num_slots, dim))
+        self.slot_attention = SlotAttention(dim)
+        self.predictor = nn.TransformerEncoderLayer(dim, 4, 2 * dim, dropout=0.0, batch_first=True)
+        self.decoder = nn.Sequential(nn.ReLU(), nn.Linear(dim, 4))
+
+    def forward(self, video: Tensor) -> Tensor:
+        """A scalar."""
+        frames = self.encoder(video.flatten(0, 1)).flatten(2).mT + self.places  # [B * T, M, D]
+        predicted, corrected = self.initial.expand(len(video), -1, -1), []
+        for tokens in frames.unflatten(0, video.shape[:2]).unbind(dim=1):
+            slots, _ = self.slot_attention(slots=predicted, inputs=tokens)
+            predicted = self.predictor(slots)
+            corrected.append(slots)
+        everywhere = torch.stack(corrected, dim=1)[:, :, :, None] + self.places  # [B, T, N, M, D]
+        colours, logits = self.decoder(everywhere).split([3, 1], dim=-1)
+        reconstruction = (logits.softmax(dim=2) * colours).sum(dim=2)
+        return (reconstruction - video.flatten(3).mT).square().mean()

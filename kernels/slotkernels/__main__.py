@@ -1,0 +1,35 @@
+"""``python -m slotkernels`` prints the versions and, for each backend, whether it works here or what it lacks."""
+
+import sys
+
+import torch
+
+from . import __version__
+from ._backends import why_not_triton
+from ._native import why_not_loaded
+from .sinkhorn.streaming import keops
+
+
+def backends() -> dict[str, tuple[str, str | None]]:
+    """What each backend is, and why it does not work here, or None."""
+    no_gpu = None if torch.cuda.is_available() else "PyTorch sees no GPU"
+    probe = torch.empty(0, device="cpu" if no_gpu else "cuda")
+    return {
+        "reference": ("plain PyTorch, any device", None),
+        "blocks": ("plain PyTorch for large sets in the Sinkhorn divergence", None),
+        "cpp": ("compiled ops on a CPU", why_not_loaded("_C")),
+        "cuda": ("compiled ops on a GPU", no_gpu or why_not_loaded("_C") or why_not_loaded("_C_cuda")),
+        "triton": ("Triton kernels on a GPU", no_gpu or why_not_triton((probe,))),
+        "keops": ("KeOps for large sets in the Sinkhorn divergence", keops.why_not((probe,))),
+    }
+
+
+def main() -> None:
+    """The command."""
+    print(f"slotkernels {__version__}, PyTorch {torch.__version__}, Python {sys.version.split()[0]}")
+    for name, (what, problem) in backends().items():
+        print(f"{name:9}  {'no' if problem else 'yes':3}  {what}{f' ({problem})' if problem else ''}")
+
+
+if __name__ == "__main__":
+    main()
