@@ -9,6 +9,9 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 from .products import INTERPRETED
+from .unbalanced import LARGEST_EXPONENT
+
+LARGEST = tl.constexpr(LARGEST_EXPONENT)
 
 
 @triton.jit
@@ -42,6 +45,7 @@ def end_of(potential, final, rho, REACH: tl.constexpr):
         if REACH == "potentials":
             potential, slope = potential * damping, tl.zeros_like(potential) + damping
         else:
-            less = _expm1(potential * damping * (-1.0 / rho))
+            exponent = potential * damping * (-1.0 / rho)
+            less = _expm1(tl.where(exponent > LARGEST, LARGEST, exponent))
             potential, slope = -(rho + 0.5 * final) * less, (1.0 + less) * (damping * (1.0 + 0.5 * final / rho))
     return potential, slope
