@@ -86,7 +86,15 @@ def main() -> None:
                 print(f"{comparison.name}: {error}")
         ordered = [rows[comparison.name] for comparison in COMPARISONS if comparison.name in rows]
         command = "python -m profiling.comparable --clones CLONES --packages PACKAGES"  # without paths of this machine
-        save(path, {"what": "largest differences between ours and the code of others", **machine("cpu"), "command": command, "rows": ordered})
+        save(
+            path,
+            {
+                "what": "largest differences between ours and the code of others",
+                **machine("cpu"),
+                "command": command,
+                "rows": ordered,
+            },
+        )
     page = ROOT / PAGE
     page.write_text(with_tables(page.read_text(), RESULTS))
     print(page.relative_to(ROOT))
