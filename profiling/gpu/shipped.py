@@ -252,7 +252,7 @@ def _sinkhorn() -> Iterator[tuple[str, Callable[[], object]]]:
         ((512, 100, 50, 300), single, "tf32x3", 2, 100.0, True, False, None),
         (video, single, "tf32x3", 2, 100.0, False, False, 1.0),
         (video, single, "tf32x3", 1, None, True, True, 1.0),
-        (limit, single, "tf32x3", 2, "problem", True, True, 1.0),
+        (limit, single, "tf32x3", 2, 100.0, True, False, 1.0),
     ):
         (batch, n, m, dim), kind = shape, str(dtype).removeprefix("torch.")
         x, y = (torch.empty(batch, count, dim, dtype=dtype, device="meta") for count in (n, m))
