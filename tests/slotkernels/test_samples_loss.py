@@ -98,7 +98,7 @@ def test_unbalanced_transport_equals_geomloss(reach, p, debias):
     {"blur": 0.4}, {"p": 1}, {"scaling": 0.8}, {"diameter": 30.0}, {"debias": False}, {"potentials": True},
     {"reach": 0.5}, {"loss": "energy"}, {"cost": lambda x, y: (x.unsqueeze(2) - y.unsqueeze(1)).abs().sum(3)},
     {"loss": "gaussian", "blur": 2.0},
-], ids=str)  # fmt: skip
+], ids=lambda option: " ".join(option))  # fmt: skip
 def test_options_may_be_set_between_calls(option):
     arguments = sets(2, torch.float64)
     ours, theirs = both()
