@@ -23,6 +23,7 @@ on_gpu = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), rea
 BACKENDS = [
     pytest.param("cpp", "cpu", id="cpp", marks=compiled),
     pytest.param("triton", "cpu", id="triton-interpreted", marks=interpreted),
+    pytest.param("triton", "cuda", id="triton-cuda", marks=on_gpu),
     pytest.param("reference", "cuda", id="reference-cuda", marks=on_gpu),
 ]
 all_backends = pytest.mark.parametrize(("backend", "device"), BACKENDS)

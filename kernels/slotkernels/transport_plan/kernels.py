@@ -106,7 +106,8 @@ def plan_kernel(
     first, reached = _columns(cost, a, problem, row_potentials, held, n, m, scale, True, ONCE, ROWS, COLUMNS)
     if RESUME:
         first = tl.load(column_potentials + problem * m + column, mask=column < m, other=0.0)
-    g, following = first, first
+    # Two tensors: Triton carries only one variable through a loop if two name the same tensor before it.
+    g, following = tl.zeros_like(first), first
     for k in range(iterations):
         g = following
         sums = tl.zeros([ROWS, COLUMNS], tl.float32)

@@ -70,8 +70,6 @@ def _empty_gradients(arguments: BackwardArguments) -> tuple[Tensor, Tensor, Tens
 
 def _why_not_triton(arguments: Problem | BackwardArguments) -> str | None:
     _, n, m = arguments.cost.shape
-    if arguments.cost.is_cuda:  # right in the interpreter; see docs/sinkhorn.md
-        return "its plans were wrong on an H200 from the second iteration on"
     if m > MAX_COLUMNS:
         return f"{m} columns, at most {MAX_COLUMNS}"
     return f"{n} x {m} costs, fewer than 2^31" if n * m >= 2**31 else why_not_triton(arguments[:4])
