@@ -42,7 +42,12 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def name(options):
+    """Without addresses of functions, which differ between the processes that share the tests."""
+    return ", ".join(f"{key} {getattr(value, '__name__', value)}" for key, value in options.items())
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=name)
 def test_functions_equal_geomloss_in_value_and_gradient(options):
     x, y = points(2, 6, 5)
     a, b = weights(2, 6), weights(2, 5)
