@@ -88,7 +88,7 @@ class InvariantSlotAttention(nn.Module):
         iterations: >= 1.
         hidden_dim: width of the MLP's hidden layer; ``4 * dim`` if None.
         eps: prevents 0 / 0 where the attention is normalised over tokens; see ``eps_placement``.
-        scale_factor: how many scales one unit of the slot's frame spans.
+        scale_factor: scales are multiplied by this number before positions are divided by them.
         scale_eps: added to the weights of the standard deviation.
         scale_range: scales are clipped to this range, (0.001, 2) in Biza et al.; None, as in SOLV: no clipping.
         eps_placement: "numerator": ``(A + eps) / sum_m (A + eps)`` (Locatello et al., SOLV); "denominator":

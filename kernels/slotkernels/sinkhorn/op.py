@@ -203,8 +203,9 @@ def sinkhorn_divergence(
         scaling: ratio in (0, 1) of successive scales.
         diameter: where the annealing starts: "batch", the diagonal of one bounding box around all points (GeomLoss);
             "problem", one box for each of the B problems; or a number > 0.
-        reach: distance > 0 beyond which mass is left in place rather than transported (unbalanced transport), in the
-            unit of the points; None for balanced transport. With it the weights need not sum to 1.
+        reach: length > 0, in the unit of the points, for unbalanced transport; None for balanced transport. Mass may be
+            removed from one set and created in the other at a cost of up to ``reach^p`` each, so in effect it moves no
+            farther than a few times this length, and the weights need not sum to 1.
         precision: of float32 products on tensor cores: "ieee", "tf32x3" (three products, float32 accuracy) or "tf32".
         check_finite: raise an error if a point is not finite. The host then waits for the device. Without it such
             points make the value NaN: of all problems with ``diameter="batch"``, else only of their own.
@@ -212,8 +213,9 @@ def sinkhorn_divergence(
 
     Returns:
         [B] float32 (float64 for float64 inputs), not below 0. Differentiable in x and y, and in the weights; with
-        ``reach`` the gradient is GeomLoss's, a constant factor below the exact one (``docs/sinkhorn.md``). Of a problem
-        where neither set has a point with weight it is 0, where one has none it is NaN.
+        ``reach`` the gradient is GeomLoss's, at convergence ``(rho + eps / 2) / (rho + eps)`` of the exact one
+        (``docs/sinkhorn.md``). Of a problem where neither set has a point with weight it is 0, where one has none it is
+        NaN.
 
     Raises:
         ValueError: if shapes or dtypes disagree, a set is empty, a parameter is out of its range, or a point is not

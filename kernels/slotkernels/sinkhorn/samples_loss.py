@@ -59,7 +59,8 @@ class SamplesLoss(nn.Module):
             "hausdorff" (``kernel``). All options but ``blur``, ``kernel`` and ``potentials`` are of "sinkhorn" alone.
         p: the cost is ``|x - y|^p / p``, with p 1 or 2, and the final temperature ``blur^p``.
         blur: finest scale > 0, in the unit of the points.
-        reach: distance > 0 beyond which mass is left in place rather than transported; weights then need not sum to 1.
+        reach: length > 0; mass may be removed and created at a cost of up to ``reach^p``, so in effect it moves no
+            farther than a few times this length, and weights need not sum to 1; None: all mass is transported.
             None for balanced transport: both sets have the same total weight.
         diameter: start of the annealing; None takes one bounding box around the whole batch ("batch"), "problem" one
             around each of its problems.

@@ -120,9 +120,10 @@ def sinkhorn_plan(
 ) -> Tensor:
     """Entropic transport plan (Cuturi 2013): the P with marginals a and b that minimises ``<P, C> + eps KL(P | a bᵀ)``.
 
-    Sinkhorn's iterations in the log domain. Each ends with the update of the rows, so those sum to a exactly (up to
-    rounding), and a row of ``P / a`` is a convex combination: ``N * P @ features`` carries features of y's points to
-    x's for uniform weights. The columns approach b as the iterations converge, the slower the smaller eps is.
+    Sinkhorn's iterations, in the log domain or with a matrix that is exponentiated again when needed. Each ends with
+    the update of the rows, so those sum to a exactly (up to rounding), and a row of ``P / a`` is a convex combination:
+    ``N * P @ features`` carries features of y's points to x's for uniform weights. The columns approach b as the
+    iterations converge, the slower the smaller eps is.
 
     Args:
         cost: [B, N, M] costs; float32, float64, bfloat16 or float16. ``inf`` forbids a pair: its entry is 0, and a
