@@ -223,7 +223,8 @@ class SegmentedVideo:
             if hierarchy:
                 write_text(folder / HIERARCHY, json.dumps({"format": 1, "levels": hierarchy}) + "\n")
             if video_id is None:
-                video_id = published_number(uncut(self.video).path) or 1
+                number = published_number(uncut(self.video).path)
+                video_id = 1 if number is None else number
             return _write_pictures(folder, self, alpha, video_id, lambda: progress.advance(bar))
 
 

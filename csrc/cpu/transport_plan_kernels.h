@@ -80,20 +80,21 @@ ALWAYS_INLINE void with_costs(const Transport<T>& call, Use use) {
   }
 }
 
-// For each vector of a row of costs: use(column, scaled costs), infinity beside them.
+// For each vector of a row of costs: use(column, costs), infinity beside them. Costs meet the scale in the
+// sum with a potential, rounded once as in the backward pass, whose matrix then belongs to these potentials.
 template <class T, class S, class Use>
 ALWAYS_INLINE void for_costs(const Transport<T>& call, const S* costs, int64_t row, Use use) {
   constexpr int64_t COUNT = Lanes<T>::COUNT;
   const S* from = costs + row * call.m;
   int64_t j = 0;
-  for (; j + COUNT <= call.m; j += COUNT) use(j, load(from + j) * call.scale);
+  for (; j + COUNT <= call.m; j += COUNT) use(j, load(from + j));
   if (j < call.m) {
     S part[COUNT] = {};
-    T scaled[COUNT];
+    T padded[COUNT];
     std::memcpy(part, from + j, (call.m - j) * sizeof(S));
-    store(scaled, load(part) * call.scale);
-    for (int64_t l = call.m - j; l < COUNT; ++l) scaled[l] = INFINITY;
-    use(j, load(scaled));
+    store(padded, load(part));
+    for (int64_t l = call.m - j; l < COUNT; ++l) padded[l] = INFINITY;
+    use(j, load(padded));
   }
 }
 
@@ -112,14 +113,14 @@ inline bool add_log_columns(const Transport<T>& call, int64_t chunk) {
       const T log = call.row_logs[i];
       for_costs<T>(call, costs, i, [&](int64_t j, V cost) {
         valid = V{} - INFINITY < cost ? valid : V{};
-        store(tops + j, maximum(log - cost, load(tops + j)));
+        store(tops + j, maximum(log - cost * call.scale, load(tops + j)));
       });
     }
     for (int64_t i = first; i < end; ++i) {
       const T log = call.row_logs[i];
       for_costs<T>(call, costs, i, [&](int64_t j, V cost) {
         const V top = load(tops + j), base = V{} - INFINITY < top ? top : V{};
-        store(sums + j, load(sums + j) + exp2_nonpositive((log - cost) - base));
+        store(sums + j, load(sums + j) + exp2_nonpositive((log - cost * call.scale) - base));
       });
     }
   });
@@ -138,13 +139,13 @@ inline void absorb_rows(const Transport<T>& call, int64_t chunk) {
     for (int64_t i = first; i < end; ++i) {
       V highest = V{} - INFINITY, terms = V{};
       for_costs<T>(call, costs, i, [&](int64_t j, V cost) {
-        highest = maximum(load(call.column_logs + j) - cost, highest);
+        highest = maximum(load(call.column_logs + j) - cost * call.scale, highest);
       });
       const T top = largest<T>(highest);
       const bool lone = top == -INFINITY;
       if (!lone) {
         for_costs<T>(call, costs, i, [&](int64_t j, V cost) {
-          terms += exp2_nonpositive((load(call.column_logs + j) - cost) - top);
+          terms += exp2_nonpositive((load(call.column_logs + j) - cost * call.scale) - top);
         });
       }
       const double f = lone ? 0 : -(top + std::log2(static_cast<double>(total<T>(terms))));
@@ -156,7 +157,7 @@ inline void absorb_rows(const Transport<T>& call, int64_t chunk) {
       call.u[i] = u;
       T* row = call.matrix + i * call.stride;
       for_costs<T>(call, costs, i, [&](int64_t j, V cost) {
-        const V power = exp2_any((load(call.g0 + j) - cost) + f0);
+        const V power = exp2_any((load(call.g0 + j) - cost * call.scale) + f0);
         store(row + j, power);
         store(sums + j, load(sums + j) + u * power);
       });

@@ -153,3 +153,15 @@ def test_half_precision_points_reach_the_function_as_they_are():
     value = SamplesLoss(cost=cost)(x, y)
     assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
     assert value.dtype == torch.bfloat16
+
+
+def test_autocast_does_not_reach_the_function():
+    x, y = (t.detach().float() + 10 for t in points(1, 6, 5))
+
+    def products(x, y):
+        return x.square().sum(2).unsqueeze(2) + y.square().sum(2).unsqueeze(1) - 2 * x @ y.mT
+
+    loss = SamplesLoss("sinkhorn", cost=products)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = loss(x, y)
+    assert torch.equal(inside, loss(x, y))

@@ -360,3 +360,12 @@ def test_compiled_functions():
     torch.testing.assert_close(compiled(x), loss(x))
     with forward_ad.dual_level(), pytest.raises(RuntimeError, match="no forward-mode derivatives; do not compile"):
         compiled(forward_ad.make_dual(x, x))
+
+
+def test_an_empty_batch_of_streamed_sets_has_empty_derivatives():
+    x = torch.zeros(0, 2000, 3, requires_grad=True)
+    value = sinkhorn_divergence(x, torch.zeros(0, 3000, 3))
+    (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+    (again,) = torch.autograd.grad(gradient.sum(), x, allow_unused=True)
+    assert gradient.shape == x.shape
+    assert again is None or again.shape == x.shape

@@ -27,6 +27,17 @@ def rational(x, y, blur=0.05, use_keops=False, ranges=None):
     return 1 / (1 + (x.unsqueeze(2) - 2 * y.unsqueeze(1)).square().sum(-1) / blur**2)
 
 
+@pytest.mark.parametrize("loss", KERNELS)
+def test_far_points_without_weight_cost_no_digits(loss):
+    """Points are centred before products, on those that have weight."""
+    x, y = (t.detach().float() for t in (points(2, 6, 5)))
+    far = torch.cat((x, torch.full_like(x[:, :2], 1e6)), 1)
+    a = torch.full((2, 6), 1 / 6)
+    padded, b = torch.cat((a, torch.zeros(2, 2)), 1), torch.full((2, 5), 1 / 5)
+    module = SamplesLoss(loss, blur=0.7, backend="tensorized")
+    torch.testing.assert_close(module(padded, far, b, y), module(a, x, b, y), rtol=1e-5, atol=1e-6)
+
+
 LOSSES = [*((name, {}) for name in KERNELS), ("hausdorff", {"kernel": rational}), ("energy", {"kernel": rational})]
 
 

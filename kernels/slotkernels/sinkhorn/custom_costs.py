@@ -34,11 +34,11 @@ def custom_sinkhorn(problem: Problem, cost: Cost | str) -> Tensor | tuple[Tensor
     assert a is not None
     assert b is not None
     pairs = [(x, y), (y, x), *([(x, x), (y, y)] if problem.debias else [])]
-    if isinstance(cost, str):
-        softmins = [_formula_softmin(cost, *pair) for pair in pairs]
-    else:
-        softmins = [_dense_softmin(cost, *pair, a.dtype) for pair in pairs]
     with without_autocast(x.device):
+        if isinstance(cost, str):
+            softmins = [_formula_softmin(cost, *pair) for pair in pairs]
+        else:
+            softmins = [_dense_softmin(cost, *pair, a.dtype) for pair in pairs]
         cross_x, cross_y, *own = _potentials(softmins, problem, a.detach(), b.detach())
         own_x, own_y = own or (None, None)
         f, g = difference(cross_x, own_x, problem), difference(cross_y, own_y, problem)

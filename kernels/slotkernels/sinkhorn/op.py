@@ -19,6 +19,7 @@ from .weightless import move_weightless
 
 MOST_POINTS = 128  # of a set that the Triton kernels serve: its cost matrix is held on chip
 PRECISIONS = ("ieee", "tf32x3", "tf32")
+REACHES = (1e-9, 1e9)  # reach^2 and its inverse have to be float32 numbers
 
 
 def make_problem(
@@ -49,7 +50,10 @@ def make_problem(
     check_number(p in (1, 2), op, "p", p, "1 or 2")
     check_number(0 < blur < math.inf, op, "blur", blur, "a finite number > 0")
     check_number(0 < scaling < 1, op, "scaling", scaling, "a number in (0, 1)")
-    check_number(reach is None or 0 < reach < math.inf, op, "reach", reach, "None or a finite number > 0")
+    low, high = REACHES
+    check_number(
+        reach is None or low <= reach <= high, op, "reach", reach, f"None or a number from {low:g} to {high:g}"
+    )
     check_that(precision in PRECISIONS, f"{op}: precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
     if isinstance(diameter, str):
         choices = "batch, problem or a number"
@@ -203,9 +207,9 @@ def sinkhorn_divergence(
         scaling: ratio in (0, 1) of successive scales.
         diameter: where the annealing starts: "batch", the diagonal of one bounding box around all points (GeomLoss);
             "problem", one box for each of the B problems; or a number > 0.
-        reach: length > 0, in the unit of the points, for unbalanced transport; None for balanced transport. Mass may be
-            removed from one set and created in the other at a cost of up to ``reach^p`` each, so in effect it moves no
-            farther than a few times this length, and the weights need not sum to 1.
+        reach: length from 1e-9 to 1e9, in the unit of the points, for unbalanced transport; None for balanced
+            transport. Mass may be removed from one set and created in the other at a cost of up to ``reach^p`` each, so
+            in effect it moves no farther than a few times this length, and the weights need not sum to 1.
         precision: of float32 products on tensor cores: "ieee", "tf32x3" (three products, float32 accuracy) or "tf32".
         check_finite: raise an error if a point is not finite. The host then waits for the device. Without it such
             points make the value NaN: of all problems with ``diameter="batch"``, else only of their own.

@@ -15,6 +15,7 @@ from .custom_costs import Cost, custom_sinkhorn
 from .kernel_norms import KERNELS, kernel_norm
 from .op import make_problem, solve
 from .problem import Problem
+from .streaming.pair import centre
 
 LOSSES = ("sinkhorn", "hausdorff", *KERNELS)
 # GeomLoss's names of its backends. For |x - y|^p / p they compute the same, so that "auto" may choose by size.
@@ -59,9 +60,9 @@ class SamplesLoss(nn.Module):
             "hausdorff" (``kernel``). All options but ``blur``, ``kernel`` and ``potentials`` are of "sinkhorn" alone.
         p: the cost is ``|x - y|^p / p``, with p 1 or 2, and the final temperature ``blur^p``.
         blur: finest scale > 0, in the unit of the points.
-        reach: length > 0; mass may be removed and created at a cost of up to ``reach^p``, so in effect it moves no
-            farther than a few times this length, and weights need not sum to 1; None: all mass is transported.
-            None for balanced transport: both sets have the same total weight.
+        reach: length from 1e-9 to 1e9; mass may be removed and created at a cost of up to ``reach^p``, so in effect it
+            moves no farther than a few times this length, and weights need not sum to 1. None for balanced transport:
+            both sets have the same total weight.
         diameter: start of the annealing; None takes one bounding box around the whole batch ("batch"), "problem" one
             around each of its problems.
         scaling: ratio of successive scales, in (0, 1).
@@ -141,6 +142,11 @@ class SamplesLoss(nn.Module):
 
     def _custom_sinkhorn(self, sets: _Sets) -> Tensor | tuple[Tensor, Tensor]:
         check_number(0 < self.p < math.inf, "SamplesLoss", "p", self.p, "a number > 0: the temperature is blur^p")
+        temperature = self.blur**self.p if self.blur > 0 else 1.0  # other blurs are refused with the other options
+        fits = 1e-30 < temperature < 1e30
+        check_that(
+            fits, f"SamplesLoss: blur={self.blur} and p={self.p}: blur^p is {temperature:g}, out of float32's range"
+        )
         costs = self.cost if isinstance(self.cost, tuple) else (self.cost,)
         formula = next((cost for cost in costs if isinstance(cost, str)), None)
         function = next((cost for cost in costs if callable(cost)), None)
@@ -177,7 +183,7 @@ class SamplesLoss(nn.Module):
         if use_keops or self.kernel is None:
             x, y = (t.to(accumulate_dtype(sets.dtype)) for t in (x, y))
         if self.kernel is None:  # kernels see differences of points only, which cancel less near the origin
-            origin = x.detach().mean(1, keepdim=True)
+            origin = centre(x.detach(), sets.a).to(x.dtype)
             x, y = x - origin, y - origin
         return kernel_norm(x, y, *sets.weights(), kernel, self.blur, use_keops, self.potentials)
 

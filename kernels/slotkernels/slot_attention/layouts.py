@@ -73,7 +73,7 @@ def _vector(tensor: Tensor) -> Tensor:
 
 def _log_of_deviation(deviation: Tensor) -> Tensor:
     """A deviation of 0, for which the published code draws the mean, becomes the least one that has a logarithm."""
-    if (deviation < 0).any():
+    if not (deviation >= 0).all():
         raise NegativeDeviation(f"a standard deviation of {deviation.min().item():.3g}, expected at least 0")
     return _vector(deviation.clamp_min(torch.finfo(deviation.dtype).tiny).log())
 

@@ -102,7 +102,7 @@ class Rows(torch.autograd.Function):
         height = min(count, max(1, budget // work.pairs))
         problems = max(1, budget // (work.pairs * height))
         parts = []
-        for first in range(0, batch, problems):
+        for first in range(0, max(batch, 1), problems):  # one empty block of an empty batch
             k = slice(first, first + problems)
             rows = [work.function(k, *(t[k, i : i + height] for t in tensors)) for i in range(0, count, height)]
             parts.append([torch.cat(each, 1) for each in zip(*rows, strict=True)])
