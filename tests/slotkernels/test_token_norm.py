@@ -77,8 +77,8 @@ def test_second_derivatives_come_from_the_composite_form():
 
 @pytest.mark.parametrize(("dtype", "calls"), [(torch.float32, 0), (torch.bfloat16, 1)], ids=str)
 def test_tokens_that_are_cast_are_normalised_by_one_call(monkeypatch, dtype, calls):
-    module, counted, run = SlotAttention(3, 8), [], TOKEN_NORM.run
-    monkeypatch.setattr(TOKEN_NORM, "run", lambda *arguments: counted.append(1) or run(*arguments))
+    module, counted, load = SlotAttention(3, 8), [], TOKEN_NORM.load
+    monkeypatch.setattr(TOKEN_NORM, "load", lambda *arguments: counted.append(1) or load(*arguments))
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         prepared = module.prepare(torch.randn(2, 7, 8))
     assert len(counted) == calls
