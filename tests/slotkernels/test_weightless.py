@@ -15,6 +15,7 @@ from slotkernels import (
     propagate_attention,
     propagate_labels,
     propagate_masks,
+    sinkhorn_divergence,
     sinkhorn_plan,
     sinkhorn_potentials,
 )
@@ -326,3 +327,11 @@ def test_dropped_slots_change_nothing(filler):
         results.append([labels, counts, *merged, carried, *maps, soft, *torch.autograd.grad(loss, leaves)])
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp", "blocks"])
+def test_a_weight_that_is_nan_makes_its_problem_nan(backend):
+    x, a = torch.rand(2, 4, 3), torch.full((2, 4), 0.25)
+    a[0, 1] = torch.nan
+    value = sinkhorn_divergence(x, torch.rand(2, 5, 3), a, diameter=2.0, backend=backend)
+    assert value.isnan().tolist() == [True, False]

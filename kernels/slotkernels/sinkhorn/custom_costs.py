@@ -1,7 +1,7 @@
 """Sinkhorn divergence with a cost of the user: a function of the points, or a formula that KeOps compiles.
 
 The four transport problems x→y, y→x, x→x and y→y are four *softmins*, as costs need not be symmetric and a formula
-stores no costs. Annealing, last step and derivatives are those of the reference; see ``docs/sinkhorn.md``.
+stores no costs. They are annealed and differentiated as in ``reference.py`` and ``composite.py``.
 """
 
 from collections.abc import Callable

@@ -30,7 +30,7 @@ def sinkhorn(problem: Problem) -> Solution:
     own = final[2:] if problem.debias else (None, None)
     f, g = difference(final[0], own[0], problem), difference(final[1], own[1], problem)
     f, g = f[:, :n].clone(), g[:, :m].clone()
-    value = _mean(f, problem.a).add_(_mean(g, problem.b))
+    value = mean(f, problem.a).add_(mean(g, problem.b))
     if problem.debias:
         value.clamp_min_(0)
     transport_x, transport_y = f.new_empty(0), g.new_empty(0)
@@ -87,7 +87,8 @@ def _columns(logs: Tensor, potentials: Tensor, eps: float | Tensor) -> Tensor:
     return logs + scaled.permute(2, 0, 1)
 
 
-def _mean(potential: Tensor, weights: Tensor | None) -> Tensor:
+def mean(potential: Tensor, weights: Tensor | None) -> Tensor:
+    """Sum [B] of potentials [B, N] times weights, uniform ones if None."""
     return potential.mean(1) if weights is None else (potential * weights.to(potential.dtype)).sum(1)
 
 

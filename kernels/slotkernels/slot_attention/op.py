@@ -150,7 +150,7 @@ def _gradients(saved: Saved[Arguments, Results], *grads: Tensor | None) -> Gradi
 
 
 def reads_attention(q: Tensor, k: Tensor, v: Tensor | None, bias: Tensor | None) -> bool:
-    """Whether a backward pass will read the attention, so that it is returned even if nobody asks for it.
+    """Whether a backward pass will read the attention, which the op then has to return.
 
     On a CPU a product takes longer than reading an attention from memory, on a GPU it is the other way round.
     """

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from ..._checks import accumulate_dtype
 from ..problem import Problem
-from ..reference import row_gradients
+from ..reference import mean, row_gradients
 from ..schedule import bounding_diameter, epsilon_schedule
 from ..unbalanced import damping, difference, slope
-from .pair import Pair, log_weights
+from .pair import Pair
 from .problem import StreamingBackwardArguments, StreamingSolution
 
 
@@ -26,8 +26,7 @@ def solve(pair: type[Pair], problem: Problem) -> StreamingSolution:
         state = _anneal(pair, problem, epsilon_schedule(start, p, blur, scaling))
     total = difference(state[1, 0], state[1, 1] if debias else None, problem)
     dtype = accumulate_dtype(x.dtype)
-    weights = torch.cat([log_weights(w, points).exp() for w, points in ((a, x), (b, y))], 1)
-    value = (total * weights).sum(1).to(dtype)
+    value = (mean(total[:, : sizes[0]], a) + mean(total[:, sizes[0] :], b)).to(dtype)
     if debias:
         value.clamp_min_(0)
     f, g = (half.to(dtype, memory_format=torch.contiguous_format, copy=True) for half in total.split(sizes, 1))
