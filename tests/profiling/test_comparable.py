@@ -112,9 +112,9 @@ def test_float64_judges_where_the_two_differ(ours, theirs, said):
 
 def test_rows_of_examples_give_a_reason_for_what_is_not_equal():
     largest = {"energy": {"gradient": entry(0.5, 0.1, 0.4)}, "sinkhorn, p=2": {"value": entry(1e-6, 1e-7, 1e-6)}}
-    programs = {"a/plot.py": {"error": None, "calls": 90, "compared": 9, "largest": largest}}
-    programs["b.py"] = {"error": "ValueError: 6 arguments\nmore", "calls": 0, "compared": 0, "largest": {}}
-    first, second, third = examples({"programs": programs})[2:]
+    ran = {"error": None, "calls": 90, "compared": 9, "largest": largest}
+    stopped = {"error": "ValueError: 6 arguments\nmore", "calls": 0, "compared": 0, "largest": {}}
+    first, second, third = examples({"programs": {"a/plot.py": ran, "b.py": stopped}})[2:]
     assert "`a/plot` | energy | 9 of 90 | gradient 0.50 | 0.10 | 0.40 | **not equal** (more than 0.001): ours" in first
     assert "nearly coincide" in first
     assert second.endswith("| value 1e-6 | 1e-7 | 1e-6 | both, equal up to rounding |")
