@@ -121,6 +121,12 @@ def test_of_a_pair_the_size_of_the_sets_chooses(monkeypatch, pair):
     torch.testing.assert_close(loss(x, y), SamplesLoss(cost=half_squared)(x, y))
 
 
+@needs_keops
+def test_a_formula_that_keops_cannot_compile_is_named_with_the_remedy():
+    with pytest.raises(RuntimeError, match=r"compile the formula 'Foo\(X,Y\)' \(NameError.*pykeops\.check_health\(\)"):
+        SamplesLoss(cost="Foo(X,Y)")(POINTS, POINTS)
+
+
 POINTS = torch.zeros(1, 2, 3)
 
 

@@ -16,6 +16,7 @@ from .kernel_norms import KERNELS, kernel_norm
 from .op import make_problem, solve
 from .problem import Problem
 from .streaming.pair import centre
+from .weightless import are_learned, move_weightless
 
 LOSSES = ("sinkhorn", "hausdorff", *KERNELS)
 # GeomLoss's names of its backends. For |x - y|^p / p they compute the same, so that "auto" may choose by size.
@@ -160,10 +161,13 @@ class SamplesLoss(nn.Module):
         )
         if cost is None:
             raise ValueError(f"SamplesLoss: cost is {what}, with backend={self.backend!r}; expected {remedy}")
-        dtype = accumulate_dtype(sets.dtype)
-        points = [t.to(dtype) if use_keops else t for t in (sets.x, sets.y)]
+        in_place = self.potentials or are_learned(sets.a, sets.b)
+        moved = move_weightless(*sets[:4], in_place, self.blur)
+        sets = sets._replace(x=moved.x, y=moved.y, a=moved.a, b=moved.b)
+        points = [t.to(accumulate_dtype(sets.dtype)) if use_keops else t for t in (sets.x, sets.y)]
         problem = self._problem(points[0], points[1], *sets.weights())._replace(p=self.p)  # type: ignore[arg-type]
-        return custom_sinkhorn(problem, cost)
+        result = custom_sinkhorn(problem, cost)
+        return moved.mark(result) if isinstance(result, Tensor) else (moved.mark(result[0]), moved.mark(result[1]))
 
     def _problem(self, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Problem:
         """The problem of these sets, whose p is to be replaced."""
@@ -179,7 +183,10 @@ class SamplesLoss(nn.Module):
         assert kernel is not None
         check_number(self.blur > 0, "SamplesLoss", "blur", self.blur, "a number > 0")
         use_keops = self._use_keops(sets, dense=True, keops=True)
-        x, y, *_ = sets
+        # a negative weight is one
+        a, b = (None if w is None else (w != 0).to(w.dtype) for w in (sets.a, sets.b))
+        in_place = self.potentials or are_learned(sets.a, sets.b)
+        x, y, *_ = move_weightless(sets.x, sets.y, a, b, in_place, math.inf)
         if use_keops or self.kernel is None:
             x, y = (t.to(accumulate_dtype(sets.dtype)) for t in (x, y))
         if self.kernel is None:  # kernels see differences of points only, which cancel less near the origin
@@ -193,7 +200,7 @@ class SamplesLoss(nn.Module):
         message = f"SamplesLoss: backend={backend!r} computes |x - y|^p / p alone, expected 'auto' or one of "
         check_that(backend in ("auto", *_CUSTOM.values()), message + ", ".join(_CUSTOM))
         if backend == "auto":
-            use_keops = keops and (not dense or keops_autograd.is_large(sets.x, sets.y))
+            use_keops = keops and (not dense or keops_autograd.is_large(sets.x, sets.y, sets.dtype))
         else:
             use_keops = backend == "keops"
         if use_keops:
