@@ -1,6 +1,7 @@
 """Checks of arguments; every error names the argument, its shape and what was expected."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +73,16 @@ def check_number(fits: bool, op: str, name: str, value: float | str | None, expe
     """
     if not fits:
         raise ValueError(f"{op}: {name}={value}, expected {expected}")
+
+
+def check_choice(op: str, name: str, value: Any, choices: tuple[str, ...], or_else: str = "") -> None:
+    """Raise ValueError unless ``value`` is one of the ``choices``; ``or_else`` names what else the caller takes.
+
+    The message is put together only then, as it takes longer than the whole check of a small call.
+    """
+    if value not in choices:
+        others = f" or {or_else}" if or_else else ""
+        raise ValueError(f"{op}: {name}={value!r}, expected one of {', '.join(choices)}{others}")
 
 
 def check_positive(op: str, **sizes: int) -> None:

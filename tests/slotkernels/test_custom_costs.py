@@ -140,7 +140,7 @@ POINTS = torch.zeros(1, 2, 3)
     ({"cost": manhattan, "blur": 0.0}, "blur=0.0, expected a finite number > 0"),
     ({"cost": manhattan, "scaling": 1.0}, r"scaling=1.0, expected a number in \(0, 1\)"),
     ({"cost": manhattan, "reach": -1.0}, "reach=-1.0, expected"),
-    ({"cost": manhattan, "diameter": "all"}, "diameter='all', expected batch, problem or a number"),
+    ({"cost": manhattan, "diameter": "all"}, "diameter='all', expected one of batch, problem or a number"),
     ({"cost": manhattan, "diameter": 0.0}, "diameter=0.0, expected a finite number > 0"),
 ])  # fmt: skip
 def test_invalid_options_raise_a_value_error_naming_them(options, message):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import _derivatives
 from .._backends import requested_backend, why_not_triton, without_autocast
-from .._checks import accumulate_dtype, check_number, check_same, check_tensor, check_that
+from .._checks import accumulate_dtype, check_choice, check_number, check_same, check_tensor, check_that
 from .._op import Op, Saved
 from . import cpp
 from .composite import composite_sinkhorn
@@ -20,6 +20,7 @@ from .weightless import move_weightless
 MOST_POINTS = 128  # of a set that the Triton kernels serve: its cost matrix is held on chip
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 REACHES = (1e-9, 1e9)  # reach^2 and its inverse have to be float32 numbers
+_REACHES = "None or a number from {:g} to {:g}".format(*REACHES)
 
 
 def make_problem(
@@ -50,14 +51,10 @@ def make_problem(
     check_number(p in (1, 2), op, "p", p, "1 or 2")
     check_number(0 < blur < math.inf, op, "blur", blur, "a finite number > 0")
     check_number(0 < scaling < 1, op, "scaling", scaling, "a number in (0, 1)")
-    low, high = REACHES
-    check_number(
-        reach is None or low <= reach <= high, op, "reach", reach, f"None or a number from {low:g} to {high:g}"
-    )
-    check_that(precision in PRECISIONS, f"{op}: precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
+    check_number(reach is None or REACHES[0] <= reach <= REACHES[1], op, "reach", reach, _REACHES)
+    check_choice(op, "precision", precision, PRECISIONS)
     if isinstance(diameter, str):
-        choices = "batch, problem or a number"
-        check_that(diameter in ("batch", "problem"), f"{op}: diameter={diameter!r}, expected {choices}")
+        check_choice(op, "diameter", diameter, ("batch", "problem"), "a number")
         start = None if x.shape[0] else 1.0
     else:
         check_number(0 < diameter < math.inf, op, "diameter", diameter, "a finite number > 0")

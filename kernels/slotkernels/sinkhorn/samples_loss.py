@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._backends import requested_backend
-from .._checks import FLOATS, accumulate_dtype, check_number, check_same, check_that, describe
+from .._checks import FLOATS, accumulate_dtype, check_choice, check_number, check_same, check_that, describe
 from . import keops_autograd
 from .custom_costs import Cost, custom_sinkhorn
 from .kernel_norms import KERNELS, kernel_norm
@@ -118,7 +118,7 @@ class SamplesLoss(nn.Module):
 
     def forward(self, *args: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Loss of ``(x, y)`` or ``(a, x, b, y)``; see the class."""
-        check_that(self.loss in LOSSES, f"SamplesLoss: loss={self.loss!r}, expected one of {', '.join(LOSSES)}")
+        check_choice("SamplesLoss", "loss", self.loss, LOSSES)
         sets = _sets(args)
         if self.loss != "sinkhorn":
             result = self._kernel_norm(sets)
@@ -133,11 +133,11 @@ class SamplesLoss(nn.Module):
         return (f[0], g[0]) if len(f) == 1 and self._is_multiscale(sets) else (f, g)
 
     def _sinkhorn(self, sets: _Sets) -> Tensor | tuple[Tensor, Tensor]:
-        check_that(self.p in (1, 2), f"SamplesLoss: p={self.p}, expected 1 or 2, or a cost")
+        check_number(self.p in (1, 2), "SamplesLoss", "p", self.p, "1 or 2, or a cost")
         x, y, a, b, *_ = sets
         if sets.dtype == torch.float64:
             x, y = x.double(), y.double()
-        problem = self._problem(x, y, a, b)._replace(p=int(self.p))
+        problem = self._problem(x, y, a, b, int(self.p))
         value, f, g = solve("SamplesLoss", problem, _EUCLIDEAN.get(self.backend, self.backend))
         return (f, g) if self.potentials else value
 
@@ -169,10 +169,10 @@ class SamplesLoss(nn.Module):
         result = custom_sinkhorn(problem, cost)
         return moved.mark(result) if isinstance(result, Tensor) else (moved.mark(result[0]), moved.mark(result[1]))
 
-    def _problem(self, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Problem:
-        """The problem of these sets, whose p is to be replaced."""
+    def _problem(self, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, p: int = 2) -> Problem:
+        """The problem of these sets."""
         return make_problem(
-            "SamplesLoss", x, y, a, b, p=2, blur=self.blur, scaling=self.scaling, reach=self.reach,
+            "SamplesLoss", x, y, a, b, p=p, blur=self.blur, scaling=self.scaling, reach=self.reach,
             diameter="batch" if self.diameter is None else self.diameter, debias=self.debias,
             potentials=self.potentials,
         )  # fmt: skip
@@ -224,13 +224,8 @@ def _sets(args: tuple[Tensor, ...]) -> _Sets:
     )
     check_that(len(args) in (2, 4), f"SamplesLoss: {len(args)} arguments, {expected}")
     a, x, b, y = (None, args[0], None, args[1]) if len(args) == 2 else args
-    for name, points in (("x", x), ("y", y)):
-        check_that(points.dtype in FLOATS, f"SamplesLoss: {name} is {describe(points)}, expected floats")
-    shapes = f"x {describe(x)} and y {describe(y)}"
-    check_that(x.dim() == y.dim() and x.dim() in (2, 3), f"SamplesLoss: {shapes}, expected both [N, D] or [B, N, D]")
-    fits = x.shape[-1] == y.shape[-1] and x.shape[:-2] == y.shape[:-2]
-    check_that(fits, f"SamplesLoss: {shapes}, expected the same D, and the same B for batches")
-    check_that(x.shape[-2] > 0 and y.shape[-2] > 0, f"SamplesLoss: {shapes}, expected N > 0 and M > 0")
+    if reason := _why_no_points(x, y):  # a sentence only where it is needed: it costs as much as a small loss
+        raise ValueError(f"SamplesLoss: {reason}")
     check_same("SamplesLoss", x=x, y=y)
     a, b = _weights("a", a, x), _weights("b", b, y)
     dtype = reduce(torch.promote_types, [x.dtype, *(w.dtype for w in (a, b) if w is not None)])
@@ -240,15 +235,36 @@ def _sets(args: tuple[Tensor, ...]) -> _Sets:
     return _Sets(x, y, a, b, dtype, batched)
 
 
+def _why_no_points(x: Tensor, y: Tensor) -> str | None:
+    """What is wrong with the dtypes and shapes of the points, or None."""
+    for name, points in (("x", x), ("y", y)):
+        if points.dtype not in FLOATS:
+            return f"{name} is {describe(points)}, expected floats"
+    of_x, of_y = x.shape, y.shape
+    if len(of_x) == len(of_y) and len(of_x) in (2, 3):
+        if of_x[-1] != of_y[-1] or of_x[:-2] != of_y[:-2]:
+            expected = "the same D, and the same B for batches"
+        elif of_x[-2] == 0 or of_y[-2] == 0:
+            expected = "N > 0 and M > 0"
+        else:
+            return None
+    else:
+        expected = "both [N, D] or [B, N, D]"
+    return f"x {describe(x)} and y {describe(y)}, expected {expected}"
+
+
 def _weights(name: str, weights: Tensor | None, points: Tensor) -> Tensor | None:
     """Floating weights as [B, N]."""
     if weights is None:
         return None
     expected = points.shape[:-1]
-    fits = weights.shape in (expected, torch.Size((*expected, 1)))
-    message = f"SamplesLoss: {name} is {describe(weights)}, expected {list(expected)} for points {describe(points)}"
-    check_that(fits, message)
-    on = f"SamplesLoss: {name} is on {weights.device}, expected the device of the points, {points.device}"
-    check_that(weights.device == points.device, on)
+    if weights.shape not in (expected, torch.Size((*expected, 1))):
+        raise ValueError(
+            f"SamplesLoss: {name} is {describe(weights)}, expected {list(expected)} for points {describe(points)}"
+        )
+    if weights.device != points.device:
+        raise ValueError(
+            f"SamplesLoss: {name} is on {weights.device}, expected the device of the points, {points.device}"
+        )
     weights = weights if weights.is_floating_point() else weights.to(torch.get_default_dtype())
     return weights.reshape(-1, expected[-1])
