@@ -9,11 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from .._backends import requested_backend
-from .._checks import FLOATS, accumulate_dtype, check_choice, check_number, check_same, check_that, describe
+from .._checks import (
+    FLOATS,
+    accumulate_dtype,
+    check_choice,
+    check_number,
+    check_range,
+    check_same,
+    check_that,
+    describe,
+)
 from . import keops_autograd
 from .custom_costs import Cost, custom_sinkhorn
 from .kernel_norms import KERNELS, kernel_norm
-from .op import make_problem, solve
+from .op import ALIKE, LENGTHS, make_problem, solve
 from .problem import Problem
 from .streaming.pair import centre
 from .weightless import are_learned, move_weightless
@@ -60,7 +69,7 @@ class SamplesLoss(nn.Module):
             "gaussian" ``exp(-|x - y|² / 2 blur²)``, "laplacian" ``exp(-|x - y| / blur)``, "energy" ``-|x - y|``,
             "hausdorff" (``kernel``). All options but ``blur``, ``kernel`` and ``potentials`` are of "sinkhorn" alone.
         p: the cost is ``|x - y|^p / p``, with p 1 or 2, and the final temperature ``blur^p``.
-        blur: finest scale > 0, in the unit of the points.
+        blur: finest scale, from 1e-15 to 1e15, in the unit of the points.
         reach: length from 1e-9 to 1e9; mass may be removed and created at a cost of up to ``reach^p``, so in effect it
             moves no farther than a few times this length, and weights need not sum to 1. None for balanced transport:
             both sets have the same total weight.
@@ -143,11 +152,11 @@ class SamplesLoss(nn.Module):
 
     def _custom_sinkhorn(self, sets: _Sets) -> Tensor | tuple[Tensor, Tensor]:
         check_number(0 < self.p < math.inf, "SamplesLoss", "p", self.p, "a number > 0: the temperature is blur^p")
-        temperature = self.blur**self.p if self.blur > 0 else 1.0  # other blurs are refused with the other options
-        fits = 1e-30 < temperature < 1e30
-        check_that(
-            fits, f"SamplesLoss: blur={self.blur} and p={self.p}: blur^p is {temperature:g}, out of float32's range"
-        )
+        check_range("SamplesLoss", "blur", self.blur, *LENGTHS, ALIKE)
+        for name, length in (("blur", self.blur), ("reach", self.reach), ("diameter", self.diameter)):
+            if isinstance(length, float | int) and length > 0:  # others are refused with the other options
+                fits = abs(self.p * math.log10(length)) <= 30
+                check_number(fits, "SamplesLoss", f"{name}={length}, p", self.p, f"{name}^p from 1e-30 to 1e30")
         costs = self.cost if isinstance(self.cost, tuple) else (self.cost,)
         formula = next((cost for cost in costs if isinstance(cost, str)), None)
         function = next((cost for cost in costs if callable(cost)), None)
@@ -181,10 +190,9 @@ class SamplesLoss(nn.Module):
         kernel = KERNELS.get(self.loss) if self.kernel is None else self.kernel
         check_that(kernel is not None, "SamplesLoss: loss='hausdorff' and kernel=None, expected a kernel(x, y, blur=…)")
         assert kernel is not None
-        check_number(self.blur > 0, "SamplesLoss", "blur", self.blur, "a number > 0")
+        check_range("SamplesLoss", "blur", self.blur, *LENGTHS, ALIKE)
         use_keops = self._use_keops(sets, dense=True, keops=True)
-        # a negative weight is one
-        a, b = (None if w is None else (w != 0).to(w.dtype) for w in (sets.a, sets.b))
+        a, b = (None if w is None else (w != 0).to(w.dtype) for w in (sets.a, sets.b))  # weights may be negative
         in_place = self.potentials or are_learned(sets.a, sets.b)
         x, y, *_ = move_weightless(sets.x, sets.y, a, b, in_place, math.inf)
         if use_keops or self.kernel is None:
