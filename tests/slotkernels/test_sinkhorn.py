@@ -7,6 +7,7 @@ import pytest
 import torch
 from slotkernels import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
 from slotkernels.sinkhorn import bytes_moved, flops
+from slotkernels.sinkhorn.reference import squared_distances
 from slotkernels.sinkhorn.schedule import LONGEST_RATIO, bounding_diameter, epsilon_schedule
 
 from .oracles import assert_compiles
@@ -235,6 +236,22 @@ def test_potentials_equal_geomloss_in_value_and_gradient(debias):
 def test_invalid_input_raises_a_value_error_naming_it(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_squared_distances_and_their_derivatives(own):
+    x = torch.randn(2, 4, 3)
+    far = squared_distances(x + 1000, x + 1000, own)
+    assert (far.diagonal(dim1=1, dim2=2) == 0).all() == own  # 1e6 is rounded to 1 / 16
+    y = torch.randn(2, 4, 3, dtype=torch.float64)
+
+    def squared(x):
+        return squared_distances(x, x if own else y, own)
+
+    x = x.double().requires_grad_()
+    torch.testing.assert_close(squared(x), (x.unsqueeze(2) - (x if own else y).unsqueeze(1)).square().sum(3))
+    assert torch.autograd.gradcheck(squared, x, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(squared, x)
 
 
 @pytest.mark.parametrize("diameter", ["batch", "problem"])

@@ -115,26 +115,29 @@ def _stack_logs(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, length
     return torch.stack((b_log, a_log, a_log, b_log) if debias else (b_log, a_log), 1)
 
 
-def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """[B, N, M], as |x|² - 2 x·y + |y|²; exactly zero between a point and itself, where rounding would show."""
-    xx = torch.linalg.vector_norm(x, dim=-1).square()
-    yy = xx if y is x else torch.linalg.vector_norm(y, dim=-1).square()
-    squared = torch.baddbmm(xx.unsqueeze(2) + yy.unsqueeze(1), x, y.transpose(1, 2), alpha=-2).clamp_min_(0)
-    if y is x:
-        squared.diagonal(dim1=1, dim2=2).zero_()
+def squared_distances(x: Tensor, y: Tensor, own: bool = False) -> Tensor:
+    """[B, N, M], as |x|² - 2 x·y + |y|²: rounding may leave a little less than 0. Differentiable in every mode.
+
+    ``own``: of a set with itself; exactly zero between a point and itself, where rounding would show.
+    """
+    norms = x.square().sum(2).unsqueeze(2) + y.square().sum(2).unsqueeze(1)
+    squared = torch.baddbmm(norms, x, y.mT, alpha=-2)
+    if own:
+        diagonal = squared.diagonal(dim1=1, dim2=2)
+        diagonal.sub_(diagonal.detach().clone())
     return squared
 
 
 def _to_costs(squared: Tensor, p: int) -> Tensor:
-    return squared.mul_(0.5) if p == 2 else squared.clamp_min_(NEAREST).sqrt_()
+    return squared.clamp_min_(0).mul_(0.5) if p == 2 else squared.clamp_min_(NEAREST).sqrt_()
 
 
 def _all_costs(x: Tensor, y: Tensor, p: int, debias: bool) -> Tensor:
     """[L, 4, B, L] costs of all problems, columns first (2 problems without debiasing), of equally long sets."""
-    cross = _squared_distances(x, y)
+    cross = squared_distances(x, y)
     blocks = [cross.transpose(1, 2), cross]  # [B, column, row]
     if debias:
-        blocks += [_squared_distances(x, x), _squared_distances(y, y)]
+        blocks += [squared_distances(x, x, own=True), squared_distances(y, y, own=True)]
     return _to_costs(torch.stack([block.transpose(0, 1) for block in blocks], 1), p)
 
 
