@@ -240,15 +240,14 @@ def test_invalid_input_raises_a_value_error_naming_it(call, message):
 
 @pytest.mark.parametrize("own", [False, True])
 def test_squared_distances_and_their_derivatives(own):
-    x = torch.randn(2, 4, 3)
-    far = squared_distances(x + 1000, x + 1000, own)
-    assert (far.diagonal(dim1=1, dim2=2) == 0).all() == own  # 1e6 is rounded to 1 / 16
-    y = torch.randn(2, 4, 3, dtype=torch.float64)
+    far = torch.randn(2, 40, 300) + 1000  # squares are rounded by tens
+    assert squared_distances(far, far, own).diagonal(dim1=1, dim2=2).any() != own
+    x, y = torch.randn(2, 2, 4, 3, dtype=torch.float64).unbind()
 
     def squared(x):
         return squared_distances(x, x if own else y, own)
 
-    x = x.double().requires_grad_()
+    x.requires_grad_()
     torch.testing.assert_close(squared(x), (x.unsqueeze(2) - (x if own else y).unsqueeze(1)).square().sum(3))
     assert torch.autograd.gradcheck(squared, x, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(squared, x)
