@@ -86,22 +86,26 @@ def test_potentials_may_move_by_hundreds_of_powers_of_two(backend, device, itera
     assert_equals_reference((20 * cost, a, b), 0.01, iterations, backend, 2e-4 if device == "cpu" else 5e-4)
 
 
-@pytest.mark.skipif(not torch.ops.slotkernels_native, reason="the C++ ops are not built")
 @compiled
 def test_gradients_in_cpp_are_as_exact_as_those_of_the_reference():
-    """Costs of 1,000 eps: what rounds differently in the forward and the backward pass adds up over the iterations."""
-    cost, a, b = problem(3, 60, 20, torch.float32, grad=True)
-    weights = torch.randn(3, 60, 20)
+    """Costs of 3,000 eps: what rounds differently in the forward and the backward pass adds up over the iterations.
+
+    So few columns are the rest of a vector, which the kernels read by other code. A single problem's error may be
+    larger or smaller by chance, hence the median of many.
+    """
+    cost, a, b = problem(64, 6, 7, torch.float32, grad=False)
+    weights = torch.randn(64, 6, 7)
 
     def gradients(backend, dtype=torch.float32):
-        inputs = [t.detach().to(dtype).requires_grad_() for t in (10 * cost, a, b)]
+        inputs = [t.to(dtype).requires_grad_() for t in (30 * cost, a, b)]
         plan = sinkhorn_plan(*inputs, eps=0.01, iterations=50, backend=backend)
         return [g.double() for g in torch.autograd.grad((plan * weights.to(dtype)).sum(), inputs)]
 
     exact = gradients("reference", torch.float64)
     for name, truth, cpp, reference in zip("Cab", exact, gradients("cpp"), gradients("reference"), strict=True):
-        error, usual = ((t - truth).abs().max() / truth.abs().max() for t in (cpp, reference))
-        assert error < 4 * usual + 1e-5, f"{name}: {error:.1e}, the reference {usual:.1e}"
+        error, usual = ((t - truth).flatten(1).abs().amax(1) for t in (cpp, reference))
+        ratio = (error / usual).median().item()
+        assert ratio < 3, f"{name}: {ratio:.1f} times the error of the reference"
 
 
 @all_backends
