@@ -126,7 +126,7 @@ class SamplesLoss(nn.Module):
         else:
             result = self._sinkhorn(sets)
         if isinstance(result, Tensor):
-            value = result.to(sets.dtype)
+            value = result if result.dtype == sets.dtype else result.to(sets.dtype)
             return value if sets.batched else value[0]
         f, g = (t.to(sets.dtype) for t in result)
         return (f[0], g[0]) if len(f) == 1 and self._is_multiscale(sets) else (f, g)
