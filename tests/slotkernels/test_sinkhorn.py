@@ -217,6 +217,16 @@ def test_potentials_equal_geomloss_in_value_and_gradient(debias):
         (lambda: sinkhorn_divergence(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4).double()), "y is float64"),
         (lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, p=3), "p=3, expected 1 or 2"),
         (lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, blur=0.0), "blur=0.0"),
+        (
+            lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, blur=1e-30),
+            "blur=1e-30, expected .* 1e-15 to .*mult",
+        ),
+        (lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, blur=1e200), r"blur=1e\+200, expected a number from"),
+        (lambda: SamplesLoss("gaussian", blur=1e-50)(*[torch.zeros(1, 1)] * 2), "SamplesLoss: blur=1e-50, expected"),
+        (
+            lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, diameter=10**400),
+            "diameter=1000.*, expected a number",
+        ),
         (lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, scaling=1.0), "scaling=1.0"),
         (lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, diameter="all"), "diameter='all'"),
         (lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, diameter=float("inf")), "diameter=inf"),
@@ -225,6 +235,12 @@ def test_potentials_equal_geomloss_in_value_and_gradient(debias):
 def test_invalid_input_raises_a_value_error_naming_it(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("diameter", ["batch", "problem"])
+def test_points_too_far_apart_to_square_have_no_value(diameter):
+    x = torch.tensor([[[0.0], [1e200]]], dtype=torch.float64)
+    assert sinkhorn_divergence(x, x + 1, diameter=diameter).isnan().all()
 
 
 @pytest.mark.parametrize("reach", [None, 1.5])

@@ -43,7 +43,7 @@ def kernel_norm(
             x, y = after_stream(x), after_stream(y)
             if kernel in KERNELS.values():
                 arguments = (x, y, *(w.unsqueeze(-1) for w in weights))
-                compile_first(kernel.__name__, lambda *t: _compile(kernel, *t), *arguments)
+                compile_first(f"the kernel {kernel.__name__}", lambda *t: _compile(kernel, *t), *arguments)
         values = kernel(x, y, blur=blur, use_keops=use_keops, ranges=None)
         if not isinstance(values, Tensor):
             return values

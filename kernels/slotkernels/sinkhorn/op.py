@@ -1,6 +1,5 @@
 """Sinkhorn divergence and dual potentials of small and large point sets: the ops and the public functions."""
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from .. import _derivatives
 from .._backends import requested_backend, why_not_triton, without_autocast
-from .._checks import accumulate_dtype, check_choice, check_number, check_same, check_tensor, check_that
+from .._checks import accumulate_dtype, check_choice, check_number, check_range, check_same, check_tensor, check_that
 from .._op import Op, Saved
 from . import cpp
 from .composite import composite_sinkhorn
@@ -19,6 +18,8 @@ from .weightless import move_weightless
 
 MOST_POINTS = 128  # of a set that the Triton kernels serve: its cost matrix is held on chip
 PRECISIONS = ("ieee", "tf32x3", "tf32")
+LENGTHS = (1e-15, 1e15)  # of blur and diameter: their squares, and the inverses of these, have to be float32 numbers
+ALIKE = "multiply points and lengths by the same factor"
 REACHES = (1e-9, 1e9)  # reach^2 and its inverse have to be float32 numbers
 _REACHES = "None or a number from {:g} to {:g}".format(*REACHES)
 
@@ -49,7 +50,7 @@ def make_problem(
         if weights is not None:
             check_tensor(op, name, weights, shape, sizes)
     check_number(p in (1, 2), op, "p", p, "1 or 2")
-    check_number(0 < blur < math.inf, op, "blur", blur, "a finite number > 0")
+    check_range(op, "blur", blur, *LENGTHS, ALIKE)
     check_number(0 < scaling < 1, op, "scaling", scaling, "a number in (0, 1)")
     check_number(reach is None or REACHES[0] <= reach <= REACHES[1], op, "reach", reach, _REACHES)
     check_choice(op, "precision", precision, PRECISIONS)
@@ -57,7 +58,7 @@ def make_problem(
         check_choice(op, "diameter", diameter, ("batch", "problem"), "a number")
         start = None if x.shape[0] else 1.0
     else:
-        check_number(0 < diameter < math.inf, op, "diameter", diameter, "a finite number > 0")
+        check_range(op, "diameter", diameter, *LENGTHS, ALIKE)
         start = float(diameter)
     if check_finite:
         for name, points, weights in (("x", x, a), ("y", y, b)):
@@ -67,7 +68,7 @@ def make_problem(
     keep = (_wants_gradient(x), _wants_gradient(y))
     reach = None if reach is None else float(reach)
     return Problem(
-        x, y, a, b, start, diameter == "problem", p, float(blur), float(scaling), reach, debias, potentials, *keep,
+        x, y, a, b, start, diameter == "problem", int(p), float(blur), float(scaling), reach, debias, potentials, *keep,
         precision,
     )  # fmt: skip
 
@@ -200,10 +201,10 @@ def sinkhorn_divergence(
             changes nothing, whatever its coordinates: sets of different sizes are padded with such points.
         b: [B, M] weights of y, likewise.
         p: 1 or 2.
-        blur: > 0, in the unit of the points; details of the sets below this scale do not count.
+        blur: from 1e-15 to 1e15, in the unit of the points; details of the sets below this scale do not count.
         scaling: ratio in (0, 1) of successive scales.
         diameter: where the annealing starts: "batch", the diagonal of one bounding box around all points (GeomLoss);
-            "problem", one box for each of the B problems; or a number > 0.
+            "problem", one box for each of the B problems; or a number from 1e-15 to 1e15.
         reach: length from 1e-9 to 1e9, in the unit of the points, for unbalanced transport; None for balanced
             transport. Mass may be removed from one set and created in the other at a cost of up to ``reach^p`` each, so
             in effect it moves no farther than a few times this length, and the weights need not sum to 1.

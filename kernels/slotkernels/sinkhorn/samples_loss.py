@@ -9,13 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from .._backends import requested_backend
-from .._checks import FLOATS, accumulate_dtype, check_choice, check_number, check_same, check_that, describe
+from .._checks import (
+    FLOATS,
+    accumulate_dtype,
+    check_choice,
+    check_number,
+    check_range,
+    check_same,
+    check_that,
+    describe,
+)
 from . import keops_autograd
 from .custom_costs import Cost, custom_sinkhorn
 from .kernel_norms import KERNELS, kernel_norm
-from .op import make_problem, solve
+from .op import ALIKE, LENGTHS, make_problem, solve
 from .problem import Problem
 from .streaming.pair import centre
+from .weightless import are_learned, move_weightless
 
 LOSSES = ("sinkhorn", "hausdorff", *KERNELS)
 # GeomLoss's names of its backends. For |x - y|^p / p they compute the same, so that "auto" may choose by size.
@@ -59,7 +69,7 @@ class SamplesLoss(nn.Module):
             "gaussian" ``exp(-|x - y|² / 2 blur²)``, "laplacian" ``exp(-|x - y| / blur)``, "energy" ``-|x - y|``,
             "hausdorff" (``kernel``). All options but ``blur``, ``kernel`` and ``potentials`` are of "sinkhorn" alone.
         p: the cost is ``|x - y|^p / p``, with p 1 or 2, and the final temperature ``blur^p``.
-        blur: finest scale > 0, in the unit of the points.
+        blur: finest scale, from 1e-15 to 1e15, in the unit of the points.
         reach: length from 1e-9 to 1e9; mass may be removed and created at a cost of up to ``reach^p``, so in effect it
             moves no farther than a few times this length, and weights need not sum to 1. None for balanced transport:
             both sets have the same total weight.
@@ -142,11 +152,11 @@ class SamplesLoss(nn.Module):
 
     def _custom_sinkhorn(self, sets: _Sets) -> Tensor | tuple[Tensor, Tensor]:
         check_number(0 < self.p < math.inf, "SamplesLoss", "p", self.p, "a number > 0: the temperature is blur^p")
-        temperature = self.blur**self.p if self.blur > 0 else 1.0  # other blurs are refused with the other options
-        fits = 1e-30 < temperature < 1e30
-        check_that(
-            fits, f"SamplesLoss: blur={self.blur} and p={self.p}: blur^p is {temperature:g}, out of float32's range"
-        )
+        check_range("SamplesLoss", "blur", self.blur, *LENGTHS, ALIKE)
+        for name, length in (("blur", self.blur), ("reach", self.reach), ("diameter", self.diameter)):
+            if isinstance(length, float | int) and length > 0:  # others are refused with the other options
+                fits = abs(self.p * math.log10(length)) <= 30
+                check_number(fits, "SamplesLoss", f"{name}={length}, p", self.p, f"{name}^p from 1e-30 to 1e30")
         costs = self.cost if isinstance(self.cost, tuple) else (self.cost,)
         formula = next((cost for cost in costs if isinstance(cost, str)), None)
         function = next((cost for cost in costs if callable(cost)), None)
@@ -160,10 +170,13 @@ class SamplesLoss(nn.Module):
         )
         if cost is None:
             raise ValueError(f"SamplesLoss: cost is {what}, with backend={self.backend!r}; expected {remedy}")
-        dtype = accumulate_dtype(sets.dtype)
-        points = [t.to(dtype) if use_keops else t for t in (sets.x, sets.y)]
+        in_place = self.potentials or are_learned(sets.a, sets.b)
+        moved = move_weightless(*sets[:4], in_place, self.blur)
+        sets = sets._replace(x=moved.x, y=moved.y, a=moved.a, b=moved.b)
+        points = [t.to(accumulate_dtype(sets.dtype)) if use_keops else t for t in (sets.x, sets.y)]
         problem = self._problem(points[0], points[1], *sets.weights())._replace(p=self.p)  # type: ignore[arg-type]
-        return custom_sinkhorn(problem, cost)
+        result = custom_sinkhorn(problem, cost)
+        return moved.mark(result) if isinstance(result, Tensor) else (moved.mark(result[0]), moved.mark(result[1]))
 
     def _problem(self, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, p: int = 2) -> Problem:
         """The problem of these sets."""
@@ -177,9 +190,11 @@ class SamplesLoss(nn.Module):
         kernel = KERNELS.get(self.loss) if self.kernel is None else self.kernel
         check_that(kernel is not None, "SamplesLoss: loss='hausdorff' and kernel=None, expected a kernel(x, y, blur=…)")
         assert kernel is not None
-        check_number(self.blur > 0, "SamplesLoss", "blur", self.blur, "a number > 0")
+        check_range("SamplesLoss", "blur", self.blur, *LENGTHS, ALIKE)
         use_keops = self._use_keops(sets, dense=True, keops=True)
-        x, y, *_ = sets
+        a, b = (None if w is None else (w != 0).to(w.dtype) for w in (sets.a, sets.b))  # weights may be negative
+        in_place = self.potentials or are_learned(sets.a, sets.b)
+        x, y, *_ = move_weightless(sets.x, sets.y, a, b, in_place, math.inf)
         if use_keops or self.kernel is None:
             x, y = (t.to(accumulate_dtype(sets.dtype)) for t in (x, y))
         if self.kernel is None:  # kernels see differences of points only, which cancel less near the origin
@@ -193,7 +208,7 @@ class SamplesLoss(nn.Module):
         message = f"SamplesLoss: backend={backend!r} computes |x - y|^p / p alone, expected 'auto' or one of "
         check_that(backend in ("auto", *_CUSTOM.values()), message + ", ".join(_CUSTOM))
         if backend == "auto":
-            use_keops = keops and (not dense or keops_autograd.is_large(sets.x, sets.y))
+            use_keops = keops and (not dense or keops_autograd.is_large(sets.x, sets.y, sets.dtype))
         else:
             use_keops = backend == "keops"
         if use_keops:

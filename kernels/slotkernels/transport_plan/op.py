@@ -8,7 +8,16 @@ from torch import Tensor
 
 from .. import _derivatives
 from .._backends import requested_backend, why_not_triton, without_autocast
-from .._checks import accumulate_dtype, check_number, check_positive, check_same, check_tensor, check_that
+from .._checks import (
+    ITERATIONS,
+    TEMPERATURES,
+    accumulate_dtype,
+    check_number,
+    check_range,
+    check_same,
+    check_tensor,
+    check_that,
+)
 from .._native import why_not_cpp
 from .._op import Op, Saved
 from ..sinkhorn.reference import NEAREST
@@ -47,8 +56,8 @@ def _check(
     for name, weights, shape in (("a", a, "B N"), ("b", b, "B M")):
         if weights is not None:
             check_tensor(op, name, weights, shape, sizes)
-    check_number(0 < eps < math.inf, op, "eps", eps, "a finite number > 0")
-    check_positive(op, iterations=iterations)
+    check_range(op, "eps", eps, *TEMPERATURES, "multiply costs and eps by the same factor")
+    check_range(op, "iterations", iterations, *ITERATIONS, "a tolerance stops once the plan is exact enough")
     fits = tolerance is None or 0 < tolerance < math.inf
     check_number(fits, op, "tolerance", tolerance, "None or a number > 0")
 
@@ -133,8 +142,8 @@ def sinkhorn_plan(
         x: [B, N, D] points, and
         y: [B, M, D] points, instead of ``cost``: it is ``|x - y|^p / p`` then.
         p: 1 or 2.
-        eps: > 0, temperature in the unit of the costs.
-        iterations: number of iterations (>= 1); with a tolerance, the largest number.
+        eps: from 1e-30 to 1e30, temperature in the unit of the costs.
+        iterations: number of iterations (1 to 1,000,000); with a tolerance, the largest number.
         tolerance: stop once ``sum_j |sum_i P_ij - b_j|`` of every problem is at most this (> 0). The error is checked
             every 10 iterations, for which the host waits for an accelerator. A RuntimeWarning reports a tolerance that
             was not reached.
@@ -170,7 +179,7 @@ def sinkhorn_plan(
         assert cost is not None
         cost = _without_weightless(cost, a, b, in_place)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (cost, a, b))
-    problem = Problem(cost, a, b, float(eps), iterations, None if tolerance is None else float(tolerance), keep)
+    problem = Problem(cost, a, b, float(eps), int(iterations), None if tolerance is None else float(tolerance), keep)
     if transformed:
         with without_autocast(cost.device):
             return composite_plan(problem).plan
