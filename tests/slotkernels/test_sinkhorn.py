@@ -7,6 +7,7 @@ import pytest
 import torch
 from slotkernels import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
 from slotkernels.sinkhorn import bytes_moved, flops
+from slotkernels.sinkhorn.reference import squared_distances
 from slotkernels.sinkhorn.schedule import LONGEST_RATIO, bounding_diameter, epsilon_schedule
 
 from .oracles import assert_compiles
@@ -249,6 +250,21 @@ def test_potentials_equal_geomloss_in_value_and_gradient(debias):
 def test_invalid_input_raises_a_value_error_naming_it(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_squared_distances_and_their_derivatives(own):
+    far = torch.randn(2, 40, 300) + 1000  # squares are rounded by tens
+    assert squared_distances(far, far, own).diagonal(dim1=1, dim2=2).any() != own
+    x, y = torch.randn(2, 2, 4, 3, dtype=torch.float64).unbind()
+
+    def squared(x):
+        return squared_distances(x, x if own else y, own)
+
+    x.requires_grad_()
+    torch.testing.assert_close(squared(x), (x.unsqueeze(2) - (x if own else y).unsqueeze(1)).square().sum(3))
+    assert torch.autograd.gradcheck(squared, x, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(squared, x)
 
 
 @pytest.mark.parametrize("diameter", ["batch", "problem"])

@@ -126,6 +126,19 @@ def _stack_logs(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, length
     return torch.stack((b_log, a_log, a_log, b_log) if debias else (b_log, a_log), 1)
 
 
+def squared_distances(x: Tensor, y: Tensor, own: bool = False) -> Tensor:
+    """[B, N, M], as |x|² - 2 x·y + |y|²: rounding may leave a little less than 0. Differentiable in every mode.
+
+    ``own``: of a set with itself; exactly zero between a point and itself, where rounding would show.
+    """
+    norms = x.square().sum(2).unsqueeze(2) + y.square().sum(2).unsqueeze(1)
+    squared = torch.baddbmm(norms, x, y.mT, alpha=-2)
+    if own:
+        diagonal = squared.diagonal(dim1=1, dim2=2)
+        diagonal.sub_(diagonal.detach().clone())
+    return squared
+
+
 def _to_costs(squared: Tensor, p: int) -> Tensor:
     return squared.mul_(0.5) if p == 2 else squared.clamp_min_(NEAREST).sqrt_()
 

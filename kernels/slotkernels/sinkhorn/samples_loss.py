@@ -66,7 +66,8 @@ class SamplesLoss(nn.Module):
     Args:
         loss: "sinkhorn", the Sinkhorn divergence of ``sinkhorn_divergence``; or half the squared norm of a kernel:
             "gaussian" ``exp(-|x - y|² / 2 blur²)``, "laplacian" ``exp(-|x - y| / blur)``, "energy" ``-|x - y|``,
-            "hausdorff" (``kernel``). All options but ``blur``, ``kernel`` and ``potentials`` are of "sinkhorn" alone.
+            "hausdorff" (``kernel``). Kernel norms take ``blur``, ``kernel``, ``potentials`` and ``backend``, and
+            ignore the other options.
         p: the cost is ``|x - y|^p / p``, with p 1 or 2, and the final temperature ``blur^p``.
         blur: finest scale, from 1e-15 to 1e15, in the unit of the points.
         reach: length from 1e-9 to 1e9; mass may be removed and created at a cost of up to ``reach^p``, so in effect it

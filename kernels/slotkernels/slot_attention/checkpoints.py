@@ -160,6 +160,9 @@ def _converted(published: dict[str, Any], prefix: str, rule: TensorRule) -> Tens
     )
     values = [published[prefix + name] for name in rule.names]
     tensors = [value.detach() if isinstance(value, Tensor) else torch.tensor(value.__array__()) for value in values]
+    for name, tensor in zip(rule.names, tensors, strict=True):
+        if not tensor.is_floating_point():
+            raise ValueError(f"load_published: {prefix}{name} is {describe(tensor)}, expected floats")
     try:
         return rule.convert(*tensors)
     except NegativeDeviation as error:

@@ -20,7 +20,7 @@ from .._checks import (
 )
 from .._native import why_not_cpp
 from .._op import Op, Saved
-from ..sinkhorn.reference import NEAREST
+from ..sinkhorn.reference import NEAREST, squared_distances
 from ..sinkhorn.streaming.pair import centre
 from ..sinkhorn.weightless import all_have_weight, move_weightless
 from .composite import composite_plan
@@ -202,9 +202,8 @@ def _ground_cost(x: Tensor, y: Tensor, a: Tensor | None, p: int) -> Tensor:
     x, y = (t.to(accumulate_dtype(t.dtype)) for t in (x, y))
     origin = centre(x.detach(), a).to(x.dtype)  # far from the origin products have no digits left for distances
     x, y = x - origin, y - origin
-    xx, yy = (t.square().sum(2) for t in (x, y))
     with without_autocast(x.device):  # small distances are differences of large numbers
-        squared = torch.baddbmm(xx.unsqueeze(2) + yy.unsqueeze(1), x, y.mT, alpha=-2)
+        squared = squared_distances(x, y)
     return squared.clamp_min(0) * 0.5 if p == 2 else squared.clamp_min(NEAREST).sqrt()
 
 
