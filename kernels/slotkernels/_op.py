@@ -167,19 +167,21 @@ class Op(Backends, Generic[A, R]):
 
     def _directly(self, arguments: A, backend: str) -> R:
         """The op where nothing observes it: without PyTorch's dispatcher, unless a tensor needs it."""
-        plain, requires_grad = examine(arguments)
+        leaves = self._fields.unpack(arguments)
+        tensors = self._fields.take_tensors(leaves)
+        plain, requires_grad = examine(tensors)
         if plain and not (requires_grad and torch.is_grad_enabled()):
             return self.run(backend, self._as_read(arguments) if self._contiguous else arguments)
-        leaves = self._fields.unpack(arguments)
         if plain and self._record is not None:
-            return self._results(self._record((arguments, backend), *[leaves[i] for i in self._fields.tensors]))
+            return self._results(self._record((arguments, backend), *tensors))
         return self._results(self._registered(*leaves, backend))
 
     def _as_read(self, arguments: A) -> A:
         """The arguments with contiguous tensors."""
-        if all_contiguous(arguments):
+        leaves = self._fields.unpack(arguments)
+        if all_contiguous(self._fields.take_tensors(leaves)):
             return arguments
-        return self._fields.pack([_contiguous(leaf) for leaf in self._fields.unpack(arguments)])
+        return self._fields.pack([_contiguous(leaf) for leaf in leaves])
 
     def composite(self, function: Callable[[A], Any]) -> Callable[[A], Any]:
         """Register the decorated function as the op's composite form, made of PyTorch's operations.
@@ -366,6 +368,7 @@ class _Fields:
             self.names += [name] if nested is None else [f"{name}_{leaf}" for leaf in nested.names]
             self.types += [annotation] if nested is None else nested.types
         self.tensors = [i for i, annotation in enumerate(self.types) if annotation in _TENSORS]
+        self.take_tensors = _taker(self.tensors)
         self._make, self._count = partial(tuple.__new__, kind), len(self.names)
         self._flat = len(self._parts) == len(self.names) and not any(nested for _, nested in self._parts)
 

@@ -198,6 +198,17 @@ COMPARISONS = (
         modules.savi,
     ),
     Comparison(
+        "savi-pytorch",
+        "SAVi-pytorch, SlotAttention",
+        "slots after three iterations, float32",
+        "Its attention is float32 in any precision. The parameters have the names of its newer versions (`dense_q`); "
+        "the first ones (`w_q`, a GRU of PyTorch) are not read.",
+        8,
+        SINGLE,
+        modules.ours("savi", modules.SAVI_PYTORCH_SHAPES, dtype=torch.float32),
+        modules.savi_pytorch,
+    ),
+    Comparison(
         "keras",
         "Locatello et al. 2020, SlotAttention in Keras",
         "slots after three iterations, float32",

@@ -29,6 +29,20 @@ def test_options_match_geomloss(options):
     assert_same_loss(partial(sinkhorn_divergence, **options), tensorized(**options), x, y)
 
 
+@pytest.mark.parametrize("reach", [None, 2.0])
+@pytest.mark.parametrize("p", [1, 2])
+def test_equal_points_far_from_zero_lose_no_digits(p, reach):
+    """In the reference too their distance is exactly 0; from rounded squares it would be some 1e-3 if p = 1."""
+    x, y = (t.detach().float() + 10 for t in points(3, 8, 6, 3))
+    x[:, 1] = y[:, 2] = y[:, 5] = x[:, 0]
+    x.requires_grad_()
+    compute = partial(sinkhorn_potentials, p=p, blur=0.5, reach=reach, backend="reference")
+    (f, g), expected = compute(x, y), compute(x.double(), y.double())
+    torch.testing.assert_close((f, g), tuple(t.float() for t in expected), rtol=1e-5, atol=1e-5)
+    grad, expected_grad = (torch.autograd.grad(t.square().sum(), x)[0] for t in (f, expected[0]))
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-4)
+
+
 def test_diameter_of_half_precision_points_is_not_rounded():
     x, y = (t.bfloat16() for t in points(2, 5, 4, 3))
     torch.testing.assert_close(bounding_diameter(x, y, True), bounding_diameter(x.double(), y.double(), True).float())

@@ -24,6 +24,17 @@ REACHES = (1e-9, 1e9)  # reach^2 and its inverse have to be float32 numbers
 _REACHES = "None or a number from {:g} to {:g}".format(*REACHES)
 
 
+def check_sets(op: str, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> None:
+    """Raise ValueError unless the points and weights of the public function ``op`` belong together."""
+    sizes: dict[str, int] = {}
+    check_tensor(op, "x", x, "B N D", sizes)
+    check_tensor(op, "y", y, "B M D", sizes)
+    check_same(op, x=x, y=y)
+    for name, weights, shape in (("a", a, "B N"), ("b", b, "B M")):
+        if weights is not None:
+            check_tensor(op, name, weights, shape, sizes)
+
+
 def make_problem(
     op: str,
     x: Tensor,
@@ -41,14 +52,7 @@ def make_problem(
     precision: str = "tf32x3",
     check_finite: bool = False,
 ) -> Problem:
-    """The problem that the arguments of the public function ``op`` describe, after checking them."""
-    sizes: dict[str, int] = {}
-    check_tensor(op, "x", x, "B N D", sizes)
-    check_tensor(op, "y", y, "B M D", sizes)
-    check_same(op, x=x, y=y)
-    for name, weights, shape in (("a", a, "B N"), ("b", b, "B M")):
-        if weights is not None:
-            check_tensor(op, name, weights, shape, sizes)
+    """The problem that the arguments of the public function ``op`` describe, after checking them, save the sets."""
     check_number(p in (1, 2), op, "p", p, "1 or 2")
     check_range(op, "blur", blur, *LENGTHS, ALIKE)
     check_number(0 < scaling < 1, op, "scaling", scaling, "a number in (0, 1)")
@@ -248,6 +252,7 @@ def sinkhorn_divergence(
         >>> [round(v, 2) for v in value.tolist()]
         [2.0]
     """
+    check_sets("sinkhorn_divergence", x, y, a, b)
     problem = make_problem(
         "sinkhorn_divergence", x, y, a, b,
         p=p, blur=blur, scaling=scaling, diameter=diameter, reach=reach, precision=precision, check_finite=check_finite,
@@ -300,6 +305,7 @@ def sinkhorn_potentials(
         [0.5]
     """
     a, b = (None if w is None else w.detach() for w in (a, b))
+    check_sets("sinkhorn_potentials", x, y, a, b)
     problem = make_problem(
         "sinkhorn_potentials", x, y, a, b,
         p=p, blur=blur, scaling=scaling, diameter=diameter, reach=reach, debias=debias, potentials=True,

@@ -46,7 +46,7 @@ def anneal(problem: Problem) -> tuple[Tensor, Tensor]:
     x, y, a, b, diameter, per_problem, p, blur, scaling, _, debias, *_ = problem
     length = max(x.shape[1], y.shape[1])
     logs = _stack_logs(x, y, a, b, length, debias)
-    costs = _all_costs(_pad(x, length), _pad(y, length), p, debias)
+    costs = _all_costs(*(_pad(points, length) for points in centred(x, y, a, b)), p, debias)
     potentials: Tensor | None = None  # [4, B, L]
     start = bounding_diameter(x, y, per_problem, a, b) if diameter is None else diameter
     for eps, active in epsilon_schedule(start, p, blur, scaling):
@@ -92,8 +92,19 @@ def mean(potential: Tensor, weights: Tensor | None) -> Tensor:
     return potential.mean(1) if weights is None else (potential * weights.to(potential.dtype)).sum(1)
 
 
+def centred(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both sets relative to the mean of their points that have weight, in the precision of the arithmetic.
+
+    Distances stay the same, and around zero ``|x|² - 2 x·y + |y|²`` cancels least.
+    """
+    x, y = (points.to(accumulate_dtype(points.dtype)) for points in (x, y))
+    kept = [torch.ones_like(t[:, :, 0]) if w is None else (w > 0).to(t.dtype) for t, w in ((x, a), (y, b))]
+    total = kept[0].unsqueeze(1) @ x + kept[1].unsqueeze(1) @ y  # [B, 1, D]
+    origin = total / (kept[0].sum(1) + kept[1].sum(1)).clamp_min(1).view(-1, 1, 1)
+    return x - origin, y - origin
+
+
 def _pad(points: Tensor, length: int) -> Tensor:
-    points = points.to(accumulate_dtype(points.dtype))
     missing = length - points.shape[1]
     return F.pad(points, (0, 0, 0, missing)) if missing else points
 
@@ -129,15 +140,22 @@ def squared_distances(x: Tensor, y: Tensor, own: bool = False) -> Tensor:
 
 
 def _to_costs(squared: Tensor, p: int) -> Tensor:
-    return squared.clamp_min_(0).mul_(0.5) if p == 2 else squared.clamp_min_(NEAREST).sqrt_()
+    return squared.mul_(0.5) if p == 2 else squared.clamp_min_(NEAREST).sqrt_()
 
 
 def _all_costs(x: Tensor, y: Tensor, p: int, debias: bool) -> Tensor:
     """[L, 4, B, L] costs of all problems, columns first (2 problems without debiasing), of equally long sets."""
-    cross = squared_distances(x, y)
-    blocks = [cross.transpose(1, 2), cross]  # [B, column, row]
-    if debias:
-        blocks += [squared_distances(x, x, own=True), squared_distances(y, y, own=True)]
+    products = [x @ y.mT]
+    norms = [x.square().sum(2), y.square().sum(2)]  # [B, L]
+    if debias:  # squared norms out of the same products: so equal points have a distance of exactly 0
+        products += [x @ x.mT, y @ y.mT]
+        norms = [product.diagonal(dim1=1, dim2=2).clone() for product in products[1:]]
+    sides = (norms, norms[:1] * 2, norms[1:] * 2)
+    cross, *own = (
+        product.mul_(-2).add_(left.unsqueeze(2)).add_(right.unsqueeze(1)).clamp_min_(0)
+        for product, (left, right) in zip(products, sides, strict=False)
+    )
+    blocks = [cross.transpose(1, 2), cross, *own]  # [B, column, row]
     return _to_costs(torch.stack([block.transpose(0, 1) for block in blocks], 1), p)
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -137,7 +136,7 @@ class SamplesLoss(nn.Module):
         else:
             result = self._sinkhorn(sets)
         if isinstance(result, Tensor):
-            value = result.to(sets.dtype)
+            value = result if result.dtype == sets.dtype else result.to(sets.dtype)
             return value if sets.batched else value[0]
         f, g = (t.to(sets.dtype) for t in result)
         return (f[0], g[0]) if len(f) == 1 and self._is_multiscale(sets) else (f, g)
@@ -225,19 +224,21 @@ class SamplesLoss(nn.Module):
 
 def _sets(args: tuple[Tensor, ...]) -> _Sets:
     """The arguments of a call, after checking them."""
-    expected = "expected (x, y) or (a, x, b, y)"
-    check_that(
-        len(args) != 6,
-        f"SamplesLoss: 6 arguments, {expected}: leave out the cluster labels, the first and the fourth argument; they "
-        "steer GeomLoss's truncation, and here no sum is truncated",
-    )
-    check_that(len(args) in (2, 4), f"SamplesLoss: {len(args)} arguments, {expected}")
+    if len(args) not in (2, 4):
+        labels = (
+            ": leave out the cluster labels, the first and the fourth argument; they steer GeomLoss's truncation, and "
+            "here no sum is truncated"
+        )
+        remedy = labels if len(args) == 6 else ""
+        raise ValueError(f"SamplesLoss: {len(args)} arguments, expected (x, y) or (a, x, b, y){remedy}")
     a, x, b, y = (None, args[0], None, args[1]) if len(args) == 2 else args
     if reason := _why_no_points(x, y):  # a sentence only where it is needed: it costs as much as a small loss
         raise ValueError(f"SamplesLoss: {reason}")
     check_same("SamplesLoss", x=x, y=y)
     a, b = _weights("a", a, x), _weights("b", b, y)
-    dtype = reduce(torch.promote_types, [x.dtype, *(w.dtype for w in (a, b) if w is not None)])
+    dtype = x.dtype
+    for weights in (a, b):
+        dtype = dtype if weights is None else torch.promote_types(dtype, weights.dtype)
     batched = x.dim() == 3
     if not batched:
         x, y = x.unsqueeze(0), y.unsqueeze(0)

@@ -153,7 +153,7 @@ def reads_attention(q: Tensor, k: Tensor, v: Tensor | None, bias: Tensor | None)
 
     On a CPU a product takes longer than reading an attention from memory, on a GPU it is the other way round.
     """
-    if not torch.is_grad_enabled() or q.device.type != "cpu":
+    if not torch.is_grad_enabled() or not q.is_cpu:
         return False
     differentiated = q.requires_grad or k.requires_grad
     return differentiated or (v is not None and v.requires_grad) or (bias is not None and bias.requires_grad)
