@@ -9,6 +9,8 @@ import pytest
 import torch
 from slotkernels import sinkhorn_plan, use_backend
 from slotkernels._native import why_not_loaded
+from slotkernels.transport_plan import PLAN
+from slotkernels.transport_plan.problem import Problem
 
 from .levels import results_of_levels
 from .plan_cases import assert_equals_unrolled, problem
@@ -208,7 +210,12 @@ def test_levels_of_x86_agree(tmp_path):
 
 
 @interpreted
-def test_too_many_columns_and_float64_are_refused_by_name():
+def test_too_many_columns_few_large_problems_and_float64_are_refused_by_name():
+    large = torch.zeros(1, 1, 1).expand(3, 4097, 2048)
+    with pytest.raises(RuntimeError, match=r"3 problems of 4097 x 2048 costs would keep as many .* at least 4"):
+        sinkhorn_plan(large, eps=0.1, backend="triton")
+    for fits in (large[:, 1:], large[:1].expand(4, 4097, 2048)):
+        assert PLAN.select("triton", Problem(fits, None, None, 0.1, 5, None, False)) == "triton"
     with pytest.raises(RuntimeError, match="2049 columns, at most 2048"):
         sinkhorn_plan(torch.zeros(1, 2, 2049), eps=0.1, backend="triton")
     with pytest.raises(RuntimeError, match="float64 tensors"):

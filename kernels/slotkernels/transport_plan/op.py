@@ -27,6 +27,14 @@ from .composite import composite_plan
 from .problem import BackwardArguments, Problem, Solution
 
 MAX_COLUMNS = 2048  # of the Triton kernel, which holds a whole row of costs in registers
+# The Triton kernel leaves fewer problems than FEW of more than LARGE entries to the reference. A reckoning on paper,
+# from the data sheet of an H100: one multiprocessor solves a problem, and in a clock makes 16 exponentials, or 128 of
+# some 10 other instructions an entry, or reads 64 bytes from the L2 cache: at least 1/8 clock an entry and iteration.
+# The reference makes 32 launches an iteration (supposed to take 5 µs of the host each, 250,000 clocks together), and
+# reads or writes the matrix 16 times, 64 bytes an entry at 2,000 bytes a clock from memory: 1/32 clock an entry and
+# problem. So from 4 problems on the kernel is never behind, and of one, two and three problems the reference takes half
+# the time from about 5, 8 and 16 million entries on. At 864 x 864 even one problem is better off in the kernel.
+FEW, LARGE = 4, 2**23
 
 
 def _check(
@@ -78,9 +86,11 @@ def _empty_gradients(arguments: BackwardArguments) -> tuple[Tensor, Tensor, Tens
 
 
 def _why_not_triton(arguments: Problem | BackwardArguments) -> str | None:
-    _, n, m = arguments.cost.shape
+    batch, n, m = arguments.cost.shape
     if m > MAX_COLUMNS:
         return f"{m} columns, at most {MAX_COLUMNS}"
+    if 0 < batch < FEW and n * m > LARGE:
+        return f"{batch} problems of {n} x {m} costs would keep as many multiprocessors busy, expected at least {FEW}"
     return f"{n} x {m} costs, fewer than 2^31" if n * m >= 2**31 else why_not_triton(arguments[:4])
 
 
