@@ -46,7 +46,8 @@ def anneal(problem: Problem) -> tuple[Tensor, Tensor]:
     x, y, a, b, diameter, per_problem, p, blur, scaling, _, debias, *_ = problem
     length = max(x.shape[1], y.shape[1])
     logs = _stack_logs(x, y, a, b, length, debias)
-    costs = _all_costs(*(_pad(points, length) for points in centred(x, y, a, b)), p, debias)
+    centred_x, centred_y = (_pad(points, length) for points in centred(x, y, a, b))
+    costs = _all_costs(centred_x, centred_y, p, debias)
     potentials: Tensor | None = None  # [4, B, L]
     start = bounding_diameter(x, y, per_problem, a, b) if diameter is None else diameter
     for eps, active in epsilon_schedule(start, p, blur, scaling):
