@@ -89,8 +89,9 @@ class Compared(SamplesLoss):
         return result
 
     def describe(self) -> str:
-        """The loss: "energy", "sinkhorn, p=1"."""
-        return f"{self.loss}, p={self.p}" if self.loss == "sinkhorn" else self.loss
+        """The loss: "energy", "sinkhorn, p=1", "sinkhorn, p=2, multiscale"."""
+        parts = [self.loss, *([f"p={self.p}"] if self.loss == "sinkhorn" else [])]
+        return ", ".join([*parts, *(["multiscale"] if self.backend == "multiscale" else [])])
 
     def compare(self, tensors: tuple[Tensor, ...]) -> None:
         """Keep the largest differences so far."""
@@ -208,7 +209,13 @@ def main() -> None:
         print(name, json.dumps(results[name]), flush=True)
     if arguments.out is not None:
         what = "GeomLoss's example programs with the import changed: largest relative differences of every n-th call"
-        details = {"geomloss": metadata.version("geomloss"), "every": arguments.every, "programs": results}
+        command = "python -m profiling.geomloss_examples EXAMPLES --out profiling/results/geomloss-examples-cpu.json"
+        details = {
+            "command": command,  # without paths of this machine
+            "geomloss": metadata.version("geomloss"),
+            "every": arguments.every,
+            "programs": results,
+        }
         save(arguments.out, {"what": what, **machine("cpu"), **details})
 
 

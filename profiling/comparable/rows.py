@@ -46,8 +46,8 @@ COMPARISONS = (
         "davis-2016",
         "official evaluation of DAVIS-2016",
         "mean J and F of the foreground; protocol `davis-2016`",
-        "Equal for a prediction of one segment. Of several, ours takes the best by the truth, which the official code "
-        "does not do.",
+        "That is for a prediction of one segment. Of several, ours takes the best by the truth, which the official "
+        "code does not do.",
         12,
         ROUNDING,
         metrics.davis_2016_ours,
@@ -223,7 +223,7 @@ COMPARISONS = (
         "GeomLoss, SamplesLoss",
         "values, and gradients of points and weights, float64: all combinations of p, blur, scaling, debias, diameter "
         "and weights given or not",
-        "[Differences](sinkhorn.md) that remain are listed there.",
+        "What differs by intention is [listed](sinkhorn.md#small-differences-from-geomloss).",
         len(transport.OPTIONS),
         1e-10,
         transport.geomloss_ours,
