@@ -15,8 +15,8 @@ from ._backends import Arguments, first_tensor, has_float64
 
 # -v shows why an op is not compiled; without --force-reinstall pip leaves a package of the same version as it is
 _BUILD = (
-    "in a clone, `pip install --no-build-isolation --no-deps --force-reinstall -v ./kernels`, or `.` for the whole "
-    "project, builds it or says why not"
+    "`pip install --no-build-isolation --no-deps --force-reinstall -v ./kernels` in a clone (`.` for all of it) "
+    "builds it or says why not"
 )
 
 
