@@ -60,7 +60,7 @@ bounds() { # name, version of Python, resolution of uv
 
 # slotkernels with nothing but PyTorch: a wheel is built, what it promises is tried, and the tests run with the *other*
 # environment's wheel, because a wheel is to serve every PyTorch from the oldest on. NumPy is for the tests alone; the
-# interpreter of Triton 3.6, which comes with the oldest PyTorch, fails with NumPy 2.5.
+# interpreter of Triton 3.6, which comes with the oldest PyTorch, fails with NumPy 2.4.
 ALONE='python -m slotkernels | tee backends.txt && grep -q "^cpp *yes" backends.txt'
 OPS="tests/slotkernels/test_native.py tests/slotkernels/test_doctests.py tests/slotkernels/test_sinkhorn_cpp.py \
     tests/slotkernels/test_slot_update_cpp.py tests/slotkernels/test_invariant_slot_attention_cpp.py \
@@ -114,7 +114,7 @@ ops() {
     begin_report profiling/results/fresh-ops "make fresh: slotkernels by itself" cpu
     ops_build oldest "torch==$(sed -nE 's/^dependencies = \["torch>=([0-9.]+)"\]$/\1/p' kernels/pyproject.toml).*"
     ops_build newest torch
-    ops_test oldest newest 'numpy<2.5'
+    ops_test oldest newest 'numpy<2.4'
     ops_test newest oldest numpy
     rm -rf "$WHERE/oldest" "$WHERE/newest"
     end_report
