@@ -243,13 +243,13 @@ class Op(Backends, Generic[A, R]):
                 _taker([of_results.get(i, -1) for i in range(len(names))]),
             )
 
-        always = None if callable(keep) else keeping(tuple(keep))
+        always = keeping(() if callable(keep) else tuple(keep))
 
         def remember(
             ctx: Any, leaves: Sequence[Any], arguments: A, output: Any, backend: str, chosen: str | None
         ) -> None:
             results = output if isinstance(output, tuple) else (output,)
-            kept = always or keeping(keep(arguments))  # type: ignore[operator]
+            kept = keeping(tuple(keep(arguments))) if callable(keep) else always
             ctx.save_for_backward(*saved_inputs(leaves), *kept.take_results(results))
             ctx.call = saved_settings(leaves), kept, backend, chosen
             ctx.set_materialize_grads(False)
