@@ -19,6 +19,11 @@ from pathlib import Path
 
 from setuptools import setup
 
+if sys.version_info < (3, 11):  # noqa: UP036  # pip runs this file before it compares requires-python
+    sys.exit(f"setup.py: Python {sys.version.split()[0]} ({sys.executable}) is too old, 3.11 or newer is needed")
+
+TORCH = (2, 11)  # the oldest, whose stable ABI the ops use; pyproject.toml requires it as well
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*TORCH)
 CXX_FLAGS = [
     "-std=c++20",
     "-O3",
@@ -28,14 +33,14 @@ CXX_FLAGS = [
     "-fvisibility=hidden",
     "-Wall",
     "-Wno-psabi",  # vectors wider than the baseline's registers are never passed between functions
-    "-DTORCH_TARGET_VERSION=0x020b000000000000",  # the stable ABI of torch 2.11
+    STABLE_ABI,
     *shlex.split(os.environ.get("CXXFLAGS", "")),
 ]
 NVCC_FLAGS = [
     "-std=c++20",
     "-O3",
     "-DUSE_CUDA",  # declares the CUDA part of the stable ABI
-    "-DTORCH_TARGET_VERSION=0x020b000000000000",
+    STABLE_ABI,
     "-Xcompiler=-fvisibility=hidden",
     "-Xptxas=--warn-on-spills",
 ]
@@ -65,12 +70,23 @@ def cuda_wanted(torch_has_cuda: bool) -> bool:
     return with_cuda and cuda_home() is not None
 
 
+def no_compiler() -> str | None:
+    """That there is no C++ compiler and where one comes from, or None."""
+    compiler = shlex.split(os.environ.get("CXX") or "c++")[0]
+    if shutil.which(compiler) is not None:
+        return None
+    return f"no C++ compiler ({compiler}). Debian, Ubuntu: apt install g++. macOS: xcode-select --install"
+
+
 def builder(required: bool) -> type:
     """The command that compiles the ops; unless they are required, it leaves them out if it fails."""
     from torch.utils.cpp_extension import BuildExtension
 
     class Build(BuildExtension):
         def run(self) -> None:
+            missing = no_compiler()
+            if required and missing:
+                sys.exit(f"setup.py: {missing}")
             fresh, built = dict(vars(self)), []
             for extension in self.extensions:  # the GPU's ops come last, and are of no use without the others
                 vars(self).update(fresh, extensions=[extension])  # a run leaves its compiler and more behind
@@ -80,7 +96,7 @@ def builder(required: bool) -> type:
                 except Exception as error:  # of the compiler, of ninja, of torch's own checks
                     if required:
                         raise
-                    reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+                    reason = missing or (str(error).strip() or type(error).__name__).splitlines()[-1]
                     print(
                         f"setup.py: {extension.name} is not compiled, its ops run as slower Python: {reason}\n"
                         "setup.py: SLOTKERNELS_BUILD=1 makes this an error and shows all of it",
@@ -102,6 +118,12 @@ def extensions(required: bool) -> dict:
             "setup.py: the compiled ops are built against the installed torch, which this build cannot see.\n"
             "  pip install torch 'setuptools>=77' wheel && pip install --no-build-isolation .\n"
             "  SLOTKERNELS_BUILD=0 pip install .      # pure Python, slower"
+        )
+    if tuple(map(int, torch.__version__.split(".")[:2])) < TORCH:
+        oldest = "{}.{}".format(*TORCH)
+        sys.exit(
+            f"setup.py: PyTorch {torch.__version__} is too old, {oldest} or newer is needed: "
+            f"pip install --upgrade 'torch>={oldest}'"
         )
     sources = sorted(str(path) for path in [*Path("csrc").glob("*.cpp"), *Path("csrc/cpu").glob("*.cpp")])
     modules = [cpp_extension.CppExtension("slotkernels._C", sources, extra_compile_args=CXX_FLAGS, py_limited_api=True)]

@@ -2,12 +2,12 @@
 # Installs, demonstrates and tests the committed state from scratch: for each Python a new clone and environment, packages
 # from PyPI, nothing of this machine's pip configuration (report: fresh.md). Then with the newest packages there are, and
 # with the oldest that pyproject.toml allows (fresh-packages.md). It takes an hour on two cores and 15 GB, and needs
-# python3.11 to python3.13 on the path.
+# python3.11 to python3.13 on the path. `ops` takes a quarter of an hour and 11 GB, and needs python3.12 alone.
 #
 #   profiling/fresh.sh              # all
 #   profiling/fresh.sh users        # Python 3.12 and 3.13, as README says: fresh.md
 #   profiling/fresh.sh packages     # newest and oldest packages: fresh-packages.md
-#   profiling/fresh.sh ops          # slotkernels by itself, with the oldest and the newest PyTorch: fresh-ops.md
+#   profiling/fresh.sh ops          # slotkernels by itself, oldest and newest PyTorch: fresh-ops.md
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 # shellcheck source=profiling/common/parts.sh
@@ -16,7 +16,7 @@ WHAT=${1:-all}
 [[ $# -le 1 && $WHAT =~ ^(all|users|packages|ops)$ ]] ||
     { echo "usage: profiling/fresh.sh [users|packages|ops]" >&2 && exit 2; }
 unset PYTHONPATH "${!PIP_@}" "${!UV_@}" "${!SLOTKERNELS_@}"
-export PIP_CONFIG_FILE=/dev/null PIP_NO_CACHE_DIR=1 UV_NO_CONFIG=1 UV_LINK_MODE=copy TAIL=6
+export PIP_CONFIG_FILE=/dev/null PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 UV_NO_CONFIG=1 UV_LINK_MODE=copy TAIL=6
 SOURCE=$PWD WHERE=$PWD/.fresh
 UV=$WHERE/uv/bin/uv
 
@@ -58,24 +58,42 @@ bounds() { # name, version of Python, resolution of uv
     rm -rf "${WHERE:?}/$1" # an environment has gigabytes
 }
 
-ops() { # name, version of PyTorch: slotkernels with nothing but PyTorch, its compiled ops, and their tests
+# slotkernels with nothing but PyTorch: a wheel is built, what it promises is tried, and the tests run with the *other*
+# environment's wheel, because a wheel is to serve every PyTorch from the oldest on. NumPy is for the tests alone; the
+# interpreter of Triton 3.6, which comes with the oldest PyTorch, fails with NumPy 2.4.
+ALONE='python -m slotkernels | tee backends.txt && grep -q "^cpp *yes" backends.txt'
+OPS="tests/slotkernels/test_native.py tests/slotkernels/test_doctests.py tests/slotkernels/test_sinkhorn_cpp.py \
+    tests/slotkernels/test_slot_update_cpp.py tests/slotkernels/test_invariant_slot_attention_cpp.py \
+    tests/slotkernels/test_inverted_attention.py"
+
+ops_build() { # name, requirement of PyTorch
     clone "$1"
     inside "$1 PyTorch, slotkernels" 1200 "$1" "python3.12 -m venv .venv && export PATH=\$PWD/.venv/bin:\$PATH && \
-        pip install --quiet '$2' 'setuptools>=77' wheel ninja && mkdir alone && \
-        SLOTKERNELS_BUILD=1 FORCE_CUDA=0 pip wheel --no-deps --no-build-isolation -w dist ./kernels && \
-        pip install dist/slotkernels-*.whl && cd alone && python -m slotkernels && python -m slotkernels | grep -q '^cpp *yes'"
-    # tests/conftest.py imports interpreter.openmp, which needs no package.
-    inside "$1 PyTorch, tests of the compiled ops" 1800 "$1" "export PATH=\$PWD/.venv/bin:\$PATH && \
-        pip install --quiet numpy pytest hypothesis && \
-        python -m pytest -q -m 'not slow' tests/slotkernels/test_native.py tests/slotkernels/test_sinkhorn_cpp.py \
-        tests/slotkernels/test_slot_update_cpp.py tests/slotkernels/test_invariant_slot_attention_cpp.py \
-        tests/slotkernels/test_inverted_attention.py"
-    rm -rf "${WHERE:?}/$1" # an environment has gigabytes
+        pip install --quiet '$2' 'setuptools>=77' wheel ninja && \
+        SLOTKERNELS_BUILD=1 FORCE_CUDA=0 pip wheel --quiet --no-deps --no-build-isolation -w dist ./kernels && \
+        pip install --quiet dist/slotkernels-*.whl && mkdir alone && cd alone && $ALONE"
+    inside "$1 PyTorch, models before and after" 300 "$1/alone" "export PATH=\$PWD/../.venv/bin:\$PATH && \
+        python ../examples/dropin/compare.py --seconds 2 savi slot_contrast"
 }
 
-for python in python3.11 python3.12 python3.13; do
+ops_test() { # name, name of the environment that built the wheel, requirement of NumPy
+    inside "$1 PyTorch, wheel built with the $2, tests" 1800 "$1" "export PATH=\$PWD/.venv/bin:\$PATH && \
+        pip install --quiet --no-deps --force-reinstall ../$2/dist/slotkernels-*.whl && (cd alone && $ALONE) && \
+        pip install --quiet '$3' pytest hypothesis && python -m pytest -q -r fE -m 'not slow' $OPS"
+}
+
+needed() { # the Pythons of what is asked for
+    case $WHAT in
+    ops) echo python3.12 ;;
+    users) echo python3.12 python3.13 ;;
+    packages) echo python3.11 python3.13 ;;
+    *) echo python3.11 python3.12 python3.13 ;;
+    esac
+}
+for python in $(needed); do
     "$python" --version >/dev/null 2>&1 || { echo "missing: $python, from python.org, uv or pyenv" >&2 && exit 1; }
 done
+PYTHON=$python # writes the reports, which name the packages that it has: none
 mkdir -p "$WHERE"
 users() {
     begin_report profiling/results/fresh "make fresh: as a user" cpu
@@ -92,15 +110,18 @@ packages() {
     end_report
 }
 
-alone() {
+ops() {
     begin_report profiling/results/fresh-ops "make fresh: slotkernels by itself" cpu
-    ops oldest "torch==$(sed -nE 's/^dependencies = \["torch>=([0-9.]+)"\]$/\1/p' kernels/pyproject.toml).*"
-    ops newest torch
+    ops_build oldest "torch==$(sed -nE 's/^dependencies = \["torch>=([0-9.]+)"\]$/\1/p' kernels/pyproject.toml).*"
+    ops_build newest torch
+    ops_test oldest newest 'numpy<2.4'
+    ops_test newest oldest numpy
+    rm -rf "$WHERE/oldest" "$WHERE/newest"
     end_report
 }
 
 CODE=0
 [[ $WHAT != all && $WHAT != users ]] || (users) || CODE=1
 [[ $WHAT != all && $WHAT != packages ]] || (packages) || CODE=1
-[[ $WHAT != all && $WHAT != ops ]] || (alone) || CODE=1
+[[ $WHAT != all && $WHAT != ops ]] || (ops) || CODE=1
 exit "$CODE"

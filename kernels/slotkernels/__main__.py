@@ -1,6 +1,7 @@
 """``python -m slotkernels`` prints the versions and, for each backend, whether it works here or what it lacks."""
 
 import sys
+from importlib import metadata
 
 import torch
 
@@ -24,11 +25,24 @@ def backends() -> dict[str, tuple[str, str | None]]:
     }
 
 
+def two_owners() -> str | None:
+    """What to do if two distributions contain this package, or None: each has overwritten files of the other."""
+    owners = sorted(set(metadata.packages_distributions().get(__package__, ())))
+    if len(owners) < 2:
+        return None
+    return (
+        f"Both {' and '.join(owners)} are installed and contain this package. Keep one: run "
+        f"`pip uninstall {' '.join(owners)}`, then install the one that you want."
+    )
+
+
 def main() -> None:
     """The command."""
     print(f"slotkernels {__version__}, PyTorch {torch.__version__}, Python {sys.version.split()[0]}")
     for name, (what, problem) in backends().items():
         print(f"{name:9}  {'no' if problem else 'yes':3}  {what}{f' ({problem})' if problem else ''}")
+    if advice := two_owners():
+        print(advice)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,11 @@ import torch
 
 from ._backends import Arguments, first_tensor, has_float64
 
-_BUILD = "`pip install --no-build-isolation -v .` in the project's folder, or `-v ./kernels`, builds it or says why not"
+# -v shows why an op is not compiled; without --force-reinstall pip leaves a package of the same version as it is
+_BUILD = (
+    "`pip install --no-build-isolation --no-deps --force-reinstall -v ./kernels` in a clone (`.` for all of it) "
+    "builds it or says why not"
+)
 
 
 @cache

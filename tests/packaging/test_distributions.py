@@ -112,6 +112,17 @@ def test_ops_require_torch_as_the_whole_project_does():
     assert ops["requires-python"] == whole["requires-python"]
 
 
+def test_command_of_the_ops_says_what_to_do_if_both_distributions_are_installed(monkeypatch):
+    from slotkernels import __main__
+
+    for owners, advice in (["slotkernels"], None), (["slotkernels"] * 2, None), ([], None):
+        monkeypatch.setattr(metadata, "packages_distributions", lambda owners=owners: {"slotkernels": owners})
+        assert __main__.two_owners() is advice
+    both = {"slotkernels": ["slotkernels", "interpreter-slots"]}
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: both)
+    assert "`pip uninstall interpreter-slots slotkernels`" in __main__.two_owners()
+
+
 def test_command_of_the_ops_names_each_backend_and_what_it_lacks(monkeypatch, capsys):
     from slotkernels import __main__
 

@@ -120,9 +120,24 @@ def test_a_choice_that_is_none_is_an_error(sources, python):
     assert "SLOTKERNELS_BUILD=yes, expected 0 or 1" in done.stdout
 
 
-def test_a_build_that_cannot_see_torch_says_what_to_do(sources):
-    command = [sys.executable, "-c", "import sys; sys.modules['torch'] = None; sys.argv = ['setup.py', '--version']; "]
-    command[2] += "exec(open('setup.py').read())"
-    done = subprocess.run(command, cwd=sources, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert "--no-build-isolation" in done.stderr
+def test_a_missing_compiler_is_one_line_if_the_ops_were_asked_for(sources, python):
+    done = python(sources, *BUILD, check=False, CXX="no-such-compiler", FORCE_CUDA="0", SLOTKERNELS_BUILD="1")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].startswith("setup.py: no C++ compiler (no-such-compiler). Debian, Ubuntu: apt ")
+    assert "Traceback" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("sys.modules['torch'] = None", "the compiled ops are built against the installed torch, which this build"),
+        ("import torch; torch.__version__ = '2.9.1+cpu'", "PyTorch 2.9.1+cpu is too old, 2.11 or newer is needed: pip"),
+        ("sys.version_info = (3, 8, 18)", "Python 3."),
+    ],
+)
+def test_a_build_with_an_unfit_torch_or_python_says_what_to_do(fault, error, sources):
+    code = f"import sys; {fault}; sys.argv = ['setup.py', '--version']; exec(open('setup.py').read())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=sources, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"setup.py: {error}")
+    assert "pip install" in done.stderr or "3.11 or newer is needed" in done.stderr

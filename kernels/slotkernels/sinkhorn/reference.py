@@ -46,8 +46,8 @@ def anneal(problem: Problem) -> tuple[Tensor, Tensor]:
     x, y, a, b, diameter, per_problem, p, blur, scaling, _, debias, *_ = problem
     length = max(x.shape[1], y.shape[1])
     logs = _stack_logs(x, y, a, b, length, debias)
-    x_centred, y_centred = centred(x, y, a, b)
-    costs = _all_costs(_pad(x_centred, length), _pad(y_centred, length), p, debias)
+    centred_x, centred_y = (_pad(points, length) for points in centred(x, y, a, b))
+    costs = _all_costs(centred_x, centred_y, p, debias)
     potentials: Tensor | None = None  # [4, B, L]
     start = bounding_diameter(x, y, per_problem, a, b) if diameter is None else diameter
     for eps, active in epsilon_schedule(start, p, blur, scaling):
@@ -125,6 +125,19 @@ def _log_weights(weights: Tensor | None, points: Tensor, length: int) -> Tensor:
 def _stack_logs(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, length: int, debias: bool) -> Tensor:
     a_log, b_log = _log_weights(a, x, length), _log_weights(b, y, length)
     return torch.stack((b_log, a_log, a_log, b_log) if debias else (b_log, a_log), 1)
+
+
+def squared_distances(x: Tensor, y: Tensor, own: bool = False) -> Tensor:
+    """[B, N, M], as |x|² - 2 x·y + |y|²: rounding may leave a little less than 0. Differentiable in every mode.
+
+    ``own``: of a set with itself; exactly zero between a point and itself, where rounding would show.
+    """
+    norms = x.square().sum(2).unsqueeze(2) + y.square().sum(2).unsqueeze(1)
+    squared = torch.baddbmm(norms, x, y.mT, alpha=-2)
+    if own:
+        diagonal = squared.diagonal(dim1=1, dim2=2)
+        diagonal.sub_(diagonal.detach().clone())
+    return squared
 
 
 def _to_costs(squared: Tensor, p: int) -> Tensor:
