@@ -4,8 +4,8 @@
     python -m profiling.geomloss_options --every 20 --out options.json    # a twentieth of the combinations
 
 Each combination draws two random sets and compares shapes, dtypes, values (or potentials) and the gradients of points
-and weights, GeomLoss's tensorized backend against "auto". A difference is relative to the tensor's largest value (1e-3
-at least).
+and weights: GeomLoss's tensorized backend against our "auto" and "reference". A difference is relative to the tensor's
+largest value (1e-3 at least). In float32 GeomLoss's results in float64 are the judge: how far from them is each side?
 """
 
 import argparse
@@ -28,6 +28,8 @@ N, M, D = 7, 5, 3
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 SHAPES = ("[N]", "[N, 1]", "[B, N]", "[B, N, 1]")
 WEIGHTS = ("none", "uniform", "random", "some zero", "integer")
+BACKENDS = ("auto", "reference")
+FROM_FLOAT64 = "GeomLoss's from float64"
 
 
 def manhattan(x: Tensor, y: Tensor) -> Tensor:
@@ -110,29 +112,55 @@ def kind_of(name: str) -> str:
     return "potentials" if name in ("f", "g") else name.rstrip(" 0123456789")
 
 
-def compare(options: dict[str, Any], dtype: str, shape: str, weights: str) -> dict[str, float]:
+def distances(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
     """Largest relative difference of each kind of result."""
+    largest: dict[str, float] = {}
+    for name, right in expected.items():
+        difference = ((actual[name] - right).abs().max() / right.abs().max().clamp_min(1e-3)).item()
+        largest[kind_of(name)] = max(largest.get(kind_of(name), 0.0), difference)
+    return largest
+
+
+def compare(options: dict[str, Any], dtype: str, shape: str, weights: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Distances of each of our backends: from GeomLoss; and in float32 of both from GeomLoss in float64.
+
+    Raises:
+        AssertionError: if a shape or a dtype is not GeomLoss's.
+    """
     unbalanced = options["loss"] != "sinkhorn" or options["reach"] is not None
     tensors = inputs(dtype, shape, weights, mass=2.5 if unbalanced else 1.0)
-    modules = [SamplesLoss(**options), geomloss.SamplesLoss(**options, backend="tensorized")]
     cotangents: list[Tensor] = []
-    ours, theirs = (results(module, tensors, cotangents) for module in modules)
-    differences: dict[str, float] = {}
-    for name, expected in theirs.items():
-        actual = ours[name]
-        if (actual.shape, actual.dtype) != (expected.shape, expected.dtype):
-            raise AssertionError(
-                f"{options}: {name} {actual.dtype} {actual.shape}, not {expected.dtype} {expected.shape}"
-            )
-        difference = ((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-3)).item()
-        kind = kind_of(name)
-        differences[kind] = max(differences.get(kind, 0.0), difference)
-    return differences
+    geomloss_module = geomloss.SamplesLoss(**options, backend="tensorized")
+    theirs = results(geomloss_module, tensors, cotangents)
+    exact = None
+    if dtype == "float32":
+        double = [t.detach().double().requires_grad_(t.requires_grad) for t in tensors]
+        exact = results(geomloss_module, double, [t.double() for t in cotangents])
+    found = {}
+    for backend in BACKENDS:
+        ours = results(SamplesLoss(**options, backend=backend), tensors, cotangents)
+        for name, expected in theirs.items():
+            kinds = [(t.shape, t.dtype) for t in (ours[name], expected)]
+            if kinds[0] != kinds[1]:
+                raise AssertionError(f"{options}, {backend}: {name} is {kinds[0]}, not {kinds[1]}")
+        found[backend] = {"difference": distances(ours, theirs)}
+        if exact is not None:
+            found[backend] |= {"ours from float64": distances(ours, exact), FROM_FLOAT64: distances(theirs, exact)}
+    return found
 
 
 def describe(options: dict[str, Any]) -> dict[str, Any]:
     """Options with functions as their names."""
     return {name: getattr(value, "__name__", value) for name, value in options.items()}
+
+
+def update(group: dict[str, Any], found: dict[str, dict[str, float]], of: dict[str, Any]) -> None:
+    """Keep the largest of each distance, a NaN too, and which options the largest difference is ``of``."""
+    for measure, kinds in found.items():
+        for kind, distance in kinds.items():
+            entry = group.setdefault(kind, {})
+            if not distance <= entry.get(measure, -1.0):
+                entry |= {measure: distance, "of": of} if measure == "difference" else {measure: distance}
 
 
 def main() -> None:
@@ -149,14 +177,15 @@ def main() -> None:
         arithmetic = "integer weights" if weights == "integer" else dtype  # GeomLoss: their logarithms are float32
         group = largest.setdefault(f"{family}, {arithmetic}", {"combinations": 0})
         group["combinations"] += 1
-        for kind, difference in compare(options, dtype, shape, weights).items():
-            if not difference <= group.get(kind, {"difference": -1.0})["difference"]:
-                of = {**describe(options), "shape of weights": shape, "weights": weights}
-                group[kind] = {"difference": difference, "of": of}
+        for backend, found in compare(options, dtype, shape, weights).items():
+            of = {**describe(options), "shape of weights": shape, "weights": weights, "backend": backend}
+            update(group, found, of)
     save(
         arguments.out,
         {
-            "what": "largest relative differences of SamplesLoss from GeomLoss's tensorized backend",
+            "what": "largest relative differences of SamplesLoss from GeomLoss's tensorized backend; in float32 also "
+            "the largest of each side from GeomLoss in float64",
+            "backends": BACKENDS,
             **machine("cpu"),
             "geomloss": metadata.version("geomloss"),
             "combinations": len(chosen),

@@ -1,13 +1,18 @@
 // Entropic transport plans on CPUs: kernels/slotkernels/transport_plan/reference.py says what is computed, in float32 or
 // float64. Threads share out the problems, or the rows of one large problem after the other; results are the same.
+//
+// A problem under way takes a matrix of its size. Without a tolerance a thread reuses that of one problem for the next.
+// With a tolerance all problems stop together, so each keeps its own between checks: together the size of the plan.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "scratch.h"
@@ -46,16 +51,14 @@ class Solver {
  public:
   Solver(const Call<T>& call, bool shared) : call_(call), shared_(shared), chunks_((call.n + CHUNK - 1) / CHUNK) {
     const int64_t n = pad(call.n), m = pad(call.m), each = sizeof(T) / sizeof(float);
-    const int64_t numbers = n * m + 7 * n + 9 * m + 2 * chunks_ * m;
-    memory_ = scratch(numbers * each + 2 * (n + 2 * m));
+    const int64_t numbers = n * m + std::size(OF_ROWS) * n + std::size(OF_COLUMNS) * m + 2 * chunks_ * m;
+    memory_ = scratch(numbers * each + 2 * (n + 2 * m));  // and potentials in float64
     T* next = reinterpret_cast<T*>(memory_.get());
     const auto take = [&](int64_t count) { return std::exchange(next, next + count); };
     p_.n = call.n, p_.m = call.m, p_.stride = m, p_.scale = call.scale;
     p_.matrix = take(n * m);
-    for (T** rows : {&p_.a, &p_.u, &p_.row_sums, &p_.lone_rows, &p_.row_logs, &p_.f0}) *rows = take(n);
-    for (T** columns : {&p_.b, &p_.v, &p_.sums, &p_.next_sums, &p_.lone_columns, &p_.column_logs, &p_.g0}) {
-      *columns = take(m);
-    }
+    for (const auto vector : OF_ROWS) p_.*vector = take(n);
+    for (const auto vector : OF_COLUMNS) p_.*vector = take(m);
     p_.partial = take(chunks_ * m), p_.highest = take(chunks_ * m);
     double* doubles = reinterpret_cast<double*>(next);
     p_.f = doubles, p_.g = p_.f + n, p_.next_g = p_.g + m;
@@ -112,6 +115,11 @@ class Solver {
   }
 
  private:
+  typedef Transport<T> P;
+  static constexpr T* P::* OF_ROWS[] = {&P::a, &P::u, &P::row_sums, &P::lone_rows, &P::row_logs, &P::f0};
+  static constexpr T* P::* OF_COLUMNS[] = {&P::b,           &P::v,          &P::sums, &P::next_sums,
+                                           &P::lone_columns, &P::column_logs, &P::g0};
+
   // Whether do_one is true for all chunks.
   template <class Do>
   bool for_chunks(Do do_one) {

@@ -6,9 +6,9 @@ import math
 import zipfile
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from interpreter.data.tree import LeftOut, listing, split_frames, walk
 from interpreter.data.video import VideoError
 from interpreter.files import read_text
 
+T = TypeVar("T")
 LARGEST_ID = 65535
 KEYS = ("masks", "labels")
 """Names of the label maps in an .npz file of a single video."""
@@ -95,7 +96,7 @@ def open_predictions(path: str | Path, video_ids: Mapping[str, int | str] | None
 
     Raises:
         FileNotFoundError: if there is nothing at ``path``, or no file of any of the formats.
-        PredictionError: if the file as a whole is damaged.
+        PredictionError: if the file as a whole is damaged, or there are two sets of masks for one video.
     """
     path = Path(path)
     if not path.exists():
@@ -117,16 +118,34 @@ def open_predictions(path: str | Path, video_ids: Mapping[str, int | str] | None
     )
 
 
+def _by_name(path: Path, masks: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """Where the masks of each video are, by the name in composed accents.
+
+    Raises:
+        PredictionError: if two have the same name; names both.
+    """
+    by_name: dict[str, T] = {}
+    for name, place in masks:
+        if (name := normal(name)) in by_name:
+            raise PredictionError(
+                f"{path}: two sets of masks for video {name!r}: {by_name[name]} and {place}; keep one of them"
+            )
+        by_name[name] = place
+    return by_name
+
+
 class _PngFolders(Predictions):
     background = 0
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._masks: dict[str, list[Path]] = {}
+        found = {}
         for folder in walk(path, LeftOut()):
             masks = [file for file in folder.files if file.suffix.lower() == ".png"]
             if masks and folder.path != path:
-                self._masks[normal(folder.path.relative_to(path).as_posix())] = masks
+                found[folder.path] = masks
+        folders = _by_name(path, ((folder.relative_to(path).as_posix(), folder) for folder in found))
+        self._masks = {name: found[folder] for name, folder in folders.items()}
         self.names = sorted(self._masks, key=natural_key)
         if not self.names:
             raise FileNotFoundError(
@@ -176,16 +195,19 @@ class _YouTubeVis(Predictions):
             if not isinstance(entry, dict) or type(entry.get("video_id")) not in (int, str):
                 raise PredictionError(f"{path}: entry {number} is not an object with a video_id (number or string)")
             self._entries[str(entry["video_id"])].append((number, entry))
-        self._ids = self._by_name(video_ids)
+        self._ids = _by_name(path, self._named_ids(video_ids))
         self.names = sorted(self._ids, key=natural_key)
 
-    def _by_name(self, video_ids: Mapping[str, int | str] | None) -> dict[str, str]:
-        """The id of each video in the file, by the video's name."""
+    def _named_ids(self, video_ids: Mapping[str, int | str] | None) -> list[tuple[str, str]]:
+        """The names of the videos in the file, each with its id there."""
         listed = _listed_names(self.path.with_name("videos.json"))
-        by_name = {key: key for key in self._entries} if video_ids is None else video_ids
-        ids = {name: str(key) for name, key in by_name.items() if str(key) not in listed}
-        ids |= {name: key for key, name in listed.items() if video_ids is None or name in video_ids}
-        return {normal(name): key for name, key in ids.items() if key in self._entries}
+        if video_ids is None:
+            by_id = {key: key for key in self._entries} | listed
+            return [(name, key) for key, name in by_id.items() if key in self._entries]
+        known = {normal(name) for name in video_ids}
+        named = [(name, key) for key, name in listed.items() if name in known]
+        named += [(name, str(key)) for name, key in video_ids.items() if str(key) not in listed]
+        return [(name, key) for name, key in named if key in self._entries]
 
     def _read(self, name: str, num_frames: int, size: tuple[int, int]) -> np.ndarray:
         entries = self._entries[self._ids[name]]
@@ -215,7 +237,7 @@ class _YouTubeVis(Predictions):
 
 
 def _listed_names(path: Path) -> dict[str, str]:
-    """The name of each video that a ``videos.json`` lists, by its number; empty if there is no such file.
+    """The normal name of each video that a ``videos.json`` lists, by its number; empty if there is no such file.
 
     Raises:
         PredictionError: if the file is damaged, or gives a number to two videos.
@@ -232,7 +254,7 @@ def _listed_names(path: Path) -> dict[str, str]:
         number, name = (video.get("id"), video.get("name")) if isinstance(video, dict) else (None, None)
         if type(number) is not int or not isinstance(name, str):
             continue
-        if names.setdefault(str(number), name) != name:
+        if names.setdefault(str(number), name := normal(name)) != name:
             raise PredictionError(f"{path}: video {number} is both {names[str(number)]!r} and {name!r}")
     return names
 
@@ -243,7 +265,7 @@ class _NpzFolder(Predictions):
     def __init__(self, path: Path) -> None:
         self.path = path
         files = [file for folder in walk(path, LeftOut()) for file in folder.files if file.suffix.lower() == ".npz"]
-        self._files = {normal(file.relative_to(path).with_suffix("").as_posix()): file for file in files}
+        self._files = _by_name(path, ((file.relative_to(path).with_suffix("").as_posix(), file) for file in files))
         self.names = sorted(self._files, key=natural_key)
 
     def _read(self, name: str, num_frames: int, size: tuple[int, int]) -> np.ndarray:
@@ -264,7 +286,7 @@ class _NpzFile(Predictions):
         if not arrays:
             raise PredictionError(f"{path}: holds no arrays")
         single = len(arrays) == 1 and arrays[0] in KEYS
-        self._keys = {normal(path.stem): arrays[0]} if single else {normal(key): key for key in arrays}
+        self._keys = _by_name(path, [(path.stem, arrays[0])] if single else [(key, key) for key in arrays])
         self.names = sorted(self._keys, key=natural_key)
 
     def _read(self, name: str, num_frames: int, size: tuple[int, int]) -> np.ndarray:

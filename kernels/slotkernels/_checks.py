@@ -1,10 +1,13 @@
 """Checks of arguments; every error names the argument, its shape and what was expected."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+# Of a temperature, by which costs are divided in float32, and of Sinkhorn's iterations, whose potentials are stored.
+TEMPERATURES, ITERATIONS = (1e-30, 1e30), (1, 10**6)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -72,6 +75,24 @@ def check_number(fits: bool, op: str, name: str, value: float | str | None, expe
     """
     if not fits:
         raise ValueError(f"{op}: {name}={value}, expected {expected}")
+
+
+def check_choice(op: str, name: str, value: Any, choices: tuple[str, ...], or_else: str = "") -> None:
+    """Raise ValueError unless ``value`` is one of the ``choices``; ``or_else`` names what else the caller takes.
+
+    The message is put together only then, as it takes longer than the whole check of a small call.
+    """
+    if value not in choices:
+        others = f" or {or_else}" if or_else else ""
+        raise ValueError(f"{op}: {name}={value!r}, expected one of {', '.join(choices)}{others}")
+
+
+def check_range(op: str, name: str, value: float, low: float, high: float, remedy: str = "") -> None:
+    """Raise ValueError unless ``low <= value <= high``. Whole bounds are for whole numbers."""
+    whole = isinstance(low, int)
+    if not (low <= value <= high and (not whole or value % 1 == 0)):
+        kind = f"a whole number from {low} to {high}" if whole else f"a number from {low:g} to {high:g}"
+        raise ValueError(f"{op}: {name}={value}, expected {kind}{remedy and '; ' + remedy}")
 
 
 def check_positive(op: str, **sizes: int) -> None:

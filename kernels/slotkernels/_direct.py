@@ -6,14 +6,12 @@ backend from a plain ``torch.autograd.Function``, with the same gradient.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
-_SETTINGS = frozenset((float, int, bool, str, list, type(None), torch.dtype))  # other arguments than tensors
 _transform = torch._C._functorch.maybe_current_level
 _modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
 _tracing_state = torch._C._get_tracing_state
@@ -35,29 +33,20 @@ def observed() -> bool:
     )
 
 
-def examine(values: Iterable[Any]) -> tuple[bool, bool]:
-    """Whether all tensors of the arguments, nested ones too, are plain, and whether any requires a gradient.
+def examine(tensors: Iterable[Tensor | None]) -> tuple[bool, bool]:
+    """Whether all of the tensors are plain, and whether any requires a gradient.
 
     Plain tensors have memory, and are no subclass, no batch of ``is_grads_batched`` and no tensor that has left a
     transform of ``torch.func``. One loop without generators, for speed: every eager call comes here.
     """
     requires_grad = False
-    for value in values:
-        kind = type(value)
-        if kind in _SETTINGS:
+    for tensor in tensors:
+        if tensor is None:
             continue
-        if kind in _PLAIN:
-            if value.is_meta or _is_batched(value) or _is_wrapped(value):
-                return False, False
-            if value.requires_grad:
-                requires_grad = True
-        elif isinstance(value, Tensor):
+        if type(tensor) not in _PLAIN or tensor.is_meta or _is_batched(tensor) or _is_wrapped(tensor):
             return False, False
-        elif isinstance(value, tuple):
-            plain, one_requires = examine(value)
-            if not plain:
-                return False, False
-            requires_grad = requires_grad or one_requires
+        if tensor.requires_grad:
+            requires_grad = True
     return True, requires_grad
 
 
@@ -69,12 +58,9 @@ def are_plain(grads: Iterable[Tensor | None]) -> bool:
     return True
 
 
-def all_contiguous(values: Iterable[Any]) -> bool:
-    """Whether all tensors of the arguments, nested ones too, are contiguous."""
-    for value in values:
-        kind = type(value)
-        if kind in _SETTINGS:
-            continue
-        if not (value.is_contiguous() if kind in _PLAIN else not isinstance(value, tuple) or all_contiguous(value)):
+def all_contiguous(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether all of the tensors are contiguous."""
+    for tensor in tensors:  # a loop and no generator, for speed  # noqa: SIM110
+        if tensor is not None and not tensor.is_contiguous():
             return False
     return True

@@ -44,7 +44,8 @@ package's ``__init__.py`` imports it, so that it is there before the first call 
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
+from operator import itemgetter
 from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
 
 import torch
@@ -166,19 +167,21 @@ class Op(Backends, Generic[A, R]):
 
     def _directly(self, arguments: A, backend: str) -> R:
         """The op where nothing observes it: without PyTorch's dispatcher, unless a tensor needs it."""
-        plain, requires_grad = examine(arguments)
+        leaves = self._fields.unpack(arguments)
+        tensors = self._fields.take_tensors(leaves)
+        plain, requires_grad = examine(tensors)
         if plain and not (requires_grad and torch.is_grad_enabled()):
             return self.run(backend, self._as_read(arguments) if self._contiguous else arguments)
-        leaves = self._fields.unpack(arguments)
         if plain and self._record is not None:
-            return self._results(self._record((arguments, backend), *[leaves[i] for i in self._fields.tensors]))
+            return self._results(self._record((arguments, backend), *tensors))
         return self._results(self._registered(*leaves, backend))
 
     def _as_read(self, arguments: A) -> A:
         """The arguments with contiguous tensors."""
-        if all_contiguous(arguments):
+        leaves = self._fields.unpack(arguments)
+        if all_contiguous(self._fields.take_tensors(leaves)):
             return arguments
-        return self._fields.pack([_contiguous(leaf) for leaf in self._fields.unpack(arguments)])
+        return self._fields.pack([_contiguous(leaf) for leaf in leaves])
 
     def composite(self, function: Callable[[A], Any]) -> Callable[[A], Any]:
         """Register the decorated function as the op's composite form, made of PyTorch's operations.
@@ -223,20 +226,32 @@ class Op(Backends, Generic[A, R]):
         read, constants = None if inputs is None else set(inputs), set(constant)
         kept_inputs = [i for i in tensors if read is None or fields.names[i] in read]
         constant_results = [i for i, name in enumerate(names) if name in constants]
-        places = {name: i for i, name in enumerate(names)}
-        always_kept = [] if callable(keep) else [i for i, name in enumerate(names) if name in set(keep)]
         constant_inputs = [place for place, i in enumerate(tensors) if fields.names[i] in constants]
+        settings = [i for i in range(len(fields.names)) if i not in tensors]
+        saved_inputs, saved_settings = _taker(kept_inputs), _taker(settings)
+
+        @cache
+        def keeping(kept: tuple[str, ...]) -> _Keeping:
+            results = [i for i, name in enumerate(names) if name in kept]
+            first, count = len(kept_inputs), len(kept_inputs) + len(results)  # what is saved: inputs, results, settings
+            of_arguments = {i: place for place, i in enumerate(kept_inputs)}
+            of_arguments |= {i: count + place for place, i in enumerate(settings)}
+            of_results = {i: first + place for place, i in enumerate(results)}
+            return _Keeping(
+                _taker(results),
+                _taker([of_arguments.get(i, -1) for i in range(len(fields.names))]),
+                _taker([of_results.get(i, -1) for i in range(len(names))]),
+            )
+
+        always = keeping(() if callable(keep) else tuple(keep))
 
         def remember(
             ctx: Any, leaves: Sequence[Any], arguments: A, output: Any, backend: str, chosen: str | None
         ) -> None:
             results = output if isinstance(output, tuple) else (output,)
-            kept_results = [places[name] for name in keep(arguments)] if callable(keep) else always_kept
-            ctx.save_for_backward(*[leaves[i] for i in kept_inputs], *[results[i] for i in kept_results])
-            settings = list(leaves)
-            for i in tensors:
-                settings[i] = None
-            ctx.call = settings, kept_results, backend, chosen
+            kept = keeping(tuple(keep(arguments))) if callable(keep) else always
+            ctx.save_for_backward(*saved_inputs(leaves), *kept.take_results(results))
+            ctx.call = saved_settings(leaves), kept, backend, chosen
             ctx.set_materialize_grads(False)
             if constant_results:
                 ctx.mark_non_differentiable(*[results[i] for i in constant_results])
@@ -255,26 +270,22 @@ class Op(Backends, Generic[A, R]):
             def of_tensors(
                 ctx: Any, needed: Sequence[bool], grads: Sequence[Tensor | None], direct: bool
             ) -> list[Tensor | None]:
-                settings, kept_results, backend, chosen = ctx.call
-                chosen = chosen if direct else None
-                values, results, saved_tensors, place = settings.copy(), [None] * len(names), ctx.saved_tensors, 0
-                for i in kept_inputs:
-                    values[i] = saved_tensors[place]
-                    place += 1
-                for i in kept_results:
-                    results[i] = saved_tensors[place]
-                    place += 1
+                settings, kept, backend, chosen = ctx.call
+                everything = (*ctx.saved_tensors, *settings, None)
                 needs = list(needed)
                 for i in constant_inputs:
                     needs[i] = False
+                if not direct:
+                    chosen = None
                 twice = chosen is None and _derivatives.differentiates_again(backend, grads)
                 each: Iterable[Tensor | None]
                 if twice and read is None and self._composite is not None:
+                    values = kept.of_arguments(everything)
                     function, leaves = self._of_tensors(values), [values[i] for i in tensors]
                     each = _derivatives.composite_gradients(function, leaves, needs, grads)
                 else:
-                    parts = fields.pack(values), self._results(results), needs, backend, chosen, twice
-                    each = gradients(_saved(parts), *grads)
+                    arguments, results = fields.pack(kept.of_arguments(everything)), kept.of_results(everything)
+                    each = gradients(_saved((arguments, self._results(results), needs, backend, chosen, twice)), *grads)
                 found = [grad if need else None for grad, need in zip(each, needs)]  # noqa: B905 strict costs time
                 return found if len(found) == len(needs) else found + [None] * (len(needs) - len(found))
 
@@ -303,7 +314,7 @@ class Op(Backends, Generic[A, R]):
 
         return register
 
-    def _of_tensors(self, values: list[Any]) -> Callable[..., Any]:
+    def _of_tensors(self, values: Sequence[Any]) -> Callable[..., Any]:
         """The composite form as a function of the tensors among the arguments alone."""
         composite = self._composite
         assert composite is not None
@@ -319,6 +330,21 @@ class Op(Backends, Generic[A, R]):
 
 def _contiguous(value: Any) -> Any:
     return value.contiguous() if isinstance(value, Tensor) else value
+
+
+class _Keeping(NamedTuple):
+    """How arguments and results are put together again from saved inputs, saved results, settings and a last None."""
+
+    take_results: Callable[[Sequence[Any]], tuple[Any, ...]]  # those to save
+    of_arguments: Callable[[Sequence[Any]], tuple[Any, ...]]  # the leaves, None in place of tensors that are not kept
+    of_results: Callable[[Sequence[Any]], tuple[Any, ...]]  # likewise
+
+
+def _taker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """Values at these places of a sequence; in C where there are several, as every call comes here."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda values: tuple(values[place] for place in places)
 
 
 def _any(grads: Sequence[Tensor | None]) -> bool:
@@ -342,6 +368,7 @@ class _Fields:
             self.names += [name] if nested is None else [f"{name}_{leaf}" for leaf in nested.names]
             self.types += [annotation] if nested is None else nested.types
         self.tensors = [i for i, annotation in enumerate(self.types) if annotation in _TENSORS]
+        self.take_tensors = _taker(self.tensors)
         self._make, self._count = partial(tuple.__new__, kind), len(self.names)
         self._flat = len(self._parts) == len(self.names) and not any(nested for _, nested in self._parts)
 

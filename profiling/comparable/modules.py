@@ -15,7 +15,7 @@ from profiling.comparable.peers import Numbers, Peers
 BATCH, M, N, DIN, D, H, ITERATIONS = 2, 23, 5, 7, 12, 20, 3
 VIDEOSAUR, SLOT_CONTRAST = "martius-lab/videosaur", "LiZhYun/exp_slotcontrast"
 SAVI, KERAS = "google-research/slot-attention-video", "google-research/google-research"
-SLOTFORMER = "pairlab/SlotFormer"
+SLOTFORMER, SAVI_PYTORCH = "pairlab/SlotFormer", "junkeun-yi/SAVi-pytorch"
 OCLF, EVELINEHONG = "amazon-science/object-centric-learning-framework", "evelinehong/slot-attention-pytorch"
 GRU = {"gru.weight_ih": (3 * D, D), "gru.weight_hh": (3 * D, D), "gru.bias_ih": (3 * D,), "gru.bias_hh": (3 * D,)}
 
@@ -55,6 +55,18 @@ SLOTFORMER_SHAPES = {
     **_linear("mlp.1", H, D),
     **_linear("mlp.3", D, H),
     **_norm("norm_inputs", DIN),
+}
+SAVI_PYTORCH_SHAPES = {
+    **_linear("dense_q", D, D, bias=False),
+    **_linear("dense_k", D, DIN, bias=False),
+    **_linear("dense_v", D, DIN, bias=False),
+    **{f"gru.dense_{source}{gate}.weight": (D, D) for source in "ih" for gate in "rzn"},
+    **{f"gru.dense_{gate}.bias": (D,) for gate in ("ir", "iz", "in", "hn")},
+    **_norm("mlp.layernorm_module", D),
+    **_linear("mlp.model.dense_mlp_0", H, D),
+    **_linear("mlp.model.dense_mlp_1", D, H),
+    **_norm("layernorm_input", DIN),
+    **_norm("layernorm_q", D),
 }
 OCLF_SHAPES = {
     **_linear("to_k", D, DIN, bias=False),
@@ -219,6 +231,28 @@ def slotformer(peers: Peers) -> tuple[str, Numbers]:
         return _outputs(module(tokens, slots), tokens, case)
 
     return peers.commit(SLOTFORMER), numbers
+
+
+def savi_pytorch(peers: Peers) -> tuple[str, Numbers]:
+    """SAVi's module in PyTorch, whose attention is float32."""
+    from typing import Optional
+
+    fillers = {"linear_w": nn.init.ones_, "linear_b": nn.init.zeros_}
+    given = {"torch": torch, "nn": nn, "Array": Any, "DType": Any, "Optional": Optional, "init_fn": fillers}
+    code = peers.definitions(SAVI_PYTORCH, "savi/modules/misc.py", ("MLP", "myGRUCell"), **given)
+    given["misc"] = SimpleNamespace(MLP=code["MLP"], myGRUCell=code["myGRUCell"])
+    names = ("SlotAttention", "InvertedDotProductAttention", "GeneralizedDotProductAttention")
+    published = peers.definitions(SAVI_PYTORCH, "savi/modules/attention.py", names, **given)["SlotAttention"]
+
+    def numbers(case: int) -> np.ndarray:
+        kinds = {name: name for name in fillers}
+        module = published(DIN, D, D, num_iterations=ITERATIONS, mlp_size=H, weight_init=kinds)
+        module.load_state_dict(_state(SAVI_PYTORCH_SHAPES, case, torch.float32))
+        tokens, slots = (torch.from_numpy(t).float() for t in inputs(case))
+        with torch.no_grad():
+            return np.asarray(module(slots, tokens)[0].double().numpy().ravel())
+
+    return peers.commit(SAVI_PYTORCH), numbers
 
 
 def oclf(peers: Peers) -> tuple[str, Numbers]:

@@ -46,8 +46,8 @@ COMPARISONS = (
         "davis-2016",
         "official evaluation of DAVIS-2016",
         "mean J and F of the foreground; protocol `davis-2016`",
-        "Equal for a prediction of one segment. Of several, ours takes the best by the truth, which the official code "
-        "does not do.",
+        "That is for a prediction of one segment. Of several, ours takes the best by the truth, which the official "
+        "code does not do.",
         12,
         ROUNDING,
         metrics.davis_2016_ours,
@@ -198,6 +198,17 @@ COMPARISONS = (
         modules.savi,
     ),
     Comparison(
+        "savi-pytorch",
+        "SAVi-pytorch, SlotAttention",
+        "slots after three iterations, float32",
+        "Its attention is float32 in any precision. The parameters have the names of its newer versions (`dense_q`); "
+        "the first ones (`w_q`, a GRU of PyTorch) are not read.",
+        8,
+        SINGLE,
+        modules.ours("savi", modules.SAVI_PYTORCH_SHAPES, dtype=torch.float32),
+        modules.savi_pytorch,
+    ),
+    Comparison(
         "keras",
         "Locatello et al. 2020, SlotAttention in Keras",
         "slots after three iterations, float32",
@@ -212,7 +223,7 @@ COMPARISONS = (
         "GeomLoss, SamplesLoss",
         "values, and gradients of points and weights, float64: all combinations of p, blur, scaling, debias, diameter "
         "and weights given or not",
-        "[Differences](sinkhorn.md) that remain are listed there.",
+        "What differs by intention is [listed](sinkhorn.md#small-differences-from-geomloss).",
         len(transport.OPTIONS),
         1e-10,
         transport.geomloss_ours,

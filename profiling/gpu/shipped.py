@@ -23,7 +23,6 @@ from slotkernels.slot_update.op import (
     AddNormBackwardArguments,
     GruNormArguments,
     GruNormBackwardArguments,
-    GruNormCotangents,
 )
 from slotkernels.transport_plan import problem as plan_problem
 from slotkernels.transport_plan import triton as transport_plan
@@ -89,9 +88,9 @@ def _slot_update() -> Iterator[tuple[str, Callable[[], object]]]:
             gates, update = (torch.empty(4096, n * dim, dtype=dtype, device="meta") for n in (3, 1))
             statistics = (torch.empty(4096, device="meta"), torch.empty(4096, device="meta"))
             name = f"D{dim} {str(dtype).removeprefix('torch.')}"
-            forward, grads = GruNormArguments(gates, gates, slots, norm, norm, 1e-5), GruNormCotangents(slots, update)
+            forward = GruNormArguments(gates, gates, slots, norm, norm, 1e-5)
             yield f"gru_norm forward {name}", lambda a=forward: slot_update.gru_norm(a)
-            backward = GruNormBackwardArguments(grads, gates, gates, slots, norm, *statistics)
+            backward = GruNormBackwardArguments(slots, update, gates, gates, slots, norm, *statistics)
             yield f"gru_norm backward {name}", lambda a=backward: slot_update.gru_norm_backward(a)
             sums = AddNormArguments(slots, update, norm, norm, 1e-5)
             yield f"add_norm forward {name}", lambda a=sums: slot_update.add_norm(a)

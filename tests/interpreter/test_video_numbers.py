@@ -3,6 +3,7 @@
 import json
 import sys
 from types import SimpleNamespace
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from pycocotools import mask as coco
 
 from interpreter import segment, segment_video
 from interpreter.data import open_video
+from interpreter.data.datasets import ytvis
 from interpreter.data.datasets.ytvis import published_number
 from interpreter.data.predictions import PredictionError, open_predictions
+from interpreter.files import read_text
 from interpreter.segmentation import Segmentation, SegmentedVideo
 
 from .clips import make_clip
@@ -109,11 +112,27 @@ def test_numbers_are_those_of_the_index(release):
     assert published_number(release / "train.json") is None
 
 
-def results(path, **videos):
-    """A results file with one entry for each video and its number."""
+def test_the_number_0_is_a_number(tmp_path):
+    videos = [ytvis_video(4, "0043f083b5", LENGTH, SIZE), ytvis_video(0, "00ad5016a4", LENGTH, SIZE)]
+    write_ytvis(tmp_path / "ytvis", videos, [])
+    halves(tmp_path / "ytvis" / "train" / "JPEGImages" / "00ad5016a4", LENGTH + 1).write(tmp_path / "out")
+    assert {entry["video_id"] for entry in json.loads((tmp_path / "out" / "segments.json").read_text())} == {0}
+
+
+def test_an_index_is_read_once_for_all_videos(release, monkeypatch):
+    reads = []
+    monkeypatch.setattr(ytvis, "read_text", lambda path: reads.append(path) or read_text(path))
+    folders = release / "train" / "JPEGImages"
+    assert [published_number(folders / name) for name in ("0043f083b5", "00ad5016a4")] == [7, 3]
+    assert reads == [release / "train.json"]
+
+
+def results(path, *videos, **more):
+    """A results file with one entry for each video (name, number)."""
+    videos = [*videos, *more.items()]
     entry = {"category_id": 1, "score": 1.0, "segmentations": [compressed(OBJECT)]}
-    path.write_text(json.dumps([{"video_id": number, **entry} for number in videos.values()]))
-    listed = [{"id": number, "name": name} for name, number in videos.items()]
+    path.write_text(json.dumps([{"video_id": number, **entry} for _, number in videos]))
+    listed = [{"id": number, "name": name} for name, number in videos]
     path.with_name("videos.json").write_text(json.dumps({"videos": listed}))
     return path
 
@@ -127,6 +146,27 @@ def test_listed_names_tell_whose_masks_they_are(tmp_path):
     path.with_name("videos.json").unlink()
     assert open_predictions(path).names == ["1", "2"]
     assert open_predictions(path, video_ids={"bike": 1, "run": 7}).names == ["bike"]
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")], ids="-".join)
+def test_accents_of_listed_names_may_be_composed_or_not(tmp_path, forms):
+    listed, known = (normalize(form, "café") for form in forms)
+    path = results(tmp_path / "segments.json", (listed, 1), run=2)
+    predictions = open_predictions(path, video_ids={known: 9, "run": 2})
+    assert predictions.names == ["café", "run"]
+    assert (predictions.labels(known, 1, SIZE) == OBJECT).all()
+
+
+def test_two_numbers_of_one_name_are_refused(tmp_path):
+    path = results(tmp_path / "segments.json", (normalize("NFC", "café"), 1), (normalize("NFD", "café"), 2), run=3)
+    for video_ids in (None, {"café": 1}):
+        with pytest.raises(PredictionError, match="two sets of masks for video 'café': 1 and 2; keep one"):
+            open_predictions(path, video_ids)
+    assert open_predictions(path, {"run": 3}).names == ["run"]
+    # 4 is the release's number of the video that the list calls 3
+    path.write_text(path.read_text().replace('"video_id": 2', '"video_id": 4'))
+    with pytest.raises(PredictionError, match="two sets of masks for video 'run': 3 and 4"):
+        open_predictions(path, {"run": 4})
 
 
 @pytest.mark.parametrize("content", ["[", '{"videos": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}'])

@@ -8,9 +8,10 @@ import pytest
 
 from profiling.common.paths import RESULTS, ROOT
 from profiling.comparable.__main__ import compare
-from profiling.comparable.page import FILE, PAGE, drop_in, geomloss_options, line, with_tables
+from profiling.comparable.page import FILE, PAGE, cells, drop_in, examples, geomloss_options, with_tables
 from profiling.comparable.peers import Comparison, MissingPeerError, Peers, difference
 from profiling.comparable.rows import COMPARISONS
+from profiling.geomloss_examples import digest, run
 
 RECORDED = {row["name"]: row for row in json.loads((RESULTS / FILE).read_text())["rows"]}
 EQUAL = [comparison for comparison in COMPARISONS if comparison.bound is not None]
@@ -46,18 +47,18 @@ def rows_of(bound, ours, theirs):
 @pytest.mark.parametrize(
     ("bound", "theirs", "said"),
     [
-        (1e-9, [1.0, 2.0], "| 0 | both, equal. Ours. |"),
-        (1e-9, [1.0, 2.0 + 1e-10], "| 5e-11 | both, equal up to rounding. Ours. |"),
-        (1e-9, [1.0, 4.0], "| 0.50 | **not equal** (more than 1e-09). Ours. |"),
-        (None, [1.0, 4.0], "| 0.50 | Ours. |"),
-        (1e-9, [1.0, float("nan")], "| inf | **not equal** (more than 1e-09). Ours. |"),
-        (1e-9, [1.0], "| inf | **not equal** (more than 1e-09). Ours. |"),
+        (1e-9, [1.0, 2.0], ["0", "both, equal. Ours."]),
+        (1e-9, [1.0, 2.0 + 1e-10], ["5e-11", "both, equal up to rounding. Ours."]),
+        (1e-9, [1.0, 4.0], ["0.50", "**not equal** (more than 1e-09). Ours."]),
+        (None, [1.0, 4.0], ["0.50", "Ours."]),
+        (1e-9, [1.0, float("nan")], ["inf", "**not equal** (more than 1e-09). Ours."]),
+        (1e-9, [1.0], ["inf", "**not equal** (more than 1e-09). Ours."]),
     ],
 )
 def test_nothing_is_called_equal_that_is_not(bound, theirs, said):
     comparison = rows_of(bound, np.array([1.0, 2.0]), np.array(theirs))
-    assert said in line(comparison, compare(comparison, Peers()))
-    assert "not run" in line(comparison, None)
+    assert cells(comparison, compare(comparison, Peers()))[3:5] == said
+    assert cells(comparison, None)[3:5] == ["not run", "not known"]
 
 
 def test_a_definition_of_a_clone_runs_without_the_imports_of_its_file(tmp_path):
@@ -79,21 +80,78 @@ def test_a_definition_of_a_clone_runs_without_the_imports_of_its_file(tmp_path):
     assert "missing" not in sys.modules
 
 
+SIDES = ("difference", "ours from float64", "GeomLoss's from float64")
+
+
+def entry(*distances):
+    return dict(zip(SIDES, distances, strict=False))
+
+
 def test_rows_of_geomloss_options_name_the_largest_difference_of_each_kind():
-    kinds = {"value": {"difference": 1e-15}, "gradient of points": {"difference": 2e-13}}
-    results = {"geomloss": "0.3.1", "largest": {"sinkhorn, float64": {"combinations": 96, **kinds}}}
-    assert geomloss_options(results) == [
-        "| GeomLoss, all options of SamplesLoss, float64 (geomloss 0.3.1) | sinkhorn: value 1e-15, gradient of points "
-        "2e-13 | 96 combinations | 2e-13 | both, equal up to rounding | `profiling.geomloss_options` |"
+    kinds = {"value": entry(1e-15), "gradient of points": entry(2e-13)}
+    results = {"largest": {"sinkhorn, float64": {"combinations": 96, **kinds}}}
+    assert geomloss_options(results)[2:] == [
+        "| sinkhorn | float64 | 96 | gradient of points 2e-13, value 1e-15 | – | – | both, equal up to rounding |"
     ]
     kinds["value"]["difference"] = 1e-6
-    assert "**not equal** (more than 1e-09)" in geomloss_options(results)[0]
+    assert "| **not equal** (more than 1e-11) |" in geomloss_options(results)[2]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        (1e-3, 2e-3, "ours is nearer to float64"),
+        (2e-3, 1e-3, "GeomLoss is nearer to float64"),
+        (1e-3, 1.05e-3, "both are about as far from float64"),
+    ],
+)
+def test_float64_judges_where_the_two_differ(ours, theirs, said):
+    results = {"largest": {"cost, float32": {"combinations": 2, "value": entry(2e-3, ours, theirs)}}}
+    assert geomloss_options(results)[2].endswith(f"| **not equal** (more than 0.0001): {said} |")
+
+
+def test_rows_of_examples_give_a_reason_for_what_is_not_equal():
+    largest = {"energy": {"gradient": entry(0.5, 0.1, 0.4)}, "sinkhorn, p=2": {"value": entry(1e-6, 1e-7, 1e-6)}}
+    programs = {"a/plot.py": {"error": None, "calls": 90, "compared": 9, "largest": largest}}
+    programs["b.py"] = {"error": "ValueError: 6 arguments\nmore", "calls": 0, "compared": 0, "largest": {}}
+    first, second, third = examples({"programs": programs})[2:]
+    assert "`a/plot` | energy | 9 of 90 | gradient 0.50 | 0.10 | 0.40 | **not equal** (more than 0.001): ours" in first
+    assert "nearly coincide" in first
+    assert second.endswith("| value 1e-6 | 1e-7 | 1e-6 | both, equal up to rounding |")
+    assert "stops: ValueError: 6 arguments |" in third
+    programs = {
+        "c.py": {**programs["a/plot.py"], "largest": {"energy, multiscale": {"value": entry(9e-4, 1e-7, 9e-4)}}}
+    }
+    assert (
+        "**not equal** (more than 1e-05): ours is nearer to float64. GeomLoss truncates"
+        in examples({"programs": programs})[2]
+    )
 
 
 def test_rows_of_drop_in_pairs_show_difference_and_time():
     ratio = {"lower quartile": 1.182, "median": 1.2897, "upper quartile": 1.336}
     pair = {"losses": [[1.0, 1.0]] * 5, "largest relative difference": 7.8e-08, "ratio": ratio}
-    assert drop_in({"pairs": {"lucidrains": pair}}) == [
-        "| `examples/dropin/lucidrains` | losses of training before and after the change of import; time of a step "
-        "before / after: 1.29× [1.18, 1.34] | 5 steps | 8e-8 | both, equal up to rounding | `profiling.dropin` |"
+    assert drop_in({"pairs": {"lucidrains": pair}})[2:] == [
+        "| `lucidrains` | 5 | 8e-8 | both, equal up to rounding | 1.29× [1.18, 1.34] |"
     ]
+
+
+def test_the_code_of_an_example_is_known_without_comments_and_docstrings():
+    text = '"""Title."""\nx = 1  # one\n\n\ndef f():\n    """Doc."""\n    return x\n'
+    assert digest(text) == digest("x = 1\ndef f(): return x\n") != digest("x = 2\ndef f(): return x\n")
+
+
+def test_a_changed_import_is_compared_with_geomloss_call_by_call(tmp_path):
+    program = tmp_path / "plot.py"
+    program.write_text(
+        "import torch\nfrom geomloss import SamplesLoss\n"
+        "x = torch.rand(5, 2).requires_grad_()\nloss = SamplesLoss('sinkhorn', blur=0.3)\n"
+        "for _ in range(3):\n    loss(x, torch.rand(4, 2)).backward()\n"
+        "loss(x, x, x, x, x, x)\n"
+    )
+    found = run(program, every=2, timeout=120)
+    assert found["error"].startswith("ValueError: SamplesLoss: 6 arguments")
+    assert (found["calls"], found["compared"]) == (3, 2)
+    assert set(found["largest"]["sinkhorn, p=2"]) == {"value", "gradient"}
+    for distances in found["largest"]["sinkhorn, p=2"].values():
+        assert all(0 <= distances[side] < 1e-4 for side in SIDES)

@@ -7,6 +7,7 @@ import pytest
 
 from profiling.report.__main__ import ROOT, stale
 from profiling.report.page import MARKERS, page, readme_block, with_figures
+from profiling.report.plans import PAGE, row, with_table
 from profiling.report.plot import digest, draw, read_digest
 from profiling.report.predicted import beside_predictions
 from profiling.report.results import RESULTS, read_runs
@@ -211,3 +212,15 @@ def test_every_recording_says_what_it_is():
         content = json.loads(path.read_text())
         assert path.name.startswith("bench-") or content.get("what"), f"{path.name} has no 'what'"
         assert content.get("command"), path.name
+
+
+def test_the_table_of_transport_plans_is_made_of_the_results():
+    text = (ROOT / PAGE).read_text()
+    assert with_table(text) == text, "run `python -m profiling.report.plans`, look at the difference and commit it"
+
+
+def test_a_baseline_that_is_faster_than_the_plan_is_bold():
+    ratios = {"POT": 2.5, "textbook": 0.814, "slotkernels": 1.0}
+    variants = {name: {"ms": {"median": 7.81 * r}, "times_ours": {"median": r}} for name, r in ratios.items()}
+    case = {"shape": {"B": 1, "N": 8, "M": 9, "with": "gradient"}, "dtype": "float32", "variants": variants}
+    assert row(case) == ["1 × (8 × 9), with gradient", "float32", "7.81", "2.5", "", "", "**0.814**", ""]

@@ -121,6 +121,12 @@ def test_of_a_pair_the_size_of_the_sets_chooses(monkeypatch, pair):
     torch.testing.assert_close(loss(x, y), SamplesLoss(cost=half_squared)(x, y))
 
 
+@needs_keops
+def test_a_formula_that_keops_cannot_compile_is_named_with_the_remedy():
+    with pytest.raises(RuntimeError, match=r"compile the formula 'Foo\(X,Y\)' \(NameError.*pykeops\.check_health\(\)"):
+        SamplesLoss(cost="Foo(X,Y)")(POINTS, POINTS)
+
+
 POINTS = torch.zeros(1, 2, 3)
 
 
@@ -131,11 +137,14 @@ POINTS = torch.zeros(1, 2, 3)
     ({"cost": manhattan, "backend": "triton"}, "backend='triton' computes .* alone, expected 'auto' or one of tensor"),
     ({"cost": lambda x, y: x.sum(2)}, r"the cost returned \[1, 2\], expected \[B, N, M\] = \[1, 2, 2\]"),
     ({"cost": manhattan, "p": 0}, "p=0, expected a number > 0"),
-    ({"cost": manhattan, "blur": 0.0}, "blur=0.0, expected a finite number > 0"),
+    ({"cost": manhattan, "blur": 0.0}, "blur=0.0, expected a number from 1e-15"),
     ({"cost": manhattan, "scaling": 1.0}, r"scaling=1.0, expected a number in \(0, 1\)"),
     ({"cost": manhattan, "reach": -1.0}, "reach=-1.0, expected"),
-    ({"cost": manhattan, "diameter": "all"}, "diameter='all', expected batch, problem or a number"),
-    ({"cost": manhattan, "diameter": 0.0}, "diameter=0.0, expected a finite number > 0"),
+    ({"cost": manhattan, "diameter": "all"}, "diameter='all', expected one of batch, problem or a number"),
+    ({"cost": manhattan, "diameter": 0.0}, "diameter=0.0, expected a number from 1e-15"),
+    ({"cost": manhattan, "blur": 0.01, "p": 100}, r"blur=0.01, p=100, expected blur\^p from 1e-30 to 1e30"),
+    ({"cost": manhattan, "blur": 1.0, "p": 10, "reach": 1e9}, r"reach=1000000000.0, p=10, expected reach\^p from"),
+    ({"cost": manhattan, "blur": 1.0, "p": 10, "diameter": 1e9}, r"diameter=1000000000.0, p=10, expected diameter\^p"),
 ])  # fmt: skip
 def test_invalid_options_raise_a_value_error_naming_them(options, message):
     with pytest.raises(ValueError, match=message):

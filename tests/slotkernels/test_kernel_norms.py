@@ -102,9 +102,15 @@ def test_large_sets_go_through_keops(monkeypatch):
         monkeypatch.setattr(keops_autograd, "MOST_PAIRS", limit)
         torch.testing.assert_close(SamplesLoss("energy")(x, y), SamplesLoss("energy", backend="tensorized")(x, y))
         assert bool(calls) == through_keops
-    monkeypatch.setattr(keops_autograd, "MOST_PAIRS", 30)
-    monkeypatch.setattr(keops_autograd, "MOST_BYTES", 2 * 30 * 8 - 1)
-    assert keops_autograd.is_large(x, y)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float64, 8), (torch.float32, 4), (torch.bfloat16, 4)], ids=str)
+def test_sets_are_large_by_the_bytes_of_the_arithmetic(monkeypatch, dtype, size):
+    """Half types are converted to float32."""
+    x, y = (t.to(dtype) for t in points(2, 6, 5))
+    for missing in (0, 1):
+        monkeypatch.setattr(keops_autograd, "MOST_BYTES", 2 * 30 * size - missing)
+        assert keops_autograd.is_large(x, y, dtype) == bool(missing)
 
 
 def test_missing_keops_is_named_with_the_remedy(monkeypatch):

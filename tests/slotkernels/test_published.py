@@ -219,6 +219,11 @@ def without(name, key):
     return parameters
 
 
+def with_integers(variant, name):
+    parameters = VARIANTS[variant].parameters()
+    return parameters | {name: torch.ones_like(parameters[name], dtype=torch.int64)}
+
+
 def with_negative_deviation():
     parameters = VARIANTS["lucidrains-evelinehong"].parameters()
     parameters["slots_sigma"][0, 0, 1] = -0.5
@@ -245,6 +250,8 @@ def with_shape(name, key, *shape):
         (without("oclf", "ff_mlp.module.3.bias"), "oclf", "missing ff_mlp.module.3.bias;"),
         (with_shape("oclf-without-mlp", "ff_mlp.0.weight", D), "oclf", "prefix ''; unexpected ff_mlp.0.weight"),
         (with_negative_deviation(), "lucidrains", "slots_sigma has a standard deviation of -0.5, expected at least 0"),
+        (with_integers("lucidrains-evelinehong", "slots_sigma"), "lucidrains", "slots_sigma is int64 .*expected"),
+        (with_integers("savi-flax", "GRU_0.GRUCell_0.hn.bias"), "savi", r"hn.bias is int64 .*, expected"),
         (with_shape("lucidrains", "slots_mu", 1, 4, D), "lucidrains", r"mu is \[4, 6\], expected \[6\]"),
         (with_shape("lucidrains", "to_q.weight", D), "lucidrains", r"float64 \[6\] where a matrix was expected"),
         (with_shape("locatello-keras", "gru/bias", 3 * D), "locatello", r"gru.bias is float64 \[18\]: not of the exp"),

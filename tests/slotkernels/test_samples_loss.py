@@ -140,7 +140,7 @@ POINTS = torch.zeros(2, 3)
 @pytest.mark.parametrize(("options", "arguments", "message"), [
     ({"loss": "chamfer"}, (POINTS, POINTS), r"loss='chamfer', expected one of sinkhorn, hausdorff, gaussian, lapl"),
     ({"p": 3}, (POINTS, POINTS), "p=3, expected 1 or 2, or a cost"),
-    ({"blur": 0.0, "loss": "gaussian"}, (POINTS, POINTS), "blur=0.0, expected a number > 0"),
+    ({"blur": 0.0, "loss": "gaussian"}, (POINTS, POINTS), "blur=0.0, expected a number from 1e-15"),
     ({"loss": "hausdorff"}, (POINTS, POINTS), "loss='hausdorff' and kernel=None, expected a kernel"),
     ({"loss": "energy", "backend": "cpp"}, (POINTS, POINTS), "backend='cpp' computes .* alone, expected 'auto' or one"),
     ({"backend": "gpu"}, (POINTS, POINTS), "backend='gpu' is unknown"),

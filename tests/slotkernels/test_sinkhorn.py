@@ -7,6 +7,7 @@ import pytest
 import torch
 from slotkernels import SamplesLoss, sinkhorn_divergence, sinkhorn_potentials
 from slotkernels.sinkhorn import bytes_moved, flops
+from slotkernels.sinkhorn.reference import squared_distances
 from slotkernels.sinkhorn.schedule import LONGEST_RATIO, bounding_diameter, epsilon_schedule
 
 from .oracles import assert_compiles
@@ -26,6 +27,20 @@ def test_divergence_equals_geomloss_in_value_and_gradient(shape, p):
 def test_options_match_geomloss(options):
     x, y = points(3, 6, 6, 4)
     assert_same_loss(partial(sinkhorn_divergence, **options), tensorized(**options), x, y)
+
+
+@pytest.mark.parametrize("reach", [None, 2.0])
+@pytest.mark.parametrize("p", [1, 2])
+def test_equal_points_far_from_zero_lose_no_digits(p, reach):
+    """In the reference too their distance is exactly 0; from rounded squares it would be some 1e-3 if p = 1."""
+    x, y = (t.detach().float() + 10 for t in points(3, 8, 6, 3))
+    x[:, 1] = y[:, 2] = y[:, 5] = x[:, 0]
+    x.requires_grad_()
+    compute = partial(sinkhorn_potentials, p=p, blur=0.5, reach=reach, backend="reference")
+    (f, g), expected = compute(x, y), compute(x.double(), y.double())
+    torch.testing.assert_close((f, g), tuple(t.float() for t in expected), rtol=1e-5, atol=1e-5)
+    grad, expected_grad = (torch.autograd.grad(t.square().sum(), x)[0] for t in (f, expected[0]))
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-4)
 
 
 def test_diameter_of_half_precision_points_is_not_rounded():
@@ -217,6 +232,16 @@ def test_potentials_equal_geomloss_in_value_and_gradient(debias):
         (lambda: sinkhorn_divergence(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4).double()), "y is float64"),
         (lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, p=3), "p=3, expected 1 or 2"),
         (lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, blur=0.0), "blur=0.0"),
+        (
+            lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, blur=1e-30),
+            "blur=1e-30, expected .* 1e-15 to .*mult",
+        ),
+        (lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, blur=1e200), r"blur=1e\+200, expected a number from"),
+        (lambda: SamplesLoss("gaussian", blur=1e-50)(*[torch.zeros(1, 1)] * 2), "SamplesLoss: blur=1e-50, expected"),
+        (
+            lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, diameter=10**400),
+            "diameter=1000.*, expected a number",
+        ),
         (lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, scaling=1.0), "scaling=1.0"),
         (lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, diameter="all"), "diameter='all'"),
         (lambda: sinkhorn_divergence(*[torch.zeros(1, 1, 1)] * 2, diameter=float("inf")), "diameter=inf"),
@@ -225,6 +250,27 @@ def test_potentials_equal_geomloss_in_value_and_gradient(debias):
 def test_invalid_input_raises_a_value_error_naming_it(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_squared_distances_and_their_derivatives(own):
+    far = torch.randn(2, 40, 300) + 1000  # squares are rounded by tens
+    assert squared_distances(far, far, own).diagonal(dim1=1, dim2=2).any() != own
+    x, y = torch.randn(2, 2, 4, 3, dtype=torch.float64).unbind()
+
+    def squared(x):
+        return squared_distances(x, x if own else y, own)
+
+    x.requires_grad_()
+    torch.testing.assert_close(squared(x), (x.unsqueeze(2) - (x if own else y).unsqueeze(1)).square().sum(3))
+    assert torch.autograd.gradcheck(squared, x, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(squared, x)
+
+
+@pytest.mark.parametrize("diameter", ["batch", "problem"])
+def test_points_too_far_apart_to_square_have_no_value(diameter):
+    x = torch.tensor([[[0.0], [1e200]]], dtype=torch.float64)
+    assert sinkhorn_divergence(x, x + 1, diameter=diameter).isnan().all()
 
 
 @pytest.mark.parametrize("reach", [None, 1.5])

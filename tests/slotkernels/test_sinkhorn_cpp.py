@@ -1,8 +1,5 @@
 """The C++ kernels of the Sinkhorn divergence against the float64 oracle, allowing the oracle's own float32 error."""
 
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from slotkernels._native import why_not_loaded
 from slotkernels.sinkhorn import SINKHORN, cpp
 from slotkernels.sinkhorn.op import make_problem
 
+from .levels import results_of_levels
 from .oracles import assert_compiles
 
 pytestmark = pytest.mark.skipif(why_not_loaded("_C") is not None, reason=str(why_not_loaded("_C")))
@@ -333,15 +331,7 @@ torch.save(results, sys.argv[1])
 
 
 def test_levels_of_x86_agree(tmp_path):
-    """Kernels for AVX-512, AVX2 and the baseline: each is chosen in a process of its own."""
-    results = {}
-    for level in ("best", "avx2", "default"):
-        environment = {key: value for key, value in os.environ.items() if key != "ATEN_CPU_CAPABILITY"}
-        if level != "best":
-            environment["ATEN_CPU_CAPABILITY"] = level
-        path = tmp_path / f"{level}.pt"
-        subprocess.run([sys.executable, "-c", LEVEL, path], env=environment, check=True)
-        results[level] = torch.load(path)
+    results = results_of_levels(LEVEL, tmp_path)
     for level in ("avx2", "default"):
         for result, expected in zip(results[level], results["best"], strict=True):
             # Costs of 50 err by 3e-6 at eps = 0.25; a gradient that is rounded to 16 bits may fall on either side.

@@ -159,6 +159,21 @@ def test_keops_equals_blocks_on_gpu_or_names_the_reason():
         STREAMING.apply(problem, "keops")
 
 
+def test_keops_waits_for_the_stream_of_the_tensors_device(monkeypatch):
+    class Stream:
+        waited = False
+
+        def synchronize(self):
+            self.waited = True
+
+    streams = {index: Stream() for index in range(2)}
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[device.index])
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: streams[0])
+    keops.synchronize(torch.device("cuda:0"))
+    keops.synchronize(torch.device("cuda:1"))
+    assert [stream.waited for stream in streams.values()] == [False, True]
+
+
 def python(code, **environment):
     command = [sys.executable, "-c", code]
     roots = [str(Path(__file__).parents[2] / "kernels")]

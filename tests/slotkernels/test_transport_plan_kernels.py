@@ -3,15 +3,16 @@
 import importlib.util
 import math
 import os
-import subprocess
-import sys
 import warnings
 
 import pytest
 import torch
 from slotkernels import sinkhorn_plan, use_backend
 from slotkernels._native import why_not_loaded
+from slotkernels.transport_plan import PLAN
+from slotkernels.transport_plan.problem import Problem
 
+from .levels import results_of_levels
 from .plan_cases import assert_equals_unrolled, problem
 
 compiled = pytest.mark.skipif(why_not_loaded("_C") is not None, reason=str(why_not_loaded("_C")))
@@ -87,22 +88,26 @@ def test_potentials_may_move_by_hundreds_of_powers_of_two(backend, device, itera
     assert_equals_reference((20 * cost, a, b), 0.01, iterations, backend, 2e-4 if device == "cpu" else 5e-4)
 
 
-@pytest.mark.skipif(not torch.ops.slotkernels_native, reason="the C++ ops are not built")
 @compiled
 def test_gradients_in_cpp_are_as_exact_as_those_of_the_reference():
-    """Costs of 1,000 eps: what rounds differently in the forward and the backward pass adds up over the iterations."""
-    cost, a, b = problem(3, 60, 20, torch.float32, grad=True)
-    weights = torch.randn(3, 60, 20)
+    """Costs of 3,000 eps: what rounds differently in the forward and the backward pass adds up over the iterations.
+
+    So few columns are the rest of a vector, which the kernels read by other code. A single problem's error may be
+    larger or smaller by chance, hence the median of many.
+    """
+    cost, a, b = problem(64, 6, 7, torch.float32, grad=False)
+    weights = torch.randn(64, 6, 7)
 
     def gradients(backend, dtype=torch.float32):
-        inputs = [t.detach().to(dtype).requires_grad_() for t in (10 * cost, a, b)]
+        inputs = [t.to(dtype).requires_grad_() for t in (30 * cost, a, b)]
         plan = sinkhorn_plan(*inputs, eps=0.01, iterations=50, backend=backend)
         return [g.double() for g in torch.autograd.grad((plan * weights.to(dtype)).sum(), inputs)]
 
     exact = gradients("reference", torch.float64)
     for name, truth, cpp, reference in zip("Cab", exact, gradients("cpp"), gradients("reference"), strict=True):
-        error, usual = ((t - truth).abs().max() / truth.abs().max() for t in (cpp, reference))
-        assert error < 4 * usual + 1e-5, f"{name}: {error:.1e}, the reference {usual:.1e}"
+        error, usual = ((t - truth).flatten(1).abs().amax(1) for t in (cpp, reference))
+        ratio = (error / usual).median().item()
+        assert ratio < 3, f"{name}: {ratio:.1f} times the error of the reference"
 
 
 @all_backends
@@ -181,7 +186,7 @@ def test_any_number_of_threads_gives_the_same_bits(shape, dtype, tolerance):
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        results.append(solve(3 * cost, a, b, 0.02, 40, "cpp", tolerance=tolerance if shape[0] > 1 else None)[:2])
+        results.append(solve(3 * cost, a, b, 0.02, 40, "cpp", tolerance=tolerance))
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))
 
@@ -198,22 +203,19 @@ torch.save([*results, sinkhorn_plan(cost * 50, eps=0.02, iterations=3, backend="
 
 @compiled
 def test_levels_of_x86_agree(tmp_path):
-    """Kernels for AVX-512, AVX2 and the baseline: each is chosen in a process of its own."""
-    results = {}
-    for level in ("best", "avx2", "default"):
-        environment = {key: value for key, value in os.environ.items() if key != "ATEN_CPU_CAPABILITY"}
-        if level != "best":
-            environment["ATEN_CPU_CAPABILITY"] = level
-        path = tmp_path / f"{level}.pt"
-        subprocess.run([sys.executable, "-c", LEVEL, path], env=environment, check=True)
-        results[level] = torch.load(path)
+    results = results_of_levels(LEVEL, tmp_path)
     for level in ("avx2", "default"):
         for result, expected in zip(results[level], results["best"], strict=True):
             torch.testing.assert_close(result, expected, rtol=2e-4, atol=1e-8)  # exponents of 3600 err by 2e-4
 
 
 @interpreted
-def test_too_many_columns_and_float64_are_refused_by_name():
+def test_too_many_columns_few_large_problems_and_float64_are_refused_by_name():
+    large = torch.zeros(1, 1, 1).expand(3, 4097, 2048)
+    with pytest.raises(RuntimeError, match=r"3 problems of 4097 x 2048 costs would keep as many .* at least 4"):
+        sinkhorn_plan(large, eps=0.1, backend="triton")
+    for fits in (large[:, 1:], large[:1].expand(4, 4097, 2048)):
+        assert PLAN.select("triton", Problem(fits, None, None, 0.1, 5, None, False)) == "triton"
     with pytest.raises(RuntimeError, match="2049 columns, at most 2048"):
         sinkhorn_plan(torch.zeros(1, 2, 2049), eps=0.1, backend="triton")
     with pytest.raises(RuntimeError, match="float64 tensors"):

@@ -4,6 +4,7 @@ import json
 import re
 from array import array
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
@@ -159,9 +160,18 @@ def published_number(folder: Path) -> int | None:
     if frames.name != "JPEGImages" or not folder.is_dir():
         return None
     try:
-        text = read_text(find_index(frames.parent.parent, frames.parent.name))
+        index = find_index(frames.parent.parent, frames.parent.name)
+        state = index.stat()
     except FileNotFoundError:
         return None
+    return _numbers(index, state.st_mtime_ns, state.st_size).get(folder.name)
+
+
+@lru_cache(maxsize=8)  # a release has three indices, each read once for all of its videos
+def _numbers(index: Path, modified: int, size: int) -> dict[str, int]:
+    """The number of each video, by its folder; the index as of this time and size."""
+    text = read_text(index)
+    numbers: dict[str, int] = {}
     # The list of videos is small; the annotations beside it take seconds to parse.
     for start in re.finditer(r'"videos"\s*:\s*(?=\[)', text):
         try:
@@ -169,9 +179,9 @@ def published_number(folder: Path) -> int | None:
         except (ValueError, RecursionError):
             continue
         for video in videos:
-            if isinstance(video, dict) and type(video.get("id")) is int and _folder_of(video) == folder.name:
-                return int(video["id"])
-    return None
+            if isinstance(video, dict) and type(video.get("id")) is int:
+                numbers.setdefault(_folder_of(video), video["id"])
+    return numbers
 
 
 def _folder_of(video: Mapping[str, Any]) -> str:

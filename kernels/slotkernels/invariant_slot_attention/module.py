@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._backends import without_autocast
-from .._checks import accumulate_dtype, check_positive, check_tensor, check_that
+from .._checks import accumulate_dtype, check_choice, check_positive, check_tensor, check_that
 from ..slot_attention.op import hide
 from .op import INVARIANT_ATTENTION, Arguments
 
@@ -140,11 +140,8 @@ class InvariantSlotAttention(nn.Module):
             scale_range is None or 0 < scale_range[0] < scale_range[1],
             f"{name}: scale_range={scale_range}, expected 0 < low < high, or None",
         )
-        check_that(
-            eps_placement in EPS_PLACEMENTS,
-            f"{name}: eps_placement={eps_placement!r}, expected one of {', '.join(EPS_PLACEMENTS)}",
-        )
-        check_that(implicit in IMPLICIT, f"{name}: implicit={implicit!r}, expected one of {', '.join(IMPLICIT)}")
+        check_choice(name, "eps_placement", eps_placement, EPS_PLACEMENTS)
+        check_choice(name, "implicit", implicit, IMPLICIT)
         self.num_slots, self.dim, self.input_dim, self.iterations = num_slots, dim, input_dim, iterations
         self.eps, self.scale_factor, self.scale_eps, self.scale_range = eps, scale_factor, scale_eps, scale_range
         self.eps_placement, self.implicit, self.final_norm = eps_placement, implicit, final_norm

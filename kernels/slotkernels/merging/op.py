@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_number, check_tensor, check_that
+from .._checks import check_choice, check_number, check_tensor
 from .._native import why_not_cpp, why_not_cuda
 from .._op import Op, Saved
 
@@ -174,7 +174,7 @@ def cluster_slots(
     finite = threshold is None or -math.inf < threshold < math.inf
     check_number(finite, "cluster_slots", "threshold", threshold, "a finite number")
     check_number(n_clusters is None or n_clusters >= 1, "cluster_slots", "n_clusters", n_clusters, "at least 1")
-    check_that(linkage in LINKAGES, f"cluster_slots: linkage={linkage!r}, expected one of {', '.join(LINKAGES)}")
+    check_choice("cluster_slots", "linkage", linkage, LINKAGES)
     check_number(min_clusters >= 1, "cluster_slots", "min_clusters", min_clusters, "at least 1")
     if n_clusters is not None and min_clusters > n_clusters:
         raise ValueError(f"cluster_slots: min_clusters={min_clusters}, expected at most n_clusters={n_clusters}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._checks import accumulate_dtype
 from .problem import Problem
-from .reference import NEAREST, anneal
+from .reference import NEAREST, anneal, squared_distances
 from .unbalanced import damping, difference
 
 
@@ -36,10 +36,7 @@ def composite_sinkhorn(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
 def softmin(points: Tensor, others: Tensor, h: Tensor, problem: Problem, own: bool = False) -> Tensor:
     """``-eps log sum_j exp(h_j - C_ij / eps)``, damped, [B, N] with h [B, M]; ``own``: of a set with itself."""
     p, eps = problem.p, problem.blur**problem.p
-    norms = points.square().sum(2).unsqueeze(2) + others.square().sum(2).unsqueeze(1)
-    squared = torch.baddbmm(norms, points, others.mT, alpha=-2)
-    if own:  # exactly zero between a point and itself, where rounding would show
-        squared = squared - torch.diag_embed(squared.diagonal(dim1=1, dim2=2).detach())
+    squared = squared_distances(points, others, own)
     costs = squared * 0.5 if p == 2 else squared.clamp_min(NEAREST).sqrt()
     return -eps * damping(eps, p, problem.reach) * torch.logsumexp(h.unsqueeze(1) - costs / eps, 2)
 

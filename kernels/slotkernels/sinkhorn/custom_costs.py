@@ -17,6 +17,7 @@ from .keops_autograd import after_stream, compile_first
 from .problem import Problem
 from .reference import NO_WEIGHT
 from .schedule import bounding_diameter, epsilon_schedule
+from .streaming.keops import backend_of
 from .unbalanced import damping, difference
 
 Cost = Callable[[Tensor, Tensor], Tensor]  # x [B, N, D], y [B, M, D] -> [B, N, M]
@@ -69,13 +70,13 @@ def _reduction(formula: str, dim: int) -> Any:
 
 
 def _formula_softmin(formula: str, x: Tensor, y: Tensor) -> tuple[Softmin, Softmin]:
-    reduction, backend = _reduction(formula, x.shape[2]), "GPU" if x.is_cuda else "CPU"
+    reduction, backend = _reduction(formula, x.shape[2]), backend_of(x.device)
 
     def softmin(x: Tensor, y: Tensor, eps: float | Tensor, h: Tensor) -> Tensor:
         eps = eps.to(x) if isinstance(eps, Tensor) else x.new_full((len(x), 1), eps)
         inverse = (1 / eps).unsqueeze(1).expand(-1, x.shape[1], -1)
         tensors = [after_stream(t.contiguous()) for t in (x, y, h.unsqueeze(-1), inverse)]
-        compile_first(formula, partial(reduction, backend=backend), *tensors)
+        compile_first(f"the formula {formula!r}", partial(reduction, backend=backend), *tensors)
         return -eps * after_stream(reduction(*tensors, backend=backend)).squeeze(-1)
 
     still_x, still_y = x.detach(), y.detach()

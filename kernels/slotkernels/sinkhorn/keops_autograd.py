@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import _derivatives
+from .._checks import accumulate_dtype
 from .problem import Problem
 from .streaming import keops
 
@@ -14,10 +15,10 @@ from .streaming import keops
 MOST_PAIRS, MOST_BYTES = 5000**2, 2**30
 
 
-def is_large(x: Tensor, y: Tensor) -> bool:
-    """Whether "auto" stores no matrix of all pairs."""
+def is_large(x: Tensor, y: Tensor, dtype: torch.dtype) -> bool:
+    """Whether "auto" stores no matrix of all pairs, for results of this dtype."""
     pairs = x.shape[1] * y.shape[1]
-    return pairs > MOST_PAIRS or len(x) * pairs * x.element_size() > MOST_BYTES
+    return pairs > MOST_PAIRS or len(x) * pairs * accumulate_dtype(dtype).itemsize > MOST_BYTES
 
 
 def check_keops(op: str, x: Tensor, y: Tensor) -> None:
@@ -34,21 +35,16 @@ def check_keops(op: str, x: Tensor, y: Tensor) -> None:
 
 
 class _AfterStream(torch.autograd.Function):
-    """The same tensor, forward and backward, once the current stream has computed it: KeOps does not wait for it."""
+    """The same tensor, forward and backward, once its device's stream has computed it."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        _synchronize(tensor)
+        keops.synchronize(tensor.device)
         return tensor.view_as(tensor)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return after_stream(grad)
-
-
-def _synchronize(tensor: Tensor) -> None:
-    if tensor.is_cuda and torch.cuda.current_stream() != torch.cuda.default_stream():
-        torch.cuda.current_stream().synchronize()
 
 
 def after_stream(tensor: Tensor) -> Tensor:
@@ -59,29 +55,21 @@ def after_stream(tensor: Tensor) -> Tensor:
 _compiled: set[tuple[Any, ...]] = set()
 
 
-def compile_first(key: str, reduction: Callable[..., Tensor], *tensors: Tensor) -> None:
-    """Let KeOps compile ``reduction(*tensors)`` and its gradients on single points, one process at a time.
+def compile_first(what: str, reduction: Callable[..., Tensor], *tensors: Tensor) -> None:
+    """Let KeOps compile ``reduction(*tensors)`` and its gradients on single points, if it has not yet.
 
-    KeOps writes its cache in place, where another process could read half a file. A compilation takes some 6 s, and
-    happens once for each ``key``, width, dtype and set of gradients.
+    A compilation takes some 6 s. ``what`` names the reduction in errors, and tells it from others.
     """
     width, dtype, device = tensors[0].shape[-1], tensors[0].dtype, tensors[0].device
     needs = tuple(t.requires_grad and torch.is_grad_enabled() for t in tensors)
-    kind = (key, width, dtype, device, needs)
+    kind = (what, width, dtype, device, needs)
     if kind in _compiled:
         return
     singles = [torch.ones((1,) * (t.dim() - 1) + (t.shape[-1],), dtype=dtype, device=device) for t in tensors]
     for single, need in zip(singles, needs, strict=True):
         single.requires_grad_(need)
-    import pykeops
-
-    verbose = pykeops.verbose
-    pykeops.set_verbose(False)
-    try:
-        with keops.alone():
-            result = reduction(*singles)
-            if any(needs):
-                torch.autograd.grad(result.sum(), [t for t in singles if t.requires_grad], allow_unused=True)
-    finally:
-        pykeops.set_verbose(verbose)
+    with keops.compiling(what):
+        result = reduction(*singles)
+        if any(needs):
+            torch.autograd.grad(result.sum(), [t for t in singles if t.requires_grad], allow_unused=True)
     _compiled.add(kind)

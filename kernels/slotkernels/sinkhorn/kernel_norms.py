@@ -15,7 +15,7 @@ from torch import Tensor
 from .._backends import without_autocast
 from .._checks import check_that
 from .keops_autograd import after_stream, compile_first
-from .reference import NEAREST
+from .reference import NEAREST, squared_distances
 
 # Called as kernel(x [B, N, D], y [B, M, D], blur=, use_keops=, ranges=None); a Tensor [B, N, M], or a LazyTensor.
 Kernel = Callable[..., Any]
@@ -43,7 +43,7 @@ def kernel_norm(
             x, y = after_stream(x), after_stream(y)
             if kernel in KERNELS.values():
                 arguments = (x, y, *(w.unsqueeze(-1) for w in weights))
-                compile_first(kernel.__name__, lambda *t: _compile(kernel, *t), *arguments)
+                compile_first(f"the kernel {kernel.__name__}", lambda *t: _compile(kernel, *t), *arguments)
         values = kernel(x, y, blur=blur, use_keops=use_keops, ranges=None)
         if not isinstance(values, Tensor):
             return values
@@ -87,8 +87,7 @@ def _squared_distances(x: Tensor, y: Tensor, use_keops: bool) -> Any:
         from pykeops.torch import LazyTensor
 
         return ((LazyTensor(x.unsqueeze(2)) - LazyTensor(y.unsqueeze(1))) ** 2).sum(-1)
-    norms = x.square().sum(2).unsqueeze(2) + y.square().sum(2).unsqueeze(1)
-    return norms.baddbmm(x, y.mT, alpha=-2)
+    return squared_distances(x, y)
 
 
 def _distances(x: Tensor, y: Tensor, use_keops: bool) -> Any:

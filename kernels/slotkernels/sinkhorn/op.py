@@ -1,6 +1,5 @@
 """Sinkhorn divergence and dual potentials of small and large point sets: the ops and the public functions."""
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from .. import _derivatives
 from .._backends import requested_backend, why_not_triton, without_autocast
-from .._checks import accumulate_dtype, check_number, check_same, check_tensor, check_that
+from .._checks import accumulate_dtype, check_choice, check_number, check_range, check_same, check_tensor, check_that
 from .._op import Op, Saved
 from . import cpp
 from .composite import composite_sinkhorn
@@ -19,7 +18,21 @@ from .weightless import move_weightless
 
 MOST_POINTS = 128  # of a set that the Triton kernels serve: its cost matrix is held on chip
 PRECISIONS = ("ieee", "tf32x3", "tf32")
+LENGTHS = (1e-15, 1e15)  # of blur and diameter: their squares, and the inverses of these, have to be float32 numbers
+ALIKE = "multiply points and lengths by the same factor"
 REACHES = (1e-9, 1e9)  # reach^2 and its inverse have to be float32 numbers
+_REACHES = "None or a number from {:g} to {:g}".format(*REACHES)
+
+
+def check_sets(op: str, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> None:
+    """Raise ValueError unless the points and weights of the public function ``op`` belong together."""
+    sizes: dict[str, int] = {}
+    check_tensor(op, "x", x, "B N D", sizes)
+    check_tensor(op, "y", y, "B M D", sizes)
+    check_same(op, x=x, y=y)
+    for name, weights, shape in (("a", a, "B N"), ("b", b, "B M")):
+        if weights is not None:
+            check_tensor(op, name, weights, shape, sizes)
 
 
 def make_problem(
@@ -39,28 +52,17 @@ def make_problem(
     precision: str = "tf32x3",
     check_finite: bool = False,
 ) -> Problem:
-    """The problem that the arguments of the public function ``op`` describe, after checking them."""
-    sizes: dict[str, int] = {}
-    check_tensor(op, "x", x, "B N D", sizes)
-    check_tensor(op, "y", y, "B M D", sizes)
-    check_same(op, x=x, y=y)
-    for name, weights, shape in (("a", a, "B N"), ("b", b, "B M")):
-        if weights is not None:
-            check_tensor(op, name, weights, shape, sizes)
+    """The problem that the arguments of the public function ``op`` describe, after checking them, save the sets."""
     check_number(p in (1, 2), op, "p", p, "1 or 2")
-    check_number(0 < blur < math.inf, op, "blur", blur, "a finite number > 0")
+    check_range(op, "blur", blur, *LENGTHS, ALIKE)
     check_number(0 < scaling < 1, op, "scaling", scaling, "a number in (0, 1)")
-    low, high = REACHES
-    check_number(
-        reach is None or low <= reach <= high, op, "reach", reach, f"None or a number from {low:g} to {high:g}"
-    )
-    check_that(precision in PRECISIONS, f"{op}: precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
+    check_number(reach is None or REACHES[0] <= reach <= REACHES[1], op, "reach", reach, _REACHES)
+    check_choice(op, "precision", precision, PRECISIONS)
     if isinstance(diameter, str):
-        choices = "batch, problem or a number"
-        check_that(diameter in ("batch", "problem"), f"{op}: diameter={diameter!r}, expected {choices}")
+        check_choice(op, "diameter", diameter, ("batch", "problem"), "a number")
         start = None if x.shape[0] else 1.0
     else:
-        check_number(0 < diameter < math.inf, op, "diameter", diameter, "a finite number > 0")
+        check_range(op, "diameter", diameter, *LENGTHS, ALIKE)
         start = float(diameter)
     if check_finite:
         for name, points, weights in (("x", x, a), ("y", y, b)):
@@ -70,7 +72,7 @@ def make_problem(
     keep = (_wants_gradient(x), _wants_gradient(y))
     reach = None if reach is None else float(reach)
     return Problem(
-        x, y, a, b, start, diameter == "problem", p, float(blur), float(scaling), reach, debias, potentials, *keep,
+        x, y, a, b, start, diameter == "problem", int(p), float(blur), float(scaling), reach, debias, potentials, *keep,
         precision,
     )  # fmt: skip
 
@@ -203,10 +205,10 @@ def sinkhorn_divergence(
             changes nothing, whatever its coordinates: sets of different sizes are padded with such points.
         b: [B, M] weights of y, likewise.
         p: 1 or 2.
-        blur: > 0, in the unit of the points; details of the sets below this scale do not count.
+        blur: from 1e-15 to 1e15, in the unit of the points; details of the sets below this scale do not count.
         scaling: ratio in (0, 1) of successive scales.
         diameter: where the annealing starts: "batch", the diagonal of one bounding box around all points (GeomLoss);
-            "problem", one box for each of the B problems; or a number > 0.
+            "problem", one box for each of the B problems; or a number from 1e-15 to 1e15.
         reach: length from 1e-9 to 1e9, in the unit of the points, for unbalanced transport; None for balanced
             transport. Mass may be removed from one set and created in the other at a cost of up to ``reach^p`` each, so
             in effect it moves no farther than a few times this length, and the weights need not sum to 1.
@@ -250,6 +252,7 @@ def sinkhorn_divergence(
         >>> [round(v, 2) for v in value.tolist()]
         [2.0]
     """
+    check_sets("sinkhorn_divergence", x, y, a, b)
     problem = make_problem(
         "sinkhorn_divergence", x, y, a, b,
         p=p, blur=blur, scaling=scaling, diameter=diameter, reach=reach, precision=precision, check_finite=check_finite,
@@ -302,6 +305,7 @@ def sinkhorn_potentials(
         [0.5]
     """
     a, b = (None if w is None else w.detach() for w in (a, b))
+    check_sets("sinkhorn_potentials", x, y, a, b)
     problem = make_problem(
         "sinkhorn_potentials", x, y, a, b,
         p=p, blur=blur, scaling=scaling, diameter=diameter, reach=reach, debias=debias, potentials=True,

@@ -46,7 +46,8 @@ def anneal(problem: Problem) -> tuple[Tensor, Tensor]:
     x, y, a, b, diameter, per_problem, p, blur, scaling, _, debias, *_ = problem
     length = max(x.shape[1], y.shape[1])
     logs = _stack_logs(x, y, a, b, length, debias)
-    costs = _all_costs(_pad(x, length), _pad(y, length), p, debias)
+    centred_x, centred_y = (_pad(points, length) for points in centred(x, y, a, b))
+    costs = _all_costs(centred_x, centred_y, p, debias)
     potentials: Tensor | None = None  # [4, B, L]
     start = bounding_diameter(x, y, per_problem, a, b) if diameter is None else diameter
     for eps, active in epsilon_schedule(start, p, blur, scaling):
@@ -92,8 +93,19 @@ def mean(potential: Tensor, weights: Tensor | None) -> Tensor:
     return potential.mean(1) if weights is None else (potential * weights.to(potential.dtype)).sum(1)
 
 
+def centred(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both sets relative to the mean of their points that have weight, in the precision of the arithmetic.
+
+    Distances stay the same, and around zero ``|x|² - 2 x·y + |y|²`` cancels least.
+    """
+    x, y = (points.to(accumulate_dtype(points.dtype)) for points in (x, y))
+    kept = [torch.ones_like(t[:, :, 0]) if w is None else (w > 0).to(t.dtype) for t, w in ((x, a), (y, b))]
+    total = kept[0].unsqueeze(1) @ x + kept[1].unsqueeze(1) @ y  # [B, 1, D]
+    origin = total / (kept[0].sum(1) + kept[1].sum(1)).clamp_min(1).view(-1, 1, 1)
+    return x - origin, y - origin
+
+
 def _pad(points: Tensor, length: int) -> Tensor:
-    points = points.to(accumulate_dtype(points.dtype))
     missing = length - points.shape[1]
     return F.pad(points, (0, 0, 0, missing)) if missing else points
 
@@ -115,13 +127,16 @@ def _stack_logs(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, length
     return torch.stack((b_log, a_log, a_log, b_log) if debias else (b_log, a_log), 1)
 
 
-def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """[B, N, M], as |x|² - 2 x·y + |y|²; exactly zero between a point and itself, where rounding would show."""
-    xx = torch.linalg.vector_norm(x, dim=-1).square()
-    yy = xx if y is x else torch.linalg.vector_norm(y, dim=-1).square()
-    squared = torch.baddbmm(xx.unsqueeze(2) + yy.unsqueeze(1), x, y.transpose(1, 2), alpha=-2).clamp_min_(0)
-    if y is x:
-        squared.diagonal(dim1=1, dim2=2).zero_()
+def squared_distances(x: Tensor, y: Tensor, own: bool = False) -> Tensor:
+    """[B, N, M], as |x|² - 2 x·y + |y|²: rounding may leave a little less than 0. Differentiable in every mode.
+
+    ``own``: of a set with itself; exactly zero between a point and itself, where rounding would show.
+    """
+    norms = x.square().sum(2).unsqueeze(2) + y.square().sum(2).unsqueeze(1)
+    squared = torch.baddbmm(norms, x, y.mT, alpha=-2)
+    if own:
+        diagonal = squared.diagonal(dim1=1, dim2=2)
+        diagonal.sub_(diagonal.detach().clone())
     return squared
 
 
@@ -131,10 +146,17 @@ def _to_costs(squared: Tensor, p: int) -> Tensor:
 
 def _all_costs(x: Tensor, y: Tensor, p: int, debias: bool) -> Tensor:
     """[L, 4, B, L] costs of all problems, columns first (2 problems without debiasing), of equally long sets."""
-    cross = _squared_distances(x, y)
-    blocks = [cross.transpose(1, 2), cross]  # [B, column, row]
-    if debias:
-        blocks += [_squared_distances(x, x), _squared_distances(y, y)]
+    products = [x @ y.mT]
+    norms = [x.square().sum(2), y.square().sum(2)]  # [B, L]
+    if debias:  # squared norms out of the same products: so equal points have a distance of exactly 0
+        products += [x @ x.mT, y @ y.mT]
+        norms = [product.diagonal(dim1=1, dim2=2).clone() for product in products[1:]]
+    sides = (norms, norms[:1] * 2, norms[1:] * 2)
+    cross, *own = (
+        product.mul_(-2).add_(left.unsqueeze(2)).add_(right.unsqueeze(1)).clamp_min_(0)
+        for product, (left, right) in zip(products, sides, strict=False)
+    )
+    blocks = [cross.transpose(1, 2), cross, *own]  # [B, column, row]
     return _to_costs(torch.stack([block.transpose(0, 1) for block in blocks], 1), p)
 
 

@@ -2,20 +2,29 @@
 
 import math
 from collections.abc import Callable
-from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .._backends import requested_backend
-from .._checks import FLOATS, accumulate_dtype, check_number, check_same, check_that, describe
+from .._checks import (
+    FLOATS,
+    accumulate_dtype,
+    check_choice,
+    check_number,
+    check_range,
+    check_same,
+    check_that,
+    describe,
+)
 from . import keops_autograd
 from .custom_costs import Cost, custom_sinkhorn
 from .kernel_norms import KERNELS, kernel_norm
-from .op import make_problem, solve
+from .op import ALIKE, LENGTHS, make_problem, solve
 from .problem import Problem
 from .streaming.pair import centre
+from .weightless import are_learned, move_weightless
 
 LOSSES = ("sinkhorn", "hausdorff", *KERNELS)
 # GeomLoss's names of its backends. For |x - y|^p / p they compute the same, so that "auto" may choose by size.
@@ -57,9 +66,10 @@ class SamplesLoss(nn.Module):
     Args:
         loss: "sinkhorn", the Sinkhorn divergence of ``sinkhorn_divergence``; or half the squared norm of a kernel:
             "gaussian" ``exp(-|x - y|² / 2 blur²)``, "laplacian" ``exp(-|x - y| / blur)``, "energy" ``-|x - y|``,
-            "hausdorff" (``kernel``). All options but ``blur``, ``kernel`` and ``potentials`` are of "sinkhorn" alone.
+            "hausdorff" (``kernel``). Kernel norms take ``blur``, ``kernel``, ``potentials`` and ``backend``, and
+            ignore the other options.
         p: the cost is ``|x - y|^p / p``, with p 1 or 2, and the final temperature ``blur^p``.
-        blur: finest scale > 0, in the unit of the points.
+        blur: finest scale, from 1e-15 to 1e15, in the unit of the points.
         reach: length from 1e-9 to 1e9; mass may be removed and created at a cost of up to ``reach^p``, so in effect it
             moves no farther than a few times this length, and weights need not sum to 1. None for balanced transport:
             both sets have the same total weight.
@@ -117,7 +127,7 @@ class SamplesLoss(nn.Module):
 
     def forward(self, *args: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Loss of ``(x, y)`` or ``(a, x, b, y)``; see the class."""
-        check_that(self.loss in LOSSES, f"SamplesLoss: loss={self.loss!r}, expected one of {', '.join(LOSSES)}")
+        check_choice("SamplesLoss", "loss", self.loss, LOSSES)
         sets = _sets(args)
         if self.loss != "sinkhorn":
             result = self._kernel_norm(sets)
@@ -126,27 +136,27 @@ class SamplesLoss(nn.Module):
         else:
             result = self._sinkhorn(sets)
         if isinstance(result, Tensor):
-            value = result.to(sets.dtype)
+            value = result if result.dtype == sets.dtype else result.to(sets.dtype)
             return value if sets.batched else value[0]
         f, g = (t.to(sets.dtype) for t in result)
         return (f[0], g[0]) if len(f) == 1 and self._is_multiscale(sets) else (f, g)
 
     def _sinkhorn(self, sets: _Sets) -> Tensor | tuple[Tensor, Tensor]:
-        check_that(self.p in (1, 2), f"SamplesLoss: p={self.p}, expected 1 or 2, or a cost")
+        check_number(self.p in (1, 2), "SamplesLoss", "p", self.p, "1 or 2, or a cost")
         x, y, a, b, *_ = sets
         if sets.dtype == torch.float64:
             x, y = x.double(), y.double()
-        problem = self._problem(x, y, a, b)._replace(p=int(self.p))
+        problem = self._problem(x, y, a, b, int(self.p))
         value, f, g = solve("SamplesLoss", problem, _EUCLIDEAN.get(self.backend, self.backend))
         return (f, g) if self.potentials else value
 
     def _custom_sinkhorn(self, sets: _Sets) -> Tensor | tuple[Tensor, Tensor]:
         check_number(0 < self.p < math.inf, "SamplesLoss", "p", self.p, "a number > 0: the temperature is blur^p")
-        temperature = self.blur**self.p if self.blur > 0 else 1.0  # other blurs are refused with the other options
-        fits = 1e-30 < temperature < 1e30
-        check_that(
-            fits, f"SamplesLoss: blur={self.blur} and p={self.p}: blur^p is {temperature:g}, out of float32's range"
-        )
+        check_range("SamplesLoss", "blur", self.blur, *LENGTHS, ALIKE)
+        for name, length in (("blur", self.blur), ("reach", self.reach), ("diameter", self.diameter)):
+            if isinstance(length, float | int) and length > 0:  # others are refused with the other options
+                fits = abs(self.p * math.log10(length)) <= 30
+                check_number(fits, "SamplesLoss", f"{name}={length}, p", self.p, f"{name}^p from 1e-30 to 1e30")
         costs = self.cost if isinstance(self.cost, tuple) else (self.cost,)
         formula = next((cost for cost in costs if isinstance(cost, str)), None)
         function = next((cost for cost in costs if callable(cost)), None)
@@ -160,15 +170,18 @@ class SamplesLoss(nn.Module):
         )
         if cost is None:
             raise ValueError(f"SamplesLoss: cost is {what}, with backend={self.backend!r}; expected {remedy}")
-        dtype = accumulate_dtype(sets.dtype)
-        points = [t.to(dtype) if use_keops else t for t in (sets.x, sets.y)]
+        in_place = self.potentials or are_learned(sets.a, sets.b)
+        moved = move_weightless(*sets[:4], in_place, self.blur)
+        sets = sets._replace(x=moved.x, y=moved.y, a=moved.a, b=moved.b)
+        points = [t.to(accumulate_dtype(sets.dtype)) if use_keops else t for t in (sets.x, sets.y)]
         problem = self._problem(points[0], points[1], *sets.weights())._replace(p=self.p)  # type: ignore[arg-type]
-        return custom_sinkhorn(problem, cost)
+        result = custom_sinkhorn(problem, cost)
+        return moved.mark(result) if isinstance(result, Tensor) else (moved.mark(result[0]), moved.mark(result[1]))
 
-    def _problem(self, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Problem:
-        """The problem of these sets, whose p is to be replaced."""
+    def _problem(self, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, p: int = 2) -> Problem:
+        """The problem of these sets."""
         return make_problem(
-            "SamplesLoss", x, y, a, b, p=2, blur=self.blur, scaling=self.scaling, reach=self.reach,
+            "SamplesLoss", x, y, a, b, p=p, blur=self.blur, scaling=self.scaling, reach=self.reach,
             diameter="batch" if self.diameter is None else self.diameter, debias=self.debias,
             potentials=self.potentials,
         )  # fmt: skip
@@ -177,9 +190,11 @@ class SamplesLoss(nn.Module):
         kernel = KERNELS.get(self.loss) if self.kernel is None else self.kernel
         check_that(kernel is not None, "SamplesLoss: loss='hausdorff' and kernel=None, expected a kernel(x, y, blur=…)")
         assert kernel is not None
-        check_number(self.blur > 0, "SamplesLoss", "blur", self.blur, "a number > 0")
+        check_range("SamplesLoss", "blur", self.blur, *LENGTHS, ALIKE)
         use_keops = self._use_keops(sets, dense=True, keops=True)
-        x, y, *_ = sets
+        a, b = (None if w is None else (w != 0).to(w.dtype) for w in (sets.a, sets.b))  # weights may be negative
+        in_place = self.potentials or are_learned(sets.a, sets.b)
+        x, y, *_ = move_weightless(sets.x, sets.y, a, b, in_place, math.inf)
         if use_keops or self.kernel is None:
             x, y = (t.to(accumulate_dtype(sets.dtype)) for t in (x, y))
         if self.kernel is None:  # kernels see differences of points only, which cancel less near the origin
@@ -193,7 +208,7 @@ class SamplesLoss(nn.Module):
         message = f"SamplesLoss: backend={backend!r} computes |x - y|^p / p alone, expected 'auto' or one of "
         check_that(backend in ("auto", *_CUSTOM.values()), message + ", ".join(_CUSTOM))
         if backend == "auto":
-            use_keops = keops and (not dense or keops_autograd.is_large(sets.x, sets.y))
+            use_keops = keops and (not dense or keops_autograd.is_large(sets.x, sets.y, sets.dtype))
         else:
             use_keops = backend == "keops"
         if use_keops:
@@ -209,28 +224,43 @@ class SamplesLoss(nn.Module):
 
 def _sets(args: tuple[Tensor, ...]) -> _Sets:
     """The arguments of a call, after checking them."""
-    expected = "expected (x, y) or (a, x, b, y)"
-    check_that(
-        len(args) != 6,
-        f"SamplesLoss: 6 arguments, {expected}: leave out the cluster labels, the first and the fourth argument; they "
-        "steer GeomLoss's truncation, and here no sum is truncated",
-    )
-    check_that(len(args) in (2, 4), f"SamplesLoss: {len(args)} arguments, {expected}")
+    if len(args) not in (2, 4):
+        labels = (
+            ": leave out the cluster labels, the first and the fourth argument; they steer GeomLoss's truncation, and "
+            "here no sum is truncated"
+        )
+        remedy = labels if len(args) == 6 else ""
+        raise ValueError(f"SamplesLoss: {len(args)} arguments, expected (x, y) or (a, x, b, y){remedy}")
     a, x, b, y = (None, args[0], None, args[1]) if len(args) == 2 else args
-    for name, points in (("x", x), ("y", y)):
-        check_that(points.dtype in FLOATS, f"SamplesLoss: {name} is {describe(points)}, expected floats")
-    shapes = f"x {describe(x)} and y {describe(y)}"
-    check_that(x.dim() == y.dim() and x.dim() in (2, 3), f"SamplesLoss: {shapes}, expected both [N, D] or [B, N, D]")
-    fits = x.shape[-1] == y.shape[-1] and x.shape[:-2] == y.shape[:-2]
-    check_that(fits, f"SamplesLoss: {shapes}, expected the same D, and the same B for batches")
-    check_that(x.shape[-2] > 0 and y.shape[-2] > 0, f"SamplesLoss: {shapes}, expected N > 0 and M > 0")
+    if reason := _why_no_points(x, y):  # a sentence only where it is needed: it costs as much as a small loss
+        raise ValueError(f"SamplesLoss: {reason}")
     check_same("SamplesLoss", x=x, y=y)
     a, b = _weights("a", a, x), _weights("b", b, y)
-    dtype = reduce(torch.promote_types, [x.dtype, *(w.dtype for w in (a, b) if w is not None)])
+    dtype = x.dtype
+    for weights in (a, b):
+        dtype = dtype if weights is None else torch.promote_types(dtype, weights.dtype)
     batched = x.dim() == 3
     if not batched:
         x, y = x.unsqueeze(0), y.unsqueeze(0)
     return _Sets(x, y, a, b, dtype, batched)
+
+
+def _why_no_points(x: Tensor, y: Tensor) -> str | None:
+    """What is wrong with the dtypes and shapes of the points, or None."""
+    for name, points in (("x", x), ("y", y)):
+        if points.dtype not in FLOATS:
+            return f"{name} is {describe(points)}, expected floats"
+    of_x, of_y = x.shape, y.shape
+    if len(of_x) == len(of_y) and len(of_x) in (2, 3):
+        if of_x[-1] != of_y[-1] or of_x[:-2] != of_y[:-2]:
+            expected = "the same D, and the same B for batches"
+        elif of_x[-2] == 0 or of_y[-2] == 0:
+            expected = "N > 0 and M > 0"
+        else:
+            return None
+    else:
+        expected = "both [N, D] or [B, N, D]"
+    return f"x {describe(x)} and y {describe(y)}, expected {expected}"
 
 
 def _weights(name: str, weights: Tensor | None, points: Tensor) -> Tensor | None:
@@ -238,10 +268,13 @@ def _weights(name: str, weights: Tensor | None, points: Tensor) -> Tensor | None
     if weights is None:
         return None
     expected = points.shape[:-1]
-    fits = weights.shape in (expected, torch.Size((*expected, 1)))
-    message = f"SamplesLoss: {name} is {describe(weights)}, expected {list(expected)} for points {describe(points)}"
-    check_that(fits, message)
-    on = f"SamplesLoss: {name} is on {weights.device}, expected the device of the points, {points.device}"
-    check_that(weights.device == points.device, on)
+    if weights.shape not in (expected, torch.Size((*expected, 1))):
+        raise ValueError(
+            f"SamplesLoss: {name} is {describe(weights)}, expected {list(expected)} for points {describe(points)}"
+        )
+    if weights.device != points.device:
+        raise ValueError(
+            f"SamplesLoss: {name} is on {weights.device}, expected the device of the points, {points.device}"
+        )
     weights = weights if weights.is_floating_point() else weights.to(torch.get_default_dtype())
     return weights.reshape(-1, expected[-1])

@@ -1,6 +1,7 @@
 """The temperatures of the annealing: from the extent of the points down to the blur."""
 
 import math
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -14,6 +15,8 @@ from .._derivatives import is_batched
 LONGEST_RATIO = 1e8
 # A diameter counts as at least this many times the blur (GeomLoss takes the logarithm of 0 for identical points).
 SHORTEST_RATIO = 1e-3
+# Logarithm of a temperature that float64 cannot hold.
+HOTTEST = math.log(sys.float_info.max)
 
 
 def bounding_box(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, per_problem: bool) -> tuple[Tensor, Tensor]:
@@ -46,7 +49,7 @@ def epsilon_schedule(
     A number, or a 0-dimensional tensor on the CPU, gives floats and no masks. Problems with their own diameters [B]
     take different numbers of steps. On an accelerator, in a trace and inside ``torch.vmap`` the host must not read the
     diameters, so the loop always has the length of the longest possible schedule and masks the steps past the end. A
-    diameter that is not finite starts with the temperature NaN, so that the result is NaN.
+    diameter d whose d^p is not finite starts with the temperature NaN, so that the result is NaN.
     """
     stop, step = p * math.log(blur), p * math.log(scaling)
     readable = False
@@ -55,10 +58,10 @@ def epsilon_schedule(
         if readable and diameter.dim() == 0:
             diameter = diameter.item()
     if not isinstance(diameter, Tensor):  # one schedule for all
-        if not math.isfinite(diameter):
+        start = p * math.log(max(diameter, SHORTEST_RATIO * blur))
+        if not start < HOTTEST:
             yield math.nan, None
             return
-        start = p * math.log(max(diameter, SHORTEST_RATIO * blur))
         yield math.exp(start), None
         for i in range(math.ceil((stop - start) / step)):
             yield math.exp(start + i * step), None

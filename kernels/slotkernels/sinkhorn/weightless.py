@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.compiler import is_compiling
 
-from .._derivatives import is_batched
+from .._derivatives import is_batched, transformed
 from .schedule import bounding_box
 
 FARTHEST = 1e3  # diameters of the box around the points with weight
@@ -38,7 +38,10 @@ class Moved(NamedTuple):
 
 
 def move_weightless(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, in_place: bool, blur: float) -> Moved:
-    """Move points without weight: all of them, or if ``in_place`` only those far away or not finite."""
+    """Move points without weight: all of them, or if ``in_place`` only those far away or not finite.
+
+    Far is 1,000 times the diagonal of the box and ``blur``; infinity keeps all finite points.
+    """
     weights = [w for w in (a, b) if w is not None]
     if not len(x) or all(map(all_have_weight, weights)):
         return Moved(x, y, a, b, None, None)
@@ -71,6 +74,11 @@ def move_weightless(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, in
     return Moved(moved_points(0), moved_points(1), a, b, empty, unequal)
 
 
+def are_learned(*weights: Tensor | None) -> bool:
+    """Whether weights may need gradients, which depend on the places of their points."""
+    return transformed() or (torch.is_grad_enabled() and any(w is not None and w.requires_grad for w in weights))
+
+
 def all_have_weight(weights: Tensor) -> bool:
     """Whether all weights are above 0, as far as the host can read them cheaply; False otherwise."""
     if weights.device.type != "cpu" or is_compiling() or is_batched(weights) or isinstance(weights, FakeTensor):
@@ -88,4 +96,4 @@ def _far(points: Tensor, low: Tensor, high: Tensor, blur: float) -> Tensor:
     """Mask [B, N] of the points that are not finite, or not near the boxes [B, D]."""
     reach = FARTHEST * (torch.linalg.vector_norm(high - low, dim=1, keepdim=True) + blur)
     low, high = (low - reach).unsqueeze(1), (high + reach).unsqueeze(1)
-    return ~((points >= low) & (points <= high)).all(2)
+    return ~(points.isfinite() & (points >= low) & (points <= high)).all(2)

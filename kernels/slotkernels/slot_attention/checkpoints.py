@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_that, describe
+from .._checks import check_choice, check_that, describe
 from .conventions import Conventions
 from .layouts import STYLES, Layout, NegativeDeviation, TensorRule
 
@@ -47,7 +47,7 @@ def read_published(
     Raises:
         ValueError: if the style is unknown, names are missing, ambiguous or not expected, or a rank is wrong.
     """
-    check_that(style in STYLES, f"load_published: style={style!r}, expected one of {', '.join(STYLES)}")
+    check_choice("load_published", "style", style, tuple(STYLES))
     published = dict(_flattened(state_dict))
     match = _find(published, style, prefix)
     tensors = {ours: _converted(published, match.prefix, rule) for ours, rule in match.rules.items()}
@@ -160,6 +160,9 @@ def _converted(published: dict[str, Any], prefix: str, rule: TensorRule) -> Tens
     )
     values = [published[prefix + name] for name in rule.names]
     tensors = [value.detach() if isinstance(value, Tensor) else torch.tensor(value.__array__()) for value in values]
+    for name, tensor in zip(rule.names, tensors, strict=True):
+        if not tensor.is_floating_point():
+            raise ValueError(f"load_published: {prefix}{name} is {describe(tensor)}, expected floats")
     try:
         return rule.convert(*tensors)
     except NegativeDeviation as error:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypedDict
 
-from .._checks import check_that
+from .._checks import check_choice, check_that
 from .op import EPS_PLACEMENTS
 
 GRU_STATES = ("slots", "normalised")
@@ -46,7 +46,7 @@ class Conventions(NamedTuple):
         """Raise ValueError if a choice is unknown."""
         for name, choices in (("eps_placement", EPS_PLACEMENTS), ("gru_state", GRU_STATES)):
             value = getattr(self, name)
-            check_that(value in choices, f"{caller}: {name}={value!r}, expected one of {', '.join(choices)}")
+            check_choice(caller, name, value, choices)
 
 
 STANDARD = Conventions()  # ours; PyTorch ports of google-research/slot_attention that keep its attributes' names
@@ -60,7 +60,7 @@ OCLF = Conventions()  # amazon-science/object-centric-learning-framework (DINOSA
 
 def check_update(caller: str, update: str, conventions: Conventions, qkv_dim: int, dim: int) -> None:
     """Raise ValueError if slots of width ``dim`` cannot take in their means of the tokens by this ``update``."""
-    check_that(update in UPDATES, f"{caller}: update={update!r}, expected one of {', '.join(UPDATES)}")
+    check_choice(caller, "update", update, UPDATES)
     if update == "residual":
         state = conventions.gru_state
         check_that(qkv_dim == dim, f"{caller}: qkv_dim={qkv_dim}, expected dim={dim} for update='residual'")

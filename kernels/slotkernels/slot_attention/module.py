@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._checks import check_number, check_positive, check_tensor, check_that
+from .._checks import check_choice, check_number, check_positive, check_tensor, check_that
 from ..ranges import annotate
 from ..slot_update import add_norm, gru_norm
 from .checkpoints import load_parameters, read_published
@@ -106,7 +106,7 @@ class SlotAttention(nn.Module):
         conventions.check("SlotAttention")
         check_positive("SlotAttention", num_slots=num_slots, dim=dim, input_dim=input_dim, qkv_dim=qkv_dim)
         check_positive("SlotAttention", iterations=iterations)
-        check_that(implicit in IMPLICIT, f"SlotAttention: implicit={implicit!r}, expected one of {', '.join(IMPLICIT)}")
+        check_choice("SlotAttention", "implicit", implicit, IMPLICIT)
         check_update("SlotAttention", update, conventions, qkv_dim, dim)
         _check_groups(groups, num_slots)
         self.num_slots, self.dim, self.input_dim, self.qkv_dim, self.groups = num_slots, dim, input_dim, qkv_dim, groups

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._backends import why_not_triton
-from .._checks import accumulate_dtype, check_number, check_same, check_tensor
+from .._checks import accumulate_dtype, check_choice, check_number, check_same, check_tensor
 from .._native import why_not_cpp
 from .._op import Op, Saved
 from .tiles import MAX_COLUMNS, MAX_DIM, group_columns
@@ -94,8 +94,7 @@ def _check(arguments: Arguments) -> None:
     if mask is not None:
         sizes["G"] = groups if mask.dim() != 3 or mask.shape[1] != 1 else 1
         check_tensor(op, "mask", mask, "B G M", sizes, dtypes=(torch.bool,))
-    if precision not in PRECISIONS:
-        raise ValueError(f"{op}: precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
+    check_choice(op, "precision", precision, PRECISIONS)
 
 
 def _empty_results(arguments: Arguments) -> Results:
@@ -154,7 +153,7 @@ def reads_attention(q: Tensor, k: Tensor, v: Tensor | None, bias: Tensor | None)
 
     On a CPU a product takes longer than reading an attention from memory, on a GPU it is the other way round.
     """
-    if not torch.is_grad_enabled() or q.device.type != "cpu":
+    if not torch.is_grad_enabled() or not q.is_cpu:
         return False
     differentiated = q.requires_grad or k.requires_grad
     return differentiated or (v is not None and v.requires_grad) or (bias is not None and bias.requires_grad)
@@ -217,9 +216,7 @@ def inverted_attention(
         >>> torch.allclose(attention.sum(-1), torch.ones(2, 16))  # tokens are shared out among the slots
         True
     """
-    if eps_placement not in EPS_PLACEMENTS:
-        choices = ", ".join(EPS_PLACEMENTS)
-        raise ValueError(f"inverted_attention: eps_placement={eps_placement!r}, expected one of {choices}")
+    check_choice("inverted_attention", "eps_placement", eps_placement, EPS_PLACEMENTS)
     check_number(eps >= 0, "inverted_attention", "eps", eps, "a number >= 0")
     in_numerator = eps_placement == "numerator"
     if mask is not None:

@@ -20,8 +20,7 @@ def gru_norm(arguments: GruNormArguments) -> Results:
 
 def gru_norm_backward(arguments: GruNormBackwardArguments) -> GruNormGradients:
     """As in ``reference.py``."""
-    grads, *others = arguments
-    return GruNormGradients(*torch.ops.slotkernels_native.gru_norm_backward(*grads, *others))
+    return GruNormGradients(*torch.ops.slotkernels_native.gru_norm_backward(*arguments))
 
 
 def add_norm(arguments: AddNormArguments) -> Results:

@@ -47,17 +47,11 @@ class GruNormArguments(NamedTuple):
     norm_eps: float
 
 
-class GruNormCotangents(NamedTuple):
-    """Gradients of both results; not both are None."""
-
-    slots: Tensor | None  # [..., D]
-    normalised: Tensor | None  # [..., D]
-
-
 class GruNormBackwardArguments(NamedTuple):
-    """Of the backward pass of ``gru_norm``, which computes the gates again."""
+    """Of the backward pass of ``gru_norm``, which computes the gates again; not both gradients are None."""
 
-    grads: GruNormCotangents
+    grad_slots: Tensor | None  # [..., D]
+    grad_normalised: Tensor | None  # [..., D]
     gates_input: Tensor  # [..., 3D]
     gates_hidden: Tensor  # [..., 3D]
     slots: Tensor  # [..., D]
@@ -159,7 +153,7 @@ def _empty_gru_norm(arguments: GruNormArguments) -> Results:
 
 def _empty_gru_norm_gradients(arguments: GruNormBackwardArguments) -> GruNormGradients:
     gates, slots = arguments.gates_input, arguments.slots
-    affine = arguments.mean.new_empty(0 if arguments.grads.normalised is None else (2, slots.shape[-1]))
+    affine = arguments.mean.new_empty(0 if arguments.grad_normalised is None else (2, slots.shape[-1]))
     return GruNormGradients(
         gates.new_empty(gates.shape), gates.new_empty(gates.shape), slots.new_empty(slots.shape), affine
     )
@@ -208,8 +202,10 @@ def _gru_norm_gradients(
     *constant: Tensor | None,
 ) -> list[Tensor]:
     gates_input, gates_hidden, slots, weight, *_ = saved.arguments
-    grads, statistics = GruNormCotangents(grad_slots, grad_normalised), saved.results[2:]
-    arguments = GruNormBackwardArguments(grads, gates_input, gates_hidden, slots, weight, *statistics)
+    _, _, mean, rstd = saved.results
+    arguments = GruNormBackwardArguments(
+        grad_slots, grad_normalised, gates_input, gates_hidden, slots, weight, mean, rstd
+    )
     *gradients, affine = GRU_NORM_BACKWARD.apply(arguments, saved.backend, saved.chosen)
     if grad_normalised is None or not any(saved.needs[3:]):
         return gradients

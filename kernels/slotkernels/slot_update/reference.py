@@ -35,7 +35,7 @@ def gru_norm(arguments: GruNormArguments) -> Results:
 
 def gru_norm_backward(arguments: GruNormBackwardArguments) -> GruNormGradients:
     """The gates are computed again."""
-    (grad_new_slots, grad_normalised), gates_input, gates_hidden, slots, weight, mean, rstd = arguments
+    grad_new_slots, grad_normalised, gates_input, gates_hidden, slots, weight, mean, rstd = arguments
     dtype, dim = mean.dtype, slots.shape[-1]
     previous = slots.to(dtype)
     grad_input = torch.empty(gates_input.shape, dtype=dtype, device=slots.device)

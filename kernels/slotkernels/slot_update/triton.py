@@ -66,7 +66,7 @@ def gru_norm(arguments: GruNormArguments) -> Results:
 
 def gru_norm_backward(arguments: GruNormBackwardArguments) -> GruNormGradients:
     """As in ``reference.py``."""
-    (grad_new_slots, grad_normalised), *inputs = arguments
+    grad_new_slots, grad_normalised, *inputs = arguments
     gates_input, gates_hidden, slots, mean = inputs[0], inputs[1], inputs[2], arguments.mean
     division = plan(slots)
     cotangents = (_or(grad_new_slots, slots), _or(grad_normalised, gates_input))

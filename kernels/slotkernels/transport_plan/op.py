@@ -8,16 +8,33 @@ from torch import Tensor
 
 from .. import _derivatives
 from .._backends import requested_backend, why_not_triton, without_autocast
-from .._checks import accumulate_dtype, check_number, check_positive, check_same, check_tensor, check_that
+from .._checks import (
+    ITERATIONS,
+    TEMPERATURES,
+    accumulate_dtype,
+    check_number,
+    check_range,
+    check_same,
+    check_tensor,
+    check_that,
+)
 from .._native import why_not_cpp
 from .._op import Op, Saved
-from ..sinkhorn.reference import NEAREST
+from ..sinkhorn.reference import NEAREST, squared_distances
 from ..sinkhorn.streaming.pair import centre
 from ..sinkhorn.weightless import all_have_weight, move_weightless
 from .composite import composite_plan
 from .problem import BackwardArguments, Problem, Solution
 
 MAX_COLUMNS = 2048  # of the Triton kernel, which holds a whole row of costs in registers
+# The Triton kernel leaves fewer problems than FEW of more than LARGE entries to the reference. A reckoning on paper,
+# from the data sheet of an H100: one multiprocessor solves a problem, and in a clock makes 16 exponentials, or 128 of
+# some 10 other instructions an entry, or reads 64 bytes from the L2 cache: at least 1/8 clock an entry and iteration.
+# The reference makes 32 launches an iteration (supposed to take 5 µs of the host each, 250,000 clocks together), and
+# reads or writes the matrix 16 times, 64 bytes an entry at 2,000 bytes a clock from memory: 1/32 clock an entry and
+# problem. So from 4 problems on the kernel is never behind, and of one, two and three problems the reference takes half
+# the time from about 5, 8 and 16 million entries on. At 864 x 864 even one problem is better off in the kernel.
+FEW, LARGE = 4, 2**23
 
 
 def _check(
@@ -47,8 +64,8 @@ def _check(
     for name, weights, shape in (("a", a, "B N"), ("b", b, "B M")):
         if weights is not None:
             check_tensor(op, name, weights, shape, sizes)
-    check_number(0 < eps < math.inf, op, "eps", eps, "a finite number > 0")
-    check_positive(op, iterations=iterations)
+    check_range(op, "eps", eps, *TEMPERATURES, "multiply costs and eps by the same factor")
+    check_range(op, "iterations", iterations, *ITERATIONS, "a tolerance stops once the plan is exact enough")
     fits = tolerance is None or 0 < tolerance < math.inf
     check_number(fits, op, "tolerance", tolerance, "None or a number > 0")
 
@@ -69,9 +86,11 @@ def _empty_gradients(arguments: BackwardArguments) -> tuple[Tensor, Tensor, Tens
 
 
 def _why_not_triton(arguments: Problem | BackwardArguments) -> str | None:
-    _, n, m = arguments.cost.shape
+    batch, n, m = arguments.cost.shape
     if m > MAX_COLUMNS:
         return f"{m} columns, at most {MAX_COLUMNS}"
+    if 0 < batch < FEW and n * m > LARGE:
+        return f"{batch} problems of {n} x {m} costs would keep as many multiprocessors busy, expected at least {FEW}"
     return f"{n} x {m} costs, fewer than 2^31" if n * m >= 2**31 else why_not_triton(arguments[:4])
 
 
@@ -133,8 +152,8 @@ def sinkhorn_plan(
         x: [B, N, D] points, and
         y: [B, M, D] points, instead of ``cost``: it is ``|x - y|^p / p`` then.
         p: 1 or 2.
-        eps: > 0, temperature in the unit of the costs.
-        iterations: number of iterations (>= 1); with a tolerance, the largest number.
+        eps: from 1e-30 to 1e30, temperature in the unit of the costs.
+        iterations: number of iterations (1 to 1,000,000); with a tolerance, the largest number.
         tolerance: stop once ``sum_j |sum_i P_ij - b_j|`` of every problem is at most this (> 0). The error is checked
             every 10 iterations, for which the host waits for an accelerator. A RuntimeWarning reports a tolerance that
             was not reached.
@@ -170,7 +189,7 @@ def sinkhorn_plan(
         assert cost is not None
         cost = _without_weightless(cost, a, b, in_place)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (cost, a, b))
-    problem = Problem(cost, a, b, float(eps), iterations, None if tolerance is None else float(tolerance), keep)
+    problem = Problem(cost, a, b, float(eps), int(iterations), None if tolerance is None else float(tolerance), keep)
     if transformed:
         with without_autocast(cost.device):
             return composite_plan(problem).plan
@@ -193,9 +212,8 @@ def _ground_cost(x: Tensor, y: Tensor, a: Tensor | None, p: int) -> Tensor:
     x, y = (t.to(accumulate_dtype(t.dtype)) for t in (x, y))
     origin = centre(x.detach(), a).to(x.dtype)  # far from the origin products have no digits left for distances
     x, y = x - origin, y - origin
-    xx, yy = (t.square().sum(2) for t in (x, y))
     with without_autocast(x.device):  # small distances are differences of large numbers
-        squared = torch.baddbmm(xx.unsqueeze(2) + yy.unsqueeze(1), x, y.mT, alpha=-2)
+        squared = squared_distances(x, y)
     return squared.clamp_min(0) * 0.5 if p == 2 else squared.clamp_min(NEAREST).sqrt()
 
 

@@ -15,14 +15,14 @@ from .reference import CHECK_EVERY, LOG2E, sinkhorn_plan_backward, warn_of_error
 __all__ = ["sinkhorn_plan", "sinkhorn_plan_backward"]
 
 TILE = 8192  # costs in registers: 16 a thread of 16 warps, and as many sums
-ALIGNED = (
-    16  # columns: else costs are read one by one, from as many addresses in registers, and a tile is half as large
-)
+# If the columns are no multiple of this, costs are read one by one, from as many addresses in registers, and a tile is
+# half as large.
+ALIGNED = 16
 PER_WARP = 256  # costs of a smaller tile
 
 
 def sinkhorn_plan(problem: Problem) -> Solution:
-    """As in ``reference.py``."""
+    """As :func:`slotkernels.transport_plan.reference.sinkhorn_plan`."""
     cost = problem.cost.contiguous()
     a, b = (None if t is None else t.contiguous() for t in problem[1:3])
     iterations, tolerance = problem.iterations, problem.tolerance

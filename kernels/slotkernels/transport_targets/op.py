@@ -1,13 +1,12 @@
 """Labels carried from one set of tokens to the other along entropic transport plans, without the plans themselves."""
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._backends import why_not_triton
-from .._checks import accumulate_dtype, check_number, check_positive, check_same, check_tensor, describe
+from .._checks import ITERATIONS, TEMPERATURES, accumulate_dtype, check_range, check_same, check_tensor, describe
 from .._op import Op
 
 OP = "transport_targets"
@@ -52,8 +51,8 @@ def _check(arguments: Arguments) -> None:
             raise ValueError(f"{OP}: {name} is {describe(tensor)}, expected dtype {expected} for x {describe(x)}")
         if tensor.device != x.device:
             raise ValueError(f"{OP}: {name} is on {tensor.device}, expected the device of x: {x.device}")
-    check_number(0 < eps < math.inf, OP, "eps", eps, "a finite number > 0")
-    check_positive(OP, iterations=iterations)
+    check_range(OP, "eps", eps, *TEMPERATURES)
+    check_range(OP, "iterations", iterations, *ITERATIONS)
 
 
 def _empty(arguments: Arguments) -> Targets:
@@ -108,9 +107,9 @@ def transport_targets(
         y: [B, L, C], unit vectors: tokens of the other, in the dtype of ``x``.
         y_values: [B, L, N], labels of y's tokens, finite; any of these dtypes (float64 with float64 alone).
         x_values: [B, M, N], labels of x's tokens, for the second result.
-        eps: > 0, temperature in the unit of the cost. Arithmetic is float32 (float64 for float64): below 0.01 the
-            rounding of a product, divided by eps, is seen in the fifth digit of the results.
-        iterations: of Sinkhorn's scaling (>= 1).
+        eps: from 1e-30 to 1e30, temperature in the unit of the cost. Arithmetic is float32 (float64 for float64): below
+            0.01 the rounding of a product, divided by eps, is seen in the fifth digit of the results.
+        iterations: of Sinkhorn's scaling (1 to 1,000,000).
         a: [B, M], weights of x's tokens, > 0, each row summing to 1; uniform if None.
         b: [B, L], weights of y's tokens, likewise.
         backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).

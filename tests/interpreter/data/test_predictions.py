@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -242,6 +243,18 @@ def test_frames_are_in_natural_order(tmp_path):
     for t in range(11):
         write_palette_png(np.full(SIZE, t, np.uint8), tmp_path / "v" / f"{t}.png")
     assert open_predictions(tmp_path).labels("v", 11, SIZE)[:, 0, 0].tolist() == list(range(11))
+
+
+def test_two_sets_of_masks_for_one_video_are_refused(tmp_path):
+    one, other = (normalize(form, "café") for form in ("NFC", "NFD"))
+    for name in (one, other):
+        write_palette_png(np.zeros(SIZE, np.uint8), tmp_path / "png" / name / "0.png")
+        (tmp_path / "npz").mkdir(exist_ok=True)
+        np.savez(tmp_path / "npz" / f"{name}.npz", masks=maps_of(0))
+    np.savez(tmp_path / "all.npz", **{one: maps_of(0), other: maps_of(1)})
+    for path in (tmp_path / "png", tmp_path / "npz", tmp_path / "all.npz"):
+        with pytest.raises(PredictionError, match=f"{path}: two sets of masks for video 'café': .* and .*; keep one"):
+            open_predictions(path)
 
 
 def test_nothing_to_read_says_what_was_expected(tmp_path):

@@ -159,33 +159,50 @@ def why_not(arguments: Arguments) -> str | None:
     return reason or _why_not_imported() or _why_not_found(device)
 
 
+@contextlib.contextmanager
+def compiling(what: str) -> Iterator[None]:
+    """While KeOps compiles: one process at a time, in silence. ``what`` is for the error: "the formula 'X - Y'"."""
+    import pykeops
+
+    verbose = pykeops.verbose
+    pykeops.set_verbose(False)
+    try:
+        with alone():
+            yield
+    except Exception as error:  # of a compiler, a cache or a formula: anything
+        raise RuntimeError(
+            f"slotkernels.sinkhorn: KeOps cannot compile {what} ({type(error).__name__}: {error}); "
+            "pykeops.check_health() says what is missing, pykeops.clean_pykeops() empties a cache that was cut off"
+        ) from error
+    finally:
+        pykeops.set_verbose(verbose)
+
+
+def backend_of(device: torch.device) -> str:
+    """KeOps's name of the device."""
+    return "CPU" if device.type == "cpu" else "GPU"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device's current stream: KeOps runs on the NULL stream, which waits for no other."""
+    if device.type == "cuda":
+        stream = torch.cuda.current_stream(device)
+        if stream != torch.cuda.default_stream(device):
+            stream.synchronize()
+
+
 @cache
 def _reduction(name: str, p: int, dim: int, dtype: torch.dtype, device: torch.device) -> Any:
     """The reduction over the points of Y, compiled and loaded by a call on single points."""
-    import pykeops
     from pykeops.torch import Genred
 
     variables = [f"X = Vi({dim})", f"Y = Vj({dim})", "R = Vi(1)", "S = Vj(1)", *(["C = Vi(1)"] if p == 1 else [])]
     formula = f"Exp({_EXPONENT[p]})" if name == "Sum" else _EXPONENT[p]
     reduction = Genred(formula, variables, name, axis=1, formula2=_SLOPE[p] if name == "SumSoftMaxWeight" else None)
     point, number = (torch.zeros(1, 1, width, dtype=dtype, device=device) for width in (dim, 1))
-    verbose = pykeops.verbose
-    pykeops.set_verbose(False)
-    try:
-        with alone():
-            reduction(point, point, *[number] * (len(variables) - 2), backend=_backend(device))
-    except Exception as error:
-        raise RuntimeError(
-            "slotkernels.sinkhorn: KeOps cannot compile its kernels; pykeops.check_health() says what is missing and "
-            f"pykeops.clean_pykeops() empties a cache that was cut off ({type(error).__name__}: {error})"
-        ) from error
-    finally:
-        pykeops.set_verbose(verbose)
+    with compiling(f"the formula {formula!r}"):
+        reduction(point, point, *[number] * (len(variables) - 2), backend=backend_of(device))
     return reduction
-
-
-def _backend(device: torch.device) -> str:
-    return "CPU" if device.type == "cpu" else "GPU"
 
 
 def _reduce(name: str, p: int, *arrays: Tensor) -> Tensor:
@@ -194,9 +211,9 @@ def _reduce(name: str, p: int, *arrays: Tensor) -> Tensor:
     if not len(points):
         return points if name == "SumSoftMaxWeight" else arrays[2]
     reduction = _reduction(name, p, points.shape[2], points.dtype, points.device)
-    if points.is_cuda and torch.cuda.current_stream() != torch.cuda.default_stream():
-        torch.cuda.current_stream().synchronize()  # the NULL stream does not wait for it
-    return reduction(*(t.contiguous() for t in arrays), backend=_backend(points.device))
+    tensors = [t.contiguous() for t in arrays]
+    synchronize(points.device)
+    return reduction(*tensors, backend=backend_of(points.device))
 
 
 def sinkhorn_streaming(problem: Problem) -> StreamingSolution:

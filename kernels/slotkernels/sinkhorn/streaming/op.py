@@ -86,13 +86,12 @@ def _has_cpp() -> bool:
 
 def _costs(x: Tensor, y: Tensor) -> tuple[str, int]:
     """The key of ``LARGEST_COSTS`` that a call of "auto" falls under, and the bytes that it limits."""
-    if x.device.type != "cpu":
-        kind = "accelerator"
-    else:
-        kind = "cpp" if x.dtype != torch.float64 and _has_cpp() else "reference"
-    problems = 1 if kind == "cpp" else x.shape[0]
-    itemsize = 8 if x.dtype == torch.float64 else 4
-    return kind, problems * (x.shape[1] + y.shape[1]) ** 2 * itemsize
+    batch, n, _ = x.shape
+    double = x.dtype == torch.float64
+    costs = (n + y.shape[1]) ** 2 * (8 if double else 4)  # of one problem
+    if not x.is_cpu:
+        return "accelerator", batch * costs
+    return ("reference", batch * costs) if double or not _has_cpp() else ("cpp", costs)
 
 
 def prefers_streaming(backend: str, x: Tensor, y: Tensor) -> bool:
