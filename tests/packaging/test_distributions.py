@@ -120,7 +120,7 @@ def test_command_of_the_ops_says_what_to_do_if_both_distributions_are_installed(
         assert __main__.two_owners() is advice
     both = {"slotkernels": ["slotkernels", "interpreter-slots"]}
     monkeypatch.setattr(metadata, "packages_distributions", lambda: both)
-    assert "`pip uninstall interpreter-slots slotkernels`" in __main__.two_owners()
+    assert "`pip uninstall interpreter-slots slotkernels`" in (__main__.two_owners() or "")
 
 
 def test_command_of_the_ops_names_each_backend_and_what_it_lacks(monkeypatch, capsys):
