@@ -131,7 +131,7 @@ def extensions(required: bool) -> dict:
         home = cuda_home()
         cpp_extension.CUDA_HOME = str(home)  # a torch without CUDA has not looked for it
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", GPUS)
-        # Not CUDAExtension, which links torch's CUDA libraries: the symbols are in the process by the time of loading.
+        # Not CUDAExtension, which links torch's CUDA libraries: slotkernels/_native.py makes their symbols visible.
         modules.append(
             cpp_extension.CppExtension(
                 "slotkernels._C_cuda",

@@ -27,7 +27,9 @@ def backends() -> dict[str, tuple[str, str | None]]:
 
 def two_owners() -> str | None:
     """What to do if two distributions contain this package, or None: each has overwritten files of the other."""
-    owners = sorted(set(metadata.packages_distributions().get(__package__, ())))
+    names = set(metadata.packages_distributions().get(__package__, ()))
+    # a folder NAME.egg-info that a build left in a clone has no RECORD
+    owners = sorted(n for n in names if any(d.read_text("RECORD") for d in metadata.distributions(name=n)))
     if len(owners) < 2:
         return None
     return (

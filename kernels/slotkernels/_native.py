@@ -4,10 +4,12 @@ They are registered with PyTorch as ``torch.ops.slotkernels_native.<name>``. Loa
 so ``import slotkernels`` works without them.
 """
 
+import ctypes
 import sys
 import warnings
 from functools import cache
 from importlib.machinery import PathFinder
+from pathlib import Path
 
 import torch
 
@@ -20,6 +22,13 @@ _BUILD = (
 )
 
 
+def _share_symbols_of_torch_cuda() -> None:
+    """Let ``_C_cuda`` find PyTorch's CUDA functions: it does not name their library, which a CPU build lacks."""
+    library = Path(torch.__file__).parent / "lib/libtorch_cuda.so"
+    if library.exists():
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+
+
 @cache
 def why_not_loaded(library: str) -> str | None:
     """Load ``slotkernels.<library>``; the reason if that is impossible, else None."""
@@ -28,6 +37,8 @@ def why_not_loaded(library: str) -> str | None:
     if spec is None or spec.origin is None:
         return f"slotkernels.{library} is not built ({_BUILD})"
     try:
+        if library == "_C_cuda":
+            _share_symbols_of_torch_cuda()
         torch.ops.load_library(spec.origin)
     except OSError as error:
         return f"slotkernels.{library} does not load with torch {torch.__version__} ({error}; {_BUILD})"

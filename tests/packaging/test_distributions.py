@@ -115,6 +115,7 @@ def test_ops_require_torch_as_the_whole_project_does():
 def test_command_of_the_ops_says_what_to_do_if_both_distributions_are_installed(monkeypatch):
     from slotkernels import __main__
 
+    monkeypatch.setattr(metadata, "distributions", lambda name: [metadata.distribution("torch")])
     for owners, advice in (["slotkernels"], None), (["slotkernels"] * 2, None), ([], None):
         monkeypatch.setattr(metadata, "packages_distributions", lambda owners=owners: {"slotkernels": owners})
         assert __main__.two_owners() is advice
