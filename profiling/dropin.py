@@ -31,7 +31,7 @@ def main() -> None:
         numbers = ["--steps", str(options.steps), "--seconds", str(options.seconds)]
         subprocess.run([sys.executable, PROGRAM, *numbers, "--json", file], check=True)
         pairs = json.loads(file.read_text())
-    what = "losses and milliseconds of a training step, [before, after]; ratio: before / after, paired"
+    what = "float64 losses, float32 milliseconds of a training step, [before, after]; ratio: before / after, paired"
     replaced = {name: metadata.version(name) for name in ("slot-attention", "geomloss")}
     save(options.out, {"what": what, **machine("cpu"), "replaced": replaced, "pairs": pairs})
 
