@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .._backends import why_not_triton
 from .._checks import ITERATIONS, TEMPERATURES, accumulate_dtype, check_range, check_same, check_tensor, describe
+from .._direct import examine, observed
 from .._op import Op
 
 OP = "transport_targets"
@@ -133,9 +134,11 @@ def transport_targets(
         (tensor([[[0.0000, 0.5000],
                  [0.5000, 0.0000]]]), None)
     """
-    values, a, b = (None if t is None else t.detach() for t in (x_values, a, b))
-    arguments = Arguments(x.detach(), y.detach(), y_values.detach(), values, a, b, float(eps), iterations)
-    of_x, of_y = TRANSPORT_TARGETS(arguments, backend)
+    values = x_values
+    if observed() or examine((x, y, y_values, values, a, b)) != (True, False):
+        x, y, y_values = x.detach(), y.detach(), y_values.detach()  # each takes 1 us: only where something follows them
+        values, a, b = (None if t is None else t.detach() for t in (values, a, b))
+    of_x, of_y = TRANSPORT_TARGETS(Arguments(x, y, y_values, values, a, b, float(eps), iterations), backend)
     return of_x, None if x_values is None else of_y
 
 
