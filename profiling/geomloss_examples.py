@@ -35,6 +35,7 @@ from torch import Tensor
 
 from profiling.common.machine import machine, save
 from profiling.common.paths import ROOT
+from profiling.geomloss_options import distances
 
 BEFORE, AFTER = "from geomloss import SamplesLoss", "from slotkernels import SamplesLoss"
 OPTIONS = (
@@ -60,16 +61,6 @@ def outputs_and_gradients(module: torch.nn.Module, tensors: tuple[Tensor, ...], 
     name = "value" if isinstance(returned, Tensor) else "potentials"
     named = {f"{name} {i}": t for i, t in enumerate(results)} | {f"gradient {i}": t for i, t in enumerate(gradients)}
     return {key: t.detach().double().flatten() for key, t in named.items()}
-
-
-def distance(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
-    """Largest relative difference of values, potentials and gradients."""
-    largest: dict[str, float] = {}
-    for key, right in expected.items():
-        found = ((actual[key] - right).abs().max() / right.abs().max().clamp_min(1e-3)).item()
-        kind = key.split()[0]
-        largest[kind] = max(largest.get(kind, 0.0), found)
-    return largest
 
 
 class Compared(SamplesLoss):
@@ -105,10 +96,9 @@ class Compared(SamplesLoss):
         Compared.compared += 1
         pairs = ((ours, theirs), (ours, exact), (theirs, exact))
         for measure, pair in zip(MEASURES, pairs, strict=True):
-            for kind, found in distance(*pair).items():
+            for kind, found in distances(*pair).items():
                 entry = Compared.largest.setdefault(self.describe(), {}).setdefault(kind, {})
-                if not found <= entry.get(measure, -1.0):
-                    entry[measure] = found
+                entry[measure] = max(found, entry.get(measure, 0.0))
 
 
 def picture(name: str) -> np.ndarray:

@@ -152,7 +152,11 @@ def judged(entries: list[dict[str, float]], bound: float) -> list[str]:
     shown = ["–" if distance is None else size(distance) for distance in distances]
     right = verdict(found, bound, "").rstrip(".")
     ours, theirs = distances
-    if not found <= bound and ours is not None and theirs is not None:
-        nearer = "ours is nearer to" if ours < 0.9 * theirs else "GeomLoss is nearer to"
-        right += ": " + ("both are about as far from" if 0.9 * theirs <= ours <= theirs / 0.9 else nearer) + " float64"
+    if ours is None or theirs is None:
+        return [*shown, right]
+    alike = 0.9 if found > bound else 1 / 3  # distances whose ratio is at least this are about the same
+    if not alike * theirs <= ours <= theirs / alike:
+        right += f": {'ours' if ours < theirs else 'GeomLoss'} is nearer to float64"
+    elif found > bound:
+        right += ": both are about as far from float64"
     return [*shown, right]

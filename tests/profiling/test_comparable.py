@@ -1,10 +1,12 @@
 """Our numbers beside recorded ones of published code, and the page that is made of the comparison."""
 
 import json
+import math
 import sys
 
 import numpy as np
 import pytest
+import torch
 
 from profiling.common.paths import RESULTS, ROOT
 from profiling.comparable.__main__ import compare
@@ -12,6 +14,7 @@ from profiling.comparable.page import FILE, PAGE, cells, drop_in, examples, geom
 from profiling.comparable.peers import Comparison, MissingPeerError, Peers, difference
 from profiling.comparable.rows import COMPARISONS
 from profiling.geomloss_examples import digest, run
+from profiling.geomloss_options import distances
 
 RECORDED = {row["name"]: row for row in json.loads((RESULTS / FILE).read_text())["rows"]}
 EQUAL = [comparison for comparison in COMPARISONS if comparison.bound is not None]
@@ -137,6 +140,14 @@ def test_the_code_of_an_example_is_known_without_comments_and_docstrings():
     assert digest(text) == digest("x = 1\ndef f(): return x\n") != digest("x = 2\ndef f(): return x\n")
 
 
+def test_what_is_not_finite_or_of_another_shape_is_infinitely_far():
+    one, nan = torch.tensor([1.0]), torch.tensor([math.nan])
+    for pair in ((nan, one), (one, nan), (one, one.expand(2))):
+        assert distances({"value 0": pair[0], "value 1": one}, {"value 0": pair[1], "value 1": one}) == {
+            "value": math.inf
+        }
+
+
 def test_a_changed_import_is_compared_with_geomloss_call_by_call(tmp_path):
     program = tmp_path / "plot.py"
     program.write_text(
@@ -149,5 +160,5 @@ def test_a_changed_import_is_compared_with_geomloss_call_by_call(tmp_path):
     assert found["error"].startswith("ValueError: SamplesLoss: 6 arguments")
     assert (found["calls"], found["compared"]) == (3, 2)
     assert set(found["largest"]["sinkhorn, p=2"]) == {"value", "gradient"}
-    for distances in found["largest"]["sinkhorn, p=2"].values():
-        assert all(0 <= distances[side] < 1e-4 for side in SIDES)
+    for found_of_kind in found["largest"]["sinkhorn, p=2"].values():
+        assert all(0 <= found_of_kind[side] < 1e-4 for side in SIDES)
