@@ -230,8 +230,14 @@ class Op(Backends, Generic[A, R]):
         settings = [i for i in range(len(fields.names)) if i not in tensors]
         saved_inputs, saved_settings = _taker(kept_inputs), _taker(settings)
 
+        unknown = {*(read or ()), *constants} - {*fields.names, *names}
+        if unknown:
+            raise ValueError(f"{self.name}: {', '.join(sorted(unknown))}: no tensor of the arguments, no result")
+
         @cache
         def keeping(kept: tuple[str, ...]) -> _Keeping:
+            if not set(kept) <= set(names):
+                raise ValueError(f"{self.name}: keep={kept}, expected some of {names}")
             results = [i for i, name in enumerate(names) if name in kept]
             first, count = len(kept_inputs), len(kept_inputs) + len(results)  # what is saved: inputs, results, settings
             of_arguments = {i: place for place, i in enumerate(kept_inputs)}

@@ -29,6 +29,14 @@ def test_options_match_geomloss(options):
     assert_same_loss(partial(sinkhorn_divergence, **options), tensorized(**options), x, y)
 
 
+def test_a_point_is_at_distance_0_from_itself_where_float32_has_no_digits_for_smaller_ones():
+    """Norms that are rounded differently from products would leave some 1e-2 there, and in the potentials."""
+    x, y = torch.rand(2, 1, 40, 3, generator=torch.Generator().manual_seed(0)) * 100
+    expected = sinkhorn_potentials(x.double(), y.double(), p=1, backend="reference")
+    for potential, exact in zip(sinkhorn_potentials(x, y, p=1, backend="reference"), expected, strict=True):
+        torch.testing.assert_close(potential.double(), exact, rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("reach", [None, 2.0])
 @pytest.mark.parametrize("p", [1, 2])
 def test_equal_points_far_from_zero_lose_no_digits(p, reach):

@@ -4,13 +4,13 @@ import importlib.util
 import math
 import os
 import warnings
+from unittest import mock
 
 import pytest
 import torch
 from slotkernels import sinkhorn_plan, use_backend
 from slotkernels._native import why_not_loaded
 from slotkernels.transport_plan import PLAN
-from slotkernels.transport_plan.problem import Problem
 
 from .levels import results_of_levels
 from .plan_cases import assert_equals_unrolled, problem
@@ -209,13 +209,26 @@ def test_levels_of_x86_agree(tmp_path):
             torch.testing.assert_close(result, expected, rtol=2e-4, atol=1e-8)  # exponents of 3600 err by 2e-4
 
 
+@pytest.mark.parametrize(
+    ("shape", "asked", "expected"),
+    [
+        ((3, 4097, 2048), "auto", "reference"),
+        ((3, 4096, 2048), "auto", "auto"),
+        ((4, 4097, 2048), "auto", "auto"),
+        ((3, 4097, 2048), "triton", "triton"),
+    ],
+)
+def test_a_few_very_large_problems_on_a_gpu_are_left_to_the_reference_unless_asked_otherwise(
+    shape, asked, expected, monkeypatch
+):
+    backends = []
+    monkeypatch.setattr(PLAN, "apply", lambda problem, backend: backends.append(backend) or mock.Mock())
+    sinkhorn_plan(torch.empty(shape, device="meta"), eps=0.1, backend=asked)
+    assert backends == [expected]
+
+
 @interpreted
-def test_too_many_columns_few_large_problems_and_float64_are_refused_by_name():
-    large = torch.zeros(1, 1, 1).expand(3, 4097, 2048)
-    with pytest.raises(RuntimeError, match=r"3 problems of 4097 x 2048 costs would keep as many .* at least 4"):
-        sinkhorn_plan(large, eps=0.1, backend="triton")
-    for fits in (large[:, 1:], large[:1].expand(4, 4097, 2048)):
-        assert PLAN.select("triton", Problem(fits, None, None, 0.1, 5, None, False)) == "triton"
+def test_too_many_columns_and_float64_are_refused_by_name():
     with pytest.raises(RuntimeError, match="2049 columns, at most 2048"):
         sinkhorn_plan(torch.zeros(1, 2, 2049), eps=0.1, backend="triton")
     with pytest.raises(RuntimeError, match="float64 tensors"):

@@ -25,32 +25,14 @@ from slotkernels.sinkhorn.schedule import epsilon_schedule
 from slotkernels.sinkhorn.streaming import STREAMING
 from slotkernels.slot_attention import SAVI
 
+from .weightless_cases import HIDDEN, padded
+
 POINT = torch.zeros(1, 1, 1)
 PROBLEM = make_problem("test", POINT, POINT, p=2, blur=1.0, scaling=0.5, diameter=1.0)
 BACKENDS = [*SINKHORN.available(PROBLEM), *STREAMING.available(PROBLEM)]
 FILLERS = [0.0, 30.0, 5e3, 1e4, 1e6, 1e30, math.inf, -math.inf, math.nan]
-HIDDEN = [1e4, 1e30, math.inf, math.nan]
 # Slow ones (Triton's interpreter, and KeOps, which compiles) take three of the fillers.
 FILLED = [(b, f) for b in BACKENDS for f in ([5e3, 1e6, math.nan] if b in ("triton", "keops") else FILLERS)]
-REAL = (4, 7)  # points with weight of the two problems, of 9
-
-
-def padded(filler, dtype=torch.float32):
-    """x [2, 9, 3] of which 4 and 7 points have weight, first or last, and y [2, 6, 3] with weights."""
-    x, y = torch.randn(2, 9, 3), torch.randn(2, 6, 3) + 0.3
-    a, b = torch.zeros(2, 9), torch.rand(2, 6) + 0.2
-    for k, (count, first) in enumerate(zip(REAL, (0, 2), strict=True)):
-        real = torch.zeros(9, dtype=torch.bool)
-        real[first : first + count] = True
-        a[k, real] = torch.rand(count) + 0.2
-        x[k, ~real] = filler
-    x, y, a, b = (
-        x.to(dtype),
-        y.to(dtype),
-        (a / a.sum(1, keepdim=True)).to(dtype),
-        (b / b.sum(1, keepdim=True)).to(dtype),
-    )
-    return [t.requires_grad_() for t in (x, y)] + [a, b]
 
 
 def without(x, y, a, b, k, diameter):
@@ -187,76 +169,6 @@ def test_sets_without_any_weight(backend):
     assert not any(g[1:3].any() for g in grads)
     nothing = loss(torch.zeros(1, 9), x[:1] * math.nan, torch.zeros(1, 6), y[:1] * math.nan)
     assert nothing == 0
-
-
-def manhattan(x, y):
-    return (x.unsqueeze(2) - y.unsqueeze(1)).abs().sum(3)
-
-
-def cauchy(x, y, **options):
-    return 1 / (1 + (x.unsqueeze(2) - y.unsqueeze(1)).square().sum(-1))
-
-
-CUSTOM = {
-    "cost": {"cost": manhattan, "diameter": "problem"},
-    "unbalanced": {"cost": manhattan, "diameter": "problem", "reach": 0.8},
-    **{name: {"loss": name} for name in ("gaussian", "laplacian", "energy")},
-    "kernel": {"loss": "hausdorff", "kernel": cauchy},
-}
-
-
-@pytest.mark.parametrize("learned", [False, True], ids=["points", "points and weights"])
-@pytest.mark.parametrize("filler", HIDDEN)
-@pytest.mark.parametrize("options", CUSTOM.values(), ids=CUSTOM)
-def test_padding_changes_no_custom_cost_and_no_kernel_norm(options, filler, learned):
-    loss = SamplesLoss(**options, blur=0.7)
-    x, y, a, b = (t.detach().double() for t in padded(filler, torch.float64))
-    tensors = [t.requires_grad_(learned or t.dim() == 3) for t in (a, x, b, y)]
-    value = loss(*tensors)
-    grads = torch.autograd.grad(value.sum(), [t for t in tensors if t.requires_grad])
-    for k in range(2):
-        real = a[k] > 0
-        few = [t.detach()[None].requires_grad_(t.requires_grad) for t in (a[k, real], x[k, real], b[k], y[k])]
-        expected = loss(*few)
-        torch.testing.assert_close(value[k], expected[0])
-        exact = torch.autograd.grad(expected.sum(), [t for t in few if t.requires_grad])
-        for grad, one in zip(grads, exact, strict=True):
-            torch.testing.assert_close(grad[k][real] if grad.shape[1] == 9 else grad[k], one[0])
-    assert all(grad.isfinite().all() for grad in grads)
-    assert not grads[int(learned)][a == 0].any()
-    loss.potentials = True
-    assert all(t.isfinite().all() for t in loss(*tensors))
-
-
-def test_negative_weights_of_a_kernel_norm_keep_their_points():
-    x, y, a, b = (t.detach() for t in padded(0.0))
-    signed = torch.where(torch.arange(9) % 2 == 0, -a, a)
-    kernel = [cauchy(*pair) for pair in ((x, x), (y, y), (x, y))]
-    expected = torch.stack(
-        [
-            (w.unsqueeze(1) @ k @ v.unsqueeze(2)).flatten()
-            for w, k, v in zip((signed, b, signed), kernel, (signed, b, b), strict=True)
-        ]
-    )
-    value = SamplesLoss("hausdorff", kernel=cauchy)(signed, x, b, y)
-    torch.testing.assert_close(value, 0.5 * (expected[0] + expected[1]) - expected[2])
-
-
-@pytest.mark.parametrize("weights", [0.0, 1.0])
-def test_a_kernel_norm_may_have_a_set_without_mass(weights):
-    x, y, _, b = (t.detach() for t in padded(0.0))
-    value = SamplesLoss("hausdorff", kernel=cauchy)(torch.zeros(2, 9), x * math.nan, weights * b, y)
-    b = weights * b.unsqueeze(1)
-    torch.testing.assert_close(value, 0.5 * (b @ cauchy(y, y) @ b.mT).flatten())
-
-
-def test_sets_without_any_weight_have_no_custom_transport():
-    x, y, a, b = padded(math.nan)
-    a[0], b[0], a[1] = 0, 0, 0
-    value = SamplesLoss(cost=manhattan)(a, x, b, y)
-    assert value[0] == 0
-    assert value[1].isnan()
-    assert not any(grad.any() for grad in torch.autograd.grad(value[0], (x, y)))
 
 
 def test_triton_refuses_potentials_of_weighted_sets():

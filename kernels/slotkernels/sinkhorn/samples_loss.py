@@ -154,9 +154,9 @@ class SamplesLoss(nn.Module):
         check_number(0 < self.p < math.inf, "SamplesLoss", "p", self.p, "a number > 0: the temperature is blur^p")
         check_range("SamplesLoss", "blur", self.blur, *LENGTHS, ALIKE)
         for name, length in (("blur", self.blur), ("reach", self.reach), ("diameter", self.diameter)):
-            if isinstance(length, float | int) and length > 0:  # others are refused with the other options
-                fits = abs(self.p * math.log10(length)) <= 30
-                check_number(fits, "SamplesLoss", f"{name}={length}, p", self.p, f"{name}^p from 1e-30 to 1e30")
+            known = isinstance(length, float | int) and length > 0  # others are refused with the other options
+            if known and not abs(self.p * math.log10(length)) <= 30:  # a compiler cannot trace its sentence
+                raise ValueError(f"SamplesLoss: {name}={length}, p={self.p}, expected {name}^p from 1e-30 to 1e30")
         costs = self.cost if isinstance(self.cost, tuple) else (self.cost,)
         formula = next((cost for cost in costs if isinstance(cost, str)), None)
         function = next((cost for cost in costs if callable(cost)), None)
@@ -190,7 +190,8 @@ class SamplesLoss(nn.Module):
         kernel = KERNELS.get(self.loss) if self.kernel is None else self.kernel
         check_that(kernel is not None, "SamplesLoss: loss='hausdorff' and kernel=None, expected a kernel(x, y, blur=…)")
         assert kernel is not None
-        check_range("SamplesLoss", "blur", self.blur, *LENGTHS, ALIKE)
+        if self.loss != "energy":  # which has no scale
+            check_range("SamplesLoss", "blur", self.blur, *LENGTHS, ALIKE)
         use_keops = self._use_keops(sets, dense=True, keops=True)
         a, b = (None if w is None else (w != 0).to(w.dtype) for w in (sets.a, sets.b))  # weights may be negative
         in_place = self.potentials or are_learned(sets.a, sets.b)
@@ -254,8 +255,8 @@ def _why_no_points(x: Tensor, y: Tensor) -> str | None:
     if len(of_x) == len(of_y) and len(of_x) in (2, 3):
         if of_x[-1] != of_y[-1] or of_x[:-2] != of_y[:-2]:
             expected = "the same D, and the same B for batches"
-        elif of_x[-2] == 0 or of_y[-2] == 0:
-            expected = "N > 0 and M > 0"
+        elif 0 in (of_x[-1], of_x[-2], of_y[-2]):
+            expected = "N > 0, M > 0 and D > 0"
         else:
             return None
     else:

@@ -27,8 +27,8 @@ from .composite import composite_plan
 from .problem import BackwardArguments, Problem, Solution
 
 MAX_COLUMNS = 2048  # of the Triton kernel, which holds a whole row of costs in registers
-# The Triton kernel leaves fewer problems than FEW of more than LARGE entries to the reference. A reckoning on paper,
-# from the data sheet of an H100: one multiprocessor solves a problem, and in a clock makes 16 exponentials, or 128 of
+# "auto" leaves fewer problems than FEW of more than LARGE entries to the reference on a GPU. A reckoning on paper, from
+# the data sheet of an H100: one multiprocessor solves a problem, and in a clock makes 16 exponentials, or 128 of
 # some 10 other instructions an entry, or reads 64 bytes from the L2 cache: at least 1/8 clock an entry and iteration.
 # The reference makes 32 launches an iteration (supposed to take 5 µs of the host each, 250,000 clocks together), and
 # reads or writes the matrix 16 times, 64 bytes an entry at 2,000 bytes a clock from memory: 1/32 clock an entry and
@@ -86,12 +86,16 @@ def _empty_gradients(arguments: BackwardArguments) -> tuple[Tensor, Tensor, Tens
 
 
 def _why_not_triton(arguments: Problem | BackwardArguments) -> str | None:
-    batch, n, m = arguments.cost.shape
+    n, m = arguments.cost.shape[1:]
     if m > MAX_COLUMNS:
         return f"{m} columns, at most {MAX_COLUMNS}"
-    if 0 < batch < FEW and n * m > LARGE:
-        return f"{batch} problems of {n} x {m} costs would keep as many multiprocessors busy, expected at least {FEW}"
     return f"{n} x {m} costs, fewer than 2^31" if n * m >= 2**31 else why_not_triton(arguments[:4])
+
+
+def _is_few_and_large(cost: Tensor) -> bool:
+    """Whether problems of these sizes keep too few multiprocessors of a GPU busy."""
+    batch, n, m = cost.shape
+    return batch < FEW and n * m > LARGE
 
 
 def _why_not_cpp(arguments: Problem | BackwardArguments) -> str | None:
@@ -193,7 +197,8 @@ def sinkhorn_plan(
     if transformed:
         with without_autocast(cost.device):
             return composite_plan(problem).plan
-    return PLAN.apply(problem, backend).plan
+    prefers_reference = backend == "auto" and not cost.is_cpu and _is_few_and_large(cost)
+    return PLAN.apply(problem, "reference" if prefers_reference else backend).plan
 
 
 def _without_weightless(cost: Tensor, a: Tensor | None, b: Tensor | None, in_place: bool) -> Tensor:

@@ -36,7 +36,7 @@ class Targets(NamedTuple):
 
 
 def _check(arguments: Arguments) -> None:
-    x, y, y_values, x_values, a, b, eps, iterations = arguments
+    x, y, y_values, x_values, a, b, *_ = arguments
     sizes: dict[str, int] = {}
     check_tensor(OP, "x", x, "B M C", sizes)
     check_tensor(OP, "y", y, "B L C", sizes)
@@ -52,8 +52,6 @@ def _check(arguments: Arguments) -> None:
             raise ValueError(f"{OP}: {name} is {describe(tensor)}, expected dtype {expected} for x {describe(x)}")
         if tensor.device != x.device:
             raise ValueError(f"{OP}: {name} is on {tensor.device}, expected the device of x: {x.device}")
-    check_range(OP, "eps", eps, *TEMPERATURES)
-    check_range(OP, "iterations", iterations, *ITERATIONS)
 
 
 def _empty(arguments: Arguments) -> Targets:
@@ -134,11 +132,13 @@ def transport_targets(
         (tensor([[[0.0000, 0.5000],
                  [0.5000, 0.0000]]]), None)
     """
+    check_range(OP, "eps", eps, *TEMPERATURES)
+    check_range(OP, "iterations", iterations, *ITERATIONS)
     values = x_values
     if observed() or examine((x, y, y_values, values, a, b)) != (True, False):
         x, y, y_values = x.detach(), y.detach(), y_values.detach()  # each takes 1 us: only where something follows them
         values, a, b = (None if t is None else t.detach() for t in (values, a, b))
-    of_x, of_y = TRANSPORT_TARGETS(Arguments(x, y, y_values, values, a, b, float(eps), iterations), backend)
+    of_x, of_y = TRANSPORT_TARGETS(Arguments(x, y, y_values, values, a, b, float(eps), int(iterations)), backend)
     return of_x, None if x_values is None else of_y
 
 
