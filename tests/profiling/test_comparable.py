@@ -120,7 +120,7 @@ def test_rows_of_examples_give_a_reason_for_what_is_not_equal():
     first, second, third = examples({"programs": {"a/plot.py": ran, "b.py": stopped}})[2:]
     assert "`a/plot` | energy | 9 of 90 | gradient 0.50 | 0.10 | 0.40 | **not equal** (more than 0.001): ours" in first
     assert "nearly coincide" in first
-    assert second.endswith("| value 1e-6 | 1e-7 | 1e-6 | both, equal up to rounding |")
+    assert second.endswith("| value 1e-6 | 1e-7 | 1e-6 | both, equal up to rounding: ours is nearer to float64 |")
     assert "stops: ValueError: 6 arguments |" in third
     ran["largest"] = {"energy, multiscale": {"value": entry(9e-4, 1e-7, 9e-4)}}
     (truncated,) = examples({"programs": {"c.py": ran}})[2:]
@@ -129,10 +129,13 @@ def test_rows_of_examples_give_a_reason_for_what_is_not_equal():
 
 def test_rows_of_drop_in_pairs_show_difference_and_time():
     ratio = {"lower quartile": 1.182, "median": 1.2897, "upper quartile": 1.336}
-    pair = {"losses": [[1.0, 1.0]] * 5, "largest relative difference": 7.8e-08, "ratio": ratio}
+    found = {"largest relative difference": 7.8e-16, "of the first loss in float32": 3e-8}
+    pair = {"losses": [[1.0, 1.0]] * 5, **found, "ratio": ratio}
     assert drop_in({"pairs": {"lucidrains": pair}})[2:] == [
-        "| `lucidrains` | 5 | 8e-8 | both, equal up to rounding | 1.29× [1.18, 1.34] |"
+        "| `lucidrains` | 5 | 8e-16 | 3e-8 | both, equal up to rounding | 1.29× [1.18, 1.34] |"
     ]
+    pair["largest relative difference"] = 1e-8
+    assert "| **not equal** (more than 1e-10). |" in drop_in({"pairs": {"lucidrains": pair}})[2]
 
 
 def test_the_code_of_an_example_is_known_without_comments_and_docstrings():

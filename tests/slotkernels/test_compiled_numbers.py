@@ -19,6 +19,10 @@ def slots(**setting):
     return SLOT_ATTENTION(X, torch.ones(2, 3, 8), **setting).slots
 
 
+def manhattan(x, y):
+    return (x.unsqueeze(2) - y.unsqueeze(1)).abs().sum(3)
+
+
 CALLS = {
     "cluster_slots threshold": (FLOATS, lambda n: slotkernels.cluster_slots(X, n)),
     "cluster_slots n_clusters": (INTEGERS, lambda n: slotkernels.cluster_slots(X, n_clusters=n)),
@@ -26,6 +30,11 @@ CALLS = {
     "sinkhorn_divergence blur": (FLOATS, lambda n: slotkernels.sinkhorn_divergence(X, Y, blur=n)),
     "sinkhorn_divergence scaling": (FLOATS, lambda n: slotkernels.sinkhorn_divergence(X, Y, scaling=n)),
     "sinkhorn_divergence diameter": (FLOATS, lambda n: slotkernels.sinkhorn_divergence(X, Y, diameter=n)),
+    "SamplesLoss blur": (FLOATS, lambda n: slotkernels.SamplesLoss(blur=n)(X, Y)),
+    "SamplesLoss blur, a cost": (FLOATS, lambda n: slotkernels.SamplesLoss(cost=manhattan, blur=n)(X, Y)),
+    "SamplesLoss blur, a kernel": (FLOATS, lambda n: slotkernels.SamplesLoss("laplacian", blur=n)(X, Y)),
+    "transport_targets eps": (FLOATS, lambda n: slotkernels.transport_targets(X, Y, Y, eps=n)[0]),
+    "transport_targets iterations": (INTEGERS, lambda n: slotkernels.transport_targets(X, Y, Y, iterations=n)[0]),
     "sinkhorn_plan eps": (FLOATS, lambda n: slotkernels.sinkhorn_plan(x=X, y=Y, eps=n)),
     "sinkhorn_plan tolerance": (FLOATS, lambda n: slotkernels.sinkhorn_plan(x=X, y=Y, eps=0.1, tolerance=n)),
     "sinkhorn_plan iterations": (INTEGERS, lambda n: slotkernels.sinkhorn_plan(x=X, y=Y, eps=0.1, iterations=n)),

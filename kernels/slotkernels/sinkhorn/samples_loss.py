@@ -154,8 +154,9 @@ class SamplesLoss(nn.Module):
         check_number(0 < self.p < math.inf, "SamplesLoss", "p", self.p, "a number > 0: the temperature is blur^p")
         check_range("SamplesLoss", "blur", self.blur, *LENGTHS, ALIKE)
         for name, length in (("blur", self.blur), ("reach", self.reach), ("diameter", self.diameter)):
-            known = isinstance(length, float | int) and length > 0  # others are refused with the other options
-            if known and not abs(self.p * math.log10(length)) <= 30:  # a compiler cannot trace its sentence
+            if not isinstance(length, float | int) or length <= 0:
+                continue  # refused with the other options
+            if not abs(self.p * math.log10(length)) <= 30:  # no check_number: a compiler cannot trace its sentence
                 raise ValueError(f"SamplesLoss: {name}={length}, p={self.p}, expected {name}^p from 1e-30 to 1e30")
         costs = self.cost if isinstance(self.cost, tuple) else (self.cost,)
         formula = next((cost for cost in costs if isinstance(cost, str)), None)
