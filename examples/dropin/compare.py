@@ -3,7 +3,7 @@
     python examples/dropin/compare.py savi
 
 Both start from the same weights and see the same batches, so their losses are equal up to rounding. They are compared
-in float64, as in float32 Adam makes whole steps of gradients that are nothing but rounding. The times are those of
+in float64: in float32 Adam takes full steps along gradients that are only rounding errors. The times are those of
 float32; a ratio above 1 says that the model is faster after the change.
 """
 
