@@ -125,7 +125,7 @@ def drop_in(results: dict[str, Any]) -> list[str]:
             first = size(pair["of the first loss in float32"])
             yield [f"`{name}`", f"{len(pair['losses'])}", size(found), first, verdict(found, DROP_IN_BOUND, ""), time]
 
-    heads = "pair | steps | largest difference of losses, float64 | of the first loss, float32"
+    heads = "pair | steps | largest difference of losses, float64 | difference of the first loss, float32"
     return table(f"{heads} | who is right | time before / after, float32", rows())
 
 
