@@ -35,7 +35,7 @@ from torch import Tensor
 
 from profiling.common.machine import machine, save
 from profiling.common.paths import ROOT
-from profiling.geomloss_options import distances
+from profiling.geomloss_options import distances, require_geomloss
 
 BEFORE, AFTER = "from geomloss import SamplesLoss", "from slotkernels import SamplesLoss"
 OPTIONS = (
@@ -188,6 +188,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file of results")
     parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)  # run the program here, as the child process
     arguments = parser.parse_args()
+    require_geomloss()
+    if not arguments.examples.exists():
+        parser.error(f"{arguments.examples}: no such file or folder, expected GeomLoss's folder examples")
     if arguments.report is not None:
         arguments.report.write_text(json.dumps(run_one(arguments.examples, arguments.every)))
         return

@@ -9,15 +9,16 @@ largest value (1e-3 at least). In float32 GeomLoss's results in float64 are the 
 """
 
 import argparse
+import importlib.util
 import itertools
 import math
 import random
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import geomloss
 import torch
 from slotkernels import SamplesLoss
 from torch import Tensor
@@ -130,6 +131,8 @@ def compare(options: dict[str, Any], dtype: str, shape: str, weights: str) -> di
     Raises:
         AssertionError: if a shape or a dtype is not GeomLoss's.
     """
+    import geomloss
+
     unbalanced = options["loss"] != "sinkhorn" or options["reach"] is not None
     tensors = inputs(dtype, shape, weights, mass=2.5 if unbalanced else 1.0)
     cotangents: list[Tensor] = []
@@ -166,12 +169,19 @@ def update(group: dict[str, Any], found: dict[str, dict[str, float]], of: dict[s
                 entry |= {measure: distance, "of": of} if measure == "difference" else {measure: distance}
 
 
+def require_geomloss() -> None:
+    """Exit with one line if GeomLoss is missing."""
+    if importlib.util.find_spec("geomloss") is None:
+        sys.exit("error: GeomLoss is not installed: pip install geomloss==0.3.1 pykeops")
+
+
 def main() -> None:
     """Compare all combinations and save the largest differences."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1, help="take each n-th combination")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    require_geomloss()
     torch.manual_seed(0)
     largest: dict[str, dict[str, Any]] = {}
     chosen = combinations(arguments.every)
