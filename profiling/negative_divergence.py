@@ -12,10 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import geomloss
 import torch
 
 from profiling.common.machine import machine, save
+from profiling.geomloss_options import require_geomloss
 
 SCALINGS = (0.9, 0.5, 0.3, 0.1, 0.01)
 BLURS, REACHES = (0.05, 0.3), (None, 0.5)
@@ -26,6 +26,8 @@ SEEDS, BATCH = 5, 32
 
 def lowest(scaling: float, reach: float | None) -> tuple[float, int]:
     """The lowest value of all trials over ``blur²``, and how many trials that were."""
+    import geomloss
+
     least, trials = float("inf"), 0
     for blur, (n, m, d), spread, seed in itertools.product(BLURS, SHAPES, SPREADS, range(SEEDS)):
         generator = torch.Generator().manual_seed(seed)
@@ -43,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    require_geomloss()
     rows: list[dict[str, Any]] = []
     for reach, scaling in itertools.product(REACHES, SCALINGS):
         least, trials = lowest(scaling, reach)

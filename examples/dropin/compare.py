@@ -2,9 +2,10 @@
 
     python examples/dropin/compare.py savi
 
-Both start from the same weights and see the same batches, so their losses are equal up to rounding. They are compared
-in float64: in float32 Adam takes full steps along gradients that are only rounding errors. The times are those of
-float32; a ratio above 1 says that the model is faster after the change.
+Both start from the same weights and see the same batches, so their losses are equal up to rounding. They are trained in
+float64 for this comparison. In float32 some gradients that should be 0 are small rounding errors, Adam scales these up,
+and the two models drift apart. Times are measured in float32; a ratio above 1 means that the model is faster after the
+change.
 """
 
 import argparse

@@ -14,7 +14,7 @@ from .composite import composite_sinkhorn
 from .problem import BackwardArguments, Problem, Solution
 from .reference import weight_gradient
 from .streaming import STREAMING, composite_streaming, must_stream, prefers_streaming, why_not_composite
-from .weightless import move_weightless
+from .weightless import are_learned, move_weightless
 
 MOST_POINTS = 128  # of a set that the Triton kernels serve: its cost matrix is held on chip
 PRECISIONS = ("ieee", "tf32x3", "tf32")
@@ -153,7 +153,7 @@ def solve(op: str, problem: Problem, backend: str) -> tuple[Tensor, Tensor, Tens
             raise RuntimeError(_derivatives.no_derivatives(op, backend, reason))
     moved = None
     if a is not None or b is not None:
-        in_place = problem.potentials or transformed or _wants_gradient(a) or _wants_gradient(b)
+        in_place = problem.potentials or are_learned(a, b)
         if in_place and not (streams or transformed):
             backend = _instead_of_triton(op, backend, x)
         moved = move_weightless(x, y, a, b, in_place, problem.blur)

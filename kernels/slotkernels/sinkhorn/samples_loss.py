@@ -207,8 +207,11 @@ class SamplesLoss(nn.Module):
     def _use_keops(self, sets: _Sets, dense: bool, keops: bool) -> bool:
         """Whether this call of a cost or kernel, which is ``dense`` or ``keops`` or both, goes through KeOps."""
         backend = requested_backend(_CUSTOM.get(self.backend, self.backend))
-        message = f"SamplesLoss: backend={backend!r} computes |x - y|^p / p alone, expected 'auto' or one of "
-        check_that(backend in ("auto", *_CUSTOM.values()), message + ", ".join(_CUSTOM))
+        if backend not in ("auto", *_CUSTOM.values()):
+            others = ", ".join(_CUSTOM)
+            raise ValueError(
+                f"SamplesLoss: backend={backend!r} computes |x - y|^p / p alone, expected 'auto' or one of {others}"
+            )
         if backend == "auto":
             use_keops = keops and (not dense or keops_autograd.is_large(sets.x, sets.y, sets.dtype))
         else:
