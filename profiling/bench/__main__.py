@@ -27,6 +27,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 from interpreter.files import write_text
 from interpreter.heap import keep_freed_memory
@@ -164,7 +165,10 @@ def run_all(names: tuple[str, ...], options: Options) -> dict[str, Any]:
     """
     begin, where = time.perf_counter(), Machine(options.device, options.seconds)
     torch.set_num_threads(options.threads)
-    results: dict[str, Any] = {**machine(options.device), "kind": options.device, "threads": options.threads}
+    threadpool_limits(options.threads)  # of NumPy's products too, which baselines use
+    what = f"{', '.join(names)} against the usual alternatives"
+    results: dict[str, Any] = {"what": what, **machine(options.device), "kind": options.device}
+    results["threads"] = options.threads
     results |= {"load_average": os.getloadavg(), "benchmarks": {}, "failed": {}}
     with Progress(console=CONSOLE, transient=True) as progress:
         for name in progress.track(names, description="benchmarks"):
