@@ -3,8 +3,10 @@
 import json
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from profiling import bench
 from profiling.bench.__main__ import Options, chosen, measure_apart, run_all
@@ -256,3 +258,14 @@ def test_finished_cases_survive_one_that_dies(monkeypatch, tmp_path):
     saved = json.loads((tmp_path / "results.json").read_text())["benchmarks"]["cut"]
     assert not saved["finished"]
     assert len(saved["cases"]) == 1
+
+
+def test_baselines_of_numpy_run_on_as_many_threads_as_ours():
+    np.ones((8, 8)) @ np.ones((8, 8))  # loads its library
+    before = torch.get_num_threads()
+    try:
+        with threadpool_limits():  # the end of this block restores the process
+            assert run_all((), Options(device="cpu", threads=1))["threads"] == 1
+            assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
+    finally:
+        torch.set_num_threads(before)
