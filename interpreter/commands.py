@@ -97,10 +97,14 @@ def _explain(error: BaseException, known: tuple[type[Exception], ...], stopped: 
             _print_red(f"stopped by {signal.Signals(number).name}. {getattr(error, 'note', '') or stopped}")
         return 128 + number
     if isinstance(error, (ValueError, OSError, *known)):
-        named = isinstance(error, OSError) and error.strerror and not error.filename
-        _print_red(f"error: {error.strerror if named else error}")  # type: ignore[attr-defined]
+        _print_red(f"error: {one_line(error)}")
         return 1
     raise error
+
+
+def one_line(error: BaseException) -> str:
+    """What an error that a user can cause says, without the number that Python puts before an OSError of our own."""
+    return error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else str(error)
 
 
 def _print_red(line: str) -> None:

@@ -89,6 +89,11 @@ class Segmentation:
         """Where masks and label maps are computed."""
         return (self.attention if self.across is None else self.across).device
 
+    def part(self, frames: slice) -> "Segmentation":
+        """The segmentation of some of the frames, without ``tensors`` and what belongs to the whole video."""
+        across = None if self.across is None else self.across[frames]
+        return Segmentation(self.grid, self.attention[frames], across, tied_over_time=self.tied_over_time)
+
     def masks(self, frames: slice = slice(None)) -> Tensor:
         """Soft masks at patch resolution, [t, M, S] fp32; each row sums to 1."""
         if self.across is None:
@@ -189,6 +194,21 @@ class SegmentedVideo:
             size: (H, W) in pixels, by default the video's own.
         """
         return (labels for labels, _ in self.label_maps(size))
+
+    def frames_with_maps(self) -> Iterator[tuple[np.ndarray, LabelMap]]:
+        """Yield each frame with its label map, both at the video's own size; decodes the video once, for both."""
+        if self.edges != "guided":
+            yield from zip(_frames(self), self.label_maps(), strict=True)
+            return
+        waiting: deque[np.ndarray] = deque()  # for their label maps; itertools.tee would keep up to 57 frames more
+
+        def guide() -> Iterator[np.ndarray]:
+            for frame in _frames(self):
+                waiting.append(frame)
+                yield frame
+
+        for maps in self.segmentation.label_maps((self.video.height, self.video.width), guide()):
+            yield waiting.popleft(), maps
 
     def write(self, out: str | Path, alpha: float = 0.5, video_id: int | None = None) -> np.ndarray:
         """Write label maps, overlay, RLE, slots and preview (docs/segment.md); decodes the video once more.
@@ -295,7 +315,7 @@ def _write_pictures(
         RleWriter(folder / "segments.json") as codes,
     ):
         for number, ((frame, (labels, areas)), finer) in enumerate(
-            zip(_frames_with_maps(segmented), _outlines(segmented), strict=True)
+            zip(segmented.frames_with_maps(), _outlines(segmented), strict=True)
         ):
             write_palette_png(labels + 1, folder / "Annotations" / video.name / f"{number:05d}.png")
             painted.write(overlay(frame, labels, alpha, outlines=finer))
@@ -332,23 +352,6 @@ def _outlines(segmented: SegmentedVideo) -> Iterator[np.ndarray | None]:
     if finer is None:
         return itertools.repeat(None, len(segmented.segmentation))
     return replace(segmented, segmentation=finer).labels()
-
-
-def _frames_with_maps(segmented: SegmentedVideo) -> Iterator[tuple[np.ndarray, LabelMap]]:
-    """Each frame with its label map at the video's own size; decodes the video once, for both."""
-    if segmented.edges != "guided":
-        yield from zip(_frames(segmented), segmented.label_maps(), strict=True)
-        return
-    waiting: deque[np.ndarray] = deque()  # for their label maps; itertools.tee would keep up to 57 frames more
-
-    def guide() -> Iterator[np.ndarray]:
-        for frame in _frames(segmented):
-            waiting.append(frame)
-            yield frame
-
-    video = segmented.video
-    for maps in segmented.segmentation.label_maps((video.height, video.width), guide()):
-        yield waiting.popleft(), maps
 
 
 def _frames(segmented: SegmentedVideo, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:

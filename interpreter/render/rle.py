@@ -3,7 +3,7 @@
 import itertools
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -50,10 +50,12 @@ class RleWriter:
 
     Args:
         path: of the JSON file; missing folders are made.
+        hidden: an id that is no object, such as 0 for pixels without one.
+        names: of objects, by their ids; their entries get ``"name"`` as well.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, hidden: int | None = None, names: Mapping[int, str] | None = None) -> None:
+        self.path, self.hidden, self.names = Path(path), hidden, names or {}
         self._videos: dict[int | str, _Video] = {}
 
     def write(self, video_id: int | str, labels: np.ndarray) -> None:
@@ -72,8 +74,11 @@ class RleWriter:
             with written_whole(self.path) as temporary, temporary.open("w", encoding="ascii") as file:
                 separator = "["
                 for video_id, video in self._videos.items():
-                    for entry in video.entries(video_id):  # one at a time: all of them are ten times the codes
-                        file.write(separator + json.dumps(entry))
+                    for label, entry in video.entries(video_id):  # one at a time: all are ten times the codes
+                        if label == self.hidden:
+                            continue
+                        named = {"name": self.names[label]} if label in self.names else {}
+                        file.write(separator + json.dumps(entry | named))
                         separator = ", "
                 file.write("[]" if separator == "[" else "]")
 
@@ -162,10 +167,11 @@ class _Video:
             self.objects.setdefault(label, {})[self.length] = counts
         self.length += 1
 
-    def entries(self, video_id: int | str) -> Iterator[Entry]:
-        for _, codes in sorted(self.objects.items()):
+    def entries(self, video_id: int | str) -> Iterator[tuple[int, Entry]]:
+        for label, codes in sorted(self.objects.items()):
             segmentations = [
                 {"size": list(self.size or ()), "counts": codes[frame].decode("ascii")} if frame in codes else None
                 for frame in range(self.length)
             ]
-            yield {"video_id": video_id, "category_id": CATEGORY, "score": 1.0, "segmentations": segmentations}
+            entry: Entry = {"video_id": video_id, "category_id": CATEGORY, "score": 1.0, "segmentations": segmentations}
+            yield label, entry

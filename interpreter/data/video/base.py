@@ -72,6 +72,14 @@ class Video(abc.ABC):
         _check_size(size)
         return self._stream(size)
 
+    def frames_from(self, start: int) -> Iterator[np.ndarray]:
+        """Decode from frame ``start`` to the end, as `frames` does; where possible without decoding those before.
+
+        Raises:
+            VideoError: if the video is damaged or truncated.
+        """
+        return (frame for _, frame in self._pick(list(range(start, self.num_frames))))
+
     def read(self, indices: Sequence[int] | np.ndarray, size: Size | None = None) -> np.ndarray:
         """Decode chosen frames; the same pixels as `frames` gives, bit for bit.
 

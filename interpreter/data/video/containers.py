@@ -1,8 +1,11 @@
-"""Truncated video files and missing parts that FFmpeg does not report."""
+"""How containers are opened; truncated video files and missing parts that FFmpeg does not report."""
 
 import re
+from contextlib import suppress
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -10,10 +13,67 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from interpreter.data.video.base import VideoError
+from interpreter.data.video.pictures import frame_rate
+from interpreter.data.video.streams import choose_stream
+
+# Old titles are often not UTF-8; PyAV 19 takes them as they are and has no such option.
+TITLES: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+# FFmpeg's names of playlists, descriptions of streams, and devices. They name other files, wherever those are: a
+# "video" from somebody else could show any video of this machine.
+REFERRING = frozenset(("concat", "dash", "hls", "imf", "rtp", "rtsp", "sap", "sdp", "vobsub", "webm_dash_manifest"))
+REFERRING |= {"alsa", "fbdev", "kmsgrab", "lavfi", "oss", "pulse", "video4linux2,v4l2", "x11grab", "xcbgrab"}
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat version", b"v=0", b"<MPD", b"# VobSub")
+
 # Containers whose duration counts from time zero, not from the first frame.
 _FROM_ZERO = ("matroska", "asf")
 # The GUID of the "File Properties Object".
 _ASF_PROPERTIES = bytes.fromhex("A1DCAB8C47A9CF118EE400C00C205365")
+
+
+def require_no_playlist(path: Path) -> None:
+    """Refuse a file that names other files instead of holding a video; VideoError says so."""
+    with path.open("rb") as file:
+        head = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if head.startswith(_PLAYLISTS) or (head.startswith(b"<?xml") and b"<MPD" in head):
+        raise VideoError(f"{path}: is a playlist, which names other files; give the video file itself")
+
+
+def open_container(path: Path) -> InputContainer:
+    """Open a file that holds its video itself.
+
+    Raises:
+        VideoError: if it is a playlist.
+        av.FFmpegError: if FFmpeg cannot read it.
+    """
+    require_no_playlist(path)
+    # "file:" keeps a colon in a name from being read as a protocol.
+    return av.open(f"file:{path}", options={"format_whitelist": holding_formats()}, **TITLES)
+
+
+def declared(path: Path) -> tuple[int, int, int]:
+    """Width, height and number of frames that a file states; 0 where it states none. Nothing is decoded.
+
+    A file that cannot be read states nothing: opening the video says what is wrong with it.
+
+    Raises:
+        VideoError: if it is a playlist.
+    """
+    with suppress(av.FFmpegError, ValueError), open_container(path) as container:
+        stream = choose_stream(container)
+        seconds = Fraction(container.duration or 0, av.time_base)
+        if stream.duration and stream.time_base:
+            seconds = stream.duration * stream.time_base
+        frames = stream.frames or int(seconds * frame_rate(stream))
+        return stream.codec_context.width, stream.codec_context.height, frames
+    require_no_playlist(path)
+    return 0, 0, 0
+
+
+@cache
+def holding_formats() -> str:
+    """FFmpeg's names of the formats that hold the video themselves."""
+    return ",".join(sorted(name for name in av.formats_available if name not in REFERRING))
 
 
 class Ending:

@@ -5,7 +5,6 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -16,13 +15,10 @@ from av.video.stream import VideoStream
 
 from interpreter.data.images import resize
 from interpreter.data.video.base import Size, Video, VideoError
-from interpreter.data.video.containers import Ending, asf_size, find_gaps, gif_is_cut
+from interpreter.data.video.containers import Ending, asf_size, find_gaps, gif_is_cut, open_container
 from interpreter.data.video.orientation import UPRIGHT
 from interpreter.data.video.pictures import Consistency, frame_rate, pixel_aspect, to_rgb
 from interpreter.data.video.streams import choose_stream
-
-# Old titles are often not UTF-8; PyAV 19 takes them as they are and has no such option.
-TITLES: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 
 # Containers whose index leads to key frames by presentation time. Others are decoded from the start.
 _SEEKABLE = ("mov", "matroska", "avi")
@@ -180,8 +176,7 @@ class VideoFile(Video):
     @contextmanager
     def _open(self) -> Iterator[InputContainer]:
         try:
-            # "file:" keeps a colon in a name from being read as a protocol.
-            with av.open(f"file:{self.path}", **TITLES) as container:
+            with open_container(self.path) as container:
                 yield container
         except (FileNotFoundError, PermissionError):
             raise

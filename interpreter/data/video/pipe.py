@@ -21,8 +21,7 @@ from av.video.stream import VideoStream
 from interpreter.data.images import resize
 from interpreter.data.video.base import Size, Video, VideoError
 from interpreter.data.video.boxes import Elements, index_comes_last
-from interpreter.data.video.containers import Ending
-from interpreter.data.video.file import TITLES
+from interpreter.data.video.containers import TITLES, Ending, holding_formats
 from interpreter.data.video.orientation import UPRIGHT
 from interpreter.data.video.pictures import Consistency, frame_rate, pixel_aspect, to_rgb
 from interpreter.data.video.streams import choose_unread_stream
@@ -147,7 +146,7 @@ class LiveVideo:
     def _decode(self) -> Generator[np.ndarray, None, None]:
         count = 0
         try:
-            with av.open(self._bytes, options=_PROBE, **TITLES) as container:
+            with av.open(self._bytes, options={**_PROBE, "format_whitelist": holding_formats()}, **TITLES) as container:
                 for frame in self._frames(container):
                     yield frame
                     count += 1

@@ -1,0 +1,214 @@
+"""Corrections by hand: segments are merged, split, hidden and named. Nothing is decoded or encoded for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interpreter.large import FrameTensors
+from interpreter.models.clustering import weighted_kmeans
+from interpreter.segmentation import MAX_SEGMENTS, Segmentation
+
+CHUNK = 64  # frames that are computed at once
+KEPT = 64  # principal components of the tokens
+PLACE_WEIGHT = 0.5  # of the patches' positions, whose variance is scaled to that of the tokens, when a segment is split
+SHARPNESS = 5.0  # of the two masks of a split, in units of the mean squared distance to the nearer centre
+LEAST_MASS = 1e-3  # patches with less of a segment's mask do not decide where it is split
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """Segments as they are after some corrections. Corrections make a new one, so that they can be undone.
+
+    Attributes:
+        segmentation: of the whole video; its columns are the segments.
+        ids: number of each column, 1 to 254; it stays when other segments are merged or split.
+        names: of segments that have one, by number.
+        hidden: numbers of hidden segments, which downloads leave out.
+        areas: share of the video's patches of each column.
+        newest: the highest number that was given so far.
+    """
+
+    segmentation: Segmentation
+    ids: tuple[int, ...]
+    areas: tuple[float, ...]
+    newest: int
+    names: dict[int, str] = field(default_factory=dict)
+    hidden: frozenset[int] = frozenset()
+
+
+def uncorrected(segmentation: Segmentation) -> Corrected:
+    """A method's segments; ValueError if there are more than have a number."""
+    count = segmentation.num_segments
+    if count > MAX_SEGMENTS:
+        raise ValueError(f"{count} segments, but a palette PNG holds {MAX_SEGMENTS}; ask for fewer")
+    return Corrected(segmentation, tuple(range(1, count + 1)), _areas(segmentation), count)
+
+
+def merge(before: Corrected, ids: Sequence[int]) -> Corrected:
+    """Merge segments: their soft masks are added, for slots of a video as for masks of tokens.
+
+    The merged segment has the lowest number, and its name, or else the name of the first of the others.
+
+    Raises:
+        ValueError: if there are fewer than two different segments, or one does not exist.
+    """
+    columns = sorted({_column(before, id) for id in ids})
+    if len(columns) < 2:
+        raise ValueError("select two segments or more to merge them")
+    kept = columns[0]
+    target = [kept if column in columns else column for column in range(len(before.ids))]
+    left = sorted(set(target))
+    places = torch.tensor([left.index(column) for column in target])
+    merged = [before.ids[column] for column in columns]
+    names = {id: name for id, name in before.names.items() if id not in merged}
+    if named := [before.names[id] for id in merged if id in before.names]:
+        names[merged[0]] = named[0]
+    hidden = before.hidden - set(merged[1:])  # the first decides
+    segmentation = _summed(before.segmentation, places, len(left))
+    ids = tuple(before.ids[column] for column in left)
+    return Corrected(segmentation, ids, _areas(segmentation), before.newest, names, hidden)
+
+
+def split(before: Corrected, id: int, tokens: Tensor, seed: int = 0) -> Corrected:
+    """Split a segment into two, by k-means of its tokens and their positions; the new one has a new number.
+
+    Args:
+        before: the segments.
+        id: number of the segment.
+        tokens: [T, M, C], what the backbone sees in each patch (:class:`TokenKeeper`).
+        seed: of the starts of k-means.
+
+    Raises:
+        ValueError: if the segment does not exist or has no two different patches, or no number is left.
+    """
+    column = _column(before, id)
+    if before.newest >= MAX_SEGMENTS:
+        raise ValueError(f"a segment more would have the number {before.newest + 1}; {MAX_SEGMENTS} is the highest")
+    segmentation, device = before.segmentation, before.segmentation.device
+    frames, patches = tokens.shape[:2]
+    masses = torch.cat([segmentation.masks(part)[..., column].cpu() for part in _parts(frames)])
+    inside = masses.flatten() > LEAST_MASS
+    if int(inside.sum()) < 2:
+        raise ValueError(f"segment {id} has too few patches to be split")
+    points = _points(tokens.flatten(0, 1).cpu(), segmentation.grid, masses.flatten())
+    clusters = weighted_kmeans(points[inside], 2, weights=masses.flatten()[inside], seed=seed)
+    if len(clusters.labels.unique()) < 2:
+        raise ValueError(f"segment {id} looks the same everywhere: there is nothing to split it by")
+    distances = torch.cdist(points, clusters.centres.to(points)).square()
+    scale = (distances[inside].amin(1) * masses.flatten()[inside]).sum() / masses.flatten()[inside].sum()
+    shares = (-SHARPNESS * distances / scale.clamp_min(1e-12)).softmax(1).view(frames, patches, 2)
+    larger = int((shares * masses[..., None]).sum((0, 1)).argmax())  # it keeps the number
+    result = FrameTensors(frames, device).empty(
+        (patches, len(before.ids) + 1), torch.float16, "masks of the patches", elsewhere=True
+    )
+    for part in _parts(frames):
+        masks = segmentation.masks(part)
+        first, second = (shares[part, :, i].to(masks) * masks[..., column] for i in (larger, 1 - larger))
+        masks = torch.cat([masks, second[..., None]], -1)
+        masks[..., column] = first
+        result.write(part, masks.half())
+    segmentation = Segmentation(segmentation.grid, result.tensor, tied_over_time=segmentation.tied_over_time)
+    newest = before.newest + 1
+    hidden = before.hidden | ({newest} if id in before.hidden else set())
+    return Corrected(segmentation, (*before.ids, newest), _areas(segmentation), newest, before.names, hidden)
+
+
+def show(before: Corrected, ids: Sequence[int], shown: bool) -> Corrected:
+    """Show or hide segments; ValueError if one does not exist."""
+    chosen = {before.ids[_column(before, id)] for id in ids}
+    return replace(before, hidden=before.hidden - chosen if shown else before.hidden | chosen)
+
+
+def name(before: Corrected, id: int, text: str) -> Corrected:
+    """Name a segment; an empty text takes its name away."""
+    _column(before, id)
+    text = " ".join(text.split())[:80]
+    others = {key: value for key, value in before.names.items() if key != id}
+    return replace(before, names=others | ({id: text} if text else {}))
+
+
+class TokenKeeper:
+    """Keeps a few numbers of each token while a video is encoded: its principal components, as of the first frames.
+
+    Args:
+        frames: of the video.
+    """
+
+    def __init__(self, frames: int) -> None:
+        self.frames, self.count = frames, 0
+        self._basis: tuple[Tensor, Tensor] | None = None
+        self._kept: Tensor | None = None
+
+    def keep(self, features: Tensor) -> None:
+        """Take the features [t, M, C] of the next frames."""
+        features = features.float()
+        if self._basis is None or self._kept is None:
+            x = features.flatten(0, 1)
+            mean = x.mean(0)
+            _, vectors = torch.linalg.eigh(torch.cov((x - mean).mT.double().cpu()))
+            self._basis = mean, vectors[:, -KEPT:].to(x)
+            shape = (self.frames, features.shape[1], self._basis[1].shape[1])
+            self._kept = torch.empty(shape, dtype=torch.float16)
+        mean, basis = self._basis
+        part = slice(self.count, min(self.count + len(features), self.frames))
+        self._kept[part] = ((features - mean) @ basis).half()[: part.stop - part.start].cpu()
+        self.count = part.stop
+
+    @property
+    def tokens(self) -> Tensor:
+        """fp16 [T, M, 64] on the CPU."""
+        assert self._kept is not None, "no frame was encoded"
+        return self._kept
+
+
+def _column(segments: Corrected, id: int) -> int:
+    if id not in segments.ids:
+        raise ValueError(f"there is no segment {id}: it was merged, or the segmentation is another one by now")
+    return segments.ids.index(id)
+
+
+def _parts(frames: int) -> list[slice]:
+    return [slice(start, min(start + CHUNK, frames)) for start in range(0, frames, CHUNK)]
+
+
+def _summed(segmentation: Segmentation, places: Tensor, count: int) -> Segmentation:
+    """Add the masks of the columns that have the same place [S] in the result, of ``count`` columns."""
+
+    def added(columns: Tensor) -> Tensor:
+        result = columns.new_zeros(*columns.shape[:-1], count, dtype=torch.float32)
+        return result.index_add_(-1, places.to(columns.device), columns.float()).to(columns.dtype)
+
+    if segmentation.across is not None:  # slots of frames over segments: small
+        return replace(segmentation, across=added(segmentation.across), tensors={}, hierarchy=None, outlines=None)
+    attention = segmentation.attention
+    result = FrameTensors(len(attention), attention.device).empty(
+        (attention.shape[1], count), attention.dtype, "masks of the patches"
+    )
+    for part in _parts(len(attention)):
+        result.write(part, added(attention[part]))
+    return Segmentation(segmentation.grid, result.tensor, tied_over_time=segmentation.tied_over_time)
+
+
+def _areas(segmentation: Segmentation) -> tuple[float, ...]:
+    count = segmentation.num_segments
+    sums = np.zeros(count, np.int64)
+    for part in _parts(len(segmentation)):
+        sums += np.bincount(segmentation.labels(part).ravel(), minlength=count)[:count]
+    return tuple((sums / max(1, sums.sum())).tolist())
+
+
+def _points(tokens: Tensor, grid: tuple[int, int], masses: Tensor) -> Tensor:
+    """Tokens [n, C] and the positions of their patches, both of variance 1 within the segment: [n, C + 2]."""
+    rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in grid), indexing="ij")
+    places = torch.stack([rows, columns], -1).flatten(0, 1).repeat(len(tokens) // (grid[0] * grid[1]), 1)
+    weights = (masses / masses.sum())[:, None]
+
+    def scaled(x: Tensor) -> Tensor:
+        x = x.float()
+        x = x - (weights * x).sum(0)
+        return x / (weights * x.square()).sum().sqrt().clamp_min(1e-6)
+
+    return torch.cat([scaled(tokens), PLACE_WEIGHT * scaled(places)], -1)

@@ -1,0 +1,144 @@
+// The settings of the model. The server says which there are; a change makes the segments anew.
+
+import * as api from "./api.js";
+import { ask } from "./ask.js";
+import { byId, make, setShown, setText } from "./dom.js";
+import { act, state, update } from "./state.js";
+
+const START_AGAIN = "Changing a setting starts from the model's segments again; your corrections can be undone "
+  + "no more.";
+const ANEW = "The video is encoded anew, which takes as long as the first time.";
+const UNTOUCHED = "as in training";
+/** The arrow keys change a range by one step each: several steps become one request. */
+const PAUSE = 500;
+
+let timer = 0;
+let paused = false;
+let sending = false;
+/** @type {Map<string, {root: HTMLElement, render: (control: import("./state.js").Control) => void}>} */
+const rows = new Map();
+let built = "";
+
+/** Every setting as it shall be: the pane's, with what the user has changed since. */
+export function settings(pane) {
+  const values = {};
+  for (const { name, value } of pane.controls) values[name] = name in state.draft ? state.draft[name] : value;
+  return values;
+}
+
+async function change(name, value) {
+  const pane = state.server.panes.main;
+  const asked = Object.keys(state.draft).length > 0;
+  const answers = { yes: "Change the setting", no: "Keep my corrections" };
+  if (pane.undo && !asked && !(await ask(START_AGAIN, answers))) return update({});
+  update({ draft: { ...state.draft, [name]: value }, draftSent: false });
+  clearTimeout(timer);
+  paused = true;
+  timer = setTimeout(() => {
+    paused = false;
+    sendChanges();
+  }, PAUSE);
+  return undefined;
+}
+
+/** Send what has changed, unless a job runs: then its end calls this again. */
+export async function sendChanges() {
+  const pane = state.server.panes.main;
+  const waits = paused || sending || state.draftSent || state.server.job !== null;
+  if (waits || !pane || Object.keys(state.draft).length === 0) return;
+  sending = true;
+  state.draftSent = true;
+  const body = { source: pane.source, settings: settings(pane) };
+  if (!(await act(() => api.post("segment", body)))) update({ draft: {}, draftSent: false });
+  sending = false;
+}
+
+export function startControls() {
+  for (const id of ["opacity", "compare-opacity"]) {
+    byId(id).addEventListener("input", (event) => update({ opacity: Number(event.target.value) }));
+  }
+}
+
+export function renderOpacity() {
+  for (const id of ["opacity", "compare-opacity"]) {
+    byId(id).value = String(state.opacity);
+    setText(byId(`${id}-value`), `${Math.round(state.opacity * 100)} %`);
+  }
+}
+
+export function renderControls() {
+  const pane = state.server.panes.main;
+  if (!pane) return;
+  const signature = JSON.stringify([pane.source, pane.controls.map((control) => ({ ...control, value: null }))]);
+  if (signature !== built) {
+    built = signature;
+    rows.clear();
+    for (const control of pane.controls) {
+      rows.set(control.name, control.kind === "range" ? range(control) : choice(control));
+    }
+    byId("controls").replaceChildren(...[...rows.values()].map(({ root }) => root));
+  }
+  const values = settings(pane);
+  for (const control of pane.controls) rows.get(control.name).render({ ...control, value: values[control.name] });
+  setShown(byId("settings-warning"), pane.undo && pane.controls.length > 0);
+}
+
+function frameOf(control, input, ...more) {
+  const help = make("p", { id: `help-${control.name}`, className: "quiet" },
+    [control.help, control.slow ? ANEW : ""].filter(Boolean).join(" "));
+  input.id = `control-${control.name}`;
+  input.setAttribute("aria-describedby", help.id);
+  const reset = make("button", { type: "button", className: "small", textContent: "Reset" });
+  reset.setAttribute("aria-label", `Reset ${control.label}`);
+  reset.addEventListener("click", () => change(control.name, null));
+  const label = make("label", { for: input.id, textContent: control.label });
+  const root = make("div", { className: "control" }, label, ...more, input, reset, help);
+  return { root, reset };
+}
+
+function range(control) {
+  const { min, max, step } = control;
+  const input = make("input", { type: "range", min, max, step });
+  const output = make("output", { for: `control-${control.name}` });
+  const { root, reset } = frameOf(control, input, output);
+  let moving = false;
+  const tell = (text) => {
+    setText(output, text);
+    input.setAttribute("aria-valuetext", text);
+  };
+  input.addEventListener("input", () => {
+    moving = true;
+    tell(input.value);
+  });
+  input.addEventListener("change", () => {
+    moving = false;
+    change(control.name, Number(input.value));
+  });
+  const render = ({ value }) => {
+    reset.disabled = value === null;
+    if (moving) return;
+    input.value = String(value ?? control.default ?? (min + max) / 2);
+    if (value !== null) tell(String(value));
+    else tell(control.default === null ? UNTOUCHED : `${control.default} (default)`);
+  };
+  return { root, render };
+}
+
+function choice(control) {
+  const input = make("select");
+  if (control.default === null) input.append(make("option", { value: "", textContent: UNTOUCHED }));
+  for (const { value, label } of control.choices) {
+    const text = value === control.default ? `${label} (default)` : label;
+    input.append(make("option", { value: String(value), textContent: text }));
+  }
+  const { root, reset } = frameOf(control, input);
+  input.addEventListener("change", () => {
+    const chosen = control.choices.find(({ value }) => String(value) === input.value);
+    change(control.name, chosen ? chosen.value : null);
+  });
+  const render = ({ value }) => {
+    reset.disabled = value === null;
+    input.value = String(value ?? control.default ?? "");
+  };
+  return { root, render };
+}

@@ -1,0 +1,58 @@
+// Files of the segments: each is made by a job and then saved by itself.
+
+import * as api from "./api.js";
+import { make } from "./dom.js";
+import { onCancel } from "./job.js";
+import { act, state } from "./state.js";
+
+/** @type {Map<string, any>} formats this tab waits for, with the id of the file that was there before */
+const awaited = new Map();
+/** Ids of files by the opacity they were asked for with. */
+const opacities = new Map();
+
+const buttons = () => document.querySelectorAll("button[data-format]");
+
+export function startDownloads() {
+  for (const button of buttons()) button.addEventListener("click", () => request(button.dataset.format));
+  onCancel(() => awaited.clear());
+}
+
+async function request(format) {
+  const { opacity } = state;
+  const there = state.server.downloads[format];
+  // A file of these very masks is there already; an overlay also has to have this opacity.
+  if (there && (format !== "overlay" || opacities.get(there.id) === opacity)) return save(format);
+  awaited.set(format, { before: there?.id, opacity });
+  if (!(await act(() => api.post("download", { format, opacity })))) awaited.delete(format);
+  return undefined;
+}
+
+let failure = null;
+
+/** Save the files that have become ready, each once. Called with every state of the server. */
+export function saveReady() {
+  const { downloads, error } = state.server;
+  if (error && error.id !== failure) {
+    failure = error.id;
+    awaited.clear();
+  }
+  for (const [format, { before, opacity }] of awaited) {
+    const ready = downloads[format];
+    if (!ready || ready.id === before) continue;
+    awaited.delete(format);
+    opacities.set(ready.id, opacity);
+    save(format);
+  }
+}
+
+function save(format) {
+  const link = make("a", { href: api.downloadUrl(format), download: "", hidden: true });
+  document.body.append(link);
+  link.click();
+  link.remove();
+}
+
+export function renderDownloads() {
+  const busy = state.server.job !== null;
+  for (const button of buttons()) button.disabled = busy || !state.server.panes.main;
+}

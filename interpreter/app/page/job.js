@@ -1,0 +1,64 @@
+// The line of the job under way, of errors, and what a screen reader is told of them.
+
+import * as api from "./api.js";
+import { byId, plural, setProgress, setShown, setText } from "./dom.js";
+import { act, state, update } from "./state.js";
+
+const LOST = "The connection to the server is lost. Trying again …";
+/** A screen reader hears of progress at most this often. */
+const SPEAK_EVERY = 4000;
+
+let spoken = 0;
+let timer = 0;
+let pending = "";
+
+/** Tell a screen reader; the last text of a burst is always told. */
+export function speak(text) {
+  pending = text;
+  clearTimeout(timer);
+  timer = setTimeout(() => {
+    spoken = performance.now();
+    setText(byId("status"), pending);
+  }, Math.max(0, spoken + SPEAK_EVERY - performance.now()));
+}
+
+/** Run when the user cancels a job. */
+const cancelled = [];
+export const onCancel = (callback) => cancelled.push(callback);
+
+export function startJobLine() {
+  byId("job-cancel").addEventListener("click", () => {
+    update({ draft: {}, draftSent: false });
+    for (const callback of cancelled) callback();
+    act(() => api.post("cancel"));
+  });
+}
+
+/** @param {import("./state.js").Job} job */
+function describe(job) {
+  if (job.state === "waiting") {
+    return job.ahead > 0 ? `Waiting: ${plural(job.ahead, "video")} before yours` : "Waiting: yours is next";
+  }
+  return [job.step || job.title, job.total > 0 ? `${job.done} of ${job.total}` : ""].filter(Boolean).join(" ");
+}
+
+let last = null;
+
+export function renderJobLine() {
+  const { job, error } = state.server;
+  setShown(byId("job"), job !== null);
+  if (job) {
+    const text = describe(job);
+    setText(byId("job-text"), job.title && !text.startsWith(job.title) ? `${job.title}: ${text}` : text);
+    const running = job.state === "running";
+    setShown(byId("job-bar"), running);
+    if (running) setProgress(byId("job-bar"), job.done, job.total);
+    if (text !== last?.text) speak(text);
+    last = { text, title: job.title };
+  } else if (last) {
+    if (!error || error.id === state.answered) speak(`Finished: ${last.title}`);
+    last = null;
+  }
+  const fromServer = error && error.id !== state.answered ? error.text : "";
+  setText(byId("error"), state.error || fromServer || (state.lost ? LOST : ""));
+}

@@ -1,0 +1,83 @@
+// Start of the page: opens the session, follows the server's state, and draws.
+
+import * as api from "./api.js";
+import { renderCompare, startCompare } from "./compare.js";
+import { sendChanges, startControls } from "./controls.js";
+import { byId, setText } from "./dom.js";
+import { saveReady, startDownloads } from "./downloads.js";
+import { startEdits } from "./edits.js";
+import { renderJobLine, startJobLine } from "./job.js";
+import { renderSegment, startSegment, view } from "./segment.js";
+import { forget, onUpdate, receive, state, update } from "./state.js";
+import { renderTabs, startTabs } from "./tabs.js";
+import { renderTraining, startTraining } from "./training.js";
+import { startUpload } from "./upload.js";
+
+const AGAIN = 2000;
+
+async function connect(message = "") {
+  try {
+    const { session, gone } = await api.openSession();
+    update({ session, lost: false, error: gone ? api.GONE : message });
+  } catch (error) {
+    update({ error: error.message });
+    setTimeout(() => connect(error.message), AGAIN);
+    return;
+  }
+  setText(byId("version"), `Version ${state.session.version}`);
+  api.listen({
+    onState: (server) => {
+      receive(server);
+      api.rememberClip(server.clip !== null);
+      saveReady();
+      sendChanges();
+    },
+    onLost: () => update({ lost: true }),
+    onClosed: () => {
+      // Mostly the session is gone; `openSession` finds out, and makes a new one.
+      forget();
+      setTimeout(connect, AGAIN / 4);
+    },
+  });
+}
+
+function render() {
+  const before = document.activeElement;
+  renderTabs();
+  renderJobLine();
+  renderSegment();
+  renderCompare();
+  renderTraining();
+  keepFocus(before);
+}
+
+/** Where the focus was before its button was disabled. @type {any} */
+let left = null;
+
+const usable = (node) => node.isConnected && !node.disabled && node.closest("[hidden]") === null;
+
+/** A button that is disabled or hidden under the keyboard's focus hands it on, and gets it back when it can. */
+function keepFocus(before) {
+  const cancel = byId("job-cancel");
+  if (before === null || before === document.body || usable(before)) return;
+  if (before === cancel && left && usable(left)) {
+    left.focus({ preventScroll: true });
+    left = null;
+    return;
+  }
+  left = before;
+  const next = [cancel, byId("segments-title"), byId(`tab-${state.tab}`)].find(usable);
+  next.focus({ preventScroll: true });
+}
+
+onUpdate(render);
+startTabs();
+startJobLine();
+startUpload();
+startSegment();
+startEdits(view);
+startControls();
+startDownloads();
+startCompare();
+startTraining();
+connect();

@@ -1,0 +1,369 @@
+"""The web server of the page: addresses, and what each of them may do.
+
+Files come from three places alone: the folder of the page, the folder of the tab that asks, and pictures of the runs
+that the command names. No address contains a path.
+"""
+
+import asyncio
+import contextlib
+import json
+import math
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from anyio import to_thread
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import interpreter
+from interpreter.app.clip import Clip, check_name, safe_name
+from interpreter.app.sessions import Gone, Session, Sessions
+from interpreter.app.training import TrainingRun
+from interpreter.app.work import explain
+
+PAGE = Path(__file__).parent / "page"
+LOOK, REMIND = 0.1, 15.0  # seconds between looks at the state, and between signs of life
+MOST_JSON = 1 << 20  # bytes of a request that is no upload
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+KEEP = {"Cache-Control": "private, max-age=3600"}  # of frames and label maps, whose addresses name their version
+
+
+class Limits(NamedTuple):
+    """What the server takes."""
+
+    megabytes: int  # of a file
+    frames: int  # of a clip
+
+
+class Guard:
+    """Adds headers that keep other sites out, and refuses requests to change something that do not come from the page.
+
+    A page of another site can send a request here, but not with a header of its own.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See the ASGI specification."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope)
+        if request.method not in ("GET", "HEAD") and request.headers.get("X-Interpreter") != "1":
+            await _problem(HTTPStatus.FORBIDDEN, "this request does not come from the page")(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                names = {name.lower() for name, _ in message["headers"]}
+                added = [(key.lower().encode(), value.encode()) for key, value in HEADERS.items()]
+                message["headers"] = [*message["headers"], *(pair for pair in added if pair[0] not in names)]
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+
+class Pages:
+    """The answers to all requests.
+
+    Args:
+        sessions: the tabs.
+        runs: training runs by id.
+        limits: of uploads.
+    """
+
+    def __init__(self, sessions: Sessions, runs: Mapping[str, TrainingRun], limits: Limits) -> None:
+        self.sessions, self.runs, self.limits = sessions, runs, limits
+        self._drawing = threading.Lock()
+
+    async def page(self, request: Request) -> Response:
+        """The page itself."""
+        return FileResponse(PAGE / "index.html")
+
+    async def open(self, request: Request) -> Response:
+        """Make a tab."""
+        return await self._about(self.sessions.open(), HTTPStatus.CREATED)
+
+    async def about(self, request: Request) -> Response:
+        """What a tab has to know at its start."""
+        return await self._about(self._session(request))
+
+    async def _about(self, session: Session, status: int = HTTPStatus.OK) -> Response:
+        sources = await to_thread.run_sync(lambda: [source.describe() for source in self.sessions.sources.usable()])
+        content = {
+            "token": session.token,
+            "sources": sources,
+            "limits": self.limits._asdict(),
+            "version": interpreter.__version__,
+        }
+        return JSONResponse(content, status)
+
+    async def events(self, request: Request) -> Response:
+        """The state of a tab whenever it changes, for as long as the tab is open."""
+        session = self._session(request)
+
+        async def states() -> AsyncIterator[str]:
+            session.connections += 1
+            last, silent = "", 0.0
+            try:
+                while not (session.closed or self.sessions.ending):
+                    state = json.dumps(await to_thread.run_sync(session.state))
+                    if state != last:
+                        last, silent = state, 0.0
+                        yield f"data: {state}\n\n"
+                    elif silent >= REMIND:
+                        silent = 0.0
+                        yield ": still here\n\n"
+                    await asyncio.sleep(LOOK)
+                    silent += LOOK
+            finally:
+                session.disconnect()
+
+        return StreamingResponse(states(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+    async def upload(self, request: Request) -> Response:
+        """Take a clip: the body is the file."""
+        session, name = self._session(request), safe_name(request.query_params.get("name", "clip"))
+        await to_thread.run_sync(session.cancel)
+        check_name(name)
+        self.sessions.require_place(session)
+        most = self.limits.megabytes * 10**6
+        too_large = _problem(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"{name}: larger than the {self.limits.megabytes} MB that this server takes; cut the clip, or start the "
+            "server with a larger --max-mb",
+        )
+        if int(request.headers.get("Content-Length", 0)) > most:
+            return too_large
+        with session.uploading() as folder:
+            path, size = folder / name, 0
+            with path.open("wb") as file:
+                async for chunk in request.stream():
+                    if (size := size + len(chunk)) > most:
+                        return too_large
+                    await to_thread.run_sync(file.write, chunk)
+            clip = await to_thread.run_sync(Clip, session.number(), path, self.limits.frames)
+            await to_thread.run_sync(session.use, clip)
+        return JSONResponse({"clip": clip.describe()})
+
+    async def remove(self, request: Request) -> Response:
+        """Remove the clip."""
+        await to_thread.run_sync(self._session(request).remove_clip)
+        return JSONResponse({})
+
+    async def close(self, request: Request) -> Response:
+        """Close a tab."""
+        await to_thread.run_sync(self.sessions.close, self._session(request))
+        return JSONResponse({})
+
+    async def segment(self, request: Request) -> Response:
+        """Segment the clip."""
+        session, body = self._session(request), await _body(request)
+        settings = _field(body, "settings", dict)
+        source = self.sessions.sources[_field(body, "source", str)]
+        await to_thread.run_sync(session.segment, source, settings)
+        return JSONResponse({}, HTTPStatus.ACCEPTED)
+
+    async def compare(self, request: Request) -> Response:
+        """Segment the clip with two sources."""
+        session, body = self._session(request), await _body(request)
+        left, right = (self.sessions.sources[_field(body, side, str)] for side in ("left", "right"))
+        await to_thread.run_sync(session.compare, left, right)
+        return JSONResponse({}, HTTPStatus.ACCEPTED)
+
+    async def cancel(self, request: Request) -> Response:
+        """Stop the task."""
+        await to_thread.run_sync(self._session(request).cancel)
+        return JSONResponse({})
+
+    async def edit(self, request: Request) -> Response:
+        """Correct segments by hand."""
+        session, body = self._session(request), await _body(request)
+        ids = _field(body, "segments", list) if "segments" in body else []
+        if not all(type(id) is int for id in ids):
+            raise ValueError("segments: must be a list of numbers")
+        text = _field(body, "name", str) if "name" in body else ""
+        await to_thread.run_sync(session.edit, _field(body, "kind", str), ids, text)
+        return JSONResponse({"pane": session.require_pane("main").describe()})
+
+    async def make_download(self, request: Request) -> Response:
+        """Write a file of the segments."""
+        session, body = self._session(request), await _body(request)
+        opacity = body.get("opacity", 0.5)
+        if isinstance(opacity, bool) or not isinstance(opacity, int | float) or not math.isfinite(opacity):
+            raise ValueError("opacity: must be a number")
+        await to_thread.run_sync(session.download, _field(body, "format", str), float(opacity))
+        return JSONResponse({}, HTTPStatus.ACCEPTED)
+
+    async def download(self, request: Request) -> Response:
+        """A file that was written."""
+        about = self._session(request).downloads.get(request.path_params["format"])
+        if about is None:
+            raise Gone("this file was not written, or the segments changed since; ask for it again")
+        return FileResponse(about["path"], filename=about["name"])
+
+    async def frame(self, request: Request) -> Response:
+        """A frame of the clip as JPEG."""
+        clip = self._session(request).require_clip()
+        content = await to_thread.run_sync(clip.jpeg, request.path_params["number"])
+        return Response(content, media_type="image/jpeg", headers=KEEP)
+
+    async def labels(self, request: Request) -> Response:
+        """The segments of a frame, one byte for each pixel."""
+        session, place = self._session(request), request.path_params
+        content = await to_thread.run_sync(session.labels, place["pane"], place["number"])
+        return Response(content, media_type="application/octet-stream", headers=KEEP)
+
+    async def list_runs(self, request: Request) -> Response:
+        """The runs that the command names."""
+        return JSONResponse(await to_thread.run_sync(lambda: [run.describe() for run in self.runs.values()]))
+
+    async def training(self, request: Request) -> Response:
+        """How far a run is."""
+        return JSONResponse(await to_thread.run_sync(self._run(request).show))
+
+    async def curves(self, request: Request) -> Response:
+        """The curves of a run."""
+        run = self._run(request)
+
+        def draw() -> bytes:
+            with self._drawing:
+                return run.curves().read_bytes()
+
+        return Response(await to_thread.run_sync(draw), media_type="image/png", headers=KEEP)
+
+    async def picture(self, request: Request) -> Response:
+        """A picture of masks of a run."""
+        return FileResponse(self._run(request).picture(request.path_params["name"]), headers=KEEP)
+
+    def _session(self, request: Request) -> Session:
+        return self.sessions.find(request.path_params["token"])
+
+    def _run(self, request: Request) -> TrainingRun:
+        run = self.runs.get(request.path_params["run"])
+        if run is None:
+            raise Gone("there is no such run here; reload the page")
+        return run
+
+    def routes(self) -> list[Route | Mount]:
+        """All addresses."""
+        tab = "/api/s/{token}"
+
+        def route(path: str, answer: Callable[[Request], Awaitable[Response]], method: str = "GET") -> Route:
+            return Route(path, answered(self, answer), methods=[method])
+
+        return [
+            route("/", self.page),
+            Mount("/page", StaticFiles(directory=PAGE)),
+            route("/api/sessions", self.open, "POST"),
+            route(tab, self.about),
+            route(tab, self.close, "DELETE"),
+            route(f"{tab}/events", self.events),
+            route(f"{tab}/clip", self.upload, "PUT"),
+            route(f"{tab}/clip", self.remove, "DELETE"),
+            route(f"{tab}/segment", self.segment, "POST"),
+            route(f"{tab}/compare", self.compare, "POST"),
+            route(f"{tab}/cancel", self.cancel, "POST"),
+            route(f"{tab}/edit", self.edit, "POST"),
+            route(f"{tab}/download", self.make_download, "POST"),
+            route(f"{tab}/download/{{format}}", self.download),
+            route(f"{tab}/frames/{{number:int}}", self.frame),
+            route(f"{tab}/labels/{{pane}}/{{number:int}}", self.labels),
+            route("/api/runs", self.list_runs),
+            route("/api/runs/{run}/training", self.training),
+            route("/api/runs/{run}/curves.png", self.curves),
+            route("/api/runs/{run}/pictures/{name}", self.picture),
+        ]
+
+
+def answered(
+    pages: Pages, answer: Callable[[Request], Awaitable[Response]]
+) -> Callable[[Request], Awaitable[Response]]:
+    """An answer whose errors are one line of JSON."""
+
+    async def checked(request: Request) -> Response:
+        try:
+            return await answer(request)
+        except ClientDisconnect:
+            return Response(status_code=HTTPStatus.BAD_REQUEST)  # nobody reads it
+        except (Gone, FileNotFoundError, IndexError) as error:
+            return _problem(HTTPStatus.NOT_FOUND, _line(error))
+        except Exception as error:
+            ours = not isinstance(error, (ValueError, OSError))
+            status = HTTPStatus.INTERNAL_SERVER_ERROR if ours else HTTPStatus.UNPROCESSABLE_ENTITY
+            return _problem(status, _line(error))
+
+    def _line(error: Exception) -> str:
+        return pages.sessions.shortened(explain(error))
+
+    return checked
+
+
+def make_app(sessions: Sessions, runs: Mapping[str, TrainingRun], limits: Limits, hosts: list[str]) -> Starlette:
+    """The application.
+
+    Args:
+        sessions: the tabs.
+        runs: training runs by id.
+        limits: of uploads.
+        hosts: names under which browsers may reach it: a page of another site cannot reach it under its own name.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async def tidy() -> None:
+            while True:
+                await asyncio.sleep(1)
+                await to_thread.run_sync(sessions.tidy)
+
+        tidying = asyncio.create_task(tidy())
+        yield
+        tidying.cancel()
+
+    middleware = [
+        Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
+        Middleware(Guard),
+        Middleware(GZipMiddleware, minimum_size=1000, compresslevel=1),
+    ]
+    return Starlette(routes=Pages(sessions, runs, limits).routes(), middleware=middleware, lifespan=lifespan)
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    """The JSON object of a request; ValueError if it has none."""
+    content = b""
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > MOST_JSON:
+            raise ValueError("the request is too large")
+    body = json.loads(content)
+    if not isinstance(body, dict):
+        raise ValueError("the request must be a JSON object")
+    return body
+
+
+def _field(body: Mapping[str, Any], name: str, kind: type) -> Any:
+    if not isinstance(body.get(name), kind):
+        raise ValueError(f"{name}: is missing, or not of the type {kind.__name__}")
+    return body[name]
+
+
+def _problem(status: int, text: str) -> JSONResponse:
+    return JSONResponse({"error": text}, status)

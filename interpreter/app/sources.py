@@ -1,0 +1,190 @@
+"""What can segment: the runs that the command names, and methods that need no training; and their sliders."""
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from interpreter.configs import BackboneConfig
+from interpreter.engine.checkpoint import newest_step
+from interpreter.engine.run import check_ranges, read_config
+from interpreter.method_options import choose_method
+from interpreter.methods import METHODS
+from interpreter.methods.base import Method, Segmenter
+from interpreter.methods.runs import open_segmenter
+
+OPENED = 2  # segmenters that are kept
+MOST_SEGMENTS = 30  # of the sliders
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run, or a method without training.
+
+    Attributes:
+        id: in requests; never a path.
+        label: for people.
+        method: name of a method that needs no training; None for that of the run.
+        run: directory of the run.
+    """
+
+    id: str
+    label: str
+    method: str | None = None
+    run: Path | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """What the page knows of it."""
+        chosen = choose_method(self.method, self.run)
+        method = chosen.method
+        detail = method.summary if self.run is None else f"{method.name}: {', '.join(chosen.stored.stages)}"
+        return {"id": self.id, "label": self.label, "method": method.name, "detail": detail}
+
+
+class Sources:
+    """All sources of a server; the segmenters that were used last are kept open.
+
+    Args:
+        runs: directories of runs.
+        backbone: of methods that need no training.
+    """
+
+    def __init__(self, runs: Sequence[Path], backbone: BackboneConfig) -> None:
+        self.runs = {f"run-{number}": Source(f"run-{number}", str(run), run=run) for number, run in enumerate(runs)}
+        self.untrained = {name: Source(name, name, method=name) for name, m in METHODS.items() if not m.stages}
+        self._backbone = backbone
+        self._opened: OrderedDict[tuple[Any, ...], Segmenter] = OrderedDict()
+
+    def usable(self) -> list[Source]:
+        """Those that can segment now: a run whose training has not begun cannot."""
+        return [source for source in self.runs.values() if _checkpoints(source.run)] + list(self.untrained.values())
+
+    def __getitem__(self, id: str) -> Source:
+        """The source of an id; ValueError if there is none."""
+        for source in self.usable():
+            if source.id == id:
+                return source
+        raise ValueError(f"there is no run or method {id!r} here; reload the page")
+
+    def open(self, source: Source, settings: Mapping[str, Any]) -> tuple[Segmenter, dict[str, Any]]:
+        """A segmenter, and the settings for its :meth:`Segmenter.segment`.
+
+        Settings whose slider the others take away, such as a number of slots at level 1, are left out.
+
+        Raises:
+            ValueError, OSError: for the reasons of :func:`open_segmenter`, or for settings that are none.
+        """
+        method, stored = choose_method(source.method, source.run)
+        given = checked(controls(method, stored.stages, None, settings), settings)
+        first = {name: given.pop(name) for name in SLOW & given.keys()}
+        key = (source.id, tuple(sorted(first.items())), _checkpoints(source.run))
+        if key not in self._opened:
+            others = {"backbone": self._backbone} if source.run is None and _has(method, "backbone") else {}
+            values = method.settings(**first, **others)
+            check_ranges(values)
+            self._opened[key] = open_segmenter(method, source.run, values, stored=stored)
+            if len(self._opened) > OPENED:
+                self._opened.popitem(last=False)
+        self._opened.move_to_end(key)
+        return self._opened[key], given
+
+    def controls(self, source: Source, segmenter: Segmenter, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The sliders for a result of these settings."""
+        method, stored = choose_method(source.method, source.run)
+        return controls(method, stored.stages, segmenter, settings)
+
+
+SLOW = {"association", "levels"}
+"""Settings that a segmenter is opened with: changing them encodes the video anew."""
+NAMES = {*SLOW, "level", "num_segments", "num_slots", "merge_threshold"}
+"""All settings that have a slider or a choice with some method."""
+
+
+def controls(
+    method: Method, stages: Mapping[str, Any], segmenter: Segmenter | None, settings: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The sliders and choices of a method whose ``stages`` are trained, as the page shows them.
+
+    The settings of a method are its own; these are the ones that people slide, by the names that methods give them.
+    """
+    value, result = settings.get, []
+    fields = {field.name for field in dataclasses.fields(method.settings)}
+    learned = value("association") == "learned"
+    levels = int(value("levels") or 2)
+    if "association" in fields and "video" in stages:
+        result.append(
+            _choice("association", "Grouping over time", value("association"), "features",
+                    {"features": "by features", "learned": "by the video stage"},
+                    "How the parts of each frame become segments of the video.")
+        )  # fmt: skip
+    top = max([int(key.removeprefix("video-")) for key in stages if key.startswith("video-")], default=2)
+    if "levels" in fields and top > 2:
+        result.append(
+            _choice("levels", "Levels", value("levels"), 2, {n: str(n) for n in range(2, top + 1)},
+                    "Levels of the hierarchy; above 2, trained stages group windows of the video.")
+        )  # fmt: skip
+    level = int(value("level") or levels)
+    if "level" in fields:
+        words = {1: "1, parts of each frame", levels: f"{levels}, objects of the video"}
+        result.append(
+            _choice("level", "Level", value("level"), levels, {n: words.get(n, str(n)) for n in range(1, levels + 1)},
+                    "Which level of the hierarchy is shown.")
+        )  # fmt: skip
+    for name in ("num_segments", "num_slots"):
+        if name in fields and level == levels:
+            default = None if segmenter is None else segmenter.num_segments
+            help = "Segments of the video; fewer are larger." if not learned else "Slots of the video, before merging."
+            result.append(_range(name, "Number of slots" if name == "num_slots" else "Number of segments",
+                                 value(name), default, 1, MOST_SEGMENTS, 1, help))  # fmt: skip
+    merges = "merge_threshold" in fields and level == levels
+    if merges and ("association" not in fields or learned or levels > 2):
+        result.append(_range("merge_threshold", "Merge threshold", value("merge_threshold"), None, 0, 1, 0.01,
+                             "Slots that are closer than this are merged; higher gives fewer segments."))  # fmt: skip
+    return result
+
+
+def checked(shown: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that have a slider or a choice and are not left at their default; ValueError if one has no value
+    of its slider or choice."""
+    if unknown := settings.keys() - NAMES:
+        raise ValueError(f"no setting is called {', '.join(sorted(unknown))}")
+    result = {}
+    for control in shown:
+        name, value = control["name"], settings.get(control["name"])
+        if value is None:
+            continue
+        if control["kind"] == "choice":
+            fits = value in [choice["value"] for choice in control["choices"]]
+        else:
+            fits = isinstance(value, int | float) and control["min"] <= value <= control["max"]
+        if not fits or isinstance(value, bool):
+            raise ValueError(f"{control['label']}: {value!r} is not among its values")
+        result[name] = int(value) if control["step"] == 1 else value
+    return result
+
+
+def _range(
+    name: str, label: str, value: Any, default: Any, low: float, high: float, step: float, help: str
+) -> dict[str, Any]:
+    return {"name": name, "label": label, "kind": "range", "value": value, "default": default, "min": low, "max": high,
+            "step": step, "choices": [], "help": help, "slow": name in SLOW}  # fmt: skip
+
+
+def _choice(name: str, label: str, value: Any, default: Any, choices: Mapping[Any, str], help: str) -> dict[str, Any]:
+    listed = [{"value": choice, "label": text} for choice, text in choices.items()]
+    return {"name": name, "label": label, "kind": "choice", "value": value, "default": default, "min": None,
+            "max": None, "step": None, "choices": listed, "help": help, "slow": name in SLOW}  # fmt: skip
+
+
+def _has(method: Method, name: str) -> bool:
+    return any(field.name == name for field in dataclasses.fields(method.settings))
+
+
+def _checkpoints(run: Path | None) -> tuple[tuple[str, int], ...]:
+    """The newest checkpoint of each stage: other weights, another segmenter."""
+    if run is None:
+        return ()
+    steps = ((key, newest_step(run / key)) for key in read_config(run).stages)
+    return tuple((key, step) for key, step in steps if step)

@@ -1,0 +1,98 @@
+"""A training run as the tab Training shows it: how far it is, its curves, and its pictures of masks."""
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from interpreter.engine.records import read_records
+from interpreter.engine.run import read_config
+from interpreter.locks import is_taken
+from interpreter.render import plot_curves
+
+PICTURE = re.compile(r"(?P<stage>[a-z]+(-\d+)?)-(?P<step>\d+)\.png")
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run directory that may be written to at this moment.
+
+    Attributes:
+        id: in requests; never a path.
+        run: the directory; it need not exist yet.
+        folder: where the curves are drawn.
+    """
+
+    id: str
+    run: Path
+    folder: Path
+
+    def describe(self) -> dict[str, Any]:
+        """For the list of runs."""
+        config = read_config(self.run)
+        return {
+            "id": self.id,
+            "label": str(self.run),
+            "method": config.method if config.stages else None,
+            "training": self._is_training(),
+            "stages": [
+                {"name": key, "steps": options["optim"]["steps"], "step": self._last(key)}
+                for key, options in config.stages.items()
+            ],
+        }
+
+    def show(self) -> dict[str, Any]:
+        """How far each stage is, and addresses of the pictures."""
+        config, records, stages = read_config(self.run), read_records(self.run), []
+        for key, options in config.stages.items():
+            last = next((record for record in reversed(records) if record["stage"] == key), None)
+            written = _modified(self.run / key / "metrics.jsonl")
+            stages.append(
+                {
+                    "name": key,
+                    "step": last["step"] if last else 0,
+                    "steps": options["optim"]["steps"],
+                    "loss": last["loss"] if last else None,
+                    "seconds_ago": round(max(0.0, time.time() - written)) if last else None,
+                }
+            )
+        base = f"/api/runs/{self.id}"
+        pictures = [
+            {"stage": match["stage"], "step": int(match["step"]), "url": f"{base}/pictures/{path.name}"}
+            for path in sorted(self.run.glob("samples/*.png"), key=_modified)
+            if (match := PICTURE.fullmatch(path.name))
+        ]
+        curves = f"{base}/curves.png?{len(records)}" if records else None
+        return {"training": self._is_training(), "stages": stages, "pictures": pictures, "curves": curves}
+
+    def picture(self, name: str) -> Path:
+        """A picture of masks; FileNotFoundError for any other name."""
+        path = self.run / "samples" / name
+        if not PICTURE.fullmatch(name) or path.is_symlink() or not path.is_file():
+            raise FileNotFoundError(f"no picture {name}")
+        return path
+
+    def curves(self) -> Path:
+        """Curves of all that was recorded so far; FileNotFoundError if that is nothing."""
+        records, path = read_records(self.run), self.folder / f"{self.id}-curves.png"
+        if not records:
+            raise FileNotFoundError("nothing is recorded yet")
+        newest = max(_modified(file) for file in self.run.glob("*/metrics.jsonl"))
+        if _modified(path) <= newest:
+            plot_curves(records, path)
+        return path
+
+    def _is_training(self) -> bool:
+        return is_taken(self.run / ".lock")
+
+    def _last(self, key: str) -> int:
+        records = read_records(self.run)
+        return max((int(record["step"]) for record in records if record["stage"] == key), default=0)
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

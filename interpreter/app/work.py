@@ -1,0 +1,138 @@
+"""What takes long is done by one thread, task after task; the others wait in order and know their place."""
+
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable
+from typing import Literal
+
+from interpreter.commands import one_line
+
+Kind = Literal["segment", "compare", "download"]
+
+
+class Cancelled(Exception):
+    """The task is not wanted any more: its tab is closed, or somebody pressed Cancel."""
+
+
+class Task:
+    """One piece of work, and how far it is.
+
+    Args:
+        kind: for the page.
+        title: what it makes, in a few words.
+        run: does the work; it calls :meth:`advance` or :meth:`check` often.
+        done: called at the end with the error, or with None. Not called if the task was cancelled.
+    """
+
+    _count = 0
+
+    def __init__(
+        self, kind: Kind, title: str, run: Callable[["Task"], None], done: Callable[[Exception | None], None]
+    ) -> None:
+        Task._count += 1
+        self.id, self.kind, self.title, self.run, self.done = Task._count, kind, title, run, done
+        self.step, self.finished, self.total, self.running = "", 0, 0, False
+        self._cancelled = threading.Event()
+        self.ended = threading.Event()
+
+    def begin(self, step: str, total: int = 0) -> None:
+        """Begin a step, such as "encoding frames", of ``total`` parts; 0 if unknown."""
+        self.check()
+        self.step, self.finished, self.total = step, 0, total
+
+    def advance(self, count: int = 1) -> None:
+        """Note that parts of the step are done."""
+        self.finished += count
+        self.check()
+
+    def check(self) -> None:
+        """Raise :class:`Cancelled` if the task is not wanted any more."""
+        if self._cancelled.is_set():
+            raise Cancelled
+
+    def cancel(self) -> None:
+        """Ask it to stop; it does at its next :meth:`check`."""
+        self._cancelled.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was asked to stop."""
+        return self._cancelled.is_set()
+
+
+class WorkQueue:
+    """Does tasks one after the other, in a thread that ends with the process.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._waiting: deque[Task] = deque()
+        self._running: Task | None = None
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def add(self, task: Task) -> None:
+        """Append a task."""
+        with self._changed:
+            self._waiting.append(task)
+            self._changed.notify()
+
+    def ahead(self, task: Task) -> int:
+        """How many tasks come before this one, with the one that runs."""
+        with self._changed:
+            if task not in self._waiting:
+                return 0
+            return list(self._waiting).index(task) + (self._running is not None)
+
+    def cancel(self, task: Task) -> None:
+        """Take a task out, or ask it to stop if it runs."""
+        task.cancel()
+        with self._changed:
+            if task in self._waiting:
+                self._waiting.remove(task)
+                task.ended.set()
+
+    def close(self, seconds: float) -> None:
+        """Cancel everything, and wait for the running task, but not longer than this."""
+        with self._changed:
+            self._closed = True
+            for task in (*self._waiting, *([self._running] if self._running else [])):
+                task.cancel()
+            self._waiting.clear()
+            self._changed.notify()
+        self._thread.join(seconds)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if self._closed:
+                    return
+                task = self._running = self._waiting.popleft()
+            error: Exception | None = None
+            try:
+                task.running = True
+                task.check()
+                task.run(task)
+            except Exception as problem:
+                error = problem
+            with self._changed:
+                self._running = None
+            if not isinstance(error, Cancelled) and not task.cancelled:
+                task.done(error)
+            task.ended.set()
+
+
+def explain(error: Exception) -> str:
+    """One line about an error for the page; a traceback in the terminal for what no user can have caused."""
+    if isinstance(error, (ValueError, OSError, ImportError)):
+        return one_line(error)
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the GPU has too little free memory; try a shorter clip, or wait until others are done"
+    traceback.print_exception(error)
+    return f"an error inside the program, {type(error).__name__}: {error}; the terminal of the server shows more"
