@@ -10,6 +10,7 @@ import interpreter
 COMMANDS = {
     "train": "train a stage of a method, such as the image stage and then the video stage",
     "segment": "segment a video with a trained run: masks, an overlay and the slots",
+    "app": "serve a page for the browser: drop a video in, see its objects, correct them by hand",
     "propagate": "carry the masks of a first frame through a video, and score it on data sets",
     "evaluate": "score a trained run, or masks saved by any other method, under named protocols",
     "cache": "compute features or image slots before training, in one or several processes",
