@@ -18,7 +18,7 @@ from interpreter.app.clip import Clip, WatchedVideo
 from interpreter.app.corrections import Corrected, TokenKeeper
 from interpreter.app.downloads import FORMATS, Format, write_download
 from interpreter.app.matching import overlaps, renumbered
-from interpreter.app.sources import SLOW, Source, Sources
+from interpreter.app.sources import Choice, Source, Sources
 from interpreter.app.work import Kind, Task, WorkQueue, explain
 from interpreter.methods.base import Encoded, Segmenter
 from interpreter.metrics.ari import adjusted_rand_index
@@ -161,24 +161,23 @@ class Session:
 
     def segment(self, source: Source, settings: Mapping[str, Any]) -> None:
         """Segment the clip for the tab Segment."""
-        clip = self.require_clip()
+        clip, choice = self.require_clip(), self.tabs.sources.choose(source, settings)
 
         def run(task: Task) -> None:
-            pane = self._segmented(task, clip, source, settings)
+            pane = self._segmented(task, clip, choice)
             with self._lock:
                 if not task.cancelled:
                     self._show({"main": pane})
 
-        needs_encoding = self._key(source, settings) not in self._encodings
-        queue = self.tabs.long if needs_encoding else self.tabs.short
+        queue = self.tabs.short if choice.key in self._encodings else self.tabs.long
         self._start(queue, "segment", f"segments of {clip.path.name}", run)
 
     def compare(self, left: Source, right: Source) -> None:
         """Segment the clip with two sources for the tab Compare; the right one gets the numbers of the left one."""
-        clip = self.require_clip()
+        clip, choices = self.require_clip(), [self.tabs.sources.choose(source, {}) for source in (left, right)]
 
         def run(task: Task) -> None:
-            panes = [self._segmented(task, clip, source, {}) for source in (left, right)]
+            panes = [self._segmented(task, clip, choice) for choice in choices]
             task.begin("comparing")
             first, second = (pane.shown for pane in panes)
             table = overlaps(first, second)
@@ -235,30 +234,24 @@ class Session:
             task = self.task = Task(kind, title, run, done)
             queue.add(task)
 
-    def _segmented(self, task: Task, clip: Clip, source: Source, settings: Mapping[str, Any]) -> Pane:
-        key = self._key(source, settings)
-        task.begin("opening the model")
-        segmenter, chosen = self.tabs.sources.open(source, settings)
-        encoding = self._encodings.get(key)
-        if encoding is None or encoding.segmenter is not segmenter:
+    def _segmented(self, task: Task, clip: Clip, choice: Choice) -> Pane:
+        encoding = self._encodings.get(choice.key)
+        if encoding is None:
+            task.begin("opening the model")
+            segmenter = self.tabs.sources.open(choice)
             task.begin("encoding frames", clip.video.num_frames)
-            keeper = TokenKeeper(clip.video.num_frames)
-            watched = WatchedVideo(clip.video, task.check)
+            keeper, watched = TokenKeeper(clip.video.num_frames), WatchedVideo(clip.video, task.check)
             encoding = Encoding(segmenter, segmenter.encode(watched, (SEED,), task.advance, keeper.keep), keeper)
             with self._lock:
-                if task.cancelled:
-                    task.check()
-                self._encodings[key] = encoding
+                task.check()
+                self._encodings[choice.key] = encoding
                 for oldest in list(self._encodings)[:-KEPT_ENCODINGS]:
                     del self._encodings[oldest]
         task.begin("grouping into segments")
-        segmentation = segmenter.segment(encoding.encoded, SEED, **chosen)
-        controls = self.tabs.sources.controls(source, segmenter, settings)
+        segmentation = encoding.segmenter.segment(encoding.encoded, SEED, **choice.settings)
+        controls = self.tabs.sources.controls(choice, encoding.segmenter)
         kept = {control["name"]: control["value"] for control in controls}
-        return Pane(source, kept, controls, encoding, corrections.uncorrected(segmentation), self.number())
-
-    def _key(self, source: Source, settings: Mapping[str, Any]) -> tuple[Any, ...]:
-        return source.id, tuple((name, settings.get(name)) for name in sorted(SLOW))
+        return Pane(choice.source, kept, controls, encoding, corrections.uncorrected(segmentation), self.number())
 
     def _show(self, panes: Mapping[str, Pane]) -> None:
         self.panes |= panes

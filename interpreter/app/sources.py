@@ -1,11 +1,12 @@
 """What can segment: the runs that the command names, and methods that need no training; and their sliders."""
 
 import dataclasses
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from interpreter.configs import BackboneConfig
 from interpreter.engine.checkpoint import newest_step
@@ -43,6 +44,15 @@ class Source:
         return {"id": self.id, "label": self.label, "method": method.name, "detail": detail}
 
 
+class Choice(NamedTuple):
+    """A source with settings."""
+
+    source: Source
+    first: dict[str, Any]  # settings that the segmenter is opened with
+    settings: dict[str, Any]  # of its method ``segment``
+    key: tuple[Any, ...]  # the same for the same weights and the same first settings
+
+
 class Sources:
     """All sources of a server; the segmenters that were used last are kept open.
 
@@ -55,6 +65,7 @@ class Sources:
         self.runs = {f"run-{number}": Source(f"run-{number}", str(run), run=run) for number, run in enumerate(runs)}
         self.untrained = {name: Source(name, name, method=name) for name, m in METHODS.items() if not m.stages}
         self._backbone = backbone
+        self._lock = threading.Lock()
         self._opened: OrderedDict[tuple[Any, ...], Segmenter] = OrderedDict()
 
     def usable(self) -> list[Source]:
@@ -68,32 +79,37 @@ class Sources:
                 return source
         raise ValueError(f"there is no run or method {id!r} here; reload the page")
 
-    def open(self, source: Source, settings: Mapping[str, Any]) -> tuple[Segmenter, dict[str, Any]]:
-        """A segmenter, and the settings for its :meth:`Segmenter.segment`.
+    def choose(self, source: Source, settings: Mapping[str, Any]) -> Choice:
+        """What settings of the page mean for a source.
 
         Settings whose slider the others take away, such as a number of slots at level 1, are left out.
 
         Raises:
-            ValueError, OSError: for the reasons of :func:`open_segmenter`, or for settings that are none.
+            ValueError: if a setting is unknown, or has no value of its slider.
         """
         method, stored = choose_method(source.method, source.run)
         given = checked(controls(method, stored.stages, None, settings), settings)
-        first = {name: given.pop(name) for name in SLOW & given.keys()}
-        key = (source.id, tuple(sorted(first.items())), _checkpoints(source.run))
-        if key not in self._opened:
-            others = {"backbone": self._backbone} if source.run is None and _has(method, "backbone") else {}
-            values = method.settings(**first, **others)
-            check_ranges(values)
-            self._opened[key] = open_segmenter(method, source.run, values, stored=stored)
-            if len(self._opened) > OPENED:
-                self._opened.popitem(last=False)
-        self._opened.move_to_end(key)
-        return self._opened[key], given
+        first = {name: given.pop(name) for name in sorted(SLOW & given.keys())}
+        return Choice(source, first, given, (source.id, tuple(first.items()), _checkpoints(source.run)))
 
-    def controls(self, source: Source, segmenter: Segmenter, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def open(self, choice: Choice) -> Segmenter:
+        """A segmenter; ValueError or OSError for the reasons of :func:`open_segmenter`."""
+        with self._lock:
+            if choice.key not in self._opened:
+                method, stored = choose_method(choice.source.method, choice.source.run)
+                has_backbone = any(field.name == "backbone" for field in dataclasses.fields(method.settings))
+                values = method.settings(**choice.first, **({"backbone": self._backbone} if has_backbone else {}))
+                check_ranges(values)
+                self._opened[choice.key] = open_segmenter(method, choice.source.run, values, stored=stored)
+                if len(self._opened) > OPENED:
+                    self._opened.popitem(last=False)
+            self._opened.move_to_end(choice.key)
+            return self._opened[choice.key]
+
+    def controls(self, choice: Choice, segmenter: Segmenter) -> list[dict[str, Any]]:
         """The sliders for a result of these settings."""
-        method, stored = choose_method(source.method, source.run)
-        return controls(method, stored.stages, segmenter, settings)
+        method, stored = choose_method(choice.source.method, choice.source.run)
+        return controls(method, stored.stages, segmenter, choice.first | choice.settings)
 
 
 SLOW = {"association", "levels"}
@@ -176,10 +192,6 @@ def _choice(name: str, label: str, value: Any, default: Any, choices: Mapping[An
     listed = [{"value": choice, "label": text} for choice, text in choices.items()]
     return {"name": name, "label": label, "kind": "choice", "value": value, "default": default, "min": None,
             "max": None, "step": None, "choices": listed, "help": help, "slow": name in SLOW}  # fmt: skip
-
-
-def _has(method: Method, name: str) -> bool:
-    return any(field.name == name for field in dataclasses.fields(method.settings))
 
 
 def _checkpoints(run: Path | None) -> tuple[tuple[str, int], ...]:
