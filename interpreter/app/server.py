@@ -27,7 +27,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import interpreter
 from interpreter.app.clip import Clip, check_name, safe_name
-from interpreter.app.sessions import Gone, Session, Sessions
+from interpreter.app.session import Gone, Session
+from interpreter.app.sessions import Sessions
 from interpreter.app.training import TrainingRun
 from interpreter.app.work import explain
 
@@ -107,7 +108,9 @@ class Pages:
         return await self._about(self._session(request))
 
     async def _about(self, session: Session, status: int = HTTPStatus.OK) -> Response:
-        sources = await to_thread.run_sync(lambda: [source.describe() for source in self.sessions.sources.usable()])
+        sources = await to_thread.run_sync(
+            lambda: [source.describe() for source in self.sessions.shared.sources.usable()]
+        )
         content = {
             "token": session.token,
             "sources": sources,
@@ -178,14 +181,14 @@ class Pages:
         """Segment the clip."""
         session, body = self._session(request), await _body(request)
         settings = _field(body, "settings", dict)
-        source = self.sessions.sources[_field(body, "source", str)]
+        source = self.sessions.shared.sources[_field(body, "source", str)]
         await to_thread.run_sync(session.segment, source, settings)
         return JSONResponse({}, HTTPStatus.ACCEPTED)
 
     async def compare(self, request: Request) -> Response:
         """Segment the clip with two sources."""
         session, body = self._session(request), await _body(request)
-        left, right = (self.sessions.sources[_field(body, side, str)] for side in ("left", "right"))
+        left, right = (self.sessions.shared.sources[_field(body, side, str)] for side in ("left", "right"))
         await to_thread.run_sync(session.compare, left, right)
         return JSONResponse({}, HTTPStatus.ACCEPTED)
 
@@ -312,7 +315,7 @@ def answered(
             return _problem(status, _line(error))
 
     def _line(error: Exception) -> str:
-        return pages.sessions.shortened(explain(error))
+        return pages.sessions.shared.shortened(explain(error))
 
     return checked
 

@@ -61,8 +61,10 @@ export function startControls() {
 
 export function renderOpacity() {
   for (const id of ["opacity", "compare-opacity"]) {
+    const text = `${Math.round(state.opacity * 100)} %`;
     byId(id).value = String(state.opacity);
-    setText(byId(`${id}-value`), `${Math.round(state.opacity * 100)} %`);
+    byId(id).setAttribute("aria-valuetext", text);
+    setText(byId(`${id}-value`), text);
   }
 }
 
@@ -99,11 +101,11 @@ function frameOf(control, input, ...more) {
 function range(control) {
   const { min, max, step } = control;
   const input = make("input", { type: "range", min, max, step });
-  const output = make("output", { for: `control-${control.name}` });
-  const { root, reset } = frameOf(control, input, output);
+  const shown = make("span", { className: "value" });
+  const { root, reset } = frameOf(control, input, shown);
   let moving = false;
   const tell = (text) => {
-    setText(output, text);
+    setText(shown, text);
     input.setAttribute("aria-valuetext", text);
   };
   input.addEventListener("input", () => {

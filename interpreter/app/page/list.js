@@ -23,9 +23,9 @@ function renderRows(list, segments, makeRow, renderRow) {
   for (const row of rows.values()) row.remove();
 }
 
-/** Select one segment, or add it to the others; a selected one is deselected. */
+/** Select one segment alone, or add it to the others; the only selected one, or one added before, is deselected. */
 export function toggle(id, adds) {
-  const chosen = state.selection.has(id);
+  const chosen = state.selection.has(id) && (adds || state.selection.size === 1);
   const selection = new Set(adds ? state.selection : []);
   if (chosen) selection.delete(id);
   else selection.add(id);

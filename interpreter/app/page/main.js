@@ -15,13 +15,13 @@ import { startUpload } from "./upload.js";
 
 const AGAIN = 2000;
 
-async function connect(message = "") {
+async function connect() {
   try {
     const { session, gone } = await api.openSession();
-    update({ session, lost: false, error: gone ? api.GONE : message });
+    update({ session, lost: false, error: gone ? api.GONE : "" });
   } catch (error) {
     update({ error: error.message });
-    setTimeout(() => connect(error.message), AGAIN);
+    setTimeout(connect, AGAIN);
     return;
   }
   setText(byId("version"), `Version ${state.session.version}`);
@@ -58,15 +58,11 @@ const usable = (node) => node.isConnected && !node.disabled && node.closest("[hi
 
 /** A button that is disabled or hidden under the keyboard's focus hands it on, and gets it back when it can. */
 function keepFocus(before) {
-  const cancel = byId("job-cancel");
   if (before === null || before === document.body || usable(before)) return;
-  if (before === cancel && left && usable(left)) {
-    left.focus({ preventScroll: true });
-    left = null;
-    return;
-  }
-  left = before;
-  const next = [cancel, byId("segments-title"), byId(`tab-${state.tab}`)].find(usable);
+  const cancels = [byId("job-cancel"), byId("upload-cancel")];
+  const back = cancels.includes(before) && left && usable(left) ? left : null;
+  const next = back ?? [...cancels, byId("segments-title"), byId(`tab-${state.tab}`)].find(usable);
+  if (!cancels.includes(before)) left = before;
   next.focus({ preventScroll: true });
 }
 

@@ -7,12 +7,13 @@ export class Player {
   /** @param {HTMLElement} root @param {import("./view.js").View} view */
   constructor(root, view) {
     this.view = view;
+    this.runs = 0;
     const id = `${root.id}-frame`;
     this.previous = make("button", { type: "button", textContent: "Previous", title: "Previous frame" });
     this.play = make("button", { type: "button", className: "play" });
     this.next = make("button", { type: "button", textContent: "Next", title: "Next frame" });
     this.slider = make("input", { id, type: "range", min: "0", step: "1" });
-    this.readout = make("output", { className: "readout", for: id });
+    this.readout = make("span", { className: "readout" });
     const label = make("label", { for: id, textContent: "Frame" });
     root.append(make("div", { className: "buttons" }, this.previous, this.play, this.next),
       make("div", { className: "scrub" }, label, this.slider), this.readout);
@@ -34,9 +35,12 @@ export class Player {
   /** Go on by one frame whenever its time has come and the one before is on the screen. */
   run() {
     let last = performance.now();
+    this.runs += 1;
+    const mine = this.runs;
     const tick = (now) => {
       const { clip } = state.server;
-      if (!state.playing || !clip || state.tab !== this.view.tab) return;
+      // Pause and Play in quick succession must not leave two of these.
+      if (mine !== this.runs || !state.playing || !clip || state.tab !== this.view.tab) return;
       const interval = 1000 / (clip.fps || 25);
       if (now - last >= interval - 2 && this.view.isCurrent()) {
         // After a wait for the server the clip plays on at its own pace; it does not rush.

@@ -74,7 +74,7 @@ export function renderUpload() {
   const { clip } = state.server;
   if (session) {
     const { megabytes, frames } = session.limits;
-    setText(byId("limits"), `At most ${megabytes} MB and ${plural(frames, "frame")}.`);
+    setText(byId("limits"), `At most ${megabytes}\u00a0MB and ${plural(frames, "frame")}.`);
   }
   byId("drop-zone").classList.toggle("filled", clip !== null);
   const facts = clip && [plural(clip.frames, "frame"), `${clip.width} × ${clip.height} pixels`,

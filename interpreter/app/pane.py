@@ -1,0 +1,90 @@
+"""What a tab shows beside its clip: segments, and the corrections before and after them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from interpreter.app import corrections
+from interpreter.app.corrections import Corrected, TokenKeeper
+from interpreter.app.sources import Source
+from interpreter.methods.base import Encoded, Segmenter
+from interpreter.render import DISPLAY_PALETTE
+
+SEED = 0  # as `segment`
+UNDO = 30  # corrections that can be undone
+NOT_TIED = "Every frame is segmented by itself here: a number means another object in every frame."
+
+
+@dataclass
+class Encoding:
+    """A clip as a method encoded it."""
+
+    segmenter: Segmenter
+    encoded: Encoded
+    keeper: TokenKeeper
+
+
+@dataclass
+class Pane:
+    """Segments that the page shows, and the corrections before and after them."""
+
+    source: Source
+    settings: dict[str, Any]
+    controls: list[dict[str, Any]]
+    encoding: Encoding
+    shown: Corrected
+    version: int
+    before: list[Corrected] = field(default_factory=list)
+    after: list[Corrected] = field(default_factory=list)
+
+    def describe(self) -> dict[str, Any]:
+        """What the page knows of it."""
+        shown = self.shown
+        listed = [
+            {
+                "id": id,
+                "name": shown.names.get(id, ""),
+                "hidden": id in shown.hidden,
+                "area": area,
+                "colour": "#" + bytes(DISPLAY_PALETTE[id - 1]).hex(),
+            }
+            for id, area in sorted(zip(shown.ids, shown.areas, strict=True))
+        ]
+        return {
+            "source": self.source.id,
+            "label": self.source.label,
+            "version": self.version,
+            "settings": self.settings,
+            "controls": self.controls,
+            "segments": listed,
+            "undo": bool(self.before),
+            "redo": bool(self.after),
+            "note": None if shown.segmentation.tied_over_time else NOT_TIED,
+        }
+
+    def correct(self, kind: str, ids: list[int], text: str, version: int) -> None:
+        """Correct the segments; see :meth:`Session.edit`."""
+        if kind in ("undo", "redo"):
+            source, target = (self.before, self.after) if kind == "undo" else (self.after, self.before)
+            if not source:
+                raise ValueError(f"there is nothing to {kind}")
+            target.append(self.shown)
+            self.shown = source.pop()
+        else:
+            corrected = self._corrected(kind, ids, text)
+            self.before = [*self.before, self.shown][-UNDO:]
+            self.shown, self.after = corrected, []
+        self.version = version
+
+    def _corrected(self, kind: str, ids: list[int], text: str) -> Corrected:
+        shown = self.shown
+        if kind == "merge":
+            return corrections.merge(shown, ids)
+        if kind in ("hide", "show"):
+            return corrections.show(shown, ids, kind == "show")
+        if kind not in ("split", "name"):
+            raise ValueError(f"no correction is called {kind!r}")
+        if len(ids) != 1:
+            raise ValueError(f"select one segment to {kind} it")
+        if kind == "name":
+            return corrections.name(shown, ids[0], text)
+        return corrections.split(shown, ids[0], self.encoding.keeper.tokens, SEED)

@@ -1,0 +1,296 @@
+"""A tab of a browser: it has a clip, segments of it, one task at a time, and a folder of its own."""
+
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from interpreter.app import corrections
+from interpreter.app.clip import Clip, WatchedVideo
+from interpreter.app.corrections import TokenKeeper
+from interpreter.app.downloads import FORMATS, Format, write_download
+from interpreter.app.matching import overlaps, renumbered
+from interpreter.app.pane import SEED, Encoding, Pane
+from interpreter.app.sources import Choice, Source, Sources
+from interpreter.app.work import Kind, Task, WorkQueue, explain
+from interpreter.metrics.ari import adjusted_rand_index
+
+KEPT_ENCODINGS = 2  # of a tab: Compare needs two
+TITLES = {"png": "PNG masks", "rle": "RLE", "cutout": "cut-out", "overlay": "overlay"}
+
+
+class Gone(ValueError):
+    """What a request is about does not exist any more."""
+
+
+class Shared:
+    """What the tabs share: the sources, and two threads that work for them.
+
+    Args:
+        folder: of the server.
+        sources: what can segment.
+    """
+
+    def __init__(self, folder: Path, sources: Sources) -> None:
+        self.folder, self.sources = folder, sources
+        self.long, self.short = WorkQueue("long work"), WorkQueue("short work")
+        self.drawing = threading.Lock()  # one label map at a time: each uses all cores
+
+    def shortened(self, text: str) -> str:
+        """An error as on the command line: without the folder of the tab, which is of no use to anybody."""
+        return re.sub(rf"{re.escape(str(self.folder))}/[0-9a-f]+/(clip-\d+/)?", "", text)
+
+
+class Session:
+    """One tab.
+
+    Args:
+        token: its secret name in requests.
+        folder: for its clip and its downloads.
+        shared: with the other tabs.
+    """
+
+    def __init__(self, token: str, folder: Path, shared: "Shared") -> None:
+        self.token, self.folder, self.shared = token, folder, shared
+        self.clip: Clip | None = None
+        self.task: Task | None = None
+        self.error: dict[str, Any] | None = None
+        self.panes: dict[str, Pane | None] = dict.fromkeys(("main", "left", "right"))
+        self.agreement: float | None = None
+        self.downloads: dict[str, dict[str, Any]] = {}
+        self.connections, self.left = 0, time.monotonic()  # open event streams, and since when there is none
+        self.closed = False
+        self._encodings: dict[tuple[Any, ...], Encoding] = {}
+        self._lock = threading.RLock()
+        self._count = 0
+
+    # -- the clip
+
+    def number(self) -> int:
+        """A number that this tab did not use before."""
+        with self._lock:
+            self._count += 1
+            return self._count
+
+    @contextmanager
+    def uploading(self) -> Iterator[Path]:
+        """A new folder for an upload, which is removed unless a clip in it is used in the end."""
+        folder = self.folder / f"clip-{self.number()}"
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            if self.clip is None or self.clip.path.parent != folder:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def use(self, clip: Clip) -> None:
+        """Show another clip; what there was of the former one is removed."""
+        with self._lock:
+            if self.closed:
+                raise Gone("this page was closed")
+            self.remove_clip()
+            self.clip = clip
+
+    def remove_clip(self) -> None:
+        """Stop the work on the clip, and remove it with all that was made of it."""
+        with self._lock:
+            self.cancel()
+            if self.clip is not None:
+                shutil.rmtree(self.clip.path.parent, ignore_errors=True)
+            self.clip, self.error, self.agreement = None, None, None
+            self.panes = dict.fromkeys(self.panes)
+            self._encodings.clear()
+            self._forget_downloads()
+
+    def require_clip(self) -> Clip:
+        """The clip; ValueError if there is none."""
+        if self.clip is None:
+            raise ValueError("there is no clip yet: choose a video first")
+        return self.clip
+
+    def require_pane(self, name: str) -> Pane:
+        """A pane with segments; ValueError if it is empty."""
+        pane = self.panes.get(name)
+        if pane is None:
+            raise Gone("there are no segments yet: segment the clip first")
+        return pane
+
+    # -- long work
+
+    def segment(self, source: Source, settings: Mapping[str, Any]) -> None:
+        """Segment the clip for the tab Segment."""
+        clip, choice = self.require_clip(), self.shared.sources.choose(source, settings)
+
+        def run(task: Task) -> None:
+            pane = self._segmented(task, clip, choice)
+            with self._lock:
+                if not task.cancelled:
+                    self._show({"main": pane})
+
+        queue = self.shared.short if choice.key in self._encodings else self.shared.long
+        self._start(queue, "segment", f"segments of {clip.path.name}", run)
+
+    def compare(self, left: Source, right: Source) -> None:
+        """Segment the clip with two sources for the tab Compare; the right one gets the numbers of the left one."""
+        clip, choices = self.require_clip(), [self.shared.sources.choose(source, {}) for source in (left, right)]
+
+        def run(task: Task) -> None:
+            panes = [self._segmented(task, clip, choice) for choice in choices]
+            task.begin("comparing")
+            first, second = (pane.shown for pane in panes)
+            table = overlaps(first, second)
+            agreement = adjusted_rand_index(table)
+            panes[1].shown = renumbered(second, first, table)
+            with self._lock:
+                if not task.cancelled:
+                    self.agreement = agreement
+                    self._show({"left": panes[0], "right": panes[1]})
+
+        self._start(self.shared.long, "compare", f"comparison of {clip.path.name}", run)
+
+    def download(self, format: Format, opacity: float) -> None:
+        """Write a file of the segments of the tab Segment."""
+        if format not in FORMATS:
+            raise ValueError(f"format {format!r}: choose from {', '.join(FORMATS)}")
+        if not 0 <= opacity <= 1:
+            raise ValueError(f"opacity {opacity}: must be between 0 and 1")
+        clip, pane = self.require_clip(), self.require_pane("main")
+        shown, folder = pane.shown, clip.path.parent / "downloads" / format
+
+        def run(task: Task) -> None:
+            task.begin("writing frames", clip.video.num_frames)
+            folder.mkdir(parents=True, exist_ok=True)
+            path = write_download(format, folder, WatchedVideo(clip.video, task.check), shown, opacity, task.advance)
+            with self._lock:
+                if not task.cancelled and pane.shown is shown:
+                    about = {"name": path.name, "bytes": path.stat().st_size, "id": self.number(), "path": path}
+                    self.downloads[format] = about
+
+        self._start(self.shared.long, "download", TITLES[format], run)
+
+    def cancel(self) -> None:
+        """Stop the task, if there is one."""
+        with self._lock:
+            if self.task is not None:
+                for queue in (self.shared.long, self.shared.short):
+                    queue.cancel(self.task)
+                self.task = None
+
+    def _start(self, queue: WorkQueue, kind: Kind, title: str, run: Callable[[Task], None]) -> None:
+        """Queue a task in place of the one before."""
+
+        def done(error: Exception | None) -> None:
+            with self._lock:
+                if self.task is task:
+                    self.task = None
+                    if error is not None:
+                        self.error = {"id": self.number(), "text": self.shared.shortened(explain(error))}
+
+        with self._lock:
+            self.cancel()
+            self.error = None
+            task = self.task = Task(kind, title, run, done)
+            queue.add(task)
+
+    def _segmented(self, task: Task, clip: Clip, choice: Choice) -> Pane:
+        encoding = self._encodings.get(choice.key)
+        if encoding is None:
+            task.begin("opening the model")
+            segmenter = self.shared.sources.open(choice)
+            task.begin("encoding frames", clip.video.num_frames)
+            keeper, watched = TokenKeeper(clip.video.num_frames), WatchedVideo(clip.video, task.check)
+            encoding = Encoding(segmenter, segmenter.encode(watched, (SEED,), task.advance, keeper.keep), keeper)
+            with self._lock:
+                task.check()
+                self._encodings[choice.key] = encoding
+                for oldest in list(self._encodings)[:-KEPT_ENCODINGS]:
+                    del self._encodings[oldest]
+        task.begin("grouping into segments")
+        segmentation = encoding.segmenter.segment(encoding.encoded, SEED, **choice.settings)
+        controls = self.shared.sources.controls(choice, encoding.segmenter)
+        kept = {control["name"]: control["value"] for control in controls}
+        return Pane(choice.source, kept, controls, encoding, corrections.uncorrected(segmentation), self.number())
+
+    def _show(self, panes: Mapping[str, Pane]) -> None:
+        self.panes |= panes
+        self._forget_downloads()
+
+    # -- corrections
+
+    def edit(self, kind: str, ids: list[int], text: str) -> None:
+        """Correct the segments of the tab Segment.
+
+        Args:
+            kind: "merge", "split", "hide", "show", "name", "undo" or "redo".
+            ids: numbers of the segments.
+            text: the name.
+
+        Raises:
+            ValueError: if it cannot be done; says why.
+        """
+        with self._lock:
+            self.require_pane("main").correct(kind, ids, text, self.number())
+            self._forget_downloads()
+
+    def _forget_downloads(self) -> None:
+        for about in self.downloads.values():
+            about["path"].unlink(missing_ok=True)
+        self.downloads = {}
+
+    # -- what the page reads
+
+    def labels(self, name: str, number: int) -> bytes:
+        """The number of the segment of each pixel of the view, row by row."""
+        clip, pane = self.require_clip(), self.require_pane(name)
+        frame, shown = clip.frame(number), pane.shown
+        part = shown.segmentation.part(slice(number, number + 1))
+        with self.shared.drawing:
+            labels, _ = next(iter(part.label_maps(clip.view, [frame])))
+        return np.array(shown.ids, np.uint8)[labels].tobytes()
+
+    def state(self) -> dict[str, Any]:
+        """All that the page shows, but pictures."""
+        with self._lock:
+            task, job = self.task, None
+            if task is not None:
+                ahead = max(queue.ahead(task) for queue in (self.shared.long, self.shared.short))
+                job = {
+                    "id": task.id,
+                    "kind": task.kind,
+                    "title": task.title,
+                    "state": "running" if task.running else "waiting",
+                    "place": ahead,
+                    "ahead": ahead,
+                    "step": task.step,
+                    "done": task.finished,
+                    "total": task.total,
+                }
+            return {
+                "clip": None if self.clip is None else self.clip.describe(),
+                "job": job,
+                "error": self.error,
+                "panes": {name: pane and pane.describe() for name, pane in self.panes.items()},
+                "agreement": self.agreement,
+                "downloads": {
+                    format: {key: value for key, value in about.items() if key != "path"}
+                    for format, about in self.downloads.items()
+                },
+            }
+
+    def disconnect(self) -> None:
+        """Note that an event stream has ended."""
+        self.connections -= 1
+        self.left = time.monotonic()
+
+    def close(self) -> None:
+        """Stop its work and remove its files."""
+        with self._lock:
+            self.closed = True
+            self.remove_clip()
+            shutil.rmtree(self.folder, ignore_errors=True)
