@@ -2,6 +2,7 @@
 
 import errno
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from queue import SimpleQueue
 import pytest
 
 from interpreter import locks
-from interpreter.locks import Lock, waiting_for
+from interpreter.locks import Lock, is_taken, waiting_for
 
 
 def start(code, *arguments):
@@ -41,6 +42,21 @@ def test_a_second_process_learns_who_has_the_lock(path):
         assert f"process {os.getpid()} since" in lock.owner()
         lock.release()
     assert not path.exists()
+
+
+def test_a_look_tells_whether_a_lock_is_taken(path):
+    assert not is_taken(path)
+    with start("assert Lock(path).take(); print('taken', flush=True); sys.stdin.read()", path) as other:
+        assert other.stdout.readline() == "taken\n"
+        assert is_taken(path)
+        other.kill()
+        other.wait()
+        assert path.exists()
+        assert not is_taken(path)  # what a killed process leaves
+    path.write_text(path.read_text().replace(platform.node(), "elsewhere"))
+    assert is_taken(path)  # nobody here can tell
+    path.write_text("not JSON")
+    assert not is_taken(path)
 
 
 def test_lock_is_not_inherited_by_programs_and_forks(path):

@@ -212,6 +212,16 @@ def test_rle_round_trips(tmp_path):
     assert [s is None for s in entries[2]["segmentations"]] == [True, True, False, False, True, True]
 
 
+def test_rle_names_segments_and_leaves_hidden_pixels_out(tmp_path):
+    labels = moving_square()
+    whole = rle_entries(tmp_path / "whole.json", 1, labels)
+    path = tmp_path / "named.json"
+    with RleWriter(path, hidden=0, names={7: "dog", 9: "absent"}) as writer:
+        for frame in labels:
+            writer.write(1, frame)
+    assert json.loads(path.read_text()) == [whole[1], whole[2] | {"name": "dog"}]
+
+
 def test_rle_writer_keeps_videos_apart(tmp_path):
     first, second = moving_square(), moving_square(3, (40, 60))
     path = tmp_path / "results.json"

@@ -209,6 +209,18 @@ def test_label_maps_one_by_one_are_those_of_all_frames(tmp_path, size):
         np.testing.assert_array_equal(areas, np.bincount(labels.ravel(), minlength=5))
 
 
+@pytest.mark.parametrize("image_only", [False, True])
+def test_label_map_of_one_frame_is_that_of_the_whole_video(tmp_path, image_only):
+    video = open_video(make_clip(tmp_path / "clip.mp4"))
+    segmented = invented(video, image_only=image_only)
+    whole = list(segmented.labels())
+    for number in (0, 5, 8):
+        frame = video.read([number])[0]
+        part = segmented.segmentation.part(slice(number, number + 1))
+        (alone,) = part.label_maps(frame.shape[:2], [frame])
+        np.testing.assert_array_equal(alone.labels, whole[number])
+
+
 def test_guided_edges_are_nearer_to_the_truth(scenes):
     """Soft masks of the true objects, averaged over patches of 4 pixels, on frames whose objects are known exactly."""
     dataset = open_dataset("synthetic", scenes, "val")
