@@ -1,10 +1,10 @@
 // The tab Compare: two models on the same video, side by side.
 
-import * as api from "./api.js";
 import { byId, setChoices, setShown, setText } from "./dom.js";
+import { startJob } from "./job.js";
 import { renderLegend } from "./list.js";
 import { Player } from "./player.js";
-import { act, state } from "./state.js";
+import { state } from "./state.js";
 import { openTab } from "./tabs.js";
 import { View } from "./view.js";
 
@@ -16,7 +16,7 @@ const player = new Player(byId("compare-player"), view);
 export function startCompare() {
   byId("compare-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    act(() => api.post("compare", { left: byId("left").value, right: byId("right").value }));
+    startJob("compare", { left: byId("left").value, right: byId("right").value });
   });
   byId("go-to-segment").addEventListener("click", () => {
     openTab("segment");

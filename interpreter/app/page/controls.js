@@ -1,9 +1,9 @@
 // The settings of the model. The server says which there are; a change makes the segments anew.
 
-import * as api from "./api.js";
 import { ask } from "./ask.js";
 import { byId, make, setShown, setText } from "./dom.js";
-import { act, state, update } from "./state.js";
+import { startJob } from "./job.js";
+import { state, update } from "./state.js";
 
 const START_AGAIN = "Changing a setting starts from the model's segments again; your corrections can be undone "
   + "no more.";
@@ -49,7 +49,7 @@ export async function sendChanges() {
   sending = true;
   state.draftSent = true;
   const body = { source: pane.source, settings: settings(pane) };
-  if (!(await act(() => api.post("segment", body)))) update({ draft: {}, draftSent: false });
+  if (!(await startJob("segment", body))) update({ draft: {}, draftSent: false });
   sending = false;
 }
 

@@ -2,8 +2,8 @@
 
 import * as api from "./api.js";
 import { make } from "./dom.js";
-import { onCancel } from "./job.js";
-import { act, state } from "./state.js";
+import { onCancel, startJob } from "./job.js";
+import { state } from "./state.js";
 
 /** @type {Map<string, any>} formats this tab waits for, with the id of the file that was there before */
 const awaited = new Map();
@@ -23,7 +23,7 @@ async function request(format) {
   // A file of these very masks is there already; an overlay also has to have this opacity.
   if (there && (format !== "overlay" || opacities.get(there.id) === opacity)) return save(format);
   awaited.set(format, { before: there?.id, opacity });
-  if (!(await act(() => api.post("download", { format, opacity })))) awaited.delete(format);
+  if (!(await startJob("download", { format, opacity }))) awaited.delete(format);
   return undefined;
 }
 

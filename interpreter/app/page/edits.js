@@ -9,20 +9,27 @@ import { act, receiveMain, segmentName, state, update } from "./state.js";
 const DONE = { merge: "Merged", split: "Split", hide: "Hidden", show: "Shown", name: "Name saved", undo: "Undone",
   redo: "Redone" };
 
-/** Edits go one after another, each on what the one before has made. */
+/** Edits go one after another; each looks at what the one before has made. */
 let queue = Promise.resolve();
+
+/** @param {() => any} step */
+function inTurn(step) {
+  queue = queue.then(() => (locked() ? null : step()));
+}
 
 function edit(kind, segments, more = {}) {
   const body = segments ? { kind, segments, ...more } : { kind };
-  queue = queue.then(() => act(async () => {
+  return act(async () => {
     const before = new Set(state.server.panes.main?.segments.map(({ id }) => id));
     const { pane } = await api.post("edit", body);
     receiveMain(pane);
     // The parts of a split segment are selected, so that they are seen.
-    const parts = pane.segments.map(({ id }) => id).filter((id) => !before.has(id) || segments.includes(id));
-    if (kind === "split") update({ selection: new Set(parts) });
+    if (kind === "split") {
+      const parts = pane.segments.map(({ id }) => id).filter((id) => !before.has(id) || segments.includes(id));
+      update({ selection: new Set(parts) });
+    }
     speak(`${DONE[kind]}. ${plural(pane.segments.length, "segment")}.`);
-  }));
+  });
 }
 
 const pane = () => state.server.panes.main;
@@ -44,11 +51,11 @@ const ARIA_KEYS = { "Ctrl+Z": "Control+Z", "Ctrl+Shift+Z": "Control+Shift+Z" };
 const anyVisible = () => selected().some(({ hidden }) => !hidden);
 
 function run(action) {
-  if (locked() || !ACTIONS[action].can()) return;
+  if (!ACTIONS[action].can()) return null;
   const ids = selected().map(({ id }) => id);
-  if (action === "undo" || action === "redo") edit(action);
-  else if (action === "hide") edit(anyVisible() ? "hide" : "show", ids);
-  else edit(action, ids);
+  if (action === "undo" || action === "redo") return edit(action);
+  if (action === "hide") return edit(anyVisible() ? "hide" : "show", ids);
+  return edit(action, ids);
 }
 
 export function startEdits(view) {
@@ -56,12 +63,13 @@ export function startEdits(view) {
     const button = byId(action);
     button.title = `${title} (${keys})`;
     button.setAttribute("aria-keyshortcuts", ARIA_KEYS[keys] ?? keys);
-    button.addEventListener("click", () => run(action));
+    button.addEventListener("click", () => inTurn(() => run(action)));
   }
   byId("name-form").addEventListener("submit", (event) => {
     event.preventDefault();
     const [segment] = selected();
-    if (segment && !locked()) edit("name", [segment.id], { name: byId("segment-name").value.trim() });
+    const name = byId("segment-name").value.trim();
+    if (segment) inTurn(() => edit("name", [segment.id], { name }));
   });
   for (const { canvas, pane: key } of view.pictures) {
     // The original shows no masks, yet a click on it finds them.
@@ -89,7 +97,7 @@ function onKey(event) {
   else if (!event.repeat) action = { m: "merge", s: "split", h: "hide" }[key];
   if (!action) return;
   event.preventDefault();
-  run(action);
+  inTurn(() => run(action));
 }
 
 let named = null;
@@ -115,7 +123,5 @@ export function renderEdits() {
     : `${plural(chosen.length, "segment")} selected: ${chosen.map(segmentName).join(", ")}.`);
   setText(byId("pane-note"), pane().note ?? "");
   setShown(byId("pane-note"), Boolean(pane().note));
-  renderSegmentList((kind, ids) => {
-    if (!locked()) edit(kind, ids);
-  });
+  renderSegmentList((kind, ids) => inTurn(() => edit(kind, ids)));
 }

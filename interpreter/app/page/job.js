@@ -22,6 +22,21 @@ export function speak(text) {
   }, Math.max(0, spoken + SPEAK_EVERY - performance.now()));
 }
 
+let starting = false;
+
+/**
+ * Ask for a job. A second click before the server has answered the first asks for nothing.
+ * @param {"segment"|"compare"|"download"} action
+ * @returns {Promise<boolean>} whether the server took it, or has the first one still to answer
+ */
+export async function startJob(action, body) {
+  if (starting) return true;
+  starting = true;
+  const taken = await act(() => api.post(action, body));
+  starting = false;
+  return taken;
+}
+
 /** Run when the user cancels a job. */
 const cancelled = [];
 export const onCancel = (callback) => cancelled.push(callback);
@@ -39,7 +54,8 @@ function describe(job) {
   if (job.state === "waiting") {
     return job.ahead > 0 ? `Waiting: ${plural(job.ahead, "video")} before yours` : "Waiting: yours is next";
   }
-  return [job.step || job.title, job.total > 0 ? `${job.done} of ${job.total}` : ""].filter(Boolean).join(" ");
+  const count = job.total > 0 ? `${job.done} of ${job.total}` : "";
+  return [job.title, [job.step, count].filter(Boolean).join(" ")].filter(Boolean).join(": ");
 }
 
 let last = null;
@@ -49,7 +65,7 @@ export function renderJobLine() {
   setShown(byId("job"), job !== null);
   if (job) {
     const text = describe(job);
-    setText(byId("job-text"), job.title && !text.startsWith(job.title) ? `${job.title}: ${text}` : text);
+    setText(byId("job-text"), text);
     const running = job.state === "running";
     setShown(byId("job-bar"), running);
     if (running) setProgress(byId("job-bar"), job.done, job.total);

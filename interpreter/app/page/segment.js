@@ -1,13 +1,13 @@
 // The tab Segment: a video, a model, the pictures, and what can be done with the segments.
 
-import * as api from "./api.js";
 import { ask } from "./ask.js";
 import { renderControls, renderOpacity, settings } from "./controls.js";
 import { byId, setChoices, setShown, setText } from "./dom.js";
 import { renderDownloads } from "./downloads.js";
 import { renderEdits } from "./edits.js";
+import { startJob } from "./job.js";
 import { Player } from "./player.js";
-import { act, state } from "./state.js";
+import { state } from "./state.js";
 import { renderUpload } from "./upload.js";
 import { View } from "./view.js";
 
@@ -29,7 +29,7 @@ export function startSegment() {
     const source = byId("source").value;
     if (pane?.undo && !(await ask(LOST_EDITS, { yes: "Segment again", no: "Keep my corrections" }))) return;
     // Another model has other settings.
-    act(() => api.post("segment", { source, settings: pane?.source === source ? settings(pane) : {} }));
+    startJob("segment", { source, settings: pane?.source === source ? settings(pane) : {} });
   });
   byId("source").addEventListener("change", renderSource);
 }
@@ -51,6 +51,7 @@ export function renderSegment() {
   byId("source").disabled = sources.length === 0;
   byId("segment-button").disabled = !clip || sources.length === 0 || job !== null || state.upload !== null;
 
+  setShown(byId("no-clip"), clip === null && sources.length > 0);
   setShown(byId("pictures"), clip !== null);
   setShown(byId("overlay"), panes.main !== null);
   setShown(byId("overlay-empty"), panes.main === null);

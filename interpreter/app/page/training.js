@@ -14,6 +14,8 @@ let timer = 0;
 let asking = 0;
 /** Picture in the slider, counted from the newest: 0 follows the training. */
 let back = 0;
+/** The error that the last question ended with: an answer removes it from the page again. */
+let failure = "";
 
 const watched = () => state.tab === "training" && !document.hidden;
 
@@ -44,7 +46,8 @@ async function ask() {
     const answer = runs.length > 0 ? await api.training(byId("run").value) : null;
     if (mine !== asking) return;
     report = answer;
-    if (state.error === failure) update({ error: "" });
+    if (failure && state.error === failure) update({ error: "" });
+    failure = "";
   } catch (error) {
     if (mine !== asking) return;
     failure = error.message;
@@ -54,8 +57,6 @@ async function ask() {
   if (watched()) timer = setTimeout(ask, EVERY);
   draw();
 }
-
-let failure = "";
 
 export function renderTraining() {
   if (watched()) {
