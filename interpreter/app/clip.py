@@ -31,8 +31,8 @@ def safe_name(name: str) -> str:
     name = re.sub(r"[^\w .()+=@,-]", "_", re.split(r"[/\\]", name)[-1]).strip(" .")
     stem, dot, suffix = name.rpartition(".")
     if not dot:
-        return name[:100] or "clip"
-    return f"{stem[:100].rstrip(' .') or 'clip'}.{suffix.lower()[:10]}"
+        return _cut(name, 100) or "clip"
+    return f"{_cut(stem, 100).rstrip(' .') or 'clip'}.{_cut(suffix.lower(), 10)}"
 
 
 def check_name(name: str) -> None:
@@ -150,6 +150,11 @@ class WatchedVideo(Video):
         for index in indices:
             self._check()
             yield index, self._video.read([index])[0]
+
+
+def _cut(text: str, most: int) -> str:
+    """The beginning of a text, of so many bytes at most: that is how file systems count."""
+    return text.encode()[:most].decode(errors="ignore")
 
 
 def _too_long(path: Path, frames: int, most: int) -> VideoError:

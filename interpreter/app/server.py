@@ -7,7 +7,7 @@ that the command names. No address contains a path.
 import asyncio
 import contextlib
 import json
-import math
+import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from http import HTTPStatus
@@ -211,8 +211,8 @@ class Pages:
         """Write a file of the segments."""
         session, body = self._session(request), await _body(request)
         opacity = body.get("opacity", 0.5)
-        if isinstance(opacity, bool) or not isinstance(opacity, int | float) or not math.isfinite(opacity):
-            raise ValueError("opacity: must be a number")
+        if isinstance(opacity, bool) or not isinstance(opacity, int | float) or not 0 <= opacity <= 1:
+            raise ValueError("opacity: must be a number between 0 and 1")
         await to_thread.run_sync(session.download, _field(body, "format", str), float(opacity))
         return JSONResponse({}, HTTPStatus.ACCEPTED)
 
@@ -226,13 +226,13 @@ class Pages:
     async def frame(self, request: Request) -> Response:
         """A frame of the clip as JPEG."""
         clip = self._session(request).require_clip()
-        content = await to_thread.run_sync(clip.jpeg, request.path_params["number"])
+        content = await to_thread.run_sync(clip.jpeg, _number(request))
         return Response(content, media_type="image/jpeg", headers=KEEP)
 
     async def labels(self, request: Request) -> Response:
         """The segments of a frame, one byte for each pixel."""
-        session, place = self._session(request), request.path_params
-        content = await to_thread.run_sync(session.labels, place["pane"], place["number"])
+        session, pane = self._session(request), request.path_params["pane"]
+        content = await to_thread.run_sync(session.labels, pane, _number(request))
         return Response(content, media_type="application/octet-stream", headers=KEEP)
 
     async def list_runs(self, request: Request) -> Response:
@@ -288,8 +288,8 @@ class Pages:
             route(f"{tab}/edit", self.edit, "POST"),
             route(f"{tab}/download", self.make_download, "POST"),
             route(f"{tab}/download/{{format}}", self.download),
-            route(f"{tab}/frames/{{number:int}}", self.frame),
-            route(f"{tab}/labels/{{pane}}/{{number:int}}", self.labels),
+            route(f"{tab}/frames/{{number}}", self.frame),
+            route(f"{tab}/labels/{{pane}}/{{number}}", self.labels),
             route("/api/runs", self.list_runs),
             route("/api/runs/{run}/training", self.training),
             route("/api/runs/{run}/curves.png", self.curves),
@@ -356,7 +356,10 @@ async def _body(request: Request) -> dict[str, Any]:
         content += chunk
         if len(content) > MOST_JSON:
             raise ValueError("the request is too large")
-    body = json.loads(content)
+    try:
+        body = json.loads(content)
+    except RecursionError:
+        raise ValueError("the request is nested too deeply") from None
     if not isinstance(body, dict):
         raise ValueError("the request must be a JSON object")
     return body
@@ -366,6 +369,14 @@ def _field(body: Mapping[str, Any], name: str, kind: type) -> Any:
     if not isinstance(body.get(name), kind):
         raise ValueError(f"{name}: is missing, or not of the type {kind.__name__}")
     return body[name]
+
+
+def _number(request: Request) -> int:
+    """The frame that a request asks for; IndexError if that is no number that a frame can have."""
+    text = request.path_params["number"]
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise IndexError("there is no such frame")
+    return int(text)
 
 
 def _problem(status: int, text: str) -> JSONResponse:

@@ -128,7 +128,6 @@ def controls(
     value, result = settings.get, []
     fields = {field.name for field in dataclasses.fields(method.settings)}
     learned = value("association") == "learned"
-    levels = int(value("levels") or 2)
     if "association" in fields and "video" in stages:
         result.append(
             _choice("association", "Grouping over time", value("association"), "features",
@@ -136,12 +135,13 @@ def controls(
                     "How the parts of each frame become segments of the video.")
         )  # fmt: skip
     top = max([int(key.removeprefix("video-")) for key in stages if key.startswith("video-")], default=2)
+    levels = _one_of(value("levels"), 2, top) or 2
     if "levels" in fields and top > 2:
         result.append(
             _choice("levels", "Levels", value("levels"), 2, {n: str(n) for n in range(2, top + 1)},
                     "Levels of the hierarchy; above 2, trained stages group windows of the video.")
         )  # fmt: skip
-    level = int(value("level") or levels)
+    level = _one_of(value("level"), 1, levels) or levels
     if "level" in fields:
         words = {1: "1, parts of each frame", levels: f"{levels}, objects of the video"}
         result.append(
@@ -179,6 +179,11 @@ def checked(shown: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> 
             raise ValueError(f"{control['label']}: {value!r} is not among its values")
         result[name] = int(value) if control["step"] == 1 else value
     return result
+
+
+def _one_of(value: Any, low: int, high: int) -> int | None:
+    """A value if it is one of these whole numbers; for any other, :func:`checked` says what is wrong."""
+    return int(value) if isinstance(value, int | float) and value in range(low, high + 1) else None
 
 
 def _range(

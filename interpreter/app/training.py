@@ -1,5 +1,6 @@
 """A training run as the tab Training shows it: how far it is, its curves, and its pictures of masks."""
 
+import math
 import re
 import time
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class TrainingRun:
                     "name": key,
                     "step": last["step"] if last else 0,
                     "steps": options["optim"]["steps"],
-                    "loss": last["loss"] if last else None,
+                    "loss": last["loss"] if last and math.isfinite(last["loss"]) else None,
                     "seconds_ago": round(max(0.0, time.time() - written)) if last else None,
                 }
             )
@@ -61,7 +62,7 @@ class TrainingRun:
         pictures = [
             {"stage": match["stage"], "step": int(match["step"]), "url": f"{base}/pictures/{path.name}"}
             for path in sorted(self.run.glob("samples/*.png"), key=_modified)
-            if (match := PICTURE.fullmatch(path.name))
+            if (match := PICTURE.fullmatch(path.name)) and self._is_picture(path)
         ]
         curves = f"{base}/curves.png?{len(records)}" if records else None
         return {"training": self._is_training(), "stages": stages, "pictures": pictures, "curves": curves}
@@ -69,7 +70,7 @@ class TrainingRun:
     def picture(self, name: str) -> Path:
         """A picture of masks; FileNotFoundError for any other name."""
         path = self.run / "samples" / name
-        if not PICTURE.fullmatch(name) or path.is_symlink() or not path.is_file():
+        if not PICTURE.fullmatch(name) or not self._is_picture(path):
             raise FileNotFoundError(f"no picture {name}")
         return path
 
@@ -82,6 +83,10 @@ class TrainingRun:
         if _modified(path) <= newest:
             plot_curves(records, path)
         return path
+
+    @staticmethod
+    def _is_picture(path: Path) -> bool:
+        return path.is_file() and not path.is_symlink()
 
     def _is_training(self) -> bool:
         return is_taken(self.run / ".lock")

@@ -42,7 +42,7 @@ def test_a_python_without_venv_names_the_missing_package(monkeypatch):
         install.check_python()
 
 
-@pytest.mark.parametrize("extra", ["demo", "dev"])
+@pytest.mark.parametrize("extra", ["demo", "app", "dev"])
 def test_the_size_is_announced_before_anything_is_downloaded(extra, plenty, tmp_path, capsys):
     install.announce(extra, None, str(tmp_path / "new"))
     printed = capsys.readouterr().out
