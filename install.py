@@ -1,6 +1,7 @@
 """Makes a virtual environment with this project in it, after a look at what the machine has.
 
     python3 install.py                       # what `make demo` needs, in .venv
+    python3 install.py --extra app           # what `make app` needs
     python3 install.py --extra dev           # what `make test` needs
     python3 install.py --torch-index https://download.pytorch.org/whl/cpu    # PyTorch without CUDA, a quarter as large
 
@@ -28,9 +29,9 @@ print(next(filter(None, map(why_not_loaded, libraries)), "The ops are compiled."
 """
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # GB to download and on disk, for the demo and for the tests, as profiling/results/fresh.md has them; those without CUDA
-# are estimates.
-WITH_CUDA = {"demo": (2.9, 5.6), "dev": (3.3, 8.4)}
-WITHOUT_CUDA = {"demo": (0.5, 1.5), "dev": (1.3, 4.2)}
+# and those of the page are estimates.
+WITH_CUDA = {"demo": (2.9, 5.6), "app": (3.0, 5.8), "dev": (3.3, 8.4)}
+WITHOUT_CUDA = {"demo": (0.5, 1.5), "app": (0.6, 1.7), "dev": (1.3, 4.2)}
 
 
 def fail(problem, advice):
@@ -113,7 +114,7 @@ def main():
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", default=".venv", help="folder of the environment (default .venv)")
-    parser.add_argument("--extra", default="demo", choices=["demo", "dev"], help="what for: the demo or the tests")
+    parser.add_argument("--extra", default="demo", choices=list(WITH_CUDA), help="what for: demo, page or tests")
     parser.add_argument("--torch-index", help=f"package index that has another build of PyTorch, such as {CPU_INDEX}")
     options = parser.parse_args()
     check_python()
