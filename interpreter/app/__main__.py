@@ -115,6 +115,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen()  # from now on browsers wait for the server instead of being refused
     except (OSError, OverflowError) as error:
         listening.close()
         why = getattr(error, "strerror", None) or error

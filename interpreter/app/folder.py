@@ -58,7 +58,8 @@ def _remove_abandoned(parent: Path) -> None:
     """Remove the folders of this user's servers that ended without removing them."""
     for folder in parent.glob(f"{PREFIX}*"):
         try:
-            if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
+            # Without a lock file it is something of the user's that begins with the same words.
+            if folder.is_symlink() or not (folder / ".lock").is_file() or folder.stat().st_uid != os.getuid():
                 continue
             lock = Lock(folder / ".lock")
             if lock.take():

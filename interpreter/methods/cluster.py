@@ -16,7 +16,7 @@ from interpreter.models.backbones import Backbone, load_backbone
 from interpreter.models.token_masks import token_masks
 from interpreter.segmentation import Segmentation
 
-FRAME_SIZE = (420, 420)  # as in the preset clips: neither landscape nor portrait is squeezed much
+FRAME_SIZE = (420, 420)  # as in the preset clips: neither landscape nor portrait is squeezed much; 30 patches of 14
 GROUPS = 12  # of tokens, before they are merged
 
 
@@ -79,7 +79,8 @@ def open_clusters(device: torch.device, settings: Any, frame_size: tuple[int, in
     """A segmenter with the backbone that the settings name."""
     precision = resolve_precision("auto", device)
     backbone = in_precision(load_backbone(settings.backbone), precision).to(device)
-    return ClusterSegmenter(backbone, settings, precision, frame_size or FRAME_SIZE)
+    height, width = (max(1, round(side / backbone.patch)) * backbone.patch for side in FRAME_SIZE)
+    return ClusterSegmenter(backbone, settings, precision, frame_size or (height, width))
 
 
 CLUSTER = Method(
