@@ -28,6 +28,7 @@ LAYERS = [
     ["interpreter.methods"],
     ["interpreter.evaluation"],
     ["interpreter"],  # commands, and the face of the package
+    ["interpreter.app"],
     ["profiling"],
 ]
 COMMANDS = {"interpreter.data.__main__", "interpreter.data.synthetic"}  # commands inside the package that they serve
@@ -107,7 +108,7 @@ def test_imports_point_to_lower_layers():
     assert not wrong, "\n".join(sorted(wrong))
 
 
-@pytest.mark.parametrize("folder", ["interpreter.evaluation", "interpreter.segment", "interpreter.evaluate"])
+@pytest.mark.parametrize("folder", ["interpreter.evaluation", "interpreter.segment", "interpreter.evaluate", "interpreter.app"])
 def test_methods_are_used_through_their_contract(folder):
     wrong = [
         f"{module} imports {other}"
@@ -115,6 +116,16 @@ def test_methods_are_used_through_their_contract(folder):
         if module == folder or module.startswith(f"{folder}.")
         for other in others
         if other.startswith("interpreter.methods") and other not in METHOD_FACES
+    ]
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_nothing_imports_the_page():
+    wrong = [
+        f"{module} imports {other}"
+        for module, others in GRAPH.items()
+        for other in others
+        if other.startswith("interpreter.app") and not module.startswith("interpreter.app")
     ]
     assert not wrong, "\n".join(sorted(wrong))
 
