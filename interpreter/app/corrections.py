@@ -89,26 +89,29 @@ def split(before: Corrected, id: int, tokens: Tensor, seed: int = 0) -> Correcte
         raise ValueError(f"a segment more would have the number {before.newest + 1}; {MAX_SEGMENTS} is the highest")
     segmentation, device = before.segmentation, before.segmentation.device
     frames, patches = tokens.shape[:2]
-    masses = torch.cat([segmentation.masks(part)[..., column].cpu() for part in _parts(frames)])
-    inside = masses.flatten() > LEAST_MASS
-    if int(inside.sum()) < 2:
+    masses = torch.cat([segmentation.masks(part)[..., column].cpu() for part in _parts(frames)]).flatten()
+    inside = (masses > LEAST_MASS).nonzero().squeeze(1)
+    if len(inside) < 2:
         raise ValueError(f"segment {id} has too few patches to be split")
-    points = _points(tokens.flatten(0, 1).cpu(), segmentation.grid, masses.flatten())
-    clusters = weighted_kmeans(points[inside], 2, weights=masses.flatten()[inside], seed=seed)
+    points, weights = _points(tokens.flatten(0, 1), segmentation.grid, inside, masses[inside]), masses[inside]
+    clusters = weighted_kmeans(points, 2, weights=weights, seed=seed)
     if len(clusters.labels.unique()) < 2:
         raise ValueError(f"segment {id} looks the same everywhere: there is nothing to split it by")
     distances = torch.cdist(points, clusters.centres.to(points)).square()
-    scale = (distances[inside].amin(1) * masses.flatten()[inside]).sum() / masses.flatten()[inside].sum()
-    shares = (-SHARPNESS * distances / scale.clamp_min(1e-12)).softmax(1).view(frames, patches, 2)
-    larger = int((shares * masses[..., None]).sum((0, 1)).argmax())  # it keeps the number
+    scale = (distances.amin(1) * weights).sum() / weights.sum()
+    shares = (-SHARPNESS * distances / scale.clamp_min(1e-12)).softmax(1)
+    smaller = int((shares * weights[:, None]).sum(0).argmin())  # it gets the new number
+    taken = torch.zeros(frames * patches)
+    taken[inside] = shares[:, smaller]
+    taken = taken.view(frames, patches)
     result = FrameTensors(frames, device).empty(
         (patches, len(before.ids) + 1), torch.float16, "masks of the patches", elsewhere=True
     )
     for part in _parts(frames):
         masks = segmentation.masks(part)
-        first, second = (shares[part, :, i].to(masks) * masks[..., column] for i in (larger, 1 - larger))
+        second = taken[part].to(masks) * masks[..., column]
+        masks[..., column] -= second
         masks = torch.cat([masks, second[..., None]], -1)
-        masks[..., column] = first
         result.write(part, masks.half())
     segmentation = Segmentation(segmentation.grid, result.tensor, tied_over_time=segmentation.tied_over_time)
     newest = before.newest + 1
@@ -200,15 +203,15 @@ def _areas(segmentation: Segmentation) -> tuple[float, ...]:
     return tuple((sums / max(1, sums.sum())).tolist())
 
 
-def _points(tokens: Tensor, grid: tuple[int, int], masses: Tensor) -> Tensor:
-    """Tokens [n, C] and the positions of their patches, both of variance 1 within the segment: [n, C + 2]."""
-    rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in grid), indexing="ij")
-    places = torch.stack([rows, columns], -1).flatten(0, 1).repeat(len(tokens) // (grid[0] * grid[1]), 1)
-    weights = (masses / masses.sum())[:, None]
+def _points(tokens: Tensor, grid: tuple[int, int], inside: Tensor, weights: Tensor) -> Tensor:
+    """Tokens and places of the patches ``inside`` [n], both of variance 1 under the weights [n]: fp32 [n, C + 2]."""
+    patch = inside % (grid[0] * grid[1])
+    places = torch.stack([patch // grid[1], patch % grid[1]], -1)
+    weights = (weights / weights.sum())[:, None]
 
     def scaled(x: Tensor) -> Tensor:
         x = x.float()
-        x = x - (weights * x).sum(0)
-        return x / (weights * x.square()).sum().sqrt().clamp_min(1e-6)
+        x -= (weights * x).sum(0)
+        return x.div_((weights * x.square()).sum().sqrt().clamp_min(1e-6))
 
-    return torch.cat([scaled(tokens), PLACE_WEIGHT * scaled(places)], -1)
+    return torch.cat([scaled(tokens[inside]), PLACE_WEIGHT * scaled(places)], -1)

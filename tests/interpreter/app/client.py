@@ -143,6 +143,7 @@ class States:
     def __init__(self, tab, headers):
         self._connection = http.client.HTTPConnection(tab.client.place, timeout=60)
         self._connection.request("GET", f"/api/s/{tab.token}/events", headers=headers)
+        self._socket = self._connection.sock
         self.response = self._connection.getresponse()
         self.seen = []
 
@@ -168,5 +169,7 @@ class States:
         return thread
 
     def close(self):
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # a thread that reads would wait for the next state
         self.response.close()
         self._connection.close()

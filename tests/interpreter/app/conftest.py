@@ -64,7 +64,9 @@ class Served:
 @pytest.fixture
 def serve(tmp_path, tiny_run, monkeypatch):
     """serve(**options) -> Served: a server with the run `tiny_run` and the method cluster on a small backbone."""
-    monkeypatch.setattr(cluster, "FRAME_SIZE", (64, 96))  # that backbone takes multiples of 32
+    for package in ("starlette", "uvicorn"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    monkeypatch.setattr(cluster, "FRAME_SIZE", (64, 96))  # small frames are quick
     servers = []
 
     def start(*, runs=None, clips=8, leave=60.0, forget=600.0, megabytes=10, frames=100):

@@ -4,8 +4,7 @@ import shutil
 
 import pytest
 
-from interpreter.app import server as module
-
+module = pytest.importorskip("interpreter.app.server", reason="starlette is not installed")
 SECRET = b"this must stay here"
 SECURITY = ("content-security-policy", "x-content-type-options", "referrer-policy", "cross-origin-resource-policy")
 
@@ -31,7 +30,19 @@ def served(serve, run, clip):
     return server, tab
 
 
-UP = ["../", "..%2f", "%2e%2e/", "%2e%2e%2f", "%2E%2E%2F", "..%5c", "..\\", "....//", "%252e%252e%252f", "./../", "/../"]
+UP = [
+    "../",
+    "..%2f",
+    "%2e%2e/",
+    "%2e%2e%2f",
+    "%2E%2E%2F",
+    "..%5c",
+    "..\\",
+    "....//",
+    "%252e%252e%252f",
+    "./../",
+    "/../",
+]
 PLACES = [
     "/page/{}server.py",
     "/page/{}__main__.py",
@@ -145,7 +156,9 @@ def test_origin_of_a_request_does_not_matter(server):
         assert not any(name.startswith("access-control") for name in asked.headers)
 
 
-@pytest.mark.parametrize("host", ["elsewhere.example", "127.0.0.1.elsewhere.example", "localhost.elsewhere.example", ""])
+@pytest.mark.parametrize(
+    "host", ["elsewhere.example", "127.0.0.1.elsewhere.example", "localhost.elsewhere.example", ""]
+)
 def test_other_host_name_is_refused(server, host):
     for method, path in (("GET", "/"), ("GET", "/api/runs"), ("POST", "/api/sessions")):
         answer = server.client.raw([f"{method} {path} HTTP/1.1", f"Host: {host}", "X-Interpreter: 1"])
@@ -167,4 +180,8 @@ def test_every_answer_has_the_security_headers(served):
     assert "default-src 'self'" in headers["content-security-policy"]
     assert "unsafe" not in headers["content-security-policy"]
     kept = [path for path in pages if "max-age" in server.client.get(path).headers["cache-control"]]
-    assert kept == [picture, "/api/runs/run-0/curves.png", *(f"/api/s/{tab.token}/{p}" for p in ("frames/0", "labels/main/0"))]
+    assert kept == [
+        picture,
+        "/api/runs/run-0/curves.png",
+        *(f"/api/s/{tab.token}/{p}" for p in ("frames/0", "labels/main/0")),
+    ]

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 
 from interpreter.app.session import Session
-from interpreter.app.sessions import Sessions
 
 from .client import wait_for
 
@@ -28,19 +27,6 @@ def held(monkeypatch):
     monkeypatch.setattr(Session, "_segmented", segmented)
     yield held
     held.end.set()
-
-
-@pytest.fixture
-def tidied(monkeypatch):
-    """How often closed tabs were looked for."""
-    count, tidy = [], Sessions.tidy
-
-    def counted(self):
-        tidy(self)
-        count.append(1)
-
-    monkeypatch.setattr(Sessions, "tidy", counted)
-    return count
 
 
 def working(server, clip, held, count):
@@ -106,7 +92,7 @@ def test_removing_the_clip_stops_its_task(server, clip, held):
 
 
 def test_closed_tab_stops_working_and_is_then_forgotten(serve, clip, held):
-    server = serve(leave=0.0, forget=1.5)
+    server = serve(leave=0.0)
     tab = server.client.open_tab()
     with tab.watched() as states:
         states.follow()
@@ -115,34 +101,39 @@ def test_closed_tab_stops_working_and_is_then_forgotten(serve, clip, held):
         wait_for(lambda: held.begun)
         for _ in range(3):
             server.sessions.tidy()
-        assert states.seen[-1]["clip"]["name"] == "walk.mp4"
+        wait_for(lambda: states.seen[-1]["job"])
         assert held.stopped == []
         session = server.session(tab)
     wait_for(lambda: session.connections == 0)
     wait_for(lambda: held.stopped == [tab.token])
     assert session.clip is not None
     assert len(server.files()) == 1
+    server.sessions.forget = 0.0
     wait_for(lambda: not any(server.folder.iterdir()))
     assert "was closed for too long" in server.client.get(f"/api/s/{tab.token}/events").error
     assert tab.get("frames/0").status == 404
 
 
-def test_reloaded_tab_finds_its_clip_and_its_task(serve, clip, held, tidied):
-    server = serve(leave=0.6, forget=0.8)
+def test_reloaded_tab_finds_its_clip_and_its_task(serve, clip, held):
+    server = serve()
     tab = server.client.open_tab()
+    session = server.session(tab)
     with tab.watched() as states:
         states.next()
         tab.upload(clip)
         tab.post("segment", source="cluster", settings={})
         wait_for(lambda: held.begun)
+    wait_for(lambda: session.connections == 0)
+    server.sessions.tidy()  # not gone for long yet
     with tab.watched() as states:
-        wait_for(lambda: server.session(tab).connections == 1)
-        seen = len(tidied)
-        wait_for(lambda: len(tidied) >= seen + 2)
         state = states.next()
         assert (state["clip"]["name"], state["job"]["state"]) == ("walk.mp4", "running")
+        server.sessions.leave = server.sessions.forget = 0.0  # it is not gone at all
+        for _ in range(3):
+            server.sessions.tidy()
+        assert server.session(tab) is session
         assert tab.get("frames/0").status == 200
-    assert held.stopped == []
+        assert held.stopped == []
 
 
 def test_second_stream_keeps_a_tab_open(serve, clip, held):

@@ -18,7 +18,7 @@ def refused(server, tab, answer, status=422):
     """The line of an answer that refuses a file, of which nothing is kept."""
     assert answer.status == status
     assert server.files() == []
-    assert [path for path in server.folder.rglob("clip-*")] == []
+    assert list(server.folder.rglob("clip-*")) == []
     assert tab.state()["clip"] is None
     return answer.error
 
@@ -162,7 +162,9 @@ def test_file_name_stays_in_the_folder_of_the_tab(server, tab, clip):
         assert re.fullmatch(rf"[0-9a-f]{{16}}/clip-\d+/{re.escape(kept)}", file)
         assert (server.folder / file).read_bytes() == clip.read_bytes()
     tab.segment("run-0")
-    assert [tab.download(format)[0] for format in ("png", "rle")] == [f"{'字' * 33}-{n}" for n in ("masks.zip", "segments.json")]
+    assert [tab.download(format)[0] for format in ("png", "rle")] == [
+        f"{'字' * 33}-{n}" for n in ("masks.zip", "segments.json")
+    ]
 
 
 PLAYLISTS = {
