@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from interpreter.large import FrameTensors
-from interpreter.models.clustering import weighted_kmeans
+from interpreter.models.clustering import lloyd, weighted_kmeans
 from interpreter.segmentation import MAX_SEGMENTS, Segmentation
 
 CHUNK = 64  # frames that are computed at once
 KEPT = 64  # principal components of the tokens
 PLACE_WEIGHT = 0.5  # of the patches' positions, whose variance is scaled to that of the tokens, when a segment is split
+ITERATIONS = 50
 SHARPNESS = 5.0  # of the two masks of a split, in units of the mean squared distance to the nearer centre
 LEAST_MASS = 1e-3  # patches with less of a segment's mask do not decide where it is split
 
@@ -72,13 +73,17 @@ def merge(before: Corrected, ids: Sequence[int]) -> Corrected:
     return Corrected(segmentation, ids, _areas(segmentation), before.newest, names, hidden)
 
 
-def split(before: Corrected, id: int, tokens: Tensor, seed: int = 0) -> Corrected:
-    """Split a segment into two, by k-means of its tokens and their positions; the new one has a new number.
+def split(before: Corrected, id: int, tokens: Tensor, frame: int = 0, seed: int = 0) -> Corrected:
+    """Split a segment into two, by k-means of its tokens and their places; the smaller part gets a new number.
+
+    k-means of one frame, the one that somebody looks at, finds two parts there; Lloyd's algorithm goes on from their
+    centres with the tokens of all frames.
 
     Args:
         before: the segments.
         id: number of the segment.
         tokens: [T, M, C], what the backbone sees in each patch (:class:`TokenKeeper`).
+        frame: where the parts are found first. A frame without two patches of the segment gives way to all frames.
         seed: of the starts of k-means.
 
     Raises:
@@ -94,7 +99,11 @@ def split(before: Corrected, id: int, tokens: Tensor, seed: int = 0) -> Correcte
     if len(inside) < 2:
         raise ValueError(f"segment {id} has too few patches to be split")
     points, weights = _points(tokens.flatten(0, 1), segmentation.grid, inside, masses[inside]), masses[inside]
-    clusters = weighted_kmeans(points, 2, weights=weights, seed=seed)
+    seen = inside // patches == frame
+    if int(seen.sum()) < 2:
+        seen = torch.ones_like(seen)
+    parts = weighted_kmeans(points[seen], 2, weights=weights[seen], seed=seed)
+    clusters = lloyd(points, parts.centres.to(points), weights=weights, iterations=ITERATIONS)
     if len(clusters.labels.unique()) < 2:
         raise ValueError(f"segment {id} looks the same everywhere: there is nothing to split it by")
     distances = torch.cdist(points, clusters.centres.to(points)).square()

@@ -1,7 +1,7 @@
 """What a tab shows beside its clip: segments, and the corrections before and after them."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from interpreter.app import corrections
 from interpreter.app.corrections import Corrected, TokenKeeper
@@ -12,6 +12,15 @@ from interpreter.render import DISPLAY_PALETTE
 SEED = 0  # as `segment`
 UNDO = 30  # corrections that can be undone
 NOT_TIED = "Every frame is segmented by itself here: a number means another object in every frame."
+
+
+class Edit(NamedTuple):
+    """A correction that somebody asks for."""
+
+    kind: str  # "merge", "split", "hide", "show", "name", "undo" or "redo"
+    segments: list[int]  # their numbers
+    name: str = ""
+    frame: int = 0  # that the page shows, for "split"
 
 
 @dataclass
@@ -61,8 +70,9 @@ class Pane:
             "note": None if shown.segmentation.tied_over_time else NOT_TIED,
         }
 
-    def correct(self, kind: str, ids: list[int], text: str, version: int) -> None:
-        """Correct the segments; see :meth:`Session.edit`."""
+    def correct(self, edit: Edit, version: int) -> None:
+        """Correct the segments; ValueError says why that cannot be done."""
+        kind = edit.kind
         if kind in ("undo", "redo"):
             source, target = (self.before, self.after) if kind == "undo" else (self.after, self.before)
             if not source:
@@ -70,13 +80,13 @@ class Pane:
             target.append(self.shown)
             self.shown = source.pop()
         else:
-            corrected = self._corrected(kind, ids, text)
+            corrected = self._corrected(edit)
             self.before = [*self.before, self.shown][-UNDO:]
             self.shown, self.after = corrected, []
         self.version = version
 
-    def _corrected(self, kind: str, ids: list[int], text: str) -> Corrected:
-        shown = self.shown
+    def _corrected(self, edit: Edit) -> Corrected:
+        kind, ids, shown = edit.kind, edit.segments, self.shown
         if kind == "merge":
             return corrections.merge(shown, ids)
         if kind in ("hide", "show"):
@@ -86,5 +96,5 @@ class Pane:
         if len(ids) != 1:
             raise ValueError(f"select one segment to {kind} it")
         if kind == "name":
-            return corrections.name(shown, ids[0], text)
-        return corrections.split(shown, ids[0], self.encoding.keeper.tokens, SEED)
+            return corrections.name(shown, ids[0], edit.name)
+        return corrections.split(shown, ids[0], self.encoding.keeper.tokens, edit.frame, SEED)

@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import interpreter
 from interpreter.app.clip import Clip, check_name, safe_name
+from interpreter.app.pane import Edit
 from interpreter.app.session import Gone, Session
 from interpreter.app.sessions import Sessions
 from interpreter.app.training import TrainingRun
@@ -203,8 +204,9 @@ class Pages:
         ids = _field(body, "segments", list) if "segments" in body else []
         if not all(type(id) is int for id in ids):
             raise ValueError("segments: must be a list of numbers")
-        text = _field(body, "name", str) if "name" in body else ""
-        await to_thread.run_sync(session.edit, _field(body, "kind", str), ids, text)
+        name = _field(body, "name", str) if "name" in body else ""
+        frame = _field(body, "frame", int) if "frame" in body else 0
+        await to_thread.run_sync(session.edit, Edit(_field(body, "kind", str), ids, name, frame))
         return JSONResponse({"pane": session.require_pane("main").describe()})
 
     async def make_download(self, request: Request) -> Response:

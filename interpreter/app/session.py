@@ -16,7 +16,7 @@ from interpreter.app.clip import Clip, WatchedVideo
 from interpreter.app.corrections import TokenKeeper
 from interpreter.app.downloads import FORMATS, Format, write_download
 from interpreter.app.matching import overlaps, renumbered
-from interpreter.app.pane import SEED, Encoding, Pane
+from interpreter.app.pane import SEED, Edit, Encoding, Pane
 from interpreter.app.sources import Choice, Source, Sources
 from interpreter.app.work import Kind, Task, WorkQueue, explain
 from interpreter.metrics.ari import adjusted_rand_index
@@ -223,19 +223,10 @@ class Session:
 
     # -- corrections
 
-    def edit(self, kind: str, ids: list[int], text: str) -> None:
-        """Correct the segments of the tab Segment.
-
-        Args:
-            kind: "merge", "split", "hide", "show", "name", "undo" or "redo".
-            ids: numbers of the segments.
-            text: the name.
-
-        Raises:
-            ValueError: if it cannot be done; says why.
-        """
+    def edit(self, edit: Edit) -> None:
+        """Correct the segments of the tab Segment; ValueError says why that cannot be done."""
         with self._lock:
-            self.require_pane("main").correct(kind, ids, text, self.number())
+            self.require_pane("main").correct(edit, self.number())
             self._forget_downloads()
 
     def _forget_downloads(self) -> None:

@@ -55,7 +55,8 @@ function run(action) {
   const ids = selected().map(({ id }) => id);
   if (action === "undo" || action === "redo") return edit(action);
   if (action === "hide") return edit(anyVisible() ? "hide" : "show", ids);
-  return edit(action, ids);
+  // The parts are looked for in the frame that is shown.
+  return edit(action, ids, action === "split" ? { frame: state.frame } : {});
 }
 
 export function startEdits(view) {

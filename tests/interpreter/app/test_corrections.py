@@ -97,6 +97,21 @@ def test_splitting_parts_two_objects_that_look_alike():
     assert first[0, 0] != second[0, 0]
 
 
+def test_a_split_begins_in_the_frame_that_is_shown():
+    """Over the whole video the segment falls into early and late frames; within frame 3, into left and right."""
+    tokens, right = blobs(frames=8)
+    tokens[4:, :, 1] += 3.0
+    segments = uncorrected(Segmentation(GRID, torch.ones(8, 24, 1).half()))
+    later = corrections.split(segments, 1, tokens, frame=3).segmentation.labels().reshape(8, 24)
+    assert len(np.unique(later[3][right])) == len(np.unique(later[3][~right])) == 1
+    assert later[3][right][0] != later[3][~right][0]
+    absent = torch.ones(8, 24, 2).half()
+    absent[3, :, 0] = 0
+    absent[[0, 1, 2, 4, 5, 6, 7], :, 1] = 0
+    apart = corrections.split(uncorrected(Segmentation(GRID, absent)), 1, tokens, frame=3)  # it is not in that frame
+    assert len(np.unique(apart.segmentation.labels())) == 3
+
+
 def test_a_split_can_be_merged_again(segments):
     tokens, _ = blobs()
     again = corrections.merge(corrections.split(segments, 3, tokens), [3, 6])
