@@ -184,7 +184,7 @@ PLAYLISTS = {
 def test_playlist_shows_no_other_file(server, tab, clip, kind):
     for name, before in (("x.mp4", ""), ("x.mkv", "\ufeff"), ("x.ts", " \r\n\t"), ("x.gif", "\ufeff\n")):
         content = (before + PLAYLISTS[kind].format(clip)).encode()
-        assert "playlist" in refused(server, tab, tab.upload(content, name))
+        assert "is a playlist" in refused(server, tab, tab.upload(content, name))
         assert tab.get("frames/0").status == 422
     tab.post("segment", source="cluster", settings={})
     assert tab.state()["job"] is None
