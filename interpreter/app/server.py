@@ -7,15 +7,15 @@ that the command names. No address contains a path.
 import asyncio
 import contextlib
 import json
-import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from anyio import to_thread
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -23,7 +23,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import interpreter
 from interpreter.app.clip import Clip, check_name, safe_name
@@ -31,20 +30,11 @@ from interpreter.app.pane import Edit
 from interpreter.app.session import Gone, Session
 from interpreter.app.sessions import Sessions
 from interpreter.app.training import TrainingRun
+from interpreter.app.web import KEEP, Guard, body_of, field_of, kept, no_address, number_of, problem
 from interpreter.app.work import explain
 
 PAGE = Path(__file__).parent / "page"
 LOOK, REMIND = 0.1, 15.0  # seconds between looks at the state, and between signs of life
-MOST_JSON = 1 << 20  # bytes of a request that is no upload
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; "
-    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
-KEEP = {"Cache-Control": "private, max-age=3600"}  # of frames and label maps, whose addresses name their version
 
 
 class Limits(NamedTuple):
@@ -52,35 +42,6 @@ class Limits(NamedTuple):
 
     megabytes: int  # of a file
     frames: int  # of a clip
-
-
-class Guard:
-    """Adds headers that keep other sites out, and refuses requests to change something that do not come from the page.
-
-    A page of another site can send a request here, but not with a header of its own.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See the ASGI specification."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        request = Request(scope)
-        if request.method not in ("GET", "HEAD") and request.headers.get("X-Interpreter") != "1":
-            await _problem(HTTPStatus.FORBIDDEN, "this request does not come from the page")(scope, receive, send)
-            return
-
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                names = {name.lower() for name, _ in message["headers"]}
-                added = [(key.lower().encode(), value.encode()) for key, value in HEADERS.items()]
-                message["headers"] = [*message["headers"], *(pair for pair in added if pair[0] not in names)]
-            await send(message)
-
-        await self.app(scope, receive, with_headers)
 
 
 class Pages:
@@ -146,18 +107,16 @@ class Pages:
     async def upload(self, request: Request) -> Response:
         """Take a clip: the body is the file."""
         session, name = self._session(request), safe_name(request.query_params.get("name", "clip"))
-        await to_thread.run_sync(session.cancel)
         check_name(name)
-        self.sessions.require_place(session)
         most = self.limits.megabytes * 10**6
-        too_large = _problem(
+        too_large = problem(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             f"{name}: larger than the {self.limits.megabytes} MB that this server takes; cut the clip, or start the "
             "server with a larger --max-mb",
         )
         if int(request.headers.get("Content-Length", 0)) > most:
             return too_large
-        with session.uploading() as folder:
+        with self.sessions.place_for(session), session.uploading() as folder:
             path, size = folder / name, 0
             with path.open("wb") as file:
                 async for chunk in request.stream():
@@ -180,16 +139,16 @@ class Pages:
 
     async def segment(self, request: Request) -> Response:
         """Segment the clip."""
-        session, body = self._session(request), await _body(request)
-        settings = _field(body, "settings", dict)
-        source = self.sessions.shared.sources[_field(body, "source", str)]
+        session, body = self._session(request), await body_of(request)
+        settings = field_of(body, "settings", dict)
+        source = self.sessions.shared.sources[field_of(body, "source", str)]
         await to_thread.run_sync(session.segment, source, settings)
         return JSONResponse({}, HTTPStatus.ACCEPTED)
 
     async def compare(self, request: Request) -> Response:
         """Segment the clip with two sources."""
-        session, body = self._session(request), await _body(request)
-        left, right = (self.sessions.shared.sources[_field(body, side, str)] for side in ("left", "right"))
+        session, body = self._session(request), await body_of(request)
+        left, right = (self.sessions.shared.sources[field_of(body, side, str)] for side in ("left", "right"))
         await to_thread.run_sync(session.compare, left, right)
         return JSONResponse({}, HTTPStatus.ACCEPTED)
 
@@ -200,22 +159,22 @@ class Pages:
 
     async def edit(self, request: Request) -> Response:
         """Correct segments by hand."""
-        session, body = self._session(request), await _body(request)
-        ids = _field(body, "segments", list) if "segments" in body else []
+        session, body = self._session(request), await body_of(request)
+        ids = field_of(body, "segments", list) if "segments" in body else []
         if not all(type(id) is int for id in ids):
             raise ValueError("segments: must be a list of numbers")
-        name = _field(body, "name", str) if "name" in body else ""
-        frame = _field(body, "frame", int) if "frame" in body else 0
-        await to_thread.run_sync(session.edit, Edit(_field(body, "kind", str), ids, name, frame))
+        name = field_of(body, "name", str) if "name" in body else ""
+        frame = field_of(body, "frame", int) if "frame" in body else 0
+        await to_thread.run_sync(session.edit, Edit(field_of(body, "kind", str), ids, name, frame))
         return JSONResponse({"pane": session.require_pane("main").describe()})
 
     async def make_download(self, request: Request) -> Response:
         """Write a file of the segments."""
-        session, body = self._session(request), await _body(request)
+        session, body = self._session(request), await body_of(request)
         opacity = body.get("opacity", 0.5)
         if isinstance(opacity, bool) or not isinstance(opacity, int | float) or not 0 <= opacity <= 1:
             raise ValueError("opacity: must be a number between 0 and 1")
-        await to_thread.run_sync(session.download, _field(body, "format", str), float(opacity))
+        await to_thread.run_sync(session.download, field_of(body, "format", str), float(opacity))
         return JSONResponse({}, HTTPStatus.ACCEPTED)
 
     async def download(self, request: Request) -> Response:
@@ -228,14 +187,14 @@ class Pages:
     async def frame(self, request: Request) -> Response:
         """A frame of the clip as JPEG."""
         clip = self._session(request).require_clip()
-        content = await to_thread.run_sync(clip.jpeg, _number(request))
-        return Response(content, media_type="image/jpeg", headers=KEEP)
+        content = await to_thread.run_sync(clip.jpeg, number_of(request))
+        return Response(content, media_type="image/jpeg", headers=kept(request, "clip", clip.id))
 
     async def labels(self, request: Request) -> Response:
         """The segments of a frame, one byte for each pixel."""
         session, pane = self._session(request), request.path_params["pane"]
-        content = await to_thread.run_sync(session.labels, pane, _number(request))
-        return Response(content, media_type="application/octet-stream", headers=KEEP)
+        version, content = await to_thread.run_sync(session.labels, pane, number_of(request))
+        return Response(content, media_type="application/octet-stream", headers=kept(request, "version", version))
 
     async def list_runs(self, request: Request) -> Response:
         """The runs that the command names."""
@@ -310,11 +269,11 @@ def answered(
         except ClientDisconnect:
             return Response(status_code=HTTPStatus.BAD_REQUEST)  # nobody reads it
         except (Gone, FileNotFoundError, IndexError) as error:
-            return _problem(HTTPStatus.NOT_FOUND, _line(error))
+            return problem(HTTPStatus.NOT_FOUND, _line(error))
         except Exception as error:
             ours = not isinstance(error, (ValueError, OSError))
             status = HTTPStatus.INTERNAL_SERVER_ERROR if ours else HTTPStatus.UNPROCESSABLE_ENTITY
-            return _problem(status, _line(error))
+            return problem(status, _line(error))
 
     def _line(error: Exception) -> str:
         return pages.sessions.shared.shortened(explain(error))
@@ -344,42 +303,10 @@ def make_app(sessions: Sessions, runs: Mapping[str, TrainingRun], limits: Limits
         tidying.cancel()
 
     middleware = [
-        Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
         Middleware(Guard),
+        Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
         Middleware(GZipMiddleware, minimum_size=1000, compresslevel=1),
     ]
-    return Starlette(routes=Pages(sessions, runs, limits).routes(), middleware=middleware, lifespan=lifespan)
-
-
-async def _body(request: Request) -> dict[str, Any]:
-    """The JSON object of a request; ValueError if it has none."""
-    content = b""
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > MOST_JSON:
-            raise ValueError("the request is too large")
-    try:
-        body = json.loads(content)
-    except RecursionError:
-        raise ValueError("the request is nested too deeply") from None
-    if not isinstance(body, dict):
-        raise ValueError("the request must be a JSON object")
-    return body
-
-
-def _field(body: Mapping[str, Any], name: str, kind: type) -> Any:
-    if not isinstance(body.get(name), kind):
-        raise ValueError(f"{name}: is missing, or not of the type {kind.__name__}")
-    return body[name]
-
-
-def _number(request: Request) -> int:
-    """The frame that a request asks for; IndexError if that is no number that a frame can have."""
-    text = request.path_params["number"]
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise IndexError("there is no such frame")
-    return int(text)
-
-
-def _problem(status: int, text: str) -> JSONResponse:
-    return JSONResponse({"error": text}, status)
+    routes = Pages(sessions, runs, limits).routes()
+    answers = {HTTPException: no_address}
+    return Starlette(routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers=answers)

@@ -236,14 +236,16 @@ class Session:
 
     # -- what the page reads
 
-    def labels(self, name: str, number: int) -> bytes:
-        """The number of the segment of each pixel of the view, row by row."""
+    def labels(self, name: str, number: int) -> tuple[int, bytes]:
+        """The version of a pane, and the number of the segment of each pixel of the view, row by row."""
         clip, pane = self.require_clip(), self.require_pane(name)
-        frame, shown = clip.frame(number), pane.shown
+        with self._lock:
+            version, shown = pane.version, pane.shown
+        frame = clip.frame(number)
         part = shown.segmentation.part(slice(number, number + 1))
         with self.shared.drawing:
             labels, _ = next(iter(part.label_maps(clip.view, [frame])))
-        return np.array(shown.ids, np.uint8)[labels].tobytes()
+        return version, np.array(shown.ids, np.uint8)[labels].tobytes()
 
     def state(self) -> dict[str, Any]:
         """All that the page shows, but pictures."""

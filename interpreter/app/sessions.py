@@ -3,6 +3,8 @@
 import secrets
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from interpreter.app.session import Gone, Session, Shared
@@ -24,6 +26,7 @@ class Sessions:
         self.shared, self.most, self.leave, self.forget = Shared(folder, sources), most, leave, forget
         self.ending = False  # the server is about to end
         self._sessions: dict[str, Session] = {}
+        self._bringing: list[Session] = []  # a clip, at this moment
         self._lock = threading.Lock()
 
     def open(self) -> Session:
@@ -42,15 +45,22 @@ class Sessions:
             raise Gone("this page was closed for too long, and its clip was removed; reload it")
         return session
 
-    def require_place(self, session: Session) -> None:
-        """Refuse a clip more than the server keeps; ValueError says what to do."""
+    @contextmanager
+    def place_for(self, session: Session) -> Iterator[None]:
+        """A block in which a tab brings a clip; ValueError if the server keeps enough of other tabs already."""
         with self._lock:
-            others = [other for other in self._sessions.values() if other is not session and other.clip is not None]
-        if len(others) >= self.most:
-            raise ValueError(
-                f"this server keeps {self.most} clips, and all places are taken; wait until somebody closes a page, or "
-                "start it with a larger --max-clips"
-            )
+            tabs = [tab for tab in self._sessions.values() if tab.clip is not None or tab in self._bringing]
+            if len([tab for tab in tabs if tab is not session]) >= self.most:
+                raise ValueError(
+                    f"this server keeps {self.most} clips, and all places are taken; wait until somebody closes a "
+                    "page, or start it with a larger --max-clips"
+                )
+            self._bringing.append(session)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._bringing.remove(session)
 
     def close(self, session: Session) -> None:
         """Forget a tab."""

@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 module = pytest.importorskip("interpreter.app.server", reason="starlette is not installed")
+from interpreter.app.web import HEADERS  # noqa: E402
 SECRET = b"this must stay here"
 SECURITY = ("content-security-policy", "x-content-type-options", "referrer-policy", "cross-origin-resource-policy")
 
@@ -173,15 +174,31 @@ def test_every_answer_has_the_security_headers(served):
     pages = ["/", "/page/main.js", "/page/nothing.js", "/nothing", "/api/runs", "/api/runs/run-1/training", picture]
     pages += ["/api/runs/run-0/curves.png", f"/api/s/{tab.token}", "/api/s/nothing"]
     pages += [f"/api/s/{tab.token}/{path}" for path in ("frames/0", "frames/9", "labels/main/0", "download/png")]
-    for path in pages:
-        headers = server.client.get(path).headers
+    answers = {path: server.client.get(path) for path in pages}
+    answers["another site"] = server.client.send("POST", "/api/sessions", {}, headers={})
+    answers["another name"] = server.client.raw(["GET / HTTP/1.1", "Host: example.com", "Connection: close"])
+    answers["another method"] = server.client.send("POST", "/api/runs", {})
+    assert [answers[f"another {what}"].status for what in ("site", "name", "method")] == [403, 400, 405]
+    assert answers["/nothing"].error == "GET /nothing: Not Found"
+    for path, answer in answers.items():
+        headers = answer.headers
         for name in SECURITY:
-            assert headers[name] == module.HEADERS[{n.lower(): n for n in module.HEADERS}[name]], path
+            assert headers[name] == HEADERS[{n.lower(): n for n in HEADERS}[name]], path
     assert "default-src 'self'" in headers["content-security-policy"]
     assert "unsafe" not in headers["content-security-policy"]
     kept = [path for path in pages if "max-age" in server.client.get(path).headers["cache-control"]]
-    assert kept == [
-        picture,
-        "/api/runs/run-0/curves.png",
-        *(f"/api/s/{tab.token}/{p}" for p in ("frames/0", "labels/main/0")),
-    ]
+    assert kept == [picture, "/api/runs/run-0/curves.png"]
+
+
+def test_pictures_are_kept_under_the_address_of_their_version(served):
+    _, tab = served
+    state = tab.state()
+    clip, version = state["clip"]["id"], state["panes"]["main"]["version"]
+
+    def is_kept(path):
+        return "max-age" in tab.get(path).headers["cache-control"]
+
+    assert is_kept(f"frames/0?clip={clip}")
+    assert not is_kept(f"frames/0?clip={clip - 1}")  # asked for before another clip came
+    assert is_kept(f"labels/main/0?version={version}")
+    assert not is_kept(f"labels/main/0?version={version - 1}")

@@ -163,6 +163,14 @@ def test_clip_more_than_the_server_keeps_is_refused(serve, clip):
     assert third.upload(clip).status == 200
 
 
+def test_uploads_under_way_count_as_clips(serve, clip):
+    server = serve(clips=1)
+    first, second = server.client.open_tab(), server.client.open_tab()
+    with server.sessions.place_for(server.session(first)):
+        assert "keeps 1 clips" in second.upload(clip).error
+    assert second.upload(clip).status == 200
+
+
 def test_streams_end_with_the_server(serve, clip, held):
     server = serve()
     (tab,) = working(server, clip, held, 1)
