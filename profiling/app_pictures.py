@@ -20,7 +20,6 @@ from interpreter.render.video import VideoWriter
 
 OUT = Path(__file__).parents[1] / "docs/app"
 WIDTHS = {"wide": 1280, "medium": 768, "narrow": 360}
-COLOURS = 256  # of the palette, for small files
 
 
 def as_file(clip: Path, folder: Path) -> Path:
@@ -38,7 +37,7 @@ def take(page: Page, name: str) -> None:
     """Save the whole page as docs/app/NAME.png."""
     path = OUT / f"{name}.png"
     page.screenshot(path=path, full_page=True)
-    Image.open(path).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    Image.open(path).convert("RGB").save(path, optimize=True)
     print(path)
 
 

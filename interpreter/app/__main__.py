@@ -28,7 +28,7 @@ LEAVE, FORGET = 5.0, 600.0  # seconds after a page was closed: its work stops, i
 class AppOptions:
     """Serve a page for the browser: drop a video in, see its objects, correct them by hand, download the masks.
 
-    Without --run the page segments by clustering the tokens of a ViT, which needs no training.
+    The page always offers clustering of a ViT's tokens, which needs no training.
     The page is served to this machine alone, unless --host says otherwise. Ctrl-C ends the server; clips that were
     uploaded are then removed.
 
@@ -45,9 +45,10 @@ class AppOptions:
     port: int = option(7860, at_least=0)
     """Port to serve on; 0 takes a free one."""
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("facebook/dinov2-small"))
-    """Of the method cluster, which needs no run."""
+    """The backbone of cluster, the method that needs no run."""
     folder: Path | None = None
-    """Folder in which uploaded clips are kept until their page is closed. Default: that of temporary files."""
+    """Directory in which the server makes a folder for uploaded clips; a clip is removed 10 minutes after its page was
+    closed. Default: the directory for temporary files."""
     max_mb: int = option(500, at_least=1)
     """Largest file that can be uploaded, in MB."""
     max_frames: int = option(3000, at_least=1)
@@ -67,7 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import starlette  # noqa: F401
         import uvicorn
     except ImportError as error:
-        raise ValueError(f'the page needs more packages ({error}): pip install "interpreter-slots[app]"') from error
+        raise ValueError(
+            f"the page needs more packages ({error}). In the folder of this project: pip install "
+            '--no-build-isolation ".[app]"'
+        ) from error
     from interpreter.app.folder import ServerFolder
 
     listening = _listen(options.host, options.port)
@@ -128,4 +132,4 @@ def _address(host: str, port: int) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main, stopped="The server has ended, and removed the clips that were uploaded.")
+    run_command(main, stopped="The server has stopped and removed the uploaded clips.")

@@ -38,7 +38,7 @@ def safe_name(name: str) -> str:
 def check_name(name: str) -> None:
     """Refuse what is no video by its suffix; ValueError says what is one."""
     if Path(name).suffix.lower() not in VIDEO_SUFFIXES:
-        raise VideoError(f"{name}: not the suffix of a video file; give an MP4, MOV, MKV, WebM, AVI, GIF or the like")
+        raise VideoError(f"{name} does not look like a video file; choose an MP4, MOV, MKV, WebM, AVI or GIF file")
 
 
 class Clip:

@@ -91,7 +91,9 @@ def split(before: Corrected, id: int, tokens: Tensor, frame: int = 0, seed: int 
     """
     column = _column(before, id)
     if before.newest >= MAX_SEGMENTS:
-        raise ValueError(f"a segment more would have the number {before.newest + 1}; {MAX_SEGMENTS} is the highest")
+        raise ValueError(
+            f"no number is left for another segment: {MAX_SEGMENTS} is the highest; undo some splits, or segment again"
+        )
     segmentation, device = before.segmentation, before.segmentation.device
     frames, patches = tokens.shape[:2]
     masses = torch.cat([segmentation.masks(part)[..., column].cpu() for part in _parts(frames)]).flatten()
@@ -105,7 +107,7 @@ def split(before: Corrected, id: int, tokens: Tensor, frame: int = 0, seed: int 
     parts = weighted_kmeans(points[seen], 2, weights=weights[seen], seed=seed)
     clusters = lloyd(points, parts.centres.to(points), weights=weights, iterations=ITERATIONS)
     if len(clusters.labels.unique()) < 2:
-        raise ValueError(f"segment {id} looks the same everywhere: there is nothing to split it by")
+        raise ValueError(f"segment {id} looks the same everywhere, so it cannot be split")
     distances = torch.cdist(points, clusters.centres.to(points)).square()
     scale = (distances.amin(1) * weights).sum() / weights.sum()
     shares = (-SHARPNESS * distances / scale.clamp_min(1e-12)).softmax(1)
@@ -178,7 +180,7 @@ class TokenKeeper:
 
 def _column(segments: Corrected, id: int) -> int:
     if id not in segments.ids:
-        raise ValueError(f"there is no segment {id}: it was merged, or the segmentation is another one by now")
+        raise ValueError(f"there is no segment {id} any more: it was merged, or the video was segmented again")
     return segments.ids.index(id)
 
 

@@ -11,7 +11,8 @@ from interpreter.render import DISPLAY_PALETTE
 
 SEED = 0  # as `segment`
 UNDO = 30  # corrections that can be undone
-NOT_TIED = "Every frame is segmented by itself here: a number means another object in every frame."
+NOT_TIED = "Each frame is segmented separately, so a number may stand for a different object in each frame."
+HIGHER = " To correct objects through the whole video, choose a higher level."
 
 
 class Edit(NamedTuple):
@@ -41,13 +42,17 @@ class Pane:
     controls: list[dict[str, Any]]
     encoding: Encoding
     shown: Corrected
-    version: int
+    version: int  # another one after each change
+    made: int = field(init=False)  # its first version
     before: list[Corrected] = field(default_factory=list)
     after: list[Corrected] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.made = self.version
+
     def describe(self) -> dict[str, Any]:
         """What the page knows of it."""
-        shown = self.shown
+        shown, has_levels = self.shown, any(control["name"] == "level" for control in self.controls)
         listed = [
             {
                 "id": id,
@@ -62,12 +67,13 @@ class Pane:
             "source": self.source.id,
             "label": self.source.label,
             "version": self.version,
+            "made": self.made,
             "settings": self.settings,
             "controls": self.controls,
             "segments": listed,
             "undo": bool(self.before),
             "redo": bool(self.after),
-            "note": None if shown.segmentation.tied_over_time else NOT_TIED,
+            "note": None if shown.segmentation.tied_over_time else NOT_TIED + (HIGHER if has_levels else ""),
         }
 
     def correct(self, edit: Edit, version: int) -> None:

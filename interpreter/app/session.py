@@ -201,7 +201,7 @@ class Session:
     def _segmented(self, task: Task, clip: Clip, choice: Choice) -> Pane:
         encoding = self._encodings.get(choice.key)
         if encoding is None:
-            task.begin("opening the model")
+            task.begin(self.shared.sources.opening(choice))
             segmenter = self.shared.sources.open(choice)
             task.begin("encoding frames", clip.video.num_frames)
             keeper, watched = TokenKeeper(clip.video.num_frames), WatchedVideo(clip.video, task.check)

@@ -42,7 +42,7 @@ class Sessions:
         """The tab of a token; :class:`Gone` if it was closed."""
         session = self._sessions.get(token)
         if session is None:
-            raise Gone("this page was closed for too long, and its clip was removed; reload it")
+            raise Gone("the server no longer has this page's clip; reload the page and choose the video again")
         return session
 
     @contextmanager
@@ -52,8 +52,8 @@ class Sessions:
             tabs = [tab for tab in self._sessions.values() if tab.clip is not None or tab in self._bringing]
             if len([tab for tab in tabs if tab is not session]) >= self.most:
                 raise ValueError(
-                    f"this server keeps {self.most} clips, and all places are taken; wait until somebody closes a "
-                    "page, or start it with a larger --max-clips"
+                    f"this server already keeps {self.most} clips, its limit; try again after somebody removes a video "
+                    "(a closed page keeps its clip for 10 minutes), or restart the server with a larger --max-clips"
                 )
             self._bringing.append(session)
         try:

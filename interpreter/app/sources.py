@@ -40,7 +40,11 @@ class Source:
         """What the page knows of it."""
         chosen = choose_method(self.method, self.run)
         method = chosen.method
-        detail = method.summary if self.run is None else f"{method.name}: {', '.join(chosen.stored.stages)}"
+        detail = (
+            method.summary
+            if self.run is None
+            else f"method {method.name}, trained stages: {', '.join(chosen.stored.stages)}"
+        )
         return {"id": self.id, "label": self.label, "method": method.name, "detail": detail}
 
 
@@ -63,7 +67,9 @@ class Sources:
 
     def __init__(self, runs: Sequence[Path], backbone: BackboneConfig) -> None:
         self.runs = {f"run-{number}": Source(f"run-{number}", str(run), run=run) for number, run in enumerate(runs)}
-        self.untrained = {name: Source(name, name, method=name) for name, m in METHODS.items() if not m.stages}
+        self.untrained = {
+            name: Source(name, f"{name} (no training)", method=name) for name, m in METHODS.items() if not m.stages
+        }
         self._backbone = backbone
         self._lock = threading.Lock()
         self._opened: OrderedDict[tuple[Any, ...], Segmenter] = OrderedDict()
@@ -91,6 +97,12 @@ class Sources:
         given = checked(controls(method, stored.stages, None, settings), settings)
         first = {name: given.pop(name) for name in sorted(SLOW & given.keys())}
         return Choice(source, first, given, (source.id, tuple(first.items()), _checkpoints(source.run)))
+
+    def opening(self, choice: Choice) -> str:
+        """What :meth:`open` does, for people who wait for it."""
+        name = self._backbone.backbone
+        is_on_hub = choice.source.run is None and "/" in name and not Path(name).exists()
+        return "opening the model (the first time, it is downloaded)" if is_on_hub else "opening the model"
 
     def open(self, choice: Choice) -> Segmenter:
         """A segmenter; ValueError or OSError for the reasons of :func:`open_segmenter`."""
@@ -131,7 +143,7 @@ def controls(
     if "association" in fields and "video" in stages:
         result.append(
             _choice("association", "Grouping over time", value("association"), "features",
-                    {"features": "by features", "learned": "by the video stage"},
+                    {"features": "by similarity of features", "learned": "by the trained video stage"},
                     "How the parts of each frame become segments of the video.")
         )  # fmt: skip
     top = max([int(key.removeprefix("video-")) for key in stages if key.startswith("video-")], default=2)
@@ -146,14 +158,16 @@ def controls(
         words = {1: "1, parts of each frame", levels: f"{levels}, objects of the video"}
         result.append(
             _choice("level", "Level", value("level"), levels, {n: words.get(n, str(n)) for n in range(1, levels + 1)},
-                    "Which level of the hierarchy is shown.")
+                    "Shows parts of single frames, or objects of the whole video.")
         )  # fmt: skip
     for name in ("num_segments", "num_slots"):
         if name in fields and level == levels:
             default = None if segmenter is None else segmenter.num_segments
-            help = "Segments of the video; fewer are larger." if not learned else "Slots of the video, before merging."
-            result.append(_range(name, "Number of slots" if name == "num_slots" else "Number of segments",
-                                 value(name), default, 1, MOST_SEGMENTS, 1, help))  # fmt: skip
+            slots = name == "num_slots" and (learned or "association" not in fields)
+            label, help = "Number of segments", "Fewer segments are larger."
+            if slots:
+                label, help = "Number of slots", "The model's candidates for objects; similar ones are merged."
+            result.append(_range(name, label, value(name), default, 1, MOST_SEGMENTS, 1, help))
     merges = "merge_threshold" in fields and level == levels
     if merges and ("association" not in fields or learned or levels > 2):
         result.append(_range("merge_threshold", "Merge threshold", value("merge_threshold"), None, 0, 1, 0.01,

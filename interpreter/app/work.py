@@ -130,7 +130,7 @@ class WorkQueue:
 
 def explain(error: Exception) -> str:
     """One line about an error for the page; a traceback in the terminal for what no user can have caused."""
-    if isinstance(error, (ValueError, OSError, ImportError)):
+    if isinstance(error, (ValueError, OSError, ImportError, IndexError)):
         return one_line(error)
     if type(error).__name__ == "OutOfMemoryError":
         return "the GPU has too little free memory; try a shorter clip, or wait until others are done"

@@ -85,7 +85,7 @@ def open_clusters(device: torch.device, settings: Any, frame_size: tuple[int, in
 
 CLUSTER = Method(
     name="cluster",
-    summary="k-means of a ViT's tokens over the whole video, merged where segments touch; nothing is trained",
+    summary="groups similar patches of the video (k-means of a ViT's tokens); needs no training",
     citation="the baseline of docs/results.md, refined (docs/methods/cluster.md)",
     stages=(),
     settings=ClusterSettings,

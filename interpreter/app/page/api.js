@@ -3,7 +3,8 @@
 const HEADERS = { "X-Interpreter": "1" };
 const TOKEN_KEY = "interpreter-token";
 const CLIP_KEY = "interpreter-clip";
-export const GONE = "The clip was removed because this page was closed for too long";
+export const GONE = "The server no longer has your clip: it was restarted, or this page was disconnected for more than "
+  + "10 minutes. Choose the video again.";
 const NO_ANSWER = "The server does not answer. Is it still running?";
 
 let base = "";

@@ -5,9 +5,8 @@ import { byId, make, setShown, setText } from "./dom.js";
 import { startJob } from "./job.js";
 import { state, update } from "./state.js";
 
-const START_AGAIN = "Changing a setting starts from the model's segments again; your corrections can be undone "
-  + "no more.";
-const ANEW = "The video is encoded anew, which takes as long as the first time.";
+const START_AGAIN = "Changing this setting discards your corrections; Undo cannot bring them back.";
+const ANEW = "Changing this encodes the video again, which takes as long as the first time.";
 const UNTOUCHED = "as in training";
 /** The arrow keys change a range by one step each: several steps become one request. */
 const PAUSE = 500;

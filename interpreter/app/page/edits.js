@@ -40,8 +40,8 @@ const locked = () => !pane() || ["segment", "download"].includes(state.server.jo
 
 /** What each button does, with its shortcut, and whether it can now. */
 const ACTIONS = {
-  merge: { keys: "m", title: "Merge the selected segments", can: () => selected().length > 1 },
-  split: { keys: "s", title: "Split the selected segment", can: () => selected().length === 1 },
+  merge: { keys: "m", title: "Join the selected segments into one, in all frames", can: () => selected().length > 1 },
+  split: { keys: "s", title: "Divide the selected segment into two: show a frame in which both parts are visible first", can: () => selected().length === 1 },
   hide: { keys: "h", title: "Hide or show the selected segments", can: () => selected().length > 0 },
   undo: { keys: "Ctrl+Z", title: "Undo the last correction", can: () => pane().undo },
   redo: { keys: "Ctrl+Shift+Z", title: "Redo the correction", can: () => pane().redo },

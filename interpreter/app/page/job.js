@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { byId, plural, setProgress, setShown, setText } from "./dom.js";
 import { act, state, update } from "./state.js";
 
-const LOST = "The connection to the server is lost. Trying again …";
+const LOST = "Connection to the server lost; trying again. If this lasts, check that the server is still running.";
 /** A screen reader hears of progress at most this often. */
 const SPEAK_EVERY = 4000;
 
@@ -52,7 +52,7 @@ export function startJobLine() {
 /** @param {import("./state.js").Job} job */
 function describe(job) {
   if (job.state === "waiting") {
-    return job.ahead > 0 ? `Waiting: ${plural(job.ahead, "video")} before yours` : "Waiting: yours is next";
+    return job.ahead > 0 ? `Waiting: ${plural(job.ahead, "task")} ahead of yours` : "Waiting: yours is next";
   }
   const count = job.total > 0 ? `${job.done} of ${job.total}` : "";
   return [job.title, [job.step, count].filter(Boolean).join(" ")].filter(Boolean).join(": ");

@@ -11,7 +11,7 @@ import { state } from "./state.js";
 import { renderUpload } from "./upload.js";
 import { View } from "./view.js";
 
-const LOST_EDITS = "Segmenting again starts from the model's segments; your corrections can be undone no more.";
+const LOST_EDITS = "Segmenting again discards your corrections; Undo cannot bring them back.";
 
 export const view = new View("segment", [
   { canvas: byId("original"), pane: "main", tinted: false },

@@ -5,7 +5,7 @@
  * @typedef {{name: string, label: string, help: string, kind: "range"|"choice", value: number|string|null,
  *   default: number|string|null, min?: number, max?: number, step?: number,
  *   choices?: {value: string, label: string}[], slow: boolean}} Control
- * @typedef {{source: string, label: string, version: string|number, settings: Record<string, any>,
+ * @typedef {{source: string, label: string, version: number, made: number, settings: Record<string, any>,
  *   controls: Control[], segments: Segment[], undo: boolean, redo: boolean, note: string|null}} Pane
  * @typedef {{id: string, name: string, frames: number, width: number, height: number, fps: number, aspect: number,
  *   view: [number, number]}} Clip
@@ -70,7 +70,9 @@ export function receive(server) {
   const before = state.server;
   const change = { server, lost: false };
   if (server.clip?.id !== before.clip?.id) Object.assign(change, { frame: 0, playing: false, hover: null });
-  Object.assign(change, selectionIn(server.panes.main));
+  // After an edit the numbers still mean the same segments; after another segmentation they do not.
+  const again = server.panes.main?.made !== before.panes.main?.made;
+  Object.assign(change, again ? { selection: new Set() } : selectionIn(server.panes.main));
   const finished = before.job && !server.job;
   const replaced = before.panes.main?.version !== server.panes.main?.version;
   const failed = server.error && server.error.id !== before.error?.id;

@@ -75,7 +75,11 @@ function draw() {
   setShown(byId("run-view"), runs !== null && runs.length > 0);
   if (!report) return;
   const { stages, curves, training } = report;
-  setText(byId("run-state"), training ? "It is training now." : "It is not training now.");
+  const label = runs.find(({ id }) => id === byId("run").value)?.label ?? "RUN";
+  const running = training ? "Training is running." : "Training is not running.";
+  const none = `This run has no training yet. Start one with python -m interpreter.train --run ${label}; `
+    + "this page updates by itself.";
+  setText(byId("run-state"), stages.length === 0 && !training ? none : running);
   byId("run-state").classList.toggle("live", training);
   renderStages(stages);
   setShown(byId("curves-section"), Boolean(curves));

@@ -42,7 +42,8 @@ export function startUpload() {
 /** Corrections are work: ask before they are lost. */
 async function mayReplace() {
   if (!state.server.panes.main?.undo) return true;
-  return ask("Your corrections of the present video will be lost.", { yes: "Go on", no: "Keep the video" });
+  const answers = { yes: "Discard and continue", no: "Keep the video" };
+  return ask("This discards your corrections to the current video.", answers);
 }
 
 async function send(file) {
@@ -79,6 +80,9 @@ export function renderUpload() {
   byId("drop-zone").classList.toggle("filled", clip !== null);
   const facts = clip && [plural(clip.frames, "frame"), `${clip.width} × ${clip.height} pixels`,
     `${Number(clip.fps.toFixed(2))} frames per second`].join(", ");
+  setShown(byId("limits"), clip === null);
+  setText(byId("file-label"), clip ? "Choose another video" : "Choose a video");
+  byId("file-label").classList.toggle("primary", clip === null);
   setText(byId("clip-text"), clip ? `${clip.name}: ${facts}.` : "or drop it here.");
   byId("file").disabled = !session || upload !== null;
   setShown(byId("remove-clip"), clip !== null);

@@ -87,7 +87,7 @@ def command_line(clip, tiny_run, tmp_path_factory):
 
 def segment_clip(page, clip, source="run-0"):
     """Choose the clip, segment it, and wait for the list of segments."""
-    page.get_by_label("Choose a video").set_input_files(clip)
+    page.locator("#file").set_input_files(clip)
     expect(page.get_by_text(re.compile(rf"{clip.name}: \d+ frames"))).to_be_visible()
     page.get_by_label("Segment with").select_option(source)
     page.get_by_role("button", name="Segment", exact=True).click()
@@ -259,11 +259,11 @@ def test_everything_is_done_by_keyboard(open_page, server, clip):
 def test_a_slider_changes_the_number_of_segments(open_page, server, clip):
     page = open_page(server)
     segment_clip(page, clip)
-    page.get_by_role("slider", name="Number of slots").fill("2")
+    page.get_by_role("slider", name="Number of segments").fill("2")
     expect(rows(page)).to_have_count(2)
     rows(page).first.get_by_role("button").click()
     expect(button(page, "Undo")).to_be_enabled()
-    page.get_by_role("slider", name="Number of slots").fill("3")
+    page.get_by_role("slider", name="Number of segments").fill("3")
     dialog = page.get_by_role("dialog")
     expect(dialog).to_be_visible()  # corrections would be lost
     dialog.get_by_role("button").first.click()
@@ -286,7 +286,7 @@ def test_a_broken_file_gets_one_line(open_page, server, tmp_path):
     path = tmp_path / "broken.mp4"
     path.write_bytes(make_clip(tmp_path / "whole.mp4").read_bytes()[:400])
     page = open_page(server)
-    page.get_by_label("Choose a video").set_input_files(path)
+    page.locator("#file").set_input_files(path)
     expect(page.get_by_role("alert")).to_have_text(
         "broken.mp4: cannot be decoded (Invalid data found when processing input); the file is damaged, truncated or "
         "no video, download or copy it again"
@@ -299,7 +299,7 @@ def test_two_sources_are_compared_side_by_side(open_page, server, clip):
     page = open_page(server)
     page.get_by_role("tab", name="Compare").click()
     button(page, "Choose a video in Segment").click()
-    page.get_by_label("Choose a video").set_input_files(clip)
+    page.locator("#file").set_input_files(clip)
     expect(canvas(page, "Original")).to_be_visible()
     page.get_by_role("tab", name="Compare").click()
     page.get_by_role("combobox", name="Left", exact=True).select_option("run-0")

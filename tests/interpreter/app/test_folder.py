@@ -86,7 +86,7 @@ def test_signal_ends_the_server_and_removes_its_folder(tmp_path, clip):
             assert process.returncode == 128 + number
             assert out == ""
             (line,) = errors.splitlines()
-            assert line.startswith(f"stopped by {number.name}. The server has ended")
+            assert line.startswith(f"stopped by {number.name}. The server has stopped")
             assert list(started[number].iterdir()) == []
     finally:
         for process in processes.values():
@@ -165,7 +165,7 @@ def test_missing_package_names_the_extra(capsys, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     line = fail([], capsys)
     assert package in line
-    assert 'pip install "interpreter-slots[app]"' in line
+    assert 'pip install --no-build-isolation ".[app]"' in line
 
 
 def test_file_as_a_run_is_one_line(tmp_path, capsys):

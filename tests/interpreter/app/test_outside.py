@@ -6,6 +6,7 @@ import pytest
 
 module = pytest.importorskip("interpreter.app.server", reason="starlette is not installed")
 from interpreter.app.web import HEADERS  # noqa: E402
+
 SECRET = b"this must stay here"
 SECURITY = ("content-security-policy", "x-content-type-options", "referrer-policy", "cross-origin-resource-policy")
 

@@ -39,7 +39,7 @@ def test_open_lists_sources_and_limits(server, tiny_run):
     about = server.client.open_tab().about
     assert [(s["id"], s["label"], s["method"]) for s in about["sources"]] == [
         ("run-0", str(tiny_run), "interpreter"),
-        ("cluster", "cluster", "cluster"),
+        ("cluster", "cluster (no training)", "cluster"),
     ]
     assert about["limits"] == {"megabytes": 10, "frames": 100}
     assert server.client.get(f"/api/s/{about['token']}").json == about
@@ -163,7 +163,7 @@ def test_slow_setting_encodes_anew(tab, clip, tiny_run, steps):
 
 def test_frames_segmented_by_themselves_have_a_note(tab, clip):
     tab.upload(clip)
-    assert "by itself" in tab.segment("run-0", level=1)["note"]
+    assert "segmented separately" in tab.segment("run-0", level=1)["note"]
 
 
 def test_comparison_of_a_source_with_itself_agrees(tab, clip, steps):

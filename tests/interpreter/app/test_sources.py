@@ -113,11 +113,11 @@ def test_default_number_is_that_of_the_opened_model(sources):
     ("settings", "says"),
     [
         ({"seed": 1}, "no setting is called seed"),
-        ({"num_slots": 0}, "Number of slots: 0"),
-        ({"num_slots": 31}, "Number of slots: 31"),
-        ({"num_slots": float("nan")}, "Number of slots: nan"),
-        ({"num_slots": "auto"}, "Number of slots: 'auto'"),
-        ({"num_slots": True}, "Number of slots: True"),
+        ({"num_slots": 0}, "Number of segments: 0"),
+        ({"num_slots": 31}, "Number of segments: 31"),
+        ({"num_slots": float("nan")}, "Number of segments: nan"),
+        ({"num_slots": "auto"}, "Number of segments: 'auto'"),
+        ({"num_slots": True}, "Number of segments: True"),
         ({"level": 3}, "Level: 3"),
         ({"level": True}, "Level: True"),
         ({"association": "none"}, "Grouping over time: 'none'"),
@@ -156,5 +156,10 @@ def test_run_can_segment_once_it_has_a_checkpoint(tiny_run, tmp_path):
         sources["run-0"]
     shutil.copytree(tiny_run, run)
     assert [source.id for source in sources.usable()] == ["run-0", "run-1", "cluster"]
-    about = {"id": "run-0", "label": str(run), "method": "interpreter", "detail": "interpreter: image, video"}
+    about = {
+        "id": "run-0",
+        "label": str(run),
+        "method": "interpreter",
+        "detail": "method interpreter, trained stages: image, video",
+    }
     assert sources["run-0"].describe() == about

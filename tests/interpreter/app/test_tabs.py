@@ -110,7 +110,7 @@ def test_closed_tab_stops_working_and_is_then_forgotten(serve, clip, held):
     assert len(server.files()) == 1
     server.sessions.forget = 0.0
     wait_for(lambda: not any(server.folder.iterdir()))
-    assert "was closed for too long" in server.client.get(f"/api/s/{tab.token}/events").error
+    assert "no longer has this page's clip" in server.client.get(f"/api/s/{tab.token}/events").error
     assert tab.get("frames/0").status == 404
 
 

@@ -90,7 +90,7 @@ def test_frames_too_large_to_decode_are_refused(server, tab, tmp_path):
 
 @pytest.mark.parametrize("name", ["walk.txt", "walk", "walk.mp4.py", "", "...", ".mp4", "walk.m3u8", "x.mp4/"])
 def test_suffix_of_no_video_is_refused(server, tab, clip, name):
-    assert "not the suffix of a video file" in refused(server, tab, tab.upload(clip.read_bytes(), name))
+    assert "does not look like a video file" in refused(server, tab, tab.upload(clip.read_bytes(), name))
 
 
 @pytest.mark.parametrize("kind", ["empty", "cut", "cut in the middle", "text"])

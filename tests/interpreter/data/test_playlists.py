@@ -11,7 +11,9 @@ from interpreter.data.video.pipe import LiveVideo
 from ..clips import make_clip
 
 MPD = """<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"
-profiles="urn:mpeg:dash:profile:isoff-main:2011" mediaPresentationDuration="PT0.3S"><Period><AdaptationSet><Representation id="1" mimeType="video/mp4" bandwidth="1">
+profiles="urn:mpeg:dash:profile:isoff-main:2011"
+mediaPresentationDuration="PT0.3S"><Period><AdaptationSet>
+<Representation id="1" mimeType="video/mp4" bandwidth="1">
 <BaseURL>{path}</BaseURL></Representation></AdaptationSet></Period></MPD>"""
 PLAYLISTS = {
     "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{path}\n#EXT-X-ENDLIST\n",
