@@ -1,6 +1,6 @@
 """The pictures of docs/app.md: the page with a segmented clip, at three widths, and its tab Training.
 
-    python -m profiling.app_pictures --run demo/scenes --clip demo/scenes/scenes/JPEGImages/…
+    python -m profiling.app_pictures --run demo/clip --clip CLIP
 
 It starts the server and a headless Chromium, and fails if the browser's console shows an error.
 """
@@ -12,7 +12,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from interpreter.data import open_video
@@ -34,10 +33,9 @@ def as_file(clip: Path, folder: Path) -> Path:
 
 
 def take(page: Page, name: str) -> None:
-    """Save the whole page as docs/app/NAME.png."""
-    path = OUT / f"{name}.png"
-    page.screenshot(path=path, full_page=True)
-    Image.open(path).convert("RGB").save(path, optimize=True)
+    """Save the whole page as docs/app/NAME.jpg."""
+    path = OUT / f"{name}.jpg"
+    page.screenshot(path=path, full_page=True, type="jpeg", quality=88)
     print(path)
 
 
