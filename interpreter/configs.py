@@ -13,15 +13,16 @@ FeatureOutput = Literal["tokens", "keys", "tokens-and-keys"]
 WITHOUT_SPLITS = ("folder", "segtrack")
 
 
-def option(default: Any, *, at_least: int | None = None, may_change: bool = False) -> Any:
+def option(default: Any, *, at_least: int | None = None, may_change: bool = False, encodes: bool = False) -> Any:
     """A field of an options dataclass.
 
     Args:
         default: its default.
         at_least: least value of a whole number, or of each of several.
         may_change: whether a run may be resumed with another value.
+        encodes: of a method's settings, whether a video has to be encoded again with another value.
     """
-    return field(default=default, metadata={"at_least": at_least, "may_change": may_change})
+    return field(default=default, metadata={"at_least": at_least, "may_change": may_change, "encodes": encodes})
 
 
 @dataclass(frozen=True)

@@ -108,8 +108,11 @@ def is_taken(path: Path) -> bool:
     """
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        return about["host"] != platform.node() or psutil.pid_exists(int(about["process"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        if about["host"] != platform.node():
+            return True
+        began = psutil.Process(int(about["process"])).create_time()
+        return began <= path.stat().st_mtime + 1  # a later process has the number of one that ended
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return False
 
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 from interpreter.data import open_video
 from interpreter.render.video import VideoWriter
@@ -49,7 +49,7 @@ def segment(page: Page, clip: Path, address: str) -> None:
     boxes.nth(2).check()
     page.get_by_label("Name", exact=True).fill("first object")
     page.get_by_role("button", name="Save name").click()
-    page.wait_for_function("document.querySelector('#undo').disabled === false")
+    expect(page.get_by_role("button", name="Undo")).to_be_enabled()
     slider = page.get_by_role("slider", name="Frame")
     slider.fill(str(int(slider.get_attribute("max") or 0) // 2))
     page.wait_for_timeout(1500)  # for the pictures of that frame

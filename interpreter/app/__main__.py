@@ -12,7 +12,7 @@ from rich.console import Console
 
 from interpreter.commands import cli, run_command
 from interpreter.configs import BackboneConfig, option
-from interpreter.engine.run import check_ranges
+from interpreter.engine.run import check_ranges, read_config
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PROG = "python -m interpreter.app"
 LOCAL = ("127.0.0.1", "localhost", "::1")
-LEAVE, FORGET = 5.0, 600.0  # seconds after a page was closed: its work stops, its clip is removed
+LEAVE, FORGET = 15.0, 600.0  # seconds after a page was closed: its work stops, its clip is removed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for run in options.run:
         if run.exists() and not run.is_dir():
             raise NotADirectoryError(f"--run {run} is a file; give the directory of a run")
+        read_config(run)  # damaged ones are named at once
     try:
         import starlette  # noqa: F401
         import uvicorn

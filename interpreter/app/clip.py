@@ -14,6 +14,7 @@ from PIL import Image
 from interpreter.data import Video, VideoError, open_video
 from interpreter.data.images import resize
 from interpreter.data.video.containers import declared
+from interpreter.data.video.file import VideoFile
 from interpreter.data.video.open import VIDEO_SUFFIXES
 
 VIEW = 960  # longer side of the pictures that the page shows
@@ -47,6 +48,7 @@ class Clip:
     Args:
         path: the file, in the folder of its tab.
         most_frames: a longer video is refused.
+        check: called for each frame that has to be decoded to count them; stops that by raising an error.
 
     Attributes:
         video: the video.
@@ -56,7 +58,7 @@ class Clip:
         VideoError: if it is no video, damaged, or too long; the message names the file without its folder.
     """
 
-    def __init__(self, number: int, path: Path, most_frames: int) -> None:
+    def __init__(self, number: int, path: Path, most_frames: int, check: Callable[[], None] = lambda: None) -> None:
         self.id, self.path = number, path
         width, height, frames = declared(path)
         if width * height > MOST_PIXELS:
@@ -66,6 +68,11 @@ class Clip:
         if frames > 1.1 * most_frames:  # what a file declares may be a little off; counting may decode the whole file
             raise _too_long(path, frames, most_frames)
         self.video = open_video(path)
+        if isinstance(self.video, VideoFile) and not self.video.is_counted:
+            for count, _ in enumerate(self.video.frames(), start=1):  # counts while it can be stopped
+                check()
+                if count > most_frames:
+                    raise _too_long(path, count, most_frames)
         if self.video.num_frames > most_frames:
             raise _too_long(path, self.video.num_frames, most_frames)
         factor = min(1.0, VIEW / max(self.video.height, self.video.width))
@@ -91,17 +98,20 @@ class Clip:
                 return self._cache[number]
             if not self._next <= number < self._next + JUMP:
                 self._next, self._decoding = number, self.video.frames_from(number)
-            while True:
-                frame = next(self._decoding, None)
-                if frame is None:
-                    raise VideoError(f"{self.path.name}: frame {number} could not be decoded again")
-                self._next += 1
-                if self._next > number:
-                    break
-            shown = self._cache[number] = resize(frame, self.view)
-            if len(self._cache) > CACHED:
+            try:
+                while self._next <= number:
+                    frame = next(self._decoding)
+                    self._next += 1
+                    if number - self._next < CACHED // 2:  # people step back, too
+                        self._cache[self._next - 1] = resize(frame, self.view)
+            except BaseException as error:
+                self._next, self._decoding = number, self.video.frames_from(number)  # a failed generator has ended
+                if isinstance(error, StopIteration):
+                    raise VideoError(f"{self.path}: frame {number} could not be decoded again") from None
+                raise
+            while len(self._cache) > CACHED:
                 self._cache.popitem(last=False)
-            return shown
+            return self._cache[number]
 
     def jpeg(self, number: int) -> bytes:
         """A frame of the view as JPEG."""
@@ -158,5 +168,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def _too_long(path: Path, frames: int, most: int) -> VideoError:
-    return VideoError(f"{path}: {frames} frames are too many for this server, which takes {most}; cut the clip, or "
-                      "start the server with a larger --max-frames")  # fmt: skip
+    return VideoError(
+        f"{path}: {frames} frames or more, but this server takes {most}; cut the clip, or start the server with a "
+        "larger --max-frames"
+    )

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interpreter.large import FrameTensors
+from interpreter.large import FrameTensor, FrameTensors
 from interpreter.models.clustering import lloyd, weighted_kmeans
 from interpreter.segmentation import MAX_SEGMENTS, Segmentation
 
@@ -121,8 +121,8 @@ def split(before: Corrected, id: int, tokens: Tensor, frame: int = 0, seed: int 
     for part in _parts(frames):
         masks = segmentation.masks(part)
         second = taken[part].to(masks) * masks[..., column]
+        masks = torch.cat([masks, second[..., None]], -1)  # a copy: the masks before may be shown again
         masks[..., column] -= second
-        masks = torch.cat([masks, second[..., None]], -1)
         result.write(part, masks.half())
     segmentation = Segmentation(segmentation.grid, result.tensor, tied_over_time=segmentation.tied_over_time)
     newest = before.newest + 1
@@ -154,7 +154,7 @@ class TokenKeeper:
     def __init__(self, frames: int) -> None:
         self.frames, self.count = frames, 0
         self._basis: tuple[Tensor, Tensor] | None = None
-        self._kept: Tensor | None = None
+        self._kept: FrameTensor | None = None
 
     def keep(self, features: Tensor) -> None:
         """Take the features [t, M, C] of the next frames."""
@@ -164,18 +164,18 @@ class TokenKeeper:
             mean = x.mean(0)
             _, vectors = torch.linalg.eigh(torch.cov((x - mean).mT.double().cpu()))
             self._basis = mean, vectors[:, -KEPT:].to(x)
-            shape = (self.frames, features.shape[1], self._basis[1].shape[1])
-            self._kept = torch.empty(shape, dtype=torch.float16)
+            shape = (features.shape[1], self._basis[1].shape[1])
+            self._kept = FrameTensors(self.frames, torch.device("cpu")).empty(shape, torch.float16, "tokens")
         mean, basis = self._basis
         part = slice(self.count, min(self.count + len(features), self.frames))
-        self._kept[part] = ((features - mean) @ basis).half()[: part.stop - part.start].cpu()
+        self._kept.write(part, ((features - mean) @ basis).half()[: part.stop - part.start].cpu())
         self.count = part.stop
 
     @property
     def tokens(self) -> Tensor:
         """fp16 [T, M, 64] on the CPU."""
         assert self._kept is not None, "no frame was encoded"
-        return self._kept
+        return self._kept.tensor
 
 
 def _column(segments: Corrected, id: int) -> int:

@@ -74,16 +74,18 @@ def _write_pngs(
             write_palette_png(ids, picture)
             archive.write(picture, f"Annotations/{video.name}/{number:05d}.png")
             advance()
-        if segments.names:
-            lines = (f"{id} {text}\n" for id, text in sorted(segments.names.items()) if id in segments.ids)
-            archive.writestr("names.txt", "".join(lines))
+        if names := _shown_names(segments):
+            archive.writestr("names.txt", "".join(f"{id} {text}\n" for id, text in sorted(names.items())))
     picture.unlink()
     return path
 
 
+def _shown_names(segments: Corrected) -> dict[int, str]:
+    return {id: text for id, text in segments.names.items() if id in segments.ids and id not in segments.hidden}
+
+
 def _write_rle(path: Path, frames: Iterator[Painted], segments: Corrected, advance: Callable[[], None]) -> Path:
-    names = {id: text for id, text in segments.names.items() if id not in segments.hidden}
-    with RleWriter(path, hidden=0, names=names) as codes:
+    with RleWriter(path, hidden=0, names=_shown_names(segments)) as codes:
         for _, ids in frames:
             codes.write(VIDEO_ID, ids)
             advance()

@@ -10,7 +10,7 @@ from interpreter.methods.base import Encoded, Segmenter
 from interpreter.render import DISPLAY_PALETTE
 
 SEED = 0  # as `segment`
-UNDO = 30  # corrections that can be undone
+UNDO, UNDO_BYTES = 30, 256 * 10**6  # corrections that can be undone at most, and the memory of their masks
 NOT_TIED = "Each frame is segmented separately, so a number may stand for a different object in each frame."
 HIGHER = " To correct objects through the whole video, choose a higher level."
 
@@ -76,19 +76,28 @@ class Pane:
             "note": None if shown.segmentation.tied_over_time else NOT_TIED + (HIGHER if has_levels else ""),
         }
 
-    def correct(self, edit: Edit, version: int) -> None:
-        """Correct the segments; ValueError says why that cannot be done."""
-        kind = edit.kind
-        if kind in ("undo", "redo"):
-            source, target = (self.before, self.after) if kind == "undo" else (self.after, self.before)
-            if not source:
-                raise ValueError(f"there is nothing to {kind}")
-            target.append(self.shown)
-            self.shown = source.pop()
+    def corrected(self, edit: Edit) -> Corrected:
+        """The segments after a correction; ValueError says why that cannot be done."""
+        if edit.kind not in ("undo", "redo"):
+            return self._corrected(edit)
+        earlier = self.before if edit.kind == "undo" else self.after
+        if not earlier:
+            raise ValueError(f"there is nothing to {edit.kind}")
+        return earlier[-1]
+
+    def take(self, edit: Edit, after: Corrected, version: int) -> None:
+        """Show the segments after a correction."""
+        if edit.kind == "undo":
+            self.before.pop()
+            self.after.append(self.shown)
+        elif edit.kind == "redo":
+            self.after.pop()
+            self.before.append(self.shown)
         else:
-            corrected = self._corrected(edit)
-            self.before = [*self.before, self.shown][-UNDO:]
-            self.shown, self.after = corrected, []
+            self.before, self.after = [*self.before, self.shown][-UNDO:], []
+            while len(self.before) > 1 and _bytes_of(self.before) > UNDO_BYTES:
+                self.before.pop(0)
+        self.shown = after
         self.version = version
 
     def _corrected(self, edit: Edit) -> Corrected:
@@ -104,3 +113,9 @@ class Pane:
         if kind == "name":
             return corrections.name(shown, ids[0], edit.name)
         return corrections.split(shown, ids[0], self.encoding.keeper.tokens, edit.frame, SEED)
+
+
+def _bytes_of(corrections: list[Corrected]) -> int:
+    """Memory of the masks; those that only got a name or were hidden share theirs."""
+    tensors = [t for c in corrections for t in (c.segmentation.attention, c.segmentation.across) if t is not None]
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())

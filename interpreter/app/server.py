@@ -6,6 +6,7 @@ that the command names. No address contains a path.
 
 import asyncio
 import contextlib
+import gzip
 import json
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -13,11 +14,10 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import NamedTuple
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
@@ -27,7 +27,7 @@ from starlette.staticfiles import StaticFiles
 import interpreter
 from interpreter.app.clip import Clip, check_name, safe_name
 from interpreter.app.pane import Edit
-from interpreter.app.session import Gone, Session
+from interpreter.app.session import Gone, Session, number
 from interpreter.app.sessions import Sessions
 from interpreter.app.training import TrainingRun
 from interpreter.app.web import KEEP, Guard, body_of, field_of, kept, no_address, number_of, problem
@@ -56,6 +56,7 @@ class Pages:
     def __init__(self, sessions: Sessions, runs: Mapping[str, TrainingRun], limits: Limits) -> None:
         self.sessions, self.runs, self.limits = sessions, runs, limits
         self._drawing = threading.Lock()
+        self._pictures = CapacityLimiter(8)  # so that pictures leave threads for all else
 
     async def page(self, request: Request) -> Response:
         """The page itself."""
@@ -89,6 +90,7 @@ class Pages:
             session.connections += 1
             last, silent = "", 0.0
             try:
+                yield "retry: 1000\n\n"  # milliseconds until the browser connects again
                 while not (session.closed or self.sessions.ending):
                     state = json.dumps(await to_thread.run_sync(session.state))
                     if state != last:
@@ -123,7 +125,12 @@ class Pages:
                     if (size := size + len(chunk)) > most:
                         return too_large
                     await to_thread.run_sync(file.write, chunk)
-            clip = await to_thread.run_sync(Clip, session.number(), path, self.limits.frames)
+
+            def check() -> None:
+                if session.closed:
+                    raise Gone("this page was closed")
+
+            clip = await to_thread.run_sync(Clip, number(), path, self.limits.frames, check)
             await to_thread.run_sync(session.use, clip)
         return JSONResponse({"clip": clip.describe()})
 
@@ -187,14 +194,18 @@ class Pages:
     async def frame(self, request: Request) -> Response:
         """A frame of the clip as JPEG."""
         clip = self._session(request).require_clip()
-        content = await to_thread.run_sync(clip.jpeg, number_of(request))
+        content = await to_thread.run_sync(clip.jpeg, number_of(request), limiter=self._pictures)
         return Response(content, media_type="image/jpeg", headers=kept(request, "clip", clip.id))
 
     async def labels(self, request: Request) -> Response:
         """The segments of a frame, one byte for each pixel."""
         session, pane = self._session(request), request.path_params["pane"]
-        version, content = await to_thread.run_sync(session.labels, pane, number_of(request))
-        return Response(content, media_type="application/octet-stream", headers=kept(request, "version", version))
+        version, content = await to_thread.run_sync(session.labels, pane, number_of(request), limiter=self._pictures)
+        headers = dict(kept(request, "version", version))
+        if "gzip" in request.headers.get("Accept-Encoding", ""):  # a hundredth of the size
+            content = await to_thread.run_sync(gzip.compress, content, 1)
+            headers["Content-Encoding"] = "gzip"
+        return Response(content, media_type="application/octet-stream", headers=headers)
 
     async def list_runs(self, request: Request) -> Response:
         """The runs that the command names."""
@@ -305,7 +316,6 @@ def make_app(sessions: Sessions, runs: Mapping[str, TrainingRun], limits: Limits
     middleware = [
         Middleware(Guard),
         Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
-        Middleware(GZipMiddleware, minimum_size=1000, compresslevel=1),
     ]
     routes = Pages(sessions, runs, limits).routes()
     answers = {HTTPException: no_address}

@@ -1,6 +1,8 @@
 """A tab of a browser: it has a clip, segments of it, one task at a time, and a folder of its own."""
 
+import itertools
 import re
+import secrets
 import shutil
 import threading
 import time
@@ -21,8 +23,15 @@ from interpreter.app.sources import Choice, Source, Sources
 from interpreter.app.work import Kind, Task, WorkQueue, explain
 from interpreter.metrics.ari import adjusted_rand_index
 
-KEPT_ENCODINGS = 2  # of a tab: Compare needs two
-TITLES = {"png": "PNG masks", "rle": "RLE", "cutout": "cut-out", "overlay": "overlay"}
+DOWNLOADS = {"png": "PNG masks", "rle": "RLE", "cutout": "cut-out", "overlay": "overlay"}
+
+
+_numbers = itertools.count(secrets.randbelow(1 << 40))
+
+
+def number() -> int:
+    """A number that was not used before: browsers keep pictures by it, also over the restart of a server."""
+    return next(_numbers)
 
 
 class Gone(ValueError):
@@ -40,11 +49,12 @@ class Shared:
     def __init__(self, folder: Path, sources: Sources) -> None:
         self.folder, self.sources = folder, sources
         self.long, self.short = WorkQueue("long work"), WorkQueue("short work")
-        self.drawing = threading.Lock()  # one label map at a time: each uses all cores
+        # One label map and one correction at a time: each uses all cores.
+        self.drawing, self.correcting = threading.Lock(), threading.Lock()
 
     def shortened(self, text: str) -> str:
         """An error as on the command line: without the folder of the tab, which is of no use to anybody."""
-        return re.sub(rf"{re.escape(str(self.folder))}/[0-9a-f]+/(clip-\d+/)?", "", text)
+        return " ".join(re.sub(rf"{re.escape(str(self.folder))}/[0-9a-f]+/(clip-\d+/)?", "", text).split())
 
 
 class Session:
@@ -68,21 +78,14 @@ class Session:
         self.closed = False
         self._encodings: dict[tuple[Any, ...], Encoding] = {}
         self._lock = threading.RLock()
-        self._count = 0
 
     # -- the clip
-
-    def number(self) -> int:
-        """A number that this tab did not use before."""
-        with self._lock:
-            self._count += 1
-            return self._count
 
     @contextmanager
     def uploading(self) -> Iterator[Path]:
         """A new folder for an upload, which is removed unless a clip in it is used in the end."""
-        folder = self.folder / f"clip-{self.number()}"
-        folder.mkdir(parents=True)
+        folder = self.folder / f"clip-{number()}"
+        folder.mkdir()
         try:
             yield folder
         finally:
@@ -158,39 +161,46 @@ class Session:
         """Write a file of the segments of the tab Segment."""
         if format not in FORMATS:
             raise ValueError(f"format {format!r}: choose from {', '.join(FORMATS)}")
-        if not 0 <= opacity <= 1:
+        if not 0 <= opacity <= 1:  # NaN is not, either
             raise ValueError(f"opacity {opacity}: must be between 0 and 1")
         clip, pane = self.require_clip(), self.require_pane("main")
-        shown, folder = pane.shown, clip.path.parent / "downloads" / format
+        shown, folder = pane.shown, clip.path.parent / f"{format}-{number()}"
 
         def run(task: Task) -> None:
             task.begin("writing frames", clip.video.num_frames)
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()  # fails if the clip was removed
             path = write_download(format, folder, WatchedVideo(clip.video, task.check), shown, opacity, task.advance)
             with self._lock:
-                if not task.cancelled and pane.shown is shown:
-                    about = {"name": path.name, "bytes": path.stat().st_size, "id": self.number(), "path": path}
-                    self.downloads[format] = about
+                task.check()
+                if pane.shown is not shown:
+                    path.unlink()
+                    raise ValueError("the segments changed while the file was written; ask for it again")
+                if format in self.downloads:  # with another opacity
+                    self.downloads[format]["path"].unlink(missing_ok=True)
+                about = {"name": path.name, "bytes": path.stat().st_size, "id": number(), "path": path}
+                self.downloads[format] = about
 
-        self._start(self.shared.long, "download", TITLES[format], run)
+        self._start(self.shared.long, "download", DOWNLOADS[format], run)
 
-    def cancel(self) -> None:
-        """Stop the task, if there is one."""
+    def cancel(self, why: str | None = None) -> None:
+        """Stop the task, if there is one; ``why`` is shown, if nobody asked for it."""
         with self._lock:
             if self.task is not None:
                 for queue in (self.shared.long, self.shared.short):
                     queue.cancel(self.task)
                 self.task = None
+                if why is not None:
+                    self.error = {"id": number(), "text": why}
 
     def _start(self, queue: WorkQueue, kind: Kind, title: str, run: Callable[[Task], None]) -> None:
         """Queue a task in place of the one before."""
 
-        def done(error: Exception | None) -> None:
+        def done(error: BaseException | None) -> None:
             with self._lock:
                 if self.task is task:
                     self.task = None
                     if error is not None:
-                        self.error = {"id": self.number(), "text": self.shared.shortened(explain(error))}
+                        self.error = {"id": number(), "text": self.shared.shortened(explain(error))}
 
         with self._lock:
             self.cancel()
@@ -209,25 +219,32 @@ class Session:
             with self._lock:
                 task.check()
                 self._encodings[choice.key] = encoding
-                for oldest in list(self._encodings)[:-KEPT_ENCODINGS]:
-                    del self._encodings[oldest]
         task.begin("grouping into segments")
         segmentation = encoding.segmenter.segment(encoding.encoded, SEED, **choice.settings)
         controls = self.shared.sources.controls(choice, encoding.segmenter)
         kept = {control["name"]: control["value"] for control in controls}
-        return Pane(choice.source, kept, controls, encoding, corrections.uncorrected(segmentation), self.number())
+        return Pane(choice.source, kept, controls, encoding, corrections.uncorrected(segmentation), number())
 
     def _show(self, panes: Mapping[str, Pane]) -> None:
         self.panes |= panes
-        self._forget_downloads()
+        if "main" in panes:
+            self._forget_downloads()
+        used = [pane.encoding for pane in self.panes.values() if pane is not None]
+        self._encodings = {key: encoding for key, encoding in self._encodings.items() if encoding in used}
 
     # -- corrections
 
     def edit(self, edit: Edit) -> None:
         """Correct the segments of the tab Segment; ValueError says why that cannot be done."""
-        with self._lock:
-            self.require_pane("main").correct(edit, self.number())
-            self._forget_downloads()
+        with self.shared.correcting:  # one at a time: a split uses all cores, and memory
+            pane = self.require_pane("main")
+            before = pane.shown
+            after = pane.corrected(edit)
+            with self._lock:
+                if self.panes["main"] is not pane or pane.shown is not before:
+                    raise ValueError("the segments changed meanwhile; try again")
+                pane.take(edit, after, number())
+                self._forget_downloads()
 
     def _forget_downloads(self) -> None:
         for about in self.downloads.values():
@@ -258,7 +275,6 @@ class Session:
                     "kind": task.kind,
                     "title": task.title,
                     "state": "running" if task.running else "waiting",
-                    "place": ahead,
                     "ahead": ahead,
                     "step": task.step,
                     "done": task.finished,

@@ -3,8 +3,9 @@
 import secrets
 import threading
 import time
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from interpreter.app.session import Gone, Session, Shared
@@ -49,6 +50,8 @@ class Sessions:
     def place_for(self, session: Session) -> Iterator[None]:
         """A block in which a tab brings a clip; ValueError if the server keeps enough of other tabs already."""
         with self._lock:
+            if session in self._bringing:
+                raise ValueError("another upload of this page is under way; wait for it, or cancel it")
             tabs = [tab for tab in self._sessions.values() if tab.clip is not None or tab in self._bringing]
             if len([tab for tab in tabs if tab is not session]) >= self.most:
                 raise ValueError(
@@ -74,10 +77,14 @@ class Sessions:
         with self._lock:
             alone = [session for session in self._sessions.values() if session.connections == 0]
         for session in alone:
-            if now - session.left > self.forget:
-                self.close(session)
-            elif now - session.left > self.leave:
-                session.cancel()
+            try:
+                if now - session.left > self.forget:
+                    self.close(session)
+                elif now - session.left > self.leave:
+                    session.cancel(f"stopped, because the page was disconnected for {self.leave:.0f} s; start it again")
+            except Exception:  # the other tabs must be looked after nevertheless
+                with suppress(OSError):
+                    traceback.print_exc()
 
     def shut_down(self) -> None:
         """Stop all work."""

@@ -4,6 +4,7 @@ import dataclasses
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,8 +76,13 @@ class Sources:
         self._opened: OrderedDict[tuple[Any, ...], Segmenter] = OrderedDict()
 
     def usable(self) -> list[Source]:
-        """Those that can segment now: a run whose training has not begun cannot."""
-        return [source for source in self.runs.values() if _checkpoints(source.run)] + list(self.untrained.values())
+        """Those that can segment now: a run whose training has not begun, or whose files are damaged, cannot."""
+        ready = []
+        for source in self.runs.values():
+            with suppress(ValueError, OSError):
+                if _checkpoints(source.run):
+                    ready.append(source)
+        return ready + list(self.untrained.values())
 
     def __getitem__(self, id: str) -> Source:
         """The source of an id; ValueError if there is none."""
@@ -95,7 +101,7 @@ class Sources:
         """
         method, stored = choose_method(source.method, source.run)
         given = checked(controls(method, stored.stages, None, settings), settings)
-        first = {name: given.pop(name) for name in sorted(SLOW & given.keys())}
+        first = {name: given.pop(name) for name in sorted(_slow(method) & given.keys())}
         return Choice(source, first, given, (source.id, tuple(first.items()), _checkpoints(source.run)))
 
     def opening(self, choice: Choice) -> str:
@@ -124,9 +130,7 @@ class Sources:
         return controls(method, stored.stages, segmenter, choice.first | choice.settings)
 
 
-SLOW = {"association", "levels"}
-"""Settings that a segmenter is opened with: changing them encodes the video anew."""
-NAMES = {*SLOW, "level", "num_segments", "num_slots", "merge_threshold"}
+NAMES = {"association", "levels", "level", "num_segments", "num_slots", "merge_threshold"}
 """All settings that have a slider or a choice with some method."""
 
 
@@ -172,14 +176,19 @@ def controls(
     if merges and ("association" not in fields or learned or levels > 2):
         result.append(_range("merge_threshold", "Merge threshold", value("merge_threshold"), None, 0, 1, 0.01,
                              "Slots that are closer than this are merged; higher gives fewer segments."))  # fmt: skip
-    return result
+    return [control | {"slow": control["name"] in _slow(method)} for control in result]
+
+
+def _slow(method: Method) -> set[str]:
+    """Settings that a segmenter is opened with: changing them encodes the video again."""
+    return {field.name for field in dataclasses.fields(method.settings) if field.metadata.get("encodes")}
 
 
 def checked(shown: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that have a slider or a choice and are not left at their default; ValueError if one has no value
     of its slider or choice."""
     if unknown := settings.keys() - NAMES:
-        raise ValueError(f"no setting is called {', '.join(sorted(unknown))}")
+        raise ValueError(f"no setting is called {', '.join(map(repr, sorted(unknown)))}")
     result = {}
     for control in shown:
         name, value = control["name"], settings.get(control["name"])
@@ -204,13 +213,13 @@ def _range(
     name: str, label: str, value: Any, default: Any, low: float, high: float, step: float, help: str
 ) -> dict[str, Any]:
     return {"name": name, "label": label, "kind": "range", "value": value, "default": default, "min": low, "max": high,
-            "step": step, "choices": [], "help": help, "slow": name in SLOW}  # fmt: skip
+            "step": step, "choices": [], "help": help}  # fmt: skip
 
 
 def _choice(name: str, label: str, value: Any, default: Any, choices: Mapping[Any, str], help: str) -> dict[str, Any]:
     listed = [{"value": choice, "label": text} for choice, text in choices.items()]
     return {"name": name, "label": label, "kind": "choice", "value": value, "default": default, "min": None,
-            "max": None, "step": None, "choices": listed, "help": help, "slow": name in SLOW}  # fmt: skip
+            "max": None, "step": None, "choices": listed, "help": help}  # fmt: skip
 
 
 def _checkpoints(run: Path | None) -> tuple[tuple[str, int], ...]:

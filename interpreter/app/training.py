@@ -31,17 +31,7 @@ class TrainingRun:
 
     def describe(self) -> dict[str, Any]:
         """For the list of runs."""
-        config = read_config(self.run)
-        return {
-            "id": self.id,
-            "label": str(self.run),
-            "method": config.method if config.stages else None,
-            "training": self._is_training(),
-            "stages": [
-                {"name": key, "steps": options["optim"]["steps"], "step": self._last(key)}
-                for key, options in config.stages.items()
-            ],
-        }
+        return {"id": self.id, "label": str(self.run), "training": self._is_training()}
 
     def show(self) -> dict[str, Any]:
         """How far each stage is, and addresses of the pictures."""
@@ -60,11 +50,15 @@ class TrainingRun:
             )
         base = f"/api/runs/{self.id}"
         pictures = [
-            {"stage": match["stage"], "step": int(match["step"]), "url": f"{base}/pictures/{path.name}"}
+            {
+                "stage": match["stage"],
+                "step": int(match["step"]),
+                "url": f"{base}/pictures/{path.name}?{_modified(path)}",
+            }
             for path in sorted(self.run.glob("samples/*.png"), key=_modified)
             if (match := PICTURE.fullmatch(path.name)) and self._is_picture(path)
         ]
-        curves = f"{base}/curves.png?{len(records)}" if records else None
+        curves = f"{base}/curves.png?{self._newest()}" if records else None
         return {"training": self._is_training(), "stages": stages, "pictures": pictures, "curves": curves}
 
     def picture(self, name: str) -> Path:
@@ -79,8 +73,7 @@ class TrainingRun:
         records, path = read_records(self.run), self.folder / f"{self.id}-curves.png"
         if not records:
             raise FileNotFoundError("nothing is recorded yet")
-        newest = max(_modified(file) for file in self.run.glob("*/metrics.jsonl"))
-        if _modified(path) <= newest:
+        if _modified(path) <= self._newest():
             plot_curves(records, path)
         return path
 
@@ -88,12 +81,12 @@ class TrainingRun:
     def _is_picture(path: Path) -> bool:
         return path.is_file() and not path.is_symlink()
 
+    def _newest(self) -> float:
+        """When something was recorded last."""
+        return max(map(_modified, self.run.glob("*/metrics.jsonl")), default=0.0)
+
     def _is_training(self) -> bool:
         return is_taken(self.run / ".lock")
-
-    def _last(self, key: str) -> int:
-        records = read_records(self.run)
-        return max((int(record["step"]) for record in records if record["stage"] == key), default=0)
 
 
 def _modified(path: Path) -> float:

@@ -71,8 +71,11 @@ async def body_of(request: Request) -> dict[str, Any]:
             raise ValueError("the request is too large")
     try:
         body = json.loads(content)
+        json.dumps(body, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("the request is nested too deeply") from None
+    except UnicodeEncodeError:  # half of a pair of surrogates
+        raise ValueError("the request holds text that is no Unicode") from None
     if not isinstance(body, dict):
         raise ValueError("the request must be a JSON object")
     return body

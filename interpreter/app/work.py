@@ -4,6 +4,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal
 
 from interpreter.commands import one_line
@@ -28,7 +29,7 @@ class Task:
     _count = 0
 
     def __init__(
-        self, kind: Kind, title: str, run: Callable[["Task"], None], done: Callable[[Exception | None], None]
+        self, kind: Kind, title: str, run: Callable[["Task"], None], done: Callable[[BaseException | None], None]
     ) -> None:
         Task._count += 1
         self.id, self.kind, self.title, self.run, self.done = Task._count, kind, title, run, done
@@ -114,25 +115,28 @@ class WorkQueue:
                 if self._closed:
                     return
                 task = self._running = self._waiting.popleft()
-            error: Exception | None = None
+            error: BaseException | None = None
             try:
                 task.running = True
                 task.check()
                 task.run(task)
-            except Exception as problem:
+            except BaseException as problem:  # whatever it is, the tasks behind it must not wait for ever
                 error = problem
             with self._changed:
                 self._running = None
-            if not isinstance(error, Cancelled) and not task.cancelled:
-                task.done(error)
-            task.ended.set()
+            try:
+                if not isinstance(error, Cancelled) and not task.cancelled:
+                    task.done(error)
+            finally:
+                task.ended.set()
 
 
-def explain(error: Exception) -> str:
+def explain(error: BaseException) -> str:
     """One line about an error for the page; a traceback in the terminal for what no user can have caused."""
     if isinstance(error, (ValueError, OSError, ImportError, IndexError)):
         return one_line(error)
     if type(error).__name__ == "OutOfMemoryError":
         return "the GPU has too little free memory; try a shorter clip, or wait until others are done"
-    traceback.print_exception(error)
+    with suppress(OSError):  # the terminal may be gone
+        traceback.print_exception(error)
     return f"an error inside the program, {type(error).__name__}: {error}; the terminal of the server shows more"

@@ -184,7 +184,7 @@ class VideoSaurStage(RecurrentStage[VideoSaurTraining]):
 class VideoSaurSettings:
     """Settings of VideoSAUR at inference."""
 
-    num_slots: int | None = option(None, at_least=1)
+    num_slots: int | None = option(None, at_least=1, encodes=True)
     """Slots to look for; any number can be drawn from the learned Gaussian. Default: as in training."""
 
 

@@ -14,7 +14,7 @@ let queue = Promise.resolve();
 
 /** @param {() => any} step */
 function inTurn(step) {
-  queue = queue.then(() => (locked() ? null : step()));
+  queue = queue.then(() => (locked() ? null : step())).catch((error) => update({ error: error.message }));
 }
 
 function edit(kind, segments, more = {}) {
@@ -91,7 +91,9 @@ function onKey(event) {
   if (state.tab !== "segment" || byId("ask").open || event.altKey) return;
   const typing = event.target.matches("input[type=text], select, textarea");
   if (event.key === "Escape" && state.selection.size > 0) update({ selection: new Set() });
-  if (typing) return;
+  // Letters act where segments are worked on, and where nothing has the focus, as after a click on a picture.
+  const elsewhere = event.target !== document.body && !event.target.closest("#work, #pictures");
+  if (typing || elsewhere) return;
   const key = event.key.toLowerCase();
   let action;
   if (event.ctrlKey || event.metaKey) action = key === "z" ? (event.shiftKey ? "redo" : "undo") : undefined;

@@ -27,10 +27,10 @@ let starting = false;
 /**
  * Ask for a job. A second click before the server has answered the first asks for nothing.
  * @param {"segment"|"compare"|"download"} action
- * @returns {Promise<boolean>} whether the server took it, or has the first one still to answer
+ * @returns {Promise<boolean>} whether the server took it
  */
 export async function startJob(action, body) {
-  if (starting) return true;
+  if (starting) return false;
   starting = true;
   const taken = await act(() => api.post(action, body));
   starting = false;
@@ -44,6 +44,7 @@ export const onCancel = (callback) => cancelled.push(callback);
 export function startJobLine() {
   byId("job-cancel").addEventListener("click", () => {
     update({ draft: {}, draftSent: false });
+    cancelledByUser = true;
     for (const callback of cancelled) callback();
     act(() => api.post("cancel"));
   });
@@ -59,6 +60,7 @@ function describe(job) {
 }
 
 let last = null;
+let cancelledByUser = false;
 
 export function renderJobLine() {
   const { job, error } = state.server;
@@ -72,8 +74,9 @@ export function renderJobLine() {
     if (text !== last?.text) speak(text);
     last = { text, title: job.title };
   } else if (last) {
-    if (!error || error.id === state.answered) speak(`Finished: ${last.title}`);
+    if (!error || error.id === state.answered) speak(`${cancelledByUser ? "Cancelled" : "Finished"}: ${last.title}`);
     last = null;
+    cancelledByUser = false;
   }
   const fromServer = error && error.id !== state.answered ? error.text : "";
   setText(byId("error"), state.error || fromServer || (state.lost ? LOST : ""));

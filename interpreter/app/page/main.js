@@ -12,6 +12,7 @@ import { forget, onUpdate, receive, state, update } from "./state.js";
 import { renderTabs, startTabs } from "./tabs.js";
 import { renderTraining, startTraining } from "./training.js";
 import { startUpload } from "./upload.js";
+import { View } from "./view.js";
 
 const AGAIN = 2000;
 
@@ -27,6 +28,10 @@ async function connect() {
   setText(byId("version"), `Version ${state.session.version}`);
   api.listen({
     onState: (server) => {
+      if (state.lost) {
+        View.retry();
+        update({ error: "" });
+      }
       receive(server);
       api.rememberClip(server.clip !== null);
       saveReady();

@@ -12,6 +12,9 @@ const AHEAD_STILL = 2;
  * pane: whose segments lie under the pointer; tinted: whether they are painted
  */
 
+/** @type {View[]} */
+const views = [];
+
 export class View {
   /** @param {string} tab @param {Picture[]} pictures */
   constructor(tab, pictures) {
@@ -25,6 +28,7 @@ export class View {
     /** A wish that failed: it is not repeated until something else was wanted. */
     this.failed = "";
     this.layer = document.createElement("canvas");
+    views.push(this);
   }
 
   /** What the canvases should show now. */
@@ -39,6 +43,11 @@ export class View {
   isCurrent() {
     const wanted = this.wanted();
     return wanted !== null && same(wanted, this.shown);
+  }
+
+  /** Let all views try again what has failed: the connection is back. */
+  static retry() {
+    for (const view of views) view.failed = "";
   }
 
   /** Called after every change of the state. */

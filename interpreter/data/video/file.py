@@ -103,9 +103,15 @@ class VideoFile(Video):
         Raises:
             VideoError: if the video is truncated, or decoding it finds damage.
         """
+        known = self.is_counted and self._scanned is None
+        return self._counted if known and self._counted is not None else self._scan().num_frames
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether `num_frames` is known, or can be counted without decoding the file."""
         if self._scanned is None and self._counted is None:
             self._counted = self._count()
-        return self._counted if self._scanned is None and self._counted is not None else self._scan().num_frames
+        return self._scanned is not None or self._counted is not None
 
     def check(self) -> None:
         """Decode the whole file, unless a complete pass was made before (see `Video.check`)."""

@@ -19,7 +19,7 @@ class Settings:
     stage: StageName = "video"
     """video: segments keep their identity over time.
     image: each frame is segmented by itself."""
-    association: Association = "features"
+    association: Association = option("features", encodes=True)
     """How the image slots of all frames become segments.
     features: by k-means of the mean features of the slots' tokens, for which only the image stage has to be trained.
     learned: by the trained video stage. Ignored with more than two levels, which always use the trained stages."""
@@ -27,7 +27,7 @@ class Settings:
     """Level whose segments are written: 1, the image slots of each frame; 2, the segments of the video (k-means, or the
     video stage with --association learned); 3 and more, a level trained with `train --level`. Default: the highest of
     --levels."""
-    levels: int | None = option(None, at_least=2)
+    levels: int | None = option(None, at_least=2, encodes=True)
     """Levels of the hierarchy. Above 2, each level below the highest works in windows of the video, in which its
     segments are numbered anew. Default: 2, or --level if that is more."""
     outlines: int | None = option(None, at_least=1)
