@@ -112,6 +112,8 @@ class Pane:
             raise ValueError(f"select one segment to {kind} it")
         if kind == "name":
             return corrections.name(shown, ids[0], edit.name)
+        if not 0 <= edit.frame < len(shown.segmentation):
+            raise ValueError(f"frame: {edit.frame} is not among the frames of the clip")
         return corrections.split(shown, ids[0], self.encoding.keeper.tokens, edit.frame, SEED)
 
 

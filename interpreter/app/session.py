@@ -23,6 +23,7 @@ from interpreter.app.sources import Choice, Source, Sources
 from interpreter.app.work import Kind, Task, WorkQueue, explain
 from interpreter.metrics.ari import adjusted_rand_index
 
+KEPT_ENCODINGS = 2  # of a tab, and those that are shown: going back to a setting then encodes nothing
 DOWNLOADS = {"png": "PNG masks", "rle": "RLE", "cutout": "cut-out", "overlay": "overlay"}
 
 
@@ -229,8 +230,10 @@ class Session:
         self.panes |= panes
         if "main" in panes:
             self._forget_downloads()
-        used = [pane.encoding for pane in self.panes.values() if pane is not None]
-        self._encodings = {key: encoding for key, encoding in self._encodings.items() if encoding in used}
+        used = [id(pane.encoding) for pane in self.panes.values() if pane is not None]
+        unused = [key for key, encoding in self._encodings.items() if id(encoding) not in used]
+        for key in unused[: max(0, len(self._encodings) - KEPT_ENCODINGS)]:
+            del self._encodings[key]
 
     # -- corrections
 

@@ -66,7 +66,7 @@ def test_value_of_no_slider_is_refused(prepared, source, name, others):
         refuse(prepared, "segment", f'{{"source": "{source}", "settings": {{{others}"{name}": {value}}}}}', "not among")
     if name in ("num_segments", "num_slots"):
         refuse(prepared, "segment", {"source": source, "settings": {name: 0}}, "not among")
-    refuse(prepared, "segment", {"source": source, "settings": {"backbone": "x"}}, "no setting is called backbone")
+    refuse(prepared, "segment", {"source": source, "settings": {"backbone": "x"}}, "no setting is called 'backbone'")
     refuse(prepared, "segment", {"source": source, "settings": []}, "settings")
 
 
@@ -162,3 +162,17 @@ def test_expected_error_names_no_folder_of_the_server(server, tab, clip, monkeyp
     tab.post("segment", source="cluster", settings={})
     assert tab.finish()["error"]["text"] == "walk.mp4: cannot be read"
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("body", ['{"kind": "name", "segments": [1], "name": "\\ud83d"}', '{"\\ud83d": 1}'])
+def test_half_a_character_is_refused(prepared, body):
+    path = f"/api/s/{prepared.token}/edit"
+    assert "no Unicode" in prepared.client.send("POST", path, body.encode()).error
+
+
+def test_split_in_a_frame_of_no_clip_is_refused(prepared):
+    ids = [segment["id"] for segment in prepared.state()["panes"]["main"]["segments"]]
+    for frame in (-1, 10**30):
+        answer = prepared.post("edit", kind="split", segments=ids[:1], frame=frame)
+        assert answer.status == 422
+        assert answer.error == f"frame: {frame} is not among the frames of the clip"

@@ -112,7 +112,7 @@ def test_default_number_is_that_of_the_opened_model(sources):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"seed": 1}, "no setting is called seed"),
+        ({"seed": 1}, "no setting is called 'seed'"),
         ({"num_slots": 0}, "Number of segments: 0"),
         ({"num_slots": 31}, "Number of segments: 31"),
         ({"num_slots": float("nan")}, "Number of segments: nan"),

@@ -41,7 +41,6 @@ def working(server, clip, held, count):
 
 def places(tabs):
     jobs = [tab.state()["job"] for tab in tabs]
-    assert all(job is None or job["place"] == job["ahead"] for job in jobs)
     return [job and (job["state"], job["ahead"]) for job in jobs]
 
 
@@ -169,6 +168,25 @@ def test_uploads_under_way_count_as_clips(serve, clip):
     with server.sessions.place_for(server.session(first)):
         assert "keeps 1 clips" in second.upload(clip).error
     assert second.upload(clip).status == 200
+
+
+def test_disconnected_page_is_told_why_its_work_stopped(serve, clip, held):
+    server = serve(leave=0.05)
+    (tab,) = working(server, clip, held, 1)
+    wait_for(lambda: held.stopped == [tab.token])
+    assert "the page was disconnected" in tab.state()["error"]["text"]
+
+
+def test_one_tab_that_fails_does_not_stop_the_care_for_others(serve, clip, held, monkeypatch, capsys):
+    server = serve(leave=60.0, forget=0.0)
+    first, second = server.client.open_tab(), server.client.open_tab()
+
+    def fail():
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(server.session(first), "close", fail)
+    wait_for(lambda: server.client.get(f"/api/s/{second.token}").status == 404)
+    assert "the disk is gone" in capsys.readouterr().err
 
 
 def test_streams_end_with_the_server(serve, clip, held):

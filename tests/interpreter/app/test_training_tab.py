@@ -40,10 +40,8 @@ def shown(client, id="run-0"):
     return answer.json
 
 
-def test_runs_are_listed_with_their_steps(client, run):
-    stages = [{"name": "image", "step": 3, "steps": 3}, {"name": "video", "step": 3, "steps": 3}]
-    (listed,) = client.get("/api/runs").json
-    assert listed == {"id": "run-0", "label": str(run), "method": "interpreter", "training": False, "stages": stages}
+def test_runs_are_listed(client, run):
+    assert client.get("/api/runs").json == [{"id": "run-0", "label": str(run), "training": False}]
 
 
 def test_stages_show_their_last_record(client, run):
@@ -69,7 +67,7 @@ def test_half_written_record_is_not_read(client, run):
         append(run, "video", line[:length])
         after = shown(client)
         assert [(s["step"], s["loss"]) for s in after["stages"]] == [(s["step"], s["loss"]) for s in before["stages"]]
-        assert after["curves"] == before["curves"]
+        assert client.get(after["curves"]).status == 200
         path.write_text(whole)
     append(run, "video", line + "\n")
     assert shown(client)["stages"][1]["step"] == 4
@@ -118,8 +116,7 @@ def _described(run):
 def test_run_without_a_directory_shows_once_it_is_there(serve, tiny_run, tmp_path):
     run = tmp_path / "later"
     client = serve(runs=[run]).client
-    empty = {"id": "run-0", "label": str(run), "method": None, "training": False, "stages": []}
-    assert client.get("/api/runs").json == [empty]
+    assert client.get("/api/runs").json == [{"id": "run-0", "label": str(run), "training": False}]
     assert shown(client) == {"training": False, "stages": [], "pictures": [], "curves": None}
     assert client.get("/api/runs/run-0/curves.png").error == "nothing is recorded yet"
     assert [source["id"] for source in client.open_tab().about["sources"]] == ["cluster"]

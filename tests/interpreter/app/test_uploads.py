@@ -1,5 +1,6 @@
 """What can be uploaded, what is refused and in which words, and where it is kept."""
 
+import doctest
 import re
 import socket
 
@@ -8,7 +9,11 @@ import pytest
 from PIL import Image
 
 from interpreter import segment
+from interpreter.app import clip as clip_module
+from interpreter.app.clip import Clip
+from interpreter.app.work import Cancelled
 from interpreter.commands import run_command
+from interpreter.data.video.file import VideoFile
 
 from ..clips import make_clip
 from .client import wait_for
@@ -74,7 +79,7 @@ def test_clip_with_too_many_frames_is_refused(narrow, tmp_path, frames):
     tab = narrow.client.open_tab()
     answer = tab.upload(make_clip(tmp_path / "long.mp4", frames=frames))
     line = refused(narrow, tab, answer)
-    assert line.startswith(f"long.mp4: {frames} frames are too many for this server, which takes 10")
+    assert line.startswith(f"long.mp4: {frames} frames or more, but this server takes 10")
     assert "--max-frames" in line
 
 
@@ -188,3 +193,57 @@ def test_playlist_shows_no_other_file(server, tab, clip, kind):
         assert tab.get("frames/0").status == 422
     tab.post("segment", source="cluster", settings={})
     assert tab.state()["job"] is None
+
+
+def test_frames_are_counted_only_up_to_the_limit(narrow, tmp_path, monkeypatch):
+    """A raw stream states no length, and each frame of it has to be decoded to count them."""
+    decoded = []
+    stream = VideoFile._stream
+
+    def count(video, size):
+        for frame in stream(video, size):
+            decoded.append(1)
+            yield frame
+
+    monkeypatch.setattr(VideoFile, "_stream", count)
+    path = make_clip(tmp_path / "raw.h264", frames=60)
+    assert "11 frames or more, but this server takes 10" in narrow.client.open_tab().upload(path).error
+    assert len(decoded) == 11
+
+
+def test_counting_stops_when_the_page_is_closed(narrow, tmp_path):
+    path = make_clip(tmp_path / "raw.h264", frames=9)
+
+    def check():
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        Clip(1, path, 10, check)
+    assert Clip(1, path, 10).video.num_frames == 9
+
+
+def test_a_clip_is_read_again_after_an_error(clip, monkeypatch):
+    shown = Clip(1, clip, 10)
+    first = shown.frame(0)
+    shown._cache.clear()
+    shown._next, shown._decoding = 1, broken_frames()
+    with pytest.raises(OSError, match="too many open files"):
+        shown.frame(2)
+    np.testing.assert_array_equal(shown.frame(2), list(shown.video.frames())[2])
+    np.testing.assert_array_equal(shown.frame(0), first)
+
+
+def broken_frames():
+    raise OSError("too many open files")
+    yield
+
+
+def test_numbers_are_not_used_again_by_another_tab(server, clip):
+    """Browsers keep pictures by the number of the clip."""
+    numbers = [server.client.open_tab().upload(clip).json["clip"]["id"] for _ in range(3)]
+    assert len(set(numbers)) == 3
+
+
+def test_examples_of_safe_names():
+    assert doctest.testmod(clip_module).attempted == 1
+    assert doctest.testmod(clip_module).failed == 0

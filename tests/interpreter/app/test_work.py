@@ -1,6 +1,7 @@
 """The queue of long work: its order, places in it, and tasks that are not wanted any more."""
 
 import threading
+from unittest.mock import Mock
 
 import pytest
 
@@ -140,3 +141,21 @@ def test_only_unexpected_errors_have_a_traceback(capsys):
     assert capsys.readouterr().err == ""
     assert explain(KeyError("x")).startswith("an error inside the program, KeyError: 'x'")
     assert "KeyError: 'x'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), RuntimeError("at the end")])
+def test_worker_survives_every_error(queue, monkeypatch, error):
+    """Also where nobody can read the traceback any more."""
+    monkeypatch.setattr("traceback.print_exception", Mock(side_effect=OSError("broken pipe")))
+    told = []
+
+    def fail(task):
+        raise error
+
+    bad = Task("segment", "bad", fail, lambda problem: told.append(explain(problem)))
+    good = Task("segment", "good", lambda task: None, lambda problem: told.append(problem))
+    queue.add(bad)
+    queue.add(good)
+    assert good.ended.wait(10)
+    assert told[1:] == [None]
+    assert "an error inside the program" in told[0]
