@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import zipfile
 
 import numpy as np
@@ -16,12 +17,14 @@ from playwright.sync_api import expect, sync_playwright
 from interpreter import segment
 from interpreter.app import corrections
 from interpreter.app.corrections import uncorrected
+from interpreter.app.session import Session
 from interpreter.render import DISPLAY_PALETTE
 from interpreter.segmentation import SegmentedVideo
 
 from ..clips import make_clip, read_annotations
 from .client import wait_for
 
+expect.set_options(timeout=30_000)  # two test processes share two cores
 SIZE = (96, 128)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -293,6 +296,31 @@ def test_a_broken_file_gets_one_line(open_page, server, tmp_path):
     )
     assert all("422" in problem for problem in page.problems)  # Chromium logs every answer that is an error
     page.problems.clear()
+
+
+def test_a_second_user_sees_how_many_are_ahead(open_page, server, clip, monkeypatch):
+    may_end = threading.Event()
+    encode = Session._segmented
+
+    def wait(session, task, *more):
+        while not may_end.wait(0.01):
+            task.check()
+        return encode(session, task, *more)
+
+    monkeypatch.setattr(Session, "_segmented", wait)
+    first, second = open_page(server), open_page(server)
+    for page in (first, second):
+        page.get_by_label("Choose a video").set_input_files(clip)
+        expect(canvas(page, "Original")).to_be_visible()
+        button(page, "Segment").click()
+        expect(button(page, "Cancel")).to_be_visible()
+    expect(second.get_by_text("Waiting: 1 task ahead of yours").first).to_be_visible()
+    button(first, "Cancel").click()
+    expect(button(first, "Cancel")).to_be_hidden()
+    expect(first.get_by_role("status")).to_have_text(re.compile("^Cancelled"))
+    may_end.set()
+    rows(second).first.wait_for()
+    assert rows(first).count() == 0
 
 
 def test_two_sources_are_compared_side_by_side(open_page, server, clip):
