@@ -9,7 +9,7 @@
  *   controls: Control[], segments: Segment[], undo: boolean, redo: boolean, note: string|null}} Pane
  * @typedef {{id: string, name: string, frames: number, width: number, height: number, fps: number, aspect: number,
  *   view: [number, number]}} Clip
- * @typedef {{id: string, kind: string, title: string, state: "waiting"|"running", place: number, ahead: number,
+ * @typedef {{id: string, kind: string, title: string, state: "waiting"|"running", ahead: number,
  *   step: string, done: number, total: number}} Job
  * @typedef {{clip: Clip|null, job: Job|null, error: {id: any, text: string}|null,
  *   panes: Record<"main"|"left"|"right", Pane|null>, agreement: number|null,
