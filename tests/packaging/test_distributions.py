@@ -1,5 +1,6 @@
 """The ops are a distribution of their own, which needs nothing but torch."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import tarfile
 import tomllib
 import venv
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -135,3 +137,22 @@ def test_command_of_the_ops_names_each_backend_and_what_it_lacks(monkeypatch, ca
     assert re.search(r"^cpp +no .*\(no _C\)$", printed, re.MULTILINE)
     assert {line.split()[0] for line in printed.splitlines()[1:]} == set(slotkernels._backends.BACKENDS)
     assert sys.version.split()[0] in printed
+
+
+def test_wheel_of_the_project_holds_the_page(tmp_path):
+    """Files that are no Python are left out of a wheel unless pyproject.toml names them."""
+    sources = tmp_path / "sources"
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    for name in ("interpreter", "kernels"):
+        shutil.copytree(ROOT / name, sources / name, ignore=ignored)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, sources)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
+    environment = {**os.environ, "SLOTKERNELS_BUILD": "0"}
+    subprocess.run([*command, str(tmp_path), "."], cwd=sources, check=True, env=environment)
+    (wheel,) = tmp_path.glob("*.whl")
+    page = ROOT / "interpreter/app/page"
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if name.startswith("interpreter/app/page/")}
+        assert held == {f"interpreter/app/page/{path.name}" for path in page.iterdir()}
+        assert archive.read("interpreter/app/page/index.html") == (page / "index.html").read_bytes()
