@@ -62,7 +62,9 @@ def tiny_run(tmp_path_factory, image_options, video_options):
     run = tmp_path_factory.mktemp("tiny") / "run"
     main(["--run", str(run), *image_options])
     main(["--run", str(run), *video_options])
-    return run
+    config = (run / "config.json").read_bytes()
+    yield run
+    assert (run / "config.json").read_bytes() == config, "a test changed tiny_run: it has to copy it first"
 
 
 @pytest.fixture

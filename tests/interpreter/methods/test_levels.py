@@ -103,9 +103,10 @@ def test_the_cache_command_computes_the_same_files(level_run, level_options, tmp
         assert one.read_bytes() == other.read_bytes()
 
 
-def test_streamed_slots_of_windows_are_refused(tiny_run, level_options):
+def test_streamed_slots_of_windows_are_refused(tiny_run, level_options, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
     with pytest.raises(ValueError, match="--features streamed: a level above 2 trains on the stored slots"):
-        train(["--run", str(tiny_run), *level_options, "--features", "streamed"])
+        train(["--run", str(run), *level_options, "--features", "streamed"])
 
 
 @pytest.mark.parametrize("extra", [[], MEANS])
