@@ -1,4 +1,4 @@
-"""The clip of a tab: an uploaded file, its frames for the page, and decoding that stops when nobody wants it."""
+"""The clip of a tab: an uploaded file, its frames for the page, and decoding that can be cancelled."""
 
 import io
 import re

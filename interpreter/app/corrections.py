@@ -76,8 +76,8 @@ def merge(before: Corrected, ids: Sequence[int]) -> Corrected:
 def split(before: Corrected, id: int, tokens: Tensor, frame: int = 0, seed: int = 0) -> Corrected:
     """Split a segment into two, by k-means of its tokens and their places; the smaller part gets a new number.
 
-    k-means of one frame, the one that somebody looks at, finds two parts there; Lloyd's algorithm goes on from their
-    centres with the tokens of all frames.
+    k-means first finds two parts in one frame, the one on screen. Lloyd's algorithm then continues from their centres
+    with the tokens of all frames.
 
     Args:
         before: the segments.

@@ -16,7 +16,7 @@ HIGHER = " To correct objects through the whole video, choose a higher level."
 
 
 class Edit(NamedTuple):
-    """A correction that somebody asks for."""
+    """A correction that a user requests."""
 
     kind: str  # "merge", "split", "hide", "show", "name", "undo" or "redo"
     segments: list[int]  # their numbers

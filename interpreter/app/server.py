@@ -278,7 +278,7 @@ def answered(
         try:
             return await answer(request)
         except ClientDisconnect:
-            return Response(status_code=HTTPStatus.BAD_REQUEST)  # nobody reads it
+            return Response(status_code=HTTPStatus.BAD_REQUEST)  # the client has disconnected
         except (Gone, FileNotFoundError, IndexError) as error:
             return problem(HTTPStatus.NOT_FOUND, _line(error))
         except Exception as error:

@@ -54,7 +54,7 @@ class Shared:
         self.drawing, self.correcting = threading.Lock(), threading.Lock()
 
     def shortened(self, text: str) -> str:
-        """An error as on the command line: without the folder of the tab, which is of no use to anybody."""
+        """An error without the path of the tab's folder, so that it reads as on the command line."""
         return " ".join(re.sub(rf"{re.escape(str(self.folder))}/[0-9a-f]+/(clip-\d+/)?", "", text).split())
 
 
@@ -184,7 +184,7 @@ class Session:
         self._start(self.shared.long, "download", DOWNLOADS[format], run)
 
     def cancel(self, why: str | None = None) -> None:
-        """Stop the task, if there is one; ``why`` is shown, if nobody asked for it."""
+        """Stop the task, if there is one. ``why`` is shown as an error; leave it out if the user cancelled."""
         with self._lock:
             if self.task is not None:
                 for queue in (self.shared.long, self.shared.short):

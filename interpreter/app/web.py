@@ -52,7 +52,7 @@ class Guard:
 
 
 def kept(request: Request, name: str, value: int) -> Mapping[str, str]:
-    """Headers that let a browser keep an answer, unless the address names what was there before."""
+    """Headers that let a browser cache an answer, unless the address names an older version of it."""
     return KEEP if request.query_params.get(name) == str(value) else {}
 
 

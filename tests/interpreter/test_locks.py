@@ -54,7 +54,7 @@ def test_a_look_tells_whether_a_lock_is_taken(path):
         assert path.exists()
         assert not is_taken(path)  # what a killed process leaves
     path.write_text(path.read_text().replace(platform.node(), "elsewhere"))
-    assert is_taken(path)  # nobody here can tell
+    assert is_taken(path)  # a process of another machine cannot be checked
     path.write_text("not JSON")
     assert not is_taken(path)
 

@@ -145,7 +145,7 @@ def test_only_unexpected_errors_have_a_traceback(capsys):
 
 @pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), RuntimeError("at the end")])
 def test_worker_survives_every_error(queue, monkeypatch, error):
-    """Also where nobody can read the traceback any more."""
+    """Even if its traceback cannot be printed."""
     monkeypatch.setattr("traceback.print_exception", Mock(side_effect=OSError("broken pipe")))
     told = []
 

@@ -26,7 +26,7 @@ PLAYLISTS = {
 
 @pytest.fixture
 def secret(tmp_path):
-    """A video that nobody gave."""
+    """A video on this machine that was not given to the program."""
     return make_clip(tmp_path / "secret.ts", codec="mpeg2video", fps=25)
 
 
