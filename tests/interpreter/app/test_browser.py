@@ -223,6 +223,10 @@ def test_the_overlay_tints_every_segment_of_the_frame(open_page, server, clip, c
     edge = ~inner
     edge[[0, -1]] = edge[:, [0, -1]] = False
     assert np.abs(pixels(page)[edge].astype(int) - DISPLAY_PALETTE[labels - 1][edge]).max() <= 3  # the outlines
+    hidden = largest(labels, count=1)[0][0]
+    button(page, f"Hide segment {hidden}").click()
+    places = labels == hidden
+    wait_for(lambda: np.abs(pixels(page).astype(int) - pixels(page, "Original"))[places].max() <= 3)
 
 
 def test_everything_is_done_by_keyboard(open_page, server, clip):
