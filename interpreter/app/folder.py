@@ -32,10 +32,15 @@ class ServerFolder:
         self.parent = Path(tempfile.gettempdir()) if parent is None else parent
 
     def __enter__(self) -> Path:
-        self.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(self.parent)
-        # Locked under another name first: a server that starts now would take an unlocked folder for abandoned.
-        hidden = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=self.parent))
+        try:
+            self.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(self.parent)
+            # Locked under another name first: a server that starts now would take an unlocked folder for abandoned.
+            hidden = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=self.parent))
+        except OSError as error:
+            raise OSError(
+                f"no folder can be made in {self.parent} ({error.strerror}); give another --folder"
+            ) from error
         self._lock = Lock(hidden / ".lock")
         self._lock.take()
         self.path = hidden.rename(hidden.with_name(hidden.name.removeprefix(".")))

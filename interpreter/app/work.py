@@ -1,5 +1,7 @@
 """What takes long is done by one thread, task after task; the others wait in order and know their place."""
 
+import errno
+import os
 import threading
 import traceback
 from collections import deque
@@ -133,6 +135,8 @@ class WorkQueue:
 
 def explain(error: BaseException) -> str:
     """One line about an error for the page; a traceback in the terminal for what no user can have caused."""
+    if isinstance(error, OSError) and error.strerror == os.strerror(errno.ENOSPC):  # else the error says more
+        return "the disk of the server is full; remove other videos, or restart the server with another --folder"
     if isinstance(error, (ValueError, OSError, ImportError, IndexError)):
         return one_line(error)
     if type(error).__name__ == "OutOfMemoryError":

@@ -1,6 +1,8 @@
 """What can be uploaded, what is refused and in which words, and where it is kept."""
 
 import doctest
+import errno
+import os
 import re
 import socket
 
@@ -247,3 +249,12 @@ def test_numbers_are_not_used_again_by_another_tab(server, clip):
 def test_examples_of_safe_names():
     assert doctest.testmod(clip_module).attempted == 1
     assert doctest.testmod(clip_module).failed == 0
+
+
+def test_full_disk_is_one_line_and_keeps_nothing(server, tab, clip, monkeypatch):
+    def full(*more):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("interpreter.app.server.Clip", full)
+    line = refused(server, tab, tab.upload(clip))
+    assert line.startswith("the disk of the server is full; remove other videos")
