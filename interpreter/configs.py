@@ -9,6 +9,7 @@ from interpreter.data.options import Crop, DatasetKind, DavisAnnotations, Loader
 Precision = Literal["auto", "fp32", "bf16", "fp8-backbone"]
 Features = Literal["auto", "stored", "streamed"]
 Dtype = Literal["fp16", "bf16"]
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
 FeatureOutput = Literal["tokens", "keys", "tokens-and-keys"]
 WITHOUT_SPLITS = ("folder", "segtrack")
 
@@ -98,7 +99,7 @@ class BackboneConfig:
 
     backbone: str = "efficientnet-lite0"
     """efficientnet-lite0 (its weights come with the installation);
-    the hub id or local folder of a Hugging Face ViT, such as facebook/dinov2-base;
+    the hub id or local folder of a Hugging Face ViT, such as facebook/dinov2-base or facebook/dinov2-base@REVISION;
     or an official DINOv2 checkpoint (.pth, .safetensors)."""
     feature_layer: int | None = None
     """Block of the ViT whose output is used, counted from 0; -1 is the last. Default: the last."""
@@ -167,11 +168,16 @@ class LoggingConfig:
     """What a run records while it trains."""
 
     log_every: int = option(20, at_least=1)
-    """Steps between two records in metrics.jsonl and TensorBoard."""
+    """Steps between two records in metrics.jsonl and the trackers of --log-to."""
     sample_every: int = option(500, at_least=1)
-    """Steps between two picture grids in samples/ and TensorBoard."""
+    """Steps between two picture grids in samples/ and the trackers."""
     checkpoint_every: int = option(200, at_least=1)
     """Steps between two checkpoints."""
+    log_to: tuple[Tracker, ...] = ("tensorboard",)
+    """Trackers, beside metrics.jsonl, which is always written; --log-to without a name: none.
+    tensorboard: RUN/tensorboard. wandb: Weights & Biases, offline in RUN/wandb unless WANDB_MODE is set.
+    mlflow: RUN/mlflow, or the store that MLFLOW_TRACKING_URI names. wandb and mlflow need their packages
+    (docs/logging.md)."""
 
 
 LONG_LOGGING = LoggingConfig(log_every=50, sample_every=5_000, checkpoint_every=1_000)

@@ -32,8 +32,10 @@ from interpreter.engine.run import (
     write_config,
 )
 from interpreter.engine.task import Task
+from interpreter.engine.trackers import flat, require_trackers
 from interpreter.engine.trainer import Trainer
 from interpreter.engine.videos import open_videos
+from interpreter.evaluation.provenance import code_version
 from interpreter.files import remove_leftovers
 from interpreter.interrupts import Interrupted, StopRequest
 from interpreter.locks import Lock, LockedError
@@ -79,6 +81,7 @@ def _check_options(method: Method, stage: Stage[Any], config: StageConfig) -> No
         FileNotFoundError, NotADirectoryError: if a run that has to exist does not.
     """
     check_ranges(config)
+    require_trackers(config.logging.log_to)
     if config.optim.batch_size % job_size():
         raise ValueError(
             f"--batch-size {config.optim.batch_size} cannot be shared by {job_size()} processes; "
@@ -178,8 +181,11 @@ def train_stage(
             console.print(_choose_attention(device, optim, ranks, *heads))
         captured = config.compile and config.cuda_graph and device.type == "cuda"
         pictures = Pictures(stage, config, model, context, dataset, inputs)
-        directory = config.run / key
-        Trainer(task, optim, config.logging, directory, device, config.compile, pictures, captured, ranks).run(stop)
+        directory, options = config.run / key, _options_for_trackers(method, key, config)
+        trainer = Trainer(
+            task, optim, config.logging, directory, device, config.compile, pictures, captured, ranks, options
+        )
+        trainer.run(stop)
 
 
 def _build(method: Method, stage: Stage[Any], config: StageConfig, context: Context) -> torch.nn.Module:
@@ -235,6 +241,11 @@ def _with_stage(stored: RunConfig, key: str, stage: Stage[Any], config: StageCon
             )
         trained_on[key] = weights
     return dataclasses.replace(stored, stages={**stored.stages, key: to_dict(config)}, trained_on=trained_on)
+
+
+def _options_for_trackers(method: Method, key: str, config: StageConfig) -> dict[str, Any]:
+    """What trackers are told about a stage."""
+    return {"method": method.name, "stage": key, "code": code_version(), **flat(to_dict(config))}
 
 
 def _choose_attention(

@@ -1,12 +1,11 @@
-"""Records of a training run: metrics.jsonl, TensorBoard events, sample pictures, and its progress bar."""
+"""Records of a training run: metrics.jsonl, sample pictures, the progress bar, and the trackers of ``--log-to``."""
 
 import json
-import sys
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,10 @@ import psutil
 import torch
 from PIL import Image
 
-# Where TensorFlow is installed (extra movi), TensorBoard would import it, and its LLVM aborts a process that also loads
-# Triton's. If a module of this name exists, TensorBoard does not import TensorFlow.
-sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-from torch.utils.tensorboard import SummaryWriter  # noqa: E402
-
-from interpreter.console import console, progress_bar  # noqa: E402
-from interpreter.files import read_text, write_text, written_whole  # noqa: E402
-from interpreter.render import plot_curves  # noqa: E402
+from interpreter.console import console, progress_bar
+from interpreter.engine.trackers import TrackedStage, Trackers
+from interpreter.files import read_text, write_text, written_whole
+from interpreter.render import plot_curves
 
 
 def truncate_records(path: Path, step: int) -> None:
@@ -46,20 +41,36 @@ class RunLog:
     """Log of one stage; a context manager.
 
     Args:
-        directory: RUN/STAGE, for metrics.jsonl. Picture grids go to RUN/samples, TensorBoard events to RUN/tensorboard,
-            and curves of all stages to RUN/curves.png.
+        directory: RUN/STAGE, for metrics.jsonl. Picture grids go to RUN/samples, curves of all stages to
+            RUN/curves.png.
         step: step that training resumes from; later records of an earlier process are dropped.
         steps: last step.
         frames_per_step: frames that a step looks at, for the rate in the progress bar.
+        log_to: names of the trackers.
+        options: what trackers are told about the stage (:class:`TrackedStage`).
+
+    Raises:
+        ValueError: if a tracker cannot be started.
     """
 
-    def __init__(self, directory: Path, step: int, steps: int, frames_per_step: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        step: int,
+        steps: int,
+        frames_per_step: int,
+        log_to: Sequence[str] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         self.stage, self.directory = directory.name, directory
         self.frames_per_step, self.first = frames_per_step, step
         directory.mkdir(parents=True, exist_ok=True)
-        truncate_records(directory / "metrics.jsonl", step)
-        self.file = (directory / "metrics.jsonl").open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(directory.parent / "tensorboard" / self.stage), purge_step=step + 1)
+        metrics = directory / "metrics.jsonl"
+        truncate_records(metrics, step)
+        self.trackers = Trackers(log_to, TrackedStage(directory, step, options or {}))
+        earlier = _records(metrics) if metrics.exists() else ()
+        self.trackers.replay((record for _, record in earlier), self._pictures(step))
+        self.file = metrics.open("a", encoding="utf-8")
         self.progress = progress_bar("steps")
         self.bar = self.progress.add_task(f"{self.stage} stage", total=steps, completed=step, status="")
         self.loss: float | None = None  # until the first record
@@ -72,7 +83,7 @@ class RunLog:
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
         self.file.close()
-        self.board.close()
+        self.trackers.close(failed=error[0] is not None)
         records = read_records(self.directory.parent)
         if records:
             plot_curves(records, self.directory.parent / "curves.png")
@@ -95,8 +106,7 @@ class RunLog:
         record = {"stage": self.stage, "step": step, **values}
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        self.trackers.scalars(step, values)
         if not console.is_terminal:
             console.print(f"{self.stage} step {step} " + " ".join(f"{k} {v:.4g}" for k, v in values.items()))
 
@@ -104,11 +114,17 @@ class RunLog:
         """Save a picture grid uint8 [H, W, 3]."""
         with written_whole(self._picture(step)) as temporary:
             Image.fromarray(image).save(temporary, format="png")
-        self.board.add_image("masks", image, step, dataformats="HWC")
+        self.trackers.picture(step, image)
 
     def has_picture(self, step: int) -> bool:
         """Whether :meth:`picture` saved one for this step."""
         return self._picture(step).exists()
+
+    def _pictures(self, last: int) -> dict[int, Path]:
+        """Picture grids of this stage up to a step."""
+        names = re.compile(rf"{re.escape(self.stage)}-(\d+)\.png")
+        found = ((names.fullmatch(path.name), path) for path in self._picture(0).parent.glob("*.png"))
+        return {int(match[1]): path for match, path in found if match and int(match[1]) <= last}
 
     def _picture(self, step: int) -> Path:
         return self.directory.parent / "samples" / f"{self.stage}-{step:06d}.png"

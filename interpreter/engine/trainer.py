@@ -1,10 +1,11 @@
 """The training loop: steps, records, pictures, checkpoints, and stopping after a signal."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,13 +55,14 @@ class Trainer:
     Args:
         task: what a step computes.
         optim: optimiser settings; ``precision`` resolved.
-        logging: how often to log, sample and save.
+        logging: how often to log, sample and save, and which trackers to log to.
         directory: RUN/STAGE.
         device: where to train.
         compiled: run the step through torch.compile.
         captured: replay the step as one CUDA graph.
         samples: draws a picture grid of the current masks, uint8 [H, W, 3].
         ranks: the processes that train together; the first one writes.
+        options: what trackers are told about the stage: its options and the version of the code.
     """
 
     task: Task
@@ -72,6 +74,7 @@ class Trainer:
     samples: Callable[[], np.ndarray]
     captured: bool = False
     ranks: Ranks = field(default_factory=Ranks)
+    options: Mapping[str, Any] = field(default_factory=dict)
     _agreed: tuple[int, float] = field(default=(0, 0.0), init=False)  # step and time of the last agreement
     _agree_at: int = field(default=0, init=False)  # step of the next one
 
@@ -145,17 +148,20 @@ class Trainer:
     def _log(self, done: int) -> RunLog | NoLog:
         if not self.ranks.first:
             return NoLog()
-        return RunLog(self.directory, done, self.optim.steps, self.task.frames_per_step)
+        steps, frames = self.optim.steps, self.task.frames_per_step
+        return RunLog(self.directory, done, steps, frames, self.logging.log_to, self.options)
 
     def _picture(self, log: RunLog | NoLog, done: int, stop: StopRequest) -> None:
         if not isinstance(log, RunLog):
             return
         try:
             with stop.interruptible():  # pictures of long videos take their time
-                log.picture(done, self.samples())
+                image = self.samples()
         except Interrupted:
             if not stop.number:  # no step was taken yet
                 raise
+        else:
+            log.picture(done, image)
 
     def _stopped(self, stop: StopRequest, done: int) -> bool:
         """Whether to leave; all processes leave after the same step."""

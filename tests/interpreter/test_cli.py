@@ -51,7 +51,7 @@ def test_training_does_not_load_tensorflow_where_it_is_installed(tmp_path):
     """Its LLVM and Triton's abort in one process, and TensorBoard would import it."""
     (tmp_path / "tensorflow.py").write_text("raise SystemExit('TensorFlow was imported')\n")
     path = os.pathsep.join([str(tmp_path), *sys.path])
-    code = "import interpreter.train; from tensorboard.compat import tf; tf.io"
+    code = "import interpreter.train, interpreter.engine.trackers.tensorboard; from tensorboard.compat import tf; tf.io"
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
 

@@ -1,0 +1,191 @@
+"""Trackers: where records and pictures of a training go besides metrics.jsonl, one small class per ``--log-to``.
+
+Each tracker is a module of this folder with its name, imported only if it was asked for, and a class ``TRACKER``.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from interpreter.console import console
+from interpreter.files import read_text, write_text
+from interpreter.versions import require_package
+
+
+class Tracker(Protocol):
+    """What a tracker does; its class takes a :class:`TrackedStage`, and raises whatever its package raises.
+
+    Attributes:
+        last_step: the last step that it holds when it is opened; -1 if it holds none. It is given the later ones only.
+    """
+
+    last_step: int
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Log one record, with the names of metrics.jsonl."""
+
+    def picture(self, step: int, image: np.ndarray) -> None:
+        """Log one picture grid, uint8 [H, W, 3]."""
+
+    def close(self, failed: bool) -> None:
+        """Write what is left; ``failed`` says whether an error ended the training."""
+
+
+@dataclass(frozen=True)
+class TrackedStage:
+    """The stage whose training is tracked.
+
+    Attributes:
+        directory: RUN/STAGE.
+        step: step that training starts or resumes from.
+        options: all options of the stage, nested ones as ``optim.peak_lr``; with method, stage and version of the code.
+    """
+
+    directory: Path
+    step: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def run(self) -> Path:
+        """The run directory."""
+        return self.directory.parent
+
+    @property
+    def name(self) -> str:
+        """The stage's key, such as ``image`` or ``video-3``."""
+        return self.directory.name
+
+    def read_id(self, tracker: str) -> str | None:
+        """The id under which a tracker knows this stage; None if it was not tracked there before.
+
+        Raises:
+            ValueError: if the file of ids is damaged; says what to do.
+        """
+        return self._ids().get(tracker)
+
+    def write_id(self, tracker: str, number: str) -> None:
+        """Keep the id under which a tracker knows this stage, for the processes that resume it."""
+        write_text(self._file, json.dumps({**self._ids(), tracker: number}, indent=2) + "\n")
+
+    @property
+    def _file(self) -> Path:
+        return self.directory / "trackers.json"
+
+    def _ids(self) -> dict[str, str]:
+        if not self._file.exists():
+            return {}
+        try:
+            return dict(json.loads(read_text(self._file)))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{self._file} is damaged ({error}); delete it, and W&B and MLflow get this stage as a new run"
+            ) from error
+
+
+class Trackers:
+    """All trackers of a stage. One that fails while training goes on is reported once and left out from then on.
+
+    Args:
+        names: of the trackers.
+        stage: what is tracked.
+
+    Raises:
+        ValueError: if a tracker cannot be started; says why.
+    """
+
+    def __init__(self, names: Sequence[str], stage: TrackedStage) -> None:
+        self._open: dict[str, Tracker] = {}
+        for name in dict.fromkeys(names):
+            try:
+                self._open[name] = import_module(f"{__name__}.{name}").TRACKER(stage)
+            except Exception as error:  # each package has exceptions of its own
+                self.close(failed=True)
+                raise ValueError(
+                    f"--log-to {name} cannot be started: {_one_line(error)}. Mend that, or leave {name} out of --log-to"
+                ) from error
+
+    def replay(self, records: Iterable[Mapping[str, Any]], pictures: Mapping[int, Path]) -> None:
+        """Give each tracker what it lacks of the time before this process, in the order of the steps.
+
+        Args:
+            records: lines of metrics.jsonl.
+            pictures: files of picture grids by step.
+        """
+        events: list[tuple[int, Mapping[str, Any] | Path]] = [(record["step"], record) for record in records]
+        for step, event in sorted([*events, *pictures.items()], key=lambda item: item[0]):
+            if not any(step > tracker.last_step for tracker in self._open.values()):
+                continue
+            if isinstance(event, Path):
+                self.picture(step, np.asarray(Image.open(event).convert("RGB")))
+            else:
+                self.scalars(step, {name: value for name, value in event.items() if name not in ("stage", "step")})
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """See :meth:`Tracker.scalars`."""
+        self._each(lambda tracker: tracker.scalars(step, values), step)
+
+    def picture(self, step: int, image: np.ndarray) -> None:
+        """See :meth:`Tracker.picture`."""
+        self._each(lambda tracker: tracker.picture(step, image), step)
+
+    def close(self, failed: bool) -> None:
+        """See :meth:`Tracker.close`."""
+        self._each(lambda tracker: tracker.close(failed))
+        self._open.clear()
+
+    def _each(self, call: Callable[[Tracker], None], step: int | None = None) -> None:
+        for name, tracker in list(self._open.items()):
+            if step is not None and step <= tracker.last_step:
+                continue
+            try:
+                call(tracker)
+            except Exception as error:  # a server that is gone must not end days of training
+                del self._open[name]
+                console.print(
+                    f"{name} failed and is left out from now on: {_one_line(error)}. Training continues, and "
+                    f"metrics.jsonl has all records",
+                    style="yellow",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
+
+
+def require_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers whose package is not installed, without importing it.
+
+    Raises:
+        ValueError: names the command that installs it.
+    """
+    for name in names:
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:  # no file: a folder that is called like it, such as W&B's ./wandb
+            raise ValueError(
+                f"--log-to {name} needs the package {name}: pip install {name}, or in the folder of this project: "
+                f'pip install --no-build-isolation ".[{name}]"; or leave {name} out of --log-to'
+            )
+        require_package(name)
+
+
+def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options in one dictionary.
+
+    >>> flat({"run": "runs/mine", "optim": {"steps": 10, "seed": 0}})
+    {'run': 'runs/mine', 'optim.steps': 10, 'optim.seed': 0}
+    """
+    result: dict[str, Any] = {}
+    for name, value in options.items():
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return result
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
