@@ -26,6 +26,7 @@ from interpreter.engine.run import (
     train_command,
 )
 from interpreter.engine.videos import open_videos
+from interpreter.hub.names import is_hub_name
 from interpreter.method_options import Chosen, choose_method
 from interpreter.methods import METHODS
 from interpreter.methods.base import Context, Stage
@@ -113,6 +114,11 @@ def parse(arguments: Sequence[str]) -> tuple[Chosen, Caching]:
         "stage": {},
     }
     named, rest = parse_first(arguments, PROG, **options)
+    if named.run and is_hub_name(named.run):
+        raise ValueError(
+            f"--run {named.run}: a cache holds the inputs of a training, and a run of the hub is not trained further; "
+            f"start a run of your own from it: {train_command(DEFAULT_METHOD, 'image', Path('DIR'))} --init {named.run}"
+        )
     method, stored = choose_method(named.method, named.run)
     if not method.stages:
         raise ValueError(f"the method {method.name} has nothing to train, so there is nothing to cache for it")

@@ -191,7 +191,8 @@ class StageConfig:
     run: Path = option(MISSING, may_change=True)
     """Run directory; training resumes from its newest checkpoint."""
     init: Path | None = None
-    """Another run: start from the weights of its stage of the same name. Default: no other run."""
+    """Another run, or hub:OWNER/NAME[@REVISION]: start from the weights of its stage of the same name.
+    Default: no other run."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig, metadata={"may_change": True})
     decoding: LoaderConfig = field(default_factory=LoaderConfig, metadata={"may_change": True})

@@ -18,9 +18,11 @@ from interpreter.evaluation.output import write_evaluation
 from interpreter.evaluation.provenance import code_version
 from interpreter.evaluation.record import Provenance
 from interpreter.evaluation.scoring import Scores, score_dataset
+from interpreter.hub.fetching import local_run
+from interpreter.hub.names import folder_to_write, run_name, title_name
 from interpreter.method_options import Chosen, choose_method, parse_with_settings
 from interpreter.methods.base import Method
-from interpreter.methods.runs import open_segmenter
+from interpreter.methods.runs import open_segmenter, used_weights
 
 PROG = "python -m interpreter.evaluate"
 CLUSTERS_OF_MASKS = (8,)
@@ -37,6 +39,7 @@ def evaluate(config: Evaluation, chosen: Chosen | None = None) -> Scores:
         ValueError, FileNotFoundError: if options contradict each other, or the run, the masks or the data are missing,
             damaged beyond single videos, or without ground truth.
     """
+    config = replace(config, run=None if config.run is None else local_run(config.run))
     method, stored = chosen or choose_method(config.method, config.run)
     config = replace(config, settings=config.settings or method.settings())
     check_options(config, method)
@@ -44,14 +47,15 @@ def evaluate(config: Evaluation, chosen: Chosen | None = None) -> Scores:
     if any(protocol.match == "same-id" for protocol in protocols):
         config = with_named_objects(config, protocols)
     commit = code_version()  # before anything is written into the checkout
-    dataset = open_videos(config.data, config.run or Path())
+    dataset = open_videos(config.data, folder_to_write(config.run or Path()))
     candidates = saved_masks(config) if config.masks else segmenter_masks(config, method, stored)
     name = f"{config.data.data}{'-' + config.data.year if config.data.data == 'davis' else ''}"
     split = "all" if config.data.data in WITHOUT_SPLITS else config.data.split or "all"
-    subject = (config.run or config.masks or Path(method.name)).resolve().name
+    subject = title_name(config.run or config.masks or Path(method.name))
     gallery = Gallery(config.pictures)
     scores = score_dataset(dataset, candidates, protocols, gallery, config.clip_frames)
-    _write(config, scores, Provenance(name, split, subject, commit), gallery)
+    weights = used_weights(method, config.run, config.settings, stored) if config.run else {}
+    _write(config, scores, Provenance(name, split, subject, commit, weights), gallery)
     return scores
 
 
@@ -85,12 +89,15 @@ def _way(settings: Any) -> str:
 def _write(config: Evaluation, scores: Scores, provenance: Provenance, gallery: Gallery) -> None:
     name = f"{provenance.data}-{provenance.split}"
     if config.run:
-        home = config.out or config.run / "evaluation" / f"{name}-{_way(config.settings)}"
+        folder = folder_to_write(config.run)
+        folder = folder / "evaluation" if folder == config.run else folder
+        home = config.out or folder / f"{name}-{_way(config.settings)}"
     else:
         home = config.out or Path("evaluation") / f"{name}-{provenance.subject}"
     options = asdict(config)
     settings = options.pop("settings")
     options |= {} if config.masks else settings
+    options |= {"run": run_name(config.run)} if config.run else {}
     write_evaluation(home, scores, provenance, options, gallery)
 
 

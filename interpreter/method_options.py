@@ -8,6 +8,8 @@ from typing import NamedTuple, TypeVar
 
 from interpreter.commands import cli, parse_first
 from interpreter.engine.run import RunConfig, check_ranges, read_config
+from interpreter.hub.fetching import local_run
+from interpreter.hub.names import is_hub_name
 from interpreter.methods import METHODS, find_method
 from interpreter.methods.base import Method
 
@@ -47,13 +49,17 @@ def parse_with_settings(options: type[T], arguments: Sequence[str], prog: str) -
         prog: name of the command.
 
     Returns:
-        The method with the run's configuration, and the options.
+        The method with the run's configuration, and the options, in which ``run`` is a directory: a run of the hub is
+        fetched.
 
     Raises:
         ValueError: if an option is out of range, or the run's configuration is damaged.
+        OSError: if a run of the hub cannot be fetched.
     """
-    chosen, _ = parse_first(arguments, prog, run={"type": Path}, method={"choices": METHODS})
-    method, stored = choose_method(chosen.method, chosen.run)
+    chosen, rest = parse_first(arguments, prog, run={"type": Path}, method={"choices": METHODS})
+    asks_for_help = {"-h", "--help"} & set(rest)  # which fetches nothing
+    run = None if chosen.run is None or (asks_for_help and is_hub_name(chosen.run)) else local_run(chosen.run)
+    method, stored = choose_method(chosen.method, run)
     field = ("settings", method.settings, dataclasses.field(default_factory=method.settings))
     kind = dataclasses.make_dataclass(options.__name__, [field], bases=(options,), frozen=True, kw_only=True)
     about = inspect.cleandoc(options.__doc__ or "")
@@ -62,4 +68,4 @@ def parse_with_settings(options: type[T], arguments: Sequence[str], prog: str) -
     description = f"{about}\n\n{note} of the method {method.name}."
     parsed: T = cli(kind, arguments, prog=prog, description=description)
     check_ranges(parsed)
-    return Chosen(method, stored), parsed
+    return Chosen(method, stored), dataclasses.replace(parsed, run=run)  # type: ignore[type-var]

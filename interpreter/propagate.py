@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -22,6 +22,8 @@ from interpreter.evaluation.output import write_evaluation
 from interpreter.evaluation.provenance import code_version
 from interpreter.evaluation.record import Provenance
 from interpreter.evaluation.scoring import Scores, score_dataset
+from interpreter.hub.fetching import local_run
+from interpreter.hub.names import folder_to_write, run_name
 from interpreter.models.label_propagation import Propagation
 from interpreter.output_folder import make_output_folder
 from interpreter.propagation import (
@@ -68,7 +70,8 @@ class PropagateOptions:
     out: Path
     """Directory to write to."""
     run: Path | None = None
-    """Directory of a trained run of any method, whose backbone gives the features. Default: --backbone."""
+    """Directory of a trained run of any method, or hub:OWNER/NAME[@REVISION]; its backbone gives the features.
+    Default: --backbone."""
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(DEFAULT_BACKBONE))
     """What gives the features without --run."""
     frame_size: tuple[int, int] | None = option(None, at_least=1)
@@ -106,7 +109,7 @@ def propagate_video(
     Args:
         clip: video file or folder of frames.
         mask: of its first frame: a PNG, or uint8 [H, W] of the video's size, 0 background, 255 void.
-        run: directory of a run whose backbone gives the features.
+        run: directory of a run, or ``hub:OWNER/NAME[@REVISION]``; its backbone gives the features.
         backbone: what gives the features without a run.
         frame_size: (H, W) that frames are resized to before the backbone. Default: as in training with a run; else the
             video's own, at most 480 pixels on the shorter side.
@@ -134,7 +137,7 @@ def propagate_video(
     else:
         first = read_first_mask(Path(mask), video)
     config = BackboneConfig(backbone) if isinstance(backbone, str) else backbone
-    encoder = open_encoder(None if run is None else Path(run), config, frame_size)
+    encoder = open_encoder(None if run is None else local_run(run), config, frame_size)
     return (ids for _, ids in propagated(video, first, encoder, how, edges))
 
 
@@ -199,7 +202,7 @@ def propagate_dataset(options: PropagateOptions) -> Scores | None:
         ValueError: if no video has a usable first mask.
     """
     commit = code_version()  # before anything is written into the checkout
-    dataset = open_videos(options.data, options.run or Path())
+    dataset = open_videos(options.data, folder_to_write(options.run or Path()))
     for video in dataset.videos:
         check_output(options.out, video, options.alpha)
     encoder = open_encoder(options.run, options.backbone, options.frame_size)
@@ -259,7 +262,8 @@ def _score(
     name = f"{data.data}{'-' + data.year if data.data == 'davis' else ''}"
     split = "all" if data.data in WITHOUT_SPLITS else data.split or "all"
     provenance = Provenance(name, split, encoder.name, commit)
-    write_evaluation(options.out / "evaluation", scores, provenance, asdict(options), gallery)
+    record = asdict(options) | ({"run": run_name(options.run)} if options.run else {})
+    write_evaluation(options.out / "evaluation", scores, provenance, record, gallery)
     return scores
 
 
@@ -267,6 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     options = cli(PropagateOptions, sys.argv[1:] if arguments is None else arguments, prog=PROG)
     check_options(options)
+    options = replace(options, run=None if options.run is None else local_run(options.run))
     if options.clip is None:
         propagate_dataset(options)
     else:

@@ -19,6 +19,7 @@ from interpreter.data.images import resize
 from interpreter.engine.distributed import device_of_rank
 from interpreter.engine.precision import in_precision, resolve_precision
 from interpreter.files import write_text, written_whole
+from interpreter.hub.names import run_name, title_name
 from interpreter.method_options import choose_method
 from interpreter.methods.runs import open_segmenter
 from interpreter.metrics.label_maps import resize_labels
@@ -85,7 +86,7 @@ def open_encoder(
     if run is not None:
         method, stored = choose_method(None, run)
         segmenter = open_segmenter(method, run, None, frame_size, device, stored)
-        return Encoder(segmenter.backbone, segmenter.precision, segmenter.frame_size, run.resolve().name)
+        return Encoder(segmenter.backbone, segmenter.precision, segmenter.frame_size, title_name(run))
     device = device or device_of_rank()
     precision = resolve_precision("auto", device)
     loaded = in_precision(load_backbone(backbone), precision).to(device)
@@ -284,4 +285,5 @@ def write_propagated(
 
 def record_of(options: Any) -> dict[str, Any]:
     """What masks were made with, for :func:`write_propagated`: all options, and the version of the package."""
-    return {"version": own_version(), **asdict(options)}
+    record = {"version": own_version(), **asdict(options)}
+    return record | {"run": None if options.run is None else run_name(options.run)}

@@ -37,6 +37,8 @@ from interpreter.engine.trainer import Trainer
 from interpreter.engine.videos import open_videos
 from interpreter.evaluation.provenance import code_version
 from interpreter.files import remove_leftovers
+from interpreter.hub.fetching import fetch, local_run
+from interpreter.hub.names import is_hub_name, parse_name, pinned_name
 from interpreter.interrupts import Interrupted, StopRequest
 from interpreter.locks import Lock, LockedError
 from interpreter.methods.base import Context, Method, Stage
@@ -65,6 +67,8 @@ def train(method: Method, stage: Stage[Any], config: StageConfig) -> None:
     with exclusive_run(config.run, [s.name for s in method.stages]), joined() as ranks, explained():
         console.quiet = not ranks.first
         device = device_of_rank()
+        with ranks.first_goes_ahead():
+            config = _with_pinned_init(method, stage, config)
         if config.optim.deterministic:
             repeatable(device)
         train_stage(method, stage, config, stop, ranks, device)
@@ -92,9 +96,14 @@ def _check_options(method: Method, stage: Stage[Any], config: StageConfig) -> No
             f"--micro-batch: the loss of {method.name} compares all samples of a batch, so it cannot be computed in "
             f"parts; use {ways_to_save_memory(stage, config)}"
         )
+    if is_hub_name(config.run):
+        raise ValueError(
+            f"--run {config.run}: a run of the hub is not trained further; to start from its weights, give --run DIR "
+            f"--init {config.run}"
+        )
     if stage.needs(config):
         require_run(config.run, method.name)
-    if other := _run_to_start_from(stage, config):
+    if (other := _run_to_start_from(stage, config)) and not is_hub_name(other):
         require_run(other, method.name)
 
 
@@ -113,11 +122,29 @@ def ways_to_save_memory(stage: Stage[Any], config: StageConfig) -> str:
 
 def _with_absolute_paths(config: StageConfig) -> StageConfig:
     """The options with absolute paths, which config.json records: later commands may start in another directory."""
-    paths: dict[str, Any] = {name: value.resolve() for name in ("init", "cache") if (value := getattr(config, name))}
+    paths: dict[str, Any] = {
+        name: value.resolve()
+        for name in ("init", "cache")
+        if (value := getattr(config, name)) and not is_hub_name(value)
+    }
     data = getattr(config, "data", None)
     if data is not None and data.root is not None:
         paths["data"] = dataclasses.replace(data, root=data.root.resolve())
     return dataclasses.replace(config, **paths)
+
+
+def _with_pinned_init(method: Method, stage: Stage[Any], config: StageConfig) -> StageConfig:
+    """The options with the commit of an ``--init`` of the hub: what a run started from does not change when its branch
+    moves on, and a stage that resumes keeps the commit that it started from."""
+    if config.init is None or not is_hub_name(config.init):
+        return config
+    name = parse_name(config.init)
+    if _run_to_start_from(stage, config):
+        return dataclasses.replace(config, init=Path(str(pinned_name(fetch(name)))))
+    started = _stored_config(method, config.run).options(stage.key(config), stage.config)
+    before = parse_name(started.init) if started and started.init and is_hub_name(started.init) else None
+    same = before and before.repository == name.repository and (not name.is_pinned or before == name)
+    return dataclasses.replace(config, init=Path(str(before if same else name)))
 
 
 @contextlib.contextmanager
@@ -193,7 +220,7 @@ def _build(method: Method, stage: Stage[Any], config: StageConfig, context: Cont
     torch.manual_seed(config.optim.seed)
     model = stage.build(config, context).to(context.device)
     if other := _run_to_start_from(stage, config):
-        key = stage.key(config)
+        key, other = stage.key(config), local_run(other)
         restore_weights(model, load_stage_state(other, key, method.name).weights, other / key)
         require_finished(other, key, read_config(other), allow_unfinished=True)
     return model

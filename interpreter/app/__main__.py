@@ -3,7 +3,7 @@
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -13,6 +13,8 @@ from rich.console import Console
 from interpreter.commands import cli, run_command
 from interpreter.configs import BackboneConfig, option
 from interpreter.engine.run import check_ranges, read_config
+from interpreter.hub.fetching import local_run
+from interpreter.hub.names import pinned_name
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -39,7 +41,8 @@ class AppOptions:
     """
 
     run: tuple[Path, ...] = ()
-    """Run directories that the page offers. A run that is being trained, or will be, is shown in the tab Training."""
+    """Run directories that the page offers, or hub:OWNER/NAME[@REVISION]. A run that is being trained, or will be, is
+    shown in the tab Training."""
     host: str = "127.0.0.1"
     """Address to serve on. 0.0.0.0 serves every machine that can reach this one: there is no password."""
     port: int = option(7860, at_least=0)
@@ -61,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     options = cli(AppOptions, sys.argv[1:] if arguments is None else arguments, prog=PROG)
     check_ranges(options)
+    options = replace(options, run=tuple(map(local_run, options.run)))
     for run in options.run:
         if run.exists() and not run.is_dir():
             raise NotADirectoryError(f"--run {run} is a file; give the directory of a run")
@@ -107,7 +111,8 @@ def _application(options: AppOptions, folder: Path) -> tuple["Starlette", "Sessi
 
     sources = Sources(options.run, options.backbone)
     sessions = Sessions(folder, sources, options.max_clips, LEAVE, FORGET)
-    runs = {id: TrainingRun(id, source.run, folder) for id, source in sources.runs.items() if source.run is not None}
+    local = {id: source.run for id, source in sources.runs.items() if source.run and not pinned_name(source.run)}
+    runs = {id: TrainingRun(id, run, folder) for id, run in local.items()}
     # Under its own name only, so that a page of another site cannot make that site's name lead here.
     hosts = [*LOCAL, "[::1]"] if options.host in LOCAL else ["*"]
     return make_app(sessions, runs, Limits(options.max_mb, options.max_frames), hosts), sessions

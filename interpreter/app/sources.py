@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from interpreter.configs import BackboneConfig
 from interpreter.engine.checkpoint import newest_step
 from interpreter.engine.run import check_ranges, read_config
+from interpreter.hub.names import run_name
 from interpreter.method_options import choose_method
 from interpreter.methods import METHODS
 from interpreter.methods.base import Method, Segmenter
@@ -67,7 +68,8 @@ class Sources:
     """
 
     def __init__(self, runs: Sequence[Path], backbone: BackboneConfig) -> None:
-        self.runs = {f"run-{number}": Source(f"run-{number}", str(run), run=run) for number, run in enumerate(runs)}
+        numbered = {f"run-{number}": run for number, run in enumerate(runs)}
+        self.runs = {id: Source(id, run_name(run), run=run) for id, run in numbered.items()}
         self.untrained = {
             name: Source(name, f"{name} (no training)", method=name) for name, m in METHODS.items() if not m.stages
         }

@@ -52,6 +52,15 @@ def save_diverged(directory: Path, state: TrainingState) -> Path:
     return _write(directory / f"diverged-{state.step:08d}.safetensors", state)
 
 
+def save_weights(directory: Path, step: int, weights: dict[str, Tensor]) -> Path:
+    """Write a checkpoint of weights alone, to be shared; the same weights always give the same bytes."""
+    path = directory / f"checkpoint-{step:08d}.safetensors"
+    tensors = {f"weights.{name}": tensor.contiguous() for name, tensor in weights.items()}
+    with written_whole(path) as temporary:
+        save_file(tensors, temporary, {"step": str(step)})  # one entry: safetensors writes several in random order
+    return path
+
+
 def _write(path: Path, state: TrainingState) -> Path:
     tensors = {f"weights.{k}": v.detach().cpu().contiguous() for k, v in state.weights.items()}
     tensors |= {f"optimizer.{k}": v.detach().cpu().contiguous() for k, v in state.optimizer.items()}
@@ -74,7 +83,7 @@ def load_checkpoint(directory: Path) -> TrainingState | None:
     try:
         with safe_open(paths[-1], framework="pt") as file:
             metadata = file.metadata()
-            state.step, state.progress = int(metadata["step"]), json.loads(metadata["progress"])
+            state.step, state.progress = int(metadata["step"]), json.loads(metadata.get("progress", "{}"))
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 group, name = key.split(".", 1)
                 getattr(state, group)[name] = file.get_tensor(key)

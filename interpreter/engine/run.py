@@ -20,6 +20,9 @@ T = TypeVar("T")
 FORMAT = 2
 DEFAULT_METHOD = "interpreter"  # of runs and commands that name none
 RENAMED = {"samples": "draws"}  # options of format 1 by their old names
+WITHIN_RUN = "run:"  # before the path, in the run, of a backbone that travels with it
+BACKBONE_FOLDER = "backbone"
+BACKBONE_WEIGHTS = "weights.safetensors"  # in that folder: an official DINOv2 checkpoint
 
 
 @dataclass
@@ -99,7 +102,7 @@ def read_config(run: Path) -> RunConfig:
         for options in stages.values():
             int(options["optim"]["steps"])  # what commands need that do not know the stage
         return RunConfig(content["method"], stages, dict(content.get("trained_on", {})), path)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(f"{path} is not the configuration of a run ({error})") from error
 
 
@@ -120,6 +123,31 @@ def write_config(run: Path, config: RunConfig) -> None:
     """Write ``config.json``, whole or not at all."""
     content = {"format": FORMAT, "method": config.method, "stages": config.stages, "trained_on": config.trained_on}
     write_text(run / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def backbone_in_run(name: str, run: Path) -> str:
+    """Where a backbone that travels with its run is; any other name as it is.
+
+    >>> backbone_in_run("run:backbone", Path("runs/mine")), backbone_in_run("facebook/dinov2-base", Path("runs/mine"))
+    ('runs/mine/backbone', 'facebook/dinov2-base')
+
+    Args:
+        name: of the backbone, as in ``config.json``: ``run:backbone`` is a folder of a Hugging Face model,
+            ``run:backbone/weights.safetensors`` an official DINOv2 checkpoint.
+        run: run directory.
+
+    Raises:
+        ValueError: if it names any other place in the run, or one outside.
+    """
+    if not name.startswith(WITHIN_RUN):
+        return name
+    path = name.removeprefix(WITHIN_RUN)
+    if path not in (BACKBONE_FOLDER, f"{BACKBONE_FOLDER}/{BACKBONE_WEIGHTS}"):
+        raise ValueError(
+            f"{run}/config.json names the backbone {name!r}; one that travels with a run is "
+            f"{WITHIN_RUN}{BACKBONE_FOLDER} or {WITHIN_RUN}{BACKBONE_FOLDER}/{BACKBONE_WEIGHTS}"
+        )
+    return str(run / path)
 
 
 def require_same(old: Any, new: Any) -> None:

@@ -30,7 +30,7 @@ class Evaluation:
     """
 
     run: Path | None = None
-    """Directory of a trained run."""
+    """Directory of a trained run, or hub:OWNER/NAME[@REVISION], a run on the Hugging Face hub."""
     masks: Path | None = None
     """Saved masks, instead of --run. DIR/VIDEO/00000.png …: palette or gray PNGs, in which 0 means no segment;
     a YouTube-VIS result JSON;
@@ -43,7 +43,7 @@ class Evaluation:
     davis-2017 (semi-supervised) must be the only one; it scores --masks in which objects keep the ids of frame 0."""
     out: Path | None = None
     """Directory to write to. Default: RUN/evaluation/DATA-SPLIT-STAGE, such as synthetic-val-video-features, or
-    evaluation/DATA-SPLIT-MASKS."""
+    evaluation/DATA-SPLIT-MASKS; for a run of the hub evaluation/OWNER-NAME/DATA-SPLIT-STAGE."""
     strict: bool = False
     """Exit with status 1 if any video could not be scored. Such videos are named, and left out of all numbers."""
     frame_size: tuple[int, int] | None = option(None, at_least=1)

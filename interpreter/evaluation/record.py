@@ -4,8 +4,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -47,14 +47,16 @@ class Provenance:
     Attributes:
         data: name of the data set.
         split: of the data set.
-        subject: name of the run or of the masks.
+        subject: name of the run or of the masks; of a run on the hub with its commit.
         commit: of the code.
+        weights: hash of the weights of each stage of the run that took part, by its key.
     """
 
     data: str
     split: str
     subject: str
     commit: str
+    weights: Mapping[str, str] = field(default_factory=dict)
 
 
 def cell(row: Row, name: str) -> str:

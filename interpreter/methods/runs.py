@@ -12,6 +12,7 @@ from interpreter.engine.distributed import device_of_rank
 from interpreter.engine.precision import in_precision, resolve_precision
 from interpreter.engine.run import (
     RunConfig,
+    backbone_in_run,
     load_stage_state,
     read_config,
     require_finished,
@@ -42,7 +43,8 @@ def open_context(
     if not isinstance(config, FeatureStageConfig):
         raise TypeError(f"stage {stage.name} of {method.name} needs no other stage, so its options need a backbone")
     precision = resolve_precision(config.optim.precision, device)
-    backbone = in_precision(load_backbone(config.backbone), precision).to(device)
+    located = replace(config.backbone, backbone=backbone_in_run(config.backbone.backbone, run))
+    backbone = in_precision(load_backbone(located), precision).to(device)
     return Context(run, device, precision, config.data, config.backbone, backbone, config.cache or run / "cache")
 
 
@@ -84,6 +86,20 @@ def load_trained(
     model = stage.build(config, context).to(device)
     restore_weights(model, state.weights, run / key)
     return context, Trained(config, model.requires_grad_(False).eval(), weights_hash(state))
+
+
+def used_weights(method: Method, run: Path, settings: Any, stored: RunConfig) -> dict[str, str]:
+    """Hash of the weights of each stage that takes part in segmenting with these settings, by its key.
+
+    Raises:
+        FileNotFoundError, ValueError: as for :func:`open_segmenter`.
+    """
+    if not method.stages:
+        return {}
+    key = method.segmenting_stage(settings)
+    options = stored.options(key, method.stage(key).config)
+    keys = [*(needed_stages(method, method.stage(key), options, stored) if options else ()), key]
+    return {used: weights_hash(load_stage_state(run, used, method.name)) for used in keys}
 
 
 def open_segmenter(

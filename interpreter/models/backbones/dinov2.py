@@ -49,10 +49,7 @@ def load_official_dinov2(path: Path) -> "PreTrainedModel":
     """
     from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-    content = _read(path)
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"{path} is not an official DINOv2 checkpoint: it holds more than named tensors")
-    official = {k: v.float() for k, v in content.items()}
+    official = {k: v.float() for k, v in read_tensors(path).items()}
     first = official.keys() & {"blocks.0.norm1.weight", "blocks.0.0.norm1.weight"}
     expected = {"cls_token", "pos_embed", "patch_embed.proj.weight", "norm.weight"}
     missing = (expected | (first or {"blocks.0.norm1.weight"})) - official.keys()
@@ -101,8 +98,20 @@ def interpolate_with_offset(embeddings: Any, tokens: Tensor, height: int, width:
     return torch.cat((positions[:, :1], places.flatten(2).transpose(1, 2).to(positions.dtype)), 1)
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The named tensors of a checkpoint file; no code in it is run.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged or holds something else.
+    """
+    content = _read(path)
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ValueError(f"{path} is not an official DINOv2 checkpoint: it holds more than named tensors")
+    return content
+
+
 def _read(path: Path) -> object:
-    """The content of a checkpoint file; no code in it is run."""
     if not path.is_file():
         raise FileNotFoundError(f"no backbone weights at {path}")
     try:

@@ -13,6 +13,7 @@ from .dinov2 import load_official_dinov2
 from .efficientnet import EfficientNetLite0
 from .vit import VisionTransformer
 
+CHECKPOINTS = (".pth", ".pt", ".safetensors")  # ends of the names of official DINOv2 checkpoints
 OFFLINE_OPTIONS = (
     "Without access to the Hugging Face hub use "
     "--backbone efficientnet-lite0 (its weights come with the installation), "
@@ -62,10 +63,22 @@ def _vision_transformer(config: BackboneConfig) -> Backbone:
             "--backbone efficientnet-lite0, which needs nothing"
         )
     require_package("transformers")
-    if path.suffix in (".pth", ".pt", ".safetensors"):
+    if path.suffix in CHECKPOINTS:
         model = load_official_dinov2(path)
         return VisionTransformer(model, config.feature_layer, config.feature_norm, output=config.output)
     return _hugging_face(config)
+
+
+def split_revision(name: str) -> tuple[str, str]:
+    """The hub id or folder in a backbone's name, and the revision after ``@``, by default that of the branch main.
+
+    >>> split_revision("facebook/dinov2-base@v1"), split_revision("facebook/dinov2-base")
+    (('facebook/dinov2-base', 'v1'), ('facebook/dinov2-base', 'main'))
+    """
+    if Path(name).exists():
+        return name, "main"
+    name, _, revision = name.partition("@")
+    return name, revision or "main"
 
 
 def _hugging_face(config: BackboneConfig) -> Backbone:
@@ -73,20 +86,21 @@ def _hugging_face(config: BackboneConfig) -> Backbone:
     from transformers import AutoImageProcessor, AutoModel
     from transformers.utils import logging
 
-    name = config.backbone
+    name, revision = split_revision(config.backbone)
     logging.disable_progress_bar()
     if Path(name).is_absolute() and not Path(name).is_dir():
         raise FileNotFoundError(f"no backbone at {name}")
     try:
         # Half-precision checkpoints are computed in fp32 too; autocast decides about the products.
-        model = AutoModel.from_pretrained(name, dtype=torch.float32)
+        # Code that comes with a model is never run.
+        model = AutoModel.from_pretrained(name, revision=revision, dtype=torch.float32, trust_remote_code=False)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(f"backbone {name!r} could not be loaded ({reason})") from error
+        raise FileNotFoundError(f"backbone {config.backbone!r} could not be loaded ({reason})") from error
     except SafetensorError as error:
-        raise ValueError(f"the weights of backbone {name!r} cannot be read: {error}") from error
+        raise ValueError(f"the weights of backbone {config.backbone!r} cannot be read: {error}") from error
     try:
-        processor = AutoImageProcessor.from_pretrained(name)
+        processor = AutoImageProcessor.from_pretrained(name, revision=revision)
         mean, std = tuple(processor.image_mean), tuple(processor.image_std)
     except (OSError, AttributeError, ValueError):
         # Models saved without a processor: the normalisation that nearly all of these ViTs were trained with.

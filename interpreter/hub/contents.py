@@ -1,0 +1,98 @@
+"""What a run on the Hugging Face hub may say: options without paths, and a backbone that others can load."""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from interpreter.configs import BackboneConfig
+from interpreter.engine.run import BACKBONE_FOLDER, BACKBONE_WEIGHTS, WITHIN_RUN, RunConfig
+from interpreter.methods import find_method
+
+T = TypeVar("T")
+
+BUNDLED = "efficientnet-lite0"  # comes with the installation
+MODEL_FILES = ("config.json", "model.safetensors")  # of a backbone in Hugging Face's format
+PREPROCESSOR = "preprocessor_config.json"  # such a backbone may have one
+BACKBONE_FILES = tuple(f"{BACKBONE_FOLDER}/{name}" for name in (*MODEL_FILES, PREPROCESSOR, BACKBONE_WEIGHTS))
+"""All files that backbones that travel with runs may have."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@\w[\w./-]*)?", re.ASCII)
+
+
+def stage_options(stored: RunConfig) -> dict[str, Any]:
+    """The options of every stage of a run as its dataclass, by key.
+
+    Raises:
+        ValueError: if there is no such method or stage, or the options are not those of this version.
+    """
+    method = find_method(stored.method)
+    return {key: stored.options(key, method.stage(key).config) for key in stored.stages}
+
+
+def without_paths(config: T, change: Callable[[BackboneConfig], BackboneConfig] = lambda backbone: backbone) -> T:
+    """The options with every path removed: None, or the current directory where an option needs a path.
+
+    It goes by the types of values, so that no option of a new method is missed.
+
+    Args:
+        config: options of a stage.
+        change: applied to the backbone, whose name may be a path too.
+    """
+    hints, changed = typing.get_type_hints(type(config)), {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if isinstance(value, BackboneConfig):
+            changed[field.name] = change(value)
+        elif dataclasses.is_dataclass(value):
+            changed[field.name] = without_paths(value, change)
+        elif isinstance(value, Path):
+            changed[field.name] = None if type(None) in typing.get_args(hints[field.name]) else Path()
+    return dataclasses.replace(config, **changed)  # type: ignore[type-var]
+
+
+def backbone_names(stored: RunConfig) -> list[str]:
+    """The names of the backbones in a run's configuration."""
+    return sorted({backbone.backbone for options in stage_options(stored).values() for backbone in backbones(options)})
+
+
+def backbones_inside(stored: RunConfig) -> list[str]:
+    """The folder or file, relative to the run, of each backbone that travels with it."""
+    return [n.removeprefix(WITHIN_RUN) for n in backbone_names(stored) if n.startswith(WITHIN_RUN)]
+
+
+def backbone_paths(inside: str) -> list[str]:
+    """The files that a backbone must have, relative to the run, by its folder or file."""
+    return [f"{inside}/{name}" for name in MODEL_FILES] if inside == BACKBONE_FOLDER else [inside]
+
+
+def backbones(config: Any) -> Iterator[BackboneConfig]:
+    """The backbones among the options of a stage."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, BackboneConfig):
+            yield value
+        elif dataclasses.is_dataclass(value):
+            yield from backbones(value)
+
+
+def require_publishable(stored: RunConfig) -> None:
+    """Refuse a configuration that names places outside its run.
+
+    Raises:
+        ValueError: if it does; names the stage or the backbone.
+    """
+    inside = {f"{WITHIN_RUN}{BACKBONE_FOLDER}", f"{WITHIN_RUN}{BACKBONE_FOLDER}/{BACKBONE_WEIGHTS}"}
+    for key, options in stage_options(stored).items():
+        if without_paths(options) != options:
+            raise ValueError(
+                f"{stored.path} is not from interpreter.hub push: the options of its {key} stage name folders of a "
+                "computer; ask the owner to push the run with that command"
+            )
+    for name in backbone_names(stored):
+        if name != BUNDLED and name not in inside and not HUB_ID.fullmatch(name):
+            raise ValueError(
+                f"{stored.path} is not from interpreter.hub push: its backbone {name!r} is no name on the hub; ask the "
+                "owner to push the run with that command"
+            )
