@@ -35,6 +35,7 @@ from interpreter.configs import BackboneConfig, DataConfig, Dtype, StageConfig
 from interpreter.data import Video
 from interpreter.engine.inputs import Inputs, InputSettings
 from interpreter.engine.task import all_parameters
+from interpreter.methods.programs import Program
 from interpreter.models.backbones import Backbone
 from interpreter.segmentation import Segmentation
 from interpreter.store.features import FeatureMaker
@@ -275,6 +276,14 @@ class Segmenter(abc.ABC):
             settings: fields of the method's settings that replace those it was opened with, such as
                 ``merge_threshold=0.2``. None leaves a setting as it is.
         """
+
+    def programs(self) -> list[Program]:
+        """The parts of the method that ``interpreter.export`` writes, in the order in which a caller runs them.
+
+        Raises:
+            ValueError: if the method, or a setting that it was opened with, has no such parts.
+        """
+        raise ValueError(f"{self.name} trains no network, so there is nothing to export but its backbone")
 
     def online(self, seed: int = 0, window: int | None = None) -> "Online":
         """Begin to segment a live stream; by default no method can.

@@ -23,6 +23,7 @@ from interpreter.engine.diagnostics import slot_diagnostics
 from interpreter.engine.randomness import torch_generator
 from interpreter.methods.base import Context, Encoded, Method, Segmenter, with_settings
 from interpreter.methods.frames import FrameStage, encode_frames
+from interpreter.methods.programs import Input, Program, backbone_program, labels_program
 from interpreter.models.autocast import autocast
 from interpreter.models.decoders import BroadcastDecoder
 from interpreter.models.linking import link_frames
@@ -134,7 +135,7 @@ class Dinosaur(nn.Module):
         if self.config.input_positions:
             features = features + patch_positions(grid, self.feature_dim, self.grid, features.device)
         return self.slot_attention(
-            self.to_tokens(features), self.slot_attention.sample_slots(len(noise), noise=noise)
+            self.to_tokens(features), self.slot_attention.sample_slots(noise.shape[0], noise=noise)
         ).slots
 
     def forward(self, features: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,6 +172,18 @@ class DinosaurStage(FrameStage[DinosaurTraining]):
     ) -> "DinosaurSegmenter":
         """See :meth:`Stage.segmenter`."""
         return DinosaurSegmenter(context, model, settings or DinosaurSettings(), frame_size)
+
+
+class _Found(nn.Module):
+    """Slots [T, N, D] and masks [T, M, N] of features [T, M, C] and noise [T, N, D]."""
+
+    def __init__(self, model: Dinosaur, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.model, self.grid = model, grid
+
+    def forward(self, features: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        slots = self.model.encode(features, noise, self.grid)
+        return slots, self.model.decoder(slots, self.grid).masks
 
 
 @dataclass(frozen=True)
@@ -219,6 +232,24 @@ class DinosaurSegmenter(Segmenter):
         return encode_frames(
             self, video, seeds, lambda features, seed: self._find(features, noise[seed]), advance, keep
         )
+
+    def programs(self) -> list[Program]:
+        """See :meth:`Segmenter.programs`; linking the slots of frames is left to the caller."""
+        model, tokens = self.model, self.grid[0] * self.grid[1]
+        shape = (3, model.config.num_slots, model.config.dim)
+        features, noise = (torch.randn(size, device=self.device) for size in ((3, tokens, model.feature_dim), shape))
+        found = Program(
+            "model",
+            "features to slots and masks of each frame by itself",
+            _Found(model, self.grid),
+            {
+                "features": Input(features, "T M C", "of the program backbone"),
+                "noise": Input(noise, "T N D", "standard normal; the same for all frames of a video"),
+            },
+            {"slots": "T N D: slots", "masks": "T M N: soft masks of the slots; each row over N sums to 1"},
+        )
+        backbone = backbone_program(self.backbone, self.frame_size)
+        return [backbone, found, labels_program(self.grid, self.frame_size, self.device)]
 
     def _find(self, features: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Slots [t, N, D] and the decoder's masks [t, M, N] fp16 of features [t, M, C]; ``noise`` [1, N, D] is used for

@@ -14,6 +14,7 @@ from interpreter.engine.inputs import ClipInputs, InputSettings
 from interpreter.engine.randomness import torch_generator
 from interpreter.methods.base import Context, Encoded, Segmenter
 from interpreter.methods.frames import FeatureStage, encode_frames
+from interpreter.methods.programs import Input, Program, backbone_program, labels_program
 from interpreter.models.autocast import autocast
 from interpreter.models.initial import LearnedSlots, SharedGaussian
 from interpreter.models.positions import patch_positions
@@ -144,6 +145,25 @@ class RecurrentStage(FeatureStage[R]):
         return f"clips of {config.num_frames} frames, {super().describe(config, context)}"
 
 
+class _Frame(nn.Module):
+    """Slots [K, D] and masks [1, M, K] of the next frame, and the slots that the frame after it starts from."""
+
+    def __init__(self, model: RecurrentModel, grid: tuple[int, int], first: bool) -> None:
+        super().__init__()
+        self.model, self.grid, self.first = model, grid, first
+
+    def forward(self, features: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """``features`` [1, M, C]; ``start`` [K, D]: noise for the first frame, if its slots are drawn; else slots."""
+        slots = None if start is None else start[None]
+        if self.first:
+            slots = self.model.initial(1) if slots is None else self.model.initial(1, slots)
+        assert slots is not None
+        found, following = self.model.find_slots(
+            self.model.input_features(features)[None], slots, self.grid, self.first
+        )
+        return found[0, 0], self.model.masks(found[0], self.grid), following[0]
+
+
 class RecurrentSegmenter(Segmenter):
     """Segments a video of any length in one pass; between frames it remembers the slots alone.
 
@@ -192,6 +212,29 @@ class RecurrentSegmenter(Segmenter):
         return encode_frames(
             self, video, seeds, find, advance, lambda features: keep(self.model.input_features(features))
         )
+
+    def programs(self) -> list[Program]:
+        """See :meth:`Segmenter.programs`; a caller runs a video frame by frame."""
+        count, dim = self.num_segments, self.model.config.dim
+        features = torch.randn(1, self.grid[0] * self.grid[1], self.backbone.dim, device=self.device)
+        start = torch.randn(count, dim, device=self.device)
+        of_backbone = Input(features, "1 M C", "of one frame, by the program backbone")
+        outputs = {
+            "slots": "K D: slots of the frame",
+            "masks": "1 M K: their soft masks; each row over K sums to 1",
+            "following": "K D: what next_frame takes as state",
+        }
+        noise = {} if self.model.initial.noise_shape is None else {"noise": Input(start, "K D", "standard normal")}
+        state = {"state": Input(start, "K D", "following, of the frame before")}
+        frames = [
+            Program(name, about, _Frame(self.model, self.grid, first), {"features": of_backbone, **more}, outputs, ())
+            for name, about, first, more in (
+                ("first_frame", "features of a video's first frame to slots and masks", True, noise),
+                ("next_frame", "features of each later frame to slots and masks", False, state),
+            )
+        ]
+        backbone = backbone_program(self.backbone, self.frame_size)
+        return [backbone, *frames, labels_program(self.grid, self.frame_size, self.device)]
 
     def _initial_slots(self, seed: int) -> Tensor:
         """Slots [1, K, D] that the first frame starts from."""

@@ -129,6 +129,8 @@ class BroadcastDecoder(nn.Module):
                 by_slot, places = self.first(slots), None  # [B, N, H]
             else:
                 by_slot, places = self._relative(slots, len(positions), valid, frames)
+            if isinstance(slots.shape[0], torch.SymInt):  # in an exported program any number, which cannot be cut
+                return self._decode(by_slot, by_patch, places, valid)
             size = self._piece(len(slots), slots.shape[1] * len(positions))
             pieces = zip(
                 *(repeat(None) if t is None else t.split(size) for t in (by_slot, places, valid)), strict=False
@@ -215,10 +217,12 @@ def _first_hidden(by_slot: Tensor, by_patch: Tensor, places: Tensor | None) -> T
     # A product with three rows passes over the hidden layer once, and its gradients three times. Three pointwise
     # operations need twice as many passes.
     by_slot, places = by_slot.flatten(0, 1), places.flatten(0, 1)
-    hidden = torch.baddbmm(by_patch.expand(len(by_slot), -1, -1), places, by_slot)
+    hidden = torch.baddbmm(by_patch.expand(by_slot.shape[0], -1, -1), places, by_slot)
     return F.relu(hidden, inplace=True).flatten(0, 1)
 
 
 def _recomputed(function: Callable[..., T]) -> Callable[..., T]:
-    """The function with what it makes computed again in the backward pass."""
+    """The function with what it makes computed again in the backward pass, if there will be one."""
+    if not torch.is_grad_enabled():
+        return function
     return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)

@@ -42,8 +42,8 @@ def sincos_2d(first: Tensor, second: Tensor, dim: int) -> Tensor:
     """
     if dim % 4:
         raise ValueError(f"dim must be a multiple of 4 for a two-axis sine-cosine encoding, got {dim}")
-    rows = sincos_1d(first, dim // 2)[:, None].expand(-1, len(second), -1)
-    columns = sincos_1d(second, dim // 2)[None].expand(len(first), -1, -1)
+    rows = sincos_1d(first, dim // 2)[:, None].expand(-1, second.shape[0], -1)
+    columns = sincos_1d(second, dim // 2)[None].expand(first.shape[0], -1, -1)
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 

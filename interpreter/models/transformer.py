@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from interpreter.models.attention import attend
 
 MLP_TOKENS = 4096
+MANY, FEW = 1 << 20, 16  # tokens, and slots, that an exported program with any number of them is made for
 
 
 class Attention(nn.Module):
@@ -47,7 +48,7 @@ class Attention(nn.Module):
         k, v = self.to_kv(memory).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, S, d]
         if absorbs(x.shape[1], memory.shape[1], self.heads, x.shape[2]):
             return self._absorbed(x, k, v, mask)
-        q = self.to_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(len(k), -1, -1, -1)
+        q = self.to_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(k.shape[0], -1, -1, -1)
         if self.sharpness != 1:  # logits are linear in the queries
             q = q * self.sharpness
         out = attend(q, k, v, None if mask is None else mask[:, None, None, :])
@@ -80,6 +81,10 @@ def absorbs(queries: int, memory: int, heads: int, dim: int) -> bool:
         absorbs(queries=864, memory=32, heads=12, dim=768)  # True: 32 slots are decoded to 864 patches
         absorbs(queries=864, memory=864, heads=12, dim=768)  # False: patches attend to each other
     """
+    if isinstance(memory, torch.SymInt):  # open sizes of an exported program, which a comparison would limit
+        memory = MANY if isinstance(queries, torch.SymInt) else FEW
+    if isinstance(queries, torch.SymInt):
+        queries = MANY
     return memory * (dim + queries * heads) < queries * (dim + memory)
 
 
@@ -144,7 +149,7 @@ class Block(nn.Module):
 
     def _mlp(self, h: Tensor) -> Tensor:
         """The MLP; without gradients in pieces, as its hidden layer is 4 times as wide and a video may be long."""
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or isinstance(h.shape[1], torch.SymInt):  # in an exported program any length
             return self.mlp(h)
         return torch.cat([self.mlp(piece) for piece in h.split(MLP_TOKENS, 1)], 1)
 

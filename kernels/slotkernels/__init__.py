@@ -4,7 +4,7 @@ Every function runs on any device through the ``reference`` backend (plain PyTor
 they support. See :func:`use_backend`.
 """
 
-from ._backends import use_backend
+from ._backends import decomposed, use_backend
 from .guided_labels import guided_labels
 from .invariant_slot_attention import InvariantSlotAttention, InvariantSlotAttentionOutput
 from .matching import match_slots
@@ -26,6 +26,7 @@ __all__ = [
     "SlotAttention",
     "SlotAttentionOutput",
     "cluster_slots",
+    "decomposed",
     "guided_labels",
     "inverted_attention",
     "match_slots",

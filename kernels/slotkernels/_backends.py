@@ -34,6 +34,7 @@ STRICT_VARIABLE = "SLOTKERNELS_STRICT"
 _any_autocast = torch._C._is_any_autocast_enabled
 _environment, _ENVIRONMENT_KEY = os.environ._data, os.environ.encodekey(ENVIRONMENT_VARIABLE)  # type: ignore[attr-defined]
 _override: ContextVar[str | None] = ContextVar("slotkernels_backend", default=None)
+_decomposed: ContextVar[bool] = ContextVar("slotkernels_decomposed", default=False)
 
 Arguments = tuple[Any, ...]  # a NamedTuple of tensors, settings, lists of them, and other NamedTuples
 Supports = Callable[[Any], str | None]
@@ -276,6 +277,34 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _override.reset(token)
+
+
+@contextmanager
+def decomposed() -> Iterator[None]:
+    """Trace every op in the ``with`` block into PyTorch's own operations, those of the backend "reference".
+
+    ``torch.export`` otherwise records a call of ``torch.ops.slotkernels``, and the exported program needs this package
+    where it runs. Traced in this block it runs without: in C++, in ONNX Runtime, or compiled by AOTInductor. For
+    inference alone: the operations have no gradient of their own. Calls that nothing traces are not affected.
+
+    Example:
+        >>> import torch, slotkernels
+        >>> module, tokens = slotkernels.SlotAttention(num_slots=4, dim=8).eval(), torch.randn(1, 16, 8)
+        >>> with torch.no_grad(), slotkernels.decomposed():
+        ...     program = torch.export.export(module, (tokens, torch.randn(1, 4, 8)))
+        >>> "slotkernels" in str(program.graph)
+        False
+    """
+    token = _decomposed.set(True)
+    try:
+        yield
+    finally:
+        _decomposed.reset(token)
+
+
+def is_decomposed() -> bool:
+    """Whether :func:`decomposed` is in force."""
+    return _decomposed.get()
 
 
 @torch.compiler.assume_constant_result  # Dynamo cannot trace a ContextVar

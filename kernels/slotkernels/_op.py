@@ -52,7 +52,7 @@ import torch
 from torch import Tensor
 
 from . import _derivatives
-from ._backends import Backends, device_of, requested_backend, without_autocast
+from ._backends import Backends, device_of, is_decomposed, requested_backend, without_autocast
 from ._direct import all_contiguous, are_plain, examine, observed
 
 A = TypeVar("A", bound=tuple[Any, ...])  # the NamedTuple of an op's arguments
@@ -146,6 +146,8 @@ class Op(Backends, Generic[A, R]):
         """As a call, for arguments that need no check, on the backend that :func:`requested_backend` says."""
         if not observed():
             return self._directly(arguments, backend)
+        if _decomposes():
+            return self.run("reference", arguments)
         if self._composite is not None and _derivatives.takes_composite(self.public, backend):
             with without_autocast(device_of(arguments)):
                 return self._composite(arguments)
@@ -163,6 +165,8 @@ class Op(Backends, Generic[A, R]):
             return self.run(backend, self._as_read(arguments) if self._contiguous else arguments, chosen)
         if not observed():
             return self._directly(arguments, backend)
+        if _decomposes():
+            return self.run("reference", arguments)
         return self._results(self._registered(*self._fields.unpack(arguments), backend))
 
     def _directly(self, arguments: A, backend: str) -> R:
@@ -332,6 +336,11 @@ class Op(Backends, Generic[A, R]):
             return composite(self._fields.pack(filled))
 
         return function
+
+
+def _decomposes() -> bool:
+    """Whether an op is traced as its parts; Dynamo, which cannot read a ContextVar, keeps ops whole."""
+    return not torch.compiler.is_dynamo_compiling() and is_decomposed()
 
 
 def _contiguous(value: Any) -> Any:

@@ -72,6 +72,30 @@ def encode_slots(stage: ImageStage, features: Tensor, noise: Sequence[np.ndarray
     return ImageSlots(encoded.slots.float(), encoded.attention.float())
 
 
+def best_image_slots(
+    stage: ImageStage,
+    features: Tensor,  # [t, M, D_features]
+    grid: tuple[int, int],
+    noise: Tensor,  # [R, t, N, D], standard normal
+    precision: str,
+) -> ImageSlots:
+    """Image slots [t, N, D] and attention [t, M, N], fp32: of R draws each frame keeps the one that reconstructs its
+    features best."""
+    draws, errors = [], []
+    for drawn in noise:
+        initial = stage.slot_attention.sample_slots(features.shape[0], noise=drawn)
+        with autocast(features.device, precision):
+            draws.append(stage.encode(features, grid, initial, stage.config.inference_iterations))
+            if noise.shape[0] > 1:  # a single draw has nothing to be compared with
+                errors.append(stage.error(draws[-1], features, grid))
+    if not errors:
+        return ImageSlots(draws[0].slots.float().contiguous(), draws[0].attention.float().contiguous())
+    best, frames = torch.stack(errors).argmin(0), torch.arange(features.shape[0], device=features.device)
+    slots = torch.stack([draw.slots for draw in draws])[best, frames]
+    attention = torch.stack([draw.attention for draw in draws])[best, frames]
+    return ImageSlots(slots.float(), attention.float())
+
+
 def _means(stage: ImageStage, features: Tensor, encoded: ImageSlots) -> Tensor:
     """Mean features and mean positions of the slots' tokens, [n, N, C + 2]."""
     described = token_means(features, encoded.attention, stage.grid)

@@ -33,7 +33,7 @@ from interpreter.methods.interpreter.hierarchy import (
     merge_alike_slots,
     propagate,
 )
-from interpreter.methods.interpreter.image_slots import EncodedVideo
+from interpreter.methods.interpreter.image_slots import EncodedVideo, best_image_slots
 from interpreter.methods.interpreter.image_stage import ImageSlots, ImageStage
 from interpreter.methods.interpreter.online import (
     FeaturesOverTime,
@@ -42,9 +42,11 @@ from interpreter.methods.interpreter.online import (
     OverTime,
     VideoSlotsOverTime,
 )
+from interpreter.methods.interpreter.programs import image_program, video_program
 from interpreter.methods.interpreter.settings import Settings, Way, way_of
 from interpreter.methods.interpreter.token_means import TokenMeans, means_as_inputs, token_means
 from interpreter.methods.interpreter.video_stage import VideoStage
+from interpreter.methods.programs import Program, backbone_program, labels_program
 from interpreter.models.autocast import autocast
 from interpreter.models.backbones.vit import VisionTransformer
 from interpreter.models.token_masks import token_masks
@@ -267,22 +269,10 @@ class InterpreterSegmenter(Segmenter):
 
         The prior is drawn ``restarts`` times; each frame keeps the draw that reconstructs its features best.
         """
-        stage, frames = self.image_stage, torch.arange(len(features), device=self.device)
-        iterations = stage.config.inference_iterations
-        draws, errors = [], []
-        count = self._num_image_slots(self.settings)
-        for _ in range(stage.config.restarts):
-            initial = stage.slot_attention.sample_slots(len(features), generator, num_slots=count)
-            with autocast(self.device, self.precision):
-                draws.append(stage.encode(features, self.grid, initial, iterations))
-                if stage.config.restarts > 1:  # a single draw has nothing to be compared with
-                    errors.append(stage.error(draws[-1], features, self.grid))
-        if not errors:
-            return ImageSlots(draws[0].slots.float().contiguous(), draws[0].attention.float().contiguous())
-        best = torch.stack(errors).argmin(0)
-        slots = torch.stack([draw.slots for draw in draws])[best, frames]
-        attention = torch.stack([draw.attention for draw in draws])[best, frames]
-        return ImageSlots(slots.float(), attention.float())
+        stage = self.image_stage
+        shape = (len(features), self._num_image_slots(self.settings), stage.config.dim)
+        noise = [torch.randn(shape, generator=generator, device=self.device) for _ in range(stage.config.restarts)]
+        return best_image_slots(stage, features, self.grid, torch.stack(noise), self.precision)
 
     def group_over_time(
         self, inputs: Tensor, seed: int, num_slots: int | None = None, merge_threshold: float | None = None
@@ -315,6 +305,20 @@ class InterpreterSegmenter(Segmenter):
                 noise = torch.randn(shape, generator=generator, device=self.device)
                 draws.append(prior.sample_slots(1, noise=noise))
         return torch.stack(draws)
+
+    def programs(self) -> list[Program]:
+        """See :meth:`interpreter.methods.base.Segmenter.programs`; the video stage's if it makes the segments."""
+        way = self._way(self.settings)
+        if self.settings.top > 2:
+            raise ValueError("level 3 and above cut a video into windows, which no program does: export level 2")
+        programs = [
+            backbone_program(self.backbone, self.frame_size),
+            image_program(self.image_stage, self.grid, self.device),
+        ]
+        if way == "learned":
+            assert self.video_stage is not None
+            programs.append(video_program(self.video_stage, self.image_stage, self.grid, self.device))
+        return [*programs, labels_program(self.grid, self.frame_size, self.device)]
 
     def online(self, seed: int = 0, window: int | None = None) -> OnlineSegmenter:
         """See :meth:`interpreter.methods.base.Segmenter.online`; by default windows are as long as in training."""

@@ -76,6 +76,9 @@ class VideoStage(nn.Module):
 
     def times(self, frames: int, device: torch.device) -> Tensor:
         """Positions in time [T] of a video of ``frames`` frames."""
+        if isinstance(frames, torch.SymInt):  # any number, in an exported program
+            places = torch.arange(frames, device=device)
+            return places * ((self.num_frames - 1) / places[-1].clamp_min(1).double()).clamp_max(1.0).float()
         step = min(1.0, (self.num_frames - 1) / max(frames - 1, 1))
         return torch.arange(frames, device=device) * step
 

@@ -99,7 +99,7 @@ class SmtcBranch(nn.Module):
         number = self.config.num_semantics
         tokens = self.to_features(features) if self.config.project_features else features
         tokens = tokens + self.correlation(features, partners, grid)
-        rows, attend = len(tokens), self.slot_attention
+        rows, attend = tokens.shape[0], self.slot_attention
         iterations = iterations or attend.iterations
         prepared = attend.prepare(tokens, num_slots=number * (1 + noise.shape[2]), iterations=iterations)
         initial = self.mu.expand(rows, -1, -1)

@@ -6,16 +6,31 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from slotkernels import match_slots
-from torch import Tensor
+from torch import Tensor, nn
 
 from interpreter.data import Video
 from interpreter.engine.randomness import torch_generator
 from interpreter.methods.base import Context, Encoded, Segmenter, with_settings
 from interpreter.methods.frames import encode_frames
+from interpreter.methods.programs import Input, Program, backbone_program, labels_program
 from interpreter.methods.smtc.config import SmtcSettings
 from interpreter.methods.smtc.model import Grouped, Smtc
 from interpreter.models.autocast import autocast
 from interpreter.segmentation import Segmentation
+
+
+class _Found(nn.Module):
+    """Semantics, instances, which of them are valid, and masks [T, M, N·P], of frames and the frames before them."""
+
+    def __init__(self, model: Smtc, settings: SmtcSettings, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.model, self.settings, self.grid = model, settings, grid
+
+    def forward(self, features: Tensor, partners: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        iterations = self.settings.inference_iterations
+        found = self.model.student.group(features, partners, noise, self.grid, iterations)
+        valid = self.model.valid(found, self.settings.area_threshold, self.settings.similarity_threshold)
+        return found.semantics, found.instances, valid, (found.masks.unsqueeze(-1) * found.shares).flatten(2)
 
 
 class SmtcSegmenter(Segmenter):
@@ -73,6 +88,30 @@ class SmtcSegmenter(Segmenter):
 
         # Masks and shares are multiplied for the whole video.
         return encode_frames(self, video, seeds, find, advance, keep, elsewhere=False)
+
+    def programs(self) -> list[Program]:
+        """See :meth:`Segmenter.programs`; linking instances over time is left to the caller."""
+        config, branch = self.model.config.model, self.model.student
+        features, partners = torch.randn(2, 3, self.grid[0] * self.grid[1], self.backbone.dim, device=self.device)
+        noise = torch.randn(3, config.num_semantics, config.num_instances, branch.dim, device=self.device)
+        found = Program(
+            "model",
+            "features of frames to instances of each semantic, and their masks",
+            _Found(self.model, self.settings, self.grid),
+            {
+                "features": Input(features, "T M C", "of the program backbone"),
+                "partners": Input(partners, "T M C", "of the frame before each; of the second frame for the first"),
+                "noise": Input(noise, "T N P D", "standard normal; the same for all frames of a video"),
+            },
+            {
+                "semantics": "T N D: semantics of each frame",
+                "instances": "T N P D: instances of each semantic",
+                "valid": "T N P: whether the instance exists; without it, its patches are background",
+                "masks": "T M N*P: soft masks of the instances; each row sums to 1",
+            },
+        )
+        backbone = backbone_program(self.backbone, self.frame_size)
+        return [backbone, found, labels_program(self.grid, self.frame_size, self.device)]
 
     @torch.no_grad()
     def segment(self, encoded: Encoded, seed: int = 0, **settings: Any) -> Segmentation:

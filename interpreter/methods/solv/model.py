@@ -136,7 +136,7 @@ class Solv(nn.Module):
         if isinstance(self.slot_attention, InvariantSlotAttention):
             found = self.slot_attention(tokens, places, mlp_mask=mlp_mask)
             return Bound(self.to_slots(found.slots), found.attention)
-        slots, attention = self.slot_attention(tokens, self.initial_slots.expand(len(tokens), -1, -1))
+        slots, attention = self.slot_attention(tokens, self.initial_slots.expand(tokens.shape[0], -1, -1))
         return Bound(self.to_slots(slots), attention.float())
 
     def merged(

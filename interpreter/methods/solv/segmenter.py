@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from interpreter.data import Video
 from interpreter.large import FrameTensors
 from interpreter.methods.base import Context, Encoded, Segmenter, with_settings
 from interpreter.methods.frames import encode_frames
+from interpreter.methods.programs import Input, Program, backbone_program, labels_program
 from interpreter.methods.solv.config import SolvSettings
 from interpreter.methods.solv.model import Solv
 from interpreter.models.autocast import autocast
@@ -18,6 +19,35 @@ from interpreter.models.linking import link_frames
 from interpreter.segmentation import Segmentation
 
 FRAMES_AT_ONCE = 32
+
+
+class _Bind(nn.Module):
+    """Slots [T, N, D] and attention [T, M, N] of features [T, M, C]."""
+
+    def __init__(self, model: Solv, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.model, self.grid = model, grid
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        slots, attention = self.model.bind(self.model.with_positions(features, self.grid), self.model.places(self.grid))
+        return slots, attention
+
+
+class _Decode(nn.Module):
+    """Merged slots, which exist, and masks [T, M, N] of slots [T, F, N, D] of windows."""
+
+    def __init__(
+        self, model: Solv, grid: tuple[int, int], threshold: float | None, number: int | None, merge: bool | None
+    ) -> None:
+        super().__init__()
+        self.model, self.grid, self.threshold, self.number = model, grid, threshold, number
+        self.merge = model.config.merge if merge is None else merge
+
+    def forward(self, slots: Tensor, present: Tensor, attention: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        bound = self.model.temporal(slots, present)
+        labels = self.model.labels(bound, self.threshold, self.number) if self.merge else None
+        merged = self.model.merged(bound, attention, self.model.places(self.grid), labels)
+        return merged.slots, merged.valid, self.model.decode(merged, self.grid).masks
 
 
 class SolvSegmenter(Segmenter):
@@ -66,6 +96,39 @@ class SolvSegmenter(Segmenter):
         encoded = encode_frames(self, video, seeds[:1], find, advance, keep)
         slots, attention = encoded.by_seed[seeds[0]]
         return Encoded(encoded.frames, dict.fromkeys(seeds, (self._bind_over_time(slots), attention)))
+
+    def programs(self) -> list[Program]:
+        """See :meth:`Segmenter.programs`; windows of frames and linking their slots are left to the caller."""
+        model, device, (height, width) = self.model, self.device, self.grid
+        tokens, frames, number = height * width, model.num_frames, model.config.num_slots
+        features = torch.randn(3, tokens, model.feature_dim, device=device)
+        slots = torch.randn(3, frames, number, model.config.dim, device=device)
+        attention = torch.randn(3, tokens, number, device=device).softmax(-1)
+        present = torch.ones(3, frames, dtype=torch.bool, device=device)
+        bind = Program(
+            "bind",
+            "features to slots of each frame by itself",
+            _Bind(model, self.grid),
+            {"features": Input(features, "T M C", "of the program backbone")},
+            {"slots": "T N D: slots", "attention": "T M N: attention of the patches over them"},
+        )
+        decode = Program(
+            "decode",
+            "slots of windows around frames to the merged slots and masks of these frames",
+            _Decode(model, self.grid, self.settings.merge_threshold, self.settings.num_slots, self.settings.merges),
+            {
+                "slots": Input(slots, "T F N D", f"of bind, for each frame those of the {frames} frames around it"),
+                "present": Input(present, "T F", "which of these frames exist; others may hold anything finite"),
+                "attention": Input(attention, "T M N", "of bind, of the frame in the centre"),
+            },
+            {
+                "merged": "T N D: slots after merging; those that were merged into others are zero",
+                "valid": "T N: whether the slot exists",
+                "masks": "T M N: soft masks; each row over N sums to 1",
+            },
+        )
+        backbone = backbone_program(self.backbone, self.frame_size)
+        return [backbone, bind, decode, labels_program(self.grid, self.frame_size, device)]
 
     def _bind_over_time(self, slots: Tensor) -> Tensor:
         """Slots [T, N, D] after temporal binding, each frame in the centre of a window."""

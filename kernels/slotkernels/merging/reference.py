@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from .._checks import accumulate_dtype
 from .op import (
@@ -35,8 +36,10 @@ def cluster_slots(arguments: ClusterArguments) -> Clusters:
     batch, count, _ = slots.shape
     index = torch.arange(count, device=slots.device)
     valid = mask if mask is not None else torch.ones(batch, count, dtype=torch.bool, device=slots.device)
-    distances = _cosine_distances(slots, mask)
-    merges = _along_tree(distances) if linkage == "single" else _along_chains(distances, linkage == "average")
+    merges: list[_Merge] = []
+    if threshold > 0:  # no distance is below 0
+        distances = _cosine_distances(slots, mask)
+        merges = _along_tree(distances) if linkage == "single" else _along_chains(distances, linkage == "average")
     linked = torch.eye(count, device=slots.device).expand(batch, count, count)
     if merges:
         lower, upper, heights = (torch.cat(parts, 1) for parts in zip(*merges, strict=True))
@@ -137,8 +140,9 @@ def _along_chains(distances: Tensor, average: bool) -> list[_Merge]:
     chain = index.new_zeros(batch, count)
     length = index.new_zeros(batch, 1)
     merges = []
+    may_read = distances.device.type == "cpu" and not is_compiling()  # it costs nothing on a CPU, a wait elsewhere
     for _ in range(3 * count):
-        if distances.device.type == "cpu" and not left.any():  # reading it costs nothing on a CPU, a wait elsewhere
+        if may_read and not left.any():
             break
         starts = (length == 0) & left.any(1, keepdim=True)
         chain = torch.where(starts & (index == 0), left.int().argmax(1, keepdim=True), chain)

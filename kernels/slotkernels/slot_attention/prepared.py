@@ -17,6 +17,9 @@ from .conventions import Conventions
 from .op import INVERTED_ATTENTION, Arguments, reads_attention
 
 
+MANY, FEW = 1 << 20, 16  # tokens and rows, and slots, that an exported program with any number of them is made for
+
+
 class Linear(NamedTuple):
     """Arguments of ``F.linear`` after the input."""
 
@@ -263,10 +266,16 @@ def absorbs(tokens: int, slots: int, dim: int, input_dim: int, iterations: int, 
     Projected, it has two products of M·N·D, and keys and values cost 2·M·D·Din once. A product counts three times
     where it is differentiated: ``backward`` iterations, and the projections if there is any.
     """
+    tokens, slots = _typical(tokens, MANY), _typical(slots, FEW)
     passes = iterations + 2 * backward
     absorbed = passes * slots * input_dim * (tokens + dim)
     projected = passes * slots * dim * tokens + (3 if backward else 1) * tokens * dim * input_dim
     return absorbed <= projected
+
+
+def _typical(size: int, instead: int) -> int:
+    """A size; another one for a size that is open in an exported program, where a comparison would limit it."""
+    return instead if isinstance(size, torch.SymInt) else size
 
 
 def saved_by_merging(rows: int, width: int, projection: Sequence[int]) -> int:
@@ -276,6 +285,7 @@ def saved_by_merging(rows: int, width: int, projection: Sequence[int]) -> int:
     takes Dqkv · (width + Din), merged width · Din, and merging takes width · Dqkv · Din once.
     """
     dim, input_dim = projection
+    rows = _typical(rows, MANY)
     return rows * (dim * (width + input_dim) - width * input_dim) - width * dim * input_dim
 
 

@@ -1,0 +1,187 @@
+"""Write a trained run as programs for other environments: ``python -m interpreter.export --help``."""
+
+import inspect
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from interpreter.commands import cli, run_command
+from interpreter.console import progress_bar
+from interpreter.engine.checkpoint import newest_step
+from interpreter.engine.run import RunConfig, require_finished, require_run
+from interpreter.evaluation.provenance import code_version
+from interpreter.export.formats import FORMATS, SUFFIXES, Format, NoCounterpartError, require_packages, write
+from interpreter.export.trace import LARGEST_DIFFERENCE, largest_difference, trace
+from interpreter.files import write_text
+from interpreter.method_options import choose_method
+from interpreter.methods.base import Method, Segmenter
+from interpreter.methods.programs import Input, Program
+from interpreter.methods.runs import load_trained, needed_stages
+from interpreter.output_folder import make_output_folder, written_together
+
+PROG = "python -m interpreter.export"
+LIST = "programs.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write the parts of a trained run as programs that run without this package, such as in C++ or ONNX Runtime.
+
+    Of the method interpreter these are backbone, image_stage, video_stage and labels: frames go in, label maps come
+    out. OUT/programs.json lists every program with its inputs and outputs. Each file is loaded again and compared with
+    the run before anything is kept.
+
+    Examples:
+      python -m interpreter.export runs/demo --out programs
+      python -m interpreter.export runs/demo --out programs --format torch onnx --frame-size 256 384
+      python -m interpreter.export runs/demo --out programs --format aoti
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a trained run."""
+    out: Path
+    """Directory to write to."""
+    format: tuple[Format, ...] = ("torch",)
+    """torch: torch.export, for PyTorch in Python (NAME.pt2).
+    onnx: ONNX, for ONNX Runtime and others (NAME.onnx); a program that ONNX cannot express is left out, and named.
+    aoti: compiled by AOTInductor for this machine, for C++ without Python (NAME.aoti.pt2); needs a C++ compiler."""
+    stage: str | None = None
+    """Last stage to export, such as image. Default: the last one that was trained, without levels above 2."""
+    frame_size: tuple[int, int] | None = None
+    """Height and width of the frames that the programs take. Default: as in training."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the programs run; aoti compiles for it."""
+
+
+def open_last_stage(options: ExportOptions) -> tuple[Method, str, Segmenter]:
+    """The method of the run, and the key and a segmenter of its last stage that can be exported, in fp32.
+
+    Raises:
+        ValueError: if there is no such stage, or files of the run are damaged.
+        OSError: if there is no run.
+    """
+    require_run(options.run)
+    method, stored = choose_method(None, options.run)
+    trained = [stage.name for stage in method.stages if newest_step(options.run / stage.name)]
+    key = options.stage or (trained[-1] if trained else None)
+    if key is None:
+        raise ValueError(f"{options.run} holds no trained stage of the method {method.name}; train it first")
+    stage = method.stage(key)
+    stored, config = _in_fp32(stored), stored.options(key, stage.config)
+    for used in (*(needed_stages(method, stage, config, stored) if config else ()), key):
+        require_finished(options.run, used, stored, allow_unfinished=True)
+    context, model = load_trained(method, options.run, key, torch.device(options.device), stored)
+    return method, key, stage.segmenter(model.config, model.model, context, None, options.frame_size)
+
+
+def _in_fp32(stored: RunConfig) -> RunConfig:
+    """The run's configuration with precision fp32 in each stage: programs have no autocast."""
+    stages = {key: {**each, "optim": {**each["optim"], "precision": "fp32"}} for key, each in stored.stages.items()}
+    return replace(stored, stages=stages)
+
+
+def export(options: ExportOptions) -> tuple[dict[str, Any], Table]:
+    """Write all programs of a run; returns what programs.json holds, and a table of what was written.
+
+    Raises:
+        ValueError: if the run cannot be exported, or a file that was written computes something else than the run.
+        OSError: if the run does not exist, or OUT cannot be written.
+    """
+    formats = tuple(kind for kind in FORMATS if kind in options.format)
+    require_packages(formats)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch sees no GPU on this machine; leave --device out")
+    if options.out.is_file():
+        raise ValueError(f"--out {options.out} is a file; give a directory")
+    method, key, segmenter = open_last_stage(options)
+    height, width = segmenter.frame_size
+    segmenter.backbone.grid(segmenter.frame_size)  # a size that does not fit fails here
+    programs = segmenter.programs()
+    entries = [describe(program) for program in programs]
+    listed: dict[str, Any] = {
+        "format": 1,
+        "method": method.name,
+        "stage": key,
+        "code": code_version(),
+        "torch": torch.__version__,
+        "device": options.device,
+        "frame_size": [height, width],
+        "grid": [*segmenter.grid],
+        "programs": entries,
+    }
+    table = Table("program", "file", "size", "difference from the run")
+    make_output_folder(options.out)
+    names = [f"{program.name}{SUFFIXES[kind]}" for program in programs for kind in formats]
+    stale = [f"{p.name}{suffix}" for p in programs for k, suffix in SUFFIXES.items() if k not in formats]
+    with progress_bar("files") as progress, written_together(options.out, names, stale) as folder:
+        bar = progress.add_task("export", total=len(names), status="")
+        for program, entry in zip(programs, entries, strict=True):
+            progress.update(bar, status=f"tracing {program.name}")
+            traced = trace(program)
+            for kind in formats:
+                progress.update(bar, status=f"writing {program.name} ({kind})")
+                name = f"{program.name}{SUFFIXES[kind]}"
+                try:
+                    run = write(kind, traced, program, folder / name)
+                except NoCounterpartError as error:
+                    names.remove(name)
+                    table.add_row(program.name, "", "", f"{kind} cannot express it: {error}")
+                    continue
+                finally:
+                    progress.advance(bar)
+                difference = largest_difference(program, run)
+                if difference > LARGEST_DIFFERENCE:
+                    raise ValueError(
+                        f"{name} differs from the run by {difference:.1e} of its largest number, so nothing was "
+                        f"written; leave --format {kind} out, or report it with the versions of your packages"
+                    )
+                entry["files"][kind] = name
+                size = (folder / name).stat().st_size
+                table.add_row(program.name, name, f"{size / 1e6:.1f} MB", f"{difference:.0e}")
+        write_text(folder / LIST, json.dumps(listed, indent=2) + "\n")
+        names.append(LIST)
+    return listed, table
+
+
+def describe(program: Program) -> dict[str, Any]:
+    """A program as programs.json lists it; its files are added as they are written."""
+
+    def shape(each: Input) -> list[int | str]:
+        named = zip(each.dims.split(), each.example.shape, strict=True)
+        return [name if name in program.open else size for name, size in named]
+
+    def type_of(each: Input) -> str:
+        return str(each.example.dtype).removeprefix("torch.")
+
+    inputs = [
+        {"name": name, "dtype": type_of(each), "shape": shape(each), "dims": each.dims, "about": each.about}
+        for name, each in program.inputs.items()
+    ]
+    outputs = [
+        {"name": name, "dims": text.split(": ")[0], "about": text.split(": ", 1)[1]}
+        for name, text in program.outputs.items()
+    ]
+    return {"name": program.name, "about": program.about, "inputs": inputs, "outputs": outputs, "files": {}}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    words = sys.argv[1:] if arguments is None else arguments
+    options = cli(ExportOptions, words, prog=PROG, description=inspect.getdoc(ExportOptions))
+    _, table = export(options)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(table)
+    console.print(f"{options.out} holds these files; {LIST} there lists inputs and outputs", markup=False)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,107 @@
+"""The formats that a traced program is written in, and how each is loaded again to check it."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from interpreter.export.trace import Run
+from interpreter.methods.programs import Program
+
+Format = Literal["torch", "onnx", "aoti"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+SUFFIXES: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx", "aoti": ".aoti.pt2"}
+
+
+class NoCounterpartError(Exception):
+    """A format has no counterpart of an operation; the message is one line."""
+
+
+def require_packages(formats: tuple[Format, ...]) -> None:
+    """Refuse formats whose packages are not installed.
+
+    Raises:
+        ValueError: says how to install them.
+    """
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if "onnx" in formats and missing:
+        raise ValueError(
+            f"--format onnx needs {', '.join(missing)}: pip install 'interpreter-slots[export]', or leave onnx out"
+        )
+
+
+def write(kind: Format, traced: ExportedProgram, program: Program, path: Path) -> Run:
+    """Write a traced program, and load it again; returns what calls the loaded one.
+
+    Raises:
+        NoCounterpartError: if the format cannot express it; nothing is written then.
+        OSError: if the file cannot be written.
+    """
+    if kind == "torch":
+        torch.export.save(traced, path)
+        return _as_list(torch.export.load(path).module())
+    if kind == "onnx":
+        return _write_onnx(traced, program, path)
+    return _write_aoti(traced, path)
+
+
+def _write_onnx(traced: ExportedProgram, program: Program, path: Path) -> Run:
+    import onnxruntime
+
+    with _quiet():
+        try:
+            made = torch.onnx.export(
+                traced, input_names=[*program.inputs], output_names=[*program.outputs], dynamo=True, verbose=False
+            )
+        except (torch.onnx.OnnxExporterError, NotImplementedError) as error:
+            raise NoCounterpartError(_first_cause(error)) from error
+        assert made is not None
+        made.save(path, external_data=False)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(*inputs: Tensor) -> list[Tensor]:
+        arrays = {name: tensor.cpu().numpy() for name, tensor in zip(program.inputs, inputs, strict=True)}
+        return [torch.from_numpy(array) for array in session.run(None, arrays)]
+
+    return run
+
+
+def _write_aoti(traced: ExportedProgram, path: Path) -> Run:
+    with _quiet():
+        torch._inductor.aoti_compile_and_package(traced, package_path=str(path))
+        return _as_list(torch._inductor.aoti_load_package(str(path)))
+
+
+def _as_list(module: object) -> Run:
+    def run(*inputs: Tensor) -> list[Tensor]:
+        found = module(*inputs)  # type: ignore[operator]
+        return list(found) if isinstance(found, (tuple, list)) else [found]
+
+    return run
+
+
+def _first_cause(error: BaseException) -> str:
+    """The first line of the error that the others were raised from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the notes that exporters print for their own developers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        level = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)

@@ -1,0 +1,113 @@
+"""Both stages of Interpreter as programs (``python -m interpreter.export``)."""
+
+import torch
+from torch import Tensor, nn
+
+from interpreter.methods.interpreter.image_slots import best_image_slots
+from interpreter.methods.interpreter.image_stage import ImageStage
+from interpreter.methods.interpreter.token_means import means_as_inputs, token_means
+from interpreter.methods.interpreter.video_stage import VideoSlots, VideoStage
+from interpreter.methods.programs import FRAMES, Input, Program
+
+
+class ImageProgram(nn.Module):
+    """Image slots of frames: of several draws of the prior, each frame keeps the one that reconstructs it best."""
+
+    def __init__(self, stage: ImageStage, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.stage, self.grid = stage, grid
+
+    def forward(self, features: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Slots [T, N, D], attention [T, M, N] and means [T, N, C + 2] of features [T, M, C].
+
+        Args:
+            features: of the frames.
+            noise: [R, T, N, D], standard normal.
+        """
+        slots, attention, _ = best_image_slots(self.stage, features, self.grid, noise, "fp32")
+        means = token_means(features, attention, self.grid)
+        return slots, attention, means_as_inputs(torch.cat([means.features, means.places], -1))
+
+
+class VideoProgram(nn.Module):
+    """Video slots of a whole video: of several draws of the prior, the one of least loss."""
+
+    def __init__(self, stage: VideoStage) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def forward(self, inputs: Tensor, attention: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Video slots [K, D], their attention [T, N, K], which exist [K], and masks [T, M, K].
+
+        Slots that were merged into others are zero, with masks of zero; the others come first.
+
+        Args:
+            inputs: [T, N, D_input], what the stage reads of each image slot.
+            attention: [T, M, N], of the patches over the image slots.
+            noise: [R, K, D], standard normal.
+        """
+        stage, config = self.stage, self.stage.config
+        starts = stage.slot_attention.sample_slots(noise.shape[0], noise=noise)
+        context = stage.encode_slots(inputs[None]).expand(noise.shape[0], -1, -1, -1)
+        found = stage.group(context, starts, None, config.inference_iterations, config.inference_sharpness)
+        if noise.shape[0] > 1:  # a single draw has nothing to be compared with
+            # One by one: the loss of one draw must not depend on the others.
+            errors = [stage.error(_row(found, draw), inputs[None]) for draw in range(noise.shape[0])]
+            best = torch.cat(errors).argmin(0, keepdim=True)
+            found = VideoSlots(*(None if part is None else part.index_select(0, best) for part in found))
+        across = found.attention[0]
+        return found.slots[0], across, found.valid[0], attention @ across
+
+
+def _row(slots: VideoSlots, row: int) -> VideoSlots:
+    return VideoSlots(*(None if part is None else part[row : row + 1] for part in slots))
+
+
+def image_program(stage: ImageStage, grid: tuple[int, int], device: torch.device) -> Program:
+    """Features to image slots."""
+    config, tokens = stage.config, grid[0] * grid[1]
+    features = torch.randn(3, tokens, stage.feature_dim, device=device)
+    noise = torch.randn(config.restarts, 3, config.num_slots + 1, config.dim, device=device)
+    return Program(
+        "image_stage",
+        "features to image slots, the parts of each frame",
+        ImageProgram(stage, grid).eval(),
+        {
+            "features": Input(features, "T M C", "of the program backbone"),
+            "noise": Input(noise, "R T N D", f"standard normal; N as you like, {config.num_slots} in training"),
+        },
+        {
+            "slots": "T N D: image slots",
+            "masks": "T M N: attention of the patches over the slots; each row over N sums to 1",
+            "means": "T N C+2: mean feature and place of each slot's patches",
+        },
+        (FRAMES, "N"),
+    )
+
+
+def video_program(stage: VideoStage, image: ImageStage, grid: tuple[int, int], device: torch.device) -> Program:
+    """Image slots of a whole video to video slots."""
+    config = stage.config
+    read, width = ("slots", image.config.dim) if config.inputs == "slots" else ("means", image.feature_dim + 2)
+    any_number = config.decoder == "masks"  # a Sinkhorn divergence is traced for sets of one size
+    slots = image.config.num_slots + any_number  # an example must not look like the only size
+    inputs = torch.randn(3, slots, width, device=device)
+    attention = torch.randn(3, grid[0] * grid[1], slots, device=device).softmax(-1)
+    noise = torch.randn(config.restarts, config.num_slots, config.dim, device=device)
+    return Program(
+        "video_stage",
+        "image slots of all frames of a video to video slots, its objects",
+        VideoProgram(stage).eval(),
+        {
+            "inputs": Input(inputs, f"T N {'D' if read == 'slots' else 'C+2'}", f"{read} of the program image_stage"),
+            "attention": Input(attention, "T M N", "masks of the program image_stage"),
+            "noise": Input(noise, "R K E", "standard normal"),
+        },
+        {
+            "video_slots": "K E: objects; those that were merged into others are zero",
+            "across": "T N K: attention of the image slots over the objects",
+            "valid": "K: whether the object exists",
+            "masks": "T M K: soft masks of the objects; each row over K sums to 1",
+        },
+        (FRAMES, "N") if any_number else (FRAMES,),
+    )

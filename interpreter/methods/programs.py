@@ -1,0 +1,109 @@
+"""Programs: the parts of a trained method that run outside of this package (``python -m interpreter.export``).
+
+A program is a module that maps tensors to tensors, without random numbers, files or loops over a video: what a caller in
+another language needs. Random draws come in as noise, and state goes in and out. Each method lists its own
+(:meth:`interpreter.methods.base.Segmenter.programs`); every method has the two below.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from interpreter.models.backbones import Backbone
+
+FRAMES = "T"  # the dimension that every program leaves open, besides those that it names itself
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of a program.
+
+    Attributes:
+        example: a tensor of its type and shape. Open dimensions of several inputs by the same name have one size.
+        dims: a name for each dimension; capital letters, such as "T M C". Those in ``Program.open`` may have any size.
+        about: what it is, for the list of programs.
+    """
+
+    example: Tensor
+    dims: str
+    about: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """A module with example inputs.
+
+    Attributes:
+        name: of its file.
+        about: what it computes, in one line.
+        module: called with the inputs in order; returns a tensor, or a tuple of tensors.
+        inputs: by name, in order.
+        outputs: by name, in order: dimensions and what it is, such as ``"slots": "T N D: image slots"``.
+        open: names of the dimensions that may have any size from 1; all others are fixed.
+    """
+
+    name: str
+    about: str
+    module: nn.Module
+    inputs: Mapping[str, Input]
+    outputs: Mapping[str, str]
+    open: tuple[str, ...] = (FRAMES,)
+
+
+class Features(nn.Module):
+    """A backbone as a module that is called with frames."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Features [T, M, C] of frames uint8 [T, H, W, 3]."""
+        return self.backbone.features(frames)
+
+
+class Labels(nn.Module):
+    """Soft masks of patches to label maps, as ``--edges none`` makes them: bilinear, then the largest.
+
+    Args:
+        grid: patch grid (h, w).
+        size: (H, W) of the label maps.
+    """
+
+    def __init__(self, grid: tuple[int, int], size: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid, self.size = grid, size
+
+    def forward(self, masks: Tensor) -> Tensor:
+        """Segment of each pixel, int64 [T, H, W], of masks [T, M, S]."""
+        maps = masks.mT.unflatten(2, self.grid)
+        return F.interpolate(maps, self.size, mode="bilinear", align_corners=False).argmax(1)
+
+
+def backbone_program(backbone: Backbone, frame_size: tuple[int, int]) -> Program:
+    """Frames to features."""
+    frames = torch.randint(256, (3, *frame_size, 3), device=backbone.device).byte()
+    grid = backbone.grid(frame_size)
+    return Program(
+        "backbone",
+        "frames to features of their patches",
+        Features(backbone),
+        {"frames": Input(frames, "T H W 3", "RGB frames")},
+        {"features": f"T M C: features of the {grid[0]}x{grid[1]} patches, row by row"},
+    )
+
+
+def labels_program(grid: tuple[int, int], size: tuple[int, int], device: torch.device) -> Program:
+    """Soft masks of patches to label maps of ``size`` (H, W)."""
+    masks = torch.randn(3, grid[0] * grid[1], 5, device=device).softmax(-1)
+    return Program(
+        "labels",
+        "soft masks of patches to the segment of each pixel (bilinear, then the largest)",
+        Labels(grid, size),
+        {"masks": Input(masks, "T M S", "soft masks, each row over S sums to 1")},
+        {"labels": "T H W: number of the segment, from 0"},
+        (FRAMES, "S"),
+    )
