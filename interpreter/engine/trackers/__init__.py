@@ -4,6 +4,7 @@ Each tracker is a module of this folder with its name, imported only if it was a
 """
 
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -188,4 +189,4 @@ def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _one_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")
+    return textwrap.shorten(text.splitlines()[0], 300, placeholder=" …").rstrip(".")
