@@ -9,9 +9,9 @@ from interpreter.openmp import short_waits
 from interpreter.versions import own_version, require_versions
 
 if TYPE_CHECKING:
-    from interpreter.segment import SegmentedStream, SegmentedVideo, segment_stream, segment_video
+    from interpreter.segment import SegmentedStream, SegmentedVideo, read_frames, segment_stream, segment_video
 
-__all__ = ["SegmentedStream", "SegmentedVideo", "segment_stream", "segment_video"]
+__all__ = ["SegmentedStream", "SegmentedVideo", "read_frames", "segment_stream", "segment_video"]
 
 # A command sets up its process before torch is loaded. Python puts "-m" into sys.argv[0] while it looks for
 # `python -m interpreter.…`; the installed script is named like this package.

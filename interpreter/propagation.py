@@ -27,7 +27,8 @@ from interpreter.models.backbones import Backbone, load_backbone
 from interpreter.models.label_propagation import LabelPropagation, Propagation, patch_labels
 from interpreter.output_folder import written_together
 from interpreter.render import mask_grid, overlay, write_palette_png
-from interpreter.segmentation import PREVIEW_FRAMES, PREVIEW_WIDTH, Edges, Segmentation, changed_video
+from interpreter.render.preview import PREVIEW_FRAMES, PREVIEW_WIDTH
+from interpreter.segmentation import Edges, Segmentation, changed_video
 from interpreter.store.features import encode_batch
 from interpreter.versions import own_version
 

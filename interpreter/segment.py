@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -16,15 +17,18 @@ from interpreter.configs import option, require_square
 from interpreter.console import progress_bar
 from interpreter.data import FrameFolder, Video, VideoError, open_video
 from interpreter.data.tree import LeftOut
+from interpreter.data.video.frames import NAME as FRAMES
+from interpreter.data.video.frames import frame_rate, open_frames, read_frames
 from interpreter.data.video.squares import CentralSquare, uncut
 from interpreter.engine.run import check_ranges
+from interpreter.hub.fetching import local_run
 from interpreter.interrupts import Interrupted
 from interpreter.method_options import Chosen, choose_method, parse_with_settings
 from interpreter.methods.base import Segmenter
 from interpreter.methods.runs import open_segmenter
 from interpreter.output_folder import make_output_folder
-from interpreter.render import DISPLAY_PALETTE
-from interpreter.segmentation import FILES, HIERARCHY, Edges, SegmentedVideo, check_count, check_output
+from interpreter.render import DISPLAY_PALETTE, Format
+from interpreter.segmentation import FILES, HIERARCHY, Edges, SegmentedVideo, check_count, check_output, check_place
 from interpreter.streaming import (
     NAME,
     STREAM_FILES,
@@ -36,7 +40,15 @@ from interpreter.streaming import (
     write_stream,
 )
 
-__all__ = ["SegmentOptions", "SegmentedStream", "SegmentedVideo", "main", "segment_stream", "segment_video"]
+__all__ = [
+    "SegmentOptions",
+    "SegmentedStream",
+    "SegmentedVideo",
+    "main",
+    "read_frames",
+    "segment_stream",
+    "segment_video",
+]
 
 PROG = "python -m interpreter.segment"
 TO_SEGMENT_LIVE = "ffmpeg -i CAMERA -c copy -f mpegts - | python -m interpreter.segment - --run RUN --out OUT"
@@ -48,7 +60,7 @@ class SegmentOptions:
 
     Writes below OUT: Annotations/NAME/00000.png … (the pixel's value is its segment, counted from 1), overlay.mp4,
     segments.json (YouTube-VIS RLE) with videos.json (the name behind its video_id), slots.safetensors and preview.png.
-    Files of an earlier call are replaced.
+    --formats coco youtube-vis label-studio adds data sets for other tools. Files of an earlier call are replaced.
     A live stream (-) is labelled while it comes; it has stream.json instead of slots.safetensors.
 
     Examples:
@@ -61,7 +73,7 @@ class SegmentOptions:
     """Video file, or folder of numbered images (00000.jpg, 00001.jpg …) without a video file among them;
     - for a live stream on standard input: Matroska, WebM, MPEG-TS, Y4M or another container that needs no seeking."""
     run: Path | None = None
-    """Directory of a trained run."""
+    """Directory of a trained run, or hub:OWNER/NAME[@REVISION], a run on the Hugging Face hub."""
     method: str | None = None
     """A method that needs no training, instead of --run. Default: the method of the run."""
     out: Path
@@ -81,6 +93,8 @@ class SegmentOptions:
     video_id: int | None = option(None, at_least=0)
     """Number of the video in segments.json. Default: for a folder of YouTube-VIS, the number in its index (train.json);
     else 1."""
+    formats: tuple[Format, ...] = ()
+    """Data sets for other tools to write as well, into OUT/coco, OUT/youtube-vis and OUT/label-studio."""
     window: int | None = option(None, at_least=1)
     """Live stream: frames that are segmented together, and by which labels are late. Default: as many as the video
     stage was trained with."""
@@ -88,7 +102,7 @@ class SegmentOptions:
 
 
 def segment_video(
-    path: str | Path,
+    video: Any,
     run: str | Path | None = None,
     out: str | Path | None = None,
     *,
@@ -99,15 +113,21 @@ def segment_video(
     alpha: float = 0.5,
     seed: int = 0,
     video_id: int | None = None,
+    fps: float | None = None,
+    name: str | None = None,
+    formats: Sequence[str] = (),
     **settings: Any,
 ) -> SegmentedVideo:
-    """Segment a video file or folder of frames.
+    """Segment a video: a file, a folder of frames, or frames that are decoded already.
 
-    For example ``segment_video("clip.mp4", "runs/demo", num_slots=6)``.
+    For example ``segment_video("clip.mp4", "runs/demo", num_slots=6)``, or ``segment_video(frames, "runs/demo",
+    fps=30)`` for an array uint8 [T, H, W, 3] of RGB.
 
     Args:
-        path: the video.
-        run: run directory, made by ``interpreter.train``.
+        video: path of a file or a folder; or frames, an iterable of frames, a decoder or a camera, as
+            :func:`interpreter.read_frames` takes them. A camera is read until it ends: take as many frames as you need
+            with ``itertools.islice(interpreter.read_frames(camera), 300)``, or use :func:`segment_stream`.
+        run: run directory, made by ``interpreter.train``, or ``hub:OWNER/NAME[@REVISION]``.
         out: directory for all that :meth:`SegmentedVideo.write` writes; None writes nothing.
         method: name of a method that needs no training; else the method is that of the run.
         frame_size: (H, W) that frames are resized to before the backbone; by default as in training.
@@ -116,32 +136,47 @@ def segment_video(
         alpha: opacity of the overlay's tint, 0..1.
         seed: of the slot prior.
         video_id: number of the video in segments.json, as for :meth:`SegmentedVideo.write`.
+        fps: frames per second of overlay.mp4. Default: those of the video; 24 if it does not say.
+        name: of the video, and of the folder of its label maps. Default: the file's or folder's name, else "frames".
+        formats: data sets to write as well, such as ["coco"], as for :meth:`SegmentedVideo.write`.
         settings: of the method, such as ``stage="image"``; ``python -m interpreter.segment --help`` lists them.
 
     Raises:
-        ValueError: if the video is damaged, the run's files do not belong together, or for one of the reasons of
-            :meth:`SegmentedVideo.write`.
+        ValueError: if the video is damaged or is no video, the run's files do not belong together, or for one of the
+            reasons of :meth:`SegmentedVideo.write`.
         OSError: if video or run do not exist, the run lacks the stage, or ``out`` cannot be written.
     """
     if edges not in get_args(Edges):
         raise ValueError(f"edges {edges!r}: choose from {', '.join(get_args(Edges))}")
     if crop not in get_args(Cut):
         raise ValueError(f"crop {crop!r}: choose from {', '.join(get_args(Cut))}")
-    run, video = None if run is None else Path(run), _open(path, crop)
-    if out is not None:
-        check_output(Path(out), video, alpha)
+    if out is not None:  # before frames are read that come only once
+        check_place(Path(out), alpha, None if isinstance(video, (str, Path, Video)) else name or FRAMES, formats)
+    run = None if run is None else local_run(run)
     chosen, stored = choose_method(method, run)
     values = chosen.settings(**settings)
     check_ranges(values)
     segmenter = open_segmenter(chosen, run, values, frame_size, stored=stored)
     require_square(crop, segmenter.frame_size)
+    opened = _open(video, crop, name, fps)
     if out is None:
-        return _segment(video, segmenter, seed, edges)
-    return _segment_and_write(video, segmenter, seed, edges, Path(out), alpha, video_id)[0]
+        return _segment(opened, segmenter, seed, edges)
+    check_output(Path(out), opened, alpha, formats)
+    return _segment_and_write(opened, segmenter, seed, edges, Path(out), alpha, video_id, formats)[0]
 
 
-def _open(path: str | Path, crop: Cut) -> Video:
-    video = open_video(path)
+def _open(source: Any, crop: Cut, name: str | None = None, fps: float | None = None) -> Video:
+    if isinstance(source, (str, Path)):
+        video = open_video(source, name)
+    elif isinstance(source, Video):
+        video = copy(source)
+        video.name = name or video.name
+    else:
+        with progress_bar("frames", transient=True) as progress:
+            bar = progress.add_task("read", total=None, status=name or FRAMES)
+            video = open_frames(source, name or FRAMES, fps, lambda count: progress.advance(bar, count))
+    if fps is not None:
+        video.fps = frame_rate(source, fps)
     return video if crop == "none" or video.height == video.width else CentralSquare(video)
 
 
@@ -153,23 +188,31 @@ def _segment(video: Video, segmenter: Segmenter, seed: int, edges: Edges) -> Seg
 
 
 def _segment_and_write(
-    video: Video, segmenter: Segmenter, seed: int, edges: Edges, out: Path, alpha: float, video_id: int | None
+    video: Video,
+    segmenter: Segmenter,
+    seed: int,
+    edges: Edges,
+    out: Path,
+    alpha: float,
+    video_id: int | None,
+    formats: Sequence[str],
 ) -> tuple[SegmentedVideo, np.ndarray]:
     """The segmented video, and the share of its pixels in each segment."""
     check_count(segmenter.num_segments)
     _ = video.num_frames  # counting is cheap compared with encoding, and finds damage at the end of a file first
     make_output_folder(out)
     result = _segment(video, segmenter, seed, edges)
-    return result, result.write(out, alpha, video_id)
+    return result, result.write(out, alpha, video_id, formats)
 
 
-def print_report(result: SegmentedVideo, shares: np.ndarray, out: Path) -> None:
+def print_report(result: SegmentedVideo, shares: np.ndarray, out: Path, formats: Sequence[str] = ()) -> None:
     """Print a table of the segments, and the files that were written.
 
     Args:
         result: the segmented video.
         shares: [segments] share of its pixels in each segment, as :meth:`SegmentedVideo.write` returns it.
         out: directory that was written to.
+        formats: of data sets that were written as well.
     """
     video, console = result.video, _console()
     frames = f"{len(result.segmentation)} frames of {video.height}x{video.width} (height x width)"
@@ -182,7 +225,7 @@ def print_report(result: SegmentedVideo, shares: np.ndarray, out: Path) -> None:
     segmentation, hierarchy = result.segmentation, [HIERARCHY] if result.segmentation.hierarchy else []
     until = f"every window; {HIERARCHY} lists the windows" if hierarchy and segmentation.across is not None else None
     _print_segments(console, shares, segmentation.tied_over_time, until)
-    for name in (f"Annotations/{video.name}", *FILES, *hierarchy):
+    for name in (f"Annotations/{video.name}", *FILES, *hierarchy, *formats):
         console.print(str(out / name), markup=False)
 
 
@@ -228,13 +271,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.window is not None:
         raise ValueError("--window is an option of live streams (python -m interpreter.segment - …): leave it out")
     video = _open(options.clip, options.crop)
-    check_output(options.out, video, options.alpha)
+    check_output(options.out, video, options.alpha, options.formats)
     segmenter = open_segmenter(chosen.method, options.run, options.settings, options.frame_size, stored=chosen.stored)
     require_square(options.crop, segmenter.frame_size)
     result, shares = _segment_and_write(
-        video, segmenter, options.seed, options.edges, options.out, options.alpha, options.video_id
+        video, segmenter, options.seed, options.edges, options.out, options.alpha, options.video_id, options.formats
     )
-    print_report(result, shares, options.out)
+    print_report(result, shares, options.out, options.formats)
     return 0
 
 
@@ -245,6 +288,8 @@ def _segment_standard_input(chosen: Chosen, options: SegmentOptions) -> int:
         raise ValueError("a live stream needs --run DIR, a trained run of the method interpreter")
     if options.video_id is not None:
         raise ValueError("--video-id is an option of files and folders; a live stream has the number 1: leave it out")
+    if options.formats:
+        raise ValueError("--formats is an option of files and folders: leave it out")
     check_stream_output(options.out, options.alpha)
     how = StreamOptions(options.window, options.crop, options.edges, options.alpha, options.seed)
     segmenter = open_segmenter(chosen.method, options.run, options.settings, options.frame_size, stored=chosen.stored)

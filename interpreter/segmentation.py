@@ -5,14 +5,12 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from slotkernels import guided_labels, propagate_attention, propagate_labels
 from torch import Tensor
@@ -20,19 +18,17 @@ from torch import Tensor
 from interpreter.console import progress_bar
 from interpreter.data import Video
 from interpreter.data.datasets.ytvis import published_number
-from interpreter.data.images import resize
 from interpreter.data.video.squares import uncut
 from interpreter.files import write_text, written_whole
-from interpreter.metrics.label_maps import resize_labels
 from interpreter.output_folder import written_together
-from interpreter.render import mask_grid, overlay, write_palette_png
+from interpreter.render import overlay, write_palette_png
+from interpreter.render.preview import PREVIEW_FRAMES, Shown, show, write_preview
 
 Edges = Literal["guided", "none"]
 """How label maps get their edges: from the frames, by a guided filter of the soft masks; or from the soft masks alone,
 upsampled bilinearly."""
 
 LABELS_AT_ONCE = 8  # frames whose label maps are made together
-PREVIEW_FRAMES, PREVIEW_WIDTH = 6, 270
 MAX_SEGMENTS = 254  # ids 1..254: DAVIS reads 0 as background and 255 as void
 FILES = ("slots.safetensors", "overlay.mp4", "segments.json", "videos.json", "preview.png")
 HIERARCHY = "hierarchy.json"  # of methods with several levels alone
@@ -210,7 +206,24 @@ class SegmentedVideo:
         for maps in self.segmentation.label_maps((self.video.height, self.video.width), guide()):
             yield waiting.popleft(), maps
 
-    def write(self, out: str | Path, alpha: float = 0.5, video_id: int | None = None) -> np.ndarray:
+    def detections(self) -> Iterator[Any]:
+        """Yield the segments of each frame as ``supervision.Detections``.
+
+        For example ``sv.MaskAnnotator(color_lookup=sv.ColorLookup.TRACK).annotate(frame, detections)`` paints them.
+        ``mask`` is [n, H, W] of the n segments that cover a pixel of the frame, ``xyxy`` their boxes (the right and
+        lower edge are one pixel outside), ``tracker_id`` the number of the segment, counted from 1 as in all files.
+        Segments have no class and no score: ``class_id`` is 0, ``confidence`` None.
+
+        Raises:
+            ValueError: if the package supervision is not installed.
+        """
+        from interpreter.render.detections import detections
+
+        return detections(self.labels())
+
+    def write(
+        self, out: str | Path, alpha: float = 0.5, video_id: int | None = None, formats: Sequence[str] = ()
+    ) -> np.ndarray:
         """Write label maps, overlay, RLE, slots and preview (docs/segment.md); decodes the video once more.
 
         An error or Ctrl-C before all files are complete leaves ``out`` as it was before. Several processes may write
@@ -221,21 +234,24 @@ class SegmentedVideo:
             alpha: opacity of the overlay's tint, 0..1.
             video_id: number of the video in segments.json. Default: the one that YouTube-VIS gives it
                 (:func:`interpreter.data.datasets.ytvis.published_number`), else 1.
+            formats: data sets to write as well, each into the folder of its name: "coco", "youtube-vis",
+                "label-studio" (:mod:`interpreter.render.formats`).
 
         Returns:
             [segments] share of the video's pixels in each segment; they sum to 1.
 
         Raises:
-            ValueError: if ``out`` would overwrite the video or annotations from elsewhere, ``alpha`` is out of range,
-                there are more than 254 segments, or the video changed since it was segmented.
+            ValueError: if ``out`` would overwrite the video or files from elsewhere, ``alpha`` is out of range, a
+                format does not exist or lacks its package, there are more than 254 segments, or the video changed since
+                it was segmented.
             OSError: if ``out`` cannot be written, such as on a full disk.
         """
         out, segmentation = Path(out), self.segmentation
-        check_output(out, self.video, alpha)
+        check_output(out, self.video, alpha, formats)
         check_count(segmentation.num_segments)
         # slots.safetensors is moved first: by it check_output recognises annotations of an earlier call.
         hierarchy = segmentation.hierarchy
-        names = (*FILES, f"Annotations/{self.video.name}", *([HIERARCHY] if hierarchy else []))
+        names = (*FILES, f"Annotations/{self.video.name}", *([HIERARCHY] if hierarchy else []), *dict.fromkeys(formats))
         absent = () if hierarchy else (HIERARCHY,)
         with written_together(out, names, absent) as folder, progress_bar("frames") as progress:
             bar = progress.add_task("write", total=len(segmentation), status=self.video.name)
@@ -245,32 +261,49 @@ class SegmentedVideo:
             if video_id is None:
                 number = published_number(uncut(self.video).path)
                 video_id = 1 if number is None else number
-            return _write_pictures(folder, self, alpha, video_id, lambda: progress.advance(bar))
+            return _write_pictures(folder, self, alpha, video_id, formats, lambda: progress.advance(bar))
 
 
-def check_output(out: Path, video: Video, alpha: float) -> None:
+def check_output(out: Path, video: Video, alpha: float, formats: Sequence[str] = ()) -> None:
     """Refuse what :meth:`SegmentedVideo.write` would refuse, before the video is segmented; creates nothing.
 
     Raises:
         ValueError: says which option to change.
     """
-    check_place(out, alpha)
+    check_place(out, alpha, video.name, formats)
     source, annotations = video.path.resolve(), (out / "Annotations" / video.name).resolve()
     written = {out.resolve(), *((out / name).resolve() for name in (*FILES, HIERARCHY))}
     if source in written or source.is_relative_to(annotations):
         raise ValueError(f"--out {out} would overwrite {video.path}; give another directory")
-    if (out / "stream.json").exists():
-        raise ValueError(f"--out {out} holds the files of a live stream; give another directory")
-    if annotations.exists() and not (out / "slots.safetensors").exists():
-        raise ValueError(f"{annotations} already exists and is not from this command; give another --out")
 
 
-def check_place(out: Path, alpha: float) -> None:
-    """Refuse a directory or an opacity that is none, whatever is segmented; ValueError says which option to change."""
+def check_place(out: Path, alpha: float, name: str | None = None, formats: Sequence[str] = ()) -> None:
+    """Refuse a directory or an opacity that is none, and one that holds something else than this video's files.
+
+    Args:
+        out: directory to write to.
+        alpha: opacity of the overlay's tint.
+        name: of the video; None if it is not known yet, or a live stream.
+        formats: see :meth:`SegmentedVideo.write`.
+
+    Raises:
+        ValueError: says which option to change.
+    """
     if not 0 <= alpha <= 1:
         raise ValueError(f"--alpha {alpha}: the opacity must be between 0 and 1")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a directory")
+    if formats:
+        from interpreter.render.formats import check_formats
+
+        check_formats(formats, out)
+    if name is None:
+        return
+    if (out / "stream.json").exists():
+        raise ValueError(f"--out {out} holds the files of a live stream; give another directory")
+    annotations = (out / "Annotations" / name).resolve()
+    if annotations.exists() and not (out / "slots.safetensors").exists():
+        raise ValueError(f"{annotations} already exists and is not from this command; give another --out")
 
 
 def check_count(segments: int) -> None:
@@ -299,10 +332,16 @@ def _write_slots(path: Path, segmented: SegmentedVideo) -> None:
 
 
 def _write_pictures(
-    folder: Path, segmented: SegmentedVideo, alpha: float, video_id: int, advance: Callable[[], None]
+    folder: Path,
+    segmented: SegmentedVideo,
+    alpha: float,
+    video_id: int,
+    formats: Sequence[str],
+    advance: Callable[[], None],
 ) -> np.ndarray:
     """Write every file that shows label maps; returns the share [segments] of the pixels in each segment."""
     # Imported here because they load PyAV and pycocotools, which training on stored features does not need.
+    from interpreter.render.formats import About, format_writers
     from interpreter.render.rle import ListedVideo, RleWriter, write_videos
     from interpreter.render.video import VideoWriter
 
@@ -310,9 +349,11 @@ def _write_pictures(
     pixels = np.zeros(segmented.segmentation.num_segments, np.int64)
     chosen = set(np.linspace(0, count - 1, min(PREVIEW_FRAMES, count)).round().astype(int).tolist())
     shown: list[Shown] = []
+    about = About(video_id, video.name, video.height, video.width, float(video.fps))
     with (
         VideoWriter(folder / "overlay.mp4", video.fps, (video.height, video.width), video.pixel_aspect) as painted,
         RleWriter(folder / "segments.json") as codes,
+        format_writers(formats, folder, about) as writers,
     ):
         for number, ((frame, (labels, areas)), finer) in enumerate(
             zip(segmented.frames_with_maps(), _outlines(segmented), strict=True)
@@ -320,6 +361,8 @@ def _write_pictures(
             write_palette_png(labels + 1, folder / "Annotations" / video.name / f"{number:05d}.png")
             painted.write(overlay(frame, labels, alpha, outlines=finer))
             codes.write(video_id, labels)
+            for writer in writers:
+                writer.write(frame, labels)
             pixels += areas
             if number in chosen:
                 shown.append(show(frame, labels, video.pixel_aspect))
@@ -327,23 +370,6 @@ def _write_pictures(
     write_videos(folder / "videos.json", [ListedVideo(video_id, video.name, video.height, video.width, count)])
     write_preview(folder / "preview.png", shown)
     return pixels / pixels.sum()
-
-
-Shown = tuple[np.ndarray, np.ndarray]
-"""A frame and its label map, in the size of the preview."""
-
-
-def show(frame: np.ndarray, labels: np.ndarray, pixel_aspect: Fraction) -> Shown:
-    """A column of the preview, as players show the frame, while label maps are of stored pixels."""
-    height, width = labels.shape
-    size = (max(1, round(PREVIEW_WIDTH * height / (width * pixel_aspect))), PREVIEW_WIDTH)
-    return resize(frame, size), resize_labels(labels[None], size)[0]
-
-
-def write_preview(path: Path, shown: Sequence[Shown]) -> None:
-    """Write frames and their segments side by side."""
-    frames, maps = (np.stack(images) for images in zip(*shown, strict=True))
-    Image.fromarray(mask_grid(frames, maps, width=PREVIEW_WIDTH * len(frames))).save(path)
 
 
 def _outlines(segmented: SegmentedVideo) -> Iterator[np.ndarray | None]:

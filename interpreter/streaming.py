@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count as numbers
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from interpreter.data import Video
 from interpreter.data.video.squares import CentralSquare
 from interpreter.engine.run import check_ranges
 from interpreter.files import write_text
+from interpreter.hub.fetching import local_run
 from interpreter.interrupts import Interrupted, StopRequest
 from interpreter.locks import Lock, LockedError
 from interpreter.method_options import choose_method
@@ -26,17 +27,14 @@ from interpreter.methods.base import Segmenter
 from interpreter.methods.runs import open_segmenter
 from interpreter.output_folder import make_output_folder, move_together, private_folder
 from interpreter.render import overlay, write_palette_png
+from interpreter.render.preview import PREVIEW_FRAMES, Shown, show, write_preview
 from interpreter.segmentation import (
     MAX_SEGMENTS,
-    PREVIEW_FRAMES,
     Edges,
     LabelMap,
     SegmentedVideo,
-    Shown,
     check_count,
     check_place,
-    show,
-    write_preview,
 )
 
 Cut = Literal["none", "central"]
@@ -115,10 +113,11 @@ class SegmentedStream:
 
 
 def segment_stream(
-    file: BinaryIO,
+    source: Any,
     run: str | Path,
     out: str | Path,
     *,
+    fps: float | None = None,
     window: int | None = None,
     frame_size: tuple[int, int] | None = None,
     crop: Cut = "none",
@@ -127,15 +126,17 @@ def segment_stream(
     seed: int = 0,
     **settings: Any,
 ) -> SegmentedStream:
-    """Segment a live stream while it comes, for example ``segment_stream(sys.stdin.buffer, "runs/demo", "out")``.
+    """Segment a live stream while it comes, for example ``segment_stream(cv2.VideoCapture(0), "runs/demo", "out")``.
 
     Label maps are written as soon as a window is complete. A stream that is cut or damaged raises no error: the files
     hold the frames that came before, and ``cut`` gives the reason.
 
     Args:
-        file: binary file object with a container that can be read without seeking, such as a pipe or a socket's file.
-        run: run directory of the method ``interpreter``.
+        source: a camera or another source of frames (:func:`interpreter.read_frames`), or a binary file object with a
+            container that can be read without seeking, such as ``sys.stdin.buffer`` or a socket's file.
+        run: run directory of the method ``interpreter``, or ``hub:OWNER/NAME[@REVISION]``.
         out: directory to write to (docs/segment.md); an earlier stream in it is replaced.
+        fps: frames per second of a source of frames. Default: as the source says, else 24.
         window: frames that are segmented together. Default: as many as the video stage was trained with.
         frame_size, crop, edges, alpha, seed, settings: see :func:`interpreter.segment_video`.
 
@@ -147,11 +148,12 @@ def segment_stream(
     """
     options = StreamOptions(window, crop, edges, alpha, seed)
     check_stream_output(Path(out), alpha)
-    chosen, stored = choose_method(None, Path(run))
+    run = local_run(run)
+    chosen, stored = choose_method(None, run)
     values = chosen.settings(**settings)
     check_ranges(values)
-    segmenter = open_segmenter(chosen, Path(run), values, frame_size, stored=stored)
-    result = write_stream(file, segmenter, Path(out), options)
+    segmenter = open_segmenter(chosen, run, values, frame_size, stored=stored)
+    result = write_stream(source, segmenter, Path(out), options, fps)
     if result.stopped:
         raise Interrupted(result.stopped, result.kept)
     return result
@@ -171,7 +173,9 @@ def check_stream_output(out: Path, alpha: float) -> None:
         raise ValueError(f"{annotations} already exists and is not from a stream; give another --out")
 
 
-def write_stream(file: BinaryIO, segmenter: Segmenter, out: Path, options: StreamOptions) -> SegmentedStream:
+def write_stream(
+    source: Any, segmenter: Segmenter, out: Path, options: StreamOptions, fps: float | None = None
+) -> SegmentedStream:
     """Segment a stream, and write its files while it comes.
 
     At the end of the stream, after damage and after a signal, the frames that came until then are labelled, and all
@@ -183,12 +187,20 @@ def write_stream(file: BinaryIO, segmenter: Segmenter, out: Path, options: Strea
         Interrupted: after a signal before the first frame.
     """
     # Imported here because it loads PyAV.
-    from interpreter.data.video.pipe import HeldFrames, LiveVideo
+    from interpreter.data.video.frames import HeldFrames, is_byte_stream
+    from interpreter.data.video.live import Live, LiveFrames
+    from interpreter.data.video.pipe import LiveVideo
 
     require_square(options.crop, segmenter.frame_size)
     check_count(segmenter.num_segments)
     online = segmenter.online(options.seed, options.window)
-    with StopRequest() as stop, LiveVideo(file, ahead=online.window) as live:
+
+    def opened() -> Live:
+        if is_byte_stream(source):
+            return LiveVideo(source, ahead=online.window)
+        return LiveFrames(source, NAME, fps, ahead=online.window)
+
+    with StopRequest() as stop, opened() as live:
 
         def take(count: int) -> Any:
             return live.take(count, lambda: stop.number != 0)

@@ -4,6 +4,8 @@ Import MP4 and RLE JSON from :mod:`interpreter.render.video` and :mod:`interpret
 pycocotools, which the rest does without.
 """
 
+from typing import Literal
+
 from interpreter.render.curves import plot_curves
 from interpreter.render.grid import mask_grid
 from interpreter.render.overlay import overlay, segment_image
@@ -12,9 +14,13 @@ from interpreter.render.palette import DISPLAY_PALETTE, PALETTE, write_palette_p
 __all__ = [
     "DISPLAY_PALETTE",
     "PALETTE",
+    "Format",
     "mask_grid",
     "overlay",
     "plot_curves",
     "segment_image",
     "write_palette_png",
 ]
+
+Format = Literal["coco", "youtube-vis", "label-studio"]
+"""Data sets for other programs, and the folders that hold them (:mod:`interpreter.render.formats`)."""

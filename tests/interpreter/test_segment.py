@@ -285,7 +285,7 @@ def test_clip_is_opened_once_and_streamed_twice(tmp_path, tiny_run, kind, edges,
     opened, streamed = [], []
     open_once, video_type = segment.open_video, type(open_video(clip))
     stream = video_type._stream
-    monkeypatch.setattr(segment, "open_video", lambda path: opened.append(path) or open_once(path))
+    monkeypatch.setattr(segment, "open_video", lambda path, name: opened.append(path) or open_once(path, name))
     monkeypatch.setattr(video_type, "_stream", lambda self, size: streamed.append(size) or stream(self, size))
     segment.main([str(clip), "--run", str(tiny_run), "--out", str(tmp_path / "out"), "--edges", edges])
     assert opened == [clip]

@@ -19,6 +19,7 @@ from interpreter import segmentation
 from interpreter.data import open_dataset, open_video
 from interpreter.metrics import PROTOCOLS, score_video
 from interpreter.render import overlay
+from interpreter.render.preview import PREVIEW_WIDTH
 from interpreter.segmentation import Segmentation, SegmentedVideo, check_output
 
 from .clips import SOURCES, make_clip, read_annotations
@@ -81,7 +82,7 @@ def test_written_files_agree_with_the_label_maps(tmp_path, source, image_only, e
         assert abs(difference).mean() < 8  # compression; without the paint it would be 20 to 50
 
     with Image.open(out / "preview.png") as image:
-        assert image.width == segmentation.PREVIEW_WIDTH * min(6, len(video))
+        assert image.width == PREVIEW_WIDTH * min(6, len(video))
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -107,7 +108,7 @@ def test_overlay_keeps_the_aspect_of_pixels(tmp_path, name, codec, turned):
         assert (file.streams.video[0].height, file.streams.video[0].width) == size
     assert read_annotations(tmp_path / "out", video.name).shape[1:] == size
     with Image.open(tmp_path / "out" / "preview.png") as image:
-        shown = round(segmentation.PREVIEW_WIDTH * size[0] / (size[1] * expected))
+        shown = round(PREVIEW_WIDTH * size[0] / (size[1] * expected))
         assert image.height / 2 == pytest.approx(shown, rel=0.06)  # but for the gaps
 
 

@@ -18,7 +18,8 @@ from pycocotools import mask as coco
 
 from interpreter import segment, segment_stream, segment_video
 from interpreter.commands import run_command
-from interpreter.data.video.pipe import HeldFrames, LiveVideo
+from interpreter.data.video.frames import HeldFrames
+from interpreter.data.video.pipe import LiveVideo
 from interpreter.files import write_text
 from interpreter.interrupts import Interrupted
 from interpreter.locks import Lock, LockedError

@@ -17,10 +17,10 @@ class VideoError(ValueError):
 
 
 class Video(abc.ABC):
-    """A video that is decoded on demand. Holds no open file and can be pickled.
+    """A video that is decoded on demand. Holds no open file that has a name, and can be pickled.
 
     Attributes:
-        path: the video file or the folder of frames.
+        path: the video file or the folder of frames; of frames that a caller passed, their name.
         name: file name without suffix, folder name, or its name in a data set (may contain ``/``).
         height, width: native size in pixels, turned for display; the shape of a pixel is not applied, so that pixels
             and masks correspond.

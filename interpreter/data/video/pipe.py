@@ -2,15 +2,10 @@
 
 import math
 import os
-import queue
 import select
-import threading
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, suppress
-from fractions import Fraction
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -18,10 +13,10 @@ from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from interpreter.data.images import resize
-from interpreter.data.video.base import Size, Video, VideoError
+from interpreter.data.video.base import VideoError
 from interpreter.data.video.boxes import Elements, index_comes_last
 from interpreter.data.video.containers import TITLES, Ending, holding_formats
+from interpreter.data.video.live import Live
 from interpreter.data.video.orientation import UPRIGHT
 from interpreter.data.video.pictures import Consistency, frame_rate, pixel_aspect, to_rgb
 from interpreter.data.video.streams import choose_unread_stream
@@ -33,115 +28,36 @@ REMUX = "ffmpeg -i IN -c copy -f matroska - | python -m interpreter.segment - â€
 _PROBE, _PROBE_RATE, _PROBE_FRAMES = {"analyzeduration": "100000"}, 10, 5
 # A container knows the end of a frame only when the next begins, and so does the parser of MPEG-TS after it.
 _HELD_BY_CONTAINER = 2
-_POLL = 0.1  # seconds between looks at whether to stop
 _HEAD = 1 << 16  # bytes in which an MP4 shows whether its index comes first
 
 
-class LiveFrame(NamedTuple):
-    """A decoded frame."""
-
-    pixels: np.ndarray  # uint8 [H, W, 3] RGB
-    decoded: float  # when, by time.monotonic()
-
-
-class _End(NamedTuple):
-    error: Exception | None
-
-
-class LiveVideo:
-    """The frames of a stream in presentation order, with the pixels that a file of the same bytes would give.
-
-    A thread reads and decodes ahead, so that the pipe is emptied while frames are segmented; a full queue makes the
-    writer wait. It is a context manager, which ends that thread::
-
-        with LiveVideo(sys.stdin.buffer, ahead=24) as live:
-            while frames := live.take(24):
-                ...
-            if live.error:  # it was cut, or damaged: take gave the frames before
-                ...
+class LiveVideo(Live):
+    """The frames of a container that comes through a pipe, with the pixels that a file of the same bytes would give.
 
     Damage, a cut and a change of size or orientation end the stream, as strictly as in a file.
 
-    Attributes:
-        fps, height, width, pixel_aspect: as of a :class:`Video`; known from the first frame on.
-        held: frames that container and decoder hold back at most.
-        probed: frames that are read before the first one is decoded, at most.
-        error: why it ended too early; None if it did not, or has not ended.
-
     Args:
         file: a binary file object; it is read once, from where it is, and never sought.
-        ahead: frames that are decoded before they are taken, at most.
+        ahead: see :class:`Live`.
     """
 
-    fps: Fraction
-    height: int
-    width: int
-    pixel_aspect: Fraction
-    held: int
-    probed: int
-
     def __init__(self, file: BinaryIO, ahead: int) -> None:
-        self.error: Exception | None = None
+        super().__init__(ahead)
         self._bytes = _Bytes(file)
-        self._queue: queue.Queue[LiveFrame | _End] = queue.Queue(ahead)
-        self._over, self._abandoned = False, threading.Event()
-        self._thread = threading.Thread(target=self._run, name="live video", daemon=True)
-
-    def __enter__(self) -> "LiveVideo":
-        self._thread.start()
-        return self
 
     def __exit__(self, *error: object) -> None:
-        self._abandoned.set()
-        self._bytes.stop()
-        self._thread.join(None if self._bytes.interruptible else 1)
+        super().__exit__(*error)
         self._bytes.close()
 
-    def delay(self, window: int) -> int:
-        """Frames that have come when a window of so many is complete, counted from its first; at most."""
-        return max(window - 1 + self.held, self.probed)
+    @property
+    def interruptible(self) -> bool:
+        """See :class:`Live`."""
+        return self._bytes.interruptible
 
-    def take(self, count: int, stop: Callable[[], bool] = lambda: False) -> list[LiveFrame]:
-        """The next ``count`` frames; fewer at the end of the stream.
-
-        Args:
-            count: at least 1.
-            stop: whether to read no further. Frames that have come until then are returned, by this call and later
-                ones.
-        """
-        frames: list[LiveFrame] = []
-        while len(frames) < count and not self._over:
-            if stopped := stop():
-                self._bytes.stop()
-            try:
-                item = self._queue.get(timeout=_POLL)
-            except queue.Empty:
-                self._over = stopped and not self._bytes.interruptible
-                continue
-            if isinstance(item, _End):
-                self._over, self.error = True, item.error
-            else:
-                frames.append(item)
-        return frames
-
-    def _run(self) -> None:
-        error: Exception | None = None
-        try:
-            with closing(self._decode()) as decoded:
-                for frame in decoded:
-                    if not self._put(LiveFrame(frame, time.monotonic())):
-                        return
-        except Exception as problem:
-            error = problem
-        self._put(_End(None if self._bytes.stopped else error))
-
-    def _put(self, item: LiveFrame | _End) -> bool:
-        """Queue an item. Returns False once the stream was closed, since no one will take it."""
-        while not self._abandoned.is_set():
-            with suppress(queue.Full):
-                self._queue.put(item, timeout=_POLL)
-                return True
-        return False
+    def stop(self) -> None:
+        """See :class:`Live`."""
+        super().stop()
+        self._bytes.stop()
 
     def _decode(self) -> Generator[np.ndarray, None, None]:
         count = 0
@@ -278,43 +194,3 @@ class _Bytes:
         if self.interruptible:
             for descriptor in self._wake:
                 os.close(descriptor)
-
-
-class HeldFrames(Video):
-    """Frames in memory as a video, such as a window of a stream.
-
-    >>> HeldFrames([np.zeros((4, 6, 3), np.uint8)]).read([0], size=(2, 3)).shape
-    (1, 2, 3, 3)
-
-    Args:
-        pixels: uint8 [H, W, 3] RGB each, of one size; at least one.
-        name: of the video.
-        fps, pixel_aspect: see :class:`Video`.
-    """
-
-    def __init__(
-        self,
-        pixels: Sequence[np.ndarray],
-        name: str = "stream",
-        fps: Fraction = Fraction(24),
-        pixel_aspect: Fraction = Fraction(1),
-    ) -> None:
-        self._pixels, self.path, self.name = pixels, Path("-"), name
-        self.fps, self.pixel_aspect = fps, pixel_aspect
-        self.height, self.width = pixels[0].shape[:2]
-
-    @property
-    def num_frames(self) -> int:
-        """See `Video.num_frames`."""
-        return len(self._pixels)
-
-    def check(self) -> None:
-        """See `Video.check`: they are decoded already."""
-
-    def _stream(self, size: Size | None) -> Iterator[np.ndarray]:
-        for _, frame in self._pick(list(range(len(self._pixels)))):
-            yield resize(frame, size)
-
-    def _pick(self, indices: list[int]) -> Iterator[tuple[int, Any]]:
-        for index in indices:
-            yield index, self._pixels[index]

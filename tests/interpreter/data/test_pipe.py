@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from interpreter.data import VideoError, open_video
-from interpreter.data.video import boxes, pipe
+from interpreter.data.video import boxes, frames
 from interpreter.data.video.pipe import LiveVideo
 
 from ..streams import LIVE, piped, sent, stream, unseekable
@@ -152,7 +152,7 @@ def test_reader_ends_while_the_writer_waits():
 
 
 def test_examples_run():
-    for module in (boxes, pipe):
+    for module in (boxes, frames):
         result = doctest.testmod(module, extraglobs={"np": np})
         assert result.attempted
         assert not result.failed

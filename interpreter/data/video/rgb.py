@@ -1,0 +1,109 @@
+"""Single frames as other packages hold them, turned into uint8 [H, W, 3] RGB. Recognised by what they can do: none of
+those packages is imported."""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from interpreter.data.images import to_rgb, upright
+from interpreter.data.video.base import VideoError
+
+TO_BYTES = "convert them to uint8 with values 0 to 255, such as (frame * 255).round() if the largest value is 1"
+
+
+class Rgb:
+    """Converts the frames of one video, and requires that all have one size.
+
+    >>> Rgb("mine")(np.zeros((3, 4, 6), np.uint8)).shape  # channels first, as TorchCodec has them
+    (4, 6, 3)
+
+    Attributes:
+        size: (H, W) of the first frame; None before it.
+
+    Args:
+        name: of the video, for messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.size: tuple[int, int] | None = None
+        self._turned: Any = None  # orientation of PyAV's frames, and what converts their colours
+        self._count = 0
+
+    def __call__(self, frame: Any, number: int | None = None) -> np.ndarray:
+        """A frame as a new array.
+
+        Args:
+            frame: array or tensor, uint8 [H, W, 3] or [3, H, W] RGB on any device, decord's NDArray, TorchCodec's
+                Frame, PyAV's VideoFrame, or an image of Pillow. Where both ends have the length 3, the last is the
+                channels.
+            number: of the frame, for messages; by default frames are counted.
+
+        Raises:
+            VideoError: says what the frame is, and what to pass.
+        """
+        number = self._count if number is None else number
+        self._count = number + 1
+        where = f"{self.name}: frame {number}"
+        pixels = self._pixels(frame, where)
+        size = (pixels.shape[0], pixels.shape[1])
+        first = self.size or size
+        if size != first:
+            raise VideoError(
+                f"{where} is {size[0]}x{size[1]} (height x width), but the first is {first[0]}x{first[1]}; resize all "
+                "frames to one size"
+            )
+        self.size = size
+        return pixels
+
+    def _pixels(self, frame: Any, where: str) -> np.ndarray:
+        if isinstance(frame, Image.Image):
+            return np.array(to_rgb(upright(frame)))
+        if hasattr(frame, "reformat") and hasattr(frame, "to_ndarray"):
+            return self._decoded(frame, where)
+        if hasattr(frame, "pts_seconds") and hasattr(frame, "data"):  # TorchCodec's Frame
+            frame = frame.data
+        if hasattr(frame, "asnumpy"):  # decord's NDArray
+            frame = frame.asnumpy()
+        if not hasattr(frame, "shape") or not hasattr(frame, "dtype"):
+            raise VideoError(f"{where} is {_kind(frame)}; a frame is an array, a tensor or an image, uint8 [H, W, 3]")
+        _require_frame(frame, where)
+        if hasattr(frame, "detach"):  # a tensor
+            frame = frame.detach().cpu().numpy()
+        frame = np.asarray(frame)
+        return np.array(frame if frame.shape[2] == 3 else frame.transpose(1, 2, 0), order="C")
+
+    def _decoded(self, frame: Any, where: str) -> np.ndarray:
+        """A frame of PyAV, with the pixels that a file has: exact colours, turned upright."""
+        from av.video.reformatter import VideoReformatter  # late, like all of PyAV
+
+        from interpreter.data.video import pictures
+        from interpreter.data.video.orientation import UPRIGHT
+
+        if frame.is_corrupt:
+            raise VideoError(f"{where} is damaged or cut")
+        if self._turned is None:
+            orientation = pictures.Consistency(self.name, "IN").orientation_of(frame) or UPRIGHT
+            self._turned = orientation, VideoReformatter()
+        return pictures.to_rgb(frame, *self._turned)
+
+
+def _require_frame(frame: Any, where: str) -> None:
+    """Refuse arrays and tensors that are no frame; VideoError says what to do."""
+    shape, dtype = list(frame.shape), str(frame.dtype).removeprefix("torch.")
+    what = f"{where} is {dtype} {shape}"
+    if len(shape) == 4:
+        raise VideoError(f"{what}, a batch; pass its frames one by one, or all frames as one array [T, H, W, 3]")
+    if len(shape) == 2 or (len(shape) == 3 and shape[2] == 1):
+        raise VideoError(f"{what}, grayscale; repeat it three times: numpy.stack([frame] * 3, axis=-1)")
+    if len(shape) == 3 and 4 in (shape[0], shape[2]) and 3 not in (shape[0], shape[2]):
+        raise VideoError(f"{what}, with four channels; drop the alpha channel: frame[..., :3]")
+    if len(shape) != 3 or 3 not in (shape[0], shape[2]) or 0 in shape:
+        raise VideoError(f"{what}; a frame is uint8 [H, W, 3] RGB")
+    if dtype != "uint8":
+        raise VideoError(f"{what}, and nothing says which values are black and white; {TO_BYTES}")
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"of the type {type(value).__name__}"
