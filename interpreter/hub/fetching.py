@@ -214,7 +214,7 @@ def _download(name: HubName, file: RemoteFile, folder: Path) -> None:
     Raises:
         ValueError: if the digest is another one; the file is then removed.
     """
-    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
@@ -225,12 +225,19 @@ def _download(name: HubName, file: RemoteFile, folder: Path) -> None:
         blob.parent.mkdir(parents=True, exist_ok=True)
         blob.unlink(missing_ok=True)
         partial = blob.with_name(f"{file.digest}.partial")
-        url = hf_hub_url(name.repository, file.path, revision=name.revision, endpoint=constants.ENDPOINT)
+        url = hf_hub_url(name.repository, file.path, revision=name.revision)
         with explained(name), partial.open("ab") as out:
             if out.tell() > file.size:
                 out.truncate(0)
             options: dict[str, Any] = {"expected_size": file.size, "displayed_filename": file.path}
-            http_get(url, out, resume_size=out.seek(0, os.SEEK_END), headers=build_hf_headers(), **options)
+            try:
+                http_get(url, out, resume_size=out.seek(0, os.SEEK_END), headers=build_hf_headers(), **options)
+            except OSError as error:
+                if (sent := out.tell()) == file.size or getattr(error, "response", None) is not None or error.errno:
+                    raise  # a refusal, or an error of this computer, such as a full disk
+                raise OSError(
+                    f"{name}: the hub sent {sent} bytes of {file.path}, which has {file.size}; rerun the same command"
+                ) from error
         if not file.matches(partial):
             partial.unlink()
             raise ValueError(

@@ -113,6 +113,13 @@ def pack(run: Path, folder: Path, allow_unfinished: bool = False) -> Packed:
     if len([name for name in backbones.values() if name.startswith(WITHIN_RUN)]) > 1:
         raise ValueError(f"{run} uses several backbones of this computer, and only one can travel with a run")
     hashes = {key: weights_hash(state) for key, state in states.items()}
+    for key in states:
+        for needed in method.stage(key).needs(every[key])[:1]:
+            if stored.trained_on.get(key) != hashes[needed]:
+                raise ValueError(
+                    f"the {key} stage of {run} was trained on another {needed} stage than the one there now; train it "
+                    f"anew, or delete {run / key} to share the run without it"
+                )
     for key, state in states.items():
         save_weights(folder / key, state.step, state.weights)
     commit = code_version()
