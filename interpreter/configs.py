@@ -9,7 +9,7 @@ from interpreter.data.options import Crop, DatasetKind, DavisAnnotations, Loader
 Precision = Literal["auto", "fp32", "bf16", "fp8-backbone"]
 Features = Literal["auto", "stored", "streamed"]
 Dtype = Literal["fp16", "bf16"]
-Tracker = Literal["tensorboard", "wandb", "mlflow"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 FeatureOutput = Literal["tokens", "keys", "tokens-and-keys"]
 WITHOUT_SPLITS = ("folder", "segtrack")
 
@@ -173,7 +173,7 @@ class LoggingConfig:
     """Steps between two picture grids in samples/ and the trackers."""
     checkpoint_every: int = option(200, at_least=1)
     """Steps between two checkpoints."""
-    log_to: tuple[Tracker, ...] = ("tensorboard",)
+    log_to: tuple[TrackerName, ...] = ("tensorboard",)
     """Trackers, beside metrics.jsonl, which is always written; --log-to without a name: none.
     tensorboard: RUN/tensorboard. wandb: Weights & Biases, offline in RUN/wandb unless WANDB_MODE is set.
     mlflow: RUN/mlflow, or the store that MLFLOW_TRACKING_URI names. wandb and mlflow need their packages
