@@ -2,7 +2,7 @@
 
 import importlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, get_args
@@ -73,9 +73,10 @@ def brush() -> Any:
 @contextmanager
 def format_writers(formats: Sequence[str], out: Path, about: About) -> Iterator[Sequence[FormatWriter]]:
     """Yield a writer for each format, to a folder of its name in ``out``; their indices are written at the end."""
+    makers: dict[str, Callable[[Path, About], FormatWriter]]
     makers = {"coco": CocoWriter, "youtube-vis": YoutubeVisWriter, "label-studio": LabelStudioWriter}
     with ExitStack() as stack:
-        writers: list[FormatWriter] = [makers[name](out / name, about) for name in dict.fromkeys(formats)]
+        writers = [makers[name](out / name, about) for name in dict.fromkeys(formats)]
         yield writers
         for writer in writers:
             stack.callback(writer.close)
