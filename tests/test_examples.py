@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from .interpreter.hub.small_hub import TOKEN, SmallHub, serving
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(name, *arguments):
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+def run(name, *arguments, settings=None):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **(settings or {})}
     command = [sys.executable, EXAMPLES / name, *arguments]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr
@@ -42,6 +44,15 @@ def test_a_run_trained_on_a_folder_segments_one_of_its_clips(tmp_path):
     printed = run("segment_a_clip.py", clip, made, tmp_path / "out")
     assert sum(numbers(r"segment \d+: ([\d.]+)%", printed)) == pytest.approx(100, abs=0.5)
     assert {path.name for path in (tmp_path / "out" / "Annotations" / clip.name).iterdir()} >= {"00000.png"}
+    pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+    hub = SmallHub()
+    with serving(hub) as address:
+        home = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
+        settings = home | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        printed = run("share_a_run.py", made, "owner/example", clip, tmp_path / "shared", settings=settings)
+    assert re.search(rf"hub:owner/example@[0-9a-f]{{40}} finds \d+ segments in {clip.name}", printed)
+    first = Path("Annotations") / clip.name / "00000.png"
+    assert (tmp_path / "shared" / first).read_bytes() == (tmp_path / "out" / first).read_bytes()
 
 
 def test_slot_attention_learns_in_a_model_of_ones_own():

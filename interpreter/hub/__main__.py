@@ -1,7 +1,6 @@
 """Share runs on the Hugging Face hub, and fetch those of others: ``python -m interpreter.hub --help``."""
 
 import inspect
-import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -14,11 +13,11 @@ import tyro
 from interpreter.commands import cli, run_command
 from interpreter.console import gigabytes
 from interpreter.hub.card import write_card
-from interpreter.hub.client import explained, open_client
+from interpreter.hub.client import open_client
 from interpreter.hub.fetching import fetch
-from interpreter.hub.names import HubName, is_commit, is_hub_name, parse_name, pinned_name
+from interpreter.hub.names import parse_name, pinned_name
 from interpreter.hub.packing import Packed, pack
-from interpreter.hub.pushing import look_up, push_folder, require_token
+from interpreter.hub.pushing import checked_license, push_run, repository_name
 
 PROG = "python -m interpreter.hub"
 PUSH_EXAMPLES = """Examples:
@@ -70,59 +69,27 @@ class Pull:
 
 def push(options: Push) -> int:
     """Pack and send a run; returns the exit status."""
-    if is_hub_name(options.run):
-        raise ValueError(f"push takes the directory of a run, not {options.run}, which is on the hub already")
-    if "@" in options.name:
-        raise ValueError(f"{options.name}: give the branch with --revision")
-    name = parse_name(f"{options.name}@{options.revision}")
-    if is_commit(name.revision):
-        raise ValueError(f"--revision {name.revision} is a commit, which never changes; give a branch")
-    client = open_client()
-    with tempfile.TemporaryDirectory(prefix="interpreter-hub-") as temporary:
-        if options.dry_run:
-            _dry_run(options, name)
-            return 0
-        require_token(name)
-        there = look_up(client, name)
-        if options.private and there.exists and not there.is_private:
-            raise ValueError(
-                f"hub:{name.repository} exists and is public; leave --private out, or make it private in its settings"
-            )
-        license = _license(options, there.license)
-        packed = pack(options.run, Path(temporary), options.allow_unfinished)
+    if options.dry_run:
+        name = repository_name(options.run, options.name, options.revision)
+        license = checked_license(options.license)
+        open_client()  # writes the header of the card
+        packed = pack(options.run, Path(tempfile.mkdtemp(prefix="interpreter-hub-")), options.allow_unfinished)
         write_card(packed, name, license)
         _print_packed(packed)
-        message = options.message or _message(packed)
-        commit, is_new = push_folder(client, packed.folder, packed.files, there, options.private, message)
-    with explained(name):
-        print(f"{client.endpoint}/{name.repository}/commit/{commit}")
-    print(f"{'pushed' if is_new else 'nothing changed'}: {HubName(name.repository, commit)}")
+        print(f"nothing was sent; what would be sent is in {packed.folder}")
+        return 0
+    pushed = push_run(
+        options.run,
+        options.name,
+        license=options.license,
+        private=options.private,
+        revision=options.revision,
+        message=options.message,
+        allow_unfinished=options.allow_unfinished,
+        packed=_print_packed,
+    )
+    print(f"{pushed.url}\n{'pushed' if pushed.is_new else 'nothing changed'}: {pushed.name}")
     return 0
-
-
-def _dry_run(options: Push, name: HubName) -> None:
-    """Write what would be sent into a folder that stays."""
-    packed = pack(options.run, Path(tempfile.mkdtemp(prefix="interpreter-hub-")), options.allow_unfinished)
-    write_card(packed, name, _license(options, None))
-    _print_packed(packed)
-    print(f"nothing was sent; what would be sent is in {packed.folder}")
-
-
-def _license(options: Push, known: str | None) -> str:
-    """The licence for the model card.
-
-    Raises:
-        ValueError: if it is not known, or no identifier.
-    """
-    license = options.license or known
-    if not license:
-        raise ValueError("say under which licence others may use the weights: --license apache-2.0, for example")
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
-        raise ValueError(
-            f"--license {license} is no identifier of the hub, such as apache-2.0, mit, cc-by-4.0 or cc-by-nc-4.0; all "
-            "of them: https://huggingface.co/docs/hub/repositories-licenses"
-        )
-    return license
 
 
 def _print_packed(packed: Packed) -> None:
@@ -130,11 +97,6 @@ def _print_packed(packed: Packed) -> None:
         print(note)
     for path in packed.files:
         print(f"  {path}  {gigabytes((packed.folder / path).stat().st_size)}")
-
-
-def _message(packed: Packed) -> str:
-    steps = ", ".join(f"{key} stage, step {step}" for key, step in packed.steps.items())
-    return f"Upload a run of the method {packed.method.name}: {steps}"
 
 
 def pull(options: Pull) -> int:

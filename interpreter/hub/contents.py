@@ -40,9 +40,10 @@ def without_paths(config: T, change: Callable[[BackboneConfig], BackboneConfig] 
         config: options of a stage.
         change: applied to the backbone, whose name may be a path too.
     """
-    hints, changed = typing.get_type_hints(type(config)), {}
+    hints = typing.get_type_hints(type(config))
+    changed: dict[str, Any] = {}
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
-        value = getattr(config, field.name)
+        value: Any = getattr(config, field.name)
         if isinstance(value, BackboneConfig):
             changed[field.name] = change(value)
         elif dataclasses.is_dataclass(value):

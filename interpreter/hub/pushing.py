@@ -1,15 +1,114 @@
-"""Sends packed runs to the Hugging Face hub."""
+"""Sends runs to the Hugging Face hub."""
 
+import re
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from interpreter.hub.client import LOG_IN, explained
+from interpreter.hub.card import write_card
+from interpreter.hub.client import LOG_IN, explained, open_client
 from interpreter.hub.fetching import RemoteFile, read_listing, run_files
-from interpreter.hub.names import HubName
+from interpreter.hub.names import HubName, is_commit, is_hub_name, parse_name
+from interpreter.hub.packing import Packed, pack
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """A run on the hub.
+
+    Attributes:
+        name: with the commit.
+        is_new: whether there was something to send; if not, the commit is an earlier one.
+        url: of the commit.
+    """
+
+    name: HubName
+    is_new: bool
+    url: str
+
+
+def push_run(
+    run: str | Path,
+    name: str,
+    *,
+    license: str | None = None,
+    private: bool = False,
+    revision: str = "main",
+    message: str | None = None,
+    allow_unfinished: bool = False,
+    packed: Callable[[Packed], None] = lambda packed: None,
+) -> Pushed:
+    """Send a run to a repository of the hub, for example ``push_run("runs/demo", "owner/name", license="mit")``.
+
+    Args:
+        run: run directory.
+        name: OWNER/NAME of the repository, which is made if it does not exist.
+        license: of the weights, by the hub's identifier. Default: that of the repository's model card.
+        private: whether a new repository is private.
+        revision: branch; it is made if it does not exist.
+        message: of the commit. Default: the method, and the steps of each stage.
+        allow_unfinished: whether to send stages that have not reached their last step.
+        packed: called with what will be sent, before it is.
+
+    Raises:
+        ValueError: if the run is damaged or cannot be shared, or an option is wrong.
+        OSError: if the run does not exist, or the hub cannot be reached or refuses.
+    """
+    where, client = repository_name(run, name, revision), open_client()
+    _require_token(where)
+    there = look_up(client, where)
+    if private and there.exists and not there.is_private:
+        raise ValueError(
+            f"hub:{where.repository} exists and is public; leave --private out, or make it private in its settings"
+        )
+    chosen = checked_license(license or there.license)
+    with tempfile.TemporaryDirectory(prefix="interpreter-hub-") as temporary:
+        sent = pack(Path(run), Path(temporary), allow_unfinished)
+        write_card(sent, where, chosen)
+        packed(sent)
+        commit, is_new = push_folder(client, sent, there, private, message or _message(sent))
+    return Pushed(HubName(where.repository, commit), is_new, f"{client.endpoint}/{where.repository}/commit/{commit}")
+
+
+def repository_name(run: str | Path, name: str, revision: str) -> HubName:
+    """The repository and branch to push to.
+
+    Raises:
+        ValueError: if they are none, or the run is no directory of this computer.
+    """
+    if is_hub_name(run):
+        raise ValueError(f"push takes the directory of a run, not {run}, which is on the hub already")
+    if "@" in name:
+        raise ValueError(f"{name}: give the branch with --revision")
+    if is_commit(revision):
+        raise ValueError(f"--revision {revision} is a commit, which never changes; give a branch")
+    return parse_name(f"{name}@{revision}")
+
+
+def checked_license(license: str | None) -> str:
+    """The licence for the model card.
+
+    Raises:
+        ValueError: if there is none, or it is no identifier.
+    """
+    if not license:
+        raise ValueError("say under which licence others may use the weights: --license apache-2.0, for example")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise ValueError(
+            f"--license {license} is no identifier of the hub, such as apache-2.0, mit, cc-by-4.0 or cc-by-nc-4.0; all "
+            "of them: https://huggingface.co/docs/hub/repositories-licenses"
+        )
+    return license
+
+
+def _message(packed: Packed) -> str:
+    steps = ", ".join(f"{key} stage, step {step}" for key, step in packed.steps.items())
+    return f"Upload a run of the method {packed.method.name}: {steps}"
 
 
 @dataclass(frozen=True)
@@ -55,15 +154,12 @@ def look_up(client: "HfApi", name: HubName) -> Repository:
         return Repository(name, True, license, bool(info.private), *read_listing(branch))
 
 
-def push_folder(
-    client: "HfApi", folder: Path, files: list[str], there: Repository, private: bool, message: str
-) -> tuple[str, bool]:
-    """Make the branch hold exactly these files of a run, in one commit; files that are not part of a run stay.
+def push_folder(client: "HfApi", packed: Packed, there: Repository, private: bool, message: str) -> tuple[str, bool]:
+    """Make the branch hold exactly the files of a packed run, in one commit; files that are not part of a run stay.
 
     Args:
         client: of the hub.
-        folder: a packed run.
-        files: its files, relative to it.
+        packed: the run.
         there: the repository as it is.
         private: whether a new repository is private.
         message: of the commit.
@@ -74,9 +170,9 @@ def push_folder(
     Raises:
         OSError, ValueError: if the hub cannot be reached, or refuses.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+    from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
-    name = there.name
+    name, folder, files = there.name, packed.folder, packed.files
     changed = [f for f in files if f not in there.files or not there.files[f].matches(folder / f)]
     removed = sorted(run_files(there.files) - set(files))
     if there.commit and not changed and not removed:
@@ -86,7 +182,7 @@ def push_folder(
             client.create_repo(name.repository, private=private, exist_ok=True)
         if there.commit is None and name.revision != "main":
             client.create_branch(name.repository, branch=name.revision, exist_ok=True)
-        operations = [
+        operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
             *(CommitOperationAdd(path, folder / path) for path in changed),
             *(CommitOperationDelete(path, is_folder=False) for path in removed),
         ]
@@ -97,7 +193,7 @@ def push_folder(
     return made.oid, True
 
 
-def require_token(name: HubName) -> None:
+def _require_token(name: HubName) -> None:
     """Refuse to send anything without a token.
 
     Raises:

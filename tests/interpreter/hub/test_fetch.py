@@ -125,8 +125,8 @@ def unused_address():
 def test_run_that_was_never_fetched_is_named_when_the_hub_is_away(hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert error_of(OSError) == (
-        f"hub:{NAME}: HF_HUB_OFFLINE forbids requests to {hub.address}. hub:{NAME}@main is not in the cache {hub.cache}; "
-        f"while there is a network, fetch it with: python -m interpreter.hub pull hub:{NAME}@main"
+        f"hub:{NAME}: HF_HUB_OFFLINE forbids requests to {hub.address}. hub:{NAME}@main is not in the cache "
+        f"{hub.cache}; while there is a network, fetch it with: python -m interpreter.hub pull hub:{NAME}@main"
     )
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", unused_address())

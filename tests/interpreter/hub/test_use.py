@@ -173,14 +173,15 @@ def test_missing_client_is_named_with_its_extra(tiny_run, monkeypatch):
     assert local_run(tiny_run) == tiny_run
 
 
-def train_on(backbone, run, scenes):
-    sizes = "--num-videos 3 --frame-size 56 84 --dim 16 --num-slots 4 --heads 2 --decoder-layers 1 --batch-size 4"
-    options = [*sizes.split(), *["--steps", "1", "--precision", "fp32", "--sample-every", "9"], "--root", str(scenes)]
-    train.main(["--run", str(run), *options, "--backbone", str(backbone)])
+def train_on(backbone, run, scenes, method):
+    sizes = "--num-videos 3 --frame-size 56 84 --dim 16 --num-slots 4 --batch-size 4 --steps 1 --precision fp32"
+    options = [*sizes.split(), "--sample-every", "9", "--root", str(scenes), "--backbone", str(backbone)]
+    options += ["--heads", "2", "--decoder-layers", "1"] if method == "interpreter" else ["--decoder-dim", "16"]
+    train.main(["--method", method, "--run", str(run), *options])
 
 
-@pytest.mark.parametrize("kind", ["folder", "checkpoint"])
-def test_backbone_of_this_computer_travels_with_the_run(kind, hub, scenes, clip, tmp_path):
+@pytest.mark.parametrize(("kind", "method"), [("folder", "interpreter"), ("checkpoint", "dinosaur")])
+def test_backbone_of_this_computer_travels_with_the_run(kind, method, hub, scenes, clip, tmp_path):
     pytest.importorskip("transformers", reason="transformers is not installed")
     backbone = tmp_path / "secret" / ("vit" if kind == "folder" else "dinov2.pth")
     backbone.parent.mkdir()
@@ -191,7 +192,7 @@ def test_backbone_of_this_computer_travels_with_the_run(kind, hub, scenes, clip,
         (backbone / "config.json").write_text(json.dumps(named))
     else:
         torch.save(official_weights(), backbone)
-    train_on(backbone, tmp_path / "run", scenes)
+    train_on(backbone, tmp_path / "run", scenes, method)
     ours = segment_video(clip, tmp_path / "run").segmentation.tensors
     main(["push", str(tmp_path / "run"), NAME, "--license", "mit"])
     shutil.rmtree(backbone.parent)
