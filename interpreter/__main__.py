@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "score a trained run, or masks saved by any other method, under named protocols",
     "cache": "compute features or image slots before training, in one or several processes",
     "data": "check a data set, or convert it",
+    "hub": "share a run on the Hugging Face hub, or fetch one; other commands take --run hub:OWNER/NAME",
     "convert_checkpoint": "turn a published checkpoint of Slot Contrast or VideoSAUR into a run",
 }
 EXAMPLES = """\
