@@ -86,7 +86,7 @@ def load_checkpoint(directory: Path) -> TrainingState | None:
             state.step, state.progress = int(metadata["step"]), json.loads(metadata.get("progress", "{}"))
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 group, name = key.split(".", 1)
-                getattr(state, group)[name] = file.get_tensor(key)
+                {"weights": state.weights, "optimizer": state.optimizer}[group][name] = file.get_tensor(key)
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         if not paths[-1].exists():  # training replaced it by newer ones after it was listed
             return load_checkpoint(directory)

@@ -98,6 +98,8 @@ def read_config(run: Path) -> RunConfig:
             content = _from_format_1(content)
         elif number != FORMAT:
             raise ValueError(f"format {number}; this version reads 1 and {FORMAT}")
+        if not isinstance(content["method"], str):
+            raise ValueError(f"its method is {content['method']!r}")
         stages = dict(content["stages"])
         for options in stages.values():
             int(options["optim"]["steps"])  # what commands need that do not know the stage

@@ -146,8 +146,8 @@ def _scores(packed: Packed) -> Iterator[str]:
             yield ""
     if others:
         packed.notes.append(
-            f"left out: {others} evaluations in {packed.run / 'evaluation'} of other weights, or from an earlier "
-            "version; evaluate again to have their scores on the card"
+            f"left out: scores in {packed.run / 'evaluation'} that are of other weights, or from an earlier version "
+            f"({others}); evaluate again to have scores on the card"
         )
 
 

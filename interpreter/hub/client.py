@@ -74,8 +74,7 @@ def explained(name: HubName) -> Iterator[None]:
     except httpx2.TransportError as error:
         reason = str(error) or type(error).__name__
         raise UnreachableError(
-            f"{where}: {constants.ENDPOINT} cannot be reached, or the connection broke ({reason}); check the network, "
-            "then rerun the same command"
+            f"{where}: {constants.ENDPOINT} cannot be reached, or the connection broke ({reason})"
         ) from error
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -96,9 +95,9 @@ def _refused(error: Exception, where: str) -> OSError:
     if status in (401, 403):
         return OSError(f"{where}: the hub refuses access (status {status}); {LOG_IN} with a token that allows it")
     if status == 429:
-        return UnreachableError(f"{where}: the hub takes no more requests for now (status 429); try again later")
+        return UnreachableError(f"{where}: the hub takes no more requests for now (status 429)")
     if status >= 500:
-        return UnreachableError(f"{where}: the server of the hub fails (status {status}); try again later")
+        return UnreachableError(f"{where}: the server of the hub fails (status {status})")
     said = getattr(error, "server_message", None)
     return OSError(f"{where}: the hub refuses the request (status {status}{f', {_one_line(said)}' if said else ''})")
 

@@ -92,7 +92,7 @@ def require_publishable(stored: RunConfig) -> None:
                 "computer; ask the owner to push the run with that command"
             )
     for name in backbone_names(stored):
-        if name != BUNDLED and name not in inside and not HUB_ID.fullmatch(name):
+        if name != BUNDLED and name not in inside and not HUB_ID.fullmatch(str(name)):  # it may be no text
             raise ValueError(
                 f"{stored.path} is not from interpreter.hub push: its backbone {name!r} is no name on the hub; ask the "
                 "owner to push the run with that command"

@@ -98,7 +98,10 @@ def fetch(name: HubName) -> Path:
         home = repository_folder(cache, name)
         home.mkdir(parents=True, exist_ok=True)
         with waiting_for(home / ".interpreter.lock", f"the download of {name}"):
-            _download_run(HubName(name.repository, commit), files, folder)
+            try:
+                _download_run(HubName(name.repository, commit), files, folder)
+            except UnreachableError as error:
+                raise UnreachableError(f"{error}. Rerun the same command to continue the download") from error
     if not name.is_pinned:
         with suppress(OSError):  # a cache that may only be read
             write_text(repository_folder(cache, name) / "refs" / name.revision, commit)
@@ -143,9 +146,12 @@ def read_listing(info: "ModelInfo") -> tuple[str, dict[str, RemoteFile]]:
     files = {}
     for sibling in info.siblings or ():
         sha = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
-        if not isinstance(sibling.size, int) or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", str(sha)):
-            raise TypeError(f"no size or hash of {sibling.rfilename!r}")
-        files[sibling.rfilename] = RemoteFile(sibling.rfilename, sibling.size, str(sha))
+        path, size = sibling.rfilename, sibling.size
+        if not isinstance(path, str) or not isinstance(size, int) or size < 0:
+            raise TypeError(f"no size of {path!r}")
+        if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", str(sha)):
+            raise TypeError(f"no hash of {path!r}")
+        files[path] = RemoteFile(path, size, str(sha))
     if not is_commit(str(info.sha)):
         raise TypeError(f"no commit but {info.sha!r}")
     return str(info.sha), files
@@ -163,8 +169,8 @@ def _last_known(name: HubName, cache: Path, error: UnreachableError) -> Path:
     folder = snapshot_folder(cache, name, commit)
     if not is_commit(commit) or not is_complete(folder):
         raise UnreachableError(
-            f"{error}. {name} is not in the cache {cache}; while there is a network, fetch it with: "
-            f"python -m interpreter.hub pull {name}"
+            f"{error}, and {name} is not in the cache {cache}. Check the network, or try again later; once it is "
+            f"fetched (python -m interpreter.hub pull {name}), it works offline"
         ) from error
     console.print(f"{error}. Using {name.revision} as it was last fetched", style="yellow", markup=False,
                   highlight=False, soft_wrap=True)  # fmt: skip

@@ -125,12 +125,13 @@ def unused_address():
 def test_run_that_was_never_fetched_is_named_when_the_hub_is_away(hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert error_of(OSError) == (
-        f"hub:{NAME}: HF_HUB_OFFLINE forbids requests to {hub.address}. hub:{NAME}@main is not in the cache "
-        f"{hub.cache}; while there is a network, fetch it with: python -m interpreter.hub pull hub:{NAME}@main"
+        f"hub:{NAME}: HF_HUB_OFFLINE forbids requests to {hub.address}, and hub:{NAME}@main is not in the cache "
+        f"{hub.cache}. Check the network, or try again later; once it is fetched (python -m interpreter.hub pull "
+        f"hub:{NAME}@main), it works offline"
     )
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", unused_address())
-    assert re.search(r"cannot be reached, or the connection broke \(.*\); check the network", error_of(OSError))
+    assert re.search(r"cannot be reached, or the connection broke \(.*\), and hub:.* is not in the", error_of(OSError))
 
 
 def test_cut_download_goes_on_where_it_was(pushed):
@@ -138,7 +139,8 @@ def test_cut_download_goes_on_where_it_was(pushed):
     for _ in range(2):
         pushed.cut[IMAGE] = len(content) // 3
         error = error_of(OSError)
-        assert f"hub:{NAME}: the server of the hub fails (status 503)" in error
+        rerun = "Rerun the same command to continue the download"
+        assert error == f"hub:{NAME}: the server of the hub fails (status 503). {rerun}"
         pushed.well_again()
     folder = fetch_tiny()
     assert (folder / IMAGE).read_bytes() == content
@@ -202,8 +204,8 @@ def test_file_of_another_length_is_an_error(extra, pushed):
             "its owner has to give you access; ask for it at {address}/owner/tiny, then",
         ),
         (403, {}, "the hub refuses access (status 403); log in with: hf auth login"),
-        (429, {}, "the hub takes no more requests for now (status 429); try again later"),
-        (500, {}, "the server of the hub fails (status 500); try again later"),
+        (429, {}, "the hub takes no more requests for now (status 429), and hub:owner/tiny@main is not in"),
+        (500, {}, "the server of the hub fails (status 500), and hub:owner/tiny@main is not in"),
         (418, {}, "the hub refuses the request (status 418, as told)"),
     ],
 )
@@ -222,7 +224,12 @@ def test_answer_that_is_not_the_hubs_is_one_line(pushed):
     pushed.broken_json = True
     assert "gave an answer that is not one of the hub" in error_of(ValueError)
     pushed.well_again()
-    for claim in ({"size": None}, {"lfs": {"sha256": "../x", "size": 3, "pointerSize": 1}}, {"lfs": "none"}):
+    for claim in (
+        {"size": None},
+        {"lfs": {"sha256": "../x", "size": 3, "pointerSize": 1}},
+        {"lfs": "none"},
+        {"rfilename": 5},
+    ):
         pushed.claims[IMAGE] = claim
         assert "gave an answer that is not one of the hub" in error_of(ValueError)
 
@@ -259,6 +266,8 @@ def moved(name):
         (changed("stages.image.backbone.backbone", "run:backbone"), "it has no backbone/config.json, a file of its"),
         (changed("stages.image.unknown", 1), "is not the configuration of a run: its image stage"),
         (changed("stages.image.optim.steps", float("inf")), "is not the configuration of a run"),
+        (changed("stages.image.backbone.backbone", 5), "its backbone 5 is no name on the hub"),
+        (changed("method", ["interpreter"]), "is not the configuration of a run (its method is ['interpreter'])"),
         (changed("method", "another"), "unknown method 'another'; choose from"),
         (changed("format", 3), "is not the configuration of a run (format 3; this version reads 1 and 2)"),
     ],

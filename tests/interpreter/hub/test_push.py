@@ -220,8 +220,8 @@ def test_card_has_the_scores_of_these_weights_alone(hub, tiny_run, scenes, tmp_p
     assert "There are no scores of these weights" in (tmp_path / "packed" / "README.md").read_text()
     assert packed.notes == [
         f"left out: the video stage of {run} has no checkpoint yet",
-        f"left out: 1 evaluations in {run / 'evaluation'} of other weights, or from an earlier version; evaluate again "
-        "to have their scores on the card",
+        f"left out: scores in {run / 'evaluation'} that are of other weights, or from an earlier version (1); evaluate "
+        "again to have scores on the card",
     ]
 
 
