@@ -1,1 +1,1 @@
-"""``python -m interpreter.export``: the parts of a trained run as programs that need neither this package nor Python."""
+"""``python -m interpreter.export``: the trained parts of a run as programs that run without this package."""

@@ -154,15 +154,11 @@ def export(options: ExportOptions) -> tuple[dict[str, Any], Table]:
 def describe(program: Program) -> dict[str, Any]:
     """A program as programs.json lists it; its files are added as they are written."""
 
-    def shape(each: Input) -> list[int | str]:
-        named = zip(each.dims.split(), each.example.shape, strict=True)
-        return [name if name in program.open else size for name, size in named]
-
     def type_of(each: Input) -> str:
         return str(each.example.dtype).removeprefix("torch.")
 
     inputs = [
-        {"name": name, "dtype": type_of(each), "shape": shape(each), "dims": each.dims, "about": each.about}
+        {"name": name, "dtype": type_of(each), "shape": program.shape(name), "dims": each.dims, "about": each.about}
         for name, each in program.inputs.items()
     ]
     outputs = [

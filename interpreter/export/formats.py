@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -45,11 +46,13 @@ def write(kind: Format, traced: ExportedProgram, program: Program, path: Path) -
         OSError: if the file cannot be written.
     """
     if kind == "torch":
-        torch.export.save(traced, path)
+        buffer = BytesIO()  # PyTorch's own writer ends the process where the disk is full
+        torch.export.save(traced, buffer)
+        path.write_bytes(buffer.getbuffer())
         return _as_list(torch.export.load(path).module())
     if kind == "onnx":
         return _write_onnx(traced, program, path)
-    return _write_aoti(traced, path)
+    return _write_aoti(traced, program, path)
 
 
 def _write_onnx(traced: ExportedProgram, program: Program, path: Path) -> Run:
@@ -73,9 +76,15 @@ def _write_onnx(traced: ExportedProgram, program: Program, path: Path) -> Run:
     return run
 
 
-def _write_aoti(traced: ExportedProgram, path: Path) -> Run:
+def _write_aoti(traced: ExportedProgram, program: Program, path: Path) -> Run:
+    # What a caller reads with get_metadata(): the shape of each input, such as "4 T N 192".
+    shapes = {name: " ".join(map(str, program.shape(name))) for name in program.inputs}
     with _quiet():
-        torch._inductor.aoti_compile_and_package(traced, package_path=str(path))
+        buffer = BytesIO()
+        torch._inductor.aoti_compile_and_package(
+            traced, package_path=buffer, inductor_configs={"aot_inductor.metadata": shapes}
+        )
+        path.write_bytes(buffer.getbuffer())
         return _as_list(torch._inductor.aoti_load_package(str(path)))
 
 

@@ -1,7 +1,7 @@
 """Programs: the parts of a trained method that run outside of this package (``python -m interpreter.export``).
 
-A program is a module that maps tensors to tensors, without random numbers, files or loops over a video: what a caller in
-another language needs. Random draws come in as noise, and state goes in and out. Each method lists its own
+A program is a module that maps tensors to tensors, without random numbers, files or loops over a video. Random draws
+come in as noise, and state goes in and out. Each method lists its own
 (:meth:`interpreter.methods.base.Segmenter.programs`); every method has the two below.
 """
 
@@ -51,6 +51,12 @@ class Program:
     inputs: Mapping[str, Input]
     outputs: Mapping[str, str]
     open: tuple[str, ...] = (FRAMES,)
+
+    def shape(self, name: str) -> list[int | str]:
+        """Shape of an input: sizes, and names of open dimensions."""
+        each = self.inputs[name]
+        named = zip(each.dims.split(), each.example.shape, strict=True)
+        return [dim if dim in self.open else size for dim, size in named]
 
 
 class Features(nn.Module):

@@ -99,7 +99,7 @@ def video_program(stage: VideoStage, image: ImageStage, grid: tuple[int, int], d
         "image slots of all frames of a video to video slots, its objects",
         VideoProgram(stage).eval(),
         {
-            "inputs": Input(inputs, f"T N {'D' if read == 'slots' else 'C+2'}", f"{read} of the program image_stage"),
+            read: Input(inputs, f"T N {'D' if read == 'slots' else 'C+2'}", "of the program image_stage"),
             "attention": Input(attention, "T M N", "masks of the program image_stage"),
             "noise": Input(noise, "R K E", "standard normal"),
         },

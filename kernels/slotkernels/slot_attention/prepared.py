@@ -16,7 +16,6 @@ from .._checks import check_number, check_tensor, check_that, describe
 from .conventions import Conventions
 from .op import INVERTED_ATTENTION, Arguments, reads_attention
 
-
 MANY, FEW = 1 << 20, 16  # tokens and rows, and slots, that an exported program with any number of them is made for
 
 

@@ -24,12 +24,15 @@ from interpreter.engine.run import check_ranges, from_dict, read_config, to_dict
 from interpreter.engine.step import TrainingStep
 from interpreter.engine.task import Task
 from interpreter.engine.videos import open_videos
+from interpreter.export.__main__ import ExportOptions, open_last_stage
+from interpreter.export.trace import trace
 from interpreter.methods import METHODS
 from interpreter.methods.runs import open_context, open_segmenter
 from interpreter.train import main, parse_stage
 from interpreter.training import train, ways_to_save_memory
 
 from .contract_methods import LEVELS
+from .program_chains import CHAINS
 
 CPU, STEPS = torch.device("cpu"), 4
 EVERY = [*METHODS.values(), LEVELS]
@@ -175,6 +178,38 @@ def test_help_names_method_stage_presets_and_options(method, stage, capsys):
     text = capsys.readouterr().out
     for word in (method.name, stage.name, *stage.presets, "--run", "--steps", "Examples"):
         assert word in text
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_exported_programs_give_the_same_masks(name, run_of, scenes):
+    """Traced on three frames and run on five; no operation of this project is left in them."""
+    method = METHODS[name]
+    clip = FirstFrames(open_video(next(scenes.glob("JPEGImages/*/train-00000"))), 5)
+    _, _, segmenter = open_last_stage(ExportOptions(run=run_of(method), out=Path("unused")))
+    traced = {program.name: trace(program) for program in segmenter.programs()}
+    assert not any("slotkernels" in str(program.graph) for program in traced.values())
+    run = {name: program.module() for name, program in traced.items()}
+    with torch.no_grad():
+        features = run["backbone"](torch.from_numpy(np.stack([*clip.frames(segmenter.frame_size)])))
+        masks = CHAINS[name](run, features, segmenter)
+        labels = run["labels"](masks)
+    segmentation = segmenter.segment(segmenter.encode(clip, (0,)))
+    expected = segmentation.masks() if name == "interpreter" else segmentation.attention.float()
+    torch.testing.assert_close(masks, expected, atol=2e-3, rtol=0)  # segmenters keep masks in half precision
+    sure = expected.topk(2).values.diff().abs() > 5e-3  # patches that no rounding gives to another segment
+    assert torch.equal(masks.argmax(-1)[sure[..., 0]], expected.argmax(-1)[sure[..., 0]])
+    if name == "interpreter":
+        assert (labels.numpy() == segmentation.labels(size=segmenter.frame_size)).mean() > 0.99
+
+
+def test_every_trained_method_is_exported():
+    assert {method.name for method in METHODS.values() if method.stages} - {LEVELS.name} == CHAINS.keys()
+
+
+def test_a_method_without_programs_says_so(run_of):
+    segmenter = open_segmenter(LEVELS, run_of(LEVELS), device=CPU)
+    with pytest.raises(ValueError, match="nothing to export but its backbone"):
+        segmenter.programs()
 
 
 @pytest.mark.parametrize(("method", "stage"), STAGES)
