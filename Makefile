@@ -134,6 +134,7 @@ integrations: PY := $(INTEGRATIONS_PY)
 integrations: $(INTEGRATIONS)/.ready
 	@echo "== a small run on generated scenes"
 	$(PY) -m interpreter.train --stage image --run $(INTEGRATIONS)/run --num-videos 8 --steps 60
+	$(PY) -m interpreter.train --stage video --run $(INTEGRATIONS)/run --steps 20
 	@for program in examples/integrations/*.py; do \
 		echo "== $$program"; \
 		$(PY) "$$program" "$(CLIP)" $(INTEGRATIONS)/run "$(INTEGRATIONS)/out/$$(basename "$$program" .py)" || exit 1; \

@@ -16,6 +16,7 @@ COMMANDS = {
     "cache": "compute features or image slots before training, in one or several processes",
     "data": "check a data set, or convert it",
     "hub": "share a run on the Hugging Face hub, or fetch one; other commands take --run hub:OWNER/NAME",
+    "export": "write a trained run as programs for PyTorch, ONNX or C++",
     "convert_checkpoint": "turn a published checkpoint of Slot Contrast or VideoSAUR into a run",
 }
 EXAMPLES = """\

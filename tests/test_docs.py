@@ -20,7 +20,7 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 MODULE = re.compile(r"(?:python|PY\)|-m --) (?:-m )?((?:interpreter|profiling)(?:\.\w+)+)")
 COMMAND = re.compile(
-    r"(?:-m |-m -- |^)interpreter[. ](train|segment|propagate|evaluate|cache|data|app|hub|convert_checkpoint)\b(?!\.)(.*)"
+    r"(?:-m |-m -- |^)interpreter[. ](train|segment|propagate|evaluate|cache|data|app|hub|export|convert_checkpoint)\b(?!\.)(.*)"
 )
 
 
@@ -34,7 +34,7 @@ def anchors(text):
 @cache
 def help_of(command, *arguments):
     """Everything that ``--help`` of a command prints."""
-    module = f"interpreter.{command}.__main__" if command in ("data", "app", "hub") else f"interpreter.{command}"
+    module = f"interpreter.{command}.__main__" if command in ("data", "app", "export", "hub") else f"interpreter.{command}"
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as exit_:
         importlib.import_module(module).main([*arguments, "--help"])

@@ -21,6 +21,8 @@ from interpreter.evaluation.provenance import code_version
 from interpreter.export.formats import FORMATS, SUFFIXES, Format, NoCounterpartError, require_packages, write
 from interpreter.export.trace import LARGEST_DIFFERENCE, largest_difference, trace
 from interpreter.files import write_text
+from interpreter.hub.fetching import local_run
+from interpreter.hub.names import run_name
 from interpreter.method_options import choose_method
 from interpreter.methods.base import Method, Segmenter
 from interpreter.methods.programs import Input, Program
@@ -46,7 +48,7 @@ class ExportOptions:
     """
 
     run: tyro.conf.Positional[Path]
-    """Directory of a trained run."""
+    """Directory of a trained run, or hub:OWNER/NAME."""
     out: Path
     """Directory to write to."""
     format: tuple[Format, ...] = ("torch",)
@@ -68,7 +70,6 @@ def open_last_stage(options: ExportOptions) -> tuple[Method, str, Segmenter]:
         ValueError: if there is no such stage, or files of the run are damaged.
         OSError: if there is no run.
     """
-    require_run(options.run)
     method, stored = choose_method(None, options.run)
     trained = [stage.name for stage in method.stages if newest_step(options.run / stage.name)]
     key = options.stage or (trained[-1] if trained else None)
@@ -108,6 +109,7 @@ def export(options: ExportOptions) -> tuple[dict[str, Any], Table]:
     entries = [describe(program) for program in programs]
     listed: dict[str, Any] = {
         "format": 1,
+        "run": run_name(options.run),
         "method": method.name,
         "stage": key,
         "code": code_version(),
@@ -172,6 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     words = sys.argv[1:] if arguments is None else arguments
     options = cli(ExportOptions, words, prog=PROG, description=inspect.getdoc(ExportOptions))
+    options = replace(options, run=local_run(options.run))
+    require_run(options.run)
     _, table = export(options)
     console = Console(soft_wrap=True, highlight=False)
     console.print(table)
