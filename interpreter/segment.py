@@ -18,7 +18,7 @@ from interpreter.console import progress_bar
 from interpreter.data import FrameFolder, Video, VideoError, open_video
 from interpreter.data.tree import LeftOut
 from interpreter.data.video.frames import NAME as FRAMES
-from interpreter.data.video.frames import frame_rate, open_frames, read_frames
+from interpreter.data.video.frames import frame_rate, open_frames, read_frames, require_name
 from interpreter.data.video.squares import CentralSquare, uncut
 from interpreter.engine.run import check_ranges
 from interpreter.hub.fetching import local_run
@@ -150,6 +150,8 @@ def segment_video(
         raise ValueError(f"edges {edges!r}: choose from {', '.join(get_args(Edges))}")
     if crop not in get_args(Cut):
         raise ValueError(f"crop {crop!r}: choose from {', '.join(get_args(Cut))}")
+    if name is not None:
+        require_name(name)
     if out is not None:  # before frames are read that come only once
         check_place(Path(out), alpha, None if isinstance(video, (str, Path, Video)) else name or FRAMES, formats)
     run = None if run is None else local_run(run)

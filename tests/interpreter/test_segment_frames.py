@@ -77,7 +77,7 @@ def test_central_square_of_frames(tiny_run):
     np.testing.assert_array_equal(list(square.labels()), list(cut.labels()))
 
 
-@pytest.mark.parametrize("mistake", ["run", "setting", "alpha", "folder"])
+@pytest.mark.parametrize("mistake", ["run", "setting", "alpha", "folder", "name"])
 def test_mistakes_are_found_before_a_camera_is_read(tmp_path, tiny_run, mistake):
     (tmp_path / "taken/Annotations/frames").mkdir(parents=True)
     wrong = {
@@ -85,6 +85,7 @@ def test_mistakes_are_found_before_a_camera_is_read(tmp_path, tiny_run, mistake)
         "setting": {"num_slots": 0},
         "alpha": {"alpha": 2},
         "folder": {"out": tmp_path / "taken"},
+        "name": {"name": "../elsewhere"},
     }[mistake]
     frames = iter(moving(3))
     with pytest.raises((ValueError, OSError)):

@@ -53,14 +53,21 @@ def open_frames(
         VideoError: says what to pass instead.
         OSError: if the disk of temporary files is full.
     """
+    require_name(name)
+    source = _unwrapped(source, name)
+    rate, convert = frame_rate(source, fps), Rgb(name)
+    if _is_sequence(source):
+        return HeldFrames(source, name, rate)
+    video = SpooledFrames(converted(source, convert), name, rate, advance)
+    video.pixel_aspect = pixel_aspect(source, convert)
+    return video
+
+
+def require_name(name: str) -> None:
+    """Refuse a name that is no folder below the one that is written to; VideoError says so."""
     parts = PurePath(name).parts
     if not parts or ".." in parts or PurePath(name).is_absolute():
         raise VideoError(f"name {name!r}: must name a folder, such as {NAME!r}")
-    source = _unwrapped(source, name)
-    rate = frame_rate(source, fps)
-    if _is_sequence(source):
-        return HeldFrames(source, name, rate)
-    return SpooledFrames(read_frames(source, name), name, rate, pixel_aspect(source), advance)
 
 
 def read_frames(source: Any, name: str = NAME) -> Iterator[np.ndarray]:
@@ -88,12 +95,17 @@ def read_frames(source: Any, name: str = NAME) -> Iterator[np.ndarray]:
     Raises:
         VideoError: if it holds no frame, or at the frame that is none; says what to pass instead.
     """
-    source = _unwrapped(source, name)
-    convert, number = Rgb(name), 0
-    for number, frame in enumerate(_items(source, name), start=1):
+    return converted(_unwrapped(source, name), Rgb(name))
+
+
+def converted(source: Any, convert: Rgb) -> Iterator[np.ndarray]:
+    """What :func:`read_frames` yields, converted by ``convert``, which then knows how frames were turned."""
+    source, number = _unwrapped(source, convert.name), 0
+    for number, frame in enumerate(_items(source, convert.name), start=1):
         yield convert(frame, number - 1)
     if not number:
-        raise VideoError(f"{name}: no frames; the {type(source).__name__} is empty, or was read to its end before")
+        kind = type(source).__name__
+        raise VideoError(f"{convert.name}: no frames; the {kind} is empty, or was read to its end before")
 
 
 def frame_rate(source: Any, fps: Fraction | float | None = None) -> Fraction:
@@ -115,9 +127,13 @@ def frame_rate(source: Any, fps: Fraction | float | None = None) -> Fraction:
     return fps if isinstance(fps, Fraction) else Fraction(fps).limit_denominator(1001)
 
 
-def pixel_aspect(source: Any) -> Fraction:
-    """Width of a pixel over its height; only PyAV's containers say it."""
-    return (_stream(source, NAME).sample_aspect_ratio or Fraction(1)) if _is_container(source) else Fraction(1)
+def pixel_aspect(source: Any, convert: Rgb) -> Fraction:
+    """Width of a pixel over its height, once ``convert`` has turned a frame; only PyAV's containers say it."""
+    if not _is_container(source):
+        return Fraction(1)
+    from interpreter.data.video import pictures
+
+    return pictures.pixel_aspect(_stream(source, NAME).sample_aspect_ratio, convert.orientation)
 
 
 def is_byte_stream(source: Any) -> bool:
@@ -174,7 +190,7 @@ class SpooledFrames(Video):
     Args:
         frames: uint8 [H, W, 3] of one size; read to their end, one in memory at a time.
         name: of the video.
-        fps, pixel_aspect: see :class:`Video`.
+        fps: see :class:`Video`.
         advance: called with 1 after each frame.
 
     Raises:
@@ -186,10 +202,9 @@ class SpooledFrames(Video):
         frames: Iterator[np.ndarray],
         name: str,
         fps: Fraction,
-        pixel_aspect: Fraction,
         advance: Callable[[int], None],
     ) -> None:
-        self.path, self.name, self.fps, self.pixel_aspect = Path(name), name, fps, pixel_aspect
+        self.path, self.name, self.fps = Path(name), name, fps
         self._file: Any = tempfile.TemporaryFile()  # noqa: SIM115 (closed with this video)
         weakref.finalize(self, self._file.close)
         self._reading = threading.Lock()  # a place in the file that all readers share

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from interpreter.data.video.frames import frame_rate, pixel_aspect, read_frames
+from interpreter.data.video.frames import converted, frame_rate, pixel_aspect
+from interpreter.data.video.rgb import Rgb
 
 _POLL = 0.1  # seconds between looks at whether to stop
 
@@ -143,12 +144,12 @@ class LiveFrames(Live):
 
     def __init__(self, source: Any, name: str, fps: float | None, ahead: int) -> None:
         super().__init__(ahead)
-        self._source, self._name = source, name
-        self.fps, self.pixel_aspect = frame_rate(source, fps), pixel_aspect(source)
+        self._source, self._convert, self.fps = source, Rgb(name), frame_rate(source, fps)
 
     def _decode(self) -> Iterator[np.ndarray]:
-        for frame in read_frames(self._source, self._name):
+        for frame in converted(self._source, self._convert):
             self.height, self.width = frame.shape[:2]
+            self.pixel_aspect = pixel_aspect(self._source, self._convert)
             yield frame
             if self._stopped.is_set():
                 return

@@ -20,6 +20,7 @@ class Rgb:
 
     Attributes:
         size: (H, W) of the first frame; None before it.
+        orientation: how frames of PyAV are turned, see `interpreter.data.video.orientation`; None before the first.
 
     Args:
         name: of the video, for messages.
@@ -28,7 +29,8 @@ class Rgb:
     def __init__(self, name: str) -> None:
         self.name = name
         self.size: tuple[int, int] | None = None
-        self._turned: Any = None  # orientation of PyAV's frames, and what converts their colours
+        self.orientation: Any = None
+        self._reformatter: Any = None
         self._count = 0
 
     def __call__(self, frame: Any, number: int | None = None) -> np.ndarray:
@@ -83,10 +85,10 @@ class Rgb:
 
         if frame.is_corrupt:
             raise VideoError(f"{where} is damaged or cut")
-        if self._turned is None:
-            orientation = pictures.Consistency(self.name, "IN").orientation_of(frame) or UPRIGHT
-            self._turned = orientation, VideoReformatter()
-        return pictures.to_rgb(frame, *self._turned)
+        if self.orientation is None:
+            self.orientation = pictures.Consistency(self.name, "IN").orientation_of(frame) or UPRIGHT
+            self._reformatter = VideoReformatter()
+        return pictures.to_rgb(frame, self.orientation, self._reformatter)
 
 
 def _require_frame(frame: Any, where: str) -> None:

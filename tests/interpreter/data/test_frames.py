@@ -116,14 +116,26 @@ def test_container_of_pyav_gives_the_pixels_of_the_file(tmp_path, rotation, cont
     assert video.fps == (whole.fps if container else 24)
 
 
-def test_container_of_pyav_has_a_shape_of_pixels(tmp_path):
+@pytest.mark.parametrize("rotation", [0, 90])
+def test_container_of_pyav_has_a_shape_of_pixels(tmp_path, rotation):
     with VideoWriter(tmp_path / "wide.mp4", Fraction(5), (24, 36), pixel_aspect=Fraction(4, 3)) as writer:
         for frame in FRAMES:
             writer.write(frame)
-    whole = open_video(tmp_path / "wide.mp4")
+    with av.open(str(tmp_path / "wide.mp4")) as file, av.open(str(tmp_path / "turned.mp4"), "w") as copy:
+        stream = copy.add_stream_from_template(file.streams.video[0])
+        stream.set_display_rotation(rotation)
+        for packet in file.demux():
+            if packet.size:
+                packet.stream = stream
+                copy.mux(packet)
+    whole = open_video(tmp_path / "turned.mp4")
     with av.open(str(whole.path)) as opened:
         video = open_frames(opened)
-    assert (video.pixel_aspect, video.fps) == (whole.pixel_aspect, whole.fps) == (Fraction(4, 3), 5)
+    assert (
+        (video.pixel_aspect, video.fps)
+        == (whole.pixel_aspect, whole.fps)
+        == (Fraction(3, 4) if rotation else Fraction(4, 3), 5)
+    )
     require_frames(video, np.stack(list(whole.frames())))
 
 
