@@ -79,6 +79,7 @@ def test_frames_in_memory_are_referenced(kind):
     require_frames(pickle.loads(pickle.dumps(video)))
     next(video.frames())[:] = 0  # a new array
     require_frames(video)
+    np.testing.assert_array_equal(list(read_frames(HELD[kind])), FRAMES)
 
 
 @pytest.mark.parametrize("kind", ONCE)
