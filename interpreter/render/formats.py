@@ -192,14 +192,14 @@ class LabelStudioWriter:
 
     def __init__(self, folder: Path, about: About) -> None:
         self.folder, self.about = folder, about
-        self._tasks: list[dict[str, Any]] = []
+        self._length = 0
         self._labels: set[int] = set()
         self._encode = brush().mask2rle
         (folder / "images").mkdir(parents=True)
 
     def write(self, frame: np.ndarray, labels: np.ndarray) -> None:
         """See :class:`FormatWriter`."""
-        number = len(self._tasks)
+        number = self._length
         name = f"images/{number:05d}.jpg"
         _save(frame, self.folder / name)
         segments = (np.unique(labels) + 1).tolist()
@@ -222,11 +222,13 @@ class LabelStudioWriter:
             for segment in segments
         ]
         data = {"image": f"/data/local-files/?d={name}", "video": self.about.name, "frame": number}
-        self._tasks.append({"data": data, "predictions": [{"model_version": "interpreter", "result": masks}]})
+        task = {"data": data, "predictions": [{"model_version": "interpreter", "result": masks}]}
+        self._append((", " if number else "[") + json.dumps(task))
+        self._length += 1
 
     def close(self) -> None:
         """See :class:`FormatWriter`."""
-        write_text(self.folder / "tasks.json", json.dumps(self._tasks) + "\n")
+        self._append("]\n")
         labels = [
             f'    <Label value={quoteattr(str(segment))} background="#{bytes(DISPLAY_PALETTE[segment - 1]).hex()}"/>'
             for segment in sorted(self._labels)
@@ -240,6 +242,11 @@ class LabelStudioWriter:
             "</View>",
         ]
         write_text(self.folder / "config.xml", "\n".join(lines) + "\n")
+
+    def _append(self, text: str) -> None:
+        """Add to the tasks, which are too large for the memory: a number for each byte of a code."""
+        with (self.folder / "tasks.json").open("a", encoding="ascii") as file:
+            file.write(text)
 
 
 def _save(frame: np.ndarray, path: Path) -> None:

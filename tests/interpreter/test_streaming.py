@@ -287,6 +287,7 @@ def test_error_while_segmenting_completes_the_files(tmp_path, tiny_run, monkeypa
         (["--window", "0"], "--window must be at least 1"),
         (["--num-slots", "300"], "a palette PNG holds 254"),
         (["--alpha", "2"], "between 0 and 1"),
+        (["--formats", "coco"], "--formats is an option of files and folders"),
         (["--crop", "central"], "--crop central takes squares"),
     ],
 )
