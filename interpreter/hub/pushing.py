@@ -146,7 +146,7 @@ def look_up(client: "HfApi", name: HubName) -> Repository:
             raise
         except RepositoryNotFoundError:
             return Repository(name, False, None, False, None, {})
-        license = info.card_data.license if info.card_data else None
+        license = info.card_data.license if info.card_data and isinstance(info.card_data.license, str) else None
         try:
             branch = client.model_info(name.repository, revision=name.revision, files_metadata=True, timeout=10)
         except RevisionNotFoundError:
