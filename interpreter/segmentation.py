@@ -210,8 +210,8 @@ class SegmentedVideo:
         """Yield the segments of each frame as ``supervision.Detections``.
 
         For example ``sv.MaskAnnotator(color_lookup=sv.ColorLookup.TRACK).annotate(frame, detections)`` paints them.
-        ``mask`` is [n, H, W] of the n segments that cover a pixel of the frame, ``xyxy`` their boxes (the right and
-        lower edge are one pixel outside), ``tracker_id`` the number of the segment, counted from 1 as in all files.
+        ``mask`` is [n, H, W] of the n segments in the frame, ``xyxy`` their boxes (right - left is the width),
+        ``tracker_id`` the number of each segment, counted from 1 as in all files.
         Segments have no class and no score: ``class_id`` is 0, ``confidence`` None.
 
         Raises:
