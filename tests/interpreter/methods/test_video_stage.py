@@ -139,6 +139,18 @@ def test_longer_videos_stay_in_the_trained_range_of_time():
     assert stage.decode(video, 9, SLOTS).shape == (1, 9, SLOTS, WIDTH)
 
 
+def test_an_exported_program_has_the_same_times_for_any_number_of_frames():
+    class Times(torch.nn.Module):
+        def forward(self, frames):
+            return stage.times(frames.shape[0], frames.device)
+
+    stage = build()
+    frames = {0: torch.export.Dim("frames", min=1)}
+    program = torch.export.export(Times(), (torch.zeros(3),), dynamic_shapes=(frames,)).module()
+    for count in (1, 2, FRAMES, 9, 1000):
+        assert torch.equal(program(torch.zeros(count)), stage.times(count, torch.device("cpu")).float())
+
+
 @pytest.mark.parametrize("time_scale", [0.0, 1.0])
 def test_time_tells_equal_frames_apart_where_it_is_added(time_scale):
     stage = build(time_scale=time_scale)
