@@ -54,13 +54,13 @@ class VideoProgram(nn.Module):
             # One by one: the loss of one draw must not depend on the others.
             errors = [stage.error(_row(found, draw), inputs[None]) for draw in range(noise.shape[0])]
             best = torch.cat(errors).argmin(0, keepdim=True)
-            found = VideoSlots(*(None if part is None else part.index_select(0, best) for part in found))
+            found = VideoSlots._make(None if part is None else part.index_select(0, best) for part in found)
         across = found.attention[0]
         return found.slots[0], across, found.valid[0], attention @ across
 
 
 def _row(slots: VideoSlots, row: int) -> VideoSlots:
-    return VideoSlots(*(None if part is None else part[row : row + 1] for part in slots))
+    return VideoSlots._make(None if part is None else part[row : row + 1] for part in slots)
 
 
 def image_program(stage: ImageStage, grid: tuple[int, int], device: torch.device) -> Program:
