@@ -118,8 +118,9 @@ class Repository:
     Attributes:
         name: with the branch that is pushed to.
         license: on its model card.
-        is_private: whether others see it.
-        commit: the newest one of the branch; None if there is no such repository or branch.
+        is_private: whether it is hidden from others.
+        has_branch: whether it has the branch that is pushed to; a new branch starts from the newest commit of main.
+        commit: the newest one of the branch, or the one that it will start from; None without a repository.
         files: of that commit.
     """
 
@@ -127,6 +128,7 @@ class Repository:
     exists: bool
     license: str | None
     is_private: bool
+    has_branch: bool
     commit: str | None
     files: dict[str, RemoteFile]
 
@@ -141,17 +143,17 @@ def look_up(client: "HfApi", name: HubName) -> Repository:
 
     with explained(name):
         try:
-            info = client.model_info(name.repository, timeout=10)
+            info = client.model_info(name.repository, files_metadata=True, timeout=10)
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:
-            return Repository(name, False, None, False, None, {})
+            return Repository(name, False, None, False, False, None, {})
         license = info.card_data.license if info.card_data and isinstance(info.card_data.license, str) else None
         try:
             branch = client.model_info(name.repository, revision=name.revision, files_metadata=True, timeout=10)
         except RevisionNotFoundError:
-            return Repository(name, True, license, bool(info.private), None, {})
-        return Repository(name, True, license, bool(info.private), *read_listing(branch))
+            return Repository(name, True, license, bool(info.private), False, *read_listing(info))
+        return Repository(name, True, license, bool(info.private), True, *read_listing(branch))
 
 
 def push_folder(client: "HfApi", packed: Packed, there: Repository, private: bool, message: str) -> tuple[str, bool]:
@@ -175,13 +177,13 @@ def push_folder(client: "HfApi", packed: Packed, there: Repository, private: boo
     name, folder, files = there.name, packed.folder, packed.files
     changed = [f for f in files if f not in there.files or not there.files[f].matches(folder / f)]
     removed = sorted(run_files(there.files) - set(files))
-    if there.commit and not changed and not removed:
+    if there.has_branch and there.commit and not changed and not removed:
         return there.commit, False
     with explained(name):
         if not there.exists:
             client.create_repo(name.repository, private=private, exist_ok=True)
-        if there.commit is None and name.revision != "main":
-            client.create_branch(name.repository, branch=name.revision, exist_ok=True)
+        if not there.has_branch and name.revision != "main":
+            client.create_branch(name.repository, branch=name.revision, revision=there.commit, exist_ok=True)
         operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
             *(CommitOperationAdd(path, folder / path) for path in changed),
             *(CommitOperationDelete(path, is_folder=False) for path in removed),

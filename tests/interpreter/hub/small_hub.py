@@ -191,7 +191,7 @@ class Handler(BaseHTTPRequestHandler):
     def branch(self, body, name, branch):
         if (repository := self.repository(name)) is None or not self.may_write():
             return
-        repository.branches[branch] = repository.branches["main"]
+        repository.branches[branch] = repository.find(json.loads(body or b"{}").get("startingPoint", "main"))
         self.answer(200, {})
 
     def validate(self, body):

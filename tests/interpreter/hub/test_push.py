@@ -13,11 +13,12 @@ from safetensors import safe_open
 
 from interpreter import evaluate
 from interpreter.configs import BackboneConfig
-from interpreter.engine.checkpoint import load_checkpoint, save_checkpoint
-from interpreter.engine.run import read_config, to_dict
+from interpreter.engine.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from interpreter.engine.run import read_config, to_dict, weights_hash
 from interpreter.hub.__main__ import main
 from interpreter.hub.card import write_card
 from interpreter.hub.contents import without_paths
+from interpreter.hub.fetching import fetch
 from interpreter.hub.names import parse_name
 from interpreter.hub.packing import pack
 from interpreter.methods import METHODS
@@ -100,8 +101,8 @@ def test_later_push_replaces_the_runs_files_and_keeps_others(pushed, image_run):
     save_checkpoint(run / "image", state)
     push(run)
     files = pushed.repositories[NAME].files
-    checkpoints = {path for path in files if "checkpoint" in path}
-    assert checkpoints == {"image/checkpoint-00000004.safetensors"}
+    sent = {path for path in files if "checkpoint" in path}
+    assert sent == {"image/checkpoint-00000004.safetensors"}
     assert {path: files[path] for path in others} == others
     assert b"license: mit" in files["README.md"]  # that of the card that was there
 
@@ -126,6 +127,19 @@ def test_branch_is_made_and_named_in_the_card(pushed, tiny_run):
     assert repository.branches.keys() == {"main", "try-2"}
     card = repository.commits[repository.branches["try-2"]]["README.md"].decode()
     assert f"--run hub:{NAME}@try-2 " in card
+
+
+def test_new_branch_holds_the_pushed_run_alone_and_other_files(pushed, image_run):
+    repository = pushed.repositories[NAME]
+    repository.change({"image/checkpoint-00002000.safetensors": b"of main", "notes.md": b"mine"})
+    main_before, run = dict(repository.files), image_run()
+    push(run, "--revision", "try")
+    branch = repository.commits[repository.branches["try"]]
+    step = checkpoints(run / "image")[-1].name
+    assert branch.keys() == {".gitattributes", "README.md", "config.json", "notes.md", f"image/{step}"}
+    assert repository.files == main_before
+    fetched = fetch(parse_name(f"{NAME}@try"))
+    assert weights_hash(load_checkpoint(fetched / "image")) == weights_hash(load_checkpoint(run / "image"))
 
 
 def test_unfinished_stage_is_left_out_unless_allowed(hub, tiny_run, tmp_path, capsys):
