@@ -1,10 +1,10 @@
 // Segments a video without Python, with the programs that `python -m interpreter.export RUN --format aoti` wrote:
 //
-//   ffmpeg -i clip.mp4 -vf scale=192:128 -pix_fmt rgb24 -f rawvideo - | ./segment programs 22 out
+//   ffmpeg -i clip.mp4 -vf scale=192:128:flags=bilinear -pix_fmt rgb24 -f rawvideo - | ./segment programs 22 out
 //
 // Arguments: the folder of the programs, how many image slots each frame gets, and a folder for the label maps. Frames
-// come on standard input, as raw RGB of the size that the run was exported for. OUT/00000.pgm … are gray pictures of
-// that size; a pixel's value is its segment, from 0.
+// come on standard input, as raw RGB of the size that the run was exported for (scale takes width:height). OUT/00000.pgm …
+// are gray pictures of that size; a pixel's value is its segment, from 0.
 
 #include <cstdint>
 #include <cstdio>
@@ -27,7 +27,12 @@ using Tensors = std::vector<at::Tensor>;
 
 struct Program {
   explicit Program(const fs::path& folder, const std::string& name)
-      : loader((folder / (name + ".aoti.pt2")).string()), metadata(loader.get_metadata()) {}
+      : loader(existing(folder / (name + ".aoti.pt2"))), metadata(loader.get_metadata()) {}
+
+  static std::string existing(const fs::path& file) {
+    if (!fs::exists(file)) throw std::runtime_error("no " + file.string() + "; export the run with --format aoti");
+    return file.string();
+  }
 
   // The shape of an input such as "4 T N 192", with the sizes of its open dimensions filled in.
   std::vector<int64_t> shape(const std::string& input, const std::map<std::string, int64_t>& open) {
@@ -78,7 +83,7 @@ static void segment(const fs::path& folder, int64_t slots, const fs::path& out) 
   const auto features = backbone.run({frames})[0];
   torch::manual_seed(0);  // the slots of each frame, and those of the video, start from random draws
   const auto draws = torch::randn(image.shape("noise", {{"T", frames.size(0)}, {"N", slots}}));
-  const auto found = image.run({features, draws});  // slots, masks, means
+  const auto found = image.run({features, draws});  // slots, attention, means
   auto masks = found[1];
   if (fs::exists(folder / "video_stage.aoti.pt2")) {  // else each frame is segmented by itself
     Program video(folder, "video_stage");
@@ -96,6 +101,9 @@ int main(int count, char** arguments) {
   }
   try {
     segment(arguments[1], std::stoll(arguments[2]), arguments[3]);
+  } catch (const c10::Error& error) {
+    std::cerr << "error: " << error.what_without_backtrace() << "\n";
+    return 1;
   } catch (const std::exception& error) {
     std::cerr << "error: " << error.what() << "\n";
     return 1;

@@ -12,6 +12,7 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from torch.export import ExportedProgram
 
 from interpreter.commands import cli, run_command
 from interpreter.console import progress_bar
@@ -20,7 +21,7 @@ from interpreter.engine.run import RunConfig, require_finished, require_run
 from interpreter.evaluation.provenance import code_version
 from interpreter.export.formats import FORMATS, SUFFIXES, Format, NoCounterpartError, require_packages, write
 from interpreter.export.trace import LARGEST_DIFFERENCE, largest_difference, trace
-from interpreter.files import write_text
+from interpreter.files import read_text, write_text
 from interpreter.hub.fetching import local_run
 from interpreter.hub.names import run_name
 from interpreter.method_options import choose_method
@@ -120,37 +121,68 @@ def export(options: ExportOptions) -> tuple[dict[str, Any], Table]:
         "programs": entries,
     }
     table = Table("program", "file", "size", "difference from the run")
-    make_output_folder(options.out)
+    former = files_of_former_export(options.out)
     names = [f"{program.name}{SUFFIXES[kind]}" for program in programs for kind in formats]
-    stale = [f"{p.name}{suffix}" for p in programs for k, suffix in SUFFIXES.items() if k not in formats]
-    with progress_bar("files") as progress, written_together(options.out, names, stale) as folder:
+    for name in sorted({*names, LIST} - {*former, LIST}):
+        if (options.out / name).exists():
+            raise ValueError(f"{options.out / name} is not of an earlier export; give another --out, or move it away")
+    make_output_folder(options.out)
+    written, stale = list[str](), list[str]()
+    with progress_bar("files") as progress, written_together(options.out, written, stale) as folder:
         bar = progress.add_task("export", total=len(names), status="")
         for program, entry in zip(programs, entries, strict=True):
             progress.update(bar, status=f"tracing {program.name}")
             traced = trace(program)
             for kind in formats:
                 progress.update(bar, status=f"writing {program.name} ({kind})")
-                name = f"{program.name}{SUFFIXES[kind]}"
                 try:
-                    run = write(kind, traced, program, folder / name)
+                    file, difference = write_checked(kind, traced, program, folder)
                 except NoCounterpartError as error:
-                    names.remove(name)
                     table.add_row(program.name, "", "", f"{kind} cannot express it: {error}")
-                    continue
-                finally:
-                    progress.advance(bar)
-                difference = largest_difference(program, run)
-                if difference > LARGEST_DIFFERENCE:
-                    raise ValueError(
-                        f"{name} differs from the run by {difference:.1e} of its largest number, so nothing was "
-                        f"written; leave --format {kind} out, or report it with the versions of your packages"
-                    )
-                entry["files"][kind] = name
-                size = (folder / name).stat().st_size
-                table.add_row(program.name, name, f"{size / 1e6:.1f} MB", f"{difference:.0e}")
+                else:
+                    entry["files"][kind] = file.name
+                    written.append(file.name)
+                    size = f"{file.stat().st_size / 1e6:.1f} MB"
+                    table.add_row(program.name, file.name, size, f"{difference:.0e}")
+                progress.advance(bar)
         write_text(folder / LIST, json.dumps(listed, indent=2) + "\n")
-        names.append(LIST)
+        stale += [name for name in former if name not in written]
+        written.append(LIST)
     return listed, table
+
+
+def write_checked(kind: Format, traced: ExportedProgram, program: Program, folder: Path) -> tuple[Path, float]:
+    """Write a program to a file in ``folder``; returns the file, and how far it is from the run.
+
+    Raises:
+        NoCounterpartError: if the format cannot express it.
+        ValueError: if the file computes something else than the run.
+        OSError: if it cannot be written.
+    """
+    file = folder / f"{program.name}{SUFFIXES[kind]}"
+    difference = largest_difference(program, write(kind, traced, program, file))
+    if difference > LARGEST_DIFFERENCE:
+        raise ValueError(
+            f"{file.name} differs from the run by {difference:.1e} of the size of its results, so nothing was written; "
+            f"leave --format {kind} out, or report it with the versions of your packages"
+        )
+    return file, difference
+
+
+def files_of_former_export(out: Path) -> list[str]:
+    """Names of the programs that an earlier export wrote to a directory; none if there was no export.
+
+    Raises:
+        ValueError: if its programs.json is not of this command.
+    """
+    if not (out / LIST).exists():
+        return []
+    try:
+        programs = json.loads(read_text(out / LIST))["programs"]
+        names = [str(name) for program in programs for name in program["files"].values()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{out / LIST} is not of an export; give another --out, or move it away") from error
+    return [name for name in names if Path(name).name == name and name.endswith(tuple(SUFFIXES.values()))]
 
 
 def describe(program: Program) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch._inductor.exc import InductorError
 from torch.export import ExportedProgram
 
 from interpreter.export.trace import Run
@@ -32,6 +33,8 @@ def require_packages(formats: tuple[Format, ...]) -> None:
         ValueError: says how to install them.
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if not formats:
+        raise ValueError(f"--format needs at least one of {', '.join(FORMATS)}")
     if "onnx" in formats and missing:
         raise ValueError(
             f"--format onnx needs {', '.join(missing)}: pip install 'interpreter-slots[export]', or leave onnx out"
@@ -43,6 +46,7 @@ def write(kind: Format, traced: ExportedProgram, program: Program, path: Path) -
 
     Raises:
         NoCounterpartError: if the format cannot express it; nothing is written then.
+        ValueError: if it cannot be compiled.
         OSError: if the file cannot be written.
     """
     if kind == "torch":
@@ -81,9 +85,15 @@ def _write_aoti(traced: ExportedProgram, program: Program, path: Path) -> Run:
     shapes = {name: " ".join(map(str, program.shape(name))) for name in program.inputs}
     with _quiet():
         buffer = BytesIO()
-        torch._inductor.aoti_compile_and_package(
-            traced, package_path=buffer, inductor_configs={"aot_inductor.metadata": shapes}
-        )
+        try:
+            torch._inductor.aoti_compile_and_package(
+                traced, package_path=buffer, inductor_configs={"aot_inductor.metadata": shapes}
+            )
+        except InductorError as error:
+            raise ValueError(
+                f"AOTInductor cannot compile {program.name}: {_first_cause(error)}. It needs a C++ compiler: "
+                "apt install g++, or name one by the environment variable CXX"
+            ) from error
         path.write_bytes(buffer.getbuffer())
         return _as_list(torch._inductor.aoti_load_package(str(path)))
 

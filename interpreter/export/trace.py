@@ -11,7 +11,9 @@ from torch.export import Dim, ExportedProgram
 from interpreter.methods.programs import FRAMES, Program
 
 MOST = 1024  # size of open dimensions other than frames: below it, a Sinkhorn divergence fits into memory
-LARGEST_DIFFERENCE = 1e-3  # relative to the largest number, or a share of the whole numbers and truth values
+# Of a program from the run, by the norms of a result: rounding, which slot attention amplifies, is far below, an error
+# above. Of whole numbers and truth values it is the share that differs.
+LARGEST_DIFFERENCE = 1e-2
 
 Run = Callable[..., Sequence[Tensor]]  # calls what was written
 
@@ -60,5 +62,5 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
         return torch.inf
     if not ours.is_floating_point():
         return (ours != theirs.to(ours)).float().mean().item()
-    difference = (ours - theirs.to(ours)).abs().max() / ours.abs().max().clamp_min(1e-12)
+    difference = (ours - theirs.to(ours)).norm() / ours.norm().clamp_min(1e-12)
     return difference.nan_to_num(torch.inf).item()

@@ -42,7 +42,7 @@ class Program:
         module: called with the inputs in order; returns a tensor, or a tuple of tensors.
         inputs: by name, in order.
         outputs: by name, in order: dimensions and what it is, such as ``"slots": "T N D: image slots"``.
-        open: names of the dimensions that may have any size from 1; all others are fixed.
+        open: names of the dimensions that may have any size from 1 (all but T up to 1024); all others are fixed.
     """
 
     name: str

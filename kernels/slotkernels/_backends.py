@@ -303,8 +303,8 @@ def decomposed() -> Iterator[None]:
 
 
 def is_decomposed() -> bool:
-    """Whether :func:`decomposed` is in force."""
-    return _decomposed.get()
+    """Whether a trace is made under :func:`decomposed`; Dynamo, which cannot read a ContextVar, keeps ops whole."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling() and _decomposed.get()
 
 
 @torch.compiler.assume_constant_result  # Dynamo cannot trace a ContextVar

@@ -57,7 +57,6 @@ from ._direct import all_contiguous, are_plain, examine, observed
 
 A = TypeVar("A", bound=tuple[Any, ...])  # the NamedTuple of an op's arguments
 R = TypeVar("R")  # a tensor, or a tuple or NamedTuple of tensors
-
 _TENSORS = (Tensor, Tensor | None)
 
 
@@ -146,7 +145,7 @@ class Op(Backends, Generic[A, R]):
         """As a call, for arguments that need no check, on the backend that :func:`requested_backend` says."""
         if not observed():
             return self._directly(arguments, backend)
-        if _decomposes():
+        if is_decomposed():
             return self.run("reference", arguments)
         if self._composite is not None and _derivatives.takes_composite(self.public, backend):
             with without_autocast(device_of(arguments)):
@@ -165,7 +164,7 @@ class Op(Backends, Generic[A, R]):
             return self.run(backend, self._as_read(arguments) if self._contiguous else arguments, chosen)
         if not observed():
             return self._directly(arguments, backend)
-        if _decomposes():
+        if is_decomposed():
             return self.run("reference", arguments)
         return self._results(self._registered(*self._fields.unpack(arguments), backend))
 
@@ -336,11 +335,6 @@ class Op(Backends, Generic[A, R]):
             return composite(self._fields.pack(filled))
 
         return function
-
-
-def _decomposes() -> bool:
-    """Whether an op is traced as its parts; Dynamo, which cannot read a ContextVar, keeps ops whole."""
-    return not torch.compiler.is_dynamo_compiling() and is_decomposed()
 
 
 def _contiguous(value: Any) -> Any:

@@ -83,11 +83,15 @@ def image_program(stage: ImageStage, grid: tuple[int, int], device: torch.device
         ImageProgram(stage, grid).eval(),
         {
             "features": Input(features, "T M C", "of the program backbone"),
-            "noise": Input(noise, "R T N D", f"standard normal; N as you like, {config.num_slots} in training"),
+            "noise": Input(
+                noise,
+                "R T N D",
+                f"standard normal; N slots a frame: {config.num_slots} in training, segment takes up to twice as many",
+            ),
         },
         {
             "slots": "T N D: image slots",
-            "masks": "T M N: attention of the patches over the slots; each row over N sums to 1",
+            "attention": "T M N: attention of the patches over the slots, their soft masks; each row sums to 1",
             "means": "T N C+2: mean feature and place of each slot's patches",
         },
         (FRAMES, "N"),
@@ -109,7 +113,7 @@ def video_program(stage: VideoStage, image: ImageStage, grid: tuple[int, int], d
         VideoProgram(stage).eval(),
         {
             read: Input(inputs, f"T N {'D' if read == 'slots' else 'C+2'}", "of the program image_stage"),
-            "attention": Input(attention, "T M N", "masks of the program image_stage"),
+            "attention": Input(attention, "T M N", "of the program image_stage"),
             "noise": Input(noise, "R K E", "standard normal"),
         },
         {

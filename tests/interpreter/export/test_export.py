@@ -53,7 +53,7 @@ def test_list_of_programs_names_files_and_shapes(exported):
         "about": "of the program backbone",
     }
     assert image["inputs"][1]["shape"] == [1, "T", "N", 16]
-    assert [output["name"] for output in image["outputs"]] == ["slots", "masks", "means"]
+    assert [output["name"] for output in image["outputs"]] == ["slots", "attention", "means"]
     files = {name for program in listed["programs"] for name in program["files"].values()}
     assert files | {"programs.json"} == {path.name for path in exported.iterdir()} - {".lock"}
 
@@ -99,6 +99,8 @@ class _Wrong(Labels):
 
 
 def test_a_file_that_differs_from_the_run_is_not_kept(run, tmp_path, monkeypatch):
+    former = {"programs": [{"files": {"torch": "labels.pt2"}}]}
+    (tmp_path / "programs.json").write_text(json.dumps(former))
     (tmp_path / "labels.pt2").write_bytes(b"of an earlier export")
     wrong = _Wrong((4, 6), (64, 96))
     monkeypatch.setattr(
@@ -113,7 +115,7 @@ def test_a_file_that_differs_from_the_run_is_not_kept(run, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("ours", "theirs", "difference"),
     [
-        (torch.tensor([1.0, -4.0]), torch.tensor([1.0, -3.0]), 0.25),
+        (torch.tensor([1.0, -4.0]), torch.tensor([1.0, -3.0]), 17**-0.5),
         (torch.tensor([1.0, 2.0]), torch.tensor([1.0, torch.nan]), torch.inf),
         (torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 5]), 0.25),
         (torch.tensor([1.0, 2.0]), torch.tensor([1.0]), torch.inf),
@@ -125,7 +127,7 @@ def test_difference(ours, theirs, difference):
             return ours
 
     program = Program("p", "", Returns(), {"x": Input(torch.zeros(3), "T", "")}, {"y": "T: "})
-    assert largest_difference(program, lambda x: [theirs]) == difference
+    assert largest_difference(program, lambda x: [theirs]) == pytest.approx(difference)
 
 
 def test_the_check_uses_other_sizes_than_the_trace():
@@ -154,14 +156,16 @@ def test_an_operation_without_counterpart_is_named_and_the_rest_written(run, tmp
     }
 
 
-def test_another_export_removes_files_of_formats_that_were_left_out(exported, run, tmp_path):
+def test_another_export_replaces_the_files_of_the_first_and_no_others(exported, run, tmp_path):
     out = shutil.copytree(exported, tmp_path / "out")
+    (out / "video_stage.onnx").write_bytes(b"of another program")
     main([str(run), "--out", str(out), "--stage", "image", "--frame-size", "32", "64"])
     assert sorted(path.name for path in out.glob("*.*") if path.name != ".lock") == [
         "backbone.pt2",
         "image_stage.pt2",
         "labels.pt2",
         "programs.json",
+        "video_stage.onnx",
     ]
     assert json.loads((out / "programs.json").read_text())["grid"] == [2, 4]
 
@@ -189,6 +193,36 @@ def test_a_run_without_a_trained_stage(tmp_path):
         main([str(tmp_path / "run"), "--out", str(tmp_path / "out")])
     with pytest.raises(FileNotFoundError, match="no run directory"):
         main([str(tmp_path / "absent"), "--out", str(tmp_path / "out")])
+
+
+def test_files_of_others_are_not_replaced(run, tmp_path):
+    (tmp_path / "labels.pt2").write_bytes(b"of another program")
+    with pytest.raises(ValueError, match=r"labels.pt2 is not of an earlier export"):
+        main([str(run), "--out", str(tmp_path), "--stage", "image"])
+    (tmp_path / "labels.pt2").unlink()
+    (tmp_path / "programs.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"programs.json is not of an export"):
+        main([str(run), "--out", str(tmp_path), "--stage", "image"])
+    assert [path.name for path in tmp_path.iterdir()] == ["programs.json"]
+
+
+def test_a_compiler_that_does_not_work_is_one_line(tmp_path, monkeypatch):
+    program = labels_program((2, 3), (8, 12), torch.device("cpu"))
+    traced, compile_ = trace(program), torch._inductor.aoti_compile_and_package
+
+    def without_compiler(*arguments, **options):
+        with torch._inductor.config.patch({"cpp.cxx": ("/bin/false",), "force_disable_caches": True}):
+            return compile_(*arguments, **options)
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", without_compiler)
+    with pytest.raises(ValueError, match=r"cannot compile labels: .*C\+\+ compiler"):
+        formats.write("aoti", traced, program, tmp_path / "labels.aoti.pt2")
+    assert not any(tmp_path.iterdir())
+
+
+def test_no_format_is_refused(run, tmp_path):
+    with pytest.raises(ValueError, match="at least one of torch, onnx, aoti"):
+        export(ExportOptions(run=run, out=tmp_path / "out", format=()))
 
 
 def test_out_is_a_file(run, tmp_path):
