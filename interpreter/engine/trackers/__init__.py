@@ -64,7 +64,7 @@ class TrackedStage:
         return self.directory.name
 
     def read_id(self, tracker: str) -> str | None:
-        """The id under which a tracker knows this stage; None if it was not tracked there before.
+        """What a tracker noted about this stage, such as its id there; None if it was not tracked there before.
 
         Raises:
             ValueError: if the file of ids is damaged; says what to do.
@@ -72,7 +72,7 @@ class TrackedStage:
         return self._ids().get(tracker)
 
     def write_id(self, tracker: str, number: str) -> None:
-        """Keep the id under which a tracker knows this stage, for the processes that resume it."""
+        """Keep what a tracker needs to know about this stage, for the processes that resume it."""
         write_text(self._file, json.dumps({**self._ids(), tracker: number}, indent=2) + "\n")
 
     @property
@@ -86,7 +86,7 @@ class TrackedStage:
             return dict(json.loads(read_text(self._file)))
         except (ValueError, TypeError) as error:
             raise ValueError(
-                f"{self._file} is damaged ({error}); delete it, and W&B and MLflow get this stage as a new run"
+                f"{self._file} is damaged ({error}); delete it, and the trackers get this stage as a new run"
             ) from error
 
 

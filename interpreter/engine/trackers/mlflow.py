@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
 
 TAGS = ("method", "stage", "code")  # of the options, those that a resumed run may change
+NEWEST = "last_step"  # tag: the newest step of a run that ended in order
 LONGEST = 6000  # characters of a parameter
 MANY = 100  # parameters of a request
 
@@ -50,13 +51,14 @@ class MlflowTracker:
         known = stage.read_id("mlflow")
         earlier = self._find(known) if known else None
         if earlier and self._continues(earlier, stage.step):
-            self._run, self.last_step = earlier.info.run_id, stage.step
+            self._run, self.last_step = earlier.info.run_id, int(earlier.data.tags[NEWEST])
             self._client.update_run(self._run, status="RUNNING")
         else:
             self._run, self.last_step = self._start(stage, experiment, artifacts), -1
             stage.write_id("mlflow", self._run)
             if earlier:
                 self._client.delete_run(earlier.info.run_id)
+        self._newest = self.last_step
         for name in TAGS:
             if name in stage.options:
                 self._client.set_tag(self._run, name, stage.options[name])
@@ -83,21 +85,25 @@ class MlflowTracker:
         return run if run.info.lifecycle_stage == "active" else None
 
     def _continues(self, run: Run, step: int) -> bool:
-        """Whether a run ended in order, has the options of this one, and no values after ``step``."""
-        steps = [metric.step for metric in self._client.get_metric_history(run.info.run_id, "loss")]
-        return run.info.status == "FINISHED" and run.data.params == self._params and max(steps, default=-1) <= step
+        """Whether a run ended in order, has the options of this one, and nothing after ``step``."""
+        newest = run.data.tags.get(NEWEST)
+        finished = run.info.status == "FINISHED" and newest is not None
+        return finished and run.data.params == self._params and int(newest) <= step
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See :meth:`Tracker.scalars`."""
+        self._newest = step
         now = int(time.time() * 1000)
         self._client.log_batch(self._run, [Metric(name, value, now, step) for name, value in values.items()])
 
     def picture(self, step: int, image: np.ndarray) -> None:
         """See :meth:`Tracker.picture`."""
+        self._newest = step
         self._client.log_image(self._run, image, key="masks", step=step)
 
     def close(self, failed: bool) -> None:
         """See :meth:`Tracker.close`."""
+        self._client.set_tag(self._run, NEWEST, self._newest)
         self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")
 
 

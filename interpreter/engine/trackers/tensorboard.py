@@ -15,25 +15,35 @@ from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 
 
 class TensorBoardTracker:
-    """Events of one stage. TensorBoard hides what a killed process wrote after the step that training resumes from."""
+    """Events of one stage.
+
+    A process that ends in order notes its last step. What came later is uncertain: a killed process loses events, and
+    has others that its checkpoint does not know. TensorBoard hides those, and they are written again.
+    """
 
     def __init__(self, stage: TrackedStage) -> None:
         folder = stage.run / "tensorboard" / stage.name
-        self.last_step = stage.step if any(folder.glob("events*")) else -1
-        self._writer = SummaryWriter(str(folder), purge_step=stage.step + 1)
+        noted = stage.read_id("tensorboard") if any(folder.glob("events*")) else None
+        self.last_step = self._newest = min(int(noted or -1), stage.step)
+        stage.write_id("tensorboard", str(self.last_step))
+        self._stage, self._writer = stage, SummaryWriter(str(folder), purge_step=self.last_step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See :meth:`Tracker.scalars`."""
+        self._newest = step
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def picture(self, step: int, image: np.ndarray) -> None:
         """See :meth:`Tracker.picture`."""
+        self._newest = step
         self._writer.add_image("masks", image, step, dataformats="HWC")
 
     def close(self, failed: bool) -> None:
         """See :meth:`Tracker.close`."""
         self._writer.close()
+        if not failed:
+            self._stage.write_id("tensorboard", str(self._newest))
 
 
 TRACKER = TensorBoardTracker

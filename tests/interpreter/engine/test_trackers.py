@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,6 +105,26 @@ def test_a_tracker_that_is_added_later_gets_the_whole_history(tmp_path):
     run_trainer(tmp_path, Regression())
     assert_events_equal_records(tmp_path)
     assert [image.step for image in events(tmp_path).Images("masks")] == [0, 5, 10]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_tracker_that_was_left_out_gets_what_it_lacks(tmp_path, killed):
+    """On until step 4, off until 8, on again; a killed process loses the events that it had not written yet."""
+
+    def run(steps, log_to):
+        optim, logging = replace(OPTIM, steps=steps), LoggingConfig(log_every=2, sample_every=5, log_to=log_to)
+        Trainer(Regression(), optim, logging, tmp_path / "image", CPU, False, lambda: PICTURE).run(StopRequest())
+
+    run(4, ("tensorboard",))
+    if killed:
+        TrackedStage(tmp_path / "image", 4).write_id("tensorboard", "-1")  # as at its start
+        (written,) = (tmp_path / "tensorboard/image").iterdir()
+        written.write_bytes(written.read_bytes()[:-100])
+    run(8, ())
+    run(10, ("tensorboard",))
+    assert_events_equal_records(tmp_path)
+    assert [image.step for image in events(tmp_path).Images("masks")] == [0, 4, 5, 8, 10]
+    assert TrackedStage(tmp_path / "image", 10).read_id("tensorboard") == "10"
 
 
 def test_replay_follows_the_steps_and_skips_what_a_tracker_holds(tmp_path, recorder):
