@@ -174,8 +174,8 @@ class LoggingConfig:
     checkpoint_every: int = option(200, at_least=1)
     """Steps between two checkpoints."""
     log_to: tuple[TrackerName, ...] = ("tensorboard",)
-    """Trackers, beside metrics.jsonl, which is always written; --log-to without a name: none.
-    tensorboard: RUN/tensorboard. wandb: Weights & Biases, offline in RUN/wandb unless WANDB_MODE is set.
+    """Trackers that get the records of metrics.jsonl, which is always written. --log-to without a name turns them off.
+    tensorboard: RUN/tensorboard. wandb: Weights & Biases, offline in RUN/wandb; WANDB_MODE=online uploads.
     mlflow: RUN/mlflow, or the store that MLFLOW_TRACKING_URI names. wandb and mlflow need their packages
     (docs/logging.md)."""
 

@@ -273,7 +273,10 @@ def _unwrapped(source: Any, name: str) -> Any:
         source = source.asnumpy()
     if hasattr(source, "shape") and hasattr(source, "dtype"):
         if len(source.shape) == 3:
-            raise VideoError(f"{name}: {list(source.shape)} is a single frame; pass a list of frames, such as [frame]")
+            raise VideoError(
+                f"{name}: {list(source.shape)} is one frame, or frames without colour; pass [frame] for one frame, "
+                "numpy.stack([frames] * 3, axis=-1) for grayscale frames"
+            )
         if len(source.shape) != 4:
             raise VideoError(f"{name}: {list(source.shape)} are no frames; pass uint8 [T, H, W, 3] RGB")
         return source

@@ -177,7 +177,7 @@ SOURCES = {
     "text": ("clip.mp4", "mine: str is no video"),
     "a dictionary": ({"frames": FRAMES}, "mine: dict is no video"),
     "a file": (io.BytesIO(), "holds bytes, no frames; pass its path, or use segment_stream"),
-    "one frame": (FRAMES[0], r"\[24, 36, 3\] is a single frame; pass a list of frames, such as \[frame\]"),
+    "one frame": (FRAMES[0], r"\[24, 36, 3\] is one frame, or frames without colour; pass \[frame\] for one frame"),
     "five axes": (FRAMES[None], r"\[1, 7, 24, 36, 3\] are no frames"),
     "an image": (Image.fromarray(FRAMES[0]), "mine: Image is no video"),
     "an empty list": ([], "mine: no frames; the list is empty"),
