@@ -13,6 +13,9 @@ from .dinov2 import load_official_dinov2
 from .efficientnet import EfficientNetLite0
 from .vit import VisionTransformer
 
+FROM_HUB = "hub:"  # begins a name that is never looked for on this computer, such as those in runs that others shared
+HUB_FILES = ["config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"]
+"""What is fetched of a backbone with such a name: no pickles, no code, and no adapters, which name other models."""
 CHECKPOINTS = (".pth", ".pt", ".safetensors")  # ends of the names of official DINOv2 checkpoints
 OFFLINE_OPTIONS = (
     "Without access to the Hugging Face hub use "
@@ -56,14 +59,14 @@ def _efficientnet(config: BackboneConfig) -> Backbone:
 
 
 def _vision_transformer(config: BackboneConfig) -> Backbone:
-    name, path = config.backbone, Path(config.backbone)
+    name = config.backbone
     if find_spec("transformers") is None:
         raise ValueError(
             f"--backbone {name} needs the package transformers: pip install 'transformers>=5.23', or use "
             "--backbone efficientnet-lite0, which needs nothing"
         )
     require_package("transformers")
-    if path.suffix in CHECKPOINTS:
+    if not name.startswith(FROM_HUB) and (path := Path(name)).suffix in CHECKPOINTS:
         model = load_official_dinov2(path)
         return VisionTransformer(model, config.feature_layer, config.feature_norm, output=config.output)
     return _hugging_face(config)
@@ -74,35 +77,80 @@ def split_revision(name: str) -> tuple[str, str]:
 
     >>> split_revision("facebook/dinov2-base@v1"), split_revision("facebook/dinov2-base")
     (('facebook/dinov2-base', 'v1'), ('facebook/dinov2-base', 'main'))
+    >>> split_revision("hub:facebook/dinov2-base@v1")
+    ('facebook/dinov2-base', 'v1')
     """
-    if Path(name).exists():
+    if not name.startswith(FROM_HUB) and Path(name).exists():
         return name, "main"
-    name, _, revision = name.partition("@")
+    name, _, revision = name.removeprefix(FROM_HUB).partition("@")
     return name, revision or "main"
 
 
 def _hugging_face(config: BackboneConfig) -> Backbone:
     from safetensors import SafetensorError
-    from transformers import AutoImageProcessor, AutoModel
+    from transformers import AutoModel
     from transformers.utils import logging
 
     name, revision = split_revision(config.backbone)
+    from_hub = config.backbone.startswith(FROM_HUB)
     logging.disable_progress_bar()
     if Path(name).is_absolute() and not Path(name).is_dir():
         raise FileNotFoundError(f"no backbone at {name}")
     try:
+        place = _fetched(name, revision) if from_hub else name
         # Half-precision checkpoints are computed in fp32 too; autocast decides about the products.
         # Code that comes with a model is never run.
-        model = AutoModel.from_pretrained(name, revision=revision, dtype=torch.float32, trust_remote_code=False)
+        options = {"trust_remote_code": False, "use_safetensors": True if from_hub else None}
+        model = AutoModel.from_pretrained(place, revision=revision, dtype=torch.float32, **options)
     except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(f"backbone {config.backbone!r} could not be loaded ({reason})") from error
+        raise FileNotFoundError(f"backbone {config.backbone!r} could not be loaded ({_reason(error)})") from error
     except SafetensorError as error:
         raise ValueError(f"the weights of backbone {config.backbone!r} cannot be read: {error}") from error
-    try:
-        processor = AutoImageProcessor.from_pretrained(name, revision=revision)
-        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
-    except (OSError, AttributeError, ValueError):
-        # Models saved without a processor: the normalisation that nearly all of these ViTs were trained with.
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    except ValueError as error:  # such as a model that needs code of its own
+        raise ValueError(f"backbone {config.backbone!r} cannot be used ({_reason(error)})") from error
+    mean, std = _normalisation(place, revision, config.backbone)
     return VisionTransformer(model, config.feature_layer, config.feature_norm, mean, std, config.output)
+
+
+def _fetched(repository: str, revision: str) -> str:
+    """The folder of a model of the hub in the cache of its client.
+
+    Raises:
+        OSError: if it cannot be fetched.
+    """
+    import httpx2
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(repository, revision=revision, allow_patterns=HUB_FILES)
+    except (httpx2.TransportError, ValueError) as error:
+        raise OSError(str(error) or type(error).__name__) from error
+
+
+def _normalisation(place: str, revision: str, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the pixels that a model takes.
+
+    Raises:
+        ValueError: if its processor cannot be used.
+    """
+    from transformers import AutoImageProcessor
+    from transformers.utils import cached_file
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(place, revision=revision, trust_remote_code=False)
+        return tuple(processor.image_mean), tuple(processor.image_std)
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        file = "preprocessor_config.json"
+        known = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+        if isinstance(error, OSError) and cached_file(place, file, **known) is None:
+            # Models saved without a processor: the normalisation that nearly all of these ViTs were trained with.
+            return IMAGENET_MEAN, IMAGENET_STD
+        raise ValueError(
+            f"the processor of backbone {name!r} cannot be used ({_reason(error)}); copy it to a folder, and write "
+            f'"image_processor_type": "ViTImageProcessor", "image_mean" and "image_std" into its {file}'
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

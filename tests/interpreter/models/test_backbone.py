@@ -148,6 +148,45 @@ def test_processor_decides_about_normalisation(tmp_path):
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
 
 
+def write_code(folder):
+    """Code that comes with a model, and leaves a file if it runs."""
+    (folder / "evil.py").write_text(f"open({str(folder / 'it-ran')!r}, 'w')\nclass Evil: pass\n")
+
+
+@pytest.mark.parametrize(
+    ("processor", "message"),
+    [
+        ('{"auto_map": {"AutoImageProcessor": "evil.Evil"}, "image_processor_type": "Evil"}', "contains custom code"),
+        ('{"image_processor_type": "Unheard", "image_mean": [0, 0, 0]}', "processor of backbone"),
+        ('{"image_processor_type": "ViTImageProcessor", "image_mean": null}', "processor of backbone"),
+        ("{", "not a valid JSON file"),
+        ("[]", "processor of backbone"),
+    ],
+)
+def test_processor_that_cannot_be_used_is_an_error_and_its_code_never_runs(processor, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda question="": "y")  # what transformers would ask
+    save_vit("Dinov2", tmp_path)
+    write_code(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(processor)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_backbone(BackboneConfig(str(tmp_path)))
+    assert f"the processor of backbone {str(tmp_path)!r} cannot be used (" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "it-ran").exists()
+
+
+def test_model_that_needs_code_of_its_own_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda question="": "y")
+    write_code(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}}')
+    with pytest.raises(
+        ValueError, match=r"^backbone '.*' cannot be used \(The repository .* contains custom code"
+    ) as e:
+        load_backbone(BackboneConfig(str(tmp_path)))
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "it-ran").exists()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_weights_are_computed_in_fp32(dtype, tmp_path):
     model = save_vit("Dinov2", tmp_path, dtype)
