@@ -68,9 +68,13 @@ class RunLog:
         metrics = directory / "metrics.jsonl"
         truncate_records(metrics, step)
         self.trackers = Trackers(log_to, TrackedStage(directory, step, options or {}))
-        earlier = _records(metrics) if metrics.exists() else ()
-        self.trackers.replay((record for _, record in earlier), self._pictures(step))
-        self.file = metrics.open("a", encoding="utf-8")
+        try:
+            earlier = _records(metrics) if metrics.exists() else ()
+            self.trackers.replay((record for _, record in earlier), self._pictures(step))
+            self.file = metrics.open("a", encoding="utf-8")
+        except BaseException:
+            self.trackers.close(failed=True)
+            raise
         self.progress = progress_bar("steps")
         self.bar = self.progress.add_task(f"{self.stage} stage", total=steps, completed=step, status="")
         self.loss: float | None = None  # until the first record

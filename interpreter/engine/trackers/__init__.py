@@ -25,9 +25,11 @@ class Tracker(Protocol):
 
     Attributes:
         last_step: the last step that it holds when it is opened; -1 if it holds none. It is given the later ones only.
+        whole: whether it holds all steps before this process; set once it was given them.
     """
 
     last_step: int
+    whole: bool
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log one record, with the names of metrics.jsonl."""
@@ -124,38 +126,39 @@ class Trackers:
             if not any(step > tracker.last_step for tracker in self._open.values()):
                 continue
             if isinstance(event, Path):
-                self.picture(step, np.asarray(Image.open(event).convert("RGB")))
+                if (image := _read_picture(event)) is not None:
+                    self._each(lambda tracker, s=step, i=image: tracker.picture(s, i), step)
             else:
-                self.scalars(step, {name: value for name, value in event.items() if name not in ("stage", "step")})
+                values = {name: value for name, value in event.items() if name not in ("stage", "step")}
+                self._each(lambda tracker, s=step, v=values: tracker.scalars(s, v), step)
+        for tracker in self._open.values():
+            tracker.whole = True
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See :meth:`Tracker.scalars`."""
-        self._each(lambda tracker: tracker.scalars(step, values), step)
+        self._each(lambda tracker: tracker.scalars(step, values))
 
     def picture(self, step: int, image: np.ndarray) -> None:
         """See :meth:`Tracker.picture`."""
-        self._each(lambda tracker: tracker.picture(step, image), step)
+        self._each(lambda tracker: tracker.picture(step, image))
 
     def close(self, failed: bool) -> None:
         """See :meth:`Tracker.close`."""
         self._each(lambda tracker: tracker.close(failed))
         self._open.clear()
 
-    def _each(self, call: Callable[[Tracker], None], step: int | None = None) -> None:
+    def _each(self, call: Callable[[Tracker], None], missing: int | None = None) -> None:
+        """Call all trackers, or those that lack the step ``missing``."""
         for name, tracker in list(self._open.items()):
-            if step is not None and step <= tracker.last_step:
+            if missing is not None and missing <= tracker.last_step:
                 continue
             try:
                 call(tracker)
             except Exception as error:  # a server that is gone must not end days of training
                 del self._open[name]
-                console.print(
+                _warn(
                     f"{name} failed and is left out from now on: {_one_line(error)}. Training continues, and "
-                    f"metrics.jsonl has all records",
-                    style="yellow",
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True,
+                    f"metrics.jsonl has all records"
                 )
 
 
@@ -185,6 +188,20 @@ def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in options.items():
         result |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return result
+
+
+def _read_picture(path: Path) -> np.ndarray | None:
+    """A picture grid uint8 [H, W, 3]; None if the file is damaged, which is reported."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises each of them for some damage
+        _warn(f"{path} is damaged, and the trackers do not get it: {_one_line(error)}")
+        return None
+
+
+def _warn(text: str) -> None:
+    console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _one_line(error: Exception) -> str:

@@ -34,6 +34,8 @@ class MlflowTracker:
     checkpoint knows, or if options were changed, a new MLflow run with the whole history replaces the earlier one.
     """
 
+    whole = False
+
     def __init__(self, stage: TrackedStage) -> None:
         folder = stage.run.resolve() / "mlflow"
         uri = os.environ.get("MLFLOW_TRACKING_URI")

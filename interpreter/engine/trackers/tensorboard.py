@@ -21,6 +21,8 @@ class TensorBoardTracker:
     has others that its checkpoint does not know. TensorBoard hides those, and they are written again.
     """
 
+    whole = False
+
     def __init__(self, stage: TrackedStage) -> None:
         folder = stage.run / "tensorboard" / stage.name
         noted = stage.read_id("tensorboard") if any(folder.glob("events*")) else None

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from secrets import token_hex
 
 import numpy as np
@@ -18,9 +19,11 @@ class WandbTracker:
     """One W&B run per stage, grouped by the run directory.
 
     W&B cannot continue a run offline: files of a second process replace those of the first one on the server. Each
-    process therefore writes the whole history, and the last one removes the earlier files. Online, the server knows
-    the last step.
+    process therefore writes the whole history, and the last one removes the earlier files; one that ends before the
+    whole history is written removes its own. Online, the server knows the last step.
     """
+
+    whole = False
 
     def __init__(self, stage: TrackedStage) -> None:
         known = stage.read_id("wandb")
@@ -57,7 +60,7 @@ class WandbTracker:
         """See :meth:`Tracker.close`."""
         self._run.finish(exit_code=int(failed))
         if self._offline:
-            for folder in self._earlier:
+            for folder in self._earlier if self.whole else [Path(self._run.dir).parent]:
                 shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -141,6 +141,52 @@ def test_replay_follows_the_steps_and_skips_what_a_tracker_holds(tmp_path, recor
         assert {"stage": "image", "step": step, **values} == known[step]
 
 
+def test_a_damaged_picture_is_named_and_left_out(tmp_path, recorder):
+    run_trainer(tmp_path, Regression(), log_to=())
+    picture = tmp_path / "samples/image-000005.png"
+    content = picture.read_bytes()
+    for damaged in (b"", b"no picture", content[:40], content[:-20]):
+        picture.write_bytes(damaged)
+        with console.capture() as captured, RunLog(tmp_path / "image", 10, 10, 4, ["tensorboard"]):
+            pass
+        line = f"{picture} is damaged, and the trackers do not get it: "
+        assert " ".join(captured.get().split()).count(line) == 1
+        assert [call[0] for call in recorder.calls[:-1]] == [0, 2, 4, 6, 8, 10, 10]
+
+
+def test_a_picture_that_is_drawn_again_reaches_a_tracker_that_holds_its_step(tmp_path, recorder):
+    """The earlier process was stopped while it drew the picture of the step that training resumes from."""
+    run_trainer(tmp_path, Regression(), log_to=())
+    (tmp_path / "samples/image-000010.png").unlink()
+    recorder.last = 10
+    run_trainer(tmp_path, Regression())
+    assert [call[0] for call in recorder.calls[:-1]] == [10]
+    assert np.array_equal(recorder.calls[0][1], PICTURE)
+
+
+def test_a_tracker_knows_whether_it_got_the_whole_history(tmp_path, recorder, monkeypatch):
+    """W&B deletes the files of earlier processes only then."""
+    whole = []
+    monkeypatch.setattr(recorder, "whole", False, raising=False)
+    monkeypatch.setattr(recorder, "close", lambda self, failed: whole.append(self.whole))
+    run_trainer(tmp_path, Regression(), log_to=())
+    with pytest.raises(ValueError, match="--log-to absent cannot be started"):
+        RunLog(tmp_path / "image", 10, 10, 4, ["tensorboard", "absent"])
+
+    def records_that_end(path):
+        yield "", {"step": 2, "loss": 1.0}
+        raise OSError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("interpreter.engine.records._records", records_that_end)
+        patch.setattr("interpreter.engine.records.truncate_records", lambda path, step: None)
+        with pytest.raises(OSError, match="the disk is gone"):
+            RunLog(tmp_path / "image", 10, 10, 4, ["tensorboard"])
+    with RunLog(tmp_path / "image", 10, 10, 4, ["tensorboard"]):
+        pass
+    assert whole == [False, False, True]
+
+
 def test_a_tracker_that_fails_is_named_once_and_training_goes_on(tmp_path, recorder):
     recorder.fails_at = 6
     with console.capture() as captured:
