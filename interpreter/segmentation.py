@@ -18,6 +18,7 @@ from torch import Tensor
 from interpreter.console import progress_bar
 from interpreter.data import Video
 from interpreter.data.datasets.ytvis import published_number
+from interpreter.data.video.frames import HeldFrames, SpooledFrames
 from interpreter.data.video.squares import uncut
 from interpreter.files import write_text, written_whole
 from interpreter.output_folder import written_together
@@ -271,6 +272,8 @@ def check_output(out: Path, video: Video, alpha: float, formats: Sequence[str] =
         ValueError: says which option to change.
     """
     check_place(out, alpha, video.name, formats)
+    if isinstance(uncut(video), HeldFrames | SpooledFrames):
+        return  # their path is a name, which may also be that of the output folder
     source, annotations = video.path.resolve(), (out / "Annotations" / video.name).resolve()
     written = {out.resolve(), *((out / name).resolve() for name in (*FILES, HIERARCHY))}
     if source in written or source.is_relative_to(annotations):

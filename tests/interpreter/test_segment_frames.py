@@ -70,6 +70,15 @@ def test_frames_have_a_name_and_a_rate(tmp_path, tiny_run):
         assert file.streams.video[0].average_rate == 10
 
 
+@pytest.mark.parametrize("crop", ["none", "central"])
+@pytest.mark.parametrize("kind", ["generator", "list"])
+def test_output_folder_may_have_the_name_of_the_frames(tmp_path, tiny_run, monkeypatch, kind, crop):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        segment_video(KINDS[kind](moving(2), None), tiny_run, "frames", crop=crop, frame_size=(64, 64), stage="image")
+    assert len(read_annotations(tmp_path / "frames", "frames")) == 2
+
+
 def test_central_square_of_frames(tiny_run):
     frames = moving(3)
     square = segment_video(frames, tiny_run, crop="central", frame_size=(64, 64), stage="image")
