@@ -9,7 +9,7 @@ from interpreter.configs import WITHOUT_SPLITS, BackboneConfig, DataConfig
 from interpreter.evaluation.record import TITLES
 from interpreter.files import read_text
 from interpreter.hub.contents import BUNDLED, backbones
-from interpreter.hub.names import HubName
+from interpreter.hub.names import PREFIX, HubName
 from interpreter.hub.packing import Packed
 from interpreter.models.backbones.load import split_revision
 
@@ -106,7 +106,7 @@ def _training(packed: Packed) -> Iterator[str]:
 
 def _called(backbone: str) -> str:
     """What a reader calls a backbone: one of a run has no name of its own."""
-    return "a vision transformer of the author" if backbone.startswith("run:") else f"`{backbone}`"
+    return "a vision transformer of the author" if backbone.startswith("run:") else f"`{backbone.removeprefix(PREFIX)}`"
 
 
 def _data(data: DataConfig) -> str:
@@ -177,7 +177,7 @@ def _licenses(packed: Packed, license: str) -> Iterator[str]:
     yield ""
     yield f"- Weights of the stages: {license}"
     for backbone in _used(packed):
-        name = backbone.backbone
+        name = backbone.backbone.removeprefix(PREFIX)
         known = next((text for start, text in LICENSES.items() if name.startswith(start)), None)
         page = "; see its page" if _is_hub_id(name) else ""
         yield f"- Backbone {_called(name)}: {known or f'not known to the program that wrote this card{page}'}"

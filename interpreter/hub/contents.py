@@ -1,14 +1,15 @@
 """What a run on the Hugging Face hub may say: options without paths, and a backbone that others can load."""
 
 import dataclasses
-import re
 import typing
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from interpreter.configs import BackboneConfig
 from interpreter.engine.run import BACKBONE_FOLDER, BACKBONE_WEIGHTS, WITHIN_RUN, RunConfig
+from interpreter.hub.names import PREFIX, is_hub_name, parse_name
 from interpreter.methods import find_method
 
 T = TypeVar("T")
@@ -18,7 +19,6 @@ MODEL_FILES = ("config.json", "model.safetensors")  # of a backbone in Hugging F
 PREPROCESSOR = "preprocessor_config.json"  # such a backbone may have one
 BACKBONE_FILES = tuple(f"{BACKBONE_FOLDER}/{name}" for name in (*MODEL_FILES, PREPROCESSOR, BACKBONE_WEIGHTS))
 """All files that backbones that travel with runs may have."""
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@\w[\w./-]*)?", re.ASCII)
 
 
 def stage_options(stored: RunConfig) -> dict[str, Any]:
@@ -92,8 +92,19 @@ def require_publishable(stored: RunConfig) -> None:
                 "computer; ask the owner to push the run with that command"
             )
     for name in backbone_names(stored):
-        if name != BUNDLED and name not in inside and not HUB_ID.fullmatch(str(name)):  # it may be no text
+        if name != BUNDLED and name not in inside and not is_named(name):
             raise ValueError(
-                f"{stored.path} is not from interpreter.hub push: its backbone {name!r} is no name on the hub; ask the "
-                "owner to push the run with that command"
+                f"{stored.path} is not from interpreter.hub push: its backbone {name!r} is no name on the hub, "
+                f"{PREFIX}OWNER/NAME; ask the owner to push the run with that command"
             )
+
+
+def is_named(backbone: object) -> bool:
+    """Whether a backbone is one of the hub by its name alone, so that no file of a computer is taken for it.
+
+    >>> is_named("hub:facebook/dinov2-small@main"), is_named("facebook/dinov2-small"), is_named("hub:../x")
+    (True, False, False)
+    """
+    with suppress(ValueError):
+        return isinstance(backbone, str) and is_hub_name(backbone) and bool(parse_name(backbone))
+    return False

@@ -26,8 +26,8 @@ from interpreter.engine.run import (
 from interpreter.evaluation.provenance import code_version
 from interpreter.files import read_text, write_text
 from interpreter.hub.client import cache_folder
-from interpreter.hub.contents import BUNDLED, HUB_ID, MODEL_FILES, PREPROCESSOR, stage_options, without_paths
-from interpreter.hub.names import HubName, is_commit, is_hub_name, repository_folder
+from interpreter.hub.contents import BUNDLED, MODEL_FILES, PREPROCESSOR, is_named, stage_options, without_paths
+from interpreter.hub.names import PREFIX, HubName, is_commit, is_hub_name, repository_folder
 from interpreter.methods import find_method
 from interpreter.methods.base import Method
 from interpreter.methods.runs import needed_stages
@@ -145,6 +145,8 @@ def _pack_backbone(name: str, run: Path, folder: Path, notes: list[str]) -> str:
     """
     if name == BUNDLED:
         return name
+    if is_named(name):
+        return _pinned(name, notes)
     place, target = Path(backbone_in_run(name, run)), folder / BACKBONE_FOLDER
     if place.is_dir():
         _pack_model(place, target)
@@ -155,7 +157,7 @@ def _pack_backbone(name: str, run: Path, folder: Path, notes: list[str]) -> str:
             {key: value.contiguous().clone() for key, value in read_tensors(place).items()}, target / BACKBONE_WEIGHTS
         )
         return f"{WITHIN_RUN}{BACKBONE_FOLDER}/{BACKBONE_WEIGHTS}"
-    if not HUB_ID.fullmatch(name):
+    if not is_named(f"{PREFIX}{name}"):
         raise FileNotFoundError(f"the backbone of {run} is not at {name} any more; put it back there to share the run")
     return _pinned(name, notes)
 
@@ -181,13 +183,19 @@ def _pack_model(source: Path, target: Path) -> None:
 
 
 def _pinned(name: str, notes: list[str]) -> str:
-    """The id of a backbone on the hub with the commit that this computer has of it."""
+    """The name of a backbone of the hub with the commit that this computer has of it. It begins with ``hub:``: a folder
+    that bears the same name where the run is used is not taken for it."""
     repository, revision = split_revision(name)
-    ref = repository_folder(cache_folder(), HubName(repository)) / "refs" / revision
-    if is_commit(revision):
-        return name
+    folder = repository_folder(cache_folder(), HubName(repository))
+    ref = folder / "refs" / revision
     commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else ""
-    if not is_commit(commit):
+    if is_commit(revision) or is_commit(commit):
+        return f"{PREFIX}{repository}@{revision if is_commit(revision) else commit}"
+    if folder.is_dir():
         notes.append(f"the commit of the backbone {name} is not known here: others will load the newest one")
-        return name
-    return f"{repository}@{commit}"
+    else:
+        notes.append(
+            f"the backbone {name} is not in the cache of this computer: others will load the newest one of that name "
+            "on the hub; if it is a folder of yours, train with its whole path as --backbone instead"
+        )
+    return f"{PREFIX}{name.removeprefix(PREFIX)}"

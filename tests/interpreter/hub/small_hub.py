@@ -147,6 +147,17 @@ class Handler(BaseHTTPRequestHandler):
             about["cardData"] = {"license": license[1] if license else None}
         return self.answer(200, about)
 
+    def tree(self, body, name, revision):
+        if (repository := self.repository(name)) is None:
+            return None
+        entries = []
+        for path, content in repository.commits[repository.find(revision)].items():
+            entry = {"type": "file", "path": path, "size": len(content), "oid": git_sha1(content)}
+            if is_large(path):
+                entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+            entries.append(entry)
+        return self.answer(200, entries)
+
     def resolve(self, body, name, revision, path):
         if (repository := self.repository(name)) is None:
             return None
@@ -260,6 +271,7 @@ NAME = r"([^/]+/[^/]+)"
 ROUTES = [
     (rf"GET /api/models/{NAME}/revision/(.+)", Handler.info),
     (rf"GET /api/models/{NAME}", Handler.info),
+    (rf"GET /api/models/{NAME}/tree/([^/]+)", Handler.tree),
     (rf"(?:GET|HEAD) /{NAME}/resolve/([^/]+)/(.+)", Handler.resolve),
     (r"POST /api/repos/create", Handler.create),
     (rf"POST /api/models/{NAME}/branch/(.+)", Handler.branch),

@@ -263,6 +263,22 @@ def moved(name):
         (changed("stages.image.backbone.backbone", "/etc/x.pth"), "its backbone '/etc/x.pth' is no name on the hub"),
         (changed("stages.image.backbone.backbone", "x.pth"), "its backbone 'x.pth' is no name on the hub"),
         (changed("stages.image.backbone.backbone", "run:../x"), "its backbone 'run:../x' is no name on the hub"),
+        *(
+            (changed("stages.image.backbone.backbone", name), f"its backbone {name!r} is no name on the hub, hub:OWNER")
+            for name in (
+                "private/vit",
+                "private/vit.pth",
+                "a/b@x/../../../../y",
+                "a/b@v/",
+                "hub:private",
+                "hub:a/b@x/../../y",
+                "hub:a/b@v/",
+                "hub:../x",
+                "hub:/etc/x.pth",
+                "hub:hub:a/b",
+                "hub:a/b/c",
+            )
+        ),
         (changed("stages.image.backbone.backbone", "run:backbone"), "it has no backbone/config.json, a file of its"),
         (changed("stages.image.unknown", 1), "is not the configuration of a run: its image stage"),
         (changed("stages.image.optim.steps", float("inf")), "is not the configuration of a run"),

@@ -31,6 +31,7 @@ from ..clips import make_clip
 from ..models.official_dinov2 import official_weights
 from ..models.small_vits import save_vit
 from .conftest import NAME
+from .small_hub import Repository
 
 RUN = f"hub:{NAME}"
 
@@ -215,16 +216,44 @@ def test_commit_of_a_backbone_on_the_hub_is_recorded(hub, tiny_run, tmp_path, ca
     config["stages"]["image"]["backbone"]["backbone"] = "facebook/dinov2-small"
     (run / "config.json").write_text(json.dumps(config))
     main(["push", str(run), NAME, "--license", "mit"])
-    assert "the commit of the backbone facebook/dinov2-small is not known here" in capsys.readouterr().out
+    assert "the backbone facebook/dinov2-small is not in the cache of this computer" in capsys.readouterr().out
     refs = hub.cache / "models--facebook--dinov2-small" / "refs"
     refs.mkdir(parents=True)
     (refs / "main").write_text("a" * 40)
     main(["push", str(run), NAME])
     published = json.loads(hub.repositories[NAME].files["config.json"])["stages"]["image"]["backbone"]
-    assert published["backbone"] == f"facebook/dinov2-small@{'a' * 40}"
+    assert published["backbone"] == f"hub:facebook/dinov2-small@{'a' * 40}"
     card = hub.repositories[NAME].files["README.md"].decode()
     assert "base_model:\n- facebook/dinov2-small\n" in card
     assert f"- Backbone `facebook/dinov2-small@{'a' * 40}`: Apache-2.0" in card
+
+
+def test_backbone_of_the_hub_is_never_taken_from_this_computer(hub, scenes, clip, tmp_path):
+    """A folder of the same name where the run is used, pickles, code and adapters of the backbone are left alone."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    save_vit("Dinov2", tmp_path / "vit")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "vit").iterdir()}
+    hub.repositories["private/vit"] = Repository()
+    evil = {"pytorch_model.bin": b"evil", "evil.py": b"1 / 0", "adapter_config.json": b"evil"}
+    hub.repositories["private/vit"].change(files | evil)
+    train_on("hub:private/vit", tmp_path / "run", scenes, "interpreter")
+    ours = segment_video(clip, tmp_path / "run").segmentation.tensors
+    main(["push", str(tmp_path / "run"), NAME, "--license", "mit"])
+    commit = hub.repositories["private/vit"].branches["main"]
+    published = json.loads(hub.repositories[NAME].files["config.json"])["stages"]["image"]["backbone"]
+    assert published["backbone"] == f"hub:private/vit@{commit}"
+    other = Path("private/vit")  # in the current directory; it has other weights
+    save_vit("ViT", other)
+    shutil.rmtree(hub.cache)
+    theirs = segment_video(clip, RUN).segmentation.tensors
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not {path.name for path in hub.cache.rglob("*")} & evil.keys()
+    hub.repositories["private/vit"].change({"model.safetensors": None})
+    with pytest.raises(FileNotFoundError, match=r"backbone 'hub:private/vit' could not be loaded \("):
+        load.load_backbone(BackboneConfig("hub:private/vit"))
+    assert not {path.name for path in hub.cache.rglob("*")} & evil.keys()
+    with pytest.raises(FileNotFoundError, match=r"backbone 'hub:private/none' could not be loaded \("):
+        load.load_backbone(BackboneConfig("hub:private/none"))
 
 
 def test_name_is_not_fetched_for_help(hub, capsys):
