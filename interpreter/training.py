@@ -37,6 +37,7 @@ from interpreter.engine.trainer import Trainer
 from interpreter.engine.videos import open_videos
 from interpreter.evaluation.provenance import code_version
 from interpreter.files import remove_leftovers
+from interpreter.hub.contents import BUNDLED
 from interpreter.hub.fetching import fetch, local_run
 from interpreter.hub.names import is_hub_name, parse_name, pinned_name
 from interpreter.interrupts import Interrupted, StopRequest
@@ -130,6 +131,10 @@ def _with_absolute_paths(config: StageConfig) -> StageConfig:
     data = getattr(config, "data", None)
     if data is not None and data.root is not None:
         paths["data"] = dataclasses.replace(data, root=data.root.resolve())
+    backbone = getattr(config, "backbone", None)
+    if backbone is not None and backbone.backbone != BUNDLED and (place := Path(backbone.backbone)).exists():
+        # Its links stay: the cache of the hub's client has files whose own names have no ending.
+        paths["backbone"] = dataclasses.replace(backbone, backbone=str(place.absolute()))
     return dataclasses.replace(config, **paths)
 
 
@@ -188,8 +193,8 @@ def train_stage(
     key, stored = stage.key(config), _stored_config(method, config.run)
     for needed in needed_stages(method, stage, config, stored):
         require_finished(config.run, needed, stored, getattr(config, "allow_unfinished", False))
-    if checkpoints(config.run / key):
-        require_same(stored.options(key, stage.config), config)
+    if checkpoints(config.run / key) and (before := stored.options(key, stage.config)):
+        require_same(_with_absolute_paths(before), config)
     context = open_context(method, stage, config, config.run, device, stored)
     stored = _with_stage(stored, key, stage, config, context)
     # config.json keeps --precision as it was given: "auto" may mean another one on the machine that resumes the run.

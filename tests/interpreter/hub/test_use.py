@@ -209,6 +209,25 @@ def test_backbone_of_this_computer_travels_with_the_run(kind, method, hub, scene
     assert hub.repositories[NAME].files.keys() == files.keys()
 
 
+@pytest.mark.parametrize("name", ["private/vit", "private/vit.pth"])
+def test_backbone_in_the_current_directory_is_found_from_any_other(name, hub, scenes, clip, tmp_path, monkeypatch):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    Path("private").mkdir()
+    save_vit("Dinov2", name) if name == "private/vit" else torch.save(official_weights(), name)
+    train_on(name, tmp_path / "run", scenes, "interpreter")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["stages"]["image"]["backbone"]["backbone"] == str(Path(name).absolute())
+    config["stages"]["image"]["backbone"]["backbone"] = name  # as earlier versions wrote it: it still resumes
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    train_on(name, tmp_path / "run", scenes, "interpreter")
+    monkeypatch.chdir(tmp_path)
+    ours = segment_video(clip, tmp_path / "run").segmentation.tensors
+    main(["push", str(tmp_path / "run"), NAME, "--license", "mit"])
+    assert not any(b"private" in content for content in hub.repositories[NAME].files.values())
+    theirs = segment_video(clip, RUN).segmentation.tensors
+    assert all(torch.equal(ours[part], theirs[part]) for part in ours)
+
+
 def test_commit_of_a_backbone_on_the_hub_is_recorded(hub, tiny_run, tmp_path, capsys):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     shutil.rmtree(run / "video")
