@@ -26,9 +26,10 @@ from interpreter.interrupts import Interrupted
 from interpreter.method_options import Chosen, choose_method, parse_with_settings
 from interpreter.methods.base import Segmenter
 from interpreter.methods.runs import open_segmenter
+from interpreter.output_checks import check_place
 from interpreter.output_folder import make_output_folder
 from interpreter.render import DISPLAY_PALETTE, Format
-from interpreter.segmentation import FILES, HIERARCHY, Edges, SegmentedVideo, check_count, check_output, check_place
+from interpreter.segmentation import FILES, HIERARCHY, Edges, SegmentedVideo, check_count, check_output
 from interpreter.streaming import (
     NAME,
     STREAM_FILES,
@@ -160,6 +161,8 @@ def segment_video(
     check_ranges(values)
     segmenter = open_segmenter(chosen, run, values, frame_size, stored=stored)
     require_square(crop, segmenter.frame_size)
+    if out is not None:
+        check_count(segmenter.num_segments)
     opened = _open(video, crop, name, fps)
     if out is None:
         return _segment(opened, segmenter, seed, edges)

@@ -21,6 +21,7 @@ from interpreter.data.datasets.ytvis import published_number
 from interpreter.data.video.frames import HeldFrames, SpooledFrames
 from interpreter.data.video.squares import uncut
 from interpreter.files import write_text, written_whole
+from interpreter.output_checks import check_place
 from interpreter.output_folder import written_together
 from interpreter.render import overlay, write_palette_png
 from interpreter.render.preview import PREVIEW_FRAMES, Shown, show, write_preview
@@ -278,35 +279,6 @@ def check_output(out: Path, video: Video, alpha: float, formats: Sequence[str] =
     written = {out.resolve(), *((out / name).resolve() for name in (*FILES, HIERARCHY))}
     if source in written or source.is_relative_to(annotations):
         raise ValueError(f"--out {out} would overwrite {video.path}; give another directory")
-
-
-def check_place(out: Path, alpha: float, name: str | None = None, formats: Sequence[str] = ()) -> None:
-    """Refuse a directory or an opacity that is none, and one that holds something else than this video's files.
-
-    Args:
-        out: directory to write to.
-        alpha: opacity of the overlay's tint.
-        name: of the video; None if it is not known yet, or a live stream.
-        formats: see :meth:`SegmentedVideo.write`.
-
-    Raises:
-        ValueError: says which option to change.
-    """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"--alpha {alpha}: the opacity must be between 0 and 1")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; give a directory")
-    if formats:
-        from interpreter.render.formats import check_formats
-
-        check_formats(formats, out)
-    if name is None:
-        return
-    if (out / "stream.json").exists():
-        raise ValueError(f"--out {out} holds the files of a live stream; give another directory")
-    annotations = (out / "Annotations" / name).resolve()
-    if annotations.exists() and not (out / "slots.safetensors").exists():
-        raise ValueError(f"{annotations} already exists and is not from this command; give another --out")
 
 
 def check_count(segments: int) -> None:

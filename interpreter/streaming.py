@@ -25,6 +25,7 @@ from interpreter.locks import Lock, LockedError
 from interpreter.method_options import choose_method
 from interpreter.methods.base import Segmenter
 from interpreter.methods.runs import open_segmenter
+from interpreter.output_checks import check_place
 from interpreter.output_folder import make_output_folder, move_together, private_folder
 from interpreter.render import overlay, write_palette_png
 from interpreter.render.preview import PREVIEW_FRAMES, Shown, show, write_preview
@@ -34,7 +35,6 @@ from interpreter.segmentation import (
     LabelMap,
     SegmentedVideo,
     check_count,
-    check_place,
 )
 
 Cut = Literal["none", "central"]

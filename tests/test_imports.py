@@ -21,6 +21,7 @@ LAYERS = [
     ["interpreter.data", "interpreter.metrics"],
     ["interpreter.configs"],
     ["interpreter.render"],
+    ["interpreter.output_checks"],
     ["interpreter.segmentation"],
     ["interpreter.models"],
     ["interpreter.store"],

@@ -86,15 +86,21 @@ def test_central_square_of_frames(tiny_run):
     np.testing.assert_array_equal(list(square.labels()), list(cut.labels()))
 
 
-@pytest.mark.parametrize("mistake", ["run", "setting", "alpha", "folder", "name"])
-def test_mistakes_are_found_before_a_camera_is_read(tmp_path, tiny_run, mistake):
+@pytest.mark.parametrize("mistake", ["run", "setting", "alpha", "folder", "name", "count", "file", "rights"])
+def test_mistakes_are_found_before_a_camera_is_read(tmp_path, tiny_run, mistake, monkeypatch):
     (tmp_path / "taken/Annotations/frames").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    if mistake == "rights":  # root has all of them
+        monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
     wrong = {
         "run": {"run": tmp_path / "none"},
         "setting": {"num_slots": 0},
         "alpha": {"alpha": 2},
         "folder": {"out": tmp_path / "taken"},
         "name": {"name": "../elsewhere"},
+        "count": {"num_slots": 300},
+        "file": {"out": tmp_path / "file" / "sub" / "out"},
+        "rights": {"out": tmp_path / "out"},
     }[mistake]
     frames = iter(moving(3))
     with pytest.raises((ValueError, OSError)):

@@ -123,16 +123,19 @@ class Trackers:
         """
         events: list[tuple[int, Mapping[str, Any] | Path]] = [(record["step"], record) for record in records]
         for step, event in sorted([*events, *pictures.items()], key=lambda item: item[0]):
-            if not any(step > tracker.last_step for tracker in self._open.values()):
-                continue
-            if isinstance(event, Path):
-                if (image := _read_picture(event)) is not None:
-                    self._each(lambda tracker, s=step, i=image: tracker.picture(s, i), step)
-            else:
-                values = {name: value for name, value in event.items() if name not in ("stage", "step")}
-                self._each(lambda tracker, s=step, v=values: tracker.scalars(s, v), step)
+            if any(step > tracker.last_step for tracker in self._open.values()):
+                self._replay(step, event)
         for tracker in self._open.values():
             tracker.whole = True
+
+    def _replay(self, step: int, event: Mapping[str, Any] | Path) -> None:
+        if isinstance(event, Path):
+            image = _read_picture(event)
+            if image is not None:
+                self._each(lambda tracker: tracker.picture(step, image), step)
+        else:
+            values = {name: value for name, value in event.items() if name not in ("stage", "step")}
+            self._each(lambda tracker: tracker.scalars(step, values), step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See :meth:`Tracker.scalars`."""
