@@ -22,7 +22,7 @@ from interpreter.hub.fetching import local_run
 from interpreter.hub.names import folder_to_write, run_name, title_name
 from interpreter.method_options import Chosen, choose_method, parse_with_settings
 from interpreter.methods.base import Method
-from interpreter.methods.runs import open_segmenter, used_weights
+from interpreter.methods.runs import open_segmenter
 
 PROG = "python -m interpreter.evaluate"
 CLUSTERS_OF_MASKS = (8,)
@@ -54,7 +54,8 @@ def evaluate(config: Evaluation, chosen: Chosen | None = None) -> Scores:
     subject = title_name(config.run or config.masks or Path(method.name))
     gallery = Gallery(config.pictures)
     scores = score_dataset(dataset, candidates, protocols, gallery, config.clip_frames)
-    weights = used_weights(method, config.run, config.settings, stored) if config.run else {}
+    # The hashes of what was opened: a run that is still training has newer checkpoints by now.
+    weights = candidates.segmenter.weights if isinstance(candidates, SegmenterMasks) else {}
     _write(config, scores, Provenance(name, split, subject, commit, weights), gallery)
     return scores
 

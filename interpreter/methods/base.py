@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
@@ -228,6 +229,7 @@ class Segmenter(abc.ABC):
         frame_size: size (H, W) that frames are resized to before the backbone.
         num_segments: number of segments that it looks for; the default of the baselines.
         precision: "fp32", "bf16" or "fp8-backbone".
+        weights: hash of the weights of each stage of the run that takes part, by its key.
     """
 
     name: str
@@ -235,6 +237,7 @@ class Segmenter(abc.ABC):
     frame_size: tuple[int, int]
     num_segments: int
     precision: str
+    weights: Mapping[str, str] = MappingProxyType({})
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -88,20 +88,6 @@ def load_trained(
     return context, Trained(config, model.requires_grad_(False).eval(), weights_hash(state))
 
 
-def used_weights(method: Method, run: Path, settings: Any, stored: RunConfig) -> dict[str, str]:
-    """Hash of the weights of each stage that takes part in segmenting with these settings, by its key.
-
-    Raises:
-        FileNotFoundError, ValueError: as for :func:`open_segmenter`.
-    """
-    if not method.stages:
-        return {}
-    key = method.segmenting_stage(settings)
-    options = stored.options(key, method.stage(key).config)
-    keys = [*(needed_stages(method, method.stage(key), options, stored) if options else ()), key]
-    return {used: weights_hash(load_stage_state(run, used, method.name)) for used in keys}
-
-
 def open_segmenter(
     method: Method,
     run: Path | None,
@@ -139,7 +125,9 @@ def open_segmenter(
     for used in (*(needed_stages(method, stage, options, stored) if options else ()), key):
         require_finished(run, used, stored, allow_unfinished=True)
     context, trained = load_trained(method, run, key, device, stored)
-    return _with_valid_size(stage.segmenter(trained.config, trained.model, context, settings, frame_size))
+    segmenter = stage.segmenter(trained.config, trained.model, context, settings, frame_size)
+    segmenter.weights = {used: part.weights for used, part in {**context.earlier, key: trained}.items()}
+    return _with_valid_size(segmenter)
 
 
 def _with_valid_size(segmenter: Segmenter) -> Segmenter:

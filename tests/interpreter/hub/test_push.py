@@ -239,6 +239,27 @@ def test_card_has_the_scores_of_these_weights_alone(hub, tiny_run, scenes, tmp_p
     ]
 
 
+def test_scores_name_the_weights_that_were_scored(tiny_run, scenes, tmp_path, monkeypatch):
+    """A training that goes on meanwhile writes newer checkpoints, and deletes the one that was opened."""
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    before = {key: weights_hash(load_checkpoint(run / key)) for key in ("image", "video")}
+    score = evaluate.score_dataset
+
+    def score_while_training(*arguments):
+        scores = score(*arguments)
+        shutil.rmtree(run / "image")
+        state = load_checkpoint(run / "video")
+        state.step, state.weights = 4, {name: tensor + 1 for name, tensor in state.weights.items()}
+        save_checkpoint(run / "video", state)
+        return scores
+
+    monkeypatch.setattr(evaluate, "score_dataset", score_while_training)
+    evaluate.main(
+        ["--run", str(run), "--root", str(scenes), "--num-videos", "2", "--seeds", "0", "--baselines", "one-segment"]
+    )
+    assert json.loads(next(run.glob("evaluation/*/scores.json")).read_text())["weights"] == before
+
+
 def test_card_describes_the_run_without_its_places(pushed, tiny_run):
     card = pushed.repositories[NAME].files["README.md"].decode()
     _, header, text = card.split("---\n", 2)
