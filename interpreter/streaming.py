@@ -16,6 +16,7 @@ import numpy as np
 from interpreter.configs import require_square
 from interpreter.console import console, progress_bar
 from interpreter.data import Video
+from interpreter.data.video.frames import HeldFrames, is_byte_stream
 from interpreter.data.video.squares import CentralSquare
 from interpreter.engine.run import check_ranges
 from interpreter.files import write_text
@@ -136,7 +137,7 @@ def segment_stream(
             container that can be read without seeking, such as ``sys.stdin.buffer`` or a socket's file.
         run: run directory of the method ``interpreter``, or ``hub:OWNER/NAME[@REVISION]``.
         out: directory to write to (docs/segment.md); an earlier stream in it is replaced.
-        fps: frames per second of a source of frames. Default: as the source says, else 24.
+        fps: frames per second of a source of frames; a container has its own. Default: as the source says, else 24.
         window: frames that are segmented together. Default: as many as the video stage was trained with.
         frame_size, crop, edges, alpha, seed, settings: see :func:`interpreter.segment_video`.
 
@@ -147,6 +148,8 @@ def segment_stream(
         Interrupted: after a signal; the frames until then are labelled.
     """
     options = StreamOptions(window, crop, edges, alpha, seed)
+    if fps is not None and is_byte_stream(source):
+        raise ValueError(f"fps {fps}: the container in the file object has a frame rate of its own; leave fps out")
     check_stream_output(Path(out), alpha)
     run = local_run(run)
     chosen, stored = choose_method(None, run)
@@ -187,7 +190,6 @@ def write_stream(
         Interrupted: after a signal before the first frame.
     """
     # Imported here because it loads PyAV.
-    from interpreter.data.video.frames import HeldFrames, is_byte_stream
     from interpreter.data.video.live import Live, LiveFrames
     from interpreter.data.video.pipe import LiveVideo
 
@@ -233,11 +235,16 @@ def write_stream(
                     result.seconds = max(result.seconds, time.monotonic() - origin.decoded)
                     progress.advance(bar)
                 taken = take(online.window)
-            result.stopped, result.cut = stop.number, str(live.error or "")
+            result.stopped, result.cut = stop.number, _reason(live.error)
             if live.error is not None and not isinstance(live.error, (ValueError, OSError)):
                 raise live.error
         result.stopped = stop.number  # also of a signal that came while the files were completed
     return result
+
+
+def _reason(error: BaseException | None) -> str:
+    """What an error says, or its kind if it says nothing; empty without one."""
+    return "" if error is None else str(error).strip() or type(error).__name__
 
 
 def _cropped(video: Video, crop: Cut) -> Video:
@@ -265,7 +272,7 @@ class _Files:
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        self.result.cut = self.result.cut or str(error or "")
+        self.result.cut = self.result.cut or _reason(error)
         try:
             if self.result.frames:
                 self._written.__exit__(None, None, None)

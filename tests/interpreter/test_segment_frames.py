@@ -1,5 +1,6 @@
 """segment_video and segment_stream take decoded frames, with the results of the file that they come from."""
 
+import io
 import itertools
 import json
 import os
@@ -77,6 +78,19 @@ def test_output_folder_may_have_the_name_of_the_frames(tmp_path, tiny_run, monke
     for _ in range(2):
         segment_video(KINDS[kind](moving(2), None), tiny_run, "frames", crop=crop, frame_size=(64, 64), stage="image")
     assert len(read_annotations(tmp_path / "frames", "frames")) == 2
+
+
+def test_options_that_would_do_nothing_are_refused(tmp_path, tiny_run):
+    for option in ({"formats": ["nonsense"]}, {"video_id": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))} is for files that are written: pass out as well"):
+            segment_video(moving(2), tiny_run, **option)
+    with pytest.raises(ValueError, match="fps 5: the container in the file object has a frame rate of its own"):
+        segment_stream(io.BytesIO(), tiny_run, tmp_path / "out", fps=5)
+
+
+def test_a_path_is_no_stream(tmp_path, tiny_run):
+    with pytest.raises(VideoError, match=r"stream: 'clip.mp4' is a path; pass av\.open"):
+        segment_stream("clip.mp4", tiny_run, tmp_path / "out")
 
 
 def test_central_square_of_frames(tiny_run):
@@ -157,6 +171,7 @@ def test_stream_of_frames_is_labelled_like_their_file(tmp_path, tiny_run, whole)
         (OSError("the camera was unplugged"), "the camera was unplugged"),
         (moving(1, 32, 48)[0], "stream: frame 5 is 32x48 (height x width), but the first is 64x96"),
         (None, "stream: frame 5 is None"),
+        (TimeoutError(), "TimeoutError"),
     ],
 )
 def test_stream_that_fails_keeps_what_came(tmp_path, tiny_run, problem, reason):
@@ -169,6 +184,7 @@ def test_stream_that_fails_keeps_what_came(tmp_path, tiny_run, problem, reason):
     result = segment_stream(camera(), tiny_run, tmp_path / "out", window=2, **MASKS)
     assert result.frames == 5
     assert reason in result.cut
+    assert json.loads((tmp_path / "out/stream.json").read_text())["cut"] == result.cut
     assert read_annotations(tmp_path / "out", "stream").shape == (5, 64, 96)
 
 

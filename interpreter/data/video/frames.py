@@ -20,9 +20,10 @@ from interpreter.data.video.rgb import Rgb
 
 NAME = "frames"
 CHOICES = (
-    "pass a path, frames uint8 [T, H, W, 3] as an array or a tensor, an iterable of frames, or a decoder or camera of "
-    "TorchCodec, decord, OpenCV or PyAV"
+    "pass frames uint8 [T, H, W, 3] as an array or a tensor, an iterable of frames, or a decoder or camera of "
+    "TorchCodec, decord, OpenCV or PyAV; segment_video also takes a path"
 )
+_SLOWEST, _FASTEST = 1 / 3600, 1000  # frames per second that overlay.mp4 can have
 _RATE = 5  # OpenCV's number of the frames per second, cv2.CAP_PROP_FPS
 
 
@@ -109,9 +110,16 @@ def converted(source: Any, convert: Rgb) -> Iterator[np.ndarray]:
 
 
 def frame_rate(source: Any, fps: Fraction | float | None = None) -> Fraction:
-    """Frames per second: ``fps`` if it is given, else what the source says, else 24; VideoError if ``fps`` is none."""
-    if fps is not None and not (math.isfinite(fps) and fps > 0):
-        raise VideoError(f"fps {fps}: must be a positive number of frames per second")
+    """Frames per second: ``fps`` if it is given, else what the source says, else 24.
+
+    >>> frame_rate(None, 1 / 3600)
+    Fraction(1, 3600)
+
+    Raises:
+        VideoError: if that is no frame rate that a video file can have.
+    """
+    if fps is not None:
+        _require_rate(fps)
     if fps is None and _is_container(source):
         from interpreter.data.video import pictures
 
@@ -124,7 +132,15 @@ def frame_rate(source: Any, fps: Fraction | float | None = None) -> Fraction:
         fps = source.get(_RATE)  # 0 for a camera that does not know
     if not fps or not math.isfinite(fps):
         return Fraction(24)
-    return fps if isinstance(fps, Fraction) else Fraction(fps).limit_denominator(1001)
+    _require_rate(fps)
+    if isinstance(fps, Fraction):
+        return fps
+    return Fraction(fps).limit_denominator(1001) if fps >= 1 else 1 / Fraction(1 / fps).limit_denominator(1001)
+
+
+def _require_rate(fps: Fraction | float) -> None:
+    if not _SLOWEST <= fps <= _FASTEST:  # not a number is neither
+        raise VideoError(f"fps {fps}: must be a positive number, from 1/3600 to {_FASTEST}; pass it as fps=")
 
 
 def pixel_aspect(source: Any, convert: Rgb) -> Fraction:
@@ -231,6 +247,12 @@ class SpooledFrames(Video):
     def check(self) -> None:
         """See `Video.check`: they are decoded already."""
 
+    def __copy__(self) -> "SpooledFrames":
+        """Shares the file, which is closed when this video and its copies are no longer used."""
+        other = object.__new__(SpooledFrames)
+        other.__dict__.update(self.__dict__, _shared=self)
+        return other
+
     def __reduce__(self) -> tuple[Any, ...]:
         """With its frames: another process cannot open a file without a name."""
         held = [frame for _, frame in self._pick(list(range(self._count)))]
@@ -281,9 +303,12 @@ def _unwrapped(source: Any, name: str) -> Any:
             raise VideoError(f"{name}: {list(source.shape)} are no frames; pass uint8 [T, H, W, 3] RGB")
         return source
     if is_byte_stream(source):
-        raise VideoError(f"{name}: a file object holds bytes, no frames; pass its path, or use segment_stream")
+        raise VideoError(f"{name}: a file object holds bytes, no frames; pass av.open(file), or use segment_stream")
+    if isinstance(source, (str, PurePath)):
+        path = repr(str(source))
+        raise VideoError(f"{name}: {path} is a path; pass av.open({path}), or use segment_video, which takes paths")
     readable = _is_capture(source) or _is_container(source) or hasattr(source, "__iter__") or _is_sequence(source)
-    if not readable or isinstance(source, (str, bytes, PurePath)) or hasattr(source, "keys"):
+    if not readable or isinstance(source, bytes) or hasattr(source, "keys"):
         raise VideoError(f"{name}: {'None' if source is None else type(source).__name__} is no video; {CHOICES}")
     return source
 

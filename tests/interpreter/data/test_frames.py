@@ -1,5 +1,6 @@
 """Frames of arrays, tensors, images, containers and iterables are a video with their pixels, or one clear error."""
 
+import copy
 import errno
 import gc
 import io
@@ -95,6 +96,17 @@ def test_frames_that_come_once_are_kept_in_a_file(kind):
         require_frames(copied)
 
 
+def test_a_copy_of_frames_in_a_file_shares_it():
+    with no_file_left():
+        video = open_frames(ONCE["generator of arrays"]())
+        copied = copy.copy(video)
+        copied.name, descriptor = "other", copied._file.fileno()
+        assert (type(copied), video.name, descriptor) == (SpooledFrames, "frames", video._file.fileno())
+        del video
+        require_frames(copy.copy(copied))
+        del copied
+
+
 def test_array_that_is_filled_anew_gives_each_frame():
     def read():
         frame = np.empty_like(FRAMES[0])
@@ -152,14 +164,22 @@ def test_images_are_read_like_a_folder_of_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fps", "expected"), [(None, 24), (29.97002997, Fraction(30000, 1001)), (Fraction(25, 2),) * 2]
+    ("fps", "expected"),
+    [
+        (None, 24),
+        (29.97002997, Fraction(30000, 1001)),
+        (Fraction(25, 2),) * 2,
+        (0.1, Fraction(1, 10)),
+        (1 / 3600, Fraction(1, 3600)),
+        (1000, 1000),
+    ],
 )
 def test_frame_rate(fps, expected):
     assert open_frames(FRAMES, fps=fps).fps == expected
     assert open_frames(iter(FRAMES), fps=fps).fps == expected
 
 
-@pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf"), 1 / 7200, Fraction(1, 7200), 1e-320, 2000])
 def test_frame_rate_that_is_none(fps):
     with pytest.raises(VideoError, match=r"fps .*: must be a positive number"):
         open_frames(FRAMES, fps=fps)
@@ -172,11 +192,12 @@ def test_name_that_is_no_folder(name):
 
 
 SOURCES = {
-    "None": (None, r"mine: None is no video; pass a path, frames uint8 \[T, H, W, 3\]"),
+    "None": (None, r"mine: None is no video; pass frames uint8 \[T, H, W, 3\]"),
     "a number": (3, "mine: int is no video"),
-    "text": ("clip.mp4", "mine: str is no video"),
+    "text": ("clip.mp4", r"mine: 'clip.mp4' is a path; pass av\.open\('clip.mp4'\), or use segment_video"),
     "a dictionary": ({"frames": FRAMES}, "mine: dict is no video"),
-    "a file": (io.BytesIO(), "holds bytes, no frames; pass its path, or use segment_stream"),
+    "a file": (io.BytesIO(), r"holds bytes, no frames; pass av\.open\(file\), or use segment_stream"),
+    "bytes": (b"clip", "mine: bytes is no video"),
     "one frame": (FRAMES[0], r"\[24, 36, 3\] is one frame, or frames without colour; pass \[frame\] for one frame"),
     "five axes": (FRAMES[None], r"\[1, 7, 24, 36, 3\] are no frames"),
     "an image": (Image.fromarray(FRAMES[0]), "mine: Image is no video"),
