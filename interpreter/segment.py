@@ -125,9 +125,9 @@ def segment_video(
     fps=30)`` for an array uint8 [T, H, W, 3] of RGB.
 
     Args:
-        video: path of a file or a folder; a :class:`interpreter.data.Video`; or frames, an iterable of frames, a decoder
-            or a camera, as :func:`interpreter.read_frames` takes them. A camera is read until it ends: take as many
-            frames as you need with ``itertools.islice(interpreter.read_frames(camera), 300)``, or use
+        video: path of a file or a folder; a :class:`interpreter.data.Video`; or frames, an iterable of frames, a
+            decoder or a camera, as :func:`interpreter.read_frames` takes them. A camera is read until it ends: take as
+            many frames as you need with ``itertools.islice(interpreter.read_frames(camera), 300)``, or use
             :func:`segment_stream`.
         run: run directory, made by ``interpreter.train``, or ``hub:OWNER/NAME[@REVISION]``.
         out: directory for all that :meth:`SegmentedVideo.write` writes; None writes nothing.
@@ -155,9 +155,7 @@ def segment_video(
     if name is not None:
         require_name(name)
     if out is None and (formats or video_id is not None):
-        raise ValueError(
-            f"{'formats' if formats else 'video_id'} is for files that are written: pass out, or leave it out"
-        )
+        raise ValueError(f"{'formats' if formats else 'video_id'} is for files that are written: pass out as well")
     if out is not None:  # before frames are read that come only once
         check_place(Path(out), alpha, None if isinstance(video, (str, Path, Video)) else name or FRAMES, formats)
     run = None if run is None else local_run(run)
