@@ -1,10 +1,11 @@
-"""Share a trained run on the Hugging Face hub, and use it by its name as everybody else can.
+"""Share a trained run on the Hugging Face hub, and use it by its name.
 
     hf auth login
     python examples/share_a_run.py runs/example OWNER/NAME clip.mp4 out
 
 The run comes from examples/train_on_a_folder.py or python -m interpreter.train. The repository is made if it does not
-exist; it holds the weights, the options without the paths of this computer, and a model card. docs/hub.md has more.
+exist, for you alone; make it public in its settings on the hub when you like what it holds: the weights, the options
+without the paths of this computer, and a model card. docs/hub.md has more.
 """
 
 import argparse
