@@ -1,6 +1,7 @@
 """Share runs on the Hugging Face hub, and fetch those of others: ``python -m interpreter.hub --help``."""
 
 import inspect
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ class Push:
     """Repository, OWNER/NAME."""
     license: str | None = None
     """Licence of the weights, by the hub's identifier, such as apache-2.0 or cc-by-nc-4.0. Needed for a new repository;
-    for an existing one the default is that of its model card."""
+    for an existing one the default is that of its model card. A dry run asks the hub for nothing, so it needs one."""
     private: bool = False
     """Make a new repository private."""
     revision: str = "main"
@@ -73,8 +74,13 @@ def push(options: Push) -> int:
         name = repository_name(options.run, options.name, options.revision)
         license = checked_license(options.license)
         open_client()  # writes the header of the card
-        packed = pack(options.run, Path(tempfile.mkdtemp(prefix="interpreter-hub-")), options.allow_unfinished)
-        write_card(packed, name, license)
+        folder = Path(tempfile.mkdtemp(prefix="interpreter-hub-"))
+        try:
+            packed = pack(options.run, folder, options.allow_unfinished)
+            write_card(packed, name, license)
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
         _print_packed(packed)
         print(f"nothing was sent; what would be sent is in {packed.folder}")
         return 0

@@ -161,11 +161,11 @@ def _read_scores(packed: Packed) -> tuple[list[dict[str, Any]], int]:
     """The evaluations in the run's directory of the weights that are packed, and the number of all others."""
     found, others = [], 0
     for path in sorted((packed.run / "evaluation").glob("*/scores.json")):
-        report: dict[str, Any] = {}
-        with suppress(ValueError):  # damaged: counted with those of other weights
+        report: Any = None
+        with suppress(ValueError, RecursionError):  # damaged: counted with those of other weights
             report = json.loads(read_text(path))
-        weights = report.get("weights")
-        if weights and weights.items() <= packed.weights.items():
+        weights = report.get("weights") if isinstance(report, dict) else None
+        if isinstance(weights, dict) and weights and all(packed.weights.get(k) == v for k, v in weights.items()):
             found.append(report)
         else:
             others += 1

@@ -184,10 +184,10 @@ def _download_run(name: HubName, files: dict[str, RemoteFile], folder: Path) -> 
         raise ValueError(f"{name} is not a run: the repository has no {CONFIG}")
     if config.size > LARGEST_CONFIG:
         raise ValueError(f"{name} is not a run: its {CONFIG} has {config.size} bytes, more than {LARGEST_CONFIG}")
-    _download(name, config, folder)
+    download(name, config, folder)
     wanted = _files_of(read_run(folder), name, files)
     for file in wanted:
-        _download(name, file, folder)
+        download(name, file, folder)
     if others := len(files.keys() - {config.path, *(file.path for file in wanted), *ABOUT}):
         console.print(f"left out: {others} files of {name} that are not part of a run", style="yellow", highlight=False)
 
@@ -211,7 +211,7 @@ def _files_of(stored: RunConfig, name: HubName, files: dict[str, RemoteFile]) ->
     return wanted
 
 
-def _download(name: HubName, file: RemoteFile, folder: Path) -> None:
+def download(name: HubName, file: RemoteFile, folder: Path) -> None:
     """Fetch a file if it is missing, continue an earlier download, compare its digest, and link it into the folder.
 
     The layout is that of the client's cache, ``blobs/DIGEST`` and links to it, so that its tools list and delete runs

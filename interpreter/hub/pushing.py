@@ -1,16 +1,18 @@
 """Sends runs to the Hugging Face hub."""
 
+import json
 import re
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interpreter.hub.card import write_card
-from interpreter.hub.client import LOG_IN, explained, open_client
-from interpreter.hub.fetching import RemoteFile, read_listing, run_files
-from interpreter.hub.names import HubName, is_commit, is_hub_name, parse_name
+from interpreter.hub.client import LOG_IN, cache_folder, explained, open_client
+from interpreter.hub.fetching import CONFIG, LARGEST_CONFIG, RemoteFile, download, read_listing, run_files
+from interpreter.hub.names import HubName, is_commit, is_hub_name, parse_name, snapshot_folder
 from interpreter.hub.packing import Packed, pack
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ def push_run(
         raise ValueError(
             f"hub:{where.repository} exists and is public; leave --private out, or make it private in its settings"
         )
+    require_run_or_none(there)
     chosen = checked_license(license or there.license)
     with tempfile.TemporaryDirectory(prefix="interpreter-hub-") as temporary:
         sent = pack(Path(run), Path(temporary), allow_unfinished)
@@ -154,6 +157,29 @@ def look_up(client: "HfApi", name: HubName) -> Repository:
         except RevisionNotFoundError:
             return Repository(name, True, license, bool(info.private), False, *read_listing(info))
         return Repository(name, True, license, bool(info.private), True, *read_listing(branch))
+
+
+def require_run_or_none(there: Repository) -> None:
+    """Refuse to replace the files of something else, such as a model of transformers.
+
+    Raises:
+        ValueError: if the repository holds a ``config.json`` that is not of a run.
+        OSError: if that file cannot be fetched.
+    """
+    config = there.files.get(CONFIG)
+    if config is None or there.commit is None:
+        return
+    content = None
+    if config.size <= LARGEST_CONFIG:
+        folder = snapshot_folder(cache_folder(), there.name, there.commit)
+        download(HubName(there.name.repository, there.commit), config, folder)
+        with suppress(ValueError, RecursionError):  # no JSON
+            content = json.loads((folder / CONFIG).read_bytes())
+    if not isinstance(content, dict) or not {"method", "stages"} <= content.keys():
+        raise ValueError(
+            f"hub:{there.name.repository} holds something else than a run: its {CONFIG} is not one of interpreter.hub "
+            "push, and would be replaced; give the name of another repository, or delete that file first"
+        )
 
 
 def push_folder(client: "HfApi", packed: Packed, there: Repository, private: bool, message: str) -> tuple[str, bool]:

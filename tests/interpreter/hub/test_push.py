@@ -107,6 +107,20 @@ def test_later_push_replaces_the_runs_files_and_keeps_others(pushed, image_run):
     assert b"license: mit" in files["README.md"]  # that of the card that was there
 
 
+@pytest.mark.parametrize("revision", ["main", "try"])
+@pytest.mark.parametrize("content", [b'{"model_type": "bert"}', b"[]", b"[" * 100_000, b"\xff", b" " * 1_000_001])
+def test_repository_of_something_else_is_left_alone(content, revision, hub, tiny_run):
+    repository = hub.repositories[NAME] = Repository()
+    repository.change({"config.json": content, "README.md": b"of a model", "model.safetensors": b"weights"})
+    before = dict(repository.branches)
+    with pytest.raises(ValueError, match=f"^hub:{NAME} holds something else than a run: its config.json is not one of"):
+        push(tiny_run, "--license", "mit", "--revision", revision)
+    assert repository.branches == before
+    repository.change({"config.json": None})
+    push(tiny_run, "--license", "mit", "--revision", revision)
+    assert repository.commits[repository.branches[revision]]["model.safetensors"] == b"weights"
+
+
 def test_push_over_a_commit_of_another_person_is_refused(pushed, image_run, monkeypatch):
     repository = pushed.repositories[NAME]
     run = image_run()
@@ -178,6 +192,15 @@ def test_dry_run_writes_a_usable_run_and_asks_nothing(hub, tiny_run, monkeypatch
     shutil.rmtree(folder)
 
 
+def test_dry_run_that_fails_leaves_nothing(hub, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.rmtree(run / "image")
+    with pytest.raises(ValueError, match="is built on its image stage"):
+        push(run, "--license", "mit", "--dry-run")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -229,34 +252,39 @@ def test_card_has_the_scores_of_these_weights_alone(hub, tiny_run, scenes, tmp_p
     with pytest.raises(ValueError, match=r"the video stage of .* was trained on another image stage than"):
         pack(run, tmp_path / "refused")
     shutil.rmtree(run / "video")
+    for number, damaged in enumerate(
+        ("[]", "{", '{"weights": ["image"]}', '{"weights": {"image": []}}', "[" * 100_000)
+    ):
+        (run / "evaluation" / f"damaged-{number}").mkdir()
+        (run / "evaluation" / f"damaged-{number}" / "scores.json").write_text(damaged)
     packed = pack(run, tmp_path / "packed")
     write_card(packed, parse_name(NAME), "mit")
     assert "There are no scores of these weights" in (tmp_path / "packed" / "README.md").read_text()
     assert packed.notes == [
         f"left out: the video stage of {run} has no checkpoint yet",
-        f"left out: scores in {run / 'evaluation'} that are of other weights, or from an earlier version (1); evaluate "
+        f"left out: scores in {run / 'evaluation'} that are of other weights, or from an earlier version (6); evaluate "
         "again to have scores on the card",
     ]
 
 
-def test_scores_name_the_weights_that_were_scored(tiny_run, scenes, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("association", "stages"), [("features", ["image"]), ("learned", ["image", "video"])])
+def test_scores_name_the_weights_that_were_scored(association, stages, tiny_run, scenes, tmp_path, monkeypatch):
     """A training that goes on meanwhile writes newer checkpoints, and deletes the one that was opened."""
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    before = {key: weights_hash(load_checkpoint(run / key)) for key in ("image", "video")}
+    before = {key: weights_hash(load_checkpoint(run / key)) for key in stages}
     score = evaluate.score_dataset
 
     def score_while_training(*arguments):
         scores = score(*arguments)
-        shutil.rmtree(run / "image")
-        state = load_checkpoint(run / "video")
+        state = load_checkpoint(run / "image")
         state.step, state.weights = 4, {name: tensor + 1 for name, tensor in state.weights.items()}
-        save_checkpoint(run / "video", state)
+        save_checkpoint(run / "image", state)
+        shutil.rmtree(run / "video")
         return scores
 
     monkeypatch.setattr(evaluate, "score_dataset", score_while_training)
-    evaluate.main(
-        ["--run", str(run), "--root", str(scenes), "--num-videos", "2", "--seeds", "0", "--baselines", "one-segment"]
-    )
+    data = ["--root", str(scenes), "--num-videos", "2", "--seeds", "0", "--baselines", "one-segment"]
+    evaluate.main(["--run", str(run), *data, "--association", association])
     assert json.loads(next(run.glob("evaluation/*/scores.json")).read_text())["weights"] == before
 
 
