@@ -174,12 +174,19 @@ def _pack_model(source: Path, target: Path) -> None:
     for name in ("config.json", PREPROCESSOR):
         if (source / name).exists():
             content = json.loads(read_text(source / name))
-            kept = {key: value for key, value in content.items() if key not in ("_name_or_path", "auto_map")}
-            write_text(target / name, json.dumps(kept, indent=2) + "\n")
+            write_text(target / name, json.dumps(_without_origin(content), indent=2) + "\n")
     try:
         save_file(load_file(source / "model.safetensors"), target / "model.safetensors", {"format": "pt"})
     except SafetensorError as error:
         raise ValueError(f"{source / 'model.safetensors'} cannot be read as weights: {error}") from error
+
+
+def _without_origin(content: Any) -> Any:
+    """A configuration, and those inside it, without where they came from and which code they ask for."""
+    if isinstance(content, dict):
+        kept = ((key, value) for key, value in content.items() if key not in ("_name_or_path", "auto_map"))
+        return {key: _without_origin(value) for key, value in kept}
+    return [_without_origin(value) for value in content] if isinstance(content, list) else content
 
 
 def _pinned(name: str, notes: list[str]) -> str:

@@ -190,7 +190,8 @@ def test_backbone_of_this_computer_travels_with_the_run(kind, method, hub, scene
         save_vit("Dinov2", backbone)
         config = json.loads((backbone / "config.json").read_text())
         named = config | {"_name_or_path": str(backbone), "auto_map": {"AutoModel": "evil.Model"}}
-        (backbone / "config.json").write_text(json.dumps(named))
+        nested = {"parts": [named], "vision_config": {"inner": dict(named), "kept": 1}}
+        (backbone / "config.json").write_text(json.dumps(named | nested))
     else:
         torch.save(official_weights(), backbone)
     train_on(backbone, tmp_path / "run", scenes, method)
@@ -202,6 +203,8 @@ def test_backbone_of_this_computer_travels_with_the_run(kind, method, hub, scene
     folder = {"backbone/config.json", "backbone/model.safetensors"}
     assert inside == (folder if kind == "folder" else {"backbone/weights.safetensors"})
     assert not any(b"secret" in content or b"auto_map" in content for content in files.values())
+    if kind == "folder":
+        assert json.loads(files["backbone/config.json"])["vision_config"]["kept"] == 1
     assert b"(its weights are in this repository)" in files["README.md"]
     theirs = segment_video(clip, RUN).segmentation.tensors
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
