@@ -1,6 +1,8 @@
 """A hub on this computer, and the real client of the Hugging Face hub pointed at it."""
 
 import os
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,7 +30,8 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # a protocol of its own, not of this hub
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)
-        monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+        without_waiting = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})  # in that module alone
+        monkeypatch.setattr("huggingface_hub.file_download.time", without_waiting)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         hub.address, hub.cache = address, tmp_path / "home" / "hub"
         yield hub

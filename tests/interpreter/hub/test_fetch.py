@@ -101,12 +101,12 @@ def test_branch_that_moved_is_fetched_anew(pushed):
 
 
 @pytest.mark.parametrize("fault", ["offline", "no network", "server error"])
-def test_last_fetched_run_is_used_when_the_hub_is_away(fault, pushed, monkeypatch, capsys):
+def test_last_fetched_run_is_used_when_the_hub_is_away(fault, pushed, deaf_address, monkeypatch, capsys):
     folder = fetch_tiny()
     if fault == "offline":
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     elif fault == "no network":
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", unused_address())
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", deaf_address)
     else:
         pushed.fail["/api/"] = (503, {})
     capsys.readouterr()
@@ -116,13 +116,15 @@ def test_last_fetched_run_is_used_when_the_hub_is_away(fault, pushed, monkeypatc
     assert name == f"run: hub:{NAME}@{folder.name}"
 
 
-def unused_address():
+@pytest.fixture
+def deaf_address():
+    """An address that refuses connections: its port is taken, and does not listen."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{taken.getsockname()[1]}"
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
-def test_run_that_was_never_fetched_is_named_when_the_hub_is_away(hub, monkeypatch):
+def test_run_that_was_never_fetched_is_named_when_the_hub_is_away(hub, deaf_address, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert error_of(OSError) == (
         f"hub:{NAME}: HF_HUB_OFFLINE forbids requests to {hub.address}, and hub:{NAME}@main is not in the cache "
@@ -130,7 +132,7 @@ def test_run_that_was_never_fetched_is_named_when_the_hub_is_away(hub, monkeypat
         f"hub:{NAME}@main), it works offline"
     )
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", unused_address())
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", deaf_address)
     assert re.search(r"cannot be reached, or the connection broke \(.*\), and hub:.* is not in the", error_of(OSError))
 
 
