@@ -19,6 +19,7 @@ from interpreter.data import open_dataset
 from interpreter.engine import run as engine_run
 from interpreter.engine.checkpoint import load_checkpoint
 from interpreter.engine.run import read_config
+from interpreter.hub import contents as contents_of_hub
 from interpreter.hub import names
 from interpreter.hub.__main__ import main
 from interpreter.hub.fetching import local_run
@@ -295,7 +296,7 @@ def test_error_of_a_command_is_the_one_line_of_the_hub(hub, clip, tmp_path):
 
 def test_examples_of_docstrings_hold():
 
-    for module in (names, engine_run, load):
+    for module in (names, contents_of_hub, engine_run, load):
         failed, tried = doctest.testmod(module)
         assert tried > 0
         assert failed == 0, module
