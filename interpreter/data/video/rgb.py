@@ -9,7 +9,10 @@ from PIL import Image
 from interpreter.data.images import to_rgb, upright
 from interpreter.data.video.base import VideoError
 
-TO_BYTES = "convert them to uint8 with values 0 to 255, such as (frame * 255).round().astype(numpy.uint8) if the largest value is 1"
+TO_BYTES = (
+    "convert them to uint8 with values 0 to 255, such as (frame * 255).round().astype(numpy.uint8) if the largest "
+    "value is 1"
+)
 
 
 class Rgb:
