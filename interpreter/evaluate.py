@@ -55,7 +55,7 @@ def evaluate(config: Evaluation, chosen: Chosen | None = None) -> Scores:
     gallery = Gallery(config.pictures)
     scores = score_dataset(dataset, candidates, protocols, gallery, config.clip_frames)
     # The hashes of what was opened: a run that is still training has newer checkpoints by now.
-    weights = candidates.segmenter.weights if isinstance(candidates, SegmenterMasks) else {}
+    weights = dict(candidates.segmenter.weights) if isinstance(candidates, SegmenterMasks) else {}
     _write(config, scores, Provenance(name, split, subject, commit, weights), gallery)
     return scores
 
