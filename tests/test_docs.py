@@ -19,9 +19,8 @@ NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 MODULE = re.compile(r"(?:python|PY\)|-m --) (?:-m )?((?:interpreter|profiling)(?:\.\w+)+)")
-COMMAND = re.compile(
-    r"(?:-m |-m -- |^)interpreter[. ](train|segment|propagate|evaluate|cache|data|app|hub|export|convert_checkpoint)\b(?!\.)(.*)"
-)
+COMMANDS = "train|segment|propagate|evaluate|cache|data|app|hub|export|convert_checkpoint"
+COMMAND = re.compile(rf"(?:-m |-m -- |^)interpreter[. ]({COMMANDS})\b(?!\.)(.*)")
 
 
 def anchors(text):
@@ -34,7 +33,8 @@ def anchors(text):
 @cache
 def help_of(command, *arguments):
     """Everything that ``--help`` of a command prints."""
-    module = f"interpreter.{command}.__main__" if command in ("data", "app", "export", "hub") else f"interpreter.{command}"
+    is_package = command in ("data", "app", "export", "hub")
+    module = f"interpreter.{command}.__main__" if is_package else f"interpreter.{command}"
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as exit_:
         importlib.import_module(module).main([*arguments, "--help"])
