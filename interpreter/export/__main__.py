@@ -23,7 +23,7 @@ from interpreter.export.formats import FORMATS, SUFFIXES, Format, NoCounterpartE
 from interpreter.export.trace import LARGEST_DIFFERENCE, largest_difference, trace
 from interpreter.files import read_text, write_text
 from interpreter.hub.fetching import local_run
-from interpreter.hub.names import run_name
+from interpreter.hub.names import title_name
 from interpreter.method_options import choose_method
 from interpreter.methods.base import Method, Segmenter
 from interpreter.methods.programs import Input, Program
@@ -110,7 +110,7 @@ def export(options: ExportOptions) -> tuple[dict[str, Any], Table]:
     entries = [describe(program) for program in programs]
     listed: dict[str, Any] = {
         "format": 1,
-        "run": run_name(options.run),
+        "run": title_name(options.run),
         "method": method.name,
         "stage": key,
         "code": code_version(),
