@@ -230,4 +230,4 @@ def _require_token(name: HubName) -> None:
     from huggingface_hub import get_token
 
     if not get_token():
-        raise ValueError(f"to push to hub:{name.repository} you have to be known to the hub; {LOG_IN}")
+        raise ValueError(f"to push to hub:{name.repository} you must be logged in to the hub; {LOG_IN}")

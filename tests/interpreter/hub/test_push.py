@@ -232,7 +232,7 @@ def test_push_without_the_right_to_write_says_so(hub, tiny_run, monkeypatch):
     with pytest.raises(OSError, match=r"^hub:owner/tiny: the hub refuses access \(status 403\); log in with: hf auth"):
         push(tiny_run, "--license", "mit")
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(ValueError, match="you have to be known to the hub; log in with: hf auth login"):
+    with pytest.raises(ValueError, match="you must be logged in to the hub; log in with: hf auth login"):
         push(tiny_run, "--license", "mit")
 
 
