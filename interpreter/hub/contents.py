@@ -16,8 +16,8 @@ T = TypeVar("T")
 
 BUNDLED = "efficientnet-lite0"  # comes with the installation
 MODEL_FILES = ("config.json", "model.safetensors")  # of a backbone in Hugging Face's format
-PREPROCESSOR = "preprocessor_config.json"  # such a backbone may have one
-BACKBONE_FILES = tuple(f"{BACKBONE_FOLDER}/{name}" for name in (*MODEL_FILES, PREPROCESSOR, BACKBONE_WEIGHTS))
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")  # such a backbone may have one of these
+BACKBONE_FILES = tuple(f"{BACKBONE_FOLDER}/{name}" for name in (*MODEL_FILES, *PREPROCESSORS, BACKBONE_WEIGHTS))
 """All files that backbones that travel with runs may have."""
 
 

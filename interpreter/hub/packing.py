@@ -26,7 +26,7 @@ from interpreter.engine.run import (
 from interpreter.evaluation.provenance import code_version
 from interpreter.files import read_text, write_text
 from interpreter.hub.client import cache_folder
-from interpreter.hub.contents import BUNDLED, MODEL_FILES, PREPROCESSOR, is_named, stage_options, without_paths
+from interpreter.hub.contents import BUNDLED, MODEL_FILES, PREPROCESSORS, is_named, stage_options, without_paths
 from interpreter.hub.names import PREFIX, HubName, is_commit, is_hub_name, repository_folder
 from interpreter.methods import find_method
 from interpreter.methods.base import Method
@@ -171,7 +171,7 @@ def _pack_model(source: Path, target: Path) -> None:
                 "AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) of transformers"
             )
     target.mkdir(exist_ok=True)
-    for name in ("config.json", PREPROCESSOR):
+    for name in ("config.json", *PREPROCESSORS):
         if (source / name).exists():
             content = json.loads(read_text(source / name))
             write_text(target / name, json.dumps(_without_origin(content), indent=2) + "\n")

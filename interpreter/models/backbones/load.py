@@ -14,7 +14,8 @@ from .efficientnet import EfficientNetLite0
 from .vit import VisionTransformer
 
 FROM_HUB = "hub:"  # begins a name that is never looked for on this computer, such as those in runs that others shared
-HUB_FILES = ["config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"]
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # a model has one of these, or none
+HUB_FILES = ["config.json", *PROCESSORS, "model*.safetensors", "model.safetensors.index.json"]
 """What is fetched of a backbone with such a name: no pickles, no code, and no adapters, which name other models."""
 CHECKPOINTS = (".pth", ".pt", ".safetensors")  # ends of the names of official DINOv2 checkpoints
 OFFLINE_OPTIONS = (
@@ -140,14 +141,13 @@ def _normalisation(place: str, revision: str, name: str) -> tuple[tuple[float, .
         processor = AutoImageProcessor.from_pretrained(place, revision=revision, trust_remote_code=False)
         return tuple(processor.image_mean), tuple(processor.image_std)
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-        file = "preprocessor_config.json"
         known = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
-        if isinstance(error, OSError) and cached_file(place, file, **known) is None:
+        if isinstance(error, OSError) and all(cached_file(place, file, **known) is None for file in PROCESSORS):
             # Models saved without a processor: the normalisation that nearly all of these ViTs were trained with.
             return IMAGENET_MEAN, IMAGENET_STD
         raise ValueError(
             f"the processor of backbone {name!r} cannot be used ({_reason(error)}); copy it to a folder, and write "
-            f'"image_processor_type": "ViTImageProcessor", "image_mean" and "image_std" into its {file}'
+            f'"image_processor_type": "ViTImageProcessor", "image_mean" and "image_std" into its {PROCESSORS[0]}'
         ) from error
 
 

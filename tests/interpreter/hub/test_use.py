@@ -193,6 +193,8 @@ def test_backbone_of_this_computer_travels_with_the_run(kind, method, hub, scene
         named = config | {"_name_or_path": str(backbone), "auto_map": {"AutoModel": "evil.Model"}}
         nested = {"parts": [named], "vision_config": {"inner": dict(named), "kept": 1}}
         (backbone / "config.json").write_text(json.dumps(named | nested))
+        pixels = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.1] * 3, "image_std": [0.3] * 3}
+        (backbone / "processor_config.json").write_text(json.dumps({"image_processor": pixels}))
     else:
         torch.save(official_weights(), backbone)
     train_on(backbone, tmp_path / "run", scenes, method)
@@ -201,7 +203,7 @@ def test_backbone_of_this_computer_travels_with_the_run(kind, method, hub, scene
     shutil.rmtree(backbone.parent)
     files = hub.repositories[NAME].files
     inside = {path for path in files if path.startswith("backbone/")}
-    folder = {"backbone/config.json", "backbone/model.safetensors"}
+    folder = {"backbone/config.json", "backbone/model.safetensors", "backbone/processor_config.json"}
     assert inside == (folder if kind == "folder" else {"backbone/weights.safetensors"})
     assert not any(b"secret" in content or b"auto_map" in content for content in files.values())
     if kind == "folder":

@@ -133,14 +133,16 @@ def test_vit_tokens_stand_in_rows_of_patches(kind, tmp_path):
             assert where == row * columns + column
 
 
-def test_processor_decides_about_normalisation(tmp_path):
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_processor_decides_about_normalisation(file, tmp_path):
     model = save_vit("ViT", tmp_path)
     processor = {
         "image_processor_type": "ViTImageProcessor",
         "image_mean": [0.5, 0.4, 0.3],
         "image_std": [0.5, 0.6, 0.7],
     }
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    content = processor if file.startswith("pre") else {"image_processor": processor}
+    (tmp_path / file).write_text(json.dumps(content))
     pixels = frames(32, 32)
     with torch.no_grad():
         expected = model(normalised(pixels, (0.5, 0.4, 0.3), (0.5, 0.6, 0.7))).last_hidden_state[:, 1:]
