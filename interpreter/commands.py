@@ -1,6 +1,7 @@
 """What the commands share: parsing, errors as one line, exit statuses."""
 
 import argparse
+import inspect
 import io
 import os
 import signal
@@ -26,6 +27,11 @@ def cli(kind: type[T] | Callable[..., T], arguments: Sequence[str] | None = None
     """Parse a command line into a dataclass: flat option names, help from its docstrings."""
     markers = (tyro.conf.OmitArgPrefixes,)
     return tyro.cli(kind, args=arguments, config=markers, **options)  # type: ignore[call-overload]
+
+
+def described(options: type, examples: str) -> str:
+    """The description of a subcommand: the docstring of its options, then examples."""
+    return f"{inspect.getdoc(options)}\n\n{examples}"
 
 
 def parse_first(arguments: Sequence[str], prog: str, **options: dict[str, Any]) -> tuple[argparse.Namespace, list[str]]:

@@ -276,7 +276,7 @@ def _with_stage(stored: RunConfig, key: str, stage: Stage[Any], config: StageCon
 
 
 def _options_for_trackers(method: Method, key: str, config: StageConfig) -> dict[str, Any]:
-    """What trackers are told about a stage."""
+    """The options of a stage that trackers record, with method, stage and version of the code."""
     return {"method": method.name, "stage": key, "code": code_version(), **flat(to_dict(config))}
 
 

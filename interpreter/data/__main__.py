@@ -1,6 +1,5 @@
 """Check and convert data sets: ``python -m interpreter.data --help``."""
 
-import inspect
 import json
 import sys
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from interpreter.commands import RESUME, cli, run_command
+from interpreter.commands import RESUME, cli, described, run_command
 from interpreter.data.convert import convert_dataset
 from interpreter.data.datasets import find_sources, open_dataset, split_parts
 from interpreter.data.datasets.movi import convert_movi
@@ -165,8 +164,8 @@ def convert(config: Convert) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     command = (
-        Annotated[Verify, tyro.conf.subcommand("verify", description=_described(Verify, VERIFY_EXAMPLES))]
-        | Annotated[Convert, tyro.conf.subcommand("convert", description=_described(Convert, CONVERT_EXAMPLES))]
+        Annotated[Verify, tyro.conf.subcommand("verify", description=described(Verify, VERIFY_EXAMPLES))]
+        | Annotated[Convert, tyro.conf.subcommand("convert", description=described(Convert, CONVERT_EXAMPLES))]
     )
     config: Verify | Convert = cli(
         command,  # type: ignore[arg-type]
@@ -175,10 +174,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Check and convert data sets.",
     )
     return verify(config) if isinstance(config, Verify) else convert(config)
-
-
-def _described(options: type, examples: str) -> str:
-    return f"{inspect.getdoc(options)}\n\n{examples}"
 
 
 if __name__ == "__main__":

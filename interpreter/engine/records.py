@@ -47,7 +47,7 @@ class RunLog:
         steps: last step.
         frames_per_step: frames that a step looks at, for the rate in the progress bar.
         log_to: names of the trackers.
-        options: what trackers are told about the stage (:class:`TrackedStage`).
+        options: of the stage, which trackers record (:class:`TrackedStage`).
 
     Raises:
         ValueError: if a tracker cannot be started.

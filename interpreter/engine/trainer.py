@@ -62,7 +62,7 @@ class Trainer:
         captured: replay the step as one CUDA graph.
         samples: draws a picture grid of the current masks, uint8 [H, W, 3].
         ranks: the processes that train together; the first one writes.
-        options: what trackers are told about the stage: its options and the version of the code.
+        options: of the stage, with the version of the code; trackers record them.
     """
 
     task: Task

@@ -1,6 +1,5 @@
 """Share runs on the Hugging Face hub, and fetch those of others: ``python -m interpreter.hub --help``."""
 
-import inspect
 import shutil
 import sys
 import tempfile
@@ -11,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from interpreter.commands import cli, run_command
+from interpreter.commands import cli, described, run_command
 from interpreter.console import gigabytes
 from interpreter.hub.card import write_card
 from interpreter.hub.client import open_client
@@ -115,8 +114,8 @@ def pull(options: Pull) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     command = (
-        Annotated[Push, tyro.conf.subcommand("push", description=_described(Push, PUSH_EXAMPLES))]
-        | Annotated[Pull, tyro.conf.subcommand("pull", description=_described(Pull, PULL_EXAMPLES))]
+        Annotated[Push, tyro.conf.subcommand("push", description=described(Push, PUSH_EXAMPLES))]
+        | Annotated[Pull, tyro.conf.subcommand("pull", description=described(Pull, PULL_EXAMPLES))]
     )
     options: Push | Pull = cli(
         command,  # type: ignore[arg-type]
@@ -125,10 +124,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Share runs on the Hugging Face hub, and fetch those of others.",
     )
     return push(options) if isinstance(options, Push) else pull(options)
-
-
-def _described(options: type, examples: str) -> str:
-    return f"{inspect.getdoc(options)}\n\n{examples}"
 
 
 if __name__ == "__main__":

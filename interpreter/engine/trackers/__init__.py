@@ -93,7 +93,7 @@ class TrackedStage:
 
 
 class Trackers:
-    """All trackers of a stage. One that fails while training goes on is reported once and left out from then on.
+    """All trackers of a stage. If one fails during training, that is reported once, and it is no longer used.
 
     Args:
         names: of the trackers.

@@ -179,9 +179,8 @@ def test_another_export_replaces_the_files_of_the_first_and_no_others(exported, 
         (["--device", "cuda"], "sees no GPU"),
     ],
 )
-def test_options_that_do_not_fit(run, tmp_path, options, error):
-    if "cuda" in options and torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+def test_options_that_do_not_fit(run, tmp_path, options, error, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises((ValueError, OSError), match=error):
         main([str(run), "--out", str(tmp_path / "out"), *options])
     assert not (tmp_path / "out").exists()

@@ -269,7 +269,7 @@ def test_card_has_the_scores_of_these_weights_alone(hub, tiny_run, scenes, tmp_p
 
 @pytest.mark.parametrize(("association", "stages"), [("features", ["image"]), ("learned", ["image", "video"])])
 def test_scores_name_the_weights_that_were_scored(association, stages, tiny_run, scenes, tmp_path, monkeypatch):
-    """A training that goes on meanwhile writes newer checkpoints, and deletes the one that was opened."""
+    """Training during the evaluation writes newer checkpoints, and deletes the one that was opened."""
     run = shutil.copytree(tiny_run, tmp_path / "run")
     before = {key: weights_hash(load_checkpoint(run / key)) for key in stages}
     score = evaluate.score_dataset
