@@ -1,12 +1,12 @@
-# make demo       environment, generated scenes, both stages, evaluation, a real clip segmented (docs/install.md)
-# make app        environment, and a page for your browser: drop a video in, see its objects (docs/app.md)
+# make demo       environment, generated scenes, both stages, evaluation, a real clip segmented (docs/use/install.md)
+# make app        environment, and a page for your browser: drop a video in, see its objects (docs/use/app.md)
 # make test       environment and all tests; make lint: ruff, mypy and codespell; make format: ruff's fixes
-# make bench      benchmarks on this CPU, and the page made of them (docs/benchmarks.md)
+# make bench      benchmarks on this CPU, and the page made of them (docs/results/benchmarks.md)
 # make compilers  every Triton kernel with every supported Triton, no GPU needed; make oldest: C++ with PyTorch 2.11
 # make resolve    do the required packages fit together, for each Python and machine?
 # make fresh      demo and tests from nothing, with the newest and the oldest packages: an hour, 15 GB
-# make integrations  frames from other packages and results for them, with the real packages (docs/frames_and_tools.md)
-# make gpu-env | gpu-carry | gpu-dry-run   prepare and rehearse the check on a GPU (docs/profiling.md)
+# make integrations  frames from other packages and results for them, with the real packages (docs/use/frames_and_tools.md)
+# make gpu-env | gpu-carry | gpu-dry-run   prepare and rehearse the check on a GPU (docs/develop/profiling.md)
 # make clean      deletes environments, the demo and caches
 # PYTHON=python3.12 chooses the Python, CPU=1 takes PyTorch without CUDA, SHORT=1 trains the demo for a minute only
 PYTHON ?= python3

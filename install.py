@@ -106,7 +106,7 @@ def run(*command):
     if code:
         fail(
             f"`{' '.join(command[:4])} …` ended with status {code}",
-            "Its output is above; docs/install.md lists usual causes. Run the same command again to resume.",
+            "Its output is above; docs/use/install.md lists usual causes. Run the same command again to resume.",
         )
 
 

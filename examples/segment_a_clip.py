@@ -3,7 +3,7 @@
     python examples/segment_a_clip.py clip.mp4 runs/example out
 
 The run comes from examples/train_on_a_folder.py, `make demo` (demo/scenes, demo/clip) or python -m interpreter.train.
-OUT receives the files that docs/segment.md lists: an overlay video, palette PNGs, masks as RLE, and the slots.
+OUT receives the files that docs/use/segment.md lists: an overlay video, palette PNGs, masks as RLE, and the slots.
 """
 
 import argparse

@@ -5,7 +5,7 @@
 
 The run comes from examples/train_on_a_folder.py or python -m interpreter.train. The repository is made if it does not
 exist, for you alone; make it public in its settings on the hub when you like what it holds: the weights, the options
-without the paths of this computer, and a model card. docs/hub.md has more.
+without the paths of this computer, and a model card. docs/use/hub.md has more.
 """
 
 import argparse

@@ -156,12 +156,12 @@ class OptimConfig:
     """Mirror half of the samples, chosen at random: whole clips of a stage that trains on clips."""
     precision: Precision = "auto"
     """auto: bf16 autocast where the hardware multiplies bf16 faster than fp32, else fp32.
-    fp8-backbone: additionally the frozen ViT in float8, which changes its features slightly (docs/training.md)."""
+    fp8-backbone: additionally the frozen ViT in float8, which changes its features slightly (docs/use/training.md)."""
     seed: int = 0
     """Seed of everything random."""
     deterministic: bool = True
     """On a GPU: compute the same numbers each time, so that a resumed run ends like one that was never stopped.
-    Without, attention may be cuDNN's, which is faster backward (docs/training.md)."""
+    Without, attention may be cuDNN's, which is faster backward (docs/use/training.md)."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class LoggingConfig:
     """Trackers that get the records of metrics.jsonl, which is always written. --log-to without a name turns them off.
     tensorboard: RUN/tensorboard. wandb: Weights & Biases, offline in RUN/wandb; WANDB_MODE=online uploads.
     mlflow: RUN/mlflow, or the store that MLFLOW_TRACKING_URI names. wandb and mlflow need their packages
-    (docs/logging.md)."""
+    (docs/use/logging.md)."""
 
 
 LONG_LOGGING = LoggingConfig(log_every=50, sample_every=5_000, checkpoint_every=1_000)

@@ -253,7 +253,7 @@ def write_propagated(
     alpha: float,
     advance: Callable[[], None],
 ) -> np.ndarray:
-    """Write the masks of a video, an overlay and a preview (docs/propagate.md); all of them, or nothing.
+    """Write the masks of a video, an overlay and a preview (docs/use/propagate.md); all of them, or nothing.
 
     Args:
         out: directory to write to; files of an earlier call for the same video are replaced.

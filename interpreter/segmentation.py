@@ -226,7 +226,7 @@ class SegmentedVideo:
     def write(
         self, out: str | Path, alpha: float = 0.5, video_id: int | None = None, formats: Sequence[str] = ()
     ) -> np.ndarray:
-        """Write label maps, overlay, RLE, slots and preview (docs/segment.md); decodes the video once more.
+        """Write label maps, overlay, RLE, slots and preview (docs/use/segment.md); decodes the video once more.
 
         An error or Ctrl-C before all files are complete leaves ``out`` as it was before. Several processes may write
         to one directory.

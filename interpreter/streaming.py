@@ -136,7 +136,7 @@ def segment_stream(
         source: a camera or another source of frames (:func:`interpreter.read_frames`), or a binary file object with a
             container that can be read without seeking, such as ``sys.stdin.buffer`` or a socket's file.
         run: run directory of the method ``interpreter``, or ``hub:OWNER/NAME[@REVISION]``.
-        out: directory to write to (docs/segment.md); an earlier stream in it is replaced.
+        out: directory to write to (docs/use/segment.md); an earlier stream in it is replaced.
         fps: frames per second of a source of frames; a container has its own. Default: as the source says, else 24.
         window: frames that are segmented together. Default: as many as the video stage was trained with.
         frame_size, crop, edges, alpha, seed, settings: see :func:`interpreter.segment_video`.

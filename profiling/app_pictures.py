@@ -1,4 +1,4 @@
-"""The pictures of docs/app.md: the page with a segmented clip, at three widths, and its tab Training.
+"""The pictures of docs/use/app.md: the page with a segmented clip, at three widths, and its tab Training.
 
     python -m profiling.app_pictures --run demo/clip --clip CLIP
 
@@ -17,7 +17,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from interpreter.data import open_video
 from interpreter.render.video import VideoWriter
 
-OUT = Path(__file__).parents[1] / "docs/app"
+OUT = Path(__file__).parents[1] / "docs/pictures/app"
 WIDTHS = {"wide": 1280, "medium": 768, "narrow": 360}
 
 
@@ -33,7 +33,7 @@ def as_file(clip: Path, folder: Path) -> Path:
 
 
 def take(page: Page, name: str) -> None:
-    """Save the whole page as docs/app/NAME.jpg."""
+    """Save the whole page as docs/pictures/app/NAME.jpg."""
     path = OUT / f"{name}.jpg"
     page.screenshot(path=path, full_page=True, type="jpeg", quality=88)
     print(path)

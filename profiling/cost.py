@@ -5,7 +5,7 @@
 
 A part of a step takes the longer of its operations at a share of the device's rate and its bytes at a share of its
 bandwidth, and a step the sum of its parts, but no less than its kernels take to start. Only the column "measured" holds
-measurements; they come from profiling/results. docs/scaling.md explains how to read the tables.
+measurements; they come from profiling/results. docs/results/scaling.md explains how to read the tables.
 """
 
 import json
@@ -202,7 +202,7 @@ def error_of(stage: StageName, options: Options, found: Measured) -> tuple[float
 
 
 def error_row(preset: Preset, gpu: Any, stage: StageName) -> str:
-    """The row of docs/scaling.md: preset and stage, device, milliseconds measured and predicted, error, hours now."""
+    """The row of docs/results/scaling.md: preset and stage, device, milliseconds measured and predicted, error, hours."""
     options = Options(preset=preset, gpu=gpu)
     found = measured(stage, options)
     if found is None:
@@ -217,7 +217,7 @@ def error_row(preset: Preset, gpu: Any, stage: StageName) -> str:
         f"{error:+.0%}",
         f"{now * 1e3:.1f}",
         f"{now * optim_of(stage, preset).steps / 3600:.2f}",
-        f"[{found.file}](../profiling/results/{found.file})",
+        f"[{found.file}](../../profiling/results/{found.file})",
     )
     return "| " + " | ".join(cells) + " |"
 

@@ -1,7 +1,7 @@
 """Identity over a long video: switches, fragments and returns of objects against the video's length.
 
     python -m profiling.identity DIR            # trains DIR/run, renders DIR/scenes, adds to the results file
-    python -m profiling.identity DIR --draw     # only draws docs/identity.png from the results file
+    python -m profiling.identity DIR --draw     # only draws docs/pictures/identity.png from the results file
 
 Rerun an interrupted command to resume: what was trained, rendered, encoded or scored is not computed again. A row is
 computed again when a stage that it depends on was trained anew.
@@ -47,7 +47,7 @@ from profiling.identity_scores import PROTOCOL, RETURNS, row_of, scores_of, summ
 from profiling.report.draw_identity import draw
 
 WHAT = "identity over a long video: switches, fragments and returns of objects against length"
-RESULT, PICTURE = RESULTS / "identity-cpu.json", ROOT / "docs" / "identity.png"
+RESULT, PICTURE = RESULTS / "identity-cpu.json", ROOT / "docs" / "pictures" / "identity.png"
 LENGTHS = (24, 48, 96, 192, 384, 600)
 SCENES, SIZE = 6, (256, 384)  # held out, and the size that their frames are resized to
 SPLIT = "val"

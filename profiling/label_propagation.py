@@ -1,7 +1,7 @@
 """Label propagation on DAVIS: J&F of masks carried on from the first frame, beside copies of the first mask.
 
     python -m profiling.label_propagation davis --root DAVIS --backbone WEIGHTS --feature-layer 8 --no-feature-norm
-    python -m profiling.label_propagation page     # the tables of docs/propagate.md from the results
+    python -m profiling.label_propagation page     # the tables of docs/use/propagate.md from the results
 
 Writes profiling/results/label-propagation-block-8-cpu.json (or -cuda): each layer has a file. Every video is propagated
 once, and the same soft labels are scored with both kinds of edges.
@@ -37,7 +37,7 @@ from profiling.common.paths import RESULTS, ROOT
 from profiling.quality.steps import Command
 from profiling.quality.tables import NOT_RUN, Lines, Results, table
 
-PAGE, RESULT = "docs/propagate.md", "label-propagation-{}-{}.json"
+PAGE, RESULT = "docs/use/propagate.md", "label-propagation-{}-{}.json"
 PROTOCOL = PROTOCOLS["davis-2017"]
 EDGES: tuple[Edges, ...] = ("none", "guided")
 EDGES_GUIDED = ", guided edges"
@@ -70,7 +70,7 @@ class Davis:
 
 @dataclass
 class Page:
-    """Write the tables of docs/propagate.md from profiling/results."""
+    """Write the tables of docs/use/propagate.md from profiling/results."""
 
     check: bool = False
     """Write nothing; fail if the page would change."""
@@ -241,7 +241,7 @@ def blocks(folder: Path = RESULTS) -> dict[str, Lines]:
     if not paths:
         return {name: [NOT_RUN] for name in ("scores", "sequences", "costs")}
     results = [json.loads(path.read_text()) for path in paths]
-    links = ", ".join(f"[{path.name}](../profiling/results/{path.name})" for path in paths)
+    links = ", ".join(f"[{path.name}](../../profiling/results/{path.name})" for path in paths)
     return {
         "scores": [*scores_table(results), "", f"Data: {links}."],
         "sequences": sequences_table(results),

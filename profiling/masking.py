@@ -8,7 +8,7 @@
 The stage has the paper's form (slots, time encodings, transformers, Sinkhorn divergence, merging) at a small size. Its
 clips are generated scenes of 24 frames cut to 4 to 24, most of them short. Trained stages are compared on held-out
 scenes, whole and cut, each by itself: nothing there is padded. Adds to profiling/results/masking-cpu.json, where a row
-that is computed again replaces the older one, and draws docs/masking.png.
+that is computed again replaces the older one, and draws docs/pictures/masking.png.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from profiling.common.paths import RESULTS, ROOT
 
 CPU = torch.device("cpu")
 FRAMES, SHORTEST, DRAWS, HELD_OUT, BATCH = 24, 4, 2, 12, 8
-RESULT, PICTURE = RESULTS / "masking-cpu.json", ROOT / "docs" / "masking.png"
+RESULT, PICTURE = RESULTS / "masking-cpu.json", ROOT / "docs" / "pictures" / "masking.png"
 MODEL = VideoModelConfig(num_slots=8, dim=64, heads=4, encoder_layers=2, decoder_layers=2, time_scale=1.0)
 
 Clips = dict[str, Tensor]

@@ -22,7 +22,7 @@ class Evaluation:
 
     Prints a table for each protocol. Writes below OUT: table.txt, scores.json (all numbers, also of each video and
     seed), videos.csv, pictures of the best and worst videos, and report.html, one file with all of it and plots. Every
-    number is saved with its protocol, the split and the commit. docs/protocols.md describes the protocols.
+    number is saved with its protocol, the split and the commit. docs/results/protocols.md describes the protocols.
 
     Examples:
       python -m interpreter.evaluate --run runs/demo

@@ -86,7 +86,7 @@ def open_clusters(device: torch.device, settings: Any, frame_size: tuple[int, in
 CLUSTER = Method(
     name="cluster",
     summary="groups similar patches of the video (k-means of a ViT's tokens); needs no training",
-    citation="the baseline of docs/results.md, refined (docs/methods/cluster.md)",
+    citation="the baseline of docs/results/results.md, refined (docs/methods/cluster.md)",
     stages=(),
     settings=ClusterSettings,
     open=open_clusters,

@@ -1,14 +1,14 @@
 """Time every op and training step against the usual alternatives.
 
     python -m profiling.bench --only slot_attention merge_slots                    # two ops on this machine
-    python -m profiling.bench --device cpu --out profiling/results/bench-cpu.json  # all, kept for docs/benchmarks.md
+    python -m profiling.bench --device cpu --out profiling/results/bench-cpu.json  # all, for docs/results/benchmarks.md
 
 Each benchmark checks the values of all variants before it times any; a wrong variant is reported as an error and not
 timed. Variants take turns, so that drift of the machine affects all alike. Times are medians; quartiles and extremes
 are in the file. Inputs rotate so that they come from memory and not from a cache. On a GPU, variants that do not make
 the host wait are replayed from CUDA graphs. The rates of a large copy and of a large matrix product are measured in the
-same run, and each op's share of them is reported. ``python -m profiling.report`` makes docs/benchmarks.md from the
-results.
+same run, and each op's share of them is reported. ``python -m profiling.report`` makes docs/results/benchmarks.md
+from the results.
 """
 
 import json

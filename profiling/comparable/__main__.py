@@ -1,4 +1,4 @@
-"""Compare our numbers with those of published code, and write the tables of docs/comparable.md.
+"""Compare our numbers with those of published code, and write the tables of docs/results/comparable.md.
 
     python -m profiling.comparable                                  # peers that are installed
     python -m profiling.comparable --clones CLONES --packages DIR   # also those in clones, and packages elsewhere

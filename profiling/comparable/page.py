@@ -1,4 +1,4 @@
-"""docs/comparable.md: its tables stand between markers and are made of profiling/results."""
+"""docs/results/comparable.md: its tables stand between markers and are made of profiling/results."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import Any
 from profiling.comparable.peers import Comparison
 from profiling.comparable.rows import COMPARISONS
 
-PAGE, FILE = "docs/comparable.md", "comparable-cpu.json"
+PAGE, FILE = "docs/results/comparable.md", "comparable-cpu.json"
 GEOMLOSS = "geomloss-options-cpu.json"  # of profiling.geomloss_options
 EXAMPLES = "geomloss-examples-cpu.json"  # of profiling.geomloss_examples
 DROP_IN = "dropin-cpu.json"  # of profiling.dropin

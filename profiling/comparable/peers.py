@@ -84,7 +84,7 @@ class Peers:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row of docs/comparable.md.
+    """One row of docs/results/comparable.md.
 
     Attributes:
         name: key in the results.

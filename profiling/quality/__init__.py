@@ -1,4 +1,4 @@
-"""Trains and evaluates what docs/results.md shows, and makes its tables of the numbers.
+"""Trains and evaluates what docs/results/results.md shows, and makes its tables of the numbers.
 
 - plans: the commands of a page's section; steps: runs them and records what each took;
 - strips: how long segmenting takes, with pictures of every video;

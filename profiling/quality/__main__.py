@@ -1,10 +1,10 @@
-"""Train and evaluate what docs/results.md shows, and write its tables.
+"""Train and evaluate what docs/results/results.md shows, and write its tables.
 
     python -m profiling.quality scenes                                  # generated scenes
     python -m profiling.quality davis --root DAVIS --backbone WEIGHTS   # DAVIS, with the weights of a ViT-S/14
     python -m profiling.quality solv-ablation                           # SOLV's components, on generated scenes
     python -m profiling.quality smtc                                    # SMTC, on generated scenes
-    python -m profiling.quality page                                    # tables of docs/results.md from the results
+    python -m profiling.quality page                               # tables of docs/results/results.md from the results
 
 What was trained or evaluated by the same command is not computed again; rerun an interrupted command to resume. The
 results of finished steps are in profiling/results.
@@ -81,7 +81,7 @@ class Smtc(Run):
 
 @dataclass
 class Page:
-    """Write the tables of docs/results.md from profiling/results."""
+    """Write the tables of docs/results/results.md from profiling/results."""
 
     check: bool = False
     """Write nothing; fail if the page would change."""

@@ -74,7 +74,7 @@ def scores(evaluations: Sequence[tuple[Step, dict[str, Any]]]) -> list[dict[str,
             if row["version"] != part["version"]:
                 raise SystemExit(
                     f"the evaluations follow versions {sorted([row['version'], part['version']])} of protocol "
-                    f"{part['protocol']}, which differ (docs/protocols.md): evaluate the older ones again"
+                    f"{part['protocol']}, which differ (docs/results/protocols.md): evaluate the older ones again"
                 )
             for seed, values in zip(part["seeds"], part["per_seed"], strict=True):
                 if seed not in row["seeds"]:  # what is not random has the same numbers in every evaluation

@@ -1,4 +1,4 @@
-"""docs/results.md: its tables stand between markers and are made of profiling/results; the prose is written by hand."""
+"""Tables of docs/results/results.md, between markers, made of profiling/results; people write the prose."""
 
 import json
 import re
@@ -8,9 +8,9 @@ from pathlib import Path
 from profiling.common.paths import RESULTS, ROOT
 from profiling.quality import tables
 
-PAGE = "docs/results.md"
+PAGE = "docs/results/results.md"
 SCENES, DAVIS, SOLV, SMTC = "scenes.json", "davis.json", "solv-scenes.json", "smtc-scenes.json"
-PICTURE = "docs/results-scenes.png"
+PICTURE = "docs/pictures/results-scenes.png"
 CAPTION = "A held-out scene: frames, segments of Interpreter with association by features and guided edges, truth"
 BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -22,7 +22,7 @@ def blocks(root: Path = ROOT, folder: Path = RESULTS) -> dict[str, tables.Lines]
     davis = files.get(DAVIS)
     scenes = together([files[name] for name in (SCENES, SOLV, SMTC) if name in files])
     not_run, picture = [tables.NOT_RUN], root / PICTURE
-    drawn = ["", f"![{CAPTION}]({picture.name})", "", f"{CAPTION}."] if picture.exists() else []
+    drawn = ["", f"![{CAPTION}](../pictures/{picture.name})", "", f"{CAPTION}."] if picture.exists() else []
     return {
         "scenes": [*tables.scores(scenes, "scenes"), *drawn] if scenes else not_run,
         "scenes-clips": tables.scores(scenes, "scenes-clips") if scenes else not_run,

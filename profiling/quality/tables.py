@@ -1,4 +1,4 @@
-"""Tables of docs/results.md, as Markdown."""
+"""Tables of docs/results/results.md, as Markdown."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -130,7 +130,7 @@ def costs(all_results: Mapping[str, Results]) -> Lines:
     lines: Lines = []
     for name, results in all_results.items():
         versions = ", ".join(f"{library} {version}" for library, version in results["versions"].items())
-        lines += [f"[{name}](../profiling/results/{name}): {results['device']}; {versions}.", ""]
+        lines += [f"[{name}](../../profiling/results/{name}): {results['device']}; {versions}.", ""]
         commands = []
         for row in results["costs"]:
             size = f" at {row['size'][0]}×{row['size'][1]}" if row["size"] else ""

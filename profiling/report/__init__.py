@@ -1,1 +1,1 @@
-"""docs/benchmarks.md, its plots and README's figures, made of profiling/results; ``python -m profiling.report``."""
+"""docs/results/benchmarks.md, its plots and README's figures from profiling/results; ``python -m profiling.report``."""

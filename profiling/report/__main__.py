@@ -1,4 +1,4 @@
-"""Make docs/benchmarks.md, its plots and the figures of README.md of the files in profiling/results.
+"""Make docs/results/benchmarks.md, its plots and the figures of README.md of the files in profiling/results.
 
     python -m profiling.report            # write what has changed
     python -m profiling.report --check    # write nothing; fail if something would change
@@ -20,7 +20,7 @@ from profiling.report.results import read_runs
 
 @dataclass
 class Options:
-    """Make docs/benchmarks.md, its plots and the figures of README.md of the files in profiling/results."""
+    """Make docs/results/benchmarks.md, its plots and the figures of README.md of the files in profiling/results."""
 
     check: bool = False
     """Write nothing; fail if something would change."""
@@ -30,16 +30,16 @@ def stale(root: Path = ROOT, folder: Path = RESULTS, write: bool = False) -> lis
     """Files that disagree with the results, after writing them anew if ``write``."""
     outdated = []
     readme = (root / "README.md").read_text()
-    for name, text in (("docs/benchmarks.md", page(folder)), ("README.md", with_figures(readme, folder))):
+    for name, text in (("docs/results/benchmarks.md", page(folder)), ("README.md", with_figures(readme, folder))):
         path = root / name
         if not path.exists() or path.read_text() != text:
             outdated.append(name)
             if write:
                 path.write_text(text)
     for device, run in read_runs(folder).items():
-        path = root / "docs" / f"benchmarks-{device}.png"
+        path = root / "docs" / "pictures" / f"benchmarks-{device}.png"
         if read_digest(path) != digest(run):
-            outdated.append(f"docs/{path.name}")
+            outdated.append(f"docs/pictures/{path.name}")
             if write:
                 draw(run, path)
     return outdated

@@ -1,4 +1,4 @@
-"""Draw docs/identity.png: identity over a long video against its length."""
+"""Draw docs/pictures/identity.png: identity over a long video against its length."""
 
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,7 @@
-"""Draw docs/slot_attention.png: how the kernel passes over the tokens, and what the forms take on this machine.
+"""Draw docs/pictures/slot_attention.png: how the kernel passes over the tokens, and how long each form takes.
 
-python -m profiling.report.draw_slot_attention profiling/results/slot-attention-cpu.json docs/slot_attention.png
+DATA=profiling/results/slot-attention-cpu.json
+python -m profiling.report.draw_slot_attention $DATA docs/pictures/slot_attention.png
 """
 
 import json

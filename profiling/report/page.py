@@ -1,4 +1,4 @@
-"""The text of docs/benchmarks.md and of README's figures."""
+"""The text of docs/results/benchmarks.md and of README's figures."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from profiling.report.results import Recorded, Row, read_recorded, read_runs, re
 
 HEAD = """# Benchmarks
 
-`python -m profiling.report` makes this page from the files in [profiling/results](../profiling/results), which
+`python -m profiling.report` makes this page from the files in [profiling/results](../../profiling/results), which
 `python -m profiling.bench` measures: every op, and the training step of each stage. A test fails if page and files
 disagree.
 
@@ -26,7 +26,7 @@ disagree.
 - Inputs rotate, so that they come from memory and not from a cache. Memory is the peak of newly allocated tensors. It
   does not include what libraries allocate for themselves, nor what a CUDA graph reserved when it was captured.
 """
-NOT_RUN = "Not run. `profiling/gpu_check.sh` measures it on a machine with a GPU ([profiling.md](profiling.md))."
+NOT_RUN = "Not run. `profiling/gpu_check.sh` measures it on a machine with a GPU ([how](../develop/profiling.md))."
 NOT_YET = """## What no GPU has run so far
 
 - GeomLoss under `torch.compile`: run 7 of the GPU check ended before it was measured.
@@ -34,7 +34,7 @@ NOT_YET = """## What no GPU has run so far
   code and mended, and a test looks for it in every kernel; the mended kernel has not run.
 - `inverted_attention` with 64 columns on GPUs before sm_90: its number of pipeline stages changed after the run.
 - `inverted_attention` as it is now: after the last run, four warps became its rule for few slots, as a trial had
-  measured ([inverted-attention-tiles-cuda.json](../profiling/results/inverted-attention-tiles-cuda.json)), and
+  measured ([inverted-attention-tiles-cuda.json](../../profiling/results/inverted-attention-tiles-cuda.json)), and
   gradients of tokens use a sum that is formed before the kernel again. Merged weights of slot attention.
 - `--no-deterministic`; in the transformers, the fused norms outside `--compile` and, with or without it, logits of
   absorbed attention with the queries as the last dimension.
@@ -54,17 +54,17 @@ NOT_YET = """## What no GPU has run so far
   `transport_targets` at 864 tokens and of slot attention in groups that share prepared tokens. The tests of its ops
   passed in run 10.
 
-Hardware counters of the H200: [ncu-image-cuda.csv](../profiling/results/ncu-image-cuda.csv) for slot attention's
-forward kernel, [ncu-video-cuda.csv](../profiling/results/ncu-video-cuda.csv) for the Sinkhorn kernel. The table of
+Hardware counters of the H200: [ncu-image-cuda.csv](../../profiling/results/ncu-image-cuda.csv) for slot attention's
+forward kernel, [ncu-video-cuda.csv](../../profiling/results/ncu-video-cuda.csv) for the Sinkhorn kernel. The table of
 training steps above computes the video stage's 96 videos in two halves of 48;
-[steps-video-96-cuda.json](../profiling/results/steps-video-96-cuda.json) has the step with all 96 at once. Both were
-measured before the decoders' savings; [steps-decoder-cuda.json](../profiling/results/steps-decoder-cuda.json) has the
-steps with them, and [steps-before-cuda.json](../profiling/results/steps-before-cuda.json) those without on the same
+[steps-video-96-cuda.json](../../profiling/results/steps-video-96-cuda.json) has the step with all 96 at once. Both were
+measured before the decoders' savings; [steps-decoder-cuda.json](../../profiling/results/steps-decoder-cuda.json) has
+the steps with them, and [steps-before-cuda.json](../../profiling/results/steps-before-cuda.json) those without on the same
 machine.
 
-Reports of the GPU check: [gpu-figures-cuda.md](../profiling/results/gpu-figures-cuda.md), and for its proof
-[gpu-proof-cuda.md](../profiling/results/gpu-proof-cuda.md) (run 1) and `gpu-proof-N-cuda.md` (runs 2 to 9 and
-11; run 12 has [gpu-proof-12-cuda.json](../profiling/results/gpu-proof-12-cuda.json)). Runs 7 and 8 used an H100, all
+Reports of the GPU check: [gpu-figures-cuda.md](../../profiling/results/gpu-figures-cuda.md), and for its proof
+[gpu-proof-cuda.md](../../profiling/results/gpu-proof-cuda.md) (run 1) and `gpu-proof-N-cuda.md` (runs 2 to 9 and
+11; run 12 has [gpu-proof-12-cuda.json](../../profiling/results/gpu-proof-12-cuda.json)). Runs 7 and 8 used an H100, all
 others an H200.
 
 - Run 3: all GPU tests passed (765, and 57 skipped). Resuming on a GPU failed, because the optimiser's step counter was
@@ -191,7 +191,7 @@ def about(run: dict[str, Any]) -> list[str]:
             f"{dtype} {t['gflops']:.0f} GFLOP/s, copy {t['gbytes']:.0f} GB/s" for dtype, t in file["limits"].items()
         )
         lines.append(
-            f"- [{name}](../profiling/results/{name}): {versions}; commit {file['commit']}; {file['date']}; "
+            f"- [{name}](../../profiling/results/{name}): {versions}; commit {file['commit']}; {file['date']}; "
             f"`{file['command']}`, {file['seconds'] / 60:.0f} minutes, load {file['load_average'][0]:.1f} at the start."
             + (f" A large product and a copy reach: {rates}." if rates else "")
         )
@@ -208,7 +208,7 @@ def run_section(run: dict[str, Any], title: str, folder: Path) -> list[str]:
         "",
         *about(run),
         "",
-        f"![Ratios and shares of the floor](benchmarks-{device}.png)",
+        f"![Ratios and shares of the floor](../pictures/benchmarks-{device}.png)",
         "",
     ]
     lines += [*summary(rows, device), "", losses(rows), "", *failures(run), "", *sections(run)]
@@ -241,14 +241,14 @@ def recorded(files: list[Recorded]) -> list[str]:
     for entry in files:
         content = entry.content
         what, command, date = (str(content.get(key, "")).replace("|", "\\|") for key in ("what", "command", "date"))
-        link = f"[{entry.file}](../profiling/results/{entry.file})"
+        link = f"[{entry.file}](../../profiling/results/{entry.file})"
         cells = [link, what, command and f"`{command}`", date]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
 
 def page(folder: Path = RESULTS) -> str:
-    """docs/benchmarks.md."""
+    """docs/results/benchmarks.md."""
     runs = read_runs(folder)
     lines = [HEAD]
     lines += run_section(runs["cpu"], "On a CPU", folder) if "cpu" in runs else ["## On a CPU", "", "Not run."]
@@ -265,7 +265,7 @@ def page(folder: Path = RESULTS) -> str:
         "",
     ]
     for name, title in (("resources.csv", "Triton"), ("resources-cuda.csv", "CUDA C++")):
-        link = f"{title}, [{name}](../profiling/results/{name})"
+        link = f"{title}, [{name}](../../profiling/results/{name})"
         lines += resources(*read_table(folder / name), link)
     lines += [
         "## Other recordings",
@@ -297,7 +297,7 @@ def readme_block(folder: Path = RESULTS) -> str:
     lines += [
         "",
         f"A selection: of all {len(compared)} cases with a baseline, {lost} are slower than one. "
-        f"[All of them](docs/benchmarks.md).{missing}",
+        f"[All of them](docs/results/benchmarks.md).{missing}",
     ]
     return "\n".join(lines)
 

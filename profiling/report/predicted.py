@@ -27,8 +27,8 @@ def beside_predictions(folder: Path, run: dict[str, Any]) -> list[str]:
     lines = [
         f"### Predictions, {device.upper()}",
         "",
-        "Ranges written before the first run on a GPU ([predictions.json](../profiling/gpu/predictions.json)), and the",
-        "ratio of each measurement to the middle of its range:",
+        "Ranges written before the first run on a GPU ([predictions.json](../../profiling/gpu/predictions.json)), and",
+        "the ratio of each measurement to the middle of its range:",
         "",
         f"- The video stage's step: captured, {_beside(rows[STEP][device], captured, 'ms')}; "
         f"compiled and captured, {_beside(rows[COMPILED][device], compiled, 'ms')}.",
@@ -79,7 +79,7 @@ def _why_sinkhorn(
         f"the points once takes {reading:.0f} at the rate of a copy. The divergence's kernel waits more than it "
         f"computes or reads: on an H200, {counters['Achieved Occupancy']:.1f} % occupancy, which registers limit, and "
         f"{counters['DRAM Throughput']:.0f} % of the memory's rate "
-        "([ncu-video-cuda.csv](../profiling/results/ncu-video-cuda.csv))."
+        "([ncu-video-cuda.csv](../../profiling/results/ncu-video-cuda.csv))."
     )
 
 

@@ -1,4 +1,4 @@
-"""Parts of docs/benchmarks.md made of recordings that are no run of ``profiling.bench``."""
+"""Parts of docs/results/benchmarks.md made of recordings that are no run of ``profiling.bench``."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def steps(folder: Path, run: dict[str, Any]) -> list[str]:
     if content is None:
         return []
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
-    link = f"[{path.name}](../profiling/results/{path.name})"
+    link = f"[{path.name}](../../profiling/results/{path.name})"
     lines = [
         "### Training steps at the paper's sizes",
         "",
@@ -62,8 +62,8 @@ def busy_machine(folder: Path) -> list[str]:
         "### A machine that also does other things",
         "",
         f"{content['what'][0].upper()}{content['what'][1:]}, milliseconds: median (least–greatest).",
-        f"Bold is what the commands set ([training.md](training.md)). {content['device']}; commit {content['commit']}; "
-        f"{content['date']}; data: [{path.name}](../profiling/results/{path.name}).",
+        f"Bold is what the commands set ([training](../use/training.md)). {content['device']}; commit "
+        f"{content['commit']}; {content['date']}; data: [{path.name}](../../profiling/results/{path.name}).",
         "",
         f"| OpenMP | | {' | '.join('idle' if n == '0' else f'{n} busy' for n in loads)} |",
         f"|{'---|' * (2 + len(loads))}",
@@ -109,7 +109,7 @@ def _where_a_step_goes(
         f"## Where a training step of {method} goes",
         "",
         f"**Predicted, not measured**, for one {content['device']} by `python -m profiling.accounting`",
-        f"([{path.name}](../profiling/results/{path.name})); preset `{content['preset']}`: {shapes}.",
+        f"([{path.name}](../../profiling/results/{path.name})); preset `{content['preset']}`: {shapes}.",
         "Operations and bytes come from formulas that agree with what PyTorch counts; launches are counted in an eager",
         "step. A part takes the longest of its operations and its bytes, at the shares of the device's rates that",
         f"`profiling.cost` assumes ({assumed['mfu']:.0%} and {assumed['bandwidth_use']:.0%}), and of its launches,",

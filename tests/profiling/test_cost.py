@@ -1,4 +1,4 @@
-"""The cost model: its formulas against PyTorch's counts, the size of a cache, and the figures of docs/scaling.md."""
+"""The cost model: its formulas against PyTorch's counts, the size of a cache, figures of docs/results/scaling.md."""
 
 import json
 from dataclasses import replace
@@ -138,7 +138,7 @@ def save(path, content):
 
 def test_a_step_of_the_textbook_is_predicted_to_take_longer(monkeypatch):
     monkeypatch.setattr(cost, "_model", lambda stage, preset, rows, on_gpu: (1, 1))
-    for stage in ("image", "video"):  # docs/scaling.md: what a sample shares with the others is 10 to 20 % of a step
+    for stage in ("image", "video"):  # docs/results/scaling.md: what samples share is 10 to 20 % of a step
         ours, textbook = (predict(stage, 1, Options(), form).seconds for form in (False, True))
         assert 0.8 < ours / textbook < 0.95
 
@@ -173,6 +173,6 @@ def test_options_that_make_no_sense_are_refused(options, message):
 @pytest.mark.slow
 @pytest.mark.parametrize(("preset", "gpu", "stage"), MEASURED)
 def test_page_states_how_far_the_predictions_are_off(preset, gpu, stage):
-    page = (ROOT / "docs" / "scaling.md").read_text()
+    page = (ROOT / "docs" / "results" / "scaling.md").read_text()
     row = cost.error_row(preset, gpu, stage)
-    assert row in page, f"docs/scaling.md lacks: {row}"
+    assert row in page, f"docs/results/scaling.md lacks: {row}"

@@ -1,4 +1,4 @@
-"""The commands behind docs/results.md: plans, resumed steps, joined scores, tables."""
+"""The commands behind docs/results/results.md: plans, resumed steps, joined scores, tables."""
 
 import json
 import re
@@ -252,7 +252,7 @@ def test_costs_are_minutes_of_commands_and_milliseconds_of_frames(tmp_path, comm
     timed = {"method": "Interpreter", "size": [336, 504], "first_video_size": [480, 854], "frames": 10}
     results["segmenting"] = [{**timed, "load_average": 1.5, "seconds": parts}]
     text = "\n".join(tables.costs({"davis.json": results}))
-    assert "[davis.json](../profiling/results/davis.json): " in text
+    assert "[davis.json](../../profiling/results/davis.json): " in text
     assert "| Interpreter | training, image stage | 2.0, 3.0 | 1.0, 1.5 |" in text
     assert "| Interpreter | evaluation on davis-2016 at 336×504 | 0.2, 0.2 | 0.1, 0.1 |" in text
     assert "| Interpreter | 336×504 | 480×854 | 10 | 200 | 10 | 20 | 100 | 1.5 |" in text
@@ -264,7 +264,7 @@ def test_page_agrees_with_the_results():
 
 
 def test_a_changed_number_makes_the_page_stale(tmp_path, commands):
-    (tmp_path / "docs").mkdir()
+    (tmp_path / PAGE).parent.mkdir(parents=True)
     shutil.copy(ROOT / PAGE, tmp_path / PAGE)
     folder = tmp_path / "results"
     folder.mkdir()

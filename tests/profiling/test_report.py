@@ -1,4 +1,4 @@
-"""docs/benchmarks.md, its plots and README's figures agree with profiling/results."""
+"""docs/results/benchmarks.md, its plots and README's figures agree with profiling/results."""
 
 import json
 import shutil
@@ -54,10 +54,11 @@ def test_page_plots_and_readme_agree_with_the_results():
 
 
 def test_a_changed_number_makes_page_readme_and_plot_stale(folder, tmp_path):
-    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/pictures").mkdir(parents=True)
+    (tmp_path / "docs/results").mkdir()
     (tmp_path / "README.md").write_text(f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n")
     save(folder, "bench-cpu.json", run_of("cpu", "propagate_labels", eager=7.5))
-    everything = ["docs/benchmarks.md", "README.md", "docs/benchmarks-cpu.png"]
+    everything = ["docs/results/benchmarks.md", "README.md", "docs/pictures/benchmarks-cpu.png"]
     assert stale(tmp_path, folder) == everything
     assert stale(tmp_path, folder, write=True) == everything
     assert stale(tmp_path, folder) == []
@@ -70,7 +71,7 @@ def test_a_changed_number_makes_page_readme_and_plot_stale(folder, tmp_path):
     assert stale(tmp_path, folder) == everything
     (folder / "resources-cuda.csv").write_text((folder / "resources-cuda.csv").read_text().replace(",127,", ",128,"))
     save(folder, "bench-cpu.json", run_of("cpu", "propagate_labels", eager=7.5))
-    assert stale(tmp_path, folder) == ["docs/benchmarks.md"]
+    assert stale(tmp_path, folder) == ["docs/results/benchmarks.md"]
 
 
 def test_losses_are_listed_and_the_strongest_is_the_fastest(folder):
@@ -141,9 +142,10 @@ def test_two_gpus_have_sections_and_plots_of_their_own(folder, tmp_path):
     readme = with_figures("".join(MARKERS), folder)
     assert readme.index(h200) < readme.index("9× eager") < readme.index(h100) < readme.index("8× eager")
 
-    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/pictures").mkdir(parents=True)
+    (tmp_path / "docs/results").mkdir()
     (tmp_path / "README.md").write_text("")
-    assert stale(tmp_path, folder)[1:] == ["docs/benchmarks-h200.png", "docs/benchmarks-h100.png"]
+    assert stale(tmp_path, folder)[1:] == ["docs/pictures/benchmarks-h200.png", "docs/pictures/benchmarks-h100.png"]
 
 
 def test_devices_of_one_short_name_are_refused(folder):

@@ -196,7 +196,7 @@ def sinkhorn_divergence(
     """Debiased Sinkhorn divergence of point sets (Feydy et al. 2019, eq. 3), equal to GeomLoss's.
 
     Cost ``|x - y|^p / p``, temperature annealed from ``diameter^p`` to ``blur^p`` by ``scaling^p`` a step, symmetric
-    averaged log-domain updates; the last update carries the gradient. See ``docs/sinkhorn.md``.
+    averaged log-domain updates; the last update carries the gradient. See ``docs/ops/sinkhorn.md``.
 
     Args:
         x: [B, N, D] points; float32, float64, bfloat16 or float16.
@@ -220,8 +220,8 @@ def sinkhorn_divergence(
     Returns:
         [B] float32 (float64 for float64 inputs), not below 0. Differentiable in x and y, and in the weights; with
         ``reach`` the gradient is GeomLoss's, at convergence ``(rho + eps / 2) / (rho + eps)`` of the exact one
-        (``docs/sinkhorn.md``). Of a problem where neither set has a point with weight it is 0, where one has none it is
-        NaN.
+        (``docs/ops/sinkhorn.md``). It is 0 where neither set has a point with weight, and NaN
+        where one set has none.
 
     Raises:
         ValueError: if shapes or dtypes disagree, a set is empty, a parameter is out of its range, or a point is not
@@ -282,7 +282,7 @@ def sinkhorn_potentials(
         x: [B, N, D] points; float32, float64, bfloat16 or float16.
         y: [B, M, D] points, dtype of ``x``.
         a: [B, N] weights of x, each row summing to 1; uniform if None. No gradient flows to them here, as in GeomLoss.
-            A point of weight 0 changes nothing; it still has a potential, see ``docs/sinkhorn.md``.
+            A point of weight 0 changes nothing; it still has a potential, see ``docs/ops/sinkhorn.md``.
         b: [B, M] weights of y.
         p: as for :func:`sinkhorn_divergence`, and so are ``blur``, ``scaling``, ``diameter``, ``reach``,
             ``precision``, ``check_finite`` and ``backend``.

@@ -61,7 +61,8 @@ class SamplesLoss(nn.Module):
     weights [N] and [M] (or [N, 1] …), batched likewise. Returns a scalar, or [B] for batches; with
     ``potentials=True`` the pair of dual potentials [1, N] and [1, M], or [B, N] and [B, M]. The dtype is the one that
     PyTorch promotes points and weights to (integer weights count as float32); arithmetic is at least float32. Options
-    may be changed between calls, as in ``loss.blur = 0.1``. ``docs/sinkhorn.md`` lists the differences from GeomLoss.
+    may be changed between calls, as in ``loss.blur = 0.1``. ``docs/ops/sinkhorn.md`` lists what
+    differs from GeomLoss.
 
     Args:
         loss: "sinkhorn", the Sinkhorn divergence of ``sinkhorn_divergence``; or half the squared norm of a kernel:

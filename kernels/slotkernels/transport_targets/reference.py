@@ -36,7 +36,7 @@ def transport_targets(arguments: Arguments) -> Targets:
     """The same with products of matrices and vectors in place of log-sum-exps, a few problems at a time.
 
     The kernel matrix is scaled so that no float32 number over- or underflows, whatever eps is: see
-    docs/transport_targets.md.
+    docs/ops/transport_targets.md.
     """
     x, y, y_values, x_values, a, b, eps, iterations = arguments
     (batch, m, _), (length, labels), dtype = x.shape, y_values.shape[1:], accumulate_dtype(x.dtype)
