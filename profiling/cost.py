@@ -202,7 +202,7 @@ def error_of(stage: StageName, options: Options, found: Measured) -> tuple[float
 
 
 def error_row(preset: Preset, gpu: Any, stage: StageName) -> str:
-    """The row of docs/results/scaling.md: preset and stage, device, milliseconds measured and predicted, error, time."""
+    """The row of docs/results/scaling.md: preset, stage, device, milliseconds measured and predicted, error, time."""
     options = Options(preset=preset, gpu=gpu)
     found = measured(stage, options)
     if found is None:
