@@ -16,8 +16,9 @@ from profiling.bench.case import OURS, Benchmark, Case, Function, Outputs, close
 
 BLUR, SCALING = 0.05, 0.5
 OPTIONS: dict[str, Any] = {"p": 2, "blur": BLUR, "scaling": SCALING}
-# float32 knows a logit of costs near 768 over eps = 0.0025 to 1e-2 (docs/ops/sinkhorn.md). Few points of few problems
-# are that far off, so gradients are judged in norm: the worst element of 3456 problems is off by 0.01 to 0.04.
+# In float32 an exponent, a cost near 768 divided by eps = 0.0025, is accurate to 1e-2 (docs/ops/sinkhorn_accuracy.md).
+# Few points of few problems are that far off, so gradients are judged in norm: the worst element of 3456 problems is
+# off by 0.01 to 0.04.
 TOLERANCE = 3e-2
 GRADIENTS = ("gradient",)
 

@@ -223,7 +223,7 @@ COMPARISONS = (
         "GeomLoss, SamplesLoss",
         "values, and gradients of points and weights, float64: all combinations of p, blur, scaling, debias, diameter "
         "and weights given or not",
-        "What differs by intention is [listed](../ops/sinkhorn.md#small-differences-from-geomloss).",
+        "What differs by intention is [listed](../ops/sinkhorn_geomloss.md).",
         len(transport.OPTIONS),
         1e-10,
         transport.geomloss_ours,

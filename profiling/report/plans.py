@@ -1,4 +1,4 @@
-"""The table of transport plans in docs/ops/sinkhorn.md, made of profiling/results/transport-plan-cpu.json.
+"""The table of transport plans in docs/ops/sinkhorn_plan.md, made of profiling/results/transport-plan-cpu.json.
 
 python -m profiling.report.plans    # writes the page
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 from profiling.common.paths import RESULTS, ROOT
 
-PAGE, FILE = "docs/ops/sinkhorn.md", "transport-plan-cpu.json"
+PAGE, FILE = "docs/ops/sinkhorn_plan.md", "transport-plan-cpu.json"
 BLOCK = re.compile(r"(<!-- plans -->\n).*?(<!-- end -->)", re.DOTALL)
 BASELINES = {
     "POT": "POT, NumPy float64",
