@@ -3,7 +3,7 @@
 PyTorch shares an operator among threads, and a thread that has finished waits for the others in a loop before it
 sleeps. On a machine that also does other things, this loop takes the core from the very thread that it waits for: with
 GNU's OpenMP a training step takes many times as long. The commands therefore let threads sleep earlier. The values are
-the least that cost at most 8 % of a step on an idle machine (`python -m profiling.spin`, docs/results/benchmarks.md).
+the least that cost at most 8 % of a step on an idle machine (`python -m profiling.spin`, docs/results/busy_cpu.md).
 """
 
 from collections.abc import Mapping

@@ -3,7 +3,7 @@
 - bench: every op and training step timed against its baselines; one file an op
 - accounting: launches, bytes and waits of a training step, counted without a GPU, and formulas for its cost
 - gpu: what gpu_check.sh runs on a GPU, and what compilers say of the kernels without one
-- report: docs/results/benchmarks.md, made of results
+- report: generated pages of docs/results and README's figures, made of results
 - results: recorded figures, each file with the command that made it
 - common: timing, the machine's description, and set-ups of training steps
 

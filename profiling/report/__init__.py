@@ -1,1 +1,1 @@
-"""docs/results/benchmarks.md, its plots and README's figures from profiling/results; ``python -m profiling.report``."""
+"""Generated pages of docs/results, their plots and README's figures; ``python -m profiling.report`` writes them."""

@@ -1,9 +1,10 @@
-"""Make docs/results/benchmarks.md, its plots and the figures of README.md of the files in profiling/results.
+"""Write the generated pages of docs/results, their plots and the figures of README.md from profiling/results.
 
     python -m profiling.report            # write what has changed
     python -m profiling.report --check    # write nothing; fail if something would change
 
-README.md is changed between its markers only. Plots are drawn anew where their data changed.
+The pages are listed in profiling/report/page.py. Pages in docs/results/benchmarks that belong to no benchmark are
+deleted. README.md is changed between its markers only. Plots are drawn anew if their data changed.
 """
 
 import sys
@@ -13,29 +14,38 @@ from pathlib import Path
 import tyro
 
 from profiling.common.paths import RESULTS, ROOT
-from profiling.report.page import page, with_figures
+from profiling.report.ops import FOLDER
+from profiling.report.page import pages
 from profiling.report.plot import digest, draw, read_digest
+from profiling.report.readme import with_figures
 from profiling.report.results import read_runs
 
 
 @dataclass
 class Options:
-    """Make docs/results/benchmarks.md, its plots and the figures of README.md of the files in profiling/results."""
+    """Write the generated pages of docs/results, their plots and the figures of README.md from profiling/results."""
 
     check: bool = False
     """Write nothing; fail if something would change."""
 
 
 def stale(root: Path = ROOT, folder: Path = RESULTS, write: bool = False) -> list[str]:
-    """Files that disagree with the results, after writing them anew if ``write``."""
+    """Files that disagree with the results, or that should not exist; if ``write``, they are written or deleted."""
     outdated = []
-    readme = (root / "README.md").read_text()
-    for name, text in (("docs/results/benchmarks.md", page(folder)), ("README.md", with_figures(readme, folder))):
+    texts = {**pages(folder), "README.md": with_figures((root / "README.md").read_text(), folder)}
+    for name, text in texts.items():
         path = root / name
         if not path.exists() or path.read_text() != text:
             outdated.append(name)
             if write:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text)
+    for path in sorted((root / FOLDER).glob("*.md")):
+        name = f"{FOLDER}/{path.name}"
+        if name not in texts:
+            outdated.append(name)
+            if write:
+                path.unlink()
     for device, run in read_runs(folder).items():
         path = root / "docs" / "pictures" / f"benchmarks-{device}.png"
         if read_digest(path) != digest(run):

@@ -1,4 +1,4 @@
-"""Compares predictions of the video stage's step and the Sinkhorn divergence with a run of ``profiling.bench``."""
+"""docs/results/predictions.md: figures that were predicted before the first run on a GPU, and what was measured."""
 
 import csv
 import json
@@ -8,11 +8,48 @@ from typing import Any
 
 from profiling.bench.case import OURS
 from profiling.common.paths import PREDICTIONS
+from profiling.report.markdown import bullet, data, paragraph, table
 from profiling.report.results import slug
+from profiling.report.steps import of_device
 
 STEP, COMPILED = "video step, captured", "video step, compiled and captured"
 SINKHORN = "Sinkhorn divergence with gradient, 3456 x (32, 32, 768)"
 EXPLAINED = "NVIDIA H100 80GB HBM3, 2026-11-26"  # the run that the reasons below are about
+INTRO = """# Predicted and measured times on a GPU
+
+A prediction is a range that was written down before the first run on a GPU
+([predictions.json](../../profiling/gpu/predictions.json)). Comparing it with the measurement shows whether we
+understand what limits a kernel. "Ratio" is the measurement over the middle of the range: 1 is a perfect prediction,
+above 1 the code is slower than predicted (for memory: uses more).
+"""
+
+
+def predictions_page(folder: Path, runs: dict[str, dict[str, Any]]) -> str:
+    """The page."""
+    lines = [INTRO]
+    for run in runs.values():
+        lines += [*all_predictions(folder, run), *beside_predictions(folder, run)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def all_predictions(folder: Path, run: dict[str, Any]) -> list[str]:
+    """All predictions of a run's device, if ``profiling.gpu.predictions`` has compared them."""
+    path = folder / f"predictions-{run['kind']}.json"
+    content = of_device(path, run)
+    if content is None:
+        return []
+    rows = []
+    for row in content["rows"]:
+        low, high = row["predicted"]
+        value = "not measured" if row["measured"] is None else f"{row['measured']:.3g} {row['unit']}"
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        rows.append([row["figure"], f"{low:g} to {high:g} {row['unit']}", value, ratio, row["difference"]])
+    about = (
+        f"{content['device']}; commit {content['commit']}, {content['date']}; `{content['command']}`. "
+        f"{data(path.name)} also has the reason for each prediction."
+    )
+    heads = ("figure", "predicted", "measured", "ratio", "why it differs")
+    return [f"## {slug(run).upper()}", "", *paragraph(about), "", *table(heads, rows), ""]
 
 
 def beside_predictions(folder: Path, run: dict[str, Any]) -> list[str]:
@@ -24,21 +61,21 @@ def beside_predictions(folder: Path, run: dict[str, Any]) -> list[str]:
     step, sinkhorn = (benchmarks[name]["cases"][0] for name in ("train_video", "sinkhorn_divergence"))
     captured, compiled = (_median(step, f"{OURS} {mode}") for mode in ("captured", "compiled and captured"))
     whole, fixed = (1000 * _median(sinkhorn, name) for name in (OURS, f"{OURS} fixed diameter"))
-    lines = [
-        f"### Predictions, {device.upper()}",
-        "",
-        "Ranges written before the first run on a GPU ([predictions.json](../../profiling/gpu/predictions.json)), and",
-        "the ratio of each measurement to the middle of its range:",
-        "",
-        f"- The video stage's step: captured, {_beside(rows[STEP][device], captured, 'ms')}; "
+    entries = [
+        f"The video stage's step: captured, {_beside(rows[STEP][device], captured, 'ms')}; "
         f"compiled and captured, {_beside(rows[COMPILED][device], compiled, 'ms')}.",
-        f"- The Sinkhorn divergence of {sinkhorn['shape']['B']} problems and its gradient: "
+        f"The Sinkhorn divergence of {sinkhorn['shape']['B']} problems and its gradient: "
         f"{_beside(rows[SINKHORN][device], whole, 'µs')}.",
     ]
     if f"{run['device']}, {run['date']}" == EXPLAINED:
-        lines[-2] += _why_step(folder, captured)
-        lines[-1] += _why_sinkhorn(folder, run, sinkhorn, rows[SINKHORN]["reason"], whole, fixed)
-    return [*lines, ""]
+        entries[0] += _why_step(folder, captured)
+        entries[1] += _why_sinkhorn(folder, run, sinkhorn, rows[SINKHORN]["reason"], whole, fixed)
+    about = (
+        f"{run['device']}, {run['date']}; the pages of [`train_video`](benchmarks/train_video.md) and "
+        "[`sinkhorn_divergence`](benchmarks/sinkhorn_divergence.md) have versions, commits and commands."
+    )
+    lines = [f"## {device.upper()}", "", *paragraph(about), ""]
+    return [*lines, *(line for entry in entries for line in bullet(entry)), ""]
 
 
 def _median(case: dict[str, Any], variant: str) -> float:
@@ -47,9 +84,7 @@ def _median(case: dict[str, Any], variant: str) -> float:
 
 def _beside(expected: list[float], value: float, unit: str) -> str:
     low, high = expected
-    return (
-        f"{low:g} to {high:g} {unit} predicted, {value:.0f} measured, {2 * value / (low + high):.2f} times the middle"
-    )
+    return f"{low:g} to {high:g} {unit} predicted, {value:.0f} measured, ratio {2 * value / (low + high):.2f}"
 
 
 def _why_step(folder: Path, captured: float) -> str:
@@ -57,9 +92,10 @@ def _why_step(folder: Path, captured: float) -> str:
     exact, other = (recording["steps"][f"video captured{end}"]["milliseconds"] for end in ("", ", not deterministic"))
     extra = exact["median"] - other["median"]
     return (
-        f" Flash attention's deterministic backward pass, {extra:.0f} ms of a step on the {recording['device']}, was "
-        f"not counted. If it takes as long here, the rest takes {captured - extra:.0f} ms, less than predicted; why is "
-        "not known, since no kernels were recorded on this card."
+        " The prediction did not count flash attention's deterministic backward pass, which adds "
+        f"{extra:.0f} ms to a step on the {recording['device']}. If it adds as much here, the rest of the step takes "
+        f"{captured - extra:.0f} ms, less than predicted. We do not know why, because no kernels were recorded on this "
+        "GPU."
     )
 
 
@@ -75,11 +111,10 @@ def _why_sinkhorn(
         counters = {row["Metric Name"]: float(row["Metric Value"]) for row in csv.DictReader(file) if _percent(row)}
     return (
         f" With a number for `diameter` it takes {fixed:.0f} µs ({low + gradient} to {high + gradient} predicted). The "
-        f"difference, {whole - fixed:.0f} µs, is the box around all points, for which {box} were predicted; reading "
-        f"the points once takes {reading:.0f} at the rate of a copy. The divergence's kernel waits more than it "
-        f"computes or reads: on an H200, {counters['Achieved Occupancy']:.1f} % occupancy, which registers limit, and "
-        f"{counters['DRAM Throughput']:.0f} % of the memory's rate "
-        "([ncu-video-cuda.csv](../../profiling/results/ncu-video-cuda.csv))."
+        f"difference, {whole - fixed:.0f} µs, is the time to find the box around all points. {box} µs were predicted "
+        f"for it; reading the points once takes {reading:.0f} µs at the rate of a copy. The kernel of the divergence "
+        f"mostly waits: on an H200 it reaches {counters['DRAM Throughput']:.0f} % of the memory's rate, and registers "
+        f"limit its occupancy to {counters['Achieved Occupancy']:.1f} % ({data('ncu-video-cuda.csv')})."
     )
 
 

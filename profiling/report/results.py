@@ -49,6 +49,12 @@ class Row:
         return {name: why for name, why in self.case["left_out"].items() if name not in self.case["variants"]}
 
     @property
+    def untimed(self) -> str:
+        """Baselines that were not measured, as text; one of them may be stronger than the strongest that was."""
+        names = [name for name in self.left_out if not name.startswith(OURS)]
+        return f"; not timed: {', '.join(names)}" if names and self.strongest else ""
+
+    @property
     def strongest(self) -> tuple[str, float] | None:
         """The fastest baseline and its ratio; None if no baseline was timed."""
         return next(iter(self.baselines.items()), None)
@@ -84,8 +90,9 @@ def slug(run: dict[str, Any]) -> str:
 def read_runs(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
     """The runs of ``profiling.bench`` by the short name of their device; files of one device are joined.
 
-    A joined run has "files", what each file records apart from its figures, and "date", the dates of all files. Of a
-    benchmark that was run with baselines and without them, the run with them counts.
+    A joined run has "files" (what each file records apart from its figures) and "date" (the dates of all files). Each
+    of its benchmarks has "file", the name of the file that it comes from. If a benchmark was run both with and without
+    baselines, the run with baselines is used.
 
     Raises:
         ValueError: if two files of one device hold the same benchmark, both with or both without baselines, or if two
@@ -108,6 +115,8 @@ def read_runs(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
         first["files"][path.name] = {key: value for key, value in run.items() if key not in ("benchmarks", "failed")}
         first["date"] = ", ".join(sorted({file["date"] for file in first["files"].values()}))
         first["failed"] |= run["failed"]
+        for one in run["benchmarks"].values():
+            one["file"] = path.name
         baselines = {name: one for name, one in first["benchmarks"].items() if _has_baselines(one)}
         first["benchmarks"] |= run["benchmarks"] | baselines
     return runs

@@ -1,4 +1,4 @@
-"""docs/results/benchmarks.md, its plots and README's figures agree with profiling/results."""
+"""The generated pages of docs/results, their plots and README's figures agree with profiling/results."""
 
 import json
 import shutil
@@ -6,10 +6,12 @@ import shutil
 import pytest
 
 from profiling.report.__main__ import ROOT, stale
-from profiling.report.page import MARKERS, page, readme_block, with_figures
+from profiling.report.markdown import paragraph
+from profiling.report.page import pages
 from profiling.report.plans import PAGE, row, with_table
 from profiling.report.plot import digest, draw, read_digest
 from profiling.report.predicted import beside_predictions
+from profiling.report.readme import MARKERS, readme_block, with_figures
 from profiling.report.results import RESULTS, read_runs
 
 REMEDY = "run `python -m profiling.report`, look at the difference and commit it"
@@ -49,18 +51,35 @@ def save(folder, name, run):
     (folder / name).write_text(json.dumps(run))
 
 
-def test_page_plots_and_readme_agree_with_the_results():
+def overview(folder):
+    """The page of all benchmarks, in one line."""
+    return pages(folder)["docs/results/benchmarks.md"].replace("\n", " ")
+
+
+def page_of(name, folder):
+    """The page of a benchmark."""
+    return pages(folder)[f"docs/results/benchmarks/{name}.md"]
+
+
+def test_pages_plots_and_readme_agree_with_the_results():
     assert stale() == [], REMEDY
 
 
-def test_a_changed_number_makes_page_readme_and_plot_stale(folder, tmp_path):
+@pytest.mark.parametrize(("name", "text"), pages().items(), ids=pages())
+def test_pages_are_short(name, text):
+    lines = text.splitlines()
+    assert len(lines) <= 120
+    assert [line for line in lines if len(line) > 120 and line[0] != "|"] == []
+
+
+def test_a_changed_number_makes_pages_readme_and_plot_stale(folder, tmp_path):
     (tmp_path / "docs/pictures").mkdir(parents=True)
-    (tmp_path / "docs/results").mkdir()
     (tmp_path / "README.md").write_text(f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n")
     save(folder, "bench-cpu.json", run_of("cpu", "propagate_labels", eager=7.5))
-    everything = ["docs/results/benchmarks.md", "README.md", "docs/pictures/benchmarks-cpu.png"]
-    assert stale(tmp_path, folder) == everything
-    assert stale(tmp_path, folder, write=True) == everything
+    op = "docs/results/benchmarks/propagate_labels.md"
+    everything = ["docs/results/benchmarks.md", op, "README.md", "docs/pictures/benchmarks-cpu.png"]
+    assert set(everything) < set(stale(tmp_path, folder))
+    stale(tmp_path, folder, write=True)
     assert stale(tmp_path, folder) == []
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith(f"before\n{MARKERS[0]}\n| | size")
@@ -71,37 +90,76 @@ def test_a_changed_number_makes_page_readme_and_plot_stale(folder, tmp_path):
     assert stale(tmp_path, folder) == everything
     (folder / "resources-cuda.csv").write_text((folder / "resources-cuda.csv").read_text().replace(",127,", ",128,"))
     save(folder, "bench-cpu.json", run_of("cpu", "propagate_labels", eager=7.5))
-    assert stale(tmp_path, folder) == ["docs/results/benchmarks.md"]
+    assert stale(tmp_path, folder) == ["docs/results/kernel_resources.md"]
+
+
+def test_a_page_without_a_benchmark_is_stale_and_deleted(folder, tmp_path):
+    (tmp_path / "docs/pictures").mkdir(parents=True)
+    (tmp_path / "README.md").write_text("")
+    save(folder, "bench-cpu.json", run_of("cpu", "op", eager=7.5))
+    stale(tmp_path, folder, write=True)
+    save(folder, "bench-cpu.json", run_of("cpu", "other", eager=7.5))
+    assert "docs/results/benchmarks/op.md" in stale(tmp_path, folder)
+    stale(tmp_path, folder, write=True)
+    assert stale(tmp_path, folder) == []
+    assert [path.name for path in tmp_path.glob("docs/results/benchmarks/*")] == ["other.md"]
 
 
 def test_losses_are_listed_and_the_strongest_is_the_fastest(folder):
     save(folder, "bench-cpu.json", run_of("cpu", "op", eager=3.0, compiled=0.5))
-    text = page(folder)
-    assert "**Slower than a baseline:** op (B 8, grid 24×36): compiled **0.5×**." in text
-    assert "| eager 3× | compiled **0.5×**; not timed: absent | 1 | 0.25 (memory) | 25 % |" in text
-    assert "| compiled | 0.5 (0.45–0.55) | **0.5×** (0.45–0.55) | 1.5 | 1e-06 |" in text
+    assert "**Slower than a baseline**, with the number of sizes: [`op`](benchmarks/op.md) (1 of 1)." in overview(
+        folder
+    )
+    assert "| 3× eager; **0.5×** compiled; not timed: absent |" in overview(folder)
+    text = page_of("op", folder)
+    assert "\n| B 8, grid 24×36, float32 | eager | 3 (2.7–3.3) | 3× (2.7–3.3) | 1.5 | 1e-06 |\n| | compiled |" in text
+    assert "| | compiled | 0.5 (0.45–0.55) | **0.5×** (0.45–0.55) | 1.5 | 1e-06 |" in text
+    assert "| | `slotkernels` | 1 (0.9–1.1) | 1 | 1.5 | 0e+00 |\n| | floor (memory) | 0.25 | 0.25× | | |" in text
 
-    assert "op by `cpp`. 7 GFLOP/s (5 % of a large product), 5 GB/s (25 % of a copy); floor 0.25 ms, memory." in text
-    assert "Left out: absent (not installed)." in text
+    assert "- Backends: op by `cpp`.\n- Not timed: absent (not installed).\n" in text
+    assert "copy reach 140 GFLOP/s and 20 GB/s in float32." in text.replace("\n", " ")
     save(folder, "bench-cpu.json", run_of("cpu", "op", eager=3.0))
-    assert "No baseline that was timed is faster in any case." in page(folder)
+    assert "No baseline that was timed is faster at any size." in overview(folder)
+
+
+def test_remarks_about_some_sizes_name_them(folder):
+    run = run_of("cpu", "op", eager=3.0)
+    (case,) = run["benchmarks"]["op"]["cases"]
+    cases = [{**case, "shape": {"B": 1}}, {**case, "shape": {"B": 2}}, {**case, "shape": {"B": 3}}]
+    cases[1] |= {"backends": {"op": "reference"}, "left_out": {"absent": "too large"}}
+    run["benchmarks"]["op"]["cases"] = cases
+    save(folder, "bench-cpu.json", run)
+    remarks = page_of("op", folder).split("| | floor (memory) | 0.25 | 0.25× | | |\n")[-1].strip().splitlines()
+    assert remarks == [
+        "- Backends at B 2, float32: op by `reference`.",
+        "- Backends at all other sizes: op by `cpp`.",
+        "- Not timed: absent at B 1, float32; B 3, float32 (not installed).",
+        "- Not timed: absent at B 2, float32 (too large).",
+    ]
+
+
+def test_lines_break_outside_of_code():
+    assert paragraph("a" * 110 + " `one two` three", "- ", "  ") == ["- " + "a" * 110, "  `one two` three"]
 
 
 def test_a_baseline_whose_quartiles_lie_on_both_sides_of_ours_is_no_loss(folder):
     save(folder, "bench-cpu.json", run_of("cpu", "op", eager=0.95))  # 0.855 to 1.045
-    assert "No baseline that was timed is faster in any case." in page(folder)
+    assert "No baseline that was timed is faster at any size." in overview(folder)
     assert "of all 1 cases with a baseline, 0 are slower than one" in readme_block(folder)
 
 
 def test_the_page_says_so_until_a_gpu_has_results(folder):
     save(folder, "bench-cpu.json", run_of("cpu", "op", eager=3.0))
-    assert "## On a GPU\n\nNot run." in page(folder)
+    assert "## GPU  No GPU has run these benchmarks." in overview(folder)
     readme = f"{MARKERS[0]}{MARKERS[1]}"
     assert "**No GPU has run it so far.**" in with_figures(readme, folder)
     save(folder, "bench-cuda.json", run_of("cuda", "op", eager=9.0))
-    assert "Not run." not in page(folder)
-    assert "## On a GPU: a cuda\n\nData:\n\n- [bench-cuda.json](" in page(folder)
-    assert "torch 2; commit abc; today; `bench`" in page(folder)
+    assert "No GPU" not in overview(folder)
+    section = page_of("op", folder).split("\n## CUDA\n\n")[1].replace("\n", " ")
+    assert section.startswith(
+        "a cuda; torch 2; commit abc, today, load 0.5 at the start. Data: [bench-cuda.json](../../.."
+    )
+    assert "`python -m profiling.bench --device cuda --only op`" in section
     assert "No GPU" not in with_figures(readme, folder)
 
 
@@ -113,7 +171,7 @@ def test_files_of_one_device_join_and_conflicts_fail(folder):
     assert "eager" in read_runs(folder)["cpu"]["benchmarks"]["op"]["cases"][0]["variants"]
     save(folder, "bench-cpu-2.json", run_of("cpu", "op", eager=4.0))
     with pytest.raises(ValueError, match=r"bench-cpu-2\.json: op are in bench-cpu-1\.json too"):
-        page(folder)
+        pages(folder)
 
 
 def test_two_gpus_have_sections_and_plots_of_their_own(folder, tmp_path):
@@ -128,24 +186,31 @@ def test_two_gpus_have_sections_and_plots_of_their_own(folder, tmp_path):
         "h100": ["propagate_labels"],
     }
 
-    first, second = page(folder).split("## On a GPU: ")[1:]
-    assert first.startswith(f"{h200}\n")
-    assert second.startswith(f"{h100}\n")
-    assert "eager 9×" in first
-    assert "eager 9×" not in second
-    assert "| [propagate_labels](#propagate_labels-h200) |" in first
-    assert "### propagate_labels, H200\n" in first
-    assert "commit abc; today; `bench`, 1 minutes, load 0.5 at the start. A large product" in first
-    assert "commit def; today; `bench`, 1 minutes, load 0.5 at the start.\n" in first
-    assert "### Training steps" not in first
-    assert "### Training steps" in second
+    assert (
+        "| [`propagate_labels`](benchmarks/propagate_labels.md) | 9× eager; not timed: absent | 8× eager"
+        in overview(folder)
+    )
+    assert "| [`other`](benchmarks/other.md) | 7× eager; not timed: absent | – |" in overview(folder)
+    first, second = page_of("propagate_labels", folder).split("\n## H200\n\n")[1].split("\n## H100\n\n")
+    assert first.startswith(f"{h200};")
+    assert second.startswith(f"{h100};")
+    assert "| 9× (" in first
+    assert "| 9× (" not in second
+    assert "commit abc, today" in first
+    assert "A large" in first
+    other = page_of("other", folder)
+    assert "commit def, today" in other
+    assert "A large" not in other
+    assert "## H100" not in other
+    steps = pages(folder)["docs/results/training_steps.md"]
+    assert steps.count(f"{h100}; torch") == 1
+    assert f"{h200}; torch" not in steps
     readme = with_figures("".join(MARKERS), folder)
     assert readme.index(h200) < readme.index("9× eager") < readme.index(h100) < readme.index("8× eager")
 
     (tmp_path / "docs/pictures").mkdir(parents=True)
-    (tmp_path / "docs/results").mkdir()
     (tmp_path / "README.md").write_text("")
-    assert stale(tmp_path, folder)[1:] == ["docs/pictures/benchmarks-h200.png", "docs/pictures/benchmarks-h100.png"]
+    assert stale(tmp_path, folder)[-2:] == ["docs/pictures/benchmarks-h200.png", "docs/pictures/benchmarks-h100.png"]
 
 
 def test_devices_of_one_short_name_are_refused(folder):
@@ -157,14 +222,14 @@ def test_devices_of_one_short_name_are_refused(folder):
 
 def test_predictions_quote_files_and_explain_their_own_run():
     run = read_runs()["h100"]
-    text = "\n".join(beside_predictions(RESULTS, run))
-    assert "captured, 175 to 215 ms predicted, 198 measured, 1.02 times the middle" in text
+    text = " ".join(" ".join(beside_predictions(RESULTS, run)).split())
+    assert "captured, 175 to 215 ms predicted, 198 measured, ratio 1.02" in text
     assert "650 to 1100 µs predicted, 1228 measured" in text
     assert "With a number for `diameter` it takes 811 µs (600 to 850 predicted)" in text
     run["benchmarks"]["train_video"]["cases"][0]["variants"]["slotkernels captured"]["ms"]["median"] = 390.0
-    text = "\n".join(beside_predictions(RESULTS, run | {"date": "2027-01-01"}))
-    assert "390 measured, 2.00 times the middle" in text
-    assert "Flash attention" not in text
+    text = " ".join(" ".join(beside_predictions(RESULTS, run | {"date": "2027-01-01"})).split())
+    assert "390 measured, ratio 2.00" in text
+    assert "flash attention" not in text
     assert beside_predictions(RESULTS, read_runs()["h200"]) == []
 
 
@@ -172,24 +237,29 @@ def test_a_variant_that_was_measured_is_not_left_out(folder):
     run = run_of("cpu", "op", eager=3.0)
     run["benchmarks"]["op"]["cases"][0]["left_out"] = {"eager": "not asked for", "other": "not asked for"}
     save(folder, "bench-cpu.json", run)
-    assert [line for line in page(folder).splitlines() if "Left out" in line] == ["Left out: other (not asked for)."]
+    lines = page_of("op", folder).splitlines()
+    assert [line for line in lines if "Not timed" in line] == ["- Not timed: other (not asked for)."]
 
 
 def test_failed_and_unfinished_benchmarks_are_listed(folder):
     run = run_of("cpu", "op", eager=3.0) | {"failed": {"third": "its values are wrong"}}
     run["benchmarks"]["op"]["finished"] = False
     save(folder, "bench-cpu.json", run)
-    text = page(folder)
-    assert "**Not timed:** third (its values are wrong)." in text
-    assert "**Some cases only:** op." in text
+    assert "Not timed, or not at all sizes: `third`, [`op`](benchmarks/op.md)." in overview(folder)
+    assert "- The run was stopped before all sizes were timed.\n" in page_of("op", folder)
+    run["failed"]["op"] = "OutOfMemoryError: no memory. Tried to allocate 3 GiB."
+    save(folder, "bench-cpu.json", run)
+    assert "- The run ended with an error: OutOfMemoryError: no memory.\n" in page_of("op", folder)
+    gpu = run_of("cuda", "other", eager=3.0) | {"failed": {"op": "its values are wrong"}}
+    save(folder, "bench-cuda.json", gpu)
+    assert "\n## CUDA\n\na cuda. Not timed: its values are wrong.\n" in page_of("op", folder)
 
 
 def test_a_run_without_baselines_claims_no_ratios(folder, tmp_path):
     run = run_of("cuda", "propagate_labels")
     save(folder, "bench-cuda.json", run)
-    text = page(folder)
-    assert "| not timed | not timed | 1 | 0.25 (memory) | 25 % |" in text
-    assert "**No baseline was timed in this run.**" in text
+    assert "| no baseline timed |" in overview(folder)
+    assert "**No baseline was timed in this run.**" in overview(folder)
     row = "| `propagate_labels` | B 8, grid 24×36 | not timed | not timed | 25% |"
     assert row in with_figures("".join(MARKERS), folder)
     draw(run, tmp_path / "plot.png")
