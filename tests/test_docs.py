@@ -42,6 +42,18 @@ def help_of(command, *arguments):
     return printed.getvalue()
 
 
+def method_of(name):
+    """``--method`` and the method that a page of docs/methods explains: the longest name that the file's begins with.
+
+    >>> method_of("docs/methods/slot_contrast_paper.md")
+    ['--method', 'slot-contrast']
+    """
+    stem = Path(name).stem.replace("_", "-")
+    methods = importlib.import_module("interpreter.methods").METHODS
+    named = [method for method in methods if stem.startswith(method)]
+    return ["--method", max(named, key=len)] if named else []
+
+
 def command_lines(text):
     """(command, rest of the line) of every line in a code block that starts one; continued lines are joined."""
     for block in FENCE.findall(text):
@@ -89,7 +101,7 @@ def test_options_of_the_commands_on_a_page_exist(name):
             if command == "train" and option in words:
                 arguments += [option, words[words.index(option) + 1]]
         if command in ("segment", "evaluate") and "--method" not in words and name.startswith("docs/methods/"):
-            arguments += ["--method", Path(name).stem.replace("_", "-")]  # that of the run, whose settings are options
+            arguments += method_of(name)  # that of the run, whose settings are options
         known = set(re.findall(r"--[a-z][\w-]*", help_of(command, *arguments)))
         unknown += [f"{command} {word}" for word in words if word.startswith("--") and word.split("=")[0] not in known]
     assert unknown == []
