@@ -16,16 +16,16 @@ from .reference import weight_gradient
 from .streaming import STREAMING, composite_streaming, must_stream, prefers_streaming, why_not_composite
 from .weightless import are_learned, move_weightless
 
-MOST_POINTS = 128  # of a set that the Triton kernels serve: its cost matrix is held on chip
+MOST_POINTS = 128  # of a set in the Triton kernels, which keep its cost matrix on the chip
 PRECISIONS = ("ieee", "tf32x3", "tf32")
-LENGTHS = (1e-15, 1e15)  # of blur and diameter: their squares, and the inverses of these, have to be float32 numbers
+LENGTHS = (1e-15, 1e15)  # of blur and diameter: float32 has to hold their squares and the inverses of the squares
 ALIKE = "multiply points and lengths by the same factor"
-REACHES = (1e-9, 1e9)  # reach^2 and its inverse have to be float32 numbers
+REACHES = (1e-9, 1e9)  # float32 has to hold reach^2 and its inverse
 _REACHES = "None or a number from {:g} to {:g}".format(*REACHES)
 
 
 def check_sets(op: str, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> None:
-    """Raise ValueError unless the points and weights of the public function ``op`` belong together."""
+    """Raise ValueError unless shapes, dtypes and devices of the points and weights of the function ``op`` agree."""
     sizes: dict[str, int] = {}
     check_tensor(op, "x", x, "B N D", sizes)
     check_tensor(op, "y", y, "B M D", sizes)
@@ -52,7 +52,7 @@ def make_problem(
     precision: str = "tf32x3",
     check_finite: bool = False,
 ) -> Problem:
-    """The problem that the arguments of the public function ``op`` describe, after checking them, save the sets."""
+    """Check the settings of the public function ``op`` and return its problem; :func:`check_sets` checks the sets."""
     check_number(p in (1, 2), op, "p", p, "1 or 2")
     check_range(op, "blur", blur, *LENGTHS, ALIKE)
     check_number(0 < scaling < 1, op, "scaling", scaling, "a number in (0, 1)")
@@ -138,8 +138,8 @@ def _gradients(saved: Saved[Problem, Solution], *grads: Tensor | None) -> Iterab
 def solve(op: str, problem: Problem, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """Value [B] and potentials [B, N] and [B, M].
 
-    Without ``problem.potentials`` only the value is used: then points without weight may be moved, and their potentials
-    with them.
+    If ``problem.potentials`` is False, only the value is used. Points of weight 0 may then be moved, which changes
+    their potentials.
     """
     backend = requested_backend(backend)
     x, y, a, b, *_ = problem
@@ -169,7 +169,7 @@ def solve(op: str, problem: Problem, backend: str) -> tuple[Tensor, Tensor, Tens
 
 
 def _instead_of_triton(op: str, backend: str, x: Tensor) -> str:
-    """The backend for a call that needs potentials of points without weight, which the Triton kernels do not have."""
+    """The backend for a call that needs potentials of points without weight. Triton kernels cannot compute these."""
     if backend == "triton":
         raise RuntimeError(
             f"{op}: backend 'triton' has no potentials of weighted sets, and no gradients of weights: they would be "
@@ -193,43 +193,46 @@ def sinkhorn_divergence(
     check_finite: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """Debiased Sinkhorn divergence of point sets (Feydy et al. 2019, eq. 3), equal to GeomLoss's.
+    """Debiased Sinkhorn divergence of point sets (Feydy et al. 2019, eq. 3): a distance between sets, as a loss.
 
-    Cost ``|x - y|^p / p``, temperature annealed from ``diameter^p`` to ``blur^p`` by ``scaling^p`` a step, symmetric
-    averaged log-domain updates; the last update carries the gradient. See ``docs/ops/sinkhorn.md``.
+    Equals ``geomloss.SamplesLoss("sinkhorn")`` up to rounding. The cost is ``|x - y|^p / p``. The temperature decreases
+    from ``diameter^p`` to ``blur^p`` by a factor of ``scaling^p`` a step; gradients flow through the last step alone.
+    ``docs/ops/sinkhorn.md`` is an introduction, ``docs/ops/sinkhorn_derivatives.md`` has the formulas.
 
     Args:
         x: [B, N, D] points; float32, float64, bfloat16 or float16.
         y: [B, M, D] points, dtype of ``x``.
         a: [B, N] weights of x, >= 0, each row summing to 1 (without ``reach``); uniform if None. A point of weight 0
-            changes nothing, whatever its coordinates: sets of different sizes are padded with such points.
-        b: [B, M] weights of y, likewise.
+            changes nothing, whatever its coordinates: pad sets of different sizes with such points.
+        b: [B, M] weights of y, as ``a``.
         p: 1 or 2.
-        blur: from 1e-15 to 1e15, in the unit of the points; details of the sets below this scale do not count.
-        scaling: ratio in (0, 1) of successive scales.
-        diameter: where the annealing starts: "batch", the diagonal of one bounding box around all points (GeomLoss);
-            "problem", one box for each of the B problems; or a number from 1e-15 to 1e15.
+        blur: length from 1e-15 to 1e15, in the unit of the points. Details smaller than this do not count.
+        scaling: factor in (0, 1) by which the annealing shortens the length at each step. Nearer to 1 is slower and
+            more accurate.
+        diameter: length at which the annealing starts. "batch": the diagonal of one bounding box around all points, as
+            in GeomLoss; "problem": that of one box for each of the B problems; or a number from 1e-15 to 1e15.
         reach: length from 1e-9 to 1e9, in the unit of the points, for unbalanced transport; None for balanced
-            transport. Mass may be removed from one set and created in the other at a cost of up to ``reach^p`` each, so
-            in effect it moves no farther than a few times this length, and the weights need not sum to 1.
-        precision: of float32 products on tensor cores: "ieee", "tf32x3" (three products, float32 accuracy) or "tf32".
-        check_finite: raise an error if a point is not finite. The host then waits for the device. Without it such
-            points make the value NaN: of all problems with ``diameter="batch"``, else only of their own.
+            transport. Mass may be removed from one set and created in the other at a cost of up to ``reach^p`` each. In
+            effect mass moves no farther than a few times this length, and the weights need not sum to 1.
+        precision: how a GPU multiplies float32 points: "ieee" (no tensor cores), "tf32x3" (three products on tensor
+            cores, float32 accuracy) or "tf32" (one product).
+        check_finite: raise an error if a point is infinite or NaN; the host then waits for the device. If False, such a
+            point makes the value NaN: of all problems with ``diameter="batch"``, else of its own problem.
         backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
 
     Returns:
-        [B] float32 (float64 for float64 inputs), not below 0. Differentiable in x and y, and in the weights; with
-        ``reach`` the gradient is GeomLoss's, at convergence ``(rho + eps / 2) / (rho + eps)`` of the exact one
-        (``docs/ops/sinkhorn.md``). It is 0 where neither set has a point with weight, and NaN
-        where one set has none.
+        [B] float32 (float64 for float64 inputs), at least 0. It is 0 if no point of either set has weight, and NaN if
+        that holds for one of the two sets. Differentiable with respect to points and weights. With ``reach`` the
+        gradient is GeomLoss's: at convergence ``(rho + eps / 2) / (rho + eps)`` times the exact one
+        (``docs/ops/sinkhorn_unbalanced.md``).
 
     Raises:
         ValueError: if shapes or dtypes disagree, a set is empty, a parameter is out of its range, or a point is not
-            finite and ``check_finite`` is set.
-        RuntimeError: if the backend asked for by name cannot serve the call.
+            finite and ``check_finite`` is True.
+        RuntimeError: if the backend that you name cannot run the call.
 
     Example:
-        A set against itself, moved by 2: half the square of the shift.
+        A set and the same set moved by 2. The value is half the square of the shift.
 
         >>> import torch
         >>> from slotkernels import sinkhorn_divergence
@@ -238,15 +241,15 @@ def sinkhorn_divergence(
         >>> [round(v, 3) for v in value.tolist()]
         [2.0]
 
-        The last point is padding.
+        The last point of x is padding: its weight is 0.
 
         >>> weights = torch.tensor([[0.5, 0.5, 0.0]])
         >>> value = sinkhorn_divergence(x, x[:, :2] + 2, weights)
         >>> [round(v, 3) for v in value.tolist()]
         [2.0]
 
-        Unbalanced: with a reach of 1 no mass travels a distance of 50. A mass of 1 vanishes in one place and appears
-        in another, at a cost of 1² each.
+        Unbalanced transport: with a reach of 1, no mass travels a distance of 50. A mass of 1 is removed from one place
+        and created in another, at a cost of 1² each.
 
         >>> value = sinkhorn_divergence(x[:, :1], x[:, :1] + 50, reach=1.0)
         >>> [round(v, 2) for v in value.tolist()]
@@ -276,24 +279,26 @@ def sinkhorn_potentials(
     check_finite: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Dual potentials of the (debiased) transport problem; ``<a, f> + <b, g>`` is its value, without ``reach``.
+    """Dual potentials f and g of the (debiased) transport problem: one number for each point.
+
+    Without ``reach`` the value of the problem is ``<a, f> + <b, g>``.
 
     Args:
         x: [B, N, D] points; float32, float64, bfloat16 or float16.
         y: [B, M, D] points, dtype of ``x``.
-        a: [B, N] weights of x, each row summing to 1; uniform if None. No gradient flows to them here, as in GeomLoss.
-            A point of weight 0 changes nothing; it still has a potential, see ``docs/ops/sinkhorn.md``.
+        a: [B, N] weights of x, each row summing to 1; uniform if None. No gradient flows to them, as in GeomLoss.
+            A point of weight 0 changes nothing, but still has a potential (``docs/ops/sinkhorn_padding.md``).
         b: [B, M] weights of y.
-        p: as for :func:`sinkhorn_divergence`, and so are ``blur``, ``scaling``, ``diameter``, ``reach``,
-            ``precision``, ``check_finite`` and ``backend``.
+        p: 1 or 2. This and ``blur``, ``scaling``, ``diameter``, ``reach``, ``precision``, ``check_finite`` and
+            ``backend`` are those of :func:`sinkhorn_divergence`.
         debias: subtract the potentials of x→x and y→y.
 
     Returns:
-        f [B, N] and g [B, M], float32 (float64 for float64 inputs). Differentiable in x and y.
+        f [B, N] and g [B, M], float32 (float64 for float64 inputs). Differentiable with respect to x and y.
 
     Raises:
         ValueError: as :func:`sinkhorn_divergence`.
-        RuntimeError: if the backend asked for by name cannot serve the call.
+        RuntimeError: if the backend that you name cannot run the call.
 
     Example:
         >>> import torch
@@ -348,9 +353,11 @@ def flops(
     kept: tuple[bool, bool] = (False, False),
     backward: bool = False,
 ) -> int:
-    """Operations: three cost matrices (half of the symmetric two), ``steps`` log-sum-exps (5 an entry, exp as one).
+    """Floating-point operations: three cost matrices (half of the two symmetric ones) and ``steps`` log-sum-exps.
 
-    Backward: one product of the transport weights of each set in ``kept`` with all points.
+    A log-sum-exp counts 5 operations for each entry, an exponential as one.
+
+    The backward pass is one product of the transport weights of each set in ``kept`` with all points.
 
     Example:
         >>> from slotkernels.sinkhorn import flops

@@ -13,23 +13,23 @@ class Problem(NamedTuple):
     a: Tensor | None  # [B, N] weights of x, uniform if None
     b: Tensor | None  # [B, M] weights of y, uniform if None
     diameter: float | None  # where the annealing starts; None: the diagonal of a bounding box
-    per_problem: bool  # each problem has a bounding box of its own, instead of one for the batch
+    per_problem: bool  # one bounding box for each problem instead of one for the batch
     p: int
     blur: float
     scaling: float
     reach: float | None  # None: balanced
     debias: bool
-    potentials: bool  # f and g are the potentials; else, with reach, the terms of the value (``unbalanced.py``)
+    potentials: bool  # f and g are potentials; if False and with reach, the terms of the value (``unbalanced.py``)
     keep_x: bool  # also return the transport weights that the gradient of x needs
     keep_y: bool  # and those of y
     precision: str
 
 
 class Solution(NamedTuple):
-    """Values ``<a, f> + <b, g>``, potentials, and the transport weights from which the backward pass forms gradients.
+    """Values ``<a, f> + <b, g>``, potentials, and the transport weights that the backward pass reads.
 
-    With ``reach`` and without ``potentials``, f and g are the terms of the value. Row i of ``transport_x`` holds the
-    weights of all points, those of x first, in the gradient of f_i with respect to x_i.
+    With ``reach`` and without ``potentials``, f and g are the terms of the value. The gradient of f_i with respect to
+    x_i is a weighted sum of all points; row i of ``transport_x`` has the weights, those of the points of x first.
     """
 
     value: Tensor  # [B]
@@ -40,7 +40,7 @@ class Solution(NamedTuple):
 
 
 class BackwardArguments(NamedTuple):
-    """Arguments of the backward pass: gradients of the results (None for zero), and what the forward pass kept."""
+    """Arguments of the backward pass: gradients of the results (None for zero), inputs and kept transport weights."""
 
     grad_value: Tensor | None  # [B]
     grad_f: Tensor | None  # [B, N]

@@ -1,4 +1,4 @@
-"""A drop-in for ``geomloss.SamplesLoss``: its arguments, shapes and dtypes; the losses are in other files."""
+"""A drop-in replacement for ``geomloss.SamplesLoss``. This file has its interface; other files compute the losses."""
 
 import math
 from collections.abc import Callable
@@ -27,10 +27,10 @@ from .streaming.pair import centre
 from .weightless import are_learned, move_weightless
 
 LOSSES = ("sinkhorn", "hausdorff", *KERNELS)
-# GeomLoss's names of its backends. For |x - y|^p / p they compute the same, so that "auto" may choose by size.
+# GeomLoss's names of its backends. For the cost |x - y|^p / p all compute the same, so "auto" may choose by size.
 _EUCLIDEAN = dict.fromkeys(("tensorized", "online", "multiscale"), "auto")
 _CUSTOM = {"tensorized": "reference", "online": "keops", "multiscale": "keops"}
-# GeomLoss's "auto" drops the batch of one from potentials above this many pairs, where it turns to "multiscale".
+# Above this many pairs GeomLoss's "auto" uses "multiscale", whose potentials are [N] instead of [1, N].
 _MULTISCALE_PAIRS = 10_000**2
 
 
@@ -41,7 +41,7 @@ class _Sets(NamedTuple):
     y: Tensor  # [B, M, D]
     a: Tensor | None  # [B, N]
     b: Tensor | None  # [B, M]
-    dtype: torch.dtype  # of the results: what PyTorch promotes points and weights to
+    dtype: torch.dtype  # of the results: the one that PyTorch promotes points and weights to
     batched: bool
 
     def weights(self) -> tuple[Tensor, Tensor]:
@@ -57,41 +57,43 @@ class _Sets(NamedTuple):
 class SamplesLoss(nn.Module):
     """Divergence of weighted point sets, with the signature, values and derivatives of ``geomloss.SamplesLoss``.
 
-    Called as ``loss(x, y)`` or ``loss(a, x, b, y)`` with points [N, D] and [M, D], or [B, N, D] and [B, M, D], and
-    weights [N] and [M] (or [N, 1] …), batched likewise. Returns a scalar, or [B] for batches; with
-    ``potentials=True`` the pair of dual potentials [1, N] and [1, M], or [B, N] and [B, M]. The dtype is the one that
-    PyTorch promotes points and weights to (integer weights count as float32); arithmetic is at least float32. Options
-    may be changed between calls, as in ``loss.blur = 0.1``. ``docs/ops/sinkhorn.md`` lists what
-    differs from GeomLoss.
+    Call it as ``loss(x, y)`` or, with weights, as ``loss(a, x, b, y)``. Points are [N, D] and [M, D], weights [N] and
+    [M] (or [N, 1] and [M, 1]), and the result is a scalar. For batches points are [B, N, D] and [B, M, D], and the
+    result is [B]. With ``potentials=True`` the result is the pair of dual potentials, [1, N] and [1, M], or [B, N] and
+    [B, M].
+
+    The dtype of the result is the one that PyTorch promotes points and weights to (integer weights count as float32).
+    Arithmetic is at least float32. You may change options between calls, as in ``loss.blur = 0.1``.
+    ``docs/ops/sinkhorn_geomloss.md`` lists the differences from GeomLoss.
 
     Args:
-        loss: "sinkhorn", the Sinkhorn divergence of ``sinkhorn_divergence``; or half the squared norm of a kernel:
-            "gaussian" ``exp(-|x - y|² / 2 blur²)``, "laplacian" ``exp(-|x - y| / blur)``, "energy" ``-|x - y|``,
-            "hausdorff" (``kernel``). Kernel norms take ``blur``, ``kernel``, ``potentials`` and ``backend``, and
-            ignore the other options.
-        p: the cost is ``|x - y|^p / p``, with p 1 or 2, and the final temperature ``blur^p``.
-        blur: finest scale, from 1e-15 to 1e15, in the unit of the points.
-        reach: length from 1e-9 to 1e9; mass may be removed and created at a cost of up to ``reach^p``, so in effect it
-            moves no farther than a few times this length, and weights need not sum to 1. None for balanced transport:
-            both sets have the same total weight.
-        diameter: start of the annealing; None takes one bounding box around the whole batch ("batch"), "problem" one
-            around each of its problems.
-        scaling: ratio of successive scales, in (0, 1).
-        truncate: accepted and unused, as no sum is truncated; so are ``cluster_scale`` and ``verbose``.
-        cost: instead of ``|x - y|^p / p``: a function of x [B, N, D] and y [B, M, D] that returns [B, N, M]; a KeOps
-            formula of X and Y, as "Norm2(X-Y)"; or the pair of both, of which the size of the sets chooses. p may then
-            be any number > 0.
-        kernel: instead of the kernel of the loss: a function ``kernel(x, y, blur=, use_keops=, ranges=)`` of x
-            [B, N, D] and y [B, M, D] that returns [B, N, M], or a KeOps ``LazyTensor`` if ``use_keops`` is True.
-        debias: the divergence (True) or the entropic transport cost (False).
+        loss: "sinkhorn" is the Sinkhorn divergence (:func:`slotkernels.sinkhorn_divergence`). The others are half the
+            squared norm of a kernel: "gaussian" ``exp(-|x - y|² / 2 blur²)``, "laplacian" ``exp(-|x - y| / blur)``,
+            "energy" ``-|x - y|``, "hausdorff" the function ``kernel``. They read ``blur``, ``kernel``, ``potentials``
+            and ``backend``, and ignore the other options.
+        p: 1 or 2. The cost is ``|x - y|^p / p``, and the final temperature ``blur^p``.
+        blur: length from 1e-15 to 1e15, in the unit of the points. Details smaller than this do not count.
+        reach: length from 1e-9 to 1e9 for unbalanced transport, or None for balanced transport (both sets have the same
+            total weight). With a reach, mass may be removed and created at a cost of up to ``reach^p``. In effect mass
+            moves no farther than a few times this length, and weights need not sum to 1.
+        diameter: length at which the annealing starts: a number; None, the diagonal of one bounding box around the
+            whole batch; or "problem", the diagonal of one box for each problem.
+        scaling: factor in (0, 1) by which the annealing shortens the length at each step.
+        truncate: ignored, because no sum is truncated. ``cluster_scale`` and ``verbose`` are ignored too.
+        cost: a cost to use instead of ``|x - y|^p / p``, with any p > 0. It is a function of x [B, N, D] and y [B, M,
+            D] that returns [B, N, M]; a KeOps formula of X and Y, such as "Norm2(X-Y)"; or a pair (formula, function),
+            of which the size of the sets chooses one.
+        kernel: a kernel to use instead of that of the loss: a function ``kernel(x, y, blur=, use_keops=, ranges=)`` of
+            x [B, N, D] and y [B, M, D] that returns [B, N, M], or a KeOps ``LazyTensor`` if ``use_keops`` is True.
+        debias: return the divergence (True) or the entropic transport cost (False).
         potentials: return dual potentials instead of the value.
-        backend: "auto"; a slotkernels backend; or GeomLoss's "tensorized", "online" or "multiscale". All compute the
-            same. For kernels, and costs given as functions, "tensorized" stores all pairs, "online" and "multiscale"
-            sum over pairs by KeOps, and "auto" does so above 25 million pairs.
+        backend: "auto", the name of a slotkernels backend, or one of GeomLoss's names "tensorized", "online" and
+            "multiscale". All compute the same. For kernels and for costs of your own, "tensorized" stores all pairs,
+            "online" and "multiscale" sum over pairs with KeOps, and "auto" uses KeOps above 25 million pairs.
 
     Raises:
-        ValueError: if an option is not supported, or shapes do not fit; when called.
-        RuntimeError: if KeOps is needed and cannot serve the call.
+        ValueError: if an option is not supported or shapes do not fit. Raised by the call, not by the constructor.
+        RuntimeError: if KeOps is needed and cannot run the call.
 
     Example:
         >>> import torch
@@ -157,7 +159,7 @@ class SamplesLoss(nn.Module):
         for name, length in (("blur", self.blur), ("reach", self.reach), ("diameter", self.diameter)):
             if not isinstance(length, float | int) or length <= 0:
                 continue  # refused with the other options
-            if not abs(self.p * math.log10(length)) <= 30:  # no check_number: a compiler cannot trace its sentence
+            if not abs(self.p * math.log10(length)) <= 30:  # not check_number: a compiler cannot trace its message
                 raise ValueError(f"SamplesLoss: {name}={length}, p={self.p}, expected {name}^p from 1e-30 to 1e30")
         costs = self.cost if isinstance(self.cost, tuple) else (self.cost,)
         formula = next((cost for cost in costs if isinstance(cost, str)), None)
@@ -192,7 +194,7 @@ class SamplesLoss(nn.Module):
         kernel = KERNELS.get(self.loss) if self.kernel is None else self.kernel
         check_that(kernel is not None, "SamplesLoss: loss='hausdorff' and kernel=None, expected a kernel(x, y, blur=…)")
         assert kernel is not None
-        if self.loss != "energy":  # which has no scale
+        if self.loss != "energy":  # the energy distance has no scale
             check_range("SamplesLoss", "blur", self.blur, *LENGTHS, ALIKE)
         use_keops = self._use_keops(sets, dense=True, keops=True)
         a, b = (None if w is None else (w != 0).to(w.dtype) for w in (sets.a, sets.b))  # weights may be negative
@@ -200,13 +202,13 @@ class SamplesLoss(nn.Module):
         x, y, *_ = move_weightless(sets.x, sets.y, a, b, in_place, math.inf)
         if use_keops or self.kernel is None:
             x, y = (t.to(accumulate_dtype(sets.dtype)) for t in (x, y))
-        if self.kernel is None:  # kernels see differences of points only, which cancel less near the origin
+        if self.kernel is None:  # kernels use differences of points only, which round less near the origin
             origin = centre(x.detach(), sets.a).to(x.dtype)
             x, y = x - origin, y - origin
         return kernel_norm(x, y, *sets.weights(), kernel, self.blur, use_keops, self.potentials)
 
     def _use_keops(self, sets: _Sets, dense: bool, keops: bool) -> bool:
-        """Whether this call of a cost or kernel, which is ``dense`` or ``keops`` or both, goes through KeOps."""
+        """Whether KeOps computes this call of a cost or kernel, which is available as ``dense``, ``keops`` or both."""
         backend = requested_backend(_CUSTOM.get(self.backend, self.backend))
         if backend not in ("auto", *_CUSTOM.values()):
             others = ", ".join(_CUSTOM)
@@ -222,14 +224,14 @@ class SamplesLoss(nn.Module):
         return use_keops
 
     def _is_multiscale(self, sets: _Sets) -> bool:
-        """Whether GeomLoss would take its multiscale backend, whose potentials are [N] and not [1, N]."""
+        """Whether GeomLoss would use its multiscale backend, whose potentials are [N] instead of [1, N]."""
         pairs, dim = sets.x.shape[1] * sets.y.shape[1], sets.x.shape[2]
         chosen = pairs > _MULTISCALE_PAIRS and dim <= 3 and self.p == 2 and self.loss == "sinkhorn"
         return self.backend == "multiscale" or (self.backend == "auto" and chosen)
 
 
 def _sets(args: tuple[Tensor, ...]) -> _Sets:
-    """The arguments of a call, after checking them."""
+    """Check the arguments of a call and return them as batches."""
     if len(args) not in (2, 4):
         labels = (
             ": leave out the cluster labels, the first and the fourth argument; they steer GeomLoss's truncation, and "
@@ -238,7 +240,7 @@ def _sets(args: tuple[Tensor, ...]) -> _Sets:
         remedy = labels if len(args) == 6 else ""
         raise ValueError(f"SamplesLoss: {len(args)} arguments, expected (x, y) or (a, x, b, y){remedy}")
     a, x, b, y = (None, args[0], None, args[1]) if len(args) == 2 else args
-    if reason := _why_no_points(x, y):  # a sentence only where it is needed: it costs as much as a small loss
+    if reason := _why_no_points(x, y):  # builds its message only on errors: that takes as long as a small loss
         raise ValueError(f"SamplesLoss: {reason}")
     check_same("SamplesLoss", x=x, y=y)
     a, b = _weights("a", a, x), _weights("b", b, y)
@@ -252,7 +254,7 @@ def _sets(args: tuple[Tensor, ...]) -> _Sets:
 
 
 def _why_no_points(x: Tensor, y: Tensor) -> str | None:
-    """What is wrong with the dtypes and shapes of the points, or None."""
+    """The error in the dtypes and shapes of the points, or None."""
     for name, points in (("x", x), ("y", y)):
         if points.dtype not in FLOATS:
             return f"{name} is {describe(points)}, expected floats"
@@ -270,7 +272,7 @@ def _why_no_points(x: Tensor, y: Tensor) -> str | None:
 
 
 def _weights(name: str, weights: Tensor | None, points: Tensor) -> Tensor | None:
-    """Floating weights as [B, N]."""
+    """The weights as floats [B, N], after checking them."""
     if weights is None:
         return None
     expected = points.shape[:-1]

@@ -1,4 +1,4 @@
-"""The temperatures of the annealing: from the extent of the points down to the blur."""
+"""The temperatures of the annealing, from the extent of the points down to the blur."""
 
 import math
 import sys
@@ -11,11 +11,11 @@ from torch.compiler import is_compiling
 from .._checks import accumulate_dtype
 from .._derivatives import is_batched
 
-# A diameter above this many times the blur is reduced to it where the number of steps must not depend on the data.
+# Where the number of steps must not depend on the data, a diameter is at most this many times the blur.
 LONGEST_RATIO = 1e8
-# A diameter counts as at least this many times the blur (GeomLoss takes the logarithm of 0 for identical points).
+# A diameter is at least this many times the blur (for identical points GeomLoss takes the logarithm of 0).
 SHORTEST_RATIO = 1e-3
-# Logarithm of a temperature that float64 cannot hold.
+# Logarithm of the largest temperature that float64 can hold.
 HOTTEST = math.log(sys.float_info.max)
 
 
@@ -36,7 +36,7 @@ def bounding_box(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, per_p
 def bounding_diameter(
     x: Tensor, y: Tensor, per_problem: bool, a: Tensor | None = None, b: Tensor | None = None
 ) -> Tensor:
-    """Diagonal of that box: a scalar for the batch, or [B]; an upper bound on all distances."""
+    """Diagonal of the :func:`bounding_box`, an upper bound on all distances: a scalar for the batch, or [B]."""
     low, high = bounding_box(x, y, a, b, per_problem)
     return torch.linalg.vector_norm(high - low, dim=-1)
 
@@ -46,10 +46,10 @@ def epsilon_schedule(
 ) -> Iterator[tuple[float | Tensor, Tensor | None]]:
     """Temperatures ``[d^p, d^p, (d s)^p, …, blur^p]``, each with the mask [B, 1] of the problems that take the step.
 
-    A number, or a 0-dimensional tensor on the CPU, gives floats and no masks. Problems with their own diameters [B]
-    take different numbers of steps. On an accelerator, in a trace and inside ``torch.vmap`` the host must not read the
-    diameters, so the loop always has the length of the longest possible schedule and masks the steps past the end. A
-    diameter d whose d^p is not finite starts with the temperature NaN, so that the result is NaN.
+    If the diameter is a number or a 0-dimensional CPU tensor, temperatures are floats and masks are None. If it is [B],
+    problems take different numbers of steps. On an accelerator, in a trace and inside ``torch.vmap`` the host must not
+    read the diameters; the loop then has the length of the longest possible schedule, and masks leave out the steps
+    past the end. If d^p is not finite, the first temperature is NaN, which makes the result NaN.
     """
     stop, step = p * math.log(blur), p * math.log(scaling)
     readable = False

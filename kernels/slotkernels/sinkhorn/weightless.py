@@ -1,9 +1,9 @@
 """Points of weight 0: they change nothing, whatever their coordinates are.
 
-Padding may have any coordinates (0, 1e6, NaN), which must not reach a bounding box, a centre or a product. Points
+Padding may have any coordinates (0, 1e6, NaN), which must not enter a bounding box, a centre or a product. Points
 without weight are therefore moved onto the first point of their set that has weight, and get no gradient. Only their
-own potentials depend on where they lie, so they stay in place if potentials or gradients of weights are needed, except
-where they are so far away that float32 cannot represent a potential there.
+own potentials depend on their place. If potentials or gradients of weights are needed, such points stay in place,
+unless they are so far away that float32 cannot represent their potential.
 """
 
 from typing import NamedTuple
@@ -16,11 +16,11 @@ from torch.compiler import is_compiling
 from .._derivatives import is_batched, transformed
 from .schedule import bounding_box
 
-FARTHEST = 1e3  # diameters of the box around the points with weight
+FARTHEST = 1e3  # in diameters of the box around the points with weight
 
 
 class Moved(NamedTuple):
-    """Sets that every backend can solve, and which problems have no points with weight."""
+    """Sets that every backend can solve, and masks of the problems without any point with weight."""
 
     x: Tensor
     y: Tensor
@@ -30,7 +30,7 @@ class Moved(NamedTuple):
     unequal: Tensor | None  # [B], one of them has none: value NaN
 
     def mark(self, result: Tensor) -> Tensor:
-        """``result`` [B, ...] with the values or potentials of such problems filled in, without gradients."""
+        """``result`` [B, ...] with 0 or NaN for the problems without weight, without gradients."""
         if self.empty is None or self.unequal is None:
             return result
         shape = (-1, *[1] * (result.dim() - 1))
@@ -38,9 +38,9 @@ class Moved(NamedTuple):
 
 
 def move_weightless(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, in_place: bool, blur: float) -> Moved:
-    """Move points without weight: all of them, or if ``in_place`` only those far away or not finite.
+    """Move points without weight: all of them, or if ``in_place`` only those that are far away or not finite.
 
-    Far is 1,000 times the diagonal of the box and ``blur``; infinity keeps all finite points.
+    Far is 1,000 times the diagonal of the box plus ``blur``. With an infinite ``blur`` all finite points stay.
     """
     weights = [w for w in (a, b) if w is not None]
     if not len(x) or all(map(all_have_weight, weights)):
@@ -49,7 +49,8 @@ def move_weightless(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, in
     weighted = [torch.ones_like(t[:, :, 0], dtype=torch.bool) if w is None else w > 0 for t, w in sets]
     has_weight = [k.any(1, keepdim=True) for k in weighted]
     either = has_weight[0] | has_weight[1]
-    # Points of a set without weight move onto a point of the other set, else of another problem, else to the origin.
+    # If a whole set has no weight, its points move onto a point of the other set; if that has none either, onto one of
+    # another problem; if there is none, to the origin.
     first = [_first(points.detach(), k) for points, k in zip((x, y), weighted, strict=True)]
     of_problem = torch.where(has_weight[0].unsqueeze(2), first[0], first[1])
     of_batch = _first(of_problem.transpose(0, 1), either.t()).masked_fill(~either.any(), 0.0)
@@ -75,12 +76,12 @@ def move_weightless(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, in
 
 
 def are_learned(*weights: Tensor | None) -> bool:
-    """Whether weights may need gradients, which depend on the places of their points."""
+    """Whether weights may need gradients. These depend on the places of the points."""
     return transformed() or (torch.is_grad_enabled() and any(w is not None and w.requires_grad for w in weights))
 
 
 def all_have_weight(weights: Tensor) -> bool:
-    """Whether all weights are above 0, as far as the host can read them cheaply; False otherwise."""
+    """Whether all weights are above 0. False if the host cannot read them without waiting."""
     if weights.device.type != "cpu" or is_compiling() or is_batched(weights) or isinstance(weights, FakeTensor):
         return False
     return bool((weights > 0).all())
