@@ -1,7 +1,7 @@
 """Label propagation on DAVIS: J&F of masks carried on from the first frame, beside copies of the first mask.
 
     python -m profiling.label_propagation davis --root DAVIS --backbone WEIGHTS --feature-layer 8 --no-feature-norm
-    python -m profiling.label_propagation page     # the tables of docs/use/propagate.md from the results
+    python -m profiling.label_propagation page     # the tables of docs/use/propagate_results.md from the results
 
 Writes profiling/results/label-propagation-block-8-cpu.json (or -cuda): each layer has a file. Every video is propagated
 once, and the same soft labels are scored with both kinds of edges.
@@ -10,6 +10,7 @@ once, and the same soft labels are scored with both kinds of edges.
 import json
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ from profiling.common.paths import RESULTS, ROOT
 from profiling.quality.steps import Command
 from profiling.quality.tables import NOT_RUN, Lines, Results, table
 
-PAGE, RESULT = "docs/use/propagate.md", "label-propagation-{}-{}.json"
+PAGE, RESULT = "docs/use/propagate_results.md", "label-propagation-{}-{}.json"
 PROTOCOL = PROTOCOLS["davis-2017"]
 EDGES: tuple[Edges, ...] = ("none", "guided")
 EDGES_GUIDED = ", guided edges"
@@ -70,7 +71,7 @@ class Davis:
 
 @dataclass
 class Page:
-    """Write the tables of docs/use/propagate.md from profiling/results."""
+    """Write the tables of docs/use/propagate_results.md from profiling/results."""
 
     check: bool = False
     """Write nothing; fail if the page would change."""
@@ -194,13 +195,23 @@ def scores_table(results: Sequence[Results]) -> Lines:
     lines = [
         *table(["data", "masks", "edges", *COLUMNS.values()], rows),
         "",
-        f"{'; '.join(f'{data}: {count}' for data, count in counts.items())}. Protocol `{first['protocol']}`, frames of "
-        f"{height}×{width}, {first['grid'][0]}×{first['grid'][1]} patches, annotations {first['annotations']}.",
+        *_wrapped(
+            f"{'; '.join(f'{data}: {count}' for data, count in counts.items())}. Protocol `{first['protocol']}`, "
+            f"frames of {height}×{width}, {first['grid'][0]}×{first['grid'][1]} patches, "
+            f"annotations {first['annotations']}."
+        ),
         "",
     ]
-    return lines + [
-        f"- {one['features']}: `{one['command']}`, commit {one['commit']}, {one['date']}" for one in results
-    ]
+    for one in results:
+        lines += _wrapped(
+            f"- {one['features']}: `{one['command']}`, commit {one['commit']}, {one['date']}", indent="  "
+        )
+    return lines
+
+
+def _wrapped(text: str, indent: str = "") -> Lines:
+    """The lines of a paragraph of the page."""
+    return textwrap.wrap(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def sequences_table(results: Sequence[Results]) -> Lines:
@@ -243,7 +254,7 @@ def blocks(folder: Path = RESULTS) -> dict[str, Lines]:
     results = [json.loads(path.read_text()) for path in paths]
     links = ", ".join(f"[{path.name}](../../profiling/results/{path.name})" for path in paths)
     return {
-        "scores": [*scores_table(results), "", f"Data: {links}."],
+        "scores": [*scores_table(results), "", *_wrapped(f"Data: {links}.")],
         "sequences": sequences_table(results),
         "costs": costs_table(results),
     }

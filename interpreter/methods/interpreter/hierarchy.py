@@ -279,7 +279,7 @@ def propagate(levels: Sequence[Level], frames: int) -> Tensor:
 
 
 def describe(levels: Sequence[Level], frames: int) -> list[dict[str, Any]]:
-    """The hierarchy of levels 2, 3, … in JSON's types, as written to hierarchy.json: see docs/use/segment.md."""
+    """The hierarchy of levels 2, 3, … in JSON's types, as written to hierarchy.json: see docs/use/segment_levels.md."""
     described = []
     spans = [(t, t) for t in range(frames)]  # first and last frame of each step
     levels = [level._replace(attention=level.attention.cpu()) for level in levels]
