@@ -15,6 +15,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "glibc.h"
+
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define LEVELS 1
 #include <immintrin.h>
