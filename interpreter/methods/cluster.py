@@ -30,9 +30,9 @@ class ClusterSettings:
     """The frozen feature extractor; a ViT, since the masks of a CNN's features follow textures."""
 
     def __post_init__(self) -> None:
-        """Refuse the name of a backbone where its configuration belongs."""
-        if not isinstance(self.backbone, BackboneConfig):
-            raise ValueError(f"backbone must be a BackboneConfig, such as BackboneConfig({str(self.backbone)!r})")
+        """Accept ``backbone="efficientnet-lite0"`` from Python."""
+        if isinstance(self.backbone, str):
+            object.__setattr__(self, "backbone", BackboneConfig(self.backbone))
 
 
 class ClusterSegmenter(Segmenter):
@@ -86,7 +86,7 @@ def open_clusters(device: torch.device, settings: Any, frame_size: tuple[int, in
 CLUSTER = Method(
     name="cluster",
     summary="groups similar patches of the video (k-means of a ViT's tokens); needs no training",
-    citation="the baseline of docs/results/results.md, refined (docs/methods/cluster.md)",
+    citation="the baseline of docs/results/overview.md, refined (docs/methods/cluster.md)",
     stages=(),
     settings=ClusterSettings,
     open=open_clusters,

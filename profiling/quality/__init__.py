@@ -1,6 +1,6 @@
-"""Trains and evaluates what docs/results/results.md shows, and makes its tables of the numbers.
+"""Trains and evaluates the models of the pages of results, and makes the tables of these pages.
 
-- plans: the commands of a page's section; steps: runs them and records what each took;
+- plans: the commands behind each page; steps: runs them and records the time of each;
 - strips: how long segmenting takes, with pictures of every video;
-- join: the scores of all evaluations as one file in profiling/results; tables, page: what the page shows of it.
+- join: the scores of all evaluations as one file in profiling/results; tables, page: the tables of the pages.
 """

@@ -1,13 +1,13 @@
-"""Train and evaluate what docs/results/results.md shows, and write its tables.
+"""Train and evaluate the models of the pages of results, and write the tables of these pages.
 
     python -m profiling.quality scenes                                  # generated scenes
     python -m profiling.quality davis --root DAVIS --backbone WEIGHTS   # DAVIS, with the weights of a ViT-S/14
     python -m profiling.quality solv-ablation                           # SOLV's components, on generated scenes
     python -m profiling.quality smtc                                    # SMTC, on generated scenes
-    python -m profiling.quality page                               # tables of docs/results/results.md from the results
+    python -m profiling.quality page                                    # the tables of docs/results, from the results
 
-What was trained or evaluated by the same command is not computed again; rerun an interrupted command to resume. The
-results of finished steps are in profiling/results.
+If a command is interrupted, rerun it to resume: what the same command has trained or evaluated is not computed again.
+The results of finished steps are in profiling/results.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from profiling.common.machine import save
 from profiling.common.paths import RESULTS, ROOT
 from profiling.quality import plans
 from profiling.quality.join import joined, pictures
-from profiling.quality.page import DAVIS, PAGE, PICTURE, SCENES, SMTC, SOLV, with_tables
+from profiling.quality.page import DAVIS, PAGES, PICTURE, SCENES, SMTC, SOLV, with_tables
 from profiling.quality.smtc import smtc_scenes
 from profiling.quality.solv import solv_ablation
 from profiling.quality.steps import Command, Kind, Step, forget
@@ -30,13 +30,13 @@ from profiling.quality.steps import Command, Kind, Step, forget
 
 @dataclass
 class Run:
-    """Options of both plans."""
+    """Options of all plans."""
 
     again: tuple[Kind, ...] = ()
-    """Do these again, although they are done: train, evaluate or strips. What was made with a training that is done
-    again is done again as well."""
+    """Do these again, although they are done: train, evaluate or strips. With train, everything that uses the trained
+    models is done again too."""
     dry_run: bool = False
-    """Print the commands, and which of them are done; run nothing."""
+    """Print the commands and whether each is done; run nothing."""
 
 
 @dataclass
@@ -81,10 +81,10 @@ class Smtc(Run):
 
 @dataclass
 class Page:
-    """Write the tables of docs/results/results.md from profiling/results."""
+    """Write the tables of the pages of results from profiling/results."""
 
     check: bool = False
-    """Write nothing; fail if the page would change."""
+    """Write nothing; fail if a page would change."""
 
 
 def run(options: Run, steps: Sequence[Step], what: str, command: str, results: Path) -> None:
@@ -104,14 +104,18 @@ def run(options: Run, steps: Sequence[Step], what: str, command: str, results: P
     print("pictures:", *pictures(steps), sep="\n  ")
 
 
-def write_page(check: bool, root: Path = ROOT, folder: Path = RESULTS) -> bool:
-    """Write the page's tables, unless ``check``; returns whether they differ from the results."""
-    path = root / PAGE
-    old = path.read_text()
-    new = with_tables(old, root, folder)
-    if not check:
-        path.write_text(new)
-    return old != new
+def write_pages(check: bool, root: Path = ROOT, folder: Path = RESULTS) -> list[str]:
+    """Write the tables of all pages, unless ``check``; returns the pages that differed from the results."""
+    changed = []
+    for page in PAGES:
+        path = root / page
+        old = path.read_text()
+        new = with_tables(page, old, root, folder)
+        if old != new:
+            changed.append(page)
+            if not check:
+                path.write_text(new)
+    return changed
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -121,10 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan = Scenes | Davis | SolvAblation | Smtc | Page
     options = tyro.cli(plan, prog="python -m profiling.quality", description=__doc__, args=arguments)
     if isinstance(options, Page):
-        changed = write_page(options.check)
+        changed = write_pages(options.check)
         if options.check and changed:
-            sys.exit(f"{PAGE} disagrees with profiling/results: run `python -m profiling.quality page`")
-        print(f"wrote {PAGE}" if changed else "nothing to do")
+            sys.exit(f"{', '.join(changed)} disagree with profiling/results: run `python -m profiling.quality page`")
+        print("\n".join(f"wrote {page}" for page in changed) or "nothing to do")
     elif isinstance(options, Scenes):
         steps = list(plans.scenes(options.out))
         run(options, steps, "scores and costs on generated scenes", command, RESULTS / SCENES)

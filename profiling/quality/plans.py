@@ -1,4 +1,4 @@
-"""What is trained and evaluated for each section of docs/results/results.md."""
+"""What is trained and evaluated for each page of results."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,13 +1,22 @@
-"""Tables of docs/results/results.md, as Markdown."""
+"""Tables of the pages of results, as Markdown."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from profiling.report.markdown import data, paragraph, table
+
 Results = Mapping[str, Any]
 Lines = list[str]
 NOT_RUN = "*Not run yet.*"
+TITLES = {
+    "scenes.json": "Interpreter, DINOSAUR, Slot Contrast and VideoSAUR on scenes",
+    "davis.json": "DAVIS",
+    "solv-scenes.json": "SOLV on scenes",
+    "smtc-scenes.json": "SMTC on scenes",
+}
+"""What each file of results is about."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +52,6 @@ COLUMNS = {
     ),
 }
 """Columns of each table of scores."""
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Lines:
-    """A Markdown table."""
-    return [_line(heads), "|" + "---|" * len(heads), *map(_line, rows)]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def cell(values: Sequence[float | None], digits: int = 3) -> str:
@@ -99,13 +99,13 @@ def _about_scores(results: Results, rows: Sequence[Results]) -> Lines:
     seeds = _distinct(seed for row in rows for seed in row["seeds"] if seed is not None)
     protocols = (f"`{p}` (version {v})" for p, v in _distinct((row["protocol"], row["version"]) for row in rows))
     skipped = _distinct(name for one in evaluations for name in one["skipped"])
-    return [
+    return paragraph(
         f"{first['videos']} videos, {first['frames']} frames of split `{first['split']}`"
         + (f", without {', '.join(skipped)}, which could not be scored" if skipped else "")
         + f"; seeds {', '.join(map(str, seeds))}; protocols {', '.join(protocols)}; "
         f"commit {', '.join(_distinct(one['commit'] for one in evaluations))}, "
         f"{', '.join(_distinct(one['date'] for one in evaluations))}."
-    ]
+    )
 
 
 def sequences(results: Results, methods: Sequence[str] = ("Interpreter", "k-means 8")) -> Lines:
@@ -130,7 +130,8 @@ def costs(all_results: Mapping[str, Results]) -> Lines:
     lines: Lines = []
     for name, results in all_results.items():
         versions = ", ".join(f"{library} {version}" for library, version in results["versions"].items())
-        lines += [f"[{name}](../../profiling/results/{name}): {results['device']}; {versions}.", ""]
+        lines += [f"## {TITLES.get(name, name)}", ""]
+        lines += [*paragraph(f"{results['device']}; {versions}. Data: {data(name)}."), ""]
         commands = []
         for row in results["costs"]:
             size = f" at {row['size'][0]}×{row['size'][1]}" if row["size"] else ""

@@ -1,4 +1,4 @@
-"""The commands behind docs/results/results.md: plans, resumed steps, joined scores, tables."""
+"""The commands behind the pages of results: plans, resumed steps, joined scores, tables."""
 
 import json
 import re
@@ -15,9 +15,9 @@ from interpreter.method_options import parse_with_settings
 from interpreter.train import parse_stage
 from profiling.common.paths import RESULTS, ROOT
 from profiling.quality import plans, steps, tables
-from profiling.quality.__main__ import main, write_page
+from profiling.quality.__main__ import main, write_pages
 from profiling.quality.join import costs, joined, scores
-from profiling.quality.page import DAVIS, PAGE, SCENES, SMTC, SOLV, with_tables
+from profiling.quality.page import DAVIS, PAGES, SCENES, SMTC, SOLV, blocks, with_tables
 from profiling.quality.smtc import smtc_scenes
 from profiling.quality.solv import solv_ablation
 from profiling.quality.steps import Command, Step, forget
@@ -224,10 +224,11 @@ def test_tables_show_mean_and_deviation_with_edges_of_a_method_together(tmp_path
         for method, j in (("Interpreter", "0.625"), ("k-means 8", "0.375"))
         for edges in ("none", "guided")
     ]
-    assert lines[-1].startswith(
-        "2 videos, 11 frames of split `val`, without owl, which could not be scored; seeds 0, 1;"
+    about = " ".join(lines[-2:])
+    assert about == (
+        "2 videos, 11 frames of split `val`, without owl, which could not be scored; seeds 0, 1; "
+        "protocols `davis-2016` (version 1), `interpreter` (version 2); commit abc, 2026-11-26."
     )
-    assert "protocols `davis-2016` (version 1), `interpreter` (version 2); commit abc, 2026-11-26." in lines[-1]
     assert tables.scores(results, "davis-2017") == [tables.NOT_RUN]
 
     of_videos = tables.sequences(results)
@@ -252,35 +253,41 @@ def test_costs_are_minutes_of_commands_and_milliseconds_of_frames(tmp_path, comm
     timed = {"method": "Interpreter", "size": [336, 504], "first_video_size": [480, 854], "frames": 10}
     results["segmenting"] = [{**timed, "load_average": 1.5, "seconds": parts}]
     text = "\n".join(tables.costs({"davis.json": results}))
-    assert "[davis.json](../../profiling/results/davis.json): " in text
+    assert "## DAVIS\n\n" in text
+    assert "Data: [davis.json](../../profiling/results/davis.json)." in text.replace("\n", " ")
     assert "| Interpreter | training, image stage | 2.0, 3.0 | 1.0, 1.5 |" in text
     assert "| Interpreter | evaluation on davis-2016 at 336×504 | 0.2, 0.2 | 0.1, 0.1 |" in text
     assert "| Interpreter | 336×504 | 480×854 | 10 | 200 | 10 | 20 | 100 | 1.5 |" in text
     assert costs([]) == []
 
 
-def test_page_agrees_with_the_results():
-    assert not write_page(check=True), REMEDY
+def test_pages_agree_with_the_results():
+    assert write_pages(check=True) == [], REMEDY
 
 
-def test_a_changed_number_makes_the_page_stale(tmp_path, commands):
-    (tmp_path / PAGE).parent.mkdir(parents=True)
-    shutil.copy(ROOT / PAGE, tmp_path / PAGE)
+def test_a_changed_number_makes_a_page_stale(tmp_path, commands):
+    (tmp_path / "docs/results").mkdir(parents=True)
+    for page in PAGES:
+        shutil.copy(ROOT / page, tmp_path / page)
     folder = tmp_path / "results"
     folder.mkdir()
     results = json.dumps(results_of(tmp_path))
     (folder / DAVIS).write_text(results)
-    assert write_page(False, tmp_path, folder)
-    assert not write_page(True, tmp_path, folder)
-    assert "| cat | 0.31 ± 0.09 |" in (tmp_path / PAGE).read_text()
-    assert re.search(r"<!-- table scenes -->\n\n\*Not run yet\.\*\n\n<!-- end -->", (tmp_path / PAGE).read_text())
+    assert write_pages(False, tmp_path, folder) == list(PAGES)
+    assert write_pages(True, tmp_path, folder) == []
+    assert "| cat | 0.31 ± 0.09 |" in (tmp_path / "docs/results/davis_2016.md").read_text()
+    text = (tmp_path / "docs/results/scenes.md").read_text()
+    assert re.search(r"<!-- table scenes -->\n\n\*Not run yet\.\*\n\n<!-- end -->", text)
     (folder / DAVIS).write_text(results.replace('"f": [0.5', '"f": [0.6'))
-    assert write_page(True, tmp_path, folder)
+    assert write_pages(True, tmp_path, folder) == ["docs/results/davis_2016.md"]
 
 
-def test_every_table_has_its_place_on_the_page(tmp_path):
-    with pytest.raises(ValueError, match="it needs each of scenes, scenes-clips, solv-ablation, davis-2016"):
-        with_tables("<!-- table scenes -->\n<!-- end -->", tmp_path, tmp_path)
+def test_every_table_has_its_place_on_a_page(tmp_path, commands):
+    tables_of_pages = [table for of_page in PAGES.values() for table in of_page]
+    assert sorted(tables_of_pages) == sorted(blocks(tmp_path, tmp_path))
+    page = "docs/results/scenes_video_methods.md"
+    with pytest.raises(ValueError, match=r"has the tables \('scenes',\), expected \('scenes-clips', 'solv-ablation'\)"):
+        with_tables(page, "<!-- table scenes -->\n<!-- end -->", tmp_path, tmp_path)
 
 
 def test_all_methods_on_scenes_share_data_and_write_folders_of_their_own():
