@@ -1,7 +1,7 @@
 """Videos and data sets: everything that turns files into frames and masks.
 
-Open a video with :func:`open_video`, a data set with :func:`open_dataset`; `interpreter.data.scenes.generate_scenes`
-makes one.
+Open a video with :func:`open_video` and a data set with :func:`open_dataset`.
+``interpreter.data.scenes.generate_scenes`` generates a data set.
 """
 
 from interpreter.data.datasets import VOID, VideoDataset, open_dataset

@@ -30,18 +30,18 @@ CONVERT_EXAMPLES = """Examples:
 
 @dataclass(frozen=True)
 class Verify:
-    """Check every file of a data set, and print where to get what is missing.
+    """Check every file of a data set. If files are missing, print where to download them.
 
     Decodes every frame and mask. Prints the number of videos, the missing and damaged files, and the files that are not
-    read. For YouTube-VIS it also checks that the training split shares no video with the hold-out, and with --split
-    last-300 that without-last-300 shares none with it. The exit status is 0 if at least one split was found and no file
-    is damaged.
+    read. For YouTube-VIS it also checks that training and evaluation videos do not overlap: train and holdout, or with
+    --split last-300, without-last-300 and last-300. The exit status is 0 if at least one split exists and no file is
+    damaged.
     """
 
     dataset: tyro.conf.Positional[DatasetKind]
     """Kind of data set."""
     root: Path
-    """Data set root; it need not exist yet."""
+    """Folder of the data set. It need not exist yet."""
     split: str | None = None
     """Split to check, or several joined by +. Default: all that exist.
     ytvis splits: train (without the hold-out), holdout (entries 600–899 of train.json), last-300 (its 300 largest
@@ -52,16 +52,17 @@ class Verify:
     annotations: DavisAnnotations = "unsupervised"
     """Masks of DAVIS 2017; only for davis."""
     manifest: Path | None = None
-    """JSON file to write the ids of the YouTube-VIS hold-out (or of last-300) to; only for ytvis."""
+    """Write the ids of the YouTube-VIS hold-out (or of last-300) to this JSON file; only for ytvis."""
 
 
 @dataclass(frozen=True)
 class Convert:
     """Write a data set in the layout of DAVIS 2017 with unsupervised masks.
 
-    Only MOVi needs this, in its release for TensorFlow Datasets (pip install tensorflow-cpu tensorflow-datasets): read
-    the result with --data movi. Every other data set is read as published; its copy serves tools that expect DAVIS, and
-    is read with --data davis --year 2017. If interrupted, rerun the same command to continue.
+    Only MOVi needs this. Its release for TensorFlow Datasets is read with TensorFlow (pip install tensorflow-cpu
+    tensorflow-datasets); use the result with --data movi. All other data sets are read as published. Convert them only
+    for tools that expect DAVIS; use the copy with --data davis --year 2017. If interrupted, rerun the same command to
+    resume.
     """
 
     dataset: tyro.conf.Positional[DatasetKind]
@@ -82,7 +83,7 @@ class Convert:
 
 
 def verify(config: Verify) -> int:
-    """Print the videos, the missing and the damaged files; returns the exit status."""
+    """Print the videos and the missing and damaged files. Returns the exit status."""
     release = RELEASES[config.dataset]
     splits = split_parts(config.split) if config.split else release.splits
     existing: dict[str | None, UnopenedVideos] = {}
@@ -116,7 +117,7 @@ def verify(config: Verify) -> int:
 
 
 def _report_leaks(config: Verify, split: str, held_out: list[UnopenedVideo]) -> bool:
-    """Compare videos that are kept for evaluation with those for training; returns whether they share any."""
+    """Compare the videos for evaluation with the videos for training. Returns whether they share any."""
     training = find_sources("ytvis", config.root, TRAINING_FOR[split])
     leaks, name = find_leaks(training, held_out), "hold-out" if split == "holdout" else split
     print(

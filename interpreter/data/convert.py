@@ -26,7 +26,7 @@ def convert_dataset(dataset: VideoDataset, origin: str, out: Path, split: str) -
 
     Frames of a folder are copied byte for byte; frames of video files and cropped frames become PNG, without loss.
     Frames without annotation get no mask. ``OUT/converted-SPLIT.json`` records what the split is made of. If
-    interrupted, the same call continues.
+    interrupted, repeat the call to resume.
 
     >>> convert_dataset(open_dataset("folder", clips), "clips", folder / "copy", "all")
     >>> [video.num_frames for video in open_dataset("davis", folder / "copy", "all")]
@@ -34,7 +34,7 @@ def convert_dataset(dataset: VideoDataset, origin: str, out: Path, split: str) -
 
     Args:
         dataset: the data set to write.
-        origin: its name for the manifest; an existing split must have the same origin.
+        origin: name of the data set in the manifest; an existing split must have the same origin.
         out: folder to write to; several splits can share it.
         split: name of the split to write.
 

@@ -1,4 +1,4 @@
-"""One numbering for the frames of many videos: that of all videos concatenated."""
+"""Numbers the frames of many videos as if the videos were concatenated."""
 
 from collections.abc import Iterable
 
@@ -20,7 +20,7 @@ class FrameIndex:
 
     Attributes:
         lengths: frames of each video, int64 [V].
-        starts: global number of the first frame of each video and, last, the number of all frames; int64 [V + 1].
+        starts: global number of the first frame of each video, followed by the total number of frames; int64 [V + 1].
     """
 
     def __init__(self, lengths: Iterable[int]) -> None:
@@ -37,7 +37,7 @@ class FrameIndex:
         return cls(video.num_frames for video in videos)
 
     def __len__(self) -> int:
-        """Number of frames of all videos together."""
+        """Total number of frames."""
         return int(self.starts[-1])
 
     def locate(self, frames: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Reading single images, frames and masks alike: upright, checked, as RGB or as the numbers that they store."""
+"""Reads single images (frames and masks): turned upright, checked, as RGB or as the stored numbers."""
 
 import os
 import re
@@ -17,8 +17,8 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 # The last bytes of a complete file. Checking them finds truncated files without decoding every frame of a data set.
 _TRAILERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
-# What Pillow lets through besides OSError, SyntaxError and ValueError when bytes are wrong. The last is an image that
-# declares more than 179 million pixels: a few bytes that would fill the memory.
+# Further exceptions that Pillow raises for damaged bytes, besides OSError, SyntaxError and ValueError. The last one is
+# for an image that declares more than 179 million pixels, which would fill the memory.
 _DAMAGE = (
     *(EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error),
     Image.DecompressionBombError,
@@ -26,21 +26,22 @@ _DAMAGE = (
 # Files that Windows, macOS and network drives add to folders; names are compared in lower case.
 _SYSTEM = frozenset({"__macosx", "thumbs.db", "desktop.ini", "icon\r", "@eadir", "$recycle.bin", "lost+found"})
 _SYSTEM |= {"system volume information"}
-# Formats in which a file can hold several pictures. JPEG is none of them: what a phone appends is no second frame.
+# Formats in which a file can hold several pictures. JPEG is not listed: the pictures that phones append to it are not
+# frames.
 _ANIMATED = frozenset({"PNG", "WEBP", "GIF", "AVIF"})
 _LOSSY = frozenset({"JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"})
-# Gray levels that Pillow spreads over 0..255, by the layout of the stored pixels.
+# Gray levels that Pillow scales to 0..255, by the layout of the stored pixels.
 _SPREAD = {"L;2": 85, "L;4": 17}
 # Layouts of 16 bits a channel of which Pillow keeps the upper 8, so that all numbers below 256 would become 0.
 _HALVED = frozenset({"RGB;16B", "LA;16B", "RGBA;16B"})
 
 
 class UnsuitableError(ValueError):
-    """An intact image of an unsuitable kind; the message says what to do."""
+    """The image is intact but of an unsuitable kind; the message says what to do."""
 
 
 class TooDeepError(UnsuitableError):
-    """An image that stores numbers which Pillow does not read in full."""
+    """The image stores numbers of which Pillow reads only some bits."""
 
 
 def natural_key(path: Path | str) -> tuple[tuple[tuple[int, int | str], ...], str]:
@@ -51,7 +52,7 @@ def natural_key(path: Path | str) -> tuple[tuple[tuple[int, int | str], ...], st
 
 
 def normal(name: str) -> str:
-    """A name with composed characters (Unicode NFC): macOS stores é as two characters, an index written elsewhere not.
+    """A name in Unicode NFC: é becomes one character. macOS stores it as two, an index from another system as one.
 
     >>> normal("cafe\u0301") == "caf\u00e9"
     True
@@ -105,10 +106,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """Open a frame or mask with Pillow; every fault becomes one of three exceptions.
+    """Open a frame or mask with Pillow. Every fault raises one of three exceptions.
 
     Raises:
-        OSError, SyntaxError, ValueError: if the file is damaged, no image, animated, or declares an absurd size.
+        OSError, SyntaxError, ValueError: if the file is damaged, not an image, animated, or declares too many pixels.
     """
     try:
         with Image.open(path) as image:
@@ -132,14 +133,14 @@ def read_rgb(path: Path) -> np.ndarray:
     """Decode one image file, upright, to uint8 [H, W, 3] RGB.
 
     Raises:
-        OSError, SyntaxError, ValueError: from `opened`, if the file is damaged or no single picture.
+        OSError, SyntaxError, ValueError: from `opened`, if the file is damaged or not a single picture.
     """
     with opened(path) as image:
         return np.array(to_rgb(upright(image)))
 
 
 def read_numbers(path: Path) -> np.ndarray:
-    """Decode one image file, upright, to the numbers that it stores: gray values or palette indices.
+    """Decode one image file to its stored numbers (gray values or palette indices), turned upright.
 
     Args:
         path: a gray image of 1, 2, 4, 8, 16 or 32 bits, a palette image, or a colour image that is gray in each pixel
@@ -181,12 +182,12 @@ def read_numbers(path: Path) -> np.ndarray:
 
 
 def probe_size(path: Path) -> tuple[int, int]:
-    """Check that an image is complete, and return its (height, width) when upright.
+    """Check that an image is complete, and return its (height, width) after it is turned upright.
 
-    A JPEG or PNG with its end marker in place is trusted; every other file is decoded.
+    A JPEG or PNG is complete if it ends with its end marker; every other file is decoded.
 
     Raises:
-        OSError, SyntaxError, ValueError: from `opened`, if the file is damaged or no single picture.
+        OSError, SyntaxError, ValueError: from `opened`, if the file is damaged or not a single picture.
     """
     with opened(path) as image:
         trailer = _TRAILERS.get(image.format or "")
@@ -208,8 +209,9 @@ def _ends_with(path: Path, trailer: bytes) -> bool:
 def resize(frame: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     """Resize uint8 [H, W, 3] to ``size`` = (height, width) with Pillow's antialiased bilinear filter.
 
-    The one way frames are resized everywhere: a triangle filter whose support grows with the reduction, in fixed
-    point, so the result is the same on every machine. ``None`` or the frame's own size returns it unchanged.
+    All code of this package resizes frames with this function: a triangle filter whose support grows with the
+    reduction, in fixed point, so the result is the same on every machine. ``None`` or the frame's own size returns it
+    unchanged.
 
     >>> resize(np.zeros((64, 96, 3), np.uint8), (32, 48)).shape
     (32, 48, 3)

@@ -26,7 +26,7 @@ KEYS = ("masks", "labels")
 
 
 class PredictionError(ValueError):
-    """Saved masks that cannot be used; the message names file, fault and expectation in one line."""
+    """Saved masks cannot be used. The message is one line: the file, what is wrong, and what was expected."""
 
 
 class Predictions(abc.ABC):
@@ -34,8 +34,8 @@ class Predictions(abc.ABC):
 
     Attributes:
         path: the file or folder they are read from.
-        names: names of the videos, in natural order and with composed accents (Unicode NFC).
-        background: id in :meth:`labels` of pixels in no segment; None if every id is a segment.
+        names: names of the videos, in natural order and in Unicode NFC.
+        background: id of pixels that belong to no segment; None if every id is a segment.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class Predictions(abc.ABC):
     background: int | None
 
     def labels(self, name: str, num_frames: int, size: tuple[int, int]) -> np.ndarray:
-        """Read the label maps of one video; they are not cached.
+        """Read the label maps of one video. They are read again in each call.
 
         Args:
             name: name of the video.
@@ -67,7 +67,7 @@ class Predictions(abc.ABC):
 
     @abc.abstractmethod
     def _read(self, name: str, num_frames: int, size: tuple[int, int]) -> np.ndarray:
-        """:meth:`labels` of a video that is there."""
+        """:meth:`labels` of a video that exists."""
 
 
 def open_predictions(path: str | Path, video_ids: Mapping[str, int | str] | None = None) -> Predictions:
@@ -78,16 +78,16 @@ def open_predictions(path: str | Path, video_ids: Mapping[str, int | str] | None
     >>> predictions.names, predictions.labels("walk", 5, (64, 96)).shape
     (['walk'], (5, 64, 96))
 
-    - ``png``: DIR/VIDEO/00000.png …, one gray or palette image for each frame, numbered alike and in the order of their
-      numbers; a pixel's value is its segment (255 too), 0 is background, as in DAVIS. VIDEO may lie several folders
-      deep: its name is its path below DIR.
+    - ``png``: DIR/VIDEO/00000.png …, one gray or palette image for each frame, in the order of their numbers. The value
+      of a pixel is its segment (255 too), and 0 is background, as in DAVIS. The name of a video is its path below DIR,
+      which may have several folders.
     - ``youtube-vis``: a results file, a list of ``{"video_id", "category_id", "score", "segmentations"}`` with an RLE
       or null for each frame. The entries of a video become segments 1, 2 … in the order of the file, whatever their
-      category. Where entries overlap, that of the higher score has the pixel, of equal scores the earlier one. Pixels
-      in no entry are 0, which is background: no segment, hence no candidate for any object. If ``videos.json`` beside
-      the file lists a ``video_id`` with a name, as those of ``interpreter.segment`` do, it is the video of that name.
-    - ``npz``: DIR/VIDEO.npz with one array ``masks`` or ``labels``, or one file FILE.npz with an array for each video
-      under its name; integers [T, H, W]. Every id is a segment, 0 included.
+      category. Where entries overlap, the entry with the higher score gets the pixel; if scores are equal, the earlier
+      entry. Pixels in no entry are 0, the background, which is never matched with an object. A file ``videos.json`` in
+      the same folder, as ``interpreter.segment`` writes it, may give the name of each ``video_id``.
+    - ``npz``: DIR/VIDEO.npz with one array ``masks`` or ``labels``, or one file FILE.npz with an array for each video,
+      named like the video. Arrays are integers [T, H, W]. Every id is a segment, also 0.
 
     Args:
         path: folder or file.
@@ -96,7 +96,7 @@ def open_predictions(path: str | Path, video_ids: Mapping[str, int | str] | None
 
     Raises:
         FileNotFoundError: if there is nothing at ``path``, or no file of any of the formats.
-        PredictionError: if the file as a whole is damaged, or there are two sets of masks for one video.
+        PredictionError: if the file is damaged, or there are two sets of masks for one video.
     """
     path = Path(path)
     if not path.exists():
@@ -119,7 +119,7 @@ def open_predictions(path: str | Path, video_ids: Mapping[str, int | str] | None
 
 
 def _by_name(path: Path, masks: Iterable[tuple[str, T]]) -> dict[str, T]:
-    """Where the masks of each video are, by the name in composed accents.
+    """Where the masks of each video are, by its name in Unicode NFC.
 
     Raises:
         PredictionError: if two have the same name; names both.
@@ -237,7 +237,7 @@ class _YouTubeVis(Predictions):
 
 
 def _listed_names(path: Path) -> dict[str, str]:
-    """The normal name of each video that a ``videos.json`` lists, by its number; empty if there is no such file.
+    """The name of each video in ``videos.json`` (in Unicode NFC), by its number; empty if there is no such file.
 
     Raises:
         PredictionError: if the file is damaged, or gives a number to two videos.

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 LARGEST_MASK = 2**28
-"""Pixels of the largest mask that is decoded, whatever size a file declares."""
+"""Largest number of pixels of a mask; larger masks are refused."""
 
-BITS = 5  # of a count in each character of the compressed form; a sixth says that more follow
+BITS = 5  # bits of a count in each character of the compressed form; a sixth bit means that more characters follow
 FIRST = 48  # the character of value 0
 LONGEST = 7  # characters of a count: 35 bits hold any run of LARGEST_MASK
 

@@ -1,4 +1,4 @@
-"""How many threads or processes to use, and threads that end at once when something fails."""
+"""How many threads or processes to use, and a thread pool that ends at once when something fails."""
 
 import os
 from collections.abc import Iterator
@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 
 def cpu_count() -> int:
-    """Cores that this process may use: in a container or under Slurm fewer than the machine has."""
+    """Number of cores that this process may use. In a container or under Slurm these are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def reading_threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads for work that only reads: after an error or Ctrl-C the block ends without waiting for them."""
+    """A pool of threads for work that only reads. After an error or Ctrl-C the block ends without waiting for them."""
     pool = ThreadPoolExecutor(count)
     try:
         yield pool

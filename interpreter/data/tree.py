@@ -1,4 +1,4 @@
-"""Folders: which images are frames, walking each folder once, and a line on the files that are not read."""
+"""Searches folders: which images are frames, a walk over all folders, and a line about files that are not read."""
 
 import os
 import re
@@ -32,9 +32,9 @@ class Frames(NamedTuple):
 
 
 def split_frames(images: Sequence[Path]) -> Frames:
-    """Find the frames among the images of a folder: those whose names differ in nothing but their numbers.
+    """Find the frames among the images of a folder: images whose names differ only in their numbers.
 
-    An image alone is a sequence of one. Case, suffix and zeros in front of a number make no difference.
+    A single image is a sequence of one frame. Case, suffix and leading zeros are ignored.
 
     >>> [path.name for path in split_frames([Path("cover.jpg"), Path("f10.png"), Path("f9.png")]).frames]
     ['f9.png', 'f10.png']
@@ -77,12 +77,12 @@ def _shown(paths: Sequence[Path]) -> str:
 
 @dataclass
 class LeftOut:
-    """The files that are not read, by kind and reason; ``str`` gives one short line, empty if there are none."""
+    """The files that are not read, by kind and reason. ``str`` returns one short line, empty if there are none."""
 
     groups: dict[str, list[Path]] = field(default_factory=dict)
 
     def add(self, path: Path, label: str) -> None:
-        """Add a path under a label in the singular; a label that begins with a blank follows the file's suffix."""
+        """Add a path under a label in the singular. A label that begins with a space follows the file's suffix."""
         if label.startswith(" "):
             label = (path.suffix.lower() or "file without suffix") + label
         self.groups.setdefault(label.strip(), []).append(path)
@@ -112,9 +112,9 @@ class Folder:
 
     Attributes:
         path: the folder.
-        folders: those below it, links included; a walk does not enter those that are removed from the list.
+        folders: its subfolders, links included. A walk does not enter the ones that you remove from the list.
         files: its files, links included.
-        odd: broken links, and what is neither file nor folder.
+        odd: broken links, and entries that are neither file nor folder.
     """
 
     path: Path
@@ -141,14 +141,14 @@ def look(path: Path) -> Folder:
 
 
 def walk(top: Path, left_out: LeftOut, without: Sequence[Path] = ()) -> Iterator[Folder]:
-    """Visit a folder and all below it, each once whatever links lead to it: first without links, then through them.
+    """Visit a folder and all folders below it, each once: first without following links, then the targets of links.
 
-    Links to a folder above ``top`` are not followed: they would lead out of it.
+    Links to a folder above ``top`` are not followed, because they lead out of it.
 
     Args:
-        top: where to begin.
-        left_out: gets the links that are not followed, the folders that cannot be read, and what is neither file nor
-            folder.
+        top: the folder to begin with.
+        left_out: receives the links that are not followed, the folders that cannot be read, and entries that are
+            neither file nor folder.
         without: folders not to enter.
 
     Raises:
@@ -198,10 +198,10 @@ def folders(parent: Path) -> list[Path]:
 
 
 def locate(parent: Path, name: str) -> Path:
-    """The path of a name below a folder, even if the disk stores its accents as separate characters.
+    """The path of a name below a folder, also if the disk stores accents as separate characters.
 
     Returns:
-        ``parent / name`` if it exists or nothing else fits, so that errors name the requested path.
+        The existing path. If there is none, ``parent / name``, so that errors name the requested path.
     """
     if name.isascii():
         return parent / name

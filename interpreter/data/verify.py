@@ -1,4 +1,4 @@
-"""Checking every file of a data set: what is missing, what is damaged, and whether two splits share videos."""
+"""Checks every file of a data set: which are missing or damaged, and whether two splits share videos."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from interpreter.data.video import VideoError
 
 @dataclass
 class Findings:
-    """The contents of some videos.
+    """What a check found in some videos.
 
     Attributes:
-        videos, frames, masks: how many there are; masks counts annotated frames.
-        problems: one line for each missing or damaged file, which names it.
+        videos, frames, masks: their numbers; ``masks`` counts annotated frames.
+        problems: one line for each missing or damaged file, with its name.
     """
 
     videos: int = 0
@@ -68,10 +68,10 @@ def _check(unopened: UnopenedVideo) -> Findings:
 
 
 def find_leaks(training: Sequence[UnopenedVideo], held_out: Sequence[UnopenedVideo]) -> list[str]:
-    """Find videos that are in both of two splits: by id, by name (the folder of their frames) or by their first frame.
+    """Find videos that two splits share: by id, by name (the folder of their frames) or by their first frame.
 
     Returns:
-        One line for each. A copy under another name is noticed if its first frame has the same bytes.
+        One line for each shared video. A copy with another name is found if its first frame has the same bytes.
     """
     leaks = []
     for what, key in (("id", _id), ("folder of frames", _name), ("first frame", _first_frame)):

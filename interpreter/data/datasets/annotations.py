@@ -24,11 +24,11 @@ MAX_OBJECTS = VOID - 1
 
 
 class Annotation(abc.ABC):
-    """The masks of one video. Holds paths or run-length codes, no pixels.
+    """The masks of one video: paths or run-length codes, which are decoded when a frame is read.
 
     Attributes:
         frames: numbers of the annotated frames, ascending.
-        optional: whether a video with faulty masks is used without them.
+        optional: whether a video is used without its masks if they are damaged.
     """
 
     frames: Sequence[int]
@@ -36,7 +36,7 @@ class Annotation(abc.ABC):
 
     @property
     def expected(self) -> str:
-        """Where masks were expected and which files are there, for the error about a video without masks."""
+        """Where masks were expected and which files exist, for the error about a video without masks."""
         return ""
 
     @abc.abstractmethod
@@ -56,7 +56,7 @@ class Annotation(abc.ABC):
 
     @abc.abstractmethod
     def check(self, size: Size) -> None:
-        """Check every mask as far as possible without decoding it.
+        """Check every mask as far as that is possible without decoding it.
 
         Raises:
             VideoError: if a mask is damaged or of another size; names the file.
@@ -64,7 +64,7 @@ class Annotation(abc.ABC):
 
 
 class UnusableMasks(Annotation):
-    """Faulty masks: the video can be decoded, but reading a mask raises the reason.
+    """Masks that cannot be used: the video can be decoded, but reading a mask raises the reason.
 
     Args:
         reason: what is wrong, and in which file or folder.
@@ -109,7 +109,7 @@ class MaskFiles(Annotation):
     """One image of object ids for each annotated frame.
 
     Args:
-        files: for each frame of the video its mask, or None.
+        files: the mask of each frame of the video, or None.
         frames: the file of each frame, or its number as a file name; for messages.
         folder: folder of the masks, which may be missing.
         binary: whether every non-zero pixel is object 1.
@@ -138,10 +138,10 @@ class MaskFiles(Annotation):
 
 
 class FolderMasks(MaskFiles):
-    """The masks of a user's own video: PNG files that are named or numbered as its frames are.
+    """The masks of your own video: PNG files with the names or the numbers of its frames.
 
-    Where all masks of the video hold nothing but 0 and 255, 255 is object 1, as programs for segmentation save one
-    object; else it is void.
+    If all masks of the video hold only 0 and 255, 255 is object 1, because many programs save a single object like
+    this. Else 255 is void.
 
     Args:
         folder: folder of the masks, which may be missing.
@@ -149,8 +149,8 @@ class FolderMasks(MaskFiles):
         named: whether ``frames`` are files.
 
     Raises:
-        VideoError: if some images in the folder are masks of no frame, or all are in another format than PNG; names
-            them and the expected files.
+        VideoError: if some images in the folder belong to no frame, or none is a PNG; names them and the expected
+            files.
     """
 
     optional = True
@@ -178,14 +178,14 @@ class FolderMasks(MaskFiles):
 
 
 def match_masks(frames: Sequence[Path], folder: Path, suffixes: Sequence[str] = (".png",)) -> list[Path | None]:
-    """The mask file of each frame, which has the frame's name and one of the suffixes; None where there is none."""
+    """The mask file of each frame: the frame's name with one of the suffixes. None for a frame without a mask."""
     by_name = {(normal(path.stem), path.suffix.lower()): path for path in reversed(_masks_in(folder, suffixes))}
     names = (normal(frame.stem) for frame in frames)
     return [next((by_name[name, s] for s in suffixes if (name, s) in by_name), None) for name in names]
 
 
 def match_numbered(frames: Sequence[Path], folder: Path, named: bool) -> list[Path | None]:
-    """The mask of each frame: a PNG with its name or, where none has the name of a frame, with its number.
+    """The mask of each frame: a PNG with the frame's name or, if none has the name of a frame, with its number.
 
     Args:
         frames: as for `FolderMasks`.
@@ -225,7 +225,7 @@ def _masks_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
 
 def _frame_numbers(files: Sequence[Path]) -> list[int]:
-    """The frame number of each of some files that are named alike: the number that differs between their names."""
+    """The frame number of each file: the number that differs between the names of the files."""
     parts = [numbers(file) for file in files]
     differing = [place for place, values in enumerate(zip(*parts, strict=False)) if len(set(values)) > 1]
     place = differing[-1] if differing else -1
@@ -233,7 +233,7 @@ def _frame_numbers(files: Sequence[Path]) -> list[int]:
 
 
 def check_mask(path: Path, size: Size, owner: Path | None = None) -> None:
-    """Make sure that a mask is complete and of the video's size, without decoding it.
+    """Check that a mask is complete and has the size of the video, without decoding it.
 
     Args:
         path: the mask.
@@ -261,7 +261,7 @@ def read_ids(path: Path, size: Size, owner: Path | None = None, colours: bool = 
         path: the PNG.
         size: (height, width) that it must have.
         owner: the frame that it belongs to, for the message.
-        colours: take the largest of red, green and blue of a colour image, which is refused otherwise.
+        colours: accept a colour image, and take the largest of red, green and blue. By default it is refused.
 
     Returns:
         [H, W] of an integer type.
@@ -284,7 +284,7 @@ def read_mask(path: Path, size: Size, binary: bool = False, owner: Path | None =
     Args:
         path: the PNG.
         size: (height, width) that it must have.
-        binary: every non-zero pixel becomes 1. Only then may the mask be a colour image, as a few of DAVIS 2016 are.
+        binary: every non-zero pixel becomes 1. The mask may then be a colour image, as a few of DAVIS 2016 are.
         owner: the frame that it belongs to, for the message.
 
     Raises:

@@ -26,7 +26,8 @@ def find_davis(root: Path, split: str | None, year: int, annotations: DavisAnnot
             frame). 2016 has one kind.
 
     Raises:
-        FileNotFoundError: if a part of the layout is missing, or the other kind of masks is there; lists what is.
+        FileNotFoundError: if a part of the layout is missing, or only the other kind of masks exists; lists what
+            exists.
         ValueError: if the year or the kind of masks is none of the above.
     """
     if annotations not in FOLDERS:
@@ -62,7 +63,7 @@ def _unopened(name: str, frames: Path, masks: Path, binary: bool) -> UnopenedVid
 def _image_sets(root: Path, split: str | None, year: int) -> list[Path]:
     folder = root / "ImageSets" / str(year)
     if year == 2016 and not folder.is_dir():
-        folder = root / "ImageSets" / RESOLUTION  # as in the archive of 2016, before there was a second year
+        folder = root / "ImageSets" / RESOLUTION  # the archive of 2016 has no folder for the year
     files = [file for file in sorted(folder.glob("*.txt")) if not hidden(file.name)]
     chosen = [file for file in files if split in (None, file.stem)]
     if not chosen:

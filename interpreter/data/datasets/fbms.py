@@ -1,4 +1,4 @@
-"""FBMS-59 as published (Ochs et al. 2014): some frames of each sequence have masks, whose colours stand for regions."""
+"""FBMS-59 as published (Ochs et al. 2014): some frames of each sequence have masks, in which a colour is a region."""
 
 import re
 from functools import cached_property
@@ -18,13 +18,13 @@ _SUFFIXES = (".ppm", ".pgm", ".png")
 
 
 class RegionMasks(Annotation):
-    """Images whose colour codes stand for regions.
+    """Masks that are images in which each colour code is a region.
 
     Args:
         files: the image of each annotated frame.
-        codes: code of each region, the background first, as ``*Def.dat`` lists them; pixels of any other code are
-            void. None, without such a file: 0 is the background and the other codes of the sequence are its objects,
-            in ascending order.
+        codes: code of each region, the background first, as in the file ``…Def.dat``; pixels of any other code are
+            void. None if there is no such file: 0 is then the background, and the other codes of the sequence are its
+            objects, in ascending order.
     """
 
     def __init__(self, files: dict[int, Path], codes: list[int] | None) -> None:
@@ -96,10 +96,10 @@ def _match(truth: Path, numbers: dict[str, int]) -> dict[int, Path]:
 
 
 def _read_definition(path: Path, numbers: dict[str, int]) -> tuple[dict[int, Path], list[int]]:
-    """Masks by frame number, and the codes of the regions, from ``*Def.dat``.
+    """Masks by frame number, and the codes of the regions, from ``…Def.dat``.
 
-    The file is a list of headings, each with its values on the lines below it. A frame is known by the name of its
-    input file, or by its number from 0 if there is no frame of that name.
+    The file is a list of headings, each with its values on the lines below it. A frame is found by the name of its
+    input file, or by its number (counted from 0) if no frame has this name.
     """
     try:
         lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]

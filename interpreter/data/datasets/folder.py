@@ -16,12 +16,12 @@ def find_folder(root: Path) -> UnopenedVideos:
 
     - Every file with the suffix of a video is a video. Exception: a single GIF or APNG next to two or more numbered
       images is their preview (`interpreter.data.video.video_files`).
-    - A folder without video files is a video if its images are numbered alike, so that their names differ only in
-      numbers (``00000.jpg``, ``00001.jpg`` …). A single image must have a number, and its folder no subfolder. Folders
-      below a folder of frames are not searched.
+    - A folder without video files is a video if it holds numbered images, whose names differ only in their numbers
+      (``00000.jpg``, ``00001.jpg`` …). A single image must have a number, and its folder no subfolder. Subfolders of a
+      folder of frames are not searched.
     - Every other folder is searched, at any depth and only once, even if several links lead to it.
 
-    Hidden files and those of the system are ignored; all others that are not read are listed in ``left_out``.
+    Hidden files and system files are ignored; all other files that are not read are listed in ``left_out``.
 
     Raises:
         FileNotFoundError: if there are no videos; lists the files found.
@@ -103,7 +103,7 @@ def _find_videos(top: Path, masks: Path, left_out: LeftOut) -> list[Path]:
 
 
 def _obstacle(folder: Folder, images: Sequence[Path]) -> str:
-    """Why images are not frames; empty if they are, even though `FrameFolder` may refuse them."""
+    """Why images are not frames; empty if they are. `FrameFolder` may still refuse them."""
     frames = split_frames(images).frames
     if not frames:
         return " not numbered alike"
@@ -113,7 +113,7 @@ def _obstacle(folder: Folder, images: Sequence[Path]) -> str:
 
 
 def _unique_names(paths: Sequence[Path], top: Path) -> list[str]:
-    """Paths below ``top``, without suffix unless that would give two videos one name."""
+    """Paths below ``top``. The suffix is left out, unless two videos would then have the same name."""
     full = [path.relative_to(top) for path in paths]
     short = [p.with_suffix("") if path.is_file() else p for p, path in zip(full, paths, strict=True)]
     counts = Counter([*short, *(f for f, s in zip(full, short, strict=True) if f != s)])

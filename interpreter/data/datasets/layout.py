@@ -1,4 +1,4 @@
-"""Writing data sets in the DAVIS 2017 layout: videos appear whole, so that interrupted work can continue."""
+"""Writes data sets in the DAVIS 2017 layout. Videos appear when complete, so interrupted work can be resumed."""
 
 import io
 import json
@@ -40,9 +40,10 @@ def has_video(root: Path, name: str, num_frames: int | None = None) -> bool:
 
 
 def write_video(root: Path, name: str, masks: Iterable[Picture], frames: Iterable[Picture]) -> None:
-    """Write one video under a temporary name and rename it: masks first, so that a video with frames is complete.
+    """Write one video under a temporary name, then rename it.
 
-    Masks and frames are taken in turn, so that whoever makes both at once need not keep either.
+    Masks are renamed first, so a video that has frames is complete. Masks and frames are taken in turn, so a caller
+    that computes both at once need not keep them in memory.
 
     Raises:
         OSError: if it cannot be written; :func:`locked` then removes the partial files.
@@ -71,8 +72,7 @@ def claim(manifest: Path, record: Mapping[str, Any], defaults: Mapping[str, Any]
     Args:
         manifest: the JSON file.
         record: what the split is made of; ``num_videos`` may be larger than before, everything else must be equal.
-        defaults: values of entries that are left out where they are equal to these: of entries that older manifests
-            lack.
+        defaults: entries with these values are not written, because older manifests do not have them.
 
     Raises:
         ValueError: if the split was made of something else, or of more videos.
@@ -114,7 +114,7 @@ def encoded_mask(mask: np.ndarray) -> bytes:
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Let one process at a time write to a root; the others print a line and wait.
+    """Let one process at a time write to a root. The others print a line and wait.
 
     Partial videos of an interrupted process are removed at the start and at the end.
     """

@@ -1,6 +1,6 @@
-"""MOVi-C, D and E (Greff et al. 2022): from their release for TensorFlow Datasets to the one internal layout.
+"""MOVi-C, D and E (Greff et al. 2022): converts their release for TensorFlow Datasets to the layout of DAVIS 2017.
 
-The only file that imports TensorFlow, which is the extra ``movi``.
+The only file that imports TensorFlow.
 """
 
 import logging
@@ -19,15 +19,15 @@ INSTALL = "pip install tensorflow-cpu tensorflow-datasets"
 def convert_movi(root: Path, out: Path, split: str | None = None) -> list[str]:
     """Convert splits of MOVi; ``open_dataset("movi", out, split)`` reads what is written.
 
-    Frames and masks keep the bytes of the release's PNGs: no pixel changes, background is 0 and instance ids are as
-    they are. Records stream, one in memory at a time. Videos are called SPLIT-NUMBER in the order of the release and
-    appear whole; if interrupted, rerun the same command to continue.
+    Frames and masks keep the bytes of the release's PNGs: no pixel changes, background is 0, and instance ids are
+    unchanged. One record is in memory at a time. Videos are called SPLIT-NUMBER in the order of the release, and appear
+    when they are complete. If interrupted, rerun the same command to resume.
 
     Args:
         root: the download, or any folder above it: ``…/movi_e/256x256/1.0.0``, with ``dataset_info.json``,
             ``features.json`` and the shards ``movi_e-train.tfrecord-00000-of-01024``.
         out: folder to write to; several splits can share it.
-        split: ``train``, ``validation`` or ``test``; None takes every split of which there is a shard.
+        split: ``train``, ``validation`` or ``test``; None takes every split that has a shard.
 
     Returns:
         The splits that are complete now.
@@ -35,13 +35,13 @@ def convert_movi(root: Path, out: Path, split: str | None = None) -> list[str]:
     Raises:
         RuntimeError: if TensorFlow Datasets is not installed; names the command.
         FileNotFoundError: if the release or some of its shards are missing; names them.
-        ValueError: if a shard is damaged (names it), or the split of ``out`` is of another release.
+        ValueError: if a shard is damaged (names it), or the split in ``out`` was made from another release.
     """
     release = _find_release(root)
     tfds = _tensorflow_datasets()
     try:
         builder = tfds.builder_from_directory(str(release))
-    except Exception as error:  # protobuf, JSON, … each with its own
+    except Exception as error:  # protobuf, JSON and others raise different exceptions
         raise ValueError(f"{release}: damaged dataset_info.json or features.json ({_line(error)})") from error
     splits = [split] if split else [name for name in builder.info.splits if _shards(builder, name)[0]]
     if not splits:
@@ -70,11 +70,11 @@ def _find_release(root: Path) -> Path:
 
 
 def _tensorflow_datasets() -> Any:
-    if "triton" in sys.modules:  # each brings an LLVM, and the second one to be loaded aborts the process
+    if "triton" in sys.modules:  # each contains an LLVM; loading the second one aborts the process
         raise RuntimeError(
             "TensorFlow and Triton cannot share a process; convert with python -m interpreter.data convert movi"
         )
-    # Its libraries talk about themselves through three channels, into the progress bar.
+    # Its libraries print messages in three ways, which would disturb the progress bar.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # which is announced otherwise; pictures stay encoded here
     try:
@@ -88,7 +88,7 @@ def _tensorflow_datasets() -> Any:
 
 
 def _shards(builder: Any, split: str) -> tuple[list[Path], list[Path]]:
-    """Shards of a split that are there, and those that are not."""
+    """Shards of a split that exist, and shards that are missing."""
     paths = [Path(path) for path in builder.info.splits[split].filepaths]
     return [path for path in paths if path.is_file()], [path for path in paths if not path.is_file()]
 
@@ -106,9 +106,9 @@ def _convert_split(builder: Any, tfds: Any, release: Path, out: Path, split: str
             try:
                 record = next(records, None)
                 problem = None
-            except Exception as error:  # TensorFlow's, which say what is wrong but not always where
+            except Exception as error:  # TensorFlow's exceptions, which name the fault but not always the place
                 record, problem = None, error
-            # A shard that ends too early would otherwise let the next one's videos take the names of its own.
+            # Else the videos of the next shard would get the names of those that are missing in this one.
             if record is None or record["tfds_id"] != f"{shard}__{place}".encode():
                 raise ValueError(
                     f"{release / shard}: damaged ({_line(problem) if problem else 'it ends too early'}); download this "

@@ -1,4 +1,4 @@
-"""Opening a data set: damaged videos are skipped and named, all others are checked to decode."""
+"""Opens a data set: damaged videos are skipped and named; all others were decoded as a check."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,17 +21,17 @@ from interpreter.data.video import CentralSquare, CroppedVideo, Video, VideoErro
 
 
 class VideoDataset:
-    """Videos that were checked to decode in full, and their masks.
+    """Videos that can be decoded in full, and their masks.
 
     Attributes:
         videos: list of `Video`, in a fixed order; each ``name`` is unique.
         skipped: (path, reason) of every video that is damaged, truncated or missing.
-        left_out: one line on the files that belong to no video (`interpreter.data.tree.LeftOut`) and on masks of a
-            plain folder that cannot be used, which raise an error when they are read; empty if everything is read.
+        left_out: one line about files that belong to no video, and about masks of a plain folder that cannot be used
+            (reading them raises an error); empty if everything is read.
 
     Args:
         videos: the videos.
-        annotations: for each video its masks, or None if it has none. None if the data set has no masks.
+        annotations: the masks of each video, or None for a video without masks. None if the data set has no masks.
         skipped, left_out: see above.
     """
 
@@ -54,7 +54,7 @@ class VideoDataset:
         return self.videos[i]
 
     def mask_frames(self, i: int) -> np.ndarray:
-        """Numbers of the annotated frames of video ``i``: int64 [n], ascending; empty if it has no masks at all."""
+        """Numbers of the annotated frames of video ``i``: int64 [n], ascending; empty if it has no masks."""
         annotation = self._annotations[i]
         return np.array(annotation.frames if annotation else [], np.int64)
 
@@ -62,8 +62,8 @@ class VideoDataset:
         """Masks of video ``i`` at its native size.
 
         Returns:
-            uint8 [T, H, W]: 0 background, 1.. object ids, 255 void (not to be evaluated); None if the video has no
-            masks at all. Frames without annotation (see `mask_frames`) are void everywhere.
+            uint8 [T, H, W]: 0 background, 1.. object ids, 255 void (not scored); None if the video has no masks. Frames
+            without annotation (see :meth:`mask_frames`) are void.
 
         Raises:
             VideoError: if a mask is damaged or its size is not the video's.
@@ -77,11 +77,11 @@ class VideoDataset:
         return masks
 
     def mask(self, i: int, frame: int) -> np.ndarray:
-        """Mask of one annotated frame of video ``i``: uint8 [H, W] as in `masks`.
+        """Mask of one annotated frame of video ``i``: uint8 [H, W] as in :meth:`masks`.
 
         Args:
             i: number of the video.
-            frame: one of its `mask_frames`.
+            frame: one of its :meth:`mask_frames`.
 
         Raises:
             VideoError: if the mask is damaged or its size is not the video's.
@@ -92,12 +92,12 @@ class VideoDataset:
         return annotation.read(frame, (video.height, video.width))
 
     def expected_masks(self, i: int) -> str:
-        """Where masks of video ``i`` were expected, and which files are there; empty if unknown."""
+        """Where masks of video ``i`` were expected, and which files exist; empty if unknown."""
         annotation = self._annotations[i]
         return annotation.expected if annotation else ""
 
     def report(self) -> str:
-        """One paragraph on the skipped videos and why they were skipped; empty if there are none."""
+        """The skipped videos and why they were skipped, as one paragraph; empty if there are none."""
         if not self.skipped:
             return ""
         total = len(self.videos) + len(self.skipped)
@@ -117,14 +117,13 @@ def open_dataset(
 ) -> VideoDataset:
     """Open a data set and check all of its videos, in threads, with a progress bar.
 
-    - ``folder``: a video file, a folder of frames, or a directory that holds any number of both at any depth;
-      `interpreter.data.datasets.folder.find_folder` defines what is a video. If there is a ``JPEGImages`` folder
-      (YouTube-VIS, DAVIS), only that is searched, and masks are read from ``Annotations`` next to it; else masks are
-      read from ``masks`` below the root. A video is named by its path below the root, without suffix. The mask of a
-      frame is ``NAME/FRAME.png`` (`interpreter.data.datasets.annotations.FolderMasks`), where FRAME is the name of the
-      frame's file, or the frame's number in five digits for video files. Masks are optional.
+    - ``folder``: a video file, a folder of frames, or a directory that holds any number of both at any depth. If there
+      is a folder ``JPEGImages``, only this folder is searched, and masks are read from ``Annotations`` next to it; else
+      masks are read from ``masks`` below the root. The name of a video is its path below the root, without suffix. The
+      mask of a frame is ``NAME/FRAME.png``, where FRAME is the name of the frame's file, or for video files the frame's
+      number in five digits. Masks are optional.
     - ``davis``: DAVIS 2016 (every annotated pixel is object 1) or 2017 (ids kept, 255 is void), at 480p.
-    - ``synthetic``: scenes made by `interpreter.data.scenes.generate_scenes`, which writes the DAVIS 2017 layout.
+    - ``synthetic``: scenes that ``interpreter.data.scenes.generate_scenes`` wrote.
     - ``ytvis``: YouTube-VIS 2019 or 2021 as published, splits ``train`` (without the hold-out), ``holdout`` (entries
       600–899 of train.json), ``last-300`` (its 300 largest ids), ``without-last-300`` (the others), ``all`` (the whole
       train.json), ``valid``, ``test``. Crowd regions are void; where objects overlap, the later one in the file is in
@@ -142,18 +141,17 @@ def open_dataset(
     Args:
         kind: one of the above.
         root: where the data is.
-        split: name of the image set or split, or several joined by ``+``, such as ``train+valid+test``, which are
-            opened together in that order; a video of two of them counts once. None opens all. Must be None for
-            ``folder`` and ``segtrack``, which have no splits.
+        split: name of the split, or several joined by ``+``, such as ``train+valid+test``, which are opened in this
+            order; a video in two of them counts once. None opens all. Must be None for ``folder`` and ``segtrack``,
+            which have no splits.
         year: edition of ``davis``, 2016 or 2017.
         annotations: masks of DAVIS 2017, ``unsupervised`` or ``semi-supervised``.
-        crop_borders: crop black borders off frames and masks (see `interpreter.data.video.find_borders`).
-        central_square: keep the central square of frames and masks, after the borders are off
-            (see `interpreter.data.video.CentralSquare`).
+        crop_borders: crop black borders off frames and masks.
+        central_square: keep the central square of frames and masks, after black borders are cropped.
 
     Raises:
         FileNotFoundError: if the root or a required part of its layout is missing; lists the files that are there.
-        ValueError: if an argument is none of the above.
+        ValueError: if an argument has another value than those above.
         VideoError: if every video is damaged; names them.
     """
     found = find_sources(kind, root, split, year=year, annotations=annotations)
@@ -168,7 +166,7 @@ def find_sources(
     year: int = 2017,
     annotations: DavisAnnotations = "unsupervised",
 ) -> UnopenedVideos:
-    """Find the videos of a split without opening them. It has the arguments and errors of `open_dataset`."""
+    """Find the videos of a split without opening them. Arguments and errors are those of `open_dataset`."""
     root = Path(root)
     if kind not in get_args(DatasetKind):
         raise ValueError(f"unknown kind of data set {kind!r}; choose from {', '.join(get_args(DatasetKind))}")
@@ -184,7 +182,7 @@ def find_sources(
 
 
 def split_parts(split: str) -> list[str]:
-    """The splits that a name such as ``train+valid`` joins.
+    """The splits in a name such as ``train+valid``.
 
     Raises:
         ValueError: if one of them has no name.
@@ -198,7 +196,7 @@ def split_parts(split: str) -> list[str]:
 def _find_split(
     kind: DatasetKind, root: Path, split: str | None, year: int, annotations: DavisAnnotations
 ) -> Sequence[UnopenedVideo]:
-    """The videos of one split, or of all if that is None."""
+    """The videos of one split; None for all splits."""
     if kind == "davis":
         videos = find_davis(root, split, year, annotations)
     elif kind in ("synthetic", "movi"):
@@ -229,7 +227,7 @@ def _joined(splits: Sequence[Sequence[UnopenedVideo]], where: str) -> list[Unope
 
 
 def load_all(unopened: UnopenedVideos, crop_borders: bool, central_square: bool) -> VideoDataset:
-    """Open and check all videos. Threads suffice, because FFmpeg and file reads release the interpreter lock."""
+    """Open and check all videos, in threads: FFmpeg and file reads release Python's global lock."""
 
     def attempt(one: UnopenedVideo) -> tuple[Video, Annotation | None] | str:
         try:
@@ -257,14 +255,14 @@ def load_all(unopened: UnopenedVideos, crop_borders: bool, central_square: bool)
 
 
 def _cropped(video: CroppedVideo, annotation: Annotation | None) -> tuple[Video, Annotation | None]:
-    """A cropped video, and the masks of its whole video cropped alike."""
+    """A cropped video, and its masks, cropped in the same way."""
     if annotation is None or isinstance(annotation, UnusableMasks):
         return video, annotation
     return video, CroppedMasks(annotation, video)
 
 
 def _checked(annotation: Annotation, video: Video) -> Annotation:
-    """The masks, or what is wrong with them if the video is of use without them."""
+    """The masks, or the reason why they cannot be used if the video can be used without them."""
     try:
         annotation.check((video.height, video.width))
     except VideoError as error:
@@ -275,7 +273,7 @@ def _checked(annotation: Annotation, video: Video) -> Annotation:
 
 
 def _unusable(annotations: Sequence[Annotation | None]) -> str:
-    """One line on masks that cannot be used, with the reason for the first of them; empty if there are none."""
+    """One line about masks that cannot be used, with the reason for the first; empty if there are none."""
     reasons = [one.reason for one in annotations if isinstance(one, UnusableMasks)]
     if not reasons:
         return ""

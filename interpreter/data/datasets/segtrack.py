@@ -14,13 +14,13 @@ _SUFFIXES = sorted(IMAGE_SUFFIXES)
 
 
 class ObjectMasks(Annotation):
-    """A binary mask for each object and frame, in gray, palette or colour; edges may be blurred.
+    """A binary mask for each object and frame, in gray, palette or colour. Edges may be blurred.
 
-    Pixels above half of the mask's highest value belong to the object, so 1, 255 and 65535 all serve as white.
+    Pixels above half of the mask's highest value belong to the object, so white may be 1, 255 or 65535.
 
     Args:
-        objects: object k + 1 has the masks ``objects[k]``, one or None for each frame; where two overlap, the later
-            one is in front. A frame is annotated if any object has a mask in it.
+        objects: ``objects[k]`` are the masks of object k + 1, one or None for each frame. Where two objects overlap,
+            the later one is in front. A frame is annotated if any object has a mask in it.
     """
 
     def __init__(self, objects: list[list[Path | None]]) -> None:

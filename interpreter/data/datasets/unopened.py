@@ -1,4 +1,4 @@
-"""Videos of a data set before they are opened: the readers of published layouts return them."""
+"""Videos of a data set before they are opened. The readers of published layouts return them."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,9 +17,10 @@ class UnopenedVideo:
     """One video of a data set that is not opened yet.
 
     Attributes:
-        name: unique in the data set.
+        name: its name, unique in the data set.
         path: its file or folder, for messages.
-        open: opens it, with its masks or None; raises `VideoError` or `OSError` if it is damaged or missing.
+        open: opens it and returns the video with its masks or None. Raises `VideoError` or `OSError` if it is damaged
+            or missing.
         files: its frames, if each is a file of its own.
         others: images in its folder that are not frames.
         id: its id in the release's own index, if that is not the name.

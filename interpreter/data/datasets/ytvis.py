@@ -19,21 +19,22 @@ from interpreter.files import read_text
 
 # The evaluation set of SOLV (Aydemir et al. 2023): these entries of train.json, in file order.
 HOLDOUT = slice(600, 900)
-# The evaluation set of Slot Contrast (Manasyan et al. 2025): so many entries of train.json with the largest ids.
+# The evaluation set of Slot Contrast (Manasyan et al. 2025): the entries of train.json with the largest ids; their
+# number.
 LAST = 300
 # Splits of train.json, and those of the other files.
 SPLITS_OF_TRAIN = ("train", "holdout", "without-last-300", "last-300", "all")
 SPLITS = (*SPLITS_OF_TRAIN, "valid", "test")
-# Splits for evaluation, each with the split that shares no video with it, for training.
+# Splits for evaluation, and for each the split for training that shares no video with it.
 TRAINING_FOR = {"holdout": "train", "last-300": "without-last-300"}
-Track: TypeAlias = Sequence[Mapping[str, Any] | None]  # the code of one object in each frame, None where it is not seen
+Track: TypeAlias = Sequence[Mapping[str, Any] | None]  # code of an object in each frame; None: not visible
 
 
 class RleTracks(Annotation):
-    """Objects as run-length codes, which stay compressed until a frame is read.
+    """Masks as run-length codes, which stay compressed until a frame is read.
 
     Args:
-        objects: object k + 1 is ``objects[k]``; where two overlap, the later one is in front.
+        objects: ``objects[k]`` is object k + 1; where two overlap, the later one is in front.
         crowds: regions of many objects; their pixels are void unless they belong to an object.
         where: file and video, for messages.
 
@@ -57,7 +58,7 @@ class RleTracks(Annotation):
         return mask
 
     def check(self, size: Size) -> None:
-        """Compare the sizes that the codes declare; runs are checked where they are decoded."""
+        """Compare the sizes that the codes declare. Runs are checked when they are decoded."""
         for track in (*self.objects, *self.crowds):
             for frame, code in enumerate(track):
                 if code is not None and code.get("size") != list(size):
@@ -103,7 +104,7 @@ def find_ytvis(root: Path, split: str | None) -> list[UnopenedVideo]:
     ids = [video.get("id") for video in videos]
     if len(set(map(repr, ids))) != len(ids):
         raise ValueError(f"{index}: two videos have the same id; restore the file")
-    annotated = content.get("annotations") is not None  # valid and test have none
+    annotated = content.get("annotations") is not None  # valid and test have no annotations
     tracks: dict[str, list[dict[str, Any]]] = {repr(identity): [] for identity in ids}
     for entry in _entries(content.get("annotations") or [], "annotations", index):
         if (key := repr(entry.get("video_id"))) not in tracks:
@@ -136,7 +137,7 @@ def find_index(root: Path, part: str) -> Path:
     """The JSON file of ``train``, ``valid`` or ``test``.
 
     Raises:
-        FileNotFoundError: if it is in none of the three usual places.
+        FileNotFoundError: if it is in none of the three possible places.
     """
     places = [root / f"{part}.json", root / part / "instances.json", root / part / f"{part}.json"]
     for place in places:
@@ -147,13 +148,13 @@ def find_index(root: Path, part: str) -> Path:
 
 
 def published_number(folder: Path) -> int | None:
-    """The number that YouTube-VIS gives a video, by which results name it (``video_id``).
+    """The number that YouTube-VIS gives a video: its ``video_id`` in files of results.
 
     Args:
-        folder: of the video's frames, ``ROOT/SPLIT/JPEGImages/NAME`` for a video of YouTube-VIS.
+        folder: the folder of the video's frames, ``ROOT/SPLIT/JPEGImages/NAME`` for a video of YouTube-VIS.
 
     Returns:
-        Its id in the index of the split; None if it is in no folder of YouTube-VIS, or not in the index.
+        Its id in the index of the split; None if the folder is not in YouTube-VIS, or the index does not list it.
     """
     folder = folder.resolve()
     frames = folder.parent
@@ -167,12 +168,12 @@ def published_number(folder: Path) -> int | None:
     return _numbers(index, state.st_mtime_ns, state.st_size).get(folder.name)
 
 
-@lru_cache(maxsize=8)  # a release has three indices, each read once for all of its videos
+@lru_cache(maxsize=8)  # a release has three indices; each is read once for all of its videos
 def _numbers(index: Path, modified: int, size: int) -> dict[str, int]:
-    """The number of each video, by its folder; the index as of this time and size."""
+    """The number of each video, by its folder. Time and size of the index are part of the key of the cache."""
     text = read_text(index)
     numbers: dict[str, int] = {}
-    # The list of videos is small; the annotations beside it take seconds to parse.
+    # The list of videos is small; the annotations in the same file take seconds to parse.
     for start in re.finditer(r'"videos"\s*:\s*(?=\[)', text):
         try:
             videos, _ = json.JSONDecoder().raw_decode(text, start.end())
@@ -203,7 +204,7 @@ def _load(index: Path) -> dict[str, Any]:
 
 
 def _compact(entry: dict[str, Any]) -> dict[str, Any]:
-    """Pack uncompressed runs as 32-bit numbers while parsing: as Python objects, those of 2019 take gigabytes."""
+    """Pack uncompressed runs as 32-bit numbers while parsing. As Python objects, those of 2019 take gigabytes."""
     counts = entry.get("counts")
     if isinstance(counts, list) and all(type(count) is int and 0 <= count < 1 << 32 for count in counts):
         entry["counts"] = array("I", counts)
@@ -256,7 +257,7 @@ def _annotation(entries: list[dict[str, Any]], num_frames: int, where: str) -> R
 
 
 def safe_path(name: object, where: str) -> PurePosixPath:
-    """A relative path from an index, which may have been written on Windows.
+    """A relative path from an index, which may have Windows' backslashes.
 
     Raises:
         VideoError: if it is not a relative path, or leads out of its folder.

@@ -21,10 +21,10 @@ def find_ytvos(root: Path, split: str | None) -> list[UnopenedVideo]:
         root: folder that holds ``train/JPEGImages/VIDEO``, ``train/Annotations/VIDEO`` and ``train/meta.json``, and
             likewise for ``valid``, ``test``, and ``train_all_frames`` and so on.
         split: ``train``, ``valid`` or ``test`` (every fifth frame, 6 per second), or one of them with ``_all_frames``
-            (30 per second), whose masks may lie with the split without that ending. None is ``train``.
+            (30 per second), whose masks may be in the folder of the split without ``_all_frames``. None is ``train``.
 
     Returns:
-        The videos that meta.json names, in its order; without that file the folders of frames, in natural order.
+        The videos that meta.json lists, in its order. Without that file, the folders of frames, in natural order.
 
     Raises:
         FileNotFoundError: if there are no frames; lists the files found.
