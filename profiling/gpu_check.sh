@@ -13,7 +13,7 @@
 # .carry/figures and .carry/proof. Their packages are unpacked into .gpu-check and used only where the machine has none
 # ($CARRY and $SCRATCH name other folders; relative paths begin at the repository). Each part has a time limit, and all
 # together have $BUDGET seconds (default 400). A part that fails or hangs does not affect the others.
-# See docs/develop/profiling.md.
+# See docs/develop/check_on_a_gpu.md.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 # shellcheck source=profiling/common/parts.sh

@@ -29,7 +29,7 @@ def attend(
 
 def prefers_products(device_type: str, q: Tensor) -> bool:
     """Whether two matrix products are faster than a fused kernel on this type of device."""
-    # The CPU's fused kernel is several times slower in bfloat16, forward and backward (docs/develop/measured-facts.md).
+    # The CPU's fused kernel is several times slower in bfloat16, forward and backward (docs/develop/facts_training.md).
     # Without gradients videos may be long, and only the fused kernel's memory is linear in their length.
     return device_type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
 

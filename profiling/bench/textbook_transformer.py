@@ -31,7 +31,7 @@ class Attention(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """``softmax(q kᵀ / sqrt(d)) v``, fused on a GPU; in two products on a CPU, whose fused kernel is the slower one in
-    bfloat16 (docs/develop/measured-facts.md): a baseline takes the faster."""
+    bfloat16 (docs/develop/facts_training.md): a baseline takes the faster."""
     if q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     logits = q @ k.mT * q.shape[-1] ** -0.5

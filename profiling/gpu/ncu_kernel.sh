@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Kernels of a training step under Nsight Compute: what limits each (docs/develop/profiling.md).
+# Kernels of a training step under Nsight Compute: what limits each (docs/develop/trace_a_step.md).
 #
 #   profiling/gpu/ncu_kernel.sh '^forward_kernel' --stage image --preset ytvis19  # then options of profiling.step
 #   LAUNCHES=3 SKIP=2 profiling/gpu/ncu_kernel.sh '^sinkhorn_kernel' --stage video --preset ytvis19

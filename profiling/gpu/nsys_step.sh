@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Training steps of a stage under Nsight Systems: where the time between and inside kernels goes (docs/develop/profiling.md).
+# Training steps of a stage under Nsight Systems: where the time between and inside kernels goes (docs/develop/trace_a_step.md).
 #
 #   profiling/gpu/nsys_step.sh --stage video --preset ytvis19                  # eager: all NVTX ranges
 #   profiling/gpu/nsys_step.sh --stage image --preset ytvis19 --mode captured  # options are those of profiling.step

@@ -90,7 +90,7 @@ def tile(
                 fits = kept + tokens + 8 * block_n * block_m + 4096 <= shared_bytes(capability)
                 if fits and 4 * block_n * chunks * block_d <= KEPT_BYTES:
                     sizes = (block_d, chunks, block_d, chunks, chunks)
-                    # Few slots keep few warps busy: docs/develop/measured-facts.md. On sm_100 it would spill.
+                    # Few slots keep few warps busy: docs/develop/facts_kernels.md. On sm_100 it would spill.
                     warps = 4 if block_n == 16 and kind != "both" and capability == 90 else 8
                     return Tile(block_m, block_g, block_p, *sizes, keep=True, warps=warps, stages=stages)
 
