@@ -49,7 +49,8 @@ def load_backbone(config: BackboneConfig) -> Backbone:
 def _efficientnet(config: BackboneConfig) -> Backbone:
     if config.feature_layer is not None:
         raise ValueError(
-            "--feature-layer selects a block of a ViT; efficientnet-lite0 joins its two stages of stride 16"
+            f"--feature-layer {config.feature_layer} selects a block of a ViT, and efficientnet-lite0 is a CNN: add "
+            "--feature-layer None"
         )
     if config.output != "tokens":
         raise ValueError(

@@ -22,3 +22,7 @@ def test_frames_fit_the_patches_of_every_backbone(monkeypatch, patch, side):
     assert segmenter.frame_size == (side, side)
     assert segmenter.grid == (side // patch, side // patch)
     assert open_clusters(torch.device("cpu"), settings, (2 * patch, patch)).grid == (2, 1)
+
+
+def test_name_of_a_backbone_is_enough():
+    assert ClusterSettings(backbone="efficientnet-lite0") == ClusterSettings(backbone=BackboneConfig())
