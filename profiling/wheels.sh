@@ -23,7 +23,7 @@ build() { # name of the distribution, folder of its pyproject.toml
         export PATH='$WHERE/build/bin:'\$PATH
         python -m build --sdist --no-isolation -o '$DIST' '$WHERE/source/$2'
         SLOTKERNELS_BUILD=1 pip wheel --no-deps --no-build-isolation -w '$WHERE/raw' '$DIST/$1'-*.tar.gz
-        auditwheel repair --plat '$PLATFORM' --exclude 'libtorch*' --exclude 'libc10*' -w '$DIST' '$WHERE/raw/$1'-*.whl
+        auditwheel repair --only-plat --plat '$PLATFORM' --exclude 'libtorch*' --exclude 'libc10*' -w '$DIST' '$WHERE/raw/$1'-*.whl
         SLOTKERNELS_BUILD=0 pip wheel --no-deps --no-build-isolation -w '$DIST' '$DIST/$1'-*.tar.gz
         ls -l '$DIST/$1'-* | awk '{print \$NF, \$5, \"bytes\"}'"
 }
