@@ -1,5 +1,5 @@
 // Schemas of the compiled ops, all in one place. Python reaches them as torch.ops.slotkernels_native.<name> through
-// slotkernels/_native.py; the public ops, their checks and their gradients are defined beside their reference there.
+// slotkernels/_native.py. The public ops, their checks and their gradients are in kernels/slotkernels/<op>/op.py.
 
 #include <torch/csrc/stable/library.h>
 
@@ -8,7 +8,7 @@ STABLE_TORCH_LIBRARY(slotkernels_native, m) {
   m.def(
       "cluster_slots(Tensor slots, Tensor? mask, float threshold, int n_clusters, int linkage, int min_clusters) -> "
       "(Tensor, Tensor)");
-  // As in kernels/slotkernels/slot_attention/reference.py; float32, and all contiguous but for the samples of k and v.
+  // As in kernels/slotkernels/slot_attention/reference.py; float32, contiguous (k and v: within each sample).
   m.def(
       "inverted_attention(Tensor q, Tensor k, Tensor? v, Tensor? bias, Tensor? mask, float scale, float weight_eps, "
       "float total_eps, int groups, bool return_attention) -> (Tensor, Tensor, Tensor)");
@@ -17,8 +17,9 @@ STABLE_TORCH_LIBRARY(slotkernels_native, m) {
       "Tensor? v, Tensor? bias, Tensor? mask, float scale, float weight_eps, float total_eps, int groups, "
       "Tensor updates, Tensor total, Tensor? attention, bool need_q, bool need_k, bool need_v, bool need_bias) -> "
       "(Tensor, Tensor, Tensor, Tensor)");
-  // Between its products, for bfloat16 or float16; statistics and attention are float32, and all are contiguous. The
-  // products, logits and grad_weights, are [B, M, N], all else is [B, N, M].
+  // The steps between the two products of inverted attention, for bfloat16 or float16. Statistics and attention are
+  // float32, and all tensors are contiguous. The products (logits and grad_weights) are [B, M, N], all else is [B, N,
+  // M].
   m.def(
       "attention_weights(Tensor logits, Tensor? bias, Tensor? mask, float scale, float weight_eps, float total_eps, "
       "int groups, bool return_attention) -> (Tensor, Tensor, Tensor)");
@@ -26,7 +27,7 @@ STABLE_TORCH_LIBRARY(slotkernels_native, m) {
       "attention_weights_backward(Tensor grad_weights, Tensor grad_updates, Tensor? grad_total, Tensor? grad_attention, "
       "Tensor updates, Tensor total, Tensor attention, Tensor? mask, float scale, float weight_eps, int groups, "
       "bool need_weights, bool need_bias) -> (Tensor, Tensor, Tensor)");
-  // The layer norm of its tokens; any 16- or 32-bit float in and out, statistics are float32, and all are contiguous.
+  // The layer norm of its tokens: any 16- or 32-bit floats in and out, float32 statistics, all contiguous.
   m.def("token_norm(Tensor tokens, float eps, ScalarType dtype) -> (Tensor, Tensor, Tensor)");
   m.def("token_norm_backward(Tensor grad, Tensor tokens, Tensor mean, Tensor rstd) -> Tensor");
   // As in kernels/slotkernels/invariant_slot_attention/reference.py; float32, and all contiguous.
@@ -51,8 +52,8 @@ STABLE_TORCH_LIBRARY(slotkernels_native, m) {
   m.def(
       "sinkhorn_backward(Tensor? grad_value, Tensor? grad_f, Tensor? grad_g, Tensor x, Tensor y, Tensor? a, Tensor? b, "
       "Tensor? pull_x, Tensor? pull_y) -> (Tensor, Tensor)");
-  // As in kernels/slotkernels/transport_plan/problem.py, and with a tolerance the error of the columns [1]; any float in,
-  // the plan float64 for float64 costs, else float32.
+  // As in kernels/slotkernels/transport_plan/problem.py, and with a tolerance the error of the columns [1]; any float
+  // in, the plan float64 for float64 costs, else float32.
   m.def(
       "transport_plan(Tensor cost, Tensor? a, Tensor? b, float eps, int iterations, float? tolerance, bool keep) -> "
       "(Tensor, Tensor, Tensor, Tensor)");

@@ -1,4 +1,4 @@
-// The floating-point formats that kernels read and write; simd.h loads and stores them as vectors of floats.
+// The floating-point formats that kernels read and write. simd.h converts them to vectors of floats and back.
 #pragma once
 
 namespace slotkernels {

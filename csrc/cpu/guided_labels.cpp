@@ -1,5 +1,5 @@
-// Guided label maps on CPUs: kernels/slotkernels/guided_labels/reference.py says what is computed. Threads share out the
-// frames or, if there are fewer of them, the bands of each frame; the bits are the same.
+// Guided label maps on CPUs, as in kernels/slotkernels/guided_labels/reference.py. Each thread computes some frames or,
+// if there are fewer frames than threads, some bands of each frame. Results are the same bit for bit.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

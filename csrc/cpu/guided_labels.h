@@ -1,4 +1,4 @@
-// What the code that makes guided label maps works on, whatever the level of the CPU.
+// Data of guided label maps that all levels of the CPU share.
 #pragma once
 
 #include "propagation.h"
@@ -8,7 +8,7 @@ namespace slotkernels {
 constexpr int64_t COLOURS = 3;
 constexpr int64_t FIT = 4;    // coefficients of a segment: a slope for each colour, and an offset
 constexpr int64_t GUIDE = 9;  // means of the guide: 3 colours, 6 products of two
-constexpr int64_t BAND = 16;  // rows of blocks that one thread computes: running sums start anew with each band
+constexpr int64_t BAND = 16;  // rows of blocks that one thread computes; each band starts new running sums
 
 // Linear interpolation among `size` numbers, at (i + 1/2) numerator / denominator - 1/2 for i < count.
 struct Samples {
@@ -26,7 +26,7 @@ struct Samples {
   }
 };
 
-// One over the number of the rows (or columns) that a window has, around each.
+// For each row (or column), 1 / (number of rows in the window around it).
 inline std::vector<float> window_shares(int64_t size, int64_t window, int64_t length) {
   std::vector<float> shares(length);
   for (int64_t i = 0; i < size; ++i) {
@@ -41,15 +41,15 @@ struct Guide {
   int64_t strides[5];
 };
 
-// Rows of blocks have `stride` numbers, zeros after the last block. With the margin that horizontal sums need, a row is
-// a line: `reach` zeros, the row, and `reach` zeros at least.
+// A row of blocks has `stride` numbers, with zeros after the last block. A *line* is a row with the margins that
+// horizontal sums need: `reach` zeros before it and at least `reach` zeros after it.
 struct Guiding {
   Labelling labelling;
   Guide guide;
   int64_t subsample;
   float epsilon;
   int64_t rows, columns;       // of blocks
-  int64_t drop, reach;         // rows and columns of a window on each side of its centre
+  int64_t drop, reach;         // a window has so many rows and columns on each side of its centre
   int64_t bands, stride, line;
   Samples patch_rows, patch_columns;        // of blocks, among patches
   Samples block_rows, block_columns;        // of pixels, among blocks
@@ -75,7 +75,7 @@ struct Guiding {
         column_share(window_shares(columns, reach, stride)) {}
 };
 
-// A frame, between the steps of its computation.
+// Intermediate results of a frame.
 struct Blocks {
   std::vector<float> masks;          // [h, K, stride] scores of each row of patches, interpolated along x
   std::vector<int64_t> undefined;    // [h] first segment with a score that is not finite, or K
@@ -89,7 +89,7 @@ struct Blocks {
         fits(job.rows * job.labelling.objects * FIT * job.stride) {}
 };
 
-// What a thread works in. Allocated here: code of one level must not define what others may call.
+// Memory of a thread. Allocated here, because code of one level must not define functions that other levels may call.
 struct Scratch {
   Frame frame;
   std::vector<uint8_t> bytes;         // a row of the guide

@@ -4,7 +4,7 @@
 //   fit_bands:     box means of colours, masks and their products, by running sums along y and doubling along x; from
 //                  them the coefficients, and their sums along x;
 //   label_bands:   sums of coefficients along y; then for each row of pixels their interpolation, filtered masks and
-//                  the argmax. Filtered masks exist in registers alone.
+//                  the argmax. Filtered masks exist only in registers.
 //
 // Floor: 20 vector instructions for each segment and vector of pixels, and one byte written a pixel.
 
@@ -15,7 +15,7 @@
 
 namespace slotkernels::LEVEL {
 
-constexpr float MIDDLE = 0.5f;  // subtracted from colours: covariances of numbers around zero lose fewer digits
+constexpr float MIDDLE = 0.5f;  // subtracted from colours: covariances of numbers around zero round less
 
 // Row `y` of a frame of the guide, its bytes in order.
 inline const uint8_t* guide_row(const Guiding& job, int64_t index, int64_t y, Scratch& scratch) {
@@ -86,8 +86,8 @@ inline void prepare_bands(const Guiding& job, int64_t index, int64_t begin, int6
   }
 }
 
-// Calls add(row, sign) for the rows that a window around `row` has and the window before it has not, and for those that
-// leave it; for all of its rows if it is the first.
+// Moves a window to `row`: calls add(i, 1) for the row that enters it and add(i, -1) for the row that leaves it. For
+// the first window, calls add(i, 1) for all of its rows.
 template <class Add>
 ALWAYS_INLINE void move_window(const Guiding& job, int64_t row, bool first, Add add) {
   const int64_t enters = row + job.drop, leaves = row - job.drop - 1;
@@ -97,8 +97,8 @@ ALWAYS_INLINE void move_window(const Guiding& job, int64_t row, bool first, Add 
   if (!first && leaves >= 0) add(leaves, -1.0f);
 }
 
-// Sums of `2 * reach + 1` neighbours in a line, for each number of its row: sums of 1, 2, 4, … numbers, of which the
-// binary digits of the length say which to add. Nothing accumulates along the line.
+// Sums of `2 * reach + 1` neighbours in a line, for each number of its row. Computes sums of 1, 2, 4, … neighbours and
+// adds those in the binary expansion of the length. So rounding errors do not accumulate along the line.
 inline void sum_windows(const Guiding& job, const float* line, float* doubled, float* sums) {
   const int64_t columns = job.columns, length = columns + 2 * job.reach;
   for (int64_t x = 0; x < columns; x += LANES) store(sums + x, load(line + x));
@@ -151,7 +151,7 @@ inline void factorise(const Guiding& job, int64_t row, Scratch& scratch) {
   for (int64_t i = 0; i < GUIDE; ++i) {
     sum_windows(job, scratch.guide_sums.data() + i * job.line, scratch.doubled.data(), to + i * stride);
   }
-  // Pivots are epsilon at least, except for rounding, which would make them negative where colours are flat.
+  // Pivots are at least epsilon; where colours are flat, rounding could make them negative.
   const Floats epsilon = Floats{} + job.epsilon, one = Floats{} + 1.0f;
   for (int64_t x = 0; x < job.columns; x += LANES) {
     const Floats scale = load(job.column_share.data() + x) * job.row_share[row];
@@ -220,7 +220,7 @@ inline void fit_bands(const Guiding& job, int64_t, int64_t begin, int64_t end, B
   }
 }
 
-// Box means of the coefficients of row `row` of blocks, from those of the row before it or, for the `first`, from none.
+// Box means of the coefficients of row `row` of blocks, updated from the row before it unless it is the `first`.
 inline const float* average_fits(const Guiding& job, int64_t row, bool first, const Blocks& blocks, Scratch& scratch) {
   const int64_t objects = job.labelling.objects, stride = job.stride, lines = objects * FIT;
   float* sums = scratch.fit_sums.data();
@@ -286,7 +286,7 @@ inline void label_row(const Guiding& job, int64_t index, int64_t y, const float*
   }
 }
 
-// A row of a frame with a segment that is not finite: it wins all pixels.
+// A row of a frame with a segment whose scores are not finite: that segment wins all pixels.
 inline void fill_row(const Guiding& job, int64_t label, Scratch& scratch) {
   const int64_t width = job.labelling.columns.pixels;
   std::memset(scratch.frame.labels.data(), static_cast<int>(label), width);

@@ -1,5 +1,5 @@
-// Invariant attention on CPUs: kernels/slotkernels/invariant_slot_attention/reference.py says what is computed. Threads
-// share out the samples; each is computed by one thread, always in the same order of operations.
+// Invariant attention on CPUs, as in kernels/slotkernels/invariant_slot_attention/reference.py. One thread computes a
+// sample, always in the same order of operations.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -44,7 +44,7 @@ InvariantAttention view(const Tensor& q, const Tensor& bias, const Tensor& k, co
           static_cast<float>(scale_eps)};
 }
 
-// How many samples are worth a thread: some 20 µs of work.
+// Samples for each thread, at least: about 20 µs of work.
 int64_t grain(const InvariantAttention& call) {
   return 1 + (1 << 17) / std::max<int64_t>(1, call.slots * call.tokens * call.dim);
 }
@@ -122,7 +122,7 @@ Eleven invariant_attention_backward(
   torch::stable::parallel_for(0, batch, grain(call),
                               [&](int64_t begin, int64_t end) { differentiate(call, begin, end, from, to); });
 
-  // Samples are added up in their order, whichever threads computed them.
+  // Samples are summed in order, so the result does not depend on the threads.
   const auto add_samples = [&](Tensor& tensor, int64_t first, int64_t count) {
     float* sum = tensor.mutable_data_ptr<float>();
     std::fill_n(sum, count, 0.0f);

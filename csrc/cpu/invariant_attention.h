@@ -1,4 +1,4 @@
-// What the code of invariant attention works on, whatever the level of the CPU.
+// Data of invariant attention that all levels of the CPU share.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 namespace slotkernels {
 
 constexpr float SMALLEST_VARIANCE = 1e-12f;    // as in reference.py
-constexpr float SMALLEST_SCALE = 1.000001e-6f;  // its root, or the next number: that far the scale has no gradient
+constexpr float SMALLEST_SCALE = 1.000001e-6f;  // its root, rounded up; the scale has no gradient up to here
 
 // One call, all float32 and contiguous; shapes as in kernels/slotkernels/invariant_slot_attention/op.py.
 struct InvariantAttention {

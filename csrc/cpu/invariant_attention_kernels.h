@@ -1,7 +1,7 @@
 // Invariant attention of samples on one thread, for one level of x86-64: levels.h includes this once for each.
 //
-// Reads the tokens once and writes their gradients once; what it keeps of a pair of slot and token are single numbers,
-// [slots, tokens] of each kind. The floor: 14 operations for each pair and column forward, 28 backward (see op.py).
+// Reads the tokens once and writes their gradients once. For each pair of slot and token it keeps single numbers only,
+// in arrays [slots, tokens]. Floor: 14 operations for each pair and column forward, 28 backward (see op.py).
 
 #include "simd.h"
 

@@ -39,7 +39,7 @@ class InvariantBackward : InvariantSample {
                       : through_relu<true, false, false>(b, VALUES, grad_updates.get(), call.v, to.v);
       collect(b, VALUES, grad_updates.get(), to.value_deviation);
       divide(scores.get(), VALUES);
-    } else {  // as after the last iteration, of which the attention alone is used
+    } else {  // the last iteration: only its attention is used
       std::fill_n(scores.get(), pairs, 0.0f);
       if (to.v) std::fill_n(to.v + b * call.tokens * call.dim, call.tokens * call.dim, 0.0f);
       if (to.value_deviation) std::fill_n(to.value_deviation + first * call.tokens, call.slots * call.tokens, 0.0f);
@@ -79,7 +79,7 @@ class InvariantBackward : InvariantSample {
     });
   }
 
-  // From the sums of pairs to the gradients of axes, positions and scales, grid and deviations.
+  // Computes the gradients of axes, positions, scales, grid and deviations from the sums of pairs.
   void collect(int64_t b, PairRole role, const float* vectors, float* grad_deviation) {
     for (int64_t n = 0; n < call.slots; ++n) {
       const float *sum = sums.get() + n * PairSums<RANK>::COUNT * dim, *vector = vectors + n * dim;
@@ -110,7 +110,7 @@ class InvariantBackward : InvariantSample {
     }
   }
 
-  // A token's place moves the coordinates that all slots see it at.
+  // A token's place changes its coordinates for all slots.
   void add_to_grid(int64_t n, int64_t axis, float inverse) {
     const float *c = coefficients.get() + n * width, *product = along.get() + axis * pairs + n * width;
     float* row = grad_grid.get() + axis * width;
@@ -119,7 +119,7 @@ class InvariantBackward : InvariantSample {
     }
   }
 
-  // Scores of a slot's values become the gradient of its attention.
+  // Turns the scores of a slot's values into the gradient of its attention.
   void through_weights(int64_t b, int64_t n) {
     const int64_t slot = b * call.slots + n;
     float* row = scores.get() + n * width;
@@ -168,7 +168,7 @@ class InvariantBackward : InvariantSample {
     for (int64_t t = 0; t < call.tokens; ++t) row[t] += from.attention[slot * call.tokens + t];
   }
 
-  // The gradient of the attention becomes that of the logits, and with the logits' scale that of the keys' scores.
+  // Turns the gradient of the attention into that of the logits and, times their scale, that of the keys' scores.
   void through_softmax(int64_t first) {
     for (int64_t t = 0; t < width; t += LANES) {
       const float *column = attention.get() + t, *grad = scores.get() + t;

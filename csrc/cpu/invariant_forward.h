@@ -38,7 +38,7 @@ class InvariantForward : InvariantSample {
  private:
   Scratch updates;  // [slots, dim]
 
-  // Scores become the attention: softmax over the slots of each token.
+  // Turns scores into the attention: softmax over the slots of each token.
   void softmax(const float* bias) {
     constexpr float LOG2_E = 1.44269504088896340736f;
     for (int64_t t = 0; t < width; t += LANES) {

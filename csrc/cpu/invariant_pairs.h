@@ -1,21 +1,21 @@
-// What invariant attention computes for each pair of slot and token, D numbers wide, for one level of x86-64 (see
-// levels.h): the pre-activation `token + sum over r of coordinate[r] * axis[r]`, its ReLU, and products with that.
+// The part of invariant attention that is D numbers wide for each pair of slot and token, for one level of x86-64 (see
+// levels.h): the pre-activation `token + sum over r of coordinate[r] * axis[r]`, its ReLU, and products with the ReLU.
 //
-// Nothing of a pair is stored but sums over D. A pre-activation exists in registers only, and is computed once in the
+// Only sums over D are stored for a pair. A pre-activation exists in registers only, and is computed once in the
 // forward pass and once in the backward pass. A vector holds neighbouring columns of D.
 
 namespace slotkernels::LEVEL {
 
-constexpr int64_t TILE_TOKENS = 32;  // in the first cache beside their gradient; a multiple of every level's LANES
+constexpr int64_t TILE_TOKENS = 32;  // they and their gradient fit the L1 cache; a multiple of every level's LANES
 
-// Slots and vectors whose sums fill the registers: of the updates, and of the backward pass, which has up to five each.
+// Numbers of slots and vectors whose sums fill the registers; the backward pass has up to five sums for each.
 constexpr int64_t SCORE_SLOTS = LANES / TILE;  // times TILE tokens
 #if FLOATS_IN_REGISTER == 16
 constexpr int64_t UPDATE_SLOTS = 2, UPDATE_VECTORS = 4, GRADIENT_SLOTS = 2, GRADIENT_VECTORS = 2;
 #else
 constexpr int64_t UPDATE_SLOTS = 2, UPDATE_VECTORS = 2, GRADIENT_SLOTS = 1, GRADIENT_VECTORS = 1;
 #endif
-constexpr int64_t SLOT_GROUP = 4;  // slots are padded to a multiple: of each of the above
+constexpr int64_t SLOT_GROUP = 4;  // slots are padded to a multiple of this, and so of each number of slots above
 
 // Rows of a tile, padded to `dim` columns, and which tokens of the sample they are.
 struct TokenTile {

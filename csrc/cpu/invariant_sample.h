@@ -1,5 +1,5 @@
-// One sample of invariant attention, padded: slots to whole groups, tokens and columns to whole vectors. Pads are
-// zeros, those of deviations 1. For one level of x86-64 (see levels.h).
+// One sample of invariant attention, for one level of x86-64 (see levels.h). Slots are padded to whole groups, tokens
+// and columns to whole vectors, with zeros (deviations: with ones).
 
 namespace slotkernels::LEVEL {
 
@@ -69,7 +69,7 @@ class InvariantSample {
     for (int64_t i = 0; i < pairs; i += LANES) store(rows + i, load(rows + i) / load(by + i));
   }
 
-  // Zeros for the tokens that pad rows of pairs, where another sample's numbers may be.
+  // Writes zeros to the padding of rows of pairs, which may hold numbers of another sample.
   void clear_pads(float* rows) const {
     for (int64_t n = 0; n < slots; ++n) std::fill_n(rows + n * width + call.tokens, width - call.tokens, 0.0f);
   }
@@ -96,7 +96,7 @@ class InvariantSample {
     }
   }
 
-  // Calls `use` with each tile of the sample's tokens, which are read where they are unless they have to be padded.
+  // Calls `use` with each tile of the sample's tokens. Tokens are copied only if they have to be padded.
   template <class Use>
   void for_tiles(const float* tokens, int64_t b, Use use) {
     for (int64_t m = 0; m < call.tokens; m += TILE_TOKENS) {
@@ -111,7 +111,7 @@ class InvariantSample {
     }
   }
 
-  // Sum of a slot's attention over the tokens that its weights are divided by.
+  // The divisor of a slot's weights: the sum of its attention over the tokens.
   float total(int64_t n) const {
     const float* row = attention.get() + n * width;
     Floats sum{};

@@ -1,5 +1,5 @@
-// Inverted attention on CPUs: kernels/slotkernels/slot_attention/reference.py says what is computed. Threads share out
-// the samples; each is computed by one thread, always in the same order of operations.
+// Inverted attention on CPUs, as in kernels/slotkernels/slot_attention/reference.py. One thread computes a sample,
+// always in the same order of operations.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -37,10 +37,10 @@ Attention view(const Tensor& q, const Tensor& k, const Maybe& v, const Maybe& bi
           static_cast<float>(total_eps)};
 }
 
-// How many samples are worth a thread: some 20 µs of work.
+// Samples for each thread, at least: about 20 µs of work.
 int64_t grain(const Attention& call) { return 1 + (1 << 19) / (call.slots * call.tokens * call.dim); }
 
-// Tensors are contiguous, but samples of k and v may be apart.
+// Tensors are contiguous, except that samples of k and v may have any stride.
 std::tuple<Tensor, Tensor, Tensor> inverted_attention(const Tensor& q, const Tensor& k, const Maybe& v,
                                                       const Maybe& bias, const Maybe& mask, double scale,
                                                       double weight_eps, double total_eps, int64_t groups,

@@ -1,4 +1,4 @@
-// What the code of inverted attention works on, whatever the level of the CPU.
+// Data of inverted attention that all levels of the CPU share.
 #pragma once
 
 #include <algorithm>
@@ -23,14 +23,14 @@ struct Attended {
   float *updates, *total, *attention;
 };
 
-// Gradients of the results (each may be null), and the results that the backward pass reads; without the attention it is
-// computed again.
+// Gradients of the results (each may be null), and the results that the backward pass reads. If the attention is null,
+// it is computed again.
 struct Cotangents {
   const float *updates, *total, *attention;
   const float *forward_updates, *forward_total, *forward_attention;
 };
 
-// Gradients of the inputs; null where none is needed. Without values of its own, `k` has the gradient of both roles.
+// Gradients of the inputs; null where none is needed. If keys are also the values, `k` is the sum of both gradients.
 struct Gradients {
   float *q, *k, *v, *bias;
 };

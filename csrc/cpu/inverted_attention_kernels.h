@@ -1,8 +1,8 @@
 // Inverted attention of one sample on one thread, for one level of x86-64 (see levels.h).
 //
-// Reads the tokens once, in tiles that stay in the first cache; slots, their sums and a tile's attention do too. The
-// backward pass reads the attention that the forward pass wrote, and writes the tokens' gradient once. The floor: 2 N M D
-// multiply-adds forward, 4 backward (2 without a gradient of the tokens).
+// Reads the tokens once, in tiles. A tile, its attention, the slots and their sums stay in the L1 cache. The backward
+// pass reads the attention that the forward pass wrote, and writes the tokens' gradient once. Floor: 2 N M D
+// multiply-adds forward, 4 N M D backward (2 N M D without a gradient of the tokens).
 
 #include "simd.h"
 
@@ -61,7 +61,7 @@ ALWAYS_INLINE void multiply_terms(const Terms (&products)[COUNT], int64_t rows, 
 }
 
 // A sample's slots and a tile of its tokens, padded with zeros: slots to whole tiles of products, tokens and widths to
-// whole vectors. Tokens are read where they are unless they have to be padded.
+// whole vectors. Tokens are copied only if they have to be padded.
 class Sample {
  public:
   Sample(const Attention& call, bool backward)
@@ -164,7 +164,7 @@ class Sample {
   const bool shared;                    // keys and values are the same
   Rows q, attention, sums, k_tile, v_tile, grad_updates, grad, grad_q, grad_tile;
   const float *k = nullptr, *v = nullptr, *bias = nullptr;  // of the tile, and of the sample
-  int64_t count = 0, width = 0;                             // tokens of the tile, and with those that pad it
+  int64_t count = 0, width = 0;                             // tokens of the tile, without and with padding
 
   static Rows rows(int64_t count, int64_t dim) { return Rows(new float[count * dim]()); }
 
@@ -250,7 +250,7 @@ class Sample {
     return call.mask + (b * call.mask_groups + group) * call.tokens + m;
   }
 
-  // Zeros for tokens of a row that the mask hides, and for those that pad the tile.
+  // Writes zeros for the tokens of a row that the mask hides, and for padding.
   void hide(int64_t b, int64_t n, int64_t m, float* row) const {
     if (const bool* mask = mask_of(b, n, m)) {
       for (int64_t t = 0; t < count; ++t) row[t] = mask[t] ? row[t] : 0.0f;
@@ -258,15 +258,15 @@ class Sample {
     std::fill_n(row + count, width - count, 0.0f);
   }
 
-  // The attention of a slot becomes its weights, times a factor.
+  // Turns the attention of a slot into its weights, times a factor.
   void weigh(int64_t b, int64_t n, int64_t m, float factor) {
     float* row = attention.get() + n * TOKENS;
     for (int64_t t = 0; t < width; t += LANES) store(row + t, (load(row + t) + call.weight_eps) * factor);
     hide(b, n, m, row);
   }
 
-  // From products of the updates' gradient with the values to the gradient of a slot's attention. The mean of the former
-  // over the weights is that gradient's product with the update: no pass over the tokens is spent on it.
+  // Turns the products of the updates' gradient with the values into the gradient of a slot's attention. Their weighted
+  // mean is the product of that gradient with the update, so it needs no pass over the tokens.
   void grad_of_attention(int64_t b, int64_t n, int64_t m, const Cotangents& from) {
     const int64_t slot = b * call.slots + n;
     float* row = grad.get() + n * TOKENS;
@@ -282,7 +282,7 @@ class Sample {
     for (int64_t t = 0; t < count; ++t) row[t] += grad_attention[t];
   }
 
-  // The gradient of the attention becomes that of the logits.
+  // Turns the gradient of the attention into that of the logits.
   void through_softmax() {
     const int64_t size = call.slots / call.groups;
     for (int64_t first = 0; first < call.slots; first += size) {
@@ -298,7 +298,7 @@ class Sample {
     }
   }
 
-  // Rows of a tile are made where they belong, unless they are padded.
+  // Rows of a tile are written to the result directly, unless they are padded.
   template <class Make>
   void write(float* to, int64_t stride, int64_t dim, Make make) {
     if (count == width && stride == dim) return make(to);

@@ -1,5 +1,5 @@
-// What lies between the products of inverted attention on CPUs, for 16-bit slots and tokens, whose products are left to
-// PyTorch: kernels/slotkernels/slot_attention/reference.py says what is computed. Threads share out the samples.
+// The steps between the two products of inverted attention on CPUs, for 16-bit slots and tokens, as in
+// kernels/slotkernels/slot_attention/reference.py. PyTorch computes the products. One thread computes a sample.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -31,7 +31,7 @@ Competition view(const Tensor& products, const Maybe& bias, const Maybe& mask, d
           format(products)};
 }
 
-// How many samples are worth a thread: some 20 µs of work.
+// Samples for each thread, at least: about 20 µs of work.
 int64_t grain(const Competition& call) { return 1 + (1 << 15) / (call.slots * call.tokens); }
 
 std::tuple<Tensor, Tensor, Tensor> attention_weights(const Tensor& logits, const Maybe& bias, const Maybe& mask,

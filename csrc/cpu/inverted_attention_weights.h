@@ -1,4 +1,4 @@
-// What lies between the products of inverted attention, for 16-bit slots and tokens.
+// The steps between the two products of inverted attention, for 16-bit slots and tokens.
 #pragma once
 
 #include <algorithm>
@@ -10,9 +10,9 @@
 
 namespace slotkernels {
 
-// One call; all tensors are contiguous. What depends on slots and tokens is [B, slots, tokens] in the format of the
-// products or, where it says floats, in float32; the products themselves, logits and the gradient of the weights, are
-// [B, tokens, slots].
+// One call; all tensors are contiguous. The products (logits, and the gradient of the weights) are [B, tokens, slots].
+// All other tensors of slots and tokens are [B, slots, tokens], in the format of the products or, if they are `float`,
+// in float32.
 struct Competition {
   const float* bias;  // [B, slots], or null
   const bool* mask;   // [B, mask_groups, tokens], or null

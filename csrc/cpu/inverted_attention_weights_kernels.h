@@ -1,10 +1,10 @@
 // Softmax over the slots and mean over the tokens of one sample on one thread, and their gradient, for one level of
 // x86-64 (see levels.h).
 //
-// oneDNN's products with the tokens on the left are faster than those with the slots on the left, so they come as
-// [tokens, slots] and are turned in registers: all else is [slots, tokens]. They are read once and weights are written
-// once; the attention in between, [slots, tokens] floats, stays in the second cache. Floor: an exponential for each slot
-// and token forward, the memory's bandwidth backward.
+// oneDNN's products with the tokens on the left are faster than those with the slots on the left, so the products are
+// [tokens, slots]. They are transposed in registers, as all else is [slots, tokens]. They are read once and weights are
+// written once; the attention in between, [slots, tokens] floats, stays in the L2 cache. Floor: an exponential for each
+// slot and token forward, the memory's bandwidth backward.
 
 #include "simd.h"
 
@@ -90,15 +90,15 @@ class CompetitionOfSample {
   }
 
  private:
-  // The mean of the gradient of a slot's weights, one over its total, and the gradient of that.
+  // For each slot: the mean of the gradient of its weights, 1 / its total, and the gradient of the total.
   struct OfSlot {
     float inner, factor, more;
   };
 
   const Competition& call;
   const int64_t members, width;
-  // What tokens count for each group of the mask; of as many tokens as a vector holds, a vector for each slot; a sum for
-  // each slot; and the attention if nobody wants it.
+  // 1 for the tokens that each group of the mask sees; for as many tokens as a vector holds, a vector for each slot; a
+  // sum for each slot; and the attention if the caller does not need it.
   Scratch seen, columns, sums, own;
 
   static float divisor(float total) { return total == 0 ? 1.0f : total; }  // no token is seen: the update is 0
@@ -123,7 +123,7 @@ class CompetitionOfSample {
 
   float* column(int64_t n) const { return columns.get() + n * LANES; }
 
-  // One for the tokens that each group of the mask sees, zero for others and for what pads the row.
+  // 1 for the tokens that each group of the mask sees, 0 for the others and for padding.
   void look(int64_t b) {
     if (!call.mask) return;
     for (int64_t g = 0; g < call.mask_groups; ++g) {

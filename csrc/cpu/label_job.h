@@ -1,4 +1,4 @@
-// Arguments and results of the ops that make label maps, as tensors and as what the kernels work on.
+// Arguments and results of the ops that make label maps, as tensors and as plain pointers for the kernels.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -5,7 +5,7 @@ namespace slotkernels::LEVEL {
 constexpr float INF = std::numeric_limits<float>::infinity();
 typedef uint8_t Bytes __attribute__((vector_size(LANES)));
 
-// Numbers 0..255. In two steps: GCC takes the one from 32 to 8 bits apart.
+// Converts numbers 0..255 in two steps: GCC splits a conversion from 32 to 8 bits into single numbers.
 ALWAYS_INLINE Bytes to_bytes(Ints value) {
   return __builtin_convertvector(__builtin_convertvector(value, Shorts), Bytes);
 }

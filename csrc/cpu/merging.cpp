@@ -1,4 +1,4 @@
-// Clustering of slots on CPUs: kernels/slotkernels/merging/reference.py says what is computed. One thread a problem.
+// Clustering of slots on CPUs, as in kernels/slotkernels/merging/reference.py. One thread solves a problem.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -16,7 +16,7 @@ namespace slotkernels {
 namespace {
 
 constexpr int64_t WORTH_A_THREAD = 1 << 18;  // multiplications
-constexpr int64_t CLUSTERING = 200;          // what it costs for each pair of slots, in multiplications
+constexpr int64_t CLUSTERING = 200;          // its time for each pair of slots, in multiplications
 
 std::tuple<Tensor, Tensor> cluster_slots(Tensor slots, Maybe mask, double threshold, int64_t n_clusters,
                                          int64_t linkage, int64_t min_clusters) {

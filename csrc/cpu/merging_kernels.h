@@ -1,14 +1,14 @@
 // Clustering of slots on one thread, for one level of x86-64 (see levels.h).
 //
-// A problem reads its K x D floats and multiplies all pairs as doubles, 4 x 4 at a time: a product of floats is then exact
-// and ties between slots on a grid stay ties. They are widened on their way from the cache, which takes units that
-// multiply nothing, and half the bytes. Floor: the K (K + 1) / 2 products of D numbers each.
+// A problem reads its K x D floats and multiplies all pairs as doubles, 4 x 4 at a time. A product of two floats is
+// then exact, and equal distances stay equal. Floats are converted to doubles when they are loaded: that moves half the
+// bytes, and uses execution units that do not multiply. Floor: K (K + 1) / 2 products of D numbers each.
 
 #include "simd.h"
 
 namespace slotkernels::LEVEL {
 
-constexpr int64_t LANES_64 = 4;  // longer vectors leave no time to widen floats on the way
+constexpr int64_t LANES_64 = 4;  // with longer vectors the conversion would take longer than the products
 constexpr int64_t SIDE = 4;      // 4 x 4 sums stay in registers
 typedef float Floats4 __attribute__((vector_size(4 * LANES_64)));
 typedef double Doubles4 __attribute__((vector_size(8 * LANES_64)));
@@ -24,7 +24,7 @@ ALWAYS_INLINE Doubles4 load_doubles(const float* from, int64_t count) {
 #endif
 }
 
-// What comes after a problem is brought into the second-level cache while the problem is computed.
+// Prefetches what follows a problem into the L2 cache while the problem is computed.
 struct Ahead {
   const float *from, *end;
   ALWAYS_INLINE void fetch() {
@@ -33,7 +33,7 @@ struct Ahead {
   }
 };
 
-// Adds products of four rows with four rows; on the diagonal only of those above it.
+// Adds products of four rows with four rows; for a tile on the diagonal, only those above the diagonal.
 template <bool DIAGONAL>
 ALWAYS_INLINE void multiply(const float* const* left, const float* const* right, int64_t d, int64_t count,
                             Doubles4 (&sums)[SIDE][SIDE]) {
@@ -82,7 +82,7 @@ inline void multiply_pairs(const float* slots, int64_t count, int64_t width, con
   }
 }
 
-// Problems `begin` to `end`, of `width` floats a slot. Labels and counts are written where the problems stand.
+// Solves problems `begin` to `end`, with `width` floats a slot.
 inline void cluster_sets(const Rule& rule, const float* slots, const bool* valid, int64_t count, int64_t width,
                          int64_t begin, int64_t end, int64_t* labels, int64_t* counts) {
   std::vector<double> doubles(count * (count + 1));

@@ -2,7 +2,7 @@
 
 namespace slotkernels::LEVEL {
 
-// Elements between a load and what it fetches ahead: rows are short, and the processor sees no stream.
+// Elements from a load to its prefetch: rows are too short for the processor to prefetch by itself.
 constexpr int64_t AHEAD = 4096;
 
 // Adds R rows to the sum, and to the box if there is one.

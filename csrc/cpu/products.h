@@ -5,8 +5,8 @@ namespace slotkernels::LEVEL {
 
 constexpr int64_t TILE = 4;
 
-// What fills the registers, 32 of 16 floats with AVX-512 and else 16: sums of PART x TILE dot products (a tile is computed
-// in parts), and of ROWS x VECTORS in a product with points.
+// Sizes that fill the registers (32 of 16 floats with AVX-512, else 16): PART x TILE dot products (a tile is computed
+// in parts), and ROWS x VECTORS sums in a product with points.
 #if FLOATS_IN_REGISTER == 16
 constexpr int64_t PART = 4, VECTORS = 4;
 #else

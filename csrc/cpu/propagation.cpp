@@ -1,4 +1,4 @@
-// Label maps on CPUs: kernels/slotkernels/propagation/reference.py says what is computed. Threads share out the frames.
+// Label maps on CPUs, as in kernels/slotkernels/propagation/reference.py. One thread computes a frame.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -1,4 +1,4 @@
-// What the code that makes label maps works on, whatever the level of the CPU.
+// Data of label maps that all levels of the CPU share.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,7 @@ constexpr int64_t SLACK = 16;         // numbers past the end of a row that a ve
 inline int64_t whole(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
 // One direction of the interpolation. Cell c lies between patches c - 1 and c, clamped to those that exist. Pixel x is
-// at (x + 1/2) patches / pixels - 1/2, computed in integers: no rounding decides on a pixel's cell.
+// at (x + 1/2) patches / pixels - 1/2, computed in integers, so that rounding cannot change its cell.
 struct Axis {
   int64_t patches, pixels;
   std::vector<int64_t> start;  // [patches + 2] first pixel of each cell
@@ -58,7 +58,8 @@ struct Labelling {
   int32_t* boxes;        // [B, T, K, 4]
 };
 
-// What a thread keeps of its current frame. Allocated here: code of one level must not define what others may call.
+// Data of a thread's current frame. Allocated here, because code of one level must not define functions that other
+// levels may call.
 struct Frame {
   int64_t padded;                  // objects, rounded up
   int64_t stride;                  // of rows of pixels

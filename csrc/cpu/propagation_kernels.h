@@ -2,10 +2,10 @@
 // patches exist at a time.
 //
 // A cell is the rectangle of pixels between four patch centres; cells at the border lie between a centre and its copy.
-// Within a cell an object's score is u + ty v with u and v linear in x, so nothing is gathered. Interpolation stays
-// between the least and the greatest of the four scores: an object wins a pixel only if its greatest reaches every
-// other's least. In most cells of a segmentation one or two objects do, and what is left of the work is to write
-// labels.
+// Within a cell an object's score is u + ty v, with u and v linear in x, so no scores are gathered from memory. An
+// interpolated score lies between the least and the greatest of the four scores. So an object can win a pixel only if
+// its greatest score is at least the least score of every other object. In most cells only one or two objects can win,
+// and almost all the work is writing labels.
 //
 // Floor: 4 vector instructions for each candidate and vector of pixels, and one byte written a pixel.
 
@@ -82,7 +82,7 @@ ALWAYS_INLINE void list_candidates(const uint8_t* flags, int64_t objects, Candid
 }
 
 // Pixels begin..end of `rows` rows; `across` and `down` are the shares of the later patch in them. Whole vectors are
-// written: what they write past the cell is written again with the next one, or lies past the row.
+// written. The pixels past the cell are overwritten by the next cell, or lie past the row.
 struct Place {
   int64_t begin, end, rows, stride;
   const float *across, *down;
@@ -129,7 +129,7 @@ ALWAYS_INLINE void label_cell(const Corners& corners, const Candidates& found, i
   }
 }
 
-// Labels of `rows` rows of pixels from `y` on, in the band, to where they belong.
+// Copies the labels of `rows` rows of pixels, from row `y` on, from the band to the result.
 inline void write_band(const Labelling& job, const Frame& frame, int64_t index, int64_t y, int64_t rows) {
   const int64_t pixels = job.columns.pixels;
   for (int64_t r = 0; r < rows; ++r) {
@@ -156,7 +156,7 @@ inline void label_frame(const Labelling& job, int64_t index, Frame& frame) {
       const int64_t left = column * padded, right = left + padded;
       return Corners{top + left, top + right, bottom + left, bottom + right};
     };
-    // Apart from the loop below, whose branches then need not wait for sums and comparisons.
+    // A separate loop: the branches of the loop below then need not wait for these sums and comparisons.
     for (int64_t column = 0; column <= job.columns.patches; ++column) {
       find_candidates<CONFIDENCE>(corners(column), objects, frame.flags.data() + column * padded);
     }

@@ -26,7 +26,7 @@ ALWAYS_INLINE void read(Storage storage, const char* from, int64_t count, int64_
   }
 }
 
-// Turns to a frame, and reads its video attention.
+// Starts a frame: reads its video attention.
 inline void read_frame(const Labelling& job, int64_t index, Frame& frame) {
   const int64_t b = index / job.frames, t = index % job.frames;
   frame.image = job.image.data + b * job.image.strides[0] + t * job.image.strides[1];
@@ -51,7 +51,7 @@ inline const float* scores_of(const Labelling& job, int64_t i, Frame& frame) {
   if (frame.held[i % 2] == i) return scores;
   frame.held[i % 2] = i;
   const int64_t slots = job.slots, width = job.columns.patches, padded = frame.padded, *strides = job.image.strides;
-  const bool compact = strides[2] == slots * strides[3];  // patches follow one another: read all of them as one
+  const bool compact = strides[2] == slots * strides[3];  // patches are contiguous: read all of them as one row
   const bool ready = compact && strides[3] == sizeof(float) && job.image.storage == Storage::FLOAT;
   for (int64_t j = 0; j < width; j += PATCHES) {
     const char* from = frame.image + (i * width + j) * strides[2];

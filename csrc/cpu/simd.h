@@ -1,5 +1,5 @@
-// Vectors of floats in GCC's and Clang's portable extension, as long as a register: for one level of x86-64 (see
-// levels.h). What the kernels of a level call in their loops is inlined into them (ALWAYS_INLINE).
+// Vectors of floats as long as a register, in the portable extension of GCC and Clang, for one level of x86-64 (see
+// levels.h). Functions that kernels call in their loops are inlined (ALWAYS_INLINE).
 
 #include <cmath>
 #include <cstdint>
@@ -76,20 +76,20 @@ ALWAYS_INLINE Floats exp2_parts(Floats shifted, Floats f) {
   return (exp2_rest(f) + 1.0f) * (Floats)((Ints)shifted << 23);
 }
 
-// 2^t for t <= 0: relative error below 2e-7, 1 at 0, 0 below -126, NaN for NaN.
+// 2^t for t <= 0. Relative error below 2e-7; exactly 1 at 0; 0 below -126; NaN for NaN.
 ALWAYS_INLINE Floats exp2_nonpositive(Floats t) {
   const Floats shifted = t + ROUND;
   return where(less(t, Floats{} - 126.0f), Floats{}, exp2_parts(shifted, t - (shifted - ROUND)));
 }
 
-// 2^t: relative error below 2e-7, 1 at 0, 0 below -126.5, infinity from 127.5, NaN for NaN.
+// 2^t. Relative error below 2e-7; exactly 1 at 0; 0 below -126.5; infinity from 127.5; NaN for NaN.
 ALWAYS_INLINE Floats exp2_any(Floats t) {
   t = minimum(Floats{} + 128.0f, maximum(Floats{} - 127.0f, t));
   const Floats shifted = t + ROUND;
   return exp2_parts(shifted, t - (shifted - ROUND));
 }
 
-// e^t: relative error below 3e-7, 1 at 0, 0 below -87.68, infinity from 88.38, NaN for NaN.
+// e^t. Relative error below 3e-7; exactly 1 at 0; 0 below -87.68; infinity from 88.38; NaN for NaN.
 ALWAYS_INLINE Floats exp_any(Floats t) {
   t = minimum(Floats{} + 88.73f, maximum(Floats{} - 88.03f, t));
   const Floats shifted = t * 1.44269504088896340736f + ROUND, n = shifted - ROUND;
@@ -184,7 +184,7 @@ ALWAYS_INLINE void store_part(T* to, Floats value, int64_t count) {
   std::memcpy(to, part, count * sizeof(T));
 }
 
-// For i = 0, LANES, … below count: use(i, how many of the LANES numbers there are).
+// Calls use(i, n) for i = 0, LANES, … below count, where n <= LANES is how many numbers are left at i.
 template <class Use>
 ALWAYS_INLINE void for_vectors(int64_t count, Use use) {
   int64_t i = 0;

@@ -1,5 +1,5 @@
-// The Sinkhorn divergence of many small sets on CPUs: kernels/slotkernels/sinkhorn/reference.py says what is computed.
-// Threads share out the problems; each problem is solved by one thread, always in the same order of operations.
+// The Sinkhorn divergence of many small sets on CPUs, as in kernels/slotkernels/sinkhorn/reference.py. One thread
+// solves a problem, always in the same order of operations.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -30,7 +30,7 @@ Points view(const Tensor& x, const Tensor& y, const Maybe& a, const Maybe& b) {
   return {x.const_data_ptr(), y.const_data_ptr(), format(x), x.size(1), y.size(1), x.size(2), pointer(a), pointer(b)};
 }
 
-// How many problems are worth a thread: some 20 µs of work.
+// Problems for each thread, at least: about 20 µs of work.
 int64_t grain(const Points& points) {
   const double rows = points.n + points.m;
   return std::max<int64_t>(1, 1e6 / (rows * rows * (points.dim + 200)));

@@ -1,4 +1,4 @@
-// What the Sinkhorn op hands to its kernels: all problems of a batch, on plain pointers.
+// Arguments of the Sinkhorn kernels: all problems of a batch, as plain pointers.
 #pragma once
 
 #include <algorithm>
@@ -28,7 +28,7 @@ struct Schedule {
     if (std::isfinite(diameter)) {
       length += std::max(0.0, std::ceil((p * std::log(blur) - start) / step));
     } else {
-      start = std::numeric_limits<double>::quiet_NaN();  // no later step mends it
+      start = std::numeric_limits<double>::quiet_NaN();  // all later steps stay NaN
     }
   }
 
@@ -37,9 +37,9 @@ struct Schedule {
   }
 };
 
-// Unbalanced transport: rho times the divergence of a plan's marginals from the weights is added to its cost. Balanced
-// transport has an infinite rho. See unbalanced.py for the formulas; here they are in terms of a point's last softmin
-// before it is damped: that softmin over rho + eps is the potential over rho, for the smallest rho as well.
+// Unbalanced transport: the cost of a plan has an additional term, rho times the divergence of its marginals from the
+// weights. Balanced transport has an infinite rho. unbalanced.py has the formulas. Here they use the last softmin of a
+// point before damping: softmin / (rho + eps) equals potential / rho, and is accurate for the smallest rho too.
 struct Penalty {
   static constexpr double LARGEST_EXPONENT = 60;  // as in unbalanced.py
 
@@ -50,15 +50,15 @@ struct Penalty {
 
   double damping(double eps) const { return 1 / (1 + eps / rho); }
 
-  // What is returned of a point, from its softmins over the other set and over its own (0 without debiasing).
+  // A point's potential or term, from its softmins over the other set and over its own (0 without debiasing).
   double difference(double other, double own) const {
     if (!terms) return damping(eps) * (other - own);
-    // Of the two exponentials the larger is a factor: rho times their difference would leave no digits of a large rho.
+    // The larger exponential is factored out: for a large rho, rho times their difference would lose all digits.
     const double a = exponent(other), b = exponent(own);
     return (rho + eps / 2) * std::exp(std::max(a, b)) * std::copysign(std::expm1(-std::abs(a - b)), b - a);
   }
 
-  // Its derivative with respect to the softmin over the other set, and minus that with respect to the one over its own.
+  // The derivative of `difference` with respect to the softmin over the other set; minus that over its own set.
   double slope(double softmin) const {
     return terms ? (rho + eps / 2) / (rho + eps) * std::exp(exponent(softmin)) : damping(eps);
   }
@@ -77,14 +77,14 @@ struct Forward {
   Penalty penalty;
   bool per_problem, debias;
   float *value, *f, *g;
-  float *pull_x, *pull_y;  // null where the gradient is not wanted
+  float *pull_x, *pull_y;  // transport weights; null where the gradient is not needed
 };
 
 struct Backward {
   Points points;
   const float *grad_value, *grad_f, *grad_g;  // each may be null
   const float *pull_x, *pull_y;
-  void *grad_x, *grad_y;  // in the points' format; null where the pull is
+  void *grad_x, *grad_y;  // in the points' format; null where pull_x or pull_y is
 };
 
 // Bounding box of points: dim floats each. `finite` is false once any of them is not.

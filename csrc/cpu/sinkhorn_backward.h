@@ -1,11 +1,11 @@
 // Gradients of the points of one problem on one thread, for one level of x86-64 (see levels.h).
 //
-// Reads the points, copied to padded rows, and the rows that pull; writes the gradients. Tiles of the result stay in
-// registers. The floor: 2 N (N + M) D operations for N rows; fewer where the plan is sparse.
+// Reads the points, copied to padded rows, and the transport weights (`pull`); writes the gradients. Tiles of the
+// result stay in registers. Floor: 2 N (N + M) D operations for N rows, and fewer where the plan is sparse.
 
 namespace slotkernels::LEVEL {
 
-// Gradients of one set's points: rows of pull, times their potentials' gradients, times all points.
+// Gradients of one set's points: transport weights, times the gradients of the potentials, times all points.
 class PullBack {
  public:
   explicit PullBack(const Backward& call)
@@ -41,7 +41,7 @@ class PullBack {
         int64_t d = 0;
         for (; d + VECTORS * LANES <= dim; d += VECTORS * LANES) {
           Floats sum[ROWS][VECTORS];
-          for (int64_t i = 0; i < used_rows; ++i) {  // the stores find their lines in the cache
+          for (int64_t i = 0; i < used_rows; ++i) {  // prefetches the lines of later stores
             for (int64_t v = 0; v < VECTORS; ++v) __builtin_prefetch(to + i * dim + d + v * LANES, 1);
           }
           combine(terms.get(), used, d, sum);
@@ -58,7 +58,8 @@ class PullBack {
     }
   }
 
-  // The points that pull on any of these rows, with their coefficients. Most plans are sparse: exponentials underflow.
+  // The points with a weight in any of these rows, with their coefficients. Most plans are sparse, as exponentials
+  // underflow.
   int64_t collect(int64_t problem, int64_t first, int64_t used_rows, int64_t rows, const float* pull,
                   const float* grad_potential, const float* weights) {
     float scale[ROWS] = {};

@@ -1,9 +1,9 @@
 // The Sinkhorn divergence of one problem on one thread, for one level of x86-64 (see levels.h).
 //
-// Reads the points twice (the second time from the cache), writes value, potentials and the rows that pull on the points.
-// All else is a scratch of one problem: the points, centred and padded, and one symmetric matrix of the costs between all
-// of them. A softmin has one or two vectors of points in its lanes and takes the points that they read one by one.
-// The floor: (N + M)^2 D operations for upper tiles of the costs, then one exponential for each of their entries a step.
+// Reads the points twice (the second time from the cache); writes value, potentials and transport weights (`pull`). All
+// else is scratch memory of one problem: the points, centred and padded, and one symmetric matrix of the costs between
+// all of them. A softmin computes one or two vectors of points at a time, and loops over the points of the other set.
+// Floor: (N + M)^2 D operations for upper tiles of the costs, then one exponential for each of their entries a step.
 
 namespace slotkernels::LEVEL {
 
@@ -14,7 +14,7 @@ constexpr double LONGEST_RATIO = 1e8;
 constexpr float NO_WEIGHT = -1e30f;  // stands for the logarithm of zero, as in reference.py
 constexpr float LOG2E = 1.44269504088896340736f;
 
-// A potential on all points: what their softmin reads, and what the last one found.
+// A potential on all points: the inputs of the softmin, and the results of the last one.
 struct Potential {
   float *value, *shifted;  // `shifted`: plus the temperature times the log-weight
   float *highest, *sum;    // of the logarithm's argument, in the unit of the costs
@@ -27,7 +27,7 @@ class Problem {
         x{0, call.points.n},
         y{padded(call.points.n), call.points.m},
         width(padded(x.count) + padded(y.count)),
-        // Odd numbers of cache lines: the rows of a column fall into different sets of the cache.
+        // An odd number of cache lines, so that the entries of a column fall into different sets of the cache.
         cost_stride(width | LANES),
         point_stride(padded(call.points.dim) | LANES),
         memory(scratch(width * (cost_stride + point_stride + 10) + 3 * point_stride)) {
@@ -74,7 +74,7 @@ class Problem {
       if (diameter > LONGEST_RATIO * call.blur) diameter = LONGEST_RATIO * call.blur;
     }
     if (diameter < SHORTEST_RATIO * call.blur) diameter = SHORTEST_RATIO * call.blur;
-    // Distances do not change when all points move. Around zero, |x|² - 2 x·y + |y|² cancels least.
+    // Distances do not change when all points move, and |x|² - 2 x·y + |y|² rounds least around zero.
     for (int64_t d = 0; d < from.dim; ++d) centre[d] /= std::max<int64_t>(kept, 1);
     pack(from, from.x, problem * x.count, x.count, centre, points, point_stride);
     pack(from, from.y, problem * y.count, y.count, centre, points + y.first * point_stride, point_stride);
@@ -218,7 +218,8 @@ class Problem {
     call.value[problem] = call.debias && value < 0 ? 0.0f : value;
   }
 
-  // For each point of a set: the factors of all points in the gradient of its potential; see _pull in reference.py.
+  // Transport weights: the factors of all points in the gradient of each potential, as in _transport_weights of
+  // reference.py.
   void write_pulls(Set set, float* pull) const {
     const float scale = LOG2E / std::pow(call.blur, call.p);
     for (int64_t i = 0; i < set.count; ++i, pull += x.count + y.count) {

@@ -1,4 +1,4 @@
-// All that the Sinkhorn op runs on one thread, for one level of x86-64: levels.h includes this once for each.
+// The code of the Sinkhorn op on one thread. levels.h includes this file once for each level of x86-64.
 
 #include "simd.h"
 

@@ -1,6 +1,6 @@
-// The slot update on CPUs: kernels/slotkernels/slot_update/reference.py says what is computed. Threads share out the
-// rows. The gradients of weight and bias are summed over blocks of rows, then over the blocks in their order: blocks
-// depend on the number of rows alone, so that results do not depend on the threads.
+// The slot update on CPUs, as in kernels/slotkernels/slot_update/reference.py. Each thread computes some of the rows.
+// The gradients of weight and bias are summed over blocks of rows, then over the blocks in order. Blocks depend only on
+// the number of rows, so results do not depend on the threads.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -18,8 +18,8 @@
 namespace slotkernels {
 namespace {
 
-constexpr int64_t GRU_ELEMENTS = 1 << 13, ADD_ELEMENTS = 1 << 14;  // a thread's least: twice its start
-constexpr int64_t MIN_BLOCK = 32, MAX_BLOCKS = 64;                 // the sums of a block cost 2 rows
+constexpr int64_t GRU_ELEMENTS = 1 << 13, ADD_ELEMENTS = 1 << 14;  // least for a thread: twice the time of its start
+constexpr int64_t MIN_BLOCK = 32, MAX_BLOCKS = 64;                 // the sums of a block take the time of 2 rows
 
 Tensor floats(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Float ? tensor : torch::stable::to(tensor, ScalarType::Float);

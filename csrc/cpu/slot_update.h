@@ -1,4 +1,4 @@
-// What the code of the slot update works on, whatever the level of the CPU. Rows lie one after the other.
+// Data of the slot update that all levels of the CPU share. Rows are contiguous.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +23,7 @@ struct Normalised {
   float *mean, *rstd;        // [rows]
 };
 
-// What a backward pass knows of its layer norm. `grad` is null if nothing comes through it.
+// The layer norm in a backward pass. `grad` is null if no gradient comes through it.
 struct NormGradient {
   Input grad;  // [rows, dim]
   const float *weight, *mean, *rstd;

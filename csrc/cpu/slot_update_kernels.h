@@ -1,9 +1,9 @@
-// The slot update on one thread, for one level of x86-64: levels.h includes this once for each.
+// The slot update on one thread. levels.h includes this file once for each level of x86-64.
 //
-// A row is read from memory once and its results are written once, each way; what is used again, of one row, stays in
-// the cache: new slots forward, the three gates and the new slots backward. Floor: the memory's bandwidth, 9 rows
-// forward and 16 backward for gru_norm, 4 and 4 for add_norm (see bytes_moved in op.py). A gate costs an exponential,
-// and two divisions serve all three.
+// Forward and backward each read a row from memory once and write its results once. Numbers of a row that are used
+// again stay in the cache: new slots forward, the three gates and the new slots backward. Floor: the memory's
+// bandwidth, 9 rows forward and 16 backward for gru_norm, 4 and 4 for add_norm (see bytes_moved in op.py). A gate takes
+// an exponential, and all three gates take two divisions.
 
 #include "simd.h"
 
@@ -38,7 +38,7 @@ struct UpdateAndCandidate {
   Floats update, candidate;
 };
 
-// Sigmoid of one and tanh of the other, of the same accuracy; a division costs as much as an exponential.
+// Sigmoid of one and tanh of the other, of the same accuracy. They share a division, which takes as long as exp.
 ALWAYS_INLINE UpdateAndCandidate sigmoid_and_tanh(Floats x, Floats y) {
   const Power first = power_of_e(within(-x, 43.0f)), second = power_of_e(within(y + y, 40.0f));
   const Floats below = first.scale * first.rest + (first.scale + 1.0f);
@@ -87,7 +87,7 @@ inline void gru_norm_rows(const GruInputs& from, const Norm& norm, int64_t begin
       store_part(value + i, candidate + update * (load_part(previous + i, count) - candidate), count);
     });
     new_slots.end(row);
-    round_row(to.slots.format, value, dim);  // what is normalised is what is returned
+    round_row(to.slots.format, value, dim);  // normalise the slots as they are returned, after rounding
     row_norm.apply(row, value);
   }
 }

@@ -1,12 +1,12 @@
 // Rows of the slot update as floats, and their layer norm: for one level of x86-64 (see levels.h).
 
-// Behind the arguments of a lambda that is called for whole vectors and for parts: GCC would share one body.
+// INLINED is for lambdas that are called for whole vectors and for parts: without it, GCC would share one body.
 #undef INLINED
 #define INLINED __attribute__((always_inline))
 
 namespace slotkernels::LEVEL {
 
-// The rows of a tensor: where they lie if they are floats, else one at a time in memory of its own.
+// The rows of a tensor as floats: read in place if they are floats, else converted one at a time into a buffer.
 class RowReader {
  public:
   RowReader(const Input& from, int64_t width)
@@ -32,7 +32,7 @@ class RowReader {
   Scratch own;
 };
 
-// Likewise for rows that are written: `begin` says where, and `end` brings them into the tensor.
+// The same for rows that are written: `begin` returns where to write, and `end` converts the row into the tensor.
 class RowWriter {
  public:
   RowWriter(const Output& to, int64_t width)
@@ -58,10 +58,10 @@ class RowWriter {
   Scratch own;
 };
 
-// Rounds a row to what `format` can hold.
+// Rounds a row to `format`.
 inline void round_row(Format format, float* row, int64_t width) {
   if (format == Format::FLOAT) return;
-  const void* typed = row;  // for its type alone
+  const void* typed = row;  // used for its type only
   with_format(format, typed, [&](auto* type) {
     for_vectors(width, [&](int64_t i, int64_t count) INLINED {
       std::remove_const_t<std::remove_pointer_t<decltype(type)>> rounded[LANES];
@@ -81,7 +81,7 @@ ALWAYS_INLINE float lanes_sum(Floats lanes) {
   }
 }
 
-// Brings the place of a later load into the second-level cache. The processor does not see where the next row begins.
+// Prefetches a later load into the L2 cache. The processor cannot guess where the next row begins.
 ALWAYS_INLINE void fetch(const float* ahead) { __builtin_prefetch(ahead, 0, 2); }
 
 // The first `count` lanes; zeros beside them.
@@ -92,7 +92,7 @@ ALWAYS_INLINE Floats first_lanes(Floats value, int64_t count) {
   return load(part);
 }
 
-// Sum over a row of what `term` makes of it at an offset, in four sums that do not wait for each other.
+// Sum of `term(offset)` over a row, as four independent sums.
 template <class Term>
 ALWAYS_INLINE float sum_row(int64_t width, Term term) {
   Floats sums[4] = {};
@@ -105,7 +105,7 @@ ALWAYS_INLINE float sum_row(int64_t width, Term term) {
   return lanes_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-// The layer norm of rows, with their statistics. The variance comes from a second pass over a row in the cache.
+// The layer norm of rows, with their statistics. The variance takes a second pass over the row, which is in the cache.
 class RowNorm {
  public:
   RowNorm(const Norm& norm, const Normalised& to) : norm(norm), to(to), writer(to.normalised, norm.dim) {}
@@ -160,7 +160,7 @@ class RowNormGradient {
     slope = lanes_sum(along) / dim;
   }
 
-  // The row's gradient at an offset, for the same values.
+  // The gradient of the same row, at an offset.
   ALWAYS_INLINE Floats at(int64_t i, int64_t count, Floats value) const {
     const Floats scaled = load_part(grad + i, count) * load_part(norm.weight + i, count);
     return (scaled - (shared + (value - mean) * rstd * slope)) * rstd;

@@ -1,6 +1,6 @@
 // Sums over all pairs of two large sets of points, in memory that is linear in the points: the Sinkhorn updates and
-// gradients of kernels/slotkernels/sinkhorn/streaming/cpp.py. Threads take bands of rows as they become free; which
-// thread takes a band changes no result.
+// gradients of kernels/slotkernels/sinkhorn/streaming/cpp.py. A free thread takes the next band of rows. Results do not
+// depend on which thread takes it.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -18,7 +18,7 @@
 namespace slotkernels {
 namespace {
 
-// do_one(0), …, do_one(count - 1): each is taken by the next free thread, as their costs differ.
+// Calls do_one(0), …, do_one(count - 1). The next free thread takes each, because they take different times.
 template <class Do>
 void share_out(int64_t count, Do do_one) {
   std::atomic<int64_t> next = 0;

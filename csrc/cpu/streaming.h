@@ -1,4 +1,4 @@
-// What the streaming Sinkhorn op hands to its kernels: all pairs of two sets of points, on plain pointers.
+// Arguments of the streaming Sinkhorn kernels: all pairs of two sets of points, as plain pointers.
 #pragma once
 
 #include <algorithm>
@@ -14,9 +14,9 @@ constexpr int64_t PANEL = 64;   // columns that are stored together
 constexpr int64_t BLOCK = 192;  // rows that a pass over the columns serves: whole panels, and whole tiles of 6 rows
 constexpr int64_t FLUSH = 16;   // panels after which float32 sums move to float64
 
-// With t_ij = r_i + s_j + scale x_i·y_j (p = 2), or r_i + s_j - scale |x_i - y_j| (p = 1), K_ij = 2^t_ij. Whole numbers
-// r and s cost no rounding; their fractions are factors in `a` and `b`. Sets are padded to whole blocks, r and s with
-// exponents far below all others.
+// K_ij = 2^t_ij with t_ij = r_i + s_j + scale x_i·y_j (p = 2), or r_i + s_j - scale |x_i - y_j| (p = 1). r and s are
+// whole numbers, so adding them does not round; their fractional parts are factors in `a` and `b`. Sets are padded to
+// whole blocks; r and s of padding are far below all other exponents.
 struct Pairs {
   const float *x, *y;      // [B, rows or columns padded to blocks, stride]
   const float* panels;     // [B, panels of y, dim, PANEL]
@@ -26,7 +26,7 @@ struct Pairs {
   int64_t n, m;            // without padding
   int64_t dim, stride;     // a stride is a multiple of 16
   int p;
-  bool same;               // y is x: pairs below the diagonal are those above it
+  bool same;               // y is x: the pairs below the diagonal equal those above it
 };
 
 inline int64_t blocks(int64_t count) { return (count + BLOCK - 1) / BLOCK; }

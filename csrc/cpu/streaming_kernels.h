@@ -1,8 +1,8 @@
-// All pairs of two large sets of points on one thread, for one level of x86-64 (levels.h includes this once for each).
+// All pairs of two large sets of points on one thread. levels.h includes this file once for each level of x86-64.
 //
 // A tile of 6 rows and V vectors of columns stays in registers: product over the dimensions, exponent, exponential, and
-// the sums over its rows and columns. Points are read from the cache: a block of rows for each panel of columns. Nothing
-// of the size of the pairs is stored. The floor: 2 D operations a pair, and one exponential.
+// the sums over its rows and columns. Points are read from the cache: a block of rows for each panel of columns.
+// Nothing of the size of the pairs is stored. The floor: 2 D operations a pair, and one exponential.
 
 #include "simd.h"
 
@@ -131,8 +131,8 @@ inline void add_sums(const Pairs& call, const Pointers& at, int64_t row, int64_t
 }
 
 // sum_j b_j K_ij over all columns, for the rows of a band, and sum_i a_i K_ij over those rows: float64 [n] of which the
-// band's rows are set, and float32 [columns padded]. Of a set with itself the former lacks the pairs below the diagonal
-// blocks, and the latter has only those.
+// band's rows are set, and float32 [columns padded]. For a set with itself, the first sum leaves out the pairs below
+// the diagonal blocks, and the second has only those.
 template <int P>
 inline void sum_band(const Pairs& call, int64_t problem, int64_t first, int64_t last, double* rows, float* columns) {
   const Pointers at(call, problem);
@@ -218,8 +218,8 @@ inline void add_pulls(const Pairs& call, const Pointers& at, int64_t row, int64_
   }
 }
 
-// For a block of rows, with w_ij = b_j K_ij: sum_j w_ij [n] and sum_j w_ij y_j [n, dim] for p = 2; for p = 1 that divided
-// by |x_i - y_j|, and sum_j w_ij (x_i - y_j), of which nothing cancels where points are near.
+// For a block of rows, with w_ij = b_j K_ij: sum_j w_ij [n] and sum_j w_ij y_j [n, dim] for p = 2; for p = 1 that
+// divided by |x_i - y_j|, and sum_j w_ij (x_i - y_j), of which nothing cancels where points are near.
 template <int P>
 inline void pull_block(const Pairs& call, int64_t problem, int64_t row, double* totals, double* pulls) {
   const Pointers at(call, problem);

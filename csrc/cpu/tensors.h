@@ -1,4 +1,4 @@
-// Tensors on a CPU, as the ops take them from PyTorch and make them.
+// Helpers for CPU tensors of PyTorch: reading arguments and allocating results.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -36,7 +36,7 @@ inline const float* pointer(const Maybe& tensor) { return tensor ? tensor->const
 
 inline Sizes sizes(const Tensor& tensor) { return Sizes(tensor.sizes().begin(), tensor.sizes().end()); }
 
-// A contiguous tensor, not initialised. torch::stable::new_empty looks its op up by name at each call: 1 µs more.
+// A contiguous tensor, not initialised. 1 µs faster than torch::stable::new_empty, which looks up its op at each call.
 inline Tensor empty(const Sizes& sizes, ScalarType dtype = ScalarType::Float) {
   const int64_t rank = static_cast<int64_t>(sizes.size());
   Sizes strides(rank);

@@ -1,5 +1,5 @@
-// The layer norm of tokens on CPUs: kernels/slotkernels/slot_attention/reference.py says what is computed. Threads share
-// out the rows.
+// The layer norm of tokens on CPUs, as in kernels/slotkernels/slot_attention/reference.py. Each thread computes some of
+// the rows.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -16,7 +16,7 @@
 namespace slotkernels {
 namespace {
 
-constexpr int64_t ELEMENTS = 1 << 14;  // a thread's least: twice its start
+constexpr int64_t ELEMENTS = 1 << 14;  // least for a thread: twice the time of its start
 
 // Contiguous tokens [B, M, D]; `dtype` is that of the result.
 std::tuple<Tensor, Tensor, Tensor> token_norm(const Tensor& tokens, double eps, ScalarType dtype) {

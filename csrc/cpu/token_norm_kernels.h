@@ -1,6 +1,6 @@
 // The layer norm of tokens on one thread, without scale and shift, for one level of x86-64 (see levels.h).
 //
-// Rows are read from memory once and written once, in the format of the products that follow: no copy in float32 is
+// Rows are read from memory once and written once, in the format of the products that follow. So no float32 copy is
 // written and read between norm and cast. Floor: the memory's bandwidth.
 
 #include "simd.h"

@@ -1,8 +1,8 @@
-// Entropic transport plans on CPUs: kernels/slotkernels/transport_plan/reference.py says what is computed, in float32 or
-// float64. Threads share out the problems, or the rows of one large problem after the other; results are the same.
+// Entropic transport plans on CPUs, in float32 or float64, as in kernels/slotkernels/transport_plan/reference.py. Each
+// thread solves some of the problems; the rows of a large problem are shared by all threads. Results are the same.
 //
-// A problem under way takes a matrix of its size. Without a tolerance a thread reuses that of one problem for the next.
-// With a tolerance all problems stop together, so each keeps its own between checks: together the size of the plan.
+// A problem needs a matrix of its size while it is solved. Without a tolerance, a thread reuses the memory for its next
+// problem. With a tolerance all problems stop together, so each keeps its matrix between checks: as much as the plan.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -27,8 +27,8 @@ namespace {
 
 constexpr double LOG2E = 1.4426950408889634;
 constexpr int64_t CHECK_EVERY = 10;     // iterations between checks of the tolerance
-constexpr int64_t SHARED = 1 << 17;     // entries of a problem from which threads share its rows
-constexpr double SMALL_PROBLEMS = 2e5;  // entries, times iterations, that are worth a thread: some 20 µs of work
+constexpr int64_t SHARED = 1 << 17;     // threads share the rows of a problem with at least so many entries
+constexpr double SMALL_PROBLEMS = 2e5;  // least entries times iterations for a thread: about 20 µs of work
 
 template <class T>
 struct Call {
@@ -45,7 +45,7 @@ int64_t pad(int64_t count) { return (count + PAD - 1) / PAD * PAD; }
 
 int64_t itemsize(Format format) { return format == Format::FLOAT ? 4 : 2; }
 
-// The iterations of one problem after the other, in memory of its own.
+// Solves one problem after the other, in its own memory.
 template <class T>
 class Solver {
  public:
@@ -89,7 +89,7 @@ class Solver {
     }
   }
 
-  // sum_j |sum_i P_ij - b_j|: the columns sum to b times the ratio of what their potentials are and should be.
+  // sum_j |sum_i P_ij - b_j|. Column j sums to b_j times 2^(its potential - the next one).
   double column_error() {
     if (!valid_) return NAN;
     take_column_potentials(p_.sums, p_.g);
@@ -276,7 +276,8 @@ Maybe contiguous(const Maybe& tensor, ScalarType dtype) {
   return torch::stable::contiguous(torch::stable::to(*tensor, dtype));
 }
 
-// The plan, the potentials after each iteration made, how many were made, and with a tolerance the error of the columns.
+// The plan, the potentials after each iteration made, how many were made, and with a tolerance the error of the
+// columns.
 std::tuple<Tensor, Tensor, Tensor, Tensor> transport_plan(const Tensor& cost_, const Maybe& a_, const Maybe& b_,
                                                           double eps, int64_t iterations,
                                                           std::optional<double> tolerance, bool keep) {

@@ -1,4 +1,4 @@
-// What the transport plan's driver hands to its kernels: one problem and the state of its iterations, on plain pointers.
+// Arguments of the transport plan's kernels: one problem and the state of its iterations, as plain pointers.
 #pragma once
 
 #include <algorithm>
@@ -10,10 +10,10 @@
 
 namespace slotkernels {
 
-constexpr int64_t CHUNK = 64;  // rows that are one thread's work: sums are added in the same order on any number of them
+constexpr int64_t CHUNK = 64;  // rows that one thread computes; the order of sums does not depend on the threads
 constexpr int64_t PAD = 16;    // numbers to which vectors and rows of the matrix are padded
 
-// A factor of the absorbed form stays within 2^±40, or potentials are absorbed anew: see transport_plan/reference.py.
+// If a factor of the absorbed form leaves 2^±40, the potentials are absorbed again: see transport_plan/reference.py.
 constexpr double SMALLEST_SUM = 0x1p-40, LARGEST_SUM = 0x1p40;
 
 // T is float or double. Vectors are padded with zeros, except where it says otherwise.
