@@ -1,12 +1,13 @@
-"""Compare our numbers with those of published code, and write the tables of docs/results/comparable.md.
+"""Compare our numbers with those of published code, and write the tables of docs/results/comparable_….md.
 
     python -m profiling.comparable                                  # peers that are installed
     python -m profiling.comparable --clones CLONES --packages DIR   # also those in clones, and packages elsewhere
-    python -m profiling.comparable --page                           # the page only, from the recorded results
+    python -m profiling.comparable --page                           # the pages only, from the recorded results
 
-Peers without a package are read from clones in CLONES/OWNER/NAME. Of a clone, single functions and classes are
-executed, without the imports of their file. `pip install --target DIR` puts packages where they do not change the
-environment. A row whose peer is missing keeps its recorded result.
+A peer is published code that is compared with ours. Peers without a package are read from clones of their repositories
+in CLONES/OWNER/NAME: single functions and classes are executed, without the imports of their files. To install the
+packages of peers without changing the environment, use `pip install --target DIR`. A row whose peer is missing keeps
+its recorded result.
 """
 
 import json
@@ -21,7 +22,7 @@ import tyro
 
 from profiling.common.machine import machine, save
 from profiling.common.paths import RESULTS, ROOT
-from profiling.comparable.page import FILE, PAGE, with_tables
+from profiling.comparable.page import FILE, write_pages
 from profiling.comparable.peers import Comparison, MissingPeerError, Peers, difference
 from profiling.comparable.rows import COMPARISONS
 
@@ -40,7 +41,7 @@ class Options:
     only: tuple[str, ...] = ()
     """Names of the rows to run. Default: all."""
     page: bool = False
-    """Run nothing; write the tables of the page from the recorded results."""
+    """Run nothing; write the tables of the pages from the recorded results."""
 
 
 def compare(comparison: Comparison, peers: Peers) -> dict[str, Any]:
@@ -95,9 +96,7 @@ def main() -> None:
                 "rows": ordered,
             },
         )
-    page = ROOT / PAGE
-    page.write_text(with_tables(page.read_text(), RESULTS))
-    print(page.relative_to(ROOT))
+    print("\n".join(f"wrote {page}" for page in write_pages(ROOT, RESULTS)) or "the pages are up to date")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,25 @@
-"""docs/results/comparable.md: its tables stand between markers and are made of profiling/results."""
+"""Tables of the pages docs/results/comparable_….md, between markers, made of profiling/results."""
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from profiling.comparable.peers import Comparison
 from profiling.comparable.rows import COMPARISONS
 
-PAGE, FILE = "docs/results/comparable.md", "comparable-cpu.json"
+FILE = "comparable-cpu.json"
+PAGES = {
+    "docs/results/comparable_metrics.md": ("metrics",),
+    "docs/results/comparable_modules.md": ("modules", "dropin"),
+    "docs/results/comparable_ops.md": ("ops", "options"),
+    "docs/results/comparable_geomloss_examples.md": ("examples",),
+}
+"""The tables of each page."""
+FIRST = {"metrics": "davis-2017", "modules": "lucidrains", "ops": "geomloss"}
+"""The first row of each table of peers; the table ends before the first row of the next one."""
 GEOMLOSS = "geomloss-options-cpu.json"  # of profiling.geomloss_options
 EXAMPLES = "geomloss-examples-cpu.json"  # of profiling.geomloss_examples
 DROP_IN = "dropin-cpu.json"  # of profiling.dropin
@@ -20,20 +30,20 @@ TRUNCATED_BOUND = 1e-5  # of GeomLoss's backend "multiscale", which leaves out d
 BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def with_tables(text: str, folder: Path) -> str:
-    """The page with its tables made anew.
+def with_tables(page: str, text: str, folder: Path) -> str:
+    """The text of a page with its tables made anew.
 
     Raises:
-        ValueError: if the page lacks the markers of a table, or has those of an unknown one.
+        ValueError: if the page lacks the markers of a table, or has those of a table of another page.
     """
-    tables = {
-        "peers": (FILE, peers),
+    tables: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
+        **{name: (FILE, partial(peers, group=name)) for name in FIRST},
         "options": (GEOMLOSS, geomloss_options),
         "examples": (EXAMPLES, examples),
         "dropin": (DROP_IN, drop_in),
     }
-    if (found := [match[2] for match in BLOCK.finditer(text)]) != list(tables):
-        raise ValueError(f"{PAGE} has the tables {found}, expected <!-- NAME --> … <!-- end --> for {list(tables)}")
+    if (found := tuple(match[2] for match in BLOCK.finditer(text))) != PAGES[page]:
+        raise ValueError(f"{page} has the tables {found}, expected <!-- NAME --> … <!-- end --> for {PAGES[page]}")
 
     def block(match: re.Match[str]) -> str:
         name, make = tables[match[2]]
@@ -50,11 +60,32 @@ def table(heads: str, rows: Iterator[list[str]]) -> list[str]:
     return [f"| {heads} |", "|---" * (heads.count("|") + 1) + "|", *lines]
 
 
-def peers(results: dict[str, Any]) -> list[str]:
-    """The comparisons of profiling.comparable."""
+def write_pages(root: Path, folder: Path) -> list[str]:
+    """Write the tables of all pages; returns the pages that changed."""
+    changed = []
+    for page in PAGES:
+        path = root / page
+        old = path.read_text()
+        new = with_tables(page, old, folder)
+        if old != new:
+            changed.append(page)
+            path.write_text(new)
+    return changed
+
+
+def of_group(group: str) -> list[Comparison]:
+    """The comparisons of a table of peers."""
+    names = [comparison.name for comparison in COMPARISONS]
+    starts = [names.index(first) for first in FIRST.values()]
+    index = list(FIRST).index(group)
+    return list(COMPARISONS[starts[index] : [*starts, len(names)][index + 1]])
+
+
+def peers(results: dict[str, Any], group: str) -> list[str]:
+    """A table of the comparisons of profiling.comparable."""
     rows = {row["name"]: row for row in results.get("rows", [])}
     heads = "peer | compared | numbers | largest difference | who is right | row"
-    return table(heads, (cells(comparison, rows.get(comparison.name)) for comparison in COMPARISONS))
+    return table(heads, (cells(comparison, rows.get(comparison.name)) for comparison in of_group(group)))
 
 
 def cells(comparison: Comparison, row: dict[str, Any] | None) -> list[str]:

@@ -84,7 +84,7 @@ class Peers:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row of docs/results/comparable.md.
+    """One row of a table of docs/results/comparable_….md.
 
     Attributes:
         name: key in the results.

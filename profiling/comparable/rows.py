@@ -1,4 +1,4 @@
-"""Every comparison with a peer, in the order of docs/results/comparable.md."""
+"""Every comparison with a peer, in the order of the tables of docs/results/comparable_….md."""
 
 import torch
 

@@ -10,7 +10,18 @@ import torch
 
 from profiling.common.paths import RESULTS, ROOT
 from profiling.comparable.__main__ import compare
-from profiling.comparable.page import FILE, PAGE, cells, drop_in, examples, geomloss_options, with_tables
+from profiling.comparable.page import (
+    FILE,
+    FIRST,
+    PAGES,
+    cells,
+    drop_in,
+    examples,
+    geomloss_options,
+    of_group,
+    with_tables,
+    write_pages,
+)
 from profiling.comparable.peers import Comparison, MissingPeerError, Peers, difference
 from profiling.comparable.rows import COMPARISONS
 from profiling.geomloss_examples import digest, run
@@ -35,9 +46,22 @@ def test_every_row_was_run_and_is_as_equal_as_the_page_says():
         assert row["largest_difference"] <= comparison.bound
 
 
-def test_the_page_is_made_of_the_results():
-    page = (ROOT / PAGE).read_text()
-    assert with_tables(page, RESULTS) == page, "run `python -m profiling.comparable --page` and commit the difference"
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_made_of_the_results(page):
+    text = (ROOT / page).read_text()
+    made = with_tables(page, text, RESULTS)
+    assert made == text, "run `python -m profiling.comparable --page` and commit the difference"
+
+
+def test_changed_results_change_a_page_and_every_row_is_on_one(tmp_path):
+    assert [one for group in FIRST for one in of_group(group)] == list(COMPARISONS)
+    (tmp_path / "docs/results").mkdir(parents=True)
+    for page in PAGES:
+        (tmp_path / page).write_text((ROOT / page).read_text())
+    assert write_pages(tmp_path, RESULTS) == []
+    assert write_pages(tmp_path, tmp_path) == list(PAGES)  # without results
+    with pytest.raises(ValueError, match=r"has the tables \(\), expected"):
+        with_tables("docs/results/comparable_ops.md", "text", RESULTS)
 
 
 def rows_of(bound, ours, theirs):
