@@ -1,7 +1,7 @@
 """Sinkhorn divergence made of operations that PyTorch differentiates in every mode.
 
-The divergence has GeomLoss's derivatives, of every order: those of the last update, in which the points of a potential
-move against constant points and constant potentials.
+All derivatives are GeomLoss's: those of the last update alone. In it, the points that a potential belongs to are
+variables; the points and potentials that it sums over are constants.
 """
 
 import torch
@@ -44,7 +44,7 @@ def softmin(points: Tensor, others: Tensor, h: Tensor, problem: Problem, own: bo
 def assemble(
     problem: Problem, cross: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor] | tuple[None, None]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Values and what is returned of each set, from its potentials with the other set and with itself."""
+    """Values, and results of each set (potentials or terms), from its potentials with the other set and with itself."""
     f, g = (difference(*each, problem) for each in zip(cross, own, strict=True))
     weighted = ((f, problem.a), (g, problem.b))
     means = [t.mean(1) if w is None else (t * w.to(t.dtype)).sum(1) for t, w in weighted]

@@ -1,4 +1,4 @@
-"""Sinkhorn divergence of small sets on a CPU, in C++ (``csrc/cpu/sinkhorn.cpp``): threads share out the problems."""
+"""Sinkhorn divergence of small sets on a CPU, in C++ (``csrc/cpu/sinkhorn.cpp``): each thread solves some problems."""
 
 import torch
 from torch import Tensor
@@ -8,13 +8,13 @@ from .problem import BackwardArguments, Problem, Solution
 
 # A thread holds all costs of one problem, [N + M, N + M]: at most 1 GiB.
 MOST_POINTS = 16384
-# With fewer problems than threads some threads idle, whereas the reference spreads one large problem over all threads.
-# One thread of these kernels does the work of 4 to 7 of the reference (sets of 64 to 4096 points, 3 to 768 wide).
+# With fewer problems than threads some threads are idle; the reference uses all threads for one large problem.
+# One thread is as fast as 4 to 7 threads of the reference (sets of 64 to 4096 points of width 3 to 768).
 THREADS_PER_PROBLEM, LARGE = 8, 1024
 
 
 def why_not(arguments: Problem | BackwardArguments) -> str | None:
-    """Why these kernels do not serve the call, or None."""
+    """Why these kernels cannot run the call, or None."""
     batch, n, _ = arguments.x.shape
     points, threads = n + arguments.y.shape[1], torch.get_num_threads()
     if points > MOST_POINTS:

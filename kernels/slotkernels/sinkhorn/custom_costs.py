@@ -1,7 +1,7 @@
 """Sinkhorn divergence with a cost of the user: a function of the points, or a formula that KeOps compiles.
 
-The four transport problems x→y, y→x, x→x and y→y are four *softmins*, as costs need not be symmetric and a formula
-stores no costs. They are annealed and differentiated as in ``reference.py`` and ``composite.py``.
+The four transport problems x→y, y→x, x→x and y→y have a *softmin* each, because costs need not be symmetric and a
+formula stores no costs. They are annealed as in ``reference.py`` and differentiated as in ``composite.py``.
 """
 
 from collections.abc import Callable
@@ -21,15 +21,15 @@ from .streaming.keops import backend_of
 from .unbalanced import damping, difference
 
 Cost = Callable[[Tensor, Tensor], Tensor]  # x [B, N, D], y [B, M, D] -> [B, N, M]
-# -eps log sum_j exp(h_j - C_ij / eps): eps, h [B, M] -> [B, N]. The first constant, the second with derivatives.
+# -eps log sum_j exp(h_j - C_ij / eps): eps, h [B, M] -> [B, N]
 Softmin = Callable[[float | Tensor, Tensor], Tensor]
 
 
 def custom_sinkhorn(problem: Problem, cost: Cost | str) -> Tensor | tuple[Tensor, Tensor]:
     """The divergence [B], or the potentials [B, N] and [B, M]; a formula goes through KeOps.
 
-    The weights are not None, and have the dtype of the results; p may be any number. A negative divergence stays
-    negative, as not every cost has a divergence that is positive.
+    The weights must be tensors in the dtype of the results; p may be any number. A negative divergence stays negative,
+    because for some costs the exact divergence is negative too.
     """
     x, y, a, b, *_ = problem
     assert a is not None

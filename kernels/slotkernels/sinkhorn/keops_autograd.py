@@ -1,4 +1,4 @@
-"""What custom costs and kernel norms share where KeOps computes and differentiates their sums over all pairs."""
+"""Helpers for custom costs and kernel norms whose sums over all pairs KeOps computes and differentiates."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,18 +11,18 @@ from .._checks import accumulate_dtype
 from .problem import Problem
 from .streaming import keops
 
-# "auto" stores costs and kernels up to these sizes: pairs of one problem, as in GeomLoss, and bytes of the batch.
+# Up to these sizes "auto" stores costs and kernels: pairs of one problem (as in GeomLoss), and bytes of the batch.
 MOST_PAIRS, MOST_BYTES = 5000**2, 2**30
 
 
 def is_large(x: Tensor, y: Tensor, dtype: torch.dtype) -> bool:
-    """Whether "auto" stores no matrix of all pairs, for results of this dtype."""
+    """Whether "auto" uses KeOps instead of a matrix of all pairs, for results of this dtype."""
     pairs = x.shape[1] * y.shape[1]
     return pairs > MOST_PAIRS or len(x) * pairs * accumulate_dtype(dtype).itemsize > MOST_BYTES
 
 
 def check_keops(op: str, x: Tensor, y: Tensor) -> None:
-    """Raise RuntimeError unless KeOps can serve the call."""
+    """Raise RuntimeError unless KeOps can run the call."""
     reason = keops.why_not(Problem(x, y, *[None] * (len(Problem._fields) - 2)))  # type: ignore[arg-type]
     if reason is None and _derivatives.transformed():
         reason = "it has no forward mode, and torch.func cannot transform it"
@@ -35,7 +35,7 @@ def check_keops(op: str, x: Tensor, y: Tensor) -> None:
 
 
 class _AfterStream(torch.autograd.Function):
-    """The same tensor, forward and backward, once its device's stream has computed it."""
+    """Identity, forward and backward, that first waits until the device's stream has computed the tensor."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class _AfterStream(torch.autograd.Function):
 
 
 def after_stream(tensor: Tensor) -> Tensor:
-    """Argument or result of a KeOps call: KeOps runs on the NULL stream, which waits for no other."""
+    """For each argument and result of a KeOps call: KeOps runs on the NULL stream, which waits for no other."""
     return _AfterStream.apply(tensor)
 
 
@@ -58,7 +58,7 @@ _compiled: set[tuple[Any, ...]] = set()
 def compile_first(what: str, reduction: Callable[..., Tensor], *tensors: Tensor) -> None:
     """Let KeOps compile ``reduction(*tensors)`` and its gradients on single points, if it has not yet.
 
-    A compilation takes some 6 s. ``what`` names the reduction in errors, and tells it from others.
+    A compilation takes about 6 s. ``what`` identifies the reduction, also in errors.
     """
     width, dtype, device = tensors[0].shape[-1], tensors[0].dtype, tensors[0].device
     needs = tuple(t.requires_grad and torch.is_grad_enabled() for t in tensors)

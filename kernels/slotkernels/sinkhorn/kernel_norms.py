@@ -4,7 +4,8 @@ With a kernel k the loss is half the squared norm of the difference of the two m
 
     1/2 sum_ij a_i a_j k(x_i, x_j)  +  1/2 sum_ij b_i b_j k(y_i, y_j)  -  sum_ij a_i b_j k(x_i, y_j)
 
-Kernels are PyTorch tensors [B, N, M], or KeOps' ``LazyTensor`` whose sums are compiled loops that store no matrix.
+A kernel returns a PyTorch tensor [B, N, M], or a ``LazyTensor`` of KeOps, whose sums are compiled loops without a
+matrix.
 """
 
 from collections.abc import Callable
@@ -31,11 +32,11 @@ def kernel_norm(
     use_keops: bool,
     potentials: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The loss [B], or the potentials [B, N] and [B, M]: sums of kernels against the own minus the other points.
+    """The loss [B], or the potentials [B, N] and [B, M]: sums of the kernel with the own points minus the other points.
 
-    Gradients are GeomLoss's. It doubles the derivative of the first argument of k(x, x) instead of taking those of both
-    arguments, which for a symmetric kernel gives the exact gradient of the loss. The potentials get the same doubled
-    derivative, and no gradient of the weights of their own set.
+    Gradients are GeomLoss's. For k(x, x) it doubles the derivative of the first argument instead of adding those of
+    both arguments; for a symmetric kernel this is the exact gradient of the loss. The potentials have the same doubled
+    derivative, and no gradient with respect to the weights of their own set.
     """
 
     def matrix(x: Tensor, y: Tensor, *weights: Tensor) -> Any:
@@ -71,7 +72,7 @@ def _sum(matrix: Any, weights: Tensor) -> Tensor:
 
 
 def _compile(kernel: Kernel, x: Tensor, y: Tensor, b: Tensor, *a: Tensor) -> Tensor:
-    """The reductions of one call, on single points: over y, and over x if there are weights of x."""
+    """The reductions of one call, on single points: the one over y and, if there are weights of x, that over x."""
     matrix = kernel(x, y, blur=1.0, use_keops=True)
     sums = [matrix @ b, *(matrix.t() @ weights for weights in a)]
     return sum(sums[1:], sums[0])
@@ -107,7 +108,7 @@ def laplacian(x: Tensor, y: Tensor, blur: float = 0.05, use_keops: bool = False,
 
 
 def energy(x: Tensor, y: Tensor, blur: float = 0.05, use_keops: bool = False, ranges: None = None) -> Any:
-    """``-|x - y|``, of which the loss is half the energy distance."""
+    """``-|x - y|``; the loss is half the energy distance."""
     return -_distances(x, y, use_keops)
 
 

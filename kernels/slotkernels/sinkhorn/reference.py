@@ -1,8 +1,8 @@
 """Sinkhorn divergence in plain PyTorch: the oracle of every other backend.
 
-The four transport problems x→y, y→x, x→x and y→y are one tensor of costs. Columns come first, [L, 4, B, L]: a
-log-sum-exp over columns then reduces the leading dimension, which vectorises whatever the size of the sets. The
-smaller set is padded to L points of weight zero (log-weight -inf), which changes nothing.
+The four transport problems x→y, y→x, x→x and y→y are one tensor of costs [L, 4, B, L]. Columns are its first
+dimension: a log-sum-exp over columns then reduces the leading dimension, which is fast for sets of any size. The
+smaller set is padded to L points with points of weight 0 (log-weight -inf), which change nothing.
 """
 
 import math
@@ -18,7 +18,7 @@ from .unbalanced import damping, difference, slope
 
 # Squared distance below which the cost |x - y| is flat (p = 1), as in GeomLoss.
 NEAREST = 1e-8
-# Finite stand-in for the logarithm of a weight of 0, far below minus any cost over its temperature (GeomLoss: -1e5).
+# Replaces the logarithm of a weight of 0: finite, and far below any -cost / temperature (GeomLoss: -1e5).
 NO_WEIGHT = -1e30
 
 
@@ -94,9 +94,9 @@ def mean(potential: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def centred(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Both sets relative to the mean of their points that have weight, in the precision of the arithmetic.
+    """Both sets minus the mean of all points that have weight, in the dtype of the arithmetic.
 
-    Distances stay the same, and around zero ``|x|² - 2 x·y + |y|²`` cancels least.
+    Distances stay the same, and ``|x|² - 2 x·y + |y|²`` rounds least around zero.
     """
     x, y = (points.to(accumulate_dtype(points.dtype)) for points in (x, y))
     kept = [torch.ones_like(t[:, :, 0]) if w is None else (w > 0).to(t.dtype) for t, w in ((x, a), (y, b))]
@@ -111,7 +111,7 @@ def _pad(points: Tensor, length: int) -> Tensor:
 
 
 def _log_weights(weights: Tensor | None, points: Tensor, length: int) -> Tensor:
-    """[L, B] log-weights, that of padding -inf."""
+    """[L, B] log-weights; -inf for padding."""
     batch, count = points.shape[:2]
     dtype = accumulate_dtype(points.dtype)
     if weights is None:
@@ -128,9 +128,9 @@ def _stack_logs(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, length
 
 
 def squared_distances(x: Tensor, y: Tensor, own: bool = False) -> Tensor:
-    """[B, N, M], as |x|² - 2 x·y + |y|²: rounding may leave a little less than 0. Differentiable in every mode.
+    """Squared distances [B, N, M] as ``|x|² - 2 x·y + |y|²``. Rounding may make them slightly negative.
 
-    ``own``: of a set with itself; exactly zero between a point and itself, where rounding would show.
+    Differentiable in every mode. ``own``: x and y are the same set, and a point has a distance of exactly 0 to itself.
     """
     norms = x.square().sum(2).unsqueeze(2) + y.square().sum(2).unsqueeze(1)
     squared = torch.baddbmm(norms, x, y.mT, alpha=-2)
@@ -165,9 +165,9 @@ def _transport_weights(
 ) -> tuple[Tensor, Tensor]:
     """Weights of the other set's points [B, R, C] and of the own points [B, R, R] in the gradients of R potentials.
 
-    A potential is ``-eps log sum_j exp(h_j - C_ij / eps)``; its gradient is ``sum_j P_ij dC_ij/dx_i``, where P is the
-    softmax over j and ``dC_ij/dx_i = x_i - y_j`` (p = 2), or that over the distance (p = 1). All else is constant.
-    With ``reach`` each row is scaled by the slope of the damped update or of its term.
+    A potential is ``-eps log sum_j exp(h_j - C_ij / eps)``. Its gradient is ``sum_j P_ij dC_ij/dx_i``, where P is the
+    softmax over j and ``dC_ij/dx_i`` is ``x_i - y_j`` (p = 2) or that divided by the distance (p = 1). All else is
+    constant. With ``reach`` each row is multiplied by the slope of the damped update or of its term.
     """
     rows, columns = sizes
     p, eps = problem.p, problem.blur**problem.p
@@ -211,7 +211,10 @@ def sinkhorn_backward(arguments: BackwardArguments) -> tuple[Tensor, Tensor]:
 def row_gradients(
     grad_value: Tensor | None, grad_potential: Tensor | None, weights: Tensor | None, count: int
 ) -> Tensor:
-    """Gradient [B, count] of each potential, from those of the value [B] and of the potentials (not both None)."""
+    """Gradient [B, count] for each potential, from the gradients of the value [B] and of the potentials.
+
+    One of the two may be None.
+    """
     if grad_value is None:
         assert grad_potential is not None
         return grad_potential

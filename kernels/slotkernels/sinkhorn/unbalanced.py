@@ -1,8 +1,8 @@
 """Unbalanced transport: what ``reach`` changes (Séjourné et al. 2019, https://arxiv.org/abs/1910.12958).
 
 The plan's marginals may differ from the weights, at a cost of ``rho = reach^p`` times their Kullback-Leibler
-divergence. Each update of a potential is then multiplied by a damping below 1, and in the value a potential f is
-replaced by its *term* ``(rho + eps / 2) (1 - exp(-f / rho))``, which is f for an infinite reach.
+divergence. This has two effects. Each update of a potential is multiplied by a damping factor below 1. In the value a
+potential f is replaced by its *term* ``(rho + eps / 2) (1 - exp(-f / rho))``, which is f for an infinite reach.
 """
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .problem import Problem
 
-# Largest -f / rho in an exponential. exp(-f / rho) times a point's weight is the mass of its row of the plan, so only a
-# point without weight exceeds this; without a bound such a point makes the value infinity times zero.
+# Largest -f / rho in an exponential. exp(-f / rho) times a point's weight is the mass of its row of the plan, so only
+# points of weight 0 exceed this. Without a bound such a point would make the value infinity times 0.
 LARGEST_EXPONENT = 60.0
 
 
@@ -26,9 +26,9 @@ def has_terms(problem: Problem) -> bool:
 
 
 def difference(cross: Tensor, own: Tensor | None, problem: Problem) -> Tensor:
-    """What is returned of a set, from its potentials of x→y (or y→x) and of the set with itself (None: not debiased).
+    """The results of a set: the difference of its potentials with the other set and with itself, or of their terms.
 
-    That is the difference of the potentials, or of their terms. expm1: a large rho would leave no digits of exp.
+    ``own`` is None without debiasing. ``expm1`` keeps the digits that a difference of ``exp`` loses for a large rho.
     """
     if problem.reach is None or problem.potentials:
         return cross if own is None else cross - own
@@ -39,7 +39,7 @@ def difference(cross: Tensor, own: Tensor | None, problem: Problem) -> Tensor:
 
 
 def slope(potentials: Tensor, problem: Problem) -> Tensor:
-    """Derivative of what is returned with respect to the softmin whose damped values the ``potentials`` are."""
+    """Derivative of the results with respect to the softmin, whose damped values are ``potentials``."""
     eps = problem.blur**problem.p
     scale = damping(eps, problem.p, problem.reach)
     if problem.reach is None or problem.potentials:

@@ -37,9 +37,9 @@ class CompositeUpdates:
         return -(highest.double() + sums.log2()).masked_fill(lone, 0)
 
     def _terms(self, weights: Tensor, potential: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-        """``weights * 2^(potential - C / unit - highest)``, ``highest``, and which points no pair reaches.
+        """``weights * 2^(potential - C / unit - highest)``, ``highest``, and a mask of points without allowed pairs.
 
-        The logarithm of a weight enters no derivative, as that of 0 has none.
+        Derivatives do not use the logarithm of a weight, because that of 0 has none.
         """
         exponents = potential.to(self.exponents.dtype) + self.exponents
         highest = (exponents + weights.log2().to(exponents.dtype)).detach().amax(dim, keepdim=True)

@@ -1,7 +1,7 @@
 """Transport plans on a CPU, in C++ (``csrc/cpu/transport_plan.cpp``): the reference's absorbed form.
 
-An iteration reads the absorbed matrix once, for the update of the rows and the following one of the columns. Threads
-share out the problems, or the rows of a large one. The backward pass is the reference's.
+An iteration reads the absorbed matrix once, for the update of the rows and the next one of the columns. Each thread
+solves some problems; the rows of a large problem are shared by all threads. The backward pass is the reference's.
 """
 
 import torch

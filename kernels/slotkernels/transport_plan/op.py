@@ -1,4 +1,4 @@
-"""Entropic transport plans between two sets: fixed temperature, dense, differentiable through every iteration."""
+"""Entropic transport plans between two sets: dense matrices, differentiable through every iteration."""
 
 import math
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ from .composite import composite_plan
 from .problem import BackwardArguments, Problem, Solution
 
 MAX_COLUMNS = 2048  # of the Triton kernel, which holds a whole row of costs in registers
-# "auto" leaves fewer problems than FEW of more than LARGE entries to the reference on a GPU. A reckoning on paper, from
-# the data sheet of an H100: one multiprocessor solves a problem, and in a clock makes 16 exponentials, or 128 of
-# some 10 other instructions an entry, or reads 64 bytes from the L2 cache: at least 1/8 clock an entry and iteration.
-# The reference makes 32 launches an iteration (supposed to take 5 µs of the host each, 250,000 clocks together), and
-# reads or writes the matrix 16 times, 64 bytes an entry at 2,000 bytes a clock from memory: 1/32 clock an entry and
-# problem. So from 4 problems on the kernel is never behind, and of one, two and three problems the reference takes half
-# the time from about 5, 8 and 16 million entries on. At 864 x 864 even one problem is better off in the kernel.
+# On a GPU, "auto" uses the reference for fewer problems than FEW with more than LARGE entries each. This is estimated
+# from the data sheet of an H100. In the kernel, one multiprocessor solves a problem. In a clock it computes 16
+# exponentials, or 128 of about 10 other instructions an entry, or reads 64 bytes from the L2 cache: at least 1/8 clock
+# an entry and iteration. The reference makes 32 launches an iteration (assumed to take 5 µs of the host each, 250,000
+# clocks together), and reads or writes the matrix 16 times, 64 bytes an entry at 2,000 bytes a clock from memory: 1/32
+# clock an entry and problem. So the kernel is never slower for 4 or more problems. For one, two and three problems the
+# reference takes half the time above about 5, 8 and 16 million entries. At 864 x 864 the kernel is faster even for one.
 FEW, LARGE = 4, 2**23
 
 
@@ -93,7 +93,7 @@ def _why_not_triton(arguments: Problem | BackwardArguments) -> str | None:
 
 
 def _is_few_and_large(cost: Tensor) -> bool:
-    """Whether problems of these sizes keep too few multiprocessors of a GPU busy."""
+    """Whether the problems are large, but too few to use all multiprocessors of a GPU."""
     batch, n, m = cost.shape
     return batch < FEW and n * m > LARGE
 
@@ -141,38 +141,39 @@ def sinkhorn_plan(
     tolerance: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Entropic transport plan (Cuturi 2013): the P with marginals a and b that minimises ``<P, C> + eps KL(P | a bᵀ)``.
+    """Entropic transport plan between two sets: how much mass moves from each point to each other point (Cuturi 2013).
 
-    Sinkhorn's iterations, in the log domain or with a matrix that is exponentiated again when needed. Each ends with
-    the update of the rows, so those sum to a exactly (up to rounding), and a row of ``P / a`` is a convex combination:
-    ``N * P @ features`` carries features of y's points to x's for uniform weights. The columns approach b as the
-    iterations converge, the slower the smaller eps is.
+    The plan P minimises ``<P, C> + eps KL(P | a bᵀ)`` among all matrices with row sums a and column sums b. Sinkhorn's
+    iterations compute it. Each iteration ends with the update of the rows, so rows sum to a (up to rounding), and a row
+    of ``P / a`` is a convex combination: for uniform weights, ``N * P @ features`` carries features of the points y to
+    the points x. The columns approach b as the iterations converge, the slower the smaller ``eps`` is.
+    ``docs/ops/sinkhorn_plan.md`` is an introduction.
 
     Args:
-        cost: [B, N, M] costs; float32, float64, bfloat16 or float16. ``inf`` forbids a pair: its entry is 0, and a
-            point whose pairs are all forbidden keeps a row or column of zeros. NaN makes its whole problem NaN.
+        cost: [B, N, M] costs; float32, float64, bfloat16 or float16. ``inf`` forbids a pair: its entry of the plan is
+            0. A point whose pairs are all forbidden has a row or column of zeros. NaN makes its whole problem NaN.
         a: [B, N] weights of the rows, each row summing to 1, in the dtype of the costs; uniform if None.
-        b: [B, M] weights of the columns.
-        x: [B, N, D] points, and
-        y: [B, M, D] points, instead of ``cost``: it is ``|x - y|^p / p`` then.
+        b: [B, M] weights of the columns, as ``a``.
+        x: [B, N, D] points. Pass ``x`` and ``y`` instead of ``cost`` for the cost ``|x - y|^p / p``.
+        y: [B, M, D] points.
         p: 1 or 2.
-        eps: from 1e-30 to 1e30, temperature in the unit of the costs.
-        iterations: number of iterations (1 to 1,000,000); with a tolerance, the largest number.
+        eps: temperature from 1e-30 to 1e30, in the unit of the costs.
+        iterations: number of iterations, 1 to 1,000,000; with a tolerance, the largest number.
         tolerance: stop once ``sum_j |sum_i P_ij - b_j|`` of every problem is at most this (> 0). The error is checked
-            every 10 iterations, for which the host waits for an accelerator. A RuntimeWarning reports a tolerance that
-            was not reached.
+            every 10 iterations, for which the host waits for an accelerator. A RuntimeWarning tells you if the
+            tolerance was not reached.
         backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
 
     Returns:
-        [B, N, M] float32 (float64 for float64 inputs). Differentiable in all tensors, exactly for the iterations
-        made: the backward pass replays them from the stored potentials, N + M numbers an iteration.
+        [B, N, M] float32 (float64 for float64 inputs). Differentiable with respect to all tensors. The gradient is that
+        of the computed iterations: the backward pass replays them from stored potentials, N + M numbers an iteration.
 
     Raises:
         ValueError: if shapes or dtypes disagree, a set is empty or a parameter is out of its range.
-        RuntimeError: if the backend asked for by name cannot serve the call.
+        RuntimeError: if the backend that you name cannot run the call.
 
     Example:
-        Two points, each next to its counterpart:
+        Two points, each at the same place as its counterpart:
 
         >>> import torch
         >>> from slotkernels import sinkhorn_plan
@@ -202,8 +203,9 @@ def sinkhorn_plan(
 
 
 def _without_weightless(cost: Tensor, a: Tensor | None, b: Tensor | None, in_place: bool) -> Tensor:
-    """Costs [B, N, M], 0 for pairs without weight, which change nothing; ``in_place``: 0 only for those that are NaN or
-    -inf, since the gradient of a weight depends on the others.
+    """Costs [B, N, M] with 0 for pairs without weight, which change nothing.
+
+    If ``in_place``, only NaN and -inf of such pairs become 0, because the gradient of a weight depends on other costs.
     """
     if all(w is None or all_have_weight(w) for w in (a, b)):
         return cost
@@ -215,7 +217,7 @@ def _without_weightless(cost: Tensor, a: Tensor | None, b: Tensor | None, in_pla
 def _ground_cost(x: Tensor, y: Tensor, a: Tensor | None, p: int) -> Tensor:
     """``|x - y|^p / p`` [B, N, M], differentiable; flat below a distance of 1e-4 for p = 1."""
     x, y = (t.to(accumulate_dtype(t.dtype)) for t in (x, y))
-    origin = centre(x.detach(), a).to(x.dtype)  # far from the origin products have no digits left for distances
+    origin = centre(x.detach(), a).to(x.dtype)  # far from the origin, rounding of products hides small distances
     x, y = x - origin, y - origin
     with without_autocast(x.device):  # small distances are differences of large numbers
         squared = squared_distances(x, y)
@@ -223,7 +225,7 @@ def _ground_cost(x: Tensor, y: Tensor, a: Tensor | None, p: int) -> Tensor:
 
 
 def bytes_moved(batch: int, n: int, m: int, itemsize: int = 4, backward: bool = False) -> int:
-    """Least memory traffic in bytes: reads costs and writes the plan.
+    """Least memory traffic in bytes: the forward pass reads the costs and writes the plan.
 
     The backward pass reads the plan's gradient and the costs, and writes the costs' gradient.
 
@@ -236,7 +238,9 @@ def bytes_moved(batch: int, n: int, m: int, itemsize: int = 4, backward: bool = 
 
 
 def flops(batch: int, n: int, m: int, iterations: int, backward: bool = False) -> int:
-    """Operations: two log-sum-exps an iteration (5 an entry, exp as one); backward, two products and the outer one.
+    """Floating-point operations: two log-sum-exps an iteration, of 5 operations an entry (an exponential is one).
+
+    The backward pass computes two products with vectors and an outer product an iteration.
 
     Example:
         >>> from slotkernels.transport_plan import flops

@@ -1,4 +1,4 @@
-"""What a backend of the transport plan receives and returns."""
+"""Arguments and results of the backends of the transport plan."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ class Problem(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """The plan, and from which iterations it came."""
+    """The plan, and the potentials of the iterations that computed it."""
 
     plan: Tensor  # [B, N, M]
     history: Tensor  # [iterations or 0, B, N + M] potentials after each iteration

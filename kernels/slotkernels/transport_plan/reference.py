@@ -1,14 +1,15 @@
 """Transport plans in plain PyTorch: the oracle of every other backend.
 
-Potentials are in units of ``eps / log2(e)``, exponentials to the base 2 (a third of the cost of exp on a CPU):
-``P_ij = a_i b_j 2^(f_i + g_j - C_ij / unit)``, and an update is ``f_i = -log2 sum_j b_j 2^(g_j - C_ij / unit)``.
+Potentials are in the unit ``eps / log2(e)``, and exponentials to the base 2 (on a CPU, exp2 takes a third of the time
+of exp): ``P_ij = a_i b_j 2^(f_i + g_j - C_ij / unit)``, and an update is ``f_i = -log2 sum_j b_j 2^(g_j - C_ij /
+unit)``.
 
-There are two ways to take the updates. In the log domain each is a log-sum-exp over the whole matrix. The absorbed form
-(Schmitzer 2019) exponentiates the matrix at present potentials ``(f0, g0)`` once, and then an update is a product of it
-and a vector of ``2^(f - f0)``; when a factor leaves ``2^±40``, one iteration is taken in the log domain and the matrix
-is built again. What float32 drops (entries below ``2^-126``) adds less than ``2^-86`` to a sum of at least ``2^-40``:
-nothing, as in a log-sum-exp. The absorbed form reads its numbers on the host, which is free on a CPU but stalls an
-accelerator, so accelerators stay in the log domain.
+There are two ways to compute an update. In the *log domain* it is a log-sum-exp over the whole matrix. The *absorbed
+form* (Schmitzer 2019) exponentiates the matrix once, at the present potentials ``(f0, g0)``; an update is then the
+product of this matrix and a vector ``2^(f - f0)``. When a factor leaves ``2^±40``, one iteration is computed in the log
+domain, and the matrix is computed again. Entries that underflow in float32 (below ``2^-126``) would add less than
+``2^-86`` to a sum of at least ``2^-40``, which rounding hides, as in a log-sum-exp. The absorbed form reads numbers on
+the host. That is free on a CPU but makes the host wait for an accelerator, so accelerators use the log domain.
 """
 
 import math
@@ -30,7 +31,7 @@ PENDING = 256  # outer products that are gathered into one matrix product
 
 
 class Updates(Protocol):
-    """Alternating updates of the potentials of rows [B, N, 1] and of columns [B, 1, M]."""
+    """Updates of the potentials of rows [B, N, 1] and of columns [B, 1, M], in turn."""
 
     def columns(self, f: Tensor) -> Tensor:
         """Potentials of the columns from those of the rows."""
@@ -73,10 +74,11 @@ def iterate(kind: Callable[[Tensor, Tensor, Tensor, float], Updates], problem: P
 
 
 def sinkhorn_plan_backward(arguments: BackwardArguments) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the costs (empty if not needed) and of the weights, by going back through the iterations made.
+    """Gradients of the costs (empty if not needed) and of the weights, backwards through the computed iterations.
 
-    With ``dP_ij = K_ij (da_i b_j + a_i db_j) + P_ij (df_i + dg_j - dC_ij)`` (natural units) and, as K's rows sum to 1
-    under b after an update of f, ``df_i = sum_j K_ij (b_j (dC_ij - dg_j) - db_j)``; dg likewise.
+    In natural units, ``dP_ij = K_ij (da_i b_j + a_i db_j) + P_ij (df_i + dg_j - dC_ij)``. After an update of f,
+    ``sum_j b_j K_ij = 1``, so ``df_i = sum_j K_ij (b_j (dC_ij - dg_j) - db_j)``. The formula of dg is the same with
+    rows and columns exchanged.
     """
     grad, cost, a, b, history, made, eps, need_cost = arguments
     dtype = cost.dtype
@@ -127,7 +129,7 @@ def _prepare(cost: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, 
 
 def _column_error(b: Tensor, g: Tensor, new_g: Tensor, tolerance: float) -> float:
     """Largest ``sum_j |sum_i P_ij - b_j|`` of all problems."""
-    # The columns of the plan sum to b times the ratio of what these potentials were and should be.
+    # Column j of the plan sums to b_j times 2^(its potential - the next one).
     errors = (b * (g - new_g).exp2().sub(1).abs()).sum(2).detach()
     check_that(
         not is_batched(errors),
@@ -174,7 +176,7 @@ class LogDomain:
         return self._normalised(exponents.sub_(highest.masked_fill(highest == -math.inf, 0.0)).exp2_())
 
     def _log_sum(self, logs: Tensor, dim: int) -> Tensor:
-        """``-log2 sum 2^(logs - C / unit)``; 0 for points that no pair reaches."""
+        """``-log2 sum 2^(logs - C / unit)``; 0 for points whose pairs are all forbidden."""
         exponents = self.exponents(logs)
         highest = exponents.amax(dim, keepdim=True)
         self.lone = highest == -math.inf
@@ -188,7 +190,7 @@ class LogDomain:
 
 
 class Absorbed(LogDomain):
-    """The same updates by products with one matrix ``2^(f0 + g0 - C / unit)``, as long as they stay in range."""
+    """The same updates as products with one matrix ``2^(f0 + g0 - C / unit)``, as long as the factors stay in range."""
 
     fresh = False  # whether the matrix belongs to f0 and g0
     f0: Tensor
@@ -234,13 +236,13 @@ def _near(change: Tensor) -> bool:
 
 
 class Kernel:
-    """``K_ij = 2^(f_i + g_j - C_ij / unit)`` at the potentials it is moved to, and a sum of ``K_ij x_i y_j``."""
+    """``K_ij = 2^(f_i + g_j - C_ij / unit)`` at potentials that can be changed, and a sum of ``K_ij x_i y_j``."""
 
     def __init__(self, cost: Tensor, eps: float) -> None:
         self.cost, self.scale = cost, LOG2E / eps
         self.matrix = torch.empty_like(cost, memory_format=torch.contiguous_format)
         self.total = torch.zeros_like(self.matrix)
-        # K_ij <= 1 / b_j or 1 / a_i: only a pair of points without weight exceeds this, and its K must not be infinite.
+        # K_ij <= 1 / b_j or 1 / a_i, so only pairs of points without weight exceed this bound. It keeps their K finite.
         self.highest = 0.8 * math.log2(torch.finfo(cost.dtype).max)
 
     def move(self, f: Tensor, g: Tensor) -> None:
@@ -266,7 +268,7 @@ class Kernel:
 
 
 class AbsorbedKernel(Kernel):
-    """The same from one matrix at ``(f0, g0)`` and factors for its rows and columns, as long as they stay in range."""
+    """The same from one matrix at ``(f0, g0)`` and factors of its rows and columns, as long as these stay in range."""
 
     f0: Tensor | None = None
     g0: Tensor
@@ -292,7 +294,7 @@ class AbsorbedKernel(Kernel):
         return super().over_columns(self.right * y) * self.left
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Add ``K_ij x_i y_j`` to the sum: later, many of them in one product of matrices."""
+        """Add ``K_ij x_i y_j`` to the sum. Terms are collected, and many are added later by one product of matrices."""
         self.pending.append(((self.left * x).to(self.matrix.dtype), (self.right * y).to(self.matrix.dtype)))
         if len(self.pending) == PENDING:
             self.finish()

@@ -20,7 +20,7 @@ def solve(pair: type[Pair], problem: Problem) -> StreamingSolution:
     x, y, a, b, diameter, per_problem, p, blur, scaling, _, debias, *_ = problem
     sizes = (x.shape[1], y.shape[1])
     start = bounding_diameter(x, y, per_problem, a, b).cpu() if diameter is None else diameter
-    if isinstance(start, Tensor) and not per_problem and not start.isfinite():  # nothing to compute
+    if isinstance(start, Tensor) and not per_problem and not start.isfinite():  # all results are NaN
         state = x.new_full((2, 1 + debias, len(x), sum(sizes)), math.nan, dtype=torch.float64)
     else:
         state = _anneal(pair, problem, epsilon_schedule(start, p, blur, scaling))
@@ -34,7 +34,7 @@ def solve(pair: type[Pair], problem: Problem) -> StreamingSolution:
 
 
 def _anneal(pair: type[Pair], problem: Problem, schedule: Iterator[tuple[float | Tensor, Tensor | None]]) -> Tensor:
-    """The state [2, 2, B, N + M]: potentials before and after the last update; see :class:`StreamingSolution`."""
+    """The state [2, 2, B, N + M], potentials before and after the last update: see :class:`StreamingSolution`."""
     x, y, a, b, _, _, p, blur, _, reach, debias, *_ = problem
     sizes = (x.shape[1], y.shape[1])
     cross = pair(x, y, a, b, p)

@@ -1,13 +1,13 @@
 """Streaming Sinkhorn in plain PyTorch, in blocks of pairs that stay in the cache: the oracle of streaming backends.
 
-Both updates of two sets, and both halves of the symmetric problem of one set, share their exponentials: with
+Both updates of two sets, and both halves of the symmetric problem of one set, share their exponentials. With
 ``K_ij = exp((f_i + g_j - C_ij) / eps)``, ``S_i = sum_j b_j K_ij`` and ``T_j = sum_i a_i K_ij``, the new potentials are
-``f - eps log S`` and ``g - eps log T``. That is half the exponentials of two log-sum-exps. The present potentials
-normally keep K in range; rows where they do not are computed again as log-sum-exps.
+``f - eps log S`` and ``g - eps log T``. This needs half the exponentials of two log-sum-exps. The present potentials
+normally keep K in range; rows that leave the range are computed again as log-sum-exps.
 
-Exponents are one float64 matrix product with two extra columns, ``[x / eps, r, 1] [y, 1, s]ᵀ``, so cancellation stays
-below the precision of float32 in any dimension. Exponentials are float32 (float64 for float64 points) and to the base
-2, as exp2 costs a third of exp on a CPU.
+Exponents are one float64 matrix product with two extra columns, ``[x / eps, r, 1] [y, 1, s]ᵀ``. So their rounding error
+is below that of float32 in any dimension. Exponentials are float32 (float64 for float64 points) and to the base 2: on a
+CPU, exp2 takes a third of the time of exp.
 """
 
 import math
@@ -51,7 +51,7 @@ class Pair:
     def softmin(self, eps: float | Tensor, f: Tensor, g: Tensor | None = None) -> Tensor:
         """See :class:`slotkernels.sinkhorn.streaming.pair.Pair`."""
         g = f if g is None else g
-        # Row vectors: products of a batch of matrices with columns take a slow path on a CPU (14x at 4 x 864 x 864).
+        # Row vectors: a batch of matrices times column vectors is slow on a CPU (14 times at 4 x 864 x 864).
         a, b = (logs.exp().to(self.dtype).unsqueeze(1) for logs in (self.log_a, self.log_b))
         rows, columns = torch.zeros_like(a), torch.zeros_like(b)
         for k, i, j, exponents, _ in self._blocks(self.x, self.y, eps, f, g, half=self.same):
@@ -90,7 +90,7 @@ class Pair:
     def replace_logs(
         self, logs: Tensor, bad: Tensor, x: Tensor, y: Tensor, log_b: Tensor, eps: float | Tensor, f: Tensor, g: Tensor
     ) -> None:
-        """Compute the logarithms [B, N] that the mask ``bad`` selects as log-sum-exps, and write them to ``logs``."""
+        """Compute the logarithms [B, N] selected by the mask ``bad`` as log-sum-exps, and write them to ``logs``."""
         g = g + eps * log_b
         for k in bad.any(1).nonzero().squeeze(1).tolist():
             one, rows = slice(k, k + 1), bad[k]

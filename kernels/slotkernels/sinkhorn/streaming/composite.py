@@ -1,8 +1,8 @@
 """The divergence of large sets made of operations that PyTorch differentiates in every mode, in linear memory.
 
-As in ``sinkhorn/composite.py`` only the last update is differentiated. A streaming backend anneals without gradients;
-the last update is computed row by row, so that the costs of a few rows exist at a time. So are all its derivatives:
-they are functions of single rows too, and :class:`Rows` recomputes a block of them whenever it needs it.
+As in ``sinkhorn/composite.py``, only the last update is differentiated. A streaming backend anneals without gradients.
+The last update is then computed for a block of rows at a time, so that only the costs of a few rows exist. Its
+derivatives are functions of single rows too, so :class:`Rows` computes them in the same way.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from .pair import centre, log_weights
 
 
 def why_not_composite(problem: Problem) -> str | None:
-    """Where this form cannot compute, or None: annealing needs the values of the points."""
+    """Why this form cannot run, or None. Annealing needs the values of the points, which some transforms hide."""
     if is_compiling():
         return "in a compiled function that transforms them"
     if any(is_batched(t) for t in problem[:4] if t is not None):
@@ -40,7 +40,10 @@ def anneal_and_update(problem: Problem, anneal: Callable[[Problem], Tensor]) -> 
 
 
 def last_update(problem: Problem, still: Problem, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same from the potentials [2, B, N + M] before the last update; ``still`` is the :func:`constant` problem."""
+    """Values and potentials from the potentials [2, B, N + M] before the last update.
+
+    ``still`` is the :func:`constant` problem.
+    """
     sizes, eps = (problem.x.shape[1], problem.y.shape[1]), problem.blur**problem.p
     with temporarily_clear_interpreter_stack():
         origin = centre(still.x, still.a)
@@ -82,10 +85,10 @@ def _plain(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Work:
-    """A function of rows, and what it costs."""
+    """A function of rows, and the memory that it needs."""
 
     function: Callable[..., tuple[Tensor, ...]]  # of a slice of problems, and [b, r, ...] tensors of some of their rows
-    pairs: int  # numbers that it stores for each row
+    pairs: int  # how many numbers it stores for each row
 
 
 class Rows(torch.autograd.Function):
@@ -130,8 +133,8 @@ class Rows(torch.autograd.Function):
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
         """The tangents of the results, from those of the tensors.
 
-        The gradient is linear in the gradients of the results; its own transpose maps tangents to tangents. Forward
-        mode itself cannot be nested in ``torch.autograd.forward_ad``.
+        The gradient is a linear function of the gradients of the results, and the transpose of this function maps
+        tangents to tangents. Forward mode itself cannot be nested in ``torch.autograd.forward_ad``.
         """
         work, tensors = ctx.work, ctx.saved_tensors
         count = len(tensors)

@@ -1,11 +1,13 @@
 """Streaming Sinkhorn on a CPU, in C++ (``csrc/cpu/streaming.cpp``): tiles of pairs that stay in registers.
 
 As in ``blocks.py``, both updates of two sets share their exponentials ``K_ij = exp((f_i + g_j - C_ij) / eps)``.
-Products of points are float32. All else in an exponent is exact: each set is centred on its own mean, the terms of one
-point are float64, their whole part (to the base 2) enters the exponent, and the rest becomes a factor of the point's
-weight. An exponent then errs by some ``2^-24 |x| |y| / eps``. Where that exceeds ``LARGEST_ERROR``, and where a sum
-leaves the range of float32, ``blocks.py`` computes the step with float64 products, which takes longer. With ``reach``
-that is also where points have no partner within several times the reach, as a sum is near ``exp(-f_i / rho)``.
+Products of points are float32, after each set is centred on its own mean. All else in an exponent is exact: terms that
+belong to one point are float64; their whole part (to the base 2) enters the exponent, and the rest becomes a factor of
+the point's weight. An exponent then has an error of about ``2^-24 |x| |y| / eps``.
+
+``blocks.py`` computes a step instead, with float64 products, if the error exceeds ``LARGEST_ERROR`` or a sum leaves the
+range of float32. This takes longer. With ``reach`` it also happens if points have no partner within several times the
+reach, because a sum is near ``exp(-f_i / rho)``.
 """
 
 from functools import cached_property
@@ -22,8 +24,8 @@ from .problem import StreamingBackwardArguments, StreamingSolution
 
 PANEL, BLOCK = 64, 192  # columns that are stored together, and points to which a set is padded: csrc/cpu/streaming.h
 LARGEST_ERROR = 1e-3  # of an exponent
-LARGEST_TERM = 2**22  # the sum of two whole numbers below it is exact in float32
-NONE = -1e9  # exponent of what has no weight, and of padding: its exponentials are 0
+LARGEST_TERM = 2**22  # float32 sums of two whole numbers up to this are exact
+NONE = -1e9  # exponent of points without weight and of padding, whose exponentials are 0
 
 
 def sinkhorn_streaming(problem: Problem) -> StreamingSolution:
@@ -83,7 +85,7 @@ class Pair:
 
     @cached_property
     def blocks(self) -> blocks.Pair:
-        """For what float32 products cannot do."""
+        """The PyTorch backend, for steps that float32 products cannot compute."""
         return blocks.Pair(*self.arguments)
 
     def softmin(self, eps: float | Tensor, f: Tensor, g: Tensor | None = None) -> Tensor:
@@ -109,7 +111,7 @@ class Pair:
 
     def gradient(self, eps: float, f: Tensor, g: Tensor) -> Tensor:
         """See :class:`slotkernels.sinkhorn.streaming.pair.Pair`."""
-        terms = _Terms(self, eps, f, g + eps * self.y.log_weights)  # the plan itself: no exponential overflows
+        terms = _Terms(self, eps, f, g + eps * self.y.log_weights)  # exponents of the plan, which cannot overflow
         if terms.err:
             return self.blocks.gradient(eps, f, g)
         x, y = self.x, self.y
@@ -121,7 +123,7 @@ class Pair:
         return slopes.mul_(terms.r_rest.exp2().unsqueeze(2))
 
     def _logs(self, sums: Tensor, rest: Tensor, x: "_Set", y: "_Set", eps: Tensor, f: Tensor, g: Tensor) -> Tensor:
-        """Logarithms [B, N] of the sums over y; those out of range are computed again as log-sum-exps."""
+        """Logarithms [B, N] of the sums over y. Those out of range are computed again as log-sum-exps."""
         logs = sums.log() + rest / LOG2E
         bad = out_of_range(sums.float())
         if bad.any():

@@ -1,9 +1,9 @@
 """Streaming Sinkhorn on KeOps: each reduction over all pairs is one compiled loop, and no matrix is stored.
 
 KeOps compiles each reduction at its first use (about 6 s; the result stays in its cache folder). It launches on CUDA's
-NULL stream and synchronises, so it cannot run inside a captured graph. Its loops suit points of up to about 100
-dimensions. A sum of exponentials is cheaper than a log-sum-exp, which replaces it only where the sum leaves the range
-of the dtype.
+NULL stream and synchronises, so it cannot run inside a captured graph. Its loops are made for points of up to about 100
+dimensions. Sums of exponentials are faster than log-sum-exps, so a log-sum-exp is computed only if the sum leaves the
+range of the dtype.
 
 Some installations crash the process when KeOps first computes on a GPU, so a child process tries it first.
 """
@@ -87,7 +87,7 @@ def _why_not_imported() -> str | None:
     return None
 
 
-@cache  # a second handler would wait for the lock of the first for ever
+@cache  # a second handler would wait forever for the lock of the first
 def _alone_at_exit() -> None:
     """Take the lock when the process ends, before KeOps saves its cache; it is freed with the process."""
     atexit.register(contextlib.ExitStack().enter_context, alone())  # later than KeOps's handler, so it runs earlier
@@ -147,7 +147,7 @@ def _trial(device: torch.device) -> str | None:
 
 
 def why_not(arguments: Arguments) -> str | None:
-    """Why KeOps cannot serve the call, or None."""
+    """Why KeOps cannot run the call, or None."""
     device = device_of(arguments)
     if device.type not in ("cpu", "cuda"):
         return f"tensors on {device.type}"
@@ -161,7 +161,7 @@ def why_not(arguments: Arguments) -> str | None:
 
 @contextlib.contextmanager
 def compiling(what: str) -> Iterator[None]:
-    """While KeOps compiles: one process at a time, in silence. ``what`` is for the error: "the formula 'X - Y'"."""
+    """Context in which KeOps compiles: one process at a time, without output. ``what`` is for the error message."""
     import pykeops
 
     verbose = pykeops.verbose

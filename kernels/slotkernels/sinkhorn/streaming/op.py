@@ -1,7 +1,7 @@
 """Sinkhorn divergence of large point sets: costs are recomputed when needed, so memory is linear in the points.
 
-A backend brings a :class:`~slotkernels.sinkhorn.streaming.pair.Pair`, which visits all pairs of two sets; annealing and
-gradient are the same for all backends (``annealing.py``).
+A backend implements a :class:`~slotkernels.sinkhorn.streaming.pair.Pair`, which sums over all pairs of two sets.
+Annealing and gradient are the same for all backends (``annealing.py``).
 """
 
 from collections.abc import Callable, Iterable
@@ -19,11 +19,11 @@ from . import keops
 from .composite import anneal_and_update, constant, last_update
 from .problem import StreamingBackwardArguments, StreamingSolution
 
-# Bytes of costs beyond which "auto" streams: those of one problem where C++ solves the problems one by one, else those
-# of the whole batch (of which the reference holds about 16 copies).
+# Bytes of costs above which "auto" streams. In C++ they are those of one problem, because it solves problems one by
+# one; else those of the whole batch (the reference has about 16 copies of them).
 LARGEST_COSTS = {"cpp": 2**27, "reference": 2**26, "accelerator": 2**30}
-# Bytes of costs of one problem beyond which C++ is faster if it streams: at least the former, and the latter for each
-# dimension, as streaming multiplies points in every step.
+# Bytes of costs of one problem above which C++ is faster if it streams: the larger of the first number, and the second
+# times the number of dimensions (streaming multiplies points in every step).
 FASTER_COSTS, FASTER_COSTS_PER_DIM = 2**25, 2**19
 
 
@@ -85,7 +85,7 @@ def _has_cpp() -> bool:
 
 
 def _costs(x: Tensor, y: Tensor) -> tuple[str, int]:
-    """The key of ``LARGEST_COSTS`` that a call of "auto" falls under, and the bytes that it limits."""
+    """The key in ``LARGEST_COSTS`` for a call of "auto", and the bytes of costs to compare with that limit."""
     batch, n, _ = x.shape
     double = x.dtype == torch.float64
     costs = (n + y.shape[1]) ** 2 * (8 if double else 4)  # of one problem
@@ -95,12 +95,13 @@ def _costs(x: Tensor, y: Tensor) -> tuple[str, int]:
 
 
 def prefers_streaming(backend: str, x: Tensor, y: Tensor) -> bool:
-    """Whether a call runs on ``slotkernels::sinkhorn_streaming``; decided by shapes alone, so that it can be traced.
+    """Whether a call runs on ``slotkernels::sinkhorn_streaming``. Depends on shapes alone, so that it can be traced.
 
-    ``"keops"`` and ``"blocks"`` always do, other backends never, and ``"auto"`` does where the costs, ``(N + M)²``
-    numbers a problem, exceed a limit. Without C++, and on an accelerator, it is ``LARGEST_COSTS``: the dense kernels
-    are faster up to there and beyond, and on an accelerator streaming makes the host wait and cannot be captured in a
-    CUDA graph. In C++ stored costs that leave the cache are slower than products of few dimensions: ``FASTER_COSTS``.
+    ``"keops"`` and ``"blocks"`` always stream, other backends never. ``"auto"`` streams if the costs, ``(N + M)²``
+    numbers a problem, exceed a limit. Without C++ and on an accelerator the limit is ``LARGEST_COSTS``. Dense kernels
+    would be faster even for larger costs, but need the memory; and on an accelerator streaming makes the host wait and
+    cannot be captured in a CUDA graph. In C++ the limit is ``FASTER_COSTS``: reading stored costs that do not fit the
+    cache is slower than multiplying points of few dimensions again.
     """
     if backend != "auto":
         return backend in ("keops", "blocks")
@@ -110,6 +111,6 @@ def prefers_streaming(backend: str, x: Tensor, y: Tensor) -> bool:
 
 
 def must_stream(x: Tensor, y: Tensor) -> bool:
-    """Whether the costs exceed ``LARGEST_COSTS``, so that even a derivative that needs all of them is refused."""
+    """Whether the costs exceed ``LARGEST_COSTS``. Derivatives that need all costs at once then raise an error."""
     kind, costs = _costs(x, y)
     return costs > LARGEST_COSTS[kind]

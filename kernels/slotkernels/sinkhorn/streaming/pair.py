@@ -24,7 +24,7 @@ class Pair(Protocol):
     def softmin(self, eps: float | Tensor, f: Tensor, g: Tensor | None = None) -> Tensor:
         """``-eps log sum_j b_j exp((g_j - C_ij) / eps)`` over x's rows, then the same over y's: [B, N + M].
 
-        f [B, N] and g [B, M] are the present potentials. For one set with itself f is both, and the result is [B, N].
+        f [B, N] and g [B, M] are the present potentials. For one set with itself g is None, and the result is [B, N].
         """
 
     def gradient(self, eps: float, f: Tensor, g: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def log_weights(weights: Tensor | None, points: Tensor) -> Tensor:
 
 
 def centre(points: Tensor, weights: Tensor | None) -> Tensor:
-    """[B, 1, D] float64 mean of the points that have weight; subtracted before products, which round."""
+    """[B, 1, D] float64 mean of the points that have weight. Subtract it before products, so that they round less."""
     if weights is None:
         return points.double().mean(1, keepdim=True)
     weighted = (weights > 0).double().unsqueeze(1)
@@ -47,6 +47,6 @@ def centre(points: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def out_of_range(sums: Tensor) -> Tensor:
-    """Mask of the sums of exponentials that overflowed, or are so small that relevant terms underflowed."""
+    """Mask of the sums of exponentials that overflowed, or are so small that terms that matter underflowed."""
     info = torch.finfo(sums.dtype)
     return ~((sums > info.tiny**0.5) & (sums < info.max * 1e-8))
