@@ -2,8 +2,8 @@
 
     python examples/replace_geomloss.py
 
-Moves points from one cloud onto another along the gradient of the Sinkhorn divergence. If geomloss is installed
-(pip install geomloss), both libraries compute the same batch; their difference and their times are printed.
+Moves the points of one cloud onto another along the gradient of the Sinkhorn divergence. If geomloss is installed
+(pip install geomloss), also computes a batch with both libraries and prints their difference and their times.
 """
 
 import argparse
@@ -29,7 +29,7 @@ steps = parser.parse_args().steps
 torch.manual_seed(0)
 loss = SamplesLoss("sinkhorn", p=2, blur=0.05, scaling=0.5)
 
-# A gradient flow: each point follows its own share of the gradient.
+# A gradient flow: each point moves along its part of the gradient.
 points, target = torch.rand(200, 2), torch.rand(200, 2) + 2
 for step in range(steps + 1):
     value, gradient, _ = value_and_gradient(loss, points[None], target[None])
@@ -37,7 +37,7 @@ for step in range(steps + 1):
         print(f"step {step}: divergence {value.item():.4f}")
     points = points - 0.3 * len(points) * gradient[0]
 
-# A batch of 96 pairs of sets, as the video stage has them: 32 slots of width 128 each.
+# A batch of the size that the video stage uses: 96 pairs of sets, each of 32 slots of width 128.
 x, y = torch.randn(96, 32, 128), torch.randn(96, 32, 128)
 value, gradient, _ = value_and_gradient(loss, x, y)
 seconds = min(value_and_gradient(loss, x, y)[2] for _ in range(5))

@@ -3,7 +3,7 @@
     python examples/segment_a_clip.py clip.mp4 runs/example out
 
 The run comes from examples/train_on_a_folder.py, `make demo` (demo/scenes, demo/clip) or python -m interpreter.train.
-OUT receives the files that docs/use/segment.md lists: an overlay video, palette PNGs, masks as RLE, and the slots.
+The folder out gets an overlay video, palette PNGs, masks as run-length codes, and the slots (docs/use/segment.md).
 """
 
 import argparse
@@ -20,7 +20,7 @@ options = parser.parse_args()
 
 result = interpreter.segment_video(options.clip, run=options.run, out=options.out)
 
-# Label maps come frame by frame: uint8 [H, W], each pixel the number of its segment, counted from 0.
+# labels() yields one label map per frame: uint8 [H, W]. Each pixel is the number of its segment, counted from 0.
 count = result.segmentation.num_segments
 areas, sizes = np.zeros(count, dtype=np.int64), []
 for labels in result.labels():
@@ -31,6 +31,6 @@ for segment, share in enumerate(areas / areas.sum()):
     print(f"segment {segment}: {share:.1%} of all pixels")
 print(f"segments in a frame: {min(sizes)} to {max(sizes)}")
 
-# An image slot [D] describes one part of one frame; the frames of a video have N of them each.
+# An image slot [D] describes one part of one frame. Each frame has N image slots.
 slots = result.segmentation.tensors["image_slots"]
 print(f"image slots: {slots.shape[0]} frames of {slots.shape[1]} slots of width {slots.shape[2]}")

@@ -3,9 +3,9 @@
     hf auth login
     python examples/share_a_run.py runs/example OWNER/NAME clip.mp4 out
 
-The run comes from examples/train_on_a_folder.py or python -m interpreter.train. The repository is made if it does not
-exist, for you alone; make it public in its settings on the hub when you like what it holds: the weights, the options
-without the paths of this computer, and a model card. docs/use/hub.md has more.
+The run comes from examples/train_on_a_folder.py or python -m interpreter.train. If the repository does not exist, this
+program creates a private one. It uploads the weights, the options without the paths of this computer, and a model card.
+Check them, then make the repository public in its settings on the hub. See docs/use/hub.md.
 """
 
 import argparse
@@ -24,6 +24,6 @@ options = parser.parse_args()
 pushed = push_run(options.run, options.name, license=options.license, private=True)
 print(f"shared: {pushed.url}")
 
-# The name with the commit always means the same weights; hub:OWNER/NAME alone means the newest ones.
+# pushed.name contains the commit, so it always selects these weights. hub:OWNER/NAME alone selects the newest ones.
 result = interpreter.segment_video(options.clip, run=str(pushed.name), out=options.out)
 print(f"{pushed.name} finds {result.segmentation.num_segments} segments in {result.video.name}")

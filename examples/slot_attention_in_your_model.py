@@ -2,8 +2,8 @@
 
     python examples/slot_attention_in_your_model.py
 
-Every slot is decoded into colours and a mask, and masks compete for pixels, so that each slot specialises on a disc.
-Prints the error of the reconstruction and the FG-ARI of the masks (0: chance, 1: the true discs).
+Every slot is decoded into colours and a mask. The masks compete for pixels, so each slot specialises on one disc.
+Prints the error of the reconstruction and the FG-ARI of the masks (0: random masks, 1: the true discs).
 """
 
 import argparse
@@ -14,7 +14,7 @@ from slotkernels import SlotAttention
 from torch import Tensor, nn
 
 SIZE, DISCS, SLOTS, WIDTH = 16, 2, 3, 64
-GRID = torch.cartesian_prod(*[torch.linspace(-1, 1, SIZE)] * 2)  # [M, 2] places of the M = SIZE * SIZE pixels
+GRID = torch.cartesian_prod(*[torch.linspace(-1, 1, SIZE)] * 2)  # [M, 2] positions of the M = SIZE * SIZE pixels
 
 
 def discs(batch: int) -> tuple[Tensor, Tensor]:
@@ -28,7 +28,7 @@ def discs(batch: int) -> tuple[Tensor, Tensor]:
 
 
 class SlotAutoencoder(nn.Module):
-    """An MLP over pixels and places, slot attention, and an MLP that decodes every slot at every place."""
+    """An MLP over pixels and positions, slot attention, and an MLP that decodes every slot at every position."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,9 +2,9 @@
 
     python examples/train_on_a_folder.py VIDEOS runs/example
 
-VIDEOS holds video files, folders of numbered frames, or both, at any depth. The defaults take about a minute on two
-cores and only show that everything works; real training takes thousands of steps (docs/use/training.md). If
-interrupted, rerun the same command to resume. Next: examples/segment_a_clip.py.
+VIDEOS is a folder with video files, folders of numbered frames, or both, at any depth. The defaults take about a minute
+on two cores and only show that everything works. Real training takes thousands of steps (docs/use/training.md). If you
+interrupt it, rerun the same command to resume. Next, run examples/segment_a_clip.py.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-// Segments a video without Python, with the programs that `python -m interpreter.export RUN --format aoti` wrote:
+// Segments a video without Python, with the programs that `python -m interpreter.export RUN --format aoti` writes:
 //
 //   ffmpeg -i clip.mp4 -vf scale=192:128:flags=bilinear -pix_fmt rgb24 -f rawvideo - | ./segment programs 22 out
 //
-// Arguments: the folder of the programs, how many image slots each frame gets, and a folder for the label maps. Frames
-// come on standard input, as raw RGB of the size that the run was exported for (scale takes width:height). OUT/00000.pgm …
-// are gray pictures of that size; a pixel's value is its segment, from 0.
+// Arguments: the folder of the programs, the number of image slots of a frame, and a folder for the label maps.
+// Standard input contains the frames as raw RGB, in the size that the run was exported for (ffmpeg's scale takes
+// width:height). out/00000.pgm … are grey pictures of that size; the value of a pixel is its segment, counted from 0.
 
 #include <cstdint>
 #include <cstdio>
@@ -34,7 +34,7 @@ struct Program {
     return file.string();
   }
 
-  // The shape of an input such as "4 T N 192", with the sizes of its open dimensions filled in.
+  // The shape of an input such as "4 T N 192", with sizes for its open dimensions.
   std::vector<int64_t> shape(const std::string& input, const std::map<std::string, int64_t>& open) {
     std::istringstream words(metadata.at(input));
     std::vector<int64_t> sizes;
@@ -56,8 +56,8 @@ static at::Tensor read_frames(std::istream& stream, std::vector<int64_t> shape) 
   std::vector<char> bytes(std::istreambuf_iterator<char>(stream), {});
   if (bytes.empty() || bytes.size() % size != 0) {
     throw std::runtime_error(
-        "standard input holds " + std::to_string(bytes.size()) + " bytes, which are no whole frames of " +
-        std::to_string(shape[2]) + "x" + std::to_string(shape[1]) + " RGB; let ffmpeg scale them to that size");
+        "standard input has " + std::to_string(bytes.size()) + " bytes, expected a whole number of RGB frames of " +
+        std::to_string(shape[2]) + "x" + std::to_string(shape[1]) + "; let ffmpeg scale the frames to that size");
   }
   shape[0] = static_cast<int64_t>(bytes.size()) / size;
   return torch::from_blob(bytes.data(), shape, torch::kUInt8).clone();
@@ -81,7 +81,7 @@ static void segment(const fs::path& folder, int64_t slots, const fs::path& out) 
   Program backbone(folder, "backbone"), image(folder, "image_stage"), labels(folder, "labels");
   const auto frames = read_frames(std::cin, backbone.shape("frames", {{"T", 0}}));
   const auto features = backbone.run({frames})[0];
-  torch::manual_seed(0);  // the slots of each frame, and those of the video, start from random draws
+  torch::manual_seed(0);  // the slots of each frame and of the video start from random draws
   const auto draws = torch::randn(image.shape("noise", {{"T", frames.size(0)}, {"N", slots}}));
   const auto found = image.run({features, draws});  // slots, attention, means
   auto masks = found[1];

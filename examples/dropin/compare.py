@@ -1,11 +1,11 @@
-"""The same model before and after slotkernels replaces a part of it: the change, both losses, and the times of a step.
+"""Compare a model before and after slotkernels replaces a part of it: changed lines, losses, and times of a step.
 
     python examples/dropin/compare.py savi
 
-Both start from the same weights and see the same batches, so their losses are equal up to rounding. They are trained in
-float64 for this comparison. In float32 some gradients that should be 0 are small rounding errors, Adam scales these up,
-and the two models drift apart. Times are measured in float32; a ratio above 1 means that the model is faster after the
-change.
+Both models start from the same weights and get the same batches, so their losses are equal up to rounding. They are
+trained in float64 for this comparison: in float32 some gradients that should be 0 are small rounding errors, which Adam
+scales up, and the two models drift apart. Times are measured in float32. A ratio above 1 means that the model is faster
+after the change.
 """
 
 import argparse
@@ -92,8 +92,8 @@ def copy_weights(before: nn.Module, after: nn.Module, style: str | None) -> None
         weights |= {part + key: loaded[key] for key in own}
     after.load_state_dict(weights)
     if style == "savi":
-        # SAVi's GRU has one bias for each of the gates r and z, torch.nn.GRUCell the sum of two. Together they would
-        # learn twice as fast, so the second stays at the 0 that published weights are loaded with.
+        # SAVi's GRU has one bias for each of the gates r and z; torch.nn.GRUCell has the sum of two, which would learn
+        # twice as fast. The second is loaded as 0 and stays 0.
         bias = after.slot_attention.gru.bias_hh
         learns = torch.arange(len(bias)) >= len(bias) * 2 // 3
         bias.register_hook(lambda gradient: gradient * learns)

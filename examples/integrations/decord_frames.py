@@ -1,8 +1,8 @@
-"""Segment what decord decodes: the reader itself, a batch, or frame by frame, also with its bridge to PyTorch.
+"""Segment what decord decodes: pass the reader itself, a batch, or frame by frame, also with its bridge to PyTorch.
 
     python examples/integrations/decord_frames.py clip.mp4 RUN OUT
 
-RUN is a trained run (make integrations trains a small one), OUT a folder for the results.
+RUN is a trained run (make integrations trains a small one), and OUT a folder for the results.
 """
 
 import sys
@@ -15,7 +15,7 @@ import interpreter
 clip, run, out = sys.argv[1:]
 
 reader = decord.VideoReader(clip)
-result = interpreter.segment_video(reader, run, out)  # knows its frame rate
+result = interpreter.segment_video(reader, run, out)  # has a frame rate
 labels = np.stack(list(result.labels()))
 
 everything = range(len(reader))

@@ -1,8 +1,9 @@
-"""A run outside of this package: in C++ with AOTInductor, in ONNX Runtime and in PyTorch, with the same label maps.
+"""Run exported programs without this package, in C++ (AOTInductor), ONNX Runtime and PyTorch: equal label maps.
 
     python examples/integrations/exported_run.py clip.mp4 RUN OUT
 
-RUN is a trained run (make integrations trains a small one), OUT a folder for the results. It needs a C++ compiler.
+RUN is a trained run (make integrations trains a small one), and OUT a folder for the results.
+Needs a C++ compiler.
 """
 
 import itertools
@@ -37,7 +38,7 @@ noise = [draws.numpy() for draws in noise]
 
 
 def segment(load):
-    """Label maps [T, H, W] by programs that map arrays to lists of arrays; ``load`` finds one by its name."""
+    """Label maps [T, H, W]. ``load`` returns a program by its name; a program maps arrays to a list of arrays."""
     (features,) = load("backbone")(frames)
     slots, attention, means = load("image_stage")(features, noise[0])
     inputs = slots if "slots" in shapes["video_stage"] else means

@@ -1,8 +1,8 @@
-"""COCO for FiftyOne: its own importer reads every mask back, pixel by pixel.
+"""Write COCO for FiftyOne, and compare every mask that its importer reads, pixel by pixel.
 
     python examples/integrations/fiftyone_coco.py clip.mp4 RUN OUT
 
-The importer needs no database. With one (the package fiftyone brings it), look at the result in the browser:
+The importer needs no database. To look at the result in the browser, use the database that fiftyone installs:
 
     dataset = fiftyone.Dataset.from_dir(
         dataset_dir="OUT/coco", dataset_type=fiftyone.types.COCODetectionDataset, label_types="segmentations"

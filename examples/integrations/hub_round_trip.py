@@ -1,10 +1,10 @@
-"""The Hugging Face hub: another user pulls the run by its name, and gets every byte of the same segmentation.
+"""Push a run to a hub, pull it as another user, and compare the two segmentations byte by byte.
 
     python examples/integrations/hub_round_trip.py clip.mp4 RUN OUT
 
-RUN is a trained run (make integrations trains a small one), OUT a folder for the results. The client is the real one;
-the hub is the small one of this project's tests, on this computer. With an account on huggingface.co use
-examples/share_a_run.py.
+RUN is a trained run (make integrations trains a small one), and OUT a folder for the results. The client is the real
+one. The hub is the small server of this project's tests, on this computer. If you have an account on huggingface.co,
+use examples/share_a_run.py.
 """
 
 import os

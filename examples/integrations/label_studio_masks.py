@@ -1,4 +1,4 @@
-"""Brush masks for Label Studio: its SDK accepts the tasks and decodes every mask, pixel by pixel.
+"""Write brush masks for Label Studio, and compare every mask that its SDK decodes, pixel by pixel.
 
     python examples/integrations/label_studio_masks.py clip.mp4 RUN OUT
 
@@ -7,8 +7,8 @@ To correct the masks by hand:
     LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=$PWD/OUT/label-studio \\
         label-studio start
 
-Then make a project with config.xml as its labelling interface, add OUT/label-studio/images as a source storage of local
-files (no need to sync it), and import tasks.json.
+Then create a project with config.xml as its labelling interface, add OUT/label-studio/images as a source storage of
+local files (you need not sync it), and import tasks.json.
 """
 
 import itertools
@@ -25,7 +25,7 @@ from interpreter.data import open_video
 
 clip, run, out = sys.argv[1:]
 
-# Every mask is decoded in pure Python below, so a few frames have to do.
+# Every mask is decoded in pure Python below, so only a few frames are segmented.
 frames = itertools.islice(open_video(clip).frames(), 6)
 result = interpreter.segment_video(frames, run, out, formats=["label-studio"])
 

@@ -1,9 +1,9 @@
-"""Segment a camera that OpenCV reads: a number of frames at once, or window by window while they come.
+"""Segment a camera that OpenCV reads: a number of frames at once, or window by window as they arrive.
 
     python examples/integrations/opencv_camera.py 0 RUN OUT           # the first camera
-    python examples/integrations/opencv_camera.py clip.mp4 RUN OUT    # a file stands in for one
+    python examples/integrations/opencv_camera.py clip.mp4 RUN OUT    # a file instead of a camera
 
-RUN is a trained run (make integrations trains a small one), OUT a folder for the results.
+RUN is a trained run (make integrations trains a small one), and OUT a folder for the results.
 """
 
 import itertools
@@ -19,7 +19,7 @@ import interpreter
 clip, run, out = sys.argv[1:]
 source = int(clip) if clip.isdigit() else clip
 
-# 24 frames at once. read_frames turns OpenCV's BGR into RGB; islice hides the frame rate, so fps gives it.
+# 24 frames at once. read_frames converts OpenCV's BGR to RGB. An islice has no frame rate, so pass it as fps.
 camera = cv2.VideoCapture(source)
 frames = itertools.islice(interpreter.read_frames(camera), 24)
 result = interpreter.segment_video(frames, run, Path(out, "clip"), fps=camera.get(cv2.CAP_PROP_FPS) or 30)
@@ -34,7 +34,7 @@ if not clip.isdigit():
     assert (labels == np.stack(list(result.labels()))).all()
     camera.release()
 
-# Without an end: labels are written while frames come, until the camera ends or Ctrl-C.
+# A stream without an end: labels are written as frames arrive, until the camera stops or you press Ctrl-C.
 camera = cv2.VideoCapture(source)
 stream = interpreter.segment_stream(camera, run, Path(out, "stream"), window=12, masks_from="slots")
 camera.release()

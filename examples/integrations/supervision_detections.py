@@ -1,8 +1,8 @@
-"""Segments as supervision.Detections: filter, measure and paint them with the tools of that package.
+"""Convert segments to supervision.Detections; filter, measure and paint them with the tools of that package.
 
     python examples/integrations/supervision_detections.py clip.mp4 RUN OUT
 
-RUN is a trained run (make integrations trains a small one), OUT a folder for the results.
+RUN is a trained run (make integrations trains a small one), and OUT a folder for the results.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""Segment what TorchCodec decodes: the decoder itself, a batch of frames, or frame by frame, without a copy on disk.
+"""Segment what TorchCodec decodes: pass the decoder itself, a batch, or frame by frame, without a copy on disk.
 
     python examples/integrations/torchcodec_frames.py clip.mp4 RUN OUT
 
-RUN is a trained run (make integrations trains a small one), OUT a folder for the results.
+RUN is a trained run (make integrations trains a small one), and OUT a folder for the results.
 """
 
 import sys
@@ -14,10 +14,10 @@ import interpreter
 
 clip, run, out = sys.argv[1:]
 
-result = interpreter.segment_video(VideoDecoder(clip), run, out)  # knows its frame rate
+result = interpreter.segment_video(VideoDecoder(clip), run, out)  # has a frame rate
 labels = np.stack(list(result.labels()))
 
-# The same label maps come from everything that TorchCodec returns, and from a plain array of its pixels.
+# Everything that TorchCodec returns, and a plain array of its pixels, give the same label maps.
 batch = VideoDecoder(clip).get_all_frames()  # FrameBatch, [T, 3, H, W]
 pixels = VideoDecoder(clip, dimension_order="NHWC").get_all_frames().data.numpy()
 ways = {

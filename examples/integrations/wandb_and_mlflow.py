@@ -1,8 +1,8 @@
-"""Train with Weights & Biases and MLflow, offline, and read back what they hold: also after a kill -9 and a resume.
+"""Train with Weights & Biases and MLflow, offline, and compare their records, also after a kill -9 and a resume.
 
     python examples/integrations/wandb_and_mlflow.py CLIP RUN OUT
 
-trains a small model on CLIP in OUT/run with --log-to wandb mlflow (RUN is not used). Both trackers have to hold exactly
+Trains a small model on CLIP in OUT/run with --log-to wandb mlflow (RUN is not used). Both trackers must contain exactly
 the records of OUT/run/image/metrics.jsonl, and the picture grids.
 """
 
@@ -26,7 +26,7 @@ OPTIONS = TINY.split()
 
 
 def train(clip: str, run: Path, stop: signal.Signals | None = None) -> None:
-    """Run the command; send a signal once 25 steps are logged that no checkpoint holds."""
+    """Run the command. Send the signal as soon as 25 steps are logged that are in no checkpoint."""
     command = [sys.executable, "-m", "interpreter.train", "--run", str(run), "--data", "folder", "--root", clip]
     before = last_step(run)
     process = subprocess.Popen([*command, *OPTIONS], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -49,7 +49,7 @@ def records(run: Path) -> dict[int, dict[str, float]]:
 
 
 def last_step(run: Path) -> int:
-    """The last step that metrics.jsonl holds."""
+    """The last step in metrics.jsonl."""
     return max(records(run), default=0)
 
 
@@ -97,7 +97,7 @@ def from_wandb(run: Path) -> tuple[dict[int, dict[str, float]], set[int]]:
 
 
 def main(clip: str, out: Path) -> None:
-    """Train in three processes, and compare after each that wrote its trackers to the end."""
+    """Train in three processes. Compare after each process that closed its trackers."""
     run = out.resolve() / "run"
     shutil.rmtree(run, ignore_errors=True)
     train(clip, run, signal.SIGKILL)
@@ -105,7 +105,7 @@ def main(clip: str, out: Path) -> None:
     assert max(history) > newest_checkpoint(run), "the killed process logged nothing after its checkpoint"
     train(clip, run, signal.SIGTERM)
     stopped, history, _ = from_mlflow(run)
-    assert stopped != killed, "a killed run has steps that its checkpoint does not know, so another one replaces it"
+    assert stopped != killed, "a killed run has steps that are not in its checkpoint, so another run replaces it"
     assert history == records(run) == from_wandb(run)[0]
     train(clip, run)
     finished, history, pictures = from_mlflow(run)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Model(nn.Module):
-    """Images [B, 3, 32, 32] to the error of their reconstruction from slots."""
+    """Maps images [B, 3, 32, 32] to the error of their reconstruction from slots."""
 
     def __init__(self, num_slots: int = 7, dim: int = 64) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class Model(nn.Module):
-    """Clouds [B, N, 3] to the mean divergence of clouds of 128 points that are decoded from one vector each."""
+    """Encodes each cloud [B, N, 3] to one vector, decodes 128 points, and returns the mean divergence of the two."""
 
     def __init__(self, width: int = 128) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A small SAVi (Kipf et al. 2022): the slots of a frame start from those predicted for it."""
+"""A small SAVi (Kipf et al. 2022): the slots of a frame start from the slots predicted by the frame before."""
 
 import torch
 from textbook.savi import SlotAttention
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Model(nn.Module):
-    """Videos [B, T, 3, 32, 32] to the error of their reconstruction from slots."""
+    """Maps videos [B, T, 3, 32, 32] to the error of their reconstruction from slots."""
 
     def __init__(self, num_slots: int = 7, dim: int = 64) -> None:
         super().__init__()

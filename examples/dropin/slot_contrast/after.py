@@ -1,4 +1,4 @@
-"""A small Slot Contrast (Manasyan et al. 2025): recurrent slots of features, and a loss between slots of neighbours."""
+"""A small Slot Contrast (Manasyan et al. 2025): recurrent slots, and a loss between slots of consecutive frames."""
 
 import torch
 import torch.nn.functional as F
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 def contrast(slots: Tensor, temperature: float = 0.1) -> Tensor:
-    """Each of the slots [B, T, N, D] of a frame has to find itself among those of the frame before, of all videos."""
+    """For slots [B, T, N, D]: each slot has to find itself among the slots of the frame before, of all videos."""
     directions = F.normalize(slots, dim=-1).transpose(0, 1).flatten(1, 2)  # [T, B * N, D]
     logits = directions[:-1] @ directions[1:].mT / temperature
     return F.cross_entropy(logits, torch.arange(logits.shape[1]).expand(len(logits), -1))
 
 
 class Model(nn.Module):
-    """Features of frames [B, T, 256, feature_dim] to the loss: their reconstruction, and half of the contrast."""
+    """Maps features [B, T, 256, feature_dim] to the loss: error of the reconstruction plus half of the contrast."""
 
     def __init__(self, num_slots: int = 11, dim: int = 64, feature_dim: int = 128) -> None:
         super().__init__()

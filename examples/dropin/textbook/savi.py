@@ -1,4 +1,4 @@
-"""Slot attention as SAVi has it (Kipf et al. 2022), with the parameters' names of its PyTorch port."""
+"""Slot attention of SAVi (Kipf et al. 2022), with the names of parameters of its PyTorch port."""
 
 import torch
 from torch import Tensor, nn

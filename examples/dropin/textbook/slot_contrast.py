@@ -1,4 +1,4 @@
-"""Slot attention as VideoSAUR and Slot Contrast have it: their names of parameters, options and results."""
+"""Slot attention of VideoSAUR and Slot Contrast, with their names of parameters, options and results."""
 
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ class MLP(nn.Module):
 
 
 class SlotAttention(nn.Module):
-    """Slots [B, N, slot_dim] compete for features [B, M, inp_dim]; the GRU carries on the normalised slots."""
+    """Slots [B, N, slot_dim] compete for features [B, M, inp_dim]. The state of the GRU is the normalised slots."""
 
     def __init__(self, inp_dim: int, slot_dim: int, n_iters: int = 3, eps: float = 1e-8) -> None:
         super().__init__()
