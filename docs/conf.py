@@ -9,9 +9,8 @@ import re
 import sys
 from pathlib import Path
 
-from sphinx.application import Sphinx
-
 from slotkernels import __version__
+from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[1]
 os.environ["PATH"] = str(Path(sys.executable).parent) + os.pathsep + os.environ["PATH"]  # `python` of --help's pages
@@ -36,7 +35,15 @@ extensions = [
     "sphinxcontrib.programoutput",  # --help of the commands
 ]
 root_doc = "docs/index"
-include_patterns = ["docs/*.md", "docs/**/*.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/*.md", "examples/*.ipynb", "csrc/*.md"]
+include_patterns = [
+    "docs/*.md",
+    "docs/**/*.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "examples/*.md",
+    "examples/*.ipynb",
+    "csrc/*.md",
+]
 include_patterns += ["profiling/results/**/*.md", "profiling/results/*.md"]
 exclude_patterns = [f"{path.name}/**" for path in ROOT.iterdir() if path.name.startswith(".")]
 exclude_patterns += ["build/**", "demo/**", "runs/**", "dist/**", "shared/**"]

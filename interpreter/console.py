@@ -1,6 +1,7 @@
 """The console that all commands print to, and their progress bars."""
 
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from typing import TypeVar
 
 from rich.console import Console
@@ -19,7 +20,12 @@ class _Console(Console):
         output_is_closed(self.file.fileno())
 
 
-console = _Console(stderr=True)
+def make_console() -> Console:
+    """A console on standard error, also in a notebook: rich's bars there need ipywidgets, and it warns without."""
+    return _Console(stderr=True, force_jupyter=None if find_spec("ipywidgets") else False)
+
+
+console = make_console()
 
 
 def progress_bar(unit: str, transient: bool = False) -> Progress:

@@ -1,11 +1,11 @@
 """Follow a page letter by letter: run its commands in the order of the page, in an empty folder.
 
-    python -m profiling.follow docs/start.md FOLDER                    # FOLDER may hold the files that the page asks for
+    python -m profiling.follow docs/start.md FOLDER    # FOLDER holds the files that the page asks for
     python -m profiling.follow docs/start.md FOLDER --replace 'pip install x-*.whl' 'pip install x-*.tar.gz'
 
 All blocks marked ``bash`` run in one shell, so that an activated environment stays active; blocks marked ``python`` run
-with that shell's ``python``. The first command that fails ends it, with its exit status. Other blocks show what a command
-prints or what to choose from, and do not run.
+with that shell's ``python``. The first command that fails ends the script, with its exit status. Other blocks show what
+a command prints, and do not run.
 """
 
 import argparse
@@ -46,7 +46,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path, help="page whose commands run")
     parser.add_argument("folder", type=Path, help="where they run")
-    parser.add_argument("--replace", nargs=2, action="append", default=[], metavar=("OLD", "NEW"), help="text of the page")
+    parser.add_argument(
+        "--replace", nargs=2, action="append", default=[], metavar=("OLD", "NEW"), help="text of the page"
+    )
     options = parser.parse_args()
     try:
         sys.exit(follow(options.page, options.folder, options.replace))
