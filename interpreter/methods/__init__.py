@@ -1,4 +1,4 @@
-"""All methods. To add one, see CONTRIBUTING.md."""
+"""All methods, by name. To add one, see docs/develop/add_a_method.md."""
 
 from interpreter.methods.base import Method
 from interpreter.methods.cluster import CLUSTER
@@ -17,10 +17,10 @@ METHODS: dict[str, Method] = {
 
 
 def find_method(name: str) -> Method:
-    """The method of a name.
+    """Return the method with this name.
 
     Raises:
-        ValueError: if there is none; names those that exist.
+        ValueError: if there is no such method; the message lists the names.
     """
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; choose from {', '.join(METHODS)}")

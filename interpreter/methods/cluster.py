@@ -1,4 +1,4 @@
-"""Clustering of the tokens of a whole video: needs no training, and no run."""
+"""Clustering of the tokens of a whole video. Needs no training and no run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,12 +22,12 @@ GROUPS = 12  # of tokens, before they are merged
 
 @dataclass(frozen=True)
 class ClusterSettings:
-    """Settings of clustering."""
+    """Settings of the method ``cluster``."""
 
     num_segments: int = option(8, at_least=1)
-    """Segments of a video."""
+    """Number of segments."""
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("facebook/dinov2-small"))
-    """The frozen feature extractor; a ViT, since the masks of a CNN's features follow textures."""
+    """The frozen feature extractor. Use a ViT: with the features of a CNN, segments follow textures."""
 
     def __post_init__(self) -> None:
         """Accept ``backbone="efficientnet-lite0"`` from Python."""
@@ -36,12 +36,12 @@ class ClusterSettings:
 
 
 class ClusterSegmenter(Segmenter):
-    """Segments a video by clusters of its tokens.
+    """Segments a video by clustering its tokens.
 
     Args:
         backbone: frozen feature extractor.
         settings: see :class:`ClusterSettings`.
-        precision: "fp32" or "bf16", of the backbone.
+        precision: precision of the backbone, "fp32" or "bf16".
         frame_size: (H, W) that frames are resized to.
     """
 
@@ -61,13 +61,13 @@ class ClusterSegmenter(Segmenter):
         advance: Callable[[int], None] = lambda frames: None,
         keep: Callable[[Tensor], None] = lambda features: None,
     ) -> Encoded:
-        """See :meth:`Segmenter.encode`; keeps the tokens [T, M, C] fp16, which all seeds share."""
+        """See :meth:`Segmenter.encode`; keeps the tokens [T, M, C] in fp16, the same for all seeds."""
         encoded = encode_frames(self, video, (0,), lambda features, seed: (features.half(),), advance, keep)
         return Encoded(encoded.frames, dict.fromkeys(seeds, encoded.by_seed[0]))
 
     @torch.no_grad()
     def segment(self, encoded: Encoded, seed: int = 0, **settings: Any) -> Segmentation:
-        """See :meth:`Segmenter.segment`; the seed is that of the starts of k-means."""
+        """See :meth:`Segmenter.segment`; the seed chooses the starts of k-means."""
         chosen = with_settings(self.settings, settings)
         (tokens,) = encoded.by_seed[seed]
         groups = max(GROUPS, chosen.num_segments)
@@ -76,7 +76,7 @@ class ClusterSegmenter(Segmenter):
 
 
 def open_clusters(device: torch.device, settings: Any, frame_size: tuple[int, int] | None) -> ClusterSegmenter:
-    """A segmenter with the backbone that the settings name."""
+    """Create a segmenter with the backbone of the settings."""
     precision = resolve_precision("auto", device)
     backbone = in_precision(load_backbone(settings.backbone), precision).to(device)
     height, width = (max(1, round(side / backbone.patch)) * backbone.patch for side in FRAME_SIZE)
@@ -85,7 +85,7 @@ def open_clusters(device: torch.device, settings: Any, frame_size: tuple[int, in
 
 CLUSTER = Method(
     name="cluster",
-    summary="groups similar patches of the video (k-means of a ViT's tokens); needs no training",
+    summary="groups similar patches of a video (k-means of the tokens of a ViT); needs no training",
     citation="the baseline of docs/results/overview.md, refined (docs/methods/cluster.md)",
     stages=(),
     settings=ClusterSettings,

@@ -33,23 +33,24 @@ from interpreter.segmentation import Segmentation
 
 @dataclass(frozen=True)
 class DinosaurModelConfig:
-    """The model."""
+    """Options of the model."""
 
     num_slots: int = option(11, at_least=1)
-    """Slots N of a frame, background included."""
+    """Slots N of a frame, including those for the background."""
     dim: int = option(128, at_least=1)
     """Width D of the slots."""
     iterations: int = option(3, at_least=1)
     """Slot-attention iterations."""
     implicit: Literal["bilevel", "detach", "none"] = "none"
-    """Which iterations carry gradients. none: all, as published. detach: the last only.
-    bilevel: the last only, and the prior learns too (Chang et al. 2022)."""
+    """Which iterations of slot attention carry gradients.
+    none: all of them, as published. detach: only the last.
+    bilevel: only the last, and the distribution of the initial slots is trained as well (Chang et al. 2022)."""
     decoder_dim: int = option(1024, at_least=1)
     """Width of the decoder's hidden layers."""
     decoder_layers: int = option(3, at_least=1)
     """Hidden layers of the decoder."""
     input_positions: bool = False
-    """Add sine-cosine positions to the features; useful for a CNN, since a ViT's features have positions already.
+    """Add sine-cosine positions to the features. Useful for a CNN; features of a ViT already contain positions.
     The width of the features must be a multiple of 4."""
 
 
@@ -63,7 +64,7 @@ class DinosaurTraining(FeatureStageConfig):
     model: DinosaurModelConfig = field(default_factory=DinosaurModelConfig)
 
 
-# Settings of the public code; docs/methods/dinosaur.md names the files.
+# Settings of the public code; docs/methods/dinosaur.md lists the files that they come from.
 _OPTIM = OptimConfig(
     steps=500_000,
     batch_size=64,
@@ -76,8 +77,8 @@ _OPTIM = OptimConfig(
 )
 
 PRESETS: dict[str, DinosaurTraining] = {
-    # Slots are interchangeable until they specialise, which takes a number of steps rather than of frames: many small
-    # batches and a high rate get there in minutes.
+    # At first all slots are alike. How soon they specialise depends on the number of steps more than on that of frames:
+    # with many small batches and a high learning rate it takes minutes.
     "demo": DinosaurTraining(
         run=Path("runs/dinosaur-demo"),
         model=DinosaurModelConfig(implicit="bilevel", decoder_dim=256, decoder_layers=2, input_positions=True),
@@ -91,7 +92,7 @@ PRESETS: dict[str, DinosaurTraining] = {
         optim=replace(_OPTIM, flip=False),
         logging=LONG_LOGGING,
     ),
-    # The settings for COCO: real pictures with a few objects each.
+    # The settings for COCO, whose pictures show a few objects each.
     "ytvis19": DinosaurTraining(
         run=Path("runs/dinosaur-ytvis19"),
         data=DataConfig(data="ytvis", root=Path("YTVIS19"), frame_size=(224, 224)),
@@ -107,9 +108,9 @@ class Dinosaur(nn.Module):
     """Slot attention over frozen features, and a broadcast decoder that reconstructs them.
 
     Args:
-        config: number and widths.
+        config: number of slots, and widths.
         feature_dim: width C of the features.
-        grid: patch grid (h, w) that it is trained on, M = h w; it may be applied to other grids.
+        grid: patch grid (h, w) of the training, M = h·w. Other grids are possible when videos are segmented.
     """
 
     def __init__(self, config: DinosaurModelConfig, feature_dim: int, grid: tuple[int, int]) -> None:
@@ -130,7 +131,7 @@ class Dinosaur(nn.Module):
         noise: Tensor,  # [B, N, D], standard normal
         grid: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Slots [B, N, D] of frames, from a draw of the prior that all slots share."""
+        """Slots [B, N, D] of frames, from initial slots that ``noise`` draws."""
         grid = grid or self.grid
         if self.config.input_positions:
             features = features + patch_positions(grid, self.feature_dim, self.grid, features.device)
@@ -139,7 +140,7 @@ class Dinosaur(nn.Module):
         ).slots
 
     def forward(self, features: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean squared error of the reconstructed features, and the decoder's masks [B, M, N]."""
+        """Mean squared error of the reconstructed features, and the masks [B, M, N] of the decoder."""
         decoded = self.decoder(self.encode(features, noise))
         return F.mse_loss(decoded.features.to(features.dtype), features), decoded.masks
 
@@ -158,7 +159,7 @@ class DinosaurStage(FrameStage[DinosaurTraining]):
         return model.config.num_slots, model.config.dim
 
     def loss(self, model: Dinosaur, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error of features [B, M, C] for noise [B, N, D], and numbers on the decoder's masks."""
+        """See :meth:`Stage.loss`; a batch is features [B, M, C] and noise [B, N, D]. The numbers describe the masks."""
         loss, masks = model(*batch)
         return loss, slot_diagnostics(masks)
 
@@ -191,18 +192,18 @@ class DinosaurSettings:
     """Settings of DINOSAUR at inference."""
 
     link: bool = True
-    """Match slots with those of the previous frame by cosine similarity, so that a segment keeps its object.
-    Without it, segment numbers of different frames are unrelated."""
+    """Match the slots of each frame with those of the frame before, by cosine similarity, so that a segment keeps its
+    number. Without it, the numbers of different frames are unrelated."""
 
 
 class DinosaurSegmenter(Segmenter):
-    """Segments every frame by itself with the decoder's masks, and links the slots of consecutive frames.
+    """Segments each frame by the masks of the decoder, and links the slots of consecutive frames.
 
     Args:
         context: the backbone.
         model: the trained model.
         settings: see :class:`DinosaurSettings`.
-        frame_size: (H, W) that frames are resized to. Default: that of the training.
+        frame_size: (H, W) that frames are resized to. Default: as in training.
     """
 
     name = "dinosaur"
@@ -226,7 +227,7 @@ class DinosaurSegmenter(Segmenter):
         advance: Callable[[int], None] = lambda frames: None,
         keep: Callable[[Tensor], None] = lambda features: None,
     ) -> Encoded:
-        """See :meth:`Segmenter.encode`; all frames of a video start from the same draw of the prior."""
+        """See :meth:`Segmenter.encode`; all frames of a video start from the same initial slots."""
         shape = (1, self.model.config.num_slots, self.model.config.dim)
         noise = {s: torch.randn(shape, generator=torch_generator(self.device, s), device=self.device) for s in seeds}
         return encode_frames(
@@ -234,13 +235,13 @@ class DinosaurSegmenter(Segmenter):
         )
 
     def programs(self) -> list[Program]:
-        """See :meth:`Segmenter.programs`; linking the slots of frames is left to the caller."""
+        """See :meth:`Segmenter.programs`; the caller links the slots of consecutive frames."""
         model, tokens = self.model, self.grid[0] * self.grid[1]
         shape = (3, model.config.num_slots, model.config.dim)
         features, noise = (torch.randn(size, device=self.device) for size in ((3, tokens, model.feature_dim), shape))
         found = Program(
             "model",
-            "features to slots and masks of each frame by itself",
+            "features of frames to slots and masks; each frame by itself",
             _Found(model, self.grid),
             {
                 "features": Input(features, "T M C", "of the program backbone"),
@@ -252,8 +253,7 @@ class DinosaurSegmenter(Segmenter):
         return [backbone, found, labels_program(self.grid, self.frame_size, self.device)]
 
     def _find(self, features: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Slots [t, N, D] and the decoder's masks [t, M, N] fp16 of features [t, M, C]; ``noise`` [1, N, D] is used for
-        each frame."""
+        """Slots [t, N, D] and masks [t, M, N] fp16 of features [t, M, C]; all frames use the same noise [1, N, D]."""
         with autocast(self.device, self.precision):
             slots = self.model.encode(features, noise.expand(len(features), -1, -1), self.grid)
             return slots, self.model.decoder(slots, self.grid).masks.half()

@@ -1,4 +1,4 @@
-"""Shared by methods that train on single frames: their inputs, and encoding a video frame by frame."""
+"""Shared by methods that look at single frames: inputs of the training, and encoding a video frame by frame."""
 
 import abc
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +40,7 @@ class FeatureStage(Stage[F]):
     def from_features(
         self, features: FeatureSource, shape: tuple[int, int], settings: InputSettings, config: F, context: Context
     ) -> Inputs:
-        """Batches of the features [M, C] = ``shape`` of all frames."""
+        """Create the inputs from the features of all frames, each of the shape [M, C] = ``shape``."""
 
     def maker(self, config: F, context: Context, dtype: Dtype, flip: bool) -> FeatureMaker:
         """See :meth:`Stage.maker`."""
@@ -58,7 +58,7 @@ class FrameStage(FeatureStage[F]):
         return FrameInputs(features, shape, settings, windows, squares)
 
     def windows(self, config: F, context: Context) -> Windows | None:
-        """Windows of the frames that it trains on; None for whole frames."""
+        """Windows of the token grid to train on; None for whole frames."""
         return None
 
 
@@ -71,20 +71,23 @@ def encode_frames(
     keep: Callable[[Tensor], None],
     elsewhere: bool = True,
 ) -> Encoded:
-    """Stream a video through the backbone, and keep what a method computes of each frame.
+    """Stream a video through the backbone, and keep what a method computes from the features of each frame.
 
     Args:
-        segmenter: its backbone, frame size and precision are used.
-        video, seeds, advance, keep: see :meth:`Segmenter.encode`.
-        find: computes tensors [t, ...] from the features [t, M, C] of t consecutive frames and a seed.
-        elsewhere: whether tensors [t, M, ...] in half precision, of a row for each patch, may be kept in memory of the
-            host or in a file if they are too large (:mod:`interpreter.large`).
+        segmenter: supplies backbone, frame size and precision.
+        video: see :meth:`Segmenter.encode`, also for ``seeds``, ``advance`` and ``keep``.
+        seeds: seeds of the initial slots.
+        find: function from the features [t, M, C] of t consecutive frames and a seed to a tuple of tensors [t, ...].
+        advance: called after each chunk with its number of frames.
+        keep: called with the features of each chunk.
+        elsewhere: whether large tensors may be kept in memory of the host or in a file (:mod:`interpreter.large`). This
+            applies to tensors [t, M, ...] in half precision, which have a row for each patch.
 
     Returns:
         For each seed a tuple of these tensors for all frames, [T, ...].
 
     Raises:
-        ValueError: if the video is damaged, or changes meanwhile.
+        ValueError: if the video is damaged, or its file changes while it is read.
         OSError: if the tensors fit neither into memory nor on the disk.
     """
     by_seed: dict[int, tuple[FrameTensor, ...]] = {}

@@ -1,8 +1,9 @@
 """Programs: the parts of a trained method that run outside of this package (``python -m interpreter.export``).
 
-A program is a module that maps tensors to tensors, without random numbers, files or loops over a video. Random draws
-come in as noise, and state goes in and out. Each method lists its own
-(:meth:`interpreter.methods.base.Segmenter.programs`); every method has the two below.
+A program is a module that maps tensors to tensors. It draws no random numbers, reads no files and has no loop over a
+video: the caller passes noise and state as inputs. Each method lists its programs in
+:meth:`interpreter.methods.base.Segmenter.programs`. Two of them, below, are the same for all methods: the backbone, and
+label maps from masks.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from interpreter.models.backbones import Backbone
 
-FRAMES = "T"  # the dimension that every program leaves open, besides those that it names itself
+FRAMES = "T"  # the dimension of frames, which may have any size in every program
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,9 @@ class Input:
     """An input of a program.
 
     Attributes:
-        example: a tensor of its type and shape. Open dimensions of several inputs by the same name have one size.
-        dims: a name for each dimension; capital letters, such as "T M C". Those in ``Program.open`` may have any size.
-        about: what it is, for the list of programs.
+        example: a tensor of its type and shape. Open dimensions with the same name have the same size in all inputs.
+        dims: a name for each dimension, in capital letters: "T M C". Those in ``Program.open`` may have any size.
+        about: one line about it, for the list of programs.
     """
 
     example: Tensor
@@ -37,12 +38,14 @@ class Program:
     """A module with example inputs.
 
     Attributes:
-        name: of its file.
+        name: name of its file.
         about: what it computes, in one line.
         module: called with the inputs in order; returns a tensor, or a tuple of tensors.
-        inputs: by name, in order.
-        outputs: by name, in order: dimensions and what it is, such as ``"slots": "T N D: image slots"``.
-        open: names of the dimensions that may have any size from 1 (all but T up to 1024); all others are fixed.
+        inputs: the inputs by name, in order.
+        outputs: for the name of each output, in order, its dimensions and a description, such as
+            ``"slots": "T N D: image slots"``.
+        open: names of the dimensions that may have any size from 1 on (T without limit, others up to 1024). All other
+            dimensions are fixed.
     """
 
     name: str
@@ -53,14 +56,14 @@ class Program:
     open: tuple[str, ...] = (FRAMES,)
 
     def shape(self, name: str) -> list[int | str]:
-        """Shape of an input: sizes, and names of open dimensions."""
+        """Shape of an input: the size of each fixed dimension, and the name of each open one."""
         each = self.inputs[name]
         named = zip(each.dims.split(), each.example.shape, strict=True)
         return [dim if dim in self.open else size for dim, size in named]
 
 
 class Features(nn.Module):
-    """A backbone as a module that is called with frames."""
+    """A backbone as a module whose input are frames."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -72,7 +75,7 @@ class Features(nn.Module):
 
 
 class Labels(nn.Module):
-    """Soft masks of patches to label maps, as ``--edges none`` makes them: bilinear, then the largest.
+    """Label maps from soft masks of patches, as with ``--edges none``: bilinear upsampling, then the largest mask.
 
     Args:
         grid: patch grid (h, w).
@@ -84,13 +87,13 @@ class Labels(nn.Module):
         self.grid, self.size = grid, size
 
     def forward(self, masks: Tensor) -> Tensor:
-        """Segment of each pixel, int64 [T, H, W], of masks [T, M, S]."""
+        """Segment of each pixel, int64 [T, H, W], from masks [T, M, S]."""
         maps = masks.mT.unflatten(2, self.grid)
         return F.interpolate(maps, self.size, mode="bilinear", align_corners=False).argmax(1)
 
 
 def backbone_program(backbone: Backbone, frame_size: tuple[int, int]) -> Program:
-    """Frames to features."""
+    """Program from frames to features."""
     frames = torch.randint(256, (3, *frame_size, 3), device=backbone.device).byte()
     grid = backbone.grid(frame_size)
     return Program(
@@ -103,7 +106,7 @@ def backbone_program(backbone: Backbone, frame_size: tuple[int, int]) -> Program
 
 
 def labels_program(grid: tuple[int, int], size: tuple[int, int], device: torch.device) -> Program:
-    """Soft masks of patches to label maps of ``size`` (H, W)."""
+    """Program from soft masks of patches to label maps of ``size`` (H, W)."""
     masks = torch.randn(3, grid[0] * grid[1], 5, device=device).softmax(-1)
     return Program(
         "labels",

@@ -1,4 +1,4 @@
-"""Shared by Slot Contrast and VideoSAUR: recurrent slots of clips, and segmenting a video of any length in one pass."""
+"""Shared by Slot Contrast and VideoSAUR: slots that follow a video frame by frame, in training and in inference."""
 
 import abc
 from collections.abc import Callable, Sequence
@@ -27,56 +27,60 @@ R = TypeVar("R", bound="RecurrentTraining")
 
 @dataclass(frozen=True)
 class RecurrentModelConfig:
-    """Options of both models."""
+    """Options of the models of both methods."""
 
     num_slots: int = option(7, at_least=1)
-    """Slots K, background included."""
+    """Slots K, including those for the background."""
     dim: int = option(64, at_least=1)
     """Width D of the slots."""
     initial: Literal["learned", "gaussian"] = "learned"
-    """Where the slots of the first frame start. learned: one learned vector for each slot, as in Slot Contrast.
+    """Initial slots of the first frame.
+    learned: one learned vector for each slot, as in Slot Contrast.
     gaussian: draws of one learned Gaussian, as in VideoSAUR."""
     first_iterations: int = option(3, at_least=1)
     """Slot-attention iterations in the first frame of a video."""
     iterations: int = option(2, at_least=1)
     """Slot-attention iterations in each later frame."""
     implicit: Literal["bilevel", "none"] = "none"
-    """Which iterations of a frame carry gradients. none: all, as published.
-    bilevel: the last only, and the slots that the first starts from get its gradient too (Chang et al. 2022)."""
+    """Which iterations of slot attention carry gradients in each frame.
+    none: all of them, as published.
+    bilevel: only the last, whose gradient also reaches the initial slots of the frame (Chang et al. 2022)."""
     slot_mlp: bool = True
-    """Whether an MLP follows the GRU of slot attention; VideoSAUR does without."""
+    """Apply an MLP after the GRU of slot attention. VideoSAUR has none."""
     gru_state: GruState = "normalised"
-    """What the GRU of slot attention carries on. normalised: slots after their layer norm, as in the public code of
-    both methods. slots: the slots themselves, as in Locatello et al. 2020."""
+    """State of the GRU of slot attention.
+    normalised: the slots after their layer norm, as in the public code of both methods.
+    slots: the slots before it, as in Locatello et al. 2020."""
     heads: int = option(4, at_least=1)
     """Attention heads of the predictor (and of the slot mixer)."""
     logit_scale: LogitScale = "corrected"
-    """Scale of their attention logits, with heads of width d. corrected: q·k / sqrt(d). published: q·k · sqrt(d), as in
-    the public code of both methods, whose checkpoints need it."""
+    """Scale of the attention logits of the predictor (and of the slot mixer), with heads of width d.
+    corrected: q·k / sqrt(d), as usual.
+    published: q·k · sqrt(d), as in the public code of both methods. Its checkpoints need this."""
     decoder_dim: int = option(1024, at_least=1)
     """Width of the decoder's hidden layers."""
     decoder_layers: int = option(3, at_least=1)
     """Hidden layers of the decoder."""
     input_positions: bool = False
-    """Add sine-cosine positions to the features; useful for a CNN, since a ViT's features have positions already.
+    """Add sine-cosine positions to the features. Useful for a CNN; features of a ViT already contain positions.
     The width of the features must be a multiple of 4."""
 
 
 @dataclass(frozen=True)
 class RecurrentTraining(FeatureStageConfig):
-    """Options of both trainings."""
+    """Options of the trainings of both methods."""
 
     num_frames: int = option(4, at_least=2)
-    """Frames per clip T; shorter videos repeat, longer ones are cropped at random."""
+    """Frames T of a clip. Shorter videos repeat from their start, longer ones are cropped at random."""
 
 
 class RecurrentModel(nn.Module, abc.ABC):
-    """Features of a clip to slots of each frame; a subclass adds a decoder and a loss.
+    """Computes the slots of each frame of a clip. Subclasses add a decoder and a loss.
 
     Args:
-        config: number and widths.
+        config: number of slots, and widths.
         feature_dim: width C of the features.
-        grid: patch grid (h, w) that it is trained on, M = h w; it may be applied to other grids.
+        grid: patch grid (h, w) of the training, M = h·w. Other grids are possible when videos are segmented.
     """
 
     def __init__(self, config: RecurrentModelConfig, feature_dim: int, grid: tuple[int, int]) -> None:
@@ -106,17 +110,17 @@ class RecurrentModel(nn.Module, abc.ABC):
         grid: tuple[int, int] | None = None,
         first: bool = True,
     ) -> ClipSlots:
-        """Slots of each frame, from initial slots, or from where the frames before left them."""
+        """Slots of each frame of a clip, from initial slots or from the slots of earlier frames."""
         if self.config.input_positions:
             features = features + patch_positions(grid or self.grid, self.feature_dim, self.grid, features.device)
         return self.grouping(self.to_tokens(features), slots, first)
 
     @abc.abstractmethod
     def masks(self, slots: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """The decoder's masks [B, M, K] of slots [B, K, D]."""
+        """Masks [B, M, K] of the decoder, from slots [B, K, D]."""
 
     def input_features(self, features: Tensor) -> Tensor:
-        """What the slots are found in, of what the backbone returned."""
+        """The part of the output of the backbone that slot attention reads."""
         return features
 
 
@@ -132,7 +136,7 @@ class RecurrentStage(FeatureStage[R]):
         return ClipInputs(features, shape, settings, config.num_frames, context.data.crop == "random")
 
     def loss(self, model: RecurrentModel, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """See :meth:`Stage.loss`; it is what calling the model returns."""
+        """See :meth:`Stage.loss`; the model returns it when called."""
         loss, numbers = model(*batch)
         return loss, numbers
 
@@ -146,14 +150,19 @@ class RecurrentStage(FeatureStage[R]):
 
 
 class _Frame(nn.Module):
-    """Slots [K, D] and masks [1, M, K] of the next frame, and the slots that the frame after it starts from."""
+    """Program of one frame: its slots [K, D], its masks [1, M, K], and the initial slots of the frame after it."""
 
     def __init__(self, model: RecurrentModel, grid: tuple[int, int], first: bool) -> None:
         super().__init__()
         self.model, self.grid, self.first = model, grid, first
 
     def forward(self, features: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """``features`` [1, M, C]; ``start`` [K, D]: noise for the first frame, if its slots are drawn; else slots."""
+        """Segment a frame.
+
+        Args:
+            features: [1, M, C] of the frame.
+            start: [K, D], initial slots; for the first frame standard normal noise, if initial slots are drawn.
+        """
         slots = None if start is None else start[None]
         if self.first:
             slots = self.model.initial(1) if slots is None else self.model.initial(1, slots)
@@ -165,16 +174,16 @@ class _Frame(nn.Module):
 
 
 class RecurrentSegmenter(Segmenter):
-    """Segments a video of any length in one pass; between frames it remembers the slots alone.
+    """Segments a video of any length in one pass. Only the slots are passed from frame to frame.
 
-    A slot keeps its object by itself, so its index is the segment's identity.
+    The index of a slot is the number of its segment in all frames.
 
     Args:
-        name: of the method.
+        name: name of the method.
         context: the backbone.
         model: the trained model.
-        num_slots: draws of the Gaussian that the slots start from. Default: as in training.
-        frame_size: (H, W) that frames are resized to. Default: that of the training.
+        num_slots: number of slots, if initial slots are drawn from a Gaussian. Default: as in training.
+        frame_size: (H, W) that frames are resized to. Default: as in training.
     """
 
     def __init__(
@@ -214,7 +223,7 @@ class RecurrentSegmenter(Segmenter):
         )
 
     def programs(self) -> list[Program]:
-        """See :meth:`Segmenter.programs`; a caller runs a video frame by frame."""
+        """See :meth:`Segmenter.programs`; the caller runs them frame by frame."""
         count, dim = self.num_segments, self.model.config.dim
         features = torch.randn(1, self.grid[0] * self.grid[1], self.backbone.dim, device=self.device)
         start = torch.randn(count, dim, device=self.device)
@@ -222,14 +231,14 @@ class RecurrentSegmenter(Segmenter):
         outputs = {
             "slots": "K D: slots of the frame",
             "masks": "1 M K: their soft masks; each row over K sums to 1",
-            "following": "K D: what next_frame takes as state",
+            "following": "K D: state for the program next_frame",
         }
         noise = {} if self.model.initial.noise_shape is None else {"noise": Input(start, "K D", "standard normal")}
         state = {"state": Input(start, "K D", "following, of the frame before")}
         frames = [
             Program(name, about, _Frame(self.model, self.grid, first), {"features": of_backbone, **more}, outputs, ())
             for name, about, first, more in (
-                ("first_frame", "features of a video's first frame to slots and masks", True, noise),
+                ("first_frame", "features of the first frame of a video to slots and masks", True, noise),
                 ("next_frame", "features of each later frame to slots and masks", False, state),
             )
         ]
@@ -237,7 +246,7 @@ class RecurrentSegmenter(Segmenter):
         return [backbone, *frames, labels_program(self.grid, self.frame_size, self.device)]
 
     def _initial_slots(self, seed: int) -> Tensor:
-        """Slots [1, K, D] that the first frame starts from."""
+        """Initial slots [1, K, D] of the first frame."""
         shape = self.model.initial.noise_shape
         if shape is None:
             return self.model.initial(1)
@@ -251,7 +260,7 @@ class RecurrentSegmenter(Segmenter):
         """See :meth:`Segmenter.segment`.
 
         Raises:
-            ValueError: if another number of slots is asked for, since slots are found while a video is encoded.
+            ValueError: for another number of slots than the video was encoded with.
         """
         if settings.get("num_slots") not in (None, self.num_segments):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Slot Contrast (Manasyan et al. 2025): recurrent slots, kept apart and together over time by a contrastive loss."""
+"""Slot Contrast (Manasyan et al. 2025): slots that follow a video, with a contrastive loss between frames."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,21 +26,23 @@ class SlotContrastModelConfig(RecurrentModelConfig):
     """The model."""
 
     contrast_weight: float = 0.5
-    """Weight α of the contrast beside the mean squared error of the features; 0 for none."""
+    """Weight α of the contrast; the mean squared error of the features has weight 1. 0: no contrast."""
     temperature: float = 0.1
     """Temperature τ of the contrast."""
     contrast_direction: Direction = "previous"
-    """previous: each slot has to be found among those of the frame before, as in the public code.
-    next: among those of the next frame, as in the paper. both: the mean of the two."""
+    """Where each slot has to find itself.
+    previous: among the slots of the frame before, as in the public code.
+    next: among the slots of the next frame, as in the paper. both: the mean of the two losses."""
     positive_in_denominator: bool = True
-    """Whether the softmax's sum includes the slot's own match, as in the public code; in the paper it does not."""
+    """Include the match of a slot in the denominator of the softmax, as in the public code but not in the paper."""
     negatives: Negatives = "batch"
-    """Which slots a slot must not be confused with. batch: those of all videos of the batch. video: its own video's."""
+    """Slots that a slot is contrasted with.
+    batch: the slots of all videos of the batch. video: only those of the same video."""
     contrast_across_ranks: bool = True
-    """With several processes, whether the batch is that of all of them."""
+    """With several processes: contrast the slots of all processes, not only those of the same process."""
     recompute: bool = option(False, may_change=True)
-    """Compute the decoder's hidden layers again in the backward pass instead of keeping them: a fraction of the memory
-    for one more forward pass of the decoder."""
+    """Compute the hidden layers of the decoder again in the backward pass instead of keeping them. Takes a fraction of
+    the memory, and costs one more forward pass of the decoder."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class SlotContrastTraining(RecurrentTraining):
 
 
 def published_optim(steps: int, peak_lr: float, batch_size: int, flip: bool) -> OptimConfig:
-    """The optimiser settings that the public code of both methods shares."""
+    """Optimiser settings that the public codes of Slot Contrast and VideoSAUR share."""
     return OptimConfig(
         steps=steps,
         batch_size=batch_size,
@@ -100,13 +102,13 @@ _CORRECTED: dict[str, SlotContrastTraining] = {
 
 
 def _published(config: SlotContrastTraining) -> SlotContrastTraining:
-    """A preset with the public code's logits of the predictor."""
+    """The preset with the attention logits of the public code."""
     return replace(config, run=Path(f"{config.run}-published"), model=replace(config.model, logit_scale="published"))
 
 
 PRESETS: dict[str, SlotContrastTraining] = {
-    # Slots bind to objects after a number of steps with different videos: clips of two frames leave time for more of
-    # both, and so does the gradient of the last iteration alone.
+    # Slots start to represent objects after a certain number of steps and of different videos. Clips of two frames, and
+    # gradients of the last iteration only, allow more of both in the same time.
     "demo": SlotContrastTraining(
         run=Path("runs/slot-contrast-demo"),
         model=SlotContrastModelConfig(
@@ -121,7 +123,7 @@ PRESETS: dict[str, SlotContrastTraining] = {
 
 
 class SlotContrast(RecurrentModel):
-    """Recurrent slots with a broadcast decoder, see :class:`RecurrentModel`."""
+    """Slots that follow a video, with a broadcast decoder; see :class:`RecurrentModel`."""
 
     config: SlotContrastModelConfig
     decoder: BroadcastDecoder
@@ -143,7 +145,7 @@ class SlotContrast(RecurrentModel):
         return self.decoder(slots, grid).masks
 
     def forward(self, features: Tensor, *noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of features [B, T, M, C], for noise [B, K, D] if the initial slots are drawn; and numbers to log."""
+        """Loss of features [B, T, M, C] (and noise [B, K, D], if initial slots are drawn), and numbers to log."""
         slots = self.find_slots(features, self.initial(len(features), *noise)).slots
         decoded = self.decoder(slots.flatten(0, 1))
         target = features.flatten(0, 1)
@@ -185,12 +187,12 @@ class SlotContrastStage(RecurrentStage[SlotContrastTraining]):
 
 @dataclass(frozen=True)
 class SlotContrastSettings:
-    """Slot Contrast has no settings at inference: its slots were learned one by one."""
+    """Slot Contrast has no settings at inference: each initial slot is learned, so their number is fixed."""
 
 
 SLOT_CONTRAST = Method(
     name="slot-contrast",
-    summary="recurrent slots of a video, with a contrast that makes each slot find itself again in the next frame",
+    summary="slots that follow a video; a contrastive loss makes each slot similar to itself in the next frame",
     citation=(
         "Manasyan et al., Temporally Consistent Object-Centric Learning by Contrasting Slots, CVPR 2025 "
         "(https://arxiv.org/abs/2412.14295)"

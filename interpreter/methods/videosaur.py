@@ -1,4 +1,4 @@
-"""VideoSAUR (Zadaianchuk et al. 2023): recurrent slots that predict where the patches of a frame move to."""
+"""VideoSAUR (Zadaianchuk et al. 2023): slots that follow a video and predict where the patches of a frame move to."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,15 +29,15 @@ class VideoSaurModelConfig(RecurrentModelConfig):
     initial: Literal["learned", "gaussian"] = "gaussian"
     """See --initial of slot-contrast."""
     slot_mlp: bool = False
-    """Whether an MLP follows the GRU of slot attention; not so in VideoSAUR."""
+    """Apply an MLP after the GRU of slot attention. VideoSAUR has none."""
     mixer_blocks: int = option(3, at_least=1)
-    """Blocks of the slot mixer."""
+    """Attention blocks of the slot mixer, the decoder."""
     similarity_weight: float = 0.1
-    """Weight of the temporal similarity."""
+    """Weight of the loss on temporal similarities."""
     temperature: float = 0.15
-    """Temperature τ of the similarities that the target is made of."""
+    """Temperature τ of the softmax of similarities that is the target."""
     reconstruction_weight: float = 1.0
-    """Weight of the mean squared error of the features; 0 for the similarity alone, as on MOVi."""
+    """Weight of the mean squared error of the features. 0: only the loss on similarities, as on MOVi."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _ytvis(side: int) -> DataConfig:
 
 
 def _preset(name: str, data: DataConfig, vit: str, batch_size: int, **model: Any) -> VideoSaurTraining:
-    """A preset with the public code's settings."""
+    """The preset with the settings of the public code."""
     return VideoSaurTraining(
         run=Path(f"runs/videosaur-{name}"),
         data=data,
@@ -71,7 +71,7 @@ def _preset(name: str, data: DataConfig, vit: str, batch_size: int, **model: Any
     )
 
 
-# On MOVi the similarity is the only loss.
+# On MOVi the loss on similarities is the only one.
 _MOVI: dict[str, Any] = {"dim": 128, "mixer_blocks": 2, "decoder_layers": 4, "reconstruction_weight": 0.0}
 _CORRECTED: dict[str, VideoSaurTraining] = {
     "movi-c": _preset("movi-c", _movi("MOVi-C"), "facebook/dino-vitb8", 128, num_slots=11, temperature=0.075, **_MOVI),
@@ -82,7 +82,7 @@ _CORRECTED: dict[str, VideoSaurTraining] = {
 
 
 def _published(config: VideoSaurTraining) -> VideoSaurTraining:
-    """A preset with the public code's logits of the predictor and of the slot mixer."""
+    """The preset with the attention logits of the public code, in predictor and slot mixer."""
     return replace(config, run=Path(f"{config.run}-published"), model=replace(config.model, logit_scale="published"))
 
 
@@ -100,13 +100,14 @@ PRESETS: dict[str, VideoSaurTraining] = {
 
 
 class VideoSaur(RecurrentModel):
-    """Recurrent slots with a slot mixer, see :class:`RecurrentModel`.
+    """Slots that follow a video, with a slot mixer as decoder; see :class:`RecurrentModel`.
 
     Args:
-        config: number and widths.
-        feature_dim: width C of the features that the slots are found in.
-        grid: patch grid (h, w) that it is trained on.
-        keys: whether the backbone appends keys [.., C] to the features. Without keys the target is made of features.
+        config: number of slots, and widths.
+        feature_dim: width C of the features that slot attention reads.
+        grid: patch grid (h, w) of the training.
+        keys: whether the backbone appends keys [.., C] to the features. Without keys, the target is computed from the
+            features.
     """
 
     config: VideoSaurModelConfig
@@ -137,8 +138,11 @@ class VideoSaur(RecurrentModel):
         return self.decoder.masks(slots, grid)
 
     def forward(self, features: Tensor, *noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of what the backbone returned, [B, T, M, C] or with keys [B, T, M, 2C], for noise [B, K, D] if the
-        initial slots are drawn; and numbers to log."""
+        """Loss, and numbers to log.
+
+        The batch is the output of the backbone, [B, T, M, C] or with keys [B, T, M, 2C], and noise [B, K, D] if initial
+        slots are drawn.
+        """
         config, inputs = self.config, self.input_features(features)
         targets = similarity_targets(features[..., self.feature_dim :] if self.keys else inputs, config.temperature)
         slots = self.find_slots(inputs, self.initial(len(features), *noise)).slots
@@ -185,12 +189,12 @@ class VideoSaurSettings:
     """Settings of VideoSAUR at inference."""
 
     num_slots: int | None = option(None, at_least=1, encodes=True)
-    """Slots to look for; any number can be drawn from the learned Gaussian. Default: as in training."""
+    """Number of slots; any number can be drawn from the learned Gaussian. Default: as in training."""
 
 
 VIDEOSAUR = Method(
     name="videosaur",
-    summary="recurrent slots of a video, which predict where the patches of a frame move to",
+    summary="slots that follow a video and predict where the patches of a frame move to",
     citation=(
         "Zadaianchuk et al., Object-Centric Learning for Real-World Videos by Predicting Temporal Feature "
         "Similarities, NeurIPS 2023 (https://arxiv.org/abs/2306.04829)"

@@ -1,7 +1,7 @@
-"""Shared by methods that compare two views of a clip: pixels with other colours for a student and a teacher.
+"""Shared by methods that compare two views of a clip, one for a student and one for a teacher.
 
-The two views show the same pixels of the same frames: flips and crops are shared, so that a patch of one is the same
-place as that patch of the other. What differs are colours and blur, which are the same for all frames of a view.
+Both views show the same part of the same frames: flips and crops are shared, so that a patch is the same place in both.
+Colours and blur differ between the views, and are the same for all frames of a view.
 """
 
 import itertools
@@ -36,15 +36,15 @@ NOT_STORED = (
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How the two views of a clip are made; --flip mirrors both."""
+    """How the two views of a clip are augmented. --flip mirrors both."""
 
     photometric: bool = True
-    """Change colours and blur each view, all its frames alike: gray with probability 0.2; brightness, contrast and
-    saturation by up to 40 % and hue by up to a tenth of a turn, in random order, with probability 0.8; a Gaussian
-    blur, σ from 0.1 to 2 pixels, with probability 0.5."""
+    """Change the colours of each view and blur it, all its frames in the same way: gray with probability 0.2;
+    brightness, contrast and saturation by up to 40 % and hue by up to a tenth of a turn, in random order, with
+    probability 0.8; a Gaussian blur, σ from 0.1 to 2 pixels, with probability 0.5."""
     crop_side: float = 1.0
-    """Side of a random crop relative to the frame, the same for both views and all frames of a clip; 1 for whole
-    frames. Frames are decoded at --frame-size divided by it, so that nothing is enlarged."""
+    """Side of a random crop, relative to the frame. The crop is the same for both views and all frames of a clip. 1:
+    whole frames. Frames are decoded at --frame-size divided by this number, so crops are not enlarged."""
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_side <= 1:
@@ -65,24 +65,25 @@ class ViewTraining(FeatureStageConfig):
     """Options of a stage that trains on views of clips."""
 
     num_frames: int = option(4, at_least=2)
-    """Frames per clip T; the clip of a shorter video repeats from its start."""
+    """Frames T of a clip. Shorter videos repeat from their start."""
     stride: int = option(4, at_least=1)
-    """Distance of two frames of a clip in the video."""
+    """Distance in the video between consecutive frames of a clip. With 4, a clip has every 4th frame."""
     partner: Partner = "previous"
-    """Which other frame of its clip each frame is correlated with. previous: the frame before it, and the last one for
-    the first. random: drawn in every step. At inference it is the frame before."""
+    """Other frame of the clip that each frame is correlated with.
+    previous: the frame before it; for the first frame, the last one. random: drawn in every step.
+    When videos are segmented, it is the frame before."""
     train_backbone: bool = True
-    """Train the backbone too, which then encodes every batch anew."""
+    """Also train the backbone, which then encodes each batch again."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     @property
     def streams(self) -> bool:
-        """Whether the stage trains on pixels, and features cannot come from the cache."""
+        """Whether the stage trains on pixels, so that features cannot come from the cache."""
         return self.train_backbone or self.augment.photometric or self.augment.crop_side < 1
 
 
 def partners(partner: Partner, clips: Clips, step: int) -> Tensor:
-    """For each frame of this process's clips of a step, the number of another frame of its clip: int64 [B, T]."""
+    """For each frame of the clips of this process in a step, the number of another frame of its clip: int64 [B, T]."""
     optim, count = clips.settings.optim, clips.num_frames
     rows = clips.settings.ranks.rows(optim.batch_size)
     if partner == "random":
@@ -96,15 +97,15 @@ class ViewInputs(Inputs):
 
     A batch holds
 
-    - frames of the student uint8 [B, T, H, W, 3],
-    - frames of the teacher uint8 [B, T, H, W, 3], which show the same in other colours,
-    - the partner of each frame int64 [B, T]: the number, 0 to T - 1, of another frame of its clip.
+    - the frames of the student, uint8 [B, T, H, W, 3],
+    - the frames of the teacher, uint8 [B, T, H, W, 3], which show the same in other colours,
+    - the partner of each frame, int64 [B, T]: the number, 0 to T - 1, of another frame of its clip.
 
     Attributes:
-        clips: which frames.
+        clips: the frames of the clips.
         loader: decodes them at ``augment.decoded_size(size)``.
         size: (H, W) of the views.
-        augment: how they differ.
+        augment: how the views are augmented.
         partner: "previous" or "random".
     """
 
@@ -127,7 +128,7 @@ class ViewInputs(Inputs):
             yield student, teacher, partners(self.partner, self.clips, step).to(pixels.device)
 
     def _cropped(self, clips: Tensor, step: int) -> Tensor:
-        """The crop [B, T, H, W, 3] of each clip, the same of all its frames."""
+        """A random crop [B, T, H, W, 3] of each clip, the same for all of its frames."""
         room = clips.shape[2] - self.size[0], clips.shape[3] - self.size[1]
         if room == (0, 0):
             return clips
@@ -138,10 +139,10 @@ class ViewInputs(Inputs):
         return torch.stack([clip[:, top : top + height, left : left + width] for clip, (top, left) in parts])
 
     def _views(self, clips: Tensor, step: int) -> list[Tensor]:
-        """What the student and what the teacher sees."""
+        """The views of the student and of the teacher."""
         if not self.augment.photometric:
             return [clips, clips]
-        from interpreter.models.augment import NUMBERS, adjust, photometry  # late: other methods do without kornia
+        from interpreter.models.augment import NUMBERS, adjust, photometry  # other methods do not need it
 
         optim = self.clips.settings.optim
         numbers, orders = photometric_batch(optim.batch_size, NUMBERS, optim.seed, step)
@@ -160,13 +161,13 @@ class ViewInputs(Inputs):
 
 @dataclass
 class FeatureViews(Inputs):
-    """Clips without augmentation, as features of a frozen backbone, which may come from the cache.
+    """Clips without augmentation: features of a frozen backbone, which may come from the cache.
 
-    A batch holds features fp32 [B, T, M, C], which student and teacher share, and partners [B, T] as for
+    A batch holds features fp32 [B, T, M, C], the same for student and teacher, and partners [B, T] as in
     :class:`ViewInputs`.
 
     Attributes:
-        inputs: the features.
+        inputs: source of the features.
         partner: "previous" or "random".
     """
 
@@ -193,15 +194,17 @@ class FeatureViews(Inputs):
 
 
 class ViewStage(FeatureStage[V]):
-    """A stage that trains on views of clips: on :class:`ViewInputs` if its backbone is trained or its clips are
-    augmented, else on :class:`FeatureViews`."""
+    """A stage that trains on views of clips.
+
+    It trains on :class:`ViewInputs` if the backbone is trained or clips are augmented, else on :class:`FeatureViews`.
+    """
 
     @contextmanager
     def inputs(self, config: V, context: Context, settings: InputSettings) -> Iterator[Inputs]:
         """See :meth:`Stage.inputs`.
 
         Raises:
-            ValueError: if features are to be stored that change in every step.
+            ValueError: if ``--features stored`` is given, but features change in every step.
         """
         if not config.streams:
             with super().inputs(config, context, settings) as inputs:

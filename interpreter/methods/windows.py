@@ -1,7 +1,7 @@
-"""Shared by methods that train on a frame and its neighbours: windows of frames, of which some tokens are dropped.
+"""Shared by methods that train on a frame and its neighbours: windows of frames, some of whose tokens are dropped.
 
-A sample is a frame: its window is that frame and the ``half_window`` frames on either side of it. Each frame of a
-window loses a random part of its tokens; the centre frame is seen whole too, as the target of the reconstruction.
+A sample is a window: a frame, the centre, and the ``half_window`` frames on either side of it. Each frame of a window
+loses a random part of its tokens. The target of the reconstruction is the centre with all its tokens.
 """
 
 import itertools
@@ -35,16 +35,17 @@ NOT_STORED = (
 
 @dataclass(frozen=True)
 class WindowTraining(FeatureStageConfig):
-    """Options of a stage that trains on windows."""
+    """Options of a stage that trains on windows of frames."""
 
     half_window: int = option(2, at_least=0)
-    """Frames on either side of the centre of a window."""
+    """Number of frames on either side of the centre of a window."""
     token_drop: float = 0.5
-    """Share of the tokens that each frame of a window loses at random, from 0 to less than 1."""
+    """Share of the tokens of each frame that are dropped at random, from 0 to less than 1."""
     token_drop_at: Literal["patches", "features"] = "patches"
-    """patches: before the blocks of the ViT, as published. Kept tokens know nothing of the others, and a frame costs
-    the backbone less, but nothing can be cached.
-    features: after the backbone, whose features are then cached; a CNN needs this."""
+    """Where tokens are dropped.
+    patches: before the blocks of the ViT, as published. Kept tokens attend to kept tokens only, and the backbone takes
+    less time per frame, but features cannot be cached.
+    features: after the backbone, so that features can be cached. A CNN needs this."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.token_drop < 1:
@@ -52,21 +53,21 @@ class WindowTraining(FeatureStageConfig):
 
     @property
     def streams(self) -> bool:
-        """Whether tokens are dropped inside the backbone, which then has to run in every step."""
+        """Whether tokens are dropped inside the backbone, which then runs in every step."""
         return self.token_drop_at == "patches" and self.token_drop > 0
 
     def kept(self, tokens: int) -> int:
-        """How many of the tokens of a frame are not dropped, rounded down, at least 1."""
+        """Number of tokens of a frame that are kept: rounded down, at least 1."""
         return max(1, int(round(tokens * (1 - self.token_drop), 6)))  # 10 · (1 - 0.9) is a little less than 1
 
 
 class WindowRequest(NamedTuple):
-    """The frames of some windows that exist, n of them, window by window.
+    """The n frames of B windows, window by window. Frames beyond the ends of a video are left out.
 
     Attributes:
-        frames: of which features are requested, with their flips and, for random squares, offsets.
-        kept: tokens [n, M'] int64 of each frame that are not dropped, ascending.
-        centres: places [B] int64 among these frames of the frames in the centre of each window.
+        frames: the frames whose features are requested, with their flips and, for random squares, offsets.
+        kept: numbers [n, M'] int64 of the kept tokens of each frame, ascending.
+        centres: for each window, the index [B] int64 of its centre among these frames.
     """
 
     frames: Request
@@ -78,16 +79,16 @@ class WindowSource(Protocol):
     """Features of windows."""
 
     def batches(self, requests: Iterable[WindowRequest]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield for each request the features fp32 [n, M', C] of the kept tokens of all its frames, and [B, M, C] of
-        all tokens of its centres. A source takes requests ahead of the one it yields."""
+        """Yield two tensors fp32 for each request: features [n, M', C] of the kept tokens of all frames, and features
+        [B, M, C] of all tokens of the centres. A source reads requests ahead of the one that it yields."""
 
 
 @dataclass(frozen=True)
 class FeatureWindows:
-    """Tokens are dropped after the backbone has seen them: its features may then come from the cache.
+    """Tokens are dropped after the backbone, whose features may come from the cache.
 
     Attributes:
-        features: of all frames.
+        features: features of all frames.
     """
 
     features: FeatureSource
@@ -107,13 +108,14 @@ class FeatureWindows:
 
 @dataclass(frozen=True)
 class PatchWindows:
-    """Tokens are dropped before the blocks of the backbone, whose kept tokens see each other alone. Frames are decoded
-    once, and encoded twice where they are centres: their kept patches, and all of them.
+    """Tokens are dropped before the blocks of the backbone, so that kept tokens attend to kept tokens only.
+
+    Each frame is decoded once. The centre of a window is encoded twice: its kept patches, and all of them.
 
     Attributes:
         backbone: a vision transformer.
-        loader: of the frames.
-        precision: of the backbone.
+        loader: decodes the frames.
+        precision: precision of the backbone.
     """
 
     backbone: Backbone
@@ -132,24 +134,25 @@ class PatchWindows:
 
 @dataclass
 class WindowInputs(Inputs):
-    """Windows of the frames of all videos, dealt out epoch by epoch in random order.
+    """Windows around the frames of all videos. In each epoch, each frame is a centre once, in random order.
 
     A batch holds, for F = 2 ``half_window`` + 1 frames of each window, M' = ``kept`` of M tokens:
 
-    - features [B, F, M', C] of the kept tokens, zeros for frames beyond either end of the video,
+    - features [B, F, M', C] of the kept tokens, zeros for frames beyond the ends of the video,
     - features [B, M, C] of the frame in the centre,
-    - numbers [B, F, M'] int64 of the kept tokens, ascending, drawn anew for each frame,
-    - which frames exist [B, F] bool; the others are neither decoded nor encoded,
-    - whether the slots of a sample are merged [B] bool.
+    - numbers [B, F, M'] int64 of the kept tokens, ascending, drawn for each frame,
+    - which frames exist, [B, F] bool; the others are neither decoded nor encoded,
+    - whether the slots of a sample are merged, [B] bool.
 
     Attributes:
-        source: of the features.
+        source: source of the features.
         feature_shape: (M, C) of a frame.
         settings: see :class:`InputSettings`.
-        half_window: frames on either side of the centre.
-        kept: tokens M' of a frame that are not dropped, 1 to M.
-        merge_schedule: of a step, the probability that the slots of a sample are *not* merged. None never merges.
-        squares: whether each window is cut to a square at a random place (``--crop random``).
+        half_window: number of frames on either side of the centre.
+        kept: number M' of kept tokens of a frame, 1 to M.
+        merge_schedule: function from a step to the probability that the slots of a sample are *not* merged. None: slots
+            are never merged.
+        squares: whether each window is cropped to a square at a random place (``--crop random``).
     """
 
     source: WindowSource
@@ -168,7 +171,7 @@ class WindowInputs(Inputs):
         self.frames_per_sample = 2 * self.half_window + 1
 
     def windows(self, step: int) -> tuple[WindowRequest, Tensor, Tensor, Tensor]:
-        """What a step requests, and its kept tokens [B, F, M'], frames that exist [B, F] and merges [B]."""
+        """The request of a step, its kept tokens [B, F, M'], which frames exist [B, F], and which samples merge [B]."""
         optim, count = self.settings.optim, self.frames_per_sample
         batch, seed, rows = optim.batch_size, optim.seed, self.settings.ranks.rows(optim.batch_size)
         centres, flips = (part[rows] for part in frame_batch(len(self.index), batch, optim.flip, seed, step))
@@ -203,24 +206,24 @@ class WindowInputs(Inputs):
 
 
 def _with_absent_frames(features: Tensor, present: Tensor) -> Tensor:
-    """Features [B, F, M', C] of all frames of the windows, zeros where ``present`` [B, F] (on the CPU) is False."""
+    """Features [B, F, M', C] of all frames of the windows; zeros where ``present`` [B, F] (on the CPU) is False."""
     if present.all():
         return features.unflatten(0, present.shape)
-    # Gathered rather than scattered, which is slow where a GPU has to be deterministic.
+    # Gathered, since a deterministic scatter is slow on a GPU.
     places = (present.flatten().cumsum(0) - 1).clamp_min(0).to(features.device)
     absent = ~present.flatten().to(features.device)
     return features.index_select(0, places).masked_fill_(absent[:, None, None], 0.0).unflatten(0, present.shape)
 
 
 class WindowStage(FeatureStage[W]):
-    """A stage that trains on windows around a frame."""
+    """A stage that trains on a frame and its neighbours."""
 
     @contextmanager
     def inputs(self, config: W, context: Context, settings: InputSettings) -> Iterator[Inputs]:
         """See :meth:`Stage.inputs`.
 
         Raises:
-            ValueError: if patches are to be dropped inside a backbone that cannot, or their features to be stored.
+            ValueError: if tokens are dropped before the blocks of a CNN, or features are to be stored that change.
         """
         if not config.streams:
             with super().inputs(config, context, settings) as inputs:
@@ -249,7 +252,7 @@ class WindowStage(FeatureStage[W]):
         return WindowInputs(source, shape, settings, config.half_window, kept, schedule, squares)
 
     def merge_schedule(self, config: W, settings: InputSettings) -> Callable[[int], float] | None:
-        """Of a step, the probability that the slots of a sample are not merged. None never merges."""
+        """Function from a step to the probability that the slots of a sample are not merged; None: never merge."""
         return None
 
     def require_cacheable(self, config: W) -> None:

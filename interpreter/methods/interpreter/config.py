@@ -1,4 +1,4 @@
-"""Options of both stages of Interpreter, with every number of the paper, and the presets made of them."""
+"""Options of both stages of Interpreter, and presets, of which two have all numbers of the paper."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,88 +25,90 @@ Preset = Literal["demo", "davis", "clips", "ytvis19", "movi-e"]
 
 @dataclass(frozen=True)
 class SlotModelConfig:
-    """What both stages have: slot attention and a decoder."""
+    """Options that both stages have: slot attention and a decoder."""
 
     dim: int = option(128, at_least=1)
     """Width of the slots and of the transformers; a multiple of 4."""
     iterations: int = option(3, at_least=1)
     """Slot-attention iterations in training."""
     inference_iterations: int = option(6, at_least=1)
-    """Slot-attention iterations after training; more than in training give better masks."""
+    """Slot-attention iterations when videos are segmented. More than in training give better masks."""
     implicit: Literal["bilevel", "detach", "none"] = "bilevel"
-    """Which iterations carry gradients. bilevel: the last only, and the prior learns too (Chang et al. 2022).
-    detach: the last only. none: all."""
+    """Which iterations of slot attention carry gradients.
+    bilevel: only the last, and the distribution of the initial slots is trained as well (Chang et al. 2022).
+    detach: only the last. none: all of them."""
     decoder_layers: int = option(2, at_least=1)
     """Layers of the transformer decoder."""
     heads: int = option(4, at_least=1)
     """Attention heads of the transformers."""
     recompute: bool = option(False, may_change=True)
-    """Activation checkpointing: keep only the input of each transformer block, compute the rest again when needed.
-    Saves memory at the cost of one more forward pass of the blocks."""
+    """Activation checkpointing: keep only the input of each transformer block, and compute the rest again in the
+    backward pass. Saves memory, and costs one more forward pass of the blocks."""
 
 
 @dataclass(frozen=True)
 class ImageModelConfig(SlotModelConfig):
-    """The image stage."""
+    """Options of the image stage."""
 
     decoder: Literal["transformer", "masks", "broadcast"] = "transformer"
-    """How slots reconstruct the features.
-    transformer: position queries attend to the slots, as in the paper; --decoder-layers, --heads and --recompute are
-    its options alone.
-    masks: each token is rebuilt as a mean of linear functions of the slots, weighted by its attention. Only sharp
-    attention gives a small error, so attention becomes sharp; for ViTs.
-    broadcast: an MLP of 3 hidden layers of width 1024 (Seitzer et al. 2023), whose masks are used as attention."""
+    """How the features are reconstructed from the slots.
+    transformer: queries for the positions of the tokens attend to the slots, as in the paper. Only this decoder uses
+    --decoder-layers, --heads and --recompute.
+    masks: each token is a weighted mean of linear functions of the slots, with its attention as weights. Only sharp
+    attention gives a small error, so attention becomes sharp. For features of a ViT.
+    broadcast: an MLP of 3 hidden layers of width 1024 (Seitzer et al. 2023). Its masks are used as attention."""
 
     num_slots: int = option(11, at_least=1)
-    """Image slots N: more than the objects of a frame, since the background takes several."""
+    """Image slots N of a frame. Choose more than it has objects, since the background takes several."""
     restarts: int = option(4, at_least=1)
-    """After training: draws of the slot prior for each frame, of which the one that reconstructs best is kept."""
+    """Sets of initial slots drawn for each frame when videos are segmented; the one with the lowest loss is kept."""
     input_positions: bool = True
     """Add sine-cosine positions to the features before slot attention.
-    A ViT does not need it, because its features have positions already."""
+    Useful for a CNN. Features of a ViT already contain positions."""
 
 
 @dataclass(frozen=True)
 class VideoModelConfig(SlotModelConfig):
-    """The video stage."""
+    """Options of the video stage."""
 
     inputs: VideoInputs = "slots"
-    """What describes a slot of the level below to the video stage.
-    slots: the slot itself, as in the paper. means: the mean feature and the mean position of its tokens, which hardly
-    depend on the random draw that the slot started from."""
+    """What the video stage reads of each image slot (above level 2: of each slot of the level below).
+    slots: the slot, as in the paper.
+    means: the mean feature and the mean position of its tokens. They hardly depend on the random draw that the slot
+    started from."""
     decoder: Literal["transformer", "masks"] = "transformer"
-    """How video slots reconstruct these inputs.
-    transformer: queries attend to the video slots, and the loss is a Sinkhorn divergence, as in the paper;
-    --decoder-layers, --blur, --scaling and --diameter are its options alone.
-    masks: each input is rebuilt as a mean of linear functions of the video slots, weighted by its attention. Only
-    sharp attention gives a small error, so attention becomes sharp; the loss is the mean squared error."""
+    """How the inputs are reconstructed from the video slots.
+    transformer: queries attend to the video slots, and the loss is a Sinkhorn divergence, as in the paper. Only this
+    decoder uses --decoder-layers, --blur, --scaling and --diameter.
+    masks: each input is a weighted mean of linear functions of the video slots, with its attention as weights. The loss
+    is the mean squared error. Only sharp attention makes it small, so attention becomes sharp."""
     num_slots: int = option(9, at_least=1)
-    """Video slots K, before merging."""
+    """Number of video slots K, before merging."""
     restarts: int = option(8, at_least=1)
-    """After training: draws of the slot prior for each video, of which the one of least loss is kept."""
+    """Sets of initial slots drawn for each video when it is segmented; the one with the lowest loss is kept."""
     inference_sharpness: float = 1.0
-    """After training: factor of the logits of slot attention; above 1 attention is sharper than in training."""
+    """Factor of the attention logits when videos are segmented. Above 1, attention is sharper than in training."""
     encoder_layers: int = option(2, at_least=0)
-    """Layers of the transformer encoder over all image slots of a video; 0 for none; then time grows linearly
-    with the video's length instead of quadratically."""
+    """Layers of the transformer encoder over all image slots of a video. With 0 there is no encoder, and time grows
+    linearly with the length of the video, not quadratically."""
     time_scale: float = 0.0
-    """Factor of the time encoding that is added to the image slots; the paper uses 1.
-    Early in training, large values make slots specialise on time intervals instead of objects."""
+    """Factor of the time encoding that is added to the image slots. The paper uses 1.
+    With large values, slots specialise on time intervals instead of objects early in training."""
     merge_threshold: float = 0.05
-    """Video slots closer than this cosine distance are merged (complete linkage); 0 for no merging."""
+    """Merge video slots that are closer than this cosine distance (complete linkage). 0: no merging."""
     blur: float = 0.05
-    """Sinkhorn divergence: final scale of the annealing, in units of the slots."""
+    """Sinkhorn divergence: last scale of the annealing, in units of the slots."""
     scaling: float = 0.5
-    """Sinkhorn divergence: ratio between successive scales."""
+    """Sinkhorn divergence: factor from each scale of the annealing to the next."""
     diameter: float | None = None
-    """Sinkhorn divergence: first scale. Default: diagonal of the bounding box around the points of the batch, as in
-    GeomLoss; with padding or above level 2, around the points of each frame or window."""
+    """Sinkhorn divergence: first scale of the annealing. Default: the diagonal of the bounding box around the points of
+    the batch, as in GeomLoss; with padding or above level 2, around the points of each frame or window."""
     gate: float = 0.0
-    """A gate keeps or drops each video slot, so that their number follows the video (adaptive slot attention, Fan et
-    al. 2024). This weight times the mean probability of keeping a slot is added to the loss; 0 for no gate."""
+    """Above 0: a gate keeps or drops each video slot, so that their number follows the video (adaptive slot attention,
+    Fan et al. 2024). The loss grows by this weight times the mean probability that a slot is kept. 0: no gate."""
 
     def __post_init__(self) -> None:
-        """Check that the sharpness is positive and the gate's weight not negative."""
+        """Check the range of the gate's weight and of the sharpness."""
         if self.gate < 0:
             raise ValueError(f"--gate must be at least 0, got {self.gate}")
         if not self.inference_sharpness > 0:
@@ -122,14 +124,13 @@ class ImageTraining(FeatureStageConfig):
 
     model: ImageModelConfig = field(default_factory=ImageModelConfig)
     windows: tuple[int, int] | None = option(None, at_least=1)
-    """Height and width, in tokens, of random windows of the frames' token grid that are trained on instead of whole
-    frames; needs --decoder masks and --no-input-positions. Masks of whole frames become finer, and steps faster.
-    Default: whole frames."""
+    """Train on random windows of the token grid, of this height and width in tokens, instead of whole frames. Masks
+    become finer and steps faster. Needs --decoder masks and --no-input-positions. Default: whole frames."""
     whole_frames: float = 0.3
     """With --windows: share of the samples that are whole frames, averaged down to the size of a window; 0 to 1."""
 
     def __post_init__(self) -> None:
-        """Refuse a share outside 0 to 1."""
+        """Check the range of the share."""
         if not 0 <= self.whole_frames <= 1:
             raise ValueError(f"--whole-frames must be between 0 and 1, got {self.whole_frames}")
 
@@ -138,45 +139,45 @@ class ImageTraining(FeatureStageConfig):
 class VideoTraining(StageConfig):
     """Train the video stage: image slots of all frames become video slots.
 
-    The image stage of the same run directory supplies backbone, data and frame size. Defaults below come from the
-    chosen preset. With --level 3 or more, another video stage is trained on top of the one below: the slots of
-    consecutive windows of the video become the slots of the whole video.
+    Backbone, data and frame size come from the image stage of the same run directory. Defaults below come from the
+    chosen preset. With --level 3 or more, another video stage is trained on top: it groups the slots that the level
+    below finds in consecutive windows of the video.
     """
 
     level: int = option(2, at_least=2)
-    """Level of the hierarchy, counted from the image stage, which is level 1. A level k above 2 needs the level below,
-    and is kept in RUN/video-k."""
+    """Level to train: 2 is the video stage, on top of the image stage, which is level 1. A level k above 2 needs the
+    trained level below, and is kept in RUN/video-k."""
     window: int | None = option(None, at_least=1)
-    """With --level 3 or more: length of the windows of the level below, in its own steps: frames for --level 3, windows
-    of level 2 for --level 4. Default: --num-frames of the level below."""
+    """With --level 3 or more: length of the windows that the level below segments: frames for --level 3, windows of
+    level 2 for --level 4. Default: --num-frames of the level below."""
     overlap: int = option(0, at_least=0)
-    """With --level 3 or more: steps that two consecutive windows of the level below have in common."""
+    """With --level 3 or more: how much two consecutive windows of the level below overlap, in units of --window."""
     start: Start = "below"
     """With --level 3 or more: initial weights.
-    below: copy the weights of the level below, if both levels read means and have equal sizes; otherwise random.
-    random: always random."""
+    below: the weights of the level below, if both levels have --inputs means and equal sizes; otherwise random weights.
+    random: random weights."""
     num_frames: int = option(24, at_least=1)
-    """Frames per clip T; longer videos are cropped at random. With --level 3 or more: windows of the level below."""
+    """Frames T of a clip; longer videos are cropped at random. With --level 3 or more: windows of the level below."""
     short: Short | None = None
-    """What happens to videos that are shorter than a clip.
-    repeat: they repeat from their start, as in the paper.
-    mask: the rest of the clip is padding, on which nothing depends.
+    """How to fill a clip if the video is shorter.
+    repeat: the video starts again, as in the paper.
+    mask: the rest of the clip is padding, which does not affect the result.
     Default: repeat at level 2, mask above it."""
     model: VideoModelConfig = field(default_factory=VideoModelConfig)
     features: Features = option("auto", may_change=True)
-    """stored: compute the image slots of all frames once and store them in the cache; steps decode nothing.
-    streamed: decode, encode and compute the slots of each batch again.
-    auto: stored if that takes at most half of the free disk, else streamed. With --level 3 or more always stored."""
+    """stored: compute the image slots of all frames once and store them in the cache; steps decode no video.
+    streamed: decode the frames and compute the slots again for each batch.
+    auto: stored if that takes at most half of the free disk, else streamed. With --level 3 or more: stored."""
     draws: int = option(4, at_least=1)
-    """Draws R of the image stage's slot prior for each frame, and above level 2 of the priors of all lower levels; each
-    step picks one of them at random."""
+    """Random draws R of the initial slots of each frame (above level 2: of all lower levels). Each step uses one of
+    them, chosen at random."""
     allow_unfinished: bool = option(False, may_change=True)
-    """Train on an image stage that has not reached its last step; its slots would change if it trained on."""
+    """Allow an image stage that has not reached its last step. Do not train it further: its slots would change."""
     cache: Path | None = option(None, may_change=True)
     """Directory of cached features and slots. Default: that of the image stage."""
 
     def __post_init__(self) -> None:
-        """Refuse windows that make no sense."""
+        """Check that windows and overlap fit the level."""
         if self.level == 2 and (self.window is not None or self.overlap):
             raise ValueError(
                 "--window and --overlap need --level 3 or more: they cut the level below into windows, and the steps "
@@ -187,12 +188,12 @@ class VideoTraining(StageConfig):
 
     @property
     def masked(self) -> bool:
-        """Whether short videos are padded, and not repeated."""
+        """Whether short videos are padded instead of repeated."""
         return (self.short or ("repeat" if self.level == 2 else "mask")) == "mask"
 
 
 def level_key(level: int) -> str:
-    """Key of the stage of a level: level 1 is the image stage, level 2 the video stage, level 3 is video-3."""
+    """Key of the stage of a level: image for level 1, video for level 2, video-3 for level 3."""
     return {1: "image", 2: "video"}.get(level, f"video-{level}")
 
 

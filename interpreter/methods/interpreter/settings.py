@@ -1,4 +1,4 @@
-"""Settings of Interpreter at inference, and which trained stage they need."""
+"""Settings of Interpreter at inference, and the trained stage that they need."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,41 +17,43 @@ class Settings:
     """Settings of Interpreter."""
 
     stage: StageName = "video"
-    """video: segments keep their identity over time.
-    image: each frame is segmented by itself."""
+    """video: segments keep their number over time.
+    image: each frame is segmented by itself, so numbers of different frames are unrelated."""
     association: Association = option("features", encodes=True)
-    """How the image slots of all frames become segments.
-    features: by k-means of the mean features of the slots' tokens, for which only the image stage has to be trained.
-    learned: by the trained video stage. Ignored with more than two levels, which always use the trained stages."""
+    """How the image slots of all frames are grouped into segments.
+    features: k-means of the mean features of the slots' tokens. Only the image stage has to be trained.
+    learned: the trained video stage.
+    With more than two levels, the trained stages always group them."""
     level: int | None = option(None, at_least=1)
-    """Level whose segments are written: 1, the image slots of each frame; 2, the segments of the video (k-means, or the
-    video stage with --association learned); 3 and more, a level trained with `train --level`. Default: the highest of
+    """Level whose segments are written. 1: image slots of each frame. 2: segments of the video (by k-means, or by the
+    video stage with --association learned). 3 and more: a level trained with train --level. Default: the highest of
     --levels."""
     levels: int | None = option(None, at_least=2, encodes=True)
-    """Levels of the hierarchy. Above 2, each level below the highest works in windows of the video, in which its
-    segments are numbered anew. Default: 2, or --level if that is more."""
+    """Number of levels. Above 2, each level but the highest segments windows of the video, with new numbers in each
+    window. Default: 2, or --level if that is more."""
     outlines: int | None = option(None, at_least=1)
-    """Also outline the segments of this lower level in the overlay, such as 2 with --level 3."""
+    """Also draw the outlines of the segments of this lower level in the overlay, such as 2 with --level 3."""
     masks_from: Masks | None = None
-    """slots: a segment is the union of its image slots, in each frame.
-    tokens: groups of slots start a k-means of the tokens of all frames, whose clusters are merged into the segments;
-    needs --association features. Default: tokens on a ViT with association by features, else slots."""
+    """What the masks of the segments are made of.
+    slots: a segment is the union of its image slots in each frame.
+    tokens: k-means of the tokens of all frames, which starts from groups of slots; the clusters are merged into the
+    segments. Finer; needs --association features. Default: tokens on a ViT with --association features, else slots."""
     image_slots: int | None = option(None, at_least=1)
-    """Image slots of each frame; more slots give smaller parts, which the grouping joins again. Default: twice as many
-    as in training; as many with --stage image, and for a video stage that reads slots."""
+    """Image slots of each frame. More slots give smaller parts, which the grouping joins. Default: twice as many as in
+    training; as many as in training with --stage image, and with a video stage that reads slots."""
     num_slots: int | Literal["auto"] | None = option(None, at_least=1)
-    """Number of segments. Default: 9. With --association learned, number of video slots before merging; default: as
-    in training.
-    auto: as many as the video needs, at most 16: segments whose mean features are alike are merged."""
+    """Number of segments; default: 9. With --association learned: number of video slots before merging; default: as in
+    training.
+    auto: start with 16 segments, and merge those whose mean features are alike."""
     merge_threshold: float | None = None
-    """Learned association: video slots closer than this cosine distance are merged; a higher value gives fewer
-    segments. Default: as in training."""
+    """With --association learned: merge video slots that are closer than this cosine distance. A higher value gives
+    fewer segments. Default: as in training."""
     repeat_to: int | None = option(None, at_least=1)
-    """With --association learned: repeat a shorter video from its start until the video stage gets this many frames;
-    repeats are not written. Default: no repeats."""
+    """With --association learned: repeat a shorter video from its start until the video stage has this many frames.
+    Repeats are not written. Default: no repeats."""
 
     def __post_init__(self) -> None:
-        """Refuse settings where nothing would use them."""
+        """Raise an error for settings that would have no effect."""
         if isinstance(self.num_slots, str) and self.num_slots != "auto":
             raise ValueError(f"num_slots must be a number or auto, got {self.num_slots!r}")
         self._check_levels()
@@ -68,7 +70,7 @@ class Settings:
             raise ValueError("masks_from=tokens needs --association features: the video stage groups slots, not tokens")
 
     def _check_levels(self) -> None:
-        """Refuse levels that contradict each other."""
+        """Raise an error for levels that contradict each other."""
         if self.stage == "image" and (self.level or self.levels or self.outlines):
             raise ValueError("level, levels and outlines have no meaning with --stage image, which is level 1 alone")
         if self.level is not None and self.level > self.top:
@@ -97,12 +99,12 @@ class Settings:
 
     @property
     def count(self) -> int | None:
-        """Segments that a grouping looks for, of which those that are alike may be merged; None for its default."""
+        """Number of segments to start with, before similar ones are merged; None for the default."""
         return MOST if self.num_slots == "auto" else self.num_slots
 
     @property
     def kind(self) -> str:
-        """How segments are made, for the name of a folder."""
+        """How segments are made: part of the name of a folder of results."""
         if self.top > 2:
             return f"level-{self.written}-of-{self.top}"
         way = way_of(self)
@@ -115,12 +117,12 @@ class Settings:
 
 
 def way_of(settings: Settings) -> Way:
-    """How segments are made of image slots."""
+    """How image slots are grouped into segments."""
     if settings.stage == "image" or (settings.written, settings.top) == (1, 2):
         return "image"
     return "learned" if settings.top > 2 else settings.association
 
 
 def segmenting_stage(settings: Settings) -> str:
-    """The stage that has to be trained for these settings."""
+    """Key of the stage that must be trained for these settings."""
     return level_key(settings.top) if way_of(settings) == "learned" else "image"

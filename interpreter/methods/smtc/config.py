@@ -8,7 +8,7 @@ from interpreter.configs import LONG_LOGGING, BackboneConfig, DataConfig, OptimC
 from interpreter.methods.views import AugmentConfig, ViewTraining
 from interpreter.models.alignment import Distance, Marginals
 
-MOST_INSTANCES = 5  # of a semantic: instances are matched by trying all orders
+MOST_INSTANCES = 5  # instances of a semantic: matching tries all their orders
 
 
 @dataclass(frozen=True)
@@ -16,74 +16,78 @@ class SmtcModelConfig:
     """The model."""
 
     num_semantics: int = option(16, at_least=1)
-    """Semantics N, each with a learned mean from which its slot starts in every frame."""
+    """Semantics N. The slot of each semantic starts from a learned mean in every frame."""
     num_instances: int = option(4, at_least=1)
-    """Instances P of each semantic, drawn around its mean; at most 5."""
+    """Instances P of each semantic, at most 5. Their slots start from draws around its mean."""
     dim: int | None = option(None, at_least=1)
-    """Width D of the slots. Default: that of the features; any other needs --project-features."""
+    """Width D of the slots. Default: the width of the features. Another width needs --project-features."""
     iterations: int = option(3, at_least=1)
-    """Slot-attention iterations of each of the two stages."""
+    """Slot-attention iterations, for semantics and for instances."""
     implicit: Literal["bilevel", "none"] = "bilevel"
-    """Which iterations carry gradients. bilevel: the last only, and the means get its gradient too (Chang et al.
-    2022), as published. none: all."""
+    """Which iterations of slot attention carry gradients.
+    bilevel: only the last, whose gradient also reaches the means (Chang et al. 2022), as published.
+    none: all of them."""
     update: Literal["residual", "gru"] = "residual"
-    """How a slot takes in what it attends to. residual: it is added, as in the public code. gru: as in the paper."""
+    """How slots are updated.
+    residual: the update is added to the slot, as in the public code. gru: by a GRU, as in the paper."""
     project_features: bool = False
-    """Map the features linearly before the correlation is added, as in the paper; the public code adds it to the
-    features themselves."""
+    """Apply a linear layer to the features before the correlation is added, as in the paper. The public code adds it to
+    the features directly."""
     sampling_gradient: Literal["none", "reparameterised"] = "none"
-    """Whether the draws of the instances carry gradients to the means and deviations of the semantics. none: as in the
-    public code, where the deviations never learn. reparameterised: they do."""
+    """Gradients of the initial slots of the instances.
+    none: they do not reach the means and deviations of the semantics, as in the public code; deviations never learn.
+    reparameterised: they do."""
     mask_on: Literal["probabilities", "logits"] = "probabilities"
-    """What --mask-threshold is compared with, to choose the patches that the instances of a semantic share.
+    """Quantity that --mask-threshold applies to. It selects the patches that the instances of a semantic share.
     probabilities: as in the paper. logits: as in the public code."""
     mask_threshold: float = 0.3
-    """τ, above which a patch belongs to a semantic: 0.3 in the public code, 0.5 in the paper."""
+    """Threshold τ: a patch belongs to a semantic if it is above. 0.3 in the public code, 0.5 in the paper."""
 
 
 @dataclass(frozen=True)
 class SmtcLossConfig:
-    """The losses; the model is trained on their weighted sum."""
+    """Options of the losses. The model is trained on their weighted sum."""
 
     semantic_weight: float = 1.0
-    """Weight of the agreement of the semantics' masks with the teacher's in other frames."""
+    """Weight of the first loss: the masks of the semantics agree with those of the teacher in other frames."""
     regulariser_weight: float = 1.0
-    """Weight of the overlap of the semantics' masks."""
+    """Weight of the second loss: the masks of different semantics do not overlap."""
     instance_weight: float = 1.0
-    """Weight of the consistency of the instances."""
+    """Weight of the third loss: instances agree with those of the teacher in other frames."""
     transport_eps: float = 0.05
-    """Temperature of the transport between the patches of two frames."""
+    """First loss: temperature of the optimal transport between the patches of two frames."""
     transport_iterations: int = option(3, at_least=1)
-    """Iterations of Sinkhorn's algorithm."""
+    """First loss: iterations of the Sinkhorn algorithm."""
     marginals: Marginals = "uniform"
-    """How much a patch weighs in the transport. uniform: all alike, as in the paper. norm: by the sum of the magnitudes
-    of its normalised features, as in the public code."""
+    """First loss: weight of each patch in the transport.
+    uniform: the same for all, as in the paper.
+    norm: the sum of the magnitudes of its normalised features, as in the public code."""
     area_threshold: float = 0.2
-    """τ1, share of the patches that a semantic has to exceed for its instances to count."""
+    """Threshold τ1: instances are valid only if their semantic covers a larger share of the patches than this."""
     similarity_threshold: float = 0.5
-    """τ2, cosine similarity to its semantic that an instance has to exceed to count."""
+    """Threshold τ2: an instance is valid only if its cosine similarity to its semantic is above this."""
     margin: float = 0.5
-    """cosine: similarity to other instances above which it is punished. l2: distance below which."""
+    """Third loss: instances that are not matched increase the loss if their similarity is above this
+    (--instance-distance cosine), or their distance is below this (l2)."""
     instance_distance: Distance = "cosine"
-    """cosine: as in the public code. l2: as in the paper."""
+    """Third loss: how instances are compared. cosine: as in the public code. l2: as in the paper."""
     same_frame: bool = False
-    """Also compare the instances of student and teacher in the same frame, as in the public code."""
+    """Third loss: also compare student and teacher in the same frame, as in the public code."""
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The teacher, whose weights follow those of the student."""
+    """Options of the teacher, whose weights are a moving average of those of the student."""
 
     momentum: float = 0.999
-    """Share m of its weights that it keeps in each step."""
+    """Momentum m: in each step, weights become m · teacher + (1 - m) · student."""
     ema_encoder: bool = True
-    """Whether its backbone follows too. In the public code it never changes."""
+    """Also average the weights of the backbone. In the public code, the backbone of the teacher never changes."""
 
 
 @dataclass(frozen=True)
 class SmtcTraining(ViewTraining):
-    """Train SMTC: slots for semantics and their instances, which have to agree with those that a teacher finds in other
-    frames of the clip.
+    """Train SMTC: slots for semantics and their instances, which have to agree with those of a teacher in other frames.
 
     Defaults below come from the chosen preset.
     """
@@ -92,14 +96,14 @@ class SmtcTraining(ViewTraining):
     loss: SmtcLossConfig = field(default_factory=SmtcLossConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     drop_path: float = 0.1
-    """Stochastic depth of the trained ViT: probability that a branch of its last block is left out; it falls to 0 at
-    the first block. 0 for none."""
+    """Stochastic depth of the trained ViT: probability that a branch of its last block is left out. It falls
+    to 0 at the first block. 0: no stochastic depth."""
     encoder_lr: float = 0.01
-    """Learning rate of the backbone, as a factor of that of the rest."""
+    """Learning rate of the backbone, as a factor of the learning rate of the other weights."""
     encoder_start: int = option(0, at_least=0)
-    """Step from which the backbone is trained."""
+    """Step from which on the backbone is trained."""
     decay_gaussians: bool = False
-    """Apply the weight decay to the means and deviations of the semantics too, as in the public code. Without it, only
+    """Apply weight decay also to the means and deviations of the semantics, as in the public code. By default only
     matrices decay."""
 
     def __post_init__(self) -> None:
@@ -134,7 +138,7 @@ _YTVOS = SmtcTraining(
 )
 
 PRESETS: dict[str, SmtcTraining] = {
-    # Features of a frozen network, without augmentation: they are computed once, and a step takes a second.
+    # Features of a frozen backbone without augmentation are computed once, so a step takes a second.
     "demo": SmtcTraining(
         run=Path("runs/smtc-demo"),
         model=SmtcModelConfig(num_semantics=12, num_instances=2),
@@ -163,18 +167,21 @@ class SmtcSettings:
     """Settings of SMTC at inference."""
 
     segments: Literal["tracks", "union"] = "tracks"
-    """tracks: valid instances, linked over time; the rest is background, segment 1.
-    union: all valid instances together, segment 2, as for a single object."""
+    """What the segments are.
+    tracks: valid instances, linked over time. Everything else is background, segment 1.
+    union: all valid instances together are segment 2: for videos of a single object."""
     max_tracks: int = option(20, at_least=1)
-    """How many tracks are kept, those of the largest area."""
+    """Number of tracks that are kept: those with the largest area."""
     inference_iterations: int | None = option(None, at_least=1)
-    """Slot-attention iterations of each stage. Default: as in training; 5 in the public code of object discovery."""
+    """Slot-attention iterations. Default: as in training. The public code of object discovery uses 5."""
     area_threshold: float | None = None
-    """τ1, share of the patches that a semantic has to exceed for its instances to be valid. Default: as in training."""
+    """Threshold τ1: instances are valid only if their semantic covers a larger share of the patches. Default: as in
+    training."""
     similarity_threshold: float | None = None
-    """τ2, cosine similarity to its semantic that an instance has to exceed to be valid. Default: as in training."""
+    """Threshold τ2: an instance is valid only if its cosine similarity to its semantic is larger. Default: as in
+    training."""
 
     @property
     def sees_repeats(self) -> bool:
-        """Whether segments depend on repeats of the video: a frame sees its neighbour alone."""
+        """Whether repeats of a short video change its segments. They do not: a frame depends on its neighbour only."""
         return False

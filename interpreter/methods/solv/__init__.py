@@ -1,4 +1,4 @@
-"""SOLV (Aydemir et al. 2023): invariant slots of the frames of a window, bound over time and merged while training."""
+"""SOLV (Aydemir et al. 2023): slots with a position and a scale for windows of frames, merged if they are alike."""
 
 from collections.abc import Callable
 from functools import partial
@@ -32,11 +32,11 @@ class SolvStage(WindowStage[SolvTraining]):
         return partial(keeping_probability, steps=settings.optim.steps, epochs=config.merge_epochs)
 
     def noise(self, model: Solv) -> tuple[int, ...] | None:
-        """See :meth:`Stage.noise`; dropout needs it."""
+        """See :meth:`Stage.noise`; the noise is for dropout."""
         return (model.noise_size,) if model.noise_size else None
 
     def loss(self, model: Solv, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """See :meth:`Stage.loss`; numbers on the decoder's masks, and the slots left after merging."""
+        """See :meth:`Stage.loss`; the numbers describe the masks, and how many slots are left after merging."""
         loss, masks, valid = model(*batch)
         return loss, {"slots_left": valid.sum(1).float().mean(), **slot_diagnostics(masks, valid)}
 
@@ -54,7 +54,7 @@ class SolvStage(WindowStage[SolvTraining]):
 
 SOLV = Method(
     name="solv",
-    summary="slots of a window of frames, invariant to place and size, bound over time and merged where they are alike",
+    summary="slots of a frame and its neighbours, invariant to place and size; slots that are alike are merged",
     citation=(
         "Aydemir, Xie and Güney, Self-supervised Object-Centric Learning for Videos, NeurIPS 2023 "
         "(https://arxiv.org/abs/2310.06907)"

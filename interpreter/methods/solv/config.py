@@ -14,56 +14,62 @@ class SolvModelConfig:
     """The model."""
 
     num_slots: int = option(8, at_least=1)
-    """Slots N of a frame before merging, background included."""
+    """Slots N of a frame before merging, including those for the background."""
     dim: int = option(128, at_least=1)
     """Width D of the slots."""
     iterations: int = option(3, at_least=1)
-    """Updates of the slots in spatial binding; one more attention gives their final places."""
+    """Iterations of spatial binding. One more attention gives the final positions of the slots."""
     implicit: Literal["bilevel", "none"] = "none"
-    """Which iterations of spatial binding carry gradients. none: all, as published.
-    bilevel: the last only, and the slots' learned start gets its gradient too (Chang et al. 2022)."""
+    """Which iterations of spatial binding carry gradients.
+    none: all of them, as published.
+    bilevel: only the last, whose gradient also reaches the learned initial slots (Chang et al. 2022)."""
     binding: Literal["invariant", "plain"] = "invariant"
-    """invariant: slot attention invariant to translation and scale, as in SOLV. plain: slot attention (Locatello et
-    al. 2020), as in SOLV's ablation; the decoder then knows no places of slots."""
+    """Slot attention of each frame.
+    invariant: invariant to translation and scale, as in SOLV.
+    plain: as in Locatello et al. 2020 and in the ablation of SOLV; the decoder then gets no positions of slots."""
     frame_init: Literal["spread", "published"] = "spread"
-    """Where the slots' places start. spread: positions uniform in [-1, 1], scales 0.1.
-    published: both normal with deviation 0.02, which the public code has; a scale may then be 0 or negative."""
+    """Initialisation of the positions and scales of the slots.
+    spread: positions uniform in [-1, 1], scales 0.1.
+    published: both normal with deviation 0.02, as in the public code; a scale may then be 0 or negative."""
     layer_init: Literal["torch", "lecun"] = "torch"
-    """How the linear layers of invariant slot attention start. torch: as PyTorch draws them, as in the public code.
-    lecun: normal with variance 1 / fan-in, as in the code of Biza et al. 2023: attention is sharper at first, and slots
-    bind to objects within far fewer steps."""
+    """Initialisation of the linear layers of invariant slot attention.
+    torch: the default of PyTorch, as in the public code.
+    lecun: normal with variance 1 / fan-in, as in the code of Biza et al. 2023. Attention is sharper at first, and slots
+    represent objects after far fewer steps."""
     learn_grid: bool = False
-    """Train the coordinates of the patches, as published. Default: they are constant."""
+    """Train the coordinates of the patches, as published. By default they are constant."""
     temporal_layers: int = option(3, at_least=0)
-    """Layers of the encoder over the frames of a window; 0 for none, as in SOLV's ablation."""
+    """Layers of the encoder over the frames of a window. 0: no encoder, as in the ablation of SOLV."""
     heads: int = option(8, at_least=1)
-    """Attention heads of that encoder."""
+    """Attention heads of the encoder over the frames."""
     dropout: float = 0.1
-    """Dropout in the slots' MLP (invariant binding only) and in the encoder over frames; 0 for none."""
+    """Dropout in the encoder over the frames, and in the MLP of slot attention with --binding invariant. 0: none."""
     merge: bool = True
-    """Merge slots that are alike. SOLV does not merge on DAVIS."""
+    """Merge slots that are alike. For DAVIS, SOLV does not merge."""
     merge_threshold: float = 0.12
-    """Slots are merged while the cosine distance of their clusters (complete linkage) is below this."""
+    """Merge slots while the cosine distance between clusters of slots (complete linkage) is below this."""
     min_clusters: int = option(3, at_least=1)
-    """Where merging would leave fewer slots than this, none are merged. 3 as in the public code; 1: never cancel."""
+    """If merging would leave fewer slots than this, none are merged. 3: as in the public code. 1: always merge."""
     merge_attention: Literal["mass", "weights"] = "mass"
-    """Where a merged slot is. mass: its attention is the sum of its members', as in the paper.
-    weights: the sum of their weights, each of which sums to 1 over the tokens, as in the public code: small and large
-    members then count alike."""
+    """How the position of a merged slot is computed from those that it consists of.
+    mass: from the sum of their attention, as in the paper, so that large slots count more than small ones.
+    weights: from the sum of their weights, which sum to 1 over the tokens, as in the public code; small and large slots
+    count the same."""
     frame_indices: Literal["centre", "published"] = "centre"
-    """Whose kept tokens a merged slot's place is computed from, in training. centre: those of its frame.
-    published: for sample i those of row i of the flattened [B·F] frames, mostly another video's, as in the public
-    code."""
+    """Frame whose kept tokens give the position of a merged slot in training.
+    centre: the frame in the centre of its window.
+    published: for sample i the frame in row i of the flattened [B·F] frames, as in the public code. It belongs mostly
+    to another video."""
     decoder_dim: int = option(1024, at_least=1)
     """Width of the decoder's hidden layers."""
     decoder_layers: int = option(4, at_least=1)
     """Hidden layers of the decoder."""
     input_positions: bool = False
-    """Add sine-cosine positions to the features; useful for a CNN, since a ViT's features have positions already.
+    """Add sine-cosine positions to the features. Useful for a CNN; features of a ViT already contain positions.
     The width of the features must be a multiple of 4."""
     recompute: bool = option(False, may_change=True)
-    """Compute the decoder's hidden layers again in the backward pass instead of keeping them: a fraction of the memory
-    for one more forward pass of the decoder."""
+    """Compute the hidden layers of the decoder again in the backward pass instead of keeping them. Takes a fraction of
+    the memory, and costs one more forward pass of the decoder."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
@@ -79,13 +85,12 @@ class SolvTraining(WindowTraining):
 
     model: SolvModelConfig = field(default_factory=SolvModelConfig)
     merge_epochs: int = option(180, at_least=1)
-    """The probability of not merging the slots of a sample falls in this many equal parts E of the training:
-    1 - ln(e + 1) / ln(E) in part e = 0 … E - 1. The first part never merges, the last one always does.
-    With E = 1 every step merges."""
+    """The training has this many equal parts E. In part e = 0 … E - 1, the slots of a sample stay unmerged with
+    probability 1 - ln(e + 1) / ln(E): always in the first part, never in the last one. With E = 1 every step merges."""
 
 
 def published_optim(steps: int, peak_lr: float) -> OptimConfig:
-    """Adam as in the public code: 5 % of the steps to warm up, then the rate falls to an eighth."""
+    """Adam as in the public code: 5 % of the steps are warm-up, then the learning rate falls to an eighth."""
     return OptimConfig(
         steps=steps,
         batch_size=48,
@@ -136,21 +141,21 @@ _CORRECTED: dict[str, SolvTraining] = {
 
 
 def _published(config: SolvTraining) -> SolvTraining:
-    """A preset with what the public code computes differently."""
+    """The preset with everything that the public code computes differently."""
     model = replace(
         config.model, frame_init="published", learn_grid=True, merge_attention="weights", frame_indices="published"
     )
     init = config.init and Path(f"{config.init}-published")
     split = config.data.split
-    if config.data.data == "ytvis" and split is not None:  # it trains on the videos that it is evaluated on
+    if config.data.data == "ytvis" and split is not None:  # the public code trains on the hold-out too
         split = split.replace("train", "all", 1)
     data = replace(config.data, split=split)
     return replace(config, run=Path(f"{config.run}-published"), init=init, data=data, model=model)
 
 
 PRESETS: dict[str, SolvTraining] = {
-    # With gradients of the last iteration, and layers of binding that start larger, slots tell objects apart within
-    # minutes; as published it takes far more steps.
+    # With gradients of the last iteration only, and larger initial weights of spatial binding, slots separate objects
+    # within minutes; as published this takes far more steps.
     "demo": SolvTraining(
         run=Path("runs/solv-demo"),
         model=SolvModelConfig(
@@ -172,15 +177,15 @@ PRESETS: dict[str, SolvTraining] = {
 
 
 def keeping_probability(step: int, steps: int, epochs: int) -> float:
-    """Probability that the slots of a sample are not merged in a step; a function of the step alone.
+    """Probability that the slots of a sample are not merged in a step. It depends on the step only.
 
     >>> [round(keeping_probability(step, 400, 4), 2) for step in (0, 100, 200, 300, 399)]
     [1.0, 0.5, 0.21, 0.0, 0.0]
 
     Args:
         step: from 0.
-        steps: of the whole training.
-        epochs: equal parts E of the training; the probability changes between them.
+        steps: number of steps of the training.
+        epochs: number of equal parts E of the training, in each of which the probability is constant.
     """
     epoch = min(epochs - 1, step * epochs // steps)
     return 1.0 - math.log(epoch + 1) / math.log(epochs) if epochs > 1 else 0.0
@@ -191,12 +196,12 @@ class SolvSettings:
     """Settings of SOLV at inference."""
 
     merge: bool | None = None
-    """Merge slots that are alike. Default: as in training, or True with one of the next two settings.
-    Without merging, a slot's index is its identity."""
+    """Merge slots that are alike. Default: True with --merge-threshold or --num-slots, else as in training.
+    Without merging, the index of a slot is the number of its segment."""
     merge_threshold: float | None = None
-    """Slots are merged while the cosine distance of their clusters is below this. Default: as in training."""
+    """Merge slots while the cosine distance between clusters of slots is below this. Default: as in training."""
     num_slots: int | None = option(None, at_least=1)
-    """Merge until this many slots of a frame are left, instead of by the threshold."""
+    """Merge until this many slots of a frame are left, instead of by --merge-threshold."""
 
     def __post_init__(self) -> None:
         if self.merge is False and (self.merge_threshold is not None or self.num_slots is not None):
@@ -204,11 +209,11 @@ class SolvSettings:
 
     @property
     def sees_repeats(self) -> bool:
-        """Whether segments depend on repeats of the video: a frame sees its neighbours alone."""
+        """Whether repeats of a short video change its segments. They do not: a frame depends on its neighbours only."""
         return False
 
     @property
     def merges(self) -> bool | None:
-        """Whether slots are merged; None for as in training."""
+        """Whether slots are merged; None: as in training."""
         asked_for = self.merge_threshold is not None or self.num_slots is not None
         return True if asked_for else self.merge
