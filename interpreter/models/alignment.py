@@ -1,4 +1,4 @@
-"""Losses of SMTC (Qian et al. 2023): the masks and the instances of a clip's frames agree with those of a teacher."""
+"""Losses of SMTC (Qian et al. 2023): masks and instances of a clip's frames have to agree with those of a teacher."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -33,24 +33,24 @@ def aligned_masks(
     iterations: int = 3,
     marginals: Marginals = "uniform",
 ) -> Tensor:
-    """The masks of all other frames, carried to each frame by optimal transport between their patches.
+    """Carry the masks of all other frames of a clip to each frame, by optimal transport between their patches.
 
-    Between the frames i and j, Π is the entropic transport plan for the cosine distance of their features. Frame i gets
-    ``Σ_j Π_ij masks_j``; each plan sums to 1, so the result sums to T - 1 over patches and slots.
+    For frames i and j, Π_ij is the entropic transport plan for the cosine distance of their features. Frame i gets
+    ``Σ_j Π_ij masks_j``. Each plan sums to 1, so the result sums to T - 1 over patches and slots.
 
     Args:
-        masks: of the teacher; each row over N sums to 1.
-        features: of the teacher's encoder, normalised here.
+        masks: the teacher's masks; each row over N sums to 1.
+        features: features of the teacher's encoder; this function normalises them.
         eps: temperature of the plans.
-        iterations: of Sinkhorn's algorithm; the last ends with the patches of frame j.
-        marginals: how much a patch weighs. "uniform": all alike, as in the paper; "norm": by the sum of the magnitudes
-            of its normalised features, as in the public code.
+        iterations: number of iterations of Sinkhorn's algorithm; the last one ends with the patches of frame j.
+        marginals: weights of the patches. "uniform": all equal, as in the paper; "norm": the sum of the absolute values
+            of a patch's normalised features, as in the public code.
 
     Returns:
-        [B, T, M, N], without gradient.
+        [B, T, M, N], without a gradient.
 
     Example:
-        Two patches that change places between two frames take their masks with them:
+        Two patches change places between two frames, and their masks move with them:
 
         >>> features, masks = torch.eye(2), torch.eye(2)
         >>> clip = torch.stack([features, features.flip(0)])[None], torch.stack([masks, masks.flip(0)])[None]
@@ -66,7 +66,8 @@ def aligned_masks(
         if marginals == "norm":
             magnitudes = directions.abs().sum(-1)  # [B, T, M]
             weights = magnitudes / magnitudes.sum(-1, keepdim=True)
-        # A GPU solves the problems of all pairs at once; a CPU a few at a time, and needs no copies of the frames.
+        # A GPU solves the problems of all pairs at once. A CPU solves a few at a time, which needs no copies of the
+        # frames.
         together = list(frame_pairs(frames))
         calls = [together] if masks.device.type == "cuda" else [[pair] for pair in together]
         sums = torch.zeros(masks.shape, dtype=dtype, device=masks.device)
@@ -90,18 +91,18 @@ def aligned_masks(
 
 
 def _frames(clips: Tensor, numbers: tuple[int, ...]) -> Tensor:
-    """Frames of these numbers [pairs·B, M, ...] of [B, T, M, ...]: a view of one, a copy of several."""
-    # Not by a tensor of numbers, which would be copied from the host in each step.
+    """The frames with these numbers, [pairs·B, M, ...], out of [B, T, M, ...]. One frame is a view, several a copy."""
+    # Not indexed by a tensor, which would be copied from the host at each step.
     parts = [clips[:, number] for number in numbers]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def semantic_alignment(masks: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of the masks with those that the teacher's other frames carry here (SMTC, equation 9).
+    """Cross-entropy of masks with the teacher's masks of the other frames, carried to this one (SMTC, equation 9).
 
     Args:
         masks: [B, T, M, N], each row over N sums to 1.
-        targets: [B, T, M, N], of :func:`aligned_masks`.
+        targets: [B, T, M, N], the result of :func:`aligned_masks`.
 
     Returns:
         The mean over samples and ordered pairs of frames, a scalar.
@@ -112,7 +113,7 @@ def semantic_alignment(masks: Tensor, targets: Tensor) -> Tensor:
         tensor(True)
     """
     samples, frames = masks.shape[:2]
-    # Shifted before the logarithm as published; a probability of 1 then costs -1e-8.
+    # As published, a small number is added before the logarithm; a probability of 1 then has a loss of -1e-8.
     return -(targets * (masks.to(targets.dtype) + EPS).log()).sum() / (samples * frames * (frames - 1))
 
 
@@ -146,14 +147,17 @@ def valid_instances(
     area_threshold: float,
     similarity_threshold: float,
 ) -> Tensor:
-    """Which instances are there (SMTC, equation 11): their semantic covers enough of the frame, and they resemble it.
+    """Mask of the valid instances (SMTC, equation 11).
+
+    An instance is valid if its semantic covers enough of the frame and their slots are similar enough.
 
     Args:
-        masks: probability of each semantic.
-        semantics, instances: their slots.
-        mask_threshold: τ, a patch belongs to a semantic above this probability.
-        area_threshold: τ1, share of the patches that a semantic has to exceed.
-        similarity_threshold: τ2, cosine similarity that an instance and its semantic have to exceed.
+        masks: probability of each semantic at each patch.
+        semantics: slots of the semantics.
+        instances: slots of the instances.
+        mask_threshold: τ. A patch belongs to a semantic if its probability is above this.
+        area_threshold: τ1. A semantic has to cover more than this share of the patches.
+        similarity_threshold: τ2. The cosine similarity of an instance and its semantic has to be above this.
 
     Returns:
         [..., N, P] bool.
@@ -178,22 +182,24 @@ def instance_consistency(
     distance: Distance = "cosine",
     same_frame: bool = False,
 ) -> Tensor:
-    """Each valid instance is near its counterpart in the teacher's other frames, and far from the others there (SMTC,
-    equation 12).
+    """Loss of instances across frames (SMTC, equation 12).
 
-    Counterparts are matched one to one within a semantic, by the cosine similarity.
+    It pulls each valid instance towards its counterpart in the teacher's other frames, and pushes it away from the
+    other instances there. Counterparts are matched one to one within a semantic, by cosine similarity.
 
     Args:
-        instances, teacher: vectors of the instances, normalised here.
-        valid, teacher_valid: of :func:`valid_instances`. Invalid instances do not count, and nothing is drawn to an
-            invalid counterpart.
-        margin: "cosine": similarity to the others above which it is punished; "l2": distance below which.
-        distance: "cosine" as in the public code, "l2" as in the paper, both of normalised vectors.
-        same_frame: whether the teacher's view of the same frame counts as another frame, as in the public code.
+        instances: vectors of the student's instances; this function normalises them.
+        teacher: vectors of the teacher's instances, likewise.
+        valid: mask from :func:`valid_instances`. Invalid instances do not count.
+        teacher_valid: the teacher's mask. Instances are not pulled towards an invalid counterpart.
+        margin: other instances are penalised if they are nearer than this. With the distance "cosine" it is a
+            similarity, above which they are penalised; with "l2" a distance, below which they are.
+        distance: "cosine" as in the public code, or "l2" as in the paper, both of normalised vectors.
+        same_frame: count the teacher's view of the same frame as another frame, as in the public code.
 
     Returns:
         A scalar: the sum over valid instances of all pairs of frames, divided by their number in all processes of a
-        job, times the number of processes. Averaged over processes, as their gradients are, it is the mean.
+        job, times the number of processes. Its average over the processes is the mean, and so is that of the gradients.
 
     Example:
         >>> slots = torch.eye(2).expand(1, 2, 1, 2, 2)  # one semantic of two orthogonal instances, in two equal frames

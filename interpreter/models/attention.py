@@ -17,7 +17,7 @@ def attend(
     v: Tensor,  # [B, heads, S, d]
     mask: Tensor | None,  # broadcasts to [B, heads, L, S], True where a query attends to a key
 ) -> Tensor:
-    """``softmax(q kᵀ / sqrt(d)) v`` [B, heads, L, d], by the kernel that suits device, type and mask."""
+    """``softmax(q kᵀ / sqrt(d)) v`` [B, heads, L, d], computed by the best kernel for device, dtype and mask."""
     if prefers_products(q.device.type, q):
         return attend_by_products(q, k, v, mask)
     if _flash is not None and mask is None and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
@@ -30,7 +30,7 @@ def attend(
 def prefers_products(device_type: str, q: Tensor) -> bool:
     """Whether two matrix products are faster than a fused kernel on this type of device."""
     # The CPU's fused kernel is several times slower in bfloat16, forward and backward (docs/develop/facts_training.md).
-    # Without gradients videos may be long, and only the fused kernel's memory is linear in their length.
+    # Without gradients, videos may be long; only the memory of the fused kernel is linear in their length.
     return device_type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
 
 
@@ -42,8 +42,8 @@ def attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> 
     return logits.softmax(-1).to(q.dtype) @ v
 
 
-# Choosing the kernel. Other kernels are timed against PyTorch's own and used only if they are clearly faster, so that a
-# resumed run chooses as the first one did.
+# The choice of the kernel. A kernel is used instead of PyTorch's own only if it is clearly faster. So a resumed run
+# makes the same choice as the first one.
 
 REPLACE_AT = 0.9  # of the time of PyTorch's own kernel
 # Packages that replace PyTorch's flash kernel below scaled_dot_product_attention, by PyTorch's names for them.
@@ -54,18 +54,19 @@ NAMES = {"cudnn": "cuDNN's attention", "FA3": "flash-attn-3", "FA4": "flash-attn
 def choose_attention(device: torch.device, precision: str, shape: tuple[int, int, int, int]) -> str:
     """Let :func:`attend` use the fastest kernel for a shape, and return a line that names it.
 
-    On a GPU in half precision PyTorch's own kernel is timed against those of the installed packages flash-attn,
-    flash-attn-3 and flash-attn-4 and, unless training is deterministic, against cuDNN's, forward and backward. A kernel
-    whose results differ is not used. The choice holds for the whole process.
+    On a GPU in half precision, this times PyTorch's own kernel, those of the installed packages flash-attn,
+    flash-attn-3 and flash-attn-4 and, unless training is deterministic, cuDNN's, forward and backward. A kernel whose
+    results differ is not used. The choice is valid for the whole process.
 
     Args:
-        device: where attention runs.
+        device: the device that attention runs on.
         precision: "fp32"; with any other, products are in bfloat16.
         shape: [B, heads, L, d] of the largest self-attention of a step.
 
     Returns:
-        Such as ``attention: flash-attn-4 (…, 0.41 ms)``; installed kernels that cannot be used are listed with the
-        reason.
+        A line such as ``attention: flash-attn-4 (…, 0.41 ms)``. It lists the installed kernels that cannot be used,
+            with
+        the reason.
     """
     use("sdpa")
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
@@ -123,12 +124,12 @@ def _is_installed(module: str) -> bool:
 def compare(
     names: list[str], inputs: tuple[Tensor, Tensor, Tensor], seconds: Callable[[Callable[[], object]], float]
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Time forward and backward of each kernel; results have to agree with those of the first.
+    """Time forward and backward of each kernel. Results have to agree with those of the first.
 
     Args:
         names: kernels for :func:`use`.
         inputs: q, k, v that require gradients.
-        seconds: measures a call.
+        seconds: function that measures the time of a call.
 
     Returns:
         Seconds of each kernel that works, and the reason for each that does not.

@@ -1,7 +1,7 @@
-"""Photometric augmentation of clips, with parameters that are drawn outside, so that a batch is a function of its step.
+"""Photometric augmentation of clips: other colours, and blur.
 
-Colours are changed by kornia's functions. They take a batch of frames and one parameter for each frame, so there is no
-loop over samples.
+The caller draws the random parameters, so that a batch depends on the number of its step alone. kornia's functions
+change the colours. They take a batch of frames and one parameter for each frame, so there is no loop over samples.
 """
 
 import math
@@ -28,8 +28,8 @@ class Photometry(NamedTuple):
     Attributes:
         gray: whether a clip loses its colours.
         brightness, contrast, saturation: factors, 1 for no change.
-        hue: rotation in radians, 0 for none.
-        sigma: of the blur in pixels, 0 for none.
+        hue: rotation of the hue in radians, 0 for none.
+        sigma: standard deviation of the blur in pixels, 0 for none.
     """
 
     gray: Tensor
@@ -41,9 +41,10 @@ class Photometry(NamedTuple):
 
 
 def photometry(numbers: Tensor) -> Photometry:
-    """The parameters of clips, as published SMTC draws them: gray with probability 0.2; with probability 0.8
-    brightness, contrast and saturation from [0.6, 1.4] and a hue shift of up to a tenth of a turn; with probability 0.5
-    a blur of 0.1 to 2 pixels.
+    """The parameters of clips, as the published code of SMTC draws them.
+
+    A clip is gray with probability 0.2. With probability 0.8 it gets factors of brightness, contrast and saturation
+    from [0.6, 1.4] and a hue shift of up to a tenth of a turn. With probability 0.5 it gets a blur of 0.1 to 2 pixels.
 
     Args:
         numbers: [B, 8], uniform in [0, 1).
@@ -59,14 +60,14 @@ def photometry(numbers: Tensor) -> Photometry:
 
 
 def adjust(clips: Tensor, parameters: Photometry, order: tuple[int, ...] = (0, 1, 2, 3)) -> Tensor:
-    """Clips with other colours: gray, then brightness, contrast, saturation and hue in some order, then blurred.
+    """Change the colours of clips: gray, then brightness, contrast, saturation and hue in a given order, then blur.
 
-    All frames of a clip get the same parameters; the contrast is relative to the mean of each frame.
+    All frames of a clip have the same parameters. The contrast is relative to the mean of each frame.
 
     Args:
         clips: uint8 [B, T, H, W, 3], RGB.
-        parameters: on the CPU, so that reading them waits for nothing.
-        order: of brightness (0), contrast (1), saturation (2) and hue (3).
+        parameters: on the CPU, so that the host need not wait to read them.
+        order: order of brightness (0), contrast (1), saturation (2) and hue (3).
 
     Returns:
         uint8 [B, T, H, W, 3].
@@ -81,7 +82,7 @@ def adjust(clips: Tensor, parameters: Photometry, order: tuple[int, ...] = (0, 1
 
 
 def _adjusted(frames: Tensor, parameters: Photometry, order: tuple[int, ...]) -> Tensor:
-    """Frames uint8 [n, H, W, 3], each with parameters of its own."""
+    """Augment frames uint8 [n, H, W, 3], each with its own parameters."""
     x = frames.permute(0, 3, 1, 2).float() / 255
     gray, brightness, contrast, saturation, hue, sigma = parameters
     x = _where(gray, x, lambda x: _gray(x).expand_as(x))
@@ -99,7 +100,7 @@ def _adjusted(frames: Tensor, parameters: Photometry, order: tuple[int, ...]) ->
 
 
 def _where(rows: Tensor, x: Tensor, function: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
-    """x with the function applied to some rows; the others cost nothing, and keep every bit."""
+    """x with the function applied to some rows. The other rows are not computed and stay the same bit for bit."""
     chosen = rows.nonzero().flatten()  # on the CPU
     if not len(chosen):
         return x

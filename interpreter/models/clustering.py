@@ -30,18 +30,19 @@ def weighted_kmeans(
 ) -> Clusters:
     """Group points into k clusters of least inertia: the best of several starts.
 
-    Each start draws its centres by greedy k-means++: with a probability proportional to weight times squared distance
-    to the nearest centre so far, the best of 2 + log k candidates. A point of weight 2 counts as two equal points, and
-    one of weight 0 is only labelled. Distances are computed in fp32 and in chunks, so memory beyond the points is
-    O(n + k D). The same seed gives the same result on the same device.
+    Each start chooses its centres by greedy k-means++, one after the other. For each centre it draws 2 + log k
+    candidates, with a probability proportional to weight times squared distance to the nearest centre so far, and takes
+    the best. A point of weight 2 counts as two equal points; a point of weight 0 only gets a label. Distances are
+    computed in fp32 and in chunks, so memory beyond the points is O(n + k D). The same seed gives the same result on
+    the same device.
 
     Args:
         points: any floating dtype.
-        k: number of clusters, 1 to n. Where fewer points than k differ, some clusters stay empty.
-        weights: of the points.
+        k: number of clusters, 1 to n. If fewer than k points are different, some clusters stay empty.
+        weights: weights of the points.
         restarts: number of starts.
-        iterations: of Lloyd's algorithm at most, for each start; it ends when no label changes.
-        seed: of the starts.
+        iterations: largest number of iterations of Lloyd's algorithm for each start; it ends when no label changes.
+        seed: seed of the starts.
 
     Returns:
         Centres, labels and inertia of the best start, on the device of ``points``.
@@ -57,7 +58,7 @@ def weighted_kmeans(
     if not 1 <= k <= len(points):
         raise ValueError(f"k must be between 1 and the number of points, {len(points)}; got {k}")
     weights = _checked(points, weights)
-    # Distances are |x|² − 2 x·c + |c|²: rounding is least for points around the origin.
+    # Distances are |x|² − 2 x·c + |c|², which rounds least for points around the origin.
     mean = sum(((w[:, None] * x).sum(0).double() for x, w in _chunks(points, weights)), torch.zeros(()))
     mean = (mean / weights.sum(dtype=torch.float64)).float()
     random, best = np.random.default_rng(seed), None
@@ -78,14 +79,16 @@ def lloyd(
 ) -> Clusters:
     """Lloyd's algorithm from given centres.
 
-    A cluster that becomes empty moves to the point that adds most to the inertia. Points may stay on the CPU, also in
-    fp16: chunks are computed in fp32 on the device of ``centres``, where labels and centres are returned.
+    The centre of a cluster that becomes empty moves to the point that adds most to the inertia. Points may be on the
+    CPU
+    and in fp16: chunks of them are computed in fp32 on the device of ``centres``. Labels and centres are on that
+        device.
 
     Args:
         points: any floating dtype.
-        centres: to start from.
+        centres: centres to start from.
         weights: see :func:`weighted_kmeans`.
-        iterations: at most; it ends when no label changes.
+        iterations: largest number of iterations; the algorithm ends when no label changes.
 
     Raises:
         ValueError: if weights have another length, are negative, or are all 0.
@@ -127,7 +130,7 @@ def _checked(points: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _chunks(points: Tensor, *more: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Chunks of the points and of tensors of the same length, fp32, on the device of the latter."""
+    """Chunks of the points and of tensors of the same length, in fp32 on the device of these tensors."""
     for begin in range(0, len(points), CHUNK):
         part = slice(begin, begin + CHUNK)
         yield points[part].to(more[0].device, torch.float32), *(tensor[part] for tensor in more)

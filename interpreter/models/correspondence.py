@@ -1,4 +1,4 @@
-"""Correspondence between frames as an input of a model (SMTC, Qian et al. 2023)."""
+"""Correlations between the tokens of two frames, as an input of a model (SMTC, Qian et al. 2023)."""
 
 import torch
 import torch.nn.functional as F
@@ -9,19 +9,19 @@ from torch import Tensor, nn
 class CorrelationEmbedding(nn.Module):
     """A linear map of each token's correlations with all tokens of another frame (SMTC, section 3.1).
 
-    With the tokens F of a frame and those P of its partner, both [M, C], the published form is a 1×1 convolution over
+    F are the tokens of a frame and P those of its partner, both [M, C]. The published form is a 1×1 convolution over
     the correlation map, whose input has a channel for each token of the partner::
 
         correlation = F Pᵀ                   # [M, M], raw dot products
         embedding = correlation W + b        # W [M, D]
 
-    Both steps are linear, so ``F (Pᵀ W) + b`` is the same, with a matrix [C, D] in place of the map: 4 M C D operations
-    instead of 2 M² (C + D). The order with fewer operations is taken. That is the second for many tokens (0.44 times as
-    many for M = 864 and C = D = 384), whose map never exists, and the first where the map is smaller than the matrix
-    (M = 256).
+    Both steps are linear, so ``F (Pᵀ W) + b`` is the same. This form has a matrix [C, D] instead of the map, and takes
+    4 M C D operations instead of 2 M² (C + D). The module uses the form with fewer operations: the second for many
+    tokens (0.44 times as many operations for M = 864 and C = D = 384), the first where the map is smaller than the
+    matrix (M = 256).
 
-    W counts the tokens of the grid that it is trained on. On another grid the partner's features are resized to that
-    one first (bilinear interpolation between centres of patches).
+    W has a row for each token of the grid that it is trained on. If the frames have another grid, the partner's
+    features are first resized to the trained one (bilinear interpolation between centres of patches).
 
     Args:
         feature_dim: width C of the features.
@@ -55,7 +55,7 @@ class CorrelationEmbedding(nn.Module):
         """Embedding [..., M, D] of the tokens of each frame.
 
         Raises:
-            ValueError: if the features are not those of the grid, or not alike.
+            ValueError: if the features do not fit the grid, or the two shapes differ.
         """
         grid = grid or self.grid
         tokens = grid[0] * grid[1]
@@ -70,7 +70,7 @@ class CorrelationEmbedding(nn.Module):
             return features @ (partners.mT @ self.weight) + self.bias
 
     def maps(self, tokens: int) -> bool:
-        """Whether the correlation map of frames of M = ``tokens`` is computed, which takes fewer operations for few."""
+        """Whether to compute the correlation map for M = ``tokens``, because it takes fewer operations."""
         places, dim = self.weight.shape
         return tokens * places * (self.feature_dim + dim) < (tokens + places) * self.feature_dim * dim
 

@@ -17,7 +17,7 @@ from interpreter.models.positions import resized_positions
 # Slots times patches that are decoded at once
 DECODED_ROWS = 1 << 16  # where no gradients are needed
 RECOMPUTED_ROWS = 1 << 14  # where hidden layers are computed again: 64 MiB a layer of 1024 in float32
-MOST_PIECES = 16  # there: a compiled step contains the operations of each piece
+MOST_PIECES = 16  # where they are computed again: a compiled step contains the operations of each piece
 
 T = TypeVar("T")
 
@@ -32,8 +32,8 @@ class Decoded(NamedTuple):
 class SlotFrames(NamedTuple):
     """Where slots are and how far they reach, in the unit of the patches' coordinates (Biza et al. 2023, SOLV).
 
-    Slot n sees patch m at ``(coordinates[m] - positions[n]) / scales[n]``. Frames of slots that are not valid may hold
-    any numbers, NaN included.
+    Slot n sees patch m at ``(coordinates[m] - positions[n]) / scales[n]``. Positions and scales of slots that are not
+    valid may have any value, also NaN.
     """
 
     coordinates: Tensor  # [M, 2], of the patches of the grid that is decoded
@@ -50,18 +50,19 @@ class BroadcastDecoder(nn.Module):
         mask[m, n] = softmax over n of α[n, m]
         features[m] = Σ_n mask[m, n] y[n, m]
 
-    The first and the last layer are linear, and masks sum to 1. So the first is applied to slots and positions apart,
-    W (s + p) + b = (W s + b) + W p, and the last to the mixture, Σ mask (W h + b) = W (Σ mask h) + b: the same function
-    and the same parameters, but no tensor of slots times patches times C (see :func:`slotkernels.mix_slots`).
+    **Speed.** The first and the last layer are linear, and masks sum to 1. So the first layer is applied to slots and
+    positions separately, W (s + p) + b = (W s + b) + W p, and the last to the mixture, Σ mask (W h + b) = W (Σ mask h)
+    + b. This is the same function of the same parameters, without a tensor of slots times patches times C (see
+    :func:`slotkernels.mix_slots`).
 
-    With ``relative``, as in SOLV (eq. 18), the MLP's input also has a linear layer of the patch's place r as the slot
-    sees it (:class:`SlotFrames`): MLP(s[n] + p[m] + R r[n, m] + c). The first layer is applied to R and c too, so that
-    a pair of slot and patch adds a product with [2, H] to the sum of the two.
+    **Relative positions.** With ``relative``, as in SOLV (eq. 18), a linear layer of the patch's place r as the slot
+    sees it (:class:`SlotFrames`) is added to the input of the MLP: MLP(s[n] + p[m] + R r[n, m] + c). The first layer is
+    applied to R and c too, so a pair of slot and patch only needs an additional product with [2, H].
 
-    Gradients need the hidden layers, B N M times their width each. The first is never kept, as it is little work to
-    compute it again from slots and positions. With ``recompute`` none is: the batch is decoded in at most 16 pieces,
-    whose hidden layers are computed again in the backward pass, so that memory is about that of one piece, for a third
-    more operations.
+    **Memory.** Gradients need the hidden layers, B N M times their width each. The first is never kept, because it is
+    quickly computed again from slots and positions. With ``recompute`` no hidden layer is kept: the batch is decoded in
+    at most 16 pieces, and the backward pass computes their hidden layers again. Memory is then about that of one piece,
+    for a third more operations.
 
     Args:
         dim: width D of the slots.
@@ -116,11 +117,12 @@ class BroadcastDecoder(nn.Module):
     ) -> Decoded:
         """Decode slots on a patch grid (h, w), by default that of the training.
 
-        Position embeddings are interpolated to another grid (bicubic). Without gradients, or where hidden layers are
-        computed again, the batch is decoded in pieces, so that the hidden layers of one piece exist at a time.
+        For another grid, position embeddings are interpolated (bicubic). Without gradients, or with ``recompute``, the
+        batch is decoded in pieces, so that only the hidden layers of one piece exist at a time.
 
         Raises:
-            ValueError: if ``frames`` is missing for a relative decoder, passed to another one, or of another grid.
+            ValueError: if ``frames`` is missing for a relative decoder, is passed to another decoder, or has other
+                shapes.
         """
         with annotate("decoder"):
             positions = resized_positions(self.positions, self.grid, grid or self.grid)
@@ -153,7 +155,7 @@ class BroadcastDecoder(nn.Module):
             if list(tensor.shape) != expected[name]:
                 raise ValueError(f"frames: {name} is {list(tensor.shape)}, expected {expected[name]}")
         coordinates, positions, scales = frames
-        if valid is not None:  # or a scale of 0 of another slot would make NaN of its gradient, 0 · inf
+        if valid is not None:  # else a scale of 0 of an invalid slot would give the gradient 0 · inf = NaN
             positions, scales = (t.masked_fill(~valid.unsqueeze(2), 1) for t in (positions, scales))
         places = F.pad((coordinates - positions.unsqueeze(2)) / scales.unsqueeze(2), (0, 1), value=1.0)
         constant = self.first(slots + self.to_relative.bias)  # [B, N, H]
@@ -176,7 +178,7 @@ class BroadcastDecoder(nn.Module):
         return Decoded(self.to_features(mixed), masks)
 
 
-# What is computed again takes parameters as arguments: the module may hold others by then (torch.func.functional_call).
+# Parameters are arguments of what is computed again: the module may have others then (torch.func.functional_call).
 
 First = tuple[
     Tensor,  # [B, N, H] the first layer of slots; or three rows of it for each slot, [B, N, 3, H], and
@@ -204,25 +206,25 @@ def _mix(first: First, valid: Tensor | None, recompute_first: bool, *layers: Ten
 
 
 def _second(first: First, weight: Tensor, bias: Tensor) -> Tensor:
-    """Second hidden layer [B N M, H] before its activation, so that computing its input again is little work."""
+    """Second hidden layer [B N M, H] before its activation. Its input is cheap to compute again."""
     return F.linear(_first_hidden(*first), weight, bias)
 
 
 def _first_hidden(by_slot: Tensor, by_patch: Tensor, places: Tensor | None) -> Tensor:
     """First hidden layer [B N M, H]."""
-    # With one dimension of rows the result of a linear layer is no view, whose gradient would be copied where the
-    # activation replaces it in place.
+    # With one dimension of rows, the result of a linear layer is not a view. The activation replaces it in place, and
+    # the gradient of a view would be copied there.
     if places is None:
         return F.relu(by_slot[:, :, None] + by_patch, inplace=True).flatten(0, 2)
-    # A product with three rows passes over the hidden layer once, and its gradients three times. Three pointwise
-    # operations need twice as many passes.
+    # A product with three rows reads the hidden layer once, and its gradients read it three times. Three pointwise
+    # operations would read it twice as often.
     by_slot, places = by_slot.flatten(0, 1), places.flatten(0, 1)
     hidden = torch.baddbmm(by_patch.expand(by_slot.shape[0], -1, -1), places, by_slot)
     return F.relu(hidden, inplace=True).flatten(0, 1)
 
 
 def _recomputed(function: Callable[..., T]) -> Callable[..., T]:
-    """The function with what it makes computed again in the backward pass, if there will be one."""
+    """The function, whose intermediate results the backward pass (if there is one) computes again."""
     if not torch.is_grad_enabled():
         return function
     return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)

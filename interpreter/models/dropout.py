@@ -1,4 +1,4 @@
-"""Dropout whose masks come from a step's noise, so that a training step stays a function of its number."""
+"""Dropout whose masks come from the noise of a step, so that a training step depends on its number alone."""
 
 import math
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class Dropout:
-    """Draws the masks of one forward pass from standard normal noise, one after the other.
+    """Dropout that takes its masks of one forward pass, one after the other, from standard normal noise.
 
-    An element is dropped where its number lies in the upper tail of probability ``rate``; the others are scaled by
-    1 / (1 - rate), as in ``torch.nn.Dropout``.
+    An element is dropped if its random number lies in the upper tail of probability ``rate``. The others are multiplied
+    by 1 / (1 - rate), as in ``torch.nn.Dropout``.
 
     >>> dropout = Dropout(torch.randn(2, 12), rate=0.25)
     >>> dropout(torch.ones(2, 3, 4)).unique()
@@ -28,7 +28,7 @@ class Dropout:
 
     @property
     def left(self) -> int:
-        """Numbers of each sample that are not used yet."""
+        """How many random numbers of each sample are not used yet."""
         return 0 if self.noise is None else self.noise.shape[1] - self.used
 
     def mask(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor | None:

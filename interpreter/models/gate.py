@@ -1,8 +1,8 @@
-"""A gate that keeps or drops each slot, so that the number of slots follows the scene: adaptive slot attention.
+"""A gate that keeps or drops each slot, so that the number of slots adapts to the scene: adaptive slot attention.
 
-After Fan et al., "Adaptive Slot Attention: Object Discovery with Dynamic Slot Number" (CVPR 2024): a small network
-decides for each slot, by Gumbel-softmax in training, and a penalty on the probability of keeping makes it drop slots
-that the reconstruction can do without.
+After Fan et al., "Adaptive Slot Attention: Object Discovery with Dynamic Slot Number" (CVPR 2024). A small network
+decides for each slot, in training by Gumbel-softmax. A penalty on the probability of keeping a slot makes the gate drop
+slots that the reconstruction does not need.
 """
 
 from typing import NamedTuple
@@ -11,28 +11,28 @@ import torch
 from torch import Tensor, nn
 
 FLOOR = 0.01  # added to all attention before it is restricted to the kept slots, see `restrict_attention`
-OPEN = 2.0  # logit of an untrained gate: of 100 slots it keeps 88
+OPEN = 2.0  # logit of an untrained gate, which keeps 88 of 100 slots
 
 
 class Kept(NamedTuple):
-    """Which slots a gate keeps."""
+    """The slots that a gate keeps."""
 
     keep: Tensor  # [B, K] fp32, 1 or 0 in value; its gradient is that of the relaxed decision (straight-through)
     mask: Tensor  # [B, K] bool, the same decision
-    probability: Tensor  # [B, K] fp32 in (0, 1), of keeping a slot; 0 where there is none
+    probability: Tensor  # [B, K] fp32 in (0, 1), probability of keeping a slot; 0 for slots that are not valid
 
 
 class SlotGate(nn.Module):
-    """Layer norm and an MLP of one hidden layer give each slot the logit of keeping it.
+    """Computes for each slot the logit of keeping it, by a layer norm and an MLP with one hidden layer.
 
-    In training the decision is drawn: with u uniform in (0, 1), a slot is kept if ``logit + log u − log(1 − u) > 0``.
-    This is the Gumbel-softmax of two classes, whose difference of Gumbel variables is a logistic one. Its gradient is
-    that of ``sigmoid((logit + log u − log(1 − u)) / temperature)``. After training a slot is kept if its logit is above
-    0. Of each set the slot of the highest value is always kept.
+    In training the decision is random: a slot is kept if ``logit + log u − log(1 − u) > 0``, with u uniform in (0, 1).
+    This is the Gumbel-softmax of two classes, because the difference of two Gumbel variables is logistic. The gradient
+    is that of ``sigmoid((logit + log u − log(1 − u)) / temperature)``. After training a slot is kept if its logit is
+    above 0. The slot with the highest value of each set is always kept.
 
     Args:
-        dim: width D of the slots; the hidden layer is as wide.
-        temperature: of the relaxed decision.
+        dim: width D of the slots, and of the hidden layer.
+        temperature: temperature of the relaxed decision.
 
     Example:
         >>> gate = SlotGate(8)
@@ -57,13 +57,13 @@ class SlotGate(nn.Module):
         valid: Tensor | None = None,  # [B, K] bool
         noise: Tensor | None = None,  # [B, K]
     ) -> Kept:
-        """Decide about each slot.
+        """Decide which slots to keep.
 
         Args:
-            slots: of a batch.
-            valid: which slots there are; the others are never kept. Default: all.
-            noise: standard normal numbers that the decisions are drawn by, u being their distribution function. They
-                come from outside, so that a step is a function of its number. Default: no noise, as after training.
+            slots: slots of a batch.
+            valid: mask of the slots that exist; the others are never kept. Default: all.
+            noise: standard normal numbers for the random decisions; u is their distribution function. The caller draws
+                them, so that a step depends on its number alone. Default: no noise, as after training.
         """
         logits = self.logit(nn.functional.gelu(self.hidden(self.norm(slots))))[..., 0]
         with torch.autocast(slots.device.type, enabled=False):
@@ -77,7 +77,8 @@ class SlotGate(nn.Module):
 
 
 def logistic(noise: Tensor) -> Tensor:
-    """Logistic variables of standard normal ones: ``log u − log(1 − u)`` with u = Φ(noise), also far in the tails.
+    """Turn standard normal numbers into logistic ones: ``log u − log(1 − u)`` with u = Φ(noise), exact in the tails
+    too.
 
     Example:
         >>> logistic(torch.tensor([-1.0, 0.0, 1.0]))
@@ -89,8 +90,8 @@ def logistic(noise: Tensor) -> Tensor:
 def restrict_attention(attention: Tensor, keep: Tensor) -> Tensor:
     """Attention restricted to the kept slots: ``z_k (A_k + ε) / Σ_j z_j (A_j + ε)``, ε = 0.01.
 
-    Without ε, a token that attends to dropped slots alone has the gradient 1 / 0. With it, it attends to all kept slots
-    alike, and the gradient of z is at most 1 / ε.
+    A token may attend to dropped slots alone. Without ε its gradient would then be 1 / 0. With ε it attends equally to
+    all kept slots, and the gradient of z is at most 1 / ε.
 
     Args:
         attention: [B, M, K], each row over K sums to 1.

@@ -1,4 +1,4 @@
-"""Rows and sums of all processes of a job, for losses that are no means over samples."""
+"""Gather rows and sums from all processes of a job, for losses that are not means over samples."""
 
 import torch
 import torch.distributed as dist
@@ -6,19 +6,19 @@ from torch import Tensor
 
 
 def own_rows(count: int) -> slice:
-    """Which rows of :func:`gather_rows` are this process's, if each process has ``count``."""
+    """The rows of :func:`gather_rows` that come from this process, if each process has ``count`` rows."""
     rank = dist.get_rank() if world_size() > 1 else 0
     return slice(rank * count, (rank + 1) * count)
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows [n, ...] of each process, in the order of ranks: [world·n, ...]; the rows as they are without a job.
+    """The rows [n, ...] of all processes, in the order of ranks: [world·n, ...]. Without a job, the rows themselves.
 
-    Differentiable: the gradient of a row is the sum of what all processes computed for it. Averaged over processes, as
-    DistributedDataParallel does, the gradients of mean losses are then those of one process with the whole batch.
+    Differentiable: the gradient of a row is the sum of its gradients in all processes. DistributedDataParallel averages
+    gradients over processes; those of a mean loss then equal the gradients of one process with the whole batch.
 
     Args:
-        rows: of the same shape in all processes.
+        rows: rows of this process, with the same shape in all processes.
     """
     return rows if world_size() == 1 else _gather(rows.contiguous(), world_size())
 
@@ -26,10 +26,10 @@ def gather_rows(rows: Tensor) -> Tensor:
 def sum_over_ranks(value: Tensor) -> Tensor:
     """The sum of a tensor over all processes, without a gradient; the tensor itself without a job.
 
-    For a loss that is divided by a count of the whole batch, for example.
+    Use it, for example, for a loss that is divided by a count over the whole batch.
 
     Args:
-        value: of the same shape in all processes.
+        value: value of this process, with the same shape in all processes.
     """
     value = value.detach()
     return value if world_size() == 1 else _sum(value)

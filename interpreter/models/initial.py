@@ -1,4 +1,4 @@
-"""Initial slots of methods that do not draw them with :meth:`slotkernels.SlotAttention.sample_slots`."""
+"""Initial slots of methods that do not use :meth:`slotkernels.SlotAttention.sample_slots`."""
 
 import math
 
@@ -10,8 +10,8 @@ class LearnedSlots(nn.Module):
     """One learned vector for each slot, the same for all videos (Slot Contrast, Manasyan et al. 2025).
 
     Args:
-        num_slots: K.
-        dim: width D. The vectors start at ``N(0, 1 / D)``.
+        num_slots: number of slots K.
+        dim: width D. The vectors are initialised from ``N(0, 1 / D)``.
     """
 
     def __init__(self, num_slots: int, dim: int) -> None:
@@ -33,10 +33,10 @@ class LearnedSlots(nn.Module):
 
 
 class SharedGaussian(nn.Module):
-    """Draws of one learned Gaussian for all slots (VideoSAUR, Zadaianchuk et al. 2023).
+    """Initial slots drawn from one learned Gaussian (VideoSAUR, Zadaianchuk et al. 2023).
 
     Args:
-        num_slots: K.
+        num_slots: number of slots K.
         dim: width D. The Gaussian starts with mean 0 and variance ``1 / D``.
     """
 
@@ -52,7 +52,7 @@ class SharedGaussian(nn.Module):
         return self.num_slots, len(self.mean)
 
     def forward(self, batch: int, noise: Tensor) -> Tensor:
-        """Initial slots [batch, K, D] of standard normal noise [batch, K, D]; any K will do.
+        """Initial slots [batch, K, D] from standard normal noise [batch, K, D] with any K.
 
         >>> SharedGaussian(num_slots=7, dim=64)(2, torch.randn(2, 9, 64)).shape
         torch.Size([2, 9, 64])

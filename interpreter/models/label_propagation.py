@@ -1,7 +1,7 @@
-"""Label propagation: masks of the first frame carried through a video by the similarity of features.
+"""Label propagation: carries masks of the first frame through a video, by the similarity of features.
 
-The protocol of Jabri, Owens and Efros, *Space-Time Correspondence as a Contrastive Random Walk*, NeurIPS 2020, which
-published encoders are compared under on the semi-supervised track of DAVIS-2017.
+This is the protocol of Jabri, Owens and Efros, *Space-Time Correspondence as a Contrastive Random Walk*, NeurIPS 2020.
+Published encoders are compared under it on the semi-supervised track of DAVIS-2017.
 """
 
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ from interpreter.configs import option
 Grid = tuple[int, int]
 
 TILE = 12
-"""Side of the blocks of patches whose similarities are computed together. Each block is compared with the patches that
-are near any of its own, not with whole frames: less work, and memory that does not grow with the frame."""
+"""Side of the blocks of patches whose similarities are computed together. A block is compared only with the patches
+near it, not with whole frames. This takes less time, and memory does not grow with the frame."""
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,16 @@ class Propagation:
     """How labels are carried from frame to frame; the defaults are the published ones for patches of 16 pixels."""
 
     top_k: int = option(7, at_least=1)
-    """Similar patches of the context that a patch takes its label from."""
+    """Number of similar patches of the context that a patch takes its label from."""
     context: int = option(20, at_least=0)
-    """Previous frames that labels are taken from, besides the first frame."""
+    """Number of previous frames that labels are taken from, in addition to the first frame."""
     radius: int = option(7, at_least=0)
-    """How far a patch may have moved: the similar patches lie at most so many rows and columns of patches away."""
+    """How far a patch may move: the similar patches are at most so many rows and columns of patches away."""
     temperature: float = 0.2
-    """Of the softmax that weighs the similar patches by cosine similarity. Less: the most similar ones count for more.
-    """
+    """Temperature of the softmax that weighs similar patches. The lower, the more the most similar patches count."""
     upsample: int = option(1, at_least=1)
-    """Interpolate the features to a grid with so many times as many rows and columns, for finer masks; the radius
-    counts in that grid. Published for 2: --radius 20 --top-k 28 --context 35."""
+    """Interpolate the features to a grid with so many times as many rows and columns, for finer masks. The radius is
+    in patches of that grid. Published values for 2: --radius 20 --top-k 28 --context 35."""
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -46,13 +45,13 @@ class Propagation:
 class LabelPropagation:
     """Carries the soft labels of a first frame through a video, one frame after the other.
 
-    The label of a patch i of frame t is a weighted mean over the set N(i) of its most similar patches in the context,
-    which is the first frame and the previous ones::
+    The context of a frame are the first frame and the previous ones. The label of a patch i is a weighted mean over the
+    set N(i) of its most similar patches in the context::
 
         y_i = sum over j in N(i) of  softmax_j(cos(x_i, x_j) / temperature)  y_j
 
-    N(i) are the ``top_k`` patches of all context frames together with the largest cosine similarity, out of those at
-    most ``radius`` rows and columns away. Memory holds the context alone, however long the video is.
+    N(i) are the ``top_k`` patches with the largest cosine similarity among the patches of all context frames that are
+    at most ``radius`` rows and columns away. Memory has the context alone, so it does not grow with the video.
 
     >>> red, blue = torch.eye(2)
     >>> frame = torch.stack([red, blue, blue, blue])  # features of a row of four patches; the first is the object
@@ -62,11 +61,11 @@ class LabelPropagation:
     [0, 0, 1, 0]
 
     Args:
-        features: [M, C] of the first frame, as the backbone gives them; any scale.
+        features: [M, C] of the first frame, as the backbone computes them, with any scale.
         labels: [h·w, L] soft labels of the first frame on the finer grid (``upsample`` times ``grid``), of any floating
-            type; each row sums to 1, as those of :func:`patch_labels` do.
+            type. Each row sums to 1; :func:`patch_labels` makes them from a mask.
         grid: patch grid of the features, M = rows times columns.
-        how: numbers of the protocol.
+        how: settings of the protocol.
 
     Raises:
         ValueError: if features or labels do not fit the grid.
@@ -89,7 +88,7 @@ class LabelPropagation:
         filled = 1 + min(self._steps, context)
         with annotate("label propagation"):
             labels = carry_labels(query, self._features[:filled], self._labels[:filled], self.grid, self.how)
-        if context:  # the oldest of the previous frames makes room; the order of the context does not matter
+        if context:  # replace the oldest of the previous frames; the order of the context does not matter
             place = 1 + self._steps % context
             self._features[place], self._labels[place] = query, labels
         self._steps += 1
@@ -116,15 +115,15 @@ def carry_labels(
 ) -> Tensor:
     """Labels of a frame from those of its context: one step of :class:`LabelPropagation`.
 
-    The similarities [M, F·M] never exist at once: a block of 12×12 patches is compared with the part of the context
-    that its patches can reach.
+    The similarities [M, F·M] never exist at once: a block of 12×12 patches is compared only with the part of the
+    context that is within the radius of its patches.
 
     Args:
         query: features of the frame, each of length 1.
         keys: features of the F frames of its context, each of length 1.
         labels: soft labels of the context.
-        grid: (rows, columns) of all of them, M = rows times columns.
-        how: numbers of the protocol.
+        grid: (rows, columns) of every frame, M = rows times columns.
+        how: settings of the protocol.
 
     Returns:
         [M, L] in the type of ``labels``.
@@ -151,7 +150,7 @@ def carry_labels(
 
 
 def patch_labels(mask: Tensor, ids: Tensor, grid: Grid) -> Tensor:
-    """Share of each patch that each id covers.
+    """The share of each patch that each id covers.
 
     >>> mask = torch.tensor([[0, 0, 0, 5], [0, 0, 5, 5]])  # two patches of 2×2 pixels, side by side
     >>> patch_labels(mask, torch.tensor([0, 5]), (1, 2))
@@ -164,8 +163,8 @@ def patch_labels(mask: Tensor, ids: Tensor, grid: Grid) -> Tensor:
         grid: (h, w) patches.
 
     Returns:
-        fp32 [h·w, L]; each row sums to 1. Where the sides of the mask are no multiples of the grid's, a pixel on the
-        line between two patches counts in both.
+        fp32 [h·w, L]; each row sums to 1. If the sides of the mask are not multiples of those of the grid, a pixel on
+        the border between two patches counts in both.
     """
     masks = (mask == ids[:, None, None]).float()
     return F.adaptive_avg_pool2d(masks, grid).flatten(1).T

@@ -1,4 +1,4 @@
-"""Identities over time for methods that find the slots of each frame anew."""
+"""Identities over time for methods whose slots of each frame are independent of the frame before."""
 
 import numpy as np
 import torch
@@ -9,19 +9,20 @@ from interpreter.metrics.assignment import partners
 
 
 def link_frames(slots: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Give the slots of each frame the ids of the slots before them, as SOLV does (Aydemir et al. 2023).
+    """Give the slots of each frame the ids of the matching slots in the frame before, as SOLV does (Aydemir et al.
+    2023).
 
     From frame to frame, a Hungarian match maximises the summed cosine similarity of the slots. If a frame has more
-    slots than the one before, each extra slot takes the id of its most similar slot there, so that two slots may share
-    an id. If it has fewer, ids disappear, and they never return.
+    slots than the one before, each extra slot takes the id of the most similar slot there, so two slots may share an
+    id. If it has fewer, some ids disappear and never return.
 
     Args:
         slots: [T, N, D], in any order within a frame.
         valid: [T, N] bool, the slots to link; the values of the others do not matter. Default: all.
 
     Returns:
-        [T, N] int64 on the CPU, -1 where not valid. The first frame's valid slots have the ids 0, 1, … in order. After
-        a frame without any valid slot, ids begin anew above those so far.
+        [T, N] int64 on the CPU, -1 where not valid. The valid slots of the first frame have the ids 0, 1, … in order.
+        After a frame without any valid slot, new ids follow, larger than all ids before.
 
     >>> slots = torch.eye(3)[None].repeat(2, 1, 1)
     >>> slots[1] = slots[1].roll(1, 0)

@@ -20,21 +20,22 @@ def slot_contrast(
     negatives: Negatives = "batch",
     across_ranks: bool = True,
 ) -> Tensor:
-    """Contrast of the slots of consecutive frames (Manasyan et al. 2025): each slot has to find itself again.
+    """Slot contrast between consecutive frames (Manasyan et al. 2025).
 
-    With normalised slots s̄ and ``z[i, j] = s̄_t[i] · s̄_{t+1}[j] / τ`` for all B·K slots of the batch, the loss of the
-    direction "previous" is the mean over t and j of ``logsumexp_i z[i, j] - z[j, j]``.
+    Each slot has to be more similar to itself in the other frame than to all other slots. With normalised slots s̄ and
+    ``z[i, j] = s̄_t[i] · s̄_{t+1}[j] / τ`` for all B·K slots of the batch, the loss of the direction "previous" is the
+    mean over t and j of ``logsumexp_i z[i, j] - z[j, j]``.
 
     Args:
         slots: [B, T, K, D], T >= 2.
         temperature: τ > 0.
-        direction: over the slots of which frame the softmax runs. "previous": for each slot of frame t + 1 over those
-            of frame t, as in the public code; "next": for each slot of frame t over those of frame t + 1, as in the
-            paper; "both": the mean of the two.
-        positive_in_denominator: whether the slot itself is in the softmax's sum, as in the public code; the paper's
+        direction: the frame whose slots the softmax runs over. "previous": for each slot of frame t + 1, the slots of
+            frame t, as in the public code; "next": for each slot of frame t, the slots of frame t + 1, as in the paper;
+            "both": the mean of the two losses.
+        positive_in_denominator: include the slot itself in the sum of the softmax, as in the public code. The paper's
             formula leaves it out.
-        negatives: "batch": all slots of all videos; "video": those of the same video.
-        across_ranks: whether "batch" means the batch of all processes of a job; gradients reach them.
+        negatives: the other slots. "batch": those of all videos; "video": those of the same video.
+        across_ranks: "batch" means the batch of all processes of a job, and gradients reach all processes.
 
     Returns:
         A scalar; float32, or float64 for float64.
@@ -71,15 +72,17 @@ def similarity_targets(
     keys: Tensor,  # [B, T, M, C]
     temperature: float,
 ) -> Tensor:
-    """Where each patch moves to (Zadaianchuk et al. 2023, eq. 1 to 3): its similarity to the patches of the next frame.
+    """Where each patch moves to: a distribution over the patches of the next frame (Zadaianchuk et al. 2023, eq. 1 to
+    3).
 
     Args:
         keys: [B, T, M, C] features of the patches, such as the keys of a ViT's last block; T >= 2.
-        temperature: of the softmax, > 0.
+        temperature: temperature of the softmax, > 0.
 
     Returns:
-        [B, T - 1, M, M]; row p is a softmax over the patches of frame t + 1 of their cosine similarity with patch p of
-        frame t, divided by the temperature. Negative similarities get 0; a row of negative ones is uniform.
+        [B, T - 1, M, M]. Row p belongs to patch p of frame t: a softmax over the patches of frame t + 1, of their
+        cosine similarity with patch p divided by the temperature. Negative similarities have probability 0; if all are
+        negative, the row is uniform.
 
     Example:
         >>> keys = torch.eye(3).expand(1, 2, 3, 3)  # nothing moves
@@ -97,11 +100,11 @@ def similarity_targets(
 
 
 def time_similarity(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of predicted movements: mean over patches of ``-Σ_q P[p, q] log softmax(logits[p])[q]``.
+    """Cross-entropy of predicted movements: the mean over patches of ``-Σ_q P[p, q] log softmax(logits[p])[q]``.
 
     Args:
         logits: [B, T - 1, M, M].
-        targets: [B, T - 1, M, M], of :func:`similarity_targets`; each row sums to 1.
+        targets: [B, T - 1, M, M], the result of :func:`similarity_targets`; each row sums to 1.
 
     Returns:
         A scalar; float32, or float64 for float64.

@@ -30,7 +30,7 @@ def sincos_1d(positions: Tensor, dim: int) -> Tensor:
 
 
 def sincos_2d(first: Tensor, second: Tensor, dim: int) -> Tensor:
-    """Encode two axes, half of the width each.
+    """Encode positions on two axes, with half of the width for each axis.
 
     Args:
         first: [P], positions along the first axis (patch rows, or frames).
@@ -38,7 +38,7 @@ def sincos_2d(first: Tensor, second: Tensor, dim: int) -> Tensor:
         dim: width of the encoding, a multiple of 4.
 
     Returns:
-        [P·Q, dim] float32, the second axis running fastest.
+        [P·Q, dim] float32; the second axis varies fastest.
     """
     if dim % 4:
         raise ValueError(f"dim must be a multiple of 4 for a two-axis sine-cosine encoding, got {dim}")
@@ -50,8 +50,8 @@ def sincos_2d(first: Tensor, second: Tensor, dim: int) -> Tensor:
 def patch_positions(grid: tuple[int, int], dim: int, trained_grid: tuple[int, int], device: torch.device) -> Tensor:
     """Encode the patches of a frame, [h·w, dim].
 
-    Positions are counted in patches of the grid that the model was trained on, so a model that is applied at
-    another resolution sees the same coordinates for the same place of the picture.
+    Positions are counted in patches of the grid that the model was trained on. So a model that is applied at another
+    resolution gets the same coordinates for the same place of the picture.
     """
     rows, columns = (
         (torch.arange(n, device=device) + 0.5) * (trained / n) - 0.5
@@ -71,7 +71,7 @@ def patch_coordinates(grid: tuple[int, int]) -> Tensor:
 
 
 def resized_positions(positions: Tensor, trained_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Learned positions [M, D] of the patches of one grid (h, w), interpolated (bicubic) to those of another one."""
+    """Learned positions [M, D] of the patches of one grid (h, w), interpolated (bicubic) to another grid."""
     if grid == trained_grid:
         return positions
     places = positions.to(torch.promote_types(positions.dtype, torch.float32))

@@ -22,24 +22,24 @@ class ClipSlots(NamedTuple):
 
 
 class RecurrentSlotAttention(nn.Module):
-    """Slot attention in each frame, from slots that a transformer block predicts from the frame before.
+    """Slot attention in each frame. Its initial slots are predicted from the frame before by a transformer block.
 
     With tokens x and initial slots S_0 (SAVi, Kipf et al. 2022; VideoSAUR and Slot Contrast)::
 
         slots[0]     = SA(S_0, x[0])                           # first_iterations
         slots[t + 1] = SA(predictor(slots[t]), x[t + 1])       # later_iterations
 
-    Gradients pass through all frames, from the slots of one to those of the one before.
+    Gradients flow through all frames, backwards in time.
 
     Args:
         dim: width D of slots and tokens.
-        first_iterations: of slot attention in the first frame.
-        later_iterations: in each later frame.
-        use_mlp: whether an MLP follows the GRU of slot attention.
-        gru_state: what the GRU carries on, see ``slotkernels.slot_attention.Conventions``.
-        heads: of the predictor.
-        logit_scale: of the predictor's attention with heads of width d. "corrected": ``q·k / sqrt(d)``; "published":
-            ``q·k · sqrt(d)``, as in the public code of VideoSAUR and Slot Contrast.
+        first_iterations: number of iterations of slot attention in the first frame.
+        later_iterations: number of iterations in each later frame.
+        use_mlp: add an MLP after the GRU of slot attention.
+        gru_state: the state of the GRU, see ``slotkernels.slot_attention.Conventions``.
+        heads: number of heads of the predictor.
+        logit_scale: scale of the logits of the predictor's attention, with heads of width d. "corrected":
+            ``q·k / sqrt(d)``; "published": ``q·k · sqrt(d)``, as in the public code of VideoSAUR and Slot Contrast.
         implicit: which iterations of a frame carry gradients, see :class:`slotkernels.SlotAttention`; "none": all.
 
     Example::
@@ -73,7 +73,7 @@ class RecurrentSlotAttention(nn.Module):
         slots: Tensor,  # [B, K, D]: initial slots, or ``following`` of the frames before
         first: bool = True,  # whether the first of these frames is the first of the video
     ) -> ClipSlots:
-        """Slots of each frame. A long video may be passed in parts, with ``following`` of the part before as slots."""
+        """Slots of each frame. To pass a long video in parts, pass ``following`` of one part as slots of the next."""
         found: list[Tensor] = []
         with annotate("slot attention"):
             prepared = self.slot_attention.prepare(

@@ -20,7 +20,7 @@ class Mixed(NamedTuple):
 
 
 class SlotMixer(nn.Module):
-    """Decoder of VideoSAUR (Zadaianchuk et al. 2023): its cost is that of patches, not of slots times patches.
+    """Decoder of VideoSAUR (Zadaianchuk et al. 2023). Its time grows with the patches, not with slots times patches.
 
     With slots s and learned positions p::
 
@@ -35,8 +35,8 @@ class SlotMixer(nn.Module):
         blocks: number of blocks.
         hidden_dim: width of the MLP's hidden layers.
         hidden_layers: number of hidden layers, at least 1.
-        heads: of the cross-attention.
-        logit_scale: of the cross-attention, see :class:`interpreter.models.recurrent.RecurrentSlotAttention`.
+        heads: number of heads of the cross-attention.
+        logit_scale: scale of the cross-attention, see :class:`interpreter.models.recurrent.RecurrentSlotAttention`.
 
     Example::
 
@@ -78,7 +78,7 @@ class SlotMixer(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, slots: Tensor, grid: tuple[int, int] | None = None) -> Mixed:
-        """Decode slots [B, K, D] on a patch grid (h, w), by default that of the training."""
+        """Decode slots [B, K, D] on a patch grid (h, w), by default the one that the mixer is trained on."""
         with annotate("decoder"):
             masks, mixture = self._mix(slots, grid)
             return Mixed(self.mlp(mixture), masks)

@@ -1,4 +1,4 @@
-"""Temporal binding of SOLV (Aydemir et al. 2023): attention over the frames of a window, for each slot by itself."""
+"""Temporal binding of SOLV (Aydemir et al. 2023): attention over the frames of a window, separately for each slot."""
 
 import copy
 import math
@@ -13,7 +13,7 @@ from interpreter.models.dropout import Dropout
 
 
 class TemporalLayer(nn.Module):
-    """A post-norm transformer layer with a ReLU, as ``torch.nn.TransformerEncoderLayer`` by default.
+    """A post-norm transformer layer with a ReLU, like the default of ``torch.nn.TransformerEncoderLayer``.
 
     Args:
         dim: width D.
@@ -34,7 +34,7 @@ class TemporalLayer(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def noise_size(self, frames: int, queries: int) -> int:
-        """Numbers that dropout needs for each slot, with ``queries`` of the ``frames`` to update."""
+        """How many random numbers dropout needs for each slot, if ``queries`` of the ``frames`` are updated."""
         return queries * (self.heads * frames + 2 * self.dim + self.hidden_dim)
 
     def forward(self, x: Tensor, present: Tensor, queries: slice, dropout: Dropout) -> Tensor:
@@ -44,7 +44,7 @@ class TemporalLayer(nn.Module):
             x: [B, N, F, D].
             present: [B, F] bool, False for frames that are not attended to.
             queries: the frames to update.
-            dropout: draws the masks.
+            dropout: the dropout that makes the masks.
 
         Returns:
             [B, N, Q, D], the updated frames.
@@ -62,10 +62,10 @@ class TemporalLayer(nn.Module):
 class TemporalEncoder(nn.Module):
     """Binds the slots of one index over the frames of a window, for the frame in its centre (SOLV, section 3.2).
 
-    A learned embedding of the frame's place in the window is added to its slots, and post-norm transformer layers
-    without a final norm follow. Attention is among the F slots of one index alone: the other indices are further rows
-    of the batch. In the last layer only the centre has a query, since nothing else is returned. All layers start
-    with equal weights, as in PyTorch's ``TransformerEncoder``, which copies one layer.
+    A learned embedding of the frame's place in the window is added to its slots. Post-norm transformer layers without a
+    final norm follow. A slot attends only to the slots of the same index in the F frames, so the indices are a batch
+    dimension. In the last layer only the centre has a query, because only the centre is returned. All layers start with
+    equal weights, as in PyTorch's ``TransformerEncoder``, which copies one layer.
 
     Args:
         dim: width D of the slots.
@@ -101,7 +101,7 @@ class TemporalEncoder(nn.Module):
         return [*[slice(None)] * (len(self.layers) - 1), slice(centre, centre + 1)] if self.layers else []
 
     def noise_size(self) -> int:
-        """Numbers that dropout needs for each slot."""
+        """How many random numbers dropout needs for each slot."""
         frames, layers = range(self.num_frames), cast(Iterable[TemporalLayer], self.layers)
         pairs = zip(layers, self.queries, strict=True)
         return sum(layer.noise_size(len(frames), len(frames[queries])) for layer, queries in pairs)
@@ -112,7 +112,7 @@ class TemporalEncoder(nn.Module):
         present: Tensor,  # [B, F] bool, False for frames beyond the ends of the video
         dropout: Dropout | None = None,  # default: none
     ) -> Tensor:
-        """Slots [B, N, D] of the frame in the centre, which must be present. Absent frames may hold anything finite."""
+        """Slots [B, N, D] of the frame in the centre, which must be present. Absent frames may be anything finite."""
         if not self.layers:
             return slots[:, self.num_frames // 2]
         with annotate("temporal binding"):

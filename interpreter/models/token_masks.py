@@ -1,7 +1,8 @@
 """Segments of a video from the tokens of all its frames: clusters, merged where they touch, then soft masks.
 
-Starting centres, such as groups of slots, propose what the clusters are; the tokens of the whole video decide. Needs
-features whose tokens are alike within an object, such as those of a ViT; a CNN's follow texture.
+The clusters start from given centres, such as the means of groups of slots, and are then computed from the tokens of
+the whole video. Use features whose tokens are similar within an object, such as those of a ViT. Features of a CNN are
+similar within a texture instead.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from interpreter.models.clustering import lloyd, weighted_kmeans
 
 CHUNK = 32  # frames that are computed at once
 START_POINTS = 1 << 14  # random tokens that k-means++ looks for centres among
-LEAST_CONTACT = 0.02  # added to the share of a contact: groups that never touch merge last, but they can
+LEAST_CONTACT = 0.02  # added to the share of a contact: groups that never touch can merge too, but last
 ITERATIONS = 50
 
 
@@ -35,27 +36,27 @@ def token_masks(
 
     1. The tokens are centred and projected to their first principal components.
     2. Lloyd's algorithm groups the projected tokens, smoothed over space, from the given centres.
-    3. Of the groups, the pair (a, b) of the least ``n_a n_b / (n_a + n_b) · |m_a − m_b|² / (c_ab / min(c_a, c_b) +
-       0.02)`` is merged until ``segments`` are left. Here n is a group's number of tokens, m its mean, c_ab counts
-       the pairs of horizontal or vertical neighbours of which one is in a and the other in b, and c_a = Σ_b c_ab: the
-       cost is Ward's (1963), and less for groups that share their borders.
-    4. Each token, not smoothed, gets the mask softmax over segments of ``−d² / (temperature · mean)``, with d its
-       distance to the mean of a segment and "mean" the average over all tokens of the least d².
+    3. Groups are merged until ``segments`` are left, each time the pair (a, b) with the least cost
+       ``n_a n_b / (n_a + n_b) · |m_a − m_b|² / (c_ab / min(c_a, c_b) + 0.02)``. Here n is the number of tokens of a
+       group and m its mean; c_ab counts the horizontal or vertical neighbours of which one is in a and the other in b,
+       and c_a = Σ_b c_ab. The numerator is Ward's (1963) cost; groups with a common border have a lower cost.
+    4. The mask of each token (not smoothed) is a softmax over segments of ``−d² / (temperature · mean)``. Here d is the
+       token's distance to the mean of a segment, and "mean" the average over all tokens of the least d².
 
-    The result is the same at each call on the same device. Memory beyond the features and the masks is about 4 ·
-    ``components`` bytes a token; products take ``CHUNK`` frames at a time.
+    The result is the same at each call on the same device. Memory in addition to features and masks is about 4 ·
+    ``components`` bytes for each token; products take ``CHUNK`` frames at a time.
 
     Args:
-        features: of all frames, fp16 or fp32, on any device: those of a long video may stay on the CPU.
+        features: features of all frames, fp16 or fp32, on any device. Those of a long video may be on the CPU.
         grid: patch grid (h, w) with h·w = M.
-        centres: where the groups start, in the space of the features, such as the mean features of groups of slots; or
-            their number, which k-means++ places.
-        segments: K at most. With fewer centres there are as many segments as centres.
-        components: principal components to keep; at most C are.
-        sigma: standard deviation, in patches, of the Gaussian of 3×3 patches that smooths; 0 for none.
-        temperature: smaller is sharper.
-        seed: of k-means++.
-        device: where to compute. Default: that of the features.
+        centres: features that the groups start from, such as the mean features of groups of slots; or a number of
+            groups, whose centres k-means++ chooses.
+        segments: largest number of segments K. With fewer centres there are as many segments as centres.
+        components: number of principal components to keep, at most C.
+        sigma: standard deviation, in patches, of the Gaussian of 3×3 patches that smooths tokens; 0 for none.
+        temperature: the smaller, the sharper the masks.
+        seed: seed of k-means++.
+        device: device to compute on. Default: that of the features.
 
     Returns:
         fp16 [T, M, K] on ``device``; each row over K sums to 1, and a segment without tokens is 0 everywhere.
@@ -85,7 +86,7 @@ def token_masks(
 
 
 def merge_groups(means: Tensor, sizes: Tensor, contacts: Tensor, segments: int) -> Tensor:
-    """Segments 0 to K - 1 [k] int64 of k groups, merged by the cost that :func:`token_masks` states.
+    """The segment, 0 to K - 1, of each of k groups: int64 [k]. They are merged by the cost in :func:`token_masks`.
 
     Args:
         means: [k, D].
@@ -210,7 +211,7 @@ def _check(
     sigma: float,
     temperature: float,
 ) -> None:
-    """Refuse what :func:`token_masks` cannot use."""
+    """Raise ValueError for arguments that :func:`token_masks` cannot use."""
     if features.dim() != 3 or features.shape[1] != grid[0] * grid[1] or not len(features):
         raise ValueError(
             f"features {list(features.shape)} must be [T, M, C] with T > 0 and M = {grid[0]}·{grid[1]} for the grid"

@@ -10,14 +10,14 @@ from torch.utils.checkpoint import checkpoint
 from interpreter.models.attention import attend
 
 MLP_TOKENS = 4096
-MANY, FEW = 1 << 20, 16  # tokens, and slots, that an exported program with any number of them is made for
+MANY, FEW = 1 << 20, 16  # assumed numbers of tokens and slots in an exported program, which accepts any
 
 
 class Attention(nn.Module):
     """Multi-head attention of queries [B, L, D] over a memory [B, S, D].
 
-    Where few tokens are attended to, the projections of queries and of results are applied to these instead, which is
-    the same function of the same parameters (see :func:`absorbs`)::
+    If the memory has few tokens, the projections of queries and results are applied to the memory instead. This is the
+    same function of the same parameters, with fewer operations (see :func:`absorbs`)::
 
         q kᵀ = (x Wqᵀ + bq) kᵀ = x (k Wq)ᵀ + k bq            for each head
         out  = Σ_heads (weights v) Woᵀ + bo = Σ_heads weights (v Woᵀ) + bo
@@ -41,9 +41,9 @@ class Attention(nn.Module):
         """Attend, [B, L, D].
 
         Args:
-            x: queries [B, L, D], or [1, L, D] if all samples have the same.
+            x: queries [B, L, D], or [1, L, D] if they are the same for all samples.
             memory: [B, S, D].
-            mask: [B, S], False where the memory is ignored.
+            mask: [B, S], False for tokens of the memory to ignore.
         """
         k, v = self.to_kv(memory).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, S, d]
         if absorbs(x.shape[1], memory.shape[1], self.heads, x.shape[2]):
@@ -57,7 +57,7 @@ class Attention(nn.Module):
     def _absorbed(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """:meth:`forward` from keys and values."""
         (batch, heads, size, depth), k = k.shape, k * (self.sharpness * k.shape[-1] ** -0.5)
-        # One product a head over all samples: one a sample and head would copy the weights for each sample.
+        # One product for each head over all samples: products for each sample would copy the weights.
         keys = torch.einsum("bhsd,hdc->bhsc", k, self.to_q.weight.unflatten(0, (heads, depth))).flatten(1, 2)
         values = torch.einsum("bhsd,chd->bhsc", v, self.to_out.weight.unflatten(1, (heads, depth))).flatten(1, 2)
         bias = torch.einsum("bhsd,hd->bhs", k, self.to_q.bias.unflatten(0, (heads, depth)))
@@ -72,9 +72,9 @@ class Attention(nn.Module):
 def absorbs(queries: int, memory: int, heads: int, dim: int) -> bool:
     """Whether :class:`Attention` needs fewer operations with its projections applied to keys and values.
 
-    With L queries and S tokens of memory, both ways have the projections to keys and values in common. Of the rest,
-    projections of queries and results, logits and mixtures take 4 L D (D + S) operations; with projections applied to
-    the memory it is 4 D (S D + L heads S). A backward pass takes twice as many of either.
+    Both ways compute the projections to keys and values. With L queries and S tokens of memory, the rest (projections
+    of queries and results, logits and mixtures) takes 4 L D (D + S) operations. With projections applied to the memory,
+    it takes 4 D (S D + L heads S). A backward pass takes twice as many operations.
 
     Example::
 
@@ -93,11 +93,11 @@ class Block(nn.Module):
 
     Args:
         dim: width D.
-        heads: attention heads.
-        cross: whether there is cross-attention to a memory.
-        self_attention: whether there is self-attention.
-        activation: of the MLP's hidden layer, which is 4 D wide.
-        sharpness: factor of the attention's logits.
+        heads: number of attention heads.
+        cross: add cross-attention to a memory.
+        self_attention: add self-attention.
+        activation: activation of the MLP's hidden layer, which is 4 D wide.
+        sharpness: factor of the logits of the attention.
     """
 
     def __init__(
@@ -120,9 +120,9 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, memory: Tensor | None = None, memory_mask: Tensor | None = None
     ) -> Tensor:
-        """Update x [B, L, D], or [1, L, D] if all samples of the memory [B, S, D] have the same.
+        """Update x [B, L, D], or [1, L, D] if it is the same for all samples of the memory [B, S, D].
 
-        Masks [B, L] and [B, S] are False where a token is ignored.
+        Masks [B, L] and [B, S] are False for tokens to ignore.
         """
         x, branch = self.terms(x, None, mask, memory, memory_mask)
         return x + branch
@@ -135,7 +135,7 @@ class Block(nn.Module):
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """:meth:`forward` of ``x + branch``, as two terms: the norm that follows adds them up in its own pass."""
+        """:meth:`forward` of ``x + branch``. Returns two terms, which the next norm adds in the same pass."""
         if self.norm_self is not None and self.attend_self is not None:
             x, h = add_and_norm(x, branch, self.norm_self)
             h = _rounded(h)
@@ -148,14 +148,14 @@ class Block(nn.Module):
         return x, self._mlp(h)
 
     def _mlp(self, h: Tensor) -> Tensor:
-        """The MLP; without gradients in pieces, as its hidden layer is 4 times as wide and a video may be long."""
+        """The MLP. Without gradients it runs in pieces: its hidden layer is 4 times as wide, and videos may be long."""
         if torch.is_grad_enabled() or isinstance(h.shape[1], torch.SymInt):  # in an exported program any length
             return self.mlp(h)
         return torch.cat([self.mlp(piece) for piece in h.split(MLP_TOKENS, 1)], 1)
 
 
 def _rounded(h: Tensor) -> Tensor:
-    """What several linear layers read, in the dtype of their products: under autocast each would round it by itself."""
+    """x in the dtype of the linear layers that read it. Under autocast each of them would convert it again."""
     kind = h.device.type
     return h.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else h
 
@@ -163,7 +163,7 @@ def _rounded(h: Tensor) -> Tensor:
 def add_and_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     """``x + branch`` and the layer norm of that sum.
 
-    Outside a compiler one kernel computes both, and the norm has the dtype of ``branch``. A compiler fuses PyTorch's
+    In eager mode one kernel computes both, and the norm has the dtype of ``branch``. A compiler fuses PyTorch's
     operations itself.
     """
     if branch is None:
@@ -182,10 +182,10 @@ def run_blocks(
     memory_mask: Tensor | None = None,
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Blocks one after the other, arguments and results as of :meth:`Block.terms`.
+    """Blocks one after the other, with the arguments and results of :meth:`Block.terms`.
 
     With ``recompute`` only a block's input is kept for the backward pass, which computes the rest again. Results then
-    differ by rounding, as a norm and the sum before it are computed apart.
+    differ by rounding, because a norm and the sum before it are computed separately.
     """
     branch = None
     for block in blocks:
@@ -203,7 +203,7 @@ def run_blocks(
 class TransformerEncoder(nn.Module):
     """[B, L, D] -> [B, L, D]; ``mask`` [B, L] is True where there is a token.
 
-    With ``recompute`` training keeps the input of each block alone, for one more forward pass of the blocks.
+    With ``recompute`` training keeps only the input of each block, and computes the blocks twice.
     """
 
     def __init__(self, dim: int, depth: int, heads: int, recompute: bool = False) -> None:
@@ -221,7 +221,8 @@ class TransformerEncoder(nn.Module):
 class TransformerDecoder(nn.Module):
     """Reconstruct a sequence [B, L, out_dim] from slots [B, S, D], given position queries [L, D].
 
-    No causal mask: every query sees every other query and, through cross-attention, the slots. ``recompute`` as above.
+    There is no causal mask: every query sees every other query and, through cross-attention, the slots. ``recompute``
+    is that of the encoder.
     """
 
     def __init__(self, dim: int, out_dim: int, depth: int, heads: int, recompute: bool = False) -> None:
@@ -240,9 +241,11 @@ class TransformerDecoder(nn.Module):
         query_mask: Tensor | None = None,
         slot_weights: Tensor | None = None,
     ) -> Tensor:
-        """Decode; ``slot_mask`` [B, S] is False for slots that were merged away, ``query_mask`` [B, L] for padding.
-        ``slot_weights`` [B, S] multiply the normalised slots, so that a gate gets a gradient."""
-        # One sample until the first cross-attention: up to there nothing depends on the slots, unless on the padding.
+        """Decode. ``slot_mask`` [B, S] is False for slots that were merged away, ``query_mask`` [B, L] for padding.
+
+        ``slot_weights`` [B, S] multiply the normalised slots, so that a gate gets a gradient.
+        """
+        # One sample until the first cross-attention: nothing before it depends on the slots, except the padding.
         x, memory = queries[None], self.norm_slots(slots)
         if slot_weights is not None:
             memory = memory * slot_weights[..., None].to(memory.dtype)
@@ -253,7 +256,7 @@ class TransformerDecoder(nn.Module):
 
 
 def init_transformer(module: nn.Module) -> None:
-    """Initialise linear layers as is usual for transformers: normal of std 0.02, zero bias."""
+    """Initialise linear layers as is usual for transformers: weights normal with standard deviation 0.02, biases 0."""
     for child in module.modules():
         if isinstance(child, nn.Linear):
             nn.init.trunc_normal_(child.weight, std=0.02)
@@ -265,7 +268,7 @@ def init_transformer(module: nn.Module) -> None:
 
 
 def init_attention(module: nn.Module) -> None:
-    """Initialise attention as videosaur and slotcontrast do: Xavier-uniform projections, each on its own; biases 0."""
+    """Initialise attention as videosaur and slotcontrast do: each projection Xavier-uniform, biases 0."""
     for child in module.modules():
         if isinstance(child, Attention):
             for weight in (child.to_q.weight, *child.to_kv.weight.chunk(2), child.to_out.weight):
