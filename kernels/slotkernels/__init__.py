@@ -1,7 +1,7 @@
-"""slotkernels: the building blocks of object-centric learning, fast and checked against an oracle.
+"""slotkernels: fast building blocks of object-centric learning, such as slot attention.
 
-Every function runs on any device through the ``reference`` backend (plain PyTorch); faster backends serve the calls
-they support. See :func:`use_backend`.
+Every function runs on any device with the backend ``reference`` (plain PyTorch). Faster backends are chosen for the
+calls that they support; see :func:`use_backend`.
 """
 
 from ._backends import decomposed, use_backend

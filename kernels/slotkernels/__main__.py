@@ -1,4 +1,4 @@
-"""``python -m slotkernels`` prints the versions and, for each backend, whether it works here or what it lacks."""
+"""``python -m slotkernels`` prints the versions, and for each backend whether it works here or why not."""
 
 import sys
 from importlib import metadata
@@ -12,7 +12,7 @@ from .sinkhorn.streaming import keops
 
 
 def backends() -> dict[str, tuple[str, str | None]]:
-    """What each backend is, and why it does not work here, or None."""
+    """For each backend: what it is, and None or the reason why it does not work here."""
     no_gpu = None if torch.cuda.is_available() else "PyTorch sees no GPU"
     probe = torch.empty(0, device="cpu" if no_gpu else "cuda")
     return {
@@ -26,9 +26,9 @@ def backends() -> dict[str, tuple[str, str | None]]:
 
 
 def two_owners() -> str | None:
-    """What to do if two distributions contain this package, or None: each has overwritten files of the other."""
+    """What to do if two installed distributions contain this package, or None. They overwrite each other's files."""
     names = set(metadata.packages_distributions().get(__package__, ()))
-    # a folder NAME.egg-info that a build left in a clone has no RECORD
+    # a folder NAME.egg-info that a build left in a clone has no file RECORD
     owners = sorted(n for n in names if any(d.read_text("RECORD") for d in metadata.distributions(name=n)))
     if len(owners) < 2:
         return None
@@ -39,7 +39,7 @@ def two_owners() -> str | None:
 
 
 def main() -> None:
-    """The command."""
+    """Print the versions and the backends."""
     print(f"slotkernels {__version__}, PyTorch {torch.__version__}, Python {sys.version.split()[0]}")
     for name, (what, problem) in backends().items():
         print(f"{name:9}  {'no' if problem else 'yes':3}  {what}{f' ({problem})' if problem else ''}")

@@ -1,14 +1,15 @@
-"""Chooses the backend that serves a call: the one asked for by name, or the fastest that can.
+"""Chooses the backend of a call: the one that the caller names, or the fastest that supports the call.
 
-An operation has a table of :class:`Backends`. Adding one is a line beside the operation::
+Each operation has a table of :class:`Backends`. One line next to the operation adds a backend::
 
     INVERTED_ATTENTION.add("triton", "slotkernels.slot_attention.triton", supports=why_not_triton)
 
-The module is imported at the first call that needs it, so ``import slotkernels`` needs no compiler and no GPU. It
-defines a function named like the operation, which takes the operation's arguments as one ``NamedTuple``.
+The module is imported at the first call that needs it, so ``import slotkernels`` needs no compiler and no GPU. The
+module defines a function with the name of the operation. Its argument is one ``NamedTuple`` with the operation's
+arguments.
 
-If a kernel cannot be built on this machine, ``auto`` warns once and takes the next backend; a backend asked for by name
-raises. ``SLOTKERNELS_STRICT=1`` makes ``auto`` raise too, for tests and benchmarks.
+If a kernel cannot be built on this machine, ``auto`` warns once and uses the next backend. A backend that the caller
+names raises an error instead. With ``SLOTKERNELS_STRICT=1``, for tests and benchmarks, ``auto`` raises the error too.
 """
 
 import importlib
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-# "auto" takes the first of these that supports the call.
+# "auto" uses the first of these that supports the call.
 BACKENDS = ("cuda", "triton", "cpp", "keops", "blocks", "reference")
 ENVIRONMENT_VARIABLE = "SLOTKERNELS_BACKEND"
 STRICT_VARIABLE = "SLOTKERNELS_STRICT"
@@ -40,15 +41,15 @@ Arguments = tuple[Any, ...]  # a NamedTuple of tensors, settings, lists of them,
 Supports = Callable[[Any], str | None]
 _NESTED = (tuple, list)
 _SETTINGS = frozenset((float, int, bool, str, type(None)))  # types of arguments that hold no tensor
-_ONLY_BY_NAME = ("triton", "keops")  # on a CPU correct but slow: Triton's interpreter (1000x), KeOps' loops (10x)
+_ONLY_BY_NAME = ("triton", "keops")  # slow on a CPU: Triton's interpreter 1000x, KeOps 10x
 
 
 class KernelBuildError(RuntimeError):
-    """A kernel cannot be built or loaded on this machine; other backends may serve.
+    """A kernel cannot be built or loaded on this machine; other backends may support the call.
 
     Args:
         kernel: its name.
-        tensors: dtypes and shapes of what it was launched on.
+        tensors: dtypes and shapes of the tensors that it was launched on.
         reason: first line of the compiler's error.
         remedy: what the user can do.
     """
@@ -68,7 +69,7 @@ def tensors_of(arguments: Arguments | list[Any]) -> Iterator[Tensor]:
 
 
 def has_float64(arguments: Arguments | list[Any]) -> bool:
-    """Whether any of the tensors is float64; a loop and no generator, for speed: every call comes here."""
+    """Whether any of the tensors is float64. A loop is faster than a generator, and every call runs this."""
     for value in arguments:
         if type(value) in _SETTINGS:
             continue
@@ -82,7 +83,7 @@ def has_float64(arguments: Arguments | list[Any]) -> bool:
 
 def first_tensor(arguments: Arguments) -> Tensor:
     """The first tensor; all tensors of a call share its device."""
-    for value in arguments:  # a loop and no generator, for speed: every call comes here
+    for value in arguments:  # a loop is faster than a generator, and every call runs this
         if isinstance(value, Tensor):
             return value
     return next(tensors_of(arguments))
@@ -101,9 +102,9 @@ class Backends:
     """The backends of one operation.
 
     Args:
-        name: of the operation, for error messages.
-        function: what every backend's module calls it; ``name`` if None.
-        like: an operation whose backends serve this one too, such as the forward pass of a backward pass.
+        name: name of the operation, for error messages.
+        function: name of the function in every backend's module; ``name`` if None.
+        like: an operation whose backends are used for this one too: the forward pass, if this is a backward pass.
     """
 
     def __init__(self, name: str, function: str | None = None, like: "Backends | None" = None) -> None:
@@ -114,25 +115,25 @@ class Backends:
         self._warned: set[str] = set() if like is None else like._warned  # kernels
 
     def add(self, backend: str, module: str, supports: Supports = _always) -> None:
-        """Serve this operation by a function of ``module`` (dotted path) whenever ``supports(arguments)`` is None.
+        """Add a backend: a function of ``module`` (dotted path), used for calls for which ``supports`` returns None.
 
-        Otherwise ``supports`` returns the reason, which the user reads when asking for this backend by name. For a
-        backward pass it is asked about ``arguments.forward`` where there is such a field.
+        For all other calls ``supports(arguments)`` returns the reason. The user sees it in the error if the backend was
+        chosen by name. In a backward pass, ``supports`` gets ``arguments.forward`` if there is such a field.
         """
         added = {**self._backends, check_name(backend): (module, supports)}
-        self._backends.clear()  # and not another dictionary: the backward pass shares this one
+        self._backends.clear()  # the backward pass has the same dictionary
         self._backends.update((name, added[name]) for name in BACKENDS if name in added)
 
     def available(self, arguments: Arguments) -> tuple[str, ...]:
-        """Names of the backends that can serve the call, fastest first."""
+        """Names of the backends that support the call, fastest first."""
         return tuple(name for name in BACKENDS if self._refusal(name, arguments) is None)
 
     def select(self, requested: str, arguments: Arguments, without: tuple[str, ...] = ()) -> str:
-        """Name of the backend for this call; "auto" passes over those in ``without``.
+        """Name of the backend for this call; "auto" skips the backends in ``without``.
 
         Raises:
             ValueError: if no backend has that name.
-            RuntimeError: if the backend asked for by name cannot serve the call; the message says why.
+            RuntimeError: if the named backend does not support the call; the message contains the reason.
         """
         if requested == "auto":
             on_cpu, asked = first_tensor(arguments).is_cpu, getattr(arguments, "forward", arguments)
@@ -149,7 +150,7 @@ class Backends:
     def load(self, backend: str) -> Callable[[Any], Any]:
         """The function of the backend of that name."""
         module = self._backends[backend][0]
-        function = getattr(sys.modules.get(module), self.function, None)  # none yet while another thread imports it
+        function = getattr(sys.modules.get(module), self.function, None)  # None while another thread imports the module
         return function or getattr(importlib.import_module(module), self.function)
 
     def run(self, requested: str, arguments: Arguments, chosen: str | None = None) -> Any:
@@ -157,15 +158,15 @@ class Backends:
 
         Args:
             requested: "auto", or the name of a backend.
-            arguments: of the operation.
-            chosen: the backend to use, as :meth:`choose` returned it here or in the forward pass; None: choose now.
+            arguments: arguments of the operation.
+            chosen: the backend that :meth:`choose` returned, now or in the forward pass; None: choose now.
 
         Raises:
-            RuntimeError: if a kernel cannot be built and the backend was asked for by name, or the mode is strict.
+            RuntimeError: if a kernel cannot be built, and the backend was named or ``SLOTKERNELS_STRICT`` is set.
         """
         if forward_ad._current_level >= 0:
             _check_no_tangent(self.name, arguments)
-        if _any_autocast():  # a context manager that does nothing costs time too
+        if _any_autocast():  # enter a context manager only if needed: it takes time
             device = device_of(arguments)
             if torch.is_autocast_enabled(device.type):
                 with without_autocast(device):
@@ -179,18 +180,18 @@ class Backends:
         return self.run(requested, arguments)
 
     def choose(self, requested: str, arguments: Arguments) -> str:
-        """:meth:`select` among the backends whose kernels could be built for earlier calls like this."""
+        """Like :meth:`select`, but skip backends whose kernels could not be built for an earlier call of this kind."""
         return self.select(requested, arguments, self._without(requested, arguments) if self._unbuilt else ())
 
     def _without(self, requested: str, arguments: Arguments) -> tuple[str, ...]:
-        """Backends that "auto" passes over because their kernels could not be built for an earlier call like this."""
+        """Backends that "auto" skips, because their kernels could not be built for an earlier call of this kind."""
         if requested != "auto":
             return ()
         kind = self._kind(arguments)
         return tuple(name for name in self._backends if (name, *kind) in self._unbuilt)
 
     def _note_unbuilt(self, requested: str, backend: str, arguments: Arguments, error: KernelBuildError) -> None:
-        """Raise, or let later calls like this pass over the backend and warn once for each kernel."""
+        """Raise an error; or make later calls of this kind skip the backend, and warn once for each kernel."""
         if requested != "auto":
             raise RuntimeError(self._cannot_serve(backend, arguments, str(error))) from error
         if os.environ.get(STRICT_VARIABLE, "0").lower() in ("1", "true", "yes", "on"):
@@ -202,8 +203,8 @@ class Backends:
             self._warned.add(error.kernel)
             other = self.select("auto", arguments, self._without(requested, arguments))
             warnings.warn(
-                f"slotkernels.{self.name}: {error} Backend {other!r} serves this call and others like it, more slowly; "
-                f"{STRICT_VARIABLE}=1 raises instead, with the compiler's whole message.",
+                f"slotkernels.{self.name}: {error} Such calls use the slower backend {other!r}; "
+                f"set {STRICT_VARIABLE}=1 to get an error with the compiler's whole message.",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -218,14 +219,14 @@ class Backends:
         return self._backends[name][1](getattr(arguments, "forward", arguments))
 
     def _kind(self, arguments: Arguments) -> tuple[str, ...]:
-        """A key for one compiled kernel, roughly: the function, dtypes, and sizes except for that of the batch."""
+        """A key for roughly one compiled kernel: the function, and dtypes and shapes without the batch dimension."""
         return (self.function, *(f"{t.dtype} {list(t.shape[1:])}" for t in tensors_of(arguments)))
 
 
 def _check_no_tangent(op: str, arguments: Arguments) -> None:
-    """Refuse a forward-mode derivative that a kernel would drop.
+    """Raise an error for a forward-mode derivative, which a kernel would ignore.
 
-    Eager calls never come here with one (see ``_derivatives.py``), but a compiled function was traced without.
+    Only a compiled function can have one here: it was traced without. Eager calls use ``_derivatives.py``.
     """
     for tensor in tensors_of(arguments):
         if not tensor.requires_grad and forward_ad.unpack_dual(tensor).tangent is not None:
@@ -236,13 +237,13 @@ def _check_no_tangent(op: str, arguments: Arguments) -> None:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Ops choose their precision themselves."""
-    enabled = torch.is_autocast_enabled(device.type)  # only where it is on, as turning it off costs 10 us
+    """Turn autocast off: ops choose their precision themselves."""
+    enabled = torch.is_autocast_enabled(device.type)  # turning it off takes 10 us
     return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
 
 
 def check_name(name: str, allow_auto: bool = False) -> str:
-    """Return ``name`` if it is a backend's, else raise ValueError."""
+    """Return ``name`` if a backend has this name, else raise ValueError."""
     known = ("auto", *BACKENDS) if allow_auto else BACKENDS
     if name not in known:
         raise ValueError(f"backend={name!r} is unknown; expected one of {', '.join(known)}")
@@ -251,15 +252,15 @@ def check_name(name: str, allow_auto: bool = False) -> str:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Use one backend for every call in the ``with`` block that does not name its own.
+    """Use one backend for every call in the ``with`` block that has no ``backend=`` argument.
 
-    Blocks nest, and each is private to its thread or async task. The block wins over the environment variable
-    ``SLOTKERNELS_BACKEND``; ``"auto"`` undoes both. A compiled function keeps the backend that was in force when it was
-    traced, so put the block around the first call of the compiled function, not inside it.
+    Blocks can be nested. A block affects only its own thread or async task. It has priority over the environment
+    variable ``SLOTKERNELS_BACKEND``; ``use_backend("auto")`` undoes both. A compiled function keeps the backend of its
+    first call, so put the block around the first call of the compiled function, not inside the function.
 
     Args:
-        name: "auto", "reference", "triton", "cpp", "cuda", or for the Sinkhorn divergence in linear memory "keops" or
-            "blocks" (plain PyTorch).
+        name: "auto", "reference" (plain PyTorch), "triton", "cpp" or "cuda"; or, for the Sinkhorn divergence of large
+            sets, "keops" or "blocks".
 
     Raises:
         ValueError: if no backend has that name.
@@ -281,11 +282,12 @@ def use_backend(name: str) -> Iterator[None]:
 
 @contextmanager
 def decomposed() -> Iterator[None]:
-    """Trace every op in the ``with`` block into PyTorch's own operations, those of the backend "reference".
+    """Export models that run without this package: record PyTorch's own operations instead of ops of slotkernels.
 
-    ``torch.export`` otherwise records a call of ``torch.ops.slotkernels``, and the exported program needs this package
-    where it runs. Traced in this block it runs without: in C++, in ONNX Runtime, or compiled by AOTInductor. For
-    inference alone: the operations have no gradient of their own. Calls that nothing traces are not affected.
+    Without this block ``torch.export`` records calls of ``torch.ops.slotkernels``, so the exported program needs this
+    package to run. Exported inside the block, the program contains the operations of the backend "reference". It runs
+    in C++, in ONNX Runtime, or compiled by AOTInductor. Use it for inference only: its operations have no gradient. The
+    block does not change calls that are not traced.
 
     Example:
         >>> import torch, slotkernels
@@ -303,7 +305,7 @@ def decomposed() -> Iterator[None]:
 
 
 def is_decomposed() -> bool:
-    """Whether a trace is made under :func:`decomposed`; Dynamo, which cannot read a ContextVar, keeps ops whole."""
+    """Whether the caller is traced inside :func:`decomposed`. Not for Dynamo, which cannot read a ContextVar."""
     return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling() and _decomposed.get()
 
 
@@ -312,13 +314,13 @@ def _default_backend() -> str:
     name = _override.get()
     if name is not None:
         return name
-    # Behind os.environ, whose look for an absent name raises and catches a KeyError: 1 to 3 us of each call.
+    # Faster by 1 to 3 us a call than os.environ, which raises and catches a KeyError if the name is absent.
     value = _environment.get(_ENVIRONMENT_KEY)
     return "auto" if not value else check_name(os.environ[ENVIRONMENT_VARIABLE], allow_auto=True)
 
 
 def requested_backend(backend: str) -> str:
-    """The backend that a call asks for: its argument, else ``use_backend``, else the environment, else "auto"."""
+    """The backend to use: the call's argument, else that of ``use_backend``, else of the environment, else "auto"."""
     return _default_backend() if backend == "auto" else check_name(backend)
 
 
@@ -328,7 +330,7 @@ def _has_triton() -> bool:
 
 
 def why_not_triton(arguments: Arguments) -> str | None:
-    """Why no Triton kernel can serve the call, or None; every op with such kernels checks this first."""
+    """The reason why Triton cannot compute the call, or None. Every op with Triton kernels checks this first."""
     if not _has_triton():
         return "triton is not installed"
     if has_float64(arguments):

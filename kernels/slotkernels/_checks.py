@@ -1,4 +1,4 @@
-"""Checks of arguments; every error names the argument, its shape and what was expected."""
+"""Checks of arguments. Every error contains the argument, its shape and what was expected."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Of a temperature, by which costs are divided in float32, and of Sinkhorn's iterations, whose potentials are stored.
+# Ranges of a temperature, by which float32 costs are divided, and of the number of Sinkhorn's iterations.
 TEMPERATURES, ITERATIONS = (1e-30, 1e30), (1, 10**6)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -24,9 +24,9 @@ def check_tensor(
     sizes: dict[str, int],
     dtypes: tuple[torch.dtype, ...] = FLOATS,
 ) -> None:
-    """Check rank and dtype, and that every letter of ``shape`` (such as "B N D") keeps one size through ``sizes``.
+    """Check rank and dtype, and that every letter of ``shape`` (such as "B N D") has the same size in all tensors.
 
-    The first tensor that uses a letter fixes it. Only the batch letters B and T may be zero.
+    ``sizes`` holds the size of each letter; the first tensor with a letter sets it. Only B and T may be zero.
     """
     letters, actual = shape.split(), tensor.shape
     if len(actual) != len(letters):
@@ -70,17 +70,16 @@ def check_that(condition: bool, message: str) -> None:
 def check_number(fits: bool, op: str, name: str, value: float | str | None, expected: str) -> None:
     """Raise ValueError unless the value of an argument ``fits``.
 
-    The message is put together only then: torch.compile makes a number symbolic that differs between two compilations,
-    and cannot format a symbolic one.
+    The message is formatted only if it is needed: under torch.compile the value may be symbolic and have no format.
     """
     if not fits:
         raise ValueError(f"{op}: {name}={value}, expected {expected}")
 
 
 def check_choice(op: str, name: str, value: Any, choices: tuple[str, ...], or_else: str = "") -> None:
-    """Raise ValueError unless ``value`` is one of the ``choices``; ``or_else`` names what else the caller takes.
+    """Raise ValueError unless ``value`` is one of the ``choices``. ``or_else`` describes other values that are allowed.
 
-    The message is put together only then, as it takes longer than the whole check of a small call.
+    The message is formatted only if it is needed: formatting takes longer than the rest of the check.
     """
     if value not in choices:
         others = f" or {or_else}" if or_else else ""
@@ -88,7 +87,7 @@ def check_choice(op: str, name: str, value: Any, choices: tuple[str, ...], or_el
 
 
 def check_range(op: str, name: str, value: float, low: float, high: float, remedy: str = "") -> None:
-    """Raise ValueError unless ``low <= value <= high``. Whole bounds are for whole numbers."""
+    """Raise ValueError unless ``low <= value <= high``. If the bounds are ints, the value must be a whole number."""
     whole = isinstance(low, int)
     if not (low <= value <= high and (not whole or value % 1 == 0)):
         kind = f"a whole number from {low} to {high}" if whole else f"a number from {low:g} to {high:g}"

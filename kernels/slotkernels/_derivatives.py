@@ -1,13 +1,13 @@
-"""Derivatives that kernels lack: forward mode, second and higher orders, and transforms of ``torch.func``.
+"""Derivatives that kernels do not have: forward mode, second and higher orders, and transforms of ``torch.func``.
 
-A kernel has one derivative, the gradient in reverse mode. For all others each op has a *composite* form in its
-``reference.py`` or ``composite.py``: the same function made of PyTorch's operations, which PyTorch differentiates in
-every mode. It serves calls with backend "auto" or "reference"
+A kernel computes the gradient in reverse mode only. For all other derivatives each op has a *composite* form in its
+``reference.py`` or ``composite.py``: the same function in PyTorch's operations, which PyTorch differentiates in every
+mode. With backend "auto" or "reference" the composite form is used
 
-- inside ``torch.func`` (``grad``, ``jvp``, ``vmap``, …) and ``torch.autograd.forward_ad``: instead of the op;
-- in a backward pass with ``create_graph=True``: instead of the op's own backward pass.
+- inside ``torch.func`` (``grad``, ``jvp``, ``vmap``, …) and ``torch.autograd.forward_ad``, instead of the op;
+- in a backward pass with ``create_graph=True``, instead of the op's own backward pass.
 
-A backend that is asked for by name is never replaced: it raises.
+A backend that the caller names is never replaced: it raises an error.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +23,7 @@ from ._backends import without_autocast
 COMPOSITE_BACKENDS = ("auto", "reference")
 
 
-@torch.compiler.assume_constant_result  # of a trace: Dynamo enters the transforms that it traces
+@torch.compiler.assume_constant_result  # while it traces, Dynamo is inside the transforms
 def transformed() -> bool:
     """Whether the caller is inside a transform of ``torch.func`` or a forward-mode level."""
     return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
@@ -40,10 +40,10 @@ def is_batched(tensor: Tensor) -> bool:
 
 
 def takes_composite(op: str, backend: str) -> bool:
-    """Whether this call of an op is served by its composite form.
+    """Whether this call of an op uses its composite form.
 
     Raises:
-        RuntimeError: if it had to be, and ``backend`` asks for another by name.
+        RuntimeError: if it needs the composite form, but ``backend`` names another backend.
     """
     if not transformed():
         return False
@@ -60,10 +60,10 @@ def composite(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def differentiates_again(backend: str, grads: Iterable[Tensor | None]) -> bool:
-    """Whether a backward pass has to be differentiable itself, or is transformed: asked in that pass."""
+    """Whether the present backward pass must be differentiable itself, or is inside a transform."""
     if backend not in COMPOSITE_BACKENDS:
         return False
-    vectorised = torch._C._functorch.is_legacy_batchedtensor  # by is_grads_batched=True
+    vectorised = torch._C._functorch.is_legacy_batchedtensor  # with is_grads_batched=True
     return torch.is_grad_enabled() or transformed() or any(g is not None and vectorised(g) for g in grads)
 
 
@@ -73,13 +73,13 @@ def composite_gradients(
     needs: Sequence[bool],
     grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """Gradients, themselves differentiable, of those ``tensors`` which need one.
+    """Gradients of the ``tensors`` that need one; the gradients are differentiable themselves.
 
     Args:
-        function: a composite form; called with ``tensors``, it returns its result, or a tuple of them.
-        tensors: its arguments.
-        needs: which of them need a gradient.
-        grads: gradients of its results, None for zero.
+        function: a composite form, which returns its result or a tuple of results.
+        tensors: arguments of the function.
+        needs: which arguments need a gradient.
+        grads: gradients of the results, None for zero.
     """
     chosen = [i for i, (tensor, need) in enumerate(zip(tensors, needs, strict=True)) if need and tensor is not None]
     used_results = [i for i, grad in enumerate(grads) if grad is not None]
@@ -101,8 +101,9 @@ def composite_gradients(
 
 
 def refuse(op: str, remedy: str, *tensors: Tensor) -> None:
-    """Raise where a result without a derivative would silently give zero: for a tensor that is followed by a
-    transform or carries a tangent. (Without a transform the result does not require a gradient, and PyTorch says so.)
+    """Raise an error if a transform differentiates one of the tensors; otherwise its derivative would silently be zero.
+
+    (Without a transform the result requires no gradient, and PyTorch raises an error by itself.)
     """
     if transformed() and any(map(_is_followed, tensors)):
         raise RuntimeError(f"{op}: it has no derivatives; {remedy}")
@@ -120,7 +121,7 @@ def _is_followed(tensor: Tensor) -> bool:
 
 
 def differentiable_once(backward: CustomOpDef, op: str) -> None:
-    """Make the second derivative of an op's backward pass, whose last argument is the backend, one clear error."""
+    """Make the second derivative of an op raise a clear error. The last argument of ``backward`` is the backend."""
 
     def remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.backend = inputs[-1]
@@ -132,6 +133,6 @@ def differentiable_once(backward: CustomOpDef, op: str) -> None:
 
 
 def no_derivatives(op: str, backend: str, where: str) -> str:
-    """The sentence that refuses a derivative."""
+    """The message of the error for a derivative that cannot be computed."""
     what = "sets as large as these are streamed, and" if backend == "auto" else f"backend {backend!r}"
     return f"{op}: {what} cannot be differentiated {where}; backend='reference' can (for large sets, if memory allows)"

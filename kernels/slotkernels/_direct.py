@@ -1,8 +1,8 @@
-"""When an op may be computed without PyTorch's dispatcher, which costs more than the kernels of a small call.
+"""Decides when an op may skip PyTorch's dispatcher, which takes longer than the kernels of a small call.
 
-A registered op costs some 70 µs more than its body, each way. In return compilers, tracers, profilers, modes, tensor
-subclasses and transforms see it as one operation. Where none of them is active, :class:`slotkernels._op.Op` calls its
-backend from a plain ``torch.autograd.Function``, with the same gradient.
+A registered op takes some 70 µs more than its body, forward and backward. In return compilers, tracers, profilers,
+modes, tensor subclasses and transforms see it as one operation. If none of them is active,
+:class:`slotkernels._op.Op` calls its backend from a plain ``torch.autograd.Function``, with the same gradient.
 """
 
 from collections.abc import Iterable
@@ -36,8 +36,8 @@ def observed() -> bool:
 def examine(tensors: Iterable[Tensor | None]) -> tuple[bool, bool]:
     """Whether all of the tensors are plain, and whether any requires a gradient.
 
-    Plain tensors have memory, and are no subclass, no batch of ``is_grads_batched`` and no tensor that has left a
-    transform of ``torch.func``. One loop without generators, for speed: every eager call comes here.
+    A plain tensor has memory. It is not a subclass, not a batch of ``is_grads_batched``, and does not come out of a
+    transform of ``torch.func``. One loop is faster than generators, and every eager call runs this.
     """
     requires_grad = False
     for tensor in tensors:
@@ -51,7 +51,7 @@ def examine(tensors: Iterable[Tensor | None]) -> tuple[bool, bool]:
 
 
 def are_plain(grads: Iterable[Tensor | None]) -> bool:
-    """Whether all of the gradients, whose device is that of plain tensors, are plain themselves."""
+    """Whether all of the gradients of plain tensors are plain themselves."""
     for tensor in grads:
         if tensor is not None and (type(tensor) not in _PLAIN or _is_batched(tensor) or _is_wrapped(tensor)):
             return False
@@ -60,7 +60,7 @@ def are_plain(grads: Iterable[Tensor | None]) -> bool:
 
 def all_contiguous(tensors: Iterable[Tensor | None]) -> bool:
     """Whether all of the tensors are contiguous."""
-    for tensor in tensors:  # a loop and no generator, for speed  # noqa: SIM110
+    for tensor in tensors:  # a loop is faster than a generator  # noqa: SIM110
         if tensor is not None and not tensor.is_contiguous():
             return False
     return True

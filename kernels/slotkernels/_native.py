@@ -1,7 +1,7 @@
 """Finds and loads the compiled ops of csrc/: ``_C`` for CPUs, ``_C_cuda`` for GPUs.
 
-They are registered with PyTorch as ``torch.ops.slotkernels_native.<name>``. Loading happens when a backend first asks,
-so ``import slotkernels`` works without them.
+They are registered with PyTorch as ``torch.ops.slotkernels_native.<name>``. They are loaded when a backend needs them
+for the first time, so ``import slotkernels`` works without them.
 """
 
 import ctypes
@@ -15,15 +15,15 @@ import torch
 
 from ._backends import Arguments, first_tensor, has_float64
 
-# -v shows why an op is not compiled; without --force-reinstall pip leaves a package of the same version as it is
+# -v shows why an op is not compiled; without --force-reinstall pip does not replace a package of the same version
 _BUILD = (
-    "`pip install --no-build-isolation --no-deps --force-reinstall -v ./kernels` in a clone (`.` for all of it) "
-    "builds it or says why not"
+    "to build it, run `pip install --no-build-isolation --no-deps --force-reinstall -v ./kernels` in a clone, "
+    "with `.` instead of `./kernels` for the whole project; the output shows why a build fails"
 )
 
 
 def _share_symbols_of_torch_cuda() -> None:
-    """Let ``_C_cuda`` find PyTorch's CUDA functions: it does not name their library, which a CPU build lacks."""
+    """Let ``_C_cuda`` find PyTorch's CUDA functions. It is not linked with their library: a CPU build has none."""
     library = Path(torch.__file__).parent / "lib/libtorch_cuda.so"
     if library.exists():
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
@@ -31,8 +31,8 @@ def _share_symbols_of_torch_cuda() -> None:
 
 @cache
 def why_not_loaded(library: str) -> str | None:
-    """Load ``slotkernels.<library>``; the reason if that is impossible, else None."""
-    # in this package's folder only: an editable installation of another copy would lend its library to this one
+    """Load ``slotkernels.<library>``. Return None, or the reason why it cannot be loaded."""
+    # in this package's folder only, not the library of another copy that is installed as editable
     spec = PathFinder.find_spec(f"slotkernels.{library}", sys.modules["slotkernels"].__path__)
     if spec is None or spec.origin is None:
         return f"slotkernels.{library} is not built ({_BUILD})"
@@ -49,7 +49,7 @@ _reasons_given: list[str] = []
 
 
 def _warn_once(reason: str) -> None:
-    """Warn once in a process, at the first call, that without the compiled op the call is slower."""
+    """Warn once per process that calls are slower without the compiled ops."""
     if not _reasons_given:
         _reasons_given.append(reason)
         warnings.warn(f"slotkernels runs slower than it could: {reason}", RuntimeWarning, stacklevel=2)
@@ -70,15 +70,15 @@ def _why_not(device: str, libraries: tuple[str, ...], arguments: Arguments, floa
 
 
 def why_not_cpp(arguments: Arguments, float64: bool = False) -> str | None:
-    """Why no C++ kernel can serve the call, or None; every op with such kernels checks this first.
+    """The reason why C++ cannot compute the call, or None. Every op with C++ kernels checks this first.
 
     Args:
-        arguments: of the op.
-        float64: whether the kernel serves it.
+        arguments: arguments of the op.
+        float64: whether the kernel supports float64.
     """
     return _why_not("cpu", ("_C",), arguments, float64)
 
 
 def why_not_cuda(arguments: Arguments) -> str | None:
-    """Why no CUDA C++ kernel can serve the call, or None; every op with such kernels checks this first."""
-    return _why_not("cuda", ("_C", "_C_cuda"), arguments)  # the schemas are in _C
+    """The reason why CUDA C++ cannot compute the call, or None. Every op with CUDA kernels checks this first."""
+    return _why_not("cuda", ("_C", "_C_cuda"), arguments)  # _C has the schemas

@@ -1,7 +1,7 @@
-"""Named ranges on the timeline of Nsight Systems, in a domain of their own: ``nsys profile --trace=cuda,nvtx``.
+"""Named ranges on the timeline of Nsight Systems (``nsys profile --trace=cuda,nvtx``), in a separate domain.
 
-Nothing happens without the package ``nvtx``, without a profiler, or while PyTorch compiles: a compiled region has one
-graph and no places in between, and a replayed CUDA graph runs no Python.
+Ranges do nothing without the package ``nvtx``, without a profiler, and while PyTorch compiles. Compiled regions and
+CUDA graphs run as a whole, so there are no ranges inside them.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -21,12 +21,12 @@ _NOTHING: AbstractContextManager[Any] = nullcontext()
 
 @cache
 def _range(name: str) -> AbstractContextManager[Any]:
-    # Without a profiler nvtx hands out a domain that does nothing, but takes a microsecond for it.
+    # Without a profiler nvtx has a domain that does nothing, but entering a range takes a microsecond.
     if nvtx is None or type(nvtx.get_domain(DOMAIN)).__name__ == "DummyDomain":
         return _NOTHING
     return nvtx.annotate(name, domain=DOMAIN)
 
 
 def annotate(name: str) -> AbstractContextManager[Any]:
-    """A range around a ``with`` block, on this thread; ranges nest, and close on exceptions."""
+    """A range around a ``with`` block, on this thread. Ranges can be nested, and end if the block raises."""
     return _NOTHING if torch.compiler.is_compiling() else _range(name)

@@ -57,7 +57,7 @@ def cluster_cases(device: str) -> Iterator[Case]:
         yield Case(
             shape={"B": batch, "K": count, "D": dim},
             dtype=torch.float32,
-            rate=torch.float64,  # products of slots are exact in it: see docs/ops/masks.md
+            rate=torch.float64,  # products of slots are exact in it: see docs/ops/clustering.md
             inputs=inputs,
             variants={
                 "scikit-learn": one_by_one,

@@ -265,7 +265,7 @@ class Variant:
     def load(self, parameters, **options):
         if self.own_prior:
             return SlotAttention.load_published(parameters, style=self.style, **options)
-        with pytest.warns(UserWarning, match="mu and log_sigma are not loaded, give slots to forward"):
+        with pytest.warns(UserWarning, match="mu and log_sigma are not loaded: pass slots to each call"):
             return SlotAttention.load_published(parameters, style=self.style, **options)
 
 

@@ -160,7 +160,7 @@ def test_module_without_a_prior_needs_slots():
     module(inputs, slots).slots.square().sum().backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
     for call in (lambda: module(inputs), lambda: module.sample_slots(2), lambda: module(module.prepare(inputs))):
-        with pytest.raises(ValueError, match=r"no prior \(prior=False\): give initial slots"):
+        with pytest.raises(ValueError, match=r"no prior \(prior=False\): pass initial slots"):
             call()
 
 

@@ -128,7 +128,7 @@ def test_checkpoint_of_a_whole_model_gives_the_same_module(name):
 
 @pytest.mark.parametrize("name", ["slot-contrast", "oclf-with-biases", "oclf-without-mlp"])
 def test_initial_slots_without_one_gaussian_are_announced(name):
-    with pytest.warns(UserWarning, match="mu and log_sigma are not loaded, give slots to forward"):
+    with pytest.warns(UserWarning, match="mu and log_sigma are not loaded: pass slots to each call"):
         SlotAttention.load_published(VARIANTS[name].checkpoint(), VARIANTS[name].style)
 
 
@@ -253,7 +253,7 @@ def with_shape(name, key, *shape):
         (with_integers("lucidrains-evelinehong", "slots_sigma"), "lucidrains", "slots_sigma is int64 .*expected"),
         (with_integers("savi-flax", "GRU_0.GRUCell_0.hn.bias"), "savi", r"hn.bias is int64 .*, expected"),
         (with_shape("lucidrains", "slots_mu", 1, 4, D), "lucidrains", r"mu is \[4, 6\], expected \[6\]"),
-        (with_shape("lucidrains", "to_q.weight", D), "lucidrains", r"float64 \[6\] where a matrix was expected"),
+        (with_shape("lucidrains", "to_q.weight", D), "lucidrains", r"float64 \[6\], expected a matrix"),
         (with_shape("locatello-keras", "gru/bias", 3 * D), "locatello", r"gru.bias is float64 \[18\]: not of the exp"),
         (with_shape("savi-flax", "GRU_0.GRUCell_0.hz.kernel", 9, 9), "savi", r"hz.kernel is .* \[9, 9\].* one width"),
     ],

@@ -1,4 +1,4 @@
-"""Reads published checkpoints of slot attention: finds the layout (``layouts.py``) and prefix, and converts tensors."""
+"""Reads published checkpoints of slot attention: finds layout (``layouts.py``) and prefix, and converts tensors."""
 
 import logging
 import warnings
@@ -19,14 +19,14 @@ _SHOWN = 30  # names listed in an error message
 
 
 class _Match(NamedTuple):
-    """A layout read with a prefix."""
+    """A layout, compared with the names of a checkpoint under a prefix."""
 
     repository: str
     layout: Layout
     prefix: str
-    rules: dict[str, TensorRule]  # without optional ones that are absent
+    rules: dict[str, TensorRule]  # without optional parameters that are absent
     missing: list[str]
-    unexpected: list[str]  # unexpected names under the prefix, which may change what the module computes
+    unexpected: list[str]  # other names under the prefix; they may change what the module computes
 
     def __str__(self) -> str:
         parts = [f"names of {self.repository} with prefix {self.prefix!r}"]
@@ -38,14 +38,14 @@ class _Match(NamedTuple):
 def read_published(
     state_dict: Mapping[str, Any], style: str, prefix: str | None
 ) -> tuple[dict[str, Any], Conventions, dict[str, Tensor]]:
-    """The options and parameters that :meth:`SlotAttention.load_published` builds the module from.
+    """Options and parameters for :meth:`SlotAttention.load_published`.
 
     Returns:
-        constructor options (sizes and iterations, without ``num_slots``), the style's conventions, and the parameters
-        by our names; ``mu`` and ``log_sigma`` only where published.
+        constructor options (sizes and iterations, without ``num_slots``), the conventions of the style, and the
+        parameters with the names of this package. ``mu`` and ``log_sigma`` are missing if they are not published.
 
     Raises:
-        ValueError: if the style is unknown, names are missing, ambiguous or not expected, or a rank is wrong.
+        ValueError: if the style is unknown, names are missing, ambiguous or unexpected, or a rank is wrong.
     """
     check_choice("load_published", "style", style, tuple(STYLES))
     published = dict(_flattened(state_dict))
@@ -56,12 +56,12 @@ def read_published(
     if "mu" not in tensors:
         warnings.warn(
             f"load_published: {style}: in {match.repository} another module makes the initial slots; mu and log_sigma "
-            "are not loaded, give slots to forward",
+            "are not loaded: pass slots to each call",
             stacklevel=3,
         )
     matrices = [tensors[ours] for ours in ("to_q.weight", "to_k.weight", "mlp.0.weight") if ours in tensors]
     for matrix in matrices:
-        check_that(matrix.dim() == 2, f"load_published: {style}: {describe(matrix)} where a matrix was expected")
+        check_that(matrix.dim() == 2, f"load_published: {style}: {describe(matrix)}, expected a matrix")
     (qkv_dim, dim), (_, input_dim), *mlp = [matrix.shape for matrix in matrices]
     sizes = {"dim": dim, "input_dim": input_dim, "qkv_dim": qkv_dim, "hidden_dim": mlp[0][0] if mlp else None}
     conventions = match.layout.conventions._replace(use_mlp=bool(mlp), qkv_bias="to_q.bias" in tensors)
@@ -69,7 +69,7 @@ def read_published(
 
 
 def _prior_beside(published: dict[str, Any], match: _Match) -> dict[str, Tensor]:
-    """``mu`` and ``log_sigma`` of a module beside slot attention; nothing where it has none, or one for each slot."""
+    """``mu`` and ``log_sigma`` from another module of the same model; empty if absent or if each slot has its own."""
     neighbour = match.layout.neighbour
     if neighbour is None:
         return {}
@@ -82,7 +82,7 @@ def _prior_beside(published: dict[str, Any], match: _Match) -> dict[str, Tensor]
 
 
 def load_parameters(module: M, tensors: Mapping[str, Tensor], style: str) -> M:
-    """``module`` with the parameters that :func:`read_published` returned.
+    """Load the parameters that :func:`read_published` returned into ``module``.
 
     Raises:
         ValueError: if a shape is wrong.
@@ -95,7 +95,7 @@ def load_parameters(module: M, tensors: Mapping[str, Tensor], style: str) -> M:
 
 
 def _flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Tensors and arrays, by names with dots; nothing else in a checkpoint is a parameter of slot attention."""
+    """All tensors and arrays of a nested checkpoint, by names with dots."""
     for key, value in tree.items():
         name = prefix + _dotted(str(key).removesuffix("/.ATTRIBUTES/VARIABLE_VALUE"))
         if isinstance(value, Mapping):
@@ -109,7 +109,7 @@ def _dotted(name: str) -> str:
 
 
 def _find(published: dict[str, Any], style: str, prefix: str | None) -> _Match:
-    """The one layout and prefix whose names are all present, without unexpected ones."""
+    """The only layout and prefix with all names present and no unexpected names."""
     matches = []
     for repository, layout in STYLES[style].items():
         prefixes = {

@@ -1,7 +1,7 @@
 """Differences between published implementations of slot attention.
 
-All of them normalise tokens and slots, scale the logits by ``qkv_dim ** -0.5`` and add the MLP of the normalised slots
-to the slots. They differ in :class:`Conventions` (repositories as read in November 2026)::
+All of them normalise tokens and slots, scale the logits by ``qkv_dim ** -0.5``, and add the output of an MLP to the
+slots. They differ in the fields of :class:`Conventions` (repositories as of November 2026)::
 
     module = SlotAttention(7, 128, conventions=SAVI)
     module = SlotAttention(7, 128, conventions=SAVI._replace(use_mlp=False))
@@ -19,7 +19,7 @@ UPDATES = ("gru", "residual")
 
 
 class Conventions(NamedTuple):
-    """Choices of an implementation that its saved parameters do not reveal.
+    """Details of an implementation that cannot be read from its saved parameters.
 
     Example:
         >>> from slotkernels.slot_attention import SAVI, Conventions
@@ -34,13 +34,13 @@ class Conventions(NamedTuple):
     eps_placement: str = "numerator"
     """"numerator" or "denominator", see :func:`slotkernels.inverted_attention`."""
     gru_state: str = "slots"
-    """What the GRU carries on: the "slots", or the "normalised" slots that the queries are made of."""
+    """State of the GRU: the "slots", or the "normalised" slots, from which the queries are computed."""
     norm_eps: float = 1e-5
-    """Of the three layer norms: PyTorch's default is 1e-5, that of Keras 1e-3, that of Flax 1e-6."""
+    """eps of the three layer norms. The default of PyTorch is 1e-5, that of Keras 1e-3, that of Flax 1e-6."""
     qkv_bias: bool = False
     """Whether queries, keys and values have biases."""
     use_mlp: bool = True
-    """Whether the MLP follows the GRU; SAVi, and VideoSAUR on YouTube-VIS, do without."""
+    """Whether an MLP follows the GRU. SAVi, and VideoSAUR on YouTube-VIS, have none."""
 
     def check(self, caller: str) -> None:
         """Raise ValueError if a choice is unknown."""
@@ -49,7 +49,7 @@ class Conventions(NamedTuple):
             check_choice(caller, name, value, choices)
 
 
-STANDARD = Conventions()  # ours; PyTorch ports of google-research/slot_attention that keep its attributes' names
+STANDARD = Conventions()  # the default; PyTorch ports of google-research/slot_attention with its attribute names
 LOCATELLO = Conventions(norm_eps=1e-3)  # google-research/slot_attention (Keras)
 LUCIDRAINS = Conventions(qkv_bias=True)  # lucidrains/slot-attention, evelinehong/slot-attention-pytorch
 SAVI = Conventions(eps_placement="denominator", norm_eps=1e-6)  # google-research/slot-attention-video, SAVi-pytorch
@@ -59,7 +59,7 @@ OCLF = Conventions()  # amazon-science/object-centric-learning-framework (DINOSA
 
 
 def check_update(caller: str, update: str, conventions: Conventions, qkv_dim: int, dim: int) -> None:
-    """Raise ValueError if slots of width ``dim`` cannot take in their means of the tokens by this ``update``."""
+    """Raise ValueError if ``update`` is unknown or does not fit the widths and conventions."""
     check_choice(caller, "update", update, UPDATES)
     if update == "residual":
         state = conventions.gru_state
@@ -68,7 +68,7 @@ def check_update(caller: str, update: str, conventions: Conventions, qkv_dim: in
 
 
 class FormerOptions(TypedDict, total=False):
-    """Former keyword arguments that are now in :class:`Conventions`, besides ``eps``; the next release removes them."""
+    """Former keyword arguments, now fields of :class:`Conventions`; the next release removes them (and ``eps``)."""
 
     scale: float | None
     eps_placement: str | None
@@ -81,11 +81,10 @@ class FormerOptions(TypedDict, total=False):
 def with_former_options(
     caller: str, conventions: Conventions, former: Mapping[str, Any], spelling: str = "Conventions"
 ) -> Conventions:
-    """``conventions`` with the former keyword arguments in them, and a DeprecationWarning that names their new place:
-    ``conventions=<spelling>(...)``.
+    """``conventions``, changed by former keyword arguments, with a DeprecationWarning that shows the new spelling.
 
     Raises:
-        TypeError: if a keyword never was an argument.
+        TypeError: if a keyword is unknown.
     """
     unknown = [name for name in former if name not in Conventions._fields]
     if unknown:
@@ -94,7 +93,7 @@ def with_former_options(
     if changed:
         listed = ", ".join(f"{name}={value!r}" for name, value in changed.items())
         warnings.warn(
-            f"{caller}({listed}) is deprecated and goes with the next release; write conventions={spelling}({listed})",
+            f"{caller}({listed}) is deprecated (removed in the next release); write conventions={spelling}({listed})",
             DeprecationWarning,
             stacklevel=3,
         )

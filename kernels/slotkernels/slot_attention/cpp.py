@@ -1,7 +1,7 @@
-"""Inverted attention on a CPU in C++; threads share out the samples.
+"""Inverted attention on a CPU in C++. Each thread computes some of the samples.
 
-In float32 the whole op is C++ (``csrc/cpu/inverted_attention.cpp``). In bfloat16 and float16 PyTorch's products use
-instructions that are made for them, and what lies between is C++ (``csrc/cpu/inverted_attention_weights.cpp``).
+In float32 the whole op is C++ (``csrc/cpu/inverted_attention.cpp``). In bfloat16 and float16 PyTorch computes the
+products, with special instructions, and C++ the rest (``csrc/cpu/inverted_attention_weights.cpp``).
 """
 
 import torch
@@ -66,7 +66,7 @@ def _weigh(arguments: Arguments, return_attention: bool) -> tuple[Tensor, Tensor
 
 
 def _as_read(arguments: Arguments) -> tuple[Tensor | float | None, ...]:
-    """Both passes read contiguous tensors, but samples of k and v may be apart, as those of one frame of clips are."""
+    """Tensors that are contiguous, except that samples of k and v may have gaps between them, as frames of clips do."""
     q, k, v, bias, mask, *settings = arguments[:9]
     return (
         q.contiguous(),

@@ -1,17 +1,17 @@
 """Triton kernels of inverted attention. ``triton.py`` launches them; ``tiles.py`` chooses their block sizes.
 
-A tile is BLOCK_M tokens against all slots. Slots sit in BLOCK_N = BLOCK_G · BLOCK_P columns, each
-group padded to a power of two, so that the softmax over a group is a reduction over the last axis. Widths are cut into
-CHUNKS pieces of BLOCK_D: 768 is 3 · 256, not 1024, and each piece has its own accumulator.
+A tile is BLOCK_M tokens times all slots. Slots are in BLOCK_N = BLOCK_G · BLOCK_P columns; each group is padded to a
+power of two, so that the softmax over a group is a reduction over the last axis. Widths are cut into CHUNKS pieces of
+BLOCK_D (768 is 3 · 256, not 1024), and each piece has its own accumulator.
 
-KEEP: the tile of tokens and the queries stay in shared memory for all products. Where they do not fit, or v is not k,
-the first product streams both in pieces, and later products read tokens again, from the caches.
+KEEP: the tile of tokens and the queries stay in shared memory for all products. If they do not fit, or v is not k, the
+first product reads both in pieces, and later products read the tokens again from the caches.
 """
 
 import triton
 import triton.language as tl
 
-# Weights live in [eps, 1]: 2^14 keeps eps = 1e-8 a normal number of float16. Divided out again in float32.
+# Weights are in [eps, 1]. 2^14 makes eps = 1e-8 a normal number of float16; float32 sums are divided by it.
 WEIGHT_SCALE = tl.constexpr(16384.0)
 
 
@@ -26,7 +26,7 @@ def _columns(groups, slots_per_group, BLOCK_G: tl.constexpr, BLOCK_P: tl.constex
 
 @triton.jit
 def _place(splits, slices):
-    """Slice, split and sample of this program; slices of the same tokens are neighbours: one finds them cached."""
+    """Slice, split and sample of this program. Slices of the same tokens are adjacent, so tokens are in the cache."""
     program = tl.program_id(0)
     return program % slices, program // slices % splits, (program // slices // splits).to(tl.int64)
 
@@ -43,7 +43,7 @@ def _load(rows, inside, offset, dim, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr
 
 @triton.jit
 def _dot(a, b, acc, PRECISION: tl.constexpr):
-    """``a @ b + acc`` in fp32. Triton's interpreter multiplies 16-bit operands wrongly, hence the upcast there."""
+    """``a @ b + acc`` in fp32. Triton's interpreter multiplies 16-bit operands wrongly, so they are cast there."""
     if PRECISION == "interpreted":
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
     return tl.dot(a, b, acc, input_precision=PRECISION)
@@ -90,7 +90,7 @@ def _inverse(total):
 
 @triton.jit
 def _softmax(logits, BLOCK_G: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Softmax [BLOCK_M, BLOCK_N] over the slots of each group; columns at -inf get 0, a group of them too."""
+    """Softmax [BLOCK_M, BLOCK_N] over the slots of each group. Columns of -inf get 0, also if a whole group is -inf."""
     if BLOCK_G == 1:
         top = tl.max(logits, 1)
         powers = tl.exp(logits - tl.where(top == float("-inf"), 0.0, top)[:, None])
@@ -105,8 +105,8 @@ def _softmax(logits, BLOCK_G: tl.constexpr, BLOCK_P: tl.constexpr):
 def _kept(
     mask, mask_group_stride, m, real, groups, inside, MASKS: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_P: tl.constexpr
 ):
-    """Which weights of a tile [BLOCK_M, BLOCK_N] count: tokens inside, and not masked (for all, or for the group).
-    The mask is read once a token (and group) and then broadcast: read once a slot, it takes registers that spill.
+    """Which weights of a tile [BLOCK_M, BLOCK_N] count: those of tokens that exist and are not masked.
+    The mask is read once per token (and group) and then broadcast. One read per slot would spill registers.
     """
     if MASKS == 0:
         return inside
@@ -136,7 +136,7 @@ def forward_kernel(
     """
     value_slice, split, b = _place(splits, slices)
     n, slot = _columns(groups, slots_per_group, BLOCK_G, BLOCK_P)
-    writes = slot & (n * 0 + value_slice == 0)  # slices compute the same attention: the first one writes it
+    writes = slot & (n * 0 + value_slice == 0)  # all slices compute the same attention: the first one writes it
     slots = groups * slots_per_group
     k, v = k + b * k_stride, v + b * v_stride
     mask = mask + b * mask_stride
@@ -232,8 +232,8 @@ def backward_kernel(
     update_rows = updates + row * value_dim
 
     queries, cotangents, sums = (), (), ()
-    # A slot's sum over the tokens of weight * (v · grad_updates), without a pass over them. Its products take registers
-    # that sums of slices and gradients of tokens need; then it is passed as inner.
+    # The sum over all tokens of weight * (v · grad_updates), without a pass over the tokens. If the registers are
+    # needed for sums of slices or gradients of tokens, the caller passes it as ``inner``.
     ALONE: tl.constexpr = KEEP and not (NEED_K or NEED_V)
     share = tl.zeros([BLOCK_N], tl.float32)
     if KEEP:

@@ -1,4 +1,4 @@
-"""Layouts of published checkpoints of slot attention: under which names parameters are saved, and how to convert them.
+"""Layouts of published checkpoints of slot attention: the names of the parameters, and how to convert them.
 
 | style | names of | conventions | initial slots |
 |---|---|---|---|
@@ -12,16 +12,16 @@
 | videosaur | martius-lab/videosaur, Slot Contrast | VIDEOSAUR | another module's |
 | oclf | amazon-science/object-centric-learning-framework (DINOSAUR) | OCLF | another module's |
 
-Keras and Flax keep a linear layer's matrix as [in, out], Flax' queries, keys and values as [in, heads, width]. Keras'
-GRU stacks its gates as z, r, n; Flax' has six layers, of which hr and hz have no bias. Flax numbers layer norms in the
-order of their construction: LayerNorm_0 is the slots', LayerNorm_1 the tokens'. SAVi makes one iteration, SlotFormer
-two; VideoSAUR's default is three, and its YouTube-VIS configuration makes three on the first frame and two on others.
-That configuration and SAVi's (small, and SAVi++) have no MLP.
+Keras and Flax save the matrix of a linear layer as [in, out]; Flax saves queries, keys and values as [in, heads,
+width]. The GRU of Keras stacks its gates in the order z, r, n. The GRU of Flax has six layers, of which hr and hz have
+no bias. Flax numbers layer norms in the order of their construction: LayerNorm_0 is for the slots, LayerNorm_1 for the
+tokens. SAVi has one iteration, SlotFormer two, VideoSAUR three by default; VideoSAUR's configuration for YouTube-VIS
+has three on the first frame and two on others. This configuration and those of SAVi (small, and SAVi++) have no MLP.
 
-A Gaussian is saved as mean and logarithm of its deviation, except in two places. evelinehong's ``slots_sigma`` is the
-deviation itself (another version has ``slots_log_sigma``). Before version 1.1, lucidrains' ``slots_sigma`` is a factor
-of the noise; a negative one mirrors the noise, which leaves the distribution of the slots as it is. VideoSAUR and OCLF
-keep the Gaussian in another module of the same model, from where it is read if all slots share it.
+A Gaussian is saved as its mean and the logarithm of its deviation, with two exceptions. ``slots_sigma`` of evelinehong
+is the deviation itself (another version has ``slots_log_sigma``). ``slots_sigma`` of lucidrains before version 1.1 is a
+factor of the noise; a negative factor mirrors the noise, which does not change the distribution of the slots. VideoSAUR
+and OCLF save the Gaussian in another module of the same model. It is read if all slots share it.
 """
 
 from collections.abc import Callable
@@ -36,16 +36,16 @@ _MODULES = ("norm_inputs", "norm_slots", "norm_mlp", "to_q", "to_k", "to_v", "ml
 
 
 class TensorRule(NamedTuple):
-    """How a parameter of ours is made of published tensors."""
+    """How one parameter of this package is computed from published tensors."""
 
     names: tuple[str, ...]
     convert: Callable[..., Tensor]
 
 
 class Neighbour(NamedTuple):
-    """The module of initial slots beside slot attention, in the same model."""
+    """The module of the same model that makes the initial slots."""
 
-    roots: tuple[str, ...]  # its names begin where one of these endings of slot attention's prefix begins
+    roots: tuple[str, ...]  # endings of slot attention's prefix; its names replace the ending
     names: dict[str, TensorRule]
 
 
@@ -55,12 +55,12 @@ class Layout(NamedTuple):
     names: dict[str, TensorRule]
     conventions: Conventions
     iterations: int = 3
-    optional: tuple[tuple[str, ...], ...] = ()  # groups of prefixes of our names; a group is saved whole or not at all
+    optional: tuple[tuple[str, ...], ...] = ()  # prefixes of names that are saved all or none
     neighbour: Neighbour | None = None
 
 
 class NegativeDeviation(ValueError):
-    """A standard deviation that the published code refuses as well."""
+    """A negative standard deviation, which the published code refuses too."""
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -68,11 +68,11 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 def _vector(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1, tensor.shape[-1]).squeeze(0)  # [1, 1, D] -> [D]; one for each slot stays [N, D]
+    return tensor.reshape(-1, tensor.shape[-1]).squeeze(0)  # [1, 1, D] -> [D]; [N, D], if each slot has its own, stays
 
 
 def _log_of_deviation(deviation: Tensor) -> Tensor:
-    """A deviation of 0, for which the published code draws the mean, becomes the least one that has a logarithm."""
+    """Logarithm of the deviation. 0, for which published code returns the mean, becomes the least positive number."""
     if not (deviation >= 0).all():
         raise NegativeDeviation(f"a standard deviation of {deviation.min().item():.3g}, expected at least 0")
     return _vector(deviation.clamp_min(torch.finfo(deviation.dtype).tiny).log())

@@ -1,7 +1,7 @@
-"""The slot attention module: :meth:`SlotAttention.step` is one iteration.
+"""The module :class:`SlotAttention`. Read :meth:`SlotAttention.step` first: it is one iteration.
 
-What iterations share, tokens and cast weights, is made once (``prepared.py``). Keys and values are computed only where
-that is cheaper than folding their projections into the queries and updates. The textbook form of the whole module is
+What is the same in all iterations (tokens, cast weights) is computed once, in ``prepared.py``. Keys and values are
+computed only if that is cheaper than to apply their projections to the slots. The textbook form of the whole module is
 :func:`slotkernels.slot_attention.reference.textbook_slot_attention`.
 """
 
@@ -38,36 +38,38 @@ class SlotAttentionOutput(NamedTuple):
     slots: Tensor
     """[B, N, D]"""
     attention: Tensor
-    """[B, M, N], of the last iteration; each row over the N of a group sums to 1."""
+    """[B, M, N], of the last iteration; each row sums to 1 over the N slots (of a group)."""
 
 
 class SlotAttention(nn.Module):
     """Slot attention (Locatello et al. 2020, algorithm 1) with implicit differentiation (Chang et al. 2022).
 
-    Keys and values are linear in the normalised tokens x̂ = LN(x), so ``k·q = x̂·(Wkᵀ q)`` and ``Σ w v = Wv Σ w x̂``:
-    each iteration reads x̂ once, and neither k nor v exists. LN's scale and shift are folded into Wk and Wv, so with
-    frozen tokens no gradient as large as the tokens exists either. This computes the textbook form, with its
-    parameters. Where many slots and iterations meet few tokens, keys and values are computed (:func:`absorbs`).
+    Groups the tokens of a sample into slots. The slots compete for the tokens: the softmax of the attention runs over
+    the slots. Each slot is then updated with the mean of the tokens that it won.
 
-    Under ``torch.autocast`` the matrix products run in the low precision; softmax, normalisers, layer norms, gates
-    and the slots themselves stay float32.
+    Function and parameters are those of the textbook form, but keys and values are usually not computed. They are
+    linear in the normalised tokens x̂ = LN(x), so ``k·q = x̂·(Wkᵀ q)`` and ``Σ w v = Wv Σ w x̂``: an iteration reads
+    x̂ once. LN's scale and shift are folded into Wk and Wv, so frozen tokens need no gradient as large as the tokens.
+
+    Under ``torch.autocast`` the matrix products run in the low precision. Softmax, divisions, layer norms, gates and
+    the slots themselves stay float32.
 
     Args:
-        num_slots: N, how many slots :meth:`sample_slots` draws.
+        num_slots: N, the number of slots that :meth:`sample_slots` draws.
         dim: D, width of the slots.
         input_dim: Din, width of the tokens; ``dim`` if None.
         iterations: >= 1.
         hidden_dim: width of the MLP's hidden layer; ``4 * dim`` if None.
         eps: deprecated, see ``conventions``.
-        implicit: "bilevel": only the last iteration carries gradients, and the prior gets the gradient of the slots
-            that enter it; "detach": the same, but nothing reaches the prior; "none": backpropagation through all
-            iterations.
-        groups: slots compete only within their group, N / groups of them (semantic-aware slot attention, SMTC eq. 7).
-        update: "gru"; "residual" adds the means of the tokens to the slots instead (SMTC), so ``qkv_dim`` is ``dim``.
+        implicit: which iterations carry gradients. "bilevel": the last one, and the prior gets the gradient of the
+            slots that enter it. "detach": the last one, and the prior gets no gradient. "none": all iterations.
+        groups: number of groups. Slots compete only with the N / groups slots of their group (SMTC eq. 7).
+        update: "gru"; or "residual", which adds the mean of the tokens to the slot (SMTC). Then ``qkv_dim`` is
+            ``dim``.
         qkv_dim: width of queries, keys and values; ``dim`` if None. SAVi++ has 256 for slots of width 128.
-        conventions: of the implementation to follow, such as ``slotkernels.slot_attention.SAVI``.
-        prior: whether the module learns the Gaussian (``mu``, ``log_sigma``) of :meth:`sample_slots`. With False,
-            initial slots come from another module, and each call needs them.
+        conventions: details of the implementation to follow, such as ``slotkernels.slot_attention.SAVI``.
+        prior: whether the module learns the normal distribution (``mu``, ``log_sigma``) of :meth:`sample_slots`. If
+            False, each call needs initial slots.
         former: deprecated fields of :class:`Conventions`.
 
     Raises:
@@ -134,24 +136,25 @@ class SlotAttention(nn.Module):
     def step(
         self, slots: Tensor, normalised: Tensor, prepared: PreparedTokens, groups: int, return_attention: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """One iteration: slots compete for tokens, and each takes the mean of those that it won into its state.
+        """One iteration: slots compete for tokens, and each is updated with the mean of the tokens that it won.
 
         Args:
-            slots, normalised: [B, N, D], the state and its layer norm.
-            prepared: the tokens that the slots compete for, and the weights.
-            groups: slots compete within N / groups of them.
+            slots: [B, N, D].
+            normalised: [B, N, D], the layer norm of ``slots``.
+            prepared: the tokens and the weights.
+            groups: number of groups; slots compete within their group.
             return_attention: whether to return the attention.
 
         Returns:
-            new slots [B, N, D], the same normalised, and attention [B, M, N] or None.
+            new slots [B, N, D], their layer norm [B, N, D], and attention [B, M, N] or None.
         """
         weights, use_mlp = prepared.weights, self.conventions.use_mlp
         taken, attention = prepared.attend(normalised, self.scale, self.conventions, groups, return_attention)
-        norm = _affine(self.norm_mlp if use_mlp else self.norm_slots)  # that of what follows
+        norm = _affine(self.norm_mlp if use_mlp else self.norm_slots)  # of the next operation
         if weights.gates:
             state = slots
             if self.conventions.gru_state == "normalised":
-                # Under autocast they are normalised again: the state keeps the precision of the slots.
+                # Under autocast the slots are normalised again, so that the state keeps their precision.
                 cast = normalised.dtype != slots.dtype
                 state = self._normalise(slots, slots.dtype) if cast else normalised
             gates_hidden = F.linear(state.to(taken.dtype), *weights.gates[1])  # [B, N, 3D]
@@ -177,19 +180,19 @@ class SlotAttention(nn.Module):
         """Compress tokens into slots.
 
         Args:
-            inputs: [B, M, Din] tokens, not yet normalised; or what :meth:`prepare` made of them.
-            slots: [B, N, D] initial slots, any N that ``groups`` divides; drawn from the prior if None.
-            mask: [B, M] or [B, groups, M] bool, False for tokens to ignore, whatever they hold. Prepared tokens have
-                theirs (:meth:`PreparedTokens.masked`).
-            iterations: of this call, >= 1. Default: the module's.
-            groups: of this call, a divisor of N. Default: the module's.
-            sharpness: > 0, factor of the logits in this call; above 1 tokens are shared by fewer slots.
+            inputs: [B, M, Din] tokens, not normalised; or the result of :meth:`prepare`.
+            slots: [B, N, D] initial slots; drawn from the prior if None. N may be any multiple of ``groups``.
+            mask: [B, M] or [B, groups, M] bool, False for tokens to ignore, whatever they contain. Not for prepared
+                tokens: use :meth:`PreparedTokens.masked`.
+            iterations: number of iterations of this call, >= 1; the module's if None.
+            groups: number of groups of this call, a divisor of N; the module's if None.
+            sharpness: > 0, factor of the logits. Above 1, a token is shared by fewer slots.
 
         Returns:
-            slots [B, N, D] and the last iteration's attention [B, M, N], float32 (float64 for float64).
+            slots [B, N, D], and the attention [B, M, N] of the last iteration, float32 (float64 for float64).
 
         Raises:
-            ValueError: if a shape, dtype or number is not as above, or there are neither slots nor a prior.
+            ValueError: if a shape, dtype or number is not as above, or if there are neither slots nor a prior.
         """
         check_number(sharpness > 0, "SlotAttention", "sharpness", sharpness, "a number > 0")
         sizes = {"Din": self.input_dim, "D": self.dim}
@@ -232,19 +235,19 @@ class SlotAttention(nn.Module):
         num_slots: int | None = None,
         iterations: int | None = None,
     ) -> PreparedTokens:
-        """Normalise tokens and cast weights once for several calls.
+        """Normalise tokens and cast weights once, for several calls.
 
-        ``module(module.prepare(inputs), slots)`` equals ``module(inputs, slots)``. Frames of clips are prepared
-        together, and :meth:`PreparedTokens.split` takes them apart. Prepare again when parameters have changed, and
-        call under the same ``torch.autocast`` and ``torch.no_grad``.
+        ``module(module.prepare(inputs), slots)`` equals ``module(inputs, slots)``. For clips, prepare all frames
+        together and separate them with :meth:`PreparedTokens.split`. Prepare again after each change of the
+        parameters. Call the module under the same ``torch.autocast`` and ``torch.no_grad``.
 
         Args:
-            inputs: [B, M, Din] tokens, not yet normalised.
+            inputs: [B, M, Din] tokens, not normalised.
             mask: as in :meth:`forward`.
-            num_slots: N of the calls, the module's if None; the sum of theirs if several calls share the tokens. Any
-                other N works too: this and ``iterations`` decide only which form is cheaper, keys and values or
-                absorbed projections.
-            iterations: of all calls for the same tokens, the module's if None.
+            num_slots: N of the calls, or the sum of their N if several calls use the same tokens; the module's if
+                None. This number and ``iterations`` are used only to choose the cheaper form (with or without keys and
+                values); calls with other numbers work too.
+            iterations: number of iterations of all calls for the same tokens; the module's if None.
 
         Raises:
             ValueError: if a shape or dtype is not as above.
@@ -271,7 +274,7 @@ class SlotAttention(nn.Module):
         backward = differentiated if torch.is_grad_enabled() else 0
         if absorbs(x.shape[1], num_slots, self.qkv_dim, self.input_dim, iterations, backward):
             weights = weights.absorbed(self.scale)
-            # Without gradients a sample's slots may not depend on what else is in the batch, as the choice would.
+            # Only with gradients: the choice depends on the batch, and at inference a sample's slots must not.
             if backward:
                 weights = weights.merged(x.shape[0] * num_slots * (iterations - backward))
             return PreparedTokens(x, None, by_group(mask), weights)
@@ -288,23 +291,23 @@ class SlotAttention(nn.Module):
     ) -> Tensor:
         """Initial slots ``mu + exp(log_sigma) * noise`` [batch, N, D]; gradients reach mu and log_sigma.
 
-        All slots share mu and log_sigma, so any number of them can be drawn, also after training.
+        All slots share mu and log_sigma, so you can draw any number of slots, also after training.
 
         Args:
             batch: B.
-            generator: of the noise.
+            generator: random generator of the noise.
             num_slots: N, a multiple of ``groups``; the module's if None.
             noise: [B, N, D] standard normal, with any N; drawn if None.
 
         Raises:
-            ValueError: if N does not fit, the noise is not of that shape, or the module has no prior.
+            ValueError: if N is not a multiple of ``groups``, the noise has another shape, or there is no prior.
 
         Example:
             >>> import slotkernels
             >>> slotkernels.SlotAttention(num_slots=4, dim=8).sample_slots(2, num_slots=9).shape
             torch.Size([2, 9, 8])
         """
-        check_that(self.prior, "SlotAttention: the module has no prior (prior=False): give initial slots to each call")
+        check_that(self.prior, "SlotAttention: the module has no prior (prior=False): pass initial slots to each call")
         if noise is None:
             num_slots = self.num_slots if num_slots is None else num_slots
             fits = num_slots >= 1 and num_slots % self.groups == 0
@@ -335,28 +338,27 @@ class SlotAttention(nn.Module):
     ) -> "SlotAttention":
         """Build the module from published parameters, with the conventions of the code that they were trained with.
 
-        Sizes are read from the tensors, and whether there are biases and an MLP; the rest is the style's (sources in
-        ``layouts.py``). Nothing is unpickled: load the file with ``safetensors`` or
-        ``torch.load(..., weights_only=True)`` first.
+        Sizes, and whether there are biases and an MLP, are read from the tensors; the style decides the rest
+        (``layouts.py``). Load the file with ``safetensors`` or ``torch.load(..., weights_only=True)`` first.
 
         Args:
-            state_dict: name to tensor or array, nested or flat: of the slot attention alone, or of a larger model.
-                Names from PyTorch, TensorFlow checkpoints (``reader.get_tensor``) or Flax parameters.
+            state_dict: tensors or arrays by name, nested or flat: of the slot attention, or of a larger model. Names of
+                PyTorch, TensorFlow checkpoints (``reader.get_tensor``) and Flax are understood.
             style: "locatello" (Locatello et al. 2020, TensorFlow or PyTorch), "lucidrains", "savi" (Flax, SAVi-pytorch
                 or SlotFormer), "videosaur" (and Slot Contrast), or "oclf" (DINOSAUR).
-            prefix: where the slot attention's names begin, such as "processor.corrector."; found if None.
-            num_slots: N of :meth:`sample_slots`, which the parameters do not tell: they are shared by all slots.
-            implicit: as in the constructor; published code backpropagates through all iterations.
-            iterations: the style's if None.
-            conventions: the style's if None. To change one: ``conventions=VIDEOSAUR._replace(scale=dim**0.5)``.
+            prefix: common start of the names of slot attention, such as "processor.corrector."; searched if None.
+            num_slots: N of :meth:`sample_slots`. The parameters are the same for any N, so N is not saved.
+            implicit: as in the constructor. The default is that of published code.
+            iterations: as in the constructor; the style's if None.
+            conventions: the style's if None. Example: ``conventions=VIDEOSAUR._replace(scale=dim**0.5)``.
             eps, former: deprecated, the fields of :class:`Conventions` one by one.
 
         Returns:
-            The module on the CPU, in the dtype of the parameters; a logger named after ``checkpoints.py`` lists them. A
-            warning says where ``mu`` and ``log_sigma`` are not among them: then :meth:`forward` needs ``slots``.
+            The module on the CPU, in the dtype of the parameters. If the checkpoint has no ``mu`` and ``log_sigma``, a
+            warning is issued, and each call needs ``slots``.
 
         Raises:
-            ValueError: if the style is unknown, a name is missing, ambiguous or not expected, a shape is wrong, or a
+            ValueError: if the style is unknown, a name is missing, ambiguous or unexpected, a shape is wrong, or a
                 standard deviation of the initial slots is negative.
         """
         options, of_style, tensors = read_published(state_dict, style, prefix)
@@ -370,7 +372,7 @@ class SlotAttention(nn.Module):
     def _iterate(
         self, slots: Tensor, prepared: PreparedTokens, groups: int, iterations: int, return_attention: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Slots after so many iterations, and the attention of the last."""
+        """Slots after the iterations, and the attention of the last one."""
         normalised, attention = self._normalise(slots, prepared.k.dtype), None
         for iteration in range(iterations):
             returned = return_attention and iteration == iterations - 1

@@ -1,4 +1,4 @@
-"""Inverted attention, the op inside slot attention (Locatello et al. 2020): slots compete for tokens.
+"""Inverted attention, the attention of slot attention (Locatello et al. 2020): slots compete for tokens.
 
 With ``logit[n, m] = scale * q[n]·k[m] + bias[n]``::
 
@@ -21,28 +21,28 @@ from .tiles import MAX_COLUMNS, MAX_DIM, group_columns
 
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 EPS_PLACEMENTS = ("numerator", "denominator")
-# One thread of the C++ kernels does the work of two of PyTorch's products, which share out a single sample, too.
+# In C++ one thread computes a sample; it is as fast as two threads that share the sample in PyTorch's products.
 THREADS_PER_SAMPLE = 2
 
 
 class Arguments(NamedTuple):
-    """Of one call. Sums and softmaxes are float32, or float64 for float64 inputs: "accumulated"."""
+    """Arguments of a call. "Accumulated" means float32, or float64 for float64 inputs, as sums and softmaxes are."""
 
     q: Tensor  # [B, N, D]
     k: Tensor  # [B, M, D]
     v: Tensor | None  # [B, M, Dv]; None: the values are k
     bias: Tensor | None  # [B, N] accumulated, added to the logits of each slot
-    mask: Tensor | None  # [B, 1 or groups, M] bool, False for tokens that weigh nothing
+    mask: Tensor | None  # [B, 1 or groups, M] bool, False for tokens to ignore
     scale: float  # factor of the logits
     weight_eps: float  # added to the attention of each token
     total_eps: float  # added to the sum that weights are divided by
-    groups: int  # slots compete within N / groups of them
+    groups: int  # number of groups; slots compete within their group
     precision: str  # of float32 products on tensor cores
-    return_attention: bool  # asked for by the caller or, on a CPU, read by the backward pass (`reads_attention`)
+    return_attention: bool  # if the caller needs it, or, on a CPU, the backward pass (`reads_attention`)
 
 
 class Results(NamedTuple):
-    """Of one call."""
+    """Results of a call."""
 
     updates: Tensor  # [B, N, Dv], dtype of q
     total: Tensor  # [B, N] accumulated, what the weights were divided by
@@ -58,18 +58,18 @@ class Cotangents(NamedTuple):
 
 
 class BackwardArguments(NamedTuple):
-    """Of the backward pass, which computes the attention again unless it was kept."""
+    """Arguments of the backward pass, which computes the attention again unless it was kept."""
 
     grads: Cotangents
     forward: Arguments
     updates: Tensor  # [B, N, Dv]
     total: Tensor  # [B, N]
-    needs: list[bool]  # of q, k, v, bias and mask: whether a gradient is needed
-    attention: Tensor | None = None  # [B, N, M] as the forward pass returned it; None: it is computed again
+    needs: list[bool]  # whether q, k, v, bias and mask need a gradient
+    attention: Tensor | None = None  # [B, N, M] of the forward pass; None: compute it again
 
 
 class Gradients(NamedTuple):
-    """Of the inputs; [0] for each one that is not needed."""
+    """Gradients of the inputs; [0] for inputs that need none."""
 
     q: Tensor
     k: Tensor
@@ -149,9 +149,9 @@ def _gradients(saved: Saved[Arguments, Results], *grads: Tensor | None) -> Gradi
 
 
 def reads_attention(q: Tensor, k: Tensor, v: Tensor | None, bias: Tensor | None) -> bool:
-    """Whether a backward pass will read the attention, which the op then has to return.
+    """Whether the backward pass will read the attention, so that the op must return it.
 
-    On a CPU a product takes longer than reading an attention from memory, on a GPU it is the other way round.
+    On a CPU it is faster to read the attention from memory than to compute it again; on a GPU it is slower.
     """
     if not torch.is_grad_enabled() or not q.is_cpu:
         return False
@@ -182,30 +182,29 @@ def inverted_attention(
     Args:
         q: [B, N, D], one query per slot; float32, float64, bfloat16 or float16.
         k: [B, M, D], one key per token, dtype of ``q``.
-        v: [B, M, Dv], or None to take ``k``, which is then read only once.
-        bias: [B, N] float32 (float64 for float64 inputs), added to the logits of each slot.
-        mask: [B, M] or [B, groups, M] bool; a token where it is False weighs nothing (in that group), not even
-            ``eps``. With no token left the update is 0. Whatever it holds, NaN included, changes nothing else than
-            its own row of the attention.
+        v: [B, M, Dv], or None to use ``k``, which is then read only once.
+        bias: [B, N] float32 (float64 for float64 inputs), is added to the logits of each slot.
+        mask: [B, M] or [B, groups, M] bool, False for tokens to ignore (in that group). They get weight 0, without
+            ``eps``, and may contain anything, NaN included. If no token is left, the update is 0.
         scale: factor of the logits; ``D ** -0.5`` if None.
         eps: >= 0, see ``eps_placement``.
         eps_placement: "numerator": ``eps`` is added to the attention before it is normalised over tokens (Locatello et
             al.); "denominator": ``w = attention / (sum_m attention + eps)`` (SAVi).
-        groups: the slots are this many groups of N / groups, and compete within their group only (SMTC, eq. 7). The
-            tokens are read once for all groups.
-        precision: of the products of float32 inputs on tensor cores: "tf32x3" (three products, close to float32),
-            "tf32", or "ieee" (no tensor core). Backend "triton"; others follow PyTorch's own settings.
+        groups: number of groups. Slots compete only with the N / groups slots of their group (SMTC, eq. 7). The tokens
+            are read once for all groups.
+        precision: how the backend "triton" multiplies float32: "tf32x3" (three products on tensor cores, close to
+            float32), "tf32" (one product), or "ieee" (no tensor cores). Other backends use PyTorch's settings.
         return_attention: whether to return the attention.
         backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
 
     Returns:
         updates [B, N, Dv] in the dtype of ``q``, and attention [B, M, N] in float32 (float64 for float64 inputs) or
-        None. The attention is the softmax over slots, before ``mask`` and ``eps``: each row over the N of a group sums
-        to 1. Softmax and normalisers are float32 at least. Differentiable in q, k, v and bias.
+        None. The attention is the softmax over slots, before ``mask`` and ``eps``, so each row sums to 1 (in each
+        group). Differentiable in q, k, v and bias.
 
     Raises:
         ValueError: if a shape, dtype or device disagrees, or N, M or D is zero.
-        RuntimeError: if the backend asked for by name cannot serve the call.
+        RuntimeError: if the named backend does not support the call.
 
     Example:
         >>> import torch, slotkernels
@@ -213,7 +212,7 @@ def inverted_attention(
         >>> updates, attention = slotkernels.inverted_attention(slots, tokens, return_attention=True)
         >>> updates.shape, attention.shape
         (torch.Size([2, 4, 8]), torch.Size([2, 16, 4]))
-        >>> torch.allclose(attention.sum(-1), torch.ones(2, 16))  # tokens are shared out among the slots
+        >>> torch.allclose(attention.sum(-1), torch.ones(2, 16))  # each token is shared among the slots
         True
     """
     check_choice("inverted_attention", "eps_placement", eps_placement, EPS_PLACEMENTS)
@@ -244,22 +243,22 @@ def by_group(mask: Tensor | None) -> Tensor | None:
 
 
 def hide(tokens: Tensor, mask: Tensor) -> Tensor:
-    """``tokens`` [B, M, D] with zeros for those that ``mask`` [B, M] or [B, G, M] hides from all groups, if they hold
-    what spoils the sums that they have no weight in: NaN, infinities, or numbers whose products overflow.
+    """``tokens`` [B, M, D] with zeros for tokens that ``mask`` [B, M] or [B, G, M] hides from all groups, if they
+    contain NaN, infinities or numbers whose products overflow: 0 times these is not 0.
     """
     seen = mask if mask.dim() == 2 else mask.any(1)
     if mask.dtype != torch.bool or seen.shape != tokens.shape[:2]:
-        return tokens  # the op's check says what is wrong
+        return tokens  # the op's check raises the error
     greatest = torch.finfo(tokens.dtype).max
-    # Logits of float16 are float16: sums of D products with queries up to 8.
+    # For float16 the logits are float16: sums of D products with queries up to 8.
     harmless = min(greatest**0.5, greatest / (8 * tokens.shape[2]))
-    # A NaN is the norm of its token, and no comparison with it holds.
+    # The norm of a token with NaN is NaN, and every comparison with NaN is False.
     keeps = torch.linalg.vector_norm(tokens.detach(), torch.inf, dim=2) <= harmless
     return tokens.masked_fill(~(seen | keeps).unsqueeze(2), 0.0)
 
 
 def bytes_moved(batch: int, slots: int, tokens: int, dim: int, itemsize: int = 4, backward: str = "") -> int:
-    """Least traffic of one ``inverted_attention`` with v = k: tokens, queries, updates, each read or written once.
+    """Least memory traffic with v = k: tokens, queries and updates are read or written once each.
 
     Args:
         batch: B.
@@ -267,17 +266,17 @@ def bytes_moved(batch: int, slots: int, tokens: int, dim: int, itemsize: int = 4
         tokens: M.
         dim: D.
         itemsize: bytes of an element.
-        backward: "" forward; "queries" backward when the tokens are frozen; "tokens" with their gradient.
+        backward: "" for forward; "queries" for backward with frozen tokens; "tokens" for backward to the tokens too.
     """
     rows = {"": tokens + 2 * slots, "queries": tokens + 3 * slots, "tokens": 2 * tokens + 3 * slots}[backward]
     return batch * dim * itemsize * rows
 
 
 def flops(batch: int, slots: int, tokens: int, dim: int, backward: str = "", *, kept: bool = False) -> int:
-    """Multiply-adds (counted as two) of one ``inverted_attention`` with v = k; the softmax is left out.
+    """Operations with v = k, a multiply-add counted as two, without the softmax.
 
-    Backward recomputes the logits unless the attention was ``kept``, as on a CPU; it has products for the weights'
-    gradient, the queries' and, for the tokens', two.
+    The backward pass computes the logits again, unless the attention was ``kept`` as on a CPU. It has one product for
+    the gradient of the weights, one for that of the queries and two for that of the tokens.
     """
     products = {"": 2, "queries": 3, "tokens": 5}[backward] - (kept and backward != "")
     return products * 2 * batch * slots * tokens * dim

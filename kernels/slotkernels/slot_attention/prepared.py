@@ -1,7 +1,7 @@
-"""What all iterations of slot attention share: tokens, normalised and perhaps projected, and weights, folded and cast.
+"""Computes what is the same in all iterations of slot attention: normalised tokens (or keys and values), cast weights.
 
-Keys and values are linear in the normalised tokens, so their projections can be applied to the slots instead
-(*absorbed*); :func:`absorbs` chooses the cheaper form.
+Keys and values are linear in the normalised tokens, so their projections can be applied to the slots instead: the
+*absorbed* form. :func:`absorbs` chooses the cheaper form.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from .._checks import check_number, check_tensor, check_that, describe
 from .conventions import Conventions
 from .op import INVERTED_ATTENTION, Arguments, reads_attention
 
-MANY, FEW = 1 << 20, 16  # tokens and rows, and slots, that an exported program with any number of them is made for
+MANY, FEW = 1 << 20, 16  # sizes to assume in an exported program for any number of tokens or rows, and of slots
 
 
 class Linear(NamedTuple):
@@ -27,14 +27,14 @@ class Linear(NamedTuple):
 
 
 class Folded(NamedTuple):
-    """The projection of tokens that are normalised without scale and shift, which are folded in."""
+    """A projection that contains the scale and the shift of the tokens' layer norm."""
 
     weight: Tensor  # [Dqkv, Din]
     bias: Tensor  # [Dqkv], never cast
 
 
 class Merged(NamedTuple):
-    """The product of two weights that follow each other in the absorbed form, without gradients."""
+    """The product of two weights that are applied one after the other in the absorbed form, without gradients."""
 
     weight: Tensor  # Wkᵀ Wq [Din, D], or W_ih Wv [3D, Din]
     bias: Tensor | None  # Wkᵀ bq [Din], or b_ih [3D]
@@ -47,18 +47,18 @@ class Weights(NamedTuple):
     q: Linear
     k: Folded
     v: Folded
-    gates: tuple[Linear, ...]  # of the updates and of the state; none without a GRU
-    mlp: tuple[Linear, ...]  # two, or none
-    absorbed_k: Folded | None = None  # keys' projection as queries take it, if absorbed; see `absorbed`
-    merged_q: Merged | None = None  # of q and k, for iterations without gradients
-    merged_gates: Merged | None = None  # of v and the updates' gates, for the same
+    gates: tuple[Linear, ...]  # for the updates and for the state; empty without a GRU
+    mlp: tuple[Linear, ...]  # two layers, or none
+    absorbed_k: Folded | None = None  # projection of keys, transposed for the queries; see `absorbed`
+    merged_q: Merged | None = None  # product of q and k, for iterations without gradients
+    merged_gates: Merged | None = None  # product of v and the gates of the updates, likewise
 
     def absorbed(self, scale: float) -> "Weights":
-        """Weights for absorbed keys, whose logits have this scale: Wkᵀ [Din, Dqkv], and scale · bk [Dqkv]."""
+        """Weights for absorbed keys: adds Wkᵀ [Din, Dqkv] and scale · bk [Dqkv], with the scale of the logits."""
         return self._replace(absorbed_k=Folded(self.k.weight.t(), scale * self.k.bias))
 
     def sharpened(self, factor: float) -> "Weights":
-        """Weights whose logits are ``factor`` times as large: logits are linear in q, and q in its projection."""
+        """Weights whose logits are ``factor`` times as large. Logits are linear in the projection of q."""
         weight, bias = self.q
         sharp = self._replace(q=Linear(factor * weight, None if bias is None else factor * bias))
         if self.merged_q is None:
@@ -68,16 +68,16 @@ class Weights(NamedTuple):
         return sharp._replace(merged_q=merged)
 
     def merged(self, rows: int) -> "Weights":
-        """Weights with those products of two that take fewer operations for ``rows`` slots.
+        """Weights with merged pairs, for the pairs where merging saves operations for ``rows`` slots.
 
         Args:
-            rows: slots that go through the products without gradients, summed over samples and iterations.
+            rows: number of slots in iterations without gradients, summed over samples and iterations.
         """
         (q, q_bias), k, v = self.q, self.k, self.v
         merged_q = merged_gates = None
         with torch.no_grad():
             if saved_by_merging(rows, q.shape[1], k.weight.shape) > 0:
-                # Left out: bq·bk, which all slots have in common, so that the softmax over them is the same.
+                # bq·bk is left out: it is the same for all slots of a token, so it does not change the softmax.
                 with without_autocast(q.device):
                     bias = None if q_bias is None else k.weight.t() @ q_bias
                     merged_q = Merged(k.weight.t() @ q, bias, q.to(k.bias.dtype).t() @ k.bias)
@@ -89,7 +89,7 @@ class Weights(NamedTuple):
 
 
 class PreparedTokens(NamedTuple):
-    """Tokens for any number of calls of slot attention, made by :meth:`SlotAttention.prepare`.
+    """Tokens for any number of calls of slot attention; the result of :meth:`SlotAttention.prepare`.
 
     Example:
         >>> import torch
@@ -101,16 +101,16 @@ class PreparedTokens(NamedTuple):
     """
 
     k: Tensor
-    """[B, M, Dqkv] keys; or [B, M, Din] normalised tokens, if the projections are absorbed. In the products' dtype."""
+    """[B, M, Dqkv] keys, or [B, M, Din] normalised tokens in the absorbed form; in the dtype of the products."""
     v: Tensor | None
-    """[B, M, Dqkv] values; None if absorbed."""
+    """[B, M, Dqkv] values; None in the absorbed form."""
     mask: Tensor | None
     """[B, 1 or groups, M] bool, False for tokens to ignore."""
     weights: Weights
-    """Of an iteration."""
+    """Weights of an iteration."""
 
     def split(self, frames: int) -> list["PreparedTokens"]:
-        """Tokens of each frame of clips [B, T, M, Din] that were prepared as B·T rows.
+        """Separate the frames of clips [B, T, M, Din] that were prepared as B·T rows.
 
         The frames are views and share the weights. The gradients of all frames are joined in one copy.
 
@@ -142,15 +142,15 @@ class PreparedTokens(NamedTuple):
         def of_frames(tensor: Tensor | None) -> tuple[Tensor | None, ...]:
             if tensor is None:
                 return (None,) * frames
-            return tensor.unflatten(0, (rows // frames, frames)).unbind(1)  # indexing would fill zeros for each frame
+            return tensor.unflatten(0, (rows // frames, frames)).unbind(1)  # indexing's gradient would fill zeros
 
         parts = zip(*map(of_frames, (self.k, self.v, self.mask)), strict=True)
         return [PreparedTokens(k, v, mask, self.weights) for k, v, mask in parts]  # type: ignore[arg-type]
 
     def masked(self, mask: Tensor) -> "PreparedTokens":
-        """The same tokens for calls that see only those where ``mask`` is True.
+        """The same tokens with a mask: calls see only the tokens where ``mask`` is True.
 
-        The tokens must be finite, except those that are hidden already: they stay hidden from all groups.
+        Tokens that an earlier mask hides stay hidden. All other tokens must be finite.
 
         Args:
             mask: [B, M] or [B, groups, M] bool, False for tokens to ignore (in that group).
@@ -159,7 +159,7 @@ class PreparedTokens(NamedTuple):
             ValueError: if a shape or dtype is not as above.
 
         Example:
-            Slots in two groups, each on tokens of its own (the second stage of SMTC):
+            Two groups of slots, each with its own tokens (the second stage of SMTC):
 
             >>> import torch
             >>> from slotkernels import SlotAttention
@@ -179,10 +179,10 @@ class PreparedTokens(NamedTuple):
         return self._replace(mask=seen if self.mask is None else seen & self.mask)
 
     def check(self, mask: Tensor | None, dtype: torch.dtype, sizes: dict[str, int]) -> None:
-        """Check that a call has no other ``mask`` and computes in ``dtype``, and fix B in ``sizes``.
+        """Check that a call has no ``mask`` and computes in ``dtype``, and set B in ``sizes``.
 
         Raises:
-            ValueError: if not.
+            ValueError: if a mask is passed or the dtype differs.
         """
         expected = "expected it in prepare(inputs, mask) or in prepared.masked(mask)"
         check_that(mask is None, f"SlotAttention: mask with prepared tokens, {expected}")
@@ -196,17 +196,17 @@ class PreparedTokens(NamedTuple):
     def attend(
         self, normalised: Tensor, scale: float, conventions: Conventions, groups: int, return_attention: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Inverted attention of slots to the tokens, in either form, up to what the slots are updated with.
+        """Inverted attention of slots to the tokens, in either form, and the projection of the updates.
 
         Args:
-            normalised: [B, N, D] slots.
+            normalised: [B, N, D], the layer norm of the slots.
             scale: factor of the logits.
-            conventions: where eps is, and how large.
-            groups: slots compete within N / groups of them.
+            conventions: the value and the place of eps.
+            groups: number of groups; slots compete within their group.
             return_attention: whether to return the attention.
 
         Returns:
-            the updates' part of the gates [B, N, 3D], or updates [B, N, Dqkv] without a GRU; attention [B, M, N] or
+            the gates of the updates [B, N, 3D], or updates [B, N, Dqkv] without a GRU; and attention [B, M, N] or
             None.
         """
         k, v, mask, weights = self
@@ -238,7 +238,7 @@ class PreparedTokens(NamedTuple):
             return_attention=return_attention or reads_attention(q, k, v, bias),
         )
         updates, total, attention = INVERTED_ATTENTION(arguments)
-        if v is None:  # and values out of the updates: Σ w v = Wv Σ w x̂ + (Σ w) bv
+        if v is None:  # values: Σ w v = Wv Σ w x̂ + (Σ w) bv
             if merged and weights.merged_gates is not None:
                 updates = _of_means(updates, total, arguments, weights.merged_gates)
                 return updates, attention.transpose(1, 2) if return_attention else None
@@ -249,7 +249,7 @@ class PreparedTokens(NamedTuple):
 
 
 def _of_means(means: Tensor, total: Tensor, arguments: Arguments, linear: Merged) -> Tensor:
-    """Weighted sums of W x + shift, plus a bias, from the weighted sums of tokens x: [B, N, out] of [B, N, Din]."""
+    """Weighted sums of W x + shift, plus a bias, computed from weighted sums of the tokens x: [B, N, out]."""
     weight, bias, shift = linear
     if arguments.mask is None and arguments.weight_eps > 0:  # the weights of every slot add up to 1
         return F.linear(means, weight, (shift if bias is None else bias + shift).to(means.dtype))
@@ -259,11 +259,11 @@ def _of_means(means: Tensor, total: Tensor, arguments: Arguments, linear: Merged
 
 
 def absorbs(tokens: int, slots: int, dim: int, input_dim: int, iterations: int, backward: int) -> bool:
-    """Whether the absorbed form takes fewer multiply-adds for one sample than projecting keys and values.
+    """Whether the absorbed form takes fewer multiply-adds for one sample than the projected form.
 
-    Absorbed, an iteration has two products of M·N·Din and carries N slots through two more matrices of D·Din.
-    Projected, it has two products of M·N·D, and keys and values cost 2·M·D·Din once. A product counts three times
-    where it is differentiated: ``backward`` iterations, and the projections if there is any.
+    Absorbed, an iteration has two products of M·N·Din, and two products of the N slots with matrices of D·Din.
+    Projected, it has two products of M·N·D; keys and values take 2·M·D·Din once. A product that is differentiated
+    counts three times: in ``backward`` iterations, and for keys and values if ``backward`` > 0.
     """
     tokens, slots = _typical(tokens, MANY), _typical(slots, FEW)
     passes = iterations + 2 * backward
@@ -273,15 +273,15 @@ def absorbs(tokens: int, slots: int, dim: int, input_dim: int, iterations: int, 
 
 
 def _typical(size: int, instead: int) -> int:
-    """A size; another one for a size that is open in an exported program, where a comparison would limit it."""
+    """``size``; or ``instead`` if it is symbolic, since a comparison would restrict the exported program."""
     return instead if isinstance(size, torch.SymInt) else size
 
 
 def saved_by_merging(rows: int, width: int, projection: Sequence[int]) -> int:
-    """Multiply-adds that ``rows`` slots save by the product of two weights, less the cost of this product.
+    """Multiply-adds that ``rows`` slots save if two weights are merged, minus those of merging itself.
 
-    One weight leads from or to ``width``, the other is the projection [Dqkv, Din] of keys or values: apart, a slot
-    takes Dqkv · (width + Din), merged width · Din, and merging takes width · Dqkv · Din once.
+    One weight is [Dqkv, width] or [width, Dqkv], the other is the projection [Dqkv, Din] of keys or values. Apart, a
+    slot takes Dqkv · (width + Din) multiply-adds; merged, width · Din. Merging takes width · Dqkv · Din once.
     """
     dim, input_dim = projection
     rows = _typical(rows, MANY)
@@ -306,7 +306,7 @@ def cast(linear: nn.Linear, dtype: torch.dtype) -> Linear:
 
 
 def cast_gates(gru: nn.GRUCell, dtype: torch.dtype) -> tuple[Linear, Linear]:
-    """Weights and biases of the updates and of the state, in ``dtype``."""
+    """Weights and biases of a GRU for the updates and for the state, in ``dtype``."""
     return (
         Linear(gru.weight_ih.to(dtype), gru.bias_ih.to(dtype)),
         Linear(gru.weight_hh.to(dtype), gru.bias_hh.to(dtype)),
@@ -314,8 +314,8 @@ def cast_gates(gru: nn.GRUCell, dtype: torch.dtype) -> tuple[Linear, Linear]:
 
 
 def fold(linear: nn.Linear, norm: nn.LayerNorm, dtype: torch.dtype) -> Folded:
-    """The projection with the norm's scale and shift in it: W (γ∘z + β) + b = (W∘γ) z + (W β + b)."""
-    with without_autocast(linear.weight.device):  # which would round the product to the low precision
+    """The projection that contains scale and shift of the norm: W (γ∘z + β) + b = (W∘γ) z + (W β + b)."""
+    with without_autocast(linear.weight.device):  # autocast would round the product
         bias = linear.weight @ norm.bias
         bias = bias if linear.bias is None else bias + linear.bias
     return Folded((linear.weight * norm.weight).to(dtype), bias)

@@ -1,7 +1,7 @@
-"""Inverted attention and slot attention in plain PyTorch: the oracle of every other backend.
+"""Inverted attention and slot attention in plain PyTorch. Every other backend is tested against it.
 
-Attention is kept slot-major, [B, N, M], inside the op: the softmax over slots then runs along contiguous tokens (20x
-faster than a softmax over 8 adjacent numbers on a CPU) and the updates are one plain batched product.
+Inside the op the attention is [B, N, M]. The softmax over slots then runs along contiguous tokens (20x faster on a CPU
+than a softmax over 8 adjacent numbers), and the updates are one batched product.
 """
 
 import torch
@@ -22,11 +22,11 @@ def textbook_slot_attention(
     implicit: str | None = None,
     groups: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Slot attention as printed (Locatello et al. 2020, algorithm 1), on the parameters of ``module``.
+    """Slot attention as in the paper (Locatello et al. 2020, algorithm 1), with the parameters of ``module``.
 
-    Keys and values are computed, the softmax is written out, autograd does the rest; the slots of the iterations
-    before the last are cut from it as ``implicit`` says. ``implicit`` and ``groups`` are the module's if None.
-    Where ``mask`` hides all tokens, the update is 0.
+    Keys and values are computed, and autograd computes the gradients. Iterations before the last are detached if
+    ``implicit`` requires it. ``implicit`` and ``groups`` are the module's if None. If ``mask`` hides all tokens, the
+    update is 0.
     """
     x = module.norm_inputs(inputs)
     k, v = module.to_k(x), module.to_v(x)
@@ -59,7 +59,7 @@ def textbook_slot_attention(
 
 
 def inverted_attention(arguments: Arguments) -> Results:
-    """Attention is the softmax over slots; updates are means of the tokens, weighted by the attention they pay."""
+    """Attention is the softmax over slots. Updates are means of the tokens, weighted by the attention."""
     q, k, v, _, mask, *_ = arguments
     attention = _attend(arguments)
     weights = _masked(attention + arguments.weight_eps, mask)
@@ -71,7 +71,7 @@ def inverted_attention(arguments: Arguments) -> Results:
 
 @INVERTED_ATTENTION.composite
 def composite_inverted_attention(arguments: Arguments) -> Results:
-    """:func:`inverted_attention` without a change in place: PyTorch differentiates and transforms it in every mode."""
+    """:func:`inverted_attention` without in-place changes, so that PyTorch can differentiate it in every mode."""
     q, k, v, bias, mask, *_ = arguments
     logits = (q @ k.mT).to(accumulate_dtype(q.dtype)) * arguments.scale
     logits = logits if bias is None else logits + bias.unsqueeze(-1)
@@ -87,7 +87,7 @@ def composite_inverted_attention(arguments: Arguments) -> Results:
 def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
     """Gradients of q, k, v and bias; the attention is computed again unless it was kept.
 
-    ``sum_m w grad_w`` of a slot is ``grad_updates · updates``: no pass over the tokens is spent on it.
+    ``sum_m w grad_w`` of a slot is ``grad_updates · updates``, so it needs no pass over the tokens.
     """
     (grad_updates, grad_total, grad_attention), forward, updates, total, needs, kept = arguments
     q, k, v, _, mask, *_ = forward
@@ -124,12 +124,12 @@ def gradients_from_products(
     grad_bias: Tensor,
     needs: list[bool],
 ) -> Gradients:
-    """The products that end the backward pass."""
+    """The last products of the backward pass."""
     q, k, v, *_ = forward
     need_q, need_k, need_v, *_ = needs
     grad_q = torch.bmm(grad_logits, k) if need_q else q.new_empty(0)
     grad_k, grad_v = q.new_empty(0), q.new_empty(0)
-    if need_k and v is None:  # k is read and written once: both of its gradients come out of one product
+    if need_k and v is None:  # k is read and written once: one product computes both of its gradients
         grad_k = torch.bmm(torch.cat((grad_logits, weights), 1).transpose(1, 2), torch.cat((q, grad_updates), 1))
     elif need_k:
         grad_k = torch.bmm(grad_logits.transpose(1, 2), q)
@@ -139,7 +139,7 @@ def gradients_from_products(
 
 
 def token_norm(arguments: norm.Arguments) -> norm.Results:
-    """Tokens less their mean, over their deviation; the sums are float32 at least."""
+    """Tokens minus their mean, divided by their deviation; sums are float32 at least."""
     tokens = arguments.tokens.to(accumulate_dtype(arguments.tokens.dtype))
     mean = tokens.mean(2)
     rstd = ((tokens - mean.unsqueeze(2)).square().mean(2) + arguments.eps).rsqrt()
@@ -148,13 +148,13 @@ def token_norm(arguments: norm.Arguments) -> norm.Results:
 
 @norm.TOKEN_NORM.composite
 def composite_token_norm(arguments: norm.Arguments) -> tuple[Tensor]:
-    """:func:`token_norm` as PyTorch differentiates and transforms it in every mode."""
+    """:func:`token_norm` in a form that PyTorch can differentiate in every mode."""
     tokens, eps, dtype = arguments
     return (F.layer_norm(tokens, (tokens.shape[2],), eps=eps).to(dtype),)
 
 
 def token_norm_backward(arguments: norm.BackwardArguments) -> Tensor:
-    """The gradient less its mean and its part along the normalised token, over the deviation."""
+    """The gradient minus its mean and its component along the normalised token, divided by the deviation."""
     grad, tokens, mean, rstd = arguments
     grad, normal = grad.to(mean.dtype), _normal(tokens.to(mean.dtype), mean, rstd)
     along = (grad * normal).mean(2, keepdim=True)
@@ -175,12 +175,12 @@ def _attend(arguments: Arguments) -> Tensor:
 
 
 def _masked(weights: Tensor, mask: Tensor | None) -> Tensor:
-    """``weights`` [B, N, M] with the tokens that ``mask`` [B, G, M] hides from a group of slots set to zero."""
+    """``weights`` [B, N, M], set to zero for tokens that ``mask`` [B, G, M] hides from a group of slots."""
     if mask is None:
         return weights
     return weights.unflatten(1, (mask.shape[1], -1)).mul_(mask.unsqueeze(2)).flatten(1, 2)
 
 
 def _divisor(total: Tensor) -> Tensor:
-    """What weights are divided by; 1 where every token is masked, so that the update is 0 and not NaN."""
+    """Divisor of the weights; 1 if every token is masked, so that the update is 0 and not NaN."""
     return total.masked_fill(total == 0, 1.0)

@@ -1,15 +1,15 @@
 """Block sizes of the Triton kernels: a function of the call and the device.
 
-The rules: the slots' accumulators live in registers (of 256 KiB; the rest is for products and addresses), and wider
-ones are cut into slices that run side by side; what the products share is kept in shared memory if all of it fits, with
-one or two tiles of tokens on their way; otherwise it is read again from the caches.
+The rules: the accumulators of the slots are in registers (there are 256 KiB; products and addresses need the rest).
+Wider accumulators are cut into slices, computed by different programs. What several products read is kept in shared
+memory if all of it fits, together with the next one or two tiles of tokens. Otherwise it is read again from the caches.
 """
 
 from typing import NamedTuple
 
-KEPT_BYTES = 98304  # fp32 accumulators of one program that keeps its tile: 32 slots x 768
-STREAMED_BYTES = 65536  # the same of one that streams
-# What a program may use, by compute capability; the next lower one stands for those between.
+KEPT_BYTES = 98304  # most fp32 accumulators of a program that keeps its tile: 32 slots x 768
+STREAMED_BYTES = 65536  # most fp32 accumulators of a program that streams
+# Shared memory that a program may use, by compute capability; between two of them, the lower one counts.
 SHARED_BYTES = {80: 163840, 86: 99328, 90: 229376, 120: 99328}
 MAX_COLUMNS, MAX_DIM = 128, 1024
 
@@ -31,12 +31,12 @@ class Tile(NamedTuple):
 
 
 def power_of_two(value: int) -> int:
-    """The least power of two that is not below ``value``."""
+    """The smallest power of two that is at least ``value``."""
     return 1 << max(value - 1, 0).bit_length()
 
 
 def pieces(dim: int, widest: int) -> tuple[int, int]:
-    """Width and number of the pieces that ``dim`` is cut into: the widest that pads ``dim`` by an eighth at most."""
+    """Width and number of the pieces of ``dim``: the widest pieces that pad ``dim`` by at most an eighth."""
     for width in (256, 128, 64, 32, 16):
         count = -(-dim // width)
         if width <= widest and count * width * 8 <= dim * 9:
@@ -46,16 +46,17 @@ def pieces(dim: int, widest: int) -> tuple[int, int]:
 
 
 def group_columns(slots_per_group: int, groups: int) -> tuple[int, int]:
-    """Columns for groups and for the slots of each; their product is at least 16, the least side of a product."""
+    """Columns for groups, and for the slots of a group; at least 16 together, the least size of a product."""
     block_g = power_of_two(groups)
     return block_g, max(power_of_two(slots_per_group), 16 // block_g)
 
 
 def splits(programs: int, tokens: int, block_m: int, token_bytes: int, row_bytes: int, processors: int) -> int:
-    """Into how many programs the tokens of one sample are split.
+    """How many programs share the tokens of one sample.
 
-    The busiest processor runs ``ceil(programs * splits / processors)`` programs; each streams its share of the tokens
-    and, once there are two shares, writes and rereads its fp32 sums. The least such byte count wins, then the fewest.
+    The busiest processor runs ``ceil(programs * splits / processors)`` programs. Each reads its share of the tokens
+    and, if there are several shares, writes its fp32 sums, which are read again. The number with the fewest bytes for
+    the busiest processor is returned; of several, the smallest.
     """
     tiles = -(-tokens // block_m)
 
@@ -90,7 +91,7 @@ def tile(
                 fits = kept + tokens + 8 * block_n * block_m + 4096 <= shared_bytes(capability)
                 if fits and 4 * block_n * chunks * block_d <= KEPT_BYTES:
                     sizes = (block_d, chunks, block_d, chunks, chunks)
-                    # Few slots keep few warps busy: docs/develop/facts_kernels.md. On sm_100 it would spill.
+                    # Few slots occupy few warps: docs/develop/facts_kernels.md. On sm_100 it would spill.
                     warps = 4 if block_n == 16 and kind != "both" and capability == 90 else 8
                     return Tile(block_m, block_g, block_p, *sizes, keep=True, warps=warps, stages=stages)
 

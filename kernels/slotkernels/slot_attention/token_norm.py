@@ -1,6 +1,6 @@
-"""The layer norm of tokens in the dtype of the products, without scale and shift, which projections absorb.
+"""The layer norm of tokens, in the dtype of the products and without scale and shift (which the weights contain).
 
-On a CPU the norm in float32 and its cast would pass through memory twice; here tokens are read once and written once.
+On a CPU the norm in float32 and a cast after it would read and write the tokens twice. Here it is once.
 """
 
 from typing import NamedTuple
@@ -16,15 +16,15 @@ from .._op import Op, Saved
 
 
 class Arguments(NamedTuple):
-    """Of one call. "Statistics" are float32, or float64 for float64 tokens."""
+    """Arguments of a call. "Statistics" are float32, or float64 for float64 tokens."""
 
     tokens: Tensor  # [B, M, D]
     eps: float  # added to the variance
-    dtype: torch.dtype  # of the result
+    dtype: torch.dtype  # dtype of the result
 
 
 class Results(NamedTuple):
-    """Of one call."""
+    """Results of a call."""
 
     normalised: Tensor  # [B, M, D], of mean 0 and variance 1 along D
     mean: Tensor  # [B, M] statistics
@@ -32,7 +32,7 @@ class Results(NamedTuple):
 
 
 class BackwardArguments(NamedTuple):
-    """Of the backward pass."""
+    """Arguments of the backward pass."""
 
     grad: Tensor  # [B, M, D], dtype of the result
     tokens: Tensor  # [B, M, D]
@@ -71,10 +71,10 @@ def _gradients(saved: Saved[Arguments, Results], *grads: Tensor | None) -> tuple
 
 
 def normalise(tokens: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """``tokens`` [B, M, D] of mean 0 and variance 1 along D, in ``dtype``."""
-    # `use_backend` may ask for a backend of inverted attention that this op has not.
+    """``tokens`` [B, M, D], normalised to mean 0 and variance 1 along D, in ``dtype``."""
+    # `use_backend` may name a backend of inverted attention that this op does not have.
     served = requested_backend("auto") in ("auto", "cpp", "reference")
     if served and tokens.device.type == "cpu" and tokens.dtype == torch.float32 and dtype.itemsize == 2:
         return TOKEN_NORM(Arguments(tokens, eps, dtype))[0]
-    with without_autocast(tokens.device):  # which would cast 16-bit tokens to float32 on a GPU
+    with without_autocast(tokens.device):  # autocast would cast 16-bit tokens to float32 on a GPU
         return F.layer_norm(tokens, (tokens.shape[2],), eps=eps).to(dtype)

@@ -12,7 +12,7 @@ from .kernels import backward_kernel, forward_kernel, reduce_kernel
 from .op import Arguments, BackwardArguments, Gradients, Results
 
 REDUCE_BLOCK = 256
-SMALL_TILE = 1024  # accumulators that take few registers
+SMALL_TILE = 1024  # size of accumulators that need few registers
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def _rows(tensor: Tensor) -> Tensor:
 
 
 class _Plan:
-    """What forward and backward share: sizes, strides, block sizes and the grid."""
+    """Sizes, strides, block sizes and the grid of a launch, forward or backward."""
 
     def __init__(self, arguments: Arguments, kind: str) -> None:
         q, k, v, bias, mask, *_ = arguments
@@ -69,10 +69,10 @@ class _Plan:
 
 
 def _register_limit(tile: tiles.Tile, kind: str, dim: int, single: bool) -> int | None:
-    """Registers of a thread where the assembler, left to itself, would spill to fit more programs on a processor."""
+    """Limit of registers per thread, or None. With no limit the assembler may spill to fit more programs at a time."""
     columns = tile.block_g * tile.block_p
     if kind == "tokens" and single:
-        return 208 if tile.block_g == 1 else 224  # masks of groups take some more
+        return 208 if tile.block_g == 1 else 224  # masks of groups need a few more
     if kind == "queries" and tile.keep and columns * dim <= SMALL_TILE:
         return 128
     return 255 if kind == "forward" and not tile.keep and not single and columns == 64 else None
@@ -84,7 +84,7 @@ def _constants(plan: _Plan, precision: str, kind: str) -> dict[str, Any]:
     if INTERPRETED:
         precision = "interpreted"
     elif plan.q.dtype != torch.float32:
-        precision = "ieee"  # of no meaning for 16-bit operands
+        precision = "ieee"  # has no effect on 16-bit operands
     # The last slice may reach past the width: then the width is not "even".
     share, value_share = (1, tile.slice_chunks) if kind == "forward" else (tile.slice_chunks, 1)
     limit = _register_limit(tile, kind, dim, plan.q.dtype == torch.float32)
@@ -141,9 +141,9 @@ def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
     grad_attention = None if grad_attention is None else grad_attention.contiguous()
 
     def run(plan: _Plan, sums: bool, tokens: bool) -> None:
-        alone = plan.tile.keep and not tokens  # then the kernel has the registers to form it
+        alone = plan.tile.keep and not tokens  # then the kernel has enough registers to compute ``inner``
         inner = total if alone else (grad_updates.float() * updates).sum(-1)
-        # Sums of all tokens are results, converted where registers are left; those of a share are added in fp32.
+        # Sums over all tokens are results, in their dtype. Sums over a share of the tokens are fp32 and added later.
         whole = plan.splits == 1 and alone
         partial, partial_bias = grad_q, grad_bias
         if sums and not (whole and need_q):
@@ -171,12 +171,12 @@ def inverted_attention_backward(arguments: BackwardArguments) -> Gradients:
     if need_sums and need_tokens and both.tile.keep:
         run(both, sums=True, tokens=True)
         return Gradients(grad_q, grad_k, grad_v, grad_bias)
-    # Accumulators and operands for both do not fit: the tokens are read twice.
+    # Accumulators and operands of both kinds do not fit at once, so the tokens are read twice.
     if need_sums:
         run(_Plan(forward, "queries"), sums=True, tokens=False)
     tile = both.tile
     if need_k and v is None and q.dtype == torch.float32 and tile.block_g * tile.block_p > 64:
-        # Registers do not hold what both parts of the gradient are products of: one after the other.
+        # The operands of both parts of the gradient do not fit in registers at once.
         apart = arguments._replace(forward=forward._replace(v=k), needs=[False, True, True, False, False])
         parts = inverted_attention_backward(apart)
         return Gradients(grad_q, parts.k.add_(parts.v), grad_v, grad_bias)
