@@ -78,7 +78,7 @@ def cases(device: str) -> Iterator[Case]:
 
 CORRELATION = Benchmark(
     "correlation",
-    "SMTC's embedding of the correlations of frames with their partners, both ways",
+    "SMTC's embedding of the correlations of frames with their partners, forward and backward",
     {
         "explicit": "as published: the correlation map [B, M, M], and a linear layer over it",
         "explicit compiled": "the same under `torch.compile`",

@@ -161,9 +161,9 @@ def decoder_cases(device: str) -> Iterator[Case]:
 
 MIX_SLOTS = Benchmark(
     "mix_slots",
-    "softmax over slots at every patch, and the mixture of their hidden layers, both ways",
+    "the softmax over slots at every patch and the mixture of their hidden layers, forward and backward",
     {
-        "textbook": "the same in PyTorch's operations, which make the product of masks and hidden layer",
+        "textbook": "the same with PyTorch's operations, which store the product of masks and hidden layers",
         "textbook compiled": "the same under `torch.compile`",
     },
     mixing_cases,
@@ -171,12 +171,13 @@ MIX_SLOTS = Benchmark(
 
 BROADCAST_DECODER = Benchmark(
     "broadcast_decoder",
-    "the MLP decoder of DINOSAUR, SOLV and Slot Contrast with three hidden layers, both ways",
+    "the MLP decoder of DINOSAUR, SOLV and Slot Contrast with three hidden layers, forward and backward",
     {
         "published": "slots and positions broadcast to [B, K, M, D], an MLP to C + 1 numbers, softmax, sum over slots",
         "published compiled": "the same under `torch.compile`",
         f"{OURS} compiled": "`BroadcastDecoder` under `torch.compile`",
-        f"{OURS} recompute": "`BroadcastDecoder` that computes its hidden layers again",
+        f"{OURS} recompute": "`BroadcastDecoder` that computes its hidden layers again in the backward pass, to "
+        "save memory",
         f"{OURS} recompute compiled": "the same under `torch.compile`",
     },
     decoder_cases,

@@ -99,7 +99,7 @@ GUIDED_LABELS = Benchmark(
         "unfused": "the same filter in PyTorch, all frames at once, and `max`",
         "unfused compiled": "the same under `torch.compile`",
         f"{OURS} extras": "the op with confidence, areas and boxes",
-        f"{OURS} unfiltered": "`propagate_labels`: no filter, so other labels",
+        f"{OURS} unfiltered": "`propagate_labels`, without a filter, so its labels differ",
     },
     cases,
 )

@@ -105,7 +105,7 @@ INVARIANT_SLOT_ATTENTION = Benchmark(
     "the module `InvariantSlotAttention` as in SOLV, three iterations and a last attention, forward and backward to "
     "the parameters of keys and values, and to the grid where it is learned (M 432)",
     {
-        "textbook": "SOLV's equations 13-17 in PyTorch, with keys and values of each slot, as published code has them",
+        "textbook": "SOLV's equations 13-17 in PyTorch, with keys and values of each slot, as in the published code",
         "textbook compiled": "the same under `torch.compile`",
     },
     cases,

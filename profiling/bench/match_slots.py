@@ -54,7 +54,7 @@ def cases(device: str) -> Iterator[Case]:
 
 MATCH_SLOTS = Benchmark(
     "match_slots",
-    "partners of P slots among P others, the assignment with the largest sum of similarities, for B pairs of sets",
+    "for B pairs of sets of P slots, the one-to-one match with the largest sum of similarities",
     {"SciPy": "a loop over `linear_sum_assignment` on the host, as in SMTC"},
     cases,
 )

@@ -119,8 +119,8 @@ SINKHORN_PLAN = Benchmark(
         "POT": "`ot.bregman.sinkhorn(method='sinkhorn')` with NumPy in float64, one problem after the other",
         "POT float32": "the same with PyTorch tensors in float32",
         "POT log": "`method='sinkhorn_log'` with PyTorch tensors in float32",
-        "textbook": "the scaling of kernels in PyTorch, all problems at once",
-        f"{OURS} reference": "the op's plain PyTorch",
+        "textbook": "the scaling of kernels (Sinkhorn's algorithm) in PyTorch, all problems at once",
+        f"{OURS} reference": "the op in plain PyTorch",
     },
     cases,
 )

@@ -161,14 +161,15 @@ PROPAGATE_LABELS = Benchmark(
     {
         "argmax": "`torch.bmm`, `F.interpolate` and `argmax`",
         "max": "the same with the objects first and `max`, which is faster on some sizes",
-        "argmax compiled": "the first under `torch.compile`",
+        "argmax compiled": "`argmax` under `torch.compile`",
         f"{OURS} extras": "the op with confidence, areas and boxes",
     },
     label_cases,
 )
 PROPAGATE_ATTENTION = Benchmark(
     "propagate_attention",
-    "the product of the two attention maps, forward and backward to both: one matrix product, so nothing to gain",
+    "the product of the two attention maps, forward and backward to both. It is one matrix product, so a kernel "
+    "can gain nothing",
     {"matmul": "`torch.matmul` and autograd", "matmul compiled": "the same under `torch.compile`"},
     attention_cases,
 )

@@ -105,10 +105,11 @@ def cases(device: str) -> Iterator[Case]:
 
 RECURRENT_SLOT_ATTENTION = Benchmark(
     "recurrent_slot_attention",
-    "slots of all frames of a clip, each frame's predicted from those of the frame before (`RecurrentSlotAttention`), "
-    "forward and backward through all iterations to the tokens and all parameters",
+    "the slots of all frames of a clip, each predicted from the slots of the previous frame "
+    "(`RecurrentSlotAttention`); forward, and backward through all iterations to the tokens and all parameters",
     {
-        "textbook": "as in the public code: each frame is normalised and projected to keys and values, einsum, softmax",
+        "textbook": "as in the public code: each frame is normalised and projected to keys and values; then "
+        "einsum and softmax",
         "textbook compiled": "the same under `torch.compile`",
         f"{OURS} compiled": "the module under `torch.compile(fullgraph=True)`",
     },

@@ -141,18 +141,20 @@ def large_cases(device: str) -> Iterator[Case]:
 
 SINKHORN_DIVERGENCE = Benchmark(
     "sinkhorn_divergence",
-    "divergences of many pairs of small sets, and the gradient of one set; blur 0.05, scaling 0.5",
+    "the divergences of many pairs of small sets, and the gradient of the first set of each pair; blur 0.05, "
+    "scaling 0.5",
     {
         "GeomLoss": "`geomloss.SamplesLoss`, tensorized, eager",
-        "GeomLoss compiled": "the same under `torch.compile`, with the diameter given: else it does not compile whole",
+        "GeomLoss compiled": "the same under `torch.compile`, with a fixed diameter; without one it cannot be "
+        "compiled as a whole",
         f"{OURS} reference": "the op in plain PyTorch",
-        f"{OURS} fixed diameter": "the op with the diameter given",
+        f"{OURS} fixed diameter": "the op with a fixed `diameter`",
     },
     small_cases,
 )
 SINKHORN_STREAMING = Benchmark(
     "sinkhorn_streaming",
-    "the divergence of one pair of large sets in linear memory, and the gradient of one set",
+    "the divergence of one pair of large sets in linear memory, and the gradient of the first set",
     {
         "GeomLoss": "`geomloss.SamplesLoss`, tensorized: all costs in memory",
         "GeomLoss online": "`geomloss.SamplesLoss`, online: pykeops, linear memory",

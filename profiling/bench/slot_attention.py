@@ -166,8 +166,8 @@ def module_cases(device: str) -> Iterator[Case]:
 
 INVERTED_ATTENTION = Benchmark(
     "inverted_attention",
-    "one attention of slot attention, forward and backward to the queries (the tokens are frozen features); no library "
-    "has it: fused attention normalises over the keys",
+    "one attention of slot attention, forward and backward to the queries (the tokens are frozen features). "
+    "Libraries have no fused kernel for it, because theirs normalise over the keys",
     {"textbook": "eq. 1-2 of Locatello et al. in PyTorch", "textbook compiled": "the same under `torch.compile`"},
     attention_cases,
 )

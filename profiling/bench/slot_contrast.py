@@ -96,8 +96,8 @@ def cases(device: str) -> Iterator[Case]:
 
 SLOT_CONTRAST_ATTENTION = Benchmark(
     "slot_contrast_attention",
-    "`SlotAttention` with the conventions of VideoSAUR and Slot Contrast, three iterations, without gradients, or "
+    "`SlotAttention` with the conventions of VideoSAUR and Slot Contrast and three iterations: forward only, or "
     "forward and backward through all iterations to tokens, initial slots and parameters",
-    {"textbook": "the public code's form: keys and values of all tokens, einsum, softmax, `nn.GRUCell`, MLP"},
+    {"textbook": "as in the public code: keys and values of all tokens, einsum, softmax, `nn.GRUCell`, MLP"},
     cases,
 )

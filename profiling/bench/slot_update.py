@@ -88,7 +88,7 @@ def cases(device: str) -> Iterator[Case]:
 
 SLOT_UPDATE = Benchmark(
     "slot_update",
-    "`gru_norm` and `add_norm` one after the other, an addition standing for the MLP between them, both ways",
+    "`gru_norm` and then `add_norm`, forward and backward; an addition between them replaces the MLP",
     {
         "textbook": "the gates of `GRUCell` and `F.layer_norm` in PyTorch",
         "textbook compiled": "the same under `torch.compile`",

@@ -123,11 +123,11 @@ def cases(device: str) -> Iterator[Case]:
 
 SMTC_STEP = Benchmark(
     "smtc_step",
-    "SMTC's training step from features on: forward, backward, AdamW and the teacher's moving average",
+    "SMTC's training step without the backbones: forward, backward, AdamW and the teacher's moving average",
     {
         "published": "as published: correlation maps [M, M], slot attention written out, a kernel and a transport plan "
         "[M, M] and a loss [N, M, M] for each of 12 ordered pairs of frames, SciPy's assignment for each semantic",
-        "published compiled": "the same under `torch.compile`, but for SciPy",
+        "published compiled": "the same under `torch.compile`, except for SciPy",
         f"{OURS} compiled": "the model and its losses under `torch.compile(fullgraph=True)`",
     },
     cases,

@@ -165,20 +165,21 @@ def cases(only_binding: bool, device: str) -> Iterator[Case]:
 AGAINST = {
     "published": "as published: keys and values of each slot, projected in each iteration, PyTorch's "
     "`TransformerEncoder`, scikit-learn for each sample, and all slots decoded to C + 1 numbers at every patch",
-    "published compiled": "the same under `torch.compile`, but for scikit-learn and the merge",
+    "published compiled": "the same under `torch.compile`, except for scikit-learn and the merge",
     f"{OURS} compiled": "the model under `torch.compile(fullgraph=True)`",
 }
 
 SOLV_BINDING = Benchmark(
     "solv_binding",
-    "SOLV's input map, spatial binding, temporal binding and merging, both ways",
+    "SOLV's input map, spatial binding, temporal binding and merging, forward and backward",
     AGAINST,
     partial(cases, True),
 )
 
 SOLV_STEP = Benchmark(
     "solv_step",
-    "SOLV's training step from features on: the same, the decoder with four hidden layers and the loss, both ways",
+    "SOLV's training step without the backbone: binding and merging as in `solv_binding`, the decoder with four "
+    "hidden layers, and the loss, forward and backward",
     AGAINST,
     partial(cases, False),
 )

@@ -174,7 +174,7 @@ def case(stage: StageName, device_name: str, preset: Preset, video_model: VideoM
 def _training(stage: StageName, what: str, textbook: str, compiled: str) -> Benchmark:
     return Benchmark(
         f"train_{stage}",
-        f"one step of the {stage} stage, forward, backward and AdamW: {what}",
+        f"one step of the {stage} stage: forward, backward and AdamW. {what}",
         {
             "textbook": textbook,
             "textbook compiled": compiled,
@@ -189,16 +189,16 @@ def _training(stage: StageName, what: str, textbook: str, compiled: str) -> Benc
 
 TRAIN_IMAGE = _training(
     "image",
-    "features of single frames are there",
+    "The features of the frames are computed beforehand",
     "the same model with algorithm 1 of Locatello et al., gradients through all iterations, and transformers that "
     "share no work among samples",
     "the same under `torch.compile(fullgraph=True)`",
 )
 TRAIN_VIDEO = _training(
     "video",
-    "image slots of clips are there",
+    "The image slots of the clips are computed beforehand",
     "the same model with algorithm 1 of Locatello et al., gradients through all iterations, transformers that share no "
     "work among samples, GeomLoss (tensorized) and a loop over scikit-learn",
-    "the same under `torch.compile(fullgraph=True)`; GeomLoss is given the diameter of the first batch, so that its "
-    "number of steps is fixed; scikit-learn is called by the graph, and not compiled",
+    "the same under `torch.compile(fullgraph=True)`. GeomLoss gets the diameter of the first batch, so that its "
+    "number of steps is fixed. The graph calls scikit-learn, which is not compiled",
 )

@@ -111,7 +111,7 @@ TRANSFORMER_DECODER = Benchmark(
     "transformer_decoder",
     "the transformer decoder of a stage, forward, and backward to its parameters and the slots",
     {
-        "textbook": "all samples through all blocks; queries, keys and values of both attentions",
+        "textbook": "every sample passes through every block, and both attentions compute queries, keys and values",
         "textbook compiled": "the same under `torch.compile(fullgraph=True)`",
         f"{OURS} compiled": "`TransformerDecoder` under `torch.compile(fullgraph=True)`",
     },

@@ -120,7 +120,7 @@ TRANSPORT_TARGETS = Benchmark(
     {
         "published": "in PyTorch as published: a plan for each ordered pair, the cross entropy of each pair of tokens",
         "published compiled": "the same under `torch.compile`",
-        f"{OURS} reference": "the op's plain PyTorch",
+        f"{OURS} reference": "the op in plain PyTorch",
     },
     cases,
 )

@@ -122,8 +122,8 @@ def cases(device: str) -> Iterator[Case]:
 
 TWO_STAGE_SLOT_ATTENTION = Benchmark(
     "two_stage_slot_attention",
-    "the two stages of SMTC on B frames: N semantics on all M tokens, then P instances of each on the tokens of their "
-    "semantic; three iterations, forward and backward to tokens, initial slots and parameters",
+    "the two stages of SMTC on B frames: N semantics on all M tokens, then P instances of each semantic on its "
+    "tokens; three iterations, forward and backward to tokens, initial slots and parameters",
     {
         "textbook": "written out, with keys and values computed once and implicit differentiation, as published",
         "textbook compiled": "the same under `torch.compile`",
