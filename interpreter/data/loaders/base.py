@@ -1,4 +1,4 @@
-"""What all loaders share: requests, their division into pieces of single videos, and loading ahead."""
+"""Code that all loaders share: requests, their division into pieces of single videos, and loading ahead."""
 
 import abc
 from collections import deque
@@ -21,8 +21,9 @@ class Request(NamedTuple):
     Attributes:
         frames: global frame numbers int64 [n] (see `FrameIndex`), in any order, repeats allowed.
         flips: bool [n], true for the mirrored frame.
-        offsets: float32 [n], for a loader of random squares: place of each frame's square along the frame's longer
-            side, from 0 (left or top) over 0.5 (centre) to 1. A mirrored frame is cut first, then mirrored.
+        offsets: float32 [n], only for a loader of random squares: place of each square along the longer side of its
+            frame; 0 is the left or top end, 0.5 the centre, 1 the other end. A mirrored frame is cut first, then
+            mirrored.
     """
 
     frames: Tensor
@@ -31,7 +32,7 @@ class Request(NamedTuple):
 
 
 class LoaderError(RuntimeError):
-    """The loader failed for a reason other than a damaged video; says what happened and what to do, in one line."""
+    """The loader failed, but no video is damaged. The message says in one line what happened and what to do."""
 
 
 class Piece(NamedTuple):
@@ -47,7 +48,7 @@ class Piece(NamedTuple):
 def split(request: Request, index: FrameIndex, longest: int) -> list[Piece]:
     """Divide a request into pieces of at most ``longest`` frames of one video.
 
-    Longer pieces are cut, so that several workers share a long video.
+    Longer pieces are divided, so that several workers share a long video.
 
     Raises:
         IndexError: if a frame number is out of range.
@@ -71,18 +72,18 @@ class Loading(Protocol):
     """A request that is being loaded."""
 
     def result(self) -> Tensor:
-        """Wait for the pixels; raises what went wrong."""
+        """Wait for the pixels. Raises the error of the loader, if there is one."""
 
     def cancel(self) -> object:
-        """Stop loading: the pixels are no longer wanted."""
+        """Stop loading, because the pixels are no longer needed."""
 
 
 class Loader(abc.ABC):
     """Pixels of requested frames, loaded in the background so that a training step need not wait.
 
-    Each batch depends on its request alone: not on the requests before or after it, nor on the number of workers.
-    Resuming and sharding over ranks therefore need no state here. Use a loader from one thread only. Close it, or use
-    it as a context manager: no process, thread or memory that it started then stays behind.
+    Each batch depends only on its request, not on other requests or the number of workers. So resuming and several
+    ranks need no state here. Use a loader from one thread only. Close it or use it as a context manager, which ends its
+    processes and threads and frees its memory.
 
     Attributes:
         index: the numbering of the frames of ``videos``.
@@ -90,9 +91,9 @@ class Loader(abc.ABC):
     Args:
         videos: the videos, in the order that numbers their frames.
         size: (H, W) that frames are resized to.
-        device: where pixels go.
-        ahead: requests to load ahead, besides the one that is waited for.
-        squares: cut a square of ``size`` out of each frame, where the request's ``offsets`` say; see
+        device: device of the pixels.
+        ahead: requests to load ahead of the current one.
+        squares: cut a square of ``size`` out of each frame, at the ``offsets`` of the request; see
             `interpreter.data.video.squares.read_squares`.
     """
 
@@ -101,7 +102,7 @@ class Loader(abc.ABC):
     def __init__(
         self, videos: Sequence[Video], size: Size, device: torch.device, ahead: int, squares: bool = False
     ) -> None:
-        if device.type == "cuda" and device.index is None:  # the current device is another one in other threads
+        if device.type == "cuda" and device.index is None:  # each thread has its own current device
             device = torch.device("cuda", torch.cuda.current_device())
         self.videos, self.size, self.device, self.ahead, self.squares = videos, size, device, ahead, squares
         self.index = FrameIndex.of(videos)
@@ -110,17 +111,18 @@ class Loader(abc.ABC):
     def batches(self, requests: Iterable[Request]) -> Generator[Tensor, None, None]:
         """Yield the pixels of each request, in order, while the next ``ahead`` requests are loading.
 
-        Loading begins with the first ``next``. ``requests`` may be endless; no more of them are taken than are loaded
-        ahead. Closing the generator cancels what is being loaded.
+        Loading begins with the first ``next``. ``requests`` may be endless: only those that are loaded ahead are taken.
+        Closing the generator cancels loading.
 
         Yields:
             uint8 [n, H, W, 3] RGB on the loader's device; on a GPU they may be used on the stream that is current
             during ``next``.
 
         Raises:
-            IndexError: if a frame number is out of range; raised once its request is taken, which may be ahead.
-            ValueError: if a request has offsets and the loader cuts no squares, or the other way round, or an offset
-                is not one of 0 to 1 for each frame; raised likewise.
+            IndexError: if a frame number is out of range. It is raised when the request is taken, which may be some
+                batches early.
+            ValueError: if a request has offsets but the loader cuts no squares, if offsets are missing, or if they are
+                not one number from 0 to 1 for each frame. It is raised when the request is taken, too.
             VideoError: if a video is damaged.
             LoaderError: if the loader itself fails.
         """
@@ -134,7 +136,7 @@ class Loader(abc.ABC):
                     loading.append(self._start(self._checked(Request(*request))))
                 if not loading:
                     return
-                yield _wait(loading.popleft())  # not a variable here, which would keep the batch alive until the next
+                yield _wait(loading.popleft())  # no variable here: it would keep the batch in memory until the next one
         finally:
             _cancel(loading)
             self._streams = [stream for stream in self._streams if stream is not loading]
@@ -145,7 +147,7 @@ class Loader(abc.ABC):
         return pixels
 
     def _checked(self, request: Request) -> Request:
-        """The request, if its offsets are those that this loader needs."""
+        """Check the offsets of a request, and return the request."""
         offsets = request.offsets
         if (offsets is not None) != self.squares:
             raise ValueError(
@@ -164,7 +166,7 @@ class Loader(abc.ABC):
         """Begin to load a request."""
 
     def close(self) -> None:
-        """Cancel what is being loaded and end everything that was started."""
+        """Cancel loading, and end all processes and threads."""
         for loading in self._streams:
             _cancel(loading)
 
@@ -188,14 +190,14 @@ def _cancel(loading: deque[Loading]) -> None:
 
 
 class ThreadedLoader(Loader):
-    """A loader whose requests are loaded whole, one after the other, by one background thread."""
+    """A loader that loads one request after the other, in one background thread."""
 
     def __init__(
         self, videos: Sequence[Video], size: Size, device: torch.device, ahead: int, squares: bool = False
     ) -> None:
         super().__init__(videos, size, device, ahead, squares)
         self._thread = ThreadPoolExecutor(1, f"{self.name} loader")
-        # Of its own, so that copies do not queue behind the step's kernels.
+        # A separate stream, so that copies do not wait for the kernels of the step.
         self._stream = torch.cuda.Stream(self.device) if device.type == "cuda" else None
 
     def _start(self, request: Request) -> Future[Tensor]:

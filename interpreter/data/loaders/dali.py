@@ -1,6 +1,6 @@
-"""The ``dali`` loader: NVIDIA DALI decodes, resizes and flips, on the GPU or, the same pipeline, on the CPU.
+"""The ``dali`` loader: NVIDIA DALI decodes, resizes and flips frames, on a GPU or, with the same pipeline, on a CPU.
 
-The only file that imports DALI, so that everything else works without it.
+This is the only file that imports DALI, so everything else works without it.
 """
 
 import os
@@ -18,12 +18,12 @@ from torch import Tensor
 from interpreter.data.loaders.base import LoaderError, Piece, Request, ThreadedLoader, split
 from interpreter.data.video import FrameFolder, Size, Video, VideoError
 
-# Samples of one run of a pipeline: bounds the native frames that are in memory at once.
+# Samples of one run of a pipeline. This limits the number of native frames in memory.
 SAMPLES = 64
-# Frames of one sample of a video, likewise.
+# Frames of one sample of a video, for the same reason.
 LONGEST_PIECE = 16
-# Mean absolute difference to PyAV, in levels of 255, above which frames are not the same. Measured: 0.1 to
-# 0.6 on real pictures, 1.6 on blocks of random colours, whose chroma is interpolated differently.
+# Largest accepted mean absolute difference to PyAV, in levels of 255. Measured: 0.1 to 0.6 on real pictures, and 1.6 on
+# blocks of random colours, because DALI interpolates chroma differently.
 LARGEST_DIFFERENCE = 3.0
 
 
@@ -31,7 +31,7 @@ class _Sample(NamedTuple):
     """A file, and the frames to decode from it."""
 
     path: str
-    frames: np.ndarray  # int32 [m]; of a single image one zero
+    frames: np.ndarray  # int32 [m]; a single image has one zero
     rows: np.ndarray  # where they go in the batch, int64 [m]
     flip: bool
 
@@ -39,18 +39,18 @@ class _Sample(NamedTuple):
 class DaliLoader(ThreadedLoader):
     """Decode with DALI: nvJPEG and NVDEC on a GPU, libjpeg-turbo and FFmpeg on the CPU.
 
-    Frames are resized with the same antialiased triangle filter as elsewhere, but rounded otherwise, and at the borders
-    it repeats pixels where Pillow leaves them out. On the CPU, JPEG frames differ from `Video.read` by one level, in
-    the outermost pixels by more; videos by another interpolation of chroma, under one level in the mean on real
-    pictures. One frame of each kind of video is compared at the start.
+    Frames are resized with the same antialiased triangle filter as in the other loaders, but rounding differs, and at
+    the borders the filter repeats pixels that Pillow leaves out. On the CPU, JPEG frames differ from `Video.read` by
+    one level (more in the outermost pixels). Videos differ because chroma is interpolated differently, on real pictures
+    by less than one level on average. One frame of each kind of video is compared at the start.
 
     Args:
-        videos, size, device, ahead: see `Loader`; `dali_obstacle` tells which videos DALI decodes.
+        videos, size, device, ahead: see `Loader`; `dali_obstacle` checks whether DALI decodes them.
         workers: threads that decode.
 
     Raises:
         VideoError: if a video is damaged.
-        LoaderError: if DALI finds other frames than PyAV does.
+        LoaderError: if DALI decodes other frames than PyAV.
     """
 
     name = "dali"
@@ -67,7 +67,7 @@ class DaliLoader(ThreadedLoader):
             raise
 
     def _compare(self) -> None:
-        """Compare the middle frame of the first video of each kind with PyAV's."""
+        """Compare the middle frame of the first video of each kind with the frame that PyAV decodes."""
         kinds: dict[object, int] = {}
         for index, video in enumerate(self.videos):
             if not isinstance(video, FrameFolder):
@@ -79,7 +79,7 @@ class DaliLoader(ThreadedLoader):
             difference = np.abs(pixels.astype(float) - video.read([middle], self.size)).mean()
             if difference > LARGEST_DIFFERENCE:
                 raise LoaderError(
-                    f"DALI and PyAV differ in frame {middle} of {video.path}, by {difference:.1f} of 255 in the mean; "
+                    f"DALI and PyAV differ in frame {middle} of {video.path}, by {difference:.1f} of 255 on average; "
                     "use --loader pyav"
                 )
 
@@ -110,8 +110,8 @@ class DaliLoader(ThreadedLoader):
         try:
             outputs = self._run(samples, is_video)
         except RuntimeError as error:
-            del self._pipelines[is_video]  # DALI's pipelines do not survive an error
-            if len(samples) > 1:  # DALI does not say which of them it was
+            del self._pipelines[is_video]  # a pipeline of DALI cannot be used after an error
+            if len(samples) > 1:  # DALI does not name the damaged file
                 for sample in samples:
                     self._decode([sample], is_video, pixels)
                 raise LoaderError(
@@ -127,7 +127,7 @@ class DaliLoader(ThreadedLoader):
             pixels[torch.from_numpy(sample.rows).to(pixels.device)] = frames
 
     def _run(self, samples: list[_Sample], is_video: bool) -> Any:
-        """Run a pipeline once; returns DALI's list of uint8 [m, H, W, 3] or, of images, [H, W, 3]."""
+        """Run a pipeline once. Returns DALI's list of uint8 [m, H, W, 3] or, for images, [H, W, 3]."""
         if is_video not in self._pipelines:
             self._pipelines[is_video] = self._build(is_video)
         pipeline = self._pipelines[is_video]
@@ -139,13 +139,14 @@ class DaliLoader(ThreadedLoader):
 
     def _build(self, is_video: bool) -> Pipeline:
         decoder = "cpu" if self._gpu is None else "mixed"
-        # A depth of one: requests are loaded ahead already.
+        # Depth 1, because requests are already loaded ahead.
         pipeline = Pipeline(SAMPLES, self.workers, self._gpu, prefetch_queue_depth=1)
         with pipeline:
             encoded = fn.io.file.read(fn.external_source(name="paths", dtype=types.UINT8, ndim=1))
             flips = fn.external_source(name="flips", dtype=types.INT32, ndim=0)
             if is_video:
-                # Each sample of one flip, since fn.flip takes per-frame flips only for sequences of one length.
+                # Each sample has one flip, because fn.flip supports flips of single frames only if all sequences have
+                # the same length.
                 numbers = fn.external_source(name="frames", dtype=types.INT32, ndim=1)
                 native = fn.decoders.video(encoded, frames=numbers, pad_mode="none", device=decoder)
             else:
@@ -164,6 +165,6 @@ class DaliLoader(ThreadedLoader):
 
 
 def _reason(error: RuntimeError) -> str:
-    """The one line of DALI's message that says what went wrong."""
+    """The line of DALI's message that names the fault."""
     cause = re.search(r"encountered:\s*(?:Assert on .*? failed: )?(.+)", str(error))
     return cause[1].strip() if cause else " ".join(str(error).split())[:200]

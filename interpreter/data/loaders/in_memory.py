@@ -12,15 +12,15 @@ from interpreter.data.video.squares import cut_square, uncut, uncut_size
 
 
 class CachedLoader(ThreadedLoader):
-    """Frames from memory; the fastest loader for data sets that fit.
+    """Frames from memory: the fastest loader for data sets that fit into it.
 
     Args:
         videos, size, device, ahead, squares: see `Loader`. Squares are cut from frames that are kept whole.
-        workers: threads that decode at the start (FFmpeg and Pillow work outside the interpreter lock).
+        workers: threads that decode at the start (FFmpeg and Pillow release Python's global lock).
         advance: called with the number of frames that were decoded; an exception that it raises ends the decoding.
 
     Raises:
-        VideoError: if a video is damaged, or has another number of frames than before.
+        VideoError: if a video is damaged, or its number of frames has changed.
     """
 
     name = "torch"
@@ -62,13 +62,13 @@ class CachedLoader(ThreadedLoader):
             place[count - 1] = frame
         if count != len(place):
             raise VideoError(
-                f"{video.path}: {len(place)} frames were counted, but another number decoded; did the file change?"
+                f"{video.path}: {len(place)} frames were counted, but another number was decoded; did the file change?"
             )
         return count
 
     def _load(self, request: Request) -> Tensor:
         frames, flips, offsets = request
-        videos, numbers = self.index.locate(frames)  # refuses negative ones, which indexing would count from the end
+        videos, numbers = self.index.locate(frames)  # refuses negative numbers, which indexing would count from the end
         pixels = torch.empty(len(frames), *self.size, 3, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         if offsets is None:
             torch.index_select(self.memory.view(-1, *self.size, 3), 0, frames, out=pixels)

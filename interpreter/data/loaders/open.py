@@ -1,4 +1,4 @@
-"""Which loader serves some videos on some device, and opening it."""
+"""Chooses a loader for the videos and the device, and opens it."""
 
 import importlib.util
 import os
@@ -16,7 +16,7 @@ from interpreter.data.video import CentralSquare, CroppedVideo, FrameFolder, Siz
 from interpreter.data.video.squares import uncut_size
 from interpreter.large import free_memory
 
-# What `fn.decoders.video` of DALI 2.4 decodes, by FFmpeg's names.
+# Codecs that `fn.decoders.video` of DALI 2.4 decodes, by FFmpeg's names.
 DALI_CPU_CODECS = frozenset({"vp8", "vp9", "mjpeg"})
 DALI_GPU_CODECS = DALI_CPU_CODECS | {"h264", "hevc", "av1", "mpeg4"}
 
@@ -45,15 +45,16 @@ def open_loader(
             each process decodes a file once in full to find its key frames.
         size: (H, W) that frames are resized to.
         device: where pixels go.
-        workers: processes (pyav) or threads (dali, torch) that decode; None takes this process' share of the cores.
+        workers: number of decoding processes (pyav) or threads (dali, torch); None for this process' share of the
+            cores.
         ahead: requests to load ahead.
-        advance: called with numbers of frames while the ``torch`` loader decodes all of them at the start.
-        squares: cut a square out of each frame, where the offsets of the request say (``--crop random``); ``size`` must
-            be square. The squares of a `CentralSquare` are cut from its whole video.
+        advance: called with numbers of decoded frames while the ``torch`` loader decodes all frames at the start.
+        squares: cut a square out of each frame, at the offsets of the request (``--crop random``); ``size`` must be
+            square. The squares of a `CentralSquare` are cut from its whole video.
 
     Raises:
-        ValueError: if the loader does not exist, or cannot serve these videos on this device; says why and what to use.
-            Also for squares of a size that is not square.
+        ValueError: if the loader does not exist, or cannot decode these videos on this device (the message says why and
+            what to use), or if ``size`` is not square for squares.
         VideoError: if a video is damaged.
         LoaderError: if the loader cannot start.
     """
@@ -87,7 +88,7 @@ def choose_loader(videos: Sequence[Video], size: Size, device: torch.device, squ
     """The loader that ``auto`` selects.
 
     ``torch`` if all frames fit into a quarter of this process' share of the free memory; else, on a GPU, ``dali`` if it
-    is installed and decodes all of the videos; else ``pyav``.
+    is installed and decodes all videos; else ``pyav``.
     """
     if frame_bytes(videos, size, squares) <= free_memory() / 4 / _local_ranks():
         return "torch"
@@ -97,14 +98,14 @@ def choose_loader(videos: Sequence[Video], size: Size, device: torch.device, squ
 
 
 def frame_bytes(videos: Sequence[Video], size: Size, squares: bool = False) -> int:
-    """Bytes of all frames at a size; for squares, of the whole frames that they are cut from."""
+    """Number of bytes of all frames at a size. For squares, that of the whole frames that they are cut from."""
     sizes = (uncut_size(video, size[0]) if squares else size for video in videos)
     return sum(video.num_frames * height * width * 3 for video, (height, width) in zip(videos, sizes, strict=True))
 
 
 def dali_obstacle(videos: Sequence[Video], device: torch.device, squares: bool = False) -> str | None:
     """Why DALI cannot decode these videos, or cut squares out of them, on this device; None if it can."""
-    # Late: these load FFmpeg, which a training step does not need.
+    # Imported here, because these load FFmpeg, which a training step does not need.
     from interpreter.data.video.file import VideoFile
     from interpreter.data.video.orientation import UPRIGHT
 
@@ -123,13 +124,13 @@ def dali_obstacle(videos: Sequence[Video], device: torch.device, squares: bool =
         elif isinstance(video, CroppedVideo):
             reason = "DALI does not crop borders"
         elif not isinstance(video, VideoFile):
-            reason = f"DALI does not know {type(video).__name__}"
+            reason = f"DALI does not support {type(video).__name__}"
         elif video.codec not in codecs:
             reason = f"DALI does not decode {video.codec} on {where}"
         elif video.orientation != UPRIGHT:
             reason = "DALI does not turn or mirror videos as their metadata asks"
         elif video.num_streams > 1:
-            reason = "DALI takes the first of several picture streams, such as cover art"
+            reason = "DALI reads the first of several picture streams, which may be cover art"
         else:
             continue
         obstacles[reason] += 1
@@ -144,7 +145,7 @@ def dali_is_installed() -> bool:
     """Whether NVIDIA DALI can be imported; does not import it."""
     try:
         return importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:  # not even the package that CUDA's libraries share
+    except ModuleNotFoundError:  # the parent package may be missing too
         return False
 
 

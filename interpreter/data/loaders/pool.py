@@ -20,12 +20,13 @@ from interpreter.data.loaders.base import Loader, LoaderError, Request, split
 from interpreter.data.video import Size, Video, VideoError
 from interpreter.data.video.decode_worker import Failure, Job
 
-# A piece is decoded from the key frame before it: shorter pieces would mostly decode frames that are not requested.
+# Decoding a piece starts at the key frame before it, so shorter pieces would mostly decode frames that are not
+# requested.
 SHORTEST_PIECE = 8
 
 
 class PoolLoader(Loader):
-    """Decode any video that FFmpeg or Pillow reads, bit for bit as `Video.read` does.
+    """Decode any video that FFmpeg or Pillow reads. Pixels equal those of `Video.read`, bit for bit.
 
     Args:
         videos, size, device, ahead, squares: see `Loader`.
@@ -78,7 +79,7 @@ class PoolLoader(Loader):
                 "continue from the newest checkpoint"
             ) from error
         finally:
-            self._idle.put(process)  # a dead one too: its next job then fails instead of waiting for ever
+            self._idle.put(process)  # also if it is dead: its next job then fails instead of waiting forever
         if failure is not None:
             raise VideoError(failure.message) if failure.damaged else LoaderError(failure.message)
 
@@ -108,13 +109,13 @@ class _Process:
         )
 
     def ask(self, job: Job) -> Failure | None:
-        """Let it do a job and wait."""
+        """Send a job, and wait for the result."""
         requests, replies = self.process.stdin, self.process.stdout
         assert requests is not None
         assert replies is not None
         if (
             self._setup is not None
-        ):  # late: a long list of videos does not fit into the pipe before the process reads it
+        ):  # sent late: a long list of videos does not fit into the pipe until the process reads it
             requests.write(self._setup)
             self._setup = None
         pickle.dump(job, requests)
@@ -122,7 +123,7 @@ class _Process:
         return pickle.load(replies)
 
     def end(self) -> str:
-        """How it ended, for a message."""
+        """How the process ended, for a message."""
         try:
             code = self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -130,7 +131,7 @@ class _Process:
         return f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
 
     def kill(self) -> None:
-        """End it at once; it has no files or state to save."""
+        """End the process at once. It has no files or state to save."""
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
@@ -141,25 +142,25 @@ class _Process:
 
 @dataclass
 class Region:
-    """A part of the shared memory that one batch uses at a time."""
+    """A part of the shared memory, for one batch at a time."""
 
     offset: int
     pixels: Tensor  # uint8 [bytes], a view of it
     users: list[Future[None]] = field(default_factory=list)  # jobs that may still write into it
-    copied: torch.cuda.Event | None = None  # its last copy to the GPU
+    copied: torch.cuda.Event | None = None  # marks the end of its last copy to the GPU
 
     def free(self) -> bool:
-        """Whether no process writes into it any more."""
+        """Whether no process writes into it anymore."""
         return all(job.done() for job in self.users)
 
 
 class SharedMemory:
-    """Anonymous shared memory: it is freed when the last process that holds it ends, even if it is killed."""
+    """Anonymous shared memory. It is freed when the last process that uses it ends, even if that process is killed."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.bytes = device, 0
         self._file = None
-        if hasattr(os, "memfd_create"):  # /dev/shm is often limited to 64 MB, this is not
+        if hasattr(os, "memfd_create"):  # not in /dev/shm, which is often limited to 64 MB
             self.descriptor = os.memfd_create("interpreter-loader")
         else:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115

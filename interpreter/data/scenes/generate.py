@@ -37,7 +37,7 @@ from interpreter.interrupts import SIGNALS
 class _Recipe:
     """All settings that determine a video, apart from its index. Raise ``version`` when the pictures change.
 
-    Those that are younger than version 1 are recorded only if they differ from their defaults.
+    Settings that were added after version 1 are recorded only if they differ from their defaults.
     """
 
     seed: int
@@ -52,7 +52,7 @@ class _Recipe:
         return f"{self.split}-{index:05d}"
 
     def scene(self, index: int) -> Scene:
-        # The split is part of the seed, so train and val differ; nothing else is, so the worker does not matter.
+        # The split is part of the seed, so train and val differ. The worker is not, so results do not depend on it.
         rng = np.random.default_rng([self.seed, zlib.crc32(self.split.encode()), index])
         return make_scene(rng, self.size, self.num_frames, self.objects, self.absences)
 
@@ -70,9 +70,9 @@ def generate_scenes(
 ) -> None:
     """Generate videos of moving, occluding, textured objects with exact masks.
 
-    Each video depends on these arguments and its index alone, bit for bit, for any number of videos and workers. If
-    interrupted, the same call continues; a finished split is left as it is, and a larger number of videos adds to it.
-    Read it with open_dataset("synthetic", root, split).
+    Each video depends only on these arguments and its index, bit for bit, for any number of videos and workers. If
+    interrupted, repeat the call to resume. A finished split is not changed; a larger ``num_videos`` adds videos. Read
+    the scenes with ``open_dataset("synthetic", root, split)``.
 
     >>> generate_scenes(folder / "scenes", num_videos=2, size=(48, 64), num_frames=3, workers=1)
     >>> open_dataset("synthetic", folder / "scenes", "train")[0]
@@ -86,7 +86,7 @@ def generate_scenes(
         num_frames: frames per video.
         workers: processes; by default one per core.
         split: name of the image set.
-        objects: fewest and most objects of a video, 1 to 12; all numbers in between are equally frequent.
+        objects: fewest and most objects of a video, 1 to 12. All numbers from one to the other are equally frequent.
         absences: objects leave the view for about 10 to 60 frames and return with the same id, again and again, and
             the camera wanders; for videos of 100 frames or more. At least one object is in view in every frame, so a
             single object never leaves.
@@ -141,10 +141,10 @@ def _write_all(root: Path, recipe: _Recipe, indices: list[int], workers: int) ->
 
 
 class _Worker:
-    """A process that renders and writes videos; it ends when the block does, and with the process that started it.
+    """A process that renders and writes videos. It ends with the ``with`` block, or with the process that started it.
 
-    A program of its own instead of `multiprocessing`: it imports neither torch nor the caller's main module, Ctrl-C
-    does not reach it, and nothing of it is left when its parent is killed.
+    It is a separate program instead of a process of `multiprocessing`: it imports neither torch nor the caller's main
+    module, Ctrl-C does not reach it, and it ends if its parent is killed.
     """
 
     def __init__(self, root: Path, recipe: _Recipe) -> None:
@@ -167,7 +167,7 @@ class _Worker:
         self._process.communicate()
 
     def write_video(self, index: int) -> None:
-        """Let it write a video, and wait."""
+        """Let the process write a video, and wait for it."""
         self._send(str(index))
         assert self._process.stdout is not None
         reply = self._process.stdout.readline()
@@ -178,14 +178,14 @@ class _Worker:
 
     def _send(self, line: str) -> None:
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended; the missing reply says so
+        with suppress(BrokenPipeError):  # the process has ended; the missing reply shows it
             self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()
 
 
 def _serve() -> None:
     """The worker's main function: reads video numbers from standard input, prints a line for each finished video."""
-    for number in SIGNALS:  # a scheduler sends them to every process; the parent decides when this one ends
+    for number in SIGNALS:  # a scheduler sends these signals to every process; the parent decides when this one ends
         signal.signal(number, signal.SIG_IGN)
     root, recipe = json.loads(sys.stdin.readline())
     recipe = _Recipe(**{**recipe, "size": tuple(recipe["size"]), "objects": tuple(recipe["objects"])})
@@ -194,7 +194,7 @@ def _serve() -> None:
     def receive() -> None:
         for line in sys.stdin:
             indices.put(int(line))
-        os._exit(0)  # the parent is gone: drop unfinished work
+        os._exit(0)  # the parent has ended: drop unfinished work
 
     threading.Thread(target=receive, daemon=True).start()
     while True:
@@ -208,7 +208,7 @@ def _serve() -> None:
 
 def _write_video(root: Path, recipe: _Recipe, index: int) -> None:
     """Render and write one video, frame by frame."""
-    frames, masks = tee(recipe.scene(index).frames())  # they are taken in turn, so that one frame is in memory
+    frames, masks = tee(recipe.scene(index).frames())  # frames and masks are taken in turn, so one frame is in memory
     write_video(
         root,
         recipe.name(index),

@@ -6,18 +6,18 @@ import numpy as np
 from numpy.random import Generator
 
 STAY = (20, 110)  # least and most frames in view between two absences
-HIDDEN = (10, 48)  # least and most frames in which the object, turned in any way, and its shadow are outside
+HIDDEN = (10, 48)  # least and most frames in which the object (at any rotation) and its shadow are outside
 _CORNER = 16  # points of a rounded corner
 
 
 def bounce(rng: Generator, size: tuple[int, int], num_frames: int, radius: float) -> dict[str, np.ndarray]:
-    """A smooth path that bounces near the border, or beyond it so that the object leaves and comes back.
+    """A smooth path that bounces near the border, or beyond it, so that the object leaves and returns.
 
     Args:
         rng: source of randomness.
         size: height and width of the frames.
         num_frames: T.
-        radius: of the object.
+        radius: radius of the object.
 
     Returns:
         radius [T], centre [T, 2] and rotation [T] of a scene's object.
@@ -37,7 +37,7 @@ def bounce(rng: Generator, size: tuple[int, int], num_frames: int, radius: float
 
 
 def roam(rng: Generator, size: tuple[int, int], num_frames: int, radius: float) -> dict[str, np.ndarray]:
-    """A smooth path of any length whose centre stays in view; called like :func:`bounce`, with the same result."""
+    """A smooth path of any length whose centre stays in view. Arguments and result are those of :func:`bounce`."""
     time = np.arange(num_frames)
     speed = min(size) / 128 * rng.uniform(0.8, 2.6)
     axes = [side / 2 + _wander(rng, time, side / 2 - 0.5 * radius, speed) for side in size]
@@ -58,14 +58,14 @@ def leave_and_return(
     """Let objects leave the view and return, again and again, while at least one of them stays.
 
     An object stays on its path for 20 to 110 frames, drifts across the nearest border, is hidden for 10 to 48 frames in
-    which it may pass a corner, and drifts back to its path. An absence is put off if no other object would be in view
-    then, or if the object would never be in view.
+    which it may pass a corner, and drifts back to its path. An absence is postponed if no other object would be in
+    view, or if the object would never be in view.
 
     Args:
         rng: source of randomness.
         size: height and width of the frames.
         centres: the paths [T, 2] of the objects, inside the frame.
-        hidden_at: how far from the frame each object's centre must be for nothing of the object to be in view.
+        hidden_at: distance from the frame at which an object is completely out of view, for the centre of each object.
 
     Returns:
         Paths [T, 2] with absences. In every frame the centre of at least one object is inside the frame.
@@ -81,7 +81,7 @@ def _with_absences(
 ) -> np.ndarray:
     """One path with absences; subtracts 1 from ``inside`` where it is outside."""
     result, num_frames, num_outside = centre.copy(), len(centre), 0
-    time = -int(rng.integers(STAY[1] + HIDDEN[1]))  # before the video, so that it may begin with an absence
+    time = -int(rng.integers(STAY[1] + HIDDEN[1]))  # start before the video, so that it may begin with an absence
     while (time := time + int(rng.integers(STAY[0], STAY[1] + 1))) < num_frames:
         share, away = _absence(rng, size, centre[max(time, 0) :], distance)
         shown = slice(max(-time, 0), max(num_frames - time, 0))  # the part of the absence that is in the video
@@ -110,7 +110,7 @@ def _absence(
     points, lengths = _around(size, distance)
     first = lengths[np.hypot(*(points - centre[0]).T).argmin()]
     hidden = int(rng.integers(HIDDEN[0], HIDDEN[1] + 1))
-    # The highest speed of a smooth step is 1.5 times the mean, and so is that of a departure.
+    # The highest speed of a smooth step is 1.5 times its mean speed; that of a departure too.
     along = first + rng.uniform(-1, 1) * speed * hidden / 1.5 * _smooth(np.linspace(0, 1, hidden))
     away = np.stack([np.interp(along % lengths[-1], lengths, axis) for axis in points.T], axis=1)
     goal = centre[min(hidden, len(centre) - 1)]

@@ -1,7 +1,7 @@
 """Generated scenes: textured objects that move over a panning background and occlude each other, with exact masks.
 
-A toy relative of MOVi (Greff et al. 2022). Every frame is computed from formulas, with coverage-based antialiasing
-for colours; a pixel belongs to the nearest object that covers at least half of it.
+A simple version of MOVi (Greff et al. 2022). Every frame is computed from formulas, with antialiasing by coverage for
+colours. A pixel belongs to the nearest object that covers at least half of it.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from numpy.random import Generator
 from interpreter.data.scenes.motion import bounce, ease_camera, leave_and_return, roam, wander_camera
 from interpreter.data.scenes.textures import PATTERNS, background_texture, object_texture
 
-MOST_OBJECTS = 12  # more would hide the background, or each other
+MOST_OBJECTS = 12  # more objects would hide the background or each other
 _ANGLES = 1024  # resolution of an outline
 _TEXTURE_REACH = 1.25  # object textures cover -1.25..1.25 object radii
 _SHADOW_REACH = 0.5  # a shadow reaches less than half a radius beyond the outline
@@ -45,12 +45,12 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects from the farthest to the nearest with their ids, over a background that the camera pans across.
+    """Objects with their ids, from the farthest to the nearest, over a background that the camera pans across.
 
     Attributes:
         size: (H, W) of a frame.
         objects: from back to front.
-        ids: the object id (1..n, in random order) of each entry of ``objects``.
+        ids: object id of each entry of ``objects``, 1..n in random order.
         background: [Hb, Wb, 3] canvas, larger than the frame.
         camera: [T, 3] (y, x) of the frame's corner on the canvas, and zoom.
         light: [3] unit vector (y, x, towards the viewer).
@@ -117,7 +117,8 @@ def make_scene(
     count = int(rng.integers(objects[0], objects[1] + 1))
     patterns = rng.permutation(len(PATTERNS))
     hues = rng.uniform() + (np.arange(count) + rng.uniform(-0.3, 0.3, count)) / count
-    # Each takes 3.5 to 12 % of the image at scale 1, fewer the more there are, so that the background stays visible.
+    # Each object covers 3.5 to 12 % of the image at scale 1. The more objects, the smaller they are, so that the
+    # background stays visible.
     largest = min(0.12, 0.6 / count)
     areas = np.exp(rng.uniform(np.log(0.035), np.log(largest), count))
     move, move_camera = (roam, wander_camera) if absences else (bounce, ease_camera)
@@ -196,7 +197,7 @@ def _draw(thing: SceneObject, t: int, light: np.ndarray, identity: int, colour: 
 
 
 def _window(centre: np.ndarray, reach: float, shape: tuple[int, ...]) -> tuple[slice, slice, np.ndarray, np.ndarray]:
-    """The part of a frame within ``reach`` of ``centre`` (perhaps empty), and its y [h, 1] and x [1, w] from there."""
+    """The part of a frame within ``reach`` of ``centre`` (may be empty); its y [h, 1] and x [1, w] relative to it."""
     top, left = np.clip(np.floor(centre - reach), 0, shape).astype(int)
     bottom, right = np.clip(np.ceil(centre + reach) + 1, 0, shape).astype(int)
     y, x = np.arange(top, bottom)[:, None] - centre[0], np.arange(left, right)[None] - centre[1]
@@ -239,7 +240,7 @@ def _shade(
 
 
 def _bilinear(image: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Sample an image [h, w, 3] at n positions, giving [n, 3]; beyond the border the border repeats."""
+    """Sample an image [h, w, 3] at n positions, giving [n, 3]. Outside the image, its border is repeated."""
     y = np.clip(y, 0, image.shape[0] - 1.000001)
     x = np.clip(x, 0, image.shape[1] - 1.000001)
     top, left = y.astype(int), x.astype(int)

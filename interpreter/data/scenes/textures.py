@@ -12,7 +12,7 @@ SIDE = 128  # pixels of an object's texture
 def oklch_to_rgb(lightness: float, chroma: float, hue: float) -> np.ndarray:
     """One OKLCH colour (Ottosson 2020) as sRGB [3] in 0..1, clipped to the gamut.
 
-    In this space equal steps look equal, so random palettes are neither muddy nor glaring.
+    In this colour space, equal steps look equally large, so random palettes are balanced.
 
     Args:
         lightness: 0 black to 1 white.
@@ -40,7 +40,7 @@ def noise(rng: Generator, shape: tuple[int, int], roughness: float, scale: float
         rng: source of randomness.
         shape: (H, W).
         roughness: exponent of the amplitude spectrum; 1 is grainy, 2.5 cloudy.
-        scale: largest structures in pixels; lower frequencies are flat.
+        scale: size of the largest structures in pixels. Below their frequency the spectrum is flat.
     """
     frequency = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None])
     spectrum = np.fft.rfft2(rng.standard_normal(shape)) / np.maximum(frequency, 1 / scale) ** roughness

@@ -1,4 +1,4 @@
-"""The base class of videos: frames are decoded as a stream or one by one, and errors are one line."""
+"""The base class of videos. Frames are decoded as a stream or one by one; errors are one line."""
 
 import abc
 from collections.abc import Iterator, Sequence
@@ -13,19 +13,18 @@ Size = tuple[int, int]
 
 
 class VideoError(ValueError):
-    """A video that cannot be decoded in full; the message names file, fault and remedy in one line."""
+    """The video cannot be decoded in full. The message names the file, the fault and what to do, in one line."""
 
 
 class Video(abc.ABC):
-    """A video that is decoded on demand. Holds no open file that has a name, and can be pickled.
+    """A video that is decoded on demand. It keeps no file open (except temporary ones), and can be pickled.
 
     Attributes:
-        path: the video file or the folder of frames; of frames that a caller passed, their name.
+        path: the video file or the folder of frames; for frames that you passed, their name.
         name: file name without suffix, folder name, or its name in a data set (may contain ``/``).
-        height, width: native size in pixels, turned for display; the shape of a pixel is not applied, so that pixels
-            and masks correspond.
-        pixel_aspect: width of a pixel over its height when shown, as `height` and `width` are turned; 1 for square
-            ones.
+        height, width: native size in pixels, after turning the video upright. Frames are not stretched if pixels are
+            not square, so pixels of frames and masks correspond.
+        pixel_aspect: width of a pixel divided by its height, in the upright video; 1 for square pixels.
         fps: average frames per second (24 for folders and for files without a frame rate).
     """
 
@@ -39,7 +38,7 @@ class Video(abc.ABC):
     @property
     @abc.abstractmethod
     def num_frames(self) -> int:
-        """Exact number of decodable frames, whatever the container claims. The first access may decode a file.
+        """Exact number of frames that can be decoded. The first access may decode the file.
 
         Raises:
             VideoError: if the video is damaged or truncated.
@@ -47,9 +46,9 @@ class Video(abc.ABC):
 
     @abc.abstractmethod
     def check(self) -> None:
-        """Require that every frame can be decoded.
+        """Check that every frame can be decoded.
 
-        Files are decoded once, which also settles ``num_frames``. Frames of a folder are checked for their size and
+        A video file is decoded once, which also counts its frames. Images of a folder are checked for their size and
         their end marker, without decoding them.
 
         Raises:
@@ -60,20 +59,19 @@ class Video(abc.ABC):
         """Decode the whole video in presentation order, one frame in memory at a time.
 
         Args:
-            size: (height, width) to resize to (`interpreter.data.images.resize`: antialiased bilinear); None keeps
-                the native size.
+            size: (height, width) to resize to, with an antialiased bilinear filter; None keeps the native size.
 
         Yields:
             uint8 [H, W, 3] RGB, each a new array.
 
         Raises:
-            VideoError: at the frame where decoding fails, or at the end if the file stops far too early.
+            VideoError: at the frame where decoding fails, or at the end if the file ends too early.
         """
         _check_size(size)
         return self._stream(size)
 
     def frames_from(self, start: int) -> Iterator[np.ndarray]:
-        """Decode from frame ``start`` to the end, as `frames` does; where possible without decoding those before.
+        """Decode from frame ``start`` to the end, like :meth:`frames`. Earlier frames are skipped if that is possible.
 
         Raises:
             VideoError: if the video is damaged or truncated.
@@ -81,11 +79,11 @@ class Video(abc.ABC):
         return (frame for _, frame in self._pick(list(range(start, self.num_frames))))
 
     def read(self, indices: Sequence[int] | np.ndarray, size: Size | None = None) -> np.ndarray:
-        """Decode chosen frames; the same pixels as `frames` gives, bit for bit.
+        """Decode chosen frames. The pixels equal those of :meth:`frames`, bit for bit.
 
         Args:
             indices: n frame numbers in 0..num_frames-1, in any order, repeats allowed.
-            size: as for `frames`.
+            size: as for :meth:`frames`.
 
         Returns:
             uint8 [n, H, W, 3] RGB.
@@ -110,7 +108,7 @@ class Video(abc.ABC):
 
     @abc.abstractmethod
     def _stream(self, size: Size | None) -> Iterator[np.ndarray]:
-        """What `frames` yields."""
+        """The frames that `frames` yields."""
 
     @abc.abstractmethod
     def _pick(self, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""The nested boxes of MP4 and Matroska, as far as a stream's reader has to look into them."""
+"""Reads the nested boxes of MP4 and Matroska, as far as the reader of a stream needs them."""
 
 import struct
 
@@ -7,7 +7,7 @@ _EBML, _SEGMENT = 0x1A45DFA3, 0x18538067
 
 
 def index_comes_last(head: bytes) -> bool | None:
-    """Whether bytes are the start of an MP4 or MOV whose pictures come before their index; None for too few bytes.
+    """Whether bytes begin an MP4 or MOV whose pictures come before their index; None if there are too few bytes.
 
     >>> index_comes_last(b"\\x00\\x00\\x00\\x08ftyp\\x00\\x00\\x00\\x40mdat")
     True
@@ -18,7 +18,7 @@ def index_comes_last(head: bytes) -> bool | None:
     while position + 8 <= len(head):
         size, kind = struct.unpack_from(">I4s", head, position)
         if kind not in _BOXES or kind in (b"moov", b"moof") or size < 8:
-            return kind == b"mdat"  # of size 0, to the end, or 1, with a size of 64 bits
+            return kind == b"mdat"  # size 0 means to the end, size 1 that a size of 64 bits follows
         if kind == b"mdat":
             return True
         position += size
@@ -26,7 +26,7 @@ def index_comes_last(head: bytes) -> bool | None:
 
 
 class Elements:
-    """Follows the elements of a Matroska or WebM stream, to tell whether it ended inside one; FFmpeg does not say.
+    """Follows the elements of a Matroska or WebM stream, to find whether it ends inside one; FFmpeg does not report it.
 
     Bytes of any other format are ignored.
 
@@ -36,7 +36,7 @@ class Elements:
 
     def __init__(self) -> None:
         self._rest = b""  # of a header that is not complete
-        self._skip = 0  # bytes of an element that are to come
+        self._skip = 0  # bytes of an element that have not arrived
         self._position, self._end = 0, 0
         self._known: bool | None = None  # whether it is Matroska
 
@@ -46,7 +46,7 @@ class Elements:
         return bool(self._known) and (self._skip > 0 or bool(self._rest) or self._position < self._end)
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes."""
+        """Read the next bytes."""
         if self._known is False:
             return
         data = self._rest + data
@@ -66,13 +66,13 @@ class Elements:
             if identity == _SEGMENT:
                 self._end = 0 if size is None else self._position + place + size
             else:
-                self._skip = size or 0  # of a live cluster that states none, the elements inside follow
+                self._skip = size or 0  # a live cluster may state no size; its elements follow
         self._position += place
         self._rest = data[place:]
 
 
 def _header(data: bytes, place: int) -> tuple[int, int | None, int] | None:
-    """Identity, size (None: not stated) and length of the header of an element; None if it is not complete."""
+    """Identity, size (None: not stated) and length of the header of an element; None if the header is not complete."""
     if place >= len(data):
         return None
     first = 9 - data[place].bit_length()  # bytes of the identity

@@ -1,4 +1,4 @@
-"""How containers are opened; truncated video files and missing parts that FFmpeg does not report."""
+"""Opens containers, and finds truncation and missing parts that FFmpeg does not report."""
 
 import re
 from contextlib import suppress
@@ -17,10 +17,10 @@ from interpreter.data.video.base import VideoError
 from interpreter.data.video.pictures import frame_rate
 from interpreter.data.video.streams import choose_stream
 
-# Old titles are often not UTF-8; PyAV 19 takes them as they are and has no such option.
+# Old titles are often not UTF-8. PyAV 19 accepts them and has no such option.
 TITLES: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
-# FFmpeg's names of playlists, descriptions of streams, and devices. They name other files, wherever those are: a
-# "video" from somebody else could show any video of this machine.
+# FFmpeg's names of playlists, descriptions of streams, and devices. They name other files anywhere on this machine, so
+# a "video" from an untrusted source could show any of its videos.
 REFERRING = frozenset(("concat", "dash", "hls", "imf", "rtp", "rtsp", "sap", "sdp", "vobsub", "webm_dash_manifest"))
 REFERRING |= {"alsa", "fbdev", "kmsgrab", "lavfi", "oss", "pulse", "video4linux2,v4l2", "x11grab", "xcbgrab"}
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat version", b"v=0", b"<MPD", b"# VobSub")
@@ -32,7 +32,7 @@ _ASF_PROPERTIES = bytes.fromhex("A1DCAB8C47A9CF118EE400C00C205365")
 
 
 def require_no_playlist(path: Path) -> None:
-    """Refuse a file that names other files instead of holding a video; VideoError says so."""
+    """Raise VideoError for a file that names other files instead of containing a video."""
     with path.open("rb") as file:
         head = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()
     if head.startswith(_PLAYLISTS) or (head.startswith(b"<?xml") and b"<MPD" in head):
@@ -40,7 +40,7 @@ def require_no_playlist(path: Path) -> None:
 
 
 def open_container(path: Path) -> InputContainer:
-    """Open a file that holds its video itself.
+    """Open a file that contains a video.
 
     Raises:
         VideoError: if it is a playlist.
@@ -52,9 +52,9 @@ def open_container(path: Path) -> InputContainer:
 
 
 def declared(path: Path) -> tuple[int, int, int]:
-    """Width, height and number of frames that a file states; 0 where it states none. Nothing is decoded.
+    """Width, height and number of frames that a file states; 0 if it states none. Nothing is decoded.
 
-    A file that cannot be read states nothing: opening the video says what is wrong with it.
+    For a file that cannot be read all are 0; opening the video raises the error.
 
     Raises:
         VideoError: if it is a playlist.
@@ -72,16 +72,16 @@ def declared(path: Path) -> tuple[int, int, int]:
 
 @cache
 def holding_formats() -> str:
-    """FFmpeg's names of the formats that hold the video themselves."""
+    """FFmpeg's names of the formats that contain a video."""
     return ",".join(sorted(name for name in av.formats_available if name not in REFERRING))
 
 
 class Ending:
-    """Compares where the frames of a stream end with where its container says that they end.
+    """Compares the end of the last frame of a stream with the end that its container states.
 
     Args:
         container, stream: just opened.
-        fps: frames per second, for a last frame whose duration is not stated.
+        fps: frames per second, used if the duration of the last frame is not stated.
     """
 
     def __init__(self, container: InputContainer, stream: VideoStream, fps: Fraction):
@@ -104,7 +104,7 @@ class Ending:
             self._end = end if self._end is None else max(end, self._end)
 
     def missing(self) -> tuple[float, float] | None:
-        """Seconds that there are and that there should be, if more than a tenth and a frame are missing."""
+        """Actual and stated duration in seconds, if more than a tenth of it and a frame are missing; else None."""
         declared = self._declared()
         if declared is None or self._end is None or self._read_to_the_end():
             return None
@@ -128,10 +128,11 @@ class Ending:
         return min(ends, default=None)
 
     def _read_to_the_end(self) -> bool:
-        """Whether nothing is missing, though a later end is declared.
+        """Whether the file is complete although it states a later end.
 
-        AVI and FLV do not store how long the last picture is shown. An AVI file ends with its index: if FFmpeg found
-        that when it opened the file, and all of its packets were read, the file is whole. FLV files end with a mark.
+        AVI and FLV do not store how long the last picture is shown. An AVI file ends with its index: if FFmpeg read the
+        index when it opened the file, and all of its packets were read, the file is complete. FLV files end with a
+        mark.
         """
         if self._container.format.name == "avi":
             return 1 < self._index == self._packets  # one entry may come from FFmpeg's look at the first packet
@@ -139,7 +140,7 @@ class Ending:
 
 
 def asf_size(path: Path) -> int:
-    """The length in bytes in the header of a WMV file; 0 if there is none, as in a live recording."""
+    """The length in bytes that the header of a WMV file states; 0 if it states none, as in a live recording."""
     with path.open("rb") as file:
         head = file.read(1 << 16)
     start = head.find(_ASF_PROPERTIES)
@@ -150,7 +151,7 @@ def asf_size(path: Path) -> int:
 
 
 def gif_is_cut(path: Path) -> bool:
-    """Whether a GIF file ends inside one of its blocks, which FFmpeg decodes without complaint."""
+    """Whether a GIF file ends inside one of its blocks, which FFmpeg does not report."""
     content = path.read_bytes()
     position = 13 + _table(content[10])
     try:
@@ -173,18 +174,18 @@ def _table(flags: int) -> int:
 def find_gaps(path: Path, pid: int) -> tuple[list[int], int | None]:
     """Where packets of a stream are missing from an MPEG-TS file, and where files were joined.
 
-    Every packet counts on from the one before it, so that a gap is noticed. Where files were joined with ``cat``, the
-    counter jumps as well, though nothing is missing: the picture before is complete, which shows as padding in its last
-    packet, and the next is a key frame behind a new table of contents. A file that does not end with a whole packet has
-    a gap there.
+    Packets are numbered, so a jump of their counter shows a gap. Where files were joined with ``cat``, the counter
+    jumps too, but nothing is missing: the last packet of the picture before the joint is padded, which shows that the
+    picture is complete, and the next picture is a key frame after a new table of contents. A file that ends inside a
+    packet has a gap there.
 
     Args:
         path: the file.
         pid: the stream's number in it.
 
     Returns:
-        Positions in bytes, ascending: where the stream begins behind each joint, and behind the first gap, None if
-        there is none.
+        Positions in bytes, ascending: where the stream begins after each joint, and after the first gap (None if there
+        is none).
     """
     content = np.memmap(path, np.uint8, "r")
     layouts = ((188, 0), (192, 4), (204, 0))  # plain, Blu-ray and cameras, with error correction
@@ -203,7 +204,7 @@ def find_gaps(path: Path, pid: int) -> tuple[list[int], int | None]:
     for place in np.flatnonzero(damaged | (jumps & (flags & 0x80 == 0))):  # 0x80: the jump is announced
         row, before = rows[place], rows[place - 1]
         first, behind = np.searchsorted(tables, (before, row))
-        # A picture that happens to fill its packets is not padded; the counter of the tables decides then.
+        # A picture that fills its packets exactly is not padded. The counter of the tables then decides.
         restarted = first > 0 and (counters[tables[first - 1 : first + 1]] * [-1, 1]).sum() & 0xF != 1
         starts = packets[row, 1] & 0x40 and flags[place] & 0x40 and first < behind
         if damaged[place] or not starts or not (_is_padded(packets[before]) or restarted):

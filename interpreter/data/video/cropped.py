@@ -1,4 +1,4 @@
-"""Black borders of a video: finding them, and the video without them."""
+"""Finds black borders of a video, and crops them off."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from PIL import Image
 from interpreter.data.images import resize
 from interpreter.data.video.base import Size, Video
 
-# A row or column is black if 95 % of its pixels stay at or below this brightness of 255 in every frame looked at. Video
-# black that was never expanded is 16; next to the picture JPEG rings up to 9 levels above black at quality 30, and more
-# in single pixels.
+# A row or column is black if 95 % of its pixels stay at or below this brightness (of 255) in all frames that are
+# checked. Black is 16 in video that was not expanded to 0..255. Near the picture, JPEG at quality 30 adds up to 9
+# levels, more in single pixels.
 BLACK = 26
 SHARE = 0.95
 FRAMES = 16
-# Narrower ones are left alone, and so is a video of which less than this share of a side would remain: it is dark.
+# Narrower borders are kept. A video is not cropped if less than this share of a side would remain: it is probably dark.
 NARROWEST = 4
 SMALLEST = 0.5
 
@@ -30,7 +30,7 @@ class Box:
     right: int
 
     def crop(self, frame: np.ndarray) -> np.ndarray:
-        """The part of [H, W, …] inside, contiguous."""
+        """The part of [H, W, …] inside the box, contiguous."""
         return np.ascontiguousarray(frame[self.top : self.bottom, self.left : self.right])
 
 
@@ -38,7 +38,7 @@ def find_borders(video: Video) -> Box | None:
     """Find black borders in 16 frames that are spread evenly over a video (all frames, if it has fewer).
 
     Returns:
-        What is left without them; None if there are none worth cropping.
+        The box inside the borders; None if there are no borders to crop.
 
     Raises:
         VideoError: if a frame cannot be decoded.
@@ -46,7 +46,7 @@ def find_borders(video: Video) -> Box | None:
     chosen = np.unique(np.linspace(0, video.num_frames - 1, FRAMES).round().astype(int))
     rows, columns = np.zeros(video.height, np.uint8), np.zeros(video.width, np.uint8)
     for index in chosen:
-        # Brightness alone: colour bleeds twice as far into the bars.
+        # Only brightness: colour extends twice as far into the bars.
         brightness = np.array(Image.fromarray(video.read([index])[0]).convert("L"))
         for levels, axis in ((rows, 1), (columns, 0)):
             place = int(SHARE * (brightness.shape[axis] - 1))
@@ -72,7 +72,7 @@ class CroppedVideo(Video):
 
     Args:
         inner: the whole video.
-        box: what is kept of it.
+        box: the part that is kept.
     """
 
     def __init__(self, inner: Video, box: Box) -> None:

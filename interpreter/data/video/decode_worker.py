@@ -1,9 +1,9 @@
 """The main program of the decoding processes of the ``pyav`` loader.
 
-Jobs arrive as pickles on standard input, pixels are written to the shared memory behind the file descriptor, replies as
-pickles to standard output. The process ends with its input, so it cannot outlive its parent. It is a program of its
-own instead of `multiprocessing`, because it then imports neither torch nor the caller's main module, and starts in a
-third of a second.
+Jobs arrive as pickles on standard input. Pixels are written to the shared memory of the file descriptor, replies as
+pickles to standard output. The process ends when its input ends, so it ends with its parent. It is a separate program
+instead of a process of `multiprocessing`, because it then imports neither torch nor the caller's main module, and
+starts in a third of a second.
 """
 
 import os
@@ -25,7 +25,7 @@ class Job(NamedTuple):
     frames: list[int]
     flip: bool
     places: list[int]  # offsets in the shared memory, in bytes
-    offsets: list[float] | None = None  # of the squares that are cut; None for whole frames
+    offsets: list[float] | None = None  # places of the squares; None for whole frames
 
 
 class Failure(NamedTuple):
@@ -36,12 +36,12 @@ class Failure(NamedTuple):
 
 
 def main(memory: int) -> None:
-    """Work until the input ends; ``memory`` is the file descriptor of the shared memory."""
-    # Ctrl-C and Slurm's SIGTERM reach every process; the trainer decides when this one ends.
+    """Do jobs until the input ends. ``memory`` is the file descriptor of the shared memory."""
+    # Ctrl-C and Slurm's SIGTERM reach every process. The training process decides when this one ends.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not get among the replies
+    os.dup2(2, 1)  # what libraries print must not be mixed with the replies
     videos, size = pickle.load(requests)
     while True:
         try:
@@ -62,5 +62,5 @@ def main(memory: int) -> None:
         try:
             pickle.dump(reply, replies)
             replies.flush()
-        except BrokenPipeError:  # the parent is gone
+        except BrokenPipeError:  # the parent has ended
             os._exit(0)

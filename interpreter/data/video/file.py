@@ -1,4 +1,4 @@
-"""Videos in files, decoded with PyAV so that every run and every machine sees the same pixels."""
+"""Video files, decoded with PyAV so that all runs and machines get the same pixels."""
 
 import shlex
 from collections.abc import Generator, Iterator
@@ -20,17 +20,17 @@ from interpreter.data.video.orientation import UPRIGHT
 from interpreter.data.video.pictures import Consistency, frame_rate, pixel_aspect, to_rgb
 from interpreter.data.video.streams import choose_stream
 
-# Containers whose index leads to key frames by presentation time. Others are decoded from the start.
+# Containers whose index finds key frames by presentation time. Others are decoded from the start.
 _SEEKABLE = ("mov", "matroska", "avi")
-# Containers and codecs of which each packet contains exactly one picture, by definition. Not VP8 and MPEG-4, whose
-# packets may contain none, and not AVI and MPEG-TS, which may drop pictures or split them at other places.
+# Containers and codecs in which each packet contains exactly one picture, by definition. Packets of VP8 and MPEG-4 may
+# contain none; AVI and MPEG-TS may drop pictures or split them at other places.
 _COUNTABLE = ("mov", "matroska")
 _ONE_PICTURE_A_PACKET = frozenset({"h264", "hevc", "av1", "vp9", "mjpeg"})
 
 
 @dataclass
 class _Scan:
-    """What a complete decoding pass shows, by frame number."""
+    """Results of a complete decoding pass, by frame number."""
 
     num_frames: int
     times: np.ndarray | None  # presentation times in stream units; None: not unique, so seeking cannot use them
@@ -38,20 +38,20 @@ class _Scan:
 
 
 class VideoFile(Video):
-    """A video file. Every decode opens the file anew and closes it, also when a generator is abandoned.
+    """A video file. Each call opens the file and closes it again, also if a generator is not read to its end.
 
-    Cover art, thumbnails and stills are not the video. Of several video streams it is the one marked as default, then
-    the largest (`interpreter.data.video.streams.choose_stream`). Frames are turned and mirrored as the file asks, which
-    may be any of eight orientations. A frame without an orientation keeps that of the first.
+    Cover art, thumbnails and stills are not read. Of several video streams, the one marked as default is read, else the
+    largest (`interpreter.data.video.streams.choose_stream`). Frames are turned and mirrored as the file states, in any
+    of eight orientations. A frame without an orientation has the orientation of the first frame.
 
     Decoding is strict: a decoder error, a frame or packet that FFmpeg marks corrupt, a change of size or orientation,
     or an end that comes more than a tenth before the declared one is a `VideoError`. Overwritten bytes that a codec
-    without checksums (MPEG-4, VP9) decodes without complaint cannot be noticed.
+    without checksums (MPEG-4, VP9) decodes without an error are not detected.
 
     Attributes:
         codec: FFmpeg's name of the codec, such as ``h264``, ``vp9`` or ``mjpeg``.
         num_streams: number of streams with pictures, cover art included.
-        orientation: how stored frames are turned; those that come out are turned already.
+        orientation: how the stored frames are turned. The frames that methods return are already turned.
 
     Args:
         path: an existing file.
@@ -81,7 +81,7 @@ class VideoFile(Video):
             self._seekable = container.format.name.startswith(_SEEKABLE)
             self.codec = stream.codec_context.codec.canonical_name
             aspect = stream.sample_aspect_ratio
-        self.orientation = UPRIGHT  # until its first frame is known
+        self.orientation = UPRIGHT  # until the first frame is decoded
         with closing(self._decode(whole=False)) as decoded:
             first = next(decoded, None)
         if first is None:
@@ -93,12 +93,12 @@ class VideoFile(Video):
 
     @property
     def num_frames(self) -> int:
-        """Exact number of decodable frames, whatever the container claims.
+        """Exact number of frames that can be decoded.
 
         In MP4, MOV, Matroska and WebM files of H.264, HEVC, AV1, VP9 and MJPEG, the first access reads the packets
-        without decoding them. This finds a file that was cut, with the error that decoding would raise. Damage inside
-        a packet, and a change of size or orientation, are reported by `check`, `frames` and `read`. Other files
-        are decoded once, unless `check` or a complete pass of `frames` did so before.
+        without decoding them. A truncated file raises the same error as when it is decoded. Damage inside a packet, and
+        a change of size or orientation, are reported by `check`, `frames` and `read`. Other files are decoded once,
+        unless `check` or a complete pass of `frames` did so before.
 
         Raises:
             VideoError: if the video is truncated, or decoding it finds damage.
@@ -129,7 +129,7 @@ class VideoFile(Video):
         for index in indices:
             before = np.searchsorted(scan.keys, index, side="right") - 1
             key = int(scan.keys[before]) if before >= 0 and scan.times is not None else 0
-            if runs and key <= runs[-1][1][-1] + 1:  # already decoding past that key frame
+            if runs and key <= runs[-1][1][-1] + 1:  # decoding has already passed that key frame
                 runs[-1][1].append(index)
             else:
                 runs.append((key, [index]))
@@ -137,14 +137,14 @@ class VideoFile(Video):
             yield from self._pick_run(key, numbers)
 
     def _pick_run(self, key: int, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Decode forward from a key frame, or from the start should the container not lead there."""
+        """Decode from a key frame on, or from the start if the container does not find the key frame."""
         times = self._scan().times
         reformatter = VideoReformatter()
         for start in (key, 0):
             with closing(self._decode(int(times[start]) if times is not None and start else None)) as decoded:
                 for position, frame in enumerate(decoded, start):
                     if times is not None and start and (frame.is_corrupt or frame.pts != times[position]):
-                        break  # not where the first pass found this key frame
+                        break  # not the place where the first pass found this key frame
                     if position == numbers[0]:
                         yield numbers.pop(0), self._to_rgb(frame, reformatter)
                         if not numbers:
@@ -160,7 +160,7 @@ class VideoFile(Video):
         return self._scanned
 
     def _count(self) -> int | None:
-        """Count the frames by their packets; None where only decoding tells how many there are."""
+        """Count the frames by their packets; None if the file must be decoded to count them."""
         with self._open() as container:
             if not container.format.name.startswith(_COUNTABLE) or self.codec not in _ONE_PICTURE_A_PACKET:
                 return None
@@ -173,7 +173,7 @@ class VideoFile(Video):
                     ending.see_picture(packet)
                     times.append(packet.pts)
             known = {time for time in times if time is not None}
-            # Decoders drop pictures that refer to others from before the start.
+            # Decoders drop pictures that depend on pictures before the start.
             if len(known) < len(times) or min(known, default=None) != self._first_time:
                 return None
             self._require_end(container, ending, len(times))
@@ -195,8 +195,8 @@ class VideoFile(Video):
     def _decode(self, seek: int | None = None, whole: bool = True) -> Generator[av.VideoFrame, None, None]:
         """Decode to the end, from the start or from the key frame at or before presentation time ``seek``.
 
-        Unless the ``whole`` of it is wanted, a sound MPEG-TS file is not searched for gaps. A complete pass settles
-        what `_scan` returns.
+        An MPEG-TS file without errors is searched for gaps only if ``whole`` is true. A complete pass stores what
+        `_scan` returns.
         """
         times: list[int | None] = []
         keys: list[int] = []
@@ -254,13 +254,13 @@ class VideoFile(Video):
             position = packet.pos
             if gap is not None and (position is None or position >= gap):
                 raise self._damaged(f"packets are missing after frame {number - 1}, before byte {gap}")
-            # Of an MPEG-TS file, FFmpeg takes a joint behind a packet for damage to it.
+            # In an MPEG-TS file, FFmpeg reports a joint as damage to the packet before it.
             if packet.is_corrupt and gap is None and (position is None or not joints or position > joints[-1]):
                 raise self._damaged(f"a damaged or cut packet after frame {number}")
             yield packet
 
     def _to_rgb(self, frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
-        """Convert to uint8 [H, W, 3], turned the way the file asks."""
+        """Convert to uint8 [H, W, 3], turned as the file states."""
         return to_rgb(frame, self.orientation, reformatter)
 
     @property
@@ -269,7 +269,7 @@ class VideoFile(Video):
 
     @property
     def _quoted(self) -> str:
-        """The file as a shell takes it."""
+        """The path, quoted for a shell."""
         return shlex.quote(str(self.path))
 
     def _damaged(self, what: str) -> VideoError:

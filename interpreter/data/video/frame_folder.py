@@ -12,7 +12,7 @@ from interpreter.data.video.base import Size, Video, VideoError
 
 
 class FrameFolder(Video):
-    """A folder of frames (jpg, jpeg, png, bmp, webp), all of one size, numbered alike: names differ in numbers only.
+    """A folder of frames (jpg, jpeg, png, bmp, webp) of one size, whose names differ only in their numbers.
 
     Frames are in the order of their numbers. Images with other names, such as a cover.jpg, are left out.
 
@@ -23,11 +23,11 @@ class FrameFolder(Video):
     Args:
         path: the folder.
         name: name of the video; None takes the folder's name.
-        files: its frames in their order, if an index lists them; None takes the images that are numbered alike, or the
-            only image of the folder.
+        files: its frames in their order, if an index lists them. None takes the numbered images, or the only image of
+            the folder.
 
     Raises:
-        VideoError: if it contains no image, no or several numbered sequences, the same frame twice, or if its first
+        VideoError: if it contains no image, not exactly one numbered sequence, the same frame twice, or if its first
             image cannot be read.
     """
 
@@ -47,11 +47,11 @@ class FrameFolder(Video):
 
     @property
     def num_frames(self) -> int:
-        """Number of images; `check` makes sure that all of them are complete."""
+        """Number of images. :meth:`check` checks that all of them are complete."""
         return len(self.files)
 
     def check(self) -> None:
-        """Check the size and end marker of every image (see `Video.check`)."""
+        """Check the size and end marker of every image (see :meth:`Video.check`)."""
         for file in self.files:
             self._require_size(file, self._probe(file))
 

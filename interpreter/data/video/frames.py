@@ -35,9 +35,9 @@ def open_frames(
 ) -> Video:
     """Frames as a video.
 
-    What has a length and can be indexed, such as an array, a list or TorchCodec's VideoDecoder, is referenced: it is
-    read when frames are needed, and must not change. What can be iterated only, such as a generator or a camera, is
-    read once, to its end, into a temporary file.
+    A source with a length that can be indexed, such as an array, a list or TorchCodec's VideoDecoder, is not copied: it
+    is read when frames are needed, so it must not change. A source that can only be iterated, such as a generator or a
+    camera, is read once, to its end, into a temporary file.
 
     >>> open_frames(np.zeros((5, 48, 64, 3), np.uint8), name="black")
     HeldFrames('black', 48x64)
@@ -46,8 +46,8 @@ def open_frames(
 
     Args:
         source: see :func:`read_frames`.
-        name: of the video: of the folder of its label maps.
-        fps: frames per second. Default: as the source says, else 24.
+        name: name of the video, and of the folder of its label maps.
+        fps: frames per second. Default: the rate of the source, or 24 if it has none.
         advance: called with the number of frames that were written to the temporary file.
 
     Raises:
@@ -65,16 +65,17 @@ def open_frames(
 
 
 def require_name(name: str) -> None:
-    """Refuse a name that is no folder below the one that is written to; VideoError says so."""
+    """Raise VideoError for a name that cannot be the name of a subfolder."""
     parts = PurePath(name).parts
     if not parts or ".." in parts or PurePath(name).is_absolute():
         raise VideoError(f"name {name!r}: must name a folder, such as {NAME!r}")
 
 
 def read_frames(source: Any, name: str = NAME) -> Iterator[np.ndarray]:
-    """The frames of a source one by one, as RGB, such as the next 300 of a camera.
+    """Read the frames of an array, a decoder or a camera one by one, as RGB.
 
-    For example ``itertools.islice(interpreter.read_frames(cv2.VideoCapture(0)), 300)``. The caller closes the camera.
+    For example, ``itertools.islice(interpreter.read_frames(cv2.VideoCapture(0)), 300)`` reads 300 frames of a camera.
+    You close the camera yourself.
 
     >>> [frame.shape for frame in read_frames(np.zeros((2, 3, 48, 64), np.uint8))]
     [(48, 64, 3), (48, 64, 3)]
@@ -86,21 +87,22 @@ def read_frames(source: Any, name: str = NAME) -> Iterator[np.ndarray]:
               NDArray;
             - an iterable of frames: arrays, tensors, TorchCodec's Frame, decord's NDArray, PyAV's VideoFrame, or
               images of Pillow;
-            - a decoder or camera: TorchCodec's VideoDecoder, decord's VideoReader, OpenCV's VideoCapture (whose BGR
-              becomes RGB), or a container that PyAV opened. The last two are read on from where they are.
+            - a decoder or camera: TorchCodec's VideoDecoder, decord's VideoReader, OpenCV's VideoCapture (BGR becomes
+              RGB), or a container that PyAV opened. The last two are read from their current position.
         name: of the video, for messages.
 
     Yields:
         uint8 [H, W, 3] RGB, each a new array.
 
     Raises:
-        VideoError: if it holds no frame, or at the frame that is none; says what to pass instead.
+        VideoError: if the source has no frames, or when it returns something that is not a frame; says what to pass
+            instead.
     """
     return converted(_unwrapped(source, name), Rgb(name))
 
 
 def converted(source: Any, convert: Rgb) -> Iterator[np.ndarray]:
-    """What :func:`read_frames` yields, converted by ``convert``, which then knows how frames were turned."""
+    """The frames that :func:`read_frames` yields, converted by ``convert``, which stores how they were turned."""
     source, number = _unwrapped(source, convert.name), 0
     for number, frame in enumerate(_items(source, convert.name), start=1):
         yield convert(frame, number - 1)
@@ -110,13 +112,13 @@ def converted(source: Any, convert: Rgb) -> Iterator[np.ndarray]:
 
 
 def frame_rate(source: Any, fps: Fraction | float | None = None) -> Fraction:
-    """Frames per second: ``fps`` if it is given, else what the source says, else 24.
+    """Frames per second: ``fps`` if it is not None, else the rate of the source, else 24.
 
     >>> frame_rate(None, 1 / 3600)
     Fraction(1, 3600)
 
     Raises:
-        VideoError: if that is no frame rate that a video file can have.
+        VideoError: if a video file cannot have this frame rate.
     """
     if fps is not None:
         _require_rate(fps)
@@ -129,7 +131,7 @@ def frame_rate(source: Any, fps: Fraction | float | None = None) -> Fraction:
     elif fps is None and hasattr(source, "get_avg_fps"):  # decord
         fps = source.get_avg_fps()
     elif fps is None and _is_capture(source):
-        fps = source.get(_RATE)  # 0 for a camera that does not know
+        fps = source.get(_RATE)  # 0 for a camera that does not report it
     if not fps or not math.isfinite(fps):
         return Fraction(24)
     _require_rate(fps)
@@ -139,12 +141,12 @@ def frame_rate(source: Any, fps: Fraction | float | None = None) -> Fraction:
 
 
 def _require_rate(fps: Fraction | float) -> None:
-    if not _SLOWEST <= fps <= _FASTEST:  # not a number is neither
+    if not _SLOWEST <= fps <= _FASTEST:  # a NaN is neither
         raise VideoError(f"fps {fps}: must be a positive number, from 1/3600 to {_FASTEST}; pass it as fps=")
 
 
 def pixel_aspect(source: Any, convert: Rgb) -> Fraction:
-    """Width of a pixel over its height, once ``convert`` has turned a frame; only PyAV's containers say it."""
+    """Width of a pixel over its height, after ``convert`` has turned a frame. Only PyAV's containers state it."""
     if not _is_container(source):
         return Fraction(1)
     from interpreter.data.video import pictures
@@ -158,15 +160,15 @@ def is_byte_stream(source: Any) -> bool:
 
 
 class HeldFrames(Video):
-    """Frames that are held elsewhere, such as a list of arrays or a decoder; they are referenced, not copied.
+    """Frames in an array, a list or a decoder. They are referenced, not copied.
 
-    It can be pickled if they can.
+    The video can be pickled if the frames can.
 
     >>> HeldFrames([np.zeros((4, 6, 3), np.uint8)]).read([0], size=(2, 3)).shape
     (1, 2, 3, 3)
 
     Args:
-        held: at least one frame, each as :class:`interpreter.data.video.rgb.Rgb` takes it.
+        held: at least one frame, of a type that :class:`interpreter.data.video.rgb.Rgb` converts.
         name: of the video.
         fps, pixel_aspect: see :class:`Video`.
     """
@@ -186,7 +188,7 @@ class HeldFrames(Video):
         return len(self._held)
 
     def check(self) -> None:
-        """See `Video.check`: whoever holds the frames has decoded them, or does so when they are read."""
+        """See `Video.check`. Nothing to check: the frames are decoded, or are decoded when they are read."""
 
     def _stream(self, size: Size | None) -> Iterator[np.ndarray]:
         for _, frame in self._pick(list(range(len(self._held)))):
@@ -198,19 +200,19 @@ class HeldFrames(Video):
 
 
 class SpooledFrames(Video):
-    """Frames that could be read only once, kept as they are in a temporary file without a name.
+    """Frames of a source that can be read only once, stored uncompressed in a temporary file without a name.
 
-    The file is in the folder for temporary files (``TMPDIR``), and takes 3 H W bytes for each frame. It is gone when
-    the video is no longer used, and if the process dies. A pickle contains all of the frames.
+    The file is in the folder for temporary files (``TMPDIR``), and takes 3 H W bytes for each frame. It is deleted when
+    the video is no longer used, also if the process is killed. A pickle contains all frames.
 
     Args:
-        frames: uint8 [H, W, 3] of one size; read to their end, one in memory at a time.
+        frames: uint8 [H, W, 3] of one size. They are read to the end, with one frame in memory at a time.
         name: of the video.
         fps: see :class:`Video`.
         advance: called with 1 after each frame.
 
     Raises:
-        OSError: if the disk is full; what ``frames`` raises comes through.
+        OSError: if the disk is full. Exceptions of ``frames`` are passed on.
     """
 
     def __init__(
@@ -245,22 +247,22 @@ class SpooledFrames(Video):
         return self._count
 
     def check(self) -> None:
-        """See `Video.check`: they are decoded already."""
+        """See `Video.check`. Nothing to check: the frames are decoded."""
 
     def __copy__(self) -> "SpooledFrames":
-        """Shares the file, which is closed when this video and its copies are no longer used."""
+        """A copy that shares the file, which is closed when this video and its copies are no longer used."""
         other = object.__new__(SpooledFrames)
         other.__dict__.update(self.__dict__, _shared=self)
         return other
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """With its frames: another process cannot open a file without a name."""
+        """Pickles the frames too, because another process cannot open a file without a name."""
         held = [frame for _, frame in self._pick(list(range(self._count)))]
         return HeldFrames, (held, self.name, self.fps, self.pixel_aspect)
 
     @contextmanager
     def _room(self) -> Iterator[None]:
-        """Name the remedies if the disk is full."""
+        """If the disk is full, raise an error that says what to do."""
         try:
             yield
         except OSError as error:
@@ -288,7 +290,7 @@ class SpooledFrames(Video):
 
 
 def _unwrapped(source: Any, name: str) -> Any:
-    """The source, or the array inside a batch of frames; VideoError if it is none."""
+    """The source, or the array inside a batch of frames. VideoError if it is no source of frames."""
     if hasattr(source, "pts_seconds") and hasattr(source, "data"):  # TorchCodec's FrameBatch
         source = source.data
     if hasattr(source, "asnumpy"):  # decord's NDArray
@@ -314,7 +316,7 @@ def _unwrapped(source: Any, name: str) -> Any:
 
 
 def _items(source: Any, name: str) -> Iterator[Any]:
-    """The frames of a source as it has them, and those of OpenCV as RGB."""
+    """The frames of a source, unchanged except that those of OpenCV become RGB."""
     if _is_capture(source):
         if not source.isOpened():
             raise VideoError(f"{name}: the VideoCapture is not open; check the number of the camera, or the path")
@@ -328,7 +330,7 @@ def _items(source: Any, name: str) -> Iterator[Any]:
         except av.FFmpegError as error:
             raise VideoError(f"{name}: damaged or cut ({error.strerror})") from error
     elif _is_sequence(source):
-        yield from (source[index] for index in range(len(source)))  # decord's VideoReader never ends otherwise
+        yield from (source[index] for index in range(len(source)))  # iterating decord's VideoReader would not end
     else:
         yield from source
 

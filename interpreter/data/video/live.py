@@ -1,4 +1,4 @@
-"""Frames that are read by a thread while others are worked on; those of cameras and other iterables."""
+"""Reads frames of cameras and other iterables in a thread, while earlier frames are processed."""
 
 import abc
 import queue
@@ -14,14 +14,14 @@ import numpy as np
 from interpreter.data.video.frames import converted, frame_rate, pixel_aspect
 from interpreter.data.video.rgb import Rgb
 
-_POLL = 0.1  # seconds between looks at whether to stop
+_POLL = 0.1  # seconds between checks whether to stop
 
 
 class LiveFrame(NamedTuple):
     """A decoded frame."""
 
     pixels: np.ndarray  # uint8 [H, W, 3] RGB
-    decoded: float  # when, by time.monotonic()
+    decoded: float  # arrival, by time.monotonic()
 
 
 class _End(NamedTuple):
@@ -31,23 +31,23 @@ class _End(NamedTuple):
 class Live(abc.ABC):
     """The frames of a source that is read once, in presentation order.
 
-    A thread reads and decodes ahead, so that a pipe or a camera is emptied while frames are segmented; a full queue
-    makes it wait. It is a context manager, which ends that thread::
+    A thread reads and decodes ahead, so that a pipe or a camera is read while frames are segmented. It waits when the
+    queue is full. Use the video as a context manager, which ends the thread::
 
         with LiveVideo(sys.stdin.buffer, ahead=24) as live:
             while frames := live.take(24):
                 ...
-            if live.error:  # it was cut, or damaged: take gave the frames before
+            if live.error:  # truncated or damaged: take returned the frames before
                 ...
 
     Attributes:
-        fps, height, width, pixel_aspect: as of a :class:`Video`; known from the first frame on.
-        held: frames that container and decoder hold back at most.
-        probed: frames that are read before the first one is decoded, at most.
-        error: why it ended too early; None if it did not, or has not ended.
+        fps, height, width, pixel_aspect: as in :class:`Video`; set when the first frame is decoded.
+        held: most frames that container and decoder hold back.
+        probed: most frames that are read before the first one is decoded.
+        error: why it ended too early; None if it has not ended, or ended normally.
 
     Args:
-        ahead: frames that are decoded before they are taken, at most.
+        ahead: most frames that are decoded ahead.
     """
 
     fps: Fraction
@@ -82,7 +82,7 @@ class Live(abc.ABC):
         self._stopped.set()
 
     def delay(self, window: int) -> int:
-        """Frames that have come when a window of so many is complete, counted from its first; at most."""
+        """Most frames that have arrived when a window of this many frames is complete, counted from its first frame."""
         return max(window - 1 + self.held, self.probed)
 
     def take(self, count: int, stop: Callable[[], bool] = lambda: False) -> list[LiveFrame]:
@@ -90,7 +90,7 @@ class Live(abc.ABC):
 
         Args:
             count: at least 1.
-            stop: whether to read no further. Frames that have come until then are returned, by this call and later
+            stop: returns whether to stop reading. Frames that have arrived are still returned, by this call and later
                 ones.
         """
         frames: list[LiveFrame] = []
@@ -115,12 +115,12 @@ class Live(abc.ABC):
                 for frame in decoded:
                     if not self._put(LiveFrame(frame, time.monotonic())):
                         return
-        except BaseException as problem:  # whatever a caller's iterable raises, else `take` would wait for ever
+        except BaseException as problem:  # catch every exception of the iterable, else `take` would wait forever
             error = problem
         self._put(_End(None if self._stopped.is_set() else error))
 
     def _put(self, item: LiveFrame | _End) -> bool:
-        """Queue an item. Returns False once the stream was closed, since no one will take it."""
+        """Queue an item. Returns False after the stream was closed, because no item is taken anymore."""
         while not self._abandoned.is_set():
             with suppress(queue.Full):
                 self._queue.put(item, timeout=_POLL)
@@ -129,16 +129,16 @@ class Live(abc.ABC):
 
     @abc.abstractmethod
     def _decode(self) -> Any:
-        """A generator of the frames, uint8 [H, W, 3] RGB; it has set the attributes before it yields the first."""
+        """A generator of the frames, uint8 [H, W, 3] RGB. It sets the attributes before it yields the first frame."""
 
 
 class LiveFrames(Live):
     """The frames of a camera, a decoder or another iterable; see :func:`interpreter.data.video.frames.read_frames`.
 
     Args:
-        source: read in a thread of its own, one frame after the other. The caller closes it.
-        name: of the video, for messages.
-        fps: frames per second. Default: as the source says, else 24.
+        source: read in a separate thread, one frame after the other. You close it yourself.
+        name: name of the video, for messages.
+        fps: frames per second. Default: the rate of the source, or 24 if it has none.
         ahead: see :class:`Live`.
     """
 

@@ -1,4 +1,4 @@
-"""Opening a video, whether it is a file or a folder of frames."""
+"""Opens a video: a file or a folder of frames."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +13,13 @@ VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v
 VIDEO_SUFFIXES |= {".ts", ".mts", ".m2ts", ".m2t", ".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".mxf", ".m1v", ".dv"}
 VIDEO_SUFFIXES |= {".divx", ".xvid", ".wmv", ".asf", ".flv", ".ogv", ".ogm", ".rm", ".rmvb", ".nut", ".y4m", ".ivf"}
 VIDEO_SUFFIXES |= {".h264", ".264", ".avc", ".h265", ".265", ".hevc", ".obu", ".mjpeg", ".mjpg", ".gif", ".apng"}
-_PREVIEWS = frozenset({".gif", ".apng"})  # programs save them next to the frames
+_PREVIEWS = frozenset({".gif", ".apng"})  # some programs save previews of these types next to the frames
 
 
 def open_video(path: str | Path, name: str | None = None) -> Video:
     """Open a video file (any container and codec that FFmpeg decodes) or a folder of frames.
 
-    Opening decodes the first frame only; `Video.check` decodes all of them.
+    Only the first frame is decoded; :meth:`Video.check` decodes all frames.
 
     >>> video = open_video(clips / "walk.mp4")
     >>> video.name, video.num_frames, video.height, video.width
@@ -35,10 +35,10 @@ def open_video(path: str | Path, name: str | None = None) -> Video:
 
     Raises:
         FileNotFoundError: if there is nothing at ``path``.
-        VideoError: if it is not a video, is empty, its first frame cannot be decoded, or it is a folder that contains
-            video files, because its images need not be frames.
+        VideoError: if it is not a video, is empty, or its first frame cannot be decoded. Also if it is a folder that
+            contains video files, because its images may then be no frames.
     """
-    from interpreter.data.video.file import VideoFile  # late: it loads PyAV, which folders of frames do not need
+    from interpreter.data.video.file import VideoFile  # loads PyAV, which folders of frames do not need
 
     path = Path(path)
     if path.is_dir():
@@ -54,7 +54,7 @@ def open_video(path: str | Path, name: str | None = None) -> Video:
 
 
 def video_files(files: Sequence[Path]) -> list[Path]:
-    """The files with the suffix of a video; a single GIF or APNG next to two or more numbered images is their preview.
+    """The files with the suffix of a video, except a single GIF or APNG next to two or more numbered images.
 
     >>> video_files([Path("0.png"), Path("1.png"), Path("preview.gif")])
     []

@@ -1,4 +1,4 @@
-"""How a frame is turned for display: the display matrix of FFmpeg, as one of eight orientations."""
+"""How a frame is turned for display: FFmpeg's display matrix as one of eight orientations."""
 
 import struct
 from fractions import Fraction
@@ -9,7 +9,7 @@ import numpy as np
 from av.filter import Graph
 from av.sidedata.sidedata import Type
 
-# A matrix entry below this share of the largest counts as zero, which is one degree: rounding, not a rotation.
+# A matrix entry below this share of the largest one (one degree) counts as zero: it is rounding, not a rotation.
 _ZERO = 0.0175
 
 
@@ -21,7 +21,7 @@ class Orientation(NamedTuple):
     mirrored: bool = False  # then the order of the columns is reversed
 
     def turn(self, frame: np.ndarray) -> np.ndarray:
-        """Turn a stored frame [H, W, 3] as it is to be shown; [W, H, 3] if transposed. Contiguous."""
+        """Turn a stored frame [H, W, 3] upright; the result is [W, H, 3] if transposed. Contiguous."""
         if self.transposed:
             frame = frame.transpose(1, 0, 2)
         return np.ascontiguousarray(frame[:: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1])
@@ -31,16 +31,16 @@ UPRIGHT = Orientation()
 
 
 def orientation_of(frame: av.VideoFrame) -> Orientation | None:
-    """What a decoded frame says about its orientation; None if it says nothing.
+    """The orientation that a decoded frame states; None if it states none.
 
     The matrix comes from the container (MP4, MOV, MKV), the bitstream (H.264, HEVC) or EXIF data (MJPEG, APNG); FFmpeg
-    attaches all of them to the frame alike. Scale is ignored.
+    attaches all of them to the frame in the same way. Scale is ignored.
 
     Raises:
         ValueError: for a matrix that turns by another angle than a multiple of 90 degrees, or shears.
     """
     matrix = _display_matrix(frame)
-    if matrix is None or not any(matrix[i] for i in (0, 1, 3, 4)):  # players take an empty matrix for none
+    if matrix is None or not any(matrix[i] for i in (0, 1, 3, 4)):  # players ignore an empty matrix
         return None
     # A point (x, y) of the stored frame is shown at (a x + c y, b x + d y).
     a, b, c, d = matrix[0], matrix[1], matrix[3], matrix[4]

@@ -1,4 +1,4 @@
-"""Decoded pictures as RGB frames: exact colours, turned upright, all of one size; shared by files and streams."""
+"""Converts decoded pictures to RGB frames, for files and streams: exact colours, turned upright, all of one size."""
 
 from fractions import Fraction
 
@@ -10,7 +10,7 @@ from av.video.stream import VideoStream
 from interpreter.data.video.base import VideoError
 from interpreter.data.video.orientation import Orientation, orientation_of
 
-# Exact YUV to RGB arithmetic: FFmpeg's default takes CPU-dependent short cuts that also darken by one level.
+# Exact conversion of YUV to RGB. FFmpeg's default depends on the CPU, and darkens by one level.
 _EXACT = (
     int(Interpolation.BICUBIC)
     | int(Interpolation.ACCURATE_RND)
@@ -20,34 +20,34 @@ _EXACT = (
 
 
 def frame_rate(stream: VideoStream) -> Fraction:
-    """Average frames per second; 24 if nothing says how many."""
+    """Average frames per second; 24 if the stream does not state it."""
     return stream.average_rate or stream.guessed_rate or Fraction(24)
 
 
 def pixel_aspect(stored: Fraction | None, orientation: Orientation) -> Fraction:
-    """Width of a pixel over its height in frames as they are shown, from the aspect that the stream stores."""
+    """Width of a pixel over its height in upright frames, from the aspect that the stream stores."""
     aspect = stored or Fraction(1)
     return 1 / aspect if orientation.transposed else aspect
 
 
 def to_rgb(frame: av.VideoFrame, orientation: Orientation, reformatter: VideoReformatter) -> np.ndarray:
-    """Convert to uint8 [H, W, 3], turned the way the container asks."""
+    """Convert to uint8 [H, W, 3], turned as the container states."""
     return orientation.turn(reformatter.reformat(frame, format="rgb24", interpolation=_EXACT).to_ndarray())
 
 
 class Consistency:
-    """Refuses what a video must not have: orientations that are none, and changes of size or orientation.
+    """Raises an error for orientations that are not supported, and for changes of size or orientation.
 
     Args:
-        name: of the video in messages.
-        source: what ``ffmpeg -i`` takes, as a shell takes it.
+        name: name of the video in messages.
+        source: argument of ``ffmpeg -i``, quoted for a shell.
     """
 
     def __init__(self, name: str, source: str) -> None:
         self.name, self.source = name, source
 
     def orientation_of(self, frame: av.VideoFrame) -> Orientation | None:
-        """What a frame says about its orientation; None if it says nothing.
+        """The orientation that a frame states; None if it states none.
 
         Raises:
             VideoError: if it turns by another angle than a multiple of 90 degrees.

@@ -1,4 +1,4 @@
-"""A live stream: a container that is read once, from a pipe, and decoded while it comes."""
+"""A live stream: a container that is read once, from a pipe, and decoded as it arrives."""
 
 import math
 import os
@@ -23,21 +23,21 @@ from interpreter.data.video.streams import choose_unread_stream
 
 NAME = "standard input"
 REMUX = "ffmpeg -i IN -c copy -f matroska - | python -m interpreter.segment - …"
-# FFmpeg reads the start of a stream before the first frame: a tenth of a second of it and up to 5 frames, or the first
-# labels would be late. Its default is 5 seconds.
+# FFmpeg analyses the start of a stream before the first frame. Limited to a tenth of a second and 5 frames, so that the
+# first labels are not late; FFmpeg's default is 5 seconds.
 _PROBE, _PROBE_RATE, _PROBE_FRAMES = {"analyzeduration": "100000"}, 10, 5
-# A container knows the end of a frame only when the next begins, and so does the parser of MPEG-TS after it.
+# The end of a frame is known only when the next one begins, both in a container and in the parser of MPEG-TS.
 _HELD_BY_CONTAINER = 2
 _HEAD = 1 << 16  # bytes in which an MP4 shows whether its index comes first
 
 
 class LiveVideo(Live):
-    """The frames of a container that comes through a pipe, with the pixels that a file of the same bytes would give.
+    """The frames of a container that is read from a pipe. The pixels equal those of a file with the same bytes.
 
-    Damage, a cut and a change of size or orientation end the stream, as strictly as in a file.
+    Damage, truncation and a change of size or orientation end the stream with an error, as in a file.
 
     Args:
-        file: a binary file object; it is read once, from where it is, and never sought.
+        file: a binary file object. It is read once, from its current position, without seeking.
         ahead: see :class:`Live`.
     """
 
@@ -82,7 +82,7 @@ class LiveVideo(Live):
             stream = choose_unread_stream(container)
         except ValueError as error:
             raise VideoError(f"{NAME}: {error}") from error
-        stream.codec_context.thread_count = 1  # several would hold back frames, and errors would come later
+        stream.codec_context.thread_count = 1  # several threads would hold back frames and delay errors
         self.fps = frame_rate(stream)
         ending, consistency = Ending(container, stream, self.fps), Consistency(NAME, "IN")
         reformatter = VideoReformatter()
@@ -104,7 +104,7 @@ class LiveVideo(Live):
             raise VideoError(f"{NAME}: it ends after {missing[0]:.2f} s of {missing[1]:.2f} s")
 
     def _pictures(self, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
-        """Decoded frames; after damage those that the decoder holds back, then the error."""
+        """Decoded frames. After damage, first the frames that the decoder held back, then the error."""
         problem, end, between = "", 0, None
         for packet in container.demux(stream):
             if packet.is_corrupt:
@@ -130,13 +130,13 @@ class LiveVideo(Live):
         """Whether the bytes end inside a frame, which FFmpeg drops silently.
 
         Args:
-            container: FFmpeg's name of it.
-            end: of the last packet, in bytes.
+            container: FFmpeg's name of the container.
+            end: end of the last packet, in bytes.
             between: bytes from one packet to the next; None if there was one packet.
         """
         count = self._bytes.count
         if container == "yuv4mpegpipe" and between is not None:
-            # Where a packet begins, behind the header of its frame or before it, depends on FFmpeg's version.
+            # Whether a packet begins before or after the header of its frame depends on FFmpeg's version.
             return count - end not in (0, between)
         if container == "mpegts":
             return all(count % length for length in (188, 192, 204))
@@ -144,16 +144,17 @@ class LiveVideo(Live):
 
 
 class _Bytes:
-    """What FFmpeg reads from: bytes as they come, and an end when asked to stop. Without ``seek``: a pipe has none."""
+    """The file object that FFmpeg reads: returns bytes as they arrive, and ends after ``stop``. It cannot ``seek``."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.count, self.stopped, self.elements = 0, False, Elements()
         self._head: bytes | None = b""
         self._file, self._wake = file, (-1, -1)
-        # read1 returns the bytes that have arrived. read blocks until its buffer is full: seconds, for a live stream.
+        # read1 returns the bytes that have arrived. read would wait until its buffer is full, for seconds in a live
+        # stream.
         self._read: Callable[[int], bytes | None] = file.read1 if hasattr(file, "read1") else file.read
         self.interruptible, descriptor = False, -1
-        with suppress(OSError, AttributeError):  # no file of the system
+        with suppress(OSError, AttributeError):  # not a file of the operating system
             descriptor = file.fileno()
             if hasattr(select, "poll"):  # Windows has none
                 self._wake, self.interruptible = os.pipe(), True
@@ -163,7 +164,7 @@ class _Bytes:
                 self._poll.register(watched, select.POLLIN)
 
     def read(self, size: int) -> bytes:
-        """At most ``size`` bytes; none at the end."""
+        """At most ``size`` bytes; empty at the end."""
         if self.interruptible and not self.stopped:
             self._poll.poll()
         data = b"" if self.stopped else self._read(size) or b""
@@ -183,14 +184,14 @@ class _Bytes:
             self._head = None
 
     def stop(self) -> None:
-        """End the stream here, also for a thread that waits for more."""
+        """End the stream, also for a thread that waits for more bytes."""
         if not self.stopped:
             self.stopped = True
             if self.interruptible:
                 os.write(self._wake[1], b".")
 
     def close(self) -> None:
-        """Free what ``stop`` needs; the thread must have ended."""
+        """Free the resources of ``stop``. The thread must have ended."""
         if self.interruptible:
             for descriptor in self._wake:
                 os.close(descriptor)

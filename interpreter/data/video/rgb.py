@@ -1,5 +1,7 @@
-"""Single frames as other packages hold them, turned into uint8 [H, W, 3] RGB. Recognised by what they can do: none of
-those packages is imported."""
+"""Converts single frames of other packages to uint8 [H, W, 3] RGB.
+
+Types are recognised by their attributes, so that none of these packages is imported.
+"""
 
 from typing import Any
 
@@ -16,17 +18,18 @@ TO_BYTES = (
 
 
 class Rgb:
-    """Converts the frames of one video, and requires that all have one size.
+    """Converts the frames of a video, which must all have the same size.
 
     >>> Rgb("mine")(np.zeros((3, 4, 6), np.uint8)).shape  # channels first, as TorchCodec has them
     (4, 6, 3)
 
     Attributes:
-        size: (H, W) of the first frame; None before it.
-        orientation: how frames of PyAV are turned, see `interpreter.data.video.orientation`; None before the first.
+        size: (H, W) of the first frame; None before the first frame.
+        orientation: how frames of PyAV are turned, see `interpreter.data.video.orientation`; None before the first
+            frame.
 
     Args:
-        name: of the video, for messages.
+        name: name of the video, for messages.
     """
 
     def __init__(self, name: str) -> None:
@@ -37,16 +40,16 @@ class Rgb:
         self._count = 0
 
     def __call__(self, frame: Any, number: int | None = None) -> np.ndarray:
-        """A frame as a new array.
+        """Convert a frame to a new array.
 
         Args:
             frame: array or tensor, uint8 [H, W, 3] or [3, H, W] RGB on any device, decord's NDArray, TorchCodec's
-                Frame, PyAV's VideoFrame, or an image of Pillow. Where both ends have the length 3, the last is the
-                channels.
-            number: of the frame, for messages; by default frames are counted.
+                Frame, PyAV's VideoFrame, or an image of Pillow. If both the first and the last axis have length 3, the
+                last one is the channels.
+            number: number of the frame, for messages. By default frames are counted.
 
         Raises:
-            VideoError: says what the frame is, and what to pass.
+            VideoError: if it is not a frame; says what it is, and what to pass instead.
         """
         number = self._count if number is None else number
         self._count = number + 1
@@ -80,8 +83,8 @@ class Rgb:
         return np.array(frame if frame.shape[2] == 3 else frame.transpose(1, 2, 0), order="C")
 
     def _decoded(self, frame: Any, where: str) -> np.ndarray:
-        """A frame of PyAV, with the pixels that a file has: exact colours, turned upright."""
-        from av.video.reformatter import VideoReformatter  # late, like all of PyAV
+        """A frame of PyAV, converted like those of a file: exact colours, turned upright."""
+        from av.video.reformatter import VideoReformatter  # imported here, because PyAV is loaded only if it is used
 
         from interpreter.data.video import pictures
         from interpreter.data.video.orientation import UPRIGHT
@@ -95,7 +98,7 @@ class Rgb:
 
 
 def _require_frame(frame: Any, where: str) -> None:
-    """Refuse arrays and tensors that are no frame; VideoError says what to do."""
+    """Raise VideoError for arrays and tensors that are not a frame; it says what to do."""
     shape, dtype = list(frame.shape), str(frame.dtype).removeprefix("torch.")
     what = f"{where} is {dtype} {shape}"
     if len(shape) == 4:

@@ -1,4 +1,4 @@
-"""Square crops of frames: the central one as a video, and those at other places as pixels."""
+"""Square crops of frames: the central square as a video, squares at other places as pixels."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -25,14 +25,15 @@ class CentralSquare(CroppedVideo):
 
 
 def read_squares(video: Video, frames: Sequence[int], offsets: Sequence[float], side: int) -> np.ndarray:
-    """Decode frames and cut a square out of each, as published Slot Contrast does for training: the shorter side is
-    resized to ``side``, then the square is cut.
+    """Decode frames and cut a square out of each.
+
+    As in the public code of Slot Contrast, the shorter side is resized to ``side``, then the square is cut.
 
     Args:
         video: the video; of a `CentralSquare` the whole video is read.
         frames: n frame numbers, as for `Video.read`.
         offsets: place of each square along the longer side, 0 to 1; see `cut_square`.
-        side: of the squares, in pixels.
+        side: side of the squares, in pixels.
 
     Returns:
         uint8 [n, side, side, 3] RGB.
@@ -43,7 +44,7 @@ def read_squares(video: Video, frames: Sequence[int], offsets: Sequence[float], 
 
 
 def uncut(video: Video) -> Video:
-    """The video whose frames squares are cut from: the whole one of a `CentralSquare`, else the video itself."""
+    """The video whose frames squares are cut from: the whole video of a `CentralSquare`, else the video itself."""
     return video.inner if isinstance(video, CentralSquare) else video
 
 
@@ -59,7 +60,7 @@ def cut_square(frame: F, offset: float) -> F:
 
     Args:
         frame: an array or a tensor.
-        offset: 0 for the first of the L - S + 1 places along the longer side L, 1 for the last, 0.5 for the middle.
+        offset: place along the longer side L, which has L - S + 1 places: 0 is the first, 0.5 the middle, 1 the last.
             Offsets uniform in [0, 1] choose all places equally often.
 
     >>> frame = np.zeros((2, 5, 3))

@@ -1,4 +1,4 @@
-"""Choosing the video among the streams of a container."""
+"""Chooses the video among the streams of a container."""
 
 from av.container import InputContainer
 from av.stream import Disposition
@@ -11,13 +11,12 @@ _NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails | Dispositio
 def choose_stream(container: InputContainer) -> VideoStream:
     """The stream that is the video.
 
-    Cover art, thumbnails, tiles and streams of a codec that FFmpeg does not know never are. If several streams are
-    left, the packets of all of them are read, and a stream that is shorter than half of the longest, such as a single
-    picture, is not the video either. Of the others it is the one that the container marks as default; if that leaves
-    several, the largest; then the first.
+    Cover art, thumbnails, tiles and streams of an unknown codec are never chosen. If several streams remain, the
+    packets of all are read, and streams that are shorter than half of the longest, such as a single picture, are
+    dropped. Of the others, the stream that the container marks as default is chosen, then the largest, then the first.
 
     Args:
-        container: just opened; where it is read to afterwards depends on its streams.
+        container: just opened. Its read position afterwards depends on its streams.
 
     Raises:
         ValueError: if no stream is a video.
@@ -30,7 +29,7 @@ def choose_stream(container: InputContainer) -> VideoStream:
 
 
 def choose_unread_stream(container: InputContainer) -> VideoStream:
-    """As :func:`choose_stream`, but nothing is read, because a pipe can be read only once: lengths play no part.
+    """Like :func:`choose_stream`, but nothing is read, because a pipe can be read only once. So lengths are ignored.
 
     Raises:
         ValueError: if no stream is a video.

@@ -1,4 +1,4 @@
-"""Videos that the loaders decode, and real ones where the machine has them."""
+"""Videos for the tests of the loaders; real ones are used where this machine has them."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""What the tests of the loaders share: requests, and the pixels that they must give."""
+"""Shared by the tests of the loaders: requests, and the pixels that must be returned."""
 
 import numpy as np
 import psutil
@@ -22,7 +22,7 @@ def requests(videos, count=6, size=20, seed=0):
 
 
 def truth(videos, request):
-    """What `Video.read` gives for a request."""
+    """What `Video.read` returns for a request."""
     everything = np.concatenate([video.read(range(video.num_frames), SIZE) for video in videos])
     frames, flips = (part.numpy() for part in request)
     return np.where(flips[:, None, None, None], everything[frames, :, ::-1], everything[frames])
@@ -35,5 +35,5 @@ def whole(videos):
 
 
 def children():
-    """The processes that this one started and that are still there."""
+    """Processes that this one started and that still run."""
     return psutil.Process().children()

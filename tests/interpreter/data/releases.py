@@ -38,7 +38,7 @@ def damage(content, rng):
 
 
 def uncompressed(mask):
-    """A mask bool [H, W] as train.json of 2019 holds it: runs down the columns, the first of background."""
+    """A mask bool [H, W] as in train.json of 2019: run lengths down the columns, the first one of background."""
     flat = mask.T.ravel()
     borders = np.flatnonzero(np.diff(flat)) + 1
     runs = np.diff([0, *borders, len(flat)]).tolist()

@@ -42,7 +42,7 @@ def test_bars_are_found_to_the_pixel_or_two(letterbox, bars, quality, level):
     top, _, left, _ = bars
     true_box = np.array([top, top + 96, left, left + 136])
     box_found = np.array([box.top, box.bottom, box.left, box.right])
-    # Never into the picture, and what remains of a bar is where JPEG smears the picture into it.
+    # Never inside the picture; only pixels of a bar into which JPEG blurs the picture may remain.
     assert (box_found[[0, 2]] <= true_box[[0, 2]]).all()
     assert (box_found[[1, 3]] >= true_box[[1, 3]]).all()
     assert np.abs(box_found - true_box).max() <= 2
@@ -71,7 +71,7 @@ def test_bar_must_be_black_in_every_frame(letterbox):
 def test_dark_and_black_videos_are_left_alone(letterbox):
     dark = np.zeros((3, 96, 136, 3), np.uint8)
     assert find_borders(open_video(letterbox(8, 8, 0, 0, inside=dark))) is None
-    dark[:, 40:60] = 200  # a lamp in the night: less than half the height would remain
+    dark[:, 40:60] = 200  # a lamp at night: less than half of the height would remain
     assert find_borders(open_video(letterbox(0, 0, 0, 0, inside=dark, name="lamp"))) is None
 
 

@@ -1,4 +1,4 @@
-"""Damaged, truncated and missing videos are one clear line, by every way of reading them."""
+"""Damaged, truncated and missing videos give one clear error line, in every way of reading them."""
 
 import numpy as np
 import pytest
@@ -88,7 +88,7 @@ def test_mov_that_ends_inside_its_index_is_refused(tmp_path):
 
 
 def test_cut_shortly_before_the_end_is_found(tmp_path):
-    # VP9 decodes half a frame without complaint and hardly a frame is missing: the packet alone tells.
+    # VP9 decodes half a frame without an error, and hardly a frame is missing: only the packet shows the damage.
     clip = {"codec": "libvpx-vp9", "g": 60, "lag-in-frames": 0, "container": {"movflags": "faststart"}}
     path = cut(encode(tmp_path / "a.mp4", moving(60), **clip), 0.995)
     with pytest.raises(VideoError, match="cut packet after frame 5"):

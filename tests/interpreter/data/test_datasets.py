@@ -1,4 +1,4 @@
-"""Opening a data set: videos are found, damaged ones skipped and named, mistakes explained."""
+"""Opening a data set: videos are found, damaged ones are skipped and named, wrong options are explained."""
 
 import numpy as np
 import pytest

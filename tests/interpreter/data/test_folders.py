@@ -1,4 +1,4 @@
-"""Folders of videos: which files are videos or frames, links, and the line on files that are not read."""
+"""Folders of videos: which files are videos or frames, links, and the message about files that are not read."""
 
 import os
 import unicodedata
@@ -26,7 +26,7 @@ def picture(path, size=SIZE, value=90, **options):
 
 
 def videos_of(root):
-    """Name and number of frames of each video, and the line on what is left out."""
+    """Name and number of frames of each video, and the message about files that are left out."""
     dataset = open_dataset("folder", root)
     assert dataset.skipped == []
     return {video.name: video.num_frames for video in dataset.videos}, dataset.left_out
@@ -235,7 +235,7 @@ def test_one_image_is_a_video_only_where_its_name_is_a_number(tmp_path):
     videos, left_out = videos_of(tmp_path)
     assert videos == {"a": 1, "c/frames": 2}
     assert left_out == "left out: 2 .png alone in a folder (cover.png, poster1.png)"
-    assert open_video(tmp_path / "b").num_frames == 1  # asked for by name
+    assert open_video(tmp_path / "b").num_frames == 1  # requested by name
 
 
 def test_frames_in_the_root_have_their_masks_next_to_them(tmp_path):

@@ -1,4 +1,4 @@
-"""Frames of arrays, tensors, images, containers and iterables are a video with their pixels, or one clear error."""
+"""Frames in arrays, tensors, images, containers and iterables become a video with their pixels, or one clear error."""
 
 import copy
 import errno
@@ -49,7 +49,7 @@ ONCE = {
 
 @contextmanager
 def no_file_left():
-    """No descriptor is open after the block that was not open before it."""
+    """The block leaves no file descriptor open."""
     before = os.listdir("/proc/self/fd")
     yield
     gc.collect()

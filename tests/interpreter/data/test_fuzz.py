@@ -109,7 +109,7 @@ def test_damaged_file_of_a_release(tmp_path, name):
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore:Image size:PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp", "gif", "pgm", "tiff"])
 def test_damaged_image_is_one_of_three_exceptions(tmp_path, suffix):
-    """Also formats that only their content gives away: Pillow goes by that, whatever the name."""
+    """Also files whose name does not match their format: Pillow reads the format from the content."""
     (source,) = write_frames(tmp_path, 1, (16, 24), name="{:05d}." + suffix)
     path = source.rename(tmp_path / "frame.png")
     whole, rng = path.read_bytes(), np.random.default_rng(1)
@@ -145,7 +145,7 @@ def index(tmp_path_factory):
 @settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=st.sampled_from(PATHS), value=trees)
 def test_index_with_arbitrary_values_is_read_or_refused(index, path, value):
-    """Well-formed JSON with the wrong things in it."""
+    """Well-formed JSON with wrong values."""
     whole = index.read_text()
     content = json.loads(whole)
     *parents, last = [int(key) if key.isdecimal() else key for key in path.split(".")]

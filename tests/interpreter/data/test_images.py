@@ -10,7 +10,7 @@ from ..videos import cut
 
 
 def antialiased_bilinear(length, target):
-    """[target, length] weights of a triangle filter as wide as the reduction: the definition, in float64."""
+    """Weights [target, length] of a triangle filter, computed from the definition in float64."""
     scale = max(length / target, 1)
     centre = (np.arange(target)[:, None] + 0.5) * length / target
     weight = np.maximum(0, 1 - np.abs(np.arange(length)[None] + 0.5 - centre) / scale)
@@ -94,5 +94,5 @@ def test_probe_finds_truncated_image(tmp_path, suffix):
 def test_probe_accepts_bytes_after_the_end(tmp_path):
     path = tmp_path / "image.jpg"
     Image.fromarray(RGB).save(path)
-    path.write_bytes(path.read_bytes() + b"\0" * 9)  # as cameras and editors leave them
+    path.write_bytes(path.read_bytes() + b"\0" * 9)  # as cameras and editors write them
     assert probe_size(path) == (11, 17)

@@ -1,4 +1,4 @@
-"""Which loader serves which videos, and the errors where none can."""
+"""Which loader is chosen for which videos, and the errors if none can decode them."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The decoding processes of the pyav loader: they end with it, and their memory is never shared by two batches."""
+"""The decoding processes of the pyav loader: they end with the loader, and two batches never use the same memory."""
 
 import gc
 import os

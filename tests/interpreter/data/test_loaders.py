@@ -1,4 +1,4 @@
-"""Pixels of the loaders: those of `Video.read`, whatever is loaded ahead and by however many workers."""
+"""Loaders return the pixels of `Video.read`, for any number of workers and of batches that are loaded ahead."""
 
 import itertools
 import os
@@ -39,9 +39,9 @@ def test_dali_gives_the_same_frames_within_a_rounding(videos):
             apart = np.abs(pixels[start:end, None] - all_frames[None, start:end])
             difference = apart.mean((2, 3, 4))
             assert np.array_equal(difference.argmin(1), np.arange(end - start))  # no frame but the one asked for
-            if videos[index].path.is_dir():  # native pixels are equal, the resize rounds otherwise
+            if videos[index].path.is_dir():  # native pixels are equal; the resize rounds differently
                 assert max(apart[t, t].max() for t in range(end - start)) <= 1
-            else:  # chroma is interpolated otherwise before the resize, which shows at these hard edges
+            else:  # chroma is interpolated differently before the resize, which is visible at these hard edges
                 assert difference.diagonal().max() < 2
         for request in requests(videos):
             assert np.abs(loader.batch(*request).numpy() - truth(videos, request).astype(float)).mean() < 2
@@ -219,7 +219,7 @@ def test_cached_frames_are_as_many_as_were_counted(paths, videos):
     counted.close()
     frames = videos[1].frames
     videos[1].frames = lambda size: list(frames(size))[:-1]
-    with pytest.raises(VideoError, match=r"jpeg: 6 frames were counted, but another number decoded"):
+    with pytest.raises(VideoError, match=r"jpeg: 6 frames were counted, but another number was decoded"):
         open_loader("torch", videos, SIZE, CPU, workers=2)
 
 

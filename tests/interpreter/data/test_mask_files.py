@@ -1,4 +1,4 @@
-"""Masks are read as frames are: depths, orientation, names; and one message names the found and the expected files."""
+"""Masks are read like frames (bit depth, orientation, names); one message names the present and expected files."""
 
 import struct
 import zlib
@@ -25,7 +25,7 @@ MASK[8:11, 10:18] = 2
 
 
 def gray_png(ids, depth, interlaced=False, colour=0):
-    """A PNG of 1, 2, 4, 8 or 16 bits a channel, which Pillow does not write: gray [H, W], else a PNG type of colour."""
+    """A PNG with 1, 2, 4, 8 or 16 bits a channel, which Pillow cannot write: gray [H, W], or another colour type."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -243,10 +243,10 @@ WHITE = (MASK > 0).astype(np.uint8) * 255
 
 def test_one_object_in_white_is_an_object_in_a_plain_folder(folder):
     root = folder(saved(WHITE))
-    Image.fromarray(WHITE * 0).save(root / "Annotations" / "v" / "00001.png")  # it leaves the picture
+    Image.fromarray(WHITE * 0).save(root / "Annotations" / "v" / "00001.png")  # the object leaves the picture
     masks = open_dataset("folder", root).masks(0)
     np.testing.assert_array_equal(masks, np.stack([MASK > 0, MASK * 0, MASK > 0]))
-    assert (open_predictions(root / "Annotations").labels("v", 3, SIZE)[0] == WHITE).all()  # a segment like any other
+    assert (open_predictions(root / "Annotations").labels("v", 3, SIZE)[0] == WHITE).all()  # an ordinary segment
 
 
 @pytest.mark.parametrize("other", [np.where(WHITE, 255, 1).astype(np.uint8), MASK])
@@ -322,7 +322,7 @@ def test_numbers_are_whole(tmp_path):
 
 
 def test_picture_grid_of_training_skips_unusable_masks(folder):
-    """Such as colours, which are found only when a mask is decoded."""
+    """For example colours, which are noticed only when a mask is decoded."""
     dataset = open_dataset("folder", folder(saved(np.dstack([MASK * 100, MASK, MASK]))))
     segments = SimpleNamespace(labels=lambda frames, size: np.zeros((1, *size), np.uint8))
     assert sample_grid(lambda number, video: segments, dataset, SIZE).ndim == 3

@@ -81,7 +81,7 @@ def test_corrupt_shard_is_named_and_the_rest_is_kept(release, tmp_path):
     shard = release / "movi_e-train.tfrecord-00001-of-00003"
     whole = shard.read_bytes()
     damaged = bytearray(whole)
-    damaged[len(whole) // 4] ^= 16  # in the first record of the shard, which its checksum tells
+    damaged[len(whole) // 4] ^= 16  # in the first record of the shard, as its checksum shows
     shard.write_bytes(damaged)
     with pytest.raises(ValueError, match=r"tfrecord-00001-of-00003: damaged .*rerun .* continue from video 2 of train"):
         convert_movi(release, tmp_path / "out")
@@ -168,7 +168,7 @@ def test_damaged_movi_shards(tmp_path):
             message = str(error)
             refused += 1
         assert re.search(r"^$|tfrecord-0000[01]-of-00002: damaged", message)
-        for index in range(3):  # what was written is right, however far it came
+        for index in range(3):  # the files that were written are right, however many there are
             for number, file in enumerate(sorted((tmp_path / f"out/JPEGImages/480p/train-{index:05d}").glob("*.png"))):
                 np.testing.assert_array_equal(read_rgb(file), videos[index][0][number])
         shutil.rmtree(tmp_path / "out", ignore_errors=True)

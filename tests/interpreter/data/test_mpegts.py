@@ -1,4 +1,4 @@
-"""MPEG-TS files that were joined with cat are read in full; those that lack packets are refused, with the place."""
+"""MPEG-TS files joined with cat are read in full; files with missing packets are refused, with the position."""
 
 import re
 from itertools import pairwise

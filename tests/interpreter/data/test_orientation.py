@@ -30,7 +30,7 @@ MATRICES = {
     "transposed": ((0, 1, 1, 0), lambda f: f.swapaxes(1, 2)),
     "transposed and half turn": ((0, -1, -1, 0), lambda f: np.rot90(f.swapaxes(1, 2), 2, (1, 2))),
 }
-# The number that EXIF has for each.
+# The number of each in EXIF.
 EXIF = ["upright", "mirrored", "half turn", "upside down", "transposed", "clockwise", "transposed and half turn"]
 EXIF.append("counterclockwise")
 

@@ -1,4 +1,4 @@
-"""Live streams give the frames of a file of the same bytes, and say how they end."""
+"""Live streams give the same frames as a file with the same bytes, and report how they end."""
 
 import doctest
 import os
@@ -86,7 +86,7 @@ def test_stream_of_one_frame_is_whole():
 
 
 def refused(tmp_path):
-    """name -> (bytes, what the error must say)."""
+    """name -> (bytes, text of the error)."""
     return {
         "nothing": (b"", "nothing came"),
         "text": (b"this is no video\n" * 40, "it is no video"),
@@ -115,7 +115,7 @@ def test_change_of_size_ends_the_stream():
 
 @pytest.mark.parametrize("kind", LIVE)
 def test_frames_come_before_the_stream_goes_on(kind):
-    """After the first n + held pieces at least n + 1 frames are there, though the writer sends no more."""
+    """After the first n + held pieces, at least n + 1 frames have arrived, although the writer sends nothing more."""
     pieces = sent(kind, moving(40))
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as file, LiveVideo(file, ahead=50) as live:
@@ -138,7 +138,7 @@ def test_stop_ends_a_stream_that_says_no_more():
         rest = live.take(100, asked.is_set)
         assert len(first) == 5
         assert 0 < len(rest) < 30
-        assert live.error is None  # it was not the stream that ended
+        assert live.error is None  # the error did not come from the end of the stream
     os.close(writing)
 
 

@@ -1,4 +1,4 @@
-"""Files that name other files are no videos: what they name would be shown to whoever sent them."""
+"""Files that name other files are not read as videos: otherwise an uploader could read files of this machine."""
 
 import io
 

@@ -85,7 +85,7 @@ def test_wrong_length_size_and_name_are_refused(write, tmp_path):
 
 
 def decoded_or_refused(path, name):
-    """Maps of the right form, or None for the one kind of error, naming a file below ``path``."""
+    """Read maps and check their form; None if reading raises the expected error, which names a file below ``path``."""
     try:
         maps = open_predictions(path).labels(name, FRAMES, SIZE)
     except (PredictionError, FileNotFoundError) as refusal:
@@ -99,7 +99,7 @@ def decoded_or_refused(path, name):
 
 
 def file_of_boat(path):
-    """A file that holds masks of the video boat, whatever the format."""
+    """A file with masks of the video boat, in any format."""
     file = path if path.is_file() else sorted(path.rglob("boat*"))[0]
     return file if file.is_file() else file / "00002.png"
 
@@ -117,7 +117,7 @@ def test_cut_files_are_refused(write, tmp_path):
     assert decoded_or_refused(path, "boat") is not None
     if path.is_dir():
         file.write_bytes(whole[:20])
-        assert decoded_or_refused(path, "deep/er/cat") is not None  # one damaged video harms no other
+        assert decoded_or_refused(path, "deep/er/cat") is not None  # the other videos are read although one is damaged
 
 
 @every_format
@@ -133,7 +133,7 @@ def test_flipped_bits_are_refused_or_harmless(write, tmp_path):
         file.write_bytes(damaged)
         maps = decoded_or_refused(path, "boat")
         refused += maps is None
-        if file.suffix == ".npz" and maps is not None:  # all data is under a checksum
+        if file.suffix == ".npz" and maps is not None:  # a checksum covers all data
             assert np.array_equal(maps, TRUTH["boat"])
     assert refused > 50
 

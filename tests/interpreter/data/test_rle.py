@@ -35,7 +35,7 @@ def runs_of(mask):
 
 
 def decoded_or_refused(rle, size):
-    """The mask, or None for an error of the kind and form that callers rely on."""
+    """The mask, or None if the expected error was raised."""
     try:
         return decode_rle(rle, size, "a.json")
     except ValueError as refusal:
@@ -66,7 +66,7 @@ def test_cut_and_flipped_codes_are_refused_or_fill_the_frame(mask, data):
     counts = bytearray(rle["counts"])
     if data.draw(st.booleans()):
         counts = counts[: data.draw(st.integers(0, len(counts) - 1))]
-        with pytest.raises(ValueError, match=r"a\.json"):  # a cut code always lacks pixels
+        with pytest.raises(ValueError, match=r"a\.json"):  # in a cut code, pixels are always missing
             decode_rle({"size": rle["size"], "counts": bytes(counts)}, mask.shape, "a.json")
         return
     for _ in range(data.draw(st.integers(1, 3))):

@@ -29,7 +29,7 @@ def test_segtrack_objects_become_ids(tmp_path, suffix):
     dataset = open_dataset("segtrack", tmp_path)
     assert [video.name for video in dataset.videos] == ["birdfall", "bmx"]
     np.testing.assert_array_equal(dataset.masks(0), first)
-    np.testing.assert_array_equal(dataset.masks(1), np.where(second, 2, first))  # the later object is seen
+    np.testing.assert_array_equal(dataset.masks(1), np.where(second, 2, first))  # the later object is in front
     np.testing.assert_array_equal(dataset.mask_frames(1), range(4))
     np.testing.assert_array_equal(dataset[1].read([2])[0].shape, (*SIZE, 3))
 

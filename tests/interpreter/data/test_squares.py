@@ -126,7 +126,7 @@ def test_dali_refuses_squares_and_auto_avoids_it(clips, monkeypatch):
     assert uncut_size(CentralSquare(clips[0]), SIDE) == (32, 53)
     monkeypatch.setattr(opening, "free_memory", lambda: 4 * whole)
     assert choose_loader(clips, (SIDE, SIDE), cuda, squares=True) == "torch"
-    monkeypatch.setattr(opening, "free_memory", lambda: 4 * whole - 4)  # whole frames take more than squares
+    monkeypatch.setattr(opening, "free_memory", lambda: 4 * whole - 4)  # whole frames take more memory than squares
     assert choose_loader(clips, (SIDE, SIDE), cuda) == "torch"
     assert choose_loader(clips, (SIDE, SIDE), cuda, squares=True) == "pyav"
 

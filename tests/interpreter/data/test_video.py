@@ -1,4 +1,4 @@
-"""Frames of files and folders match an independent decoder, whichever way they are read."""
+"""Frames of files and folders match an independent decoder, in every way of reading them."""
 
 import os
 import pickle
@@ -55,7 +55,7 @@ def test_frames_match_independent_decoder(clip):
     assert frames.dtype == np.uint8
     assert video.num_frames == len(video) == len(frames) == len(expected) == 31
     assert frames.shape[1:3] == (video.height, video.width)
-    # FFmpeg's default conversion repeats chroma instead of interpolating it, which shows on coloured blocks.
+    # FFmpeg's default conversion repeats chroma instead of interpolating it, which is visible on coloured blocks.
     assert np.abs(frames - expected).mean() < 6
     order = np.abs(frames[:, None] - expected[None]).mean((2, 3, 4)).argmin(1)
     np.testing.assert_array_equal(order, np.arange(31))
@@ -91,7 +91,7 @@ def test_colours_are_those_of_the_standard(real_clips):
     y = 1.164384 * (planes[:height] - 16)
     expected = np.stack([y + 1.596027 * v, y - 0.391762 * u - 0.812968 * v, y + 2.017232 * u], axis=-1).clip(0, 255)
     difference = video.read([0])[0] - expected
-    assert np.abs(difference).mean() < 0.4  # 0.25 is rounding alone
+    assert np.abs(difference).mean() < 0.4  # rounding alone gives 0.25
     assert abs(difference.mean()) < 0.1
 
 

@@ -63,7 +63,7 @@ def test_wmv_that_starts_late_is_whole(tmp_path):
 
 def test_wmv_is_whole_if_it_is_as_long_as_its_header_states(tmp_path):
     path = write(tmp_path / "a.wmv", moving(4), HELD, Fraction(5), "mpeg4", "yuv420p", {})
-    assert open_video(path).num_frames == 4  # the last picture is held
+    assert open_video(path).num_frames == 4  # the last picture is shown longer
     content = path.read_bytes()
     path.write_bytes(content[:-1])
     with pytest.raises(VideoError, match=f"it ends after 4 frames, {len(content) - 1} of {len(content)} bytes"):

@@ -91,7 +91,7 @@ def test_split_without_public_masks_has_none(tmp_path, index, annotations):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """905 videos of one frame, whose ids are not their places in the file."""
+    """905 videos of one frame; their ids differ from their positions in the file."""
     root = tmp_path_factory.mktemp("many")
     videos = [ytvis_video(5000 - n, f"v{n:04d}", 1, (8, 8)) for n in range(905)]
     write_ytvis(root, videos, [])

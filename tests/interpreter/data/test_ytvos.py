@@ -132,7 +132,7 @@ def test_a_damaged_mask_is_named(release, damage):
     else:
         mode, size = ("RGB", SIZE[::-1]) if damage == "colours" else ("L", (9, 9))
         Image.new(mode, size, "red").save(path)
-    if damage == "colours":  # found when it is decoded
+    if damage == "colours":  # noticed when the mask is decoded
         with pytest.raises(VideoError, match=r"00005\.png: colours"):
             open_dataset("ytvos", release, "train").masks(0)
     else:
