@@ -14,7 +14,7 @@ import hypothesis
 import pytest
 import torch
 
-# The same examples in every run: one that fails would otherwise fail by chance, in somebody else's run.
+# The same examples in every run: otherwise a failure could appear by chance, in another run.
 hypothesis.settings.register_profile("same examples", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("same examples")
 
@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _nothing_compiled_is_left():
-    """PyTorch compiles a function a few times only, and counts the times of all tests in a process."""
+    """PyTorch compiles a function only a few times per process; the tests of a process share that limit."""
     yield
     if "torch._dynamo" in sys.modules:  # imported by the first compilation
         torch.compiler.reset()
@@ -44,7 +44,7 @@ def _nothing_compiled_is_left():
 
 @pytest.fixture
 def recorded_ranges(monkeypatch):
-    """The recorded timeline: (depth, name) of each range of our domain in the order of their beginnings, and
+    """The recorded timeline: (depth, name) of each range of our domain in the order in which they start, and
     the names of those that are still open."""
     from slotkernels import ranges
 

@@ -1,4 +1,4 @@
-"""Small videos to segment, and the label maps that segmenting them wrote."""
+"""Small videos to segment, and the label maps that were written for them."""
 
 from fractions import Fraction
 
@@ -10,7 +10,7 @@ from .videos import save_frames
 
 
 def make_clip(path, frames=9, size=(48, 64), pixels="yuv420p", codec="libx264", fps=Fraction(30000, 1001)):
-    """A disc that crosses blocky noise."""
+    """A disc that moves across blocky noise."""
     rng = np.random.default_rng(0)
     ground = rng.integers(40, 120, (size[0] // 8 + 1, size[1] // 8 + 1, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     rows, columns = np.mgrid[: size[0], : size[1]]
@@ -48,7 +48,7 @@ def read_annotations(out, name):
 
 
 class Repeated:
-    """A video of so many frames, over and over."""
+    """A video that repeats its frames up to this number."""
 
     def __init__(self, video, count):
         self.video, self.num_frames, self.path = video, count, video.path

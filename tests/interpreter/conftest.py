@@ -2,7 +2,7 @@
 
 import os
 
-# Before anything imports huggingface_hub: no test needs the network, and none may wait for it.
+# Set before anything imports huggingface_hub: no test needs the network, so none may wait for it.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import shutil
@@ -24,7 +24,7 @@ VIDEO_OPTIONS = (
 
 @pytest.fixture(scope="session", autouse=True)
 def _repeatable():
-    """Two processes agree bit for bit only if they split their sums alike; a GPU has to be asked for as much."""
+    """Two processes agree bit for bit only if they split sums in the same way; on a GPU this has to be switched on."""
     from interpreter.engine.randomness import repeatable
 
     torch.set_num_threads(1)
@@ -69,7 +69,7 @@ def tiny_run(tmp_path_factory, image_options, video_options):
 
 @pytest.fixture
 def image_run(tiny_run, tmp_path):
-    """image_run(name) -> a new run that holds the image stage of `tiny_run`, and no video stage yet."""
+    """image_run(name) -> a new run with the image stage of `tiny_run`, and without a video stage."""
 
     def make(name="run"):
         return shutil.copytree(

@@ -4,7 +4,7 @@ import torch
 
 
 def peak_bytes(run):
-    """Most bytes of tensors alive at once, beyond those alive before the call."""
+    """Peak bytes of tensors during the call, above those that existed before it."""
     run()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()

@@ -17,7 +17,7 @@ BACKBONE = "encoder.module.backbone.model."
 
 
 class Sizes(NamedTuple):
-    """What a published configuration fixes."""
+    """Sizes and options of a published configuration."""
 
     method: str
     channels: int  # C, width of the backbone's features
@@ -50,12 +50,12 @@ PUBLISHED = {
 
 
 def small(sizes):
-    """The same layout with small widths; depths and the number of slots stay."""
+    """The same layout with small widths. Depths and the number of slots are unchanged."""
     return sizes._replace(channels=12, dim=sizes.dim // 8, patches=9, hidden=20)
 
 
 def random_state(sizes, seed=0):
-    """A state dict with the published names and shapes: random weights, all far from what initialisation gives."""
+    """A state dict with the published names and shapes: random weights, all far from initial ones."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
 

@@ -1,4 +1,4 @@
-"""Training commands as processes, and what their runs leave behind."""
+"""Training commands as processes, and the files of their runs."""
 
 import json
 import os
@@ -7,12 +7,12 @@ import subprocess
 import sys
 
 STREAMED = ["--features", "streamed", "--loader", "pyav", "--workers", "2"]
-# "--" keeps torchrun from reading --run as its own.
+# "--" because torchrun would read --run as its own option.
 TWO_RANKS = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--"]
 
 
 def start(arguments, launcher=()):
-    """The command as a process of its own, its messages readable as they come; ``launcher`` is a module to start it."""
+    """Start the command as a process whose messages can be read; ``launcher`` is a module that starts it."""
     return subprocess.Popen(
         [sys.executable, "-m", *launcher, "interpreter.train", *arguments],
         stderr=subprocess.PIPE,
@@ -23,7 +23,7 @@ def start(arguments, launcher=()):
 
 
 def finish(process):
-    """Wait for a process that has to end well; returns its messages."""
+    """Wait for a process, which must succeed; returns its messages."""
     out, text = process.communicate(timeout=300)
     assert process.returncode == 0, f"{text}{out}"
     return text

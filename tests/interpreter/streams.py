@@ -25,7 +25,7 @@ BARE: tuple[str, str, str, dict[str, str], dict[str, str]] = ("h264", "libx264",
 
 
 class Sink:
-    """A file that cannot be sought; it keeps what was written since the last look."""
+    """A file without seek; `look` returns the bytes that were written since its last call."""
 
     def __init__(self):
         self.content = bytearray()
@@ -41,7 +41,7 @@ class Sink:
 
 
 def sent(kind, frames, fps=24):
-    """What a writer sends of frames uint8 [T, H, W, 3]: T + 1 pieces, the last one behind the last frame."""
+    """The bytes that a writer sends for frames uint8 [T, H, W, 3]: T + 1 pieces, the last one after all frames."""
     container, codec, pixels, of_codec, of_container = LIVE.get(kind, BARE)
     sink, pieces = Sink(), []
     with av.open(sink, "w", format=container, options={"flush_packets": "1", **of_container}) as file:
@@ -69,7 +69,7 @@ def piped(content):
         try:
             with os.fdopen(writing, "wb") as file:
                 file.write(content)
-        except BrokenPipeError:  # the reader had enough
+        except BrokenPipeError:  # the reader closed the pipe
             pass
 
     thread = threading.Thread(target=fill)

@@ -1,4 +1,4 @@
-"""The cache of features and slots: the same values as without it, and nothing made twice."""
+"""The cache of features and slots: the same values as without it, and nothing computed twice."""
 
 import errno
 import json
@@ -85,7 +85,7 @@ def test_cached_slots_equal_uncached_ones(cached):
     flips, draws = torch.rand(50, generator=generator) < 0.5, torch.randint(4, (50,), generator=generator)
     actual, expected = batch(stored, frames, flips, draws), batch(uncached, frames, flips, draws)
     assert actual.dtype == expected.dtype == torch.float32
-    # Features and slots keep 11 bits each, and iterations of slot attention let the difference grow.
+    # Features and slots keep 11 bits each, and iterations of slot attention increase the difference.
     torch.testing.assert_close(actual, expected, atol=1e-2, rtol=1e-2)
     for other in (batch(stored, frames, ~flips, draws), batch(stored, frames, flips, (draws + 1) % 4)):
         assert ((other - actual).abs().amax((1, 2)) > 0.1).all()
@@ -133,7 +133,7 @@ def test_cached_and_uncached_training_agree(cached, tmp_path, video_options):
     for one, other in zip(*curves, strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-2)
     losses = [record["loss"] for record in curves[0]]
-    assert max(losses) - min(losses) > 0.03 * losses[0]  # another step's draw would be seen
+    assert max(losses) - min(losses) > 0.03 * losses[0]  # the draw of another step would differ
 
 
 @pytest.mark.parametrize("change", ["image stage", "draws", "dtype", "video"])
@@ -146,7 +146,7 @@ def test_what_changed_is_made_anew_and_what_did_not_is_kept(
         SlotMaker, "make", lambda self, video, *rest: made.append(video.name) or make(self, video, *rest)
     )
     main(["--run", str(run), *options])
-    assert made == []  # the same videos at another place
+    assert made == []  # the same videos in another folder
     before = files(run / "cache")
     if change == "image stage":
         train(["--run", str(run), *image_options, "--steps", "4"])
@@ -196,14 +196,14 @@ def test_killed_command_resumes_with_the_same_files(cached, tmp_path):
         known = len(list(run.glob("cache/slots-*/*")))
         while len(list(run.glob("cache/slots-*/*"))) <= known and process.poll() is None and time.monotonic() < moment:
             time.sleep(0.001)
-        time.sleep(random.random() / 20)  # anew each time: no moment may matter
+        time.sleep(random.random() / 20)  # another moment in each run of the test: it must not matter
         process.kill()
         process.wait()
         process.stderr.close()
     assert set(files(run / "cache")) <= set(files(cached / "cache"))
     main(["--run", str(run)])
     assert files(run / "cache") == files(cached / "cache")
-    # Of recipe.json, which only people read, a kill may leave a temporary file: another process may be writing it.
+    # A kill may leave a temporary file of recipe.json, which no program reads: another process may be writing it.
     assert not [path for path in run.glob("cache/*/.*") if not path.name.startswith(".recipe.json.")]
 
 
@@ -237,7 +237,7 @@ def test_two_ranks_make_together_what_one_makes(cached, tmp_path):
     texts = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], texts
     assert "share 1 of 2 is done" in texts[0]
-    # Both read the scenes, one at a time: the second may say that it waits. It prints nothing else.
+    # Both read the scenes, one at a time: the second may print that it waits. It prints nothing else.
     assert [line for line in texts[1].splitlines() if not line.startswith("waiting for ")] == []
     assert files(run / "cache") == files(cached / "cache")
 

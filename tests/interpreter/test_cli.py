@@ -48,7 +48,7 @@ def test_help_shows_the_defaults_of_the_preset(stage, preset, capsys):
 
 
 def test_training_does_not_load_tensorflow_where_it_is_installed(tmp_path):
-    """Its LLVM and Triton's abort in one process, and TensorBoard would import it."""
+    """The LLVM libraries of TensorFlow and Triton abort in one process, and TensorBoard would import TensorFlow."""
     (tmp_path / "tensorflow.py").write_text("raise SystemExit('TensorFlow was imported')\n")
     path = os.pathsep.join([str(tmp_path), *sys.path])
     code = "import interpreter.train, interpreter.engine.trackers.tensorboard; from tensorboard.compat import tf; tf.io"
@@ -164,7 +164,7 @@ def fail_with(error):
         (FileNotFoundError(errno.ENOENT, "No such file", "/x/y"), "error: [Errno 2] No such file: '/x/y'"),
         (OSError(errno.ENOSPC, "the disk is full: c was not written"), "error: the disk is full: c was not written"),
         (RuntimeError("known"), "error: known"),
-        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "error: Broken pipe"),  # of a process that helps
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "error: Broken pipe"),  # of a helper process
         (ValueError("x" * 300), "error: " + "x" * 300),
     ],
 )

@@ -1,4 +1,4 @@
-"""Published checkpoints become runs that compute what the public code does."""
+"""Published checkpoints become runs with the results of the public code."""
 
 import json
 import pathlib
@@ -196,7 +196,7 @@ def test_all_kinds_of_files_hold_the_same_weights(tmp_path):
 
 
 class Marker:
-    """Leaves a trace where it is unpickled."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -245,7 +245,7 @@ def test_unreadable_files_are_named(tmp_path, capsys, name, content, reason):
 
 
 def wrong(change, tmp_path, capsys, layout="videosaur ytvis", *more):
-    """The message about a checkpoint that ``change`` has changed in place."""
+    """The message about a checkpoint after ``change`` has modified it in place."""
     sizes = PUBLISHED[layout]
     state = random_state(sizes)
     change(state)
@@ -273,7 +273,7 @@ def test_checkpoint_of_the_other_method_is_refused(tmp_path, capsys, method, lay
     line = fail([str(tmp_path / "model.pth"), "--method", method, "--out", str(tmp_path / "run")], capsys)
     assert f"not a published checkpoint of {method}: " in line
     assert re.search(r"\d+ missing \(.*\); \d+ unexpected \(initializer\.", line)
-    assert len(re.findall(r" and \d+ more\)", line)) == 1  # one of the two lists is longer than what is shown
+    assert len(re.findall(r" and \d+ more\)", line)) == 1  # one of the two lists is longer than the printed part
 
 
 def test_wrong_shapes_are_listed(tmp_path, capsys):

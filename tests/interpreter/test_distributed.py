@@ -23,16 +23,16 @@ def losses(run, stage):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["image", "video"])
 def test_two_processes_train_as_one_and_one_goes_on_alone(stage, image_run, image_options, video_options):
-    """The start of the annealing is fixed, as a batch shared by two has two bounding boxes."""
+    """The start of the annealing is fixed, because the two halves of a batch have different bounding boxes."""
     options = image_options if stage == "image" else [*video_options, "--diameter", "30"]
     runs = [image_run(name) for name in ("alone", "together")]
     for run in runs:
         shutil.rmtree(run / stage, ignore_errors=True)
     main(["--run", str(runs[0]), *options, "--steps", "8"])
     text = finish(start(["--run", str(runs[1]), *options, "--steps", "6"], TWO_RANKS))
-    assert text.count(f"{stage} step 3 ") == 1  # one of them speaks
+    assert text.count(f"{stage} step 3 ") == 1  # only one of them prints
     assert load_checkpoint(runs[1] / stage).step == 6
-    # The cosine ends at the last step: only what is learned up to there can agree.
+    # The cosine ends at the last step, so only weights up to that step can agree.
     assert losses(runs[1], stage)[:3] == pytest.approx(losses(runs[0], stage)[:3], rel=1e-4)
     main(["--run", str(runs[1]), *options, "--steps", "8"])
     assert load_checkpoint(runs[1] / stage).step == 8

@@ -26,7 +26,7 @@ MASK[2:6, 3:9] = True
 
 
 def windows(encoding):
-    """Text as Windows' programs write it."""
+    """Text as programs on Windows write it."""
     return lambda text: text.replace("\n", "\r\n").encode(encoding)
 
 

@@ -1,4 +1,4 @@
-"""The commands keep freed memory; a library does not, and what a user has chosen stays."""
+"""The commands keep freed memory; importing the package changes nothing, and settings of the user stay."""
 
 import ctypes
 import os
@@ -9,7 +9,7 @@ import pytest
 
 from interpreter.heap import CHOSEN_BY_USER, keep_freed_memory
 
-# Pages that the system hands out while eight blocks of 4 MiB are made, written and freed, in each of 20 rounds.
+# Pages that the system maps while eight blocks of 4 MiB are allocated, written and freed, in each of 20 rounds.
 ROUNDS = """
 import resource
 def pages():
@@ -31,7 +31,7 @@ AS_COMMAND = "import sys; sys.argv[0] = 'interpreter'; import interpreter\n"  # 
 
 @pytest.fixture(scope="module", autouse=True)
 def gnu():
-    """Skip where the C library is another one, or the system hands out huge pages, of which few are needed."""
+    """Skip with another C library, or where the system maps huge pages, of which few are needed."""
     if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"):
         pytest.skip("the C library has no mallopt")
     if pages_of_a_round("") < 1000:

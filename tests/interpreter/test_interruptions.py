@@ -1,4 +1,4 @@
-"""Runs that are interrupted or shared: exit statuses, what is left, and who keeps whom out."""
+"""Runs that are interrupted or shared: exit statuses, files that remain, and locks."""
 
 import json
 import os
@@ -33,7 +33,7 @@ LONG = ["--steps", "100000", "--checkpoint-every", "100000"]
 
 
 def interrupt(*_, **__):
-    """What a test puts where the signal is to arrive."""
+    """A function that a test inserts at the point where the signal arrives."""
     os.kill(os.getpid(), signal.SIGTERM)
     raise AssertionError("the signal did not interrupt")
 
@@ -255,7 +255,7 @@ def test_killed_generation_is_completed_with_the_same_scenes(tmp_path):
     generate_scenes(tmp_path / "whole", 3, workers=1, **options)
     generate_scenes(tmp_path / "killed", 1, workers=1, **options)
     half = tmp_path / "killed/Annotations_unsupervised/480p/.train-00009.partial"
-    half.mkdir()  # by a number that is not asked for again
+    half.mkdir()  # of a video that is not requested again
     generate_scenes(tmp_path / "killed", 3, workers=2, **options)
     assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
     assert not half.exists()
@@ -304,7 +304,7 @@ def test_interruption_does_not_wait_for_threads_that_only_read(
     endless = threading.Event()
 
     def read(*_):
-        while not main_thread_is_in("result"):  # it waits for what the threads find
+        while not main_thread_is_in("result"):  # it waits for the results of the threads
             if endless.wait(0.01):
                 return  # another thread was first
         os.kill(os.getpid(), signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Tensors of whole videos that do not fit into memory are kept in files: the same results, and nothing left behind."""
+"""Tensors of whole videos that do not fit into memory are kept in files: equal results, and no file remains."""
 
 import errno
 import tempfile
@@ -27,7 +27,7 @@ WAYS = {
 
 @pytest.fixture
 def files(monkeypatch, tmp_path):
-    """Sizes of the files that are made from now on; no tensor fits into memory."""
+    """Sizes of the files that are created from now on; no tensor fits into memory."""
     made, make = [], large._nameless_file
     folder = tmp_path / "temporary"
     folder.mkdir()
@@ -37,7 +37,7 @@ def files(monkeypatch, tmp_path):
     def spy(size, what):
         made.append(size)
         mapping = make(size, what)
-        assert not list(folder.iterdir())  # it has lost its name although it is in use
+        assert not list(folder.iterdir())  # the file has no name any more although it is in use
         return mapping
 
     monkeypatch.setattr(large, "_nameless_file", spy)
@@ -77,7 +77,7 @@ def test_tensors_share_half_of_the_free_memory(monkeypatch):
     for _ in range(2):  # as for two seeds: each would fit alone
         assert tensors.empty((6,), torch.float16, "attention").tensor.shape == (4, 6)
     assert made == [4 * 6 * 2]
-    tensors.empty((6,), torch.float32, "slots", elsewhere=False)  # what has to be on the device stays there
+    tensors.empty((6,), torch.float32, "slots", elsewhere=False)  # tensors that have to be on the device stay there
     assert len(made) == 1
 
 

@@ -1,4 +1,4 @@
-"""Locks among processes."""
+"""Locks between processes."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ from interpreter.locks import Lock, is_taken, waiting_for
 
 
 def start(code, *arguments):
-    """A process that runs this code with the path of a lock; it ends with its input."""
+    """A process that runs this code with the path of a lock, until its input is closed."""
     lines = f"import sys; from pathlib import Path; from interpreter.locks import *; path = Path(sys.argv[1]); {code}"
     command = [sys.executable, "-c", lines, *map(str, arguments)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -52,7 +52,7 @@ def test_a_look_tells_whether_a_lock_is_taken(path):
         other.kill()
         other.wait()
         assert path.exists()
-        assert not is_taken(path)  # what a killed process leaves
+        assert not is_taken(path)  # the file that a killed process leaves
     path.write_text(path.read_text().replace(platform.node(), "elsewhere"))
     assert is_taken(path)  # a process of another machine cannot be checked
     path.write_text("not JSON")
@@ -140,7 +140,7 @@ def test_a_read_only_lock_file_still_locks(path, monkeypatch, number):
     assert not Lock(path).take()
     other.release()
     with pytest.raises(OSError, match=re.escape(os.strerror(number))):
-        Lock(path).take()  # there is none, and none can be made
+        Lock(path).take()  # there is no folder, and none can be created
 
 
 def test_lock_file_of_another_user_is_not_removed(path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The commands let OpenMP's threads sleep early; a library does not, and what a user has chosen stays."""
+"""The commands let OpenMP threads sleep early; importing the package changes nothing, and user settings stay."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from interpreter.openmp import CHOSEN_BY_USER, SETTINGS, short_waits
 
 
 def openmp_settings(*arguments, **chosen):
-    """What the OpenMP library that torch loaded says of its settings: GNU's and LLVM's both print them when loaded."""
+    """The settings that torch's OpenMP library prints when it is loaded, as both GNU's and LLVM's do."""
     clean = {name: value for name, value in os.environ.items() if name not in CHOSEN_BY_USER}
     env = clean | {"OMP_DISPLAY_ENV": "verbose", "KMP_SETTINGS": "1"} | chosen
     run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=env, check=False)

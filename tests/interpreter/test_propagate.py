@@ -56,7 +56,7 @@ def clip(tmp_path):
 
 
 class Colours(Backbone):
-    """Mean colours of patches of 4 pixels, less the mean of each frame."""
+    """Mean colours of patches of 4 pixels, minus the mean of each frame."""
 
     def __init__(self):
         super().__init__(3, 4, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -107,7 +107,7 @@ def test_folder_and_first_mask_become_a_folder_of_masks(clip, tmp_path, capsys):
     maps = read_annotations(tmp_path / "out", "walk")
     np.testing.assert_array_equal(maps[0], ids[0])
     assert np.unique(maps).tolist() == [0, 3, 200]
-    for number in (3, 200):  # that moved by more than its diameter; a copy of the first mask does not overlap it at all
+    for number in (3, 200):  # it moved by more than its diameter, so a copy of the first mask does not overlap it
         assert iou(maps[-1] == number, ids[-1] == number) > 0.5
         assert iou(ids[0] == number, ids[-1] == number) == 0
     printed = capsys.readouterr().out
@@ -169,7 +169,7 @@ def test_memory_holds_a_few_frames():
     encoder = Encoder(Colours(), "fp32", None, "colours")
     stream = propagated(video, first_mask(discs(1)[1][0], "x"), encoder, Propagation(context=2), "guided")
     assert sum(1 for _ in stream) == 50
-    assert video.most <= 17  # two chunks of eight, and one that the loop still names
+    assert video.most <= 17  # two chunks of eight, and one that a variable of the loop still references
 
 
 def test_run_gives_the_features_of_its_backbone(clip, tmp_path, tiny_run):
@@ -261,7 +261,7 @@ def test_videos_without_first_mask_are_named_and_left_out(tmp_path, capsys):
 
 
 def mistakes():
-    """name -> (make(tmp_path, clip, run) -> the arguments, what the line must say)."""
+    """name -> (make(tmp_path, clip, run) -> the arguments, text of the error)."""
 
     def saved(mask, name="mask.png"):
         def make(path, clip, run):

@@ -65,7 +65,7 @@ def straight(tmp_path_factory, tiny_run, image_options, video_options):
 @pytest.mark.parametrize("stage", ["image", "video"])
 def test_killed_run_resumes_bit_for_bit(stage, command, straight):
     run, arguments = command(stage, "killed")
-    moments = sorted(random.sample(range(3, STEPS - 15), 2))  # anew each time: no moment may matter
+    moments = sorted(random.sample(range(3, STEPS - 15), 2))  # other moments in each run
     print("killed after steps", moments)
     for moment in moments:
         process = start(arguments)
@@ -91,7 +91,7 @@ def test_killed_run_resumes_bit_for_bit(stage, command, straight):
     ],
 )
 def test_killed_run_of_another_mode_resumes_bit_for_bit(stage, options, launcher, command):
-    """Eager steps on stored features and slots are above, streamed ones below."""
+    """Eager steps on stored features and slots are tested above, steps on streamed ones below."""
     whole, arguments = command(stage, "whole")
     finish(start([*arguments, *options], launcher))
     run, arguments = command(stage, "killed")
@@ -144,7 +144,7 @@ def test_signal_while_encoding_keeps_the_finished_videos(tmp_path, image_options
 
 
 def test_ctrl_c_ends_the_loader_and_training_resumes_bit_for_bit(command):
-    """A terminal's Ctrl-C reaches every process of the group, the decoding ones too."""
+    """Ctrl-C in a terminal reaches every process of the group, including the decoding processes."""
     whole, arguments = command("image", "whole")
     main([*arguments, "--features", "streamed", "--loader", "torch"])
     run, arguments = command("image", "stopped")

@@ -29,7 +29,7 @@ OUTPUTS = ["Annotations", "overlay.mp4", "preview.png", "segments.json", "slots.
 
 
 def invented(video, segments=5, seed=0, image_only=False, edges="guided"):
-    """A segmentation with several segments of the same importance, such as no tiny run gives."""
+    """A segmentation with several segments of similar size, which tiny runs do not produce."""
     torch.manual_seed(seed)
     attention = torch.softmax(4 * torch.randn(len(video), 24, 7), -1).half()
     tensors = {"image_slots": torch.randn(len(video), 7, 8), "image_attention": attention}
@@ -55,7 +55,7 @@ def test_written_files_agree_with_the_label_maps(tmp_path, source, image_only, e
     ids = read_annotations(out, video.name)
     assert ids.shape == (len(video), *size)
     same = (ids == upsampled + 1).mean()
-    assert same > 0.999 if edges == "none" else same < 0.99  # ties within rounding may fall either way
+    assert same > 0.999 if edges == "none" else same < 0.99  # ties within rounding may be broken either way
     labels = np.stack(list(segmented.labels()))
     np.testing.assert_array_equal(ids, labels + 1)
     counts = np.bincount(labels.ravel(), minlength=segmented.segmentation.num_segments)

@@ -1,4 +1,4 @@
-"""Training commands: what a run holds, what is refused, and what a run may be started from."""
+"""Training commands: the files of a run, refused options, and starting from another run."""
 
 import json
 import re
@@ -121,7 +121,7 @@ def test_init_starts_from_the_weights_of_another_run(
         shutil.rmtree(run / "image")
     options = image_options if stage == "image" else video_options
     monkeypatch.chdir(tiny_run.parent)
-    # A rate of nothing leaves the weights as they were loaded; the path may be relative, and holds from anywhere.
+    # Learning rate 0 leaves the loaded weights unchanged. A relative path works from any directory.
     still = ["--peak-lr", "0", "--start-lr", "0", "--final-lr", "0", "--steps", "1"]
     main(["--run", str(run), *options, *still, "--init", tiny_run.name])
     monkeypatch.chdir("/")
@@ -158,7 +158,7 @@ def test_video_stage_without_image_stage_names_the_command(tmp_path, video_optio
     run = tmp_path / "empty"
     with pytest.raises(FileNotFoundError, match=f"interpreter.train .*--run {run}"):
         main(["--run", str(run), *video_options])
-    assert not run.exists()  # a mistyped name leaves nothing behind
+    assert not run.exists()  # a mistyped name creates no file
     run.mkdir()
     with pytest.raises(
         FileNotFoundError, match=f"no trained image stage; .*interpreter.train --stage image --run {run}"
@@ -297,7 +297,7 @@ def test_same_command_gives_the_same_run(tiny_run, image_run, image_options):
 
 
 def test_finished_stage_names_the_commands_that_follow(image_run, image_options, capsys):
-    """The image stage alone can segment. A finished stage that is trained once more says so again."""
+    """The image stage alone can segment. If a finished stage is trained again, this is printed again."""
     run = image_run()
     main(["--run", str(run), *image_options])
     said = "".join("".join(capsys.readouterr()).split())

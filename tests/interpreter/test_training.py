@@ -1,4 +1,4 @@
-"""What training refuses before it begins, whatever the method."""
+"""Options that training refuses before it starts, for every method."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""segments.json as results of YouTube-VIS: numbers of videos, and what its API checks when it loads results."""
+"""segments.json as results of YouTube-VIS: numbers of videos, and the checks of its API when it loads results."""
 
 import json
 import sys
@@ -43,7 +43,7 @@ def halves(path, frames):
 
 
 def load_results(results, truth):
-    """What the API requires of results when it loads them, and the masks that it reads: {video: [[T, H, W], …]}."""
+    """Check results as the API does when it loads them, and return the masks that it reads: {video: [[T, H, W], …]}."""
     assert type(results) is list
     known = {video["id"]: video for video in truth["videos"]}
     assert {entry["video_id"] for entry in results} <= known.keys()
@@ -141,7 +141,7 @@ def test_listed_names_tell_whose_masks_they_are(tmp_path):
     path = results(tmp_path / "segments.json", walk=1, run=2)
     assert open_predictions(path).names == ["run", "walk"]
     assert (open_predictions(path).labels("walk", 1, SIZE) == OBJECT).all()
-    # In a data set with numbers of its own, a listed name decides, not a number that means another video there.
+    # If a data set has its own numbers, a listed name decides, not a number that means another video there.
     assert open_predictions(path, video_ids={"bike": 1, "run": 7}).names == ["run"]
     path.with_name("videos.json").unlink()
     assert open_predictions(path).names == ["1", "2"]

@@ -1,4 +1,4 @@
-"""Builds from a copy of the sources, so that nothing in the working tree is touched."""
+"""Builds from a copy of the sources, so that the working tree is not changed."""
 
 import os
 import runpy
@@ -39,7 +39,7 @@ def sources(tmp_path):
 
 @pytest.fixture
 def python():
-    """Runs this Python in a folder, with the given environment variables and none of those that steer a build."""
+    """Runs this Python in a folder, with these environment variables, and without those that influence a build."""
 
     def run(folder, *arguments, check=True, **variables):
         environment = {name: value for name, value in os.environ.items() if name not in (*CHOICES, "PYTHONPATH")}

@@ -1,6 +1,6 @@
-"""Calls every compiled CPU op on awkward shapes; test_sanitizers.py runs this with a library that checks itself.
+"""Calls every compiled CPU op on unusual shapes; test_sanitizers.py runs this with an instrumented library.
 
-A new op of csrc/schemas.cpp is missing below until some call here reaches it. Values are checked elsewhere.
+Every op of csrc/schemas.cpp has to be called here. Values are checked in other tests.
 """
 
 import re

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROCESSORS = {"80", "90", "100"}  # A100, H100, B200
 
-# `FORCE_CUDA=1` builds the sources with a torch without CUDA, too; these replace the functions that such a torch lacks.
+# `FORCE_CUDA=1` also builds the sources with a torch without CUDA; these replace the functions that are missing there.
 STAND_INS = """
 extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }
 extern "C" int torch_c10_cuda_check_msg(int, const char*, const char*, unsigned, bool, char**) { return 1; }

@@ -58,7 +58,7 @@ def link_with_requirements(name, site):
 
 @pytest.fixture
 def torch_alone(tmp_path):
-    """The Python of a new environment that holds torch, what torch requires, and nothing else."""
+    """The Python of a new environment with torch and its requirements only."""
     folder = tmp_path / "environment"
     venv.create(folder, with_pip=False)
     (site,) = folder.glob("lib/python*/site-packages")
@@ -140,7 +140,7 @@ def test_command_of_the_ops_names_each_backend_and_what_it_lacks(monkeypatch, ca
 
 
 def test_wheel_of_the_project_holds_the_page(tmp_path):
-    """Files that are no Python are left out of a wheel unless pyproject.toml names them."""
+    """Files that are not Python are left out of a wheel unless pyproject.toml names them."""
     sources = tmp_path / "sources"
     ignored = shutil.ignore_patterns("*.so", "__pycache__")
     for name in ("interpreter", "kernels"):

@@ -1,4 +1,4 @@
-"""install.py makes the environment of the README's two commands."""
+"""install.py creates the environment for the two commands of the README."""
 
 import ast
 import json

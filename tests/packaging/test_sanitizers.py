@@ -1,4 +1,4 @@
-"""The C++ and CUDA sources run clean under the address, undefined-behaviour and thread sanitizers."""
+"""The C++ and CUDA sources run without errors under the address, undefined-behaviour and thread sanitizers."""
 
 import shutil
 import subprocess

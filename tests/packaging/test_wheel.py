@@ -1,4 +1,4 @@
-"""A wheel of `pip install --no-build-isolation .` works with compiled ops and without."""
+"""A wheel of `pip install --no-build-isolation .` works with and without compiled ops."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""A small client of the page's server: requests, tabs, and waiting for what the server does meanwhile."""
+"""A small client of the page's server: requests, tabs, and waiting for results."""
 
 import http.client
 import json
@@ -13,7 +13,7 @@ FROM_PAGE = {"X-Interpreter": "1"}
 
 
 def wait_for(condition, seconds=30.0, every=0.02):
-    """The first true value of `condition()`; fails if there is none in time."""
+    """Wait for the first true value of `condition()` and return it; fails after the time limit."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, f"nothing came of it in {seconds} s"
@@ -33,7 +33,7 @@ class Answer:
 
     @property
     def error(self):
-        """The one line of an answer that is an error."""
+        """The error message, one line, of an answer."""
         assert self.status >= 400, self
         assert list(self.json) == ["error"]
         assert self.json["error"]
@@ -48,7 +48,7 @@ class Client:
         self.address, self.place = address, urlsplit(address).netloc
 
     def send(self, method, path, body=None, headers=None):
-        """The path is sent as it is, and so is the body unless it is a dictionary."""
+        """Send the path unchanged, and the body too unless it is a dictionary."""
         connection = http.client.HTTPConnection(self.place, timeout=60)
         try:
             if isinstance(body, dict):
@@ -64,7 +64,7 @@ class Client:
         return self.send("GET", path, headers={})
 
     def raw(self, head, body=b""):
-        """Send the lines of a request as they are; the body need not be whole."""
+        """Send the lines of a request unchanged; the body may be incomplete."""
         name, port = self.place.split(":")
         with socket.create_connection((name, int(port)), timeout=60) as connection:
             connection.sendall("".join(f"{line}\r\n" for line in (*head, "")).encode("latin-1") + body)
@@ -97,7 +97,7 @@ class Tab:
 
     @contextmanager
     def watched(self, headers=None):
-        """An open stream of states, as a page has one while it is open."""
+        """A stream of states; an open page has one."""
         states = States(self, headers or {})
         try:
             yield states
@@ -114,14 +114,14 @@ class Tab:
         return wait_for(lambda: (state := self.state())["job"] is None and state, seconds)
 
     def segment(self, source="cluster", **settings):
-        """Segment the clip, which must go well; returns the main pane."""
+        """Segment the clip and return the main pane; fails if the server reports an error."""
         assert self.post("segment", source=source, settings=settings).status == 202
         state = self.finish()
         assert state["error"] is None
         return state["panes"]["main"]
 
     def edit(self, kind, *segments, **more):
-        """Correct segments, which must go well; returns the main pane."""
+        """Correct segments and return the main pane; fails if the server reports an error."""
         answer = self.post("edit", kind=kind, segments=list(segments), **more)
         assert answer.status == 200, answer
         return answer.json["pane"]
@@ -160,7 +160,7 @@ class States:
         """Read all states in a thread, which ends with the stream; they are in `seen`."""
 
         def read():
-            with suppress(OSError, ValueError, AttributeError):  # of a stream that is closed here meanwhile
+            with suppress(OSError, ValueError, AttributeError):  # the stream was closed in this process
                 while self.next() is not None:
                     pass
 

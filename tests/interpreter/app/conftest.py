@@ -17,10 +17,10 @@ class Served:
     """A server that runs in a thread.
 
     Attributes:
-        folder: where it keeps what was uploaded.
+        folder: of the uploaded files.
         sessions: its tabs.
-        address: for browsers.
-        client: of that address.
+        address: to open in a browser.
+        client: sends requests to that address.
     """
 
     def __init__(self, folder, runs, clips, leave, forget, megabytes, frames):
@@ -47,11 +47,11 @@ class Served:
         self.client = Client(self.address)
 
     def files(self):
-        """Everything that it keeps, as paths relative to its folder."""
+        """All uploaded files, as paths relative to the folder."""
         return sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
 
     def session(self, tab):
-        """A tab as the server knows it."""
+        """The server's object of a tab."""
         return self.sessions.find(tab.token)
 
     def close(self):
@@ -66,7 +66,7 @@ def serve(tmp_path, tiny_run, monkeypatch):
     """serve(**options) -> Served: a server with the run `tiny_run` and the method cluster on a small backbone."""
     for package in ("starlette", "uvicorn"):
         pytest.importorskip(package, reason=f"{package} is not installed")
-    monkeypatch.setattr(cluster, "FRAME_SIZE", (64, 96))  # small frames are quick
+    monkeypatch.setattr(cluster, "FRAME_SIZE", (64, 96))  # small frames, to save time
     servers = []
 
     def start(*, runs=None, clips=8, leave=60.0, forget=600.0, megabytes=10, frames=100):
@@ -100,7 +100,7 @@ def clip(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def segmented(clip, tiny_run):
-    """The same clip as `interpreter.segment` segments it with `tiny_run`."""
+    """The segments that `interpreter.segment` finds in the same clip with `tiny_run`."""
     from interpreter import segment_video
 
     return segment_video(clip, tiny_run)

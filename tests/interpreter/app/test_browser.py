@@ -31,14 +31,14 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 @pytest.fixture(scope="module")
 def chromium():
-    """A headless browser of the system. Playwright has an event loop: it ends with this file."""
+    """A headless browser of the system. It is closed after this file, because Playwright has an event loop."""
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
         message = f"no Chromium is installed ({', '.join(BROWSERS)}); on Debian: apt install chromium"
         if os.environ.get("INTERPRETER_BROWSER") == "required":
             pytest.fail(message)
         pytest.skip(message)
-    # As root, which is usual in containers, Chromium starts without its sandbox only; it opens this server alone.
+    # As root, as in containers, Chromium starts only without its sandbox. It opens no page but this server's.
     options = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=options)
@@ -48,7 +48,7 @@ def chromium():
 
 @pytest.fixture
 def open_page(chromium):
-    """open_page(server, **options) -> the page of a server in a new window; its console has to stay empty.
+    """open_page(server, **options) -> the page of a server in a new window; its console must stay empty.
 
     A page's ``problems`` are what its console shows; a test that causes some takes them out.
     """

@@ -1,4 +1,4 @@
-"""Corrections by hand against what they mean for the soft masks."""
+"""Manual corrections, compared with their definition on the soft masks."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_a_merged_segment_is_hidden_as_its_first(segments):
 
 
 def blobs(grid=GRID, frames=FRAMES):
-    """Tokens of two looks: the left half of the patches, and the right one."""
+    """Tokens of two kinds: one in the left half of the patches, one in the right half."""
     right = torch.arange(grid[1]).ge(grid[1] // 2).repeat(grid[0])
     tokens = torch.randn(frames, len(right), 8, generator=torch.Generator().manual_seed(2)) * 0.05
     tokens[..., 0] += right.float()
@@ -98,7 +98,7 @@ def test_splitting_parts_two_objects_that_look_alike():
 
 
 def test_a_split_begins_in_the_frame_that_is_shown():
-    """Over the whole video the segment falls into early and late frames; within frame 3, into left and right."""
+    """In the whole video the segment splits into early and late frames; in frame 3, into left and right."""
     tokens, right = blobs(frames=8)
     tokens[4:, :, 1] += 3.0
     segments = uncorrected(Segmentation(GRID, torch.ones(8, 24, 1).half()))
@@ -138,7 +138,7 @@ def test_a_part_of_a_hidden_segment_is_hidden(segments):
     ],
 )
 def test_what_cannot_be_corrected_is_refused(segments, edit, message):
-    if message is None:  # equal tokens are parted by their places
+    if message is None:  # equal tokens are split by their positions
         assert len(edit(segments).ids) == 6
     else:
         with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Files of the segments: those of the command segment, without what is hidden and with the names."""
+"""Files of the segments: those that `segment` writes, without hidden segments and with the segments' names."""
 
 import io
 import json
@@ -84,7 +84,7 @@ def test_overlay_is_that_of_segment(ready, written):
     assert name == "walk-overlay.mp4"
     assert content == (written / "overlay.mp4").read_bytes()
     assert ready.download("overlay", opacity=0.2)[1] != content
-    assert ready.download("overlay")[1] == content  # half, unless told otherwise
+    assert ready.download("overlay")[1] == content  # half by default
 
 
 def test_pngs_leave_out_what_is_hidden(corrected, labels, hidden, named):
@@ -128,7 +128,7 @@ def test_cutout_without_hidden_segments_is_the_whole_video(ready, segmented):
 
 def test_overlay_does_not_tint_what_is_hidden(ready, labels, hidden, named, segmented):
     frames = np.stack(list(segmented.video.frames())).astype(int)
-    # Away from edges, which are drawn and which the codec smears.
+    # Away from edges, because outlines are drawn there and the codec blurs them.
     inside = {id: np.stack([_eroded(frame == id) for frame in labels]) for id in (hidden, named)}
     assert inside[hidden].any()
     assert inside[named].any()

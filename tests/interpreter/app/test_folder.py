@@ -1,4 +1,4 @@
-"""The command: what it says, how it ends, and that nothing is left of what was uploaded."""
+"""The command: its messages, its exit statuses, and that it deletes all uploads."""
 
 import os
 import re
@@ -77,7 +77,7 @@ def test_signal_ends_the_server_and_removes_its_folder(tmp_path, clip):
             assert address, (line, process.poll())
             tab = Client(address[1]).open_tab()
             assert [source["id"] for source in tab.about["sources"]] == ["cluster"]
-            with tab.watched() as states:  # an open page does not hold it up
+            with tab.watched() as states:  # an open page does not delay the end
                 states.next()
                 assert tab.upload(clip).status == 200
                 assert len(list(started[number].rglob("walk.mp4"))) == 1

@@ -1,4 +1,4 @@
-"""Nothing outside is readable, and pages of other sites get nowhere."""
+"""Files outside of the server's folder cannot be read, and requests from pages of other sites are refused."""
 
 import shutil
 
@@ -200,6 +200,6 @@ def test_pictures_are_kept_under_the_address_of_their_version(served):
         return "max-age" in tab.get(path).headers["cache-control"]
 
     assert is_kept(f"frames/0?clip={clip}")
-    assert not is_kept(f"frames/0?clip={clip - 1}")  # asked for before another clip came
+    assert not is_kept(f"frames/0?clip={clip - 1}")  # requested before another clip was uploaded
     assert is_kept(f"labels/main/0?version={version}")
     assert not is_kept(f"labels/main/0?version={version - 1}")

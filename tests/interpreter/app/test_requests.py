@@ -1,4 +1,4 @@
-"""Requests that make no sense are answered with one line, and change nothing."""
+"""Invalid requests are answered with one line, and change nothing."""
 
 import json
 
@@ -141,7 +141,7 @@ def test_error_inside_the_program_is_one_line(prepared, monkeypatch, capfd):
     assert answer.error.startswith("an error inside the program, RuntimeError: something broke")
     assert "Traceback (most recent call last)" in capfd.readouterr().err
     assert prepared.state() == before
-    monkeypatch.setattr(corrections, "uncorrected", fail)  # in the thread that works
+    monkeypatch.setattr(corrections, "uncorrected", fail)  # in the worker thread
     prepared.post("segment", source="cluster", settings={})
     state = prepared.finish()
     assert state["error"]["text"].startswith("an error inside the program, RuntimeError: something broke")

@@ -24,7 +24,7 @@ def labels_of(tab, pane, frames, view, version=0):
 
 @pytest.fixture
 def steps(monkeypatch):
-    """Names of the steps that tasks begin."""
+    """Names of the steps that tasks start."""
     seen, begin = [], Task.begin
 
     def noted(self, step, total=0):
@@ -207,7 +207,7 @@ def test_another_clip_takes_the_place_of_the_first(server, tab, clip, tmp_path):
 def test_states_come_without_being_asked_for(tab, clip):
     with tab.watched({"Accept-Encoding": "gzip"}) as states:
         assert states.response.getheader("Content-Type").startswith("text/event-stream")
-        assert states.response.getheader("Content-Encoding") is None  # compression would hold states back
+        assert states.response.getheader("Content-Encoding") is None  # compression would delay states
         assert states.next()["clip"] is None
         tab.upload(clip)
         assert states.next()["clip"]["name"] == "walk.mp4"

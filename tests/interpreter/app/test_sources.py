@@ -1,4 +1,4 @@
-"""What can segment, and the sliders that each method has with the stages that are trained."""
+"""The runs and methods that the page offers, and the sliders of each method."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Several tabs at once: who waits for whom, and what happens to a tab that was closed."""
+"""Several tabs at once: their places in the queue, and what happens to a closed tab."""
 
 import threading
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ def held(monkeypatch):
 
 
 def working(server, clip, held, count):
-    """So many tabs whose clips are to be segmented; the first has begun."""
+    """Open this many tabs and start segmenting in each; the first one has started."""
     tabs = [server.client.open_tab() for _ in range(count)]
     for tab in tabs:
         assert tab.upload(clip).status == 200
@@ -123,11 +123,11 @@ def test_reloaded_tab_finds_its_clip_and_its_task(serve, clip, held):
         tab.post("segment", source="cluster", settings={})
         wait_for(lambda: held.begun)
     wait_for(lambda: session.connections == 0)
-    server.sessions.tidy()  # not gone for long yet
+    server.sessions.tidy()  # closed only a moment ago
     with tab.watched() as states:
         state = states.next()
         assert (state["clip"]["name"], state["job"]["state"]) == ("walk.mp4", "running")
-        server.sessions.leave = server.sessions.forget = 0.0  # it is not gone at all
+        server.sessions.leave = server.sessions.forget = 0.0  # it was not closed at all
         for _ in range(3):
             server.sessions.tidy()
         assert server.session(tab) is session

@@ -1,4 +1,4 @@
-"""A run as the tab Training shows it, while it is trained and before."""
+"""What the tab Training shows of a run, before and during training."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from interpreter.engine.records import read_records
 from interpreter.engine.run import read_config, write_config
 from interpreter.locks import Lock
 
-PAST_PROCESS = 2**22 + 1  # more than Linux numbers
+PAST_PROCESS = 2**22 + 1  # above the largest number of a process in Linux
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_loss_that_is_no_number_is_left_out(client, run):
 def test_run_is_in_training_while_its_lock_is_taken(client, run):
     lock = Lock(run / ".lock")
     assert lock.take()
-    for _ in range(2):  # looking does not take it away
+    for _ in range(2):  # reading does not remove it
         assert shown(client)["training"] is True
         assert client.get("/api/runs").json[0]["training"] is True
     lock.release()
@@ -123,7 +123,7 @@ def test_run_without_a_directory_shows_once_it_is_there(serve, tiny_run, tmp_pat
     assert client.get("/api/runs/run-0/curves.png").error == "nothing is recorded yet"
     assert [source["id"] for source in client.open_tab().about["sources"]] == ["cluster"]
     run.mkdir()
-    write_config(run, read_config(tiny_run))  # training has begun, nothing is recorded
+    write_config(run, read_config(tiny_run))  # training has started, but has recorded nothing
     assert [(s["name"], s["step"]) for s in shown(client)["stages"]] == [("image", 0), ("video", 0)]
     assert [source["id"] for source in client.open_tab().about["sources"]] == ["cluster"]
     shutil.copytree(tiny_run, run, dirs_exist_ok=True)

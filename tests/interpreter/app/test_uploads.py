@@ -1,4 +1,4 @@
-"""What can be uploaded, what is refused and in which words, and where it is kept."""
+"""Which files can be uploaded, with which messages others are refused, and where uploads are stored."""
 
 import doctest
 import errno
@@ -22,7 +22,7 @@ from .client import wait_for
 
 
 def refused(server, tab, answer, status=422):
-    """The line of an answer that refuses a file, of which nothing is kept."""
+    """Send a file that must be refused; returns the error message. Nothing of the file may be stored."""
     assert answer.status == status
     assert server.files() == []
     assert list(server.folder.rglob("clip-*")) == []
@@ -54,7 +54,7 @@ def test_declared_length_above_the_limit_is_refused(narrow):
     assert "x.mp4: larger than the 1 MB" in refused(narrow, tab, answer, 413)
     assert "--max-mb" in answer.error
     answer = narrow.client.raw([*lines, "Content-Length: 1000000"], bytes(10**6))
-    assert "x.mp4" in refused(narrow, tab, answer)  # no video, but not too large
+    assert "x.mp4" in refused(narrow, tab, answer)  # not a video, but small enough
 
 
 def test_undeclared_length_above_the_limit_is_refused(narrow):
@@ -120,7 +120,7 @@ def test_damaged_file_is_refused_in_the_words_of_segment(
 
 
 def _ahead(folder):
-    """A video whose table of contents comes first, so that a cut is only noticed at the end."""
+    """A video whose table of contents comes first, so a missing part is noticed only at the end."""
     import av
 
     source, result = make_clip(folder / "whole.mp4", frames=30), folder / "ahead.mp4"
@@ -156,7 +156,7 @@ NAMES = {
     "my walk (1).mp4": "my walk (1).mp4",
     "Größe.mp4": "Größe.mp4",
     "x" * 5000 + ".mp4": "x" * 100 + ".mp4",
-    "字" * 500 + ".mp4": "字" * 33 + ".mp4",  # 100 bytes and no half of a character
+    "字" * 500 + ".mp4": "字" * 33 + ".mp4",  # 100 bytes, cut at a whole character
 }
 
 
@@ -198,7 +198,7 @@ def test_playlist_shows_no_other_file(server, tab, clip, kind):
 
 
 def test_frames_are_counted_only_up_to_the_limit(narrow, tmp_path, monkeypatch):
-    """A raw stream states no length, and each frame of it has to be decoded to count them."""
+    """A raw stream has no stated length; its frames are counted by decoding them."""
     decoded = []
     stream = VideoFile._stream
 
@@ -241,7 +241,7 @@ def broken_frames():
 
 
 def test_numbers_are_not_used_again_by_another_tab(server, clip):
-    """Browsers keep pictures by the number of the clip."""
+    """Browsers cache pictures under the number of the clip."""
     numbers = [server.client.open_tab().upload(clip).json["clip"]["id"] for _ in range(3)]
     assert len(set(numbers)) == 3
 

@@ -1,4 +1,4 @@
-"""The queue of long work: its order, places in it, and tasks that are not wanted any more."""
+"""The queue of long work: its order, places in it, and cancelled tasks."""
 
 import threading
 from unittest.mock import Mock
@@ -11,7 +11,7 @@ from .client import wait_for
 
 
 class Held(Task):
-    """A task that lasts until it may end, or is cancelled; `log` notes what becomes of it."""
+    """A task that runs until the test ends or cancels it; `log` records which."""
 
     def __init__(self, name, log, error=None):
         self.may_end, self.name, self.log, self.error = threading.Event(), name, log, error

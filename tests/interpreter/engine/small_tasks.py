@@ -48,7 +48,7 @@ class Regression:
 
 
 class RandomFeatures:
-    """Features [n, 6, 12] that depend on the frame and its flip alone; notes every request that it takes."""
+    """Returns features [n, 6, 12] that depend only on the frame and its flip, and records every request."""
 
     def __init__(self, device=CPU):
         self.device, self.taken = device, []
@@ -81,7 +81,7 @@ def image_task(iterations=3, device=CPU, config=SMALL, feature_shape=(6, 12), gr
 
 
 def video_task(iterations=3, device=CPU, gate=0.0, **changes):
-    """The video stage with 4 slots on clips of 5 frames, whose image slots are computed anew for each batch."""
+    """The video stage with 4 slots on clips of 5 frames; image slots are computed for each batch."""
     frozen = image_task(device=device).model.requires_grad_(False)
     torch.manual_seed(1)
     layers = {"encoder_layers": 1, "decoder_layers": 1, "heads": 2}
@@ -100,7 +100,7 @@ def gated_task(**changes):
 
 
 def window_task(iterations=3, device=CPU, **changes):
-    """SOLV with 4 slots on windows of 3 frames, of whose 6 tokens 4 are kept."""
+    """SOLV with 4 slots on windows of 3 frames, keeping 4 of their 6 tokens."""
     torch.manual_seed(0)
     config = SolvModelConfig(num_slots=4, dim=16, iterations=iterations, heads=2, decoder_dim=16, min_clusters=1)
     model, optim = Solv(config, 12, (2, 3), 3).to(device), OptimConfig(**{"batch_size": 4, **changes})

@@ -1,4 +1,4 @@
-"""Checkpoints hold everything, exist whole or not at all, and say what to do where they are damaged."""
+"""Checkpoints contain everything, are complete or absent, and their errors say what to do about damage."""
 
 import errno
 
@@ -83,7 +83,7 @@ def test_optimizer_resumes_bit_for_bit(device, tmp_path):
 
 
 def test_all_state_is_restored_where_the_parameter_is(tmp_path):
-    """As a fused optimiser needs it. A device without memory stands for a GPU here."""
+    """A fused optimiser needs this. A device without memory replaces the GPU here."""
     model, optimizer = build("cpu")
     train(model, optimizer, 1)
     tensors = optimizer_tensors(optimizer, model)

@@ -57,7 +57,7 @@ def test_padding_counts_for_nothing():
     """Two samples of 5 and 3 tokens, padded to 7 by tokens that would change every number."""
     attention = torch.randn(2, 7, 4, generator=torch.Generator().manual_seed(0)).softmax(-1)
     tokens = torch.arange(7) < torch.tensor([5, 3])[:, None]
-    attention[0, :5, 3] = attention[1, :3, 3] = 0.0  # a slot that padding alone would win
+    attention[0, :5, 3] = attention[1, :3, 3] = 0.0  # a slot that would win padding only
     attention[~tokens] = torch.tensor([0.0, 0.0, 0.0, 1.0])
     padded = {name: tensor.item() for name, tensor in slot_diagnostics(attention, tokens=tokens).items()}
     alone = [values(sample[:count][None]) for sample, count in zip(attention, (5, 3), strict=True)]

@@ -19,7 +19,7 @@ WINDOWS = Windows(GRID, (2, 3), 0.5)
 
 
 class NumberedFeatures:
-    """Features [n, 24, 3] that hold the frame, the row and the column of each token."""
+    """Features [n, 24, 3] that contain the frame, the row and the column of each token."""
 
     def batches(self, requests):
         rows, columns = torch.meshgrid(torch.arange(GRID[0]), torch.arange(GRID[1]), indexing="ij")
@@ -91,7 +91,7 @@ def test_window_of_the_size_of_the_grid_is_the_frame():
 
 
 class _Requested:
-    """Features [n, 1, 1] that hold the number of their frame; remembers what was asked for."""
+    """Features [n, 1, 1] that contain the number of their frame; records the requests."""
 
     def __init__(self):
         self.requests = []

@@ -1,4 +1,4 @@
-"""The memory of a step, predicted without allocating it, is what a step takes."""
+"""The memory of a step is predicted without allocating it, and equals what a step takes."""
 
 import re
 
@@ -53,7 +53,7 @@ def test_step_that_does_not_fit_names_the_remedy(monkeypatch):
 @pytest.mark.gpu
 def test_prediction_on_a_gpu():
     others, device = torch.cuda.memory_allocated(), torch.device("cuda")  # of tests before this one
-    # The demo's sizes: 3 GB, beside which the buffers of libraries are small.
+    # The demo's sizes: 3 GB. Buffers of libraries are small compared with that.
     task = image_task(
         device=device,
         config=ImageModelConfig(),

@@ -35,7 +35,7 @@ def test_batches_are_a_function_of_the_step_alone():
     index = FrameIndex([5, 9, 30])
     for step in (7, 3, 7, 0):
         again = frame_batch(44, 6, True, 1, step), clip_batch(index, 3, 8, True, 1, step)
-        for _ in range(2):  # whatever was drawn in between
+        for _ in range(2):  # independent of draws in between
             frame_batch(44, 6, True, 1, step + 1)
             np.random.default_rng().random()
             torch.rand(3)
@@ -101,7 +101,7 @@ def _as_before():
 
 @pytest.mark.usefixtures("_as_before")
 def test_training_on_a_gpu_allows_deterministic_kernels_only():
-    """Warnings alone would not do: with them PyTorch's fused attention stays non-deterministic."""
+    """With `warn_only`, PyTorch's fused attention would stay non-deterministic."""
     repeatable(torch.device("cuda"))
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.is_deterministic_algorithms_warn_only_enabled()
@@ -136,7 +136,7 @@ def test_frames_of_a_clip_are_a_stride_apart():
 
 
 def test_a_stride_of_one_draws_what_it_always_drew():
-    """Runs resume with the clips of before."""
+    """Runs of earlier versions resume with the same clips."""
     frames, flips = clip_batch(FrameIndex([5, 9, 30]), 3, 4, True, 1, 2)
     assert torch.equal(frames, clip_batch(FrameIndex([5, 9, 30]), 3, 4, True, 1, 2, 1)[0])
     assert frames.tolist() == [[10, 11, 12, 13], [31, 32, 33, 34], [0, 1, 2, 3]]

@@ -25,7 +25,7 @@ OPTIONS = [
     *(options for options in STAGES if not isinstance(options, VideoTraining)),
     VideoTraining(run=Path("run"), level=3),  # like the settings below
     *(method.settings() for method in METHODS.values() if method.settings is not Settings),
-    Settings(association="learned"),  # which all of its options have a meaning for
+    Settings(association="learned"),  # all options have a meaning for it
     Caching(run=Path("run")),
 ]
 
@@ -41,7 +41,7 @@ def bounded(options):
 
 
 def with_value(options, path, value):
-    """A copy of the options in which the field at a path has another value."""
+    """A copy of the options with another value of the field at this path."""
     name, _, rest = path.partition(".")
     return dataclasses.replace(options, **{name: with_value(getattr(options, name), rest, value) if rest else value})
 

@@ -1,4 +1,4 @@
-"""The learning rate at the steps where it turns."""
+"""The learning rate at the steps where the schedule changes."""
 
 import dataclasses
 

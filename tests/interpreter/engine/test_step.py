@@ -1,4 +1,4 @@
-"""A training step: micro-batches, recomputation, compilation, CUDA graphs, and what the profiler shows of it."""
+"""A training step: micro-batches, recomputation, compilation, CUDA graphs, and the ranges that a profiler shows."""
 
 import copy
 import itertools
@@ -43,7 +43,7 @@ def assert_close(one, other, **tolerance):
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_micro_batches_add_up_to_the_batch(size):
-    """Sums of parts differ in the last bits; AdamW's first steps are signs of gradients, which rounding may turn."""
+    """Sums of parts differ in the last bits. AdamW's first steps are signs of gradients, which rounding may change."""
     whole = train(image_task(), optim=replace(OPTIM, start_lr=1e-4))
     parts = train(image_task(), optim=replace(OPTIM, start_lr=1e-4, micro_batch=size))
     assert_close(parts, whole, rtol=1e-4, atol=1e-6)
@@ -126,7 +126,7 @@ def test_groups_have_their_rates_and_after_step_sees_new_weights(compiled):
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_group_rests_until_its_step(compiled):
-    """Not even its weights decay; afterwards it learns, though the number of the step is read on the device alone."""
+    """Before that step even weight decay is off. The number of the step is read on the device only."""
 
     def groups(model):
         return [{"params": [model.weight], "starts_at": 3, "lr_scale": 0.5}, {"params": [model.bias]}]
@@ -164,7 +164,7 @@ def test_weights_do_not_change_after_a_step_that_is_not_finite():
         step.run(batch)
     before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
     moments = [tensor.clone() for state in step.optimizer.state.values() for tensor in state.values()]
-    for batch in itertools.islice(batches, 3):  # the host does not look in between, as on a GPU
+    for batch in itertools.islice(batches, 3):  # the host reads nothing in between, as on a GPU
         step.run(batch)
     assert step.failure() == "the loss of step 4 is not finite"
     assert all(torch.equal(tensor, before[name]) for name, tensor in task.model.state_dict().items())
@@ -183,7 +183,7 @@ def test_inputs_of_another_size_are_refused_by_name():
 
 @pytest.fixture
 def streams(monkeypatch):
-    """Stands in for CUDA: the streams that are made, and the one in use at the end of the list ``streams.current``."""
+    """Replaces CUDA: records new streams. The last element of ``streams.current`` is the stream in use."""
 
     class Stream:
         def __init__(self):
@@ -220,7 +220,7 @@ def streams(monkeypatch):
 
 
 def test_warm_up_and_capture_share_one_side_stream(streams):
-    """The allocator keeps free memory per stream: one stream for each call would allocate all memory anew."""
+    """The allocator keeps free memory per stream: with a stream for each call, all memory would be allocated again."""
     used, main = [], streams.current[0]
     step = StepGraph(lambda x: used.append(streams.current[-1]))
     for _ in range(EAGER_STEPS + 3):
@@ -231,7 +231,7 @@ def test_warm_up_and_capture_share_one_side_stream(streams):
 
 
 def test_every_call_has_the_same_tensors_whatever_strides_the_batch_has(streams):
-    """For new strides torch.compile would compile again, which fails during a capture."""
+    """With new strides torch.compile would compile again, which fails during a capture."""
     pointers, values, strides = set(), [], set()
 
     def function(*tensors):

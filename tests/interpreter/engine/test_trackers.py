@@ -1,4 +1,4 @@
-"""Trackers: TensorBoard's events are read back; failures, absent packages, old runs."""
+"""Trackers: TensorBoard's events, failures, missing packages, and runs of earlier versions."""
 
 import importlib.util
 import json
@@ -50,7 +50,7 @@ def assert_events_equal_records(folder):
 
 @pytest.fixture
 def recorder(monkeypatch):
-    """A tracker named tensorboard that notes its calls, and raises from its step `fails_at` on."""
+    """A tracker named tensorboard that records its calls and, from step `fails_at`, raises an error."""
 
     class Recorder:
         fails_at, last, calls = None, -1, []
@@ -84,7 +84,7 @@ def test_tensorboard_holds_every_record_and_picture(tmp_path):
 
 
 def test_tensorboard_drops_steps_after_the_checkpoint(tmp_path):
-    """The first process dies in step 10, after records of steps 7 and 8 that the checkpoint of step 6 does not know."""
+    """The first process dies in step 10. It has recorded steps 7 and 8, but its last checkpoint is of step 6."""
 
     def die(step):
         if step == 8:
@@ -109,7 +109,7 @@ def test_a_tracker_that_is_added_later_gets_the_whole_history(tmp_path):
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_tracker_that_was_left_out_gets_what_it_lacks(tmp_path, killed):
-    """On until step 4, off until 8, on again; a killed process loses the events that it had not written yet."""
+    """The tracker is on until step 4, off until 8, then on. A killed process loses events that it had not written."""
 
     def run(steps, log_to):
         optim, logging = replace(OPTIM, steps=steps), LoggingConfig(log_every=2, sample_every=5, log_to=log_to)

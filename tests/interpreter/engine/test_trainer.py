@@ -51,7 +51,7 @@ def test_records_are_means_over_their_window(tmp_path):
 
 
 def test_each_step_runs_at_its_rate(tmp_path):
-    """One step of AdamW on a known gradient moves a weight by the rate of that step, and decays it by rate·decay."""
+    """One step of AdamW on a known gradient moves a weight by the learning rate, and decays it by rate·decay."""
     task = Regression(lambda step, loss: task.model.weight.sum())
     before = task.model.weight.detach().clone()
     trainer(
@@ -81,7 +81,7 @@ def test_stopped_run_resumes_bit_for_bit(stop_at, tmp_path):
         stop.number = signal.SIGTERM if step == stop_at else 0
 
     assert not trainer(parts, Regression(at_step=ask)).run(stop)
-    assert load_checkpoint(parts / "image").step == stop_at + 1  # the step under way is finished
+    assert load_checkpoint(parts / "image").step == stop_at + 1  # the current step is finished
     assert trainer(parts, Regression()).run(StopRequest())
 
     strip = [{k: v for k, v in r.items() if not k.startswith("seconds_")} for r in records(parts)]
@@ -97,7 +97,7 @@ def test_stopped_run_resumes_bit_for_bit(stop_at, tmp_path):
 def test_records_after_the_checkpoint_and_torn_lines_are_dropped(tmp_path):
     trainer(tmp_path, Regression()).run(StopRequest())
     expected = records(tmp_path)
-    (tmp_path / "image" / "checkpoint-00000010.safetensors").unlink()  # newest is now of step 9
+    (tmp_path / "image" / "checkpoint-00000010.safetensors").unlink()  # the newest is now of step 9
     with (tmp_path / "image" / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "image", "step": 11, "lo')
     trainer(tmp_path, Regression()).run(StopRequest())
@@ -213,7 +213,7 @@ def test_video_stage_leaves_the_image_stage_alone():
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [image_task, video_task, window_task])
 def test_compiled_step_equals_eager(make):
-    task = make(iterations=1)  # each more adds seconds of compilation and no other operation
+    task = make(iterations=1)  # each further layer adds seconds of compilation, but no new operation
     batch = batch_of(task)
     results = []
     for forward in (task.forward, torch.compile(task.forward, fullgraph=True)):

@@ -1,4 +1,4 @@
-"""A run's data, opened by its configuration."""
+"""The videos of a run, opened from its configuration."""
 
 import json
 

@@ -32,7 +32,7 @@ def root(tmp_path):
 
 
 def score(masks, root, out, *options):
-    """Exit status, and what scores.json holds."""
+    """Exit status, and the content of scores.json."""
     arguments = ["--masks", masks, "--data", "davis", "--year", "2017", "--root", root, "--out", out, *options]
     status = command.main([str(argument) for argument in arguments])
     return status, json.loads((out / "scores.json").read_text(), parse_constant=pytest.fail)
@@ -99,10 +99,10 @@ def test_several_protocols_each_with_its_own_numbers(root, tmp_path):
 def test_named_objects_are_scored_on_semi_supervised_masks(tmp_path, capsys):
     truth = squares()
     root = save_davis(tmp_path / "data", {"a": truth, "b": truth}, "Annotations")
-    save_png(root / "Annotations_unsupervised/480p", {"a": GAPS[truth], "b": GAPS[truth]})  # other ids, not looked at
+    save_png(root / "Annotations_unsupervised/480p", {"a": GAPS[truth], "b": GAPS[truth]})  # not scored
     late = truth.copy()
     late[3:][late[3:] == 2] = 0  # object 2 of video b is lost in the second half: J = 1, 1, 0, 0 between the ends
-    late[[0, -1]] = 7  # and the ends are not looked at
+    late[[0, -1]] = 7  # and the first and last frame are not scored
     masks = save_png(tmp_path / "masks", {"a": truth, "b": late})
     arguments = ["--masks", masks, "--data", "davis", "--root", root, "--split", "val", "--protocol", "davis-2017"]
     assert command.main([str(argument) for argument in (*arguments, "--out", tmp_path / "out")]) == 0
@@ -249,7 +249,7 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
         return used
 
     few, many = peak(3), peak(9)
-    assert many - few < maps.nbytes / 3  # keeping the masks of six more videos would take 6 to 12 times maps.nbytes
+    assert many - few < maps.nbytes / 3  # if masks were kept, six more videos would take 6 to 12 times maps.nbytes
 
 
 @pytest.mark.parametrize(

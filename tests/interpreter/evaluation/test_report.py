@@ -1,4 +1,4 @@
-"""The report, the pictures and the stamp on them."""
+"""The report, its pictures, and the text that is written on them."""
 
 import base64
 import io
@@ -107,7 +107,7 @@ def test_best_and_worst_videos_are_kept_in_order():
         ("worst 1", 0.1),
         ("worst 2", 0.3),
     ]
-    pictures = seen(Gallery(3), [0.2, 0.4, 0.3])  # no video is both
+    pictures = seen(Gallery(3), [0.2, 0.4, 0.3])  # no video is both best and worst
     assert [(p.rank, p.score) for p in pictures] == [("best 1", 0.4), ("best 2", 0.3), ("worst 1", 0.2)]
 
 
@@ -128,7 +128,7 @@ def test_pixels_in_no_segment_are_not_painted():
         gallery.see(video, Entry("masks", "main"), 7 * truth, truth, np.zeros(1, int), background)
         gallery.keep(1.0)
         image = gallery.pictures()[0].image
-        row = image[len(image) // 2]  # through the masks, between input and truth
+        row = image[len(image) // 2]  # with the masks, between input and truth
         unpainted[background] = (row == 100).all(1).mean()
     assert unpainted[None] == 0
     assert unpainted[0] == pytest.approx(0.5, abs=0.05)  # the left half of each frame

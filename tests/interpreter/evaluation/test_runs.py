@@ -85,12 +85,12 @@ def test_seeds_sweeps_and_baselines_encode_each_frame_once(run, data, monkeypatc
     for by_seed in scores.numbers.values():
         assert list(by_seed) == [0, 1, 2]
     means = [[by[seed]["val-00000"]["mbo_frame"] for seed in by] for by in scores.numbers.values()]
-    assert len({tuple(m) for m in means}) == len(means)  # no setting is the one before again
-    assert len(set(means[0])) > 1  # nor is any seed
+    assert len({tuple(m) for m in means}) == len(means)  # settings differ from one another
+    assert len(set(means[0])) > 1  # and so do seeds
 
 
 class _FewOfFour:
-    """Four segments, of which so many have pixels in each video; and a baseline whose number is not known."""
+    """Four segments, of which this many have pixels in each video; and a baseline with an unknown number."""
 
     def candidates(self, video, status):
         used = 1 + int(video.name[-1])
@@ -284,7 +284,7 @@ def test_clip_repeats_short_videos_and_cuts_long_ones(clip_frames, seen, scored,
         VideoStage, "encode_slots", lambda self, s, *rest: clips.append(s[0]) or encode_slots(self, s, *rest)
     )
     monkeypatch.setattr(Backbone, "features", lambda self, f: encoded.append(len(f)) or features(self, f))
-    learned = Settings(association="learned")  # whose encoder sees the repeats
+    learned = Settings(association="learned")  # its encoder gets the repeated frames
     config = Evaluation(
         run=run, data=data, protocol=NATIVE, seeds=(0,), pictures=0, clip_frames=clip_frames, settings=learned
     )

@@ -1,4 +1,4 @@
-"""`python -m interpreter.export`: what it writes, what it checks, and what it refuses."""
+"""`python -m interpreter.export`: its files, its checks, and its errors."""
 
 import dataclasses
 import json

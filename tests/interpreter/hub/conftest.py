@@ -1,4 +1,4 @@
-"""A hub on this computer, and the real client of the Hugging Face hub pointed at it."""
+"""A hub on this computer, which the real client of the Hugging Face hub uses."""
 
 import os
 import time
@@ -13,12 +13,12 @@ from interpreter.hub.packing import pack
 from .small_hub import TOKEN, Repository, SmallHub, serving
 
 NAME = "owner/tiny"
-CHUNK = 1000  # bytes, at most, that are lost when a download breaks off
+CHUNK = 1000  # at most this many bytes are lost when a download breaks off
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """An empty hub; the client has an empty cache and the right to write."""
+    """An empty hub. The client has an empty cache, and may write to the hub."""
     constants = pytest.importorskip("huggingface_hub.constants", reason="huggingface_hub is not installed")
     hub = SmallHub()
     with serving(hub) as address:
@@ -27,7 +27,7 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # a protocol of its own, not of this hub
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # another protocol, which this hub does not have
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)
         without_waiting = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})  # in that module alone
@@ -39,7 +39,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def tiny_files(tiny_run, tmp_path_factory):
-    """What a push of `tiny_run` sends, by path."""
+    """The files that a push of `tiny_run` sends, by path."""
     packed = pack(tiny_run, tmp_path_factory.mktemp("packed"))
     write_card(packed, parse_name(NAME), "mit")
     return {path: (packed.folder / path).read_bytes() for path in packed.files}
@@ -55,7 +55,7 @@ def pushed(hub, tiny_files):
 
 @pytest.fixture
 def as_another_user(hub, tmp_path):
-    """Environment of a command of somebody who never saw the hub before."""
+    """Environment of a command for a user with an empty cache."""
     unset = ("HF_HUB_OFFLINE", "HF_TOKEN", "HF_HUB_CACHE")
     env = {name: value for name, value in os.environ.items() if name not in unset}
     return env | {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "another"), "OMP_NUM_THREADS": "1"}

@@ -1,6 +1,6 @@
 """A small hub on this computer: the HTTP protocol that huggingface_hub speaks, with repositories in memory.
 
-It can be told to misbehave: see the attributes of :class:`SmallHub`.
+Tests can make it fail: see the attributes of :class:`SmallHub`.
 """
 
 import base64
@@ -48,7 +48,7 @@ class Repository:
 
 
 class SmallHub:
-    """What the server holds, what it was asked, and how it misbehaves.
+    """The files of the server, the requests that it got, and its faults.
 
     Attributes:
         repositories: by OWNER/NAME.

@@ -33,7 +33,7 @@ def fetch_tiny(revision="main"):
 
 
 def error_of(kind, name=NAME):
-    """The one line of the error."""
+    """The error message, one line."""
     with pytest.raises(kind) as raised:
         fetch(parse_name(name))
     line = one_line(raised.value)

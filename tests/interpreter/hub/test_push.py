@@ -1,4 +1,4 @@
-"""What is sent to the hub: weights, a configuration without paths, a model card; and what is not."""
+"""What is sent to the hub: weights, a configuration without paths, a model card, and nothing else."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ def push(run, *options):
 
 
 def with_every_path(kind):
-    """Options of a dataclass in which every option that takes a path has one, found by the types of its fields."""
+    """Options of a dataclass in which every option of a path has a value; the fields are recognised by their types."""
     hints, values = typing.get_type_hints(kind), {}
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
@@ -104,7 +104,7 @@ def test_later_push_replaces_the_runs_files_and_keeps_others(pushed, image_run):
     sent = {path for path in files if "checkpoint" in path}
     assert sent == {"image/checkpoint-00000004.safetensors"}
     assert {path: files[path] for path in others} == others
-    assert b"license: mit" in files["README.md"]  # that of the card that was there
+    assert b"license: mit" in files["README.md"]  # of the existing card
 
 
 @pytest.mark.parametrize("revision", ["main", "try"])

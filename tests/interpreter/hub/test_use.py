@@ -1,4 +1,4 @@
-"""A run on the hub does what the same run on this computer does, in every command that reads runs."""
+"""In every command that reads runs, a run on the hub gives the same results as a local one."""
 
 import doctest
 import json
@@ -254,7 +254,7 @@ def test_commit_of_a_backbone_on_the_hub_is_recorded(hub, tiny_run, tmp_path, ca
 
 
 def test_backbone_of_the_hub_is_never_taken_from_this_computer(hub, scenes, clip, tmp_path):
-    """A folder of the same name where the run is used, pickles, code and adapters of the backbone are left alone."""
+    """A folder of the same name in the current directory, pickles, code and adapters of the backbone are not used."""
     pytest.importorskip("transformers", reason="transformers is not installed")
     save_vit("Dinov2", tmp_path / "vit")
     files = {path.name: path.read_bytes() for path in (tmp_path / "vit").iterdir()}

@@ -19,7 +19,7 @@ from interpreter.store.open import opened_features
 
 
 class PatchSegmenter(Segmenter):
-    """Segments a video by one label for each patch, which a function of all its features gives."""
+    """Segments a video with one label per patch, which a function computes from all features."""
 
     def __init__(self, name: str, backbone: Any, frame_size: tuple[int, int], count: int, label: Callable) -> None:
         self.name, self.backbone, self.frame_size, self.num_segments = name, backbone, frame_size, count
@@ -134,7 +134,7 @@ class LevelStage(BaseStage):
 
 
 class Codes(FrameInputs):
-    """Codes of the level below in place of features."""
+    """Codes of the level below instead of features."""
 
     def __init__(self, frames: FrameInputs, models: list[Any]) -> None:
         super().__init__(frames.features, frames.feature_shape, frames.settings)

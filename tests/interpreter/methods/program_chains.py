@@ -1,4 +1,4 @@
-"""How a caller runs each method's programs over a video; what an exported run is compared with."""
+"""The order in which a caller runs each method's programs over a video. Exported runs are compared with it."""
 
 import torch
 
@@ -34,7 +34,7 @@ def dinosaur(programs, features, segmenter):
 
 
 def recurrent(programs, features, segmenter):
-    """Frame by frame, each from where the one before it ended."""
+    """Frame by frame; each starts from the slots of the frame before."""
     shape = segmenter.model.initial.noise_shape
     start = () if shape is None else (drawn(1, *shape)[0],)
     _, first, state = programs["first_frame"](features[:1], *start)
@@ -55,7 +55,7 @@ def solv(programs, features, segmenter):
 
 
 def smtc(programs, features, segmenter):
-    """Each frame with the one before it, the first with the second."""
+    """Each frame with the frame before it; the first frame with the second."""
     config = segmenter.model.config.model
     noise = drawn(1, config.num_semantics, config.num_instances, segmenter.model.student.dim)
     partners = torch.cat([features[1:2], features[:-1]])

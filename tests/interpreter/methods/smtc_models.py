@@ -21,13 +21,13 @@ def build(seed=0, loss=None, features=FEATURES, **changes):
         demo, model=dataclasses.replace(CONFIG, **changes), loss=losses, num_frames=FRAMES, drop_path=0.0
     )
     model = Smtc(config, features, GRID).double()
-    for parameter in model.parameters():  # away from what initialisation gives
+    for parameter in model.parameters():  # weights that differ from the initial ones
         parameter.data += 0.05 * torch.randn(parameter.shape, dtype=parameter.dtype)
     return model
 
 
 def batch(size=2, seed=1, features=FEATURES):
-    """Features of student and teacher, partner frames, and noise as the model takes it."""
+    """Features of student and teacher, partner frames, and noise: the arguments of the model."""
     shape = (size, FRAMES, PATCHES, features)
     student, teacher = (torch.randn(shape, dtype=torch.float64, generator=seeded(seed + i)) for i in range(2))
     partners = torch.tensor([[2, 0, 1], [1, 2, 0]])[torch.arange(size) % 2]

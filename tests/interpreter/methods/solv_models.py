@@ -18,7 +18,7 @@ def build(seed=0, frames=FRAMES, **changes):
 
 
 def batch(size=3, kept=KEPT, seed=1):
-    """Features of windows, one of them at the beginning and one at the end of a video; all samples merge but one."""
+    """Features of windows, one at the beginning and one at the end of a video. All samples but one merge."""
     generator = torch.Generator().manual_seed(seed)
     numbers = torch.rand(size, FRAMES, PATCHES, generator=generator).argsort(-1)[..., :kept].sort(-1).values
     whole = torch.randn(size, FRAMES, PATCHES, FEATURES, generator=generator, dtype=torch.float64)

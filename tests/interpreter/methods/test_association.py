@@ -1,4 +1,4 @@
-"""Association by features: which slots of all frames belong together."""
+"""Association by features: slots of all frames are grouped into segments."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from interpreter.methods.interpreter.token_means import TokenMeans, token_means
 
 
 def objects(frames=6, dim=5, noise=0.05, seed=0):
-    """Slots of 4 objects in frames, in another order in each; returns their means and the object of each slot."""
+    """Slots of 4 objects, in a different order in each frame; returns their means and the object of each slot."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.stack([torch.randperm(4, generator=generator) for _ in range(frames)])
     centres = 3 * torch.randn(4, dim, generator=generator)
@@ -37,7 +37,7 @@ def test_groups_are_means_of_their_slots_weighted_by_mass():
     features, masses = described.features.flatten(0, 1), described.masses.flatten()
     exact = torch.stack([(features * masses[:, None])[order.flatten() == k].sum(0) for k in range(4)])
     exact /= torch.stack([masses[order.flatten() == k].sum() for k in range(4)])[:, None]
-    assert len(slot_groups(described, 20)) == 20  # as many segments need as many groups
+    assert len(slot_groups(described, 20)) == 20  # 20 segments need 20 groups
     few = TokenMeans(*(part[:3] for part in described))
     assert len(slot_groups(few, 9)) == 12  # a group for each of the 12 slots
     alone = TokenMeans(exact[None], described.places[:1], described.masses[:1])

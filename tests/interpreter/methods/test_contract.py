@@ -1,4 +1,4 @@
-"""Every method keeps the contract of interpreter.methods.base; so does one with any number of stages."""
+"""Every method fulfils the contract of interpreter.methods.base; so does one with any number of stages."""
 
 import contextlib
 import dataclasses
@@ -136,7 +136,7 @@ def test_memory_of_a_step_is_predicted(method, stage, run_of, scenes):
 
 @pytest.mark.parametrize("method", TRAINED, ids=lambda method: method.name)
 def test_training_resumes_bit_for_bit(method, run_of, scenes, tmp_path):
-    """From its checkpoint after half of the steps each stage ends with the weights of an uninterrupted run."""
+    """Resumed from its checkpoint after half of the steps, each stage ends with the weights of an uninterrupted run."""
     straight, resumed = run_of(method), tmp_path / "run"
     shutil.copytree(straight, resumed)
     for stage in method.stages:
@@ -182,7 +182,7 @@ def test_help_names_method_stage_presets_and_options(method, stage, capsys):
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_exported_programs_give_the_same_masks(name, run_of, scenes):
-    """Traced on three frames and run on five; no operation of this project is left in them."""
+    """Programs are traced on three frames and run on five. They contain no operation of this project."""
     method = METHODS[name]
     clip = FirstFrames(open_video(next(scenes.glob("JPEGImages/*/train-00000"))), 5)
     _, _, segmenter = open_last_stage(ExportOptions(run=run_of(method), out=Path("unused")))
@@ -196,7 +196,7 @@ def test_exported_programs_give_the_same_masks(name, run_of, scenes):
     segmentation = segmenter.segment(segmenter.encode(clip, (0,)))
     expected = segmentation.masks() if name == "interpreter" else segmentation.attention.float()
     torch.testing.assert_close(masks, expected, atol=2e-3, rtol=0)  # segmenters keep masks in half precision
-    sure = expected.topk(2).values.diff().abs() > 5e-3  # patches that no rounding gives to another segment
+    sure = expected.topk(2).values.diff().abs() > 5e-3  # patches that rounding cannot assign to another segment
     assert torch.equal(masks.argmax(-1)[sure[..., 0]], expected.argmax(-1)[sure[..., 0]])
     if name == "interpreter":
         assert (labels.numpy() == segmentation.labels(size=segmenter.frame_size)).mean() > 0.99

@@ -1,4 +1,4 @@
-"""The number of segments: distances, merges and what is found on points whose number of groups is known."""
+"""The number of segments: distances, merges, and the number that is found for points with a known number of groups."""
 
 import shutil
 

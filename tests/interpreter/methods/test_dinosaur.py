@@ -148,11 +148,11 @@ def test_masks_of_the_chunks_are_those_of_the_frames(segmenter, video, monkeypat
     slots, masks = whole.by_seed[0]
     assert masks.dtype == torch.float16
     torch.testing.assert_close(masks.float().sum(-1), torch.ones(24, 24), atol=2e-3, rtol=0)
-    assert (slots - whole.by_seed[3][0]).abs().max() > 1e-3  # another seed is another draw
+    assert (slots - whole.by_seed[3][0]).abs().max() > 1e-3  # another seed gives another draw
 
 
 def test_linking_orders_the_segments_and_changes_no_mask(segmenter, video):
-    """Slots are shuffled in every frame; linked segments are as before, whatever the order."""
+    """Slots are shuffled in every frame. The linked segments do not depend on the order."""
     encoded = segmenter.encode(video)
     slots, masks = encoded.by_seed[0]
     expected = segmenter.segment(encoded)

@@ -1,4 +1,4 @@
-"""Levels of slots: windows, propagation through all levels, and who is part of whom."""
+"""Levels of slots: windows, propagation through all levels, and which segment is part of which."""
 
 import dataclasses
 
@@ -109,14 +109,14 @@ def test_a_lower_level_numbers_its_segments_within_the_window_that_owns_a_frame(
     generator = torch.Generator().manual_seed(0)
     level = random_level(10, 3, 4, Windows(4, 1), generator)  # windows begin at 0, 3 and 6
     owners = level.owners(10).tolist()
-    assert owners == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]  # by the centres 1.5, 4.5 and 7.5; of equal ones the first
+    assert owners == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]  # by the centres 1.5, 4.5 and 7.5; at equal distance, the first
     across = propagate([level], 10)
     for t, w in enumerate(owners):
         torch.testing.assert_close(across[t], level.attention[w, t - level.starts[w]])
 
 
 def test_windows_of_another_owner_do_not_mix_their_numbers():
-    """Below a level with several windows, a frame is the mean over the windows of its own owner alone."""
+    """Below a level with several windows, a frame is the mean over the windows of its owner only."""
     generator = torch.Generator().manual_seed(0)
     second = random_level(9, 3, 2, Windows(3, 1), generator)  # windows begin at 0, 2, 4, 6
     third = random_level(4, 2, 2, Windows(2), generator)  # windows 0 and 1, then 2 and 3
@@ -151,7 +151,7 @@ def test_hierarchy_names_the_parent_of_each_segment():
 
 @torch.no_grad()
 def test_one_window_over_the_whole_video_is_the_video_stage():
-    """Bit for bit: a single window of level 2 is what the method with two levels computes."""
+    """A single window of level 2 equals the result of the method with two levels, bit for bit."""
     stage, below, frames = build(12), image_slots(6), 6
     noise = torch.randn(1, 1, 4, 16, generator=torch_generator(torch.device("cpu"), 0, 1))
     level = apply_level(stage, below, Windows(frames), lambda window: noise[:, 0], False, "fp32")

@@ -104,7 +104,7 @@ def test_mask_decoder_is_the_attention_times_linear_slots():
     torch.testing.assert_close(stage.decode(stage.encode(features, slots=initial)), expected)
     loss, _ = stage(features, initial)
     torch.testing.assert_close(loss, (expected - features).square().mean())
-    # The loss reaches the queries through the attention too, not only through the slots.
+    # Gradients of the loss reach the queries through the slots and through the attention.
     loss.backward()
     whole = stage.slot_attention.to_q.weight.grad.clone()
     stage.zero_grad()
@@ -157,7 +157,7 @@ def test_positions_mean_the_same_place_on_another_grid():
     fine = patch_positions((9, 15), 16, (3, 5), device).unflatten(0, (9, 15))
     torch.testing.assert_close(
         fine[1::3, 1::3], coarse
-    )  # the middle patch of each 3x3 stands where the coarse one does
+    )  # the middle patch of each 3x3 has the position of the coarse one
     assert not torch.allclose(fine[0, 0], coarse[0, 0], atol=1e-3)
     flat = coarse.flatten(0, 1)
     assert torch.pdist(flat).min() > 0.1  # no two patches look alike

@@ -51,7 +51,7 @@ def test_frame_keeps_the_draw_that_reconstructs_it_best(segmenter):
     draws = [stage.encode(features, slots=slots, iterations=6) for slots in initial]
     errors = torch.stack([stage.error(draw, features) for draw in draws])
     best = errors.argmin(0)
-    assert len(set(best.tolist())) > 1  # frames choose for themselves
+    assert len(set(best.tolist())) > 1  # each frame keeps its own best draw
     torch.testing.assert_close(stage.error(ImageSlots(slots, attention), features), errors.amin(0))
     for frame, draw in enumerate(best):
         torch.testing.assert_close(slots[frame], draws[draw].slots[frame])
@@ -68,7 +68,7 @@ def test_single_draw_is_not_reconstructed(segmenter, monkeypatch):
     draw = stage.encode(features, slots=initial, iterations=6)
     assert torch.equal(slots, draw.slots)
     assert torch.equal(attention, draw.attention)
-    monkeypatch.setattr(stage, "decode", None)  # it costs as much as the slots
+    monkeypatch.setattr(stage, "decode", None)  # they take as much memory as the slots
     segmenter.find_image_slots(features, torch.Generator())
 
 
@@ -247,4 +247,4 @@ def test_attention_is_held_once(tmp_path, monkeypatch):
 
         return peak_bytes(run) - (2 * 864 * 32 + 4 * 32 * (16 + 8 + 3)) * count
 
-    assert beyond(256) < 1.1 * beyond(64)  # held twice, the attention alone would double it
+    assert beyond(256) < 1.1 * beyond(64)  # a second copy of the attention alone would double it

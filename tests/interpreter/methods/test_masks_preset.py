@@ -1,4 +1,4 @@
-"""Training of the mask decoder on windows: resumes, reads streamed features too, and refuses what makes no sense."""
+"""Training of the mask decoder on windows: it resumes, reads streamed features, and refuses invalid options."""
 
 import dataclasses
 import shutil

@@ -1,4 +1,4 @@
-"""Windows of a stream: numbers stay, whatever the order of the slots, and memory is bounded."""
+"""Windows of a stream: segments keep their numbers in any order of the slots, and memory is bounded."""
 
 import torch
 from slotkernels import cluster_slots, merge_slots
@@ -14,7 +14,7 @@ COLOURS = torch.tensor([[9.0, 0.0], [0.0, 9.0], [-9.0, -9.0]])
 
 
 def window(seed, frames=4, objects=(0, 1, 2)):
-    """Slots of three objects in an order of their own in each frame; returns them, and the object of each slot."""
+    """Slots of three objects, in a different order in each frame; returns them, and the object of each slot."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.stack([torch.randperm(len(objects), generator=generator) for _ in range(frames)])
     order = torch.tensor(objects)[order]
@@ -50,7 +50,7 @@ def test_object_that_returns_after_a_short_absence_has_its_number():
 
 
 def merging_group(attention_to, threshold, calls):
-    """A group function whose slots stay where they start, or go where the test says."""
+    """A group function whose slots stay at their start, or move to values that the test sets."""
 
     def group(inputs, starts, iterations):
         calls.append(iterations)
@@ -67,7 +67,7 @@ def test_video_slots_keep_their_numbers_and_merging_never_renumbers():
     draws = torch.tensor([[[[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]]])
     moved = {
         2: {3: [0, 1.0, 0]},  # the duplicate, numbered behind the others, joins number 1
-        3: {3: [0, 0.6, -0.8]},  # and then stands alone
+        3: {3: [0, 0.6, -0.8]},  # and then is separate
         4: {0: [0, 0, 1.0]},  # number 0 joins number 2
     }
 

@@ -1,4 +1,4 @@
-"""Clips of different lengths in one batch: padding changes nothing, and masses weigh the inputs of a step."""
+"""Clips of different lengths in one batch: padding changes nothing, and masses weight the inputs of a step."""
 
 import dataclasses
 import shutil
@@ -27,13 +27,13 @@ def build(decoder, layers, **changes):
     torch.manual_seed(0)
     config = dataclasses.replace(CONFIG, decoder=decoder, encoder_layers=layers, **changes)
     stage = VideoStage(config, WIDTH, FRAMES).double()
-    for parameter in stage.parameters():  # the initial layers are so small that slots would all be alike
+    for parameter in stage.parameters():  # the initial layers are so small that all slots would be alike
         parameter.data += 0.2 * torch.randn_like(parameter)
     return stage
 
 
 def batch(stage):
-    """Inputs, initial slots and masses of clips of LENGTHS; the padding holds anything."""
+    """Inputs, initial slots and masses of clips of LENGTHS; the padding has arbitrary values."""
     torch.manual_seed(1)
     inputs = torch.randn(len(LENGTHS), FRAMES, SLOTS, WIDTH, dtype=torch.float64)
     present = torch.arange(FRAMES) < torch.tensor(LENGTHS)[:, None]
@@ -100,7 +100,7 @@ def test_nothing_depends_on_what_padding_holds(decoder, layers, poison):
 
 @pytest.mark.parametrize("layers", [2, 0])
 def test_an_input_without_mass_could_as_well_be_missing(layers):
-    stage = build("masks", layers)  # the other decoder has a query for each input, and so one more
+    stage = build("masks", layers)  # the other decoder has one query per input, so one more here
     inputs, slots, masses = batch(stage)
     masses[:, :, 2] = 0
     whole, _ = differentiated(stage, inputs, slots, masses)

@@ -1,4 +1,4 @@
-"""Slot Contrast: loss and its options, what learns from it, training by several processes, segmenting in one pass."""
+"""Slot Contrast: loss and its options, its gradients, training in several processes, segmenting in one pass."""
 
 import dataclasses
 import json
@@ -97,7 +97,7 @@ def test_video_in_parts_has_the_masks_of_a_whole_pass():
             slots, state = model.find_slots(part, state, first=number == 0)
             masks.append(model.masks(slots[0]))
         whole = model.masks(model.find_slots(x, model.initial(1)).slots[0])
-    torch.testing.assert_close(torch.cat(masks), whole)  # products of other sizes round otherwise
+    torch.testing.assert_close(torch.cat(masks), whole)  # products of other sizes round differently
 
 
 def test_a_long_video_is_segmented_as_one_recurrence(scenes):
@@ -139,7 +139,7 @@ def test_parts_of_a_batch_are_refused_with_the_option_that_helps(scenes, tmp_pat
 
 @pytest.mark.slow
 def test_two_processes_contrast_the_slots_of_the_whole_batch(scenes, tmp_path):
-    """Every step has the loss and the gradient norm of one process; without gathering it does not."""
+    """Every step has the loss and the gradient norm of a single process; without gathering they differ."""
     options = ["--method", "slot-contrast", "--root", str(scenes), "--frame-size", "64", "96", "--num-videos", "3"]
     options += [
         "--batch-size",

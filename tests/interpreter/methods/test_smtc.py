@@ -32,7 +32,7 @@ STAGE = SMTC.stages[0]
 
 
 def group(model, rows=4, seed=5, noise=None):
-    """What the student finds in random features."""
+    """The student's result on random features."""
     features, partners = (
         torch.randn(rows, PATCHES, FEATURES, dtype=torch.float64, generator=seeded(seed + i)) for i in range(2)
     )
@@ -51,10 +51,10 @@ def test_deviations_get_no_gradient_unless_draws_are_reparameterised(loss):
         gradients[sampling] = model.student.mu.grad, model.student.log_sigma.grad
     mu, sigma = gradients["none"]
     assert torch.equal(sigma, torch.zeros_like(sigma))
-    if loss == "instance":  # without gradients of the draws, it does not reach the means
+    if loss == "instance":  # without gradients of the draws, no gradient reaches the means
         assert torch.equal(mu, torch.zeros_like(mu))
         assert all((gradient != 0).any() for gradient in gradients["reparameterised"])
-    else:  # the semantic stage alone reaches the means, and nothing the deviations
+    else:  # only the semantic stage gives the means a gradient; the deviations get none
         assert (mu != 0).any()
         torch.testing.assert_close(gradients["reparameterised"][0], mu)
         assert torch.equal(gradients["reparameterised"][1], torch.zeros_like(sigma))
@@ -80,7 +80,7 @@ def test_gradient_of_the_means_is_that_of_one_iteration_from_the_fixed_point():
 
 
 def test_one_instance_that_sees_all_patches_takes_their_mean():
-    """Its softmax is over itself alone: the weights are uniform, and the semantic's mask does not choose among them."""
+    """Its softmax has one element: the weights are uniform, and the semantic's mask does not select among them."""
     model = build(mask_threshold=-1.0)
     noise = torch.randn(4, SEMANTICS, 1, FEATURES, dtype=torch.float64, generator=seeded(9))
     found = group(model, noise=noise)
@@ -186,7 +186,7 @@ def test_links_of_instances_are_chains_of_matches():
     order = torch.stack([torch.randperm(4, generator=seeded(i)) for i in range(12)]).view(6, 2, 4)
     instances = torch.eye(4)[order]
     expected = torch.zeros(6, 2, 4, dtype=torch.long)
-    for semantic in range(2):  # an instance is known by the direction that it has
+    for semantic in range(2):  # each instance is recognised by its direction
         ids = order[0, semantic].argsort()
         expected[:, semantic] = ids[order[:, semantic]]
     assert torch.equal(link_instances(instances), expected)
@@ -216,7 +216,7 @@ def opened(scenes, size=None, mask_threshold=0.3, **settings):
 
 
 def test_frames_are_correlated_with_those_before_them_across_chunks(scenes):
-    """40 frames, encoded in chunks of 32, get the masks of a pass over all of them."""
+    """40 frames, encoded in chunks of 32, get the same masks as in one pass."""
     segmenter, model = opened(scenes, area_threshold=0.0, similarity_threshold=-1.0)
     video, kept = Repeated(open_video(next(scenes.glob("JPEGImages/*/train-00000"))), 40), []
     encoded = segmenter.encode(video, (0, 1), keep=kept.append)
@@ -267,7 +267,7 @@ OPTIONS += ["--precision", "fp32", "--log-every", "1", "--sample-every", "1000",
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_a_run_is_evaluated(scenes, tmp_path):
-    """Every step has the loss and gradient norm of one process: instances are averaged over the whole batch."""
+    """Every step has the loss and gradient norm of a single process: instances are averaged over the whole batch."""
     options = [*OPTIONS, "--root", str(scenes), "--cache", str(tmp_path / "cache")]
     runs = [tmp_path / name for name in ("alone", "together")]
     train(["--run", str(runs[0]), *options])

@@ -85,7 +85,7 @@ def test_places_are_the_mean_and_deviation_of_the_tokens():
 
 
 def test_all_slots_and_their_updates_learn():
-    """Gradients pass through all iterations; clusters are constants, and neither target nor features get any."""
+    """Gradients pass through all iterations. Clusters are constants; target and features get no gradient."""
     model, (dropped, target, *rest) = build(), batch()
     loss, _, _ = model(dropped, target, *rest)
     loss.backward()
@@ -247,14 +247,14 @@ def test_one_frame_is_a_window_of_its_own(scenes):
 
 
 def test_preset_that_starts_from_another_run_names_the_command_that_trains_it(scenes, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # where there is no runs/solv-ytvis19
+    monkeypatch.chdir(tmp_path)  # a directory without runs/solv-ytvis19
     with pytest.raises(FileNotFoundError, match=r"no run directory at .*; make one with: .* --method solv --run"):
         train(["--method", "solv", "--preset", "davis", "--run", str(tmp_path / "run"), "--root", str(scenes)])
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_a_run_is_swept(scenes, tmp_path):
-    """Every step has the loss and gradient norm of one process: each takes its rows of the whole batch's draws."""
+    """Every step has the loss and gradient norm of a single process: each takes its rows of the batch's draws."""
     options = [
         "--method",
         "solv",

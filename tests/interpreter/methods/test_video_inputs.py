@@ -71,7 +71,7 @@ def test_means_do_not_depend_on_the_scale_of_attention_and_an_empty_slot_is_fini
 
 
 def test_repeated_tokens_are_as_good_as_twice_the_attention():
-    """A token of attention 2 counts like the same token twice."""
+    """A token with attention 2 counts like two equal tokens."""
     features, attention = torch.randn(1, 4, 5), torch.rand(1, 4, 2)
     doubled = torch.cat([features, features[:, :1]], 1), torch.cat([attention, attention[:, :1]], 1)
     heavier = attention.clone()
@@ -137,7 +137,7 @@ def test_half_precision_keeps_the_loss_in_fp32():
 
 
 def test_a_field_that_a_stored_configuration_lacks_means_what_it_was():
-    """Runs of before these options read slots and reconstruct sets, whatever the presets do."""
+    """Runs from before these options read slots and reconstruct sets, whatever the presets say."""
     assert (VideoModelConfig().inputs, VideoModelConfig().decoder) == ("slots", "transformer")
     assert (VideoModelConfig().merge_threshold, VideoModelConfig().encoder_layers) == (0.05, 2)
     for paper in ("ytvis19", "movi-e"):

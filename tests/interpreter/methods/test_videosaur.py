@@ -1,4 +1,4 @@
-"""VideoSAUR: which loss sees which frames and features, and its presets."""
+"""VideoSAUR: which loss gets which frames and features, and its presets."""
 
 import dataclasses
 
@@ -70,7 +70,7 @@ def test_keys_are_the_target_alone():
 
 
 def test_the_similarity_of_the_last_frame_is_not_asked_for():
-    """The last frame's slots learn from the reconstruction alone."""
+    """The slots of the last frame get gradients from the reconstruction only."""
     model, (features, noise) = build(reconstruction_weight=1e-12), batch()
     slots = torch.randn(2, 4, 3, 8, dtype=torch.float64, requires_grad=True)
     model.find_slots = lambda *arguments: ClipSlots(slots, slots[:, -1])

@@ -89,7 +89,7 @@ def test_views_are_the_requested_frames(dataset):
 
 
 def test_views_differ_in_colours_and_share_everything_else(dataset, monkeypatch):
-    """With the colours left as they are, both views are the same crops of the same frames."""
+    """With unchanged colours, both views are the same crops of the same frames."""
     config = AugmentConfig(crop_side=0.8)
     student, teacher, partner = batch(views(dataset, config), 2)
     assert student.shape == teacher.shape == (4, T, *SIZE, 3)
@@ -112,7 +112,7 @@ def test_colours_are_drawn_once_for_each_view_of_a_clip(dataset, monkeypatch):
     assert sorted(first) == sorted(second) == [0, 1, 2, 3]
     for view, parameters, order in ((student, one, first), (teacher, other, second)):
         for number, clip in enumerate(clips):
-            for t in range(T):  # each frame alone, with the parameters of its clip
+            for t in range(T):  # each frame by itself, with the parameters of its clip
                 alone = augment.Photometry(*(part[number : number + 1] for part in parameters))
                 assert torch.equal(view[number, t], real(clip[None, t : t + 1], alone, order)[0, 0])
 
@@ -184,7 +184,7 @@ def test_shapes_and_types_are_those_of_a_batch(dataset):
 
 @contextmanager
 def opened(dataset, run, **options):
-    """What `SmallStage` trains on."""
+    """The inputs of `SmallStage`."""
     data = DataConfig(frame_size=options.pop("size", SIZE), crop=options.pop("crop", "none"))
     config = replace(SmallStage.presets["demo"], run=run, data=data, backbone=BackboneConfig(), **options)
     context = Context(run, CPU, "fp32", data, config.backbone, load_backbone(config.backbone), run / "cache")

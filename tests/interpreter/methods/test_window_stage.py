@@ -127,7 +127,7 @@ def test_dropping_nothing_gives_the_features_bit_for_bit(dataset, vit):
     for one, other in zip(ours, theirs, strict=True):
         dropped, target, *draws = one
         assert torch.equal(dropped, other[0])
-        torch.testing.assert_close(target, other[1])  # encoded in other company
+        torch.testing.assert_close(target, other[1])  # encoded together with other frames
         assert all(torch.equal(a, b) for a, b in zip(draws, other[2:], strict=True))
 
 
@@ -141,7 +141,7 @@ def test_processes_share_a_batch(dataset, vit):
 
 @contextmanager
 def opened(dataset, run, backbone, **options):
-    """What `SmallStage` trains on."""
+    """The inputs of `SmallStage`."""
     data = DataConfig(frame_size=SIZE, crop=options.pop("crop", "none"))
     config = replace(SmallStage.presets["demo"], run=run, data=data, backbone=BackboneConfig(backbone), **options)
     context = Context(run, CPU, "fp32", data, config.backbone, load_backbone(config.backbone), run / "cache")

@@ -1,4 +1,4 @@
-"""Windows of frames around a centre, of whose tokens some are dropped."""
+"""Windows of frames around a centre, with some tokens dropped."""
 
 from dataclasses import replace
 from itertools import islice
@@ -22,7 +22,7 @@ FRAMES = 2 * HALF + 1
 
 
 class NumberedFeatures:
-    """Features [n, 12, 3] that hold a token's number, its frame's and whether it is mirrored; keeps the requests."""
+    """Features [n, 12, 3]: numbers of token and frame, and whether it is mirrored. Records the requests."""
 
     def __init__(self):
         self.requests = []
@@ -168,7 +168,7 @@ def test_draws_have_streams_of_their_own():
 
 
 class Gathering(nn.Module):
-    """Uses every tensor of a batch as what it is: numbers, indices and truth values."""
+    """Uses every tensor of a batch according to its type: numbers, indices and booleans."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Definitions of the field's numbers, spelt out pixel by pixel: slow, short, and sharing nothing with the package."""
+"""Definitions of the field's scores, written pixel by pixel: slow and short, and without code of the package."""
 
 import itertools
 import math
@@ -19,14 +19,14 @@ def random_video(seed):
     true = rng.choice([0, 1, 2, 4, VOID][: rng.integers(1, 6)], shape)
     true[rng.random(shape[0]) < 0.2] = 0
     true[rng.random(shape[0]) < 0.1] = VOID
-    if seed % 2:  # half of them follow the truth, so that tracks hold for a while
+    if seed % 2:  # half of them follow the truth, so tracks last for several frames
         follows = rng.random(shape) < 0.8
         pred[follows] = np.array([0, 3, 7, 7, 1000, *[0] * 251])[true[follows]]
     return pred, true
 
 
 def annotated(pred, true):
-    """Without the frames that are void everywhere."""
+    """The video without frames that consist of void pixels only."""
     keep = [t for t in range(len(true)) if (true[t] != VOID).any()]
     return pred[keep], true[keep]
 
@@ -56,7 +56,7 @@ def ari(true, pred):
 
 
 def masks(pred, true):
-    """Masks of segments and objects, and their ids; void pixels are in none."""
+    """Masks of segments and objects, and their ids; no mask contains void pixels."""
     segments, objects, valid = [int(p) for p in np.unique(pred)], objects_of(true), true != VOID
     return [(pred == p) & valid for p in segments], [true == g for g in objects], segments, objects
 

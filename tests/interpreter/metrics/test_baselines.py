@@ -107,7 +107,7 @@ def test_bad_input_is_refused():
 
 
 def drifting(frames, grid, k, dim, seed=0):
-    """Clusters whose centres drift slowly, numbered anew in every frame: features, labels, labels as numbered."""
+    """Clusters whose centres drift slowly, with other numbers in every frame: features, labels, labels as numbered."""
     rng = np.random.default_rng(seed)
     _, labels = clusters(frames, grid, k, dim, 0.1, seed)
     centres = rng.normal(size=(k, dim)) * 10 + np.cumsum(rng.normal(size=(frames, k, dim)) * 0.5, axis=0)

@@ -1,4 +1,4 @@
-"""DAVIS-2017 and SMTC's variant: the rules of the official code, spelt out mask by mask, and its edges by hand."""
+"""DAVIS-2017 and SMTC's variant: the rules of the official code, mask by mask, and its special cases by hand."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def line(*labels, frames=1):
 
 
 def random_video(seed):
-    """Blocks of 2 pixels that mostly stay; ids with gaps, void pixels and frames, objects that enter later."""
+    """Blocks of 2 pixels that mostly do not move; ids with gaps, void pixels and frames, objects that enter later."""
     rng = np.random.default_rng(seed)
     frames, height, width = rng.integers((1, 1, 1), (12, 6, 6))
     true = rng.choice([0, 1, 2, 4, 6, VOID], (frames, height, width), p=[0.3, 0.2, 0.2, 0.15, 0.1, 0.05])
@@ -130,7 +130,7 @@ def test_a_gap_in_the_ids_of_the_truth_is_an_empty_object(name):
     true, pred = line(1, 1, 0, 3), line(1, 1, 0, 2)
     scores = score(name, pred, true)
     assert (scores["j"], scores["f"], scores["objects"]) == ([1, 1, 1], [1, 1, 1], 3)
-    pred[0, 0, 2] = 3  # a third segment has to stand for the empty object
+    pred[0, 0, 2] = 3  # a third segment has to be matched with the empty object
     assert score(name, pred, true)["j"] == [1, 0, 1]
     assert score(ANNOTATED, pred, true)["j"] == [1, 1]
 
@@ -203,7 +203,7 @@ def test_ids_that_the_first_frame_does_not_name_are_refused():
     with pytest.raises(UnknownIdError, match="has id 7, but the first annotated frame names the objects 1 to 1"):
         score(SEMI, pred, true)
     pred[1] = [1, 1, 0, 0]
-    assert score(SEMI, pred, true)["j"] == [1]  # the ends are not looked at
+    assert score(SEMI, pred, true)["j"] == [1]  # the first and last frame are not scored
     with pytest.raises(UnknownIdError, match="names no object"):
         score(SEMI, pred, np.zeros_like(true))
 

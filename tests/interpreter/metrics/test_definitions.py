@@ -1,4 +1,4 @@
-"""Every metric against a second implementation: scikit-learn, and definitions spelt out pixel by pixel."""
+"""Every metric against a second implementation: scikit-learn, or definitions written pixel by pixel."""
 
 import itertools
 import math
@@ -156,10 +156,10 @@ def test_contours_are_widened_by_a_euclidean_disk(radius, monkeypatch):
     pred[:, 20, 20] = 1
     offsets = np.array(list(itertools.product(range(-9, 10), repeat=2)))
     true = np.zeros_like(pred)
-    true[np.arange(len(true)), 20 + offsets[:, 0], 20 + offsets[:, 1]] = 1  # its contour moves with a pixel
+    true[np.arange(len(true)), 20 + offsets[:, 0], 20 + offsets[:, 1]] = 1  # its contour moves by one pixel
     corner = np.array(list(itertools.product(range(2), repeat=2)))
     distance = np.sqrt(((corner[:, None] - corner + offsets[:, None, None]) ** 2).sum(axis=-1))
-    expected = (distance.min(axis=1) <= radius).mean(axis=1)  # precision is recall here
+    expected = (distance.min(axis=1) <= radius).mean(axis=1)  # precision equals recall here
     assert np.allclose(boundary_f(pred, true, np.array([1]), np.array([1]))[:, 0, 0], expected, rtol=0, atol=EXACT)
 
 

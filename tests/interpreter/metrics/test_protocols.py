@@ -146,7 +146,7 @@ def test_identities_swapped_between_the_clips(name):
         "videosaur": perfect("videosaur"),  # the swap falls between two clips of 6 frames
         "slot-contrast": {"fg_ari_video": ari, "mbo_video": 1 / 3, "fg_ari_frame": 1, "identity_switches": 1},
         "davis-2017-unsupervised": {"j": 0.5, "identity_switches": 1},
-        "smtc-multi-object": {"j": 1, "f": 1},  # a match in every frame sees no identities
+        "smtc-multi-object": {"j": 1, "f": 1},  # a match in every frame ignores identities
         "davis-2016": {"j": 0.5},
         "smtc": {"j": 0.5},
     }
@@ -301,7 +301,7 @@ def test_background_is_no_segment_but_a_cluster():
     check(scores, {"miou_video": 0.5, "mbo_video": 0.5, "miou_frame": 0.5, "fg_ari_frame": 1})
     for name in PROTOCOLS:
         nothing = means(name, np.zeros_like(true), true, background=0)
-        if name == "solv-published":  # its code takes every id for a segment: 12 of 48 pixels are object 1
+        if name == "solv-published":  # its code treats every id as a segment: 12 of 48 pixels are object 1
             check(nothing, {"miou_video": 1 / 8, "fg_ari_frame": 0})
         else:
             check(nothing, {metric: 0 for metric in nothing if metric in HIGHER})

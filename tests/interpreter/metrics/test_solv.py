@@ -72,7 +72,7 @@ def random_video(seed):
 
 
 def evaluated(pred, true, *, published, rows_of_zeros=True):
-    """mIoU of each object of the first frame, and mean FG-ARI, from maps that are painted anew by the match."""
+    """mIoU of each object of the first frame, and mean FG-ARI, from maps that are relabelled by the match."""
     pred, true = annotated(pred, true)
     objects = objects_of(true[:1])
     true = np.where(np.isin(true, [*objects, VOID]), true, 0)
@@ -101,4 +101,4 @@ def test_both_solv_protocols_equal_painted_maps():
             assert result["fg_ari_frame"] == close(fg_ari)
         from_ids += miou != evaluated(pred, true, published=False)[0]
         from_rows_of_zeros += miou != evaluated(pred, true, published=True, rows_of_zeros=False)[0]
-    assert min(from_ids, from_rows_of_zeros) > 100  # videos in which each mistake changes mIoU: the test sees both
+    assert min(from_ids, from_rows_of_zeros) > 100  # videos in which each mistake changes mIoU, so the test covers both

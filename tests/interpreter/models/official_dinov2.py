@@ -45,7 +45,7 @@ def official_weights(registers=0, swiglu=False, chunked=False, seed=0):
 
 
 def official_forward(w, pixels, blocks=None, norm=True, heads=DIM // 64, dim=DIM, patch=PATCH, keep=None):
-    """Patch tokens as the official model computes them, written down from its description, in the type of the weights.
+    """Patch tokens of the official model, computed from its description, in the dtype of the weights.
 
     With ``keep`` [B, M'] the other patches are dropped before the blocks.
     """

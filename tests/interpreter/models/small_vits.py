@@ -28,14 +28,14 @@ def save_vit(kind, folder, dtype=torch.float32):
     torch.manual_seed(1)
     sizes = VIT_SIZES if kind.startswith("ViT") else DINO_SIZES
     model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**sizes)).eval()
-    with torch.no_grad():  # biases and norms start as 0 and 1, which would hide a wrong place
+    with torch.no_grad():  # biases and norms start as 0 and 1, which would hide wrong assignments
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     model.to(dtype).save_pretrained(folder)
     return model.float()
 
 
-# Of float8 products.
+# Float8 products with a scale per row.
 rows_on_a_cpu = pytest.mark.skipif(
     torch.__version__.startswith("2.11.") and not torch.cuda.is_available(),
     reason="PyTorch 2.11 multiplies float8 with a scale for each row on GPUs only",

@@ -1,4 +1,4 @@
-"""Losses of SMTC against their formulas, written out."""
+"""Losses of SMTC, compared with their formulas in plain Python."""
 
 import doctest
 import itertools
@@ -99,7 +99,7 @@ def test_regulariser_is_0_for_disjoint_masks_and_1_for_equal_ones():
 def test_instances_are_valid_in_large_semantics_that_they_resemble():
     masks = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.2, 0.8]])
     semantics = torch.eye(2)
-    instances = torch.stack([torch.eye(2), torch.eye(2).flip(0)])  # of each semantic, one like it and one unlike it
+    instances = torch.stack([torch.eye(2), torch.eye(2).flip(0)])  # similar, not similar
     valid = valid_instances(masks, semantics, instances, 0.5, 0.25, 0.5)
     assert valid.tolist() == [[True, False], [False, False]]  # the second covers a quarter, not more
     assert valid_instances(masks, semantics, instances, 0.3, 0.25, 0.5)[1].tolist() == [True, False]
@@ -107,7 +107,7 @@ def test_instances_are_valid_in_large_semantics_that_they_resemble():
 
 
 def naive_instance(ours, theirs, valid, teacher_valid, margin, distance, same_frame):
-    """Loops over everything, matched by SciPy."""
+    """The loss with Python loops, and SciPy's matching."""
     ours, theirs, total, count = F.normalize(ours, dim=-1), F.normalize(theirs, dim=-1), 0, 0
     for b, i, j, n in itertools.product(range(B), range(T), range(T), range(N)):
         if i == j and not same_frame:
@@ -146,7 +146,7 @@ def test_orthogonal_instances_are_found_again_in_any_order(order):
     there = torch.ones(1, 2, 1, 2, dtype=torch.bool)
     assert instance_consistency(ours, ours, there, there).item() == -1
     absent = there.clone()
-    absent[:, 1] = False  # nothing is drawn to absent counterparts, which are half of all
+    absent[:, 1] = False  # half of the counterparts are absent and attract nothing
     assert instance_consistency(ours, ours, there, absent).item() == -0.5
 
 
@@ -161,5 +161,5 @@ def test_no_valid_instance_costs_nothing(distance):
     ours.grad = None
     instance_consistency(ours, ours.detach().clone(), everywhere, everywhere, 0.5, distance, True).backward()
     assert ours.grad.isfinite().all()
-    one, there = ours[..., :1, :].detach(), everywhere[..., :1]  # no other instance to be far from
+    one, there = ours[..., :1, :].detach(), everywhere[..., :1]  # there is no other instance to keep away from
     assert instance_consistency(one, one, there, there, 0.5, distance, same_frame=True).isfinite()

@@ -1,4 +1,4 @@
-"""Which kernel computes attention: compared with PyTorch's own, timed, and used only where it is clearly faster."""
+"""Kernels of attention are compared with PyTorch's, timed, and used only where they are clearly faster."""
 
 import sys
 import types
@@ -163,7 +163,7 @@ def test_masked_attention_by_products_equals_float64(form):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_softmax_of_16_bit_logits_adds_in_float32(dtype):
-    """Products leave 16-bit logits; without this, sums over many keys would lose the small weights."""
+    """Products return 16-bit logits. A sum over many keys in 16 bits would lose small weights."""
     torch.manual_seed(0)
     logits = torch.randn(16, 3000).to(dtype).requires_grad_()
     weights, cotangent = logits.softmax(-1), torch.randn(16, 3000).to(dtype)
@@ -178,7 +178,7 @@ def test_softmax_of_16_bit_logits_adds_in_float32(dtype):
 
 @pytest.mark.parametrize("preset", get_args(Preset))
 def test_the_slots_of_every_preset_are_absorbed(preset):
-    """Then the mask of the slots is a part of the logits' bias: a masked kernel would rule out flash attention."""
+    """The mask of the slots is then a part of the logits' bias, because flash attention takes no mask."""
     config, model = VIDEO_PRESETS[preset], VIDEO_PRESETS[preset].model
     image = IMAGE_PRESETS[preset].model
     assert absorbs(config.num_frames * image.num_slots, model.num_slots, model.heads, model.dim)

@@ -1,4 +1,4 @@
-"""Colours and blur of clips, against Pillow, colorsys and a convolution written out."""
+"""Colours and blur of clips, compared with Pillow, colorsys and a plain convolution."""
 
 import colorsys
 import math

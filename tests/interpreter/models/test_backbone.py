@@ -128,7 +128,7 @@ def test_vit_tokens_stand_in_rows_of_patches(kind, tmp_path):
         for column in range(columns):
             changed = plain.clone()
             changed[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] ^= 255
-            # Attention carries the change to all tokens, but most of it stays where it is.
+            # Attention spreads the change to all tokens, but most of it stays at its position.
             where = (backbone.features(changed) - base).norm(dim=-1).argmax().item()
             assert where == row * columns + column
 
@@ -151,7 +151,7 @@ def test_processor_decides_about_normalisation(file, tmp_path):
 
 
 def write_code(folder):
-    """Code that comes with a model, and leaves a file if it runs."""
+    """Code that comes with a model and, if it runs, writes a file."""
     (folder / "evil.py").write_text(f"open({str(folder / 'it-ran')!r}, 'w')\nclass Evil: pass\n")
 
 
@@ -166,7 +166,7 @@ def write_code(folder):
     ],
 )
 def test_processor_that_cannot_be_used_is_an_error_and_its_code_never_runs(processor, message, tmp_path, monkeypatch):
-    monkeypatch.setattr("builtins.input", lambda question="": "y")  # what transformers would ask
+    monkeypatch.setattr("builtins.input", lambda question="": "y")  # the question that transformers would ask
     save_vit("Dinov2", tmp_path)
     write_code(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(processor)

@@ -1,4 +1,4 @@
-"""Weighted k-means against scikit-learn and by hand."""
+"""Weighted k-means, compared with scikit-learn and with values worked out by hand."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_inertia_is_that_of_scikit_learn(points, k, weighted):
         points.double().numpy(), sample_weight=None if weights is None else weights.numpy()
     )
     assert clusters.inertia < 1.01 * reference.inertia_
-    # The result is consistent: inertia and labels follow from its centres.
+    # The result is consistent: inertia and labels are those of its centres.
     distances = torch.cdist(points.double(), clusters.centres.double()).square()
     w = torch.ones(len(points)) if weights is None else weights
     assert clusters.inertia == pytest.approx((w * distances.amin(1)).sum().item(), rel=1e-4)

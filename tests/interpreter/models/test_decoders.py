@@ -1,4 +1,4 @@
-"""The broadcast decoder against its definition, where every slot is decoded at every patch."""
+"""The broadcast decoder, compared with its definition: every slot is decoded at every patch."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ GRID, SLOTS, DIM, WIDTH = (3, 4), 5, 6, 7
 def build(layers=3, seed=0, **options):
     torch.manual_seed(seed)
     decoder = BroadcastDecoder(DIM, WIDTH, GRID, hidden_dim=16, hidden_layers=layers, **options).double()
-    with torch.no_grad():  # biases start at 0, and positions near it: a wrong place for them would not show
+    with torch.no_grad():  # biases start at 0, and positions near it, which would hide wrong assignments
         for parameter in decoder.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return decoder
@@ -154,7 +154,7 @@ def test_without_gradients_a_batch_is_decoded_in_pieces(relative, monkeypatch):
 
 
 def test_another_grid_sees_the_same_places():
-    """Where positions are linear in row and column, they are so on every grid (away from the edges)."""
+    """Positions that are linear in row and column stay linear on every grid (away from the edges)."""
     decoder = build().float()
     rows, columns = torch.arange(9.0), torch.arange(9.0)
     decoder.grid = (9, 9)
@@ -214,7 +214,7 @@ def test_compiles_fullgraph_with_equal_values_and_gradients(recompute, relative,
 
 
 class Operations(TorchDispatchMode):
-    """Names of all operators, and sizes of what they make."""
+    """Names of all operators, and sizes of their results."""
 
     def __init__(self):
         super().__init__()
@@ -230,7 +230,7 @@ class Operations(TorchDispatchMode):
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("relative", [False, True])
 def test_nothing_has_the_size_of_slots_times_patches_times_features(recompute, relative):
-    width = 40  # above that of hidden layers: anything of slots times patches that is larger would show
+    width = 40  # a tensor of slots times patches that is larger than a hidden layer would exceed this
     decoder = BroadcastDecoder(DIM, width, GRID, hidden_dim=16, recompute=recompute, relative=relative).double()
     slots = torch.randn(2, SLOTS, DIM, dtype=torch.float64, requires_grad=True)
     with Operations() as operations:
@@ -252,7 +252,7 @@ def test_the_first_hidden_layer_is_computed_again_without_a_product():
 
 
 def peak(batch, **options):
-    """Most bytes in a training step of a decoder that is wide enough for its hidden layers to be nearly all of it."""
+    """Peak bytes in a training step of a decoder so wide that nearly all of them are hidden layers."""
     with FakeTensorMode(), LivingStorages() as living:
         decoder = BroadcastDecoder(8, 32, (16, 16), hidden_dim=128, **options)
         features, _ = decoder(torch.empty(batch, 8, 8, requires_grad=True))

@@ -47,7 +47,7 @@ def test_positions_are_interpolated_on_another_grid(registers, tmp_path):
 @pytest.mark.parametrize("grid", [(3, 3), (2, 5), (5, 2), (1, 9), (9, 1), (6, 6), (1, 1), (2, 2), (16, 24)], ids=str)
 @pytest.mark.parametrize("registers", [0, 4])
 def test_positions_are_those_of_torch_hub(registers, grid, tmp_path):
-    """The cubic of ``F.interpolate``, written out in float64 for one axis and applied to both."""
+    """Bicubic interpolation as in ``F.interpolate``, in float64 for one axis and applied to both."""
     weights = official_weights(registers)
     path = save(weights, tmp_path / "vit.pth")
     model = load_official_dinov2(Path(path))
@@ -66,7 +66,7 @@ def test_positions_are_those_of_torch_hub(registers, grid, tmp_path):
 
 
 def cubic(count, size, offset, antialias):
-    """[size, count] weights of bicubic interpolation of ``count`` numbers at ``size`` places, float64.
+    """Weights [size, count] of the bicubic interpolation of ``count`` numbers at ``size`` positions, float64.
 
     Edges are repeated, or left out where it is antialiased, whose kernel has a = -0.5 and widens where it shrinks.
     """
@@ -90,7 +90,7 @@ def cubic(count, size, offset, antialias):
 
 
 def test_cached_features_of_other_checkpoints_keep_their_key(tmp_path):
-    """The offset is part of the record only where it is new."""
+    """The recipe contains the offset only for checkpoints that use it."""
     keys = [
         load_backbone(BackboneConfig(save(official_weights(registers), tmp_path / f"{registers}.pth"))).settings()
         for registers in (0, 4)

@@ -1,4 +1,4 @@
-"""Linear layers in float8: values, and which backbones have any."""
+"""Linear layers in float8: values, and which backbones have such layers."""
 
 import os
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_a_backbone_without_linear_layers_is_refused():
 
 
 def test_features_of_a_vit_stay_near():
-    """A real DINOv2: its features in float8 against those in fp32, beside bfloat16's."""
+    """A real DINOv2: features in float8 and in bfloat16, each compared with float32."""
     data = os.environ.get("INTERPRETER_DATA")
     if not data:
         pytest.skip("needs real weights: set INTERPRETER_DATA")

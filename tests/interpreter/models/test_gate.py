@@ -1,4 +1,4 @@
-"""The gate of slots against its formulas, and the gradients that it trains by."""
+"""The gate of slots: its formulas, and its gradients in training."""
 
 import pytest
 import torch

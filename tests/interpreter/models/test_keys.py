@@ -96,7 +96,7 @@ def test_keys_of_an_official_checkpoint_are_the_middle_of_qkv(registers, tmp_pat
 @pytest.mark.parametrize("output", ["keys", "tokens-and-keys"])
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_keys_in_float8_are_those_of_the_replaced_layer(kind, output, tmp_path):
-    """In the first block: what it gets is not rounded to float8."""
+    """In the first block, because its inputs are not rounded to float8."""
     model = save_vit(kind, tmp_path)
     pixels = frames(2 * model.config.patch_size, 2 * model.config.patch_size)
     backbone = in_precision(load_backbone(BackboneConfig(str(tmp_path), 0, True, output)), "fp8-backbone")

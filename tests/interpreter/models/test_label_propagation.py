@@ -1,4 +1,4 @@
-"""Label propagation against its protocol, written as loops over patches in float64."""
+"""Label propagation, compared with its protocol as loops over patches in float64."""
 
 import doctest
 
@@ -14,7 +14,7 @@ GRID = (5, 7)
 
 
 def naive(frames, labels, grid, how):
-    """Soft labels [T, M, L] of all frames; every patch, context frame and candidate in a loop of its own."""
+    """Soft labels [T, M, L] of all frames, with loops over patches, context frames and candidates."""
     frames = [[np.array(x) / np.linalg.norm(x) for x in frame] for frame in np.asarray(frames, np.float64)]
     result = [np.asarray(labels, np.float64)]
     for t in range(1, len(frames)):
@@ -70,7 +70,7 @@ def test_single_precision_is_close_to_double():
     how = Propagation(top_k=5, context=3, radius=2)
     single = carried(features.float(), labels.float(), GRID, how)
     assert single.dtype == torch.float32
-    # A rounding of 1e-7 in a similarity is one of 5e-7 in its weight at temperature 0.2; no two candidates are so close
+    # An error of 1e-7 in a similarity becomes 5e-7 in its weight at temperature 0.2. No two candidates are so close
     # that they change places.
     torch.testing.assert_close(single.double(), carried(features, labels, GRID, how), rtol=0, atol=5e-6)
 
@@ -94,7 +94,7 @@ def test_upsampling_interpolates_features_before_they_are_compared():
 
 
 def test_object_is_followed_within_the_radius_only():
-    """A patch that moves two columns in each frame: followed with radius 2, lost with radius 1."""
+    """A patch moves two columns in each frame: it is followed with radius 2, and lost with radius 1."""
     features = torch.zeros(4, 9, 2)
     features[..., 1] = 1
     for t in range(4):

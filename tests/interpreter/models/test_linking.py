@@ -1,4 +1,4 @@
-"""Slots that are found anew in every frame keep their identities."""
+"""Slots that are computed separately in every frame keep their identities."""
 
 import doctest
 import time
@@ -12,7 +12,7 @@ from interpreter.models.linking import link_frames
 
 
 def shuffled(objects, generator):
-    """The slots [T, N, D] of each frame in an order of their own, and these orders [T, N]."""
+    """The slots [T, N, D], shuffled in each frame, and their orders [T, N]."""
     orders = torch.stack([torch.randperm(objects.shape[1], generator=generator) for _ in objects])
     return objects.gather(1, orders[..., None].expand_as(objects)), orders
 
@@ -36,8 +36,8 @@ def test_order_of_slots_does_not_change_which_objects_share_an_id():
     valid[0], valid[11] = True, False
     expected = link_frames(objects, valid)
     slots, orders = shuffled(objects, generator)
-    orders[0], slots[0] = torch.arange(6), objects[0]  # ids begin with the order of the first frame …
-    orders[12], slots[12] = torch.arange(6), objects[12]  # … and anew after an empty one
+    orders[0], slots[0] = torch.arange(6), objects[0]  # ids start with the order of the first frame …
+    orders[12], slots[12] = torch.arange(6), objects[12]  # … and start again after an empty one
     ids = link_frames(slots, valid.gather(1, orders))
     assert torch.equal(torch.empty_like(ids).scatter(1, orders, ids), expected)
     assert torch.equal(expected == -1, ~valid)
@@ -51,7 +51,7 @@ def test_the_sum_of_similarities_decides_not_the_first_slot():
 
 
 def frames_of(*frames):
-    """Slots [T, 3, 3] and which are valid, of frames that name the objects of their slots; "-" is an invalid slot."""
+    """Slots [T, 3, 3] and which are valid. Each frame lists the objects of its slots; "-" is an invalid slot."""
     objects = {"a": [1.0, 0, 0], "b": [0, 1.0, 0], "c": [0, 0, 1.0], "B": [0.3, 0.9, 0], "-": [float("nan")] * 3}
     slots = torch.tensor([[objects[name] for name in frame] for frame in frames])
     return slots, torch.tensor([[name != "-" for name in frame] for frame in frames])
@@ -67,7 +67,7 @@ def frames_of(*frames):
         (["abc", "a-c", "acb"], [[0, 1, 2], [0, -1, 2], [0, 2, 0]]),
         # An extra slot shares the id of its most similar slot, and both keep it.
         (["a-b", "bBa", "aBb"], [[0, -1, 1], [1, 1, 0], [0, 1, 1]]),
-        # After an empty frame ids begin anew.
+        # After an empty frame ids start again.
         (["a-b", "---", "b-a", "ab-"], [[0, -1, 1], [-1, -1, -1], [2, -1, 3], [3, 2, -1]]),
         (["---", "a--"], [[-1, -1, -1], [0, -1, -1]]),
     ],

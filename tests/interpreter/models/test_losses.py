@@ -1,4 +1,4 @@
-"""The contrast of slots and the similarity of patches: by hand, against loops, and their limits."""
+"""The contrast of slots and the similarity of patches: worked examples, comparison with loops, and limits."""
 
 import math
 
@@ -65,7 +65,7 @@ def test_contrast_ignores_lengths_and_orders():
     torch.testing.assert_close(slot_contrast(slots[[2, 0, 1]], TAU), expected)
     torch.testing.assert_close(slot_contrast(slots[:, :, [4, 2, 0, 1, 3]], TAU), expected)
     swapped = slots.clone()
-    swapped[0, 2] = slots[0, 2].flip(0)  # slots of one frame alone: they no longer match
+    swapped[0, 2] = slots[0, 2].flip(0)  # only the slots of one frame: they no longer match
     assert slot_contrast(swapped, TAU) > expected + 0.1 or slot_contrast(swapped, TAU) < expected - 0.1
 
 
@@ -105,9 +105,9 @@ def test_contrast_is_computed_in_fp32_under_autocast():
 
 
 def test_targets_of_two_patches_by_hand():
-    """Patch 0 stays where it is; patch 1 turns towards patch 0 by 60 degrees."""
+    """The feature of patch 0 does not change; that of patch 1 turns towards it by 60 degrees."""
     half, root = 0.5, 3**0.5 / 2
-    before, after = [[2.0, 0.0], [0.0, 3.0]], [[1.0, 0.0], [root, half]]  # lengths do not matter
+    before, after = [[2.0, 0.0], [0.0, 3.0]], [[1.0, 0.0], [root, half]]  # lengths have no effect
     keys = torch.tensor([before, after], dtype=torch.float64)[None]
     first = torch.tensor([1.0, root], dtype=torch.float64) / 0.2
     second = torch.tensor([0.0, half], dtype=torch.float64) / 0.2

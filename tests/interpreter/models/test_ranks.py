@@ -1,4 +1,4 @@
-"""What processes of a job compute together: sums of all, and the gradients of a shared backbone."""
+"""Several processes of a job: sums over all of them, and the gradients of a shared backbone."""
 
 import sys
 
@@ -25,7 +25,7 @@ def _joined(rank, function, folder):
 
 
 def together(function, folder):
-    """What two processes of a job return."""
+    """Results of two processes of a job."""
     mp.spawn(_joined, (function, folder), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
@@ -45,7 +45,7 @@ def test_sums_of_all_processes_are_constants(tmp_path):
     value = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     for rank, found in enumerate(together(sums, tmp_path)):
         assert torch.equal(found["total"], 3 * value.T)
-        assert torch.equal(found["scaled"], (1 + rank) * value.T)  # is left as it was
+        assert torch.equal(found["scaled"], (1 + rank) * value.T)  # is unchanged
         torch.testing.assert_close(found["share"], (1 + rank) * value / 30)
         torch.testing.assert_close(found["grad"], torch.full((2, 2), (1 + rank) / 30))
 

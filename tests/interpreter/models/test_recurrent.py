@@ -1,4 +1,4 @@
-"""Recurrent slot attention: against slot attention frame by frame, in parts, and the ways that its gradients take."""
+"""Recurrent slot attention: compared with slot attention frame by frame, in parts, and its gradients."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def batch(seed=1, frames=T):
 
 
 def textbook(grouping, tokens, slots, predict=True):
-    """The published recurrence, written out: slots [B, T, K, D]."""
+    """The published recurrence in a loop: slots [B, T, K, D]."""
     attention, block, found = grouping.slot_attention, grouping.predictor, []
     for t in range(tokens.shape[1]):
         x = attention.norm_inputs(tokens[:, t])
@@ -104,7 +104,7 @@ def test_the_last_frame_reaches_the_first_through_the_state_alone():
 
 
 def test_bilevel_gradients_are_those_of_the_last_iteration_and_reach_the_first_frame():
-    """The slots are the same; each frame differentiates one iteration, from the slots that all others leave."""
+    """The slots are the same. Each frame differentiates one iteration, starting from the result of all others."""
     full, last, (tokens, slots) = build(), build(implicit="bilevel"), batch(frames=2)
     slots.requires_grad_()
     found = last(tokens, slots).slots

@@ -1,4 +1,4 @@
-"""The slot mixer against its definition, head by head."""
+"""The slot mixer, compared with its definition, head by head."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ GRID, K, D, C = (3, 4), 5, 8, 6
 def build(seed=0, **options):
     torch.manual_seed(seed)
     mixer = SlotMixer(D, C, GRID, **{"blocks": 2, "hidden_dim": 16, "hidden_layers": 2, **options}).double()
-    with torch.no_grad():  # biases start at 0: a wrong place for them would not show
+    with torch.no_grad():  # biases start at 0, which would hide wrong assignments
         for parameter in mixer.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return mixer

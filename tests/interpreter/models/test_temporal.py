@@ -1,4 +1,4 @@
-"""Temporal binding against PyTorch's own encoder, and dropout from a step's noise."""
+"""Temporal binding, compared with PyTorch's encoder, and dropout from a step's noise."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Soft masks from tokens: each part against a plain computation, and the whole on scenes with known segments."""
+"""Soft masks from tokens: each part compared with a plain computation, and the whole on scenes with known segments."""
 
 import itertools
 
@@ -91,7 +91,7 @@ def test_contacts_are_counted_over_all_frames():
 
 
 def merged_plainly(means, sizes, contacts, segments):
-    """Sets of groups, merged by the formula as it is written."""
+    """Sets of groups, merged by the formula."""
     sets = [{k} for k in range(len(means))]
     while len(sets) > segments:
 

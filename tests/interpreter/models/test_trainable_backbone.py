@@ -21,14 +21,14 @@ OUTPUTS = ("tokens", "keys", "tokens-and-keys")
 
 
 def saved(kind, folder, **config):
-    """A small backbone and frames of a grid that it was not trained on, if it takes any other."""
+    """A small backbone, and frames of another grid than in its training, if it allows this."""
     save_vit(kind, folder)
     backbone = load_backbone(BackboneConfig(str(folder), **config))
     return backbone, frames(2 * backbone.patch, (2 if kind in ("DeiT", "IJepa") else 3) * backbone.patch)
 
 
 def branches(block, hidden, attention, mlp, options):
-    """A block written out: what it adds to its input, each sum multiplied."""
+    """A block in plain operations: each of its residual branches is multiplied by a factor."""
     before, after = [m for name, m in block.named_children() if "norm" in name]
     scale = [m for name, m in block.named_children() if "layer_scale" in name] or 2 * [nn.Identity()]
     hidden = hidden + attention[:, None, None] * scale[0](block.attention(before(hidden), **options)[0])
@@ -51,7 +51,7 @@ def test_encoding_equals_the_frozen_features(kind, output, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_factors_multiply_the_branches_of_each_block(kind, tmp_path):
-    """Against hooks that replace each block's output by its branches written out."""
+    """Compared with hooks that replace each block's output by its branches in plain operations."""
     backbone, pixels = saved(kind, tmp_path)
     factors = torch.rand(2, backbone.num_blocks, 2, generator=torch.Generator().manual_seed(0)) * 2
     other = copy.deepcopy(backbone)
@@ -94,7 +94,7 @@ def test_factors_follow_the_rates_of_the_blocks():
 @pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_those_of_the_plain_model(kind, output, tmp_path):
-    """Positions of another grid have a gradient of their own; numbers differ by the order of sums."""
+    """Positions of another grid have a separate gradient; values differ by the order of sums."""
     backbone, pixels = saved(kind, tmp_path, output=output)
     copied, plain = trainable(backbone), copy.deepcopy(backbone).requires_grad_(True)
     cotangents = torch.randn(backbone.features(pixels).shape, generator=torch.Generator().manual_seed(0))
@@ -120,7 +120,7 @@ def operators(tensor):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_need_no_interpolation(kind, tmp_path):
-    """That of a bicubic one has no deterministic kernel on a GPU."""
+    """The gradient of a bicubic interpolation has no deterministic kernel on a GPU."""
     backbone, pixels = saved(kind, tmp_path)
     assert not any("Bicubic" in name for name in operators(trainable(backbone).encode(pixels)))
     plain = copy.deepcopy(backbone).requires_grad_(True)
@@ -220,7 +220,7 @@ def test_compiles_to_one_graph(kind, output, tmp_path):
 
 
 def test_memory_of_a_step_counts_it(tmp_path):
-    """Which copies the model without data."""
+    """Predicting the memory copies the model without data."""
     backbone, _ = saved("ViT", tmp_path)
     task = image_task()
     model = nn.ModuleDict({"encoder": trainable(backbone), "rest": nn.Linear(32, 1)})

@@ -1,4 +1,4 @@
-"""Encoder and decoder of the transformer: attention in both orders, shapes of work, masks."""
+"""Encoder and decoder of the transformer: attention in both orders, the choice between them, masks."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from interpreter.models.transformer import Attention, TransformerDecoder, Transf
 
 
 def written_out(attention, x, memory, mask=None):
-    """Multi-head attention as in the paper: projections, a softmax for each head, their results side by side."""
+    """Multi-head attention as in the paper: projections, a softmax for each head, concatenated results."""
     heads = attention.heads
     q = attention.to_q(x.expand(len(memory), -1, -1)).unflatten(-1, (heads, -1)) * attention.sharpness
     k, v = attention.to_kv(memory).unflatten(-1, (2, heads, -1)).unbind(2)
@@ -20,7 +20,7 @@ def written_out(attention, x, memory, mask=None):
 
 
 def decoded(decoder, queries, slots, mask=None):
-    """The decoder with every sample by itself from the first layer on, and attention written out."""
+    """The decoder for each sample by itself, with attention in plain operations."""
     x, memory = queries.expand(len(slots), -1, -1), decoder.norm_slots(slots)
     for block in decoder.blocks:
         h = block.norm_self(x)
@@ -86,7 +86,7 @@ def test_the_order_with_fewer_operations_is_taken(heads, size, length, monkeypat
         monkeypatch.setattr("interpreter.models.transformer.absorbs", order)
         with FlopCounterMode(display=False) as counter:
             Attention(64, heads)(torch.randn(2, length, 64), torch.randn(2, size, 64)).sum().backward()
-        # Vectors that are multiplied with the bias of the queries do not count in the formula.
+        # The formula leaves out vectors that are multiplied with the bias of the queries.
         return counter.get_total_flops() - (3 * 2 * 2 * size * 64 if order(0, 0, 0, 0) else 0)
 
     plain, absorbed = operations(lambda *_: False), operations(lambda *_: True)
@@ -109,7 +109,7 @@ def test_decoder_and_its_gradients_equal_the_definition(masked, dtype, recompute
 
 
 def test_an_encoder_is_not_rounded_by_autocast():
-    """What it returns is normalised once more, by slot attention."""
+    """Slot attention normalises its result once more."""
     with torch.autocast("cpu", torch.bfloat16):
         assert TransformerEncoder(16, 2, 2)(torch.randn(3, 5, 16)).dtype == torch.float32
 
@@ -123,7 +123,7 @@ def test_the_first_self_attention_is_computed_once_for_all_samples():
 
 
 def test_no_softmax_of_a_step_has_a_mask(monkeypatch):
-    """A mask rules out flash attention; that of the slots is a part of the logits' bias."""
+    """Flash attention takes no mask, so the mask of the slots is a part of the logits' bias."""
     masks = []
     original = F.scaled_dot_product_attention
     monkeypatch.setattr(

@@ -16,7 +16,7 @@ LENGTHS = (3, 40, 5)  # the second is longer than one encoding batch
 
 
 class Patches(Backbone):
-    """A small random linear map of 16x16 patches; counts the frames that it sees."""
+    """A small random linear map of 16x16 patches; counts the frames that it encodes."""
 
     def __init__(self, seed=0):
         super().__init__(8, 16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

@@ -92,7 +92,7 @@ def test_cache_serves_videos_in_any_order_and_equal_ones_once(videos, tmp_path):
 
 @contextmanager
 def opened(choice, videos, root, crop):
-    """What `opened_features` opens for squares of 32 pixels."""
+    """The result of `opened_features` for squares of 32 pixels."""
     backbone, size = Patches(), (32, 32)
 
     def make(dtype):

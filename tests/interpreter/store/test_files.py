@@ -1,4 +1,4 @@
-"""Files of the store: their addresses, their sizes, and what becomes of damaged ones."""
+"""Files of the store: their names, their sizes, and the replacement of damaged ones."""
 
 import os
 import shutil

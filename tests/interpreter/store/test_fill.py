@@ -21,7 +21,7 @@ def test_interrupted_encoding_resumes_with_the_same_bytes(seen, videos, tmp_path
     backbone.fail_at = seen
     with pytest.raises(RuntimeError, match="power cut"):
         store(tmp_path / "store", videos, backbone)
-    assert len(files(tmp_path / "store")) == 2  # the first video's, and nothing half
+    assert len(files(tmp_path / "store")) == 2  # the file of the first video, and no partial file
     assert not list((tmp_path / "store").glob("*/.*"))
     backbone = Patches()
     store(tmp_path / "store", videos, backbone)
@@ -39,7 +39,7 @@ def test_interruption_keeps_the_finished_videos(videos, tmp_path):
     def interrupted(video, content, flips, check):
         if video is videos[1]:
             os.kill(os.getpid(), signal.SIGTERM)
-            while True:  # a long video: nothing but `check` ends it
+            while True:  # a long video: only `check` ends it
                 check()
         make(video, content, flips, check)
 
@@ -73,7 +73,7 @@ def test_two_processes_that_fill_one_cache_share_the_work(videos, tmp_path):
     with ThreadPoolExecutor(1) as pool:
         filled = pool.submit(slow.fill, Shard(), 1, "")
         assert started.wait(60)
-        quick.fill(Shard(), 1, "")  # returns when all are there
+        quick.fill(Shard(), 1, "")  # returns when all files exist
         assert files(tmp_path / "two") == files(tmp_path / "one")
         filled.result()
     assert slow.maker.backbone.seen == 2 * LENGTHS[0]
