@@ -28,7 +28,7 @@ LAYERS = [
     ["interpreter.engine"],
     ["interpreter.methods"],
     ["interpreter.evaluation"],
-    ["interpreter"],  # commands, and the face of the package
+    ["interpreter"],  # commands, and the public functions of the package
     ["interpreter.app"],
     ["profiling"],
 ]
@@ -82,7 +82,7 @@ def layer_of(module: str) -> int:
 
 
 def circle_from(start: str) -> list[str] | None:
-    """The shortest way back to a module, None if there is none."""
+    """The shortest circle of imports through a module, None if there is none."""
     ways, seen = [[start]], set()
     for way in ways:
         for following in sorted(GRAPH[way[-1]]):
@@ -159,7 +159,7 @@ def imports_in_text(path: Path) -> set[str]:
 
 
 def test_tests_import_no_other_test_file_and_no_profiling():
-    """Helpers of several tests live in modules of their own; profiling is imported by its own tests alone."""
+    """Helpers of several tests are in separate modules. Only tests of profiling import profiling."""
     wrong = []
     for path in sorted((ROOT / "tests").rglob("*.py")):
         for name in imports_in_text(path):

@@ -14,7 +14,7 @@ BACKENDS = ["reference", pytest.param("cpp", marks=needs_cpp), "triton"]
 
 
 def textbook(q, k, v=None, bias=None, mask=None, scale=None, eps=1e-8, eps_placement="numerator", groups=1):
-    """Float64 oracle, written from the papers: token-major, one group after the other, autograd does the rest."""
+    """Float64 oracle, written from the papers: token-major, one group after the other, with gradients of autograd."""
     v = k if v is None else v
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     size, updates, attentions = q.shape[1] // groups, [], []
@@ -54,7 +54,7 @@ def tolerance_of(dtype):
 
 def check(tensors, mask, backend, tolerance, cotangents=("updates", "attention"), **options):
     """Values and gradients of one call against the oracle, for random cotangents of some results."""
-    if "updates" not in cotangents and "v" in tensors:  # which the attention does not depend on
+    if "updates" not in cotangents and "v" in tensors:  # the attention does not depend on it
         tensors = tensors | {"v": tensors["v"].detach()}
     (batch, slots, _), tokens = tensors["q"].shape, tensors["k"].shape[1]
     width = tensors.get("v", tensors["k"]).shape[2]

@@ -21,7 +21,7 @@ from triton.runtime import driver
 class Utils:
     @staticmethod
     def get_device_properties(device):
-        return {"max_shared_mem": 8}  # so that a small kernel is too large, which compiles at once
+        return {"max_shared_mem": 8}  # then a small kernel, which compiles quickly, is too large
 
     @staticmethod
     def load_binary(*binary):
@@ -92,7 +92,7 @@ def not_loaded(x):
 
 
 def attempt(kernel):
-    """Class of the cause, and the message, or None if the error is not one of building."""
+    """Class of the cause and message of a build error; class of another error, and a note; or None."""
     try:
         launch(kernel, (1,), torch.zeros(1), num_warps=4)
     except KernelBuildError as error:

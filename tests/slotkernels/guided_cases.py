@@ -38,7 +38,7 @@ def images(batch, frames, size, colours=4):
 
 
 class Filtered(NamedTuple):
-    """Filtered masks [B, T, K, H, W] in float64, and how far a computation in fp32 may be from them."""
+    """Filtered masks [B, T, K, H, W] in float64, and the error that a computation in fp32 may have."""
 
     masks: torch.Tensor
     tolerance: float
@@ -95,7 +95,7 @@ def filter_frame(scores, colours, r, epsilon, s):
 
 
 def bilinear(maps, y, x):
-    """Values of maps [h, w, ...] at rows y and columns x; beyond the outermost, those."""
+    """Values of maps [h, w, ...] at rows y and columns x; outside of the map, the values at its edge."""
     for axis, at in ((0, y), (1, x)):
         at = at.clip(0, maps.shape[axis] - 1)
         low = np.floor(at).astype(int)

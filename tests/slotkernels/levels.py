@@ -8,9 +8,9 @@ import torch
 
 
 def results_of_levels(program, folder):
-    """What a program saves to the file sys.argv[1], by level; "best" is the one chosen without the variable.
+    """The results that a program saves to the file sys.argv[1], by level; "best" is chosen without the variable.
 
-    Each level runs in a process of its own, as the kernels are chosen at their first use.
+    Each level runs in its own process, because the kernels are chosen at their first use.
     """
     results = {}
     for level in ("best", "avx2", "default"):

@@ -149,7 +149,7 @@ def videosaur(p, x, s, iterations=3, eps=1e-8, scale=None):
         dots = s @ p["to_q.weight"].T @ (x @ p["to_k.weight"].T).mT * (scale or width**-0.5)
         attention = dots.softmax(1)
         weights = (attention + eps) / (attention + eps).sum(-1, keepdim=True)
-        s = torch_gru(p, weights @ (x @ p["to_v.weight"].T), s)  # carries on the normalised slots
+        s = torch_gru(p, weights @ (x @ p["to_v.weight"].T), s)  # its state is the normalised slots
         if "mlp.layers.0.weight" in p:
             s = s + torch_mlp(p, "mlp.layers.1", "mlp.layers.3", torch_norm(p, "mlp.layers.0", s))
     return s, attention.mT
@@ -174,7 +174,7 @@ def oclf(p, x, s, iterations=3, eps=1e-8):
 
 
 def shapes_of(text):
-    """Lines of a name, or of several that share a shape, and that shape."""
+    """Each line has one name, or several of the same shape, and that shape."""
     sizes = {"M": M, "N": N, "Din": DIN, "D": D, "3D": 3 * D, "QKV": QKV, "H": H}
     rows = (line.split(":") for line in text.strip().splitlines())
     return {

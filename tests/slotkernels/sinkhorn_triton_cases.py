@@ -17,7 +17,7 @@ DIAMETERS = [(None, False), (None, True), (3.0, False)]  # of the batch, of each
 
 
 def points(shape, dtype=torch.float32, device="cpu"):
-    """Two sets of points whose distances are near 2, whatever D."""
+    """Two sets of points whose distances are near 2 for every D."""
     batch, n, m, dim = shape
     x, y = torch.randn(batch, n, dim), 0.7 * torch.randn(batch, m, dim) + 0.3
     return [(1.4 * t / dim**0.5).to(device, dtype).requires_grad_() for t in (x, y)]

@@ -1,4 +1,4 @@
-"""Inputs of the slot update's two ops, and the textbook that they are compared with."""
+"""Inputs of the slot update's two ops, and the textbook formulas that they are compared with."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 8e-3, to
 
 
 def textbook_gru_norm(gates_input, gates_hidden, slots, weight, bias, norm_eps=1e-5):
-    """nn.GRUCell from the outputs of its two linear layers, written out, then F.layer_norm."""
+    """nn.GRUCell computed from the outputs of its two linear layers, then F.layer_norm."""
     (reset_i, update_i, new_i), (reset_h, update_h, new_h) = (g.chunk(3, -1) for g in (gates_input, gates_hidden))
     candidate = torch.tanh(new_i + torch.sigmoid(reset_i + reset_h) * new_h)
     update = torch.sigmoid(update_i + update_h)

@@ -1,4 +1,4 @@
-"""Ops compile again with another number: torch.compile then makes it symbolic, and a check must not format it."""
+"""An op is compiled again for another number. The number is then symbolic, and a check must not format it."""
 
 import pytest
 import slotkernels

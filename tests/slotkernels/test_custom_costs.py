@@ -1,4 +1,4 @@
-"""SamplesLoss with costs of the user, as functions and as KeOps formulas, against GeomLoss's."""
+"""SamplesLoss with costs of the user, as functions and as KeOps formulas, compared with GeomLoss."""
 
 import importlib.util
 
@@ -43,7 +43,7 @@ OPTIONS = [
 
 
 def name(options):
-    """Without addresses of functions, which differ between the processes that share the tests."""
+    """Names without addresses of functions, because these differ between test processes."""
     return ", ".join(f"{key} {getattr(value, '__name__', value)}" for key, value in options.items())
 
 

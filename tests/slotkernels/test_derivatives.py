@@ -1,4 +1,4 @@
-"""Derivatives beyond the gradient of a kernel: right in every mode, or one clear error."""
+"""Derivatives that kernels do not have: right in every mode, or one clear error."""
 
 import os
 from functools import cache
@@ -43,7 +43,7 @@ def simplex(*shape):
     return rand(*shape).softmax(-1)
 
 
-@cache  # drawn before a transform, which refuses to
+@cache  # drawn before the transform, which does not allow random numbers
 def slot_attention(implicit, **options):
     torch.manual_seed(5)
     return SlotAttention(3, 4, iterations=2, hidden_dim=6, implicit=implicit, **options).double()
@@ -60,7 +60,7 @@ def joined(*results):
     return torch.cat([t.flatten() for t in results if t is not None and t.is_floating_point()])
 
 
-# What is differentiated, and its arguments. The second derivatives of the first group are those of the function.
+# Functions and their arguments. The second derivatives of the first group are those of the function.
 EXACT = {
     "plan": (
         lambda c, a, b: sinkhorn_plan(c, a, b, eps=0.5, iterations=4),
@@ -102,7 +102,7 @@ EXACT = {
     "merge": (lambda s, a: merge_slots(s, a, LABELS), lambda: (rand(2, 4, 3), rand(2, 2, 4))),
     "propagate": (lambda i, v: propagate_attention(i, v, LABELS), lambda: (rand(2, 2, 3, 2), rand(2, 2, 2, 4))),
 }
-# The second group cuts its graph, as GeomLoss and implicit differentiation do.
+# The second group detaches parts of its graph, as GeomLoss and implicit differentiation do.
 CUT = {
     "divergence": (sinkhorn_divergence, lambda: (rand(2, 4, 3), rand(2, 5, 3))),
     "divergence p 1": (
@@ -121,7 +121,7 @@ ALL = EXACT | CUT
 
 
 def case(name):
-    """A function of tensors that returns a number, its arguments, and a direction to move them in."""
+    """A function of tensors that returns a number, its arguments, and a direction of change."""
     function, make = ALL[name]
     inputs = make()
 
@@ -130,7 +130,7 @@ def case(name):
         vector = joined(*(results if isinstance(results, tuple) else (results,)))
         return vector @ torch.linspace(-1, 2, len(vector), dtype=vector.dtype).cos()
 
-    number(*inputs)  # makes the module
+    number(*inputs)  # creates the module
     return number, inputs, tuple(torch.randn_like(t) for t in inputs)
 
 

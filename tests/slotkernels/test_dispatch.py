@@ -1,4 +1,4 @@
-"""Which backend serves a call: by name, by context, by environment, or the fastest that can."""
+"""Which backend computes a call: by name, by context, by environment, or the fastest that supports it."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""Label maps through a fast guided filter, on every backend, against a textbook filter in float64."""
+"""Label maps with a fast guided filter, on every backend, compared with a textbook filter in float64."""
 
 import importlib
 import os
@@ -50,7 +50,7 @@ def test_filtered_masks_of_the_reference_are_the_textbook_ones(case, epsilon):
 
 
 def small(backend):
-    """All cases; in Triton's interpreter, which is slow, fewer: half types differ in how they are loaded alone."""
+    """All cases; in Triton's interpreter, which is slow, fewer: half types differ only in how they are loaded."""
     every = [(case, dtype) for case in CASES for dtype in DTYPES]
     if backend != "triton":
         return every
@@ -101,7 +101,7 @@ def any_shape(backend, data, patches, pixels):
     def draw(low, high):
         return data.draw(st.integers(low, high))
 
-    torch.manual_seed(draw(0, 2**31))  # so that an example means the same whatever ran before it
+    torch.manual_seed(draw(0, 2**31))  # so that examples do not depend on earlier ones
     grid, size = (draw(1, patches), draw(1, patches)), (draw(1, pixels), draw(1, pixels))
     case = (draw(1, 2), draw(1, 2), grid, draw(1, patches), draw(1, 2 * patches), size, draw(1, 5), draw(0, 30))
     arguments, options = arguments_of(case, data.draw(st.sampled_from(DTYPES)))
@@ -124,7 +124,7 @@ def test_clusters_and_dropped_slots(backend, device):
 
 
 def half_and_half(device="cpu"):
-    """A frame whose colours change at column 15, over two columns of patches that meet at column 12."""
+    """A frame whose colours change at column 15, with two columns of patches that meet at column 12."""
     guide = torch.full((1, 1, 16, 24, 3), 60, dtype=torch.uint8, device=device)
     guide[:, :, :, 15:] = torch.tensor([200, 90, 10], dtype=torch.uint8, device=device)
     attention = torch.eye(2, device=device).expand(1, 1, 2, 2)
@@ -243,7 +243,7 @@ torch.save([tuple(maps) for maps in videos], sys.argv[2])
 @needs_cpp
 @pytest.mark.parametrize("level", ["avx2", "default"])
 def test_every_level_of_the_cpu(level, tmp_path):
-    """The best level that this CPU has is what all other tests run."""
+    """All other tests run the best level that this CPU has."""
     calls = [arguments_of(case, dtype) for case, dtype in zip(CASES, 3 * DTYPES, strict=False)]
     calls.append(arguments_of(FULL_SIZE[2]))
     torch.save(calls, tmp_path / "calls.pt")

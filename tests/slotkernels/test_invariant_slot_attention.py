@@ -1,4 +1,4 @@
-"""The module InvariantSlotAttention against SOLV's equations, one sample and one slot at a time."""
+"""The module InvariantSlotAttention, compared with SOLV's equations for one sample and one slot at a time."""
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def test_values_and_gradients_match_the_equations_slot_by_slot(options, own_grid
 
 
 def compare(module, inputs, grid, mask, **frames):
-    """Values and gradients of module and oracle, those of the grid and of all parameters included."""
+    """Values and gradients of module and oracle, including those of the grid and of all parameters."""
     if module.norm_f is not None:
         torch.nn.init.normal_(module.norm_f.weight)
         torch.nn.init.normal_(module.norm_f.bias)

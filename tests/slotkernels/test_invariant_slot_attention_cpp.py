@@ -48,7 +48,7 @@ def make(shape, normed=False, masked=False):
 
 
 def arguments(tensors, mask=None, **options):
-    """Arguments of the op; what a call without a layer norm lacks is None."""
+    """Arguments of the op; those of the layer norm are None in a call without one."""
     return Arguments(*(tensors.get(name) for name in Gradients._fields), mask, **(OPTIONS | options))
 
 
@@ -91,7 +91,7 @@ def test_both_placements_of_eps(eps, denominator):
 @pytest.mark.parametrize("normed", [False, True])
 def test_gradient_through_one_output_alone(normed, output):
     tensors, mask = make((2, 3, 20, 12), normed, masked=True)
-    if output != "updates":  # no other depends on the values
+    if output != "updates":  # no other gradient depends on the values
         constant = ("v", "value_deviation")
         tensors = {name: t.detach() if name in constant else t for name, t in tensors.items()}
     check(tensors, mask, {output: torch.randn_like(getattr(run(tensors, mask), output))})
@@ -206,7 +206,7 @@ def test_serves_float32_on_a_cpu(monkeypatch):
 
 @pytest.mark.parametrize("level", ["avx2", "default"])
 def test_every_level_of_the_cpu(level):
-    """The best level that this CPU has is what all other tests run."""
+    """All other tests run the best level that this CPU has."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     command += ["-k", "float64_oracle or placements or one_output"]
     subprocess.run(command, env={**os.environ, "ATEN_CPU_CAPABILITY": level}, check=True)

@@ -25,7 +25,7 @@ def run(tensors, mask, options, backend):
 
 
 def equations(tensors, mask, scale, scale_factor, eps, denominator, scale_eps):
-    """Oracle: the module docstring's formulas for every pair of slot and token; autograd does the rest."""
+    """Oracle: the formulas of the module's docstring for every pair of slot and token, with gradients of autograd."""
     q, bias, k, v, frame, grid, positions, scales, shift, key_deviation, value_deviation = tensors
     keep = torch.ones_like(grid[..., 0]) if mask is None else mask.to(grid.dtype)
     relative = (grid[:, None] - positions[:, :, None]) / (scale_factor * scales[:, :, None])

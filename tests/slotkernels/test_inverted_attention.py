@@ -79,7 +79,7 @@ def test_groups_compete_within_themselves_on_tokens_of_their_own(backend, groups
 @pytest.mark.parametrize("with_v", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_wide_slots_are_cut_into_slices(monkeypatch, dtype, with_v):
-    # What happens at 128 slots of width 1024, brought down to sizes that the interpreter can run.
+    # The same branches as with 128 slots of width 1024, at sizes that the interpreter can run.
     monkeypatch.setattr(tiles, "KEPT_BYTES", 0)
     monkeypatch.setattr(tiles, "STREAMED_BYTES", 6144 if dtype.itemsize == 2 else 12288)
     monkeypatch.setattr(tiles, "pieces", lambda dim, widest: (16, -(-dim // 16)))
@@ -108,7 +108,7 @@ def test_kept_tiles_fit_shared_memory_and_registers(capability):
 
 def test_splits_fill_the_device_and_spare_it_a_second_stage():
     token, row = 768 * 2, 32 * 768 * 4
-    assert tiles.splits(128, 864, 32, token, row, 132) == 1  # one wave of programs already
+    assert tiles.splits(128, 864, 32, token, row, 132) == 1  # already one wave of programs
     assert tiles.splits(1, 864, 32, token, row, 132) > 8  # one sample alone
     assert tiles.splits(96, 1152, 32, token, 8 * 768 * 4, 132) > 1  # 96 programs leave 36 of 132 processors idle
     assert tiles.splits(4096, 864, 32, token, row, 132) == 1
@@ -203,7 +203,7 @@ def test_gradient_of_one_argument_alone(backend, needed):
 @needs_cpp
 @pytest.mark.parametrize("level", ["avx2", "default"])
 def test_every_level_of_the_cpu(level):
-    """The best level that this CPU has is what all other tests run."""
+    """All other tests run the best level that this CPU has."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     command += ["-k", "cpp and (float64_oracle or groups or one_output)"]
     subprocess.run(command, env={**os.environ, "ATEN_CPU_CAPABILITY": level}, check=True)

@@ -1,4 +1,4 @@
-"""A call of inverted attention: bad arguments, layouts, what is kept for the backward pass, compilation, capture."""
+"""A call of inverted attention: invalid arguments, layouts, kept tensors, compilation, capture."""
 
 import pytest
 import slotkernels  # registers the ops
@@ -23,7 +23,7 @@ def test_non_contiguous_inputs(backend):
     assert not k.is_contiguous()
     expected, _ = inverted_attention(q.contiguous(), k.contiguous(), mask=mask.contiguous(), backend=backend)
     torch.testing.assert_close(inverted_attention(q, k, mask=mask, backend=backend)[0], expected)
-    every_other = torch.randn(2, 14, 4)[:, ::2]  # rows in one piece, strides of their own: no copy is needed
+    every_other = torch.randn(2, 14, 4)[:, ::2]  # contiguous rows with other strides: no copy is needed
     expected, _ = inverted_attention(q.contiguous(), every_other.contiguous(), backend=backend)
     torch.testing.assert_close(inverted_attention(q, every_other, backend=backend)[0], expected)
 
@@ -72,7 +72,7 @@ def test_on_a_cpu_the_backward_pass_reads_the_kept_attention(backend, dtype, gro
     q, k = tensors["q"], tensors["k"].detach()
     updates, _ = inverted_attention(q, k, mask=mask, groups=groups, backend=backend)
     (expected,) = torch.autograd.grad(updates.sum(), q, retain_graph=True)
-    q.data.fill_(float("nan"))  # which attention computed again would show
+    q.data.fill_(float("nan"))  # recomputed attention would change
     assert torch.equal(torch.autograd.grad(updates.sum(), q)[0], expected)
 
 
@@ -87,7 +87,7 @@ def test_the_attention_is_kept_on_a_cpu_alone_and_only_for_a_backward_pass():
     assert not kept(q.detach(), k)
     with torch.no_grad():
         assert not kept(q, k)
-    assert not kept(q.detach().to("meta").requires_grad_(), k.to("meta"))  # stands for a GPU
+    assert not kept(q.detach().to("meta").requires_grad_(), k.to("meta"))  # replaces a GPU
 
 
 @pytest.mark.gpu

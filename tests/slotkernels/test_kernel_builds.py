@@ -1,4 +1,4 @@
-"""Kernels that cannot be built: the error is recognised, and another backend serves the call unless strict."""
+"""Kernels that cannot be built: the error is recognised, and another backend is used unless strict."""
 
 import importlib
 import json
@@ -164,7 +164,7 @@ def test_a_backend_chosen_before_is_not_retried_either(toy):
     x = torch.zeros(2, 3)
     with pytest.warns(RuntimeWarning):
         assert op.run("auto", Toy(x), "cuda") is x
-    assert op.run("auto", Toy(x), "cuda") is x  # as a backward pass asks for the forward's
+    assert op.run("auto", Toy(x), "cuda") is x  # as a backward pass requests the backend of the forward pass
     assert called == ["cuda", "reference", "reference"]
 
 
@@ -196,7 +196,7 @@ def test_these_tests_are_strict():
 
 @pytest.fixture
 def auto_takes_triton(monkeypatch, lenient):
-    """On CPU tensors too, where Triton's interpreter runs the kernels; else the reference."""
+    """On CPU tensors too if Triton's interpreter runs the kernels, otherwise the reference."""
     monkeypatch.setattr(_backends, "_ONLY_BY_NAME", set(_backends.BACKENDS) - {"triton", "reference"})
     for op in (INVERTED_ATTENTION, GRU_NORM, ADD_NORM, INVARIANT_ATTENTION, SINKHORN):
         op._unbuilt.clear()  # shared with the op of the backward pass
@@ -252,7 +252,7 @@ def test_forward_and_backward_may_run_on_different_backends(op, function, shapes
     monkeypatch.setattr(module, other, lambda *arguments: used.append(1) or original(*arguments))
     with pytest.warns(RuntimeWarning, match=r"some_kernel cannot be built.*slower backend 'reference'"):
         actual = results()
-    assert used  # Triton served the other direction
+    assert used  # Triton computed the other direction
     for one, reference in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, reference, rtol=1e-4, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Kernel norms of SamplesLoss against GeomLoss's: values, gradients and second derivatives, dense and with KeOps."""
+"""Kernel norms of SamplesLoss, compared with GeomLoss: values, gradients, second derivatives, dense and with KeOps."""
 
 import importlib.util
 
@@ -29,7 +29,7 @@ def rational(x, y, blur=0.05, use_keops=False, ranges=None):
 
 @pytest.mark.parametrize("loss", KERNELS)
 def test_far_points_without_weight_cost_no_digits(loss):
-    """Points are centred before products, on those that have weight."""
+    """Points are centred before products, by the mean of the points with weight."""
     x, y = (t.detach().float() for t in (points(2, 6, 5)))
     far = torch.cat((x, torch.full_like(x[:, :2], 1e6)), 1)
     a = torch.full((2, 6), 1 / 6)
@@ -55,7 +55,7 @@ def test_values_potentials_and_gradients_equal_geomloss(loss, options):
 
 @needs_keops
 def test_keops_equals_the_dense_kernel_in_value_and_gradient():
-    """Of one kernel, as each formula takes seconds to compile."""
+    """With one kernel only, because each formula takes seconds to compile."""
     tensors = (weights(2, 6), points(2, 6, 5)[0], weights(2, 5), points(2, 6, 5)[1])
     assert_same_loss(SamplesLoss("energy", backend="online"), SamplesLoss("energy", backend="tensorized"), *tensors)
 
@@ -70,7 +70,7 @@ def test_keops_equals_the_dense_kernel_in_value(loss, kernel):
 
 
 def second_derivatives(loss, tensors):
-    """Of the value: the gradient of a random product with its gradient."""
+    """Second derivative of the value: the gradient of a random product with its gradient."""
     torch.manual_seed(1)
     tensors = [t.detach().requires_grad_() for t in tensors]
     first = torch.autograd.grad(loss(*tensors).sum(), tensors, create_graph=True)

@@ -1,4 +1,4 @@
-"""What sources of Triton kernels have to avoid, because the compiler misunderstands it and the interpreter does not.
+"""Code that Triton kernels have to avoid, because the compiler computes something else than the interpreter.
 
 Triton finds the variables that a loop changes by comparing tensors before and after one pass. If two variables name
 one tensor before the loop, as after ``g, following = first, first``, then ``g = following`` in the loop seems to change
@@ -18,7 +18,7 @@ def is_kernel(node):
 
 
 def assigned(node):
-    """Names that a statement, or what is in it, assigns."""
+    """Names that a statement, or a statement in it, assigns."""
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
 
 

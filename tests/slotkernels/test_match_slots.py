@@ -153,7 +153,7 @@ def test_compiles_fullgraph(backend, device):
 @pytest.mark.parametrize(("backend", "device"), BACKENDS[2:])
 def test_replays_in_a_cuda_graph(backend, device):
     similarity = torch.randn(64, 16, 4, 4, device=device)
-    match_slots(similarity, backend=backend)  # compiles the kernel, which a capture must not
+    match_slots(similarity, backend=backend)  # compiles the kernel, which is not allowed during a capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         partners = match_slots(similarity, backend=backend)

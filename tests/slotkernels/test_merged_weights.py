@@ -1,4 +1,4 @@
-"""Iterations without gradients merge weights that follow each other: same slots, same gradients, fewer operations."""
+"""Iterations without gradients multiply consecutive weights once: same slots and gradients, fewer operations."""
 
 import itertools
 
@@ -69,7 +69,7 @@ def in_turn(answers):
 
 
 def operations(module, rows, decide, monkeypatch):
-    """Of the forward products of a call on ``rows`` samples, merging included; its first iteration has no gradients."""
+    """Operations of the forward products, merging included; the first iteration has no gradients."""
     monkeypatch.setattr(prepared, "saved_by_merging", decide)
     inputs, initial = torch.randn(rows, 2, module.input_dim), torch.randn(rows, SLOTS, module.dim)
     with FlopCounterMode(display=False) as counter:

@@ -1,4 +1,4 @@
-"""Clustering against scikit-learn, for every backend; the merging of what was clustered is in test_merge_slots.py."""
+"""Clustering against scikit-learn, for every backend; test_merge_slots.py tests the merging of the clusters."""
 
 import math
 import warnings
@@ -43,11 +43,11 @@ def in_order_of_first_member(labels):
 
 
 def oracle(slots, threshold=None, n_clusters=None, linkage="complete"):
-    """Scikit-learn's labels of one set; it takes neither fewer than two slots nor fewer than clusters."""
+    """Scikit-learn's labels of one set, which needs at least two slots, and no more clusters than slots."""
     if len(slots) <= max(1, n_clusters or 1):
         return list(range(len(slots)))
     model = AgglomerativeClustering(n_clusters, metric="cosine", linkage=linkage, distance_threshold=threshold)
-    with warnings.catch_warnings():  # that the whole tree is built, that a square of slots looks like distances
+    with warnings.catch_warnings():  # about the whole tree, and about slots that look like distances
         warnings.simplefilter("ignore")
         return in_order_of_first_member(model.fit_predict(np.asarray(slots)))
 
@@ -85,7 +85,7 @@ def test_clusters_equal_scikit_learn(backend, problem, dim, data):
 @settings(max_examples=80)
 @given(st.integers(2, 14).flatmap(lambda k: st.tuples(st.just(k), rules(k))), st.integers(1, 6), st.data())
 def test_ties_equal_scikit_learn(backend, problem, dim, data):
-    """Small integers: products are exact, so equal distances are equal to the last bit, in SciPy's order or another."""
+    """Small integers: products are exact, so equal distances are equal to the last bit, in any order of summation."""
     (count, rule), linkage = problem, data.draw(st.sampled_from(LINKAGES))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
     slots = rng.integers(-data.draw(st.integers(0, 2)), 3, size=(2, count, dim)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""mix_slots against the end of a textbook decoder in float64: softmax over slots, and their sum by these masks."""
+"""mix_slots, compared with the end of a textbook decoder in float64: softmax over slots, then the weighted sum."""
 
 import importlib.util
 import os
@@ -199,7 +199,7 @@ def test_non_contiguous_tensors_and_cotangents(backend, device):
     actual = gradients(function, {name: t.requires_grad_() for name, t in strided.items()}, expanded)
     names = (*RESULTS, *(f"gradient of {name}" for name in inputs))
     for name, a, b in zip(names, actual, expected, strict=True):
-        assert_close(name, a, b, 1e-6)  # a product on a CPU depends on where its operands begin
+        assert_close(name, a, b, 1e-6)  # the rounding of a product on a CPU depends on the address of its operands
 
 
 @all_backends
@@ -228,7 +228,7 @@ def test_few_programs_go_through_many_patches(limit, monkeypatch):
 
 
 class Sizes(TorchDispatchMode):
-    """Numbers of elements of all tensors that operators make."""
+    """Numbers of elements of all tensors that operators create."""
 
     def __init__(self):
         super().__init__()
@@ -294,8 +294,8 @@ def test_under_autocast_masks_stay_float32():
 def test_forward_and_backward_replay_in_a_cuda_graph():
     inputs = make((2, 7, 576, 1024), torch.bfloat16, "cuda")
     weights = [torch.randn(2, 576, 1024, device="cuda").bfloat16(), torch.randn(2, 576, 7, device="cuda")]
-    # Compiles the kernels, which a capture must not. Detached: a graph of autograd that is alive has the default
-    # stream in its leaves, and the capture's backward pass would wait for it.
+    # Compiles the kernels before the capture. Detached, because the leaves of a graph of autograd that still exists
+    # refer to the default stream, and the capture's backward pass would wait for it.
     expected = [t.detach() for t in gradients(mix_slots, inputs, weights)]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

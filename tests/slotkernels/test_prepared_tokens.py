@@ -1,4 +1,4 @@
-"""Prepared tokens give what a call on the tokens themselves gives, in one call or several, whole or frame by frame."""
+"""Calls with prepared tokens return the same as calls with the tokens, in one or several calls, frame by frame too."""
 
 import pytest
 import torch

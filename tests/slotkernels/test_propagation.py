@@ -30,7 +30,7 @@ def random_clusters(case):
 
 
 def oracle(image, video, clusters):
-    """The product, then for each cluster the sum of its columns, one by one, in float64."""
+    """The product, then the sum of the columns of each cluster in a loop, in float64."""
     product = image.double() @ video.double()
     if clusters is None:
         return product
@@ -75,7 +75,7 @@ def test_gradient_of_one_side_alone(side):
 
 
 def test_clusters_do_what_merging_the_slots_first_does():
-    """The attention of merged video slots, as the video stage merges it, and then propagated."""
+    """The attention of video slots, merged by the video stage and then propagated."""
     case = (3, 2, 10, 6, 5)
     image, video = make(case)
     slots = torch.randn(3, 5, 4, dtype=torch.float64)
@@ -91,7 +91,7 @@ def test_clusters_do_what_merging_the_slots_first_does():
 @settings(max_examples=40)
 @given(st.data())
 def test_any_shape_layout_and_labels(data):
-    torch.manual_seed(data.draw(st.integers(0, 2**31)))  # so that an example means the same whatever ran before it
+    torch.manual_seed(data.draw(st.integers(0, 2**31)))  # so that examples do not depend on earlier ones
     case = tuple(data.draw(st.integers(low, high)) for low, high in ((0, 3), (0, 3), (1, 9), (1, 9), (1, 9)))
     image, video = make(case)
     if data.draw(st.booleans()):

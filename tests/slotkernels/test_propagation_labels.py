@@ -77,7 +77,7 @@ def assert_exact(maps, image, video, grid, size, clusters=None):
 
 
 def small(backend):
-    """All cases; in Triton's interpreter, which is slow, fewer: half types differ in how they are loaded alone."""
+    """All cases; in Triton's interpreter, which is slow, fewer: half types differ only in how they are loaded."""
     every = [(case, dtype) for case in CASES for dtype in DTYPES]
     if backend != "triton":
         return every
@@ -224,7 +224,7 @@ def any_shape(backend, data, patches, pixels):
     def draw(low, high):
         return data.draw(st.integers(low, high))
 
-    torch.manual_seed(draw(0, 2**31))  # so that an example means the same whatever ran before it
+    torch.manual_seed(draw(0, 2**31))  # so that examples do not depend on earlier ones
     grid, size = (draw(1, patches), draw(1, patches)), (draw(1, pixels), draw(1, pixels))
     case = (draw(1, 2), draw(1, 2), grid, draw(1, patches), draw(1, 2 * patches), size)
     image, video = make(case, data.draw(st.sampled_from(DTYPES)), contrast=data.draw(st.sampled_from([0.1, 2.0, 20.0])))
@@ -272,7 +272,7 @@ torch.save([tuple(maps) for maps in videos], sys.argv[2])
 @needs_cpp
 @pytest.mark.parametrize("level", ["avx2", "default"])
 def test_every_level_of_the_cpu(level, tmp_path):
-    """The best level that this CPU has is what all other tests run."""
+    """All other tests run the best level that this CPU has."""
     cases = [*zip(CASES, 3 * DTYPES, strict=False), (FULL_SIZE[1], torch.float16), (FULL_SIZE[6], torch.bfloat16)]
     calls = [(*make(case, dtype), case[2], case[5]) for case, dtype in cases]
     torch.save(calls, tmp_path / "calls.pt")

@@ -159,7 +159,7 @@ def test_dropped_slots_of_the_last_level_change_nothing(filler):
 
 
 class Largest(TorchDispatchMode):
-    """The most numbers of a tensor that an operation makes; views of an expanded tensor have few in memory."""
+    """Number of elements of the largest tensor that an operation creates; expanded views count as they are stored."""
 
     def __init__(self):
         super().__init__()
@@ -174,7 +174,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_map_that_many_frames_share_is_never_copied(dtype):
-    """Neither is a product of the size of A1 formed: the largest tensor made is the lowest map in fp32."""
+    """No product of the size of A1 is formed: the largest new tensor is the lowest map in fp32."""
     frames, slots, objects = 50, 4, 16
     first = torch.rand(2, frames, slots, objects).to(dtype)
     uppers = [torch.rand(2, 1, objects, objects).to(dtype).expand(2, frames, -1, -1) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Loading published parameters of slot attention: values, gradients and errors, against a few lines for each style."""
+"""Loading published parameters of slot attention: values, gradients and errors, compared with short references."""
 
 import logging
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Ranges on the profiler's timeline; a recording domain stands for the profiler."""
+"""Ranges on the profiler's timeline; a recording domain replaces the profiler."""
 
 import pytest
 import torch

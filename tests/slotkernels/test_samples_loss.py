@@ -1,4 +1,4 @@
-"""SamplesLoss against GeomLoss: shapes, dtypes, options and errors; kernels and custom costs in files of their own."""
+"""SamplesLoss, compared with GeomLoss: shapes, dtypes, options, errors. Kernels and custom costs have other files."""
 
 import geomloss
 import pytest
@@ -12,7 +12,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def both(loss="sinkhorn", **options):
-    """The loss and GeomLoss's."""
+    """Our loss and GeomLoss's."""
     return SamplesLoss(loss, **options), geomloss.SamplesLoss(loss, **{"backend": "tensorized", **options})
 
 

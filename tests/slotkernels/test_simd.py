@@ -109,7 +109,7 @@ def test_log_errs_by_less_than_two_ulp(apply):
 
 @pytest.mark.parametrize(("load", "store", "dtype"), [(2, 4, torch.float16), (3, 5, torch.bfloat16)], ids=str)
 def test_conversions_equal_those_of_pytorch(apply, load, store, dtype):
-    """All numbers of 16 bits, and all roundings near them, halfway cases and overflow among them."""
+    """All numbers of 16 bits, and numbers near them, including halfway cases and overflow."""
     every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
     wide = apply(load, every, torch.float32)
     torch.testing.assert_close(wide, every.float(), rtol=0, atol=0, equal_nan=True)

@@ -40,7 +40,7 @@ def test_a_point_is_at_distance_0_from_itself_where_float32_has_no_digits_for_sm
 @pytest.mark.parametrize("reach", [None, 2.0])
 @pytest.mark.parametrize("p", [1, 2])
 def test_equal_points_far_from_zero_lose_no_digits(p, reach):
-    """In the reference too their distance is exactly 0; from rounded squares it would be some 1e-3 if p = 1."""
+    """Their distance is exactly 0, in the reference too. From rounded squares it would be about 1e-3 if p = 1."""
     x, y = (t.detach().float() + 10 for t in points(3, 8, 6, 3))
     x[:, 1] = y[:, 2] = y[:, 5] = x[:, 0]
     x.requires_grad_()
@@ -68,7 +68,7 @@ def test_diameter_per_problem_equals_one_call_per_problem():
 
 
 def test_masked_schedule_equals_the_schedule_of_floats(monkeypatch):
-    """The schedule of an accelerator: a fixed number of steps, the ones past the end masked."""
+    """The schedule of an accelerator: a fixed number of steps; steps after the end are masked."""
     diameters = torch.tensor([0.01, 0.05, 0.3, 60.0], dtype=torch.float64)
     steps = list(epsilon_schedule(diameters.to("meta"), 2, 0.05, 0.5))
     assert len(steps) > 25  # covers diameter / blur up to LONGEST_RATIO

@@ -182,7 +182,7 @@ def test_problems_are_independent():
 
 @pytest.mark.parametrize("p", [1, 2])
 def test_common_offset_changes_nothing(p):
-    """Points are centred: without that an offset of 1000 leaves errors of 0.1 in the squared distances."""
+    """Points are centred. Otherwise an offset of 1000 would cause errors of 0.1 in the squared distances."""
     x, y = (t.mul(64).round() / 64 for t in clouds(2, 9, 12, 16, seed=0))  # exact when 1000 is added
     expected = solve(x, y, None, None, (None, False, p, 0.1, 0.5, True), "cpp")[:3]
     moved = solve(x + 1000, y + 1000, None, None, (None, False, p, 0.1, 0.5, True), "cpp")[:3]
@@ -263,7 +263,7 @@ def test_opcheck(debias):
 
 
 def test_backward_multiplies_any_transport_weights():
-    """Not only for rows of a plan, which sum to zero or one."""
+    """For any weights, not only for rows of a plan, which sum to zero or one."""
     x, y = clouds(3, 10, 7, 37, seed=0)
     transport_x, transport_y, grad = torch.randn(3, 10, 17), torch.randn(3, 7, 17), torch.randn(3)
     transport_x[transport_x.abs() < 1] = 0  # columns that no row of a tile uses are left out
@@ -340,6 +340,6 @@ def test_levels_of_x86_agree(tmp_path):
     (library,) = (path for path in map(Path, torch.ops.loaded_libraries) if path.name.startswith("_C."))
     by_clang = b"clang version" in library.read_bytes()  # compiles one level only
     if torch.backends.cpu.get_cpu_capability() == "AVX512" and not by_clang:
-        # Each level adds in another order, which shows in the last bits: three levels have run.
+        # Each level adds in another order, so the last bits show that three levels have run.
         for one, other in (("best", "avx2"), ("avx2", "default"), ("best", "default")):
             assert not all(map(torch.equal, results[one], results[other]))

@@ -40,7 +40,7 @@ def assert_near(actual, expected, tolerances):
 @both
 @pytest.mark.parametrize("reach", [1e-9, 0.3, 3.0, 1e3, 1e6])
 def test_any_reach_equals_the_float64_oracle(reach, p):
-    """Values lose no digits. A plan of costs near 50 errs by some 3e-5 at the temperature 0.09, and so do gradients."""
+    """Values lose no digits. Plan and gradients have errors of 3e-5 with costs near 50 and temperature 0.09."""
     x, y = clouds()
     tensors = (x, y, masses(3, 17, 0.4), masses(3, 9, 3.0))
     assert_near(
@@ -60,14 +60,14 @@ def test_values_tend_to_those_of_balanced_transport_without_losing_digits(p):
 
 @both
 def test_points_without_weight_stay_in_range(p):
-    """A point without weight beside points that have no other partner: exp(-g / rho) is e^60 and more there."""
+    """A point without weight near points that have no other partner: exp(-g / rho) is e^60 or more there."""
     x, y = torch.zeros(1, 2, 2), torch.tensor([[[8.0, 0.0], [9.0, 1.0], [0.1, 0.0]]])
     x[0, 1, 1] = 0.2
     a, b = torch.tensor([[0.5, 1.0]]), torch.tensor([[0.7, 0.3, 0.0]])
     options = {"p": p, "reach": 0.2, "blur": 0.2} if p == 2 else {"p": p, "reach": 0.02, "blur": 0.02}
     value, grad_x, grad_y, grad_a, grad_b = value_and_gradients(x, y, a, b, **options)
     expected = oracle(x, y, a, b, **options)
-    assert expected[4][0, 2] < -1e20  # mass at that point would save much
+    assert expected[4][0, 2] < -1e20  # mass at that point would reduce the cost
     torch.testing.assert_close(grad_b.double(), expected[4], rtol=1e-3, atol=0)
     assert (grad_y[:, 2] == 0).all()
     without = value_and_gradients(x, y[:, :2], a, b[:, :2], **options)

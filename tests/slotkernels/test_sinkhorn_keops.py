@@ -68,7 +68,7 @@ def test_missing_pykeops_raises_by_name_but_not_for_auto(monkeypatch):
 
 @pytest.fixture
 def on_gpu(monkeypatch, tmp_path):
-    """A call that pretends to be on a GPU, where ``on_gpu.trial(code)`` is what the child process runs."""
+    """A call that behaves as on a GPU; ``on_gpu.trial(code)`` sets the code of the child process."""
     monkeypatch.setenv("KEOPS_CACHE_FOLDER", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Toy GPU/2")
@@ -113,7 +113,7 @@ def test_keops_failure_on_gpu_falls_back_to_blocks(code, failure, on_gpu, monkey
 
 
 def test_keops_success_on_gpu_is_cached_by_version_and_device(on_gpu, monkeypatch):
-    lock = "os.environ['KEOPS_CACHE_FOLDER'] + '/slotkernels_keops.lock'"  # taken by the child, so free in the parent
+    lock = "os.environ['KEOPS_CACHE_FOLDER'] + '/slotkernels_keops.lock'"  # free: the child takes it
     monkeypatch.setattr(keops, "_TRIAL_SECONDS", 20)
     on_gpu.trial(f"import fcntl, os; fcntl.flock(open({lock}, 'w'), fcntl.LOCK_EX)")
     assert STREAMING.select("keops", on_gpu.problem) == "keops"
@@ -200,7 +200,7 @@ def test_pykeops_is_imported_on_demand_only():
 @needs_keops
 @pytest.mark.slow
 def test_processes_compile_side_by_side_in_silence(tmp_path):
-    """A cold cache and two processes at once: neither reads half a file, and nothing but the result is printed."""
+    """An empty cache and two processes at once: neither reads a partial file, and only the result is printed."""
     code = (
         "import torch, slotkernels\n"
         "x = torch.arange(12.).view(1, 4, 3).requires_grad_()\n"

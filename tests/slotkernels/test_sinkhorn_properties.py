@@ -19,7 +19,7 @@ BACKENDS = [*SINKHORN.available(make_problem("test", POINT, POINT, p=2, blur=1, 
 DIAMETERS = ("batch", "problem", 9.0)
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
-# Triton's interpreter takes seconds for what these ask.
+# Triton's interpreter takes seconds for these.
 quick_backends = pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "triton"])
 
 
@@ -48,7 +48,7 @@ def test_divergence_of_single_points_is_their_cost(backend, diameter):
 
 @every_backend
 def test_translation_costs_half_its_square(backend):
-    """Exact for the limit of the iteration; the annealing of scaling 0.9 comes within 1 %."""
+    """Exact in the limit of the iteration. With annealing at scaling 0.9 the difference is below 1 %."""
     x = cloud(2, 7, 3)
     shift = torch.tensor([[0.3, -0.2, 0.1], [2.0, 1.0, -1.0]]).unsqueeze(1)
     moved = (x + shift).requires_grad_()
@@ -203,7 +203,7 @@ def test_finite_and_not_negative(backend, make, p, diameter):
 
 @quick_backends
 def test_never_negative_where_annealing_is_too_fast(backend):
-    """GeomLoss's iterates go below zero there, with scaling 0.01 by several blur^2."""
+    """GeomLoss's iterates fall below zero there, with scaling 0.01 by several blur^2."""
     x = cloud(64, 11, 2)
     y = torch.cat((x, x[:, :1]), 1) + 0.05 * torch.randn(64, 12, 2)
     f, g = sinkhorn_potentials(x, y, scaling=0.01, blur=0.1, backend=backend)
@@ -220,7 +220,7 @@ def test_non_finite_points_give_nan_or_a_value_error(backend, diameter, bad):
     y[1, 2, 1] = bad
     value = sinkhorn_divergence(x, y, diameter=diameter, backend=backend)
     assert value[1].isnan()
-    if diameter == "batch":  # the box of all problems is no box any more
+    if diameter == "batch":  # the box around all problems is not finite
         assert value.isnan().all()
     else:
         torch.testing.assert_close(value[[0, 2]], expected[[0, 2]], rtol=0, atol=0)

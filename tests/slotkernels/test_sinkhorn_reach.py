@@ -92,7 +92,7 @@ def test_composite_equals_the_op(p, debias, potentials):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_diameter_of_each_problem_equals_one_call_per_problem(backend):
-    """Each problem has its own temperatures, and so its own damping in a step."""
+    """Each problem has its own temperatures, so the damping of a step differs."""
     x, y = points(3, 6, 7, 4, grad=False)
     scales = torch.tensor([0.1, 1.0, 30.0], dtype=torch.float64).view(3, 1, 1)
     x, y = x * scales, y * scales
@@ -133,7 +133,7 @@ def test_streaming_in_float32_stays_near_float64(backend):
 @debiased_or_not
 @both
 def test_a_long_reach_is_balanced_transport(p, debias, dtype):
-    """In float32 as well, where rho times a difference of exponentials near 1 would have no digits left."""
+    """Also in float32, where rho times a difference of exponentials near 1 would lose all digits."""
     x, y = points(2, 5, 9, 4, dtype, grad=False)
     balanced, unbalanced = (loss(x, y, p=p, debias=debias, reach=reach) for reach in (None, 1e6 if p == 1 else 1e4))
     torch.testing.assert_close(unbalanced, balanced, rtol=1e-5, atol=1e-5)
@@ -172,7 +172,7 @@ def test_gradient_is_a_known_factor_of_the_exact_one(p, debias):
 
 @both
 def test_debiased_values_are_not_negative(p):
-    """As without reach; before the clamp only rounding is, unless the annealing leaps."""
+    """As without reach. Before the clamp, only rounding or an annealing with large steps gives values below 0."""
     for reach in (0.1, 1.0, 30.0):
         for total in (0.4, 3.0):
             x, y = points(64, 5, 4, 2, grad=False)

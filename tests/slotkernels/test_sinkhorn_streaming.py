@@ -63,7 +63,7 @@ def test_blocks_equal_geomloss_in_value_and_gradient(shape, p, debias):
 @needs_keops
 @pytest.mark.parametrize("name", ["online", "blocks", "keops"])
 def test_all_backends_equal_geomloss_online(name):
-    """GeomLoss's own streaming backend, batched and not; its name is understood, and chooses by size here."""
+    """GeomLoss's streaming backend, batched and not. Its name is accepted; here the size decides."""
     x, y = points(2, 33, 20)
     a, b = weights(2, 33), weights(2, 20)
     ours, online = SamplesLoss(backend=name), geomloss.SamplesLoss("sinkhorn", backend="online")
@@ -148,7 +148,7 @@ def test_extreme_scales_stay_finite(p, backend):
         assert value.isfinite().all()
         assert (value >= 0).all()
         for grad in torch.autograd.grad(value.sum(), (x, y)):
-            # No point is drawn further than the sets reach, or for p = 1 by more than one unit to and one from.
+            # No gradient is longer than the sets' diameter, or, for p = 1, than 2: one unit towards y, one away from x.
             largest = 2 * max(x.abs().max(), y.abs().max()) if p == 2 else 2.0
             assert (grad.abs() <= 1.01 / grad.shape[1] * largest).all()
 

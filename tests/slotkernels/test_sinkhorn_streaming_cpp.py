@@ -85,7 +85,7 @@ def test_weights_diameters_and_bias_equal_the_float64_oracle(diameter, p):
 @pytest.mark.parametrize("reach", [0.3, 3.0, 1e3, 1e6])
 @pytest.mark.parametrize("p", [1, 2])
 def test_unbalanced_transport_equals_the_float64_oracle(p, reach, potentials):
-    """Also where no partner is within reach of most points, so that their sums of exponentials vanish."""
+    """Also where most points have no partner within reach, so that their sums of exponentials vanish."""
     x, y = sets(2, 230, 120, 4)
     x[0] *= 4
     a, b = 0.4 * weights(2, 230, grad=False).float(), 3 * weights(2, 120, grad=False).float()
@@ -105,7 +105,7 @@ def test_more_rows_than_bands_and_panels_than_a_flush():
 @pytest.mark.parametrize("options", [{"scaling": 0.02}, {"diameter": 0.3}], ids=str)
 @pytest.mark.parametrize("p", [1, 2])
 def test_sums_that_overflow_or_vanish_equal_the_float64_oracle(p, options, monkeypatch):
-    """Steps that leap, or a start that is too late, leave sums of exponentials that float32 cannot hold."""
+    """Large steps, or a start at too low a temperature, give sums of exponentials beyond float32."""
     x, y = sets(2, 233, 120, 3)
     y[0] += 30
     masks = []
@@ -198,6 +198,6 @@ def test_auto_streams_where_it_is_faster_and_differentiates_twice(monkeypatch):
 
 @pytest.mark.parametrize("level", ["avx2", "default"])
 def test_every_level_of_the_cpu(level):
-    """The best level that this CPU has is what all other tests run."""
+    """All other tests run the best level that this CPU has."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "ragged or weights"]
     subprocess.run(command, env={**os.environ, "ATEN_CPU_CAPABILITY": level}, check=True)

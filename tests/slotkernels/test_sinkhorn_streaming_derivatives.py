@@ -1,4 +1,4 @@
-"""Derivatives beyond the gradient of sets that are streamed, against the dense composite form and GeomLoss."""
+"""Derivatives beyond the gradient for streamed sets, compared with the dense composite form and GeomLoss."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def _small_blocks(monkeypatch):
 
 @pytest.fixture
 def stream(monkeypatch):
-    """A switch: from its call on ``auto`` streams everything."""
+    """A function: after its call, ``auto`` streams problems of every size."""
     return lambda: monkeypatch.setitem(LARGEST_COSTS, "reference", 1)
 
 

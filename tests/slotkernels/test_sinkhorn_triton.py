@@ -69,7 +69,7 @@ def test_weights_match_the_oracle(weighted, p, debias, device):
 
 
 def masses(shape, device="cpu"):
-    """Weights of sets of unlike masses, each in proportion to a row of random numbers."""
+    """Weights of sets with different masses, each proportional to a row of random numbers."""
     a, b = weights(shape, device)
     return 1.5 * a, 0.7 * b
 
@@ -121,14 +121,14 @@ def test_precisions_have_their_accuracy(precision, tolerance, device):
     exact_grads = torch.autograd.grad(expected[0].sum(), exact)
     errors += [error(grad, reference) for grad, reference in zip(grads, exact_grads, strict=True)]
     assert max(errors) < tolerance
-    assert precision == "ieee" or max(errors) > 1e-4  # it was TF32
+    assert precision == "ieee" or max(errors) > 1e-4  # TF32 was used
 
 
 @devices
 @pytest.mark.parametrize("p", [1, 2])
 @pytest.mark.parametrize("precision", ["tf32", "tf32x3"])
 def test_equal_sets_have_zero_divergence_in_any_precision(precision, p, device):
-    """Norms are rounded as products are. In TF32, where they are not, a point is 1e-3 from itself, squared.
+    """Norms are rounded like products. Otherwise, in TF32, the squared distance of a point to itself would be 1e-3.
 
     Three products of halves are added up in another order for x and y than for x and x: 1e-7, a distance of 3e-4.
     """
@@ -141,7 +141,7 @@ def test_equal_sets_have_zero_divergence_in_any_precision(precision, p, device):
 @pytest.mark.parametrize("p", [1, 2])
 @pytest.mark.parametrize("shape", [(2, 5, 7, 20), (1, 66, 5, 20)], ids=str)
 def test_common_offset_loses_no_digits(shape, p, device):
-    """Without taking a common point off, products near 1e8 leave nothing of costs near 2, nor of their gradient."""
+    """Unless a common point is subtracted, costs near 2 and their gradient vanish in products near 1e8."""
     x, y = points(shape, device=device)
     x, y = ((t.detach() * 1024).round().div(1024).add(512).requires_grad_() for t in (x, y))  # exactly
     check(x, y, p=p, scaling=0.2)

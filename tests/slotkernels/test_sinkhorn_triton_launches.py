@@ -36,14 +36,14 @@ def test_diameter_of_the_batch_matches_the_oracle(shape, dtype, device):
 
 
 def balanced_weights(batch, n, m, device):
-    """Transport weights as the forward pass writes them: a row adds up to zero, which is why points may be moved."""
+    """Transport weights as the forward pass writes them: each row sums to zero, so points may be shifted."""
     transports = (torch.randn(batch, count, n + m, device=device) for count in (n, m))
     return [t - t.mean(2, keepdim=True) for t in transports]
 
 
 @devices
 def test_strided_inputs_equal_contiguous_ones(device):
-    """Rows apart, one set for the whole batch, and coordinates apart, which are copied."""
+    """Rows with a stride, one set for the whole batch, and coordinates with a stride, which are copied."""
     x, y = (t.detach() for t in points((2, 6, 8, 10), device=device))
     a, b = weights((2, 6, 8), device)
     strided = (x[:, ::2], y[:1].expand(2, -1, -1), 2 * a[:, ::2], b[:1].expand(2, -1))
@@ -187,7 +187,7 @@ def test_a_captured_graph_replays_on_new_inputs(diameter):
 @pytest.mark.gpu
 @pytest.mark.parametrize(("diameter", "kernels"), list(zip(DIAMETERS, (3, 1, 1), strict=True)), ids=str)
 def test_step_runs_no_other_gpu_kernels(diameter, kernels):
-    torch.use_deterministic_algorithms(False)  # or torch.empty is filled, by a kernel
+    torch.use_deterministic_algorithms(False)  # otherwise a kernel fills torch.empty
     x, y = (t.detach() for t in points((96, 32, 32, 64), device="cuda"))
     grad_value = torch.randn(1, device="cuda").expand(96)
 

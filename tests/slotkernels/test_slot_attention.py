@@ -1,4 +1,4 @@
-"""The slot attention module against its textbook form: values, gradients, options, casts, compilation."""
+"""The slot attention module, compared with its textbook form: values, gradients, options, casts, compilation."""
 
 import copy
 
@@ -314,7 +314,7 @@ def test_a_captured_step_replays_on_new_tokens():
     assert all(torch.equal(one, other) for one, other in zip(captured, step(), strict=True))
 
 
-@needs_cpp  # whose layer norm writes what the products read
+@needs_cpp  # the layer norm writes the inputs of the products
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_tokens_are_never_copied_from_one_dtype_to_another(dtype):
     module = SlotAttention(4, 32, 24)

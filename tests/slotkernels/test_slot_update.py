@@ -184,7 +184,7 @@ def test_huge_gates_saturate(backend, device):
 
 @all_backends
 def test_tiny_values_keep_their_relative_accuracy(backend, device):
-    # What a tanh by way of exp loses near 0 (6e-8, of 1e-4 here), the layer norm would blow up to 6e-4.
+    # A tanh computed with exp has an error of 6e-8 near 0 (of 1e-4 here), which the layer norm would raise to 6e-4.
     inputs, cotangents = make("gru_norm", 7, 64, torch.float32, device)
     inputs = [(t.detach() * (1e-4 if i < 3 else 1)).requires_grad_() for i, t in enumerate(inputs)]
     check("gru_norm", inputs, cotangents, backend)
@@ -249,8 +249,8 @@ def test_under_autocast_the_state_stays_float32():
 @both_ops
 def test_forward_and_backward_replay_in_a_cuda_graph(op):
     inputs, cotangents = make(op, 96, 768, torch.bfloat16, "cuda")
-    # Compiles the kernels, which a capture must not. Detached: a graph of autograd that is alive has the default
-    # stream in its leaves, and the capture's backward pass would wait for it.
+    # Compiles the kernels before the capture. Detached, because the leaves of a graph of autograd that still exists
+    # refer to the default stream, and the capture's backward pass would wait for it.
     expected = [t.detach() for t in run(OPS[op][0], inputs, cotangents)]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -1,4 +1,4 @@
-"""The slot update's two ops: errors for bad arguments, and the formulas of their cost."""
+"""The slot update's two ops: errors for invalid arguments, and the formulas of their cost."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The C++ kernels of the slot update: ragged sizes, threads, levels of the CPU, and which calls they serve."""
+"""The C++ kernels of the slot update: odd sizes, threads, levels of the CPU, and which calls they support."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from .slot_update_cases import OPS, TOLERANCE, both_ops, check, make, run
 
 pytestmark = needs_cpp
 
-# Rows and D: one of all, vectors that end early, more rows than a block of sums has, more blocks than there may be.
+# Rows and D: one of all, partial vectors, more rows than a block of sums, more blocks than the maximum.
 SHAPES = [(1, 1), (7, 1), (1, 5), (7, 128), (75, 17), (2, 1027), (2100, 6)]
 CALLS = {"gru_norm": (GRU_NORM, GruNormArguments), "add_norm": (ADD_NORM, AddNormArguments)}
 # Rows of one or six values: their deviation may be small, and its reciprocal multiplies every error.
@@ -66,6 +66,6 @@ def test_serves_what_is_not_float64_on_a_cpu(op):
 
 @pytest.mark.parametrize("level", ["avx2", "default"])
 def test_every_level_of_the_cpu(level):
-    """The best level that this CPU has is what all other tests run."""
+    """All other tests run the best level that this CPU has."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "oracle or nan"]
     subprocess.run(command, env={**os.environ, "ATEN_CPU_CAPABILITY": level}, check=True)

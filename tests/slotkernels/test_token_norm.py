@@ -1,4 +1,4 @@
-"""The layer norm of tokens against a float64 oracle: values, gradients, who calls it, compilation."""
+"""The layer norm of tokens against a float64 oracle: values, gradients, its callers, compilation."""
 
 import os
 import subprocess
@@ -95,6 +95,6 @@ def test_bad_input_is_a_value_error_that_names_it():
 @needs_cpp
 @pytest.mark.parametrize("level", ["avx2", "default"])
 def test_every_level_of_the_cpu(level):
-    """The best level that this CPU has is what all other tests run."""
+    """All other tests run the best level that this CPU has."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "cpp and float64_oracle"]
     subprocess.run(command, env={**os.environ, "ATEN_CPU_CAPABILITY": level}, check=True)

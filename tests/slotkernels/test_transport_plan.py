@@ -1,4 +1,4 @@
-"""Transport plans and their gradients against the definition, unrolled iterations and linear programs."""
+"""Transport plans and their gradients, compared with the definition, unrolled iterations and linear programs."""
 
 import math
 import shutil
@@ -23,7 +23,7 @@ SHAPES = [(2, 7, 9), (3, 1, 5), (2, 5, 1), (1, 1, 1), (2, 33, 20)]
 
 @pytest.fixture(params=["absorbed", "log domain", "cpp"])
 def form(request, monkeypatch):
-    """C++, and both forms of the reference on a CPU: that of CPUs, and that of accelerators."""
+    """C++, and both forms of the reference on a CPU: the form for CPUs and the form for accelerators."""
     if request.param == "cpp" and why_not_loaded("_C") is not None:
         pytest.skip(str(why_not_loaded("_C")))
     if request.param == "log domain":
@@ -34,7 +34,7 @@ def form(request, monkeypatch):
 
 
 def numpy_plan(cost, a, b, eps, iterations):
-    """One problem, written down from the definition."""
+    """One problem, computed from the definition."""
     cost, log_a, log_b = cost / eps, np.log(a)[:, None], np.log(b)[None]
     f = np.zeros_like(log_a)
     for _ in range(iterations):
@@ -58,7 +58,7 @@ def test_plan_equals_the_definition(form, shape, eps, iterations):
 @pytest.mark.parametrize("eps", [10.0, 0.1, 0.01])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_gradients_equal_those_of_unrolled_iterations(form, shape, eps, iterations):
-    """Exactly, converged or not."""
+    """Exactly, also before convergence."""
     assert_equals_unrolled(problem(*shape), eps, iterations, 1e-8)
 
 
@@ -126,7 +126,7 @@ def test_tolerance_stops_when_the_columns_are_near_enough(form):
         plan = sinkhorn_plan(cost, a, b, eps=0.1, iterations=1000, tolerance=1e-3)
     assert (plan.sum(1) - b).abs().sum(1).max() <= 1e-3
     counts = [n for n in range(10, 150, 10) if torch.equal(plan, sinkhorn_plan(cost, a, b, eps=0.1, iterations=n))]
-    assert len(counts) == 1  # it stopped after some tens
+    assert len(counts) == 1  # it stopped after a few dozen iterations
     before = sinkhorn_plan(cost, a, b, eps=0.1, iterations=counts[0] - 10)
     assert (before.sum(1) - b).abs().sum(1).max() > 1e-3
     assert_matches_oracle(
@@ -148,7 +148,7 @@ def test_missed_tolerance_warns_with_the_error(form):
 
 
 def test_absorbed_form_equals_log_domain_for_extreme_costs(monkeypatch):
-    """Costs of 2000 eps and unequal weights: potentials wander by hundreds of powers of two before they settle."""
+    """Costs of 2000 eps and unequal weights: potentials change by hundreds of powers of two before they converge."""
     cost, a, b = problem(2, 20, 15)
     cost = (cost.detach() * 20).requires_grad_()
     built = []
@@ -291,7 +291,7 @@ def test_autograd_keeps_potentials_and_no_matrices():
 
 
 def test_aligns_the_features_of_two_frames():
-    """The intended use: tokens of frame t + 1 are carried to their places in frame t."""
+    """The intended use: tokens of frame t + 1 are mapped to their positions in frame t."""
     tokens, order = F.normalize(torch.randn(1, 24, 16), dim=2), torch.randperm(24)
     following = F.normalize(tokens[:, order] + 0.02 * torch.randn(1, 24, 16), dim=2)
     plan = sinkhorn_plan(1 - tokens @ following.mT, eps=0.05, iterations=50)

@@ -33,7 +33,7 @@ SHAPES = [(1, 1, 1), (3, 1, 5), (2, 5, 1), (2, 33, 20), (1, 150, 37), (1, 80, 20
 
 
 def solve(cost, a, b, eps, iterations, backend, tolerance=None, keep=True):
-    """Plan, potentials after each iteration, and how many were made."""
+    """Plan, potentials after each iteration, and the number of iterations."""
     return torch.ops.slotkernels.sinkhorn_plan(cost, a, b, eps, iterations, tolerance, keep, backend)
 
 
@@ -90,9 +90,9 @@ def test_potentials_may_move_by_hundreds_of_powers_of_two(backend, device, itera
 
 @compiled
 def test_gradients_in_cpp_are_as_exact_as_those_of_the_reference():
-    """Costs of 3,000 eps: what rounds differently in the forward and the backward pass adds up over the iterations.
+    """Costs of 3,000 eps: differences of rounding between forward and backward pass add up over the iterations.
 
-    So few columns are the rest of a vector, which the kernels read by other code. A single problem's error may be
+    So few columns are a partial vector, for which the kernels have other code. A single problem's error may be
     larger or smaller by chance, hence the median of many.
     """
     cost, a, b = problem(64, 6, 7, torch.float32, grad=False)

@@ -1,4 +1,4 @@
-"""transport_targets against plans made by the published loop in float64, and against sinkhorn_plan."""
+"""transport_targets, compared with plans of the published loop in float64, and with sinkhorn_plan."""
 
 import importlib.util
 import os
@@ -47,7 +47,7 @@ def plan(x, y, a=None, b=None, eps=0.05, iterations=3):
 
 
 def textbook(x, y, y_values, x_values=None, a=None, b=None, **options):
-    """The labels of each side through a plan of its own."""
+    """The labels of each side, with one plan for each side."""
     of_x = plan(x, y, a, b, **options) @ y_values
     return of_x, None if x_values is None else plan(y, x, b, a, **options) @ x_values
 
@@ -104,7 +104,7 @@ def test_sizes_of_training(shape):
 
 
 def by_sinkhorn_plan(x, y, y_values, x_values, a=None, **options):
-    """Plans in the log domain. Each ends with its rows, this op's with the columns; with b, they begin differently."""
+    """Plans in the log domain. sinkhorn_plan ends with rows, this op with columns; with b their starts differ."""
     cost = 1 - x @ y.mT
     of_x = sinkhorn_plan(cost.mT, None, a, **options).mT @ y_values
     return of_x, None if a is not None else sinkhorn_plan(cost, **options).mT @ x_values
@@ -133,7 +133,7 @@ def test_the_second_result_is_the_first_of_the_exchanged_call(backend, device):
 
 
 def outliers(device):
-    """Tokens of y, half of which no token of x is near to: exp(-cost / eps) is below the range of float32."""
+    """Half of the tokens of y have no near token in x: exp(-cost / eps) is below the range of float32."""
     x = F.normalize(torch.tensor([1.0, 0.0, 0.0]) + 0.05 * torch.randn(1, 40, 3), dim=2)
     y = torch.cat((x[:, :20], -x[:, 20:35]), 1)
     values = torch.randn(1, 35, 4).softmax(2), torch.randn(1, 40, 4).softmax(2)
@@ -166,7 +166,7 @@ def test_equal_frames_at_a_low_temperature_keep_their_labels(backend, device):
 
 @all_backends
 def test_each_plan_has_the_weights_of_the_other_side_exactly(backend, device):
-    # Labels that tell every token apart are the plan itself.
+    # With a different label for every token, the result is the plan itself.
     inputs = make((2, 9, 12, 5, 1), torch.float32, device, True)
     inputs |= {"y_values": torch.eye(12, device=device).expand(2, 12, 12)}
     inputs |= {"x_values": F.pad(torch.eye(9, device=device), (0, 3)).expand(2, 9, 12)}
@@ -286,7 +286,7 @@ def test_under_autocast_arithmetic_stays_float32():
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_replays_in_a_cuda_graph(backend):
     inputs = make((6, 256, 256, 384, 16), torch.bfloat16, "cuda")
-    expected = transport_targets(**inputs, backend=backend)  # compiles the kernels, which a capture must not
+    expected = transport_targets(**inputs, backend=backend)  # compiles the kernels before the capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         actual = transport_targets(**inputs, backend=backend)

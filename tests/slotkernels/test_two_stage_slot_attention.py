@@ -1,5 +1,5 @@
-"""Residual slot attention and groups of a call, as SMTC's two stages use them: tokens prepared once, slots that stand
-for semantics, then groups of slots that see only the tokens of their semantic.
+"""Residual slot attention and groups of a call, as in SMTC's two stages: tokens are prepared once; the first slots are
+semantics; then each group of slots gets only the tokens of its semantic.
 """
 
 import math
@@ -75,7 +75,7 @@ def test_two_stages_equal_the_textbook(form, implicit, conventions, update):
 
 
 def naive(module, inputs, slots, groups, mask):
-    """SMTC's iteration for each sample, group and slot in a loop; all iterations are differentiated, or the last."""
+    """SMTC's iteration in loops over samples, groups and slots; all iterations or only the last have gradients."""
     x = module.norm_inputs(inputs)
     k, v = module.to_k(x), module.to_v(x)
     size, tokens = slots.shape[1] // groups, range(inputs.shape[1])

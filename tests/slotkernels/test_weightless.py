@@ -1,4 +1,4 @@
-"""Points without weight, hidden tokens and dropped slots change nothing, whatever they hold."""
+"""Points without weight, hidden tokens and dropped slots change nothing, whatever their values."""
 
 import math
 import os
@@ -235,7 +235,7 @@ MASK = torch.tensor([[True] * 4 + [False] * 3, [False] * 2 + [True] * 5])
 
 
 def masked_cases(filler):
-    """Functions of tokens [2, 7, 4]; what the hidden ones hold must not matter."""
+    """Functions of tokens [2, 7, 4]; the values of hidden tokens must not matter."""
     torch.manual_seed(3)
     slots, grid = torch.randn(2, 3, 4), torch.rand(2, 7, 2)
     grid = grid.masked_fill(~MASK.unsqueeze(2), filler)
@@ -268,7 +268,7 @@ def test_hidden_tokens_change_nothing(name, filler):
         module, function = masked_cases(hidden)[name]
         inputs = tokens.masked_fill(~MASK.unsqueeze(2), hidden).requires_grad_()
         outputs = [t for t in function(inputs) if t is not None]
-        outputs = [t[MASK] if t.shape[1] == 7 else t for t in outputs]  # the attention of tokens that are seen
+        outputs = [t[MASK] if t.shape[1] == 7 else t for t in outputs]  # the attention of visible tokens
         leaves = [inputs, *(module.parameters() if module else ())]
         grads = torch.autograd.grad(sum(t.square().sum() for t in outputs), leaves, allow_unused=True)
         results.append([*outputs, *(g for g in grads if g is not None)])

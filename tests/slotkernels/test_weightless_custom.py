@@ -1,4 +1,4 @@
-"""Points without weight change no loss with a cost or kernel of its own, and no kernel norm."""
+"""Points without weight change no loss with a custom cost or kernel, and no kernel norm."""
 
 import math
 
