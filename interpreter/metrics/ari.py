@@ -12,8 +12,8 @@ def adjusted_rand_index(table: np.ndarray) -> float:
         table: [P, G] integer counts; rows and columns of zeros change nothing.
 
     Returns:
-        A number of at most 1; 0 is expected from chance, and it can be negative. Degenerate cases follow
-        ``sklearn.metrics.adjusted_rand_score``: identical partitions give 1, also where both are a single cluster
+        A number of at most 1. Random clusterings have an expectation of 0; negative numbers are possible. Special cases
+        follow ``sklearn.metrics.adjusted_rand_score``: identical partitions give 1, even if both are a single cluster
         or there is no pixel; a single true object that the prediction splits gives 0.
     """
     # Python integers: the products below pass 2**63 for a few million pixels.
@@ -29,11 +29,11 @@ def adjusted_rand_index(table: np.ndarray) -> float:
 
 
 def ari_per_frame(table: Contingency) -> float:
-    """FG-ARI per frame: every frame clustered on its own foreground pixels, then the mean over frames.
+    """FG-ARI per frame: the adjusted Rand index of each frame's foreground pixels, then the mean over frames.
 
-    Frames without foreground are skipped. A frame with a single object scores 1 if one segment covers the object
-    and 0 otherwise (the degenerate cases of :func:`adjusted_rand_index`): on single-object data this measures
-    nothing but over-segmentation.
+    Frames without foreground are skipped. A frame with a single object scores 1 if one segment covers the object and 0
+    otherwise (special cases of :func:`adjusted_rand_index`). So on data with single objects this only measures
+    over-segmentation.
 
     Returns:
         The mean over frames; NaN if no frame has foreground.
@@ -43,9 +43,9 @@ def ari_per_frame(table: Contingency) -> float:
 
 
 def ari_per_video(table: Contingency) -> float:
-    """FG-ARI per video: the foreground pixels of all frames are one clustering, so identities must persist.
+    """FG-ARI per video: the foreground pixels of all frames are one clustering, so segments must keep their identity.
 
-    Degenerate cases as in :func:`ari_per_frame`; NaN if no frame has foreground.
+    Special cases are those of :func:`ari_per_frame`. NaN if no frame has foreground.
     """
     counts = table.foreground.sum(axis=0)
     return adjusted_rand_index(counts) if counts.any() else float("nan")

@@ -1,4 +1,4 @@
-"""The Hungarian step of linking segments or slots over time."""
+"""The Hungarian match that links segments or slots over time."""
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -14,7 +14,7 @@ def partners(similarity: np.ndarray) -> np.ndarray:
         similarity: [n, m] finite numbers.
 
     Returns:
-        int64 [n]: a column for min(n, m) of the rows, -1 for all others.
+        int64 [n]: the column of each row. If there are fewer columns than rows, n - m rows have -1.
     """
     assigned = np.full(len(similarity), -1, np.int64)
     rows, columns = linear_sum_assignment(similarity, maximize=True)

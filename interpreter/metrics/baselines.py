@@ -1,4 +1,4 @@
-"""Segmentations without learning that a trained model has to beat."""
+"""Baselines without learning: segmentations that a trained model has to beat."""
 
 import numpy as np
 from sklearn.cluster import KMeans, SpectralClustering
@@ -18,15 +18,15 @@ ITERATIONS = 100
 
 
 def one_segment(frames: int, height: int, width: int) -> np.ndarray:
-    """The whole video as one segment: uint8 zeros [frames, height, width], a floor for every metric."""
+    """The whole video as one segment, uint8 zeros [frames, height, width]. Any useful method scores higher."""
     return np.zeros((frames, height, width), np.uint8)
 
 
 def grid_segments(frames: int, height: int, width: int, k: int) -> np.ndarray:
-    """Regular blocks that never move: the score that the layout of pictures alone reaches.
+    """Regular blocks that never move. Their score shows what the typical layout of pictures alone reaches.
 
-    The k blocks lie in r rows and c columns with r·c = k, as nearly square as the divisors of k allow; sizes of blocks
-    differ by at most one pixel.
+    The k blocks are in r rows and c columns with r·c = k, as square as the divisors of k allow. Sizes of blocks differ
+    by at most one pixel.
 
     Returns:
         uint8 [frames, height, width] ids 0..k-1, row by row.
@@ -49,20 +49,20 @@ def kmeans_segments(
 ) -> np.ndarray:
     """Cluster the patch features of all frames of a video at once, so that a cluster keeps its id over time.
 
-    Lloyd's algorithm from k-means++ starts. The best of 4 restarts is found on at most 16,384 random points of
-    the video and then iterated on *all* points, so a long video costs the baseline nothing but time.
+    This is Lloyd's algorithm with k-means++ starts. The best of 4 starts is chosen on at most 16,384 random points of
+    the video and then iterated on all points.
 
     Args:
-        features: [T, M, D] finite features, taken as they are: their scale is part of what the backbone learnt.
+        features: [T, M, D] finite features. They are not normalised: their scale is part of what the backbone learned.
         grid: (h, w) with h·w = M.
         k: number of clusters, 1..T·M.
-        positions: append the patch position (y, x) in [-1, 1], scaled so that its RMS length is
-            :data:`POSITION_WEIGHT` times that of the centred features: segments become compact, whatever D is.
-        seed: of the random starts.
+        positions: append the position (y, x) of the patch in [-1, 1], scaled so that its RMS length is
+            :data:`POSITION_WEIGHT` times that of the centred features. This makes segments compact, for any D.
+        seed: seed of the random starts.
 
     Returns:
-        uint8 [T, M] labels 0..k-1. The same input gives the same labels (up to ties within rounding, as threads add
-        in varying order).
+        uint8 [T, M] labels 0..k-1. The same input gives the same labels, except for ties within rounding, because
+        threads add in varying order.
 
     Raises:
         ValueError: if the shapes do not fit together, or a feature is not finite.
@@ -74,7 +74,7 @@ def kmeans_segments(
     if positions:
         points = np.concatenate([points, np.tile(_position_features(points, grid), (frames, 1))], axis=1)
 
-    # A random subset: an even stride could fall in step with the grid and see only some of its columns.
+    # A random subset: with a regular stride, it might contain only some columns of the grid.
     chosen = np.random.default_rng(seed).permutation(len(points))[:RESTART_POINTS]
     sample = points if len(points) <= RESTART_POINTS else points[np.sort(chosen)]
     start = KMeans(k, n_init=RESTARTS, max_iter=ITERATIONS, random_state=seed).fit(sample)
@@ -85,9 +85,9 @@ def kmeans_segments(
 
 
 def kmeans_frame_segments(features: np.ndarray, *, grid: tuple[int, int], k: int, seed: int = 0) -> np.ndarray:
-    """Cluster every frame by itself with k-means (best of 4 restarts) and link the frames (:func:`link_segments`).
+    """Cluster every frame separately with k-means (best of 4 starts) and link the frames (:func:`link_segments`).
 
-    Arguments, result and errors as in :func:`kmeans_segments`; k is at most M.
+    Arguments, result and errors are those of :func:`kmeans_segments`; k is at most M.
     """
     _check_features(features, grid)
     _check_count(k, features.shape[1])
@@ -97,13 +97,13 @@ def kmeans_frame_segments(features: np.ndarray, *, grid: tuple[int, int], k: int
 
 
 def spectral_segments(features: np.ndarray, *, grid: tuple[int, int], k: int, seed: int = 0) -> np.ndarray:
-    """Cluster every frame by itself with spectral clustering and link the frames (:func:`link_segments`).
+    """Cluster every frame separately with spectral clustering and link the frames (:func:`link_segments`).
 
-    SOLV (Aydemir et al. 2023) compares with a baseline of this kind; the details here are ours. Affinities are
-    the features' cosines, negative ones 0: on five training sequences of DAVIS-2016 (ViT-S/14, k = 6) a mean J of
-    0.394, against 0.366 with ``exp((cos - 1) / 0.1)`` and 0.276 with graphs of 10 nearest neighbours.
+    SOLV (Aydemir et al. 2023) compares with a similar baseline; the details here are ours. Affinities are the cosines
+    of the features, with 0 for negative ones. On five training sequences of DAVIS-2016 (ViT-S/14, k = 6) this reached a
+    mean J of 0.394, against 0.366 with ``exp((cos - 1) / 0.1)`` and 0.276 with graphs of 10 nearest neighbours.
 
-    Arguments, result and errors as in :func:`kmeans_segments`; k is at most M - 1.
+    Arguments, result and errors are those of :func:`kmeans_segments`; k is at most M - 1.
     """
     _check_features(features, grid)
     _check_count(k, max(1, features.shape[1] - 1))
@@ -112,19 +112,20 @@ def spectral_segments(features: np.ndarray, *, grid: tuple[int, int], k: int, se
     features = np.asarray(features, np.float32)
     labels = np.zeros(features.shape[:2], np.uint8)
     for t, frame in enumerate(_normalised(features) if k > 1 else ()):
-        affinity = np.maximum(frame @ frame.T, 1e-6).astype(np.float64)  # above 0: the graph has to be connected
+        affinity = np.maximum(frame @ frame.T, 1e-6).astype(np.float64)  # above 0: the graph must be connected
         labels[t] = SpectralClustering(k, affinity="precomputed", random_state=seed).fit(affinity).labels_
     return link_segments(labels, features)
 
 
 def link_segments(labels: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """Give the clusters of each frame the ids of the clusters before them.
+    """Give the clusters of each frame the ids of the matching clusters in earlier frames.
 
-    From frame to frame, a Hungarian match maximises the summed cosine between the clusters' mean features and those
-    that each id had when it was last seen. A frame with fewer clusters leaves ids out, and they may return later.
+    From frame to frame, a Hungarian match maximises the summed cosine between the mean features of the clusters and
+    those of each id in the last frame with that id. If a frame has fewer clusters, some ids are missing in it, and may
+    return later.
 
     Args:
-        labels: [T, M] integer clusters 0..255, numbered in each frame as it happens.
+        labels: [T, M] integer clusters 0..255, numbered in any order in each frame.
         features: [T, M, D].
 
     Returns:

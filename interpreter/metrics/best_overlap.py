@@ -6,7 +6,7 @@ from interpreter.metrics.contingency import Contingency, ratio
 
 
 def best_overlap_per_frame(table: Contingency) -> float:
-    """mBO per frame: mean best IoU of the objects present in a frame, then the mean over frames that have any.
+    """mBO per frame: the mean best IoU of the objects in a frame, then the mean over the frames with objects.
 
     Returns:
         A number in [0, 1]; NaN if no frame has foreground. An object without any candidate segment scores 0.
@@ -18,7 +18,7 @@ def best_overlap_per_frame(table: Contingency) -> float:
 
 
 def best_overlap_of_video(table: Contingency) -> float:
-    """mBO of a video: mean over its objects of the best *spatio-temporal* IoU, the video taken as one volume of pixels.
+    """mBO of a video: the mean over its objects of the best IoU, with the video as one volume of pixels.
 
     Returns:
         A number in [0, 1]; NaN for a video without foreground.

@@ -10,7 +10,7 @@ TOLERANCE = 0.008
 """Tolerance of the official evaluation, as a fraction of the frame's diagonal."""
 
 GROUP = 8
-"""Ids that one byte image holds, a bit each: all of their contours are found and widened in the same few passes."""
+"""Number of ids in one byte image, a bit for each. Their contours are computed and widened together."""
 
 
 def tolerance_in_pixels(size: tuple[int, int]) -> int:
@@ -23,10 +23,11 @@ def boundary_f(
 ) -> np.ndarray:
     """F of every pair of segment and object in every frame.
 
-    The contour of a mask is one pixel wide: the pixels that differ in the mask from their neighbour to the right, below
-    or below right (at the image's edge, from those that exist). Precision is the share of the segment's contour within
-    the tolerance (Euclidean, :func:`tolerance_in_pixels`) of the object's contour, recall the reverse, F their
-    harmonic mean. Where both masks have no contour, F = 1; where only one has, F = 0. Void pixels belong to no mask.
+    The contour of a mask is one pixel wide: a pixel is on it if its mask value differs from that of its neighbour to
+    the right, below, or below right (at the edge of the image, of the existing ones). Precision is the share of the
+    segment's contour within the tolerance (Euclidean, :func:`tolerance_in_pixels`) of the object's contour. Recall is
+    the share of the object's contour within the tolerance of the segment's. F is their harmonic mean. If both masks
+    have no contour, F = 1; if only one has, F = 0. Void pixels belong to no mask.
 
     Args:
         pred: [T, H, W] integer ids of predicted segments, 0..65535.
@@ -53,14 +54,14 @@ def boundary_f(
 
 
 def _f(hits_pred: np.ndarray, hits_true: np.ndarray, lengths_pred: np.ndarray, lengths_true: np.ndarray) -> np.ndarray:
-    """F of each pair from pixels of contours that are near the other's, and from the contours' lengths."""
+    """F of each pair, from the numbers of contour pixels near the other contour and the lengths of the contours."""
     precision, recall = ratio(hits_pred, lengths_pred), ratio(hits_true, lengths_true)
     f = np.nan_to_num(ratio(2 * precision * recall, precision + recall))
     return np.where((lengths_pred == 0) & (lengths_true == 0), 1.0, f)
 
 
 def _bit_tables(ids: np.ndarray, void: int | None = None) -> list[np.ndarray]:
-    """For each group of ids a table from id to a byte with the id's bit set; 0 for ids outside the group and void."""
+    """For each group of ids, a table from id to a byte with the bit of the id. 0 for void and ids of other groups."""
     tables = []
     for start in range(0, max(1, len(ids)), GROUP):
         group = ids[start : start + GROUP]
@@ -73,7 +74,7 @@ def _bit_tables(ids: np.ndarray, void: int | None = None) -> list[np.ndarray]:
 
 
 def _contours(bits: np.ndarray) -> np.ndarray:
-    """Pixels whose 2×2 block (itself, right, below, below right) a mask covers in part, for each bit of [H, W]."""
+    """Pixels whose 2×2 block (itself, right, below, below right) is partly in the mask, for each bit of [H, W]."""
     block = np.pad(bits, ((0, 1), (0, 1)), mode="edge")
     across_any, across_all = block[:, :-1] | block[:, 1:], block[:, :-1] & block[:, 1:]
     return (across_any[:-1] | across_any[1:]) & ~(across_all[:-1] & across_all[1:])
@@ -96,7 +97,7 @@ def _widen(bits: np.ndarray, radius: int) -> np.ndarray:
 
 
 def _count(contours: list[np.ndarray], near: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Contour pixels near each contour of the other side, [8·groups, 8·groups of the other], and all of them."""
+    """Numbers of contour pixels: near each contour of the other side [8·groups, 8·groups of the other], and in all."""
     hits, lengths = [], []
     for contour in contours:
         at = np.flatnonzero(contour != 0)  # bool: three times as fast as bytes
@@ -107,5 +108,5 @@ def _count(contours: list[np.ndarray], near: list[np.ndarray]) -> tuple[np.ndarr
 
 
 def _unpack(values: np.ndarray) -> np.ndarray:
-    """Bits of bytes [n] as float64 [n, 8], the lowest first: a product of such matrices counts exactly."""
+    """Bits of bytes [n] as float64 [n, 8], lowest first. Products of such matrices count exactly."""
     return np.unpackbits(values[:, None], axis=1, bitorder="little").astype(np.float64)

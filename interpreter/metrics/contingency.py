@@ -1,4 +1,4 @@
-"""The contingency table of a video, the one pass over the pixels that every metric starts from."""
+"""The contingency table of a video. It takes one pass over the pixels, and every metric is computed from it."""
 
 from dataclasses import dataclass, replace
 
@@ -6,22 +6,22 @@ import numpy as np
 
 LARGEST_ID = 65535
 NO_SEGMENT = LARGEST_ID + 1
-"""Id of a segment without pixels: no map can hold it."""
+"""Id of a segment without pixels; no label map can contain it."""
 
 
 @dataclass(frozen=True)
 class Contingency:
-    """Exact pixel counts of a predicted against a true segmentation, void pixels left out.
+    """Exact pixel counts of a predicted and a true segmentation, without void pixels.
 
     Attributes:
-        counts: int64 [T, P, 1 + G]. ``counts[t, p, g]`` pixels of frame t are in predicted segment p and have the
-            true label g; column 0 is the background, columns 1..G are the foreground objects.
-        segments: [P] ids of the predicted segments in ascending order. Every id that occurs anywhere in ``pred``
-            counts, 0 included: a slot that covers the background is a segment like any other.
+        counts: int64 [T, P, 1 + G]. ``counts[t, p, g]`` pixels of frame t are in predicted segment p and have the true
+            label g. Column 0 is the background, columns 1..G are the foreground objects.
+        segments: [P] ids of the predicted segments in ascending order. Every id in ``pred`` counts, also 0: a slot that
+            covers the background is a segment like any other.
         objects: [G] ids of the foreground objects in ascending order.
-        background: id in ``pred`` of pixels that the prediction gives to no segment, if it has such an id. They are
-            counted like a segment's, so that partitions can be compared, but are no candidate for any object.
-        relabelled: whether a segment stands for the object of its own id, and no match is needed.
+        background: id in ``pred`` of pixels in no segment, or None if there is no such id. These pixels are counted
+            like a segment, so that partitions can be compared, but cannot be matched with an object.
+        relabelled: each segment belongs to the object with the same id, so no match is needed.
     """
 
     counts: np.ndarray
@@ -32,12 +32,12 @@ class Contingency:
 
     @property
     def candidates(self) -> np.ndarray:
-        """bool [P]: the segments that may stand for an object."""
+        """bool [P]: the segments that may be matched with an object."""
         return self.segments != (-1 if self.background is None else self.background)
 
     @property
     def foreground(self) -> np.ndarray:
-        """[T, P, G] counts on the foreground alone."""
+        """[T, P, G] counts of foreground pixels."""
         return self.counts[:, :, 1:]
 
     @property
@@ -47,36 +47,36 @@ class Contingency:
 
     @property
     def annotated(self) -> np.ndarray:
-        """bool [T]: the frames that are not void in every pixel."""
+        """bool [T]: the frames with at least one pixel that is not void."""
         return np.asarray(self.counts.any(axis=(1, 2)))
 
     def select(self, frames: np.ndarray | slice) -> "Contingency":
-        """Some of the frames as a video of their own: objects that are absent from all of them are dropped."""
+        """Some of the frames as a separate video. Objects that are in none of them are dropped."""
         chosen = replace(self, counts=self.counts[frames])
         return chosen.keep(np.asarray(chosen.present.any(axis=0)))
 
     def keep(self, objects: np.ndarray) -> "Contingency":
-        """Let only some objects count (bool [G]); the pixels of the others become background."""
+        """Keep only some objects (bool [G]); the pixels of the others become background."""
         background = self.counts[:, :, :1] + self.foreground[:, :, ~objects].sum(axis=2, keepdims=True)
         counts = np.concatenate([background, self.foreground[:, :, objects]], axis=2)
         return replace(self, counts=counts, objects=self.objects[objects])
 
     def numbered(self, highest: int) -> "Contingency":
-        """The objects 1 to ``highest``, those without any pixel too; the pixels of all others become background."""
+        """The objects 1 to ``highest``, even without any pixel. The pixels of all others become background."""
         numbered = self.keep(self.objects <= highest)
         counts = np.zeros((*numbered.counts.shape[:2], 1 + highest), np.int64)
         counts[:, :, [0, *numbered.objects]] = numbered.counts
         return replace(numbered, counts=counts, objects=np.arange(1, highest + 1))
 
     def merged(self) -> "Contingency":
-        """All objects as one, with the id of the first; unchanged if there is none."""
+        """All objects as one object with the id of the first; unchanged if there is none."""
         if not len(self.objects):
             return self
         one = np.stack([self.counts[:, :, 0], self.foreground.sum(axis=2)], axis=2)
         return replace(self, counts=one, objects=self.objects[:1])
 
     def intersection_and_union(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels in both, and in either, of every pair of candidate segment and object: two int64 [T, P, G]."""
+        """Intersections and unions, in pixels, of every pair of candidate segment and object: two int64 [T, P, G]."""
         intersection = self.foreground[:, self.candidates]
         of_segment = self.counts[:, self.candidates].sum(axis=2, keepdims=True)
         of_object = self.foreground.sum(axis=1, keepdims=True)
@@ -99,8 +99,8 @@ def contingency(pred: np.ndarray, true: np.ndarray, *, void: int = 255, backgrou
     Args:
         pred: [T, H, W] integer ids of the predicted segments, 0..65535; gaps between ids are fine.
         true: [T, H, W] integer ids of the true objects, 0 = background; the same size as ``pred``.
-        void: id in ``true`` of the pixels that were not annotated. They belong to nothing and are not counted.
-        background: id in ``pred`` that is no segment; by default every id is one.
+        void: id in ``true`` of pixels that were not annotated. They are not counted.
+        background: id in ``pred`` that is not a segment. Default: every id is a segment.
 
     Returns:
         The table; its last axis has length 1 (background only) for a video without foreground.
@@ -129,7 +129,7 @@ def contingency(pred: np.ndarray, true: np.ndarray, *, void: int = 255, backgrou
 
 
 def as_labels(labels: np.ndarray, name: str) -> np.ndarray:
-    """Ids that can be counted, as uint8 or uint16 (bool as 0 and 1); a ValueError that calls it ``name`` for others."""
+    """The ids as uint8 or uint16 (bool as 0 and 1). Raises ValueError, with ``name``, if they cannot be counted."""
     labels = np.asarray(labels)
     if labels.dtype == bool:
         labels = labels.astype(np.uint8)
@@ -142,9 +142,9 @@ def as_labels(labels: np.ndarray, name: str) -> np.ndarray:
 
 
 def _dense(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ids as indices into a short ascending table of ids, and the table; not every id in it need occur.
+    """Ids as indices into a short ascending table of ids, and the table. Some ids in it may have no pixel.
 
-    Small ids, the rule, are their own indices: looking them up would cost more than all the counting.
+    Small ids, which are usual, are their own indices: to look them up would take longer than all the counting.
     """
     highest = int(labels.max())
     if highest < 256:

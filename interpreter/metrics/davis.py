@@ -1,8 +1,9 @@
-"""Region similarity J and boundary measure F of DAVIS, frame by frame, for segments with and without names.
+"""Region similarity J and boundary measure F of DAVIS, frame by frame.
 
-J of a frame is the IoU, F that of :func:`interpreter.metrics.boundary.boundary_f`; both are 1 where the segment and the
-object are both empty. Each pairing below returns J and F of every object with its segment as two float64 arrays [T, G]
-(F is NaN if ``boundary`` is None); their columns are what :func:`recall` and :func:`decay` and the mean are taken of.
+J of a frame is the IoU, F that of :func:`interpreter.metrics.boundary.boundary_f`. Both are 1 if the segment and the
+object are both empty. The functions below pair segments and objects in different ways, and return J and F of every
+object with its segment as two float64 arrays [T, G] (F is NaN if ``boundary`` is None). Mean, :func:`recall` and
+:func:`decay` are computed for each column.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from interpreter.metrics.contingency import NO_SEGMENT, Contingency
 
 BoundaryF = Callable[[np.ndarray], np.ndarray]
-"""F of some segments (ids [P]) with every object in every frame: [T, P, G]. Called only where F is needed."""
+"""F of some segments (ids [P]) with every object in every frame: [T, P, G]. Called only if F is needed."""
 
 Pairs = tuple[np.ndarray, np.ndarray]
 """J and F, each [T, G]."""
@@ -22,10 +23,10 @@ BINS = 4
 
 
 def best_segment(table: Contingency, boundary: BoundaryF | None) -> Pairs:
-    """Each object with the candidate of the highest mean J; of equal ones, that with the smallest id.
+    """Pair each object with the candidate of the highest mean J; among equal ones, the one with the smallest id.
 
-    Choosing by the truth is what makes an unnamed segmentation comparable at all; it favours the prediction. F is that
-    of the segment chosen by J. Without any candidate the object is compared with an empty segment.
+    A segmentation without names can only be scored if the truth chooses the segment, which favours the prediction. F is
+    that of the segment chosen by J. Without any candidate, the object is compared with an empty segment.
     """
     segments, j = _segments_and_j(table)
     candidates = max(1, len(segments) - 1)  # the empty segment alone if there is no other
@@ -33,7 +34,7 @@ def best_segment(table: Contingency, boundary: BoundaryF | None) -> Pairs:
 
 
 def same_id(table: Contingency, boundary: BoundaryF | None) -> Pairs:
-    """Each object with the segment of its own id, which is empty where the prediction does not have the id."""
+    """Pair each object with the segment of the same id, which is empty if the prediction does not have the id."""
     segments, j = _segments_and_j(table)
     rows = np.searchsorted(segments, table.objects)  # ascending, the empty segment last
     rows = np.where(segments[rows] == table.objects, rows, len(segments) - 1)
@@ -44,12 +45,13 @@ def one_to_one(table: Contingency, boundary: BoundaryF | None, max_proposals: in
     """One Hungarian match for the sequence on the mean of J and F over all frames (J alone without F).
 
     Args:
-        table: of the sequence.
-        boundary: F, if it is needed.
-        max_proposals: of more segments than these, those with the most pixels are proposed, whatever the truth is; of
-            equal ones those with the smaller ids.
-        ids: how many ids the prediction may use. Those that have no pixel are empty proposals, as are those that fill
-            up what is missing to the number of objects: an object that is rarely seen may do better with one of them.
+        table: contingency table of the sequence.
+        boundary: function that computes F, if it is needed.
+        max_proposals: largest number of proposals. If there are more segments, those with the most pixels are proposed;
+            among equal ones, those with the smaller ids.
+        ids: how many ids the prediction may use. Ids without pixels are empty proposals. If there are still fewer
+            proposals than objects, more empty ones are added. An object in few frames may score better with an empty
+            one.
     """
     j, f = _all_pairs(table, boundary, max_proposals, ids)
     rows, columns = linear_sum_assignment(_quality(j, f).mean(axis=0), maximize=True)
@@ -60,9 +62,9 @@ def one_to_one(table: Contingency, boundary: BoundaryF | None, max_proposals: in
 def one_to_one_in_each_frame(
     table: Contingency, boundary: BoundaryF | None, max_proposals: int | None, ids: int = 0
 ) -> Pairs:
-    """A Hungarian match of its own for every frame, on the mean of J and F in that frame: blind to identities.
+    """A separate Hungarian match for every frame, on the mean of J and F in that frame. It ignores identities.
 
-    Arguments as in :func:`one_to_one`.
+    Arguments are those of :func:`one_to_one`.
     """
     j, f = _all_pairs(table, boundary, max_proposals, ids)
     rows = np.empty((len(j), len(table.objects)), np.intp)
@@ -79,9 +81,9 @@ def recall(values: np.ndarray) -> np.ndarray:
 
 
 def decay(values: np.ndarray) -> np.ndarray:
-    """J or F in the first quarter of the frames less that in the last one: [T, G] to [G], lower is better.
+    """J or F in the first quarter of the frames minus that in the last quarter: [T, G] to [G]. Lower is better.
 
-    Quarters follow the official code: they share the frames where they meet, halves are rounded up.
+    Quarters are those of the official code: neighbouring quarters share a frame, and halves are rounded up.
     """
     edges = (np.round(np.linspace(1, len(values), BINS + 1) + 1e-10) - 1).astype(int)
     first, last = values[: edges[1] + 1], values[edges[-2] :]
@@ -117,5 +119,5 @@ def _all_pairs(table: Contingency, boundary: BoundaryF | None, max_proposals: in
 
 
 def _quality(j: np.ndarray, f: np.ndarray) -> np.ndarray:
-    """What a match maximises."""
+    """The quantity that a match maximises."""
     return j if np.isnan(f).any() else (j + f) / 2

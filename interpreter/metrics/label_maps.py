@@ -7,16 +7,16 @@ import torch
 def resize_labels(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize label maps [T, h, w] to [T, H, W] by nearest neighbour.
 
-    Each pixel takes the label at its centre's place (``nearest-exact`` of PyTorch), so no label is invented, maps keep
-    their place on average, and a resize to the same size changes nothing. Where the size is reduced, objects thinner
-    than the step may lose frames of theirs: score at native size if that matters.
+    Each pixel takes the label at the place of its centre (PyTorch's ``nearest-exact``). So no new label appears, maps
+    do not shift on average, and a resize to the same size changes nothing. In a smaller map thin objects may be missing
+    in some frames; score at native size if that matters.
     """
     rows, columns = (((np.arange(n) + 0.5) * old / n).astype(int) for n, old in zip(size, maps.shape[1:], strict=True))
     return maps[:, rows[:, None], columns]
 
 
 def upsample_labels(labels: np.ndarray, *, grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Bring patch labels to pixels as soft masks are: one-hot, bilinear (align_corners=False), argmax.
+    """Upsample patch labels to pixels in the same way as soft masks: one-hot, bilinear (align_corners=False), argmax.
 
     One frame at a time, so memory does not grow with the video.
 
@@ -26,7 +26,7 @@ def upsample_labels(labels: np.ndarray, *, grid: tuple[int, int], size: tuple[in
         size: (H, W) of the output in pixels.
 
     Returns:
-        uint8 [T, H, W]; between labels of equal weight the smaller one wins.
+        uint8 [T, H, W]; among labels of equal weight the smallest wins.
 
     Raises:
         ValueError: if ``labels`` is not [T, h·w].

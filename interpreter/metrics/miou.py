@@ -1,7 +1,7 @@
 """Mean IoU after a Hungarian match of predicted segments to foreground objects, per video and per frame.
 
-All predicted segments are candidates, those that cover the background included. An object that gets no segment
-(there are fewer segments than objects) scores 0.
+All predicted segments are candidates, also those that cover the background. If there are fewer segments than objects,
+an object without a segment scores 0.
 """
 
 from typing import Literal
@@ -12,21 +12,21 @@ from scipy.optimize import linear_sum_assignment
 from interpreter.metrics.contingency import Contingency, ratio
 
 Matching = Literal["frame-mean", "spatio-temporal"]
-"""What the match of a video maximises the sum of. ``frame-mean``: the mean of the per-frame IoU over the frames where
-segment or object is present, which is the score of the object too (SOLV). ``spatio-temporal``: the IoU of the two with
-the video taken as one volume of pixels, so a frame weighs as much as it shows of them."""
+"""The quantity whose sum the match of a video maximises. ``frame-mean``: the mean of the per-frame IoU over the frames
+with the segment or the object, which is also the score of the object (SOLV). ``spatio-temporal``: the IoU in the video
+as one volume of pixels, so frames with more pixels of the two weigh more."""
 
 
 def iou_per_object(table: Contingency, matching: Matching) -> list[float]:
     """IoU of every foreground object of a video under one match for the whole video.
 
-    The score of an object is the mean of its *per-frame* IoU with its segment, over the frames where either of the two
-    is present: a segment that shows up where its object is absent costs a 0. The mIoU of a data set is the mean over
-    all objects of all its videos, so the scores are returned one by one. In a relabelled table each object is scored
-    with the segment of its id.
+    The score of an object is the mean of its per-frame IoU with its segment, over the frames with either of the two. So
+    a frame with the segment but without the object counts as 0. The mIoU of a data set is the mean over all objects of
+    all videos, so the scores are returned one by one. In a relabelled table each object is scored with the segment of
+    its id.
 
     Args:
-        table: of a video.
+        table: contingency table of a video.
         matching: what the match maximises, see :data:`Matching`.
 
     Returns:
@@ -42,18 +42,18 @@ def iou_per_object(table: Contingency, matching: Matching) -> list[float]:
 
 
 def relabelled(table: Contingency, matching: Matching, *, rows_as_ids: bool = False) -> Contingency:
-    """Give each matched segment the id of its object, and put all others together as background (id 0).
+    """Give each matched segment the id of its object, and turn all other segments into background (id 0).
 
     Args:
-        table: of a video.
+        table: contingency table of a video.
         matching: what the match maximises, see :data:`Matching`.
-        rows_as_ids: take the row of a segment in the matrix of the match, counted from 0 in ascending order of ids, for
-            its id, as SOLV's published code does. Right only where the ids of the video's segments are 0, 1, 2 … That
-            code fills up the matrix with rows of zeros where there are fewer segments than objects; the number of such
-            a row counts as an id too, so the segment that has it is relabelled although the row stands for none.
+        rows_as_ids: use the row number of a segment in the matrix of the match (from 0, in ascending order of ids) as
+            its id, as SOLV's published code does. This is right only if the ids of the segments are 0, 1, 2 … If there
+            are fewer segments than objects, that code adds rows of zeros to the matrix. Their row numbers count as ids
+            too, so a segment with such an id is relabelled although the row belongs to no segment.
 
     Returns:
-        The table of the relabelled prediction, whose background is no candidate.
+        The table of the relabelled prediction. Its background cannot be matched.
     """
     scores = _to_match(table, matching)
     if rows_as_ids:
@@ -73,10 +73,10 @@ def relabelled(table: Contingency, matching: Matching, *, rows_as_ids: bool = Fa
 
 
 def miou_per_frame(table: Contingency) -> float:
-    """mIoU with a separate Hungarian match in every frame: blind to identities that swap from frame to frame.
+    """mIoU with a separate Hungarian match in every frame. It ignores identities that swap from frame to frame.
 
-    The match maximises the summed IoU in the frame. Mean over the objects present in the frame, then over the
-    frames that have any.
+    The match maximises the summed IoU in the frame. The result is the mean over the objects in a frame, then over the
+    frames with objects.
 
     Returns:
         A number in [0, 1]; NaN if no frame has foreground.
@@ -92,7 +92,7 @@ def miou_per_frame(table: Contingency) -> float:
 
 
 def _to_match(table: Contingency, matching: Matching) -> np.ndarray:
-    """What the match of a video maximises, for each candidate and object [P, G]; every object is in some frame."""
+    """The quantity that the match of a video maximises, for each candidate and object [P, G]."""
     if matching == "frame-mean":
         return np.asarray(np.nanmean(table.iou(), axis=0))
     intersection, union = table.intersection_and_union()

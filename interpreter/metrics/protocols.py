@@ -1,4 +1,4 @@
-"""Named protocols: all settings of the evaluation that must be equal for two numbers to be comparable.
+"""Named protocols: all settings of the evaluation that have to be equal for two numbers to be comparable.
 
 A protocol is data. :class:`Protocol` explains its fields; :mod:`interpreter.metrics.score` computes the numbers.
 """
@@ -37,37 +37,37 @@ class Protocol:
     """How masks are compared and numbers are averaged.
 
     Attributes:
-        name: what ``--protocol`` takes.
+        name: name for ``--protocol``.
         summary: what it measures, in one line.
-        metrics: names in :data:`METRICS`, the headline first.
+        metrics: names in :data:`METRICS`, the most important first.
         comparable: published numbers that it can be compared with.
-        not_comparable: numbers that look alike and are not.
-        size: (H, W) that masks are compared at; None: the native size of the truth.
-        square_size: the same for truth whose frames are square (MOVi); None: as for others.
-        chunk: frames of the clips that a video is cut into, each scored as a video of its own, an incomplete last clip
-            left out; None: the whole video is one clip.
-        objects: which true objects count. ``all``: those that occur; ``first-frame``: only those that are present in
-            the first annotated frame, the others become background; ``numbered``: the ids from 1 to the highest of the
-            first annotated frame, as in the official code of DAVIS-2017: an id that no pixel has is an empty object,
-            and a gap in the ids of the prediction is an empty proposal; higher ids become background; ``merged``: all
-            together are one.
-        void: what the pixels with the id of void are. ``left-out``: they belong to nothing, and frames that are void in
-            every pixel are not annotated: they are left out before anything else. ``empty``: the same for pixels, but
-            in a frame that is void everywhere all masks are empty, so that J = F = 1. ``background``: background.
-        skip_ends: whether the first and the last annotated frame are left out.
-        matching: what the one Hungarian match of a video maximises, for mIoU and for ``relabel``: the mean over frames
-            of the per-frame IoU, or the spatio-temporal IoU (:data:`interpreter.metrics.miou.Matching`).
-        relabel: what ARI and mIoU see of the prediction. ``no``: the segments as they are. ``match``: after the match,
-            matched segments take their object's id, all others become one background segment. ``row-numbers``: the same
-            with two mistakes of the published SOLV code. It takes the row of a segment in the matrix of the match for
-            its id: where the ids of the video's segments have gaps, another segment, or none, is relabelled. And the
-            rows of zeros that make up for missing segments have such numbers too.
-        match: how J and F pair segments with objects. ``hungarian``: one to one for the sequence, on the mean of J and
-            F; ``every-frame``: the same anew in every frame; ``best``: each object with the segment of the highest mean
-            J; ``same-id``: each object with the segment of its id, which the method was given in the first frame.
-        max_proposals: of more segments than these, the largest are kept (``hungarian``, ``every-frame``); None: no
-            limit.
-        version: counts how often the rules behind the name have changed; every number carries it.
+        not_comparable: similar numbers that it cannot be compared with.
+        size: (H, W) at which masks are compared; None: the native size of the truth.
+        square_size: the same for square frames (MOVi); None: ``size``.
+        chunk: length in frames of the clips that a video is cut into. Each clip is scored as a separate video, and an
+            incomplete last clip is left out. None: the whole video is one clip.
+        objects: the true objects that count. ``all``: all that occur. ``first-frame``: those in the first annotated
+            frame; the others become background. ``numbered``: ids from 1 to the highest of the first annotated frame,
+            as in the official code of DAVIS-2017. An id without pixels is an empty object, a gap in the ids of the
+            prediction an empty proposal, and higher ids become background. ``merged``: all together are one object.
+        void: how pixels with the id of void count. ``left-out``: they are not counted, and frames with void pixels only
+            are left out. ``empty``: they are not counted, and in a frame with void pixels only all masks are empty, so
+            J = F = 1. ``background``: as background.
+        skip_ends: leave out the first and the last annotated frame.
+        matching: what the Hungarian match of a video maximises, for mIoU and for ``relabel``: the mean over frames of
+            the per-frame IoU, or the spatio-temporal IoU (:data:`interpreter.metrics.miou.Matching`).
+        relabel: how the prediction is relabelled for ARI and mIoU. ``no``: not at all. ``match``: matched segments take
+            the id of their object, all others become one background segment. ``row-numbers``: the same with two
+            mistakes of the published SOLV code. It uses the row of a segment in the matrix of the match as its id. If
+            the ids of the segments have gaps, another segment, or none, is relabelled. And rows of zeros, which replace
+            missing segments, have such ids too.
+        match: how segments and objects are paired for J and F. ``hungarian``: one to one for the sequence, on the mean
+            of J and F. ``every-frame``: the same, separately in every frame. ``best``: each object with the segment of
+            the highest mean J. ``same-id``: each object with the segment of its id, which the method gets in the first
+            frame.
+        max_proposals: largest number of segments, for ``hungarian`` and ``every-frame``; if there are more, the largest
+            ones are kept. None: no limit.
+        version: number of the version of the rules with this name; saved with every number.
     """
 
     name: str
@@ -89,12 +89,12 @@ class Protocol:
 
     @property
     def label(self) -> str:
-        """The name, with the version if there was another before it."""
+        """The name, and the version if it is not the first."""
         return self.name if self.version == 1 else f"{self.name} (version {self.version})"
 
 
 def scoring_size(protocol: Protocol, native: tuple[int, int]) -> tuple[int, int]:
-    """Size (H, W) that a video's masks are compared at, given the native size of its truth."""
+    """Size (H, W) at which a video's masks are compared, from the native size of its truth."""
     if protocol.square_size and native[0] == native[1]:
         return protocol.square_size
     return protocol.size or native

@@ -1,4 +1,4 @@
-"""Score a video under a protocol, and bring the scores of a data set together."""
+"""Score a video under a protocol, and average the scores of a data set."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,7 +33,7 @@ _OF_BOUNDARY = {"jf", "f", "f_recall", "f_decay"}
 
 
 class UnknownIdError(ValueError):
-    """A prediction that must use the ids of the objects has other ids; the message lists both in one line."""
+    """A prediction has ids that are not ids of objects, under a protocol that requires them. The message lists both."""
 
 
 def score_video(
@@ -52,17 +52,17 @@ def score_video(
         pred: [T, H, W] predicted segment ids, 0..65535, the same in all frames, at the protocol's
             :func:`~interpreter.metrics.protocols.scoring_size`.
         true: [T, H, W] true object ids of the same size, 0 = background; with ``frames``, [len(frames), H, W].
-        frames: numbers of the annotated frames, ascending, where not all of ``pred`` are annotated.
+        frames: numbers of the annotated frames, ascending, if not all frames of ``pred`` are annotated.
         void: id in ``true`` of pixels to leave out.
-        background: id in ``pred`` of pixels that the prediction gives to no segment. They can be matched with no object
-            but are a cluster of their own for ARI. By default every id is a segment, 0 included, and always under
-            ``row-numbers``, whose code knows no such id.
+        background: id in ``pred`` of pixels in no segment. They cannot be matched with an object, but are a separate
+            cluster for ARI. Default: every id is a segment, also 0. Under ``row-numbers`` every id is always a segment,
+            because the code of that protocol has no such id.
 
     Returns:
-        The protocol's metrics: a float for a number of the video (NaN where undefined, such as without foreground), a
-        list with a float for each object, in ascending order of its id, where objects are averaged. A protocol with
-        clips gives a list with an entry for each clip (or object of a clip) for both kinds. Besides, ``objects`` and
-        ``frames``: how many were scored; an object counts once in each clip.
+        The protocol's metrics by name. A metric of the video is a float (NaN if it is undefined, for example without
+        foreground). A metric of objects is a list with a float for each object, in ascending order of ids. Under a
+        protocol with clips both are lists, with an entry for each clip or each object of a clip. ``objects`` and
+        ``frames`` are the numbers of scored objects and frames; an object counts once in each clip.
 
     Raises:
         ValueError: if the two are not integer arrays [T, H, W] of the same size, or ``frames`` does not fit them.
@@ -89,7 +89,7 @@ def score_video(
                 f"the prediction has id {largest}, but the first annotated frame names {named}; under "
                 f"{protocol.name} a segment must have the id of its object"
             )
-        ids = largest + (background is None)  # that the prediction may use: from 0 on, or from 1 on
+        ids = largest + (background is None)  # number of ids that the prediction may use: from 0, or from 1
         scores.append(_score(protocol, table, _boundary(table, protocol, pred, true, chosen, void), ids))
     total: VideoScores = {name: sum(float(np.sum(clip[name])) for clip in scores) for name in ("objects", "frames")}
     if protocol.chunk is None:
@@ -98,18 +98,18 @@ def score_video(
 
 
 def summarise(protocol: Protocol, videos: Iterable[Mapping[str, float | list[float]]]) -> dict[str, float]:
-    """Mean of each number over a data set, from a stream of videos of which nothing but sums is kept.
+    """Mean of each number over a data set. Videos are read as a stream, and only sums are kept.
 
-    Every entry of a list weighs the same, whichever video it is from: numbers of objects are averaged over all objects
-    of the set. Undefined entries are left out.
+    Every entry of a list has the same weight, so metrics of objects are averaged over all objects of the data set.
+    Undefined entries are left out.
 
     Args:
-        protocol: that the videos were scored under.
-        videos: what :func:`score_video` returned for each.
+        protocol: the protocol that the videos were scored under.
+        videos: the result of :func:`score_video` for each video.
 
     Returns:
-        The protocol's metrics, NaN where no video defines one; ``videos``, ``objects`` and ``frames``: how many there
-        were; ``videos_<metric>``: how many videos defined the metric.
+        The protocol's metrics (NaN if no video defines one); ``videos``, ``objects`` and ``frames``: their numbers;
+        ``videos_<metric>``: the number of videos that define the metric.
     """
     counts = dict.fromkeys(("videos", "objects", "frames"), 0.0)
     sums, entries, defined = (dict.fromkeys(protocol.metrics, 0.0) for _ in range(3))
@@ -129,7 +129,7 @@ def summarise(protocol: Protocol, videos: Iterable[Mapping[str, float | list[flo
 def _boundary(
     table: Contingency, protocol: Protocol, pred: np.ndarray, true: np.ndarray, chosen: np.ndarray, void: int
 ) -> davis.BoundaryF:
-    """F in the chosen frames, computed only when asked for: it is the one number that needs pixels again."""
+    """F in the chosen frames, computed only if it is needed: no other metric reads the pixels again."""
 
     def boundary(segments: np.ndarray) -> np.ndarray:
         truth = true[chosen]
@@ -141,7 +141,7 @@ def _boundary(
 
 
 def _checked(numbers: np.ndarray, length: int, annotated: int) -> np.ndarray:
-    """Frame numbers that fit the prediction and the truth."""
+    """The frame numbers, after checking that they fit the prediction and the truth."""
     if numbers.shape != (annotated,):
         raise ValueError(f"frames must number the {annotated} frames of true, got {numbers.size} numbers")
     if numbers.size and (numbers.min() < 0 or numbers.max() >= length or (np.diff(numbers) <= 0).any()):
@@ -188,7 +188,7 @@ def _score(protocol: Protocol, table: Contingency, boundary: davis.BoundaryF, id
 def _region_and_boundary(
     protocol: Protocol, table: Contingency, boundary: davis.BoundaryF, ids: int
 ) -> dict[str, list[float]]:
-    """Those of the protocol's metrics that are J, F or both, for each object."""
+    """The metrics of the protocol that are J, F or both, for each object."""
     names = [name for name in protocol.metrics if name in _OF_REGION | _OF_BOUNDARY]
     if not names or not len(table.objects):
         return {name: [] for name in names}

@@ -12,13 +12,15 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Backbone(nn.Module, abc.ABC):
     """A network that turns frames into patch tokens. Always in evaluation mode.
 
-    It is frozen, except for the copy that :func:`trainable` makes. Subclasses implement :meth:`tokens` and, if tokens
-    can be dropped inside, :meth:`kept_tokens`; if branches of blocks can be left out, :meth:`scaled_tokens`.
+    It is frozen, except for the copy that :func:`trainable` makes. Subclasses implement :meth:`tokens`. They also
+    implement :meth:`kept_tokens` if they can drop tokens inside, and :meth:`scaled_tokens` if they can leave out
+    branches of blocks.
 
     Args:
         dim: width D of the features.
-        patch: pixels per patch side.
-        mean, std: per-channel normalisation of RGB in [0, 1].
+        patch: side of a patch in pixels.
+        mean: mean of each channel, for RGB in [0, 1].
+        std: standard deviation of each channel.
     """
 
     mean: Tensor
@@ -32,7 +34,7 @@ class Backbone(nn.Module, abc.ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are, and where it computes."""
+        """The device of the weights, which it computes on."""
         return self.mean.device
 
     def train(self, mode: bool = True) -> "Backbone":
@@ -40,7 +42,7 @@ class Backbone(nn.Module, abc.ABC):
         return super().train(False)
 
     def settings(self) -> dict[str, object]:
-        """What the features depend on besides weights and buffers, in JSON's types."""
+        """All that the features depend on besides weights and buffers, as JSON types."""
         return {"type": type(self).__name__, "patch": self.patch}
 
     def grid(self, frame_size: tuple[int, int]) -> tuple[int, int]:
@@ -63,16 +65,16 @@ class Backbone(nn.Module, abc.ABC):
 
         Args:
             frames: the frames.
-            keep: numbers [B, M'] int64 of patches, ascending in each frame, 1 <= M' <= M. All other patches are dropped
-                before the transformer's blocks, which saves their cost: the kept ones attend to each other and to the
-                class and register tokens alone. Checked in full if it is on the CPU.
+            keep: numbers [B, M'] int64 of the patches to keep, ascending in each frame, 1 <= M' <= M. All other patches
+                are dropped before the transformer's blocks, which saves time: the kept ones attend only to each other
+                and to the class and register tokens. The values are checked if ``keep`` is on the CPU.
 
         Returns:
             [B, M, D], or [B, M', D] of the patches in ``keep``.
 
         Raises:
-            ValueError: if the frames are not of that type and shape, their size does not fit the patch, ``keep`` is
-                none of the above, or the backbone cannot drop patches.
+            ValueError: if the frames have another type or shape, their size is not a multiple of the patch, ``keep`` is
+                not as described, or the backbone cannot drop patches.
         """
         height, width = self._checked_grid(frames)
         if keep is not None:
@@ -94,7 +96,8 @@ class Backbone(nn.Module, abc.ABC):
             [R, M, D] fp32.
 
         Raises:
-            ValueError: as :meth:`features`; if ``depth`` has another shape, or the backbone is no plain transformer.
+            ValueError: as :meth:`features`, or if ``depth`` has another shape, or the backbone is not a plain
+                transformer.
         """
         self._checked_grid(frames)
         if depth is not None:
@@ -106,7 +109,7 @@ class Backbone(nn.Module, abc.ABC):
             return (self.tokens(x) if depth is None else self.scaled_tokens(x, depth)).float()
 
     def _checked_grid(self, frames: Tensor) -> tuple[int, int]:
-        """Patch grid of frames, if they are frames."""
+        """Patch grid of frames, after checking their type and shape."""
         if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
             raise ValueError(f"frames must be uint8 [B, H, W, 3], got {frames.dtype} {tuple(frames.shape)}")
         return self.grid((frames.shape[1], frames.shape[2]))
@@ -116,12 +119,12 @@ class Backbone(nn.Module, abc.ABC):
 
     @property
     def num_blocks(self) -> int:
-        """Blocks L of a transformer."""
+        """Number of blocks L of a transformer."""
         return 0
 
     @property
     def native_size(self) -> tuple[int, int]:
-        """A frame size (H, W) that it takes, of a transformer the one that it was trained on."""
+        """A frame size (H, W) that it accepts; for a transformer, the size that it was trained on."""
         return 2 * self.patch, 2 * self.patch
 
     @abc.abstractmethod
@@ -137,10 +140,10 @@ class Backbone(nn.Module, abc.ABC):
         raise NotImplementedError
 
     def require_dropping(self) -> None:
-        """Refuse a backbone that cannot drop patches; others define :meth:`kept_tokens`.
+        """Check that the backbone can drop patches (see :meth:`kept_tokens`).
 
         Raises:
-            ValueError: names the option for such a backbone.
+            ValueError: if it cannot. The message says which option to use instead.
         """
         raise ValueError(
             f"{type(self).__name__} is no vision transformer, so patches cannot be dropped inside it; use "
@@ -148,10 +151,10 @@ class Backbone(nn.Module, abc.ABC):
         )
 
     def require_depth(self) -> None:
-        """Refuse a backbone without stochastic depth; others define :meth:`scaled_tokens`.
+        """Check that the backbone supports stochastic depth (see :meth:`scaled_tokens`).
 
         Raises:
-            ValueError: names the option for such a backbone.
+            ValueError: if it does not. The message says which option to use instead.
         """
         raise ValueError(
             f"{type(self).__name__} is no vision transformer, so branches cannot be left out inside it; use "
@@ -160,14 +163,14 @@ class Backbone(nn.Module, abc.ABC):
 
 
 def _check_kept(keep: Tensor, count: int, patches: int) -> None:
-    """Refuse numbers of kept patches that are not those of ``count`` frames of ``patches`` patches."""
+    """Raise ValueError unless ``keep`` has numbers of patches for ``count`` frames with ``patches`` patches each."""
     fits = keep.dtype == torch.int64 and keep.ndim == 2 and len(keep) == count and 1 <= keep.shape[1] <= patches
     if not fits:
         raise ValueError(
             f"keep must be int64 [{count}, 1 to {patches}] for {count} frames of {patches} patches, got {keep.dtype} "
             f"{tuple(keep.shape)}"
         )
-    # On a GPU, looking at the values would wait for it.
+    # On a GPU, reading the values would make the host wait.
     if (
         keep.device.type == "cpu"
         and count

@@ -14,8 +14,8 @@ NORMS = (("norm1", "norm2"), ("layernorm_before", "layernorm_after"))  # names o
 def depth_factors(noise: Tensor, rate: float) -> Tensor:
     """Factors of the attention and the MLP branch of each block, as in DINO.
 
-    A branch of block l of L is left out (0) with probability p = ``rate`` l / (L - 1), the same for both, drawn apart;
-    else it is multiplied by 1 / (1 - p).
+    A branch of block l of L is left out (factor 0) with probability p = ``rate`` l / (L - 1); else its factor is
+    1 / (1 - p). The two branches of a block have the same p and are drawn independently.
 
     >>> depth_factors(torch.zeros(1, 6), rate=0.2)  # 0 is the median: nothing is left out
     tensor([[[1.0000, 1.0000],
@@ -23,8 +23,8 @@ def depth_factors(noise: Tensor, rate: float) -> Tensor:
              [1.2500, 1.2500]]])
 
     Args:
-        noise: standard normal [R, 2 L], of the R frames.
-        rate: of the last block, at least 0 and below 1.
+        noise: standard normal numbers [R, 2 L] for R frames.
+        rate: probability for the last block, at least 0 and below 1.
 
     Returns:
         [R, L, 2], for :meth:`Backbone.encode`.
@@ -38,10 +38,10 @@ def scaled_block(block: nn.Module, hidden: Tensor, factors: Tensor, options: Map
     """The output [R, M, C] of a block whose attention and MLP branch are multiplied by ``factors`` [R, 2].
 
     Args:
-        block: of a type of model that :meth:`VisionTransformer.require_blocks` accepts.
-        hidden: [R, M, C], what it gets.
-        factors: where 1, the block computes what it always does.
-        options: what else its attention gets, such as DINOv3's rotations.
+        block: a block of a model that :meth:`VisionTransformer.require_blocks` accepts.
+        hidden: [R, M, C], the input of the block.
+        factors: with factors of 1 the output is that of the unchanged block.
+        options: further arguments of its attention, such as DINOv3's rotations.
     """
     if isinstance(block, Keys):  # has no branches
         return block(hidden, **options)
@@ -57,5 +57,5 @@ def scaled_block(block: nn.Module, hidden: Tensor, factors: Tensor, options: Map
 
 
 def _layer_scale(block: nn.Module, name: str, branch: Tensor) -> Tensor:
-    """A branch multiplied by what the block has learned for each channel; DINO, MAE and the like have nothing."""
+    """A branch times the learned scale of each channel (layer scale). DINO and MAE, for example, have no such scale."""
     return getattr(block, name)(branch) if hasattr(block, name) else branch

@@ -35,13 +35,13 @@ _RENAMES = (
 def load_official_dinov2(path: Path) -> "PreTrainedModel":
     """Load an official DINOv2 checkpoint; sizes are read from its tensors.
 
-    On another grid than its own (37 x 37 patches), positions are interpolated as in ``torch.hub``: without registers
-    bicubic with an offset of 0.1 (``config.interpolate_offset``), with registers bicubic, antialiased, to the exact
-    size (``VisionTransformer.positions`` names the rule). A folder or hub id in Hugging Face's format is loaded by
-    transformers instead: bicubic to the exact size, antialiased only with registers.
+    Position embeddings are made for 37 x 37 patches. For another grid they are interpolated as in ``torch.hub``:
+    without registers bicubic with an offset of 0.1 (``config.interpolate_offset``), with registers bicubic and
+    antialiased to the exact size. ``VisionTransformer.positions`` names the rule. (A folder or hub id in Hugging Face's
+    format is loaded by transformers instead, which interpolates to the exact size, antialiased only with registers.)
 
     Args:
-        path: ``.pth``/``.pt`` (read without unpickling code) or ``.safetensors``.
+        path: a ``.pth`` or ``.pt`` file (read without running code in it), or a ``.safetensors`` file.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -73,7 +73,7 @@ def load_official_dinov2(path: Path) -> "PreTrainedModel":
         registers = state["embeddings.register_tokens"].shape[1]
         model = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(num_register_tokens=registers, **sizes))
     else:
-        # The offset is recorded in the configuration, and so in what cached features are keyed by.
+        # The configuration records the offset, so the keys of cached features depend on it.
         model = Dinov2Model(Dinov2Config(**sizes | {"interpolate_offset": INTERPOLATE_OFFSET}))
         embeddings: Any = model.embeddings
         embeddings.interpolate_pos_encoding = MethodType(interpolate_with_offset, embeddings)
@@ -118,7 +118,7 @@ def _read(path: Path) -> object:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a parser raises on arbitrary bytes is not enumerable
+    except Exception as error:  # a parser may raise any error for arbitrary bytes
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} cannot be read as weights: {reason}") from error
 

@@ -9,7 +9,7 @@ from .base import Backbone
 
 
 class EfficientNetLite0(Backbone):
-    """EfficientNet-Lite0 with ImageNet weights: both stages of stride 16, each normalised over channels, joined."""
+    """EfficientNet-Lite0 with ImageNet weights. Features: both stages of stride 16, each normalised, then joined."""
 
     # The blocks that end the two stages of stride 16 (80 and 112 channels).
     LAST_BLOCKS = (7, 10)
@@ -25,7 +25,7 @@ class EfficientNetLite0(Backbone):
         self.stem = nn.Sequential(fuse_conv_bn_eval(net._conv_stem.eval(), net._bn0.eval()), net._swish)
         self.blocks = net._blocks[: self.LAST_BLOCKS[-1] + 1].eval()
         for block in self.blocks:
-            # The batch norms are frozen: folded into the convolutions they cost nothing.
+            # The batch norms are frozen, so they are folded into the convolutions.
             for conv, norm in (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")):
                 if hasattr(block, conv):
                     setattr(block, conv, fuse_conv_bn_eval(getattr(block, conv), getattr(block, norm)))

@@ -1,4 +1,4 @@
-"""Frozen linear layers in float8: half the bytes of bfloat16, and twice its rate on GPUs that multiply it."""
+"""Frozen linear layers in float8: half the bytes of bfloat16, and twice the speed on GPUs with float8 products."""
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,8 @@ LARGEST = torch.finfo(torch.float8_e4m3fn).max
 class Float8Linear(nn.Module):
     """A linear layer [..., in] -> [..., out] bfloat16 that multiplies in float8 (e4m3).
 
-    Each row of the weight has a scale, and so has each token, computed anew at every call: the largest number of a row
-    becomes the largest number of float8. Sums are fp32. For inference only.
+    Each row of the weight and each token has a scale, which maps its largest number to the largest number of float8.
+    The scales of tokens are computed at every call. Sums are fp32. For inference only.
 
     Args:
         linear: the layer; both widths have to be multiples of 16, as the hardware requires.
@@ -42,7 +42,7 @@ def _quantised(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def to_float8(model: nn.Module) -> int:
-    """Replace the linear layers of a frozen model that have multiples of 16 as widths; returns their number."""
+    """Replace the linear layers of a frozen model whose widths are multiples of 16. Returns how many."""
     count = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

@@ -1,8 +1,8 @@
 """Keys of a ViT's self-attention as features: its last block is replaced by one that returns them.
 
-The keys are computed from the block's layers by themselves, not caught by a hook while the block runs: a call keeps no
-state, so that several threads may encode with one backbone. For keys alone, the rest of the block is not computed; for
-both, the block's own keys are computed a second time, which is a twelfth of its linear layers.
+The keys are computed from the block's layers, not recorded by a hook while the block runs. So a call keeps no state,
+and several threads may use one backbone. For keys alone, the rest of the block is not computed. For tokens and keys,
+the keys are computed twice; they are a twelfth of the block's linear layers.
 """
 
 import torch
@@ -19,7 +19,7 @@ class Keys(nn.Module):
         self.norm, self.to_keys = key_layers(block)
 
     def forward(self, hidden: Tensor, *arguments: object, **options: object) -> Tensor:
-        """Keys of what the block gets; its other arguments (masks, positions) do not enter."""
+        """Keys of the block's input. Its other arguments (masks, positions) are ignored."""
         keys: Tensor = self.to_keys(self.norm(hidden))
         return keys
 
@@ -29,7 +29,7 @@ class TokensAndKeys(nn.Module):
 
     Args:
         block: the block.
-        norm: the model's final norm, which is applied to the output alone.
+        norm: the model's final norm; it is applied to the output, not to the keys.
     """
 
     def __init__(self, block: nn.Module, norm: nn.Module) -> None:
@@ -37,12 +37,12 @@ class TokensAndKeys(nn.Module):
         self.block, self.norm = block, norm
 
     def forward(self, hidden: Tensor, *arguments: object, **options: object) -> Tensor:
-        """Output and keys of what the block gets."""
+        """Output and keys for the block's input."""
         return self.joined(hidden, self.block(hidden, *arguments, **options))
 
     def joined(self, hidden: Tensor, output: Tensor) -> Tensor:
-        """The block's output, and the keys of what it got."""
-        norm, to_keys = key_layers(self.block)  # each time anew: float8 layers may have replaced them
+        """The block's output, and the keys of its input."""
+        norm, to_keys = key_layers(self.block)  # looked up at each call: float8 layers may have replaced them
         return torch.cat([self.norm(output), to_keys(norm(hidden))], -1)
 
 

@@ -13,10 +13,10 @@ from .dinov2 import load_official_dinov2
 from .efficientnet import EfficientNetLite0
 from .vit import VisionTransformer
 
-FROM_HUB = "hub:"  # begins a name that is never looked for on this computer, such as those in runs that others shared
+FROM_HUB = "hub:"  # prefix of names that are only looked up on the hub, such as those in runs that others shared
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # a model has one of these, or none
 HUB_FILES = ["config.json", *PROCESSORS, "model*.safetensors", "model.safetensors.index.json"]
-"""What is fetched of a backbone with such a name: no pickles, no code, and no adapters, which name other models."""
+"""Files to download for a backbone with such a name: no pickles, no code, no adapters (they refer to other models)."""
 CHECKPOINTS = (".pth", ".pt", ".safetensors")  # ends of the names of official DINOv2 checkpoints
 OFFLINE_OPTIONS = (
     "Without access to the Hugging Face hub use "
@@ -36,8 +36,8 @@ def load_backbone(config: BackboneConfig) -> Backbone:
 
     Raises:
         FileNotFoundError: if there is no such hub entry, folder or file; names the options that work offline.
-        ValueError: if the file or model is of a kind that cannot serve or has no keys, or the package transformers is
-            missing or old.
+        ValueError: if the file or model is not supported or has no keys, or the package transformers is missing or too
+            old.
     """
     try:
         backbone = _efficientnet(config) if config.backbone == "efficientnet-lite0" else _vision_transformer(config)
@@ -100,7 +100,7 @@ def _hugging_face(config: BackboneConfig) -> Backbone:
         raise FileNotFoundError(f"no backbone at {name}")
     try:
         place = _fetched(name, revision) if from_hub else name
-        # Half-precision checkpoints are computed in fp32 too; autocast decides about the products.
+        # Half-precision checkpoints become fp32 too; autocast chooses the precision of products.
         # Code that comes with a model is never run.
         options = {"trust_remote_code": False, "use_safetensors": True if from_hub else None}
         model = AutoModel.from_pretrained(place, revision=revision, dtype=torch.float32, **options)
@@ -115,7 +115,7 @@ def _hugging_face(config: BackboneConfig) -> Backbone:
 
 
 def _fetched(repository: str, revision: str) -> str:
-    """The folder of a model of the hub in the cache of its client.
+    """The folder of a hub model in the cache of the hub's client.
 
     Raises:
         OSError: if it cannot be fetched.
@@ -130,7 +130,7 @@ def _fetched(repository: str, revision: str) -> str:
 
 
 def _normalisation(place: str, revision: str, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the pixels that a model takes.
+    """Mean and standard deviation that a model normalises pixels with.
 
     Raises:
         ValueError: if its processor cannot be used.

@@ -1,4 +1,4 @@
-"""A copy of a backbone that is trained further."""
+"""A trainable copy of a backbone."""
 
 import copy
 from types import MethodType
@@ -12,15 +12,15 @@ from .float8 import Float8Linear
 
 
 def trainable(backbone: Backbone) -> Backbone:
-    """A copy whose parameters need gradients, which :meth:`Backbone.encode` computes.
+    """A copy of a backbone with trainable parameters. Call its :meth:`Backbone.encode`.
 
-    Those that no output depends on, such as the mask token of DINOv2 or the pooler of a ViT, stay frozen: an optimiser
-    would decay them, and processes that train together would wait for their gradients. The copy has the parameter names
-    of the original and stays in evaluation mode: it has no dropout besides the stochastic depth of
+    Parameters without any effect on the output, such as the mask token of DINOv2 or the pooler of a ViT, stay frozen.
+    An optimiser would decay them, and in distributed training processes would wait for their gradients. The copy has
+    the parameter names of the original. It stays in evaluation mode, so its only dropout is the stochastic depth of
     :meth:`Backbone.encode`.
 
     Args:
-        backbone: in fp32; it stays as it is.
+        backbone: a backbone in fp32. It is not changed.
 
     Raises:
         ValueError: if its linear layers are float8.
@@ -44,10 +44,10 @@ def trainable(backbone: Backbone) -> Backbone:
 
 
 def _repeatable(embeddings: Any) -> Any:
-    """Interpolation of position embeddings with the same values, and a gradient that a GPU can repeat.
+    """Interpolation of position embeddings with the same values, but a gradient that is deterministic on a GPU.
 
-    The gradient of bicubic interpolation has no deterministic kernel. The interpolation is linear in the embeddings, so
-    its gradient is a product with a matrix: what it makes of the unit vectors.
+    PyTorch has no deterministic kernel for the gradient of bicubic interpolation. The interpolation is linear in the
+    embeddings, so its gradient is a product with a matrix: the interpolated unit vectors.
     """
     interpolate = embeddings.interpolate_pos_encoding.__func__
 

@@ -1,4 +1,4 @@
-"""Vision transformers of Hugging Face: DINOv2, DINO, DINOv3, MAE and their like."""
+"""Vision transformers of Hugging Face, such as DINOv2, DINO, DINOv3 and MAE."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,8 @@ from .keys import Keys, TokensAndKeys, key_layers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Types of models whose blocks can be run one by one: they see the positions of patches in nothing but their tokens, or
-# in DINOv3's rotations, and add the output of an attention and of an MLP branch.
+# Types of models whose blocks can be run one by one: positions enter a block only through the tokens or through
+# DINOv3's rotations, and a block adds the outputs of an attention and of an MLP branch.
 PLAIN = ("vit", "vit_mae", "vit_msn", "deit", "ijepa", "dinov2", "dinov2_with_registers", "dinov3_vit")
 
 
@@ -24,14 +24,14 @@ class VisionTransformer(Backbone):
 
     Args:
         model: the Hugging Face model.
-        layer: block whose output is used (0 is the first, -1 the last); later blocks are dropped.
-        norm: apply the model's final norm to it.
+        layer: block whose output is used (0 is the first, -1 the last); later blocks are removed.
+        norm: apply the model's final norm to the output.
         mean, std: see :class:`Backbone`.
         output: "tokens", the block's output; "keys", the keys of its self-attention; "tokens-and-keys", both joined,
             so that ``dim`` is twice the model's width.
 
     Raises:
-        ValueError: if the model is no plain ViT, lacks the block or the norm, or its keys cannot be found.
+        ValueError: if the model is not a plain ViT, has no such block or norm, or its keys cannot be found.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class VisionTransformer(Backbone):
         if output != "tokens":
             used[-1] = _with_keys(model, used[-1], norm_name, output)
         self.model = model
-        # In a tuple, and found by name: as a submodule under a second name it would be hashed as other weights.
+        # In a tuple: as a submodule it would have a second name, and the hash of the weights would change.
         self.parts = (parent, name, norm_name or "layernorm")
         self.kwargs: dict[str, object] = {}
         if config.model_type in ("vit", "vit_mae", "vit_msn"):
@@ -73,7 +73,7 @@ class VisionTransformer(Backbone):
 
     @property
     def positions(self) -> str:
-        """How position embeddings are interpolated to a patch grid that the model was not trained on."""
+        """How position embeddings are interpolated to another patch grid than that of the training."""
         config = self.model.config
         if config.model_type.startswith("dinov3"):
             return "rotary, nothing is interpolated"
@@ -82,7 +82,7 @@ class VisionTransformer(Backbone):
         return f"bicubic to the exact size{', antialiased' * (config.model_type == 'dinov2_with_registers')}"
 
     def settings(self) -> dict[str, object]:
-        """See :meth:`Backbone.settings`; where the model was loaded from does not matter."""
+        """See :meth:`Backbone.settings`. It does not depend on where the model was loaded from."""
         config = self.model.config.to_dict()
         volatile = ("_name_or_path", "transformers_version")
         return super().settings() | {"model": {k: v for k, v in config.items() if k not in volatile}}
@@ -93,7 +93,7 @@ class VisionTransformer(Backbone):
 
     @property
     def num_blocks(self) -> int:
-        """See :meth:`Backbone.num_blocks`; a last block that is replaced by its keys counts too."""
+        """See :meth:`Backbone.num_blocks`. A last block that is replaced by its keys counts too."""
         parent, name, _ = self.parts
         return len(getattr(parent, name))
 
@@ -113,7 +113,7 @@ class VisionTransformer(Backbone):
         return self._block_by_block(x, depth=depth)
 
     def _block_by_block(self, x: Tensor, keep: Tensor | None = None, depth: Tensor | None = None) -> Tensor:
-        """What the model does, with tokens dropped before the blocks, or branches of the blocks multiplied."""
+        """Run the model with tokens dropped before the blocks, or with branches of the blocks multiplied by factors."""
         model: Any = self.model
         parent, name, norm_name = self.parts
         embedded = model.embeddings(x, **self._options(x))
@@ -149,10 +149,10 @@ class VisionTransformer(Backbone):
             )
 
     def _options(self, x: Tensor) -> dict[str, object]:
-        """What the model, or its embeddings, take besides the frames."""
+        """Further arguments of the model, or of its embeddings, besides the frames."""
         if not self.masked:
             return self.kwargs
-        # MAE shuffles its patches by this noise even when it masks none: rising noise keeps their order.
+        # MAE shuffles its patches by this noise even if it masks none. Ascending noise keeps their order.
         noise = torch.arange(_count(x, self.patch), device=x.device, dtype=x.dtype).expand(x.shape[0], -1)
         return self.kwargs | {"noise": noise}
 
@@ -165,7 +165,7 @@ def _count(x: Tensor, patch: int) -> int:
 def _with_keys(
     model: "PreTrainedModel", block: nn.Module, norm_name: str | None, output: FeatureOutput
 ) -> Keys | TokensAndKeys:
-    """What replaces the last block; the model's final norm and its pooler, which expect tokens, are removed."""
+    """The replacement of the last block. Removes the model's final norm and pooler, which expect tokens."""
     try:
         _, to_keys = key_layers(block)
         found = norm_name is not None and getattr(to_keys, "out_features", None) == model.config.hidden_size
@@ -184,7 +184,7 @@ def _with_keys(
 
 
 def _blocks(model: "PreTrainedModel", depth: int) -> tuple[nn.Module, str, nn.ModuleList]:
-    """The list of transformer blocks, the module that holds it, and its name there."""
+    """The list of transformer blocks, the module that has it as an attribute, and the name of the attribute."""
     for parent in model.modules():
         for name, child in parent.named_children():
             if isinstance(child, nn.ModuleList) and len(child) == depth:
