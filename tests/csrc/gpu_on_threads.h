@@ -1,5 +1,5 @@
-// Just enough of CUDA to run a kernel on a machine without a GPU: a thread of the machine for every thread of a block.
-// Under ThreadSanitizer it shows what a missing __syncthreads or __syncwarp would break.
+// The parts of CUDA that a kernel needs to run without a GPU: one CPU thread for each thread of a block.
+// With ThreadSanitizer it detects a missing __syncthreads or __syncwarp.
 #pragma once
 
 #include <barrier>

@@ -59,7 +59,7 @@ int main(int argc, char** argv) {
   for (int argument = 1; argument < argc; ++argument) {
     const int count = std::atoi(argv[argument]), batch = 2;
     for (int linkage : {COMPLETE, AVERAGE, SINGLE}) {
-      // Small integers, whose products are exact and whose distances tie. More numbers than are staged at a time.
+      // Small integers, so products are exact and distances tie. More numbers in a slot than are loaded at a time.
       const int width = 3 + below(20);
       std::vector<float> slots(batch * count * width);
       for (float& number : slots) number = static_cast<float>(below(3) - 1);
