@@ -1,10 +1,14 @@
-"""Published checkpoints of Slot Contrast and VideoSAUR: under which names they save parameters, and their conversion.
+"""Convert published checkpoints of Slot Contrast and VideoSAUR: names and layout of their parameters.
 
-Both public codes save a Lightning module. ``encoder.module`` and ``decoder.module`` are applied to each frame,
-``processor.module`` to the frames in their order: ``corrector`` is slot attention, ``predictor`` a transformer block.
-Queries, keys and values of a transformer block are one matrix. The last layer of Slot Contrast's decoder has the rows
-of the features, then one of the mask's logit. VideoSAUR's decoder has three parts: ``allocator`` (the blocks),
-``renderer`` (hidden layers of the MLP) and ``output_transform`` (its last layer).
+Both public codes save a Lightning module:
+
+- ``encoder.module`` and ``decoder.module`` run on each frame;
+- ``processor.module`` runs on the frames in their order: ``corrector`` is slot attention, ``predictor`` a transformer
+  block;
+- queries, keys and values of a transformer block are one matrix;
+- the last layer of the decoder of Slot Contrast has the rows of the features, then one row for the logit of the mask;
+- the decoder of VideoSAUR has three parts: ``allocator`` (the blocks), ``renderer`` (hidden layers of the MLP) and
+  ``output_transform`` (its last layer).
 """
 
 import pickle
@@ -18,9 +22,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 Published = Literal["slot-contrast", "videosaur"]
-Names = dict[str, tuple[str, ...]]  # published name -> ours, whose rows it stacks
+Names = dict[str, tuple[str, ...]]  # published name -> our names, whose rows it stacks
 
-SHOWN = 20  # names listed in an error message
+SHOWN = 20  # number of names that an error message lists
 BACKBONE = "encoder.module.backbone."
 PATCHES = f"{BACKBONE}model.patch_embed.proj.weight"
 TOKENS = "encoder.module.output_transform.layers"
@@ -36,16 +40,16 @@ AXES = {  # of tensors with leading axes of length 1
 
 
 class Layout(NamedTuple):
-    """How a checkpoint is laid out."""
+    """Layout of a checkpoint."""
 
     names: Names
-    axes: Mapping[str, int]  # number of axes of the tensors that have leading ones of length 1
+    axes: Mapping[str, int]  # number of axes of the tensors with leading axes of length 1
     hidden_layers: int  # of the decoder
     blocks: int  # of VideoSAUR's allocator; 0 for Slot Contrast
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a published file by name.
+    """Load the tensors of a published file, by name.
 
     Args:
         path: Lightning checkpoint, ``{"state_dict": tensors}`` or the tensors alone (.ckpt, .pth, .pt), or
@@ -53,7 +57,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, or holds no named tensors; says what to do.
+        ValueError: if it cannot be read, or holds no named tensors. The message tells what to do.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
@@ -82,12 +86,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def read_layout(method: Published, state: Mapping[str, Tensor]) -> Layout:
-    """The layout of a checkpoint, after a check that it has all parameters of the method and no others.
+    """Find the layout of a checkpoint, and check that it has all parameters of the method and no others.
 
     Raises:
-        ValueError: lists what is missing and what is unexpected.
+        ValueError: with the names that are missing and those that are unexpected.
     """
-    # Linear layers have the even numbers. Slot Contrast's last one is no hidden layer.
+    # Linear layers have even numbers. The last one of Slot Contrast is not a hidden layer.
     hidden_layers = max(1, _count(state, HIDDEN[method]) // 2 + (method == "videosaur"))
     blocks = max(1, _count(state, ALLOCATOR)) if method == "videosaur" else 0
     names = parameter_names(method, hidden_layers, blocks)
@@ -100,14 +104,14 @@ def read_layout(method: Published, state: Mapping[str, Tensor]) -> Layout:
 
 
 def parameter_names(method: Published, hidden_layers: int, blocks: int) -> Names:
-    """Published names of all parameters, with those of our parameters that each of them stacks by rows.
+    """For the published name of each parameter, the names of our parameters whose rows it stacks.
 
     >>> parameter_names("slot-contrast", hidden_layers=3, blocks=0)["decoder.module.mlp.layers.6.bias"]
     ('decoder.to_features.bias', 'decoder.to_alpha.bias')
     """
     attention, hidden = "grouping.slot_attention", HIDDEN[method]
     tensors: Names = {POSITIONS: ("decoder.positions",)}
-    modules: Names = {f"{TOKENS}.{i}": (f"to_tokens.{i}",) for i in (0, 1, 3)}  # 2 is the ReLU
+    modules: Names = {f"{TOKENS}.{i}": (f"to_tokens.{i}",) for i in (0, 1, 3)}  # layer 2 is the ReLU
     for side in ("ih", "hh"):
         tensors |= {f"{CORRECTOR}.gru.{kind}_{side}": (f"{attention}.gru.{kind}_{side}",) for kind in WITH_BIAS}
     tensors |= {f"{CORRECTOR}.to_{each}.weight": (f"{attention}.to_{each}.weight",) for each in "qkv"}
@@ -136,7 +140,7 @@ def parameter_names(method: Published, hidden_layers: int, blocks: int) -> Names
 
 
 def _block(theirs: str, ours: str, kind: Literal["self", "cross"]) -> Names:
-    """Modules of a transformer block."""
+    """Names of the modules of a transformer block."""
     return {
         f"{theirs}.norm1": (f"{ours}.norm_{kind}",),
         f"{theirs}.self_attn.qkv": (f"{ours}.attend_{kind}.to_q", f"{ours}.attend_{kind}.to_kv"),
@@ -152,10 +156,10 @@ def convert_state(
     layout: Layout,
     shapes: Mapping[str, Sequence[int]],  # of our parameters
 ) -> dict[str, Tensor]:
-    """Our parameters, in fp32.
+    """Convert the tensors to our parameters, in fp32.
 
     Raises:
-        ValueError: lists the tensors whose shape does not fit the others.
+        ValueError: with the tensors whose shapes do not fit the others.
     """
     weights: dict[str, Tensor] = {}
     wrong = []
@@ -174,7 +178,7 @@ def convert_state(
 
 
 def side(state: Mapping[str, Tensor], name: str, axis: int, rank: int = 2) -> int:
-    """Length of an axis of a tensor.
+    """Return the length of an axis of a tensor.
 
     Raises:
         ValueError: if the tensor has another number of axes.
@@ -186,13 +190,13 @@ def side(state: Mapping[str, Tensor], name: str, axis: int, rank: int = 2) -> in
 
 
 def listed(title: str, entries: Sequence[str]) -> str:
-    """Such as "2 missing (a, b)"."""
+    """Format a list, such as "2 missing (a, b)"."""
     more = f" and {len(entries) - SHOWN} more" if len(entries) > SHOWN else ""
     return f"{len(entries)} {title} ({', '.join(entries[:SHOWN])}{more})"
 
 
 def _count(names: Iterable[str], stem: str) -> int:
-    """One more than the largest number among STEM.0, STEM.1 …; 0 if there is none."""
+    """Number of layers named STEM.0, STEM.1 …: one more than the largest number; 0 if there are none."""
     numbers = (name.removeprefix(f"{stem}.").partition(".")[0] for name in names if name.startswith(f"{stem}."))
     return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
 

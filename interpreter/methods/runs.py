@@ -1,4 +1,4 @@
-"""Opens the stages of a run: for training on top of them, and for segmenting."""
+"""Open the trained stages of a run: to train another stage on top of them, or to segment."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from interpreter.models.backbones import load_backbone
 def open_context(
     method: Method, stage: Stage[Any], config: Any, run: Path, device: torch.device, stored: RunConfig | None = None
 ) -> Context:
-    """Load what a stage is built on: its backbone, or the earlier stages that it needs and theirs.
+    """Load what a stage builds on: its backbone, or all earlier stages.
 
     Raises:
         FileNotFoundError: if an earlier stage was not trained.
@@ -49,7 +49,7 @@ def open_context(
 
 
 def needed_stages(method: Method, stage: Stage[Any], config: Any, stored: RunConfig) -> list[str]:
-    """Keys of the stages that a stage is built on, directly or through another one, the first trained first."""
+    """Keys of all stages that a stage builds on, directly or through another one, in the order of their training."""
     keys: list[str] = []
     for key in stage.needs(config):
         below = method.stage(key)
@@ -62,11 +62,11 @@ def needed_stages(method: Method, stage: Stage[Any], config: Any, stored: RunCon
 def load_trained(
     method: Method, run: Path, key: str, device: torch.device, stored: RunConfig | None = None
 ) -> tuple[Context, Trained]:
-    """A trained stage, frozen and in evaluation mode, and what it was built on.
+    """Load a trained stage, frozen and in evaluation mode, and what it was built on.
 
     Raises:
-        FileNotFoundError: if it was not trained; says which command trains it.
-        ValueError: if its files are damaged, or it was trained on another earlier stage than the one there now.
+        FileNotFoundError: if it was not trained; the message contains the command that trains it.
+        ValueError: if its files are damaged, or an earlier stage of the run has changed since it was trained.
     """
     state, stage = load_stage_state(run, key, method.name), method.stage(key)
     stored = stored or read_config(run)
@@ -96,15 +96,15 @@ def open_segmenter(
     device: torch.device | None = None,
     stored: RunConfig | None = None,
 ) -> Segmenter:
-    """Open a segmenter; prints a warning if a stage did not reach its last step.
+    """Open a segmenter. Prints a warning if the training of a stage is unfinished.
 
     Args:
         method: the method of the run.
         run: run directory; not used by a method without stages.
-        settings: of the method's dataclass ``settings``. Default: its defaults.
+        settings: an instance of ``Method.settings``. Default: its defaults.
         frame_size: (H, W) that frames are resized to before the backbone. Default: as in training.
-        device: where to compute. Default: the GPU if there is one.
-        stored: configuration of the run, if it was read already.
+        device: device to compute on. Default: the GPU if there is one.
+        stored: configuration of the run, if you have read it already.
 
     Raises:
         FileNotFoundError: if the run, or the stage that segments, does not exist.
@@ -131,6 +131,6 @@ def open_segmenter(
 
 
 def _with_valid_size(segmenter: Segmenter) -> Segmenter:
-    """The segmenter, unless its frame size does not fit its backbone: that ValueError comes before any decoding."""
+    """Return the segmenter. Raises a ValueError if its frame size does not fit its backbone, before any decoding."""
     segmenter.backbone.grid(segmenter.frame_size)
     return segmenter

@@ -1,4 +1,4 @@
-"""Interpreter: image slots of frozen features, then video slots over the image slots of all frames."""
+"""Interpreter: image slots of single frames, then video slots that group the image slots of all frames."""
 
 from interpreter.methods.base import Method
 from interpreter.methods.interpreter.settings import Settings, segmenting_stage
@@ -8,7 +8,7 @@ __all__ = ["INTERPRETER"]
 
 INTERPRETER = Method(
     name="interpreter",
-    summary="two stages: image slots from frozen features, then video slots over the image slots of all frames",
+    summary="two stages: image slots of single frames, then video slots that group the image slots of all frames",
     citation="Interpreter: efficient object-centric learning for videos (docs/methods/interpreter.md)",
     stages=(ImageTrainingStage(), VideoTrainingStage()),
     settings=Settings,

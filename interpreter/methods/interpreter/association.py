@@ -1,8 +1,8 @@
-"""Association by features: the image slots of all frames become the segments of a video, without a trained stage.
+"""Association by features: group the image slots of all frames into segments by k-means, without a trained stage.
 
-A slot depends on the random draw that it started from, but the tokens that it attends to hardly do. So each slot is
-described by the mean feature and the mean position of its tokens, and weighted k-means of these descriptions over all
-frames finds the segments: an object looks alike in all frames, and hardly moves between two of them.
+A slot depends on the random draw that it started from; the tokens that it attends to hardly do. So each slot is
+described by the mean feature and the mean position of its tokens. Weighted k-means groups the descriptions of all
+frames: an object looks similar in all frames and hardly moves from one frame to the next.
 """
 
 from typing import NamedTuple
@@ -13,19 +13,19 @@ from torch import Tensor
 from interpreter.methods.interpreter.token_means import POSITION_WEIGHT, TokenMeans
 from interpreter.models.clustering import Clusters, weighted_kmeans
 
-RESTARTS = 8  # of k-means
-GROUPS = 16  # of slots, where the tokens decide on the segments
+RESTARTS = 8  # starts of k-means
+GROUPS = 16  # groups of slots that start the clustering of tokens
 
 
 class Scaling(NamedTuple):
-    """How the descriptions of slots are centred and scaled; they can be compared only under one scaling."""
+    """How descriptions of slots are centred and scaled. Compare only descriptions with the same scaling."""
 
-    centre: Tensor  # [C], of the features
-    position: Tensor  # scalar, factor of positions
+    centre: Tensor  # [C], mean of the features
+    position: Tensor  # scalar, factor of the positions
 
 
 def scaling_of(described: TokenMeans) -> Scaling:
-    """Features around their mean, and positions whose length is POSITION_WEIGHT times that of the features."""
+    """Scaling that centres the features, and makes positions POSITION_WEIGHT times as long as the features."""
     means, places, masses = described
     weights = masses.unsqueeze(-1) / masses.sum()
     centre = (weights * means).sum((0, 1))
@@ -38,26 +38,26 @@ def slot_descriptions(described: TokenMeans, scaling: Scaling | None = None) -> 
     """Mean features of slots, with their positions appended: [T, N, C + 2].
 
     Args:
-        described: means of the slots' tokens in all frames.
-        scaling: of an earlier window of the same stream. Default: of these frames.
+        described: means of the tokens of each slot, in all frames.
+        scaling: the scaling of an earlier window of the same stream. Default: computed from these frames.
     """
     centre, position = scaling or scaling_of(described)
     return torch.cat([described.features - centre, described.places * position], -1)
 
 
 def group_by_features(described: TokenMeans, segments: int, seed: int = 0) -> Tensor:
-    """The segment of each slot, int64 [T, N] in 0..segments-1.
+    """Group the slots by k-means: the segment of each slot, int64 [T, N] in 0..segments-1.
 
-    A slot counts as much as the square root of its mass: with the mass itself large regions take several segments and
-    small objects none, and unweighted the parts of nothing do.
+    A slot counts as much as the square root of its mass. With the mass itself as weight, large regions take several
+    segments and small objects none; without weights, slots of almost no tokens count too much.
 
     Args:
-        described: means of the slots' tokens in all frames.
-        segments: how many, at most T·N.
-        seed: of the starts of k-means.
+        described: means of the tokens of each slot, in all frames.
+        segments: number of segments, at most T·N.
+        seed: seed of the starts of k-means.
 
     Example:
-        Two frames of two slots, whose order differs.
+        Two frames with two slots each, in a different order.
 
         >>> means = torch.tensor([[[0.0], [9.0]], [[9.1], [0.1]]])
         >>> labels = group_by_features(TokenMeans(means, torch.zeros(2, 2, 2), torch.ones(2, 2)), segments=2)
@@ -68,12 +68,12 @@ def group_by_features(described: TokenMeans, segments: int, seed: int = 0) -> Te
 
 
 def feature_clusters(described: TokenMeans, segments: int, seed: int = 0) -> Clusters:
-    """What :func:`group_by_features` takes its labels from: the clusters of the descriptions of T·N slots."""
+    """Clusters of the descriptions of T·N slots; :func:`group_by_features` takes its labels from them."""
     return _clusters(described, described.masses.sqrt(), segments, seed)
 
 
 def slot_groups(described: TokenMeans, segments: int, seed: int = 0) -> Tensor:
-    """Mean features [k, C] of the tokens of groups of slots: :data:`GROUPS`, or ``segments`` if that is more."""
+    """Mean features [k, C] of k groups of slots, with k = :data:`GROUPS`, or ``segments`` if that is more."""
     masses = described.masses.flatten()
     count = min(max(GROUPS, segments), len(masses))
     labels = _clusters(described, described.masses, count, seed).labels

@@ -1,7 +1,7 @@
-"""How many segments a video has: segments are merged until those that are left differ (``--num-slots auto``).
+"""The number of segments of a video: similar segments are merged until the others differ (``--num-slots auto``).
 
-Grouping starts with more segments than a video is expected to need. Two of them are merged if their mean features are
-alike, measured against how much features vary within segments and how much the segments of this video differ at most.
+Grouping starts with more segments than a video should need. Two segments are merged if their mean features are similar,
+compared with the variation of features within segments, and with the largest difference between segments of this video.
 """
 
 import numpy as np
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from interpreter.methods.interpreter.token_means import TokenMeans
 
-MOST = 16  # segments to start from: the most that "auto" can find
-SHARE = 0.55  # of the distance of the last merge; see docs/methods/interpreter.md
+MOST = 16  # number of segments to start with: "auto" finds at most so many
+SHARE = 0.55  # threshold, relative to the distance of the last merge (docs/methods/interpreter_segment_count.md)
 SHRINKAGE = 1.0  # identity added to the covariance, in units of its mean eigenvalue
-LEAST = 1e-5  # of the mean eigenvalue of all points: below it the spread within segments is rounding
-CHUNK = 1 << 14  # points whose deviations are computed at once: bounds the memory
+LEAST = 1e-5  # relative to the mean eigenvalue of all points: a smaller spread within segments is rounding
+CHUNK = 1 << 14  # number of points whose deviations are computed at once, to bound the memory
 
 
 def segment_distances(
@@ -27,14 +27,14 @@ def segment_distances(
 ) -> Tensor:
     """Distances between segments in units of the spread within them.
 
-    ``d_ab² = (m_a − m_b)ᵀ (S + s I)⁻¹ (m_a − m_b)`` with the mean m of each segment, the covariance S of the points
-    around the means of their segments, and s the mean eigenvalue of S: a Mahalanobis distance whose covariance is
-    shrunk, as there may be fewer points than dimensions.
+    ``d_ab² = (m_a − m_b)ᵀ (S + s I)⁻¹ (m_a − m_b)``, with the mean m of each segment, the covariance S of the points
+    around the means of their segments, and the mean eigenvalue s of S. This is a Mahalanobis distance. Its covariance
+    is regularised by s, since there may be fewer points than dimensions.
 
     Args:
-        points: what the segments consist of, such as the mean features of image slots.
-        members: how much each point belongs to each segment, at least 0.
-        weights: of the points. Default: all 1.
+        points: [n, D], the points that segments consist of, such as the mean features of image slots.
+        members: [n, K], how much each point belongs to each segment, at least 0.
+        weights: [n], weights of the points. Default: all 1.
 
     Returns:
         [K, K] float64 on the CPU, symmetric. NaN for a segment without points.
@@ -56,7 +56,7 @@ def segment_distances(
         raise ValueError(f"weights must have the shape [{len(points)}] of the points, got {list(weights.shape)}")
     shares = members.float() if weights is None else members.float() * weights.float()[:, None]
     masses, each = shares.sum(0, dtype=torch.float64), shares.sum(1)
-    # The scatter within is that of all points less that of the means; rounding is least around the origin.
+    # Scatter within segments = scatter of all points - scatter of the means. Centring keeps rounding errors small.
     offset = ((each @ points.float()).double() / masses.sum()).float()
     sums = torch.zeros(members.shape[1], points.shape[1], dtype=torch.float64, device=points.device)
     scatter = torch.zeros(points.shape[1], points.shape[1], dtype=torch.float64, device=points.device)
@@ -77,18 +77,18 @@ def segment_distances(
 def merge_alike(distances: Tensor, share: float = SHARE) -> Tensor:
     """Merge segments until the closest two are farther apart than a share of the distance of the last merge.
 
-    Average linkage: the distance of two groups of segments is the mean over their pairs, and the closest two are
-    merged. With the heights ``h_1 <= … <= h_{K−1}`` of all merges, those below ``share · h_{K−1}`` are done. A video
-    in which an object stands out from a background has a high last merge, however many segments the background was
-    cut into. At least two segments are left.
+    Average linkage: the closest two groups of segments are merged first; the distance of two groups is the mean over
+    their pairs. With the distances ``h_1 <= … <= h_{K−1}`` of all merges, only merges below ``share · h_{K−1}`` are
+    kept. If an object stands out from the background, the last merge has a large distance, however many segments the
+    background has. At least two segments are left.
 
     Args:
         distances: [K, K] symmetric, NaN for segments without points; those get the number of the first segment.
-        share: 0 merges equal segments alone; 1 leaves two.
+        share: threshold relative to the last merge. 0 merges equal segments only; 1 leaves two.
 
     Returns:
-        For each segment the one that it becomes a part of, int64 [K] on the CPU, numbered from 0 in the order of their
-        first parts.
+        For each segment the number of the merged segment that it belongs to: int64 [K] on the CPU, numbered from 0 in
+        the order of their first segments.
 
     Raises:
         ValueError: if ``share`` is not in 0 to 1.
@@ -117,11 +117,10 @@ def merge_segments(
     weights: Tensor | None = None,  # [n]
     share: float = SHARE,
 ) -> Tensor:
-    """The segments that are left of K when those that are alike are merged: :func:`segment_distances`, then
-    :func:`merge_alike`.
+    """Merge similar segments: :func:`segment_distances`, then :func:`merge_alike`.
 
     Returns:
-        int64 [K] on the device of the points: for each segment the one that it becomes a part of.
+        For each segment the number of the merged segment that it belongs to: int64 [K] on the device of the points.
 
     Example:
         >>> random = torch.Generator().manual_seed(0)
@@ -133,11 +132,11 @@ def merge_segments(
 
 
 def alike(described: TokenMeans, across: Tensor, share: float = SHARE) -> Tensor:
-    """Which segments of a video become one: parts over segments, one-hot [K, C] in the dtype of ``across``.
+    """Find which of K segments of a video to merge: one-hot [K, C] in the dtype of ``across``, for C merged segments.
 
     Args:
-        described: means of the image slots' tokens, each of which weighs as the square root of its mass.
-        across: [T, N, K], attention of the image slots over K segments, the parts.
+        described: means of the tokens of each image slot. A slot counts as much as the square root of its mass.
+        across: [T, N, K], attention of the image slots over the K segments.
         share: see :func:`merge_alike`.
 
     Example:
@@ -152,7 +151,7 @@ def alike(described: TokenMeans, across: Tensor, share: float = SHARE) -> Tensor
 
 
 def _cut(merges: np.ndarray, height: float) -> np.ndarray:
-    """Labels [K] int64 after the merges below a height, in SciPy's format [K - 1, 4]; the last is never done."""
+    """Labels int64 [K] after all merges below a height but the last one. Merges are in SciPy's format [K - 1, 4]."""
     count = len(merges) + 1
     group = [[index] for index in range(count)]
     for first, second, at, _ in merges[:-1]:

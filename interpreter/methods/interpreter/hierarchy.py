@@ -1,11 +1,13 @@
-"""Levels of slots: windows of a level become the steps of the level above, and attention is propagated through all.
+"""Levels of slots: each level groups the slots that the level below finds in windows of the video.
 
-Level 1 are the image slots of frames. The steps of level 2 are frames, those of level 3 are windows of frames, each
-with the video slots that level 2 found in it, and so on up to the top level, whose only window is the whole video. So
-the time of every level but the top one grows linearly with the video's length, and the top level has few steps.
+A *step* of a level is what it reads at once. The steps of level 2 are frames with their image slots (level 1). The
+steps of level 3 are windows of frames, with the video slots that level 2 finds in each, and so on. The top level has
+only one window, the whole video. So the time of all levels but the top one grows linearly with the length of the video,
+and the top level has few steps.
 
-A slot stands for a share of the patches of its window, its *mass*, and for the mean feature and position of these
-patches. Windows may overlap; a step that lies in several belongs to the one with the nearest centre, its *owner*.
+The *mass* of a slot is the share of the patches of its window that it stands for; its *mean* is the mean feature and
+position of these patches. Windows may overlap. The *owner* of a step is the window, of all that contain it, with the
+nearest centre.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,31 +24,31 @@ from interpreter.methods.interpreter.token_means import means_as_inputs
 from interpreter.methods.interpreter.video_stage import VideoSlots, VideoStage
 from interpreter.models.autocast import autocast
 
-WINDOWS_AT_ONCE = 8  # that are grouped together: bounds the memory
+WINDOWS_AT_ONCE = 8  # number of windows in a batch, to bound the memory
 SMALLEST = 1e-12
 
 
 class Slots(NamedTuple):
-    """Slots of T consecutive steps of B videos, or of B draws of one video."""
+    """Slots of T consecutive steps of B videos, or of B random draws of one video."""
 
     slots: Tensor  # [B, T, N, D]
-    masses: Tensor  # [B, T, N], the share of the step's patches that each stands for; 0 for a slot that was merged away
+    masses: Tensor  # [B, T, N], share of the patches of the step; 0 for a slot that was merged into another
     means: Tensor | None = None  # [B, T, N, C + 2], mean feature and mean position of these patches
 
     def inputs(self, kind: VideoInputs) -> Tensor:
-        """What describes them to the level above, [B, T, N, D_input]."""
+        """Inputs [B, T, N, D_input] of the level above."""
         if kind == "slots":
             return self.slots.float()
         assert self.means is not None, "a level that reads means is built on levels that have them"
         return means_as_inputs(self.means.float())
 
     def steps(self, part: slice) -> "Slots":
-        """Some of the steps."""
+        """The slots of some of the steps."""
         return Slots(*(None if t is None else t[:, part] for t in self))  # type: ignore[arg-type]
 
     @staticmethod
     def joined(parts: Sequence["Slots"], dim: int = 1) -> "Slots":
-        """Parts one after the other in time (``dim=1``), or as more videos (``dim=0``)."""
+        """Join parts, in time (``dim=1``) or as more videos (``dim=0``)."""
         return Slots(*(None if t[0] is None else torch.cat(t, dim) for t in zip(*parts, strict=True)))  # type: ignore[arg-type]
 
 
@@ -60,21 +62,21 @@ class Windows:
     [0]
 
     Attributes:
-        length: of a window, in steps. The only window of a shorter video is the video.
-        overlap: steps that two consecutive windows have in common; the last window ends with the video, and may have
-            more in common with the one before.
+        length: number of steps of a window. A shorter video is one window.
+        overlap: number of steps that two consecutive windows share. The last window ends with the video, so it may
+            share more steps with the one before.
     """
 
     length: int
     overlap: int = 0
 
     def starts(self, steps: int) -> list[int]:
-        """First step of each window."""
+        """The first step of each window."""
         last = max(0, steps - self.length)
         return [*range(0, last, self.length - self.overlap), last]
 
     def cut(self, parts: Iterable[Slots], steps: int) -> Iterator[Slots]:
-        """Yield each window; ``parts`` are the slots of all ``steps``, of which a window and a part are in memory."""
+        """Yield the slots of each window; ``parts`` have those of all ``steps``. Keeps one window and one part."""
         parts, held, first = iter(parts), None, 0
         for start in self.starts(steps):
             end = min(start + self.length, steps)
@@ -87,10 +89,10 @@ class Windows:
 
 
 def windows_below(below: VideoTraining, config: VideoTraining) -> Windows:
-    """The windows of a level, trained with ``below``, that the level above, trained with ``config``, sees.
+    """The windows into which a level, trained with ``config``, cuts the level below, trained with ``below``.
 
     Raises:
-        ValueError: if they overlap by a whole window.
+        ValueError: if the overlap is not shorter than a window.
     """
     length = config.window or below.num_frames
     if config.overlap >= length:
@@ -99,19 +101,19 @@ def windows_below(below: VideoTraining, config: VideoTraining) -> Windows:
 
 
 class Level(NamedTuple):
-    """Slots of a level, and what they are made of."""
+    """Slots of a level, and the attention that they come from."""
 
-    slots: Slots  # [1, W, K, ...], of its W windows
-    attention: Tensor  # [W, L, N, K], of the slots of the level below over them
+    slots: Slots  # [1, W, K, ...] of its W windows
+    attention: Tensor  # [W, L, N, K], attention of the slots of the level below over them
     starts: list[int]  # the first step of each window
 
     @property
     def valid(self) -> Tensor:
-        """Slots [W, K] that were not merged away."""
+        """Which slots [W, K] were not merged into others."""
         return self.slots.masses[0] > 0
 
     def owners(self, steps: int) -> Tensor:
-        """The window [steps] that each step belongs to, on the CPU."""
+        """The owner of each step: number of a window, [steps] on the CPU."""
         centres = torch.tensor(self.starts, dtype=torch.float64) + (self.attention.shape[1] - 1) / 2
         between = (centres[1:] + centres[:-1]) / 2
         return torch.searchsorted(between, torch.arange(steps, dtype=torch.float64))  # on a tie the earlier window
@@ -127,17 +129,17 @@ def best_of(
     iterations: int | None = None,
     weights: Tensor | None = None,  # [B, L, N]
 ) -> VideoSlots:
-    """Video slots of B videos, or windows of them: for each one the best of R starts, by the loss.
+    """Video slots of B videos or windows. Of R sets of initial slots, each keeps the one with the lowest loss.
 
     Args:
-        stage: finds them.
-        inputs: what it gets of each slot of the level below.
-        starts: initial slots.
+        stage: video stage.
+        inputs: its inputs, one for each slot of the level below.
+        starts: the R sets of initial slots.
         precision: see :func:`interpreter.models.autocast.autocast`.
         merge_threshold: see :meth:`VideoStage.group`.
-        masses: of the inputs, see :class:`VideoStage`.
-        iterations: of slot attention. Default: the configuration's, of inference.
-        weights: masses of the loss alone. Default: ``masses``.
+        masses: masses of the inputs, see :class:`VideoStage`.
+        iterations: iterations of slot attention. Default: those of the configuration for inference.
+        weights: masses for the loss only. Default: ``masses``.
     """
     config, best = stage.config, None
     iterations = iterations or config.inference_iterations
@@ -146,7 +148,7 @@ def best_of(
         context = stage.encode_slots(inputs, masses)
         for initial in starts:
             found = stage.group(context, initial, merge_threshold, iterations, config.inference_sharpness, masses)
-            if len(starts) == 1:  # nothing to compare it with, and a decoder's time may be quadratic in the length
+            if len(starts) == 1:  # needs no loss, and the time of a decoder may be quadratic in the length
                 return found
             error = stage.error(found, inputs, masses if weights is None else weights)
             best = found if best is None else _where(error < least, found, best)
@@ -163,17 +165,19 @@ def group_windows(
     precision: str,
     merge_threshold: float | None = None,
 ) -> tuple[Slots, Tensor]:
-    """Slots [B, 1, K, ...] of windows and the attention [B, L, N, K] over them, by the best of R draws of the prior.
+    """Slots [B, 1, K, ...] of windows, and attention [B, L, N, K] over them, from the best of R random draws.
 
     Args:
-        noise: standard normal.
-        stage, precision, merge_threshold: see :func:`best_of`.
+        stage: video stage; see :func:`best_of`, also for ``precision`` and ``merge_threshold``.
         windows: slots of the level below, one window of each of B videos or draws.
-        weighted: whether masses weigh in the loss, as they do above level 2.
+        noise: standard normal noise of the draws.
+        weighted: whether masses are weights in the loss, as they are above level 2.
+        precision: see :func:`best_of`.
+        merge_threshold: see :func:`best_of`.
     """
     with autocast(noise.device, precision):
         starts = torch.stack([stage.slot_attention.sample_slots(len(draw), noise=draw) for draw in noise])
-    # Without masses the loss of a window would depend on the windows that are in its batch.
+    # Without masses, the loss of a window would depend on the other windows of its batch.
     masses, weights = (windows.masses, None) if weighted else (None, torch.ones_like(windows.masses))
     inputs = windows.inputs(stage.config.inputs)
     best = best_of(stage, inputs, starts, precision, merge_threshold, masses, weights=weights)
@@ -182,7 +186,7 @@ def group_windows(
 
 
 def _valid_first(video: VideoSlots) -> VideoSlots:
-    """The same slots, those that a gate dropped last; merged ones are last already."""
+    """Move the slots that a gate dropped to the end; merged ones are there already."""
     order = torch.argsort((~video.valid).int(), dim=1, stable=True)  # [B, K]
     slots = video.slots.gather(1, order.unsqueeze(2).expand_as(video.slots))
     attention = video.attention.gather(3, order[:, None, None].expand_as(video.attention))
@@ -190,7 +194,7 @@ def _valid_first(video: VideoSlots) -> VideoSlots:
 
 
 def _where(condition: Tensor, chosen: VideoSlots, others: VideoSlots) -> VideoSlots:
-    """For each video the one or the other."""
+    """Choose between two groupings, for each video."""
     mixed = [
         None if a is None or b is None else torch.where(condition.view(-1, *[1] * (a.dim() - 1)), a, b)
         for a, b in zip(chosen, others, strict=True)
@@ -199,7 +203,7 @@ def _where(condition: Tensor, chosen: VideoSlots, others: VideoSlots) -> VideoSl
 
 
 def summarise(video: VideoSlots, windows: Slots) -> Slots:
-    """What the slots of a window stand for: their masses and means, from those of the level below. [B, 1, K, ...]"""
+    """Slots [B, 1, K, ...] with their masses and means, computed from those of the level below."""
     attention = video.attention.float()  # [B, L, N, K]
     held = attention * windows.masses.unsqueeze(3)
     masses = held.sum((1, 2)) / windows.masses.sum((1, 2)).unsqueeze(1).clamp_min(SMALLEST)  # [B, K]
@@ -213,14 +217,16 @@ def summarise(video: VideoSlots, windows: Slots) -> Slots:
 def apply_level(
     stage: VideoStage, below: Slots, windows: Windows, noise: Any, weighted: bool, precision: str, **options: Any
 ) -> Level:
-    """A level on top of the slots [1, T, N, ...] of a video.
+    """Compute a level on top of the slots [1, T, N, ...] of a video.
 
     Args:
-        stage: of the level.
+        stage: video stage of the level.
         below: slots of the level below.
-        windows: that the steps of the level below are cut into.
-        noise: function of a window's number, that returns standard normal noise [R, K, D].
-        weighted, precision, options: see :func:`group_windows`.
+        windows: windows into which the steps of the level below are cut.
+        noise: function from the number of a window to standard normal noise [R, K, D].
+        weighted: see :func:`group_windows`, also for ``precision`` and ``options``.
+        precision: see :func:`group_windows`.
+        options: see :func:`group_windows`.
     """
     steps = below.slots.shape[1]
     starts, cut = windows.starts(steps), windows.cut([below], steps)
@@ -237,8 +243,10 @@ def apply_level(
 
 
 def merge_alike_slots(level: Level, below: Slots) -> Level:
-    """A level of one window whose slots that are alike are merged (:mod:`interpreter.methods.interpreter.counting`),
-    judged by the means of the slots of the level below, or where there are none, by these slots."""
+    """Merge similar slots of a level that has one window (:mod:`interpreter.methods.interpreter.counting`).
+
+    Slots are compared by the means of the slots of the level below, or by these slots if they have no means.
+    """
     points = below.slots if below.means is None else below.means[..., :-2]
     labels = merge_segments(
         points.float().flatten(0, 2), level.attention[0].flatten(0, 1), below.masses.sqrt().flatten()
@@ -256,8 +264,8 @@ def merge_alike_slots(level: Level, below: Slots) -> Level:
 def propagate(levels: Sequence[Level], frames: int) -> Tensor:
     """Attention [T, N, K] of the image slots of each frame over the slots of the last of the levels 2, 3, ….
 
-    Slots of the last level are numbered within their window, that of a frame's owner. Of the levels below, a step is
-    the mean over all windows that it lies in, unless their owner is another one.
+    Slots of the last level have numbers within a window: for each frame, its owner. In the levels below, the result of
+    a step is the mean over all windows that contain it and have the same owner in the last level.
     """
     *lower, top = levels
     steps = [frames, *(len(level.starts) for level in lower)]  # of levels 2, 3, …
@@ -279,7 +287,7 @@ def propagate(levels: Sequence[Level], frames: int) -> Tensor:
 
 
 def describe(levels: Sequence[Level], frames: int) -> list[dict[str, Any]]:
-    """The hierarchy of levels 2, 3, … in JSON's types, as written to hierarchy.json: see docs/use/segment_levels.md."""
+    """Levels 2, 3, … as plain values for hierarchy.json; docs/use/segment_levels.md describes the file."""
     described = []
     spans = [(t, t) for t in range(frames)]  # first and last frame of each step
     levels = [level._replace(attention=level.attention.cpu()) for level in levels]

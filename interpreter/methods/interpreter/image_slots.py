@@ -1,9 +1,10 @@
-"""Image slots of frames, from a fixed number of draws of the slot prior: cached, or computed anew for each batch.
+"""Image slots as inputs of the video stage: read from the cache, or computed for each batch.
 
-What the video stage gets of a slot, its *input*, is the slot itself or the means of its tokens (``--inputs``).
+The input for a slot is the slot itself or the means of its tokens (``--inputs``). For each frame there are R sets of
+slots, from R random draws of the initial slots.
 
-Draw r of a frame is a function of the video's bytes, the frame's number, its flip and r: cached and uncached training
-see the same slots, whatever the order of the data set, the device or the number of processes.
+Draw r of a frame depends only on the bytes of the video, the number of the frame, its flip and r. So training with and
+without the cache uses the same slots, for any order of the data set, any device and any number of processes.
 """
 
 import itertools
@@ -31,20 +32,20 @@ from interpreter.store.features import DTYPES, FeatureMaker, FeatureSource
 from interpreter.store.files import Content, Store, require_unchanged
 from interpreter.store.table import FrameTable
 
-# Frames whose image slots are computed at once: bounds the memory, whatever the length of the clips.
+# Number of frames whose image slots are computed at once, to bound the memory for clips of any length.
 ROWS = 512
 
 
 class EncodedVideo(NamedTuple):
-    """What is kept of a video of T frames, for one seed."""
+    """An encoded video of T frames, for one seed."""
 
     slots: Tensor  # [T, N, D]
     attention: Tensor  # [T, M, N] fp16
-    described: TokenMeans | None = None  # of the slots' tokens; None if they come from a cache without means
+    described: TokenMeans | None = None  # means of the tokens of each slot; None from a cache without means
     tokens: Tensor | None = None  # [T, M, C] fp16, if tokens make the masks
 
 
-# Global frame numbers int64 [n], flips bool [n], and int64 [n]: which of the R draws of the slot prior.
+# Global frame numbers int64 [n], flips bool [n], and the number of one of the R draws, int64 [n].
 SlotRequest = tuple[Tensor, Tensor, Tensor]
 
 
@@ -52,18 +53,18 @@ class SlotSource(Protocol):
     """Inputs of the video stage by global frame number (see :class:`interpreter.data.frame_index.FrameIndex`)."""
 
     def batches(self, requests: Iterable[SlotRequest]) -> Iterator[Tensor]:
-        """Yield the inputs [n, N, D_input] fp32 of each request; a source takes requests ahead of the one it yields."""
+        """Yield the inputs [n, N, D_input] fp32 of each request. A source reads requests ahead of the one it yields."""
 
 
 def draw_noise(stage: ImageStage, digest: str, frame: int, flip: bool, draw: int) -> np.ndarray:
-    """Standard normal noise [N, D] fp32 of a draw of the slot prior."""
+    """Standard normal noise [N, D] fp32 of a draw of the initial slots."""
     attention = stage.slot_attention
     random = random_state(int(digest, 16), frame, int(flip), draw)
     return random.standard_normal((attention.num_slots, attention.dim), np.float32)
 
 
 def encode_slots(stage: ImageStage, features: Tensor, noise: Sequence[np.ndarray], precision: str) -> ImageSlots:
-    """Slots [n, N, D] and attention [n, M, N], fp32, of features [n, M, D_features] and n draws."""
+    """Slots [n, N, D] and attention [n, M, N], fp32, from features [n, M, D_features] and n draws of the noise."""
     device = features.device
     with torch.no_grad(), autocast(device, precision):
         drawn = torch.from_numpy(np.stack(noise)).to(device)
@@ -79,14 +80,16 @@ def best_image_slots(
     noise: Tensor,  # [R, t, N, D], standard normal
     precision: str,
 ) -> ImageSlots:
-    """Image slots [t, N, D] and attention [t, M, N], fp32: of R draws each frame keeps the one that reconstructs its
-    features best."""
+    """Image slots [t, N, D] and attention [t, M, N], fp32.
+
+    There are R draws of the initial slots; each frame keeps the one whose slots reconstruct its features best.
+    """
     draws, errors = [], []
     for drawn in noise:
         initial = stage.slot_attention.sample_slots(features.shape[0], noise=drawn)
         with autocast(features.device, precision):
             draws.append(stage.encode(features, grid, initial, stage.config.inference_iterations))
-            if noise.shape[0] > 1:  # a single draw has nothing to be compared with
+            if noise.shape[0] > 1:  # a single draw needs no comparison
                 errors.append(stage.error(draws[-1], features, grid))
     if not errors:
         return ImageSlots(draws[0].slots.float().contiguous(), draws[0].attention.float().contiguous())
@@ -97,26 +100,26 @@ def best_image_slots(
 
 
 def _means(stage: ImageStage, features: Tensor, encoded: ImageSlots) -> Tensor:
-    """Mean features and mean positions of the slots' tokens, [n, N, C + 2]."""
+    """Mean feature and mean position of the tokens of each slot, [n, N, C + 2]."""
     described = token_means(features, encoded.attention, stage.grid)
     return torch.cat([described.features, described.places], -1)
 
 
 def video_inputs(stage: ImageStage, features: Tensor, encoded: ImageSlots, inputs: VideoInputs) -> Tensor:
-    """What the video stage gets of the slots of n frames with features [n, M, C]: [n, N, D_input] fp32."""
+    """Inputs [n, N, D_input] fp32 of the video stage, for n frames with features [n, M, C]."""
     return encoded.slots.float() if inputs == "slots" else means_as_inputs(_means(stage, features, encoded))
 
 
 class StreamedSlots:
-    """Computes the slots of each batch anew.
+    """Computes the slots for each batch.
 
     Args:
         image_stage: frozen image stage.
-        features: its inputs.
-        digests: of each video, as :func:`interpreter.store.files.read_content` computes it.
-        index: the frames.
+        features: source of the features that it reads.
+        digests: digest of each video, see :func:`interpreter.store.files.read_content`.
+        index: all frames.
         precision: "bf16" or "fp32".
-        inputs: what the video stage gets of a slot.
+        inputs: what the video stage reads of a slot.
     """
 
     def __init__(
@@ -154,9 +157,9 @@ class StoredSlots:
     """Slots from the cache, memory-mapped: a batch reads only the draws of its request.
 
     Args:
-        table: rows named "slots" and "attention", and "means" if those are the inputs.
-        device: where batches go.
-        inputs: what the video stage gets of a slot.
+        table: rows named "slots" and "attention", and "means" if the video stage reads means.
+        device: device of the batches.
+        inputs: what the video stage reads of a slot.
     """
 
     def __init__(self, table: FrameTable, device: torch.device, inputs: VideoInputs = "slots") -> None:
@@ -169,7 +172,7 @@ class StoredSlots:
             yield rows if self.inputs == "slots" else means_as_inputs(rows)
 
     def video(self, number: int) -> EncodedVideo:
-        """A whole video, by the first draw of each frame."""
+        """A whole video, with the first draw of each frame."""
         digest, store = self.table.digests[number], self.table.stores[False]
 
         def first(name: str) -> Tensor:
@@ -193,23 +196,24 @@ def slot_request(index: FrameIndex, num_frames: int, draws: int, settings: Input
 
 
 def present_steps(index: FrameIndex, frames: Tensor) -> Tensor:
-    """Which frames [B, T] of clips are no repeats of a video that is shorter than T, bool on the CPU."""
+    """Which frames [B, T] of clips exist. In a video shorter than T, the others repeat it. bool on the CPU."""
     videos, _ = index.locate(frames[:, 0])
     return torch.arange(frames.shape[1]) < torch.from_numpy(index.lengths[videos])[:, None]
 
 
 @dataclass
 class SlotClips(Inputs):
-    """Inputs [B, T, N, D_input] of clips of T frames, each frame by one of its R draws; with ``masked`` also their
-    masses [B, T, N], 1 or 0.
+    """Inputs [B, T, N, D_input] of clips of T frames, with one of R draws for each frame.
+
+    With ``masked`` also the masses [B, T, N] of the inputs, 1 or 0 for padding.
 
     Attributes:
-        slots: of all frames.
-        num_frames: T.
-        draws: R.
+        slots: source of the slots of all frames.
+        num_frames: frames T of a clip.
+        draws: number R of draws.
         slot_shape: (N, D_input).
         settings: see :class:`InputSettings`.
-        masked: whether the rest of a clip of a shorter video is padding, or repeats the video.
+        masked: if a video is shorter than a clip, whether the rest of the clip is padding; else it repeats the video.
     """
 
     slots: SlotSource
@@ -248,7 +252,7 @@ class SlotClips(Inputs):
         return [(rows, self.num_frames, *self.slot_shape), *masses]
 
     def encoded(self, number: int) -> Encoded | None:
-        """See :meth:`Inputs.encoded`: the first draw of each frame."""
+        """See :meth:`Inputs.encoded`; uses the first draw of each frame."""
         if not isinstance(self.slots, StoredSlots):
             return None
         video = self.slots.video(number)
@@ -256,16 +260,17 @@ class SlotClips(Inputs):
 
 
 class SlotMaker:
-    """Computes the files of the slot cache: slots [T, R, N, D] and patch attention [T, R, M, N] of each video, and
-    means [T, R, N, C + 2] if those are the inputs of the video stage.
+    """Computes the cached slots of each video: slots [T, R, N, D] and attention [T, R, M, N] of the patches.
+
+    If the video stage reads means, also means [T, R, N, C + 2].
 
     Args:
         root: directory of all stores.
-        features: computes the features; those in the cache are read.
+        features: reads the features from the cache or computes them.
         image_stage: frozen image stage.
-        weights: hash of its checkpoint's weights.
-        draws: draws R of the slot prior for each frame.
-        inputs: what the video stage gets of a slot.
+        weights: hash of the weights of its checkpoint.
+        draws: number R of draws of the initial slots of each frame.
+        inputs: what the video stage reads of a slot.
     """
 
     name, unit = "image slots", "frames"
@@ -287,14 +292,14 @@ class SlotMaker:
             "image_stage": weights,
             "iterations": image_stage.config.inference_iterations,
             "input_positions": image_stage.config.input_positions,
-            "samples": draws,  # its name when the first caches were made: another one would make them invalid
+            "samples": draws,  # the name in the first caches: another name would make them invalid
         }
         slots, tokens = attention.num_slots, image_stage.grid[0] * image_stage.grid[1]
         rows = {
             "slots": (dtype, (draws, slots, attention.dim)),
             "attention": (dtype, (draws, tokens, slots)),
         }
-        if inputs == "means":  # the recipe of slots alone stays that of the first caches
+        if inputs == "means":  # without means the recipe is that of the first caches
             recipe["means"] = True
             rows["means"] = (dtype, (draws, slots, image_stage.feature_dim + 2))
         self.stores: Mapping[bool, Store] = {

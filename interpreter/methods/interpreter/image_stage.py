@@ -1,4 +1,4 @@
-"""Image stage: the tokens of one frame become N image slots (docs/methods/interpreter.md)."""
+"""Image stage: the tokens of one frame become N image slots (docs/methods/interpreter_image_stage.md)."""
 
 from typing import NamedTuple
 
@@ -18,21 +18,23 @@ class ImageSlots(NamedTuple):
 
     slots: Tensor  # [B, N, D]
     attention: Tensor  # [B, M, N], each row over N sums to 1
-    reconstructed: Tensor | None = None  # [B, M, D_features], where the attention is made by the decoder
+    reconstructed: Tensor | None = None  # [B, M, D_features], if the decoder makes the attention
 
 
 class ImageStage(nn.Module):
     """Slot attention over frozen features, and a decoder that reconstructs them from slots s and attention A.
 
-    transformer: queries are the positions of the tokens, attending to each other and to the slots.
-    masks: ``A @ (W s + b)``, so that only sharp attention reconstructs well.
-    broadcast: :class:`BroadcastDecoder`, whose masks take the place of slot attention's A.
+    Decoders:
+
+    - transformer: queries for the positions of the tokens attend to each other and to the slots.
+    - masks: ``A @ (W s + b)``, which reconstructs well only if attention is sharp.
+    - broadcast: :class:`BroadcastDecoder`; its masks replace the attention A of slot attention.
 
     Args:
         config: widths, depths, the decoder and the number of slots.
-        feature_dim: width of the backbone's features.
-        grid: patch grid (h, w) of whole frames; the stage may be applied to other grids.
-        windows: size (h, w) of the windows of the grid that :meth:`forward` is trained on. Default: the whole grid.
+        feature_dim: width of the features of the backbone.
+        grid: patch grid (h, w) of whole frames. Other grids are possible when videos are segmented.
+        windows: size (h, w) of the windows of the grid that the stage trains on. Default: the whole grid.
     """
 
     def __init__(
@@ -83,11 +85,11 @@ class ImageStage(nn.Module):
         self,
         features: Tensor,  # [B, M, D_features]
         grid: tuple[int, int] | None = None,
-        slots: Tensor | None = None,  # [B, N, D], a draw of the prior, with any N
+        slots: Tensor | None = None,  # [B, N, D], initial slots, with any N
         iterations: int | None = None,
     ) -> ImageSlots:
-        """Image slots of features; by default on the grid of whole frames, from a new draw, with training's
-        iterations."""
+        """Image slots of features. Defaults: the grid of whole frames, newly drawn initial slots, and the iterations of
+        training."""
         grid = grid or self.grid
         if grid[0] * grid[1] != features.shape[1]:
             raise ValueError(f"features hold {features.shape[1]} tokens, but the patch grid is {grid[0]}x{grid[1]}")
@@ -113,13 +115,13 @@ class ImageStage(nn.Module):
             return self.decoder(queries, encoded.slots)
 
     def error(self, encoded: ImageSlots, features: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Mean squared error [B] of the features that the slots reconstruct."""
+        """Mean squared error [B] between the features and their reconstruction from the slots."""
         reconstructed = self.decode(encoded, grid).float()
         with annotate("loss"):
             return F.mse_loss(reconstructed, features.float(), reduction="none").mean((1, 2))
 
     def forward(self, features: Tensor, slots: Tensor | None = None) -> tuple[Tensor, ImageSlots]:
-        """Mean over frames, or windows of them, of :meth:`error`, and the slots."""
+        """Mean of :meth:`error` over frames or windows of frames, and the slots."""
         grid = self.windows or self.grid
         encoded = self.encode(features, grid, slots)
         return self.error(encoded, features, grid).mean(), encoded

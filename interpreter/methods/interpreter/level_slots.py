@@ -1,7 +1,7 @@
-"""Slots of the windows of a level, which the level above trains on: computed once and cached.
+"""Cached slots of the windows of a level: what the level above trains on.
 
-Draw r of a window is a function of the video's bytes, the window's number, its flip and r, and of draw r of the image
-slots of its frames.
+Draw r of a window depends only on the bytes of the video, the number of the window, its flip and r, and on draw r of
+the image slots of its frames.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,12 +31,12 @@ from interpreter.store.table import FrameTable
 
 @dataclass(frozen=True)
 class LevelBelow:
-    """A trained level k >= 2, and the windows that the level above sees of it.
+    """A trained level k >= 2, and the windows that the level above reads.
 
     Attributes:
         stage: frozen video stage.
         weights: hash of its weights.
-        windows: that its steps are cut into.
+        windows: windows into which its steps are cut.
     """
 
     stage: VideoStage
@@ -45,19 +45,19 @@ class LevelBelow:
 
 
 class LevelMaker:
-    """Computes the files of the slots of a level's windows: slots [W, R, K, D], their masses [W, R, K], and means
-    [W, R, K, C + 2] if those are the inputs of the level above.
+    """Computes the cached slots of the windows of a level: slots [W, R, K, D] and their masses [W, R, K].
 
-    Image slots are computed from the features, stored or not, and are not kept: a video's file is small.
+    If the level above reads means, also means [W, R, K, C + 2]. Image slots are computed from the features and are not
+    stored, so the file of a video is small.
 
     Args:
         root: directory of all stores.
-        features: computes the features; those in the cache are read.
+        features: reads the features from the cache or computes them.
         image_stage: frozen image stage.
         image_weights: hash of its weights.
         levels: levels 2, 3, … up to the one whose slots are stored.
-        draws: draws R of the slot priors of all levels.
-        inputs: what the level above gets of a slot.
+        draws: number R of draws of the initial slots, on all levels.
+        inputs: what the level above reads of a slot.
     """
 
     unit = "windows"
@@ -105,7 +105,7 @@ class LevelMaker:
         }
 
     def rows(self, video: Video) -> int:
-        """See :class:`interpreter.store.fill.Maker`: the number of windows."""
+        """See :class:`interpreter.store.fill.Maker`; the number of windows."""
         steps = video.num_frames
         for level in self.levels:
             steps = len(level.windows.starts(steps))
@@ -157,24 +157,24 @@ class LevelMaker:
                 for draw in range(self.draws)
             ]
             noise = torch.from_numpy(np.stack(drawn)).to(slots.slots.device)[None]
-            with torch.no_grad():  # not around the yield, or the caller would compute without gradients too
+            with torch.no_grad():  # without the yield: the caller may need gradients
                 found, _ = group_windows(level.stage, slots, noise, number > 0, self.features.precision)
             yield found
 
 
 @dataclass
 class LevelClips(Inputs):
-    """Inputs [B, T, K, D_input] and masses [B, T, K] of T consecutive windows, each by one of its R draws.
+    """Inputs [B, T, K, D_input] and masses [B, T, K] of T consecutive windows, with one of R draws for each window.
 
     Attributes:
         table: stored rows of the windows.
-        device: where batches go.
-        num_steps: T.
-        draws: R.
-        inputs: what describes a slot to the level.
+        device: device of the batches.
+        num_steps: number T of windows of a sample.
+        draws: number R of draws.
+        inputs: what the level reads of a slot.
         slot_shape: (K, D_input).
         settings: see :class:`InputSettings`.
-        masked: whether the rest of a clip of a shorter video is padding, or repeats the video.
+        masked: if a video has fewer windows, whether the rest of a sample is padding; else it repeats the video.
     """
 
     table: FrameTable
@@ -210,5 +210,5 @@ class LevelClips(Inputs):
         return [(rows, self.num_steps, *self.slot_shape), (rows, self.num_steps, self.slot_shape[0])]
 
     def encoded(self, number: int) -> Encoded | None:
-        """See :meth:`Inputs.encoded`: the cache holds no patch attention."""
+        """See :meth:`Inputs.encoded`; None, since the cache has no attention of the patches."""
         return None

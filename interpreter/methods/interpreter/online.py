@@ -1,8 +1,9 @@
-"""Segment a live stream window by window, with segments that keep their numbers.
+"""Segment a live stream window by window. Segments keep their numbers from window to window.
 
-Each window is encoded as a video of its own: its frames become image slots, with the same draws of the prior in every
-window. What carries the numbers from window to window is an :class:`OverTime`, one for each way to group image slots.
-Both group the first window exactly as the same frames in a file, and start each later window from the window before.
+Each window is encoded like a separate video: its frames become image slots, from the same random draws in every window.
+An :class:`OverTime` groups the slots of one window after the other; each way to group image slots has its own. The
+result of the first window is the same as for these frames in a file. Each later window starts from the result of the
+window before, so the numbers are kept.
 """
 
 from collections import deque
@@ -23,11 +24,11 @@ from interpreter.methods.interpreter.video_stage import VideoSlots, VideoStage
 from interpreter.models.clustering import lloyd
 from interpreter.segmentation import Segmentation
 
-HISTORY = 8  # windows, the newest included, whose slots the clusters of association by features follow
+HISTORY = 8  # number of windows, including the newest, whose slots association by features clusters together
 
 
-# Iterations of slot attention in each window but the first. More of them move the slots further from where they were,
-# and with them the segments of a scene that does not change; recurrent methods take 1 or 2 a frame, too.
+# Iterations of slot attention in each window but the first. With more iterations, slots and segments would change more
+# from window to window, also if the scene does not change. Recurrent methods use 1 or 2 per frame.
 LATER_ITERATIONS = 1
 
 
@@ -35,20 +36,20 @@ class OverTime(Protocol):
     """Groups the image slots of one window after the other."""
 
     def add(self, window: EncodedVideo) -> Tensor:
-        """Slots over segments [t, N, S] of the next window of t frames; S may differ from window to window."""
+        """Group the next window of t frames: slots over segments [t, N, S]. S may differ from window to window."""
 
 
 class FeaturesOverTime:
-    """Association by features: k-means of the first window, then Lloyd's algorithm from the centres so far.
+    """Association by features: k-means of the first window, then Lloyd's algorithm, starting from the last centres.
 
-    Later windows are described with the scaling of the first, and clustered together with the slots of the
-    :data:`HISTORY` - 1 windows before, so that a short absence does not change a cluster. A cluster without a slot in
-    all of these windows moves to the slot that is farthest from its own cluster, as always in k-means: a segment that
-    stays away gives its number to something new.
+    Later windows use the scaling of the first. They are clustered together with the slots of the :data:`HISTORY` - 1
+    windows before, so that a cluster does not change if its object is absent for a short time. If a cluster has no slot
+    in all of these windows, it moves to the slot that is farthest from its own cluster, as usual in k-means. So if an
+    object stays away, something new gets its number.
 
     Args:
-        segments: how many; fewer if the first window has fewer slots.
-        seed: of the starts of k-means.
+        segments: number of segments; fewer if the first window has fewer slots.
+        seed: seed of the starts of k-means.
     """
 
     def __init__(self, segments: int, seed: int) -> None:
@@ -75,19 +76,19 @@ class FeaturesOverTime:
 
 
 class Numbers:
-    """Keeps the numbers of slots from window to window, though other ones are merged in each.
+    """Keeps the numbers of slots from window to window, although different slots are merged in each window.
 
-    In each window the slots that are alike are written under the lowest of their numbers; a slot that differs again has
-    its own number. The clusters of the first window are numbered like those of a file.
+    Merged slots get the lowest of their numbers. If a slot is no longer merged in a later window, it has its own number
+    again. The segments of the first window have the same numbers as for a file.
     """
 
     def __init__(self) -> None:
         self.known = False
 
     def keep(self, grouped: VideoSlots, threshold: float) -> tuple[Tensor, Tensor]:
-        """Slots [1, K, D] before merging, to start the next window from, and the attention [1, T, N, S] by numbers."""
+        """Slots [1, K, D] before merging, which the next window starts from, and attention [1, T, N, S] by numbers."""
         labels = cluster_slots(grouped.unmerged, threshold)[0][0].tolist()
-        numbers = [labels.index(cluster) for cluster in range(max(labels) + 1)]  # the lowest of each cluster
+        numbers = [labels.index(cluster) for cluster in range(max(labels) + 1)]  # lowest number in each cluster
         slots = grouped.unmerged.float()
         if not self.known:
             slots = slots[:, [*numbers, *(slot for slot in range(len(labels)) if slot not in numbers)]]
@@ -98,17 +99,18 @@ class Numbers:
 
 
 class VideoSlotsOverTime:
-    """The trained video stage, recurrent over windows as slot attention over frames is (Kipf et al. 2022, SAVi).
+    """The trained video stage, applied to one window after the other.
 
-    The first window starts from draws of the prior; each later one, with :data:`LATER_ITERATIONS`, from the K video
-    slots of the window before, as they were before merging (see :class:`Numbers`).
+    The first window starts from random draws. Each later one starts from the K video slots of the window before, as
+    they were before merging (see :class:`Numbers`), with :data:`LATER_ITERATIONS`. SAVi (Kipf et al. 2022) does the
+    same from frame to frame.
 
     Args:
-        inputs_of: what the video stage gets of a window's slots, [t, N, D_input].
+        inputs_of: function from an encoded window to the inputs [t, N, D_input] of the video stage.
         group: (inputs, starts [R, 1, K, D], iterations or None for the usual number) -> the best of R groupings.
-        draws: starts of the first window, [R, 1, K, D].
+        draws: initial slots of the first window, [R, 1, K, D].
         threshold: cosine distance below which ``group`` merges.
-        repeat_to: inputs of a shorter window are repeated up to this many frames.
+        repeat_to: inputs of a shorter window are repeated until there are this many frames.
     """
 
     def __init__(
@@ -133,16 +135,17 @@ class VideoSlotsOverTime:
 
 
 class LevelsOverTime:
-    """Three levels: level 2 groups each window by itself, from draws of its own, and level 3 is recurrent over them.
+    """Three levels: level 2 groups each window by itself, level 3 groups the newest windows.
 
-    Level 3 sees as many windows as the clips that it was trained on, the newest last, and starts from its slots of the
-    step before: so an object that was away for less than this time comes back under its number.
+    Level 3 reads as many windows as in training, the newest last, and starts from its slots of the step before. So an
+    object that is absent for less than this time gets its number back.
 
     Args:
-        low, top: the stages of levels 2 and 3.
-        slots_of: the image slots of an encoded window.
-        draws: of a window's number, the noise [R, 1, K, D] that level 2 starts from.
-        noise: the noise [R, 1, K, D] that level 3 starts from in the first window.
+        low: the stage of level 2.
+        top: the stage of level 3.
+        slots_of: function from an encoded window to its image slots.
+        draws: function from the number of a window to the noise [R, 1, K, D] of level 2.
+        noise: the noise [R, 1, K, D] of level 3 in the first window.
         merge_threshold: cosine distance below which slots of level 3 are merged. Default: as in training.
         precision: see :func:`interpreter.models.autocast.autocast`.
     """
@@ -186,9 +189,9 @@ class OnlineSegmenter:
 
     Args:
         segmenter: encodes windows to :class:`EncodedVideo`.
-        over_time: groups their slots; None: each frame is segmented by itself.
-        seed: of the image slots' prior.
-        window: frames of a window.
+        over_time: groups their slots. None: each frame is segmented by itself.
+        seed: seed of the initial image slots.
+        window: number of frames of a window.
     """
 
     def __init__(self, segmenter: Segmenter, over_time: OverTime | None, seed: int, window: int) -> None:

@@ -10,22 +10,22 @@ from interpreter.methods.programs import FRAMES, Input, Program
 
 
 class ImageProgram(nn.Module):
-    """Image slots of frames: of several draws of the prior, each frame keeps the one that reconstructs it best."""
+    """Image slots of frames. Of several draws of initial slots, each frame keeps the one that reconstructs it best."""
 
     def __init__(self, stage: ImageStage, grid: tuple[int, int]) -> None:
         super().__init__()
         self.stage, self.grid = stage, grid
 
     def forward(self, features: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Slots [T, N, D], attention [T, M, N] and means [T, N, C + 2] of features [T, M, C].
+        """Slots [T, N, D], attention [T, M, N] and means [T, N, C + 2].
 
         Args:
-            features: of the frames.
+            features: [T, M, C], features of the frames.
             noise: [R, T, N, D], standard normal.
         """
         stage, (draws, frames) = self.stage, noise.shape[:2]
         start = stage.slot_attention.sample_slots(draws * frames, noise=noise.flatten(0, 1))
-        repeated = features.expand(draws, -1, -1, -1).flatten(0, 1)  # all draws at once: a quarter of the graph
+        repeated = features.expand(draws, -1, -1, -1).flatten(0, 1)  # all draws at once: a smaller graph
         found = stage.encode(repeated, self.grid, start, stage.config.inference_iterations)
         slots, attention = (part.unflatten(0, (draws, -1)) for part in found[:2])
         if draws > 1:  # a single draw has nothing to be compared with
@@ -39,20 +39,20 @@ class ImageProgram(nn.Module):
 
 
 class VideoProgram(nn.Module):
-    """Video slots of a whole video: of several draws of the prior, the one of least loss."""
+    """Video slots of a whole video. Of several draws of initial slots, the one with the lowest loss is kept."""
 
     def __init__(self, stage: VideoStage) -> None:
         super().__init__()
         self.stage = stage
 
     def forward(self, inputs: Tensor, attention: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Video slots [K, D], their attention [T, N, K], which exist [K], and masks [T, M, K].
+        """Video slots [K, D], attention [T, N, K] over them, which of them exist [K], and masks [T, M, K].
 
-        Slots that were merged into others are zero, with masks of zero; the others come first.
+        Slots that were merged into others are zero, as are their masks; the other slots come first.
 
         Args:
             inputs: [T, N, D_input], what the stage reads of each image slot.
-            attention: [T, M, N], of the patches over the image slots.
+            attention: [T, M, N], attention of the patches over the image slots.
             noise: [R, K, D], standard normal.
         """
         stage, config = self.stage, self.stage.config
@@ -60,7 +60,7 @@ class VideoProgram(nn.Module):
         context = stage.encode_slots(inputs[None]).expand(noise.shape[0], -1, -1, -1)
         found = stage.group(context, starts, None, config.inference_iterations, config.inference_sharpness)
         if noise.shape[0] > 1:  # a single draw has nothing to be compared with
-            # One by one: the loss of one draw must not depend on the others.
+            # One after the other, since the loss of one draw must not depend on the others.
             errors = [stage.error(_row(found, draw), inputs[None]) for draw in range(noise.shape[0])]
             best = torch.cat(errors).argmin(0, keepdim=True)
             found = VideoSlots._make(None if part is None else part.index_select(0, best) for part in found)
@@ -73,7 +73,7 @@ def _row(slots: VideoSlots, row: int) -> VideoSlots:
 
 
 def image_program(stage: ImageStage, grid: tuple[int, int], device: torch.device) -> Program:
-    """Features to image slots."""
+    """Program from features to image slots."""
     config, tokens = stage.config, grid[0] * grid[1]
     features = torch.randn(3, tokens, stage.feature_dim, device=device)
     noise = torch.randn(config.restarts, 3, config.num_slots + 1, config.dim, device=device)
@@ -99,11 +99,11 @@ def image_program(stage: ImageStage, grid: tuple[int, int], device: torch.device
 
 
 def video_program(stage: VideoStage, image: ImageStage, grid: tuple[int, int], device: torch.device) -> Program:
-    """Image slots of a whole video to video slots."""
+    """Program from the image slots of a whole video to video slots."""
     config = stage.config
     read, width = ("slots", image.config.dim) if config.inputs == "slots" else ("means", image.feature_dim + 2)
-    any_number = config.decoder == "masks"  # a Sinkhorn divergence is traced for sets of one size
-    slots = image.config.num_slots + any_number  # an example must not look like the only size
+    any_number = config.decoder == "masks"  # a Sinkhorn divergence is traced for one size of the sets
+    slots = image.config.num_slots + any_number  # not the number of training, so that a trace does not fix it
     inputs = torch.randn(3, slots, width, device=device)
     attention = torch.randn(3, grid[0] * grid[1], slots, device=device).softmax(-1)
     noise = torch.randn(config.restarts, config.num_slots, config.dim, device=device)

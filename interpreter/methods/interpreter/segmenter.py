@@ -1,8 +1,8 @@
 """Segment whole videos with a trained run of Interpreter.
 
-Frames are decoded and encoded in chunks. What stays in memory are the image slots and the attention of the patches over
-them, and the means of their tokens. Then the slots of all frames are grouped into segments: by the trained video stage,
-or by clustering the means.
+Frames are decoded and encoded in chunks. The image slots, the attention of the patches over them and the means of their
+tokens stay in memory. Then the slots of all frames are grouped into segments: by the trained video stage, or by
+clustering the means.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,7 +52,7 @@ from interpreter.models.backbones.vit import VisionTransformer
 from interpreter.models.token_masks import token_masks
 from interpreter.segmentation import Segmentation
 
-SEGMENTS = 9  # of a video, with association by features
+SEGMENTS = 9  # default number of segments, with association by features
 
 
 class InterpreterSegmenter(Segmenter):
@@ -61,10 +61,11 @@ class InterpreterSegmenter(Segmenter):
     Args:
         context: supplies backbone, precision and the frame size of the training.
         image_stage: trained image stage.
-        stages: trained video stages of the levels 2, 3, …, each with the windows that its steps are cut into, None for
-            the highest one, which sees the whole video; empty for frames by themselves and association by features.
+        stages: trained video stages of the levels 2, 3, …, each with the windows into which its steps are cut. The
+            highest one reads the whole video and has None. Empty if frames are segmented by themselves, and for
+            association by features.
         settings: settings of :meth:`segment`.
-        frame_size: size (H, W) that frames are resized to before the backbone; by default as in training.
+        frame_size: size (H, W) that frames are resized to before the backbone. Default: as in training.
     """
 
     def __init__(
@@ -85,11 +86,11 @@ class InterpreterSegmenter(Segmenter):
 
     @property
     def video_stage(self) -> VideoStage | None:
-        """The video stage, which is that of level 2; None if it was not opened."""
+        """The video stage, which is level 2; None if it was not opened."""
         return self.stages[0][0] if self.stages else None
 
     def _way(self, settings: Settings) -> Way:
-        """How segments are made of image slots."""
+        """How image slots are grouped into segments."""
         way = way_of(settings)
         if way == "learned" and len(self.stages) != settings.top - 1:
             which = "the trained video stage" if settings.top == 2 else f"{settings.top} trained levels"
@@ -110,13 +111,13 @@ class InterpreterSegmenter(Segmenter):
     def _num_image_slots(self, settings: Settings) -> int:
         trained: int = self.image_stage.config.num_slots
         way, stage = self._way(settings), self.video_stage
-        # The transformer decoder has a query for each number of a slot, and knows those of the training alone.
+        # The transformer decoder has one query for each index of a slot, so it works for the number in training only.
         any_number = stage is not None and (stage.config.inputs, stage.config.decoder) == ("means", "masks")
         more = way == "features" or (way == "learned" and any_number)
         return settings.image_slots or (2 * trained if more else trained)
 
     def _by_tokens(self, settings: Settings) -> bool:
-        """Whether tokens make the masks; for a CNN they would follow textures."""
+        """Whether masks are made from tokens. Not by default for a CNN, where they would follow textures."""
         if self._way(settings) != "features" or settings.masks_from == "slots":
             return False
         return settings.masks_from == "tokens" or isinstance(self.backbone, VisionTransformer)
@@ -129,7 +130,7 @@ class InterpreterSegmenter(Segmenter):
         advance: Callable[[int], None] = lambda frames: None,
         keep: Callable[[Tensor], None] = lambda features: None,
     ) -> Encoded:
-        """See :meth:`interpreter.methods.base.Segmenter.encode`; of each seed it keeps an :class:`EncodedVideo`."""
+        """See :meth:`interpreter.methods.base.Segmenter.encode`; keeps an :class:`EncodedVideo` for each seed."""
         generators = {seed: torch_generator(self.device, seed, 0) for seed in seeds}
         by_tokens = self._by_tokens(self.settings)
 
@@ -138,7 +139,7 @@ class InterpreterSegmenter(Segmenter):
         def find(features: Tensor, seed: int) -> tuple[Tensor, ...]:
             found = self.find_image_slots(features, generators[seed])
             means = token_means(features, found.attention, self.grid)
-            if several:  # as in the caches that these levels train on: half of the memory of a long video
+            if several:  # half precision, as in the caches that these levels train on: half of the memory
                 kept = (
                     means.features.half() if self._reads_means() else means.features.new_empty(*means.masses.shape, 0)
                 )
@@ -184,7 +185,7 @@ class InterpreterSegmenter(Segmenter):
         return segmentation
 
     def _video_inputs(self, of_video: EncodedVideo) -> Tensor:
-        """What the video stage gets of each slot, [T, N, D_input]."""
+        """Inputs [T, N, D_input] of the video stage."""
         assert self.video_stage is not None
         if self.video_stage.config.inputs == "slots":
             return of_video.slots
@@ -218,7 +219,7 @@ class InterpreterSegmenter(Segmenter):
         return replace(written, tensors=tensors | written.tensors, hierarchy=hierarchy, outlines=outlines)
 
     def slots_of(self, of_video: EncodedVideo) -> Slots:
-        """The image slots of an encoded video, as the level above reads them."""
+        """Image slots of an encoded video, in the form that the level above reads."""
         described = of_video.described
         assert described is not None, "segment and evaluate encode videos with their means"
         means = torch.cat([described.features, described.places], -1)[None] if self._reads_means() else None
@@ -267,7 +268,7 @@ class InterpreterSegmenter(Segmenter):
     def find_image_slots(self, features: Tensor, generator: torch.Generator) -> ImageSlots:
         """Image slots [t, N, D] and attention [t, M, N] of features [t, M, D_features].
 
-        The prior is drawn ``restarts`` times; each frame keeps the draw that reconstructs its features best.
+        Initial slots are drawn ``restarts`` times; each frame keeps the draw whose slots reconstruct its features best.
         """
         stage = self.image_stage
         shape = (len(features), self._num_image_slots(self.settings), stage.config.dim)
@@ -277,15 +278,15 @@ class InterpreterSegmenter(Segmenter):
     def group_over_time(
         self, inputs: Tensor, seed: int, num_slots: int | None = None, merge_threshold: float | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Group the image slots of all frames into C video slots, and merge those that are alike.
+        """Group the image slots of all frames into C video slots, and merge similar ones.
 
-        The prior is drawn ``restarts`` times; the draw of least loss is kept.
+        Initial slots are drawn ``restarts`` times; the draw with the lowest loss is kept.
 
         Args:
-            inputs: [T, N, D_input], what the video stage gets of each image slot.
-            seed: of the video slots' prior.
-            num_slots: video slots to draw; by default as in training.
-            merge_threshold: cosine distance below which video slots are merged; by default as in training.
+            inputs: [T, N, D_input], inputs of the video stage, one for each image slot.
+            seed: seed of the initial video slots.
+            num_slots: number of video slots before merging. Default: as in training.
+            merge_threshold: cosine distance below which video slots are merged. Default: as in training.
 
         Returns:
             Video slots [C, D], and the attention [T, N, C] of the image slots over them.
@@ -296,7 +297,7 @@ class InterpreterSegmenter(Segmenter):
         return best.slots[0, best.valid[0]].float(), best.attention[0, ..., best.valid[0]].float()
 
     def prior_draws(self, seed: int, num_slots: int | None = None) -> Tensor:
-        """The ``restarts`` draws [R, 1, K, D] of the video slots' prior."""
+        """Draw the initial video slots ``restarts`` times: [R, 1, K, D]."""
         assert self.video_stage is not None
         generator, prior = torch_generator(self.device, seed, 1), self.video_stage.slot_attention
         shape, draws = (1, num_slots or prior.num_slots, prior.dim), []
@@ -307,7 +308,7 @@ class InterpreterSegmenter(Segmenter):
         return torch.stack(draws)
 
     def programs(self) -> list[Program]:
-        """See :meth:`interpreter.methods.base.Segmenter.programs`; the video stage's if it makes the segments."""
+        """See :meth:`interpreter.methods.base.Segmenter.programs`; with the video stage if it groups the slots."""
         way = self._way(self.settings)
         if self.settings.top > 2:
             raise ValueError("level 3 and above cut a video into windows, which no program does: export level 2")
@@ -321,7 +322,7 @@ class InterpreterSegmenter(Segmenter):
         return [*programs, labels_program(self.grid, self.frame_size, self.device)]
 
     def online(self, seed: int = 0, window: int | None = None) -> OnlineSegmenter:
-        """See :meth:`interpreter.methods.base.Segmenter.online`; by default windows are as long as in training."""
+        """See :meth:`interpreter.methods.base.Segmenter.online`; by default a window is as long as a training clip."""
         chosen, stage = self.settings, self.video_stage
         if chosen.outlines is not None:
             raise ValueError("--outlines needs the whole video: leave it out for a live stream")
@@ -353,7 +354,7 @@ class InterpreterSegmenter(Segmenter):
 
     def _levels_over_time(self, seed: int, chosen: Settings) -> LevelsOverTime:
         if (chosen.top, chosen.written) != (3, 3):
-            raise ValueError("a live stream is segmented by two or three levels, and the highest is written")
+            raise ValueError("a live stream needs two or three levels, and only the highest can be written")
         (low, _), (top, _) = self.stages
 
         def start(stage: VideoStage, level: int, window: int, count: int | None = None) -> Tensor:
@@ -367,7 +368,7 @@ class InterpreterSegmenter(Segmenter):
         )
 
     def _trained_frames(self) -> int:
-        """Frames of the clips that the run's video stage was trained on; the default of training if it has none."""
+        """Number of frames of the training clips of the video stage; without one, the default of its training."""
         if self.stages:
             stage, windows = self.stages[0]
             return stage.num_frames if windows is None else windows.length

@@ -1,4 +1,4 @@
-"""Both stages of Interpreter under the contract of a stage; the video stage is also that of every level above it."""
+"""Both stages of Interpreter as subclasses of ``Stage``. The video stage also trains every level above it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ from interpreter.store.open import complete_cache, streaming_loader
 
 
 class ImageTrainingStage(FrameStage[ImageTraining]):
-    """Image stage: slots of single frames reconstruct the features of the backbone."""
+    """Image stage: slots of single frames, trained to reconstruct the features of the backbone."""
 
     name, config, presets = "image", ImageTraining, IMAGE_PRESETS
 
@@ -50,7 +50,7 @@ class ImageTrainingStage(FrameStage[ImageTraining]):
         return model.config.num_slots, model.config.dim
 
     def loss(self, model: ImageStage, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error of features [B, M, D_features] that slots reconstruct, drawn by noise [B, N, D]."""
+        """Squared error of features [B, M, D_features], reconstructed from slots that start from noise [B, N, D]."""
         features, noise = batch
         loss, encoded = model(features, model.slot_attention.sample_slots(len(noise), noise=noise))
         return loss, slot_diagnostics(encoded.attention)
@@ -80,8 +80,10 @@ class ImageTrainingStage(FrameStage[ImageTraining]):
 
 
 class VideoTrainingStage(Stage[VideoTraining]):
-    """Video stage: slots of whole clips reconstruct the image slots of their frames. Above level 2, slots of several
-    windows reconstruct the slots of the level below in each window."""
+    """Video stage: slots of whole clips, trained to reconstruct the image slots of their frames.
+
+    Above level 2, the slots of several windows reconstruct the slots of the level below in each window.
+    """
 
     name, config, presets = "video", VideoTraining, VIDEO_PRESETS
 
@@ -103,7 +105,7 @@ class VideoTrainingStage(Stage[VideoTraining]):
         if config.level > 2 and config.start == "below":
             below: VideoStage = context.earlier[level_key(config.level - 1)].model
             if model.config.inputs == below.config.inputs == "means" and _shapes(model) == _shapes(below):
-                # Means mean the same on all levels, and the level below has seen many more of them.
+                # Means are comparable on all levels, and the level below was trained on many more of them.
                 model.load_state_dict(below.state_dict())
         return model
 
@@ -139,7 +141,7 @@ class VideoTrainingStage(Stage[VideoTraining]):
             yield StoredSlots(cache.table(), device, config.model.inputs)
             return
         console.print(
-            "image slots are streamed: each batch is decoded, encoded and passed through the image stage anew"
+            "image slots are streamed: each batch is decoded, encoded and passed through the image stage again"
         )
         with streaming_loader(config.decoding, videos, size, device) as loader:
             features = StreamedFeatures(context.backbone, loader, context.precision)
@@ -161,12 +163,15 @@ class VideoTrainingStage(Stage[VideoTraining]):
         return LevelMaker(context.store, features, image.model, image.weights, levels, config.draws, inputs)
 
     def noise(self, model: VideoStage) -> tuple[int, int]:
-        """See :meth:`Stage.noise`; the last number of each slot is the gate's, if there is one."""
+        """See :meth:`Stage.noise`; if there is a gate, the last number of each slot is for the gate."""
         return model.config.num_slots, model.config.dim + (model.gate is not None)
 
     def loss(self, model: VideoStage, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """How well video slots, drawn by noise [B, K, D], reconstruct the inputs [B, T, N, D_input] with their masses
-        [B, T, N], if they have any; the numbers to log describe the merged slots."""
+        """See :meth:`Stage.loss`: how well video slots reconstruct the inputs.
+
+        A batch is the inputs [B, T, N, D_input], their masses [B, T, N] if they have any, and noise [B, K, D] from
+        which the video slots start. The numbers to log describe the merged slots.
+        """
         inputs, *rest, noise = batch
         masses, gate_noise = rest[0] if rest else None, None
         if model.gate is not None:
@@ -193,7 +198,7 @@ class VideoTrainingStage(Stage[VideoTraining]):
         """See :meth:`Stage.attention`."""
         model = config.model
         if config.masked or config.level > 2 or (not model.encoder_layers and model.decoder == "masks"):
-            return None  # none, or with a mask, for which there is one kernel
+            return None  # no attention, or with a mask, for which there is only one kernel
         return model.heads, config.num_frames * self._input_shape(config, context)[0], model.dim // model.heads
 
     def describe(self, config: VideoTraining, context: Context) -> str:
@@ -206,13 +211,13 @@ class VideoTrainingStage(Stage[VideoTraining]):
         return f"{config.num_frames} windows of {windows.length} {unit} (overlap {windows.overlap}), {slots} slots each"
 
     def _input_shape(self, config: VideoTraining, context: Context) -> tuple[int, int]:
-        """Number of slots of a step of the level below, and width of what this level gets of each."""
+        """Number of slots in a step of the level below, and the width of the inputs for them."""
         image: ImageStage = self._image(context).model
         below = context.earlier[level_key(config.level - 1)].config.model
         return below.num_slots, below.dim if config.model.inputs == "slots" else image.feature_dim + 2
 
     def _below(self, config: VideoTraining, context: Context) -> list[LevelBelow]:
-        """Levels 2, 3, … below this one, with the windows that the level above each sees."""
+        """Levels 2, 3, … below this one, each with the windows that the level above it reads."""
         stages = [context.earlier[level_key(level)] for level in range(2, config.level)]
         above = [*(stage.config for stage in stages[1:]), config]
         return [

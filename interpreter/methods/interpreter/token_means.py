@@ -1,7 +1,7 @@
 """Describe each image slot by the tokens that it attends to: their mean feature, mean position and share of the frame.
 
-A slot is what an iteration of slot attention made of a random draw, so that the same object has another slot in each
-draw. The means of its tokens depend on the draw only through the attention.
+Slots start from random draws, so the same object has another slot in each draw. The means of the tokens depend on the
+draw only through the attention.
 """
 
 import math
@@ -13,15 +13,15 @@ from torch import Tensor
 
 
 class TokenMeans(NamedTuple):
-    """Means over the tokens of each slot of t frames."""
+    """Means over the tokens of each slot, for t frames."""
 
     features: Tensor  # [t, N, C], their mean feature
     places: Tensor  # [t, N, 2], the mean position (y, x) of their centres, in (-1, 1)
-    masses: Tensor  # [t, N], the share of the frame's tokens that the slot holds; they sum to 1 over the slots
+    masses: Tensor  # [t, N], share of the tokens of the frame that belong to the slot; sums to 1 over the slots
 
 
-POSITION_WEIGHT = 0.25  # length of a position, relative to that of a feature (root mean squares)
-SMALLEST = 1e-6  # mass below which means are divided by this mass instead: of a slot without tokens they are near zero
+POSITION_WEIGHT = 0.25  # length of positions relative to that of features (root mean squares)
+SMALLEST = 1e-6  # smallest divisor of a mean, so that the means of a slot without tokens are near 0
 
 
 def token_means(
@@ -64,13 +64,13 @@ def token_means(
 
 
 def means_as_inputs(means: Tensor) -> Tensor:
-    """Means as the video stage reads them: features normalised to mean 0 and variance 1, then weighted positions.
+    """Inputs of the video stage from means: features normalised to mean 0 and variance 1, then scaled positions.
 
     Args:
         means: [..., C + 2], the mean features and the mean positions of :func:`token_means`, in this order.
 
     Returns:
-        [..., C + 2]; the RMS length of uniform positions is :data:`POSITION_WEIGHT` times that of the features.
+        [..., C + 2]. The RMS length of uniform positions is :data:`POSITION_WEIGHT` times that of the features.
     """
     features, places = means[..., :-2], means[..., -2:]
     scale = POSITION_WEIGHT * math.sqrt(features.shape[-1] * 1.5)  # uniform positions have an RMS length of √(2/3)

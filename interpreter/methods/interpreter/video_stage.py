@@ -1,6 +1,7 @@
-"""Video stage: the slots of all steps of a video become K video slots (docs/methods/interpreter.md).
+"""Video stage: the slots of all steps of a video become K video slots (docs/methods/interpreter_video_stage.md).
 
-The steps of level 2 are frames with their image slots, those of level 3 are windows with their video slots, and so on.
+The steps of level 2 are frames with their image slots. The steps of level 3 are windows with their video slots, and so
+on.
 """
 
 from typing import NamedTuple
@@ -20,36 +21,37 @@ from interpreter.models.transformer import TransformerDecoder, TransformerEncode
 class VideoSlots(NamedTuple):
     """Slots and attention of a batch of videos, after merging and the gate."""
 
-    slots: Tensor  # [B, K, D], rows that were merged away are zero
+    slots: Tensor  # [B, K, D]; slots that were merged into others are zero
     attention: Tensor  # [B, T, N, K], each row over K sums to 1
-    valid: Tensor  # [B, K] bool: slots that are left after merging, and that the gate keeps
-    unmerged: Tensor  # [B, K, D], the slots before merging
-    keep: Tensor | None = None  # [B, K], 1 where valid and else 0, with the gradient of the gate; None without a gate
+    valid: Tensor  # [B, K] bool, slots that are left after merging and that the gate keeps
+    unmerged: Tensor  # [B, K, D], slots before merging
+    keep: Tensor | None = None  # [B, K], 1 for valid slots, else 0, with the gradient of the gate; None without one
     sparsity: Tensor | None = None  # [B], mean probability that a slot is kept
 
 
 class VideoStage(nn.Module):
-    """Transformer encoder, slot attention, merging and a decoder that reconstructs the inputs.
+    """Transformer encoder, slot attention, merging, and a decoder that reconstructs the inputs.
 
-    The inputs describe the image slots of all frames: they are the slots, or the means of the slots' tokens. Decoders:
+    The inputs describe the image slots of all frames: they are the slots, or the means of the tokens of each slot.
+    Decoders:
 
-    transformer: queries are times and numbers of slots, attending to each other and to the video slots. It rebuilds a
-        frame's inputs in any order: the loss, a Sinkhorn divergence, compares them as sets.
-    masks: each input is ``Â @ (W s + b)``, the mean of linear functions of the video slots s, weighted by its attention
-        Â. The loss is the mean squared error, and only sharp attention makes it small.
+    - transformer: queries for the time and the index of each slot attend to each other and to the video slots. The
+      loss is a Sinkhorn divergence, which compares sets: the order of the inputs of a frame does not matter.
+    - masks: each input is ``Â @ (W s + b)``, the mean of linear functions of the video slots s, weighted by its
+      attention Â. The loss is the mean squared error, which only sharp attention makes small.
 
-    Inputs may have masses [B, T, N], at least 0: what each one stands for, in any unit. They weigh an input in the loss
-    of its step; steps weigh the same. An input of mass 0 is padding, and so is a step whose inputs all are: whatever
-    they hold, nothing depends on them. Every sample needs a step that is not padding.
+    Inputs may have masses [B, T, N], at least 0, in any unit: the share that each input stands for. A mass is the
+    weight of an input in the loss of its step; all steps have the same weight. An input of mass 0 is padding, and a
+    step with padding only is padding too. Padding does not affect the result. Every sample needs a step without it.
 
-    With a gate (``--gate``) slots are dropped after merging. The attention is shared by the others, and the decoder
-    does not see the dropped ones.
+    With a gate (``--gate``), slots are dropped after merging. The other slots share the attention, and the decoder
+    does not read the dropped ones.
 
     Args:
         config: widths, depths, the decoder and the number of video slots.
         input_dim: width of the inputs.
-        num_frames: length of the clips it is trained on. A longer video is squeezed into the same range of
-            time encodings, so that positions never leave what training has seen.
+        num_frames: length of the training clips. The time encodings of a longer video are scaled to the same range,
+            so that no position is outside the range of training.
     """
 
     def __init__(self, config: VideoModelConfig, input_dim: int, num_frames: int) -> None:
@@ -83,7 +85,7 @@ class VideoStage(nn.Module):
         return torch.arange(frames, device=device) * step
 
     def encode_slots(self, inputs: Tensor, masses: Tensor | None = None) -> Tensor:
-        """Self-attention among the inputs [B, T, N, D_input] of a video, with time encodings: [B, T, N, D]."""
+        """Encode the inputs [B, T, N, D_input] of a video by self-attention, with time encodings: [B, T, N, D]."""
         with annotate("encoder"):
             time = sincos_1d(self.times(inputs.shape[1], inputs.device), self.config.dim)
             x = self.embed(_without_padding(inputs, masses)) + self.config.time_scale * time[:, None]
@@ -99,16 +101,16 @@ class VideoStage(nn.Module):
         masses: Tensor | None = None,
         gate_noise: Tensor | None = None,
     ) -> VideoSlots:
-        """Video slots of what :meth:`encode_slots` returned.
+        """Group encoded inputs into video slots.
 
         Args:
-            context: [B, T, N, D].
-            slots: [B, K, D], a draw of the prior.
-            merge_threshold: cosine distance below which slots are merged. Default: the configuration's.
-            iterations: of slot attention. Default: training's.
+            context: [B, T, N, D], the result of :meth:`encode_slots`.
+            slots: [B, K, D], initial slots.
+            merge_threshold: cosine distance below which slots are merged. Default: as in the configuration.
+            iterations: iterations of slot attention. Default: as in training.
             sharpness: factor of the logits of slot attention.
-            masses: [B, T, N] of the inputs; those of mass 0 are ignored.
-            gate_noise: [B, K] standard normal, that the gate draws its decisions by. Default: no noise.
+            masses: [B, T, N], masses of the inputs; inputs of mass 0 are ignored.
+            gate_noise: [B, K], standard normal noise for the decisions of the gate. Default: no noise.
         """
         tokens, exists = context.flatten(1, 2), _exists(masses)
         unmerged, attention = self.slot_attention(tokens, slots, exists, iterations=iterations, sharpness=sharpness)
@@ -131,7 +133,7 @@ class VideoStage(nn.Module):
         masses: Tensor | None = None,
         gate_noise: Tensor | None = None,
     ) -> VideoSlots:
-        """Video slots of inputs [B, T, N, D_input]; ``slots`` [B, K, D] is a draw of the prior."""
+        """Video slots of inputs [B, T, N, D_input], from initial slots [B, K, D]."""
         return self.group(self.encode_slots(inputs, masses), slots, masses=masses, gate_noise=gate_noise)
 
     def decode(self, video: VideoSlots, frames: int, count: int, masses: Tensor | None = None) -> Tensor:
@@ -152,7 +154,7 @@ class VideoStage(nn.Module):
         masses: Tensor | None = None,
         gate_noise: Tensor | None = None,
     ) -> tuple[Tensor, VideoSlots]:
-        """Mean over videos of :meth:`error` and of the gate's penalty, and the video slots."""
+        """Mean over videos of :meth:`error` and of the penalty of the gate, and the video slots."""
         target = inputs.detach()
         target = target.to(torch.promote_types(target.dtype, torch.float32))
         video = self.encode(target, slots, masses, gate_noise)
@@ -160,8 +162,10 @@ class VideoStage(nn.Module):
         return loss if video.sparsity is None else loss + self.config.gate * video.sparsity.mean(), video
 
     def error(self, video: VideoSlots, inputs: Tensor, masses: Tensor | None = None) -> Tensor:
-        """How far [B] the reconstruction is from the inputs [B, T, N, D_input], mean over steps: Sinkhorn divergence,
-        or with the decoder masks the mean squared error."""
+        """Error [B] of the reconstruction of the inputs [B, T, N, D_input], mean over the steps.
+
+        A Sinkhorn divergence, or with the decoder ``masks`` the mean squared error.
+        """
         frames, count = inputs.shape[1:3]
         reconstructed = self.decode(video, frames, count, masses).to(inputs.dtype)
         with annotate("loss"):
@@ -179,10 +183,10 @@ class VideoStage(nn.Module):
         return divergence.unflatten(0, inputs.shape[:2]).mean(1)
 
     def _weighted_error(self, reconstructed: Tensor, inputs: Tensor, masses: Tensor) -> Tensor:
-        """:meth:`error` of inputs with masses, which a Sinkhorn divergence takes as weights of the set of a step.
+        """:meth:`error` of inputs with masses, which are the weights of the points of a step in a Sinkhorn divergence.
 
-        Its annealing starts at the diameter of each step by itself: one box around the batch, as without masses, would
-        make the loss of a clip depend on the others, and on the padding.
+        The annealing starts at the diameter of each step. With one box around the batch, as without masses, the loss of
+        a clip would depend on the other clips and on the padding.
         """
         totals = masses.sum(2, keepdim=True)
         present = totals[..., 0] > 0
@@ -203,10 +207,10 @@ class VideoStage(nn.Module):
 
 
 def _without_padding(inputs: Tensor, masses: Tensor | None) -> Tensor:
-    """Inputs [B, T, N, D_input] with zeros instead of padding: ignored, a NaN would still come back as 0 · NaN."""
+    """Inputs [B, T, N, D_input] with zeros for padding: a NaN in masked padding would return as 0 · NaN."""
     return inputs if masses is None else inputs.masked_fill((masses == 0).unsqueeze(3), 0.0)
 
 
 def _exists(masses: Tensor | None) -> Tensor | None:
-    """Which of the inputs with masses [B, T, N] are no padding, [B, T·N]."""
+    """Which inputs with masses [B, T, N] are not padding, [B, T·N]."""
     return None if masses is None else (masses > 0).flatten(1)

@@ -1,4 +1,4 @@
-"""SMTC (Qian et al. 2023): semantics of a clip's frames, and instances of each, aligned with those of a teacher."""
+"""SMTC (Qian et al. 2023): slots for semantics and their instances, which have to agree with those of a teacher."""
 
 import copy
 from typing import Any
@@ -20,7 +20,7 @@ class SmtcStage(ViewStage[SmtcTraining]):
     """The only stage of SMTC."""
 
     name, config, presets = "model", SmtcTraining, PRESETS
-    additive = False  # instances are averaged over those that are valid in the whole batch
+    additive = False  # the loss on instances is a mean over all valid ones of the batch
 
     def build(self, config: SmtcTraining, context: Context) -> Smtc:
         """See :meth:`Stage.build`."""
@@ -38,14 +38,14 @@ class SmtcStage(ViewStage[SmtcTraining]):
         return (model.noise_size,)
 
     def loss(self, model: Smtc, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """See :meth:`Stage.loss`; features without augmentation are the same for student and teacher."""
+        """See :meth:`Stage.loss`; without augmentation, student and teacher get the same features."""
         student, *teacher, partners, noise = batch
         loss, numbers, masks = model(student, teacher[0] if teacher else student, partners, noise)
         return loss, {**numbers, **slot_diagnostics(masks)}
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """See :meth:`Stage.parameter_groups`: the backbone has a rate and a start of its own, and vectors do not
-        decay."""
+        """See :meth:`Stage.parameter_groups`; the backbone has another learning rate and starts later, and vectors have
+        no weight decay."""
         assert isinstance(model, Smtc)
         config = model.config
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -79,7 +79,7 @@ class SmtcStage(ViewStage[SmtcTraining]):
 
 SMTC = Method(
     name="smtc",
-    summary="semantics and their instances, aligned over the frames of a clip with a teacher; no reconstruction",
+    summary="slots for semantics and their instances, which agree with those of a teacher; no reconstruction",
     citation=(
         "Qian et al., Semantics Meets Temporal Correspondence: Self-supervised Object-centric Learning in Videos, ICCV "
         "2023 (https://arxiv.org/abs/2308.09951)"

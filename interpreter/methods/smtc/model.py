@@ -1,4 +1,4 @@
-"""The model of SMTC: correlation embedding, two stages of slot attention, and a teacher that follows the student."""
+"""The model of SMTC: correlation, slot attention for semantics and for instances, student and teacher."""
 
 import copy
 import math
@@ -28,17 +28,17 @@ class Grouped(NamedTuple):
     semantics: Tensor  # [R, N, D]
     masks: Tensor  # [R, M, N] fp32, probability of each semantic; each row sums to 1
     instances: Tensor  # [R, N, P, D]
-    shares: Tensor  # [R, M, N, P] fp32, how a semantic is shared out among its instances; each row over P sums to 1
+    shares: Tensor  # [R, M, N, P] fp32, share of each instance in its semantic; each row over P sums to 1
 
 
 class SmtcBranch(nn.Module):
-    """One of the two pathways, student or teacher (SMTC, sections 3.1 to 3.3).
+    """The model of the student or of the teacher (SMTC, sections 3.1 to 3.3).
 
     Args:
-        config: number and widths.
+        config: numbers of slots, and widths.
         feature_dim: width C of the features.
-        grid: patch grid (h, w) that it is trained on, M = h w; it may be applied to other grids.
-        encoder: the backbone, if it is trained or sees augmented frames; None if features are given.
+        grid: patch grid (h, w) of the training, M = h·w. Other grids are possible when videos are segmented.
+        encoder: the backbone, if it is trained or frames are augmented; None if the inputs are features.
 
     Raises:
         ValueError: if the width of the slots does not fit the features.
@@ -74,11 +74,11 @@ class SmtcBranch(nn.Module):
         self.head = nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
 
     def draw(self, noise: Tensor) -> Tensor:
-        """Initial slots [R, N, P, D] of the instances, of standard normal noise of that shape."""
+        """Initial slots [R, N, P, D] of the instances, from standard normal noise of that shape."""
         slots = self.mu[:, None] + self.log_sigma.exp()[:, None] * noise
         if self.config.sampling_gradient == "reparameterised":
             return slots
-        # A gradient of zeros rather than none: weight decay then reaches the deviations, as in the public code.
+        # A gradient of zeros, not None: so weight decay applies to the deviations, as in the public code.
         return slots.detach() + 0 * self.log_sigma[:, None]
 
     def group(
@@ -92,9 +92,11 @@ class SmtcBranch(nn.Module):
         """Semantics of each frame, then instances of each semantic among the patches that belong to it.
 
         Args:
-            features, partners, noise: as above.
-            grid: patch grid of these frames. Default: that of the training.
-            iterations: of each stage. Default: as in training.
+            features: features of the frames.
+            partners: features of another frame of the same video for each of them.
+            noise: noise from which the initial slots of the instances are drawn.
+            grid: patch grid of these frames. Default: as in training.
+            iterations: iterations of slot attention. Default: as in training.
         """
         number = self.config.num_semantics
         tokens = self.to_features(features) if self.config.project_features else features
@@ -115,7 +117,7 @@ class SmtcBranch(nn.Module):
 
     @torch.no_grad()
     def _logits(self, tokens: Tensor, slots: Tensor, iterations: int) -> Tensor:
-        """Logits [R, M, N] of the last iteration of the first stage."""
+        """Logits [R, M, N] of the semantics in the last iteration."""
         attend = self.slot_attention
         if iterations > 1:
             slots = attend(tokens, slots, iterations=iterations - 1).slots
@@ -127,9 +129,9 @@ class Smtc(nn.Module):
     """Student and teacher.
 
     Args:
-        config: of the training.
+        config: options of the training.
         feature_dim: width C of the features.
-        grid: patch grid (h, w) that it is trained on.
+        grid: patch grid (h, w) of the training.
         encoder: the student's backbone, see :class:`SmtcBranch`; the teacher gets a copy.
 
     Raises:
@@ -146,14 +148,14 @@ class Smtc(nn.Module):
 
     @property
     def depth_size(self) -> int:
-        """Numbers that stochastic depth needs for each frame."""
+        """How many random numbers stochastic depth needs for each frame."""
         encoder = self.student.encoder
         trained = encoder is not None and any(parameter.requires_grad for parameter in encoder.parameters())
         return 2 * encoder.num_blocks if encoder is not None and trained and self.config.drop_path else 0
 
     @property
     def noise_size(self) -> int:
-        """Numbers that a step needs for each clip: the instances of student and teacher, and stochastic depth."""
+        """How many random numbers a step needs for each clip: for instances (student, teacher) and stochastic depth."""
         model = self.config.model
         instances = model.num_semantics * model.num_instances * self.student.dim
         return self.config.num_frames * (2 * instances + self.depth_size)
@@ -161,11 +163,11 @@ class Smtc(nn.Module):
     def forward(
         self,
         student: Tensor,  # [B, T, M, C] features, or uint8 [B, T, H, W, 3] frames if there is an encoder
-        teacher: Tensor,  # the same, as the teacher sees them
-        partners: Tensor,  # [B, T] int64, the other frame that each is correlated with
+        teacher: Tensor,  # the same, in the view of the teacher
+        partners: Tensor,  # [B, T] int64, the frame that each frame is correlated with
         noise: Tensor,  # [B, noise_size] standard normal
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Loss, the numbers to log that it consists of, and the student's masks [B·T, M, N]."""
+        """The loss, its parts as numbers to log, and the masks [B·T, M, N] of the student."""
         clip, loss = student.shape[:2], self.config.loss
         model = self.config.model
         drawn = clip[1] * model.num_semantics * model.num_instances * self.student.dim
@@ -197,14 +199,14 @@ class Smtc(nn.Module):
     def _group(
         self, branch: SmtcBranch, view: Tensor, partners: Tensor, noise: Tensor, depth: Tensor | None
     ) -> tuple[Grouped, Tensor]:
-        """Slots and masks of all frames, and their features [B, T, M, C]."""
+        """Slots and masks of all frames, and the features [B, T, M, C]."""
         features = view
         if branch.encoder is not None:
             factors = None
             if depth is not None and self.depth_size:
                 factors = depth_factors(depth.reshape(-1, self.depth_size), self.config.drop_path)
             features = branch.encoder.encode(view.flatten(0, 1), factors).unflatten(0, view.shape[:2])
-        # A product with zeros and ones rather than an index, whose gradient a GPU would have to sort.
+        # A product with zeros and ones: the gradient of an index would need a sort on a GPU.
         chosen = (partners.unsqueeze(-1) == torch.arange(features.shape[1], device=partners.device)).to(features.dtype)
         with torch.autocast(features.device.type, enabled=False):
             others = (chosen @ features.flatten(2)).view_as(features)
@@ -213,7 +215,7 @@ class Smtc(nn.Module):
     def valid(
         self, grouped: Grouped, area_threshold: float | None = None, similarity_threshold: float | None = None
     ) -> Tensor:
-        """Which instances are valid, [R, N, P] bool; thresholds as in training by default."""
+        """Which instances are valid, [R, N, P] bool. Default thresholds: as in training."""
         loss = self.config.loss
         return valid_instances(
             grouped.masks,
@@ -226,7 +228,7 @@ class Smtc(nn.Module):
 
     @torch.no_grad()
     def update_teacher(self) -> None:
-        """Move the teacher's weights towards the student's; those that are not trained stay."""
+        """Move the weights of the teacher towards those of the student; weights that are not trained do not change."""
         pairs = [
             (theirs, ours.detach())
             for (name, ours), theirs in zip(self.student.named_parameters(), self.teacher.parameters(), strict=True)

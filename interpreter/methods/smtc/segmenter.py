@@ -1,4 +1,4 @@
-"""Segmenting videos with SMTC."""
+"""Segment videos with SMTC."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ from interpreter.segmentation import Segmentation
 
 
 class _Found(nn.Module):
-    """Semantics, instances, which of them are valid, and masks [T, M, N·P], of frames and the frames before them."""
+    """Semantics, instances, which of them are valid, and masks [T, M, N·P], from frames and those before them."""
 
     def __init__(self, model: Smtc, settings: SmtcSettings, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -34,16 +34,16 @@ class _Found(nn.Module):
 
 
 class SmtcSegmenter(Segmenter):
-    """Finds semantics and instances of each frame, and links the instances over time.
+    """Computes semantics and instances of each frame, and links the instances over time.
 
-    All frames share one draw of the instances' initial slots, so that an instance keeps its index while the video
-    changes little. A frame is correlated with the one before it, the first with the second.
+    All frames use the same draw of initial slots, so that an instance keeps its index while the video changes little.
+    Each frame is correlated with the one before it, the first one with the second.
 
     Args:
-        context: the frozen backbone, used unless the model has its own.
+        context: supplies the frozen backbone, which is used if the model has none.
         model: the trained model.
         settings: see :class:`SmtcSettings`.
-        frame_size: (H, W) that frames are resized to. Default: that of the training.
+        frame_size: (H, W) that frames are resized to. Default: as in training.
     """
 
     name = "smtc"
@@ -69,10 +69,10 @@ class SmtcSegmenter(Segmenter):
         """See :meth:`Segmenter.encode`."""
         config, branch = self.model.config.model, self.model.student
         shape = (1, config.num_semantics, config.num_instances, branch.dim)
-        before: dict[int, Tensor] = {}  # for each seed, the last frame of the chunk before
+        before: dict[int, Tensor] = {}  # last frame of the chunk before, for each seed
 
         def find(features: Tensor, seed: int) -> tuple[Tensor, ...]:
-            """Semantics and instances with their masks in fp16, of the next t frames."""
+            """Semantics and instances of the next t frames, with masks in fp16."""
             first = before.get(seed, features[1:2] if len(features) > 1 else features)
             before[seed] = features[-1:]
             noise = torch.randn(shape, generator=torch_generator(self.device, seed), device=self.device)
@@ -86,11 +86,11 @@ class SmtcSegmenter(Segmenter):
                 )
             return found.semantics.float(), found.masks.half(), found.instances.float(), found.shares.half()
 
-        # Masks and shares are multiplied for the whole video.
+        # Masks and shares are multiplied at the end, for the whole video.
         return encode_frames(self, video, seeds, find, advance, keep, elsewhere=False)
 
     def programs(self) -> list[Program]:
-        """See :meth:`Segmenter.programs`; linking instances over time is left to the caller."""
+        """See :meth:`Segmenter.programs`; the caller links instances over time."""
         config, branch = self.model.config.model, self.model.student
         features, partners = torch.randn(2, 3, self.grid[0] * self.grid[1], self.backbone.dim, device=self.device)
         noise = torch.randn(3, config.num_semantics, config.num_instances, branch.dim, device=self.device)
@@ -118,7 +118,7 @@ class SmtcSegmenter(Segmenter):
         """See :meth:`Segmenter.segment`.
 
         Raises:
-            ValueError: if another number of iterations is asked for, since slots are found while a video is encoded.
+            ValueError: for another number of iterations than the video was encoded with.
         """
         chosen = with_settings(self.settings, settings)
         if chosen.inference_iterations != self.settings.inference_iterations:
@@ -141,7 +141,7 @@ class SmtcSegmenter(Segmenter):
 
 
 def link_instances(instances: Tensor) -> Tensor:
-    """Ids of the instances of each semantic over time: a chain of matches of consecutive frames by cosine similarity.
+    """Ids of the instances of each semantic over time, from matches of consecutive frames by cosine similarity.
 
     >>> instances = torch.eye(3)[None, None].repeat(2, 1, 1, 1)
     >>> instances[1] = instances[1].roll(1, -2)
@@ -152,11 +152,11 @@ def link_instances(instances: Tensor) -> Tensor:
         instances: [T, N, P, D].
 
     Returns:
-        [T, N, P] int64, a permutation of 0 … P - 1 for each semantic and frame; 0 … P - 1 in the first.
+        [T, N, P] int64, a permutation of 0 … P - 1 for each semantic and frame; in the first frame 0 … P - 1.
     """
     frames, semantics, number, _ = instances.shape
     directions = F.normalize(instances.float(), dim=-1)
-    matches = match_slots(directions[1:] @ directions[:-1].mT).cpu()  # [T - 1, N, P]: which of the frame before
+    matches = match_slots(directions[1:] @ directions[:-1].mT).cpu()  # [T - 1, N, P], the match in the frame before
     ids = torch.arange(number).repeat(frames, semantics, 1)
     for frame in range(1, frames):
         ids[frame] = ids[frame - 1].gather(1, matches[frame - 1])
@@ -164,13 +164,13 @@ def link_instances(instances: Tensor) -> Tensor:
 
 
 def largest_tracks(attention: Tensor, valid: Tensor, ids: Tensor, count: int) -> Tensor:
-    """The segment of each instance of each frame: 0, the background, or the number of its track.
+    """The segment of each instance in each frame: the number of its track, or 0 for the background.
 
     Args:
         attention: [T, M, N·P], soft masks of the instances.
-        valid: [T, N, P] bool, instances that are there.
-        ids: [T, N, P], of :func:`link_instances`.
-        count: how many tracks are kept, those of the largest area.
+        valid: [T, N, P] bool, which instances are valid.
+        ids: [T, N, P], the result of :func:`link_instances`.
+        count: number of tracks that are kept: those with the largest area.
 
     Returns:
         [T, N·P] int64; tracks are numbered from 1 in the order of their semantics and ids.
@@ -188,5 +188,5 @@ def largest_tracks(attention: Tensor, valid: Tensor, ids: Tensor, count: int) ->
     kept = torch.zeros_like(totals, dtype=torch.bool)
     kept[totals.argsort(descending=True, stable=True)[:count]] = True
     kept &= totals > 0
-    numbers = kept.cumsum(0) * kept  # of each track, 0 if it is not kept
+    numbers = kept.cumsum(0) * kept  # number of each track, 0 if it is not kept
     return numbers[tracks] * valid.flatten(1)

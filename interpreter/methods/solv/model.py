@@ -14,19 +14,19 @@ from interpreter.models.dropout import Dropout
 from interpreter.models.positions import patch_coordinates, patch_positions, resized_positions
 from interpreter.models.temporal import TemporalEncoder
 
-EPS = 1e-8  # of weights over tokens, and of those under the square root of a scale
-SMALLEST_VARIANCE = 1e-12  # of a slot's tokens: a square root has no gradient at 0
+EPS = 1e-8  # added to attention before it is normalised over the tokens, and to the weights of the variance
+SMALLEST_VARIANCE = 1e-12  # of the tokens of a slot, since a square root has no gradient at 0
 
 
 class Bound(NamedTuple):
-    """What spatial binding finds in frames."""
+    """Result of spatial binding."""
 
     slots: Tensor  # [R, N, D]
     attention: Tensor  # [R, M', N] fp32, each row over N sums to 1
 
 
 class Merged(NamedTuple):
-    """Slots after merging; those that are not valid are zero."""
+    """Slots after merging. Slots that are not valid are zero."""
 
     slots: Tensor  # [B, N, D]
     valid: Tensor  # [B, N] bool
@@ -38,10 +38,10 @@ class Solv(nn.Module):
     """Spatial binding, temporal binding, merging and decoding (SOLV, sections 3.1 to 3.4).
 
     Args:
-        config: number and widths.
+        config: number of slots, and widths.
         feature_dim: width C of the features.
-        grid: patch grid (h, w) that it is trained on, M = h w; it may be applied to other grids.
-        num_frames: frames F of a window, odd.
+        grid: patch grid (h, w) of the training, M = h·w. Other grids are possible when videos are segmented.
+        num_frames: number F of frames of a window, odd.
     """
 
     coordinates: Tensor
@@ -49,7 +49,7 @@ class Solv(nn.Module):
     def __init__(self, config: SolvModelConfig, feature_dim: int, grid: tuple[int, int], num_frames: int = 5) -> None:
         super().__init__()
         self.config, self.feature_dim, self.grid, self.num_frames = config, feature_dim, grid, num_frames
-        # The layer norm that ends SOLV's input map is the one that slot attention begins with.
+        # The last layer norm of the input map of SOLV is the first one of slot attention.
         self.to_tokens = nn.Sequential(
             nn.LayerNorm(feature_dim),
             nn.Linear(feature_dim, feature_dim),
@@ -58,7 +58,7 @@ class Solv(nn.Module):
         )
         bound = math.sqrt(
             6 / (config.num_slots * config.dim + config.dim)
-        )  # Xavier of a tensor [1, N, D], as published
+        )  # Xavier for a tensor [1, N, D], as published
         initial = nn.init.uniform_(torch.empty(config.num_slots, config.dim), -bound, bound)
         self.slot_attention: InvariantSlotAttention | SlotAttention
         if config.binding == "invariant":
@@ -96,18 +96,18 @@ class Solv(nn.Module):
             recompute=config.recompute,
         )
         for layer in self.decoder.modules():
-            if isinstance(layer, nn.Linear):  # biases as PyTorch draws them, as published
+            if isinstance(layer, nn.Linear):  # biases: the default of PyTorch, as published
                 layer.reset_parameters()
 
     @property
     def noise_size(self) -> int:
-        """Numbers that dropout needs for each sample."""
+        """How many random numbers dropout needs for each sample."""
         config = self.config
         spatial = self.num_frames * config.iterations * config.dim if config.binding == "invariant" else 0
         return config.num_slots * (spatial + self.temporal.noise_size()) if config.dropout else 0
 
     def places(self, grid: tuple[int, int] | None = None) -> Tensor:
-        """Coordinates (x, y) of the patches of a grid [M, 2], by default that of the training."""
+        """Coordinates (x, y) of the patches of a grid, [M, 2]. Default: the grid of the training."""
         grid = grid or self.grid
         if self.config.learn_grid:
             return resized_positions(self.coordinates, self.grid, grid)
@@ -119,7 +119,7 @@ class Solv(nn.Module):
         grid: tuple[int, int] | None = None,
         kept: Tensor | None = None,  # [..., M'] int64, numbers of the tokens; default: all of them
     ) -> Tensor:
-        """Features with sine-cosine positions added, if the model has them."""
+        """Features, plus sine-cosine positions if the model has them."""
         if not self.config.input_positions:
             return features
         positions = patch_positions(grid or self.grid, self.feature_dim, self.grid, features.device)
@@ -129,9 +129,9 @@ class Solv(nn.Module):
         self,
         features: Tensor,  # [R, M', C] of frames
         places: Tensor,  # [M', 2] or [R, M', 2], coordinates of their tokens
-        mlp_mask: Tensor | None = None,  # [R, iterations, N, D], of dropout
+        mlp_mask: Tensor | None = None,  # [R, iterations, N, D], mask of dropout
     ) -> Bound:
-        """Spatial binding: slots of each frame by itself, all from the same learned start."""
+        """Spatial binding: slots of each frame by itself, from the same learned initial slots."""
         tokens = self.to_tokens(features)
         if isinstance(self.slot_attention, InvariantSlotAttention):
             found = self.slot_attention(tokens, places, mlp_mask=mlp_mask)
@@ -146,7 +146,7 @@ class Solv(nn.Module):
         places: Tensor,  # [M', 2] or [B, M', 2], coordinates of the tokens
         labels: Tensor | None,  # [B, N] int64, the cluster of each slot; None to merge none
     ) -> Merged:
-        """Slots of each cluster as one: the mean of their vectors, at the place of what they attend to together."""
+        """Merge the slots of each cluster: their mean, and position and scale of what they attend to together."""
         if self.config.merge_attention == "weights":
             attention = attention + EPS
             attention = attention / attention.sum(1, keepdim=True)
@@ -156,15 +156,17 @@ class Solv(nn.Module):
         return Merged(slots, valid, *places_of(attention, places))
 
     def labels(self, slots: Tensor, threshold: float | None = None, num_clusters: int | None = None) -> Tensor:
-        """Cluster of each slot [B, N] of slots [B, N, D]: by a threshold, by default that of the training, or until so
-        many clusters are left."""
+        """Number of the cluster of each slot, [B, N], for slots [B, N, D].
+
+        Slots are clustered by a threshold (default: as in training), or until a number of clusters is left.
+        """
         if num_clusters is not None:
             return cluster_slots(slots.detach(), n_clusters=num_clusters)[0]
         threshold = self.config.merge_threshold if threshold is None else threshold
         return cluster_slots(slots.detach(), threshold, min_clusters=self.config.min_clusters)[0]
 
     def decode(self, merged: Merged, grid: tuple[int, int] | None = None) -> Decoded:
-        """Features and masks of the frame on a patch grid, by default that of the training."""
+        """Reconstructed features and masks of a frame on a patch grid. Default: the grid of the training."""
         frames = None
         if isinstance(self.slot_attention, InvariantSlotAttention):
             scales = self.slot_attention.scale_factor * merged.scales
@@ -180,7 +182,7 @@ class Solv(nn.Module):
         merges: Tensor,  # [B] bool, whether the slots of a sample are merged
         *noise: Tensor,  # [B, noise_size], standard normal, for dropout
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean squared error of the centre's features, its masks [B, M, N], and which slots are left [B, N]."""
+        """Mean squared error of the features of the centre, its masks [B, M, N], and which slots are left [B, N]."""
         config, centre = self.config, self.num_frames // 2
         dropout = Dropout(noise[0] if noise else None, config.dropout)
         places = self.places()[kept]  # [B, F, M', 2]
@@ -205,13 +207,13 @@ class Solv(nn.Module):
 
 
 def places_of(attention: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted mean and standard deviation [B, N, 2] of the tokens' coordinates under each slot's attention.
+    """Mean and standard deviation [B, N, 2] of the coordinates of the tokens, weighted by the attention of each slot.
 
     Args:
-        attention: [B, M', N], at least 0; weights are proportional to it.
+        attention: [B, M', N], at least 0; the weights are proportional to it.
         places: [M', 2] or [B, M', 2], coordinates of the tokens.
     """
-    weights = (attention + EPS).unsqueeze(-1)  # sums instead of products: in float32 under autocast too
+    weights = (attention + EPS).unsqueeze(-1)  # sums: autocast would compute products in half precision
     weights = weights / weights.sum(1, keepdim=True)
     places = places.unsqueeze(-2)  # [B, M', 1, 2]
     positions = (weights * places).sum(1)

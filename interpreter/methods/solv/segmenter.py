@@ -1,4 +1,4 @@
-"""Segmenting videos with SOLV."""
+"""Segment videos with SOLV."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ FRAMES_AT_ONCE = 32
 
 
 class _Bind(nn.Module):
-    """Slots [T, N, D] and attention [T, M, N] of features [T, M, C]."""
+    """Slots [T, N, D] and attention [T, M, N], from features [T, M, C]."""
 
     def __init__(self, model: Solv, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class _Bind(nn.Module):
 
 
 class _Decode(nn.Module):
-    """Merged slots, which exist, and masks [T, M, N] of slots [T, F, N, D] of windows."""
+    """Merged slots, which of them exist, and masks [T, M, N], from slots [T, F, N, D] of windows."""
 
     def __init__(
         self, model: Solv, grid: tuple[int, int], threshold: float | None, number: int | None, merge: bool | None
@@ -51,16 +51,16 @@ class _Decode(nn.Module):
 
 
 class SolvSegmenter(Segmenter):
-    """Segments each frame in the centre of its window with the decoder's masks, and links the slots over time.
+    """Segments each frame as the centre of a window, by the masks of the decoder, and links the slots over time.
 
-    Spatial binding looks at frames one by one, so it is done once for each frame, and not for each of the windows that
-    the frame is in. Its slots and attention maps are all that is kept of a frame.
+    Spatial binding looks at single frames, so it runs once for each frame, not once for each window. Only the slots and
+    the attention of each frame are kept.
 
     Args:
         context: the backbone.
         model: the trained model.
         settings: see :class:`SolvSettings`.
-        frame_size: (H, W) that frames are resized to. Default: that of the training.
+        frame_size: (H, W) that frames are resized to. Default: as in training.
     """
 
     name = "solv"
@@ -84,11 +84,11 @@ class SolvSegmenter(Segmenter):
         advance: Callable[[int], None] = lambda frames: None,
         keep: Callable[[Tensor], None] = lambda features: None,
     ) -> Encoded:
-        """See :meth:`Segmenter.encode`; nothing is random, so the result is the same for all seeds."""
+        """See :meth:`Segmenter.encode`; nothing is random, so all seeds have the same result."""
         places = self.model.places(self.grid)
 
         def find(features: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-            """Slots [t, N, D] and attention [t, M, N] fp16 of features [t, M, C]."""
+            """Slots [t, N, D] and attention [t, M, N] in fp16, from features [t, M, C]."""
             with autocast(self.device, self.precision):
                 slots, attention = self.model.bind(self.model.with_positions(features, self.grid), places)
             return slots.float(), attention.half()
@@ -98,7 +98,7 @@ class SolvSegmenter(Segmenter):
         return Encoded(encoded.frames, dict.fromkeys(seeds, (self._bind_over_time(slots), attention)))
 
     def programs(self) -> list[Program]:
-        """See :meth:`Segmenter.programs`; windows of frames and linking their slots are left to the caller."""
+        """See :meth:`Segmenter.programs`; the caller makes the windows of frames, and links the slots over time."""
         model, device, (height, width) = self.model, self.device, self.grid
         tokens, frames, number = height * width, model.num_frames, model.config.num_slots
         features = torch.randn(3, tokens, model.feature_dim, device=device)
@@ -107,7 +107,7 @@ class SolvSegmenter(Segmenter):
         present = torch.ones(3, frames, dtype=torch.bool, device=device)
         bind = Program(
             "bind",
-            "features to slots of each frame by itself",
+            "features of frames to slots; each frame by itself",
             _Bind(model, self.grid),
             {"features": Input(features, "T M C", "of the program backbone")},
             {"slots": "T N D: slots", "attention": "T M N: attention of the patches over them"},
@@ -131,7 +131,7 @@ class SolvSegmenter(Segmenter):
         return [backbone, bind, decode, labels_program(self.grid, self.frame_size, device)]
 
     def _bind_over_time(self, slots: Tensor) -> Tensor:
-        """Slots [T, N, D] after temporal binding, each frame in the centre of a window."""
+        """Slots [T, N, D] after temporal binding, with each frame as the centre of a window."""
         half = self.model.num_frames // 2
         offsets = torch.arange(-half, half + 1, device=slots.device)
         bound = torch.empty_like(slots)
