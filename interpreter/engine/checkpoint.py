@@ -1,7 +1,6 @@
 """Checkpoints: weights, optimiser and counters of one stage in one safetensors file.
 
-One file holds everything, so a kill between two writes cannot leave halves that do not belong together.
-The two newest are kept.
+One file holds everything, so a kill between two writes cannot leave parts of two checkpoints. The two newest are kept.
 """
 
 import json
@@ -20,7 +19,7 @@ KEEP = 2
 
 @dataclass
 class TrainingState:
-    """Everything that training needs to continue as if it had never stopped."""
+    """Everything that training needs to resume as if it had never stopped."""
 
     step: int = 0
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -40,7 +39,7 @@ def newest_step(directory: Path) -> int:
 
 
 def save_checkpoint(directory: Path, state: TrainingState) -> Path:
-    """Write ``checkpoint-STEP.safetensors`` and drop all but the newest ones."""
+    """Write ``checkpoint-STEP.safetensors``, and delete all but the newest checkpoints."""
     path = _write(directory / f"checkpoint-{state.step:08d}.safetensors", state)
     for old in checkpoints(directory)[:-KEEP]:
         old.unlink(missing_ok=True)
@@ -53,11 +52,11 @@ def save_diverged(directory: Path, state: TrainingState) -> Path:
 
 
 def save_weights(directory: Path, step: int, weights: dict[str, Tensor]) -> Path:
-    """Write a checkpoint of weights alone, to be shared; the same weights always give the same bytes."""
+    """Write a checkpoint that holds only weights, for sharing. The same weights always give the same bytes."""
     path = directory / f"checkpoint-{step:08d}.safetensors"
     tensors = {f"weights.{name}": tensor.contiguous() for name, tensor in weights.items()}
     with written_whole(path) as temporary:
-        save_file(tensors, temporary, {"step": str(step)})  # one entry: safetensors writes several in random order
+        save_file(tensors, temporary, {"step": str(step)})  # one entry: the order of several is random
     return path
 
 
@@ -71,10 +70,10 @@ def _write(path: Path, state: TrainingState) -> Path:
 
 
 def load_checkpoint(directory: Path) -> TrainingState | None:
-    """The newest checkpoint of a stage, or None if there is none; the stage may be in training.
+    """The newest checkpoint of a stage, or None if there is none. The stage may be training at the same time.
 
     Raises:
-        ValueError: if it is damaged; says what to do.
+        ValueError: if it is damaged; the message says what to do.
     """
     paths = checkpoints(directory)
     if not paths:
@@ -88,10 +87,10 @@ def load_checkpoint(directory: Path) -> TrainingState | None:
                 group, name = key.split(".", 1)
                 {"weights": state.weights, "optimizer": state.optimizer}[group][name] = file.get_tensor(key)
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        if not paths[-1].exists():  # training replaced it by newer ones after it was listed
+        if not paths[-1].exists():  # training replaced it by a newer one after it was listed
             return load_checkpoint(directory)
         advice = (
-            f"delete it to continue from {paths[-2].name}" if len(paths) > 1 else "delete it to train this stage anew"
+            f"delete it to resume from {paths[-2].name}" if len(paths) > 1 else "delete it to train this stage anew"
         )
         raise ValueError(f"{paths[-1]} is damaged ({error}); {advice}") from error
     return state
@@ -112,12 +111,12 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
     for name, tensor in tensors.items():
         parameter, key = name.rsplit("/", 1)
         target = parameters[parameter]
-        # A fused optimiser needs its step counter on the parameter's device too.
+        # A fused optimiser needs its step counter on the device of the parameter.
         optimizer.state[target][key] = tensor.to(target.device)
 
 
 def restore_weights(model: nn.Module, weights: dict[str, Tensor], where: Path) -> None:
-    """Load weights; a mismatch names the run and what differs."""
+    """Load weights. If they do not fit, the error names the run and the difference."""
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -6,14 +6,14 @@ import torch
 from slotkernels.ranges import annotate
 from torch import Tensor
 
-EAGER_STEPS = 11  # before a graph is captured: kernels are compiled, buffers are made (DDP asks for 11)
+EAGER_STEPS = 11  # steps before a graph is captured: kernels are compiled, buffers allocated (DDP needs 11)
 
 
 class StepGraph:
     """A function of tensors on a GPU, replayed as one CUDA graph.
 
-    Each batch is copied into tensors of the graph's own, from the first call on: inputs must keep their shapes and
-    dtypes, but not their strides. The first ``EAGER_STEPS`` calls run eagerly, and the next one captures the function.
+    From the first call on, each batch is copied into tensors that the graph owns. So inputs must keep their shapes and
+    dtypes; strides may change. The first ``EAGER_STEPS`` calls run eagerly, and the next one captures the function.
     """
 
     def __init__(self, function: Callable[..., None]) -> None:
@@ -23,15 +23,15 @@ class StepGraph:
         self.inputs: tuple[Tensor, ...] = ()
 
     def run(self, batch: tuple[Tensor, ...]) -> None:
-        """Compute or replay.
+        """Compute the function, or replay the graph.
 
         Raises:
-            ValueError: if shapes or dtypes differ from the first batch's; says which.
+            ValueError: if shapes or dtypes differ from those of the first batch; names the input.
         """
         self.calls += 1
         if self.side is None:
-            # A capture needs a side stream, and warm-up should use the one that is captured. It is always the same
-            # one: the caching allocator keeps free memory per stream, so a new stream would allocate everything anew.
+            # A capture needs a side stream, and warm-up should run on the stream that is captured. Always use the same
+            # one: the caching allocator keeps free memory per stream, so a new stream would allocate everything again.
             self.side = torch.cuda.Stream()
             self.inputs = own_tensors(batch)
         check_same_inputs(self.inputs, batch)
@@ -45,7 +45,7 @@ class StepGraph:
             return
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
-            # "thread_local": threads of a loader may allocate and copy meanwhile.
+            # "thread_local": threads of a loader may allocate and copy during the capture.
             capture = torch.cuda.graph(self.graph, stream=self.side, capture_error_mode="thread_local")
             with annotate("graph capture"), capture:
                 self.function(*self.inputs)
@@ -56,14 +56,14 @@ class StepGraph:
 def own_tensors(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Contiguous tensors that each batch is copied into.
 
-    torch.compile compiles a function again for other strides, which a capture does not allow; so eager steps already
-    take these tensors, and not a batch that may hold slices or broadcast tensors.
+    torch.compile compiles a function again if strides change, which a capture does not allow. So eager steps use these
+    tensors too, instead of a batch that may hold slices or broadcast tensors.
     """
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in batch)
 
 
 def check_same_inputs(captured: tuple[Tensor, ...], batch: tuple[Tensor, ...]) -> None:
-    """Raise ValueError, naming the first input of a batch that a captured step cannot take."""
+    """Raise ValueError for the first input of a batch whose shape or dtype differs from the captured step."""
     for index, (old, new) in enumerate(zip(captured, batch, strict=True)):
         if old.shape != new.shape or old.dtype != new.dtype:
             raise ValueError(

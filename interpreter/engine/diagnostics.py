@@ -1,4 +1,4 @@
-"""Numbers that tell early whether slots bind to objects."""
+"""Numbers that show early in training whether slots bind to objects."""
 
 import math
 
@@ -13,7 +13,7 @@ def slot_diagnostics(attention: Tensor, valid: Tensor | None = None, tokens: Ten
     Args:
         attention: [B, M, N], each row over N sums to 1.
         valid: [B, N] bool, slots that exist (after merging). Default: all.
-        tokens: [B, M] bool, tokens that are no padding. Default: all.
+        tokens: [B, M] bool, tokens that are not padding. Default: all.
 
     Returns:
         Scalars. ``effective_slots``: exponential of the entropy of the slots' shares of the tokens, 1 to N.
@@ -27,9 +27,9 @@ def slot_diagnostics(attention: Tensor, valid: Tensor | None = None, tokens: Ten
         attention = attention.masked_fill(~tokens.unsqueeze(2), 0.0)
     usage = attention.mean(1) if count is None else attention.sum(1) / count
     effective = torch.special.entr(usage).sum(-1).exp().mean()
-    # Not counted with scatter_add_, which a GPU can repeat exactly only by sorting.
+    # Not counted with scatter_add_, which is deterministic on a GPU only if it sorts.
     winners = attention.argmax(-1)
-    if tokens is not None:  # padding wins where its sample's first token does
+    if tokens is not None:  # padding counts as a copy of the first token of its sample
         first = tokens.int().argmax(1, keepdim=True)
         winners = torch.where(tokens, winners, winners.gather(1, first))
     alive = torch.zeros_like(usage, dtype=torch.bool).scatter_(1, winners, True)

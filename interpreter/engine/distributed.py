@@ -1,4 +1,4 @@
-"""The processes of a `torchrun` job: their ranks, devices and the few numbers that they exchange."""
+"""The processes of a ``torchrun`` job: their ranks, their devices, and the numbers that they exchange."""
 
 import os
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-PATIENCE = timedelta(minutes=30)  # rank 0 may encode a data set while the others wait
+PATIENCE = timedelta(minutes=30)  # rank 0 may encode a data set while the other ranks wait
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """One process among ``world``; alone by default."""
+    """One process of ``world`` processes; by default the only one."""
 
     rank: int = 0
     world: int = 1
@@ -26,7 +26,7 @@ class Ranks:
         return self.rank == 0
 
     def rows(self, batch: int) -> slice:
-        """The rows of a global batch that are this process's."""
+        """The rows of a global batch that belong to this process."""
         size = batch // self.world
         return slice(self.rank * size, (self.rank + 1) * size)
 
@@ -39,7 +39,7 @@ class Ranks:
         return value
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Means of numbers over all processes, read from the device at once."""
+        """Means of numbers over all processes, read from the device in one transfer."""
         if not values:
             return {}
         return dict(zip(values, self.average(torch.stack(list(values.values()))).tolist(), strict=True))
@@ -55,7 +55,7 @@ class Ranks:
 
     @contextmanager
     def first_goes_ahead(self) -> Iterator[None]:
-        """A block that the first process leaves before the others enter it: they find the files that it made."""
+        """A block that the first process finishes before the others enter it, so they find its files."""
         if not self.first:
             dist.barrier()
         yield
@@ -64,27 +64,27 @@ class Ranks:
 
 
 def device_of_rank() -> torch.device:
-    """The GPU of this process if there is one: that of LOCAL_RANK under `torchrun`, else the first."""
+    """The GPU of this process if there is one: the GPU LOCAL_RANK under ``torchrun``, else the first."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 class ProcessLostError(RuntimeError):
-    """Another process of the job is gone."""
+    """Another process of the job has ended."""
 
 
 def job_size() -> int:
-    """Number of processes that `torchrun` started, 1 without it."""
+    """Number of processes that ``torchrun`` started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """Join the job that `torchrun` started, if it did.
+    """Join the job, if ``torchrun`` started one.
 
     Raises:
-        ProcessLostError: if another process died or left while this one waited for it.
+        ProcessLostError: if another process ended while this one waited for it.
     """
     world = job_size()
     if world == 1:

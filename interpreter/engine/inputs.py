@@ -1,4 +1,4 @@
-"""What a step trains on, as a function of its number alone: resuming needs no state of a sampler."""
+"""The inputs of a step. They depend only on the number of the step, so resuming needs no state of a sampler."""
 
 import abc
 import functools
@@ -39,10 +39,10 @@ class Inputs(abc.ABC):
     """Batches of a stage.
 
     Attributes:
-        frames_per_sample: frames that one sample of a batch looks at.
-        noise_stream: the stream of random numbers that the step's noise is drawn from; see ``Stream`` in
+        frames_per_sample: number of frames in one sample of a batch.
+        noise_stream: stream of random numbers for the noise of a step; see ``Stream`` in
             :mod:`interpreter.engine.randomness`.
-        digests: content hash of each video if :meth:`encoded` reads them from the cache, else None.
+        digests: content hash of each video if :meth:`encoded` reads from the cache, else None.
     """
 
     frames_per_sample: int
@@ -51,32 +51,31 @@ class Inputs(abc.ABC):
 
     @abc.abstractmethod
     def batches(self, steps: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the tensors of each step, this process's rows only; loaders read ahead in ``steps``."""
+        """Yield the tensors of each step, only the rows of this process. Loaders read ahead in ``steps``."""
 
     @abc.abstractmethod
     def shapes(self, rows: int) -> list[tuple[int, ...]]:
         """Shapes of these tensors for ``rows`` samples."""
 
     def dtypes(self) -> list[torch.dtype]:
-        """Their types; by default all are fp32."""
+        """Dtypes of these tensors; by default all are fp32."""
         return [torch.float32 for _ in self.shapes(1)]
 
     def encoded(self, number: int) -> Any:
-        """What :meth:`interpreter.methods.base.Segmenter.encode` returns for a video, read from the cache; None if the
-        cache does not hold it."""
+        """The result of ``Segmenter.encode`` for a video, read from the cache; None if the cache does not have it."""
         return None
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Random windows of the patch grid of frames, as augmentation; a share of the frames is seen whole.
+    """Augmentation: crops random windows of the patch grid of frames. A share of the frames stays whole.
 
-    A whole frame is averaged over areas down to the size of a window, so that all samples have the same shape.
+    A whole frame is averaged to the size of a window, so that all samples have the same shape.
 
     Attributes:
         grid: patch grid (h, w) of the frames.
-        size: of the windows, in patches; at most that of the grid.
-        whole_frames: probability that a frame is seen whole.
+        size: size of the windows in patches, at most that of the grid.
+        whole_frames: probability that a frame stays whole.
     """
 
     grid: tuple[int, int]
@@ -84,8 +83,7 @@ class Windows:
     whole_frames: float
 
     def cut(self, features: Tensor, corners: Tensor, whole: Tensor) -> Tensor:
-        """Windows [B, h·w, D] of features [B, M, D], given their first rows and columns [B, 2] and which frames are
-        seen whole [B] bool."""
+        """Windows [B, h·w, D] of features [B, M, D]; ``corners`` [B, 2]: first rows and columns; ``whole`` [B] bool."""
         device, tokens = features.device, features.unflatten(1, self.grid)
         corners, (height, width) = corners.to(device), self.size
         rows = (corners[:, :1] + torch.arange(height, device=device))[:, :, None]
@@ -98,13 +96,13 @@ class Windows:
 
 @dataclass
 class FrameInputs(Inputs):
-    """Features [B, M, D] of single frames, or of windows of them, dealt out epoch by epoch in random order.
+    """Features [B, M, D] of single frames, or of windows of them, in a new random order in each epoch.
 
     Attributes:
         features: of all frames.
         feature_shape: (M, D) of a frame.
         settings: see :class:`InputSettings`.
-        windows: cut from the frames. Default: whole frames at their full size.
+        windows: windows that are cut from the frames. Default: whole frames at their full size.
         squares: whether each frame is cut to a square at a random place (``--crop random``).
     """
 
@@ -148,15 +146,15 @@ class FrameInputs(Inputs):
 
 @dataclass(frozen=True)
 class Clips:
-    """Clips of frames that are ``stride`` apart.
+    """Clips of frames whose distance in the video is ``stride``.
 
-    An epoch takes one clip of each video, at a random place; the clip of a shorter video repeats from its start.
+    An epoch has one clip of each video, at a random place. A video that is shorter than a clip repeats from its start.
 
     Attributes:
         settings: see :class:`InputSettings`.
         num_frames: length T of the clips.
         squares: whether each clip is cut to a square at a random place (``--crop random``).
-        stride: distance of two frames of a clip in the video.
+        stride: distance of consecutive frames of a clip in the video.
     """
 
     settings: InputSettings

@@ -1,4 +1,4 @@
-"""How much memory a training step takes, computed without allocating it."""
+"""Computes how much memory a training step needs, without allocating it."""
 
 import copy
 import dataclasses
@@ -21,7 +21,7 @@ from interpreter.engine.task import Task
 
 
 class LivingStorages(TorchDispatchMode):
-    """Counts the bytes of all tensors that operators make, and of those passed to :meth:`note`, until they die."""
+    """Counts the bytes of all tensors that operators create or :meth:`note` gets, until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,10 +50,10 @@ class LivingStorages(TorchDispatchMode):
 
 
 def predicted_peak(task: Task) -> int:
-    """Most bytes that are alive at once in an eager step: weights, optimiser, gradients, activations and the batch.
+    """Peak number of bytes in an eager step: weights, optimiser, gradients, activations and the batch.
 
-    The step runs on tensors without data, whose storages are counted. Left out are what libraries allocate for
-    themselves, buffers inside the project's own ops, and a frozen backbone outside the model.
+    The step runs on tensors without data, whose storages are counted. Not counted: memory that libraries allocate
+    internally, buffers inside the ops of ``slotkernels``, and a frozen backbone outside the model.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), LivingStorages() as living:
         # Under the fake mode copy.deepcopy makes parameters without data, but cannot copy buffers.
@@ -63,13 +63,13 @@ def predicted_peak(task: Task) -> int:
         inputs = tuple(torch.zeros(shape, dtype=dtype, device=task.device) for shape, dtype in kinds)
         step = TrainingStep(fake, task.optim, task.device)
         step.start(0, {})
-        for _ in range(2):  # the second has the optimiser's state from the beginning
+        for _ in range(2):  # the second step has the optimiser's state from the start
             step.run(inputs)
     return living.peak
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of parameters that training changes."""
+    """Number of trainable parameters."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
@@ -79,7 +79,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def memory_notice(task: Task, remedies: str = "--micro-batch or a smaller --batch-size") -> str:
-    """How much memory a step will take and, if that is more than is free, the options that lower it."""
+    """The memory that a step needs and, if that is more than is free, the options that reduce it."""
     needed, free = predicted_peak(task), free_bytes(task.device)
     notice = f"a step takes {gigabytes(needed)} of memory at its peak"
     if task.device.type == "cuda":
@@ -92,7 +92,7 @@ def memory_notice(task: Task, remedies: str = "--micro-batch or a smaller --batc
 
 
 def memory_report(device: torch.device) -> str:
-    """The most memory that tensors took on a GPU so far, or that the process took on a CPU."""
+    """The peak memory of tensors on a GPU, or of the process on a CPU."""
     if device.type == "cuda":
         return f"peak memory of tensors: {gigabytes(torch.cuda.max_memory_allocated(device))}"
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

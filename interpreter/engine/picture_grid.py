@@ -1,4 +1,4 @@
-"""The picture grid of a training run: a few frames, segmented by the current weights."""
+"""The picture grid of a training: a few frames, segmented with the current weights."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,15 +22,15 @@ def sample_grid(
     frame_size: tuple[int, int],
     pictures: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Frames, segments and, where the data has masks, the truth: uint8 [H, W, 3].
+    """Frames, segments and, if the data set has masks, the ground truth: uint8 [H, W, 3].
 
-    The first videos of the data set are shown, a few frames of each, evenly spread.
+    The grid shows the first videos of the data set, with a few evenly spread frames of each.
 
     Args:
-        segment: segments a video of the data set, given its number.
+        segment: function that segments the video with a number.
         dataset: the videos.
         frame_size: (H, W) of each picture.
-        pictures: the frames of each video, uint8 [n, H, W, 3], if they need not be decoded; see `stored_pictures`.
+        pictures: the frames of each video, uint8 [n, H, W, 3], if they are already decoded; see `stored_pictures`.
     """
     frames, labels, truth = [], [], []
     has_truth = True
@@ -42,7 +42,7 @@ def sample_grid(
         labels.append(np.concatenate([segmentation.labels(slice(t, t + 1), frame_size) for t in chosen]))
         try:
             masks = dataset.masks(index)
-        except VideoError:  # training needs no masks; verify and evaluate name those that are unusable
+        except VideoError:  # training needs no masks; verify and evaluate report masks that cannot be used
             masks = None
         if masks is None:
             has_truth = False
@@ -65,7 +65,7 @@ def stored_pictures(
     Args:
         root: directory of the cache.
         videos: all videos of the data set.
-        digests: of their contents, as :func:`interpreter.store.files.read_content` computes them.
+        digests: hashes of their contents, from :func:`interpreter.store.files.read_content`.
         size: frame size (H, W).
     """
     pictures = []

@@ -1,4 +1,4 @@
-"""Which precision the matrix products run in."""
+"""Chooses the precision of matrix products."""
 
 import torch
 
@@ -8,11 +8,11 @@ from interpreter.models.backbones.float8 import to_float8
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """``"auto"`` becomes ``"bf16"`` where the hardware multiplies it faster than fp32, else ``"fp32"``."""
+    """``"auto"`` becomes ``"bf16"`` if the hardware multiplies bf16 faster than fp32, else ``"fp32"``."""
     if precision == "fp8-backbone" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         raise ValueError(
-            f"--precision fp8-backbone: {torch.cuda.get_device_name(device)} does not multiply float8 (compute "
-            "capability 8.9 and up do); use --precision bf16"
+            f"--precision fp8-backbone: {torch.cuda.get_device_name(device)} cannot multiply float8, which "
+            "needs compute capability 8.9 or higher; use --precision bf16"
         )
     if precision != "auto":
         return precision
@@ -23,7 +23,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
 
 
 def in_precision(backbone: Backbone, precision: Precision) -> Backbone:
-    """The backbone; with the precision "fp8-backbone" its linear layers are replaced by float8 ones.
+    """Return the backbone. With the precision "fp8-backbone" its linear layers are replaced by float8 layers.
 
     Raises:
         ValueError: if it has no linear layers to replace.

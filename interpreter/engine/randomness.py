@@ -1,7 +1,7 @@
-"""Random numbers of a step, as a function of its number alone: resuming needs no state of a generator.
+"""Random numbers of a step. They depend only on the number of the step, so resuming needs no state of a generator.
 
-A generator is keyed by the seed, a stream and the step. The numbers of the streams are part of every run: with others a
-resumed run would draw other numbers.
+A generator is keyed by the seed, a stream and the step. Never change the number of a stream: a resumed run would then
+draw other random numbers.
 """
 
 import functools
@@ -18,27 +18,27 @@ from interpreter.data.frame_index import FrameIndex
 
 
 class Stream(IntEnum):
-    """Streams of random numbers of a training."""
+    """Streams of random numbers in training."""
 
     ORDER = 0  # order of the frames or videos of an epoch
     AUGMENTATION = 1  # flips, and where a clip begins
-    FRAME_NOISE = 2  # prior of a stage that trains on frames
-    CLIP_NOISE = 3  # prior of a stage that trains on clips
-    DRAWS = 4  # which of the stored draws of the image slots a frame is represented by
-    WINDOWS = 5  # where the windows of frames lie, and which frames are seen whole
-    SQUARES = 6  # where the square crops of clips lie
-    KEPT = 7  # which tokens of a frame are not dropped
+    FRAME_NOISE = 2  # noise for the prior of a stage that trains on frames
+    CLIP_NOISE = 3  # noise for the prior of a stage that trains on clips
+    DRAWS = 4  # which of the stored draws of its image slots a frame uses
+    WINDOWS = 5  # places of the windows of frames, and which frames stay whole
+    SQUARES = 6  # places of the square crops of clips
+    KEPT = 7  # which tokens of a frame are kept
     MERGES = 8  # which samples have their slots merged
     PHOTOMETRIC = 9  # colours and blur of the views of clips
-    CROPS = 10  # where the crops of clips lie
+    CROPS = 10  # places of the crops of clips
     PARTNERS = 11  # which other frame of its clip a frame is compared with
 
 
 def repeatable(device: torch.device) -> None:
-    """Make a GPU compute the same numbers each time, so that a resumed run ends like one that was never stopped.
+    """Use deterministic kernels on a GPU, so that a resumed run ends like one that was never stopped.
 
-    Holds for the process. Call it before anything is computed: cuBLAS reads its setting when it is first used. From
-    then on an operator that has no deterministic kernel raises RuntimeError, see :func:`explained`.
+    This holds for the whole process. Call it before anything is computed, because cuBLAS reads its setting when it is
+    first used. Afterwards an operator without a deterministic kernel raises RuntimeError, see :func:`explained`.
     """
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -53,10 +53,10 @@ class NotRepeatableError(RuntimeError):
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn PyTorch's error on an operator without a deterministic kernel into one that says what to do.
+    """Replace PyTorch's error about an operator without a deterministic kernel by one that says what to do.
 
     Raises:
-        NotRepeatableError: in its place.
+        NotRepeatableError: instead of PyTorch's error.
     """
     try:
         yield
@@ -71,7 +71,7 @@ def explained() -> Iterator[None]:
 
 
 def random_state(*key: int) -> np.random.Generator:
-    """A generator that depends on the key only (seed, stage, step, …)."""
+    """A generator that depends only on the key (seed, stage, step, …)."""
     return np.random.default_rng(np.random.SeedSequence(key))
 
 
@@ -82,7 +82,7 @@ def torch_generator(device: torch.device, *key: int) -> torch.Generator:
 
 
 def shuffled_items(count: int, batch: int, seed: int, step: int) -> np.ndarray:
-    """Items [batch] of step ``step`` when ``count`` items are dealt out epoch by epoch in random order."""
+    """Items [batch] of step ``step``, if each epoch goes through ``count`` items in a new random order."""
     positions = np.arange(step * batch, (step + 1) * batch)
     epochs = positions // count
     items = np.empty(batch, np.int64)
@@ -95,7 +95,7 @@ def shuffled_items(count: int, batch: int, seed: int, step: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def _order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """Order of an epoch; kept, because loaders ask for several steps ahead at every step. Not to be written to."""
+    """Order of an epoch. Cached, because loaders ask for several steps ahead in each step. Do not write to it."""
     return random_state(seed, Stream.ORDER, epoch).permutation(count)
 
 
@@ -109,13 +109,12 @@ def frame_batch(count: int, batch: int, flip: bool, seed: int, step: int) -> tup
 def window_batch(
     grid: tuple[int, int], size: tuple[int, int], whole_frames: float, batch: int, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
-    """First row and column [batch, 2] of a random window of each frame of a step, and which frames are seen whole
-    [batch] bool.
+    """Random windows of the frames of a step: first row and column [batch, 2]; which frames stay whole, [batch] bool.
 
     Args:
         grid: patch grid (h, w) of the frames.
-        size: of the windows, in patches; at most that of the grid.
-        whole_frames: probability that a frame is seen whole, 0 to 1.
+        size: size of the windows in patches, at most that of the grid.
+        whole_frames: probability that a frame stays whole, 0 to 1.
         batch, seed, step: as above.
     """
     random = random_state(seed, Stream.WINDOWS, step)
@@ -129,8 +128,8 @@ def clip_batch(
 ) -> tuple[Tensor, Tensor]:
     """Global frame numbers [batch, T] and flips [batch, T] of a step that trains on clips of T frames.
 
-    The frames of a clip are ``stride`` apart. A longer video gives a clip at a random place, a shorter one repeats from
-    its start.
+    The distance of consecutive frames of a clip is ``stride``. The clip is at a random place of the video; a video that
+    is shorter than a clip repeats from its start.
     """
     lengths, starts = index.lengths, index.starts
     places = stride * np.arange(num_frames)
@@ -144,19 +143,19 @@ def clip_batch(
 
 
 def square_batch(batch: int, num_frames: int, seed: int, step: int) -> Tensor:
-    """Where the square crop of each clip lies along the longer side, [batch, T] in [0, 1]; the same for all frames."""
+    """Place of the square crop of each clip along the longer side, [batch, T] in [0, 1]; the same for all frames."""
     places = random_state(seed, Stream.SQUARES, step).random((batch, 1), np.float32)
     return torch.from_numpy(np.repeat(places, num_frames, axis=1))
 
 
 def kept_batch(batch: int, num_frames: int, tokens: int, kept: int, seed: int, step: int) -> Tensor:
-    """Numbers of the tokens of each frame that are not dropped, int64 [batch, T, kept], ascending.
+    """Numbers of the tokens of each frame that are kept, int64 [batch, T, kept], ascending.
 
-    Each frame keeps a random subset of its own; of ``kept`` = ``tokens`` all.
+    Each frame has another random subset. If ``kept`` equals ``tokens``, all are kept.
     """
     if kept == tokens:
         return torch.arange(tokens).repeat(batch, num_frames, 1)
-    # In double precision no two numbers tie, so that the subset does not depend on how they are sorted.
+    # In double precision no two numbers are equal, so the subset does not depend on the sorting algorithm.
     keys = random_state(seed, Stream.KEPT, step).random((batch, num_frames, tokens))
     return torch.from_numpy(np.sort(np.argpartition(keys, kept, axis=-1)[..., :kept], axis=-1))
 
@@ -167,7 +166,7 @@ def merge_batch(batch: int, probability: float, seed: int, step: int) -> Tensor:
 
 
 def photometric_batch(batch: int, numbers: int, seed: int, step: int) -> tuple[Tensor, list[tuple[int, ...]]]:
-    """What the colours of the two views of each clip are drawn from.
+    """Random numbers for the colours of the two views of each clip.
 
     Returns:
         Uniform numbers fp32 [2, batch, ``numbers``] in [0, 1), and an order of four operations for each view.
@@ -184,6 +183,6 @@ def crop_batch(room: tuple[int, int], batch: int, seed: int, step: int) -> Tenso
 
 
 def partner_batch(batch: int, num_frames: int, seed: int, step: int) -> Tensor:
-    """For each frame of each clip another frame of it at random, int64 [batch, T] in 0 to T - 1."""
+    """A random other frame of the clip for each frame, int64 [batch, T] in 0 to T - 1."""
     distances = random_state(seed, Stream.PARTNERS, step).integers(1, num_frames, size=(batch, num_frames))
     return torch.from_numpy((np.arange(num_frames) + distances) % num_frames)

@@ -20,7 +20,7 @@ from interpreter.render import plot_curves
 
 
 def truncate_records(path: Path, step: int) -> None:
-    """Drop records after ``step``: they were written by a process that died before its next checkpoint."""
+    """Drop records after ``step``, which were written by a process that ended before its next checkpoint."""
     if path.exists():
         write_text(path, "".join(line + "\n" for line, record in _records(path) if record["step"] <= step))
 
@@ -31,7 +31,7 @@ def read_records(run: Path) -> list[dict[str, Any]]:
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Lines of a file and the records that they hold, without a line that a process died while writing."""
+    """Lines of a file and their records, without a last line that was not written completely."""
     for line in read_text(path).splitlines():
         with suppress(json.JSONDecodeError):
             yield line, json.loads(line)
@@ -45,9 +45,9 @@ class RunLog:
             RUN/curves.png.
         step: step that training resumes from; later records of an earlier process are dropped.
         steps: last step.
-        frames_per_step: frames that a step looks at, for the rate in the progress bar.
+        frames_per_step: number of frames in a step, for the rate in the progress bar.
         log_to: names of the trackers.
-        options: of the stage, which trackers record (:class:`TrackedStage`).
+        options: options of the stage, which trackers record (:class:`TrackedStage`).
 
     Raises:
         ValueError: if a tracker cannot be started.
@@ -105,7 +105,7 @@ class RunLog:
         self.progress.update(self.bar, completed=step, status=status)
 
     def record(self, step: int, values: dict[str, float]) -> None:
-        """Write one record; without a terminal also a line of text."""
+        """Write one record. If there is no terminal, also print a line of text."""
         self.loss = values["loss"]
         record = {"stage": self.stage, "step": step, **values}
         self.file.write(json.dumps(record) + "\n")
@@ -121,7 +121,7 @@ class RunLog:
         self.trackers.picture(step, image)
 
     def has_picture(self, step: int) -> bool:
-        """Whether :meth:`picture` saved one for this step."""
+        """Whether :meth:`picture` saved a picture grid for this step."""
         return self._picture(step).exists()
 
     def _pictures(self, last: int) -> dict[int, Path]:
@@ -135,7 +135,7 @@ class RunLog:
 
 
 class NoLog:
-    """The log of a process other than the first: nothing is written."""
+    """The log of all processes but the first: it writes nothing."""
 
     def __enter__(self) -> "NoLog":
         return self

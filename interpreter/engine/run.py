@@ -18,22 +18,22 @@ from interpreter.files import read_text, write_text
 T = TypeVar("T")
 
 FORMAT = 2
-DEFAULT_METHOD = "interpreter"  # of runs and commands that name none
-RENAMED = {"samples": "draws"}  # options of format 1 by their old names
-WITHIN_RUN = "run:"  # before the path, in the run, of a backbone that travels with it
+DEFAULT_METHOD = "interpreter"  # of runs and commands that name no method
+RENAMED = {"samples": "draws"}  # old names of options in format 1
+WITHIN_RUN = "run:"  # prefix of a backbone that is stored in the run directory
 BACKBONE_FOLDER = "backbone"
-BACKBONE_WEIGHTS = "weights.safetensors"  # in that folder: an official DINOv2 checkpoint
+BACKBONE_WEIGHTS = "weights.safetensors"  # an official DINOv2 checkpoint in that folder
 
 
 @dataclass
 class RunConfig:
-    """What ``config.json`` holds.
+    """The contents of ``config.json``.
 
     Attributes:
         method: name of the method.
-        stages: options of each stage that was begun, by key, in JSON's types.
-        trained_on: of each stage that was trained on another one, the hash of that stage's weights.
-        path: the file, for messages.
+        stages: options of each stage whose training has begun, by key, in JSON's types.
+        trained_on: for each stage that was trained on an earlier stage, the hash of the earlier stage's weights.
+        path: path of the file, for messages.
     """
 
     method: str = DEFAULT_METHOD
@@ -42,10 +42,10 @@ class RunConfig:
     path: Path = field(default=Path("config.json"), compare=False)
 
     def options(self, key: str, kind: type[T]) -> T | None:
-        """Options of a stage as a dataclass; None if it was not begun.
+        """Options of a stage as a dataclass; None if its training has not begun.
 
         Raises:
-            ValueError: if they are not those of this kind.
+            ValueError: if the file has options of another kind.
         """
         if key not in self.stages:
             return None
@@ -56,7 +56,7 @@ class RunConfig:
 
 
 def from_dict(kind: type[T], values: dict[str, Any]) -> T:
-    """Rebuild a (nested) dataclass from what :func:`dataclasses.asdict` and JSON made of it."""
+    """Rebuild a (nested) dataclass that was written with :func:`dataclasses.asdict` and JSON."""
     hints = typing.get_type_hints(kind)
     return kind(**{name: _restore(hints[name], value) for name, value in values.items()})
 
@@ -81,12 +81,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def read_config(run: Path) -> RunConfig:
-    """Read ``config.json``; an absent one is an empty configuration.
+    """Read ``config.json``. If there is no such file, the configuration is empty.
 
-    A file of format 1, which knew the method ``interpreter`` alone, is read as one of format 2.
+    A file of format 1, which had only the method ``interpreter``, is converted to format 2.
 
     Raises:
-        ValueError: if it cannot be understood.
+        ValueError: if it is not the configuration of a run.
     """
     path = run / "config.json"
     if not path.exists():
@@ -122,24 +122,24 @@ def _from_format_1(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_config(run: Path, config: RunConfig) -> None:
-    """Write ``config.json``, whole or not at all."""
+    """Write ``config.json``, completely or not at all."""
     content = {"format": FORMAT, "method": config.method, "stages": config.stages, "trained_on": config.trained_on}
     write_text(run / "config.json", json.dumps(content, indent=2) + "\n")
 
 
 def backbone_in_run(name: str, run: Path) -> str:
-    """Where a backbone that travels with its run is; any other name as it is.
+    """The path of a backbone that is stored in the run directory. Any other name is returned unchanged.
 
     >>> backbone_in_run("run:backbone", Path("runs/mine")), backbone_in_run("facebook/dinov2-base", Path("runs/mine"))
     ('runs/mine/backbone', 'facebook/dinov2-base')
 
     Args:
-        name: of the backbone, as in ``config.json``: ``run:backbone`` is a folder of a Hugging Face model,
+        name: name of the backbone in ``config.json``: ``run:backbone`` is a folder of a Hugging Face model,
             ``run:backbone/weights.safetensors`` an official DINOv2 checkpoint.
         run: run directory.
 
     Raises:
-        ValueError: if it names any other place in the run, or one outside.
+        ValueError: if it names another place in the run directory, or a place outside.
     """
     if not name.startswith(WITHIN_RUN):
         return name
@@ -153,16 +153,16 @@ def backbone_in_run(name: str, run: Path) -> str:
 
 
 def require_same(old: Any, new: Any) -> None:
-    """Refuse to resume a stage with settings that differ from those that it was started with.
+    """Raise an error if a stage is resumed with other settings than it was started with.
 
-    Fields marked with ``option(..., may_change=True)`` may differ.
+    Options with ``option(..., may_change=True)`` may differ.
 
     Args:
-        old: options that the stage was started with; None if it was not.
+        old: options that the stage was started with; None if it was not started.
         new: options now, of the same dataclass.
 
     Raises:
-        ValueError: names each setting that differs.
+        ValueError: if a setting differs; names each one.
     """
     if old is None:
         return
@@ -176,7 +176,7 @@ def require_same(old: Any, new: Any) -> None:
 
 
 def _fixed(options: Any) -> dict[str, Any]:
-    """Options that may not change, by their names on the command line."""
+    """Options that must not change, by their names on the command line."""
     fixed: dict[str, Any] = {}
     for option in dataclasses.fields(options):
         value = getattr(options, option.name)
@@ -192,10 +192,10 @@ def flag(name: str) -> str:
 
 
 def check_ranges(options: Any) -> None:
-    """Refuse whole numbers below the least value of their option (``option(..., at_least=1)``).
+    """Raise an error for whole numbers below the least value of their option (``option(..., at_least=1)``).
 
     Raises:
-        ValueError: names the option.
+        ValueError: if a number is too small; names the option.
     """
     for option in dataclasses.fields(options):
         value, least = getattr(options, option.name), option.metadata.get("at_least")
@@ -208,24 +208,24 @@ def check_ranges(options: Any) -> None:
 
 
 def require_directory(run: Path) -> None:
-    """Refuse a file as a run directory.
+    """Raise an error if the run directory is a file.
 
     Raises:
-        NotADirectoryError: says what --run takes.
+        NotADirectoryError: if it is a file; says what --run expects.
     """
     if run.is_file():
-        raise NotADirectoryError(f"{run} is a file; --run takes the directory that interpreter.train made")
+        raise NotADirectoryError(f"{run} is a file; --run expects a directory that interpreter.train wrote")
 
 
 def require_run(run: Path, method: str = DEFAULT_METHOD) -> None:
-    """Refuse a path where there is no run directory.
+    """Raise an error if there is no run directory at a path.
 
     Args:
         run: the path.
-        method: that such a run is trained with.
+        method: method that trains such a run, for the message.
 
     Raises:
-        FileNotFoundError: says which command makes one.
+        FileNotFoundError: if there is none; says which command creates one.
         NotADirectoryError: if ``run`` is a file.
     """
     require_directory(run)
@@ -237,14 +237,14 @@ def require_run(run: Path, method: str = DEFAULT_METHOD) -> None:
 
 
 def train_command(method: str, key: str, run: Path) -> str:
-    """The command line that trains a stage; that of the key video-3 names its level: ``--stage video --level 3``."""
+    """The command line that trains a stage. For the key video-3 it is ``--stage video --level 3``."""
     which = "" if method == DEFAULT_METHOD else f" --method {method}"
     stage, _, level = key.partition("-")
     return f"python -m interpreter.train{which} --stage {stage}{f' --level {level}' if level else ''} --run {run}"
 
 
 def unfinished(run: Path, key: str, stored: RunConfig) -> str | None:
-    """How far the training of a stage came; None if it reached its last step, or never began."""
+    """A message with the last step of an unfinished stage; None if it is finished or has not begun."""
     options, step = stored.stages.get(key), newest_step(run / key)
     if options is None or step == 0 or step >= options["optim"]["steps"]:
         return None
@@ -252,16 +252,16 @@ def unfinished(run: Path, key: str, stored: RunConfig) -> str | None:
 
 
 def require_finished(run: Path, key: str, stored: RunConfig, allow_unfinished: bool = False) -> None:
-    """Refuse to build on a stage that did not reach its last step; if that is allowed, print a warning.
+    """Raise an error if a stage has not reached its last step. If that is allowed, print a warning instead.
 
     Args:
         run: run directory.
-        key: of the stage.
+        key: key of the stage.
         stored: configuration of the run.
-        allow_unfinished: whether to warn only.
+        allow_unfinished: whether to only print a warning.
 
     Raises:
-        ValueError: says how far it is, and what to do.
+        ValueError: if it is unfinished; names its step and what to do.
     """
     text = unfinished(run, key, stored)
     if text and not allow_unfinished:
@@ -276,7 +276,7 @@ def load_stage_state(run: Path, key: str, method: str = DEFAULT_METHOD) -> Train
     """The newest checkpoint of a stage.
 
     Raises:
-        FileNotFoundError: if the stage was not trained; says which command trains it.
+        FileNotFoundError: if the stage was not trained; names the command that trains it.
         NotADirectoryError: if ``run`` is a file.
     """
     require_run(run)

@@ -1,7 +1,8 @@
 """One training step: forward, backward, clipping and AdamW; eager, compiled, or replayed as one CUDA graph.
 
-Everything that a step changes is a tensor on the device, including the number of the step and the learning rate: one
-CUDA graph holds all of it, and the host reads nothing back. Numbers to log are summed on the device and read rarely.
+Everything that a step changes is a tensor on the device, also the number of the step and the learning rate. So a single
+CUDA graph contains the whole step, and the host reads nothing back. Values to log are summed on the device and read
+rarely.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,10 +23,10 @@ from interpreter.models.autocast import autocast
 
 
 class TrainingStep:
-    """The optimiser and what a step does with it.
+    """The optimiser, and the computation of a step.
 
     Args:
-        task: what a step computes.
+        task: the computation of a step.
         optim: optimiser settings; ``precision`` resolved.
         device: where to train.
         compiled: run forward and backward through torch.compile.
@@ -72,12 +73,12 @@ class TrainingStep:
         self.graph = StepGraph(self._compute) if captured else None
 
     def start(self, step: int, sums: dict[str, float]) -> None:
-        """Continue after ``step`` steps, in a logging window with the given sums."""
+        """Resume after ``step`` steps, with the sums of the current logging window."""
         self.number.fill_(step)
         self.sums = {name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in sums.items()}
 
     def run(self, batch: tuple[Tensor, ...]) -> None:
-        """Take a step; on a GPU it is under way when this returns."""
+        """Take a step. On a GPU it is still running when this returns."""
         with annotate("step"):
             if self.graph is None:
                 self._compute(*batch)
@@ -85,7 +86,7 @@ class TrainingStep:
                 self.graph.run(batch)
 
     def read_sums(self) -> dict[str, float]:
-        """Sums over the steps since :meth:`clear_sums`, means over ranks; waits for the device."""
+        """Sums over the steps since :meth:`clear_sums`, averaged over ranks. Waits for the device."""
         return self.ranks.mean(self.sums)
 
     def clear_sums(self) -> None:
@@ -94,7 +95,7 @@ class TrainingStep:
             value.zero_()
 
     def failure(self) -> str | None:
-        """What was not finite, and in which step; waits for the device."""
+        """A message if a loss or gradient was not finite, with its step. Waits for the device."""
         for name, bad in (("loss", self.bad_loss), ("gradient", self.bad_gradient)):
             if bad.item():
                 return f"the {name} of step {bad.item()} is not finite"
@@ -104,12 +105,12 @@ class TrainingStep:
         rate = self.rates.index_select(0, self.number.view(1)).squeeze()
         for group_rate, (scale, start) in zip(self.group_rates, self.scales, strict=True):
             group_rate.copy_(rate if scale == 1.0 else rate * scale)
-            if start:  # the decay of weights is multiplied by the rate too
+            if start:  # weight decay is multiplied by the rate too
                 group_rate *= self.number >= start
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for part, share, last in self._micro_batches(batch):
-            # Gradients of several parts add up here, and travel once.
+            # Gradients of several parts are summed here, and exchanged once.
             with nullcontext() if last else self.no_sync():
                 with annotate("forward"), autocast(self.device, self.optim.precision):
                     loss, diagnostics = self.forward(*part)
@@ -125,7 +126,7 @@ class TrainingStep:
             loss = self.ranks.average(sums["loss"])
             self._note(self.bad_loss, loss)
             self._note(self.bad_gradient, norm)
-            # Fused AdamW skips the update where this is 1; GradScaler normally sets it.
+            # Fused AdamW skips the update if this is 1. Usually GradScaler sets it.
             self.optimizer.found_inf = (self.bad_loss + self.bad_gradient > 0).float()  # type: ignore[attr-defined]
             self.optimizer.step()
         if self.task.after_step is not None:
@@ -139,7 +140,7 @@ class TrainingStep:
         bad.copy_(torch.where((bad == 0) & ~value.isfinite(), self.number, bad))
 
     def _micro_batches(self, batch: tuple[Tensor, ...]) -> Iterator[tuple[tuple[Tensor, ...], float, bool]]:
-        """Parts of the batch that are computed one after the other, their shares of it, and which is the last."""
+        """The parts of the batch that are computed in turn, their shares of it, and whether each is the last."""
         rows = len(batch[0])
         size = self.optim.micro_batch or rows
         for begin in range(0, rows, size):
@@ -148,7 +149,7 @@ class TrainingStep:
 
 
 class _Forward(nn.Module):
-    """What DistributedDataParallel wraps: a model and the function that computes its loss."""
+    """The module that DistributedDataParallel wraps: a model and the function that computes its loss."""
 
     def __init__(self, model: nn.Module, function: Callable) -> None:
         super().__init__()
@@ -162,16 +163,16 @@ def _distributed(model: nn.Module, forward: Callable, device: torch.device) -> D
     options: dict[str, Any] = {"gradient_as_bucket_view": True, "broadcast_buffers": False, "static_graph": True}
     if device.type == "cpu":
         return DistributedDataParallel(_Forward(model, forward), **options)
-    side = torch.cuda.Stream(device)  # or its hooks would wait for the default stream, which a capture forbids
+    side = torch.cuda.Stream(device)  # else its hooks would wait for the default stream, which a capture forbids
     with torch.cuda.stream(side):
         return DistributedDataParallel(_Forward(model, forward), device_ids=[device.index], **options)
 
 
 class Prefetched:
-    """Batches of a task, each prepared on a side stream while the device computes the step before it.
+    """Batches of a task. Each is prepared on a side stream while the device computes the step before.
 
     Args:
-        task: whose batches.
+        task: task whose batches are prepared.
         device: where to train.
         first: step to begin with.
     """
@@ -197,7 +198,7 @@ class Prefetched:
         return batch
 
     def prepare(self) -> None:
-        """Begin the batch after the current one; called when a step is under way."""
+        """Begin to prepare the next batch. Called while a step is running."""
         if self.side is not None:
             with annotate("loader"), torch.cuda.stream(self.side):
                 self.ahead = next(self.batches, None)

@@ -1,4 +1,4 @@
-"""A stage as the training loop sees it: a model, its batches and its loss."""
+"""A stage for the training loop: a model, its batches and its loss."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,24 +17,24 @@ Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
 
 def all_parameters(model: nn.Module) -> list[dict[str, Any]]:
-    """One parameter group of all parameters that need a gradient."""
+    """One parameter group with all trainable parameters."""
     return [{"params": [p for p in model.parameters() if p.requires_grad]}]
 
 
 @dataclass
 class Task:
-    """What a step computes.
+    """The computation of a training step.
 
     Attributes:
-        model: what is trained.
-        loss: ``loss(model, *batch)`` is a scalar and numbers to log.
-        inputs: what the model trains on.
-        noise: shape, without the batch, of standard normal noise that is the last tensor of a batch; None for none.
+        model: the module that is trained.
+        loss: ``loss(model, *batch)`` returns a scalar and values to log.
+        inputs: the inputs that the model trains on.
+        noise: shape (without the batch) of standard normal noise, the last tensor of a batch; None for no noise.
         optim: optimiser settings; ``precision`` resolved.
         device: where to train.
         ranks: the processes that share each batch.
-        parameter_groups: of AdamW; each may have a factor ``lr_scale`` of the learning rate, and a step ``starts_at``,
-            counted from 0, up to which its rate is 0: its weights stay as they are, and are not decayed.
+        parameter_groups: parameter groups of AdamW. Each may have a factor ``lr_scale`` of the learning rate, and a
+            first step ``starts_at`` (counted from 0). Before this step its rate is 0, so its weights do not change.
         after_step: called with the model after each optimiser step.
     """
 
@@ -50,13 +50,13 @@ class Task:
 
     @property
     def frames_per_step(self) -> int:
-        """Frames that a step looks at."""
+        """Number of frames in a step."""
         return self.optim.batch_size * self.inputs.frames_per_sample
 
     def batches(self, first: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the batch of step ``first``, of the next one, and so on: this process's rows of each.
+        """Yield the batch of step ``first``, then of each next step: the rows of this process.
 
-        A batch is a function of the number of its step, wherever the iteration began.
+        A batch depends only on the number of its step, not on the step where the iteration began.
         """
         for step, tensors in zip(count(first), self.inputs.batches(range(first, self.optim.steps)), strict=False):
             yield (*tensors, *self._noise(step))
@@ -79,5 +79,5 @@ class Task:
         return [*self.inputs.dtypes(), *([torch.float32] if self.noise else [])]
 
     def forward(self, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and numbers to log."""
+        """Loss and values to log."""
         return self.loss(self.model, *batch)

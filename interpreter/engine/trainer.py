@@ -1,4 +1,4 @@
-"""The training loop: steps, records, pictures, checkpoints, and stopping after a signal."""
+"""The training loop: steps, records, picture grids, checkpoints, and stopping after a signal."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ from interpreter.engine.step import Prefetched, TrainingStep
 from interpreter.engine.task import Task
 from interpreter.interrupts import Interrupted, StopRequest
 
-# How often the processes of a job agree on whether to stop, after a signal to any: torchrun gives all of them 30 s.
+# How often the processes of a job check whether any of them received a signal. torchrun ends all of them after 30 s.
 AGREE_SECONDS, AGREE_STEPS = 2.0, 10
 
 
@@ -37,11 +37,11 @@ class DivergedError(RuntimeError):
 
 @dataclass
 class LogWindow:
-    """Steps and seconds since the last record, on the host; sums on the device are the step's."""
+    """Steps and seconds since the last record, on the host. (The step has the sums on the device.)"""
 
     count: float = 0.0
     seconds: float = 0.0
-    waited: float = 0.0  # seconds for batches
+    waited: float = 0.0  # seconds spent on waiting for batches
 
     def add(self, seconds: float, waited: float) -> None:
         """Count a step."""
@@ -50,19 +50,19 @@ class LogWindow:
 
 @dataclass
 class Trainer:
-    """Train one stage of a run, from its newest checkpoint on.
+    """Trains a stage of a run, starting at its newest checkpoint.
 
     Args:
-        task: what a step computes.
+        task: the computation of a step.
         optim: optimiser settings; ``precision`` resolved.
-        logging: how often to log, sample and save, and which trackers to log to.
+        logging: how often to write records, picture grids and checkpoints, and which trackers to use.
         directory: RUN/STAGE.
         device: where to train.
         compiled: run the step through torch.compile.
         captured: replay the step as one CUDA graph.
-        samples: draws a picture grid of the current masks, uint8 [H, W, 3].
+        samples: returns a picture grid of the current masks, uint8 [H, W, 3].
         ranks: the processes that train together; the first one writes.
-        options: of the stage, with the version of the code; trackers record them.
+        options: options of the stage, with the version of the code, for the trackers.
     """
 
     task: Task
@@ -75,14 +75,15 @@ class Trainer:
     captured: bool = False
     ranks: Ranks = field(default_factory=Ranks)
     options: Mapping[str, Any] = field(default_factory=dict)
-    _agreed: tuple[int, float] = field(default=(0, 0.0), init=False)  # step and time of the last agreement
-    _agree_at: int = field(default=0, init=False)  # step of the next one
+    _agreed: tuple[int, float] = field(default=(0, 0.0), init=False)  # step and time of the last check of all processes
+    _agree_at: int = field(default=0, init=False)  # step of the next check
 
     def run(self, stop: StopRequest) -> bool:
-        """Train to the last step; False if a signal stopped it before (everything is saved either way).
+        """Train to the last step. Returns False if a signal stopped it earlier; everything is saved in both cases.
 
         Args:
-            stop: notes signals from the first step on; before it there is nothing to save, and they interrupt.
+            stop: records signals from the first step on. Before that there is nothing to save, so signals interrupt at
+                once.
 
         Raises:
             DivergedError: if the loss is not finite; names the saved state.
@@ -99,9 +100,9 @@ class Trainer:
         step.start(done, sums)
         batches = Prefetched(self.task, self.device, done)
 
-        with ExitStack() as noted, self._log(done) as log:  # signals are noted until the log is closed
+        with ExitStack() as noted, self._log(done) as log:  # signals are recorded until the log is closed
             first, sampled = done, done % self.logging.sample_every == 0 or done == optim.steps
-            if done == 0 or (sampled and not log.has_picture(done)):  # or the process was stopped while it drew it
+            if done == 0 or (sampled and not log.has_picture(done)):  # it may have stopped while drawing
                 self._picture(log, done, stop)
             while done < optim.steps and not self._stopped(stop, done):
                 started = time.perf_counter()
@@ -113,7 +114,7 @@ class Trainer:
                     noted.enter_context(stop)
                 batches.prepare()
                 log_now, draw_now, save_now = self._due(done)
-                if log_now or draw_now or save_now or self.device.type == "cpu":  # a GPU is not made to wait in between
+                if log_now or draw_now or save_now or self.device.type == "cpu":  # a GPU does not wait in between
                     self._check(step)
                 window.add(time.perf_counter() - started, waited)
                 if log_now:
@@ -131,13 +132,13 @@ class Trainer:
         return done >= optim.steps
 
     def _due(self, done: int) -> tuple[bool, bool, bool]:
-        """Whether to log, to draw and to save after ``done`` steps."""
+        """Whether to write a record, a picture grid and a checkpoint after ``done`` steps."""
         every, last = self.logging, done == self.optim.steps
         log, draw, save = (done % n == 0 or last for n in (every.log_every, every.sample_every, every.checkpoint_every))
         return log, draw, save
 
     def _values(self, done: int, step: TrainingStep, window: LogWindow) -> dict[str, float]:
-        """A record: means since the last one."""
+        """A record: means since the last record."""
         values = {name: total / window.count for name, total in step.read_sums().items()}
         return values | {
             "seconds_per_step": window.seconds / window.count,
@@ -155,7 +156,7 @@ class Trainer:
         if not isinstance(log, RunLog):
             return
         try:
-            with stop.interruptible():  # pictures of long videos take their time
+            with stop.interruptible():  # pictures of long videos take long
                 image = self.samples()
         except Interrupted:
             if not stop.number:  # no step was taken yet
@@ -164,7 +165,7 @@ class Trainer:
             log.picture(done, image)
 
     def _stopped(self, stop: StopRequest, done: int) -> bool:
-        """Whether to leave; all processes leave after the same step."""
+        """Whether to stop. All processes stop after the same step."""
         if self.ranks.world == 1:
             return stop.number > 0
         if done < self._agree_at:
@@ -173,7 +174,7 @@ class Trainer:
         pace = (now - since) / (done - step) if done > step else AGREE_SECONDS
         number, pace = self.ranks.largest([stop.number, pace])
         self._agreed, self._agree_at = (done, now), done + min(AGREE_STEPS, max(1, int(AGREE_SECONDS / pace)))
-        if number:  # else a signal that came meanwhile is agreed on next time
+        if number:  # else a signal that arrived in between is handled at the next check
             stop.number = int(number)
         return number > 0
 
@@ -185,7 +186,7 @@ class Trainer:
 
     def _save(self, done: int, step: TrainingStep, window: LogWindow) -> None:
         model, progress = self.task.model, step.read_sums() | asdict(window)
-        # A checkpoint must never contain what training cannot resume from: the loss would show it one step too late.
+        # A checkpoint must never contain weights that are not finite. The loss would show this one step too late.
         if not all(parameter.isfinite().all() for parameter in model.parameters()):
             raise self._diverged(done, f"step {done} left weights that are not finite")
         if self.ranks.first:

@@ -1,4 +1,4 @@
-"""The data of a run, opened by its configuration."""
+"""Opens the data set of a run."""
 
 from pathlib import Path
 
@@ -10,10 +10,12 @@ from interpreter.data.scenes.generate import generate_scenes
 
 
 def open_videos(config: VideosConfig, run: Path) -> VideoDataset:
-    """Open the data set; scenes that do not exist yet are generated. Names what is skipped and left out on screen.
+    """Open the data set; scenes that do not exist yet are generated.
 
-    With ``crop="random"``, as with "central", videos and masks show the central square, which pictures, segmentations
-    and scores use. Loaders cut the squares of training from the whole frames behind them.
+    Prints the videos that are skipped and the files that are left out.
+
+    With ``crop="random"``, as with "central", videos and masks show the central square, for pictures, segmentations and
+    scores. In training, loaders cut random squares from the whole frames.
     """
     root, split = config.root, config.split
     if config.data == "synthetic":
@@ -46,7 +48,7 @@ def open_videos(config: VideosConfig, run: Path) -> VideoDataset:
 
 
 def published_ids(config: VideosConfig) -> dict[str, int | str]:
-    """What the release's own index calls each video (YouTube-VIS: its number), by name; empty where it has no index."""
+    """Id of each video in the release's own index (YouTube-VIS: a number), by name; empty if there is no index."""
     if config.root is None:
         raise ValueError(f"--data {config.data} needs --root DIR")
     split = None if config.data in WITHOUT_SPLITS else config.split

@@ -199,7 +199,7 @@ def test_damaged_checkpoint_names_the_previous_one(stage, tiny_run, tmp_path, im
     main(arguments)
     expected, newest = curve(run, stage), run / stage / "checkpoint-00000005.safetensors"
     os.truncate(newest, newest.stat().st_size // 2)
-    with pytest.raises(ValueError, match=r"checkpoint-00000005.* delete it to continue from checkpoint-00000003"):
+    with pytest.raises(ValueError, match=r"checkpoint-00000005.* delete it to resume from checkpoint-00000003"):
         main(arguments)
     newest.unlink()
     main(arguments)

@@ -1,6 +1,7 @@
-"""Trackers: where records and pictures of a training go besides metrics.jsonl, one small class per ``--log-to``.
+"""Trackers send records and pictures of a training to other programs, one small class for each ``--log-to``.
 
-Each tracker is a module of this folder with its name, imported only if it was asked for, and a class ``TRACKER``.
+Each tracker is a module of this folder with the tracker's name and a class ``TRACKER``. It is imported only if it is
+used.
 """
 
 import json
@@ -21,11 +22,11 @@ from interpreter.versions import require_package
 
 
 class Tracker(Protocol):
-    """What a tracker does; its class takes a :class:`TrackedStage`, and raises whatever its package raises.
+    """The interface of a tracker. Its class gets a :class:`TrackedStage`, and may raise any exception of its package.
 
     Attributes:
-        last_step: the last step that it holds when it is opened; -1 if it holds none. It is given the later ones only.
-        whole: whether it holds all steps before this process; set once it was given them.
+        last_step: the last step that it has when it is opened; -1 if it has none. It gets only later steps.
+        whole: whether it has all steps before this process. Set after it got them.
     """
 
     last_step: int
@@ -38,7 +39,7 @@ class Tracker(Protocol):
         """Log one picture grid, uint8 [H, W, 3]."""
 
     def close(self, failed: bool) -> None:
-        """Write what is left; ``failed`` says whether an error ended the training."""
+        """Write remaining records. ``failed``: whether an error ended the training."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class TrackedStage:
     Attributes:
         directory: RUN/STAGE.
         step: step that training starts or resumes from.
-        options: all options of the stage, nested ones as ``optim.peak_lr``; with method, stage and version of the code.
+        options: all options of the stage (nested ones as ``optim.peak_lr``), with method, stage and version of the
+            code.
     """
 
     directory: Path
@@ -66,7 +68,7 @@ class TrackedStage:
         return self.directory.name
 
     def read_id(self, tracker: str) -> str | None:
-        """What a tracker noted about this stage, such as its id there; None if it was not tracked there before.
+        """What a tracker stored about this stage, such as its id there; None if it did not track this stage before.
 
         Raises:
             ValueError: if the file of ids is damaged; says what to do.
@@ -74,7 +76,7 @@ class TrackedStage:
         return self._ids().get(tracker)
 
     def write_id(self, tracker: str, number: str) -> None:
-        """Keep what a tracker needs to know about this stage, for the processes that resume it."""
+        """Store what a tracker needs about this stage, for processes that resume it."""
         write_text(self._file, json.dumps({**self._ids(), tracker: number}, indent=2) + "\n")
 
     @property
@@ -93,14 +95,14 @@ class TrackedStage:
 
 
 class Trackers:
-    """All trackers of a stage. If one fails during training, that is reported once, and it is no longer used.
+    """All trackers of a stage. If one fails during training, a message is printed once, and it is no longer used.
 
     Args:
-        names: of the trackers.
-        stage: what is tracked.
+        names: names of the trackers.
+        stage: the stage that is tracked.
 
     Raises:
-        ValueError: if a tracker cannot be started; says why.
+        ValueError: if a tracker cannot be started; gives the reason.
     """
 
     def __init__(self, names: Sequence[str], stage: TrackedStage) -> None:
@@ -108,14 +110,14 @@ class Trackers:
         for name in dict.fromkeys(names):
             try:
                 self._open[name] = import_module(f"{__name__}.{name}").TRACKER(stage)
-            except Exception as error:  # each package has exceptions of its own
+            except Exception as error:  # each package has other exceptions
                 self.close(failed=True)
                 raise ValueError(
                     f"--log-to {name} cannot be started: {_one_line(error)}. Mend that, or leave {name} out of --log-to"
                 ) from error
 
     def replay(self, records: Iterable[Mapping[str, Any]], pictures: Mapping[int, Path]) -> None:
-        """Give each tracker what it lacks of the time before this process, in the order of the steps.
+        """Send each tracker the earlier records that it does not have, in the order of the steps.
 
         Args:
             records: lines of metrics.jsonl.
@@ -151,13 +153,13 @@ class Trackers:
         self._open.clear()
 
     def _each(self, call: Callable[[Tracker], None], missing: int | None = None) -> None:
-        """Call all trackers, or those that lack the step ``missing``."""
+        """Call all trackers, or those that do not have the step ``missing``."""
         for name, tracker in list(self._open.items()):
             if missing is not None and missing <= tracker.last_step:
                 continue
             try:
                 call(tracker)
-            except Exception as error:  # a server that is gone must not end days of training
+            except Exception as error:  # a server that fails must not end days of training
                 del self._open[name]
                 _warn(
                     f"{name} failed and is left out from now on: {_one_line(error)}. Training continues, and "
@@ -166,14 +168,14 @@ class Trackers:
 
 
 def require_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers whose package is not installed, without importing it.
+    """Raise an error for trackers whose package is not installed. Nothing is imported.
 
     Raises:
-        ValueError: names the command that installs it.
+        ValueError: if a package is missing; names the command that installs it.
     """
     for name in names:
         spec = find_spec(name)
-        if spec is None or spec.origin is None:  # no file: a folder that is called like it, such as W&B's ./wandb
+        if spec is None or spec.origin is None:  # no file: a folder of this name, such as W&B's ./wandb
             raise ValueError(
                 f"--log-to {name} needs the package {name}: pip install {name}, or in the folder of this project: "
                 f'pip install --no-build-isolation ".[{name}]"; or leave {name} out of --log-to'
@@ -182,7 +184,7 @@ def require_trackers(names: Sequence[str]) -> None:
 
 
 def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options in one dictionary.
+    """Nested options as one dictionary.
 
     >>> flat({"run": "runs/mine", "optim": {"steps": 10, "seed": 0}})
     {'run': 'runs/mine', 'optim.steps': 10, 'optim.seed': 0}

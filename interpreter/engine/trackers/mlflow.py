@@ -8,8 +8,8 @@ import numpy as np
 
 from interpreter.engine.trackers import TrackedStage
 
-# Set before the import. MLflow counts its use at its makers' server; announces the tables that it makes; and would
-# make a step wait for many minutes for a server that is gone.
+# Set before the import. By default MLflow sends usage statistics to a server, prints a message for each table that it
+# creates, and lets a step wait for many minutes if its server does not answer.
 for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -21,17 +21,17 @@ from mlflow.entities import Experiment, Metric, Param, Run  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
 
-TAGS = ("method", "stage", "code")  # of the options, those that a resumed run may change
-NEWEST = "last_step"  # tag: the newest step of a run that ended in order
-LONGEST = 6000  # characters of a parameter
-MANY = 100  # parameters of a request
+TAGS = ("method", "stage", "code")  # options that may change when a run is resumed
+NEWEST = "last_step"  # tag: the newest step of a run that ended normally
+LONGEST = 6000  # most characters of a parameter
+MANY = 100  # most parameters of a request
 
 
 class MlflowTracker:
     """One MLflow run per stage, in an experiment with the name of the run directory.
 
-    MLflow deletes no values of a run, and its parameters cannot change. If a killed process logged more steps than its
-    checkpoint knows, or if options were changed, a new MLflow run with the whole history replaces the earlier one.
+    MLflow cannot delete values of a run or change its parameters. So if a killed process logged steps after its
+    checkpoint, or if options were changed, a new MLflow run with the whole history replaces the earlier one.
     """
 
     whole = False
@@ -39,7 +39,7 @@ class MlflowTracker:
     def __init__(self, stage: TrackedStage) -> None:
         folder = stage.run.resolve() / "mlflow"
         uri = os.environ.get("MLFLOW_TRACKING_URI")
-        artifacts = None if uri else (folder / "artifacts").as_uri()  # else the server's
+        artifacts = None if uri else (folder / "artifacts").as_uri()  # else that of the server
         if not uri:
             folder.mkdir(exist_ok=True)
         self._client = MlflowClient(tracking_uri=uri or f"sqlite:///{folder / 'mlflow.db'}")
@@ -77,7 +77,7 @@ class MlflowTracker:
         return run
 
     def _find(self, number: str) -> Run | None:
-        """A run by its id; None if it was deleted, or is in another store (MLFLOW_TRACKING_URI was another one)."""
+        """A run by its id; None if it was deleted, or is in another store (MLFLOW_TRACKING_URI has changed)."""
         try:
             run = self._client.get_run(number)
         except MlflowException as error:
@@ -87,7 +87,7 @@ class MlflowTracker:
         return run if run.info.lifecycle_stage == "active" else None
 
     def _continues(self, run: Run, step: int) -> bool:
-        """Whether a run ended in order, has the options of this one, and nothing after ``step``."""
+        """Whether a run ended normally, has the current options, and has no records after ``step``."""
         newest = run.data.tags.get(NEWEST)
         finished = run.info.status == "FINISHED" and newest is not None
         return finished and run.data.params == self._params and int(newest) <= step

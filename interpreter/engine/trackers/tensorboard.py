@@ -8,8 +8,8 @@ import numpy as np
 
 from interpreter.engine.trackers import TrackedStage
 
-# Where TensorFlow is installed (extra movi), TensorBoard would import it, and its LLVM aborts a process that also loads
-# Triton's. If a module of this name exists, TensorBoard does not import TensorFlow.
+# If TensorFlow is installed (extra movi), TensorBoard imports it. TensorFlow and Triton each load an LLVM, which aborts
+# the process. TensorBoard does not import TensorFlow if a module of this name exists.
 sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
 from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 
@@ -17,8 +17,8 @@ from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 class TensorBoardTracker:
     """Events of one stage.
 
-    A process that ends in order notes its last step. What came later is uncertain: a killed process loses events, and
-    has others that its checkpoint does not know. TensorBoard hides those, and they are written again.
+    A process that ends normally stores its last step. A killed process may have lost events, and may have written
+    events after its checkpoint. TensorBoard hides these, and they are written again.
     """
 
     whole = False

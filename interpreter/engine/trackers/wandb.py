@@ -1,4 +1,4 @@
-"""Weights & Biases: files in RUN/wandb, sent to a server only where the environment variable WANDB_MODE asks for it."""
+"""Weights & Biases: files in RUN/wandb, which are sent to a server only with the variable WANDB_MODE=online."""
 
 import os
 import shutil
@@ -10,7 +10,8 @@ import numpy as np
 
 from interpreter.engine.trackers import TrackedStage
 
-# W&B sends reports of its own errors to its makers, even offline, and looks up their server as it is imported.
+# By default W&B sends reports of its errors to its developers, even offline, and contacts their server when it is
+# imported.
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 import wandb
 
@@ -18,9 +19,9 @@ import wandb
 class WandbTracker:
     """One W&B run per stage, grouped by the run directory.
 
-    W&B cannot continue a run offline: files of a second process replace those of the first one on the server. Each
-    process therefore writes the whole history, and the last one removes the earlier files; one that ends before the
-    whole history is written removes its own. Online, the server knows the last step.
+    W&B cannot resume a run offline: on the server, files of a second process replace those of the first. Therefore each
+    process writes the whole history, and then removes the earlier files. A process that ends before the history is
+    complete removes its own files. Online, the server has the last step.
     """
 
     whole = False
@@ -43,7 +44,8 @@ class WandbTracker:
             allow_val_change=True,
             mode=mode,
             resume=None if self._offline else "allow",
-            # The progress bar writes to the console, and the version of the code is among the options.
+            # W&B's own logs are off: the progress bar writes to the console, and the options contain the version of the
+            # code.
             settings=wandb.Settings(console="off", disable_git=True, quiet=True),
         )
         self.last_step = self._run.starting_step - 1

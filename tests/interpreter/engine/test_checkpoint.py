@@ -154,7 +154,7 @@ def test_cut_checkpoint_names_the_previous_one(share, tmp_path):
     content = newest.read_bytes()
     newest.write_bytes(content[: int(share * len(content))])
     with pytest.raises(
-        ValueError, match=r"checkpoint-00000002.* is damaged .*; delete it to continue from checkpoint-00000001"
+        ValueError, match=r"checkpoint-00000002.* is damaged .*; delete it to resume from checkpoint-00000001"
     ):
         load_checkpoint(tmp_path)
     newest.unlink()
