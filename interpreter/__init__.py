@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SegmentedStream", "SegmentedVideo", "read_frames", "segment_stream", "segment_video"]
 
-# A command sets up its process before torch is loaded. Python puts "-m" into sys.argv[0] while it looks for
-# `python -m interpreter.…`; the installed script is named like this package.
+# A command sets up its process before torch is loaded. During `python -m interpreter.…`, sys.argv[0] is "-m" at this
+# point. The installed script has the name of this package.
 _program = os.path.basename(sys.argv[0]) if sys.argv else ""
 _is_command = _program in (__name__, f"{__name__}.exe") or (
     _program == "-m" and any(word.split(".")[0] == __name__ for word in sys.orig_argv)
@@ -28,7 +28,7 @@ require_versions(_is_command)
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return own_version()
-    if name in __all__:  # late, so that `import interpreter` does not import torch
+    if name in __all__:  # imported late, so that `import interpreter` does not import torch
         from interpreter import segment
 
         return getattr(segment, name)

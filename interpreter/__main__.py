@@ -10,14 +10,14 @@ import interpreter
 COMMANDS = {
     "train": "train a stage of a method, such as the image stage and then the video stage",
     "segment": "segment a video with a trained run: masks, an overlay and the slots",
-    "app": "serve a page for the browser: drop a video in, see its objects, correct them by hand",
-    "propagate": "carry the masks of a first frame through a video, and score it on data sets",
-    "evaluate": "score a trained run, or masks saved by any other method, under named protocols",
-    "cache": "compute features or image slots before training, in one or several processes",
+    "app": "serve a page for the browser: drop a video in, see its segments, correct them",
+    "propagate": "find the objects of a first frame's mask in all later frames, and score this on data sets",
+    "evaluate": "score a trained run, or masks of any other method, with named protocols",
+    "cache": "compute features or slots before training, in one or several processes",
     "data": "check a data set, or convert it",
-    "hub": "share a run on the Hugging Face hub, or fetch one; other commands take --run hub:OWNER/NAME",
-    "export": "write a trained run as programs for PyTorch, ONNX or C++",
-    "convert_checkpoint": "turn a published checkpoint of Slot Contrast or VideoSAUR into a run",
+    "hub": "upload a run to the Hugging Face hub, or download one; other commands take --run hub:OWNER/NAME",
+    "export": "write a trained run as programs for PyTorch, ONNX Runtime or C++",
+    "convert_checkpoint": "convert a published checkpoint of Slot Contrast or VideoSAUR to a run",
 }
 EXAMPLES = """\
 examples:

@@ -1,4 +1,4 @@
-"""What the commands share: parsing, errors as one line, exit statuses."""
+"""Shared code of the commands: parsing, errors in one line, exit statuses."""
 
 import argparse
 import inspect
@@ -35,7 +35,7 @@ def described(options: type, examples: str) -> str:
 
 
 def parse_first(arguments: Sequence[str], prog: str, **options: dict[str, Any]) -> tuple[argparse.Namespace, list[str]]:
-    """Parse the options that the defaults of all others depend on; returns them, and the arguments that are left.
+    """Parse the options on which the defaults of all other options depend. Returns them, and the other arguments.
 
     Args:
         arguments: the command line.
@@ -49,7 +49,7 @@ def parse_first(arguments: Sequence[str], prog: str, **options: dict[str, Any]) 
 
 
 def rename_options(arguments: Sequence[str], renamed: Mapping[str, str]) -> list[str]:
-    """Replace old names of options by new ones, with a warning: old names work for one release."""
+    """Replace old names of options by new ones, and print a warning. Old names work for one release."""
     result = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -67,31 +67,32 @@ def run_command(
 ) -> NoReturn:
     """Run a command and exit.
 
-    What a user can cause is one clear line and exit status 1, not a traceback. A signal ends the command with 128 plus
-    its number; if the reader of its output is gone (``| head``), with 141 and no message.
+    An error that a user can cause is printed in one line, without a traceback, and the exit status is 1. After a
+    signal, the status is 128 plus its number. If the reader of the output has ended (``| head``), it is 141 without a
+    message.
 
     Args:
         main: the command; returns the exit status.
-        known: errors of its own that a user can cause, besides ValueError and OSError.
+        known: other errors that a user can cause, besides ValueError and OSError.
         stopped: line to print after a signal, such as how to resume.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names may hold bytes that are no text
+            stream.reconfigure(errors="backslashreplace")  # file names can contain bytes that are not text
     status: int | str | None
     with StopRequest(at_once=True) as stop:
         try:
             status = main()
             sys.stdout.flush()
         except BaseException as error:
-            stop.at_once = False  # a signal that comes from now on must not replace the message
+            stop.at_once = False  # from here on, a signal must not replace the message
             status = _explain(error, known, stopped)
         _leave(status)
 
 
 def _explain(error: BaseException, known: tuple[type[Exception], ...], stopped: str) -> int | str | None:
     """Print an expected error in one line and return the exit status; any other error is raised again."""
-    # Rich turns a broken pipe into SystemExit(1); argparse and tyro end with SystemExit, too.
+    # Rich turns a broken pipe into SystemExit(1). argparse and tyro end with SystemExit, too.
     cause = error.__context__ if isinstance(error, SystemExit) else error
     if isinstance(cause, BrokenPipeError) and any(map(output_is_broken, (1, 2))):
         return 128 + SIGPIPE
@@ -99,7 +100,7 @@ def _explain(error: BaseException, known: tuple[type[Exception], ...], stopped: 
         return error.code
     if isinstance(error, KeyboardInterrupt):
         number = getattr(error, "number", signal.SIGINT)
-        if number != SIGPIPE and os.environ.get("RANK", "0") == "0":  # one process of a job speaks for all
+        if number != SIGPIPE and os.environ.get("RANK", "0") == "0":  # only one process of a job prints the message
             _print_red(f"stopped by {signal.Signals(number).name}. {getattr(error, 'note', '') or stopped}")
         return 128 + number
     if isinstance(error, (ValueError, OSError, *known)):
@@ -109,12 +110,12 @@ def _explain(error: BaseException, known: tuple[type[Exception], ...], stopped: 
 
 
 def one_line(error: BaseException) -> str:
-    """What an error that a user can cause says, without the number that Python puts before an OSError of our own."""
+    """The message of an error that a user can cause, without the number that Python puts before our own OSErrors."""
     return error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else str(error)
 
 
 def _print_red(line: str) -> None:
-    with suppress(OSError):  # the terminal may be gone
+    with suppress(OSError):  # the terminal may be closed
         Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(line, style="red")
 
 
@@ -123,9 +124,9 @@ def _leave(status: int | str | None) -> NoReturn:
         try:
             stream.flush()
         except OSError:
-            discard_output(descriptor)  # or Python would try again, and complain, at its end
+            discard_output(descriptor)  # otherwise Python tries again at its end, and prints an error
             status = 128 + SIGPIPE
     others = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
     if isinstance(status, int) and status > 128 and others:
-        os._exit(status)  # these threads only read, and would first finish their videos
+        os._exit(status)  # these threads only read; waiting for them would take until the end of their videos
     sys.exit(status)

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class _Console(Console):
-    """Rich would end the process where its output is read no more (``| head``); training has to save first."""
+    """Rich ends the process if nobody reads its output any more (``| head``). But training has to save first."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -40,7 +40,7 @@ def progress_bar(unit: str, transient: bool = False) -> Progress:
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn(unit),
-        TextColumn("{task.fields[status]}", markup=False),  # names of videos may hold [brackets]
+        TextColumn("{task.fields[status]}", markup=False),  # names of videos can contain [brackets]
         TimeRemainingColumn(elapsed_when_finished=True),
         console=console,
         transient=transient,

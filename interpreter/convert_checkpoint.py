@@ -1,4 +1,4 @@
-"""Turn a published checkpoint into a run: ``python -m interpreter.convert_checkpoint --help``."""
+"""Convert a published checkpoint to a run: ``python -m interpreter.convert_checkpoint --help``."""
 
 import inspect
 import math
@@ -54,14 +54,14 @@ BACKBONES = {  # by width and patch size
 
 @dataclass(frozen=True, kw_only=True)
 class Converting:
-    """Turn a public checkpoint of Slot Contrast or VideoSAUR into a run for `segment` and `evaluate`.
+    """Convert a published checkpoint of Slot Contrast or VideoSAUR to a run for `segment` and `evaluate`.
 
-    Sizes, backbone and frame size are read from the tensors. The run has the conventions that the weights were trained
-    with, such as the published scale of the predictor's attention logits. The backbone's weights in the file are not
-    used: the backbone is loaded by its name when the run is used.
+    Sizes, backbone and frame size are read from the tensors. The run computes as in the published training, for example
+    with the published scale of the predictor's attention logits. Backbone weights in the file are not used: the
+    backbone is loaded by its name when the run is used.
 
     Reads a Lightning checkpoint, {"state_dict": tensors} or the tensors alone (.ckpt, .pth, .pt), and .safetensors.
-    A file that holds objects besides tensors is refused, because loading them can run code.
+    A file with other objects than tensors is refused, because loading them can run code.
 
     Examples:
       python -m interpreter.convert_checkpoint movi_c.ckpt --method slot-contrast --out runs/slot-contrast-movi-c
@@ -70,23 +70,23 @@ class Converting:
     """
 
     checkpoint: tyro.conf.Positional[Path]
-    """The published file."""
+    """The published checkpoint."""
     method: Published
-    """The method that it was trained with."""
+    """The method of the checkpoint."""
     out: Path
     """Run directory to write; it must not exist yet."""
     num_slots: int | None = option(None, at_least=1)
-    """Slots K of VideoSAUR, whose checkpoints do not hold their number. In the published trainings:
-    11 on MOVi-C, 15 on MOVi-E, 7 on YouTube-VIS. Slot Contrast's are learned, and read from the file."""
+    """Number of slots of VideoSAUR, which is not in its checkpoints. In the published trainings:
+    11 for MOVi-C, 15 for MOVi-E, 7 for YouTube-VIS. For Slot Contrast, it is read from the file."""
     backbone: str | None = None
-    """Hub id, local folder or official DINOv2 checkpoint of the backbone that it was trained on.
-    Default: DINOv2 or DINO of Hugging Face, by the width of the features and the patch size."""
+    """Backbone of the training: hub id, local folder or official DINOv2 checkpoint.
+    Default: DINOv2 or DINO of Hugging Face, chosen by feature width and patch size."""
     frame_size: tuple[int, int] | None = option(None, at_least=1)
-    """Height and width of the frames that it was trained on. Default: the square with its number of patches."""
+    """Height and width of the frames in the training. Default: the square with the same number of patches."""
 
 
 class Frames(NamedTuple):
-    """What a published model was trained on."""
+    """Data that a published model was trained on."""
 
     backbone: str
     size: tuple[int, int]  # H, W
@@ -99,10 +99,10 @@ def patch_count(method: Published, state: Mapping[str, Tensor]) -> int:
 
 
 def model_sizes(options: Converting, state: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
-    """Fields of the method's model options that the tensors decide.
+    """The model options that can be read from the tensors.
 
     Raises:
-        ValueError: if the number of slots is unknown, or given although the slots were learned.
+        ValueError: if the number of slots is missing, or was passed although the slots are learned.
     """
     sizes: dict[str, Any] = {
         "dim": side(state, f"{CORRECTOR}.to_q.weight", 0),
@@ -116,8 +116,8 @@ def model_sizes(options: Converting, state: Mapping[str, Tensor], layout: Layout
         return sizes | {"num_slots": side(state, "initializer.slots", 1, rank=3)}
     if options.num_slots is None:
         raise ValueError(
-            "a VideoSAUR checkpoint does not hold its number of slots; give that of its training: --num-slots 11 for "
-            "MOVi-C, 15 for MOVi-E, 7 for YouTube-VIS"
+            "a VideoSAUR checkpoint does not contain its number of slots; give that of its training: --num-slots 11 "
+            "for MOVi-C, 15 for MOVi-E, 7 for YouTube-VIS"
         )
     similarities_only = side(state, "decoder.module.output_transform.weight", 0) == patch_count(options.method, state)
     return sizes | {
@@ -128,11 +128,11 @@ def model_sizes(options: Converting, state: Mapping[str, Tensor], layout: Layout
 
 
 def find_frames(options: Converting, state: Mapping[str, Tensor]) -> Frames:
-    """The backbone, and the frames whose patches fit the tensors.
+    """The backbone, and the frame size with as many patches as the tensors.
 
     Raises:
-        ValueError: if they do not fit, or the tensors do not show them; names the option.
-        FileNotFoundError: if there is no such backbone.
+        ValueError: if they do not fit the tensors, or cannot be read from them. The message names the option.
+        FileNotFoundError: if the backbone does not exist.
     """
     dim, patches = side(state, f"{TOKENS}.0.weight", 0, rank=1), patch_count(options.method, state)
     patch = side(state, PATCHES, 3, rank=4) if PATCHES in state else PATCH_SIZES.get(patches)
@@ -150,7 +150,7 @@ def find_frames(options: Converting, state: Mapping[str, Tensor]) -> Frames:
                 f"checkpoint was trained on {trained}"
             )
         patch = backbone.patch
-    assert patch is not None  # of a backbone without a name in BACKBONES it was just loaded
+    assert patch is not None  # a backbone that is not in BACKBONES was just loaded
     height, width = options.frame_size or (math.isqrt(patches) * patch,) * 2
     grid = height // patch, width // patch
     if (grid[0] * patch, grid[1] * patch) != (height, width) or grid[0] * grid[1] != patches:
@@ -162,7 +162,7 @@ def find_frames(options: Converting, state: Mapping[str, Tensor]) -> Frames:
 
 
 def make_config(options: Converting, sizes: dict[str, Any], frames: Frames) -> Any:
-    """Options of the stage: those of the preset with the same sizes, if there is one."""
+    """Options of the stage: those of a preset with the same sizes, if there is one."""
     stage, _ = MODELS[options.method]
     config = stage.config(run=options.out)
     config = replace(config, model=replace(config.model, **sizes))
@@ -174,28 +174,28 @@ def make_config(options: Converting, sizes: dict[str, Any], frames: Frames) -> A
         run=options.out,
         data=replace(config.data, frame_size=frames.size),
         backbone=replace(config.backbone, backbone=frames.backbone, feature_norm=False),
-        optim=replace(config.optim, precision="fp32"),  # as trained: sharp logits are sensitive to rounding
+        optim=replace(config.optim, precision="fp32"),  # as in the training: large logits are sensitive to rounding
     )
 
 
 def convert(options: Converting, state: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
-    """The stage's options, and the weights by our names.
+    """The options of the stage, and the weights by the names of this package.
 
     Raises:
         ValueError: if the tensors are not those of a published checkpoint, or the options do not fit them.
-        FileNotFoundError: if there is no such backbone.
+        FileNotFoundError: if the backbone does not exist.
     """
     layout = read_layout(options.method, state)
     sizes, frames = model_sizes(options, state, layout), find_frames(options, state)
     config = make_config(options, sizes, frames)
-    with torch.device("meta"):  # shapes without memory
+    with torch.device("meta"):  # only shapes, without memory
         model = MODELS[options.method][1](config.model, side(state, f"{TOKENS}.0.weight", 0, rank=1), frames.grid)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     return config, convert_state(state, layout, shapes)
 
 
 def write_run(run: Path, method: Published, config: Any, weights: dict[str, Tensor]) -> None:
-    """Write a run whose stage counts as finished, whole or not at all.
+    """Write a run whose stage counts as finished, completely or not at all.
 
     Raises:
         OSError: if it cannot be written.

@@ -29,15 +29,15 @@ CLUSTERS_OF_MASKS = (8,)
 
 
 def evaluate(config: Evaluation, chosen: Chosen | None = None) -> Scores:
-    """Score a run or saved masks, and their baselines; writes the files that :class:`Evaluation` names.
+    """Score a run or saved masks, and baselines. Writes the files that :class:`Evaluation` lists.
 
     Args:
-        config: what to score, and how.
-        chosen: the method, if it was chosen already. Default: that of the run, or the named one.
+        config: options of the evaluation.
+        chosen: the method. Default: that of the run, or the one that ``config`` names.
 
     Raises:
         ValueError, FileNotFoundError: if options contradict each other, or the run, the masks or the data are missing,
-            damaged beyond single videos, or without ground truth.
+            damaged, or without ground truth. Single damaged videos are not an error.
     """
     config = replace(config, run=None if config.run is None else local_run(config.run))
     method, stored = chosen or choose_method(config.method, config.run)
@@ -46,7 +46,7 @@ def evaluate(config: Evaluation, chosen: Chosen | None = None) -> Scores:
     protocols = choose_protocols(config)
     if any(protocol.match == "same-id" for protocol in protocols):
         config = with_named_objects(config, protocols)
-    commit = code_version()  # before anything is written into the checkout
+    commit = code_version()  # before anything is written to the checkout
     dataset = open_videos(config.data, folder_to_write(config.run or Path()))
     candidates = saved_masks(config) if config.masks else segmenter_masks(config, method, stored)
     name = f"{config.data.data}{'-' + config.data.year if config.data.data == 'davis' else ''}"
@@ -54,14 +54,14 @@ def evaluate(config: Evaluation, chosen: Chosen | None = None) -> Scores:
     subject = title_name(config.run or config.masks or Path(method.name))
     gallery = Gallery(config.pictures)
     scores = score_dataset(dataset, candidates, protocols, gallery, config.clip_frames)
-    # The hashes of what was opened: a run that is still training has newer checkpoints by now.
+    # Hashes of the opened files: a run that is still training can have newer checkpoints now.
     weights = dict(candidates.segmenter.weights) if isinstance(candidates, SegmenterMasks) else {}
     _write(config, scores, Provenance(name, split, subject, commit, weights), gallery)
     return scores
 
 
 def segmenter_masks(config: Evaluation, method: Method, stored: RunConfig) -> CandidateMasks:
-    """Masks of a run, or of a method that needs none, with its sweeps and baselines."""
+    """Masks of a run or of a method without training, with sweeps and baselines."""
     settings = config.settings
     if config.clip_frames and getattr(settings, "sees_repeats", True):
         settings = replace(settings, repeat_to=config.clip_frames)
@@ -82,7 +82,7 @@ def saved_masks(config: Evaluation) -> CandidateMasks:
 
 
 def _way(settings: Any) -> str:
-    """How a run segments, for the name of a folder."""
+    """The way in which a run segments, as a part of a folder name."""
     kind: str = getattr(settings, "kind", getattr(settings, "stage", "model"))
     return kind
 

@@ -1,4 +1,4 @@
-"""What Ctrl-C, SIGTERM and a closed terminal do: a command ends in order, and its exit status names the signal."""
+"""Ctrl-C, SIGTERM and a closed terminal: a command saves its work, ends, and its exit status names the signal."""
 
 import os
 import select
@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-# SIGHUP is what a closed terminal sends. Windows has none.
+# A closed terminal sends SIGHUP. Windows has no SIGHUP.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-SIGPIPE = 13  # Windows has none, but pipes that break
+SIGPIPE = 13  # Windows has no SIGPIPE, but broken pipes
 # A terminal and a launcher (uv run, srun) send the signal of one Ctrl-C twice.
 SAME_SIGNAL_SECONDS = 0.3
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asks this process to end. ``number`` is that signal; 128 + number is the exit status.
+    """A signal asks this process to end. ``number`` is the number of the signal; the exit status is 128 + ``number``.
 
-    ``note`` says what is left and what to do, where that is not what the command always says.
+    ``note`` is a message about the state of the work, if it differs from the usual message of the command.
     """
 
     def __init__(self, number: int, note: str = "") -> None:
@@ -30,12 +30,12 @@ class Interrupted(KeyboardInterrupt):
 class StopRequest:
     """Context manager that handles SIGINT, SIGTERM and SIGHUP.
 
-    The first signal sets ``number``, and raises :class:`Interrupted` if ``at_once``. A second one ends the process
-    without cleaning up. Where SIGHUP is ignored (nohup) it stays so. Outside the main thread, which alone receives
-    signals in Python, nothing is changed.
+    The first signal sets ``number``, and raises :class:`Interrupted` if ``at_once``. A second signal ends the process
+    without cleaning up. If SIGHUP was ignored (nohup), it is still ignored. In Python, only the main thread receives
+    signals; in other threads, this context manager does nothing.
 
     Args:
-        at_once: raise at the first signal; else the caller checks ``number`` between its steps.
+        at_once: raise at the first signal. Otherwise the caller checks ``number`` between its steps.
     """
 
     active: "StopRequest | None" = None  # the innermost one
@@ -54,7 +54,7 @@ class StopRequest:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """A block that the first signal ends with :class:`Interrupted`."""
+        """A block in which the first signal raises :class:`Interrupted`."""
         before, self.at_once = self.at_once, True
         try:
             yield
@@ -62,7 +62,7 @@ class StopRequest:
             self.at_once = before
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number not in (signal.SIGINT, signal.SIGTERM):  # the terminal is gone: writing to it is an error
+        if number not in (signal.SIGINT, signal.SIGTERM):  # the terminal is closed: writing to it is an error
             for descriptor in self._terminals:
                 discard_output(descriptor)
         if self.number == 0:
@@ -73,7 +73,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         self._outer, StopRequest.active = StopRequest.active, self
-        if self._outer is not None and not self.number:  # an exception raised in a callback of C++ can get lost
+        if self._outer is not None and not self.number:  # an exception that is raised in a callback of C++ can get lost
             self.number = self._outer.number
         self._previous = {}
         if threading.current_thread() is threading.main_thread():
@@ -89,10 +89,11 @@ class StopRequest:
 
 
 def output_is_closed(descriptor: int) -> None:
-    """The reader of this output is gone: discard the rest, and ask the process to stop as SIGPIPE would.
+    """The reader of this output has ended: discard the rest, and ask the process to stop, as SIGPIPE would.
 
     Raises:
-        Interrupted: unless a :class:`StopRequest` is active that does not raise at once, or was asked before.
+        Interrupted: unless there is an active :class:`StopRequest` that does not raise at once, or that was asked
+            before.
     """
     discard_output(descriptor)
     if StopRequest.active is None:
@@ -101,7 +102,7 @@ def output_is_closed(descriptor: int) -> None:
 
 
 def output_is_broken(descriptor: int) -> bool:
-    """Whether an output (1 or 2) is a pipe or socket whose reader is gone; a helper's pipe is another descriptor."""
+    """Whether an output (1 or 2) is a pipe or socket whose reader has ended."""
     if not hasattr(select, "poll"):  # Windows
         return True
     poll = select.poll()
@@ -110,7 +111,7 @@ def output_is_broken(descriptor: int) -> bool:
 
 
 def discard_output(descriptor: int) -> None:
-    """Discard what is written to a file descriptor from now on."""
+    """Discard everything that is written to a file descriptor from now on."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)

@@ -1,8 +1,9 @@
-"""Tensors of all frames of a video: in memory if they fit, else in a file that has no name.
+"""Tensors of all frames of a video: in memory if they fit, otherwise in a temporary file.
 
-The attention of 10,000 frames of 864 patches over 32 slots takes 553 MB in half precision, and a finer grid or a longer
-video more than a machine has. What does not fit is memory-mapped: it is used as any tensor on the CPU, and the system
-reads and writes its pages. The file is unlinked before anything is written, so a killed process leaves nothing behind.
+The attention of 10,000 frames of 864 patches over 32 slots takes 553 MB in half precision. With a finer grid or a
+longer video, it can exceed the memory of the machine. A tensor that does not fit is memory-mapped: you can use it like
+any tensor on the CPU, and the system reads and writes its pages. The file is unlinked before anything is written, so it
+disappears even if the process is killed.
 """
 
 import errno
@@ -18,16 +19,16 @@ from torch import Tensor
 
 from interpreter.console import gigabytes
 
-SHARE = 0.5  # of the free memory that all tensors of a video may take together
+SHARE = 0.5  # share of the free memory that all tensors of a video may use together
 
 
 def free_memory() -> int:
-    """Bytes of memory that this process may still use; respects the limit of a container."""
+    """Bytes of memory that this process can still use, within the limit of its container."""
     free = psutil.virtual_memory().available
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except OSError:  # no such limit here
+    except OSError:  # this system has no such limit
         return free
     return free if limit == "max" else min(free, int(limit) - used)
 
@@ -46,7 +47,7 @@ class FrameTensor:
         """Copy values [t, ...] to consecutive frames, from any device."""
         self.tensor[frames] = values
         if self._mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
-            # Written pages would count as memory of the process until the system needs it; the file keeps them.
+            # Release the written pages: otherwise they count as memory of the process. The file keeps the values.
             row = self.tensor[0].nbytes
             begin = frames.start * row // mmap.PAGESIZE * mmap.PAGESIZE
             self._mapping.madvise(mmap.MADV_DONTNEED, begin, frames.stop * row - begin)
@@ -55,9 +56,9 @@ class FrameTensor:
 class FrameTensors:
     """Allocates tensors of all frames of a video.
 
-    Together they take at most half of the memory that was free at first, on a GPU half of the GPU's. A tensor that may
-    be elsewhere and does not fit is kept in memory of the host, and if it does not fit there either, in a file in the
-    directory for temporary files (``TMPDIR``).
+    Together, the tensors use at most half of the memory that was free at the start (on a GPU, half of the GPU's). A
+    tensor that does not fit goes to the memory of the host if ``elsewhere`` allows it. If it does not fit there either,
+    it goes to a file in the directory for temporary files (``TMPDIR``).
 
     Args:
         frames: T.
@@ -83,11 +84,11 @@ class FrameTensors:
         Args:
             shape: of a frame's values.
             dtype: of the values.
-            what: they are, for messages.
-            elsewhere: whether they may be in another place than on the device and in memory.
+            what: name of the values, for messages.
+            elsewhere: whether they may be outside the memory of the device: in host memory or in a file.
 
         Raises:
-            OSError: if they fit neither into memory nor on the disk; says how much is needed where, and what to do.
+            OSError: if they fit neither in memory nor on the disk. The message states the required space.
         """
         shape, size = (self.frames, *shape), self.frames * math.prod(shape) * dtype.itemsize
         places = dict.fromkeys((self.device, torch.device("cpu"))) if elsewhere else (self.device,)
@@ -100,7 +101,7 @@ class FrameTensors:
 
 
 def _nameless_file(size: int, what: str) -> mmap.mmap:
-    """A memory-mapped temporary file, whose space on the disk is reserved: writing to it cannot fail later."""
+    """A memory-mapped temporary file. Its disk space is reserved, so writing to it cannot fail later."""
     folder = tempfile.gettempdir()
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         try:

@@ -1,6 +1,6 @@
-"""Locks among processes. A lock ends with its process, however that ends, and names its owner.
+"""Locks between processes. A lock is released when its process ends, even if it is killed, and names its owner.
 
-They are advisory locks on a file (flock). That file exists while the lock is taken; its content is for people.
+They are advisory locks on a file (flock). The file exists while the lock is taken. Its text is for people.
 """
 
 import errno
@@ -22,21 +22,22 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _taken: set[int] = set()  # file descriptors
-_told: list[Path] = []  # where locking turned out to be impossible; the warning is printed once
+_told: list[Path] = []  # folders in which locking is impossible; the warning is printed once
 
 
 class LockedError(ValueError):
-    """Another process uses what this one needs for itself."""
+    """Another process has the lock that this process needs."""
 
 
 class Lock:
     """An exclusive lock on a path.
 
-    Where files cannot be locked (Windows, some network file systems) every process gets it; a warning is printed once.
+    If files cannot be locked (Windows, some network file systems), every process gets the lock, and a warning is
+    printed once.
 
     Attributes:
-        path: the lock file; nothing else may be there.
-        exclusive: whether this process has it, and it keeps others out.
+        path: the lock file.
+        exclusive: whether this process has the lock and other processes cannot get it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,10 +48,10 @@ class Lock:
         """Take the lock; False if another process has it.
 
         Args:
-            wait: until it is free.
+            wait: whether to wait until it is free.
 
         Raises:
-            OSError: if the lock file cannot be made; one that exists may be another user's, or read-only.
+            OSError: if the lock file cannot be created. An existing one can be read-only or belong to another user.
         """
         while True:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +59,7 @@ class Lock:
             try:
                 if not _lock(descriptor, self.path, wait):
                     return True
-                if _same_file(descriptor, self.path):  # else its last owner removed it in between
+                if _same_file(descriptor, self.path):  # otherwise its last owner has just removed it
                     self._descriptor, self.exclusive, descriptor = descriptor, True, -1
                     _taken.add(self._descriptor)
                     self._describe()
@@ -70,7 +71,7 @@ class Lock:
                     os.close(descriptor)
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         if self.exclusive:
             with suppress(OSError):
                 self.path.unlink()
@@ -79,7 +80,7 @@ class Lock:
             self.exclusive = False
 
     def owner(self) -> str:
-        """Who has the lock: process, machine, since when, and its command."""
+        """The owner of the lock: process, machine, start time, and command."""
         try:
             about = json.loads(self.path.read_text(encoding="utf-8"))
             host = "" if about["host"] == platform.node() else f" on {about['host']}"
@@ -94,35 +95,35 @@ class Lock:
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
             "command": shlex.join(sys.orig_argv),
         }
-        with suppress(OSError):  # on a full disk the lock holds nevertheless
+        with suppress(OSError):  # on a full disk, the lock still works
             os.ftruncate(self._descriptor, 0)
             os.write(self._descriptor, json.dumps(about).encode())
             os.fsync(self._descriptor)  # so that other machines see it
 
 
 def is_taken(path: Path) -> bool:
-    """Whether a process has the lock, without touching it: a look must not keep its owner's successor out.
+    """Whether a process has the lock. Does not take the lock, because that could keep another process out.
 
-    It goes by the process that the file names. On another machine that process cannot be looked for, so there the
-    existence of the file counts, which a killed process leaves behind.
+    It checks the process that the file names. A process on another machine cannot be checked, so the lock then counts
+    as taken if the file exists. A killed process leaves this file behind.
     """
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         if about["host"] != platform.node():
             return True
         began = psutil.Process(int(about["process"])).create_time()
-        return began <= path.stat().st_mtime + 1  # a later process has the number of one that ended
+        return began <= path.stat().st_mtime + 1  # a later process has the same number as one that has ended
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return False
 
 
 @contextmanager
 def waiting_for(path: Path, what: str) -> Iterator[Lock]:
-    """A block that one process at a time enters; the others print that they wait.
+    """A block that only one process at a time enters. The others print that they are waiting.
 
     Args:
         path: the lock file.
-        what: what is locked, for that message.
+        what: name of the locked thing, for the message.
     """
     lock = Lock(path)
     if not lock.take():
@@ -135,9 +136,9 @@ def waiting_for(path: Path, what: str) -> Iterator[Lock]:
 
 
 def _open(path: Path) -> int:
-    """Make the lock file or open it, read-only if it may not be written: flock does not need to write.
+    """Create or open the lock file, read-only if it cannot be written: flock does not need to write.
 
-    The programs that this process starts do not inherit it: they would keep the lock when this process has ended.
+    Child processes do not inherit it: otherwise they would keep the lock after this process has ended.
     """
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -151,7 +152,7 @@ def _open(path: Path) -> int:
 
 
 def _lock(descriptor: int, path: Path, wait: bool) -> bool:
-    """Lock a file; False where that is impossible."""
+    """Lock a file. Returns False if the system cannot."""
     try:
         if fcntl is None:
             raise OSError("this system has no flock")
@@ -159,7 +160,7 @@ def _lock(descriptor: int, path: Path, wait: bool) -> bool:
     except BlockingIOError:
         raise
     except OSError as error:
-        if os.access(path, os.W_OK):  # else another user's, who may have locked it
+        if os.access(path, os.W_OK):  # otherwise it belongs to another user, who may have locked it
             with suppress(OSError):
                 path.unlink()
         if not _told:
@@ -181,7 +182,7 @@ def _say(text: str) -> None:
 
 
 def _forget() -> None:
-    """A forked child lets go of what it inherited: its parent's locks end with the parent alone."""
+    """Close inherited locks in a forked child, so that only the parent holds them."""
     for descriptor in _taken:
         os.close(descriptor)
     _taken.clear()

@@ -17,21 +17,21 @@ T = TypeVar("T")
 
 
 class Chosen(NamedTuple):
-    """The method that a command uses, and what its run holds."""
+    """The method that a command uses, and the configuration of its run."""
 
     method: Method
     stored: RunConfig  # configuration of the run; empty without one
 
 
 def choose_method(name: str | None, run: Path | None) -> Chosen:
-    """The method of a run, or the named one; the default method if there is neither.
+    """The method of a run, or the named method, or the default method without either.
 
     Args:
         name: of a method, from ``--method``.
-        run: run directory, from ``--run``; it may be new.
+        run: run directory, from ``--run``. It need not exist yet.
 
     Raises:
-        ValueError: if the run belongs to another method than the named one, or there is no such method.
+        ValueError: if the run has a different method than the named one, or the named method does not exist.
     """
     stored = read_config(run) if run else RunConfig()
     if name and stored.stages and stored.method != name:
@@ -40,24 +40,24 @@ def choose_method(name: str | None, run: Path | None) -> Chosen:
 
 
 def parse_with_settings(options: type[T], arguments: Sequence[str], prog: str) -> tuple[Chosen, T]:
-    """Parse a command line; ``--run`` and ``--method`` come first, since the other options depend on them.
+    """Parse a command line. ``--run`` and ``--method`` are parsed first, because the other options depend on them.
 
     Args:
-        options: frozen keyword-only dataclass of the options, with fields ``run``, ``method`` and ``settings``; the
-            field ``settings`` becomes the method's settings dataclass.
+        options: frozen keyword-only dataclass of the options, with fields ``run``, ``method`` and ``settings``. The
+            field ``settings`` becomes the settings dataclass of the method.
         arguments: the command line.
         prog: name of the command.
 
     Returns:
-        The method with the run's configuration, and the options, in which ``run`` is a directory: a run of the hub is
-        fetched.
+        The method with the run's configuration, and the options. In these, ``run`` is a directory: a run of the hub is
+        downloaded first.
 
     Raises:
         ValueError: if an option is out of range, or the run's configuration is damaged.
-        OSError: if a run of the hub cannot be fetched.
+        OSError: if a run of the hub cannot be downloaded.
     """
     chosen, rest = parse_first(arguments, prog, run={"type": Path}, method={"choices": METHODS})
-    asks_for_help = {"-h", "--help"} & set(rest)  # which fetches nothing
+    asks_for_help = {"-h", "--help"} & set(rest)  # --help downloads nothing
     run = None if chosen.run is None or (asks_for_help and is_hub_name(chosen.run)) else local_run(chosen.run)
     method, stored = choose_method(chosen.method, run)
     field = ("settings", method.settings, dataclasses.field(default_factory=method.settings))

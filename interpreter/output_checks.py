@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def check_place(out: Path, alpha: float, name: str | None = None, formats: Sequence[str] = ()) -> None:
-    """Refuse a directory or an opacity that is none, and one that holds something else than this video's files.
+    """Refuse an invalid directory or opacity, and a directory with files of another program.
 
     Args:
         out: directory to write to.
@@ -17,7 +17,7 @@ def check_place(out: Path, alpha: float, name: str | None = None, formats: Seque
 
     Raises:
         ValueError: says which option to change.
-        PermissionError: if this user cannot write there.
+        PermissionError: if this user cannot write to the directory.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"--alpha {alpha}: the opacity must be between 0 and 1")
@@ -33,7 +33,7 @@ def check_place(out: Path, alpha: float, name: str | None = None, formats: Seque
     if name is None:
         return
     if (out / "stream.json").exists():
-        raise ValueError(f"--out {out} holds the files of a live stream; give another directory")
+        raise ValueError(f"--out {out} contains the files of a live stream; give another directory")
     annotations = (out / "Annotations" / name).resolve()
     if annotations.exists() and not (out / "slots.safetensors").exists():
         raise ValueError(f"{annotations} already exists and is not from this command; give another --out")

@@ -24,11 +24,11 @@ def make_output_folder(out: Path) -> None:
 
 @contextlib.contextmanager
 def written_together(out: Path, names: Sequence[str], absent: Sequence[str] = ()) -> Iterator[Path]:
-    """Yield a temporary folder inside ``out``; when the block ends without an error, its entries move to ``out``.
+    """Yield a temporary folder inside ``out``. When the block ends without an error, its entries move to ``out``.
 
-    An error or a signal inside the block leaves ``out`` as it was. The moves follow one another, in the order of
-    ``names``, while signals wait and other processes that write to ``out`` wait too. Only a crash or a power cut
-    between two moves leaves new and old entries side by side; the next call replaces both.
+    After an error or a signal inside the block, ``out`` is unchanged. The moves happen one after the other, in the
+    order of ``names``. During the moves, signals are delayed, and other processes that write to ``out`` wait. Only a
+    crash or a power cut between two moves leaves a mix of new and old entries; the next call replaces both.
 
     Args:
         out: the folder.
@@ -36,8 +36,8 @@ def written_together(out: Path, names: Sequence[str], absent: Sequence[str] = ()
         absent: files of an earlier call, relative to ``out``, that this one does not make: they are deleted.
 
     Raises:
-        OSError: if ``out`` cannot be written, such as on a full disk.
-        Interrupted: after the moves, if a signal came meanwhile.
+        OSError: if ``out`` cannot be written, for example because the disk is full.
+        Interrupted: after the moves, if a signal arrived during them.
     """
     with private_folder(out) as folder:
         try:
@@ -53,8 +53,8 @@ def written_together(out: Path, names: Sequence[str], absent: Sequence[str] = ()
 
 
 def move_together(folder: Path, out: Path, names: Sequence[str], absent: Sequence[str] = ()) -> int:
-    """Move entries from a private folder to ``out``, and delete those that are to be absent, while signals and other
-    processes wait; returns a signal that came meanwhile, or 0."""
+    """Move entries from a private folder to ``out``, and delete those in ``absent``, while signals and other processes
+    wait. Returns the number of a signal that arrived during the moves, or 0."""
     with waiting_for(out / ".lock", str(out)), StopRequest() as stop:
         for number, name in enumerate(names):
             place = out / name
@@ -69,11 +69,11 @@ def move_together(folder: Path, out: Path, names: Sequence[str], absent: Sequenc
 
 @contextlib.contextmanager
 def private_folder(out: Path) -> Iterator[Path]:
-    """Yield a folder inside ``out`` for this process alone; remove it afterwards, and those of killed processes."""
+    """Yield a private folder inside ``out``. Afterwards, remove it, and those of killed processes."""
     with waiting_for(out / ".lock", str(out)):
         for other in out.glob(".segment-*"):
             lock = Lock(other / ".lock")
-            with contextlib.suppress(PermissionError):  # another user's
+            with contextlib.suppress(PermissionError):  # it belongs to another user
                 if lock.take():
                     if lock.exclusive:
                         shutil.rmtree(other)

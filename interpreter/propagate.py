@@ -1,4 +1,4 @@
-"""Carry the masks of a first frame through a video: ``python -m interpreter.propagate --help``."""
+"""Propagate the masks of a first frame through a video: ``python -m interpreter.propagate --help``."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,15 +46,15 @@ DEFAULT_BACKBONE = "facebook/dinov2-small"
 
 @dataclass(frozen=True, kw_only=True)
 class PropagateOptions:
-    """Carry the object masks of the first frame through a video, or through every video of a data set.
+    """Propagate the object masks of the first frame through a video, or through every video of a data set.
 
     Each patch of a frame takes its label from the most similar patches of the first frame and of the previous frames
-    (label propagation). Nothing is trained: the features of any run, or of a backbone alone, decide what is similar.
+    (label propagation). Nothing is trained. The features come from a run, or from a backbone without a run.
 
-    Writes below OUT: Annotations/NAME/00000.png … (a palette PNG for each frame; a pixel's value is its object as in
-    the first mask, 0 is background), overlays/NAME.mp4, previews/NAME.png and propagation.json. The masks of a data set
-    are scored where it has masks of later frames (protocol davis-2017, J&F), beside copies of the first mask, and
-    OUT/evaluation holds tables and a report.
+    Writes to OUT: Annotations/NAME/00000.png … (a palette PNG for each frame; a pixel's value is its object as in the
+    first mask, 0 is background), overlays/NAME.mp4, previews/NAME.png and propagation.json. If a data set has masks of
+    later frames, the result is scored (protocol davis-2017, J&F), with copies of the first mask as the baseline.
+    OUT/evaluation then contains tables and a report.
 
     Examples:
       python -m interpreter.propagate frames --mask first.png --out out
@@ -66,23 +66,23 @@ class PropagateOptions:
     """Video file, or folder of numbered images (00000.jpg, 00001.jpg …). Without it, a data set: --data and --root."""
     mask: Path | None = None
     """Mask of the first frame, a palette or gray PNG of the video's size: a pixel's value is its object, 0 background.
-    In a mask of 0 and 255 alone 255 is the object; else it is void and counts as background."""
+    255 is void and counts as background; but in a mask with only 0 and 255, 255 is the object."""
     out: Path
     """Directory to write to."""
     run: Path | None = None
     """Directory of a trained run of any method, or hub:OWNER/NAME[@REVISION]; its backbone gives the features.
     Default: --backbone."""
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(DEFAULT_BACKBONE))
-    """What gives the features without --run."""
+    """The backbone that computes the features without --run."""
     frame_size: tuple[int, int] | None = option(None, at_least=1)
-    """Height and width that frames are resized to before the backbone; larger ones give finer masks.
-    Default: as in training with --run; else the video's own size, at most 480 pixels on the shorter side."""
+    """Height and width that frames are resized to before the backbone. A larger size gives finer masks.
+    Default: as in training with --run; otherwise the video's size, at most 480 pixels on the shorter side."""
     propagation: Propagation = field(default_factory=Propagation)
     edges: Edges = "none"
     """none: upsample the soft labels of the patches bilinearly, as published evaluations do.
-    guided: sharpen the edges of the masks with the frames, as `segment` does."""
+    guided: move the edges of the masks to those of the frames, as `segment` does."""
     alpha: float = 0.5
-    """Opacity of the overlay's tint, 0 to 1; 0 draws contours only."""
+    """Opacity of the colours in the overlay, 0 to 1; 0 draws only contours."""
     data: VideosConfig = field(
         default_factory=lambda: VideosConfig(
             data="davis", split="val", year="2017", annotations="semi-supervised", num_videos=12
@@ -102,7 +102,7 @@ def propagate_video(
     how: Propagation | None = None,
     edges: Edges = "none",
 ) -> Iterator[np.ndarray]:
-    """Carry the mask of the first frame through a video; writes nothing.
+    """Propagate the mask of the first frame through a video. Writes nothing.
 
     For example ``for ids in propagate_video("frames", "first.png", run="runs/clips")``.
 
@@ -110,14 +110,14 @@ def propagate_video(
         clip: video file or folder of frames.
         mask: of its first frame: a PNG, or uint8 [H, W] of the video's size, 0 background, 255 void.
         run: directory of a run, or ``hub:OWNER/NAME[@REVISION]``; its backbone gives the features.
-        backbone: what gives the features without a run.
-        frame_size: (H, W) that frames are resized to before the backbone. Default: as in training with a run; else the
-            video's own, at most 480 pixels on the shorter side.
-        how: numbers of the protocol.
+        backbone: name of the backbone, used without a run.
+        frame_size: (H, W) that frames are resized to before the backbone. Default: as in training with a run; otherwise
+            the video's size, at most 480 pixels on the shorter side.
+        how: parameters of label propagation.
         edges: of the masks: "none", or "guided" by the frames.
 
     Returns:
-        The object of each pixel, uint8 [H, W], frame by frame; a few frames are in memory at a time.
+        The object of each pixel, uint8 [H, W], frame by frame. Only a few frames are in memory at a time.
 
     Raises:
         ValueError: if video or mask is damaged or unsuitable, or an option is out of range.
@@ -155,15 +155,14 @@ def check_options(options: PropagateOptions) -> None:
         and options.data.root is None
         and not scenes_of_run,
         "a CLIP needs --mask PNG, the object ids of its first frame": options.clip is not None and options.mask is None,
-        "--mask belongs to a CLIP; give the video or its folder of frames": options.clip is None
+        "--mask needs a CLIP: give the video or its folder of frames": options.clip is None
         and options.mask is not None,
-        "--root belongs to a data set, whose masks are its own; leave out either --root or the CLIP": options.clip
-        is not None
+        "--root is a data set, which has its own masks; leave out either --root or the CLIP": options.clip is not None
         and options.data.root is not None,
-        f"--out {options.out} is the data set itself, which stays as it is; give another directory": options.data.root
+        f"--out {options.out} is the data set itself, which must not change; give another directory": options.data.root
         is not None
         and options.out.resolve() == options.data.root.resolve(),
-        "--backbone, --feature-layer, --feature-norm and --output choose features without --run; a run has its own": (
+        "leave out --backbone, --feature-layer, --feature-norm and --output: a run has its own features": (
             options.run is not None and options.backbone != BackboneConfig(DEFAULT_BACKBONE)
         ),
     }
@@ -173,13 +172,13 @@ def check_options(options: PropagateOptions) -> None:
 
 
 def propagate_clip(options: PropagateOptions) -> None:
-    """Carry ``options.mask`` through ``options.clip``; write and print what :class:`PropagateOptions` names."""
+    """Propagate ``options.mask`` through ``options.clip``, and write the files of :class:`PropagateOptions`."""
     assert options.clip is not None
     assert options.mask is not None
     video = open_video(options.clip)
     check_output(options.out, video, options.alpha)
     mask = read_first_mask(options.mask, video)
-    total = video.num_frames  # counting is cheap compared with encoding, and finds damage at the end of a file first
+    total = video.num_frames  # counting is fast compared with encoding, and detects damage at the end of a file early
     encoder = open_encoder(options.run, options.backbone, options.frame_size)
     make_output_folder(options.out)
     with progress_bar("frames") as progress:
@@ -193,15 +192,15 @@ def propagate_clip(options: PropagateOptions) -> None:
 
 
 def propagate_dataset(options: PropagateOptions) -> Scores | None:
-    """Carry the first mask of every video of a data set on, and score the result.
+    """Propagate the first mask of every video of a data set, and score the result.
 
     Returns:
-        The scores; None if no video has enough masks to score others against.
+        The scores; None if no video has masks of later frames.
 
     Raises:
         ValueError: if no video has a usable first mask.
     """
-    commit = code_version()  # before anything is written into the checkout
+    commit = code_version()  # before anything is written to the checkout
     dataset = open_videos(options.data, folder_to_write(options.run or Path()))
     for video in dataset.videos:
         check_output(options.out, video, options.alpha)
@@ -254,7 +253,7 @@ def _mask_of(dataset: VideoDataset, index: int) -> FirstMask:
 def _score(
     options: PropagateOptions, dataset: VideoDataset, encoder: Encoder, unscored: Mapping[str, str], commit: str
 ) -> Scores:
-    """Score what was written, and write and print the tables."""
+    """Score the written masks, and write and print the tables."""
     data = options.data
     masks = PropagatedMasks(open_predictions(options.out / "Annotations"), f"propagated, {encoder.name}", unscored)
     gallery = Gallery(options.pictures)

@@ -1,4 +1,4 @@
-"""Carries the mask of a video's first frame through the video, and writes the masks of all frames."""
+"""Propagates the mask of a video's first frame through the video, and writes the masks of all frames."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,7 +33,7 @@ from interpreter.store.features import encode_batch
 from interpreter.versions import own_version
 
 SHORTER_SIDE = 480
-"""Pixels of the shorter side of the frames that a backbone sees by default: that of DAVIS."""
+"""Default length in pixels of the shorter side of the frames that a backbone reads, as in DAVIS."""
 FRAMES_AT_ONCE = 8
 RECORD = "propagation.json"
 NOT_PAINTED = 255  # DISPLAY_PALETTE's last entry; background in pictures
@@ -41,12 +41,12 @@ NOT_PAINTED = 255  # DISPLAY_PALETTE's last entry; background in pictures
 
 @dataclass(frozen=True)
 class Encoder:
-    """A backbone and the size of the frames that it sees.
+    """A backbone and the size of the frames that it reads.
 
     Attributes:
         backbone: feature extractor.
-        precision: "fp32", "bf16" or "fp8-backbone", of its products.
-        frame_size: (H, W) that frames are resized to; None chooses it for each video, see :meth:`size`.
+        precision: of its matrix products: "fp32", "bf16" or "fp8-backbone".
+        frame_size: (H, W) that frames are resized to. None: chosen for each video, see :meth:`size`.
         name: of the features, for tables.
     """
 
@@ -56,7 +56,7 @@ class Encoder:
     name: str
 
     def size(self, video: Video) -> tuple[int, int]:
-        """Frame size (H, W) for a video; by default its own in whole patches, the shorter side at most 480."""
+        """Frame size (H, W) for a video. Default: its own size in whole patches, the shorter side at most 480."""
         if self.frame_size is not None:
             return self.frame_size
         scale = min(1.0, SHORTER_SIDE / min(video.height, video.width)) / self.backbone.patch
@@ -75,14 +75,14 @@ def open_encoder(
     """The backbone of a run, trained or frozen, or one by name.
 
     Args:
-        run: run directory; its features and, by default, its frame size are used, and ``backbone`` is not.
-        backbone: loaded if there is no run.
+        run: run directory. Its features and, by default, its frame size are used; ``backbone`` is ignored.
+        backbone: loaded without a run.
         frame_size: (H, W) that frames are resized to.
         device: where to compute. Default: the GPU if there is one.
 
     Raises:
         FileNotFoundError: if the run or the backbone does not exist.
-        ValueError: if either is damaged, or the frame size does not fit the backbone's patches.
+        ValueError: if the run or the backbone is damaged, or the frame size is not a multiple of the patch size.
     """
     if run is not None:
         method, stored = choose_method(None, run)
@@ -101,7 +101,7 @@ class FirstMask(NamedTuple):
 
     Attributes:
         pixels: uint8 [H, W], ids of objects, 0 is background.
-        ids: uint8 [L], those that occur, and 0, in ascending order.
+        ids: uint8 [L], the ids that occur, and 0, in ascending order.
     """
 
     pixels: np.ndarray
@@ -109,7 +109,7 @@ class FirstMask(NamedTuple):
 
 
 def first_mask(pixels: np.ndarray, where: str | Path) -> FirstMask:
-    """Check a mask: it has an object; void pixels (255) become background.
+    """Check that a mask has an object. Void pixels (255) become background.
 
     >>> first_mask(np.array([[0, 7], [255, 2]], np.uint8), "00000.png").ids.tolist()
     [0, 2, 7]
@@ -129,16 +129,16 @@ def first_mask(pixels: np.ndarray, where: str | Path) -> FirstMask:
 
 
 def read_first_mask(path: Path, video: Video) -> FirstMask:
-    """Read the mask of a video's first frame from a file; in one of 0 and 255 alone, 255 is the object.
+    """Read the mask of a video's first frame from a file. If it has only the values 0 and 255, 255 is the object.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        VideoError: if it is no map of ids, has another size than the video, or no object.
+        VideoError: if it is not a map of ids, has a different size than the video, or has no object.
     """
     if not path.is_file():
         raise FileNotFoundError(f"--mask {path}: no such file; give the PNG with the object ids of the first frame")
     pixels = read_mask(path, (video.height, video.width), owner=video.path)
-    if set(np.unique(pixels).tolist()) == {0, VOID}:  # as programs for segmentation save one object
+    if set(np.unique(pixels).tolist()) == {0, VOID}:  # programs for segmentation often save one object like this
         pixels = (pixels > 0).astype(np.uint8)
     return first_mask(pixels, path)
 
@@ -148,17 +148,17 @@ def soft_labels(
 ) -> Iterator[tuple[list[np.ndarray], Segmentation]]:
     """Yield a few frames of a video at a time, uint8 [H, W, 3] each, with the soft labels of their patches.
 
-    The video is decoded and encoded once; memory does not grow with its length. Segment l of the soft labels is the
+    The video is decoded and encoded once, and memory does not grow with its length. Segment l of the soft labels is the
     object ``mask.ids[l]``.
 
     Args:
         video: the video.
         mask: of its first frame.
-        encoder: gives the features.
-        how: numbers of the protocol.
+        encoder: computes the features.
+        how: parameters of label propagation.
 
     Raises:
-        ValueError: if the video is damaged, or changes meanwhile.
+        ValueError: if the video is damaged, or changes while it is read.
     """
     size, stream, count = encoder.size(video), video.frames(), 0
     patches, device = encoder.backbone.grid(size), encoder.backbone.device
@@ -182,11 +182,11 @@ def soft_labels(
 def propagated(
     video: Video, mask: FirstMask, encoder: Encoder, how: Propagation, edges: Edges = "none"
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield each frame of a video, uint8 [H, W, 3], with its ids, uint8 [H, W]; those of the first are the mask's own.
+    """Yield each frame of a video, uint8 [H, W, 3], with its ids, uint8 [H, W]; the first has the ids of the mask.
 
     Args:
         video, mask, encoder, how: see :func:`soft_labels`, also for errors.
-        edges: of the masks: "none" upsamples soft labels bilinearly, "guided" sharpens them with the frames.
+        edges: of the masks: "none" upsamples soft labels bilinearly, "guided" moves edges to those of the frames.
     """
     number = 0
     for frames, soft in soft_labels(video, mask, encoder, how):
@@ -198,7 +198,7 @@ def propagated(
 
 @dataclass
 class Preview:
-    """Small pictures of a few frames with their masks, collected while a video streams past."""
+    """Small pictures of a few frames with their masks, collected while a video is read."""
 
     video: Video
     shown: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
@@ -206,11 +206,11 @@ class Preview:
     def __post_init__(self) -> None:
         last, video = self.video.num_frames - 1, self.video
         self.chosen = set(np.linspace(0, last, min(PREVIEW_FRAMES, last + 1)).round().astype(int).tolist())
-        shape = video.height / (video.width * video.pixel_aspect)  # as it is shown
+        shape = video.height / (video.width * video.pixel_aspect)  # as players show it
         self.size = (max(1, round(PREVIEW_WIDTH * shape)), PREVIEW_WIDTH)
 
     def see(self, number: int, frame: np.ndarray, colours: np.ndarray) -> None:
-        """Keep the frame if it is one of those that are shown."""
+        """Keep the frame if it is one of the frames in the preview."""
         if number in self.chosen:
             self.shown.append((resize(frame, self.size), resize_labels(colours[None], self.size)[0]))
 
@@ -223,12 +223,12 @@ class Preview:
 
 
 def files_of(video: Video) -> tuple[str, str, str, str]:
-    """What is written for a video, relative to the output directory, in the order in which it appears there."""
+    """The files of a video, relative to the output directory, in the order in which they appear."""
     return RECORD, f"overlays/{video.name}.mp4", f"previews/{video.name}.png", f"Annotations/{video.name}"
 
 
 def check_output(out: Path, video: Video, alpha: float) -> None:
-    """Refuse an output directory in which something else would be overwritten, before anything is computed.
+    """Refuse an output directory in which other files would be overwritten, before anything is computed.
 
     Raises:
         ValueError: says which option to change.
@@ -253,20 +253,20 @@ def write_propagated(
     alpha: float,
     advance: Callable[[], None],
 ) -> np.ndarray:
-    """Write the masks of a video, an overlay and a preview (docs/use/propagate.md); all of them, or nothing.
+    """Write the masks of a video, an overlay and a preview (docs/use/propagate.md): all files, or none.
 
     Args:
         out: directory to write to; files of an earlier call for the same video are replaced.
         video: the video.
-        maps: what :func:`propagated` yields.
-        record: what the masks were made with.
+        maps: frames with their ids, as :func:`propagated` yields them.
+        record: options that the masks were computed with.
         alpha: opacity of the overlay's tint, 0..1.
         advance: called after each frame.
 
     Returns:
         [256] number of frames in which each id has a pixel.
     """
-    from interpreter.render.video import VideoWriter  # late: it loads PyAV, which folders of frames do not need
+    from interpreter.render.video import VideoWriter  # late: loads PyAV, not needed for folders of frames
 
     names, preview, seen = files_of(video), Preview(video), np.zeros(256, np.int64)
     with written_together(out, names) as folder:
@@ -274,7 +274,7 @@ def write_propagated(
         with VideoWriter(folder / names[1], video.fps, size, video.pixel_aspect) as painted:
             for number, (frame, ids) in enumerate(maps):
                 write_palette_png(ids, folder / names[3] / f"{number:05d}.png")
-                colours = ids - np.uint8(1)  # object 1 has the first colour, background wraps round to the last one
+                colours = ids - np.uint8(1)  # object 1 has the first colour; background wraps around to the last one
                 painted.write(overlay(frame, colours, alpha, background=NOT_PAINTED))
                 preview.see(number, frame, colours)
                 seen += np.bincount(ids.ravel(), minlength=256) > 0
@@ -285,6 +285,6 @@ def write_propagated(
 
 
 def record_of(options: Any) -> dict[str, Any]:
-    """What masks were made with, for :func:`write_propagated`: all options, and the version of the package."""
+    """The record for :func:`write_propagated`: all options, and the version of the package."""
     record = {"version": own_version(), **asdict(options)}
     return record | {"run": None if options.run is None else run_name(options.run)}

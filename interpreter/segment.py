@@ -59,10 +59,10 @@ TO_SEGMENT_LIVE = "ffmpeg -i CAMERA -c copy -f mpegts - | python -m interpreter.
 class SegmentOptions:
     """Segment one video, at its own resolution and frame rate.
 
-    Writes below OUT: Annotations/NAME/00000.png … (the pixel's value is its segment, counted from 1), overlay.mp4,
-    segments.json (YouTube-VIS RLE) with videos.json (the name behind its video_id), slots.safetensors and preview.png.
+    Writes to OUT: Annotations/NAME/00000.png … (a pixel's value is its segment, counted from 1), overlay.mp4,
+    segments.json (YouTube-VIS RLE), videos.json (the name of its video), slots.safetensors and preview.png.
     --formats coco youtube-vis label-studio adds data sets for other tools. Files of an earlier call are replaced.
-    A live stream (-) is labelled while it comes; it has stream.json instead of slots.safetensors.
+    A live stream (-) is labelled while frames arrive; it has stream.json instead of slots.safetensors.
 
     Examples:
       python -m interpreter.segment clip.mp4 --run runs/demo --out out
@@ -71,8 +71,8 @@ class SegmentOptions:
     """
 
     clip: tyro.conf.Positional[Path]
-    """Video file, or folder of numbered images (00000.jpg, 00001.jpg …) without a video file among them;
-    - for a live stream on standard input: Matroska, WebM, MPEG-TS, Y4M or another container that needs no seeking."""
+    """Video file, or folder of numbered images (00000.jpg, 00001.jpg …) that contains no video file;
+    or - for a live stream on standard input: Matroska, WebM, MPEG-TS, Y4M, or another format without seeking."""
     run: Path | None = None
     """Directory of a trained run, or hub:OWNER/NAME[@REVISION], a run on the Hugging Face hub."""
     method: str | None = None
@@ -82,23 +82,23 @@ class SegmentOptions:
     frame_size: tuple[int, int] | None = None
     """Height and width that frames are resized to before the backbone. Default: as in training."""
     crop: Cut = "none"
-    """central: segment the central square of the frames alone, for runs trained on squares; all files show that square.
+    """central: segment only the central square of each frame, for runs trained on squares; all files show this square.
     none: whole frames."""
     edges: Edges = "guided"
-    """guided: sharpen the edges of the segments with the frames (guided filter of the soft masks).
-    none: upsample the soft masks of the patches bilinearly, without the frames."""
+    """guided: move the edges of the segments to those of the frames (guided filter of the soft masks).
+    none: upsample the soft masks of the patches bilinearly, without using the frames."""
     alpha: float = 0.5
-    """Opacity of the overlay's tint, 0 to 1; 0 draws contours only."""
+    """Opacity of the colours in the overlay, 0 to 1; 0 draws only contours."""
     seed: int = 0
-    """Seed of the slot prior."""
+    """Seed of the random initial slots."""
     video_id: int | None = option(None, at_least=0)
     """Number of the video in segments.json. Default: for a folder of YouTube-VIS, the number in its index (train.json);
     else 1."""
     formats: tuple[Format, ...] = ()
     """Data sets for other tools to write as well, into OUT/coco, OUT/youtube-vis and OUT/label-studio."""
     window: int | None = option(None, at_least=1)
-    """Live stream: frames that are segmented together, and by which labels are late. Default: as many as the video
-    stage was trained with."""
+    """Live stream: number of frames that are segmented together. Labels are late by about this number. Default: as many
+    as the video stage was trained with."""
     settings: Any = None  # of the method; parse_with_settings puts its dataclass here
 
 
@@ -119,7 +119,7 @@ def segment_video(
     formats: Sequence[str] = (),
     **settings: Any,
 ) -> SegmentedVideo:
-    """Segment a video: a file, a folder of frames, or frames that are decoded already.
+    """Segment a video: a file, a folder of frames, or decoded frames.
 
     For example ``segment_video("clip.mp4", "runs/demo", num_slots=6)``, or ``segment_video(frames, "runs/demo",
     fps=30)`` for an array uint8 [T, H, W, 3] of RGB.
@@ -130,23 +130,23 @@ def segment_video(
             many frames as you need with ``itertools.islice(interpreter.read_frames(camera), 300)``, or use
             :func:`segment_stream`.
         run: run directory, made by ``interpreter.train``, or ``hub:OWNER/NAME[@REVISION]``.
-        out: directory for all that :meth:`SegmentedVideo.write` writes; None writes nothing.
-        method: name of a method that needs no training; else the method is that of the run.
+        out: directory for the files of :meth:`SegmentedVideo.write`; None writes nothing.
+        method: name of a method that needs no training. Default: the method of the run.
         frame_size: (H, W) that frames are resized to before the backbone; by default as in training.
         crop: "central" segments the central square of the frames, "none" whole frames.
         edges: of the segments: "guided" by the frames, or "none", those of the upsampled soft masks.
         alpha: opacity of the overlay's tint, 0..1.
         seed: of the slot prior.
         video_id: number of the video in segments.json, as for :meth:`SegmentedVideo.write`.
-        fps: frames per second of overlay.mp4. Default: those of the video; 24 if it does not say.
+        fps: frames per second of overlay.mp4. Default: those of the video, or 24 if the video has no frame rate.
         name: of the video, and of the folder of its label maps. Default: the file's or folder's name, else "frames".
         formats: data sets to write as well, such as ["coco"], as for :meth:`SegmentedVideo.write`.
         settings: of the method, such as ``stage="image"``; ``python -m interpreter.segment --help`` lists them.
 
     Raises:
-        ValueError: if the video is damaged or is no video, the run's files do not belong together, or for one of the
-            reasons of :meth:`SegmentedVideo.write`.
-        OSError: if video or run do not exist, the run lacks the stage, or ``out`` cannot be written.
+        ValueError: if the video is damaged or is not a video, if the run's files do not belong together, or for one of
+            the reasons of :meth:`SegmentedVideo.write`.
+        OSError: if video, run or the required stage of the run does not exist, or ``out`` cannot be written.
     """
     if edges not in get_args(Edges):
         raise ValueError(f"edges {edges!r}: choose from {', '.join(get_args(Edges))}")
@@ -156,7 +156,7 @@ def segment_video(
         require_name(name)
     if out is None and (formats or video_id is not None):
         raise ValueError(f"{'formats' if formats else 'video_id'} is for files that are written: pass out as well")
-    if out is not None:  # before frames are read that come only once
+    if out is not None:  # before reading frames that can be read only once
         check_place(Path(out), alpha, None if isinstance(video, (str, Path, Video)) else name or FRAMES, formats)
     run = None if run is None else local_run(run)
     chosen, stored = choose_method(method, run)
@@ -207,7 +207,7 @@ def _segment_and_write(
 ) -> tuple[SegmentedVideo, np.ndarray]:
     """The segmented video, and the share of its pixels in each segment."""
     check_count(segmenter.num_segments)
-    _ = video.num_frames  # counting is cheap compared with encoding, and finds damage at the end of a file first
+    _ = video.num_frames  # counting is fast compared with encoding, and detects damage at the end of a file early
     make_output_folder(out)
     result = _segment(video, segmenter, seed, edges)
     return result, result.write(out, alpha, video_id, formats)
@@ -238,11 +238,11 @@ def print_report(result: SegmentedVideo, shares: np.ndarray, out: Path, formats:
 
 
 def print_stream_report(result: SegmentedStream) -> None:
-    """Print a table of the segments of a stream, how late its labels were, and the files that were written."""
+    """Print a table of the segments of a stream, the delay of its labels, and the files that were written."""
     console, shares = _console(), result.shares
     frames = f"{result.frames} frames of {result.size[0]}x{result.size[1]} (height x width)"
     console.print(
-        f"{NAME}: {frames}, {len(shares)} segments; labels came {result.seconds:.2f} s after decoding at most"
+        f"{NAME}: {frames}, {len(shares)} segments; labels were written at most {result.seconds:.2f} s after decoding"
     )
     _print_segments(console, shares, result.tied_over_time)
     for name in (f"Annotations/{NAME}", *STREAM_FILES):
@@ -266,9 +266,9 @@ def _print_segments(console: Console, shares: np.ndarray, tied_over_time: bool, 
     if empty:
         console.print(f"empty segments, without a pixel in any frame: {', '.join(empty)}")
     if not tied_over_time and until:
-        console.print(f"a number means another object in {until}")
+        console.print(f"a number means a different object in {until}")
     elif not tied_over_time:
-        console.print("each frame was segmented by itself: a number means another object in every frame")
+        console.print("each frame was segmented separately: a number means a different object in every frame")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -291,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _segment_standard_input(chosen: Chosen, options: SegmentOptions) -> int:
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
-        raise ValueError(f"standard input is no stream but a terminal: pipe a video into it, {TO_SEGMENT_LIVE}")
+        raise ValueError(f"standard input is a terminal, not a stream: pipe a video into it, {TO_SEGMENT_LIVE}")
     if options.run is None:
         raise ValueError("a live stream needs --run DIR, a trained run of the method interpreter")
     if options.video_id is not None:

@@ -1,4 +1,4 @@
-"""Segmentation of a video: soft masks at patch resolution, label maps of any size, and the files made of them."""
+"""Segmentation of a video: soft masks at patch resolution, label maps of any size, and the files made from them."""
 
 import itertools
 import json
@@ -27,13 +27,13 @@ from interpreter.render import overlay, write_palette_png
 from interpreter.render.preview import PREVIEW_FRAMES, Shown, show, write_preview
 
 Edges = Literal["guided", "none"]
-"""How label maps get their edges: from the frames, by a guided filter of the soft masks; or from the soft masks alone,
-upsampled bilinearly."""
+"""Edges of label maps: ``guided`` by the frames (a guided filter of the soft masks), or ``none`` (soft masks that are
+upsampled bilinearly)."""
 
-LABELS_AT_ONCE = 8  # frames whose label maps are made together
+LABELS_AT_ONCE = 8  # number of frames whose label maps are computed together
 MAX_SEGMENTS = 254  # ids 1..254: DAVIS reads 0 as background and 255 as void
 FILES = ("slots.safetensors", "overlay.mp4", "segments.json", "videos.json", "preview.png")
-HIERARCHY = "hierarchy.json"  # of methods with several levels alone
+HIERARCHY = "hierarchy.json"  # only of methods with several levels
 
 
 class LabelMap(NamedTuple):
@@ -47,8 +47,9 @@ class LabelMap(NamedTuple):
 class Segmentation:
     """Segments of a video of T frames.
 
-    The soft mask of a patch is its row of ``attention``, or of ``attention @ across`` where slots of a frame are
-    combined into segments. So the masks [T, M, S] of all frames never have to exist at once.
+    The soft mask of a patch is its row of ``attention``. If slots of a frame are combined into segments, it is its row
+    of ``attention @ across``. The product is computed for a few frames at a time, so the masks [T, M, S] of all frames
+    are never in memory together.
 
     >>> attention = torch.tensor([[[0.9, 0.1], [0.2, 0.8]]])  # one frame of two patches, side by side, and two slots
     >>> Segmentation((1, 2), attention).labels(size=(2, 4)).tolist()
@@ -56,13 +57,13 @@ class Segmentation:
 
     Attributes:
         grid: patch grid (h, w), M = h w.
-        attention: [T, M, N] fp16, patches over the slots of their frame; each row over N sums to 1. It may be elsewhere
-            than ``across``, or in a file, if it is large (:mod:`interpreter.large`).
+        attention: [T, M, N] fp16, patches over the slots of their frame; each row over N sums to 1. A large one may be
+            on another device than ``across``, or in a file (:mod:`interpreter.large`).
         across: [T, N, S], slots over segments, each row over S sums to 1; None if each slot is a segment.
         tensors: what ``segment`` writes to slots.safetensors, by name.
         tied_over_time: whether a segment is the same object in all frames.
-        hierarchy: of methods with several levels, which segment of a level is part of which of the next: what is
-            written to hierarchy.json.
+        hierarchy: contents of hierarchy.json, for methods with several levels: which segment of a level is part of
+            which segment of the next level.
         outlines: a finer segmentation, whose segments the overlay outlines.
     """
 
@@ -84,11 +85,11 @@ class Segmentation:
 
     @property
     def device(self) -> torch.device:
-        """Where masks and label maps are computed."""
+        """Device on which masks and label maps are computed."""
         return (self.attention if self.across is None else self.across).device
 
     def part(self, frames: slice) -> "Segmentation":
-        """The segmentation of some of the frames, without ``tensors`` and what belongs to the whole video."""
+        """The segmentation of some of the frames, without ``tensors`` and other data of the whole video."""
         across = None if self.across is None else self.across[frames]
         return Segmentation(self.grid, self.attention[frames], across, tied_over_time=self.tied_over_time)
 
@@ -103,7 +104,7 @@ class Segmentation:
         """Segment of each pixel, uint8 [t, H, W]; ``size`` (H, W), by default the patch grid."""
         if self.across is None or self.attention.device == self.across.device:
             return propagate_labels(*self._factors(frames), self.grid, size)[0].cpu().numpy()
-        chosen = range(len(self))[frames]  # the attention may be too large for the device
+        chosen = range(len(self))[frames]  # the attention may be too large for the device, so move only these frames
         pieces = (chosen[start : start + LABELS_AT_ONCE] for start in range(0, max(len(chosen), 1), LABELS_AT_ONCE))
         factors = (self._factors(slice(piece.start, piece.stop, piece.step)) for piece in pieces)
         return np.concatenate([propagate_labels(*pair, self.grid, size)[0].cpu().numpy() for pair in factors])
@@ -128,7 +129,7 @@ class Segmentation:
                 guide, soft masks are upsampled bilinearly.
 
         Raises:
-            ValueError: if a frame of the guide has another size or type, or there are more or fewer of them than T.
+            ValueError: if a frame of the guide has a wrong size or type, or the guide does not have T frames.
         """
         size, frames = size or self.grid, None if guide is None else iter(guide)
         for start in range(0, len(self), LABELS_AT_ONCE):
@@ -158,7 +159,7 @@ class Segmentation:
         return torch.from_numpy(np.stack(frames)).to(self.device)[None]
 
     def _factors(self, frames: slice) -> tuple[Tensor, Tensor]:
-        """Both factors of the masks, as a batch of one video. Where each slot is a segment, the second is identity."""
+        """Both factors of the masks, as a batch of one video. If each slot is a segment, the second is the identity."""
         attention, across = self.attention[frames].to(self.device), self.across
         if across is None:
             across = torch.eye(self.num_segments, device=attention.device).expand(len(self), -1, -1)
@@ -198,7 +199,7 @@ class SegmentedVideo:
         if self.edges != "guided":
             yield from zip(_frames(self), self.label_maps(), strict=True)
             return
-        waiting: deque[np.ndarray] = deque()  # for their label maps; itertools.tee would keep up to 57 frames more
+        waiting: deque[np.ndarray] = deque()  # for their label maps; itertools.tee would keep up to 57 more frames
 
         def guide() -> Iterator[np.ndarray]:
             for frame in _frames(self):
@@ -217,7 +218,7 @@ class SegmentedVideo:
         Segments have no class and no score: ``class_id`` is 0, ``confidence`` None.
 
         Raises:
-            ValueError: if the package supervision is not installed.
+            ValueError: if the package ``supervision`` is not installed.
         """
         from interpreter.render.detections import detections
 
@@ -226,10 +227,10 @@ class SegmentedVideo:
     def write(
         self, out: str | Path, alpha: float = 0.5, video_id: int | None = None, formats: Sequence[str] = ()
     ) -> np.ndarray:
-        """Write label maps, overlay, RLE, slots and preview (docs/use/segment.md); decodes the video once more.
+        """Write label maps, overlay, RLE, slots and preview (docs/use/segment.md). Decodes the video again.
 
-        An error or Ctrl-C before all files are complete leaves ``out`` as it was before. Several processes may write
-        to one directory.
+        If an error or Ctrl-C happens before all files are complete, ``out`` stays unchanged. Several processes can
+        write to one directory.
 
         Args:
             out: directory to write to; files of an earlier call are replaced.
@@ -243,15 +244,15 @@ class SegmentedVideo:
             [segments] share of the video's pixels in each segment; they sum to 1.
 
         Raises:
-            ValueError: if ``out`` would overwrite the video or files from elsewhere, ``alpha`` is out of range, a
-                format does not exist or lacks its package, there are more than 254 segments, or the video changed since
-                it was segmented.
-            OSError: if ``out`` cannot be written, such as on a full disk.
+            ValueError: if ``out`` would overwrite the video or files of another program, ``alpha`` is out of range, a
+                format does not exist, its package is not installed, there are more than 254 segments, or the video
+                changed after it was segmented.
+            OSError: if ``out`` cannot be written, for example because the disk is full.
         """
         out, segmentation = Path(out), self.segmentation
         check_output(out, self.video, alpha, formats)
         check_count(segmentation.num_segments)
-        # slots.safetensors is moved first: by it check_output recognises annotations of an earlier call.
+        # slots.safetensors is moved first, because check_output recognises annotations of an earlier call by it.
         hierarchy = segmentation.hierarchy
         names = (*FILES, f"Annotations/{self.video.name}", *([HIERARCHY] if hierarchy else []), *dict.fromkeys(formats))
         absent = () if hierarchy else (HIERARCHY,)
@@ -267,14 +268,14 @@ class SegmentedVideo:
 
 
 def check_output(out: Path, video: Video, alpha: float, formats: Sequence[str] = ()) -> None:
-    """Refuse what :meth:`SegmentedVideo.write` would refuse, before the video is segmented; creates nothing.
+    """Check, before the video is segmented, what :meth:`SegmentedVideo.write` would refuse. Creates nothing.
 
     Raises:
         ValueError: says which option to change.
     """
     check_place(out, alpha, video.name, formats)
     if isinstance(uncut(video), HeldFrames | SpooledFrames):
-        return  # their path is a name, which may also be that of the output folder
+        return  # their path is only a name, and may equal that of the output folder
     source, annotations = video.path.resolve(), (out / "Annotations" / video.name).resolve()
     written = {out.resolve(), *((out / name).resolve() for name in (*FILES, HIERARCHY))}
     if source in written or source.is_relative_to(annotations):
@@ -282,9 +283,9 @@ def check_output(out: Path, video: Video, alpha: float, formats: Sequence[str] =
 
 
 def check_count(segments: int) -> None:
-    """Refuse more segments than :meth:`SegmentedVideo.write` can write; ValueError says how many it can."""
+    """Raise ValueError for more segments than :meth:`SegmentedVideo.write` can write."""
     if segments > MAX_SEGMENTS:
-        raise ValueError(f"{segments} segments, but a palette PNG holds {MAX_SEGMENTS}; ask for fewer")
+        raise ValueError(f"{segments} segments, but a palette PNG can have at most {MAX_SEGMENTS}; ask for fewer")
 
 
 def _write_slots(path: Path, segmented: SegmentedVideo) -> None:
@@ -298,7 +299,7 @@ def _write_slots(path: Path, segmented: SegmentedVideo) -> None:
         "edges": segmented.edges,
     }
     with written_whole(path) as temporary:
-        # One entry of metadata, because safetensors writes several in random order: same video, same bytes.
+        # One metadata entry, because safetensors writes several in random order: equal videos should give equal bytes.
         save_file(
             {name: tensor.cpu().contiguous() for name, tensor in segmentation.tensors.items()},
             temporary,
@@ -372,4 +373,4 @@ def _frames(segmented: SegmentedVideo, size: tuple[int, int] | None = None) -> I
 
 def changed_video(video: Video) -> ValueError:
     """The error of a video whose number of frames changed."""
-    return ValueError(f"{video.path} changed while it was segmented; leave it alone until it is done")
+    return ValueError(f"{video.path} changed while it was segmented; do not change it until the command has finished")

@@ -1,4 +1,4 @@
-"""Segment a live stream from a pipe: labels are written window by window, and stay if the stream is cut."""
+"""Segment a live stream from a pipe. Labels are written window by window, and are kept if the stream breaks."""
 
 import errno
 import json
@@ -50,7 +50,7 @@ class StreamOptions:
     """How a stream is segmented.
 
     Attributes:
-        window: frames that are segmented together; None for as many as the method prefers.
+        window: number of frames that are segmented together. Default: that of the method.
         crop: "central" segments the central square of the frames, "none" whole frames.
         edges: "guided" by the frames, or "none".
         alpha: opacity of the overlay's tint, 0..1.
@@ -64,7 +64,7 @@ class StreamOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse values that are none."""
+        """Refuse invalid values."""
         for name, kind in (("edges", Edges), ("crop", Cut)):
             if (value := getattr(self, name)) not in get_args(kind):
                 raise ValueError(f"{name} {value!r}: choose from {', '.join(get_args(kind))}")
@@ -74,18 +74,18 @@ class StreamOptions:
 
 @dataclass
 class SegmentedStream:
-    """What was labelled of a stream.
+    """The labelled part of a stream.
 
     Attributes:
         out: directory with its files.
         size: (H, W) of the label maps.
-        window: frames that were segmented together.
-        delay: frames after which a frame is labelled, at most.
+        window: number of frames that were segmented together.
+        delay: largest number of frames by which labels are late.
         frames: number of labelled frames.
         pixels: [254] int64, number of pixels of each segment.
         seconds: longest time from decoding a frame to writing its labels.
-        cut: why the stream ended too early; empty if it did not.
-        stopped: the signal that ended it, or 0.
+        cut: why the stream ended too early; empty if it was complete.
+        stopped: number of the signal that ended it, or 0.
         tied_over_time: whether a segment is the same object in all frames.
     """
 
@@ -102,7 +102,7 @@ class SegmentedStream:
 
     @property
     def kept(self) -> str:
-        """The line that a cut stream ends with."""
+        """The message about a stream that ended too early."""
         return f"The stream was cut after {self.frames} frames, which are labelled in {self.out}"
 
     @property
@@ -127,29 +127,29 @@ def segment_stream(
     seed: int = 0,
     **settings: Any,
 ) -> SegmentedStream:
-    """Segment a live stream while it comes, for example ``segment_stream(cv2.VideoCapture(0), "runs/demo", "out")``.
+    """Segment a live stream, for example ``segment_stream(cv2.VideoCapture(0), "runs/demo", "out")``.
 
     Label maps are written as soon as a window is complete. A stream that is cut or damaged raises no error: the files
-    hold the frames that came before, and ``cut`` gives the reason.
+    contain the frames that arrived before, and ``cut`` is the reason.
 
     Args:
         source: a camera or another source of frames (:func:`interpreter.read_frames`), or a binary file object with a
             container that can be read without seeking, such as ``sys.stdin.buffer`` or a socket's file.
         run: run directory of the method ``interpreter``, or ``hub:OWNER/NAME[@REVISION]``.
-        out: directory to write to (docs/use/segment.md); an earlier stream in it is replaced.
-        fps: frames per second of a source of frames; a container has its own. Default: as the source says, else 24.
-        window: frames that are segmented together. Default: as many as the video stage was trained with.
+        out: directory to write to (docs/use/live_stream.md); an earlier stream in it is replaced.
+        fps: frames per second of a source of frames; a container has its own. Default: that of the source, or 24.
+        window: number of frames that are segmented together. Default: as many as the video stage was trained with.
         frame_size, crop, edges, alpha, seed, settings: see :func:`interpreter.segment_video`.
 
     Raises:
-        ValueError: if not a single frame can be decoded, the method or a setting needs the whole video, or ``out``
-            holds annotations of another command.
+        ValueError: if no frame can be decoded, the method or a setting needs the whole video, or ``out`` contains
+            annotations of another command.
         OSError: if the run does not exist, or ``out`` cannot be written.
-        Interrupted: after a signal; the frames until then are labelled.
+        Interrupted: after a signal. The frames that arrived before it are labelled.
     """
     options = StreamOptions(window, crop, edges, alpha, seed)
     if fps is not None and is_byte_stream(source):
-        raise ValueError(f"fps {fps}: the container in the file object has a frame rate of its own; leave fps out")
+        raise ValueError(f"fps {fps}: the container in the file object has its own frame rate; leave fps out")
     check_stream_output(Path(out), alpha)
     run = local_run(run)
     chosen, stored = choose_method(None, run)
@@ -163,7 +163,7 @@ def segment_stream(
 
 
 def check_stream_output(out: Path, alpha: float) -> None:
-    """Refuse a directory that :func:`write_stream` must not write to; creates nothing.
+    """Check a directory that :func:`write_stream` would write to. Creates nothing.
 
     Raises:
         ValueError: says which option to change.
@@ -171,7 +171,7 @@ def check_stream_output(out: Path, alpha: float) -> None:
     check_place(out, alpha)
     annotations = out / "Annotations" / NAME
     if (out / "slots.safetensors").exists():
-        raise ValueError(f"{out} holds the files of a segmented video; give another --out")
+        raise ValueError(f"{out} contains the files of a segmented video; give another --out")
     if annotations.exists() and not (out / "stream.json").exists():
         raise ValueError(f"{annotations} already exists and is not from a stream; give another --out")
 
@@ -179,14 +179,14 @@ def check_stream_output(out: Path, alpha: float) -> None:
 def write_stream(
     source: Any, segmenter: Segmenter, out: Path, options: StreamOptions, fps: float | None = None
 ) -> SegmentedStream:
-    """Segment a stream, and write its files while it comes.
+    """Segment a stream, and write its files while frames arrive.
 
-    At the end of the stream, after damage and after a signal, the frames that came until then are labelled, and all
+    At the end of the stream, after damage and after a signal, the frames that arrived before are labelled, and all
     files are completed.
 
     Raises:
         ValueError: see :func:`segment_stream`.
-        OSError: if ``out`` cannot be written; label maps that were written stay.
+        OSError: if ``out`` cannot be written. Label maps that were written before are kept.
         Interrupted: after a signal before the first frame.
     """
     # Imported here because it loads PyAV.
@@ -214,7 +214,7 @@ def write_stream(
         delay = live.delay(online.window)
         result = SegmentedStream(out, (first.height, first.width), online.window, delay)
         console.print(
-            f"{NAME}: {first.height}x{first.width} (height x width); labels follow the frames by at most {delay} "
+            f"{NAME}: {first.height}x{first.width} (height x width); labels are late by at most {delay} "
             f"frames ({float(delay / live.fps):.2f} s at {float(live.fps):.4g} fps), plus the time to segment "
             f"{online.window} of them",
             markup=False,
@@ -238,12 +238,12 @@ def write_stream(
             result.stopped, result.cut = stop.number, _reason(live.error)
             if live.error is not None and not isinstance(live.error, (ValueError, OSError)):
                 raise live.error
-        result.stopped = stop.number  # also of a signal that came while the files were completed
+        result.stopped = stop.number  # also for a signal that arrived while the files were completed
     return result
 
 
 def _reason(error: BaseException | None) -> str:
-    """What an error says, or its kind if it says nothing; empty without one."""
+    """The message of an error, or its type if it has no message; empty without an error."""
     return "" if error is None else str(error).strip() or type(error).__name__
 
 
@@ -252,7 +252,7 @@ def _cropped(video: Video, crop: Cut) -> Video:
 
 
 class _Files:
-    """The files of a stream: label maps at once, all others at the end, however the block ends.
+    """The files of a stream: label maps immediately, all other files at the end, also after an error.
 
     Args:
         result: counts what was written.

@@ -1,4 +1,4 @@
-"""Versions: of this package, and of those that it needs, which are checked at the start with a one-line error."""
+"""The version of this package, and checks that the installed packages are new enough."""
 
 import re
 import sys
@@ -16,11 +16,11 @@ def own_version() -> str:
 
 
 def too_old(requirements: list[str]) -> str | None:
-    """The message about the first installed package that is older than required; None if there is none.
+    """The message about the first installed package that is older than required, or None.
 
     Args:
-        requirements: such as ``av>=18`` or ``av>=18,<20``. Those with a marker, as extras have, and packages that are
-            not installed are skipped.
+        requirements: such as ``av>=18`` or ``av>=18,<20``. Requirements with a marker (such as those of extras) are
+            skipped, and so are packages that are not installed.
     """
     for requirement in requirements:
         if ";" in requirement or not (match := re.match(r"([\w.-]+).*>=([\d.]+)", requirement)):
@@ -36,7 +36,7 @@ def too_old(requirements: list[str]) -> str | None:
 
 
 def require_package(package: str) -> None:
-    """Check a package of an extra where it is imported, since another use of this project does without it.
+    """Check the version of an optional package. Call it where the package is imported.
 
     Raises:
         ValueError: if it is too old.
@@ -50,7 +50,7 @@ def require_versions(is_command: bool) -> None:
     """Check the installed packages against what this one requires.
 
     Args:
-        is_command: whether a command of this package is being started, which ends with the line instead of a traceback.
+        is_command: whether a command of this package is starting. It then ends with one line, without a traceback.
 
     Raises:
         ImportError: if a package is too old.
@@ -64,7 +64,7 @@ def require_versions(is_command: bool) -> None:
 def _requirements() -> list[str]:
     try:
         return metadata.requires(DISTRIBUTION) or []
-    except metadata.PackageNotFoundError:  # run from a copy of the repository
+    except metadata.PackageNotFoundError:  # the package is not installed: it runs from a copy of the repository
         return []
 
 

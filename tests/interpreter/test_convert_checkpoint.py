@@ -322,7 +322,7 @@ def test_tensor_of_another_rank_is_named(tmp_path, capsys):
 
 def test_number_of_slots_is_asked_for_where_the_file_has_none(tmp_path, capsys):
     for layout, more, reason in (
-        ("videosaur movi-c", [], "does not hold its number of slots"),
+        ("videosaur movi-c", [], "does not contain its number of slots"),
         ("slot-contrast movi-c", ["--num-slots", "11"], "omit --num-slots"),
         ("videosaur movi-c", ["--num-slots", "0"], "--num-slots must be at least 1"),
     ):

@@ -286,7 +286,7 @@ def mistakes():
     return {
         "nothing": (given("--out", "OUT"), "give a CLIP with --mask PNG, or a data set with --data NAME --root DIR"),
         "no mask": (given("CLIP", "--out", "OUT"), "a CLIP needs --mask PNG"),
-        "mask alone": (given("--mask", "MASK", "--out", "OUT"), "--mask belongs to a CLIP"),
+        "mask alone": (given("--mask", "MASK", "--out", "OUT"), "--mask needs a CLIP"),
         "clip and data": (given(*clip_and_mask, "--root", "PATH"), "leave out either --root or the CLIP"),
         "run and backbone": (given(*clip_and_mask, "--run", "RUN", "--feature-layer", "8"), "a run has its own"),
         "missing mask": (given("CLIP", "--mask", "no.png", "--out", "OUT", *BACKBONE), "--mask no.png: no such file"),

@@ -114,7 +114,7 @@ def test_signal_leaves_nothing(tmp_path, tiny_run, number):
     clip, out = make_clip(tmp_path / "clip.mp4", frames=250, size=(360, 480)), tmp_path / "out"
     command = [sys.executable, "-m", "interpreter.segment", clip, "--run", tiny_run, "--out", out]
 
-    def heed_interrupts():  # a shell's background jobs are born deaf to them
+    def heed_interrupts():  # background jobs of a shell start with these signals ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     command = [str(a) for a in command]
@@ -139,7 +139,7 @@ def test_memory_does_not_grow_with_the_video(tmp_path, tiny_run):
         segment_video(clip, tiny_run, tmp_path / "out", stage="image")
         return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
 
-    # Both are longer than the queue of the encoder, whose length follows the machine.
+    # Both are longer than the queue of the encoder, whose length depends on the machine.
     peak(100)
     short, long = peak(100), peak(600)
     # MB; 500 frames are 360 MB of pixels and 120 MB of labels, but 1 MB of slots. Peaks differ by up to 50 by chance.
@@ -147,7 +147,7 @@ def test_memory_does_not_grow_with_the_video(tmp_path, tiny_run):
 
 
 def mistakes():
-    """name -> (make(tmp_path, tiny_run, image_run) -> the arguments, what the line must say)."""
+    """name -> (make(tmp_path, tiny_run, image_run) -> the arguments, text of the error)."""
 
     def with_file(name, content):
         def make(path, run, image_run):
@@ -206,7 +206,7 @@ def mistakes():
         "out holds the input": (onto_overlay, "would overwrite"),
         "out holds annotations": (onto_truth, "not from this command"),
         "frame size": (with_clip("--run", "RUN", "--out", "OUT", "--frame-size", "60", "90"), "--frame-size 64 96"),
-        "too many segments": (with_clip("--run", "RUN", "--out", "OUT", "--num-slots", "300"), "palette PNG holds 254"),
+        "too many segments": (with_clip("--run", "RUN", "--out", "OUT", "--num-slots", "300"), "can have at most 254"),
         "alpha": (with_clip("--run", "RUN", "--out", "OUT", "--alpha", "2"), "between 0 and 1"),
     }
 
@@ -280,7 +280,7 @@ def test_settings_are_keywords_of_segment_video(tmp_path, tiny_run):
 @pytest.mark.parametrize("edges", ["guided", "none"])
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_clip_is_opened_once_and_streamed_twice(tmp_path, tiny_run, kind, edges, monkeypatch):
-    """To encode it, and to draw the overlay, whose frames also guide the edges; its frames are counted without."""
+    """Once to encode it, and once to draw the overlay and guide the edges. Counting frames decodes nothing."""
     clip = make_clip(tmp_path / "clip.mp4", frames=3) if kind == "file" else make_folder(tmp_path / "frames")
     opened, streamed = [], []
     open_once, video_type = segment.open_video, type(open_video(clip))

@@ -1,4 +1,4 @@
-"""segment_video and segment_stream take decoded frames, with the results of the file that they come from."""
+"""segment_video and segment_stream take decoded frames; results equal those of the file."""
 
 import io
 import itertools
@@ -84,7 +84,7 @@ def test_options_that_would_do_nothing_are_refused(tmp_path, tiny_run):
     for option in ({"formats": ["nonsense"]}, {"video_id": 0}):
         with pytest.raises(ValueError, match=f"{next(iter(option))} is for files that are written: pass out as well"):
             segment_video(moving(2), tiny_run, **option)
-    with pytest.raises(ValueError, match="fps 5: the container in the file object has a frame rate of its own"):
+    with pytest.raises(ValueError, match="fps 5: the container in the file object has its own frame rate"):
         segment_stream(io.BytesIO(), tiny_run, tmp_path / "out", fps=5)
 
 
@@ -130,7 +130,7 @@ def test_what_is_no_video_is_refused(tmp_path, tiny_run):
 
 
 class Camera:
-    """A source without an end, which counts what was taken."""
+    """A source without an end, which counts the frames that were read."""
 
     def __init__(self, frames):
         self.frames, self.taken = itertools.cycle(frames), 0
@@ -189,7 +189,7 @@ def test_stream_that_fails_keeps_what_came(tmp_path, tiny_run, problem, reason):
 
 
 def test_stop_ends_a_stream_whose_camera_waits(tmp_path, tiny_run):
-    """What has come is labelled, though the next frame never comes."""
+    """Frames that have arrived are labelled, although the next frame never arrives."""
     waiting = threading.Event()
 
     def camera():

@@ -1,4 +1,4 @@
-"""``segment -``: labels come window by window, and a stream that is cut keeps them."""
+"""``segment -``: labels are written window by window, and remain if the stream breaks off."""
 
 import json
 import os
@@ -125,14 +125,14 @@ def test_cut_stream_keeps_what_came(tmp_path, tiny_run, kind, monkeypatch, capsy
     content, out = stream(kind, moving(20)), tmp_path / "out"
     content = content[: int(0.6 * len(content))]
     count = len(frames_of(content))
-    window = next(length for length in (9, 10, 11) if count % length)  # the last window is a shorter one
+    window = next(length for length in (9, 10, 11) if count % length)  # the last window is shorter
     assert segment_standard_input(content, ["--run", tiny_run, "--out", out, "--window", window], monkeypatch) == 1
     require_files(out, count, (64, 96))
     printed = capsys.readouterr()
     errors = [line for line in printed.err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
     assert errors[0].endswith(f"The stream was cut after {count} frames, which are labelled in {out}")
-    assert f"labels follow the frames by at most {window + 1} frames ({(window + 1) / 24:.2f} s" in printed.err
+    assert f"labels are late by at most {window + 1} frames ({(window + 1) / 24:.2f} s" in printed.err
     assert f"stream: {count} frames of 64x96" in printed.out
     assert json.loads((out / "stream.json").read_text())["cut"].startswith("standard input: ")
 
@@ -149,7 +149,7 @@ def running(out, run, *options):
     """The command, reading a pipe that the test fills."""
     command = [sys.executable, "-m", "interpreter.segment", "-", "--run", run, "--out", out, *options]
 
-    def heed_interrupts():  # a shell's background jobs are born deaf to them
+    def heed_interrupts():  # background jobs of a shell start with these signals ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     with subprocess.Popen(
@@ -174,9 +174,9 @@ def wait_for(path, process):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("kind", ["mkv", "mpegts", "y4m"])  # an encoder of WebM begins late
+@pytest.mark.parametrize("kind", ["mkv", "mpegts", "y4m"])  # WebM's encoder starts late
 def test_labels_come_with_the_stated_delay(tmp_path, tiny_run, kind):
-    """The writer sends the first frame and as many as the delay, and then waits: labels come nevertheless."""
+    """The writer sends the first frame and as many more as the delay, then waits. Labels are written nevertheless."""
     pieces, out = sent(kind, moving(30)), tmp_path / "out"
     with running(out, tiny_run, "--window", 6) as process:
         delay = 8
@@ -241,7 +241,7 @@ def test_annotations_of_another_command_are_refused(tmp_path, tiny_run):
     segment_video(clip, tiny_run, tmp_path / "out")
     with (
         piped(stream("y4m", moving(2))) as file,
-        pytest.raises(ValueError, match="holds the files of a segmented video; give another"),
+        pytest.raises(ValueError, match="contains the files of a segmented video; give another"),
     ):
         segment_stream(file, tiny_run, tmp_path / "out")
     assert len(read_annotations(tmp_path / "out", "stream")) == 2
@@ -285,7 +285,7 @@ def test_error_while_segmenting_completes_the_files(tmp_path, tiny_run, monkeypa
     [
         (["--masks-from", "tokens"], "--masks-from tokens needs all frames at once"),
         (["--window", "0"], "--window must be at least 1"),
-        (["--num-slots", "300"], "a palette PNG holds 254"),
+        (["--num-slots", "300"], "a palette PNG can have at most 254"),
         (["--alpha", "2"], "between 0 and 1"),
         (["--formats", "coco"], "--formats is an option of files and folders"),
         (["--crop", "central"], "--crop central takes squares"),
@@ -321,14 +321,14 @@ def test_terminal_is_no_stream(tmp_path, tiny_run):
     os.close(keyboard)
     os.close(terminal)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: standard input is no stream but a terminal: pipe a video into it")
+    assert done.stderr.startswith("error: standard input is a terminal, not a stream: pipe a video into it")
 
 
 def test_interrupt_before_the_first_frame_leaves_nothing(tmp_path, tiny_run):
     reading, writing = os.pipe()
 
     class Asking:
-        """A pipe that a signal comes to while nothing is sent."""
+        """A pipe; a signal arrives while nothing is sent."""
 
         def fileno(self):
             os.kill(os.getpid(), signal.SIGTERM)

@@ -77,7 +77,7 @@ def test_a_level_refuses_to_stand_on_another_one(level_run, video_options, tmp_p
 
 
 def test_stored_windows_are_those_of_the_stages(level_run, scenes, clip):
-    """The cache holds what level 2 finds in windows of 5 frames, with masses that sum to 1."""
+    """The cache contains the slots of level 2 in windows of 5 frames, with masses that sum to 1."""
     (store,) = (path for path in (level_run / "cache").glob("level-2-*") if not _flipped(path))
     files = [load_file(path) for path in store.glob("*.safetensors")]
     assert len(files) == 3
@@ -166,7 +166,7 @@ def test_segment_writes_a_level_its_hierarchy_and_outlines(level_run, clip, tmp_
     assert tensors["level_2_attention"].shape[:3] == (8, 5, 4)
     assert tensors["video_attention"].shape[:2] == (24, 4)
 
-    # Two levels have no such file, and that of the call before does not stay.
+    # Two levels have no such file, and the file of the earlier call is removed.
     segment([str(clip.path), "--run", str(level_run), "--out", str(out), "--association", "learned"])
     assert not (out / "hierarchy.json").exists()
 
@@ -174,7 +174,7 @@ def test_segment_writes_a_level_its_hierarchy_and_outlines(level_run, clip, tmp_
 def test_a_lower_level_numbers_segments_in_each_window(level_run, clip, capsys, tmp_path):
     out = tmp_path / "out"
     segment([str(clip.path), "--run", str(level_run), "--out", str(out), "--level", "2", "--levels", "3"])
-    assert "a number means another object in every window" in " ".join(capsys.readouterr().out.split())
+    assert "a number means a different object in every window" in " ".join(capsys.readouterr().out.split())
 
 
 def test_slots_of_a_stage_that_reads_means_come_from_half_precision(means_level_below, level_options, clip, tmp_path):
@@ -204,7 +204,7 @@ def test_a_level_that_reads_means_starts_from_the_weights_below():
     assert starts_from_below()
     assert not starts_from_below(start="random")
     assert not starts_from_below(model=replace(model, inputs="slots"))
-    assert not starts_from_below(model=replace(model, dim=32))  # has no such sizes below
+    assert not starts_from_below(model=replace(model, dim=32))  # the level below has no such sizes
 
 
 @pytest.mark.parametrize("masked", [True, False])
