@@ -1,1 +1,1 @@
-"""What ``python -m interpreter.evaluate`` is made of: candidates, streamed scoring, records, the report."""
+"""The parts of ``python -m interpreter.evaluate``: candidates, streamed scoring, records, and the report."""

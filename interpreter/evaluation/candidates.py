@@ -26,8 +26,8 @@ from interpreter.segmentation import Edges, Segmentation
 Size = tuple[int, int]
 Baseline = Literal["one-segment", "grid", "k-means", "k-means-positions", "k-means-frame", "spectral"]
 EDGES: dict[Edges, str] = {"none": "", "guided": ", guided edges"}
-"""What the name of a row says about its edges."""
-MAX_GUIDED = 255  # segments of a label map with guided edges
+"""The end of a row's name, which describes its edges."""
+MAX_GUIDED = 255  # most segments in a label map with guided edges
 KEPT_FRAMES = 256 * 2**20  # bytes of a video's frames that are kept to guide several label maps
 
 ON_FEATURES = ("k-means", "k-means-positions", "k-means-frame", "spectral")
@@ -38,11 +38,11 @@ class Entry:
     """A row of the tables.
 
     Attributes:
-        name: of the row.
-        kind: ``main``: what is evaluated. ``baseline``: what it is compared with. ``blind``: a baseline that does not
-            look at the video. ``sweep``: the main entry under another setting.
+        name: name of the row.
+        kind: ``main`` is what is evaluated; ``baseline`` what it is compared with; ``blind`` a baseline that does not
+            use the video; ``sweep`` the main entry with another setting.
         sweep: name and value of that setting.
-        edges: of the segments: ``guided`` by the frames, or ``none``; see :data:`interpreter.segmentation.Edges`.
+        edges: edges of the segments, ``guided`` by the frames or ``none``; see :data:`interpreter.segmentation.Edges`.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Entry:
     edges: Edges = "none"
 
     def with_edges(self, edges: Edges) -> "Entry":
-        """The row of the same masks with other edges."""
+        """The row for the same masks with other edges."""
         return replace(self, name=self.name + EDGES[edges], edges=edges)
 
 
@@ -60,10 +60,10 @@ class Candidate:
     """Masks of one video for one entry.
 
     Attributes:
-        entry: whose masks they are.
-        seed: of everything random in them; None if nothing is.
-        labels: makes the label map uint8 or int [T, H, W] at a size (H, W).
-        background: id of pixels that are in no segment; None where every id is a segment.
+        entry: the entry.
+        seed: seed of all random parts; None if nothing is random.
+        labels: function that makes the label map, uint8 or int [T, H, W], at a size (H, W).
+        background: id of pixels in no segment; None if every id is a segment.
         segments: number of segments of the soft masks, some of which may be empty; None if there are no soft masks.
     """
 
@@ -75,14 +75,14 @@ class Candidate:
 
 
 class CandidateMasks(Protocol):
-    """Yields the masks of each video that are scored."""
+    """Yields the masks to score of each video."""
 
     def candidates(self, video: Video, status: Callable[[str], None]) -> Iterator[Candidate]:
-        """Yield the masks of a video, those of the main entry first, each made when it is needed.
+        """Yield the masks of a video, those of the main entry first. Each is computed when it is needed.
 
         Args:
             video: the video.
-            status: called with a line about the progress.
+            status: function that is called with a line about the progress.
 
         Raises:
             VideoError, PredictionError: if the video or its masks are damaged.
@@ -95,9 +95,9 @@ class Sweep:
 
     Attributes:
         setting: field of the method's settings.
-        title: of the setting, in the report.
-        label: of a value in the name of its row, as a format string.
-        values: what to try.
+        title: name of the setting in the report.
+        label: format string for a value in the name of its row.
+        values: values to try.
     """
 
     setting: str
@@ -108,15 +108,15 @@ class Sweep:
 
 @dataclass(frozen=True)
 class SegmenterMasks:
-    """Masks of a method: a video is encoded once, for all seeds, settings and baselines.
+    """Masks of a method. A video is encoded once, for all seeds, settings and baselines.
 
     Attributes:
         segmenter: the method.
-        seeds: of the slot prior, and of the baselines that start at random.
+        seeds: seeds of the slot prior and of random baselines.
         sweeps: settings to try.
-        baselines: which to run beside it.
+        baselines: baselines to compare with.
         clusters: numbers of segments of the baselines.
-        edges: of the segments; with several, every row but those of blind baselines appears once for each.
+        edges: edges of the segments. With several, there is a row for each, except for blind baselines.
     """
 
     segmenter: Segmenter
@@ -184,8 +184,8 @@ class SavedMasks:
 
     Attributes:
         predictions: the files.
-        name: of their row.
-        baselines: which to show beside them; only those that need no features.
+        name: name of their row.
+        baselines: baselines to compare with; only those without features.
         clusters: numbers of segments of the baselines.
     """
 
@@ -203,7 +203,7 @@ class SavedMasks:
 
 
 def blind_baselines(video: Video, names: Sequence[str], clusters: Sequence[int]) -> Iterator[Candidate]:
-    """Baselines that do not look at the video."""
+    """Masks of baselines that do not use the video."""
     frames = video.num_frames
     if "one-segment" in names:
         yield Candidate(Entry("one segment", "blind"), None, lambda size: one_segment(frames, *size))
@@ -212,9 +212,9 @@ def blind_baselines(video: Video, names: Sequence[str], clusters: Sequence[int])
 
 
 class Guide:
-    """Frames of a video at any size, to guide several label maps one after the other.
+    """Frames of a video at any size, which guide several label maps one after the other.
 
-    Frames that take at most 256 MiB together are kept; of a longer video they are decoded again for each label map.
+    Frames of at most 256 MiB in all are kept. Those of a longer video are decoded again for each label map.
 
     Args:
         video: the video.
@@ -236,7 +236,7 @@ class Guide:
 
 
 def full_size(segmentation: Segmentation, size: Size, guide: Guide | None = None) -> np.ndarray:
-    """Segment of each pixel of all frames, uint8 [T, H, W]; with a guide, edges follow its frames."""
+    """The segment of each pixel of all frames, uint8 [T, H, W]. With a guide, edges follow its frames."""
     out = np.empty((len(segmentation), *size), np.uint8)
     maps = segmentation.label_maps(size, None if guide is None else guide.frames(size))
     for frame, (labels, _) in zip(out, maps, strict=True):
@@ -245,14 +245,14 @@ def full_size(segmentation: Segmentation, size: Size, guide: Guide | None = None
 
 
 def hard_masks(patches: np.ndarray, grid: Size, device: torch.device) -> Segmentation:
-    """Patch labels uint8 [T, M] as a segmentation: masks of a patch are 1 for its label and 0 for all others."""
+    """Patch labels uint8 [T, M] as a segmentation: the mask of a patch is 1 for its label and 0 for all others."""
     classes = torch.arange(int(patches.max(initial=0)) + 1)
     onehot = torch.from_numpy(patches)[:, :, None] == classes
     return Segmentation(grid, onehot.to(device, torch.float16))
 
 
 def _counter(video: Video, status: Callable[[str], None]) -> Callable[[int], None]:
-    """Reports how many frames of a video are encoded."""
+    """Reports how many frames of a video are encoded already."""
     encoded = 0
 
     def advance(frames: int) -> None:

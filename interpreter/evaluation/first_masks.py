@@ -1,4 +1,4 @@
-"""What is scored of masks that were carried on from the first frame: the masks, and copies of the first one."""
+"""Scores masks that were carried through a video from its first frame, and copies of the first mask."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,12 +18,12 @@ LEAST_FRAMES = 3  # annotated ones: the protocols leave out the first and the la
 
 @dataclass(frozen=True)
 class PropagatedMasks:
-    """Saved masks whose first frame is the one that was given, and the baseline of a mask that does not move.
+    """Saved masks that start from the true mask of the first frame, and a baseline: this mask copied to every frame.
 
     Attributes:
         predictions: the masks.
-        name: of their row.
-        failed: why a video has no masks or cannot be scored, by its name.
+        name: name of their row.
+        failed: for the name of each video without masks or that cannot be scored, the reason.
     """
 
     predictions: Predictions
@@ -41,18 +41,18 @@ class PropagatedMasks:
 
 
 def copies(first: np.ndarray, count: int, size: Size) -> np.ndarray:
-    """The first mask [1, H, W], once for each frame."""
+    """The first mask [1, H, W], repeated for each frame."""
     return np.repeat(resize_labels(first, size), count, axis=0)
 
 
 def protocols_for(config: VideosConfig) -> list[Protocol]:
-    """The semi-supervised protocol, and on DAVIS-2016 its own."""
+    """The protocols to use: the semi-supervised one of DAVIS-2017 and, for DAVIS-2016, also its own."""
     names = ["davis-2017", "davis-2016"] if (config.data, config.year) == ("davis", "2016") else ["davis-2017"]
     return [PROTOCOLS[name] for name in names]
 
 
 def not_scorable(dataset: VideoDataset) -> dict[str, str]:
-    """Videos with too few masks to score others against, by name, and why."""
+    """Videos with too few true masks to be scored: the reason, by name."""
     counts = {video.name: len(dataset.mask_frames(index)) for index, video in enumerate(dataset.videos)}
     return {
         name: f"{name}: {count} annotated frames, but scoring needs {LEAST_FRAMES}, as the first and last are left out"

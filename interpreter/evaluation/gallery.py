@@ -15,12 +15,12 @@ from interpreter.render import mask_grid
 from interpreter.segmentation import Edges
 
 FRAMES, HEIGHT = 6, 240
-NOT_PAINTED = 255  # what pixels in no segment become in a picture
+NOT_PAINTED = 255  # id in a picture of pixels in no segment
 
 
 @dataclass
 class Shown:
-    """Small label maps of a few frames of a video: what its picture needs besides the frames themselves."""
+    """Small label maps of a few frames of a video, for its picture. The frames themselves are read later."""
 
     video: Video
     chosen: np.ndarray  # numbers of the frames
@@ -47,17 +47,17 @@ class Picture:
     image: np.ndarray
 
     def save(self, folder: Path) -> None:
-        """Write it as PNG; characters with a meaning to file systems are replaced in its name."""
+        """Write a PNG. Characters that file systems do not allow are replaced in its name."""
         safe = re.sub(r"[^\w.-]+", "_", self.video)[:80]
         with written_whole(folder / f"{self.rank.replace(' ', '-')}-{safe}.png") as temporary:
             Image.fromarray(self.image).save(temporary, format="png")
 
 
 class Gallery:
-    """The best and the worst videos seen so far; memory holds small pictures of these alone.
+    """The best and the worst videos so far. Memory has only small pictures of these.
 
     Args:
-        count: how many of the best and how many of the worst.
+        count: how many of the best videos, and how many of the worst.
     """
 
     def __init__(self, count: int) -> None:
@@ -74,15 +74,17 @@ class Gallery:
         frames: np.ndarray,
         background: int | None = None,
     ) -> None:
-        """Look at the masks of a video: those of the first seed with the edges of the main entry are shown, those of
-        sweeps and blind baselines are not.
+        """Take the masks of a video for its picture.
+
+        The picture shows the masks of the first seed with the edges of the main entry. Sweeps and blind baselines are
+        left out.
 
         Args:
             video: the video.
-            entry: whose masks they are.
+            entry: the entry that the masks belong to.
             maps: the masks of all frames, at any size.
             truth: [t, H, W] masks of the annotated frames.
-            frames: [t] numbers of these.
+            frames: [t] numbers of the annotated frames.
             background: id in the masks of pixels in no segment, which are not painted.
         """
         if not self.count or entry.kind in ("sweep", "blind"):
@@ -100,11 +102,11 @@ class Gallery:
             shown.rows[entry.name] = colours
 
     def forget(self) -> None:
-        """Drop the video that is being seen."""
+        """Drop the current video."""
         self._current = None
 
     def keep(self, score: float) -> None:
-        """The video that is being seen is complete: keep it if it is among the best or the worst."""
+        """Finish the current video, and keep it if it is among the best or the worst."""
         shown, self._current = self._current, None
         if shown is None or np.isnan(score):
             return
@@ -114,7 +116,7 @@ class Gallery:
             del self._kept[self.count]
 
     def pictures(self) -> list[Picture]:
-        """Best 1, best 2, … and worst 1, worst 2, …: a video is among the best or the worst, not among both."""
+        """The pictures, best 1, best 2, … and worst 1, worst 2, …. No video is in both."""
         half = min(self.count, (len(self._kept) + 1) // 2)
         groups = {"best": self._kept[:half], "worst": self._kept[half:][::-1]}
         return [

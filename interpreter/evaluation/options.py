@@ -1,4 +1,4 @@
-"""Options of ``python -m interpreter.evaluate``, and which of them exclude each other."""
+"""Options of ``python -m interpreter.evaluate``, and checks that they fit together."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from interpreter.segmentation import Edges
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Score a run (--run) or saved masks of any method (--masks) under named protocols, and baselines with them.
+    """Score a run (--run) or saved masks of any method (--masks) under named protocols, together with baselines.
 
-    Prints a table for each protocol. Writes below OUT: table.txt, scores.json (all numbers, also of each video and
-    seed), videos.csv, pictures of the best and worst videos, and report.html, one file with all of it and plots. Every
-    number is saved with its protocol, the split and the commit. docs/results/protocols.md describes the protocols.
+    Prints a table for each protocol. Writes to OUT: table.txt, scores.json (all numbers, also of each video and seed),
+    videos.csv, pictures of the best and worst videos, and report.html, one file with all of this and plots. Every
+    number is saved with its protocol, split and commit. docs/results/protocols.md describes the protocols.
 
     Examples:
       python -m interpreter.evaluate --run runs/demo
@@ -30,52 +30,52 @@ class Evaluation:
     """
 
     run: Path | None = None
-    """Directory of a trained run, or hub:OWNER/NAME[@REVISION], a run on the Hugging Face hub."""
+    """Directory of a trained run, or hub:OWNER/NAME[@REVISION] for a run on the Hugging Face hub."""
     masks: Path | None = None
-    """Saved masks, instead of --run. DIR/VIDEO/00000.png …: palette or gray PNGs, in which 0 means no segment;
-    a YouTube-VIS result JSON;
-    or .npz, one file for each video or one for all, in which every id is a segment, 0 included."""
+    """Saved masks to score instead of a run. One of: a folder DIR/VIDEO/00000.png … of palette or gray PNGs, in which
+    0 means no segment; a YouTube-VIS result JSON; .npz files, one for each video or one for all, in which every id is
+    a segment, also 0."""
     method: str | None = None
-    """A method that needs no training, instead of --run. Default: the method of the run."""
+    """A method without training to score instead of a run. Default: the method of the run."""
     data: VideosConfig = field(default_factory=lambda: VideosConfig(split="val", num_videos=40))
     protocol: Annotated[tuple[str, ...], tyro.conf.arg(metavar="{" + ",".join(PROTOCOLS) + "}")] = ()
     """One or several protocols. Default: davis-2016 or davis-2017-unsupervised for DAVIS, else interpreter.
-    davis-2017 (semi-supervised) must be the only one; it scores --masks in which objects keep the ids of frame 0."""
+    davis-2017 (semi-supervised) must be the only one. It scores --masks in which objects keep the ids of frame 0."""
     out: Path | None = None
-    """Directory to write to. Default: RUN/evaluation/DATA-SPLIT-STAGE, such as synthetic-val-video-features, or
-    evaluation/DATA-SPLIT-MASKS; for a run of the hub evaluation/OWNER-NAME/DATA-SPLIT-STAGE."""
+    """Directory to write to. Default for a run: RUN/evaluation/DATA-SPLIT-STAGE, such as synthetic-val-video-features;
+    for a run on the hub: evaluation/OWNER-NAME/DATA-SPLIT-STAGE; for masks: evaluation/DATA-SPLIT-MASKS."""
     strict: bool = False
-    """Exit with status 1 if any video could not be scored. Such videos are named, and left out of all numbers."""
+    """Exit with status 1 if a video could not be scored. Such videos are listed, and left out of all numbers."""
     frame_size: tuple[int, int] | None = option(None, at_least=1)
     """Height and width that frames are resized to before the backbone. Default: as in training."""
     clip_frames: int | None = option(None, at_least=1)
     """Use exactly this many frames of each video, as published evaluations do (36 on YouTube-VIS). Default: all.
-    Longer videos are cut. Shorter ones are repeated if the method looks at all frames together, as --association
-    learned does; the repeats are not scored."""
+    Longer videos are cut. Shorter ones are repeated if the method uses all frames together, as --association learned
+    does; the repeats are not scored."""
     seeds: tuple[int, ...] = option((0, 1, 2), at_least=0)
-    """Seeds of the slot prior and of baselines that start at random; tables show mean and sample standard deviation."""
+    """Seeds of the slot prior and of random baselines. Tables show mean and sample standard deviation over seeds."""
     edges: tuple[Edges, ...] = ("none",)
     """none: upsample the soft masks of the patches bilinearly, as published evaluations do.
-    guided: sharpen the edges of the segments with the frames, as `segment` does; baselines on features too.
-    With both, rows of the run and of these baselines appear twice; the first value is that of the main row."""
+    guided: sharpen the edges of the segments with the frames, as `segment` does.
+    With both, the run and baselines on features have a row for each; the first value is that of the main row."""
     sweep_merge: tuple[float, ...] = ()
-    """Merge thresholds to try; frames are encoded only once."""
+    """Merge thresholds to try. Frames are encoded only once."""
     sweep_slots: tuple[int, ...] = option((), at_least=1)
-    """Numbers of video slots to try; frames are encoded only once."""
+    """Numbers of video slots to try. Frames are encoded only once."""
     baselines: tuple[Baseline, ...] | None = None
-    """Baselines to score as well. Without features: one-segment, and grid (regular blocks).
-    On the run's features: k-means (of the whole video), k-means-positions (patch positions appended);
-    k-means-frame and spectral (each frame by itself, then linked over time).
-    Default: the first three; with --masks, which have no features, the first two; none under davis-2017."""
+    """Baselines to score as well. Without features: one-segment and grid (regular blocks).
+    On the run's features: k-means (of the whole video), k-means-positions (patch positions appended), k-means-frame
+    and spectral (each frame separately, then linked over time).
+    Default: one-segment, grid and k-means; with --masks one-segment and grid; with davis-2017 none."""
     clusters: tuple[int, ...] = option((), at_least=1)
     """Numbers of segments of the baselines. Default: as many as the run has slots; 8 with --masks."""
     pictures: int = option(3, at_least=0)
-    """Number of best and of worst videos to draw."""
-    settings: Any = None  # of the method; parse_with_settings puts its dataclass here
+    """How many of the best videos, and how many of the worst, to draw."""
+    settings: Any = None  # the dataclass of the method's settings, set by parse_with_settings
 
     @property
     def sweeps(self) -> dict[str, Sweep]:
-        """Settings to try, by option."""
+        """Settings to try, by the name of the option."""
         return {
             "--sweep-merge": Sweep("merge_threshold", "merge threshold", "merge {:g}", self.sweep_merge),
             "--sweep-slots": Sweep("num_slots", "number of slots", "{} slots", self.sweep_slots),
@@ -83,10 +83,10 @@ class Evaluation:
 
 
 def check_options(config: Evaluation, method: Method) -> None:
-    """Refuse options that are out of range or contradict each other, before anything is computed.
+    """Check options before anything is computed.
 
     Raises:
-        ValueError: names the option.
+        ValueError: if an option is out of range or contradicts another. The message names it.
     """
     check_ranges(config)
     saved, sweeps = config.masks is not None, config.sweeps
@@ -103,7 +103,7 @@ def check_options(config: Evaluation, method: Method) -> None:
         f"{' '.join(changed)} needs --run: saved masks have no settings": saved and changed,
         "--frame-size needs --run: saved masks have no backbone": saved and config.frame_size,
         "--clip-frames needs --run: saved masks have as many frames as the video": saved and config.clip_frames,
-        "--outlines is an option of segment: scores have no overlay": getattr(config.settings, "outlines", None),
+        "--outlines is an option of segment: evaluate draws no overlay": getattr(config.settings, "outlines", None),
         "--edges needs --run: saved masks have no soft masks": saved and config.edges != ("none",),
         f"--edges must be none, guided or both, got {list(config.edges)}": not config.edges
         or len(set(config.edges)) < len(config.edges),
@@ -129,7 +129,7 @@ def check_options(config: Evaluation, method: Method) -> None:
 
 
 def _check_setting(name: str, setting: str, values: Sequence[float], settings: Any, method: Method) -> None:
-    """Refuse values of a setting that the method does not have, or does not accept."""
+    """Raise ValueError for a setting that the method does not have, or a value that it does not accept."""
     if values and setting not in {field.name for field in dataclasses.fields(settings)}:
         raise ValueError(f"{name}: the method {method.name} has no setting {setting}")
     for value in values:
@@ -140,10 +140,11 @@ def _check_setting(name: str, setting: str, values: Sequence[float], settings: A
 
 
 def with_named_objects(config: Evaluation, protocols: Sequence[Protocol]) -> Evaluation:
-    """The evaluation under a protocol that gives every object its id: saved masks alone, DAVIS with that track's masks.
+    """The evaluation under a protocol in which methods get the ids of objects: saved masks alone, semi-supervised
+    DAVIS.
 
     Raises:
-        ValueError: for a run, baselines or other protocols, which have no such ids.
+        ValueError: for a run, for baselines or for other protocols, because none has such ids.
     """
     name = next(protocol.name for protocol in protocols if protocol.match == "same-id")
     rule = f"--protocol {name} scores masks in which objects keep their ids of the first frame"
@@ -161,7 +162,7 @@ def with_named_objects(config: Evaluation, protocols: Sequence[Protocol]) -> Eva
 
 
 def choose_protocols(config: Evaluation) -> list[Protocol]:
-    """The named protocols, or that of the data set.
+    """The protocols that the options name, or the default of the data set.
 
     Raises:
         ValueError: if a name is not in :data:`interpreter.metrics.PROTOCOLS`.

@@ -20,16 +20,16 @@ def write_evaluation(
     Args:
         home: directory to write to.
         scores: the numbers.
-        provenance: where they come from.
-        options: of the command, for the record.
+        provenance: the origin of the numbers.
+        options: options of the command, which are saved too.
         gallery: pictures of the best and worst videos.
 
     Raises:
         OSError: if the directory cannot be written.
-        Interrupted: after the files are complete, if a signal came meanwhile.
+        Interrupted: if a signal came while the files were written. They are complete by then.
     """
     pictures, table = gallery.pictures(), format_tables(scores, provenance)
-    # The files of one evaluation belong together: other processes and signals wait until all of them are written.
+    # The files of one evaluation belong together, so other processes and signals wait until all are written.
     with waiting_for(home / ".lock", str(home)) as lock, StopRequest() as stop:
         if lock.exclusive:
             remove_leftovers(home)

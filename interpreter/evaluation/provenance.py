@@ -1,4 +1,4 @@
-"""Which code made a number."""
+"""The version of the code that computed a number."""
 
 import subprocess
 from pathlib import Path
@@ -7,9 +7,9 @@ from interpreter.versions import DISTRIBUTION, own_version
 
 
 def code_version() -> str:
-    """The commit (``git describe --always --dirty --tags``) of a checkout, else the installed version."""
+    """The commit of a checkout (``git describe --always --dirty --tags``), or the installed version."""
     root = Path(__file__).resolve().parents[2]
-    # The commit of a repository that the installation happens to lie in would be the wrong one.
+    # The installation may be inside another repository, whose commit would be wrong.
     if _git(root, "rev-parse", "--show-toplevel") == str(root):
         described = _git(root, "describe", "--always", "--dirty", "--tags")
         if described:
@@ -18,7 +18,7 @@ def code_version() -> str:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    """What git says about a directory; empty where there is no git or no repository."""
+    """Output of a git command for a directory; empty without git or without a repository."""
     try:
         result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Numbers as JSON, CSV and text, each with its protocol, its split and the version of the code."""
+"""Writes numbers as JSON, CSV and text, each with its protocol, its split and the version of the code."""
 
 import csv
 import io
@@ -46,10 +46,10 @@ class Provenance:
 
     Attributes:
         data: name of the data set.
-        split: of the data set.
-        subject: name of the run or of the masks; of a run on the hub with its commit.
-        commit: of the code.
-        weights: hash of the weights of each stage of the run that took part, by its key.
+        split: split of the data set.
+        subject: name of the run or of the masks; for a run on the hub with its commit.
+        commit: commit of the code.
+        weights: hash of the weights of each stage that was used, by the key of the stage.
     """
 
     data: str
@@ -60,7 +60,7 @@ class Provenance:
 
 
 def cell(row: Row, name: str) -> str:
-    """Mean, and ± sample standard deviation over seeds; a dash where the number is undefined."""
+    """Mean ± sample standard deviation over seeds, or a dash if the number is undefined."""
     mean, std = row.mean[name], row.std
     if math.isnan(mean):
         return "–"
@@ -69,13 +69,13 @@ def cell(row: Row, name: str) -> str:
 
 
 def scored(row: Row) -> str:
-    """How many videos and objects a row stands for."""
+    """Numbers of scored videos and objects in a row."""
     first = row.per_seed[0]
     return f"{first['videos']:.0f} videos, {first['objects']:.0f} objects"
 
 
 def format_tables(scores: Scores, provenance: Provenance) -> str:
-    """A table for each protocol as text, and below it what its columns are."""
+    """A table for each protocol as text, with an explanation of its columns."""
     file = io.StringIO()
     console = Console(file=file, width=200)
     rows = scores.rows()
@@ -102,7 +102,7 @@ def format_tables(scores: Scores, provenance: Provenance) -> str:
 
 
 def empty_segments(scores: Scores, rows: Sequence[Row]) -> str:
-    """How many segments of the evaluated method are empty; nothing if that is unknown or none is."""
+    """A line with the share of empty segments of the evaluated method; empty if it is unknown or 0."""
     first = rows[0]
     share = scores.empty_segments(first.protocol, first.entry)
     if not share > 0:  # NaN too
@@ -120,7 +120,7 @@ def _notes(protocol: Protocol, rows: Sequence[Row], further: Sequence[str]) -> s
 
 
 def write_scores(path: Path, scores: Scores, provenance: Provenance, config: dict[str, Any]) -> None:
-    """Write all numbers, per video too, as JSON."""
+    """Write all numbers as JSON, also those of each video."""
     stamp = {"split": provenance.split, "commit": provenance.commit}
     named = {p.name: {"protocol": p.name, "version": p.version, **stamp} for p in scores.protocols}
     results = [
@@ -158,7 +158,7 @@ def write_scores(path: Path, scores: Scores, provenance: Provenance, config: dic
 
 
 def write_videos(path: Path, scores: Scores, provenance: Provenance) -> None:
-    """Write the table of videos as CSV: a line for each video, entry, seed, protocol and metric, objects averaged."""
+    """Write a CSV with a line for each video, entry, seed, protocol and metric. Objects are averaged."""
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         columns = ("data", "split", "protocol", "version", "commit", "method", "edges", "seed", "video", "frames")
@@ -180,7 +180,7 @@ def write_videos(path: Path, scores: Scores, provenance: Provenance) -> None:
 
 
 def _null_for_nan(value: object) -> object:
-    """A number that is undefined (no foreground) as null: JSON has no NaN."""
+    """None for an undefined number (for example without foreground), because JSON has no NaN."""
     if isinstance(value, dict):
         return {key: _null_for_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The report: one HTML file that loads nothing from the network."""
+"""Writes the report: one HTML file that loads nothing from the network."""
 
 import base64
 import html
@@ -20,8 +20,8 @@ from interpreter.metrics import METRICS, Protocol
 from interpreter.render.plots import plot_points, plot_sorted, plot_sweep
 from interpreter.segmentation import Edges
 
-COMPARED = 3  # baselines that a plot shows beside the main entry
-SHOWN_METRICS = 3  # of a protocol in the table of videos
+COMPARED = 3  # baselines in a plot, in addition to the main entry
+SHOWN_METRICS = 3  # metrics of a protocol in the table of videos
 JPEG_QUALITY = 88
 
 
@@ -32,7 +32,7 @@ def write_report(
     config: Mapping[str, object],
     pictures: Sequence[Picture],
 ) -> None:
-    """Write the report of an evaluation: tables, plots, pictures, definitions; everything is inside the file."""
+    """Write the report of an evaluation, with tables, plots, pictures and definitions in one file."""
     rows = scores.rows()
     body = [
         f"<h1>{_text(provenance.subject)} on {_text(provenance.data)}</h1>",
@@ -45,7 +45,7 @@ def write_report(
         _definitions(scores.protocols, config),
     ]
     title = _text(f"{provenance.subject} on {provenance.data}")
-    # The policy makes a browser refuse whatever would be loaded from elsewhere.
+    # With this policy, a browser loads nothing from other places.
     head = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -118,7 +118,7 @@ def _best(name: str, rows: Sequence[Row]) -> float:
 
 
 def _sweeps(protocol: Protocol, rows: Sequence[Row]) -> list[str]:
-    """The first two metrics against each setting that was tried; dashed: the same run without the setting."""
+    """Plots of the first two metrics against each setting that was tried. Dashed: the run with its own setting."""
     swept: dict[tuple[str, Edges], list[Row]] = {}
     for row in rows:
         if row.entry.sweep:
@@ -151,7 +151,7 @@ def _distributions(protocol: Protocol, rows: Sequence[Row], scores: Scores) -> l
 
 
 def _compared(rows: Sequence[Row]) -> list[Entry]:
-    """The main entry and the strongest baselines with its edges, by the headline metric."""
+    """The main entry, and the strongest baselines with the same edges by the headline metric."""
     main, headline = rows[0].entry, rows[0].protocol.metrics[0]
     baselines = [row for row in rows if row.entry.kind == "baseline" and row.entry.edges == main.edges]
     baselines = [row for row in baselines if not math.isnan(row.mean[headline])]
@@ -173,7 +173,7 @@ def _pictures(pictures: Sequence[Picture], protocol: Protocol, provenance: Prove
 
 
 def _videos(scores: Scores, provenance: Provenance) -> str:
-    """A line for each video, worst first: the main entry's first metrics, the strongest baseline's headline."""
+    """A line for each video, worst first: first metrics of the main entry, headline metric of the best baseline."""
     head, columns = ["video", "frames"], []
     for protocol in scores.protocols:
         rows = [row for row in scores.rows() if row.protocol == protocol and row.entry.kind != "sweep"]

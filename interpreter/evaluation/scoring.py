@@ -1,4 +1,4 @@
-"""Score all videos of a data set, one in memory at a time, and bring seeds together."""
+"""Score all videos of a data set, with one in memory at a time, and average over seeds."""
 
 import math
 import statistics
@@ -24,7 +24,7 @@ from interpreter.metrics import (
 )
 
 EMPTY = "empty_segments"
-"""Share of a method's segments that have no pixel in any frame of a video, 0 to 1; beside the protocol's metrics."""
+"""Share (0 to 1) of a method's segments without a pixel in any frame of a video. Added to the protocol's metrics."""
 
 EntryScores = dict[tuple[str, Entry, int | None], VideoScores]
 BySeed = dict[int | None, dict[str, VideoScores]]
@@ -36,10 +36,10 @@ class Row:
 
     Attributes:
         protocol, entry: whose numbers they are.
-        seeds: of the slot prior (None: nothing random).
-        per_seed: for each seed what :func:`interpreter.metrics.summarise` returns for the data set.
-        mean: over seeds; NaN where a number is undefined under any of them.
-        std: sample standard deviation over seeds; None with a single one.
+        seeds: seeds of the slot prior (None: nothing is random).
+        per_seed: for each seed, the result of :func:`interpreter.metrics.summarise` for the data set.
+        mean: mean over seeds; NaN if a number is undefined under any of them.
+        std: sample standard deviation over seeds; None for a single seed.
     """
 
     protocol: Protocol
@@ -67,8 +67,8 @@ class Scores:
 
     Attributes:
         videos: number of frames of each scored video, by name.
-        skipped: (what, why) of every video that was not scored.
-        numbers: (protocol's name, entry) -> seed -> video -> numbers.
+        skipped: name and reason of every video that was not scored.
+        numbers: (name of the protocol, entry) -> seed -> video -> numbers.
     """
 
     protocols: Sequence[Protocol]
@@ -77,7 +77,7 @@ class Scores:
     numbers: dict[tuple[str, Entry], BySeed] = field(default_factory=dict)
 
     def add(self, video: Video, scores: EntryScores) -> None:
-        """Take in the numbers of a video."""
+        """Add the numbers of a video."""
         self.videos[video.name] = video.num_frames
         for (protocol, entry, seed), numbers in scores.items():
             self.numbers.setdefault((protocol, entry), {}).setdefault(seed, {})[video.name] = numbers
@@ -98,18 +98,18 @@ class Scores:
         return rows
 
     def per_video(self, protocol: Protocol, entry: Entry, name: str) -> dict[str, float]:
-        """A metric of each video, mean over its objects and over seeds; NaN where it is undefined."""
+        """A metric of each video: the mean over its objects and over seeds; NaN if it is undefined."""
         by_seed = self.numbers[protocol.name, entry].values()
         return {video: statistics.fmean(number(scores[video][name]) for scores in by_seed) for video in self.videos}
 
     def empty_segments(self, protocol: Protocol, entry: Entry) -> float:
-        """Share of the entry's segments that have no pixel in a video: mean over videos and seeds; NaN if unknown."""
+        """Share of the entry's segments without a pixel in a video: mean over videos and seeds; NaN if unknown."""
         by_seed = self.numbers[protocol.name, entry].values()
         shares = [number(scores[EMPTY]) for videos in by_seed for scores in videos.values() if EMPTY in scores]
         return statistics.fmean(shares) if shares else math.nan
 
     def objectless(self, protocol: Protocol) -> str:
-        """Why numbers are undefined: names the videos without an object to score; empty if there are none."""
+        """A line that names the videos without an object, whose numbers are undefined; empty if there are none."""
         by_video = next(iter(self.numbers[protocol.name, self.entries[0]].values()))
         names = [name for name, scores in by_video.items() if not scores["objects"]]
         if not names:
@@ -123,7 +123,7 @@ class Scores:
 
 
 def number(score: float | Sequence[float]) -> float:
-    """One number of what is defined in an entry of a video's scores: the mean over its objects or clips, or NaN."""
+    """An entry of a video's scores as one number: the mean over its objects or clips, if defined, or NaN."""
     values = [value for value in (score if isinstance(score, Sequence) else [score]) if not math.isnan(value)]
     return statistics.fmean(values) if values else math.nan
 
@@ -135,10 +135,10 @@ def score_dataset(
     gallery: Gallery,
     clip_frames: int | None = None,
 ) -> Scores:
-    """Score every video of a data set; damaged ones are left out of all rows, and named.
+    """Score every video of a data set. Damaged videos are left out of all rows, and listed.
 
-    One video's truth and one entry's masks of it are in memory at a time. With ``clip_frames`` no more frames of a
-    video are seen or scored.
+    Memory has the truth of one video and the masks of one entry at a time. With ``clip_frames`` only that many frames
+    of a video are used.
 
     Raises:
         ValueError: if no video could be scored.
@@ -176,7 +176,7 @@ def _score_video(
     gallery: Gallery,
     status: Callable[[str], None],
 ) -> EntryScores:
-    """Numbers of video ``index``, or of its beginning, for every protocol, entry and seed."""
+    """Numbers of video ``index``, or of its first frames, for every protocol, entry and seed."""
     masks, frames = dataset.masks(index), dataset.mask_frames(index)
     frames = frames[frames < video.num_frames]
     if masks is None or not len(frames):
@@ -198,7 +198,7 @@ def _score_video(
 
 
 def _by_size(protocols: Sequence[Protocol], native: tuple[int, ...]) -> dict[Size, list[Protocol]]:
-    """Protocols by the size that they compare masks at, so that label maps are made once for each."""
+    """Protocols by the size at which they compare masks, so that label maps are made once for each size."""
     groups: dict[Size, list[Protocol]] = {}
     for protocol in protocols:
         groups.setdefault(scoring_size(protocol, (native[0], native[1])), []).append(protocol)
@@ -206,6 +206,6 @@ def _by_size(protocols: Sequence[Protocol], native: tuple[int, ...]) -> dict[Siz
 
 
 def _headline(scores: EntryScores, protocol: Protocol) -> float:
-    """The first metric of a video under the main entry and its first seed."""
+    """The first metric of a video for the main entry and its first seed."""
     first = next(values for (name, _, _), values in scores.items() if name == protocol.name)
     return number(first[protocol.metrics[0]])

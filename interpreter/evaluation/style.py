@@ -1,4 +1,4 @@
-"""Looks of the report."""
+"""Style sheet of the report."""
 
 CSS = """
 :root { --ink: #1c2430; --soft: #5d6878; --line: #e2e6ec; --paper: #fff; --wash: #f5f7fa; --accent: #0072b2; }
