@@ -1,13 +1,15 @@
-"""Measurements and checks. Files here are commands, ``python -m profiling.NAME``; folders hold what they share.
+"""Measurements and checks. Each file is a command, ``python -m profiling.NAME``; folders have larger commands.
 
-- bench: every op and training step timed against its baselines; one file an op
-- accounting: launches, bytes and waits of a training step, counted without a GPU, and formulas for its cost
-- gpu: what gpu_check.sh runs on a GPU, and what compilers say of the kernels without one
-- report: generated pages of docs/results and README's figures, made of results
-- results: recorded figures, each file with the command that made it
-- common: timing, the machine's description, and set-ups of training steps
+- bench: times every op and training step and their baselines; one file per op
+- accounting: counts launches, bytes and waits of a training step without a GPU, and has formulas for its cost
+- gpu: the parts of gpu_check.sh, and checks of the GPU kernels without a GPU
+- quality: trains and evaluates the models of the pages of results
+- comparable: compares our numbers with those of published code
+- report: writes the generated pages of docs/results and README's figures
+- results: recorded figures; each file names the command that made it
+- common: what the commands share: timing, a description of the machine, set-ups of training steps
 
-A kernel that cannot be built is an error here: no other backend takes its place.
+If a kernel cannot be built, these commands fail; they never use another backend instead.
 """
 
 import os

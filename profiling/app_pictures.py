@@ -1,4 +1,4 @@
-"""The pictures of docs/use/app.md: the page with a segmented clip, at three widths, and its tab Training.
+"""Make the pictures of docs/use/app.md: the page with a segmented clip, at three widths, and its tab Training.
 
     python -m profiling.app_pictures --run demo/clip --clip CLIP
 
@@ -22,7 +22,7 @@ WIDTHS = {"wide": 1280, "medium": 768, "narrow": 360}
 
 
 def as_file(clip: Path, folder: Path) -> Path:
-    """The clip as a video file, which is what the page takes."""
+    """The clip as a video file, because the page only accepts files."""
     if clip.is_file():
         return clip
     video = open_video(clip)

@@ -6,11 +6,11 @@
     python -m profiling.association DIR                       # all rows: half an hour for each seed on one core
     python -m profiling.association DIR --seeds 0 --rows means-masks features
 
-The slots of 120 training scenes at 128×192 and of the held-out scenes at 256×384 are computed once and kept in DIR: 40
-scenes of 24 frames, with as many slots as in training (11) and with 24, and 10 scenes each of 100 and 200 frames. Every
-variant of the video stage is trained on the same clips, but for means-masks-long and means-masks-longer: on 60
-scenes of 100 frames. Adds to profiling/results/association-cpu.json, where a row that is computed again replaces the
-older one, and prints the table.
+The slots of 120 training scenes at 128×192 and of the held-out scenes at 256×384 are computed once and kept in DIR.
+The held-out scenes are 40 scenes of 24 frames, with as many slots as in training (11) and with 24, and 10 scenes each
+of 100 and 200 frames. Every variant of the video stage is trained on the same clips, except means-masks-long and
+means-masks-longer, which are trained on 60 scenes of 100 frames. The command prints the table, and writes its rows to
+profiling/results/association-cpu.json; a new row replaces the older row of the same name.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python -m profiling.baselines                # writes profiling/results/baselines-cpu.json
     python -m profiling.baselines --repeats 1    # a short run; it writes the same file
 
-One thread's processor time, so that other programs on the machine do not count. Features are noisy blobs that move over
-24×36 tokens of width 384.
+It measures the processor time of one thread, so that other programs on the machine do not change the result. Features
+are noisy blobs that move over 24×36 tokens of width 384.
 """
 
 import argparse
@@ -65,7 +65,9 @@ def main() -> None:
         },
     )
     for name, row in results.items():
-        print(f"{name}: {row['median']:.1f} ms of processor time a frame ({row['least']:.1f} to {row['greatest']:.1f})")
+        print(
+            f"{name}: {row['median']:.1f} ms of processor time per frame ({row['least']:.1f} to {row['greatest']:.1f})"
+        )
 
 
 if __name__ == "__main__":

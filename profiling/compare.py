@@ -1,12 +1,12 @@
-"""Times another revision of the repository and the working tree alternately.
+"""Compare the speed of the working tree with that of another revision of the repository.
 
     python -m profiling.compare --base HEAD~1                                  # all benchmarks
     python -m profiling.compare --base main --only merge_slots --rounds 5      # one of them
 
-Exits with 1 if the working tree is slower. The other revision is checked out into a folder of its own, which is removed
-at the end; its compiled ops are built there (SLOTKERNELS_BUILD=0 leaves them out), and the working tree's benchmarks
-drive both. The working tree's compiled ops are those that are there: build them first. What the other revision lacks is
-named and left out.
+The exit status is 1 if the working tree is slower. Both are timed in turns with the benchmarks of the working tree.
+The other revision is checked out into a temporary folder, and its compiled ops are built there (with
+SLOTKERNELS_BUILD=0 they are not built). The compiled ops of the working tree are used as they are: build them first.
+If the other revision does not have an op, the op is left out, and a message names it.
 """
 
 import contextlib
@@ -38,22 +38,22 @@ Results = dict[str, Any]  # what profiling.bench writes
 
 @dataclass
 class Options:
-    """Time another revision of the repository and the working tree alternately; fail if the working tree is slower."""
+    """Compare the speed of the working tree with that of another revision; fail if the working tree is slower."""
 
     base: str
     """The other revision: a commit, a branch, HEAD~1."""
 
     only: tuple[str, ...] = ()
-    """Names of benchmarks, or beginnings of names; all if none is given."""
+    """Benchmarks to run, by their names or the beginnings of their names. Default: all."""
 
     threshold: float = 1.05
     """Ratio of times, working tree over base, above which a case counts as slower."""
 
     rounds: int = 3
-    """Processes of each revision; they take turns."""
+    """Number of processes of each revision; they run in turns."""
 
     seconds: float = 1.0
-    """Least time for each size in a process."""
+    """Seconds to spend on each size in a process."""
 
     threads: int = 2
     """Threads on a CPU."""
@@ -86,7 +86,7 @@ def worktree(revision: str) -> Iterator[Path]:
             (tree / "profiling").symlink_to(ROOT / "profiling", target_is_directory=True)
             yield tree
         finally:
-            # Remove it by hand too: an interrupt during `worktree add` leaves a folder that git does not know.
+            # Also remove the folder directly: after an interrupt during `worktree add`, git has no record of it.
             subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(tree)], capture_output=True)
             shutil.rmtree(tree, ignore_errors=True)
             git("worktree", "prune")

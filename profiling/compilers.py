@@ -1,12 +1,12 @@
-"""Compiles the Triton kernels with each version of Triton that users have, without a GPU, to find errors and spills.
+"""Compile the Triton kernels with each version of Triton that users have, without a GPU, to find errors and spills.
 
     python -m profiling.compilers                    # one launch of each kernel and mode, for sm_90
     python -m profiling.compilers --all              # all shipped launches, compared with the committed tables
-    python -m profiling.compilers --all --update     # all, and profiling/results/resources*.csv are written anew
+    python -m profiling.compilers --all --update     # also write profiling/results/resources*.csv
 
-Each version in ``profiling.gpu.resource_tables.VERSIONS`` is installed in a folder of its own, ``triton-X`` of
-the virtual environment, unless it is there. Exits with 1 if any launch does not compile, spills, or needs more shared
-memory than a block may have.
+Each version in ``profiling.gpu.resource_tables.VERSIONS`` is installed in its own folder ``triton-X`` of the virtual
+environment, unless the folder exists. The exit status is 1 if a launch does not compile, spills registers, or needs
+more shared memory than a block may have.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--versions", nargs="+", default=VERSIONS, metavar="X", help=f"default: {' '.join(VERSIONS)}")
     parser.add_argument("--all", action="store_true", help="all shipped launches, compared with the committed tables")
-    parser.add_argument("--update", action="store_true", help="with --all: write the tables anew")
+    parser.add_argument("--update", action="store_true", help="with --all: write the tables")
     parser.add_argument("--workers", type=int, default=2, help="compilers that run at a time (default 2)")
     arguments = parser.parse_args()
     if arguments.update and not arguments.all:

@@ -1,11 +1,11 @@
-"""Predicts the cost of training from formulas: time and memory of a step, size of the cache, hours of the schedule.
+"""Predict the cost of training from formulas: time and memory of a step, size of the cache, hours of training.
 
     python -m profiling.cost --preset ytvis19 --gpu h100 --gpus 1 8 64
-    python -m profiling.cost --preset demo --gpu this-cpu         # with what was measured, and the error
+    python -m profiling.cost --preset demo --gpu this-cpu         # also shows what was measured, and the error
 
-A part of a step takes the longer of its operations at a share of the device's rate and its bytes at a share of its
-bandwidth, and a step the sum of its parts, but no less than its kernels take to start. Only the column "measured" holds
-measurements; they come from profiling/results. docs/results/scaling.md explains how to read the tables.
+The time of a part is that of its operations, at a share of the device's rate, or of its bytes, at a share of its
+bandwidth, whichever is longer. A step takes the sum of its parts, but at least the time to start its kernels. Only the
+column "measured" holds measurements, from profiling/results. docs/results/scaling.md explains how to read the tables.
 """
 
 import json
@@ -32,7 +32,7 @@ CORPORA = {"ytvis19": (2238, 36), "movi-e": (9749, 24), "demo": (200, 24), "davi
 
 
 class Device(NamedTuple):
-    """What a device can do, by its maker."""
+    """The rates and the memory of a device, as its maker states them."""
 
     name: str
     tflops: float  # bfloat16 products, dense
@@ -54,26 +54,26 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Options:
-    """Predict step time, memory, cache and GPU-hours of a preset for GPUs, without one."""
+    """Predict step time, memory, cache and GPU-hours of a preset, without a GPU."""
 
     preset: Preset = "ytvis19"
     """Preset that supplies sizes and schedule."""
     gpu: Literal["a100", "h100", "h200", "b200", "this-cpu"] = "h100"
     """this-cpu: the CPU of profiling/results/training-cpu.json, at the rates measured there."""
     gpus: tuple[int, ...] = (1,)
-    """Numbers of GPUs that share a batch, one row each. Machines hold 8."""
+    """Numbers of GPUs that share a batch; the tables have one row for each. A machine has 8."""
     videos: int | None = None
-    """Videos of the corpus. Default: the preset's training set."""
+    """Number of videos in the data set. Default: that of the preset's training set."""
     frames: int | None = None
-    """Frames of a video. Default: the preset's training set."""
+    """Number of frames per video. Default: that of the preset's training set."""
     mfu: float = 0.4
-    """Assumed: share of the device's rate that products reach."""
+    """Assumption: share of the device's rate that matrix products reach."""
     bandwidth_use: float = 0.7
-    """Assumed: share of the device's memory bandwidth that other kernels reach."""
+    """Assumption: share of the device's memory bandwidth that other kernels reach."""
     kernel_us: float = 3.0
-    """Assumed: least microseconds from one kernel of a replayed CUDA graph to the next."""
+    """Assumption: shortest time from one kernel of a replayed CUDA graph to the next, in microseconds."""
     network: float = 50.0
-    """Assumed: GB/s between machines for each GPU, one way (400 Gbit/s)."""
+    """Assumption: GB/s between machines for each GPU, one way (400 Gbit/s)."""
 
 
 def _on_cpu() -> dict[str, Any]:
@@ -98,7 +98,7 @@ def seconds(part: Part, device: Device, options: Options) -> float:
 
 
 class Step(NamedTuple):
-    """What is predicted of a stage's step on one of the GPUs that share a batch."""
+    """The prediction for a stage's step on one of the GPUs that share a batch."""
 
     rows: int
     parts: list[Part]
@@ -122,7 +122,7 @@ def _kernels(stage: StageName) -> int:
 
 
 def _starts(stage: StageName) -> float:
-    """Microseconds in which the threads of the CPU take up the kernels of a compiled step of the demo."""
+    """Microseconds that the CPU needs to start the kernels of a compiled step of the demo."""
     recording = _on_cpu()
     entry = next(entry for entry in recording["entries"] if entry["stage"] == stage)
     return entry["kernels"] * recording["limits"]["start_us"]
@@ -138,15 +138,15 @@ def predict(stage: StageName, gpus: int, options: Options, textbook: bool = Fals
     else:
         parts = formulas.video_step(video, image, rows, parameters, textbook=textbook)
     busy = sum(seconds(part, device, options) for part in parts)
-    if options.gpu == "this-cpu":  # which starts no kernel before the one before it has ended
+    if options.gpu == "this-cpu":  # a CPU starts a kernel only after the previous one has ended
         busy += _starts(stage) * 1e-6
     else:
         busy = max(busy, _kernels(stage) * options.kernel_us * 1e-6)
     exchange = 0.0
     if gpus > 1:
-        # The adapters of a machine's GPUs work side by side.
+        # The network adapters of a machine's GPUs work in parallel.
         speed = 1e9 * (device.link if gpus <= MACHINE else min(device.link, MACHINE * options.network))
-        # A ring moves each gradient (float32) twice; all but what outlasts the backward pass is hidden behind it.
+        # A ring moves each gradient (float32) twice. Only the part that outlasts the backward pass takes extra time.
         exchange = max(0.0, 2 * (gpus - 1) / gpus * 4 * parameters / speed - busy * 2 / 3)
     return Step(rows, parts, busy + exchange, exchange, memory)
 
@@ -247,12 +247,12 @@ def parts_table(stage: StageName, options: Options) -> str:
 
 
 def steps_table(options: Options) -> str:
-    """Steps and schedules of both stages on numbers of GPUs."""
+    """Steps and schedules of both stages, for each number of GPUs."""
     rows, device = [], device_of(options)
     for stage in STAGES:
         optim = optim_of(stage, options.preset)
         for available in options.gpus:
-            # All rows of the batch have to find a place: of 64 GPUs 48 share a batch of 96.
+            # The batch must divide evenly: of 64 GPUs, 48 share a batch of 96.
             gpus = max(n for n in range(1, available + 1) if optim.batch_size % n == 0)
             step = predict(stage, gpus, options)
             hours = step.seconds * optim.steps / 3600
@@ -270,12 +270,12 @@ def steps_table(options: Options) -> str:
                  number(step.exchange * 1e3), memory, f"{optim.steps:,}", number(hours), number(hours * gpus),
                  error)
             )  # fmt: skip
-    head = ("stage", "GPUs", "batch each", "ms a step", "of it exchange", "GB each", "steps", "hours", "GPU-hours")
+    head = ("stage", "GPUs", "batch each", "ms per step", "of it exchange", "GB each", "steps", "hours", "GPU-hours")
     return table((*head, "measured"), rows)
 
 
 def corpus_table(options: Options) -> str:
-    """The cost of a corpus: disk space, encoding it once, and one pass of training."""
+    """The cost of a data set: disk space, encoding it once, and one pass of training."""
     (image, video), device = configs(options.preset), device_of(options)
     videos, frames = options.videos or CORPORA[options.preset][0], options.frames or CORPORA[options.preset][1]
     total, flips = videos * frames, 1 + image.optim.flip
@@ -303,19 +303,19 @@ def report(options: Options) -> str:
     """All tables, as Markdown.
 
     Raises:
-        ValueError: if an option makes no sense.
+        ValueError: if an option is out of its range.
     """
     for name, most in (("mfu", 1), ("bandwidth_use", 1), ("network", 1e6), ("kernel_us", 1e6)):
         if not 0 < getattr(options, name) <= most:
             raise ValueError(f"--{name.replace('_', '-')} must lie in (0, {most:g}], got {getattr(options, name)}")
     if min(options.gpus, default=0) < 1:
-        raise ValueError(f"--gpus takes numbers from 1 on, got {options.gpus}")
+        raise ValueError(f"--gpus must be 1 or more, got {options.gpus}")
     for name in ("videos", "frames"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
     device = device_of(options)
     if options.gpu == "this-cpu" and options.gpus != (1,):
-        raise ValueError("--gpu this-cpu: leave --gpus out")
+        raise ValueError("--gpu this-cpu predicts one CPU: leave --gpus out")
     memory = f", {device.memory:g} GB" if device.memory else ""
     head = (
         f"**Predicted, not measured**: preset {options.preset} on {device.name} ({number(device.tflops)} TFLOP/s in "

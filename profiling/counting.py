@@ -6,13 +6,16 @@
     done
     python -m profiling.counting DIR
 
-Each image stage is the preset demo's at half of its steps, and so is each video stage (500 steps of 16 clips), trained
-here with 9 slots, and with 16 slots and a gate. Held-out scenes, 4 of each number of objects, are seen at 256×384 with
-22 image slots; their descriptions and the trained stages are kept in DIR. The criterion of "auto" was found on the
-held-out scenes, with the image stage of seed 0; the rows "calibration" are training scenes, whose masks had no part in
-that, and the rows "fresh" are further held-out scenes, looked at once. The error of the count is that of the segments
-which cover at least 0.1 % of the video's pixels, without one for the background, against the objects that are visible.
-Writes profiling/results/counting-cpu.json and prints the table.
+Image and video stages have the settings of the preset demo with half of the steps. The video stages (500 steps of 16
+clips) are trained here, with 9 slots, and with 16 slots and a gate. The held-out scenes, 4 for each number of objects,
+are segmented at 256×384 with 22 image slots. Their descriptions and the trained stages are kept in DIR.
+
+The criterion of "auto" was chosen on the held-out scenes, with the image stage of seed 0. The rows "calibration" are
+training scenes, whose masks were not used for this choice. The rows "fresh" are other held-out scenes, which were
+evaluated once. The error of the count compares two numbers: that of the segments which cover at least 0.1 % of the
+video's pixels, minus one for the background, and that of the visible objects.
+
+The command prints the table and writes profiling/results/counting-cpu.json.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Does ``--compile`` shorten the demo on this machine, time to compile included?
+"""Measure whether ``--compile`` shortens the demo on this machine, including the time to compile.
 
     python -m profiling.demo_compiled --stage image --out profiling/results/demo-compiled-cpu.json
     python -m profiling.demo_compiled --stage video --out profiling/results/demo-compiled-cpu.json
 
-Takes steps of a stage at the demo's sizes on random inputs, eager and compiled, in one process; the compiler starts
-with an empty cache. The time of the demo's training follows from the first step, the median of the others, and the
-number of steps in the Makefile. Reading videos takes the same time either way and is left out.
+It takes eager and compiled steps of a stage in one process, at the demo's sizes on random inputs. The compiler starts
+with an empty cache. The time of the demo's training is computed from the first step, the median of the others, and the
+number of steps in the Makefile. Reading videos takes the same time in both modes and is left out.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Times of a training step before and after slotkernels replaces a part of a model: the pairs of examples/dropin.
+"""Time a training step before and after slotkernels replaces a part of a model: the pairs of examples/dropin.
 
     python -m profiling.dropin --out profiling/results/dropin-cpu.json
 
-It needs the packages that are replaced: pip install slot-attention==1.5.2 geomloss==0.3.1.
+Install the packages that are replaced first: pip install slot-attention==1.5.2 geomloss==0.3.1.
 """
 
 import argparse

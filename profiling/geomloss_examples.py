@@ -1,14 +1,14 @@
-"""GeomLoss's own example programs with one line changed: do they run, and does each call return what GeomLoss does?
+"""Run GeomLoss's example programs with our SamplesLoss, and compare the result of each call with GeomLoss's.
 
     git clone https://github.com/jeanfeydy/geomloss
     pip install imageio scikit-learn matplotlib
     python -m profiling.geomloss_examples geomloss/examples --out profiling/results/geomloss-examples-cpu.json
 
-The changed line is the import: ``from slotkernels import SamplesLoss``. Each program runs in its own process, in a copy
-of its folder, without a display; pictures that it reads and the folder lacks are constructed. At every n-th call of a
-module GeomLoss computes the value (or potentials) and the gradient of their sum for the same inputs; GeomLoss's dense
-backend in float64 is the judge: how far from it is each side? Differences are relative to the tensor's largest value
-(1e-3 at least).
+One line of each program is changed, the import: ``from slotkernels import SamplesLoss``. Each program runs in its own
+process, in a copy of its folder, without a display. If a picture that it reads is missing, one is constructed. At
+every n-th call of a module, GeomLoss computes the value (or the potentials) and the gradient of their sum for the same
+inputs. The reference for both is GeomLoss's dense backend in float64. Differences are relative to the tensor's largest
+value, or to 1e-3 if that is larger.
 """
 
 import argparse
@@ -48,7 +48,7 @@ MEASURES = ("difference", "ours from float64", "GeomLoss's from float64")
 
 
 def outputs_and_gradients(module: torch.nn.Module, tensors: tuple[Tensor, ...], double: bool) -> dict[str, Tensor]:
-    """What a call returns, and the gradients of its sum, in float64."""
+    """The results of a call and the gradients of their sum, in float64."""
     leaves = [t.detach().clone() for t in tensors]
     leaves = [t.double() if double and t.is_floating_point() else t for t in leaves]
     for leaf, t in zip(leaves, tensors, strict=True):
@@ -64,7 +64,7 @@ def outputs_and_gradients(module: torch.nn.Module, tensors: tuple[Tensor, ...], 
 
 
 class Compared(SamplesLoss):
-    """Ours, which also calls GeomLoss's at the first call of a module and at every n-th after it."""
+    """Our module, which also calls GeomLoss's at its first call and at every n-th call after it."""
 
     every, calls, compared = 1, 0, 0
     largest: dict[str, dict[str, dict[str, float]]] = {}  # noqa: RUF012 - of the whole process
@@ -114,7 +114,7 @@ def picture(name: str) -> np.ndarray:
 
 
 def run_one(program: Path, every: int) -> dict[str, Any]:
-    """Run a program in this process; its figures go nowhere."""
+    """Run a program in this process; its plots are discarded."""
     from PIL import Image
 
     text = program.read_text()
@@ -156,7 +156,7 @@ def digest(text: str) -> str:
 
 
 def run(program: Path, every: int, timeout: float) -> dict[str, Any]:
-    """Run a program in a process of its own, in a copy of its folder."""
+    """Run a program in its own process, in a copy of its folder."""
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "example"
         shutil.copytree(program.parent, folder)
@@ -190,7 +190,9 @@ def main() -> None:
     arguments = parser.parse_args()
     require_geomloss()
     if not arguments.examples.exists():
-        parser.error(f"{arguments.examples}: no such file or folder, expected GeomLoss's folder examples")
+        parser.error(
+            f"{arguments.examples}: no such file or folder. Expected GeomLoss's folder examples, or one of its programs"
+        )
     if arguments.report is not None:
         arguments.report.write_text(json.dumps(run_one(arguments.examples, arguments.every)))
         return

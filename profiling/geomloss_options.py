@@ -1,11 +1,12 @@
-"""Largest differences between slotkernels.SamplesLoss and geomloss.SamplesLoss over a grid of their options.
+"""Measure the largest differences between slotkernels.SamplesLoss and geomloss.SamplesLoss over all their options.
 
     python -m profiling.geomloss_options --out profiling/results/geomloss-options-cpu.json
     python -m profiling.geomloss_options --every 20 --out options.json    # a twentieth of the combinations
 
 Each combination draws two random sets and compares shapes, dtypes, values (or potentials) and the gradients of points
 and weights: GeomLoss's tensorized backend against our "auto" and "reference". A difference is relative to the tensor's
-largest value (1e-3 at least). In float32 GeomLoss's results in float64 are the judge: how far from them is each side?
+largest value, or to 1e-3 if that is larger. In float32, the distance of each side from GeomLoss's results in float64 is
+measured too.
 """
 
 import argparse

@@ -107,7 +107,7 @@ import torch; print(*torch.cuda.get_device_capability(), sep=chr(46))")
         csrc "$PYTHON" "$DEVICE" "$([ "$DEVICE" = cuda ] && echo 1 || echo 0)"
 }
 
-step() { # mode, more options of profiling.step: steps of both stages, each in a process of its own
+step() { # mode, more options of profiling.step: steps of both stages, each in its own process
     for stage in image video; do
         local name="step, $stage, $*"
         if [[ $DEVICE == cpu && $1 == *captured ]]; then

@@ -1,8 +1,9 @@
-"""What a training step on a CPU costs if freed memory goes back to the system, and if the process keeps it.
+"""Compare training steps on a CPU: freed memory goes back to the system, or the process keeps it.
 
     python -m profiling.heap --out profiling/results/heap-cpu.json    # 4 minutes
 
-Steps of the demo's stages on random data, eager and compiled. Each case has processes of its own, which take turns.
+It times steps of the demo's stages on random data, eager and compiled. Each case has its own processes; the cases run
+in turns.
 """
 
 import json
@@ -45,15 +46,15 @@ class Options:
     """Options of the command."""
 
     seconds: float = 5.0
-    """For each case and round."""
+    """Seconds of steps for each case and round."""
     rounds: int = 3
-    """How often all cases take their turn."""
+    """Number of rounds; each runs all cases once."""
     out: Path = Path("profiling/results/heap-cpu.json")
-    """Where the results are written."""
+    """File for the results, as JSON."""
 
 
 def steps(case: Case, seconds: float) -> dict[str, Any]:
-    """Milliseconds of each step, pages that the system handed out in a step, and the process' peak of memory in MiB."""
+    """Milliseconds of each step, memory pages that the system gave out per step, and peak memory in MiB."""
     if case.kept:
         keep_freed_memory(os.environ)
     import torch
@@ -115,8 +116,8 @@ def main() -> int:
     options = cli(Options, prog="python -m profiling.heap", description=__doc__)
     if options.seconds <= 0 or options.rounds < 1:
         raise ValueError(f"--seconds {options.seconds:g} --rounds {options.rounds}: expected both above 0")
-    if not keep_freed_memory({}):  # here it changes nothing that is measured
-        raise ValueError("the C library of this system cannot be asked to keep freed memory; GNU's on Linux can")
+    if not keep_freed_memory({}):  # has no effect on what is measured here
+        raise ValueError("the C library of this system has no setting to keep freed memory; GNU's on Linux has one")
     stages: tuple[StageName, ...] = ("image", "video")
     cases = [Case(stage, compiled, kept) for stage in stages for compiled in (False, True) for kept in (False, True)]
     entries = measure(cases, options.seconds, options.rounds)

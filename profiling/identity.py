@@ -1,10 +1,11 @@
-"""Identity over a long video: switches, fragments and returns of objects against the video's length.
+"""Measure how well objects keep their segments in a long video, by the video's length.
 
-    python -m profiling.identity DIR            # trains DIR/run, renders DIR/scenes, adds to the results file
-    python -m profiling.identity DIR --draw     # only draws docs/pictures/identity.png from the results file
+    python -m profiling.identity DIR            # trains DIR/run, renders DIR/scenes, writes the results
+    python -m profiling.identity DIR --draw     # only draws docs/pictures/identity.png from the results
 
-Rerun an interrupted command to resume: what was trained, rendered, encoded or scored is not computed again. A row is
-computed again when a stage that it depends on was trained anew.
+The numbers are identity switches, fragmentations, and whether objects get their old segment when they return. Rerun an
+interrupted command to resume: what was trained, rendered, encoded or scored is not computed again. A row is computed
+again if a stage that it depends on was trained again.
 """
 
 import itertools
@@ -67,17 +68,17 @@ class Options:
     """Options of the command."""
 
     folder: tyro.conf.Positional[Path]
-    """Folder for the run, the scenes and what is computed."""
+    """Folder for the run, the scenes and intermediate results."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the slots' draws."""
+    """Seeds for drawing the slots."""
     lengths: tuple[int, ...] = LENGTHS
-    """Numbers of frames."""
+    """Lengths of the videos, in frames."""
     ways: tuple[str, ...] = ()
     """Which rows to compute. Default: all."""
     draw: bool = False
     """Only draw the picture from the results file."""
     out: Path = RESULT
-    """Where the results are written."""
+    """File for the results, as JSON."""
 
 
 @dataclass(frozen=True)

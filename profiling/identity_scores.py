@@ -1,4 +1,4 @@
-"""Numbers of the study of identity: those of the protocol, and what happens when an object returns."""
+"""Scores of the study of identity: those of the protocol, and what happens when an object returns."""
 
 import itertools
 import statistics

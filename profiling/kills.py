@@ -1,10 +1,10 @@
-"""Kill a training at random moments, resume it each time, and compare its end with that of an undisturbed one.
+"""Kill a training at random moments, resume it, and compare its final weights with those of an uninterrupted one.
 
     python -m profiling.kills --out profiling/results/kills-cpu.json
     python -m profiling.kills --kills 2 --steps 400 --longest 6    # a short run
 
-Both stages of a tiny run on generated scenes, with cached features and slots. Kills fall into start, encoding, steps,
-pictures and checkpoints alike.
+It trains both stages of a tiny run on generated scenes, with cached features and slots. Kills can happen in every
+phase: start, encoding, steps, pictures and checkpoints.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def start(run: Path, options: str, steps: int) -> subprocess.Popen:
 
 
 def finish(run: Path, options: str, steps: int) -> None:
-    """Train to the end."""
+    """Train to the end without a kill."""
     process = start(run, options, steps)
     _, text = process.communicate()
     if process.returncode:
@@ -46,7 +46,7 @@ def finish(run: Path, options: str, steps: int) -> None:
 
 
 def killed(run: Path, options: str, steps: int, kills: int, longest: float, progress: Progress) -> list[int]:
-    """Start and kill the command after random times; returns the newest checkpoint's step after each kill."""
+    """Start the command and kill it after random times; returns the step of the newest checkpoint after each kill."""
     stage, resumed_from = options.split()[1], list[int]()
     bar = progress.add_task(f"{stage} stage", total=kills)
     while len(resumed_from) < kills:

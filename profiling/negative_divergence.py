@@ -1,9 +1,10 @@
-"""How far below zero the Sinkhorn divergence falls if the annealing is too fast; GeomLoss's, which is not set to 0.
+"""Measure how far below zero GeomLoss's Sinkhorn divergence falls if the annealing is too fast.
 
     python -m profiling.negative_divergence --out profiling/results/negative-divergence-cpu.json
 
-The exact divergence is never negative. Batches of small random sets, p = 2, float64: the lowest value in units of
-``blur²``, for each ratio of successive scales, balanced and with ``reach``.
+The exact divergence is never negative, and slotkernels sets negative values to 0; GeomLoss does not. The inputs are
+batches of small random sets, p = 2, float64. The result is the lowest value in units of ``blur²``, for each ratio of
+successive scales, balanced and with ``reach``.
 """
 
 import argparse

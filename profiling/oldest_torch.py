@@ -1,9 +1,10 @@
-"""Do the C++ sources use only what the headers of the oldest supported PyTorch declare?
+"""Check that the C++ sources use only what the headers of the oldest supported PyTorch declare.
 
     python -m profiling.oldest_torch
 
-Newer headers declare more, which a build against them does not notice. The headers are read out of the wheel on the
-package index, 20 MB of its 500, and each source is parsed with them. ATen's are left out: the stable ABI has none.
+Newer headers declare more, so a build with them does not show the error. The headers are read from the wheel on the
+package index (20 of its 500 MB are downloaded), and each source is parsed with them. The headers of ATen are left out,
+because the stable ABI does not use them.
 """
 
 import argparse
@@ -28,7 +29,7 @@ CHUNK = 8 << 20  # bytes of one request
 
 
 class RemoteFile(io.RawIOBase):
-    """A file on a server that answers requests for parts of it."""
+    """A file on a server that supports requests for parts of a file."""
 
     def __init__(self, url: str) -> None:
         self.url, self.position = url, 0
@@ -56,7 +57,7 @@ class RemoteFile(io.RawIOBase):
         request = urllib.request.Request(self.url, headers={"Range": f"bytes={self.position}-{last}"})
         with urllib.request.urlopen(request) as answer:
             if answer.status != 206:
-                raise OSError(f"{self.url}: the server answers no requests for parts of a file")
+                raise OSError(f"{self.url}: the server does not support requests for parts of a file")
             read = answer.read()
         buffer[: len(read)] = read
         self.position += len(read)
@@ -64,7 +65,7 @@ class RemoteFile(io.RawIOBase):
 
 
 def oldest() -> str:
-    """The version that pyproject.toml allows at least."""
+    """The oldest version that pyproject.toml allows."""
     requirements = tomllib.loads((ROOT / "kernels/pyproject.toml").read_text())["project"]["dependencies"]
     (version,) = (match[1] for line in requirements if (match := re.fullmatch(r"torch>=([\d.]+)", line)))
     return version

@@ -1,13 +1,13 @@
-"""What a small eager call costs beyond its arithmetic: checks, the choice of a backend, and the autograd of an op.
+"""Measure what a small eager call costs besides its arithmetic: checks, choice of a backend, autograd of an op.
 
     python -m profiling.overhead --out profiling/results/overhead-cpu.json
 
-Each public op and module runs at a tiny size. Its backend's functions and their arguments are recorded once, forward
-and backward. Then these turns alternate:
+Each public op and module runs at a tiny size. The functions of its backend and their arguments are recorded once,
+forward and backward. Then two variants run in turns:
 
 - *bare*: the recorded functions on the recorded arguments. With gradients, a ``torch.autograd.Function`` that saves its
-  tensors and what the backward pass reads of its results, calls the forward function, and in its backward pass the
-  backward function: what a user would write by hand. A module runs as it is, with these functions in place of its ops.
+  tensors and the results that the backward pass needs, calls the forward function, and in its backward pass the
+  backward function. A user would write the same code. A module runs as it is, with these functions instead of its ops.
 - *public*: the public call, without gradients, or forward and backward.
 
 The overhead is their difference, divided by the number of calls of ops inside. A registered op that goes through
@@ -44,16 +44,16 @@ BACKWARD = "_backward"  # what names of backward functions end with
 
 @dataclass
 class Options:
-    """What a small eager call costs beyond its arithmetic."""
+    """Measure what a small eager call costs besides its arithmetic."""
 
     only: tuple[str, ...] = ()
-    """Names of calls; all if none is given."""
+    """Names of calls. Default: all."""
 
     rounds: int = 40
-    """Turns of each variant."""
+    """Number of turns of each variant."""
 
     calls: int = 40
-    """Calls of a turn."""
+    """Number of calls per turn."""
 
     threads: int = 1
     """Threads of PyTorch."""
@@ -279,7 +279,7 @@ def main() -> None:
     known = calls()
     unknown = [name for name in options.only if name not in known]
     if unknown:
-        sys.exit(f"--only {unknown[0]}: unknown; there are {', '.join(known)}")
+        sys.exit(f"--only {unknown[0]}: unknown call, choose from {', '.join(known)}")
     results: dict[str, Any] = {
         "what": "eager overhead of each op and module on tiny inputs: public calls against their arithmetic alone",
         **machine("cpu"),

@@ -1,14 +1,15 @@
-"""Registers, spills, shared memory, occupancy and tensor cores of the GPU kernels, compiled without a GPU.
+"""Report registers, spills, shared memory, occupancy and tensor cores of the GPU kernels, without a GPU.
 
     python -m profiling.resources            # compile all for sm_80, sm_90 and sm_100 and compare; fails on growth
     python -m profiling.resources --update   # write profiling/results/resources.csv and resources-cuda.csv anew
     python -m profiling.resources --only "inverted_attention forward"   # only these rows; with --update, others stay
     python -m profiling.resources --one-of-each --sm 90   # one launch of each kernel and mode; fails on errors, spills
 
-Triton's launches are recorded from the ops' own launch code on meta tensors, so the compiled kernels are those that
-would run; the figures come from Triton's own call of the assembler. The pinned version of Triton has the table
-resources.csv, each other version resources-triton-X.csv, for sm_90; ``python -m profiling.compilers`` runs this command
-with each of them. The CUDA sources of csrc/cuda are compiled with the flags of setup.py where nvcc is found.
+The launches of Triton kernels are recorded by running the ops' launch code on meta tensors, so the compiled kernels
+are those that a GPU would run. The figures come from Triton's call of the assembler. The pinned version of Triton has
+the table resources.csv; each other version has resources-triton-X.csv, for sm_90. ``python -m profiling.compilers``
+runs this command with each version. If nvcc is installed, the CUDA sources of csrc/cuda are compiled with the flags of
+setup.py.
 """
 
 import argparse
@@ -53,7 +54,7 @@ def arguments_of_command() -> argparse.Namespace:
         choices=DEVICES,
         help=f"one architecture (default: all; 90 if Triton is not {tables.PINNED})",
     )
-    parser.add_argument("--workers", type=int, default=2, help="compilers that run side by side (default 2)")
+    parser.add_argument("--workers", type=int, default=2, help="compilers that run at the same time (default 2)")
     arguments = parser.parse_args()
     if triton.knobs.runtime.interpret:
         parser.error("TRITON_INTERPRET is set: unset it, interpreted kernels cannot be compiled")
@@ -96,7 +97,9 @@ def main() -> None:
     if bad:
         raise SystemExit(f"{bad} launches do not compile, spill or do not fit")
     if (worse or other) and not arguments.update:
-        raise SystemExit(f"{len(worse)} worse, {len(other)} changed otherwise: look at the lines above, then --update")
+        raise SystemExit(
+            f"{len(worse)} worse, {len(other)} changed in another way: check the lines above, then run with --update"
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Time of a training step on a busy machine, by how long OpenMP's threads wait in a loop before they sleep.
+"""Time a training step on a busy machine, by how long OpenMP's threads wait in a loop before they sleep.
 
     python -m profiling.spin --out profiling/results/spin-cpu.json
     python -m profiling.spin --llvm /usr/lib/x86_64-linux-gnu/libomp.so.5    # also LLVM's library; --intel: Intel's
 
-A step is one of the demo's image stage on random data. Each setting has a process of its own, which takes steps while
-no, one or five busy loops run. PyTorch brings GNU's OpenMP; others are preloaded.
+A step is one of the demo's image stage on random data. Each setting has its own process, which takes steps while zero,
+one or five other programs run endless loops. PyTorch includes GNU's OpenMP; the other libraries are preloaded.
 """
 
 import argparse
@@ -134,7 +134,9 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5, help="for each setting, load and round (default 5)")
-    parser.add_argument("--rounds", type=int, default=2, help="how often all settings take their turn (default 2)")
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="number of rounds; each runs all settings once (default 2)"
+    )
     parser.add_argument("--llvm", type=Path, help="libomp.so of LLVM, to be preloaded; left out if not given")
     parser.add_argument("--intel", type=Path, help="libiomp5.so of Intel, to be preloaded; left out if not given")
     parser.add_argument("--out", type=Path, help="write the results as JSON")

@@ -1,10 +1,10 @@
-"""Training steps of one stage at a preset's sizes, for a profiler to look at.
+"""Take training steps of one stage at a preset's sizes, and time or profile them.
 
     python -m profiling.step --stage video --preset ytvis19 --mode captured --breakdown --out step.json
-    python -m profiling.step --device cpu --batch-size 2 --steps 2    # anywhere, for a moment
+    python -m profiling.step --device cpu --batch-size 2 --steps 2    # a short run on any machine
 
-Inputs and weights are random and on the device: times do not depend on them. With --cuda-profiler a
-profiler such as nsys sees the steps after the first ones, which compile and fill caches (gpu/nsys_step.sh).
+Inputs and weights are random and on the device; times do not depend on their values. With --cuda-profiler, a profiler
+such as nsys records only the steps after the first ones, which compile and fill caches (gpu/nsys_step.sh).
 """
 
 import json
@@ -33,7 +33,7 @@ from profiling.common.timing import synchronize
 
 Mode = Literal["eager", "compiled", "captured", "compiled-captured"]
 COMPARED_STEPS = 2  # warm-up; their loss shows that all modes compute the same
-WHAT = "training steps at a preset's sizes on random data, each stage and mode in a process of its own"
+WHAT = "training steps at a preset's sizes on random data, each stage and mode in its own process"
 
 
 class StreamedInputs(RandomInputs):
@@ -65,13 +65,13 @@ class Options:
     mode: Mode = "eager"
     """eager shows all NVTX ranges. compiled: through torch.compile. captured: replays of one CUDA graph."""
     batch_size: int | None = None
-    """Frames (image stage) or videos (video stage) a step. Default: the preset's."""
+    """Frames (image stage) or videos (video stage) per step. Default: the preset's."""
     steps: int = 5
-    """Steps that are timed, and that a profiler sees."""
+    """Steps that are timed and profiled."""
     streamed: bool = False
-    """Encode the frames of each step anew: backbone and, for the video stage, image stage."""
+    """Also run what a cache replaces: the backbone and, for the video stage, the image stage."""
     deterministic: bool = True
-    """Use deterministic kernels, as training does. Time --no-deterministic too, to see what they cost."""
+    """Use deterministic kernels, as training does. Compare with --no-deterministic to see what they cost."""
     cuda_profiler: bool = False
     """Call cudaProfilerStart before the timed steps and cudaProfilerStop after them."""
     breakdown: bool = False

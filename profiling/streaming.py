@@ -1,4 +1,4 @@
-"""The Sinkhorn divergence of two sets of 20,000 points on a CPU: C++ against PyTorch's blocks, in one run.
+"""Time the Sinkhorn divergence of two sets of 20,000 points on a CPU: C++ and PyTorch in blocks, in one run.
 
 OMP_NUM_THREADS=2 python -m profiling.streaming --rounds 5    # 3 minutes on two cores
 """
@@ -21,17 +21,17 @@ class Options:
     """Options of the run."""
 
     points: int = 20_000
-    """Of each set."""
+    """Points of each set."""
     dim: int = 64
     """Their width."""
     rounds: int = 3
-    """How often each backend takes its turn."""
+    """Number of rounds; each runs both backends once."""
     out: Path = Path("profiling/results/sinkhorn-streaming-cpu.json")
-    """Where the results are written."""
+    """File for the results, as JSON."""
 
 
 def seconds(x: torch.Tensor, y: torch.Tensor, backend: str) -> dict[str, Any]:
-    """Times of one forward and backward pass; without a warm-up, as it compiles nothing and later ones take as long."""
+    """Times of one forward and backward pass. There is no warm-up, because nothing is compiled."""
     leaf = x.clone().requires_grad_()
     start = time.perf_counter()
     value = sinkhorn_divergence(leaf, y, backend=backend)

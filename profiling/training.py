@@ -1,11 +1,12 @@
-"""Time of a training step of each stage: eager, compiled, captured; cached and uncached; and of its parts.
+"""Time a training step of each stage (eager, compiled, captured; cached and uncached) and its parts.
 
     python -m profiling.training --out profiling/results/training-cpu.json                       # the demo's sizes
     python -m profiling.training --preset ytvis19 --device cuda --out profiling/results/training-cuda.json
 
-Inputs are random and on the device, weights are random: times do not depend on them. "Uncached" adds the work that a
-cache saves: the backbone, and for the video stage the image stage too; profiling.loaders times decoding. Parts are
-timed forward and backward, each alone in eager mode. Utilisation is that of the matrix rate measured in the same run.
+Inputs and weights are random and on the device; times do not depend on their values. "Uncached" adds the work that a
+cache saves: the backbone and, for the video stage, the image stage. Decoding is timed by profiling.loaders. Each part
+is timed alone in eager mode, forward and backward. Utilisation is the share of the matrix rate, which is measured in
+the same run.
 """
 
 import argparse
@@ -89,7 +90,7 @@ def benchmark(stage: str, stage_setup: Setup, rate: float, seconds: float) -> di
         stage: its name.
         stage_setup: the stage.
         rate: GFLOP/s of a large matrix product.
-        seconds: least time for the modes, and again for the parts.
+        seconds: time to spend on the modes, and again on the parts.
     """
     task, device = stage_setup.task, stage_setup.task.device
     inputs = stage_setup.inputs()

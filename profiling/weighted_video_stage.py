@@ -1,4 +1,4 @@
-"""The video stage with weighted image slots: an experiment of profiling/association.py, slower than the product."""
+"""The video stage with weighted image slots: an experiment of profiling/association.py, slower than the usual one."""
 
 import torch
 import torch.nn.functional as F

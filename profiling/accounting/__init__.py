@@ -1,1 +1,1 @@
-"""The cost of a training step: counts made without a GPU, a breakdown of its time, and formulas."""
+"""The cost of a training step: counts without a GPU, a breakdown of its time, and formulas."""

@@ -1,18 +1,18 @@
-"""The command ``python -m profiling.accounting``: the work of a training step on a GPU, counted without one.
+"""Count the work of a training step on a GPU, without a GPU.
 
     python -m profiling.accounting            # count and compare with profiling/results/accounting.json
-    python -m profiling.accounting --update   # write that file anew
+    python -m profiling.accounting --update   # write that file
     python -m profiling.accounting --top 20   # also the operators that move the most bytes
 
-Both stages of Interpreter take a step at the sizes of --preset on tensors without data (nothing is computed), on the
-branches that a GPU takes: the launch code of the Triton kernels runs, and its launches are recorded. PyTorch's
-operators are counted unless they only make a view or allocate; most are one kernel on a GPU. Bytes are the sizes of all
-tensors that an operator or launch reads or writes, in-place ones twice: what is moved if no cache helps. Without
---no-compiled each stage is also compiled, at small sizes on the CPU, to count graphs, breaks, recompilations and
-generated kernels.
+Both stages of Interpreter take a step at the sizes of --preset on tensors without data, so nothing is computed. The
+code takes the branches of a GPU: the launch code of the Triton kernels runs, and its launches are recorded. PyTorch's
+operators are counted unless they only make a view or allocate; most are one kernel on a GPU. Bytes are the sizes of
+all tensors that an operator or launch reads or writes (in-place ones count twice), which is the traffic without any
+cache. Unless you give --no-compiled, each stage is also compiled, at small sizes on the CPU, to count graphs, breaks,
+recompilations and generated kernels.
 
-Of the steps of SOLV at its preset ytvis19 and of SMTC at its preset ytvos, the operations, bytes and launches of each
-part are counted, and its time on an H100 is predicted as ``profiling.cost`` does.
+For SOLV (preset ytvis19) and SMTC (preset ytvos), the operations, bytes and launches of each part of a step are
+counted, and the time of the part on an H100 is predicted as in ``profiling.cost``.
 """
 
 import json
@@ -41,9 +41,9 @@ class Options:
     update: bool = False
     """Write the counts to profiling/results/accounting.json instead of comparing."""
     compiled: bool = True
-    """Also compile each stage, on the CPU at small sizes: minutes."""
+    """Also compile each stage, on the CPU at small sizes. This takes minutes."""
     top: int = 0
-    """Number of operators and kernels to list, those that move the most bytes first."""
+    """Number of operators and kernels to list; those that move the most bytes come first."""
 
 
 def stages(options: Options) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def main() -> int:
         show_parts(method.upper(), content)
     if options.update:
         if options.preset != "ytvis19" or not options.compiled:
-            raise ValueError("--update writes all of the file: leave --preset and --no-compiled out")
+            raise ValueError("--update writes the whole file: leave out --preset and --no-compiled")
         results = {
             "torch": torch.__version__,
             "commit": machine("cpu")["commit"],

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: its kernels, and how long the device waits between them."""
+"""A breakdown of a step's time: its kernels, and how long the device waits between them."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,7 +15,7 @@ OWN_KERNELS = (
 
 
 def breakdown(take: Callable[[], object], device: torch.device) -> dict[str, Any]:
-    """One step under torch.profiler: what takes the most time, and on a GPU how long it waits between kernels."""
+    """One step under torch.profiler: what takes the most time, and on a GPU the waits between kernels."""
     on_gpu = device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU] + on_gpu * [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:

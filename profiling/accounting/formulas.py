@@ -1,9 +1,9 @@
 """Operations and bytes of the parts of a training step, from the sizes alone.
 
-A multiply-add counts as two operations, the backward pass of a product as two products. Bytes of a part of products are
-those of the ops' own formulas (slot attention, Sinkhorn), else none: memory does not limit large products, and what
-they read and write is part of their own time. Each transformer has a second part, the bytes that its kernels between
-the products move under bfloat16 autocast when they are fused as torch.compile does: inputs once, outputs once.
+A multiply-add counts as two operations, and the backward pass of a product as two products. A part of products only has
+bytes if its op has a formula for them (slot attention, Sinkhorn): memory does not limit other large products, and their
+reads and writes are part of their time. Each transformer has a second part with the bytes of its kernels between the
+products, under bfloat16 autocast and fused as by torch.compile: every input and every output counts once.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from profiling.common.setups import FEATURES
 NORM, NORM_BACKWARD = (4 + 2) + (4 + 2), (2 + 4 + 4) + (4 + 2)
 GELU, GELU_BACKWARD = 8 + 8, (8 + 8) + 8  # of a layer 4 times as wide
 SOFTMAX, SOFTMAX_BACKWARD = 2 + 2, (2 + 2) + 2  # per token, head and slot of absorbed cross-attention
-DECODER = "shared"  # in result files: what is equal for all samples is computed once (:func:`decoder`)
+DECODER = "shared"  # in result files: what is equal for all samples is computed once, see :func:`decoder`
 ADAMW = 4 * (4 + 3)  # bytes per parameter: weight, gradient and two moments read; all but the gradient written
 VIT_LAYERS = 12
 

@@ -1,6 +1,7 @@
-"""Where a training step of SMTC goes: operations, bytes and launches of its parts, and the time predicted for each.
+"""The parts of a training step of SMTC: operations, bytes and launches, and the predicted time of each.
 
-As in ``solv.py``; here the backbone is trained, and a part has the work of student and teacher unless it names one.
+It works as ``solv.py``. Here the backbone is trained, and a part has the work of student and teacher unless its name
+says otherwise.
 """
 
 from collections.abc import Callable, Iterable

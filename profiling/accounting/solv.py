@@ -1,7 +1,8 @@
-"""Where a training step of SOLV goes: operations, bytes and launches of its parts, and the time predicted for each.
+"""The parts of a training step of SOLV: operations, bytes and launches, and the predicted time of each.
 
-Operations and bytes come from the sizes, as in ``formulas.py``; launches are counted on the parts of the model, with
-their backward passes. A part takes the longest of its operations, its bytes and the starts of its kernels.
+Operations and bytes come from the sizes, as in ``formulas.py``. Launches are counted by running the parts of the
+model, with their backward passes. The time of a part is that of its operations, its bytes or the starts of its
+kernels, whichever is longest.
 """
 
 from collections.abc import Callable, Iterable

@@ -4,8 +4,8 @@ import importlib
 
 from profiling.bench.case import Benchmark
 
-# Name of each benchmark, and the file of this folder that holds it under that name in capitals. A file is imported when
-# its benchmark runs: another revision may lack what it needs.
+# Name of each benchmark, and the file of this folder that holds it under that name in capitals. A file is imported
+# only when its benchmark runs, because an older revision may not have what it needs.
 BENCHMARKS = {
     "slot_attention": "slot_attention",
     "inverted_attention": "slot_attention",

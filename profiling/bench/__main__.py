@@ -1,14 +1,14 @@
 """Time every op and training step against the usual alternatives.
 
     python -m profiling.bench --only slot_attention merge_slots                    # two ops on this machine
-    python -m profiling.bench --device cpu --out profiling/results/bench-cpu.json  # all, for docs/results/benchmarks.md
+    python -m profiling.bench --device cpu --out profiling/results/bench-cpu.json  # all of them
 
-Each benchmark checks the values of all variants before it times any; a wrong variant is reported as an error and not
-timed. Variants take turns, so that drift of the machine affects all alike. Times are medians; quartiles and extremes
-are in the file. Inputs rotate so that they come from memory and not from a cache. On a GPU, variants that do not make
-the host wait are replayed from CUDA graphs. The rates of a large copy and of a large matrix product are measured in the
-same run, and each op's share of them is reported. ``python -m profiling.report`` makes docs/results/benchmarks.md
-from the results.
+Each benchmark checks the values of all variants before it times any. If one is wrong, the benchmark reports an error
+and times nothing. Variants are timed in turns, so that changes in the machine's speed affect all of them. Times are
+medians; quartiles and extremes are in the file. Inputs alternate between several copies, so that they come from memory
+and not from a cache. On a GPU, variants that do not make the host wait are replayed as CUDA graphs. The same run
+measures the rates of a large copy and of a large matrix product, and reports the share of them that each op reaches.
+To make docs/results/benchmarks.md from the results, run ``python -m profiling.report``.
 """
 
 import json
@@ -45,16 +45,16 @@ class Options:
     """Time every op and training step against the usual alternatives."""
 
     only: tuple[str, ...] = ()
-    """Names of benchmarks, or beginnings of names, in the order to run them in; all if none is given."""
+    """Benchmarks to run, in this order, by their names or the beginnings of their names. Default: all."""
 
     device: Literal["cpu", "cuda"] = FOUND  # type: ignore[assignment]
     """Where to run."""
 
     seconds: float = 6.0
-    """Least time for the turns of one size; five turns at least, so a slow variant takes longer."""
+    """Seconds to spend on each size. At least five turns are run, so slow variants take longer."""
 
     threads: int = 2
-    """Threads on a CPU. Two, so that figures of different machines can be compared."""
+    """Threads on a CPU. The default is 2, so that you can compare different machines."""
 
     out: Path | None = None
     """File for the results, as JSON."""
@@ -66,14 +66,14 @@ class Options:
     """What to time: all, ours (this project's variants, without baselines), or names of variants."""
 
     floor: bool = True
-    """Measure the machine's rates, and compare every time with the floor that follows from them."""
+    """Measure the machine's rates of copies and matrix products, and print the least time that follows from them."""
 
     check: bool = False
-    """Only compare values and gradients with the truth; time nothing."""
+    """Only compare values and gradients with float64; time nothing."""
 
     apart: bool = True
-    """On a GPU: time each variant of a training step in a process of its own, since all of them do not fit.
-    --no-apart is for internal use: it times all variants in this process."""
+    """On a GPU, time each variant of a training step in its own process, because they do not fit into memory
+    together. --no-apart is for internal use: it times all variants in this process."""
 
 
 def chosen(only: tuple[str, ...]) -> tuple[str, ...]:
@@ -84,7 +84,9 @@ def chosen(only: tuple[str, ...]) -> tuple[str, ...]:
     """
     for start in only:
         if not any(name.startswith(start) for name in BENCHMARKS):
-            raise ValueError(f"--only {start}: no benchmark begins so; there are {', '.join(BENCHMARKS)}")
+            raise ValueError(
+                f"--only {start}: no benchmark has a name that begins with this, choose from {', '.join(BENCHMARKS)}"
+            )
     return tuple(dict.fromkeys(name for start in only or ("",) for name in BENCHMARKS if name.startswith(start)))
 
 
@@ -114,7 +116,7 @@ def show(name: str, case: dict[str, Any]) -> None:
 
 
 def measure_apart(name: str, index: int, case: Case, options: Options) -> dict[str, Any]:
-    """Results of a case, each of its variants measured by a process of its own.
+    """Results of a case; each variant is measured in its own process.
 
     Raises:
         RuntimeError: with a variant's error, if one fails.
@@ -158,10 +160,10 @@ def write(results: dict[str, Any], where: Machine, begin: float, out: Path | Non
 
 
 def run_all(names: tuple[str, ...], options: Options) -> dict[str, Any]:
-    """Results of these benchmarks; one that fails is recorded with its error, and the others still run.
+    """Results of these benchmarks; if one fails, its error is recorded and the others still run.
 
-    The file is written anew after each case, so that finished cases survive a time limit; a benchmark that
-    has more cases is marked as not finished.
+    The file is written after each case, so that finished cases are kept if the process is stopped. A benchmark with
+    cases left is marked as not finished.
     """
     begin, where = time.perf_counter(), Machine(options.device, options.seconds)
     torch.set_num_threads(options.threads)

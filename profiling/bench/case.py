@@ -1,4 +1,4 @@
-"""A benchmark: named variants of one computation, a judge of their values, and the least possible work."""
+"""A benchmark: named variants of one computation, a check of their values, and the least possible work."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -26,15 +26,15 @@ class Case:
     Args:
         shape: sizes by their names.
         dtype: of the inputs.
-        inputs: makes random inputs; called several times, so that variants can be given memory that is in no cache.
+        inputs: makes random inputs. It is called several times, to have copies that are in no cache.
         variants: name and function of everything that is timed; ``OURS`` is one of them.
-        judge: of the inputs; says how far a variant's outputs are from the truth.
+        judge: takes the inputs and returns a function that measures how far a variant's outputs are from float64.
         bytes: least memory traffic, 0 if there is no formula.
-        flops: least operations; None counts the matrix products of ``OURS``.
-        rate: the dtype whose rate of matrix products the operations are held against; ``dtype`` if None.
-        waits: variants that make the host wait, which no CUDA graph can hold.
+        flops: least operations; with None, the matrix products of ``OURS`` are counted.
+        rate: the dtype whose rate of matrix products gives the least time of the operations; ``dtype`` if None.
+        waits: variants that make the host wait, so that no CUDA graph can capture them.
         left_out: baselines that cannot run here, and why.
-        apart: each variant is timed in a process of its own, since the device cannot hold what all of them keep.
+        apart: whether each variant is timed in its own process, because they do not fit into memory together.
     """
 
     shape: dict[str, Any]
@@ -58,7 +58,7 @@ class Benchmark:
         name: as on the command line.
         what: what is computed, in one sentence.
         against: name and description of each variant but ``OURS``.
-        cases: of a device, the most telling one first.
+        cases: makes the cases for a device, the most important one first.
     """
 
     name: str
@@ -70,9 +70,9 @@ class Benchmark:
 def close_to(oracle: Function, tolerance: float, norm: tuple[str, ...] = ()) -> Callable[..., Judge]:
     """A judge that allows errors up to ``tolerance`` of the largest value of each output.
 
-    Outputs whose names begin with one of ``norm`` are judged by the norm of the error over that of the output: single
-    elements may be far off for a reason that the caller names. A variant may return fewer outputs than the oracle
-    (another gradient is not an error), but none that it lacks.
+    Outputs whose names begin with one of ``norm`` are judged by the norm of the error over the norm of the output,
+    because single elements may be far off; the caller says why. A variant may leave out outputs of the oracle (for
+    example a gradient that it defines differently), but must not add any.
     """
 
     def judge_of(*inputs: Tensor) -> Judge:
@@ -80,7 +80,7 @@ def close_to(oracle: Function, tolerance: float, norm: tuple[str, ...] = ()) -> 
 
         def judge(outputs: Outputs) -> dict[str, float]:
             if not outputs:
-                raise WrongResult("it returns nothing that could be checked")
+                raise WrongResult("the variant returns no outputs, so there is nothing that could be checked")
             errors = {}
             for name, value in outputs.items():
                 truth, value = expected[name].double(), value.double()

@@ -1,4 +1,4 @@
-"""The embedding of correlations against the same linear layer over the explicit correlation map."""
+"""The embedding of correlations, and the same linear layer over the explicit correlation map."""
 
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -18,7 +18,7 @@ from profiling.bench.case import OURS, Case, Function, WrongResult, name_of
 from profiling.bench.flops import count_flops
 from profiling.common.timing import Run, captured, limits, peak_bytes, rounds
 
-# Rotating inputs fill this many bytes, more than caches hold: L2 of an H100 or B200; what a CPU's core has to itself.
+# The copies of the inputs fill this many bytes, more than a cache: L2 of an H100 or B200; a CPU core's own caches.
 ROTATED = {"cuda": 2**28, "cpu": 2**26}
 MOST_COPIES = 32
 
@@ -51,7 +51,7 @@ def rotating(function: Function, copies: list[tuple[Tensor, ...]], device: str, 
 
 
 class Machine:
-    """The device, and the rates that it reaches in this run, measured when they are first asked for."""
+    """The device, and the rates that it reaches in this run; they are measured at the first use."""
 
     def __init__(self, device: str, seconds: float) -> None:
         self.device, self.seconds = device, seconds
@@ -66,7 +66,7 @@ class Machine:
 
 
 def floor(case: Case, flops: int, machine: Machine, median: float) -> dict[str, Any]:
-    """What the work would take at this machine's rates, in ms, and what share of them ``median`` ms reaches."""
+    """Milliseconds of the work at this machine's rates, and the share of these rates that ``median`` ms reaches."""
     rates = machine.rates(case.rate or case.dtype)
     least = {"memory": case.bytes / rates["gbytes"] / 1e6, "arithmetic": flops / rates["gflops"] / 1e6}
     bound = max(least, key=lambda kind: least[kind])
@@ -122,7 +122,7 @@ def measure(
     Args:
         case: what to measure.
         machine: where, and what rates it reaches.
-        seconds: least time for the turns.
+        seconds: time to spend on the turns; five turns are run at least.
         names: the variants, as in `select`.
         with_floor: compare the time with the machine's rates, which are measured first.
 
@@ -160,7 +160,7 @@ def measure(
 
 
 def join(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """One result of a case whose variants were measured in processes of their own.
+    """Join the results of a case whose variants were measured in their own processes.
 
     The variants did not alternate, so each ratio divides a time by our median time.
 

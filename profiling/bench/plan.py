@@ -1,4 +1,4 @@
-"""Entropic transport plans, against POT and the textbook in PyTorch: the same number of iterations for all."""
+"""Entropic transport plans: ours, POT and the textbook in PyTorch, with the same number of iterations."""
 
 import importlib.util
 from collections.abc import Callable, Iterator

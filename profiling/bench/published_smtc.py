@@ -1,4 +1,4 @@
-"""SMTC's training step as published: the oracle of this project's, and what the benchmark ``smtc_step`` compares with.
+"""SMTC's training step as published: the tests and the benchmark ``smtc_step`` compare this project's step with it.
 
 It computes what the paper (Qian et al. 2023, https://arxiv.org/abs/2308.09951) and the public code compute, from the
 features of the backbones of student and teacher to the loss, in PyTorch's modules and without ``slotkernels``: the

@@ -1,4 +1,4 @@
-"""SOLV's training step as published: the oracle of this project's, and what the benchmark ``solv_step`` compares with.
+"""SOLV's training step as published: the tests and the benchmark ``solv_step`` compare this project's step with it.
 
 It computes what the paper (Aydemir et al. 2023, https://arxiv.org/abs/2310.06907) and the public code compute, from the
 features of the frozen backbone to the loss, in PyTorch's modules and without ``slotkernels``: keys and values of each

@@ -1,4 +1,4 @@
-"""Slot attention as Slot Contrast and VideoSAUR have it: 324 tokens, 15 slots of width 128."""
+"""Slot attention as in Slot Contrast and VideoSAUR: 324 tokens, 15 slots of width 128."""
 
 import copy
 from collections.abc import Callable, Iterator

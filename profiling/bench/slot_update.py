@@ -1,4 +1,4 @@
-"""What lies between the matrix products of an iteration: the GRU's gates and a layer norm, a sum and a layer norm."""
+"""The work between the matrix products of an iteration: the GRU's gates and a layer norm, a sum and a layer norm."""
 
 from collections.abc import Iterator
 from typing import Any

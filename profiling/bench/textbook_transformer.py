@@ -1,8 +1,8 @@
-"""The transformers as a textbook writes them, for baselines: they have none of the savings of ``interpreter.models``.
+"""Transformers in their textbook form, as baselines: without the savings of ``interpreter.models``.
 
-Every sample passes through every block, self-attention of the decoder's first one included, and each attention makes
-queries, keys and values (Vaswani et al. 2017, equation 1). Parameters have the names of the project's transformers, so
-that a state dict of theirs loads here.
+Every sample passes through every block, including the self-attention of the decoder's first block, and each attention
+computes queries, keys and values (Vaswani et al. 2017, equation 1). Parameters have the names of the project's
+transformers, so that their state dicts can be loaded here.
 """
 
 import torch

@@ -20,7 +20,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 def textbook_stage(
     module: SlotAttention, k: Tensor, v: Tensor, slots: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Slots and attention [B, M, N, P] of one stage; slots [B, N, P, D] compete with the P of their semantic, or, if
+    """Slots and attention [B, M, N, P] of one stage. Slots [B, N, P, D] compete with the P of their semantic, or, if
     there is no mask, slots [B, 1, N, D] with each other. Iterations before the last are not differentiated.
     """
     initial = slots

@@ -1,6 +1,6 @@
-"""The report that profiling/common/parts.sh keeps: REPORT.json, and REPORT.md made from it, whole after every call.
+"""Writes the report of profiling/common/parts.sh: REPORT.json and REPORT.md, both complete after each call.
 
-Needs the standard library alone, since a part may break any installed package.
+It uses only the standard library, because a part may break any installed package.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def change(report: dict[str, Any], action: str, rest: Sequence[str]) -> None:
     if action == "start":
         parts.append({"name": rest[0], "limit": int(rest[1]), "fate": RUNNING})
     elif action == "end":
-        # Files are named by their place in the repository: not by that of the machine.
+        # Files are named by their paths in the repository, not on this machine.
         text = Path(rest[3]).read_text(errors="replace").replace(f"{Path.cwd()}/", "")
         code, log = int(rest[1]), text.splitlines()
         (part,) = (part for part in parts if part["name"] == rest[0] and part["fate"] == RUNNING)
@@ -87,7 +87,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace a file: whole before, whole after."""
+    """Replace a file in one step, so that it is never incomplete."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)

@@ -1,4 +1,4 @@
-"""Runs whose stages have random weights: for measurements that do not depend on what was learned."""
+"""Runs whose stages have random weights, for measurements that do not depend on the weights."""
 
 from collections.abc import Mapping
 from pathlib import Path

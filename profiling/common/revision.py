@@ -1,4 +1,4 @@
-"""Which version of the sources a result comes from, also where there is no git."""
+"""The version of the sources that a result comes from, also on machines without git."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ VARIABLE = "INTERPRETER_REVISION"
 def revision() -> str:
     """The variable INTERPRETER_REVISION if it is set, else what ``git describe`` says, else "unknown".
 
-    The variable comes first: a copy of the tree on another machine may lie in a repository of another state.
+    The variable comes first, because a copy of the tree may be inside a repository with another commit.
     """
     if os.environ.get(VARIABLE):
         return os.environ[VARIABLE]

@@ -44,7 +44,7 @@ class RandomInputs(Inputs):
     Args:
         rows: samples of a batch.
         sample_shapes: shape of each tensor without the batch.
-        frames_per_sample: frames that one sample looks at.
+        frames_per_sample: number of frames in one sample.
         device: of the tensors.
     """
 

@@ -33,7 +33,7 @@ def milliseconds(run: Run, device: str) -> float:
 
 
 def rounds(runs: dict[str, Run], device: str, seconds: float, warm_up: int = 2) -> dict[str, list[float]]:
-    """Milliseconds of each variant, at least five times; they take turns, so that drift hits all alike."""
+    """Milliseconds of each variant, at least five times. Variants run in turns, so that drift affects all of them."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():  # compile, fill caches
         for _ in range(warm_up):
@@ -53,7 +53,7 @@ def interleaved(runs: dict[str, Run], device: str, seconds: float) -> dict[str, 
 
 
 def captured(run: Run) -> Run:
-    """Replays a call's kernels: what a captured training step pays for them, without the host's work."""
+    """Replays a call's kernels as a captured training step does, without the work of the host."""
     run()  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -1,1 +1,1 @@
-"""Our numbers beside those of published code, on constructed inputs; ``python -m profiling.comparable --help``."""
+"""Compares our numbers with those of published code, on constructed inputs; see ``python -m profiling.comparable``."""

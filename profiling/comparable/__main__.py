@@ -48,7 +48,7 @@ def compare(comparison: Comparison, peers: Peers) -> dict[str, Any]:
     """Run both sides on every case.
 
     Raises:
-        MissingPeerError: if the peer is not there.
+        MissingPeerError: if the peer is not installed or not cloned.
     """
     version, theirs = comparison.theirs(peers)
     pairs = [(comparison.ours(case), theirs(case)) for case in range(comparison.cases)]
@@ -76,7 +76,7 @@ def main() -> None:
         unknown = set(options.only) - {comparison.name for comparison in COMPARISONS}
         if unknown:
             names = ", ".join(comparison.name for comparison in COMPARISONS)
-            sys.exit(f"--only {', '.join(sorted(unknown))}: no such row; there are {names}")
+            sys.exit(f"--only {', '.join(sorted(unknown))}: no such row, choose from {names}")
         for comparison in COMPARISONS:
             if options.only and comparison.name not in options.only:
                 continue

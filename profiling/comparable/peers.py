@@ -1,4 +1,4 @@
-"""Published code that is run beside ours: packages, and single definitions out of clones that are not installed."""
+"""Published code that is compared with ours: packages, and single definitions from clones that are not installed."""
 
 import ast
 import hashlib
@@ -19,7 +19,7 @@ Numbers = Callable[[int], np.ndarray]
 
 
 class MissingPeerError(Exception):
-    """A peer that is not installed or not cloned; the message says what to give."""
+    """A peer is not installed or not cloned; the message says how to get it."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Comparison:
         name: key in the results.
         peer: whose code it is.
         compared: what is computed on both sides.
-        remark: who is right where the two differ, or what to know where they agree.
+        remark: which side is right if the two differ, or a remark if they agree.
         cases: number of constructed inputs.
         bound: largest difference that rounding explains; None if the two measure different things.
         ours: our numbers.

@@ -1,6 +1,6 @@
-"""Prepares what travels to a GPU machine that has PyTorch and Triton but no network; ``make gpu-carry``.
+"""Prepare packages for a GPU machine that has PyTorch and Triton but no network; ``make gpu-carry`` runs it.
 
-    python -m profiling.gpu.carry                    # .carry/figures and .carry/proof, with their sizes
+    python -m profiling.gpu.carry                    # makes .carry/figures and .carry/proof
     python -m profiling.gpu.carry --only figures
 
 Each folder holds what one command of profiling/gpu_check.sh needs in addition to the working tree:
@@ -8,8 +8,9 @@ Each folder holds what one command of profiling/gpu_check.sh needs in addition t
 - figures: the packages that a training step imports, the compiled ops, and the Triton kernels compiled for sm_90;
 - proof: all packages that the tests import, and the compiled ops.
 
-Run it with the Python, PyTorch and Triton of the GPU machine (``make gpu-env`` installs them): wheels, compiled ops and
-the cache of Triton are made for the Python that runs this. Needs nvcc, a C++ compiler, git and network access here.
+Run it with the Python, PyTorch and Triton versions of the GPU machine (``make gpu-env`` installs them), because wheels,
+compiled ops and the cache of Triton are made for the Python that runs this command. This machine needs nvcc, a C++
+compiler, git and network access.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from profiling.gpu.unpack import unpack_wheels
 
 MIB = 2**20
 TREE_AND_CARRIED, PACKAGES, WITH_CACHE = 60 * MIB, 8 * MIB, 56 * MIB
-# What the GPU machine lacks. Packages of pure Python that are published as sources are built.
+# Packages that the GPU machine does not have. Pure Python packages that are published as sources are built.
 STEP = ("tyro", "typeguard", "docstring-parser", "nvtx")
 TESTS = (
     "tyro",
@@ -62,7 +63,7 @@ def run(*command: str | Path, **variables: str) -> None:
 
 
 def fetch(packages: tuple[str, ...], sources: tuple[str, ...], folder: Path) -> None:
-    """Wheels of these packages, at the versions of constraints.txt, without what they depend on."""
+    """Wheels of these packages, at the versions of constraints.txt, without their dependencies."""
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
     constraint = ("--constraint", ROOT / "constraints.txt")
     run(*pip, "download", "--no-deps", "--only-binary=:all:", *constraint, "--dest", folder, *packages)
@@ -73,7 +74,7 @@ def fetch(packages: tuple[str, ...], sources: tuple[str, ...], folder: Path) -> 
 
 
 def repack(wheel: Path) -> None:
-    """Compress a wheel with LZMA, which takes a quarter off large libraries."""
+    """Compress a wheel with LZMA, which makes large libraries a quarter smaller."""
     smaller = wheel.with_suffix(".repacked")
     with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(smaller, "w", zipfile.ZIP_LZMA) as new:
         for name in old.namelist():
@@ -85,7 +86,7 @@ def repack(wheel: Path) -> None:
 
 
 def build_ops(folder: Path, arch: str) -> None:
-    """The ops of csrc for CPU and GPU; PyTorch's stable ABI makes them fit every PyTorch from 2.11 on."""
+    """The ops of csrc for CPU and GPU. With PyTorch's stable ABI they work with every PyTorch from 2.11 on."""
     build = folder / "build"
     run(
         sys.executable, "setup.py", "build_ext", "--build-lib", build, "--build-temp", folder / "temp",
@@ -106,14 +107,14 @@ def size(*paths: Path) -> int:
 
 
 def tree_size() -> int:
-    """Bytes of the files that git tracks, and of new ones that it does not ignore: what travels in any case."""
+    """Bytes of the files that git tracks, and of new files that it does not ignore; these are always copied."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return size(*(ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()))
 
 
 def too_large(tree: int, packages: int, cache: int, name: str) -> list[str]:
-    """Limits that one script's set breaks."""
+    """Limits that the folder of one command exceeds."""
     reasons = []
     if name == "figures" and packages > PACKAGES:
         reasons.append(f"its packages are {packages / MIB:.1f} MiB, above {PACKAGES // MIB}")
@@ -153,13 +154,15 @@ def prepare(name: str, folder: Path, arch: str, cache: bool) -> tuple[int, int]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / ".carry", help="holds one folder a command (default .carry)")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / ".carry", help="folder for one folder per command (default .carry)"
+    )
     parser.add_argument("--only", choices=list(SETS), help="prepare one of them")
     parser.add_argument("--arch", default="9.0", help="compute capability that csrc is compiled for (default 9.0)")
     parser.add_argument("--no-cache", action="store_true", help="leave out the Triton kernels")
     options = parser.parse_args()
     faults, tree = [], tree_size()
-    print(f"working tree: {tree / MIB:.1f} MiB; what git ignores and ../shared do not travel")
+    print(f"working tree: {tree / MIB:.1f} MiB; files that git ignores and ../shared are not copied")
     for name in [options.only] if options.only else SETS:
         folder = options.out / name
         packages, cache = prepare(name, folder, options.arch, not options.no_cache)

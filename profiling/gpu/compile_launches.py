@@ -1,4 +1,4 @@
-"""Compiles the shipped launches of Triton kernels without a GPU, and reads what the assembler reports of them."""
+"""Compiles the shipped launches of Triton kernels without a GPU, and reads the assembler's report."""
 
 import io
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from profiling.gpu.shipped import shipped
 DEVICES = {80: Device(80, 108), 90: Device(90, 132), 100: Device(100, 148)}  # A100, H100, B200
 TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16",
          torch.int32: "i32", torch.int64: "i64", torch.uint8: "u8", torch.bool: "i1"}  # fmt: skip
-UNEVEN = ("EVEN_D", "EVEN_DV", "LAST", "enable_fp_fusion")  # switches that depend on sizes, or are always on
+UNEVEN = ("EVEN_D", "EVEN_DV", "LAST", "enable_fp_fusion")  # switches that follow from sizes, or are always on
 
 
 def specialise(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list], dict[str, int]]:
@@ -101,7 +101,7 @@ def _measure(index: int, choice: Choice) -> Resources | str:
         return measure(label, launch, capability)
     except Exception as raised:
         error: BaseException = raised
-        while error.__cause__ is not None:  # Triton's own errors quote the kernel, their cause says what is wrong
+        while error.__cause__ is not None:  # Triton's errors quote the kernel; their cause has the reason
             error = error.__cause__
         reason = " ".join(str(error).split())[-300:]
         return f"sm_{capability} {label}, {launch.kernel.fn.__name__}: {type(error).__name__}: {reason}"

@@ -1,4 +1,4 @@
-"""Reads what assembler and disassembler report of a kernel, computes its occupancy, and compiles the CUDA sources."""
+"""Reads assembler and disassembler reports of a kernel, computes its occupancy, and compiles the CUDA sources."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""Prints the device, its versions, and the rates that it reaches: copies and matrix products of each type, as JSON.
+"""Print, as JSON, the device, its versions, and the rates of copies and matrix products that it reaches.
 
 python -m profiling.gpu.device
 python -m profiling.gpu.device --device cpu

@@ -1,4 +1,4 @@
-"""Launches every kernel once, forward and backward, at small odd sizes, for compute-sanitizer.
+"""Launch every kernel once, forward and backward, at small odd sizes, for compute-sanitizer.
 
 compute-sanitizer --tool memcheck python -m profiling.gpu.exercise
 python -m profiling.gpu.exercise --device cpu --only merging

@@ -1,9 +1,9 @@
-"""The kernels that training steps and benchmarks launch on an H100 or H200, recorded without one.
+"""Records the kernels that training steps and benchmarks launch on an H100 or H200, without a GPU.
 
-Steps and benchmarks run on tensors without data (nothing is computed), with what PyTorch does on a GPU: backends are
+Steps and benchmarks run on tensors without data, so nothing is computed. PyTorch behaves as on a GPU: backends are
 chosen as for tensors on a GPU, block sizes are those for 132 multiprocessors of compute capability 9.0, and autocast
-casts to float32 what it casts there (layer_norm, for example). The ops' own launch code then says which kernels it
-would launch with which arguments.
+casts the same operators to float32 (layer_norm, for example). The launch code of the ops runs, and its launches are
+recorded instead of executed.
 """
 
 import copy
@@ -37,7 +37,7 @@ ON_GPU = SimpleNamespace(is_cpu=False, is_cuda=True, device=torch.device("cuda",
 STEPS = {"train_image": "image", "train_video": "video"}
 SHIPPED = "shipped"  # the launches of profiling/gpu/shipped.py
 SOURCES = (*STEPS, *(name for name in BENCHMARKS if name not in STEPS), SHIPPED)
-ADDRESS = 1 << 20  # where storage begins, as far as a kernel's arguments tell: PyTorch aligns it to 512 bytes
+ADDRESS = 1 << 20  # address of a storage, as a kernel sees it: PyTorch aligns it to 512 bytes
 # Operators that autocast widens to float32 on a GPU and leaves alone on a CPU, where the tensors without data are: of
 # the lists in ATen/autocast_mode.h, those that a model may contain.
 WIDENED = (
@@ -51,7 +51,7 @@ WIDENED = (
 
 @dataclasses.dataclass(frozen=True)
 class Pointer:
-    """What Triton looks at when a kernel is given a tensor: the element type, and whether 16 divides the address."""
+    """What Triton reads of a tensor argument: the element type, and whether 16 divides the address."""
 
     dtype: torch.dtype
     address: int
@@ -62,12 +62,12 @@ class Pointer:
 
 
 def pointer(tensor: Tensor) -> Pointer:
-    """A tensor's stand-in; its storage is aligned, as that of all memory that PyTorch allocates."""
+    """The replacement of a tensor; its storage is aligned, as all memory that PyTorch allocates."""
     return Pointer(tensor.dtype, ADDRESS + int(tensor.storage_offset()) * tensor.element_size())
 
 
 class _OnCpu(TorchFunctionMode):
-    """Tensors that are asked for on a GPU are made on the CPU."""
+    """Create tensors on the CPU where the code asks for a GPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         def moved(value: Any) -> Any:
@@ -85,7 +85,7 @@ class Launches(TorchDispatchMode):
     """Records what the project's ops launch inside.
 
     Args:
-        number: what the host reads where it waits for a floating-point number; other values are 1 or true.
+        number: the value of every floating-point number that the host reads; other values are 1 or true.
     """
 
     def __init__(self, number: float = 1.0) -> None:
@@ -150,7 +150,7 @@ def autocast_of_a_gpu() -> Iterator[None]:
 
 
 def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """As ``nn.Module._apply``, which cannot convert parameters without data."""
+    """Replaces ``nn.Module._apply``, which cannot convert parameters without data."""
     for child in module.children():
         child._apply(function)
     for name, parameter in module._parameters.items():
@@ -214,7 +214,7 @@ def launched(source: str, preset: Any = "ytvis19") -> list[Launch]:
     if source in BENCHMARKS:
         return benchmark(source)
     if source != SHIPPED:
-        raise ValueError(f"{source}: unknown source of launches; there are {', '.join(SOURCES)}")
+        raise ValueError(f"{source}: unknown source of launches, choose from {', '.join(SOURCES)}")
     launches = Launches()
     for _, call in shipped():
         with recorded(HOPPER) as calls:

@@ -1,4 +1,4 @@
-"""The kernels that tests marked gpu launch on an H100 or H200, recorded without one."""
+"""Records the kernels that tests marked gpu launch on an H100 or H200, without a GPU."""
 
 from typing import Any
 from unittest import mock
@@ -22,7 +22,7 @@ class _Recorder:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pyfunc_call(self, pyfuncitem: Any) -> bool:
-        """Run a test in place of pytest; most stop where they look at a value, after their launches."""
+        """Run a test in place of pytest; most tests stop where they read a value, after their launches."""
         arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
         with pretended(number=0.0) as recorder:  # errors are small
             try:

@@ -1,4 +1,4 @@
-"""Checks that the compiled ops of csrc load on this machine and compute what the reference does: ten sets' clusters.
+"""Check that the compiled ops of csrc load on this machine, and cluster ten sets as the reference does.
 
 python -m profiling.gpu.native
 python -m profiling.gpu.native --device cpu
@@ -15,7 +15,7 @@ from profiling.bench.merging import THRESHOLD, correlated
 
 
 def main() -> None:
-    """The command; exits 1 with the reason if they do not."""
+    """The command; if the check fails, it prints the reason and its exit status is 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     device = parser.parse_args().device
@@ -30,7 +30,7 @@ def main() -> None:
         for backend in ("cuda" if device == "cuda" else "cpp", "reference")
     )
     if not torch.equal(labels, expected):
-        sys.exit(f"csrc clusters otherwise than the reference: {labels.tolist()} against {expected.tolist()}")
+        sys.exit(f"csrc and the reference give different clusters: {labels.tolist()} against {expected.tolist()}")
     print(f"csrc loads, and clusters {len(slots)} sets as the reference does")
 
 

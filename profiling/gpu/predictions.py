@@ -1,11 +1,11 @@
-"""Compares predictions for a GPU with measurements: a table of prediction, measurement and their ratio.
+"""Compare predictions for a GPU with measurements: a table of prediction, measurement and their ratio.
 
     python -m profiling.gpu.predictions --folder profiling/results --device cuda
     python -m profiling.gpu.predictions --folder .gpu-check/dry-run --device cpu
 
-predictions.json holds, for each figure, the range that was predicted before the first run, where its measurement is
-found and, under "found", added afterwards, why a run differs. The ratio is that of the measurement to the middle of the
-range.
+predictions.json has, for each figure, the range that was predicted before the first run and the place of its
+measurement. Under "found" it has the reason for a difference, which was added after a run. The ratio is the
+measurement over the middle of the range.
 """
 
 import json
@@ -24,7 +24,7 @@ class Options:
     """Compare predictions for a GPU with measurements."""
 
     folder: Path = Path("profiling/results")
-    """Folder that holds the results of profiling/gpu_check.sh."""
+    """Folder with the results of profiling/gpu_check.sh."""
     device: str = "cuda"
     """The kind of device in the names of the result files."""
 
@@ -68,7 +68,7 @@ def measured(source: list[Any], results: dict[str, Any]) -> float | None:
 
 
 def benchmarks_of(folder: Path, device: str) -> dict[str, Any]:
-    """The run of all benchmarks, with those that later runs on the same device added."""
+    """The run of all benchmarks, and the benchmarks of later runs on the same device."""
     whole = read(folder / f"bench-{device}.json")
     for path in sorted(folder.glob(f"bench-*-{device}.json")):
         later = read(path)

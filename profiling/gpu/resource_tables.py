@@ -7,14 +7,14 @@ from pathlib import Path
 from profiling.common.paths import RESULTS, ROOT
 from profiling.gpu.cubin import SHARED_LIMIT, Resources
 
-# The compilers that users have, oldest first: that of torch 2.11 (our GPU machine), that of torch 2.13, which
-# constraints.txt installs, and the newest.
+# Versions of Triton that users have, oldest first: with torch 2.11 (our GPU machine), with torch 2.13 (which
+# constraints.txt installs), and the newest.
 VERSIONS = ("3.6.0", "3.7.1", "3.9.0")
 PINNED = "3.7.1"
 TABLE = RESULTS / "resources.csv"
 CUDA_TABLE = TABLE.with_name("resources-cuda.csv")
-# Launches that are known to spill, and how many bytes: on a B200 with Triton 3.7.1 (3.9.0 spills nothing there). Others
-# may not spill at all.
+# Launches that are known to spill, and the bytes: on a B200 with Triton 3.7.1 (3.9.0 spills nothing there). No other
+# launch may spill.
 KNOWN_SPILLS = {
     "sinkhorn backward B3456 N32 M32 D768 bfloat16 p2 batch": 12,
     "sinkhorn forward B1024 N64 M64 D256 float32 tf32x3 p1 problem both weights": 88,
@@ -63,7 +63,7 @@ def write(table: Path, first: str, rows: list[Resources]) -> None:
 
 
 def faults(row: Resources) -> list[str]:
-    """Faults that no shipped launch may have: spills, and more shared memory than a block may use."""
+    """The faults of a launch: register spills, and more shared memory than a block may use."""
     known = KNOWN_SPILLS.get(row.launch, 0) if row.sm == 100 else 0
     reasons = [f"{row.spill_bytes} bytes are spilled"] if row.spill_bytes > known else []
     if row.shared_bytes > SHARED_LIMIT[row.sm]:

@@ -1,10 +1,10 @@
-"""Compare values and gradients of every op with float64, at the benchmarks' sizes, each op in a process of its own.
+"""Compare values and gradients of every op with float64, at the sizes of the benchmarks.
 
     python -m profiling.gpu.smoke --out smoke.json
     python -m profiling.gpu.smoke --device cpu --workers 1 --only merge_slots
 
-Each op has a process of its own, so that an illegal memory access ends only that one. SLOTKERNELS_STRICT is set: a
-kernel that does not compile is an error here, while elsewhere `auto` takes the next backend.
+Each op has its own process, so that an illegal memory access ends only that process. SLOTKERNELS_STRICT is set, so a
+kernel that does not compile is an error; otherwise `auto` would use the next backend.
 """
 
 import json
@@ -34,14 +34,14 @@ class Options:
     device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
     """Where."""
     seconds: float = 80
-    """Most seconds for an op."""
+    """Time limit for an op, in seconds."""
     workers: int = 4
-    """Processes at a time."""
+    """Number of processes that run at the same time."""
     only: tuple[str, ...] = OPS
-    """Ops to look at."""
+    """Ops to check. Default: all."""
     variants: tuple[str, ...] = ("slotkernels",)
-    """What to compare: as for profiling.bench. With "all" the baselines are compiled too, and found in the caches when
-    they are timed."""
+    """Variants to compare, as for profiling.bench. With "all" the baselines are compiled too, and later
+    timings find them in the caches."""
     out: Path | None = None
     """File for the results, as JSON."""
 

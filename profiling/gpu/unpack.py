@@ -1,10 +1,10 @@
-"""Puts what was carried to a machine in place: packages that it lacks, and the compiled ops.
+"""Unpack on a GPU machine what profiling.gpu.carry prepared: missing packages and the compiled ops.
 
     python -m profiling.gpu.unpack .carry/figures .gpu-check/site
     python -m profiling.gpu.unpack .carry/proof .gpu-check/site
 
-A package that the machine has already is not unpacked, and compiled ops that are there already stay.
-Needs the standard library alone.
+Packages that the machine already has are not unpacked, and existing compiled ops are kept. This command uses only the
+standard library.
 """
 
 import shutil
@@ -41,7 +41,7 @@ def main() -> None:
     """The command."""
     carried, site = map(Path, sys.argv[1:3])
     if not carried.is_dir():
-        print(f"{carried} is not there: only what this machine has is used (make gpu-carry makes it)")
+        print(f"{carried} does not exist, so only packages of this machine are used (make gpu-carry creates it)")
         return
     shutil.rmtree(site, ignore_errors=True)  # what an earlier call unpacked
     site.mkdir(parents=True)
@@ -50,7 +50,7 @@ def main() -> None:
     for library in sorted(carried.glob("*.so")):
         target = ROOT / "kernels" / "slotkernels" / library.name
         if target.exists():
-            print(f"{library.name}: the one in kernels/slotkernels stays")
+            print(f"{library.name}: kernels/slotkernels already has it")
         else:
             shutil.copy2(library, target)
             print(f"{library.name}: copied to kernels/slotkernels")

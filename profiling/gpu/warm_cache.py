@@ -1,12 +1,12 @@
-"""Makes a Triton cache for an H100 or H200 on a machine without a GPU, so that nothing is compiled there.
+"""Make a Triton cache for an H100 or H200 on a machine without a GPU, so that the GPU machine compiles nothing.
 
-    python -m profiling.gpu.warm_cache --out cache.tar.xz    # compile what steps and benchmarks launch: minutes
-    python -m profiling.gpu.warm_cache --check cache.tar.xz  # would all of it hit? exit status 1 if not
-    eval "$(python -m profiling.gpu.warm_cache --unpack cache.tar.xz --out DIR)"  # there: sets two variables
+    python -m profiling.gpu.warm_cache --out cache.tar.xz    # compiles for some minutes python -m
+    profiling.gpu.warm_cache --check cache.tar.xz  # exit status 1 if something is missing eval "$(python -m
+    profiling.gpu.warm_cache --unpack cache.tar.xz --out DIR)"  # on the GPU machine: sets two variables
 
-Only a cache made by the same version of Triton hits. Triton names an entry by the hash of
+Triton only uses the cache if it was made by the same version of Triton. It names an entry by the hash of
 
-- its own files: compiler, language, backends and libtriton.so, so version and build of the wheel;
+- its own files: compiler, language, backends and libtriton.so, and so version and build of the wheel;
 - the architecture and the output of ``ptxas --version``. The wheel's own is taken unless TRITON_PTXAS_PATH names
   another. Inductor makes it name PyTorch's as soon as it compiles (13.0 in place of 12.8 with torch 2.11 and triton
   3.6), so set it to Triton's, as the commands that --unpack prints do;
@@ -47,11 +47,11 @@ _work: list[tuple[Any, Path]] = []  # launches, and the folder of libcuda, for t
 
 
 class Missed(Exception):
-    """Raised where something would be compiled."""
+    """Raised if something would have to be compiled."""
 
 
 class PretendedDriver:
-    """Stands in for the driver of an H100 while Triton compiles."""
+    """Replaces the driver of an H100 while Triton compiles."""
 
     def get_current_target(self) -> Any:
         """Compute capability 9.0."""
@@ -69,7 +69,7 @@ class PretendedDriver:
 
 
 def unsupported() -> str | None:
-    """Why this installation of Triton cannot be served, or None."""
+    """Why this installation of Triton is not supported, or None."""
     try:
         import triton
         from triton.backends.nvidia import driver
@@ -173,7 +173,7 @@ def compile_all(launches: Iterable[Any], folder: Path, workers: int) -> tuple[se
 
 
 def check_all(launches: Iterable[Any], folder: Path) -> tuple[int, list[str]]:
-    """How many distinct launches find all they need in a cache folder, and what the others lack."""
+    """Number of launches that find all they need in a cache folder, and what is missing for the others."""
     from triton import knobs
     from triton.runtime import build
 
@@ -210,7 +210,7 @@ def strip(full: Path, folder: Path, entries: Iterable[str]) -> None:
 
 
 def relocate(folder: Path) -> None:
-    """Let the entries of a cache folder name their files where they now are."""
+    """Write the present paths of the files into the entries of a cache folder."""
     for path in folder.glob(f"*/{GROUP}*.json"):
         names = sorted(other.name for other in path.parent.iterdir() if not other.name.startswith(GROUP))
         path.write_text(json.dumps({"child_paths": {name: str(path.parent.resolve() / name) for name in names}}))
@@ -230,7 +230,7 @@ def pack(folder: Path, archive: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Read an archive into a cache folder; entries that are there stay."""
+    """Read an archive into a cache folder; existing entries are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
@@ -269,7 +269,7 @@ def collect(sources: Iterable[str], preset: str, tests: bool) -> list[Any]:
 
 
 def make(launches: list[Any], out: Path, full: Path, workers: int) -> list[str]:
-    """Compile and write a folder or, if the name ends so, an archive (.tar.xz); the errors."""
+    """Compile and write a folder, or an archive if the name ends in .tar.xz; returns the errors."""
     begin = time.perf_counter()
     entries, errors = compile_all(launches, full, workers)
     packed = out.name.endswith(".tar.xz")
@@ -285,7 +285,7 @@ def make(launches: list[Any], out: Path, full: Path, workers: int) -> list[str]:
 
 
 def check(launches: list[Any], cache: Path) -> list[str]:
-    """The launches that a folder or archive lacks."""
+    """The launches that are missing in a folder or archive."""
     with tempfile.TemporaryDirectory() as scratch:
         if cache.is_file():
             unpack(cache, Path(scratch))
@@ -298,13 +298,15 @@ def main() -> int:
     """The command; its exit status is 1 if a kernel does not compile or is not in the cache."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="new folder, or archive with a name that ends in .tar.xz")
-    parser.add_argument("--check", type=Path, help="say whether this folder or archive has everything")
+    parser.add_argument("--check", type=Path, help="check whether this folder or archive has everything")
     parser.add_argument("--unpack", type=Path, help="write this archive to the folder of --out; prints what to export")
     parser.add_argument("--tests", action="store_true", help="also what tests marked gpu launch: a thousand kernels")
     parser.add_argument("--only", nargs="*", help="sources of launches; default: all of profiling.gpu.launched.SOURCES")
-    parser.add_argument("--preset", default="ytvis19", help="whose sizes training steps have (default ytvis19)")
-    parser.add_argument("--triton-cache", type=Path, help="keep all that Triton writes here, to continue from later")
-    parser.add_argument("--workers", type=int, default=2, help="processes that compile (default 2)")
+    parser.add_argument(
+        "--preset", default="ytvis19", help="preset with the sizes of the training steps (default ytvis19)"
+    )
+    parser.add_argument("--triton-cache", type=Path, help="folder for all that Triton writes, to continue later")
+    parser.add_argument("--workers", type=int, default=2, help="number of processes that compile (default 2)")
     options = parser.parse_args()
     if options.unpack and options.out:
         unpack(options.unpack, options.out)

@@ -1,4 +1,4 @@
-"""Joins what the steps of a plan wrote into one file of results: scores of all seeds, costs and their provenance."""
+"""Joins the results of all steps of a plan in one file: scores of all seeds, costs, and where they come from."""
 
 import json
 import math
@@ -74,7 +74,8 @@ def scores(evaluations: Sequence[tuple[Step, dict[str, Any]]]) -> list[dict[str,
             if row["version"] != part["version"]:
                 raise SystemExit(
                     f"the evaluations follow versions {sorted([row['version'], part['version']])} of protocol "
-                    f"{part['protocol']}, which differ (docs/results/protocols.md): evaluate the older ones again"
+                    f"{part['protocol']}, which cannot be joined (docs/results/protocols.md): evaluate the older "
+                    "ones again"
                 )
             for seed, values in zip(part["seeds"], part["per_seed"], strict=True):
                 if seed not in row["seeds"]:  # what is not random has the same numbers in every evaluation

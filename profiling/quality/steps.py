@@ -1,4 +1,4 @@
-"""Steps of a plan: commands that write one folder, run once and recorded with the time that they took."""
+"""Steps of a plan: commands that write one folder. Each is run once, and its time is recorded."""
 
 import json
 import shlex
@@ -93,7 +93,7 @@ class Step:
         if not self._fits(record):
             if not record and self.folder.exists():
                 sys.exit(
-                    f"{self.folder} exists, and this command did not write it: move it away, or give another --out"
+                    f"{self.folder} exists, but this command did not write it: move it away, or give another --out"
                 )
             shutil.rmtree(self.folder, ignore_errors=True)
             begun = {"seconds": 0.0, "cpu_seconds": 0.0, "done": False}
@@ -128,7 +128,7 @@ class Step:
                     break
                 except TimeoutExpired:
                     note()
-        except KeyboardInterrupt:  # the command has got the signal too: it saves what it has, and ends
+        except KeyboardInterrupt:  # the command also gets the signal, saves its state and ends
             process.wait()
             raise
         finally:

@@ -46,7 +46,7 @@ def read_digest(path: Path) -> str | None:
 def draw(run: dict[str, Any], path: Path) -> None:
     """Draw the run; the file carries the hash of its data."""
     entries = points(run)[::-1]
-    timed = any(entry["strongest"] for entry in entries)  # otherwise only the shares of the floor are drawn
+    timed = any(entry["strongest"] for entry in entries)  # if not, only the shares of the floor are drawn
     size = (12 if timed else 8, 1.5 + 0.44 * len(entries))
     figure, panels = plt.subplots(
         1, 1 + timed, figsize=size, width_ratios=(3, 1) if timed else None, sharey=True, squeeze=False

@@ -148,7 +148,9 @@ def test_names_are_chosen_by_their_beginnings():
     names = ("sinkhorn_divergence", "sinkhorn_streaming", "sinkhorn_plan", "merge_slots")
     assert chosen(("sinkhorn", "merge")) == names
     assert chosen(()) == tuple(bench.BENCHMARKS)
-    with pytest.raises(ValueError, match=r"--only nothing: no benchmark begins so; there are slot_attention,"):
+    with pytest.raises(
+        ValueError, match=r"--only nothing: no benchmark has a name that begins with this, choose from slot_attention,"
+    ):
         chosen(("merge", "nothing"))
 
 

@@ -161,7 +161,7 @@ def test_a_cpu_also_pays_for_each_start(monkeypatch):
         ({"mfu": 0.0}, "--mfu must lie in"),
         ({"bandwidth_use": 1.5}, "--bandwidth-use must lie in"),
         ({"videos": 0}, "--videos must be at least 1"),
-        ({"gpus": (0,)}, "--gpus takes numbers from 1 on"),
+        ({"gpus": (0,)}, "--gpus must be 1 or more, got"),
         ({"gpu": "this-cpu", "gpus": (2,)}, "leave --gpus out"),
     ],
 )

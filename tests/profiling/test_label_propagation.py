@@ -1,4 +1,4 @@
-"""The figures of docs/use/propagate_results.md: the same numbers as the command's, and tables that follow from the results."""
+"""The figures of docs/use/propagate_results.md: equal to the command's, and tables made of the results."""
 
 import json
 

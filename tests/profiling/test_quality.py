@@ -152,7 +152,7 @@ def test_other_commands_start_from_nothing_but_only_in_a_folder_of_their_own(tmp
     step(tmp_path / "run", command=("b",)).run()
     assert not (tmp_path / "run" / "checkpoint").exists()
     (tmp_path / "mine").mkdir()
-    with pytest.raises(SystemExit, match="mine exists, and this command did not write it"):
+    with pytest.raises(SystemExit, match="mine exists, but this command did not write it"):
         step(tmp_path / "mine").run()
 
 
